@@ -1,0 +1,49 @@
+"""`csd <job>`: one file per job, imported only when it is called.
+
+A job's module holds `add_arguments(parser)` and `run(args) -> int | None`; its docstring is the help text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from csd_plugin import __version__
+from csd_plugin.errors import CSDError
+
+JOBS = {
+    "rain": "put rendered rain on clean clips",
+    "derain": "remove rain from a video or a folder of frames",
+    "score": "score a folder of results against the truth",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one job; 0 on success, 2 with one line on stderr where the user has to mend something."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    overview = argparse.ArgumentParser(
+        prog="csd",
+        description="Video deraining and distillation of video restoration networks.",
+        epilog="jobs:\n" + "\n".join(f"  {name:<10}{text}" for name, text in JOBS.items()) + "\n\n`csd JOB --help` tells more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    overview.add_argument("--version", action="version", version=f"csd {__version__}")
+    overview.add_argument("job", choices=JOBS, metavar="JOB")
+    job = overview.parse_args(argv[:1]).job
+
+    module = importlib.import_module(f"csd_plugin.cli.{job}")
+    parser = argparse.ArgumentParser(
+        prog=f"csd {job}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    args = parser.parse_args(argv[1:])
+    try:
+        return module.run(args) or 0
+    except CSDError as error:
+        print(f"csd {job}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"csd {job}: interrupted", file=sys.stderr)
+        return 130
