@@ -1,0 +1,84 @@
+"""From a checkpoint file to tensors, and to a network. Files are read as data only: they cannot run code."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from csd_plugin.archs.sldnet import SLDNet, numbers_from_state
+from csd_plugin.errors import CSDError
+
+# Where a file may keep its weights, best first: the toolbox's averaged and plain weights, the authors' dict.
+PARAM_KEYS = ("params_ema", "params", "three_dim_model")
+
+
+def read_state_dict(path: str | Path, param_key: str | None = None) -> dict[str, Tensor]:
+    """The weights in a checkpoint: name -> tensor, on CPU, without the prefix that wrappers add.
+
+    Reads the toolbox's files (`params_ema`, `params`), the authors' (`three_dim_model`) and bare state dicts.
+
+    Args:
+        param_key: take exactly this entry; by default the first of `PARAM_KEYS` that is there.
+
+    Raises:
+        CSDError: no such file, not a checkpoint, an entry that is missing, or a file that holds more than data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CSDError(f"checkpoint {path} does not exist; check the path")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CSDError(
+            f"checkpoint {path} holds more than tensors, or is damaged, and is not loaded: "
+            f"{str(error).splitlines()[0]}; save it again as a plain state dict"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CSDError(f"checkpoint {path} cannot be read: {first_line}; is the file complete?") from error
+    if not isinstance(content, Mapping):
+        raise CSDError(f"checkpoint {path} holds a {type(content).__name__}, expected a dict of tensors")
+
+    key = param_key if param_key is not None else next((key for key in PARAM_KEYS if key in content), None)
+    if key is not None:
+        if key not in content:
+            raise CSDError(f"checkpoint {path} has no entry {key!r}; it has {', '.join(map(str, list(content)[:8]))}")
+        content = content[key]
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CSDError(f"checkpoint {path} holds no state dict of tensors; expected one of the keys {', '.join(PARAM_KEYS)}")
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> None:
+    """Put a state dict into a network, or say in one line why it does not fit. Raises CSDError, the network unchanged."""
+    own = network.state_dict()
+    for name in own.keys() & state.keys():
+        if own[name].shape != state[name].shape:
+            raise CSDError(
+                f"{source}: {name} has shape {tuple(state[name].shape)}, the network expects {tuple(own[name].shape)}; "
+                f"the checkpoint is of another size: make the network's options match it"
+            )
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if strict and (missing or unexpected):
+        what = f"lacks {missing[0]}" if missing else f"has {unexpected[0]}, unknown to the network"
+        raise CSDError(
+            f"{source}: {what} ({len(missing)} missing, {len(unexpected)} unexpected in all); "
+            f"the checkpoint is of another network: make the network's options match it"
+        )
+    network.load_state_dict(dict(state), strict=False)
+
+
+def load_network(path: str | Path, param_key: str | None = None) -> SLDNet:
+    """A ready SLDNet in eval mode; its numbers are read off the weights. Raises CSDError."""
+    state = read_state_dict(path, param_key)
+    numbers: dict[str, Any] | None = numbers_from_state(state)
+    if numbers is None:
+        raise CSDError(f"checkpoint {path} is not of an SLDNet (expected layers conv1, conv2 .. conv22)")
+    network = SLDNet(**numbers, init_type="kaiming")
+    load_weights(network, state, source=f"checkpoint {path}")
+    return network.eval()
