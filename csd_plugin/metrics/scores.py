@@ -1,0 +1,98 @@
+"""Scores of many frames: per frame, averaged over a clip, averaged over the clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from csd_plugin.errors import CSDError
+from csd_plugin.metrics.image_quality import Image
+from csd_plugin.metrics.protocols import FrameScore, Quality, score_frame
+
+Item = TypeVar("Item")
+
+
+def without_ends(items: Sequence[Item], skip: tuple[int, int]) -> Sequence[Item]:
+    """`items` but for the first skip[0] and the last skip[1] of them; may be empty."""
+    first, last = skip
+    if first < 0 or last < 0:
+        raise CSDError(f"cannot skip a negative number of frames: {first} {last}")
+    return items[first : max(first, len(items) - last)]
+
+
+@dataclass
+class ClipScores:
+    """frames: frame name -> protocol -> Quality, in display order."""
+
+    frames: dict[str, FrameScore] = field(default_factory=dict)
+
+    def average(self) -> FrameScore:
+        """Mean over the frames, per protocol. One frame identical to its truth makes the clip's PSNR infinite."""
+        return _mean(self.frames.values())
+
+
+@dataclass
+class Scores:
+    """Every frame that counts, by clip.
+
+    clips: clip name -> ClipScores, in the order they were added.
+    skip:  how many frames at both ends of every clip were left out; they are not in `clips`.
+    """
+
+    clips: dict[str, ClipScores] = field(default_factory=dict)
+    skip: tuple[int, int] = (0, 0)
+
+    def add(self, clip: str, frame: str, result: Image, truth: Image) -> FrameScore:
+        """Score one frame, (H, W, 3) uint8 RGB against its truth, and keep the scores.
+
+        Raises CSDError, naming clip and frame, where the two cannot be compared.
+        """
+        try:
+            score = score_frame(result, truth)
+        except CSDError as error:
+            raise CSDError(f"clip {clip}, frame {frame}: {error}") from None
+        self.record(clip, frame, score)
+        return score
+
+    def record(self, clip: str, frame: str, score: FrameScore) -> None:
+        """Keep the scores of a frame that was scored elsewhere (a thread, another process)."""
+        frames = self.clips.setdefault(clip, ClipScores()).frames
+        if frame in frames:
+            raise CSDError(f"clip {clip}, frame {frame} was scored twice: frame names must differ within a clip")
+        frames[frame] = score
+
+    def without_ends(self, skip: tuple[int, int]) -> Scores:
+        """The same scores, but for the first skip[0] and last skip[1] frames of every clip."""
+        clips = {}
+        for name, clip in self.clips.items():
+            kept = without_ends(tuple(clip.frames), skip)
+            if not kept:
+                raise CSDError(
+                    f"clip {name}: skipping {skip[0]} and {skip[1]} of {len(clip.frames)} frames leaves none"
+                )
+            clips[name] = ClipScores({frame: clip.frames[frame] for frame in kept})
+        return Scores(clips, (self.skip[0] + skip[0], self.skip[1] + skip[1]))
+
+    def average(self) -> FrameScore:
+        """Mean over the clips of their averages, per protocol: a long clip counts no more than a short one."""
+        return _mean([clip.average() for clip in self.clips.values()])
+
+    def summary(self) -> dict[str, float]:
+        """The averages under flat names for a logger: `nturain_y/psnr`, `nturain_y/ssim`, `rgb/psnr`, `rgb/ssim`."""
+        return {
+            f"{protocol}/{metric}": value
+            for protocol, quality in self.average().items()
+            for metric, value in quality._asdict().items()
+        }
+
+
+def _mean(scores: Iterable[FrameScore]) -> FrameScore:
+    scores = list(scores)
+    if not scores:
+        raise CSDError("no frame was scored: there is nothing to average")
+    columns = {protocol: list(zip(*(score[protocol] for score in scores), strict=True)) for protocol in scores[0]}
+    return {
+        protocol: Quality(sum(psnrs) / len(scores), sum(ssims) / len(scores))
+        for protocol, (psnrs, ssims) in columns.items()
+    }
