@@ -85,7 +85,7 @@ PRESETS: dict[str, RainParams] = {
     "light": RainParams(density=350, opacity=0.10, drop_size=1.2, wind=0.3, gust=0.3),
     "medium": RainParams(density=900, opacity=0.14),
     "heavy": RainParams(density=2500, opacity=0.16, drop_size=2.0, wind=1.5, gust=1.0),
-    "nturain": RainParams(density=900, opacity=0.2, exposure=1 / 50, aperture=0.004),
+    "nturain": RainParams(density=1200, opacity=0.065, exposure=1 / 50, aperture=0.004),
 }
 
 
