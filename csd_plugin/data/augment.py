@@ -1,0 +1,102 @@
+"""Random crop, scale, flips and time reversal: drawn once from an explicit generator, applied alike to rain and truth.
+
+The scale is never applied to whole frames: the region of the source that becomes the crop is cut out first
+and resized then, so a sample costs what its area does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from csd_plugin.errors import CSDError
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """What may be drawn.
+
+    crop:    side of the square crop, in pixels; any number.
+    scale:   (low, high), by how much frames are enlarged, drawn uniformly.
+    hflip:   mirror left and right, with probability 1/2; so are the following.
+    vflip:   mirror top and bottom.
+    rot:     exchange rows and columns (with the flips: all rotations by 90 degrees).
+    reverse: run the clip backwards.
+    """
+
+    crop: int
+    scale: tuple[float, float] = (1.0, 1.0)
+    hflip: bool = True
+    vflip: bool = False
+    rot: bool = False
+    reverse: bool = False
+
+    def __post_init__(self) -> None:
+        if self.crop < 1:
+            raise CSDError(f"gt_size: {self.crop} is no crop size: give 1 or more")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise CSDError(f"scale_range: [{self.scale[0]}, {self.scale[1]}] must be positive and ascending")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One draw: the square region (top, left, side) of the source, and how it becomes a crop."""
+
+    top: int
+    left: int
+    side: int
+    crop: int
+    hflip: bool
+    vflip: bool
+    rot: bool
+    reverse: bool
+
+
+def draw(rng: np.random.Generator, height: int, width: int, options: AugmentOptions, clip: str) -> Augmentation:
+    """Draw for a clip of frames of height x width.
+
+    Where the smaller scales need a larger region than the frame has, the range is cut at what fits.
+    Raises CSDError, naming `clip`, if nothing in the range fits. Always takes the same number of draws.
+    """
+    low, high = options.scale
+    fits = options.crop / min(height, width)
+    if fits > high:
+        raise CSDError(
+            f"{clip}: frames of {width}x{height} are too small for gt_size {options.crop} at scale_range "
+            f"[{low:g}, {high:g}]: set gt_size to {int(min(height, width) * high)} or less, or leave the clip out"
+        )
+    scale = rng.uniform(max(low, fits), high)
+    side = min(max(round(options.crop / scale), 1), height, width)
+    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+    hflip, vflip, rot, reverse = (rng.random(4) < 0.5).tolist()
+    return Augmentation(
+        top=top,
+        left=left,
+        side=side,
+        crop=options.crop,
+        hflip=options.hflip and hflip,
+        vflip=options.vflip and vflip,
+        rot=options.rot and rot,
+        reverse=options.reverse and reverse,
+    )
+
+
+def apply(plan: Augmentation, regions: Sequence[np.ndarray]) -> np.ndarray:
+    """Turn consecutive frames' regions, each uint8 (side, side, 3), into uint8 crops (frames, crop, crop, 3).
+
+    The result may be a view with negative strides.
+    """
+    crops = np.empty((len(regions), plan.crop, plan.crop, 3), np.uint8)
+    interpolation = cv2.INTER_AREA if plan.side > plan.crop else cv2.INTER_CUBIC
+    for crop, region in zip(crops, regions, strict=True):
+        if plan.side == plan.crop:
+            crop[:] = region
+        else:
+            cv2.resize(region, (plan.crop, plan.crop), dst=crop, interpolation=interpolation)
+    if plan.rot:
+        crops = crops.swapaxes(1, 2)
+    step = [-1 if flip else 1 for flip in (plan.reverse, plan.vflip, plan.hflip)]
+    return crops[:: step[0], :: step[1], :: step[2]]

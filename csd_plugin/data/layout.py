@@ -1,0 +1,258 @@
+"""From the names of frames to paired sequences, without touching a pixel.
+
+NTURain's layout, for any clip names:
+
+    Dataset_Training_Synthetic/  NAME_GT/  NAME_Rain_01/  NAME_Rain_02/ ..    split train
+    Dataset_Testing_Synthetic/   NAME_GT/  NAME_Rain/                         split test
+    Dataset_Testing_RealRain/    NAME_Rain/                                   split real
+
+Names may come from a folder or from the list of an archive: only keys are looked at.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+
+from csd_plugin.errors import CSDError
+from csd_plugin.types import PairedSequence
+
+logger = logging.getLogger(__name__)
+
+SPLITS = {
+    "train": "Dataset_Training_Synthetic",
+    "test": "Dataset_Testing_Synthetic",
+    "real": "Dataset_Testing_RealRain",
+}
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+_CLIP_FOLDER = re.compile(r"(?P<scene>.+)_(?:(?P<truth>GT)|Rain(?:_\d+)?)", re.IGNORECASE)
+
+
+def is_frame_name(name: str) -> bool:
+    """Whether a file of this name is an image; hidden files (also those macOS puts beside images) are not."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def is_clip_name(folder: str) -> bool:
+    """Whether a folder of this name is a clip."""
+    return _CLIP_FOLDER.fullmatch(folder) is not None
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key by which frame2 comes before frame10."""
+    parts = re.findall(r"\d+|\D+", name)
+    return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts)
+
+
+def find_sequences(
+    keys: Iterable[str],
+    split: str,
+    *,
+    clips: str | Path | Sequence[str] | None = None,
+    root: str | Path = "",
+) -> list[PairedSequence]:
+    """The clips of a split, in natural order.
+
+    keys:  frames below `root`, '/' separated (see FrameStore.keys).
+    split: train (truth is required), test, real (truth is used where it exists).
+    clips: a text file with one clip a line (# begins a comment), or the names themselves; a name is that of a
+           scene (`t1`: all its rainy versions) or of a rainy folder (`t1_Rain_02`). None: all.
+    root:  what the keys are relative to; it may also be the folder above the data set, or the split's own.
+
+    A sequence is named after its rainy folder, without a final `_Rain`: `a1`, `t1_Rain_02`.
+    Raises CSDError for a wrong root, an unknown clip, and frames that do not pair.
+    """
+    if split not in SPLITS:
+        raise CSDError(f"split: {split!r} is unknown: give one of {', '.join(SPLITS)}")
+    rainy, truth = _clip_folders(list(keys), split, root)
+    chosen = rainy if clips is None else _choose(rainy, clips, split)
+    sequences = [_pair(clip, truth.get(clip.scene), split) for clip in chosen]
+    _say_once(sequences, rainy, truth)
+    return sequences
+
+
+@dataclass
+class _Clip:
+    path: str
+    name: str
+    scene: str
+    keys: list[str] = field(default_factory=list)
+
+
+def _clip_folders(keys: list[str], split: str, root: str | Path) -> tuple[list[_Clip], dict[str, _Clip]]:
+    """(rainy clips in natural order, clean clips by scene) of the split."""
+    folders: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        folders[key.rpartition("/")[0]].append(key)
+    if not folders:
+        raise CSDError(f"{root}: no images found: give the folder that holds {SPLITS[split]}")
+
+    rainy: dict[str, _Clip] = {}
+    truth: dict[str, _Clip] = {}
+    elsewhere: list[str] = []
+    splits_seen: set[str] = set()
+    above = Path(root).absolute().parts if root else ()
+    for path, frames in folders.items():
+        parts = (*above, *PurePosixPath(path).parts)
+        where = next((part for part in reversed(parts) if part in SPLITS.values()), None)
+        if where is None:
+            continue
+        splits_seen.add(where)
+        if where != SPLITS[split]:
+            continue
+        match = _CLIP_FOLDER.fullmatch(parts[-1])
+        if match is None:
+            elsewhere.append(path)
+            continue
+        name = re.sub(r"_Rain$", "", parts[-1], flags=re.IGNORECASE)
+        clip = _Clip(path or str(root), name, match["scene"], frames)
+        known, label = (truth, clip.scene) if match["truth"] else (rainy, clip.name)
+        if label in known:
+            raise CSDError(
+                f"{parts[-1]} is there twice, {known[label].path} and {clip.path}: "
+                f"point dataroot at one data set, or remove one of the folders"
+            )
+        known[label] = clip
+
+    if not rainy:
+        raise _wrong_root(root, split, sorted({key.split("/")[0] for key in keys}), splits_seen)
+    if elsewhere:
+        logger.warning(
+            "%s: ignored %d folders of images whose names are not NAME_GT, NAME_Rain or NAME_Rain_NN: %s",
+            root or SPLITS[split],
+            len(elsewhere),
+            ", ".join(elsewhere[:3]),
+        )
+    return sorted(rainy.values(), key=lambda clip: natural_key(clip.name)), truth
+
+
+def _wrong_root(root: str | Path, split: str, found: list[str], splits_seen: set[str]) -> CSDError:
+    expected = f"{SPLITS[split]}/NAME_Rain{'_NN' if split == 'train' else ''}"
+    if SPLITS[split] in splits_seen:
+        return CSDError(f"{root}: no rainy clip in {SPLITS[split]}: expected {expected} with images")
+    others = [name for name, folder in SPLITS.items() if folder in splits_seen]
+    cure = f"set split: {' or '.join(others)}, or " if others else ""
+    listing = ", ".join(found[:5]) + (", .." if len(found) > 5 else "")
+    return CSDError(
+        f"{root}: no {expected} (found: {listing}): {cure}set dataroot to the folder that holds {SPLITS[split]}"
+    )
+
+
+def _choose(rainy: list[_Clip], clips: str | Path | Sequence[str], split: str) -> list[_Clip]:
+    source, names = _read_names(clips)
+    if not names:
+        raise CSDError(f"{source}: names no clip: give one a line, or leave `clips` out for all")
+    labels = {label for clip in rainy for label in _labels(clip)}
+    for name in names:
+        if name not in labels:
+            nearest = difflib.get_close_matches(name, sorted(labels), n=1, cutoff=0)
+            raise CSDError(f"{source}: split {split} has no clip {name!r}: did you mean {nearest[0]!r}?")
+    wanted = set(names)
+    return [clip for clip in rainy if wanted.intersection(_labels(clip))]
+
+
+def _labels(clip: _Clip) -> tuple[str, ...]:
+    return clip.name, clip.scene, PurePosixPath(clip.path).name
+
+
+def _read_names(clips: str | Path | Sequence[str]) -> tuple[str, list[str]]:
+    """(where the names are from, the names)."""
+    if not isinstance(clips, str | Path):
+        return "clips", list(clips)
+    try:
+        text = Path(clips).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise CSDError(f"clips: list file {clips} cannot be read ({error.strerror}): give its path") from error
+    except UnicodeDecodeError as error:
+        raise CSDError(f"clips: list file {clips} is no UTF-8 text: write one clip name a line") from error
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    return str(clips), [line for line in lines if line]
+
+
+def _pair(rain: _Clip, truth: _Clip | None, split: str) -> PairedSequence:
+    lq = sorted(_by_stem(rain).values(), key=natural_key)
+    if truth is None:
+        if split == "train":
+            raise CSDError(
+                f"{rain.name}: no clean frames: put them into {rain.scene}_GT beside {PurePosixPath(rain.path).name}, "
+                f"or leave the clip out (clips: a list file)"
+            )
+        return PairedSequence(rain.name, tuple(lq))
+
+    for label in (_stem, _number):
+        partners = _labelled(truth.keys, label)
+        names = _labelled(rain.keys, label)
+        if names is not None and partners is not None and names.keys() == partners.keys():
+            return PairedSequence(rain.name, tuple(lq), tuple(partners[label(key)] for key in lq))
+    raise _do_not_pair(rain, truth)
+
+
+def _by_stem(clip: _Clip) -> dict[str, str]:
+    stems: dict[str, str] = {}
+    for key in clip.keys:
+        other = stems.setdefault(_stem(key), key)
+        if other != key:
+            raise CSDError(f"{clip.name}: one frame in two files, {other} and {key}: remove one of them")
+    return stems
+
+
+def _do_not_pair(rain: _Clip, truth: _Clip) -> CSDError:
+    rain_stems, truth_stems = _by_stem(rain), _by_stem(truth)
+    lonely = [(key, truth) for stem, key in rain_stems.items() if stem not in truth_stems]
+    lonely += [(key, rain) for stem, key in truth_stems.items() if stem not in rain_stems]
+    key, other = min(lonely, key=lambda pair: natural_key(_stem(pair[0])))
+    counts = f"{len(rain_stems)} rainy and {len(truth_stems)} clean frames"
+    return CSDError(
+        f"{rain.name}: {counts} do not pair by name or number: {key} has no partner in {other.path}: "
+        f"restore or rename it, or leave the clip out (clips: a list file)"
+    )
+
+
+def _labelled(keys: list[str], label) -> dict | None:
+    """Label -> key, or None where two keys share a label or one has none."""
+    labelled = {label(key): key for key in keys}
+    return labelled if len(labelled) == len(keys) and None not in labelled else None
+
+
+def _stem(key: str) -> str:
+    """The file name without an image suffix; keys of archives may have none."""
+    name = key.rpartition("/")[2]
+    return name.rpartition(".")[0] if name.lower().endswith(IMAGE_SUFFIXES) else name
+
+
+def _number(key: str) -> int | None:
+    """The last number in a frame's name."""
+    numbers = re.findall(r"\d+", _stem(key))
+    return int(numbers[-1]) if numbers else None
+
+
+def _say_once(sequences: list[PairedSequence], rainy: list[_Clip], truth: dict[str, _Clip]) -> None:
+    """One line for each kind of harmless oddity."""
+    scenes = {clip.scene for clip in rainy}
+    unused = sorted(set(truth) - scenes, key=natural_key)
+    if unused:
+        logger.warning("%d clean clips have no rainy one and are not used: %s", len(unused), ", ".join(unused[:3]))
+    gaps = [gap for sequence in sequences if (gap := _first_gap(sequence))]
+    if gaps:
+        logger.warning(
+            "frames are missing inside %d clips, which play on over the gap: %s", len(gaps), "; ".join(gaps[:3])
+        )
+
+
+def _first_gap(sequence: PairedSequence) -> str | None:
+    """'clip: last frame before the gap -> first after it', where the numbers advance by more than their usual step."""
+    numbers = [_number(key) for key in sequence.lq]
+    steps = [b - a for a, b in pairwise(numbers) if a is not None and b is not None]
+    if not steps or len(steps) != len(numbers) - 1:
+        return None
+    usual = min(steps)
+    for i, step in enumerate(steps):
+        if step > usual:
+            return f"{sequence.name}: {_stem(sequence.lq[i])} -> {_stem(sequence.lq[i + 1])}"
+    return None

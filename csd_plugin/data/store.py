@@ -1,0 +1,238 @@
+"""Where frames come from: one interface, and folders of image files behind it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from csd_plugin.data.layout import is_clip_name, is_frame_name
+from csd_plugin.errors import CSDError
+
+logger = logging.getLogger(__name__)
+
+# The deepest tree that is walked: parent / root / split / clip / nested clip. It also ends circles of links.
+_MAX_DEPTH = 5
+_EXIF_ORIENTATION = 0x0112
+_JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
+
+
+class FrameStore(ABC):
+    """Frames by key. Keys are paths relative to the data root, '/' separated.
+
+    A store can be pickled, and serves in forked and spawned loader workers. It is not to be shared by threads.
+    """
+
+    @abstractmethod
+    def keys(self) -> list[str]:
+        """All frames, sorted as strings."""
+
+    @abstractmethod
+    def read(self, key: str) -> np.ndarray:
+        """The frame, uint8 RGB (H, W, 3); not to be written to. Raises CSDError where it cannot be decoded."""
+
+    @abstractmethod
+    def shape(self, key: str) -> tuple[int, int]:
+        """(height, width) of the frame, without decoding it where that can be avoided."""
+
+    def read_crop(self, key: str, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """A part of the frame, uint8 RGB (height, width, 3); the part must lie inside the frame."""
+        return self.read(key)[top : top + height, left : left + width]
+
+    def enter_worker(self, num_workers: int) -> None:
+        """Called in each of `num_workers` loader workers before its first frame."""
+        del num_workers
+
+
+def open_store(path: str | Path, cache_mb: float = 0) -> FrameStore:
+    """The store at `path`; `cache_mb` limits the memory for decoded frames, of all loader workers together."""
+    return FolderStore(path, cache_mb)
+
+
+class FolderStore(FrameStore):
+    """Image files in folders below `root`.
+
+    Raises CSDError where `root` is no folder. With `cache_mb`, the last used decoded frames are kept, in at
+    most so many MB (2^20 bytes); loader workers have a share each, and keep it only as long as they live
+    (BasicSR: `persistent_workers: true`).
+    """
+
+    def __init__(self, root: str | Path, cache_mb: float = 0) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            what = "is not a folder" if self.root.exists() else "does not exist"
+            raise CSDError(f"data root {self.root} {what}: give the folder that holds the data set")
+        self._cache = FrameCache(int(cache_mb * 2**20))
+        self._shapes: dict[str, tuple[int, int]] = {}
+
+    def keys(self) -> list[str]:
+        """All image files, to a depth of five folders; what else there is, is ignored and said in one warning."""
+        frames: list[str] = []
+        strays: Counter[str] = Counter()
+        empty: list[str] = []
+        for folder, subfolders, files in _walk(self.root):
+            found = [folder + name for name in files if is_frame_name(name)]
+            frames += found
+            strays.update(name for name in files if not is_frame_name(name))
+            if not found and is_clip_name(Path(folder).name):
+                empty.append(folder.rstrip("/"))
+        if strays:
+            names = ", ".join(f"{name} ({n}x)" if n > 1 else name for name, n in strays.most_common(3))
+            logger.warning("%s: files that are no images, ignored: %d (%s)", self.root, strays.total(), _shorten(names))
+        if empty:
+            logger.warning("%s: clips without images: %d (%s)", self.root, len(empty), _shorten(", ".join(empty)))
+        return sorted(frames)
+
+    def read(self, key: str) -> np.ndarray:
+        frame = self._cache.get(key)
+        if frame is None:
+            frame = decode_image(self._bytes(key), self._where(key))
+            frame.flags.writeable = False
+            self._remember_shape(key, frame)
+            self._cache.put(key, frame)
+        return frame
+
+    def shape(self, key: str) -> tuple[int, int]:
+        if key not in self._shapes:
+            try:
+                with (self.root / key).open("rb") as file:
+                    shape = header_shape(file)
+            except OSError as error:
+                raise self._unreadable(key, error) from error
+            if shape is None:
+                self.read(key)
+            else:
+                self._shapes[key] = shape
+        return self._shapes[key]
+
+    def enter_worker(self, num_workers: int) -> None:
+        self._cache = FrameCache(self._cache.limit // num_workers)
+
+    def _bytes(self, key: str) -> bytes:
+        try:
+            return (self.root / key).read_bytes()
+        except OSError as error:
+            raise self._unreadable(key, error) from error
+
+    def _remember_shape(self, key: str, frame: np.ndarray) -> None:
+        height, width = frame.shape[:2]
+        known = self._shapes.setdefault(key, (height, width))
+        if known != (height, width):
+            raise CSDError(
+                f"{self._where(key)}: {width}x{height} pixels, but its header or an earlier look said "
+                f"{known[1]}x{known[0]}: restore the file and start again"
+            )
+
+    def _where(self, key: str) -> str:
+        return str(self.root / key)
+
+    def _unreadable(self, key: str, error: OSError) -> CSDError:
+        return CSDError(f"{self._where(key)}: cannot be read ({error.strerror or error}): restore the file")
+
+
+class FrameCache:
+    """The last used frames, in at most `limit` bytes. Copies that are sent to another process start empty."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self._frames: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def get(self, key: str) -> np.ndarray | None:
+        frame = self._frames.get(key)
+        if frame is not None:
+            self._frames.move_to_end(key)
+        return frame
+
+    def put(self, key: str, frame: np.ndarray) -> None:
+        """Keep `frame`, dropping the longest unused; one that is larger than the limit is not kept."""
+        if frame.nbytes > self.limit or key in self._frames:
+            return
+        while self.size + frame.nbytes > self.limit:
+            self.size -= self._frames.popitem(last=False)[1].nbytes
+        self._frames[key] = frame
+        self.size += frame.nbytes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"limit": self.limit, "size": 0, "_frames": OrderedDict()}
+
+
+def decode_image(data: bytes, where: str) -> np.ndarray:
+    """An image file's bytes -> uint8 RGB (H, W, 3).
+
+    Grey becomes three equal channels, alpha is dropped, 16 bits are rounded to 8, EXIF orientation is applied.
+    Raises CSDError, beginning with `where`, for what is no image, is cut short, or has other pixel types.
+    """
+    if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
+        raise CSDError(f"{where}: the JPEG ends early ({len(data)} bytes): restore the file")
+    try:
+        # An empty buffer is an assertion of OpenCV, as are sizes beyond its limits: both are cv2.error.
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error as error:
+        raise CSDError(f"{where}: no readable image ({error.err}): restore the file") from error
+    if image is None:
+        raise CSDError(f"{where}: no readable image ({len(data)} bytes, damaged or cut short): restore the file")
+    if image.dtype == np.uint16:
+        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise CSDError(f"{where}: pixels of type {image.dtype}: convert the frames to 8 or 16 bits a channel")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def header_shape(file: BinaryIO) -> tuple[int, int] | None:
+    """(height, width) as `decode_image` will give them, from an image file's header; None where only decoding tells."""
+    try:
+        with Image.open(file) as image:
+            # Formats and their decoders differ in how they report the size of a picture lying on its side.
+            if image.getexif().get(_EXIF_ORIENTATION, 1) > 4:
+                return None
+            return image.height, image.width
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError):
+        return None
+
+
+def _jpeg_is_whole(data: bytes) -> bool:
+    """Whether the end marker follows the first scan; decoders fill what is missing with grey and only warn."""
+    if data.endswith(_JPEG_END):
+        return True
+    # Some writers add bytes behind the end, and embedded thumbnails have ends of their own: walk to the scan.
+    at = len(_JPEG_START)
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == _JPEG_SCAN:
+            return _JPEG_END in data[at:]
+        fill = data[at + 1] == 0xFF
+        at += 1 if fill else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(folder relative to root, '' or ending in '/', its subfolders, its files), without hidden folders."""
+    waiting = [("", 0)]
+    while waiting:
+        folder, depth = waiting.pop()
+        subfolders, files = [], []
+        try:
+            with os.scandir(root / folder) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        if not entry.name.startswith((".", "__MACOSX")):
+                            subfolders.append(entry.name)
+                    else:
+                        files.append(entry.name)
+        except OSError as error:
+            raise CSDError(f"{root / folder}: cannot be listed ({error.strerror}): mend its permissions") from error
+        yield folder, subfolders, files
+        if depth < _MAX_DEPTH:
+            waiting += [(f"{folder}{name}/", depth + 1) for name in subfolders]
+
+
+def _shorten(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

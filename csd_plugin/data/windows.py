@@ -1,0 +1,72 @@
+"""Which frames a window holds: integers, and one slicing of a tensor.
+
+A clip of N frames carries L targets in its middle (N - L even). A network of T frames (T odd) sees, for
+each target, the T frames centred on it.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from csd_plugin.errors import CSDError
+
+
+def reflect_indices(center: int, num_frame: int, length: int) -> list[int]:
+    """Indices of the `num_frame` frames around `center` in a clip of `length`, reflected at its ends.
+
+    The end frames are not repeated: -1 becomes 1. Clips shorter than the window are reflected as often as
+    it takes; a clip of one frame gives that frame.
+    """
+    _check_odd(num_frame)
+    if not 0 <= center < length:
+        raise CSDError(f"frame {center} is outside a clip of {length} frames: give one of 0 .. {length - 1}")
+    period = max(2 * (length - 1), 1)
+    radius = num_frame // 2
+    folded = (i % period for i in range(center - radius, center + radius + 1))
+    return [min(i, period - i) if length > 1 else 0 for i in folded]
+
+
+def clip_starts(length: int, num_frame: int) -> range:
+    """First frames of all the runs of `num_frame` consecutive frames in a clip of `length`; empty if there is none."""
+    return range(max(length - num_frame + 1, 0))
+
+
+def target_slice(num_frame: int, num_target: int) -> slice:
+    """Where the `num_target` middle frames of a clip of `num_frame` are."""
+    if not 1 <= num_target <= num_frame or (num_frame - num_target) % 2:
+        raise CSDError(
+            f"a clip of num_frame={num_frame} frames has no middle of num_target={num_target}: "
+            f"num_frame - num_target must be even and not negative (e.g. num_frame: {max(num_target, 1) + 6})"
+        )
+    first = (num_frame - num_target) // 2
+    return slice(first, first + num_target)
+
+
+def window_slice(num_input: int, num_target: int, num_frame: int) -> slice:
+    """The frames of a clip of `num_input` that the windows of all its targets cover together.
+
+    Raises CSDError where a window of `num_frame` reaches beyond the clip.
+    """
+    _check_odd(num_frame)
+    targets = target_slice(num_input, num_target)
+    radius = num_frame // 2
+    if radius > targets.start:
+        raise CSDError(
+            f"the network sees {num_frame} frames, but a clip of {num_input} with {num_target} targets gives windows "
+            f"of {2 * targets.start + 1} at most: set num_frame of the dataset to {num_target + num_frame - 1} or more"
+        )
+    return slice(targets.start - radius, targets.stop + radius)
+
+
+def slice_windows(clip: Tensor, num_target: int, num_frame: int) -> Tensor:
+    """(B, N, 3, H, W) -> (B*L, T, 3, H, W): one centred window of T = `num_frame` for each of L = `num_target`.
+
+    Targets of one clip follow each other. Nothing is copied but the result itself.
+    """
+    covered = clip[:, window_slice(clip.shape[1], num_target, num_frame)]
+    return covered.unfold(1, num_frame, 1).movedim(-1, 2).flatten(0, 1)
+
+
+def _check_odd(num_frame: int) -> None:
+    if num_frame < 1 or num_frame % 2 == 0:
+        raise CSDError(f"a window of num_frame={num_frame} has no centre: give an odd number")
