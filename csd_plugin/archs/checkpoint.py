@@ -17,13 +17,14 @@ from csd_plugin.errors import CSDError
 PARAM_KEYS = ("params_ema", "params", "three_dim_model")
 
 
-def read_state_dict(path: str | Path, param_key: str | None = None) -> dict[str, Tensor]:
+def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
     """The weights in a checkpoint: name -> tensor, on CPU, without the prefix that wrappers add.
 
     Reads the toolbox's files (`params_ema`, `params`), the authors' (`three_dim_model`) and bare state dicts.
 
     Args:
-        param_key: take exactly this entry; by default the first of `PARAM_KEYS` that is there.
+        param_key: take this entry; by default the first of `PARAM_KEYS` that is there.
+        fallback: where the file lacks `param_key`, take the default instead of raising.
 
     Raises:
         CSDError: no such file, not a checkpoint, an entry that is missing, or a file that holds more than data.
@@ -44,7 +45,9 @@ def read_state_dict(path: str | Path, param_key: str | None = None) -> dict[str,
     if not isinstance(content, Mapping):
         raise CSDError(f"checkpoint {path} holds a {type(content).__name__}, expected a dict of tensors")
 
-    key = param_key if param_key is not None else next((key for key in PARAM_KEYS if key in content), None)
+    key = next((key for key in PARAM_KEYS if key in content), None)
+    if param_key is not None and (param_key in content or not fallback):
+        key = param_key
     if key is not None:
         if key not in content:
             raise CSDError(f"checkpoint {path} has no entry {key!r}; it has {', '.join(map(str, list(content)[:8]))}")

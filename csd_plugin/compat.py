@@ -1,0 +1,152 @@
+"""All that depends on a version of BasicSR, torchvision or torch, in one place.
+
+`prepare_imports()` must run before BasicSR is imported, in every process; `repair_toolbox()` after it.
+Both may be called again. Each repair names what it repairs and acts only where the fault is there.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+from collections import OrderedDict
+from types import ModuleType
+from typing import Any
+
+import torch
+
+_torchvision_schemas: list[Any] = []  # a Library unregisters its operators when it is collected
+
+
+def prepare_imports() -> None:
+    """Make `import basicsr` work: with torchvision without its compiled part, and with torchvision >= 0.17."""
+    _import_torchvision()
+    name = "torchvision.transforms.functional_tensor"  # BasicSR 1.4.2 imports it; torchvision moved it in 0.17
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        alias = ModuleType(name)
+        alias.rgb_to_grayscale = importlib.import_module("torchvision.transforms.functional").rgb_to_grayscale  # type: ignore[attr-defined]
+        sys.modules[name] = alias
+
+
+def _import_torchvision() -> None:
+    """Import torchvision; where its compiled operators cannot load, declare the two schemas its Python part needs."""
+    schemas = {
+        "torchvision::nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "torchvision::qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    }
+    for _ in range(len(schemas) + 1):
+        try:
+            importlib.import_module("torchvision")
+            return
+        except RuntimeError as error:
+            missing = next((name for name in schemas if f"operator {name} does not exist" in str(error)), None)
+            if missing is None:
+                raise
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            library.define(schemas.pop(missing))
+            _torchvision_schemas.append(library)
+            for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
+                del sys.modules[module]  # the failed import left half-made modules behind
+
+
+def repair_toolbox() -> None:
+    """Repairs that serve everybody who uses our classes, in our launchers and in the toolbox's own train.py."""
+    misc = importlib.import_module("basicsr.utils.misc")
+    if hasattr(misc.check_resume, "__wrapped__"):
+        return
+    fixed = _keep_unsaved_networks(misc.check_resume)
+    # train.py binds the name from basicsr.utils; if it has done so already, replace it there too
+    for module in ("basicsr.utils.misc", "basicsr.utils", "basicsr.train"):
+        if module in sys.modules and hasattr(sys.modules[module], "check_resume"):
+            sys.modules[module].check_resume = fixed  # type: ignore[attr-defined]
+
+
+def _keep_unsaved_networks(check_resume: Any) -> Any:
+    """On resume the toolbox points every network at a saved file, even a frozen teacher that was never saved."""
+
+    @functools.wraps(check_resume)
+    def wrapper(opt: dict, resume_iter: int) -> None:
+        before = dict(opt["path"])
+        check_resume(opt, resume_iter)
+        for key in [key for key in opt if key.startswith("network_")]:
+            pretrain, param_key = f"pretrain_{key}", f"param_key_{key.removeprefix('network_')}"
+            if before.get(pretrain) is None or os.path.isfile(opt["path"].get(pretrain) or ""):  # noqa: PTH113
+                continue
+            opt["path"][pretrain] = before[pretrain]
+            if param_key in before:
+                opt["path"][param_key] = before[param_key]
+
+    return wrapper
+
+
+def repair_launch() -> None:
+    """Repairs for our launchers: options read as data only, resume and several processes without a GPU."""
+    options = importlib.import_module("basicsr.utils.options")
+    options.ordered_yaml = _safe_ordered_yaml
+    options.init_dist = _init_dist
+    importlib.import_module("basicsr.train").load_resume_state = load_resume_state  # type: ignore[attr-defined]
+
+
+def _safe_ordered_yaml() -> tuple[type, type]:
+    """The toolbox's YAML loader runs any Python that a file asks for; this one knows data only."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Loader.add_constructor(
+        yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
+        lambda loader, node: OrderedDict(loader.construct_pairs(node, deep=True)),
+    )
+    Dumper.add_representer(OrderedDict, lambda dumper, data: dumper.represent_dict(data.items()))
+    return Loader, Dumper
+
+
+def _init_dist(launcher: str, backend: str = "nccl", **kwargs: Any) -> None:
+    """The toolbox's init_dist, with gloo where there is no GPU."""
+    from basicsr.utils import dist_util
+
+    if torch.cuda.is_available():
+        dist_util.init_dist(launcher, backend, **kwargs)
+    elif launcher == "pytorch":
+        torch.distributed.init_process_group("gloo")
+    else:
+        from csd_plugin.errors import CSDError
+
+        raise CSDError(f"--launcher {launcher} needs GPUs and none is found; on CPU use --launcher pytorch with torchrun")
+
+
+def load_resume_state(opt: dict) -> dict | None:
+    """The toolbox's function of this name, which needs a GPU: here the state is loaded to the CPU, as data only.
+
+    Raises:
+        CSDError: the state file does not exist or cannot be read.
+    """
+    from basicsr.utils import check_resume, scandir, set_random_seed
+
+    from csd_plugin.errors import CSDError
+
+    path = opt["path"].get("resume_state")
+    if opt["auto_resume"]:
+        folder = os.path.join(opt["root_path"], "experiments", opt["name"], "training_states")  # noqa: PTH118
+        states = [int(s.removesuffix(".state")) for s in scandir(folder, suffix=".state")] if os.path.isdir(folder) else []  # noqa: PTH112
+        if states:
+            path = opt["path"]["resume_state"] = os.path.join(folder, f"{max(states)}.state")  # noqa: PTH118
+    if path is None:
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CSDError(f"path.resume_state: {path} does not exist; name a .state file or use --auto_resume") from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise CSDError(f"path.resume_state: {path} cannot be read; resume from an earlier state") from error
+    check_resume(opt, state["iter"])
+    # without this, every resumed run would draw again the crops that the first iterations have seen
+    set_random_seed(opt["manual_seed"] + opt["rank"] + state["iter"])
+    return state

@@ -1,0 +1,53 @@
+"""What `csd_plugin.train` and `csd_plugin.test` share: the toolbox's pipeline, with mistakes told in one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import yaml
+
+from csd_plugin.errors import CSDError, one_line
+from csd_plugin.models.preflight import check_run
+from csd_plugin.options import check_options
+
+
+def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
+    """Run the toolbox's pipeline in the current folder, options checked before anything is written.
+
+    Args:
+        pipeline: `train_pipeline` or `test_pipeline`.
+        module: where the pipeline looks `parse_options` up.
+
+    Returns:
+        0, or 2 after one line on stderr, or 130 when interrupted.
+    """
+    parse_options = module.parse_options
+
+    def parse_and_check(root_path: str, is_train: bool = True):
+        opt, args = parse_options(root_path, is_train)
+        check_options(opt, args.opt)
+        check_run(opt)
+        return opt, args
+
+    module.parse_options = parse_and_check  # type: ignore[attr-defined]
+    try:
+        pipeline(str(Path.cwd()))
+    except CSDError as error:
+        return _fail(one_line(error))
+    except FileNotFoundError as error:
+        return _fail(f"{error.filename} does not exist; check the path")
+    except yaml.YAMLError as error:
+        return _fail("the option file is not valid YAML: " + " ".join(str(error).split()))
+    except KeyboardInterrupt:
+        return _fail("interrupted; --auto_resume goes on from the last saved state", 130)
+    finally:
+        module.parse_options = parse_options  # type: ignore[attr-defined]
+    return 0
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return status

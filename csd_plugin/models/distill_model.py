@@ -1,0 +1,99 @@
+"""Stage 2: a student trained with the reconstruction loss and a distillation objective against a frozen teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.archs import build_network
+from basicsr.utils import get_root_logger
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from csd_plugin.archs.checkpoint import load_weights, read_state_dict
+from csd_plugin.distill.objective import build_objective, weighted_sum
+from csd_plugin.distill.taps import FeatureTap
+from csd_plugin.models.video_derain_model import VideoDerainModel, save_atomically
+from csd_plugin.types import ClipView
+
+
+class DistillModel(VideoDerainModel):
+    """`network_g` learns from `network_t` by the objective of `train.distill_opt`, one step per batch.
+
+    `train.distill_opt` holds the objective's `type` and options and the `weights` of its terms. With every
+    weight at zero neither teacher nor objective is built, and training is stage 1's bit for bit. The teacher
+    is frozen, and outside optimizer, EMA and checkpoints; the objective's own weights (CSD's cells) learn with
+    the student and are saved apart, as `models/objective_N.pth`.
+    """
+
+    def init_training_settings(self) -> None:
+        distill_opt = dict(self.opt["train"]["distill_opt"])
+        self.term_weights: dict[str, float] = distill_opt.pop("weights")
+        self.distills = any(self.term_weights.values())
+        if self.distills:
+            # Stage 1 draws none of these numbers: without the fork, its data and ours would differ.
+            with torch.random.fork_rng():
+                self.net_t = self._build_teacher()
+                self.objective = self.model_to_device(build_objective(distill_opt))
+            self.student_tap = FeatureTap(self.net_g, self.get_bare_model(self.net_g).feature_tap, kind="input")
+            self.teacher_tap = FeatureTap(self.net_t, self.net_t.feature_tap, kind="input")
+        super().init_training_settings()
+
+    def _build_teacher(self) -> nn.Module:
+        path = self.opt["path"]
+        teacher = build_network(self.opt["network_t"]).to(self.device)
+        self.load_network(
+            teacher, path["pretrain_network_t"], path.get("strict_load_t", True), path.get("param_key_t", "params_ema")
+        )
+        return teacher.eval().requires_grad_(False)
+
+    def parameters_to_optimize(self) -> list[nn.Parameter]:
+        cells = [p for p in self.objective.parameters() if p.requires_grad] if self.distills else []
+        return super().parameters_to_optimize() + cells
+
+    def compute_losses(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        if not self.distills:
+            return super().compute_losses()
+        student = self._view(self.net_g, self.student_tap)
+        with torch.no_grad():
+            teacher = self._view(self.net_t, self.teacher_tap)
+        terms = self.objective(student, teacher, self.gt)
+        losses = {
+            "l_recon": self.cri_pix(student.output.flatten(0, 1), self.gt.flatten(0, 1)),
+            "l_distill": weighted_sum(terms.losses, self.term_weights),
+        }
+        raw = {f"l_{name}": value.detach() for name, value in terms.losses.items()}
+        return losses, raw | {f"status/{name}": value for name, value in terms.diagnostics.items()}
+
+    def _view(self, network: nn.Module, tap: FeatureTap) -> ClipView:
+        """Output and features of all windows, at every input scale that the objective asks for."""
+        batch, num_target = self.gt.shape[:2]
+        outputs, features = {}, {}
+        for scale in self.get_bare_model(self.objective).input_scales:
+            clip = self.lq if scale == 1 else F.avg_pool2d(self.lq.flatten(0, 1), scale).unflatten(0, self.lq.shape[:2])
+            outputs[scale] = self.run_network(network, clip).unflatten(0, (batch, num_target))
+            features[scale] = (tap.take().unflatten(0, (batch, num_target)),)
+        return ClipView(outputs[1], features)
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        super().optimize_parameters(current_iter)
+        if self.distills:
+            self.get_bare_model(self.objective).after_step()
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        if self.distills and self.opt["rank"] == 0:
+            label = "latest" if current_iter == -1 else current_iter
+            state = {name: value.cpu() for name, value in self.get_bare_model(self.objective).state_dict().items()}
+            save_atomically({"params": state}, self._objective_path(label))
+        super().save(epoch, current_iter)
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        if self.distills:
+            path = self._objective_path(resume_state["iter"])
+            load_weights(self.get_bare_model(self.objective), read_state_dict(path), source=str(path))
+            get_root_logger().info(f"Resumed the objective from {path}.")
+
+    def _objective_path(self, label: int | str) -> Path:
+        return Path(self.opt["path"]["models"]) / f"objective_{label}.pth"

@@ -1,0 +1,180 @@
+"""One validation for every model: any device, any number of sets, clips with or without ground truth."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+import torch.distributed as dist
+from basicsr.metrics import calculate_metric
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import get_dist_info
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from csd_plugin.data.windows import slice_windows
+from csd_plugin.errors import CSDError
+from csd_plugin.metrics.protocols import score_frame, to_uint8
+from csd_plugin.metrics.scores import Scores
+from csd_plugin.report import results
+
+
+class ValidationMixin:
+    """`validation()` as the toolbox calls it, for models with `net_g` (and `net_g_ema`).
+
+    Frames go through the network `val.batch_size` windows at a time (default 2: torch's 3-D convolution at
+    batch 1 is many times slower on CPU). Both protocols are scored where there is ground truth, and whatever
+    `val.metrics` names among the toolbox's own. Writes `<set>.json`, `.csv` and `.md` beside the log; with
+    `val.save_img` the frames too, where the toolbox puts them.
+    """
+
+    opt: dict[str, Any]
+    device: torch.device
+    net_g: nn.Module
+
+    def validation(self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool = False) -> None:
+        dataset = dataloader.dataset
+        name = dataset.opt["name"]  # type: ignore[attr-defined]
+        network = getattr(self, "net_g_ema", None) or self.get_bare_model(self.net_g)  # type: ignore[attr-defined]
+        was_training = network.training
+        network.eval()
+        try:
+            mine = self._score_dataset(network, dataset, name, current_iter, save_img)
+        finally:
+            network.train(was_training)
+        frames = _gather(mine)
+        if get_dist_info()[0] == 0 and frames:
+            self._report(name, frames, current_iter, tb_logger)
+
+    def _score_dataset(
+        self, network: nn.Module, dataset: Dataset, name: str, current_iter: int | str, save_img: bool
+    ) -> list[dict[str, Any]]:
+        """This process's share of the frames: index, clip, frame and scores of each that has a ground truth."""
+        rank, world_size = get_dist_info()
+        indices = range(rank, len(dataset), world_size)  # type: ignore[arg-type]
+        scored = []
+        with tqdm(total=len(indices), unit="frame", desc=name, disable=None if rank == 0 else True) as bar:
+            for items in _batches(dataset, indices, self.opt["val"].get("batch_size", 2)):
+                outputs = self._predict(network, torch.stack([item["lq"] for item in items]))
+                for item, output in zip(items, outputs, strict=True):
+                    frame = Path(item["lq_path"]).stem
+                    result = to_uint8(output)
+                    if "gt" in item:
+                        truth = to_uint8(item["gt"])
+                        scored.append(
+                            {
+                                "index": item["index"],
+                                "clip": item["folder"],
+                                "frame": frame,
+                                "score": score_frame(result, truth),
+                                "toolbox": self._toolbox_metrics(result, truth),
+                            }
+                        )
+                    if save_img:
+                        _write_image(self._image_path(name, item["folder"], frame, current_iter), result)
+                bar.update(len(items))
+        return scored
+
+    @torch.no_grad()
+    def _predict(self, network: nn.Module, windows: Tensor) -> Tensor:
+        """(B, T, 3, H, W) -> (B, 3, H, W) on the CPU; windows longer than the network's are cut to their middle."""
+        windows = windows.to(self.device)
+        if windows.shape[1] != network.num_frame:
+            windows = slice_windows(windows, 1, network.num_frame)
+        return network(windows).float().cpu()
+
+    def _toolbox_metrics(self, result: Any, truth: Any) -> dict[str, float]:
+        bgr = {"img": result[..., ::-1], "img2": truth[..., ::-1]}
+        return {
+            metric: float(calculate_metric(bgr, dict(opt))) for metric, opt in (self.opt["val"].get("metrics") or {}).items()
+        }
+
+    def _image_path(self, dataset_name: str, clip: str, frame: str, current_iter: int | str) -> Path:
+        folder = Path(self.opt["path"]["visualization"]) / dataset_name
+        if self.opt["is_train"]:
+            return folder / clip / f"{frame}_{current_iter}.png"
+        suffix = self.opt["val"].get("suffix")
+        return folder / clip / f"{frame}_{suffix or self.opt['name']}.png"
+
+    def _report(self, name: str, frames: list[dict[str, Any]], current_iter: int | str, tb_logger: Any) -> None:
+        scores = Scores()
+        toolbox: dict[str, list[float]] = defaultdict(list)
+        for frame in sorted(frames, key=lambda frame: frame["index"]):
+            scores.record(frame["clip"], frame["frame"], frame["score"])
+            for metric, value in frame["toolbox"].items():
+                toolbox[metric].append(value)
+        summary = scores.summary() | {metric: sum(values) / len(values) for metric, values in toolbox.items()}
+
+        training = self.opt["is_train"]
+        folder = Path(self.opt["path"]["experiments_root"]) / "metrics" if training else Path(self.opt["path"]["results_root"])
+        results.write(
+            folder,
+            f"{name}_{current_iter}" if training else name,
+            scores,
+            {
+                "network": self.opt["name"],
+                "dataset": name,
+                "iteration": current_iter if training else None,
+                "options": {key: value for key, value in self.opt["network_g"].items()},
+                "checkpoint": self.opt["path"].get("pretrain_network_g"),
+                "parameters": sum(p.numel() for p in self.net_g.parameters()),
+            },
+            baseline=self.opt["val"].get("baseline"),
+        )
+        best = self._update_best(name, summary, current_iter)
+        lines = [f"Validation {name}"]
+        for metric, value in summary.items():
+            lines.append(f"\t # {metric}: {value:.4f}\tBest: {best[metric][0]:.4f} @ {best[metric][1]} iter")
+        get_root_logger().info("\n".join(lines) + "\n")
+        if tb_logger:
+            for metric, value in summary.items():
+                tb_logger.add_scalar(f"metrics/{name}/{metric}", value, current_iter)
+            for clip, clip_scores in scores.clips.items():
+                for protocol, quality in clip_scores.average().items():
+                    tb_logger.add_scalar(f"metrics/{name}/{protocol}/psnr/{clip}", quality.psnr, current_iter)
+
+    def _update_best(self, name: str, summary: dict[str, float], current_iter: int | str) -> dict[str, tuple[float, Any]]:
+        """Best value of each metric on a set so far, with its iteration; `better: lower` as the toolbox spells it."""
+        if not hasattr(self, "best_metric_results"):
+            self.best_metric_results: dict[str, dict[str, tuple[float, Any]]] = {}
+        best = self.best_metric_results.setdefault(name, {})
+        for metric, value in summary.items():
+            lower = (self.opt["val"].get("metrics") or {}).get(metric, {}).get("better") == "lower"
+            if metric not in best or (value <= best[metric][0] if lower else value >= best[metric][0]):
+                best[metric] = (value, current_iter)
+        return best
+
+
+def _batches(dataset: Dataset, indices: range, batch_size: int) -> Iterator[list[dict[str, Any]]]:
+    """Items in order, in lists of up to batch_size of one frame size."""
+    batch: list[dict[str, Any]] = []
+    for index in indices:
+        item = {**dataset[index], "index": index}
+        if batch and (len(batch) == batch_size or batch[0]["lq"].shape != item["lq"].shape):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _gather(mine: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not dist.is_available() or not dist.is_initialized():
+        return mine
+    parts: list[list[dict[str, Any]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, mine)
+    return [frame for part in parts for frame in part]
+
+
+def _write_image(path: Path, rgb: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    if not cv2.imwrite(str(temporary), rgb[..., ::-1]):
+        raise CSDError(f"cannot write {path}; is the disk full?")
+    temporary.replace(path)

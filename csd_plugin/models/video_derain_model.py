@@ -1,0 +1,177 @@
+"""Stage 1: one network trained with the reconstruction loss alone. Also all that stage 2 shares with it."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.models.video_base_model import VideoBaseModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from csd_plugin.archs.checkpoint import load_weights, read_state_dict
+from csd_plugin.data.windows import slice_windows
+from csd_plugin.errors import CSDError
+from csd_plugin.models.validation import ValidationMixin
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class VideoDerainModel(ValidationMixin, VideoBaseModel):
+    """Trains and validates `network_g` on clips: a network of `num_frame` frames that returns their centre.
+
+    A batch holds `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), the targets of the clip's middle. All B*L
+    windows go through the network as one batch. Options of its own, all in `train`: `grad_clip` (largest
+    gradient norm, 0 for none), `autocast` (bf16 or fp16 around the networks; losses stay in float32).
+    """
+
+    def init_training_settings(self) -> None:
+        train_opt = self.opt["train"]
+        self.grad_clip: float = train_opt.get("grad_clip", 0.0)
+        self.autocast_dtype: torch.dtype | None = None
+        if train_opt.get("autocast"):
+            self.autocast_dtype = AUTOCAST_DTYPES[train_opt["autocast"]]
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.autocast_dtype == torch.float16 and self.device.type == "cuda"
+        )
+        super().init_training_settings()
+
+    # ------------------------------------------------------------------ training step
+    def feed_data(self, data: dict[str, Any]) -> None:
+        self.lq = data["lq"].to(self.device, non_blocking=True)
+        self.gt = data["gt"].to(self.device, non_blocking=True)
+        self.sample_names = data.get("key", [])
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One forward, one backward, one optimizer step for the batch of `feed_data`.
+
+        Raises:
+            CSDError: the loss is not finite; no weight has been touched by this step.
+        """
+        self.optimizer_g.zero_grad()
+        losses, diagnostics = self.compute_losses()
+        total = sum(losses.values(), torch.zeros((), device=self.device))
+        if not torch.isfinite(total):
+            self._raise_not_finite(losses, current_iter)
+        self.scaler.scale(total).backward()
+        if self.grad_clip > 0:
+            self.scaler.unscale_(self.optimizer_g)
+            norm = nn.utils.clip_grad_norm_(self.optimized_parameters(), self.grad_clip)
+            diagnostics["grad_norm"] = norm
+        self.scaler.step(self.optimizer_g)
+        self.scaler.update()
+        self.log_dict = self.reduce_loss_dict(OrderedDict({**losses, **diagnostics}))
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
+
+    def compute_losses(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The weighted terms whose sum is minimised, and scalars to log beside them."""
+        output = self.run_network(self.net_g, self.lq)
+        return {"l_recon": self.cri_pix(output, self.gt.flatten(0, 1))}, {}
+
+    def run_network(self, network: nn.Module, clip: Tensor) -> Tensor:
+        """All windows of the clips (B, N, 3, H, W) through a network -> (B*L, 3, H, W)."""
+        windows = slice_windows(clip, self.gt.shape[1], self.get_bare_model(network).num_frame)
+        with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            return network(windows).float()
+
+    def optimized_parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer_g.param_groups for p in group["params"]]
+
+    def _raise_not_finite(self, losses: dict[str, Tensor], current_iter: int) -> None:
+        bad = [name for name, value in losses.items() if not torch.isfinite(value)]
+        broken = [name for name, p in self.net_g.named_parameters() if not torch.isfinite(p).all()]
+        if broken:
+            cause = f"the weight {broken[0]} is not finite; resume from an earlier checkpoint"
+        elif not (torch.isfinite(self.lq).all() and torch.isfinite(self.gt).all()):
+            cause = "the frames hold values that are not finite; check these clips"
+        else:
+            cause = "lower train.optim_g.lr, set train.grad_clip, or switch train.autocast off"
+        clips = ", ".join(self.sample_names) or "this batch"
+        raise CSDError(f"iteration {current_iter}: {', '.join(bad)} is not finite on {clips}: {cause}")
+
+    # ------------------------------------------------------------------ optimizer, EMA, devices
+    def setup_optimizers(self) -> None:
+        optim_opt = self.opt["train"]["optim_g"]
+        optim_type = optim_opt.pop("type")
+        self.optimizer_g = self.get_optimizer(optim_type, self.parameters_to_optimize(), **optim_opt)
+        self.optimizers.append(self.optimizer_g)
+
+    def parameters_to_optimize(self) -> list[nn.Parameter]:
+        return [p for p in self.net_g.parameters() if p.requires_grad]
+
+    def get_optimizer(self, optim_type: str, params: list[nn.Parameter], lr: float, **kwargs: Any):
+        """Any optimizer of torch.optim by its name; BasicSR 1.4.2 itself knows only Adam."""
+        cls = getattr(torch.optim, optim_type, None)
+        if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+            raise CSDError(f"train.optim_g.type: {optim_type!r} is not in torch.optim; try Adam or AdamW")
+        return cls(params, lr=lr, **kwargs)
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        """The toolbox's moving average of the weights, and the buffers (BatchNorm statistics), which it leaves out."""
+        super().model_ema(decay)
+        current = dict(self.get_bare_model(self.net_g).named_buffers())
+        for name, buffer in self.net_g_ema.named_buffers():
+            buffer.copy_(current[name])
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """The toolbox's, which assumes a GPU under DDP."""
+        if self.device.type == "cpu" and self.opt["dist"]:
+            return DistributedDataParallel(
+                net, find_unused_parameters=self.opt.get("find_unused_parameters", False)
+            )
+        return super().model_to_device(net)
+
+    # ------------------------------------------------------------------ files
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params") -> None:
+        """Weights of any file that `read_state_dict` reads; the entry `param_key` if it is there, else another."""
+        logger = get_root_logger()
+        net = net.module if isinstance(net, (DataParallel, DistributedDataParallel)) else net
+        state = read_state_dict(load_path, param_key, fallback=True)
+        load_weights(net, state, source=f"checkpoint {load_path}", strict=strict)
+        logger.info(f"Loaded {net.__class__.__name__} from {load_path}.")
+
+    @master_only
+    def save_network(self, net, net_label: str, current_iter: int, param_key="params") -> None:
+        """The toolbox's file, written beside and renamed: an interrupted run leaves no half-written checkpoint."""
+        nets, keys = (net, param_key) if isinstance(net, list) else ([net], [param_key])
+        content = {
+            key: {name: value.cpu() for name, value in self.get_bare_model(part).state_dict().items()}
+            for part, key in zip(nets, keys, strict=True)
+        }
+        name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
+        save_atomically(content, Path(self.opt["path"]["models"]) / name)
+
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """As the toolbox's, atomic, and with what else a resumed run needs: the gradient scaler."""
+        if current_iter == -1:
+            return
+        state = {
+            "epoch": epoch,
+            "iter": current_iter,
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "schedulers": [s.state_dict() for s in self.schedulers],
+            "scaler": self.scaler.state_dict(),
+        }
+        save_atomically(state, Path(self.opt["path"]["training_states"]) / f"{current_iter}.state")
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        if resume_state.get("scaler"):
+            self.scaler.load_state_dict(resume_state["scaler"])
+
+
+def save_atomically(content: Any, path: Path) -> None:
+    """torch.save to a temporary name in the same folder, then rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save(content, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

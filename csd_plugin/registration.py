@@ -1,0 +1,44 @@
+"""Our classes in the toolbox's registries: one line per class, nowhere else."""
+
+from __future__ import annotations
+
+from csd_plugin import compat
+
+
+def install() -> None:
+    """Make our networks, data sets, losses and models known to BasicSR. May be called again.
+
+    Raises:
+        CSDError: a class of another package already has one of our names.
+    """
+    compat.prepare_imports()
+    from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
+
+    compat.repair_toolbox()
+
+    from csd_plugin.archs.sldnet import SLDNet
+    from csd_plugin.data.paired_video import PairedVideoDataset, PairedVideoTestDataset
+    from csd_plugin.losses.ssim import PyramidSSIMLoss
+
+    _register(ARCH_REGISTRY, SLDNet)
+    _register(DATASET_REGISTRY, PairedVideoDataset)
+    _register(DATASET_REGISTRY, PairedVideoTestDataset)
+    _register(LOSS_REGISTRY, PyramidSSIMLoss)
+
+    from csd_plugin.models.distill_model import DistillModel
+    from csd_plugin.models.video_derain_model import VideoDerainModel
+
+    _register(MODEL_REGISTRY, VideoDerainModel)
+    _register(MODEL_REGISTRY, DistillModel)
+
+
+def _register(registry, cls: type) -> None:
+    present = dict(iter(registry)).get(cls.__name__)
+    if present is None:
+        registry.register(cls)
+    elif present is not cls:
+        from csd_plugin.errors import CSDError
+
+        raise CSDError(
+            f"the toolbox's registry already has a {cls.__name__} from {present.__module__}; remove one of the two plugins"
+        )

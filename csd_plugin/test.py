@@ -1,0 +1,24 @@
+"""`python -m csd_plugin.test -opt FILE.yml`: BasicSR's test pipeline with our classes, in the current folder.
+
+Takes the toolbox's own flags (--debug, --force_yml, --launcher).
+"""
+
+import sys
+
+from csd_plugin import compat, registration
+
+registration.install()
+compat.repair_launch()
+
+
+def main() -> int:
+    """Test as the command line says; 0, or 2 after one line on stderr."""
+    import basicsr.test
+
+    from csd_plugin import launch
+
+    return launch.run(basicsr.test.test_pipeline, basicsr.test)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
