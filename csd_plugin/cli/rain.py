@@ -6,9 +6,15 @@ IN is a folder of clips (sub-folders of frames) or one folder of frames. Below O
 and with --layout testing Dataset_Testing_Synthetic/<clip>_GT and <clip>_Rain. Clips that are there already are left
 alone, so an interrupted run is completed by the same command.
 
+Every rainy version has a rain of its own about the preset, unless --fixed. The quantities of a rain that --set changes
+are listed, with units and ranges, in csd_plugin/data/rain/params.py.
+
 examples:
   csd rain clean/ pairs/ --variants 3 --jobs 2
   csd rain clean/ pairs/ --layout testing --preset heavy --clips walk street
+  csd rain clean/ pairs/ --preset light --set wind=4 splash=20 veil=0.3
+  csd rain clean/ --contact-sheet sheet.png        all presets beside the clean frames, to look at
+  csd rain clean/ --calibrate                      density and opacity at which the preset has NTURain's statistics
 """
 
 from __future__ import annotations
@@ -16,29 +22,67 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from csd_plugin.errors import CSDError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IN", type=Path, help="folder of clean clips, or of the frames of one")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
-    parser.add_argument("--preset", default="nturain", help="light, medium, heavy or nturain (default)")
-    parser.add_argument(
-        "--fixed", action="store_true", help="the preset's very rain everywhere, not variations about it"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other rain (default 0)")
-    parser.add_argument("--variants", type=int, default=1, metavar="K", help="rainy versions of each clip (default 1)")
-    parser.add_argument("--layout", choices=("training", "testing"), default="training")
+    parser.add_argument("out", metavar="OUT", type=Path, nargs="?", help="folder to write pairs to")
     parser.add_argument("--clips", nargs="+", metavar="NAME", help="only these clips")
+    parser.add_argument("--preset", default="nturain", help="light, medium, heavy or nturain (default)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="change quantities of the preset")
+    parser.add_argument("--fixed", action="store_true", help="the preset's very rain, not variations about it")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other rain (default 0)")
+    parser.add_argument("--fps", type=float, default=25.0, help="frame rate of the clips (default 25)")
+    parser.add_argument("--layout", choices=("training", "testing"), default="training")
+    parser.add_argument("--variants", type=int, default=1, metavar="K", help="rainy versions of each clip (default 1)")
     parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the rainy frames (default jpg)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG, 1 to 100 (default 95)")
-    parser.add_argument("--fps", type=float, default=25.0, help="frame rate of the clips (default 25)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default 1)")
+    parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="draw clean and rainy frames side by side")
+    parser.add_argument("--calibrate", action="store_true", help="fit the preset to NTURain on the clips of IN")
 
 
 def run(args: argparse.Namespace) -> int:
-    from csd_plugin.data.rain import PairOptions, find_preset, write_pairs
+    from csd_plugin.data.rain import find_preset, override
+
+    if not (args.out or args.contact_sheet or args.calibrate):
+        raise CSDError("rain: nothing to do; give a folder OUT to write pairs to, --contact-sheet or --calibrate")
+    params = override(find_preset(args.preset), args.set)
+    if args.calibrate:
+        params = _calibrate(args, params)
+    if args.contact_sheet:
+        _draw_sheet(args, params)
+    if args.out:
+        _write_pairs(args, params)
+    return 0
+
+
+def _calibrate(args, params):
+    from csd_plugin.data.rain.calibrate import NTURAIN, calibrate, load_samples
+
+    fitted, reached = calibrate(params, load_samples(args.source, args.clips), seed=args.seed)
+    print(f"{args.preset}: density={fitted.density:.4g} opacity={fitted.opacity:.4g}")
+    print(f"{'Rain - GT':<20}{'mean':>8}{'median':>8}{'> +10 %':>9}{'< -10 %':>9}")
+    for name, row in (("NTURain a1", NTURAIN), ("this rain", reached)):
+        print(f"{name:<20}{row.mean:8.2f}{row.median:8.1f}{row.brighter:9.2f}{row.darker:9.2f}")
+    return fitted
+
+
+def _draw_sheet(args, params):
+    from csd_plugin.data.rain import PRESETS
+    from csd_plugin.data.rain.pairs import find_clips
+    from csd_plugin.data.rain.sheet import write_contact_sheet
+
+    write_contact_sheet(args.contact_sheet, find_clips(args.source, args.clips), {**PRESETS, args.preset: params})
+    print(f"contact sheet: {args.contact_sheet}")
+
+
+def _write_pairs(args, params):
+    from csd_plugin.data.rain.pairs import PairOptions, write_pairs
 
     options = PairOptions(
-        params=find_preset(args.preset),
+        params=params,
         seed=args.seed,
         layout=args.layout,
         variants=args.variants,
@@ -49,4 +93,3 @@ def run(args: argparse.Namespace) -> int:
     )
     new = write_pairs(args.source, args.out, options, args.clips, args.jobs)
     print(f"{new} folders written to {args.out / options.root}" if new else "everything is there already")
-    return 0

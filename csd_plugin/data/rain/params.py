@@ -1,8 +1,9 @@
-"""What a rain is: physical quantities with units, the presets, and random variations of them."""
+"""What a rain is: physical quantities with units, the presets, and variations of them."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -26,6 +27,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "focal": (0.3, 20),
     "pan": (-180, 180),
     "shake": (0, 10),
+    "veil": (0, 5),
+    "splash": (0, 200),
 }
 
 
@@ -34,8 +37,8 @@ class RainParams:
     """One kind of rain, seen by one camera. Lengths on the picture follow from the geometry, at any frame size.
 
     density:    streaks seen at one moment in an area of (frame height)^2 [0, 50000].
-    near, far:  depths in m between which drops fall [0.2, 100], [0.3, 500], near < far. Depth is continuous: seen
-                from the camera a depth holds drops in proportion to its square, so that near streaks are few and large.
+    near, far:  depths in m between which drops fall [0.2, 100], [0.3, 500], near < far. Every drop has a depth of its
+                own; a depth holds drops in proportion to its square, so that near streaks are few, fast and large.
     drop_size:  mean drop diameter in mm [0.2, 6]; diameters are exponential (Marshall and Palmer 1948) from half to
                 three times the mean.
     speed:      factor on the terminal velocity of a drop (Atlas et al. 1973; 4 to 9 m/s) [0.05, 5].
@@ -43,19 +46,21 @@ class RainParams:
     gust:       amplitude in m/s of the slow drift of the wind over some seconds [0, 15].
     turbulence: standard deviation in m/s of the drops' own sideways velocities [0, 5].
     exposure:   exposure time of a frame in s [0.0005, 0.2]: a streak is the drop's path within it.
-    opacity:    optical depth of the streak of a mean drop, in focus, at the middle depth [0, 20]; larger and nearer
-                drops are more opaque.
+    opacity:    optical depth of the streak of a mean drop, in focus, at the median depth [0, 20]; larger and nearer
+                drops are more opaque, blurred ones less.
     brightness: radiance of a drop relative to the ambient light [0, 20]; above 1 as drops gather the sky's light.
     focus:      depth in m that is sharp [0.2, 500].
     aperture:   diameter of the lens opening in m [0, 0.1]: drops away from the focus blur by it; 0 is a pinhole.
     focal:      focal length in frame heights [0.3, 20]; 1.5 is a vertical field of view of 37 degrees.
     pan:        steady turn of the camera in degrees/s, positive to the right [-180, 180].
     shake:      amplitude in degrees of the camera's trembling [0, 10].
+    veil:       optical depth of the far rain that merges into a drifting fog, at the top of the picture [0, 5]; 0 none.
+    splash:     visible splashes per second and m^2 of ground [0, 200], seen 1.5 m above it; 0 none.
 
     Raises CSDError naming the field and its range.
     """
 
-    density: float = 800.0
+    density: float = 1500.0
     near: float = 1.5
     far: float = 10.0
     drop_size: float = 1.5
@@ -64,13 +69,15 @@ class RainParams:
     gust: float = 0.5
     turbulence: float = 0.2
     exposure: float = 1 / 60
-    opacity: float = 0.15
-    brightness: float = 1.5
+    opacity: float = 0.07
+    brightness: float = 1.8
     focus: float = 8.0
     aperture: float = 0.01
     focal: float = 1.5
     pan: float = 0.0
     shake: float = 0.05
+    veil: float = 0.0
+    splash: float = 0.0
 
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():
@@ -82,26 +89,40 @@ class RainParams:
 
 
 PRESETS: dict[str, RainParams] = {
-    "light": RainParams(density=350, opacity=0.10, drop_size=1.2, wind=0.3, gust=0.3),
-    "medium": RainParams(density=900, opacity=0.14),
-    "heavy": RainParams(density=2500, opacity=0.16, drop_size=2.0, wind=1.5, gust=1.0),
-    "nturain": RainParams(density=1200, opacity=0.065, exposure=1 / 50, aperture=0.004),
+    "light": RainParams(density=500, opacity=0.05, drop_size=1.2, wind=0.3, gust=0.3),
+    "medium": RainParams(),
+    "heavy": RainParams(density=4500, opacity=0.07, drop_size=1.8, far=14, wind=1.5, gust=1.0, veil=0.15),
+    # density and opacity are what `csd rain --calibrate` finds
+    "nturain": RainParams(density=600, opacity=0.097, exposure=1 / 40, near=1.2, aperture=0.004),
 }
 
 
 def find_preset(name: str) -> RainParams:
     """The preset of that name; CSDError naming the nearest one where there is none."""
-    if name in PRESETS:
-        return PRESETS[name]
-    near = difflib.get_close_matches(name, PRESETS, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise CSDError(f"rain: there is no preset {name!r}, only {', '.join(PRESETS)}{hint}")
+    if name not in PRESETS:
+        raise CSDError(f"rain: there is no preset {name!r}, only {', '.join(PRESETS)}{_meant(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def override(params: RainParams, settings: Sequence[str]) -> RainParams:
+    """`params` with fields replaced by settings like 'wind=3'. CSDError names a wrong one."""
+    changes = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if name not in _RANGES:
+            raise CSDError(f"rain: there is no quantity {name!r}, only {', '.join(_RANGES)}{_meant(name, _RANGES)}")
+        try:
+            changes[name] = float(value)
+        except ValueError:
+            raise CSDError(f"rain: {setting!r} does not give {name} a number; write {name}=NUMBER") from None
+    return replace(params, **changes)
 
 
 def random_params(preset: str | RainParams, rng: np.random.Generator) -> RainParams:
-    """A rain like the preset but not the same: factors about 1 on density, opacity and the rest, a wind of its own.
+    """A rain like the preset but not the same, so that every clip and epoch can have its own.
 
-    The factors average 1, so that many variations keep the preset's mean brightening roughly.
+    Quantities are multiplied by uniform factors about 1 (density 0.5 to 1.5), which keeps the preset's brightening on
+    average; wind blows either way, and the camera turns a little.
     """
     base = find_preset(preset) if isinstance(preset, str) else preset
 
@@ -115,13 +136,19 @@ def random_params(preset: str | RainParams, rng: np.random.Generator) -> RainPar
         "drop_size": about(base.drop_size, 0.2),
         "speed": about(base.speed, 0.2),
         "exposure": about(base.exposure, 0.4),
-        "wind": float(rng.normal(0, 1.2)) + base.wind * float(rng.choice([-1, 1])),
+        "wind": base.wind * float(rng.choice([-1, 1])) + float(rng.normal(0, 1.5)),
         "gust": about(base.gust, 0.8),
-        "pan": float(rng.normal(base.pan, 2.0)),
+        "pan": base.pan + float(rng.normal(0, 2)),
         "shake": about(base.shake, 0.8),
+        "veil": about(base.veil, 0.5),
+        "splash": about(base.splash, 0.5),
     }
-    inside = {name: float(np.clip(value, *_RANGES[name])) for name, value in varied.items()}
-    return replace(base, **inside)
+    return replace(base, **{name: float(np.clip(value, *_RANGES[name])) for name, value in varied.items()})
 
 
-assert set(_RANGES) == {f.name for f in fields(RainParams)}
+def _meant(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+assert set(_RANGES) == {field.name for field in fields(RainParams)}

@@ -11,11 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+SHARPEST = 1.5
+"""Smallest radius of a streak in pixels: narrower profiles flicker as they move across the pixel grid."""
+
 
 class Streaks(NamedTuple):
     """n straight streaks; every field (n,) float64.
 
-    x0, y0, x1, y1: ends in pixels. radius: half the width in pixels where the profile reaches 0, at least 1.5.
+    x0, y0, x1, y1: ends in pixels. radius: half the width in pixels where the profile reaches 0, at least SHARPEST.
     depth:          optical depth on the axis.
     """
 
@@ -28,6 +31,9 @@ class Streaks(NamedTuple):
 
     def take(self, index: np.ndarray) -> Streaks:
         return Streaks(*(field[index] for field in self))
+
+    def join(self, other: Streaks) -> Streaks:
+        return Streaks(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
 
 
 def draw_streaks(streaks: Streaks, top: int, left: int, height: int, width: int) -> np.ndarray:
