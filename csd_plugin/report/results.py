@@ -19,6 +19,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,25 +43,34 @@ class Result:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def write(folder: Path | str, name: str, result: Result, baseline: Result | None = None) -> Path:
+def write(
+    folder: Path | str, name: str, scores: Scores, meta: Mapping[str, Any], baseline: Path | str | None = None
+) -> Path:
     """Write `name`.json, .csv and .md into `folder`, made if need be; returns the path of the JSON.
 
-    Each file replaces an older one in a single step. The Markdown table shows the gain over `baseline` if one is given.
-    Raises CSDError where nothing was scored or a file cannot be written.
+    Args:
+        meta: "network" and "dataset", their names in tables; whatever else is in it becomes the result's facts.
+        baseline: a results JSON; the Markdown table then shows the gain over it.
+
+    Raises:
+        CSDError: nothing was scored, the baseline is not a results file, or a file cannot be written.
     """
-    texts = {
-        ".csv": csv_text(result),
-        ".md": comparison_table([result], baseline=baseline) + "\n",
-        ".json": json_text(result),
-    }
-    folder = Path(folder)
+    facts = {key: value for key, value in meta.items() if key not in ("network", "dataset")}
+    result = Result(meta["network"], meta["dataset"], scores, facts)
+    table = comparison_table([result], baseline=load_results(baseline) if baseline else None)
+    return save(Path(folder) / f"{name}.json", result, table)
+
+
+def save(path: Path, result: Result, table: str) -> Path:
+    """Write a result to `path`, a .json, with the .csv and `table` as .md beside it; each in a single step."""
+    texts = {".csv": csv_text(result), ".md": table + "\n", ".json": json_text(result)}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         for suffix, text in texts.items():
-            _replace(folder / f"{name}{suffix}", text)
+            _replace(path.with_name(path.name.removesuffix(".json") + suffix), text)
     except OSError as error:
-        raise CSDError(f"cannot write the results to {folder}: {error.strerror or error}") from error
-    return folder / f"{name}.json"
+        raise CSDError(f"cannot write the results {path}: {error.strerror or error}") from error
+    return path
 
 
 def json_text(result: Result) -> str:

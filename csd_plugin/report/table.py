@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from csd_plugin.errors import CSDError
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.report import published as published_numbers
 
@@ -34,13 +35,16 @@ class _Row:
 def comparison_table(results: Sequence[Result], *, baseline: Result | None = None, published: bool = False) -> str:
     """Several results in one Markdown text, a table a protocol, rows in the order given.
 
-    The clips shown are those of `results`; averages are over them. With a baseline, which becomes the first row unless
-    it is among the results, every other row shows its gain over it. `published` appends the published NTURain numbers
-    of those clips, which exist for the luma protocol only.
+    With a baseline, which becomes the first row unless it is among the results, every other row shows its gain over
+    it. The clips shown, which averages are over, are those of the other results. `published` appends the published
+    NTURain numbers of those clips, which exist for the luma protocol only. Raises CSDError where nothing was scored.
     """
-    if baseline is not None and not any(result is baseline for result in results):
+    others = [result for result in results if result is not baseline]
+    clips = list(dict.fromkeys(clip for result in others or results for clip in result.scores.clips))
+    if not clips:
+        raise CSDError("no frame was scored: there is nothing to put into a table")
+    if baseline is not None and len(others) == len(results):
         results = [baseline, *results]
-    clips = list(dict.fromkeys(clip for result in results for clip in result.scores.clips))
     sections = []
     for protocol, facts in PROTOCOLS.items():
         rows = [_row(result, protocol) for result in results]

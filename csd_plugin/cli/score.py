@@ -1,0 +1,66 @@
+"""Score frames against their truth: PSNR and SSIM on 8-bit luma, as in the published NTURain tables, and on RGB.
+
+RESULTS and GT are folders of frames, or of clip folders; GT may also be NTURain's root. Clips pair by name, frames by
+name or number.
+
+examples:
+  csd score results/a1 --truth NTURain/Dataset_Testing_Synthetic/a1_GT
+  csd score results/ --truth NTURain --input NTURain --published --out scores/student1.json
+  csd score distilled/ --truth NTURain --baseline scores/student1.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from csd_plugin.errors import CSDError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", metavar="RESULTS", type=Path, help="frames to score")
+    parser.add_argument("--truth", metavar="GT", type=Path, required=True, help="their clean truth")
+    parser.add_argument("--input", metavar="RAIN", type=Path, help="the rainy frames, to score as a row above")
+    parser.add_argument(
+        "--skip",
+        metavar=("FIRST", "LAST"),
+        type=int,
+        nargs=2,
+        default=(0, 0),
+        help="leave out so many frames at both ends of each clip",
+    )
+    parser.add_argument("--out", metavar="FILE.json", type=Path, help="write the scores, with .csv and .md beside")
+    parser.add_argument(
+        "--baseline", metavar="FILE.json", type=Path, help="show the gain over this (default: the input)"
+    )
+    parser.add_argument("--published", action="store_true", help="show published NTURain numbers of the same clips")
+    parser.add_argument("--name", help="of the results in tables (default: their folder's)")
+    parser.add_argument("--jobs", metavar="N", type=int, help="threads (default: one a processor)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from csd_plugin.report.results import Result, load_results, save
+    from csd_plugin.report.scoring import score_folders
+    from csd_plugin.report.table import comparison_table
+
+    if args.out and args.out.suffix != ".json":
+        raise CSDError(f"--out {args.out}: the name must end in .json")
+    if args.jobs is not None and args.jobs < 1:
+        raise CSDError(f"--jobs {args.jobs}: there must be at least one")
+    baseline = load_results(args.baseline) if args.baseline else None
+    skip, dataset = tuple(args.skip), args.truth.resolve().name
+
+    scores = score_folders(args.results, args.truth, skip=skip, jobs=args.jobs)
+    result = Result(args.name or args.results.resolve().name, dataset, scores)
+    rows = [row for row in (baseline, result) if row]
+    if args.input:
+        scores = score_folders(args.input, args.truth, skip=skip, jobs=args.jobs, clips=list(scores.clips))
+        rainy = Result("rainy input", dataset, scores)
+        rows = [rainy, *rows]
+        baseline = baseline or rainy
+
+    table = comparison_table(rows, baseline=baseline, published=args.published)
+    print(table)
+    if args.out:
+        print(f"\nwritten: {save(args.out, result, table)}, with .csv and .md beside it")
+    return 0

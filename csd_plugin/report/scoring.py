@@ -1,0 +1,201 @@
+"""Scores of frames that lie in folders, whoever made them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from csd_plugin.data.layout import SPLITS, is_frame_name, natural_key
+from csd_plugin.data.store import decode_image
+from csd_plugin.errors import CSDError
+from csd_plugin.metrics.image_quality import Image
+from csd_plugin.metrics.protocols import FrameScore, score_frame
+from csd_plugin.metrics.scores import Scores, without_ends
+
+_RAIN = re.compile(r"_Rain(_\d+)?$", re.IGNORECASE)
+_TRUTH = re.compile(r"_GT$", re.IGNORECASE)
+
+logger = logging.getLogger(__name__)
+
+
+class FramePair(NamedTuple):
+    """A frame to score and its truth, as files."""
+
+    clip: str
+    frame: str
+    result: Path
+    truth: Path
+
+
+def score_folders(
+    results: Path,
+    truth: Path,
+    *,
+    skip: tuple[int, int] = (0, 0),
+    clips: Collection[str] | None = None,
+    jobs: int | None = None,
+) -> Scores:
+    """Score every frame of one clip, or of a folder of clips, against its truth.
+
+    Both folders hold frames, or clip folders of frames; `truth` may also be the root of NTURain. Clips pair by name
+    (NTURain's endings _Rain and _GT aside), frames by name or else by number.
+
+    Args:
+        skip: how many frames at both ends of every true clip do not count, and need no result.
+        clips: of several clips, score these only; default: all that `results` holds.
+        jobs: threads (OpenCV and numpy let go of the interpreter's lock while they compute); default: one a processor.
+
+    Raises:
+        CSDError: a folder without frames, a result without truth, a frame without result, sizes that differ, a file
+            that is no image.
+    """
+    pairs = pair_folders(results, truth, skip, clips)
+    scores = Scores(skip=skip)
+    with (
+        ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool,
+        tqdm(total=len(pairs), unit="frame", desc=f"score {results.name}", disable=None) as bar,
+    ):
+        for pair, score in zip(pairs, pool.map(_score_pair, pairs), strict=True):
+            scores.record(pair.clip, pair.frame, score)
+            bar.update()
+    return scores
+
+
+def pair_folders(
+    results: Path, truth: Path, skip: tuple[int, int] = (0, 0), clips: Collection[str] | None = None
+) -> list[FramePair]:
+    """Every frame that counts with its truth, clip by clip, in order. See `score_folders`."""
+    result_clips, truth_clips = find_clips(results, beside=_TRUTH), find_clips(truth, beside=_RAIN)
+    if clips is not None and len(result_clips) > 1:
+        result_clips = {clip: files for clip, files in result_clips.items() if clip in clips}
+    if len(result_clips) == len(truth_clips) == 1:
+        result_clips = dict(zip(truth_clips, result_clips.values(), strict=True))
+    for clip in result_clips:
+        if _scene(clip) not in truth_clips:
+            raise CSDError(f"clip {clip} of {results} has no truth in {truth}, which holds {_some(list(truth_clips))}")
+    unscored = sorted(truth_clips.keys() - {_scene(clip) for clip in result_clips})
+    if unscored and clips is None:
+        logger.warning("%s: no results for %s; the average is without", results, _some(unscored))
+    return [
+        FramePair(clip, *frame)
+        for clip, files in result_clips.items()
+        for frame in _pair_frames(clip, files, truth_clips[_scene(clip)], skip)
+    ]
+
+
+def find_clips(folder: Path, beside: re.Pattern[str]) -> dict[str, list[Path]]:
+    """Clip name -> its frames in display order, for a folder of frames, of clip folders, or NTURain's root.
+
+    beside: names of clip folders that do not count where there are others, as NTURain has rain and truth side by side.
+    """
+    if not folder.is_dir():
+        raise CSDError(f"{folder} is not a folder: give one of frames, or of clip folders")
+    if (folder / SPLITS["test"]).is_dir():
+        folder = folder / SPLITS["test"]
+    frames = _frames(folder)
+    if frames:
+        return {_clip_name(folder.resolve()): frames}
+    clips = {child: frames for child in sorted(folder.iterdir()) if child.is_dir() and (frames := _frames(child))}
+    if not clips:
+        raise CSDError(f"{folder} holds no images, nor folders of images: give a folder of frames, or of clip folders")
+    chosen = [child for child in clips if not beside.search(child.name)] or list(clips)
+    return {clip: clips[child] for clip, child in _by_key(chosen, map(_clip_name, chosen)).items()}
+
+
+def _frames(folder: Path) -> list[Path]:
+    return sorted((file for file in folder.iterdir() if is_frame_name(file.name)), key=lambda f: natural_key(f.stem))
+
+
+def _clip_name(folder: Path) -> str:
+    """'a1_Rain', 'a1_GT', 'a1' -> 'a1'; several rainy versions of a scene stay apart: 't1_Rain_02'."""
+    return re.sub(r"_(GT|Rain)$", "", folder.name, flags=re.IGNORECASE)
+
+
+def _scene(clip: str) -> str:
+    """The clip whose truth it has: 't1_Rain_02' -> 't1'."""
+    return re.sub(r"_Rain_\d+$", "", clip, flags=re.IGNORECASE)
+
+
+def _pair_frames(
+    clip: str, results: Sequence[Path], truths: Sequence[Path], skip: tuple[int, int]
+) -> list[tuple[str, Path, Path]]:
+    """(name, result, truth) of each frame that counts."""
+    result_of = _by_key(results, [file.stem for file in results])
+    truth_of = _by_key(truths, [file.stem for file in truths])
+    if not result_of.keys() <= truth_of.keys():
+        result_of, truth_of = _by_key(results, _numbers(results)), _by_key(truths, _numbers(truths))
+
+    # also where ends are skipped: frames counted from 0 instead of 1 would be compared with their neighbours
+    extra = [file for key, file in result_of.items() if key not in truth_of]
+    if extra:
+        raise CSDError(f"clip {clip}: {extra[0]} has no true frame of its name or number in {truths[0].parent}")
+    kept = without_ends(list(truth_of.items()), skip)
+    if not kept:
+        raise CSDError(f"clip {clip}: skipping {skip[0]} and {skip[1]} of its {len(truths)} frames leaves none")
+    missing = [file for key, file in kept if key not in result_of]
+    if missing:
+        raise CSDError(
+            f"clip {clip}: {len(missing)} of {len(kept)} frames have no result, the first is that of {missing[0]}; "
+            f"--skip leaves out frames at both ends"
+        )
+    return [(truth.stem, result_of[key], truth) for key, truth in kept]
+
+
+def _by_key(files: Sequence[Path], keys: Iterable[str]) -> dict[str, Path]:
+    by_key: dict[str, Path] = {}
+    for key, file in zip(keys, files, strict=True):
+        if key in by_key:
+            raise CSDError(f"{by_key[key]} and {file} are both {key}: keep one of them")
+        by_key[key] = file
+    return by_key
+
+
+def _numbers(files: Sequence[Path]) -> list[str]:
+    """Frame numbers without leading zeros: of all the numbers in the names, the one that changes from file to file.
+
+    A network's name or an iteration, which stay, may be in the names too.
+    """
+    names = [_tokens(file.stem) for file in files]
+    texts = {tuple(name[::2]) for name in names}
+    columns = list(zip(*(name[1::2] for name in names), strict=False))
+    changing = [column for column in columns if len(set(column)) > 1] or columns[:1]
+    if len(texts) != 1 or len(changing) != 1:
+        raise CSDError(
+            f"{files[0].parent}: which number in names such as {files[0].name} is the frame's cannot be told; "
+            f"name the results as their true frames are"
+        )
+    return [str(int(number)) for number in changing[0]]
+
+
+def _tokens(name: str) -> list[str]:
+    """'a1_007' -> ['a', '1', '_', '007', '']: text and numbers in turn."""
+    return re.split(r"([0-9]+)", name)
+
+
+def _score_pair(pair: FramePair) -> FrameScore:
+    result, truth = _read(pair.result), _read(pair.truth)
+    try:
+        return score_frame(result, truth)
+    except CSDError as error:
+        raise CSDError(f"clip {pair.clip}, {pair.result} against {pair.truth}: {error}") from None
+
+
+def _read(path: Path) -> Image:
+    """(H, W, 3) uint8 RGB."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CSDError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return decode_image(data, str(path))
+
+
+def _some(names: Sequence[str]) -> str:
+    """Up to four names in one line."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

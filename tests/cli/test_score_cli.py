@@ -1,0 +1,165 @@
+"""`csd score` on made-up folders, end to end, and what it says about folders that do not fit."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from csd_plugin.cli import main
+from csd_plugin.metrics.protocols import score_frame
+from csd_plugin.report.results import load_results
+
+
+def frame(seed, size=(24, 32)):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def write_clip(folder, frames, name="{:05d}.png"):
+    """frames: number -> image."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in frames.items():
+        assert cv2.imwrite(str(folder / name.format(number)), image[..., ::-1])
+
+
+@pytest.fixture
+def nturain(tmp_path):
+    """NTURain's root with the test clips a1, of 5 frames, and b1, of 3; with stray files, and results for both."""
+    for clip, length in (("a1", 5), ("b1", 3)):
+        seed = ord(clip[0])
+        write_clip(tmp_path / "NTURain/Dataset_Testing_Synthetic" / f"{clip}_GT", truth_of(seed, length))
+        write_clip(tmp_path / "NTURain/Dataset_Testing_Synthetic" / f"{clip}_Rain", rain_of(seed, length))
+        write_clip(tmp_path / "out" / clip, result_of(seed, length))
+    (tmp_path / "NTURain/Dataset_Testing_Synthetic/a1_GT/Thumbs.db").write_bytes(b"x")
+    return tmp_path
+
+
+def truth_of(seed, length):
+    return {i: frame(seed + i) for i in range(1, length + 1)}
+
+
+def rain_of(seed, length):
+    return {i: image // 2 for i, image in truth_of(seed, length).items()}
+
+
+def result_of(seed, length):
+    return {i: image - image // 8 for i, image in truth_of(seed, length).items()}
+
+
+def test_one_clip_of_frames(nturain, capsys):
+    out = nturain / "scores" / "a1.json"
+    truth = nturain / "NTURain/Dataset_Testing_Synthetic/a1_GT"
+    assert main(["score", str(nturain / "out/a1"), "--truth", str(truth), "--out", str(out), "--name", "mine"]) == 0
+    result = load_results(out)
+    assert (result.network, result.dataset, list(result.scores.clips)) == ("mine", "a1_GT", ["a1"])
+    frames = result.scores.clips["a1"].frames
+    assert list(frames) == ["00001", "00002", "00003", "00004", "00005"]
+    expected = score_frame(result_of(97, 5)[4], truth_of(97, 5)[4])
+    assert frames["00004"] == expected
+    printed = capsys.readouterr().out
+    assert out.with_suffix(".md").read_text().strip() in printed
+    assert "| mine | PSNR |" in printed
+
+
+def test_whole_data_set_with_its_input(nturain, capsys):
+    out = nturain / "all.json"
+    arguments = ["--truth", str(nturain / "NTURain"), "--input", str(nturain / "NTURain"), "--out", str(out)]
+    assert main(["score", str(nturain / "out"), *arguments, "--published", "--jobs", "2"]) == 0
+    assert {clip: len(s.frames) for clip, s in load_results(out).scores.clips.items()} == {"a1": 5, "b1": 3}
+    rows = {line.split(" | ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert {"| rainy input", "| out", "| student1 + CSD (published)"} <= rows.keys()
+    assert "| + " not in rows["| out"] and "+" in rows["| out"]
+
+
+def test_gain_over_an_earlier_result(nturain, capsys):
+    truth, early = str(nturain / "NTURain"), nturain / "early.json"
+    assert main(["score", str(nturain / "NTURain"), "--truth", truth, "--out", str(early), "--name", "early"]) == 0
+    assert main(["score", str(nturain / "out"), "--truth", truth, "--baseline", str(early), "--input", truth]) == 0
+    luma = capsys.readouterr().out.split("written")[1].split("\n\n")[1].splitlines()
+    assert "ΔPSNR" in luma[0]
+    assert [line.split(" | ")[0] for line in luma[2::2]] == ["| rainy input", "| early", "| out"]
+    gains = [line.split(" | ")[5] for line in luma[2::2]]
+    assert gains[:2] == ["+0.00", "-"] and float(gains[2]) > 0  # the earlier result is the rain itself
+
+
+def test_ends_that_do_not_count_need_no_results(nturain):
+    for name in ("00001.png", "00005.png"):
+        (nturain / "out/a1" / name).unlink()
+    arguments = ["score", str(nturain / "out/a1"), "--truth", str(nturain / "NTURain/Dataset_Testing_Synthetic/a1_GT")]
+    assert main(arguments) == 2
+    out = nturain / "x.json"
+    assert main([*arguments, "--skip", "1", "1", "--out", str(out)]) == 0
+    assert list(load_results(out).scores.clips["a1"].frames) == ["00002", "00003", "00004"]
+    assert json.loads(out.read_text())["skip"] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["frame{}_student2.png", "{:08d}_net_g_20000.png", "a1-{:03d}.png"])
+def test_frames_pair_by_number(tmp_path, name):
+    write_clip(tmp_path / "truth", truth_of(0, 12))
+    write_clip(tmp_path / "mine", result_of(0, 12), name)
+    out = tmp_path / "x.json"
+    assert main(["score", str(tmp_path / "mine"), "--truth", str(tmp_path / "truth"), "--out", str(out)]) == 0
+    frames = load_results(out).scores.clips["truth"].frames
+    assert list(frames) == [f"{i:05d}" for i in range(1, 13)]
+    assert frames["00010"] == score_frame(result_of(0, 12)[10], truth_of(0, 12)[10])
+
+
+def test_several_rainy_versions_of_a_scene(tmp_path):
+    write_clip(tmp_path / "truth/t1_GT", truth_of(0, 2))
+    for version in ("t1_Rain_01", "t1_Rain_02"):
+        write_clip(tmp_path / "mine" / version, result_of(0, 2))
+    out = tmp_path / "x.json"
+    assert main(["score", str(tmp_path / "mine"), "--truth", str(tmp_path / "truth"), "--out", str(out)]) == 0
+    assert list(load_results(out).scores.clips) == ["t1_Rain_01", "t1_Rain_02"]
+
+
+def test_a_clip_without_results_is_said(nturain, caplog):
+    (nturain / "out/b1").rename(nturain / "elsewhere")
+    write_clip(nturain / "NTURain/Dataset_Testing_Synthetic/b2_GT", truth_of(0, 1))
+    write_clip(nturain / "out/b2", truth_of(0, 1))
+    assert main(["score", str(nturain / "out"), "--truth", str(nturain / "NTURain")]) == 0
+    assert "no results for b1" in caplog.text
+
+
+def complaint_of(capsys, *arguments):
+    assert main(["score", *map(str, arguments)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_what_does_not_fit_is_named(nturain, capsys):
+    out, truth = nturain / "out", nturain / "NTURain"
+    synthetic = truth / "Dataset_Testing_Synthetic"
+    assert "nowhere is not a folder" in complaint_of(capsys, nturain / "nowhere", "--truth", truth)
+    (nturain / "empty").mkdir()
+    assert "empty holds no images" in complaint_of(capsys, out, "--truth", nturain / "empty")
+    assert "clip b1" in complaint_of(capsys, out, "--truth", synthetic / "a1_GT")
+    assert "leaves none" in complaint_of(capsys, out, "--truth", truth, "--skip", 3, 0)
+    assert "negative" in complaint_of(capsys, out, "--truth", truth, "--skip", -1, 0)
+    assert "must end in .json" in complaint_of(capsys, out, "--truth", truth, "--out", nturain / "x.csv")
+    assert "at least one" in complaint_of(capsys, out, "--truth", truth, "--jobs", 0)
+    assert "cannot read the results file" in complaint_of(capsys, out, "--truth", truth, "--baseline", nturain / "x")
+
+    (out / "a1/00003.png").write_bytes((out / "a1/00003.png").read_bytes()[:200])
+    assert "a1/00003.png" in complaint_of(capsys, out, "--truth", truth)
+    write_clip(out / "a1", {3: frame(0, (24, 30))})
+    assert "differ in size: 30x24 and 32x24" in complaint_of(capsys, out, "--truth", truth)
+    write_clip(out / "a1", {3: frame(0), 6: frame(0)})
+    assert "a1/00006.png has no true frame" in complaint_of(capsys, out, "--truth", truth)
+
+
+def test_frames_counted_from_zero_are_not_taken_for_their_neighbours(tmp_path, capsys):
+    write_clip(tmp_path / "truth", truth_of(0, 6))
+    write_clip(tmp_path / "mine", {i - 1: image for i, image in result_of(0, 6).items()})
+    arguments = (tmp_path / "mine", "--truth", tmp_path / "truth", "--skip", 1, 1)
+    assert "00000.png has no true frame" in complaint_of(capsys, *arguments)
+
+
+def test_names_with_two_changing_numbers_are_refused(tmp_path, capsys):
+    write_clip(tmp_path / "truth", truth_of(0, 3))
+    for i, image in result_of(0, 3).items():
+        write_clip(tmp_path / "mine", {i: image}, f"it{i * 7}_{{}}.png")
+    assert "cannot be told" in complaint_of(capsys, tmp_path / "mine", "--truth", tmp_path / "truth")

@@ -1,0 +1,201 @@
+"""Result files: what is written is what is read, nothing half written, wrong files named."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from csd_plugin.errors import CSDError
+from csd_plugin.metrics.protocols import Quality
+from csd_plugin.metrics.scores import Scores
+from csd_plugin.report import results
+from csd_plugin.report.published import PUBLISHED
+from csd_plugin.report.results import Result, load_results
+from csd_plugin.report.table import comparison_table
+
+
+def scores_of(psnrs, ssim=0.9):
+    """clip -> PSNRs of its frames; RGB reads 1 dB less."""
+    scores = Scores()
+    for clip, values in psnrs.items():
+        for i, psnr in enumerate(values):
+            scores.record(clip, f"{i + 1:05d}", {"nturain_y": Quality(psnr, ssim), "rgb": Quality(psnr - 1, ssim)})
+    return scores
+
+
+def table_cells(text, protocol=0):
+    """The rows of one protocol's table as lists of cells, header first, the ruler left out."""
+    lines = [line for line in text.split("\n\n")[2 * protocol + 1].splitlines() if line]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len({len(row) for row in rows}) == 1
+    return [rows[0], *rows[2:]]
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    scores = scores_of({"a1": [30.123456789, 31], 'b "1"': [1 / 3]}).without_ends((0, 0))
+    scores.skip = (2, 1)
+    meta = {"network": "student1", "dataset": "NTURain", "iteration": 20000, "options": {"preset": "student1"}}
+    path = results.write(tmp_path / "new" / "folder", "scores.v2", scores, meta)
+    assert path == tmp_path / "new" / "folder" / "scores.v2.json"
+    assert {file.name for file in path.parent.iterdir()} == {"scores.v2.json", "scores.v2.csv", "scores.v2.md"}
+    facts = {"iteration": 20000, "options": {"preset": "student1"}}
+    assert load_results(path) == Result("student1", "NTURain", scores, facts)
+
+
+def test_json_is_plain_and_infinite_psnr_survives_it(tmp_path):
+    path = results.write(tmp_path, "x", scores_of({"a": [math.inf, 30]}), {"network": "copy", "dataset": "d"})
+
+    def no_constants(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    content = json.loads(path.read_text(), parse_constant=no_constants)
+    assert content["average"]["nturain_y"] == {"psnr": "inf", "ssim": 0.9}
+    assert content["clips"]["a"]["frames"]["00002"]["rgb"] == {"psnr": 29.0, "ssim": 0.9}
+    assert load_results(path).scores.average()["nturain_y"].psnr == math.inf
+    assert "| inf | inf |" in path.with_suffix(".md").read_text()
+
+
+def test_csv_has_a_row_a_clip_and_protocol(tmp_path):
+    path = results.write(tmp_path, "x", scores_of({"a,b": [30, 32], "c": [33]}), {"network": "n", "dataset": "d"})
+    rows = list(csv.DictReader(io.StringIO(path.with_suffix(".csv").read_text())))
+    assert [(r["clip"], r["protocol"], r["frames"], r["psnr"], r["ssim"]) for r in rows] == [
+        ("a,b", "nturain_y", "2", "31.0000", "0.900000"),
+        ("a,b", "rgb", "2", "30.0000", "0.900000"),
+        ("c", "nturain_y", "1", "33.0000", "0.900000"),
+        ("c", "rgb", "1", "32.0000", "0.900000"),
+        ("average", "nturain_y", "3", "32.0000", "0.900000"),
+        ("average", "rgb", "3", "31.0000", "0.900000"),
+    ]
+
+
+def test_table_has_the_shape_of_the_papers(tmp_path):
+    before = results.write(tmp_path, "before", scores_of({"a1": [30], "a2": [31]}), {"network": "S", "dataset": "d"})
+    scores = scores_of({"a1": [31.5], "a2": [30.5]}, ssim=0.95)
+    after = results.write(tmp_path, "after", scores, {"network": "S+CSD", "dataset": "d"}, baseline=before)
+    text = after.with_suffix(".md").read_text()
+    assert table_cells(text) == [
+        ["network", "", "a1", "a2", "average", "ΔPSNR", "ΔSSIM"],
+        ["S", "PSNR", "30.00", "31.00", "30.50", "-", ""],
+        ["", "SSIM", "0.9000", "0.9000", "0.9000", "", "-"],
+        ["S+CSD", "PSNR", "31.50", "30.50", "31.00", "+0.50", ""],
+        ["", "SSIM", "0.9500", "0.9500", "0.9500", "", "+0.0500"],
+    ]
+    assert table_cells(text, protocol=1)[3][:5] == ["S+CSD", "PSNR", "30.50", "29.50", "30.00"]
+    assert "Δ" not in before.with_suffix(".md").read_text()
+
+
+def test_averages_over_different_clips_are_not_compared():
+    both = Result("both", "d", scores_of({"a": [30], "b": [20]}))
+    only_a = Result("only a", "d", scores_of({"a": [29]}))
+    rows = table_cells(comparison_table([both, only_a], baseline=both))
+    assert rows == table_cells(comparison_table([only_a], baseline=both))
+    assert rows[0][2:4] == ["a", "average"]
+    assert rows[1][:5] == ["both", "PSNR", "30.00", "30.00", "-"]
+    assert rows[3][:5] == ["only a", "PSNR", "29.00", "29.00", "-1.00"]
+    rows = table_cells(comparison_table([both, only_a]))
+    assert rows[3] == ["only a", "PSNR", "29.00", "-", "-"]
+
+
+def test_skipped_frames_are_said():
+    result = Result("n", "d", scores_of({"a": [30, 31, 32]}).without_ends((1, 0)))
+    assert table_cells(comparison_table([result]))[1][0] == "n (without the first 1 and last 0 frames)"
+
+
+def test_published_numbers_stand_beside_ours_in_luma_only():
+    ours = Result("ours", "NTURain", scores_of({"a1": [33], "a2": [34]}))
+    text = comparison_table([ours], baseline=ours, published=True)
+    rows = {row[0]: row for row in table_cells(text)}
+    assert rows["student1 + CSD (published)"][2:6] == ["36.81", "33.33", "35.07", "+1.57"]
+    assert rows["S2VD (published)"][2:6] == ["36.39", "33.06", "34.73", "+1.23"]
+    assert [row[0] for row in table_cells(text, protocol=1)] == ["network", "ours", ""]
+    elsewhere = Result("ours", "mine", scores_of({"walk": [33]}))
+    assert "published)" not in comparison_table([elsewhere], published=True)
+
+
+def test_published_clips_average_to_the_published_averages():
+    printed = {
+        "teacher": (38.19, 0.9775),
+        "student1": (35.17, 0.9686),
+        "student1 + CSD": (36.70, 0.9733),
+        "student2": (35.19, 0.9682),
+        "student2 + CSD": (36.14, 0.9717),
+        "student3": (28.45, 0.9428),
+        "student3 + CSD": (31.68, 0.9501),
+        "PReNet": (31.04, 0.9457),
+        "SpacCNN": (31.95, 0.9389),
+        "S2VD": (36.18, 0.9630),
+    }
+    assert printed.keys() == PUBLISHED.keys()
+    for name, average in printed.items():
+        psnrs, ssims = zip(*PUBLISHED[name].values(), strict=True)
+        assert sum(psnrs) / len(psnrs) == pytest.approx(average[0], abs=0.0101)
+        assert sum(ssims) / len(ssims) == pytest.approx(average[1], abs=0.000101)
+
+
+def test_bars_in_names_do_not_break_the_table():
+    result = Result("a|b", "d", scores_of({"c": [30]}))
+    assert "| a\\|b | PSNR |" in comparison_table([result])
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("not json {", "not a results file: it is not JSON"),
+        ("[1, 2]", 'lacks "format"'),
+        ('{"format": "other"}', 'lacks "format"'),
+        ('{"format": "csd-results", "version": 99}', "version 99, but this csd reads version 1"),
+        ('{"format": "csd-results", "version": 1, "skip": [0, 0]}', "damaged results file .KeyError: 'clips'"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_wrong_files_are_named(tmp_path, content, complaint):
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    with pytest.raises(CSDError, match=complaint) as error:
+        load_results(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_damaged_numbers_are_refused(tmp_path):
+    path = results.write(tmp_path, "x", scores_of({"a": [30]}), {"network": "n", "dataset": "d"})
+    good = path.read_text()
+    for damage in (('"psnr": 30', '"psnr": "NaN"'), ('"psnr": 30', '"psnr": []'), ('"00001"', '"00001": 3, "2"')):
+        path.write_text(good.replace(*damage))
+        with pytest.raises(CSDError, match="damaged"):
+            load_results(path)
+
+
+def test_missing_file_and_missing_baseline(tmp_path):
+    with pytest.raises(CSDError, match=r"cannot read the results file .*none\.json: No such file"):
+        load_results(tmp_path / "none.json")
+    with pytest.raises(CSDError, match=r"none\.json"):
+        results.write(tmp_path, "x", scores_of({"a": [1]}), {"network": "n", "dataset": "d"}, tmp_path / "none.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_half_written(tmp_path, monkeypatch):
+    meta = {"network": "n", "dataset": "d"}
+    path = results.write(tmp_path, "x", scores_of({"a": [30]}), meta)
+    old = path.read_text()
+
+    def full_disk(self, text, **kwargs):
+        with self.open("w") as file:
+            file.write(text[: len(text) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(CSDError, match=r"cannot write the results .*x\.json: No space left"):
+        results.write(tmp_path, "x", scores_of({"a": [31]}), meta)
+    assert path.read_text() == old
+    assert {file.name for file in tmp_path.iterdir()} == {"x.json", "x.csv", "x.md"}
+
+
+def test_nothing_scored_writes_nothing(tmp_path):
+    with pytest.raises(CSDError, match="no frame was scored"):
+        results.write(tmp_path, "x", Scores(), {"network": "n", "dataset": "d"})
+    assert not list(tmp_path.iterdir())
