@@ -1,0 +1,264 @@
+"""Collaborative spatial-temporal distillation (Hu et al., ICME 2023)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csd_plugin.distill.aggregation import AGGREGATIONS
+from csd_plugin.distill.base import Objective, unknown
+from csd_plugin.distill.cell import State
+from csd_plugin.distill.spatial import Connector, pyramid
+from csd_plugin.distill.temporal import Aggregator
+from csd_plugin.errors import CSDError
+from csd_plugin.types import ClipView, Terms
+
+SCALE_SOURCES = ("feature", "frames")
+CELLS = ("joint", "frozen", "averaged")
+
+
+@dataclass
+class Trace:
+    """What one network's maps leave behind in the cells.
+
+    spatial:  per block of frames, the Connector's statuses, each (n, hidden, h, w): a block is one frame (n = B)
+              where the hints tie frames together, and all frames at once (n = L * B) where they are independent.
+    hints:    per frame, the spatial hint (B, 1, H, W); empty without the adaptor.
+    temporal: per frame, the Aggregator's state.
+    """
+
+    spatial: list[list[Tensor]] = field(default_factory=list)
+    hints: list[Tensor] = field(default_factory=list)
+    temporal: list[State] = field(default_factory=list)
+
+
+class AlignmentCells(nn.Module):
+    """All modules that learn beside the student, shared by the streams; those switched off do not exist."""
+
+    def __init__(self, *, hidden: int, spatial: bool, cross_scale: bool, temporal: bool, adaptor: bool) -> None:
+        super().__init__()
+        self.connector = Connector(hidden=hidden, cross_scale=cross_scale) if spatial else None
+        self.aggregator = Aggregator(hidden=hidden) if temporal else None
+        self.hint = nn.Conv2d(hidden, 1, kernel_size=1, bias=False) if adaptor else None
+
+    def forward(self, scales: Sequence[Tensor], *, temporal: bool = True) -> Trace:
+        """Carry one network's maps through the clip, every state starting at zero.
+
+        scales: one (L, B, 1, h, w) per scale, largest first. temporal: False leaves the Aggregator out.
+        """
+        trace = Trace()
+        if self.connector is not None and self.hint is None:
+            trace.spatial.append(self.connector([scale.flatten(0, 1) for scale in scales], None))
+        if self.aggregator is None or not temporal:
+            return trace
+
+        state = hint = None
+        for t, frame in enumerate(scales[0]):
+            if self.connector is not None and self.hint is not None:
+                trace.spatial.append(self.connector([scale[t] for scale in scales], state))
+                hint = self.hint(trace.spatial[-1][-1])
+                trace.hints.append(hint)
+            state = self.aggregator(frame, hint, state)
+            trace.temporal.append(state)
+        return trace
+
+    def collaborate(self, student: Tensor, teacher: Trace) -> list[Tensor]:
+        """Per frame of the student's map (L, B, 1, H, W), the collaborative status C_M (B, hidden, H, W).
+
+        Each takes the student's map, the teacher's hint and the teacher's state of the frame before; the state that
+        comes of it is dropped.
+        """
+        assert self.aggregator is not None
+        hints: Sequence[Tensor | None] = teacher.hints or [None] * len(student)
+        before: Sequence[State | None] = [None, *teacher.temporal[:-1]]
+        streams = zip(student, hints, before, strict=True)
+        return [self.aggregator(frame, hint, state).cell for frame, hint, state in streams]
+
+
+class CSD(Objective):
+    """The paper's distillation losses on one feature of teacher and student; their widths may differ.
+
+    Each feature becomes a one-channel map per frame. Frame by frame, the spatial module merges the map's scales and
+    compares the merged statuses (term `spatial`, equation 3); the temporal module carries a status through the clip
+    and compares the student's, and that of the student's map in the teacher's state, with the teacher's (term
+    `temporal`, equation 6); each starts from what the other found (section 2.3). Terms are means over batch, channels
+    and pixels, summed over scales, passes and streams, averaged over frames. All of it is float32 under any autocast.
+
+    aggregation: how channels become a map, see `aggregation.AGGREGATIONS`.
+    scale_source: where the smaller scales come from: the pooled `feature`, or the networks run on pooled `frames`.
+    num_scale: scales, each half of the one before. hidden: channels of the cells.
+    cells: the cells learn from the losses that they define, and can shrink those by ignoring their input.
+        `joint` lets them learn (the paper); `frozen` keeps their random start; `averaged` lets them learn in the
+        student's streams, while the teacher's status, the target, comes from their moving average (`ema_decay` a
+        step), so that the target cannot follow the student at once. With it equal features give a zero loss only
+        as long as cells and average agree.
+    multi_scale, cross_scale, independent, collaborative, adaptor: MS, CSC, ITA, CTA, STA of the paper's Table 5.
+
+    Diagnostics: `spread_spatial`, `spread_temporal`: deviation of the teacher's status over frames, batch and
+    pixels, averaged over channels, scales and passes (a falling loss means nothing when it falls with these);
+    `correlation`: Pearson's, of teacher's and student's map over a frame's pixels, averaged over frames.
+
+    Raises CSDError on options that do not go together, and on features that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        aggregation: str = "mean_squared_standardized",
+        scale_source: str = "feature",
+        num_scale: int = 3,
+        hidden: int = 16,
+        cells: str = "joint",
+        multi_scale: bool = True,
+        cross_scale: bool = True,
+        independent: bool = True,
+        collaborative: bool = True,
+        adaptor: bool = True,
+        ema_decay: float = 0.999,
+    ) -> None:
+        super().__init__()
+        temporal = independent or collaborative
+        for key, value, known in (
+            ("aggregation", aggregation, AGGREGATIONS),
+            ("scale_source", scale_source, SCALE_SOURCES),
+            ("cells", cells, CELLS),
+        ):
+            if value not in known:
+                raise CSDError(unknown(f"CSD: {key}", value, known))
+        if num_scale < 1 or hidden < 1:
+            raise CSDError(f"CSD: num_scale ({num_scale}) and hidden ({hidden}) must be at least 1")
+        if not 0 <= ema_decay < 1:
+            raise CSDError(f"CSD: ema_decay must be at least 0 and below 1, not {ema_decay}")
+        if not (multi_scale or temporal):
+            raise CSDError("CSD: nothing is left to align; switch on multi_scale, independent or collaborative")
+        if cross_scale and not multi_scale:
+            raise CSDError("CSD: cross_scale needs multi_scale; switch it on or cross_scale off")
+        if adaptor and not (multi_scale and cross_scale and temporal):
+            raise CSDError(
+                "CSD: adaptor needs multi_scale, cross_scale and one of independent, collaborative; "
+                "switch them on or adaptor off"
+            )
+
+        self.aggregate = AGGREGATIONS[aggregation]
+        self.num_scale = num_scale if multi_scale else 1
+        if scale_source == "frames":
+            self.input_scales = tuple(2**p for p in range(self.num_scale))
+        self.independent, self.collaborative, self.adaptor = independent, collaborative, adaptor
+        self.ema_decay = ema_decay
+        self.cells = AlignmentCells(
+            hidden=hidden, spatial=multi_scale, cross_scale=cross_scale, temporal=temporal, adaptor=adaptor
+        ).requires_grad_(cells != "frozen")
+        self.averaged_cells = copy.deepcopy(self.cells).requires_grad_(False) if cells == "averaged" else None
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        modules = {"spatial": self.cells.connector, "temporal": self.cells.aggregator}
+        return tuple(name for name, module in modules.items() if module is not None)
+
+    def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
+        """The terms and diagnostics of the class docstring; `target` is not used."""
+        with torch.autocast(target.device.type, enabled=False):
+            student_maps, teacher_maps = self._maps(student, teacher)
+            with torch.no_grad():
+                teacher_cells = self.cells if self.averaged_cells is None else self.averaged_cells
+                teacher_trace = teacher_cells(teacher_maps)
+            student_trace = self.cells(student_maps, temporal=self.independent or self.adaptor)
+
+            losses, diagnostics = {}, {"correlation": _correlation(student_maps[0], teacher_maps[0])}
+            if "spatial" in self.terms:
+                losses["spatial"] = _spatial_loss(student_trace, teacher_trace)
+                passes = zip(*teacher_trace.spatial, strict=True)
+                diagnostics["spread_spatial"] = torch.stack([_spread(blocks) for blocks in passes]).mean()
+            if "temporal" in self.terms:
+                losses["temporal"] = self._temporal_loss(student_maps[0], student_trace, teacher_trace)
+                diagnostics["spread_temporal"] = _spread([state.cell for state in teacher_trace.temporal])
+        return Terms(losses, diagnostics)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        if self.averaged_cells is not None:
+            pairs = zip(self.averaged_cells.parameters(), self.cells.parameters(), strict=True)
+            for average, learned in pairs:
+                average.lerp_(learned, 1 - self.ema_decay)
+
+    def _maps(self, student: ClipView, teacher: ClipView) -> tuple[list[Tensor], list[Tensor]]:
+        """Student's and teacher's maps, each a list of (L, B, 1, h, w), one per scale, largest first."""
+        scales = []
+        for scale in self.input_scales:
+            ours, theirs = _feature(student, scale, "student"), _feature(teacher, scale, "teacher").detach()
+            if ours.shape[:2] != theirs.shape[:2] or ours.shape[3:] != theirs.shape[3:]:
+                raise CSDError(
+                    f"CSD: at input scale {scale} the student's feature is {_size(ours)} and the teacher's "
+                    f"{_size(theirs)}; batch, frames, height and width must agree; tap layers of one size"
+                )
+            # Frames first, so that a frame, and all frames as one batch, are views.
+            scales.append(tuple(maps.transpose(0, 1).contiguous() for maps in self.aggregate(ours, theirs)))
+
+        height, width = scales[0][0].shape[3:]
+        if min(height, width) < 2 ** (self.num_scale - 1):
+            raise CSDError(f"CSD: a feature of {height}x{width} has no {self.num_scale} scales; use larger crops")
+        if len(scales) < self.num_scale:
+            student_maps, teacher_maps = (
+                [scale.unflatten(0, maps.shape[:2]) for scale in pyramid(maps.flatten(0, 1), self.num_scale)]
+                for maps in scales[0]
+            )
+            return student_maps, teacher_maps
+        for scale, (maps, _) in zip(self.input_scales, scales, strict=True):
+            if maps.shape[3:] != (height // scale, width // scale):
+                raise CSDError(
+                    f"CSD: at input scale {scale} the features are {maps.shape[3]}x{maps.shape[4]}, not "
+                    f"{height // scale}x{width // scale}; use scale_source: feature with these networks"
+                )
+        return [ours for ours, _ in scales], [theirs for _, theirs in scales]
+
+    def _temporal_loss(self, student_map: Tensor, student: Trace, teacher: Trace) -> Tensor:
+        targets = [state.cell for state in teacher.temporal]
+        streams = []
+        if self.independent:
+            streams.append([state.cell for state in student.temporal])
+        if self.collaborative:
+            streams.append(self.cells.collaborate(student_map, teacher))
+        return torch.stack([_distance(statuses, targets) for statuses in streams]).sum()
+
+
+def _spatial_loss(student: Trace, teacher: Trace) -> Tensor:
+    scales_and_passes = zip(zip(*student.spatial, strict=True), zip(*teacher.spatial, strict=True), strict=True)
+    return torch.stack([_distance(ours, theirs) for ours, theirs in scales_and_passes]).sum()
+
+
+def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
+    """Mean absolute difference over all elements of equally large tensors."""
+    return torch.stack([F.l1_loss(a, b) for a, b in zip(ours, theirs, strict=True)]).mean()
+
+
+def _feature(view: ClipView, scale: int, network: str) -> Tensor:
+    """The one tapped feature (B, L, C, h, w) of a network at an input scale."""
+    features = view.features.get(scale, ())
+    if len(features) != 1:
+        raise CSDError(f"CSD: needs one feature of the {network} at input scale {scale}, got {len(features)}; tap one")
+    return features[0]
+
+
+def _size(feature: Tensor) -> str:
+    return "x".join(map(str, feature.shape))
+
+
+@torch.no_grad()
+def _spread(blocks: Sequence[Tensor]) -> Tensor:
+    """Deviation per channel over everything else in equally large (n, C, h, w), averaged over channels."""
+    mean = torch.stack([x.mean(dim=(0, 2, 3)) for x in blocks]).mean(dim=0)
+    mean_square = torch.stack([x.square().mean(dim=(0, 2, 3)) for x in blocks]).mean(dim=0)
+    return (mean_square - mean.square()).clamp_min(0).sqrt().mean()
+
+
+@torch.no_grad()
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation over the pixels of each frame (L, B, 1, H, W), averaged; 0 for a constant frame."""
+    a, b = a.flatten(2), b.flatten(2)
+    a, b = a - a.mean(dim=2, keepdim=True), b - b.mean(dim=2, keepdim=True)
+    return F.cosine_similarity(a, b, dim=2).mean()

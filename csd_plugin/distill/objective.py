@@ -1,0 +1,51 @@
+"""The table of distillation objectives, building one from options, and the one place where losses are weighted."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from csd_plugin.distill.base import Objective, unknown
+from csd_plugin.distill.csd import CSD
+from csd_plugin.errors import CSDError
+
+__all__ = ["OBJECTIVES", "Objective", "build_objective", "weighted_sum"]
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "CSD": CSD,
+}
+
+
+def build_objective(opt: Mapping[str, Any]) -> Objective:
+    """The objective that options describe: `type` names it, all other keys are its constructor's keywords.
+
+    Raises CSDError on a missing or unknown type, an unknown keyword and a value that the objective refuses.
+    """
+    options = dict(opt)
+    name = options.pop("type", None)
+    if name not in OBJECTIVES:
+        raise CSDError(unknown("distillation objective: type", name, OBJECTIVES))
+    known = set(inspect.signature(OBJECTIVES[name]).parameters)
+    for key in options:
+        if key not in known:
+            raise CSDError(unknown(f"distillation objective {name}: option", key, known))
+    return OBJECTIVES[name](**options)
+
+
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Sum of weight x loss over all names, a scalar. Raises CSDError unless both hold the same names, at least one."""
+    for name in weights:
+        if name not in losses:
+            raise CSDError(unknown("loss weight", name, losses))
+    for name in losses:
+        if name not in weights:
+            raise CSDError(
+                f"loss {name!r} has no weight; give it one beside {', '.join(sorted(weights)) or 'no others'}"
+            )
+    if not losses:
+        raise CSDError("there is no loss to optimise; switch at least one on")
+    first, *others = (weights[name] * loss for name, loss in losses.items())
+    return sum(others, start=first)

@@ -1,0 +1,88 @@
+"""Features of any network, by module path, through forward hooks: the network itself is called as ever."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from csd_plugin.errors import CSDError
+
+KINDS = ("input", "output")
+#: Attributes under which wrappers (data parallel, averaging, compiled) keep the network.
+WRAPPED = ("module", "_orig_mod")
+
+
+class FeatureTap:
+    """Captures the input or output of one module at each forward pass of a network.
+
+    network: any module, or a wrapper that holds it as `.module`.
+    path: the module's name as `named_modules` gives it, such as `conv22` or `body.7`.
+    kind: `input` or `output`; of several inputs, the first.
+
+    `take()` gives the tensor of the last pass; `remove()`, or leaving a `with` block, detaches the tap.
+    Raises CSDError where there is no such module, and names the nearest ones.
+    """
+
+    def __init__(self, network: nn.Module, path: str, kind: str = "input") -> None:
+        if kind not in KINDS:
+            raise CSDError(f"feature tap {path!r}: kind must be one of {', '.join(KINDS)}, not {kind!r}")
+        self.path, self.kind = path, kind
+        self._captured: Any = None
+        module = _find(network, path)
+        if kind == "input":
+            self._handle = module.register_forward_pre_hook(self._capture_input, with_kwargs=True)
+        else:
+            self._handle = module.register_forward_hook(self._capture_output)
+
+    def take(self) -> Tensor:
+        """The feature of the last forward pass, graph and all, and forget it; a time axis of length 1 is squeezed.
+
+        (B, C, 1, H, W) -> (B, C, H, W); other shapes as they are. Raises CSDError if the module was not run since
+        the last call, or what it was given is no tensor.
+        """
+        captured, self._captured = self._captured, None
+        if captured is None:
+            raise CSDError(f"feature tap {self.path!r}: the module did not run in this forward pass; tap one that does")
+        if not isinstance(captured, Tensor):
+            raise CSDError(
+                f"feature tap {self.path!r}: its {self.kind} is a {type(captured).__name__}, not a tensor; tap another"
+            )
+        return captured.squeeze(2) if captured.ndim == 5 else captured
+
+    def remove(self) -> None:
+        self._handle.remove()
+        self._captured = None
+
+    def __enter__(self) -> FeatureTap:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.remove()
+
+    def _capture_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self._captured = next(iter((*args, *kwargs.values())), None)
+
+    def _capture_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._captured = output
+
+
+def tappable(network: nn.Module) -> dict[str, nn.Module]:
+    """Every module of the network by the path that taps it, wrappers looked through."""
+    modules = dict(network.named_modules())
+    modules.pop("", None)
+    for attribute in WRAPPED:
+        inner = getattr(network, attribute, None)
+        if isinstance(inner, nn.Module):
+            return {**tappable(inner), **modules}
+    return modules
+
+
+def _find(network: nn.Module, path: str) -> nn.Module:
+    modules = tappable(network)
+    if path not in modules:
+        near = difflib.get_close_matches(path, modules, n=5, cutoff=0)
+        raise CSDError(f"feature tap {path!r}: {type(network).__name__} has no such layer; nearest: {', '.join(near)}")
+    return modules[path]
