@@ -1,0 +1,101 @@
+"""Remove rain from a video or a folder of frames.
+
+IN is a video file or a folder of images. OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, else a
+folder of PNG files. A video keeps codec, frame rate, time stamps, colours, sound and subtitles of IN as far as OUT's
+kind of file holds them; it appears under its name only when it is whole. Frames of a folder appear one by one.
+
+examples:
+  csd derain rain.mp4 clean.mp4 --model net_g_latest.pth
+  csd derain rain.mp4 both.mp4 --model net_g_latest.pth --side-by-side --start 1:05 --end 1:15
+  csd derain a1_Rain/ a1_clean/ --model net_g_latest.pth --compare a1_GT/
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from csd_plugin.metrics.scores import Scores
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="IN", type=Path, help="video file or folder of frames")
+    parser.add_argument("output", metavar="OUT", type=Path, help="video file or folder to write")
+    parser.add_argument("--model", metavar="PATH", help="checkpoint of the network")
+    parser.add_argument("--start", type=position, default=0, metavar="AT", help="first frame: 120, 4.8s or 1:05")
+    parser.add_argument("--end", type=position, metavar="AT", help="the frame after the last, given as --start is")
+    parser.add_argument("--fps", type=Fraction, default=Fraction(25), help="frame rate of a folder (default 25)")
+    parser.add_argument("--side-by-side", action="store_true", help="write the rainy frame beside the clean one")
+    parser.add_argument("--compare", metavar="GT", type=Path, help="true frames: report PSNR and SSIM against them")
+    parser.add_argument("--keep-going", action="store_true", help="leave out what cannot be read in a damaged video")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    parser.add_argument(
+        "--memory",
+        type=int,
+        default=1024,
+        metavar="MIB",
+        help="for the network; larger frames go in tiles (default 1024)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from csd_plugin.inference.files import derain_file
+    from csd_plugin.inference.runner import Derainer
+    from csd_plugin.metrics.scores import Scores
+    from csd_plugin.weights import find_checkpoint
+
+    scores = Scores()
+
+    def score(name: str, rainy: np.ndarray, clean: np.ndarray, truth: np.ndarray | None) -> None:
+        if truth is not None:
+            scores.add("rainy", name, eight_bits(rainy), eight_bits(truth))
+            scores.add("derained", name, eight_bits(clean), eight_bits(truth))
+
+    count = derain_file(
+        args.source,
+        args.output,
+        Derainer(find_checkpoint(args.model), device=args.device, memory=args.memory),
+        start=args.start,
+        end=args.end,
+        fps=args.fps,
+        side_by_side=args.side_by_side,
+        truth=args.compare,
+        keep_going=args.keep_going,
+        observe=score,
+    )
+    print(f"{count} frames written to {args.output}")
+    if args.compare:
+        print(comparison(scores))
+
+
+def position(text: str) -> int | Fraction:
+    """'120' is a frame number; '4.8s', '1:05' and '1:02:03.5' are times in seconds."""
+    if re.fullmatch(r"\d+", text):
+        return int(text)
+    clock = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)s?", text)
+    if clock is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no place in a clip: give a frame 120, or a time 4.8s or 1:05")
+    hours, minutes, seconds = (Fraction(part or 0) for part in clock.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def eight_bits(frame: np.ndarray) -> np.ndarray:
+    """uint8 as it is, uint16 rounded: what the scoring protocols take."""
+    return frame if frame.itemsize == 1 else ((frame.astype("uint32") + 128) // 257).astype("uint8")
+
+
+def comparison(scores: Scores) -> str:
+    """Two lines: the quality of the rainy and of the derained frames in every protocol."""
+    return "\n".join(
+        f"{name:<9}"
+        + "".join(
+            f"  {protocol} {quality.psnr:.2f} dB / {quality.ssim:.4f}" for protocol, quality in clip.average().items()
+        )
+        for name, clip in scores.clips.items()
+    )

@@ -1,0 +1,67 @@
+"""Frames in, windows out, as they come; and work done ahead in a thread."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
+
+from csd_plugin.data.windows import reflect_indices
+
+Item = TypeVar("Item")
+
+
+class WindowStream(Generic[Item]):
+    """Centred windows of `num_frame` items, reflected at the ends of the clip as `reflect_indices` says.
+
+    The windows are those of the whole clip, but each is given as soon as its last item is there, and no more
+    items are kept than a window holds.
+    """
+
+    def __init__(self, num_frame: int) -> None:
+        self._num_frame = num_frame
+        self._items: deque[Item] = deque(maxlen=num_frame)
+        self._pushed = 0
+        self._given = 0
+
+    def push(self, item: Item) -> list[list[Item]]:
+        """The windows that this item completes: none or one."""
+        self._items.append(item)
+        self._pushed += 1
+        return self._windows(self._pushed - self._num_frame // 2)
+
+    def flush(self) -> list[list[Item]]:
+        """The clip has ended: its last windows. The stream is then ready for another clip."""
+        windows = self._windows(self._pushed)
+        self._items.clear()
+        self._pushed = self._given = 0
+        return windows
+
+    def _windows(self, until: int) -> list[list[Item]]:
+        """Windows of the centres up to `until`, which all lie where reflection needs nothing that is gone."""
+        first = self._pushed - len(self._items)
+        windows = []
+        while self._given < until:
+            indices = reflect_indices(self._given, self._num_frame, self._pushed)
+            windows.append([self._items[index - first] for index in indices])
+            self._given += 1
+        return windows
+
+
+def ahead(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:
+    """The same items, made in a thread of their own up to `depth` before they are asked for.
+
+    An error in making an item is raised where that item would have come.
+    """
+    end = object()
+    iterator = iter(items)
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        pending: deque[Future[Any]] = deque(worker.submit(next, iterator, end) for _ in range(depth))
+        try:
+            while (item := pending.popleft().result()) is not end:
+                pending.append(worker.submit(next, iterator, end))
+                yield item
+        finally:
+            for future in pending:
+                future.cancel()

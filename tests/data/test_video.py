@@ -1,0 +1,268 @@
+"""Video files and folders through one interface: what is read comes back, and nothing half done stays."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from csd_plugin.data.video import open_reader, open_writer
+from csd_plugin.errors import CSDError
+
+SIZE = (64, 48)
+
+
+def picture(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
+    """A smooth picture that codecs keep, its corner brighter on the left, its level telling its number."""
+    x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
+    return np.stack([40 + 10 * number + 60 * x, 200 - 100 * y, 90 + 40 * x * y], axis=2).astype(np.uint8)
+
+
+def make_video(
+    path: Path,
+    *,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    size: tuple[int, int] = SIZE,
+    times: list[int] | None = None,
+    rotation: int = 0,
+    audio: int = 0,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """A small file; `times` in milliseconds."""
+    times = [40 * i for i in range(8)] if times is None else times
+    with av.open(str(path), "w", container_options=options or {}) as container:
+        video = container.add_stream(codec, rate=25)
+        video.width, video.height = size
+        video.pix_fmt = pix_fmt
+        video.codec_context.time_base = Fraction(1, 1000)
+        video.codec_context.options = {"crf": "10", "x265-params": "log-level=error"} if "26" in codec else {}
+        if rotation:
+            video.set_display_rotation(rotation)
+        sounds = [container.add_stream("aac", rate=48000) for _ in range(audio)]
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(picture(number, size), "rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        for track, sound in enumerate(sounds):
+            for block in range(len(times) * 2):
+                tone = np.sin(np.arange(1024) * (0.1 + 0.1 * track), dtype=np.float32) * 0.2
+                frame = av.AudioFrame.from_ndarray(np.stack([tone, tone]), "fltp", "stereo")
+                frame.rate, frame.pts = 48000, block * 1024
+                container.mux(sound.encode(frame))
+            container.mux(sound.encode(None))
+    return path
+
+
+def read(path: Path, **how) -> tuple[list[np.ndarray], list[Fraction]]:
+    """Frames, and seconds at which they begin."""
+    with open_reader(path, **how) as reader:
+        frames = list(reader)
+        begins = [reader.stamp(i)[0] * reader.time_base for i in range(len(frames))]
+    return frames, begins
+
+
+def copy(source: Path, target: Path, **how) -> None:
+    with open_reader(source, **how) as reader, open_writer(target, like=reader) as writer:
+        for frame in reader:
+            writer.write(frame)
+
+
+def packets(path: Path, kind: str) -> list[list[bytes]]:
+    """Each track's packets."""
+    with av.open(str(path)) as container:
+        indices = [stream.index for stream in container.streams if stream.type == kind]
+    found = []
+    for index in indices:
+        with av.open(str(path)) as container:
+            found.append([bytes(p) for p in container.demux(container.streams[index]) if p.size])
+    return found
+
+
+def differ(a: list[np.ndarray], b: list[np.ndarray]) -> float:
+    """The largest mean difference of two frames of one number, in grey levels."""
+    assert len(a) == len(b)
+    return max(float(np.abs(x.astype(float) - y.astype(float)).mean()) for x, y in zip(a, b, strict=True))
+
+
+def test_a_copy_keeps_pixels_codec_times_and_every_sound_track(tmp_path):
+    times = [0, 40, 100, 110, 200, 240, 500, 520]
+    source = make_video(tmp_path / "in.mp4", times=times, audio=2)
+    copy(source, tmp_path / "out.mp4")
+    frames, begins = read(tmp_path / "out.mp4")
+    assert [float(begin) for begin in begins] == [time / 1000 for time in times]
+    assert differ(frames, [picture(i) for i in range(8)]) < 2.5  # the next picture is 3.3 away
+    assert differ(frames, read(source)[0]) < 2.0
+    assert packets(tmp_path / "out.mp4", "audio") == packets(source, "audio")
+    with open_reader(tmp_path / "out.mp4") as reader:
+        assert (reader.codec, reader.pix_fmt, reader.num_frames) == ("h264", "yuv420p", 8)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
+
+
+@pytest.mark.parametrize("name", ["out.mkv", "out.avi", "out.mov", "out.webm"])
+def test_other_containers_take_the_same_frames(tmp_path, name):
+    source = make_video(tmp_path / "in.mp4")
+    copy(source, tmp_path / name)
+    frames, begins = read(tmp_path / name)
+    assert differ(frames, read(source)[0]) < 1.5
+    assert np.allclose(np.diff([float(begin) for begin in begins]), 0.04, atol=0.0011)
+
+
+def test_the_picture_is_turned_as_a_viewer_shows_it(tmp_path):
+    upright = read(make_video(tmp_path / "plain.mp4"))[0][0]
+    for rotation, turns in ((90, 1), (180, 2), (-90, 3)):
+        source = make_video(tmp_path / "turned.mp4", rotation=rotation)
+        frames, _ = read(source)
+        assert differ(frames[:1], [np.rot90(upright, turns)]) < 1.0
+        copy(source, tmp_path / "out.mp4")
+        assert differ(read(tmp_path / "out.mp4")[0], frames) < 2.0  # turned once, not again on reading
+
+
+def test_ten_bits_stay_ten_bits(tmp_path):
+    source = make_video(tmp_path / "in.mp4", codec="libx265", pix_fmt="yuv420p10le")
+    frames, _ = read(source)
+    assert frames[0].dtype == np.uint16
+    assert differ([frame / 257 for frame in frames], [picture(i) for i in range(8)]) < 1.0
+    copy(source, tmp_path / "out.mp4")
+    with open_reader(tmp_path / "out.mp4") as reader:
+        assert (reader.codec, reader.pix_fmt) == ("hevc", "yuv420p10le")
+        assert differ(list(reader), frames) < 257 * 2.0
+
+
+def test_colours_do_not_drift_on_the_way_through_yuv(tmp_path):
+    """Through a lossless codec, 8-bit YUV costs rounding and no shift, whichever matrix the file names."""
+    source = make_video(tmp_path / "in.mkv", codec="ffv1")
+    copy(source, tmp_path / "out.mkv")
+    drift = np.stack(read(tmp_path / "out.mkv")[0]).astype(float) - np.stack(read(source)[0])
+    assert np.abs(drift.mean(axis=(0, 1, 2))).max() < 0.2 and np.abs(drift).mean() < 0.6
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "1.png"), np.full((48, 64, 3), (40, 200, 90), np.uint8)[..., ::-1])
+    copy(folder, tmp_path / "bt709.mkv")
+    with open_reader(tmp_path / "bt709.mkv") as reader:
+        assert reader.colors[0] == 1
+        assert np.abs(next(iter(reader)).astype(int) - (40, 200, 90)).max() <= 3
+
+
+def test_odd_sizes_one_and_two_frames(tmp_path):
+    for size, times in (((63, 47), [0]), ((63, 48), [0, 40])):
+        source = make_video(tmp_path / "in.mp4", pix_fmt="yuv444p", size=size, times=times)
+        copy(source, tmp_path / "out.mp4")
+        frames, _ = read(tmp_path / "out.mp4")
+        assert [frame.shape for frame in frames] == [(size[1], size[0], 3)] * len(times)
+
+
+@pytest.mark.parametrize("part", [{"start": 2, "end": 6}, {"start": Fraction("0.08"), "end": Fraction("0.24")}])
+def test_a_part_is_those_frames_and_their_sound(tmp_path, part):
+    source = make_video(tmp_path / "in.mp4", audio=1)
+    everything, _ = read(source)
+    assert differ(read(source, **part)[0], everything[2:6]) == 0
+    copy(source, tmp_path / "out.mp4", **part)
+    frames, begins = read(tmp_path / "out.mp4")
+    assert differ(frames, everything[2:6]) < 2.0 and begins[0] == 0
+    seconds = len(packets(tmp_path / "out.mp4", "audio")[0]) * 1024 / 48000
+    assert 0.16 <= seconds < 0.16 + 3 * 1024 / 48000
+
+
+def test_folders_keep_names_and_order_and_skip_what_is_no_image(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in (10, 9, 11):
+        cv2.imwrite(str(folder / f"frame{number}.png"), picture(number - 9)[..., ::-1])
+    (folder / "Thumbs.db").write_bytes(b"x")
+    copy(folder, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["frame10.png", "frame11.png", "frame9.png"]
+    frames, _ = read(tmp_path / "out", start=1)
+    assert differ(frames, [picture(1), picture(2)]) == 0
+    copy(folder, tmp_path / "clip.mp4", fps=Fraction(30000, 1001))
+    with open_reader(tmp_path / "clip.mp4") as reader:
+        assert reader.fps == Fraction(30000, 1001)
+    copy(tmp_path / "clip.mp4", tmp_path / "back", start=1)
+    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["00002.png", "00003.png"]
+
+
+def test_an_error_leaves_no_file_and_the_old_output_as_it_was(tmp_path):
+    source = make_video(tmp_path / "in.mp4", audio=1)
+    (tmp_path / "out.mp4").write_bytes(b"old")
+    with (
+        pytest.raises(KeyboardInterrupt),
+        open_reader(source) as reader,
+        open_writer(tmp_path / "out.mp4", like=reader) as w,
+    ):
+        w.write(next(iter(reader)))
+        raise KeyboardInterrupt
+    assert (tmp_path / "out.mp4").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
+
+
+def test_a_cut_file_is_an_error_or_what_is_left_of_it(tmp_path):
+    whole = make_video(tmp_path / "in.mp4", times=[40 * i for i in range(50)], options={"movflags": "faststart"})
+    data = whole.read_bytes()
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(data[: int(len(data) * 0.8)])
+    with pytest.raises(CSDError, match=r"cut\.mp4: the video is damaged after frame \d+"):
+        read(cut)
+    rest, _ = read(cut, keep_going=True)
+    assert 5 < len(rest) < 50
+    cut.write_bytes(make_video(tmp_path / "late.mp4").read_bytes()[:1000])
+    with pytest.raises(CSDError, match=r"cut\.mp4: "):
+        open_reader(cut, keep_going=True)
+
+
+def test_what_is_no_video_is_one_clear_line(tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a video\n" * 50)
+    sound = tmp_path / "sound.m4a"
+    with av.open(str(sound), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=48000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
+        silence.rate, silence.pts = 48000, 0
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode(None))
+    (tmp_path / "folder").mkdir()
+    for name, message in {
+        "nothing.mp4": "does not exist",
+        "empty.mp4": "empty",
+        "text.mp4": "not a video",
+        "sound.m4a": "no video",
+        "folder": "holds no images",
+    }.items():
+        with pytest.raises(CSDError, match=message) as caught:
+            open_reader(tmp_path / name)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(CSDError, match="no frames"):
+        open_reader(make_video(tmp_path / "in.mp4"), start=8)
+
+
+@pytest.mark.parametrize("name", ["list.m3u8", "disguised.mp4"])
+def test_a_playlist_cannot_reach_other_files(tmp_path, name):
+    secret = make_video(tmp_path / "secret.ts", codec="libx264")
+    lines = ["#EXTM3U", "#EXT-X-VERSION:3", "#EXT-X-TARGETDURATION:1", "#EXTINF:1,", secret.name, "#EXT-X-ENDLIST", ""]
+    (tmp_path / name).write_text("\n".join(lines))
+    (tmp_path / "concat.mp4").write_text(f"ffconcat version 1.0\nfile {secret.name}\n")
+    read(secret)
+    with av.open(str(tmp_path / "list.m3u8")) if name == "list.m3u8" else av.open(str(secret)) as container:
+        assert container.streams.video  # PyAV by itself would follow it
+    for playlist in (name, "concat.mp4"):
+        with pytest.raises(CSDError, match="not a video"):
+            open_reader(tmp_path / playlist)
+
+
+def test_outputs_that_cannot_be(tmp_path):
+    with open_reader(make_video(tmp_path / "in.mp4")) as reader:
+        for target, message in {
+            "in.mp4": "is the input too",
+            "out.m3u8": "cannot write '.m3u8'",
+            "no/out.mp4": "does not exist",
+        }.items():
+            with pytest.raises(CSDError, match=message):
+                open_writer(tmp_path / target, like=reader)
+        with open_writer(tmp_path / "out.mp4", like=reader) as writer:
+            writer.write(picture(0))
+            with pytest.raises(CSDError, match="frame 1 is 32x48"):
+                writer.write(picture(0)[:, :32])

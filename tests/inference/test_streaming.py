@@ -1,0 +1,127 @@
+"""Windows and derained frames are those of the whole clip, however they arrive."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.data.windows import reflect_indices
+from csd_plugin.errors import CSDError
+from csd_plugin.inference.runner import Derainer
+from csd_plugin.inference.streaming import WindowStream, ahead
+
+
+@given(length=st.integers(1, 20), num_frame=st.sampled_from((1, 3, 5, 7)))
+def test_stream_gives_the_windows_of_the_whole_clip_as_early_as_it_can(length, num_frame):
+    stream, windows = WindowStream(num_frame), []
+    for item in range(length):
+        windows += stream.push(item)
+        assert len(windows) == max(0, item + 1 - num_frame // 2)
+    windows += stream.flush()
+    assert windows == [reflect_indices(center, num_frame, length) for center in range(length)]
+    assert stream.flush() == []
+
+
+def test_ahead_keeps_order_and_raises_where_the_item_would_come():
+    def items():
+        yield from range(5)
+        raise CSDError("frame 5")
+
+    made = ahead(items(), depth=2)
+    assert [next(made) for _ in range(5)] == list(range(5))
+    with pytest.raises(CSDError, match="frame 5"):
+        next(made)
+
+
+def test_ahead_stops_its_thread_when_nobody_asks_any_more():
+    taken = []
+    made = ahead((taken.append(i) for i in range(1000)), depth=2)
+    next(made)
+    made.close()
+    assert len(taken) <= 4
+
+
+@pytest.fixture(scope="module")
+def network() -> SLDNet:
+    torch.manual_seed(0)
+    return SLDNet(num_frame=3, num_feat=4, num_pair=3, num_transition=2, reducing=(4, 7), init_type="kaiming").eval()
+
+
+def clip_of(length: int, dtype: type = np.uint8, height: int = 13, width: int = 17) -> np.ndarray:
+    """(length, H, W, 3)."""
+    return np.random.default_rng(length).integers(0, np.iinfo(dtype).max, (length, height, width, 3), dtype)
+
+
+@torch.no_grad()
+def slowly(network: SLDNet, clip: np.ndarray) -> np.ndarray:
+    """The whole clip, a window at a time, by the definition."""
+    peak = np.iinfo(clip.dtype).max
+    frames = []
+    for center in range(len(clip)):
+        window = clip[reflect_indices(center, network.num_frame, len(clip))].astype(np.float32) / peak
+        output = network(torch.from_numpy(window).permute(0, 3, 1, 2)[None])[0]
+        frames.append((output.clamp(0, 1).permute(1, 2, 0).double().numpy() * peak).round())
+    return np.stack(frames)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_streaming_equals_the_clip_at_once(network, length, batch):
+    clip = clip_of(length)
+    frames = list(Derainer(network, device="cpu", batch=batch)(iter(clip)))
+    assert len(frames) == length and all(frame.dtype == np.uint8 for frame in frames)
+    assert np.abs(np.stack(frames).astype(int) - slowly(network, clip)).max() <= 1  # a tie may round either way
+
+
+def test_a_frame_comes_as_soon_as_its_window_is_full_and_a_second_clip_starts_anew(network):
+    derainer = Derainer(network, device="cpu", batch=1)
+    for clip in (clip_of(4), clip_of(5)):
+        counts = [len(derainer.push(frame)) for frame in clip]
+        assert counts == [0] + [1] * (len(clip) - 1)
+        assert len(derainer.flush()) == 1
+    first = next(iter(derainer(clip_of(2))))
+    assert np.abs(first - slowly(network, clip_of(2))[0]).max() <= 1
+
+
+def test_tiles_leave_no_seam(network):
+    clip = clip_of(3, height=200, width=150)
+    whole = Derainer(network, device="cpu", memory=1024)
+    tiled = Derainer(network, device="cpu", memory=1)
+    sizes = []
+    hook = network.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[-2:].numel()))
+    a, b = list(whole(clip)), list(tiled(clip))
+    hook.remove()
+    assert sizes[0] == 200 * 150 and max(sizes[2:]) < 200 * 150
+    assert np.abs(np.stack(a).astype(int) - np.stack(b)).max() <= 1
+
+
+def test_deep_frames_and_tensors_come_back_as_they_went_in(network):
+    deep = clip_of(3, np.uint16)
+    frames = np.stack(list(Derainer(network, device="cpu")(deep)))
+    assert frames.dtype == np.uint16
+    assert np.abs(frames - slowly(network, deep)).max() <= 2
+    tensors = torch.from_numpy(deep.astype(np.float32) / 65535).permute(0, 3, 1, 2)
+    for tensor, frame in zip(Derainer(network, device="cpu")(tensors), frames, strict=True):
+        assert tensor.shape == (3, 13, 17) and torch.all((tensor >= 0) & (tensor <= 1))
+        assert np.abs(tensor.permute(1, 2, 0).numpy() * 65535 - frame).max() <= 1
+
+
+def test_mistakes_are_one_line(network):
+    derainer = Derainer(network, device="cpu")
+    with pytest.raises(CSDError, match="expected uint8 or uint16"):
+        derainer.push(np.zeros((4, 4, 3)))
+    derainer.reset()
+    derainer.push(np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(CSDError, match="a clip has frames of one kind"):
+        derainer.push(np.zeros((4, 5, 3), np.uint8))
+    with pytest.raises(CSDError, match="device 'abacus'"):
+        Derainer(network, device="abacus")
+    broken = SLDNet(preset="student2", num_feat=3)
+    with torch.no_grad():
+        broken.conv1.bias.fill_(float("nan"))
+    with pytest.raises(CSDError, match="NaN"):
+        list(Derainer(broken, device="cpu")(clip_of(2)))
