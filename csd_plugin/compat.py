@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import sys
 from collections import OrderedDict
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -73,7 +73,7 @@ def _keep_unsaved_networks(check_resume: Any) -> Any:
         check_resume(opt, resume_iter)
         for key in [key for key in opt if key.startswith("network_")]:
             pretrain, param_key = f"pretrain_{key}", f"param_key_{key.removeprefix('network_')}"
-            if before.get(pretrain) is None or os.path.isfile(opt["path"].get(pretrain) or ""):  # noqa: PTH113
+            if before.get(pretrain) is None or Path(opt["path"].get(pretrain) or "").is_file():
                 continue
             opt["path"][pretrain] = before[pretrain]
             if param_key in before:
@@ -85,8 +85,8 @@ def _keep_unsaved_networks(check_resume: Any) -> Any:
 def repair_launch() -> None:
     """Repairs for our launchers: options read as data only, resume and several processes without a GPU."""
     options = importlib.import_module("basicsr.utils.options")
-    options.ordered_yaml = _safe_ordered_yaml
-    options.init_dist = _init_dist
+    options.ordered_yaml = _safe_ordered_yaml  # type: ignore[attr-defined]
+    options.init_dist = _init_dist  # type: ignore[attr-defined]
     importlib.import_module("basicsr.train").load_resume_state = load_resume_state  # type: ignore[attr-defined]
 
 
@@ -119,7 +119,9 @@ def _init_dist(launcher: str, backend: str = "nccl", **kwargs: Any) -> None:
     else:
         from csd_plugin.errors import CSDError
 
-        raise CSDError(f"--launcher {launcher} needs GPUs and none is found; on CPU use --launcher pytorch with torchrun")
+        raise CSDError(
+            f"--launcher {launcher} needs GPUs and none is found; on CPU use --launcher pytorch with torchrun"
+        )
 
 
 def load_resume_state(opt: dict) -> dict | None:
@@ -128,16 +130,16 @@ def load_resume_state(opt: dict) -> dict | None:
     Raises:
         CSDError: the state file does not exist or cannot be read.
     """
-    from basicsr.utils import check_resume, scandir, set_random_seed
+    from basicsr.utils import check_resume, set_random_seed
 
     from csd_plugin.errors import CSDError
 
     path = opt["path"].get("resume_state")
     if opt["auto_resume"]:
-        folder = os.path.join(opt["root_path"], "experiments", opt["name"], "training_states")  # noqa: PTH118
-        states = [int(s.removesuffix(".state")) for s in scandir(folder, suffix=".state")] if os.path.isdir(folder) else []  # noqa: PTH112
+        folder = Path(opt["root_path"], "experiments", opt["name"], "training_states")
+        states = sorted(folder.glob("*.state"), key=lambda state: int(state.stem))
         if states:
-            path = opt["path"]["resume_state"] = os.path.join(folder, f"{max(states)}.state")  # noqa: PTH118
+            path = opt["path"]["resume_state"] = str(states[-1])
     if path is None:
         return None
     try:

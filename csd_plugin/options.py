@@ -64,12 +64,14 @@ class PairedVideoSection(DatasetSection):
 class PairedVideoTestSection(DatasetSection):
     """`type: PairedVideoTestDataset`."""
 
-    frame_range: tuple[int, int] | None = Field(None, description="first and last frame of every clip, from 1, inclusive")
+    frame_range: tuple[int, int] | None = Field(
+        None, description="first and last frame of every clip, from 1, inclusive"
+    )
 
 
 def section_of(cls: type) -> type[Section]:
     """The section that a class with a keyword-only, typed constructor takes: its keywords and `type`."""
-    hints = get_type_hints(cls.__init__)
+    hints = get_type_hints(cls.__init__)  # type: ignore[misc]
     fields: dict[str, Any] = {
         name: (hints[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
         for name, parameter in inspect.signature(cls).parameters.items()
@@ -125,12 +127,12 @@ def check_options(opt: Mapping[str, Any], source: str) -> None:
         _check(content, DATASETS.get(content.get("type")), f"{source}: datasets.{key}")
     for key in ("network_g", "network_t"):
         if key in opt:
-            cls = NETWORKS.get(opt[key].get("type"))
-            _check(opt[key], cls and section_of(cls), f"{source}: {key}")
+            network = NETWORKS.get(opt[key].get("type"))
+            _check(opt[key], network and section_of(network), f"{source}: {key}")
     train = opt.get("train") or {}
     if "pixel_opt" in train:
-        cls = LOSSES.get(train["pixel_opt"].get("type"))
-        _check(train["pixel_opt"], cls and section_of(cls), f"{source}: train.pixel_opt")
+        loss = LOSSES.get(train["pixel_opt"].get("type"))
+        _check(train["pixel_opt"], loss and section_of(loss), f"{source}: train.pixel_opt")
     elif opt.get("is_train"):
         raise CSDError(f"{source}: train.pixel_opt is missing; `type: PyramidSSIMLoss` is the paper's")
     if train.get("autocast") not in (None, "bf16", "fp16"):
@@ -140,9 +142,8 @@ def check_options(opt: Mapping[str, Any], source: str) -> None:
 
 
 def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
-    for key in ("network_t",):
-        if key not in opt:
-            raise CSDError(f"{source}: the section {key} is missing: a DistillModel needs its teacher")
+    if "network_t" not in opt:
+        raise CSDError(f"{source}: the section network_t is missing: a DistillModel needs its teacher")
     if not opt["path"].get("pretrain_network_t"):
         raise CSDError(f"{source}: path.pretrain_network_t is missing: name the teacher's checkpoint")
     content = opt["train"].get("distill_opt")

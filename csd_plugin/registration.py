@@ -40,5 +40,5 @@ def _register(registry, cls: type) -> None:
         from csd_plugin.errors import CSDError
 
         raise CSDError(
-            f"the toolbox's registry already has a {cls.__name__} from {present.__module__}; remove one of the two plugins"
+            f"the toolbox already has a {cls.__name__}, from {present.__module__}; remove one of the two plugins"
         )

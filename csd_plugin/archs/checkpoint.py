@@ -53,12 +53,14 @@ def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback:
             raise CSDError(f"checkpoint {path} has no entry {key!r}; it has {', '.join(map(str, list(content)[:8]))}")
         content = content[key]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CSDError(f"checkpoint {path} holds no state dict of tensors; expected one of the keys {', '.join(PARAM_KEYS)}")
+        raise CSDError(
+            f"checkpoint {path} holds no state dict of tensors; expected one of the keys {', '.join(PARAM_KEYS)}"
+        )
     return {str(name).removeprefix("module."): value for name, value in content.items()}
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> None:
-    """Put a state dict into a network, or say in one line why it does not fit. Raises CSDError, the network unchanged."""
+    """Put a state dict into a network, or raise CSDError with the reason, the network unchanged."""
     own = network.state_dict()
     for name in own.keys() & state.keys():
         if own[name].shape != state[name].shape:

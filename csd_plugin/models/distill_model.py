@@ -36,8 +36,8 @@ class DistillModel(VideoDerainModel):
             with torch.random.fork_rng():
                 self.net_t = self._build_teacher()
                 self.objective = self.model_to_device(build_objective(distill_opt))
-            self.student_tap = FeatureTap(self.net_g, self.get_bare_model(self.net_g).feature_tap, kind="input")
-            self.teacher_tap = FeatureTap(self.net_t, self.net_t.feature_tap, kind="input")
+            self.student_tap = self._tap(self.net_g)
+            self.teacher_tap = self._tap(self.net_t)
         super().init_training_settings()
 
     def _build_teacher(self) -> nn.Module:
@@ -47,6 +47,9 @@ class DistillModel(VideoDerainModel):
             teacher, path["pretrain_network_t"], path.get("strict_load_t", True), path.get("param_key_t", "params_ema")
         )
         return teacher.eval().requires_grad_(False)
+
+    def _tap(self, network: nn.Module) -> FeatureTap:
+        return FeatureTap(network, str(self.get_bare_model(network).feature_tap), kind="input")
 
     def parameters_to_optimize(self) -> list[nn.Parameter]:
         cells = [p for p in self.objective.parameters() if p.requires_grad] if self.distills else []

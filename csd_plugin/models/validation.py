@@ -38,7 +38,9 @@ class ValidationMixin:
     device: torch.device
     net_g: nn.Module
 
-    def validation(self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool = False) -> None:
+    def validation(
+        self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool = False
+    ) -> None:
         dataset = dataloader.dataset
         name = dataset.opt["name"]  # type: ignore[attr-defined]
         network = getattr(self, "net_g_ema", None) or self.get_bare_model(self.net_g)  # type: ignore[attr-defined]
@@ -82,17 +84,16 @@ class ValidationMixin:
         return scored
 
     @torch.no_grad()
-    def _predict(self, network: nn.Module, windows: Tensor) -> Tensor:
+    def _predict(self, network: Any, windows: Tensor) -> Tensor:
         """(B, T, 3, H, W) -> (B, 3, H, W) on the CPU; windows longer than the network's are cut to their middle."""
         windows = windows.to(self.device)
-        if windows.shape[1] != network.num_frame:
-            windows = slice_windows(windows, 1, network.num_frame)
-        return network(windows).float().cpu()
+        return network(slice_windows(windows, 1, network.num_frame)).float().cpu()
 
     def _toolbox_metrics(self, result: Any, truth: Any) -> dict[str, float]:
         bgr = {"img": result[..., ::-1], "img2": truth[..., ::-1]}
         return {
-            metric: float(calculate_metric(bgr, dict(opt))) for metric, opt in (self.opt["val"].get("metrics") or {}).items()
+            metric: float(calculate_metric(bgr, dict(opt)))
+            for metric, opt in (self.opt["val"].get("metrics") or {}).items()
         }
 
     def _image_path(self, dataset_name: str, clip: str, frame: str, current_iter: int | str) -> Path:
@@ -112,7 +113,11 @@ class ValidationMixin:
         summary = scores.summary() | {metric: sum(values) / len(values) for metric, values in toolbox.items()}
 
         training = self.opt["is_train"]
-        folder = Path(self.opt["path"]["experiments_root"]) / "metrics" if training else Path(self.opt["path"]["results_root"])
+        folder = (
+            Path(self.opt["path"]["experiments_root"]) / "metrics"
+            if training
+            else Path(self.opt["path"]["results_root"])
+        )
         results.write(
             folder,
             f"{name}_{current_iter}" if training else name,
@@ -121,7 +126,7 @@ class ValidationMixin:
                 "network": self.opt["name"],
                 "dataset": name,
                 "iteration": current_iter if training else None,
-                "options": {key: value for key, value in self.opt["network_g"].items()},
+                "options": dict(self.opt["network_g"]),
                 "checkpoint": self.opt["path"].get("pretrain_network_g"),
                 "parameters": sum(p.numel() for p in self.net_g.parameters()),
             },
@@ -139,7 +144,9 @@ class ValidationMixin:
                 for protocol, quality in clip_scores.average().items():
                     tb_logger.add_scalar(f"metrics/{name}/{protocol}/psnr/{clip}", quality.psnr, current_iter)
 
-    def _update_best(self, name: str, summary: dict[str, float], current_iter: int | str) -> dict[str, tuple[float, Any]]:
+    def _update_best(
+        self, name: str, summary: dict[str, float], current_iter: int | str
+    ) -> dict[str, tuple[float, Any]]:
         """Best value of each metric on a set so far, with its iteration; `better: lower` as the toolbox spells it."""
         if not hasattr(self, "best_metric_results"):
             self.best_metric_results: dict[str, dict[str, tuple[float, Any]]] = {}

@@ -110,7 +110,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         cls = getattr(torch.optim, optim_type, None)
         if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
             raise CSDError(f"train.optim_g.type: {optim_type!r} is not in torch.optim; try Adam or AdamW")
-        return cls(params, lr=lr, **kwargs)
+        return cls(params, lr=lr, **kwargs)  # type: ignore[call-arg]
 
     def model_ema(self, decay: float = 0.999) -> None:
         """The toolbox's moving average of the weights, and the buffers (BatchNorm statistics), which it leaves out."""
@@ -122,13 +122,13 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """The toolbox's, which assumes a GPU under DDP."""
         if self.device.type == "cpu" and self.opt["dist"]:
-            return DistributedDataParallel(
-                net, find_unused_parameters=self.opt.get("find_unused_parameters", False)
-            )
+            return DistributedDataParallel(net, find_unused_parameters=self.opt.get("find_unused_parameters", False))
         return super().model_to_device(net)
 
     # ------------------------------------------------------------------ files
-    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params") -> None:
+    def load_network(
+        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
+    ) -> None:
         """Weights of any file that `read_state_dict` reads; the entry `param_key` if it is there, else another."""
         logger = get_root_logger()
         net = net.module if isinstance(net, (DataParallel, DistributedDataParallel)) else net
