@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from csd_plugin.errors import CSDError
 from csd_plugin.types import PairedSequence
@@ -31,6 +33,7 @@ SPLITS = {
     "real": "Dataset_Testing_RealRain",
 }
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+_NUMBER = r"\d{1,18}"  # what is longer is no frame's number, and slow to read as one
 _CLIP_FOLDER = re.compile(r"(?P<scene>.+)_(?:(?P<truth>GT)|Rain(?:_\d+)?)", re.IGNORECASE)
 
 
@@ -46,7 +49,7 @@ def is_clip_name(folder: str) -> bool:
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key by which frame2 comes before frame10."""
-    parts = re.findall(r"\d+|\D+", name)
+    parts = re.findall(rf"{_NUMBER}|\D+", name)
     return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts)
 
 
@@ -73,7 +76,7 @@ def find_sequences(
     rainy, truth = _clip_folders(list(keys), split, root)
     chosen = rainy if clips is None else _choose(rainy, clips, split)
     sequences = [_pair(clip, truth.get(clip.scene), split) for clip in chosen]
-    _say_once(sequences, rainy, truth)
+    _say_once(sequences, rainy, truth, split)
     return sequences
 
 
@@ -91,13 +94,13 @@ def _clip_folders(keys: list[str], split: str, root: str | Path) -> tuple[list[_
     for key in keys:
         folders[key.rpartition("/")[0]].append(key)
     if not folders:
-        raise CSDError(f"{root}: no images found: give the folder that holds {SPLITS[split]}")
+        raise CSDError(f"{root or 'the data set'}: no images found: give the folder that holds {SPLITS[split]}")
 
     rainy: dict[str, _Clip] = {}
     truth: dict[str, _Clip] = {}
     elsewhere: list[str] = []
     splits_seen: set[str] = set()
-    above = Path(root).absolute().parts if root else ()
+    above = Path(os.path.normpath(Path(root).absolute())).parts if root else ()
     for path, frames in folders.items():
         parts = (*above, *PurePosixPath(path).parts)
         where = next((part for part in reversed(parts) if part in SPLITS.values()), None)
@@ -133,14 +136,15 @@ def _clip_folders(keys: list[str], split: str, root: str | Path) -> tuple[list[_
 
 
 def _wrong_root(root: str | Path, split: str, found: list[str], splits_seen: set[str]) -> CSDError:
+    where = root or "the data set"
     expected = f"{SPLITS[split]}/NAME_Rain{'_NN' if split == 'train' else ''}"
     if SPLITS[split] in splits_seen:
-        return CSDError(f"{root}: no rainy clip in {SPLITS[split]}: expected {expected} with images")
+        return CSDError(f"{where}: no rainy clip in {SPLITS[split]}: expected {expected} with images")
     others = [name for name, folder in SPLITS.items() if folder in splits_seen]
     cure = f"set split: {' or '.join(others)}, or " if others else ""
     listing = ", ".join(found[:5]) + (", .." if len(found) > 5 else "")
     return CSDError(
-        f"{root}: no {expected} (found: {listing}): {cure}set dataroot to the folder that holds {SPLITS[split]}"
+        f"{where}: no {expected} (found: {listing}): {cure}set dataroot to the folder that holds {SPLITS[split]}"
     )
 
 
@@ -168,7 +172,9 @@ def _read_names(clips: str | Path | Sequence[str]) -> tuple[str, list[str]]:
     try:
         text = Path(clips).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise CSDError(f"clips: list file {clips} cannot be read ({error.strerror}): give its path") from error
+        raise CSDError(
+            f"clips: list file {clips} cannot be read ({error.strerror}): give its path, or a list of names"
+        ) from error
     except UnicodeDecodeError as error:
         raise CSDError(f"clips: list file {clips} is no UTF-8 text: write one clip name a line") from error
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
@@ -176,45 +182,43 @@ def _read_names(clips: str | Path | Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _pair(rain: _Clip, truth: _Clip | None, split: str) -> PairedSequence:
-    lq = sorted(_by_stem(rain).values(), key=natural_key)
+    """Pair by name, or else by number; every frame of either side must have its partner."""
+    _refuse_doubles(rain)
+    lq = tuple(sorted(rain.keys, key=natural_key))
     if truth is None:
         if split == "train":
             raise CSDError(
                 f"{rain.name}: no clean frames: put them into {rain.scene}_GT beside {PurePosixPath(rain.path).name}, "
                 f"or leave the clip out (clips: a list file)"
             )
-        return PairedSequence(rain.name, tuple(lq))
+        return PairedSequence(rain.name, lq)
 
+    _refuse_doubles(truth)
+    lonely: list[tuple[str, _Clip]] = []
     for label in (_stem, _number):
-        partners = _labelled(truth.keys, label)
-        names = _labelled(rain.keys, label)
-        if names is not None and partners is not None and names.keys() == partners.keys():
-            return PairedSequence(rain.name, tuple(lq), tuple(partners[label(key)] for key in lq))
-    raise _do_not_pair(rain, truth)
-
-
-def _by_stem(clip: _Clip) -> dict[str, str]:
-    stems: dict[str, str] = {}
-    for key in clip.keys:
-        other = stems.setdefault(_stem(key), key)
-        if other != key:
-            raise CSDError(f"{clip.name}: one frame in two files, {other} and {key}: remove one of them")
-    return stems
-
-
-def _do_not_pair(rain: _Clip, truth: _Clip) -> CSDError:
-    rain_stems, truth_stems = _by_stem(rain), _by_stem(truth)
-    lonely = [(key, truth) for stem, key in rain_stems.items() if stem not in truth_stems]
-    lonely += [(key, rain) for stem, key in truth_stems.items() if stem not in rain_stems]
+        rainy, clean = _labelled(rain.keys, label), _labelled(truth.keys, label)
+        if rainy is None or clean is None:
+            continue
+        if rainy.keys() == clean.keys():
+            return PairedSequence(rain.name, lq, tuple(clean[label(key)] for key in lq))
+        lonely = [(rainy[name], truth) for name in rainy.keys() - clean.keys()]
+        lonely += [(clean[name], rain) for name in clean.keys() - rainy.keys()]
     key, other = min(lonely, key=lambda pair: natural_key(_stem(pair[0])))
-    counts = f"{len(rain_stems)} rainy and {len(truth_stems)} clean frames"
-    return CSDError(
-        f"{rain.name}: {counts} do not pair by name or number: {key} has no partner in {other.path}: "
-        f"restore or rename it, or leave the clip out (clips: a list file)"
+    raise CSDError(
+        f"{rain.name}: {len(rain.keys)} rainy and {len(truth.keys)} clean frames do not pair by name or number: "
+        f"{key} has no partner in {other.path}: restore or rename it, or leave the clip out (clips: a list file)"
     )
 
 
-def _labelled(keys: list[str], label) -> dict | None:
+def _refuse_doubles(clip: _Clip) -> None:
+    seen: dict[str, str] = {}
+    for key in clip.keys:
+        other = seen.setdefault(_stem(key), key)
+        if other != key:
+            raise CSDError(f"{clip.name}: one frame in two files, {other} and {key}: remove one of them")
+
+
+def _labelled(keys: list[str], label: Callable[[str], Any]) -> dict[Any, str] | None:
     """Label -> key, or None where two keys share a label or one has none."""
     labelled = {label(key): key for key in keys}
     return labelled if len(labelled) == len(keys) and None not in labelled else None
@@ -228,12 +232,15 @@ def _stem(key: str) -> str:
 
 def _number(key: str) -> int | None:
     """The last number in a frame's name."""
-    numbers = re.findall(r"\d+", _stem(key))
+    numbers = re.findall(_NUMBER, _stem(key))
     return int(numbers[-1]) if numbers else None
 
 
-def _say_once(sequences: list[PairedSequence], rainy: list[_Clip], truth: dict[str, _Clip]) -> None:
+def _say_once(sequences: list[PairedSequence], rainy: list[_Clip], truth: dict[str, _Clip], split: str) -> None:
     """One line for each kind of harmless oddity."""
+    blind = [sequence.name for sequence in sequences if sequence.gt is None]
+    if blind and split != "real":
+        logger.warning("%d clips have no clean frames and cannot be scored: %s", len(blind), ", ".join(blind[:3]))
     scenes = {clip.scene for clip in rainy}
     unused = sorted(set(truth) - scenes, key=natural_key)
     if unused:
@@ -251,7 +258,7 @@ def _first_gap(sequence: PairedSequence) -> str | None:
     steps = [b - a for a, b in pairwise(numbers) if a is not None and b is not None]
     if not steps or len(steps) != len(numbers) - 1:
         return None
-    usual = min(steps)
+    usual = max(min(steps), 1)
     for i, step in enumerate(steps):
         if step > usual:
             return f"{sequence.name}: {_stem(sequence.lq[i])} -> {_stem(sequence.lq[i + 1])}"

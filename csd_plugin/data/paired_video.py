@@ -76,6 +76,7 @@ class PairedVideoDataset(Dataset):
             for start in clip_starts(len(sequence.lq), self.num_frame)
         ]
         self._batches = 0
+        self._in_worker = False
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -86,11 +87,13 @@ class PairedVideoDataset(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """One batch; torch's loader calls this, so that the count of calls is the count of batches."""
         worker = get_worker_info()
+        if worker is not None and not self._in_worker:
+            _enter_worker(self.store, worker.num_workers)
+            self._in_worker = True
+            self._batches = 0  # the main process may have looked at some items
         seed, batch = torch.initial_seed(), self._batches
         if worker is not None:
-            if self._batches == 0:
-                _enter_worker(self.store, worker.num_workers)
-            seed, batch = worker.seed - worker.id, self._batches * worker.num_workers + worker.id
+            seed, batch = worker.seed - worker.id, batch * worker.num_workers + worker.id
         self._batches += 1
         return [
             self._sample(index, np.random.default_rng((seed % 2**64, batch, place)))

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from csd_plugin.data.layout import is_clip_name, is_frame_name
 from csd_plugin.errors import CSDError
@@ -61,8 +61,8 @@ class FolderStore(FrameStore):
     """Image files in folders below `root`.
 
     Raises CSDError where `root` is no folder. With `cache_mb`, the last used decoded frames are kept, in at
-    most so many MB (2^20 bytes); loader workers have a share each, and keep it only as long as they live
-    (BasicSR: `persistent_workers: true`).
+    most so many MB (2^20 bytes). The workers of a loader have an equal share each, and keep it as long as they
+    live: without `persistent_workers` that is one epoch.
     """
 
     def __init__(self, root: str | Path, cache_mb: float = 0) -> None:
@@ -78,7 +78,7 @@ class FolderStore(FrameStore):
         frames: list[str] = []
         strays: Counter[str] = Counter()
         empty: list[str] = []
-        for folder, subfolders, files in _walk(self.root):
+        for folder, files in _walk(self.root):
             found = [folder + name for name in files if is_frame_name(name)]
             frames += found
             strays.update(name for name in files if not is_frame_name(name))
@@ -174,10 +174,9 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
     if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
         raise CSDError(f"{where}: the JPEG ends early ({len(data)} bytes): restore the file")
     try:
-        # An empty buffer is an assertion of OpenCV, as are sizes beyond its limits: both are cv2.error.
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error as error:
-        raise CSDError(f"{where}: no readable image ({error.err}): restore the file") from error
+    except cv2.error:  # what OpenCV asserts: that there are bytes at all, and sizes within its limits
+        image = None
     if image is None:
         raise CSDError(f"{where}: no readable image ({len(data)} bytes, damaged or cut short): restore the file")
     if image.dtype == np.uint16:
@@ -191,11 +190,12 @@ def header_shape(file: BinaryIO) -> tuple[int, int] | None:
     """(height, width) as `decode_image` will give them, from an image file's header; None where only decoding tells."""
     try:
         with Image.open(file) as image:
-            # Formats and their decoders differ in how they report the size of a picture lying on its side.
-            if image.getexif().get(_EXIF_ORIENTATION, 1) > 4:
-                return None
+            # Pillow would decode a whole PNG to look for orientation behind its pixels.
+            exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+            if exif.get(_EXIF_ORIENTATION, 1) > 4:
+                return None  # lying on its side: formats differ in which of the two sizes they report
             return image.height, image.width
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError):
+    except (OSError, Image.DecompressionBombError, SyntaxError, ValueError):
         return None
 
 
@@ -213,8 +213,8 @@ def _jpeg_is_whole(data: bytes) -> bool:
     return False
 
 
-def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """(folder relative to root, '' or ending in '/', its subfolders, its files), without hidden folders."""
+def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder relative to root, '' or ending in '/', its files), without hidden folders."""
     waiting = [("", 0)]
     while waiting:
         folder, depth = waiting.pop()
@@ -229,7 +229,7 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
                         files.append(entry.name)
         except OSError as error:
             raise CSDError(f"{root / folder}: cannot be listed ({error.strerror}): mend its permissions") from error
-        yield folder, subfolders, files
+        yield folder, files
         if depth < _MAX_DEPTH:
             waiting += [(f"{folder}{name}/", depth + 1) for name in subfolders]
 

@@ -1,0 +1,213 @@
+import io
+import logging
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic import moving_scene, write_image
+
+from csd_plugin.data.store import FolderStore, FrameCache, decode_image, open_store
+from csd_plugin.errors import CSDError
+
+PICTURE = moving_scene(1, 24, 36, seed=0)[0]
+
+
+def encoded(image, form, **options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i, frame in enumerate(moving_scene(4, 24, 36, seed=1)):
+        write_image(tmp_path / "clip" / f"{i}.png", frame)
+    return tmp_path
+
+
+def test_keys_and_frames(folder):
+    store = open_store(folder)
+    assert store.keys() == [f"clip/{i}.png" for i in range(4)]
+    for key, frame in zip(store.keys(), moving_scene(4, 24, 36, seed=1), strict=True):
+        assert np.array_equal(store.read(key), frame)
+        assert np.array_equal(store.read_crop(key, 3, 5, 10, 20), frame[3:13, 5:25])
+        assert store.shape(key) == (24, 36)
+
+
+def test_shape_reads_no_pixels(folder):
+    file = folder / "clip" / "0.png"
+    file.write_bytes(file.read_bytes()[:60])
+    store = FolderStore(folder)
+    assert store.shape("clip/0.png") == (24, 36)
+    with pytest.raises(CSDError, match=r"0\.png: no readable image"):
+        store.read("clip/0.png")
+
+
+@pytest.mark.parametrize("what", ["missing", "file"])
+def test_root_must_be_a_folder(tmp_path, what):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CSDError, match=f"{what} (does not exist|is not a folder): give the folder"):
+        open_store(tmp_path / what)
+
+
+def test_strays_are_ignored_and_said_once(folder, caplog):
+    for name in ("clip/Thumbs.db", "Thumbs.db", "clip/.DS_Store", "clip/._0.png", "notes.txt", "__MACOSX/clip/0.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    (folder / "t1_GT").mkdir()
+    with caplog.at_level(logging.WARNING):
+        assert FolderStore(folder).keys() == [f"clip/{i}.png" for i in range(4)]
+    strays, empty = (record.getMessage() for record in caplog.records)
+    assert "ignored: 5 (Thumbs.db (2x)" in strays
+    assert "clips without images: 1 (t1_GT)" in empty
+
+
+def test_circle_of_links_ends(folder):
+    (folder / "clip" / "again").symlink_to(folder, target_is_directory=True)
+    assert set(FolderStore(folder).keys()) >= {f"clip/{i}.png" for i in range(4)}
+
+
+def test_grey_alpha_palette_and_16_bits_become_8_bit_rgb():
+    rgb = Image.fromarray(PICTURE)
+    grey = np.asarray(rgb.convert("L"))
+    alpha = rgb.convert("RGBA")
+    alpha.putalpha(Image.fromarray(grey))
+    palette = rgb.convert("P")
+    assert np.array_equal(decode_image(encoded(rgb.convert("L"), "PNG"), "x"), np.dstack([grey] * 3))
+    assert np.array_equal(decode_image(encoded(alpha, "PNG"), "x"), PICTURE)
+    assert np.array_equal(decode_image(encoded(palette, "PNG"), "x"), np.asarray(palette.convert("RGB")))
+
+    deep = np.random.default_rng(0).integers(0, 65536, (24, 36), dtype=np.uint16)
+    deep[0, :2] = 0, 65535
+    data = cv2.imencode(".png", deep)[1].tobytes()
+    expected = np.round(deep / 257).astype(np.uint8)
+    assert np.array_equal(decode_image(data, "x"), np.dstack([expected] * 3))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp", ".ppm"])
+def test_formats(tmp_path, suffix):
+    write_image(tmp_path / f"0{suffix}", PICTURE)
+    store = FolderStore(tmp_path)
+    (key,) = store.keys()
+    assert store.shape(key) == store.read(key).shape[:2] == (24, 36)
+    assert np.abs(store.read(key).astype(int) - PICTURE).mean() < (8 if suffix in (".jpg", ".webp") else 0.01)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_exif_orientation_is_applied_to_pixels_and_shape(tmp_path, form, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / f"0.{form.lower()}").write_bytes(encoded(Image.fromarray(PICTURE), form, exif=exif.tobytes()))
+    store = FolderStore(tmp_path)
+    (key,) = store.keys()
+    shape = store.shape(key)
+    assert shape == store.read(key).shape[:2]
+    if form == "JPEG":
+        turned = np.rot90(PICTURE, {3: 2, 6: 3}[orientation])
+        assert shape == turned.shape[:2]
+        assert np.abs(store.read(key).astype(int) - turned).mean() < 8
+
+
+def test_every_truncation_of_a_jpeg_is_an_error_naming_the_file():
+    whole = encoded(Image.fromarray(PICTURE), "JPEG")
+    thumbnail = encoded(Image.fromarray(PICTURE), "JPEG", exif=b"Exif\0\0" + whole)  # holds an end marker early on
+    for data in (whole, thumbnail):
+        decode_image(data, "x")
+        for length in range(0, len(data) - 1, 7):
+            for cut in (data[:length], data[:length] + bytes(len(data) - length)):
+                with pytest.raises(CSDError, match=r"^t1/3\.jpg: .*restore the file") as error:
+                    decode_image(cut, "t1/3.jpg")
+                assert "\n" not in str(error.value)
+
+
+def test_bytes_behind_the_end_of_a_jpeg_do_no_harm():
+    whole = encoded(Image.fromarray(PICTURE), "JPEG", progressive=True)
+    for trailer in (b"\0" * 9, b"SEFT trailer", b"\xff"):
+        assert np.array_equal(decode_image(whole + trailer, "x"), decode_image(whole, "x"))
+
+
+def test_float_pixels_are_refused():
+    data = cv2.imencode(".tif", PICTURE.astype(np.float32))[1].tobytes()
+    with pytest.raises(CSDError, match=r"0\.tif: pixels of type float32: convert"):
+        decode_image(data, "0.tif")
+
+
+def test_a_missing_file_and_one_that_changed(folder):
+    store = FolderStore(folder)
+    with pytest.raises(CSDError, match=r"9\.png: cannot be read"):
+        store.read("clip/9.png")
+    with pytest.raises(CSDError, match=r"9\.png: cannot be read"):
+        store.shape("clip/9.png")
+    assert store.shape("clip/0.png") == (24, 36)
+    write_image(folder / "clip" / "0.png", PICTURE[:10])
+    with pytest.raises(CSDError, match=r"0\.png: 36x10 pixels.*36x24"):
+        store.read("clip/0.png")
+
+
+def test_damaged_bytes_end_in_an_image_or_in_one_line():
+    rng = np.random.default_rng(0)
+    for form in ("JPEG", "PNG", "BMP", "TIFF", "WEBP"):
+        whole = np.frombuffer(encoded(Image.fromarray(PICTURE), form), np.uint8)
+        for _ in range(40):
+            data = whole.copy()
+            data[rng.integers(min(len(data), 200), size=3)] = rng.integers(256, size=3)
+            try:
+                assert decode_image(data.tobytes(), "x").dtype == np.uint8
+            except CSDError as error:
+                assert str(error).startswith("x: ") and "\n" not in str(error)
+
+
+def test_cache_returns_the_same_frames_without_reading_again(folder):
+    store = FolderStore(folder, cache_mb=1)
+    first = store.read("clip/0.png")
+    (folder / "clip" / "0.png").unlink()
+    assert store.read("clip/0.png") is first
+    with pytest.raises(ValueError, match="read-only"):
+        first[0, 0, 0] = 1
+    assert FolderStore(folder).read("clip/1.png") is not FolderStore(folder).read("clip/1.png")
+
+
+def test_cache_holds_the_last_used_within_its_limit():
+    frame = np.zeros((10, 10, 3), np.uint8)
+    cache = FrameCache(3 * frame.nbytes + 299)
+    for key in "abc":
+        cache.put(key, frame.copy())
+    assert cache.get("a") is not None
+    cache.put("d", frame.copy())
+    assert [key for key in "abcd" if cache.get(key) is not None] == ["a", "c", "d"]
+    assert cache.size == 3 * frame.nbytes <= cache.limit
+    cache.put("large", np.zeros((20, 20, 3), np.uint8))
+    assert cache.get("large") is None and cache.size == 3 * frame.nbytes
+
+
+def test_a_pickled_store_is_usable_and_leaves_its_frames_behind(folder):
+    store = FolderStore(folder, cache_mb=1)
+    empty = len(pickle.dumps(store))
+    frames = [store.read(f"clip/{i}.png").copy() for i in range(4)]
+    data = pickle.dumps(store)
+    assert len(data) < empty + 500
+    copy = pickle.loads(data)
+    assert all(np.array_equal(copy.read(key), frame) for key, frame in zip(copy.keys(), frames, strict=True))
+
+
+def test_workers_share_the_memory(folder):
+    frame = 24 * 36 * 3
+    store = FolderStore(folder, cache_mb=4 * frame / 2**20)
+    store.enter_worker(num_workers=2)
+    kept = [store.read(f"clip/{i}.png") for i in range(4)]
+    assert [store.read(f"clip/{i}.png") is kept[i] for i in (2, 3)] == [True, True]
+    assert store.read("clip/0.png") is not kept[0]
+
+
+def test_real_frames(shared):
+    store = open_store(shared / "data" / "NTURain", cache_mb=0)
+    keys = store.keys()
+    assert len(keys) == 168 * 2 + 60
+    for key in (keys[0], keys[-1]):
+        expected = np.asarray(Image.open(shared / "data" / "NTURain" / key))
+        frame = store.read(key)
+        assert store.shape(key) == frame.shape[:2] == (480, 640)
+        assert np.abs(frame.astype(int) - expected).max() <= 3  # decoders round differently
