@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,8 +22,8 @@ def sum_squared(feature: Tensor) -> Tensor:
     return feature.sum(dim=2, keepdim=True, dtype=torch.float32).square()
 
 
-def _each(one: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    return lambda student, teacher: (one(student), one(teacher))
+def _each(one: Callable[[Tensor], Tensor], student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    return one(student), one(teacher)
 
 
 def mean_squared_standardized(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,7 +40,7 @@ def mean_squared_standardized(student: Tensor, teacher: Tensor) -> tuple[Tensor,
 
 #: name -> (student's feature, teacher's feature), each (B, L, C, H, W), to their maps, each (B, L, 1, H, W).
 AGGREGATIONS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "mean_squared": _each(mean_squared),
-    "sum_squared": _each(sum_squared),
+    "mean_squared": partial(_each, mean_squared),
+    "sum_squared": partial(_each, sum_squared),
     "mean_squared_standardized": mean_squared_standardized,
 }

@@ -66,7 +66,9 @@ class _ThinConv(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             taps = weight.permute(1, 2, 3, 0).reshape(-1, grad.shape[1], 1, 1)
-            grad_x = F.fold(F.conv2d(grad, taps).flatten(2), x.shape[2:], kernel_size=3, padding=1)
+            with torch.autocast(grad.device.type, enabled=False):  # backward() may be called inside an autocast
+                grad_taps = F.conv2d(grad, taps)
+            grad_x = F.fold(grad_taps.flatten(2), x.shape[2:], kernel_size=3, padding=1)
         _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
             grad, x, weight, [len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, *ctx.needs_input_grad[1:]]
         )

@@ -208,9 +208,12 @@ def test_autocast_leaves_losses_in_float32():
     objective = build()
     student, teacher = features()
     expected = run(objective, student, teacher).losses
+    (expected_gradient,) = torch.autograd.grad(sum(expected.values()), student[1])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = run(objective, student, teacher).losses
+        (gradient,) = torch.autograd.grad(sum(losses.values()), student[1])
         half = run(objective, {1: student[1].bfloat16()}, {1: teacher[1].bfloat16()}).losses
+    assert torch.equal(gradient, expected_gradient)
     for name in expected:
         assert losses[name].dtype == half[name].dtype == torch.float32
         assert torch.equal(losses[name], expected[name])
