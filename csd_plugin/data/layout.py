@@ -17,7 +17,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -80,12 +80,14 @@ def find_sequences(
     return sequences
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Clip:
+    """One folder of frames: t1_Rain_02 has the scene t1, and so has t1_GT."""
+
     path: str
     name: str
     scene: str
-    keys: list[str] = field(default_factory=list)
+    keys: list[str]
 
 
 def _clip_folders(keys: list[str], split: str, root: str | Path) -> tuple[list[_Clip], dict[str, _Clip]]:
@@ -98,45 +100,43 @@ def _clip_folders(keys: list[str], split: str, root: str | Path) -> tuple[list[_
 
     rainy: dict[str, _Clip] = {}
     truth: dict[str, _Clip] = {}
-    elsewhere: list[str] = []
-    splits_seen: set[str] = set()
+    strange: list[str] = []
     above = Path(os.path.normpath(Path(root).absolute())).parts if root else ()
-    for path, frames in folders.items():
-        parts = (*above, *PurePosixPath(path).parts)
-        where = next((part for part in reversed(parts) if part in SPLITS.values()), None)
-        if where is None:
-            continue
-        splits_seen.add(where)
-        if where != SPLITS[split]:
-            continue
-        match = _CLIP_FOLDER.fullmatch(parts[-1])
+    split_of = {path: _split_folder((*above, *PurePosixPath(path).parts)) for path in folders}
+    for path in (path for path, folder in split_of.items() if folder == SPLITS[split]):
+        folder = (*above, *PurePosixPath(path).parts)[-1]
+        match = _CLIP_FOLDER.fullmatch(folder)
         if match is None:
-            elsewhere.append(path)
+            strange.append(path)
             continue
-        name = re.sub(r"_Rain$", "", parts[-1], flags=re.IGNORECASE)
-        clip = _Clip(path or str(root), name, match["scene"], frames)
+        name = re.sub(r"_Rain$", "", folder, flags=re.IGNORECASE)
+        clip = _Clip(path or str(root), name, match["scene"], folders[path])
         known, label = (truth, clip.scene) if match["truth"] else (rainy, clip.name)
-        if label in known:
+        if known.setdefault(label, clip) is not clip:
             raise CSDError(
-                f"{parts[-1]} is there twice, {known[label].path} and {clip.path}: "
+                f"{folder} is there twice, {known[label].path} and {clip.path}: "
                 f"point dataroot at one data set, or remove one of the folders"
             )
-        known[label] = clip
-
     if not rainy:
-        raise _wrong_root(root, split, sorted({key.split("/")[0] for key in keys}), splits_seen)
-    if elsewhere:
+        raise _wrong_root(root, split, keys, set(split_of.values()))
+    if strange:
         logger.warning(
-            "%s: ignored %d folders of images whose names are not NAME_GT, NAME_Rain or NAME_Rain_NN: %s",
+            "%s: folders of images not named NAME_GT, NAME_Rain or NAME_Rain_NN, ignored: %d (%s)",
             root or SPLITS[split],
-            len(elsewhere),
-            ", ".join(elsewhere[:3]),
+            len(strange),
+            ", ".join(strange[:3]),
         )
     return sorted(rainy.values(), key=lambda clip: natural_key(clip.name)), truth
 
 
-def _wrong_root(root: str | Path, split: str, found: list[str], splits_seen: set[str]) -> CSDError:
+def _split_folder(parts: Sequence[str]) -> str | None:
+    """The innermost folder of a path that is a split's."""
+    return next((part for part in reversed(parts) if part in SPLITS.values()), None)
+
+
+def _wrong_root(root: str | Path, split: str, keys: list[str], splits_seen: set[str | None]) -> CSDError:
     where = root or "the data set"
+    found = sorted({key.split("/")[0] for key in keys})
     expected = f"{SPLITS[split]}/NAME_Rain{'_NN' if split == 'train' else ''}"
     if SPLITS[split] in splits_seen:
         return CSDError(f"{where}: no rainy clip in {SPLITS[split]}: expected {expected} with images")
@@ -240,11 +240,11 @@ def _say_once(sequences: list[PairedSequence], rainy: list[_Clip], truth: dict[s
     """One line for each kind of harmless oddity."""
     blind = [sequence.name for sequence in sequences if sequence.gt is None]
     if blind and split != "real":
-        logger.warning("%d clips have no clean frames and cannot be scored: %s", len(blind), ", ".join(blind[:3]))
+        logger.warning("clips without clean frames, which cannot be scored: %d (%s)", len(blind), ", ".join(blind[:3]))
     scenes = {clip.scene for clip in rainy}
     unused = sorted(set(truth) - scenes, key=natural_key)
     if unused:
-        logger.warning("%d clean clips have no rainy one and are not used: %s", len(unused), ", ".join(unused[:3]))
+        logger.warning("clean clips without a rainy one, not used: %d (%s)", len(unused), ", ".join(unused[:3]))
     gaps = [gap for sequence in sequences if (gap := _first_gap(sequence))]
     if gaps:
         logger.warning(

@@ -198,7 +198,7 @@ def check_sizes(store: FrameStore, sequences: Sequence[PairedSequence]) -> list[
     Raises CSDError naming the first frame whose size is not that of its clip's first rainy frame.
     """
     sizes = []
-    for sequence in tqdm(sequences, desc="sizes of frames", unit="clip", leave=False, delay=2):
+    for sequence in tqdm(sequences, desc="sizes of frames", unit="clip", leave=False, delay=2, disable=None):
         size = store.shape(sequence.lq[0])
         for key in (*sequence.lq, *(sequence.gt or ())):
             height, width = store.shape(key)
@@ -224,7 +224,7 @@ def _dataroot(opt: Options) -> str:
 
 
 def _find(store: FrameStore, opt: Options, split: str) -> list[PairedSequence]:
-    return find_sequences(store.keys(), opt.get("split", split), clips=opt.get("clips"), root=_dataroot(opt))
+    return find_sequences(store.keys(), opt.get("split") or split, clips=opt.get("clips"), root=_dataroot(opt))
 
 
 def _frame_range(asked: Sequence[int] | None, sequence: PairedSequence) -> range:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 # The deepest tree that is walked: parent / root / split / clip / nested clip. It also ends circles of links.
 _MAX_DEPTH = 5
-_EXIF_ORIENTATION = 0x0112
+_EXIF_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 
 
@@ -192,7 +192,7 @@ def header_shape(file: BinaryIO) -> tuple[int, int] | None:
         with Image.open(file) as image:
             # Pillow would decode a whole PNG to look for orientation behind its pixels.
             exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-            if exif.get(_EXIF_ORIENTATION, 1) > 4:
+            if exif.get(_EXIF_ORIENTATION) in _LYING:
                 return None  # lying on its side: formats differ in which of the two sizes they report
             return image.height, image.width
     except (OSError, Image.DecompressionBombError, SyntaxError, ValueError):

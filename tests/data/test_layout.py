@@ -157,10 +157,10 @@ def test_harmless_oddities_are_said_once(caplog):
         assert names(keys, "test") == ["a"]
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 4
-    assert any("2 folders of images" in line and "preview" in line for line in said)
-    assert any("1 clean clips have no rainy one" in line and "b" in line for line in said)
+    assert any("ignored: 2 (" in line and "preview" in line for line in said)
+    assert any("not used: 1 (b)" in line for line in said)
     assert any("a: 00003 -> 00007" in line for line in said)
-    assert any("1 clips have no clean frames" in line for line in said)
+    assert any("cannot be scored: 1 (a)" in line for line in said)
 
 
 def test_a_clean_data_set_says_nothing(caplog):

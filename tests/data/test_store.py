@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from synthetic import moving_scene, write_image
 
-from csd_plugin.data.store import FolderStore, FrameCache, decode_image, open_store
+from csd_plugin.data.store import FolderStore, FrameCache, decode_image, header_shape, open_store
 from csd_plugin.errors import CSDError
 
 PICTURE = moving_scene(1, 24, 36, seed=0)[0]
@@ -129,6 +129,15 @@ def test_bytes_behind_the_end_of_a_jpeg_do_no_harm():
         assert np.array_equal(decode_image(whole + trailer, "x"), decode_image(whole, "x"))
 
 
+def test_an_orientation_of_the_wrong_type_is_none():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    as_bytes = exif.tobytes().replace(b"\x12\x01\x03\x00", b"\x12\x01\x07\x00")
+    as_bytes = as_bytes.replace(b"\x01\x12\x00\x03", b"\x01\x12\x00\x07")
+    assert header_shape(io.BytesIO(encoded(Image.fromarray(PICTURE), "JPEG", exif=exif.tobytes()))) is None
+    assert header_shape(io.BytesIO(encoded(Image.fromarray(PICTURE), "JPEG", exif=as_bytes))) == (24, 36)
+
+
 def test_float_pixels_are_refused():
     data = cv2.imencode(".tif", PICTURE.astype(np.float32))[1].tobytes()
     with pytest.raises(CSDError, match=r"0\.tif: pixels of type float32: convert"):
@@ -147,6 +156,7 @@ def test_a_missing_file_and_one_that_changed(folder):
         store.read("clip/0.png")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_damaged_bytes_end_in_an_image_or_in_one_line():
     rng = np.random.default_rng(0)
     for form in ("JPEG", "PNG", "BMP", "TIFF", "WEBP"):
@@ -154,6 +164,7 @@ def test_damaged_bytes_end_in_an_image_or_in_one_line():
         for _ in range(40):
             data = whole.copy()
             data[rng.integers(min(len(data), 200), size=3)] = rng.integers(256, size=3)
+            header_shape(io.BytesIO(data.tobytes()))
             try:
                 assert decode_image(data.tobytes(), "x").dtype == np.uint8
             except CSDError as error:
