@@ -171,6 +171,14 @@ def test_averaged_cells_follow_the_learned_ones_slowly():
     assert run(objective, student, teacher).diagnostics["spread_temporal"] != spread
 
 
+@pytest.mark.parametrize("switches", [{"ITA"}, {"CTA"}])
+def test_averaged_leaves_the_learning_to_the_students_streams(switches):
+    objective = build(switches, cells="averaged")
+    sum(run(objective, *features()).losses.values()).backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in objective.cells.parameters())
+    assert all(weight.grad is None for weight in objective.averaged_cells.parameters())
+
+
 def test_after_step_leaves_joint_cells_alone():
     objective = build()
     before = [weight.clone() for weight in objective.parameters()]
