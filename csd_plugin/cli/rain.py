@@ -1,10 +1,12 @@
 """Put rendered rain on clean clips: training or test pairs in NTURain's folder layout.
 
-IN is a folder of clips (sub-folders of frames) or one folder of frames. Below OUT appear, for every clip,
+IN is a folder of clips (sub-folders of frames, video files), one folder of frames or one video file. Below OUT appear,
+for every clip,
   Dataset_Training_Synthetic/<clip>_GT        the clean frames, copied byte for byte where they are JPEG or PNG
   Dataset_Training_Synthetic/<clip>_Rain_01   the first rainy version, _Rain_02 the second, ...
 and with --layout testing Dataset_Testing_Synthetic/<clip>_GT and <clip>_Rain. Clips that are there already are left
-alone, so an interrupted run is completed by the same command.
+alone, so an interrupted run is completed by the same command. Where OUT is the name of a video file, it is one clip
+with rain and nothing else.
 
 Every rainy version has a rain of its own about the preset, unless --fixed. The quantities of a rain that --set changes
 are listed, with units and ranges, in csd_plugin/data/rain/params.py.
@@ -13,6 +15,7 @@ examples:
   csd rain clean/ pairs/ --variants 3 --jobs 2
   csd rain clean/ pairs/ --layout testing --preset heavy --clips walk street
   csd rain clean/ pairs/ --preset light --set wind=4 splash=20 veil=0.3
+  csd rain walk.mp4 rainy.mp4 --preset heavy
   csd rain clean/ --contact-sheet sheet.png        all presets beside the clean frames, to look at
   csd rain clean/ --calibrate                      density and opacity at which the preset has NTURain's statistics
 """
@@ -21,19 +24,23 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from csd_plugin.errors import CSDError
 
+if TYPE_CHECKING:
+    from csd_plugin.data.rain import RainParams
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="IN", type=Path, help="folder of clean clips, or of the frames of one")
-    parser.add_argument("out", metavar="OUT", type=Path, nargs="?", help="folder to write pairs to")
+    parser.add_argument("source", metavar="IN", type=Path, help="clean clips")
+    parser.add_argument("out", metavar="OUT", type=Path, nargs="?", help="folder for pairs, or a video file")
     parser.add_argument("--clips", nargs="+", metavar="NAME", help="only these clips")
     parser.add_argument("--preset", default="nturain", help="light, medium, heavy or nturain (default)")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="change quantities of the preset")
     parser.add_argument("--fixed", action="store_true", help="the preset's very rain, not variations about it")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other rain (default 0)")
-    parser.add_argument("--fps", type=float, default=25.0, help="frame rate of the clips (default 25)")
+    parser.add_argument("--fps", type=float, default=25.0, help="frame rate of folders of frames (default 25)")
     parser.add_argument("--layout", choices=("training", "testing"), default="training")
     parser.add_argument("--variants", type=int, default=1, metavar="K", help="rainy versions of each clip (default 1)")
     parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the rainy frames (default jpg)")
@@ -43,11 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibrate", action="store_true", help="fit the preset to NTURain on the clips of IN")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     from csd_plugin.data.rain import find_preset, override
 
     if not (args.out or args.contact_sheet or args.calibrate):
-        raise CSDError("rain: nothing to do; give a folder OUT to write pairs to, --contact-sheet or --calibrate")
+        raise CSDError("nothing to do: give OUT, --contact-sheet or --calibrate")
     params = override(find_preset(args.preset), args.set)
     if args.calibrate:
         params = _calibrate(args, params)
@@ -55,10 +62,9 @@ def run(args: argparse.Namespace) -> int:
         _draw_sheet(args, params)
     if args.out:
         _write_pairs(args, params)
-    return 0
 
 
-def _calibrate(args, params):
+def _calibrate(args: argparse.Namespace, params: RainParams) -> RainParams:
     from csd_plugin.data.rain.calibrate import NTURAIN, calibrate, load_samples
 
     fitted, reached = calibrate(params, load_samples(args.source, args.clips), seed=args.seed)
@@ -69,7 +75,7 @@ def _calibrate(args, params):
     return fitted
 
 
-def _draw_sheet(args, params):
+def _draw_sheet(args: argparse.Namespace, params: RainParams) -> None:
     from csd_plugin.data.rain import PRESETS
     from csd_plugin.data.rain.pairs import find_clips
     from csd_plugin.data.rain.sheet import write_contact_sheet
@@ -78,18 +84,22 @@ def _draw_sheet(args, params):
     print(f"contact sheet: {args.contact_sheet}")
 
 
-def _write_pairs(args, params):
-    from csd_plugin.data.rain.pairs import PairOptions, write_pairs
+def _write_pairs(args: argparse.Namespace, params: RainParams) -> None:
+    from csd_plugin.data.rain.pairs import PairOptions, rain_on_video, write_pairs
+    from csd_plugin.data.video import VIDEO_SUFFIXES
 
     options = PairOptions(
         params=params,
         seed=args.seed,
-        layout=args.layout,
+        split={"training": "train", "testing": "test"}[args.layout],
         variants=args.variants,
         vary=not args.fixed,
         suffix=f".{args.format}",
         quality=args.quality,
         fps=args.fps,
     )
+    if args.out.suffix.lower() in VIDEO_SUFFIXES:
+        print(f"{rain_on_video(args.source, args.out, options)} frames written to {args.out}")
+        return
     new = write_pairs(args.source, args.out, options, args.clips, args.jobs)
-    print(f"{new} folders written to {args.out / options.root}" if new else "everything is there already")
+    print(f"{new} folders written below {args.out}" if new else f"{args.out}: everything is there already")

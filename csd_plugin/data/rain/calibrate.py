@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from scipy.optimize import least_squares
 from tqdm import tqdm
 
-from csd_plugin.data.rain.pairs import clip_renderer, find_clips, read_frame
+from csd_plugin.data.rain.clips import find_clips
+from csd_plugin.data.rain.pairs import clip_renderer
 from csd_plugin.data.rain.params import RainParams
 from csd_plugin.errors import CSDError
 
@@ -21,6 +23,10 @@ JPEGs, whose noise is what makes values darker under rain that only brightens. T
 real clip ra1 are quantised as at quality 62."""
 _GRID_SHIFT = 4
 """Pixels cut off before, so that blocks of an earlier JPEG encoding do not coincide with ours and hide its noise."""
+
+
+_FITTED = ("mean", "brighter", "darker")
+_TOLERANCE = 0.15
 
 
 class RainStatistics(NamedTuple):
@@ -38,21 +44,15 @@ NTURAIN = RainStatistics(mean=2.15, median=0, brighter=7.0, darker=0.46)
 
 @dataclass(frozen=True)
 class Sample:
-    """Whole clean frames of one clip: the first gives the light, (number, frame) are rained on."""
+    """Whole clean frames of one clip by their number; the first one gives the light."""
 
     clip: str
-    first: np.ndarray
-    frames: tuple[tuple[int, np.ndarray], ...]
+    frames: dict[int, np.ndarray]
 
 
-def load_samples(source: Path, clips: Sequence[str] | None = None, frames_per_clip: int = 3) -> list[Sample]:
-    """Frames spread over every clip below `source`; CSDError as in `find_clips`."""
-    samples = []
-    for clip, paths in find_clips(source, clips).items():
-        numbers = np.linspace(0, len(paths) - 1, min(frames_per_clip + 2, len(paths))).round().astype(int)
-        chosen = numbers[1:-1] if len(numbers) > 2 else numbers
-        samples.append(Sample(clip, read_frame(paths[0]), tuple((int(n), read_frame(paths[n])) for n in chosen)))
-    return samples
+def load_samples(source: Path, clips: Sequence[str] | None = None) -> list[Sample]:
+    """Four frames of every clip below `source`; CSDError as in `find_clips`."""
+    return [Sample(clip.name, clip.pick((0.25, 0.5, 0.75))) for clip in find_clips(source, clips)]
 
 
 def statistics(params: RainParams, samples: Sequence[Sample], seed: int = 0, quality: int = JPEG_QUALITY):
@@ -62,9 +62,9 @@ def statistics(params: RainParams, samples: Sequence[Sample], seed: int = 0, qua
 
 
 def clip_statistics(params: RainParams, sample: Sample, seed: int, quality: int) -> RainStatistics:
-    rain = clip_renderer(params, seed, sample.clip, 1, sample.first, vary=False)
+    rain = clip_renderer(params, seed, sample.clip, 1, sample.frames[0], vary=False)
     counts = np.zeros(511)
-    for number, frame in sample.frames:
+    for number, frame in sample.frames.items():
         rainy = _through_jpeg(rain.render(frame, number), quality).astype(np.int16)
         difference = rainy - _through_jpeg(frame, quality)
         counts += np.bincount(difference.ravel() + 255, minlength=511)
@@ -84,30 +84,29 @@ def _through_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
 
 
 def calibrate(
-    params: RainParams, samples: Sequence[Sample], goal: RainStatistics = NTURAIN, seed: int = 0, rounds: int = 12
+    params: RainParams, samples: Sequence[Sample], goal: RainStatistics = NTURAIN, seed: int = 0
 ) -> tuple[RainParams, RainStatistics]:
-    """Density and opacity at which mean and brighter share are the goal's; the rest of `params` stays.
+    """Density and opacity at which the rain has the goal's statistics, and those reached; least squares of logarithms.
 
-    Newton's method on the logarithms, with finite differences. Raises CSDError where it does not come within 5 %.
+    Mean and brighter share alone hardly tell many faint streaks from few strong ones; the darker share does.
+    The rest of `params` stays; density and opacity must not be 0. Raises CSDError where one is more than 15 % off.
     """
+    start = np.log([params.density, params.opacity])
+    with tqdm(desc="calibrate", unit="rain", disable=None) as progress:
 
-    def gap(log_knobs: np.ndarray) -> tuple[np.ndarray, RainParams, RainStatistics]:
-        density, opacity = np.exp(log_knobs)
-        tried = replace(params, density=float(density), opacity=float(opacity))
-        got = statistics(tried, samples, seed)
-        return np.log([max(got.mean, 1e-3) / goal.mean, max(got.brighter, 1e-3) / goal.brighter]), tried, got
+        def tried(knobs: np.ndarray) -> RainParams:
+            density, opacity = np.exp(knobs)
+            return replace(params, density=float(density), opacity=float(opacity))
 
-    knobs = np.log([params.density, params.opacity])
-    for _ in tqdm(range(rounds), desc="calibrate", disable=None):
-        error, tried, got = gap(knobs)
-        if np.abs(error).max() < 0.02:
-            return tried, got
-        step = 0.15
-        slopes = np.stack([(gap(knobs + step * unit)[0] - error) / step for unit in np.eye(2)], axis=1)
-        knobs = knobs - np.clip(np.linalg.lstsq(slopes, error, rcond=None)[0], -0.7, 0.7)
-    if np.abs(error).max() < 0.05:
-        return tried, got
-    raise CSDError(
-        f"rain: no density and opacity give mean {goal.mean:g} and {goal.brighter:g} % beyond +10 on these clips: "
-        f"reached {got.mean:.2f} and {got.brighter:.2f} %; change brightness or exposure of the preset"
-    )
+        def gaps(knobs: np.ndarray) -> np.ndarray:
+            got = statistics(tried(knobs), samples, seed)
+            progress.update()
+            return np.log([max(getattr(got, name), 1e-3) / getattr(goal, name) for name in _FITTED])
+
+        # steps wide enough to rise above the grain of counted streaks
+        found = least_squares(gaps, start, bounds=(start - 2, start + 2), diff_step=0.05, xtol=1e-2, ftol=1e-2)
+    reached = statistics(tried(found.x), samples, seed)
+    if np.abs(found.fun).max() > _TOLERANCE:
+        got = ", ".join(f"{name} {getattr(reached, name):.2f} for {getattr(goal, name):g}" for name in _FITTED)
+        raise CSDError(f"no density and opacity fit the rain on these clips: {got}: change its brightness or exposure")
+    return tried(found.x), reached

@@ -1,13 +1,15 @@
-"""Rainy/clean pairs on disk, in NTURain's folder layout, from clean clips."""
+"""Rainy and clean frames on disk, in NTURain's folder layout, from clean clips."""
 
 from __future__ import annotations
 
 import hashlib
-import re
+import json
 import shutil
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -15,11 +17,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from csd_plugin.data.layout import SPLITS
+from csd_plugin.data.rain.clips import CleanClip, eight_bits, find_clips
 from csd_plugin.data.rain.params import RainParams, random_params
 from csd_plugin.data.rain.renderer import RainRenderer, ambient_light
+from csd_plugin.data.video import open_reader, open_writer
 from csd_plugin.errors import CSDError
 
-FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _COPIED_SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
@@ -27,16 +31,16 @@ _COPIED_SUFFIXES = {".jpg", ".jpeg", ".png"}
 class PairOptions:
     """How pairs are written.
 
-    layout:   'training' (`Dataset_Training_Synthetic/<clip>_GT`, `<clip>_Rain_01` ..) or 'testing'
-              (`Dataset_Testing_Synthetic/<clip>_GT`, `<clip>_Rain`).
-    variants: rainy versions of every clip, at least 1; exactly 1 in the testing layout.
+    split:    'train' (`NAME_GT`, `NAME_Rain_01` ..) or 'test' (`NAME_GT`, `NAME_Rain`), see `data.layout`.
+    variants: rainy versions of every clip, at least 1; exactly 1 of a test clip.
     vary:     every version gets a rain of its own about `params`; otherwise all have `params` and differ by seed.
-    suffix:   '.jpg' or '.png' of rainy frames; quality: of JPEG, 1 to 100. fps: of the clips.
+    suffix:   '.jpg' or '.png' of rainy frames; quality: of JPEG, 1 to 100.
+    fps:      of clips that are folders of frames.
     """
 
     params: RainParams
     seed: int = 0
-    layout: str = "training"
+    split: str = "train"
     variants: int = 1
     vary: bool = True
     suffix: str = ".jpg"
@@ -44,126 +48,20 @@ class PairOptions:
     fps: float = 25.0
 
     def __post_init__(self) -> None:
-        if self.layout == "testing" and self.variants != 1:
-            raise CSDError(
-                f"rain: the testing layout holds one rainy version of a clip, not variants = {self.variants}"
-            )
-        if self.variants < 1:
-            raise CSDError(f"rain: variants = {self.variants} must be at least 1")
+        if self.variants < 1 or (self.split == "test" and self.variants > 1):
+            allowed = "1 in the test layout" if self.split == "test" else "at least 1"
+            raise CSDError(f"rain variants = {self.variants}: give {allowed}")
         if not 1 <= self.quality <= 100:
-            raise CSDError(f"rain: quality = {self.quality} is not in 1..100")
-
-    @property
-    def root(self) -> str:
-        return f"Dataset_{self.layout.capitalize()}_Synthetic"
+            raise CSDError(f"JPEG quality = {self.quality}: give 1 to 100")
 
     def rainy_name(self, clip: str, variant: int) -> str:
-        return f"{clip}_Rain" if self.layout == "testing" else f"{clip}_Rain_{variant:02d}"
+        return f"{clip}_Rain" if self.split == "test" else f"{clip}_Rain_{variant:02d}"
 
-
-def find_clips(source: Path, names: Sequence[str] | None = None) -> dict[str, list[Path]]:
-    """Clip name -> its frames in order, from a folder of clips or one folder of frames.
-
-    names: only these clips. Raises CSDError for a missing or empty folder and for names that are not there.
-    """
-    if not source.is_dir():
-        raise CSDError(f"rain: there is no folder {source}")
-    folders = [folder for folder in sorted(source.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
-    clips = {folder.name: frames for folder in [source, *folders] if (frames := _frames(folder))}
-    if not clips:
-        raise CSDError(
-            f"rain: {source} holds neither frames nor folders of frames ({', '.join(sorted(FRAME_SUFFIXES))})"
-        )
-    if names is None:
-        return clips
-    missing = [name for name in names if name not in clips]
-    if missing:
-        raise CSDError(f"rain: {source} has no clip {', '.join(missing)}; it has {', '.join(clips)}")
-    return {name: clips[name] for name in names}
-
-
-def _frames(folder: Path) -> list[Path]:
-    frames = [path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES and path.name[0] != "."]
-    return sorted(frames, key=lambda path: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", path.name)])
-
-
-def read_frame(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB; CSDError where the file does not decode."""
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
-    if image is None:
-        raise CSDError(f"rain: {path} does not decode as an image; replace or remove it")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def write_pairs(
-    source: Path, out: Path, options: PairOptions, clips: Sequence[str] | None = None, jobs: int = 1
-) -> int:
-    """Write clean and rainy folders for every clip below `out`, and return how many folders were new.
-
-    A folder appears under its name only when it is whole; those that are there already are left as they are.
-    Raises CSDError as `find_clips` does, and for frames that do not decode or change their size.
-    """
-    found = find_clips(source, clips)
-    root = out / options.root
-    tasks = []
-    for clip, frames in found.items():
-        tasks.append((root / f"{clip}_GT", frames, clip, 0))
-        for variant in range(1, options.variants + 1):
-            tasks.append((root / options.rainy_name(clip, variant), frames, clip, variant))
-    tasks = [task for task in tasks if not task[0].exists()]
-    root.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=sum(len(task[1]) for task in tasks), desc="rain", unit="frame", disable=None) as progress:
-        if jobs <= 1:
-            for target, frames, clip, variant in tasks:
-                progress.update(_write_folder(target, frames, clip, variant, options))
-        else:
-            with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-                futures = [pool.submit(_write_folder, *task, options) for task in tasks]
-                try:
-                    for future in as_completed(futures):
-                        progress.update(future.result())
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
-    return len(tasks)
-
-
-def _write_folder(target: Path, frames: list[Path], clip: str, variant: int, options: PairOptions) -> int:
-    """Fill a folder beside the target, then give it its name; variant 0 is the clean clip. Returns how many frames."""
-    scratch = target.with_name(f".{target.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
-        if variant == 0:
-            _write_clean(scratch, frames)
-        else:
-            _write_rainy(scratch, frames, clip, variant, options)
-        scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return len(frames)
-
-
-def _write_clean(folder: Path, frames: list[Path]) -> None:
-    for number, path in enumerate(frames, 1):
-        suffix = path.suffix.lower()
-        if suffix in _COPIED_SUFFIXES:
-            shutil.copyfile(path, folder / f"{number:05d}{suffix}")
-        else:
-            _write_frame(folder / f"{number:05d}.png", read_frame(path), 100)
-
-
-def _write_rainy(folder: Path, frames: list[Path], clip: str, variant: int, options: PairOptions) -> None:
-    first = read_frame(frames[0])
-    rain = clip_renderer(options.params, options.seed, clip, variant, first, fps=options.fps, vary=options.vary)
-    for number, path in enumerate(frames, 1):
-        frame = read_frame(path)
-        if frame.shape != first.shape:
-            raise CSDError(
-                f"rain: {path} is {frame.shape[1]}x{frame.shape[0]} where the clip's first frame is "
-                f"{first.shape[1]}x{first.shape[0]}; a clip needs one size"
-            )
-        _write_frame(folder / f"{number:05d}{options.suffix}", rain.render(frame, number - 1), options.quality)
+    def record(self) -> dict[str, object]:
+        """What decides on the pixels of a rainy folder."""
+        kept = asdict(self)
+        del kept["split"], kept["variants"]
+        return kept
 
 
 def clip_renderer(
@@ -182,7 +80,124 @@ def clip_renderer(
     return RainRenderer(params, own_seed, height, width, fps, ambient_light(first))
 
 
+def write_pairs(
+    source: Path, out: Path, options: PairOptions, clips: Sequence[str] | None = None, jobs: int = 1
+) -> int:
+    """Write clean and rainy folders for every clip below `out`, and return how many folders were new.
+
+    A folder appears under its name only when it is whole; those that are there already are left as they are. So that
+    they all have the same kind of rain, `out/.rain` remembers the options.
+    Raises CSDError as `find_clips` does, for frames that do not decode or change their size, for other options than
+    those remembered, and where nothing can be written.
+    """
+    found = find_clips(source, clips)
+    root = out / SPLITS[options.split]
+    tasks: list[tuple[Path, CleanClip, int]] = []
+    for clip in found:
+        tasks.append((root / f"{clip.name}_GT", clip, 0))
+        tasks += [(root / options.rainy_name(clip.name, v), clip, v) for v in range(1, options.variants + 1)]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _remember(out / ".rain" / f"{options.split}.json", options)
+    except OSError as error:
+        raise CSDError(f"{out}: cannot be written to ({error.strerror})") from error
+
+    tasks = [task for task in tasks if not task[0].exists()]
+    if jobs > 1:
+        _write_in_parallel(tasks, options, jobs)
+    else:
+        frames = sum(len(clip.files) for _, clip, _ in tasks) if not any(clip.is_video for clip in found) else None
+        with tqdm(total=frames, desc="rain", unit="frame", disable=None) as progress:
+            for task in tasks:
+                _write_folder(*task, options, progress.update)
+    return len(tasks)
+
+
+def rain_on_video(source: Path, out: Path, options: PairOptions) -> int:
+    """One clip (video file or folder of frames) with rain to one video file; returns the number of frames."""
+    with open_reader(source) as reader, open_writer(out, like=reader) as writer:
+        rain, count = None, 0
+        for frame in tqdm(reader, total=reader.num_frames, desc="rain", unit="frame", disable=None):
+            frame = eight_bits(frame)
+            if rain is None:
+                fps = float(reader.fps) if source.is_file() else options.fps
+                rain = clip_renderer(options.params, options.seed, source.stem, 1, frame, fps=fps, vary=options.vary)
+            writer.write(rain.render(frame, count))
+            count += 1
+    return count
+
+
+def _remember(path: Path, options: PairOptions) -> None:
+    """Keep the options in a new file, or compare them with those of an old one."""
+    new = options.record()
+    if path.exists():
+        try:
+            old = json.loads(path.read_text())
+        except ValueError:
+            raise CSDError(f"{path}: is no JSON: remove it, and the folders whose options it told") from None
+        if old != new:
+            raise CSDError(f"{path.parent.parent}: holds rain made with other options ({path}): give another OUT")
+        return
+    path.parent.mkdir(exist_ok=True)
+    scratch = path.with_suffix(".part")
+    scratch.write_text(json.dumps(new, indent=1))
+    scratch.replace(path)
+
+
+def _write_in_parallel(tasks: list[tuple[Path, CleanClip, int]], options: PairOptions, jobs: int) -> None:
+    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # what a worker has begun, it may finish
+    with ProcessPoolExecutor(jobs, get_context("spawn"), ignore) as pool:
+        futures = [pool.submit(_write_folder, *task, options) for task in tasks]
+        try:
+            for future in tqdm(as_completed(futures), total=len(futures), desc="rain", unit="folder", disable=None):
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _write_folder(
+    target: Path, clip: CleanClip, variant: int, options: PairOptions, tick: Callable[[], object] | None = None
+) -> None:
+    """Fill a hidden folder beside the target, then give it its name; variant 0 is the clean clip."""
+    scratch = target.with_name(f".{target.name}.part")
+    tick = tick or (lambda: None)
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+        if variant == 0:
+            _write_clean(scratch, clip, tick)
+        else:
+            _write_rainy(scratch, clip, variant, options, tick)
+        scratch.rename(target)
+    except OSError as error:
+        raise CSDError(f"{target}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_clean(folder: Path, clip: CleanClip, tick: Callable[[], object]) -> None:
+    if all(path.suffix.lower() in _COPIED_SUFFIXES for path in clip.files):
+        for number, path in enumerate(clip.files, 1):
+            shutil.copyfile(path, folder / f"{number:05d}{path.suffix.lower()}")
+            tick()
+    else:
+        for number, frame in enumerate(clip.frames(), 1):
+            _write_frame(folder / f"{number:05d}.png", frame, 100)
+            tick()
+
+
+def _write_rainy(folder: Path, clip: CleanClip, variant: int, options: PairOptions, tick: Callable[[], object]) -> None:
+    rain = None
+    for number, frame in enumerate(clip.frames()):
+        if rain is None:
+            fps = clip.rate(options.fps)
+            rain = clip_renderer(options.params, options.seed, clip.name, variant, frame, fps=fps, vary=options.vary)
+        _write_frame(folder / f"{number + 1:05d}{options.suffix}", rain.render(frame, number), options.quality)
+        tick()
+
+
 def _write_frame(path: Path, frame: np.ndarray, quality: int) -> None:
     settings = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix == ".jpg" else []
     _, data = cv2.imencode(path.suffix, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), settings)
-    data.tofile(path)
+    path.write_bytes(data.tobytes())

@@ -83,9 +83,9 @@ class RainParams:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not low <= value <= high:
-                raise CSDError(f"rain: {name} = {value!r} is not a number in [{low:g}, {high:g}]")
+                raise CSDError(f"rain parameter {name} = {value!r}: give a number in [{low:g}, {high:g}]")
         if self.near >= self.far:
-            raise CSDError(f"rain: near = {self.near:g} m must be less than far = {self.far:g} m")
+            raise CSDError(f"rain parameter near = {self.near:g}: must be less than far = {self.far:g}")
 
 
 PRESETS: dict[str, RainParams] = {
@@ -93,14 +93,14 @@ PRESETS: dict[str, RainParams] = {
     "medium": RainParams(),
     "heavy": RainParams(density=4500, opacity=0.07, drop_size=1.8, far=14, wind=1.5, gust=1.0, veil=0.15),
     # density and opacity are what `csd rain --calibrate` finds
-    "nturain": RainParams(density=600, opacity=0.097, exposure=1 / 40, near=1.2, aperture=0.004),
+    "nturain": RainParams(density=650, opacity=0.085, exposure=1 / 40, near=1.2, aperture=0.004),
 }
 
 
 def find_preset(name: str) -> RainParams:
     """The preset of that name; CSDError naming the nearest one where there is none."""
     if name not in PRESETS:
-        raise CSDError(f"rain: there is no preset {name!r}, only {', '.join(PRESETS)}{_meant(name, PRESETS)}")
+        raise CSDError(f"rain preset {name!r} is unknown: there are {', '.join(PRESETS)}{_meant(name, PRESETS)}")
     return PRESETS[name]
 
 
@@ -110,11 +110,11 @@ def override(params: RainParams, settings: Sequence[str]) -> RainParams:
     for setting in settings:
         name, _, value = setting.partition("=")
         if name not in _RANGES:
-            raise CSDError(f"rain: there is no quantity {name!r}, only {', '.join(_RANGES)}{_meant(name, _RANGES)}")
+            raise CSDError(f"rain parameter {name!r} is unknown: there are {', '.join(_RANGES)}{_meant(name, _RANGES)}")
         try:
             changes[name] = float(value)
         except ValueError:
-            raise CSDError(f"rain: {setting!r} does not give {name} a number; write {name}=NUMBER") from None
+            raise CSDError(f"rain parameter {setting!r}: write {name}=NUMBER") from None
     return replace(params, **changes)
 
 

@@ -56,12 +56,12 @@ class RainRenderer:
         ambient: Sequence[float] | None = None,
     ) -> None:
         if height < 1 or width < 1:
-            raise CSDError(f"rain: frames of {width}x{height} pixels cannot be rendered")
+            raise CSDError(f"rain on frames of {width}x{height} pixels: give the size of whole frames")
         if not 0 < fps <= 1000:
-            raise CSDError(f"rain: fps = {fps:g} is not in (0, 1000]")
+            raise CSDError(f"rain at fps = {fps:g}: give a rate in (0, 1000]")
         light = np.asarray(_OVERCAST if ambient is None else ambient, np.float32)
         if light.shape != (3,) or not (np.isfinite(light) & (light >= 0)).all():
-            raise CSDError(f"rain: ambient = {ambient!r} is not a linear RGB triple of numbers >= 0")
+            raise CSDError(f"rain in ambient light {ambient!r}: give linear RGB, three numbers >= 0")
         self.params, self.seed, self.height, self.width, self.fps = params, int(seed), height, width, float(fps)
         self._fog_light, self._drop_light = light, light * np.float32(params.brightness)
         # one stream each, so that adding splashes or a veil leaves the drops where they are
@@ -84,11 +84,11 @@ class RainRenderer:
         Returns a new array like it. Raises CSDError where the window does not lie in the frame.
         """
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            raise CSDError(f"rain: a frame must be uint8 (h, w, 3), not {frame.dtype} {frame.shape}")
+            raise CSDError(f"rain on a frame {frame.dtype} {frame.shape}: give uint8 (h, w, 3)")
         height, width = frame.shape[:2]
         if top < 0 or left < 0 or top + height > self.height or left + width > self.width:
             raise CSDError(
-                f"rain: a window {width}x{height} at x = {left}, y = {top} is not inside {self.width}x{self.height}"
+                f"rain on a window {width}x{height} at x = {left}, y = {top}: the frames are {self.width}x{self.height}"
             )
         linear = _TO_LINEAR[frame]
         if self._veil:

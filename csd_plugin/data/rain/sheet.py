@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from csd_plugin.data.rain.clips import CleanClip
 from csd_plugin.data.rain.params import RainParams
 from csd_plugin.data.rain.renderer import RainRenderer, ambient_light
-from csd_plugin.data.video import read_image, write_png
+from csd_plugin.data.video import write_png
 
 _GAP = 4
-_TIMES = (10, 11, 24)
+_BANDS = 3
+_SHOWN = (5, 6, 11)
 
 
-def contact_sheet(clips: Mapping[str, list[Path]], rains: Mapping[str, RainParams], seed: int = 0) -> np.ndarray:
+def contact_sheet(clips: Sequence[CleanClip], rains: Mapping[str, RainParams], seed: int = 0) -> np.ndarray:
     """One band per clip (at most three, spread over all): the clean frame and, per rain, a frame and details of it.
 
     The details are of two consecutive frames and a later one, at about twice their size.
     Returns (H, W, 3) uint8 RGB.
     """
-    names = list(clips)
-    chosen = dict.fromkeys(names[i] for i in np.linspace(0, len(names) - 1, min(3, len(names))).astype(int))
-    bands = [_band(name, clips[name], rains, seed) for name in chosen]
+    chosen = dict.fromkeys(np.linspace(0, len(clips) - 1, _BANDS).astype(int))
+    bands = [_band(clips[i], rains, seed) for i in chosen]
     width = max(band.shape[1] for band in bands)
     padded = [np.pad(band, ((0, _GAP), (0, width - band.shape[1]), (0, 0))) for band in bands]
     return np.concatenate(padded)
 
 
-def write_contact_sheet(
-    path: Path, clips: Mapping[str, list[Path]], rains: Mapping[str, RainParams], seed: int = 0
-) -> None:
+def write_contact_sheet(path: Path, clips: Sequence[CleanClip], rains: Mapping[str, RainParams], seed: int = 0) -> None:
     """`contact_sheet` as a PNG file; CSDError where a frame cannot be read or the file not written."""
     write_png(path, contact_sheet(clips, rains, seed))
 
 
-def _band(clip: str, paths: list[Path], rains: Mapping[str, RainParams], seed: int) -> np.ndarray:
-    times = [min(t, len(paths) - 1) for t in _TIMES]
-    frames = {t: read_image(paths[t]) for t in times}
-    columns = [_column(f"{clip}, clean", [frames[t] for t in times])]
+def _band(clip: CleanClip, rains: Mapping[str, RainParams], seed: int) -> np.ndarray:
+    frames = list(islice(clip.frames(), max(_SHOWN) + 1))
+    shown = [min(t, len(frames) - 1) for t in _SHOWN]
+    height, width = frames[0].shape[:2]
+    columns = [_column(f"{clip.name}, clean", [frames[t] for t in shown])]
     for name, params in rains.items():
-        height, width = frames[times[0]].shape[:2]
-        rain = RainRenderer(params, seed, height, width, ambient=ambient_light(frames[times[0]]))
-        columns.append(_column(name, [rain.render(frames[t], t) for t in times]))
+        rain = RainRenderer(params, seed, height, width, ambient=ambient_light(frames[0]))
+        columns.append(_column(name, [rain.render(frames[t], t) for t in shown]))
     return np.concatenate(columns, axis=1)
 
 

@@ -1,0 +1,113 @@
+"""Clean clips to rain on: folders of frames and video files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from csd_plugin.data.layout import is_frame_name, natural_key
+from csd_plugin.data.store import decode_image
+from csd_plugin.data.video import VIDEO_SUFFIXES, open_reader
+from csd_plugin.errors import CSDError
+
+_LOOKED_AT = 50
+"""Frames of a video that `pick` chooses from, which has to decode all before the last one picked."""
+
+
+@dataclass(frozen=True)
+class CleanClip:
+    """files: the images in order, or the one video file."""
+
+    name: str
+    files: tuple[Path, ...]
+
+    @property
+    def is_video(self) -> bool:
+        return self.files[0].suffix.lower() in VIDEO_SUFFIXES
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """(H, W, 3) uint8 RGB, all of one size. Raises CSDError naming the frame that cannot be read or differs."""
+        if self.is_video:
+            with open_reader(self.files[0]) as reader:
+                yield from (eight_bits(frame) for frame in reader)
+            return
+        first = None
+        for path in self.files:
+            frame = _read(path)
+            first = frame.shape if first is None else first
+            if frame.shape != first:
+                raise CSDError(
+                    f"{path}: {frame.shape[1]}x{frame.shape[0]} pixels, the first frame of the clip has "
+                    f"{first[1]}x{first[0]}: give all frames of a clip one size"
+                )
+            yield frame
+
+    def pick(self, shares: Sequence[float]) -> dict[int, np.ndarray]:
+        """Frames by their number, the first one and those at these shares in [0, 1] of the clip's length."""
+        if self.is_video:
+            frames = list(islice(self.frames(), _LOOKED_AT))
+            return {n: frames[n] for n in _numbers(shares, len(frames))}
+        return {n: _read(self.files[n]) for n in _numbers(shares, len(self.files))}
+
+    def rate(self, of_folders: float) -> float:
+        """Frames per second; folders do not know theirs."""
+        if not self.is_video:
+            return of_folders
+        with open_reader(self.files[0]) as reader:
+            return float(reader.fps)
+
+
+def find_clips(source: Path, names: Sequence[str] | None = None) -> list[CleanClip]:
+    """The clips of a folder of clips, of one folder of frames, or of one video file.
+
+    names: only these, in this order. Raises CSDError for what is not there, and where there is nothing.
+    """
+    if source.is_file() and source.suffix.lower() in VIDEO_SUFFIXES:
+        found = [CleanClip(source.stem, (source,))]
+    elif source.is_dir():
+        entries = sorted((e for e in source.iterdir() if e.name[0] != "."), key=lambda e: natural_key(e.name))
+        own = [CleanClip(source.resolve().name, files)] if (files := _images(source)) else []
+        folders = [CleanClip(e.name, files) for e in entries if e.is_dir() and (files := _images(e))]
+        videos = [CleanClip(e.stem, (e,)) for e in entries if e.is_file() and e.suffix.lower() in VIDEO_SUFFIXES]
+        found = own + folders + videos
+    else:
+        raise CSDError(f"{source}: no such folder or video file ({' '.join(VIDEO_SUFFIXES)}): check the path")
+    if not found:
+        raise CSDError(
+            f"{source}: neither images, nor folders of images, nor video files in it: give the clips' folder"
+        )
+
+    clips = {}
+    for clip in found:
+        if clip.name in clips:
+            raise CSDError(f"{source}: two clips are named {clip.name}: rename one")
+        clips[clip.name] = clip
+    for name in names or ():
+        if name not in clips:
+            raise CSDError(f"{source}: no clip {name!r}: it has {', '.join(clips)}")
+    return list(clips.values()) if names is None else [clips[name] for name in names]
+
+
+def eight_bits(frame: np.ndarray) -> np.ndarray:
+    """uint8 or uint16 RGB to uint8."""
+    return frame if frame.dtype == np.uint8 else ((frame.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _images(folder: Path) -> tuple[Path, ...]:
+    files = (path for path in folder.iterdir() if is_frame_name(path.name) and path.is_file())
+    return tuple(sorted(files, key=lambda path: natural_key(path.name)))
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        return decode_image(path.read_bytes(), str(path))
+    except OSError as error:
+        raise CSDError(f"{path}: cannot be read ({error.strerror}): restore the file") from error
+
+
+def _numbers(shares: Sequence[float], length: int) -> list[int]:
+    return sorted({0, *(round(share * (length - 1)) for share in shares)})

@@ -1,0 +1,170 @@
+"""`csd rain` in-process on small clips."""
+
+from __future__ import annotations
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from csd_plugin.cli import main
+from csd_plugin.data.layout import find_sequences
+from csd_plugin.data.rain import pairs
+from csd_plugin.data.store import FolderStore
+
+FRAMES, HEIGHT, WIDTH = 4, 48, 64
+
+
+@pytest.fixture
+def clean(tmp_path):
+    """Two clips: `walk` of JPEG files with the names of some camera, `street` of BMP files."""
+    root = tmp_path / "clean"
+    rng = np.random.default_rng(0)
+    for clip, suffix in (("walk", "jpg"), ("street", "bmp")):
+        (root / clip).mkdir(parents=True)
+        for i in range(FRAMES):
+            picture = cv2.GaussianBlur(rng.integers(0, 200, (HEIGHT, WIDTH, 3), dtype=np.uint8), None, 4)
+            cv2.imwrite(str(root / clip / f"IMG_{i + 9}.{suffix}"), picture)
+    (root / "notes.txt").write_text("not a clip")
+    return root
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def failing(capsys, *argv) -> str:
+    assert main(["rain", *map(str, argv)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "Traceback" not in message
+    return message
+
+
+def test_training_layout(clean, tmp_path):
+    out = tmp_path / "out"
+    assert main(["rain", str(clean), str(out), "--variants", "2"]) == 0
+    found = find_sequences(FolderStore(out).keys(), "train")
+    assert [s.name for s in found] == ["street_Rain_01", "street_Rain_02", "walk_Rain_01", "walk_Rain_02"]
+    assert all(len(s.lq) == len(s.gt) == FRAMES for s in found)
+
+    root = out / "Dataset_Training_Synthetic"
+    for i, source in enumerate(["IMG_9.jpg", "IMG_10.jpg", "IMG_11.jpg", "IMG_12.jpg"], 1):
+        assert (root / "walk_GT" / f"{i:05d}.jpg").read_bytes() == (clean / "walk" / source).read_bytes()
+    truth, rain = (cv2.imread(str(root / name)) for name in ("street_GT/00001.png", "street_Rain_01/00001.jpg"))
+    np.testing.assert_array_equal(truth, cv2.imread(str(clean / "street" / "IMG_9.bmp")))
+    assert rain.astype(int).mean() > truth.mean() + 0.5
+    other = cv2.imread(str(root / "street_Rain_02" / "00001.jpg"))
+    assert np.abs(rain.astype(int) - other).max() > 10
+
+
+def test_testing_layout_with_chosen_clips_preset_and_lossless_frames(clean, tmp_path):
+    out = tmp_path / "out"
+    options = ["--layout", "testing", "--clips", "walk", "--preset", "heavy", "--set", "density=0", "--fixed"]
+    assert main(["rain", str(clean), str(out), *options, "--format", "png", "--set", "density=0", "veil=0"]) == 0
+    [sequence] = find_sequences(FolderStore(out).keys(), "test")
+    assert sequence.name == "walk" and sequence.lq[0].endswith("walk_Rain/00001.png")
+    store = FolderStore(out)
+    np.testing.assert_array_equal(store.read(sequence.lq[2]), store.read(sequence.gt[2]))
+
+
+def test_same_command_same_bytes_whichever_clips_and_processes(clean, tmp_path):
+    main(["rain", str(clean), str(tmp_path / "all"), "--jobs", "2", "--seed", "5"])
+    main(["rain", str(clean), str(tmp_path / "one"), "--clips", "street", "--seed", "5"])
+    assert (tmp_path / "all" / "Dataset_Training_Synthetic" / "walk_Rain_01").is_dir()
+    everything, one = tree(tmp_path / "all"), tree(tmp_path / "one")
+    assert one.items() <= everything.items()
+    main(["rain", str(clean), str(tmp_path / "other"), "--clips", "street", "--seed", "6"])
+    other = tree(tmp_path / "other")
+    frame = "Dataset_Training_Synthetic/street_Rain_01/00001.jpg"
+    assert other[frame] != one[frame]
+
+
+def test_an_interrupted_run_is_completed(clean, tmp_path, monkeypatch, capsys):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    main(["rain", str(clean), str(whole)])
+
+    write = pairs._write_frame
+
+    def interrupted(path, frame, quality):
+        if path.parent.name == ".walk_Rain_01.part" and path.name == "00003.jpg":
+            raise KeyboardInterrupt
+        write(path, frame, quality)
+
+    monkeypatch.setattr(pairs, "_write_frame", interrupted)
+    assert main(["rain", str(clean), str(out)]) == 130
+    split = out / "Dataset_Training_Synthetic"
+    assert sorted(path.name for path in split.iterdir()) == ["street_GT", "street_Rain_01", "walk_GT"]
+    (split / ".walk_Rain_01.part").mkdir()  # as a killed run leaves it
+    (split / ".walk_Rain_01.part" / "00009.jpg").write_bytes(b"")
+
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert main(["rain", str(clean), str(out)]) == 0
+    assert "1 folders" in capsys.readouterr().out
+    assert tree(out) == tree(whole)
+    assert main(["rain", str(clean), str(out)]) == 0
+    assert "already" in capsys.readouterr().out
+
+
+def test_other_options_do_not_mix_into_a_data_set(clean, tmp_path, capsys):
+    out = tmp_path / "out"
+    main(["rain", str(clean), str(out), "--clips", "walk"])
+    before = tree(out)
+    assert "other options" in failing(capsys, clean, out, "--preset", "heavy")
+    assert tree(out) == before
+    assert main(["rain", str(clean), str(out), "--variants", "2"]) == 0  # more of the same
+
+
+def test_one_folder_of_frames_and_a_video(clean, tmp_path):
+    assert main(["rain", str(clean / "walk"), str(tmp_path / "video.mp4")]) == 0
+    assert main(["rain", str(tmp_path / "video.mp4"), str(tmp_path / "out")]) == 0
+    [sequence] = find_sequences(FolderStore(tmp_path / "out").keys(), "train")
+    assert sequence.name == "video_Rain_01" and len(sequence.gt) == FRAMES
+    assert main(["rain", str(clean / "walk"), str(tmp_path / "frames")]) == 0
+    assert len(list((tmp_path / "frames").rglob("walk_Rain_01/*.jpg"))) == FRAMES
+
+
+def test_contact_sheet(clean, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    assert main(["rain", str(clean), "--contact-sheet", str(sheet)]) == 0
+    picture = cv2.imread(str(sheet))
+    assert picture.shape[1] == 5 * (WIDTH + 4) and picture.shape[0] > 2 * HEIGHT
+
+
+def test_missing_empty_and_unknown(clean, tmp_path, capsys):
+    assert "no such folder" in failing(capsys, tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    assert "neither images" in failing(capsys, tmp_path / "empty", tmp_path / "out")
+    assert "no clip 'wolk'" in failing(capsys, clean, tmp_path / "out", "--clips", "wolk")
+    assert "did you mean 'heavy'" in failing(capsys, clean, tmp_path / "out", "--preset", "haevy")
+    assert "nothing to do" in failing(capsys, clean)
+    assert "variants = 2" in failing(capsys, clean, tmp_path / "out", "--layout", "testing", "--variants", "2")
+    assert "quality = 0" in failing(capsys, clean, tmp_path / "out", "--quality", "0")
+    assert not (tmp_path / "out").exists()
+
+
+def test_frames_that_do_not_decode_or_fit(clean, tmp_path, capsys):
+    out = tmp_path / "out"
+    frame = clean / "walk" / "IMG_11.jpg"
+    frame.write_bytes(frame.read_bytes()[:200])
+    assert "IMG_11.jpg" in failing(capsys, clean, out)
+    assert not list(out.rglob("walk_Rain_01")) and not list(out.rglob("*.part"))
+    cv2.imwrite(str(frame), np.zeros((HEIGHT, WIDTH + 2, 3), np.uint8))
+    message = failing(capsys, clean, out)
+    assert "IMG_11.jpg" in message and "66x48" in message and "64x48" in message
+
+
+def test_a_target_that_cannot_be_written(clean, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in failing(capsys, clean, tmp_path / "file" / "out")
+
+
+def test_clips_of_one_name(clean, tmp_path, capsys):
+    shutil.copytree(clean / "walk", clean / "walk" / "walk")
+    assert "two clips are named walk" in failing(capsys, clean / "walk", tmp_path / "out")
+
+
+def test_an_error_in_a_worker_is_one_line_too(clean, tmp_path, capsys):
+    (clean / "walk" / "IMG_11.jpg").write_bytes(b"")
+    assert "IMG_11.jpg" in failing(capsys, clean, tmp_path / "out", "--jobs", "2")
