@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
+import pickle
 import sys
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+
+from csd_plugin.errors import CSDError
 
 _torchvision_schemas: list[Any] = []  # a Library unregisters its operators when it is collected
 
@@ -71,11 +76,13 @@ def _keep_unsaved_networks(check_resume: Any) -> Any:
     def wrapper(opt: dict, resume_iter: int) -> None:
         before = dict(opt["path"])
         check_resume(opt, resume_iter)
-        for key in [key for key in opt if key.startswith("network_")]:
+        # every model saves network_g: where its file is gone, that must be said, not covered by its first start
+        for key in [key for key in opt if key.startswith("network_") and key != "network_g"]:
             pretrain, param_key = f"pretrain_{key}", f"param_key_{key.removeprefix('network_')}"
-            if before.get(pretrain) is None or Path(opt["path"].get(pretrain) or "").is_file():
+            start, resumed = before.get(pretrain), opt["path"].get(pretrain)
+            if start is None or (resumed != start and Path(resumed or "").is_file()):
                 continue
-            opt["path"][pretrain] = before[pretrain]
+            opt["path"][pretrain] = start
             if param_key in before:
                 opt["path"][param_key] = before[param_key]
 
@@ -91,11 +98,19 @@ def repair_launch() -> None:
 
 
 def _safe_ordered_yaml() -> tuple[type, type]:
-    """The toolbox's YAML loader runs any Python that a file asks for; this one knows data only."""
+    """The toolbox's YAML loader runs any Python that a file asks for; this one knows data only, and checks it.
+
+    The toolbox reads nothing but option files with it, and indexes what it finds there without looking.
+    """
     import yaml
 
+    from csd_plugin.options import check_file
+
     class Loader(yaml.SafeLoader):
-        pass
+        def get_single_data(self) -> Any:
+            content = super().get_single_data()
+            check_file(content, self.name)
+            return content
 
     class Dumper(yaml.SafeDumper):
         pass
@@ -112,13 +127,16 @@ def _init_dist(launcher: str, backend: str = "nccl", **kwargs: Any) -> None:
     """The toolbox's init_dist, with gloo where there is no GPU."""
     from basicsr.utils import dist_util
 
+    if launcher == "pytorch" and "RANK" not in os.environ:
+        raise CSDError(
+            "--launcher pytorch is for processes that torchrun starts; "
+            "use torchrun --nproc_per_node N -m csd_plugin.train .. --launcher pytorch, or leave --launcher out"
+        )
     if torch.cuda.is_available():
         dist_util.init_dist(launcher, backend, **kwargs)
     elif launcher == "pytorch":
         torch.distributed.init_process_group("gloo")
     else:
-        from csd_plugin.errors import CSDError
-
         raise CSDError(
             f"--launcher {launcher} needs GPUs and none is found; on CPU use --launcher pytorch with torchrun"
         )
@@ -128,27 +146,32 @@ def load_resume_state(opt: dict) -> dict | None:
     """The toolbox's function of this name, which needs a GPU: here the state is loaded to the CPU, as data only.
 
     Raises:
-        CSDError: the state file does not exist or cannot be read.
+        CSDError: the state file does not exist, cannot be read, or is no training state.
     """
     from basicsr.utils import check_resume, set_random_seed
 
-    from csd_plugin.errors import CSDError
-
-    path = opt["path"].get("resume_state")
-    if opt["auto_resume"]:
-        folder = Path(opt["root_path"], "experiments", opt["name"], "training_states")
-        states = sorted(folder.glob("*.state"), key=lambda state: int(state.stem))
-        if states:
-            path = opt["path"]["resume_state"] = str(states[-1])
+    path = find_resume_state(opt)
     if path is None:
         return None
+    opt["path"]["resume_state"] = path
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CSDError(f"path.resume_state: {path} does not exist; name a .state file or use --auto_resume") from error
-    except (RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise CSDError(f"path.resume_state: {path} cannot be read; resume from an earlier state") from error
+    if not isinstance(state, dict) or not {"iter", "epoch", "optimizers", "schedulers"} <= state.keys():
+        raise CSDError(f"path.resume_state: {path} is no training state; name a file of training_states/")
     check_resume(opt, state["iter"])
     # without this, every resumed run would draw again the crops that the first iterations have seen
     set_random_seed(opt["manual_seed"] + opt["rank"] + state["iter"])
     return state
+
+
+def find_resume_state(opt: Mapping[str, Any]) -> str | None:
+    """The state to go on from: with --auto_resume the newest of this experiment, else `path.resume_state`."""
+    if opt["auto_resume"]:
+        states = [state for state in Path(opt["path"]["training_states"]).glob("*.state") if state.stem.isdigit()]
+        if states:
+            return str(max(states, key=lambda state: int(state.stem)))
+    return opt["path"].get("resume_state")

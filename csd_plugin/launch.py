@@ -27,7 +27,12 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
     parse_options = module.parse_options
 
     def parse_and_check(root_path: str, is_train: bool = True):
-        opt, args = parse_options(root_path, is_train)
+        try:
+            opt, args = parse_options(root_path, is_train)
+        except (CSDError, UnicodeDecodeError):
+            raise
+        except (KeyError, TypeError, ValueError) as error:  # the file has been checked by now
+            raise CSDError(f"--force_yml: {error} does not fit the option file; give section:key=value") from error
         check_options(opt, args.opt)
         check_run(opt)
         return opt, args
@@ -39,6 +44,10 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
         return _fail(one_line(error))
     except FileNotFoundError as error:
         return _fail(f"{error.filename} does not exist; check the path")
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        return _fail(f"{error.filename}: {str(error.strerror).lower()}; check the path")
+    except UnicodeDecodeError:
+        return _fail("the option file is not text")
     except yaml.YAMLError as error:
         return _fail("the option file is not valid YAML: " + " ".join(str(error).split()))
     except KeyboardInterrupt:

@@ -1,15 +1,17 @@
 """What our sections of an option file may hold: names, types and ranges; everything else is an error in one line.
 
 Networks, losses and objectives are described by their constructors: keyword, type, default. Data sets, which
-the toolbox hands one dict, are described here. Of the toolbox's own sections only near misses of known keys
-are errors, so that other people's keys pass.
+the toolbox hands one dict, are described here, and so are the keys that the toolbox and our models read in the
+toolbox's own sections: there only near misses of known keys are errors, so that other people's keys pass.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -21,9 +23,100 @@ from csd_plugin.losses.ssim import PyramidSSIMLoss
 
 
 class Section(BaseModel):
-    """A section of ours: unknown keys are errors."""
+    """A section of ours: unknown keys are errors. Strict: what is checked is what the classes get, unconverted."""
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ToolboxSection(BaseModel):
+    """A section of the toolbox, as far as our models rely on it: keys that are not near misses pass."""
+
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+
+
+class FileSection(ToolboxSection):
+    """The top level, as far as the toolbox itself relies on it."""
+
+    name: str = Field(min_length=1, description="names experiments/NAME and results/NAME")
+    model_type: str = Field(description="VideoDerainModel or DistillModel")
+    num_gpu: int | Literal["auto"] = Field(description="0 for the CPU, auto for all GPUs")
+    datasets: dict[str, dict] = Field(description="train, val, val_2 .. or test_1, test_2 ..")
+    path: dict
+
+
+class RunSection(FileSection):
+    """The top level for our models."""
+
+    network_g: dict = Field(description="the network that is trained or tested")
+    network_t: dict | None = Field(None, description="the teacher of a DistillModel")
+    train: dict | None = None
+    val: dict | None = None
+    logger: dict | None = None
+    scale: int = 1
+    manual_seed: int | None = None
+    dist_params: dict | None = None
+    find_unused_parameters: bool = False
+
+
+class PathSection(ToolboxSection):
+    """`path`. The toolbox adds the folders that it makes."""
+
+    pretrain_network_g: str | None = Field(None, description="weights to start from")
+    pretrain_network_t: str | None = Field(None, description="the teacher's weights")
+    param_key_g: str | None = Field(None, description="entry of that file: params, params_ema")
+    param_key_t: str | None = Field(None, description="entry of the teacher's file; by default params_ema")
+    strict_load_g: bool = True
+    strict_load_t: bool = True
+    resume_state: str | None = Field(None, description="a .state file to go on from")
+    ignore_resume_networks: list[str] | str | None = None
+    experiments_root: str | None = None
+    models: str | None = None
+    training_states: str | None = None
+    log: str | None = None
+    visualization: str | None = None
+    results_root: str | None = None
+
+
+class TrainSection(ToolboxSection):
+    """`train`."""
+
+    total_iter: float = Field(gt=0, description="optimizer steps")
+    optim_g: dict = Field(description="type, any of torch.optim, and its keywords")
+    scheduler: dict = Field(description="type and keywords, as in the toolbox")
+    pixel_opt: dict = Field(description="the reconstruction loss")
+    warmup_iter: float = Field(-1, description="steps of linear warm-up, -1 for none")
+    ema_decay: float = Field(0, ge=0, lt=1, description="of the averaged weights (params_ema), 0 for none")
+    grad_clip: float = Field(0, ge=0, description="largest norm of the gradient, 0 for none")
+    autocast: Literal["bf16", "fp16"] | None = Field(None, description="number format inside the networks")
+    distill_opt: dict | None = Field(None, description="objective of a DistillModel and the weights of its terms")
+
+
+class OptimizerSection(ToolboxSection):
+    """`train.optim_g`."""
+
+    type: str = Field(description="any optimizer of torch.optim")
+    lr: float = Field(gt=0, description="learning rate")
+
+
+class ValSection(ToolboxSection):
+    """`val`."""
+
+    save_img: bool = Field(description="write the derained frames")
+    val_freq: float | None = Field(None, gt=0, description="validate every so many steps")
+    suffix: str | None = Field(None, description="ends the names of written frames")
+    batch_size: int = Field(2, gt=0, description="windows that go through the network at once")
+    metrics: dict[str, dict] | None = Field(None, description="metrics of the toolbox, beside both protocols")
+    baseline: str | None = Field(None, description="results .json over which the table shows gains")
+    pbar: bool = True
+
+
+class LoggerSection(ToolboxSection):
+    """`logger`."""
+
+    print_freq: float = Field(gt=0)
+    save_checkpoint_freq: float = Field(gt=0)
+    use_tb_logger: bool
+    wandb: dict | None = None
 
 
 class DatasetSection(Section):
@@ -34,28 +127,30 @@ class DatasetSection(Section):
     phase: str = "train"
     scale: int = 1
     dataroot: str = Field(description="folder that holds Dataset_Training_Synthetic, Dataset_Testing_Synthetic ..")
-    split: Literal["train", "test", "real"] | None = None
-    clips: str | None = Field(None, description="file with one clip name per line: use only these")
-    num_frame: int = Field(gt=0, description="frames in a sample")
-    cache_mb: float = Field(0, ge=0, description="memory for decoded frames, per process")
+    split: Literal["train", "test", "real"] | None = Field(
+        None, description="which of these folders; by default train for training, test for the rest"
+    )
+    clips: str | list[str] | None = Field(None, description="names of clips, or a file with one a line: only these")
+    num_frame: int = Field(gt=0, description="frames in a sample: N of a training clip, or of a test window")
+    cache_mb: float = Field(0, ge=0, description="memory for decoded frames, of all workers together")
 
 
 class PairedVideoSection(DatasetSection):
     """`type: PairedVideoDataset`, with the toolbox's loader keys."""
 
     num_target: int = Field(gt=0, description="targets L in the middle of the clip")
-    gt_size: int = Field(gt=0, description="height and width of the crop")
-    scale_range: tuple[float, float] = (1.0, 1.0)
+    gt_size: int = Field(ge=4, description="height and width of the crop")
+    batch_size_per_gpu: int = Field(gt=0, description="clips in a batch")
+    num_worker_per_gpu: int = Field(ge=0, description="loader processes")
+    # the bounds are strict numbers, the pair itself comes from YAML as a list
+    scale_range: tuple[float, float] = Field((1.0, 1.0), strict=False, description="enlarge frames by a random factor")
     use_hflip: bool = True
     use_vflip: bool = False
-    use_rot: bool = False
-    random_reverse: bool = False
-    seed: int | None = None
-    batch_size_per_gpu: int = Field(1, gt=0)
-    num_worker_per_gpu: int = Field(0, ge=0)
-    dataset_enlarge_ratio: int = Field(1, gt=0)
-    prefetch_mode: Literal["cpu", "cuda"] | None = None
-    num_prefetch_queue: int = Field(1, gt=0)
+    use_rot: bool = Field(False, description="exchange rows and columns")
+    random_reverse: bool = Field(False, description="run clips backwards")
+    dataset_enlarge_ratio: int = Field(1, gt=0, description="see every clip so often in an epoch")
+    # the toolbox's `cpu` loses a worker's error and then waits for ever; workers read ahead without it
+    prefetch_mode: Literal["cuda"] | None = None
     pin_memory: bool = False
     persistent_workers: bool = False
     use_shuffle: bool = True
@@ -65,7 +160,7 @@ class PairedVideoTestSection(DatasetSection):
     """`type: PairedVideoTestDataset`."""
 
     frame_range: tuple[int, int] | None = Field(
-        None, description="first and last frame of every clip, from 1, inclusive"
+        None, strict=False, description="first and last frame of every clip, from 1, inclusive"
     )
 
 
@@ -92,16 +187,26 @@ NETWORKS = {"SLDNet": SLDNet}
 LOSSES = {"PyramidSSIMLoss": PyramidSSIMLoss}
 MODELS = ("VideoDerainModel", "DistillModel")
 
-# The toolbox's keys, and ours in its sections: a key that is nearly one of these is a typing mistake.
-TOOLBOX_KEYS = {
-    "": "name model_type scale num_gpu manual_seed datasets network_g network_t path train val logger dist_params"
-    " find_unused_parameters",
-    "path": "pretrain_network_g pretrain_network_t param_key_g param_key_t strict_load_g strict_load_t resume_state"
-    " ignore_resume_networks experiments_root models training_states log visualization results_root",
-    "train": "ema_decay optim_g scheduler total_iter warmup_iter pixel_opt grad_clip autocast distill_opt",
-    "val": "val_freq save_img suffix pbar metrics batch_size baseline",
-    "logger": "print_freq save_checkpoint_freq use_tb_logger wandb",
+SECTIONS: dict[str, type[ToolboxSection]] = {
+    "path": PathSection,
+    "train": TrainSection,
+    "val": ValSection,
+    "logger": LoggerSection,
 }
+
+
+def check_file(content: Any, source: str) -> None:
+    """Check what the toolbox takes for granted while it reads an option file, before it does.
+
+    Raises:
+        CSDError: the file is not a mapping, or one of `name`, `num_gpu`, `datasets` and `path` is not right.
+    """
+    if not isinstance(content, Mapping):
+        raise CSDError(f"{source}: not an option file, which has sections such as name:, datasets:, network_g:")
+    _check(content, FileSection, f"{source}: ")
+    for key in content["datasets"]:
+        if key.split("_")[0] not in ("train", "val", "test"):
+            raise CSDError(f"{source}: datasets.{key} is unknown; name data sets train, val, val_2 .. or test_1 ..")
 
 
 def check_options(opt: Mapping[str, Any], source: str) -> None:
@@ -114,35 +219,43 @@ def check_options(opt: Mapping[str, Any], source: str) -> None:
     Raises:
         CSDError: the first mistake: file, key, what is wrong, the nearest known key.
     """
-    if opt.get("model_type") not in MODELS:
+    if opt["model_type"] not in MODELS:
         return  # somebody else's model: its options are not ours to judge
-    for section, known in TOOLBOX_KEYS.items():
-        content = opt.get(section, {}) if section else opt
-        _near_misses(content or {}, known.split(), f"{source}: {section + '.' if section else ''}")
-    for required in ("name", "datasets", "network_g", "path", "val" if not opt.get("is_train", True) else "train"):
-        if required not in opt:
+    _check(opt, RunSection, f"{source}: ")
+    for key, section in SECTIONS.items():
+        if opt.get(key) is not None:
+            _check(opt[key], section, f"{source}: {key}.")
+    for required in ("train", "logger") if opt["is_train"] else ("val",):
+        if opt.get(required) is None:
             raise CSDError(f"{source}: the section {required} is missing")
 
     for key, content in opt["datasets"].items():
-        _check(content, DATASETS.get(content.get("type")), f"{source}: datasets.{key}")
+        _check(content, DATASETS.get(content.get("type", "")), f"{source}: datasets.{key}.")
     for key in ("network_g", "network_t"):
-        if key in opt:
+        if opt.get(key):
             network = NETWORKS.get(opt[key].get("type"))
-            _check(opt[key], network and section_of(network), f"{source}: {key}")
-    train = opt.get("train") or {}
-    if "pixel_opt" in train:
-        loss = LOSSES.get(train["pixel_opt"].get("type"))
-        _check(train["pixel_opt"], loss and section_of(loss), f"{source}: train.pixel_opt")
-    elif opt.get("is_train"):
-        raise CSDError(f"{source}: train.pixel_opt is missing; `type: PyramidSSIMLoss` is the paper's")
-    if train.get("autocast") not in (None, "bf16", "fp16"):
-        raise CSDError(f"{source}: train.autocast is {train['autocast']!r}, expected bf16 or fp16")
-    if opt["model_type"] == "DistillModel" and opt.get("is_train"):
+            _check(opt[key], network and section_of(network), f"{source}: {key}.")
+    if opt["is_train"]:
+        _check_training(opt, source)
+
+
+def _check_training(opt: Mapping[str, Any], source: str) -> None:
+    if "train" not in opt["datasets"]:
+        raise CSDError(f"{source}: datasets.train is missing")
+    if opt.get("val") and opt["val"].get("val_freq") is None:
+        raise CSDError(f"{source}: val.val_freq is missing: validate every so many steps")
+    train = opt["train"]
+    if train.get("perceptual_opt"):
+        raise CSDError(f"{source}: train.perceptual_opt: these models train with pixel_opt alone; remove it")
+    _check(train["optim_g"], OptimizerSection, f"{source}: train.optim_g.")
+    loss = LOSSES.get(train["pixel_opt"].get("type"))
+    _check(train["pixel_opt"], loss and section_of(loss), f"{source}: train.pixel_opt.")
+    if opt["model_type"] == "DistillModel":
         _check_distillation(opt, source)
 
 
 def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
-    if "network_t" not in opt:
+    if not opt.get("network_t"):
         raise CSDError(f"{source}: the section network_t is missing: a DistillModel needs its teacher")
     if not opt["path"].get("pretrain_network_t"):
         raise CSDError(f"{source}: path.pretrain_network_t is missing: name the teacher's checkpoint")
@@ -153,30 +266,45 @@ def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
         raise CSDError(
             f"{source}: train.distill_opt.type is {content.get('type')!r}, expected one of {', '.join(OBJECTIVES)}"
         )
-    _check(content, objective_section(content["type"]), f"{source}: train.distill_opt")
+    _check(content, objective_section(content["type"]), f"{source}: train.distill_opt.")
 
 
-def _check(content: Mapping[str, Any], section: type[Section] | None, where: str) -> None:
+def _check(content: Mapping[str, Any], section: type[BaseModel] | None, where: str) -> None:
+    """Check one section; `where` is what the message puts before a key of it."""
     if section is None:
         return
-    try:
-        section(**content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            message = f"is unknown{suggestion(key, section.model_fields)}"
-        elif first["type"] == "missing":
-            message = "is missing"
-        else:
-            message = f"is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-        raise CSDError(f"{where}.{key} {message}") from None
-
-
-def _near_misses(content: Mapping[str, Any], known: list[str], where: str) -> None:
+    known = section.model_fields
     for key in content:
         if key not in known and difflib.get_close_matches(str(key), known, 1, cutoff=0.8):
             raise CSDError(f"{where}{key} is unknown{suggestion(str(key), known)}")
+    try:
+        section.model_validate(dict(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, value = _key_of(first["loc"], content), first["input"]
+        if first["type"] == "extra_forbidden":
+            message = f"is unknown{suggestion(key, known)}"
+        elif first["type"] == "missing":
+            message = "is missing"
+        else:
+            message = f"is {value!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+            if isinstance(value, str) and _EXPONENT.fullmatch(value):
+                message += f"; YAML takes {value} for text, write !!float {value}"
+        raise CSDError(f"{where}{key} {message}") from None
+
+
+def _key_of(location: tuple[int | str, ...], content: Any) -> str:
+    """`scale_range.0` of pydantic's location, which also names the member of a union that it tried."""
+    parts = [str(location[0])]
+    for part, inner in pairwise(location):
+        content = content[part]
+        if not (isinstance(inner, int) or (isinstance(content, Mapping) and inner in content)):
+            break
+        parts.append(str(inner))
+    return ".".join(parts)
+
+
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

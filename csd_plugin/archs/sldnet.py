@@ -36,8 +36,8 @@ class SLDNet(nn.Module):
         preset: a row of `PRESETS`; the numbers below replace single entries of it.
         num_frame: frames in the window, odd.
         num_feat: channels between head and tail, at least 3.
-        num_pair: residual pairs.
-        num_transition: transitions, num_pair - 1 or num_pair (then the network ends on one).
+        num_pair: residual pairs, 1 to 7.
+        num_transition: transitions, num_pair - 1 or num_pair (then the network ends on one), at most 6.
         reducing: layer numbers of the transitions that shorten time, num_frame - 1 of them.
         init_type: 'identity', the untrained network returns its centre frame, or 'kaiming'.
 
@@ -163,6 +163,11 @@ def resolve_numbers(preset: str | None, given: Mapping[str, Any]) -> dict[str, A
         raise CSDError(f"SLDNet: num_frame is {numbers['num_frame']}, expected an odd number")
     if numbers["num_feat"] < 3:
         raise CSDError(f"SLDNet: num_feat is {numbers['num_feat']}, expected at least 3")
+    if not 1 <= numbers["num_pair"] <= 7 or numbers["num_transition"] > 6:  # the tail is conv22
+        raise CSDError(
+            f"SLDNet: num_pair is {numbers['num_pair']} and num_transition {numbers['num_transition']}, "
+            f"expected 1 to 7 pairs and at most 6 transitions, which are the layers before {TAIL}"
+        )
     if numbers["num_transition"] not in (numbers["num_pair"] - 1, numbers["num_pair"]):
         raise CSDError(
             f"SLDNet: num_transition is {numbers['num_transition']}, expected num_pair - 1 or num_pair "

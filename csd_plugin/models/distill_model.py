@@ -35,7 +35,7 @@ class DistillModel(VideoDerainModel):
             # Stage 1 draws none of these numbers: without the fork, its data and ours would differ.
             with torch.random.fork_rng():
                 self.net_t = self._build_teacher()
-                self.objective = self.model_to_device(build_objective(distill_opt))
+                self.objective = self._place_objective(build_objective(distill_opt))
             self.student_tap = self._tap(self.net_g)
             self.teacher_tap = self._tap(self.net_t)
         super().init_training_settings()
@@ -47,6 +47,16 @@ class DistillModel(VideoDerainModel):
             teacher, path["pretrain_network_t"], path.get("strict_load_t", True), path.get("param_key_t", "params_ema")
         )
         return teacher.eval().requires_grad_(False)
+
+    def _place_objective(self, objective: nn.Module) -> nn.Module:
+        """On the device; wrapped for several processes where it learns, and of equal weights in all where not."""
+        if any(p.requires_grad for p in objective.parameters()):
+            return self.model_to_device(objective)
+        objective.to(self.device)
+        if self.opt["dist"]:
+            for value in objective.state_dict().values():
+                torch.distributed.broadcast(value, 0)
+        return objective
 
     def _tap(self, network: nn.Module) -> FeatureTap:
         return FeatureTap(network, str(self.get_bare_model(network).feature_tap), kind="input")
@@ -85,18 +95,23 @@ class DistillModel(VideoDerainModel):
             self.get_bare_model(self.objective).after_step()
 
     def save(self, epoch: int, current_iter: int) -> None:
-        if self.distills and self.opt["rank"] == 0:
+        state = self._objective_state()
+        if state and self.opt["rank"] == 0:
             label = "latest" if current_iter == -1 else current_iter
-            state = {name: value.cpu() for name, value in self.get_bare_model(self.objective).state_dict().items()}
             save_atomically({"params": state}, self._objective_path(label))
         super().save(epoch, current_iter)
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
-        if self.distills:
+        if self._objective_state():
             path = self._objective_path(resume_state["iter"])
             load_weights(self.get_bare_model(self.objective), read_state_dict(path), source=str(path))
             get_root_logger().info(f"Resumed the objective from {path}.")
+
+    def _objective_state(self) -> dict[str, Tensor]:
+        """The objective's weights; none without distillation, or for a method that has none."""
+        state = self.get_bare_model(self.objective).state_dict() if self.distills else {}
+        return {name: value.cpu() for name, value in state.items()}
 
     def _objective_path(self, label: int | str) -> Path:
         return Path(self.opt["path"]["models"]) / f"objective_{label}.pth"

@@ -1,55 +1,165 @@
-"""Mistakes that can be seen before a run writes anything: data, windows and checkpoints against the networks."""
+"""Mistakes that can be seen before a run writes anything: what options name, data, windows, checkpoints, schedule."""
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+import math
 from typing import Any
 
 import torch
-from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY
+from basicsr.models import lr_scheduler
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from torch import nn
 
-from csd_plugin import options
+from csd_plugin import compat, options
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
+from csd_plugin.distill.objective import build_objective, weighted_sum
 from csd_plugin.errors import CSDError
+from csd_plugin.models.video_derain_model import build_optimizer
+from csd_plugin.report.results import load_results
+
+SCHEDULERS = {  # by the names that the toolbox has for them
+    "MultiStepLR": lr_scheduler.MultiStepRestartLR,
+    "MultiStepRestartLR": lr_scheduler.MultiStepRestartLR,
+    "CosineAnnealingRestartLR": lr_scheduler.CosineAnnealingRestartLR,
+}
 
 
 def check_run(opt: dict[str, Any]) -> None:
-    """Find the data, build the networks, and load what they start from.
+    """Find the data, build the networks and the objective, and load what they start from.
 
     Raises:
-        CSDError: the first thing that would stop the run: a wrong root, an empty folder, a window longer than
-            the clips, a checkpoint that does not exist or does not fit.
+        CSDError: the first thing that would stop the run: a type that nobody has registered, a wrong root, an
+            empty folder, a window longer than the clips, a checkpoint that does not exist or does not fit.
     """
-    if opt.get("model_type") not in options.MODELS:
+    _find_type(MODEL_REGISTRY, opt["model_type"], "model_type")
+    if opt["model_type"] not in options.MODELS:
         return
-    with torch.random.fork_rng():  # the run itself must draw the numbers that it would draw without this check
-        networks = {key: _build_network(opt[key]) for key in ("network_g", "network_t") if key in opt}
-    for key, content in opt["datasets"].items():
-        if content.get("type") not in options.DATASETS:
-            continue
-        reach = content["num_frame"] - content.get("num_target", 1) + 1
-        for name, network in networks.items():
-            if name == "network_t" and not opt["is_train"]:
-                continue
-            if network.num_frame > reach:
-                raise CSDError(
-                    f"datasets.{key}: num_frame {content['num_frame']} with num_target {content.get('num_target', 1)} "
-                    f"gives windows of {reach} frames, {name} needs {network.num_frame}; "
-                    f"set num_frame to at least {content['num_frame'] + network.num_frame - reach}"
-                )
-        DATASET_REGISTRY.get(content["type"])(content)
+    _check_devices(opt)
+    _check_validation(opt.get("val") or {})
+    if (opt.get("logger") or {}).get("use_tb_logger") and importlib.util.find_spec("tensorboard") is None:
+        raise CSDError(
+            "logger.use_tb_logger: tensorboard is not installed; pip install tensorboard, or set it to false"
+        )
 
-    resumes = opt["auto_resume"] or opt["path"].get("resume_state")
+    with torch.random.fork_rng():  # the run itself must draw the numbers that it would draw without this check
+        networks = {"network_g": _build_network(opt["network_g"], "network_g")}
+        if opt["is_train"]:
+            if opt["model_type"] == "DistillModel":
+                networks["network_t"] = _build_network(opt["network_t"], "network_t")
+                objective = dict(opt["train"]["distill_opt"])
+                weights = objective.pop("weights")
+                weighted_sum({term: torch.zeros(()) for term in build_objective(objective).terms}, weights)
+            _check_training(opt["train"], networks["network_g"])
+    _check_data(opt, networks)
+
     for name, network in networks.items():
         path = opt["path"].get(f"pretrain_{name}")
-        if path and not (resumes and name == "network_g"):
+        if path and not (name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)):
             param_key = opt["path"].get(f"param_key_{name.removeprefix('network_')}")
             state = read_state_dict(path, param_key, fallback=True)
             strict = opt["path"].get(f"strict_load_{name.removeprefix('network_')}", True)
             load_weights(network, state, source=f"path.pretrain_{name}: {path}", strict=strict)
 
 
-def _build_network(content: dict[str, Any]) -> nn.Module:
+def _check_devices(opt: dict[str, Any]) -> None:
+    if opt["num_gpu"] > torch.cuda.device_count():
+        raise CSDError(
+            f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} are found; use 0, the CPU, or auto"
+        )
+    if opt["model_type"] == "DistillModel" and opt["is_train"] and opt["num_gpu"] > 1 and not opt["dist"]:
+        raise CSDError(
+            f"num_gpu is {opt['num_gpu']}: a DistillModel takes one process per GPU; set num_gpu: 1, or use "
+            f"torchrun --nproc_per_node {opt['num_gpu']} -m csd_plugin.train .. --launcher pytorch"
+        )
+
+
+def _check_validation(val: dict[str, Any]) -> None:
+    for name, content in (val.get("metrics") or {}).items():
+        _find_type(METRIC_REGISTRY, content.get("type"), f"val.metrics.{name}.type")
+    if val.get("baseline"):
+        try:
+            load_results(val["baseline"])
+        except CSDError as error:
+            raise CSDError(f"val.baseline: {error}; test that network first, or leave val.baseline out") from error
+
+
+def _check_training(train: dict[str, Any], network: nn.Module) -> None:
+    loss = {key: value for key, value in train["pixel_opt"].items() if key != "type"}
+    _construct(
+        _find_type(LOSS_REGISTRY, train["pixel_opt"].get("type"), "train.pixel_opt.type"), loss, "train.pixel_opt"
+    )
+
+    optimizer = {key: value for key, value in train["optim_g"].items() if key != "type"}
+    build_optimizer(train["optim_g"].get("type"), list(network.parameters()), **optimizer)
+
+    schedule = {key: value for key, value in train["scheduler"].items() if key != "type"}
+    _construct(
+        _find_type(SCHEDULERS, train["scheduler"].get("type"), "train.scheduler.type"),
+        {"optimizer": torch.optim.SGD(network.parameters(), lr=1.0), **schedule},
+        "train.scheduler",
+    )
+
+
+def _check_data(opt: dict[str, Any], networks: dict[str, nn.Module]) -> None:
+    for key, content in opt["datasets"].items():
+        dataset_type = _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
+        if content["type"] not in options.DATASETS:
+            continue
+        num_frame, num_target = content["num_frame"], content.get("num_target", 1)
+        reach = num_frame - num_target + 1
+        for name, network in networks.items():
+            needed: int = network.num_frame  # type: ignore[assignment]
+            if needed > reach and (name == "network_g" or content["phase"] == "train"):
+                raise CSDError(
+                    f"datasets.{key}: num_frame {num_frame} with num_target {num_target} gives windows of "
+                    f"{reach} frames, {name} needs {needed}; set num_frame to at least {num_frame + needed - reach}"
+                )
+        dataset = dataset_type(content)
+        if content["phase"] == "train":
+            _check_loader(len(dataset), content, opt)
+
+
+def _check_loader(num_clip: int, content: dict[str, Any], opt: dict[str, Any]) -> None:
+    if content.get("persistent_workers") and not content["num_worker_per_gpu"]:
+        raise CSDError("datasets.train: persistent_workers needs num_worker_per_gpu of 1 or more; switch it off")
+    if content.get("prefetch_mode") == "cuda" and not (content.get("pin_memory") and opt["num_gpu"]):
+        raise CSDError("datasets.train: prefetch_mode: cuda needs pin_memory: true and a GPU; leave it out")
+
+    # The toolbox drops an epoch's last, smaller batch, but counts its epochs as if it did not, and stops early.
+    ratio = content.get("dataset_enlarge_ratio", 1)
+    batch = content["batch_size_per_gpu"]
+    total = int(opt["train"]["total_iter"])
+    epochs = math.ceil(total / math.ceil(num_clip * ratio / (batch * opt["world_size"]))) + 1
+    loaded = batch if opt["dist"] else batch * max(opt["num_gpu"], 1)
+    possible = epochs * (math.ceil(num_clip * ratio / opt["world_size"]) // loaded)
+    if possible < total:
+        whole = ratio * loaded * opt["world_size"] // math.gcd(num_clip * ratio, loaded * opt["world_size"])
+        raise CSDError(
+            f"datasets.train: with {num_clip} clips of {content['num_frame']} frames and batches of {loaded}, training "
+            f"would end after {possible} of {total} iterations; set dataset_enlarge_ratio to {whole}"
+        )
+
+
+def _find_type(known: Any, name: Any, where: str) -> Any:
+    """What a registry of the toolbox, or a dict, has under this name; the toolbox's own error is a traceback."""
+    names = list(known.keys())
+    if name not in names:
+        raise CSDError(f"{where}: {name!r} is unknown{options.suggestion(str(name), names)}")
+    return known.get(name)
+
+
+def _construct(cls: type, keywords: dict[str, Any], where: str) -> Any:
+    """An instance, or CSDError for keywords that the class does not take."""
+    try:
+        inspect.signature(cls).bind(**keywords)
+    except TypeError as error:
+        raise CSDError(f"{where}: {error}; check its keys") from error
+    return cls(**keywords)
+
+
+def _build_network(content: dict[str, Any], where: str) -> nn.Module:
     """As the toolbox's build_network, which would start the log before its file is known."""
     keywords = {key: value for key, value in content.items() if key != "type"}
-    return ARCH_REGISTRY.get(content["type"])(**keywords)
+    return _construct(_find_type(ARCH_REGISTRY, content.get("type"), f"{where}.type"), keywords, where)

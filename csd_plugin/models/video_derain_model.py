@@ -106,11 +106,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         return [p for p in self.net_g.parameters() if p.requires_grad]
 
     def get_optimizer(self, optim_type: str, params: list[nn.Parameter], lr: float, **kwargs: Any):
-        """Any optimizer of torch.optim by its name; BasicSR 1.4.2 itself knows only Adam."""
-        cls = getattr(torch.optim, optim_type, None)
-        if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
-            raise CSDError(f"train.optim_g.type: {optim_type!r} is not in torch.optim; try Adam or AdamW")
-        return cls(params, lr=lr, **kwargs)  # type: ignore[call-arg]
+        return build_optimizer(optim_type, params, lr=lr, **kwargs)  # BasicSR 1.4.2 itself knows only Adam
 
     def model_ema(self, decay: float = 0.999) -> None:
         """The toolbox's moving average of the weights, and the buffers (BatchNorm statistics), which it leaves out."""
@@ -162,9 +158,26 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         save_atomically(state, Path(self.opt["path"]["training_states"]) / f"{current_iter}.state")
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        super().resume_training(resume_state)
+        try:
+            super().resume_training(resume_state)
+        except (ValueError, AssertionError) as error:
+            raise CSDError(
+                f"path.resume_state: {self.opt['path']['resume_state']} is of another run: "
+                f"{str(error).splitlines()[0]}; give the options that it was made with, or another name"
+            ) from error
         if resume_state.get("scaler"):
             self.scaler.load_state_dict(resume_state["scaler"])
+
+
+def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any) -> torch.optim.Optimizer:
+    """Any optimizer of torch.optim by its name and keywords. Raises CSDError."""
+    cls = getattr(torch.optim, str(optim_type), None)
+    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+        raise CSDError(f"train.optim_g.type: {optim_type!r} is not in torch.optim; try Adam or AdamW")
+    try:
+        return cls(params, **keywords)  # type: ignore[call-arg]
+    except (TypeError, ValueError) as error:
+        raise CSDError(f"train.optim_g: {str(error).removeprefix('Optimizer.')}; check its keys") from error
 
 
 def save_atomically(content: Any, path: Path) -> None:
