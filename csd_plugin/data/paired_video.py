@@ -54,6 +54,7 @@ class PairedVideoDataset(Dataset):
     """
 
     def __init__(self, opt: Options) -> None:
+        self.opt = opt  # where the toolbox looks the name of the set up
         self.num_frame = int(opt.get("num_frame", 11))
         self.targets = target_slice(self.num_frame, int(opt.get("num_target", 5)))
         low, high = opt.get("scale_range", (1.0, 1.0))
@@ -149,6 +150,7 @@ class PairedVideoTestDataset(Dataset):
     """
 
     def __init__(self, opt: Options) -> None:
+        self.opt = opt  # where the toolbox looks the name of the set up
         self.num_frame = int(opt.get("num_frame", 7))
         self.store = open_store(_dataroot(opt), opt.get("cache_mb", 128))
         self.sequences = _find(self.store, opt, "test")
