@@ -1,0 +1,36 @@
+"""Metadata of csd-plugin. Torch is never pinned: whatever is importable serves."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (ROOT / "csd_plugin" / "__init__.py").read_text(encoding="utf-8").splitlines()
+    if line.startswith("__version__")
+)
+
+TRAIN = ["lmdb", "mmengine", "pydantic>=2", "pytorch-msssim>=1", "pyyaml", "tensorboard"]
+DEV = ["hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "scikit-image", "types-PyYAML"]
+
+setup(
+    name="csd-plugin",
+    version=VERSION,
+    description="Collaborative spatial-temporal distillation for video deraining, as a plugin for BasicSR",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["csd_plugin", "csd_plugin.*"]),
+    include_package_data=True,
+    # What `csd derain`, `csd rain` and `csd score` need.
+    install_requires=["av", "numpy", "opencv-python", "torch", "tqdm"],
+    extras_require={
+        "train": TRAIN,
+        # Its setup.py needs torch at build time: pip install --no-build-isolation basicsr==1.4.2
+        "basicsr": ["basicsr>=1.4.2"],
+        "dev": [*TRAIN, *DEV],
+    },
+    entry_points={"console_scripts": ["csd = csd_plugin.cli:main"]},
+)

@@ -1,0 +1,214 @@
+"""From nothing to a distilled student and a derained clip: data, teacher, student, distillation, scores, a picture.
+
+    python tools/quickstart.py            moving scenes made from photographs that scikit-image ships
+    python tools/quickstart.py FOLDER     a folder of clean clips (rain is rendered), or one in NTURain's layout
+
+Everything goes to ./quickstart (FOLDER: ./quickstart_NAME). An interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from csd_plugin.cli import main as csd
+from csd_plugin.data.layout import find_sequences
+from csd_plugin.data.scenes import moving_scene
+from csd_plugin.data.store import open_store
+from csd_plugin.errors import CSDError
+from csd_plugin.report.results import load_results
+from csd_plugin.report.table import comparison_table
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OPTIONS = REPOSITORY / "options" / "quickstart"
+TRAIN_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+TEST_PHOTO = "motorcycle_left.png"
+SCENE_FRAMES, TEST_FRAMES, SCENE_SIZE = 30, 12, (144, 208)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, help="clean clips, or a data set in NTURain's layout")
+    args = parser.parse_args(argv)
+    try:
+        run(args.folder)
+    except CSDError as error:
+        print(f"quickstart: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("quickstart: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(folder: Path | None) -> None:
+    """All steps, in order. Raises CSDError where one cannot be done."""
+    started = time.monotonic()
+    source = None if folder is None else folder.resolve()
+    if source is not None and not source.is_dir():
+        raise CSDError(f"{folder} is not a folder; give clean clips, or a data set in NTURain's layout")
+    work = Path("quickstart" if source is None else f"quickstart_{source.name}").resolve()
+    work.mkdir(exist_ok=True)
+    os.chdir(work)
+
+    data = prepare_data(source)
+    train("teacher", data)
+    train("student2", data)
+    train("student2_csd", data)
+    train(
+        "student2_csd",
+        data,
+        "student2_alone",
+        "train:distill_opt:weights:spatial=0",
+        "train:distill_opt:weights:temporal=0",
+    )
+
+    say("scores on the held-out clips")
+    rain = score_rain(data)
+    rows = [rain]
+    for name, preset in (("teacher", "teacher"), ("student2_alone", "student2"), ("student2_csd", "student2")):
+        rows.append(test(name, preset, data))
+    table = comparison_table([load_results(row) for row in rows], baseline=load_results(rain))
+    Path("table.md").write_text(table, encoding="utf-8")
+    print(table)
+
+    derain_clip(data)
+    print(f"\nEverything is in {work}: table.md, before_after.png, derained/, results/, experiments/.")
+    print(f"It took {(time.monotonic() - started) / 60:.1f} minutes.")
+
+
+def prepare_data(source: Path | None) -> Path:
+    """The root of a data set in NTURain's layout: the user's, or rain put on the user's clean clips or on ours."""
+    if source is not None and any(source.glob("Dataset_*")):
+        return source
+    say("training and test pairs: rendered rain on clean clips")
+    clean = source or make_scenes(Path("clean"))
+    clips = sorted(path.name for path in clean.iterdir() if path.is_dir())
+    if len(clips) < 2:
+        raise CSDError(
+            f"{clean} has {len(clips)} folders of frames; give at least 2 clips, one to train on and one to test"
+        )
+    held_out = clips[-1:]
+    for layout, chosen in (("training", clips[:-1]), ("testing", held_out)):
+        command = ["rain", str(clean), "data", "--layout", layout, "--seed", "0" if layout == "training" else "1"]
+        if csd([*command, "--clips", *chosen]):
+            raise CSDError("rain could not be rendered, see above")
+    return Path("data").resolve()
+
+
+def make_scenes(clean: Path) -> Path:
+    """Four moving scenes to train on, and one of another photograph to test on."""
+    import skimage.data
+
+    photos = Path(skimage.data.__file__).parent
+    for number, name in enumerate((*TRAIN_PHOTOS, TEST_PHOTO)):
+        folder = clean / f"scene{number}_{Path(name).stem}"
+        length = TEST_FRAMES if name == TEST_PHOTO else SCENE_FRAMES
+        if folder.is_dir() and len(list(folder.iterdir())) == length:
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        photo = cv2.imread(str(photos / name))
+        for k, frame in enumerate(moving_scene(photo, length, SCENE_SIZE, seed=number), start=1):
+            cv2.imwrite(str(folder / f"{k:05d}.png"), frame)
+    return clean
+
+
+def train(options: str, data: Path, name: str | None = None, *changes: str) -> None:
+    """Train as options/quickstart/OPTIONS.yml says, unless it is done; goes on where an earlier run was stopped."""
+    name = f"quickstart_{name or options}"
+    final = Path("experiments", name, "models", "net_g_latest.pth")
+    if final.is_file():
+        return
+    say(f"training {name}")
+    changes = (f"name={name}", f"datasets:train:dataroot={data}", *changes)
+    call_toolbox("train", OPTIONS / f"{options}.yml", changes, "--auto_resume")
+
+
+def test(name: str, preset: str, data: Path) -> Path:
+    """Derain and score the test clips with a trained network; the path of its results."""
+    name = f"quickstart_{name}"
+    result = Path("results", name, "test.json")
+    checkpoint = Path("experiments", name, "models", "net_g_latest.pth")
+    if not result.is_file() or result.stat().st_mtime < checkpoint.stat().st_mtime:
+        changes = (
+            f"name={name}",
+            f"datasets:test:dataroot={data}",
+            f"network_g:preset={preset}",
+            f"path:pretrain_network_g={checkpoint}",
+        )
+        call_toolbox("test", OPTIONS / "test.yml", changes)
+    return result
+
+
+def call_toolbox(job: str, options: Path, changes: Sequence[str], *flags: str) -> None:
+    """`python -m csd_plugin.JOB` in a process of its own; its log goes to a file, its progress to the terminal."""
+    command = [sys.executable, "-m", f"csd_plugin.{job}", "-opt", str(options), *flags, "--force_yml", *changes]
+    log = Path(f"{job}.log")
+    with (
+        log.open("a", encoding="utf-8") as sink,
+        subprocess.Popen(
+            command, stdout=sink, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        ) as process,
+    ):
+        assert process.stderr is not None
+        for line in process.stderr:
+            sink.write(line)
+            if "eta:" in line:
+                progress = line.split("iter:")[1].split(",")[0].strip(), line.split("eta: ")[1].split(",")[0]
+                print(f"\r   iteration {progress[0]}, time left {progress[1]}   ", end="", flush=True)
+            elif line.startswith("error:"):
+                print(line, end="", file=sys.stderr)
+    if process.returncode:
+        raise CSDError(f"{job} with {options.name} stopped with status {process.returncode}; see {log.resolve()}")
+    print()
+
+
+def score_rain(data: Path) -> Path:
+    """The rainy input against the truth: the row that every network must beat."""
+    result = Path("results", "rain.json")
+    root = data / "Dataset_Testing_Synthetic"
+    if not result.is_file() and csd(
+        ["score", str(data), "--truth", str(root), "--name", "rainy input", "--out", str(result)]
+    ):
+        raise CSDError("the rainy input could not be scored, see above")
+    return result
+
+
+def derain_clip(data: Path) -> None:
+    """The first test clip through `csd derain` and the distilled student, and the picture before / after / truth."""
+    say("deraining a held-out clip with the distilled student")
+    sequence = find_sequences(open_store(str(data)).keys(), "test", root=str(data))[0]
+    rainy = (data / sequence.lq[0]).parent
+    model = "experiments/quickstart_student2_csd/models/net_g_latest.pth"
+    if csd(["derain", str(rainy), "derained", "--model", model]):
+        raise CSDError("the clip could not be derained, see above")
+
+    assert sequence.gt is not None
+    middle = len(sequence.lq) // 2
+    derained = sorted(Path("derained").iterdir())[middle]
+    frames = [cv2.imread(str(path)) for path in (data / sequence.lq[middle], derained, data / sequence.gt[middle])]
+    labels = ("rainy", "derained by the distilled student2", "truth")
+    cv2.imwrite("before_after.png", np.hstack([_labelled(f, text) for f, text in zip(frames, labels, strict=True)]))
+
+
+def _labelled(frame: np.ndarray, text: str) -> np.ndarray:
+    frame = cv2.resize(frame, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC) if frame.shape[1] < 400 else frame
+    banner = np.full((26, frame.shape[1], 3), 255, np.uint8)
+    cv2.putText(banner, text, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.vstack([banner, frame])
+
+
+def say(text: str) -> None:
+    print(f"== {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# All checks and tests, in an environment of their own: bash tools/run_tests.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tools/environment.sh
+make_environment dev
+echo "== ruff and mypy"
+.venv/bin/python -m ruff check .
+.venv/bin/python -m ruff format --check .
+.venv/bin/python -m mypy
+echo "== tests"
+.venv/bin/python -m pytest -q -n auto --dist loadfile "$@"
