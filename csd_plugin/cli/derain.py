@@ -46,10 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.inference.files import derain_file
+    from csd_plugin.inference.memory import keep_freed_memory
     from csd_plugin.inference.runner import Derainer
     from csd_plugin.metrics.scores import Scores
     from csd_plugin.weights import find_checkpoint
 
+    keep_freed_memory()
     scores = Scores()
 
     def score(name: str, rainy: np.ndarray, clean: np.ndarray, truth: np.ndarray | None) -> None:

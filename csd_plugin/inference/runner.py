@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.errors import CSDError
+from csd_plugin.inference.folding import fold
 from csd_plugin.inference.streaming import WindowStream
 
 Frame = TypeVar("Frame", np.ndarray, Tensor)
@@ -39,9 +40,10 @@ class Derainer:
 
     Args:
         network: a checkpoint, or a network: (B, T, 3, H, W) in [0, 1] -> (B, 3, H, W), with `num_frame` = T.
+            What runs is a copy in its fastest exact form, see `fold`.
         device: 'auto' is CUDA where there is one, else the CPU.
-        batch: windows in one forward; by default 2 for 3-D convolutions on the CPU, which run many times slower
-            one window at a time, else 1.
+        batch: windows in one forward; by default 1, or 2 on the CPU for networks with 3-D convolutions that
+            could not be folded, which run many times slower one window at a time.
         memory: MiB that the layers' activations may take; larger frames go through in tiles, which overlap
             by what the network sees, so that the result is that of the whole frame.
 
@@ -59,10 +61,11 @@ class Derainer:
     ) -> None:
         self.device = pick_device(device)
         module = network if isinstance(network, nn.Module) else load_network(network)
-        self.network = module.to(self.device).eval()
+        self.network = fold(module).to(self.device)
         self.num_frame = int(module.num_frame)  # type: ignore[arg-type]
         convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d)]
-        slow_alone = self.device.type == "cpu" and any(isinstance(layer, nn.Conv3d) for layer in convolutions)
+        still_plain = any(isinstance(layer, nn.Conv3d) for layer in self.network.modules())
+        slow_alone = self.device.type == "cpu" and still_plain
         self.batch = batch or (2 if slow_alone else 1)
         self._reach = sum(layer.dilation[-1] * (layer.kernel_size[-1] // 2) for layer in convolutions)
         widest = max((layer.out_channels for layer in convolutions), default=3)

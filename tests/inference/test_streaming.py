@@ -92,10 +92,9 @@ def test_tiles_leave_no_seam(network):
     whole = Derainer(network, device="cpu", memory=1024)
     tiled = Derainer(network, device="cpu", memory=1)
     sizes = []
-    hook = network.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[-2:].numel()))
+    tiled.network.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[-2:].numel()))
     a, b = list(whole(clip)), list(tiled(clip))
-    hook.remove()
-    assert sizes[0] == 200 * 150 and max(sizes[2:]) < 200 * 150
+    assert max(sizes) < 200 * 150
     assert np.abs(np.stack(a).astype(int) - np.stack(b)).max() <= 1
 
 

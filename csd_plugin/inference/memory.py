@@ -1,0 +1,25 @@
+"""One setting of the C library that makes large networks on the CPU about twice as fast."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NEVER = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory it frees, for its next tensors, instead of giving it back to the system.
+
+    glibc gets every large tensor as fresh pages, which the system fills with zeros as they are touched, and gives
+    them back when the tensor is freed: at 640x480 that takes as long as the convolutions. The setting is the whole
+    process's and cannot be undone, so programs ask for it (the command lines do), never the library.
+
+    Returns:
+        Whether the C library is one that does so and took the setting.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(_M_MMAP_THRESHOLD, _NEVER) and libc.mallopt(_M_TRIM_THRESHOLD, _NEVER))

@@ -1,0 +1,82 @@
+"""The folded network is the network: equal frames, whatever the preset, and no product with the padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from csd_plugin.archs.sldnet import PRESETS, SLDNet
+from csd_plugin.inference.folding import DirectConv3d, FoldedConv3d, filled, fold
+
+
+def tiny(preset: str) -> SLDNet:
+    torch.manual_seed(1)
+    network = SLDNet(preset=preset, num_feat=5, init_type="kaiming")
+    for layer in network.children():
+        nn.init.normal_(layer.bias, std=0.1)
+    return network
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("batch", [1, 2])
+@torch.no_grad()
+def test_folded_equals_plain(preset, batch):
+    network = tiny(preset).double()
+    window = torch.rand(batch, network.num_frame, 3, 9, 14, dtype=torch.float64)
+    expected = network(window)
+    folded = fold(network.float())
+    assert (folded(window.float()) - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert not any(isinstance(layer, nn.Conv3d) for layer in folded.modules())
+
+
+def test_the_original_is_left_alone():
+    network = tiny("student2").train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    folded = fold(network)
+    assert network.training and not folded.training
+    assert isinstance(network.conv1, nn.Conv3d) and all(p.requires_grad for p in network.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not any(p.requires_grad for p in folded.parameters())
+
+
+def test_the_cheaper_form_is_chosen_by_counting():
+    three = nn.Conv3d(4, 4, 3, padding=1)
+    assert filled(three, 7) == 19 / 49 and filled(three, 3) == 7 / 9 and filled(three, 2) == filled(three, 1) == 1
+    assert filled(nn.Conv3d(4, 4, (2, 3, 3), padding=(0, 1, 1)), 2) == 1
+    forms = {name: type(layer) for name, layer in fold(tiny("teacher")).named_children()}
+    assert forms["conv2"] is DirectConv3d and forms["conv20"] is forms["conv22"] is FoldedConv3d
+    assert {type(layer) for layer in fold(tiny("student1")).children()} == {FoldedConv3d}
+    # dead taps: at one frame only the middle tap is left
+    weight = fold(tiny("student1")).conv22.weight
+    assert weight.shape == (3, 5, 3, 3)
+
+
+class Odd(nn.Module):
+    """Convolutions that are not to be folded, one used at two lengths, and one inside a container."""
+
+    num_frame = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU())
+        self.replicate = nn.Conv3d(4, 4, 3, padding=1, padding_mode="replicate")
+        self.grouped = nn.Conv3d(4, 4, 3, padding=1, groups=2)
+        self.shared = nn.Conv3d(4, 4, (2, 3, 3), padding=(0, 1, 1))
+        self.tail = nn.Conv3d(4, 3, (1, 3, 3), padding=(0, 1, 1), bias=False)
+
+    def forward(self, window: torch.Tensor) -> torch.Tensor:
+        x = self.grouped(self.replicate(self.body(window.transpose(1, 2))))
+        return self.tail(self.shared(self.shared(x))).squeeze(2)
+
+
+@torch.no_grad()
+def test_other_networks_keep_what_cannot_be_folded():
+    torch.manual_seed(0)
+    network = Odd().eval()
+    folded = fold(network)
+    window = torch.rand(2, 3, 3, 8, 10)
+    torch.testing.assert_close(folded(window), network(window))
+    kinds = {name: type(layer) for name, layer in folded.named_modules()}
+    assert kinds["body.0"] is kinds["tail"] is FoldedConv3d and kinds["shared"] is DirectConv3d
+    assert kinds["replicate"] is kinds["grouped"] is nn.Conv3d
