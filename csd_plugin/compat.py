@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import pickle
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -150,16 +149,13 @@ def load_resume_state(opt: dict) -> dict | None:
     """
     from basicsr.utils import check_resume, set_random_seed
 
+    from csd_plugin.archs.checkpoint import load_plain
+
     path = find_resume_state(opt)
     if path is None:
         return None
     opt["path"]["resume_state"] = path
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CSDError(f"path.resume_state: {path} does not exist; name a .state file or use --auto_resume") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CSDError(f"path.resume_state: {path} cannot be read; resume from an earlier state") from error
+    state = load_plain(path, "path.resume_state:")
     if not isinstance(state, dict) or not {"iter", "epoch", "optimizers", "schedulers"} <= state.keys():
         raise CSDError(f"path.resume_state: {path} is no training state; name a file of training_states/")
     check_resume(opt, state["iter"])

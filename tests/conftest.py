@@ -23,3 +23,35 @@ def shared() -> Path:
     if not (folder / "data" / "NTURain").is_dir():
         pytest.skip(f"no real frames: {folder} has no data/NTURain (set CSD_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_rain(tmp_path_factory) -> Path:
+    """A data set in NTURain's layout: two training clips, two test clips, a real one; nine frames of 30x40."""
+    from synthetic import REAL, TEST, TRAIN, write_ntu_rain
+
+    pair = ("GT", "Rain")
+    clips = {f"{TRAIN}/t1": ("GT", "Rain_01"), f"{TRAIN}/t2": ("GT", "Rain_01"), f"{TEST}/a1": pair, f"{TEST}/b1": pair}
+    root = tmp_path_factory.mktemp("tiny_rain")
+    return write_ntu_rain(root, frames=9, height=30, width=40, clips=clips | {f"{REAL}/ra1": ("Rain",)})
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory) -> Path:
+    """A checkpoint of the narrow teacher of `toolbox.TEACHER`, whose averaged and plain weights differ."""
+    from csd_plugin.archs.sldnet import SLDNet
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        plain, averaged = (SLDNet(preset="teacher", num_feat=4).state_dict() for _ in range(2))
+    path = tmp_path_factory.mktemp("tiny_teacher") / "teacher.pth"
+    torch.save({"params": plain, "params_ema": averaged}, path)
+    return path
+
+
+@pytest.fixture
+def launcher(tmp_path, monkeypatch):
+    """Runs of `csd_plugin.train` and `csd_plugin.test` in this process, in `tmp_path`."""
+    from toolbox import Launcher
+
+    return Launcher(tmp_path, monkeypatch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ from torch import Tensor, nn
 
 from csd_plugin.archs.sldnet import SLDNet, numbers_from_state
 from csd_plugin.errors import CSDError
+
+# What torch's reader raises on files that are cut short or changed: it takes them at their word.
+DAMAGED = (
+    RuntimeError, ValueError, EOFError, LookupError, AssertionError, AttributeError, TypeError, OSError, struct.error
+)  # fmt: skip
 
 # Where a file may keep its weights, best first: the toolbox's averaged and plain weights, the authors' dict.
 PARAM_KEYS = ("params_ema", "params", "three_dim_model")
@@ -29,19 +35,7 @@ def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback:
     Raises:
         CSDError: no such file, not a checkpoint, an entry that is missing, or a file that holds more than data.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CSDError(f"checkpoint {path} does not exist; check the path")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CSDError(
-            f"checkpoint {path} holds more than tensors, or is damaged, and is not loaded: "
-            f"{str(error).splitlines()[0]}; save it again as a plain state dict"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CSDError(f"checkpoint {path} cannot be read: {first_line}; is the file complete?") from error
+    content = load_plain(path, "checkpoint")
     if not isinstance(content, Mapping):
         raise CSDError(f"checkpoint {path} holds a {type(content).__name__}, expected a dict of tensors")
 
@@ -59,11 +53,27 @@ def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback:
     return {str(name).removeprefix("module."): value for name, value in content.items()}
 
 
+def load_plain(path: str | Path, what: str) -> Any:
+    """What torch.save wrote, as data only, on CPU. `what` begins the message of CSDError where that fails."""
+    path = Path(path)
+    if not path.is_file():
+        raise CSDError(f"{what} {path} does not exist; check the path")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's own text would have the user run it
+        raise CSDError(
+            f"{what} {path} is damaged, or holds more than tensors and plain data, and is not loaded; "
+            f"take another copy, or save it again as a plain state dict"
+        ) from error
+    except DAMAGED as error:
+        raise CSDError(f"{what} {path} cannot be read, it is cut short or damaged; take another copy") from error
+
+
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> None:
     """Put a state dict into a network, or raise CSDError with the reason, the network unchanged."""
     own = network.state_dict()
-    for name in own.keys() & state.keys():
-        if own[name].shape != state[name].shape:
+    for name in own:
+        if name in state and own[name].shape != state[name].shape:
             raise CSDError(
                 f"{source}: {name} has shape {tuple(state[name].shape)}, the network expects {tuple(own[name].shape)}; "
                 f"the checkpoint is of another size: make the network's options match it"

@@ -43,6 +43,8 @@ class ValidationMixin:
     ) -> None:
         dataset = dataloader.dataset
         name = dataset.opt["name"]  # type: ignore[attr-defined]
+        if self.opt["is_train"]:  # the toolbox's last validation counts one iteration that it did not train
+            current_iter = min(int(current_iter), int(self.opt["train"]["total_iter"]))
         network = getattr(self, "net_g_ema", None) or self.get_bare_model(self.net_g)  # type: ignore[attr-defined]
         was_training = network.training
         network.eval()

@@ -1,0 +1,162 @@
+"""Checkpoints of every kind load; what is none, or would run code, is refused in one line."""
+
+from __future__ import annotations
+
+import pickle
+import random
+
+import pytest
+import torch
+
+from csd_plugin.archs.checkpoint import load_network, load_weights, read_state_dict
+from csd_plugin.archs.sldnet import PRESETS, SLDNet
+from csd_plugin.errors import CSDError
+
+
+@pytest.fixture
+def network():
+    return SLDNet(preset="student2", num_feat=4)
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"three_dim_model": state, "epoch": 99, "optimizer": {"lr": 1e-4, "name": "Adam"}},
+        lambda state: {"params": state},
+        lambda state: {"params_ema": state, "params": {name: value + 1 for name, value in state.items()}},
+        lambda state: state,
+        lambda state: dict(state),
+        lambda state: {f"module.{name}": value for name, value in state.items()},
+        lambda state: {"params": {f"module.{name}": value for name, value in state.items()}},
+    ],
+    ids=["authors", "toolbox", "averaged first", "bare", "dict", "wrapped", "wrapped toolbox"],
+)
+def test_every_form_of_checkpoint_loads(tmp_path, network, wrap):
+    torch.save(wrap(network.state_dict()), tmp_path / "net.pth")
+    assert same(read_state_dict(tmp_path / "net.pth"), network.state_dict())
+    assert same(load_network(tmp_path / "net.pth").state_dict(), network.state_dict())
+
+
+def test_the_authors_old_file_format_loads(tmp_path, network):
+    torch.save({"three_dim_model": network.state_dict()}, tmp_path / "net.pth", _use_new_zipfile_serialization=False)
+    assert same(read_state_dict(tmp_path / "net.pth"), network.state_dict())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_network_is_rebuilt_from_its_file_alone(tmp_path, preset):
+    network = SLDNet(preset=preset, num_feat=5)
+    torch.save({"params": network.state_dict()}, tmp_path / "net.pth")
+    loaded = load_network(tmp_path / "net.pth")
+    assert not loaded.training
+    assert same(loaded.state_dict(), network.state_dict())
+    assert loaded.num_frame == network.num_frame
+
+
+def test_the_entry_can_be_named(tmp_path, network):
+    averaged = SLDNet(preset="student2", num_feat=4).state_dict()
+    torch.save({"params": network.state_dict(), "params_ema": averaged}, tmp_path / "net.pth")
+    assert same(read_state_dict(tmp_path / "net.pth", "params"), network.state_dict())
+    assert same(read_state_dict(tmp_path / "net.pth", "other", fallback=True), averaged)
+    with pytest.raises(CSDError, match=r"no entry 'other'; it has params, params_ema"):
+        read_state_dict(tmp_path / "net.pth", "other")
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_file_that_would_run_code_does_not(tmp_path, network, new_format):
+    content = {"params": network.state_dict(), "extra": Evil(tmp_path / "ran")}
+    torch.save(content, tmp_path / "net.pth", _use_new_zipfile_serialization=new_format)
+    refused(tmp_path / "net.pth", "holds more than")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+    refused(tmp_path / "plain.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def refused(path, *words):
+    with pytest.raises(CSDError) as caught:
+        read_state_dict(path)
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in (path.name, *words))
+
+
+@pytest.mark.parametrize("length", [0, 1, 10, 100, 1000, 0.5, 0.9, -1])
+@pytest.mark.parametrize("new_format", [True, False])
+def test_truncated_files_are_refused(tmp_path, network, length, new_format):
+    torch.save({"params": network.state_dict()}, tmp_path / "net.pth", _use_new_zipfile_serialization=new_format)
+    data = (tmp_path / "net.pth").read_bytes()
+    (tmp_path / "net.pth").write_bytes(data[: int(len(data) * length) if isinstance(length, float) else length])
+    refused(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ([1, 2], ["list"]),
+        ({"params": {}}, ["no state dict"]),
+        ({"iter": 3, "epoch": 1}, ["no state dict"]),
+        ({"params": {"conv1.weight": 3}}, ["no state dict"]),
+    ],
+)
+def test_files_without_weights_are_refused(tmp_path, content, words):
+    torch.save(content, tmp_path / "net.pth")
+    refused(tmp_path / "net.pth", *words)
+
+
+def test_what_is_not_there_or_no_file_is_refused(tmp_path):
+    refused(tmp_path / "net.pth", "does not exist")
+    refused(tmp_path, "does not exist")
+    (tmp_path / "net.pth").write_text("not a checkpoint")
+    refused(tmp_path / "net.pth")
+
+
+def test_a_checkpoint_of_another_size_names_the_layer_and_changes_nothing(network):
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    other = SLDNet(preset="student2", num_feat=6).state_dict()
+    with pytest.raises(CSDError, match=r"teacher.pth: conv\d+\.\w+ has shape \(.*6.*\), the network expects \(.*4.*\)"):
+        load_weights(network, other, source="teacher.pth")
+    deeper = SLDNet(preset="student1", num_feat=4).state_dict()
+    with pytest.raises(CSDError, match=r"conv7\.weight has shape"):
+        load_weights(network, deeper, source="teacher.pth")
+    fewer = {name: value for name, value in before.items() if not name.startswith("conv13")}
+    with pytest.raises(CSDError, match=r"lacks conv13.bias \(2 missing, 0 unexpected"):
+        load_weights(network, fewer, source="net.pth")
+    with pytest.raises(CSDError, match="has extra"):
+        load_weights(network, before | {"extra": torch.zeros(1)}, source="net.pth")
+    assert same(network.state_dict(), before)
+    load_weights(network, fewer, source="net.pth", strict=False)
+
+
+def test_a_file_of_another_family_is_refused(tmp_path):
+    torch.save({"params": {"head.weight": torch.zeros(3)}}, tmp_path / "net.pth")
+    with pytest.raises(CSDError, match="not of an SLDNet"):
+        load_network(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_damaged_files_load_or_are_refused_in_one_line(tmp_path, network, new_format):
+    torch.save({"params": network.state_dict()}, tmp_path / "net.pth", _use_new_zipfile_serialization=new_format)
+    whole = (tmp_path / "net.pth").read_bytes()
+    rng = random.Random(0)
+    refusals = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(rng.choice([1, 3, 30])):
+            damaged[rng.randrange(min(len(damaged), rng.choice([300, 3000])))] = rng.randrange(256)
+        (tmp_path / "damaged.pth").write_bytes(damaged)
+        try:
+            read_state_dict(tmp_path / "damaged.pth")
+        except CSDError as error:
+            refusals += 1
+            assert "damaged.pth" in str(error) and "\n" not in str(error)
+    assert refusals > 50

@@ -1,0 +1,154 @@
+"""The reconstruction loss against SSIM written out pixel by pixel, in double precision."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import correlate1d
+from skimage.metrics import structural_similarity
+
+from csd_plugin.losses.ssim import PyramidSSIMLoss, zero_padded_ssim
+
+C1, C2 = 0.01**2, 0.03**2
+
+
+def window_weights() -> list[float]:
+    weights = [math.exp(-((i - 5) ** 2) / (2 * 1.5**2)) for i in range(11)]
+    return [weight / sum(weights) for weight in weights]
+
+
+def plain_ssim(x: np.ndarray, y: np.ndarray) -> float:
+    """Mean SSIM of two (H, W) images, whose surroundings are zeros, from its definition."""
+    g = window_weights()
+    height, width = x.shape
+    total = 0.0
+    for row in range(height):
+        for column in range(width):
+            moments = np.zeros(5)
+            for i in range(11):
+                for j in range(11):
+                    a, b = row + i - 5, column + j - 5
+                    if 0 <= a < height and 0 <= b < width:
+                        p, q = float(x[a, b]), float(y[a, b])
+                        moments += g[i] * g[j] * np.array([p, q, p * p, q * q, p * q])
+            mx, my, xx, yy, xy = moments
+            total += ((2 * mx * my + C1) * (2 * (xy - mx * my) + C2)) / (
+                (mx * mx + my * my + C1) * (xx - mx * mx + yy - my * my + C2)
+            )
+    return total / (height * width)
+
+
+def filtered_ssim(x: np.ndarray, y: np.ndarray) -> float:
+    """The same with scipy's filter, for larger images."""
+    g = window_weights()
+
+    def mean(image):
+        for axis in (0, 1):
+            image = correlate1d(image, g, axis=axis, mode="constant")
+        return image
+
+    mx, my = mean(x), mean(y)
+    xx, yy, xy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    return float((((2 * mx * my + C1) * (2 * xy + C2)) / ((mx**2 + my**2 + C1) * (xx + yy + C2))).mean())
+
+
+def pair(*shape, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.random(shape)
+    return x, np.clip(x + rng.normal(0, 0.1, shape), 0, 1)
+
+
+def ssim(x: np.ndarray, y: np.ndarray) -> float:
+    tensors = (torch.from_numpy(image)[None, None].float() for image in (x, y))
+    return float(zero_padded_ssim(*tensors))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 7), (11, 11), (12, 9)])
+def test_ssim_is_its_definition_on_small_images(shape):
+    x, y = pair(*shape)
+    assert ssim(x, y) == pytest.approx(plain_ssim(x, y), abs=2e-6)
+    assert filtered_ssim(x, y) == pytest.approx(plain_ssim(x, y), abs=1e-12)
+
+
+def test_ssim_of_larger_images():
+    x, y = pair(37, 52)
+    assert ssim(x, y) == pytest.approx(filtered_ssim(x, y), abs=2e-6)
+
+
+def test_inside_the_border_it_is_scikit_images():
+    x, y = pair(40, 40)
+    _, whole = structural_similarity(
+        x, y, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+    )
+    ours = zero_padded_ssim(*(torch.from_numpy(image)[None, None] for image in (x, y)))
+    border = np.ones((40, 40), bool)
+    border[5:-5, 5:-5] = False
+    inner = float(ours) * 1600 - _sum_where(x, y, border)
+    assert inner == pytest.approx(whole[~border].sum(), abs=1e-4)
+
+
+def _sum_where(x, y, mask) -> float:
+    """Sum of the plain SSIM map over a mask, zeros outside the image."""
+    g = window_weights()
+    moments = [x, y, x * x, y * y, x * y]
+    for axis in (0, 1):
+        moments = [correlate1d(m, g, axis=axis, mode="constant") for m in moments]
+    mx, my, xx, yy, xy = moments
+    ssim_map = ((2 * mx * my + C1) * (2 * (xy - mx * my) + C2)) / (
+        (mx**2 + my**2 + C1) * (xx - mx**2 + yy - my**2 + C2)
+    )
+    return float(ssim_map[mask].sum())
+
+
+def test_channels_and_images_are_averaged_apart():
+    x, y = pair(2, 3, 14, 13)
+    tensors = [torch.from_numpy(image).float() for image in (x, y)]
+    expected = [[filtered_ssim(a, b) for a, b in zip(*images, strict=True)] for images in zip(x, y, strict=True)]
+    assert zero_padded_ssim(*tensors).tolist() == pytest.approx(np.mean(expected, axis=1).tolist(), abs=2e-6)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (21, 13), (4, 5)])
+def test_the_pyramid_is_equation_7(size):
+    x, y = pair(2, 3, *size)
+
+    def half(image):
+        height, width = image.shape[2] // 2 * 2, image.shape[3] // 2 * 2
+        image = image[:, :, :height, :width]
+        return (image[:, :, ::2, ::2] + image[:, :, 1::2, ::2] + image[:, :, ::2, 1::2] + image[:, :, 1::2, 1::2]) / 4
+
+    expected, a, b = 0.0, x, y
+    for weight in (0.6, 0.2, 0.2):
+        expected += weight * (
+            1
+            - np.mean(
+                [
+                    filtered_ssim(p, q)
+                    for p, q in zip(a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]), strict=True)
+                ]
+            )
+        )
+        a, b = half(a), half(b)
+    tensors = [torch.from_numpy(image).float() for image in (x, y)]
+    assert float(PyramidSSIMLoss()(*tensors)) == pytest.approx(expected, abs=5e-6)
+    assert float(PyramidSSIMLoss(loss_weight=2.0)(*tensors)) == pytest.approx(2 * expected, abs=1e-5)
+
+
+def test_equal_images_cost_nothing_and_the_gradient_leads_to_them():
+    x, y = (torch.from_numpy(image).float() for image in pair(1, 3, 24, 24))
+    loss = PyramidSSIMLoss()
+    assert float(loss(x, x)) == pytest.approx(0, abs=1e-6)
+    y.requires_grad_()
+    value = loss(y, x)
+    value.backward()
+    assert loss(y.detach() - 0.5 * y.grad / y.grad.norm(), x) < value.detach()
+
+
+def test_it_is_float32_under_autocast():
+    x, y = (torch.from_numpy(image).float() for image in pair(1, 3, 24, 24))
+    with torch.autocast("cpu", torch.bfloat16):
+        value = PyramidSSIMLoss()(x, y)
+    assert value.dtype == torch.float32
+    assert float(value) == float(PyramidSSIMLoss()(x, y))

@@ -1,0 +1,180 @@
+"""Stage 2 from the command line's point of view: the student learns, the teacher and its checkpoint never change."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from toolbox import STUDENT, TEACHER, changed, distill_options, equal, train_options
+
+from csd_plugin.archs.sldnet import SLDNet
+
+NO_WEIGHTS = {"train.distill_opt": {"type": "CSD", "weights": {"spatial": 0.0, "temporal": 0}}}
+
+
+def teacher_weights(path: Path, key: str = "params_ema") -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)[key]
+
+
+def test_a_run_trains_student_and_cells_and_leaves_the_teacher_alone(launcher, tiny_rain, tiny_teacher):
+    assert launcher.train(distill_options(tiny_rain, tiny_teacher, **{"train.grad_clip": 1.0})) == 0
+
+    model = launcher.models[-1]
+    assert equal(model.net_t.state_dict(), teacher_weights(tiny_teacher))
+    assert not model.net_t.training
+    assert all(p.grad is None and not p.requires_grad for p in model.net_t.parameters())
+
+    optimized = {id(p) for p in model.optimized_parameters()}
+    assert optimized == {id(p) for net in (model.net_g, model.objective) for p in net.parameters()}
+    files = {path.name for path in (launcher.folder / "experiments/run/models").iterdir()}
+    assert files == {"net_g_2.pth", "net_g_latest.pth", "objective_2.pth", "objective_latest.pth"}
+    for key in ("params", "params_ema"):
+        SLDNet(preset="student2", num_feat=4).load_state_dict(launcher.weights("net_g_latest", key=key))
+    assert equal(launcher.weights("objective_latest"), model.objective.state_dict())
+    assert not equal(launcher.weights("objective_2"), _fresh_cells(model))
+    logged = set(model.log_dict)
+    assert {"l_recon", "l_distill", "l_spatial", "l_temporal", "status/correlation", "grad_norm"} <= logged
+    assert "status/spread_temporal" in logged
+    expected = 0.1 * model.log_dict["l_spatial"] + 0.1 * model.log_dict["l_temporal"]
+    assert float(model.log_dict["l_distill"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def _fresh_cells(model) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros_like(value) for name, value in model.objective.state_dict().items()}
+
+
+def test_one_backward_and_one_step_per_batch(launcher, tiny_rain, tiny_teacher, monkeypatch):
+    counts = {"backward": 0, "step": 0}
+    for cls, name in ((torch.Tensor, "backward"), (torch.optim.Adam, "step")):
+        monkeypatch.setattr(cls, name, _counted(counts, name, getattr(cls, name)))
+    assert launcher.train(distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 3})) == 0
+    assert counts == {"backward": 3, "step": 3}
+
+
+def _counted(counts, name, function):
+    def wrapper(*args, **kwargs):
+        counts[name] += 1
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def test_without_weights_it_is_stage_1_bit_for_bit_and_the_teacher_is_never_called(
+    launcher, tiny_rain, tiny_teacher, monkeypatch
+):
+    steps = {"train.total_iter": 4}
+    assert launcher.train(train_options(tiny_rain, name="stage1", **steps)) == 0
+    assert launcher.train(distill_options(tiny_rain, tiny_teacher, name="csd", **steps)) == 0
+
+    forward = SLDNet.forward
+
+    def students_only(self, window):
+        assert self.num_frame != 7, "the teacher was called"
+        return forward(self, window)
+
+    monkeypatch.setattr(SLDNet, "forward", students_only)
+    assert launcher.train(distill_options(tiny_rain, tiny_teacher, name="zero", **steps, **NO_WEIGHTS)) == 0
+    for key in ("params", "params_ema"):
+        stage1, zero, csd = (launcher.weights("net_g_latest", run, key) for run in ("stage1", "zero", "csd"))
+        assert equal(stage1, zero)
+        assert not equal(stage1, csd)
+    state1, state0 = (
+        torch.load(launcher.folder / f"experiments/{run}/training_states/4.state", weights_only=True)
+        for run in ("stage1", "zero")
+    )
+    assert all(
+        equal(state1["optimizers"][0]["state"][i], state0["optimizers"][0]["state"][i])
+        for i in state1["optimizers"][0]["state"]
+    )
+
+
+def test_distillation_sees_the_batches_of_stage_1(launcher, tiny_rain, tiny_teacher):
+    launcher.train(train_options(tiny_rain, name="stage1", **{"train.total_iter": 1}))
+    launcher.train(distill_options(tiny_rain, tiny_teacher, name="csd", **{"train.total_iter": 1}))
+    stage1, csd = launcher.models
+    assert torch.equal(stage1.lq, csd.lq)
+    assert float(stage1.log_dict["l_recon"]) == float(csd.log_dict["l_recon"])
+
+
+@pytest.mark.parametrize("cells", ["joint", "frozen", "averaged"])
+def test_resume_restores_the_cells_and_the_frozen_teacher(launcher, tiny_rain, tiny_teacher, monkeypatch, cells):
+    options = changed(distill_options(tiny_rain, tiny_teacher), {"train.distill_opt.cells": cells})
+    assert launcher.train(options) == 0
+    first = launcher.models[-1]
+    before = [copy.deepcopy(net.state_dict()) for net in (first.net_g, first.net_g_ema, first.objective, first.net_t)]
+
+    from csd_plugin.models.distill_model import DistillModel
+
+    after = []
+    resume_training = DistillModel.resume_training
+
+    def record(self, state):
+        resume_training(self, state)
+        nets = (self.net_g, self.net_g_ema, self.objective, self.net_t)
+        after.extend(copy.deepcopy(net.state_dict()) for net in nets)
+        after.append(copy.deepcopy(self.optimizer_g.state_dict()))
+
+    monkeypatch.setattr(DistillModel, "resume_training", record)
+    assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 0
+    assert all(equal(a, b) for a, b in zip(before, after, strict=False))
+    adam = first.optimizer_g.state_dict()["state"]
+    assert after[4]["state"].keys() == adam.keys()
+    assert all(equal(adam[i], after[4]["state"][i]) for i in adam)
+
+
+@pytest.mark.parametrize(
+    "path, entry",
+    [
+        ({}, "params_ema"),
+        ({"param_key_t": "params"}, "params"),
+        ({"param_key_t": "params_ema"}, "params_ema"),
+        ({"param_key_t": "params_ema", "ignore_resume_networks": ["network_t"]}, "params_ema"),
+    ],
+)
+def test_the_teacher_survives_resume_whatever_the_options_say(launcher, tiny_rain, tiny_teacher, path, entry):
+    options = distill_options(tiny_rain, tiny_teacher)
+    options["path"] |= path
+    assert launcher.train(options) == 0
+    state = str(launcher.folder / "experiments/run/training_states/2.state")
+    again = changed(options, {"path.resume_state": state, "train.total_iter": 3})
+    assert launcher.train(again) == 0
+    assert [model.net_t.training for model in launcher.models] == [False, False]
+    assert all(equal(model.net_t.state_dict(), teacher_weights(tiny_teacher, entry)) for model in launcher.models)
+
+
+def test_resume_does_not_fall_back_to_the_start_where_the_checkpoint_is_gone(launcher, tiny_rain, tiny_teacher, capsys):
+    start = launcher.folder / "start.pth"
+    torch.save(SLDNet(preset="student2", num_feat=4).state_dict(), start)
+    options = distill_options(tiny_rain, tiny_teacher, **{"path.pretrain_network_g": str(start)})
+    assert launcher.train(options) == 0
+    (launcher.folder / "experiments/run/models/net_g_2.pth").unlink()
+    assert launcher.train(options, "--auto_resume") == 2
+    assert "net_g_2.pth does not exist" in capsys.readouterr().err
+
+
+def test_cells_that_are_averaged_follow_each_step(launcher, tiny_rain, tiny_teacher):
+    options = distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 1})
+    options["train"]["distill_opt"] |= {"cells": "averaged", "ema_decay": 0.5}
+    assert launcher.train(options) == 0
+    objective = launcher.models[-1].objective
+    pairs = zip(objective.averaged_cells.parameters(), objective.cells.parameters(), strict=True)
+    # one step of half the way, from the common start: neither the start nor the learned weights
+    assert all(not torch.equal(average, learned) for average, learned in pairs)
+    assert not any(p.requires_grad for p in objective.averaged_cells.parameters())
+
+
+def test_frames_as_the_source_of_scales(launcher, tiny_rain, tiny_teacher):
+    options = distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 1, "datasets.train.gt_size": 24})
+    options["train"]["distill_opt"] |= {"scale_source": "frames"}
+    assert launcher.train(options) == 0
+    assert launcher.models[-1].objective.input_scales == (1, 2, 4)
+
+
+def test_any_pair_of_widths_and_frames(launcher, tiny_rain, tiny_teacher):
+    wide_student = {"type": "SLDNet", "preset": "student3", "num_feat": 5}
+    options = distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 1, "network_g": wide_student})
+    assert launcher.train(options) == 0
+    assert TEACHER["num_feat"] != wide_student["num_feat"] != STUDENT["num_feat"]
+    assert launcher.models[-1].log_dict["l_distill"] > 0

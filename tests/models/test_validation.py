@@ -1,0 +1,141 @@
+"""Validation and test runs: what is scored, on which frames, and which files come out."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from toolbox import changed, scored_set, scoring_options, train_options
+
+from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.metrics.protocols import score_frame
+
+VAL = {"val_freq": 2, "save_img": False}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A student that returns its centre frame exactly: scores are those of the rainy input."""
+    path = tmp_path / "identity.pth"
+    network = SLDNet(preset="student2", num_feat=4)
+    torch.nn.init.zeros_(network.conv22.weight[:, 3:].detach())
+    torch.save({"params_ema": network.state_dict(), "params": SLDNet(preset="student2", num_feat=4).state_dict()}, path)
+    return path
+
+
+def read(path):
+    return cv2.imread(str(path))[..., ::-1]
+
+
+def test_a_test_run_scores_every_frame_of_every_clip(launcher, tiny_rain, checkpoint):
+    assert launcher.test(scoring_options(tiny_rain, checkpoint)) == 0
+
+    results = launcher.folder / "results/row"
+    content = json.loads((results / "rain.json").read_text())
+    assert list(content["clips"]) == ["a1", "b1"]
+    assert all(list(clip["frames"]) == ["00001", "00002", "00003"] for clip in content["clips"].values())
+    folder = tiny_rain / "Dataset_Testing_Synthetic"
+    expected = score_frame(read(folder / "a1_Rain/00002.png"), read(folder / "a1_GT/00002.png"))
+    for protocol, quality in expected.items():
+        assert content["clips"]["a1"]["frames"]["00002"][protocol] == pytest.approx(quality._asdict(), abs=1e-9)
+
+    rows = list(csv.DictReader((results / "rain.csv").open()))
+    assert {row["clip"] for row in rows} == {"a1", "b1", "average"}
+    table = (results / "rain.md").read_text()
+    assert "row" in table
+    assert "a1" in table
+
+
+def test_the_number_of_windows_at_once_changes_no_score(launcher, tiny_rain, checkpoint):
+    frames = []
+    for size in (1, 2, 5):
+        name = f"batch{size}"
+        assert launcher.test(scoring_options(tiny_rain, checkpoint, name=name, **{"val.batch_size": size})) == 0
+        frames.append(json.loads((launcher.folder / f"results/{name}/rain.json").read_text())["clips"])
+    assert frames[0] == frames[1] == frames[2]
+
+
+def test_clips_without_truth_are_written_and_not_scored(launcher, tiny_rain, checkpoint):
+    sets = {"test_1": scored_set(tiny_rain), "test_2": scored_set(tiny_rain, name="real", split="real")}
+    options = scoring_options(tiny_rain, checkpoint, datasets=sets, **{"val.save_img": True})
+    assert launcher.test(options) == 0
+
+    results = launcher.folder / "results/row"
+    assert {path.name for path in results.iterdir() if path.suffix in (".json", ".csv", ".md")} == {
+        "rain.json",
+        "rain.csv",
+        "rain.md",
+    }
+    frames = sorted(path.relative_to(results / "visualization") for path in results.rglob("*.png"))
+    assert len(frames) == 3 * 3
+    assert str(frames[-1]) == "real/ra1/00003_row.png"
+    written = read(results / "visualization/real/ra1/00003_row.png")
+    assert np.array_equal(written, read(tiny_rain / "Dataset_Testing_RealRain/ra1_Rain/00003.png"))
+
+
+def test_gains_over_a_named_baseline(launcher, tiny_rain, checkpoint):
+    assert launcher.test(scoring_options(tiny_rain, checkpoint, name="before")) == 0
+    baseline = {"val.baseline": "results/before/rain.json"}
+    assert launcher.test(scoring_options(tiny_rain, checkpoint, name="after", **baseline)) == 0
+    before, after = ((launcher.folder / f"results/{name}/rain.md").read_text() for name in ("before", "after"))
+    assert "+0.00" in after
+    assert "+0.00" not in before
+
+
+def test_training_validates_several_sets_and_keeps_the_best(launcher, tiny_rain, capfd):
+    sets = {
+        "val": scored_set(tiny_rain, frame_range=[1, 1]),
+        "val_2": scored_set(tiny_rain, name="other", clips=["b1"]),
+        "val_3": scored_set(tiny_rain, name="real", split="real"),
+    }
+    options = train_options(tiny_rain, val=VAL | {"metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 0}}})
+    options["datasets"] |= sets
+    assert launcher.train(changed(options, {"train.total_iter": 4})) == 0
+
+    metrics = launcher.folder / "experiments/run/metrics"
+    written = {path.name for path in metrics.glob("*.json")}
+    assert written == {"rain_2.json", "rain_4.json", "other_2.json", "other_4.json"}
+    other = json.loads((metrics / "other_4.json").read_text())
+    assert list(other["clips"]) == ["b1"]
+    assert other["facts"]["iteration"] == 4
+
+    model = launcher.models[-1]
+    assert set(model.best_metric_results) == {"rain", "other"}
+    best, iteration = model.best_metric_results["other"]["psnr"]
+    assert iteration in (2, 4)
+    # the toolbox's PSNR over all frames is the rgb protocol's, one clip
+    scores = {i: json.loads((metrics / f"other_{i}.json").read_text())["average"]["rgb"]["psnr"] for i in (2, 4)}
+    assert best == pytest.approx(max(scores.values()), abs=1e-4)
+    assert model.net_g.training
+    assert "Validation other" in capfd.readouterr().err
+
+
+def test_the_averaged_network_is_what_is_validated(launcher, tiny_rain):
+    options = train_options(tiny_rain, val=VAL)
+    options["datasets"]["val"] = scored_set(tiny_rain, frame_range=[2, 2])
+    assert launcher.train(options) == 0
+    trained = json.loads((launcher.folder / "experiments/run/metrics/rain_2.json").read_text())["average"]
+    averages = {}
+    for key in ("params", "params_ema"):
+        checkpoint = launcher.folder / "experiments/run/models/net_g_2.pth"
+        row = scoring_options(tiny_rain, checkpoint, name=key, **{"path.param_key_g": key})
+        assert launcher.test(changed(row, {"datasets.test_1.frame_range": [2, 2]})) == 0
+        averages[key] = json.loads((launcher.folder / f"results/{key}/rain.json").read_text())["average"]
+    assert trained == averages["params_ema"]
+    assert trained != averages["params"]
+
+
+def test_scores_go_to_tensorboard(launcher, tiny_rain):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = train_options(tiny_rain, val=VAL, **{"logger.use_tb_logger": True})
+    options["datasets"]["val"] = scored_set(tiny_rain)
+    assert launcher.train(options) == 0
+    events = EventAccumulator(str(launcher.folder / "tb_logger/run")).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert "losses/l_recon" in tags
+    assert any(tag.startswith("metrics/rain/") and tag.endswith("/a1") for tag in tags)

@@ -1,0 +1,172 @@
+"""Runs of the launchers inside the test process, on networks and data that take moments."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+TEACHER = {"type": "SLDNet", "preset": "teacher", "num_feat": 4}
+STUDENT = {"type": "SLDNet", "preset": "student2", "num_feat": 4}
+
+
+def train_options(data: Path, **changes: Any) -> dict[str, Any]:
+    """Stage 1 of the narrow student for two iterations. `changes` replace keys: {'train.ema_decay': 0}."""
+    options = {
+        "name": "run",
+        "model_type": "VideoDerainModel",
+        "scale": 1,
+        "num_gpu": 0,
+        "manual_seed": 3,
+        "datasets": {
+            "train": {
+                "name": "train",
+                "type": "PairedVideoDataset",
+                "dataroot": str(data),
+                "num_frame": 8,
+                "num_target": 2,
+                "gt_size": 24,
+                "random_reverse": True,
+                "num_worker_per_gpu": 0,
+                "batch_size_per_gpu": 2,
+                "dataset_enlarge_ratio": 2,
+            }
+        },
+        "network_g": dict(STUDENT),
+        "path": {"pretrain_network_g": None},
+        "train": {
+            "ema_decay": 0.9,
+            "optim_g": {"type": "Adam", "lr": 0.001},
+            "scheduler": {"type": "MultiStepLR", "milestones": [1, 3], "gamma": 0.5},
+            "total_iter": 2,
+            "pixel_opt": {"type": "PyramidSSIMLoss"},
+        },
+        "logger": {"print_freq": 1, "save_checkpoint_freq": 2, "use_tb_logger": False},
+    }
+    return changed(options, changes)
+
+
+def distill_options(data: Path, teacher: Path, **changes: Any) -> dict[str, Any]:
+    """Stage 2 of the same, from a teacher's checkpoint."""
+    stage2 = {
+        "model_type": "DistillModel",
+        "network_t": dict(TEACHER),
+        "path.pretrain_network_t": str(teacher),
+        "train.distill_opt": {"type": "CSD", "hidden": 4, "weights": {"spatial": 0.1, "temporal": 0.1}},
+    }
+    return train_options(data, **stage2 | changes)
+
+
+def scoring_options(data: Path, checkpoint: Path, **changes: Any) -> dict[str, Any]:
+    """The narrow student over the synthetic test clip."""
+    options = {
+        "name": "row",
+        "model_type": "VideoDerainModel",
+        "scale": 1,
+        "num_gpu": 0,
+        "manual_seed": 0,
+        "datasets": {"test_1": scored_set(data)},
+        "network_g": dict(STUDENT),
+        "path": {"pretrain_network_g": str(checkpoint), "param_key_g": "params_ema"},
+        "val": {"save_img": False, "suffix": None},
+    }
+    return changed(options, changes)
+
+
+def scored_set(data: Path, **changes: Any) -> dict[str, Any]:
+    """A test data set of windows of three frames, the first three of each clip."""
+    options = {
+        "name": "rain",
+        "type": "PairedVideoTestDataset",
+        "dataroot": str(data),
+        "split": "test",
+        "num_frame": 3,
+        "frame_range": [1, 3],
+    }
+    return options | changes
+
+
+def changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy with `section.key` replaced; a value of `...` (Ellipsis) removes the key."""
+    options = deepcopy(options)
+    for path, value in changes.items():
+        *sections, key = path.split(".")
+        section = options
+        for name in sections:
+            section = section[name]
+        if value is ...:
+            del section[key]
+        else:
+            section[key] = value
+    return options
+
+
+class Launcher:
+    """`python -m csd_plugin.train` and `.test` without the start of a process, in a folder of its own."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.models: list[Any] = []
+        """What the runs built, newest last."""
+        self._monkeypatch = monkeypatch
+        monkeypatch.chdir(folder)
+        for job in ("train", "test"):
+            importlib.import_module(f"csd_plugin.{job}")
+            pipeline = importlib.import_module(f"basicsr.{job}")
+            monkeypatch.setattr(pipeline, "build_model", self._recording(pipeline.build_model))
+
+    def train(self, options: dict[str, Any] | str | bytes, *flags: str) -> int:
+        return self._launch("train", options, *flags)
+
+    def test(self, options: dict[str, Any] | str | bytes, *flags: str) -> int:
+        return self._launch("test", options, *flags)
+
+    def _launch(self, job: str, options: dict[str, Any] | str | bytes, *flags: str) -> int:
+        file = self.folder / "options.yml"
+        text = yaml.safe_dump(options, sort_keys=False) if isinstance(options, dict) else options
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        self._monkeypatch.setattr(sys, "argv", [job, "-opt", file.name, *flags])
+        _forget_log()
+        try:
+            return importlib.import_module(f"csd_plugin.{job}").main()
+        finally:
+            _forget_log()
+
+    def _recording(self, build_model: Any) -> Any:
+        def build(opt: dict[str, Any]) -> Any:
+            self.models.append(build_model(opt))
+            return self.models[-1]
+
+        return build
+
+    def weights(self, label: str, name: str = "run", key: str = "params") -> dict[str, torch.Tensor]:
+        """A checkpoint of an experiment, `net_g_2` or `objective_2`."""
+        file = self.folder / "experiments" / name / "models" / f"{label}.pth"
+        return torch.load(file, weights_only=True)[key]
+
+    def written(self) -> list[str]:
+        """What a run has left in the folder, beside the option file."""
+        return sorted(path.name for path in self.folder.iterdir() if path.name != "options.yml")
+
+
+def _forget_log() -> None:
+    """The toolbox sets its log up once per process, and would go on writing into the first run's file."""
+    from basicsr.utils import logger
+
+    logger.initialized_logger.clear()
+    log = logging.getLogger("basicsr")
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts are the same, bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
