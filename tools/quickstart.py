@@ -100,7 +100,7 @@ def prepare_data(source: Path | None) -> Path:
     for layout, chosen in (("training", clips[:-1]), ("testing", held_out)):
         command = ["rain", str(clean), "data", "--layout", layout, "--seed", "0" if layout == "training" else "1"]
         if csd([*command, "--clips", *chosen]):
-            raise CSDError("rain could not be rendered, see above")
+            raise CSDError(f"rain could not be rendered, see above; delete {Path.cwd()} to start over")
     return Path("data").resolve()
 
 

@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     overview = argparse.ArgumentParser(
         prog="csd",
         description="Video deraining and distillation of video restoration networks.",
-        epilog="jobs:\n" + "\n".join(f"  {name:<10}{text}" for name, text in JOBS.items()) + "\n\n`csd JOB --help` tells more.",
+        epilog="jobs:\n"
+        + "\n".join(f"  {name:<10}{text}" for name, text in JOBS.items())
+        + "\n\n`csd JOB --help` tells more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     overview.add_argument("--version", action="version", version=f"csd {__version__}")

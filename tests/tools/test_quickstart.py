@@ -1,0 +1,72 @@
+"""The quickstart as a user runs it, with networks and iterations cut down to seconds."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import cv2
+import pytest
+import yaml
+
+from csd_plugin.report.results import load_results
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def quickstart(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "tools" / "quickstart.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    options = tmp_path / "options"
+    options.mkdir()
+    for path in module.OPTIONS.glob("*.yml"):
+        opt = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for network in ("network_g", "network_t"):
+            if network in opt:
+                opt[network]["num_feat"] = 4
+        if "train" in opt:
+            opt["train"]["total_iter"] = 2
+            opt["datasets"]["train"]["gt_size"] = 16
+        (options / path.name).write_text(yaml.safe_dump(opt, sort_keys=False), encoding="utf-8")
+    monkeypatch.setattr(module, "OPTIONS", options)
+    monkeypatch.setattr(module, "TRAIN_PHOTOS", module.TRAIN_PHOTOS[:2])
+    monkeypatch.setattr(module, "SCENE_FRAMES", 10)
+    monkeypatch.setattr(module, "TEST_FRAMES", 3)
+    monkeypatch.setattr(module, "SCENE_SIZE", (32, 48))
+    monkeypatch.chdir(tmp_path)
+    return module
+
+
+def test_from_nothing_to_a_table_and_a_picture_and_again(quickstart, tmp_path, capsys, monkeypatch):
+    assert quickstart.main([]) == 0
+    work = tmp_path / "quickstart"
+    table = (work / "table.md").read_text(encoding="utf-8")
+    for row in ("rainy input", "quickstart_teacher", "quickstart_student2_alone", "quickstart_student2_csd"):
+        assert f"| {row} | PSNR |" in table
+    assert len(load_results(work / "results" / "quickstart_student2_csd" / "test.json").scores.clips) == 1
+    assert cv2.imread(str(work / "before_after.png")) is not None
+    assert len(list((work / "derained").iterdir())) == 3
+
+    # run again: nothing is trained or tested a second time
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quickstart, "call_toolbox", lambda *args: pytest.fail("a finished step ran again"))
+    monkeypatch.setattr(quickstart, "derain_clip", lambda data: None)
+    capsys.readouterr()
+    assert quickstart.main([]) == 0
+    assert "quickstart_student2_csd" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_not_there_is_one_line(quickstart, capsys):
+    assert quickstart.main(["nowhere"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "quickstart: error: nowhere is not a folder; give clean clips, or a data set in NTURain's layout"
+    ]
+
+
+def test_one_clip_is_too_few(quickstart, tmp_path, capsys):
+    (tmp_path / "clips" / "only").mkdir(parents=True)
+    assert quickstart.main(["clips"]) == 2
+    assert "at least 2 clips" in capsys.readouterr().err
