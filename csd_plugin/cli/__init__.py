@@ -14,9 +14,12 @@ from csd_plugin import __version__
 from csd_plugin.errors import CSDError
 
 JOBS = {
+    "prepare": "bring archives, folders or videos into the data set's layout, and into LMDB",
+    "data": "say what a data set holds, and what is wrong with it",
     "rain": "put rendered rain on clean clips",
     "derain": "remove rain from a video or a folder of frames",
     "score": "score a folder of results against the truth",
+    "bench": "measure data loading and inference on this machine",
 }
 
 
