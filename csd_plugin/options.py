@@ -34,6 +34,12 @@ class ToolboxSection(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
 
+class TypedSection(ToolboxSection):
+    """What the toolbox builds by its type."""
+
+    type: str
+
+
 class FileSection(ToolboxSection):
     """The top level, as far as the toolbox itself relies on it."""
 
@@ -91,10 +97,9 @@ class TrainSection(ToolboxSection):
     distill_opt: dict | None = Field(None, description="objective of a DistillModel and the weights of its terms")
 
 
-class OptimizerSection(ToolboxSection):
-    """`train.optim_g`."""
+class OptimizerSection(TypedSection):
+    """`train.optim_g`: an optimizer of torch.optim and its keywords."""
 
-    type: str = Field(description="any optimizer of torch.optim")
     lr: float = Field(gt=0, description="learning rate")
 
 
@@ -230,11 +235,11 @@ def check_options(opt: Mapping[str, Any], source: str) -> None:
             raise CSDError(f"{source}: the section {required} is missing")
 
     for key, content in opt["datasets"].items():
-        _check(content, DATASETS.get(content.get("type", "")), f"{source}: datasets.{key}.")
+        _check_typed(content, DATASETS, f"{source}: datasets.{key}.")
+    networks = {name: section_of(cls) for name, cls in NETWORKS.items()}
     for key in ("network_g", "network_t"):
         if opt.get(key):
-            network = NETWORKS.get(opt[key].get("type"))
-            _check(opt[key], network and section_of(network), f"{source}: {key}.")
+            _check_typed(opt[key], networks, f"{source}: {key}.")
     if opt["is_train"]:
         _check_training(opt, source)
 
@@ -248,8 +253,9 @@ def _check_training(opt: Mapping[str, Any], source: str) -> None:
     if train.get("perceptual_opt"):
         raise CSDError(f"{source}: train.perceptual_opt: these models train with pixel_opt alone; remove it")
     _check(train["optim_g"], OptimizerSection, f"{source}: train.optim_g.")
-    loss = LOSSES.get(train["pixel_opt"].get("type"))
-    _check(train["pixel_opt"], loss and section_of(loss), f"{source}: train.pixel_opt.")
+    _check(train["scheduler"], TypedSection, f"{source}: train.scheduler.")
+    losses = {name: section_of(cls) for name, cls in LOSSES.items()}
+    _check_typed(train["pixel_opt"], losses, f"{source}: train.pixel_opt.")
     if opt["model_type"] == "DistillModel":
         _check_distillation(opt, source)
 
@@ -262,17 +268,23 @@ def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
     content = opt["train"].get("distill_opt")
     if not content:
         raise CSDError(f"{source}: train.distill_opt is missing; `type: CSD` is the paper's")
-    if content.get("type") not in OBJECTIVES:
+    objectives = {name: objective_section(name) for name in OBJECTIVES}
+    _check_typed(content, objectives, f"{source}: train.distill_opt.")
+    if content["type"] not in OBJECTIVES:
         raise CSDError(
-            f"{source}: train.distill_opt.type is {content.get('type')!r}, expected one of {', '.join(OBJECTIVES)}"
+            f"{source}: train.distill_opt.type {content['type']!r} is unknown{suggestion(content['type'], OBJECTIVES)}"
         )
-    _check(content, objective_section(content["type"]), f"{source}: train.distill_opt.")
 
 
-def _check(content: Mapping[str, Any], section: type[BaseModel] | None, where: str) -> None:
+def _check_typed(content: Mapping[str, Any], known: Mapping[str, type[Section]], where: str) -> None:
+    """Check a section by its `type`; types of other packages are theirs to check."""
+    _check(content, TypedSection, where)
+    if content["type"] in known:
+        _check(content, known[content["type"]], where)
+
+
+def _check(content: Mapping[str, Any], section: type[BaseModel], where: str) -> None:
     """Check one section; `where` is what the message puts before a key of it."""
-    if section is None:
-        return
     known = section.model_fields
     for key in content:
         if key not in known and difflib.get_close_matches(str(key), known, 1, cutoff=0.8):

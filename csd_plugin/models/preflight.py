@@ -55,12 +55,19 @@ def check_run(opt: dict[str, Any]) -> None:
     _check_data(opt, networks)
 
     for name, network in networks.items():
-        path = opt["path"].get(f"pretrain_{name}")
-        if path and not (name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)):
-            param_key = opt["path"].get(f"param_key_{name.removeprefix('network_')}")
-            state = read_state_dict(path, param_key, fallback=True)
-            strict = opt["path"].get(f"strict_load_{name.removeprefix('network_')}", True)
-            load_weights(network, state, source=f"path.pretrain_{name}: {path}", strict=strict)
+        if not (name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)):
+            _check_checkpoint(opt["path"], name, network)
+
+
+def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> None:
+    path, label = paths.get(f"pretrain_{name}"), name.removeprefix("network_")
+    if not path:
+        return
+    try:
+        state = read_state_dict(path, paths.get(f"param_key_{label}"), fallback=True)
+        load_weights(network, state, source=f"checkpoint {path}", strict=paths.get(f"strict_load_{label}", True))
+    except CSDError as error:
+        raise CSDError(f"path.pretrain_{name}: {error}") from error
 
 
 def _check_devices(opt: dict[str, Any]) -> None:

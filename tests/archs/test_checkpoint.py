@@ -65,6 +65,9 @@ def test_the_entry_can_be_named(tmp_path, network):
         read_state_dict(tmp_path / "net.pth", "other")
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+
+
 class Evil:
     def __init__(self, path):
         self.path = path

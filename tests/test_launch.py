@@ -1,0 +1,361 @@
+"""The launchers as their users meet them: mistakes are one line and status 2, and leave nothing half written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from synthetic import REAL, TEST, TRAIN, write_ntu_rain
+from toolbox import changed, distill_options, scored_set, scoring_options, train_options
+
+from csd_plugin.archs.sldnet import SLDNet
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def refuses(launcher, capfd):
+    """Launch, expect status 2, one line with these words and nothing written. Returns the line."""
+
+    def check(options, *words, flags=(), job="train"):
+        before = launcher.written()
+        assert getattr(launcher, job)(options, *flags) == 2
+        lines = capfd.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        for word in words:
+            assert word in lines[0], f"{word!r} is not in {lines[0]!r}"
+        assert launcher.written() == before
+        return lines[0]
+
+    return check
+
+
+def stopped(launcher, capfd, options, *words, job="train"):
+    """Launch, expect status 2 and one error line after what the run has logged."""
+    capfd.readouterr()
+    assert getattr(launcher, job)(options) == 2
+    text = capfd.readouterr().err
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and text.rstrip().endswith(errors[0])
+    assert "Traceback" not in text
+    for word in words:
+        assert word in errors[0], f"{word!r} is not in {errors[0]!r}"
+
+
+def half_written(folder: Path) -> list[str]:
+    """Temporary files, and checkpoints and results of a run that did not get so far."""
+    return [
+        str(path) for path in folder.rglob("*") if path.suffix in (".pth", ".state", ".json") or path.name[0] == "."
+    ]
+
+
+# ---------------------------------------------------------------------- found before the start
+def test_wrong_data(refuses, tiny_rain, tmp_path_factory):
+    refuses(train_options(Path("nowhere")), "nowhere", "does not exist", "give the folder")
+    empty = tmp_path_factory.mktemp("empty")
+    refuses(train_options(empty), str(empty), "no images found", TRAIN)
+    wrong = tiny_rain / REAL
+    refuses(train_options(wrong), str(wrong), "set dataroot to the folder that holds")
+    options = train_options(tiny_rain)
+    refuses(changed(options, {"datasets.train.clips": ["t3"]}), "'t3'", "did you mean")
+    refuses(changed(options, {"datasets.train.num_frame": 10}), "t1", "9 frames are fewer than num_frame 10")
+    refuses(changed(options, {"datasets.train.num_frame": 7}), "num_frame=7", "num_target=2", "even")
+    refuses(changed(options, {"datasets.train.gt_size": 64}), "t1")
+
+
+def test_windows_longer_than_the_clips(refuses, tiny_rain, tiny_teacher):
+    options = train_options(tiny_rain, **{"datasets.train.num_frame": 4, "datasets.train.num_target": 4})
+    refuses(options, "windows of 1 frames", "network_g needs 3", "set num_frame to at least 6")
+    options = distill_options(tiny_rain, tiny_teacher, **{"datasets.train.num_frame": 4})
+    refuses(options, "windows of 3 frames", "network_t needs 7", "at least 8")
+    options = train_options(tiny_rain, val={"val_freq": 1, "save_img": False})
+    options["datasets"]["val"] = scored_set(tiny_rain, num_frame=1)
+    refuses(options, "datasets.val", "network_g needs 3")
+
+
+def test_the_teachers_windows_do_not_matter_in_validation(launcher, tiny_rain, tiny_teacher):
+    options = distill_options(tiny_rain, tiny_teacher, val={"val_freq": 2, "save_img": False})
+    options["datasets"]["val"] = scored_set(tiny_rain)
+    assert launcher.train(options) == 0
+
+
+def test_wrong_checkpoints(refuses, tiny_rain, tiny_teacher, launcher):
+    missing = {"path.pretrain_network_t": "teacher.pth"}
+    refuses(distill_options(tiny_rain, tiny_teacher, **missing), "path.pretrain_network_t", "teacher.pth", "not exist")
+    wide = {"network_t.num_feat": 6}
+    line = refuses(distill_options(tiny_rain, tiny_teacher, **wide), str(tiny_teacher), "has shape", "expects")
+    assert "conv1.weight" in line and "make the network's options match it" in line
+    options = train_options(tiny_rain, **{"path.pretrain_network_g": str(tiny_teacher)})
+    refuses(options, "path.pretrain_network_g", "has shape")
+    refuses(options, "path.pretrain_network_g", "has shape", flags=["--auto_resume"])  # there is nothing to resume
+    (launcher.folder / "cut.pth").write_bytes(tiny_teacher.read_bytes()[:3000])
+    refuses(distill_options(tiny_rain, Path("cut.pth")), "cut.pth", "damaged")
+    refuses(scoring_options(tiny_rain, Path("none.pth")), "none.pth", "does not exist", job="test")
+
+
+def test_option_files_that_are_none(refuses, launcher, capfd, monkeypatch):
+    refuses("name: [1, 2", "options.yml", "line 1", "not valid YAML")
+    refuses("- a\n- b\n", "options.yml: not an option file")
+    refuses("", "options.yml: not an option file")
+    refuses(b"\xff\xfe\x00\x80", "not text")
+    refuses("name: a\nname", "not valid YAML")
+    from csd_plugin import train
+
+    monkeypatch.setattr(sys, "argv", ["train", "-opt", "missing.yml"])
+    assert train.main() == 2
+    assert capfd.readouterr().err == "error: missing.yml does not exist; check the path\n"
+    monkeypatch.setattr(sys, "argv", ["train", "-opt", "."])
+    assert train.main() == 2
+    assert capfd.readouterr().err == "error: .: is a directory; check the path\n"
+
+
+def test_option_files_run_no_code(refuses, launcher, tiny_rain):
+    for tag in ("!!python/object/apply:os.system", "!!python/object/new:os.system"):
+        options = yaml.safe_dump(train_options(tiny_rain)) + f"evil: {tag} ['touch ran']\n"
+        refuses(options, "not valid YAML", "python/object")
+    assert not (launcher.folder / "ran").exists()
+
+
+@pytest.mark.parametrize("section", ["name", "num_gpu", "datasets", "network_g", "path", "train", "logger"])
+def test_missing_sections(refuses, tiny_rain, section):
+    refuses(changed(train_options(tiny_rain), {section: ...}), f"{section} is missing")
+
+
+def test_missing_sections_of_a_test(refuses, tiny_rain, tiny_teacher):
+    refuses(changed(scoring_options(tiny_rain, tiny_teacher), {"val": ...}), "val is missing", job="test")
+    refuses(changed(scoring_options(tiny_rain, tiny_teacher), {"val": {}}), "val.save_img is missing", job="test")
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"model_type": "DistilModel"}, ["model_type", "'DistilModel'", "did you mean DistillModel"]),
+        ({"datasets.train.type": "PairedVideoDataste"}, ["datasets.train.type", "did you mean PairedVideoDataset"]),
+        ({"network_g.type": "SLDnet"}, ["network_g.type", "did you mean SLDNet"]),
+        ({"network_g.preset": "student4"}, ["unknown preset 'student4'", "student3"]),
+        ({"network_g.num_feats": 8}, ["network_g.num_feats", "did you mean num_feat"]),
+        ({"network_g.num_frame": 5}, ["reducing"]),
+        ({"train.pixel_opt.type": "PyramidSSIMLos"}, ["train.pixel_opt.type", "did you mean PyramidSSIMLoss"]),
+        ({"train.optim_g.type": "Adm"}, ["train.optim_g.type", "'Adm'", "try Adam"]),
+        ({"train.optim_g.beta": 0.9}, ["train.optim_g", "'beta'"]),
+        ({"train.scheduler.type": "StepLR"}, ["train.scheduler.type", "did you mean MultiStepLR"]),
+        ({"train.scheduler.gama": 0.5}, ["train.scheduler", "'gama'"]),
+        ({"train.scheduler.milestones": ...}, ["train.scheduler", "'milestones'"]),
+        ({"datasets.train.persistent_workers": True}, ["persistent_workers", "num_worker_per_gpu"]),
+        ({"datasets.train.prefetch_mode": "cuda"}, ["prefetch_mode"]),
+        (
+            {"train.total_iter": 2, "datasets.train.batch_size_per_gpu": 9},
+            ["dataset_enlarge_ratio to 18", "after 0 of 2"],
+        ),
+    ],
+    ids=str,
+)
+def test_options_of_another_world(refuses, tiny_rain, changes, words):
+    refuses(changed(train_options(tiny_rain), changes), *words)
+
+
+def test_distillation_options_that_do_not_go_together(refuses, tiny_rain, tiny_teacher):
+    options = distill_options(tiny_rain, tiny_teacher)
+    refuses(changed(options, {"train.distill_opt.multi_scale": False}), "cross_scale needs multi_scale")
+    refuses(changed(options, {"train.distill_opt.weights": {"spatial": 0.1}}), "'temporal' has no weight")
+    misspelt = {"spatial": 0.1, "temporal": 0.1, "tempral": 0.1}
+    refuses(changed(options, {"train.distill_opt.weights": misspelt}), "'tempral'", "did you mean 'temporal'")
+
+
+def test_validation_options_are_checked_before_the_training(refuses, tiny_rain):
+    options = train_options(tiny_rain, val={"val_freq": 2, "save_img": False})
+    metric = {"psnr": {"type": "calculate_psnrr", "crop_border": 0}}
+    refuses(changed(options, {"val.metrics": metric}), "val.metrics.psnr.type", "did you mean calculate_psnr")
+    refuses(changed(options, {"val.baseline": "none.json"}), "val.baseline", "none.json", "test that network first")
+
+
+def test_values_forced_from_the_command_line(refuses, launcher, tiny_rain):
+    options = train_options(tiny_rain)
+    refuses(options, "--force_yml", "trian", flags=["--force_yml", "trian:ema_decay=0.5"])
+    refuses(options, "--force_yml", flags=["--force_yml", "train:ema_decay"])
+    refuses(options, "--force_yml", flags=["--force_yml", "train:ema_decay=!!floatx"])
+    refuses(
+        options, "ema_decay is unknown".replace("ema_decay", "ema_deca"), flags=["--force_yml", "train:ema_deca=0.5"]
+    )
+    assert launcher.train(options, "--force_yml", "train:ema_decay=0.5", "name=forced") == 0
+    assert launcher.models[-1].ema_decay == 0.5
+    assert (launcher.folder / "experiments/forced").is_dir()
+
+
+def test_processes_that_nobody_started(refuses, tiny_rain, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    refuses(train_options(tiny_rain), "--launcher pytorch", "torchrun", flags=["--launcher", "pytorch"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpus_that_are_not_there(refuses, tiny_rain):
+    refuses(train_options(tiny_rain, num_gpu=1), "num_gpu is 1", "use 0")
+
+
+def test_states_that_cannot_be_resumed(refuses, launcher, tiny_rain, tiny_teacher):
+    def resume(path):
+        return train_options(tiny_rain, **{"path.resume_state": path})
+
+    refuses(resume("9.state"), "path.resume_state", "9.state", "does not exist")
+    (launcher.folder / "8.state").write_bytes(b"junk")
+    refuses(resume("8.state"), "path.resume_state", "8.state", "damaged")
+    refuses(resume(str(tiny_teacher)), "no training state", "training_states")
+
+
+def test_a_state_of_another_run(launcher, tiny_rain, tiny_teacher, capfd):
+    assert launcher.train(train_options(tiny_rain)) == 0
+    options = distill_options(
+        tiny_rain, tiny_teacher, **{"path.resume_state": "experiments/run/training_states/2.state"}
+    )
+    stopped(launcher, capfd, options, "2.state", "is of another run")
+
+
+# ---------------------------------------------------------------------- found on the way
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_frame_stops_the_run(launcher, tiny_rain, tmp_path_factory, capfd, workers):
+    data = write_ntu_rain(tmp_path_factory.mktemp("cut"), 9, 30, 40, ".jpg", {f"{TRAIN}/t1": ("GT", "Rain_01")})
+    frame = data / TRAIN / "t1_Rain_01/00005.jpg"
+    frame.write_bytes(frame.read_bytes()[:-200])
+    options = train_options(data, **{"datasets.train.num_worker_per_gpu": workers})
+    stopped(launcher, capfd, options, str(frame), "ends early", "restore the file")
+    assert half_written(launcher.folder) == []
+
+
+def test_a_truncated_frame_stops_a_test(launcher, tiny_rain, tmp_path_factory, capfd):
+    data = write_ntu_rain(tmp_path_factory.mktemp("cut"), 3, 30, 40, ".jpg", {f"{TEST}/a1": ("GT", "Rain")})
+    frame = data / TEST / "a1_GT/00002.jpg"
+    frame.write_bytes(frame.read_bytes()[:-200])
+    torch.save(SLDNet(preset="student2", num_feat=4).state_dict(), "net.pth")
+    stopped(launcher, capfd, scoring_options(data, Path("net.pth")), str(frame), "ends early", job="test")
+    assert half_written(launcher.folder / "results") == []
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(launcher, tiny_rain, capfd):
+    stopped(
+        launcher,
+        capfd,
+        train_options(tiny_rain, **{"train.optim_g.lr": 1e30, "train.total_iter": 3}),
+        *["iteration 2", "l_recon is not finite", "t", "lower train.optim_g.lr"],
+    )
+    network = SLDNet(preset="student2", num_feat=4)
+    torch.nn.init.constant_(network.conv5.bias, float("nan"))
+    torch.save(network.state_dict(), "nan.pth")
+    options = train_options(tiny_rain, name="nan", **{"path.pretrain_network_g": "nan.pth"})
+    stopped(launcher, capfd, options, "iteration 1", "conv5.bias is not finite", "earlier checkpoint")
+    assert half_written(launcher.folder / "experiments") == []
+
+
+def test_an_interrupted_run_says_how_to_go_on(launcher, tiny_rain, capfd, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.Adam, "step", interrupt)
+    assert launcher.train(train_options(tiny_rain)) == 130
+    assert capfd.readouterr().err.endswith("error: interrupted; --auto_resume goes on from the last saved state\n")
+
+
+def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    from csd_plugin.models.video_derain_model import save_atomically
+
+    path = tmp_path / "net_g_latest.pth"
+    save_atomically({"params": {"w": torch.ones(2)}}, path)
+
+    def fail(content, file):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="No space"):
+        save_atomically({"params": {"w": torch.zeros(2)}}, path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert torch.load(path, weights_only=True)["params"]["w"].tolist() == [1, 1]
+
+
+# ---------------------------------------------------------------------- as typed
+def typed(
+    folder: Path, *arguments: str, options: dict | None = None, **environment: str
+) -> subprocess.CompletedProcess:
+    if options is not None:
+        (folder / "options.yml").write_text(yaml.safe_dump(options, sort_keys=False))
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, "-m", *arguments, "-opt", "options.yml"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_mistake_as_typed(tmp_path, tiny_rain):
+    run = typed(tmp_path, "csd_plugin.train", options=train_options(tiny_rain, **{"train.total_iters": 3}))
+    assert run.returncode == 2
+    assert run.stderr == "error: options.yml: train.total_iters is unknown; did you mean total_iter?\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["options.yml"]
+
+
+def test_a_wrong_root_as_typed(tmp_path, tiny_rain, tiny_teacher):
+    shutil.copy(tiny_teacher, tmp_path / "net.pth")
+    run = typed(tmp_path, "csd_plugin.test", options=scoring_options(tmp_path / "rain", Path("net.pth")))
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
+    assert "rain does not exist: give the folder that holds the data set" in run.stderr
+    assert not (tmp_path / "results").exists()
+
+
+TWO_PROCESSES = """
+import sys
+import torch
+from torch import distributed
+from csd_plugin import train
+import basicsr.train
+from csd_plugin.distill.objective import build_objective
+
+models = []
+build_model = basicsr.train.build_model
+basicsr.train.build_model = lambda opt: models.append(build_model(opt)) or models[-1]
+assert train.main() == 0
+model = models[0]
+
+
+def agree(tensors):
+    mine = torch.cat([tensor.detach().flatten() for tensor in tensors])
+    all_of_them = [torch.empty_like(mine) for _ in range(2)]
+    distributed.all_gather(all_of_them, mine)
+    return torch.equal(*all_of_them)
+
+
+assert not agree([model.lq]), "both saw the same clips"
+assert agree(model.net_g.parameters()) and agree(model.net_g_ema.parameters()), "the students differ"
+assert agree(model.objective.parameters()), "the cells differ"
+frozen = build_objective({"type": "CSD", "hidden": 4, "cells": "frozen"})
+assert not agree(frozen.parameters())
+assert agree(model._place_objective(frozen).parameters()), "the frozen cells differ"
+print("agreed", flush=True)
+"""
+
+
+def test_two_processes_train_one_student(tmp_path, tiny_rain, tiny_teacher):
+    """torchrun with gloo: gradients are synchronised, one process writes, both validate."""
+    options = distill_options(tiny_rain, tiny_teacher, val={"val_freq": 2, "save_img": False})
+    options["datasets"]["val"] = scored_set(tiny_rain)
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "two.py", "--launcher", "pytorch"]
+    run = typed(tmp_path, *launch, options=options)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.count("agreed") == 2
+    experiment = tmp_path / "experiments/run"
+    assert {path.name for path in (experiment / "models").iterdir()} == {
+        *("net_g_2.pth", "net_g_latest.pth", "objective_2.pth", "objective_latest.pth")
+    }
+    assert not any(name.startswith("module.") for name in torch.load(experiment / "models/net_g_2.pth")["params"])
+    scored = (experiment / "metrics/rain_2.csv").read_text()
+    assert "a1" in scored and "b1" in scored

@@ -1,0 +1,132 @@
+"""Which package may import which, read off the source; and what must work where the toolbox is not installed."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "csd_plugin"
+
+# What each part may use of ours, besides itself and `errors`. Names are files or folders of csd_plugin; `archs`
+# stands for all of it, `data.windows` for one module. A part that is not here is an error: give it its place.
+MAY_IMPORT: dict[str, set[str]] = {
+    "__init__": set(),
+    "__main__": {"cli"},
+    "errors": set(),
+    "types": set(),
+    "archs": {"types"},
+    "data": {"types"},
+    "losses": {"types"},
+    "metrics": {"types"},
+    "weights": {"types"},
+    "distill": {"types", "losses", "archs"},
+    "inference": {"types", "archs", "data.windows", "data.video"},
+    "export": {"types", "archs", "inference"},
+    "report": {"types", "archs", "inference", "metrics", "data"},
+    "options": {"archs", "losses", "distill"},
+    "models": {"types", "archs", "losses", "data", "distill", "metrics", "report", "options", "compat"},
+    "compat": {"options", "archs"},
+    "registration": {"compat", "archs", "data", "losses", "metrics", "models"},
+    "launch": {"options", "models"},
+    "train": {"compat", "registration", "launch"},
+    "test": {"compat", "registration", "launch"},
+}
+# These drive everything else.
+FREE = {"cli", "lab", "bench", "integrate"}
+TOOLBOX = {"compat", "registration", "models", "train", "test", "integrate"}
+
+
+def imports() -> list[tuple[str, str, str]]:
+    """(part, module that it imports, where) for every import in the package, also those inside functions."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        relative = path.relative_to(PACKAGE)
+        part = relative.parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{relative}:{node.lineno}: a relative import; name the package"
+                # `from csd_plugin import compat` imports the module compat
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            found += [(part, name, f"{relative}:{node.lineno}") for name in names]
+    return found
+
+
+def test_imports_go_one_way():
+    wrong = []
+    for part, name, where in imports():
+        top, _, target = name.partition(".")
+        if top != "csd_plugin" or part in FREE:
+            continue
+        assert part in MAY_IMPORT, f"csd_plugin/{part} has no place in MAY_IMPORT yet"
+        allowed = MAY_IMPORT[part] | {part, "errors", "__version__"}
+        if not any(f"{target}.".startswith(f"{module}.") for module in allowed):
+            wrong.append(f"{where}: {part} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_adapters_import_the_toolbox():
+    wrong = [
+        f"{where}: {name}" for part, name, where in imports() if name.split(".")[0] == "basicsr" and part not in TOOLBOX
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_package_itself_imports_nothing():
+    assert not [where for part, _, where in imports() if part == "__init__"]
+
+
+def python(code: str, *arguments: str) -> str:
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout
+
+
+WITHOUT = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("basicsr", "torchvision"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    loaded = python("import sys, csd_plugin; print(*sys.modules)").split()
+    assert not {"torch", "numpy", "basicsr", "cv2"} & {name.split(".")[0] for name in loaded}
+
+
+def test_a_video_is_derained_without_the_toolbox(tmp_path):
+    import torch
+    from synthetic import moving_scene, rain_on, write_image
+
+    from csd_plugin.archs.sldnet import SLDNet
+
+    for i, frame in enumerate(rain_on(moving_scene(4, 24, 32, 0), 1), start=1):
+        write_image(tmp_path / "rain" / f"{i:05d}.png", frame)
+    torch.save({"params": SLDNet(preset="student2", num_feat=4).state_dict()}, tmp_path / "net.pth")
+    code = WITHOUT + "from csd_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = [str(tmp_path / "rain"), str(tmp_path / "clean"), "--model", str(tmp_path / "net.pth")]
+    python(code, "derain", *arguments)
+    assert len(list((tmp_path / "clean").glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize("job", ["rain", "score"])
+def test_other_jobs_start_without_the_toolbox(job):
+    assert "usage: csd" in python(WITHOUT + "from csd_plugin.cli import main; main(sys.argv[1:])", job, "--help")

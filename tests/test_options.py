@@ -1,0 +1,252 @@
+"""Every option file is complete and fits the others; mistakes in one are told by name, with the nearest right one."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from synthetic import REAL, TEST, TRAIN, write_image
+from toolbox import changed, distill_options, train_options
+
+from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.errors import CSDError
+from csd_plugin.metrics.protocols import score_frame
+from csd_plugin.metrics.scores import Scores
+from csd_plugin.options import check_file, check_options
+from csd_plugin.report import results
+
+OPTIONS = Path(__file__).resolve().parents[1] / "options"
+FILES = sorted(path.relative_to(OPTIONS) for path in OPTIONS.rglob("*.yml"))
+PAPER = [path for path in FILES if path.parts[0] in ("train", "distill") and "cpu" not in path.stem]
+
+
+def parse(file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The options as a launcher sees them: by the toolbox's parser, with our loader."""
+    importlib.import_module("csd_plugin.train")  # puts our loader in
+    from basicsr.utils.options import parse_options
+
+    monkeypatch.setattr(sys, "argv", ["job", "-opt", str(file)])
+    is_train = "train" in yaml.safe_load(file.read_text())
+    opt, _ = parse_options(".", is_train)
+    return opt
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder with all that the option files start from: data, each other's checkpoints and results."""
+    folder = tmp_path_factory.mktemp("workplace")
+    black = np.zeros((330, 330, 3), np.uint8)
+    data = folder / "datasets" / "NTURain"
+    clips = {f"{TRAIN}/t1_GT": 14, f"{TRAIN}/t1_Rain_01": 14, f"{TEST}/a1_GT": 48, f"{TEST}/a1_Rain": 48}
+    for clip, frames in (clips | {f"{REAL}/ra1_Rain": 3}).items():
+        for i in range(1, frames + 1):
+            write_image(data / clip / f"{i:05d}.jpg", black)
+    (folder / "datasets" / "rain_clips").symlink_to(data)
+    (folder / "data").symlink_to(data)
+
+    for path in FILES:
+        opt = yaml.safe_load((OPTIONS / path).read_text())
+        if "train" in opt:
+            network = SLDNet(**{key: value for key, value in opt["network_g"].items() if key != "type"})
+            file = folder / "experiments" / opt["name"] / "models" / "net_g_latest.pth"
+            file.parent.mkdir(parents=True)
+            torch.save({"params": network.state_dict(), "params_ema": network.state_dict()}, file)
+        else:
+            scores = Scores()
+            scores.record("a1", "00001", score_frame(black, black + 1))
+            meta = {"network": opt["name"], "dataset": next(iter(opt["datasets"].values()))["name"]}
+            results.write(folder / "results" / opt["name"], meta["dataset"], scores, meta)
+    return folder
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_file_builds_and_fits_what_it_starts_from(path, workplace, monkeypatch):
+    from csd_plugin.models.preflight import check_run
+
+    monkeypatch.chdir(workplace)
+    opt = parse(OPTIONS / path, monkeypatch)
+    assert path.parts[0] == "quickstart" or opt["name"] == path.stem, "a file is named for its row"
+    check_options(opt, str(path))
+    check_run(opt)
+
+
+def test_names_are_not_used_twice():
+    names = [yaml.safe_load((OPTIONS / path).read_text())["name"] for path in FILES if path.parts[0] != "test"]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("path", PAPER, ids=str)
+def test_the_papers_settings(path):
+    opt = yaml.safe_load((OPTIONS / path).read_text())
+    data = opt["datasets"]["train"]
+    assert (data["num_frame"], data["num_target"], data["gt_size"], data["batch_size_per_gpu"]) == (11, 5, 128, 4)
+    assert data["scale_range"] == [0.4, 2.0]
+    assert data["use_hflip"] and data["use_vflip"] and data["random_reverse"]
+
+    train = opt["train"]
+    assert (train["optim_g"]["type"], train["optim_g"]["lr"], train["total_iter"]) == ("Adam", 1e-4, 100 * 200)
+    schedule = train["scheduler"]
+    assert schedule["milestones"] == list(range(15 * 200, 100 * 200, 15 * 200))
+    assert (schedule["type"], schedule["gamma"]) == ("MultiStepLR", 0.5)
+    assert train["pixel_opt"] == {"type": "PyramidSSIMLoss", "scale_weights": [0.6, 0.2, 0.2]}
+    assert "autocast" not in train
+    if path.parts[0] == "distill":
+        assert train["distill_opt"] == {"type": "CSD", "weights": {"spatial": 0.1, "temporal": 0.1}}
+        assert opt["network_t"] == {"type": "SLDNet", "preset": "teacher"}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "distill"], ids=str)
+def test_a_student_meets_the_same_data_and_schedule_in_both_stages(path):
+    stage2 = yaml.safe_load((OPTIONS / path).read_text())
+    stage1 = yaml.safe_load((OPTIONS / "train" / path.name.replace("_csd", "")).read_text())
+    assert stage2["datasets"] == stage1["datasets"]
+    assert stage2["network_g"] == stage1["network_g"]
+    for opt in (stage1, stage2):
+        opt["train"].pop("distill_opt", None)
+        if "cpu" in path.stem:
+            del opt["train"]["total_iter"], opt["train"]["scheduler"]["periods"]
+    assert stage2["train"] == stage1["train"]
+
+
+# ---------------------------------------------------------------------- mistakes
+def parsed(options: dict[str, Any]) -> dict[str, Any]:
+    """What the toolbox's parser adds, as far as the checks look at it."""
+    return options | {"is_train": "train" in options, "auto_resume": False, "dist": False}
+
+
+def message(options: dict[str, Any]) -> str:
+    with pytest.raises(CSDError) as caught:
+        check_file(options, "x.yml")
+        check_options(parsed(options), "x.yml")
+    text = str(caught.value)
+    assert text.startswith("x.yml: ") and "\n" not in text
+    return text
+
+
+def full_options() -> dict[str, Any]:
+    options = distill_options(Path("data"), Path("teacher.pth"), val={"val_freq": 5, "save_img": False})
+    options["datasets"]["val"] = {
+        "name": "v",
+        "type": "PairedVideoTestDataset",
+        "dataroot": "data",
+        "num_frame": 7,
+        "frame_range": [1, 2],
+    }
+    return changed(options, {"train.grad_clip": 1.0, "train.autocast": "bf16", "val.batch_size": 2})
+
+
+def keys_of(section: dict[str, Any], prefix: str = "") -> list[str]:
+    """Paths of all keys, but for those that torch and the toolbox look after, and names that are free."""
+    paths = []
+    for key, value in section.items():
+        path = f"{prefix}{key}"
+        if path not in ("datasets.train", "datasets.val") and path != "train.distill_opt.weights":
+            paths.append(path)
+        if isinstance(value, dict) and path not in ("train.scheduler", "train.optim_g"):
+            paths += keys_of(value, f"{path}.")
+    return [path for path in paths if not path.startswith("train.distill_opt.weights.")]
+
+
+def test_complete_options_pass():
+    check_file(full_options(), "x.yml")
+    check_options(parsed(full_options()), "x.yml")
+
+
+@pytest.mark.parametrize("path", keys_of(full_options()))
+def test_a_mistyped_key_is_an_error_that_names_the_right_one(path):
+    options = full_options()
+    *sections, key = path.split(".")
+    section = options
+    for name in sections:
+        section = section[name]
+    mistyped = key[: len(key) // 2] + key[len(key) // 2 + 1 :]
+    section[mistyped] = section.pop(key)
+    text = message(options)
+    assert key in text
+    assert f"{mistyped} is unknown; did you mean {key}?" in text or f"{key} is missing" in text or "model_type" in text
+
+
+def test_other_peoples_keys_pass_in_the_toolboxs_sections_and_not_in_ours():
+    options = full_options() | {"my_note": "anything"}
+    options["train"]["my_plugin"] = {"x": 1}
+    check_options(parsed(options), "x.yml")
+    options["network_g"]["my_plugin"] = 1
+    assert "network_g.my_plugin is unknown; known: type, preset" in message(options)
+
+
+def test_other_peoples_models_are_left_alone():
+    options = full_options() | {"model_type": "SRGANModel", "network_d": {"type": "VGG"}}
+    del options["network_t"], options["train"]["pixel_opt"]
+    check_file(options, "x.yml")
+    check_options(parsed(options), "x.yml")
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"datasets": ...}, "datasets is missing"),
+        ({"datasets": []}, "datasets is []"),
+        ({"datasets": {"train": None}}, "datasets.train is None"),
+        ({"datasets": {"trian": {}}}, "datasets.trian is unknown"),
+        ({"datasets.train": ...}, "datasets.train is missing"),
+        ({"path": None}, "path is None"),
+        ({"name": 3}, "name is 3"),
+        ({"num_gpu": "all"}, "num_gpu is 'all'"),
+        ({"network_g": ...}, "network_g is missing"),
+        ({"network_t": ...}, "network_t is missing"),
+        ({"logger": ...}, "the section logger is missing"),
+        ({"val.val_freq": ...}, "val.val_freq is missing"),
+        ({"path.pretrain_network_t": ...}, "path.pretrain_network_t is missing"),
+        ({"train.distill_opt": ...}, "train.distill_opt is missing"),
+        ({"train.distill_opt.type": "CDS"}, "train.distill_opt.type 'CDS' is unknown; did you mean CSD?"),
+        ({"train.distill_opt.weights": ...}, "train.distill_opt.weights is missing"),
+        ({"train.distill_opt.weights.spatial": "0.1"}, "weights.spatial is '0.1': input should be a valid number"),
+        ({"train.distill_opt.num_scale": "3"}, "num_scale is '3'"),
+        ({"train.pixel_opt": ...}, "train.pixel_opt is missing"),
+        ({"train.pixel_opt.scale_weights": 1}, "scale_weights is 1"),
+        ({"train.perceptual_opt": {"type": "PerceptualLoss"}}, "perceptual_opt: these models train with pixel_opt"),
+        ({"train.optim_g.lr": "1e-4"}, "optim_g.lr is '1e-4': input should be a valid number; YAML takes 1e-4 for"),
+        ({"train.optim_g.lr": -1.0}, "optim_g.lr is -1.0"),
+        ({"train.total_iter": "2e4"}, "write !!float 2e4"),
+        ({"train.ema_decay": 1.0}, "ema_decay is 1.0: input should be less than 1"),
+        ({"train.grad_clip": -1}, "grad_clip is -1"),
+        ({"train.autocast": "int8"}, "autocast is 'int8': input should be 'bf16' or 'fp16'"),
+        ({"datasets.train.gt_size": 0}, "datasets.train.gt_size is 0"),
+        ({"datasets.train.scale_range": [0.4]}, "scale_range"),
+        ({"datasets.train.scale_range": ["1e-1", 2]}, "scale_range.0 is '1e-1'"),
+        ({"datasets.train.prefetch_mode": "cpu"}, "prefetch_mode is 'cpu'"),
+        ({"datasets.train.split": "training"}, "split is 'training': input should be 'train', 'test' or 'real'"),
+        ({"datasets.val.frame_range": 3}, "frame_range is 3"),
+        ({"val.batch_size": 0}, "val.batch_size is 0"),
+        ({"network_g.reducing": 4}, "network_g.reducing is 4"),
+    ],
+    ids=str,
+)
+def test_wrong_values_are_told_with_their_place(changes, words):
+    assert words in message(changed(full_options(), changes))
+
+
+@pytest.mark.parametrize("content", [None, [], "text", 3])
+def test_what_is_no_option_file_is_refused(content):
+    with pytest.raises(CSDError, match=r"x.yml: not an option file"):
+        check_file(content, "x.yml")
+
+
+def test_checking_changes_nothing():
+    options = parsed(full_options())
+    before = copy.deepcopy(options)
+    check_options(options, "x.yml")
+    assert options == before
+
+
+def test_stage_1_needs_no_teacher():
+    options = train_options(Path("data"))
+    check_file(options, "x.yml")
+    check_options(parsed(options), "x.yml")
