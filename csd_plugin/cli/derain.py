@@ -38,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory",
         type=int,
-        default=1024,
+        default=512,
         metavar="MIB",
-        help="for the network; larger frames go in tiles (default 1024)",
+        help="for the network; larger frames go in tiles (default 512)",
     )
 
 

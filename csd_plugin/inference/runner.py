@@ -8,11 +8,10 @@ or, for frames that come one at a time, `push` each and `flush` at the end.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -57,7 +56,7 @@ class Derainer:
         *,
         device: str | torch.device = "auto",
         batch: int | None = None,
-        memory: int = 1024,
+        memory: int = 512,
     ) -> None:
         self.device = pick_device(device)
         module = network if isinstance(network, nn.Module) else load_network(network)
@@ -65,12 +64,11 @@ class Derainer:
         self.num_frame = int(module.num_frame)  # type: ignore[arg-type]
         convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d)]
         still_plain = any(isinstance(layer, nn.Conv3d) for layer in self.network.modules())
-        slow_alone = self.device.type == "cpu" and still_plain
-        self.batch = batch or (2 if slow_alone else 1)
+        self.batch = batch or (2 if self.device.type == "cpu" and still_plain else 1)
+        # Stride 1 throughout: every layer sees this much further.
         self._reach = sum(layer.dilation[-1] * (layer.kernel_size[-1] // 2) for layer in convolutions)
         widest = max((layer.out_channels for layer in convolutions), default=3)
-        bytes_per_pixel = _LIVE_ACTIVATIONS * 4 * widest * self.num_frame * self.batch
-        self._pixels = max(memory * 2**20 // bytes_per_pixel, 64**2)
+        self._pixels = memory * 2**20 // (_LIVE_ACTIVATIONS * 4 * widest * self.num_frame * self.batch)
         self._windows: WindowStream[Tensor] = WindowStream(self.num_frame)
         self._ready: list[list[Tensor]] = []
         self._example: np.ndarray | Tensor | None = None
@@ -85,13 +83,14 @@ class Derainer:
     def push(self, frame: Frame) -> list[Frame]:
         """Take the next frame; give the clean frames that are now ready. Raises CSDError for another size or kind."""
         if self._example is None:
+            peak_of(frame)
             self._example = frame
         elif frame.shape != self._example.shape or frame.dtype != self._example.dtype:
             raise CSDError(
                 f"a frame of shape {tuple(frame.shape)}, {frame.dtype}, after frames of shape "
                 f"{tuple(self._example.shape)}, {self._example.dtype}: a clip has frames of one kind"
             )
-        self._ready += self._windows.push(to_tensor(frame, self.device))
+        self._ready += self._windows.push(to_pixels(frame, self.device))
         return self._finish(len(self._ready) // self.batch * self.batch, frame)
 
     def flush(self) -> list[Any]:
@@ -111,28 +110,30 @@ class Derainer:
         """Compute the first `count` of the windows that are ready."""
         frames = []
         for start in range(0, count, self.batch):
-            windows = torch.stack(
-                [torch.stack(window) for window in self._ready[start : min(start + self.batch, count)]]
-            )
-            frames += [from_tensor(output, example) for output in self.derain(windows)]
+            outputs = self._derain(self._ready[start : min(start + self.batch, count)], peak_of(example))
+            frames += [from_pixels(output, example) for output in outputs]
         del self._ready[:count]
         return frames
 
     @torch.inference_mode()
-    def derain(self, windows: Tensor) -> Tensor:
-        """(B, T, 3, H, W) in [0, 1] -> (B, 3, H, W), not clamped; in tiles if it is too large to be done at once."""
-        height, width = windows.shape[-2:]
-        if height * width <= self._pixels:
-            return self.network(windows)
-        side = max(math.isqrt(self._pixels) - 2 * self._reach, 32)
-        output = windows.new_empty(windows.shape[0], 3, height, width)
-        for top, bottom in _spans(height, side):
-            for left, right in _spans(width, side):
-                # The tile and what its edge pixels see; where the frame ends, the network pads as it always does.
-                y, x = max(top - self._reach, 0), max(left - self._reach, 0)
-                seen = windows[..., y : bottom + self._reach, x : right + self._reach]
-                clean = self.network(seen)
-                output[..., top:bottom, left:right] = clean[..., top - y : bottom - y, left - x : right - x]
+    def _derain(self, windows: list[list[Tensor]], peak: float) -> Tensor:
+        """B windows of T frames (H, W, 3), values 0 .. peak -> their clean frames (B, H, W, 3), of the same type.
+
+        Frames stay in the type they came in but for the tile that is at work.
+        """
+        first = windows[0][0]
+        height, width = first.shape[:2]
+        output = first.new_empty(len(windows), height, width, 3)
+        for y, x in split(height, width, self._pixels, self._reach):
+            tiles = [torch.stack([frame[y.seen, x.seen] for frame in window], dim=2) for window in windows]
+            seen = torch.stack(tiles).permute(0, 3, 4, 1, 2)  # (B, h, w, T, 3) in memory: channels of a pixel together
+            clean = self.network(seen.float() / peak)
+            if not bool(clean.isfinite().all()):
+                raise CSDError(
+                    "the network's output holds NaN or infinity: its weights are broken; use another checkpoint"
+                )
+            clean = clean[..., y.inner, x.inner].permute(0, 2, 3, 1).clamp(0, 1)
+            output[:, y.kept, x.kept] = clean if peak == 1 else (clean * peak).round_()
         return output
 
 
@@ -148,36 +149,62 @@ def pick_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def to_tensor(frame: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """(H, W, 3) uint8 or uint16, or (3, H, W) float in [0, 1] -> (3, H, W) float32 in [0, 1] on the device."""
+def peak_of(frame: np.ndarray | Tensor) -> float:
+    """The value of white. Raises CSDError for what is no frame."""
     if isinstance(frame, Tensor):
         if frame.dim() != 3 or frame.shape[0] != 3 or not frame.is_floating_point():
             raise CSDError(
                 f"a tensor of shape {tuple(frame.shape)}, {frame.dtype}, is no frame: expected float (3, H, W)"
             )
-        return frame.to(device, torch.float32)
+        return 1.0
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype not in (np.uint8, np.uint16):
         raise CSDError(
             f"an array of shape {frame.shape}, {frame.dtype}, is no frame: expected uint8 or uint16 (H, W, 3)"
         )
-    pixels = np.ascontiguousarray(frame if frame.dtype == np.uint8 else frame.astype(np.float32))
-    return torch.from_numpy(pixels).to(device).permute(2, 0, 1).float() / float(np.iinfo(frame.dtype).max)
+    return float(np.iinfo(frame.dtype).max)
 
 
-def from_tensor(output: Tensor, example: np.ndarray | Tensor) -> np.ndarray | Tensor:
-    """(3, H, W) float -> a frame of the example's kind, clamped to its range. Raises CSDError if it holds NaN."""
-    if not bool(output.isfinite().all()):
-        raise CSDError("the network's output holds NaN or infinity: its weights are broken; use another checkpoint")
+def to_pixels(frame: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """A frame -> (H, W, 3) on the device: uint8, int32 for uint16 (of which torch knows little), or float."""
+    if isinstance(frame, Tensor):
+        return frame.permute(1, 2, 0).to(device)
+    return torch.from_numpy(np.ascontiguousarray(frame, np.uint8 if frame.dtype == np.uint8 else np.int32)).to(device)
+
+
+def from_pixels(pixels: Tensor, example: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    """(H, W, 3) as `to_pixels` makes it -> a frame of the example's kind."""
     if isinstance(example, Tensor):
-        return output.clamp(0, 1).to(example)
-    full = float(np.iinfo(example.dtype).max)
-    pixels = output.clamp(0, 1).mul(full).round().permute(1, 2, 0)
-    # torch computes little in uint16, numpy converts it.
-    return (pixels.byte() if full == 255 else pixels).contiguous().cpu().numpy().astype(example.dtype, copy=False)
+        return pixels.permute(2, 0, 1).to(example)
+    return pixels.cpu().numpy().astype(example.dtype, copy=False)
 
 
-def _spans(length: int, side: int) -> list[tuple[int, int]]:
-    """Equal parts of at most `side`, as (begin, end)."""
-    count = math.ceil(length / side)
+class Span(NamedTuple):
+    """A tile in one direction: what the network sees of the frame, what is kept, and where that is in the former."""
+
+    seen: slice
+    kept: slice
+    inner: slice
+
+
+def split(height: int, width: int, pixels: int, reach: int) -> list[tuple[Span, Span]]:
+    """Tiles of a frame, (rows, columns) each, that see at most `pixels` pixels and `reach` beyond what they keep.
+
+    All see parts of one size, so that memory is used again. Of all such grids this is the one with the least
+    to compute; where none is small enough, the finest.
+    """
+    grids = [
+        (rows, columns, min(height, -(-height // rows) + 2 * reach) * min(width, -(-width // columns) + 2 * reach))
+        for rows in range(1, min(height, 65))
+        for columns in range(1, min(width, 65))
+    ]
+    fitting = [grid for grid in grids if grid[2] <= pixels] or [min(grids, key=lambda grid: grid[2])]
+    rows, columns, _ = min(fitting, key=lambda grid: grid[0] * grid[1] * grid[2])
+    return [(y, x) for y in _spans(height, rows, reach) for x in _spans(width, columns, reach)]
+
+
+def _spans(length: int, count: int, reach: int) -> Iterator[Span]:
+    size = min(length, -(-length // count) + 2 * reach)
     edges = [length * i // count for i in range(count + 1)]
-    return list(pairwise(edges))
+    for begin, end in pairwise(edges):
+        first = min(max(begin - reach, 0), length - size)
+        yield Span(slice(first, first + size), slice(begin, end), slice(begin - first, end - first))
