@@ -15,6 +15,7 @@ import yaml
 from synthetic import REAL, TEST, TRAIN, write_image
 from toolbox import changed, distill_options, train_options
 
+from csd_plugin import options
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.protocols import score_frame
@@ -29,7 +30,7 @@ PAPER = [path for path in FILES if path.parts[0] in ("train", "distill") and "cp
 
 def parse(file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The options as a launcher sees them: by the toolbox's parser, with our loader."""
-    importlib.import_module("csd_plugin.train")  # puts our loader in
+    importlib.import_module("csd_plugin.train")  # registers our classes and puts our loader in
     from basicsr.utils.options import parse_options
 
     monkeypatch.setattr(sys, "argv", ["job", "-opt", str(file)])
@@ -68,10 +69,10 @@ def workplace(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_every_file_builds_and_fits_what_it_starts_from(path, workplace, monkeypatch):
-    from csd_plugin.models.preflight import check_run
-
     monkeypatch.chdir(workplace)
     opt = parse(OPTIONS / path, monkeypatch)
+    from csd_plugin.models.preflight import check_run
+
     assert path.parts[0] == "quickstart" or opt["name"] == path.stem, "a file is named for its row"
     check_options(opt, str(path))
     check_run(opt)
@@ -113,6 +114,16 @@ def test_a_student_meets_the_same_data_and_schedule_in_both_stages(path):
         if "cpu" in path.stem:
             del opt["train"]["total_iter"], opt["train"]["scheduler"]["periods"]
     assert stage2["train"] == stage1["train"]
+
+
+def test_every_key_is_explained_beside_the_files():
+    text = (OPTIONS / "README.md").read_text()
+    classes = [options.PairedVideoSection, options.PairedVideoTestSection, options.RunSection, options.TrainSection]
+    classes += [options.ValSection, options.LoggerSection, options.objective_section("CSD")]
+    classes += [options.section_of(cls) for cls in (*options.NETWORKS.values(), *options.LOSSES.values())]
+    keys = {key for cls in classes for key in cls.model_fields}
+    assert [key for key in sorted(keys) if f"`{key}`" not in text and f"`{key}: " not in text] == []
+    assert [str(path) for path in FILES if path.parts[0] not in text] == []
 
 
 # ---------------------------------------------------------------------- mistakes
