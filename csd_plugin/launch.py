@@ -10,6 +10,7 @@ from types import ModuleType
 import yaml
 
 from csd_plugin.errors import CSDError, one_line
+from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.models.preflight import check_run
 from csd_plugin.options import check_options
 
@@ -24,6 +25,7 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
     Returns:
         0, or 2 after one line on stderr, or 130 when interrupted.
     """
+    keep_freed_memory()
     parse_options = module.parse_options
 
     def parse_and_check(root_path: str, is_train: bool = True):

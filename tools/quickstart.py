@@ -29,9 +29,17 @@ from csd_plugin.report.table import comparison_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OPTIONS = REPOSITORY / "options" / "quickstart"
-TRAIN_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+TRAIN_PHOTOS = (
+    "astronaut.png",
+    "coffee.png",
+    "rocket.jpg",
+    "chelsea.png",
+    "retina.jpg",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+)
 TEST_PHOTO = "motorcycle_left.png"
-SCENE_FRAMES, TEST_FRAMES, SCENE_SIZE = 30, 12, (144, 208)
+SCENES_PER_PHOTO, SCENE_FRAMES, TEST_FRAMES, SCENE_SIZE = 2, 16, 12, (168, 240)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,11 +80,11 @@ def run(folder: Path | None) -> None:
     )
 
     say("scores on the held-out clips")
-    rain = score_rain(data)
+    rain = load_results(score_rain(data))
     rows = [rain]
     for name, preset in (("teacher", "teacher"), ("student2_alone", "student2"), ("student2_csd", "student2")):
-        rows.append(test(name, preset, data))
-    table = comparison_table([load_results(row) for row in rows], baseline=load_results(rain))
+        rows.append(load_results(test(name, preset, data)))
+    table = comparison_table(rows, baseline=rain)
     Path("table.md").write_text(table, encoding="utf-8")
     print(table)
 
@@ -97,21 +105,23 @@ def prepare_data(source: Path | None) -> Path:
             f"{clean} has {len(clips)} folders of frames; give at least 2 clips, one to train on and one to test"
         )
     held_out = clips[-1:]
-    for layout, chosen in (("training", clips[:-1]), ("testing", held_out)):
-        command = ["rain", str(clean), "data", "--layout", layout, "--seed", "0" if layout == "training" else "1"]
-        if csd([*command, "--clips", *chosen]):
+    for flags, chosen in (
+        (["--layout", "training", "--variants", "2"], clips[:-1]),
+        (["--layout", "testing", "--seed", "1"], held_out),
+    ):
+        if csd(["rain", str(clean), "data", *flags, "--clips", *chosen]):
             raise CSDError(f"rain could not be rendered, see above; delete {Path.cwd()} to start over")
     return Path("data").resolve()
 
 
 def make_scenes(clean: Path) -> Path:
-    """Four moving scenes to train on, and one of another photograph to test on."""
+    """Two moving scenes of each photograph to train on, and one of another photograph to test on."""
     import skimage.data
 
     photos = Path(skimage.data.__file__).parent
-    for number, name in enumerate((*TRAIN_PHOTOS, TEST_PHOTO)):
-        folder = clean / f"scene{number}_{Path(name).stem}"
-        length = TEST_FRAMES if name == TEST_PHOTO else SCENE_FRAMES
+    scenes = [(name, SCENE_FRAMES) for name in TRAIN_PHOTOS * SCENES_PER_PHOTO] + [(TEST_PHOTO, TEST_FRAMES)]
+    for number, (name, length) in enumerate(scenes):
+        folder = clean / f"scene{number:02d}_{Path(name).stem}"
         if folder.is_dir() and len(list(folder.iterdir())) == length:
             continue
         folder.mkdir(parents=True, exist_ok=True)

@@ -102,6 +102,8 @@ class SLDNet(nn.Module):
             )
         layers = self._modules
         x = window.squeeze(1) if self.num_frame == 1 else window.transpose(1, 2)
+        if x.device.type == "cpu":  # forward and backward take 1.1 to 1.8 times as long in the default layout
+            x = x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
         x = torch.relu(self.conv1(x))
         for pair in range(self.num_pair):
             first = 3 * pair + 2
