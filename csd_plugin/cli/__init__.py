@@ -19,6 +19,7 @@ JOBS = {
     "rain": "put rendered rain on clean clips",
     "derain": "remove rain from a video or a folder of frames",
     "score": "score a folder of results against the truth",
+    "export": "write a network as ONNX, OpenVINO or torch.export",
     "bench": "measure data loading and inference on this machine",
 }
 
