@@ -17,6 +17,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from csd_plugin.errors import CSDError
 
@@ -94,6 +96,31 @@ def repair_launch() -> None:
     options.ordered_yaml = _safe_ordered_yaml  # type: ignore[attr-defined]
     options.init_dist = _init_dist  # type: ignore[attr-defined]
     importlib.import_module("basicsr.train").load_resume_state = load_resume_state  # type: ignore[attr-defined]
+
+
+def repair_bf16_conv3d() -> None:
+    """Right gradients from 3-D convolutions in bf16 on a CPU.
+
+    oneDNN (3.12, in torch 2.13) on CPUs with bf16 instructions returns memory that nobody wrote as the weight gradient
+    of a kernel of 3 with padding 1 over exactly two frames; forward and all other sizes are right, and so is the same
+    convolution where the padding is written out.
+    """
+    conv_forward = torch.nn.Conv3d._conv_forward
+    if hasattr(conv_forward, "__wrapped__"):
+        return
+
+    @functools.wraps(conv_forward)
+    def padded(self: torch.nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        in_bf16 = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        taps = (self.kernel_size[0], self.stride[0], self.dilation[0], self.padding_mode)
+        if not (in_bf16 and x.device.type == "cpu" and x.shape[-3] == 2 and taps == (3, 1, 1, "zeros")):
+            return conv_forward(self, x, weight, bias)
+        if isinstance(self.padding, str) or self.padding[0] != 1:
+            return conv_forward(self, x, weight, bias)
+        x = F.pad(x, (0, 0, 0, 0, 1, 1))
+        return F.conv3d(x, weight, bias, self.stride, (0, *self.padding[1:]), self.dilation, self.groups)
+
+    torch.nn.Conv3d._conv_forward = padded  # type: ignore[method-assign,assignment]
 
 
 def _safe_ordered_yaml() -> tuple[type, type]:

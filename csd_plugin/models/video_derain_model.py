@@ -14,6 +14,7 @@ from basicsr.utils.dist_util import master_only
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from csd_plugin import compat
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.data.windows import slice_windows
 from csd_plugin.errors import CSDError
@@ -36,6 +37,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         self.autocast_dtype: torch.dtype | None = None
         if train_opt.get("autocast"):
             self.autocast_dtype = AUTOCAST_DTYPES[train_opt["autocast"]]
+            if self.device.type == "cpu":
+                compat.repair_bf16_conv3d()
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast_dtype == torch.float16 and self.device.type == "cuda"
         )
