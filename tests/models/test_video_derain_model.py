@@ -145,7 +145,7 @@ def test_gradients_in_bf16_are_those_in_float32(frames, kernel, padding):
     repair_bf16_conv3d()
     torch.manual_seed(0)
     conv = nn.Conv3d(16, 16, (kernel, 3, 3), padding=(padding, 1, 1))
-    x = torch.randn(3, 16, max(frames, kernel), 12, 12)
+    x = torch.randn(3, 16, max(frames, kernel - 2 * padding), 12, 12, requires_grad=True)
     gradients = []
     for bf16 in (False, True):
         conv.zero_grad()
