@@ -1,14 +1,52 @@
-"""Building of LMDB stores from folders of image files."""
+"""Building of LMDB stores from folders of image files.
+
+A frame and its record are written in one transaction, so a build can end at any moment: what is in the store then is
+whole, and the next build goes on with the rest. The store has its name only when it is complete.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import cv2
+import lmdb
+import numpy as np
+from tqdm import tqdm
+
+from csd_plugin.data.layout import tail_from_split
+from csd_plugin.data.lmdb_store import (
+    DATA,
+    ENCODINGS,
+    HEADER_KEY,
+    META_INFO,
+    RECORDS,
+    Header,
+    Record,
+    open_file,
+    parse_header,
+    parse_record,
+    split_key,
+)
+from csd_plugin.data.store import FolderStore, decode_image
+from csd_plugin.data.workers import map_in_processes
+from csd_plugin.errors import CSDError
+
+_FIRST_MAP = 2**26
+"""Bytes that a store can hold at first; it grows."""
+_BATCH = 2**26
+"""Bytes to write in one transaction."""
+_LONGEST_KEY = 511  # LMDB's
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """frames: in the store; new: of these, written by this run; source_bytes, store_bytes: sizes on disk."""
+    """frames: in the store; new: of these, written by this run; source_bytes, store_bytes: sizes of the files."""
 
     frames: int
     new: int
@@ -23,8 +61,226 @@ def build_store(source: str | Path, out: str | Path, encoding: str = "source", j
     jobs:     processes that read and encode.
 
     Until all frames are in it, the store is OUT.partial: a run that was interrupted, however, is taken up by the next
-    one with the frames that are missing. A store that is there already and has the same frames is left as it is.
+    one with the frames that are missing or whose files have changed. A store that is there already and has the same
+    frames is left as it is.
     Raises CSDError for frames that cannot be decoded, for an OUT that holds something else, and where nothing can be
     written; `source` and earlier stores stay as they are.
     """
-    raise NotImplementedError
+    folder, out = FolderStore(source), Path(out)
+    if encoding not in ENCODINGS:
+        raise CSDError(f"encoding {encoding!r} is unknown: give one of {', '.join(ENCODINGS)}")
+    if out.suffix != ".lmdb":
+        raise CSDError(f"{out}: a store's name ends in .lmdb: give {out.name}.lmdb")
+    frames = _by_stem(folder)
+
+    new = 0
+    if out.exists():
+        _check_same(out, set(frames.values()), encoding)
+    else:
+        try:
+            new = _build(folder, frames, out, encoding, jobs)
+        except (lmdb.Error, OSError) as error:
+            raise CSDError(
+                f"{out}: cannot be written ({_reason(error)}): make room or mend its permissions, then run this again, "
+                f"which goes on where it ended"
+            ) from error
+        except BrokenProcessPool:
+            raise CSDError(f"{out}: a process was killed, perhaps for memory: run this again with fewer jobs") from None
+    source_bytes = sum((folder.root / key).stat().st_size for key in frames.values())
+    return BuildReport(len(frames), new, source_bytes, sum(file.stat().st_size for file in out.iterdir()))
+
+
+def _by_stem(folder: FolderStore) -> dict[str, str]:
+    """Key without suffix -> key, of all frames."""
+    frames: dict[str, str] = {}
+    for key in folder.keys():  # noqa: SIM118, a store is no mapping
+        stem = split_key(key)[0]
+        if stem in frames:
+            raise CSDError(f"{folder.root}: one frame in two files, {frames[stem]} and {key}: remove one of them")
+        if not stem.isprintable() or len(stem.encode()) > _LONGEST_KEY:
+            raise CSDError(
+                f"{folder.root}: {key!r} cannot be a frame's key (not printable, or more than {_LONGEST_KEY} bytes): "
+                f"rename the file"
+            )
+        frames[stem] = key
+    if not frames:
+        raise CSDError(f"{folder.root}: no images found: give the folder that holds the data set")
+    return frames
+
+
+def _check_same(out: Path, keys: set[str], encoding: str) -> None:
+    """Whether the store that is there already is the one that is asked for."""
+    there = open_file(out)
+    if there.header.encoding != encoding:
+        raise CSDError(f"{out}: is there already, as {there.header.encoding}: give another name, or remove it")
+    differing = keys ^ {stem + record.suffix for stem, record in there.records()}
+    if differing:
+        raise CSDError(
+            f"{out}: is there already, of other frames ({min(differing)} and {len(differing) - 1} more): "
+            f"give another name, or remove it"
+        )
+
+
+def _build(folder: FolderStore, frames: dict[str, str], out: Path, encoding: str, jobs: int) -> int:
+    """The number of frames that were not in the partial store yet."""
+    partial = out.with_name(f"{out.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    with _only_builder(partial), _Writer(partial, Header(encoding, tail_from_split(folder.root), False)) as writer:
+        known = writer.keep_only(frames)
+        new = 0
+        tasks = ((str(folder.root), key, encoding, known.get(stem)) for stem, key in sorted(frames.items()))
+        results = map_in_processes(encode_frame, tasks, jobs) if jobs > 1 else (encode_frame(*task) for task in tasks)
+        progress = tqdm(results, desc=f"{out.name} ({encoding})", total=len(frames), unit="frame", disable=None)
+        for batch in _batches(result for result in progress if result is not None):
+            writer.write(batch)
+            new += len(batch)
+        writer.finish()
+    for left_over in partial.iterdir():
+        if left_over.name not in (DATA, META_INFO):
+            left_over.unlink()
+    partial.rename(out)
+    _sync(out.parent)
+    return new
+
+
+def encode_frame(root: str, key: str, encoding: str, known: str | None) -> tuple[str, Record, bytes] | None:
+    """(key without suffix, record, value) of an image file; None where its checksum is the known one."""
+    path = Path(root) / key
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CSDError(f"{path}: cannot be read ({error.strerror}): restore the file") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest == known:
+        return None
+    frame = decode_image(data, str(path))  # also of `source`: damage shows now, not in a training's third hour
+    value = _VALUES[encoding](data, frame)
+    stem, suffix = split_key(key)
+    height, width = frame.shape[:2]
+    value_digest = digest if encoding == "source" else hashlib.sha256(value).hexdigest()
+    return stem, Record(suffix, height, width, len(value), digest, value_digest), value
+
+
+def _png(frame: np.ndarray) -> bytes:
+    # the fastest level: files are a tenth larger than at the default, in a third of the time
+    return cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+
+
+_VALUES: dict[str, Callable[[bytes, np.ndarray], bytes]] = {
+    "source": lambda data, frame: data,
+    "png": lambda data, frame: _png(frame),
+    "raw": lambda data, frame: frame.tobytes(),
+}
+
+
+def _batches(frames: Iterable[tuple[str, Record, bytes]]) -> Iterator[list[tuple[str, Record, bytes]]]:
+    batch, size = [], 0
+    for frame in frames:
+        batch.append(frame)
+        size += len(frame[2])
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Writer:
+    """A partial store, open for writing. Raises CSDError where it is of another encoding or version."""
+
+    def __init__(self, folder: Path, header: Header) -> None:
+        self.folder, self.header = folder, header
+        self._env = lmdb.open(str(folder), map_size=_FIRST_MAP, max_dbs=1)
+        self._records = self._env.open_db(RECORDS)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._env.close()
+
+    def keep_only(self, frames: Iterable[str]) -> dict[str, str]:
+        """Remove what is not of `frames`; return the source files' checksums of those that are there."""
+        with self._env.begin(db=self._records) as reading:
+            found = reading.get(HEADER_KEY)
+            if found is not None:
+                there = parse_header(found, self.folder).encoding
+                if there != self.header.encoding:
+                    raise CSDError(
+                        f"{self.folder}: an interrupted build of a {there} store: finish it as that, or remove it"
+                    )
+            records = {key.decode(): data for key, data in reading.cursor() if key != HEADER_KEY}
+        known = {key: parse_record(data, self.folder).source for key, data in records.items()}
+        superfluous = known.keys() - set(frames)
+
+        def begin(transaction: lmdb.Transaction) -> None:
+            transaction.put(HEADER_KEY, self.header.dump(), db=self._records)
+            for key in superfluous:
+                transaction.delete(key.encode())
+                transaction.delete(key.encode(), db=self._records)
+
+        self._write(begin)
+        return {key: digest for key, digest in known.items() if key not in superfluous}
+
+    def write(self, frames: list[tuple[str, Record, bytes]]) -> None:
+        def put(transaction: lmdb.Transaction) -> None:
+            for key, record, value in frames:
+                transaction.put(key.encode(), value)
+                transaction.put(key.encode(), record.dump(), db=self._records)
+
+        self._write(put)
+
+    def finish(self) -> None:
+        """Write meta_info.txt, and the header that says that nothing is missing."""
+        with self._env.begin(db=self._records) as reading:
+            records = {key.decode(): data for key, data in reading.cursor() if key != HEADER_KEY}
+        lines = [
+            parse_record(data, self.folder).meta_info(key, self.header.encoding)
+            for key, data in sorted(records.items())
+        ]
+        with (self.folder / META_INFO).open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{line}\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        done = replace(self.header, complete=True)
+        self._write(lambda transaction: transaction.put(HEADER_KEY, done.dump(), db=self._records))
+
+    def _write(self, change: Callable[[lmdb.Transaction], object]) -> None:
+        """`change` in one transaction, in a map as large as it takes."""
+        while True:
+            try:
+                with self._env.begin(write=True) as transaction:
+                    change(transaction)
+                return
+            except lmdb.MapFullError:
+                self._env.set_mapsize(2 * self._env.info()["map_size"])
+
+
+@contextlib.contextmanager
+def _only_builder(partial: Path) -> Iterator[None]:
+    """Nobody else may build here meanwhile; the system forgets the lock of a process that was killed."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        yield
+        return
+    with (partial / "build.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CSDError(f"{partial}: another process is building this store: wait for it") from None
+        yield
+
+
+def _sync(folder: Path) -> None:
+    """Make a renaming last; where folders cannot be opened (Windows) the system sees to it."""
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())

@@ -47,6 +47,13 @@ def is_clip_name(folder: str) -> bool:
     return _CLIP_FOLDER.fullmatch(folder) is not None
 
 
+def tail_from_split(path: str | Path) -> str:
+    """The part of a path from its innermost folder that is a split's on, '/' separated; '' where there is none."""
+    parts = Path(os.path.normpath(Path(path).absolute())).parts
+    at = max((i for i, part in enumerate(parts) if part in SPLITS.values()), default=len(parts))
+    return "/".join(parts[at:])
+
+
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key by which frame2 comes before frame10."""
     parts = re.findall(rf"{_NUMBER}|\D+", name)

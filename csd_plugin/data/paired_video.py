@@ -37,7 +37,7 @@ class PairedVideoDataset(Dataset):
     without workers, where torch tells no base seed, the draws are others (seeded by torch's initial seed).
 
     Options:
-        dataroot (str): folder of the data set, see `layout`.
+        dataroot (str): the data set, see `layout`: a folder, or an LMDB store of it.
         split (str): train (default), test, real.
         clips (str | list): list file or names of the clips to use. Default: all.
         num_frame (int): N. Default: 11.
@@ -48,7 +48,7 @@ class PairedVideoDataset(Dataset):
         use_vflip (bool): mirror top and bottom. Default: false.
         use_rot (bool): exchange rows and columns. Default: false.
         random_reverse (bool): run the clip backwards. Default: false.
-        cache_mb (float): memory for decoded frames, of all workers together. Default: 0.
+        cache_mb (float): memory for decoded frames, of all workers together; raw stores need none. Default: 0.
 
     Raises CSDError for data that does not fit together, at construction where headers tell.
     """
@@ -138,7 +138,7 @@ class PairedVideoTestDataset(Dataset):
     test datasets do.
 
     Options:
-        dataroot (str): folder of the data set, see `layout`.
+        dataroot (str): the data set, see `layout`: a folder, or an LMDB store of it.
         split (str): test (default), real, train.
         clips (str | list): list file or names of the clips to use. Default: all.
         num_frame (int): frames of a window, odd. Default: 7, enough for every SLDNet preset.
@@ -226,7 +226,7 @@ def _dataroot(opt: Options) -> str:
 
 
 def _find(store: FrameStore, opt: Options, split: str) -> list[PairedSequence]:
-    return find_sequences(store.keys(), opt.get("split") or split, clips=opt.get("clips"), root=_dataroot(opt))
+    return find_sequences(store.keys(), opt.get("split") or split, clips=opt.get("clips"), root=store.root)
 
 
 def _frame_range(asked: Sequence[int] | None, sequence: PairedSequence) -> range:

@@ -1,4 +1,4 @@
-"""Where frames come from: one interface, and folders of image files behind it."""
+"""Where frames come from: one interface, and folders of image files behind it; `lmdb_store` has the other kind."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 # The deepest tree that is walked: parent / root / split / clip / nested clip. It also ends circles of links.
 _MAX_DEPTH = 5
+LMDB_SUFFIXES = (".lmdb", ".lmdb.partial")
 _EXIF_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 
@@ -29,7 +30,10 @@ class FrameStore(ABC):
     """Frames by key. Keys are paths relative to the data root, '/' separated.
 
     A store can be pickled, and serves in forked and spawned loader workers. It is not to be shared by threads.
+    root: what the keys are relative to, for layouts; of a store that is one file, where they were once.
     """
+
+    root: Path
 
     @abstractmethod
     def keys(self) -> list[str]:
@@ -53,24 +57,73 @@ class FrameStore(ABC):
 
 
 def open_store(path: str | Path, cache_mb: float = 0) -> FrameStore:
-    """The store at `path`; `cache_mb` limits the memory for decoded frames, of all loader workers together."""
+    """The store at `path`, a folder of image files or an LMDB store, which is told by its name NAME.lmdb or contents.
+
+    cache_mb limits the memory for decoded frames, of all loader workers together; raw stores need none.
+    Raises CSDError where there is no store, or one that is half built or damaged.
+    """
+    path = Path(path)
+    if path.name.endswith(LMDB_SUFFIXES) or (path / "data.mdb").exists():
+        from csd_plugin.data.lmdb_store import open_lmdb
+
+        return open_lmdb(path, cache_mb)
     return FolderStore(path, cache_mb)
 
 
-class FolderStore(FrameStore):
-    """Image files in folders below `root`.
+class DecodingStore(FrameStore):
+    """A store of image files' bytes, wherever they are.
 
-    Raises CSDError where `root` is no folder. With `cache_mb`, the last used decoded frames are kept, in at
-    most so many MB (2^20 bytes). The workers of a loader have an equal share each, and keep it as long as they
-    live: without `persistent_workers` that is one epoch.
+    With `cache_mb`, the last used decoded frames are kept, in at most so many MB (2^20 bytes). The workers of a
+    loader have an equal share each, and keep it as long as they live: without `persistent_workers` that is one epoch.
     """
 
+    def __init__(self, cache_mb: float = 0) -> None:
+        self._cache = FrameCache(int(cache_mb * 2**20))
+
+    @abstractmethod
+    def encoded(self, key: str) -> bytes:
+        """The image file's bytes."""
+
+    @abstractmethod
+    def where(self, key: str) -> str:
+        """The frame's place, to begin messages with."""
+
+    def read(self, key: str) -> np.ndarray:
+        frame = self._cache.get(key)
+        if frame is None:
+            frame = decode_image(self.encoded(key), self.where(key))
+            frame.flags.writeable = False
+            self._check_shape(key, frame)
+            self._cache.put(key, frame)
+        return frame
+
+    def enter_worker(self, num_workers: int) -> None:
+        self._cache = FrameCache(self._cache.limit // num_workers)
+
+    def _known_shape(self, key: str, decoded: tuple[int, int]) -> tuple[int, int]:
+        """What `shape` has said or will say of a frame that was decoded to this."""
+        del decoded
+        return self.shape(key)
+
+    def _check_shape(self, key: str, frame: np.ndarray) -> None:
+        height, width = frame.shape[:2]
+        known = self._known_shape(key, (height, width))
+        if known != (height, width):
+            raise CSDError(
+                f"{self.where(key)}: {width}x{height} pixels, but its header or an earlier look said "
+                f"{known[1]}x{known[0]}: restore the file and start again"
+            )
+
+
+class FolderStore(DecodingStore):
+    """Image files in folders below `root`. Raises CSDError where `root` is no folder."""
+
     def __init__(self, root: str | Path, cache_mb: float = 0) -> None:
+        super().__init__(cache_mb)
         self.root = Path(root)
         if not self.root.is_dir():
             what = "is not a folder" if self.root.exists() else "does not exist"
             raise CSDError(f"data root {self.root} {what}: give the folder that holds the data set")
-        self._cache = FrameCache(int(cache_mb * 2**20))
         self._shapes: dict[str, tuple[int, int]] = {}
 
     def keys(self) -> list[str]:
@@ -91,15 +144,6 @@ class FolderStore(FrameStore):
             logger.warning("%s: clips without images: %d (%s)", self.root, len(empty), _shorten(", ".join(empty)))
         return sorted(frames)
 
-    def read(self, key: str) -> np.ndarray:
-        frame = self._cache.get(key)
-        if frame is None:
-            frame = decode_image(self._bytes(key), self._where(key))
-            frame.flags.writeable = False
-            self._remember_shape(key, frame)
-            self._cache.put(key, frame)
-        return frame
-
     def shape(self, key: str) -> tuple[int, int]:
         if key not in self._shapes:
             try:
@@ -113,29 +157,20 @@ class FolderStore(FrameStore):
                 self._shapes[key] = shape
         return self._shapes[key]
 
-    def enter_worker(self, num_workers: int) -> None:
-        self._cache = FrameCache(self._cache.limit // num_workers)
-
-    def _bytes(self, key: str) -> bytes:
+    def encoded(self, key: str) -> bytes:
         try:
             return (self.root / key).read_bytes()
         except OSError as error:
             raise self._unreadable(key, error) from error
 
-    def _remember_shape(self, key: str, frame: np.ndarray) -> None:
-        height, width = frame.shape[:2]
-        known = self._shapes.setdefault(key, (height, width))
-        if known != (height, width):
-            raise CSDError(
-                f"{self._where(key)}: {width}x{height} pixels, but its header or an earlier look said "
-                f"{known[1]}x{known[0]}: restore the file and start again"
-            )
-
-    def _where(self, key: str) -> str:
+    def where(self, key: str) -> str:
         return str(self.root / key)
 
+    def _known_shape(self, key: str, decoded: tuple[int, int]) -> tuple[int, int]:
+        return self._shapes.setdefault(key, decoded)
+
     def _unreadable(self, key: str, error: OSError) -> CSDError:
-        return CSDError(f"{self._where(key)}: cannot be read ({error.strerror or error}): restore the file")
+        return CSDError(f"{self.where(key)}: cannot be read ({error.strerror or error}): restore the file")
 
 
 class FrameCache:
@@ -214,7 +249,7 @@ def _jpeg_is_whole(data: bytes) -> bool:
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """(folder relative to root, '' or ending in '/', its files), without hidden folders."""
+    """(folder relative to root, '' or ending in '/', its files), without hidden folders and LMDB stores."""
     waiting = [("", 0)]
     while waiting:
         folder, depth = waiting.pop()
@@ -223,7 +258,7 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
             with os.scandir(root / folder) as entries:
                 for entry in entries:
                     if entry.is_dir():
-                        if not entry.name.startswith((".", "__MACOSX")):
+                        if not entry.name.startswith((".", "__MACOSX")) and not entry.name.endswith(LMDB_SUFFIXES):
                             subfolders.append(entry.name)
                     else:
                         files.append(entry.name)

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TypeAlias
+
+import lmdb
+from tqdm import tqdm
+
+from csd_plugin.data.lmdb_store import DATA, META_INFO, Record, open_file, split_key
+from csd_plugin.data.store import FolderStore
+from csd_plugin.data.workers import map_in_processes
+from csd_plugin.errors import CSDError
+
+_TOGETHER = 32
+"""Frames of one task."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +37,111 @@ class Problem:
         return f"{self.key}: {self.kind}: {self.detail}"
 
 
+_Check: TypeAlias = "Callable[[Path, list[tuple[str, Record]]], list[Problem]]"
+
+
 def verify_store(path: str | Path, source: str | Path | None = None, jobs: int = 1) -> list[Problem]:
     """Compare all frames of a store with their checksums, and with the files below `source` where it is given.
 
-    Returns what is wrong, nothing for a whole store.
-    Raises CSDError where there is no finished store at `path`.
+    Returns what is wrong, in the order of the keys; nothing for a whole store.
+    Raises CSDError where there is no finished store at `path`, or what is there cannot even be listed.
     """
-    raise NotImplementedError
+    path = Path(path)
+    try:
+        # In processes of their own, as LMDB may take the one along that walks through a damaged file.
+        (contents,) = map_in_processes(_list_contents, [(path,)], 1)
+        problems = _compare_lists(path, contents)
+        problems += _checked(_check_values, path, contents.records, jobs, "store")
+        if source is not None:
+            folder = FolderStore(source)
+            there = {split_key(key)[0]: key for key in folder.keys()}  # noqa: SIM118, a store is no mapping
+            problems += _compare_with_folder(there, contents.records)
+            shared = {key: record for key, record in contents.records.items() if there.get(key) == key + record.suffix}
+            problems += _checked(_check_files, folder.root, shared, jobs, "files")
+    except BrokenProcessPool:
+        raise CSDError(f"{path}: {DATA} is damaged, reading it ends the process: build the store again") from None
+    return sorted(problems, key=lambda problem: problem.key)
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """encoding: of the store; records, stored: frames with a record, and with a value; keys without suffix."""
+
+    encoding: str
+    records: dict[str, Record]
+    stored: list[str]
+
+
+def _list_contents(path: Path) -> _Contents:
+    file = open_file(path)
+    try:
+        return _Contents(file.header.encoding, dict(file.records()), file.value_keys())
+    except lmdb.Error as error:
+        raise CSDError(f"{path}: {DATA} is damaged ({error}): build the store again") from error
+
+
+def _compare_lists(path: Path, contents: _Contents) -> list[Problem]:
+    """Values without a record, and meta_info.txt; records without a value show when they are read."""
+    expected = {record.meta_info(key, contents.encoding) for key, record in contents.records.items()}
+    try:
+        found = set((path / META_INFO).read_text(encoding="utf-8").rstrip("\n").split("\n"))
+    except (OSError, UnicodeDecodeError) as error:
+        return [Problem("missing", META_INFO, f"cannot be read ({error})")]
+    return [
+        *(
+            Problem("extra", key, "has no record in the store")
+            for key in contents.stored
+            if key not in contents.records
+        ),
+        *(Problem("changed", META_INFO, f"lacks the line {line!r}") for line in expected - found),
+        *(Problem("changed", META_INFO, f"has the line {line!r}") for line in found - expected),
+    ]
+
+
+def _compare_with_folder(files: dict[str, str], records: dict[str, Record]) -> list[Problem]:
+    """files: key without suffix -> key."""
+    stored = {key + record.suffix for key, record in records.items()}
+    return [
+        *(Problem("missing", key, "is in the folder but not in the store") for key in set(files.values()) - stored),
+        *(Problem("extra", key, "is in the store but not in the folder") for key in stored - set(files.values())),
+    ]
+
+
+def _checked(check: _Check, place: Path, records: dict[str, Record], jobs: int, what: str) -> list[Problem]:
+    problems: list[Problem] = []
+    with tqdm(total=len(records), desc=f"verify {what}", unit="frame", disable=None) as progress:
+        frames = iter(sorted(records.items()))
+        tasks = iter(lambda: (place, list(islice(frames, _TOGETHER))), (place, []))
+        for found in map_in_processes(check, tasks, jobs):
+            problems += found
+            progress.update(_TOGETHER)
+    return problems
+
+
+def _check_values(path: Path, frames: list[tuple[str, Record]]) -> list[Problem]:
+    file = open_file(path)
+    problems = []
+    for key, record in frames:
+        name = key + record.suffix
+        value = file.value(key)
+        if value is None:
+            problems.append(Problem("missing", name, "has a record but no data in the store"))
+        elif len(value) != record.size:
+            problems.append(Problem("truncated", name, f"{len(value)} bytes in the store, {record.size} were put in"))
+        elif hashlib.sha256(value).hexdigest() != record.value:
+            problems.append(Problem("changed", name, "its data in the store has another checksum"))
+    return problems
+
+
+def _check_files(root: Path, frames: list[tuple[str, Record]]) -> list[Problem]:
+    problems = []
+    for key, record in frames:
+        name = key + record.suffix
+        try:
+            digest = hashlib.sha256((root / name).read_bytes()).hexdigest()
+        except OSError as error:
+            problems.append(Problem("missing", name, f"its file cannot be read ({error.strerror})"))
+            continue
+        if digest != record.source:
+            problems.append(Problem("changed", name, "its file has changed since it was put into the store"))
+    return problems

@@ -1,0 +1,265 @@
+"""Frames in LMDB.
+
+A store is a folder NAME.lmdb of two files:
+
+    data.mdb       frames: key without its suffix -> value; in a database of its own, `csd`, key -> record (JSON)
+    meta_info.txt  a line for each frame in BasicSR's format: `a1_GT/00001.jpg (480,640,3) 1`
+
+What a value is, is the store's encoding:
+
+    source  the image file's bytes, untouched
+    png     the frame as PNG, 8-bit RGB
+    raw     the frame's pixels, uint8 RGB, row after row
+
+BasicSR's own LMDB readers open `source` and `png` stores. While a store is being built it is NAME.lmdb.partial.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from csd_plugin.data.store import DecodingStore, FrameStore
+from csd_plugin.errors import CSDError
+
+try:
+    import lmdb
+except ModuleNotFoundError as error:
+    raise CSDError("LMDB stores need the package lmdb: pip install lmdb") from error
+
+ENCODINGS = ("source", "png", "raw")
+DATA, META_INFO = "data.mdb", "meta_info.txt"
+RECORDS = b"csd"
+HEADER_KEY = b"\0"  # no frame's name
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Header:
+    """What holds for the whole store.
+
+    within: where the source's folder was, from its split's folder on; see `layout.tail_from_split`.
+    """
+
+    encoding: str
+    within: str
+    complete: bool
+
+    def dump(self) -> bytes:
+        return json.dumps({"format": _FORMAT, **asdict(self)}).encode()
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a frame.
+
+    size: bytes of what is stored. source, value: SHA-256 of the image file that it comes from, and of what is stored.
+    """
+
+    suffix: str
+    height: int
+    width: int
+    size: int
+    source: str
+    value: str
+
+    def dump(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    def meta_info(self, key: str, encoding: str) -> str:
+        """The line of meta_info.txt; its last number is the PNG compression level."""
+        return f"{key}{self.suffix} ({self.height},{self.width},3) {int(encoding == 'png')}"
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """'a1_GT/00001.jpg' -> ('a1_GT/00001', '.jpg')."""
+    stem, dot, suffix = key.rpartition(".")
+    return stem, dot + suffix
+
+
+def parse_header(data: bytes, folder: Path) -> Header:
+    """Raises CSDError, beginning with the store's folder, for what is no header of this version."""
+    content = _parse_json(data, folder)
+    if content.pop("format", None) != _FORMAT:
+        raise CSDError(f"{folder}: not a store of this version of `csd prepare`: build it again")
+    try:
+        header = Header(**content)
+    except TypeError as error:
+        raise _damaged(folder) from error
+    if header.encoding not in ENCODINGS:
+        raise _damaged(folder)
+    return header
+
+
+def parse_record(data: bytes, folder: Path) -> Record:
+    """Raises CSDError, beginning with the store's folder, for what is no record."""
+    try:
+        return Record(**_parse_json(data, folder))
+    except TypeError as error:
+        raise _damaged(folder) from error
+
+
+def _parse_json(data: bytes, folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise _damaged(folder) from error
+
+
+class LmdbFile:
+    """An open store, for reading. Use `open_file`.
+
+    It is never closed, as arrays that were handed out look into its map. A forked process goes on with its parent's:
+    without locks, which a finished store does not need, reading is nothing but looking into the map.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            # The system's readahead suits values of many pages.
+            self._env = lmdb.open(str(folder), readonly=True, lock=False, create=False, max_dbs=1)
+            info, page = self._env.info(), self._env.stat()["psize"]
+            size, expected = (folder / DATA).stat().st_size, (info["last_pgno"] + 1) * page
+            if size < expected:  # looking at what is missing would kill the process
+                raise CSDError(f"{folder}: {DATA} is cut short, {size} bytes of {expected}: build the store again")
+            self._values = self._env.begin(buffers=True)
+            self._records = self._env.begin(db=self._env.open_db(RECORDS, create=False))
+        except lmdb.NotFoundError as error:
+            raise CSDError(f"{folder}: not a store of `csd prepare`: build it from the image files") from error
+        except (lmdb.Error, OSError) as error:
+            raise _unreadable(folder, error) from error
+        self.header = parse_header(self._records.get(HEADER_KEY) or b"{}", folder)
+        if not self.header.complete:
+            raise CSDError(f"{folder}: the store is half built: run `csd prepare` again, which goes on with it")
+
+    def value(self, key: str) -> memoryview | None:
+        """What is stored under the key (without suffix): a view into the map, or None."""
+        try:
+            return self._values.get(key.encode())
+        except lmdb.Error as error:
+            raise _unreadable(self.folder, error) from error
+
+    def record(self, key: str) -> Record | None:
+        """The frame's record, by its key without suffix."""
+        try:
+            data = self._records.get(key.encode())
+        except lmdb.Error as error:
+            raise _unreadable(self.folder, error) from error
+        return None if data is None else parse_record(data, self.folder)
+
+    def records(self) -> Iterator[tuple[str, Record]]:
+        """(key without suffix, record) of all frames."""
+        for key, data in self._records.cursor():
+            if key != HEADER_KEY:
+                yield key.decode(), parse_record(data, self.folder)
+
+    def value_keys(self) -> list[str]:
+        """Everything that is stored, keys without suffix."""
+        keys = (bytes(key) for key in self._values.cursor().iternext(values=False))
+        return [key.decode(errors="replace") for key in keys if key != RECORDS]
+
+
+_open_files: dict[tuple[int, int], LmdbFile] = {}
+
+
+def open_file(folder: Path) -> LmdbFile:
+    """The store in `folder`; the same object again for the same file, as LMDB must not open one twice in a process.
+
+    Raises CSDError where there is no store, or one that is half built or damaged.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        status = (folder / DATA).stat()
+    except OSError as error:
+        if partial.exists():
+            cure = "it is half built: run `csd prepare` again, which goes on with it"
+        else:
+            cure = "give a store of `csd prepare`, or a folder of image files"
+        raise CSDError(f"{folder}: no {DATA} ({error.strerror}): {cure}") from error
+    identity = status.st_dev, status.st_ino
+    if identity not in _open_files:
+        _open_files[identity] = LmdbFile(folder)
+    return _open_files[identity]
+
+
+def open_lmdb(folder: Path, cache_mb: float = 0) -> FrameStore:
+    """The store in `folder`, which is NAME.lmdb; see `open_store`."""
+    raw = open_file(folder).header.encoding == "raw"
+    return RawLmdbStore(folder) if raw else EncodedLmdbStore(folder, cache_mb)
+
+
+class _LmdbStore(FrameStore):
+    """What both kinds share. The file is opened in each process when it is first needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = folder / open_file(folder).header.within
+        self._file: LmdbFile | None = None
+
+    def keys(self) -> list[str]:
+        return sorted(key + record.suffix for key, record in self._open().records())
+
+    def shape(self, key: str) -> tuple[int, int]:
+        stem, suffix = split_key(key)
+        record = self._open().record(stem)
+        if record is None or record.suffix != suffix:
+            raise self._missing(key)
+        return record.height, record.width
+
+    def where(self, key: str) -> str:
+        return f"{self.folder}: {key}"
+
+    def _value(self, key: str) -> memoryview:
+        value = self._open().value(split_key(key)[0])
+        if value is None:
+            raise self._missing(key)
+        return value
+
+    def _open(self) -> LmdbFile:
+        if self._file is None:
+            self._file = open_file(self.folder)
+        return self._file
+
+    def _missing(self, key: str) -> CSDError:
+        return CSDError(f"{self.where(key)}: no such frame: `csd prepare --verify` tells what else is missing")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+
+class EncodedLmdbStore(_LmdbStore, DecodingStore):
+    """Image files' bytes, original (`source`) or as PNG. cache_mb: see DecodingStore."""
+
+    def __init__(self, folder: Path, cache_mb: float = 0) -> None:
+        _LmdbStore.__init__(self, folder)
+        DecodingStore.__init__(self, cache_mb)
+
+    def encoded(self, key: str) -> bytes:
+        return bytes(self._value(key))
+
+
+class RawLmdbStore(_LmdbStore):
+    """Pixels. Frames and crops are views into the memory map: only the rows of a crop are ever fetched."""
+
+    def read(self, key: str) -> np.ndarray:
+        height, width = self.shape(key)
+        value = self._value(key)
+        if len(value) != height * width * 3:
+            raise CSDError(
+                f"{self.where(key)}: {len(value)} bytes are no {width}x{height} pixels: build the store again"
+            )
+        return np.frombuffer(value, np.uint8).reshape(height, width, 3)
+
+
+def _unreadable(folder: Path, error: Exception) -> CSDError:
+    reason = " ".join(str(error).split())
+    return CSDError(f"{folder}: cannot be read ({reason}): see `csd prepare --verify`, or build the store again")
+
+
+def _damaged(folder: Path) -> CSDError:
+    return CSDError(f"{folder}: {DATA} is damaged: build the store again")

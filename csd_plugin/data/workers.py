@@ -1,0 +1,48 @@
+"""Work dealt to processes, for jobs over many frames."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import connection, get_context, parent_process
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# Per process, waiting or at work: enough to keep all busy, few enough to hold their results in memory.
+_AHEAD = 4
+
+
+def map_in_processes(function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], jobs: int) -> Iterator[T]:
+    """`function(*task)` of all tasks, in their order, by `jobs` spawned processes.
+
+    They live no longer than the caller, however that ends. Raises what `function` raises, and BrokenProcessPool where
+    a process dies.
+    """
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _prepare_worker) as pool:
+        waiting: deque[Future[T]] = deque()
+        remaining = iter(tasks)
+        try:
+            waiting.extend(pool.submit(function, *task) for task in islice(remaining, _AHEAD * jobs))
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(function, *task) for task in islice(remaining, 1))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _prepare_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
