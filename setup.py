@@ -12,6 +12,7 @@ VERSION = next(
 )
 
 TRAIN = ["lmdb", "mmengine", "pydantic>=2", "pytorch-msssim>=1", "pyyaml", "tensorboard"]
+ARCHIVES = ["libarchive-c>=5"]  # RAR; needs the system's libarchive (Debian: libarchive13)
 DEV = ["hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "scikit-image", "types-PyYAML"]
 
 setup(
@@ -30,7 +31,8 @@ setup(
         "train": TRAIN,
         # Its setup.py needs torch at build time: pip install --no-build-isolation basicsr==1.4.2
         "basicsr": ["basicsr>=1.4.2"],
-        "dev": [*TRAIN, *DEV],
+        "archives": ARCHIVES,
+        "dev": [*TRAIN, *ARCHIVES, *DEV],
     },
     entry_points={"console_scripts": ["csd = csd_plugin.cli:main"]},
 )

@@ -1,0 +1,370 @@
+"""Archives, extracted folders and video files, in any mix, to one data set in NTURain's layout."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from csd_plugin.data.archives import archive_stem, is_archive_name, members
+from csd_plugin.data.layout import SPLITS, is_frame_name
+from csd_plugin.data.naming import Naming, file_name, missing_clips
+from csd_plugin.data.parallel import run_all
+from csd_plugin.data.store import decode_image, header_shape
+from csd_plugin.data.video import VIDEO_SUFFIXES, open_reader, write_png
+from csd_plugin.errors import CSDError
+
+_SPARE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Frame:
+    """source: its path, or its name inside an archive. name: in the layout. size: in bytes."""
+
+    source: str
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """One clip as it was found.
+
+    source: the archive, the video file or a folder that its frames are in.
+    frames: empty for a video, where only decoding tells them.
+    """
+
+    split: str
+    folder: str
+    source: Path
+    frames: tuple[Frame, ...]
+
+    @property
+    def is_video(self) -> bool:
+        return not self.frames
+
+    def target(self, root: Path) -> Path:
+        return root / SPLITS[self.split] / self.folder
+
+
+@dataclass
+class Prepared:
+    """What `prepare` did.
+
+    clips:   all that were found, in the order of their names; new: how many of them this run wrote.
+    failed:  what could not be read or written, while all else was.
+    notes:   harmless things to know, such as files left out.
+    missing: split -> clips that NTURain has besides these.
+    """
+
+    clips: list[Clip] = field(default_factory=list)
+    new: int = 0
+    failed: list[CSDError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    missing: dict[str, list[str]] = field(default_factory=dict)
+
+
+def prepare(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int = 1) -> Prepared:
+    """Bring all clips below `inputs` into the folder `out`; clips that are there already are left as they are.
+
+    inputs: folders, archives and video files; they are only read. Files of folders are linked where the file system
+            can, otherwise copied. `out` may be one of them.
+    naming: which clip a frame belongs to, see `data.naming`.
+    jobs:   processes that read archives and write clips.
+
+    A clip's folder appears under its name only when it is whole, so an interrupted run is completed by another one.
+    All archives are listed before anything is written. Raises CSDError where there is nothing to prepare, or nothing
+    can be written; what is wrong with single archives and clips is in the result.
+    """
+    result = Prepared()
+    found = _find(inputs, out, naming, jobs, result)
+    result.clips = _one_of_each(found, out, result)
+    if not result.clips and not result.failed:
+        what = result.notes[0] if result.notes else "nothing that is a frame, archive or video file"
+        raise CSDError(
+            f"{inputs[0]}: no clips found ({what}): name folders or archives NAME_GT, NAME_Rain or NAME_Rain_NN, "
+            f"or give --pattern"
+        )
+    todo = [clip for clip in result.clips if not _is_there(clip, out, result)]
+    _check_space(todo, out)
+    result.new = _write_all(todo, out, jobs, result)
+    result.missing = missing_clips((clip.split, clip.folder) for clip in result.clips)
+    return result
+
+
+# --- finding ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file below an input. virtual: its path from the input's parent folder on, '/' separated."""
+
+    path: Path
+    virtual: str
+    size: int
+
+
+_Frames = dict[tuple[Path, str | None, str], list[tuple[str, str, str, int]]]
+"""(source, split, clip folder) -> (path or name in the source, label, suffix, size) of its frames."""
+
+
+def _find(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int, result: Prepared) -> list[Clip]:
+    """The clips of all inputs, some perhaps more than once."""
+    frames: _Frames = defaultdict(list)
+    archives: list[_File] = []
+    strays: Counter[str] = Counter()
+    homeless: list[str] = []
+    for file in dict.fromkeys(file for root in inputs for file in _walk(root, out)):
+        if is_frame_name(file.path.name):
+            _sort_in(frames, homeless, naming, file.path.parent, file.virtual, str(file.path), file.size)
+        elif is_archive_name(file.path.name):
+            archives.append(file)
+        elif file.path.suffix.lower() in VIDEO_SUFFIXES:
+            place = naming(str(PurePosixPath(file.virtual).with_suffix("") / "1.png"))
+            if place is None:
+                homeless.append(file.virtual)
+            else:
+                frames[file.path, place.split, place.folder] = []  # only decoding tells them
+        else:
+            strays[file.path.name] += 1
+
+    for index, listing in run_all(_list_archive, [(file.path,) for file in archives], jobs, "archives", "archive"):
+        if isinstance(listing, CSDError):
+            result.failed.append(listing)
+            continue
+        around = archive_stem(archives[index].virtual)
+        for name, size in listing:
+            if is_frame_name(PurePosixPath(name).name):
+                _sort_in(frames, homeless, naming, archives[index].path, f"{around}/{name}", name, size)
+            else:
+                strays[PurePosixPath(name).name] += 1
+    if homeless:
+        result.notes.append(f"images and videos that belong to no clip: {len(homeless)} (such as {homeless[0]})")
+    if strays:
+        names = ", ".join(f"{name} ({n}x)" if n > 1 else name for name, n in strays.most_common(3))
+        result.notes.append(f"files that are no images, left out: {strays.total()} ({names})")
+    return _clips_of(frames, result)
+
+
+def _walk(root: Path, out: Path) -> Iterator[_File]:
+    """The files below an input, or the input itself, without hidden ones and without what is in `out` below it."""
+    start = "/".join(root.absolute().parts[-2:])
+    if root.is_file():
+        yield _File(root, start, root.stat().st_size)
+        return
+    if not root.is_dir():
+        raise CSDError(f"{root}: does not exist: give archives, video files, or folders of them or of frames")
+    seen = {root.resolve()}
+    try:
+        for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
+            subfolders[:] = sorted(name for name in subfolders if _is_to_be_entered(Path(folder, name), out, seen))
+            below = Path(folder).relative_to(root).as_posix()
+            virtual = start if below == "." else f"{start}/{below}"
+            for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
+                yield _File(path, f"{virtual}/{path.name}", path.stat().st_size)
+    except OSError as error:
+        raise CSDError(f"{error.filename}: cannot be read ({error.strerror}): mend or remove it") from error
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_to_be_entered(folder: Path, out: Path, seen: set[Path]) -> bool:
+    """Not hidden, not the output, and no link to where we have been."""
+    real = folder.resolve()
+    if folder.name.startswith((".", "__MACOSX")) or real == out.resolve() or real in seen:
+        return False
+    seen.add(real)
+    return True
+
+
+def _sort_in(
+    frames: _Frames, homeless: list[str], naming: Naming, source: Path, virtual: str, name: str, size: int
+) -> None:
+    place = naming(virtual)
+    if place is None:
+        homeless.append(virtual)
+    else:
+        frames[source, place.split, place.folder].append((name, place.label, PurePosixPath(name).suffix, size))
+
+
+def _list_archive(path: Path, tick: Callable[[], object]) -> list[tuple[str, int]]:
+    """(name, size) of all files. Raises CSDError, also for an archive of archives."""
+    listing = [(member.name, member.size) for member in members(path)]
+    nested = next((name for name, _ in listing if is_archive_name(name)), None)
+    if nested:
+        raise CSDError(f"{path}: holds archives itself ({nested}): unpack it once, and give the folder")
+    tick()
+    return listing
+
+
+def _clips_of(frames: _Frames, result: Prepared) -> list[Clip]:
+    clips = []
+    for (source, split, folder), found in frames.items():
+        try:
+            if split is None:
+                raise CSDError(f"{source}: {folder} is no clip of NTURain: say which split it is for (--split)")
+            clips.append(Clip(split, folder, source, _named(source, found)))
+        except CSDError as error:
+            result.failed.append(error)
+    return clips
+
+
+def _named(source: Path, found: Iterable[tuple[str, str, str, int]]) -> tuple[Frame, ...]:
+    frames: dict[str, Frame] = {}
+    for name, label, suffix, size in found:
+        frame = Frame(name, file_name(label, suffix), size)
+        other = frames.setdefault(Path(frame.name).stem, frame)
+        if other is not frame:
+            raise CSDError(f"{source}: {other.source} and {name} are frames of one number: remove or rename one")
+    return tuple(frames[stem] for stem in sorted(frames))
+
+
+def _one_of_each(found: list[Clip], out: Path, result: Prepared) -> list[Clip]:
+    """One of the places where the same clip was found: what is in `out` already before others, folders before others.
+
+    Clips that differ from one place to the other are failures.
+    """
+    same: dict[tuple[str, str], list[Clip]] = defaultdict(list)
+    for clip in found:
+        same[clip.split, clip.folder.casefold()].append(clip)
+    chosen = []
+    for clips in same.values():
+        clips.sort(key=lambda clip: (clip.source.resolve() != clip.target(out).resolve(), not clip.source.is_dir()))
+        first = clips[0]
+        other = next((clip for clip in clips if _content(clip) != _content(first)), None)
+        if other or (first.is_video and len(clips) > 1):
+            result.failed.append(
+                CSDError(
+                    f"{first.folder}: {first.source} and {(other or clips[1]).source} have different frames for it: "
+                    f"give only one of them"
+                )
+            )
+            continue
+        if len(clips) > 1:
+            result.notes.append(f"{first.folder}: found {len(clips)} times with the same frames: took {first.source}")
+        chosen.append(first)
+    return sorted(chosen, key=lambda clip: (list(SPLITS).index(clip.split), clip.folder))
+
+
+def _content(clip: Clip) -> list[tuple[str, int]]:
+    return [(frame.name, frame.size) for frame in clip.frames]
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def _is_there(clip: Clip, out: Path, result: Prepared) -> bool:
+    """Whether the clip needs no writing; one that is there with other frames is a failure."""
+    target = clip.target(out)
+    if not target.is_dir():
+        return False
+    there = sorted((file.name, file.stat().st_size) for file in target.iterdir() if is_frame_name(file.name))
+    if not clip.is_video and there != sorted(_content(clip)) and target.resolve() != clip.source.resolve():
+        result.failed.append(
+            CSDError(f"{target}: has other frames than {clip.source}: delete it to have it made anew, or move it away")
+        )
+    return True
+
+
+def _check_space(clips: Iterable[Clip], out: Path) -> None:
+    """Raises CSDError where what is in archives will not fit; links need no space, of copies and videos none tells."""
+    needed = sum(frame.size for clip in clips if not clip.source.is_dir() for frame in clip.frames)
+    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if needed + _SPARE_BYTES > free:
+        raise CSDError(f"{out}: {needed >> 20} MB are to be unpacked, but only {free >> 20} MB are free: make room")
+
+
+def _write_all(clips: list[Clip], out: Path, jobs: int, result: Prepared) -> int:
+    """Write the clips, an archive's by one process in one go; how many were written."""
+    by_source: dict[tuple[Path, str], list[Clip]] = defaultdict(list)
+    for clip in clips:
+        by_source[clip.source, clip.folder if clip.source.is_dir() else ""].append(clip)
+    tasks = [(source, of_source, out) for (source, _), of_source in by_source.items()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CSDError(f"{out}: cannot be written to ({error.strerror}): give another folder") from error
+    weights = [sum(max(len(clip.frames), 1) for clip in of_source) for _, of_source, _ in tasks]
+    for _, written in run_all(_write_clips, tasks, jobs, "frames", "frame", weights):
+        if isinstance(written, CSDError):
+            result.failed.append(written)
+    return sum(clip.target(out).is_dir() for clip in clips)
+
+
+def _write_clips(source: Path, clips: list[Clip], out: Path, tick: Callable[[], object]) -> None:
+    """Fill hidden folders beside the targets; each gets its name when it has all its frames."""
+    scratch = {clip: clip.target(out).with_name(f".{clip.folder}.part") for clip in clips}
+    try:
+        for folder in scratch.values():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        write = _decode_video if clips[0].is_video else _link_files if source.is_dir() else _unpack
+        for clip in write(source, clips, scratch, tick):
+            scratch[clip].rename(clip.target(out))
+    except OSError as error:
+        raise CSDError(f"{error.filename or out}: {error.strerror}: {source} was not prepared") from error
+    finally:
+        for folder in scratch.values():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unpack(source: Path, clips: list[Clip], scratch: dict[Clip, Path], tick: Callable[[], object]) -> Iterator[Clip]:
+    """Write the frames as they come, and yield each clip after its last one."""
+    wanted = {frame.source: (clip, frame) for clip in clips for frame in clip.frames}
+    waiting = {clip: len(clip.frames) for clip in clips}
+    for member in members(source):
+        clip, frame = wanted.pop(member.name, (None, None))
+        if clip is None or frame is None:
+            continue
+        data = member.read()
+        _check_header(io.BytesIO(data), f"{source}: {member.name}")
+        (scratch[clip] / frame.name).write_bytes(data)
+        tick()
+        waiting[clip] -= 1
+        if not waiting[clip]:
+            yield clip
+    if wanted:
+        raise CSDError(f"{source}: {next(iter(wanted))} is gone since the archive was listed: run again")
+
+
+def _link_files(
+    source: Path, clips: list[Clip], scratch: dict[Clip, Path], tick: Callable[[], object]
+) -> Iterator[Clip]:
+    del source
+    for clip in clips:
+        for frame in clip.frames:
+            with Path(frame.source).open("rb") as file:
+                _check_header(file, frame.source)
+            target = scratch[clip] / frame.name
+            try:
+                os.link(os.path.realpath(frame.source), target)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(frame.source, target)
+            tick()
+        yield clip
+
+
+def _decode_video(
+    source: Path, clips: list[Clip], scratch: dict[Clip, Path], tick: Callable[[], object]
+) -> Iterator[Clip]:
+    (clip,) = clips
+    with open_reader(source) as reader:
+        for number, frame in enumerate(reader, 1):
+            write_png(scratch[clip] / f"{number:05d}.png", frame)
+    tick()
+    yield clip
+
+
+def _check_header(file: Any, where: str) -> None:
+    """Raises CSDError for what is no image. Pixels are not looked at: `csd data --decode` does."""
+    if header_shape(file) is None:
+        file.seek(0)
+        decode_image(file.read(), where)
