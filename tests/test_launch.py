@@ -252,6 +252,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(launcher, tiny_rain, capfd):
     assert half_written(launcher.folder / "experiments") == []
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(launcher, tiny_rain, capfd, monkeypatch):
+    from csd_plugin.losses.ssim import PyramidSSIMLoss
+
+    monkeypatch.setattr(PyramidSSIMLoss, "forward", lambda self, output, gt: (output - output).abs().sum().sqrt())
+    options = train_options(tiny_rain, **{"train.grad_clip": 1.0})
+    stopped(launcher, capfd, options, "iteration 1", "gradient of conv", "not finite", "autocast off")
+    assert all(p.isfinite().all() for p in launcher.models[-1].net_g.parameters())
+
+
 def test_an_interrupted_run_says_how_to_go_on(launcher, tiny_rain, capfd, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt

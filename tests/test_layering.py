@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"types", "archs", "losses", "data", "distill", "metrics", "report", "options", "compat"},
     "compat": {"options", "archs"},
     "registration": {"compat", "archs", "data", "losses", "metrics", "models"},
-    "launch": {"options", "models"},
+    "launch": {"options", "models", "inference.memory"},
     "train": {"compat", "registration", "launch"},
     "test": {"compat", "registration", "launch"},
 }

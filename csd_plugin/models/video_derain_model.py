@@ -54,7 +54,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         """One forward, one backward, one optimizer step for the batch of `feed_data`.
 
         Raises:
-            CSDError: the loss is not finite; no weight has been touched by this step.
+            CSDError: the loss is not finite, or with grad_clip the gradient; this step has touched no weight.
         """
         self.optimizer_g.zero_grad()
         losses, diagnostics = self.compute_losses()
@@ -64,8 +64,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         self.scaler.scale(total).backward()
         if self.grad_clip > 0:
             self.scaler.unscale_(self.optimizer_g)
-            norm = nn.utils.clip_grad_norm_(self.optimized_parameters(), self.grad_clip)
-            diagnostics["grad_norm"] = norm
+            diagnostics["grad_norm"] = self._clip_gradient(current_iter)
         self.scaler.step(self.optimizer_g)
         self.scaler.update()
         self.log_dict = self.reduce_loss_dict(OrderedDict({**losses, **diagnostics}))
@@ -97,6 +96,21 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             cause = "lower train.optim_g.lr, set train.grad_clip, or switch train.autocast off"
         clips = ", ".join(self.sample_names) or "this batch"
         raise CSDError(f"iteration {current_iter}: {', '.join(bad)} is not finite on {clips}: {cause}")
+
+    def _clip_gradient(self, current_iter: int) -> Tensor:
+        """Clip, and return the norm before; a scaler skips steps that are not finite by itself."""
+        try:
+            return nn.utils.clip_grad_norm_(
+                self.optimized_parameters(), self.grad_clip, error_if_nonfinite=not self.scaler.is_enabled()
+            )
+        except RuntimeError as error:
+            gradients = ((name, p.grad) for name, p in self.net_g.named_parameters() if p.grad is not None)
+            bad = [name for name, gradient in gradients if not torch.isfinite(gradient).all()]
+            where = f"of {bad[0]} " if bad else ""
+            raise CSDError(
+                f"iteration {current_iter}: the gradient {where}is not finite, though the loss is: "
+                f"lower train.optim_g.lr or switch train.autocast off"
+            ) from error
 
     # ------------------------------------------------------------------ optimizer, EMA, devices
     def setup_optimizers(self) -> None:

@@ -75,10 +75,15 @@ def test_wiring_is_the_plain_references(preset, width):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_network_starts_as_the_identity(preset):
+    """RGB passes untouched; what the small random rest adds stays about a grey level."""
+    torch.manual_seed(0)
     window = torch.randint(0, 256, (1, FRAMES[preset], 3, 16, 20)) / 255
     centre = window[:, FRAMES[preset] // 2]
     with torch.no_grad():
-        assert (SLDNet(preset=preset)(window) - centre).abs().max() < 1 / 255
+        network = SLDNet(preset=preset)
+        assert (network(window) - centre).abs().max() < 1.5 / 255
+        network.conv22.weight[:, 3:] = 0
+        assert (network(window) - centre).abs().max() < 1e-6
         assert (SLDNet(preset=preset, init_type="kaiming")(window) - centre).abs().mean() > 5 / 255
 
 
