@@ -16,6 +16,8 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from csd_plugin.archs.prenet import PReNet
+from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.distill.objective import OBJECTIVES
 from csd_plugin.errors import CSDError
@@ -188,7 +190,7 @@ DATASETS: dict[str, type[Section]] = {
     "PairedVideoDataset": PairedVideoSection,
     "PairedVideoTestDataset": PairedVideoTestSection,
 }
-NETWORKS = {"SLDNet": SLDNet}
+NETWORKS = {"SLDNet": SLDNet, "PReNet": PReNet, "S2VD": S2VD}
 LOSSES = {"PyramidSSIMLoss": PyramidSSIMLoss}
 MODELS = ("VideoDerainModel", "DistillModel")
 

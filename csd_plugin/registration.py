@@ -16,11 +16,15 @@ def install() -> None:
 
     compat.repair_toolbox()
 
+    from csd_plugin.archs.prenet import PReNet
+    from csd_plugin.archs.s2vd import S2VD
     from csd_plugin.archs.sldnet import SLDNet
     from csd_plugin.data.paired_video import PairedVideoDataset, PairedVideoTestDataset
     from csd_plugin.losses.ssim import PyramidSSIMLoss
 
     _register(ARCH_REGISTRY, SLDNet)
+    _register(ARCH_REGISTRY, PReNet)
+    _register(ARCH_REGISTRY, S2VD)
     _register(DATASET_REGISTRY, PairedVideoDataset)
     _register(DATASET_REGISTRY, PairedVideoTestDataset)
     _register(LOSS_REGISTRY, PyramidSSIMLoss)

@@ -13,7 +13,7 @@ from csd_plugin import compat, registration
 from csd_plugin.errors import CSDError
 
 NAMES = {
-    "ARCH_REGISTRY": {"SLDNet"},
+    "ARCH_REGISTRY": {"SLDNet", "PReNet", "S2VD"},
     "DATASET_REGISTRY": {"PairedVideoDataset", "PairedVideoTestDataset"},
     "LOSS_REGISTRY": {"PyramidSSIMLoss"},
     "MODEL_REGISTRY": {"VideoDerainModel", "DistillModel"},

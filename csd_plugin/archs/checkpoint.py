@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from csd_plugin.archs.sldnet import SLDNet, numbers_from_state
+from csd_plugin.archs import prenet, s2vd, sldnet
+from csd_plugin.archs.prenet import PReNet
+from csd_plugin.archs.s2vd import S2VD
+from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.errors import CSDError
 
 # What torch's reader raises on files that are cut short or changed: it takes them at their word.
@@ -21,6 +24,13 @@ DAMAGED = (
 
 # Where a file may keep its weights, best first: the toolbox's averaged and plain weights, the authors' dict.
 PARAM_KEYS = ("params_ema", "params", "three_dim_model")
+
+# Networks that a file alone can rebuild: what reads the constructor's numbers off a state dict, or None off another's.
+FAMILIES: dict[type[nn.Module], Callable[[Mapping[str, Tensor]], dict[str, Any] | None]] = {
+    SLDNet: sldnet.numbers_from_state,
+    PReNet: prenet.numbers_from_state,
+    S2VD: s2vd.numbers_from_state,
+}
 
 
 def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
@@ -88,12 +98,14 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
     network.load_state_dict(dict(state), strict=False)
 
 
-def load_network(path: str | Path, param_key: str | None = None) -> SLDNet:
-    """A ready SLDNet in eval mode; its numbers are read off the weights. Raises CSDError."""
+def load_network(path: str | Path, param_key: str | None = None) -> nn.Module:
+    """A ready network of one of `FAMILIES` in eval mode; its numbers are read off the weights. Raises CSDError."""
     state = read_state_dict(path, param_key)
-    numbers: dict[str, Any] | None = numbers_from_state(state)
-    if numbers is None:
-        raise CSDError(f"checkpoint {path} is not of an SLDNet (expected layers conv1, conv2 .. conv22)")
-    network = SLDNet(**numbers, init_type="kaiming")
-    load_weights(network, state, source=f"checkpoint {path}")
-    return network.eval()
+    for family, numbers_from_state in FAMILIES.items():
+        numbers = numbers_from_state(state)
+        if numbers is not None:
+            network = family(**numbers)
+            load_weights(network, state, source=f"checkpoint {path}")
+            return network.eval()
+    known = ", ".join(family.__name__ for family in FAMILIES)
+    raise CSDError(f"checkpoint {path} is not of a network that is known by its weights: {known}")

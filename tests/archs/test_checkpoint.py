@@ -142,7 +142,7 @@ def test_a_checkpoint_of_another_size_names_the_layer_and_changes_nothing(networ
 
 def test_a_file_of_another_family_is_refused(tmp_path):
     torch.save({"params": {"head.weight": torch.zeros(3)}}, tmp_path / "net.pth")
-    with pytest.raises(CSDError, match="not of a network .* SLDNet, PReNet, S2VD"):
+    with pytest.raises(CSDError, match=r"not of a network .* SLDNet, PReNet, S2VD"):
         load_network(tmp_path / "net.pth")
 
 
