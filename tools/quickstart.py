@@ -30,7 +30,7 @@ from csd_plugin.report.table import comparison_table
 REPOSITORY = Path(__file__).resolve().parents[1]
 OPTIONS = REPOSITORY / "options" / "quickstart"
 TRAIN_PHOTOS = (
-    "astronaut.png",
+    "motorcycle_left.png",
     "coffee.png",
     "rocket.jpg",
     "chelsea.png",
@@ -38,7 +38,7 @@ TRAIN_PHOTOS = (
     "hubble_deep_field.jpg",
     "ihc.png",
 )
-TEST_PHOTO = "motorcycle_left.png"
+TEST_PHOTO = "astronaut.png"
 SCENES_PER_PHOTO, SCENE_FRAMES, TEST_FRAMES, SCENE_SIZE = 2, 16, 12, (168, 240)
 
 
