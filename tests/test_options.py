@@ -16,7 +16,6 @@ from synthetic import REAL, TEST, TRAIN, write_image
 from toolbox import changed, distill_options, train_options
 
 from csd_plugin import options
-from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.protocols import score_frame
 from csd_plugin.metrics.scores import Scores
@@ -54,12 +53,17 @@ def workplace(tmp_path_factory) -> Path:
 
     for path in FILES:
         opt = yaml.safe_load((OPTIONS / path).read_text())
+        keywords = {key: value for key, value in opt["network_g"].items() if key != "type"}
+        state = options.NETWORKS[opt["network_g"]["type"]](**keywords).state_dict()
         if "train" in opt:
-            network = SLDNet(**{key: value for key, value in opt["network_g"].items() if key != "type"})
             file = folder / "experiments" / opt["name"] / "models" / "net_g_latest.pth"
             file.parent.mkdir(parents=True)
-            torch.save({"params": network.state_dict(), "params_ema": network.state_dict()}, file)
+            torch.save({"params": state, "params_ema": state}, file)
         else:
+            file = folder / str(opt["path"]["pretrain_network_g"])
+            if file.parent.name == "weights":  # published by others, as bare state dicts
+                file.parent.mkdir(exist_ok=True)
+                torch.save(state, file)
             scores = Scores()
             scores.record("a1", "00001", score_frame(black, black + 1))
             meta = {"network": opt["name"], "dataset": next(iter(opt["datasets"].values()))["name"]}

@@ -6,6 +6,7 @@ each target, the T frames centred on it.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from csd_plugin.errors import CSDError
@@ -65,6 +66,15 @@ def slice_windows(clip: Tensor, num_target: int, num_frame: int) -> Tensor:
     """
     covered = clip[:, window_slice(clip.shape[1], num_target, num_frame)]
     return covered.unfold(1, num_frame, 1).movedim(-1, 2).flatten(0, 1)
+
+
+def join_windows(windows: Tensor) -> Tensor:
+    """(L, T, 3, H, W) -> (1, L + T - 1, 3, H, W): the clip whose windows these are, which `slice_windows` undoes.
+
+    The windows' centres follow each other in one clip; at its ends the frames are those that reflection gives.
+    """
+    radius = windows.shape[1] // 2
+    return torch.cat([windows[0, :radius], windows[:, radius], windows[-1, radius + 1 :]])[None]
 
 
 def _check_odd(num_frame: int) -> None:

@@ -18,20 +18,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from csd_plugin.data.windows import slice_windows
+from csd_plugin.data.windows import join_windows
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.protocols import score_frame, to_uint8
 from csd_plugin.metrics.scores import Scores
+from csd_plugin.models.layouts import layout_of
 from csd_plugin.report import results
 
 
 class ValidationMixin:
     """`validation()` as the toolbox calls it, for models with `net_g` (and `net_g_ema`).
 
-    Frames go through the network `val.batch_size` windows at a time (default 2: torch's 3-D convolution at
-    batch 1 is many times slower on CPU). Both protocols are scored where there is ground truth, and whatever
-    `val.metrics` names among the toolbox's own. Writes `<set>.json`, `.csv` and `.md` beside the log; with
-    `val.save_img` the frames too, where the toolbox puts them.
+    Frames go through the network `val.batch_size` at a time (default 2: torch's 3-D convolution at batch 1 is
+    many times slower on CPU; a network of sequences sees that many frames together). Both protocols are scored
+    where there is ground truth, and whatever `val.metrics` names among the toolbox's own. Writes `<set>.json`,
+    `.csv` and `.md` beside the log; with `val.save_img` the frames too, where the toolbox puts them.
     """
 
     opt: dict[str, Any]
@@ -61,7 +62,9 @@ class ValidationMixin:
     ) -> list[dict[str, Any]]:
         """This process's share of the frames: index, clip, frame and scores of each that has a ground truth."""
         rank, world_size = get_dist_info()
-        indices = range(rank, len(dataset), world_size)  # type: ignore[arg-type]
+        size = len(dataset)  # type: ignore[arg-type]
+        # a run of its own: neighbours share decoded frames, and are what a network of sequences needs
+        indices = range(size * rank // world_size, size * (rank + 1) // world_size)
         scored = []
         with tqdm(total=len(indices), unit="frame", desc=name, disable=None if rank == 0 else True) as bar:
             for items in _batches(dataset, indices, self.opt["val"].get("batch_size", 2)):
@@ -87,9 +90,11 @@ class ValidationMixin:
 
     @torch.no_grad()
     def _predict(self, network: Any, windows: Tensor) -> Tensor:
-        """(B, T, 3, H, W) -> (B, 3, H, W) on the CPU; windows longer than the network's are cut to their middle."""
-        windows = windows.to(self.device)
-        return network(slice_windows(windows, 1, network.num_frame)).float().cpu()
+        """(B, T, 3, H, W), of consecutive frames -> (B, 3, H, W) on the CPU; longer windows are cut to their middle."""
+        layout = layout_of(network)
+        if layout.sequence:
+            return layout.run(network, join_windows(windows).to(self.device), len(windows)).float().cpu()
+        return layout.run(network, windows.to(self.device), 1).float().cpu()
 
     def _toolbox_metrics(self, result: Any, truth: Any) -> dict[str, float]:
         bgr = {"img": result[..., ::-1], "img2": truth[..., ::-1]}
@@ -161,11 +166,11 @@ class ValidationMixin:
 
 
 def _batches(dataset: Dataset, indices: range, batch_size: int) -> Iterator[list[dict[str, Any]]]:
-    """Items in order, in lists of up to batch_size of one frame size."""
+    """Items in order, in lists of up to batch_size of one clip."""
     batch: list[dict[str, Any]] = []
     for index in indices:
         item = {**dataset[index], "index": index}
-        if batch and (len(batch) == batch_size or batch[0]["lq"].shape != item["lq"].shape):
+        if batch and (len(batch) == batch_size or batch[0]["folder"] != item["folder"]):
             yield batch
             batch = []
         batch.append(item)

@@ -16,18 +16,18 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from csd_plugin import compat
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
-from csd_plugin.data.windows import slice_windows
 from csd_plugin.errors import CSDError
+from csd_plugin.models.layouts import layout_of
 from csd_plugin.models.validation import ValidationMixin
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class VideoDerainModel(ValidationMixin, VideoBaseModel):
-    """Trains and validates `network_g` on clips: a network of `num_frame` frames that returns their centre.
+    """Trains and validates `network_g` on clips, called as its `layouts` say.
 
     A batch holds `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), the targets of the clip's middle. All B*L
-    windows go through the network as one batch. Options of its own, all in `train`: `grad_clip` (largest
+    targets go through the network as one batch. Options of its own, all in `train`: `grad_clip` (largest
     gradient norm, 0 for none), `autocast` (bf16 or fp16 around the networks; losses stay in float32).
     """
 
@@ -77,10 +77,10 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         return {"l_recon": self.cri_pix(output, self.gt.flatten(0, 1))}, {}
 
     def run_network(self, network: nn.Module, clip: Tensor) -> Tensor:
-        """All windows of the clips (B, N, 3, H, W) through a network -> (B*L, 3, H, W)."""
-        windows = slice_windows(clip, self.gt.shape[1], self.get_bare_model(network).num_frame)
+        """The targets of the clips (B, N, 3, H, W) by a network -> (B*L, 3, H, W)."""
+        layout = layout_of(self.get_bare_model(network))
         with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            return network(windows).float()
+            return layout.run(network, clip, self.gt.shape[1]).float()
 
     def optimized_parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer_g.param_groups for p in group["params"]]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csd_plugin.data.windows import clip_starts, reflect_indices, slice_windows, target_slice
+from csd_plugin.data.windows import clip_starts, join_windows, reflect_indices, slice_windows, target_slice
 from csd_plugin.errors import CSDError
 
 
@@ -74,3 +74,15 @@ def test_a_network_that_sees_more_than_the_clip_gives_is_told_what_to_set():
         slice_windows(torch.zeros(1, 9, 3, 4, 4), num_target=5, num_frame=7)
     with pytest.raises(CSDError, match="odd"):
         slice_windows(torch.zeros(1, 9, 3, 4, 4), num_target=5, num_frame=2)
+
+
+@given(st.integers(1, 9), st.integers(0, 4), st.data())
+def test_joined_windows_are_the_clip_with_its_reflections(length, radius, data):
+    num_frame = 2 * radius + 1
+    first = data.draw(st.integers(0, length - 1))
+    last = data.draw(st.integers(first, length - 1))
+    indices = [reflect_indices(center, num_frame, length) for center in range(first, last + 1)]
+    windows = torch.tensor(indices)[..., None, None, None].float()
+    clip = join_windows(windows)
+    assert clip.shape[1] == last - first + num_frame
+    assert torch.equal(slice_windows(clip, last - first + 1, num_frame), windows)

@@ -1,0 +1,86 @@
+"""Networks of windows and of sequences, called by what they declare: trained and scored by the same models."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import pytest
+import torch
+from toolbox import scored_set, scoring_options, train_options
+from torch import nn
+
+from csd_plugin.archs.s2vd import S2VD
+from csd_plugin.errors import CSDError
+from csd_plugin.metrics.protocols import score_frame, to_uint8
+
+SMALL = {"num_feat": 4, "num_block": 1}
+
+
+class Mean(nn.Module):
+    """The mean of each frame and its two neighbours; the end frames' are the frames themselves."""
+
+    num_frame, layout = 3, "sequence"
+
+    def forward(self, sequence):
+        inner = (sequence[:, :-2] + sequence[:, 1:-1] + sequence[:, 2:]) / 3
+        return torch.cat([sequence[:, :1], inner, sequence[:, -1:]], dim=1)
+
+
+class MeanOfWindow(nn.Module):
+    num_frame = 3
+
+    def forward(self, window):
+        return window.mean(dim=1)
+
+
+@pytest.mark.parametrize("num_target", [1, 3, 5])
+def test_sequences_and_windows_give_the_same_targets(num_target):
+    from csd_plugin.models.layouts import layout_of
+
+    clips = torch.rand(2, 7, 3, 4, 5)
+    results = [layout_of(network).run(network, clips, num_target) for network in (Mean(), MeanOfWindow())]
+    torch.testing.assert_close(*results)
+    assert results[0].shape == (2 * num_target, 3, 4, 5)
+
+
+def test_a_clip_that_is_too_short_is_told():
+    from csd_plugin.models.layouts import layout_of
+
+    with pytest.raises(CSDError, match="the network sees 3 frames"):
+        layout_of(Mean()).run(Mean(), torch.rand(1, 5, 3, 4, 5), 5)
+
+
+def test_a_network_of_sequences_is_scored_in_chunks_with_context(launcher, tiny_rain):
+    torch.manual_seed(0)
+    network = S2VD(**SMALL).eval()
+    checkpoint = launcher.folder / "s2vd.pth"
+    torch.save(network.state_dict(), checkpoint)
+    data = {"test_1": scored_set(tiny_rain, num_frame=5, frame_range=[2, 6], clips=["a1"])}
+    options = scoring_options(tiny_rain, checkpoint, datasets=data, network_g={"type": "S2VD", **SMALL})
+    options["val"]["batch_size"] = 3
+    assert launcher.test(options) == 0
+    scores = json.loads((launcher.folder / "results/row/rain.json").read_text())["clips"]["a1"]["frames"]
+
+    folder = tiny_rain / "Dataset_Testing_Synthetic"
+    rain, truth = (
+        [cv2.imread(str(folder / kind / f"{i:05d}.png"))[..., ::-1].copy() for i in range(1, 10)]
+        for kind in ("a1_Rain", "a1_GT")
+    )
+    clip = torch.stack([torch.from_numpy(frame).permute(2, 0, 1) for frame in rain]).float() / 255
+    # frames 2-4 and 5-6, numbered from 1, each with two more at both ends; before frame 1 comes frame 2
+    with torch.no_grad():
+        first, second = network(clip[[1, 0, 1, 2, 3, 4, 5]][None])[0, 2:5], network(clip[2:8][None])[0, 2:4]
+    for number, frame in enumerate(torch.cat([first, second]), start=2):
+        expected = score_frame(to_uint8(frame), truth[number - 1])
+        for protocol, quality in expected.items():
+            assert scores[f"{number:05d}"][protocol] == pytest.approx(quality._asdict(), rel=1e-6)
+
+
+@pytest.mark.parametrize("network", [{"type": "S2VD", **SMALL}, {"type": "PReNet", "num_feat": 4, "num_stage": 2}])
+def test_other_families_train(launcher, tiny_rain, network):
+    assert launcher.train(train_options(tiny_rain, network_g=network)) == 0
+    model = launcher.models[-1]
+    assert type(model.net_g).__name__ == network["type"]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.net_g.parameters())
+    assert any(p.grad.any() for p in model.net_g.parameters())
