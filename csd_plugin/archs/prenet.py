@@ -52,6 +52,11 @@ class PReNet(nn.Module):
             self.add_module(f"res_conv{number}", block)
         self.conv = nn.Sequential(_conv(num_feat, 3))
 
+    @property
+    def reach(self) -> int:
+        """How many pixels away a frame's pixel still counts: thirteen layers in each stage."""
+        return self.num_stage * (3 + 2 * _NUM_BLOCK)
+
     def forward(self, window: Tensor) -> Tensor:
         """(B, 1, 3, H, W) rainy frames in [0, 1] -> (B, 3, H, W), the clean frames, not clamped."""
         if window.dim() != 5 or window.shape[1:3] != (1, 3):

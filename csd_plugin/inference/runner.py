@@ -47,7 +47,7 @@ class Derainer:
             by what the network sees, so that the result is that of the whole frame.
 
     Raises:
-        CSDError: an unreadable checkpoint, or a device that is not there.
+        CSDError: an unreadable checkpoint, one of a network of sequences, or a device that is not there.
     """
 
     def __init__(
@@ -60,13 +60,19 @@ class Derainer:
     ) -> None:
         self.device = pick_device(device)
         module = network if isinstance(network, nn.Module) else load_network(network)
+        if getattr(module, "layout", "window") != "window":
+            raise CSDError(
+                f"{type(module).__name__} derains many frames together, which is not built for streams of frames; "
+                f"run it by an option file: python -m csd_plugin.test, with val.save_img: true"
+            )
         self.network = fold(module).to(self.device)
         self.num_frame = int(module.num_frame)  # type: ignore[arg-type]
         convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d)]
         still_plain = any(isinstance(layer, nn.Conv3d) for layer in self.network.modules())
         self.batch = batch or (2 if self.device.type == "cpu" and still_plain else 1)
-        # Stride 1 throughout: every layer sees this much further.
-        self._reach = sum(layer.dilation[-1] * (layer.kernel_size[-1] // 2) for layer in convolutions)
+        # Stride 1 throughout: every layer sees this much further, unless the network says how far it sees.
+        further = sum(layer.dilation[-1] * (layer.kernel_size[-1] // 2) for layer in convolutions)
+        self._reach = int(getattr(module, "reach", further))
         widest = max((layer.out_channels for layer in convolutions), default=3)
         self._pixels = memory * 2**20 // (_LIVE_ACTIVATIONS * 4 * widest * self.num_frame * self.batch)
         self._windows: WindowStream[Tensor] = WindowStream(self.num_frame)

@@ -53,6 +53,15 @@ def test_published_weights_give_the_formulas_frames(shared):
         torch.testing.assert_close(network(window), plain(read_state_dict(path), window[:, 0]), rtol=1e-4, atol=1e-5)
 
 
+def test_reach_is_how_far_it_sees():
+    torch.manual_seed(0)
+    network = PReNet(num_feat=16, num_stage=2).double()
+    window = torch.rand(1, 1, 3, 5, 61, dtype=torch.float64, requires_grad=True)
+    network(window)[..., 30].sum().backward()
+    seen = window.grad.abs().sum(dim=(0, 1, 2, 3)).nonzero()
+    assert (seen - 30).abs().max() == network.reach == 26
+
+
 def test_every_weight_learns():
     network = PReNet(num_feat=4)
     network(torch.rand(1, 1, 3, 8, 8)).square().mean().backward()

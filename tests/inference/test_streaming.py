@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.data.windows import reflect_indices
 from csd_plugin.errors import CSDError
@@ -119,6 +120,8 @@ def test_mistakes_are_one_line(network):
         derainer.push(np.zeros((4, 5, 3), np.uint8))
     with pytest.raises(CSDError, match="device 'abacus'"):
         Derainer(network, device="abacus")
+    with pytest.raises(CSDError, match=r"S2VD derains many frames together.*csd_plugin\.test"):
+        Derainer(S2VD(num_feat=2, num_block=1), device="cpu")
     broken = SLDNet(preset="student2", num_feat=3)
     with torch.no_grad():
         broken.conv1.bias.fill_(float("nan"))
