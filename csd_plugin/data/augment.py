@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from csd_plugin.errors import CSDError
 
@@ -85,18 +87,19 @@ def draw(rng: np.random.Generator, height: int, width: int, options: AugmentOpti
 
 
 def apply(plan: Augmentation, regions: Sequence[np.ndarray]) -> np.ndarray:
-    """Turn consecutive frames' regions, each uint8 (side, side, 3), into uint8 crops (frames, crop, crop, 3).
-
-    The result may be a view with negative strides.
-    """
+    """Turn consecutive frames' regions, each uint8 (side, side, 3), into uint8 crops (frames, crop, crop, 3)."""
+    resized = regions if plan.side == plan.crop else list(_resize(np.stack(regions), plan.crop))
     crops = np.empty((len(regions), plan.crop, plan.crop, 3), np.uint8)
-    interpolation = cv2.INTER_AREA if plan.side > plan.crop else cv2.INTER_CUBIC
-    for crop, region in zip(crops, regions, strict=True):
-        if plan.side == plan.crop:
-            crop[:] = region
+    for crop, region in zip(crops, resized[::-1] if plan.reverse else resized, strict=True):
+        turned = cv2.transpose(region) if plan.rot else region
+        if plan.vflip or plan.hflip:
+            cv2.flip(turned, {(True, False): 0, (False, True): 1, (True, True): -1}[plan.vflip, plan.hflip], dst=crop)
         else:
-            cv2.resize(region, (plan.crop, plan.crop), dst=crop, interpolation=interpolation)
-    if plan.rot:
-        crops = crops.swapaxes(1, 2)
-    step = [-1 if flip else 1 for flip in (plan.reverse, plan.vflip, plan.hflip)]
-    return crops[:: step[0], :: step[1], :: step[2]]
+            crop[:] = turned
+    return crops
+
+
+def _resize(frames: np.ndarray, size: int) -> np.ndarray:
+    """(frames, h, w, 3) to (frames, size, size, 3), bicubic, of wider support where it shrinks, as MATLAB's is."""
+    planes = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    return F.interpolate(planes, size=(size, size), mode="bicubic", antialias=True).permute(0, 2, 3, 1).numpy()

@@ -87,6 +87,44 @@ def find_sequences(
     return sequences
 
 
+def find_clean_clips(
+    keys: Iterable[str],
+    split: str = "train",
+    *,
+    clips: str | Path | Sequence[str] | None = None,
+    root: str | Path = "",
+) -> list[PairedSequence]:
+    """Clean clips to render rain on, in natural order: folders of frames, each with itself as its own truth.
+
+    Any folder of frames is one, by its path. Of NTURain's layout, only the split's NAME_GT are.
+    keys, clips, root: as for `find_sequences`; a name is a folder's path below the root, its last part, or its scene.
+    Raises CSDError where there is none, and for an unknown name.
+    """
+    if split not in SPLITS:
+        raise CSDError(f"split: {split!r} is unknown: give one of {', '.join(SPLITS)}")
+    above = Path(os.path.normpath(Path(root).absolute())).parts if root else ()
+    folders: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        folders[key.rpartition("/")[0]].append(key)
+    found = []
+    for path, members in folders.items():
+        parts = (*above, *PurePosixPath(path).parts)
+        match = _CLIP_FOLDER.fullmatch(parts[-1]) if parts else None
+        rainy = match is not None and match["truth"] is None
+        if not rainy and _split_folder(parts) in (None, SPLITS[split]):
+            scene = match["scene"] if match else parts[-1] if parts else ""
+            found.append(_Clip(path, path or scene, scene, members))
+    if not found:
+        raise CSDError(f"{root or 'the data set'}: no clean clips: give a folder of folders of images")
+    found.sort(key=lambda clip: natural_key(clip.name))
+    sequences = []
+    for clip in found if clips is None else _choose(found, clips, split):
+        _refuse_doubles(clip)
+        frames = tuple(sorted(clip.keys, key=natural_key))
+        sequences.append(PairedSequence(clip.name, frames, frames))
+    return sequences
+
+
 @dataclass(frozen=True)
 class _Clip:
     """One folder of frames: t1_Rain_02 has the scene t1, and so has t1_GT."""

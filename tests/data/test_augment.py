@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from csd_plugin.data.augment import Augmentation, AugmentOptions, apply, draw
 from csd_plugin.errors import CSDError
@@ -69,11 +70,12 @@ def test_flips(flag, slow):
     assert np.array_equal(apply(plan, regions(plan)), slow(apply(PLAIN, regions(PLAIN))))
 
 
-@pytest.mark.parametrize(("side", "interpolation"), [(7, cv2.INTER_CUBIC), (20, cv2.INTER_AREA)])
-def test_scaling_resizes_the_region(side, interpolation):
+@pytest.mark.parametrize("side", [7, 20])
+def test_scaling_resizes_the_region_as_pillow_does(side):
     plan = replace(PLAIN, side=side, crop=11)
-    slow = [cv2.resize(region, (11, 11), interpolation=interpolation) for region in regions(plan)]
-    assert np.array_equal(apply(plan, regions(plan)), np.stack(slow))
+    slow = [Image.fromarray(region).resize((11, 11), Image.Resampling.BICUBIC) for region in regions(plan)]
+    difference = apply(plan, regions(plan)).astype(int) - np.stack(slow)
+    assert np.abs(difference).max() <= 1
 
 
 @pytest.mark.parametrize("options", [{"crop": 0}, {"crop": 8, "scale": (2.0, 1.0)}, {"crop": 8, "scale": (0.0, 1.0)}])

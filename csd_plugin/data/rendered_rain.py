@@ -1,0 +1,117 @@
+"""A data set of clean clips on which rain is rendered as they are read: never the same rain twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+from torch.utils.data import Dataset
+
+from csd_plugin.data import augment
+from csd_plugin.data.layout import find_clean_clips
+from csd_plugin.data.paired_video import dataroot_of
+from csd_plugin.data.rain import RainRenderer, ambient_light, find_preset, random_params
+from csd_plugin.data.store import decode_image, open_store
+from csd_plugin.data.training_clips import Options, Sample, TrainingClips
+from csd_plugin.errors import CSDError
+from csd_plugin.types import PairedSequence
+
+_BLOCK = 16
+"""Pixels of JPEG's largest unit, that of halved colour."""
+
+
+class RenderedRainDataset(Dataset):
+    """Training clips as of `PairedVideoDataset`, whose rain is rendered about a preset, anew in every epoch and sample.
+
+    Only what a crop shows is rendered, at the frames' own size: the crop is that of the whole frame with rain, before
+    it is scaled. A clip that is run backwards is so before it rains.
+
+    Options, and those of `TrainingClips`:
+        dataroot (str): clean clips, a folder of folders of frames, or an LMDB store of it.
+        split (str): where it is in NTURain's layout, whose NAME_GT to take: train (default), test.
+        clips (str | list): list file or names of the clips to use. Default: all.
+        rain (str): preset that the rain varies about; see `rain.PRESETS`. Default: nturain.
+        quality (list): [low, high] of JPEG, 1 to 100, drawn for each sample, in which rainy frames are stored and read
+            again, as NTURain's are. Default: none.
+        cache_mb (float): memory for decoded frames, of all workers together; raw stores need none. Default: 0.
+
+    Raises CSDError for data that does not fit together, at construction where headers tell.
+    """
+
+    def __init__(self, opt: Options) -> None:
+        self.opt = opt  # where the toolbox looks the name of the set up
+        self.preset = find_preset(opt.get("rain", "nturain"))
+        self.quality = _quality_range(opt.get("quality"))
+        self.store = open_store(dataroot_of(opt), opt.get("cache_mb", 0))
+        self.sequences = find_clean_clips(
+            self.store.keys(), opt.get("split") or "train", clips=opt.get("clips"), root=self.store.root
+        )
+        self.clips = TrainingClips(self.store, self.sequences, opt)
+        self._light: dict[str, tuple[float, float, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """One batch; torch's loader calls this."""
+        return [self._item(sample) for sample in self.clips.draw_batch(indices)]
+
+    def _item(self, sample: Sample) -> dict[str, Any]:
+        sequence, rng = sample.sequence, sample.rng
+        keys = sequence.lq[sample.start : sample.start + self.clips.num_frame]
+        clean_keys = keys[::-1] if sample.plan.reverse else keys
+        plan = replace(sample.plan, reverse=False)
+
+        rain = RainRenderer(
+            random_params(self.preset, rng), int(rng.integers(2**63)), *sample.size, ambient=self._light_of(sequence)
+        )
+        quality = int(rng.integers(self.quality[0], self.quality[1] + 1)) if self.quality else None
+        top, left, height, width = _window(plan, *sample.size, block=_BLOCK if quality else 1)
+        clean = [self.store.read_crop(key, top, left, height, width) for key in clean_keys]
+        rainy = [rain.render(frame, t, top, left) for t, frame in enumerate(clean)]
+        if quality:
+            rainy = [through_jpeg(frame, quality) for frame in rainy]
+
+        part = np.s_[plan.top - top : plan.top - top + plan.side, plan.left - left : plan.left - left + plan.side]
+        return {
+            "lq": self.clips.to_tensor(augment.apply(plan, [frame[part] for frame in rainy])),
+            "gt": self.clips.to_tensor(augment.apply(plan, [frame[part] for frame in clean[self.clips.targets]])),
+            "key": f"{sequence.name}/{keys[0].rpartition('/')[2]}",
+        }
+
+    def _light_of(self, sequence: PairedSequence) -> tuple[float, float, float]:
+        if sequence.name not in self._light:
+            self._light[sequence.name] = ambient_light(self.store.read(sequence.lq[0]))
+        return self._light[sequence.name]
+
+
+def through_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
+    """A frame (h, w, 3) uint8 RGB as it is after JPEG of this quality."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return decode_image(data.tobytes(), "a rainy frame as JPEG")
+
+
+def _window(plan: augment.Augmentation, height: int, width: int, block: int) -> tuple[int, int, int, int]:
+    """(top, left, height, width): the plan's region, widened to blocks of the whole frame.
+
+    So JPEG's blocks lie in the crop where they would lie if the frame had been stored.
+    """
+    top, left = plan.top // block * block, plan.left // block * block
+    bottom = min(-(-(plan.top + plan.side) // block) * block, height)
+    right = min(-(-(plan.left + plan.side) // block) * block, width)
+    return top, left, bottom - top, right - left
+
+
+def _quality_range(quality: Sequence[int] | None) -> tuple[int, int] | None:
+    if quality is None:
+        return None
+    low, high = (int(bound) for bound in quality)
+    if not 1 <= low <= high <= 100:
+        raise CSDError(f"quality: [{low}, {high}] must be ascending, of JPEG's 1 to 100")
+    return low, high

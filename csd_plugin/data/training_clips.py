@@ -1,0 +1,169 @@
+"""What the training data sets share: which clip a sample is, how it is cropped, and where its randomness comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+from tqdm import tqdm
+
+from csd_plugin.data import augment
+from csd_plugin.data.store import FrameStore
+from csd_plugin.data.windows import clip_starts, target_slice
+from csd_plugin.errors import CSDError
+from csd_plugin.types import PairedSequence
+
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One draw: N frames of `sequence` from `start` on, frames of `size` (height, width), to be cropped by `plan`.
+
+    rng: the sample's own, for whatever else is drawn.
+    """
+
+    sequence: PairedSequence
+    start: int
+    size: tuple[int, int]
+    plan: augment.Augmentation
+    rng: np.random.Generator
+
+
+class TrainingClips:
+    """All runs of N consecutive frames of the given sequences, as samples.
+
+    Randomness: every sample has its own generator, seeded by (the loader's base seed, the number of its batch,
+    its place in the batch). torch draws the base seed from its global generator for each epoch; batches are
+    dealt to workers in turn, so a worker knows the number of its batch from its own count. Hence runs repeat
+    by `manual_seed`; no two samples share a draw, also where a sampler repeats an index within an epoch
+    (dataset_enlarge_ratio); and the number of workers (1 or more) does not matter. Two limits: with persistent
+    workers it matters from the second epoch on, as a short last round leaves their counts unequal; and
+    without workers, where torch tells no base seed, the draws are others (seeded by torch's initial seed).
+
+    Options:
+        num_frame (int): N. Default: 11.
+        num_target (int): L, N - L even. Default: 5.
+        gt_size (int): side of the crop, any number. Default: 128.
+        scale_range (list): frames are enlarged by a factor from [low, high]. Default: [1, 1].
+        use_hflip (bool): mirror left and right. Default: true.
+        use_vflip (bool): mirror top and bottom. Default: false.
+        use_rot (bool): exchange rows and columns. Default: false.
+        random_reverse (bool): run the clip backwards. Default: false.
+        as_uint8 (bool): give frames as uint8 in [0, 255], which is a quarter of the memory that a loader moves, for
+            models that divide by 255 themselves. Default: false, float32 in [0, 1].
+
+    Raises CSDError for sequences that do not fit the options, from the frames' headers.
+    """
+
+    def __init__(self, store: FrameStore, sequences: Sequence[PairedSequence], opt: Options) -> None:
+        self.store, self.sequences = store, sequences
+        self.num_frame = int(opt.get("num_frame", 11))
+        self.targets = target_slice(self.num_frame, int(opt.get("num_target", 5)))
+        low, high = opt.get("scale_range", (1.0, 1.0))
+        self._augment_options = augment.AugmentOptions(
+            crop=int(opt.get("gt_size", 128)),
+            scale=(float(low), float(high)),
+            hflip=bool(opt.get("use_hflip", True)),
+            vflip=bool(opt.get("use_vflip", False)),
+            rot=bool(opt.get("use_rot", False)),
+            reverse=bool(opt.get("random_reverse", False)),
+        )
+        self.to_tensor: Callable[[np.ndarray], Tensor] = to_bytes if opt.get("as_uint8", False) else to_tensor
+        self.sizes = check_sizes(store, sequences)
+        for sequence, size in zip(sequences, self.sizes, strict=True):
+            self._check_usable(sequence, *size)
+        self._starts = [
+            (i, start)
+            for i, sequence in enumerate(sequences)
+            for start in clip_starts(len(sequence.lq), self.num_frame)
+        ]
+        self._enter_worker = WorkerEntry(store)
+        self._batches, self._counted_in_worker = 0, False
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def draw_batch(self, indices: Sequence[int]) -> list[Sample]:
+        """The next batch; the count of calls is the count of batches, in a loader's worker of those it is dealt."""
+        worker = self._enter_worker()
+        seed, batch = torch.initial_seed(), self._batches
+        if worker is not None:
+            if not self._counted_in_worker:
+                self._batches, self._counted_in_worker = 0, True  # the main process may have looked at some items
+            seed, batch = worker.seed - worker.id, self._batches * worker.num_workers + worker.id
+        self._batches += 1
+        return [
+            self._draw(index, np.random.default_rng((seed % 2**64, batch, place)))
+            for place, index in enumerate(indices)
+        ]
+
+    def _draw(self, index: int, rng: np.random.Generator) -> Sample:
+        number, start = self._starts[index]
+        sequence, size = self.sequences[number], self.sizes[number]
+        return Sample(sequence, start, size, augment.draw(rng, *size, self._augment_options, sequence.name), rng)
+
+    def _check_usable(self, sequence: PairedSequence, height: int, width: int) -> None:
+        if sequence.gt is None:
+            raise CSDError(f"{sequence.name}: no clean frames to train on: leave the clip out (clips: a list file)")
+        if len(sequence.lq) < self.num_frame:
+            raise CSDError(
+                f"{sequence.name}: {len(sequence.lq)} frames are fewer than num_frame {self.num_frame}: "
+                f"leave the clip out (clips: a list file) or lower num_frame and num_target"
+            )
+        augment.draw(np.random.default_rng(0), height, width, self._augment_options, sequence.name)
+
+
+class WorkerEntry:
+    """Prepares a loader's worker for work on a store, once; tells the worker, None in the main process."""
+
+    def __init__(self, store: FrameStore) -> None:
+        self._store = store
+        self._entered = False
+
+    def __call__(self) -> Any:
+        worker = get_worker_info()
+        if worker is not None and not self._entered:
+            # OpenCV's thread pool does not survive a fork, and workers are parallel already.
+            cv2.setNumThreads(0)
+            self._store.enter_worker(worker.num_workers)
+            self._entered = True
+        return worker
+
+
+def to_tensor(frames: np.ndarray) -> Tensor:
+    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [0, 1]."""
+    return to_bytes(frames).float().div_(255)
+
+
+def to_bytes(frames: np.ndarray) -> Tensor:
+    """uint8 (N, H, W, 3) -> uint8 (N, 3, H, W)."""
+    planes = np.empty((len(frames), 3, *frames.shape[1:3]), np.uint8)
+    for frame, channels in zip(frames, planes, strict=True):
+        cv2.split(frame, list(channels))  # several times faster than a copy of the transposed array
+    return torch.from_numpy(planes)
+
+
+def check_sizes(store: FrameStore, sequences: Sequence[PairedSequence]) -> list[tuple[int, int]]:
+    """(height, width) of each sequence, from all frames' headers.
+
+    Raises CSDError naming the first frame whose size is not that of its clip's first rainy frame.
+    """
+    sizes = []
+    for sequence in tqdm(sequences, desc="sizes of frames", unit="clip", leave=False, delay=2, disable=None):
+        size = store.shape(sequence.lq[0])
+        for key in (*sequence.lq, *(sequence.gt or ())):
+            height, width = store.shape(key)
+            if (height, width) != size:
+                raise CSDError(
+                    f"{sequence.name}: {key} is {width}x{height}, but {sequence.lq[0]} is {size[1]}x{size[0]}: "
+                    f"restore the frame in the clip's size, or leave the clip out (clips: a list file)"
+                )
+        sizes.append(size)
+    return sizes
