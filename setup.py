@@ -12,7 +12,9 @@ VERSION = next(
 )
 
 TRAIN = ["lmdb", "mmengine", "pydantic>=2", "pytorch-msssim>=1", "pyyaml", "tensorboard"]
-ARCHIVES = ["libarchive-c>=5"]  # RAR; needs the system's libarchive (Debian: libarchive13)
+ARCHIVES = ["libarchive-c>=5", "rarfile>=4.2"]  # RAR; needs the system's libarchive (Debian: libarchive13)
+ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"]
+OPENVINO = ["onnx>=1.16", "onnxscript>=0.3", "openvino>=2024.4"]
 DEV = ["hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "scikit-image", "types-PyYAML"]
 
 setup(
@@ -32,7 +34,10 @@ setup(
         # Its setup.py needs torch at build time: pip install --no-build-isolation basicsr==1.4.2
         "basicsr": ["basicsr>=1.4.2"],
         "archives": ARCHIVES,
-        "dev": [*TRAIN, *ARCHIVES, *DEV],
+        # Other runtimes than torch, and `csd export` to their files.
+        "onnx": ONNX,
+        "openvino": OPENVINO,
+        "dev": [*TRAIN, *ARCHIVES, *ONNX, *DEV],
     },
     entry_points={"console_scripts": ["csd = csd_plugin.cli:main"]},
 )

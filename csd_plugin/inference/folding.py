@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csd_plugin.inference.facts import conv_calls
+
 # Folding pays while at least this part of the weight's blocks is filled. Measured per useful product, the 2-D
 # form is as fast as oneDNN's 3-D one at 7/9 (T = 3) and less than half as fast at 19/49 (T = 7).
 MIN_FILLED = 2 / 3
@@ -34,8 +36,12 @@ def fold(network: nn.Module) -> nn.Module:
     Returns:
         A copy in eval mode without gradients: same call, same frames up to rounding.
     """
-    depths = _depths(network)
+    depths: dict[str, set[int]] = {}
+    for call in conv_calls(network):
+        if isinstance(call.layer, nn.Conv3d):
+            depths.setdefault(call.name, set()).add(call.input_shape[2])
     folded = copy.deepcopy(network).eval().requires_grad_(False)
+    forms: list[nn.Module] = []
     for name, lengths in depths.items():
         parent, _, child = name.rpartition(".")
         convolution = folded.get_submodule(name)
@@ -46,7 +52,10 @@ def fold(network: nn.Module) -> nn.Module:
             form = FoldedConv3d(convolution, *lengths)
         else:
             form = DirectConv3d(convolution)
+        forms.append(form)
         setattr(folded.get_submodule(parent), child, form)
+    if forms and len(forms) == len(depths) and all(isinstance(form, FoldedConv3d) for form in forms):
+        _stay_flat(folded, cast("list[FoldedConv3d]", forms))
     for layer in folded.modules():
         if isinstance(layer, nn.Conv2d):
             layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -66,10 +75,14 @@ class FoldedConv3d(nn.Module):
 
     (B, C, T, H, W) -> (B, C', T', H, W), as the layer it replaces. In memory the channels of all frames of
     a pixel lie together, which is what 2-D convolutions like; folding and unfolding move no bytes.
+
+    Attributes:
+        flat: give (B, T' C', H, W) instead; what comes from such a layer is taken as it is.
     """
 
     weight: Tensor
     bias: Tensor | None
+    flat: bool = False
 
     def __init__(self, convolution: nn.Conv3d, num_frame: int) -> None:
         super().__init__()
@@ -87,9 +100,11 @@ class FoldedConv3d(nn.Module):
         self.padding = convolution.padding[1:]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.transpose(1, 2).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        if x.dim() == 5:
+            x = x.transpose(1, 2).flatten(1, 2)
+        x = x.contiguous(memory_format=torch.channels_last)
         x = F.conv2d(x, self.weight, self.bias, padding=self.padding)
-        return x.unflatten(1, (self.after, -1)).transpose(1, 2)
+        return x if self.flat else x.unflatten(1, (self.after, -1)).transpose(1, 2)
 
 
 class DirectConv3d(nn.Module):
@@ -108,7 +123,8 @@ class DirectConv3d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last_3d)
         direct = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-        if direct and torch.backends.mkldnn.is_available():
+        # Graphs that leave torch hold the layer as what it is.
+        if direct and torch.backends.mkldnn.is_available() and not torch.compiler.is_compiling():
             return torch.mkldnn_convolution(x, self.weight, self.bias, self.padding, (1, 1, 1), (1, 1, 1), 1)
         return F.conv3d(x, self.weight, self.bias, padding=self.padding)
 
@@ -123,23 +139,25 @@ def _is_plain(convolution: nn.Conv3d) -> bool:
     )
 
 
-def _depths(network: nn.Module) -> dict[str, set[int]]:
-    """How many frames each 3-D convolution sees: layer name -> the lengths, found by running a tiny window."""
-    lengths: dict[str, set[int]] = {}
-    hooks = [
-        layer.register_forward_pre_hook(
-            lambda _, args, name=name: lengths.setdefault(name, set()).add(args[0].shape[2])
-        )
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.Conv3d)
-    ]
-    weight, num_frame = next(network.parameters()), cast(int, network.num_frame)
-    was_training = network.training
-    try:
-        with torch.inference_mode():
-            network.eval()(weight.new_zeros(1, num_frame, 3, 16, 16))
-    finally:
-        network.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    return lengths
+def _stay_flat(folded: nn.Module, layers: list[FoldedConv3d]) -> None:
+    """Leave time folded from the first layer to the last, where nothing between them minds.
+
+    Torch needs no time for unfolding; graph runtimes then see convolutions, activations and sums only, which
+    they fuse. Between the layers of a chain stand activations and sums as a rule, which do not care; whether it
+    is so here is tried out.
+    """
+    num_frame = cast(int, folded.num_frame)
+    generator = torch.Generator().manual_seed(0)
+    window = torch.rand(2, num_frame, 3, 6, 7, generator=generator).to(layers[0].weight)
+    with torch.inference_mode():
+        expected = folded(window)
+        for layer in layers[:-1]:
+            layer.flat = True
+        try:
+            result = folded(window)
+            same = result.shape == expected.shape and bool(torch.allclose(result, expected, rtol=1e-4, atol=1e-5))
+        except (RuntimeError, ValueError, IndexError):  # a dimension is missing: something between looks at time
+            same = False
+    if not same:
+        for layer in layers:
+            layer.flat = False

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.errors import CSDError
-from csd_plugin.inference.folding import fold
+from csd_plugin.inference.backends import open_backend
 from csd_plugin.inference.streaming import WindowStream
 
 Frame = TypeVar("Frame", np.ndarray, Tensor)
@@ -38,8 +37,11 @@ class Derainer:
     result comes that many frames late (and up to `batch` - 1 more). Memory does not grow with the clip.
 
     Args:
-        network: a checkpoint, or a network: (B, T, 3, H, W) in [0, 1] -> (B, 3, H, W), with `num_frame` = T.
-            What runs is a copy in its fastest exact form, see `fold`.
+        network: a checkpoint, an exported .onnx or .xml, or a network: (B, T, 3, H, W) in [0, 1] -> (B, 3, H, W),
+            with `num_frame` = T. What runs is a copy in its fastest exact form, see `fold`.
+        backend: 'auto', 'torch', 'onnxruntime' or 'openvino'; see `open_backend`. In fp32 all give the same frames.
+        precision: 'fp32', or 'bf16' (about twice as fast on CPUs that have it) or 'fp16' (on GPUs), which move
+            about one pixel value in ten by one grey level.
         device: 'auto' is CUDA where there is one, else the CPU.
         batch: windows in one forward; by default 1, or 2 on the CPU for networks with 3-D convolutions that
             could not be folded, which run many times slower one window at a time.
@@ -47,34 +49,26 @@ class Derainer:
             by what the network sees, so that the result is that of the whole frame.
 
     Raises:
-        CSDError: an unreadable checkpoint, one of a network of sequences, or a device that is not there.
+        CSDError: an unreadable checkpoint, one of a network of sequences, a backend that is not installed, or a device
+            that is not there.
     """
 
     def __init__(
         self,
         network: str | Path | nn.Module,
         *,
+        backend: str = "auto",
+        precision: str = "fp32",
         device: str | torch.device = "auto",
         batch: int | None = None,
         memory: int = 512,
     ) -> None:
-        self.device = pick_device(device)
-        module = network if isinstance(network, nn.Module) else load_network(network)
-        if getattr(module, "layout", "window") != "window":
-            raise CSDError(
-                f"{type(module).__name__} derains many frames together, which is not built for streams of frames; "
-                f"run it by an option file: python -m csd_plugin.test, with val.save_img: true"
-            )
-        self.network = fold(module).to(self.device)
-        self.num_frame = int(module.num_frame)  # type: ignore[arg-type]
-        convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d)]
-        still_plain = any(isinstance(layer, nn.Conv3d) for layer in self.network.modules())
-        self.batch = batch or (2 if self.device.type == "cpu" and still_plain else 1)
-        # Stride 1 throughout: every layer sees this much further, unless the network says how far it sees.
-        further = sum(layer.dilation[-1] * (layer.kernel_size[-1] // 2) for layer in convolutions)
-        self._reach = int(getattr(module, "reach", further))
-        widest = max((layer.out_channels for layer in convolutions), default=3)
-        self._pixels = memory * 2**20 // (_LIVE_ACTIVATIONS * 4 * widest * self.num_frame * self.batch)
+        self.backend = open_backend(network, backend=backend, precision=precision, device=device)
+        self.device = self.backend.device
+        facts = self.backend.facts
+        self.num_frame = facts.num_frame
+        self.batch = batch or (2 if self.backend.prefers_pairs else 1)
+        self._pixels = memory * 2**20 // (_LIVE_ACTIVATIONS * 4 * facts.floats * self.batch)
         self._windows: WindowStream[Tensor] = WindowStream(self.num_frame)
         self._ready: list[list[Tensor]] = []
         self._example: np.ndarray | Tensor | None = None
@@ -130,10 +124,10 @@ class Derainer:
         first = windows[0][0]
         height, width = first.shape[:2]
         output = first.new_empty(len(windows), height, width, 3)
-        for y, x in split(height, width, self._pixels, self._reach):
+        for y, x in split(height, width, self._pixels, self.backend.facts.reach):
             tiles = [torch.stack([frame[y.seen, x.seen] for frame in window], dim=2) for window in windows]
             seen = torch.stack(tiles).permute(0, 3, 4, 1, 2)  # (B, h, w, T, 3) in memory: channels of a pixel together
-            clean = self.network(seen.float() / peak)
+            clean = self.backend(seen.float() / peak)
             if not bool(clean.isfinite().all()):
                 raise CSDError(
                     "the network's output holds NaN or infinity: its weights are broken; use another checkpoint"
@@ -141,18 +135,6 @@ class Derainer:
             clean = clean[..., y.inner, x.inner].permute(0, 2, 3, 1).clamp(0, 1)
             output[:, y.kept, x.kept] = clean if peak == 1 else (clean * peak).round_()
         return output
-
-
-def pick_device(device: str | torch.device) -> torch.device:
-    """'auto' -> CUDA where there is one, else the CPU. Raises CSDError for a device that is not there."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise CSDError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}); try 'cpu'") from error
-    return chosen
 
 
 def peak_of(frame: np.ndarray | Tensor) -> float:
@@ -200,8 +182,8 @@ def split(height: int, width: int, pixels: int, reach: int) -> list[tuple[Span, 
     """
     grids = [
         (rows, columns, min(height, -(-height // rows) + 2 * reach) * min(width, -(-width // columns) + 2 * reach))
-        for rows in range(1, min(height, 65))
-        for columns in range(1, min(width, 65))
+        for rows in range(1, min(height, 64) + 1)
+        for columns in range(1, min(width, 64) + 1)
     ]
     fitting = [grid for grid in grids if grid[2] <= pixels] or [min(grids, key=lambda grid: grid[2])]
     rows, columns, _ = min(fitting, key=lambda grid: grid[0] * grid[1] * grid[2])

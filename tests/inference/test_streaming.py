@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -92,8 +94,9 @@ def test_tiles_leave_no_seam(network):
     clip = clip_of(3, height=200, width=150)
     whole = Derainer(network, device="cpu", memory=1024)
     tiled = Derainer(network, device="cpu", memory=1)
-    sizes = []
-    tiled.network.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[-2:].numel()))
+    sizes, run = [], tiled.backend
+    tiled.backend = spy = mock.Mock(wraps=run, side_effect=lambda x: sizes.append(x.shape[-2:].numel()) or run(x))
+    spy.facts = run.facts
     a, b = list(whole(clip)), list(tiled(clip))
     assert max(sizes) < 200 * 150
     assert np.abs(np.stack(a).astype(int) - np.stack(b)).max() <= 1

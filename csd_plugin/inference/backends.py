@@ -1,0 +1,223 @@
+"""What computes: one class for each runtime, all called the same way. `open_backend` picks one.
+
+Threads are torch's in all of them (OMP_NUM_THREADS, torch.set_num_threads).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from csd_plugin.archs.checkpoint import load_network
+from csd_plugin.errors import CSDError
+from csd_plugin.inference.facts import Facts, study
+from csd_plugin.inference.graph import DTYPES, INPUT, ready, to_onnx
+
+GRAPH_SUFFIXES = (".onnx", ".xml")
+"""Files that `csd export` writes and `Derainer` takes in place of a checkpoint."""
+
+
+class Backend(Protocol):
+    """A network, ready on a device.
+
+    Attributes:
+        prefers_pairs: a window alone takes much longer than half of two.
+    """
+
+    name: str
+    facts: Facts
+    device: torch.device
+    prefers_pairs: bool
+
+    def __call__(self, window: Tensor) -> Tensor:
+        """(B, T, 3, H, W) float32 in [0, 1] -> (B, 3, H, W) float32, not clamped; both on `device`."""
+
+
+class TorchBackend:
+    """The folded network, on the CPU or CUDA, in any of the three precisions."""
+
+    name = "torch"
+
+    def __init__(self, network: nn.Module, precision: str, device: str | torch.device) -> None:
+        self.device = pick_device(device)
+        if precision == "fp16" and self.device.type == "cpu":
+            raise CSDError("torch has no fast fp16 on CPUs; take precision bf16, or a GPU")
+        self.facts = study(network)
+        self.network = ready(network, DTYPES[precision]).to(self.device)
+        still_plain = any(isinstance(layer, nn.Conv3d) for layer in self.network.modules())
+        self.prefers_pairs = self.device.type == "cpu" and still_plain
+
+    def __call__(self, window: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.network(window)
+
+
+class OnnxRuntimeBackend:
+    """An ONNX model, or a network made one, in ONNX Runtime. Its precision is the model's."""
+
+    name = "onnxruntime"
+    prefers_pairs = False
+
+    def __init__(self, network: nn.Module | Path, precision: str, device: str | torch.device) -> None:
+        runtime = _import("onnxruntime", "onnx")
+        cuda = "CUDAExecutionProvider" in runtime.get_available_providers()
+        self.device = torch.device("cpu")  # where frames wait; the runtime carries them to its own
+        wanted = torch.device("cuda" if cuda else "cpu") if device == "auto" else torch.device(device)
+        if wanted.type == "cuda" and not cuda:
+            raise CSDError("this ONNX Runtime has no CUDA; install onnxruntime-gpu, or take --device cpu")
+        providers = ["CUDAExecutionProvider"] if wanted.type == "cuda" else ["CPUExecutionProvider"]
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads rest
+        options.log_severity_level = 3
+        model = _onnx_bytes(network, precision)
+        source = str(network) if isinstance(network, Path) else "the network"
+        try:
+            self._session = runtime.InferenceSession(model, options, providers=providers)
+        except tuple(_runtime_errors(runtime)) as error:
+            raise CSDError(f"{source} is no ONNX model that runs ({_first_line(error)}); export it again") from error
+        self.facts = Facts.from_metadata(self._session.get_modelmeta().custom_metadata_map, source)
+
+    def __call__(self, window: Tensor) -> Tensor:
+        return torch.from_numpy(self._session.run(None, {INPUT: window.contiguous().numpy()})[0])
+
+
+class OpenVINOBackend:
+    """OpenVINO IR, an ONNX model, or a network made one, in OpenVINO on the CPU."""
+
+    name = "openvino"
+    prefers_pairs = False
+
+    def __init__(self, network: nn.Module | Path, precision: str, device: str | torch.device) -> None:
+        openvino = _import("openvino", "openvino")
+        if device != "auto" and torch.device(device).type != "cpu":
+            raise CSDError(f"OpenVINO runs on the CPU here, not on {device}; take --device cpu, or another backend")
+        self.device = torch.device("cpu")
+        core = openvino.Core()
+        source = str(network) if isinstance(network, Path) else "the network"
+        try:
+            if isinstance(network, Path) and network.suffix == ".xml":
+                model = core.read_model(network)
+            else:
+                model = core.read_model(_onnx_bytes(network, "fp32"), b"")
+            # Inside it computes fp16 in bf16 where the CPU has only that.
+            how = {
+                "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[precision],
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "PERFORMANCE_HINT": "LATENCY",
+            }
+            self._request = core.compile_model(model, "CPU", how).create_infer_request()
+        except RuntimeError as error:
+            raise CSDError(
+                f"{source} is no model that OpenVINO runs ({_first_line(error)}); export it again"
+            ) from error
+        self.facts = Facts.from_metadata(_openvino_metadata(model), source)
+
+    def __call__(self, window: Tensor) -> Tensor:
+        self._request.infer([window.contiguous().numpy()], share_inputs=True)
+        return torch.from_numpy(np.array(self._request.get_output_tensor().data, np.float32))
+
+
+BACKENDS: dict[str, Callable[[Any, str, str | torch.device], Backend]] = {
+    "torch": TorchBackend,
+    "onnxruntime": OnnxRuntimeBackend,
+    "openvino": OpenVINOBackend,
+}
+
+
+def open_backend(
+    network: str | Path | nn.Module,
+    *,
+    backend: str = "auto",
+    precision: str = "fp32",
+    device: str | torch.device = "auto",
+) -> Backend:
+    """Make a network ready to run.
+
+    'auto' is OpenVINO for its own files (.xml), ONNX Runtime for .onnx, or OpenVINO where that is not installed,
+    and torch for everything else. On CPUs the three take the same time in fp32, as all reach what
+    the machine can multiply (`csd bench infer` shows it); torch starts at once and needs no other package.
+
+    Args:
+        network: a checkpoint, an exported .onnx or .xml, or a module with `num_frame`.
+        backend: 'auto' or a name in `BACKENDS`.
+        precision: 'fp32', 'bf16' or 'fp16': what the layers compute in. ONNX Runtime computes as its model says.
+
+    Raises:
+        CSDError: an unreadable file, a backend that is not installed or does not take the file, the precision
+            or the device.
+    """
+    if precision not in DTYPES:
+        raise CSDError(f"precision is {precision!r}, expected one of {', '.join(DTYPES)}")
+    if backend not in (*BACKENDS, "auto"):
+        raise CSDError(f"backend is {backend!r}, expected auto or one of {', '.join(BACKENDS)}")
+    suffix = "" if isinstance(network, nn.Module) else Path(network).suffix.lower()
+    if isinstance(network, nn.Module):
+        model: nn.Module | Path = network
+    elif suffix in GRAPH_SUFFIXES:
+        model = Path(network)
+        if not model.is_file():
+            raise CSDError(f"{model} does not exist; check the path")
+    else:
+        model = load_network(network)
+
+    if backend == "auto":
+        backend = {".xml": "openvino", ".onnx": _runtime_for_onnx()}.get(suffix, "torch")
+    takes = {".xml": ("openvino",), ".onnx": ("onnxruntime", "openvino")}.get(suffix, tuple(BACKENDS))
+    if backend not in takes:
+        raise CSDError(f"{network} runs in {' or '.join(takes)}, not in {backend}; give a checkpoint to run it there")
+    return BACKENDS[backend](model, precision, device)
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """'auto' -> CUDA where there is one, else the CPU. Raises CSDError for a device that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise CSDError(f"device {device!r} cannot be used ({_first_line(error)}); try 'cpu'") from error
+    return chosen
+
+
+def _import(module: str, extra: str) -> Any:
+    """A runtime's module. Raises CSDError saying how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise CSDError(f"{module} is not installed; install the extra: pip install csd-plugin[{extra}]") from error
+
+
+def _runtime_for_onnx() -> str:
+    installed = importlib.util.find_spec
+    return "onnxruntime" if installed("onnxruntime") or not installed("openvino") else "openvino"
+
+
+def _onnx_bytes(network: nn.Module | Path, precision: str) -> bytes:
+    if isinstance(network, Path):
+        return network.read_bytes()
+    return to_onnx(ready(network, DTYPES[precision]), study(network))
+
+
+def _openvino_metadata(model: Any) -> dict[str, str]:
+    """What was stored as ONNX metadata: OpenVINO keeps it with the model, also in its own files."""
+    info = model.get_rt_info()
+    return {key: str(value.value) for key, value in info["framework"].items()} if "framework" in info else {}
+
+
+def _runtime_errors(runtime: Any) -> list[type[Exception]]:
+    """What ONNX Runtime raises for a model that it cannot run."""
+    errors = runtime.capi.onnxruntime_pybind11_state
+    return [errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented, errors.InvalidArgument]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

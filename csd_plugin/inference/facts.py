@@ -1,0 +1,120 @@
+"""What has to be known of a network to run it, found by running it once: `study`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from csd_plugin.archs.sldnet import PRESETS, SLDNet
+from csd_plugin.errors import CSDError
+
+_SIZE = 16
+
+
+class ConvCall(NamedTuple):
+    """One use of a convolution: shapes are (B, C, H, W) or (B, C, T, H, W)."""
+
+    name: str
+    layer: nn.Conv2d | nn.Conv3d
+    input_shape: torch.Size
+    output_shape: torch.Size
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a runner needs to know of a network (B, num_frame, 3, H, W) in [0, 1] -> (B, 3, H, W).
+
+    Attributes:
+        num_frame: frames in the window; the result is the clean frame in its centre.
+        reach: how many pixels to each side a result depends on, at most.
+        floats: numbers that the largest activation holds for each pixel of the frame.
+        preset: the row of the paper's table that the network is, or the name of its class.
+        license: of the weights, as their maker states it.
+    """
+
+    num_frame: int
+    reach: int
+    floats: int
+    preset: str = ""
+    license: str = "not stated"
+
+    def to_metadata(self) -> dict[str, str]:
+        """Strings to store in an exported file; besides the facts, how the input is to be made."""
+        facts = {name: str(value) for name, value in dataclasses.asdict(self).items()}
+        return facts | {
+            "input": "window: float32 RGB in [0, 1], (batch, num_frame, 3, height, width)",
+            "output": "frame: float32 RGB, (batch, 3, height, width), the clean centre frame; clamp it to [0, 1]",
+            "padding": "time: reflect the clip at its ends without repeating them; space: none, any size will do",
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], source: str) -> Facts:
+        """The facts in an exported file. Raises CSDError where `source` does not hold them."""
+        values: dict[str, int | str] = {}
+        for field in dataclasses.fields(cls):
+            text = metadata.get(field.name)
+            number = field.type == "int"
+            if text is None or (number and not (text.isdecimal() and len(text) < 7)):
+                raise CSDError(f"{source} does not say its {field.name}: it is not one that `csd export` wrote")
+            values[field.name] = int(text) if number else text
+        facts = cls(**values)  # type: ignore[arg-type]
+        if facts.num_frame % 2 == 0 or facts.floats < 1:
+            raise CSDError(f"{source}: its metadata make no sense ({facts}); export it again")
+        return facts
+
+
+def study(network: nn.Module, license: str = "not stated") -> Facts:
+    """The facts of a network of windows, from a tiny one. Raises CSDError for networks of sequences."""
+    if getattr(network, "layout", "window") != "window":
+        raise CSDError(
+            f"{type(network).__name__} derains many frames together, which is not built for streams of frames; "
+            f"run it by an option file: python -m csd_plugin.test, with val.save_img: true"
+        )
+    calls = conv_calls(network)
+    # Stride 1 throughout: every layer sees this much further.
+    reach = sum(call.layer.dilation[-1] * (call.layer.kernel_size[-1] // 2) for call in calls)
+    floats = max((max(call.input_shape.numel(), call.output_shape.numel()) for call in calls), default=3 * _SIZE**2)
+    return Facts(
+        num_frame=cast(int, network.num_frame),
+        reach=int(getattr(network, "reach", reach)),
+        floats=-(-floats // _SIZE**2),
+        preset=_preset(network),
+        license=license,
+    )
+
+
+def conv_calls(network: nn.Module) -> list[ConvCall]:
+    """Every use of a convolution in one forward pass of a (1, num_frame, 3, 16, 16) window, in order."""
+    calls: list[ConvCall] = []
+
+    def note(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append(ConvCall(name, cast("nn.Conv2d | nn.Conv3d", layer), inputs[0].shape, output.shape))
+
+    hooks = [
+        layer.register_forward_hook(lambda layer, inputs, output, name=name: note(name, layer, inputs, output))
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Conv3d)
+    ]
+    was_training = network.training
+    try:
+        with torch.inference_mode():
+            weight = next(network.parameters())
+            network.eval()(weight.new_zeros(1, cast(int, network.num_frame), 3, _SIZE, _SIZE))
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _preset(network: nn.Module) -> str:
+    if isinstance(network, SLDNet):
+        for name, numbers in PRESETS.items():
+            if all(getattr(network, key) == value for key, value in numbers.items()):
+                return name
+    return type(network).__name__

@@ -1,0 +1,94 @@
+"""A network as an ONNX graph, which graph runtimes take. The one place where a network leaves torch."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from csd_plugin.errors import CSDError
+from csd_plugin.inference.facts import Facts
+from csd_plugin.inference.folding import fold
+
+OPSET = 18
+INPUT, OUTPUT = "window", "frame"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Computing(nn.Module):
+    """A network that computes in `dtype`: (B, T, 3, H, W) -> (B, 3, H, W), both float32."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.num_frame = int(network.num_frame)  # type: ignore[arg-type]
+        self.network = network.to(dtype)
+        self.dtype = dtype
+
+    def forward(self, window: Tensor) -> Tensor:
+        return self.network(window.to(self.dtype)).float()
+
+
+def ready(network: nn.Module, dtype: torch.dtype = torch.float32) -> Computing:
+    """A copy in its fastest exact form, which computes in `dtype`."""
+    return Computing(fold(network), dtype).eval()
+
+
+def dynamic_program(network: Computing) -> torch.export.ExportedProgram:
+    """The network's graph for any batch, height and width."""
+    with torch.no_grad():
+        return torch.export.export(network, _example(network), dynamic_shapes=_dynamic())
+
+
+def to_onnx(network: Computing, facts: Facts, *, opset: int = OPSET) -> bytes:
+    """An ONNX model of the network with dynamic batch, height and width, its facts as metadata.
+
+    Input 'window' and output 'frame' are float32 whatever the network computes in.
+
+    Raises:
+        CSDError: the packages for it are not installed, or the network computes in bfloat16, which no
+            runtime takes from ONNX.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  torch's exporter needs it
+    except ImportError as error:
+        raise CSDError(
+            f"this needs the package {error.name}; install the extra: pip install csd-plugin[onnx]"
+        ) from error
+
+    if network.dtype == torch.bfloat16:
+        raise CSDError("an ONNX model computes in fp32 or fp16 here: runtimes lack bf16 layers; OpenVINO makes its own")
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        exported = torch.onnx.export(
+            network,
+            _example(network),
+            dynamic_shapes=_dynamic(),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=opset,
+            dynamo=True,
+            verbose=False,
+        )
+    if exported is None:
+        raise CSDError("torch could not write this network as ONNX")
+    model = exported.model_proto
+    for node in model.graph.node:  # where in our source, with paths of this machine, a node comes from
+        del node.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+        del value.metadata_props[:]
+    onnx.helper.set_model_props(model, facts.to_metadata())
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def _example(network: Computing) -> tuple[Tensor]:
+    return (torch.zeros(2, network.num_frame, 3, 34, 38),)  # sizes of 0 and 1 would be taken for constants
+
+
+def _dynamic() -> tuple[dict[int, torch.export.Dim]]:
+    batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
+    return ({0: batch, 3: height, 4: width},)

@@ -1,0 +1,156 @@
+"""Every backend gives the frames that the plain network gives, clip by clip or frame by frame."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from csd_plugin.archs.prenet import PReNet
+from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.data.windows import reflect_indices
+from csd_plugin.errors import CSDError
+from csd_plugin.inference.backends import BACKENDS, open_backend
+from csd_plugin.inference.facts import Facts, study
+from csd_plugin.inference.runner import Derainer
+
+NAMES = tuple(BACKENDS)
+
+
+def need(backend: str) -> None:
+    if backend != "torch":
+        pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")
+        pytest.importorskip(backend, reason=f"the extra for {backend} is not installed")
+
+
+@pytest.fixture(scope="module")
+def network() -> SLDNet:
+    torch.manual_seed(0)
+    return SLDNet(num_frame=3, num_feat=4, num_pair=3, num_transition=2, reducing=(4, 7), init_type="kaiming").eval()
+
+
+@pytest.fixture(scope="module")
+def clip() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (6, 33, 41, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def expected(network, clip) -> np.ndarray:
+    """(N, H, W, 3) in 0 .. 255, a window at a time through the plain network."""
+    frames = []
+    for center in range(len(clip)):
+        window = clip[reflect_indices(center, 3, len(clip))].astype(np.float32) / 255
+        with torch.no_grad():
+            output = network(torch.from_numpy(window).permute(0, 3, 1, 2)[None])[0]
+        frames.append(output.clamp(0, 1).permute(1, 2, 0).numpy() * 255)
+    return np.stack(frames)
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_same_frames_at_once_pushed_batched_and_in_tiles(network, clip, expected, backend):
+    need(backend)
+    derainer = Derainer(network, backend=backend, device="cpu")
+    at_once = np.stack(list(derainer(clip)))
+    assert np.abs(at_once - expected).max() < 0.51  # rounding, nothing else
+
+    pushed = [clean for frame in clip for clean in derainer.push(frame)]
+    assert len(pushed) == len(clip) - 1
+    assert np.array_equal(np.stack(pushed + derainer.flush()), at_once)
+    assert next(iter(derainer(clip[:1]))).shape == clip[0].shape  # another clip, of one frame
+
+    derainer.batch = 4
+    assert np.abs(np.stack(list(derainer(clip))) - at_once.astype(int)).max() <= 1
+    derainer._pixels = 800
+    assert np.abs(np.stack(list(derainer(clip))) - at_once.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_bf16_is_near(network, clip, expected, backend):
+    need(backend)
+    frames = np.stack(list(Derainer(network, backend=backend, precision="bf16", device="cpu")(clip)))
+    assert 0 < np.abs(frames - expected).mean() < 2
+    assert np.abs(frames - expected).max() < 12
+
+
+@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize(
+    "make", [lambda: SLDNet(preset="teacher", num_feat=3), lambda: PReNet(num_stage=2, num_feat=4)]
+)
+def test_other_networks_run_too(make, backend):
+    need(backend)
+    torch.manual_seed(0)
+    network = make().eval()
+    window = torch.rand(1, network.num_frame, 3, 21, 18)
+    with torch.no_grad():
+        assert torch.allclose(open_backend(network, backend=backend)(window), network(window), atol=1e-5)
+
+
+def test_facts_are_those_of_the_network(network):
+    student = SLDNet(preset="student1")
+    assert study(student) == Facts(num_frame=3, reach=22, floats=48, preset="student1")
+    assert study(PReNet(num_feat=8)).reach == 78
+    facts = study(network, license="CC0")
+    assert Facts.from_metadata(facts.to_metadata(), "a.onnx") == facts
+
+    # Nothing further than `reach` counts, and that far something may.
+    wide = torch.rand(1, 3, 3, 5, 61)
+    changed = wide.clone()
+    changed[..., 30] += 1
+    with torch.no_grad():
+        moved = (network.double()(wide.double()) - network(changed.double())).abs().amax((0, 1, 2)).nonzero()
+    network.float()
+    assert moved.min() == 30 - facts.reach and moved.max() == 30 + facts.reach
+
+
+def test_a_backend_that_is_not_there_or_does_not_fit_is_one_line(network, tmp_path, monkeypatch):
+    for options, message in (
+        ({"backend": "abacus"}, "expected auto or one of torch, onnxruntime, openvino"),
+        ({"precision": "fp12"}, "expected one of fp32, bf16, fp16"),
+        ({"precision": "fp16", "device": "cpu"}, "no fast fp16 on CPUs"),
+    ):
+        with pytest.raises(CSDError, match=message):
+            open_backend(network, **options)
+    for name, extra in (("onnxruntime", "onnx"), ("openvino", "openvino")):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(CSDError, match=rf"{name} is not installed.*csd-plugin\[{extra}\]"):
+            open_backend(network, backend=name)
+    with pytest.raises(CSDError, match=r"no\.onnx does not exist"):
+        open_backend(tmp_path / "no.onnx")
+    (tmp_path / "a.onnx").write_bytes(b"")
+    with pytest.raises(CSDError, match="runs in onnxruntime or openvino, not in torch"):
+        open_backend(tmp_path / "a.onnx", backend="torch")
+
+
+@pytest.mark.parametrize(("backend", "suffix"), [("onnxruntime", ".onnx"), ("openvino", ".onnx"), ("openvino", ".xml")])
+def test_damaged_files_are_one_line(tmp_path, backend, suffix):
+    need(backend)
+    for content in (b"", b"nothing of the kind", b"<xml>"):
+        path = tmp_path / f"net{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(CSDError, match=f"net{suffix}") as caught:
+            open_backend(path, backend=backend)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_is_not_ours_is_one_line(tmp_path):
+    need("onnxruntime")
+    import onnx
+
+    node = onnx.helper.make_node("Identity", ["window"], ["frame"])
+    sides = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("window", "frame")]
+    graph = onnx.helper.make_graph([node], "g", sides[:1], sides[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(CSDError, match=r"does not say its num_frame.*`csd export`"):
+        open_backend(tmp_path / "other.onnx", backend="onnxruntime")
+
+
+def test_a_plain_network_of_another_layout_is_refused():
+    class Sequence(nn.Conv2d):
+        num_frame, layout = 3, "sequence"
+
+    with pytest.raises(CSDError, match="derains many frames together"):
+        open_backend(Sequence(3, 3, 1))
