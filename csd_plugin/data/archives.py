@@ -1,4 +1,4 @@
-"""Archives of frames read as a stream: RAR 4 and 5 by libarchive, ZIP and TAR by the standard library.
+"""Archives of frames read as a stream: RAR 4 and 5 by rarfile and libarchive, ZIP and TAR by the standard library.
 
 Archives come from strangers. Nothing here writes a file, and entries that no honest archive of frames has end the
 reading with a CSDError: names that lead outside the folder they are unpacked into, links, encryption, absurd sizes.
@@ -7,6 +7,7 @@ reading with a CSDError: names that lead outside the folder they are unpacked in
 from __future__ import annotations
 
 import lzma
+import os
 import re
 import stat
 import struct
@@ -16,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ _MAX_ENTRY = 256 * 2**20
 _MAX_RATIO, _ALWAYS_ALLOWED = 100, 2**30
 _ENTRY_OVERHEAD = 1024
 _CHUNK = 256 * 2**10
+_ZIP_END, _ZIP64 = struct.Struct("<4s6xH10x"), 0xFFFF
+_MAX_TAIL = 32 * 2**20
 
 # What the standard library raises for damaged files, besides OSError.
 _DAMAGE = (
@@ -100,48 +104,69 @@ def members(path: Path) -> Iterator[Member]:
 
 # --- RAR ----------------------------------------------------------------------------------------------------------
 
+# rarfile reads the headers, of which it misses nothing; libarchive unpacks, and leaves checksums of stored files alone.
+
 
 def _rar_members(path: Path, kind: str) -> Iterator[Member]:
-    libarchive = _libarchive()
-    is_encrypted = libarchive.ffi.ffi("entry_is_encrypted", [libarchive.ffi.c_archive_entry_p], libarchive.ffi.c_int)
-    with (
-        _said_in_one_line(path, libarchive.ArchiveError),
-        libarchive.file_reader(str(path), format_name=kind, filter_name="none") as entries,
-    ):
-        for entry in entries:
-            name = _inner_name(path, str(entry.pathname))
-            _refuse(path, name, link=entry.issym or entry.islnk, encrypted=is_encrypted(entry._entry_p))
-            if not entry.isdir:
-                yield Member(name, entry.size or 0, _reader_of_rar(path, entry, libarchive.ArchiveError))
+    libarchive, rarfile = _rar_libraries()
+    with _said_in_one_line(path, libarchive.ArchiveError, rarfile.Error):
+        headers = _rar_headers(path, rarfile)
+        with libarchive.file_reader(str(path), format_name=kind, filter_name="none") as entries:
+            for header, entry in zip_longest(headers, entries):
+                if header is None or entry is None:
+                    raise CSDError(f"{path}: its two readers count different files in it: get the archive again")
+                if not header.is_dir():
+                    read = _reader_of_rar(path, header, entry, libarchive.ArchiveError)
+                    yield Member(_inner_name(path, header.filename), header.file_size, read)
 
 
-def _reader_of_rar(path: Path, entry: Any, damage: type[Exception]) -> Callable[[], bytes]:
+def _rar_headers(path: Path, rarfile: Any) -> list[Any]:
+    kinds: list[int] = []
+    with rarfile.RarFile(path, errors="strict", info_callback=lambda block: kinds.append(block.type)) as listing:
+        headers = listing.infolist()
+        if listing.needs_password() and not headers:
+            raise CSDError(f"{path}: is encrypted: unpack the archive yourself, and give the folder")
+        if len(listing.volumelist()) > 1:
+            raise CSDError(f"{path}: is one of several volumes: unpack them yourself, and give the folder")
+    if not {rarfile.RAR_BLOCK_ENDARC, rarfile.RAR5_BLOCK_ENDARC}.intersection(kinds):
+        raise CSDError(f"{path}: ends early, or was made by a RAR before 3: get it again, or unpack it yourself")
+    for header in headers:
+        name, link = _inner_name(path, header.filename), header.is_symlink() or bool(header.file_redir)
+        _refuse(path, name, link=link, encrypted=header.needs_password())
+    return headers
+
+
+def _reader_of_rar(path: Path, header: Any, entry: Any, damage: type[Exception]) -> Callable[[], bytes]:
     def read() -> bytes:
         with _said_in_one_line(path, damage):
-            expected, chunks, size = entry.size, [], 0
+            chunks, size = [], 0
             for chunk in entry.get_blocks(_CHUNK):
                 chunks.append(chunk)
                 size += len(chunk)
-                if size > (_MAX_ENTRY if expected is None else expected):
+                if size > header.file_size:
                     break
-            if (expected is not None and size != expected) or size > _MAX_ENTRY:
-                raise CSDError(f"{path}: {entry.pathname} is not as long as it says: get the archive again")
-            return b"".join(chunks)
+            data = b"".join(chunks)
+            if size != header.file_size or (header.CRC is not None and zlib.crc32(data) != header.CRC):
+                raise CSDError(f"{path}: {header.filename} is damaged: get the archive again")
+            return data
 
     return read
 
 
-def _libarchive() -> Any:
+def _rar_libraries() -> tuple[Any, Any]:
+    """(libarchive, rarfile)"""
     try:
         import libarchive
+        import rarfile
     except ModuleNotFoundError as error:
-        raise CSDError("RAR archives are read by libarchive-c: pip install 'csd-plugin[archives]'") from error
+        raise CSDError(f"RAR archives need {error.name}: pip install 'csd-plugin[archives]'") from error
     except (OSError, AttributeError, TypeError) as error:  # how ctypes says that the C library is not there
         raise CSDError(
             "RAR archives need the system's libarchive: apt-get install libarchive13 (Ubuntu 24.04 and on: "
             "libarchive13t64), brew install libarchive or conda install libarchive"
         ) from error
-    return libarchive
+    rarfile.RAR_MAX_COMMENT = -1  # comments of archives would be unpacked by whatever unrar is on the PATH
+    return libarchive, rarfile
 
 
 # --- ZIP ----------------------------------------------------------------------------------------------------------
@@ -149,11 +174,23 @@ def _libarchive() -> Any:
 
 def _zip_members(path: Path) -> Iterator[Member]:
     with _said_in_one_line(path), zipfile.ZipFile(path) as archive:
+        if len(archive.infolist()) != _counted_in_zip(path, archive):
+            raise CSDError(f"{path}: its list of files is damaged: get the archive again")
         for info in archive.infolist():
             name = _inner_name(path, info.filename)
             _refuse(path, name, link=stat.S_ISLNK(info.external_attr >> 16), encrypted=info.flag_bits & 1)
             if not info.is_dir():
                 yield Member(name, info.file_size, _reader_of_zip(path, archive, info))
+
+
+def _counted_in_zip(path: Path, archive: zipfile.ZipFile) -> int:
+    """How many files the archive says it has, with which zipfile does not compare those that it finds."""
+    with path.open("rb") as file:
+        file.seek(-_ZIP_END.size - len(archive.comment), os.SEEK_END)
+        signature, count = _ZIP_END.unpack(file.read(_ZIP_END.size))
+    if signature == _ZIP[1] and count == _ZIP64:
+        return len(archive.infolist())
+    return count if signature == _ZIP[1] else -1
 
 
 def _reader_of_zip(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], bytes]:
@@ -187,6 +224,10 @@ def _tar_members(path: Path) -> Iterator[Member]:
             _refuse(path, name, link=info.issym() or info.islnk())
             if info.isfile():
                 yield Member(name, info.size, _reader_of_tar(path, archive, info))
+        # The checksums of compressed archives come last, behind what tarfile looks at.
+        assert archive.fileobj is not None
+        if len(archive.fileobj.read(_MAX_TAIL)) == _MAX_TAIL:
+            raise CSDError(f"{path}: more than {_MAX_TAIL >> 20} MB behind its end: this archive is not to be trusted")
 
 
 def _reader_of_tar(path: Path, archive: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], bytes]:
@@ -205,14 +246,17 @@ def _reader_of_tar(path: Path, archive: tarfile.TarFile, info: tarfile.TarInfo) 
 
 
 @contextmanager
-def _said_in_one_line(path: Path, damage: type[Exception] = zipfile.BadZipFile) -> Iterator[None]:
-    """Make CSDErrors of all errors that mean damage; `damage`: one more of them."""
+def _said_in_one_line(path: Path, *damage: type[Exception]) -> Iterator[None]:
+    """Make CSDErrors of all errors that mean damage; `damage`: more of them."""
+    kinds: tuple[type[Exception], ...] = (OSError, *_DAMAGE, *damage)
     try:
         yield
-    except (OSError, damage, *_DAMAGE) as error:
+    except kinds as error:
         text = getattr(error, "msg", None) or getattr(error, "strerror", None) or str(error) or type(error).__name__
         reason = " ".join(str(text).split())
-        raise CSDError(f"{path}: cannot be unpacked ({reason}): get the archive again") from error
+        raise CSDError(
+            f"{path}: cannot be unpacked ({reason}): get it again, or unpack it yourself and give the folder"
+        ) from error
 
 
 def _refuse(path: Path, name: str, link: bool, encrypted: bool | int = False) -> None:

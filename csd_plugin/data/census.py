@@ -64,7 +64,7 @@ def _usable(keys: list[str], split: str, names: list[str], root: Path, problems:
         pass
     found = []
     rainy = [name for name in names if is_clip_name(name) and not name.lower().endswith("_gt")]
-    choices = [[name] for name in sorted(rainy, key=natural_key)]
+    choices: list[list[str] | None] = [[name] for name in sorted(rainy, key=natural_key)]
     for chosen in choices or [None]:  # without a rainy clip: only to hear the reason
         try:
             found += find_sequences(keys, split, clips=chosen, root=root)

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import io
+import random
+import sys
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import pytest
+from rar_files import RarEntry, rar4, rar5
+
+from csd_plugin.data.archives import archive_stem, is_archive_name, members
+from csd_plugin.errors import CSDError
+
+FRAMES = [(f"t1_GT/{i:05d}.jpg", random.Random(i).randbytes(300)) for i in range(1, 6)]
+TAR_MODES = {".tar": "w", ".tar.gz": "w:gz", ".tar.bz2": "w:bz2", ".tar.xz": "w:xz"}
+KINDS = ("rar4", "rar5", ".zip", *TAR_MODES)
+
+
+def archive(kind: str, entries: list[tuple[str, bytes]], link: bool = False) -> bytes:
+    """An archive of these (name, content); with `link`, the last one is a symbolic link to its content."""
+    if kind.startswith("rar"):
+        pytest.importorskip("libarchive")
+        pytest.importorskip("rarfile")
+        last = len(entries) - 1
+        made = [RarEntry(name, data, link and i == last) for i, (name, data) in enumerate(entries)]
+        return rar4(made) if kind == "rar4" else rar5(made)
+    file = io.BytesIO()
+    if kind == ".zip":
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as zipped:
+            for i, (name, data) in enumerate(entries):
+                info = zipfile.ZipInfo(name)
+                info.external_attr = (0o120777 if link and i == len(entries) - 1 else 0o100644) << 16
+                zipped.writestr(info, data)
+        return file.getvalue()
+    with tarfile.open(fileobj=file, mode=TAR_MODES[kind]) as tar:
+        for i, (name, data) in enumerate(entries):
+            entry = tarfile.TarInfo(name)
+            if link and i == len(entries) - 1:
+                entry.type, entry.linkname, data = tarfile.SYMTYPE, data.decode(), b""
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return file.getvalue()
+
+
+def unpack(path: Path) -> list[tuple[str, bytes]]:
+    return [(member.name, member.read()) for member in members(path)]
+
+
+def failing(path: Path) -> str:
+    with pytest.raises(CSDError) as caught:
+        unpack(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_content_in_order(tmp_path, kind):
+    path = tmp_path / "named.anything"  # the content tells the kind
+    path.write_bytes(archive(kind, FRAMES))
+    assert unpack(path) == FRAMES
+    assert [(member.name, member.size) for member in members(path)] == [(name, 300) for name, _ in FRAMES]
+    some = [member.read() for i, member in enumerate(members(path)) if i in (1, 3)]  # others are passed over
+    assert some == [FRAMES[1][1], FRAMES[3][1]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "name", ["../x.jpg", "/x.jpg", "t1_GT/../../x.jpg", "C:/x.jpg", "C:x.jpg", "..\\x.jpg", "\\x.jpg"]
+)
+def test_names_that_lead_outside(tmp_path, kind, name):
+    path = tmp_path / "evil"
+    path.write_bytes(archive(kind, [FRAMES[0], (name, b"x")]))
+    assert "leads outside" in failing(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_links(tmp_path, kind):
+    path = tmp_path / "link"
+    path.write_bytes(archive(kind, [FRAMES[0], ("t1_GT/00002.jpg", b"/etc/passwd")], link=True))
+    assert "is a link" in failing(path)
+
+
+@pytest.mark.parametrize("make", [rar4, rar5])
+def test_encrypted_rar(tmp_path, make):
+    pytest.importorskip("libarchive")
+    path = tmp_path / "secret.rar"
+    path.write_bytes(make([RarEntry("t1_GT/00001.jpg", b"x" * 32, encrypted=True)]))
+    assert "encrypted" in failing(path)
+
+
+def test_encrypted_zip(tmp_path):
+    data = bytearray(archive(".zip", FRAMES[:1]))
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path = tmp_path / "secret.zip"
+    path.write_bytes(data)
+    assert "encrypted" in failing(path)
+
+
+def test_absurd_sizes(tmp_path):
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("t1_GT/00001.png", bytes(300 * 2**20))
+    assert "no frame has" in failing(path)
+
+    one = bytes(2 * 2**20)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
+        zipped.writestr("1.png", one)
+    many = bytearray(path.read_bytes())
+    entry = many[many.index(b"PK\x01\x02") : many.rindex(b"PK\x05\x06")]
+    start, count = many.index(b"PK\x01\x02"), 1200  # that many names for the same bytes
+    end = many[many.rindex(b"PK\x05\x06") :]
+    end[8:12] = count.to_bytes(2, "little") * 2
+    end[12:16] = (count * len(entry)).to_bytes(4, "little")
+    path.write_bytes(bytes(many[:start]) + bytes(entry) * count + bytes(end))
+    with pytest.raises(CSDError, match="unpack to more than"):
+        list(members(path))
+
+
+def test_what_is_no_archive(tmp_path):
+    for data in (b"", b"hello", bytes(2000), b"PK\x03\x04", b"Rar!\x1a\x07\x00", b"Rar!\x1a\x07\x01\x00" + bytes(100)):
+        path = tmp_path / "no.rar"
+        path.write_bytes(data)
+        if data.startswith(b"Rar"):
+            pytest.importorskip("libarchive")
+        if data != bytes(2000):  # two blocks of zeros are a tar with nothing in it
+            failing(path)
+    failing(tmp_path / "not_there.rar")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_never_silent(tmp_path, kind):
+    """Cut anywhere or with a bit changed: an error of one line, or exactly the content that was put in."""
+    whole = archive(kind, FRAMES)
+    rng = random.Random(kind)
+    path = tmp_path / "damaged"
+    refused = 0
+    for turn in range(120):
+        if turn % 2:
+            data = whole[: rng.randrange(len(whole))]
+        else:
+            changed = bytearray(whole)
+            changed[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+            data = bytes(changed)
+        path.write_bytes(data)
+        try:
+            found = unpack(path)
+        except CSDError as error:
+            assert "\n" not in str(error)
+            refused += 1
+            continue
+        if kind == ".tar":  # without checksums of content
+            assert len(found) == len(FRAMES)
+        elif kind == ".zip":  # nor of names, in its central list
+            assert [data for _, data in found] == [data for _, data in FRAMES]
+        else:
+            assert found == FRAMES
+    assert refused > 40
+
+
+def test_rar_as_ntu_rain_is_distributed(shared):
+    pytest.importorskip("libarchive")
+    pytest.importorskip("rarfile")
+    found = dict(unpack(shared / "data/NTURain/archives/ra1_Rain.rar"))
+    assert "ra1_Rain/Thumbs.db" in found
+    for file in (shared / "data/NTURain/Dataset_Testing_RealRain/ra1_Rain").iterdir():
+        assert zlib.crc32(found[f"ra1_Rain/{file.name}"]) == zlib.crc32(file.read_bytes())
+
+
+@pytest.mark.parametrize("module", ["libarchive", "rarfile"])
+def test_the_extra_is_named(tmp_path, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    path = tmp_path / "t1_GT.rar"
+    path.write_bytes(rar4([RarEntry("t1_GT/00001.jpg", b"x")]))
+    with pytest.raises(CSDError, match=r"csd-plugin\[archives\]"):
+        list(members(path))
+
+
+def test_names_of_archives():
+    assert [archive_stem(name) for name in ("t1_GT.rar", "a.b.TAR.GZ", "x.tgz", "00001.jpg", ".zip")] == [
+        "t1_GT",
+        "a.b",
+        "x",
+        "00001.jpg",
+        ".zip",
+    ]
+    assert is_archive_name("REDS.zip") and not is_archive_name("Thumbs.db")
