@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from csd_plugin.data.layout import SPLITS, is_clip_name, natural_key
+from csd_plugin.data.layout import IMAGE_SUFFIXES, SPLITS, is_clip_name, natural_key
 from csd_plugin.errors import CSDError
 
 # What NTURain consists of. The paper names Rain_01 to Rain_03 of each of eight scenes; the archives hold one more.
@@ -81,7 +81,8 @@ def by_pattern(pattern: str, split: str | None = None) -> Naming:
 
 
 def _compile(template: str) -> re.Pattern[str]:
-    parts = re.split(r"(\{\w*\}|\*)", template)
+    plain = str(PurePosixPath(template).with_suffix("")) if template.lower().endswith(IMAGE_SUFFIXES) else template
+    parts = re.split(r"(\{\w*\}|\*)", plain)
     expression = "(?:.*/)?"
     for part in parts:
         if part.startswith("{") and part not in _PLACEHOLDERS:
