@@ -181,9 +181,17 @@ def section_of(cls: type) -> type[Section]:
     return create_model(f"{cls.__name__}Section", __base__=Section, type=(str, ...), **fields)
 
 
+class TapsSection(Section):
+    """`train.distill_opt.taps`: the layers whose features are compared, in pairs; by default those of the networks."""
+
+    student: list[str] | None = Field(None, min_length=1, description="module paths, `conv7` or `conv7:output`")
+    teacher: list[str] | None = Field(None, min_length=1, description="as many module paths")
+
+
 def objective_section(name: str) -> type[Section]:
-    """`train.distill_opt` of one objective: its constructor's keywords, and the weights of its terms."""
-    return create_model("ObjectiveSection", __base__=section_of(OBJECTIVES[name]), weights=(dict[str, float], ...))
+    """`train.distill_opt` of one objective: its constructor's keywords, the weights of its terms, and the taps."""
+    fields: dict[str, Any] = {"weights": (dict[str, float], ...), "taps": (TapsSection | None, None)}
+    return create_model("ObjectiveSection", __base__=section_of(OBJECTIVES[name]), **fields)
 
 
 DATASETS: dict[str, type[Section]] = {

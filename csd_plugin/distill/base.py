@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView, Terms
 
 
@@ -17,8 +18,13 @@ class Objective(nn.Module):
     keyword-only options; what is wrong with them it tells by CSDError.
     """
 
-    #: The factors by which frames are pooled before a network sees them, for which `forward` needs features.
+    #: The factors by which frames are pooled before a network sees them, for which `forward` needs the networks.
     input_scales: tuple[int, ...] = (1,)
+    #: Whether `forward` needs features; otherwise no layer is tapped, and networks need not name one.
+    needs_features = True
+
+    def __init__(self) -> None:
+        super().__init__()  # without the arbitrary keywords of nn.Module: these are options
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -35,6 +41,37 @@ class Objective(nn.Module):
 
     def after_step(self) -> None:
         """Called once after each optimizer step, for what follows the weights without being learned."""
+
+
+def feature_pairs(
+    method: str, student: ClipView, teacher: ClipView, *, scale: int = 1, count: int | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    """The student's and the teacher's feature of each tap at an input scale, (B, L, C, h, w), the teacher's detached.
+
+    method: begins the message of CSDError, raised where the numbers of taps, batch, frames, heights or widths
+    differ, or there are not `count` taps (None: any number but none). Numbers of channels may differ.
+    """
+    tapped = {"student": student.features.get(scale, ()), "teacher": teacher.features.get(scale, ())}
+    wanted = count or max(len(tapped["student"]), 1)
+    for network, features in tapped.items():
+        if len(features) != wanted:
+            raise CSDError(
+                f"{method}: needs {wanted} feature(s) of the {network} at input scale {scale}, got {len(features)}; "
+                f"tap as many layers"
+            )
+    pairs = []
+    for ours, theirs in zip(*tapped.values(), strict=True):
+        if ours.shape[:2] != theirs.shape[:2] or ours.shape[3:] != theirs.shape[3:]:
+            raise CSDError(
+                f"{method}: at input scale {scale} the student's feature is {_size(ours)} and the teacher's "
+                f"{_size(theirs)}; batch, frames, height and width must agree; tap layers of one size"
+            )
+        pairs.append((ours, theirs.detach()))
+    return pairs
+
+
+def _size(feature: Tensor) -> str:
+    return "x".join(map(str, feature.shape))
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd_plugin.distill.aggregation import AGGREGATIONS
-from csd_plugin.distill.base import Objective, unknown
+from csd_plugin.distill.base import Objective, feature_pairs, unknown
 from csd_plugin.distill.cell import State
 from csd_plugin.distill.spatial import Connector, pyramid
 from csd_plugin.distill.temporal import Aggregator
@@ -189,12 +189,7 @@ class CSD(Objective):
         """Student's and teacher's maps, each a list of (L, B, 1, h, w), one per scale, largest first."""
         scales = []
         for scale in self.input_scales:
-            ours, theirs = _feature(student, scale, "student"), _feature(teacher, scale, "teacher").detach()
-            if ours.shape[:2] != theirs.shape[:2] or ours.shape[3:] != theirs.shape[3:]:
-                raise CSDError(
-                    f"CSD: at input scale {scale} the student's feature is {_size(ours)} and the teacher's "
-                    f"{_size(theirs)}; batch, frames, height and width must agree; tap layers of one size"
-                )
+            [(ours, theirs)] = feature_pairs("CSD", student, teacher, scale=scale, count=1)
             # Frames first, so that each frame is one contiguous piece.
             scales.append(tuple(maps.transpose(0, 1).contiguous() for maps in self.aggregate(ours, theirs)))
 
@@ -233,18 +228,6 @@ def _spatial_loss(student: Trace, teacher: Trace) -> Tensor:
 def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
     """Mean absolute difference over all elements of equally large tensors."""
     return torch.stack([F.l1_loss(a, b) for a, b in zip(ours, theirs, strict=True)]).mean()
-
-
-def _feature(view: ClipView, scale: int, network: str) -> Tensor:
-    """The one tapped feature (B, L, C, h, w) of a network at an input scale."""
-    features = view.features.get(scale, ())
-    if len(features) != 1:
-        raise CSDError(f"CSD: needs one feature of the {network} at input scale {scale}, got {len(features)}; tap one")
-    return features[0]
-
-
-def _size(feature: Tensor) -> str:
-    return "x".join(map(str, feature.shape))
 
 
 @torch.no_grad()

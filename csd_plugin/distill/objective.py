@@ -9,13 +9,23 @@ from typing import Any
 from torch import Tensor
 
 from csd_plugin.distill.base import Objective, unknown
+from csd_plugin.distill.blend import TeacherTruthBlend
 from csd_plugin.distill.csd import CSD
+from csd_plugin.distill.fakd import FAKD
+from csd_plugin.distill.output import OutputDistillation
+from csd_plugin.distill.srkd import SRKD
+from csd_plugin.distill.std import STD
 from csd_plugin.errors import CSDError
 
 __all__ = ["OBJECTIVES", "Objective", "build_objective", "weighted_sum"]
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "CSD": CSD,
+    "SRKD": SRKD,
+    "STD": STD,
+    "FAKD": FAKD,
+    "OutputDistillation": OutputDistillation,
+    "TeacherTruthBlend": TeacherTruthBlend,
 }
 
 

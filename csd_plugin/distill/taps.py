@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -67,6 +67,15 @@ class FeatureTap:
 
     def _capture_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._captured = output
+
+
+def tap_layers(network: nn.Module, layers: Iterable[str]) -> list[FeatureTap]:
+    """A tap for each layer: `conv7` taps the input of that module, `conv7:output` its output. Raises CSDError."""
+    taps = []
+    for layer in layers:
+        path, _, kind = layer.partition(":")
+        taps.append(FeatureTap(network, path, kind or "input"))
+    return taps
 
 
 def tappable(network: nn.Module) -> dict[str, nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch.nn import functional as F
 
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.distill.objective import build_objective, weighted_sum
-from csd_plugin.distill.taps import FeatureTap
+from csd_plugin.distill.taps import FeatureTap, tap_layers
+from csd_plugin.errors import CSDError
+from csd_plugin.models.layouts import layout_of
 from csd_plugin.models.video_derain_model import VideoDerainModel, save_atomically
 from csd_plugin.types import ClipView
 
@@ -21,23 +24,26 @@ from csd_plugin.types import ClipView
 class DistillModel(VideoDerainModel):
     """`network_g` learns from `network_t` by the objective of `train.distill_opt`, one step per batch.
 
-    `train.distill_opt` holds the objective's `type` and options and the `weights` of its terms. With every
-    weight at zero neither teacher nor objective is built, and training is stage 1's bit for bit. The teacher
-    is frozen, and outside optimizer, EMA and checkpoints; the objective's own weights (CSD's cells) learn with
-    the student and are saved apart, as `models/objective_N.pth`.
+    `train.distill_opt` holds the objective's `type` and options, the `weights` of its terms, and the layers that
+    it compares (`taps`, lists for `student` and `teacher`; by default the `feature_tap` of each network). With every
+    weight at zero neither teacher nor objective is built, and training is stage 1's bit for bit. The teacher is
+    frozen, and outside optimizer, EMA and checkpoints; the objective's own weights (CSD's cells) learn with the
+    student and are saved apart, as `models/objective_N.pth`.
     """
 
     def init_training_settings(self) -> None:
-        distill_opt = dict(self.opt["train"]["distill_opt"])
-        self.term_weights: dict[str, float] = distill_opt.pop("weights")
+        objective_opt, self.term_weights, layers = split_options(self.opt["train"]["distill_opt"])
         self.distills = any(self.term_weights.values())
         if self.distills:
             # Stage 1 draws none of these numbers: without the fork, its data and ours would differ.
             with torch.random.fork_rng():
                 self.net_t = self._build_teacher()
-                self.objective = self._place_objective(build_objective(distill_opt))
-            self.student_tap = self._tap(self.net_g)
-            self.teacher_tap = self._tap(self.net_t)
+                objective = build_objective(objective_opt)
+                self.student_taps, self.teacher_taps = (
+                    tap_network(self.get_bare_model(network), layers.get(name)) if objective.needs_features else []
+                    for name, network in (("student", self.net_g), ("teacher", self.net_t))
+                )
+                self.objective = self._place_objective(objective)
         super().init_training_settings()
 
     def _build_teacher(self) -> nn.Module:
@@ -58,9 +64,6 @@ class DistillModel(VideoDerainModel):
                 torch.distributed.broadcast(value, 0)
         return objective
 
-    def _tap(self, network: nn.Module) -> FeatureTap:
-        return FeatureTap(network, str(self.get_bare_model(network).feature_tap), kind="input")
-
     def parameters_to_optimize(self) -> list[nn.Parameter]:
         cells = [p for p in self.objective.parameters() if p.requires_grad] if self.distills else []
         return super().parameters_to_optimize() + cells
@@ -68,9 +71,9 @@ class DistillModel(VideoDerainModel):
     def compute_losses(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if not self.distills:
             return super().compute_losses()
-        student = self._view(self.net_g, self.student_tap)
+        student = self._view(self.net_g, self.student_taps)
         with torch.no_grad():
-            teacher = self._view(self.net_t, self.teacher_tap)
+            teacher = self._view(self.net_t, self.teacher_taps)
         terms = self.objective(student, teacher, self.gt)
         losses = {
             "l_recon": self.cri_pix(student.output.flatten(0, 1), self.gt.flatten(0, 1)),
@@ -79,14 +82,15 @@ class DistillModel(VideoDerainModel):
         raw = {f"l_{name}": value.detach() for name, value in terms.losses.items()}
         return losses, raw | {f"status/{name}": value for name, value in terms.diagnostics.items()}
 
-    def _view(self, network: nn.Module, tap: FeatureTap) -> ClipView:
-        """Output and features of all windows, at every input scale that the objective asks for."""
+    def _view(self, network: nn.Module, taps: list[FeatureTap]) -> ClipView:
+        """Output and features of all targets, at every input scale that the objective asks for."""
         batch, num_target = self.gt.shape[:2]
+        layout = layout_of(self.get_bare_model(network))
         outputs, features = {}, {}
         for scale in self.get_bare_model(self.objective).input_scales:
             clip = self.lq if scale == 1 else F.avg_pool2d(self.lq.flatten(0, 1), scale).unflatten(0, self.lq.shape[:2])
             outputs[scale] = self.run_network(network, clip).unflatten(0, (batch, num_target))
-            features[scale] = (tap.take().unflatten(0, (batch, num_target)),)
+            features[scale] = tuple(layout.features(tap.take(), num_target, tap.path) for tap in taps)
         return ClipView(outputs[1], features)
 
     def optimize_parameters(self, current_iter: int) -> None:
@@ -115,3 +119,20 @@ class DistillModel(VideoDerainModel):
 
     def _objective_path(self, label: int | str) -> Path:
         return Path(self.opt["path"]["models"]) / f"objective_{label}.pth"
+
+
+def split_options(distill_opt: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float], dict[str, list[str]]]:
+    """`train.distill_opt` -> what the objective takes, the weights of its terms, and the layers that are tapped."""
+    objective = dict(distill_opt)
+    weights, taps = objective.pop("weights"), objective.pop("taps", None)
+    return objective, weights, taps or {}
+
+
+def tap_network(network: nn.Module, layers: list[str] | None) -> list[FeatureTap]:
+    """Taps of these layers, by default of the one that the network, not wrapped, declares. Raises CSDError."""
+    if layers is None and not hasattr(network, "feature_tap"):
+        raise CSDError(
+            f"{type(network).__name__} names no layer whose feature is compared; give train.distill_opt.taps, lists of "
+            f"layers for student and teacher"
+        )
+    return tap_layers(network, [str(network.feature_tap)] if layers is None else layers)

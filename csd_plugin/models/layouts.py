@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from csd_plugin.data.windows import slice_windows, window_slice
+from csd_plugin.errors import CSDError
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,24 @@ class Layout:
             return network(slice_windows(clips, num_target, self.num_frame))
         seen = clips[:, window_slice(clips.shape[1], num_target, self.num_frame)]
         return self.targets(network(seen)).flatten(0, 1)
+
+    def features(self, captured: Tensor, num_target: int, layer: str) -> Tensor:
+        """What a tap of `layer` captured while `run` ran -> (B, L, C, h, w).
+
+        captured: (B*L, C, [T',] h, w), averaged over time, or of a sequence (B, C, L + T - 1, h, w). Raises CSDError.
+        """
+        if captured.ndim not in (4, 5):
+            raise CSDError(f"feature tap {layer!r}: a tensor of {captured.ndim} dimensions is no feature; tap another")
+        if not self.sequence:
+            captured = captured.mean(dim=2) if captured.ndim == 5 else captured
+            return captured.unflatten(0, (-1, num_target))
+        captured = captured.unsqueeze(2) if captured.ndim == 4 else captured  # a tap drops a time axis of length 1
+        seen = num_target + self.num_frame - 1
+        if captured.shape[2] != seen:
+            raise CSDError(
+                f"feature tap {layer!r}: {captured.shape[2]} frames of a sequence of {seen}; tap a layer that has all"
+            )
+        return self.targets(captured.transpose(1, 2))
 
     def targets(self, frames: Tensor) -> Tensor:
         """(B, L + T - 1, ...) of a sequence -> (B, L, ...)."""

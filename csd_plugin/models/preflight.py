@@ -16,6 +16,7 @@ from csd_plugin import compat, options
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.distill.objective import build_objective, weighted_sum
 from csd_plugin.errors import CSDError
+from csd_plugin.models.distill_model import split_options, tap_network
 from csd_plugin.models.video_derain_model import build_optimizer
 from csd_plugin.report.results import load_results
 
@@ -48,15 +49,24 @@ def check_run(opt: dict[str, Any]) -> None:
         if opt["is_train"]:
             if opt["model_type"] == "DistillModel":
                 networks["network_t"] = _build_network(opt["network_t"], "network_t")
-                objective = dict(opt["train"]["distill_opt"])
-                weights = objective.pop("weights")
-                weighted_sum({term: torch.zeros(()) for term in build_objective(objective).terms}, weights)
+                _check_objective(opt["train"]["distill_opt"], networks)
             _check_training(opt["train"], networks["network_g"])
     _check_data(opt, networks)
 
     for name, network in networks.items():
         if not (name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)):
             _check_checkpoint(opt["path"], name, network)
+
+
+def _check_objective(distill_opt: dict[str, Any], networks: dict[str, nn.Module]) -> None:
+    """Build it, look for a weight of each term, and for the layers that are tapped."""
+    objective_opt, weights, layers = split_options(distill_opt)
+    objective = build_objective(objective_opt)
+    weighted_sum({term: torch.zeros(()) for term in objective.terms}, weights)
+    if objective.needs_features:
+        for name, key in (("student", "network_g"), ("teacher", "network_t")):
+            for tap in tap_network(networks[key], layers.get(name)):
+                tap.remove()
 
 
 def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> None:

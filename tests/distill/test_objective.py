@@ -22,7 +22,7 @@ def test_options_reach_the_constructor_and_stay_as_they_are():
     ("opt", "message"),
     [
         ({"type": "CSB"}, "'CSB' is unknown; did you mean 'CSD'"),
-        ({}, "type None is unknown; known are CSD"),
+        ({}, "type None is unknown; known are CSD, FAKD"),
         ({"type": "CSD", "cell": "joint"}, "option 'cell' is unknown; did you mean 'cells'"),
         ({"type": "CSD", "cells": "joined"}, "did you mean 'joint'"),
     ],

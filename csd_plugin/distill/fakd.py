@@ -1,0 +1,73 @@
+"""FAKD: "Feature-Affinity Based Knowledge Distillation for Efficient Image Super-Resolution" (He et al., ICIP 2020)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csd_plugin.distill.base import Objective, feature_pairs
+from csd_plugin.errors import CSDError
+from csd_plugin.types import ClipView, Terms
+
+_GIB = 2**30
+
+
+class FAKD(Objective):
+    """How a frame's pixels resemble each other in a feature, and the output between teacher and truth.
+
+    Term `affinity`: columns of a feature, one for each pixel, at unit length; their products of all pairs are a matrix
+    of (h w) x (h w); its mean absolute difference between student and teacher, over batch and frames, summed over taps.
+    Terms `truth` and `teacher`: mean absolute difference of the student's frames to the clean ones and the teacher's:
+    the paper's own reconstruction, whose weights are 10, 0.5 and 0.5. Give `pixel_opt` a `loss_weight` of 0 beside it.
+
+    pool: features are average-pooled by this factor first; without it the matrix of one 128x128 frame takes 1 GiB.
+    max_gib: refuse to compute matrices that together take more.
+
+    Raises CSDError on wrong numbers, and in `forward` on matrices that are too large.
+    """
+
+    def __init__(self, *, pool: int = 4, max_gib: float = 8.0) -> None:
+        super().__init__()
+        if pool < 1 or max_gib <= 0:
+            raise CSDError(f"FAKD: pool is {pool} and max_gib {max_gib}, expected at least 1 and more than 0")
+        self.pool, self.max_gib = pool, max_gib
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return ("affinity", "truth", "teacher")
+
+    def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
+        """The terms of the class docstring."""
+        with torch.autocast(target.device.type, enabled=False):
+            pairs = feature_pairs("FAKD", student, teacher)
+            self._check_memory(pairs)
+            differences = [F.l1_loss(self._affinity(ours), self._affinity(theirs)) for ours, theirs in pairs]
+            losses = {
+                "affinity": torch.stack(differences).sum(),
+                "truth": F.l1_loss(student.output, target),
+                "teacher": F.l1_loss(student.output, teacher.output.detach()),
+            }
+        return Terms(losses, {})
+
+    def _affinity(self, feature: Tensor) -> Tensor:
+        """(B, L, C, h, w) -> (B * L, n, n), n = (h // pool) (w // pool); cosines, from -1 to 1."""
+        columns = F.normalize(F.avg_pool2d(feature.flatten(0, 1).float(), self.pool).flatten(2), dim=1)
+        return columns.transpose(1, 2) @ columns
+
+    def _check_memory(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        needed = sum(affinity_bytes(ours, self.pool) for ours, _ in pairs) / _GIB
+        if needed > self.max_gib:
+            height, width = pairs[0][0].shape[3:]
+            raise CSDError(
+                f"FAKD: affinities of features of {height}x{width}, pooled by {self.pool}, take {needed:.1f} GiB, more "
+                f"than max_gib {self.max_gib:g}; raise pool, or use smaller crops or batches"
+            )
+        if min(pairs[0][0].shape[3:]) < self.pool:
+            raise CSDError(f"FAKD: features are smaller than pool {self.pool}; lower it")
+
+
+def affinity_bytes(feature: Tensor, pool: int) -> int:
+    """What one pair of features (B, L, C, h, w) takes: both matrices of every frame, and the gradient of one."""
+    pixels = (feature.shape[3] // pool) * (feature.shape[4] // pool)
+    return 3 * 4 * feature.shape[0] * feature.shape[1] * pixels**2

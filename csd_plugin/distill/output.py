@@ -1,0 +1,23 @@
+"""Plain output distillation: be like the teacher."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from csd_plugin.distill.base import Objective
+from csd_plugin.types import ClipView, Terms
+
+
+class OutputDistillation(Objective):
+    """Term `output`: mean absolute difference of the student's frames and the teacher's."""
+
+    needs_features = False
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return ("output",)
+
+    def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
+        """The term of the class docstring; `target` is not used."""
+        return Terms({"output": F.l1_loss(student.output, teacher.output.detach())}, {})

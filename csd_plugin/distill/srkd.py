@@ -1,0 +1,30 @@
+"""SRKD: "Image Super-Resolution Using Knowledge Distillation" (Gao et al., ACCV 2018)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csd_plugin.distill.aggregation import mean_squared
+from csd_plugin.distill.base import Objective, feature_pairs
+from csd_plugin.types import ClipView, Terms
+
+
+class SRKD(Objective):
+    """Features at several depths, each as one map per frame: the squared mean over channels, the paper's best.
+
+    Term `maps`: the mean squared difference of the student's and the teacher's maps over batch, frames and pixels,
+    summed over the depths. Tap layers of both networks in pairs, shallow to deep; widths may differ.
+    """
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return ("maps",)
+
+    def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
+        """The term of the class docstring; `target` is not used."""
+        with torch.autocast(target.device.type, enabled=False):
+            pairs = feature_pairs("SRKD", student, teacher)
+            depths = [F.mse_loss(mean_squared(ours), mean_squared(theirs)) for ours, theirs in pairs]
+            return Terms({"maps": torch.stack(depths).sum()}, {})

@@ -1,0 +1,108 @@
+"""Every objective in a training run, on features of one or several layers of any family of networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toolbox import changed, distill_options
+
+from csd_plugin.archs.s2vd import S2VD
+from csd_plugin.distill.objective import OBJECTIVES, build_objective
+from csd_plugin.errors import CSDError
+
+OTHERS = sorted(set(OBJECTIVES) - {"CSD"})
+
+
+def options_of(data, teacher, objective, **changes):
+    weights = dict.fromkeys(build_objective({"type": objective}).terms, 0.5)
+    section = {"type": objective, "weights": weights}
+    return distill_options(data, teacher, **{"train.total_iter": 1, "train.distill_opt": section} | changes)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_objective_trains(launcher, tiny_rain, tiny_teacher, name):
+    assert launcher.train(options_of(tiny_rain, tiny_teacher, name)) == 0
+    model = launcher.models[-1]
+    terms = {term: float(model.log_dict[f"l_{term}"]) for term in model.objective.terms}
+    assert all(value > 0 for value in terms.values())
+    assert float(model.log_dict["l_distill"]) == pytest.approx(0.5 * sum(terms.values()), rel=1e-5)
+    optimized = {id(p) for p in model.optimized_parameters()}
+    assert optimized == {id(p) for net in (model.net_g, model.objective) for p in net.parameters()}
+
+
+def test_std_resumes(launcher, tiny_rain, tiny_teacher):
+    options = options_of(tiny_rain, tiny_teacher, "STD", **{"train.total_iter": 2})
+    assert launcher.train(options) == 0
+    launcher.models[-1].objective.frozen.fill_(True)
+    launcher.models[-1].save(0, 2)
+    assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 0
+    first, second = (model.objective.cell.state_dict() for model in launcher.models)
+    assert launcher.models[-1].objective.frozen
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_layers_of_several_depths_are_averaged_over_time(launcher, tiny_rain, tiny_teacher):
+    taps = {"student": ["conv2", "conv7", "conv22"], "teacher": ["conv3:output", "conv7", "conv22"]}
+    options = options_of(tiny_rain, tiny_teacher, "SRKD", **{"train.optim_g.lr": 1e-30})
+    options["train"]["distill_opt"]["taps"] = taps
+    assert launcher.train(options) == 0
+    model = launcher.models[-1]
+
+    expected = 0.0
+    for student_layer, teacher_layer in zip(*taps.values(), strict=True):
+        maps = []
+        for network, layer, width in ((model.net_g, student_layer, 3), (model.net_t, teacher_layer, 7)):
+            module, _, kind = layer.partition(":")
+            seen = []
+            handle = network.get_submodule(module).register_forward_hook(
+                lambda _, args, output, kind=kind, seen=seen: seen.append(output if kind else args[0])
+            )
+            for clip in model.lq:  # two targets in the middle of eight frames
+                for center in (3, 4):
+                    network(clip[None, center - width // 2 : center + width // 2 + 1])
+            handle.remove()
+            maps.append(torch.stack([feature.mean(dim=2)[0].mean(dim=0).square() for feature in seen]))
+        expected += (maps[0] - maps[1]).detach().square().mean().item()
+    assert float(model.log_dict["l_maps"]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("taps", "words"),
+    [
+        ({"student": ["conv99"]}, "'conv99': SLDNet has no such layer; nearest: conv9"),
+        ({"teacher": ["conv22:outputs"]}, "input, output"),
+        ({"student": []}, "taps.student"),
+        ({"techer": ["conv22"]}, "techer"),
+    ],
+)
+def test_wrong_taps_are_told_before_anything_is_written(launcher, tiny_rain, tiny_teacher, capsys, taps, words):
+    options = distill_options(tiny_rain, tiny_teacher)
+    options["train"]["distill_opt"]["taps"] = taps
+    assert launcher.train(options) == 2
+    assert words in capsys.readouterr().err
+    assert launcher.written() == []
+
+
+def test_a_network_of_sequences_teaches_and_learns(launcher, tiny_rain, tiny_teacher):
+    small = {"type": "S2VD", "num_feat": 4, "num_block": 1}
+    checkpoint = launcher.folder / "s2vd.pth"
+    torch.save(S2VD(num_feat=4, num_block=1).state_dict(), checkpoint)
+    taught = options_of(tiny_rain, checkpoint, "SRKD", network_t=small)
+    assert launcher.train(taught) == 0
+    assert float(launcher.models[-1].log_dict["l_maps"]) > 0
+    assert launcher.train(options_of(tiny_rain, tiny_teacher, "SRKD", name="learns", network_g=small)) == 0
+    assert launcher.models[-1].net_g.head[0].conv.weight.grad.any()
+
+
+def test_features_of_a_sequence_are_those_of_its_targets():
+    from csd_plugin.models.layouts import Layout
+
+    layout = Layout(num_frame=5, sequence=True)
+    captured = torch.arange(7.0).view(1, 1, 7, 1, 1).expand(2, 3, 7, 4, 4)
+    features = layout.features(captured, num_target=3, layer="tail")
+    assert features.shape == (2, 3, 3, 4, 4)
+    assert features[0, :, 0, 0, 0].tolist() == [2, 3, 4]
+    with pytest.raises(CSDError, match="'tail': 7 frames of a sequence of 6"):
+        layout.features(captured, num_target=2, layer="tail")
+    with pytest.raises(CSDError, match="2 dimensions"):
+        layout.features(torch.rand(2, 3), num_target=1, layer="tail")
