@@ -34,7 +34,7 @@ from csd_plugin.data.lmdb_store import (
     split_key,
 )
 from csd_plugin.data.store import FolderStore, decode_image
-from csd_plugin.data.workers import map_in_processes
+from csd_plugin.data.workers import Processes
 from csd_plugin.errors import CSDError
 
 _FIRST_MAP = 2**26
@@ -129,11 +129,12 @@ def _build(folder: FolderStore, frames: dict[str, str], out: Path, encoding: str
         known = writer.keep_only(frames)
         new = 0
         tasks = ((str(folder.root), key, encoding, known.get(stem)) for stem, key in sorted(frames.items()))
-        results = map_in_processes(encode_frame, tasks, jobs) if jobs > 1 else (encode_frame(*task) for task in tasks)
-        progress = tqdm(results, desc=f"{out.name} ({encoding})", total=len(frames), unit="frame", disable=None)
-        for batch in _batches(result for result in progress if result is not None):
-            writer.write(batch)
-            new += len(batch)
+        with Processes(jobs) if jobs > 1 else contextlib.nullcontext() as processes:
+            results = processes.map(encode_frame, tasks) if processes else (encode_frame(*task) for task in tasks)
+            progress = tqdm(results, desc=f"{out.name} ({encoding})", total=len(frames), unit="frame", disable=None)
+            for batch in _batches(result for result in progress if result is not None):
+                writer.write(batch)
+                new += len(batch)
         writer.finish()
     for left_over in partial.iterdir():
         if left_over.name not in (DATA, META_INFO):

@@ -106,9 +106,12 @@ def parse_record(data: bytes, folder: Path) -> Record:
 
 def _parse_json(data: bytes, folder: Path) -> dict[str, Any]:
     try:
-        return json.loads(data)
+        content = json.loads(data)
     except ValueError as error:
         raise _damaged(folder) from error
+    if not isinstance(content, dict):
+        raise _damaged(folder)
+    return content
 
 
 class LmdbFile:
@@ -120,48 +123,50 @@ class LmdbFile:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
+        with _reading(folder):
             # The system's readahead suits values of many pages.
             self._env = lmdb.open(str(folder), readonly=True, lock=False, create=False, max_dbs=1)
-            info, page = self._env.info(), self._env.stat()["psize"]
-            size, expected = (folder / DATA).stat().st_size, (info["last_pgno"] + 1) * page
-            if size < expected:  # looking at what is missing would kill the process
-                raise CSDError(f"{folder}: {DATA} is cut short, {size} bytes of {expected}: build the store again")
+            self._check_length()
             self._values = self._env.begin(buffers=True)
-            self._records = self._env.begin(db=self._env.open_db(RECORDS, create=False))
-        except lmdb.NotFoundError as error:
-            raise CSDError(f"{folder}: not a store of `csd prepare`: build it from the image files") from error
-        except (lmdb.Error, OSError) as error:
-            raise _unreadable(folder, error) from error
-        self.header = parse_header(self._records.get(HEADER_KEY) or b"{}", folder)
+            try:
+                self._records = self._env.begin(db=self._env.open_db(RECORDS, create=False))
+            except lmdb.NotFoundError as error:
+                raise CSDError(f"{folder}: not a store of `csd prepare`: build it from the image files") from error
+            header = self._records.get(HEADER_KEY)
+        self.header = parse_header(header or b"{}", folder)
         if not self.header.complete:
             raise CSDError(f"{folder}: the store is half built: run `csd prepare` again, which goes on with it")
 
     def value(self, key: str) -> memoryview | None:
         """What is stored under the key (without suffix): a view into the map, or None."""
-        try:
+        with _reading(self.folder):
             return self._values.get(key.encode())
-        except lmdb.Error as error:
-            raise _unreadable(self.folder, error) from error
 
     def record(self, key: str) -> Record | None:
         """The frame's record, by its key without suffix."""
-        try:
+        with _reading(self.folder):
             data = self._records.get(key.encode())
-        except lmdb.Error as error:
-            raise _unreadable(self.folder, error) from error
         return None if data is None else parse_record(data, self.folder)
 
     def records(self) -> Iterator[tuple[str, Record]]:
         """(key without suffix, record) of all frames."""
-        for key, data in self._records.cursor():
-            if key != HEADER_KEY:
-                yield key.decode(), parse_record(data, self.folder)
+        with _reading(self.folder):
+            for key, data in self._records.cursor():
+                if key != HEADER_KEY:
+                    yield key.decode(errors="replace"), parse_record(data, self.folder)
 
     def value_keys(self) -> list[str]:
         """Everything that is stored, keys without suffix."""
-        keys = (bytes(key) for key in self._values.cursor().iternext(values=False))
+        with _reading(self.folder):
+            keys = [bytes(key) for key in self._values.cursor().iternext(values=False)]
         return [key.decode(errors="replace") for key in keys if key != RECORDS]
+
+    def _check_length(self) -> None:
+        """Looking at what is missing of a file would end the process."""
+        expected = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+        size = (self.folder / DATA).stat().st_size
+        if size < expected:
+            raise CSDError(f"{self.folder}: {DATA} is cut short, {size} bytes of {expected}: build the store again")
 
 
 _open_files: dict[tuple[int, int], LmdbFile] = {}
@@ -256,9 +261,21 @@ class RawLmdbStore(_LmdbStore):
         return np.frombuffer(value, np.uint8).reshape(height, width, 3)
 
 
-def _unreadable(folder: Path, error: Exception) -> CSDError:
-    reason = " ".join(str(error).split())
-    return CSDError(f"{folder}: cannot be read ({reason}): see `csd prepare --verify`, or build the store again")
+class _reading:
+    """Turns what LMDB raises into the line for the user; a class, as it is on the way of every frame."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, (lmdb.Error, OSError)):
+            reason = " ".join(str(error).split()).removeprefix(f"{self.folder}: ")
+            raise CSDError(
+                f"{self.folder}: cannot be read ({reason}): see `csd prepare --verify`, or build the store again"
+            ) from error
 
 
 def _damaged(folder: Path) -> CSDError:

@@ -10,12 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
-import lmdb
 from tqdm import tqdm
 
 from csd_plugin.data.lmdb_store import DATA, META_INFO, Record, open_file, split_key
 from csd_plugin.data.store import FolderStore
-from csd_plugin.data.workers import map_in_processes
+from csd_plugin.data.workers import Processes
 from csd_plugin.errors import CSDError
 
 _TOGETHER = 32
@@ -49,15 +48,18 @@ def verify_store(path: str | Path, source: str | Path | None = None, jobs: int =
     path = Path(path)
     try:
         # In processes of their own, as LMDB may take the one along that walks through a damaged file.
-        (contents,) = map_in_processes(_list_contents, [(path,)], 1)
-        problems = _compare_lists(path, contents)
-        problems += _checked(_check_values, path, contents.records, jobs, "store")
-        if source is not None:
-            folder = FolderStore(source)
-            there = {split_key(key)[0]: key for key in folder.keys()}  # noqa: SIM118, a store is no mapping
-            problems += _compare_with_folder(there, contents.records)
-            shared = {key: record for key, record in contents.records.items() if there.get(key) == key + record.suffix}
-            problems += _checked(_check_files, folder.root, shared, jobs, "files")
+        with Processes(jobs) as processes:
+            (contents,) = processes.map(_list_contents, [(path,)])
+            problems = _compare_lists(path, contents)
+            problems += _checked(processes, _check_values, path, contents.records, "store")
+            if source is not None:
+                folder = FolderStore(source)
+                there = {split_key(key)[0]: key for key in folder.keys()}  # noqa: SIM118, a store is no mapping
+                problems += _compare_with_folder(there, contents.records)
+                both = {
+                    key: record for key, record in contents.records.items() if there.get(key) == key + record.suffix
+                }
+                problems += _checked(processes, _check_files, folder.root, both, "files")
     except BrokenProcessPool:
         raise CSDError(f"{path}: {DATA} is damaged, reading it ends the process: build the store again") from None
     return sorted(problems, key=lambda problem: problem.key)
@@ -74,10 +76,7 @@ class _Contents:
 
 def _list_contents(path: Path) -> _Contents:
     file = open_file(path)
-    try:
-        return _Contents(file.header.encoding, dict(file.records()), file.value_keys())
-    except lmdb.Error as error:
-        raise CSDError(f"{path}: {DATA} is damaged ({error}): build the store again") from error
+    return _Contents(file.header.encoding, dict(file.records()), file.value_keys())
 
 
 def _compare_lists(path: Path, contents: _Contents) -> list[Problem]:
@@ -107,12 +106,12 @@ def _compare_with_folder(files: dict[str, str], records: dict[str, Record]) -> l
     ]
 
 
-def _checked(check: _Check, place: Path, records: dict[str, Record], jobs: int, what: str) -> list[Problem]:
+def _checked(processes: Processes, check: _Check, place: Path, records: dict[str, Record], what: str) -> list[Problem]:
     problems: list[Problem] = []
     with tqdm(total=len(records), desc=f"verify {what}", unit="frame", disable=None) as progress:
         frames = iter(sorted(records.items()))
         tasks = iter(lambda: (place, list(islice(frames, _TOGETHER))), (place, []))
-        for found in map_in_processes(check, tasks, jobs):
+        for found in processes.map(check, tasks):
             problems += found
             progress.update(_TOGETHER)
     return problems

@@ -18,22 +18,33 @@ T = TypeVar("T")
 _AHEAD = 4
 
 
-def map_in_processes(function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], jobs: int) -> Iterator[T]:
-    """`function(*task)` of all tasks, in their order, by `jobs` spawned processes.
+class Processes:
+    """`jobs` spawned processes that do what they are told, as a context manager.
 
-    They live no longer than the caller, however that ends. Raises what `function` raises, and BrokenProcessPool where
-    a process dies.
+    They live no longer than the caller, however that ends.
     """
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _prepare_worker) as pool:
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+        self._pool = ProcessPoolExecutor(jobs, get_context("spawn"), _prepare_worker)
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[..., T], tasks: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+        """`function(*task)` of all tasks, in their order, with few of them at a time in memory.
+
+        Raises what `function` raises, and BrokenProcessPool where a process dies.
+        """
         waiting: deque[Future[T]] = deque()
         remaining = iter(tasks)
-        try:
-            waiting.extend(pool.submit(function, *task) for task in islice(remaining, _AHEAD * jobs))
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(function, *task) for task in islice(remaining, 1))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        waiting.extend(self._pool.submit(function, *task) for task in islice(remaining, _AHEAD * self.jobs))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(self._pool.submit(function, *task) for task in islice(remaining, 1))
 
 
 def _prepare_worker() -> None:

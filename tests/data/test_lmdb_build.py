@@ -1,0 +1,282 @@
+"""Building stores: resumed after any end, never complete before they are, and verified."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+from synthetic import moving_scene, write_image
+
+from csd_plugin.data import build
+from csd_plugin.data.build import build_store
+from csd_plugin.data.lmdb_store import open_file
+from csd_plugin.data.store import open_store
+from csd_plugin.data.verify import verify_store
+from csd_plugin.errors import CSDError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for clip in range(2):
+        for i, frame in enumerate(moving_scene(6, 40, 52, clip)):
+            write_image(tmp_path / "clips" / f"c{clip}" / f"{i}.png", frame)
+    return tmp_path / "clips"
+
+
+def content(store):
+    """Everything in a store, read without our code."""
+    with lmdb.open(str(store), readonly=True, lock=False, max_dbs=1) as env, env.begin() as txn:
+        records = {key: bytes(value) for key, value in txn.cursor(db=env.open_db(b"csd", txn=txn, create=False))}
+        return {key: bytes(value) for key, value in txn.cursor() if key != b"csd"}, records
+
+
+# --- building -------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_do_not_matter(folder, tmp_path):
+    for jobs in (1, 2):
+        report = build_store(folder, tmp_path / f"{jobs}.lmdb", "png", jobs)
+        assert (report.frames, report.new) == (12, 12)
+    assert content(tmp_path / "1.lmdb") == content(tmp_path / "2.lmdb")
+    assert (tmp_path / "1.lmdb" / "meta_info.txt").read_text() == (tmp_path / "2.lmdb" / "meta_info.txt").read_text()
+
+
+def test_the_map_grows(folder, tmp_path, monkeypatch):
+    build_store(folder, tmp_path / "large.lmdb", "raw")
+    monkeypatch.setattr(build, "_FIRST_MAP", 2**15)
+    monkeypatch.setattr(build, "_BATCH", 2**14)
+    build_store(folder, tmp_path / "small.lmdb", "raw")
+    assert content(tmp_path / "small.lmdb") == content(tmp_path / "large.lmdb")
+
+
+def interrupted(folder, out, monkeypatch, after, encoding="source"):
+    """A build that ends after so many frames; each is a transaction of its own."""
+    whole = build.encode_frame
+
+    def encode(root, key, encoding, known):
+        nonlocal after
+        after -= 1
+        if after < 0:
+            raise KeyboardInterrupt
+        return whole(root, key, encoding, known)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_BATCH", 1)
+        patch.setattr(build, "encode_frame", encode)
+        with pytest.raises(KeyboardInterrupt):
+            build_store(folder, out, encoding)
+    assert not out.exists()
+    with pytest.raises(CSDError, match="half built"):
+        open_store(out)
+    with pytest.raises(CSDError, match="half built"):
+        open_store(out.with_name(f"{out.name}.partial"))
+
+
+def test_a_build_goes_on_with_what_is_missing(folder, tmp_path, monkeypatch):
+    out = tmp_path / "x.lmdb"
+    interrupted(folder, out, monkeypatch, after=5)
+    report = build_store(folder, out)
+    assert (report.frames, report.new) == (12, 7)
+    build_store(folder, tmp_path / "peace.lmdb")
+    assert content(out) == content(tmp_path / "peace.lmdb")
+    assert build_store(folder, out).new == 0
+    assert sorted(path.name for path in out.iterdir()) == ["data.mdb", "meta_info.txt"]
+    assert not out.with_name("x.lmdb.partial").exists()
+
+
+def test_a_build_goes_on_with_files_that_changed_meanwhile(folder, tmp_path, monkeypatch):
+    out = tmp_path / "x.lmdb"
+    interrupted(folder, out, monkeypatch, after=5)
+    write_image(folder / "c0" / "1.png", moving_scene(1, 40, 52, 7)[0])
+    (folder / "c0" / "2.png").unlink()
+    (folder / "c0" / "3.png").rename(folder / "c0" / "9.png")
+    write_image(folder / "c0" / "4.bmp", moving_scene(1, 40, 52, 4)[0])
+    (folder / "c0" / "4.png").unlink()
+    build_store(folder, out)
+    build_store(folder, tmp_path / "peace.lmdb")
+    assert content(out) == content(tmp_path / "peace.lmdb")
+    assert verify_store(out, folder) == []
+
+
+def test_a_build_that_only_lacks_its_name(folder, tmp_path):
+    build_store(folder, tmp_path / "x.lmdb")
+    (tmp_path / "x.lmdb").rename(tmp_path / "y.lmdb.partial")
+    assert build_store(folder, tmp_path / "y.lmdb").new == 0
+    assert verify_store(tmp_path / "y.lmdb", folder) == []
+
+
+def test_other_encodings_do_not_mix(folder, tmp_path, monkeypatch):
+    out = tmp_path / "x.lmdb"
+    interrupted(folder, out, monkeypatch, after=3)
+    with pytest.raises(CSDError, match=r"x\.lmdb\.partial: an interrupted build of a source store"):
+        build_store(folder, out, "raw")
+    build_store(folder, out)
+    with pytest.raises(CSDError, match=r"x\.lmdb: is there already, as source"):
+        build_store(folder, out, "raw")
+    write_image(folder / "c9" / "0.png", moving_scene(1, 40, 52, 0)[0])
+    with pytest.raises(CSDError, match=r"x\.lmdb: is there already, of other frames \(c9/0\.png and 0 more\)"):
+        build_store(folder, out)
+
+
+def test_one_builder_at_a_time(folder, tmp_path):
+    with (
+        build._only_builder(tmp_path),
+        pytest.raises(CSDError, match="another process"),
+        build._only_builder(tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("change", "out", "message"),
+    [
+        (lambda folder: (folder / "c0" / "1.jpg").write_bytes(b""), "x.lmdb", r"one frame in two files, c0/1"),
+        (lambda folder: (folder / "c1" / "3.png").write_bytes(b"x"), "x.lmdb", r"c1/3\.png: no readable image"),
+        (lambda folder: (folder / "c1" / "3.png").rename(folder / "c1" / "3\n.png"), "x.lmdb", "rename the file"),
+        (shutil.rmtree, "x.lmdb", "clips does not exist"),
+        (lambda folder: shutil.rmtree(folder) or folder.mkdir(), "x.lmdb", "no images found"),
+        (lambda folder: None, "x", "name ends in .lmdb: give x.lmdb"),
+        (lambda folder: folder.with_name("x.lmdb").touch(), "x.lmdb", "no data.mdb"),
+        (lambda folder: folder.with_name("file").touch(), "file/x.lmdb", r"cannot be written \(Not a directory\)"),
+    ],
+)
+def test_what_cannot_be_built(folder, tmp_path, change, out, message):
+    change(folder)
+    with pytest.raises(CSDError, match=message) as error:
+        build_store(folder, tmp_path / out)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / out).is_dir()
+
+
+def test_unknown_encoding(folder, tmp_path):
+    with pytest.raises(CSDError, match="'jpg' is unknown: give one of source, png, raw"):
+        build_store(folder, tmp_path / "x.lmdb", "jpg")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits on the size of files")
+def test_a_full_disk_leaves_what_can_go_on(folder, tmp_path):
+    """A limit on the size of files is what a full disk is to a writer, without the need for one."""
+    out = tmp_path / "x.lmdb"
+    code = (
+        "import resource, signal, sys; from csd_plugin.data.build import build_store\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))\n"
+        "try: build_store(*sys.argv[1:], 'raw')\n"
+        "except ValueError as error: print(error); sys.exit(2)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, folder, out], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 2, run.stderr
+    assert "x.lmdb: cannot be written (" in run.stdout and "run this again" in run.stdout
+    assert not out.exists() and len(open_store(folder).keys()) == 12
+    assert build_store(folder, out, "raw").frames == 12
+    assert verify_store(out, folder) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_any_moment(folder, tmp_path, seed):
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import soak_store
+    finally:
+        sys.path.pop(0)
+    assert soak_store.main([str(folder), "--kills", "1", "--seed", str(seed), "--work", str(tmp_path)]) == 0
+
+
+# --- verifying ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(folder, tmp_path):
+    build_store(folder, tmp_path / "x.lmdb", "raw")
+    return tmp_path / "x.lmdb"
+
+
+def edit(store, change):
+    with lmdb.open(str(store), max_dbs=1) as env:
+        records = env.open_db(b"csd")
+        with env.begin(write=True) as txn:
+            change(txn, records)
+
+
+def flip_byte(value, at=-5):
+    data = bytearray(value)
+    data[at] ^= 1
+    return bytes(data)
+
+
+IN_STORE = {
+    "changed": lambda txn, records: txn.put(b"c0/3", flip_byte(txn.get(b"c0/3"))),
+    "truncated": lambda txn, records: txn.put(b"c0/3", txn.get(b"c0/3")[:-1]),
+    "missing": lambda txn, records: txn.delete(b"c0/3"),
+    "extra": lambda txn, records: txn.put(b"c0/33", b"x"),
+}
+
+
+@pytest.mark.parametrize("kind", IN_STORE)
+def test_verify_finds_what_is_wrong_in_the_store(store, kind):
+    edit(store, IN_STORE[kind])
+    (problem,) = verify_store(store)
+    assert problem.kind == kind and str(problem).startswith(f"c0/3{'3' if kind == 'extra' else '.png'}: {kind}: ")
+
+
+IN_FOLDER = {
+    "changed": lambda folder: (folder / "c0/3.png").write_bytes(flip_byte((folder / "c0/3.png").read_bytes())),
+    "cut": lambda folder: os.truncate(folder / "c0/3.png", 100),
+    "extra": lambda folder: (folder / "c0/3.png").unlink(),
+    "missing": lambda folder: write_image(folder / "c0/33.png", np.zeros((4, 4, 3), np.uint8)),
+}
+
+
+@pytest.mark.parametrize("kind", IN_FOLDER)
+def test_verify_finds_what_is_wrong_in_the_folder(store, folder, kind):
+    IN_FOLDER[kind](folder)
+    (problem,) = verify_store(store, folder)
+    assert problem.kind == {"cut": "changed"}.get(kind, kind)
+    assert problem.key == ("c0/33.png" if kind == "missing" else "c0/3.png")
+
+
+def test_verify_finds_nothing_wrong_in_a_whole_store(store, folder):
+    assert verify_store(store, folder, jobs=2) == []
+
+
+def test_verify_compares_the_list_of_frames(store):
+    meta = store / "meta_info.txt"
+    whole = meta.read_text()
+    meta.write_text(whole.replace("c0/3.png (40,52,3)", "c0/3.png (52,40,3)"))
+    assert [problem.key for problem in verify_store(store)] == ["meta_info.txt"] * 2
+    meta.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    assert [problem.kind for problem in verify_store(store)] == ["changed"]
+    meta.unlink()
+    assert [problem.kind for problem in verify_store(store)] == ["missing"]
+
+
+def test_verify_survives_any_damage_of_the_file(store):
+    rng = np.random.default_rng(0)
+    whole = (store / "data.mdb").read_bytes()
+    for _ in range(5):
+        data = bytearray(whole)
+        for at in rng.integers(len(data) // 4096, size=6):
+            data[at * 4096 : at * 4096 + 64] = rng.bytes(64)
+        (store / "data.mdb").write_bytes(data)
+        try:
+            found = verify_store(store)
+        except CSDError as error:
+            assert "\n" not in str(error)
+        else:
+            assert found
+
+
+def test_checksums_are_of_the_file_and_of_what_is_stored(store, folder):
+    record = open_file(store).record("c1/2")
+    assert record.source == hashlib.sha256((folder / "c1/2.png").read_bytes()).hexdigest()
+    assert record.value == hashlib.sha256(open_file(store).value("c1/2")).hexdigest()
