@@ -31,10 +31,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csd_plugin.data.layout import SPLITS
+
 if TYPE_CHECKING:
     from csd_plugin.data.prepare import Prepared
 
-SPLITS = ("train", "test", "real")
 ENCODINGS = ("source", "png", "raw")
 
 
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", metavar="IN", type=Path, nargs="+", help="archives, folders, video files")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder of the data set")
     parser.add_argument("--pattern", metavar="'RAIN GT'", help="where frames of other data sets are, see above")
-    parser.add_argument("--split", choices=SPLITS, help="of clips whose name or folder does not tell it")
+    parser.add_argument("--split", choices=tuple(SPLITS), help="of clips whose name or folder does not tell it")
     parser.add_argument(
         "--lmdb",
         choices=ENCODINGS,
@@ -80,7 +81,7 @@ def _report(prepared: Prepared, out: Path) -> bool:
         clips = [clip for clip in prepared.clips if clip.split == split]
         if clips:
             print(f"{split:<6}{len(clips):>4} clips: {', '.join(clip.folder for clip in clips)}")
-    print(f"{prepared.new} clips written below {out}, {len(prepared.clips) - prepared.new} not written by this run")
+    print(f"clips written below {out}: {prepared.new} of {len(prepared.clips)}")
     for split, names in prepared.missing.items():
         everything = len(names) == len(PUBLISHED[split])
         print(f"missing of NTURain, {split}: {f'all {len(names)} clips' if everything else ', '.join(names)}")

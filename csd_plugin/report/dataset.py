@@ -1,0 +1,314 @@
+"""What a data set holds, clip by clip, and what is wrong with it; as text and as JSON. The page is `dataset_page`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from csd_plugin.data.census import find_clips
+from csd_plugin.data.parallel import run_all
+from csd_plugin.data.store import FrameStore, open_store
+from csd_plugin.errors import CSDError
+from csd_plugin.metrics.image_quality import luma_8bit, psnr
+from csd_plugin.types import PairedSequence
+
+THUMBNAIL_WIDTH = 374
+DIFFERENCE_GAIN = 3
+"""How much stronger than it is the thumbnail of the difference shows it."""
+
+_MAX_PROBLEMS = 5
+# The training options' num_frame and gt_size, as the paper has them; smaller clips need other options.
+_TRAINING_FRAMES, _TRAINING_CROP = 11, 128
+
+
+class RainStatistics(NamedTuple):
+    """Of Rain - GT over all RGB values, in 8-bit grey levels; brighter, darker: percentages beyond +10 and -10."""
+
+    mean: float
+    median: float
+    brighter: float
+    darker: float
+
+
+@dataclass(frozen=True)
+class ClipFacts:
+    """One rainy clip and its truth.
+
+    split:      None outside NTURain's layout.
+    frames:     of the rainy clip; its truth has as many.
+    size:       'WIDTHxHEIGHT' of most frames, '' where none can be read.
+    brightness: mean RGB value of rainy and of clean frames, 0 .. 255; statistics; psnr in dB of the 8-bit luma, as the
+                published tables have it: of the sampled frames, None without truth. psnr is `inf` for equal frames.
+    problems:   one line each.
+    pictures:   JPEG thumbnails of the middle frame: rain and, with truth, truth and difference.
+    """
+
+    name: str
+    split: str | None
+    frames: int
+    size: str
+    brightness: tuple[float | None, float | None]
+    statistics: RainStatistics | None
+    psnr: float | None
+    problems: tuple[str, ...]
+    pictures: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """samples: frames of every clip that were looked at for statistics; decoded: whether all were decoded."""
+
+    path: str
+    samples: int
+    decoded: bool
+    clips: tuple[ClipFacts, ...]
+    layout_problems: tuple[str, ...]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return (*self.layout_problems, *(problem for clip in self.clips for problem in clip.problems))
+
+    @property
+    def summary(self) -> str:
+        paired = sum(clip.statistics is not None for clip in self.clips)
+        frames = sum(clip.frames for clip in self.clips)
+        sizes = ", ".join(size for size, _ in Counter(clip.size for clip in self.clips if clip.size).most_common(3))
+        return f"{_count(len(self.clips), 'clip')} ({paired} with truth), {_count(frames, 'frame')}, {sizes}"
+
+
+def examine(path: Path, samples: int = 16, decode: bool = False, jobs: int = 1) -> DatasetFacts:
+    """Look at a folder or an LMDB store, and at every header in it.
+
+    samples: frames of every clip that are decoded for the statistics, evenly spread over it, at least 1.
+    decode:  decode all frames, to find damaged ones.
+    Raises CSDError where there is nothing to look at; what is wrong with clips and frames is in the result.
+    """
+    if samples < 1:
+        raise CSDError(f"samples = {samples}: give at least 1")
+    store = open_store(path)
+    census = find_clips(store, path)
+    tasks = [(store, split, sequence, samples, decode) for split, sequence in census.clips]
+    weights = [len(sequence.lq) if decode else min(samples, len(sequence.lq)) for _, sequence in census.clips]
+    found: dict[int, ClipFacts] = {}
+    for index, facts in run_all(_examine_clip, tasks, jobs, "looking at frames", "frame", weights):
+        if isinstance(facts, CSDError):
+            raise facts
+        found[index] = facts
+    clips = tuple(found[index] for index in sorted(found))
+    return DatasetFacts(str(path), samples, decode, clips, tuple(census.problems))
+
+
+def _examine_clip(
+    store: FrameStore,
+    split: str | None,
+    sequence: PairedSequence,
+    samples: int,
+    decode: bool,
+    tick: Callable[[], object],
+) -> ClipFacts:
+    size, problems = _sizes(store, sequence)
+    if split == "train":
+        problems += _too_small_to_train(sequence, size)
+    count = len(sequence.lq)
+    sampled = [round(share) for share in np.linspace(0, count - 1, min(samples, count))]
+    levels: list[float] = []
+    clean_levels: list[float] = []
+    quality: list[float] = []
+    counts = np.zeros(511)
+    pictures: tuple[bytes, ...] = ()
+    for number in range(count) if decode else sampled:
+        tick()
+        rain, truth, unread = _read(store, sequence, number)
+        problems += unread
+        if number not in sampled or rain is None:
+            continue
+        levels.append(float(rain.mean()))
+        if truth is not None:
+            clean_levels.append(float(truth.mean()))
+            counts += np.bincount((rain.astype(np.int16) - truth).ravel() + 255, minlength=511)
+            quality.append(psnr(luma_8bit(rain), luma_8bit(truth)))
+        if number == sampled[len(sampled) // 2]:
+            pictures = _thumbnails(rain, truth)
+    if quality and math.isinf(min(quality)):
+        problems.append(f"{sequence.name}: rainy and clean frames are the same: there is no rain to learn from")
+    return ClipFacts(
+        name=sequence.name,
+        split=split,
+        frames=count,
+        size=size,
+        brightness=(_mean(levels), _mean(clean_levels)),
+        statistics=_statistics(counts) if quality else None,
+        psnr=_mean(quality),
+        problems=_shortened(sequence.name, problems),
+        pictures=pictures,
+    )
+
+
+def _sizes(store: FrameStore, sequence: PairedSequence) -> tuple[str, list[str]]:
+    """('WIDTHxHEIGHT' of most frames, problems), from all headers."""
+    sizes: dict[str, tuple[int, int]] = {}
+    problems = []
+    for key in (*sequence.lq, *(sequence.gt or ())):
+        try:
+            sizes[key] = store.shape(key)
+        except CSDError as error:
+            problems.append(str(error))
+    if not sizes:
+        return "", problems
+    usual = Counter(sizes.values()).most_common(1)[0][0]
+    problems += [
+        f"{key}: is {width}x{height}, most frames of the clip are {usual[1]}x{usual[0]}"
+        for key, (height, width) in sizes.items()
+        if (height, width) != usual
+    ]
+    return f"{usual[1]}x{usual[0]}", problems
+
+
+def _too_small_to_train(sequence: PairedSequence, size: str) -> list[str]:
+    problems = []
+    if len(sequence.lq) < _TRAINING_FRAMES:
+        problems.append(f"{sequence.name}: {len(sequence.lq)} frames are fewer than num_frame {_TRAINING_FRAMES}")
+    if size and min(map(int, size.split("x"))) < _TRAINING_CROP:
+        problems.append(f"{sequence.name}: frames of {size} are smaller than gt_size {_TRAINING_CROP}")
+    return problems
+
+
+def _read(
+    store: FrameStore, sequence: PairedSequence, number: int
+) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
+    """(rain, truth, problems); truth is None also where it does not fit on the rain."""
+    frames: list[np.ndarray | None] = []
+    problems = []
+    for keys in (sequence.lq, sequence.gt):
+        try:
+            frames.append(None if keys is None else store.read(keys[number]))
+        except CSDError as error:
+            problems.append(str(error))
+            frames.append(None)
+    rain, truth = frames
+    return rain, truth if rain is not None and truth is not None and truth.shape == rain.shape else None, problems
+
+
+def _statistics(counts: np.ndarray) -> RainStatistics:
+    """From how often each difference -255 .. 255 is there."""
+    share, level = counts / counts.sum(), np.arange(-255, 256)
+    return RainStatistics(
+        mean=float(share @ level),
+        median=float(level[np.searchsorted(share.cumsum(), 0.5)]),
+        brighter=100 * float(share[level > 10].sum()),
+        darker=100 * float(share[level < -10].sum()),
+    )
+
+
+def _thumbnails(rain: np.ndarray, truth: np.ndarray | None) -> tuple[bytes, ...]:
+    """JPEGs of rain, and of truth and difference where there is truth; the difference is mid-grey where both agree."""
+    if truth is None:
+        return (_jpeg(_small(rain)),)
+    difference = _small(rain.astype(np.float32) - truth) * DIFFERENCE_GAIN + 128
+    return _jpeg(_small(rain)), _jpeg(_small(truth)), _jpeg(difference.clip(0, 255).astype(np.uint8))
+
+
+def _small(image: np.ndarray) -> np.ndarray:
+    height = max(1, round(image.shape[0] * THUMBNAIL_WIDTH / image.shape[1]))
+    return cv2.resize(image, (THUMBNAIL_WIDTH, height), interpolation=cv2.INTER_AREA)
+
+
+def _jpeg(rgb: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _shortened(clip: str, problems: list[str]) -> tuple[str, ...]:
+    once = list(dict.fromkeys(problems))
+    more = len(once) - _MAX_PROBLEMS
+    return tuple(once) if more <= 0 else (*once[:_MAX_PROBLEMS], f"{clip}: {more} more of this kind")
+
+
+# --- as text and JSON ---------------------------------------------------------------------------------------------
+
+_COLUMNS = ("clip", "frames", "size", "light", "clean", "rain-gt", "median", ">+10 %", "<-10 %", "PSNR")
+
+
+def table(clips: Sequence[ClipFacts]) -> list[tuple[str, ...]]:
+    """Titles, and a row for every clip; without columns in which no clip has a value."""
+    rows = [_row(clip) for clip in clips]
+    filled = [i for i in range(len(_COLUMNS)) if any(cells[i] for cells in rows)]
+    return [tuple(cells[i] for i in filled) for cells in (_COLUMNS, *rows)]
+
+
+def _row(clip: ClipFacts) -> tuple[str, ...]:
+    statistics = clip.statistics or (None,) * 4
+    return (
+        clip.name,
+        str(clip.frames),
+        clip.size,
+        *(_number(level, 1) for level in clip.brightness),
+        _number(statistics[0], 2, "+"),
+        _number(statistics[1], 0),
+        *(_number(share, 2) for share in statistics[2:]),
+        _number(clip.psnr, 2),
+    )
+
+
+def by_split(facts: DatasetFacts) -> Iterable[tuple[str, list[ClipFacts]]]:
+    """(title, clips) of every split that has some."""
+    for split, title in (("train", "training"), ("test", "test"), ("real", "real rain"), (None, "folders of frames")):
+        if clips := [clip for clip in facts.clips if clip.split == split]:
+            yield title, clips
+
+
+def as_text(facts: DatasetFacts) -> str:
+    lines = [f"{facts.path}: {facts.summary}"]
+    for title, clips in by_split(facts):
+        lines += ["", f"{title}: {_count(len(clips), 'clip')}", *_aligned(table(clips))]
+    looked = "all frames were decoded" if facts.decoded else "headers of all frames were read (--decode reads all)"
+    lines += ["", f"Levels, rain and PSNR (dB, 8-bit luma): of up to {facts.samples} frames of each clip; {looked}."]
+    lines += [f"{_count(len(facts.problems), 'problem')} found" + (":" if facts.problems else ".")]
+    return "\n".join([*lines, *(f"  {problem}" for problem in facts.problems)]) + "\n"
+
+
+def as_json(facts: DatasetFacts) -> str:
+    """Everything but the pictures. A PSNR of equal frames is null: JSON has no infinity."""
+    clips = []
+    for clip in facts.clips:
+        plain = asdict(clip) | {"statistics": clip.statistics and clip.statistics._asdict()}
+        del plain["pictures"]
+        if clip.psnr is not None and math.isinf(clip.psnr):
+            plain["psnr"] = None
+        clips.append(plain)
+    content = {
+        "path": facts.path,
+        "samples": facts.samples,
+        "decoded": facts.decoded,
+        "clips": clips,
+        "layout_problems": facts.layout_problems,
+    }
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def _number(value: float | None, digits: int, sign: str = "") -> str:
+    return "" if value is None else f"{value:{sign}.{digits}f}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *values in rows:
+        cells = [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *cells]))
+    return lines
