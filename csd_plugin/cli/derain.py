@@ -27,13 +27,25 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IN", type=Path, help="video file or folder of frames")
     parser.add_argument("output", metavar="OUT", type=Path, help="video file or folder to write")
-    parser.add_argument("--model", metavar="PATH", help="checkpoint of the network")
+    parser.add_argument("--model", metavar="PATH", help="checkpoint of the network, or what `csd export` made of it")
     parser.add_argument("--start", type=position, default=0, metavar="AT", help="first frame: 120, 4.8s or 1:05")
     parser.add_argument("--end", type=position, metavar="AT", help="the frame after the last, given as --start is")
     parser.add_argument("--fps", type=Fraction, default=Fraction(25), help="frame rate of a folder (default 25)")
     parser.add_argument("--side-by-side", action="store_true", help="write the rainy frame beside the clean one")
     parser.add_argument("--compare", metavar="GT", type=Path, help="true frames: report PSNR and SSIM against them")
     parser.add_argument("--keep-going", action="store_true", help="leave out what cannot be read in a damaged video")
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "torch", "onnxruntime", "openvino"),
+        default="auto",
+        help="what computes (default: torch; for .onnx ONNX Runtime, for .xml OpenVINO)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="of the layers: bf16 is about twice as fast on CPUs that have it, fp16 on GPUs (default fp32)",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument(
         "--memory",
@@ -52,6 +64,13 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.weights import find_checkpoint
 
     keep_freed_memory()
+    derainer = Derainer(
+        find_checkpoint(args.model),
+        backend=args.backend,
+        precision=args.precision,
+        device=args.device,
+        memory=args.memory,
+    )
     scores = Scores()
 
     def score(name: str, rainy: np.ndarray, clean: np.ndarray, truth: np.ndarray | None) -> None:
@@ -62,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     count = derain_file(
         args.source,
         args.output,
-        Derainer(find_checkpoint(args.model), device=args.device, memory=args.memory),
+        derainer,
         start=args.start,
         end=args.end,
         fps=args.fps,

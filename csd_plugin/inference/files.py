@@ -6,15 +6,18 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from csd_plugin.data.video import FrameReader, Position, open_reader, open_writer
 from csd_plugin.errors import CSDError
-from csd_plugin.inference.runner import Derainer
-from csd_plugin.inference.streaming import ahead
+from csd_plugin.inference.runner import Derainer, peak_of
+from csd_plugin.inference.streaming import WindowStream, ahead
 
 Observer = Callable[[str, np.ndarray, np.ndarray, np.ndarray | None], None]
 """Called with each frame's name, the rainy frame, the clean one, and the truth if there is one."""
@@ -76,6 +79,23 @@ def paired(reader: FrameReader, derainer: Derainer) -> Iterator[tuple[np.ndarray
 
     for clean in derainer(remembered()):
         yield waiting.popleft(), clean
+
+
+def sample_windows(source: Path, num_frame: int, *, count: int = 16, size: int = 512) -> list[Tensor]:
+    """Up to `count` windows from all over a clip, (1, T, 3, H, W) float32 in [0, 1], cut to `size` in the middle."""
+    windows: list[Tensor] = []
+    with open_reader(source) as reader:
+        step = max((reader.num_frames or 0) // count, 1)
+        stream: WindowStream[Tensor] = WindowStream(num_frame)
+        top, left = (max(length - size, 0) // 2 for length in reversed(reader.size))
+        made = (window for frame in reader for window in stream.push(_cut(frame, top, left, size)))
+        windows += [torch.stack(window)[None] for window in islice(made, 0, count * step, step)]
+        return windows or [torch.stack(window)[None] for window in stream.flush()][:count]
+
+
+def _cut(frame: np.ndarray, top: int, left: int, size: int) -> Tensor:
+    pixels = frame[top : top + size, left : left + size].astype(np.float32) / peak_of(frame)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _truth(truth: FrameReader, rainy: FrameReader) -> Iterator[np.ndarray]:

@@ -1,0 +1,64 @@
+"""Write a trained network as a file that runs without this package.
+
+OUT's name says the kind: .onnx (ONNX Runtime and others), .xml (OpenVINO IR, with a .bin beside it) or .pt2
+(torch.export). All take (batch, frames, 3, height, width) of any size, float32 RGB in [0, 1], and give the clean
+centre frames; how many frames, and how to go on at a clip's ends, is in the file's metadata. Before the file takes its
+name it is run and compared with torch. `csd derain --model` takes .onnx and .xml.
+
+examples:
+  csd export net_g_latest.pth student.onnx
+  csd export net_g_latest.pth student.xml --dtype fp16 --check rain.mp4
+  csd export net_g_latest.pth student_int8.onnx --int8 --calibrate rainy_frames/
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint of the network")
+    parser.add_argument("output", metavar="OUT", type=Path, help="file to write: .onnx, .xml or .pt2")
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument(
+        "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="what the layers compute in"
+    )
+    precision.add_argument("--int8", action="store_true", help="quantise to 8-bit integers; needs --calibrate")
+    parser.add_argument(
+        "--calibrate", metavar="CLIP", type=Path, help="rainy video or folder that tells int8 its ranges"
+    )
+    parser.add_argument("--check", metavar="CLIP", type=Path, help="rainy clip to compare on (default: made-up frames)")
+    parser.add_argument("--opset", type=int, default=18, help="of ONNX (default 18)")
+    parser.add_argument("--license", default="not stated", metavar="TEXT", help="of the weights, for the metadata")
+
+
+def run(args: argparse.Namespace) -> None:
+    from csd_plugin.archs.checkpoint import load_network
+    from csd_plugin.export.export import export_network
+    from csd_plugin.inference.files import sample_windows
+    from csd_plugin.weights import find_checkpoint
+
+    network = load_network(find_checkpoint(args.checkpoint))
+    num_frame: int = network.num_frame  # type: ignore[assignment]
+    calibration = sample_windows(args.calibrate, num_frame) if args.calibrate else []
+    # int8 is compared on other frames than it was calibrated on.
+    windows = sample_windows(args.check, num_frame) if args.check else calibration[1::2]
+    exported = export_network(
+        network,
+        args.output,
+        precision="int8" if args.int8 else args.dtype,
+        opset=args.opset,
+        license=args.license,
+        windows=windows,
+        calibration=calibration if args.check or len(calibration) < 2 else calibration[::2],
+    )
+    facts = exported.facts
+    print(
+        f"{exported.path}: {exported.title}, {facts.preset}, window of {facts.num_frame}, {exported.precision}, "
+        f"{exported.num_bytes / 1000:.0f} kB"
+    )
+    print(
+        f"against torch in fp32, {exported.windows} windows: largest difference {exported.max_difference:.2g}, "
+        f"PSNR {exported.psnr:.1f} dB"
+    )

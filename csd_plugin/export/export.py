@@ -1,0 +1,146 @@
+"""A network as a file for another runtime, run and compared with torch before it takes its name."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from csd_plugin.errors import CSDError
+from csd_plugin.export.quantize import quantise
+from csd_plugin.export.writers import FORMATS, Run, onnx_to_openvino
+from csd_plugin.inference.facts import Facts, study
+from csd_plugin.inference.graph import DTYPES, OPSET, Computing, ready, to_onnx
+
+# By how much a file's frames may differ from torch's in fp32, where 1 is white: rounding of each precision
+# through some 20 layers. int8 has no bound, its error is reported.
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how it compares with torch in fp32 on `windows` windows.
+
+    max_difference: the largest, where 1 is white. psnr: in dB with white as peak, infinite for equal frames.
+    """
+
+    path: Path
+    title: str
+    precision: str
+    facts: Facts
+    num_bytes: int
+    windows: int
+    max_difference: float
+    psnr: float
+
+
+def export_network(
+    network: nn.Module,
+    output: str | Path,
+    *,
+    precision: str = "fp32",
+    opset: int = OPSET,
+    license: str = "not stated",
+    windows: Sequence[Tensor] = (),
+    calibration: Sequence[Tensor] = (),
+) -> Exported:
+    """Write a network for any batch, height and width, and check what was written.
+
+    The file takes and gives float32 whatever it computes in. It is opened and run as its users will run it, on
+    `windows` and on a batch of an odd size, and only appears under its name when it gives torch's frames.
+
+    Args:
+        output: the name says the kind: .onnx, .xml (OpenVINO IR, with its weights beside it in .bin) or .pt2.
+        precision: 'fp32', 'fp16', for .pt2 also 'bf16', or 'int8' (.onnx and .xml).
+        opset: of ONNX.
+        license: of the weights; goes into the file.
+        windows: (B, T, 3, H, W) float32 in [0, 1] to compare on; without any, made-up ones.
+        calibration: the windows that int8 takes its ranges from.
+
+    Raises:
+        CSDError: a kind of file or precision that is not written, a package that is not installed, no
+            calibration for int8, a folder that is not there, or frames that differ.
+    """
+    output = Path(output)
+    if output.suffix.lower() not in FORMATS:
+        kinds = ", ".join(f"{suffix} ({form.title})" for suffix, form in FORMATS.items())
+        raise CSDError(f"{output}: cannot export to '{output.suffix}'; give a name that ends in one of {kinds}")
+    form = FORMATS[output.suffix.lower()]
+    precisions = form.precisions if output.suffix.lower() == ".pt2" else (*form.precisions, "int8")
+    if precision not in precisions:
+        raise CSDError(f"{form.title} is written in {', '.join(precisions)} here, not in {precision}")
+    if precision == "int8" and not calibration:
+        raise CSDError("int8 takes the range of every layer from frames: give a clip to calibrate on")
+    if not output.parent.is_dir():
+        raise CSDError(f"{output}: the folder {output.parent} does not exist; make it first")
+
+    facts = study(network, license)
+    reference = ready(network)
+    with _beside(output) as temporary:
+        if precision == "int8":
+            model = quantise(to_onnx(reference, facts, opset=opset), calibration)
+            if output.suffix.lower() == ".onnx":
+                temporary.write_bytes(model)
+            else:
+                onnx_to_openvino(model, temporary)
+        else:
+            form.write(ready(network, DTYPES[precision]), facts, opset, temporary)
+        difference, error, count = _compare(form.open(temporary), reference, windows or _made_up(facts))
+        tolerance = TOLERANCE.get(precision, math.inf)
+        if not difference <= tolerance:
+            raise CSDError(
+                f"{output}: the exported network's frames differ from torch's by up to {difference:.2g}, more than "
+                f"the {tolerance:g} of {precision}; nothing was written; try another --opset or --dtype"
+            )
+        num_bytes = sum(path.stat().st_size for path in temporary.parent.iterdir())
+    psnr = -10 * math.log10(error) if error else math.inf
+    return Exported(output, form.title, precision, facts, num_bytes, count, difference, psnr)
+
+
+def _compare(run: Run, reference: Computing, windows: Sequence[Tensor]) -> tuple[float, float, int]:
+    """Largest difference and mean squared error over the windows, and how many they are."""
+    largest, squared, numbers, count = 0.0, 0.0, 0, 0
+    for window in windows:
+        with torch.inference_mode():
+            expected = reference(window)
+        result = run(window)
+        if result.shape != expected.shape:
+            raise CSDError(f"the exported network gives {tuple(result.shape)}, expected {tuple(expected.shape)}")
+        difference = (result.clamp(0, 1) - expected.clamp(0, 1)).abs()
+        # NaN is a difference too, and max() of Python's would drop it.
+        largest = max(largest, float(difference.max()) if bool(result.isfinite().all()) else math.inf)
+        squared, numbers = squared + float(difference.double().square().sum()), numbers + difference.numel()
+        count += len(window)
+    return largest, squared / numbers, count
+
+
+def _made_up(facts: Facts) -> list[Tensor]:
+    """Smooth pictures that move, with noise, in two sizes and batches: the file must take them all."""
+    generator = torch.Generator().manual_seed(0)
+    windows = []
+    for batch, height, width in ((1, 48, 64), (2, 37, 53)):
+        coarse = torch.rand(batch, facts.num_frame * 3, 6, 8, generator=generator)
+        frames = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+        noise = 0.05 * torch.randn(frames.shape, generator=generator)
+        windows.append((frames + noise).clamp(0, 1).unflatten(1, (facts.num_frame, 3)))
+    return windows
+
+
+@contextlib.contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """A path in a hidden folder beside the output; what is written there moves to its place if all went well."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+            temporary = Path(folder) / output.name
+            yield temporary
+            # The file that names the others comes last.
+            for path in sorted(Path(folder).iterdir(), key=lambda path: path == temporary):
+                path.replace(output.with_name(path.name))
+    except OSError as error:
+        raise CSDError(f"{output}: cannot be written ({error.strerror or error})") from error

@@ -1,0 +1,85 @@
+"""One function for each kind of file: a ready network -> a file, and the file -> something that computes.
+
+Both directions are here so that what was written can be run as its users will run it.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from csd_plugin.errors import CSDError
+from csd_plugin.inference.backends import OnnxRuntimeBackend, OpenVINOBackend
+from csd_plugin.inference.facts import Facts
+from csd_plugin.inference.graph import Computing, dynamic_program, to_onnx
+
+Run = Callable[[Tensor], Tensor]
+"""(B, T, 3, H, W) -> (B, 3, H, W), both float32."""
+
+
+class Format(NamedTuple):
+    """write(network, facts, opset, path), open(path), the precisions that it holds, and a name for people."""
+
+    write: Callable[[Computing, Facts, int, Path], None]
+    open: Callable[[Path], Run]
+    precisions: tuple[str, ...]
+    title: str
+
+
+def write_onnx(network: Computing, facts: Facts, opset: int, path: Path) -> None:
+    path.write_bytes(to_onnx(network, facts, opset=opset))
+
+
+def open_onnx(path: Path) -> Run:
+    return OnnxRuntimeBackend(path, "fp32", "cpu")
+
+
+def write_openvino(network: Computing, facts: Facts, opset: int, path: Path) -> None:
+    onnx_to_openvino(to_onnx(network, facts, opset=opset), path)
+
+
+def onnx_to_openvino(model: bytes, path: Path) -> None:
+    """Write IR: `path` (.xml) and the weights beside it (.bin), in the precision that the model has."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise CSDError("OpenVINO IR needs openvino; install the extra: pip install csd-plugin[openvino]") from error
+    openvino.save_model(openvino.Core().read_model(model, b""), path, compress_to_fp16=False)
+
+
+def open_openvino(path: Path) -> Run:
+    return OpenVINOBackend(path, "fp32", "cpu")
+
+
+def write_program(network: Computing, facts: Facts, opset: int, path: Path) -> None:
+    """torch.export's own format; the facts are its extra file 'metadata.json'."""
+    program = dynamic_program(network)
+    for node in program.graph.nodes:  # lines of our source, with paths of this machine
+        node.meta.pop("stack_trace", None)
+    metadata = json.dumps(facts.to_metadata(), indent=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # folded weights are views of one another's storage
+        torch.export.save(program, path, extra_files={"metadata.json": metadata})
+
+
+def open_program(path: Path) -> Run:
+    program = torch.export.load(path).module()
+
+    def run(window: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return program(window)
+
+    return run
+
+
+FORMATS = {
+    ".onnx": Format(write_onnx, open_onnx, ("fp32", "fp16"), "ONNX"),
+    ".xml": Format(write_openvino, open_openvino, ("fp32", "fp16"), "OpenVINO IR"),
+    ".pt2": Format(write_program, open_program, ("fp32", "bf16", "fp16"), "torch.export"),
+}

@@ -1,0 +1,155 @@
+"""What `csd export` writes gives torch's frames, in other runtimes and without this package."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.cli import main
+from csd_plugin.errors import CSDError
+from csd_plugin.export import export as module
+from csd_plugin.export.export import export_network
+from csd_plugin.inference.runner import Derainer
+
+pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")
+pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
+
+
+@pytest.fixture(scope="module")
+def network() -> SLDNet:
+    torch.manual_seed(0)
+    return SLDNet(preset="student2", num_feat=4).eval()
+
+
+@pytest.fixture(scope="module")
+def windows() -> list[torch.Tensor]:
+    return [torch.rand(1, 3, 3, 20, 28, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def onnx_file(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "student.onnx"
+    export_network(network, path, license="CC BY 4.0")
+    return path
+
+
+def test_onnx_runs_where_this_package_cannot_be_imported(network, onnx_file, tmp_path):
+    window = torch.rand(2, 3, 3, 25, 34)
+    np.save(tmp_path / "window.npy", window.numpy())
+    code = f"""
+import sys
+sys.modules["csd_plugin"] = sys.modules["torch"] = None
+import numpy as np, onnxruntime
+session = onnxruntime.InferenceSession({str(onnx_file)!r})
+facts = session.get_modelmeta().custom_metadata_map
+window = np.load("window.npy")
+assert window.shape[1] == int(facts["num_frame"])
+np.save("frame.npy", session.run(None, {{"window": window}})[0])
+print(facts["preset"], facts["license"], facts["padding"], sep="|")
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-1000:]
+    preset, license, padding = run.stdout.strip().split("|")
+    assert (preset, license) == ("SLDNet", "CC BY 4.0") and padding.startswith("time: reflect")
+    with torch.no_grad():
+        assert np.abs(np.load(tmp_path / "frame.npy") - network(window).numpy()).max() < 1e-5
+
+
+def test_sizes_are_dynamic_and_no_path_of_this_machine_is_inside(onnx_file):
+    import onnx
+
+    model = onnx.load(onnx_file)
+    dims = [
+        [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in (*model.graph.input, *model.graph.output)
+    ]
+    assert dims == [["batch", 3, 3, "height", "width"], ["batch", 3, "height", "width"]]
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("Conv") == 14 and kinds.count("Transpose") <= 1  # folded throughout
+    assert b"csd_plugin/" not in onnx_file.read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_torch_export_computes_the_same(network, tmp_path, precision):
+    done = export_network(network, tmp_path / "s.pt2", precision=precision)
+    assert done.max_difference < (1e-5 if precision == "fp32" else 0.05)
+    assert done.windows == 3 and done.num_bytes == (tmp_path / "s.pt2").stat().st_size
+    extra = {"metadata.json": ""}
+    program = torch.export.load(tmp_path / "s.pt2", extra_files=extra).module()
+    assert json.loads(extra["metadata.json"])["num_frame"] == "3"
+    window = torch.rand(1, 3, 3, 16, 22)
+    with torch.no_grad():
+        assert (program(window) - network(window)).abs().max() < (1e-5 if precision == "fp32" else 0.05)
+    with zipfile.ZipFile(tmp_path / "s.pt2") as archive:
+        assert not any(b"csd_plugin/" in archive.read(name) for name in archive.namelist())
+
+
+def test_openvino_ir(network, tmp_path):
+    pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
+    export_network(network, tmp_path / "s.xml")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.bin", "s.xml"]
+    clip = np.random.default_rng(0).integers(0, 256, (3, 21, 30, 3), np.uint8)
+    given, expected = Derainer(tmp_path / "s.xml")(clip), Derainer(network, device="cpu")(clip)
+    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(given, expected, strict=True)) <= 1
+
+
+def test_int8_reports_what_it_costs(network, windows, tmp_path):
+    done = export_network(network, tmp_path / "s.onnx", precision="int8", calibration=windows[:2], windows=windows[2:])
+    assert 25 < done.psnr < 70 and done.windows == 2
+    import onnx
+
+    kinds = [node.op_type for node in onnx.load(tmp_path / "s.onnx").graph.node]
+    assert kinds.count("QuantizeLinear") > 12
+    assert Derainer(tmp_path / "s.onnx").num_frame == 3  # the metadata are there
+    with pytest.raises(CSDError, match="give a clip to calibrate on"):
+        export_network(network, tmp_path / "t.onnx", precision="int8")
+
+
+def test_fp16_halves_the_file(network, onnx_file, tmp_path):
+    done = export_network(network, tmp_path / "s.onnx", precision="fp16")
+    assert done.num_bytes < 0.8 * onnx_file.stat().st_size
+    assert 0 < done.max_difference < 0.01
+
+
+def test_a_file_that_computes_something_else_is_not_kept(network, tmp_path, monkeypatch):
+    form = module.FORMATS[".pt2"]._replace(
+        write=lambda network, facts, opset, path: path.write_text("new"),
+        open=lambda path: lambda window: window[:, 1] * 0.5,
+    )
+    monkeypatch.setitem(module.FORMATS, ".pt2", form)
+    (tmp_path / "s.pt2").write_text("older")
+    with pytest.raises(CSDError, match=r"frames differ from torch's by up to .* nothing was written"):
+        export_network(network, tmp_path / "s.pt2")
+    assert [path.name for path in tmp_path.iterdir()] == ["s.pt2"] and (tmp_path / "s.pt2").read_text() == "older"
+
+
+def test_command_line_exports_and_derains(network, tmp_path, capsys):
+    torch.save({"params": network.state_dict()}, tmp_path / "net.pth")
+    (tmp_path / "rain").mkdir()
+    for number, image in enumerate(np.random.default_rng(1).integers(0, 256, (5, 22, 30, 3), np.uint8)):
+        cv2.imwrite(str(tmp_path / "rain" / f"{number}.png"), image)
+    rain, checkpoint, output = str(tmp_path / "rain"), str(tmp_path / "net.pth"), str(tmp_path / "net.onnx")
+    assert main(["export", checkpoint, output, "--check", rain]) == 0
+    shown = capsys.readouterr().out
+    assert "ONNX, SLDNet, window of 3, fp32" in shown and "4 windows: largest difference" in shown
+    for model, folder in ((output, "a"), (checkpoint, "b")):
+        assert main(["derain", rain, str(tmp_path / folder), "--model", model, "--device", "cpu"]) == 0
+    for path in (tmp_path / "a").iterdir():
+        a, b = cv2.imread(str(path)), cv2.imread(str(tmp_path / "b" / path.name))
+        assert np.abs(a.astype(int) - b).max() <= 1
+
+    for arguments, message in (
+        ((output.replace("onnx", "tflite"),), "cannot export to '.tflite'"),
+        ((output, "--dtype", "bf16"), "ONNX is written in fp32, fp16, int8 here, not in bf16"),
+        ((str(tmp_path / "no" / "net.onnx"),), "does not exist; make it first"),
+    ):
+        assert main(["export", checkpoint, *arguments]) == 2
+        assert message in capsys.readouterr().err
