@@ -57,6 +57,8 @@ class RunSection(FileSection):
 
     network_g: dict = Field(description="the network that is trained or tested")
     network_t: dict | None = Field(None, description="the teacher of a DistillModel")
+    interface_g: dict | None = Field(None, description="how network_g is called, where it does not say so itself")
+    interface_t: dict | None = Field(None, description="how network_t is called")
     train: dict | None = None
     val: dict | None = None
     logger: dict | None = None
@@ -64,6 +66,14 @@ class RunSection(FileSection):
     manual_seed: int | None = None
     dist_params: dict | None = None
     find_unused_parameters: bool = False
+
+
+class InterfaceSection(Section):
+    """`interface_g`, `interface_t`: how a network is called that does not say so itself."""
+
+    layout: Literal["image", "window", "sequence"] | None = Field(None, description="what goes in and comes out")
+    num_frame: int | None = Field(None, gt=0, description="frames that a target is computed from, odd")
+    feature: str | None = Field(None, description="the layer compared in distillation: `body.7`, `body.7:output`")
 
 
 class PathSection(ToolboxSection):
@@ -202,7 +212,9 @@ NETWORKS = {"SLDNet": SLDNet, "PReNet": PReNet, "S2VD": S2VD}
 LOSSES = {"PyramidSSIMLoss": PyramidSSIMLoss}
 MODELS = ("VideoDerainModel", "DistillModel")
 
-SECTIONS: dict[str, type[ToolboxSection]] = {
+SECTIONS: dict[str, type[BaseModel]] = {
+    "interface_g": InterfaceSection,
+    "interface_t": InterfaceSection,
     "path": PathSection,
     "train": TrainSection,
     "val": ValSection,

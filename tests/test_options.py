@@ -128,7 +128,7 @@ def test_a_student_meets_the_same_data_and_schedule_in_both_stages(path):
 def test_every_key_is_explained_beside_the_files():
     text = (OPTIONS / "README.md").read_text()
     classes = [options.PairedVideoSection, options.PairedVideoTestSection, options.RunSection, options.TrainSection]
-    classes += [options.ValSection, options.LoggerSection, options.TapsSection]
+    classes += [options.ValSection, options.LoggerSection, options.TapsSection, options.InterfaceSection]
     classes += [options.objective_section(name) for name in options.OBJECTIVES]
     classes += [options.section_of(cls) for cls in (*options.NETWORKS.values(), *options.LOSSES.values())]
     keys = {key for cls in classes for key in cls.model_fields}

@@ -31,7 +31,10 @@ class FeatureTap:
             raise CSDError(f"feature tap {path!r}: kind must be one of {', '.join(KINDS)}, not {kind!r}")
         self.path, self.kind = path, kind
         self._captured: Any = None
+        self._version = 0
         module = _find(network, path)
+        # An activation that works in place would change what is captured after it was.
+        self._copies = any(getattr(layer, "inplace", False) for layer in network.modules())
         if kind == "input":
             self._handle = module.register_forward_pre_hook(self._capture_input, with_kwargs=True)
         else:
@@ -50,6 +53,10 @@ class FeatureTap:
             raise CSDError(
                 f"feature tap {self.path!r}: its {self.kind} is a {type(captured).__name__}, not a tensor; tap another"
             )
+        if captured._version != self._version:
+            raise CSDError(
+                f"feature tap {self.path!r}: a later layer changes its {self.kind} in place; tap that layer's output"
+            )
         return captured.squeeze(2) if captured.ndim == 5 else captured
 
     def remove(self) -> None:
@@ -63,10 +70,16 @@ class FeatureTap:
         self.remove()
 
     def _capture_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self._captured = next(iter((*args, *kwargs.values())), None)
+        self._capture(next(iter((*args, *kwargs.values())), None))
 
     def _capture_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._captured = output
+        self._capture(output)
+
+    def _capture(self, value: Any) -> None:
+        if isinstance(value, Tensor):
+            value = value.clone() if self._copies else value
+            self._version = value._version
+        self._captured = value
 
 
 def tap_layers(network: nn.Module, layers: Iterable[str]) -> list[FeatureTap]:
@@ -93,5 +106,8 @@ def _find(network: nn.Module, path: str) -> nn.Module:
     modules = tappable(network)
     if path not in modules:
         near = difflib.get_close_matches(path, modules, n=5, cutoff=0)
-        raise CSDError(f"feature tap {path!r}: {type(network).__name__} has no such layer; nearest: {', '.join(near)}")
+        raise CSDError(
+            f"feature tap {path!r}: {type(network).__name__} has no such layer; nearest: {', '.join(near)}"
+            f" (`csd inspect` lists all)"
+        )
     return modules[path]

@@ -16,7 +16,7 @@ from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.distill.objective import build_objective, weighted_sum
 from csd_plugin.distill.taps import FeatureTap, tap_layers
 from csd_plugin.errors import CSDError
-from csd_plugin.models.layouts import layout_of
+from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.video_derain_model import VideoDerainModel, save_atomically
 from csd_plugin.types import ClipView
 
@@ -25,10 +25,10 @@ class DistillModel(VideoDerainModel):
     """`network_g` learns from `network_t` by the objective of `train.distill_opt`, one step per batch.
 
     `train.distill_opt` holds the objective's `type` and options, the `weights` of its terms, and the layers that
-    it compares (`taps`, lists for `student` and `teacher`; by default the `feature_tap` of each network). With every
-    weight at zero neither teacher nor objective is built, and training is stage 1's bit for bit. The teacher is
-    frozen, and outside optimizer, EMA and checkpoints; the objective's own weights (CSD's cells) learn with the
-    student and are saved apart, as `models/objective_N.pth`.
+    it compares (`taps`, lists for `student` and `teacher`; by default the one feature that each network names).
+    With every weight at zero neither teacher nor objective is built, and training is stage 1's bit for bit. The
+    teacher is frozen, and outside optimizer, EMA and checkpoints; the objective's own weights (CSD's cells) learn
+    with the student and are saved apart, as `models/objective_N.pth`.
     """
 
     def init_training_settings(self) -> None:
@@ -40,7 +40,9 @@ class DistillModel(VideoDerainModel):
                 self.net_t = self._build_teacher()
                 objective = build_objective(objective_opt)
                 self.student_taps, self.teacher_taps = (
-                    tap_network(self.get_bare_model(network), layers.get(name)) if objective.needs_features else []
+                    tap_network(self.get_bare_model(network), self.layout_of(network), layers.get(name))
+                    if objective.needs_features
+                    else []
                     for name, network in (("student", self.net_g), ("teacher", self.net_t))
                 )
                 self.objective = self._place_objective(objective)
@@ -64,6 +66,10 @@ class DistillModel(VideoDerainModel):
                 torch.distributed.broadcast(value, 0)
         return objective
 
+    def layout_of(self, network: nn.Module) -> Layout:
+        teacher = self.distills and network is self.net_t
+        return layout_of(network, self.opt.get("interface_t")) if teacher else super().layout_of(network)
+
     def parameters_to_optimize(self) -> list[nn.Parameter]:
         cells = [p for p in self.objective.parameters() if p.requires_grad] if self.distills else []
         return super().parameters_to_optimize() + cells
@@ -85,12 +91,12 @@ class DistillModel(VideoDerainModel):
     def _view(self, network: nn.Module, taps: list[FeatureTap]) -> ClipView:
         """Output and features of all targets, at every input scale that the objective asks for."""
         batch, num_target = self.gt.shape[:2]
-        layout = layout_of(self.get_bare_model(network))
+        layout = self.layout_of(network)
         outputs, features = {}, {}
         for scale in self.get_bare_model(self.objective).input_scales:
             clip = self.lq if scale == 1 else F.avg_pool2d(self.lq.flatten(0, 1), scale).unflatten(0, self.lq.shape[:2])
             outputs[scale] = self.run_network(network, clip).unflatten(0, (batch, num_target))
-            features[scale] = tuple(layout.features(tap.take(), num_target, tap.path) for tap in taps)
+            features[scale] = tuple(layout.features(tap.take(), batch, num_target, tap.path) for tap in taps)
         return ClipView(outputs[1], features)
 
     def optimize_parameters(self, current_iter: int) -> None:
@@ -128,11 +134,11 @@ def split_options(distill_opt: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     return objective, weights, taps or {}
 
 
-def tap_network(network: nn.Module, layers: list[str] | None) -> list[FeatureTap]:
-    """Taps of these layers, by default of the one that the network, not wrapped, declares. Raises CSDError."""
-    if layers is None and not hasattr(network, "feature_tap"):
+def tap_network(network: nn.Module, layout: Layout, layers: list[str] | None) -> list[FeatureTap]:
+    """Taps of these layers, by default of the one feature of the layout. Raises CSDError."""
+    if layers is None and layout.feature is None:
         raise CSDError(
-            f"{type(network).__name__} names no layer whose feature is compared; give train.distill_opt.taps, lists of "
-            f"layers for student and teacher"
+            f"{type(network).__name__} names no layer whose feature is compared; give `feature` for it, or "
+            f"train.distill_opt.taps"
         )
-    return tap_layers(network, [str(network.feature_tap)] if layers is None else layers)
+    return tap_layers(network, [str(layout.feature)] if layers is None else layers)

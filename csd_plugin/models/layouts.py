@@ -1,54 +1,76 @@
-"""How networks are called: on a window for each target, or on a whole sequence. The one place that knows."""
+"""How networks are called, on single images, a window for each target, or a sequence: the one place that knows."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from csd_plugin.data.windows import slice_windows, window_slice
+from csd_plugin.data.windows import slice_windows, target_slice, window_slice
 from csd_plugin.errors import CSDError
+
+LAYOUTS = ("image", "window", "sequence")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a network declares.
+    """What a network takes and gives, and which of its layers is compared in distillation.
 
     num_frame: frames T that it computes a target from, centred on it.
-    sequence: it maps (B, L + T - 1, 3, H, W) to as many frames, of which the middle L count (`layout = "sequence"`);
-        otherwise (B, T, 3, H, W) to the centre (B, 3, H, W).
+    kind: `image`: (B, 3, H, W) to as many; `window`: (B, T, 3, H, W) to the centre (B, 3, H, W); `sequence`:
+        (B, L + T - 1, 3, H, W) to as many frames, of which the middle L count.
+    feature: module whose input is the feature, or `module:output`; None where nobody has named one.
     """
 
     num_frame: int
-    sequence: bool
+    kind: str
+    feature: str | None = None
 
     def run(self, network: nn.Module, clips: Tensor, num_target: int) -> Tensor:
         """The `num_target` middle frames of each clip (B, N, 3, H, W) -> (B*L, 3, H, W), clip after clip.
 
-        network: of this layout, or a wrapper of it. Raises CSDError where a clip is too short.
+        network: of this layout, or a wrapper of it. Raises CSDError where a clip is too short, or the network does
+        not give frames of the size that it is given.
         """
-        if not self.sequence:
-            return network(slice_windows(clips, num_target, self.num_frame))
-        seen = clips[:, window_slice(clips.shape[1], num_target, self.num_frame)]
-        return self.targets(network(seen)).flatten(0, 1)
-
-    def features(self, captured: Tensor, num_target: int, layer: str) -> Tensor:
-        """What a tap of `layer` captured while `run` ran -> (B, L, C, h, w).
-
-        captured: (B*L, C, [T',] h, w), averaged over time, or of a sequence (B, C, L + T - 1, h, w). Raises CSDError.
-        """
-        if captured.ndim not in (4, 5):
-            raise CSDError(f"feature tap {layer!r}: a tensor of {captured.ndim} dimensions is no feature; tap another")
-        if not self.sequence:
-            captured = captured.mean(dim=2) if captured.ndim == 5 else captured
-            return captured.unflatten(0, (-1, num_target))
-        captured = captured.unsqueeze(2) if captured.ndim == 4 else captured  # a tap drops a time axis of length 1
-        seen = num_target + self.num_frame - 1
-        if captured.shape[2] != seen:
+        if self.kind == "image":
+            frames = network(clips[:, target_slice(clips.shape[1], num_target)].flatten(0, 1))
+        elif self.kind == "window":
+            frames = network(slice_windows(clips, num_target, self.num_frame).contiguous())
+        else:
+            seen = clips[:, window_slice(clips.shape[1], num_target, self.num_frame)]
+            frames = self.targets(network(seen.contiguous())).flatten(0, 1)
+        expected = (clips.shape[0] * num_target, *clips.shape[2:])
+        if frames.shape != expected:
             raise CSDError(
-                f"feature tap {layer!r}: {captured.shape[2]} frames of a sequence of {seen}; tap a layer that has all"
+                f"the network gives {tuple(frames.shape)} where frames {expected} are needed; check its layout "
+                f"({self.kind}, num_frame {self.num_frame}), and that its scale is 1"
             )
-        return self.targets(captured.transpose(1, 2))
+        return frames
+
+    def features(self, captured: Tensor, batch: int, num_target: int, layer: str) -> Tensor:
+        """What a tap of `layer` captured while `run` ran on `batch` clips -> (B, L, C, h, w).
+
+        captured: of images and windows (B*L, C, h, w), (B*L, C, T', h, w) or (B*L*T', C, h, w), averaged over time;
+            of a sequence of T frames (B, C, T, h, w), (B, T, C, h, w) or (B*T, C, h, w).
+
+        Raises CSDError for any other shape.
+        """
+        shape, seen = captured.shape, num_target + self.num_frame - 1
+        if self.kind == "sequence":
+            if captured.ndim == 4 and shape[0] == batch * seen:
+                return self.targets(captured.unflatten(0, (batch, seen)))
+            if captured.ndim == 5 and shape[0] == batch and seen in shape[1:3]:
+                return self.targets(captured.transpose(1, 2) if shape[2] == seen else captured)
+        elif captured.ndim in (4, 5) and shape[0] and shape[0] % (batch * num_target) == 0:
+            captured = captured.mean(dim=2) if captured.ndim == 5 else captured
+            features = captured.unflatten(0, (batch, num_target, -1))
+            return features.squeeze(2) if features.shape[2] == 1 else features.mean(dim=2)
+        raise CSDError(
+            f"feature tap {layer!r}: a tensor of shape {tuple(shape)} holds no feature for each of "
+            f"{batch} x {num_target} targets; tap another layer"
+        )
 
     def targets(self, frames: Tensor) -> Tensor:
         """(B, L + T - 1, ...) of a sequence -> (B, L, ...)."""
@@ -56,6 +78,17 @@ class Layout:
         return frames[:, radius : frames.shape[1] - radius]
 
 
-def layout_of(network: nn.Module) -> Layout:
-    """What a network, not wrapped, declares by its `num_frame` and `layout`."""
-    return Layout(int(network.num_frame), getattr(network, "layout", "window") == "sequence")  # type: ignore[arg-type]
+def layout_of(network: nn.Module, declared: Mapping[str, Any] | None = None) -> Layout:
+    """What a network, not wrapped, says of itself, or options say of it, which come first.
+
+    declared: `num_frame`, `layout`, `feature`. Raises CSDError where nobody says how many frames it takes.
+    """
+    given = {key: value for key, value in (declared or {}).items() if value is not None}
+    kind = given.get("layout") or getattr(network, "layout", "window")
+    num_frame = given.get("num_frame") or (1 if kind == "image" else getattr(network, "num_frame", None))
+    if not isinstance(num_frame, int):
+        raise CSDError(
+            f"{type(network).__name__} does not say how it is called; give `layout` (image, window or sequence) and "
+            f"`num_frame` for it"
+        )
+    return Layout(num_frame, str(kind), given.get("feature") or getattr(network, "feature_tap", None))

@@ -17,6 +17,7 @@ from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.distill.objective import build_objective, weighted_sum
 from csd_plugin.errors import CSDError
 from csd_plugin.models.distill_model import split_options, tap_network
+from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.video_derain_model import build_optimizer
 from csd_plugin.report.results import load_results
 
@@ -45,27 +46,38 @@ def check_run(opt: dict[str, Any]) -> None:
         )
 
     with torch.random.fork_rng():  # the run itself must draw the numbers that it would draw without this check
-        networks = {"network_g": _build_network(opt["network_g"], "network_g")}
+        names = ["network_g"]
+        if opt["is_train"] and opt["model_type"] == "DistillModel":
+            names.append("network_t")
+        networks = {name: _build_network(opt[name], name) for name in names}
+        layouts = {name: _layout(network, opt, name) for name, network in networks.items()}
         if opt["is_train"]:
-            if opt["model_type"] == "DistillModel":
-                networks["network_t"] = _build_network(opt["network_t"], "network_t")
-                _check_objective(opt["train"]["distill_opt"], networks)
+            if "network_t" in networks:
+                _check_objective(opt["train"]["distill_opt"], networks, layouts)
             _check_training(opt["train"], networks["network_g"])
-    _check_data(opt, networks)
+    _check_data(opt, layouts)
 
     for name, network in networks.items():
         if not (name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)):
             _check_checkpoint(opt["path"], name, network)
 
 
-def _check_objective(distill_opt: dict[str, Any], networks: dict[str, nn.Module]) -> None:
+def _layout(network: nn.Module, opt: dict[str, Any], name: str) -> Layout:
+    section = f"interface_{name.removeprefix('network_')}"
+    try:
+        return layout_of(network, opt.get(section))
+    except CSDError as error:
+        raise CSDError(f"{name}: {error} in the section {section}") from error
+
+
+def _check_objective(distill_opt: dict[str, Any], networks: dict[str, nn.Module], layouts: dict[str, Layout]) -> None:
     """Build it, look for a weight of each term, and for the layers that are tapped."""
     objective_opt, weights, layers = split_options(distill_opt)
     objective = build_objective(objective_opt)
     weighted_sum({term: torch.zeros(()) for term in objective.terms}, weights)
     if objective.needs_features:
         for name, key in (("student", "network_g"), ("teacher", "network_t")):
-            for tap in tap_network(networks[key], layers.get(name)):
+            for tap in tap_network(networks[key], layouts[key], layers.get(name)):
                 tap.remove()
 
 
@@ -119,15 +131,15 @@ def _check_training(train: dict[str, Any], network: nn.Module) -> None:
     )
 
 
-def _check_data(opt: dict[str, Any], networks: dict[str, nn.Module]) -> None:
+def _check_data(opt: dict[str, Any], layouts: dict[str, Layout]) -> None:
     for key, content in opt["datasets"].items():
         dataset_type = _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
         if content["type"] not in options.DATASETS:
             continue
         num_frame, num_target = content["num_frame"], content.get("num_target", 1)
         reach = num_frame - num_target + 1
-        for name, network in networks.items():
-            needed: int = network.num_frame  # type: ignore[assignment]
+        for name, layout in layouts.items():
+            needed = layout.num_frame
             if needed > reach and (name == "network_g" or content["phase"] == "train"):
                 raise CSDError(
                     f"datasets.{key}: num_frame {num_frame} with num_target {num_target} gives windows of "

@@ -22,7 +22,6 @@ from csd_plugin.data.windows import join_windows
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.protocols import score_frame, to_uint8
 from csd_plugin.metrics.scores import Scores
-from csd_plugin.models.layouts import layout_of
 from csd_plugin.report import results
 
 
@@ -91,8 +90,8 @@ class ValidationMixin:
     @torch.no_grad()
     def _predict(self, network: Any, windows: Tensor) -> Tensor:
         """(B, T, 3, H, W), of consecutive frames -> (B, 3, H, W) on the CPU; longer windows are cut to their middle."""
-        layout = layout_of(network)
-        if layout.sequence:
+        layout = self.layout_of(network)  # type: ignore[attr-defined]
+        if layout.kind == "sequence":
             return layout.run(network, join_windows(windows).to(self.device), len(windows)).float().cpu()
         return layout.run(network, windows.to(self.device), 1).float().cpu()
 

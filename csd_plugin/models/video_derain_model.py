@@ -17,7 +17,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from csd_plugin import compat
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.errors import CSDError
-from csd_plugin.models.layouts import layout_of
+from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.validation import ValidationMixin
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -78,9 +78,13 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     def run_network(self, network: nn.Module, clip: Tensor) -> Tensor:
         """The targets of the clips (B, N, 3, H, W) by a network -> (B*L, 3, H, W)."""
-        layout = layout_of(self.get_bare_model(network))
+        layout = self.layout_of(network)
         with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             return layout.run(network, clip, self.gt.shape[1]).float()
+
+    def layout_of(self, network: nn.Module) -> Layout:
+        """How a network of this model is called."""
+        return layout_of(self.get_bare_model(network), self.opt.get("interface_g"))
 
     def optimized_parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer_g.param_groups for p in group["params"]]

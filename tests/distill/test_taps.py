@@ -102,3 +102,33 @@ def test_layers_that_give_no_tensor(net):
 def test_unknown_kind(net):
     with pytest.raises(CSDError, match="input, output"):
         FeatureTap(net, "tail", "inputs")
+
+
+def test_activations_in_place_do_not_change_what_was_captured():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 3, 1))
+    x = torch.rand(1, 3, 5, 4) - 0.5
+    with FeatureTap(net, "0", "output") as after, FeatureTap(net, "1") as before:
+        net(x)
+        expected = net[0](x)
+        assert (expected < 0).any()
+        assert torch.equal(after.take(), expected)
+        assert torch.equal(before.take(), expected)
+
+
+def test_a_change_in_place_that_no_layer_declares_is_told():
+    class Adds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Identity()
+
+        def forward(self, x):
+            x = self.body(x + 1)
+            x += 1
+            return x
+
+    net = Adds()
+    with FeatureTap(net, "body", "output") as tap:
+        net(torch.rand(1, 3, 5, 4))
+        with pytest.raises(CSDError, match="changes its output in place"):
+            tap.take()

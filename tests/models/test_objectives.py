@@ -97,12 +97,26 @@ def test_a_network_of_sequences_teaches_and_learns(launcher, tiny_rain, tiny_tea
 def test_features_of_a_sequence_are_those_of_its_targets():
     from csd_plugin.models.layouts import Layout
 
-    layout = Layout(num_frame=5, sequence=True)
+    layout = Layout(num_frame=5, kind="sequence")
     captured = torch.arange(7.0).view(1, 1, 7, 1, 1).expand(2, 3, 7, 4, 4)
-    features = layout.features(captured, num_target=3, layer="tail")
-    assert features.shape == (2, 3, 3, 4, 4)
-    assert features[0, :, 0, 0, 0].tolist() == [2, 3, 4]
-    with pytest.raises(CSDError, match="'tail': 7 frames of a sequence of 6"):
-        layout.features(captured, num_target=2, layer="tail")
-    with pytest.raises(CSDError, match="2 dimensions"):
-        layout.features(torch.rand(2, 3), num_target=1, layer="tail")
+    frames_second, flat = captured.transpose(1, 2), captured.transpose(1, 2).flatten(0, 1)
+    for form in (captured, frames_second, flat):
+        features = layout.features(form, batch=2, num_target=3, layer="tail")
+        assert features.shape == (2, 3, 3, 4, 4)
+        assert features[0, :, 0, 0, 0].tolist() == [2, 3, 4]
+    with pytest.raises(CSDError, match=r"'tail': a tensor of shape \(2, 3, 7, 4, 4\).* 2 x 2 targets"):
+        layout.features(captured, batch=2, num_target=2, layer="tail")
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 5, 5), (6, 4, 3, 5, 5), (18, 4, 5, 5)])
+def test_features_of_windows_are_averaged_over_what_time_they_have(shape):
+    from csd_plugin.models.layouts import Layout
+
+    captured = torch.rand(shape)
+    features = Layout(num_frame=3, kind="window").features(captured, batch=2, num_target=3, layer="tail")
+    assert features.shape == (2, 3, 4, 5, 5)
+    frames = {(18, 4, 5, 5): captured[3:6], (6, 4, 5, 5): captured[1:2]}.get(shape)
+    expected = captured[1].mean(dim=1) if frames is None else frames.mean(dim=0)
+    torch.testing.assert_close(features[0, 1], expected)
+    with pytest.raises(CSDError, match="holds no feature"):
+        Layout(num_frame=3, kind="window").features(torch.rand(6, 4), batch=2, num_target=3, layer="tail")

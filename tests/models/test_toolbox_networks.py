@@ -1,0 +1,81 @@
+"""Networks of the toolbox that know nothing of us, as student and as teacher."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_objectives import options_of
+from toolbox import changed, scoring_options, train_options
+
+RIDNET = {"type": "RIDNet", "in_channels": 3, "mid_channels": 16, "out_channels": 3, "num_block": 1}
+IMAGE = {"layout": "image", "feature": "tail"}
+TOFLOW = {"type": "TOFlow"}
+WINDOW = {"layout": "window", "num_frame": 7, "feature": "conv_4"}
+
+
+def checkpoint(folder, network):
+    """The starting weights of a network of the toolbox, as a file."""
+    from csd_plugin import registration
+
+    registration.install()
+    from basicsr.archs import build_network
+
+    path = folder / "start.pth"
+    torch.save(build_network(dict(network)).state_dict(), path)
+    return path
+
+
+def test_an_image_network_is_trained_and_tested(launcher, tiny_rain):
+    assert launcher.train(train_options(tiny_rain, network_g=RIDNET, interface_g=IMAGE)) == 0
+    file = launcher.folder / "experiments/run/models/net_g_latest.pth"
+    row = scoring_options(tiny_rain, file, network_g=RIDNET, interface_g=IMAGE)
+    assert launcher.test(row) == 0
+    assert (launcher.folder / "results/row/rain.json").is_file()
+
+
+def test_an_image_network_learns_from_a_video_network(launcher, tiny_rain, tiny_teacher):
+    options = options_of(tiny_rain, tiny_teacher, "CSD", network_g=RIDNET, interface_g=IMAGE)
+    assert launcher.train(options) == 0
+    assert launcher.models[-1].net_g.head.weight.grad.any()
+    assert float(launcher.models[-1].log_dict["l_spatial"]) > 0
+
+
+def test_windows_cut_out_of_longer_ones_are_whole_tensors():
+    from csd_plugin.models.layouts import Layout
+
+    def network(window):
+        return window.view(2, 9, 6, 5)[:, 3:6]  # as some networks do, and strided tensors cannot
+
+    clips = torch.rand(2, 7, 3, 6, 5)
+    assert torch.equal(Layout(num_frame=3, kind="window").run(network, clips, 1), clips[:, 3])
+
+
+@pytest.mark.parametrize(("network", "interface"), [(RIDNET, IMAGE), (TOFLOW, WINDOW)])
+def test_networks_of_the_toolbox_teach(launcher, tiny_rain, network, interface):
+    teacher = {"network_t": network, "interface_t": interface, "datasets.train.gt_size": 16}
+    options = options_of(tiny_rain, checkpoint(launcher.folder, network), "SRKD", **teacher)
+    assert launcher.train(options) == 0
+    assert float(launcher.models[-1].log_dict["l_maps"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"interface_g": ...}, "network_g: RIDNet does not say how it is called; give `layout`"),
+        ({"interface_g.layout": "images"}, "interface_g.layout is 'images'"),
+        ({"interface_g.feature": ...}, "RIDNet names no layer whose feature is compared; give `feature`"),
+        ({"interface_g.feature": "tial"}, "RIDNet has no such layer; nearest: tail"),
+        ({"interface_g.num_frames": 1}, "num_frames is unknown; did you mean num_frame?"),
+    ],
+)
+def test_what_nobody_says_is_told_before_anything_is_written(launcher, tiny_rain, tiny_teacher, capsys, changes, words):
+    options = options_of(tiny_rain, tiny_teacher, "CSD", network_g=RIDNET, interface_g=dict(IMAGE))
+    assert launcher.train(changed(options, changes)) == 2
+    assert words in capsys.readouterr().err
+    assert launcher.written() == []
+
+
+def test_a_network_of_another_scale_is_told(launcher, tiny_rain, capsys):
+    upscaling = {"type": "MSRResNet", "num_feat": 4, "num_block": 1, "upscale": 2}
+    assert launcher.train(train_options(tiny_rain, network_g=upscaling, interface_g={"layout": "image"})) == 2
+    assert "the network gives (4, 3, 48, 48) where frames (4, 3, 24, 24) are needed" in capsys.readouterr().err
