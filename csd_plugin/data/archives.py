@@ -269,6 +269,8 @@ def _refuse(path: Path, name: str, link: bool, encrypted: bool | int = False) ->
 def _inner_name(path: Path, name: str) -> str:
     """The name with '/' between folders, if it stays inside. Backslashes separate folders in names from Windows."""
     parts = name.replace("\\", "/").split("/")
-    if parts[0] == "" or ".." in parts or re.match("[A-Za-z]:", name) or "\0" in name:
-        raise CSDError(f"{path}: entry {name!r} leads outside the archive's folder: this archive is not to be trusted")
+    if parts[0] == "" or ".." in parts or re.match("[A-Za-z]:", name) or not name.isprintable():
+        raise CSDError(
+            f"{path}: entry {name!r} leads outside the archive's folder or cannot be shown: not to be trusted"
+        )
     return "/".join(part for part in parts if part not in ("", "."))

@@ -119,7 +119,7 @@ def _find(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int, result: 
     archives: list[_File] = []
     strays: Counter[str] = Counter()
     homeless: list[str] = []
-    for file in dict.fromkeys(file for root in inputs for file in _walk(root, out)):
+    for file in {file.path: file for root in inputs for file in _walk(root, out)}.values():
         if is_frame_name(file.path.name):
             _sort_in(frames, homeless, naming, file.path.parent, file.virtual, str(file.path), file.size)
         elif is_archive_name(file.path.name):
@@ -133,14 +133,15 @@ def _find(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int, result: 
         else:
             strays[file.path.name] += 1
 
-    for index, listing in run_all(_list_archive, [(file.path,) for file in archives], jobs, "archives", "archive"):
+    listings = run_all(_list_archive, [(file.path,) for file in archives], jobs, "archives", "archive")
+    for archive, listing in zip(archives, listings, strict=True):
         if isinstance(listing, CSDError):
             result.failed.append(listing)
             continue
-        around = archive_stem(archives[index].virtual)
+        around = archive_stem(archive.virtual)
         for name, size in listing:
             if is_frame_name(PurePosixPath(name).name):
-                _sort_in(frames, homeless, naming, archives[index].path, f"{around}/{name}", name, size)
+                _sort_in(frames, homeless, naming, archive.path, f"{around}/{name}", name, size)
             else:
                 strays[PurePosixPath(name).name] += 1
     if homeless:
@@ -293,9 +294,8 @@ def _write_all(clips: list[Clip], out: Path, jobs: int, result: Prepared) -> int
     except OSError as error:
         raise CSDError(f"{out}: cannot be written to ({error.strerror}): give another folder") from error
     weights = [sum(max(len(clip.frames), 1) for clip in of_source) for _, of_source, _ in tasks]
-    for _, written in run_all(_write_clips, tasks, jobs, "frames", "frame", weights):
-        if isinstance(written, CSDError):
-            result.failed.append(written)
+    written = run_all(_write_clips, tasks, jobs, "frames", "frame", weights)
+    result.failed += [error for error in written if isinstance(error, CSDError)]
     return sum(clip.target(out).is_dir() for clip in clips)
 
 

@@ -97,13 +97,12 @@ def examine(path: Path, samples: int = 16, decode: bool = False, jobs: int = 1) 
     census = find_clips(store, path)
     tasks = [(store, split, sequence, samples, decode) for split, sequence in census.clips]
     weights = [len(sequence.lq) if decode else min(samples, len(sequence.lq)) for _, sequence in census.clips]
-    found: dict[int, ClipFacts] = {}
-    for index, facts in run_all(_examine_clip, tasks, jobs, "looking at frames", "frame", weights):
+    clips: list[ClipFacts] = []
+    for facts in run_all(_examine_clip, tasks, jobs, "looking at frames", "frame", weights):
         if isinstance(facts, CSDError):
             raise facts
-        found[index] = facts
-    clips = tuple(found[index] for index in sorted(found))
-    return DatasetFacts(str(path), samples, decode, clips, tuple(census.problems))
+        clips.append(facts)
+    return DatasetFacts(str(path), samples, decode, tuple(clips), tuple(census.problems))
 
 
 def _examine_clip(

@@ -68,7 +68,7 @@ def test_content_in_order(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "name", ["../x.jpg", "/x.jpg", "t1_GT/../../x.jpg", "C:/x.jpg", "C:x.jpg", "..\\x.jpg", "\\x.jpg"]
+    "name", ["../x.jpg", "/x.jpg", "t1_GT/../../x.jpg", "C:/x.jpg", "C:x.jpg", "..\\x.jpg", "\\x.jpg", "\x1b[2Jx.jpg"]
 )
 def test_names_that_lead_outside(tmp_path, kind, name):
     path = tmp_path / "evil"

@@ -181,6 +181,11 @@ def test_one_bad_archive_does_not_stop_the_others(whole, tmp_path):
         assert message.startswith(name) and reason in message and "\n" not in message
 
 
+def test_overlapping_inputs(whole, tmp_path):
+    assert not prepare([whole, whole / TEST, whole / TEST / "a1_GT"], tmp_path / "out", by_name()).failed
+    assert tree(tmp_path / "out") == tree(whole)
+
+
 def test_the_same_clip_twice(whole, tmp_path):
     source = tmp_path / "in"
     source.mkdir()
