@@ -6,6 +6,19 @@ import struct
 import zlib
 from dataclasses import dataclass
 
+import pytest
+
+from csd_plugin.data.archives import rar_libraries
+from csd_plugin.errors import CSDError
+
+
+def need_rar_reader() -> None:
+    """Skip the test where RAR archives cannot be read."""
+    try:
+        rar_libraries()
+    except CSDError as error:
+        pytest.skip(str(error))
+
 
 @dataclass(frozen=True)
 class RarEntry:

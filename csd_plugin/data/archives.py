@@ -108,7 +108,7 @@ def members(path: Path) -> Iterator[Member]:
 
 
 def _rar_members(path: Path, kind: str) -> Iterator[Member]:
-    libarchive, rarfile = _rar_libraries()
+    libarchive, rarfile = rar_libraries()
     with _said_in_one_line(path, libarchive.ArchiveError, rarfile.Error):
         headers = _rar_headers(path, rarfile)
         with libarchive.file_reader(str(path), format_name=kind, filter_name="none") as entries:
@@ -153,8 +153,8 @@ def _reader_of_rar(path: Path, header: Any, entry: Any, damage: type[Exception])
     return read
 
 
-def _rar_libraries() -> tuple[Any, Any]:
-    """(libarchive, rarfile)"""
+def rar_libraries() -> tuple[Any, Any]:
+    """The modules (libarchive, rarfile). Raises CSDError that says what is to be installed."""
     try:
         import libarchive
         import rarfile

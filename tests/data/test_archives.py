@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from rar_files import RarEntry, rar4, rar5
+from rar_files import RarEntry, need_rar_reader, rar4, rar5
 
 from csd_plugin.data.archives import archive_stem, is_archive_name, members
 from csd_plugin.errors import CSDError
@@ -22,8 +22,7 @@ KINDS = ("rar4", "rar5", ".zip", *TAR_MODES)
 def archive(kind: str, entries: list[tuple[str, bytes]], link: bool = False) -> bytes:
     """An archive of these (name, content); with `link`, the last one is a symbolic link to its content."""
     if kind.startswith("rar"):
-        pytest.importorskip("libarchive")
-        pytest.importorskip("rarfile")
+        need_rar_reader()
         last = len(entries) - 1
         made = [RarEntry(name, data, link and i == last) for i, (name, data) in enumerate(entries)]
         return rar4(made) if kind == "rar4" else rar5(made)
@@ -85,7 +84,7 @@ def test_links(tmp_path, kind):
 
 @pytest.mark.parametrize("make", [rar4, rar5])
 def test_encrypted_rar(tmp_path, make):
-    pytest.importorskip("libarchive")
+    need_rar_reader()
     path = tmp_path / "secret.rar"
     path.write_bytes(make([RarEntry("t1_GT/00001.jpg", b"x" * 32, encrypted=True)]))
     assert "encrypted" in failing(path)
@@ -124,7 +123,7 @@ def test_what_is_no_archive(tmp_path):
         path = tmp_path / "no.rar"
         path.write_bytes(data)
         if data.startswith(b"Rar"):
-            pytest.importorskip("libarchive")
+            need_rar_reader()
         if data != bytes(2000):  # two blocks of zeros are a tar with nothing in it
             failing(path)
     failing(tmp_path / "not_there.rar")
@@ -161,8 +160,7 @@ def test_damage_is_never_silent(tmp_path, kind):
 
 
 def test_rar_as_ntu_rain_is_distributed(shared):
-    pytest.importorskip("libarchive")
-    pytest.importorskip("rarfile")
+    need_rar_reader()
     found = dict(unpack(shared / "data/NTURain/archives/ra1_Rain.rar"))
     assert "ra1_Rain/Thumbs.db" in found
     for file in (shared / "data/NTURain/Dataset_Testing_RealRain/ra1_Rain").iterdir():
@@ -175,6 +173,16 @@ def test_the_extra_is_named(tmp_path, monkeypatch, module):
     path = tmp_path / "t1_GT.rar"
     path.write_bytes(rar4([RarEntry("t1_GT/00001.jpg", b"x")]))
     with pytest.raises(CSDError, match=r"csd-plugin\[archives\]"):
+        list(members(path))
+
+
+def test_the_c_library_is_named(tmp_path, monkeypatch):
+    (tmp_path / "libarchive.py").write_text("raise OSError('libarchive.so: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "libarchive", raising=False)
+    path = tmp_path / "t1_GT.rar"
+    path.write_bytes(rar4([RarEntry("t1_GT/00001.jpg", b"x")]))
+    with pytest.raises(CSDError, match="apt-get install libarchive13"):
         list(members(path))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from rar_files import RarEntry, rar4, rar5
+from rar_files import RarEntry, need_rar_reader, rar4, rar5
 from synthetic import REAL, TEST, TRAIN, moving_scene, write_image, write_ntu_rain
 
 from csd_plugin.data import prepare as module
@@ -81,14 +81,14 @@ def test_several_processes_give_the_same(whole, tmp_path):
 
 @pytest.mark.parametrize("make", [rar4, rar5])
 def test_rar(whole, tmp_path, make):
-    pytest.importorskip("libarchive")
+    need_rar_reader()
     rar_clip(whole / REAL / "ra1_Rain", tmp_path / "ra1_Rain.rar", make)
     prepare([tmp_path / "ra1_Rain.rar"], tmp_path / "out", by_name())
     assert tree(tmp_path / "out" / REAL) == tree(whole / REAL)
 
 
 def test_real_archive_gives_identical_frames(shared, tmp_path):
-    pytest.importorskip("libarchive")
+    need_rar_reader()
     result = prepare([shared / "data/NTURain/archives"], tmp_path, by_name())
     assert not result.failed
     assert tree(tmp_path / REAL / "ra1_Rain") == tree(shared / "data/NTURain/Dataset_Testing_RealRain/ra1_Rain")
