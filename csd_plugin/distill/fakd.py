@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,7 +58,7 @@ class FAKD(Objective):
         return columns.transpose(1, 2) @ columns
 
     def _check_memory(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        needed = sum(affinity_bytes(ours, self.pool) for ours, _ in pairs) / _GIB
+        needed = sum(affinity_bytes(ours.shape, self.pool) for ours, _ in pairs) / _GIB
         if needed > self.max_gib:
             height, width = pairs[0][0].shape[3:]
             raise CSDError(
@@ -67,7 +69,7 @@ class FAKD(Objective):
             raise CSDError(f"FAKD: features are smaller than pool {self.pool}; lower it")
 
 
-def affinity_bytes(feature: Tensor, pool: int) -> int:
-    """What one pair of features (B, L, C, h, w) takes: both matrices of every frame, and the gradient of one."""
-    pixels = (feature.shape[3] // pool) * (feature.shape[4] // pool)
-    return 3 * 4 * feature.shape[0] * feature.shape[1] * pixels**2
+def affinity_bytes(shape: Sequence[int], pool: int) -> int:
+    """What a pair of features (B, L, C, h, w) takes: both matrices of every frame, and the gradient of one."""
+    batch, frames, _, height, width = shape
+    return 3 * 4 * batch * frames * ((height // pool) * (width // pool)) ** 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,11 +47,7 @@ def check_run(opt: dict[str, Any]) -> None:
         )
 
     with torch.random.fork_rng():  # the run itself must draw the numbers that it would draw without this check
-        names = ["network_g"]
-        if opt["is_train"] and opt["model_type"] == "DistillModel":
-            names.append("network_t")
-        networks = {name: _build_network(opt[name], name) for name in names}
-        layouts = {name: _layout(network, opt, name) for name, network in networks.items()}
+        networks, layouts = build_networks(opt)
         if opt["is_train"]:
             if "network_t" in networks:
                 _check_objective(opt["train"]["distill_opt"], networks, layouts)
@@ -62,7 +59,16 @@ def check_run(opt: dict[str, Any]) -> None:
             _check_checkpoint(opt["path"], name, network)
 
 
-def _layout(network: nn.Module, opt: dict[str, Any], name: str) -> Layout:
+def build_networks(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Layout]]:
+    """`network_g`, and in distillation `network_t`, as the options describe them, with their layouts."""
+    names = ["network_g"]
+    if opt["is_train"] and opt["model_type"] == "DistillModel":
+        names.append("network_t")
+    networks = {name: _build_network(opt[name], name) for name in names}
+    return networks, {name: _layout(network, opt, name) for name, network in networks.items()}
+
+
+def _layout(network: nn.Module, opt: Mapping[str, Any], name: str) -> Layout:
     section = f"interface_{name.removeprefix('network_')}"
     try:
         return layout_of(network, opt.get(section))

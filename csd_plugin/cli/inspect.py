@@ -1,0 +1,30 @@
+"""Dry-run an option file: networks, layers and their shapes, how windows line up, memory, what learns, warnings.
+
+Neither data nor checkpoints are needed, and nothing is written.
+
+examples:
+  csd inspect options/distill/student1_csd.yml
+  csd inspect options/distill/student1_srkd.yml --layers
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("options", metavar="OPTIONS.yml", type=Path, help="of csd_plugin.train or csd_plugin.test")
+    parser.add_argument("--layers", action="store_true", help="list every layer that can be tapped")
+    parser.add_argument("--size", type=int, help="height and width of frames (default: the training crops', or 128)")
+
+
+def run(args: argparse.Namespace) -> None:
+    from csd_plugin import compat, registration
+
+    registration.install()
+    compat.repair_launch()
+
+    from csd_plugin.models.inspection import inspect, read_options
+
+    print(inspect(read_options(args.options), size=args.size, all_layers=args.layers))

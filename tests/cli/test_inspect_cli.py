@@ -1,0 +1,130 @@
+"""`csd inspect`: what it says of an option file, without data, checkpoints or anything written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from toolbox import changed, distill_options, scoring_options
+
+from csd_plugin.cli import main
+
+
+@pytest.fixture
+def inspect(tmp_path, monkeypatch, capsys):
+    """inspect(options, *flags) -> (status, stdout, stderr), in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(options, *flags):
+        (tmp_path / "x.yml").write_text(options if isinstance(options, str) else yaml.safe_dump(options))
+        status = main(["inspect", "x.yml", *flags])
+        assert [path.name for path in tmp_path.iterdir()] == ["x.yml"]
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def options(**changes):
+    """Stage 2 of the narrow student of tests/toolbox.py, on data that is not there."""
+    return distill_options(Path("nowhere"), Path("nowhere.pth"), **changes)
+
+
+def test_networks_windows_features_and_objective(inspect):
+    status, out, _ = inspect(options())
+    assert status == 0
+    assert "2 of 8 frames, 24x24; 2 targets" in out
+    assert "network_g  SLDNet, learns; 5,599 parameters" in out
+    assert "t-1 .. t+1 (window)" in out
+    assert "network_t  SLDNet, frozen" in out
+    assert "t-3 .. t+3 (window)" in out
+    assert out.count("2 x 2 x 4 x 24 x 24") == 2
+    assert "CSD; " in out and "parameters learn beside the student" in out
+    assert "warning" not in out
+
+
+def test_presets_cost_what_the_paper_says(inspect):
+    status, out, _ = inspect(options(network_g={"type": "SLDNet", "preset": "student2"}), "--size", "128")
+    assert status == 0
+    assert "81,139 parameters" in out
+    assert "2.81 G multiply-adds a frame of 128x128" in out
+
+
+def test_layers_of_any_network_of_the_toolbox(inspect):
+    image = {"type": "RIDNet", "in_channels": 3, "mid_channels": 16, "out_channels": 3, "num_block": 1}
+    video = {"type": "TOFlow"}
+    status, out, err = inspect(
+        options(
+            network_g=image,
+            interface_g={"layout": "image", "feature": "tail"},
+            network_t=video,
+            interface_t={"layout": "window", "num_frame": 7, "feature": "conv_4"},
+            **{"datasets.train.gt_size": 32},
+        ),
+        "--layers",
+    )
+    assert status == 0, err
+    assert "t alone (image)" in out
+    assert [line.split(None, 1)[1] for line in out.splitlines() if line.split()[:1] == ["head"]] == ["4 x 16 x 32 x 32"]
+    assert [line.split(None, 1)[1] for line in out.splitlines() if line.split()[:1] == ["conv_1"]] == [
+        "4 x 64 x 32 x 32"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"network_t": {"type": "PReNet", "num_feat": 4}}, "the teacher sees 1 frames, fewer than the student"),
+        ({"network_t": {"type": "PReNet", "num_feat": 3}}, "parameters, fewer than the student, which has 5,599"),
+        ({"train.distill_opt.weights.spatial": 0}, "the weight of spatial is 0"),
+        (
+            {"train.distill_opt.taps": {"student": ["conv22", "conv7"], "teacher": ["conv22"]}},
+            "the student has 2 taps and the teacher 1",
+        ),
+        (
+            {
+                "train.distill_opt": {
+                    "type": "FAKD",
+                    "pool": 1,
+                    "weights": {"affinity": 10.0, "truth": 0.5, "teacher": 0.5},
+                },
+                "datasets.train.gt_size": 128,
+            },
+            "FAKD's affinities take 12.0 GiB with pool 1",
+        ),
+        (
+            {
+                "network_t": {"type": "S2VD", "num_feat": 4, "num_block": 1},
+                "train.distill_opt.taps": {"teacher": ["body"]},
+            },
+            "conv22 of the student is 24x24, body of the teacher 12x12",
+        ),
+    ],
+)
+def test_warnings(inspect, changes, words):
+    status, out, err = inspect(options(**changes))
+    assert status == 0, err
+    assert any(words in line for line in out.splitlines() if line.startswith("warning"))
+
+
+def test_a_test_file(inspect, tmp_path):
+    status, out, _ = inspect(scoring_options(tmp_path, tmp_path / "net.pth"))
+    assert status == 0
+    assert "1 of 3 frames, 128x128; 1 targets" in out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a: [", "no option file can be read there"),
+        ({"name": "x"}, "model_type is missing"),
+        (changed(options(), {"train.distill_opt.taps": {"student": ["conv99"]}}), "'conv99': SLDNet has no such layer"),
+        (changed(options(), {"network_g.preset": "student9"}), "unknown preset 'student9'"),
+    ],
+)
+def test_mistakes_are_one_line(inspect, content, words):
+    status, _, err = inspect(content)
+    assert status == 2
+    assert words in err
+    assert err.count("\n") == 1
