@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,7 +123,7 @@ class PairedVideoTestDataset(Dataset):
         return item
 
 
-def dataroot_of(opt: Options) -> str:
+def dataroot_of(opt: Options) -> str | Path | FrameStore:
     """Raises CSDError, naming the data set, where it is missing."""
     if not opt.get("dataroot"):
         raise CSDError(

@@ -56,12 +56,15 @@ class FrameStore(ABC):
         del num_workers
 
 
-def open_store(path: str | Path, cache_mb: float = 0) -> FrameStore:
+def open_store(path: str | Path | FrameStore, cache_mb: float = 0) -> FrameStore:
     """The store at `path`, a folder of image files or an LMDB store, which is told by its name NAME.lmdb or contents.
 
+    A store that is open already is returned as it is.
     cache_mb limits the memory for decoded frames, of all loader workers together; raw stores need none.
     Raises CSDError where there is no store, or one that is half built or damaged.
     """
+    if isinstance(path, FrameStore):
+        return path
     path = Path(path)
     if path.name.endswith(LMDB_SUFFIXES) or (path / "data.mdb").exists():
         from csd_plugin.data.lmdb_store import open_lmdb

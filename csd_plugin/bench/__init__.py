@@ -1,0 +1,8 @@
+"""Measurements on this machine: every row of a table in one run, so that its ratios hold.
+
+A benchmark is one module with a docstring, `add_arguments(parser)` and `run(args) -> int | None`.
+"""
+
+BENCHMARKS = {
+    "data": "csd_plugin.bench.data",
+}

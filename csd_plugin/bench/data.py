@@ -1,0 +1,73 @@
+"""Training samples per second from a folder of frames and from LMDB stores of it.
+
+A sample is num_frame rainy frames and as many clean ones, cropped to gt_size alike. They are read from
+  folder    the image files themselves
+  source    an LMDB store of the files' own bytes
+  png       an LMDB store of the frames as PNG
+  basicsr   BasicSR's own: built by its make_lmdb_from_imgs, read by its FileClient and imfrombytes
+  raw       an LMDB store of pixels
+without and with scale augmentation. The stores are built first, below --work. The columns:
+  MB        on disk
+  first     samples that one loader worker makes in a second, from the disk: nothing is in the system's cache
+  warm      the same with all in the cache
+  loader    samples that arrive in a second from a loader of --workers workers, which have to hand them over
+  x         times the folder's rate
+  start     seconds from the start of the workers to their first batch
+  private, shared
+            MB of a worker's memory: its own, and what it maps or was forked with (a store's map among them)
+Rates are medians over rounds in which all take turns, so that a busy machine slows all of them.
+
+example:
+  csd bench data NTURain --split test --json data.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from csd_plugin.errors import CSDError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataroot", metavar="PATH", type=Path, help="folder of a data set in NTURain's layout")
+    parser.add_argument("--split", default="train", choices=("train", "test"), help="default train")
+    parser.add_argument("--clips", nargs="+", metavar="NAME", help="only these clips")
+    parser.add_argument("--num-frame", type=int, default=11, metavar="N", help="of rain and truth each (default 11)")
+    parser.add_argument("--gt-size", type=int, default=128, metavar="PIXELS", help="side of the crop (default 128)")
+    parser.add_argument("--float32", action="store_true", help="samples as float32 instead of uint8 (as_uint8)")
+    parser.add_argument("--batch-size", type=int, default=4, metavar="B", help="default 4")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="of a loader (default 1)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default 2)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that build stores (default 1)")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="for the stores (default: a temporary one)")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures there, and the table beside as .md"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from csd_plugin.bench.loading import Settings, measure, save, table
+
+    if args.json and args.json.suffix != ".json":
+        raise CSDError(f"--json {args.json}: the name must end in .json")
+    for name in ("num_frame", "batch_size", "workers", "rounds", "seconds", "jobs"):
+        if getattr(args, name) <= 0:
+            raise CSDError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be more than 0")
+    settings = Settings(
+        split=args.split,
+        clips=args.clips,
+        num_frame=args.num_frame,
+        gt_size=args.gt_size,
+        as_uint8=not args.float32,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        rounds=args.rounds,
+        seconds=args.seconds,
+    )
+    rows = measure(args.dataroot, settings, jobs=args.jobs, work=args.work)
+    print(table(rows))
+    if args.json:
+        save(args.json, settings, rows)
+        print(f"\nwritten: {args.json}, with .md beside it")
