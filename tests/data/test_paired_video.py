@@ -123,6 +123,15 @@ def test_cache_changes_nothing_but_speed(root):
     assert_same(plain, epoch(PairedVideoDataset({"dataroot": root, **AUGMENTED, "cache_mb": 50}), seed=3))
 
 
+def test_bytes_instead_of_floats(root):
+    floats = epoch(PairedVideoDataset({"dataroot": root, **AUGMENTED}), seed=3)
+    for a, b in zip(
+        floats, epoch(PairedVideoDataset({"dataroot": root, **AUGMENTED, "as_uint8": True}), 3), strict=True
+    ):
+        assert b["lq"].dtype == b["gt"].dtype == torch.uint8
+        assert torch.equal(a["lq"], b["lq"].float() / 255) and torch.equal(a["gt"], b["gt"].float() / 255)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -36,6 +36,11 @@ def test_keys_and_frames(folder):
         assert store.shape(key) == (24, 36)
 
 
+def test_an_open_store_is_taken_as_it_is(folder):
+    store = open_store(folder)
+    assert open_store(store) is store
+
+
 def test_shape_reads_no_pixels(folder):
     file = folder / "clip" / "0.png"
     file.write_bytes(file.read_bytes()[:60])
