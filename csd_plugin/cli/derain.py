@@ -1,20 +1,28 @@
-"""Remove rain from a video or a folder of frames.
+"""Remove rain from a video, a folder of frames or a pipe.
 
-IN is a video file or a folder of images. OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, else a
-folder of PNG files. A video keeps codec, frame rate, time stamps, colours, sound and subtitles of IN as far as OUT's
-kind of file holds them; it appears under its name only when it is whole. Frames of a folder appear one by one.
+IN is a video file, a folder of images, a pattern of image files (frames_%05d.png), or - for raw rgb24 frames on
+standard input. OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, a pattern (clean_%05d.png),
+- for raw frames on standard output, else a folder of PNG files. A video keeps codec, frame rate, time stamps, colours,
+sound and subtitles of IN as far as OUT's kind of file holds them; it appears under its name only when it is whole.
+Frames of a folder appear one by one, and --resume goes on where such a run was stopped.
+
+Scene cuts are found and reported; no frame is cleaned by those of another shot. A part (--start, --end) gets the
+same frames as in the whole video.
 
 examples:
   csd derain rain.mp4 clean.mp4 --model net_g_latest.pth
   csd derain rain.mp4 both.mp4 --model net_g_latest.pth --side-by-side --start 1:05 --end 1:15
   csd derain a1_Rain/ a1_clean/ --model net_g_latest.pth --compare a1_GT/
+  ffmpeg -i rain.mp4 -f rawvideo -pix_fmt rgb24 - | csd derain - - --size 640x480 --model student.onnx > clean.rgb
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import sys
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +33,16 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="IN", type=Path, help="video file or folder of frames")
-    parser.add_argument("output", metavar="OUT", type=Path, help="video file or folder to write")
+    parser.add_argument("source", metavar="IN", type=Path, help="video file, folder, pattern of images, or -")
+    parser.add_argument("output", metavar="OUT", type=Path, help="video file, folder or pattern to write, or -")
     parser.add_argument("--model", metavar="PATH", help="checkpoint of the network, or what `csd export` made of it")
     parser.add_argument("--start", type=position, default=0, metavar="AT", help="first frame: 120, 4.8s or 1:05")
     parser.add_argument("--end", type=position, metavar="AT", help="the frame after the last, given as --start is")
-    parser.add_argument("--fps", type=Fraction, default=Fraction(25), help="frame rate of a folder (default 25)")
+    parser.add_argument(
+        "--fps", type=Fraction, default=Fraction(25), help="frame rate of images and pipes (default 25)"
+    )
+    parser.add_argument("--size", metavar="WxH", help="of the frames on standard input")
+    parser.add_argument("--resume", action="store_true", help="leave out frames that are in the output folder already")
     parser.add_argument("--side-by-side", action="store_true", help="write the rainy frame beside the clean one")
     parser.add_argument("--compare", metavar="GT", type=Path, help="true frames: report PSNR and SSIM against them")
     parser.add_argument("--keep-going", action="store_true", help="leave out what cannot be read in a damaged video")
@@ -57,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from csd_plugin.data.pipes import parse_size
     from csd_plugin.inference.files import derain_file
     from csd_plugin.inference.memory import keep_freed_memory
     from csd_plugin.inference.runner import Derainer
@@ -78,21 +91,26 @@ def run(args: argparse.Namespace) -> None:
             scores.add("rainy", name, eight_bits(rainy), eight_bits(truth))
             scores.add("derained", name, eight_bits(clean), eight_bits(truth))
 
-    count = derain_file(
+    done = derain_file(
         args.source,
         args.output,
         derainer,
         start=args.start,
         end=args.end,
         fps=args.fps,
+        size=parse_size(args.size) if args.size else None,
+        resume=args.resume,
         side_by_side=args.side_by_side,
         truth=args.compare,
         keep_going=args.keep_going,
         observe=score,
     )
-    print(f"{count} frames written to {args.output}")
-    if args.compare:
-        print(comparison(scores))
+    say = partial(print, file=sys.stderr if str(args.output) == "-" else sys.stdout)
+    say(f"{done.num_frames} frames written to {args.output}")
+    if done.cuts:
+        say(f"{len(done.cuts)} scene cuts, before frames {', '.join(map(str, done.cuts))}")
+    if args.compare and done.num_frames:
+        say(comparison(scores))
 
 
 def position(text: str) -> int | Fraction:

@@ -15,6 +15,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from array import array
+from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -56,6 +57,11 @@ _ENCODER_OPTIONS: dict[str, dict[str, str]] = {
 }
 _OLD_ENCODER_OPTIONS = {"qmin": "1", "qmax": "4"}
 
+PIPE = Path("-")
+"""Standard input or output, as a path."""
+
+_NUMBER = re.compile(r"%0?\d?d")
+
 _BT709 = 1
 # Without the last two, pictures get 1.4 grey levels darker on their way from RGB to 8-bit YUV and back.
 _INTERPOLATION = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -69,7 +75,9 @@ class FrameReader(ABC):
         size: (width, height) of every frame, in pixels.
         fps: mean frames per second.
         time_base: seconds in one tick of `stamp`.
-        num_frames: how many frames will come; an estimate for some files, None where nothing tells.
+        num_frames: how many frames the part asked for has; an estimate for some files, None where nothing tells.
+        first: the number, in the whole clip, of the part's first frame.
+        lead: frames of the context that come before the part.
     """
 
     path: Path
@@ -77,18 +85,27 @@ class FrameReader(ABC):
     fps: Fraction
     time_base: Fraction
     num_frames: int | None
+    first: int
+    lead: int = 0
 
     @abstractmethod
     def __iter__(self) -> Iterator[np.ndarray]:
-        """RGB (H, W, 3), uint8 or uint16. Raises CSDError naming the frame that cannot be read."""
+        """RGB (H, W, 3), uint8 or uint16: the part, and up to `context` frames around it (see `open_reader`).
+
+        Raises CSDError naming the frame that cannot be read.
+        """
+
+    @abstractmethod
+    def in_part(self, index: int) -> bool:
+        """Whether the index-th frame that was read belongs to the part, not to the context."""
 
     @abstractmethod
     def stamp(self, index: int) -> tuple[int, int]:
-        """(start, duration) in ticks, of the index-th frame that was read, counted from 0."""
+        """(start, duration) in ticks, of the part's index-th frame, counted from 0, once it was read."""
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """The file name, without suffix, that belongs to the index-th frame that was read."""
+        """The file name, without suffix, that belongs to the part's index-th frame."""
 
     @abstractmethod
     def close(self) -> None:
@@ -133,27 +150,41 @@ def open_reader(
     end: Position | None = None,
     fps: Fraction = Fraction(25),
     keep_going: bool = False,
+    context: int = 0,
+    size: tuple[int, int] | None = None,
 ) -> FrameReader:
-    """Open a video file, or a folder of images in the natural order of their names.
+    """Open a video file, images, or a pipe.
 
     Args:
+        path: a video file; a folder of images, which are taken in the natural order of their names; a pattern of
+            image files such as frames_%05d.png; or '-', raw rgb24 frames of `size` on standard input.
         start, end: the part to read: from the frame at `start` up to, not with, the one at `end`.
-        fps: the rate of a folder; a video file knows its own.
+        fps: the rate of images and pipes; a video file knows its own.
+        context: read up to so many frames before and after the part too; `in_part` tells which they are.
+        size: (width, height) of a pipe's frames.
         keep_going: leave out frames of a video that cannot be decoded, with a warning, instead of stopping.
 
     Raises:
         CSDError: nothing there, not a video, no picture in it, or an empty part.
     """
     path = Path(path)
+    if path == PIPE:
+        from csd_plugin.data.pipes import PipeReader
+
+        return PipeReader(size, start=start, end=end, fps=fps, context=context)
+    if _NUMBER.search(path.name) and not path.exists():
+        return FolderReader(path, numbered(path), start=start, end=end, fps=fps, context=context)
     if not path.exists():
         raise CSDError(f"{path} does not exist; check the path")
     if path.is_dir():
-        return FolderReader(path, start=start, end=end, fps=fps)
-    return VideoReader(path, start=start, end=end, keep_going=keep_going)
+        return FolderReader(path, images_in(path), start=start, end=end, fps=fps, context=context)
+    return VideoReader(path, start=start, end=end, keep_going=keep_going, context=context)
 
 
 def open_writer(path: str | Path, *, like: FrameReader) -> FrameWriter:
     """Open an output: a video file if the name ends in one of `VIDEO_SUFFIXES`, else a folder of PNG files.
+
+    A name such as clean_%05d.png is a pattern of PNG files; '-' is raw rgb24 frames on standard output.
 
     Args:
         like: where the frames come from: the n-th frame written gets the time, or the name, of the n-th frame
@@ -163,10 +194,18 @@ def open_writer(path: str | Path, *, like: FrameReader) -> FrameWriter:
         CSDError: a kind of file that is not written, no folder to write to, or input and output are one.
     """
     path = Path(path)
+    if path == PIPE:
+        from csd_plugin.data.pipes import PipeWriter
+
+        return PipeWriter()
     if path.exists() and path.resolve() == like.path.resolve():
         raise CSDError(f"{path} is the input too; give the output another name")
     if path.is_dir() or not path.suffix:
         return FolderWriter(path, like=like)
+    if _NUMBER.search(path.name) and path.suffix.lower() == ".png":
+        if path == like.path:
+            raise CSDError(f"{path} is the input too; give the output another name")
+        return FolderWriter(path.parent, like=like, pattern=path.name)
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         kinds = " ".join(VIDEO_SUFFIXES)
         raise CSDError(f"{path}: cannot write '{path.suffix}'; use {kinds}, or no suffix for a folder of PNG files")
@@ -179,23 +218,21 @@ def open_writer(path: str | Path, *, like: FrameReader) -> FrameWriter:
 
 
 class FolderReader(FrameReader):
-    """Images of one folder as a clip of constant rate. Files that are no images are not looked at."""
+    """Image files as a clip of constant rate."""
 
-    def __init__(self, path: Path, *, start: Position, end: Position | None, fps: Fraction) -> None:
-        files = [file for file in path.iterdir() if is_frame_name(file.name) and file.is_file()]
-        files.sort(key=lambda file: natural_key(file.name))
-        if not files:
-            raise CSDError(
-                f"{path} holds no images ({' '.join(IMAGE_SUFFIXES)}); give the folder that holds the frames"
-            )
-        first = _frame_number(start, fps)
-        self._files = files[first : None if end is None else _frame_number(end, fps)]
-        if not self._files:
-            raise CSDError(f"{path}: no frames from {first} on before the end; the folder holds {len(files)}")
+    def __init__(
+        self, path: Path, files: list[Path], *, start: Position, end: Position | None, fps: Fraction, context: int
+    ) -> None:
+        self.first = _frame_number(start, fps)
+        last = len(files) if end is None else min(_frame_number(end, fps), len(files))
+        if self.first >= last:
+            raise CSDError(f"{path}: no frames from {self.first} on before the end; there are {len(files)}")
+        self.lead = min(context, self.first)
+        self._files = files[self.first - self.lead : last + context]
         self.path = path
         self.fps = fps
         self.time_base = 1 / fps
-        self.num_frames = len(self._files)
+        self.num_frames: int = last - self.first
         self._first = read_image(self._files[0])
         self.size = (self._first.shape[1], self._first.shape[0])
 
@@ -211,28 +248,40 @@ class FolderReader(FrameReader):
                 )
             yield frame
 
+    def in_part(self, index: int) -> bool:
+        return 0 <= index - self.lead < self.num_frames
+
     def stamp(self, index: int) -> tuple[int, int]:
         return index, 1
 
     def name(self, index: int) -> str:
-        return self._files[index].stem
+        return self._files[self.lead + index].stem
 
     def close(self) -> None:
         pass  # no file stays open between frames
 
 
 class FolderWriter(FrameWriter):
-    """PNG files named after the frames read. Every file appears whole or not at all."""
+    """PNG files named after the frames read, or by a pattern. Every file appears whole or not at all."""
 
-    def __init__(self, path: Path, *, like: FrameReader) -> None:
+    def __init__(self, path: Path, *, like: FrameReader, pattern: str | None = None) -> None:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CSDError(f"{path}: cannot make this folder ({error.strerror})") from error
-        self._path, self._like, self._written = path, like, 0
+        self._path, self._like, self._pattern, self._written = path, like, pattern, 0
+
+    def file(self, index: int) -> Path:
+        """Where the part's index-th frame is written."""
+        name = f"{self._like.name(index)}.png"
+        if self._pattern:
+            digits = re.search(r"(\d+)\D*$", self._like.name(index))
+            number = int(digits[1]) if digits else self._like.first + index + 1
+            name = _numbered(self._pattern, number)
+        return self._path / name
 
     def write(self, frame: np.ndarray) -> None:
-        write_png(self._path / f"{self._like.name(self._written)}.png", frame)
+        write_png(self.file(self._written), frame)
         self._written += 1
 
     def close(self) -> None:
@@ -240,6 +289,36 @@ class FolderWriter(FrameWriter):
 
     def abort(self) -> None:
         pass
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images of a folder in their natural order; other files are not looked at. Raises CSDError for none."""
+    files = [file for file in folder.iterdir() if is_frame_name(file.name) and file.is_file()]
+    if not files:
+        raise CSDError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}); give the folder that holds the frames")
+    return sorted(files, key=lambda file: natural_key(file.name))
+
+
+def numbered(pattern: Path) -> list[Path]:
+    """The files that a pattern such as frames_%05d.png means, by number. Raises CSDError for none, or a gap."""
+    if not pattern.parent.is_dir():
+        raise CSDError(f"{pattern}: the folder {pattern.parent} does not exist; check the path")
+    before, after = (re.escape(part) for part in _NUMBER.split(pattern.name, maxsplit=1))
+    shape = re.compile(f"{before}(\\d+){after}")
+    found = ((shape.fullmatch(file.name), file) for file in pattern.parent.iterdir())
+    files = {int(match[1]): file for match, file in found if match}
+    # %d and %05d write a number in one way only: file_7 is not file_00007's place.
+    files = {n: f for n, f in files.items() if _numbered(pattern.name, n) == f.name}
+    if not files:
+        raise CSDError(f"{pattern}: no file is named so; check the folder and the number of digits")
+    missing = next((n for n in range(min(files), max(files)) if n not in files), None)
+    if missing is not None:
+        raise CSDError(f"{pattern}: number {missing} of {min(files)} to {max(files)} is missing; restore the file")
+    return [files[n] for n in sorted(files)]
+
+
+def _numbered(pattern: str, number: int) -> str:
+    return _NUMBER.sub(lambda found: found[0] % number, pattern, count=1)
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -272,9 +351,11 @@ def _frame_number(position: Position, fps: Fraction) -> int:
 class VideoReader(FrameReader):
     """The first video stream of a file. The first frame is decoded at once: it tells size, depth and colours."""
 
-    def __init__(self, path: Path, *, start: Position, end: Position | None, keep_going: bool) -> None:
+    def __init__(
+        self, path: Path, *, start: Position, end: Position | None, keep_going: bool, context: int = 0
+    ) -> None:
         self.path = path
-        self.start, self.end = start, end
+        self.start, self.end, self._context = start, end, context
         self._keep_going = keep_going
         self._container = _open_input(path)
         try:
@@ -304,6 +385,7 @@ class VideoReader(FrameReader):
         self._rgb_format = "rgb48le" if max(c.bits for c in first.format.components) > 8 else "rgb24"
         height, width = self._to_rgb(first).shape[:2]
         self.size = (width, height)
+        self.first = self._skipped
         self.num_frames = self._count()
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -313,6 +395,9 @@ class VideoReader(FrameReader):
         yield self._to_rgb(first)
         for frame in self._frames:
             yield self._to_rgb(frame)
+
+    def in_part(self, index: int) -> bool:
+        return 0 <= index - self.lead < len(self._starts)
 
     def stamp(self, index: int) -> tuple[int, int]:
         return self._starts[index], self._durations[index]
@@ -324,8 +409,10 @@ class VideoReader(FrameReader):
         self._container.close()
 
     def _part(self) -> Iterator[av.VideoFrame]:
-        """The frames from start to end, their times noted."""
+        """The frames from start to end, their times noted, and those of the context."""
         self._skipped = 0
+        before: deque[av.VideoFrame] = deque(maxlen=self._context)
+        after = 0
         tick = max(1, round(1 / (self.fps * self.time_base)))
         expected = round(self.origin / self.time_base)
         last = expected - 1
@@ -337,10 +424,19 @@ class VideoReader(FrameReader):
             expected = begin + duration
             seconds = begin * self.time_base - self.origin
             if self.end is not None and _reached(self.end, number, seconds):
-                return
+                if after == self._context or not self._starts:
+                    return
+                after += 1
+                yield frame
+                continue
             if not _reached(self.start, number, seconds):
                 self._skipped += 1
+                before.append(frame)
                 continue
+            if before:
+                self.lead = len(before)
+                while before:
+                    yield before.popleft()
             self._starts.append(begin)
             self._durations.append(duration)
             yield frame

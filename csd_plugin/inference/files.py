@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from csd_plugin.data.video import FrameReader, Position, open_reader, open_writer
+from csd_plugin.data.video import PIPE, FolderWriter, FrameReader, Position, open_reader, open_writer
 from csd_plugin.errors import CSDError
+from csd_plugin.inference.cuts import CutDetector
 from csd_plugin.inference.runner import Derainer, peak_of
 from csd_plugin.inference.streaming import WindowStream, ahead
 
 Observer = Callable[[str, np.ndarray, np.ndarray, np.ndarray | None], None]
 """Called with each frame's name, the rainy frame, the clean one, and the truth if there is one."""
+
+
+class Derained(NamedTuple):
+    """How many frames were written, and the numbers, in the clip, of those with which another shot begins."""
+
+    num_frames: int
+    cuts: list[int]
 
 
 def derain_file(
@@ -31,54 +41,100 @@ def derain_file(
     start: Position = 0,
     end: Position | None = None,
     fps: Fraction = Fraction(25),
+    size: tuple[int, int] | None = None,
     side_by_side: bool = False,
     truth: Path | None = None,
     keep_going: bool = False,
+    resume: bool = False,
     observe: Observer | None = None,
-) -> int:
-    """Derain a video file or a folder of frames into another; see `open_reader` and `open_writer` for both.
+) -> Derained:
+    """Derain a video, images or a pipe into another; see `open_reader` and `open_writer` for all kinds.
 
-    Reading, network and writing overlap in three threads; memory does not grow with the clip.
+    Reading, network and writing overlap in three threads; memory does not grow with the clip. Frames of a part
+    are those of the whole clip: the frames around it are read too. Windows never hold frames of two shots.
 
     Args:
+        size: (width, height) of a pipe's frames.
         side_by_side: write the rainy frame beside the clean one, and the truth beside both.
         truth: a video or folder with as many frames of the same size, handed to `observe`.
+        resume: leave out frames that the output, a folder or pattern, has already.
 
     Returns:
-        How many frames were written. A video that is not finished, for whatever reason, is removed.
+        What was done now. A video that is not finished, for whatever reason, is removed.
 
     Raises:
-        CSDError: as the two functions do, and for a truth that does not fit.
+        CSDError: as the two functions do, for a truth that does not fit, and for a video to be resumed.
     """
+    context = derainer.num_frame // 2
     with ExitStack() as stack:
-        reader = stack.enter_context(open_reader(source, start=start, end=end, fps=fps, keep_going=keep_going))
+        if resume:
+            resumed = _resume_at(source, output, start, end, fps)
+            if resumed is None:
+                return Derained(0, [])
+            start = resumed
+        reader = stack.enter_context(
+            open_reader(source, start=start, end=end, fps=fps, keep_going=keep_going, context=context, size=size)
+        )
         true_reader = stack.enter_context(open_reader(truth, start=start, end=end, fps=fps)) if truth else None
         true_frames = _truth(true_reader, reader) if true_reader else None
         writer = stack.enter_context(open_writer(output, like=reader))
         bar = stack.enter_context(tqdm(total=reader.num_frames, unit="frame", desc=source.name, disable=None))
-        count = 0
-        for rainy, clean in ahead(paired(reader, derainer)):
+        count, cuts = 0, []
+        for index, pair in enumerate(ahead(paired(reader, derainer))):
+            if not reader.in_part(index):
+                continue
+            if pair.begins_shot and count:
+                cuts.append(reader.first + count)
             true = next(true_frames) if true_frames else None
-            panels = [frame for frame in (rainy, clean, true) if frame is not None] if side_by_side else [clean]
-            writer.write(np.concatenate(panels, axis=1))
+            panels = [frame for frame in (pair.rainy, pair.clean, true) if frame is not None]
+            writer.write(np.concatenate(panels, axis=1) if side_by_side else pair.clean)
             if observe:
-                observe(reader.name(count), rainy, clean, true)
+                observe(reader.name(count), pair.rainy, pair.clean, true)
             count += 1
             bar.update()
-    return count
+    return Derained(count, cuts)
 
 
-def paired(reader: FrameReader, derainer: Derainer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Each frame with its clean one, in order, reading ahead."""
-    waiting: deque[np.ndarray] = deque()
+class Pair(NamedTuple):
+    """A frame and what became of it."""
 
-    def remembered() -> Iterator[np.ndarray]:
-        for frame in ahead(reader):
-            waiting.append(frame)
-            yield frame
+    rainy: np.ndarray
+    clean: np.ndarray
+    begins_shot: bool
 
-    for clean in derainer(remembered()):
-        yield waiting.popleft(), clean
+
+def paired(frames: Iterable[np.ndarray], derainer: Derainer) -> Iterator[Pair]:
+    """Each frame with its clean one, in order, reading ahead; every shot is derained as a clip of its own."""
+    waiting: deque[tuple[np.ndarray, bool]] = deque()
+    detector = CutDetector()
+
+    def give(clean_frames: Iterable[np.ndarray]) -> Iterator[Pair]:
+        for clean in clean_frames:
+            rainy, begins_shot = waiting.popleft()
+            yield Pair(rainy, clean, begins_shot)
+
+    derainer.reset()
+    for frame in ahead(frames):
+        cut = detector.cut(frame)
+        if cut:
+            yield from give(derainer.flush())
+        waiting.append((frame, cut))
+        yield from give(derainer.push(frame))
+    yield from give(derainer.flush())
+
+
+def _resume_at(source: Path, output: Path, start: Position, end: Position | None, fps: Fraction) -> int | None:
+    """The number of the first frame whose file is not there yet; None if all are."""
+    if source == PIPE:
+        raise CSDError("raw frames on standard input cannot be resumed: they are gone; give a file or a folder")
+    with open_reader(source, start=start, end=end, fps=fps) as reader:
+        writer = open_writer(output, like=reader)
+        if not isinstance(writer, FolderWriter):
+            writer.abort()
+            raise CSDError(f"{output}: only a folder of frames can be resumed; a video is written whole or not at all")
+        count = reader.num_frames
+        done = next(i for i in itertools.count() if i == count or not writer.file(i).exists())
+        return None if done == count else reader.first + done
 
 
 def sample_windows(source: Path, num_frame: int, *, count: int = 16, size: int = 512) -> list[Tensor]:

@@ -156,7 +156,8 @@ def to_pixels(frame: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """A frame -> (H, W, 3) on the device: uint8, int32 for uint16 (of which torch knows little), or float."""
     if isinstance(frame, Tensor):
         return frame.permute(1, 2, 0).to(device)
-    return torch.from_numpy(np.ascontiguousarray(frame, np.uint8 if frame.dtype == np.uint8 else np.int32)).to(device)
+    wanted = np.uint8 if frame.dtype == np.uint8 else np.int32
+    return torch.from_numpy(np.require(frame, wanted, ["C", "W"])).to(device)  # torch has no read-only tensors
 
 
 def from_pixels(pixels: Tensor, example: np.ndarray | Tensor) -> np.ndarray | Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from fractions import Fraction
@@ -93,3 +94,67 @@ def test_the_path_to_frames_needs_no_training_toolbox():
         "import csd_plugin.inference.files, csd_plugin.cli.derain, csd_plugin.metrics.scores"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_patterns_of_images(frames, model, capsys):
+    for number in range(5):
+        (frames / "rain" / f"{number:05d}.png").rename(frames / "rain" / f"f_{number + 7:03d}.png")
+    (frames / "rain" / "f_1.png").write_bytes(b"another numbering")
+    assert derain(frames / "rain" / "f_%03d.png", frames / "out" / "c%d.png", "--model", model) == 0
+    assert sorted(path.name for path in (frames / "out").iterdir()) == [
+        "c10.png",
+        "c11.png",
+        "c7.png",
+        "c8.png",
+        "c9.png",
+    ]
+    (frames / "rain" / "f_009.png").unlink()
+    for pattern, message in (("f_%03d.png", "number 9 of 7 to 11 is missing"), ("g_%d.png", "no file is named so")):
+        assert derain(frames / "rain" / pattern, frames / "o", "--model", model) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_part_is_that_of_the_whole_and_an_interrupted_folder_is_gone_on_with(frames, model, capsys):
+    assert derain(frames / "rain", frames / "whole", "--model", model) == 0
+    assert derain(frames / "rain", frames / "part", "--model", model, "--start", 2, "--end", 4) == 0
+    whole = {path.name: path.read_bytes() for path in (frames / "whole").iterdir()}
+    assert {path.name: path.read_bytes() for path in (frames / "part").iterdir()} == {
+        name: whole[name] for name in ("00002.png", "00003.png")
+    }
+    for name in ("00003.png", "00004.png"):
+        (frames / "whole" / name).unlink()
+    capsys.readouterr()
+    assert derain(frames / "rain", frames / "whole", "--model", model, "--resume") == 0
+    assert "2 frames written" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (frames / "whole").iterdir()} == whole
+    assert derain(frames / "rain", frames / "whole", "--model", model, "--resume") == 0
+    assert "0 frames written" in capsys.readouterr().out
+    assert derain(frames / "rain", frames / "o.mp4", "--model", model, "--resume") == 2
+    assert "only a folder of frames can be resumed" in capsys.readouterr().err
+
+
+def test_raw_frames_through_pipes(frames, model, monkeypatch, capsys):
+    clip = np.stack([cv2.imread(str(path))[:, :, ::-1] for path in sorted((frames / "rain").iterdir())])
+    command = [sys.executable, "-m", "csd_plugin", "derain", "-", "-", "--model", model, "--device", "cpu"]
+    run = subprocess.run([*command, "--size", "32x24"], input=clip.tobytes(), capture_output=True)
+    assert run.returncode == 0 and b"5 frames written" in run.stderr
+    assert derain(frames / "rain", frames / "out", "--model", model) == 0
+    files = np.stack([cv2.imread(str(path))[:, :, ::-1] for path in sorted((frames / "out").iterdir())])
+    assert np.array_equal(np.frombuffer(run.stdout, np.uint8).reshape(clip.shape), files)
+
+    for options, data, message in (
+        ([], b"", "give --size WIDTHxHEIGHT"),
+        (["--size", "32x24"], b"", "standard input is empty"),
+        (["--size", "32x24"], clip.tobytes()[:-1], "ends inside frame 4: 2303 of 2304 bytes"),
+        (["--size", "32"], b"", "expected WIDTHxHEIGHT"),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        assert derain("-", frames / "o", "--model", model, *options) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_cuts_are_reported(frames, model, capsys):
+    for number in range(3, 5):
+        cv2.imwrite(str(frames / "rain" / f"{number:05d}.png"), np.full((24, 32, 3), (200, 20, 40), np.uint8))
+    assert derain(frames / "rain", frames / "out", "--model", model) == 0
+    assert "1 scene cuts, before frames 3" in capsys.readouterr().out

@@ -266,3 +266,17 @@ def test_outputs_that_cannot_be(tmp_path):
             writer.write(picture(0))
             with pytest.raises(CSDError, match="frame 1 is 32x48"):
                 writer.write(picture(0)[:, :32])
+
+
+def test_context_around_a_part(tmp_path):
+    whole, _ = read(make_video(tmp_path / "in.mp4"))
+    for start, end, context, expected in ((3, 5, 2, [1, 2, 3, 4, 5, 6]), (1, 7, 2, range(8)), (0, None, 3, range(8))):
+        with open_reader(tmp_path / "in.mp4", start=start, end=end, context=context) as reader:
+            frames = list(reader)
+            inside = [expected[i] for i in range(len(frames)) if reader.in_part(i)]
+            assert (reader.first, reader.name(0), reader.lead) == (start, f"{start + 1:05d}", min(start, context))
+            assert reader.stamp(0)[0] * reader.time_base == Fraction(start, 25)
+        assert inside == list(range(start, 8 if end is None else end))
+        assert all(np.array_equal(frame, whole[i]) for frame, i in zip(frames, expected, strict=True))
+    with pytest.raises(CSDError, match="no frames in the part"):
+        open_reader(tmp_path / "in.mp4", start=5, end=5, context=2)

@@ -1,0 +1,103 @@
+"""Raw frames on standard input and output: 8-bit RGB, a row after the other, without any header (rgb24)."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import deque
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+
+from csd_plugin.data.video import PIPE, FrameReader, FrameWriter, Position
+from csd_plugin.errors import CSDError
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """'640x480' -> (640, 480). Raises CSDError."""
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if match is None:
+        raise CSDError(f"size {text!r}: expected WIDTHxHEIGHT, e.g. 640x480")
+    return int(match[1]), int(match[2])
+
+
+class PipeReader(FrameReader):
+    """Frames of a known size from standard input, as `ffmpeg -f rawvideo -pix_fmt rgb24 -` writes them."""
+
+    def __init__(
+        self, size: tuple[int, int] | None, *, start: Position, end: Position | None, fps: Fraction, context: int
+    ) -> None:
+        if size is None:
+            raise CSDError("raw frames on standard input do not tell their size: give --size WIDTHxHEIGHT")
+        self.path, self.size, self.fps, self.time_base = PIPE, size, fps, 1 / fps
+        self._until = None if end is None else _number(end, fps)
+        self.first = _number(start, fps)
+        if self._until is not None and self._until <= self.first:
+            raise CSDError(f"standard input: no frames from {self.first} on before {self._until}")
+        self.num_frames = None if self._until is None else self._until - self.first
+        self.lead = min(context, self.first)
+        self._context = context
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        before: deque[np.ndarray] = deque(maxlen=self.lead)
+        for number, frame in enumerate(self._frames()):
+            if number < self.first:
+                before.append(frame)
+                continue
+            while before:
+                yield before.popleft()
+            if self._until is not None and number >= self._until + self._context:
+                return
+            yield frame
+        if number < self.first:
+            raise CSDError(f"standard input ends after {number + 1} frames, before frame {self.first}")
+
+    def _frames(self) -> Iterator[np.ndarray]:
+        width, height = self.size
+        count, length = 0, width * height * 3
+        while data := sys.stdin.buffer.read(length):
+            if len(data) < length:
+                raise CSDError(
+                    f"standard input ends inside frame {count}: {len(data)} of {length} bytes; are they rgb24, "
+                    f"{width}x{height}?"
+                )
+            yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+            count += 1
+        if not count:
+            raise CSDError("standard input is empty: no frame came")
+
+    def in_part(self, index: int) -> bool:
+        return index >= self.lead and (self._until is None or index - self.lead < self._until - self.first)
+
+    def stamp(self, index: int) -> tuple[int, int]:
+        return index, 1
+
+    def name(self, index: int) -> str:
+        return f"{self.first + index + 1:05d}"
+
+    def close(self) -> None:
+        pass  # standard input is not ours to close
+
+
+class PipeWriter(FrameWriter):
+    """Frames to standard output; deep ones are rounded to 8 bits."""
+
+    def write(self, frame: np.ndarray) -> None:
+        if frame.dtype == np.uint16:
+            frame = ((frame.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        try:
+            sys.stdout.buffer.write(np.ascontiguousarray(frame).data)
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            raise CSDError(f"standard output was closed by its reader ({error.strerror})") from error
+
+    def close(self) -> None:
+        pass  # every frame is out already
+
+    def abort(self) -> None:
+        pass
+
+
+def _number(position: Position, fps: Fraction) -> int:
+    return position if isinstance(position, int) else -int(-position * fps // 1)
