@@ -196,6 +196,9 @@ class TapsSection(Section):
 
     student: list[str] | None = Field(None, min_length=1, description="module paths, `conv7` or `conv7:output`")
     teacher: list[str] | None = Field(None, min_length=1, description="as many module paths")
+    adapters: list[Literal["conv1x1", "resize"]] | None = Field(
+        None, description="conv1x1: the student's features in the teacher's width; resize: in its size"
+    )
 
 
 def objective_section(name: str) -> type[Section]:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
-from csd_plugin.distill.objective import build_objective, weighted_sum
-from csd_plugin.distill.taps import FeatureTap, tap_layers
-from csd_plugin.errors import CSDError
+from csd_plugin.distill.adapters import AdaptedObjective
+from csd_plugin.distill.objective import Objective, build_objective, weighted_sum
+from csd_plugin.distill.taps import FeatureTap
+from csd_plugin.models.dry_run import clips_of, dry_run
 from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.video_derain_model import VideoDerainModel, save_atomically
 from csd_plugin.types import ClipView
@@ -25,7 +26,8 @@ class DistillModel(VideoDerainModel):
     """`network_g` learns from `network_t` by the objective of `train.distill_opt`, one step per batch.
 
     `train.distill_opt` holds the objective's `type` and options, the `weights` of its terms, and the layers that
-    it compares (`taps`, lists for `student` and `teacher`; by default the one feature that each network names).
+    it compares (`taps`, lists for `student` and `teacher`; by default the one feature that each network names;
+    `adapters` bring the student's to the teacher's width and size).
     With every weight at zero neither teacher nor objective is built, and training is stage 1's bit for bit. The
     teacher is frozen, and outside optimizer, EMA and checkpoints; the objective's own weights (CSD's cells) learn
     with the student and are saved apart, as `models/objective_N.pth`.
@@ -39,13 +41,15 @@ class DistillModel(VideoDerainModel):
             with torch.random.fork_rng():
                 self.net_t = self._build_teacher()
                 objective = build_objective(objective_opt)
-                self.student_taps, self.teacher_taps = (
-                    tap_network(self.get_bare_model(network), self.layout_of(network), layers.get(name))
-                    if objective.needs_features
-                    else []
-                    for name, network in (("student", self.net_g), ("teacher", self.net_t))
-                )
+                if layers.get("adapters"):
+                    objective = self._adapted(objective, layers)
                 self.objective = self._place_objective(objective)
+            self.student_taps, self.teacher_taps = (
+                self.layout_of(network).tap(self.get_bare_model(network), layers.get(name))
+                if objective.needs_features
+                else []
+                for name, network in (("student", self.net_g), ("teacher", self.net_t))
+            )
         super().init_training_settings()
 
     def _build_teacher(self) -> nn.Module:
@@ -55,6 +59,19 @@ class DistillModel(VideoDerainModel):
             teacher, path["pretrain_network_t"], path.get("strict_load_t", True), path.get("param_key_t", "params_ema")
         )
         return teacher.eval().requires_grad_(False)
+
+    def _adapted(self, objective: Objective, layers: dict[str, list[str]]) -> Objective:
+        """The objective behind adapters, whose widths a dry run of both networks tells."""
+        clips = clips_of(self.opt)
+        shapes = {
+            name: list(
+                dry_run(
+                    self.get_bare_model(network), self.layout_of(network), clips, layers.get(name), tapped=True
+                ).features.values()
+            )
+            for name, network in (("student", self.net_g), ("teacher", self.net_t))
+        }
+        return AdaptedObjective(objective, adapters=layers["adapters"], **shapes)
 
     def _place_objective(self, objective: nn.Module) -> nn.Module:
         """On the device; wrapped for several processes where it learns, and of equal weights in all where not."""
@@ -132,13 +149,3 @@ def split_options(distill_opt: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     objective = dict(distill_opt)
     weights, taps = objective.pop("weights"), objective.pop("taps", None)
     return objective, weights, taps or {}
-
-
-def tap_network(network: nn.Module, layout: Layout, layers: list[str] | None) -> list[FeatureTap]:
-    """Taps of these layers, by default of the one feature of the layout. Raises CSDError."""
-    if layers is None and layout.feature is None:
-        raise CSDError(
-            f"{type(network).__name__} names no layer whose feature is compared; give `feature` for it, or "
-            f"train.distill_opt.taps"
-        )
-    return tap_layers(network, [str(layout.feature)] if layers is None else layers)

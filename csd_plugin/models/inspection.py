@@ -6,50 +6,24 @@ Nothing is computed for the shapes, and no data or checkpoint is needed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from basicsr.utils.options import ordered_yaml
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import nn
 
+from csd_plugin.distill.adapters import AdaptedObjective
 from csd_plugin.distill.fakd import FAKD, affinity_bytes
 from csd_plugin.distill.objective import build_objective, weighted_sum
 from csd_plugin.errors import CSDError
-from csd_plugin.models.distill_model import split_options, tap_network
+from csd_plugin.models.distill_model import split_options
+from csd_plugin.models.dry_run import GIB, Clips, Dry, clips_of, dry_run
 from csd_plugin.models.layouts import Layout
 from csd_plugin.models.preflight import build_networks
 from csd_plugin.options import check_options
 from csd_plugin.report.complexity import complexity
-
-_GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Clips:
-    """A batch as the model gets it: B clips of N frames with L targets in the middle, crops of size x size."""
-
-    batch: int
-    num_frame: int
-    num_target: int
-    size: int
-
-
-@dataclass
-class Dry:
-    """One network's dry run on a batch.
-
-    layers: module path -> shape of its output, in the order they ran. features: tapped layer -> (B, L, C, h, w).
-    kept: bytes of all layers' outputs, which training keeps for the gradients. largest: bytes of the largest of them.
-    """
-
-    layers: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    features: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    kept: int = 0
-    largest: int = 0
 
 
 def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool = False) -> str:
@@ -86,8 +60,12 @@ def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool
         if all_layers:
             lines += [f"             {path:<28} {_shape(shape)}" for path, shape in runs[name].layers.items()]
     if objective is not None:
+        adapters = layers.get("adapters")
+        if adapters:
+            shapes = [list(runs[name].features.values()) for name in ("network_g", "network_t")]
+            objective = AdaptedObjective(objective, adapters=adapters, student=shapes[0], teacher=shapes[1])
         learned = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-        lines += ["", f"objective  {type(objective).__name__}; {learned:,} parameters learn beside the student"]
+        lines += ["", f"objective  {objective_opt['type']}; {learned:,} parameters learn beside the student"]
         lines += [f"             {term:<28} weight {weights[term]:g}" for term in objective.terms]
         lines += [f"warning    {text}" for text in _warnings(objective, networks, layouts, runs, weights)]
     return "\n".join(lines)
@@ -107,51 +85,6 @@ def read_options(path: Path) -> dict[str, Any]:
     return opt
 
 
-def clips_of(opt: Mapping[str, Any], size: int | None) -> Clips:
-    """The batches of the training set, or single frames of the first test set."""
-    datasets = opt["datasets"]
-    content = datasets.get("train") or next(iter(datasets.values()))
-    return Clips(
-        batch=int(content.get("batch_size_per_gpu", 1)),
-        num_frame=int(content["num_frame"]),
-        num_target=int(content.get("num_target", 1)),
-        size=size or int(content.get("gt_size", 128)),
-    )
-
-
-def dry_run(network: nn.Module, layout: Layout, clips: Clips, layers: list[str] | None, *, tapped: bool) -> Dry:
-    """Run a network on a batch without computing anything.
-
-    layers: what is tapped where `tapped` says so, by default the layout's feature.
-    """
-    dry = Dry()
-
-    def record(path: str, module: nn.Module, output: Any) -> None:
-        if isinstance(output, Tensor):
-            dry.layers[path] = tuple(output.shape)
-            size = output.numel() * 4
-            dry.kept += 0 if any(True for _ in module.children()) else size
-            dry.largest = max(dry.largest, size)
-
-    handles = [
-        module.register_forward_hook(lambda module, _, output, path=path: record(path, module, output))
-        for path, module in network.named_modules()
-        if path
-    ]
-    taps = tap_network(network, layout, layers) if tapped else []
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            batch = torch.empty(clips.batch, clips.num_frame, 3, clips.size, clips.size)
-            layout.run(network, batch, clips.num_target)
-            for tap in taps:
-                feature = layout.features(tap.take(), clips.batch, clips.num_target, tap.path)
-                dry.features[tap.path if tap.kind == "input" else f"{tap.path}:output"] = tuple(feature.shape)
-    finally:
-        for handle in (*handles, *taps):
-            handle.remove()
-    return dry
-
-
 def _learns(name: str, opt: Mapping[str, Any]) -> bool:
     return name == "network_g" and bool(opt["is_train"])
 
@@ -160,8 +93,8 @@ def _describe(name: str, network: nn.Module, layout: Layout, clips: Clips, dry: 
     parameters = sum(p.numel() for p in network.parameters())
     radius = layout.num_frame // 2
     sees = f"t-{radius} .. t+{radius}" if radius else "t alone"
-    held = f"{dry.kept / _GIB:.2f} GiB of layers' outputs, kept for gradients" if learns else ""
-    held = held or f"{2 * dry.largest / _GIB:.2f} GiB for the largest layer"
+    held = f"{dry.kept / GIB:.2f} GiB of layers' outputs, kept for gradients" if learns else ""
+    held = held or f"{2 * dry.largest / GIB:.2f} GiB for the largest layer"
     lines = [
         f"{name}  {type(network).__name__}, {'learns' if learns else 'frozen'}; {parameters:,} parameters",
         f"             for target t it sees {sees} ({layout.kind}); {_operations(network, layout, clips.size)}",
@@ -200,12 +133,13 @@ def _warnings(
     if len(features[0]) != len(features[1]):
         texts.append(f"the student has {len(features[0])} taps and the teacher {len(features[1])}; they pair in order")
     for (ours, a), (theirs, b) in zip(*features, strict=False):
-        if a[3:] != b[3:]:
+        if a[3:] != b[3:] and not getattr(objective, "resize", False):
             texts.append(
                 f"{ours} of the student is {a[3]}x{a[4]}, {theirs} of the teacher {b[3]}x{b[4]}: they must agree"
             )
+    objective = getattr(objective, "objective", objective)
     if isinstance(objective, FAKD):
-        needed = sum(affinity_bytes(shape, objective.pool) for _, shape in features[0]) / _GIB
+        needed = sum(affinity_bytes(shape, objective.pool) for _, shape in features[0]) / GIB
         if needed > 1:
             texts.append(f"FAKD's affinities take {needed:.1f} GiB with pool {objective.pool}; raise it")
     return texts

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from csd_plugin.data.windows import slice_windows, target_slice, window_slice
+from csd_plugin.distill.taps import FeatureTap, tap_layers
 from csd_plugin.errors import CSDError
 
 LAYOUTS = ("image", "window", "sequence")
@@ -71,6 +72,15 @@ class Layout:
             f"feature tap {layer!r}: a tensor of shape {tuple(shape)} holds no feature for each of "
             f"{batch} x {num_target} targets; tap another layer"
         )
+
+    def tap(self, network: nn.Module, layers: list[str] | None) -> list[FeatureTap]:
+        """Taps of these layers of a network, by default of its one feature. Raises CSDError."""
+        if layers is None and self.feature is None:
+            raise CSDError(
+                f"{type(network).__name__} names no layer whose feature is compared; give `feature` for it, or "
+                f"train.distill_opt.taps"
+            )
+        return tap_layers(network, [str(self.feature)] if layers is None else layers)
 
     def targets(self, frames: Tensor) -> Tensor:
         """(B, L + T - 1, ...) of a sequence -> (B, L, ...)."""

@@ -17,7 +17,7 @@ from csd_plugin import compat, options
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.distill.objective import build_objective, weighted_sum
 from csd_plugin.errors import CSDError
-from csd_plugin.models.distill_model import split_options, tap_network
+from csd_plugin.models.distill_model import split_options
 from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.video_derain_model import build_optimizer
 from csd_plugin.report.results import load_results
@@ -83,7 +83,7 @@ def _check_objective(distill_opt: dict[str, Any], networks: dict[str, nn.Module]
     weighted_sum({term: torch.zeros(()) for term in objective.terms}, weights)
     if objective.needs_features:
         for name, key in (("student", "network_g"), ("teacher", "network_t")):
-            for tap in tap_network(networks[key], layouts[key], layers.get(name)):
+            for tap in layouts[key].tap(networks[key], layers.get(name)):
                 tap.remove()
 
 

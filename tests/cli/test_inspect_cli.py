@@ -108,6 +108,16 @@ def test_warnings(inspect, changes, words):
     assert any(words in line for line in out.splitlines() if line.startswith("warning"))
 
 
+def test_adapters_are_counted(inspect):
+    teacher = {"type": "S2VD", "num_feat": 6, "num_block": 1}
+    taps = {"student": ["conv22"], "teacher": ["body.0"], "adapters": ["conv1x1", "resize"]}
+    section = {"type": "SRKD", "weights": {"maps": 1.0}, "taps": taps}
+    status, out, err = inspect(options(network_t=teacher, **{"train.distill_opt": section}))
+    assert status == 0, err
+    assert f"SRKD; {4 * 6 + 6} parameters learn beside the student" in out
+    assert "resize them" not in out
+
+
 def test_a_test_file(inspect, tmp_path):
     status, out, _ = inspect(scoring_options(tmp_path, tmp_path / "net.pth"))
     assert status == 0

@@ -94,6 +94,25 @@ def test_a_network_of_sequences_teaches_and_learns(launcher, tiny_rain, tiny_tea
     assert launcher.models[-1].net_g.head[0].conv.weight.grad.any()
 
 
+def test_adapters_bridge_widths_and_sizes_and_learn_beside_the_student(launcher, tiny_rain):
+    checkpoint = launcher.folder / "s2vd.pth"
+    torch.save(S2VD(num_feat=6, num_block=1).state_dict(), checkpoint)
+    options = options_of(tiny_rain, checkpoint, "FAKD", network_t={"type": "S2VD", "num_feat": 6, "num_block": 1})
+    taps = {"student": ["conv22"], "teacher": ["body.0"]}  # half the size
+    options["train"]["distill_opt"]["taps"] = taps
+    assert launcher.train(options) == 2
+    options["train"]["distill_opt"]["taps"] = taps | {"adapters": ["conv1x1", "resize"]}
+    assert launcher.train(changed(options, {"name": "adapted"})) == 0
+
+    model = launcher.models[-1]
+    convs = {name: value for name, value in model.objective.state_dict().items() if name.startswith("convs.")}
+    assert convs["convs.0.weight"].shape == (6, 4, 1, 1)
+    assert model.objective.convs[0].weight.grad.any()
+    assert set(launcher.weights("objective_latest", "adapted")) == set(convs)
+    assert set(launcher.weights("net_g_latest", "adapted")) == set(model.net_g.state_dict())
+    assert {id(p) for p in model.objective.parameters()} <= {id(p) for p in model.optimized_parameters()}
+
+
 def test_features_of_a_sequence_are_those_of_its_targets():
     from csd_plugin.models.layouts import Layout
 

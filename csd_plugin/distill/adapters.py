@@ -1,0 +1,73 @@
+"""Bridges between features of different widths and sizes, declared in the options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csd_plugin.distill.base import Objective, unknown
+from csd_plugin.errors import CSDError
+from csd_plugin.types import ClipView, Terms
+
+ADAPTERS = ("conv1x1", "resize")
+
+
+class AdaptedObjective(Objective):
+    """An objective that is shown the student's features in the width and size of the teacher's.
+
+    objective: any; its terms are those of the whole.
+    adapters: `conv1x1`: one learned 1x1 convolution for each tap, from the student's width to the teacher's; it learns
+        with the student and is not part of it. `resize`: bilinear, without aliasing, to the teacher's height and width.
+    student, teacher: shapes of the features, (B, L, C, h, w) for each tap.
+
+    Raises CSDError for an unknown adapter and for unequal numbers of taps.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        adapters: Iterable[str],
+        student: Sequence[Sequence[int]],
+        teacher: Sequence[Sequence[int]],
+    ) -> None:
+        super().__init__()
+        adapters = set(adapters)
+        for name in sorted(adapters - set(ADAPTERS)):
+            raise CSDError(unknown("adapter", name, ADAPTERS))
+        if len(student) != len(teacher):
+            raise CSDError(
+                f"adapters: {len(student)} taps of the student and {len(teacher)} of the teacher do not pair"
+            )
+        self.objective = objective
+        self.input_scales = objective.input_scales
+        self.needs_features = objective.needs_features
+        self.resize = "resize" in adapters
+        pairs = zip(student, teacher, strict=True)
+        self.convs = nn.ModuleList(nn.Conv2d(ours[2], theirs[2], 1) for ours, theirs in pairs if "conv1x1" in adapters)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return self.objective.terms
+
+    def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
+        features = {scale: self._adapt(ours, teacher.features[scale]) for scale, ours in student.features.items()}
+        return self.objective(ClipView(student.output, features), teacher, target)
+
+    def after_step(self) -> None:
+        self.objective.after_step()
+
+    def _adapt(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        adapted = []
+        for i, (ours, theirs) in enumerate(zip(student, teacher, strict=True)):
+            frames, size = ours.flatten(0, 1), theirs.shape[3:]
+            with torch.autocast(ours.device.type, enabled=False):
+                if self.convs:
+                    frames = self.convs[i](frames.float())
+                if self.resize and frames.shape[2:] != size:
+                    frames = F.interpolate(frames.float(), size, mode="bilinear", antialias=True)
+            adapted.append(frames.unflatten(0, ours.shape[:2]))
+        return tuple(adapted)

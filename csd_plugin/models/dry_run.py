@@ -1,0 +1,85 @@
+"""One network on one batch of clips without computing anything: shapes of layers and features, and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from csd_plugin.models.layouts import Layout
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Clips:
+    """A batch as the model gets it: B clips of N frames with L targets in the middle, crops of size x size."""
+
+    batch: int
+    num_frame: int
+    num_target: int
+    size: int
+
+
+@dataclass
+class Dry:
+    """One network's dry run on a batch.
+
+    layers: module path -> shape of its output, in the order they ran. features: tapped layer -> (B, L, C, h, w).
+    kept: bytes of all layers' outputs, which training keeps for the gradients. largest: bytes of the largest of them.
+    """
+
+    layers: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    features: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    kept: int = 0
+    largest: int = 0
+
+
+def clips_of(opt: Mapping[str, Any], size: int | None = None) -> Clips:
+    """The batches of the training set, or single frames of the first test set. `size`: of other crops than its."""
+    datasets = opt["datasets"]
+    content = datasets.get("train") or next(iter(datasets.values()))
+    return Clips(
+        batch=int(content.get("batch_size_per_gpu", 1)),
+        num_frame=int(content["num_frame"]),
+        num_target=int(content.get("num_target", 1)),
+        size=size or int(content.get("gt_size", 128)),
+    )
+
+
+def dry_run(network: nn.Module, layout: Layout, clips: Clips, layers: list[str] | None, *, tapped: bool) -> Dry:
+    """Run a network on a batch without computing anything.
+
+    layers: what is tapped where `tapped` says so, by default the layout's feature.
+    """
+    dry = Dry()
+
+    def record(path: str, module: nn.Module, output: Any) -> None:
+        if isinstance(output, Tensor):
+            dry.layers[path] = tuple(output.shape)
+            size = output.numel() * 4
+            dry.kept += 0 if any(True for _ in module.children()) else size
+            dry.largest = max(dry.largest, size)
+
+    handles = [
+        module.register_forward_hook(lambda module, _, output, path=path: record(path, module, output))
+        for path, module in network.named_modules()
+        if path
+    ]
+    taps = layout.tap(network, layers) if tapped else []
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            device = next(network.parameters()).device
+            batch = torch.empty(clips.batch, clips.num_frame, 3, clips.size, clips.size, device=device)
+            layout.run(network, batch, clips.num_target)
+            for tap in taps:
+                feature = layout.features(tap.take(), clips.batch, clips.num_target, tap.path)
+                dry.features[tap.path if tap.kind == "input" else f"{tap.path}:output"] = tuple(feature.shape)
+    finally:
+        for handle in (*handles, *taps):
+            handle.remove()
+    return dry
