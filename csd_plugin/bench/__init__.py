@@ -5,4 +5,6 @@ A benchmark is one module with a docstring, `add_arguments(parser)` and `run(arg
 
 BENCHMARKS = {
     "data": "csd_plugin.bench.data",
+    "infer": "csd_plugin.bench.infer",
+    "growth": "csd_plugin.bench.growth",
 }

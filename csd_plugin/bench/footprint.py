@@ -1,0 +1,128 @@
+"""How `csd bench growth` measures: a process for each point, which prints what it took."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from csd_plugin.bench.measure import markdown
+from csd_plugin.errors import CSDError
+
+_FRAMES = 8
+
+
+class Footprint(NamedTuple):
+    """seconds: for each frame; peak, before: the most memory in MB, in all and before the first frame."""
+
+    seconds: float
+    peak: float
+    before: float
+
+
+class Point(NamedTuple):
+    """One clip, of which pixels or frames are `factor` times as many, and its `Footprint`."""
+
+    grows: str
+    factor: int
+    width: int
+    height: int
+    frames: int
+    seconds: float
+    peak: float
+    before: float
+
+
+def measure(network: str, size: tuple[int, int], frames: int, steps: Sequence[int], memory: int) -> list[Point]:
+    """Both series, a process after the other. Raises CSDError where one fails."""
+    width, height = size
+    # 2x the pixels is no whole factor of both sides: the width takes it, then the height.
+    clips: list[tuple[str, int, int, int, int]] = []
+    for step in steps:
+        across = 2 ** ((step.bit_length()) // 2)
+        clips.append(("pixels", step, width * across, round(height * step / across), _FRAMES))
+    clips += [("frames", step, width, height, frames * step) for step in steps]
+    return [
+        Point(*clip, *_in_a_process(network, *clip[2:], memory))
+        for clip in tqdm(clips, desc="bench growth", unit="clip", disable=None)
+    ]
+
+
+def _in_a_process(network: str, width: int, height: int, frames: int, memory: int) -> Footprint:
+    arguments = [network, *map(str, (width, height, frames, memory))]
+    run = subprocess.run([sys.executable, "-m", __name__, *arguments], capture_output=True, text=True)
+    if run.returncode:
+        reason = (run.stderr.strip().splitlines() or ["it was killed, perhaps for want of memory"])[-1]
+        raise CSDError(f"{width}x{height}, {frames} frames: {reason}")
+    return Footprint(*json.loads(run.stdout))
+
+
+def stream(network: str, width: int, height: int, frames: int, memory: int) -> Footprint:
+    """Derain a made-up clip in this process."""
+    import resource
+
+    import numpy as np
+
+    from csd_plugin.bench.speed import find_network
+    from csd_plugin.inference.memory import keep_freed_memory
+    from csd_plugin.inference.runner import Derainer
+
+    keep_freed_memory()
+    derainer = Derainer(find_network(network), device="cpu", memory=memory)
+    list(derainer([np.zeros((32, 32, 3), np.uint8)]))  # what is loaded and made only once
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    began = time.perf_counter()
+    for _ in derainer(picture.copy() for _ in range(frames)):
+        pass
+    took = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return Footprint(took / frames, peak / unit, before / unit)
+
+
+def table(points: Sequence[Point]) -> str:
+    """As Markdown, one row a clip."""
+    head = ["grows", "x", "size", "frames", "s/frame", "us/pixel", "peak MB", "+MB"]
+    rows = [
+        [
+            point.grows,
+            str(point.factor),
+            f"{point.width}x{point.height}",
+            str(point.frames),
+            f"{point.seconds:.3f}",
+            f"{1e6 * point.seconds / (point.width * point.height):.2f}",
+            f"{point.peak:.0f}",
+            f"{point.peak - point.before:.0f}",
+        ]
+        for point in points
+    ]
+    return markdown(head, rows, 3)
+
+
+def draw(figure: Any, points: Sequence[Point]) -> None:
+    """Time of the clip and memory against the factor, each series a line."""
+    time_axes, memory_axes = figure.subplots(1, 2)
+    for grows in ("pixels", "frames"):
+        series = [point for point in points if point.grows == grows]
+        factors = [point.factor for point in series]
+        time_axes.loglog(factors, [point.seconds * point.frames for point in series], "o-", label=f"x {grows}")
+        memory_axes.semilogx(factors, [point.peak for point in series], "o-", label=f"x {grows}")
+    time_axes.set_ylabel("seconds for the clip")
+    memory_axes.set_ylabel("peak memory, MB")
+    memory_axes.set_ylim(bottom=0)
+    for axes in (time_axes, memory_axes):
+        axes.set_xlabel("times larger")
+        axes.legend()
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(stream(sys.argv[1], *map(int, sys.argv[2:]))))
+    except CSDError as error:
+        sys.exit(str(error))

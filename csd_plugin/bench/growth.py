@@ -1,0 +1,44 @@
+"""How time and memory grow with the size of the frames and with their number.
+
+Frames of 1x to 16x the pixels of --size, eight of each; and clips of 1x to 16x --frames at --size. Every row is a
+process of its own, which streams its frames through the network as `csd derain` does. The columns:
+  s/frame   wall clock of the clip divided by its frames, without the start of the process
+  us/pixel  the same for a pixel, in microseconds: even where time grows with the pixels alone
+  peak MB   the most memory that the process ever held
+  +MB       of it, what frames and network needed after torch was loaded: even in the second table, as memory
+            does not grow with the clip, and bounded in the first by --memory and the frames themselves
+
+example:
+  csd bench growth --network student1 --json growth.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--network", default="student2", metavar="NAME", help="as bench infer's (default student2)")
+    parser.add_argument("--size", default="320x240", metavar="WxH", help="of 1x (default 320x240)")
+    parser.add_argument("--frames", type=int, default=8, metavar="N", help="of 1x (default 8)")
+    parser.add_argument("--memory", type=int, default=512, metavar="MIB", help="as csd derain's (default 512)")
+    parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 4, 8, 16], metavar="N", help="default 1 .. 16")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="figures; the table .md and a plot .png go beside it")
+
+
+def run(args: argparse.Namespace) -> None:
+    from csd_plugin.bench.footprint import draw, measure, table
+    from csd_plugin.bench.measure import check_report, machine, save_report
+    from csd_plugin.data.pipes import parse_size
+    from csd_plugin.errors import CSDError
+
+    check_report(args.json)
+    if min(args.frames, args.memory, *args.steps) < 1:
+        raise CSDError("--frames, --memory and --steps: must be more than 0")
+    points = measure(args.network, parse_size(args.size), args.frames, args.steps, args.memory)
+    print(table(points))
+    if args.json:
+        content = {"machine": machine(), "network": args.network, "memory": args.memory}
+        content["points"] = [point._asdict() for point in points]
+        print("\n" + save_report(args.json, content, table(points), lambda figure: draw(figure, points)))

@@ -1,0 +1,59 @@
+"""Seconds for each frame: networks x backends x sizes x threads, beside what the machine can multiply.
+
+Networks are presets with random weights, checkpoints, prenet or s2vd. Backends are
+  plain        the network as it trains, one window at a time
+  torch        the folded network (torch:bf16 in bfloat16)
+  onnxruntime  the same graph in ONNX Runtime
+  openvino     the same in OpenVINO (openvino:bf16)
+A .onnx or .xml that `csd export` wrote runs in its own runtime. The columns:
+  s/frame   median over rounds in which all take turns, so that a busy machine slows all of them
+  x plain   how many times faster than the plain network in the same round, the median
+  GMAC      useful multiply-adds of a frame, in 10^9; none with the zero padding in time
+  GMAC/s    of them done in a second
+  of matmul that rate as a part of the machine's own in fp32 matrix products, measured before every single run
+  +zeros    the same part with the zero blocks that folded weights hold
+S2VD takes 12 frames in one pass, of which 8 count.
+
+examples:
+  csd bench infer --json infer.json
+  csd bench infer --networks student1 net_g_latest.pth --backends torch openvino:bf16 --sizes 640x480 1280x720
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--networks", nargs="+", default=["student1", "student2"], metavar="NAME", help="default: both")
+    parser.add_argument(
+        "--backends",
+        nargs="+",
+        metavar="NAME",
+        help="default: plain, torch, torch:bf16, and the others as far as installed",
+    )
+    parser.add_argument("--sizes", nargs="+", default=["640x480"], metavar="WxH", help="default 640x480")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1], metavar="N", help="default 1")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default 5")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="figures; the table .md and a plot .png go beside it")
+
+
+def run(args: argparse.Namespace) -> None:
+    from csd_plugin.bench.measure import check_report, machine, save_report
+    from csd_plugin.bench.speed import default_backends, draw, measure, table
+    from csd_plugin.data.pipes import parse_size
+    from csd_plugin.errors import CSDError
+    from csd_plugin.inference.memory import keep_freed_memory
+
+    check_report(args.json)
+    if min(args.rounds, *args.threads) < 1:
+        raise CSDError("--rounds and --threads: must be more than 0")
+    keep_freed_memory()
+    backends = args.backends or default_backends()
+    sizes = [parse_size(size) for size in args.sizes]
+    rows = measure(args.networks, backends, sizes, args.threads, args.rounds)
+    print(table(rows))
+    if args.json:
+        content = {"machine": machine(), "rounds": args.rounds, "rows": [row.figures() for row in rows]}
+        print("\n" + save_report(args.json, content, table(rows), lambda figure: draw(figure, rows)))

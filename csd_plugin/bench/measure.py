@@ -1,0 +1,130 @@
+"""What the benchmarks share: turns, the machine's own speed, and reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from csd_plugin.errors import CSDError
+
+_SIDE = 1024
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """How long one call takes."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def in_turns(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, title: str
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Time everything `rounds` times, one after the other in each round, so that a busy machine slows all alike.
+
+    Everybody runs once before, uncounted.
+
+    Returns:
+        name -> seconds of each call; and name -> the machine's rate (see `MatrixRate`) just before each.
+    """
+    rate = MatrixRate()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    with tqdm(total=len(contenders) * (rounds + 1), desc=title, unit="run", disable=None) as bar:
+        for number in range(rounds + 1):
+            for name, action in contenders.items():
+                before = rate.measure()
+                took = seconds(action)
+                if number:
+                    rates[name].append(before)
+                    times[name].append(took)
+                bar.update()
+    return times, rates
+
+
+class MatrixRate:
+    """How many multiply-adds a second the machine does in fp32 matrix products, with torch's number of threads.
+
+    Of the libraries at hand (torch's own, oneDNN, numpy's), which differ by up to three times, the fastest.
+    """
+
+    def __init__(self) -> None:
+        matrix = torch.rand(_SIDE, _SIDE)
+        array = matrix.numpy()
+        ways: list[Callable[[], object]] = [lambda: matrix @ matrix]
+        if torch.backends.mkldnn.is_available():
+            ways.append(lambda: torch.ops.mkldnn._linear_pointwise(matrix, matrix, None, "none", [], ""))
+        if torch.get_num_threads() == 1 or os.cpu_count() == torch.get_num_threads():  # numpy's threads are not ours
+            ways.append(lambda: array @ array)
+        self._best = min(ways, key=lambda way: min(seconds(way) for _ in range(4)))
+
+    def measure(self) -> float:
+        """Multiply-adds per second now."""
+        return _SIDE**3 / min(seconds(self._best) for _ in range(3))
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {"processors": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
+    """A Markdown table; all but the first `text_columns` columns are numbers."""
+    rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
+
+
+def check_report(path: Path | None) -> None:
+    """Before anything is measured: raise CSDError if `save_report` could not write there."""
+    if path is None:
+        return
+    if path.suffix != ".json":
+        raise CSDError(f"--json {path}: the name must end in .json")
+    if not path.parent.is_dir():
+        raise CSDError(f"--json {path}: the folder {path.parent} does not exist; make it first")
+
+
+def save_report(path: Path, content: Mapping[str, Any], table: str, plot: Callable[[Any], None] | None = None) -> str:
+    """The figures to `path`, the table beside it as .md and, where matplotlib is installed, the plot as .png.
+
+    Args:
+        plot: draws on a matplotlib Figure.
+
+    Returns:
+        A line that says what was written. Raises CSDError where nothing can be.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        plot = None
+    written = [path, path.with_suffix(".md")]
+    try:
+        _whole(written[0], lambda draft: draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+        _whole(written[1], lambda draft: draft.write_text(table + "\n", encoding="utf-8"))
+        if plot is not None:
+            figure = Figure(figsize=(8, 4.5), layout="constrained")
+            plot(figure)
+            written.append(path.with_suffix(".png"))
+            _whole(written[2], lambda draft: figure.savefig(draft, format="png", dpi=120))
+    except OSError as error:
+        raise CSDError(f"{path}: cannot be written ({error.strerror}): give another place") from error
+    return "written: " + ", ".join(str(target) for target in written)
+
+
+def _whole(target: Path, write: Callable[[Path], object]) -> None:
+    draft = target.with_name(f".{target.name}.part")
+    write(draft)
+    draft.replace(target)
+
+
+def median(values: Sequence[float]) -> float:
+    return float(np.median(values))

@@ -1,0 +1,41 @@
+"""How many multiply-adds of a network's frames are useful, and how many its folded form does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from csd_plugin.inference.facts import ConvCall, conv_calls
+from csd_plugin.inference.folding import MIN_FILLED
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Multiply-adds for each pixel of a frame.
+
+    useful: products of weights and frames; those with the zero padding in time do not count (those with the
+        padding in space, less than one in a hundred, do). folded: with the zero blocks of folded weights.
+    """
+
+    useful: float
+    folded: float
+
+
+def operations(network: nn.Module) -> Operations:
+    """Count every convolution that one window of `network`, (B, num_frame, 3, H, W), goes through."""
+    counts = [_count(call) for call in conv_calls(network)]
+    return Operations(sum(useful for useful, _ in counts) / 256, sum(folded for _, folded in counts) / 256)
+
+
+def _count(call: ConvCall) -> tuple[float, float]:
+    """(useful, folded) multiply-adds of one call."""
+    layer, after = call.layer, call.output_shape
+    products = layer.weight[0].numel() * after[1] * after[-1] * after[-2]  # for each frame, with all taps in time
+    if isinstance(layer, nn.Conv2d):
+        return products, products
+    kernel, padding, before = layer.kernel_size[0], int(layer.padding[0]), call.input_shape[2]
+    blocks = sum(0 <= i - o + padding < kernel for o in range(after[2]) for i in range(before))
+    useful = products / kernel * blocks
+    all_blocks = before * after[2] if blocks / (before * after[2]) >= MIN_FILLED else kernel * after[2]
+    return useful, products / kernel * all_blocks

@@ -1,0 +1,200 @@
+"""How `csd bench infer` measures."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from csd_plugin.archs.checkpoint import load_network
+from csd_plugin.archs.prenet import PReNet
+from csd_plugin.archs.s2vd import S2VD
+from csd_plugin.archs.sldnet import PRESETS, SLDNet
+from csd_plugin.bench.measure import in_turns, markdown, median
+from csd_plugin.bench.operations import Operations, operations
+from csd_plugin.errors import CSDError
+from csd_plugin.inference.backends import BACKENDS, GRAPH_SUFFIXES, open_backend
+from csd_plugin.inference.folding import fold
+
+_SEQUENCE, _AROUND = 8, 2
+"""Frames that count of one pass of a network of sequences, and those added at both its ends."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender. seconds: of each round, for one frame; rates: the machine's multiply-adds a second just before."""
+
+    network: str
+    backend: str
+    size: tuple[int, int]
+    threads: int
+    operations: Operations | None
+    seconds: list[float]
+    rates: list[float]
+    plain: list[float] | None
+
+    @property
+    def useful(self) -> float | None:
+        """Useful multiply-adds of a frame."""
+        return self.operations.useful * self.size[0] * self.size[1] if self.operations else None
+
+    @property
+    def reached(self) -> float | None:
+        """Useful multiply-adds done, as a part of those of matrix products: the median over the rounds."""
+        if self.useful is None:
+            return None
+        return median([self.useful / took / rate for took, rate in zip(self.seconds, self.rates, strict=True)])
+
+    @property
+    def faster(self) -> float | None:
+        """How many times faster than the plain network, round by round."""
+        if self.plain is None:
+            return None
+        return median([plain / own for plain, own in zip(self.plain, self.seconds, strict=True)])
+
+    def figures(self) -> dict[str, Any]:
+        return asdict(self) | {"useful": self.useful, "reached": self.reached, "faster": self.faster}
+
+
+def default_backends() -> list[str]:
+    """All that are installed."""
+    names = ["plain", "torch", "torch:bf16"]
+    if importlib.util.find_spec("onnxscript"):
+        names += ["onnxruntime"] if importlib.util.find_spec("onnxruntime") else []
+        names += ["openvino", "openvino:bf16"] if importlib.util.find_spec("openvino") else []
+    return names
+
+
+def measure(
+    networks: Sequence[str],
+    backends: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    threads: Sequence[int],
+    rounds: int,
+) -> list[Row]:
+    """Time one window of every combination, in turns; sizes are (width, height). Raises CSDError."""
+    modules = {name: None if name.endswith(GRAPH_SUFFIXES) else find_network(name) for name in networks}
+    counts = {name: operations(module) if module else None for name, module in modules.items()}
+    rows = []
+    before = torch.get_num_threads()
+    try:
+        for number in threads:
+            torch.set_num_threads(number)
+            ready = {
+                (name, backend): run
+                for name, module in modules.items()
+                for backend, run in _ready(name, module, backends)
+            }
+            for size in sizes:
+                actions = {f"{name} {backend}": _action(run, size) for (name, backend), run in ready.items()}
+                title = f"{size[0]}x{size[1]}, {number} threads"
+                times, rates = in_turns(actions, rounds, title)
+                for name, backend in ready:
+                    frames = _SEQUENCE if getattr(modules[name], "layout", "") == "sequence" else 1
+                    per_frame = {key: [took / frames for took in values] for key, values in times.items()}
+                    key, plain = f"{name} {backend}", per_frame.get(f"{name} plain")
+                    rows.append(
+                        Row(
+                            name, backend, size, number, _count(counts[name], frames), per_frame[key], rates[key], plain
+                        )
+                    )
+    finally:
+        torch.set_num_threads(before)
+    return rows
+
+
+def find_network(name: str) -> nn.Module:
+    """A preset, 'prenet' or 's2vd' with random weights, or a checkpoint. Raises CSDError."""
+    if name in PRESETS:
+        return SLDNet(preset=name).eval()
+    if name in ("prenet", "s2vd"):
+        return (PReNet() if name == "prenet" else S2VD(num_frame=_SEQUENCE + 2 * _AROUND)).eval()
+    if not Path(name).exists():
+        raise CSDError(f"--networks {name}: neither a file nor one of {', '.join(PRESETS)}, prenet, s2vd")
+    return load_network(name)
+
+
+Run = tuple[int, Callable[[torch.Tensor], torch.Tensor]]
+
+
+def _ready(name: str, module: nn.Module | None, backends: Iterable[str]) -> Iterable[tuple[str, Run]]:
+    """(backend, (frames of its window, what computes)) for those that take the network."""
+    if module is None:
+        backend = open_backend(name, device="cpu")
+        yield backend.name, (backend.facts.num_frame, backend)
+        return
+    for spelled in backends:
+        runtime, _, precision = spelled.partition(":")
+        frames = int(module.num_frame)  # type: ignore[arg-type]
+        if runtime == "plain":
+            yield spelled, (frames, module)
+        elif runtime not in BACKENDS:
+            raise CSDError(f"--backends {spelled}: expected plain or one of {', '.join(BACKENDS)}, e.g. torch:bf16")
+        elif getattr(module, "layout", "window") == "window":
+            options = {"backend": runtime, "precision": precision or "fp32", "device": "cpu"}
+            yield spelled, (frames, open_backend(module, **options))  # type: ignore[arg-type]
+        elif runtime == "torch" and not precision:
+            yield spelled, (frames, fold(module))
+
+
+def _action(run: Run, size: tuple[int, int]) -> Callable[[], object]:
+    num_frame, compute = run
+    window = torch.rand(1, num_frame, 3, size[1], size[0], generator=torch.Generator().manual_seed(0))
+
+    def once() -> object:
+        with torch.inference_mode():
+            return compute(window)
+
+    return once
+
+
+def _count(operations: Operations | None, frames: int) -> Operations | None:
+    return operations and Operations(operations.useful / frames, operations.folded / frames)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """As Markdown, with the machine's rate below."""
+    cells = []
+    for row in rows:
+        took = median(row.seconds)
+        line = [row.network, row.backend, f"{row.size[0]}x{row.size[1]}", str(row.threads), f"{took:.3f}"]
+        line.append("-" if row.faster is None else f"{row.faster:.1f}")
+        if row.operations is None or row.useful is None or row.reached is None:
+            line += ["-"] * 4
+        else:
+            zeros = (
+                "-" if row.backend == "plain" else f"{row.reached * row.operations.folded / row.operations.useful:.0%}"
+            )
+            line += [f"{row.useful / 1e9:.1f}", f"{row.useful / took / 1e9:.0f}", f"{row.reached:.0%}", zeros]
+        cells.append(line)
+    head = ["network", "backend", "size", "threads", "s/frame", "x plain", "GMAC", "GMAC/s", "of matmul", "+zeros"]
+    rates = []
+    for number in dict.fromkeys(row.threads for row in rows):
+        rate = median([rate for row in rows if row.threads == number for rate in row.rates]) / 1e9
+        rates.append(f"{rate:.0f} GMAC/s with {number} thread{'s' if number > 1 else ''}")
+    return markdown(head, cells, 3) + f"\n\nThe machine's fp32 matrix products: {', '.join(rates)}."
+
+
+def draw(figure: Any, rows: Sequence[Row]) -> None:
+    """Bars of the useful multiply-adds a second, the matrix products' rate as a line."""
+    axes = figure.subplots()
+    labels = [f"{row.network} {row.backend} {row.size[0]}x{row.size[1]} t{row.threads}" for row in rows]
+    rates = [row.useful / median(row.seconds) / 1e9 if row.useful else 0 for row in rows]
+    figure.set_figheight(1.2 + 0.24 * len(rows))
+    axes.barh(
+        range(len(rows)),
+        rates,
+        color=[f"C{list(dict.fromkeys(r.network for r in rows)).index(row.network)}" for row in rows],
+    )
+    axes.plot(
+        [median(row.rates) / 1e9 for row in rows], range(len(rows)), "k|", markersize=9, label="matrix products, fp32"
+    )
+    axes.set_yticks(range(len(rows)), labels, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("useful multiply-adds per second, 10^9")
+    axes.legend(fontsize=8)

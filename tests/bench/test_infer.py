@@ -1,0 +1,111 @@
+"""`csd bench infer` and `growth`: what they count is right, and their reports are complete. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+from csd_plugin.archs.prenet import PReNet
+from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.bench.measure import MatrixRate, in_turns
+from csd_plugin.bench.operations import operations
+from csd_plugin.cli import main
+
+
+@torch.no_grad()
+def products_that_count(network: SLDNet) -> Fraction:
+    """Slowly, for each pixel: every weight of every convolution by how many of its products in time meet a frame."""
+    window, total = torch.zeros(1, network.num_frame, 3, 8, 8), 0
+
+    def count(layer: nn.Conv3d, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        nonlocal total
+        frames = torch.ones(1, 1, inputs[0].shape[2])
+        taps = torch.ones(1, 1, layer.kernel_size[0])
+        met = nn.functional.conv1d(frames, taps, padding=layer.padding[0]).sum().item()
+        total += layer.weight[:, :, 0].numel() * met
+
+    hooks = [layer.register_forward_hook(count) for layer in network.children()]
+    network(window)
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+@pytest.mark.parametrize("preset", ["teacher", "student1", "student2"])
+def test_useful_operations(preset):
+    network = SLDNet(preset=preset)
+    counted = operations(network)
+    assert counted.useful == products_that_count(network)
+    # The paper's count has the products with the padding in time too, and the bias.
+    paper = {"teacher": 127_603_359_744, "student1": 5_761_449_984, "student2": 2_810_232_832}[preset]
+    assert counted.useful < counted.folded < paper / 128**2
+
+
+def test_operations_of_images():
+    student = operations(SLDNet(preset="student3"))
+    assert (
+        student.useful
+        == student.folded
+        == sum(p.numel() for p in SLDNet(preset="student3").parameters() if p.dim() > 1)
+    )
+    one, six = (operations(PReNet(num_stage=stages)).useful for stages in (1, 6))
+    assert six == 6 * one
+
+
+def test_turns_and_the_machines_rate():
+    order: list[str] = []
+    times, rates = in_turns({name: lambda name=name: order.append(name) for name in "ab"}, 3, "test")
+    assert order == ["a", "b"] * 4
+    assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3}
+    assert all(rate > 1e8 for values in rates.values() for rate in values)
+    assert MatrixRate().measure() > 1e8
+
+
+def test_infer_reports(tmp_path, capsys):
+    torch.save(
+        {"params": SLDNet(num_frame=3, num_feat=3, num_pair=2, num_transition=2, reducing=(4, 7)).state_dict()},
+        tmp_path / "n.pth",
+    )
+    report = tmp_path / "infer.json"
+    threads = torch.get_num_threads()
+    arguments = ["--networks", str(tmp_path / "n.pth"), "--backends", "plain", "torch", "torch:bf16", "--rounds", "2"]
+    assert (
+        main(["bench", "infer", *arguments, "--sizes", "24x16", "32x24", "--threads", "1", "2", "--json", str(report)])
+        == 0
+    )
+    assert torch.get_num_threads() == threads
+    rows = json.loads(report.read_text())["rows"]
+    assert len(rows) == 3 * 2 * 2
+    assert all(len(row["seconds"]) == len(row["rates"]) == 2 and row["reached"] > 0 for row in rows)
+    assert all(row["faster"] == 1 for row in rows if row["backend"] == "plain")
+    shown = capsys.readouterr().out
+    assert report.with_suffix(".md").read_text().strip() in shown and "fp32 matrix products" in shown
+    assert shown.count("\n| ") == 1 + 12
+    if "matplotlib" in sys.modules:
+        assert report.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+    for wrong, message in (
+        (["--networks", "student9"], "neither a file nor one of teacher"),
+        (["--backends", "abacus"], "expected plain or one of torch"),
+        (["--sizes", "640"], "expected WIDTHxHEIGHT"),
+        (["--json", str(tmp_path / "no" / "a.json")], "make it first"),
+        (["--rounds", "0"], "must be more than 0"),
+    ):
+        assert main(["bench", "infer", *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_growth_reports(tmp_path, capsys):
+    report = tmp_path / "growth.json"
+    options = ["--size", "24x16", "--frames", "2", "--steps", "2"]
+    assert main(["bench", "growth", "--network", "student2", *options, "--json", str(report)]) == 0
+    pixels, frames = json.loads(report.read_text())["points"]
+    assert (pixels["width"] * pixels["height"], frames["frames"]) == (2 * 24 * 16, 4)
+    assert all(point["peak"] >= point["before"] > 10 and point["seconds"] > 0 for point in (pixels, frames))
+    assert main(["bench", "growth", "--network", "student9", *options]) == 2
+    assert "--networks student9" in capsys.readouterr().err
