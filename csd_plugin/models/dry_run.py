@@ -8,11 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+)
 
+from csd_plugin.errors import CSDError
 from csd_plugin.models.layouts import Layout
 
 GIB = 2**30
+
+
+class DryRunError(CSDError):
+    """A network that does not run without computing; it may be all right otherwise."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,8 @@ def clips_of(opt: Mapping[str, Any], size: int | None = None) -> Clips:
 def dry_run(network: nn.Module, layout: Layout, clips: Clips, layers: list[str] | None, *, tapped: bool) -> Dry:
     """Run a network on a batch without computing anything.
 
-    layers: what is tapped where `tapped` says so, by default the layout's feature.
+    layers: what is tapped where `tapped` says so, by default the layout's feature. Raises DryRunError, and CSDError
+    for windows or layers that do not fit.
     """
     dry = Dry()
 
@@ -79,6 +90,8 @@ def dry_run(network: nn.Module, layout: Layout, clips: Clips, layers: list[str] 
             for tap in taps:
                 feature = layout.features(tap.take(), clips.batch, clips.num_target, tap.path)
                 dry.features[tap.path if tap.kind == "input" else f"{tap.path}:output"] = tuple(feature.shape)
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
+        raise DryRunError(f"{type(network).__name__} decides by what it computes, and cannot be dry-run") from error
     finally:
         for handle in (*handles, *taps):
             handle.remove()

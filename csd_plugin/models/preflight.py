@@ -15,12 +15,15 @@ from torch import nn
 
 from csd_plugin import compat, options
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
-from csd_plugin.distill.objective import build_objective, weighted_sum
+from csd_plugin.distill.base import feature_pairs
+from csd_plugin.distill.objective import OBJECTIVES, build_objective, weighted_sum
 from csd_plugin.errors import CSDError
 from csd_plugin.models.distill_model import split_options
+from csd_plugin.models.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.video_derain_model import build_optimizer
 from csd_plugin.report.results import load_results
+from csd_plugin.types import ClipView
 
 SCHEDULERS = {  # by the names that the toolbox has for them
     "MultiStepLR": lr_scheduler.MultiStepRestartLR,
@@ -50,9 +53,11 @@ def check_run(opt: dict[str, Any]) -> None:
         networks, layouts = build_networks(opt)
         if opt["is_train"]:
             if "network_t" in networks:
-                _check_objective(opt["train"]["distill_opt"], networks, layouts)
+                _check_objective(opt["train"]["distill_opt"])
             _check_training(opt["train"], networks["network_g"])
     _check_data(opt, layouts)
+    if "network_t" in networks and opt["datasets"]["train"]["type"] in options.DATASETS:
+        _check_features(opt, networks, layouts)
 
     for name, network in networks.items():
         if not (name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)):
@@ -76,15 +81,28 @@ def _layout(network: nn.Module, opt: Mapping[str, Any], name: str) -> Layout:
         raise CSDError(f"{name}: {error} in the section {section}") from error
 
 
-def _check_objective(distill_opt: dict[str, Any], networks: dict[str, nn.Module], layouts: dict[str, Layout]) -> None:
-    """Build it, look for a weight of each term, and for the layers that are tapped."""
-    objective_opt, weights, layers = split_options(distill_opt)
+def _check_objective(distill_opt: dict[str, Any]) -> None:
+    """Build it, and look for a weight of each term."""
+    objective_opt, weights, _ = split_options(distill_opt)
     objective = build_objective(objective_opt)
     weighted_sum({term: torch.zeros(()) for term in objective.terms}, weights)
-    if objective.needs_features:
-        for name, key in (("student", "network_g"), ("teacher", "network_t")):
-            for tap in layouts[key].tap(networks[key], layers.get(name)):
-                tap.remove()
+
+
+def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], layouts: dict[str, Layout]) -> None:
+    """Look for the layers that are tapped, and whether their features pair, by a dry run."""
+    objective_opt, weights, layers = split_options(opt["train"]["distill_opt"])
+    if not (any(weights.values()) and OBJECTIVES[objective_opt["type"]].needs_features):
+        return
+    views = []
+    for name, key in (("student", "network_g"), ("teacher", "network_t")):
+        try:
+            dry = dry_run(networks[key], layouts[key], clips_of(opt), layers.get(name), tapped=True)
+        except DryRunError:
+            return
+        shapes = tuple(torch.empty(()).expand(shape) for shape in dry.features.values())
+        views.append(ClipView(torch.empty(0), {1: shapes}))
+    if "resize" not in (layers.get("adapters") or ()):
+        feature_pairs(objective_opt["type"], *views)
 
 
 def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> None:

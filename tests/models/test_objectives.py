@@ -94,13 +94,16 @@ def test_a_network_of_sequences_teaches_and_learns(launcher, tiny_rain, tiny_tea
     assert launcher.models[-1].net_g.head[0].conv.weight.grad.any()
 
 
-def test_adapters_bridge_widths_and_sizes_and_learn_beside_the_student(launcher, tiny_rain):
+def test_adapters_bridge_widths_and_sizes_and_learn_beside_the_student(launcher, tiny_rain, capsys):
     checkpoint = launcher.folder / "s2vd.pth"
     torch.save(S2VD(num_feat=6, num_block=1).state_dict(), checkpoint)
     options = options_of(tiny_rain, checkpoint, "FAKD", network_t={"type": "S2VD", "num_feat": 6, "num_block": 1})
     taps = {"student": ["conv22"], "teacher": ["body.0"]}  # half the size
     options["train"]["distill_opt"]["taps"] = taps
     assert launcher.train(options) == 2
+    words = "FAKD: at input scale 1 the student's feature is 2x2x4x24x24 and the teacher's 2x2x6x12x12"
+    assert words in capsys.readouterr().err
+    assert launcher.written() == ["s2vd.pth"]
     options["train"]["distill_opt"]["taps"] = taps | {"adapters": ["conv1x1", "resize"]}
     assert launcher.train(changed(options, {"name": "adapted"})) == 0
 
