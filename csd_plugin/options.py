@@ -173,6 +173,15 @@ class PairedVideoSection(DatasetSection):
     use_shuffle: bool = True
 
 
+class RenderedRainSection(PairedVideoSection):
+    """`type: RenderedRainDataset`: clean clips, rain rendered as they are read."""
+
+    rain: str = Field("nturain", description="preset that the rain varies about")
+    quality: tuple[int, int] | None = Field(
+        None, strict=False, description="JPEG qualities from which rainy frames get one, as those of NTURain have"
+    )
+
+
 class PairedVideoTestSection(DatasetSection):
     """`type: PairedVideoTestDataset`."""
 
@@ -209,6 +218,7 @@ def objective_section(name: str) -> type[Section]:
 
 DATASETS: dict[str, type[Section]] = {
     "PairedVideoDataset": PairedVideoSection,
+    "RenderedRainDataset": RenderedRainSection,
     "PairedVideoTestDataset": PairedVideoTestSection,
 }
 NETWORKS = {"SLDNet": SLDNet, "PReNet": PReNet, "S2VD": S2VD}

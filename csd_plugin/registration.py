@@ -20,6 +20,7 @@ def install() -> None:
     from csd_plugin.archs.s2vd import S2VD
     from csd_plugin.archs.sldnet import SLDNet
     from csd_plugin.data.paired_video import PairedVideoDataset, PairedVideoTestDataset
+    from csd_plugin.data.rendered_rain import RenderedRainDataset
     from csd_plugin.losses.ssim import PyramidSSIMLoss
 
     _register(ARCH_REGISTRY, SLDNet)
@@ -27,6 +28,7 @@ def install() -> None:
     _register(ARCH_REGISTRY, S2VD)
     _register(DATASET_REGISTRY, PairedVideoDataset)
     _register(DATASET_REGISTRY, PairedVideoTestDataset)
+    _register(DATASET_REGISTRY, RenderedRainDataset)
     _register(LOSS_REGISTRY, PyramidSSIMLoss)
 
     from csd_plugin.models.distill_model import DistillModel

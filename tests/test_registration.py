@@ -14,7 +14,7 @@ from csd_plugin.errors import CSDError
 
 NAMES = {
     "ARCH_REGISTRY": {"SLDNet", "PReNet", "S2VD"},
-    "DATASET_REGISTRY": {"PairedVideoDataset", "PairedVideoTestDataset"},
+    "DATASET_REGISTRY": {"PairedVideoDataset", "PairedVideoTestDataset", "RenderedRainDataset"},
     "LOSS_REGISTRY": {"PyramidSSIMLoss"},
     "MODEL_REGISTRY": {"VideoDerainModel", "DistillModel"},
 }
