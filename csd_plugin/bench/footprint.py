@@ -47,10 +47,11 @@ def measure(network: str, size: tuple[int, int], frames: int, steps: Sequence[in
         across = 2 ** ((step.bit_length()) // 2)
         clips.append(("pixels", step, width * across, round(height * step / across), _FRAMES))
     clips += [("frames", step, width, height, frames * step) for step in steps]
-    return [
-        Point(*clip, *_in_a_process(network, *clip[2:], memory))
-        for clip in tqdm(clips, desc="bench growth", unit="clip", disable=None)
-    ]
+    points = []
+    for grows, factor, wide, high, count in tqdm(clips, desc="bench growth", unit="clip", disable=None):
+        footprint = _in_a_process(network, wide, high, count, memory)
+        points.append(Point(grows, factor, wide, high, count, *footprint))
+    return points
 
 
 def _in_a_process(network: str, width: int, height: int, frames: int, memory: int) -> Footprint:
