@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
-import lmdb
 import numpy as np
 from tqdm import tqdm
 
@@ -28,6 +28,7 @@ from csd_plugin.data.lmdb_store import (
     RECORDS,
     Header,
     Record,
+    lmdb,
     open_file,
     parse_header,
     parse_record,
@@ -81,8 +82,8 @@ def build_store(source: str | Path, out: str | Path, encoding: str = "source", j
             new = _build(folder, frames, out, encoding, jobs)
         except (lmdb.Error, OSError) as error:
             raise CSDError(
-                f"{out}: cannot be written ({_reason(error)}): make room or mend its permissions, then run this again, "
-                f"which goes on where it ended"
+                f"{out}: cannot be written ({_reason(error)}, {_free_megabytes(out)} MB are free): make room or mend "
+                f"its permissions, then run this again, which goes on where it ended"
             ) from error
         except BrokenProcessPool:
             raise CSDError(f"{out}: a process was killed, perhaps for memory: run this again with fewer jobs") from None
@@ -191,7 +192,8 @@ class _Writer:
 
     def __init__(self, folder: Path, header: Header) -> None:
         self.folder, self.header = folder, header
-        self._env = lmdb.open(str(folder), map_size=_FIRST_MAP, max_dbs=1)
+        # LMDB's own lock is a mapped file, whose first use on a full disk ends the process.
+        self._env = lmdb.open(str(folder), map_size=_FIRST_MAP, max_dbs=1, lock=os.name == "nt")
         self._records = self._env.open_db(RECORDS)
 
     def __enter__(self) -> _Writer:
@@ -285,3 +287,9 @@ def _sync(folder: Path) -> None:
 
 def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+
+
+def _free_megabytes(path: Path) -> int:
+    """LMDB reports a full disk as any other error of writing: the number tells."""
+    there = next(parent for parent in path.absolute().parents if parent.is_dir())
+    return shutil.disk_usage(there).free // 2**20

@@ -124,7 +124,7 @@ class LmdbFile:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         with _reading(folder):
-            # The system's readahead suits values of many pages.
+            # With the system's readahead, as values have many pages: without, a crop comes from the disk page by page.
             self._env = lmdb.open(str(folder), readonly=True, lock=False, create=False, max_dbs=1)
             self._check_length()
             self._values = self._env.begin(buffers=True)
