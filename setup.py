@@ -11,7 +11,7 @@ VERSION = next(
     if line.startswith("__version__")
 )
 
-TRAIN = ["lmdb", "mmengine", "pydantic>=2", "pytorch-msssim>=1", "pyyaml", "tensorboard"]
+TRAIN = ["mmengine", "pydantic>=2", "pytorch-msssim>=1", "pyyaml", "scipy", "tensorboard"]
 ARCHIVES = ["libarchive-c>=5", "rarfile>=4.2"]  # RAR; needs the system's libarchive (Debian: libarchive13)
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"]
 OPENVINO = ["onnx>=1.16", "onnxscript>=0.3", "openvino>=2024.4"]
@@ -27,8 +27,9 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["csd_plugin", "csd_plugin.*"]),
     include_package_data=True,
-    # What `csd derain`, `csd rain` and `csd score` need.
-    install_requires=["av", "numpy", "opencv-python", "torch", "tqdm"],
+    package_data={"csd_plugin.weights": ["*.pth", "*.md", "*.jpg"]},
+    # What `csd prepare`, `data`, `rain`, `derain` and `score` need.
+    install_requires=["av", "jinja2", "lmdb", "numpy", "opencv-python", "pillow", "torch", "tqdm"],
     extras_require={
         "train": TRAIN,
         # Its setup.py needs torch at build time: pip install --no-build-isolation basicsr==1.4.2

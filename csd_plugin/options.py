@@ -165,6 +165,7 @@ class PairedVideoSection(DatasetSection):
     use_vflip: bool = False
     use_rot: bool = Field(False, description="exchange rows and columns")
     random_reverse: bool = Field(False, description="run clips backwards")
+    as_uint8: bool = Field(False, description="samples as bytes, a quarter of what workers hand over; same training")
     dataset_enlarge_ratio: int = Field(1, gt=0, description="see every clip so often in an epoch")
     # the toolbox's `cpu` loses a worker's error and then waits for ever; workers read ahead without it
     prefetch_mode: Literal["cuda"] | None = None

@@ -65,7 +65,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _calibrate(args: argparse.Namespace, params: RainParams) -> RainParams:
-    from csd_plugin.data.rain.calibrate import NTURAIN, calibrate, load_samples
+    try:
+        from csd_plugin.data.rain.calibrate import NTURAIN, calibrate, load_samples
+    except ModuleNotFoundError as error:
+        raise CSDError(f"--calibrate needs {error.name}: pip install 'csd-plugin[train]'") from error
 
     fitted, reached = calibrate(params, load_samples(args.source, args.clips), seed=args.seed)
     print(f"{args.preset}: density={fitted.density:.4g} opacity={fitted.opacity:.4g}")

@@ -24,13 +24,12 @@ def moving_scene(photo: np.ndarray, num_frame: int, size: tuple[int, int], seed:
     height, width = size
     largest = min(photo.shape[0] / height, photo.shape[1] / width)
     # Zoom: photograph pixels per frame pixel, never beyond the photograph's edge.
-    zooms = np.linspace(*rng.uniform(0.6 * largest, 0.8 * largest, 2), num_frame)
-    angles = np.linspace(*rng.uniform(-3, 3, 2), num_frame)
-    ends = rng.uniform(0.4, 0.6, (2, 2)) * photo.shape[1::-1]
-    centers = np.linspace(ends[0], ends[1], num_frame)
+    zooms = _path(rng.uniform(0.6 * largest, 0.8 * largest, 2), num_frame)
+    angles = _path(rng.uniform(-3, 3, 2), num_frame)
+    centers = _path(rng.uniform(0.4, 0.6, (2, 2)) * photo.shape[1::-1], num_frame)
 
     side = int(0.4 * min(height, width))
-    object_path = np.linspace(*rng.uniform(0, 1, (2, 2)), num_frame) * (width - side, height - side)
+    object_path = _path(rng.uniform(0, 1, (2, 2)) * (width - side, height - side), num_frame)
     y, x = rng.integers(0, photo.shape[0] - side), rng.integers(0, photo.shape[1] - side)
     patch = photo[y : y + side, x : x + side].astype(np.float32)
     grid = np.linspace(-1, 1, side)
@@ -45,6 +44,11 @@ def moving_scene(photo: np.ndarray, num_frame: int, size: tuple[int, int], seed:
         region = frame[int(top) : int(top) + side, int(left) : int(left) + side]
         region[:] = np.rint(mask * moved + (1 - mask) * region).astype(np.uint8)
         yield frame
+
+
+def _path(ends: np.ndarray, num_frame: int) -> np.ndarray:
+    """(2, ...) -> (num_frame, ...): evenly from the first to the second."""
+    return np.linspace(ends[0], ends[1], num_frame)
 
 
 def _view(photo: np.ndarray, center: np.ndarray, zoom: float, angle: float, size: tuple[int, int]) -> np.ndarray:

@@ -46,8 +46,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     # ------------------------------------------------------------------ training step
     def feed_data(self, data: dict[str, Any]) -> None:
-        self.lq = data["lq"].to(self.device, non_blocking=True)
-        self.gt = data["gt"].to(self.device, non_blocking=True)
+        self.lq = _as_float(data["lq"].to(self.device, non_blocking=True))
+        self.gt = _as_float(data["gt"].to(self.device, non_blocking=True))
         self.sample_names = data.get("key", [])
 
     def optimize_parameters(self, current_iter: int) -> None:
@@ -199,6 +199,11 @@ def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any
         return cls(params, **keywords)  # type: ignore[call-arg]
     except (TypeError, ValueError) as error:
         raise CSDError(f"train.optim_g: {str(error).removeprefix('Optimizer.')}; check its keys") from error
+
+
+def _as_float(frames: Tensor) -> Tensor:
+    """Frames of a data set with `as_uint8`, 0 .. 255, as float in [0, 1]; others as they are."""
+    return frames.float().div_(255) if frames.dtype == torch.uint8 else frames
 
 
 def save_atomically(content: Any, path: Path) -> None:
