@@ -98,6 +98,17 @@ def test_encrypted_zip(tmp_path):
     assert "encrypted" in failing(path)
 
 
+def test_names_that_a_zip_has_twice(tmp_path):
+    """No checksum covers them: a frame whose name were damaged would be left out as no image, without a word."""
+    data = bytearray(archive(".zip", FRAMES[:2]))
+    at = data.rindex(b"00002.jpg")
+    data[at + 6] ^= 2
+    path = tmp_path / "damaged.zip"
+    path.write_bytes(data)
+    with pytest.raises(CSDError, match="differ"):
+        list(members(path))
+
+
 def test_absurd_sizes(tmp_path):
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
@@ -152,8 +163,6 @@ def test_damage_is_never_silent(tmp_path, kind):
             continue
         if kind == ".tar":  # without checksums of content
             assert len(found) == len(FRAMES)
-        elif kind == ".zip":  # nor of names, in its central list
-            assert [data for _, data in found] == [data for _, data in FRAMES]
         else:
             assert found == FRAMES
     assert refused > 40
