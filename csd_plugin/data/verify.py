@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -81,9 +82,9 @@ def _list_contents(path: Path) -> _Contents:
 
 def _compare_lists(path: Path, contents: _Contents) -> list[Problem]:
     """Values without a record, and meta_info.txt; records without a value show when they are read."""
-    expected = {record.meta_info(key, contents.encoding) for key, record in contents.records.items()}
+    expected = Counter(record.meta_info(key, contents.encoding) for key, record in contents.records.items())
     try:
-        found = set((path / META_INFO).read_text(encoding="utf-8").rstrip("\n").split("\n"))
+        found = Counter((path / META_INFO).read_text(encoding="utf-8").removesuffix("\n").split("\n"))
     except (OSError, UnicodeDecodeError) as error:
         return [Problem("missing", META_INFO, f"cannot be read ({error})")]
     return [

@@ -256,6 +256,9 @@ def test_verify_compares_the_list_of_frames(store):
     assert [problem.key for problem in verify_store(store)] == ["meta_info.txt"] * 2
     meta.write_text("".join(whole.splitlines(keepends=True)[:-1]))
     assert [problem.kind for problem in verify_store(store)] == ["changed"]
+    for too_much in (whole.splitlines(keepends=True)[-1], "\n"):  # a frame twice, and one without a name
+        meta.write_text(whole + too_much)
+        assert [problem.key for problem in verify_store(store)] == ["meta_info.txt"]
     meta.unlink()
     assert [problem.kind for problem in verify_store(store)] == ["missing"]
 
