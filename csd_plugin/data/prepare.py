@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -296,6 +297,9 @@ def _write_all(clips: list[Clip], out: Path, jobs: int, result: Prepared) -> int
     weights = [sum(max(len(clip.frames), 1) for clip in of_source) for _, of_source, _ in tasks]
     written = run_all(_write_clips, tasks, jobs, "frames", "frame", weights)
     result.failed += [error for error in written if isinstance(error, CSDError)]
+    for split_folder in {clip.target(out).parent for clip in clips}:
+        with contextlib.suppress(OSError):
+            split_folder.rmdir()  # where nothing was written into it
     return sum(clip.target(out).is_dir() for clip in clips)
 
 

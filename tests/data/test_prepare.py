@@ -11,6 +11,7 @@ import pytest
 from rar_files import RarEntry, need_rar_reader, rar4, rar5
 from synthetic import REAL, TEST, TRAIN, moving_scene, write_image, write_ntu_rain
 
+from csd_plugin.cli import main as csd
 from csd_plugin.data import prepare as module
 from csd_plugin.data.layout import find_sequences
 from csd_plugin.data.naming import PUBLISHED, by_name, by_pattern, file_name, missing_clips
@@ -326,3 +327,12 @@ def test_the_published_list():
     assert missing_clips(present) == {}
     assert missing_clips([("train", "forest_GT")]) == {}  # another data set
     assert missing_clips(present[:-1]) == {"real": ["rb3_Rain"]}
+
+
+def test_a_failure_leaves_no_empty_folders_and_is_what_is_said(tmp_path, capsys):
+    archive, out = tmp_path / "a1_Rain.zip", tmp_path / "out"
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("00001.png", b"no image")
+    assert csd(["prepare", str(archive), str(out)]) == 2
+    assert f"{archive}: 00001.png: no readable image" in capsys.readouterr().err
+    assert list(out.iterdir()) == []
