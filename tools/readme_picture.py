@@ -18,7 +18,7 @@ from csd_plugin.data.scenes import moving_scene
 from csd_plugin.inference.runner import Derainer
 from csd_plugin.weights import find_checkpoint
 
-SIZE = (320, 448)
+SIZE = (360, 400)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import skimage.data
 
     photo = cv2.cvtColor(cv2.imread(str(Path(skimage.data.__file__).parent / "astronaut.png")), cv2.COLOR_BGR2RGB)
-    clean = list(moving_scene(photo, 7, SIZE, seed=1))
+    clean = list(moving_scene(photo, 7, SIZE, seed=4))
     renderer = RainRenderer(PRESETS["nturain"], seed=5, height=SIZE[0], width=SIZE[1], ambient=ambient_light(clean[0]))
     rainy = [renderer.render(frame, t) for t, frame in enumerate(clean)]
     derained = list(Derainer(find_checkpoint(args.model))(rainy))

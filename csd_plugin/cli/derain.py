@@ -10,6 +10,7 @@ Scene cuts are found and reported; no frame is cleaned by those of another shot.
 same frames as in the whole video.
 
 examples:
+  csd derain rain.mp4 clean.mp4
   csd derain rain.mp4 clean.mp4 --model net_g_latest.pth
   csd derain rain.mp4 both.mp4 --model net_g_latest.pth --side-by-side --start 1:05 --end 1:15
   csd derain a1_Rain/ a1_clean/ --model net_g_latest.pth --compare a1_GT/
@@ -35,7 +36,11 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IN", type=Path, help="video file, folder, pattern of images, or -")
     parser.add_argument("output", metavar="OUT", type=Path, help="video file, folder or pattern to write, or -")
-    parser.add_argument("--model", metavar="PATH", help="checkpoint of the network, or what `csd export` made of it")
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        help="checkpoint, what `csd export` made of it, or the name of a shipped network: student2 (default), student2_csd, teacher32",
+    )
     parser.add_argument("--start", type=position, default=0, metavar="AT", help="first frame: 120, 4.8s or 1:05")
     parser.add_argument("--end", type=position, metavar="AT", help="the frame after the last, given as --start is")
     parser.add_argument(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from csd_plugin.errors import CSDError
 
-SHIPPED: dict[str, str] = {}
-DEFAULT = "student1"
+SHIPPED = {"student2": "student2.pth", "student2_csd": "student2_csd.pth", "teacher32": "teacher32.pth"}
+DEFAULT = "student2"  # the best student on the validation clips, see MODEL_CARD.md
 
 
 def find_checkpoint(model: str | None) -> Path:
@@ -18,11 +18,9 @@ def find_checkpoint(model: str | None) -> Path:
     name = DEFAULT if model is None else model
     if name in SHIPPED:
         return Path(__file__).with_name(SHIPPED[name])
-    if model is not None and Path(model).exists():
-        return Path(model)
-    missing = "no --model is given" if model is None else f"there is no checkpoint {model}"
-    shipped = f"the networks {', '.join(SHIPPED)} come with it" if SHIPPED else "no network comes with this version yet"
+    if Path(name).exists():
+        return Path(name)
     raise CSDError(
-        f"{missing}, and {shipped}; give the path of one, e.g. experiments/NAME/models/net_g_latest.pth "
-        f"as `python -m csd_plugin.train -opt FILE.yml` writes it"
+        f"there is no checkpoint {model}; give the path of one, e.g. experiments/NAME/models/net_g_latest.pth, "
+        f"or a network that comes with this package: {', '.join(SHIPPED)}"
     )

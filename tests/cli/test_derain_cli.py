@@ -68,7 +68,6 @@ def test_mistakes_are_one_line_and_leave_nothing(frames, model, capsys):
     cv2.imwrite(str(frames / "short" / "1.png"), np.zeros((24, 32, 3), np.uint8))
     before = sorted(frames.iterdir())
     for arguments, message in (
-        ((frames / "rain", frames / "o.mp4"), "no --model is given"),
         ((frames / "rain", frames / "o.mp4", "--model", "nothing.pth"), "there is no checkpoint nothing.pth"),
         ((frames / "bad.mp4", frames / "o.mp4", "--model", model), "not a video"),
         ((frames / "rain", frames / "o.mp4", "--model", model, "--compare", frames / "short"), "ends after 1 frames"),
