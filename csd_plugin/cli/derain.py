@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="PATH",
-        help="checkpoint, what `csd export` made of it, or a shipped network: student2 (default), student2_csd, teacher32",
+        help="checkpoint, file of `csd export`, or shipped: student2 (default), student2_csd, teacher32",
     )
     parser.add_argument("--start", type=position, default=0, metavar="AT", help="first frame: 120, 4.8s or 1:05")
     parser.add_argument("--end", type=position, metavar="AT", help="the frame after the last, given as --start is")
