@@ -90,12 +90,16 @@ def run(folder: Path | None) -> None:
 
     derain_clip(data)
     print(f"\nEverything is in {work}: table.md, before_after.png, derained/, results/, experiments/.")
+    print(f"The commands of the README (csd ..) are in {Path(sys.executable).parent}: activate that environment.")
     print(f"It took {(time.monotonic() - started) / 60:.1f} minutes.")
 
 
 def prepare_data(source: Path | None) -> Path:
     """The root of a data set in NTURain's layout: the user's, or rain put on the user's clean clips or on ours."""
     if source is not None and any(source.glob("Dataset_*")):
+        keys = open_store(str(source)).keys()
+        for split in ("train", "test"):  # both are needed: say so before the first training, not after the last
+            find_sequences(keys, split, root=str(source))
         return source
     say("training and test pairs: rendered rain on clean clips")
     clean = source or make_scenes(Path("clean"))
@@ -163,7 +167,7 @@ def call_toolbox(job: str, options: Path, changes: Sequence[str], *flags: str) -
     command = [sys.executable, "-m", f"csd_plugin.{job}", "-opt", str(options), *flags, "--force_yml", *changes]
     log = Path(f"{job}.log")
     with (
-        log.open("a", encoding="utf-8") as sink,
+        log.open("a", encoding="utf-8", buffering=1) as sink,
         subprocess.Popen(
             command, stdout=sink, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
         ) as process,

@@ -169,7 +169,10 @@ def _check_data(opt: dict[str, Any], layouts: dict[str, Layout]) -> None:
                     f"datasets.{key}: num_frame {num_frame} with num_target {num_target} gives windows of "
                     f"{reach} frames, {name} needs {needed}; set num_frame to at least {num_frame + needed - reach}"
                 )
-        dataset = dataset_type(content)
+        try:
+            dataset = dataset_type(content)
+        except CSDError as error:
+            raise CSDError(f"datasets.{key}: {error}") from error
         if content["phase"] == "train":
             _check_loader(len(dataset), content, opt)
 

@@ -65,7 +65,8 @@ class ValidationMixin:
         # a run of its own: neighbours share decoded frames, and are what a network of sequences needs
         indices = range(size * rank // world_size, size * (rank + 1) // world_size)
         scored = []
-        with tqdm(total=len(indices), unit="frame", desc=name, disable=None if rank == 0 else True) as bar:
+        hidden = True if rank or not self.opt["val"].get("pbar", True) else None  # None: where there is a terminal
+        with tqdm(total=len(indices), unit="frame", desc=name, disable=hidden) as bar:
             for items in _batches(dataset, indices, self.opt["val"].get("batch_size", 2)):
                 outputs = self._predict(network, torch.stack([item["lq"] for item in items]))
                 for item, output in zip(items, outputs, strict=True):
