@@ -97,4 +97,4 @@ def _accumulate(s: Streaks, top: int, left: int, height: int, width: int) -> np.
     if not cells:
         return np.zeros((height, width))
     total = np.bincount(np.concatenate(cells), np.concatenate(values), minlength=height * width)
-    return total.reshape(height, width)
+    return total.reshape(height, width).astype(np.float64, copy=False)  # of nothing, bincount counts in integers
