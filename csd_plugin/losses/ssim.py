@@ -37,18 +37,23 @@ class PyramidSSIMLoss(nn.Module):
     Args:
         scale_weights: lambda_p, from full size on; the paper's are 0.6, 0.2, 0.2.
         loss_weight: factor on the sum.
+        l1_weight: of mean |output - gt| at full size, in the sum; the paper has none. SSIM hardly sees a frame that is
+            a little too bright all over: at mid grey, two of 255 levels change it by 1e-4, and PSNR from 40 to 38 dB.
     """
 
-    def __init__(self, scale_weights: Sequence[float] = (0.6, 0.2, 0.2), loss_weight: float = 1.0) -> None:
+    def __init__(
+        self, scale_weights: Sequence[float] = (0.6, 0.2, 0.2), loss_weight: float = 1.0, l1_weight: float = 0.0
+    ) -> None:
         super().__init__()
         self.scale_weights = tuple(scale_weights)
         self.loss_weight = loss_weight
+        self.l1_weight = l1_weight
 
     def forward(self, output: Tensor, gt: Tensor) -> Tensor:
         """(B, 3, H, W) twice, in [0, 1] -> scalar."""
         with torch.autocast(output.device.type, enabled=False):
             output, gt = output.float(), gt.float()
-            loss = output.new_zeros(())
+            loss = self.l1_weight * F.l1_loss(output, gt) if self.l1_weight else output.new_zeros(())
             for scale, weight in enumerate(self.scale_weights):
                 if scale:
                     output, gt = F.avg_pool2d(output, 2), F.avg_pool2d(gt, 2)

@@ -136,6 +136,13 @@ def test_the_pyramid_is_equation_7(size):
     assert float(PyramidSSIMLoss(loss_weight=2.0)(*tensors)) == pytest.approx(2 * expected, abs=1e-5)
 
 
+def test_the_absolute_error_comes_on_top():
+    x, y = pair(2, 3, 24, 24)
+    tensors = [torch.from_numpy(image).float() for image in (x, y)]
+    expected = float(PyramidSSIMLoss()(*tensors)) + 0.5 * np.abs(x - y).mean()
+    assert float(PyramidSSIMLoss(l1_weight=0.5)(*tensors)) == pytest.approx(expected, abs=1e-6)
+
+
 def test_equal_images_cost_nothing_and_the_gradient_leads_to_them():
     x, y = (torch.from_numpy(image).float() for image in pair(1, 3, 24, 24))
     loss = PyramidSSIMLoss()
