@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from csd_plugin.data.windows import join_windows
 from csd_plugin.errors import CSDError
+from csd_plugin.inference.folding import fold
 from csd_plugin.metrics.protocols import score_frame, to_uint8
 from csd_plugin.metrics.scores import Scores
 from csd_plugin.report import results
@@ -28,8 +29,8 @@ from csd_plugin.report import results
 class ValidationMixin:
     """`validation()` as the toolbox calls it, for models with `net_g` (and `net_g_ema`).
 
-    Frames go through the network `val.batch_size` at a time (default 2: torch's 3-D convolution at batch 1 is
-    many times slower on CPU; a network of sequences sees that many frames together). Both protocols are scored
+    Frames go through the network `val.batch_size` at a time (default 2; a network of sequences sees that many
+    together). Both protocols are scored
     where there is ground truth, and whatever `val.metrics` names among the toolbox's own. Writes `<set>.json`,
     `.csv` and `.md` beside the log; with `val.save_img` the frames too, where the toolbox puts them.
     """
@@ -49,7 +50,7 @@ class ValidationMixin:
         was_training = network.training
         network.eval()
         try:
-            mine = self._score_dataset(network, dataset, name, current_iter, save_img)
+            mine = self._score_dataset(self._fastest(network), dataset, name, current_iter, save_img)
         finally:
             network.train(was_training)
         frames = _gather(mine)
@@ -87,6 +88,12 @@ class ValidationMixin:
                         _write_image(self._image_path(name, item["folder"], frame, current_iter), result)
                 bar.update(len(items))
         return scored
+
+    def _fastest(self, network: nn.Module) -> nn.Module:
+        """Where torch's 3-D convolutions are slow, the same network without them; see `fold`."""
+        slow = self.device.type == "cpu" and any(isinstance(layer, nn.Conv3d) for layer in network.modules())
+        known = hasattr(network, "num_frame") and self.layout_of(network).kind == "window"  # type: ignore[attr-defined]
+        return fold(network) if slow and known else network
 
     @torch.no_grad()
     def _predict(self, network: Any, windows: Tensor) -> Tensor:

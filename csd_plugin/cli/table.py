@@ -1,0 +1,42 @@
+"""A results table from a matrix file: train what is missing, go on with what was cut, test, and write the table.
+
+A matrix (options/matrix/*.yml) holds rows as small differences from one option file. Everything is done in the current
+folder: experiments/RUN and results/RUN hold the runs, as the toolbox has it, results/MATRIX/table.md .csv .tex .html
+the table, with published numbers beside ours. What is done is not done again; an interrupted training goes on from its
+last saved state. --minutes stretches or shortens all schedules by one factor, found by timing a few steps.
+
+examples:
+  csd table options/matrix/table5_cpu.yml --dry-run
+  csd table options/matrix/table5_cpu.yml --minutes 180
+  csd table options/matrix/table4_cpu.yml --only alone csd
+  csd table options/matrix/table2.yml
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("matrix", metavar="MATRIX.yml", type=Path, help="the matrix file")
+    parser.add_argument("--minutes", type=float, metavar="M", help="fit all schedules to so many minutes")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="do these rows only, and what they start from")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument("--no-train", action="store_true", help="write the table of what is there")
+    parser.add_argument("--retrain", nargs="+", default=[], metavar="ROW", help="put these rows aside and train anew")
+
+
+def run(args: argparse.Namespace) -> None:
+    from csd_plugin.lab.job import make_table
+
+    print(
+        make_table(
+            args.matrix,
+            minutes=args.minutes,
+            only=args.only,
+            retrain=args.retrain,
+            dry_run=args.dry_run,
+            train=not args.no_train,
+        )
+    )

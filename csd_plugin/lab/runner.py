@@ -1,0 +1,190 @@
+"""Does what a matrix lacks: trains what is missing, goes on with what was cut, tests, and keeps what is done.
+
+What a run is trained and tested by stands in `results/MATRIX/options/RUN.yml`, so that it can be done by hand too; the
+run itself is where the toolbox's users look for it, in experiments/RUN and results/RUN.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from tqdm import tqdm
+
+from csd_plugin.errors import CSDError
+from csd_plugin.lab.budget import factor_for, stretched
+from csd_plugin.lab.matrix import Matrix, Run
+from csd_plugin.lab.ready import score_ready
+
+State = Literal["done", "trained", "cut", "missing"]
+
+
+class Workspace:
+    """The files of one matrix below the current folder."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self.folder = Path("results", matrix.name)
+
+    def options(self, run: Run, job: str) -> Path:
+        return self.folder / "options" / f"{run.name}{'' if job == 'train' else '_test'}.yml"
+
+    def log(self, run: Run) -> Path:
+        return self.folder / "logs" / f"{run.name}.log"
+
+    @property
+    def plan(self) -> Path:
+        return self.folder / "plan.json"
+
+
+def fitted(runs: Mapping[str, Run], space: Workspace, minutes: float | None) -> dict[str, Run]:
+    """The runs with their schedules stretched to a budget.
+
+    The factor is measured once and kept in `plan.json`: a matrix that is taken up again goes on with it, whatever
+    `minutes` says then, since runs of other lengths could not be compared. Raises CSDError.
+    """
+    factor = None
+    if space.plan.is_file():
+        factor = float(json.loads(space.plan.read_text(encoding="utf-8"))["factor"])
+    elif minutes is not None:
+        factor = factor_for(runs.values(), minutes)
+        _write(space.plan, json.dumps({"minutes": minutes, "factor": factor}) + "\n")
+    if factor is None:
+        return dict(runs)
+
+    def fit(run: Run) -> Run:
+        return run if run.options is None else replace(run, options=stretched(run.options, factor))
+
+    return {name: fit(run) for name, run in runs.items()}
+
+
+def state(run: Run) -> State:
+    """How far a run is, by what it left behind."""
+    if run.options is not None and not run.checkpoint.is_file():
+        states = Path("experiments", run.name, "training_states")
+        return "cut" if any(states.glob("*.state")) else "missing"
+    if run.test is None:
+        return "done"
+    return "done" if all(file.is_file() for file in result_files(run)) else "trained"
+
+
+def result_files(run: Run) -> list[Path]:
+    """Where the test pipeline writes the scores of each test set."""
+    sets = (run.test or {}).get("datasets", {})
+    return [Path("results", run.name, f"{content['name']}.json") for content in sets.values()]
+
+
+def check_unchanged(runs: Iterable[Run], space: Workspace) -> None:
+    """Raise CSDError where a run that was begun was begun by other options than the matrix now has for it."""
+    for run in runs:
+        file = space.options(run, "train")
+        if run.options is None or not file.is_file() or state(run) == "missing":
+            continue
+        before = yaml.safe_load(file.read_text(encoding="utf-8"))
+        different = _difference(before, run.options)
+        if different:
+            raise CSDError(
+                f"the row {run.row} was trained with {different}; --retrain {run.row} trains it anew, "
+                f"or change the matrix back"
+            )
+
+
+def perform(runs: Mapping[str, Run], space: Workspace) -> None:
+    """Train and test everything that is not done, in order. Raises CSDError where the toolbox stops; the rest stays.
+
+    Interrupted, a training goes on from its last saved state the next time.
+    """
+    waiting = [run for run in runs.values() if state(run) != "done"]
+    with tqdm(total=len(waiting), desc="runs", unit="run", disable=None) as bar:
+        for run in waiting:
+            bar.set_postfix_str(run.name)
+            if run.options is not None and not run.checkpoint.is_file():
+                _launch("train", run, run.options, space, bar)
+            if state(run) == "trained":
+                assert run.test is not None
+                if run.rainy or run.frames:
+                    score_ready(run)
+                else:
+                    _launch("test", run, run.test, space, bar)
+            bar.update()
+
+
+def forget(run: Run) -> None:
+    """Put a run's experiment and results aside, so that it is done anew; nothing is deleted."""
+    for folder in (Path("experiments", run.name), Path("results", run.name)):
+        if folder.exists():
+            number = 1
+            while (aside := folder.with_name(f"{folder.name}_before{number}")).exists():
+                number += 1
+            folder.rename(aside)
+
+
+def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: tqdm) -> None:
+    """`python -m csd_plugin.JOB` as a process of its own, its progress on the bar, all else in the log."""
+    file, log = space.options(run, job), space.log(run)
+    _write(file, yaml.safe_dump(_plain(options), sort_keys=False, allow_unicode=True))
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", f"csd_plugin.{job}", "-opt", str(file)]
+    command += ["--auto_resume"] if job == "train" else []
+    error = ""
+    with (
+        log.open("a", encoding="utf-8", buffering=1) as sink,
+        subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=_environment()
+        ) as process,
+    ):
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                sink.write(line)
+                progress = re.search(r"iter:\s*([\d,]+).*?eta: ([\d:, day]+)", line)
+                if progress:
+                    bar.set_postfix_str(f"{run.name}, iteration {progress[1].strip(',')}, {progress[2]} left")
+                elif line.startswith("error:"):
+                    error = line.removeprefix("error:").strip()
+        except KeyboardInterrupt:
+            process.wait()  # it got the interrupt too, and stops by itself
+            raise
+    if process.returncode == 130:
+        raise KeyboardInterrupt
+    if process.returncode:
+        raise CSDError(f"{job} of {run.name} failed: {error or f'status {process.returncode}'} (log: {log})")
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with this very package importable for the process: it may be imported from a checkout."""
+    root = str(Path(__file__).resolve().parents[2])
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+
+
+def _difference(before: Any, now: Any, where: str = "") -> str:
+    """The first key by which two options differ, `key: before instead of now`; empty where none does."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in [*before, *(key for key in now if key not in before)]:
+            different = _difference(before.get(key), now.get(key), f"{where}.{key}".lstrip("."))
+            if different:
+                return different
+        return ""
+    return "" if _plain(before) == _plain(now) else f"{where} = {before!r} instead of {now!r}"
+
+
+def _plain(value: Any) -> Any:
+    """What YAML keeps: lists for tuples."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else deepcopy(value)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

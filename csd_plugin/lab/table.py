@@ -1,0 +1,167 @@
+"""From the results of a matrix's runs to its table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from csd_plugin.lab.costs import Cost
+from csd_plugin.lab.matrix import Matrix, PublishedScore, Row, Run
+from csd_plugin.lab.runner import result_files
+from csd_plugin.metrics.protocols import Quality
+from csd_plugin.report.grid import Grid
+from csd_plugin.report.published import PROTOCOL, PUBLISHED
+from csd_plugin.report.results import load_results
+
+NONE = "-"
+_PROTOCOLS = {"nturain_y": "Y", "rgb": "RGB"}
+
+
+@dataclass
+class Line:
+    """A row's figures: test set -> protocol -> the average of each seed, and of each clip over seeds."""
+
+    label: str
+    published: PublishedScore | None
+    averages: dict[str, dict[str, list[Quality]]] = field(default_factory=dict)
+    clips: dict[str, dict[str, list[Quality]]] = field(default_factory=dict)
+    seeds: int = 0
+
+    def mean(self, dataset: str, protocol: str, metric: str) -> float | None:
+        values = [getattr(quality, metric) for quality in self.averages.get(dataset, {}).get(protocol, [])]
+        return statistics.fmean(values) if values else None
+
+    def deviation(self, dataset: str, protocol: str, metric: str) -> float | None:
+        values = [getattr(quality, metric) for quality in self.averages.get(dataset, {}).get(protocol, [])]
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+def build(matrix: Matrix, runs: Mapping[str, Run], costs: Mapping[str, Cost], notes: Sequence[str] = ()) -> Grid:
+    """The table of the rows that are shown, with whatever is there; what is missing is a dash.
+
+    costs: by row, for the columns that `complexity` and `speed` ask for. notes: come below, after those on orderings.
+    """
+    lines = {key: _line(key, row, runs) for key, row in matrix.rows.items() if row.shown}
+    datasets = list(dict.fromkeys(name for line in lines.values() for name in line.averages))
+    base = lines.get(matrix.baseline) if matrix.baseline else None
+    published = any(line.published for line in lines.values())
+
+    head = [""]
+    columns: list[list[str]] = [[line.label for line in lines.values()]]
+    stressed: list[int] = []
+
+    def add(title: str, cells: list[str], best: int | None = None) -> None:
+        head.append(title)
+        columns.append(cells)
+        stressed.append(-1 if best is None else best)
+
+    for title, cell in _cost_columns(matrix):
+        add(title, [cell(costs[key]) if key in costs else NONE for key in lines])
+    for dataset in datasets:
+        if matrix.clips:
+            clips = dict.fromkeys(clip for line in lines.values() for clip in line.clips.get(dataset, {}))
+            for clip in clips:
+                add(clip, [_clip_cell(line.clips.get(dataset, {}).get(clip)) for line in lines.values()])
+        for protocol, short in _PROTOCOLS.items():
+            for metric, decimals in (("psnr", 2), ("ssim", 4)):
+                values = [line.mean(dataset, protocol, metric) for line in lines.values()]
+                cells = [_cell(line, dataset, protocol, metric, decimals) for line in lines.values()]
+                add(f"{dataset} {short} {metric.upper()}", cells, _best(values))
+        if base is not None:
+            add(f"{dataset} Y ΔPSNR", [_gain(line, base, dataset) for line in lines.values()])
+    if published:
+        add("published PSNR", [f"{line.published.psnr:.2f}" if line.published else NONE for line in lines.values()])
+        add(
+            "published SSIM",
+            [f"{p.ssim:.4f}" if (p := line.published) and p.ssim is not None else NONE for line in lines.values()],
+        )
+    best = {(row, column) for column, row in enumerate(stressed, start=1) if row >= 0 and len(lines) > 1}
+    notes = [*(orderings(list(lines.values()), datasets[0]) if datasets else []), *notes]
+    rows = [list(cells) for cells in zip(*columns, strict=True)]
+    return Grid(matrix.title or matrix.name, head, rows, 1, frozenset(best), notes)
+
+
+def orderings(lines: Sequence[Line], dataset: str) -> list[str]:
+    """One line on whether the published order of the rows comes out here, and each neighbouring pair that does not."""
+    known = [(line, here) for line in lines if line.published and (here := line.mean(dataset, PROTOCOL, "psnr"))]
+    if len(known) < 2:
+        return []
+    known.sort(key=lambda pair: pair[0].published.psnr)  # type: ignore[union-attr]
+    notes = []
+    for (lower, below), (upper, above) in pairwise(known):
+        assert lower.published is not None and upper.published is not None
+        gap = upper.published.psnr - lower.published.psnr
+        if gap and above <= below:
+            spread = max(_spread(line, dataset) for line in (lower, upper))
+            within = f", within the seeds' deviation of {spread:.2f}" if spread >= below - above else ""
+            notes.append(
+                f"published: {upper.label} over {lower.label} by {gap:.2f} dB; "
+                f"here on {dataset}: {above - below:+.2f} dB{within}"
+            )
+    agreed = len(known) - 1 - len(notes)
+    return [f"{agreed} of {len(known) - 1} neighbours in the published order stand in that order on {dataset}", *notes]
+
+
+def _spread(line: Line, dataset: str) -> float:
+    return line.deviation(dataset, PROTOCOL, "psnr") or 0.0
+
+
+def _line(key: str, row: Row, runs: Mapping[str, Run]) -> Line:
+    published = row.published
+    if isinstance(published, str):
+        clips = PUBLISHED[published].values()
+        published = PublishedScore(
+            psnr=statistics.fmean(clip.psnr for clip in clips), ssim=statistics.fmean(clip.ssim for clip in clips)
+        )
+    line = Line(row.label or key, published)
+    for run in runs.values():
+        if run.row == key:
+            files = [file for file in result_files(run) if file.is_file()]
+            line.seeds += bool(files)
+            for file in files:
+                _add(line, file)
+    if line.seeds > 1:
+        line.label += f" ({line.seeds} seeds)"
+    return line
+
+
+def _add(line: Line, file: Path) -> None:
+    result = load_results(file)
+    averages = line.averages.setdefault(result.dataset, {})
+    for protocol, quality in result.scores.average().items():
+        averages.setdefault(protocol, []).append(quality)
+    clips = line.clips.setdefault(result.dataset, {})
+    for name, clip in result.scores.clips.items():
+        clips.setdefault(name, []).append(clip.average()[PROTOCOL])
+
+
+def _cost_columns(matrix: Matrix):
+    if matrix.complexity:
+        yield "parameters", lambda cost: f"{cost.parameters:,}" if cost.parameters else NONE
+        yield "G multiply-adds", lambda cost: f"{cost.operations / 1e9:.2f}" if cost.operations else NONE
+    if matrix.speed:
+        yield "s/frame", lambda cost: f"{cost.seconds:.2f}" if cost.seconds else NONE
+
+
+def _cell(line: Line, dataset: str, protocol: str, metric: str, decimals: int) -> str:
+    mean, deviation = line.mean(dataset, protocol, metric), line.deviation(dataset, protocol, metric)
+    if mean is None:
+        return NONE
+    return f"{mean:.{decimals}f}" + ("" if deviation is None else f" ± {deviation:.{decimals}f}")
+
+
+def _clip_cell(qualities: Sequence[Quality] | None) -> str:
+    return f"{statistics.fmean(quality.psnr for quality in qualities):.2f}" if qualities else NONE
+
+
+def _gain(line: Line, base: Line, dataset: str) -> str:
+    ours, theirs = line.mean(dataset, PROTOCOL, "psnr"), base.mean(dataset, PROTOCOL, "psnr")
+    return NONE if line is base or ours is None or theirs is None else f"{ours - theirs:+.2f}"
+
+
+def _best(values: Sequence[float | None]) -> int | None:
+    known = [(value, row) for row, value in enumerate(values) if value is not None]
+    return max(known)[1] if known else None

@@ -1,0 +1,60 @@
+"""A training run's model on random frames, for timing its steps before there are checkpoints or data."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.archs import build_network
+from basicsr.models import build_model
+from basicsr.utils import get_root_logger
+
+from csd_plugin.models.dry_run import clips_of
+
+
+class Probe:
+    """`step()` is one optimizer step of the run that training options describe: same networks, objective and sizes.
+
+    Weights are random, as nothing that the options start from need exist. What is built is not logged.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        opt = deepcopy(dict(options))
+        gpus = torch.cuda.device_count()
+        opt["num_gpu"] = gpus if opt["num_gpu"] == "auto" else opt["num_gpu"]
+        opt |= {"is_train": True, "dist": False, "rank": 0, "world_size": 1}
+        log = get_root_logger()
+        level = log.level
+        log.setLevel(logging.WARNING)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                opt["path"] = _random_starts(opt, Path(folder))
+                self.model = build_model(opt)
+        finally:
+            log.setLevel(level)
+        clips = clips_of(opt)
+        shape = (clips.batch, clips.num_frame, 3, clips.size, clips.size)
+        lq = torch.rand(shape)
+        first = (clips.num_frame - clips.num_target) // 2
+        self._batch = {"lq": lq, "gt": lq[:, first : first + clips.num_target].contiguous(), "key": []}
+        self._steps = 0
+
+    def step(self) -> None:
+        self._steps += 1
+        self.model.feed_data(self._batch)
+        self.model.optimize_parameters(self._steps)
+
+
+def _random_starts(opt: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The section `path` with random weights for every network but the one that learns, which needs none."""
+    paths = {key: value for key, value in opt["path"].items() if not key.startswith(("pretrain_", "param_key_"))}
+    for key in [key for key in opt if key.startswith("network_") and key != "network_g"]:
+        file = folder / f"{key}.pth"
+        torch.save({"params": build_network(opt[key]).state_dict()}, file)
+        paths |= {f"pretrain_{key}": str(file), f"param_key_{key.removeprefix('network_')}": "params"}
+    return paths

@@ -1,0 +1,233 @@
+"""Matrix files: what rows come to, what is trained, resumed, kept, and the tables that come out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from toolbox import STUDENT, distill_options, scored_set, train_options
+
+from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.cli import main
+from csd_plugin.errors import CSDError
+from csd_plugin.lab import runner
+from csd_plugin.lab.budget import stretched
+from csd_plugin.lab.matrix import read_matrix, runs_of
+
+
+def write(path: Path, content: dict) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def files(tmp_path, tiny_rain, monkeypatch) -> Path:
+    """Option files of both stages and a matrix over them, in a folder of their own; the current folder is another."""
+    options = tmp_path / "options"
+    write(options / "teacher.yml", train_options(tiny_rain, network_g={**STUDENT, "num_feat": 5}))
+    write(options / "student.yml", distill_options(tiny_rain, Path("somewhere.pth"), **{"logger.use_tb_logger": False}))
+    test = {
+        "name": "row",
+        "model_type": "VideoDerainModel",
+        "scale": 1,
+        "num_gpu": 0,
+        "manual_seed": 0,
+        "datasets": {"test_1": scored_set(tiny_rain, name="rain")},
+        "network_g": dict(STUDENT),
+        "path": {"pretrain_network_g": None},
+        "val": {"save_img": False, "suffix": None},
+    }
+    write(options / "test.yml", test)
+    write(
+        options / "matrix.yml",
+        {
+            "name": "table",
+            "title": "A & B",
+            "runs": "tiny",
+            "base": "student.yml",
+            "test": "test.yml",
+            "baseline": "alone",
+            "set": {"network_t": {**STUDENT, "num_feat": 5}},
+            "complexity": True,
+            "rows": {
+                "input": {"label": "rainy input", "input": True},
+                "teacher": {"base": "teacher.yml", "set": {"train.total_iter": 1}, "shown": False},
+                "alone": {
+                    "start": {"network_t": "teacher"},
+                    "set": {"train.distill_opt.weights": {"spatial": 0, "temporal": 0}},
+                    "seeds": [0, 1],
+                    "published": {"psnr": 35.0},
+                },
+                "csd": {"label": "CSD", "start": {"network_t": "teacher"}, "published": "student1 + CSD"},
+            },
+        },
+    )
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    return options
+
+
+def matrix_of(files: Path, **changes) -> Path:
+    content = yaml.safe_load((files / "matrix.yml").read_text())
+    rows = content["rows"] | changes.pop("rows", {})
+    return write(files / "other.yml", content | changes | {"rows": {k: v for k, v in rows.items() if v is not None}})
+
+
+def test_rows_are_differences_and_start_from_others(files):
+    path = files / "matrix.yml"
+    runs = runs_of(read_matrix(path), path)
+    assert list(runs) == ["tiny_input", "tiny_teacher", "tiny_alone", "tiny_alone_seed1", "tiny_csd"]
+    csd = runs["tiny_csd"].options
+    assert csd["name"] == "tiny_csd"
+    assert csd["path"]["pretrain_network_t"] == "experiments/tiny_teacher/models/net_g_latest.pth"
+    assert csd["train"]["distill_opt"]["weights"] == {"spatial": 0.1, "temporal": 0.1}
+    alone = runs["tiny_alone_seed1"].options
+    assert alone["manual_seed"] == 1
+    assert alone["train"]["distill_opt"]["weights"] == {"spatial": 0, "temporal": 0}
+    assert runs["tiny_csd"].test["path"]["pretrain_network_g"] == "experiments/tiny_csd/models/net_g_latest.pth"
+    assert list(runs_of(read_matrix(path), path, ["csd"])) == ["tiny_teacher", "tiny_csd"]
+
+
+def test_an_included_matrix_is_added_to(files):
+    write(files / "more.yml", {"name": "more", "include": ["matrix.yml"], "rows": {"csd": {"label": "ours"}, "x": {}}})
+    matrix = read_matrix(files / "more.yml")
+    assert matrix.name == "more" and matrix.runs == "tiny"
+    assert matrix.rows["csd"].label == "ours" and matrix.rows["csd"].start == {"network_t": "teacher"}
+    assert list(matrix.rows) == ["input", "teacher", "alone", "csd", "x"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": {"csd": {"lable": "CSD"}}}, "lable is unknown; did you mean label?"),
+        ({"titel": "x"}, "titel is unknown; did you mean title?"),
+        ({"baseline": "alnoe"}, "no row 'alnoe'; did you mean alone?"),
+        ({"rows": {"csd": {"start": {"network_t": "techer"}}}}, "no row 'techer'; did you mean teacher?"),
+        ({"rows": {"csd": {"start": {"network_x": "teacher"}}}}, "only network_g and network_t"),
+        ({"rows": {"csd": {"start": {"network_t": "csd"}}}}, "csd -> csd start from each other"),
+        ({"rows": {"csd": {"start": {"network_t": "input"}}}}, "the row input is not trained"),
+        ({"rows": {"csd": {"input": True, "frames": "x"}}}, "only one of"),
+        ({"rows": {"csd": {"seeds": []}}}, "rows.csd.seeds"),
+        ({"base": None}, "trains by no option file"),
+        ({"base": "nowhere.yml"}, "nowhere.yml: cannot be read"),
+        ({"include": ["other.yml"]}, "includes itself"),
+    ],
+)
+def test_mistakes_are_one_line(files, changes, message, capsys):
+    assert main(["table", str(matrix_of(files, **changes)), "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
+    assert not any(Path().iterdir())
+
+
+def test_a_schedule_is_stretched_as_a_whole(tiny_rain):
+    options = train_options(tiny_rain, **{"train.total_iter": 1000, "train.warmup_iter": 100})
+    options["train"]["scheduler"] = {"type": "CosineAnnealingRestartLR", "periods": [999], "restart_weights": [1]}
+    options["val"] = {"val_freq": 500}
+    options["logger"]["save_checkpoint_freq"] = 100
+    half = stretched(options, 0.5)
+    assert half["train"]["total_iter"] == 500 and half["train"]["warmup_iter"] == 50
+    assert half["train"]["scheduler"]["periods"] == [500]
+    assert half["val"]["val_freq"] == 250 and half["logger"]["save_checkpoint_freq"] == 50
+    assert options["train"]["total_iter"] == 1000
+
+
+class Calls:
+    """In place of processes: every launch in turn, which leaves behind what a training or test does."""
+
+    def __init__(self, launcher, monkeypatch) -> None:
+        self.jobs: list[str] = []
+        self.launcher = launcher
+        monkeypatch.setattr(runner, "_launch", self._launch)
+        self.fail_at = ""
+
+    def _launch(self, job, run, options, space, bar) -> None:
+        self.jobs.append(f"{job} {run.name}")
+        file = space.options(run, job)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(options), encoding="utf-8")
+        if self.jobs[-1] == self.fail_at:
+            raise CSDError("stopped")
+        flags = ("--auto_resume",) if job == "train" else ()
+        assert self.launcher._launch(job, json.loads(json.dumps(options)), *flags) == 0
+
+
+def test_a_matrix_is_trained_taken_up_again_and_written(files, launcher, monkeypatch, capsys):
+    monkeypatch.chdir(launcher.folder)
+    calls = Calls(launcher, monkeypatch)
+    calls.fail_at = "train tiny_csd"
+    assert main(["table", str(files / "matrix.yml")]) == 2
+    assert calls.jobs[:3] == ["train tiny_teacher", "train tiny_alone", "test tiny_alone"]  # the teacher is not shown
+    assert Path("results/tiny_input/rain.json").is_file()
+
+    calls.jobs.clear()
+    calls.fail_at = ""
+    assert main(["table", str(files / "matrix.yml")]) == 0
+    assert calls.jobs == ["train tiny_csd", "test tiny_csd"]
+
+    calls.jobs.clear()
+    capsys.readouterr()
+    assert main(["table", str(files / "matrix.yml")]) == 0
+    assert calls.jobs == []
+    text = capsys.readouterr().out
+    assert "| CSD | " in text and "rainy input" in text and "alone (2 seeds)" in text
+    assert "±" in text and "36.70" in text
+
+    with Path("results/table/table.csv").open(encoding="utf-8") as file:
+        head, *rows = list(csv.reader(file))
+    by_name = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    expected = json.loads(Path("results/tiny_csd/rain.json").read_text())["average"]["nturain_y"]["psnr"]
+    assert by_name["CSD"]["rain Y PSNR"] == f"{expected:.2f}"
+    parameters = sum(p.numel() for p in SLDNet(preset="student2", num_feat=4).parameters())
+    assert by_name["CSD"]["parameters"] == f"{parameters:,}"
+    assert by_name["rainy input"]["parameters"] == "-"
+    assert r"\caption{A \& B}" in Path("results/table/table.tex").read_text(encoding="utf-8")
+    assert "<td>36.70</td>" in Path("results/table/table.html").read_text(encoding="utf-8")
+
+    # Other options for a row that is trained: said, not mixed; --retrain puts the old run aside.
+    other = matrix_of(files, set={"network_t": {**STUDENT, "num_feat": 5}, "train.grad_clip": 1.0})
+    assert main(["table", str(other), "--only", "csd"]) == 2
+    assert "train.grad_clip = None instead of 1.0; --retrain" in capsys.readouterr().err
+    assert main(["table", str(other), "--only", "teacher", "--retrain", "teacher"]) == 0
+    assert Path("experiments/tiny_teacher_before1").is_dir()
+
+
+def test_a_budget_sets_all_schedules_once(files, launcher, monkeypatch):
+    monkeypatch.chdir(launcher.folder)
+    Calls(launcher, monkeypatch)
+    monkeypatch.setattr("csd_plugin.lab.budget.MIN_STEPS", 1)
+    monkeypatch.setattr("csd_plugin.lab.budget.step_seconds", lambda options: 10.0)
+    # teacher 1 step, two students of 2 and CSD of 2: 7 steps of 10 seconds at full length
+    path = files / "matrix.yml"
+    runs = runs_of(read_matrix(path), path)
+    space = runner.Workspace(read_matrix(path))
+    long = runner.fitted(runs, space, minutes=70 * 3 / 60 / 0.8)
+    assert [run.options["train"]["total_iter"] for run in long.values() if run.options] == [3, 6, 6, 6]
+    again = runner.fitted(runs, space, minutes=1)
+    assert [run.options for run in again.values()] == [run.options for run in long.values()]
+
+
+def test_steps_are_timed_without_checkpoints_or_data(files):
+    from csd_plugin import registration
+    from csd_plugin.lab.budget import step_seconds
+
+    registration.install()
+    path = files / "matrix.yml"
+    state = torch.get_rng_state()
+    assert step_seconds(runs_of(read_matrix(path), path)["tiny_csd"].options) > 0
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_what_is_not_here_is_left_out_and_said(files, launcher, monkeypatch, capsys):
+    monkeypatch.chdir(launcher.folder)
+    Calls(launcher, monkeypatch)
+    rows = {"alone": None, "csd": None, "teacher": None, "spac": {"label": "SpacCNN", "frames": "no/frames"}}
+    assert main(["table", str(matrix_of(files, baseline=None, rows=rows))]) == 0
+    text = capsys.readouterr().out
+    assert "spac: left out" in text and "| SpacCNN | - |" in text
