@@ -7,7 +7,7 @@ last saved state. --minutes stretches or shortens all schedules by one factor, f
 
 examples:
   csd table options/matrix/table5_cpu.yml --dry-run
-  csd table options/matrix/table5_cpu.yml --minutes 180
+  csd table options/matrix/table4_cpu.yml options/matrix/table5_cpu.yml --minutes 180
   csd table options/matrix/table4_cpu.yml --only alone csd
   csd table options/matrix/table2.yml
 """
@@ -19,7 +19,9 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("matrix", metavar="MATRIX.yml", type=Path, help="the matrix file")
+    parser.add_argument(
+        "matrix", metavar="MATRIX.yml", type=Path, nargs="+", help="a matrix file, or several that share their runs"
+    )
     parser.add_argument("--minutes", type=float, metavar="M", help="fit all schedules to so many minutes")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="do these rows only, and what they start from")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
@@ -28,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from csd_plugin.lab.job import make_table
+    from csd_plugin.lab.job import make_tables
 
     print(
-        make_table(
+        make_tables(
             args.matrix,
             minutes=args.minutes,
             only=args.only,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +16,8 @@ from csd_plugin.lab.table import build
 from csd_plugin.report.grid import FORMATS, Grid, as_markdown
 
 
-def make_table(
-    path: Path,
+def make_tables(
+    paths: Sequence[Path],
     *,
     minutes: float | None = None,
     only: list[str] | None = None,
@@ -25,22 +25,25 @@ def make_table(
     dry_run: bool = False,
     train: bool = True,
 ) -> str:
-    """Do what a matrix file asks for in the current folder, and write its table; the table, or the plan, as text.
+    """Do what matrix files ask for in the current folder, and write their tables; the tables, or the plan, as text.
 
-    minutes: fit the schedules, see `runner.fitted`. only: these rows. retrain: put these rows' runs aside first.
-    train: False writes the table of what is there.
+    paths: matrix files that share their runs (`runs`), or just one. minutes: fit the schedules of all of them, see
+    `runner.fitted`. only: these rows. retrain: put these rows' runs aside first. train: False writes what is there.
 
     Raises CSDError: a matrix or option file with a mistake, a budget too short, a run that fails.
     """
-    matrix = read_matrix(path)
+    matrices = [read_matrix(path) for path in paths]
+    if len({matrix.runs for matrix in matrices}) > 1:
+        raise CSDError(f"{paths[0]} and the others do not share their `runs`; make one table at a time")
     for key in retrain:
-        if key not in matrix.rows:
-            raise CSDError(f"--retrain {key}: {path} has no such row")
+        if not any(key in matrix.rows for matrix in matrices):
+            raise CSDError(f"--retrain {key}: {paths[0]} has no such row")
     registration.install()
-    space = runner.Workspace(matrix)
-    runs, notes = _possible(runs_of(matrix, path, only))
+    space = runner.Workspace(matrices[0].runs)
+    possible = [_possible(runs_of(matrix, path, only)) for matrix, path in zip(matrices, paths, strict=True)]
+    runs = _together(runs for runs, _ in possible)
     if dry_run:
-        return _plan(runs, notes)
+        return _plan(runs, [note for _, notes in possible for note in notes])
     runs = runner.fitted(runs, space, minutes)
     for run in runs.values():
         if run.row in retrain:
@@ -48,8 +51,26 @@ def make_table(
     runner.check_unchanged(runs.values(), space)
     if train:
         runner.perform(runs, space)
-    grid = build(matrix, runs, costs_of(matrix, runs), [*notes, *_schedule_notes(matrix, runs)])
-    return as_markdown(grid) + "\n" + _save(grid, space.folder)
+    texts = []
+    for matrix, (own, notes) in zip(matrices, possible, strict=True):
+        mine = {name: replace(runs[name], test=run.test) for name, run in own.items()}
+        grid = build(matrix, mine, costs_of(matrix, mine), [*notes, *_schedule_notes(matrix, mine)])
+        texts.append(as_markdown(grid) + "\n" + _save(grid, Path("results", matrix.name)))
+    return "\n\n".join(texts)
+
+
+def _together(parts: Iterable[dict[str, Run]]) -> dict[str, Run]:
+    """The runs of all matrices, each once; one that some matrix tests is tested. Raises CSDError where two differ."""
+    runs: dict[str, Run] = {}
+    for part in parts:
+        for name, run in part.items():
+            before = runs.get(name, run)
+            if before.options != run.options:
+                raise CSDError(
+                    f"the row {run.row} is trained differently in two of the matrix files; rename one of them"
+                )
+            runs[name] = replace(run, test=run.test or before.test)
+    return runs
 
 
 def _possible(runs: dict[str, Run]) -> tuple[dict[str, Run], list[str]]:

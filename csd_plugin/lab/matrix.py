@@ -13,6 +13,7 @@
       csd:     {label: CSD, start: {network_t: teacher}, published: {psnr: 36.70, ssim: 0.9733}}
       s2vd:    {label: S2VD, test_only: ../test/s2vd.yml}
       spaccnn: {label: SpacCNN, frames: ../../results/SpacCNN}
+      shipped: {weights: student2}
 
 Paths are relative to the file. `set` changes single keys, `section.key: value`; `start` says by whose trained networks
 `network_g` and `network_t` begin.
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from csd_plugin.errors import CSDError
 from csd_plugin.options import suggestion
+from csd_plugin.weights import find_checkpoint
 
 
 class _Strict(BaseModel):
@@ -45,22 +47,24 @@ class PublishedScore(_Strict):
 
 
 class Row(_Strict):
-    """One row. Exactly one way to get its frames: training (the default), `test_only`, `frames` or none of them."""
+    """One row. It is trained, unless one of weights, test_only, frames, input and network says otherwise."""
 
     label: str | None = Field(None, description="how the table calls it; by default its key")
     base: str | None = Field(None, description="its option file for training, instead of the matrix's")
     set: dict[str, Any] = Field(default_factory=dict, description="differences, section.key: value")
     start: dict[str, str] = Field(default_factory=dict, description="network_g, network_t: the row they start from")
     seeds: list[int] | None = Field(None, min_length=1)
+    weights: str | None = Field(None, description="a checkpoint, or a network of this package's: nothing is trained")
     test_only: str | None = Field(None, description="a test option file: nothing is trained")
     frames: str | None = Field(None, description="a folder of result frames that are scored as they are")
     input: bool = Field(False, description="the rainy frames themselves")
+    network: dict[str, Any] | None = Field(None, description="a network whose costs alone count")
     published: PublishedScore | str | None = Field(None, description="numbers, or a row of report/published.py")
     shown: bool = True
 
     @property
     def trains(self) -> bool:
-        return not (self.test_only or self.frames or self.input)
+        return not (self.weights or self.test_only or self.frames or self.input or self.network)
 
 
 class Matrix(_Strict):
@@ -87,7 +91,7 @@ class Run:
 
     name: of experiments/NAME and results/NAME. options: what it trains by, None where it does not train. test: what it
     is tested by; where frames are there already, only its test sets count. frames: the folder of such frames.
-    rainy: the input itself is scored.
+    rainy: the input itself is scored. weights: the file that it leaves to others, where it is not trained.
     """
 
     name: str
@@ -97,15 +101,12 @@ class Run:
     test: dict[str, Any] | None
     frames: Path | None = None
     rainy: bool = False
+    weights: Path | None = None
 
     @property
     def checkpoint(self) -> Path:
-        return checkpoint(self.name)
-
-
-def checkpoint(name: str) -> Path:
-    """What a finished training run leaves behind."""
-    return Path("experiments", name, "models", "net_g_latest.pth")
+        """What a finished training leaves behind, or what there is without one."""
+        return self.weights or Path("experiments", self.name, "models", "net_g_latest.pth")
 
 
 def read_matrix(path: Path) -> Matrix:
@@ -141,13 +142,23 @@ def runs_of(matrix: Matrix, source: Path, only: list[str] | None = None) -> dict
             name = run_name(matrix, key, seed)
             if name in runs:
                 continue
-            starts = {net: _seed_of(matrix, other, seed) for net, other in row.start.items()}
-            for net, other_seed in starts.items():
-                add(row.start[net], [other_seed])
-            begun = {net: run_name(matrix, row.start[net], other_seed) for net, other_seed in starts.items()}
+            begun = {}
+            for network, other in row.start.items():
+                other_seed = _seed_of(matrix, other, seed)
+                add(other, [other_seed])
+                begun[network] = runs[run_name(matrix, other, other_seed)].checkpoint
             options = _training_options(matrix, row, name, seed, begun) if row.trains else None
-            test = _test_options(matrix, row, name, options) if row.shown else None
-            runs[name] = Run(name, key, seed, options, test, Path(row.frames) if row.frames else None, row.input)
+            run = Run(
+                name,
+                key,
+                seed,
+                options,
+                test=None,
+                frames=Path(row.frames) if row.frames else None,
+                rainy=row.input,
+                weights=find_checkpoint(row.weights) if row.weights else None,
+            )
+            runs[name] = replace(run, test=_test_options(matrix, row, run) if row.shown else None)
 
     for key, row in matrix.rows.items():
         if key in (only or [key for key, row in matrix.rows.items() if row.shown]):
@@ -198,26 +209,29 @@ def _seed_of(matrix: Matrix, key: str, seed: int) -> int:
     return seed if seed in seeds else seeds[0]
 
 
-def _training_options(matrix: Matrix, row: Row, name: str, seed: int, begun: Mapping[str, str]) -> dict[str, Any]:
+def _training_options(matrix: Matrix, row: Row, name: str, seed: int, begun: Mapping[str, Path]) -> dict[str, Any]:
     options = read_yaml(Path(row.base or matrix.base or ""))
-    starts = {f"path.pretrain_{net}": str(checkpoint(other)) for net, other in begun.items()}
+    starts = {f"path.pretrain_{net}": str(file) for net, file in begun.items()}
     keys = {f"path.param_key_{net.removeprefix('network_')}": "params_ema" for net in begun}
     own = {"name": name, "manual_seed": seed}
     return changed(options, starts | keys | matrix.set | row.set | own)
 
 
-def _test_options(matrix: Matrix, row: Row, name: str, options: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _test_options(matrix: Matrix, row: Row, run: Run) -> dict[str, Any] | None:
+    if row.network:
+        return {"network_g": row.network, "datasets": {}}
     if not (row.test_only or matrix.test):
         return None
-    content = read_yaml(Path(row.test_only or matrix.test or ""))
+    content = read_yaml(Path(row.test_only or matrix.test or "")) | {"name": run.name}
     if row.test_only and matrix.test:
         content["datasets"] = read_yaml(Path(matrix.test))["datasets"]
-    if options is None:
-        return changed(content, {"name": name})
+    if not (row.trains or row.weights):
+        return content
+    options = run.options or read_yaml(Path(row.base or matrix.base or ""))
     content |= {key: deepcopy(options[key]) for key in ("network_g", "interface_g") if key in options}
     ema = options["train"].get("ema_decay", 0) > 0
-    trained = {"path.pretrain_network_g": str(checkpoint(name)), "path.param_key_g": "params_ema" if ema else "params"}
-    return changed(content, trained | {"name": name})
+    own = {"path.pretrain_network_g": str(run.checkpoint), "path.param_key_g": "params_ema" if ema else "params"}
+    return changed(content, own)
 
 
 def _merged(path: Path, inside: tuple[Path, ...]) -> dict[str, Any]:
@@ -261,16 +275,16 @@ def _with_paths(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _check_rows(matrix: Matrix, path: Path) -> None:
     for name, row in matrix.rows.items():
-        if sum(map(bool, (row.test_only, row.frames, row.input))) > 1:
-            raise CSDError(f"{path}: rows.{name}: only one of test_only, frames and input")
-        if row.trains and not (row.base or matrix.base):
-            raise CSDError(f"{path}: rows.{name} trains by no option file: give it, or the matrix, a base")
+        if sum(map(bool, (row.weights, row.test_only, row.frames, row.input, row.network))) > 1:
+            raise CSDError(f"{path}: rows.{name}: only one of weights, test_only, frames, input and network")
+        if (row.trains or (row.weights and row.shown)) and not (row.base or matrix.base):
+            raise CSDError(f"{path}: rows.{name} has no option file: give it, or the matrix, a base")
         for network, other in row.start.items():
             if network not in ("network_g", "network_t"):
                 raise CSDError(f"{path}: rows.{name}.start.{network}: only network_g and network_t start from a row")
             if other not in matrix.rows:
                 raise CSDError(f"{path}: rows.{name}.start: there is no row {other!r}{suggestion(other, matrix.rows)}")
-            if not matrix.rows[other].trains:
+            if not (matrix.rows[other].trains or matrix.rows[other].weights):
                 raise CSDError(f"{path}: rows.{name}.start: the row {other} is not trained")
         _check_no_circle(matrix, name, (), path)
     if matrix.baseline is not None and matrix.baseline not in matrix.rows:

@@ -1,7 +1,7 @@
 """Does what a matrix lacks: trains what is missing, goes on with what was cut, tests, and keeps what is done.
 
-What a run is trained and tested by stands in `results/MATRIX/options/RUN.yml`, so that it can be done by hand too; the
-run itself is where the toolbox's users look for it, in experiments/RUN and results/RUN.
+What a run is trained and tested by stands in `results/RUNS_runs/options/RUN.yml`, so that it can be done by hand too;
+the run itself is where the toolbox's users look for it, in experiments/RUN and results/RUN.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from tqdm import tqdm
 
 from csd_plugin.errors import CSDError
 from csd_plugin.lab.budget import factor_for, stretched
-from csd_plugin.lab.matrix import Matrix, Run
+from csd_plugin.lab.matrix import Run
 from csd_plugin.lab.ready import score_ready
 
 State = Literal["done", "trained", "cut", "missing"]
 
 
 class Workspace:
-    """The files of one matrix below the current folder."""
+    """Below the current folder, what the matrix files share whose runs begin with `runs`."""
 
-    def __init__(self, matrix: Matrix) -> None:
-        self.folder = Path("results", matrix.name)
+    def __init__(self, runs: str) -> None:
+        self.folder = Path("results", f"{runs}_runs")
 
     def options(self, run: Run, job: str) -> Path:
         return self.folder / "options" / f"{run.name}{'' if job == 'train' else '_test'}.yml"

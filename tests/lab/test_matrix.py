@@ -114,7 +114,7 @@ def test_an_included_matrix_is_added_to(files):
         ({"rows": {"csd": {"start": {"network_t": "input"}}}}, "the row input is not trained"),
         ({"rows": {"csd": {"input": True, "frames": "x"}}}, "only one of"),
         ({"rows": {"csd": {"seeds": []}}}, "rows.csd.seeds"),
-        ({"base": None}, "trains by no option file"),
+        ({"base": None}, "has no option file"),
         ({"base": "nowhere.yml"}, "nowhere.yml: cannot be read"),
         ({"include": ["other.yml"]}, "includes itself"),
     ],
@@ -206,7 +206,7 @@ def test_a_budget_sets_all_schedules_once(files, launcher, monkeypatch):
     # teacher 1 step, two students of 2 and CSD of 2: 7 steps of 10 seconds at full length
     path = files / "matrix.yml"
     runs = runs_of(read_matrix(path), path)
-    space = runner.Workspace(read_matrix(path))
+    space = runner.Workspace("tiny")
     long = runner.fitted(runs, space, minutes=70 * 3 / 60 / 0.8)
     assert [run.options["train"]["total_iter"] for run in long.values() if run.options] == [3, 6, 6, 6]
     again = runner.fitted(runs, space, minutes=1)
