@@ -166,7 +166,7 @@ def test_distillation_options_that_do_not_go_together(refuses, tiny_rain, tiny_t
     refuses(changed(options, {"train.distill_opt.multi_scale": False}), "cross_scale needs multi_scale")
     refuses(changed(options, {"train.distill_opt.weights": {"spatial": 0.1}}), "'temporal' has no weight")
     misspelt = {"spatial": 0.1, "temporal": 0.1, "tempral": 0.1}
-    refuses(changed(options, {"train.distill_opt.weights": misspelt}), "'tempral'", "did you mean 'temporal'")
+    refuses(changed(options, {"train.distill_opt.weights": misspelt}), "'tempral'", "did you mean temporal")
 
 
 def test_validation_options_are_checked_before_the_training(refuses, tiny_rain):
