@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from csd_plugin.data.census import find_clips
 from csd_plugin.data.parallel import run_all
+from csd_plugin.data.rain.statistics import RainStatistics, difference_counts, statistics_of
 from csd_plugin.data.store import FrameStore, open_store
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.image_quality import luma_8bit, psnr
@@ -27,15 +27,6 @@ DIFFERENCE_GAIN = 3
 _MAX_PROBLEMS = 5
 # The training options' num_frame and gt_size, as the paper has them; smaller clips need other options.
 _TRAINING_FRAMES, _TRAINING_CROP = 11, 128
-
-
-class RainStatistics(NamedTuple):
-    """Of Rain - GT over all RGB values, in 8-bit grey levels; brighter, darker: percentages beyond +10 and -10."""
-
-    mean: float
-    median: float
-    brighter: float
-    darker: float
 
 
 @dataclass(frozen=True)
@@ -121,7 +112,7 @@ def _examine_clip(
     levels: list[float] = []
     clean_levels: list[float] = []
     quality: list[float] = []
-    counts = np.zeros(511)
+    counts: list[np.ndarray] = []
     pictures: tuple[bytes, ...] = ()
     for number in range(count) if decode else sampled:
         tick()
@@ -132,7 +123,7 @@ def _examine_clip(
         levels.append(float(rain.mean()))
         if truth is not None:
             clean_levels.append(float(truth.mean()))
-            counts += np.bincount((rain.astype(np.int16) - truth).ravel() + 255, minlength=511)
+            counts.append(difference_counts(rain, truth))
             quality.append(psnr(luma_8bit(rain), luma_8bit(truth)))
         if number == sampled[len(sampled) // 2]:
             pictures = _thumbnails(rain, truth)
@@ -144,7 +135,7 @@ def _examine_clip(
         frames=count,
         size=size,
         brightness=(_mean(levels), _mean(clean_levels)),
-        statistics=_statistics(counts) if quality else None,
+        statistics=statistics_of(np.sum(counts, axis=0)) if counts else None,
         psnr=_mean(quality),
         problems=_shortened(sequence.name, problems),
         pictures=pictures,
@@ -194,17 +185,6 @@ def _read(
             frames.append(None)
     rain, truth = frames
     return rain, truth if rain is not None and truth is not None and truth.shape == rain.shape else None, problems
-
-
-def _statistics(counts: np.ndarray) -> RainStatistics:
-    """From how often each difference -255 .. 255 is there."""
-    share, level = counts / counts.sum(), np.arange(-255, 256)
-    return RainStatistics(
-        mean=float(share @ level),
-        median=float(level[np.searchsorted(share.cumsum(), 0.5)]),
-        brighter=100 * float(share[level > 10].sum()),
-        darker=100 * float(share[level < -10].sum()),
-    )
 
 
 def _thumbnails(rain: np.ndarray, truth: np.ndarray | None) -> tuple[bytes, ...]:
