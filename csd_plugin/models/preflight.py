@@ -60,7 +60,9 @@ def check_run(opt: dict[str, Any]) -> None:
         _check_features(opt, networks, layouts)
 
     for name, network in networks.items():
-        if not (name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)):
+        resumed = name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)
+        unused = name == "network_t" and not any(opt["train"]["distill_opt"]["weights"].values())
+        if not (resumed or unused):
             _check_checkpoint(opt["path"], name, network)
 
 
