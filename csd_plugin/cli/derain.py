@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csd_plugin.weights import DEFAULT, FASTEST, NETWORKS, find_checkpoint
+from csd_plugin.weights import DEFAULT, FASTEST, NETWORKS, find_checkpoint, shipped_as
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,7 +139,7 @@ def position(text: str) -> int | Fraction:
 
 def expectation(model: Path, derainer: Derainer, reader: FrameReader) -> str:
     """One line: the network, and from a trial how long it will take."""
-    shipped = next((network for network in NETWORKS.values() if network.path == model), None)
+    shipped = shipped_as(model)
     name = f"{shipped.name} ({shipped.parameters:,} parameters)" if shipped else str(model)
     seconds = derainer.seconds_a_frame(*reader.size)
     whole = "" if reader.num_frames is None else f", {duration(seconds * reader.num_frames)} in all"

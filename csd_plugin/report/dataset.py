@@ -18,6 +18,7 @@ from csd_plugin.data.rain.statistics import RainStatistics, difference_counts, s
 from csd_plugin.data.store import FrameStore, open_store
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.image_quality import luma_8bit, psnr
+from csd_plugin.report.text import aligned, counted
 from csd_plugin.types import PairedSequence
 
 THUMBNAIL_WIDTH = 374
@@ -72,7 +73,7 @@ class DatasetFacts:
         paired = sum(clip.statistics is not None for clip in self.clips)
         frames = sum(clip.frames for clip in self.clips)
         sizes = ", ".join(size for size, _ in Counter(clip.size for clip in self.clips if clip.size).most_common(3))
-        return f"{_count(len(self.clips), 'clip')} ({paired} with truth), {_count(frames, 'frame')}, {sizes}"
+        return f"{counted(len(self.clips), 'clip')} ({paired} with truth), {counted(frames, 'frame')}, {sizes}"
 
 
 def examine(path: Path, samples: int = 16, decode: bool = False, jobs: int = 1) -> DatasetFacts:
@@ -250,10 +251,10 @@ def by_split(facts: DatasetFacts) -> Iterable[tuple[str, list[ClipFacts]]]:
 def as_text(facts: DatasetFacts) -> str:
     lines = [f"{facts.path}: {facts.summary}"]
     for title, clips in by_split(facts):
-        lines += ["", f"{title}: {_count(len(clips), 'clip')}", *_aligned(table(clips))]
+        lines += ["", f"{title}: {counted(len(clips), 'clip')}", *aligned(table(clips))]
     looked = "all frames were decoded" if facts.decoded else "headers of all frames were read (--decode reads all)"
     lines += ["", f"Levels, rain and PSNR (dB, 8-bit luma): of up to {facts.samples} frames of each clip; {looked}."]
-    lines += [f"{_count(len(facts.problems), 'problem')} found" + (":" if facts.problems else ".")]
+    lines += [f"{counted(len(facts.problems), 'problem')} found" + (":" if facts.problems else ".")]
     return "\n".join([*lines, *(f"  {problem}" for problem in facts.problems)]) + "\n"
 
 
@@ -278,16 +279,3 @@ def as_json(facts: DatasetFacts) -> str:
 
 def _number(value: float | None, digits: int, sign: str = "") -> str:
     return "" if value is None else f"{value:{sign}.{digits}f}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *values in rows:
-        cells = [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *cells]))
-    return lines

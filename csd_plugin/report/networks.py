@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
 
 from csd_plugin.inference.runner import Derainer
 from csd_plugin.report.table import line
+from csd_plugin.report.text import aligned, counted
 from csd_plugin.weights import FOLDER, RAINY, SETS, Network, Score, best_of, fastest_of
 
 SIZE = (640, 480)
@@ -32,12 +33,13 @@ def as_text(networks: Mapping[str, Network], rainy: Mapping[str, Score], seconds
         rows.append([name, *size, *scores, network.what])
     rows.append(["rainy input", "", "", "", *(_score(rainy.get(which), "nturain_y") for which in SETS), ""])
     width, height = SIZE
+    threads = torch.get_num_threads()
     return "\n".join(
         [
-            *_aligned(rows),
+            *aligned(rows, left=(0, len(rows[0]) - 1)),
             "",
             f"csd derain takes {best}, the student that is best on the validation clips; --fast takes {fastest}.",
-            f"s/frame: a trial on this machine, now: {width}x{height}, {torch.get_num_threads()} threads, fp32.",
+            f"s/frame: a trial on this machine, now: {width}x{height}, {counted(threads, 'thread')}, fp32.",
             "Scores: PSNR in dB / SSIM of the luma, as in the published tables"
             + "".join(f"; {which}: {_about(rainy[which])}" for which in SETS if which in rainy)
             + ".",
@@ -80,15 +82,4 @@ def _score(score: Score | None, protocol: str) -> str:
 
 
 def _about(score: Score) -> str:
-    clips = len(score["clips"])
-    return f"{clips} clip{'s' if clips > 1 else ''}, {score['frames']} frames"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Text on the left, numbers on the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *middle, what in rows:
-        cells = [value.rjust(width) for value, width in zip(middle, widths[1:-1], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *cells, what]).rstrip())
-    return lines
+    return f"{counted(len(score['clips']), 'clip')}, {counted(score['frames'], 'frame')}"

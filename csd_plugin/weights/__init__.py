@@ -83,6 +83,11 @@ NETWORKS, RAINY = read_catalogue(FOLDER)
 DEFAULT, FASTEST = best_of(NETWORKS), fastest_of(NETWORKS)
 
 
+def shipped_as(checkpoint: Path) -> Network | None:
+    """What is known of a file, if it is one of these."""
+    return next((network for network in NETWORKS.values() if network.path == checkpoint), None)
+
+
 def find_checkpoint(model: str | None) -> Path:
     """The checkpoint that `model` means: a shipped network's name, or a path; None is the default network.
 
