@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import torch
 
+from csd_plugin.inference.backends import pick_device
 from csd_plugin.inference.runner import Derainer
 from csd_plugin.report.table import line
 from csd_plugin.report.text import aligned, counted
@@ -33,13 +34,12 @@ def as_text(networks: Mapping[str, Network], rainy: Mapping[str, Score], seconds
         rows.append([name, *size, *scores, network.what])
     rows.append(["rainy input", "", "", "", *(_score(rainy.get(which), "nturain_y") for which in SETS), ""])
     width, height = SIZE
-    threads = torch.get_num_threads()
     return "\n".join(
         [
             *aligned(rows, left=(0, len(rows[0]) - 1)),
             "",
             f"csd derain takes {best}, the student that is best on the validation clips; --fast takes {fastest}.",
-            f"s/frame: a trial on this machine, now: {width}x{height}, {counted(threads, 'thread')}, fp32.",
+            f"s/frame: a trial on this machine, now: {width}x{height}, {_computer()}, fp32.",
             "Scores: PSNR in dB / SSIM of the luma, as in the published tables"
             + "".join(f"; {which}: {_about(rainy[which])}" for which in SETS if which in rainy)
             + ".",
@@ -53,7 +53,7 @@ def as_json(networks: Mapping[str, Network], rainy: Mapping[str, Score], seconds
     content = {
         "default": best_of(networks),
         "fast": fastest_of(networks),
-        "seconds_a_frame": {"size": list(SIZE), "threads": torch.get_num_threads()},
+        "seconds_a_frame": {"size": list(SIZE), "by": _computer()},
         "rainy": dict(rainy),
         "networks": [
             asdict(network) | {"path": str(network.path), "seconds_a_frame": seconds[name]}
@@ -75,6 +75,11 @@ def as_markdown(networks: Mapping[str, Network], rainy: Mapping[str, Score] = RA
         lines.append(line([f"`{name}`", network.what, f"{network.parameters:,}", cost, *scores]))
     lines.append(line(["rainy input", "", "", "", *(_score(rainy.get(which), protocol) for which, protocol in pairs)]))
     return "\n".join(lines)
+
+
+def _computer() -> str:
+    device = pick_device("auto")
+    return str(device) if device.type != "cpu" else f"CPU, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def _score(score: Score | None, protocol: str) -> str:
