@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class CSDError(ValueError):
     """A mistake in what the user gave us, that the user can mend.
@@ -14,3 +17,10 @@ class CSDError(ValueError):
 def one_line(error: CSDError) -> str:
     """The line to print, also where torch's data loader has wrapped a worker's error in its traceback."""
     return str(error).strip().splitlines()[-1].removeprefix(f"{CSDError.__module__}.{CSDError.__qualname__}: ")
+
+
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """What a message says behind a name that is not known: '; did you mean NEAREST?', or the list of what is known."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known) or 'none'}"

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import yaml
 
@@ -13,6 +14,7 @@ from csd_plugin.errors import CSDError, one_line
 from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.models.preflight import check_run
 from csd_plugin.options import check_options
+from csd_plugin.weights import NETWORKS, find_checkpoint
 
 
 def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
@@ -36,6 +38,7 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
         except (KeyError, TypeError, ValueError) as error:  # the file has been checked by now
             raise CSDError(f"--force_yml: {error} does not fit the option file; give section:key=value") from error
         check_options(opt, args.opt)
+        find_shipped(opt["path"])
         check_run(opt)
         return opt, args
 
@@ -57,6 +60,13 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
     finally:
         module.parse_options = parse_options  # type: ignore[attr-defined]
     return 0
+
+
+def find_shipped(paths: dict[str, Any]) -> None:
+    """Put files in the place of names of networks that come with the package: `pretrain_network_g: student2`."""
+    for key, value in paths.items():
+        if key.startswith("pretrain_network") and value in NETWORKS:
+            paths[key] = str(find_checkpoint(value))
 
 
 def _fail(message: str, status: int = 2) -> int:

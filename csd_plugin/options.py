@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, Literal, get_type_hints
 
@@ -20,7 +20,7 @@ from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.distill.objective import OBJECTIVES
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 
 
@@ -324,7 +324,7 @@ def _check(content: Mapping[str, Any], section: type[BaseModel], where: str) -> 
     known = section.model_fields
     for key in content:
         if key not in known and difflib.get_close_matches(str(key), known, 1, cutoff=0.8):
-            raise CSDError(f"{where}{key} is unknown{suggestion(str(key), known)}")
+            raise CSDError(f"{where}{key} is unknown{suggestion(key, known)}")
     try:
         section.model_validate(dict(content))
     except ValidationError as error:
@@ -353,10 +353,3 @@ def _key_of(location: tuple[int | str, ...], content: Any) -> str:
 
 
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """'; did you mean NEAREST?', or the list of what is known."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, 1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"

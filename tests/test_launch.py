@@ -12,9 +12,11 @@ import pytest
 import torch
 import yaml
 from synthetic import REAL, TEST, TRAIN, write_ntu_rain
-from toolbox import changed, distill_options, scored_set, scoring_options, train_options
+from toolbox import changed, distill_options, equal, scored_set, scoring_options, train_options
 
+from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.weights import FASTEST, NETWORKS, find_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,6 +56,36 @@ def half_written(folder: Path) -> list[str]:
     return [
         str(path) for path in folder.rglob("*") if path.suffix in (".pth", ".state", ".json") or path.name[0] == "."
     ]
+
+
+# ---------------------------------------------------------------------- where weights may come from
+def test_a_network_that_comes_with_the_package_is_a_start_by_its_name(launcher, tiny_rain):
+    network = {"type": "SLDNet", **NETWORKS[FASTEST].numbers}
+    start = {"network_g": network, "path.pretrain_network_g": FASTEST, "train.total_iter": 1, "train.optim_g.lr": 1e-9}
+    assert launcher.train(train_options(tiny_rain, **start)) == 0
+    shipped = load_network(find_checkpoint(FASTEST)).state_dict()
+    for key, value in launcher.weights("net_g_latest").items():
+        torch.testing.assert_close(value, shipped[key], rtol=0, atol=1e-7)
+
+
+def test_weights_stored_as_fp16_become_fp32_everywhere(launcher, tiny_rain, tmp_path):
+    from basicsr.models.base_model import BaseModel
+
+    def half(network):
+        return {key: value.half() for key, value in network.state_dict().items()}
+
+    teacher, student = half(SLDNet(preset="teacher", num_feat=4)), half(SLDNet(preset="student2", num_feat=4))
+    for name, state in (("teacher", teacher), ("student", student)):
+        torch.save({"params": state}, tmp_path / f"{name}.pth")
+    options = distill_options(tiny_rain, tmp_path / "teacher.pth", **{"train.total_iter": 1})
+    assert launcher.train(changed(options, {"path.pretrain_network_g": str(tmp_path / "student.pth")})) == 0
+    model = launcher.models[-1]
+    assert equal(model.net_t.state_dict(), {key: value.float() for key, value in teacher.items()})
+    assert {value.dtype for value in launcher.weights("net_g_latest").values()} == {torch.float32}
+
+    network = SLDNet(preset="student2", num_feat=4)
+    BaseModel.load_network(model, network, str(tmp_path / "student.pth"))  # the toolbox's own
+    assert equal(network.state_dict(), {key: value.float() for key, value in student.items()})
 
 
 # ---------------------------------------------------------------------- found before the start
@@ -166,7 +198,7 @@ def test_distillation_options_that_do_not_go_together(refuses, tiny_rain, tiny_t
     refuses(changed(options, {"train.distill_opt.multi_scale": False}), "cross_scale needs multi_scale")
     refuses(changed(options, {"train.distill_opt.weights": {"spatial": 0.1}}), "'temporal' has no weight")
     misspelt = {"spatial": 0.1, "temporal": 0.1, "tempral": 0.1}
-    refuses(changed(options, {"train.distill_opt.weights": misspelt}), "'tempral'", "did you mean 'temporal'")
+    refuses(changed(options, {"train.distill_opt.weights": misspelt}), "'tempral'", "did you mean temporal")
 
 
 def test_validation_options_are_checked_before_the_training(refuses, tiny_rain):

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distill": {"types", "losses", "archs"},
     "inference": {"types", "archs", "data.windows", "data.video"},
     "export": {"types", "archs", "inference"},
-    "report": {"types", "archs", "inference", "metrics", "data"},
+    "report": {"types", "archs", "inference", "metrics", "data", "weights"},
     "options": {"archs", "losses", "distill"},
     # validation runs networks in their fastest form
     "models": {
@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "compat": {"options", "archs"},
     "registration": {"compat", "archs", "data", "losses", "metrics", "models"},
-    "launch": {"options", "models", "inference.memory"},
+    "launch": {"options", "models", "inference.memory", "weights"},
     "train": {"compat", "registration", "launch"},
     "test": {"compat", "registration", "launch"},
 }

@@ -24,6 +24,7 @@ example:
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from csd_plugin.errors import CSDError
@@ -48,10 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from csd_plugin.bench.loading import Settings, measure, save, table
+    from csd_plugin.bench.loading import Settings, measure, table
+    from csd_plugin.bench.measure import check_report, machine, save_report
 
-    if args.json and args.json.suffix != ".json":
-        raise CSDError(f"--json {args.json}: the name must end in .json")
+    check_report(args.json)
     for name in ("num_frame", "batch_size", "workers", "rounds", "seconds", "jobs"):
         if getattr(args, name) <= 0:
             raise CSDError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be more than 0")
@@ -69,5 +70,5 @@ def run(args: argparse.Namespace) -> None:
     rows = measure(args.dataroot, settings, jobs=args.jobs, work=args.work)
     print(table(rows))
     if args.json:
-        save(args.json, settings, rows)
-        print(f"\nwritten: {args.json}, with .md beside it")
+        content = {"machine": machine(), "settings": asdict(settings), "rows": [asdict(row) for row in rows]}
+        print("\n" + save_report(args.json, content, table(rows)))

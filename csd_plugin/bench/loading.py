@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import math
 import os
-import platform
 import re
 import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,11 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from csd_plugin.bench.measure import markdown
 from csd_plugin.data.build import build_store
 from csd_plugin.data.lmdb_store import split_key
 from csd_plugin.data.paired_video import PairedVideoDataset
 from csd_plugin.data.store import FolderStore, FrameStore
-from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
 
@@ -277,7 +275,7 @@ def _build_by_basicsr(chosen: Path, keys: list[str], out: Path) -> _BasicSRStore
 def table(rows: Sequence[Row]) -> str:
     """As Markdown."""
     head = ["frames from", "scale", "MB", "first", "x", "warm", "x", "loader", "x", "start s", "private", "shared"]
-    lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]
+    lines = []
     for row in rows:
         base = next(other for other in rows if other.scale == row.scale)  # the folder comes first
         rates = [cell for rate, of in zip(_rates(row), _rates(base), strict=True) for cell in _with_ratio(rate, of)]
@@ -285,7 +283,7 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(
             [row.frames_from, row.scale, f"{row.size:.1f}", *rates, f"{statistics.median(row.start):.2f}", *memory]
         )
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return markdown(head, lines, text_columns=2)
 
 
 def _rates(row: Row) -> tuple[float | None, float, float]:
@@ -294,16 +292,3 @@ def _rates(row: Row) -> tuple[float | None, float, float]:
 
 def _with_ratio(rate: float | None, base: float | None) -> tuple[str, str]:
     return ("-", "-") if rate is None or base is None else (f"{rate:.1f}", f"{rate / base:.1f}")
-
-
-def save(path: Path, settings: Settings, rows: Sequence[Row]) -> None:
-    """The figures to `path`, the table beside it as .md. Raises CSDError where nothing can be written."""
-    machine = {"processors": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
-    content = {"machine": machine, "settings": asdict(settings), "rows": [asdict(row) for row in rows]}
-    for target, text in ((path, json.dumps(content, indent=1)), (path.with_suffix(".md"), table(rows))):
-        draft = target.with_name(f".{target.name}.part")
-        try:
-            draft.write_text(f"{text}\n", encoding="utf-8")
-            draft.replace(target)
-        except OSError as error:
-            raise CSDError(f"{target}: cannot be written ({error.strerror}): give another place") from error

@@ -18,6 +18,7 @@ JOBS = {
     "data": "say what a data set holds, and what is wrong with it",
     "rain": "put rendered rain on clean clips",
     "derain": "remove rain from a video or a folder of frames",
+    "models": "list the networks that come with the package",
     "inspect": "dry-run an option file: networks, layers, windows, memory, warnings",
     "score": "score a folder of results against the truth",
     "table": "train and test the rows of a results table, and write it",

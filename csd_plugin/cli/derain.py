@@ -11,6 +11,7 @@ same frames as in the whole video.
 
 examples:
   csd derain rain.mp4 clean.mp4
+  csd derain rain.mp4 clean.mp4 --fast
   csd derain rain.mp4 clean.mp4 --model net_g_latest.pth
   csd derain rain.mp4 both.mp4 --model net_g_latest.pth --side-by-side --start 1:05 --end 1:15
   csd derain a1_Rain/ a1_clean/ --model net_g_latest.pth --compare a1_GT/
@@ -27,20 +28,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csd_plugin.weights import DEFAULT, FASTEST, NETWORKS, find_checkpoint, shipped_as
+
 if TYPE_CHECKING:
     import numpy as np
 
+    from csd_plugin.data.video import FrameReader
+    from csd_plugin.inference.runner import Derainer
     from csd_plugin.metrics.scores import Scores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IN", type=Path, help="video file, folder, pattern of images, or -")
     parser.add_argument("output", metavar="OUT", type=Path, help="video file, folder or pattern to write, or -")
-    parser.add_argument(
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument(
         "--model",
         metavar="PATH",
-        help="checkpoint, file of `csd export`, or shipped: student2 (default), student2_csd, teacher32",
+        help=f"checkpoint, file of `csd export`, or one of `csd models`: {', '.join(NETWORKS)} (default {DEFAULT})",
     )
+    model.add_argument("--fast", action="store_true", help=f"the quickest of the shipped students, {FASTEST}")
     parser.add_argument("--start", type=position, default=0, metavar="AT", help="first frame: 120, 4.8s or 1:05")
     parser.add_argument("--end", type=position, metavar="AT", help="the frame after the last, given as --start is")
     parser.add_argument(
@@ -79,16 +86,17 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.inference.memory import keep_freed_memory
     from csd_plugin.inference.runner import Derainer
     from csd_plugin.metrics.scores import Scores
-    from csd_plugin.weights import find_checkpoint
 
     keep_freed_memory()
+    model = find_checkpoint(FASTEST if args.fast else args.model)
     derainer = Derainer(
-        find_checkpoint(args.model),
+        model,
         backend=args.backend,
         precision=args.precision,
         device=args.device,
         memory=args.memory,
     )
+    say = partial(print, file=sys.stderr if str(args.output) == "-" else sys.stdout, flush=True)
     scores = Scores()
 
     def score(name: str, rainy: np.ndarray, clean: np.ndarray, truth: np.ndarray | None) -> None:
@@ -108,9 +116,9 @@ def run(args: argparse.Namespace) -> None:
         side_by_side=args.side_by_side,
         truth=args.compare,
         keep_going=args.keep_going,
+        begin=lambda reader: say(expectation(model, derainer, reader)),
         observe=score,
     )
-    say = partial(print, file=sys.stderr if str(args.output) == "-" else sys.stdout)
     say(f"{done.num_frames} frames written to {args.output}")
     if done.cuts:
         say(f"{len(done.cuts)} scene cuts, before frames {', '.join(map(str, done.cuts))}")
@@ -127,6 +135,23 @@ def position(text: str) -> int | Fraction:
         raise argparse.ArgumentTypeError(f"{text!r} is no place in a clip: give a frame 120, or a time 4.8s or 1:05")
     hours, minutes, seconds = (Fraction(part or 0) for part in clock.groups())
     return 3600 * hours + 60 * minutes + seconds
+
+
+def expectation(model: Path, derainer: Derainer, reader: FrameReader) -> str:
+    """One line: the network, and from a trial how long it will take."""
+    shipped = shipped_as(model)
+    name = f"{shipped.name} ({shipped.parameters:,} parameters)" if shipped else str(model)
+    seconds = derainer.seconds_a_frame(*reader.size)
+    whole = "" if reader.num_frames is None else f", {duration(seconds * reader.num_frames)} in all"
+    return f"{name}: about {seconds:.2g} s a frame{whole}"
+
+
+def duration(seconds: float) -> str:
+    """'0.4 s', '28 s', '5 min', '3 h 20 min'."""
+    if seconds < 100:
+        return f"{seconds:.{0 if seconds >= 10 else 1}f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def eight_bits(frame: np.ndarray) -> np.ndarray:

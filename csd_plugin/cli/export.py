@@ -18,7 +18,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint of the network")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of the network, or a name in `csd models`")
     parser.add_argument("output", metavar="OUT", type=Path, help="file to write: .onnx, .xml or .pt2")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument(
@@ -30,16 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--check", metavar="CLIP", type=Path, help="rainy clip to compare on (default: made-up frames)")
     parser.add_argument("--opset", type=int, default=18, help="of ONNX (default 18)")
-    parser.add_argument("--license", default="not stated", metavar="TEXT", help="of the weights, for the metadata")
+    parser.add_argument(
+        "--license", metavar="TEXT", help="of the weights, for the metadata (known of networks that come with csd)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.archs.checkpoint import load_network
     from csd_plugin.export.export import export_network
     from csd_plugin.inference.files import sample_windows
-    from csd_plugin.weights import find_checkpoint
+    from csd_plugin.weights import find_checkpoint, shipped_as
 
-    network = load_network(find_checkpoint(args.checkpoint))
+    checkpoint = find_checkpoint(args.checkpoint)
+    network, shipped = load_network(checkpoint), shipped_as(checkpoint)
     num_frame: int = network.num_frame  # type: ignore[assignment]
     calibration = sample_windows(args.calibrate, num_frame) if args.calibrate else []
     # int8 is compared on other frames than it was calibrated on.
@@ -49,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
         args.output,
         precision="int8" if args.int8 else args.dtype,
         opset=args.opset,
-        license=args.license,
+        license=args.license or (shipped.licence if shipped else "not stated"),
         windows=windows,
         calibration=calibration if args.check or len(calibration) < 2 else calibration[::2],
     )

@@ -80,11 +80,11 @@ def _report(prepared: Prepared, out: Path) -> bool:
     for split in SPLITS:
         clips = [clip for clip in prepared.clips if clip.split == split]
         if clips:
-            print(f"{split:<6}{len(clips):>4} clips: {', '.join(clip.folder for clip in clips)}")
-    print(f"clips written below {out}: {prepared.new} of {len(prepared.clips)}")
+            print(f"{split:<6}{len(clips):>4} folders: {', '.join(clip.folder for clip in clips)}")
+    print(f"folders written below {out}: {prepared.new} of {len(prepared.clips)}")
     for split, names in prepared.missing.items():
         everything = len(names) == len(PUBLISHED[split])
-        print(f"missing of NTURain, {split}: {f'all {len(names)} clips' if everything else ', '.join(names)}")
+        print(f"missing of NTURain, {split}: {f'all {len(names)} folders' if everything else ', '.join(names)}")
     for note in prepared.notes:
         print(f"note: {note}")
     if any(out.glob("Dataset_*")):

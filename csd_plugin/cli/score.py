@@ -1,7 +1,7 @@
 """Score frames against their truth: PSNR and SSIM on 8-bit luma, as in the published NTURain tables, and on RGB.
 
-RESULTS and GT are folders of frames, or of clip folders; GT may also be NTURain's root. Clips pair by name, frames by
-name or number.
+RESULTS and GT are folders of frames, or of clip folders; GT may also be NTURain's root, of which the test clips count,
+or the training clips if RESULTS has those. Clips pair by name, frames by name or number.
 
 examples:
   csd score results/a1 --truth NTURain/Dataset_Testing_Synthetic/a1_GT

@@ -44,7 +44,10 @@ def find_clips(store: FrameStore, root: Path) -> Census:
             if names:
                 clips += [(split, sequence) for sequence in _usable(keys, split, names, root, problems)]
         if not clips and not problems:
-            problems.append(f"{root}: is not in NTURain's layout ({SPLITS['train']}/..): `csd prepare` brings it there")
+            problems.append(
+                f"{root}: is not in NTURain's layout ({SPLITS['train']}/..): `csd prepare` brings pairs there, "
+                f"`csd rain` puts rain on clean clips"
+            )
     if not clips:
         for folder in sorted(folders, key=natural_key):
             name = folder or root.absolute().name

@@ -13,13 +13,21 @@ from torch.utils.data import Dataset
 from csd_plugin.data import augment
 from csd_plugin.data.layout import find_sequences
 from csd_plugin.data.store import FrameStore, open_store
-from csd_plugin.data.training_clips import Options, Sample, TrainingClips, WorkerEntry, check_sizes, to_tensor
+from csd_plugin.data.training_clips import (
+    Options,
+    Sample,
+    TrainingClips,
+    TrainingDataset,
+    WorkerEntry,
+    check_sizes,
+    to_tensor,
+)
 from csd_plugin.data.windows import reflect_indices
 from csd_plugin.errors import CSDError
 from csd_plugin.types import PairedSequence
 
 
-class PairedVideoDataset(Dataset):
+class PairedVideoDataset(TrainingDataset):
     """Training clips: N rainy frames and the L clean targets of their middle, cropped and augmented alike.
 
     An item is a dict: lq (N, 3, gt_size, gt_size), gt (L, 3, gt_size, gt_size), float32 RGB in [0, 1]; key, the
@@ -41,17 +49,7 @@ class PairedVideoDataset(Dataset):
         self.sequences = _find(self.store, opt, "train")
         self.clips = TrainingClips(self.store, self.sequences, opt)
 
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """One batch; torch's loader calls this."""
-        return [self._item(sample) for sample in self.clips.draw_batch(indices)]
-
-    def _item(self, sample: Sample) -> dict[str, Any]:
+    def item(self, sample: Sample) -> dict[str, Any]:
         sequence, frames = sample.sequence, slice(sample.start, sample.start + self.clips.num_frame)
         assert sequence.gt is not None  # checked at construction
         lq, gt = sequence.lq[frames], sequence.gt[frames][self.clips.targets]

@@ -89,7 +89,7 @@ def prepare(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int = 1) ->
         what = result.notes[0] if result.notes else "nothing that is a frame, archive or video file"
         raise CSDError(
             f"{inputs[0]}: no clips found ({what}): name folders or archives NAME_GT, NAME_Rain or NAME_Rain_NN, "
-            f"or give --pattern"
+            f"or give --pattern; `csd rain` puts rain on clean clips"
         )
     todo = [clip for clip in result.clips if not _is_there(clip, out, result)]
     _check_space(todo, out)

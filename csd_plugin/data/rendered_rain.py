@@ -8,14 +8,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-from torch.utils.data import Dataset
 
 from csd_plugin.data import augment
 from csd_plugin.data.layout import find_clean_clips
 from csd_plugin.data.paired_video import dataroot_of
 from csd_plugin.data.rain import RainRenderer, ambient_light, find_preset, random_params
 from csd_plugin.data.store import decode_image, open_store
-from csd_plugin.data.training_clips import Options, Sample, TrainingClips
+from csd_plugin.data.training_clips import Options, Sample, TrainingClips, TrainingDataset
 from csd_plugin.errors import CSDError
 from csd_plugin.types import PairedSequence
 
@@ -23,7 +22,7 @@ _BLOCK = 16
 """Pixels of JPEG's largest unit, that of halved colour."""
 
 
-class RenderedRainDataset(Dataset):
+class RenderedRainDataset(TrainingDataset):
     """Training clips as of `PairedVideoDataset`, whose rain is rendered about a preset, anew in every epoch and sample.
 
     Only what a crop shows is rendered, at the frames' own size: the crop is that of the whole frame with rain, before
@@ -52,17 +51,7 @@ class RenderedRainDataset(Dataset):
         self.clips = TrainingClips(self.store, self.sequences, opt)
         self._light: dict[str, tuple[float, float, float]] = {}
 
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """One batch; torch's loader calls this."""
-        return [self._item(sample) for sample in self.clips.draw_batch(indices)]
-
-    def _item(self, sample: Sample) -> dict[str, Any]:
+    def item(self, sample: Sample) -> dict[str, Any]:
         sequence, rng = sample.sequence, sample.rng
         keys = sequence.lq[sample.start : sample.start + self.clips.num_frame]
         clean_keys = keys[::-1] if sample.plan.reverse else keys

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 from tqdm import tqdm
 
 from csd_plugin.data import augment
@@ -118,6 +118,26 @@ class TrainingClips:
                 f"leave the clip out (clips: a list file) or lower num_frame and num_target"
             )
         augment.draw(np.random.default_rng(0), height, width, self._augment_options, sequence.name)
+
+
+class TrainingDataset(Dataset):
+    """What a loader asks of a data set whose items are samples of `clips`; a subclass says what of."""
+
+    clips: TrainingClips
+
+    def item(self, sample: Sample) -> dict[str, Any]:
+        """The sample's frames, cropped and augmented: lq, gt and key."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """One batch; torch's loader calls this."""
+        return [self.item(sample) for sample in self.clips.draw_batch(indices)]
 
 
 class WorkerEntry:

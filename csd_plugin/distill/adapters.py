@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csd_plugin.distill.base import Objective, unknown
-from csd_plugin.errors import CSDError
+from csd_plugin.distill.base import Objective
+from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.types import ClipView, Terms
 
 ADAPTERS = ("conv1x1", "resize")
@@ -37,7 +37,7 @@ class AdaptedObjective(Objective):
         super().__init__()
         adapters = set(adapters)
         for name in sorted(adapters - set(ADAPTERS)):
-            raise CSDError(unknown("adapter", name, ADAPTERS))
+            raise CSDError(f"adapter {name!r} is unknown{suggestion(name, ADAPTERS)}")
         if len(student) != len(teacher):
             raise CSDError(
                 f"adapters: {len(student)} taps of the student and {len(teacher)} of the teacher do not pair"

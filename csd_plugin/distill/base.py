@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 from torch import Tensor, nn
 
 from csd_plugin.errors import CSDError
@@ -72,11 +69,3 @@ def feature_pairs(
 
 def _size(feature: Tensor) -> str:
     return "x".join(map(str, feature.shape))
-
-
-def unknown(what: str, name: object, known: Iterable[str]) -> str:
-    """One line on a name that is not known: the nearest known one, or all of them where none is near."""
-    known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known) or 'none'}"
-    return f"{what} {name!r} is unknown; {hint}"

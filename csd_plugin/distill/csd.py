@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd_plugin.distill.aggregation import AGGREGATIONS
-from csd_plugin.distill.base import Objective, feature_pairs, unknown
+from csd_plugin.distill.base import Objective, feature_pairs
 from csd_plugin.distill.cell import State
 from csd_plugin.distill.spatial import Connector, pyramid
 from csd_plugin.distill.temporal import Aggregator
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.types import ClipView, Terms
 
 SCALE_SOURCES = ("feature", "frames")
@@ -128,7 +128,7 @@ class CSD(Objective):
             ("cells", cells, CELLS),
         ):
             if value not in known:
-                raise CSDError(unknown(f"CSD: {key}", value, known))
+                raise CSDError(f"CSD: {key} {value!r} is unknown{suggestion(value, known)}")
         if num_scale < 1 or hidden < 1:
             raise CSDError(f"CSD: num_scale ({num_scale}) and hidden ({hidden}) must be at least 1")
         if not 0 <= ema_decay < 1:

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from csd_plugin.distill.base import Objective, unknown
+from csd_plugin.distill.base import Objective
 from csd_plugin.distill.blend import TeacherTruthBlend
 from csd_plugin.distill.csd import CSD
 from csd_plugin.distill.fakd import FAKD
 from csd_plugin.distill.output import OutputDistillation
 from csd_plugin.distill.srkd import SRKD
 from csd_plugin.distill.std import STD
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, suggestion
 
 __all__ = ["OBJECTIVES", "Objective", "build_objective", "weighted_sum"]
 
@@ -37,11 +37,11 @@ def build_objective(opt: Mapping[str, Any]) -> Objective:
     options = dict(opt)
     name = options.pop("type", None)
     if name not in OBJECTIVES:
-        raise CSDError(unknown("distillation objective: type", name, OBJECTIVES))
-    known = set(inspect.signature(OBJECTIVES[name]).parameters)
+        raise CSDError(f"distillation objective: type {name!r} is unknown{suggestion(name, OBJECTIVES)}")
+    known = inspect.signature(OBJECTIVES[name]).parameters
     for key in options:
         if key not in known:
-            raise CSDError(unknown(f"distillation objective {name}: option", key, known))
+            raise CSDError(f"distillation objective {name}: option {key!r} is unknown{suggestion(key, known)}")
     return OBJECTIVES[name](**options)
 
 
@@ -49,7 +49,7 @@ def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
     """Sum of weight x loss over all names, a scalar. Raises CSDError unless both hold the same names, at least one."""
     for name in weights:
         if name not in losses:
-            raise CSDError(unknown("loss weight", name, losses))
+            raise CSDError(f"loss weight {name!r} is unknown{suggestion(name, losses)}")
     for name in losses:
         if name not in weights:
             raise CSDError(

@@ -46,6 +46,7 @@ def derain_file(
     truth: Path | None = None,
     keep_going: bool = False,
     resume: bool = False,
+    begin: Callable[[FrameReader], None] | None = None,
     observe: Observer | None = None,
 ) -> Derained:
     """Derain a video, images or a pipe into another; see `open_reader` and `open_writer` for all kinds.
@@ -58,6 +59,7 @@ def derain_file(
         side_by_side: write the rainy frame beside the clean one, and the truth beside both.
         truth: a video or folder with as many frames of the same size, handed to `observe`.
         resume: leave out frames that the output, a folder or pattern, has already.
+        begin: called before the first frame, unless there is none left to do.
 
     Returns:
         What was done now. A video that is not finished, for whatever reason, is removed.
@@ -78,6 +80,8 @@ def derain_file(
         true_reader = stack.enter_context(open_reader(truth, start=start, end=end, fps=fps)) if truth else None
         true_frames = _truth(true_reader, reader) if true_reader else None
         writer = stack.enter_context(open_writer(output, like=reader))
+        if begin:
+            begin(reader)
         bar = stack.enter_context(tqdm(total=reader.num_frames, unit="frame", desc=source.name, disable=None))
         count, cuts = 0, []
         for index, pair in enumerate(ahead(paired(reader, derainer))):

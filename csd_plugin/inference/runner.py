@@ -8,6 +8,7 @@ or, for frames that come one at a time, `push` each and `flush` at the end.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,8 @@ Frame = TypeVar("Frame", np.ndarray, Tensor)
 # How many tensors of the widest layer's size are alive at once: a layer's input and output, the input that a
 # residual pair keeps, and the convolution's own copy in the layout it computes in.
 _LIVE_ACTIVATIONS = 4
+
+_TRIAL_SIDE, _TRIAL_SECONDS = 128, 0.4
 
 
 class Derainer:
@@ -105,6 +108,24 @@ class Derainer:
         """Forget what was pushed: the next frame begins a clip."""
         self._windows.flush()
         self._ready, self._example = [], None
+
+    def seconds_a_frame(self, width: int, height: int) -> float:
+        """About how long a frame of this size takes in the network, here and now, from a trial on a small part of one.
+
+        The trial takes some tenths of a second, or what two parts of 128x128 take if that is longer. Reading and
+        writing, which go on beside, are not in it.
+        """
+        tiles = split(height, width, self._pixels, self.backend.facts.reach)
+        sides = [(span.seen.stop - span.seen.start) for span in tiles[0]]
+        tile = torch.randint(256, (*(min(side, _TRIAL_SIDE) for side in sides), 3), device=self.device).byte()
+        windows = [[tile] * self.num_frame] * self.batch
+        times: list[float] = []
+        while len(times) < 2 or sum(times) < _TRIAL_SECONDS:
+            began = time.perf_counter()
+            self._derain(windows, 255)
+            times.append(time.perf_counter() - began)
+        computed = len(tiles) * sides[0] * sides[1] / (self.batch * tile.shape[0] * tile.shape[1])
+        return sum(times[1:]) / (len(times) - 1) * computed  # the first one is slower: memory, kernels
 
     def _finish(self, count: int, example: np.ndarray | Tensor) -> list[Any]:
         """Compute the first `count` of the windows that are ready."""

@@ -17,7 +17,7 @@ from csd_plugin import compat, options
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.distill.base import feature_pairs
 from csd_plugin.distill.objective import OBJECTIVES, build_objective, weighted_sum
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.models.distill_model import split_options
 from csd_plugin.models.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.models.layouts import Layout, layout_of
@@ -60,7 +60,9 @@ def check_run(opt: dict[str, Any]) -> None:
         _check_features(opt, networks, layouts)
 
     for name, network in networks.items():
-        if not (name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)):
+        resumed = name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)
+        unused = name == "network_t" and not any(opt["train"]["distill_opt"]["weights"].values())
+        if not (resumed or unused):
             _check_checkpoint(opt["path"], name, network)
 
 
@@ -202,7 +204,7 @@ def _find_type(known: Any, name: Any, where: str) -> Any:
     """What a registry of the toolbox, or a dict, has under this name; the toolbox's own error is a traceback."""
     names = list(known.keys())
     if name not in names:
-        raise CSDError(f"{where}: {name!r} is unknown{options.suggestion(str(name), names)}")
+        raise CSDError(f"{where}: {name!r} is unknown{suggestion(name, names)}")
     return known.get(name)
 
 

@@ -49,7 +49,7 @@ def complexity(network: nn.Module, input_shape: tuple[int, ...]) -> Complexity:
 
     def count_bias(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal bias_adds
-        bias_adds += output.numel()
+        bias_adds += int(output.numel())  # while it is traced, a tensor
 
     for layer in network.modules():
         if isinstance(layer, _ConvNd | nn.Linear) and layer.bias is not None:

@@ -8,16 +8,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from csd_plugin.data.census import find_clips
 from csd_plugin.data.parallel import run_all
+from csd_plugin.data.rain.statistics import RainStatistics, difference_counts, statistics_of
 from csd_plugin.data.store import FrameStore, open_store
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.image_quality import luma_8bit, psnr
+from csd_plugin.report.text import aligned, counted
 from csd_plugin.types import PairedSequence
 
 THUMBNAIL_WIDTH = 374
@@ -27,15 +28,6 @@ DIFFERENCE_GAIN = 3
 _MAX_PROBLEMS = 5
 # The training options' num_frame and gt_size, as the paper has them; smaller clips need other options.
 _TRAINING_FRAMES, _TRAINING_CROP = 11, 128
-
-
-class RainStatistics(NamedTuple):
-    """Of Rain - GT over all RGB values, in 8-bit grey levels; brighter, darker: percentages beyond +10 and -10."""
-
-    mean: float
-    median: float
-    brighter: float
-    darker: float
 
 
 @dataclass(frozen=True)
@@ -81,7 +73,7 @@ class DatasetFacts:
         paired = sum(clip.statistics is not None for clip in self.clips)
         frames = sum(clip.frames for clip in self.clips)
         sizes = ", ".join(size for size, _ in Counter(clip.size for clip in self.clips if clip.size).most_common(3))
-        return f"{_count(len(self.clips), 'clip')} ({paired} with truth), {_count(frames, 'frame')}, {sizes}"
+        return f"{counted(len(self.clips), 'clip')} ({paired} with truth), {counted(frames, 'frame')}, {sizes}"
 
 
 def examine(path: Path, samples: int = 16, decode: bool = False, jobs: int = 1) -> DatasetFacts:
@@ -121,7 +113,7 @@ def _examine_clip(
     levels: list[float] = []
     clean_levels: list[float] = []
     quality: list[float] = []
-    counts = np.zeros(511)
+    counts: list[np.ndarray] = []
     pictures: tuple[bytes, ...] = ()
     for number in range(count) if decode else sampled:
         tick()
@@ -132,7 +124,7 @@ def _examine_clip(
         levels.append(float(rain.mean()))
         if truth is not None:
             clean_levels.append(float(truth.mean()))
-            counts += np.bincount((rain.astype(np.int16) - truth).ravel() + 255, minlength=511)
+            counts.append(difference_counts(rain, truth))
             quality.append(psnr(luma_8bit(rain), luma_8bit(truth)))
         if number == sampled[len(sampled) // 2]:
             pictures = _thumbnails(rain, truth)
@@ -144,7 +136,7 @@ def _examine_clip(
         frames=count,
         size=size,
         brightness=(_mean(levels), _mean(clean_levels)),
-        statistics=_statistics(counts) if quality else None,
+        statistics=statistics_of(np.sum(counts, axis=0)) if counts else None,
         psnr=_mean(quality),
         problems=_shortened(sequence.name, problems),
         pictures=pictures,
@@ -194,17 +186,6 @@ def _read(
             frames.append(None)
     rain, truth = frames
     return rain, truth if rain is not None and truth is not None and truth.shape == rain.shape else None, problems
-
-
-def _statistics(counts: np.ndarray) -> RainStatistics:
-    """From how often each difference -255 .. 255 is there."""
-    share, level = counts / counts.sum(), np.arange(-255, 256)
-    return RainStatistics(
-        mean=float(share @ level),
-        median=float(level[np.searchsorted(share.cumsum(), 0.5)]),
-        brighter=100 * float(share[level > 10].sum()),
-        darker=100 * float(share[level < -10].sum()),
-    )
 
 
 def _thumbnails(rain: np.ndarray, truth: np.ndarray | None) -> tuple[bytes, ...]:
@@ -270,10 +251,10 @@ def by_split(facts: DatasetFacts) -> Iterable[tuple[str, list[ClipFacts]]]:
 def as_text(facts: DatasetFacts) -> str:
     lines = [f"{facts.path}: {facts.summary}"]
     for title, clips in by_split(facts):
-        lines += ["", f"{title}: {_count(len(clips), 'clip')}", *_aligned(table(clips))]
+        lines += ["", f"{title}: {counted(len(clips), 'clip')}", *aligned(table(clips))]
     looked = "all frames were decoded" if facts.decoded else "headers of all frames were read (--decode reads all)"
     lines += ["", f"Levels, rain and PSNR (dB, 8-bit luma): of up to {facts.samples} frames of each clip; {looked}."]
-    lines += [f"{_count(len(facts.problems), 'problem')} found" + (":" if facts.problems else ".")]
+    lines += [f"{counted(len(facts.problems), 'problem')} found" + (":" if facts.problems else ".")]
     return "\n".join([*lines, *(f"  {problem}" for problem in facts.problems)]) + "\n"
 
 
@@ -298,16 +279,3 @@ def as_json(facts: DatasetFacts) -> str:
 
 def _number(value: float | None, digits: int, sign: str = "") -> str:
     return "" if value is None else f"{value:{sign}.{digits}f}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *values in rows:
-        cells = [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *cells]))
-    return lines

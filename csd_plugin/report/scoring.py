@@ -44,8 +44,9 @@ def score_folders(
 ) -> Scores:
     """Score every frame of one clip, or of a folder of clips, against its truth.
 
-    Both folders hold frames, or clip folders of frames; `truth` may also be the root of NTURain. Clips pair by name
-    (NTURain's endings _Rain and _GT aside), frames by name or else by number.
+    Both folders hold frames, or clip folders of frames; either may also be the root of NTURain, of which the split
+    counts that holds the other's clips. Clips pair by name (NTURain's endings _Rain and _GT aside), frames by name or
+    else by number.
 
     Args:
         skip: how many frames at both ends of every true clip do not count, and need no result.
@@ -72,7 +73,8 @@ def pair_folders(
     results: Path, truth: Path, skip: tuple[int, int] = (0, 0), clips: Collection[str] | None = None
 ) -> list[FramePair]:
     """Every frame that counts with its truth, clip by clip, in order. See `score_folders`."""
-    result_clips, truth_clips = find_clips(results, beside=_TRUTH), find_clips(truth, beside=_RAIN)
+    result_clips = find_clips(results, beside=_TRUTH, wanted=clips or ())
+    truth_clips = find_clips(truth, beside=_RAIN, wanted=result_clips)
     if clips is not None and len(result_clips) > 1:
         result_clips = {clip: files for clip, files in result_clips.items() if clip in clips}
     if len(result_clips) == len(truth_clips) == 1:
@@ -90,15 +92,22 @@ def pair_folders(
     ]
 
 
-def find_clips(folder: Path, beside: re.Pattern[str]) -> dict[str, list[Path]]:
+def find_clips(folder: Path, beside: re.Pattern[str], wanted: Collection[str] = ()) -> dict[str, list[Path]]:
     """Clip name -> its frames in display order, for a folder of frames, of clip folders, or NTURain's root.
 
     beside: names of clip folders that do not count where there are others, as NTURain has rain and truth side by side.
+    wanted: names of clips; of a root, the first of test and training clips that has one of these scenes, else the
+        first, counts.
     """
     if not folder.is_dir():
         raise CSDError(f"{folder} is not a folder: give one of frames, or of clip folders")
-    if (folder / SPLITS["test"]).is_dir():
-        folder = folder / SPLITS["test"]
+    splits = [folder / SPLITS[split] for split in ("test", "train") if (folder / SPLITS[split]).is_dir()]
+    found = [_clips_in(split, beside) for split in splits or [folder]]
+    scenes = set(map(_scene, wanted))
+    return next((clips for clips in found if scenes & set(map(_scene, clips))), found[0])
+
+
+def _clips_in(folder: Path, beside: re.Pattern[str]) -> dict[str, list[Path]]:
     frames = _frames(folder)
     if frames:
         return {_clip_name(folder.resolve()): frames}

@@ -1,13 +1,91 @@
-"""Networks that come with the package: name -> checkpoint in this folder."""
+"""Networks that come with the package: checkpoints in this folder, and what is known of them in networks.json.
+
+`tools/pack_network.py` writes both. Whatever else lists these networks or their scores reads it from here.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from csd_plugin.errors import CSDError
 
-SHIPPED = {"student2": "student2.pth", "student2_csd": "student2_csd.pth", "teacher32": "teacher32.pth"}
-DEFAULT = "student2"  # the best student on the validation clips, see MODEL_CARD.md
+FOLDER = Path(__file__).parent
+SETS = ("validation", "a1")
+"""What networks are scored on: rainy clips kept apart from training, by which they are chosen, and NTURain's a1."""
+
+Score = Mapping[str, Any]
+"""clips, frames, skip; and of each protocol, `nturain_y` and `rgb`: psnr in dB and ssim, averages over the clips."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network. All but `sha256`, that of its file, is in the file too, under `facts`.
+
+    what:          one line for people.
+    preset:        the row of the paper's Table 2 whose layers it has; numbers: the keywords of SLDNet that build it.
+    multiply_adds: for one pixel of a frame, with the additions of biases, as Table 2 counts them.
+    stored_as:     fp32, or fp16 where that changes no frame by more than rounding; networks themselves are fp32.
+    scores:        of each of `SETS` that it was scored on.
+    """
+
+    name: str
+    what: str
+    preset: str
+    numbers: dict[str, Any]
+    parameters: int
+    multiply_adds: int
+    stored_as: str
+    trained_on: str
+    recipe: str
+    licence: str
+    scores: dict[str, Score]
+    sha256: str
+
+    @property
+    def path(self) -> Path:
+        return FOLDER / f"{self.name}.pth"
+
+    @property
+    def is_student(self) -> bool:
+        return self.preset != "teacher"
+
+    @property
+    def validated(self) -> float:
+        """PSNR of the luma on the validation clips in dB; what was not scored there is behind all that was."""
+        return self.scores["validation"]["nturain_y"]["psnr"] if "validation" in self.scores else float("-inf")
+
+
+def read_catalogue(folder: Path) -> tuple[dict[str, Network], dict[str, Score]]:
+    """The networks of a folder by their names; and the scores of the rainy frames that they were given."""
+    content = json.loads((folder / "networks.json").read_text(encoding="utf-8"))
+    return {name: Network(name=name, **facts) for name, facts in content["networks"].items()}, content["rainy"]
+
+
+def best_of(networks: Mapping[str, Network]) -> str:
+    """The student with the best validation; it is what people get who name none."""
+    return max(_students(networks), key=lambda student: student.validated).name
+
+
+def fastest_of(networks: Mapping[str, Network]) -> str:
+    """The student with the least to compute, of several the one with the best validation."""
+    return min(_students(networks), key=lambda student: (student.multiply_adds, -student.validated)).name
+
+
+def _students(networks: Mapping[str, Network]) -> list[Network]:
+    return [network for network in networks.values() if network.is_student]
+
+
+NETWORKS, RAINY = read_catalogue(FOLDER)
+DEFAULT, FASTEST = best_of(NETWORKS), fastest_of(NETWORKS)
+
+
+def shipped_as(checkpoint: Path) -> Network | None:
+    """What is known of a file, if it is one of these."""
+    return next((network for network in NETWORKS.values() if network.path == checkpoint), None)
 
 
 def find_checkpoint(model: str | None) -> Path:
@@ -16,11 +94,11 @@ def find_checkpoint(model: str | None) -> Path:
     Raises CSDError where there is none.
     """
     name = DEFAULT if model is None else model
-    if name in SHIPPED:
-        return Path(__file__).with_name(SHIPPED[name])
+    if name in NETWORKS:
+        return NETWORKS[name].path
     if Path(name).exists():
         return Path(name)
     raise CSDError(
-        f"there is no checkpoint {model}; give the path of one, e.g. experiments/NAME/models/net_g_latest.pth, "
-        f"or a network that comes with this package: {', '.join(SHIPPED)}"
+        f"there is no checkpoint {name}; give the path of one, e.g. experiments/NAME/models/net_g_latest.pth, "
+        f"or a network that comes with this package: {', '.join(NETWORKS)}"
     )

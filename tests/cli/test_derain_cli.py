@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -14,8 +15,9 @@ import torch
 
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.cli import main
-from csd_plugin.cli.derain import position
+from csd_plugin.cli.derain import duration, position
 from csd_plugin.data.video import open_reader
+from csd_plugin.weights import DEFAULT, FASTEST, NETWORKS
 
 
 @pytest.fixture
@@ -47,7 +49,25 @@ def test_folder_to_video_and_folder(frames, model, capsys):
         assert reader.fps == 10 and len(list(reader)) == 5
     assert derain(frames / "rain", frames / "out", "--model", model, "--start", 1, "--end", "0.12s") == 0
     assert sorted(path.name for path in (frames / "out").iterdir()) == ["00001.png", "00002.png"]
-    assert "2 frames written" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"{re.escape(model)}: about \S+ s a frame, .* s in all", said[0])
+    assert said[-1].startswith("2 frames written")
+
+
+def test_shipped_networks_by_name(frames, capsys):
+    assert derain(frames / "rain", frames / "out", "--end", 1) == 0
+    assert capsys.readouterr().out.startswith(f"{DEFAULT} ({NETWORKS[DEFAULT].parameters:,} parameters): about ")
+    assert derain(frames / "rain", frames / "fast", "--end", 1, "--fast") == 0
+    assert capsys.readouterr().out.startswith(f"{FASTEST} (")
+    with pytest.raises(SystemExit):
+        derain(frames / "rain", frames / "both", "--fast", "--model", DEFAULT)
+
+
+@pytest.mark.parametrize(
+    "seconds, text", [(0.42, "0.4 s"), (28.4, "28 s"), (90, "90 s"), (301, "5 min"), (11_980, "3 h 20 min")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_compare_and_side_by_side(frames, model, capsys):
@@ -58,8 +78,8 @@ def test_compare_and_side_by_side(frames, model, capsys):
     assert np.array_equal(shown[:, :32], cv2.imread(str(frames / "rain" / "00002.png")))
     assert np.array_equal(shown[:, 64:], cv2.imread(str(frames / "truth" / "00002.png")))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("rainy") and f"rgb {20 * np.log10(255 / 4):.2f} dB" in lines[1]
-    assert lines[2].startswith("derained")
+    assert lines[2].startswith("rainy") and f"rgb {20 * np.log10(255 / 4):.2f} dB" in lines[2]
+    assert lines[3].startswith("derained")
 
 
 def test_mistakes_are_one_line_and_leave_nothing(frames, model, capsys):
@@ -136,7 +156,7 @@ def test_raw_frames_through_pipes(frames, model, monkeypatch, capsys):
     clip = np.stack([cv2.imread(str(path))[:, :, ::-1] for path in sorted((frames / "rain").iterdir())])
     command = [sys.executable, "-m", "csd_plugin", "derain", "-", "-", "--model", model, "--device", "cpu"]
     run = subprocess.run([*command, "--size", "32x24"], input=clip.tobytes(), capture_output=True)
-    assert run.returncode == 0 and b"5 frames written" in run.stderr
+    assert run.returncode == 0 and b"5 frames written" in run.stderr and b" s a frame\n" in run.stderr
     assert derain(frames / "rain", frames / "out", "--model", model) == 0
     files = np.stack([cv2.imread(str(path))[:, :, ::-1] for path in sorted((frames / "out").iterdir())])
     assert np.array_equal(np.frombuffer(run.stdout, np.uint8).reshape(clip.shape), files)

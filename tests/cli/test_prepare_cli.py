@@ -7,8 +7,9 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
-from synthetic import TEST
+from synthetic import TEST, write_image
 
 from csd_plugin.cli import main
 
@@ -27,7 +28,7 @@ def test_report(tiny_rain, tmp_path, capsys):
     assert prepare(tiny_rain, tmp_path / "out") == 0
     assert names(tmp_path / "out") == names(tiny_rain)
     text = capsys.readouterr().out
-    assert "train    4 clips: t1_GT, t1_Rain_01, t2_GT, t2_Rain_01" in text
+    assert "train    4 folders: t1_GT, t1_Rain_01, t2_GT, t2_Rain_01" in text
     assert ": 9 of 9" in text
     assert "missing of NTURain, real: ra2_Rain, ra3_Rain, ra4_Rain, rb1_Rain, rb2_Rain, rb3_Rain" in text
     assert prepare(tiny_rain, tmp_path / "out") == 0
@@ -39,6 +40,14 @@ def test_frames_that_do_not_pair_are_told(tiny_rain, tmp_path, capsys):
     (tmp_path / "in" / "a1_GT" / "00009.png").unlink()
     assert prepare(tmp_path / "in", tmp_path / "out") == 0
     assert "note: a1: 9 rainy and 8 clean frames do not pair" in capsys.readouterr().out
+
+
+def test_clean_clips_are_sent_on_to_csd_rain(tmp_path, capsys):
+    write_image(tmp_path / "clean" / "walk" / "00001.png", np.zeros((8, 8, 3), np.uint8))
+    assert prepare(tmp_path / "clean", tmp_path / "out") == 2
+    assert "`csd rain` puts rain on clean clips" in capsys.readouterr().err
+    assert main(["data", str(tmp_path / "clean")]) == 0
+    assert "`csd rain` puts rain on clean clips" in capsys.readouterr().out
 
 
 def test_failures_give_status_2(tiny_rain, tmp_path, capsys):

@@ -137,7 +137,7 @@ def test_missing_empty_and_unknown(clean, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "neither images" in failing(capsys, tmp_path / "empty", tmp_path / "out")
     assert "no clip 'wolk'" in failing(capsys, clean, tmp_path / "out", "--clips", "wolk")
-    assert "did you mean 'heavy'" in failing(capsys, clean, tmp_path / "out", "--preset", "haevy")
+    assert "did you mean heavy" in failing(capsys, clean, tmp_path / "out", "--preset", "haevy")
     assert "nothing to do" in failing(capsys, clean)
     assert "variants = 2" in failing(capsys, clean, tmp_path / "out", "--layout", "testing", "--variants", "2")
     assert "quality = 0" in failing(capsys, clean, tmp_path / "out", "--quality", "0")

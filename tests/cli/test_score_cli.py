@@ -115,6 +115,20 @@ def test_several_rainy_versions_of_a_scene(tmp_path):
     assert list(load_results(out).scores.clips) == ["t1_Rain_01", "t1_Rain_02"]
 
 
+def test_training_clips_of_a_whole_data_set(nturain, capsys):
+    root = nturain / "NTURain"
+    for version in ("t1_Rain_01", "t1_Rain_02"):
+        write_clip(root / "Dataset_Training_Synthetic" / version, rain_of(0, 2))
+        write_clip(nturain / "trained" / version, result_of(0, 2))
+    write_clip(root / "Dataset_Training_Synthetic/t1_GT", truth_of(0, 2))
+    for results, clips in (("trained", ["t1_Rain_01", "t1_Rain_02"]), ("out", ["a1", "b1"])):
+        out = nturain / f"{results}.json"
+        folders = (nturain / results, "--truth", root, "--input", root, "--out", out)
+        assert main(["score", *map(str, folders)]) == 0
+        assert list(load_results(out).scores.clips) == clips
+        assert "| rainy input | PSNR |" in capsys.readouterr().out
+
+
 def test_a_clip_without_results_is_said(nturain, caplog):
     (nturain / "out/b1").rename(nturain / "elsewhere")
     write_clip(nturain / "NTURain/Dataset_Testing_Synthetic/b2_GT", truth_of(0, 1))

@@ -244,9 +244,9 @@ def test_variations_are_valid_and_repeatable(seed, name):
 
 
 def test_wrong_names_get_a_hint():
-    with pytest.raises(CSDError, match=r"'nturian' is unknown.*did you mean 'nturain'"):
+    with pytest.raises(CSDError, match=r"'nturian' is unknown.*did you mean nturain"):
         find_preset("nturian")
-    with pytest.raises(CSDError, match=r"'winf' is unknown.*did you mean 'wind'"):
+    with pytest.raises(CSDError, match=r"'winf' is unknown.*did you mean wind"):
         override(RainParams(), ["winf=3"])
     with pytest.raises(CSDError, match="write wind=NUMBER"):
         override(RainParams(), ["wind=strong"])

@@ -66,7 +66,7 @@ def test_only_what_is_declared_is_adapted():
 
 
 def test_mistakes():
-    with pytest.raises(CSDError, match="'resiz' is unknown; did you mean 'resize'"):
+    with pytest.raises(CSDError, match="'resiz' is unknown; did you mean resize"):
         AdaptedObjective(Direct(), adapters=["resiz"], student=[OURS], teacher=[THEIRS])
     with pytest.raises(CSDError, match="2 taps of the student and 1"):
         AdaptedObjective(Direct(), adapters=["resize"], student=[OURS, OURS], teacher=[THEIRS])

@@ -18,6 +18,7 @@ from csd_plugin.errors import CSDError
 from csd_plugin.export import export as module
 from csd_plugin.export.export import export_network
 from csd_plugin.inference.runner import Derainer
+from csd_plugin.weights import DEFAULT, NETWORKS
 
 pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")
 pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
@@ -153,3 +154,13 @@ def test_command_line_exports_and_derains(network, tmp_path, capsys):
     ):
         assert main(["export", checkpoint, *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options, license", [([], NETWORKS[DEFAULT].licence), (["--license", "mine"], "mine")])
+def test_the_licence_of_a_network_that_comes_with_the_package_goes_along(monkeypatch, tmp_path, options, license):
+    def exported(network, path, **keywords):
+        assert keywords["license"] == license
+        raise CSDError("far enough")
+
+    monkeypatch.setattr(module, "export_network", exported)
+    assert main(["export", DEFAULT, str(tmp_path / "x.onnx"), *options]) == 2

@@ -14,6 +14,7 @@ from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.data.windows import reflect_indices
 from csd_plugin.errors import CSDError
+from csd_plugin.inference import runner
 from csd_plugin.inference.runner import Derainer
 from csd_plugin.inference.streaming import WindowStream, ahead
 
@@ -100,6 +101,29 @@ def test_tiles_leave_no_seam(network):
     a, b = list(whole(clip)), list(tiled(clip))
     assert max(sizes) < 200 * 150
     assert np.abs(np.stack(a).astype(int) - np.stack(b)).max() <= 1
+
+
+@pytest.mark.parametrize("memory", [64, 1])
+def test_the_time_to_expect_counts_what_is_computed(monkeypatch, memory):
+    derainer = Derainer(SLDNet(preset="student2", num_feat=4), memory=memory, device="cpu")
+    clock = iter(range(1000))
+    monkeypatch.setattr(runner.time, "perf_counter", lambda: next(clock))  # every trial takes a second
+    computed = []
+
+    class Recorder:
+        facts = derainer.backend.facts
+
+        def __call__(self, window):
+            computed.append(window.shape[-2] * window.shape[-1])
+            return window[:, 0]
+
+    derainer.backend = Recorder()
+    expected = derainer.seconds_a_frame(300, 200)
+    trial, computed[:] = computed[-1], []
+    frame = np.zeros((200, 300, 3), np.uint8)
+    assert len(list(derainer([frame]))) == 1
+    assert (len(computed) == 1) == (memory == 64)
+    assert expected == pytest.approx(sum(computed) / trial)
 
 
 def test_deep_frames_and_tensors_come_back_as_they_went_in(network):

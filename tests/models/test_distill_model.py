@@ -75,7 +75,8 @@ def test_without_weights_it_is_stage_1_bit_for_bit_and_the_teacher_is_never_call
         return forward(self, window)
 
     monkeypatch.setattr(SLDNet, "forward", students_only)
-    assert launcher.train(distill_options(tiny_rain, tiny_teacher, name="zero", **steps, **NO_WEIGHTS)) == 0
+    gone = launcher.folder / "gone.pth"  # nor is its checkpoint asked for
+    assert launcher.train(distill_options(tiny_rain, gone, name="zero", **steps, **NO_WEIGHTS)) == 0
     for key in ("params", "params_ema"):
         stage1, zero, csd = (launcher.weights("net_g_latest", run, key) for run in ("stage1", "zero", "csd"))
         assert equal(stage1, zero)

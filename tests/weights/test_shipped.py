@@ -1,50 +1,112 @@
-"""The networks that come with the package."""
+"""The networks that come with the package, and what is said of them."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
 from csd_plugin.archs.checkpoint import load_network
+from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.data.rain import PRESETS, RainRenderer, ambient_light
 from csd_plugin.data.scenes import moving_scene
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.runner import Derainer
-from csd_plugin.metrics.protocols import score_frame
-from csd_plugin.weights import DEFAULT, SHIPPED, find_checkpoint
+from csd_plugin.metrics.protocols import PROTOCOLS, score_frame
+from csd_plugin.report.complexity import complexity
+from csd_plugin.weights import (
+    DEFAULT,
+    FASTEST,
+    FOLDER,
+    NETWORKS,
+    RAINY,
+    SETS,
+    best_of,
+    fastest_of,
+    find_checkpoint,
+)
 
-CARD = Path(find_checkpoint(None)).with_name("MODEL_CARD.md")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_default_is_one_of_them():
     assert find_checkpoint(None) == find_checkpoint(DEFAULT)
+    assert NETWORKS[DEFAULT].is_student and NETWORKS[FASTEST].is_student
 
 
 def test_what_is_not_there_is_told_with_what_is():
-    with pytest.raises(CSDError, match=r"no checkpoint nowhere.pth.*student2"):
+    with pytest.raises(CSDError, match=rf"no checkpoint nowhere.pth.*{DEFAULT}"):
         find_checkpoint("nowhere.pth")
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_the_model_card_has_their_hashes(name):
-    assert hashlib.sha256(find_checkpoint(name).read_bytes()).hexdigest() in CARD.read_text(encoding="utf-8")
+def test_the_best_validation_is_the_default_and_the_least_work_is_fast():
+    def network(name, preset, work, psnr):
+        scores = {} if psnr is None else {"validation": {"nturain_y": {"psnr": psnr, "ssim": 0.9}}}
+        return replace(NETWORKS[DEFAULT], name=name, preset=preset, multiply_adds=work, scores=scores)
+
+    rows = [
+        ("slow", "student1", 9, 36.0),
+        ("fast", "student2", 2, 35.0),
+        ("fast_csd", "student2", 2, 35.5),
+        ("new", "student3", 2, None),
+        ("teacher", "teacher", 1, 40.0),
+    ]
+    networks = {row[0]: network(*row) for row in rows}
+    assert (best_of(networks), fastest_of(networks)) == ("slow", "fast_csd")
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_their_facts_travel_with_them(name):
-    facts = torch.load(find_checkpoint(name), weights_only=True)["facts"]
-    assert facts["licence"] == "Apache-2.0"
-    assert {"preset", "trained_on", "recipe"} <= set(facts)
+def test_every_file_has_its_entry():
+    assert {path.stem for path in FOLDER.glob("*.pth")} == set(NETWORKS)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_catalogue_is_right(name):
+    """Its hash, the facts in the file, and what the network itself tells; `tools/pack_network.py` makes it so."""
+    network = NETWORKS[name]
+    assert hashlib.sha256(network.path.read_bytes()).hexdigest() == network.sha256
+    facts = torch.load(network.path, weights_only=True)["facts"]
+    assert facts == {key: value for key, value in asdict(network).items() if key != "sha256"}
+    assert network.licence == "Apache-2.0"
+
+    built = SLDNet(**network.numbers)
+    built.load_state_dict(load_network(network.path).state_dict())
+    assert built.state_dict().keys() == SLDNet(preset=network.preset, num_feat=built.num_feat).state_dict().keys()
+    cost = complexity(built, (built.num_frame, 3, 16, 16))
+    assert (cost.parameters, cost.operations) == (network.parameters, 256 * network.multiply_adds)
+
+
+@pytest.mark.parametrize("which", SETS)
+def test_scores_are_of_the_same_frames_and_above_the_rain(which):
+    scored = [network.scores[which] for network in NETWORKS.values() if which in network.scores]
+    for score in scored:
+        assert [score[key] for key in ("clips", "frames", "skip")] == [
+            RAINY[which][key] for key in ("clips", "frames", "skip")
+        ]
+        assert all(score[protocol]["psnr"] > RAINY[which][protocol]["psnr"] for protocol in PROTOCOLS)
+    assert scored
+
+
+def test_the_model_card_has_these_scores():
+    card = (FOLDER / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for network in NETWORKS.values():
+        assert network.name in card and f"{network.parameters:,}" in card
+    for scores in (RAINY, *(network.scores for network in NETWORKS.values())):
+        for score in scores.values():
+            for protocol in PROTOCOLS:
+                assert f"{score[protocol]['psnr']:.2f} / {score[protocol]['ssim']:.4f}" in card
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_they_remove_rain_from_a_scene_they_have_not_seen(name):
     skimage_data = pytest.importorskip("skimage.data")
-    import cv2
-
     photo = cv2.imread(str(Path(skimage_data.__file__).parent / "astronaut.png"))[..., ::-1].copy()
     clean = list(moving_scene(photo, 7, (96, 128), seed=0))
     renderer = RainRenderer(PRESETS["nturain"], seed=3, height=96, width=128, ambient=ambient_light(clean[0]))
@@ -53,3 +115,55 @@ def test_they_remove_rain_from_a_scene_they_have_not_seen(name):
     before, after = score_frame(rainy[3], clean[3])["nturain_y"], score_frame(derained[3], clean[3])["nturain_y"]
     assert after.psnr > before.psnr + 1
     assert after.ssim > before.ssim
+
+
+# What a plain `pip install .` lacks.
+WITHOUT = """
+import sys
+for name in ("basicsr", "torchvision", "mmengine", "pydantic", "scipy", "yaml", "onnx", "skimage"):
+    sys.modules[name] = None
+from csd_plugin.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """`csd` of the wheel that this checkout makes, unpacked, without the packages that only training needs."""
+    folder = tmp_path_factory.mktemp("wheel")
+    make = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    made = subprocess.run([*make, copy_of_checkout(folder)], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr[-2000:]
+    zipfile.ZipFile(next(folder.glob("*.whl"))).extractall(folder / "site")
+
+    def csd(*arguments: object) -> str:
+        run = subprocess.run(
+            [sys.executable, "-c", WITHOUT, *map(str, arguments)],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(folder / "site"), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr[-2000:]
+        return run.stdout
+
+    return csd
+
+
+def copy_of_checkout(folder: Path) -> str:
+    """setuptools writes into the folder that it builds; what a wheel is made of, linked into another."""
+    copy = folder / "checkout"
+    copy.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csd_plugin"):
+        (copy / name).symlink_to(ROOT / name)
+    return str(copy)
+
+
+def test_a_plain_install_lists_them_and_derains_frames_and_videos(installed, shared, tmp_path):
+    assert Path(installed("models", "--path", FASTEST).strip()).is_relative_to(tmp_path.parent)
+    (tmp_path / "rain").mkdir()
+    for path in sorted((shared / "data/NTURain/Dataset_Testing_RealRain/ra1_Rain").glob("*.jpg"))[:3]:
+        cv2.imwrite(str(tmp_path / "rain" / f"{path.stem}.png"), cv2.imread(str(path))[200:296, 300:428])
+    assert f"{DEFAULT} (" in installed("derain", tmp_path / "rain", tmp_path / "clean.mp4")
+    assert "3 frames written" in installed("derain", tmp_path / "clean.mp4", tmp_path / "again", "--fast")
+    assert len(list((tmp_path / "again").glob("*.png"))) == 3

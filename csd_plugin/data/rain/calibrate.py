@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from csd_plugin.data.rain.clips import find_clips
 from csd_plugin.data.rain.pairs import clip_renderer
 from csd_plugin.data.rain.params import RainParams
+from csd_plugin.data.rain.statistics import RainStatistics, difference_counts, statistics_of
 from csd_plugin.errors import CSDError
 
 JPEG_QUALITY = 60
@@ -27,15 +27,6 @@ _GRID_SHIFT = 4
 
 _FITTED = ("mean", "brighter", "darker")
 _TOLERANCE = 0.15
-
-
-class RainStatistics(NamedTuple):
-    """Of Rain - GT over all RGB values, in 8-bit grey levels; brighter, darker: percentages beyond +10 and -10."""
-
-    mean: float
-    median: float
-    brighter: float
-    darker: float
 
 
 NTURAIN = RainStatistics(mean=2.15, median=0, brighter=7.0, darker=0.46)
@@ -63,18 +54,11 @@ def statistics(params: RainParams, samples: Sequence[Sample], seed: int = 0, qua
 
 def clip_statistics(params: RainParams, sample: Sample, seed: int, quality: int) -> RainStatistics:
     rain = clip_renderer(params, seed, sample.clip, 1, sample.frames[0], vary=False)
-    counts = np.zeros(511)
-    for number, frame in sample.frames.items():
-        rainy = _through_jpeg(rain.render(frame, number), quality).astype(np.int16)
-        difference = rainy - _through_jpeg(frame, quality)
-        counts += np.bincount(difference.ravel() + 255, minlength=511)
-    share, level = counts / counts.sum(), np.arange(-255, 256)
-    return RainStatistics(
-        mean=float(share @ level),
-        median=float(level[np.searchsorted(share.cumsum(), 0.5)]),
-        brighter=100 * float(share[level > 10].sum()),
-        darker=100 * float(share[level < -10].sum()),
-    )
+    counts = [
+        difference_counts(_through_jpeg(rain.render(frame, number), quality), _through_jpeg(frame, quality))
+        for number, frame in sample.frames.items()
+    ]
+    return statistics_of(np.sum(counts, axis=0))
 
 
 def _through_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, suggestion
 
 _RANGES: dict[str, tuple[float, float]] = {
     "density": (0, 50_000),
@@ -100,7 +99,7 @@ PRESETS: dict[str, RainParams] = {
 def find_preset(name: str) -> RainParams:
     """The preset of that name; CSDError naming the nearest one where there is none."""
     if name not in PRESETS:
-        raise CSDError(f"rain preset {name!r} is unknown: there are {', '.join(PRESETS)}{_meant(name, PRESETS)}")
+        raise CSDError(f"rain preset {name!r} is unknown{suggestion(name, PRESETS)}")
     return PRESETS[name]
 
 
@@ -110,7 +109,7 @@ def override(params: RainParams, settings: Sequence[str]) -> RainParams:
     for setting in settings:
         name, _, value = setting.partition("=")
         if name not in _RANGES:
-            raise CSDError(f"rain parameter {name!r} is unknown: there are {', '.join(_RANGES)}{_meant(name, _RANGES)}")
+            raise CSDError(f"rain parameter {name!r} is unknown{suggestion(name, _RANGES)}")
         try:
             changes[name] = float(value)
         except ValueError:
@@ -144,11 +143,6 @@ def random_params(preset: str | RainParams, rng: np.random.Generator) -> RainPar
         "splash": about(base.splash, 0.5),
     }
     return replace(base, **{name: float(np.clip(value, *_RANGES[name])) for name, value in varied.items()})
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 assert set(_RANGES) == {field.name for field in fields(RainParams)}

@@ -1,0 +1,90 @@
+"""The networks that come with the package, side by side, so that a person can choose one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import torch
+
+from csd_plugin.inference.backends import pick_device
+from csd_plugin.inference.runner import Derainer
+from csd_plugin.report.table import line
+from csd_plugin.report.text import aligned, counted
+from csd_plugin.weights import FOLDER, RAINY, SETS, Network, Score, best_of, fastest_of
+
+SIZE = (640, 480)
+"""Width and height of the frames for which times and operations are given: those of NTURain."""
+_PROTOCOLS = {"nturain_y": "luma", "rgb": "RGB"}
+
+
+def seconds_a_frame(networks: Mapping[str, Network]) -> dict[str, float]:
+    """Name -> about how long a frame of `SIZE` takes here and now, from a trial."""
+    return {name: Derainer(network.path).seconds_a_frame(*SIZE) for name, network in networks.items()}
+
+
+def as_text(networks: Mapping[str, Network], rainy: Mapping[str, Score], seconds: Mapping[str, float]) -> str:
+    """A table, and how to read it."""
+    best, fastest = best_of(networks), fastest_of(networks)
+    rows = [["network", "parameters", "frames", "s/frame", *SETS, "what it is"]]
+    for name, network in networks.items():
+        scores = [_score(network.scores.get(which), "nturain_y") for which in SETS]
+        size = [f"{network.parameters:,}", str(network.numbers["num_frame"]), f"{seconds[name]:.2f}"]
+        rows.append([name, *size, *scores, network.what])
+    rows.append(["rainy input", "", "", "", *(_score(rainy.get(which), "nturain_y") for which in SETS), ""])
+    width, height = SIZE
+    return "\n".join(
+        [
+            *aligned(rows, left=(0, len(rows[0]) - 1)),
+            "",
+            f"csd derain takes {best}, the student that is best on the validation clips; --fast takes {fastest}.",
+            f"s/frame: a trial on this machine, now: {width}x{height}, {_computer()}, fp32.",
+            "Scores: PSNR in dB / SSIM of the luma, as in the published tables"
+            + "".join(f"; {which}: {_about(rainy[which])}" for which in SETS if which in rainy)
+            + ".",
+            f"Files: {FOLDER}/NAME.pth; how they were trained: MODEL_CARD.md there, or --json.",
+        ]
+    )
+
+
+def as_json(networks: Mapping[str, Network], rainy: Mapping[str, Score], seconds: Mapping[str, float]) -> str:
+    """All that is known."""
+    content = {
+        "default": best_of(networks),
+        "fast": fastest_of(networks),
+        "seconds_a_frame": {"size": list(SIZE), "by": _computer()},
+        "rainy": dict(rainy),
+        "networks": [
+            asdict(network) | {"path": str(network.path), "seconds_a_frame": seconds[name]}
+            for name, network in networks.items()
+        ],
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def as_markdown(networks: Mapping[str, Network], rainy: Mapping[str, Score] = RAINY) -> str:
+    """The model card's table: what is the same on every machine."""
+    pairs = [(which, protocol) for which in SETS for protocol in _PROTOCOLS]
+    titles = [f"{which}, {_PROTOCOLS[protocol]}" for which, protocol in pairs]
+    head = ["network", "what", "parameters", f"multiply-adds, {SIZE[0]}x{SIZE[1]}", *titles]
+    lines = [line(head), line(["---", "---", *["---:"] * (len(head) - 2)])]
+    for name, network in networks.items():
+        cost = f"{network.multiply_adds * SIZE[0] * SIZE[1] / 1e9:.1f} G"
+        scores = [_score(network.scores.get(which), protocol) for which, protocol in pairs]
+        lines.append(line([f"`{name}`", network.what, f"{network.parameters:,}", cost, *scores]))
+    lines.append(line(["rainy input", "", "", "", *(_score(rainy.get(which), protocol) for which, protocol in pairs)]))
+    return "\n".join(lines)
+
+
+def _computer() -> str:
+    device = pick_device("auto")
+    return str(device) if device.type != "cpu" else f"CPU, {counted(torch.get_num_threads(), 'thread')}"
+
+
+def _score(score: Score | None, protocol: str) -> str:
+    return "-" if score is None else f"{score[protocol]['psnr']:.2f} / {score[protocol]['ssim']:.4f}"
+
+
+def _about(score: Score) -> str:
+    return f"{counted(len(score['clips']), 'clip')}, {counted(score['frames'], 'frame')}"

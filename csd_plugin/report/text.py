@@ -1,0 +1,21 @@
+"""Plain text for terminals."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+
+def counted(number: int, noun: str) -> str:
+    """'1 clip', '2 clips'."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+    """A line for every row, columns below each other: those whose numbers are in `left` begin, all others end so."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = zip(range(len(row)), row, widths, strict=True)
+        padded = (cell.ljust(width) if column in left else cell.rjust(width) for column, cell, width in cells)
+        lines.append("  ".join(padded).rstrip())
+    return lines

@@ -1,0 +1,45 @@
+"""`csd models` from the command line."""
+
+from __future__ import annotations
+
+import json
+
+from csd_plugin.cli import main
+from csd_plugin.report import networks
+from csd_plugin.weights import DEFAULT, FASTEST, NETWORKS, RAINY
+
+
+def test_a_table_to_choose_by(capsys, monkeypatch):
+    monkeypatch.setattr(networks, "seconds_a_frame", lambda shown: dict.fromkeys(shown, 1.25))
+    assert main(["models"]) == 0
+    head, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert head[:4] == ["network", "parameters", "frames", "s/frame"]
+    for (name, network), row in zip(NETWORKS.items(), rows, strict=False):
+        assert row[:4] == [name, f"{network.parameters:,}", str(network.numbers["num_frame"]), "1.25"]
+        assert " ".join(row).endswith(network.what)
+    rainy, _, chosen = rows[len(NETWORKS) : len(NETWORKS) + 3]
+    assert rainy[2] == f"{RAINY['validation']['nturain_y']['psnr']:.2f}"
+    assert chosen[:4] == ["csd", "derain", "takes", f"{DEFAULT},"] and chosen[-1] == f"{FASTEST}."
+
+
+def test_all_that_is_known_for_programs(capsys, monkeypatch):
+    seconds = networks.seconds_a_frame({FASTEST: NETWORKS[FASTEST]})
+    assert seconds[FASTEST] > 0
+    monkeypatch.setattr(networks, "seconds_a_frame", lambda shown: dict.fromkeys(shown, seconds[FASTEST]))
+    assert main(["models", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert (content["default"], content["fast"], content["rainy"]) == (DEFAULT, FASTEST, RAINY)
+    for entry, network in zip(content["networks"], NETWORKS.values(), strict=True):
+        assert (entry["name"], entry["path"], entry["scores"]) == (network.name, str(network.path), network.scores)
+        assert entry["seconds_a_frame"] == seconds[FASTEST]
+
+
+def test_the_path_of_one(capsys):
+    assert main(["models", "--path", DEFAULT]) == 0
+    assert capsys.readouterr().out == f"{NETWORKS[DEFAULT].path}\n"
+
+
+def test_the_model_cards_table():
+    head, _, *rows = networks.as_markdown(NETWORKS, RAINY).splitlines()
+    assert [row.split(" | ")[0] for row in rows] == [*(f"| `{name}`" for name in NETWORKS), "| rainy input"]
+    assert all(row.count(" | ") == head.count(" | ") for row in rows)
