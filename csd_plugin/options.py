@@ -106,6 +106,7 @@ class TrainSection(ToolboxSection):
     ema_decay: float = Field(0, ge=0, lt=1, description="of the averaged weights (params_ema), 0 for none")
     grad_clip: float = Field(0, ge=0, description="largest norm of the gradient, 0 for none")
     autocast: Literal["bf16", "fp16"] | None = Field(None, description="number format inside the networks")
+    health: bool = Field(True, description="measure what each term of a DistillModel does to the student")
     distill_opt: dict | None = Field(None, description="objective of a DistillModel and the weights of its terms")
 
 

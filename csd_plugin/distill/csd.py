@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from csd_plugin.distill.aggregation import AGGREGATIONS
 from csd_plugin.distill.base import Objective, feature_pairs, unknown
 from csd_plugin.distill.cell import State
+from csd_plugin.distill.collapse import FreezeOnCollapse, spread
 from csd_plugin.distill.spatial import Connector, pyramid
 from csd_plugin.distill.temporal import Aggregator
 from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView, Terms
 
 SCALE_SOURCES = ("feature", "frames")
-CELLS = ("joint", "frozen", "averaged")
+CELLS = ("joint", "joint_until_collapsed", "frozen", "averaged")
 
 
 @dataclass
@@ -92,14 +93,17 @@ class CSD(Objective):
     scale_source: where the smaller scales come from: the pooled `feature`, or the networks run on pooled `frames`.
     num_scale: scales, each half of the one before. hidden: channels of the cells.
     cells: the cells learn from the losses that they define, and can shrink those by ignoring their input.
-        `joint` lets them learn (the paper); `frozen` keeps their random start; `averaged` lets them learn in the
+        `joint` lets them learn (the paper); `joint_until_collapsed` does until a status of the teacher spreads less
+        than `collapse_fraction` of what it did at first, or a loss is gone (1e-8), and keeps them then as they are,
+        as STD does; `frozen` keeps their random start; `averaged` lets them learn in the
         student's streams, while the teacher's status, the target, comes from their moving average (`ema_decay` a
         step), so that the target cannot follow the student at once. With it equal features give a zero loss only
         as long as cells and average agree.
     multi_scale, cross_scale, independent, collaborative, adaptor: MS, CSC, ITA, CTA, STA of the paper's Table 5.
 
     Diagnostics: `spread_spatial`, `spread_temporal`: deviation of the teacher's status over frames, batch and
-    pixels, averaged over channels, scales and passes (a falling loss means nothing when it falls with these);
+    pixels, averaged over channels, scales and passes (a falling loss means nothing when it falls with these), and
+    `student_spread_spatial`, `student_spread_temporal` of the student's;
     `correlation`: Pearson's, of teacher's and student's map over a frame's pixels, averaged over frames.
 
     Raises CSDError on options that do not go together, and on features that do not fit each other.
@@ -119,6 +123,7 @@ class CSD(Objective):
         collaborative: bool = True,
         adaptor: bool = True,
         ema_decay: float = 0.999,
+        collapse_fraction: float = 0.5,
     ) -> None:
         super().__init__()
         temporal = independent or collaborative
@@ -133,6 +138,8 @@ class CSD(Objective):
             raise CSDError(f"CSD: num_scale ({num_scale}) and hidden ({hidden}) must be at least 1")
         if not 0 <= ema_decay < 1:
             raise CSDError(f"CSD: ema_decay must be at least 0 and below 1, not {ema_decay}")
+        if not 0 < collapse_fraction < 1:
+            raise CSDError(f"CSD: collapse_fraction must be between 0 and 1, not {collapse_fraction}")
         if not (multi_scale or temporal):
             raise CSDError("CSD: nothing is left to align; switch on multi_scale, independent or collaborative")
         if cross_scale and not multi_scale:
@@ -153,6 +160,8 @@ class CSD(Objective):
             hidden=hidden, spatial=multi_scale, cross_scale=cross_scale, temporal=temporal, adaptor=adaptor
         ).requires_grad_(cells != "frozen")
         self.averaged_cells = copy.deepcopy(self.cells).requires_grad_(False) if cells == "averaged" else None
+        until_collapsed = FreezeOnCollapse(count=len(self.terms), fraction=collapse_fraction)
+        self.freeze = until_collapsed if cells == "joint_until_collapsed" else None
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -161,6 +170,8 @@ class CSD(Objective):
 
     def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
         """The terms and diagnostics of the class docstring; `target` is not used."""
+        if self.freeze is not None:
+            self.freeze.hold(self.cells.parameters())
         with torch.autocast(target.device.type, enabled=False):
             student_maps, teacher_maps = self._maps(student, teacher)
             with torch.no_grad():
@@ -171,15 +182,22 @@ class CSD(Objective):
             losses, diagnostics = {}, {"correlation": _correlation(student_maps[0], teacher_maps[0])}
             if "spatial" in self.terms:
                 losses["spatial"] = _spatial_loss(student_trace, teacher_trace)
-                scales_and_passes = zip(*teacher_trace.spatial, strict=True)
-                diagnostics["spread_spatial"] = torch.stack([_spread(frames) for frames in scales_and_passes]).mean()
+                diagnostics["spread_spatial"] = _spatial_spread(teacher_trace)
+                diagnostics["student_spread_spatial"] = _spatial_spread(student_trace)
             if "temporal" in self.terms:
                 losses["temporal"] = self._temporal_loss(student_maps[0], student_trace, teacher_trace)
-                diagnostics["spread_temporal"] = _spread([state.cell for state in teacher_trace.temporal])
+                diagnostics["spread_temporal"] = spread([state.cell for state in teacher_trace.temporal])
+                if student_trace.temporal:
+                    diagnostics["student_spread_temporal"] = spread([state.cell for state in student_trace.temporal])
+            if self.freeze is not None:
+                self.freeze.watch(losses.values(), [diagnostics[f"spread_{term}"] for term in losses])
+                diagnostics["frozen"] = self.freeze.frozen.float()
         return Terms(losses, diagnostics)
 
     @torch.no_grad()
     def after_step(self) -> None:
+        if self.freeze is not None:
+            self.freeze.restore(self.cells.parameters())
         if self.averaged_cells is not None:
             pairs = zip(self.averaged_cells.parameters(), self.cells.parameters(), strict=True)
             for average, learned in pairs:
@@ -230,13 +248,8 @@ def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
     return torch.stack([F.l1_loss(a, b) for a, b in zip(ours, theirs, strict=True)]).mean()
 
 
-@torch.no_grad()
-def _spread(frames: Sequence[Tensor]) -> Tensor:
-    """Deviation per channel over everything else in frames of (B, C, h, w), averaged over channels."""
-    # By sums: torch.std over these dimensions takes twenty times as long on a CPU.
-    mean = torch.stack([x.mean(dim=(0, 2, 3)) for x in frames]).mean(dim=0)
-    mean_square = torch.stack([x.square().mean(dim=(0, 2, 3)) for x in frames]).mean(dim=0)
-    return (mean_square - mean.square()).clamp_min(0).sqrt().mean()
+def _spatial_spread(trace: Trace) -> Tensor:
+    return torch.stack([spread(frames) for frames in zip(*trace.spatial, strict=True)]).mean()
 
 
 @torch.no_grad()

@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.distill.adapters import AdaptedObjective
+from csd_plugin.distill.health import HealthMonitor, check_gradients, gradient_norms, scale_ratios
 from csd_plugin.distill.objective import Objective, build_objective, weighted_sum
 from csd_plugin.distill.taps import FeatureTap
 from csd_plugin.models.dry_run import clips_of, dry_run
 from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.video_derain_model import VideoDerainModel, save_atomically
-from csd_plugin.types import ClipView
+from csd_plugin.types import ClipView, Terms
 
 
 class DistillModel(VideoDerainModel):
@@ -30,7 +31,8 @@ class DistillModel(VideoDerainModel):
     `adapters` bring the student's to the teacher's width and size).
     With every weight at zero neither teacher nor objective is built, and training is stage 1's bit for bit. The
     teacher is frozen, and outside optimizer, EMA and checkpoints; the objective's own weights (CSD's cells) learn
-    with the student and are saved apart, as `models/objective_N.pth`.
+    with the student and are saved apart, as `models/objective_N.pth`. With `train.health`, the default, the first
+    iteration and all that are logged tell whether the terms teach, see `distill.health`.
     """
 
     def init_training_settings(self) -> None:
@@ -50,6 +52,7 @@ class DistillModel(VideoDerainModel):
                 else []
                 for name, network in (("student", self.net_g), ("teacher", self.net_t))
             )
+        self.monitor = HealthMonitor() if self.distills and self.opt["train"].get("health", True) else None
         super().init_training_settings()
 
     def _build_teacher(self) -> nn.Module:
@@ -91,9 +94,9 @@ class DistillModel(VideoDerainModel):
         cells = [p for p in self.objective.parameters() if p.requires_grad] if self.distills else []
         return super().parameters_to_optimize() + cells
 
-    def compute_losses(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if not self.distills:
-            return super().compute_losses()
+            return super().compute_losses(current_iter)
         student = self._view(self.net_g, self.student_taps)
         with torch.no_grad():
             teacher = self._view(self.net_t, self.teacher_taps)
@@ -102,8 +105,41 @@ class DistillModel(VideoDerainModel):
             "l_recon": self.cri_pix(student.output.flatten(0, 1), self.gt.flatten(0, 1)),
             "l_distill": weighted_sum(terms.losses, self.term_weights),
         }
-        raw = {f"l_{name}": value.detach() for name, value in terms.losses.items()}
-        return losses, raw | {f"status/{name}": value for name, value in terms.diagnostics.items()}
+        scalars = {f"l_{name}": value.detach() for name, value in terms.losses.items()}
+        scalars |= {f"status/{name}": value for name, value in terms.diagnostics.items()}
+        if self.monitor is not None:
+            first = not self.monitor.start
+            if first or current_iter % self.opt["logger"]["print_freq"] == 0:
+                scalars |= self._check_health(losses["l_recon"], terms, student, teacher)
+        return losses, scalars
+
+    def _check_health(self, recon: Tensor, terms: Terms, student: ClipView, teacher: ClipView) -> dict[str, Tensor]:
+        """Scalars that tell how the terms do; what is wrong goes into the log.
+
+        Raises CSDError for a term that has a weight and teaches nothing.
+        """
+        assert self.monitor is not None
+        weighted = {name: weight * terms.losses[name] for name, weight in self.term_weights.items() if weight}
+        norms = gradient_norms(
+            {"recon": recon, **weighted}, self.net_g.parameters(), scale=float(self.scaler.get_scale())
+        )
+        ratios: dict[str, Tensor] = {}
+        if not self.get_bare_model(self.objective).learns_scale:
+            ratios = dict(zip((tap.path for tap in self.student_taps), scale_ratios(student, teacher), strict=False))
+        values = {name: float(loss.detach()) for name, loss in terms.losses.items()}
+        spreads = {name: terms.diagnostics.get(f"spread_{name}") for name in terms.losses}
+        check_gradients({name: float(norms[name]) for name in weighted}, values)
+        for message in self.monitor.warnings(
+            values,
+            {name: float(spread) for name, spread in spreads.items() if spread is not None},
+            {tap: float(ratio) for tap, ratio in ratios.items()},
+        ):
+            get_root_logger().warning(message)
+
+        scalars = {f"health/grad_{name}": norm for name, norm in norms.items()}
+        if norms["recon"] > 0:
+            scalars |= {f"health/ratio_{name}": norms[name] / norms["recon"] for name in weighted}
+        return scalars | {f"health/scale_{tap}": ratio for tap, ratio in ratios.items()}
 
     def _view(self, network: nn.Module, taps: list[FeatureTap]) -> ClipView:
         """Output and features of all targets, at every input scale that the objective asks for."""
@@ -128,8 +164,14 @@ class DistillModel(VideoDerainModel):
             save_atomically({"params": state}, self._objective_path(label))
         super().save(epoch, current_iter)
 
+    def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
+        state = super().training_state(epoch, current_iter)
+        return state if self.monitor is None else state | {"health": self.monitor.start}
+
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
+        if self.monitor is not None:
+            self.monitor.start = dict(resume_state.get("health", {}))
         if self._objective_state():
             path = self._objective_path(resume_state["iter"])
             load_weights(self.get_bare_model(self.objective), read_state_dict(path), source=str(path))

@@ -98,7 +98,7 @@ def test_distillation_sees_the_batches_of_stage_1(launcher, tiny_rain, tiny_teac
     assert float(stage1.log_dict["l_recon"]) == float(csd.log_dict["l_recon"])
 
 
-@pytest.mark.parametrize("cells", ["joint", "frozen", "averaged"])
+@pytest.mark.parametrize("cells", ["joint", "joint_until_collapsed", "frozen", "averaged"])
 def test_resume_restores_the_cells_and_the_frozen_teacher(launcher, tiny_rain, tiny_teacher, monkeypatch, cells):
     options = changed(distill_options(tiny_rain, tiny_teacher), {"train.distill_opt.cells": cells})
     assert launcher.train(options) == 0

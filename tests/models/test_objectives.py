@@ -33,11 +33,11 @@ def test_every_objective_trains(launcher, tiny_rain, tiny_teacher, name):
 def test_std_resumes(launcher, tiny_rain, tiny_teacher):
     options = options_of(tiny_rain, tiny_teacher, "STD", **{"train.total_iter": 2})
     assert launcher.train(options) == 0
-    launcher.models[-1].objective.frozen.fill_(True)
+    launcher.models[-1].objective.freeze.frozen.fill_(True)
     launcher.models[-1].save(0, 2)
     assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 0
     first, second = (model.objective.cell.state_dict() for model in launcher.models)
-    assert launcher.models[-1].objective.frozen
+    assert launcher.models[-1].objective.freeze.frozen
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
