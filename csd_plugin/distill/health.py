@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.distill.objective import Comparison, by_name
 from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView
 
@@ -72,6 +73,36 @@ class HealthMonitor:
         self.start: dict[str, float] = {}
         self._told: set[str] = set()
 
+    def examine(
+        self,
+        recon: Tensor,
+        student: ClipView,
+        compared: Mapping[str, Comparison],
+        parameters: Iterable[nn.Parameter],
+        *,
+        scale: float = 1.0,
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """One batch's scalars to log, and what is wrong and was not the last time, a line each.
+
+        recon: the weighted reconstruction loss. compared: prefix of a teacher's names -> comparison with it.
+        parameters: the student's. scale: see `gradient_norms`.
+
+        Raises CSDError for a term that has a weight and teaches nothing.
+        """
+        losses = by_name(compared, lambda one: one.terms.losses)
+        weights = by_name(compared, lambda one: one.weights)
+        weighted = {name: weights[name] * loss for name, loss in losses.items() if weights[name]}
+        norms = gradient_norms({"recon": recon, **weighted}, parameters, scale=scale)
+        check_gradients({name: float(norms[name]) for name in weighted}, _floats(losses))
+        ratios = by_name(compared, lambda one: _scales(student, one))
+
+        measured = {f"grad_{name}": norm for name, norm in norms.items()}
+        if norms["recon"] > 0:
+            measured |= {f"ratio_{name}": norms[name] / norms["recon"] for name in weighted}
+        measured |= {f"scale_{name}": ratio for name, ratio in ratios.items()}
+        spreads = by_name(compared, _spreads)
+        return measured, self.warnings(_floats(losses), _floats(spreads), _floats(ratios))
+
     def warnings(
         self, losses: Mapping[str, float], spreads: Mapping[str, float], ratios: Mapping[str, float]
     ) -> list[str]:
@@ -100,3 +131,18 @@ class HealthMonitor:
         new = [message for name, message in wrong.items() if name not in self._told]
         self._told = set(wrong)
         return new
+
+
+def _scales(student: ClipView, one: Comparison) -> dict[str, Tensor]:
+    """Ratios of scale by layer, for those that nothing brings to one scale."""
+    return {} if one.learns_scale else dict(zip(one.layers, scale_ratios(student, one.teacher), strict=False))
+
+
+def _spreads(one: Comparison) -> dict[str, Tensor]:
+    """Of the teacher's status, for the terms that have one."""
+    found = {term: one.terms.diagnostics.get(f"spread_{term}") for term in one.terms.losses}
+    return {term: spread for term, spread in found.items() if spread is not None}
+
+
+def _floats(scalars: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(value.detach()) for name, value in scalars.items()}

@@ -59,9 +59,13 @@ class FeatureTap:
             )
         return captured.squeeze(2) if captured.ndim == 5 else captured
 
+    def forget(self) -> None:
+        """Let go of what was captured, and so of its graph, where nobody takes it."""
+        self._captured = None
+
     def remove(self) -> None:
         self._handle.remove()
-        self._captured = None
+        self.forget()
 
     def __enter__(self) -> FeatureTap:
         return self

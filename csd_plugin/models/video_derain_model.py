@@ -73,17 +73,16 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted terms whose sum is minimised, and scalars to log beside them."""
-        output = self.run_network(self.net_g, self.lq)
+        output = self.run_network(self.net_g, self.lq, self.layout_of(self.net_g))
         return {"l_recon": self.cri_pix(output, self.gt.flatten(0, 1))}, {}
 
-    def run_network(self, network: nn.Module, clip: Tensor) -> Tensor:
-        """The targets of the clips (B, N, 3, H, W) by a network -> (B*L, 3, H, W)."""
-        layout = self.layout_of(network)
+    def run_network(self, network: nn.Module, clip: Tensor, layout: Layout) -> Tensor:
+        """The targets of the clips (B, N, 3, H, W) by a network of this layout -> (B*L, 3, H, W)."""
         with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             return layout.run(network, clip, self.gt.shape[1]).float()
 
     def layout_of(self, network: nn.Module) -> Layout:
-        """How a network of this model is called."""
+        """How `network_g`, or its average, is called."""
         return layout_of(self.get_bare_model(network), self.opt.get("interface_g"))
 
     def optimized_parameters(self) -> list[nn.Parameter]:
