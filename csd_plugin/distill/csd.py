@@ -20,6 +20,7 @@ from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView, Terms
 
 SCALE_SOURCES = ("feature", "frames")
+ORDERS = ("spatial_first", "temporal_first")
 CELLS = ("joint", "joint_until_collapsed", "frozen", "averaged")
 
 
@@ -38,10 +39,17 @@ class Trace:
 
 
 class AlignmentCells(nn.Module):
-    """All modules that learn beside the student, shared by the streams; those switched off do not exist."""
+    """All modules that learn beside the student, shared by the streams; those switched off do not exist.
 
-    def __init__(self, *, hidden: int, spatial: bool, cross_scale: bool, temporal: bool, adaptor: bool) -> None:
+    temporal_first: in each frame the Aggregator goes first, with the spatial hint of the frame before, and the
+        Connector after it, from the state of this frame; otherwise the other way round, as the paper has it.
+    """
+
+    def __init__(
+        self, *, hidden: int, spatial: bool, cross_scale: bool, temporal: bool, adaptor: bool, temporal_first: bool
+    ) -> None:
         super().__init__()
+        self.temporal_first = temporal_first
         self.connector = Connector(hidden=hidden, cross_scale=cross_scale) if spatial else None
         self.aggregator = Aggregator(hidden=hidden) if temporal else None
         self.hint = nn.Conv2d(hidden, 1, kernel_size=1, bias=False) if adaptor else None
@@ -53,28 +61,42 @@ class AlignmentCells(nn.Module):
         """
         # Frame by frame even where frames are independent: measured on a CPU, small batches stay in its caches.
         trace = Trace()
-        state: State | None = None
-        hint: Tensor | None = None
+        aggregator = self.aggregator if temporal else None
         for t, frame in enumerate(scales[0]):
-            if self.connector is not None:
-                start = state if self.hint is not None else None
-                trace.spatial.append(self.connector([scale[t] for scale in scales], start))
-            if self.hint is not None:
-                hint = self.hint(trace.spatial[-1][-1])
-                trace.hints.append(hint)
-            if self.aggregator is not None and temporal:
-                state = self.aggregator(frame, hint, state)
-                trace.temporal.append(state)
+            if self.temporal_first:
+                self._advance(aggregator, frame, trace)
+            self._connect([scale[t] for scale in scales], trace)
+            if not self.temporal_first:
+                self._advance(aggregator, frame, trace)
         return trace
+
+    def _connect(self, scales: Sequence[Tensor], trace: Trace) -> None:
+        """One frame's spatial statuses, from the latest state of the video, and the hint that they give."""
+        if self.connector is None:
+            return
+        start = trace.temporal[-1] if self.hint is not None and trace.temporal else None
+        trace.spatial.append(self.connector(scales, start))
+        if self.hint is not None:
+            trace.hints.append(self.hint(trace.spatial[-1][-1]))
+
+    @staticmethod
+    def _advance(aggregator: Aggregator | None, frame: Tensor, trace: Trace) -> None:
+        """The state of the video after one more frame, with the latest hint."""
+        if aggregator is not None:
+            hint = trace.hints[-1] if trace.hints else None
+            state = trace.temporal[-1] if trace.temporal else None
+            trace.temporal.append(aggregator(frame, hint, state))
 
     def collaborate(self, student: Tensor, teacher: Trace) -> list[Tensor]:
         """Per frame of the student's map (L, B, 1, H, W), the collaborative status C_M (B, hidden, H, W).
 
-        Each takes the student's map, the teacher's hint and the teacher's state of the frame before; the state that
-        comes of it is dropped.
+        Each takes the student's map, the hint that the teacher's own had and the teacher's state of the frame before;
+        the state that comes of it is dropped.
         """
         assert self.aggregator is not None
         hints: Sequence[Tensor | None] = teacher.hints or [None] * len(student)
+        if self.temporal_first:
+            hints = [None, *hints[:-1]]
         before: Sequence[State | None] = [None, *teacher.temporal[:-1]]
         streams = zip(student, hints, before, strict=True)
         return [self.aggregator(frame, hint, state).cell for frame, hint, state in streams]
@@ -92,6 +114,9 @@ class CSD(Objective):
     aggregation: how channels become a map, see `aggregation.AGGREGATIONS`.
     scale_source: where the smaller scales come from: the pooled `feature`, or the networks run on pooled `frames`.
     num_scale: scales, each half of the one before. hidden: channels of the cells.
+    order: in each frame `spatial_first` (the paper) or `temporal_first` (the released code), see `AlignmentCells`.
+    detach_teacher_state: whether the teacher's state and hint in the collaborative stream are numbers, or (False, the
+        released code) have the gradients of the cells that made them. Targets of the losses are always numbers.
     cells: the cells learn from the losses that they define, and can shrink those by ignoring their input.
         `joint` lets them learn (the paper); `joint_until_collapsed` does until a status of the teacher spreads less
         than `collapse_fraction` of what it did at first, or a loss is gone (1e-8), and keeps them then as they are,
@@ -116,6 +141,8 @@ class CSD(Objective):
         scale_source: str = "feature",
         num_scale: int = 3,
         hidden: int = 16,
+        order: str = "spatial_first",
+        detach_teacher_state: bool = True,
         cells: str = "joint",
         multi_scale: bool = True,
         cross_scale: bool = True,
@@ -130,6 +157,7 @@ class CSD(Objective):
         for key, value, known in (
             ("aggregation", aggregation, AGGREGATIONS),
             ("scale_source", scale_source, SCALE_SOURCES),
+            ("order", order, ORDERS),
             ("cells", cells, CELLS),
         ):
             if value not in known:
@@ -155,9 +183,15 @@ class CSD(Objective):
         if scale_source == "frames":
             self.input_scales = tuple(2**p for p in range(self.num_scale))
         self.independent, self.collaborative, self.adaptor = independent, collaborative, adaptor
+        self.detach_teacher_state = detach_teacher_state
         self.ema_decay = ema_decay
         self.cells = AlignmentCells(
-            hidden=hidden, spatial=multi_scale, cross_scale=cross_scale, temporal=temporal, adaptor=adaptor
+            hidden=hidden,
+            spatial=multi_scale,
+            cross_scale=cross_scale,
+            temporal=temporal,
+            adaptor=adaptor,
+            temporal_first=order == "temporal_first",
         ).requires_grad_(cells != "frozen")
         self.averaged_cells = copy.deepcopy(self.cells).requires_grad_(False) if cells == "averaged" else None
         until_collapsed = FreezeOnCollapse(count=len(self.terms), fraction=collapse_fraction)
@@ -174,7 +208,7 @@ class CSD(Objective):
             self.freeze.hold(self.cells.parameters())
         with torch.autocast(target.device.type, enabled=False):
             student_maps, teacher_maps = self._maps(student, teacher)
-            with torch.no_grad():
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_teacher_state):
                 teacher_cells = self.cells if self.averaged_cells is None else self.averaged_cells
                 teacher_trace = teacher_cells(teacher_maps)
             student_trace = self.cells(student_maps, temporal=self.independent or self.adaptor)
@@ -229,7 +263,7 @@ class CSD(Objective):
         return [ours for ours, _ in scales], [theirs for _, theirs in scales]
 
     def _temporal_loss(self, student_map: Tensor, student: Trace, teacher: Trace) -> Tensor:
-        targets = [state.cell for state in teacher.temporal]
+        targets = [state.cell.detach() for state in teacher.temporal]
         streams = []
         if self.independent:
             streams.append([state.cell for state in student.temporal])
@@ -240,7 +274,8 @@ class CSD(Objective):
 
 def _spatial_loss(student: Trace, teacher: Trace) -> Tensor:
     scales_and_passes = zip(zip(*student.spatial, strict=True), zip(*teacher.spatial, strict=True), strict=True)
-    return torch.stack([_distance(ours, theirs) for ours, theirs in scales_and_passes]).sum()
+    distances = [_distance(ours, [status.detach() for status in theirs]) for ours, theirs in scales_and_passes]
+    return torch.stack(distances).sum()
 
 
 def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:

@@ -85,6 +85,15 @@ def test_adaptor_with_one_temporal_stream_agrees(switches):
     assert_agrees(build(switches), *features(), switches, aggregation="mean_squared_standardized", num_scale=3)
 
 
+@pytest.mark.parametrize("row", [3, 4, 6, 7])
+@pytest.mark.parametrize("detached", [True, False])
+@pytest.mark.parametrize("order", ["spatial_first", "temporal_first"])
+def test_orders_and_what_the_collaborative_stream_takes_agree(row, detached, order):
+    objective = build(ROWS[row], order=order, detach_teacher_state=detached)
+    options = {"temporal_first": order == "temporal_first", "detached": detached}
+    assert_agrees(objective, *features(), ROWS[row], aggregation="mean_squared_standardized", num_scale=3, **options)
+
+
 @pytest.mark.parametrize("aggregation", ["mean_squared", "sum_squared", "mean_squared_standardized"])
 @pytest.mark.parametrize("source", ["feature", "frames"])
 def test_aggregations_and_scale_sources_agree(aggregation, source):
@@ -281,6 +290,7 @@ def test_autocast_leaves_losses_in_float32():
         ({"aggregation": "mean_square"}, "did you mean 'mean_squared'"),
         ({"cells": "freeze"}, "did you mean 'frozen'"),
         ({"scale_source": "frame"}, "did you mean 'frames'"),
+        ({"order": "temporal_frist"}, "did you mean 'temporal_first'"),
         ({"num_scale": 0}, "at least 1"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"collapse_fraction": 0.0}, "collapse_fraction"),
