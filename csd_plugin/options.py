@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.distill import fidelity
 from csd_plugin.distill.objective import OBJECTIVES
 from csd_plugin.distill.schedule import check_weight
 from csd_plugin.distill.settings import teacher_labels, teacher_shares
@@ -232,6 +233,8 @@ def objective_section(name: str) -> type[Section]:
         "teachers": (dict[str, float] | None, None),
         "taps": (dict | None, None),
     }
+    if name == fidelity.METHOD:
+        fields["fidelity"] = (fidelity.Fidelity | None, None)
     return create_model("ObjectiveSection", __base__=section_of(OBJECTIVES[name]), **fields)
 
 

@@ -254,6 +254,11 @@ def test_other_peoples_models_are_left_alone():
         ({"network_t2": None}, "network_t2 is missing"),
         ({"network_t2.preset": 1}, "network_t2.preset is 1"),
         ({"train.health": "yes"}, "train.health is 'yes'"),
+        ({"train.distill_opt.fidelity": "papr"}, "fidelity is 'papr': input should be 'paper' or 'released'"),
+        (
+            {"train.distill_opt": {"type": "SRKD", "weights": {"maps": 1.0}, "fidelity": "paper"}},
+            "distill_opt.fidelity is unknown",
+        ),
         ({"train.pixel_opt": ...}, "train.pixel_opt is missing"),
         ({"train.pixel_opt.scale_weights": 1}, "scale_weights is 1"),
         ({"train.perceptual_opt": {"type": "PerceptualLoss"}}, "perceptual_opt: these models train with pixel_opt"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from csd_plugin.distill.base import unknown
+from csd_plugin.distill.fidelity import filled
 from csd_plugin.distill.schedule import Weight, is_ever_on, weight_at
 from csd_plugin.errors import CSDError
 
@@ -50,7 +51,8 @@ class Distillation:
 
 def read_distillation(opt: Mapping[str, Any]) -> Distillation:
     """What the options of a run, which `check_options` has passed, say of distillation."""
-    objective = dict(opt["train"]["distill_opt"])
+    objective = dict(filled(opt)["train"]["distill_opt"])
+    objective.pop("fidelity", None)
     weights, taps = dict(objective.pop("weights")), objective.pop("taps", None) or {}
     shares = teacher_shares(teacher_labels(opt), objective.pop("teachers", None))
     layers = taps.get("teacher")

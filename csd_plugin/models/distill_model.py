@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.distill.adapters import AdaptedObjective
+from csd_plugin.distill.fidelity import filled, mismatches, report
 from csd_plugin.distill.health import HealthMonitor
 from csd_plugin.distill.objective import Comparison, Objective, build_objective, by_name, weighted_sum
 from csd_plugin.distill.settings import read_distillation
@@ -58,6 +59,11 @@ class DistillModel(VideoDerainModel):
     """
 
     def init_training_settings(self) -> None:
+        for line in report(self.opt):
+            get_root_logger().info(line)
+        for line in mismatches(self.opt):
+            get_root_logger().warning(line)
+        self.opt["train"] = filled(self.opt)["train"]
         self.distillation = read_distillation(self.opt)
         self.scheduled = [term for term, weight in self.distillation.weights.items() if isinstance(weight, Mapping)]
         self.teachers: list[Teacher] = []

@@ -16,6 +16,7 @@ from torch import nn
 
 from csd_plugin.distill.adapters import AdaptedObjective
 from csd_plugin.distill.fakd import FAKD, affinity_bytes
+from csd_plugin.distill.fidelity import mismatches, report
 from csd_plugin.distill.objective import Objective, build_objective
 from csd_plugin.distill.schedule import Weight, is_ever_on
 from csd_plugin.distill.settings import Distillation, read_distillation
@@ -59,11 +60,16 @@ def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool
     if distillation is not None:
         objectives = {label: _objective(distillation, runs, f"network_{label}") for label in distillation.teachers}
         learned = sum(p.numel() for of in objectives.values() for p in of.parameters() if p.requires_grad)
-        lines += ["", f"objective  {distillation.objective['type']}; {learned:,} parameters learn beside the student"]
+        fidelity = [f"           {line}" for line in report(opt)]
+        lines += [
+            "",
+            *fidelity,
+            f"objective  {distillation.objective['type']}; {learned:,} parameters learn beside the student",
+        ]
         lines += [f"             {term:<28} weight {_weight(weight)}" for term, weight in distillation.weights.items()]
         if len(objectives) > 1:
             lines += [f"             network_{label:<20} share {of:.3g}" for label, of in distillation.teachers.items()]
-        warnings = []
+        warnings = mismatches(opt)
         for label, objective in objectives.items():
             warnings += _warnings(objective, f"network_{label}", networks, layouts, runs)
         off = [term for term, weight in distillation.weights.items() if not is_ever_on(weight)]

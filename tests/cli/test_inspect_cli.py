@@ -108,6 +108,15 @@ def test_warnings(inspect, changes, words):
     assert any(words in line for line in out.splitlines() if line.startswith("warning"))
 
 
+def test_a_fidelity_and_where_the_file_differs_from_it(inspect):
+    status, out, err = inspect(options(**{"train.distill_opt.fidelity": "released"}))
+    assert status == 0, err
+    assert "fidelity: released" in out
+    assert "train.distill_opt.aggregation: sum_squared (paper: mean_squared)" in out
+    assert "not reproduced: six optimizer steps a frame" in out
+    assert "warning    datasets.train.num_target is 2, where fidelity: released has 4" in out
+
+
 def test_adapters_are_counted(inspect):
     teacher = {"type": "S2VD", "num_feat": 6, "num_block": 1}
     taps = {"student": ["conv22"], "teacher": ["body.0"], "adapters": ["conv1x1", "resize"]}

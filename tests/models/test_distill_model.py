@@ -177,6 +177,24 @@ def test_frames_as_the_source_of_scales(launcher, tiny_rain, tiny_teacher):
     assert launcher.models[-1].teachers[0].objective.input_scales == (1, 2, 4)
 
 
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+def test_a_fidelity_sets_what_the_file_leaves_out_and_says_so(launcher, tiny_rain, tiny_teacher, fidelity):
+    options = distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 1})
+    options["train"]["distill_opt"]["fidelity"] = fidelity
+    assert launcher.train(options) == 0
+    model = launcher.models[-1]
+    objective = model.teachers[0].objective
+    released = fidelity == "released"
+    assert objective.input_scales == ((1, 2, 4) if released else (1,))
+    assert (objective.cells.temporal_first, objective.detach_teacher_state) == (released, not released)
+    assert model.cri_pix.scale_weights == ((1.0, 0.5, 0.5) if released else (0.6, 0.2, 0.2))
+    [text] = [path.read_text() for path in (launcher.folder / "experiments/run").glob("train_*.log")]
+    assert f"INFO: fidelity: {fidelity}" in text
+    assert ("six optimizer steps a frame" in text) == released
+    wanted = 4 if released else 5
+    assert f"WARNING: datasets.train.num_target is 2, where fidelity: {fidelity} has {wanted}" in text
+
+
 def test_any_pair_of_widths_and_frames(launcher, tiny_rain, tiny_teacher):
     wide_student = {"type": "SLDNet", "preset": "student3", "num_feat": 5}
     options = distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 1, "network_g": wide_student})
