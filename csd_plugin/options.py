@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Any, Literal, get_type_hints
 
@@ -19,7 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.distill import fidelity
 from csd_plugin.distill.objective import OBJECTIVES
+from csd_plugin.distill.schedule import check_weight
+from csd_plugin.distill.settings import teacher_labels, teacher_shares
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 
@@ -106,6 +109,7 @@ class TrainSection(ToolboxSection):
     ema_decay: float = Field(0, ge=0, lt=1, description="of the averaged weights (params_ema), 0 for none")
     grad_clip: float = Field(0, ge=0, description="largest norm of the gradient, 0 for none")
     autocast: Literal["bf16", "fp16"] | None = Field(None, description="number format inside the networks")
+    health: bool = Field(True, description="measure what each term of a DistillModel does to the student")
     distill_opt: dict | None = Field(None, description="objective of a DistillModel and the weights of its terms")
 
 
@@ -205,15 +209,32 @@ class TapsSection(Section):
     """`train.distill_opt.taps`: the layers whose features are compared, in pairs; by default those of the networks."""
 
     student: list[str] | None = Field(None, min_length=1, description="module paths, `conv7` or `conv7:output`")
-    teacher: list[str] | None = Field(None, min_length=1, description="as many module paths")
+    teacher: list[str] | dict[str, list[str]] | None = Field(
+        None, min_length=1, description="as many module paths; of several teachers, for each: t: [..], t2: [..]"
+    )
     adapters: list[Literal["conv1x1", "resize"]] | None = Field(
         None, description="conv1x1: the student's features in the teacher's width; resize: in its size"
     )
 
 
+class WeightSection(Section):
+    """A weight of `train.distill_opt.weights` that changes: see `distill.schedule`."""
+
+    schedule: str = Field(description="the way from start to end: constant, linear, cosine, stop_at")
+    start: float = Field(description="in the first iteration")
+    end: float = Field(0.0, description="in all after the first `iters`")
+    iters: float | None = Field(None, gt=0, description="iterations on the way")
+
+
 def objective_section(name: str) -> type[Section]:
-    """`train.distill_opt` of one objective: its constructor's keywords, the weights of its terms, and the taps."""
-    fields: dict[str, Any] = {"weights": (dict[str, float], ...), "taps": (TapsSection | None, None)}
+    """`train.distill_opt` of one objective: its constructor's keywords, weights of terms and teachers, and the taps."""
+    fields: dict[str, Any] = {
+        "weights": (dict[str, float | dict[str, Any]], ...),
+        "teachers": (dict[str, float] | None, None),
+        "taps": (dict | None, None),
+    }
+    if name == fidelity.METHOD:
+        fields["fidelity"] = (fidelity.Fidelity | None, None)
     return create_model("ObjectiveSection", __base__=section_of(OBJECTIVES[name]), **fields)
 
 
@@ -225,6 +246,8 @@ DATASETS: dict[str, type[Section]] = {
 NETWORKS = {"SLDNet": SLDNet, "PReNet": PReNet, "S2VD": S2VD}
 LOSSES = {"PyramidSSIMLoss": PyramidSSIMLoss}
 MODELS = ("VideoDerainModel", "DistillModel")
+#: What begins the keys, of the top level and of `path`, that each teacher has for itself: `network_t2`.
+TEACHER_KEYS = ("network_", "interface_", "pretrain_network_", "param_key_", "strict_load_")
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "interface_g": InterfaceSection,
@@ -262,10 +285,12 @@ def check_options(opt: Mapping[str, Any], source: str) -> None:
     """
     if opt["model_type"] not in MODELS:
         return  # somebody else's model: its options are not ours to judge
-    _check(opt, RunSection, f"{source}: ")
-    for key, section in SECTIONS.items():
+    labels = teacher_labels((*opt, *opt["path"]), stems=TEACHER_KEYS)
+    _check(opt, _with_teachers(RunSection, labels), f"{source}: ")
+    sections = SECTIONS | {f"interface_{label}": InterfaceSection for label in labels}
+    for key, section in sections.items():
         if opt.get(key) is not None:
-            _check(opt[key], section, f"{source}: {key}.")
+            _check(opt[key], _with_teachers(section, labels), f"{source}: {key}.")
     for required in ("train", "logger") if opt["is_train"] else ("val",):
         if opt.get(required) is None:
             raise CSDError(f"{source}: the section {required} is missing")
@@ -273,7 +298,7 @@ def check_options(opt: Mapping[str, Any], source: str) -> None:
     for key, content in opt["datasets"].items():
         _check_typed(content, DATASETS, f"{source}: datasets.{key}.")
     networks = {name: section_of(cls) for name, cls in NETWORKS.items()}
-    for key in ("network_g", "network_t"):
+    for key in ("network_g", *(f"network_{label}" for label in labels)):
         if opt.get(key):
             _check_typed(opt[key], networks, f"{source}: {key}.")
     if opt["is_train"]:
@@ -296,11 +321,24 @@ def _check_training(opt: Mapping[str, Any], source: str) -> None:
         _check_distillation(opt, source)
 
 
+def _with_teachers(section: type[BaseModel], labels: Iterable[str]) -> type[BaseModel]:
+    """The section with what it has for the first teacher, `.._t`, for others too: `.._t2`."""
+    fields: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        if name.endswith("_t"):
+            fields |= {name.removesuffix("t") + label: (field.annotation, field) for label in labels}
+    return create_model(section.__name__, __base__=section, **fields) if fields else section
+
+
 def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
     if not opt.get("network_t"):
         raise CSDError(f"{source}: the section network_t is missing: a DistillModel needs its teacher")
-    if not opt["path"].get("pretrain_network_t"):
-        raise CSDError(f"{source}: path.pretrain_network_t is missing: name the teacher's checkpoint")
+    labels = teacher_labels(opt)
+    for label in teacher_labels((*opt, *opt["path"]), stems=TEACHER_KEYS):
+        if not opt.get(f"network_{label}"):
+            raise CSDError(f"{source}: the section network_{label} is missing, but other keys are about that teacher")
+        if not opt["path"].get(f"pretrain_network_{label}"):
+            raise CSDError(f"{source}: path.pretrain_network_{label} is missing: name the teacher's checkpoint")
     content = opt["train"].get("distill_opt")
     if not content:
         raise CSDError(f"{source}: train.distill_opt is missing; `type: CSD` is the paper's")
@@ -310,6 +348,25 @@ def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
         raise CSDError(
             f"{source}: train.distill_opt.type {content['type']!r} is unknown{suggestion(content['type'], OBJECTIVES)}"
         )
+    taps = content.get("taps") or {}
+    _check(taps, TapsSection, f"{source}: train.distill_opt.taps.")
+    for term, weight in content["weights"].items():
+        if isinstance(weight, Mapping):
+            where = f"{source}: train.distill_opt.weights.{term}"
+            _check(weight, WeightSection, f"{where}.")
+            _told_in(where, check_weight, weight)
+    _told_in(f"{source}: train.distill_opt.teachers", teacher_shares, labels, content.get("teachers"))
+    for label in taps["teacher"] if isinstance(taps.get("teacher"), Mapping) else ():
+        if label not in labels:
+            raise CSDError(f"{source}: train.distill_opt.taps.teacher.{label} is unknown{suggestion(label, labels)}")
+
+
+def _told_in(where: str, check: Callable[..., Any], *arguments: Any) -> None:
+    """Let a part of the package check what it reads; a mistake is told with its place."""
+    try:
+        check(*arguments)
+    except CSDError as error:
+        raise CSDError(f"{where}: {error}") from error
 
 
 def _check_typed(content: Mapping[str, Any], known: Mapping[str, type[Section]], where: str) -> None:

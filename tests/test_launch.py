@@ -376,10 +376,25 @@ def agree(tensors):
 
 assert not agree([model.lq]), "both saw the same clips"
 assert agree(model.net_g.parameters()) and agree(model.net_g_ema.parameters()), "the students differ"
-assert agree(model.objective.parameters()), "the cells differ"
+assert agree(model.teachers[0].objective.parameters()), "the cells differ"
 frozen = build_objective({"type": "CSD", "hidden": 4, "cells": "frozen"})
 assert not agree(frozen.parameters())
 assert agree(model._place_objective(frozen).parameters()), "the frozen cells differ"
+
+
+def gradients(monitor):
+    # of one step, exchanged between the processes
+    model.monitor = monitor
+    model.optimizer_g.zero_grad()
+    losses, scalars = model.compute_losses(1)
+    assert any(name.startswith("health/") for name in scalars) == (monitor is not None)
+    sum(losses.values()).backward()
+    return [p.grad.clone() for p in model.optimized_parameters()]
+
+
+measured = gradients(model.monitor)
+assert agree(measured), "gradients differ"
+assert all(torch.equal(a, b) for a, b in zip(measured, gradients(None))), "measuring changes the step"
 print("agreed", flush=True)
 """
 

@@ -24,7 +24,8 @@ from csd_plugin.options import check_file, check_options
 from csd_plugin.report import results
 
 OPTIONS = Path(__file__).resolve().parents[1] / "options"
-FILES = sorted(path.relative_to(OPTIONS) for path in OPTIONS.rglob("*.yml"))
+# matrix files are others: tests/lab
+FILES = sorted(f.relative_to(OPTIONS) for f in OPTIONS.rglob("*.yml") if "matrix" not in f.parts)
 PAPER = [path for path in FILES if path.parts[0] in ("train", "distill") and "cpu" not in path.stem]
 
 
@@ -129,6 +130,7 @@ def test_every_key_is_explained_beside_the_files():
     text = (OPTIONS / "README.md").read_text()
     classes = [options.PairedVideoSection, options.PairedVideoTestSection, options.RunSection, options.TrainSection]
     classes += [options.ValSection, options.LoggerSection, options.TapsSection, options.InterfaceSection]
+    classes += [options.WeightSection]
     classes += [options.objective_section(name) for name in options.OBJECTIVES]
     classes += [options.section_of(cls) for cls in (*options.NETWORKS.values(), *options.LOSSES.values())]
     keys = {key for cls in classes for key in cls.model_fields}
@@ -160,6 +162,12 @@ def full_options() -> dict[str, Any]:
         "num_frame": 7,
         "frame_range": [1, 2],
     }
+    options["network_t2"] = dict(options["network_t"])
+    options["interface_t2"] = {"layout": "window", "feature": "conv22"}
+    options["path"] |= {"pretrain_network_t2": "teacher2.pth", "param_key_t2": "params"}
+    weight = {"schedule": "linear", "start": 0.0, "end": 0.1, "iters": 9}
+    options["train"]["distill_opt"]["weights"]["temporal"] = weight
+    options["train"]["distill_opt"] |= {"teachers": {"t": 1.0, "t2": 0.5}, "taps": {"teacher": {"t2": ["conv7"]}}}
     return changed(options, {"train.grad_clip": 1.0, "train.autocast": "bf16", "val.batch_size": 2})
 
 
@@ -168,11 +176,12 @@ def keys_of(section: dict[str, Any], prefix: str = "") -> list[str]:
     paths = []
     for key, value in section.items():
         path = f"{prefix}{key}"
-        if path not in ("datasets.train", "datasets.val") and path != "train.distill_opt.weights":
+        if path not in ("datasets.train", "datasets.val", "train.distill_opt.weights"):
             paths.append(path)
         if isinstance(value, dict) and path not in ("train.scheduler", "train.optim_g"):
             paths += keys_of(value, f"{path}.")
-    return [path for path in paths if not path.startswith("train.distill_opt.weights.")]
+    of_names = tuple(f"train.distill_opt.{section}." for section in ("weights", "teachers", "taps.teacher"))
+    return [path for path in paths if not path.startswith(of_names)]
 
 
 def test_complete_options_pass():
@@ -195,7 +204,7 @@ def test_a_mistyped_key_is_an_error_that_names_the_right_one(path):
 
 
 def test_other_peoples_keys_pass_in_the_toolboxs_sections_and_not_in_ours():
-    options = full_options() | {"my_note": "anything"}
+    options = full_options() | {"my_note": "anything", "my_t7": 1}
     options["train"]["my_plugin"] = {"x": 1}
     check_options(parsed(options), "x.yml")
     options["network_g"]["my_plugin"] = 1
@@ -204,7 +213,7 @@ def test_other_peoples_keys_pass_in_the_toolboxs_sections_and_not_in_ours():
 
 def test_other_peoples_models_are_left_alone():
     options = full_options() | {"model_type": "SRGANModel", "network_d": {"type": "VGG"}}
-    del options["network_t"], options["train"]["pixel_opt"]
+    del options["network_t"], options["network_t2"], options["train"]["pixel_opt"]
     check_file(options, "x.yml")
     check_options(parsed(options), "x.yml")
 
@@ -230,6 +239,27 @@ def test_other_peoples_models_are_left_alone():
         ({"train.distill_opt.weights": ...}, "train.distill_opt.weights is missing"),
         ({"train.distill_opt.weights.spatial": "0.1"}, "weights.spatial is '0.1': input should be a valid number"),
         ({"train.distill_opt.num_scale": "3"}, "num_scale is '3'"),
+        ({"train.distill_opt.weights.temporal.schedule": "lin"}, "weights.temporal: schedule 'lin' is unknown"),
+        ({"train.distill_opt.weights.temporal.start": ...}, "weights.temporal.start is missing"),
+        ({"train.distill_opt.weights.temporal.end": "0"}, "weights.temporal.end is '0'"),
+        ({"train.distill_opt.weights.temporal.iters": ...}, "weights.temporal: linear needs iters"),
+        ({"train.distill_opt.teachers": {"t": 1.0}}, "distill_opt.teachers: teacher 't2' has no weight"),
+        ({"train.distill_opt.teachers.t3": 1.0}, "distill_opt.teachers: teacher 't3' is unknown"),
+        ({"train.distill_opt.taps.teacher.t3": ["conv7"]}, "taps.teacher.t3 is unknown; did you mean t"),
+        ({"path.pretrain_network_t2": ...}, "path.pretrain_network_t2 is missing"),
+        ({"path.pretrain_network_t3": "x.pth"}, "network_t3 is missing, but other keys are about that teacher"),
+        ({"interface_t3": {}}, "network_t3 is missing"),
+        ({"interfac_t2": {}}, "interfac_t2 is unknown; did you mean interface_t2?"),
+        ({"interface_t2.layout": "windows"}, "interface_t2.layout is 'windows'"),
+        ({"network_t1": {}}, "network_t1 is unknown; did you mean network_t"),
+        ({"network_t2": None}, "network_t2 is missing"),
+        ({"network_t2.preset": 1}, "network_t2.preset is 1"),
+        ({"train.health": "yes"}, "train.health is 'yes'"),
+        ({"train.distill_opt.fidelity": "papr"}, "fidelity is 'papr': input should be 'paper' or 'released'"),
+        (
+            {"train.distill_opt": {"type": "SRKD", "weights": {"maps": 1.0}, "fidelity": "paper"}},
+            "distill_opt.fidelity is unknown",
+        ),
         ({"train.pixel_opt": ...}, "train.pixel_opt is missing"),
         ({"train.pixel_opt.scale_weights": 1}, "scale_weights is 1"),
         ({"train.perceptual_opt": {"type": "PerceptualLoss"}}, "perceptual_opt: these models train with pixel_opt"),

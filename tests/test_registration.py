@@ -50,15 +50,22 @@ def resume(path: dict, tmp_path, *saved: str) -> dict:
 
     for name in saved:
         (tmp_path / name).write_bytes(b"")
-    opt = {"network_g": {}, "network_t": {}, "path": {"models": str(tmp_path), "resume_state": "7.state", **path}}
+    opt = {
+        "network_g": {},
+        "network_t": {},
+        "network_t2": {},
+        "path": {"models": str(tmp_path), "resume_state": "7.state", **path},
+    }
     check_resume(opt, 7)
     return opt["path"]
 
 
 def test_resume_repair_keeps_the_frozen_teacher(tmp_path):
     start = {"pretrain_network_t": "teacher.pth", "param_key_t": "params_ema", "param_key_g": "params_ema"}
-    for ignored in ({}, {"ignore_resume_networks": ["network_t"]}):
+    start |= {"pretrain_network_t2": "teacher2.pth", "param_key_t2": "params_ema"}
+    for ignored in ({}, {"ignore_resume_networks": ["network_t"]}, {"ignore_resume_networks": "network_t2"}):
         path = resume(start | ignored, tmp_path, "net_g_7.pth")
+        assert (path["pretrain_network_t2"], path["param_key_t2"]) == ("teacher2.pth", "params_ema")
         assert path["pretrain_network_t"] == "teacher.pth"
         assert path["param_key_t"] == "params_ema"
         assert path["pretrain_network_g"] == str(tmp_path / "net_g_7.pth")

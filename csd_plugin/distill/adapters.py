@@ -48,6 +48,7 @@ class AdaptedObjective(Objective):
         self.resize = "resize" in adapters
         pairs = zip(student, teacher, strict=True)
         self.convs = nn.ModuleList(nn.Conv2d(ours[2], theirs[2], 1) for ours, theirs in pairs if "conv1x1" in adapters)
+        self.learns_scale = bool(self.convs)
 
     @property
     def terms(self) -> tuple[str, ...]:

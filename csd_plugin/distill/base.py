@@ -19,6 +19,8 @@ class Objective(nn.Module):
     input_scales: tuple[int, ...] = (1,)
     #: Whether `forward` needs features; otherwise no layer is tapped, and networks need not name one.
     needs_features = True
+    #: Whether layers that learn bring the student's features to the teacher's scale first.
+    learns_scale = False
 
     def __init__(self) -> None:
         super().__init__()  # without the arbitrary keywords of nn.Module: these are options

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from csd_plugin.distill.aggregation import AGGREGATIONS
 from csd_plugin.distill.base import Objective, feature_pairs
 from csd_plugin.distill.cell import State
+from csd_plugin.distill.collapse import FreezeOnCollapse, spread
 from csd_plugin.distill.spatial import Connector, pyramid
 from csd_plugin.distill.temporal import Aggregator
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.types import ClipView, Terms
 
 SCALE_SOURCES = ("feature", "frames")
-CELLS = ("joint", "frozen", "averaged")
+ORDERS = ("spatial_first", "temporal_first")
+CELLS = ("joint", "joint_until_collapsed", "frozen", "averaged")
 
 
 @dataclass
@@ -37,10 +39,17 @@ class Trace:
 
 
 class AlignmentCells(nn.Module):
-    """All modules that learn beside the student, shared by the streams; those switched off do not exist."""
+    """All modules that learn beside the student, shared by the streams; those switched off do not exist.
 
-    def __init__(self, *, hidden: int, spatial: bool, cross_scale: bool, temporal: bool, adaptor: bool) -> None:
+    temporal_first: in each frame the Aggregator goes first, with the spatial hint of the frame before, and the
+        Connector after it, from the state of this frame; otherwise the other way round, as the paper has it.
+    """
+
+    def __init__(
+        self, *, hidden: int, spatial: bool, cross_scale: bool, temporal: bool, adaptor: bool, temporal_first: bool
+    ) -> None:
         super().__init__()
+        self.temporal_first = temporal_first
         self.connector = Connector(hidden=hidden, cross_scale=cross_scale) if spatial else None
         self.aggregator = Aggregator(hidden=hidden) if temporal else None
         self.hint = nn.Conv2d(hidden, 1, kernel_size=1, bias=False) if adaptor else None
@@ -52,28 +61,42 @@ class AlignmentCells(nn.Module):
         """
         # Frame by frame even where frames are independent: measured on a CPU, small batches stay in its caches.
         trace = Trace()
-        state: State | None = None
-        hint: Tensor | None = None
+        aggregator = self.aggregator if temporal else None
         for t, frame in enumerate(scales[0]):
-            if self.connector is not None:
-                start = state if self.hint is not None else None
-                trace.spatial.append(self.connector([scale[t] for scale in scales], start))
-            if self.hint is not None:
-                hint = self.hint(trace.spatial[-1][-1])
-                trace.hints.append(hint)
-            if self.aggregator is not None and temporal:
-                state = self.aggregator(frame, hint, state)
-                trace.temporal.append(state)
+            if self.temporal_first:
+                self._advance(aggregator, frame, trace)
+            self._connect([scale[t] for scale in scales], trace)
+            if not self.temporal_first:
+                self._advance(aggregator, frame, trace)
         return trace
+
+    def _connect(self, scales: Sequence[Tensor], trace: Trace) -> None:
+        """One frame's spatial statuses, from the latest state of the video, and the hint that they give."""
+        if self.connector is None:
+            return
+        start = trace.temporal[-1] if self.hint is not None and trace.temporal else None
+        trace.spatial.append(self.connector(scales, start))
+        if self.hint is not None:
+            trace.hints.append(self.hint(trace.spatial[-1][-1]))
+
+    @staticmethod
+    def _advance(aggregator: Aggregator | None, frame: Tensor, trace: Trace) -> None:
+        """The state of the video after one more frame, with the latest hint."""
+        if aggregator is not None:
+            hint = trace.hints[-1] if trace.hints else None
+            state = trace.temporal[-1] if trace.temporal else None
+            trace.temporal.append(aggregator(frame, hint, state))
 
     def collaborate(self, student: Tensor, teacher: Trace) -> list[Tensor]:
         """Per frame of the student's map (L, B, 1, H, W), the collaborative status C_M (B, hidden, H, W).
 
-        Each takes the student's map, the teacher's hint and the teacher's state of the frame before; the state that
-        comes of it is dropped.
+        Each takes the student's map, the hint that the teacher's own had and the teacher's state of the frame before;
+        the state that comes of it is dropped.
         """
         assert self.aggregator is not None
         hints: Sequence[Tensor | None] = teacher.hints or [None] * len(student)
+        if self.temporal_first:
+            hints = [None, *hints[:-1]]
         before: Sequence[State | None] = [None, *teacher.temporal[:-1]]
         streams = zip(student, hints, before, strict=True)
         return [self.aggregator(frame, hint, state).cell for frame, hint, state in streams]
@@ -91,15 +114,21 @@ class CSD(Objective):
     aggregation: how channels become a map, see `aggregation.AGGREGATIONS`.
     scale_source: where the smaller scales come from: the pooled `feature`, or the networks run on pooled `frames`.
     num_scale: scales, each half of the one before. hidden: channels of the cells.
+    order: in each frame `spatial_first` (the paper) or `temporal_first` (the released code), see `AlignmentCells`.
+    detach_teacher_state: whether the teacher's state and hint in the collaborative stream are numbers, or (False, the
+        released code) have the gradients of the cells that made them. Targets of the losses are always numbers.
     cells: the cells learn from the losses that they define, and can shrink those by ignoring their input.
-        `joint` lets them learn (the paper); `frozen` keeps their random start; `averaged` lets them learn in the
+        `joint` lets them learn (the paper); `joint_until_collapsed` does until a status of the teacher spreads less
+        than `collapse_fraction` of what it did at first, or a loss is gone (1e-8), and keeps them then as they are,
+        as STD does; `frozen` keeps their random start; `averaged` lets them learn in the
         student's streams, while the teacher's status, the target, comes from their moving average (`ema_decay` a
         step), so that the target cannot follow the student at once. With it equal features give a zero loss only
         as long as cells and average agree.
     multi_scale, cross_scale, independent, collaborative, adaptor: MS, CSC, ITA, CTA, STA of the paper's Table 5.
 
     Diagnostics: `spread_spatial`, `spread_temporal`: deviation of the teacher's status over frames, batch and
-    pixels, averaged over channels, scales and passes (a falling loss means nothing when it falls with these);
+    pixels, averaged over channels, scales and passes (a falling loss means nothing when it falls with these), and
+    `student_spread_spatial`, `student_spread_temporal` of the student's;
     `correlation`: Pearson's, of teacher's and student's map over a frame's pixels, averaged over frames.
 
     Raises CSDError on options that do not go together, and on features that do not fit each other.
@@ -112,6 +141,8 @@ class CSD(Objective):
         scale_source: str = "feature",
         num_scale: int = 3,
         hidden: int = 16,
+        order: str = "spatial_first",
+        detach_teacher_state: bool = True,
         cells: str = "joint",
         multi_scale: bool = True,
         cross_scale: bool = True,
@@ -119,12 +150,14 @@ class CSD(Objective):
         collaborative: bool = True,
         adaptor: bool = True,
         ema_decay: float = 0.999,
+        collapse_fraction: float = 0.5,
     ) -> None:
         super().__init__()
         temporal = independent or collaborative
         for key, value, known in (
             ("aggregation", aggregation, AGGREGATIONS),
             ("scale_source", scale_source, SCALE_SOURCES),
+            ("order", order, ORDERS),
             ("cells", cells, CELLS),
         ):
             if value not in known:
@@ -133,6 +166,8 @@ class CSD(Objective):
             raise CSDError(f"CSD: num_scale ({num_scale}) and hidden ({hidden}) must be at least 1")
         if not 0 <= ema_decay < 1:
             raise CSDError(f"CSD: ema_decay must be at least 0 and below 1, not {ema_decay}")
+        if not 0 < collapse_fraction < 1:
+            raise CSDError(f"CSD: collapse_fraction must be between 0 and 1, not {collapse_fraction}")
         if not (multi_scale or temporal):
             raise CSDError("CSD: nothing is left to align; switch on multi_scale, independent or collaborative")
         if cross_scale and not multi_scale:
@@ -148,11 +183,19 @@ class CSD(Objective):
         if scale_source == "frames":
             self.input_scales = tuple(2**p for p in range(self.num_scale))
         self.independent, self.collaborative, self.adaptor = independent, collaborative, adaptor
+        self.detach_teacher_state = detach_teacher_state
         self.ema_decay = ema_decay
         self.cells = AlignmentCells(
-            hidden=hidden, spatial=multi_scale, cross_scale=cross_scale, temporal=temporal, adaptor=adaptor
+            hidden=hidden,
+            spatial=multi_scale,
+            cross_scale=cross_scale,
+            temporal=temporal,
+            adaptor=adaptor,
+            temporal_first=order == "temporal_first",
         ).requires_grad_(cells != "frozen")
         self.averaged_cells = copy.deepcopy(self.cells).requires_grad_(False) if cells == "averaged" else None
+        until_collapsed = FreezeOnCollapse(count=len(self.terms), fraction=collapse_fraction)
+        self.freeze = until_collapsed if cells == "joint_until_collapsed" else None
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -161,9 +204,11 @@ class CSD(Objective):
 
     def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
         """The terms and diagnostics of the class docstring; `target` is not used."""
+        if self.freeze is not None:
+            self.freeze.hold(self.cells.parameters())
         with torch.autocast(target.device.type, enabled=False):
             student_maps, teacher_maps = self._maps(student, teacher)
-            with torch.no_grad():
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_teacher_state):
                 teacher_cells = self.cells if self.averaged_cells is None else self.averaged_cells
                 teacher_trace = teacher_cells(teacher_maps)
             student_trace = self.cells(student_maps, temporal=self.independent or self.adaptor)
@@ -171,15 +216,22 @@ class CSD(Objective):
             losses, diagnostics = {}, {"correlation": _correlation(student_maps[0], teacher_maps[0])}
             if "spatial" in self.terms:
                 losses["spatial"] = _spatial_loss(student_trace, teacher_trace)
-                scales_and_passes = zip(*teacher_trace.spatial, strict=True)
-                diagnostics["spread_spatial"] = torch.stack([_spread(frames) for frames in scales_and_passes]).mean()
+                diagnostics["spread_spatial"] = _spatial_spread(teacher_trace)
+                diagnostics["student_spread_spatial"] = _spatial_spread(student_trace)
             if "temporal" in self.terms:
                 losses["temporal"] = self._temporal_loss(student_maps[0], student_trace, teacher_trace)
-                diagnostics["spread_temporal"] = _spread([state.cell for state in teacher_trace.temporal])
+                diagnostics["spread_temporal"] = spread([state.cell for state in teacher_trace.temporal])
+                if student_trace.temporal:
+                    diagnostics["student_spread_temporal"] = spread([state.cell for state in student_trace.temporal])
+            if self.freeze is not None:
+                self.freeze.watch(losses.values(), [diagnostics[f"spread_{term}"] for term in losses])
+                diagnostics["frozen"] = self.freeze.frozen.float()
         return Terms(losses, diagnostics)
 
     @torch.no_grad()
     def after_step(self) -> None:
+        if self.freeze is not None:
+            self.freeze.restore(self.cells.parameters())
         if self.averaged_cells is not None:
             pairs = zip(self.averaged_cells.parameters(), self.cells.parameters(), strict=True)
             for average, learned in pairs:
@@ -211,7 +263,7 @@ class CSD(Objective):
         return [ours for ours, _ in scales], [theirs for _, theirs in scales]
 
     def _temporal_loss(self, student_map: Tensor, student: Trace, teacher: Trace) -> Tensor:
-        targets = [state.cell for state in teacher.temporal]
+        targets = [state.cell.detach() for state in teacher.temporal]
         streams = []
         if self.independent:
             streams.append([state.cell for state in student.temporal])
@@ -222,7 +274,8 @@ class CSD(Objective):
 
 def _spatial_loss(student: Trace, teacher: Trace) -> Tensor:
     scales_and_passes = zip(zip(*student.spatial, strict=True), zip(*teacher.spatial, strict=True), strict=True)
-    return torch.stack([_distance(ours, theirs) for ours, theirs in scales_and_passes]).sum()
+    distances = [_distance(ours, [status.detach() for status in theirs]) for ours, theirs in scales_and_passes]
+    return torch.stack(distances).sum()
 
 
 def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
@@ -230,13 +283,8 @@ def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
     return torch.stack([F.l1_loss(a, b) for a, b in zip(ours, theirs, strict=True)]).mean()
 
 
-@torch.no_grad()
-def _spread(frames: Sequence[Tensor]) -> Tensor:
-    """Deviation per channel over everything else in frames of (B, C, h, w), averaged over channels."""
-    # By sums: torch.std over these dimensions takes twenty times as long on a CPU.
-    mean = torch.stack([x.mean(dim=(0, 2, 3)) for x in frames]).mean(dim=0)
-    mean_square = torch.stack([x.square().mean(dim=(0, 2, 3)) for x in frames]).mean(dim=0)
-    return (mean_square - mean.square()).clamp_min(0).sqrt().mean()
+def _spatial_spread(trace: Trace) -> Tensor:
+    return torch.stack([spread(frames) for frames in zip(*trace.spatial, strict=True)]).mean()
 
 
 @torch.no_grad()

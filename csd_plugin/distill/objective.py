@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -16,8 +17,11 @@ from csd_plugin.distill.output import OutputDistillation
 from csd_plugin.distill.srkd import SRKD
 from csd_plugin.distill.std import STD
 from csd_plugin.errors import CSDError, suggestion
+from csd_plugin.types import ClipView, Terms
 
-__all__ = ["OBJECTIVES", "Objective", "build_objective", "weighted_sum"]
+__all__ = ["OBJECTIVES", "Comparison", "Objective", "build_objective", "by_name", "weighted_sum"]
+
+T = TypeVar("T")
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "CSD": CSD,
@@ -27,6 +31,26 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "OutputDistillation": OutputDistillation,
     "TeacherTruthBlend": TeacherTruthBlend,
 }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The student beside one teacher on one batch.
+
+    terms: the raw losses. weights: of each of them, the teacher's share in it.
+    layers: of the student, those whose features were compared. learns_scale: see `Objective`.
+    """
+
+    teacher: ClipView
+    terms: Terms
+    weights: Mapping[str, float]
+    layers: tuple[str, ...]
+    learns_scale: bool
+
+
+def by_name(compared: Mapping[str, Comparison], part: Callable[[Comparison], Mapping[str, T]]) -> dict[str, T]:
+    """The named things that are `part` of each comparison, in one dict: prefix of the teacher + name -> thing."""
+    return {f"{prefix}{name}": thing for prefix, one in compared.items() for name, thing in part(one).items()}
 
 
 def build_objective(opt: Mapping[str, Any]) -> Objective:

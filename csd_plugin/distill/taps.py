@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from csd_plugin.errors import CSDError
@@ -39,6 +41,7 @@ class FeatureTap:
             self._handle = module.register_forward_pre_hook(self._capture_input, with_kwargs=True)
         else:
             self._handle = module.register_forward_hook(self._capture_output)
+        _forget_compiled()
 
     def take(self) -> Tensor:
         """The feature of the last forward pass, graph and all, and forget it; a time axis of length 1 is squeezed.
@@ -59,9 +62,14 @@ class FeatureTap:
             )
         return captured.squeeze(2) if captured.ndim == 5 else captured
 
+    def forget(self) -> None:
+        """Let go of what was captured, and so of its graph, where nobody takes it."""
+        self._captured = None
+
     def remove(self) -> None:
         self._handle.remove()
-        self._captured = None
+        self.forget()
+        _forget_compiled()
 
     def __enter__(self) -> FeatureTap:
         return self
@@ -77,7 +85,8 @@ class FeatureTap:
 
     def _capture(self, value: Any) -> None:
         if isinstance(value, Tensor):
-            value = value.clone() if self._copies else value
+            # compiled code does not count changes in place, by which `take` would know of them
+            value = value.clone() if self._copies or torch.compiler.is_compiling() else value
             self._version = value._version
         self._captured = value
 
@@ -100,6 +109,15 @@ def tappable(network: nn.Module) -> dict[str, nn.Module]:
         if isinstance(inner, nn.Module):
             return {**tappable(inner), **modules}
     return modules
+
+
+def _forget_compiled() -> None:
+    """Let torch.compile see which hooks there are: code that it has compiled keeps to those that there were.
+
+    A network cannot tell whether somebody holds it compiled, so all is compiled anew, at the next call of each.
+    """
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def _find(network: nn.Module, path: str) -> nn.Module:

@@ -1,8 +1,9 @@
-"""Stage 2: a student trained with the reconstruction loss and a distillation objective against a frozen teacher."""
+"""Stage 2: a student trained with the reconstruction loss and a distillation objective against frozen teachers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from torch.nn import functional as F
 
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.distill.adapters import AdaptedObjective
-from csd_plugin.distill.objective import Objective, build_objective, weighted_sum
+from csd_plugin.distill.fidelity import filled, mismatches, report
+from csd_plugin.distill.health import HealthMonitor
+from csd_plugin.distill.objective import Comparison, Objective, build_objective, by_name, weighted_sum
+from csd_plugin.distill.settings import read_distillation
 from csd_plugin.distill.taps import FeatureTap
 from csd_plugin.models.dry_run import clips_of, dry_run
 from csd_plugin.models.layouts import Layout, layout_of
@@ -22,56 +26,97 @@ from csd_plugin.models.video_derain_model import VideoDerainModel, save_atomical
 from csd_plugin.types import ClipView
 
 
-class DistillModel(VideoDerainModel):
-    """`network_g` learns from `network_t` by the objective of `train.distill_opt`, one step per batch.
+@dataclass
+class Teacher:
+    """One frozen network, and what the student is compared with it by.
 
-    `train.distill_opt` holds the objective's `type` and options, the `weights` of its terms, and the layers that
-    it compares (`taps`, lists for `student` and `teacher`; by default the one feature that each network names;
-    `adapters` bring the student's to the teacher's width and size).
-    With every weight at zero neither teacher nor objective is built, and training is stage 1's bit for bit. The
-    teacher is frozen, and outside optimizer, EMA and checkpoints; the objective's own weights (CSD's cells) learn
-    with the student and are saved apart, as `models/objective_N.pth`.
+    share: of the distillation loss; those of all teachers add to 1.
+    prefix: of its terms' names, `t2/` among several teachers. entry: of its objective in `objective_N.pth`.
+    objective: with cells of its own; wrapped for several processes where it learns.
+    taps: of `network`, none where the objective compares no features.
+    """
+
+    share: float
+    prefix: str
+    entry: str
+    network: nn.Module
+    layout: Layout
+    objective: nn.Module
+    taps: list[FeatureTap]
+
+
+class DistillModel(VideoDerainModel):
+    """`network_g` learns from `network_t`, `network_t2` .. by the objective of `train.distill_opt`, one step per batch.
+
+    `train.distill_opt` holds the objective's `type` and options, the `weights` of its terms, numbers or schedules, and
+    of `teachers`, and the layers that are compared (`taps`, for `student` and `teacher`; by default the one feature
+    that each network names; `adapters` bring the student's to the teacher's width and size).
+    With every weight at zero neither teachers nor objectives are built, and training is stage 1's bit for bit; in
+    iterations where schedules have all weights at zero the teachers are not run. Teachers are frozen, and outside
+    optimizer, EMA and checkpoints; the objectives' own weights (CSD's cells) learn with the student and are saved
+    apart, as `models/objective_N.pth`. With `train.health`, the default, the first iteration and all that are logged
+    tell whether the terms teach, see `distill.health`.
     """
 
     def init_training_settings(self) -> None:
-        objective_opt, self.term_weights, layers = split_options(self.opt["train"]["distill_opt"])
-        self.distills = any(self.term_weights.values())
-        if self.distills:
+        for line in report(self.opt):
+            get_root_logger().info(line)
+        for line in mismatches(self.opt):
+            get_root_logger().warning(line)
+        self.opt["train"] = filled(self.opt)["train"]
+        self.distillation = read_distillation(self.opt)
+        self.scheduled = [term for term, weight in self.distillation.weights.items() if isinstance(weight, Mapping)]
+        self.teachers: list[Teacher] = []
+        self.student_taps: list[FeatureTap] = []
+        self.monitor: HealthMonitor | None = None
+        if self.distillation.teaches:
             # Stage 1 draws none of these numbers: without the fork, its data and ours would differ.
             with torch.random.fork_rng():
-                self.net_t = self._build_teacher()
-                objective = build_objective(objective_opt)
-                if layers.get("adapters"):
-                    objective = self._adapted(objective, layers)
-                self.objective = self._place_objective(objective)
-            self.student_taps, self.teacher_taps = (
-                self.layout_of(network).tap(self.get_bare_model(network), layers.get(name))
-                if objective.needs_features
-                else []
-                for name, network in (("student", self.net_g), ("teacher", self.net_t))
-            )
+                self.teachers = [self._build_teacher(*item) for item in self.distillation.teachers.items()]
+            if self.teachers[0].taps:
+                student = self.get_bare_model(self.net_g)
+                self.student_taps = self.layout_of(student).tap(student, self.distillation.student_layers)
+            if self.opt["train"].get("health", True):
+                self.monitor = HealthMonitor()
         super().init_training_settings()
 
-    def _build_teacher(self) -> nn.Module:
-        path = self.opt["path"]
-        teacher = build_network(self.opt["network_t"]).to(self.device)
+    def _build_teacher(self, label: str, share: float) -> Teacher:
+        path, layers = self.opt["path"], self.distillation.teacher_layers[label]
+        network = build_network(self.opt[f"network_{label}"]).to(self.device)
         self.load_network(
-            teacher, path["pretrain_network_t"], path.get("strict_load_t", True), path.get("param_key_t", "params_ema")
+            network,
+            path[f"pretrain_network_{label}"],
+            path.get(f"strict_load_{label}", True),
+            path.get(f"param_key_{label}", "params_ema"),
         )
-        return teacher.eval().requires_grad_(False)
+        network.eval().requires_grad_(False)
+        layout = layout_of(network, self.opt.get(f"interface_{label}"))
+        objective = build_objective(self.distillation.objective)
+        if self.distillation.adapters:
+            objective = self._adapted(objective, network, layout, layers)
+        taps = layout.tap(network, layers) if objective.needs_features else []
+        return Teacher(
+            share=share,
+            prefix=f"{label}/" if len(self.distillation.teachers) > 1 else "",
+            entry="params" if label == "t" else f"params_{label}",
+            network=network,
+            layout=layout,
+            objective=self._place_objective(objective),
+            taps=taps,
+        )
 
-    def _adapted(self, objective: Objective, layers: dict[str, list[str]]) -> Objective:
+    def _adapted(self, objective: Objective, teacher: nn.Module, layout: Layout, layers: list[str] | None) -> Objective:
         """The objective behind adapters, whose widths a dry run of both networks tells."""
-        clips = clips_of(self.opt)
-        shapes = {
-            name: list(
-                dry_run(
-                    self.get_bare_model(network), self.layout_of(network), clips, layers.get(name), tapped=True
-                ).features.values()
+        student = self.get_bare_model(self.net_g)
+        runs = (
+            dry_run(network, its_layout, clips_of(self.opt), its_layers, tapped=True)
+            for network, its_layout, its_layers in (
+                (student, self.layout_of(student), self.distillation.student_layers),
+                (teacher, layout, layers),
             )
-            for name, network in (("student", self.net_g), ("teacher", self.net_t))
-        }
-        return AdaptedObjective(objective, adapters=layers["adapters"], **shapes)
+        )
+        ours, theirs = (list(run.features.values()) for run in runs)
+        return AdaptedObjective(objective, adapters=self.distillation.adapters, student=ours, teacher=theirs)
 
     def _place_objective(self, objective: nn.Module) -> nn.Module:
         """On the device; wrapped for several processes where it learns, and of equal weights in all where not."""
@@ -83,69 +128,101 @@ class DistillModel(VideoDerainModel):
                 torch.distributed.broadcast(value, 0)
         return objective
 
-    def layout_of(self, network: nn.Module) -> Layout:
-        teacher = self.distills and network is self.net_t
-        return layout_of(network, self.opt.get("interface_t")) if teacher else super().layout_of(network)
-
     def parameters_to_optimize(self) -> list[nn.Parameter]:
-        cells = [p for p in self.objective.parameters() if p.requires_grad] if self.distills else []
+        cells = [p for teacher in self.teachers for p in teacher.objective.parameters() if p.requires_grad]
         return super().parameters_to_optimize() + cells
 
-    def compute_losses(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        if not self.distills:
-            return super().compute_losses()
-        student = self._view(self.net_g, self.student_taps)
-        with torch.no_grad():
-            teacher = self._view(self.net_t, self.teacher_taps)
-        terms = self.objective(student, teacher, self.gt)
+    # ------------------------------------------------------------------ training step
+    def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        weights = self.distillation.weights_at(current_iter)
+        scalars = {f"weight/{term}": torch.tensor(weights[term], device=self.device) for term in self.scheduled}
+        if not (self.teachers and any(weights.values())):
+            losses, others = super().compute_losses(current_iter)
+            for tap in self.student_taps:
+                tap.forget()
+            return losses, scalars | others
+        student = self._view(self.net_g, self.layout_of(self.net_g), self.student_taps)
+        compared = {teacher.prefix: self._compare(student, teacher, weights) for teacher in self.teachers}
+        raw = by_name(compared, lambda comparison: comparison.terms.losses)
         losses = {
             "l_recon": self.cri_pix(student.output.flatten(0, 1), self.gt.flatten(0, 1)),
-            "l_distill": weighted_sum(terms.losses, self.term_weights),
+            "l_distill": weighted_sum(raw, by_name(compared, lambda comparison: comparison.weights)),
         }
-        raw = {f"l_{name}": value.detach() for name, value in terms.losses.items()}
-        return losses, raw | {f"status/{name}": value for name, value in terms.diagnostics.items()}
+        scalars |= {f"l_{name}": loss.detach() for name, loss in raw.items()}
+        status = by_name(compared, lambda comparison: comparison.terms.diagnostics)
+        scalars |= {f"status/{name}": value for name, value in status.items()}
+        if self.monitor is not None:
+            due = current_iter % self.opt["logger"]["print_freq"] == 0
+            if due or not self.monitor.start:
+                scalars |= self._examine(losses["l_recon"], student, compared)
+        return losses, scalars
 
-    def _view(self, network: nn.Module, taps: list[FeatureTap]) -> ClipView:
-        """Output and features of all targets, at every input scale that the objective asks for."""
+    def _compare(self, student: ClipView, teacher: Teacher, weights: Mapping[str, float]) -> Comparison:
+        with torch.no_grad():
+            view = self._view(teacher.network, teacher.layout, teacher.taps)
+        return Comparison(
+            teacher=view,
+            terms=teacher.objective(student, view, self.gt),
+            weights={term: teacher.share * weight for term, weight in weights.items()},
+            layers=tuple(tap.path for tap in self.student_taps),
+            learns_scale=self.get_bare_model(teacher.objective).learns_scale,
+        )
+
+    def _examine(self, recon: Tensor, student: ClipView, compared: Mapping[str, Comparison]) -> dict[str, Tensor]:
+        """What the monitor measures, to be logged beside the losses; its warnings go into the log."""
+        assert self.monitor is not None
+        scale = float(self.scaler.get_scale())
+        measured, warnings = self.monitor.examine(recon, student, compared, self.net_g.parameters(), scale=scale)
+        for warning in warnings:
+            get_root_logger().warning(warning)
+        return {f"health/{name}": value for name, value in measured.items()}
+
+    def _view(self, network: nn.Module, layout: Layout, taps: list[FeatureTap]) -> ClipView:
+        """Output and features of all targets, at every input scale that the objectives ask for."""
         batch, num_target = self.gt.shape[:2]
-        layout = self.layout_of(network)
         outputs, features = {}, {}
-        for scale in self.get_bare_model(self.objective).input_scales:
+        for scale in self.get_bare_model(self.teachers[0].objective).input_scales:
             clip = self.lq if scale == 1 else F.avg_pool2d(self.lq.flatten(0, 1), scale).unflatten(0, self.lq.shape[:2])
-            outputs[scale] = self.run_network(network, clip).unflatten(0, (batch, num_target))
+            outputs[scale] = self.run_network(network, clip, layout).unflatten(0, (batch, num_target))
             features[scale] = tuple(layout.features(tap.take(), batch, num_target, tap.path) for tap in taps)
         return ClipView(outputs[1], features)
 
     def optimize_parameters(self, current_iter: int) -> None:
         super().optimize_parameters(current_iter)
-        if self.distills:
-            self.get_bare_model(self.objective).after_step()
+        for teacher in self.teachers:
+            self.get_bare_model(teacher.objective).after_step()
 
+    # ------------------------------------------------------------------ files
     def save(self, epoch: int, current_iter: int) -> None:
-        state = self._objective_state()
-        if state and self.opt["rank"] == 0:
+        states = self._objective_states()
+        if states and self.opt["rank"] == 0:
             label = "latest" if current_iter == -1 else current_iter
-            save_atomically({"params": state}, self._objective_path(label))
+            save_atomically(states, self._objective_path(label))
         super().save(epoch, current_iter)
+
+    def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
+        state = super().training_state(epoch, current_iter)
+        return state if self.monitor is None else state | {"health": self.monitor.start}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
-        if self._objective_state():
+        if self.monitor is not None:
+            self.monitor.start = dict(resume_state.get("health", {}))
+        if self._objective_states():
             path = self._objective_path(resume_state["iter"])
-            load_weights(self.get_bare_model(self.objective), read_state_dict(path), source=str(path))
+            for teacher in self.teachers:
+                state = read_state_dict(path, teacher.entry)
+                load_weights(self.get_bare_model(teacher.objective), state, source=str(path))
             get_root_logger().info(f"Resumed the objective from {path}.")
 
-    def _objective_state(self) -> dict[str, Tensor]:
-        """The objective's weights; none without distillation, or for a method that has none."""
-        state = self.get_bare_model(self.objective).state_dict() if self.distills else {}
-        return {name: value.cpu() for name, value in state.items()}
+    def _objective_states(self) -> dict[str, dict[str, Tensor]]:
+        """The objectives' weights, by entry of their file; none without distillation, or for a method without any."""
+        states = {}
+        for teacher in self.teachers:
+            state = self.get_bare_model(teacher.objective).state_dict()
+            if state:
+                states[teacher.entry] = {name: value.cpu() for name, value in state.items()}
+        return states
 
     def _objective_path(self, label: int | str) -> Path:
         return Path(self.opt["path"]["models"]) / f"objective_{label}.pth"
-
-
-def split_options(distill_opt: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float], dict[str, list[str]]]:
-    """`train.distill_opt` -> what the objective takes, the weights of its terms, and the layers that are tapped."""
-    objective = dict(distill_opt)
-    weights, taps = objective.pop("weights"), objective.pop("taps", None)
-    return objective, weights, taps or {}

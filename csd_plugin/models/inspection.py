@@ -16,12 +16,14 @@ from torch import nn
 
 from csd_plugin.distill.adapters import AdaptedObjective
 from csd_plugin.distill.fakd import FAKD, affinity_bytes
-from csd_plugin.distill.objective import build_objective, weighted_sum
+from csd_plugin.distill.fidelity import mismatches, report
+from csd_plugin.distill.objective import Objective, build_objective
+from csd_plugin.distill.schedule import Weight, is_ever_on
+from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.errors import CSDError
-from csd_plugin.models.distill_model import split_options
 from csd_plugin.models.dry_run import GIB, Clips, Dry, clips_of, dry_run
 from csd_plugin.models.layouts import Layout
-from csd_plugin.models.preflight import build_networks
+from csd_plugin.models.preflight import build_networks, checked_objective, distils
 from csd_plugin.options import check_options
 from csd_plugin.report.complexity import complexity
 
@@ -41,13 +43,9 @@ def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool
     with torch.random.fork_rng():
         networks, layouts = build_networks(opt)
     taps: Mapping[str, list[str] | None] = {}
-    objective = None
-    if "network_t" in networks:
-        objective_opt, weights, layers = split_options(opt["train"]["distill_opt"])
-        objective = build_objective(objective_opt)
-        weighted_sum({term: torch.zeros(()) for term in objective.terms}, weights)
-        if objective.needs_features:
-            taps = {"network_g": layers.get("student"), "network_t": layers.get("teacher")}
+    distillation = read_distillation(opt) if distils(opt) else None
+    if distillation is not None and checked_objective(distillation).needs_features:
+        taps = distillation.layers()
 
     lines = [
         f"clips      {clips.batch} of {clips.num_frame} frames, {clips.size}x{clips.size}; {clips.num_target} targets "
@@ -59,16 +57,42 @@ def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool
         lines += ["", *_describe(name, network, layouts[name], clips, runs[name], learns=_learns(name, opt))]
         if all_layers:
             lines += [f"             {path:<28} {_shape(shape)}" for path, shape in runs[name].layers.items()]
-    if objective is not None:
-        adapters = layers.get("adapters")
-        if adapters:
-            shapes = [list(runs[name].features.values()) for name in ("network_g", "network_t")]
-            objective = AdaptedObjective(objective, adapters=adapters, student=shapes[0], teacher=shapes[1])
-        learned = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-        lines += ["", f"objective  {objective_opt['type']}; {learned:,} parameters learn beside the student"]
-        lines += [f"             {term:<28} weight {weights[term]:g}" for term in objective.terms]
-        lines += [f"warning    {text}" for text in _warnings(objective, networks, layouts, runs, weights)]
+    if distillation is not None:
+        objectives = {label: _objective(distillation, runs, f"network_{label}") for label in distillation.teachers}
+        learned = sum(p.numel() for of in objectives.values() for p in of.parameters() if p.requires_grad)
+        fidelity = [f"           {line}" for line in report(opt)]
+        lines += [
+            "",
+            *fidelity,
+            f"objective  {distillation.objective['type']}; {learned:,} parameters learn beside the student",
+        ]
+        lines += [f"             {term:<28} weight {_weight(weight)}" for term, weight in distillation.weights.items()]
+        if len(objectives) > 1:
+            lines += [f"             network_{label:<20} share {of:.3g}" for label, of in distillation.teachers.items()]
+        warnings = mismatches(opt)
+        for label, objective in objectives.items():
+            warnings += _warnings(objective, f"network_{label}", networks, layouts, runs)
+        off = [term for term, weight in distillation.weights.items() if not is_ever_on(weight)]
+        warnings += [f"the weight of {term} is 0: it teaches nothing" for term in off]
+        lines += [f"warning    {text}" for text in warnings]
     return "\n".join(lines)
+
+
+def _objective(distillation: Distillation, runs: Mapping[str, Dry], teacher: str) -> Objective:
+    """The objective for one teacher, behind its adapters."""
+    objective = build_objective(distillation.objective)
+    if not distillation.adapters:
+        return objective
+    ours, theirs = (list(runs[name].features.values()) for name in ("network_g", teacher))
+    return AdaptedObjective(objective, adapters=distillation.adapters, student=ours, teacher=theirs)
+
+
+def _weight(weight: Weight) -> str:
+    """A number, or what a schedule says."""
+    if not isinstance(weight, Mapping):
+        return f"{weight:g}"
+    way = f" to {weight.get('end', 0):g} in {weight['iters']:g} iterations" if "iters" in weight else ""
+    return f"{weight['start']:g}{way}, {weight['schedule']}"
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -115,27 +139,27 @@ def _operations(network: nn.Module, layout: Layout, size: int) -> str:
 
 def _warnings(
     objective: nn.Module,
+    teacher: str,
     networks: Mapping[str, nn.Module],
     layouts: Mapping[str, Layout],
     runs: Mapping[str, Dry],
-    weights: Mapping[str, float],
 ) -> list[str]:
+    """What is odd about one teacher and the student."""
     texts = []
-    student, teacher = (layouts[name].num_frame for name in ("network_g", "network_t"))
-    if teacher < student:
-        texts.append(f"the teacher sees {teacher} frames, fewer than the student, which sees {student}")
-    sizes = [sum(p.numel() for p in networks[name].parameters()) for name in ("network_g", "network_t")]
+    seen = [layouts[name].num_frame for name in ("network_g", teacher)]
+    if seen[1] < seen[0]:
+        texts.append(f"{teacher} sees {seen[1]} frames, fewer than the student, which sees {seen[0]}")
+    sizes = [sum(p.numel() for p in networks[name].parameters()) for name in ("network_g", teacher)]
     if sizes[1] < sizes[0]:
-        texts.append(f"the teacher has {sizes[1]:,} parameters, fewer than the student, which has {sizes[0]:,}")
-    texts += [f"the weight of {term} is 0: it teaches nothing" for term, weight in weights.items() if weight == 0]
+        texts.append(f"{teacher} has {sizes[1]:,} parameters, fewer than the student, which has {sizes[0]:,}")
 
-    features = [list(runs[name].features.items()) for name in ("network_g", "network_t")]
+    features = [list(runs[name].features.items()) for name in ("network_g", teacher)]
     if len(features[0]) != len(features[1]):
-        texts.append(f"the student has {len(features[0])} taps and the teacher {len(features[1])}; they pair in order")
+        texts.append(f"the student has {len(features[0])} taps and {teacher} {len(features[1])}; they pair in order")
     for (ours, a), (theirs, b) in zip(*features, strict=False):
         if a[3:] != b[3:] and not getattr(objective, "resize", False):
             texts.append(
-                f"{ours} of the student is {a[3]}x{a[4]}, {theirs} of the teacher {b[3]}x{b[4]}: they must agree"
+                f"{ours} of the student is {a[3]}x{a[4]}, {theirs} of {teacher} {b[3]}x{b[4]}: they must agree"
             )
     objective = getattr(objective, "objective", objective)
     if isinstance(objective, FAKD):

@@ -16,9 +16,9 @@ from torch import nn
 from csd_plugin import compat, options
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.distill.base import feature_pairs
-from csd_plugin.distill.objective import OBJECTIVES, build_objective, weighted_sum
+from csd_plugin.distill.objective import OBJECTIVES, Objective, build_objective, weighted_sum
+from csd_plugin.distill.settings import Distillation, read_distillation, teacher_labels
 from csd_plugin.errors import CSDError, suggestion
-from csd_plugin.models.distill_model import split_options
 from csd_plugin.models.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.video_derain_model import build_optimizer
@@ -52,11 +52,11 @@ def check_run(opt: dict[str, Any]) -> None:
     with torch.random.fork_rng():  # the run itself must draw the numbers that it would draw without this check
         networks, layouts = build_networks(opt)
         if opt["is_train"]:
-            if "network_t" in networks:
-                _check_objective(opt["train"]["distill_opt"])
+            if distils(opt):
+                checked_objective(read_distillation(opt))
             _check_training(opt["train"], networks["network_g"])
     _check_data(opt, layouts)
-    if "network_t" in networks and opt["datasets"]["train"]["type"] in options.DATASETS:
+    if distils(opt) and opt["datasets"]["train"]["type"] in options.DATASETS:
         _check_features(opt, networks, layouts)
 
     for name, network in networks.items():
@@ -67,12 +67,17 @@ def check_run(opt: dict[str, Any]) -> None:
 
 
 def build_networks(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Layout]]:
-    """`network_g`, and in distillation `network_t`, as the options describe them, with their layouts."""
+    """`network_g`, and in distillation the teachers, as the options describe them, with their layouts."""
     names = ["network_g"]
-    if opt["is_train"] and opt["model_type"] == "DistillModel":
-        names.append("network_t")
+    if distils(opt):
+        names += [f"network_{label}" for label in teacher_labels(opt)]
     networks = {name: _build_network(opt[name], name) for name in names}
     return networks, {name: _layout(network, opt, name) for name, network in networks.items()}
+
+
+def distils(opt: Mapping[str, Any]) -> bool:
+    """Whether the options are of a training run with teachers."""
+    return bool(opt["is_train"]) and opt["model_type"] == "DistillModel"
 
 
 def _layout(network: nn.Module, opt: Mapping[str, Any], name: str) -> Layout:
@@ -83,28 +88,31 @@ def _layout(network: nn.Module, opt: Mapping[str, Any], name: str) -> Layout:
         raise CSDError(f"{name}: {error} in the section {section}") from error
 
 
-def _check_objective(distill_opt: dict[str, Any]) -> None:
-    """Build it, and look for a weight of each term."""
-    objective_opt, weights, _ = split_options(distill_opt)
-    objective = build_objective(objective_opt)
-    weighted_sum({term: torch.zeros(()) for term in objective.terms}, weights)
+def checked_objective(distillation: Distillation) -> Objective:
+    """The objective, built, each of whose terms has a weight."""
+    objective = build_objective(distillation.objective)
+    weighted_sum({term: torch.zeros(()) for term in objective.terms}, distillation.weights_at(1))
+    return objective
 
 
 def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], layouts: dict[str, Layout]) -> None:
     """Look for the layers that are tapped, and whether their features pair, by a dry run."""
-    objective_opt, weights, layers = split_options(opt["train"]["distill_opt"])
-    if not (any(weights.values()) and OBJECTIVES[objective_opt["type"]].needs_features):
+    distillation = read_distillation(opt)
+    method = distillation.objective["type"]
+    if not (distillation.teaches and OBJECTIVES[method].needs_features):
         return
-    views = []
-    for name, key in (("student", "network_g"), ("teacher", "network_t")):
+    views = {}
+    for name, layers in distillation.layers().items():
         try:
-            dry = dry_run(networks[key], layouts[key], clips_of(opt), layers.get(name), tapped=True)
+            dry = dry_run(networks[name], layouts[name], clips_of(opt), layers, tapped=True)
         except DryRunError:
             return
         shapes = tuple(torch.empty(()).expand(shape) for shape in dry.features.values())
-        views.append(ClipView(torch.empty(0), {1: shapes}))
-    if "resize" not in (layers.get("adapters") or ()):
-        feature_pairs(objective_opt["type"], *views)
+        views[name] = ClipView(torch.empty(0), {1: shapes})
+    student = views.pop("network_g")
+    for teacher in views.values():
+        if "resize" not in distillation.adapters:
+            feature_pairs(method, student, teacher)
 
 
 def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> None:

@@ -57,7 +57,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             CSDError: the loss is not finite, or with grad_clip the gradient; this step has touched no weight.
         """
         self.optimizer_g.zero_grad()
-        losses, diagnostics = self.compute_losses()
+        losses, diagnostics = self.compute_losses(current_iter)
         total = sum(losses.values(), torch.zeros((), device=self.device))
         if not torch.isfinite(total):
             self._raise_not_finite(losses, current_iter)
@@ -71,19 +71,18 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
 
-    def compute_losses(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted terms whose sum is minimised, and scalars to log beside them."""
-        output = self.run_network(self.net_g, self.lq)
+        output = self.run_network(self.net_g, self.lq, self.layout_of(self.net_g))
         return {"l_recon": self.cri_pix(output, self.gt.flatten(0, 1))}, {}
 
-    def run_network(self, network: nn.Module, clip: Tensor) -> Tensor:
-        """The targets of the clips (B, N, 3, H, W) by a network -> (B*L, 3, H, W)."""
-        layout = self.layout_of(network)
+    def run_network(self, network: nn.Module, clip: Tensor, layout: Layout) -> Tensor:
+        """The targets of the clips (B, N, 3, H, W) by a network of this layout -> (B*L, 3, H, W)."""
         with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             return layout.run(network, clip, self.gt.shape[1]).float()
 
     def layout_of(self, network: nn.Module) -> Layout:
-        """How a network of this model is called."""
+        """How `network_g`, or its average, is called."""
         return layout_of(self.get_bare_model(network), self.opt.get("interface_g"))
 
     def optimized_parameters(self) -> list[nn.Parameter]:
@@ -166,17 +165,20 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """As the toolbox's, atomic, and with what else a resumed run needs: the gradient scaler."""
-        if current_iter == -1:
-            return
-        state = {
+        """As the toolbox's, atomic, and with what else a resumed run needs."""
+        if current_iter != -1:
+            path = Path(self.opt["path"]["training_states"]) / f"{current_iter}.state"
+            save_atomically(self.training_state(epoch, current_iter), path)
+
+    def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
+        """The toolbox's entries, and the gradient scaler's."""
+        return {
             "epoch": epoch,
             "iter": current_iter,
             "optimizers": [o.state_dict() for o in self.optimizers],
             "schedulers": [s.state_dict() for s in self.schedulers],
             "scaler": self.scaler.state_dict(),
         }
-        save_atomically(state, Path(self.opt["path"]["training_states"]) / f"{current_iter}.state")
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         try:

@@ -75,12 +75,12 @@ def test_layers_of_any_network_of_the_toolbox(inspect):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"network_t": {"type": "PReNet", "num_feat": 4}}, "the teacher sees 1 frames, fewer than the student"),
+        ({"network_t": {"type": "PReNet", "num_feat": 4}}, "network_t sees 1 frames, fewer than the student"),
         ({"network_t": {"type": "PReNet", "num_feat": 3}}, "parameters, fewer than the student, which has 5,599"),
         ({"train.distill_opt.weights.spatial": 0}, "the weight of spatial is 0"),
         (
             {"train.distill_opt.taps": {"student": ["conv22", "conv7"], "teacher": ["conv22"]}},
-            "the student has 2 taps and the teacher 1",
+            "the student has 2 taps and network_t 1",
         ),
         (
             {
@@ -98,7 +98,7 @@ def test_layers_of_any_network_of_the_toolbox(inspect):
                 "network_t": {"type": "S2VD", "num_feat": 4, "num_block": 1},
                 "train.distill_opt.taps": {"teacher": ["body"]},
             },
-            "conv22 of the student is 24x24, body of the teacher 12x12",
+            "conv22 of the student is 24x24, body of network_t 12x12",
         ),
     ],
 )
@@ -106,6 +106,15 @@ def test_warnings(inspect, changes, words):
     status, out, err = inspect(options(**changes))
     assert status == 0, err
     assert any(words in line for line in out.splitlines() if line.startswith("warning"))
+
+
+def test_a_fidelity_and_where_the_file_differs_from_it(inspect):
+    status, out, err = inspect(options(**{"train.distill_opt.fidelity": "released"}))
+    assert status == 0, err
+    assert "fidelity: released" in out
+    assert "train.distill_opt.aggregation: sum_squared (paper: mean_squared)" in out
+    assert "not reproduced: six optimizer steps a frame" in out
+    assert "warning    datasets.train.num_target is 2, where fidelity: released has 4" in out
 
 
 def test_adapters_are_counted(inspect):
@@ -116,6 +125,25 @@ def test_adapters_are_counted(inspect):
     assert status == 0, err
     assert f"SRKD; {4 * 6 + 6} parameters learn beside the student" in out
     assert "resize them" not in out
+
+
+def test_several_teachers_and_weights_that_change(inspect):
+    second = {"network_t2": {"type": "PReNet", "num_feat": 4}, "path.pretrain_network_t2": "nowhere.pth"}
+    changes = {"train.distill_opt.weights.spatial": {"schedule": "stop_at", "start": 0.1, "iters": 50}}
+    _, alone, _ = inspect(options())
+    status, out, err = inspect(options(**second | changes))
+    assert status == 0, err
+    assert "network_t   SLDNet" in out or "network_t  SLDNet" in out
+    assert "network_t2  PReNet, frozen" in out
+    cells = [int(line.split(";")[1].split()[0].replace(",", "")) for line in (_objective(alone), _objective(out))]
+    assert cells[1] == 2 * cells[0]
+    assert "weight 0.1 to 0 in 50 iterations, stop_at" in out
+    assert "network_t2                   share 0.5" in out
+    assert "warning    network_t2 sees 1 frames, fewer than the student" in out
+
+
+def _objective(report):
+    return next(line for line in report.splitlines() if line.startswith("objective"))
 
 
 def test_a_test_file(inspect, tmp_path):

@@ -92,11 +92,28 @@ def spatial(weights, scales, start, hidden, cross_scale):
     return statuses
 
 
-def csd_losses(weights, student, teacher, *, aggregation, num_scale, hidden, switches):
+def temporal(weights, scales, hint, state, switches, taken, losses):
+    """Adds one frame's losses; the states after it."""
+    f = {x: scales[x][0] for x in "ST"}
+    new = {x: conv_lstm(weights["time"], torch.cat([f[x], hint[x]]), state[x]) for x in "ST"}
+    taught = tuple(taken(part) for part in state["T"])
+    mixed = conv_lstm(weights["time"], torch.cat([f["S"], taken(hint["T"])]), taught)
+    if "ITA" in switches:
+        losses["temporal"] = losses["temporal"] + (new["T"][1].detach() - new["S"][1]).abs().mean()
+    if "CTA" in switches:
+        losses["temporal"] = losses["temporal"] + (new["T"][1].detach() - mixed[1]).abs().mean()
+    return {"S": new["S"], "T": tuple(taken(part) for part in new["T"])}
+
+
+def csd_losses(
+    weights, student, teacher, *, aggregation, num_scale, hidden, switches, temporal_first=False, detached=True
+):
     """{'spatial': ..., 'temporal': ...} of features {input scale: (B, L, C, H, W)}; one input scale: pooled maps.
 
-    switches: a set of MS, CSC, ITA, CTA, STA.
+    switches: a set of MS, CSC, ITA, CTA, STA. temporal_first: the order of the released code, which does not detach
+    what the collaborative stream takes from the teacher either.
     """
+    taken = (lambda x: x.detach()) if detached else (lambda x: x)
     batch, frames = student[1].shape[:2]
     has_spatial, has_temporal = "MS" in switches, bool(switches & {"ITA", "CTA"})
     losses = {"spatial": torch.zeros(()), "temporal": torch.zeros(())}
@@ -114,8 +131,9 @@ def csd_losses(weights, student, teacher, *, aggregation, num_scale, hidden, swi
             zero = zero_state(hidden, scales["S"][0])
             if t == 0:
                 state = {"S": zero, "T": zero}
-
-            hint = {"S": torch.zeros_like(scales["S"][0]), "T": torch.zeros_like(scales["S"][0])}
+                hint = {x: torch.zeros_like(scales["S"][0]) for x in "ST"}
+            if temporal_first and has_temporal:
+                state = temporal(weights, scales, hint, state, switches, taken, losses)
             if has_spatial:
                 start = state if "STA" in switches else {"S": zero, "T": zero}
                 c = {x: spatial(weights, scales[x], start[x], hidden, "CSC" in switches) for x in "ST"}
@@ -123,15 +141,7 @@ def csd_losses(weights, student, teacher, *, aggregation, num_scale, hidden, swi
                     losses["spatial"] = losses["spatial"] + (c["T"][key].detach() - c["S"][key]).abs().mean()
                 if "STA" in switches:
                     hint = {x: F.conv2d(c[x]["G2L", 0][None], weights["hint"])[0] for x in "ST"}
-            if has_temporal:
-                f = {x: scales[x][0] for x in "ST"}
-                taught = tuple(part.detach() for part in state["T"])
-                new = {x: conv_lstm(weights["time"], torch.cat([f[x], hint[x]]), state[x]) for x in "ST"}
-                mixed = conv_lstm(weights["time"], torch.cat([f["S"], hint["T"].detach()]), taught)
-                if "ITA" in switches:
-                    losses["temporal"] = losses["temporal"] + (new["T"][1].detach() - new["S"][1]).abs().mean()
-                if "CTA" in switches:
-                    losses["temporal"] = losses["temporal"] + (new["T"][1].detach() - mixed[1]).abs().mean()
-                state = {"S": new["S"], "T": tuple(part.detach() for part in new["T"])}
+            if not temporal_first and has_temporal:
+                state = temporal(weights, scales, hint, state, switches, taken, losses)
     on = {"spatial": has_spatial, "temporal": has_temporal}
     return {name: loss / (batch * frames) for name, loss in losses.items() if on[name]}

@@ -85,6 +85,15 @@ def test_adaptor_with_one_temporal_stream_agrees(switches):
     assert_agrees(build(switches), *features(), switches, aggregation="mean_squared_standardized", num_scale=3)
 
 
+@pytest.mark.parametrize("row", [3, 4, 6, 7])
+@pytest.mark.parametrize("detached", [True, False])
+@pytest.mark.parametrize("order", ["spatial_first", "temporal_first"])
+def test_orders_and_what_the_collaborative_stream_takes_agree(row, detached, order):
+    objective = build(ROWS[row], order=order, detach_teacher_state=detached)
+    options = {"temporal_first": order == "temporal_first", "detached": detached}
+    assert_agrees(objective, *features(), ROWS[row], aggregation="mean_squared_standardized", num_scale=3, **options)
+
+
 @pytest.mark.parametrize("aggregation", ["mean_squared", "sum_squared", "mean_squared_standardized"])
 @pytest.mark.parametrize("source", ["feature", "frames"])
 def test_aggregations_and_scale_sources_agree(aggregation, source):
@@ -179,6 +188,44 @@ def test_averaged_leaves_the_learning_to_the_students_streams(switches):
     assert all(weight.grad is None for weight in objective.averaged_cells.parameters())
 
 
+def test_cells_learn_until_collapsed_and_are_kept_then():
+    objective = build(cells="joint_until_collapsed", collapse_fraction=0.5)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=0.01)
+    student, teacher = features()
+
+    def step():
+        """The cells' weights after one step, and whether they were told to freeze in it."""
+        optimizer.zero_grad()
+        terms = run(objective, student, teacher)
+        sum(terms.losses.values()).backward()
+        optimizer.step()
+        objective.after_step()
+        return [weight.clone() for weight in objective.cells.parameters()], bool(terms.diagnostics["frozen"])
+
+    (one, frozen), (two, _) = step(), step()
+    assert not frozen and not any(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    with torch.no_grad():  # a status that ignores what goes in
+        for cell in (objective.cells.connector.local_to_global, objective.cells.connector.global_to_local):
+            cell.weight_input.mul_(0.01)
+    (collapsed, frozen), (kept, _) = step(), step()
+    assert frozen and not torch.equal(objective.freeze.start, torch.full((2,), torch.nan))
+    assert all(torch.equal(a, b) for a, b in zip(collapsed, kept, strict=True))
+
+    # a resumed run: the same weights, frozen, and momentum that would move them
+    again = build(cells="joint_until_collapsed")
+    again.load_state_dict(objective.state_dict())
+    objective = again
+    optimizer.param_groups[0]["params"] = list(again.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(kept, step()[0], strict=True))
+
+
+def test_cells_are_kept_when_nothing_is_left_to_align():
+    objective = build(cells="joint_until_collapsed")
+    student, _ = features()
+    assert run(objective, student, {1: student[1].detach()}).diagnostics["frozen"] == 1
+    assert run(build(cells="joint_until_collapsed"), *features()).diagnostics["frozen"] == 0
+
+
 def test_after_step_leaves_joint_cells_alone():
     objective = build()
     before = [weight.clone() for weight in objective.parameters()]
@@ -201,7 +248,11 @@ def test_diagnostics_measure_what_they_say():
     status = torch.stack([state.cell for state in objective.cells(maps_t).temporal])
     spread = status.std(dim=(0, 1, 3, 4), correction=0).mean()
     torch.testing.assert_close(terms.diagnostics["spread_temporal"], spread, rtol=1e-4, atol=1e-6)
-    assert set(run(build({"MS"}), student, teacher).diagnostics) == {"correlation", "spread_spatial"}
+    status = torch.stack([state.cell for state in objective.cells(maps_s).temporal])
+    expected = status.std(dim=(0, 1, 3, 4), correction=0).mean()
+    torch.testing.assert_close(terms.diagnostics["student_spread_temporal"], expected, rtol=1e-4, atol=1e-6)
+    spatial_only = {"correlation", "spread_spatial", "student_spread_spatial"}
+    assert set(run(build({"MS"}), student, teacher).diagnostics) == spatial_only
 
 
 def test_constant_teacher_gives_finite_losses():
@@ -239,8 +290,10 @@ def test_autocast_leaves_losses_in_float32():
         ({"aggregation": "mean_square"}, "did you mean mean_squared"),
         ({"cells": "freeze"}, "did you mean frozen"),
         ({"scale_source": "frame"}, "did you mean frames"),
+        ({"order": "temporal_frist"}, "did you mean temporal_first"),
         ({"num_scale": 0}, "at least 1"),
         ({"ema_decay": 1.0}, "ema_decay"),
+        ({"collapse_fraction": 0.0}, "collapse_fraction"),
     ],
 )
 def test_options_that_do_not_go_together(options, message):

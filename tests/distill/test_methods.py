@@ -157,12 +157,12 @@ def test_stds_cell_stops_learning_once_its_loss_is_small():
     apart, same = (view(1), view(2)), (view(1), view(1))
     assert step(*apart)
     step(*same)
-    assert objective.frozen
+    assert objective.freeze.frozen
     assert not step(*apart)  # Adam's momentum would have moved it
 
     again = build_objective({"type": "STD", "hidden": 3})
     again.load_state_dict(objective.state_dict())
-    assert again.frozen
+    assert again.freeze.frozen
 
 
 def test_what_does_not_fit_is_told():

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.optim.swa_utils import AveragedModel
 
 from csd_plugin.distill.taps import FeatureTap
@@ -116,17 +116,116 @@ def test_activations_in_place_do_not_change_what_was_captured():
         assert torch.equal(before.take(), expected)
 
 
+@pytest.mark.parametrize("kind", ["input", "output"])
+def test_gradients_pass_activations_in_place(kind):
+    """Around every layer of a network, in place or not, the same feature and the same gradients."""
+
+    def network(inplace):
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 4, 1), nn.ReLU(inplace), nn.Conv2d(4, 4, 1), nn.LeakyReLU(0.1, inplace)]
+        return nn.Sequential(*layers, nn.Conv2d(4, 3, 1))
+
+    x = torch.rand(2, 3, 5, 4) - 0.5
+    for layer in "1234" if kind == "input" else "0123":
+        results = []
+        for inplace in (False, True):
+            net = network(inplace)
+            with FeatureTap(net, layer, kind) as tap:
+                (net(x).mean() + tap.take().square().mean()).backward()
+            results.append([p.grad for p in net.parameters()])
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("order", ["tapped first", "compiled first", "run first", "tapped inside"])
+def test_compiled_networks_are_tapped_whatever_comes_first(net, backend, order):
+    """Code that torch.compile has compiled without the tap's hook would go on without it."""
+    plain = copy.deepcopy(net)
+    x = torch.rand(2, 3, 1, 5, 4)
+    taps = [FeatureTap(net, "tail")] if order == "tapped first" else []
+    compiled = torch.compile(net, backend=backend)
+    if order == "run first":
+        compiled(x)
+    if not taps:
+        taps.append(FeatureTap(net if order == "tapped inside" else compiled, "tail"))
+    for _ in range(2):
+        compiled(x)
+        feature = taps[0].take()
+        with FeatureTap(plain, "tail") as tap:
+            plain(x)
+            torch.testing.assert_close(feature, tap.take())
+    feature.square().mean().backward()
+    assert net.body[0].weight.grad.abs().sum() > 0
+
+    taps[0].remove()
+    compiled(x)
+    with pytest.raises(CSDError, match="did not run"):
+        taps[0].take()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_changes_in_place_in_compiled_networks_do_not_change_what_was_captured(backend):
+    compiled = torch.compile(Adds(), backend=backend)
+    x = torch.rand(1, 3, 5, 4)
+    with FeatureTap(compiled, "body", "output") as tap:
+        assert torch.equal(compiled(x), x + 2)
+        assert torch.equal(tap.take(), x + 1)
+
+
+def test_an_average_of_the_network_does_not_disturb_its_tap(net):
+    """A copy takes hooks with it; what the copy sees must not become the network's feature."""
+    x = torch.rand(2, 3, 1, 5, 4)
+    with FeatureTap(net, "tail") as tap:
+        averaged = AveragedModel(net)
+        for weight in averaged.parameters():
+            weight.data.zero_()
+        net(x)
+        averaged(x)
+        assert torch.equal(tap.take(), net.body(x).squeeze(2))
+
+
+def test_gradients_of_a_feature_reach_the_exchange_of_data_parallel_processes(net, tmp_path):
+    """A loss on the tapped feature alone: its gradients are averaged over processes, as if it were an output's."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(net)
+        exchanged = []
+        wrapped.register_comm_hook(None, _counting(exchanged))
+        with FeatureTap(wrapped, "tail") as tap:
+            output = wrapped(torch.rand(2, 3, 1, 5, 4))
+            (0 * output.mean() + tap.take().square().mean()).backward()
+        assert sum(exchanged) == sum(p.numel() for p in net.parameters())
+        assert net.body[0].weight.grad.abs().sum() > 0
+    finally:
+        distributed.destroy_process_group()
+
+
+def _counting(exchanged):
+    """A communication hook that notes how many numbers each bucket exchanges."""
+
+    def hook(_, bucket):
+        exchanged.append(bucket.buffer().numel())
+        future = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    return hook
+
+
+class Adds(nn.Module):
+    """Changes a layer's output in place, and has no layer that declares it."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Identity()
+
+    def forward(self, x):
+        x = self.body(x + 1)
+        x += 1
+        return x
+
+
 def test_a_change_in_place_that_no_layer_declares_is_told():
-    class Adds(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = nn.Identity()
-
-        def forward(self, x):
-            x = self.body(x + 1)
-            x += 1
-            return x
-
     net = Adds()
     with FeatureTap(net, "body", "output") as tap:
         net(torch.rand(1, 3, 5, 4))

@@ -231,3 +231,19 @@ def test_what_is_not_here_is_left_out_and_said(files, launcher, monkeypatch, cap
     assert main(["table", str(matrix_of(files, baseline=None, rows=rows))]) == 0
     text = capsys.readouterr().out
     assert "spac: left out" in text and "| SpacCNN | - |" in text
+
+
+OPTIONS = Path(__file__).resolve().parents[2] / "options"
+
+
+@pytest.mark.parametrize("path", sorted((OPTIONS / "matrix").glob("*.yml")), ids=lambda path: path.stem)
+def test_every_row_of_our_matrix_files_passes_the_checks_of_a_run(path):
+    from csd_plugin.options import check_options
+
+    runs = runs_of(read_matrix(path), path)
+    assert runs or path.stem == "cpu"  # what others include
+    for run in runs.values():
+        if run.options is not None:
+            check_options({**run.options, "is_train": True}, run.name)
+        if run.test is not None and run.test["datasets"]:
+            check_options({**run.test, "is_train": False}, run.name)

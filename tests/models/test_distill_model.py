@@ -22,17 +22,17 @@ def test_a_run_trains_student_and_cells_and_leaves_the_teacher_alone(launcher, t
     assert launcher.train(distill_options(tiny_rain, tiny_teacher, **{"train.grad_clip": 1.0})) == 0
 
     model = launcher.models[-1]
-    assert equal(model.net_t.state_dict(), teacher_weights(tiny_teacher))
-    assert not model.net_t.training
-    assert all(p.grad is None and not p.requires_grad for p in model.net_t.parameters())
+    assert equal(model.teachers[0].network.state_dict(), teacher_weights(tiny_teacher))
+    assert not model.teachers[0].network.training
+    assert all(p.grad is None and not p.requires_grad for p in model.teachers[0].network.parameters())
 
     optimized = {id(p) for p in model.optimized_parameters()}
-    assert optimized == {id(p) for net in (model.net_g, model.objective) for p in net.parameters()}
+    assert optimized == {id(p) for net in (model.net_g, model.teachers[0].objective) for p in net.parameters()}
     files = {path.name for path in (launcher.folder / "experiments/run/models").iterdir()}
     assert files == {"net_g_2.pth", "net_g_latest.pth", "objective_2.pth", "objective_latest.pth"}
     for key in ("params", "params_ema"):
         SLDNet(preset="student2", num_feat=4).load_state_dict(launcher.weights("net_g_latest", key=key))
-    assert equal(launcher.weights("objective_latest"), model.objective.state_dict())
+    assert equal(launcher.weights("objective_latest"), model.teachers[0].objective.state_dict())
     assert not equal(launcher.weights("objective_2"), _fresh_cells(model))
     logged = set(model.log_dict)
     assert {"l_recon", "l_distill", "l_spatial", "l_temporal", "status/correlation", "grad_norm"} <= logged
@@ -42,7 +42,7 @@ def test_a_run_trains_student_and_cells_and_leaves_the_teacher_alone(launcher, t
 
 
 def _fresh_cells(model) -> dict[str, torch.Tensor]:
-    return {name: torch.zeros_like(value) for name, value in model.objective.state_dict().items()}
+    return {name: torch.zeros_like(value) for name, value in model.teachers[0].objective.state_dict().items()}
 
 
 def test_one_backward_and_one_step_per_batch(launcher, tiny_rain, tiny_teacher, monkeypatch):
@@ -99,12 +99,12 @@ def test_distillation_sees_the_batches_of_stage_1(launcher, tiny_rain, tiny_teac
     assert float(stage1.log_dict["l_recon"]) == float(csd.log_dict["l_recon"])
 
 
-@pytest.mark.parametrize("cells", ["joint", "frozen", "averaged"])
+@pytest.mark.parametrize("cells", ["joint", "joint_until_collapsed", "frozen", "averaged"])
 def test_resume_restores_the_cells_and_the_frozen_teacher(launcher, tiny_rain, tiny_teacher, monkeypatch, cells):
     options = changed(distill_options(tiny_rain, tiny_teacher), {"train.distill_opt.cells": cells})
     assert launcher.train(options) == 0
     first = launcher.models[-1]
-    before = [copy.deepcopy(net.state_dict()) for net in (first.net_g, first.net_g_ema, first.objective, first.net_t)]
+    before = [copy.deepcopy(net.state_dict()) for net in _networks(first)]
 
     from csd_plugin.models.distill_model import DistillModel
 
@@ -113,8 +113,7 @@ def test_resume_restores_the_cells_and_the_frozen_teacher(launcher, tiny_rain, t
 
     def record(self, state):
         resume_training(self, state)
-        nets = (self.net_g, self.net_g_ema, self.objective, self.net_t)
-        after.extend(copy.deepcopy(net.state_dict()) for net in nets)
+        after.extend(copy.deepcopy(net.state_dict()) for net in _networks(self))
         after.append(copy.deepcopy(self.optimizer_g.state_dict()))
 
     monkeypatch.setattr(DistillModel, "resume_training", record)
@@ -123,6 +122,11 @@ def test_resume_restores_the_cells_and_the_frozen_teacher(launcher, tiny_rain, t
     adam = first.optimizer_g.state_dict()["state"]
     assert after[4]["state"].keys() == adam.keys()
     assert all(equal(adam[i], after[4]["state"][i]) for i in adam)
+
+
+def _networks(model) -> list[torch.nn.Module]:
+    taught_by = [net for teacher in model.teachers for net in (teacher.objective, teacher.network)]
+    return [model.net_g, model.net_g_ema, *taught_by]
 
 
 @pytest.mark.parametrize(
@@ -141,8 +145,9 @@ def test_the_teacher_survives_resume_whatever_the_options_say(launcher, tiny_rai
     state = str(launcher.folder / "experiments/run/training_states/2.state")
     again = changed(options, {"path.resume_state": state, "train.total_iter": 3})
     assert launcher.train(again) == 0
-    assert [model.net_t.training for model in launcher.models] == [False, False]
-    assert all(equal(model.net_t.state_dict(), teacher_weights(tiny_teacher, entry)) for model in launcher.models)
+    assert [model.teachers[0].network.training for model in launcher.models] == [False, False]
+    for model in launcher.models:
+        assert equal(model.teachers[0].network.state_dict(), teacher_weights(tiny_teacher, entry))
 
 
 def test_resume_does_not_fall_back_to_the_start_where_the_checkpoint_is_gone(launcher, tiny_rain, tiny_teacher, capsys):
@@ -159,7 +164,7 @@ def test_cells_that_are_averaged_follow_each_step(launcher, tiny_rain, tiny_teac
     options = distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 1})
     options["train"]["distill_opt"] |= {"cells": "averaged", "ema_decay": 0.5}
     assert launcher.train(options) == 0
-    objective = launcher.models[-1].objective
+    objective = launcher.models[-1].teachers[0].objective
     pairs = zip(objective.averaged_cells.parameters(), objective.cells.parameters(), strict=True)
     # one step of half the way, from the common start: neither the start nor the learned weights
     assert all(not torch.equal(average, learned) for average, learned in pairs)
@@ -170,7 +175,25 @@ def test_frames_as_the_source_of_scales(launcher, tiny_rain, tiny_teacher):
     options = distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 1, "datasets.train.gt_size": 24})
     options["train"]["distill_opt"] |= {"scale_source": "frames"}
     assert launcher.train(options) == 0
-    assert launcher.models[-1].objective.input_scales == (1, 2, 4)
+    assert launcher.models[-1].teachers[0].objective.input_scales == (1, 2, 4)
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+def test_a_fidelity_sets_what_the_file_leaves_out_and_says_so(launcher, tiny_rain, tiny_teacher, fidelity):
+    options = distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 1})
+    options["train"]["distill_opt"]["fidelity"] = fidelity
+    assert launcher.train(options) == 0
+    model = launcher.models[-1]
+    objective = model.teachers[0].objective
+    released = fidelity == "released"
+    assert objective.input_scales == ((1, 2, 4) if released else (1,))
+    assert (objective.cells.temporal_first, objective.detach_teacher_state) == (released, not released)
+    assert model.cri_pix.scale_weights == ((1.0, 0.5, 0.5) if released else (0.6, 0.2, 0.2))
+    [text] = [path.read_text() for path in (launcher.folder / "experiments/run").glob("train_*.log")]
+    assert f"INFO: fidelity: {fidelity}" in text
+    assert ("six optimizer steps a frame" in text) == released
+    wanted = 4 if released else 5
+    assert f"WARNING: datasets.train.num_target is 2, where fidelity: {fidelity} has {wanted}" in text
 
 
 def test_any_pair_of_widths_and_frames(launcher, tiny_rain, tiny_teacher):

@@ -23,21 +23,21 @@ def options_of(data, teacher, objective, **changes):
 def test_every_objective_trains(launcher, tiny_rain, tiny_teacher, name):
     assert launcher.train(options_of(tiny_rain, tiny_teacher, name)) == 0
     model = launcher.models[-1]
-    terms = {term: float(model.log_dict[f"l_{term}"]) for term in model.objective.terms}
+    terms = {term: float(model.log_dict[f"l_{term}"]) for term in model.teachers[0].objective.terms}
     assert all(value > 0 for value in terms.values())
     assert float(model.log_dict["l_distill"]) == pytest.approx(0.5 * sum(terms.values()), rel=1e-5)
     optimized = {id(p) for p in model.optimized_parameters()}
-    assert optimized == {id(p) for net in (model.net_g, model.objective) for p in net.parameters()}
+    assert optimized == {id(p) for net in (model.net_g, model.teachers[0].objective) for p in net.parameters()}
 
 
 def test_std_resumes(launcher, tiny_rain, tiny_teacher):
     options = options_of(tiny_rain, tiny_teacher, "STD", **{"train.total_iter": 2})
     assert launcher.train(options) == 0
-    launcher.models[-1].objective.frozen.fill_(True)
+    launcher.models[-1].teachers[0].objective.freeze.frozen.fill_(True)
     launcher.models[-1].save(0, 2)
     assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 0
-    first, second = (model.objective.cell.state_dict() for model in launcher.models)
-    assert launcher.models[-1].objective.frozen
+    first, second = (model.teachers[0].objective.cell.state_dict() for model in launcher.models)
+    assert launcher.models[-1].teachers[0].objective.freeze.frozen
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -51,7 +51,7 @@ def test_layers_of_several_depths_are_averaged_over_time(launcher, tiny_rain, ti
     expected = 0.0
     for student_layer, teacher_layer in zip(*taps.values(), strict=True):
         maps = []
-        for network, layer, width in ((model.net_g, student_layer, 3), (model.net_t, teacher_layer, 7)):
+        for network, layer, width in ((model.net_g, student_layer, 3), (model.teachers[0].network, teacher_layer, 7)):
             module, _, kind = layer.partition(":")
             seen = []
             handle = network.get_submodule(module).register_forward_hook(
@@ -108,12 +108,15 @@ def test_adapters_bridge_widths_and_sizes_and_learn_beside_the_student(launcher,
     assert launcher.train(changed(options, {"name": "adapted"})) == 0
 
     model = launcher.models[-1]
-    convs = {name: value for name, value in model.objective.state_dict().items() if name.startswith("convs.")}
+    assert not any(name.startswith("health/scale") for name in model.log_dict)  # the convolutions see to that
+    convs = {
+        name: value for name, value in model.teachers[0].objective.state_dict().items() if name.startswith("convs.")
+    }
     assert convs["convs.0.weight"].shape == (6, 4, 1, 1)
-    assert model.objective.convs[0].weight.grad.any()
+    assert model.teachers[0].objective.convs[0].weight.grad.any()
     assert set(launcher.weights("objective_latest", "adapted")) == set(convs)
     assert set(launcher.weights("net_g_latest", "adapted")) == set(model.net_g.state_dict())
-    assert {id(p) for p in model.objective.parameters()} <= {id(p) for p in model.optimized_parameters()}
+    assert {id(p) for p in model.teachers[0].objective.parameters()} <= {id(p) for p in model.optimized_parameters()}
 
 
 def test_features_of_a_sequence_are_those_of_its_targets():

@@ -1,0 +1,148 @@
+"""Whether distillation teaches: what each term does to the student, and the signs that it does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from csd_plugin.distill.objective import Comparison, by_name
+from csd_plugin.errors import CSDError
+from csd_plugin.types import ClipView
+
+#: A status has collapsed when it spreads less than this share of what it did at the start.
+COLLAPSED = 0.05
+#: The student's and the teacher's feature are of one scale when neither is this many times the other.
+SCALE_LIMIT = 10.0
+
+
+def gradient_norms(
+    losses: Mapping[str, Tensor], parameters: Iterable[nn.Parameter], *, scale: float = 1.0
+) -> dict[str, Tensor]:
+    """Norm of the gradient that each loss alone gives to all parameters together, float32; 0 where it gives none.
+
+    scale: what losses are multiplied by on the way, as a gradient scaler does, so that half precision holds them.
+
+    One backward pass each, in which neither the graph nor any `.grad` changes: the step that follows is the same bit
+    for bit. Between processes nothing is exchanged: hooks of data parallel wrappers sit where `.grad` is summed.
+    """
+    leaves = [parameter for parameter in parameters if parameter.requires_grad]
+    norms = {}
+    for name, loss in losses.items():
+        norm = torch.zeros((), device=loss.device)
+        if loss.requires_grad and leaves:
+            gradients = torch.autograd.grad(scale * loss, leaves, retain_graph=True, allow_unused=True)
+            of_each = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients if g is not None]
+            norm = torch.linalg.vector_norm(torch.stack(of_each)) / scale if of_each else norm
+        norms[name] = norm
+    return norms
+
+
+def scale_ratios(student: ClipView, teacher: ClipView) -> list[Tensor]:
+    """Root mean square of the student's feature over that of the teacher's, for each pair of taps."""
+    with torch.no_grad():
+        pairs = zip(student.features.get(1, ()), teacher.features.get(1, ()), strict=False)
+        return [_magnitude(ours) / _magnitude(theirs) for ours, theirs in pairs]
+
+
+def _magnitude(feature: Tensor) -> Tensor:
+    return feature.float().square().mean().sqrt()
+
+
+def check_gradients(norms: Mapping[str, float], losses: Mapping[str, float]) -> None:
+    """Raise CSDError for the first term that is not zero and gives the student no gradient.
+
+    norms, losses: by term, of those with a weight. A loss of exactly zero has nothing left to teach.
+    """
+    for term, norm in norms.items():
+        if norm == 0 and losses[term] != 0:
+            raise CSDError(
+                f"the term {term} is {losses[term]:.3g} and has a weight, but gives the student no gradient: tap a "
+                f"layer of it that learns and is not dead (train.distill_opt.taps), or set the weight of {term} to 0"
+            )
+
+
+class HealthMonitor:
+    """Remembers how a run started, and tells what has gone wrong since: each time once, until it is cured.
+
+    It holds plain numbers only; `start`, which a resumed run takes over, has those of the beginning by name.
+    """
+
+    def __init__(self) -> None:
+        self.start: dict[str, float] = {}
+        self._told: set[str] = set()
+
+    def examine(
+        self,
+        recon: Tensor,
+        student: ClipView,
+        compared: Mapping[str, Comparison],
+        parameters: Iterable[nn.Parameter],
+        *,
+        scale: float = 1.0,
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """One batch's scalars to log, and what is wrong and was not the last time, a line each.
+
+        recon: the weighted reconstruction loss. compared: prefix of a teacher's names -> comparison with it.
+        parameters: the student's. scale: see `gradient_norms`.
+
+        Raises CSDError for a term that has a weight and teaches nothing.
+        """
+        losses = by_name(compared, lambda one: one.terms.losses)
+        weights = by_name(compared, lambda one: one.weights)
+        weighted = {name: weights[name] * loss for name, loss in losses.items() if weights[name]}
+        norms = gradient_norms({"recon": recon, **weighted}, parameters, scale=scale)
+        check_gradients({name: float(norms[name]) for name in weighted}, _floats(losses))
+        ratios = by_name(compared, lambda one: _scales(student, one))
+
+        measured = {f"grad_{name}": norm for name, norm in norms.items()}
+        if norms["recon"] > 0:
+            measured |= {f"ratio_{name}": norms[name] / norms["recon"] for name in weighted}
+        measured |= {f"scale_{name}": ratio for name, ratio in ratios.items()}
+        spreads = by_name(compared, _spreads)
+        return measured, self.warnings(_floats(losses), _floats(spreads), _floats(ratios))
+
+    def warnings(
+        self, losses: Mapping[str, float], spreads: Mapping[str, float], ratios: Mapping[str, float]
+    ) -> list[str]:
+        """What is wrong now and was not at the last call, a line each.
+
+        losses: raw, by term. spreads: of the teacher's status, for those terms that have one. ratios: of the
+        student's feature to the teacher's, by tap.
+        """
+        wrong = {}
+        for term, loss in losses.items():
+            self.start.setdefault(f"loss_{term}", loss)
+        for term, spread in spreads.items():
+            spread0, loss0 = self.start.setdefault(f"spread_{term}", spread), self.start[f"loss_{term}"]
+            if spread < COLLAPSED * spread0 and losses[term] < loss0:
+                wrong[f"spread_{term}"] = (
+                    f"the teacher's status of the term {term} has collapsed: it spreads {spread:.3g}, at the start "
+                    f"{spread0:.3g}; that its loss fell from {loss0:.3g} to {losses[term]:.3g} is no evidence; keep "
+                    f"the cells from learning (of CSD, cells: frozen, averaged or joint_until_collapsed)"
+                )
+        for tap, ratio in ratios.items():
+            if ratio > SCALE_LIMIT or ratio < 1 / SCALE_LIMIT:
+                wrong[f"scale_{tap}"] = (
+                    f"the student's feature at {tap} is {ratio:.3g} times as large as the teacher's: the term compares "
+                    f"little but that; tap other layers, or bridge them (train.distill_opt.taps.adapters: [conv1x1])"
+                )
+        new = [message for name, message in wrong.items() if name not in self._told]
+        self._told = set(wrong)
+        return new
+
+
+def _scales(student: ClipView, one: Comparison) -> dict[str, Tensor]:
+    """Ratios of scale by layer, for those that nothing brings to one scale."""
+    return {} if one.learns_scale else dict(zip(one.layers, scale_ratios(student, one.teacher), strict=False))
+
+
+def _spreads(one: Comparison) -> dict[str, Tensor]:
+    """Of the teacher's status, for the terms that have one."""
+    found = {term: one.terms.diagnostics.get(f"spread_{term}") for term in one.terms.losses}
+    return {term: spread for term, spread in found.items() if spread is not None}
+
+
+def _floats(scalars: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(value.detach()) for name, value in scalars.items()}

@@ -1,0 +1,51 @@
+"""The weight of a loss as a pure function of the iteration, so that a resumed run goes on with it by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from csd_plugin.errors import CSDError, suggestion
+
+#: A number, or a mapping of `schedule`, `start`, `end` (0) and `iters`.
+Weight = float | Mapping[str, Any]
+
+#: name -> share of the way from `start` to `end`, of the share of `iters` that is done, 0 to 1.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 0.0,
+    "linear": lambda done: done,
+    "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,
+    "stop_at": lambda done: float(done == 1),
+}
+
+
+def weight_at(weight: Weight, iteration: int) -> float:
+    """The weight in an iteration, counted from 1: `start` in the first, `end` in all after the first `iters`."""
+    if not isinstance(weight, Mapping):
+        return weight
+    done = min((iteration - 1) / weight.get("iters", 1), 1.0)
+    share = SCHEDULES[weight["schedule"]](done)
+    return (1 - share) * weight["start"] + share * weight.get("end", 0.0)
+
+
+def is_ever_on(weight: Weight) -> bool:
+    """Whether the weight is other than zero in any iteration."""
+    if not isinstance(weight, Mapping):
+        return weight != 0
+    return weight["start"] != 0 or (weight["schedule"] != "constant" and weight.get("end", 0.0) != 0)
+
+
+def check_weight(weight: Weight) -> None:
+    """Raise CSDError for an unknown schedule and for keys that do not go together; their names and types are right."""
+    if not isinstance(weight, Mapping):
+        return
+    name = weight["schedule"]
+    if name not in SCHEDULES:
+        raise CSDError(f"schedule {name!r} is unknown{suggestion(name, SCHEDULES)}")
+    if name == "constant":
+        unused = [key for key in ("end", "iters") if key in weight]
+        if unused:
+            raise CSDError(f"a constant weight takes no {unused[0]}; remove it, or choose linear, cosine or stop_at")
+    elif "iters" not in weight:
+        raise CSDError(f"{name} needs iters: after how many iterations the weight is at its end")

@@ -1,0 +1,91 @@
+"""`train.distill_opt` taken apart: the objective, what its terms weigh, the teachers, the layers that are compared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from csd_plugin.distill.fidelity import filled
+from csd_plugin.distill.schedule import Weight, is_ever_on, weight_at
+from csd_plugin.errors import CSDError, suggestion
+
+#: Teachers are called t, t2, t3 ..
+_LABEL = re.compile(r"t(?:[2-9]|[1-9]\d+)?")
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What a run distils, as its options say.
+
+    objective: `type` and the constructor's keywords; each teacher gets an objective of its own by them.
+    weights: term -> its weight.
+    teachers: label -> share, which add to 1; `t` for network_t, `t2` for network_t2. Teachers of no share are left out.
+    student_layers, teacher_layers: what is tapped, `conv7` or `conv7:output`; None for the one that a network names.
+    adapters: see `adapters.ADAPTERS`.
+    """
+
+    objective: dict[str, Any]
+    weights: dict[str, Weight]
+    teachers: dict[str, float]
+    student_layers: list[str] | None
+    teacher_layers: dict[str, list[str] | None]
+    adapters: list[str]
+
+    @property
+    def teaches(self) -> bool:
+        """Whether any term has a weight in any iteration."""
+        return any(is_ever_on(weight) for weight in self.weights.values())
+
+    def layers(self) -> dict[str, list[str] | None]:
+        """What is tapped, by the networks' names in options, the student's first."""
+        teachers = {f"network_{label}": layers for label, layers in self.teacher_layers.items()}
+        return {"network_g": self.student_layers, **teachers}
+
+    def weights_at(self, iteration: int) -> dict[str, float]:
+        """The weight of each term in an iteration, counted from 1."""
+        return {term: weight_at(weight, iteration) for term, weight in self.weights.items()}
+
+
+def read_distillation(opt: Mapping[str, Any]) -> Distillation:
+    """What the options of a run, which `check_options` has passed, say of distillation."""
+    objective = dict(filled(opt)["train"]["distill_opt"])
+    objective.pop("fidelity", None)
+    weights, taps = dict(objective.pop("weights")), objective.pop("taps", None) or {}
+    shares = teacher_shares(teacher_labels(opt), objective.pop("teachers", None))
+    layers = taps.get("teacher")
+    return Distillation(
+        objective=objective,
+        weights=weights,
+        teachers=shares,
+        student_layers=taps.get("student"),
+        teacher_layers={label: layers.get(label) if isinstance(layers, Mapping) else layers for label in shares},
+        adapters=taps.get("adapters") or [],
+    )
+
+
+def teacher_labels(keys: Iterable[str], stems: Iterable[str] = ("network_",)) -> list[str]:
+    """`t`, `t2`, .. of the teachers that options have, by their number: of keys that are a stem and a label."""
+    ends = {str(key).removeprefix(stem) for stem in stems for key in keys if str(key).startswith(stem)}
+    return sorted((end for end in ends if _LABEL.fullmatch(end)), key=lambda label: int(label[1:] or 1))
+
+
+def teacher_shares(labels: Iterable[str], weights: Mapping[str, float] | None) -> dict[str, float]:
+    """Each teacher's share of the distillation loss: its weight over the sum of all; equal ones without weights.
+
+    Only teachers with a share. Raises CSDError for a label that is no teacher's, a teacher without a weight, weights
+    below 0 and none above.
+    """
+    labels = list(labels)
+    given = dict.fromkeys(labels, 1.0) if weights is None else dict(weights)
+    for label in given:
+        if label not in labels:
+            raise CSDError(f"teacher {label!r} is unknown{suggestion(label, labels)}")
+    for label in labels:
+        if label not in given:
+            raise CSDError(f"teacher {label!r} has no weight; give it one, 0 to do without it")
+    total = sum(given.values())
+    if min(given.values()) < 0 or total == 0:
+        raise CSDError("weights of teachers are 0 or more, one of them more than 0")
+    return {label: weight / total for label, weight in given.items() if weight}

@@ -1,0 +1,86 @@
+"""The health monitor: what it measures, what it takes for an error, and what it warns of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from csd_plugin.distill.health import HealthMonitor, check_gradients, gradient_norms, scale_ratios
+from csd_plugin.errors import CSDError
+from csd_plugin.types import ClipView
+
+
+def test_norms_are_those_of_each_loss_by_itself_and_leave_the_step_alone():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    frozen, unused = nn.Parameter(torch.ones(2), requires_grad=False), nn.Parameter(torch.ones(2))
+    output = net(torch.rand(5, 3))
+    losses = {"a": output.square().mean(), "b": 0.1 * output.abs().mean(), "dead": (0 * output).sum()}
+    losses["none"] = torch.tensor(3.0)
+    norms = gradient_norms(losses, [*net.parameters(), frozen, unused], scale=64.0)
+    assert all(p.grad is None for p in net.parameters())
+
+    for name in ("a", "b"):
+        net.zero_grad()
+        losses[name].backward(retain_graph=True)
+        expected = sum(p.grad.square().sum() for p in net.parameters()).sqrt()
+        torch.testing.assert_close(norms[name], expected)
+    assert norms["dead"] == norms["none"] == 0
+
+
+def test_gradients_too_small_for_half_precision_are_measured_scaled():
+    weight = nn.Parameter(torch.ones(1))
+    loss = (weight.half() * 1e-3).float().sum() * 1e-6  # 1e-9 in half precision is 0
+    assert gradient_norms({"x": loss}, [weight])["x"] == 0
+    assert gradient_norms({"x": loss}, [weight], scale=2.0**16)["x"] == pytest.approx(1e-9, rel=0.01)
+
+
+def test_scale_ratios_pair_by_pair():
+    def view(*factors):
+        return ClipView(
+            torch.zeros(1, 2, 3, 4, 4), {1: tuple(factor * torch.ones(1, 2, 5, 4, 4) for factor in factors)}
+        )
+
+    assert [float(ratio) for ratio in scale_ratios(view(3.0, -1.0), view(1.0, 2.0))] == [3.0, 0.5]
+    assert scale_ratios(ClipView(torch.zeros(1), {}), view(1.0)) == []
+
+
+def test_a_term_without_gradient_is_an_error_unless_nothing_is_left_to_learn():
+    check_gradients({"spatial": 1e-9, "temporal": 0.0}, {"spatial": 0.3, "temporal": 0.0})
+    with pytest.raises(
+        CSDError, match=r"term temporal is 0.2 and has a weight, but gives the student no gradient: tap"
+    ):
+        check_gradients({"spatial": 1.0, "temporal": 0.0}, {"spatial": 0.3, "temporal": 0.2})
+
+
+def test_collapse_is_a_spread_that_goes_with_the_loss_told_once_until_cured():
+    monitor = HealthMonitor()
+
+    def told(loss, spread):
+        return monitor.warnings({"temporal": loss, "other": 1.0}, {"temporal": spread}, {})
+
+    assert told(1.0, 2.0) == []
+    assert told(0.5, 0.2) == []
+    [message] = told(0.1, 0.05)
+    assert "the term temporal has collapsed: it spreads 0.05, at the start 2" in message
+    assert "loss fell from 1 to 0.1" in message and "\n" not in message
+    assert told(0.1, 0.04) == []
+    assert told(0.1, 1.0) == []
+    assert len(told(0.1, 0.05)) == 1
+    assert told(1.5, 0.05) == []  # the loss is no smaller: nobody is misled
+
+    resumed = HealthMonitor()
+    resumed.start = dict(monitor.start)
+    assert len(resumed.warnings({"temporal": 0.1}, {"temporal": 0.05}, {})) == 1
+
+
+@pytest.mark.parametrize(
+    ("ratio", "warns"), [(0.05, True), (0.2, False), (9.0, False), (11.0, True), (float("nan"), False)]
+)
+def test_features_of_another_scale_are_told(ratio, warns):
+    monitor = HealthMonitor()
+    messages = monitor.warnings({}, {}, {"conv22": ratio})
+    assert len(messages) == warns
+    assert all(f"at conv22 is {ratio:.3g} times as large" in message for message in messages)
+    assert monitor.warnings({}, {}, {"conv22": ratio}) == []
