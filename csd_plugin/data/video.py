@@ -55,6 +55,8 @@ _ENCODER_OPTIONS: dict[str, dict[str, str]] = {
     "ffv1": {},
     "prores": {},
 }
+_EVEN_ONLY = ("libx264", "libx265")
+"""Encoders that refuse odd sizes where colours are at half the size."""
 _OLD_ENCODER_OPTIONS = {"qmin": "1", "qmax": "4"}
 
 PIPE = Path("-")
@@ -699,10 +701,10 @@ def _encoder(container: av.container.OutputContainer, codec: str) -> av.Codec:
 
 
 def _pixel_format(encoder: av.Codec, source: str | None, frame: np.ndarray) -> str:
-    """The source's pixel format where the encoder has it; 4:4:4 for odd sizes, which 4:2:0 encoders refuse."""
+    """The source's pixel format where the encoder has it; 4:4:4 for odd sizes that it takes in no other."""
     wanted = source if source and source.startswith("yuv") else "yuv420p" if frame.dtype == np.uint8 else "yuv420p10le"
     wanted = wanted.replace("yuvj", "yuv").replace("yuva", "yuv")
-    if frame.shape[0] % 2 or frame.shape[1] % 2:
+    if encoder.name in _EVEN_ONLY and (frame.shape[0] % 2 or frame.shape[1] % 2):
         wanted = re.sub("42[02]|41[01]|440", "444", wanted)
     offered = [pixel_format.name for pixel_format in encoder.video_formats or ()]
     eight_bits = re.sub(r"p\d+[lb]e$", "p", wanted)

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from test_video import make_video, picture
+from videos import make_video, picture
 
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.cli import main
