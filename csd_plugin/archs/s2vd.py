@@ -38,8 +38,8 @@ class S2VD(nn.Module):
     """forward() returns all frames that it is given, not their centre."""
     feature_tap = "tail.4"
     """Module whose *input* is the feature: (B, num_feat, T, H, W)."""
-    size_divisor = 1
-    """Heights and widths that the network takes: any."""
+    size_divisor = 2
+    """Heights and widths should be multiples of this, and tiles begin at such; forward() completes others itself."""
 
     def __init__(self, *, num_frame: int = 5, num_feat: int = 32, num_block: int = 8) -> None:
         super().__init__()

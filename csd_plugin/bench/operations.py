@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from csd_plugin.inference.facts import ConvCall, conv_calls
+from csd_plugin.inference.facts import ConvCall, conv_calls, layout_of
 from csd_plugin.inference.folding import MIN_FILLED
 
 
@@ -22,14 +22,18 @@ class Operations:
     folded: float
 
 
-def operations(network: nn.Module) -> Operations:
-    """Count every convolution that one window of `network`, (B, num_frame, 3, H, W), goes through."""
-    counts = [_count(call) for call in conv_calls(network)]
+def operations(network: nn.Module, num_frame: int | None = None) -> Operations:
+    """Count every convolution that one window of `network`, (B, num_frame, 3, H, W), goes through.
+
+    num_frame: by default the network's.
+    """
+    one_length = layout_of(network) == "window"
+    counts = [_count(call, one_length) for call in conv_calls(network, num_frame)]
     return Operations(sum(useful for useful, _ in counts) / 256, sum(folded for _, folded in counts) / 256)
 
 
-def _count(call: ConvCall) -> tuple[float, float]:
-    """(useful, folded) multiply-adds of one call."""
+def _count(call: ConvCall, one_length: bool) -> tuple[float, float]:
+    """(useful, folded) multiply-adds of one call; layers that see clips of several lengths are not folded."""
     layer, after = call.layer, call.output_shape
     products = layer.weight[0].numel() * after[1] * after[-1] * after[-2]  # for each frame, with all taps in time
     if isinstance(layer, nn.Conv2d):
@@ -37,5 +41,6 @@ def _count(call: ConvCall) -> tuple[float, float]:
     kernel, padding, before = layer.kernel_size[0], int(layer.padding[0]), call.input_shape[2]
     blocks = sum(0 <= i - o + padding < kernel for o in range(after[2]) for i in range(before))
     useful = products / kernel * blocks
-    all_blocks = before * after[2] if blocks / (before * after[2]) >= MIN_FILLED else kernel * after[2]
+    folds = one_length and blocks / (before * after[2]) >= MIN_FILLED
+    all_blocks = before * after[2] if folds else kernel * after[2]
     return useful, products / kernel * all_blocks

@@ -19,10 +19,10 @@ from csd_plugin.bench.measure import in_turns, markdown, median
 from csd_plugin.bench.operations import Operations, operations
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import BACKENDS, GRAPH_SUFFIXES, open_backend
-from csd_plugin.inference.folding import fold
+from csd_plugin.inference.facts import Facts
 
-_SEQUENCE, _AROUND = 8, 2
-"""Frames that count of one pass of a network of sequences, and those added at both its ends."""
+_SEQUENCE = 8
+"""Frames that count of one pass of a network of sequences."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def measure(
 ) -> list[Row]:
     """Time one window of every combination, in turns; sizes are (width, height). Raises CSDError."""
     modules = {name: None if name.endswith(GRAPH_SUFFIXES) else find_network(name) for name in networks}
-    counts = {name: operations(module) if module else None for name, module in modules.items()}
+    counts = {name: operations(module, _lengths(module)[0]) if module else None for name, module in modules.items()}
     rows = []
     before = torch.get_num_threads()
     try:
@@ -94,8 +94,7 @@ def measure(
                 actions = {f"{name} {backend}": _action(run, size) for (name, backend), run in ready.items()}
                 title = f"{size[0]}x{size[1]}, {number} threads"
                 times, rates = in_turns(actions, rounds, title)
-                for name, backend in ready:
-                    frames = _SEQUENCE if getattr(modules[name], "layout", "") == "sequence" else 1
+                for (name, backend), (_, frames, _) in ready.items():
                     per_frame = {key: [took / frames for took in values] for key, values in times.items()}
                     key, plain = f"{name} {backend}", per_frame.get(f"{name} plain")
                     rows.append(
@@ -113,37 +112,42 @@ def find_network(name: str) -> nn.Module:
     if name in PRESETS:
         return SLDNet(preset=name).eval()
     if name in ("prenet", "s2vd"):
-        return (PReNet() if name == "prenet" else S2VD(num_frame=_SEQUENCE + 2 * _AROUND)).eval()
+        return (PReNet() if name == "prenet" else S2VD()).eval()
     if not Path(name).exists():
         raise CSDError(f"--networks {name}: neither a file nor one of {', '.join(PRESETS)}, prenet, s2vd")
     return load_network(name)
 
 
-Run = tuple[int, Callable[[torch.Tensor], torch.Tensor]]
+Run = tuple[int, int, Callable[[torch.Tensor], torch.Tensor]]
+"""Frames that go in, those that count, and what computes."""
 
 
 def _ready(name: str, module: nn.Module | None, backends: Iterable[str]) -> Iterable[tuple[str, Run]]:
-    """(backend, (frames of its window, what computes)) for those that take the network."""
+    """(backend, what to run) for those that take the network."""
     if module is None:
         backend = open_backend(name, device="cpu")
-        yield backend.name, (backend.facts.num_frame, backend)
+        yield backend.name, (*_lengths(backend.facts), backend)
         return
     for spelled in backends:
         runtime, _, precision = spelled.partition(":")
-        frames = int(module.num_frame)  # type: ignore[arg-type]
+        frames = _lengths(module)
         if runtime == "plain":
-            yield spelled, (frames, module)
+            yield spelled, (*frames, module)
         elif runtime not in BACKENDS:
             raise CSDError(f"--backends {spelled}: expected plain or one of {', '.join(BACKENDS)}, e.g. torch:bf16")
-        elif getattr(module, "layout", "window") == "window":
+        else:
             options = {"backend": runtime, "precision": precision or "fp32", "device": "cpu"}
-            yield spelled, (frames, open_backend(module, **options))  # type: ignore[arg-type]
-        elif runtime == "torch" and not precision:
-            yield spelled, (frames, fold(module))
+            yield spelled, (*frames, open_backend(module, **options))  # type: ignore[arg-type]
+
+
+def _lengths(facts: Facts | nn.Module) -> tuple[int, int]:
+    """Frames that go into one pass, and those of them that count."""
+    count = _SEQUENCE if getattr(facts, "layout", "") == "sequence" else 1
+    return int(facts.num_frame) + count - 1, count  # type: ignore[arg-type]
 
 
 def _action(run: Run, size: tuple[int, int]) -> Callable[[], object]:
-    num_frame, compute = run
+    num_frame, _, compute = run
     window = torch.rand(1, num_frame, 3, size[1], size[0], generator=torch.Generator().manual_seed(0))
 
     def once() -> object:

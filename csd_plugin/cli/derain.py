@@ -1,9 +1,10 @@
 """Remove rain from a video, a folder of frames or a pipe.
 
-IN is a video file, a folder of images, a pattern of image files (frames_%05d.png), or - for raw rgb24 frames on
-standard input. OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, a pattern (clean_%05d.png),
-- for raw frames on standard output, else a folder of PNG files. A video keeps codec, frame rate, time stamps, colours,
-sound and subtitles of IN as far as OUT's kind of file holds them; it appears under its name only when it is whole.
+IN is a video file, a folder of images, a pattern of image files (frames_%05d.png), - for raw rgb24 frames on
+standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows), which Ctrl-C or --end ends.
+OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, a pattern (clean_%05d.png), - for raw frames on
+standard output, else a folder of PNG files. A video keeps codec, frame rate, time stamps, colours, sound and subtitles
+of IN as far as OUT's kind of file holds them; it appears under its name only when it is whole.
 Frames of a folder appear one by one, and --resume goes on where such a run was stopped.
 
 Scene cuts are found and reported; no frame is cleaned by those of another shot. A part (--start, --end) gets the
@@ -14,6 +15,7 @@ examples:
   csd derain rain.mp4 clean.mp4 --fast
   csd derain rain.mp4 clean.mp4 --model net_g_latest.pth
   csd derain rain.mp4 both.mp4 --model net_g_latest.pth --side-by-side --start 1:05 --end 1:15
+  csd derain camera:0 garden.mp4 --end 1:00
   csd derain a1_Rain/ a1_clean/ --model net_g_latest.pth --compare a1_GT/
   ffmpeg -i rain.mp4 -f rawvideo -pix_fmt rgb24 - | csd derain - - --size 640x480 --model student.onnx > clean.rgb
 """
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="IN", type=Path, help="video file, folder, pattern of images, or -")
+    parser.add_argument("source", metavar="IN", type=Path, help="video file, folder, pattern of images, camera:0, or -")
     parser.add_argument("output", metavar="OUT", type=Path, help="video file, folder or pattern to write, or -")
     model = parser.add_mutually_exclusive_group()
     model.add_argument(

@@ -55,6 +55,8 @@ _ENCODER_OPTIONS: dict[str, dict[str, str]] = {
     "ffv1": {},
     "prores": {},
 }
+_EVEN_ONLY = ("libx264", "libx265")
+"""Encoders that refuse odd sizes where colours are at half the size."""
 _OLD_ENCODER_OPTIONS = {"qmin": "1", "qmax": "4"}
 
 PIPE = Path("-")
@@ -78,6 +80,7 @@ class FrameReader(ABC):
         num_frames: how many frames the part asked for has; an estimate for some files, None where nothing tells.
         first: the number, in the whole clip, of the part's first frame.
         lead: frames of the context that come before the part.
+        live: frames come as they are seen, until `stop` is called.
     """
 
     path: Path
@@ -87,6 +90,7 @@ class FrameReader(ABC):
     num_frames: int | None
     first: int
     lead: int = 0
+    live: bool = False
 
     @abstractmethod
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -110,6 +114,10 @@ class FrameReader(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of the file."""
+
+    def stop(self) -> None:
+        """End a live clip with the frame that is being read; from any thread."""
+        raise RuntimeError(f"{self.path} ends by itself")
 
     def __enter__(self) -> FrameReader:
         return self
@@ -153,11 +161,12 @@ def open_reader(
     context: int = 0,
     size: tuple[int, int] | None = None,
 ) -> FrameReader:
-    """Open a video file, images, or a pipe.
+    """Open a video file, images, a pipe, or a camera.
 
     Args:
         path: a video file; a folder of images, which are taken in the natural order of their names; a pattern of
-            image files such as frames_%05d.png; or '-', raw rgb24 frames of `size` on standard input.
+            image files such as frames_%05d.png; '-', raw rgb24 frames of `size` on standard input; or a camera,
+            see `is_camera`, which has no `start` and no `context`.
         start, end: the part to read: from the frame at `start` up to, not with, the one at `end`.
         fps: the rate of images and pipes; a video file knows its own.
         context: read up to so many frames before and after the part too; `in_part` tells which they are.
@@ -165,13 +174,17 @@ def open_reader(
         keep_going: leave out frames of a video that cannot be decoded, with a warning, instead of stopping.
 
     Raises:
-        CSDError: nothing there, not a video, no picture in it, or an empty part.
+        CSDError: nothing there, not a video, no picture in it, no camera, or an empty part.
     """
     path = Path(path)
     if path == PIPE:
         from csd_plugin.data.pipes import PipeReader
 
         return PipeReader(size, start=start, end=end, fps=fps, context=context)
+    if is_camera(path):
+        from csd_plugin.data.camera import CameraReader
+
+        return CameraReader(path, start=start, end=end)
     if _NUMBER.search(path.name) and not path.exists():
         return FolderReader(path, numbered(path), start=start, end=end, fps=fps, context=context)
     if not path.exists():
@@ -179,6 +192,11 @@ def open_reader(
     if path.is_dir():
         return FolderReader(path, images_in(path), start=start, end=end, fps=fps, context=context)
     return VideoReader(path, start=start, end=end, keep_going=keep_going, context=context)
+
+
+def is_camera(path: Path) -> bool:
+    """Whether a path means a camera: camera:0, camera:1, .., camera:NAME (on Windows), or /dev/video0."""
+    return re.fullmatch(r"camera:.+|/dev/video\d+", path.as_posix()) is not None
 
 
 def open_writer(path: str | Path, *, like: FrameReader) -> FrameWriter:
@@ -383,7 +401,7 @@ class VideoReader(FrameReader):
         self.pixel_aspect = self._stream.sample_aspect_ratio
         self.metadata = {k: v for k, v in self._stream.metadata.items() if k in ("title", "language")}
         self._rgb_format = "rgb48le" if max(c.bits for c in first.format.components) > 8 else "rgb24"
-        height, width = self._to_rgb(first).shape[:2]
+        height, width = to_rgb(first, self._rgb_format).shape[:2]
         self.size = (width, height)
         self.first = self._skipped
         self.num_frames = self._count()
@@ -392,9 +410,9 @@ class VideoReader(FrameReader):
         if self._first is None:
             raise RuntimeError("a video is read once; open it again")
         first, self._first = self._first, None
-        yield self._to_rgb(first)
+        yield to_rgb(first, self._rgb_format)
         for frame in self._frames:
-            yield self._to_rgb(frame)
+            yield to_rgb(frame, self._rgb_format)
 
     def in_part(self, index: int) -> bool:
         return 0 <= index - self.lead < len(self._starts)
@@ -480,14 +498,6 @@ class VideoReader(FrameReader):
         if not self._keep_going:
             raise CSDError(f"{message}; keep_going (--keep-going) leaves out what cannot be read")
         logger.warning("%s; what cannot be read is left out", message)
-
-    def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
-        """The picture as a viewer shows it."""
-        pixels = frame.to_ndarray(format=self._rgb_format, interpolation=_INTERPOLATION)
-        matrix = frame.side_data.get("DISPLAYMATRIX")
-        if matrix is None:
-            return pixels
-        return _turn(pixels, np.frombuffer(matrix, np.int32))  # type: ignore[call-overload]
 
     def _count(self) -> int | None:
         seconds = Fraction(self._container.duration, av.time_base) if self._container.duration else None
@@ -691,14 +701,23 @@ def _encoder(container: av.container.OutputContainer, codec: str) -> av.Codec:
 
 
 def _pixel_format(encoder: av.Codec, source: str | None, frame: np.ndarray) -> str:
-    """The source's pixel format where the encoder has it; 4:4:4 for odd sizes, which 4:2:0 encoders refuse."""
+    """The source's pixel format where the encoder has it; 4:4:4 for odd sizes that it takes in no other."""
     wanted = source if source and source.startswith("yuv") else "yuv420p" if frame.dtype == np.uint8 else "yuv420p10le"
     wanted = wanted.replace("yuvj", "yuv").replace("yuva", "yuv")
-    if frame.shape[0] % 2 or frame.shape[1] % 2:
+    if encoder.name in _EVEN_ONLY and (frame.shape[0] % 2 or frame.shape[1] % 2):
         wanted = re.sub("42[02]|41[01]|440", "444", wanted)
     offered = [pixel_format.name for pixel_format in encoder.video_formats or ()]
     eight_bits = re.sub(r"p\d+[lb]e$", "p", wanted)
     return next((name for name in (wanted, eight_bits, "yuv420p") if name in offered), offered[0])
+
+
+def to_rgb(frame: av.VideoFrame, rgb_format: str = "rgb24") -> np.ndarray:
+    """The picture as a viewer shows it: (H, W, 3), uint8, or uint16 of 'rgb48le'."""
+    pixels = frame.to_ndarray(format=rgb_format, interpolation=_INTERPOLATION)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return pixels
+    return _turn(pixels, np.frombuffer(matrix, np.int32))  # type: ignore[call-overload]
 
 
 def _turn(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:

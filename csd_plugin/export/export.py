@@ -84,14 +84,16 @@ def export_network(
     reference = ready(network)
     with _beside(output) as temporary:
         if precision == "int8":
-            model = quantise(to_onnx(reference, facts, opset=opset), calibration)
+            ranges = [_to_cells(window, facts.divisor) for window in calibration]
+            model = quantise(to_onnx(reference, facts, opset=opset), ranges)
             if output.suffix.lower() == ".onnx":
                 temporary.write_bytes(model)
             else:
                 onnx_to_openvino(model, temporary)
         else:
             form.write(ready(network, DTYPES[precision]), facts, opset, temporary)
-        difference, error, count = _compare(form.open(temporary), reference, windows or _made_up(facts))
+        shown = [_to_cells(window, facts.divisor) for window in windows or _made_up(facts)]
+        difference, error, count = _compare(form.open(temporary), reference, shown)
         tolerance = TOLERANCE.get(precision, math.inf)
         if not difference <= tolerance:
             raise CSDError(
@@ -120,15 +122,25 @@ def _compare(run: Run, reference: Computing, windows: Sequence[Tensor]) -> tuple
     return largest, squared / numbers, count
 
 
+def _to_cells(window: Tensor, divisor: int) -> Tensor:
+    """(B, T, 3, H, W) cut to multiples of `divisor`."""
+    height, width = (length // divisor * divisor for length in window.shape[-2:])
+    return window[..., :height, :width]
+
+
 def _made_up(facts: Facts) -> list[Tensor]:
-    """Smooth pictures that move, with noise, in two sizes and batches: the file must take them all."""
+    """Smooth pictures that move, with noise, in two sizes and batches: the file must take them all.
+
+    Of sequences, in two lengths.
+    """
     generator = torch.Generator().manual_seed(0)
     windows = []
-    for batch, height, width in ((1, 48, 64), (2, 37, 53)):
-        coarse = torch.rand(batch, facts.num_frame * 3, 6, 8, generator=generator)
-        frames = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
-        noise = 0.05 * torch.randn(frames.shape, generator=generator)
-        windows.append((frames + noise).clamp(0, 1).unflatten(1, (facts.num_frame, 3)))
+    longer = facts.num_frame + 3 if facts.layout == "sequence" else facts.num_frame
+    for batch, frames, height, width in ((1, facts.num_frame, 48, 64), (2, longer, 37, 53)):
+        coarse = torch.rand(batch, frames * 3, 6, 8, generator=generator)
+        pictures = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+        noise = 0.05 * torch.randn(pictures.shape, generator=generator)
+        windows.append((pictures + noise).clamp(0, 1).unflatten(1, (frames, 3)))
     return windows
 
 

@@ -37,7 +37,10 @@ class Backend(Protocol):
     prefers_pairs: bool
 
     def __call__(self, window: Tensor) -> Tensor:
-        """(B, T, 3, H, W) float32 in [0, 1] -> (B, 3, H, W) float32, not clamped; both on `device`."""
+        """(B, T, 3, H, W) float32 in [0, 1] -> (B, 3, H, W), of sequences (B, T, 3, H, W), not clamped; on `device`.
+
+        Heights and widths are multiples of `facts.divisor`.
+        """
 
 
 class TorchBackend:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from csd_plugin.archs.sldnet import PRESETS, SLDNet
 from csd_plugin.errors import CSDError
 
-_SIZE = 16
+LAYOUTS = ("window", "sequence")
+_SIZE, _MANY = 16, 24
 
 
 class ConvCall(NamedTuple):
@@ -27,12 +28,15 @@ class ConvCall(NamedTuple):
 
 @dataclass(frozen=True)
 class Facts:
-    """What a runner needs to know of a network (B, num_frame, 3, H, W) in [0, 1] -> (B, 3, H, W).
+    """What a runner needs to know of a network.
 
     Attributes:
-        num_frame: frames in the window; the result is the clean frame in its centre.
+        num_frame: frames that a clean one is computed from, in whose centre it is.
         reach: how many pixels to each side a result depends on, at most.
-        floats: numbers that the largest activation holds for each pixel of the frame.
+        floats: numbers that the largest activation holds for each pixel of a window, or of a frame of a sequence.
+        layout: 'window', (B, num_frame, 3, H, W) in [0, 1] -> (B, 3, H, W); or 'sequence', (B, N, 3, H, W) ->
+            (B, N, 3, H, W), of which all but num_frame // 2 frames at both ends count.
+        divisor: heights and widths have to be multiples of it, and tiles begin at such.
         preset: the row of the paper's table that the network is, or the name of its class.
         license: of the weights, as their maker states it.
     """
@@ -40,17 +44,34 @@ class Facts:
     num_frame: int
     reach: int
     floats: int
+    layout: str = "window"
+    divisor: int = 1
     preset: str = ""
     license: str = "not stated"
 
     def to_metadata(self) -> dict[str, str]:
         """Strings to store in an exported file; besides the facts, how the input is to be made."""
         facts = {name: str(value) for name, value in dataclasses.asdict(self).items()}
-        return facts | {
-            "input": "window: float32 RGB in [0, 1], (batch, num_frame, 3, height, width)",
-            "output": "frame: float32 RGB, (batch, 3, height, width), the clean centre frame; clamp it to [0, 1]",
-            "padding": "time: reflect the clip at its ends without repeating them; space: none, any size will do",
-        }
+        size = "none, any size will do" if self.divisor == 1 else f"repeat the ends to multiples of {self.divisor}"
+        padding = {"padding": f"time: reflect the clip at its ends without repeating them; space: {size}"}
+        if self.layout == "sequence":
+            return (
+                facts
+                | padding
+                | {
+                    "input": "window: float32 RGB in [0, 1], (batch, frames, 3, height, width), frames >= num_frame",
+                    "output": "frame: float32 RGB, as many frames, of which num_frame // 2 at both ends do not count; "
+                    "clamp it to [0, 1]",
+                }
+            )
+        return (
+            facts
+            | padding
+            | {
+                "input": "window: float32 RGB in [0, 1], (batch, num_frame, 3, height, width)",
+                "output": "frame: float32 RGB, (batch, 3, height, width), the clean centre frame; clamp it to [0, 1]",
+            }
+        )
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], source: str) -> Facts:
@@ -59,37 +80,55 @@ class Facts:
         for field in dataclasses.fields(cls):
             text = metadata.get(field.name)
             number = field.type == "int"
+            if text is None and field.default is not dataclasses.MISSING:
+                continue
             if text is None or (number and not (text.isdecimal() and len(text) < 7)):
                 raise CSDError(f"{source} does not say its {field.name}: it is not one that `csd export` wrote")
             values[field.name] = int(text) if number else text
         facts = cls(**values)  # type: ignore[arg-type]
-        if facts.num_frame % 2 == 0 or facts.floats < 1:
+        if facts.num_frame % 2 == 0 or min(facts.floats, facts.divisor) < 1 or facts.layout not in LAYOUTS:
             raise CSDError(f"{source}: its metadata make no sense ({facts}); export it again")
         return facts
 
 
 def study(network: nn.Module, license: str = "not stated") -> Facts:
-    """The facts of a network of windows, from a tiny one. Raises CSDError for networks of sequences."""
-    if getattr(network, "layout", "window") != "window":
-        raise CSDError(
-            f"{type(network).__name__} derains many frames together, which is not built for streams of frames; "
-            f"run it by an option file: python -m csd_plugin.test, with val.save_img: true"
-        )
-    calls = conv_calls(network)
-    # Stride 1 throughout: every layer sees this much further.
-    reach = sum(call.layer.dilation[-1] * (call.layer.kernel_size[-1] // 2) for call in calls)
+    """The facts of a network, from tiny frames. Raises CSDError for one that is called in a way unknown here."""
+    layout, divisor = layout_of(network), int(getattr(network, "size_divisor", 1))
+    frames = cast(int, network.num_frame) + (_MANY if layout == "sequence" else 0)
+    calls = conv_calls(network, frames)
+    # Stride 1 throughout: every layer sees this much further, at half the size twice as far.
+    reach = divisor - 1
+    for call in calls:
+        pixels = _SIZE // min(call.input_shape[-1], _SIZE)
+        reach += pixels * call.layer.dilation[-1] * (call.layer.kernel_size[-1] // 2)
     floats = max((max(call.input_shape.numel(), call.output_shape.numel()) for call in calls), default=3 * _SIZE**2)
     return Facts(
         num_frame=cast(int, network.num_frame),
         reach=int(getattr(network, "reach", reach)),
-        floats=-(-floats // _SIZE**2),
+        floats=-(-floats // (_SIZE**2 * (frames if layout == "sequence" else 1))),
+        layout=layout,
+        divisor=divisor,
         preset=_preset(network),
         license=license,
     )
 
 
-def conv_calls(network: nn.Module) -> list[ConvCall]:
-    """Every use of a convolution in one forward pass of a (1, num_frame, 3, 16, 16) window, in order."""
+def layout_of(network: nn.Module) -> str:
+    """One of `LAYOUTS`: what the network says of itself, else 'window'. Raises CSDError for any other."""
+    layout = getattr(network, "layout", "window")
+    if layout not in LAYOUTS:
+        raise CSDError(
+            f"{type(network).__name__} has the layout {layout!r}; frames are derained by networks of the layouts "
+            f"{' and '.join(LAYOUTS)}: one of single images takes windows of one frame, (B, 1, 3, H, W)"
+        )
+    return layout
+
+
+def conv_calls(network: nn.Module, num_frame: int | None = None) -> list[ConvCall]:
+    """Every use of a convolution in one forward pass of a (1, num_frame, 3, 16, 16) window, in order.
+
+    num_frame: by default the network's; of a sequence any number.
+    """
     calls: list[ConvCall] = []
 
     def note(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -104,7 +143,8 @@ def conv_calls(network: nn.Module) -> list[ConvCall]:
     try:
         with torch.inference_mode():
             weight = next(network.parameters())
-            network.eval()(weight.new_zeros(1, cast(int, network.num_frame), 3, _SIZE, _SIZE))
+            frames = num_frame or cast(int, network.num_frame)
+            network.eval()(weight.new_zeros(1, frames, 3, _SIZE, _SIZE))
     finally:
         network.train(was_training)
         for hook in hooks:

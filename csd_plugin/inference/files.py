@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -16,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from csd_plugin.data.video import PIPE, FolderWriter, FrameReader, Position, open_reader, open_writer
+from csd_plugin.data.video import PIPE, FolderWriter, FrameReader, Position, is_camera, open_reader, open_writer
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.cuts import CutDetector
 from csd_plugin.inference.runner import Derainer, peak_of
@@ -49,10 +52,12 @@ def derain_file(
     begin: Callable[[FrameReader], None] | None = None,
     observe: Observer | None = None,
 ) -> Derained:
-    """Derain a video, images or a pipe into another; see `open_reader` and `open_writer` for all kinds.
+    """Derain a video, images, a pipe or a camera; see `open_reader` and `open_writer` for all kinds.
 
     Reading, network and writing overlap in three threads; memory does not grow with the clip. Frames of a part
-    are those of the whole clip: the frames around it are read too. Windows never hold frames of two shots.
+    are those of the whole clip: the frames around it are read too. (Networks of sequences begin their runs of frames
+    where the part begins, which shows a little.) Windows never hold frames of two shots. A camera's clip ends with
+    Ctrl-C, and its output is whole then.
 
     Args:
         size: (width, height) of a pipe's frames.
@@ -82,6 +87,7 @@ def derain_file(
         writer = stack.enter_context(open_writer(output, like=reader))
         if begin:
             begin(reader)
+        stack.enter_context(_interrupt_ends(reader))
         bar = stack.enter_context(tqdm(total=reader.num_frames, unit="frame", desc=source.name, disable=None))
         count, cuts = 0, []
         for index, pair in enumerate(ahead(paired(reader, derainer))):
@@ -97,6 +103,25 @@ def derain_file(
             count += 1
             bar.update()
     return Derained(count, cuts)
+
+
+@contextlib.contextmanager
+def _interrupt_ends(reader: FrameReader) -> Iterator[None]:
+    """The first Ctrl-C ends a live clip, and what came of it is finished; the second interrupts as elsewhere."""
+    if not reader.live or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = signal.getsignal(signal.SIGINT)
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, usual)
+        reader.stop()
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 class Pair(NamedTuple):
@@ -129,8 +154,8 @@ def paired(frames: Iterable[np.ndarray], derainer: Derainer) -> Iterator[Pair]:
 
 def _resume_at(source: Path, output: Path, start: Position, end: Position | None, fps: Fraction) -> int | None:
     """The number of the first frame whose file is not there yet; None if all are."""
-    if source == PIPE:
-        raise CSDError("raw frames on standard input cannot be resumed: they are gone; give a file or a folder")
+    if source == PIPE or is_camera(source):
+        raise CSDError(f"{source}: frames that come once cannot be resumed: they are gone; give a file or a folder")
     with open_reader(source, start=start, end=end, fps=fps) as reader:
         writer = open_writer(output, like=reader)
         if not isinstance(writer, FolderWriter):

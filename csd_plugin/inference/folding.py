@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csd_plugin.inference.facts import conv_calls
+from csd_plugin.inference.facts import conv_calls, layout_of
 
 # Folding pays while at least this part of the weight's blocks is filled. Measured per useful product, the 2-D
 # form is as fast as oneDNN's 3-D one at 7/9 (T = 3) and less than half as fast at 19/49 (T = 7).
@@ -30,8 +30,9 @@ def fold(network: nn.Module) -> nn.Module:
     """The same network for inference, with every 3-D convolution in its cheaper exact form.
 
     Args:
-        network: (B, T, 3, H, W) -> (B, 3, H, W), with `num_frame` = T. It is left as it is; one without 3-D
-            convolutions, or with some that are strided, dilated, grouped or not zero-padded, keeps those.
+        network: (B, T, 3, H, W) -> (B, 3, H, W), with `num_frame` = T, or one of sequences, of which no layer can
+            be folded. It is left as it is; one without 3-D convolutions, or with some that are strided, dilated,
+            grouped or not zero-padded, keeps those.
 
     Returns:
         A copy in eval mode without gradients: same call, same frames up to rounding.
@@ -40,6 +41,7 @@ def fold(network: nn.Module) -> nn.Module:
     for call in conv_calls(network):
         if isinstance(call.layer, nn.Conv3d):
             depths.setdefault(call.name, set()).add(call.input_shape[2])
+    one_length = layout_of(network) == "window"
     folded = copy.deepcopy(network).eval().requires_grad_(False)
     forms: list[nn.Module] = []
     for name, lengths in depths.items():
@@ -48,7 +50,7 @@ def fold(network: nn.Module) -> nn.Module:
         if not isinstance(convolution, nn.Conv3d) or not _is_plain(convolution):
             continue
         form: nn.Module
-        if len(lengths) == 1 and filled(convolution, *lengths) >= MIN_FILLED:
+        if one_length and len(lengths) == 1 and filled(convolution, *lengths) >= MIN_FILLED:
             form = FoldedConv3d(convolution, *lengths)
         else:
             form = DirectConv3d(convolution)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.errors import CSDError
-from csd_plugin.inference.facts import Facts
+from csd_plugin.inference.facts import Facts, layout_of
 from csd_plugin.inference.folding import fold
 
 OPSET = 18
@@ -19,11 +19,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Computing(nn.Module):
-    """A network that computes in `dtype`: (B, T, 3, H, W) -> (B, 3, H, W), both float32."""
+    """A network that computes in `dtype`: (B, T, 3, H, W) -> (B, 3, H, W), of sequences to as many, all float32."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.num_frame = int(network.num_frame)  # type: ignore[arg-type]
+        self.layout, self.size_divisor = layout_of(network), int(getattr(network, "size_divisor", 1))
         self.network = network.to(dtype)
         self.dtype = dtype
 
@@ -39,7 +40,7 @@ def ready(network: nn.Module, dtype: torch.dtype = torch.float32) -> Computing:
 def dynamic_program(network: Computing) -> torch.export.ExportedProgram:
     """The network's graph for any batch, height and width."""
     with torch.no_grad():
-        return torch.export.export(network, _example(network), dynamic_shapes=_dynamic())
+        return torch.export.export(network, _example(network), dynamic_shapes=_dynamic(network))
 
 
 def to_onnx(network: Computing, facts: Facts, *, opset: int = OPSET) -> bytes:
@@ -66,7 +67,7 @@ def to_onnx(network: Computing, facts: Facts, *, opset: int = OPSET) -> bytes:
         exported = torch.onnx.export(
             network,
             _example(network),
-            dynamic_shapes=_dynamic(),
+            dynamic_shapes=_dynamic(network),
             input_names=[INPUT],
             output_names=[OUTPUT],
             opset_version=opset,
@@ -86,9 +87,12 @@ def to_onnx(network: Computing, facts: Facts, *, opset: int = OPSET) -> bytes:
 
 
 def _example(network: Computing) -> tuple[Tensor]:
-    return (torch.zeros(2, network.num_frame, 3, 34, 38),)  # sizes of 0 and 1 would be taken for constants
+    height, width = 17 * network.size_divisor, 19 * network.size_divisor
+    return (torch.zeros(2, network.num_frame, 3, height, width),)  # sizes of 0 and 1 would be taken for constants
 
 
-def _dynamic() -> tuple[dict[int, torch.export.Dim]]:
-    batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
-    return ({0: batch, 3: height, 4: width},)
+def _dynamic(network: Computing) -> tuple[dict[int, torch.export.Dim]]:
+    batch, frames, height, width = (torch.export.Dim(name) for name in ("batch", "frames", "height", "width"))
+    if network.size_divisor > 1:
+        height, width = network.size_divisor * height, network.size_divisor * width  # type: ignore[operator]
+    return ({0: batch, 3: height, 4: width} | ({1: frames} if network.layout == "sequence" else {}),)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd_plugin.errors import CSDError
@@ -27,6 +28,8 @@ Frame = TypeVar("Frame", np.ndarray, Tensor)
 # How many tensors of the widest layer's size are alive at once: a layer's input and output, the input that a
 # residual pair keeps, and the convolution's own copy in the layout it computes in.
 _LIVE_ACTIVATIONS = 4
+SEQUENCE = 24
+"""Frames that a network of sequences cleans together, as S2VD's authors have it."""
 
 _TRIAL_SIDE, _TRIAL_SECONDS = 128, 0.4
 
@@ -39,21 +42,25 @@ class Derainer:
     A frame's window reaches num_frame // 2 frames to both sides and is reflected at the clip's ends, so its
     result comes that many frames late (and up to `batch` - 1 more). Memory does not grow with the clip.
 
+    Networks of sequences clean `batch` frames together and see num_frame // 2 more at both ends; as they look
+    further where they can, a frame's result depends a little on where in the clip that run of frames begins.
+
     Args:
         network: a checkpoint, an exported .onnx or .xml, or a network: (B, T, 3, H, W) in [0, 1] -> (B, 3, H, W),
-            with `num_frame` = T. What runs is a copy in its fastest exact form, see `fold`.
+            with `num_frame` = T, or of `layout` 'sequence' to as many frames. What runs is a copy in its fastest
+            exact form, see `fold`.
         backend: 'auto', 'torch', 'onnxruntime' or 'openvino'; see `open_backend`. In fp32 all give the same frames.
         precision: 'fp32', or 'bf16' (about twice as fast on CPUs that have it; on real rain a third of the
             values of a trained student2 move by a grey level, 52 dB from fp32), or 'fp16' (on GPUs).
         device: 'auto' is CUDA where there is one, else the CPU.
         batch: windows in one forward; by default 1, or 2 on the CPU for networks with 3-D convolutions that
-            could not be folded, which run many times slower one window at a time.
+            could not be folded, which run many times slower one window at a time. Of sequences, the frames that
+            are cleaned together, by default 24.
         memory: MiB that the layers' activations may take; larger frames go through in tiles, which overlap
             by what the network sees, so that the result is that of the whole frame.
 
     Raises:
-        CSDError: an unreadable checkpoint, one of a network of sequences, a backend that is not installed, or a device
-            that is not there.
+        CSDError: an unreadable checkpoint, a backend that is not installed, or a device that is not there.
     """
 
     def __init__(
@@ -70,9 +77,15 @@ class Derainer:
         self.device = self.backend.device
         facts = self.backend.facts
         self.num_frame = facts.num_frame
-        self.batch = batch or (2 if self.backend.prefers_pairs else 1)
-        self._pixels = memory * 2**20 // (_LIVE_ACTIVATIONS * 4 * facts.floats * self.batch)
-        self._windows: WindowStream[Tensor] = WindowStream(self.num_frame)
+        self._sequences = facts.layout == "sequence"
+        if self._sequences:
+            self.batch = batch or SEQUENCE
+            self._windows: WindowStream[Tensor] = WindowStream(self.num_frame, self.batch)
+            computed = self.batch + self.num_frame - 1
+        else:
+            computed = self.batch = batch or (2 if self.backend.prefers_pairs else 1)
+            self._windows = WindowStream(self.num_frame)
+        self._pixels = memory * 2**20 // (_LIVE_ACTIVATIONS * 4 * facts.floats * computed)
         self._ready: list[list[Tensor]] = []
         self._example: np.ndarray | Tensor | None = None
 
@@ -94,7 +107,7 @@ class Derainer:
                 f"{tuple(self._example.shape)}, {self._example.dtype}: a clip has frames of one kind"
             )
         self._ready += self._windows.push(to_pixels(frame, self.device))
-        return self._finish(len(self._ready) // self.batch * self.batch, frame)
+        return self._finish(len(self._ready) // self._at_once * self._at_once, frame)
 
     def flush(self) -> list[Any]:
         """The clip has ended: give its last frames, and be ready for another clip."""
@@ -109,16 +122,23 @@ class Derainer:
         self._windows.flush()
         self._ready, self._example = [], None
 
+    @property
+    def _at_once(self) -> int:
+        """Windows in one forward."""
+        return 1 if self._sequences else self.batch
+
     def seconds_a_frame(self, width: int, height: int) -> float:
         """About how long a frame of this size takes in the network, here and now, from a trial on a small part of one.
 
         The trial takes some tenths of a second, or what two parts of 128x128 take if that is longer. Reading and
         writing, which go on beside, are not in it.
         """
-        tiles = split(height, width, self._pixels, self.backend.facts.reach)
+        facts = self.backend.facts
+        tiles = split(height, width, self._pixels, facts.reach, facts.divisor)
         sides = [(span.seen.stop - span.seen.start) for span in tiles[0]]
         tile = torch.randint(256, (*(min(side, _TRIAL_SIDE) for side in sides), 3), device=self.device).byte()
-        windows = [[tile] * self.num_frame] * self.batch
+        frames = self.batch + self.num_frame - 1
+        windows = [[tile] * frames] if self._sequences else [[tile] * self.num_frame] * self.batch
         times: list[float] = []
         while len(times) < 2 or sum(times) < _TRIAL_SECONDS:
             began = time.perf_counter()
@@ -130,8 +150,8 @@ class Derainer:
     def _finish(self, count: int, example: np.ndarray | Tensor) -> list[Any]:
         """Compute the first `count` of the windows that are ready."""
         frames = []
-        for start in range(0, count, self.batch):
-            outputs = self._derain(self._ready[start : min(start + self.batch, count)], peak_of(example))
+        for start in range(0, count, self._at_once):
+            outputs = self._derain(self._ready[start : min(start + self._at_once, count)], peak_of(example))
             frames += [from_pixels(output, example) for output in outputs]
         del self._ready[:count]
         return frames
@@ -140,15 +160,19 @@ class Derainer:
     def _derain(self, windows: list[list[Tensor]], peak: float) -> Tensor:
         """B windows of T frames (H, W, 3), values 0 .. peak -> their clean frames (B, H, W, 3), of the same type.
 
-        Frames stay in the type they came in but for the tile that is at work.
+        Of sequences, one of N frames -> the N - num_frame + 1 that count. Frames stay in the type they came in but
+        for the tile that is at work.
         """
-        first = windows[0][0]
+        first, facts = windows[0][0], self.backend.facts
         height, width = first.shape[:2]
-        output = first.new_empty(len(windows), height, width, 3)
-        for y, x in split(height, width, self._pixels, self.backend.facts.reach):
+        count = len(windows[0]) - self.num_frame + 1 if self._sequences else len(windows)
+        output = first.new_empty(count, height, width, 3)
+        for y, x in split(height, width, self._pixels, facts.reach, facts.divisor):
             tiles = [torch.stack([frame[y.seen, x.seen] for frame in window], dim=2) for window in windows]
             seen = torch.stack(tiles).permute(0, 3, 4, 1, 2)  # (B, h, w, T, 3) in memory: channels of a pixel together
-            clean = self.backend(seen.float() / peak)
+            clean = self.backend(whole_cells(seen.float() / peak, facts.divisor))
+            if self._sequences:
+                clean = clean[0].narrow(0, self.num_frame // 2, count)
             if not bool(clean.isfinite().all()):
                 raise CSDError(
                     "the network's output holds NaN or infinity: its weights are broken; use another checkpoint"
@@ -196,25 +220,39 @@ class Span(NamedTuple):
     inner: slice
 
 
-def split(height: int, width: int, pixels: int, reach: int) -> list[tuple[Span, Span]]:
+def whole_cells(window: Tensor, divisor: int) -> Tensor:
+    """(B, T, 3, H, W) with the last row and column repeated up to multiples of `divisor`."""
+    below, beside = -window.shape[-2] % divisor, -window.shape[-1] % divisor
+    return F.pad(window, (0, beside, 0, below, 0, 0), mode="replicate") if below or beside else window
+
+
+def split(height: int, width: int, pixels: int, reach: int, divisor: int = 1) -> list[tuple[Span, Span]]:
     """Tiles of a frame, (rows, columns) each, that see at most `pixels` pixels and `reach` beyond what they keep.
 
-    All see parts of one size, so that memory is used again. Of all such grids this is the one with the least
-    to compute; where none is small enough, the finest.
+    All begin at multiples of `divisor`. All see parts of one size, so that memory is used again. Of all such grids
+    this is the one with the least to compute; where none is small enough, the finest.
     """
-    grids = [
-        (rows, columns, min(height, -(-height // rows) + 2 * reach) * min(width, -(-width // columns) + 2 * reach))
-        for rows in range(1, min(height, 64) + 1)
-        for columns in range(1, min(width, 64) + 1)
-    ]
+    rows, columns = (
+        [_spans(length, count, reach, divisor) for count in range(1, min(-(-length // divisor), 64) + 1)]
+        for length in (height, width)
+    )
+    grids = [(y, x, _seen(y) * _seen(x)) for y in rows for x in columns]
     fitting = [grid for grid in grids if grid[2] <= pixels] or [min(grids, key=lambda grid: grid[2])]
-    rows, columns, _ = min(fitting, key=lambda grid: grid[0] * grid[1] * grid[2])
-    return [(y, x) for y in _spans(height, rows, reach) for x in _spans(width, columns, reach)]
+    best_rows, best_columns, _ = min(fitting, key=lambda grid: len(grid[0]) * len(grid[1]) * grid[2])
+    return [(y, x) for y in best_rows for x in best_columns]
 
 
-def _spans(length: int, count: int, reach: int) -> Iterator[Span]:
-    size = min(length, -(-length // count) + 2 * reach)
-    edges = [length * i // count for i in range(count + 1)]
+def _spans(length: int, count: int, reach: int, divisor: int) -> list[Span]:
+    edges = [length * i // count // divisor * divisor for i in range(count)] + [length]
+    reach = -(-reach // divisor) * divisor
+    size = max(end - begin for begin, end in pairwise(edges)) + 2 * reach
+    size = min(length, size + (length - size) % divisor)  # the last tile ends where the frame does
+    spans = []
     for begin, end in pairwise(edges):
         first = min(max(begin - reach, 0), length - size)
-        yield Span(slice(first, first + size), slice(begin, end), slice(begin - first, end - first))
+        spans.append(Span(slice(first, first + size), slice(begin, end), slice(begin - first, end - first)))
+    return spans
+
+
+def _seen(spans: list[Span]) -> int:
+    return spans[0].seen.stop - spans[0].seen.start

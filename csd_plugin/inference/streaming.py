@@ -17,11 +17,14 @@ class WindowStream(Generic[Item]):
 
     The windows are those of the whole clip, but each is given as soon as its last item is there, and no more
     items are kept than a window holds.
+
+    together: give the windows of so many neighbours as one, the items that they cover: `together` + num_frame - 1,
+        at the end of the clip fewer.
     """
 
-    def __init__(self, num_frame: int) -> None:
-        self._num_frame = num_frame
-        self._items: deque[Item] = deque(maxlen=num_frame)
+    def __init__(self, num_frame: int, together: int = 1) -> None:
+        self._num_frame, self._together = num_frame, together
+        self._items: deque[Item] = deque(maxlen=num_frame + together - 1)
         self._pushed = 0
         self._given = 0
 
@@ -29,7 +32,8 @@ class WindowStream(Generic[Item]):
         """The windows that this item completes: none or one."""
         self._items.append(item)
         self._pushed += 1
-        return self._windows(self._pushed - self._num_frame // 2)
+        ready = self._pushed - self._num_frame // 2 - self._given
+        return self._windows(self._given + self._together) if ready == self._together else []
 
     def flush(self) -> list[list[Item]]:
         """The clip has ended: its last windows. The stream is then ready for another clip."""
@@ -43,9 +47,11 @@ class WindowStream(Generic[Item]):
         first = self._pushed - len(self._items)
         windows = []
         while self._given < until:
-            indices = reflect_indices(self._given, self._num_frame, self._pushed)
+            centers = range(self._given, min(self._given + self._together, until))
+            around = [reflect_indices(center, self._num_frame, self._pushed) for center in centers]
+            indices = around[0] + [window[-1] for window in around[1:]]
             windows.append([self._items[index - first] for index in indices])
-            self._given += 1
+            self._given = centers.stop
         return windows
 
 

@@ -149,8 +149,8 @@ def test_a_model_that_is_not_ours_is_one_line(tmp_path):
 
 
 def test_a_plain_network_of_another_layout_is_refused():
-    class Sequence(nn.Conv2d):
-        num_frame, layout = 3, "sequence"
+    class Image(nn.Conv2d):
+        num_frame, layout = 1, "image"
 
-    with pytest.raises(CSDError, match="derains many frames together"):
-        open_backend(Sequence(3, 3, 1))
+    with pytest.raises(CSDError, match=r"Image has the layout 'image'; .* takes windows of one frame"):
+        open_backend(Image(3, 3, 1))

@@ -10,24 +10,44 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.data.windows import reflect_indices
 from csd_plugin.errors import CSDError
 from csd_plugin.inference import runner
-from csd_plugin.inference.runner import Derainer
+from csd_plugin.inference.runner import Derainer, split
 from csd_plugin.inference.streaming import WindowStream, ahead
 
 
-@given(length=st.integers(1, 20), num_frame=st.sampled_from((1, 3, 5, 7)))
-def test_stream_gives_the_windows_of_the_whole_clip_as_early_as_it_can(length, num_frame):
-    stream, windows = WindowStream(num_frame), []
+@given(length=st.integers(1, 20), num_frame=st.sampled_from((1, 3, 5, 7)), together=st.integers(1, 6))
+def test_stream_gives_the_windows_of_the_whole_clip_as_early_as_it_can(length, num_frame, together):
+    stream, runs = WindowStream(num_frame, together), []
     for item in range(length):
-        windows += stream.push(item)
-        assert len(windows) == max(0, item + 1 - num_frame // 2)
-    windows += stream.flush()
+        runs += stream.push(item)
+        assert len(runs) == max(0, item + 1 - num_frame // 2) // together
+    runs += stream.flush()
+    windows = [run[i : i + num_frame] for run in runs for i in range(len(run) - num_frame + 1)]
     assert windows == [reflect_indices(center, num_frame, length) for center in range(length)]
+    assert all(len(run) == together + num_frame - 1 for run in runs[:-1])
     assert stream.flush() == []
+
+
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    pixels=st.integers(1, 4000),
+    reach=st.integers(0, 9),
+    divisor=st.integers(1, 4),
+)
+def test_tiles_cover_the_frame_once_and_see_all_that_they_need(height, width, pixels, reach, divisor):
+    kept = np.zeros((height, width), int)
+    for tile in split(height, width, pixels, reach, divisor):
+        for span, length in zip(tile, (height, width), strict=True):
+            assert span.seen.start % divisor == 0 and 0 <= span.seen.start < span.seen.stop <= length
+            assert span.seen.start in (0, max(span.kept.start - reach, 0)) or span.seen.start < span.kept.start - reach
+            assert span.seen.stop >= min(span.kept.stop + reach, length)
+            assert span.inner == slice(span.kept.start - span.seen.start, span.kept.stop - span.seen.start)
+        kept[tile[0].kept, tile[1].kept] += 1
+    assert (kept == 1).all()
 
 
 def test_ahead_keeps_order_and_raises_where_the_item_would_come():
@@ -147,8 +167,6 @@ def test_mistakes_are_one_line(network):
         derainer.push(np.zeros((4, 5, 3), np.uint8))
     with pytest.raises(CSDError, match="device 'abacus'"):
         Derainer(network, device="abacus")
-    with pytest.raises(CSDError, match=r"S2VD derains many frames together.*csd_plugin\.test"):
-        Derainer(S2VD(num_feat=2, num_block=1), device="cpu")
     broken = SLDNet(preset="student2", num_feat=3)
     with torch.no_grad():
         broken.conv1.bias.fill_(float("nan"))

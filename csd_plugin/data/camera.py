@@ -1,0 +1,125 @@
+"""Frames of a camera, as they come, through FFmpeg's capture devices."""
+
+from __future__ import annotations
+
+import sys
+import time
+from array import array
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from csd_plugin.data.video import FrameReader, Position, to_rgb
+from csd_plugin.errors import CSDError
+
+# FFmpeg's device for each system, and what it calls a camera; on Windows cameras have names only.
+_DEVICES = {
+    "linux": ("v4l2", "/dev/video{}"),
+    "darwin": ("avfoundation", "{}"),
+    "win32": ("dshow", "video={}"),
+}
+_WAIT = 0.005
+_TICK = Fraction(1, 90_000)
+
+
+class CameraReader(FrameReader):
+    """A camera's frames until `stop` is called, or `end` is reached.
+
+    Time counts from the first frame. Where frames are taken more slowly than they come, the device drops some, and the
+    stamps tell when those that are left were seen.
+
+    Raises CSDError where no camera answers, and for a `start`, which a camera has not.
+    """
+
+    live = True
+
+    def __init__(self, path: Path, *, start: Position, end: Position | None) -> None:
+        if start:
+            raise CSDError(f"{path}: a camera's frames begin now; leave out --start")
+        if end is not None and end <= 0:
+            raise CSDError(f"{path}: no frames before {end}; give a later --end")
+        self.path, self._end = path, end
+        self._stopped = False
+        self._container = open_device(path)
+        self._stream = self._container.streams.video[0]
+        self.fps = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
+        self.time_base = _TICK
+        self.num_frames = end if isinstance(end, int) else None
+        self.first = 0
+        self._starts = array("q")
+        self._frames = self._decoded()
+        try:
+            first = next(self._frames, None)
+            if first is None:
+                raise CSDError(f"{path}: the camera gives no frames; does another program use it?")
+        except BaseException:
+            self._container.close()
+            raise
+        self._first: av.VideoFrame | None = first
+        self.size = (first.width, first.height)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        began: Fraction | None = None
+        frame, self._first = self._first, None
+        while frame is not None and not self._stopped:
+            seen = Fraction(frame.pts or 0) * (frame.time_base or _TICK)
+            began = seen if began is None else began
+            seconds = seen - began
+            if self._end is not None and (
+                len(self._starts) >= self._end if isinstance(self._end, int) else seconds >= self._end
+            ):
+                return
+            begin = round(seconds / _TICK)
+            self._starts.append(max(begin, self._starts[-1] + 1) if self._starts else begin)
+            yield to_rgb(frame)
+            frame = next(self._frames, None)
+
+    def stop(self) -> None:
+        """The clip ends with the frame that is being read."""
+        self._stopped = True
+
+    def in_part(self, index: int) -> bool:
+        return True
+
+    def stamp(self, index: int) -> tuple[int, int]:
+        return self._starts[index], max(1, round(1 / (self.fps * _TICK)))
+
+    def name(self, index: int) -> str:
+        return f"{index + 1:05d}"
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        demuxer = self._container.demux(self._stream)
+        while not self._stopped:
+            try:
+                packet = next(demuxer, None)
+                if packet is None:
+                    return
+                yield from packet.decode()
+            except av.BlockingIOError:  # the next frame is not there yet
+                time.sleep(_WAIT)
+                demuxer = self._container.demux(self._stream)
+            except av.InvalidDataError:  # the first packets of a stream may be cut
+                continue
+            except (av.FFmpegError, OSError) as error:
+                raise CSDError(f"{self.path}: the camera stopped ({error.strerror or error})") from error
+
+
+def open_device(path: Path) -> Any:
+    """The capture device that a path means, see `is_camera`, open. Raises CSDError where there is none."""
+    kind, pattern = _DEVICES.get(sys.platform, _DEVICES["linux"])
+    name = path.as_posix().removeprefix("camera:")
+    try:
+        return av.open(name if name.startswith("/dev/") else pattern.format(name), format=kind)
+    except ValueError as error:
+        raise CSDError(f"{path}: this PyAV was built without {kind}, which cameras need here") from error
+    except (av.FFmpegError, OSError) as error:
+        raise CSDError(
+            f"{path}: no camera there ({error.strerror or error}); give camera:0, camera:1, .. or the device's name"
+        ) from error
