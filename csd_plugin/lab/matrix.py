@@ -30,8 +30,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from csd_plugin.errors import CSDError
-from csd_plugin.options import suggestion
+from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.weights import find_checkpoint
 
 

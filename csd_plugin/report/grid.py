@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from csd_plugin.errors import CSDError
+from csd_plugin.report.text import markdown
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,11 @@ class Grid:
 
 def as_markdown(grid: Grid) -> str:
     """A title in bold, the table with the best cells in bold, and the notes as a list."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    rule = ["---"] * grid.text_columns + ["---:"] * (len(grid.head) - grid.text_columns)
     body = [
         [f"**{cell}**" if (r, c) in grid.best else cell for c, cell in enumerate(row)]
         for r, row in enumerate(grid.rows)
     ]
-    table = "\n".join(line(cells) for cells in (grid.head, rule, *body))
+    table = markdown(grid.head, body, grid.text_columns)
     notes = "\n".join(f"- {note}" for note in grid.notes)
     return "\n\n".join(part for part in (f"**{grid.title}**" if grid.title else "", table, notes) if part) + "\n"
 

@@ -10,8 +10,7 @@ import torch
 
 from csd_plugin.inference.backends import pick_device
 from csd_plugin.inference.runner import Derainer
-from csd_plugin.report.table import line
-from csd_plugin.report.text import aligned, counted
+from csd_plugin.report.text import aligned, counted, markdown
 from csd_plugin.weights import FOLDER, RAINY, SETS, Network, Score, best_of, fastest_of
 
 SIZE = (640, 480)
@@ -68,13 +67,13 @@ def as_markdown(networks: Mapping[str, Network], rainy: Mapping[str, Score] = RA
     pairs = [(which, protocol) for which in SETS for protocol in _PROTOCOLS]
     titles = [f"{which}, {_PROTOCOLS[protocol]}" for which, protocol in pairs]
     head = ["network", "what", "parameters", f"multiply-adds, {SIZE[0]}x{SIZE[1]}", *titles]
-    lines = [line(head), line(["---", "---", *["---:"] * (len(head) - 2)])]
+    rows = []
     for name, network in networks.items():
         cost = f"{network.multiply_adds * SIZE[0] * SIZE[1] / 1e9:.1f} G"
         scores = [_score(network.scores.get(which), protocol) for which, protocol in pairs]
-        lines.append(line([f"`{name}`", network.what, f"{network.parameters:,}", cost, *scores]))
-    lines.append(line(["rainy input", "", "", "", *(_score(rainy.get(which), protocol) for which, protocol in pairs)]))
-    return "\n".join(lines)
+        rows.append([f"`{name}`", network.what, f"{network.parameters:,}", cost, *scores])
+    rows.append(["rainy input", "", "", "", *(_score(rainy.get(which), protocol) for which, protocol in pairs)])
+    return markdown(head, rows, text_columns=2)
 
 
 def _computer() -> str:

@@ -73,8 +73,8 @@ def _published_rows(clips: Sequence[str]) -> list[_Row]:
 def _table(rows: Sequence[_Row], clips: Sequence[str], base: _Row | None) -> str:
     gains = ["ΔPSNR", "ΔSSIM"] if base else []
     lines = [
-        line(["network", "", *clips, "average", *gains]),
-        line(["---", "---", *["---:"] * (len(clips) + 1 + len(gains))]),
+        _line(["network", "", *clips, "average", *gains]),
+        _line(["---", "---", *["---:"] * (len(clips) + 1 + len(gains))]),
     ]
     for row in rows:
         average = row.average(clips)
@@ -83,7 +83,7 @@ def _table(rows: Sequence[_Row], clips: Sequence[str], base: _Row | None) -> str
             values = [row.clips.get(clip) for clip in clips]
             cells = [_number(value, metric) for value in (*values, average)]
             deltas = [_number(gain, name, "+") if name == metric else "" for name in Quality._fields] if base else []
-            lines.append(line([row.name if metric == "psnr" else "", metric.upper(), *cells, *deltas]))
+            lines.append(_line([row.name if metric == "psnr" else "", metric.upper(), *cells, *deltas]))
     return "\n".join(lines)
 
 
@@ -100,6 +100,5 @@ def _number(quality: Quality | None, metric: str, sign: str = "") -> str:
     return NONE if value != value else f"{value:{sign}.{getattr(DECIMALS, metric)}f}"
 
 
-def line(cells: Sequence[str]) -> str:
-    """A row of a Markdown table."""
+def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,4 +1,4 @@
-"""Plain text for terminals."""
+"""Tables and counts as text, for terminals and Markdown."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list
         padded = (cell.ljust(width) if column in left else cell.rjust(width) for column, cell, width in cells)
         lines.append("  ".join(padded).rstrip())
     return lines
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """A Markdown table; all but the first `text_columns` columns are numbers."""
+    rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in (head, rule, *rows)
+    )
