@@ -20,6 +20,7 @@ JOBS = {
     "derain": "remove rain from a video or a folder of frames",
     "inspect": "dry-run an option file: networks, layers, windows, memory, warnings",
     "score": "score a folder of results against the truth",
+    "figure": "draw pictures for papers: crops, error maps, features, slices through time, videos",
     "export": "write a network as ONNX, OpenVINO or torch.export",
     "bench": "measure data loading and inference on this machine",
 }

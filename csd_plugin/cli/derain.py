@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.data.pipes import parse_size
+    from csd_plugin.data.video import eight_bits
     from csd_plugin.inference.files import derain_file
     from csd_plugin.inference.memory import keep_freed_memory
     from csd_plugin.inference.runner import Derainer
@@ -127,11 +128,6 @@ def position(text: str) -> int | Fraction:
         raise argparse.ArgumentTypeError(f"{text!r} is no place in a clip: give a frame 120, or a time 4.8s or 1:05")
     hours, minutes, seconds = (Fraction(part or 0) for part in clock.groups())
     return 3600 * hours + 60 * minutes + seconds
-
-
-def eight_bits(frame: np.ndarray) -> np.ndarray:
-    """uint8 as it is, uint16 rounded: what the scoring protocols take."""
-    return frame if frame.itemsize == 1 else ((frame.astype("uint32") + 128) // 257).astype("uint8")
 
 
 def comparison(scores: Scores) -> str:
