@@ -16,6 +16,7 @@ ARCHIVES = ["libarchive-c>=5", "rarfile>=4.2"]  # RAR; needs the system's libarc
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"]
 OPENVINO = ["onnx>=1.16", "onnxscript>=0.3", "openvino>=2024.4"]
 FIGURES = ["matplotlib", "mmengine"]
+METRICS = ["lpips>=0.1.4", "mmeval>=0.2.1"]
 DEV = ["hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "scikit-image", "types-PyYAML"]
 
 setup(
@@ -40,7 +41,8 @@ setup(
         "onnx": ONNX,
         "openvino": OPENVINO,
         "figures": FIGURES,  # `csd figure`
-        "dev": [*TRAIN, *ARCHIVES, *ONNX, *FIGURES, *DEV],
+        "metrics": METRICS,  # NIQE and LPIPS of `csd score`
+        "dev": [*TRAIN, *ARCHIVES, *ONNX, *FIGURES, *METRICS, *DEV],
     },
     entry_points={"console_scripts": ["csd = csd_plugin.cli:main"]},
 )
