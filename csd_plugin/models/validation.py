@@ -66,9 +66,8 @@ class ValidationMixin:
         size = len(dataset)  # type: ignore[arg-type]
         # a run of its own: neighbours share decoded frames, and are what a network of sequences needs
         first, end = size * rank // world_size, size * (rank + 1) // world_size
-        lead = (
-            1 if first < end and first and "previous" in self._wanted() else 0
-        )  # another's last frame, to look back at
+        # with one more before it, another process's, where a metric looks back
+        lead = int(0 < first < end and "previous" in self._wanted())
         indices = range(first - lead, end)
         scored = []
         before = _Before()
@@ -84,9 +83,8 @@ class ValidationMixin:
                     given = before.step(item["folder"], result, guide)
                     if item["index"] < first:
                         continue
-                    measures = self._toolbox_metrics(
-                        {**given, "img": result, **({} if truth is None else {"img2": truth})}
-                    )
+                    given |= {"img": result} if truth is None else {"img": result, "img2": truth}
+                    measures = self._toolbox_metrics(given)
                     if truth is not None or measures:
                         scored.append(
                             {

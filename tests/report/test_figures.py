@@ -116,12 +116,21 @@ def test_crops(scene, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["crops.pdf", "crops.png"]
 
 
-def test_error_maps_have_one_scale(scene, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(
-        Sheet, "image", lambda self, pixels, *place, _image=Sheet.image, **style: (
-            drawn.append((pixels, style)), _image(self, pixels, *place, **style))[1],
-    )  # fmt: skip
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is put on sheets: pixels and style of every image, in order."""
+    images = []
+    real = Sheet.image
+
+    def image(self, pixels, *place, **style):
+        images.append((pixels, style))
+        return real(self, pixels, *place, **style)
+
+    monkeypatch.setattr(Sheet, "image", image)
+    return images
+
+
+def test_error_maps_have_one_scale(scene, tmp_path, drawn):
     peak = draw_errors(scene, tmp_path / "errors.png", number=1)
     frames = scene.frame(1)
     truth, *maps = drawn
@@ -177,6 +186,23 @@ def test_feature_maps(scene, tmp_path):
         draw_features(scene, tmp_path / "x.png", number=0)
     with pytest.raises(CSDError, match="no such layer"):
         draw_features(networks, tmp_path / "x.png", number=0, taps=["conv99"])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_feature_maps_have_a_scale_each_or_one(scene, tmp_path, drawn, monkeypatch, shared):
+    pytest.importorskip("mmengine")
+    ramp = torch.linspace(0, 1, WIDTH).expand(2, HEIGHT, WIDTH)
+    features = {"half": ramp, "net": 3 * ramp}
+    monkeypatch.setattr("csd_plugin.report.figures.features.feature_of", lambda method, *_: features[method.label])
+    draw_features(scene, tmp_path / "x.png", number=0, shared_scale=shared)
+    rainy, (small, _), (large, _), truth = drawn
+    assert np.array_equal(rainy[0], scene.frame(0)["input"]) and np.array_equal(
+        truth[0], scene.frame(0)["ground truth"]
+    )
+    assert small.shape == large.shape == (HEIGHT, WIDTH, 3)
+    assert np.array_equal(small, large) == (not shared)
+    if shared:  # the same value has the same colour: 1 is at the right end of one, a third on in the other
+        assert np.abs(small[0, -1].astype(int) - large[0, WIDTH // 3]).max() <= 12
 
 
 def test_videos_side_by_side(scene, tmp_path):

@@ -15,8 +15,14 @@ from csd_plugin.data.windows import reflect_indices
 from csd_plugin.distill.taps import tap_layers
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import pick_device
-from csd_plugin.report.figures.sheet import GAP, LINE, PAGE_WIDTH, Sheet, lefts, row_width
+from csd_plugin.report.figures.sheet import FONT_SIZE, GAP, LINE, PAGE_WIDTH, Sheet, lefts, row_width
 from csd_plugin.report.figures.sources import INPUT, TRUTH, Method, Scene, read
+
+_SIDE = 0.16
+"""Inches: the room for the names of taps beside their rows."""
+_TAG = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+_CLIPPED = 0.5
+"""Per cent of a map's pixels at both ends of its scale."""
 
 
 def draw_features(
@@ -25,7 +31,8 @@ def draw_features(
     """Write the picture: the rainy frame, a network's feature map a column, and the true frame where there is one.
 
     A map is the feature's mean over its channels (and over time, where it has any left), as Visualizer.draw_featmap
-    draws it: from its least value, blue, to its greatest, red.
+    draws it: from its least value, blue, to its greatest, red. 0.5 % of its pixels at both ends, often those at the
+    frame's border, do not stretch the scale.
 
     Args:
         number: of the frame, from 0.
@@ -46,27 +53,43 @@ def draw_features(
     height, width = frame.shape[:2]
     maps = [_maps(row, draw_featmap, (height, width), shared_scale) for row in features]
 
-    ends = {INPUT: frame}
+    frames = {INPUT: frame}
     if scene.truth:
-        ends[TRUTH] = eight_bits(next(read(scene.truth, number, number + 1)))
-    columns = len(scene.methods) + len(ends)
-    side = 0.16 if len(taps) > 1 else 0.0
-    column = row_width(columns, PAGE_WIDTH - side)
-    tall = column * height / width
-    sheet = Sheet(PAGE_WIDTH, len(maps) * (tall + GAP) + LINE)
-    bottom = len(maps) * (tall + GAP) - GAP / 2
-    places = dict(zip(scene.labels, lefts(columns, column, side), strict=True))
-    for index, row in enumerate(maps):
-        top = index * (tall + GAP)
-        for label, image in (ends | row if index == 0 else row).items():
-            sheet.image(image, places[label], top, column, tall)
-        if side:
-            sheet.text(taps[index], side / 2, top + tall / 2, tall, ha="center", rotation=90)
-    for label, left in places.items():
-        # input and truth stand in the first row only
-        sheet.caption([label], left, bottom if label in maps[0] else tall + GAP / 2, column)
+        frames[TRUTH] = eight_bits(next(read(scene.truth, number, number + 1)))
+    sheet = _row(frames, maps[0], scene.labels) if len(maps) == 1 else _rows(frames, maps, taps)
     sheet.save(out)
     return {label: tuple(feature.shape) for label, feature in features[0].items()}
+
+
+def _row(frames: dict[str, np.ndarray], maps: dict[str, np.ndarray], labels: Sequence[str]) -> Sheet:
+    """Input, maps and truth side by side."""
+    column = row_width(len(labels))
+    tall = column * frames[INPUT].shape[0] / frames[INPUT].shape[1]
+    sheet = Sheet(PAGE_WIDTH, tall + GAP / 2 + LINE)
+    for left, label in zip(lefts(len(labels), column), labels, strict=True):
+        sheet.image((frames | maps)[label], left, 0, column, tall)
+        sheet.caption([label], left, tall + GAP / 2, column)
+    return sheet
+
+
+def _rows(frames: dict[str, np.ndarray], rows: Sequence[dict[str, np.ndarray]], taps: Sequence[str]) -> Sheet:
+    """The frames below each other at the left, then a column a network, a row a tap."""
+    column = row_width(len(rows[0]) + 1, PAGE_WIDTH - _SIDE)
+    tall = column * frames[INPUT].shape[0] / frames[INPUT].shape[1]
+    tops = lefts(len(rows), tall)
+    first, *others = lefts(len(rows[0]) + 1, column)
+    sheet = Sheet(PAGE_WIDTH, tops[-1] + tall + GAP / 2 + LINE)
+    for top, (label, frame) in zip(tops, frames.items(), strict=False):
+        sheet.image(frame, first, top, column, tall).annotate(
+            label, (0, 1), (3, -3), "axes fraction", "offset points", va="top", fontsize=FONT_SIZE - 1, bbox=_TAG
+        )
+    for top, row, tap in zip(tops, rows, taps, strict=True):
+        sheet.text(tap, column + GAP + _SIDE / 2, top + tall / 2, tall, ha="center", rotation=90)
+        for left, (label, image) in zip(others, row.items(), strict=True):
+            sheet.image(image, left + _SIDE, top, column, tall)
+            if top == tops[-1]:
+                sheet.caption([label], left + _SIDE, top + tall + GAP / 2, column)
+    return sheet
 
 
 @torch.no_grad()
@@ -96,13 +119,18 @@ def _reach(network: torch.nn.Module) -> int:
 
 def _maps(row: dict[str, Tensor], draw_featmap, size: tuple[int, int], shared_scale: bool) -> dict[str, np.ndarray]:
     """label -> (H, W, 3) uint8 RGB."""
+    means = [_clipped(feature.mean(dim=0, keepdim=True)) for feature in row.values()]
     if not shared_scale:
-        return {label: draw_featmap(feature, resize_shape=size) for label, feature in row.items()}
+        return {label: draw_featmap(mean, resize_shape=size) for label, mean in zip(row, means, strict=True)}
     # The drawing scales a map from its least to its greatest value: drawn as one, all have the same scale.
-    means = [feature.mean(dim=0, keepdim=True)[None] for feature in row.values()]
-    resized = [torch.nn.functional.interpolate(mean, size, mode="bilinear", align_corners=False)[0] for mean in means]
+    resized = [torch.nn.functional.interpolate(mean[None], size, mode="bilinear")[0] for mean in means]
     drawn = draw_featmap(torch.cat(resized, dim=2))
     return dict(zip(row, np.split(drawn, len(row), axis=1), strict=True))
+
+
+def _clipped(mean: Tensor) -> Tensor:
+    low, high = np.percentile(mean.numpy(), (_CLIPPED, 100 - _CLIPPED))
+    return mean.clamp(float(low), float(high))
 
 
 def _draw_featmap():
