@@ -34,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--box", metavar="x,y,w,h", action="append", default=[], type=_box, help="a detail, in pixels; may be repeated"
     )
     crops.add_argument(
-        "--boxes", metavar="N", type=int, default=2, help="details to choose where the methods differ most (default 2)"
+        "--boxes",
+        metavar="N",
+        type=int,
+        default=2,
+        help="details to choose where input and methods differ most (default 2)",
     )
     crops.add_argument(
         "--protocol", choices=("nturain_y", "rgb"), default="nturain_y", help="of PSNR and SSIM (default nturain_y)"

@@ -7,7 +7,8 @@
 
 Images are (H, W, 3) uint8 BGR, as the toolbox has them. Our validation hands a metric what its signature names: `img`,
 `img2` (the truth), `previous` (the result before), `guide` and `previous_guide` (the truth, or without one the rainy
-input); a frame that lacks one of them has no value.
+input); a frame that lacks one of them has no value. A metric's attribute `check`, where it has one, is called with its
+options before a run begins.
 """
 
 from __future__ import annotations
@@ -49,3 +50,6 @@ def _lpips(weights: str | None) -> LPIPS:
 
 def _rgb(bgr: Image) -> Image:
     return np.ascontiguousarray(bgr[..., ::-1])
+
+
+calculate_lpips.check = lambda weights=None, **_: _lpips(weights)  # type: ignore[attr-defined]

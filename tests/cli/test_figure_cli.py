@@ -58,6 +58,7 @@ def test_what_does_not_fit_is_one_line(clip, tmp_path, capsys, monkeypatch):
     assert "ends in .png" in complaint(capsys, "crops", *clip, "--out", str(tmp_path / "x.doc"))
     assert "make it first" in complaint(capsys, "slice", *clip, "--out", str(tmp_path / "none/x.png"))
     assert "no frames from 7" in complaint(capsys, "errors", *clip, "--frame", "7", *out)
+    assert "at least one" in complaint(capsys, "crops", *clip, "--boxes", "0", *out)
     for wrong, hint in (("--box=1,2,3", "x,y,width,height"), ("--frame=-1", "counted from 0")):
         with pytest.raises(SystemExit):
             main(["figure", "crops", *clip, wrong, *out])

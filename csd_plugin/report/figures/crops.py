@@ -44,10 +44,12 @@ def draw_crops(
         protocol: which of `PROTOCOLS` the captions are of.
 
     Returns:
-        The details. Raises CSDError for a box that is not within the frame.
+        The details. Raises CSDError for a box that is not within the frame, and for none.
     """
     frames = scene.frame(number)
     height, width = frames[INPUT].shape[:2]
+    if not boxes and choose < 1:
+        raise CSDError(f"{choose} details to choose: there must be at least one")
     boxes = list(boxes) or find_boxes(frames, choose)
     for box in boxes:
         check_box(box, width, height)
