@@ -136,7 +136,7 @@ def _kind(kinds, name: str, draw, title: str) -> argparse.ArgumentParser:
         metavar="METHOD",
         nargs="+",
         default=[],
-        help="[LABEL=] student2, student2_csd, teacher32, a checkpoint, or a folder or video of results",
+        help="[LABEL=] a shipped network such as student2, a checkpoint, or a folder or video of results",
     )
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="what to write")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
