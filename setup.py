@@ -15,6 +15,8 @@ TRAIN = ["mmengine", "pydantic>=2", "pytorch-msssim>=1", "pyyaml", "scipy", "ten
 ARCHIVES = ["libarchive-c>=5", "rarfile>=4.2"]  # RAR; needs the system's libarchive (Debian: libarchive13)
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"]
 OPENVINO = ["onnx>=1.16", "onnxscript>=0.3", "openvino>=2024.4"]
+FIGURES = ["matplotlib", "mmengine"]
+METRICS = ["lpips>=0.1.4", "mmeval>=0.2.1"]
 DEV = ["hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "scikit-image", "types-PyYAML"]
 
 setup(
@@ -38,7 +40,9 @@ setup(
         # Other runtimes than torch, and `csd export` to their files.
         "onnx": ONNX,
         "openvino": OPENVINO,
-        "dev": [*TRAIN, *ARCHIVES, *ONNX, *DEV],
+        "figures": FIGURES,  # `csd figure`
+        "metrics": METRICS,  # NIQE and LPIPS of `csd score`
+        "dev": [*TRAIN, *ARCHIVES, *ONNX, *FIGURES, *METRICS, *DEV],
     },
     entry_points={"console_scripts": ["csd = csd_plugin.cli:main"]},
 )

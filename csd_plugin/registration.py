@@ -1,18 +1,26 @@
-"""Our classes in the toolbox's registries: one line per class, nowhere else."""
+"""Our classes and metrics in the toolbox's registries: one line each, nowhere else."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from csd_plugin import compat
 
 
 def install() -> None:
-    """Make our networks, data sets, losses and models known to BasicSR. May be called again.
+    """Make our networks, data sets, losses, metrics and models known to BasicSR. May be called again.
 
     Raises:
         CSDError: a class of another package already has one of our names.
     """
     compat.prepare_imports()
-    from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
+    from basicsr.utils.registry import (
+        ARCH_REGISTRY,
+        DATASET_REGISTRY,
+        LOSS_REGISTRY,
+        METRIC_REGISTRY,
+        MODEL_REGISTRY,
+    )
 
     compat.repair_toolbox()
 
@@ -22,6 +30,7 @@ def install() -> None:
     from csd_plugin.data.paired_video import PairedVideoDataset, PairedVideoTestDataset
     from csd_plugin.data.rendered_rain import RenderedRainDataset
     from csd_plugin.losses.ssim import PyramidSSIMLoss
+    from csd_plugin.metrics.registered import calculate_lpips, calculate_warping_error
 
     _register(ARCH_REGISTRY, SLDNet)
     _register(ARCH_REGISTRY, PReNet)
@@ -30,6 +39,8 @@ def install() -> None:
     _register(DATASET_REGISTRY, PairedVideoTestDataset)
     _register(DATASET_REGISTRY, RenderedRainDataset)
     _register(LOSS_REGISTRY, PyramidSSIMLoss)
+    _register(METRIC_REGISTRY, calculate_lpips)
+    _register(METRIC_REGISTRY, calculate_warping_error)
 
     from csd_plugin.models.distill_model import DistillModel
     from csd_plugin.models.video_derain_model import VideoDerainModel
@@ -38,7 +49,7 @@ def install() -> None:
     _register(MODEL_REGISTRY, DistillModel)
 
 
-def _register(registry, cls: type) -> None:
+def _register(registry, cls: Any) -> None:
     present = dict(iter(registry)).get(cls.__name__)
     if present is None:
         registry.register(cls)

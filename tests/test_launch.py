@@ -205,6 +205,8 @@ def test_validation_options_are_checked_before_the_training(refuses, tiny_rain):
     options = train_options(tiny_rain, val={"val_freq": 2, "save_img": False})
     metric = {"psnr": {"type": "calculate_psnrr", "crop_border": 0}}
     refuses(changed(options, {"val.metrics": metric}), "val.metrics.psnr.type", "did you mean calculate_psnr")
+    metric = {"mine": {"type": "calculate_lpips", "weights": "none.pth", "better": "lower"}}
+    refuses(changed(options, {"val.metrics": metric}), "val.metrics.mine", "none.pth does not exist")
     refuses(changed(options, {"val.baseline": "none.json"}), "val.baseline", "none.json", "test that network first")
 
 

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distill": {"types", "losses", "archs"},
     "inference": {"types", "archs", "data.windows", "data.video"},
     "export": {"types", "archs", "inference"},
-    "report": {"types", "archs", "inference", "metrics", "data", "weights"},
+    "report": {"types", "archs", "inference", "metrics", "data", "distill.taps", "weights"},
     "options": {"archs", "losses", "distill"},
     # validation runs networks in their fastest form
     "models": {

@@ -16,6 +16,7 @@ NAMES = {
     "ARCH_REGISTRY": {"SLDNet", "PReNet", "S2VD"},
     "DATASET_REGISTRY": {"PairedVideoDataset", "PairedVideoTestDataset", "RenderedRainDataset"},
     "LOSS_REGISTRY": {"PyramidSSIMLoss"},
+    "METRIC_REGISTRY": {"calculate_lpips", "calculate_warping_error"},
     "MODEL_REGISTRY": {"VideoDerainModel", "DistillModel"},
 }
 

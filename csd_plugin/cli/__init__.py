@@ -22,6 +22,7 @@ JOBS = {
     "inspect": "dry-run an option file: networks, layers, windows, memory, warnings",
     "score": "score a folder of results against the truth",
     "table": "train and test the rows of a results table, and write it",
+    "figure": "draw pictures for papers: crops, error maps, features, slices through time, videos",
     "export": "write a network as ONNX, OpenVINO or torch.export",
     "bench": "measure data loading and inference on this machine",
 }

@@ -84,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.data.pipes import parse_size
+    from csd_plugin.data.video import eight_bits
     from csd_plugin.inference.files import derain_file
     from csd_plugin.inference.memory import keep_freed_memory
     from csd_plugin.inference.runner import Derainer
@@ -154,11 +155,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.{0 if seconds >= 10 else 1}f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def eight_bits(frame: np.ndarray) -> np.ndarray:
-    """uint8 as it is, uint16 rounded: what the scoring protocols take."""
-    return frame if frame.itemsize == 1 else ((frame.astype("uint32") + 128) // 257).astype("uint8")
 
 
 def comparison(scores: Scores) -> str:

@@ -3,15 +3,23 @@
 RESULTS and GT are folders of frames, or of clip folders; GT may also be NTURain's root, of which the test clips count,
 or the training clips if RESULTS has those. Clips pair by name, frames by name or number.
 
+Real rain has no truth. Without --truth, NIQE (how natural frames look; needs 'csd-plugin[metrics]') and the warping
+error (how much the video flickers; its motion is that of --input, or else of RESULTS) are measured. For both, and for
+LPIPS (how different a network finds result and truth), lower is better; a blurred video is steady too.
+
 examples:
   csd score results/a1 --truth NTURain/Dataset_Testing_Synthetic/a1_GT
   csd score results/ --truth NTURain --input NTURain --published --out scores/student1.json
   csd score distilled/ --truth NTURain --baseline scores/student1.json
+  csd score results/a1 --truth NTURain --metrics warping lpips --lpips-weights alexnet-owt-7be5be79.pth
+  csd score results/ra1 --input NTURain/Dataset_Testing_RealRain/ra1_Rain --out scores/ra1.json
 """
 
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from csd_plugin.errors import CSDError
@@ -19,8 +27,17 @@ from csd_plugin.errors import CSDError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", metavar="RESULTS", type=Path, help="frames to score")
-    parser.add_argument("--truth", metavar="GT", type=Path, required=True, help="their clean truth")
+    parser.add_argument("--truth", metavar="GT", type=Path, help="their clean truth")
     parser.add_argument("--input", metavar="RAIN", type=Path, help="the rainy frames, to score as a row above")
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="further metrics: niqe, warping, and with a truth lpips (default: none with a truth, else niqe warping)",
+    )
+    parser.add_argument(
+        "--lpips-weights", metavar="FILE.pth", type=Path, help="torchvision's AlexNet (default: torch's own cache)"
+    )
     parser.add_argument(
         "--skip",
         metavar=("FIRST", "LAST"),
@@ -39,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from csd_plugin.metrics.measures import WITHOUT_TRUTH, open_measures
     from csd_plugin.report.results import Result, load_results, save
     from csd_plugin.report.scoring import score_folders
     from csd_plugin.report.table import comparison_table
@@ -48,14 +66,21 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs is not None and args.jobs < 1:
         raise CSDError(f"--jobs {args.jobs}: there must be at least one")
     baseline = load_results(args.baseline) if args.baseline else None
-    skip, dataset = tuple(args.skip), args.truth.resolve().name
+    names = args.metrics if args.metrics is not None else [] if args.truth else WITHOUT_TRUTH
+    if "lpips" in names:
+        from csd_plugin.compat import prepare_imports
 
-    scores = score_folders(args.results, args.truth, skip=skip, jobs=args.jobs)
+        with suppress(ImportError):  # without torchvision, LPIPS says so
+            prepare_imports()
+    measures = open_measures(names, has_truth=args.truth is not None, lpips_weights=args.lpips_weights)
+    skip, dataset = tuple(args.skip), (args.truth or args.input or args.results).resolve().name
+    score = partial(score_folders, truth=args.truth, guide=args.input, measures=measures, skip=skip, jobs=args.jobs)
+
+    scores = score(args.results)
     result = Result(args.name or args.results.resolve().name, dataset, scores)
     rows = [row for row in (baseline, result) if row]
     if args.input:
-        scores = score_folders(args.input, args.truth, skip=skip, jobs=args.jobs, clips=list(scores.clips))
-        rainy = Result("rainy input", dataset, scores)
+        rainy = Result("rainy input", dataset, score(args.input, clips=list(scores.clips)))
         rows = [rainy, *rows]
         baseline = baseline or rainy
 

@@ -347,6 +347,11 @@ def read_image(path: Path) -> np.ndarray:
         raise CSDError(f"{path}: cannot be read ({error.strerror or error}): restore the file") from error
 
 
+def eight_bits(frame: np.ndarray) -> np.ndarray:
+    """uint8 as it is, uint16 (full range) rounded."""
+    return frame if frame.dtype == np.uint8 else ((frame.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
 def write_png(path: Path, frame: np.ndarray) -> None:
     """Write RGB (H, W, 3), uint8 or uint16, so that the file appears whole or not at all. Raises CSDError."""
     _, data = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 3])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -23,13 +23,27 @@ def without_ends(items: Sequence[Item], skip: tuple[int, int]) -> Sequence[Item]
 
 @dataclass
 class ClipScores:
-    """frames: frame name -> protocol -> Quality, in display order."""
+    """Of one clip's frames, in display order.
+
+    frames:   frame name -> protocol -> Quality; empty where there is no truth.
+    measures: metric -> frame name -> value, of metrics beside PSNR and SSIM. A metric may lack frames: one that looks
+              at neighbours has no value for the first.
+    """
 
     frames: dict[str, FrameScore] = field(default_factory=dict)
+    measures: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def average(self) -> FrameScore:
         """Mean over the frames, per protocol. One frame identical to its truth makes the clip's PSNR infinite."""
         return _mean(self.frames.values())
+
+    def measured(self) -> dict[str, float]:
+        """Metric -> mean over the frames that have a value."""
+        return {name: sum(values.values()) / len(values) for name, values in self.measures.items() if values}
+
+    def measures_of(self, frame: str) -> dict[str, float]:
+        """Metric -> value of one frame."""
+        return {name: values[frame] for name, values in self.measures.items() if frame in values}
 
 
 @dataclass
@@ -55,12 +69,14 @@ class Scores:
         self.record(clip, frame, score)
         return score
 
-    def record(self, clip: str, frame: str, score: FrameScore) -> None:
-        """Keep the scores of a frame that was scored elsewhere (a thread, another process)."""
-        frames = self.clips.setdefault(clip, ClipScores()).frames
-        if frame in frames:
+    def record(self, clip: str, frame: str, score: FrameScore, measures: Mapping[str, float] | None = None) -> None:
+        """Keep the scores of a frame that was scored elsewhere (a thread, another process), with further metrics."""
+        scores = self.clips.setdefault(clip, ClipScores())
+        if frame in scores.frames:
             raise CSDError(f"clip {clip}, frame {frame} was scored twice: frame names must differ within a clip")
-        frames[frame] = score
+        scores.frames[frame] = score
+        for name, value in (measures or {}).items():
+            scores.measures.setdefault(name, {})[frame] = value
 
     def without_ends(self, skip: tuple[int, int]) -> Scores:
         """The same scores, but for the first skip[0] and last skip[1] frames of every clip."""
@@ -71,20 +87,33 @@ class Scores:
                 raise CSDError(
                     f"clip {name}: skipping {skip[0]} and {skip[1]} of {len(clip.frames)} frames leaves none"
                 )
-            clips[name] = ClipScores({frame: clip.frames[frame] for frame in kept})
+            measures = {
+                metric: {frame: values[frame] for frame in kept if frame in values}
+                for metric, values in clip.measures.items()
+            }
+            clips[name] = ClipScores({frame: clip.frames[frame] for frame in kept}, measures)
         return Scores(clips, (self.skip[0] + skip[0], self.skip[1] + skip[1]))
 
     def average(self) -> FrameScore:
         """Mean over the clips of their averages, per protocol: a long clip counts no more than a short one."""
         return _mean([clip.average() for clip in self.clips.values()])
 
+    def measured(self) -> dict[str, float]:
+        """Metric -> mean over the clips that have a value, of their means."""
+        clips = [clip.measured() for clip in self.clips.values()]
+        names = dict.fromkeys(name for clip in clips for name in clip)
+        columns = {name: [clip[name] for clip in clips if name in clip] for name in names}
+        return {name: sum(values) / len(values) for name, values in columns.items()}
+
     def summary(self) -> dict[str, float]:
-        """The averages under flat names for a logger: `nturain_y/psnr`, `nturain_y/ssim`, `rgb/psnr`, `rgb/ssim`."""
-        return {
+        """The averages under flat names for a logger: `nturain_y/psnr`, `nturain_y/ssim`, `rgb/psnr`, `rgb/ssim`, and
+        the further metrics under their own."""
+        protocols = {
             f"{protocol}/{metric}": value
             for protocol, quality in self.average().items()
             for metric, value in quality._asdict().items()
         }
+        return protocols | self.measured()
 
 
 def _mean(scores: Iterable[FrameScore]) -> FrameScore:

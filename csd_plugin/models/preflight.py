@@ -140,7 +140,12 @@ def _check_devices(opt: dict[str, Any]) -> None:
 
 def _check_validation(val: dict[str, Any]) -> None:
     for name, content in (val.get("metrics") or {}).items():
-        _find_type(METRIC_REGISTRY, content.get("type"), f"val.metrics.{name}.type")
+        metric = _find_type(METRIC_REGISTRY, content.get("type"), f"val.metrics.{name}.type")
+        if hasattr(metric, "check"):
+            try:
+                metric.check(**content)
+            except CSDError as error:
+                raise CSDError(f"val.metrics.{name}: {error}") from error
     if val.get("baseline"):
         try:
             load_results(val["baseline"])

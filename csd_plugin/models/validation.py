@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from basicsr.metrics import calculate_metric
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info
+from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -30,8 +31,9 @@ class ValidationMixin:
     """`validation()` as the toolbox calls it, for models with `net_g` (and `net_g_ema`).
 
     Frames go through the network `val.batch_size` at a time (default 2; a network of sequences sees that many
-    together). Both protocols are scored
-    where there is ground truth, and whatever `val.metrics` names among the toolbox's own. Writes `<set>.json`,
+    frames together). Both protocols are scored
+    where there is ground truth, and whatever `val.metrics` names of the toolbox's metrics: those that can do without
+    also where there is none, and those that look at the frame before (see `metrics.registered`). Writes `<set>.json`,
     `.csv` and `.md` beside the log; with `val.save_img` the frames too, where the toolbox puts them.
     """
 
@@ -60,12 +62,16 @@ class ValidationMixin:
     def _score_dataset(
         self, network: nn.Module, dataset: Dataset, name: str, current_iter: int | str, save_img: bool
     ) -> list[dict[str, Any]]:
-        """This process's share of the frames: index, clip, frame and scores of each that has a ground truth."""
+        """This process's share of the frames: index, clip, frame and scores of each that has any."""
         rank, world_size = get_dist_info()
         size = len(dataset)  # type: ignore[arg-type]
         # a run of its own: neighbours share decoded frames, and are what a network of sequences needs
-        indices = range(size * rank // world_size, size * (rank + 1) // world_size)
+        first, end = size * rank // world_size, size * (rank + 1) // world_size
+        # with one more before it, another process's, where a metric looks back
+        lead = int(0 < first < end and "previous" in self._wanted())
+        indices = range(first - lead, end)
         scored = []
+        before = _Before()
         hidden = True if rank or not self.opt["val"].get("pbar", True) else None  # None: where there is a terminal
         with tqdm(total=len(indices), unit="frame", desc=name, disable=hidden) as bar:
             for items in _batches(dataset, indices, self.opt["val"].get("batch_size", 2)):
@@ -73,15 +79,21 @@ class ValidationMixin:
                 for item, output in zip(items, outputs, strict=True):
                     frame = Path(item["lq_path"]).stem
                     result = to_uint8(output)
-                    if "gt" in item:
-                        truth = to_uint8(item["gt"])
+                    truth = to_uint8(item["gt"]) if "gt" in item else None
+                    guide = to_uint8(item["lq"][len(item["lq"]) // 2]) if truth is None else truth
+                    given = before.step(item["folder"], result, guide)
+                    if item["index"] < first:
+                        continue
+                    given |= {"img": result} if truth is None else {"img": result, "img2": truth}
+                    measures = self._toolbox_metrics(given)
+                    if truth is not None or measures:
                         scored.append(
                             {
                                 "index": item["index"],
                                 "clip": item["folder"],
                                 "frame": frame,
-                                "score": score_frame(result, truth),
-                                "toolbox": self._toolbox_metrics(result, truth),
+                                "score": {} if truth is None else score_frame(result, truth),
+                                "measures": measures,
                             }
                         )
                     if save_img:
@@ -103,12 +115,21 @@ class ValidationMixin:
             return layout.run(network, join_windows(windows).to(self.device), len(windows)).float().cpu()
         return layout.run(network, windows.to(self.device), 1).float().cpu()
 
-    def _toolbox_metrics(self, result: Any, truth: Any) -> dict[str, float]:
-        bgr = {"img": result[..., ::-1], "img2": truth[..., ::-1]}
-        return {
-            metric: float(calculate_metric(bgr, dict(opt)))
-            for metric, opt in (self.opt["val"].get("metrics") or {}).items()
-        }
+    def _wanted(self) -> set[str]:
+        """The images that any metric of `val.metrics` names."""
+        metrics = self.opt["val"].get("metrics") or {}
+        return {image for opt in metrics.values() for image in _images_of(opt["type"])}
+
+    def _toolbox_metrics(self, given: Mapping[str, Any]) -> dict[str, float]:
+        """What `val.metrics` names, as far as the images (RGB) are there that each metric names."""
+        values = {}
+        for metric, opt in (self.opt["val"].get("metrics") or {}).items():
+            wanted = _images_of(opt["type"])
+            if wanted <= given.keys():
+                value = calculate_metric({name: given[name][..., ::-1] for name in wanted}, dict(opt))
+                if value is not None:
+                    values[metric] = float(value)
+        return values
 
     def _image_path(self, dataset_name: str, clip: str, frame: str, current_iter: int | str) -> Path:
         folder = Path(self.opt["path"]["visualization"]) / dataset_name
@@ -119,12 +140,9 @@ class ValidationMixin:
 
     def _report(self, name: str, frames: list[dict[str, Any]], current_iter: int | str, tb_logger: Any) -> None:
         scores = Scores()
-        toolbox: dict[str, list[float]] = defaultdict(list)
         for frame in sorted(frames, key=lambda frame: frame["index"]):
-            scores.record(frame["clip"], frame["frame"], frame["score"])
-            for metric, value in frame["toolbox"].items():
-                toolbox[metric].append(value)
-        summary = scores.summary() | {metric: sum(values) / len(values) for metric, values in toolbox.items()}
+            scores.record(frame["clip"], frame["frame"], frame["score"], frame["measures"])
+        summary = scores.summary()
 
         training = self.opt["is_train"]
         folder = (
@@ -170,6 +188,30 @@ class ValidationMixin:
             if metric not in best or (value <= best[metric][0] if lower else value >= best[metric][0]):
                 best[metric] = (value, current_iter)
         return best
+
+
+_IMAGES = ("img", "img2", "previous", "guide", "previous_guide")
+"""What a metric may be handed: result and truth, as the toolbox does, and what `metrics.registered` describes."""
+
+
+def _images_of(metric: str) -> set[str]:
+    """The images that a registered metric names in its signature; if none, the toolbox's two."""
+    parameters = inspect.signature(METRIC_REGISTRY.get(metric)).parameters
+    return {name for name in _IMAGES if name in parameters} or {"img", "img2"}
+
+
+class _Before:
+    """The frame before, for metrics that look at neighbours."""
+
+    def __init__(self) -> None:
+        self._clip: str | None = None
+        self._images: dict[str, Any] = {}
+
+    def step(self, clip: str, result: Any, guide: Any) -> dict[str, Any]:
+        """The images beside the result itself: `guide`, and where the frame before is of the same clip, its two."""
+        given = {**(self._images if clip == self._clip else {}), "guide": guide}
+        self._clip, self._images = clip, {"previous": result, "previous_guide": guide}
+        return given
 
 
 def _batches(dataset: Dataset, indices: range, batch_size: int) -> Iterator[list[dict[str, Any]]]:

@@ -8,6 +8,9 @@ table are for people. Its form:
      "average": {"nturain_y": {"psnr": 35.17, "ssim": 0.9686}, "rgb": {..}},
      "clips": {"a1": {"average": {..}, "frames": {"00001": {"nturain_y": {..}, "rgb": {..}}, ..}}, ..}}
 
+Metrics beside PSNR and SSIM stand beside the protocols, in a frame and in averages: {"nturain_y": {..}, "rgb": {..},
+"measures": {"niqe": 3.34, "warping": 0.41}}. Frames without a truth have "measures" alone.
+
 The PSNR of identical frames is infinite, which JSON has no number for: it is written as the string "inf".
 Averages are written for other readers; `load_results` works them out from the frames again.
 """
@@ -26,11 +29,12 @@ from typing import Any
 
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.protocols import PROTOCOLS, FrameScore, Quality
-from csd_plugin.metrics.scores import ClipScores, Scores
+from csd_plugin.metrics.scores import Scores
 from csd_plugin.report.table import comparison_table
 
 FORMAT = "csd-results"
 VERSION = 1
+MEASURES = "measures"
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,14 @@ def json_text(result: Result) -> str:
         "dataset": result.dataset,
         "skip": list(scores.skip),
         "facts": result.facts,
-        "average": _plain(scores.average()),
+        "average": _plain(scores.average(), scores.measured()),
     }
     clips = []
     for clip_name, clip in scores.clips.items():
-        frames = ",\n".join(f"   {_dump(name)}: {_dump(_plain(score))}" for name, score in clip.frames.items())
-        average = _dump(_plain(clip.average()))
+        frames = ",\n".join(
+            f"   {_dump(name)}: {_dump(_plain(score, clip.measures_of(name)))}" for name, score in clip.frames.items()
+        )
+        average = _dump(_plain(clip.average(), clip.measured()))
         clips.append(f'  {_dump(clip_name)}: {{"average": {average}, "frames": {{\n{frames}\n  }}}}')
     lines = [f" {_dump(key)}: {_dump(value)}" for key, value in head.items()]
     lines.append(' "clips": {\n' + ",\n".join(clips) + "\n }")
@@ -96,20 +102,27 @@ def json_text(result: Result) -> str:
 
 
 def csv_text(result: Result) -> str:
-    """A row a clip and protocol, then a row a protocol whose clip is `average`."""
+    """A row a clip and protocol, then a row a protocol whose clip is `average`.
+
+    Where there are further metrics, each has such rows too, and a last column, `value`, holds theirs.
+    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["network", "dataset", "clip", "protocol", "frames", "psnr", "ssim"])
-
-    def rows(clip: str, frames: int, average: FrameScore) -> None:
-        for protocol, quality in average.items():
-            figures = [f"{quality.psnr:.4f}", f"{quality.ssim:.6f}"]
-            table.writerow([result.network, result.dataset, clip, protocol, frames, *figures])
-
     clips = result.scores.clips
+    further = any(clip.measures for clip in clips.values())
+    table.writerow(["network", "dataset", "clip", "protocol", "frames", "psnr", "ssim", *(["value"] * further)])
+
+    def rows(clip: str, frames: int, average: FrameScore, measured: Mapping[str, float]) -> None:
+        for protocol, quality in average.items():
+            figures = [f"{quality.psnr:.4f}", f"{quality.ssim:.6f}", *([""] * further)]
+            table.writerow([result.network, result.dataset, clip, protocol, frames, *figures])
+        for metric, value in measured.items():
+            table.writerow([result.network, result.dataset, clip, metric, frames, "", "", f"{value:.6f}"])
+
     for name, clip in clips.items():
-        rows(name, len(clip.frames), clip.average())
-    rows("average", sum(len(clip.frames) for clip in clips.values()), result.scores.average())
+        rows(name, len(clip.frames), clip.average(), clip.measured())
+    count = sum(len(clip.frames) for clip in clips.values())
+    rows("average", count, result.scores.average(), result.scores.measured())
     return text.getvalue()
 
 
@@ -133,26 +146,36 @@ def load_results(path: Path | str) -> Result:
 
 def _parse(content: dict[str, Any]) -> Result:
     first, last = (int(count) for count in content["skip"])
-    clips = {
-        str(clip_name): ClipScores({str(name): _score(score) for name, score in clip["frames"].items()})
-        for clip_name, clip in content["clips"].items()
-    }
-    scores = Scores(clips, (first, last))
+    scores = Scores(skip=(first, last))
+    for clip_name, clip in content["clips"].items():
+        for name, plain in clip["frames"].items():
+            measures = {str(metric): _number(value) for metric, value in plain.get(MEASURES, {}).items()}
+            scores.record(str(clip_name), str(name), _score(plain), measures)
     scores.average()  # raises where there is no clip, or a clip without frames
     return Result(str(content["network"]), str(content["dataset"]), scores, dict(content["facts"]))
 
 
 def _score(plain: dict[str, Any]) -> FrameScore:
-    score = {name: Quality(float(plain[name]["psnr"]), float(plain[name]["ssim"])) for name in PROTOCOLS}
-    if any(math.isnan(value) for quality in score.values() for value in quality):
+    if plain.keys() == {MEASURES}:
+        return {}
+    return {name: Quality(_number(plain[name]["psnr"]), _number(plain[name]["ssim"])) for name in PROTOCOLS}
+
+
+def _number(plain: Any) -> float:
+    number = float(plain)
+    if math.isnan(number):
         raise ValueError("a score is NaN")
-    return score
+    return number
 
 
-def _plain(score: FrameScore) -> dict[str, dict[str, float | str]]:
+def _plain(score: FrameScore, measures: Mapping[str, float]) -> dict[str, dict[str, float | str]]:
+    """Both in the JSON form; measures are left out where there are none and the frame has a truth."""
+    sections: dict[str, Mapping[str, float]] = {protocol: quality._asdict() for protocol, quality in score.items()}
+    if measures or not score:
+        sections[MEASURES] = measures
     return {
-        protocol: {metric: value if math.isfinite(value) else str(value) for metric, value in quality._asdict().items()}
-        for protocol, quality in score.items()
+        section: {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        for section, values in sections.items()
     }
 
 

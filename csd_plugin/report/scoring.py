@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from csd_plugin.data.layout import SPLITS, is_frame_name, natural_key
 from csd_plugin.data.store import decode_image
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.image_quality import Image
+from csd_plugin.metrics.measures import MEASURES, Compute, View
 from csd_plugin.metrics.protocols import FrameScore, score_frame
 from csd_plugin.metrics.scores import Scores, without_ends
 
@@ -26,29 +28,34 @@ logger = logging.getLogger(__name__)
 
 
 class FramePair(NamedTuple):
-    """A frame to score and its truth, as files."""
+    """A frame to score, as files. partner: its truth, or where there is none the rainy frame, or itself."""
 
     clip: str
     frame: str
     result: Path
-    truth: Path
+    partner: Path
 
 
 def score_folders(
     results: Path,
-    truth: Path,
+    truth: Path | None,
     *,
+    guide: Path | None = None,
+    measures: Mapping[str, Compute] | None = None,
     skip: tuple[int, int] = (0, 0),
     clips: Collection[str] | None = None,
     jobs: int | None = None,
 ) -> Scores:
-    """Score every frame of one clip, or of a folder of clips, against its truth.
+    """Score every frame of one clip, or of a folder of clips, against its truth, or without one.
 
-    Both folders hold frames, or clip folders of frames; either may also be the root of NTURain, of which the split
+    The folders hold frames, or clip folders of frames; either may also be the root of NTURain, of which the split
     counts that holds the other's clips. Clips pair by name (NTURain's endings _Rain and _GT aside), frames by name or
     else by number.
 
     Args:
+        truth: without it there are only `measures`.
+        guide: without a truth, the rainy frames: what moves as the results should. Default: the results themselves.
+        measures: further metrics, as `open_measures` gives them.
         skip: how many frames at both ends of every true clip do not count, and need no result.
         clips: of several clips, score these only; default: all that `results` holds.
         jobs: threads (OpenCV and numpy let go of the interpreter's lock while they compute); default: one a processor.
@@ -57,39 +64,65 @@ def score_folders(
         CSDError: a folder without frames, a result without truth, a frame without result, sizes that differ, a file
             that is no image.
     """
-    pairs = pair_folders(results, truth, skip, clips)
+    partner = truth or guide
+    pairs = (
+        _alone(results, skip, clips) if partner is None else pair_folders(results, partner, skip, clips, bool(truth))
+    )
+    before = [None, *pairs[:-1]]
+    score = partial(_score_pair, has_truth=truth is not None, measures=measures or {})
     scores = Scores(skip=skip)
     with (
         ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool,
         tqdm(total=len(pairs), unit="frame", desc=f"score {results.name}", disable=None) as bar,
     ):
-        for pair, score in zip(pairs, pool.map(_score_pair, pairs), strict=True):
-            scores.record(pair.clip, pair.frame, score)
+        for pair, (quality, measured) in zip(pairs, pool.map(score, pairs, before), strict=True):
+            scores.record(pair.clip, pair.frame, quality, measured)
             bar.update()
     return scores
 
 
 def pair_folders(
-    results: Path, truth: Path, skip: tuple[int, int] = (0, 0), clips: Collection[str] | None = None
+    results: Path,
+    partner: Path,
+    skip: tuple[int, int] = (0, 0),
+    clips: Collection[str] | None = None,
+    is_truth: bool = True,
 ) -> list[FramePair]:
-    """Every frame that counts with its truth, clip by clip, in order. See `score_folders`."""
+    """Every frame that counts with its truth (or rainy frame), clip by clip, in order. See `score_folders`."""
+    kind = "truth" if is_truth else "rainy input"
     result_clips = find_clips(results, beside=_TRUTH, wanted=clips or ())
-    truth_clips = find_clips(truth, beside=_RAIN, wanted=result_clips)
+    true_clips = find_clips(partner, _RAIN if is_truth else _TRUTH, wanted=result_clips)
     if clips is not None and len(result_clips) > 1:
         result_clips = {clip: files for clip, files in result_clips.items() if clip in clips}
-    if len(result_clips) == len(truth_clips) == 1:
-        result_clips = dict(zip(truth_clips, result_clips.values(), strict=True))
-    for clip in result_clips:
-        if _scene(clip) not in truth_clips:
-            raise CSDError(f"clip {clip} of {results} has no truth in {truth}, which holds {_some(list(truth_clips))}")
-    unscored = sorted(truth_clips.keys() - {_scene(clip) for clip in result_clips})
+    if len(result_clips) == len(true_clips) == 1:
+        result_clips = dict(zip(true_clips, result_clips.values(), strict=True))
+    partner_of = {clip: clip if clip in true_clips else _scene(clip) for clip in result_clips}
+    for clip, scene in partner_of.items():
+        if scene not in true_clips:
+            raise CSDError(
+                f"clip {clip} of {results} has no {kind} in {partner}, which holds {_some(list(true_clips))}"
+            )
+    unscored = sorted(true_clips.keys() - set(partner_of.values()))
     if unscored and clips is None:
         logger.warning("%s: no results for %s; the average is without", results, _some(unscored))
     return [
         FramePair(clip, *frame)
         for clip, files in result_clips.items()
-        for frame in _pair_frames(clip, files, truth_clips[_scene(clip)], skip)
+        for frame in _pair_frames(clip, files, true_clips[partner_of[clip]], skip, kind)
     ]
+
+
+def _alone(results: Path, skip: tuple[int, int], clips: Collection[str] | None) -> list[FramePair]:
+    """Every frame that counts, its own partner."""
+    pairs = []
+    for clip, files in find_clips(results, beside=_TRUTH).items():
+        if clips is not None and clip not in clips:
+            continue
+        kept = without_ends(files, skip)
+        if not kept:
+            raise CSDError(f"clip {clip}: skipping {skip[0]} and {skip[1]} of its {len(files)} frames leaves none")
+        pairs += [FramePair(clip, file.stem, file, file) for file in kept]
+    return pairs
 
 
 def find_clips(folder: Path, beside: re.Pattern[str], wanted: Collection[str] = ()) -> dict[str, list[Path]]:
@@ -133,9 +166,9 @@ def _scene(clip: str) -> str:
 
 
 def _pair_frames(
-    clip: str, results: Sequence[Path], truths: Sequence[Path], skip: tuple[int, int]
+    clip: str, results: Sequence[Path], truths: Sequence[Path], skip: tuple[int, int], kind: str
 ) -> list[tuple[str, Path, Path]]:
-    """(name, result, truth) of each frame that counts."""
+    """(name, result, truth or rainy frame, which `kind` says) of each frame that counts."""
     result_of = _by_key(results, [file.stem for file in results])
     truth_of = _by_key(truths, [file.stem for file in truths])
     if not result_of.keys() <= truth_of.keys():
@@ -144,7 +177,8 @@ def _pair_frames(
     # also where ends are skipped: frames counted from 0 instead of 1 would be compared with their neighbours
     extra = [file for key, file in result_of.items() if key not in truth_of]
     if extra:
-        raise CSDError(f"clip {clip}: {extra[0]} has no true frame of its name or number in {truths[0].parent}")
+        adjective = "true" if kind == "truth" else "rainy"
+        raise CSDError(f"clip {clip}: {extra[0]} has no {adjective} frame of its name or number in {truths[0].parent}")
     kept = without_ends(list(truth_of.items()), skip)
     if not kept:
         raise CSDError(f"clip {clip}: skipping {skip[0]} and {skip[1]} of its {len(truths)} frames leaves none")
@@ -188,12 +222,27 @@ def _tokens(name: str) -> list[str]:
     return re.split(r"([0-9]+)", name)
 
 
-def _score_pair(pair: FramePair) -> FrameScore:
-    result, truth = _read(pair.result), _read(pair.truth)
+def _score_pair(
+    pair: FramePair, before: FramePair | None, *, has_truth: bool, measures: Mapping[str, Compute]
+) -> tuple[FrameScore, dict[str, float]]:
+    """The scores of a frame, and of the metrics those that have a value for it.
+
+    before: the pair before it, which is of another clip where this one begins.
+    """
+    result = _read(pair.result)
+    partner = result if pair.partner == pair.result else _read(pair.partner)
+    view = View(result, partner if has_truth else None, partner)
+    if before and before.clip == pair.clip and any(MEASURES[name].temporal for name in measures):
+        previous = _read(before.result)
+        guide = previous if before.partner == before.result else _read(before.partner)
+        view = view._replace(previous=previous, previous_guide=guide)
     try:
-        return score_frame(result, truth)
+        quality = score_frame(result, partner) if has_truth else {}
+        values = {name: compute(view) for name, compute in measures.items()}
     except CSDError as error:
-        raise CSDError(f"clip {pair.clip}, {pair.result} against {pair.truth}: {error}") from None
+        against = f" against {pair.partner}" if pair.partner != pair.result else ""
+        raise CSDError(f"clip {pair.clip}, {pair.result}{against}: {error}") from None
+    return quality, {name: value for name, value in values.items() if value is not None}
 
 
 def _read(path: Path) -> Image:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from csd_plugin.errors import CSDError
+from csd_plugin.metrics.measures import MEASURES
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.report import published as published_numbers
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 NONE = "-"
 DECIMALS = Quality(psnr=2, ssim=4)
+OTHER_DECIMALS = 4
+"""Of metrics that an option file names and MEASURES does not."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class _Row:
 
 
 def comparison_table(results: Sequence[Result], *, baseline: Result | None = None, published: bool = False) -> str:
-    """Several results in one Markdown text, a table a protocol, rows in the order given.
+    """Several results in one Markdown text, a table a protocol, one of further metrics, rows in the order given.
 
     With a baseline, which becomes the first row unless it is among the results, every other row shows its gain over
     it. The clips shown, which averages are over, are those of the other results. `published` appends the published
@@ -47,19 +50,26 @@ def comparison_table(results: Sequence[Result], *, baseline: Result | None = Non
         results = [baseline, *results]
     sections = []
     for protocol, facts in PROTOCOLS.items():
+        if not any(protocol in clip.average() for result in results for clip in result.scores.clips.values()):
+            continue  # without a truth
         rows = [_row(result, protocol) for result in results]
         base = _row(baseline, protocol) if baseline is not None else None
         if published and protocol == published_numbers.PROTOCOL:
             rows += _published_rows(clips)
         sections.append(f"**{facts.title}**\n\n{_table(rows, clips, base)}")
+    if any(clip.measures for result in results for clip in result.scores.clips.values()):
+        sections.append(f"**Further metrics** (↓ lower is better)\n\n{_measures_table(results, clips, baseline)}")
     return "\n\n".join(sections)
 
 
 def _row(result: Result, protocol: str) -> _Row:
+    averages = {clip: scores.average() for clip, scores in result.scores.clips.items()}
+    return _Row(_name(result), {clip: score[protocol] for clip, score in averages.items() if protocol in score})
+
+
+def _name(result: Result) -> str:
     first, last = result.scores.skip
-    skipped = f" (without the first {first} and last {last} frames)" if first or last else ""
-    averages = {clip: scores.average()[protocol] for clip, scores in result.scores.clips.items()}
-    return _Row(result.network + skipped, averages)
+    return result.network + (f" (without the first {first} and last {last} frames)" if first or last else "")
 
 
 def _published_rows(clips: Sequence[str]) -> list[_Row]:
@@ -87,6 +97,41 @@ def _table(rows: Sequence[_Row], clips: Sequence[str], base: _Row | None) -> str
     return "\n".join(lines)
 
 
+def _measures_table(results: Sequence[Result], clips: Sequence[str], baseline: Result | None) -> str:
+    """A row a network and metric; with a baseline, the difference from it. Averages are over the same clips or none."""
+    given = {name: None for result in results for clip in result.scores.clips.values() for name in clip.measures}
+    names = [name for name in MEASURES if name in given] + [name for name in given if name not in MEASURES]
+    lines = [
+        _line(["network", "metric", *clips, "average", *(["Δ"] if baseline else [])]),
+        _line(["---", "---", *["---:"] * (len(clips) + 1 + bool(baseline))]),
+    ]
+    means = {name: _measure_average(baseline, name, clips) for name in names} if baseline else {}
+    for result in results:
+        title = _name(result)
+        for name in names:
+            decimals = MEASURES[name].decimals if name in MEASURES else OTHER_DECIMALS
+            values = [clip.measured().get(name) if (clip := result.scores.clips.get(key)) else None for key in clips]
+            average, base = _measure_average(result, name, clips), means.get(name)
+            cells = [_plain_number(value, decimals) for value in (*values, average)]
+            if baseline:
+                gain = None if result is baseline or average is None or base is None else average - base
+                cells.append(_plain_number(gain, decimals, "+"))
+            lines.append(_line([title, f"{MEASURES[name].title} ↓" if name in MEASURES else name, *cells]))
+            title = ""
+    return "\n".join(lines)
+
+
+def _measure_average(result: Result, name: str, clips: Sequence[str]) -> float | None:
+    """Mean over `clips`; None where one has no value."""
+    values = [scores.measured().get(name) for clip in clips if (scores := result.scores.clips.get(clip))]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(clips) if len(known) == len(clips) else None
+
+
+def _plain_number(value: float | None, decimals: int, sign: str = "") -> str:
+    return NONE if value is None or value != value else f"{value:{sign}.{decimals}f}"
+
+
 def _gain(row: _Row, base: _Row, clips: Sequence[str]) -> Quality | None:
     ours, theirs = row.average(clips), base.average(clips)
     if row == base or ours is None or theirs is None:
@@ -96,8 +141,8 @@ def _gain(row: _Row, base: _Row, clips: Sequence[str]) -> Quality | None:
 
 def _number(quality: Quality | None, metric: str, sign: str = "") -> str:
     """`inf - inf`, the gain between two perfect results, is no number."""
-    value = getattr(quality, metric) if quality is not None else float("nan")
-    return NONE if value != value else f"{value:{sign}.{getattr(DECIMALS, metric)}f}"
+    value = getattr(quality, metric) if quality is not None else None
+    return _plain_number(value, int(getattr(DECIMALS, metric)), sign)
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from csd_plugin.cli import main
+from csd_plugin.metrics.niqe import niqe
 from csd_plugin.metrics.protocols import score_frame
+from csd_plugin.metrics.warping import warping_error
 from csd_plugin.report.results import load_results
 
 
@@ -135,6 +137,76 @@ def test_a_clip_without_results_is_said(nturain, caplog):
     write_clip(nturain / "out/b2", truth_of(0, 1))
     assert main(["score", str(nturain / "out"), "--truth", str(nturain / "NTURain")]) == 0
     assert "no results for b1" in caplog.text
+
+
+@pytest.fixture
+def real(tmp_path):
+    """Rain without truth and two results, frames large enough for NIQE."""
+    smooth = cv2.GaussianBlur(np.random.default_rng(0).uniform(0, 255, (100, 220, 3)).astype(np.float32), (0, 0), 1)
+    scene = cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    steady = {i: np.ascontiguousarray(scene[:, i : i + 200]) for i in (1, 2, 3)}
+    write_clip(tmp_path / "ra1_Rain", steady)
+    write_clip(tmp_path / "steady", steady)
+    write_clip(tmp_path / "flicker", {i: image // (2 if i == 2 else 1) for i, image in steady.items()})
+    return tmp_path
+
+
+def test_without_truth_niqe_and_the_warping_error_are_measured(real, capsys):
+    out = real / "flicker.json"
+    assert main(["score", str(real / "flicker"), "--input", str(real / "ra1_Rain"), "--out", str(out)]) == 0
+    result = load_results(out)
+    assert (result.network, result.dataset, list(result.scores.clips)) == ("flicker", "ra1_Rain", ["ra1"])
+    clip = result.scores.clips["ra1"]
+    assert list(clip.measures["niqe"]) == ["00001", "00002", "00003"]
+    frames = [
+        cv2.imread(str(real / f"{name}/0000{i}.png"))[..., ::-1] for name in ("flicker", "ra1_Rain") for i in (3, 2)
+    ]
+    assert clip.measures["niqe"]["00003"] == niqe(frames[0])
+    assert clip.measures["warping"] == {
+        "00002": pytest.approx(warping_error(*frames), rel=0.2),
+        "00003": warping_error(*frames),
+    }
+    printed = capsys.readouterr().out
+    assert "PSNR" not in printed
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("|")]
+    assert [row[:2] for row in rows[2:]] == [
+        ["| rainy input", "NIQE ↓"],
+        ["| ", "warping error ↓"],
+        ["| flicker", "NIQE ↓"],
+        ["| ", "warping error ↓"],
+    ]
+    assert float(rows[3][3]) < 0.1 and float(rows[5][3]) > 20
+
+
+def test_results_alone_are_their_own_guide(real, capsys):
+    out = real / "x.json"
+    assert main(["score", str(real / "steady"), "--metrics", "warping", "--skip", "1", "0", "--out", str(out)]) == 0
+    result = load_results(out)
+    assert result.dataset == "steady"
+    assert list(result.scores.clips["steady"].frames) == ["00002", "00003"]
+    assert list(result.scores.clips["steady"].measures) == ["warping"]
+    assert result.scores.clips["steady"].measures["warping"]["00003"] < 0.1
+    arguments = ["score", str(real / "flicker"), "--metrics", "warping", "--baseline", str(out)]
+    assert main(arguments) == 0
+
+
+def test_further_metrics_beside_a_truth(real, capsys):
+    arguments = [str(real / "flicker"), "--truth", str(real / "steady"), "--metrics", "warping", "niqe"]
+    assert main(["score", *arguments, "--jobs", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("| flicker | PSNR |") == 2
+    assert "| flicker | NIQE ↓ |" in printed and "|  | warping error ↓ |" in printed
+
+
+def test_metrics_that_cannot_be_measured_are_named(real, nturain, capsys):
+    steady, truth = real / "steady", real / "ra1_Rain"
+    assert "LPIPS compares with the truth" in complaint_of(capsys, steady, "--metrics", "lpips")
+    assert "there is no metric 'nique'" in complaint_of(capsys, steady, "--metrics", "nique")
+    none = ("--metrics", "lpips", "--lpips-weights", real / "none.pth")
+    assert "none.pth does not exist" in complaint_of(capsys, steady, "--truth", truth, *none)
+    assert "is too small for NIQE" in complaint_of(capsys, nturain / "out/a1")
+    write_clip(real / "more", {7: frame(0)})
+    assert "has no rainy frame" in complaint_of(capsys, real / "more", "--input", truth)
 
 
 def complaint_of(capsys, *arguments):

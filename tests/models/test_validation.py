@@ -11,8 +11,14 @@ import pytest
 import torch
 from toolbox import changed, scored_set, scoring_options, train_options
 
+from csd_plugin import registration
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.metrics.protocols import score_frame
+from csd_plugin.metrics.warping import warping_error
+from csd_plugin.report.results import load_results
+
+registration.install()
+from basicsr.data import build_dataset  # noqa: E402
 
 VAL = {"val_freq": 2, "save_img": False}
 
@@ -139,3 +145,59 @@ def test_scores_go_to_tensorboard(launcher, tiny_rain):
     tags = set(events.Tags()["scalars"])
     assert "losses/l_recon" in tags
     assert any(tag.startswith("metrics/rain/") and tag.endswith("/a1") for tag in tags)
+
+
+WARPING = {"warping": {"type": "calculate_warping_error", "better": "lower"}}
+
+
+def read_rgb(path):
+    return np.ascontiguousarray(read(path))
+
+
+def test_metrics_of_neighbouring_frames_are_measured_within_clips(launcher, tiny_rain, checkpoint):
+    metrics = WARPING | {"psnr": {"type": "calculate_psnr", "crop_border": 0}}
+    assert launcher.test(scoring_options(tiny_rain, checkpoint, **{"val.metrics": metrics})) == 0
+
+    content = json.loads((launcher.folder / "results/row/rain.json").read_text())
+    folder = tiny_rain / "Dataset_Testing_Synthetic"
+    for clip in ("a1", "b1"):
+        frames = content["clips"][clip]["frames"]
+        assert [sorted(frame["measures"]) for frame in frames.values()] == [["psnr"], *[["psnr", "warping"]] * 2]
+        rain, truth = ([read_rgb(folder / f"{clip}_{kind}/0000{i}.png") for i in (3, 2)] for kind in ("Rain", "GT"))
+        assert frames["00003"]["measures"]["warping"] == pytest.approx(warping_error(*rain, *truth))
+        assert frames["00003"]["measures"]["psnr"] == pytest.approx(frames["00003"]["rgb"]["psnr"], abs=1e-4)
+    assert "warping" in (launcher.folder / "results/row/rain.csv").read_text()
+    assert "warping error ↓" in (launcher.folder / "results/row/rain.md").read_text()
+
+
+def test_clips_without_truth_have_the_metrics_that_need_none(launcher, tiny_rain, checkpoint):
+    metrics = WARPING | {"psnr": {"type": "calculate_psnr", "crop_border": 0}}
+    sets = {"test_1": scored_set(tiny_rain, name="real", split="real")}
+    assert launcher.test(scoring_options(tiny_rain, checkpoint, datasets=sets, **{"val.metrics": metrics})) == 0
+
+    frames = load_results(launcher.folder / "results/row/real.json").scores.clips["ra1"]
+    assert frames.frames == {"00002": {}, "00003": {}}  # the first has nothing that could be measured
+    folder = tiny_rain / "Dataset_Testing_RealRain/ra1_Rain"
+    rain = [read_rgb(folder / f"0000{i}.png") for i in (3, 2)]
+    assert frames.measures["warping"]["00003"] == pytest.approx(warping_error(*rain, *rain))
+
+
+def test_processes_look_back_over_the_edges_of_their_shares(launcher, tiny_rain, checkpoint, monkeypatch):
+    assert launcher.test(scoring_options(tiny_rain, checkpoint, **{"val.metrics": WARPING})) == 0
+    model, dataset = launcher.models[-1], build_dataset(scored_set(tiny_rain, phase="test", scale=1))
+    whole = model._score_dataset(model.net_g, dataset, "rain", 0, False)
+    parts = []
+    for rank in range(4):
+        monkeypatch.setattr("csd_plugin.models.validation.get_dist_info", lambda rank=rank: (rank, 4))
+        parts += model._score_dataset(model.net_g, dataset, "rain", 0, False)
+    assert parts == whole
+    assert sum("warping" in frame["measures"] for frame in whole) == 4
+
+
+def test_better_is_lower_where_the_file_says_so(launcher, tiny_rain):
+    options = train_options(tiny_rain, val=VAL | {"metrics": WARPING})
+    options["datasets"]["val"] = scored_set(tiny_rain)
+    assert launcher.train(changed(options, {"train.total_iter": 4})) == 0
+    folder = launcher.folder / "experiments/run/metrics"
+    values = [json.loads((folder / f"rain_{i}.json").read_text())["average"]["measures"]["warping"] for i in (2, 4)]
+    assert launcher.models[-1].best_metric_results["rain"]["warping"][0] == pytest.approx(min(values))

@@ -178,6 +178,63 @@ def test_missing_file_and_missing_baseline(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def measured(values, clips=("a",), truth=False):
+    """clips of two frames with these NIQEs, and a warping error in the second."""
+    scores = scores_of({clip: [30, 31] for clip in clips}) if truth else Scores()
+    for clip in clips:
+        for frame, niqe in zip(("00001", "00002"), values, strict=True):
+            if not truth:
+                scores.record(clip, frame, {})
+            scores.clips[clip].measures.setdefault("niqe", {})[frame] = niqe
+        scores.clips[clip].measures["warping"] = {"00002": 0.25}
+    return scores
+
+
+@pytest.mark.parametrize("truth", [True, False])
+def test_further_metrics_survive_the_file(tmp_path, truth):
+    scores = measured([4.0, 3.0], truth=truth)
+    path = results.write(tmp_path, "x", scores, {"network": "n", "dataset": "d"})
+    assert load_results(path).scores == scores
+    content = json.loads(path.read_text())
+    assert content["version"] == 1
+    assert content["average"]["measures"] == {"niqe": 3.5, "warping": 0.25}
+    assert content["clips"]["a"]["frames"]["00001"]["measures"] == {"niqe": 4.0}
+    # what a reader that knows nothing of them looks for is where it was
+    assert ("nturain_y" in content["clips"]["a"]["frames"]["00001"]) == truth
+    rows = list(csv.DictReader(io.StringIO(path.with_suffix(".csv").read_text())))
+    assert {row["protocol"]: row["value"] for row in rows if row["clip"] == "average" and row["value"]} == {
+        "niqe": "3.500000",
+        "warping": "0.250000",
+    }
+    assert len(rows) == (8 if truth else 4)
+
+
+def test_files_without_further_metrics_are_as_they_were(tmp_path):
+    path = results.write(tmp_path, "x", scores_of({"a": [30]}), {"network": "n", "dataset": "d"})
+    assert "measures" not in path.read_text()
+    assert path.with_suffix(".csv").read_text().splitlines()[0] == "network,dataset,clip,protocol,frames,psnr,ssim"
+    assert "Further" not in path.with_suffix(".md").read_text()
+
+
+def test_table_of_further_metrics():
+    rain = Result("rain", "d", measured([5.0, 5.0], ("a", "b")))
+    ours = Result("ours", "d", measured([4.0, 3.0], ("a", "b")))
+    ours.scores.clips["a"].measures["mine"] = {"00001": 0.123456}
+    text = comparison_table([rain, ours], baseline=rain)
+    assert "PSNR" not in text
+    assert table_cells(text) == [
+        ["network", "metric", "a", "b", "average", "Δ"],
+        ["rain", "NIQE ↓", "5.000", "5.000", "5.000", "-"],
+        ["", "warping error ↓", "0.250", "0.250", "0.250", "-"],
+        ["", "mine", "-", "-", "-", "-"],
+        ["ours", "NIQE ↓", "3.500", "3.500", "3.500", "-1.500"],
+        ["", "warping error ↓", "0.250", "0.250", "0.250", "+0.000"],
+        ["", "mine", "0.1235", "-", "-", "-"],
+    ]
+    both = comparison_table([Result("n", "d", measured([4.0, 3.0], truth=True))])
+    assert table_cells(both, protocol=2)[1] == ["n", "NIQE ↓", "3.500", "3.500"]
+
+
 def test_nothing_half_written(tmp_path, monkeypatch):
     meta = {"network": "n", "dataset": "d"}
     path = results.write(tmp_path, "x", scores_of({"a": [30]}), meta)

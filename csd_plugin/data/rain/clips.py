@@ -11,7 +11,7 @@ import numpy as np
 
 from csd_plugin.data.layout import is_frame_name, natural_key
 from csd_plugin.data.store import decode_image
-from csd_plugin.data.video import VIDEO_SUFFIXES, open_reader
+from csd_plugin.data.video import VIDEO_SUFFIXES, eight_bits, open_reader
 from csd_plugin.errors import CSDError
 
 _LOOKED_AT = 50
@@ -90,11 +90,6 @@ def find_clips(source: Path, names: Sequence[str] | None = None) -> list[CleanCl
         if name not in clips:
             raise CSDError(f"{source}: no clip {name!r}: it has {', '.join(clips)}")
     return list(clips.values()) if names is None else [clips[name] for name in names]
-
-
-def eight_bits(frame: np.ndarray) -> np.ndarray:
-    """uint8 or uint16 RGB to uint8."""
-    return frame if frame.dtype == np.uint8 else ((frame.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _images(folder: Path) -> tuple[Path, ...]:

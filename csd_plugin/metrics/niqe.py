@@ -1,0 +1,52 @@
+"""NIQE, how natural an image looks without a truth to compare it with: computed by mmeval, an optional package.
+
+Mittal et al., "Making a completely blind image quality analyzer", 2013. Lower is better. mmeval's is BasicSR's
+`calculate_niqe` (which option files can name in `val.metrics`) in double precision, with the official parameters in its
+wheel; the two differ by some thousandths.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from csd_plugin.errors import CSDError
+from csd_plugin.metrics.image_quality import Image, luma_8bit
+
+BLOCK = 96
+"""Pixels: the side of the blocks that NIQE describes; what is left over at the right and below does not count."""
+
+
+def niqe(rgb: Image) -> float | None:
+    """NIQE of the luma of one image (H, W, 3) uint8 RGB; about 2 to 10, lower is better.
+
+    None where fewer than two blocks have any structure (a black frame). Raises CSDError where mmeval is missing, and
+    for an image of fewer than two blocks.
+    """
+    height, width = rgb.shape[:2]
+    rows, columns = height // BLOCK, width // BLOCK
+    if rows * columns < 2:
+        raise CSDError(f"an image of {width}x{height} is too small for NIQE, which compares blocks of {BLOCK}x{BLOCK}")
+    evaluator = load_niqe()
+    blocks = luma_8bit(rgb)[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK)
+    if np.count_nonzero(np.ptp(blocks, axis=(1, 3))) < 2:
+        return None
+    official = (evaluator.mu_pris_param, evaluator.cov_pris_param, evaluator.gaussian_window)
+    with np.errstate(all="ignore"):  # of blocks without structure, which it leaves out
+        value = float(evaluator.compute_niqe(rgb, "rgb", *official))
+    return value if math.isfinite(value) else None
+
+
+@lru_cache(maxsize=1)
+def load_niqe() -> Any:
+    """mmeval's evaluator, whose `compute_niqe` keeps no state. Raises CSDError where mmeval is missing."""
+    try:
+        from mmeval import NaturalImageQualityEvaluator
+    except ImportError as error:
+        raise CSDError("NIQE needs mmeval: pip install 'csd-plugin[metrics]'") from error
+    warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)  # see above
+    return NaturalImageQualityEvaluator(input_order="HWC", convert_to="y")

@@ -1,0 +1,131 @@
+"""Methods side by side with enlarged details, as in the paper's Figure 3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from csd_plugin.errors import CSDError
+from csd_plugin.metrics.image_quality import Image
+from csd_plugin.metrics.protocols import PROTOCOLS, score_frame
+from csd_plugin.report.figures.sheet import COLOURS, GAP, LINE, PAGE_WIDTH, Sheet, lefts, row_width
+from csd_plugin.report.figures.sources import INPUT, TRUTH, Scene
+
+_SHARE = 6
+"""A box that is chosen is one sixth of the frame's width and height."""
+
+
+class Box(NamedTuple):
+    """A detail, in pixels from the frame's top left corner."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    def cut(self, image: np.ndarray) -> np.ndarray:
+        return image[self.y : self.y + self.height, self.x : self.x + self.width]
+
+
+def draw_crops(
+    scene: Scene, out: Path, *, number: int, boxes: Sequence[Box] = (), choose: int = 2, protocol: str = "nturain_y"
+) -> list[Box]:
+    """Write the picture: a column for the input, each method and the truth; below each frame its details.
+
+    With a truth, PSNR and SSIM of the whole frame stand in the captions.
+
+    Args:
+        number: of the frame, from 0.
+        boxes: the details; without any, `choose` are found by `find_boxes`.
+        protocol: which of `PROTOCOLS` the captions are of.
+
+    Returns:
+        The details. Raises CSDError for a box that is not within the frame, and for none.
+    """
+    frames = scene.frame(number)
+    height, width = frames[INPUT].shape[:2]
+    if not boxes and choose < 1:
+        raise CSDError(f"{choose} details to choose: there must be at least one")
+    boxes = list(boxes) or find_boxes(frames, choose)
+    for box in boxes:
+        check_box(box, width, height)
+
+    column = row_width(len(frames))
+    detail = row_width(len(boxes), column)
+    tall = column * height / width
+    detail_tall = max(detail * box.height / box.width for box in boxes)
+    captions = _captions(frames, protocol)
+    lines = max(map(len, captions.values()))
+    sheet = Sheet(PAGE_WIDTH, tall + GAP + detail_tall + lines * LINE + GAP)
+    for left, (label, frame) in zip(lefts(len(frames), column), frames.items(), strict=True):
+        axes = sheet.image(frame, left, 0, column, tall)
+        for box, colour, at in zip(boxes, _colours(len(boxes)), lefts(len(boxes), detail, left), strict=True):
+            _outline(axes, box, colour)
+            shown = detail * box.height / box.width
+            sheet.frame_panel(sheet.image(box.cut(frame), at, tall + GAP, detail, shown), colour)
+        sheet.caption(captions[label], left, tall + GAP + detail_tall + GAP / 2, column)
+    sheet.save(out)
+    return boxes
+
+
+def find_boxes(frames: Mapping[str, Image], count: int) -> list[Box]:
+    """Where input and methods differ most: details that do not overlap, at most `count` of them, best first.
+
+    What is compared is the mean, over a box of a sixth of the frame's width and height, of the standard deviation
+    over input and methods, so that a box shows rain, and what each method made of it. Without methods the truth counts.
+    """
+    shown = [frame for label, frame in frames.items() if label != TRUTH]
+    shown = shown if len(shown) > 1 else list(frames.values())
+    spread = np.std(np.stack(shown).astype(np.float32), axis=0).mean(axis=2)
+    height, width = spread.shape
+    box_width, box_height = max(width // _SHARE, 1), max(height // _SHARE, 1)
+    # sums[y, x] is that of the box whose top left corner is there
+    integral = cv2.integral(spread)
+    sums = (
+        integral[box_height:, box_width:]
+        - integral[:-box_height, box_width:]
+        - integral[box_height:, :-box_width]
+        + integral[:-box_height, :-box_width]
+    )
+    boxes: list[Box] = []
+    while len(boxes) < count and np.isfinite(sums).any():
+        y, x = map(int, np.unravel_index(np.argmax(sums), sums.shape))
+        boxes.append(Box(x, y, box_width, box_height))
+        sums[max(y - box_height + 1, 0) : y + box_height, max(x - box_width + 1, 0) : x + box_width] = -np.inf
+    return boxes
+
+
+def check_box(box: Box, width: int, height: int) -> None:
+    """Raise CSDError for a box that is not within a frame of this size."""
+    if min(box) < 0 or min(box.width, box.height) < 2 or box.x + box.width > width or box.y + box.height > height:
+        raise CSDError(f"box {','.join(map(str, box))} (x,y,width,height) is not within the frame of {width}x{height}")
+
+
+def _captions(frames: Mapping[str, Image], protocol: str) -> dict[str, list[str]]:
+    if protocol not in PROTOCOLS:
+        raise CSDError(f"protocol is {protocol!r}, expected one of {', '.join(PROTOCOLS)}")
+    if TRUTH not in frames:
+        return {label: [label] for label in frames}
+    captions = {}
+    for label, frame in frames.items():
+        if label == TRUTH:
+            captions[label] = [label, "PSNR / SSIM"]
+        else:
+            quality = score_frame(frame, frames[TRUTH])[protocol]
+            captions[label] = [label, f"{quality.psnr:.2f} dB / {quality.ssim:.4f}"]
+    return captions
+
+
+def _outline(axes, box: Box, colour: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    corner = (box.x - 0.5, box.y - 0.5)
+    axes.add_patch(Rectangle(corner, box.width, box.height, fill=False, edgecolor=colour, linewidth=1.2))
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]

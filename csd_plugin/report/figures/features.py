@@ -1,0 +1,141 @@
+"""Feature maps of networks on the same frame, as in the paper's Figure 2, drawn by mmengine's Visualizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csd_plugin.archs.checkpoint import load_network
+from csd_plugin.data.video import eight_bits, open_reader
+from csd_plugin.data.windows import reflect_indices
+from csd_plugin.distill.taps import tap_layers
+from csd_plugin.errors import CSDError
+from csd_plugin.inference.backends import pick_device
+from csd_plugin.report.figures.sheet import FONT_SIZE, GAP, LINE, PAGE_WIDTH, Sheet, lefts, row_width
+from csd_plugin.report.figures.sources import INPUT, TRUTH, Method, Scene, read
+
+_SIDE = 0.16
+"""Inches: the room for the names of taps beside their rows."""
+_TAG = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+_CLIPPED = 0.5
+"""Per cent of a map's pixels at both ends of its scale."""
+
+
+def draw_features(
+    scene: Scene, out: Path, *, number: int, taps: Sequence[str] = (), shared_scale: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """Write the picture: the rainy frame, a network's feature map a column, and the true frame where there is one.
+
+    A map is the feature's mean over its channels (and over time, where it has any left), as Visualizer.draw_featmap
+    draws it: from its least value, blue, to its greatest, red. 0.5 % of its pixels at both ends, often those at the
+    frame's border, do not stretch the scale.
+
+    Args:
+        number: of the frame, from 0.
+        taps: rows, each a layer whose input (`conv22`) or output (`conv7:output`) is shown; default: the feature that
+            distillation compares, of each network its own.
+        shared_scale: one colour scale for all maps of a row; by default each has its own, since networks do not
+            agree on the size of their features.
+
+    Returns:
+        label -> shape (C, H, W) of its feature in the first row. Raises CSDError where mmengine is missing, for
+        a method that is no checkpoint, or a layer that a network does not have.
+    """
+    draw_featmap = _draw_featmap()
+    frame = eight_bits(next(read(scene.clip, number, number + 1)))
+    features = [
+        {method.label: feature_of(method, scene, number, tap) for method in scene.methods} for tap in taps or [""]
+    ]
+    height, width = frame.shape[:2]
+    maps = [_maps(row, draw_featmap, (height, width), shared_scale) for row in features]
+
+    frames = {INPUT: frame}
+    if scene.truth:
+        frames[TRUTH] = eight_bits(next(read(scene.truth, number, number + 1)))
+    sheet = _row(frames, maps[0], scene.labels) if len(maps) == 1 else _rows(frames, maps, taps)
+    sheet.save(out)
+    return {label: tuple(feature.shape) for label, feature in features[0].items()}
+
+
+def _row(frames: dict[str, np.ndarray], maps: dict[str, np.ndarray], labels: Sequence[str]) -> Sheet:
+    """Input, maps and truth side by side."""
+    column = row_width(len(labels))
+    tall = column * frames[INPUT].shape[0] / frames[INPUT].shape[1]
+    sheet = Sheet(PAGE_WIDTH, tall + GAP / 2 + LINE)
+    for left, label in zip(lefts(len(labels), column), labels, strict=True):
+        sheet.image((frames | maps)[label], left, 0, column, tall)
+        sheet.caption([label], left, tall + GAP / 2, column)
+    return sheet
+
+
+def _rows(frames: dict[str, np.ndarray], rows: Sequence[dict[str, np.ndarray]], taps: Sequence[str]) -> Sheet:
+    """The frames below each other at the left, then a column a network, a row a tap."""
+    column = row_width(len(rows[0]) + 1, PAGE_WIDTH - _SIDE)
+    tall = column * frames[INPUT].shape[0] / frames[INPUT].shape[1]
+    tops = lefts(len(rows), tall)
+    first, *others = lefts(len(rows[0]) + 1, column)
+    sheet = Sheet(PAGE_WIDTH, tops[-1] + tall + GAP / 2 + LINE)
+    for top, (label, frame) in zip(tops, frames.items(), strict=False):
+        sheet.image(frame, first, top, column, tall).annotate(
+            label, (0, 1), (3, -3), "axes fraction", "offset points", va="top", fontsize=FONT_SIZE - 1, bbox=_TAG
+        )
+    for top, row, tap in zip(tops, rows, taps, strict=True):
+        sheet.text(tap, column + GAP + _SIDE / 2, top + tall / 2, tall, ha="center", rotation=90)
+        for left, (label, image) in zip(others, row.items(), strict=True):
+            sheet.image(image, left + _SIDE, top, column, tall)
+            if top == tops[-1]:
+                sheet.caption([label], left + _SIDE, top + tall + GAP / 2, column)
+    return sheet
+
+
+@torch.no_grad()
+def feature_of(method: Method, scene: Scene, number: int, tap: str = "") -> Tensor:
+    """The feature (C, H, W) of a network, on the CPU, from which it makes one frame of the clip.
+
+    tap: as `tap_layers` takes it; default: the network's own. A time axis is averaged over. Raises CSDError.
+    """
+    if method.is_frames:
+        raise CSDError(f"{method.label}: {method.path} holds frames, and features are a network's; give a checkpoint")
+    network = load_network(method.path)
+    device = pick_device(scene.device)
+    (tapped,) = tap_layers(network, [tap or str(network.feature_tap)])
+    with tapped, open_reader(scene.clip, start=number, end=number + 1, context=_reach(network)) as reader:
+        near = list(reader)
+        window = [near[i] for i in reflect_indices(reader.lead, 2 * _reach(network) + 1, len(near))]
+        pixels = torch.from_numpy(np.stack([eight_bits(frame) for frame in window])).to(device)
+        network.to(device)(pixels.permute(0, 3, 1, 2)[None].float() / 255)
+        feature = tapped.take()[0].float().cpu()
+    return feature.mean(dim=1) if feature.ndim == 4 else feature
+
+
+def _reach(network: torch.nn.Module) -> int:
+    """Frames to each side that a network looks at."""
+    return int(network.num_frame) // 2  # type: ignore[arg-type]
+
+
+def _maps(row: dict[str, Tensor], draw_featmap, size: tuple[int, int], shared_scale: bool) -> dict[str, np.ndarray]:
+    """label -> (H, W, 3) uint8 RGB."""
+    means = [_clipped(feature.mean(dim=0, keepdim=True)) for feature in row.values()]
+    if not shared_scale:
+        return {label: draw_featmap(mean, resize_shape=size) for label, mean in zip(row, means, strict=True)}
+    # The drawing scales a map from its least to its greatest value: drawn as one, all have the same scale.
+    resized = [torch.nn.functional.interpolate(mean[None], size, mode="bilinear")[0] for mean in means]
+    drawn = draw_featmap(torch.cat(resized, dim=2))
+    return dict(zip(row, np.split(drawn, len(row), axis=1), strict=True))
+
+
+def _clipped(mean: Tensor) -> Tensor:
+    low, high = np.percentile(mean.numpy(), (_CLIPPED, 100 - _CLIPPED))
+    return mean.clamp(float(low), float(high))
+
+
+def _draw_featmap():
+    try:
+        from mmengine.visualization import Visualizer
+    except ImportError as error:
+        raise CSDError("feature maps are drawn by mmengine: pip install 'csd-plugin[figures]'") from error
+    return Visualizer.draw_featmap

@@ -1,0 +1,114 @@
+"""The paper that pictures are drawn on: panels placed to the point, captions that fit, one place for the style."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from csd_plugin.errors import CSDError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PAGE_WIDTH = 7.16
+"""Inches: the text width of a two-column paper, over both columns."""
+GAP = 0.04
+LINE = 0.145
+"""Inches: white between panels; height of a line of caption."""
+FONT_SIZE = 8.0
+DPI = 300
+COLOURS = ("#ffd60a", "#00c2ff", "#ff4d6d", "#7cfc00")
+"""Of boxes, in order."""
+
+
+class Sheet:
+    """A figure of one size whose panels are placed in inches from its top left corner.
+
+    It is drawn by matplotlib's own canvas, without pyplot and its state. Raises CSDError where matplotlib is missing.
+    """
+
+    def __init__(self, width: float, height: float) -> None:
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise CSDError("matplotlib is not installed: pip install 'csd-plugin[figures]'") from error
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width, height), dpi=DPI)
+        self.canvas = FigureCanvasAgg(self.figure)
+
+    def panel(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Axes without ticks that fill this rectangle."""
+        axes = self.figure.add_axes(
+            (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
+        )
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        return axes
+
+    def image(self, pixels: np.ndarray, left: float, top: float, width: float, height: float, **style: Any) -> Axes:
+        """A panel filled by an image, (H, W, 3) uint8 RGB or (H, W) with a colour map in `style`."""
+        axes = self.panel(left, top, width, height)
+        axes.imshow(pixels, aspect="auto", **style)
+        return axes
+
+    def frame_panel(self, axes: Axes, colour: str, width: float = 1.5) -> None:
+        """A coloured border inside a panel."""
+        from matplotlib.patches import Rectangle
+
+        points = np.array([axes.bbox.width, axes.bbox.height]) * 72 / DPI
+        inset = width / 2 / points
+        axes.add_patch(
+            Rectangle(
+                tuple(inset), *(1 - 2 * inset), transform=axes.transAxes, fill=False, edgecolor=colour, linewidth=width
+            )
+        )
+
+    def caption(self, lines: Sequence[str], left: float, top: float, width: float) -> None:
+        """Centred lines below a panel: the first is its label. What is too wide is set smaller."""
+        for number, line in enumerate(lines):
+            self.text(line, left + width / 2, top + (number + 0.5) * LINE, width, ha="center")
+
+    def text(self, text: str, x: float, y: float, room: float, **style: Any) -> None:
+        """One line at (x, y), vertically centred there, at most `room` inches long."""
+        upright = "center" if style.get("rotation") else "center_baseline"
+        drawn = self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=FONT_SIZE, va=upright, **style)
+        extent = drawn.get_window_extent(self.canvas.get_renderer())
+        length = (extent.height if style.get("rotation") else extent.width) / DPI
+        if length > room:
+            drawn.set_fontsize(FONT_SIZE * room / length)
+
+    def save(self, path: Path) -> None:
+        """Write it as the kind of file that the suffix names, whole or not at all. Raises CSDError."""
+        draft = path.with_name(f".{path.stem}.part{path.suffix}")
+        try:
+            self.figure.savefig(draft, dpi=DPI)
+            draft.replace(path)
+        except OSError as error:
+            raise CSDError(f"{path}: cannot be written ({error.strerror or error}); give another place") from error
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def check_output(path: Path) -> None:
+    """Before anything is computed: raise CSDError where `Sheet.save` could not write there."""
+    kinds = (".png", ".pdf", ".svg", ".jpg", ".tif")
+    if path.suffix.lower() not in kinds:
+        raise CSDError(f"--out {path}: a picture's name ends in {' '.join(kinds)}")
+    if not path.parent.is_dir():
+        raise CSDError(f"--out {path}: the folder {path.parent} does not exist; make it first")
+
+
+def row_width(columns: int, room: float = PAGE_WIDTH) -> float:
+    """Inches of each of so many panels side by side."""
+    return (room - (columns - 1) * GAP) / columns
+
+
+def lefts(columns: int, width: float, start: float = 0.0) -> list[float]:
+    """Where the panels of a row begin."""
+    return [start + i * (width + GAP) for i in range(columns)]

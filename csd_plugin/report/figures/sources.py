@@ -1,0 +1,123 @@
+"""What a picture compares: one clip, its truth, and methods, each a network or frames that somebody made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from csd_plugin.data.video import VIDEO_SUFFIXES, eight_bits, open_reader
+from csd_plugin.errors import CSDError
+from csd_plugin.inference.files import paired
+from csd_plugin.inference.runner import Derainer
+from csd_plugin.metrics.image_quality import Image
+from csd_plugin.weights import find_checkpoint
+
+INPUT, TRUTH = "input", "ground truth"
+
+
+class Method(NamedTuple):
+    """label: its name in pictures. path: a checkpoint or exported network, or its frames, a folder or video."""
+
+    label: str
+    path: Path
+
+    @property
+    def is_frames(self) -> bool:
+        """Whether `path` holds result frames rather than a network."""
+        return self.path.is_dir() or self.path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def find_method(text: str) -> Method:
+    """What 'student2', 'net.pth', 'results/a1', 'out.mp4' or 'LABEL=' and one of these means.
+
+    Without a label: the shipped network's name, the experiment's of experiments/NAME/models/net_g_latest.pth, or the
+    file's. Raises CSDError where there is no such thing.
+    """
+    label, _, name = ("", "", text) if Path(text).exists() else text.rpartition("=")
+    if not Path(name).exists():
+        return Method(label or name, find_checkpoint(name))
+    path = Path(name)
+    experiment = path.resolve().parent.parent.name if path.parent.name == "models" else ""
+    return Method(label or experiment or (path.resolve().name if path.is_dir() else path.stem), path)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is compared.
+
+    clip, truth: a video file or a folder of images each, truth frame for frame.
+    methods:     in the order of their columns; their frames, where they are given as such, pair with the clip's too.
+    device:      'cpu', 'cuda' or 'auto', for the networks.
+    """
+
+    clip: Path
+    truth: Path | None = None
+    methods: tuple[Method, ...] = ()
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        names = [*self.labels, *([] if self.truth else [TRUTH])]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise CSDError(f"two columns are called {twice}: name them, e.g. --models 'mine={self.methods[0].path}'")
+
+    @property
+    def labels(self) -> list[str]:
+        """Of the columns, left to right: the input, every method, the truth."""
+        return [INPUT, *(method.label for method in self.methods), *([TRUTH] if self.truth else [])]
+
+    def middle(self) -> int:
+        """The number of the clip's middle frame; of the first where the file does not say how many there are."""
+        with open_reader(self.clip) as reader:
+            return (reader.num_frames or 0) // 2
+
+    def frames(self, start: int = 0, end: int | None = None) -> Iterator[dict[str, Image]]:
+        """Label -> frame (H, W, 3) uint8 RGB, for each frame from `start` up to, not with, `end`.
+
+        Raises CSDError where a method's or the truth's frames are of another size or fewer.
+        """
+        sources: dict[str, Callable[[], Iterator[np.ndarray]]] = {INPUT: lambda: read(self.clip, start, end)}
+        for method in self.methods:
+            sources[method.label] = lambda method=method: self._results(method, start, end)  # type: ignore[misc]
+        if self.truth:
+            sources[TRUTH] = lambda: read(self.truth, start, end)  # type: ignore[arg-type]
+        running = {label: source() for label, source in sources.items()}
+        for number, rainy in enumerate(running.pop(INPUT), start=start):
+            frames = {INPUT: eight_bits(rainy)}
+            for label, column in running.items():
+                frame = next(column, None)
+                if frame is None:
+                    raise CSDError(f"{label} ends before frame {number} of {self.clip}: they must pair frame for frame")
+                if frame.shape != rainy.shape:
+                    raise CSDError(f"{label} is {_size(frame)}, {self.clip} is {_size(rainy)}: they must pair")
+                frames[label] = eight_bits(frame)
+            yield frames
+
+    def frame(self, number: int) -> dict[str, Image]:
+        """Label -> one frame of the clip, counted from 0."""
+        return next(self.frames(number, number + 1))
+
+    def _results(self, method: Method, start: int, end: int | None) -> Iterator[np.ndarray]:
+        if method.is_frames:
+            yield from read(method.path, start, end)
+            return
+        derainer = Derainer(method.path, device=self.device)
+        with open_reader(self.clip, start=start, end=end, context=derainer.num_frame // 2) as reader:
+            for index, pair in enumerate(paired(reader, derainer)):
+                if reader.in_part(index):
+                    yield pair.clean
+
+
+def read(path: Path, start: int, end: int | None) -> Iterator[np.ndarray]:
+    """The frames of a part of a clip, which is closed after the last."""
+    with ExitStack() as stack:
+        yield from stack.enter_context(open_reader(path, start=start, end=end))
+
+
+def _size(frame: np.ndarray) -> str:
+    return f"{frame.shape[1]}x{frame.shape[0]}"

@@ -1,0 +1,68 @@
+"""`csd figure`: every kind by its command, and one line for what does not fit."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from synthetic import moving_scene, rain_on, write_image
+
+from csd_plugin.cli import main
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    root = tmp_path_factory.mktemp("clip")
+    truth = moving_scene(3, 32, 40, 0)
+    for i, (clean, rainy) in enumerate(zip(truth, rain_on(truth, 1), strict=True)):
+        write_image(root / f"truth/{i:05d}.png", clean)
+        write_image(root / f"rain/{i:05d}.png", rainy)
+    return ["--clip", str(root / "rain"), "--truth", str(root / "truth")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "said"),
+    [
+        ("crops", ["--frame", "0", "--box", "0,0,20,16"], "frame 0, --box 0,0,20,16"),
+        ("errors", ["--peak", "30"], "frame 1, --peak 30"),
+        ("slice", ["--column", "3", "--end", "2"], "2 frames"),
+        ("features", ["--tap", "conv22"], "frame 1, student2 16x32x40"),
+    ],
+)
+def test_pictures(clip, tmp_path, capsys, kind, more, said):
+    out = tmp_path / "out.png"
+    assert main(["figure", kind, *clip, "--models", "student2", "--out", str(out), *more]) == 0
+    assert capsys.readouterr().out == f"{said}\nwritten: {out}\n"
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_video(clip, tmp_path, capsys):
+    out = tmp_path / "out.mp4"
+    arguments = ["--models", f"again={clip[1]}", "--split", "--out", str(out)]
+    assert main(["figure", "video", *clip, *arguments]) == 0
+    assert "3 frames" in capsys.readouterr().out
+    assert out.exists()
+
+
+def complaint(capsys, *arguments):
+    assert main(["figure", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_what_does_not_fit_is_one_line(clip, tmp_path, capsys, monkeypatch):
+    out = ["--out", str(tmp_path / "x.png")]
+    assert "no checkpoint none" in complaint(capsys, "crops", *clip, "--models", "none", *out)
+    assert "does not exist" in complaint(capsys, "crops", "--clip", str(tmp_path / "none"), *out)
+    assert "ends in .png" in complaint(capsys, "crops", *clip, "--out", str(tmp_path / "x.doc"))
+    assert "make it first" in complaint(capsys, "slice", *clip, "--out", str(tmp_path / "none/x.png"))
+    assert "no frames from 7" in complaint(capsys, "errors", *clip, "--frame", "7", *out)
+    assert "at least one" in complaint(capsys, "crops", *clip, "--boxes", "0", *out)
+    for wrong, hint in (("--box=1,2,3", "x,y,width,height"), ("--frame=-1", "counted from 0")):
+        with pytest.raises(SystemExit):
+            main(["figure", "crops", *clip, wrong, *out])
+        assert hint in capsys.readouterr().err
+    for module, extra in (("matplotlib.figure", "crops"), ("mmengine.visualization", "features")):
+        monkeypatch.setitem(sys.modules, module, None)
+        assert "csd-plugin[figures]" in complaint(capsys, extra, *clip, "--models", "student2", *out)
