@@ -21,6 +21,9 @@ from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.video_derain_model import VideoDerainModel, save_atomically
 from csd_plugin.types import ClipView
 
+TEACHER_TARGETS = 4
+"""Targets that the teacher computes at once, or those of one clip: fewer are slower, more need memory."""
+
 
 class DistillModel(VideoDerainModel):
     """`network_g` learns from `network_t` by the objective of `train.distill_opt`, one step per batch.
@@ -94,9 +97,9 @@ class DistillModel(VideoDerainModel):
     def compute_losses(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if not self.distills:
             return super().compute_losses()
-        student = self._view(self.net_g, self.student_taps)
-        with torch.no_grad():
-            teacher = self._view(self.net_t, self.teacher_taps)
+        # The teacher first: its layers need their memory before the student's graph takes its own.
+        teacher = self._teacher_view()
+        student = self._view(self.net_g, self.student_taps, self.lq)
         terms = self.objective(student, teacher, self.gt)
         losses = {
             "l_recon": self.cri_pix(student.output.flatten(0, 1), self.gt.flatten(0, 1)),
@@ -105,13 +108,24 @@ class DistillModel(VideoDerainModel):
         raw = {f"l_{name}": value.detach() for name, value in terms.losses.items()}
         return losses, raw | {f"status/{name}": value for name, value in terms.diagnostics.items()}
 
-    def _view(self, network: nn.Module, taps: list[FeatureTap]) -> ClipView:
-        """Output and features of all targets, at every input scale that the objective asks for."""
-        batch, num_target = self.gt.shape[:2]
+    @torch.no_grad()
+    def _teacher_view(self) -> ClipView:
+        """What the teacher makes of the batch, a few clips at a time, as nothing of it is kept but the result."""
+        clips = self.lq.split(-(-TEACHER_TARGETS // self.gt.shape[1]))
+        views = [self._view(self.net_t, self.teacher_taps, part) for part in clips]
+        features = {
+            scale: tuple(torch.cat(parts) for parts in zip(*(view.features[scale] for view in views), strict=True))
+            for scale in views[0].features
+        }
+        return ClipView(torch.cat([view.output for view in views]), features)
+
+    def _view(self, network: nn.Module, taps: list[FeatureTap], clips: Tensor) -> ClipView:
+        """Output and features of all targets of (B, N, 3, H, W), at every input scale that the objective asks for."""
+        batch, num_target = len(clips), self.gt.shape[1]
         layout = self.layout_of(network)
         outputs, features = {}, {}
         for scale in self.get_bare_model(self.objective).input_scales:
-            clip = self.lq if scale == 1 else F.avg_pool2d(self.lq.flatten(0, 1), scale).unflatten(0, self.lq.shape[:2])
+            clip = clips if scale == 1 else F.avg_pool2d(clips.flatten(0, 1), scale).unflatten(0, clips.shape[:2])
             outputs[scale] = self.run_network(network, clip).unflatten(0, (batch, num_target))
             features[scale] = tuple(layout.features(tap.take(), batch, num_target, tap.path) for tap in taps)
         return ClipView(outputs[1], features)
