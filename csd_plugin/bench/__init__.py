@@ -7,4 +7,5 @@ BENCHMARKS = {
     "data": "csd_plugin.bench.data",
     "infer": "csd_plugin.bench.infer",
     "growth": "csd_plugin.bench.growth",
+    "step": "csd_plugin.bench.step",
 }

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from csd_plugin.bench.measure import markdown
+from csd_plugin.bench.measure import markdown, peak_memory
 from csd_plugin.errors import CSDError
 
 _FRAMES = 8
@@ -65,8 +65,6 @@ def _in_a_process(network: str, width: int, height: int, frames: int, memory: in
 
 def stream(network: str, width: int, height: int, frames: int, memory: int) -> Footprint:
     """Derain a made-up clip in this process."""
-    import resource
-
     import numpy as np
 
     from csd_plugin.bench.speed import find_network
@@ -76,15 +74,13 @@ def stream(network: str, width: int, height: int, frames: int, memory: int) -> F
     keep_freed_memory()
     derainer = Derainer(find_network(network), device="cpu", memory=memory)
     list(derainer([np.zeros((32, 32, 3), np.uint8)]))  # what is loaded and made only once
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     began = time.perf_counter()
     for _ in derainer(picture.copy() for _ in range(frames)):
         pass
     took = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return Footprint(took / frames, peak / unit, before / unit)
+    return Footprint(took / frames, peak_memory(), before)
 
 
 def table(points: Sequence[Point]) -> str:

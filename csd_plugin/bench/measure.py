@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -70,6 +71,17 @@ class MatrixRate:
     def measure(self) -> float:
         """Multiply-adds per second now."""
         return _SIDE**3 / min(seconds(self._best) for _ in range(3))
+
+
+def peak_memory() -> float:
+    """MiB that this process has held at most since its start."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage's figure begins, on Linux, with what the process that started this one held
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**10
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def machine() -> dict[str, Any]:

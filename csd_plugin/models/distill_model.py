@@ -25,6 +25,9 @@ from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.video_derain_model import VideoDerainModel, save_atomically
 from csd_plugin.types import ClipView
 
+TEACHER_TARGETS = 4
+"""Targets that the teacher computes at once, or those of one clip: fewer are slower, more need memory."""
+
 
 @dataclass
 class Teacher:
@@ -141,8 +144,13 @@ class DistillModel(VideoDerainModel):
             for tap in self.student_taps:
                 tap.forget()
             return losses, scalars | others
-        student = self._view(self.net_g, self.layout_of(self.net_g), self.student_taps)
-        compared = {teacher.prefix: self._compare(student, teacher, weights) for teacher in self.teachers}
+        # The teachers first: their layers need their memory before the student's graph takes its own.
+        views = [self._teacher_view(teacher) for teacher in self.teachers]
+        student = self._view(self.net_g, self.layout_of(self.net_g), self.student_taps, self.lq)
+        compared = {
+            teacher.prefix: self._compare(student, teacher, view, weights)
+            for teacher, view in zip(self.teachers, views, strict=True)
+        }
         raw = by_name(compared, lambda comparison: comparison.terms.losses)
         losses = {
             "l_recon": self.cri_pix(student.output.flatten(0, 1), self.gt.flatten(0, 1)),
@@ -157,9 +165,7 @@ class DistillModel(VideoDerainModel):
                 scalars |= self._examine(losses["l_recon"], student, compared)
         return losses, scalars
 
-    def _compare(self, student: ClipView, teacher: Teacher, weights: Mapping[str, float]) -> Comparison:
-        with torch.no_grad():
-            view = self._view(teacher.network, teacher.layout, teacher.taps)
+    def _compare(self, student: ClipView, teacher: Teacher, view: ClipView, weights: Mapping[str, float]) -> Comparison:
         return Comparison(
             teacher=view,
             terms=teacher.objective(student, view, self.gt),
@@ -177,12 +183,23 @@ class DistillModel(VideoDerainModel):
             get_root_logger().warning(warning)
         return {f"health/{name}": value for name, value in measured.items()}
 
-    def _view(self, network: nn.Module, layout: Layout, taps: list[FeatureTap]) -> ClipView:
-        """Output and features of all targets, at every input scale that the objectives ask for."""
-        batch, num_target = self.gt.shape[:2]
+    @torch.no_grad()
+    def _teacher_view(self, teacher: Teacher) -> ClipView:
+        """What a teacher makes of the batch, a few clips at a time, as nothing of it is kept but the result."""
+        clips = self.lq.split(-(-TEACHER_TARGETS // self.gt.shape[1]))
+        views = [self._view(teacher.network, teacher.layout, teacher.taps, part) for part in clips]
+        features = {
+            scale: tuple(torch.cat(parts) for parts in zip(*(view.features[scale] for view in views), strict=True))
+            for scale in views[0].features
+        }
+        return ClipView(torch.cat([view.output for view in views]), features)
+
+    def _view(self, network: nn.Module, layout: Layout, taps: list[FeatureTap], clips: Tensor) -> ClipView:
+        """Output and features of all targets of (B, N, 3, H, W), at every input scale that the objectives ask for."""
+        batch, num_target = len(clips), self.gt.shape[1]
         outputs, features = {}, {}
         for scale in self.get_bare_model(self.teachers[0].objective).input_scales:
-            clip = self.lq if scale == 1 else F.avg_pool2d(self.lq.flatten(0, 1), scale).unflatten(0, self.lq.shape[:2])
+            clip = clips if scale == 1 else F.avg_pool2d(clips.flatten(0, 1), scale).unflatten(0, clips.shape[:2])
             outputs[scale] = self.run_network(network, clip, layout).unflatten(0, (batch, num_target))
             features[scale] = tuple(layout.features(tap.take(), batch, num_target, tap.path) for tap in taps)
         return ClipView(outputs[1], features)

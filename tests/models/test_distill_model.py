@@ -202,3 +202,25 @@ def test_any_pair_of_widths_and_frames(launcher, tiny_rain, tiny_teacher):
     assert launcher.train(options) == 0
     assert TEACHER["num_feat"] != wide_student["num_feat"] != STUDENT["num_feat"]
     assert launcher.models[-1].log_dict["l_distill"] > 0
+
+
+def test_a_teacher_that_takes_few_clips_at_once_says_the_same(launcher, tiny_rain, tiny_teacher, monkeypatch):
+    options = distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 1, "datasets.train.gt_size": 24})
+    options["train"]["distill_opt"] |= {"scale_source": "frames"}
+    batches, losses = [], []
+    monkeypatch.setattr(SLDNet, "forward", _noting_teachers_batches(batches, SLDNet.forward))
+    for targets in (1, 100):
+        monkeypatch.setattr("csd_plugin.models.distill_model.TEACHER_TARGETS", targets)
+        assert launcher.train(options) == 0
+        losses.append(launcher.models[-1].log_dict)
+    assert batches == [2, 2, 2] * 2 + [4, 4, 4]  # two clips of two targets, at three scales
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def _noting_teachers_batches(batches, forward):
+    def wrapper(self, window):
+        if self.num_frame == 7 and type(window) is torch.Tensor:  # not the dry run before
+            batches.append(len(window))
+        return forward(self, window)
+
+    return wrapper

@@ -1,0 +1,64 @@
+"""Seconds and memory of a distillation step, beside plainer ways to compute it.
+
+All train a student with CSD's default options on the same random clips, from the same weights:
+  csd        ours: the step of a DistillModel
+  per frame  the same losses and gradients, plainly: window by window through both networks, frame by frame and cell
+             by cell through the objective, then one backward pass; that its numbers are ours is checked first
+  released   the way of the method's first code: networks that run again on pooled frames for each scale, and six
+             backward passes a frame over graphs that are kept through the clip; one optimizer step at its end, as
+             today's torch refuses those in between
+The columns:
+  s/step, steps/s   medians over rounds in which all take turns, so that a busy machine slows all of them
+  x time            times our seconds, in the same round, the median
+  peak MiB          the most memory that a process of its own held over two steps
+  +MiB, x memory    of it, what the steps needed after torch, networks and clips were there; times ours
+
+examples:
+  csd bench step --teacher-width 32 --profile --json step.json
+  csd bench step --student student2 --batch 4 --size 128 --precision bf16
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--student", default="student1", metavar="NAME", help="preset (default student1)")
+    parser.add_argument("--teacher", default="teacher", metavar="NAME", help="preset (default teacher)")
+    parser.add_argument("--student-width", type=int, metavar="C", help="channels, not the preset's")
+    parser.add_argument("--teacher-width", type=int, metavar="C", help="channels, not the preset's")
+    parser.add_argument("--batch", type=int, default=2, metavar="B", help="clips in a step (default 2)")
+    parser.add_argument("--size", type=int, default=64, metavar="PIXELS", help="side of the crops (default 64)")
+    parser.add_argument("--num-target", type=int, default=5, metavar="L", help="frames in a clip (default 5)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the networks (default fp32)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="default 1")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
+    parser.add_argument("--profile", action="store_true", help="also where the time of our step goes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="figures; the table .md and a plot .png go beside it")
+
+
+def run(args: argparse.Namespace) -> None:
+    from dataclasses import asdict, fields
+
+    from csd_plugin.bench.measure import check_report, machine, save_report
+    from csd_plugin.bench.training import Settings, draw, measure, profile, profile_table, table, verify
+    from csd_plugin.errors import CSDError
+    from csd_plugin.inference.memory import keep_freed_memory
+
+    check_report(args.json)
+    if min(args.batch, args.size, args.num_target, args.threads, args.rounds) < 1:
+        raise CSDError("--batch, --size, --num-target, --threads and --rounds: must be more than 0")
+    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    keep_freed_memory()
+    apart = verify(settings)
+    print(f"losses and gradients of the step per frame are ours, {apart:.0e} apart at most (fp32)\n")
+    rows = measure(settings, args.rounds)
+    parts = profile(settings, args.rounds) if args.profile else {}
+    shown = table(rows) + ("\n\n" + profile_table(parts) if parts else "")
+    print(shown)
+    if args.json:
+        content = {"machine": machine(), "settings": asdict(settings), "apart": apart, "rounds": args.rounds}
+        content |= {"rows": [asdict(row) for row in rows], "parts": parts}
+        print("\n" + save_report(args.json, content, shown, lambda figure: draw(figure, rows, parts)))

@@ -1,0 +1,322 @@
+"""How `csd bench step` measures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from csd_plugin.archs.sldnet import PRESETS, SLDNet
+from csd_plugin.bench.measure import in_turns, markdown, median, peak_memory
+from csd_plugin.bench.patterns import TERM_WEIGHT, PerFrame, Released
+from csd_plugin.errors import CSDError, suggestion
+from csd_plugin.inference.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from csd_plugin.models.distill_model import DistillModel
+
+OURS, PER_FRAME, RELEASED = "csd", "per frame", "released"
+CONTENDERS = (OURS, PER_FRAME, RELEASED)
+
+TOLERANCE = 1e-4
+"""How far the plain step's loss may be from ours, and its gradients, each in relation to the largest of its tensor."""
+
+_LR = 1e-4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Networks are presets; a width of None is the preset's. Clips of size x size; precision: fp32 or bf16."""
+
+    student: str
+    teacher: str
+    student_width: int | None
+    teacher_width: int | None
+    batch: int
+    size: int
+    num_target: int
+    precision: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """seconds: of each round, for one step; peak, before: the most memory in MiB, in all and before the first step."""
+
+    contender: str
+    seconds: list[float]
+    peak: float
+    before: float
+
+
+class Bench:
+    """A model as an option file describes it, random clips, and the plain steps from the same weights.
+
+    Raises CSDError for settings that make no networks, and where BasicSR is not installed.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        torch.manual_seed(0)
+        self.settings = settings
+        self.model = _model(settings)
+        window = max(int(PRESETS[name]["num_frame"]) for name in (settings.student, settings.teacher))
+        generator = torch.Generator().manual_seed(1)
+        self.lq, self.gt = (
+            torch.rand(settings.batch, count, 3, settings.size, settings.size, generator=generator)
+            for count in (settings.num_target + window - 1, settings.num_target)
+        )
+        self.model.feed_data({"lq": self.lq, "gt": self.gt})
+
+    def plain(self, cls: type[PerFrame]) -> PerFrame:
+        model, [teacher] = self.model, self.model.teachers
+        return cls(
+            model.net_g,
+            teacher.network,
+            teacher.objective.cells,  # type: ignore[arg-type]
+            model.cri_pix,
+            lr=_LR,
+            autocast=model.autocast_dtype,
+        )
+
+    def step(self, contender: str) -> Callable[[], object]:
+        """What one step of a contender is."""
+        if contender == OURS:
+            return lambda: self.model.optimize_parameters(1)
+        plain = self.plain(Released if contender == RELEASED else PerFrame)
+        return lambda: plain.step(self.lq, self.gt)
+
+
+def _model(settings: Settings) -> DistillModel:
+    try:
+        from csd_plugin.registration import install
+
+        install()
+    except ModuleNotFoundError as error:
+        if error.name not in ("basicsr", "torchvision"):
+            raise
+        raise CSDError(
+            f"csd bench step trains by BasicSR, and {error.name} is not installed; see the README"
+        ) from error
+    from csd_plugin.models.distill_model import DistillModel
+
+    networks = {}
+    for role in ("student", "teacher"):
+        preset, width = getattr(settings, role), getattr(settings, f"{role}_width")
+        if preset not in PRESETS:
+            raise CSDError(f"--{role} {preset} is unknown{suggestion(preset, PRESETS)}")
+        networks[role] = {"preset": preset, "num_feat": width, "init_type": "kaiming"}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "teacher.pth"
+        torch.save({"params": SLDNet(**networks["teacher"]).state_dict()}, checkpoint)
+        return DistillModel(
+            {
+                "num_gpu": 0,
+                "is_train": True,
+                "dist": False,
+                "rank": 0,
+                "network_g": {"type": "SLDNet", **networks["student"]},
+                "network_t": {"type": "SLDNet", **networks["teacher"]},
+                "path": {"pretrain_network_g": None, "pretrain_network_t": str(checkpoint)},
+                "train": {
+                    "ema_decay": 0,
+                    "health": False,  # it measures now and then, not in every step
+                    "autocast": "bf16" if settings.precision == "bf16" else None,
+                    "optim_g": {"type": "Adam", "lr": _LR},
+                    "scheduler": {"type": "MultiStepLR", "milestones": [1000], "gamma": 0.5},
+                    "total_iter": 1,
+                    "pixel_opt": {"type": "PyramidSSIMLoss"},
+                    "distill_opt": {"type": "CSD", "weights": {"spatial": TERM_WEIGHT, "temporal": TERM_WEIGHT}},
+                },
+            }
+        )
+
+
+def verify(settings: Settings) -> float:
+    """Whether the plain step computes our numbers, in fp32: the largest difference of loss and gradients, relative.
+
+    Raises CSDError where it is above `TOLERANCE`: what is timed would not be the same.
+    """
+    bench = Bench(replace(settings, precision="fp32"))
+    losses, _ = bench.model.compute_losses(1)
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    plain = bench.plain(PerFrame)
+    differences = [_difference(torch.tensor(plain.gradients(bench.lq, bench.gt)), total.detach())]
+    ours: Sequence[nn.Parameter] = bench.model.optimized_parameters()
+    theirs = [*plain.student.parameters(), *plain.cells.parameters()]
+    differences += [_difference(b.grad, a.grad) for a, b in zip(ours, theirs, strict=True)]
+    worst = max(differences)
+    if not worst <= TOLERANCE:
+        raise CSDError(f"the step per frame computes other numbers than ours, {worst:.1e} apart: please report it")
+    return worst
+
+
+def _difference(theirs: Tensor | None, ours: Tensor | None) -> float:
+    """Of the largest of ours; no gradient, of a weight that only ever met zeros, is a gradient of zero."""
+    zero = torch.zeros(())
+    theirs, ours = (zero if x is None else x for x in (theirs, ours))
+    return float((theirs - ours).abs().max() / ours.abs().max().clamp_min(1e-12))
+
+
+def measure(settings: Settings, rounds: int) -> list[Row]:
+    """All contenders, in turns for the time, each in a process of its own for the memory."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(settings.threads)
+        bench = Bench(settings)
+        times, _ = in_turns({name: bench.step(name) for name in CONTENDERS}, rounds, "bench step")
+    finally:
+        torch.set_num_threads(threads)
+    return [Row(name, times[name], *_footprint(settings, name)) for name in CONTENDERS]
+
+
+def _footprint(settings: Settings, contender: str) -> tuple[float, float]:
+    arguments = [contender, json.dumps(asdict(settings))]
+    run = subprocess.run([sys.executable, "-m", __name__, *arguments], capture_output=True, text=True)
+    if run.returncode:
+        reason = (run.stderr.strip().splitlines() or ["it was killed, perhaps for want of memory"])[-1]
+        raise CSDError(f"memory of {contender}: {reason}")
+    peak, before = json.loads(run.stdout.splitlines()[-1])
+    return peak, before
+
+
+def footprint(settings: Settings, contender: str) -> tuple[float, float]:
+    """MiB that this process has held at most, after two steps and before the first."""
+    keep_freed_memory()
+    torch.set_num_threads(settings.threads)
+    step = Bench(settings).step(contender)
+    before = peak_memory()
+    for _ in range(2):
+        step()
+    return peak_memory(), before
+
+
+def profile(settings: Settings, rounds: int) -> dict[str, list[float]]:
+    """Where the time of our step goes: part -> seconds in each round, by hooks on what the step runs."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(settings.threads)
+        model = Bench(settings).model
+        watch = Stopwatch(model)
+        parts: dict[str, list[float]] = {}
+        for number in range(rounds + 1):
+            for part, seconds in watch.time_step().items():
+                parts.setdefault(part, []).append(seconds)
+            if not number:  # warms up
+                parts.clear()
+        return parts
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Stopwatch:
+    """Times the parts of a model's steps.
+
+    Hooks mark where one part ends and the next begins. In the backward pass autograd goes from what was computed last
+    to what was first: reconstruction, objective, student.
+    """
+
+    def __init__(self, model: DistillModel) -> None:
+        self.model = model
+        self._seconds: dict[str, float] = {}
+        self._part, self._since = "rest", 0.0
+        [teacher] = model.teachers
+        for part, module in (
+            ("teacher, forward", teacher.network),
+            ("student, forward", model.net_g),
+            ("objective, forward", teacher.objective),
+            ("reconstruction, forward", model.cri_pix),
+        ):
+            module.register_forward_pre_hook(lambda *_, part=part: self._enter(part))
+            module.register_forward_hook(lambda *_: self._enter("rest"))
+        teacher.objective.register_forward_hook(self._follow_gradients)
+        model.cri_pix.register_forward_hook(lambda _, __, loss: self._on_gradient(loss, "reconstruction, backward"))
+        model.optimizer_g.register_step_pre_hook(lambda *_: self._enter("optimizer"))
+        model.optimizer_g.register_step_post_hook(lambda *_: self._enter("rest"))
+
+    def time_step(self) -> dict[str, float]:
+        """One step -> seconds of each of its parts, in the order in which they ran."""
+        self._seconds, self._part, self._since = {}, "rest", time.perf_counter()
+        self.model.optimize_parameters(1)
+        self._enter("rest")
+        rest = self._seconds.pop("rest")
+        return {**self._seconds, "rest": rest}
+
+    def _follow_gradients(self, _: nn.Module, views: tuple[Any, ...], terms: Any) -> None:
+        for loss in terms.losses.values():
+            self._on_gradient(loss, "objective, backward")
+        student = views[0]
+        for tensor in (student.output, *(feature for features in student.features.values() for feature in features)):
+            self._on_gradient(tensor, "student, backward")
+
+    def _on_gradient(self, tensor: Tensor, part: str) -> None:
+        tensor.register_hook(lambda _: self._enter(part))
+
+    def _enter(self, part: str) -> None:
+        now = time.perf_counter()
+        self._seconds[self._part] = self._seconds.get(self._part, 0.0) + now - self._since
+        self._part, self._since = part, now
+
+
+def table(rows: Sequence[Row]) -> str:
+    """As Markdown, one row a contender."""
+    ours = rows[0]
+    cells = []
+    for row in rows:
+        slower = median([theirs / own for theirs, own in zip(row.seconds, ours.seconds, strict=True)])
+        more = (row.peak - row.before) / (ours.peak - ours.before) if ours.peak > ours.before else None
+        took = median(row.seconds)
+        cells.append(
+            [
+                row.contender,
+                f"{took:.3f}",
+                f"{1 / took:.2f}",
+                f"{slower:.2f}",
+                f"{row.peak:.0f}",
+                f"{row.peak - row.before:.0f}",
+                "-" if more is None else f"{more:.2f}",
+            ]
+        )
+    return markdown(["step", "s/step", "steps/s", "x time", "peak MiB", "+MiB", "x memory"], cells, 1)
+
+
+def profile_table(parts: dict[str, list[float]]) -> str:
+    """As Markdown, one row a part of the step."""
+    took = {part: median(seconds) for part, seconds in parts.items()}
+    total = sum(took.values())
+    rows = [[part, f"{1000 * seconds:.1f}", f"{seconds / total:.1%}"] for part, seconds in took.items()]
+    return markdown(["part of our step", "ms", "share"], [*rows, ["all", f"{1000 * total:.1f}", "100.0%"]], 1)
+
+
+def draw(figure: Any, rows: Sequence[Row], parts: dict[str, list[float]]) -> None:
+    """Bars of time and memory, and of the parts of our step where they were measured."""
+    panels = figure.subplots(1, 3 if parts else 2)
+    names = [row.contender for row in rows]
+    colors = [f"C{i}" for i in range(len(rows))]
+    panels[0].bar(names, [median(row.seconds) for row in rows], color=colors)
+    panels[0].set_ylabel("seconds for a step")
+    panels[1].bar(names, [row.peak - row.before for row in rows], color=colors)
+    panels[1].set_ylabel("memory that the steps add, MiB")
+    for panel in panels[:2]:
+        panel.tick_params(axis="x", labelsize=7)
+    if parts:
+        panels[2].barh(list(parts), [1000 * median(seconds) for seconds in parts.values()])
+        panels[2].invert_yaxis()
+        panels[2].set_xlabel("ms of our step")
+        panels[2].tick_params(axis="y", labelsize=7)
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(footprint(Settings(**json.loads(sys.argv[2])), sys.argv[1])))
+    except CSDError as error:
+        sys.exit(str(error))
