@@ -45,6 +45,11 @@ class FeatureTap:
             self._handle = module.register_forward_hook(self._capture_output)
         _forget_compiled()
 
+    @property
+    def layer(self) -> str:
+        """What is tapped as options name it, see `tap_layers`."""
+        return self.path if self.kind == "input" else f"{self.path}:{self.kind}"
+
     def take(self) -> Tensor:
         """The feature of the last forward pass, graph and all, and forget it; a time axis of length 1 is squeezed.
 
