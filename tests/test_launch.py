@@ -378,7 +378,8 @@ def agree(tensors):
 
 assert not agree([model.lq]), "both saw the same clips"
 assert agree(model.net_g.parameters()) and agree(model.net_g_ema.parameters()), "the students differ"
-assert agree(model.teachers[0].objective.parameters()), "the cells differ"
+assert len(model.teachers) == 2
+assert all(agree(teacher.objective.parameters()) for teacher in model.teachers), "the cells differ"
 frozen = build_objective({"type": "CSD", "hidden": 4, "cells": "frozen"})
 assert not agree(frozen.parameters())
 assert agree(model._place_objective(frozen).parameters()), "the frozen cells differ"
@@ -402,8 +403,13 @@ print("agreed", flush=True)
 
 
 def test_two_processes_train_one_student(tmp_path, tiny_rain, tiny_teacher):
-    """torchrun with gloo: gradients are synchronised, one process writes, both validate."""
+    """torchrun with gloo, two teachers, which rest in the second step: gradients are synchronised, one process writes,
+    both validate."""
     options = distill_options(tiny_rain, tiny_teacher, val={"val_freq": 2, "save_img": False})
+    options |= {"network_t2": options["network_t"]}
+    options["path"]["pretrain_network_t2"] = options["path"]["pretrain_network_t"]
+    for term in ("spatial", "temporal"):
+        options["train"]["distill_opt"]["weights"][term] = {"schedule": "stop_at", "start": 0.1, "iters": 1}
     options["datasets"]["val"] = scored_set(tiny_rain)
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
     launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "two.py", "--launcher", "pytorch"]

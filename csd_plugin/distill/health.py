@@ -125,8 +125,9 @@ class HealthMonitor:
         for tap, ratio in ratios.items():
             if ratio > SCALE_LIMIT or ratio < 1 / SCALE_LIMIT:
                 wrong[f"scale_{tap}"] = (
-                    f"the student's feature at {tap} is {ratio:.3g} times as large as the teacher's: the term compares "
-                    f"little but that; tap other layers, or bridge them (train.distill_opt.taps.adapters: [conv1x1])"
+                    f"the student's feature at {tap} is {ratio:.3g} times as large as the teacher's: an objective "
+                    f"that does not normalise compares little else; tap other layers, or bridge them by "
+                    f"train.distill_opt.taps.adapters: [conv1x1]"
                 )
         new = [message for name, message in wrong.items() if name not in self._told]
         self._told = set(wrong)

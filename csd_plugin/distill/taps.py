@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from csd_plugin.errors import CSDError
 
 KINDS = ("input", "output")
+#: Layers that a message names, the nearest first: all of a small network.
+LISTED = 30
 #: Attributes under which wrappers (data parallel, averaging, compiled) keep the network.
 WRAPPED = ("module", "_orig_mod")
 
@@ -42,6 +44,11 @@ class FeatureTap:
         else:
             self._handle = module.register_forward_hook(self._capture_output)
         _forget_compiled()
+
+    @property
+    def layer(self) -> str:
+        """What is tapped as options name it, see `tap_layers`."""
+        return self.path if self.kind == "input" else f"{self.path}:{self.kind}"
 
     def take(self) -> Tensor:
         """The feature of the last forward pass, graph and all, and forget it; a time axis of length 1 is squeezed.
@@ -123,9 +130,11 @@ def _forget_compiled() -> None:
 def _find(network: nn.Module, path: str) -> nn.Module:
     modules = tappable(network)
     if path not in modules:
-        near = difflib.get_close_matches(path, modules, n=5, cutoff=0)
+        names = [name for name in modules if name.split(".")[0] not in WRAPPED]
+        near = difflib.get_close_matches(path, names, n=LISTED, cutoff=0)
+        rest = len(names) - len(near)
+        others = f" and {rest} more, which `csd inspect --layers` lists without `taps`" if rest else ""
         raise CSDError(
-            f"feature tap {path!r}: {type(network).__name__} has no such layer; nearest: {', '.join(near)}"
-            f" (`csd inspect` lists all)"
+            f"feature tap {path!r}: {type(network).__name__} has no such layer; nearest: {', '.join(near)}{others}"
         )
     return modules[path]

@@ -170,7 +170,7 @@ class DistillModel(VideoDerainModel):
             teacher=view,
             terms=teacher.objective(student, view, self.gt),
             weights={term: teacher.share * weight for term, weight in weights.items()},
-            layers=tuple(tap.path for tap in self.student_taps),
+            layers=tuple(tap.layer for tap in self.student_taps),
             learns_scale=self.get_bare_model(teacher.objective).learns_scale,
         )
 

@@ -89,7 +89,7 @@ def dry_run(network: nn.Module, layout: Layout, clips: Clips, layers: list[str] 
             layout.run(network, batch, clips.num_target)
             for tap in taps:
                 feature = layout.features(tap.take(), clips.batch, clips.num_target, tap.path)
-                dry.features[tap.path if tap.kind == "input" else f"{tap.path}:output"] = tuple(feature.shape)
+                dry.features[tap.layer] = tuple(feature.shape)
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
         raise DryRunError(f"{type(network).__name__} decides by what it computes, and cannot be dry-run") from error
     finally:

@@ -90,6 +90,14 @@ def test_wrong_path_names_the_nearest(net):
         FeatureTap(net, "")
 
 
+def test_all_layers_of_a_small_network_are_named_and_many_of_a_large_one(net):
+    with pytest.raises(CSDError) as caught:
+        FeatureTap(torch.compile(net, backend="eager"), "nothing")
+    assert set(str(caught.value).split("nearest: ")[1].split(", ")) == {name for name, _ in net.named_modules() if name}
+    with pytest.raises(CSDError, match=r"nearest: 4.* and 10 more, which `csd inspect --layers` lists"):
+        FeatureTap(nn.Sequential(*(nn.Identity() for _ in range(40))), "40")
+
+
 def test_layers_that_give_no_tensor(net):
     with FeatureTap(net, "unused") as unused, FeatureTap(net, "split", "output") as split:
         net(torch.rand(1, 3, 1, 5, 4))

@@ -103,6 +103,16 @@ def test_a_teacher_called_in_its_own_way_at_its_own_layers(launcher, tiny_rain, 
     assert [teacher.layout.num_frame for teacher in launcher.models[-1].teachers] == [7, 1]
 
 
+def test_adapters_bridge_to_each_teachers_width(launcher, tiny_rain, tiny_teacher, second_teacher):
+    options = two_teachers(tiny_rain, tiny_teacher, second_teacher, **{"train.total_iter": 1})
+    taps = {"student": ["conv22"], "teacher": ["conv22"], "adapters": ["conv1x1"]}
+    options["train"]["distill_opt"] = {"type": "FAKD", "weights": dict.fromkeys(("affinity", "truth", "teacher"), 0.1)}
+    options["train"]["distill_opt"]["taps"] = taps
+    assert launcher.train(options) == 0
+    widths = [teacher.objective.convs[0].weight.shape[:2] for teacher in launcher.models[-1].teachers]
+    assert widths == [(4, 4), (6, 4)]
+
+
 def test_weights_follow_their_schedule_and_teachers_rest_while_all_are_off(
     launcher, tiny_rain, tiny_teacher, monkeypatch
 ):
