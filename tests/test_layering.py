@@ -140,6 +140,6 @@ def test_a_video_is_derained_without_the_toolbox(tmp_path):
     assert len(list((tmp_path / "clean").glob("*.png"))) == 4
 
 
-@pytest.mark.parametrize("job", ["rain", "score"])
+@pytest.mark.parametrize("job", ["rain", "score", "figure"])
 def test_other_jobs_start_without_the_toolbox(job):
     assert "usage: csd" in python(WITHOUT + "from csd_plugin.cli import main; main(sys.argv[1:])", job, "--help")

@@ -58,15 +58,11 @@ class Sheet:
         return axes
 
     def frame_panel(self, axes: Axes, colour: str, width: float = 1.5) -> None:
-        """A coloured border inside a panel."""
+        """A coloured border, so many points wide, just inside a panel: of a line about it the outer half is cut off."""
         from matplotlib.patches import Rectangle
 
-        points = np.array([axes.bbox.width, axes.bbox.height]) * 72 / DPI
-        inset = width / 2 / points
         axes.add_patch(
-            Rectangle(
-                tuple(inset), *(1 - 2 * inset), transform=axes.transAxes, fill=False, edgecolor=colour, linewidth=width
-            )
+            Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, edgecolor=colour, linewidth=2 * width)
         )
 
     def caption(self, lines: Sequence[str], left: float, top: float, width: float) -> None:
