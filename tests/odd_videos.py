@@ -25,7 +25,7 @@ Size = tuple[int, int]
 
 
 class Odd(NamedTuple):
-    """A kind of file. make(path, size) writes it; error: what the one line says (a pattern), '' where it works."""
+    """A kind of file. make(path, size) writes it; error: a pattern of the one line, '' where the file works."""
 
     title: str
     name: str

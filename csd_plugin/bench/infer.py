@@ -2,8 +2,8 @@
 
 Networks are presets with random weights, checkpoints, prenet or s2vd. Backends are
   plain        the network as it trains, one window at a time
-  torch        the folded network (torch:bf16 in bfloat16)
-  onnxruntime  the same graph in ONNX Runtime
+  torch        the network in its fastest exact form (torch:bf16 in bfloat16)
+  onnxruntime  the folded network's graph in ONNX Runtime
   openvino     the same in OpenVINO (openvino:bf16)
 A .onnx or .xml that `csd export` wrote runs in its own runtime. The columns:
   s/frame   median over rounds in which all take turns, so that a busy machine slows all of them
@@ -11,7 +11,7 @@ A .onnx or .xml that `csd export` wrote runs in its own runtime. The columns:
   GMAC      useful multiply-adds of a frame, in 10^9; none with the zero padding in time
   GMAC/s    of them done in a second
   of matmul that rate as a part of the machine's own in fp32 matrix products, measured before every single run
-  +zeros    the same part with the zero blocks that folded weights hold
+  +zeros    the same part with the zero blocks that folded weights hold in graphs
 S2VD takes 12 frames in one pass, of which 8 count.
 
 examples:

@@ -172,7 +172,9 @@ def table(rows: Sequence[Row]) -> str:
             line += ["-"] * 4
         else:
             zeros = (
-                "-" if row.backend == "plain" else f"{row.reached * row.operations.folded / row.operations.useful:.0%}"
+                "-"
+                if row.backend.startswith(("plain", "torch"))
+                else f"{row.reached * row.operations.folded / row.operations.useful:.0%}"
             )
             line += [f"{row.useful / 1e9:.1f}", f"{row.useful / took / 1e9:.0f}", f"{row.reached:.0%}", zeros]
         cells.append(line)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.facts import Facts, study
+from csd_plugin.inference.folding import ALL_FILLED
 from csd_plugin.inference.graph import DTYPES, INPUT, ready, to_onnx
 
 GRAPH_SUFFIXES = (".onnx", ".xml")
@@ -44,7 +45,7 @@ class Backend(Protocol):
 
 
 class TorchBackend:
-    """The folded network, on the CPU or CUDA, in any of the three precisions."""
+    """The network in torch, in its fastest exact form, on the CPU or CUDA, in any of the three precisions."""
 
     name = "torch"
 
@@ -53,7 +54,7 @@ class TorchBackend:
         if precision == "fp16" and self.device.type == "cpu":
             raise CSDError("torch has no fast fp16 on CPUs; take precision bf16, or a GPU")
         self.facts = study(network)
-        self.network = ready(network, DTYPES[precision]).to(self.device)
+        self.network = ready(network, DTYPES[precision], ALL_FILLED).to(self.device)
         still_plain = any(isinstance(layer, nn.Conv3d) for layer in self.network.modules())
         self.prefers_pairs = self.device.type == "cpu" and still_plain
 

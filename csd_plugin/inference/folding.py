@@ -7,12 +7,17 @@ of the six products of a plain 3-D convolution are left out, at T = 1 two of thr
 
 The blocks off the band are zeros that are multiplied all the same. Where they are too many, which is so for long
 windows (19 of 49 blocks are filled at T = 7), the layer stays 3-D and goes to oneDNN directly: torch's own
-dispatch sends small batches of it to a path that is many times slower.
+dispatch sends small batches of it to a path that is many times slower. oneDNN's 3-D kernel leaves out the padding in
+time too, so that in torch only layers without zero blocks are folded, those of one or two frames; other runtimes want
+2-D layers as far as it goes. Groups of two or three frames folded together were measured too, and lost to both.
+
+On the CPU the sum and the ReLU after a layer are computed with it, see `fusing`.
 """
 
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import cast
 
 import torch
@@ -20,19 +25,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd_plugin.inference.facts import conv_calls, layout_of
+from csd_plugin.inference.fusing import Waiting, can_wait, computed, convolve
 
-# Folding pays while at least this part of the weight's blocks is filled. Measured per useful product, the 2-D
-# form is as fast as oneDNN's 3-D one at 7/9 (T = 3) and less than half as fast at 19/49 (T = 7).
-MIN_FILLED = 2 / 3
+# Folding pays while at least this part of the weight's blocks is filled. Measured per useful product as a part of the
+# machine's matrix products, the 2-D form and oneDNN's 3-D one reach with 64 channels 0.39 and 0.88 at 19/49 (T = 7),
+# 0.64 and 1.00 at 10/16 (T = 4), 0.82 and 1.09 at 7/9 (T = 3), 0.93 and 0.89 at 1 (T = 2); with 16 channels 0.56 and
+# 0.83 at 10/16, 0.84 and 0.86 at 7/9, 0.68 and 0.93 at 2/3, 1.00 and 0.86 at 1.
+MIN_FILLED, ALL_FILLED = 2 / 3, 1.0
+"""For graphs, and for torch."""
 
 
-def fold(network: nn.Module) -> nn.Module:
+def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
     """The same network for inference, with every 3-D convolution in its cheaper exact form.
 
     Args:
         network: (B, T, 3, H, W) -> (B, 3, H, W), with `num_frame` = T, or one of sequences, of which no layer can
             be folded. It is left as it is; one without 3-D convolutions, or with some that are strided, dilated,
             grouped or not zero-padded, keeps those.
+        least: fold layers of whose blocks at least this part is filled.
 
     Returns:
         A copy in eval mode without gradients: same call, same frames up to rounding.
@@ -50,7 +60,7 @@ def fold(network: nn.Module) -> nn.Module:
         if not isinstance(convolution, nn.Conv3d) or not _is_plain(convolution):
             continue
         form: nn.Module
-        if one_length and len(lengths) == 1 and filled(convolution, *lengths) >= MIN_FILLED:
+        if one_length and len(lengths) == 1 and filled(convolution, *lengths) >= least:
             form = FoldedConv3d(convolution, *lengths)
         else:
             form = DirectConv3d(convolution)
@@ -99,13 +109,27 @@ class FoldedConv3d(nn.Module):
         flat = band.flatten(2, 3).flatten(0, 1)  # (T' C', T C, 3, 3)
         self.register_buffer("weight", flat.contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", bias)
-        self.padding = convolution.padding[1:]
+        self.padding = tuple(int(p) for p in convolution.padding[1:])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Waiting) -> Tensor | Waiting:
+        x = cast(Tensor, computed(x))
+        if can_wait(x):
+            x = fold_time(x)
+            height, width = result_size(x, self.weight, self.padding)
+            if self.flat:
+                return Waiting(partial(self._compute, x), (len(x), len(self.weight), height, width))
+            channels = len(self.weight) // self.after
+            return Waiting(partial(self._compute, x), (len(x), channels, self.after, height, width))
         if x.dim() == 5:
             x = x.transpose(1, 2).flatten(1, 2)
         x = x.contiguous(memory_format=torch.channels_last)
-        x = F.conv2d(x, self.weight, self.bias, padding=self.padding)
+        return self._unfolded(F.conv2d(x, self.weight, self.bias, padding=self.padding))
+
+    def _compute(self, x: Tensor, other: Tensor | None, relu: bool) -> Tensor:
+        other = None if other is None else fold_time(other)
+        return self._unfolded(convolve(x, self.weight, self.bias, self.padding, other, relu))
+
+    def _unfolded(self, x: Tensor) -> Tensor:
         return x if self.flat else x.unflatten(1, (self.after, -1)).transpose(1, 2)
 
 
@@ -122,13 +146,31 @@ class DirectConv3d(nn.Module):
         self.register_buffer("bias", None if convolution.bias is None else convolution.bias.detach().clone())
         self.padding = tuple(int(p) for p in convolution.padding)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        direct = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-        # Graphs that leave torch hold the layer as what it is.
-        if direct and torch.backends.mkldnn.is_available() and not torch.compiler.is_compiling():
-            return torch.mkldnn_convolution(x, self.weight, self.bias, self.padding, (1, 1, 1), (1, 1, 1), 1)
+    def forward(self, x: Tensor | Waiting) -> Tensor | Waiting:
+        x = cast(Tensor, computed(x)).contiguous(memory_format=torch.channels_last_3d)
+        if can_wait(x):
+            size = result_size(x, self.weight, self.padding)
+            return Waiting(partial(self._compute, x), (len(x), len(self.weight), *size))
         return F.conv3d(x, self.weight, self.bias, padding=self.padding)
+
+    def _compute(self, x: Tensor, other: Tensor | None, relu: bool) -> Tensor:
+        other = None if other is None else other.contiguous(memory_format=torch.channels_last_3d)
+        return convolve(x, self.weight, self.bias, self.padding, other, relu)
+
+
+def fold_time(x: Tensor) -> Tensor:
+    """(B, C, T, H, W) -> (B, T C, H, W), a pixel's channels together in memory; of four dimensions: as it is.
+
+    What comes from a folded layer lies so, and no byte is moved.
+    """
+    if x.dim() == 5:
+        x = x.permute(0, 3, 4, 2, 1).flatten(3).permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def result_size(x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> list[int]:
+    """([T], H, W) of the convolution's result, at stride 1."""
+    return [n + 2 * p - k + 1 for n, k, p in zip(x.shape[2:], weight.shape[2:], padding, strict=True)]
 
 
 def _is_plain(convolution: nn.Conv3d) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.facts import Facts, layout_of
-from csd_plugin.inference.folding import fold
+from csd_plugin.inference.folding import MIN_FILLED, fold
 
 OPSET = 18
 INPUT, OUTPUT = "window", "frame"
@@ -32,9 +32,9 @@ class Computing(nn.Module):
         return self.network(window.to(self.dtype)).float()
 
 
-def ready(network: nn.Module, dtype: torch.dtype = torch.float32) -> Computing:
-    """A copy in its fastest exact form, which computes in `dtype`."""
-    return Computing(fold(network), dtype).eval()
+def ready(network: nn.Module, dtype: torch.dtype = torch.float32, least: float = MIN_FILLED) -> Computing:
+    """A copy in its fastest exact form, which computes in `dtype`; `least` as in `fold`, for graphs by default."""
+    return Computing(fold(network, least), dtype).eval()
 
 
 def dynamic_program(network: Computing) -> torch.export.ExportedProgram:

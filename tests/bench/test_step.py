@@ -131,7 +131,7 @@ def test_report(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--student", "student9"], "did you mean 'student"),
+        (["--student", "student9"], "did you mean student"),
         (["--teacher", "PReNet"], "--teacher PReNet is unknown"),
         (["--student-width", "2"], "num_feat is 2, expected at least 3"),
         (["--batch", "0"], "must be more than 0"),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from csd_plugin.archs.sldnet import PRESETS, SLDNet
-from csd_plugin.inference.folding import DirectConv3d, FoldedConv3d, filled, fold
+from csd_plugin.inference.folding import ALL_FILLED, MIN_FILLED, DirectConv3d, FoldedConv3d, filled, fold
 
 
 def tiny(preset: str) -> SLDNet:
@@ -21,12 +21,14 @@ def tiny(preset: str) -> SLDNet:
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("batch", [1, 2])
 @torch.no_grad()
-def test_folded_equals_plain(preset, batch):
+def test_every_form_equals_plain(preset, batch):
     network = tiny(preset).double()
     window = torch.rand(batch, network.num_frame, 3, 9, 14, dtype=torch.float64)
     expected = network(window)
-    folded = fold(network.float())
-    assert (folded(window.float()) - expected).abs().max() < 1e-5 * expected.abs().max()
+    network.float()
+    for least in (0, MIN_FILLED, ALL_FILLED, 2):  # all folded, as graphs and as torch have it, none
+        folded = fold(network, least)
+        assert (folded(window.float()) - expected).abs().max() < 1e-5 * expected.abs().max()
     assert not any(isinstance(layer, nn.Conv3d) for layer in folded.modules())
 
 
@@ -47,6 +49,8 @@ def test_the_cheaper_form_is_chosen_by_counting():
     forms = {name: type(layer) for name, layer in fold(tiny("teacher")).named_children()}
     assert forms["conv2"] is DirectConv3d and forms["conv20"] is forms["conv22"] is FoldedConv3d
     assert {type(layer) for layer in fold(tiny("student1")).children()} == {FoldedConv3d}
+    forms = {name: type(layer) for name, layer in fold(tiny("student1"), ALL_FILLED).named_children()}
+    assert forms["conv16"] is DirectConv3d and forms["conv17"] is FoldedConv3d
     # dead taps: at one frame only the middle tap is left
     weight = fold(tiny("student1")).conv22.weight
     assert weight.shape == (3, 5, 3, 3)

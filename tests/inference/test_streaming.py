@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csd_plugin.archs.sldnet import SLDNet
@@ -31,6 +31,7 @@ def test_stream_gives_the_windows_of_the_whole_clip_as_early_as_it_can(length, n
     assert stream.flush() == []
 
 
+@settings(deadline=None)
 @given(
     height=st.integers(1, 90),
     width=st.integers(1, 90),

@@ -1,0 +1,88 @@
+"""Convolutions on the CPU that take the sum and the ReLU after them along: one pass over memory in place of three.
+
+Networks are left as they are written: a convolution gives a `Waiting`, which stands for its result. What follows,
+`torch.relu(waiting)` or `waiting + x` and then a ReLU, goes into the same oneDNN call; anything else gets the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+_RELU = (torch.relu, torch.Tensor.relu, F.relu, F.relu_)
+_ADD = (torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
+
+Compute = Callable[[Tensor | None, bool], Tensor]
+"""(what is to be added, whether a ReLU follows) -> the result."""
+
+
+class Waiting:
+    """The result of a convolution, of this shape, not computed yet."""
+
+    def __init__(self, compute: Compute, shape: Sequence[int], other: Tensor | None = None) -> None:
+        self._compute, self.shape, self._other = compute, torch.Size(shape), other
+        self._value: Tensor | None = None
+
+    def value(self) -> Tensor:
+        """The result as it is."""
+        if self._value is None:
+            self._value = self._compute(self._other, False)
+        return self._value
+
+    def relu(self) -> Tensor:
+        return self._compute(self._other, True) if self._value is None else torch.relu(self._value)
+
+    def __add__(self, other: Any) -> Any:
+        other = computed(other)
+        alike = isinstance(other, Tensor) and other.shape == self.shape
+        free = self._other is None and self._value is None  # one sum goes along, and none of what is computed already
+        return Waiting(self._compute, self.shape, other) if alike and free else self.value() + other
+
+    __radd__ = __add__
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.value(), name)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        if func in _RELU and isinstance(args[0], Waiting):
+            return args[0].relu()
+        if func in _ADD and len(args) == 2 and not kwargs:
+            one, two = args if isinstance(args[0], Waiting) else args[::-1]
+            return one + two
+        return func(*tree_map(computed, args), **tree_map(computed, kwargs or {}))
+
+
+def computed(value: Any) -> Any:
+    """A tensor for a `Waiting`; anything else as it is."""
+    return value.value() if isinstance(value, Waiting) else value
+
+
+def can_wait(x: Tensor) -> bool:
+    """Whether oneDNN convolves tensors like this one; graphs that leave torch hold layers as what they are."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and torch.backends.mkldnn.is_available()
+        and (x.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        and not torch.compiler.is_compiling()
+    )
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], other: Tensor | None, relu: bool
+) -> Tensor:
+    """[relu](convolution of x [+ other]) by oneDNN: 2-D or 3-D, stride 1, channels last; other like the result."""
+    ones = [1] * len(padding)
+    where: tuple[Any, ...] = (weight, bias, list(padding), ones, ones, 1)
+    if other is None:
+        return torch.ops.mkldnn._convolution_pointwise(x, *where, "relu" if relu else "none", [], "")
+    return torch.ops.mkldnn._convolution_pointwise.binary(
+        x, other, *where, "add", 1.0, "relu" if relu else None, [], ""
+    )

@@ -1,0 +1,95 @@
+"""What follows a convolution goes along with it, and nothing else changes."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from csd_plugin.archs.checkpoint import load_network
+from csd_plugin.archs.s2vd import S2VD
+from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.inference import folding, fusing
+from csd_plugin.inference.folding import ALL_FILLED, DirectConv3d, FoldedConv3d
+from csd_plugin.inference.fusing import Waiting, computed
+from csd_plugin.inference.graph import ready
+from csd_plugin.weights import SHIPPED, find_checkpoint
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+@pytest.fixture(params=[lambda layer: FoldedConv3d(layer, 2), DirectConv3d], ids=["folded", "direct"])
+def pair(request):
+    """A 3-D convolution, the same in another form, and an input."""
+    torch.manual_seed(0)
+    layer = nn.Conv3d(4, 4, 3, padding=1).requires_grad_(False)
+    return layer, request.param(layer), torch.randn(1, 4, 2, 6, 7)
+
+
+FOLLOWS = {
+    "nothing": lambda y, x: y,
+    "relu": lambda y, x: torch.relu(y),
+    "module": lambda y, x: nn.ReLU()(y),
+    "sum": lambda y, x: y + x,
+    "sum, from the left": lambda y, x: x + y,
+    "sum and relu": lambda y, x: F.relu(torch.add(x, y)),
+    "two sums": lambda y, x: torch.relu(y + x + x),
+    "itself": lambda y, x: torch.relu(y + y),
+    "broadcast": lambda y, x: torch.relu(y + x[:, :, :1]),
+    "number": lambda y, x: torch.relu(1 + y + 2),
+    "weighted sum": lambda y, x: torch.add(y, x, alpha=0.5),
+    "both ways": lambda y, x: torch.relu(y) + torch.sigmoid(y) + y.mean() + torch.relu(y + x),
+    "list": lambda y, x: torch.cat([y, x, y], dim=1),
+    "shape": lambda y, x: y.new_ones(y.shape) * y.dim(),
+}
+
+
+@pytest.mark.parametrize("follows", FOLLOWS.values(), ids=FOLLOWS)
+def test_whatever_follows_the_result_is_the_same(pair, follows):
+    layer, form, x = pair
+    assert isinstance(form(x), Waiting)
+    torch.testing.assert_close(computed(follows(form(x), x)), follows(layer(x), x), rtol=1e-5, atol=1e-5)
+
+
+def test_one_convolution_into_the_next(pair):
+    layer, form, x = pair
+    torch.testing.assert_close(computed(form(form(x))), layer(layer(x)), rtol=1e-5, atol=1e-5)
+
+
+def test_sums_and_activations_of_a_network_all_go_along():
+    calls = []
+
+    def note(x, weight, bias, padding, other, relu):
+        calls.append((other is not None, relu))
+        return fusing.convolve(x, weight, bias, padding, other, relu)
+
+    network = SLDNet(preset="student1", num_feat=4).eval()
+    with mock.patch.object(folding, "convolve", note), torch.inference_mode():
+        ready(network, least=ALL_FILLED)(torch.rand(1, 3, 3, 8, 9))
+    plain, summed = (False, True), (True, True)
+    assert calls == [plain, *([plain, summed, plain] * 7)[:-1], (False, False)]
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, "s2vd"])
+@torch.inference_mode()
+def test_trained_networks_give_their_frames(name, request):
+    if name == "s2vd":
+        network = load_network(request.getfixturevalue("shared") / "weights" / "s2vd_derainer_rho05.pt")
+        assert isinstance(network, S2VD)
+    else:
+        network = load_network(find_checkpoint(name))
+    window = torch.rand(1, network.num_frame, 3, 26, 32, generator=torch.Generator().manual_seed(0))
+    for least in (folding.MIN_FILLED, ALL_FILLED):
+        assert (ready(network, least=least)(window) - network(window)).abs().max() < 1e-5
+
+
+@torch.inference_mode()
+def test_half_precision_is_near_and_graphs_hold_plain_layers(pair):
+    layer, form, x = pair
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert (computed(torch.relu(form.bfloat16()(x.bfloat16()))).float() - torch.relu(layer(x))).abs().max() < 0.05
+    with mock.patch.object(torch.compiler, "is_compiling", lambda: True):
+        torch.testing.assert_close(form.float()(x), layer(x), rtol=0.02, atol=0.02)
