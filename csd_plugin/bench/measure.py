@@ -20,15 +20,18 @@ from csd_plugin.errors import CSDError
 _SIDE = 1024
 
 
-def seconds(action: Callable[[], object]) -> float:
+def seconds(action: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     """How long one call takes."""
-    began = time.perf_counter()
+    began = clock()
     action()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def in_turns(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, title: str
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    title: str,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Time everything `rounds` times, one after the other in each round, so that a busy machine slows all alike.
 
@@ -44,7 +47,7 @@ def in_turns(
         for number in range(rounds + 1):
             for name, action in contenders.items():
                 before = rate.measure()
-                took = seconds(action)
+                took = seconds(action, clock)
                 if number:
                     rates[name].append(before)
                     times[name].append(took)

@@ -8,7 +8,8 @@ All train a student with CSD's default options on the same random clips, from th
              backward passes a frame over graphs that are kept through the clip; one optimizer step at its end, as
              today's torch refuses those in between
 The columns:
-  s/step, steps/s   medians over rounds in which all take turns, so that a busy machine slows all of them
+  s/step, steps/s   medians over rounds in which all take turns; of one thread the processor's time, on which other
+                    programs have little effect
   x time            times our seconds, in the same round, the median
   peak MiB          the most memory that a process of its own held over two steps
   +MiB, x memory    of it, what the steps needed after torch, networks and clips were there; times ours

@@ -173,10 +173,16 @@ def measure(settings: Settings, rounds: int) -> list[Row]:
     try:
         torch.set_num_threads(settings.threads)
         bench = Bench(settings)
-        times, _ = in_turns({name: bench.step(name) for name in CONTENDERS}, rounds, "bench step")
+        steps = {name: bench.step(name) for name in CONTENDERS}
+        times, _ = in_turns(steps, rounds, "bench step", _clock(settings.threads))
     finally:
         torch.set_num_threads(threads)
     return [Row(name, times[name], *_footprint(settings, name)) for name in CONTENDERS]
+
+
+def _clock(threads: int) -> Callable[[], float]:
+    """Of one thread the processor's time, on which other programs have little effect; of several, the wall's."""
+    return time.process_time if threads == 1 else time.perf_counter
 
 
 def _footprint(settings: Settings, contender: str) -> tuple[float, float]:
@@ -206,7 +212,7 @@ def profile(settings: Settings, rounds: int) -> dict[str, list[float]]:
     try:
         torch.set_num_threads(settings.threads)
         model = Bench(settings).model
-        watch = Stopwatch(model)
+        watch = Stopwatch(model, _clock(settings.threads))
         parts: dict[str, list[float]] = {}
         for number in range(rounds + 1):
             for part, seconds in watch.time_step().items():
@@ -225,8 +231,8 @@ class Stopwatch:
     to what was first: reconstruction, objective, student.
     """
 
-    def __init__(self, model: DistillModel) -> None:
-        self.model = model
+    def __init__(self, model: DistillModel, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.model, self._clock = model, clock
         self._seconds: dict[str, float] = {}
         self._part, self._since = "rest", 0.0
         [teacher] = model.teachers
@@ -245,7 +251,7 @@ class Stopwatch:
 
     def time_step(self) -> dict[str, float]:
         """One step -> seconds of each of its parts, in the order in which they ran."""
-        self._seconds, self._part, self._since = {}, "rest", time.perf_counter()
+        self._seconds, self._part, self._since = {}, "rest", self._clock()
         self.model.optimize_parameters(1)
         self._enter("rest")
         rest = self._seconds.pop("rest")
@@ -262,7 +268,7 @@ class Stopwatch:
         tensor.register_hook(lambda _: self._enter(part))
 
     def _enter(self, part: str) -> None:
-        now = time.perf_counter()
+        now = self._clock()
         self._seconds[self._part] = self._seconds.get(self._part, 0.0) + now - self._since
         self._part, self._since = part, now
 

@@ -25,8 +25,8 @@ from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.video_derain_model import VideoDerainModel, save_atomically
 from csd_plugin.types import ClipView
 
-TEACHER_TARGETS = 4
-"""Targets that the teacher computes at once, or those of one clip: fewer are slower, more need memory."""
+TEACHER_TARGETS = 2
+"""Targets that the teacher computes at once, or those of one clip: more need memory, one alone is slow on a CPU."""
 
 
 @dataclass
