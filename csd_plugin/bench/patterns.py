@@ -151,10 +151,10 @@ class Released(PerFrame):
 
 
 def _maps(student: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Standardised squared means over channels (B, 1, h, w) at every scale, pooled where there is one feature."""
+    """Standardised squared sums over channels (B, 1, h, w) at every scale, pooled where there is one feature."""
     student_maps, teacher_maps = [], []
     for ours, theirs in zip(student, teacher, strict=True):
-        a, b = (feature.float().mean(dim=1, keepdim=True) ** 2 for feature in (ours, theirs.detach()))
+        a, b = (feature.float().sum(dim=1, keepdim=True) ** 2 for feature in (ours, theirs.detach()))
         mean = b.mean(dim=(2, 3), keepdim=True)
         deviation = ((b - mean) ** 2).mean(dim=(2, 3), keepdim=True).sqrt() + 1e-6
         student_maps.append((a - mean) / deviation)

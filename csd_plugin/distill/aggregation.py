@@ -26,13 +26,17 @@ def _each(one: Callable[[Tensor], Tensor], student: Tensor, teacher: Tensor) -> 
     return one(student), one(teacher)
 
 
-def mean_squared_standardized(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both networks' `mean_squared`, less the teacher's mean over a frame's pixels, over the teacher's deviation.
+def _standardized(one: Callable[[Tensor], Tensor], student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both networks' maps, less the teacher's mean over a frame's pixels, over the teacher's deviation.
 
     It is one affine map per frame for both, so equal features stay equal and a difference in scale stays seen, while
     the alignment cells get inputs of order one whatever the teacher's scale is.
+
+    Between networks of different widths only sums are of one scale: those that start as the identity carry the frame
+    in three channels each, so a mean over 16 channels is twice that over 32, its square four times, and a student that
+    is made to agree gets too bright. Measured, 500 steps: 34.9 dB on validation clips by means, 37.2 by sums.
     """
-    student, teacher = mean_squared(student), mean_squared(teacher)
+    student, teacher = one(student), one(teacher)
     with torch.no_grad():
         deviation, mean = torch.std_mean(teacher, dim=(3, 4), keepdim=True, correction=0)
     return (student - mean) / (deviation + EPS), (teacher - mean) / (deviation + EPS)
@@ -42,5 +46,6 @@ def mean_squared_standardized(student: Tensor, teacher: Tensor) -> tuple[Tensor,
 AGGREGATIONS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "mean_squared": partial(_each, mean_squared),
     "sum_squared": partial(_each, sum_squared),
-    "mean_squared_standardized": mean_squared_standardized,
+    "mean_squared_standardized": partial(_standardized, mean_squared),
+    "sum_squared_standardized": partial(_standardized, sum_squared),
 }

@@ -137,7 +137,7 @@ class CSD(Objective):
     def __init__(
         self,
         *,
-        aggregation: str = "mean_squared_standardized",
+        aggregation: str = "sum_squared_standardized",
         scale_source: str = "feature",
         num_scale: int = 3,
         hidden: int = 16,

@@ -57,12 +57,12 @@ def resize(x, size):
 def to_map(feature, aggregation):
     """(C, H, W) -> (1, H, W), before any standardising."""
     total = sum(feature[c] for c in range(feature.shape[0]))
-    return ((total if aggregation == "sum_squared" else total / feature.shape[0]) ** 2)[None]
+    return ((total if aggregation.startswith("sum") else total / feature.shape[0]) ** 2)[None]
 
 
 def maps_of(student, teacher, aggregation):
     f_s, f_t = to_map(student, aggregation), to_map(teacher, aggregation)
-    if aggregation == "mean_squared_standardized":
+    if aggregation.endswith("standardized"):
         mean = f_t.sum() / f_t.numel()
         deviation = (((f_t - mean) ** 2).sum() / f_t.numel()).sqrt()
         f_s, f_t = (f_s - mean) / (deviation + 1e-6), (f_t - mean) / (deviation + 1e-6)

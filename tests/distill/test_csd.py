@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from reference_csd import csd_losses, weights_of
 from torch.autograd import gradcheck
 
+from csd_plugin.distill.aggregation import AGGREGATIONS
 from csd_plugin.distill.cell import ConvLSTMCell, State
 from csd_plugin.distill.csd import CSD
 from csd_plugin.errors import CSDError
@@ -77,12 +79,12 @@ def assert_agrees(objective, student, teacher, switches, **options):
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_of_switches_agrees_with_the_reference(row):
     objective = build(ROWS[row])
-    assert_agrees(objective, *features(), ROWS[row], aggregation="mean_squared_standardized", num_scale=3)
+    assert_agrees(objective, *features(), ROWS[row], aggregation="sum_squared_standardized", num_scale=3)
 
 
 @pytest.mark.parametrize("switches", [{"MS", "CSC", "ITA", "STA"}, {"MS", "CSC", "CTA", "STA"}])
 def test_adaptor_with_one_temporal_stream_agrees(switches):
-    assert_agrees(build(switches), *features(), switches, aggregation="mean_squared_standardized", num_scale=3)
+    assert_agrees(build(switches), *features(), switches, aggregation="sum_squared_standardized", num_scale=3)
 
 
 @pytest.mark.parametrize("row", [3, 4, 6, 7])
@@ -91,16 +93,25 @@ def test_adaptor_with_one_temporal_stream_agrees(switches):
 def test_orders_and_what_the_collaborative_stream_takes_agree(row, detached, order):
     objective = build(ROWS[row], order=order, detach_teacher_state=detached)
     options = {"temporal_first": order == "temporal_first", "detached": detached}
-    assert_agrees(objective, *features(), ROWS[row], aggregation="mean_squared_standardized", num_scale=3, **options)
+    assert_agrees(objective, *features(), ROWS[row], aggregation="sum_squared_standardized", num_scale=3, **options)
 
 
-@pytest.mark.parametrize("aggregation", ["mean_squared", "sum_squared", "mean_squared_standardized"])
+@pytest.mark.parametrize("aggregation", sorted(AGGREGATIONS))
 @pytest.mark.parametrize("source", ["feature", "frames"])
 def test_aggregations_and_scale_sources_agree(aggregation, source):
     objective = build(aggregation=aggregation, scale_source=source)
     assert objective.input_scales == ((1,) if source == "feature" else (1, 2, 4))
     student, teacher = features(size=(11, 14), scales=objective.input_scales)
     assert_agrees(objective, student, teacher, ALL, aggregation=aggregation, num_scale=3)
+
+
+def test_only_sums_agree_where_networks_of_different_widths_carry_the_same_frame():
+    """As the identity start has it: the frame in three channels, nothing in the others."""
+    frame = torch.rand(1, 2, 3, 6, 7)
+    student, teacher = (F.pad(frame, (0, 0, 0, 0, 0, width - 3)) for width in (16, 32))
+    for name, aggregate in AGGREGATIONS.items():
+        ours, theirs = aggregate(student, teacher)
+        assert torch.allclose(ours, theirs, atol=1e-5) == name.startswith("sum"), name
 
 
 @pytest.mark.parametrize(
@@ -110,7 +121,7 @@ def test_aggregations_and_scale_sources_agree(aggregation, source):
 def test_shapes_agree(batch, frames, size, num_scale):
     objective = build(num_scale=num_scale)
     student, teacher = features(batch, frames, size)
-    assert_agrees(objective, student, teacher, ALL, aggregation="mean_squared_standardized", num_scale=num_scale)
+    assert_agrees(objective, student, teacher, ALL, aggregation="sum_squared_standardized", num_scale=num_scale)
 
 
 def test_cell_gradients_by_finite_differences():
