@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from csd_plugin import registration
 from csd_plugin.errors import CSDError, one_line
 from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.models.preflight import check_run
@@ -37,6 +38,7 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
             raise
         except (KeyError, TypeError, ValueError) as error:  # the file has been checked by now
             raise CSDError(f"--force_yml: {error} does not fit the option file; give section:key=value") from error
+        registration.extend()
         check_options(opt, args.opt)
         find_shipped(opt["path"])
         check_run(opt)

@@ -1,10 +1,22 @@
-"""Our classes and metrics in the toolbox's registries: one line each, nowhere else."""
+"""Our classes and metrics in the toolbox's registries: one line each, nowhere else. And those of other packages.
+
+An installed package adds networks to the toolbox's registries, objectives to `distill.objective.OBJECTIVES` and so on
+in a function without arguments that its metadata name as an entry point of the group `csd_plugin`:
+
+    [project.entry-points.csd_plugin]
+    mine = "my_package:register"
+"""
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from csd_plugin import compat
+from csd_plugin.errors import CSDError
+
+GROUP = "csd_plugin"
+_extended: set[tuple[str, str]] = set()
 
 
 def install() -> None:
@@ -49,13 +61,30 @@ def install() -> None:
     _register(MODEL_REGISTRY, DistillModel)
 
 
+def extend() -> None:
+    """After `install`, call the functions of other packages, each once in a process. Raises CSDError where one fails."""
+    for point in entry_points(group=GROUP):
+        _extend(point)
+
+
+def _extend(point: EntryPoint) -> None:
+    if (point.name, point.value) in _extended:
+        return
+    try:
+        point.load()()
+    except (ImportError, AttributeError, TypeError, KeyError, AssertionError) as error:  # the registries assert
+        raise CSDError(
+            f"the package behind the entry point {point.name} = {point.value} cannot be registered "
+            f"({type(error).__name__}: {error}); mend or uninstall it"
+        ) from error
+    _extended.add((point.name, point.value))
+
+
 def _register(registry, cls: Any) -> None:
     present = dict(iter(registry)).get(cls.__name__)
     if present is None:
         registry.register(cls)
     elif present is not cls:
-        from csd_plugin.errors import CSDError
-
         raise CSDError(
             f"the toolbox already has a {cls.__name__}, from {present.__module__}; remove one of the two plugins"
         )

@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "compat": {"options", "archs"},
     "registration": {"compat", "archs", "data", "losses", "metrics", "models"},
-    "launch": {"options", "models", "inference.memory", "weights"},
+    "launch": {"options", "models", "inference.memory", "registration", "weights"},
     "train": {"compat", "registration", "launch"},
     "test": {"compat", "registration", "launch"},
 }

@@ -15,37 +15,16 @@ need not be given again. The table of MODEL_CARD.md, which stands between two ma
 from __future__ import annotations
 
 import argparse
-import copy
-import hashlib
-import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-import yaml
-from torch import Tensor, nn
-
-from csd_plugin.archs.checkpoint import load_network, load_plain
-from csd_plugin.archs.sldnet import PRESETS, SLDNet
-from csd_plugin.data.video import open_reader
 from csd_plugin.errors import CSDError, suggestion
-from csd_plugin.inference.runner import Derainer
-from csd_plugin.metrics.protocols import PROTOCOLS, score_frame
-from csd_plugin.report.complexity import complexity
+from csd_plugin.lab import packing
+from csd_plugin.lab.packing import FREE_DB, TEXTS, pairs, score_of
 from csd_plugin.report.networks import as_markdown
-from csd_plugin.report.results import load_results
-from csd_plugin.weights import FOLDER, SETS, Network, Score, best_of, fastest_of, find_checkpoint, read_catalogue
-
-TEXTS = ("what", "trained_on", "recipe", "licence")
-MARKS = ("<!-- networks: tools/pack_network.py writes this table -->", "<!-- end of networks -->")
-CHECKED_FRAMES = 4
-FREE_DB = 0.001
-"""fp16 halves a file; it is taken where it moves no PSNR by so much."""
+from csd_plugin.weights import FOLDER, SETS, read_catalogue
 
 
 def main(argv: Sequence[str] | None = None, folder: Path = FOLDER) -> int:
@@ -73,184 +52,25 @@ def main(argv: Sequence[str] | None = None, folder: Path = FOLDER) -> int:
         if args.checkpoint:
             if not args.name or not re.fullmatch(r"[a-z0-9_]+", args.name):
                 raise CSDError(f"{args.name} is no name for a network: give one of small letters, digits and _")
-            facts = read_facts(args.facts) | dict(pairs(args.fact, TEXTS))
+            facts = packing.read_facts(args.facts) | dict(pairs(args.fact, TEXTS))
             scores = {which: score_of(which, path) for which, path in pairs(args.score, SETS)}
-            networks[args.name] = pack(args.checkpoint, args.name, facts, scores, args.check, folder)
+            networks[args.name] = packing.pack(args.checkpoint, args.name, facts, scores, args.check, folder)
         if args.remove:
             if args.remove not in networks:
                 raise CSDError(f"--remove {args.remove}: not shipped{suggestion(args.remove, networks)}")
             del networks[args.remove]
-        write_catalogue(folder, networks, rainy)
+        packing.write_catalogue(folder, networks, rainy)
         if args.remove:
             (folder / f"{args.remove}.pth").unlink(missing_ok=True)
     except CSDError as error:
         print(f"pack_network: error: {error}", file=sys.stderr)
         return 2
     for note in (
-        *report(networks, rainy, args.name),
-        *update_card(folder / "MODEL_CARD.md", as_markdown(networks, rainy)),
+        *packing.report(networks, rainy, args.name),
+        *packing.update_card(folder / "MODEL_CARD.md", as_markdown(networks, rainy)),
     ):
         print(note)
     return 0
-
-
-def pairs(settings: Sequence[str], known: Sequence[str]) -> list[tuple[str, str]]:
-    """'KEY=VALUE' -> (key, value). Raises CSDError for another key."""
-    split = [setting.partition("=")[::2] for setting in settings]
-    for key, value in split:
-        if key not in known or not value:
-            raise CSDError(f"{key}={value} is not KEY=VALUE with a known key{suggestion(key, known)}")
-    return split
-
-
-def read_facts(path: Path | None) -> dict[str, str]:
-    if path is None:
-        return {}
-    try:
-        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CSDError(f"--facts {path}: cannot be read as YAML ({type(error).__name__})") from error
-    if not isinstance(facts, dict) or not all(isinstance(text, str) for text in facts.values()):
-        raise CSDError(f"--facts {path}: give texts: {', '.join(TEXTS)}")
-    for key in facts:
-        if key not in TEXTS:
-            raise CSDError(f"--facts {path}: {key} is unknown{suggestion(key, TEXTS)}")
-    return {key: " ".join(text.split()) for key, text in facts.items()}
-
-
-def score_of(which: str, path: str) -> Score:
-    """What a results file comes to. Raises CSDError also where clip a1, by which nothing is chosen, is out of place."""
-    scores = load_results(path).scores
-    clips = list(scores.clips)
-    if (which == "a1") != (clips == ["a1"]) or (which != "a1" and "a1" in clips):
-        raise CSDError(f"{which}={path}: scores of the clips {', '.join(clips)}; a1 alone belongs to a1, others do not")
-    frames = sum(len(clip.frames) for clip in scores.clips.values())
-    averages = {
-        protocol: {"psnr": round(quality.psnr, 4), "ssim": round(quality.ssim, 6)}
-        for protocol, quality in scores.average().items()
-    }
-    return {"clips": clips, "frames": frames, "skip": list(scores.skip), **averages}
-
-
-def pack(
-    checkpoint: str,
-    name: str,
-    texts: Mapping[str, str],
-    scores: Mapping[str, Score],
-    check: tuple[Path, Path] | None,
-    folder: Path,
-) -> Network:
-    """Write the file, whole or not at all."""
-    source = find_checkpoint(checkpoint)
-    network, known = load_network(source), load_plain(source, "checkpoint").get("facts", {})
-    if not isinstance(network, SLDNet):
-        raise CSDError(f"{source} is a {type(network).__name__}; what ships are SLDNets")
-    texts = {key: known[key] for key in TEXTS if key in known} | dict(texts)
-    for key in TEXTS:
-        if key not in texts:
-            raise CSDError(f"the fact {key!r} is missing: give it in --facts, or --fact {key}=TEXT")
-    half, why = fits_fp16(network, check)
-    numbers = {key: getattr(network, key) for key in PRESETS["teacher"]} | {"reducing": list(network.reducing)}
-    side = 16
-    cost = complexity(network, (network.num_frame, 3, side, side))
-    facts = {
-        "name": name,
-        **{key: texts[key] for key in TEXTS},
-        "preset": preset_of(numbers),
-        "numbers": numbers,
-        "parameters": cost.parameters,
-        "multiply_adds": cost.operations // side**2,
-        "stored_as": "fp16" if half else "fp32",
-        "scores": known.get("scores", {}) | dict(scores),
-    }
-    state = {key: value.half() if half else value for key, value in network.state_dict().items()}
-    out, draft = folder / f"{name}.pth", folder / f".{name}.part"
-    try:
-        with draft.open("wb") as file:  # a stream: given a path, torch would write its name into the file
-            torch.save({"params": state, "facts": facts}, file)
-        check_same(state, load_network(draft))
-        digest = hashlib.sha256(draft.read_bytes()).hexdigest()
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
-    print(f"{out}: {out.stat().st_size:,} bytes, {facts['stored_as']} ({why}), sha256 {digest}")
-    return Network(**facts, sha256=digest)
-
-
-def preset_of(numbers: Mapping[str, Any]) -> str:
-    """The row of the paper's table that a network is, whatever its width."""
-    for name, row in PRESETS.items():
-        if numbers == {**row, "reducing": list(row["reducing"]), "num_feat": numbers["num_feat"]}:
-            return name
-    raise CSDError("the network has the layers of no preset; what ships are the paper's, of any width")
-
-
-def fits_fp16(network: SLDNet, check: tuple[Path, Path] | None) -> tuple[bool, str]:
-    """Whether fp16 costs nothing, and how that is known."""
-    halved = copy.deepcopy(network)
-    halved.load_state_dict({key: value.half() for key, value in network.state_dict().items()})
-    if all(map(torch.equal, network.state_dict().values(), halved.state_dict().values())):
-        return True, "the weights are fp16 numbers"
-    if not all(bool(value.isfinite().all()) for value in halved.state_dict().values()):
-        return False, "some weights are too large for fp16"
-    if check is None:
-        return False, "fp16 was not tried: --check"
-    cost = max(abs(a - b) for a, b in zip(psnrs(network, *check), psnrs(halved, *check), strict=True))
-    return cost < FREE_DB, f"fp16 moves the PSNR by {cost:.5f} dB on {CHECKED_FRAMES} frames of {check[0].name}"
-
-
-def psnrs(network: nn.Module, rain: Path, truth: Path) -> list[float]:
-    """In dB of every protocol, over the first frames of a clip."""
-    with open_reader(rain) as rainy, open_reader(truth) as clean:
-        derained = Derainer(network)(islice(rainy, CHECKED_FRAMES))
-        scores = [score_frame(ours, true) for ours, true in zip(derained, clean, strict=False)]
-    return [sum(score[protocol].psnr for score in scores) / len(scores) for protocol in PROTOCOLS]
-
-
-def check_same(state: Mapping[str, Tensor], network: nn.Module) -> None:
-    for key, value in network.state_dict().items():
-        if not torch.equal(value, state[key].float()):
-            raise CSDError(f"{key} came back from the file as other numbers; the disk or torch is broken")
-
-
-def write_catalogue(folder: Path, networks: Mapping[str, Network], rainy: Mapping[str, Score]) -> None:
-    if not any(network.is_student for network in networks.values()):
-        raise CSDError("no student would be left; csd derain needs one")
-    order = sorted(networks.values(), key=lambda network: (not network.is_student, network.name))
-    entries = {network.name: asdict(network) for network in order}
-    for entry in entries.values():
-        del entry["name"]
-    draft = folder / ".networks.json.part"
-    text = json.dumps({"rainy": dict(rainy), "networks": entries}, indent=1, ensure_ascii=False)
-    text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda innermost: " ".join(innermost[0].split()), text)  # a line each
-    draft.write_text(text + "\n", encoding="utf-8")
-    draft.replace(folder / "networks.json")
-
-
-def report(networks: Mapping[str, Network], rainy: Mapping[str, Score], packed: str | None) -> list[str]:
-    """What to know after a change; also what makes scores incomparable."""
-    lines = [f"csd derain takes {best_of(networks)}, --fast {fastest_of(networks)}"]
-    for which in SETS:
-        scored = {name: network.scores[which] for name, network in networks.items() if which in network.scores}
-        scored |= {"the rainy frames": rainy[which]} if which in rainy else {}
-        kinds = {json.dumps([score["clips"], score["frames"], score["skip"]]) for score in scored.values()}
-        if len(kinds) > 1:
-            lines.append(f"note: {which}: {', '.join(scored)} were not scored on the same frames; score them again")
-        if packed and packed not in scored:
-            lines.append(f"note: {packed} has no scores on {which}: --score {which}=FILE.json")
-    return lines
-
-
-def update_card(card: Path, table: str) -> list[str]:
-    """Put the table between the marks of the model card; what to say where there are none."""
-    text = card.read_text(encoding="utf-8") if card.exists() else ""
-    begin, end = (text.find(mark) for mark in MARKS)
-    if not 0 <= begin < end:
-        return [f"note: {card} lacks the marks {MARKS[0]} and {MARKS[1]}: no table was written"]
-    draft = card.with_name(f".{card.name}.part")
-    draft.write_text(f"{text[:begin]}{MARKS[0]}\n{table}\n{text[end:]}", encoding="utf-8")
-    draft.replace(card)
-    return [f"{card}: its table was written anew"]
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ JOBS = {
     "score": "score a folder of results against the truth",
     "table": "train and test the rows of a results table, and write it",
     "figure": "draw pictures for papers: crops, error maps, features, slices through time, videos",
+    "reproduce": "train the networks that ship again, or your own like them, from clean clips",
     "export": "write a network as ONNX, OpenVINO or torch.export",
     "bench": "measure data loading and inference on this machine",
 }

@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin import compat, registration
 
     registration.install()
+    registration.extend()
     compat.repair_launch()
 
     from csd_plugin.models.inspection import inspect, read_options

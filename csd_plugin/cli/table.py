@@ -30,11 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from csd_plugin.lab.job import make_tables
+    from csd_plugin.lab.job import Table, make_tables
 
     print(
         make_tables(
-            args.matrix,
+            [Table.read(path) for path in args.matrix],
             minutes=args.minutes,
             only=args.only,
             retrain=args.retrain,

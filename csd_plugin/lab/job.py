@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from csd_plugin import registration
@@ -16,8 +16,23 @@ from csd_plugin.lab.table import build
 from csd_plugin.report.grid import FORMATS, Grid, as_markdown
 
 
+@dataclass(frozen=True)
+class Table:
+    """A matrix and the file that it came from."""
+
+    path: Path
+    matrix: Matrix
+
+    @classmethod
+    def read(cls, path: Path) -> Table:
+        return cls(path, read_matrix(path))
+
+    def runs(self, only: list[str] | None = None) -> dict[str, Run]:
+        return runs_of(self.matrix, self.path, only)
+
+
 def make_tables(
-    paths: Sequence[Path],
+    tables: Sequence[Table],
     *,
     minutes: float | None = None,
     only: list[str] | None = None,
@@ -27,20 +42,21 @@ def make_tables(
 ) -> str:
     """Do what matrix files ask for in the current folder, and write their tables; the tables, or the plan, as text.
 
-    paths: matrix files that share their runs (`runs`), or just one. minutes: fit the schedules of all of them, see
+    tables: matrices that share their runs (`runs`), or just one. minutes: fit the schedules of all of them, see
     `runner.fitted`. only: these rows. retrain: put these rows' runs aside first. train: False writes what is there.
 
     Raises CSDError: a matrix or option file with a mistake, a budget too short, a run that fails.
     """
-    matrices = [read_matrix(path) for path in paths]
-    if len({matrix.runs for matrix in matrices}) > 1:
-        raise CSDError(f"{paths[0]} and the others do not share their `runs`; make one table at a time")
+    first = tables[0]
+    if len({table.matrix.runs for table in tables}) > 1:
+        raise CSDError(f"{first.path} and the others do not share their `runs`; make one table at a time")
     for key in retrain:
-        if not any(key in matrix.rows for matrix in matrices):
-            raise CSDError(f"--retrain {key}: {paths[0]} has no such row")
+        if not any(key in table.matrix.rows for table in tables):
+            raise CSDError(f"--retrain {key}: {first.path} has no such row")
     registration.install()
-    space = runner.Workspace(matrices[0].runs)
-    possible = [_possible(runs_of(matrix, path, only)) for matrix, path in zip(matrices, paths, strict=True)]
+    registration.extend()
+    space = runner.Workspace(first.matrix.runs)
+    possible = [_possible(table.runs(only)) for table in tables]
     runs = _together(runs for runs, _ in possible)
     if dry_run:
         return _plan(runs, [note for _, notes in possible for note in notes])
@@ -52,7 +68,7 @@ def make_tables(
     if train:
         runner.perform(runs, space)
     texts = []
-    for matrix, (own, notes) in zip(matrices, possible, strict=True):
+    for matrix, (own, notes) in zip([table.matrix for table in tables], possible, strict=True):
         mine = {name: replace(runs[name], test=run.test) for name, run in own.items()}
         grid = build(matrix, mine, costs_of(matrix, mine), [*notes, *_schedule_notes(matrix, mine)])
         texts.append(as_markdown(grid) + "\n" + _save(grid, Path("results", matrix.name)))

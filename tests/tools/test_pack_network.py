@@ -105,7 +105,7 @@ def test_other_facts_need_no_other_checkpoint(pack, checkpoint, tmp_path):
 
 @pytest.mark.parametrize("allowed, stored", [(1.0, torch.float16), (0.0, torch.float32)])
 def test_fp16_where_it_costs_nothing(pack, checkpoint, clip, monkeypatch, capsys, allowed, stored):
-    monkeypatch.setattr(pack.module, "FREE_DB", allowed)
+    monkeypatch.setattr("csd_plugin.lab.packing.FREE_DB", allowed)
     assert pack(checkpoint, "narrow", "--fact", *TEXTS, "--check", *clip) == 0
     assert "fp16 moves the PSNR by 0.0" in capsys.readouterr().out
     state = torch.load(pack.folder / "narrow.pth", weights_only=True)["params"]

@@ -1,0 +1,28 @@
+"""Train the networks that ship, or your own like them, from clean clips: rain, teacher, students, distillation, table.
+
+Each call trains one slice, fitted to --minutes; the next call starts from the weights that it left, with a fresh
+optimizer and warm-up, and one that was interrupted goes on. Everything is done in the current folder: rain in
+datasets/rain_clips, runs in experiments/ and results/, the best of every network in results/NAME/weights.
+
+examples:
+  csd reproduce options/matrix/release_cpu.yml --clean clips/ --validation held_out/ --minutes 180
+  csd reproduce options/matrix/release_cpu.yml --minutes 25      # one more slice
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("matrix", metavar="MATRIX.yml", type=Path, help="the networks, a matrix file of `csd table`")
+    parser.add_argument("--clean", metavar="FOLDER", type=Path, help="clean clips to train on, each a folder of frames")
+    parser.add_argument("--validation", metavar="FOLDER", type=Path, help="other clean clips, to choose by")
+    parser.add_argument("--minutes", metavar="M", type=float, help="for this slice (default: the files' schedules)")
+
+
+def run(args: argparse.Namespace) -> None:
+    from csd_plugin.lab.reproduce import reproduce
+
+    print(reproduce(args.matrix, clean=args.clean, validation=args.validation, minutes=args.minutes))
