@@ -62,7 +62,7 @@ def install() -> None:
 
 
 def extend() -> None:
-    """After `install`, call the functions of other packages, each once in a process. Raises CSDError where one fails."""
+    """After `install`, call the functions of other packages, each once in a process. CSDError where one fails."""
     for point in entry_points(group=GROUP):
         _extend(point)
 
