@@ -1,4 +1,4 @@
-"""From nothing to a distilled student and a derained clip: data, teacher, student, distillation, scores, a picture.
+"""From nothing to a derained clip by a shipped network, then to a distilled student: data, training, scores, pictures.
 
     python tools/quickstart.py            moving scenes made from photographs that scikit-image ships
     python tools/quickstart.py FOLDER     a folder of clean clips (rain is rendered), or one in NTURain's layout
@@ -68,6 +68,7 @@ def run(folder: Path | None) -> None:
     os.chdir(work)
 
     data = prepare_data(source)
+    derain_clip(data, None, "shipped")
     train("teacher", data)
     train("student2", data)
     train("student2_csd", data)
@@ -88,8 +89,8 @@ def run(folder: Path | None) -> None:
     Path("table.md").write_text(table, encoding="utf-8")
     print(table)
 
-    derain_clip(data)
-    print(f"\nEverything is in {work}: table.md, before_after.png, derained/, results/, experiments/.")
+    derain_clip(data, "experiments/quickstart_student2_csd/models/net_g_latest.pth", "distilled")
+    print(f"\nEverything is in {work}: table.md, shipped.png, distilled.png and their frames, results/, experiments/.")
     print(f"The commands of the README (csd ..) are in {Path(sys.executable).parent}: activate that environment.")
     print(f"It took {(time.monotonic() - started) / 60:.1f} minutes.")
 
@@ -196,21 +197,20 @@ def score_rain(data: Path) -> Path:
     return result
 
 
-def derain_clip(data: Path) -> None:
-    """The first test clip through `csd derain` and the distilled student, and the picture before / after / truth."""
-    say("deraining a held-out clip with the distilled student")
+def derain_clip(data: Path, model: str | None, name: str) -> None:
+    """The first test clip through `csd derain` into NAME/, and the picture before / after / truth NAME.png."""
+    say(f"deraining a held-out clip with the {name} student")
     sequence = find_sequences(open_store(str(data)).keys(), "test", root=str(data))[0]
     rainy = (data / sequence.lq[0]).parent
-    model = "experiments/quickstart_student2_csd/models/net_g_latest.pth"
-    if csd(["derain", str(rainy), "derained", "--model", model]):
+    if csd(["derain", str(rainy), name, *(["--model", model] if model else [])]):
         raise CSDError("the clip could not be derained, see above")
 
     assert sequence.gt is not None
     middle = len(sequence.lq) // 2
-    derained = sorted(Path("derained").iterdir())[middle]
+    derained = sorted(Path(name).iterdir())[middle]
     frames = [cv2.imread(str(path)) for path in (data / sequence.lq[middle], derained, data / sequence.gt[middle])]
-    labels = ("rainy", "derained by the distilled student2", "truth")
-    cv2.imwrite("before_after.png", np.hstack([_labelled(f, text) for f, text in zip(frames, labels, strict=True)]))
+    labels = ("rainy", f"derained by the {name} student", "truth")
+    cv2.imwrite(f"{name}.png", np.hstack([_labelled(f, text) for f, text in zip(frames, labels, strict=True)]))
 
 
 def _labelled(frame: np.ndarray, text: str) -> np.ndarray:

@@ -47,13 +47,14 @@ def test_from_nothing_to_a_table_and_a_picture_and_again(quickstart, tmp_path, c
     for row in ("rainy input", "quickstart_teacher", "quickstart_student2_alone", "quickstart_student2_csd"):
         assert f"| {row} | PSNR |" in table
     assert len(load_results(work / "results" / "quickstart_student2_csd" / "test.json").scores.clips) == 1
-    assert cv2.imread(str(work / "before_after.png")) is not None
-    assert len(list((work / "derained").iterdir())) == 3
+    for name in ("shipped", "distilled"):
+        assert cv2.imread(str(work / f"{name}.png")) is not None
+        assert len(list((work / name).iterdir())) == 3
 
     # run again: nothing is trained or tested a second time
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(quickstart, "call_toolbox", lambda *args: pytest.fail("a finished step ran again"))
-    monkeypatch.setattr(quickstart, "derain_clip", lambda data: None)
+    monkeypatch.setattr(quickstart, "derain_clip", lambda *_: None)
     capsys.readouterr()
     assert quickstart.main([]) == 0
     assert "quickstart_student2_csd" in capsys.readouterr().out
