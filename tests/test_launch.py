@@ -80,7 +80,7 @@ def test_weights_stored_as_fp16_become_fp32_everywhere(launcher, tiny_rain, tmp_
     options = distill_options(tiny_rain, tmp_path / "teacher.pth", **{"train.total_iter": 1})
     assert launcher.train(changed(options, {"path.pretrain_network_g": str(tmp_path / "student.pth")})) == 0
     model = launcher.models[-1]
-    assert equal(model.net_t.state_dict(), {key: value.float() for key, value in teacher.items()})
+    assert equal(model.teachers[0].network.state_dict(), {key: value.float() for key, value in teacher.items()})
     assert {value.dtype for value in launcher.weights("net_g_latest").values()} == {torch.float32}
 
     network = SLDNet(preset="student2", num_feat=4)

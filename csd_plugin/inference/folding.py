@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csd_plugin.errors import CSDError
 from csd_plugin.inference.facts import conv_calls, layout_of
 from csd_plugin.inference.fusing import Waiting, can_wait, computed, convolve
 
@@ -46,7 +47,12 @@ def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
 
     Returns:
         A copy in eval mode without gradients: same call, same frames up to rounding.
+
+    Raises CSDError for weights that are not finite: a ReLU in the fast forms would hide them.
     """
+    for name, weight in network.state_dict().items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise CSDError(f"the network is broken: its weight {name} holds NaN or infinity; take another checkpoint")
     depths: dict[str, set[int]] = {}
     for call in conv_calls(network):
         if isinstance(call.layer, nn.Conv3d):

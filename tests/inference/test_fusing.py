@@ -16,7 +16,7 @@ from csd_plugin.inference import folding, fusing
 from csd_plugin.inference.folding import ALL_FILLED, DirectConv3d, FoldedConv3d
 from csd_plugin.inference.fusing import Waiting, computed
 from csd_plugin.inference.graph import ready
-from csd_plugin.weights import SHIPPED, find_checkpoint
+from csd_plugin.weights import NETWORKS, find_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -73,7 +73,7 @@ def test_sums_and_activations_of_a_network_all_go_along():
     assert calls == [plain, *([plain, summed, plain] * 7)[:-1], (False, False)]
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, "s2vd"])
+@pytest.mark.parametrize("name", [*NETWORKS, "s2vd"])
 @torch.inference_mode()
 def test_trained_networks_give_their_frames(name, request):
     if name == "s2vd":

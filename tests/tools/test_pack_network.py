@@ -13,6 +13,7 @@ from synthetic import moving_scene, rain_on, write_image
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.lab import packing
 from csd_plugin.metrics.scores import Scores
 from csd_plugin.report.results import write
 from csd_plugin.weights import read_catalogue
@@ -120,7 +121,7 @@ def test_fp16_where_it_costs_nothing(pack, checkpoint, clip, monkeypatch, capsys
 
 def test_the_model_cards_table_follows(pack, checkpoint, tmp_path):
     card = pack.folder / "MODEL_CARD.md"
-    card.write_text("before\n{}\nold\n{}\nafter\n".format(*pack.module.MARKS))
+    card.write_text("before\n{}\nold\n{}\nafter\n".format(*packing.MARKS))
     rain = scored(tmp_path, "a1")
     assert pack(checkpoint, "narrow", "--fact", *TEXTS) == pack("--rainy", f"a1={rain}") == 0
     text = card.read_text()
