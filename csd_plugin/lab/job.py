@@ -98,7 +98,7 @@ def _possible(runs: dict[str, Run]) -> tuple[dict[str, Run], list[str]]:
         if reason:
             notes[f"{run.row}: left out, {reason}"] = None
             continue
-        if run.test is not None:
+        if run.test is not None and run.test["datasets"]:  # without any its network's costs alone count
             test = deepcopy(run.test)
             for key, content in list(test["datasets"].items()):
                 if not Path(content["dataroot"]).exists():

@@ -213,7 +213,10 @@ def _training_options(matrix: Matrix, row: Row, name: str, seed: int, begun: Map
     starts = {f"path.pretrain_{net}": str(file) for net, file in begun.items()}
     keys = {f"path.param_key_{net.removeprefix('network_')}": "params_ema" for net in begun}
     own = {"name": name, "manual_seed": seed}
-    return changed(options, starts | keys | matrix.set | row.set | own)
+    options = changed(options, starts | keys | matrix.set | row.set | own)
+    if options.get("val") is None:  # the toolbox would open what it never looks at
+        options["datasets"] = {key: value for key, value in options["datasets"].items() if not key.startswith("val")}
+    return options
 
 
 def _test_options(matrix: Matrix, row: Row, run: Run) -> dict[str, Any] | None:

@@ -233,6 +233,21 @@ def test_what_is_not_here_is_left_out_and_said(files, launcher, monkeypatch, cap
     assert "spac: left out" in text and "| SpacCNN | - |" in text
 
 
+def test_table_2_counts_its_networks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("csd_plugin.lab.costs._seconds", lambda networks: dict.fromkeys(networks, 1.5))
+    assert main(["table", str(OPTIONS / "matrix" / "table2.yml")]) == 0
+    assert "| student1 | 136,563 | 5.76 | 1.50 |" in capsys.readouterr().out.replace("**", "")
+
+
+def test_without_validation_in_training_its_data_need_not_be_there(files):
+    with_val = yaml.safe_load((files / "student.yml").read_text())
+    with_val["datasets"]["val"] = {"name": "gone", "type": "PairedVideoTestDataset", "dataroot": "gone", "num_frame": 3}
+    write(files / "student.yml", with_val)
+    path = matrix_of(files, set={"network_t": {**STUDENT, "num_feat": 5}, "val": None})
+    assert "val" not in runs_of(read_matrix(path), path)["tiny_csd"].options["datasets"]
+
+
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 
 
