@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from csd_plugin.bench.measure import markdown, peak_memory
+from csd_plugin.bench.measure import peak_memory
 from csd_plugin.errors import CSDError
+from csd_plugin.report.text import markdown
 
 _FRAMES = 8
 

@@ -92,12 +92,6 @@ def machine() -> dict[str, Any]:
     return {"processors": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
-    """A Markdown table; all but the first `text_columns` columns are numbers."""
-    rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
-
-
 def check_report(path: Path | None) -> None:
     """Before anything is measured: raise CSDError if `save_report` could not write there."""
     if path is None:

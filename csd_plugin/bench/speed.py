@@ -15,11 +15,12 @@ from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import PRESETS, SLDNet
-from csd_plugin.bench.measure import in_turns, markdown, median
+from csd_plugin.bench.measure import in_turns, median
 from csd_plugin.bench.operations import Operations, operations
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import BACKENDS, GRAPH_SUFFIXES, open_backend
 from csd_plugin.inference.facts import Facts
+from csd_plugin.report.text import markdown
 
 _SEQUENCE = 8
 """Frames that count of one pass of a network of sequences."""

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.archs.sldnet import PRESETS, SLDNet
-from csd_plugin.bench.measure import in_turns, markdown, median, peak_memory
+from csd_plugin.bench.measure import in_turns, median, peak_memory
 from csd_plugin.bench.patterns import TERM_WEIGHT, PerFrame, Released
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.inference.memory import keep_freed_memory
+from csd_plugin.report.text import markdown
 
 if TYPE_CHECKING:
     from csd_plugin.models.distill_model import DistillModel
