@@ -109,6 +109,7 @@ class TrainSection(ToolboxSection):
     ema_decay: float = Field(0, ge=0, lt=1, description="of the averaged weights (params_ema), 0 for none")
     grad_clip: float = Field(0, ge=0, description="largest norm of the gradient, 0 for none")
     autocast: Literal["bf16", "fp16"] | None = Field(None, description="number format inside the networks")
+    compile: bool = Field(False, description="the networks by torch.compile: slow to start, then faster on GPUs")
     health: bool = Field(True, description="measure what each term of a DistillModel does to the student")
     distill_opt: dict | None = Field(None, description="objective of a DistillModel and the weights of its terms")
 
@@ -178,6 +179,12 @@ class PairedVideoSection(DatasetSection):
     use_shuffle: bool = True
 
 
+class ResidentVideoSection(PairedVideoSection):
+    """`type: ResidentVideoDataset`: all clips decoded once and kept on the device that trains."""
+
+    device: str = Field("auto", description="cpu, cuda, cuda:1; auto is CUDA where there is one")
+
+
 class RenderedRainSection(PairedVideoSection):
     """`type: RenderedRainDataset`: clean clips, rain rendered as they are read."""
 
@@ -241,6 +248,7 @@ def objective_section(name: str) -> type[Section]:
 DATASETS: dict[str, type[Section]] = {
     "PairedVideoDataset": PairedVideoSection,
     "RenderedRainDataset": RenderedRainSection,
+    "ResidentVideoDataset": ResidentVideoSection,
     "PairedVideoTestDataset": PairedVideoTestSection,
 }
 NETWORKS = {"SLDNet": SLDNet, "PReNet": PReNet, "S2VD": S2VD}

@@ -41,6 +41,7 @@ def install() -> None:
     from csd_plugin.archs.sldnet import SLDNet
     from csd_plugin.data.paired_video import PairedVideoDataset, PairedVideoTestDataset
     from csd_plugin.data.rendered_rain import RenderedRainDataset
+    from csd_plugin.data.resident_video import ResidentVideoDataset
     from csd_plugin.losses.ssim import PyramidSSIMLoss
     from csd_plugin.metrics.registered import calculate_lpips, calculate_warping_error
 
@@ -50,6 +51,7 @@ def install() -> None:
     _register(DATASET_REGISTRY, PairedVideoDataset)
     _register(DATASET_REGISTRY, PairedVideoTestDataset)
     _register(DATASET_REGISTRY, RenderedRainDataset)
+    _register(DATASET_REGISTRY, ResidentVideoDataset)
     _register(LOSS_REGISTRY, PyramidSSIMLoss)
     _register(METRIC_REGISTRY, calculate_lpips)
     _register(METRIC_REGISTRY, calculate_warping_error)

@@ -102,6 +102,12 @@ def test_wrong_data(refuses, tiny_rain, tmp_path_factory):
     refuses(changed(options, {"datasets.train.gt_size": 64}), "t1")
 
 
+def test_resident_frames_and_loader_processes(refuses, tiny_rain):
+    options = train_options(tiny_rain, **{"datasets.train.type": "ResidentVideoDataset"})
+    refuses(changed(options, {"datasets.train.num_worker_per_gpu": 1}), "datasets.train", "num_worker_per_gpu to 0")
+    refuses(changed(options, {"datasets.train.device": 0}), "datasets.train.device", "string")
+
+
 def test_windows_longer_than_the_clips(refuses, tiny_rain, tiny_teacher):
     options = train_options(tiny_rain, **{"datasets.train.num_frame": 4, "datasets.train.num_target": 4})
     refuses(options, "windows of 1 frames", "network_g needs 3", "set num_frame to at least 6")

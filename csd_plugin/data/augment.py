@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from csd_plugin.errors import CSDError
 
@@ -99,7 +100,25 @@ def apply(plan: Augmentation, regions: Sequence[np.ndarray]) -> np.ndarray:
     return crops
 
 
+def apply_to_tensor(plan: Augmentation, frames: Tensor) -> Tensor:
+    """The same from whole frames, on whatever device: uint8 (n, H, W, 3) -> float32 (n, 3, crop, crop) in [0, 1].
+
+    Scaled crops are rounded to grey levels as those of `apply` are, and within one of them.
+    """
+    region = frames[:, plan.top : plan.top + plan.side, plan.left : plan.left + plan.side].permute(0, 3, 1, 2).float()
+    if plan.side != plan.crop:
+        region = _scaled(region, plan.crop).round_().clamp_(0, 255)
+    if plan.rot:
+        region = region.transpose(2, 3)
+    turned = [axis for axis, turns in ((0, plan.reverse), (2, plan.vflip), (3, plan.hflip)) if turns]
+    return (region.flip(turned) if turned else region.contiguous()).div_(255)
+
+
 def _resize(frames: np.ndarray, size: int) -> np.ndarray:
-    """(frames, h, w, 3) to (frames, size, size, 3), bicubic, of wider support where it shrinks, as MATLAB's is."""
-    planes = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    return F.interpolate(planes, size=(size, size), mode="bicubic", antialias=True).permute(0, 2, 3, 1).numpy()
+    """(frames, h, w, 3) to (frames, size, size, 3)."""
+    return _scaled(torch.from_numpy(frames).permute(0, 3, 1, 2), size).permute(0, 2, 3, 1).numpy()
+
+
+def _scaled(planes: Tensor, size: int) -> Tensor:
+    """(n, 3, h, w) to (n, 3, size, size), bicubic, of wider support where it shrinks, as MATLAB's is."""
+    return F.interpolate(planes, size=(size, size), mode="bicubic", antialias=True)

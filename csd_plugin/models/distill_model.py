@@ -93,6 +93,7 @@ class DistillModel(VideoDerainModel):
             path.get(f"param_key_{label}", "params_ema"),
         )
         network.eval().requires_grad_(False)
+        self.compile_for_training(network)
         layout = layout_of(network, self.opt.get(f"interface_{label}"))
         objective = build_objective(self.distillation.objective)
         if self.distillation.adapters:

@@ -12,6 +12,7 @@ from basicsr.models.video_base_model import VideoBaseModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from csd_plugin import compat
@@ -28,7 +29,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     A batch holds `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), the targets of the clip's middle. All B*L
     targets go through the network as one batch. Options of its own, all in `train`: `grad_clip` (largest
-    gradient norm, 0 for none), `autocast` (bf16 or fp16 around the networks; losses stay in float32).
+    gradient norm, 0 for none), `autocast` (bf16 or fp16 around the networks; losses stay in float32), `compile`
+    (the networks by torch.compile; the average that is validated, and what is saved, are not).
     """
 
     def init_training_settings(self) -> None:
@@ -43,6 +45,13 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self.device.type, enabled=self.autocast_dtype == torch.float16 and self.device.type == "cuda"
         )
         super().init_training_settings()
+        self.compile_for_training(self.get_bare_model(self.net_g))
+
+    def compile_for_training(self, network: nn.Module) -> None:
+        """Where `train.compile` says so, in place: hooks, weights and their names stay what they are."""
+        if self.opt["train"].get("compile", False):
+            functorch_config.donated_buffer = False  # the health monitor goes through a graph more than once
+            network.compile()
 
     # ------------------------------------------------------------------ training step
     def feed_data(self, data: dict[str, Any]) -> None:

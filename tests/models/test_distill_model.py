@@ -224,3 +224,22 @@ def _noting_teachers_batches(batches, forward):
         return forward(self, window)
 
     return wrapper
+
+
+def test_compiled_networks_train_to_the_same_weights(launcher, tiny_rain, tiny_teacher, monkeypatch):
+    compiled = []
+
+    def compile_quickly(function, *args, **kwargs):
+        compiled.append(function)
+        return real(function, backend="aot_eager")  # the machine that tests need not have a compiler
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    for name, how in (("plain", False), ("compiled", True)):
+        assert launcher.train(distill_options(tiny_rain, tiny_teacher, name=name, **{"train.compile": how})) == 0
+    assert len(compiled) == 2  # student and teacher, of the second run
+    for key in ("params", "params_ema"):
+        plain, ours = (launcher.weights("net_g_latest", name, key) for name in ("plain", "compiled"))
+        assert list(plain) == list(ours)
+        for name in plain:
+            torch.testing.assert_close(ours[name], plain[name], rtol=1e-3, atol=1e-5)

@@ -166,3 +166,9 @@ def test_starting_weights_are_loaded(launcher, tiny_rain, tmp_path):
     for key in ("params", "params_ema"):
         for name, weight in launcher.weights("net_g_latest", key=key).items():
             torch.testing.assert_close(weight, network.state_dict()[name], rtol=1e-6, atol=1e-20)
+
+
+def test_frames_kept_on_the_device_train_to_the_same_weights(launcher, tiny_rain):
+    for name, kind in (("loaded", "PairedVideoDataset"), ("resident", "ResidentVideoDataset")):
+        assert launcher.train(train_options(tiny_rain, name=name, **{"datasets.train.type": kind})) == 0
+    assert equal(launcher.weights("net_g_latest", "loaded"), launcher.weights("net_g_latest", "resident"))

@@ -1,0 +1,123 @@
+"""Training clips that are decoded once and kept, as bytes, on the device that trains: no loader between."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from tqdm import tqdm
+
+from csd_plugin.data import augment
+from csd_plugin.data.paired_video import PairedVideoDataset
+from csd_plugin.data.store import FrameStore
+from csd_plugin.data.training_clips import Options, Sample, WorkerEntry
+from csd_plugin.errors import CSDError
+
+_FRAMES_PER_WORKER = 100
+"""Fewer are decoded before another process has started."""
+
+
+class ResidentVideoDataset(PairedVideoDataset):
+    """`PairedVideoDataset` for a GPU that loaders cannot feed: all its frames lie on the device, crops are made there.
+
+    Frames are decoded at the first batch, by several processes for the time that this takes, and need their pixels'
+    bytes: 0.9 MB for a frame of 640x480; truth that several rainy clips share is kept once. Items are those of
+    `PairedVideoDataset` from the same draws, on the device; scaled crops are the same to within a grey level.
+
+    Options, and those of `PairedVideoDataset`; `cache_mb` and `as_uint8` change nothing:
+        device (str): cpu, cuda, cuda:1. Default: auto, the current CUDA device where there is one, else the CPU.
+
+    Raises CSDError also for loader processes and pinned memory, which cannot serve it, and at the first batch where
+    the device has not the memory.
+    """
+
+    def __init__(self, opt: Options) -> None:
+        if opt.get("num_worker_per_gpu", 0) or opt.get("pin_memory", False):
+            raise CSDError(
+                "ResidentVideoDataset has its frames on the device that trains: set num_worker_per_gpu to 0, and "
+                "leave pin_memory, persistent_workers and prefetch_mode out"
+            )
+        super().__init__({**opt, "cache_mb": 0})
+        self._device = str(opt.get("device", "auto"))
+        self._frames: dict[tuple[str, ...], Tensor] = {}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        if get_worker_info() is not None:
+            raise CSDError("ResidentVideoDataset works in the process that trains: set num_worker_per_gpu to 0")
+        if not self._frames:
+            self._frames = self._decode_all()
+        return super().__getitems__(indices)
+
+    def item(self, sample: Sample) -> dict[str, Any]:
+        sequence, frames = sample.sequence, slice(sample.start, sample.start + self.clips.num_frame)
+        assert sequence.gt is not None  # checked at construction
+        lq, gt = (self._frames[tuple(keys)][frames] for keys in (sequence.lq, sequence.gt))
+        return {
+            "lq": augment.apply_to_tensor(sample.plan, lq),
+            "gt": augment.apply_to_tensor(sample.plan, gt[self.clips.targets]),
+            "key": f"{sequence.name}/{sequence.lq[sample.start].rpartition('/')[2]}",
+        }
+
+    def _decode_all(self) -> dict[tuple[str, ...], Tensor]:
+        """Runs of keys -> their frames, uint8 (T, H, W, 3) on the device."""
+        sizes = {
+            tuple(keys): size
+            for sequence, size in zip(self.sequences, self.clips.sizes, strict=True)
+            for keys in (sequence.lq, sequence.gt or ())
+        }
+        device = self._find_device()
+        total = sum(len(keys) * height * width * 3 for keys, (height, width) in sizes.items())
+        try:
+            clips = {
+                keys: torch.empty(len(keys), *size, 3, dtype=torch.uint8, device=device) for keys, size in sizes.items()
+            }
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it itself
+            raise CSDError(
+                f"ResidentVideoDataset: {device} has no room for the {total / 2**30:.1f} GiB of all frames: take "
+                f"PairedVideoDataset, or fewer clips (clips: a list file)"
+            ) from error
+        places = [(clip, i) for clip in clips.values() for i in range(len(clip))]
+        decoded = _decoded(self.store, [key for keys in clips for key in keys])
+        for (clip, i), frame in zip(places, decoded, strict=True):
+            clip[i] = frame.to(device)
+        return clips
+
+    def _find_device(self) -> torch.device:
+        if self._device == "auto":
+            return (
+                torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+            )
+        try:
+            device = torch.device(self._device)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CSDError(f"ResidentVideoDataset: device {self._device!r} cannot be used ({reason})") from error
+        return device
+
+
+class _Frames(Dataset):
+    """Whole frames by their place in a list of keys, uint8 (H, W, 3)."""
+
+    def __init__(self, store: FrameStore, keys: Sequence[str]) -> None:
+        self._store, self._keys = store, keys
+        self._enter_worker = WorkerEntry(store)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> Tensor:
+        self._enter_worker()
+        return torch.from_numpy(self._store.read(self._keys[index]).copy())
+
+
+def _decoded(store: FrameStore, keys: Sequence[str]) -> tqdm[Tensor]:
+    """The frames in order, with a progress bar. The state of torch's random numbers is left as it was."""
+    workers = min(os.cpu_count() or 1, 8, len(keys) // _FRAMES_PER_WORKER)
+    generator = torch.Generator()  # not the global one, from which the training's draws come
+    loader = DataLoader(_Frames(store, keys), batch_size=None, num_workers=workers, generator=generator)
+    return tqdm(loader, desc="decoding clips", unit="frame", leave=False, delay=2, disable=None)
