@@ -1,7 +1,8 @@
 """Seconds for each frame: networks x backends x sizes x threads, beside what the machine can multiply.
 
 Networks are presets with random weights, checkpoints, prenet or s2vd. Backends are
-  plain        the network as it trains, one window at a time
+  plain        the network as it trains (plain:bf16 with autocast)
+  compiled     the same by torch.compile (compiled:bf16), which takes a minute or more to start
   torch        the network in its fastest exact form (torch:bf16 in bfloat16)
   onnxruntime  the folded network's graph in ONNX Runtime
   openvino     the same in OpenVINO (openvino:bf16)
@@ -10,12 +11,13 @@ A .onnx or .xml that `csd export` wrote runs in its own runtime. The columns:
   x plain   how many times faster than the plain network in the same round, the median
   GMAC      useful multiply-adds of a frame, in 10^9; none with the zero padding in time
   GMAC/s    of them done in a second
-  of matmul that rate as a part of the machine's own in fp32 matrix products, measured before every single run
+  of matmul that rate as a part of the device's own in matrix products of that precision, measured before every run
   +zeros    the same part with the zero blocks that folded weights hold in graphs
-S2VD takes 12 frames in one pass, of which 8 count.
+S2VD takes 12 frames in one pass, of which 8 count. --batch many windows go through at once, as in training.
 
 examples:
   csd bench infer --json infer.json
+  csd bench infer --device cuda --networks teacher --backends plain:bf16 compiled:bf16 --sizes 128x128 --batch 20
   csd bench infer --networks student1 net_g_latest.pth --backends torch openvino:bf16 --sizes 640x480 1280x720
 """
 
@@ -35,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sizes", nargs="+", default=["640x480"], metavar="WxH", help="default 640x480")
     parser.add_argument("--threads", nargs="+", type=int, default=[1], metavar="N", help="default 1")
+    parser.add_argument("--batch", type=int, default=1, metavar="B", help="windows at once (default 1)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default cpu)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default 5")
     parser.add_argument("--json", type=Path, metavar="FILE", help="figures; the table .md and a plot .png go beside it")
 
@@ -47,13 +51,19 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.inference.memory import keep_freed_memory
 
     check_report(args.json)
-    if min(args.rounds, *args.threads) < 1:
-        raise CSDError("--rounds and --threads: must be more than 0")
+    if min(args.rounds, args.batch, *args.threads) < 1:
+        raise CSDError("--rounds, --batch and --threads: must be more than 0")
     keep_freed_memory()
     backends = args.backends or default_backends()
     sizes = [parse_size(size) for size in args.sizes]
-    rows = measure(args.networks, backends, sizes, args.threads, args.rounds)
+    rows = measure(args.networks, backends, sizes, args.threads, args.rounds, device=args.device, batch=args.batch)
     print(table(rows))
     if args.json:
-        content = {"machine": machine(), "rounds": args.rounds, "rows": [row.figures() for row in rows]}
+        content = {
+            "machine": machine(),
+            "device": args.device,
+            "batch": args.batch,
+            "rounds": args.rounds,
+            "rows": [row.figures() for row in rows],
+        }
         print("\n" + save_report(args.json, content, table(rows), lambda figure: draw(figure, rows)))

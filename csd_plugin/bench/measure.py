@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from csd_plugin.errors import CSDError
 
-_SIDE = 1024
+_SIDES = {"cpu": 1024, "cuda": 8192}
+"""Of the matrices that are multiplied: large enough for all of the device."""
 
 
 def seconds(action: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
@@ -32,21 +33,23 @@ def in_turns(
     rounds: int,
     title: str,
     clock: Callable[[], float] = time.perf_counter,
+    rates_of: Mapping[str, MatrixRate] | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Time everything `rounds` times, one after the other in each round, so that a busy machine slows all alike.
 
     Everybody runs once before, uncounted.
+    rates_of: by what the machine's rate is told to each contender; by default in fp32 on the CPU.
 
     Returns:
         name -> seconds of each call; and name -> the machine's rate (see `MatrixRate`) just before each.
     """
-    rate = MatrixRate()
+    rates_of = rates_of or dict.fromkeys(contenders, MatrixRate())
     times: dict[str, list[float]] = {name: [] for name in contenders}
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     with tqdm(total=len(contenders) * (rounds + 1), desc=title, unit="run", disable=None) as bar:
         for number in range(rounds + 1):
             for name, action in contenders.items():
-                before = rate.measure()
+                before = rates_of[name].measure()
                 took = seconds(action, clock)
                 if number:
                     rates[name].append(before)
@@ -56,24 +59,46 @@ def in_turns(
 
 
 class MatrixRate:
-    """How many multiply-adds a second the machine does in fp32 matrix products, with torch's number of threads.
+    """How many multiply-adds a second the machine does in matrix products, on a CPU with torch's number of threads.
 
-    Of the libraries at hand (torch's own, oneDNN, numpy's), which differ by up to three times, the fastest.
+    Of the libraries at hand there (torch's own, oneDNN, numpy's), which differ by up to three times, the fastest.
     """
 
-    def __init__(self) -> None:
-        matrix = torch.rand(_SIDE, _SIDE)
-        array = matrix.numpy()
-        ways: list[Callable[[], object]] = [lambda: matrix @ matrix]
-        if torch.backends.mkldnn.is_available():
-            ways.append(lambda: torch.ops.mkldnn._linear_pointwise(matrix, matrix, None, "none", [], ""))
-        if torch.get_num_threads() == 1 or os.cpu_count() == torch.get_num_threads():  # numpy's threads are not ours
-            ways.append(lambda: array @ array)
+    def __init__(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        device = torch.device(device)
+        self._side = _SIDES[device.type]
+        matrix = torch.rand(self._side, self._side, device=device).to(dtype)
+        ways: list[Callable[[], object]] = [finished(lambda: matrix @ matrix, device)]
+        if device.type == "cpu":
+            ways += _ways_on_cpu(matrix)
         self._best = min(ways, key=lambda way: min(seconds(way) for _ in range(4)))
 
     def measure(self) -> float:
         """Multiply-adds per second now."""
-        return _SIDE**3 / min(seconds(self._best) for _ in range(3))
+        return self._side**3 / min(seconds(self._best) for _ in range(3))
+
+
+def _ways_on_cpu(matrix: torch.Tensor) -> list[Callable[[], object]]:
+    ways: list[Callable[[], object]] = []
+    if torch.backends.mkldnn.is_available() and matrix.dtype != torch.float16:
+        ways.append(lambda: torch.ops.mkldnn._linear_pointwise(matrix, matrix, None, "none", [], ""))
+    numpys_threads_are_ours = torch.get_num_threads() == 1 or os.cpu_count() == torch.get_num_threads()
+    if matrix.dtype == torch.float32 and numpys_threads_are_ours:
+        array = matrix.numpy()
+        ways.append(lambda: array @ array)
+    return ways
+
+
+def finished(action: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """The action to its end: what runs on CUDA returns before it is done."""
+    if device.type != "cuda":
+        return action
+
+    def until_done() -> None:
+        action()
+        torch.cuda.synchronize(device)
+
+    return until_done
 
 
 def peak_memory() -> float:

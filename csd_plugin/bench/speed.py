@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import PRESETS, SLDNet
-from csd_plugin.bench.measure import in_turns, median
+from csd_plugin.bench.measure import MatrixRate, finished, in_turns, median
 from csd_plugin.bench.operations import Operations, operations
 from csd_plugin.errors import CSDError
-from csd_plugin.inference.backends import BACKENDS, GRAPH_SUFFIXES, open_backend
+from csd_plugin.inference.backends import BACKENDS, GRAPH_SUFFIXES, open_backend, pick_device
 from csd_plugin.inference.facts import Facts
+from csd_plugin.inference.graph import DTYPES
 from csd_plugin.report.text import markdown
 
 _SEQUENCE = 8
@@ -77,8 +79,12 @@ def measure(
     sizes: Sequence[tuple[int, int]],
     threads: Sequence[int],
     rounds: int,
+    *,
+    device: str = "cpu",
+    batch: int = 1,
 ) -> list[Row]:
-    """Time one window of every combination, in turns; sizes are (width, height). Raises CSDError."""
+    """Time `batch` windows at once of every combination, in turns; sizes are (width, height). Raises CSDError."""
+    where = pick_device(device)
     modules = {name: None if name.endswith(GRAPH_SUFFIXES) else find_network(name) for name in networks}
     counts = {name: operations(module, _lengths(module)[0]) if module else None for name, module in modules.items()}
     rows = []
@@ -89,14 +95,18 @@ def measure(
             ready = {
                 (name, backend): run
                 for name, module in modules.items()
-                for backend, run in _ready(name, module, backends)
+                for backend, run in _ready(name, module, backends, where)
             }
+            rates_of = {backend: MatrixRate(where, DTYPES[_precision(backend)]) for _, backend in ready}
             for size in sizes:
-                actions = {f"{name} {backend}": _action(run, size) for (name, backend), run in ready.items()}
+                actions = {
+                    f"{name} {backend}": _action(run, size, where, batch) for (name, backend), run in ready.items()
+                }
                 title = f"{size[0]}x{size[1]}, {number} threads"
-                times, rates = in_turns(actions, rounds, title)
+                own_rates = {f"{name} {backend}": rates_of[backend] for name, backend in ready}
+                times, rates = in_turns(actions, rounds, title, rates_of=own_rates)
                 for (name, backend), (_, frames, _) in ready.items():
-                    per_frame = {key: [took / frames for took in values] for key, values in times.items()}
+                    per_frame = {key: [took / (batch * frames) for took in values] for key, values in times.items()}
                     key, plain = f"{name} {backend}", per_frame.get(f"{name} plain")
                     rows.append(
                         Row(
@@ -119,26 +129,50 @@ def find_network(name: str) -> nn.Module:
     return load_network(name)
 
 
-Run = tuple[int, int, Callable[[torch.Tensor], torch.Tensor]]
+Run = tuple[int, int, Callable[[Tensor], Tensor]]
 """Frames that go in, those that count, and what computes."""
 
 
-def _ready(name: str, module: nn.Module | None, backends: Iterable[str]) -> Iterable[tuple[str, Run]]:
+def _ready(
+    name: str, module: nn.Module | None, backends: Iterable[str], device: torch.device
+) -> Iterable[tuple[str, Run]]:
     """(backend, what to run) for those that take the network."""
     if module is None:
-        backend = open_backend(name, device="cpu")
+        backend = open_backend(name, device=device)
         yield backend.name, (*_lengths(backend.facts), backend)
         return
     for spelled in backends:
-        runtime, _, precision = spelled.partition(":")
-        frames = _lengths(module)
-        if runtime == "plain":
-            yield spelled, (*frames, module)
+        runtime, precision = spelled.partition(":")[0], _precision(spelled)
+        if precision not in DTYPES:
+            raise CSDError(f"--backends {spelled}: the precision is one of {', '.join(DTYPES)}")
+        if runtime in ("plain", "compiled"):
+            yield spelled, (*_lengths(module), _as_trained(module, runtime == "compiled", DTYPES[precision], device))
         elif runtime not in BACKENDS:
-            raise CSDError(f"--backends {spelled}: expected plain or one of {', '.join(BACKENDS)}, e.g. torch:bf16")
+            known = ", ".join(BACKENDS)
+            raise CSDError(f"--backends {spelled}: expected plain, compiled or one of {known}, e.g. torch:bf16")
         else:
-            options = {"backend": runtime, "precision": precision or "fp32", "device": "cpu"}
-            yield spelled, (*frames, open_backend(module, **options))  # type: ignore[arg-type]
+            options = {"backend": runtime, "precision": precision, "device": device}
+            yield spelled, (*_lengths(module), open_backend(module, **options))  # type: ignore[arg-type]
+
+
+def _precision(backend: str) -> str:
+    """Of `runtime:precision`."""
+    return backend.partition(":")[2] or "fp32"
+
+
+def _as_trained(
+    module: nn.Module, compiles: bool, dtype: torch.dtype, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """The network as it is in training, with autocast."""
+    network = copy.deepcopy(module).to(device)
+    if compiles:
+        network.compile()
+
+    def compute(window: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return network(window)
+
+    return compute
 
 
 def _lengths(facts: Facts | nn.Module) -> tuple[int, int]:
@@ -147,15 +181,15 @@ def _lengths(facts: Facts | nn.Module) -> tuple[int, int]:
     return int(facts.num_frame) + count - 1, count  # type: ignore[arg-type]
 
 
-def _action(run: Run, size: tuple[int, int]) -> Callable[[], object]:
+def _action(run: Run, size: tuple[int, int], device: torch.device, batch: int) -> Callable[[], object]:
     num_frame, _, compute = run
-    window = torch.rand(1, num_frame, 3, size[1], size[0], generator=torch.Generator().manual_seed(0))
+    window = torch.rand(batch, num_frame, 3, size[1], size[0], generator=torch.Generator().manual_seed(0)).to(device)
 
     def once() -> object:
         with torch.inference_mode():
             return compute(window)
 
-    return once
+    return finished(once, device)
 
 
 def _count(operations: Operations | None, frames: int) -> Operations | None:
@@ -174,17 +208,18 @@ def table(rows: Sequence[Row]) -> str:
         else:
             zeros = (
                 "-"
-                if row.backend.startswith(("plain", "torch"))
+                if row.backend.startswith(("plain", "compiled", "torch"))
                 else f"{row.reached * row.operations.folded / row.operations.useful:.0%}"
             )
             line += [f"{row.useful / 1e9:.1f}", f"{row.useful / took / 1e9:.0f}", f"{row.reached:.0%}", zeros]
         cells.append(line)
     head = ["network", "backend", "size", "threads", "s/frame", "x plain", "GMAC", "GMAC/s", "of matmul", "+zeros"]
     rates = []
-    for number in dict.fromkeys(row.threads for row in rows):
-        rate = median([rate for row in rows if row.threads == number for rate in row.rates]) / 1e9
-        rates.append(f"{rate:.0f} GMAC/s with {number} thread{'s' if number > 1 else ''}")
-    return markdown(head, cells, 3) + f"\n\nThe machine's fp32 matrix products: {', '.join(rates)}."
+    for number, precision in dict.fromkeys((row.threads, _precision(row.backend)) for row in rows):
+        group = [row for row in rows if (row.threads, _precision(row.backend)) == (number, precision)]
+        rate = median([rate for row in group for rate in row.rates]) / 1e9
+        rates.append(f"{precision} {rate:.0f} GMAC/s with {number} thread{'s' if number > 1 else ''}")
+    return markdown(head, cells, 3) + f"\n\nThe machine's matrix products: {', '.join(rates)}."
 
 
 def draw(figure: Any, rows: Sequence[Row]) -> None:
@@ -198,9 +233,7 @@ def draw(figure: Any, rows: Sequence[Row]) -> None:
         rates,
         color=[f"C{list(dict.fromkeys(r.network for r in rows)).index(row.network)}" for row in rows],
     )
-    axes.plot(
-        [median(row.rates) / 1e9 for row in rows], range(len(rows)), "k|", markersize=9, label="matrix products, fp32"
-    )
+    axes.plot([median(row.rates) / 1e9 for row in rows], range(len(rows)), "k|", markersize=9, label="matrix products")
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("useful multiply-adds per second, 10^9")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from fractions import Fraction
@@ -84,20 +85,33 @@ def test_infer_reports(tmp_path, capsys):
     assert all(len(row["seconds"]) == len(row["rates"]) == 2 and row["reached"] > 0 for row in rows)
     assert all(row["faster"] == 1 for row in rows if row["backend"] == "plain")
     shown = capsys.readouterr().out
-    assert report.with_suffix(".md").read_text().strip() in shown and "fp32 matrix products" in shown
+    assert report.with_suffix(".md").read_text().strip() in shown and "matrix products: fp32" in shown
     assert shown.count("\n| ") == 1 + 12
     if "matplotlib" in sys.modules:
         assert report.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
     for wrong, message in (
         (["--networks", "student9"], "neither a file nor one of teacher"),
-        (["--backends", "abacus"], "expected plain or one of torch"),
+        (["--backends", "abacus"], "expected plain, compiled or one of torch"),
+        (["--backends", "plain:int4"], "one of fp32, bf16, fp16"),
+        (["--device", "cuda:99"], "cannot be used"),
         (["--sizes", "640"], "expected WIDTHxHEIGHT"),
         (["--json", str(tmp_path / "no" / "a.json")], "make it first"),
         (["--rounds", "0"], "must be more than 0"),
     ):
         assert main(["bench", "infer", *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_batches_and_compiled_networks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # without a compiler
+    report, sizes = tmp_path / "infer.json", ["--sizes", "24x16", "--rounds", "1"]
+    backends = ["plain", "plain:bf16", "compiled:bf16"]
+    arguments = ["--networks", "student2", "--backends", *backends, "--batch", "3", "--json", str(report)]
+    assert main(["bench", "infer", *arguments, *sizes]) == 0
+    content = json.loads(report.read_text())
+    assert [row["backend"] for row in content["rows"]] == backends and content["batch"] == 3
+    assert "fp32" in capsys.readouterr().out.splitlines()[-3]
 
 
 def test_growth_reports(tmp_path, capsys):
