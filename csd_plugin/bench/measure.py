@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from csd_plugin.atomic import replacing, write_text
 from csd_plugin.errors import CSDError
 
 _SIDES = {"cpu": 1024, "cuda": 8192}
@@ -142,22 +143,17 @@ def save_report(path: Path, content: Mapping[str, Any], table: str, plot: Callab
         plot = None
     written = [path, path.with_suffix(".md")]
     try:
-        _whole(written[0], lambda draft: draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
-        _whole(written[1], lambda draft: draft.write_text(table + "\n", encoding="utf-8"))
+        write_text(written[0], json.dumps(content, indent=1) + "\n")
+        write_text(written[1], table + "\n")
         if plot is not None:
             figure = Figure(figsize=(8, 4.5), layout="constrained")
             plot(figure)
             written.append(path.with_suffix(".png"))
-            _whole(written[2], lambda draft: figure.savefig(draft, format="png", dpi=120))
+            with replacing(written[2]) as draft:
+                figure.savefig(draft, format="png", dpi=120)
     except OSError as error:
         raise CSDError(f"{path}: cannot be written ({error.strerror}): give another place") from error
     return "written: " + ", ".join(str(target) for target in written)
-
-
-def _whole(target: Path, write: Callable[[Path], object]) -> None:
-    draft = target.with_name(f".{target.name}.part")
-    write(draft)
-    draft.replace(target)
 
 
 def median(values: Sequence[float]) -> float:

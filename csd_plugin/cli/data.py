@@ -40,11 +40,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _write(path: Path, text: str) -> None:
+    from csd_plugin.atomic import write_text
     from csd_plugin.errors import CSDError
 
-    scratch = path.with_name(f".{path.name}.part")
     try:
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
+        write_text(path, text)
     except OSError as error:
         raise CSDError(f"{path}: cannot be written ({error.strerror}): give another file") from error

@@ -27,6 +27,7 @@ import numpy as np
 from av.codec.codec import UnknownCodecError
 from av.video.reformatter import Interpolation
 
+from csd_plugin.atomic import replacing
 from csd_plugin.data.layout import IMAGE_SUFFIXES, is_frame_name, natural_key
 from csd_plugin.data.store import decode_image
 from csd_plugin.errors import CSDError
@@ -355,12 +356,10 @@ def eight_bits(frame: np.ndarray) -> np.ndarray:
 def write_png(path: Path, frame: np.ndarray) -> None:
     """Write RGB (H, W, 3), uint8 or uint16, so that the file appears whole or not at all. Raises CSDError."""
     _, data = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        temporary.write_bytes(data.tobytes())
-        temporary.replace(path)
+        with replacing(path) as draft:
+            draft.write_bytes(data.tobytes())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise CSDError(f"{path}: cannot be written ({error.strerror})") from error
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from csd_plugin import registration
+from csd_plugin.atomic import write_text
 from csd_plugin.errors import CSDError
 from csd_plugin.lab import runner
 from csd_plugin.lab.costs import costs_of
@@ -144,9 +145,7 @@ def _save(grid: Grid, folder: Path) -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for suffix, form in FORMATS.items():
-            draft = folder / f".table{suffix}.part"
-            draft.write_text(form(grid), encoding="utf-8")
-            draft.replace(folder / f"table{suffix}")
+            write_text(folder / f"table{suffix}", form(grid))
     except OSError as error:
         raise CSDError(f"{folder}: the table cannot be written ({error.strerror})") from error
     return f"written: {folder}/table.md, .csv, .tex, .html"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from csd_plugin.archs.checkpoint import load_network, load_plain
 from csd_plugin.archs.sldnet import PRESETS, SLDNet
+from csd_plugin.atomic import replacing, write_text
 from csd_plugin.data.video import open_reader
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.inference.runner import Derainer
@@ -103,15 +104,12 @@ def pack(
         "scores": known.get("scores", {}) | dict(scores),
     }
     state = {key: value.half() if half else value for key, value in network.state_dict().items()}
-    out, draft = folder / f"{name}.pth", folder / f".{name}.part"
-    try:
+    out = folder / f"{name}.pth"
+    with replacing(out) as draft:
         with draft.open("wb") as file:  # a stream: given a path, torch would write its name into the file
             torch.save({"params": state, "facts": facts}, file)
         check_same(state, load_network(draft))
         digest = hashlib.sha256(draft.read_bytes()).hexdigest()
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
     print(f"{out}: {out.stat().st_size:,} bytes, {facts['stored_as']} ({why}), sha256 {digest}")
     return Network(**facts, sha256=digest)
 
@@ -159,11 +157,9 @@ def write_catalogue(folder: Path, networks: Mapping[str, Network], rainy: Mappin
     entries = {network.name: asdict(network) for network in order}
     for entry in entries.values():
         del entry["name"]
-    draft = folder / ".networks.json.part"
     text = json.dumps({"rainy": dict(rainy), "networks": entries}, indent=1, ensure_ascii=False)
     text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda innermost: " ".join(innermost[0].split()), text)  # a line each
-    draft.write_text(text + "\n", encoding="utf-8")
-    draft.replace(folder / "networks.json")
+    write_text(folder / "networks.json", text + "\n")
 
 
 def report(networks: Mapping[str, Network], rainy: Mapping[str, Score], packed: str | None) -> list[str]:
@@ -186,7 +182,5 @@ def update_card(card: Path, table: str) -> list[str]:
     begin, end = (text.find(mark) for mark in MARKS)
     if not 0 <= begin < end:
         return [f"note: {card} lacks the marks {MARKS[0]} and {MARKS[1]}: no table was written"]
-    draft = card.with_name(f".{card.name}.part")
-    draft.write_text(f"{text[:begin]}{MARKS[0]}\n{table}\n{text[end:]}", encoding="utf-8")
-    draft.replace(card)
+    write_text(card, f"{text[:begin]}{MARKS[0]}\n{table}\n{text[end:]}")
     return [f"{card}: its table was written anew"]

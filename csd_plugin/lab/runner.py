@@ -20,6 +20,7 @@ from typing import Any, Literal
 import yaml
 from tqdm import tqdm
 
+from csd_plugin.atomic import write_text
 from csd_plugin.errors import CSDError
 from csd_plugin.lab.budget import factor_for, stretched
 from csd_plugin.lab.matrix import Run
@@ -185,6 +186,4 @@ def _plain(value: Any) -> Any:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    write_text(path, text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from csd_plugin.atomic import replacing
 from csd_plugin.data.windows import join_windows
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.folding import fold
@@ -237,7 +237,6 @@ def _gather(mine: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _write_image(path: Path, rgb: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    if not cv2.imwrite(str(temporary), rgb[..., ::-1]):
-        raise CSDError(f"cannot write {path}; is the disk full?")
-    temporary.replace(path)
+    with replacing(path) as draft:
+        if not cv2.imwrite(str(draft), rgb[..., ::-1]):
+            raise CSDError(f"cannot write {path}; is the disk full?")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from csd_plugin import compat
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
+from csd_plugin.atomic import replacing
 from csd_plugin.errors import CSDError
 from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.validation import ValidationMixin
@@ -219,9 +219,5 @@ def _as_float(frames: Tensor) -> Tensor:
 
 def save_atomically(content: Any, path: Path) -> None:
     """torch.save to a temporary name in the same folder, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save(content, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as draft:
+        torch.save(content, draft)

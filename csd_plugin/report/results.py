@@ -21,12 +21,12 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from csd_plugin.atomic import write_text
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.protocols import PROTOCOLS, FrameScore, Quality
 from csd_plugin.metrics.scores import Scores
@@ -71,7 +71,7 @@ def save(path: Path, result: Result, table: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for suffix, text in texts.items():
-            _replace(path.with_name(path.name.removesuffix(".json") + suffix), text)
+            write_text(path.with_name(path.name.removesuffix(".json") + suffix), text)
     except OSError as error:
         raise CSDError(f"cannot write the results {path}: {error.strerror or error}") from error
     return path
@@ -181,13 +181,3 @@ def _plain(score: FrameScore, measures: Mapping[str, float]) -> dict[str, dict[s
 
 def _dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all: beside its place, then into it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_text(text, encoding="utf-8", newline="\n")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from csd_plugin.atomic import write_text
 from csd_plugin.data.layout import SPLITS
 from csd_plugin.data.rain.clips import CleanClip, find_clips
 from csd_plugin.data.rain.params import RainParams, random_params
@@ -139,9 +140,7 @@ def _remember(path: Path, options: PairOptions) -> None:
             raise CSDError(f"{path.parent.parent}: holds rain made with other options ({path}): give another OUT")
         return
     path.parent.mkdir(exist_ok=True)
-    scratch = path.with_suffix(".part")
-    scratch.write_text(json.dumps(new, indent=1))
-    scratch.replace(path)
+    write_text(path, json.dumps(new, indent=1))
 
 
 def _write_in_parallel(tasks: list[tuple[Path, CleanClip, int]], options: PairOptions, jobs: int) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from csd_plugin.atomic import replacing
 from csd_plugin.errors import CSDError
 
 if TYPE_CHECKING:
@@ -81,14 +82,11 @@ class Sheet:
 
     def save(self, path: Path) -> None:
         """Write it as the kind of file that the suffix names, whole or not at all. Raises CSDError."""
-        draft = path.with_name(f".{path.stem}.part{path.suffix}")
         try:
-            self.figure.savefig(draft, dpi=DPI)
-            draft.replace(path)
+            with replacing(path) as draft:
+                self.figure.savefig(draft, dpi=DPI)
         except OSError as error:
             raise CSDError(f"{path}: cannot be written ({error.strerror or error}); give another place") from error
-        finally:
-            draft.unlink(missing_ok=True)
 
 
 def check_output(path: Path) -> None:
