@@ -11,7 +11,7 @@ VERSION = next(
     if line.startswith("__version__")
 )
 
-TRAIN = ["mmengine", "pydantic>=2", "pytorch-msssim>=1", "pyyaml", "scipy", "tensorboard"]
+TRAIN = ["filelock>=3.12", "mmengine", "pydantic>=2", "pytorch-msssim>=1", "pyyaml", "scipy", "tensorboard"]
 ARCHIVES = ["libarchive-c>=5", "rarfile>=4.2"]  # RAR; needs the system's libarchive (Debian: libarchive13)
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"]
 OPENVINO = ["onnx>=1.16", "onnxscript>=0.3", "openvino>=2024.4"]

@@ -125,8 +125,9 @@ def _plan(runs: dict[str, Run], notes: Sequence[str]) -> str:
     lines = []
     for run in runs.values():
         state = runner.state(run)
+        shown = "given" if state == "trained" and run.options is None else state  # weights or frames of others
         steps = f"{run.options['train']['total_iter']:,} steps" if run.options else ""
-        lines.append(f"{run.name:<36} {state:<8} to do: {todo[state]:<15} {steps}")
+        lines.append(f"{run.name:<36} {shown:<8} to do: {todo[state]:<15} {steps}")
     return "\n".join([*lines, *notes])
 
 

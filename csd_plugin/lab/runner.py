@@ -11,13 +11,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from csd_plugin.atomic import write_text
@@ -40,6 +42,9 @@ class Workspace:
 
     def log(self, run: Run) -> Path:
         return self.folder / "logs" / f"{run.name}.log"
+
+    def lock(self, run: Run) -> Path:
+        return self.folder / "locks" / f"{run.name}.lock"
 
     @property
     def plan(self) -> Path:
@@ -101,21 +106,43 @@ def check_unchanged(runs: Iterable[Run], space: Workspace) -> None:
 def perform(runs: Mapping[str, Run], space: Workspace) -> None:
     """Train and test everything that is not done, in order. Raises CSDError where the toolbox stops; the rest stays.
 
-    Interrupted, a training goes on from its last saved state the next time.
+    Interrupted, a training goes on from its last saved state the next time. Several processes may be at the same runs.
     """
     waiting = [run for run in runs.values() if state(run) != "done"]
     with tqdm(total=len(waiting), desc="runs", unit="run", disable=None) as bar:
         for run in waiting:
-            bar.set_postfix_str(run.name)
-            if run.options is not None and not run.checkpoint.is_file():
-                _launch("train", run, run.options, space, bar)
-            if state(run) == "trained":
-                assert run.test is not None
-                if run.rainy or run.frames:
-                    score_ready(run)
-                else:
-                    _launch("test", run, run.test, space, bar)
+            with _alone(run, space, bar):
+                bar.set_postfix_str(run.name)
+                _complete(run, space, bar)
             bar.update()
+
+
+@contextmanager
+def _alone(run: Run, space: Workspace, bar: tqdm) -> Iterator[None]:
+    """Of several processes that share runs one works on this run; the others wait, and then find it done."""
+    space.lock(run).parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(space.lock(run))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        bar.set_postfix_str(f"{run.name}, which another process is at")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _complete(run: Run, space: Workspace, bar: tqdm) -> None:
+    """Train and test a run as far as that is not done."""
+    if run.options is not None and not run.checkpoint.is_file():
+        _launch("train", run, run.options, space, bar)
+    if state(run) == "trained":
+        assert run.test is not None
+        if run.rainy or run.frames:
+            score_ready(run)
+        else:
+            _launch("test", run, run.test, space, bar)
 
 
 def forget(run: Run) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -196,6 +198,34 @@ def test_a_matrix_is_trained_taken_up_again_and_written(files, launcher, monkeyp
     assert "train.grad_clip = None instead of 1.0; --retrain" in capsys.readouterr().err
     assert main(["table", str(other), "--only", "teacher", "--retrain", "teacher"]) == 0
     assert Path("experiments/tiny_teacher_before1").is_dir()
+
+
+def test_processes_that_share_runs_do_not_meet_in_one(files, monkeypatch, tmp_path):
+    """Two at once, as threads: each run is worked on by one at a time, and all are done."""
+    monkeypatch.chdir(tmp_path)
+    runs = runs_of(read_matrix(files / "matrix.yml"), files / "matrix.yml")
+    space, at_work, worked = runner.Workspace("tiny"), set(), []
+
+    def complete(run, *_) -> None:
+        assert run.name not in at_work
+        at_work.add(run.name)
+        worked.append(run.name)
+        time.sleep(0.01)
+        at_work.remove(run.name)
+
+    monkeypatch.setattr(runner, "_complete", complete)
+    monkeypatch.setattr(runner, "state", lambda run: "missing")
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(runner.perform, runs, space) for _ in range(2)]:
+            done.result()
+    assert sorted(worked) == sorted([*runs, *runs])
+
+
+def test_a_dry_run_tells_what_is_given_from_what_was_trained(files, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["table", str(files / "matrix.yml"), "--dry-run"]) == 0
+    states = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines()[:3])
+    assert states == {"tiny_input": "given", "tiny_teacher": "missing", "tiny_alone": "missing"}
 
 
 def test_a_budget_sets_all_schedules_once(files, launcher, monkeypatch):
