@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -109,12 +111,33 @@ def perform(runs: Mapping[str, Run], space: Workspace) -> None:
     Interrupted, a training goes on from its last saved state the next time. Several processes may be at the same runs.
     """
     waiting = [run for run in runs.values() if state(run) != "done"]
-    with tqdm(total=len(waiting), desc="runs", unit="run", disable=None) as bar:
+    with _ending_what_it_started(), tqdm(total=len(waiting), desc="runs", unit="run", disable=None) as bar:
         for run in waiting:
             with _alone(run, space, bar):
                 bar.set_postfix_str(run.name)
                 _complete(run, space, bar)
             bar.update()
+
+
+class Terminated(KeyboardInterrupt):
+    """A SIGTERM, which unlike Ctrl-C has reached this process alone."""
+
+
+@contextmanager
+def _ending_what_it_started() -> Iterator[None]:
+    """Let a SIGTERM be an exception, so that no training is left behind that nobody knows of."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # others are not told of signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -178,8 +201,10 @@ def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: 
                     bar.set_postfix_str(f"{run.name}, iteration {progress[1].strip(',')}, {progress[2]} left")
                 elif line.startswith("error:"):
                     error = line.removeprefix("error:").strip()
-        except KeyboardInterrupt:
-            process.wait()  # it got the interrupt too, and stops by itself
+        except KeyboardInterrupt as interrupt:
+            if isinstance(interrupt, Terminated):
+                process.send_signal(signal.SIGINT)
+            process.wait()  # of Ctrl-C it knows, and stops by itself
             raise
     if process.returncode == 130:
         raise KeyboardInterrupt

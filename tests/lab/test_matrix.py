@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -219,6 +222,42 @@ def test_processes_that_share_runs_do_not_meet_in_one(files, monkeypatch, tmp_pa
         for done in [pool.submit(runner.perform, runs, space) for _ in range(2)]:
             done.result()
     assert sorted(worked) == sorted([*runs, *runs])
+
+
+FOREVER = """
+import sys, time
+from pathlib import Path
+print("ready", file=sys.stderr, flush=True)
+try:
+    time.sleep(100)
+except KeyboardInterrupt:
+    Path("interrupted").touch()
+    sys.exit(130)
+"""
+
+
+def test_a_terminated_table_ends_its_training(files, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "elsewhere" / "csd_plugin"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "train.py").write_text(FOREVER)
+    monkeypatch.setattr(runner, "_environment", lambda: os.environ | {"PYTHONPATH": str(package.parent)})
+    runs = runs_of(read_matrix(files / "matrix.yml"), files / "matrix.yml", ["teacher"])
+    space = runner.Workspace("tiny")
+
+    def terminate() -> None:
+        log = space.log(runs["tiny_teacher"])
+        while not (log.is_file() and "ready" in log.read_text()):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=terminate, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        runner.perform(runs, space)
+    assert (tmp_path / "interrupted").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_dry_run_tells_what_is_given_from_what_was_trained(files, monkeypatch, tmp_path, capsys):
