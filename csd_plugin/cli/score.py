@@ -1,7 +1,7 @@
 """Score frames against their truth: PSNR and SSIM on 8-bit luma, as in the published NTURain tables, and on RGB.
 
-RESULTS and GT are folders of frames, or of clip folders; GT may also be NTURain's root, of which the test clips count,
-or the training clips if RESULTS has those. Clips pair by name, frames by name or number.
+RESULTS and GT are folders of frames, or of clip folders; GT and RAIN may also be NTURain's root, of which the test
+clips count, or the training or real clips if RESULTS has those. Clips pair by name, frames by name or number.
 
 Real rain has no truth. Without --truth, NIQE (how natural frames look; needs 'csd-plugin[metrics]') and the warping
 error (how much the video flickers; its motion is that of --input, or else of RESULTS) are measured. For both, and for
@@ -12,7 +12,7 @@ examples:
   csd score results/ --truth NTURain --input NTURain --published --out scores/student1.json
   csd score distilled/ --truth NTURain --baseline scores/student1.json
   csd score results/a1 --truth NTURain --metrics warping lpips --lpips-weights alexnet-owt-7be5be79.pth
-  csd score results/ra1 --input NTURain/Dataset_Testing_RealRain/ra1_Rain --out scores/ra1.json
+  csd score results/ra1 --input NTURain --out scores/ra1.json
 """
 
 from __future__ import annotations

@@ -129,12 +129,12 @@ def find_clips(folder: Path, beside: re.Pattern[str], wanted: Collection[str] = 
     """Clip name -> its frames in display order, for a folder of frames, of clip folders, or NTURain's root.
 
     beside: names of clip folders that do not count where there are others, as NTURain has rain and truth side by side.
-    wanted: names of clips; of a root, the first of test and training clips that has one of these scenes, else the
-        first, counts.
+    wanted: names of clips; of a root, the first of test, training and real clips that has one of these scenes, else
+        the first, counts.
     """
     if not folder.is_dir():
         raise CSDError(f"{folder} is not a folder: give one of frames, or of clip folders")
-    splits = [folder / SPLITS[split] for split in ("test", "train") if (folder / SPLITS[split]).is_dir()]
+    splits = [folder / SPLITS[split] for split in ("test", "train", "real") if (folder / SPLITS[split]).is_dir()]
     found = [_clips_in(split, beside) for split in splits or [folder]]
     scenes = set(map(_scene, wanted))
     return next((clips for clips in found if scenes & set(map(_scene, clips))), found[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -176,6 +177,19 @@ def test_without_truth_niqe_and_the_warping_error_are_measured(real, capsys):
         ["| ", "warping error ↓"],
     ]
     assert float(rows[3][3]) < 0.1 and float(rows[5][3]) > 20
+
+
+def test_real_clips_of_a_whole_data_set(real, nturain):
+    """Whose root has test clips too, of other names."""
+    root = nturain / "NTURain"
+    shutil.copytree(real / "ra1_Rain", root / "Dataset_Testing_RealRain/ra1_Rain")
+    shutil.copytree(real / "flicker", real / "derained/ra1")
+    scores, derained = [], real / "derained"
+    for results, rain in ((real / "flicker", real / "ra1_Rain"), (derained / "ra1", root), (derained, root)):
+        out = real / "x.json"
+        assert main(["score", str(results), "--input", str(rain), "--metrics", "warping", "--out", str(out)]) == 0
+        scores.append(load_results(out).scores.clips["ra1"].measures)
+    assert scores[0] == scores[1] == scores[2]
 
 
 def test_results_alone_are_their_own_guide(real, capsys):
