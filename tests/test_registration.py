@@ -14,7 +14,7 @@ from csd_plugin.errors import CSDError
 
 NAMES = {
     "ARCH_REGISTRY": {"SLDNet", "PReNet", "S2VD"},
-    "DATASET_REGISTRY": {"PairedVideoDataset", "PairedVideoTestDataset", "RenderedRainDataset"},
+    "DATASET_REGISTRY": {"PairedVideoDataset", "PairedVideoTestDataset", "RenderedRainDataset", "ResidentVideoDataset"},
     "LOSS_REGISTRY": {"PyramidSSIMLoss"},
     "METRIC_REGISTRY": {"calculate_lpips", "calculate_warping_error"},
     "MODEL_REGISTRY": {"VideoDerainModel", "DistillModel"},

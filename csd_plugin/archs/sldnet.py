@@ -103,7 +103,7 @@ class SLDNet(nn.Module):
         layers = self._modules
         x = window.squeeze(1) if self.num_frame == 1 else window.transpose(1, 2)
         # The default layout takes a CPU 1.1 to 1.8 times as long; tensor cores would transpose every layer.
-        if x.device.type == "cpu" or torch.is_autocast_enabled(x.device.type):
+        if x.device.type == "cpu" or (x.is_cuda and torch.is_autocast_enabled("cuda")):
             x = x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
         x = torch.relu(self.conv1(x))
         for pair in range(self.num_pair):

@@ -227,8 +227,8 @@ def test_processes_that_share_runs_do_not_meet_in_one(files, monkeypatch, tmp_pa
 FOREVER = """
 import sys, time
 from pathlib import Path
-print("ready", file=sys.stderr, flush=True)
 try:
+    print("ready", file=sys.stderr, flush=True)
     time.sleep(100)
 except KeyboardInterrupt:
     Path("interrupted").touch()
