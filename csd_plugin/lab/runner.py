@@ -203,7 +203,7 @@ def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: 
                     error = line.removeprefix("error:").strip()
         except KeyboardInterrupt as interrupt:
             if isinstance(interrupt, Terminated):
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # not by SIGINT, which processes in the background ignore
             process.wait()  # of Ctrl-C it knows, and stops by itself
             raise
     if process.returncode == 130:
