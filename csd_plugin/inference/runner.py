@@ -8,6 +8,7 @@ or, for frames that come one at a time, `push` each and `flush` at the end.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -130,7 +131,7 @@ class Derainer:
     def seconds_a_frame(self, width: int, height: int) -> float:
         """About how long a frame of this size takes in the network, here and now, from a trial on a small part of one.
 
-        The trial takes some tenths of a second, or what two parts of 128x128 take if that is longer. Reading and
+        The trial takes some tenths of a second, or what four parts of 128x128 take if that is longer. Reading and
         writing, which go on beside, are not in it.
         """
         facts = self.backend.facts
@@ -140,12 +141,13 @@ class Derainer:
         frames = self.batch + self.num_frame - 1
         windows = [[tile] * frames] if self._sequences else [[tile] * self.num_frame] * self.batch
         times: list[float] = []
-        while len(times) < 2 or sum(times) < _TRIAL_SECONDS:
+        while len(times) < 4 or sum(times) < _TRIAL_SECONDS:
             began = time.perf_counter()
             self._derain(windows, 255)
             times.append(time.perf_counter() - began)
         computed = len(tiles) * sides[0] * sides[1] / (self.batch * tile.shape[0] * tile.shape[1])
-        return sum(times[1:]) / (len(times) - 1) * computed  # the first one is slower: memory, kernels
+        # The first one is slower (memory, kernels), and so is one that another program interrupts.
+        return statistics.median(times[1:]) * computed
 
     def _finish(self, count: int, example: np.ndarray | Tensor) -> list[Any]:
         """Compute the first `count` of the windows that are ready."""
