@@ -18,8 +18,9 @@ from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import PRESETS, SLDNet
 from csd_plugin.bench.measure import MatrixRate, finished, in_turns, median
 from csd_plugin.bench.operations import Operations, operations
+from csd_plugin.devices import pick_device
 from csd_plugin.errors import CSDError
-from csd_plugin.inference.backends import BACKENDS, GRAPH_SUFFIXES, open_backend, pick_device
+from csd_plugin.inference.backends import BACKENDS, GRAPH_SUFFIXES, open_backend
 from csd_plugin.inference.facts import Facts
 from csd_plugin.inference.graph import DTYPES
 from csd_plugin.report.text import markdown
@@ -97,14 +98,15 @@ def measure(
                 for name, module in modules.items()
                 for backend, run in _ready(name, module, backends, where)
             }
-            rates_of = {backend: MatrixRate(where, DTYPES[_precision(backend)]) for _, backend in ready}
+            precisions = {_precision(backend) for _, backend in ready}
+            rate_in = {precision: MatrixRate(where, DTYPES[precision]) for precision in precisions}
+            rates_of = {f"{name} {backend}": rate_in[_precision(backend)] for name, backend in ready}
             for size in sizes:
                 actions = {
                     f"{name} {backend}": _action(run, size, where, batch) for (name, backend), run in ready.items()
                 }
                 title = f"{size[0]}x{size[1]}, {number} threads"
-                own_rates = {f"{name} {backend}": rates_of[backend] for name, backend in ready}
-                times, rates = in_turns(actions, rounds, title, rates_of=own_rates)
+                times, rates = in_turns(actions, rounds, title, rates_of=rates_of)
                 for (name, backend), (_, frames, _) in ready.items():
                     per_frame = {key: [took / (batch * frames) for took in values] for key, values in times.items()}
                     key, plain = f"{name} {backend}", per_frame.get(f"{name} plain")

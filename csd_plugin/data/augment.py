@@ -100,12 +100,12 @@ def apply(plan: Augmentation, regions: Sequence[np.ndarray]) -> np.ndarray:
     return crops
 
 
-def apply_to_tensor(plan: Augmentation, frames: Tensor) -> Tensor:
-    """The same from whole frames, on whatever device: uint8 (n, H, W, 3) -> float32 (n, 3, crop, crop) in [0, 1].
+def apply_to_tensor(plan: Augmentation, regions: Tensor) -> Tensor:
+    """The same on whatever device: uint8 (n, side, side, 3) -> float32 (n, 3, crop, crop) in [0, 1].
 
     Scaled crops are rounded to grey levels as those of `apply` are, and within one of them.
     """
-    region = frames[:, plan.top : plan.top + plan.side, plan.left : plan.left + plan.side].permute(0, 3, 1, 2).float()
+    region = regions.permute(0, 3, 1, 2).float()
     if plan.side != plan.crop:
         region = _scaled(region, plan.crop).round_().clamp_(0, 255)
     if plan.rot:

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from csd_plugin.data import augment
 from csd_plugin.data.paired_video import PairedVideoDataset
 from csd_plugin.data.store import FrameStore
-from csd_plugin.data.training_clips import Options, Sample, WorkerEntry
+from csd_plugin.data.training_clips import Options, WorkerEntry
+from csd_plugin.devices import pick_device
 from csd_plugin.errors import CSDError
 
 _FRAMES_PER_WORKER = 100
@@ -31,8 +32,8 @@ class ResidentVideoDataset(PairedVideoDataset):
     Options, and those of `PairedVideoDataset`; `cache_mb` and `as_uint8` change nothing:
         device (str): cpu, cuda, cuda:1. Default: auto, the current CUDA device where there is one, else the CPU.
 
-    Raises CSDError also for loader processes and pinned memory, which cannot serve it, and at the first batch where
-    the device has not the memory.
+    Raises CSDError also for loader processes and pinned memory, which cannot serve it, for a device that is not there,
+    and at the first batch where the device has not the memory.
     """
 
     def __init__(self, opt: Options) -> None:
@@ -42,8 +43,8 @@ class ResidentVideoDataset(PairedVideoDataset):
                 "leave pin_memory, persistent_workers and prefetch_mode out"
             )
         super().__init__({**opt, "cache_mb": 0})
-        self._device = str(opt.get("device", "auto"))
-        self._frames: dict[tuple[str, ...], Tensor] = {}
+        self._device = pick_device(str(opt.get("device", "auto")))
+        self._frames: dict[str, Tensor] = {}
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         if get_worker_info() is not None:
@@ -52,52 +53,28 @@ class ResidentVideoDataset(PairedVideoDataset):
             self._frames = self._decode_all()
         return super().__getitems__(indices)
 
-    def item(self, sample: Sample) -> dict[str, Any]:
-        sequence, frames = sample.sequence, slice(sample.start, sample.start + self.clips.num_frame)
-        assert sequence.gt is not None  # checked at construction
-        lq, gt = (self._frames[tuple(keys)][frames] for keys in (sequence.lq, sequence.gt))
-        return {
-            "lq": augment.apply_to_tensor(sample.plan, lq),
-            "gt": augment.apply_to_tensor(sample.plan, gt[self.clips.targets]),
-            "key": f"{sequence.name}/{sequence.lq[sample.start].rpartition('/')[2]}",
-        }
+    def _crops(self, keys: Sequence[str], plan: augment.Augmentation) -> Tensor:
+        rows, columns = slice(plan.top, plan.top + plan.side), slice(plan.left, plan.left + plan.side)
+        return augment.apply_to_tensor(plan, torch.stack([self._frames[key][rows, columns] for key in keys]))
 
-    def _decode_all(self) -> dict[tuple[str, ...], Tensor]:
-        """Runs of keys -> their frames, uint8 (T, H, W, 3) on the device."""
+    def _decode_all(self) -> dict[str, Tensor]:
+        """Key -> frame, uint8 (H, W, 3) on the device; room for all is made first."""
         sizes = {
-            tuple(keys): size
+            key: size
             for sequence, size in zip(self.sequences, self.clips.sizes, strict=True)
-            for keys in (sequence.lq, sequence.gt or ())
+            for key in (*sequence.lq, *(sequence.gt or ()))
         }
-        device = self._find_device()
-        total = sum(len(keys) * height * width * 3 for keys, (height, width) in sizes.items())
         try:
-            clips = {
-                keys: torch.empty(len(keys), *size, 3, dtype=torch.uint8, device=device) for keys, size in sizes.items()
-            }
+            frames = {key: torch.empty(*size, 3, dtype=torch.uint8, device=self._device) for key, size in sizes.items()}
         except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it itself
+            total = sum(height * width * 3 for height, width in sizes.values())
             raise CSDError(
-                f"ResidentVideoDataset: {device} has no room for the {total / 2**30:.1f} GiB of all frames: take "
+                f"ResidentVideoDataset: {self._device} has no room for the {total / 2**30:.1f} GiB of all frames: take "
                 f"PairedVideoDataset, or fewer clips (clips: a list file)"
             ) from error
-        places = [(clip, i) for clip in clips.values() for i in range(len(clip))]
-        decoded = _decoded(self.store, [key for keys in clips for key in keys])
-        for (clip, i), frame in zip(places, decoded, strict=True):
-            clip[i] = frame.to(device)
-        return clips
-
-    def _find_device(self) -> torch.device:
-        if self._device == "auto":
-            return (
-                torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-            )
-        try:
-            device = torch.device(self._device)
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CSDError(f"ResidentVideoDataset: device {self._device!r} cannot be used ({reason})") from error
-        return device
+        for frame, decoded in zip(frames.values(), _decoded(self.store, list(frames)), strict=True):
+            frame.copy_(decoded)
+        return frames
 
 
 class _Frames(Dataset):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.archs.checkpoint import load_network
+from csd_plugin.devices import pick_device
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.facts import Facts, study
 from csd_plugin.inference.folding import ALL_FILLED
@@ -178,18 +179,6 @@ def open_backend(
     if backend not in takes:
         raise CSDError(f"{network} runs in {' or '.join(takes)}, not in {backend}; give a checkpoint to run it there")
     return BACKENDS[backend](model, precision, device)
-
-
-def pick_device(device: str | torch.device) -> torch.device:
-    """'auto' -> CUDA where there is one, else the CPU. Raises CSDError for a device that is not there."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise CSDError(f"device {device!r} cannot be used ({_first_line(error)}); try 'cpu'") from error
-    return chosen
 
 
 def _import(module: str, extra: str) -> Any:

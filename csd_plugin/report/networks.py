@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import torch
 
-from csd_plugin.inference.backends import pick_device
+from csd_plugin.devices import pick_device
 from csd_plugin.inference.runner import Derainer
 from csd_plugin.report.text import aligned, counted, markdown
 from csd_plugin.weights import FOLDER, RAINY, SETS, Network, Score, best_of, fastest_of

@@ -12,9 +12,9 @@ from torch import Tensor
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.data.video import eight_bits, open_reader
 from csd_plugin.data.windows import reflect_indices
+from csd_plugin.devices import pick_device
 from csd_plugin.distill.taps import tap_layers
 from csd_plugin.errors import CSDError
-from csd_plugin.inference.backends import pick_device
 from csd_plugin.report.figures.sheet import FONT_SIZE, GAP, LINE, PAGE_WIDTH, Sheet, lefts, row_width
 from csd_plugin.report.figures.sources import INPUT, TRUTH, Method, Scene, read
 
