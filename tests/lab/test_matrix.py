@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -208,14 +207,22 @@ def test_processes_that_share_runs_do_not_meet_in_one(files, monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     runs = runs_of(read_matrix(files / "matrix.yml"), files / "matrix.yml")
     space, at_work, worked = runner.Workspace("tiny"), set(), []
+    someone_waits = threading.Event()
+
+    class Lock(runner.FileLock):
+        def acquire(self, *args, blocking=True, **kwargs):
+            if blocking:
+                someone_waits.set()
+            return super().acquire(*args, blocking=blocking, **kwargs)
 
     def complete(run, *_) -> None:
         assert run.name not in at_work
         at_work.add(run.name)
         worked.append(run.name)
-        time.sleep(0.01)
+        assert someone_waits.wait(60), "the other has not come to the run that this one is at"
         at_work.remove(run.name)
 
+    monkeypatch.setattr(runner, "FileLock", Lock)
     monkeypatch.setattr(runner, "_complete", complete)
     monkeypatch.setattr(runner, "state", lambda run: "missing")
     with ThreadPoolExecutor(2) as pool:
@@ -224,6 +231,7 @@ def test_processes_that_share_runs_do_not_meet_in_one(files, monkeypatch, tmp_pa
     assert sorted(worked) == sorted([*runs, *runs])
 
 
+# Trains until it is ended; the sleep has an end so that a test that fails has one.
 FOREVER = """
 import signal, sys, time
 from pathlib import Path
@@ -233,7 +241,7 @@ def end(*_):
     sys.exit(1)
 
 signal.signal(signal.SIGTERM, end)
-print("ready", file=sys.stderr, flush=True)
+print("iter: 1, eta: 1:00:00", file=sys.stderr, flush=True)
 time.sleep(100)
 """
 
@@ -245,19 +253,17 @@ def test_a_terminated_table_ends_its_training(files, monkeypatch, tmp_path):
     (package / "__init__.py").touch()
     (package / "train.py").write_text(FOREVER)
     monkeypatch.setattr(runner, "_environment", lambda: os.environ | {"PYTHONPATH": str(package.parent)})
+
+    class Bar(runner.tqdm):
+        def set_postfix_str(self, text, *args, **kwargs) -> None:
+            if "iteration 1" in text:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(runner, "tqdm", Bar)
     runs = runs_of(read_matrix(files / "matrix.yml"), files / "matrix.yml", ["teacher"])
-    space = runner.Workspace("tiny")
-
-    def terminate() -> None:
-        log = space.log(runs["tiny_teacher"])
-        while not (log.is_file() and "ready" in log.read_text()):
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
-
     before = signal.getsignal(signal.SIGTERM)
-    threading.Thread(target=terminate, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        runner.perform(runs, space)
+        runner.perform(runs, runner.Workspace("tiny"))
     assert (tmp_path / "ended").exists()
     assert signal.getsignal(signal.SIGTERM) is before
 
