@@ -1,6 +1,7 @@
 """`csd <job>`: one file per job, imported only when it is called.
 
-A job's module holds `add_arguments(parser)` and `run(args) -> int | None`; its docstring is the help text.
+A job's module holds `add_arguments(parser)` and `run(args) -> int | None`; its docstring is the help text. It may hold
+`interrupted(args) -> str`: what a person can do after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -56,5 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"csd {job}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"csd {job}: interrupted", file=sys.stderr)
+        hint = f"; {module.interrupted(args)}" if hasattr(module, "interrupted") else ""
+        print(f"csd {job}: interrupted{hint}", file=sys.stderr)
         return 130

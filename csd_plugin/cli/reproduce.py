@@ -21,8 +21,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--validation", metavar="FOLDER", type=Path, help="other clean clips, to choose by")
     parser.add_argument("--minutes", metavar="M", type=float, help="for this slice (default: the files' schedules)")
 
+    parser.add_argument("--retrain", nargs="+", default=[], metavar="ROW", help="do these rows of the slice anew")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+
+
+def interrupted(args: argparse.Namespace) -> str:
+    return "the same command goes on from the last saved states"
+
 
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.lab.reproduce import reproduce
 
-    print(reproduce(args.matrix, clean=args.clean, validation=args.validation, minutes=args.minutes))
+    text = reproduce(
+        args.matrix,
+        clean=args.clean,
+        validation=args.validation,
+        minutes=args.minutes,
+        retrain=args.retrain,
+        dry_run=args.dry_run,
+    )
+    print(text)

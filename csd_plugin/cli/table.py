@@ -29,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retrain", nargs="+", default=[], metavar="ROW", help="put these rows aside and train anew")
 
 
+def interrupted(args: argparse.Namespace) -> str:
+    return "the same command goes on from the last saved states"
+
+
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.lab.job import Table, make_tables
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -45,8 +46,10 @@ def stretched(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
 def factor_for(runs: Iterable[Run], minutes: float) -> float:
     """By what to stretch all runs so that their training takes `TRAINING_SHARE` of so many minutes on this machine.
 
-    A few steps of each row are timed, on random frames. Raises CSDError where that leaves some run hardly any step.
+    A few steps of each row are timed, on random frames. Raises CSDError for a device that is not there, and where some
+    run is left hardly any step.
     """
+    check_minutes(minutes)
     seconds: dict[str, float] = {}
     training = [run for run in runs if run.options is not None]
     for run in tqdm(training, desc="timing steps", unit="run", disable=None):
@@ -60,8 +63,15 @@ def factor_for(runs: Iterable[Run], minutes: float) -> float:
     factor = minutes * 60 * TRAINING_SHARE / total
     if factor * min(iterations) < MIN_STEPS:
         needed = total / min(iterations) * MIN_STEPS / 60 / TRAINING_SHARE
-        raise CSDError(f"{minutes:g} minutes leave a run fewer than {MIN_STEPS} steps; give it {needed:.0f} at least")
+        raise CSDError(
+            f"{minutes:g} minutes leave a run fewer than {MIN_STEPS} steps; give it {math.ceil(needed)} at least"
+        )
     return factor
+
+
+def check_minutes(minutes: float) -> None:
+    if not 0 < minutes < math.inf:
+        raise CSDError(f"--minutes {minutes:g}: give a time above 0")
 
 
 def step_seconds(options: Mapping[str, Any]) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from csd_plugin.errors import CSDError
 from csd_plugin.lab import runner
 from csd_plugin.lab.costs import costs_of
 from csd_plugin.lab.matrix import Matrix, Run, read_matrix, runs_of
+from csd_plugin.lab.plan import plan_for
 from csd_plugin.lab.table import build
 from csd_plugin.report.grid import FORMATS, Grid, as_markdown
 
@@ -44,7 +46,8 @@ def make_tables(
     """Do what matrix files ask for in the current folder, and write their tables; the tables, or the plan, as text.
 
     tables: matrices that share their runs (`runs`), or just one. minutes: fit the schedules of all of them, see
-    `runner.fitted`. only: these rows. retrain: put these rows' runs aside first. train: False writes what is there.
+    `plan_for`. only: these rows. retrain: put these rows' runs aside first. train: False writes what is there.
+    What is going to be done is told on standard error before.
 
     Raises CSDError: a matrix or option file with a mistake, a budget too short, a run that fails.
     """
@@ -59,13 +62,19 @@ def make_tables(
     space = runner.Workspace(first.matrix.runs)
     possible = [_possible(table.runs(only)) for table in tables]
     runs = _together(runs for runs, _ in possible)
+    retrained = {run.name for run in runs.values() if run.row in retrain}
+    plan, note = plan_for(runs.values(), space, minutes if train else None, retrained)
+    runs = plan.fit(runs)
+    lines = [*_todo(runs, retrained), str(plan), *filter(None, [note]), *(n for _, notes in possible for n in notes)]
     if dry_run:
-        return _plan(runs, [note for _, notes in possible for note in notes])
-    runs = runner.fitted(runs, space, minutes)
-    for run in runs.values():
-        if run.row in retrain:
-            runner.forget(run)
-    runner.check_unchanged(runs.values(), space)
+        return "\n".join(lines)
+    runner.check_unchanged((run for run in runs.values() if run.name not in retrained), space)
+    if train:
+        check_machine(runs.values(), retrained)
+        print("\n".join(lines), file=sys.stderr, flush=True)
+    for name in retrained:
+        runner.forget(runs[name])
+    plan.keep(space)
     if train:
         runner.perform(runs, space)
     texts = []
@@ -119,16 +128,32 @@ def _unavailable(run: Run) -> str:
     return ""
 
 
-def _plan(runs: dict[str, Run], notes: Sequence[str]) -> str:
+def check_machine(runs: Iterable[Run], retrained: Collection[str] = ()) -> None:
+    """CSDError for a device that a later row would miss, before hours have gone into the first."""
+    registration.install()
+    from csd_plugin.models.preflight import check_devices
+
+    for run in runs:
+        if run.options is not None and (run.name in retrained or runner.state(run) in ("cut", "missing")):
+            if run.options["num_gpu"] == "auto":
+                continue
+            try:
+                check_devices({**run.options, "is_train": True, "dist": False})
+            except CSDError as error:
+                raise CSDError(f"the row {run.row}: {error}") from error
+
+
+def _todo(runs: Mapping[str, Run], retrained: Collection[str]) -> list[str]:
     """A line a run: how far it is, and what it will take."""
     todo = {"done": "nothing", "trained": "test", "cut": "train on, test", "missing": "train, test"}
     lines = []
     for run in runs.values():
-        state = runner.state(run)
+        anew: runner.State = "trained" if run.options is None else "missing"
+        state = anew if run.name in retrained else runner.state(run)
         shown = "given" if state == "trained" and run.options is None else state  # weights or frames of others
         steps = f"{run.options['train']['total_iter']:,} steps" if run.options else ""
-        lines.append(f"{run.name:<36} {shown:<8} to do: {todo[state]:<15} {steps}")
-    return "\n".join([*lines, *notes])
+        lines.append(f"{run.name:<36} {shown:<8} to do: {todo[state]:<15} {steps}".rstrip())
+    return lines
 
 
 def _schedule_notes(matrix: Matrix, runs: dict[str, Run]) -> list[str]:

@@ -131,7 +131,7 @@ def fits_fp16(network: SLDNet, check: tuple[Path, Path] | None) -> tuple[bool, s
     if not all(bool(value.isfinite().all()) for value in halved.state_dict().values()):
         return False, "some weights are too large for fp16"
     if check is None:
-        return False, "fp16 was not tried: --check"
+        return False, "fp16 was not tried"
     cost = max(abs(a - b) for a, b in zip(psnrs(network, *check), psnrs(halved, *check), strict=True))
     return cost < FREE_DB, f"fp16 moves the PSNR by {cost:.5f} dB on {CHECKED_FRAMES} frames of {check[0].name}"
 

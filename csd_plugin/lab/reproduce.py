@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from csd_plugin.data.rain import PRESETS
-from csd_plugin.data.rain.pairs import PairOptions, write_pairs
+from csd_plugin.atomic import write_text
 from csd_plugin.lab import packing
-from csd_plugin.lab.job import Table, make_tables
+from csd_plugin.lab.budget import check_minutes
+from csd_plugin.lab.job import Table, check_machine, make_tables
 from csd_plugin.lab.matrix import Matrix, Row, Run, read_matrix, read_yaml
+from csd_plugin.lab.rained import DATA, find_data, render_rain
+from csd_plugin.lab.runner import Workspace
 from csd_plugin.report.networks import as_markdown
-from csd_plugin.report.results import load_results
-from csd_plugin.weights import read_catalogue
+from csd_plugin.weights import Score, read_catalogue
 
-DATA = Path("datasets", "rain_clips")
-QUALITY = 75  # of the JPEG files, about that of NTURain's
-VARIANTS = 4
-VALIDATION_SEED = 1000
 CHOSEN_BY = "validation"
 """The test set by which the best slice of a network is chosen."""
 
 
-def reproduce(path: Path, *, clean: Path | None, validation: Path | None, minutes: float | None) -> str:
+def reproduce(
+    path: Path,
+    *,
+    clean: Path | None,
+    validation: Path | None,
+    minutes: float | None = None,
+    retrain: Sequence[str] = (),
+    dry_run: bool = False,
+) -> str:
     """Render rain, train every network of a matrix file for one more slice, test, draw the tables, pack the best.
 
     A slice trains all rows; the first starts where the matrix says, every further one from the weights that the slice
@@ -29,26 +36,30 @@ def reproduce(path: Path, *, clean: Path | None, validation: Path | None, minute
     slice with the best PSNR of the luma on the validation clips is packed into `results/NAME/weights`.
 
     clean, validation: folders of clean clips, on which rain is rendered into `datasets/rain_clips`, unless it is there.
-    minutes: to which a slice's schedule is fitted.
+    minutes: to which a slice's schedule is fitted. retrain: rows of this slice that are done anew.
+    dry_run: say what would be done, and do nothing.
 
-    Raises CSDError: no data, a mistake in the matrix file, a training that fails.
+    Raises CSDError: no data or other than before, a mistake in the matrix file, no such device, a training that fails.
     """
+    if minutes is not None:
+        check_minutes(minutes)
     matrix = read_matrix(path)
-    _render(clean, "train", VARIANTS, 0)
-    _render(validation, "test", 1, VALIDATION_SEED)
     number = 1
     while Path("results", f"{matrix.name}_slice{number}", "table.md").is_file():
         number += 1
     slices = [Table(path, continued(matrix, n)) for n in range(1, number + 1)]
-    text = make_tables(slices[-1:], minutes=minutes)
-    return text + "\n" + pack_best(matrix, slices, Path("results", matrix.name, "weights"))
-
-
-def _render(clips: Path | None, split: str, variants: int, seed: int) -> None:
-    if clips is None:
-        return
-    options = PairOptions(params=PRESETS["nturain"], seed=seed, split=split, variants=variants, quality=QUALITY)
-    write_pairs(clips, DATA, options)
+    runs = list(slices[-1].runs().values())
+    check_machine(runs)
+    data = find_data(clean, validation, runs)
+    begun = Workspace(slices[-1].matrix.runs).folder.exists()
+    start = "going on" if begun else f"starting from the weights of slice {number - 1}" if number > 1 else "the first"
+    print(f"slice {number}, {start}", file=sys.stderr, flush=True)
+    if dry_run:
+        rain = [f"rain on the clips of {folder} into {DATA}, unless it is there" for folder in data.values()]
+        return "\n".join([*rain, make_tables(slices[-1:], minutes=minutes, retrain=retrain, dry_run=True)])
+    render_rain(data)
+    text = make_tables(slices[-1:], minutes=minutes, retrain=retrain)
+    return "\n".join([text, *pack_best(matrix, slices, Path("results", matrix.name, "weights"))])
 
 
 def continued(matrix: Matrix, number: int) -> Matrix:
@@ -64,33 +75,52 @@ def continued(matrix: Matrix, number: int) -> Matrix:
     return matrix.model_copy(update=own)
 
 
-def pack_best(matrix: Matrix, slices: list[Table], folder: Path) -> str:
-    """Of every row that trains the best slice, as a file and in a catalogue as the package's own; what was done."""
+def pack_best(matrix: Matrix, slices: list[Table], folder: Path) -> list[str]:
+    """Of every row that trains the best slice, as a file and in a catalogue as the package's own; what was done.
+
+    Only slices that were validated on the same frames as the last one are compared.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     catalogue = folder / "networks.json"
     if not catalogue.is_file():
-        catalogue.write_text('{"rainy": {}, "networks": {}}\n', encoding="utf-8")
+        write_text(catalogue, '{"rainy": {}, "networks": {}}\n')
     networks, rainy = read_catalogue(folder)
+    notes = []
     for name, row in matrix.rows.items():
-        runs = [table.runs()[f"{table.matrix.runs}_{name}"] for table in slices] if row.trains and row.shown else []
-        scored = [(run, _validated(run)) for run in runs]
-        known = [(psnr, run) for run, psnr in scored if psnr is not None and run.checkpoint.is_file()]
-        if known:
-            best = max(known, key=lambda pair: pair[0])[1]
-            scores = {CHOSEN_BY: packing.score_of(CHOSEN_BY, str(_scores_of(best)))}
-            networks[name] = packing.pack(str(best.checkpoint), name, _texts(best, len(runs)), scores, None, folder)
+        if not (row.shown and (row.trains or row.input)):
+            continue
+        runs = {f"{table.matrix.runs}_{name}": table.runs() for table in slices}
+        scores, note = _comparable([all_runs[run] for run, all_runs in runs.items()])
+        notes += [f"{name}: {note}"] * bool(note)
+        if row.input and scores:
+            rainy = {**rainy, CHOSEN_BY: list(scores.values())[-1]}
+        elif scores:
+            best = max(scores, key=lambda run: scores[run]["nturain_y"]["psnr"])
+            run = runs[best][best]
+            texts = _texts(run, len(scores))
+            networks[name] = packing.pack(str(run.checkpoint), name, texts, {CHOSEN_BY: scores[best]}, None, folder)
     packing.write_catalogue(folder, networks, rainy)
-    (folder / "networks.md").write_text(as_markdown(networks, rainy) + "\n", encoding="utf-8")
-    return f"packed: {', '.join(networks)} into {folder}"
+    write_text(folder / "networks.md", as_markdown(networks, rainy) + "\n")
+    return [*notes, f"packed: {', '.join(networks)} into {folder}"]
+
+
+def _comparable(runs: Sequence[Run]) -> tuple[dict[str, Score], str]:
+    """Of the runs that are scored on the same frames as the last one, the scores by name; and what is left out."""
+    scores = {run.name: packing.score_of(CHOSEN_BY, str(file)) for run in runs if (file := _scores_of(run)).is_file()}
+    last = scores.get(runs[-1].name)
+    if last is None:
+        return {}, f"not packed, it has no scores on the test set {CHOSEN_BY!r}"
+    alike = {run: score for run, score in scores.items() if _frames(score) == _frames(last)}
+    note = "slices validated on other frames than the last one are not compared with it"
+    return alike, note * (len(alike) < len(scores))
+
+
+def _frames(score: Score) -> list[object]:
+    return [score[key] for key in ("clips", "frames", "skip")]
 
 
 def _scores_of(run: Run) -> Path:
     return Path("results", run.name, f"{CHOSEN_BY}.json")
-
-
-def _validated(run: Run) -> float | None:
-    file = _scores_of(run)
-    return load_results(file).scores.average()["nturain_y"].psnr if file.is_file() else None
 
 
 def _texts(run: Run, slices: int) -> dict[str, str]:

@@ -6,7 +6,6 @@ the run itself is where the toolbox's users look for it, in experiments/RUN and 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -16,7 +15,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +24,6 @@ from tqdm import tqdm
 
 from csd_plugin.atomic import write_text
 from csd_plugin.errors import CSDError
-from csd_plugin.lab.budget import factor_for, stretched
 from csd_plugin.lab.matrix import Run
 from csd_plugin.lab.ready import score_ready
 
@@ -53,35 +50,23 @@ class Workspace:
         return self.folder / "plan.json"
 
 
-def fitted(runs: Mapping[str, Run], space: Workspace, minutes: float | None) -> dict[str, Run]:
-    """The runs with their schedules stretched to a budget.
-
-    The factor is measured once and kept in `plan.json`: a matrix that is taken up again goes on with it, whatever
-    `minutes` says then, since runs of other lengths could not be compared. Raises CSDError.
-    """
-    factor = None
-    if space.plan.is_file():
-        factor = float(json.loads(space.plan.read_text(encoding="utf-8"))["factor"])
-    elif minutes is not None:
-        factor = factor_for(runs.values(), minutes)
-        _write(space.plan, json.dumps({"minutes": minutes, "factor": factor}) + "\n")
-    if factor is None:
-        return dict(runs)
-
-    def fit(run: Run) -> Run:
-        return run if run.options is None else replace(run, options=stretched(run.options, factor))
-
-    return {name: fit(run) for name, run in runs.items()}
-
-
 def state(run: Run) -> State:
     """How far a run is, by what it left behind."""
-    if run.options is not None and not run.checkpoint.is_file():
-        states = Path("experiments", run.name, "training_states")
-        return "cut" if any(states.glob("*.state")) else "missing"
+    if run.options is not None:
+        left = left_behind(run.name)
+        if left != "trained":
+            return left
     if run.test is None:
         return "done"
     return "done" if all(file.is_file() for file in result_files(run)) else "trained"
+
+
+def left_behind(name: str) -> Literal["trained", "cut", "missing"]:
+    """How far the training of this name came."""
+    folder = Path("experiments", name)
+    if (folder / "models" / "net_g_latest.pth").is_file():
+        return "trained"
+    return "cut" if any((folder / "training_states").glob("*.state")) else "missing"
 
 
 def result_files(run: Run) -> list[Path]:

@@ -42,7 +42,7 @@ def check_run(opt: dict[str, Any]) -> None:
     _find_type(MODEL_REGISTRY, opt["model_type"], "model_type")
     if opt["model_type"] not in options.MODELS:
         return
-    _check_devices(opt)
+    check_devices(opt)
     _check_validation(opt.get("val") or {})
     if (opt.get("logger") or {}).get("use_tb_logger") and importlib.util.find_spec("tensorboard") is None:
         raise CSDError(
@@ -126,7 +126,8 @@ def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> N
         raise CSDError(f"path.pretrain_{name}: {error}") from error
 
 
-def _check_devices(opt: dict[str, Any]) -> None:
+def check_devices(opt: Mapping[str, Any]) -> None:
+    """Raises CSDError for GPUs that are not here, or that one process cannot use."""
     if opt["num_gpu"] > torch.cuda.device_count():
         raise CSDError(
             f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} are found; use 0, the CPU, or auto"

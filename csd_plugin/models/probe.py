@@ -15,12 +15,14 @@ from basicsr.models import build_model
 from basicsr.utils import get_root_logger
 
 from csd_plugin.models.dry_run import clips_of
+from csd_plugin.models.preflight import check_devices
 
 
 class Probe:
     """`step()` is one optimizer step of the run that training options describe: same networks, objective and sizes.
 
     Weights are random, as nothing that the options start from need exist. What is built is not logged.
+    Raises CSDError for a device that is not here.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -28,6 +30,7 @@ class Probe:
         gpus = torch.cuda.device_count()
         opt["num_gpu"] = gpus if opt["num_gpu"] == "auto" else opt["num_gpu"]
         opt |= {"is_train": True, "dist": False, "rank": 0, "world_size": 1}
+        check_devices(opt)
         log = get_root_logger()
         level = log.level
         log.setLevel(logging.WARNING)

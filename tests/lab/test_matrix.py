@@ -21,6 +21,7 @@ from csd_plugin.errors import CSDError
 from csd_plugin.lab import runner
 from csd_plugin.lab.budget import stretched
 from csd_plugin.lab.matrix import read_matrix, runs_of
+from csd_plugin.lab.plan import plan_for
 
 
 def write(path: Path, content: dict) -> Path:
@@ -275,19 +276,82 @@ def test_a_dry_run_tells_what_is_given_from_what_was_trained(files, monkeypatch,
     assert states == {"tiny_input": "given", "tiny_teacher": "missing", "tiny_alone": "missing"}
 
 
-def test_a_budget_sets_all_schedules_once(files, launcher, monkeypatch):
-    monkeypatch.chdir(launcher.folder)
-    Calls(launcher, monkeypatch)
+@pytest.fixture
+def ten_seconds_a_step(monkeypatch):
     monkeypatch.setattr("csd_plugin.lab.budget.MIN_STEPS", 1)
     monkeypatch.setattr("csd_plugin.lab.budget.step_seconds", lambda options: 10.0)
-    # teacher 1 step, two students of 2 and CSD of 2: 7 steps of 10 seconds at full length
-    path = files / "matrix.yml"
-    runs = runs_of(read_matrix(path), path)
-    space = runner.Workspace("tiny")
-    long = runner.fitted(runs, space, minutes=70 * 3 / 60 / 0.8)
-    assert [run.options["train"]["total_iter"] for run in long.values() if run.options] == [3, 6, 6, 6]
-    again = runner.fitted(runs, space, minutes=1)
-    assert [run.options for run in again.values()] == [run.options for run in long.values()]
+
+
+def steps(runs) -> list[int]:
+    return [run.options["train"]["total_iter"] for run in runs.values() if run.options]
+
+
+THREEFOLD = 70 * 3 / 60 / 0.8  # teacher 1 step, two students of 2 and CSD of 2: 7 steps of 10 seconds at full length
+
+
+def begin(space: runner.Workspace, name: str) -> Path:
+    """What is left of a training that was stopped after its first saved state."""
+    (space.folder / "options").mkdir(parents=True, exist_ok=True)
+    (space.folder / "options" / f"{name}.yml").touch()
+    state = Path("experiments", name, "training_states", "1.state")
+    state.parent.mkdir(parents=True)
+    state.touch()
+    return state
+
+
+def test_a_budget_sets_all_schedules_once(files, ten_seconds_a_step, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    runs, space = runs_of(read_matrix(files / "matrix.yml"), files / "matrix.yml"), runner.Workspace("tiny")
+    plan, note = plan_for(runs.values(), space, THREEFOLD)
+    assert steps(plan.fit(runs)) == [3, 6, 6, 6] and not note
+    plan.keep(space)
+    begin(space, "tiny_teacher")
+    again, note = plan_for(runs.values(), space, 1)
+    assert again == plan and "--minutes 1 is not followed: tiny_teacher has begun" in note
+    assert plan_for(runs.values(), space, None) == (plan, "")
+    # All that has begun is done anew: the new budget holds.
+    other, note = plan_for(runs.values(), space, THREEFOLD / 3, {"tiny_teacher"})
+    assert steps(other.fit(runs)) == steps(runs) and not note
+
+
+def test_a_budget_that_comes_after_the_first_steps_changes_nothing(files, ten_seconds_a_step, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    runs, space = runs_of(read_matrix(files / "matrix.yml"), files / "matrix.yml"), runner.Workspace("tiny")
+    state = begin(space, "tiny_teacher")
+    plan, note = plan_for(runs.values(), space, THREEFOLD)
+    assert steps(plan.fit(runs)) == steps(runs) and "schedules as the option files have them" in note
+    plan.keep(space)
+    assert not space.plan.exists()
+    state.unlink()  # stopped before it had saved anything: the budget is free again
+    plan, note = plan_for(runs.values(), space, THREEFOLD)
+    assert steps(plan.fit(runs)) == [3, 6, 6, 6] and not note
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"minutes": 3}', '{"minutes": 3, "factor": "x"}'])
+def test_a_damaged_plan_is_one_line(files, content, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    plan = runner.Workspace("tiny").plan
+    plan.parent.mkdir(parents=True)
+    plan.write_text(content, encoding="utf-8")
+    assert main(["table", str(files / "matrix.yml"), "--dry-run"]) == 2
+    assert "plan.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the matrix asks for a GPU that is there")
+@pytest.mark.parametrize("flags", [[], ["--minutes", "1"], ["--minutes", "1", "--dry-run"]])
+def test_a_gpu_that_is_not_there_is_said_before_anything_is_done(files, flags, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    matrix = matrix_of(files, set={"network_t": {**STUDENT, "num_feat": 5}, "num_gpu": 1})
+    assert main(["table", str(matrix), *flags]) == 2
+    assert "num_gpu is 1, but 0 are found" in capsys.readouterr().err
+    assert not Path("results").exists() and not Path("experiments").exists()
+
+
+@pytest.mark.parametrize("minutes", ["0", "-3", "nan", "inf"])
+def test_a_budget_is_a_time(files, minutes, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["table", str(files / "matrix.yml"), f"--minutes={minutes}"]) == 2
+    assert "give a time above 0" in capsys.readouterr().err
 
 
 def test_steps_are_timed_without_checkpoints_or_data(files):

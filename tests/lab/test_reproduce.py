@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,97 @@ def test_from_clean_clips_to_packed_networks_in_two_slices(matrix, clips, launch
     assert (
         yaml.safe_load(Path("results/r_slice1_runs/options/r_slice1_small.yml").read_text())["name"] == "r_slice1_small"
     )
+
+
+def test_a_slice_takes_the_same_command_up_again(matrix, clips, launcher, monkeypatch, capsys):
+    monkeypatch.chdir(launcher.folder)
+    calls = Calls(launcher, monkeypatch)
+    calls.fail_at = "train r_slice1_small"
+    command = ["reproduce", str(matrix), "--clean", str(clips[0]), "--validation", str(clips[1])]
+    assert main(command) == 2
+    assert "slice 1, the first" in capsys.readouterr().err
+    calls.jobs.clear()
+    calls.fail_at = ""
+    assert main([*command, "--minutes", "1"]) == 0  # a budget that comes too late is no reason to stop
+    said = capsys.readouterr().err
+    assert "slice 1, going on" in said and "--minutes 1 is not followed: r_slice1_teacher has begun" in said
+    assert calls.jobs == ["train r_slice1_small", "test r_slice1_small"]
+
+    networks = Path("results/ours/weights/networks.md").read_text()
+    rainy = json.loads(Path("results/r_slice1_input/validation.json").read_text())["average"]["nturain_y"]["psnr"]
+    assert f"{rainy:.2f}" in networks.splitlines()[-1]
+
+    assert main(["reproduce", str(matrix), "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert "slice 2, starting from the weights of slice 1" in said.err
+    assert "r_slice2_small" in said.out and "missing" in said.out
+    assert not Path("results/r_slice2_runs").exists()
+
+
+def test_slices_validated_on_other_frames_are_not_compared(matrix, clips, launcher, monkeypatch, capsys):
+    monkeypatch.chdir(launcher.folder)
+    Calls(launcher, monkeypatch)
+    assert main(["reproduce", str(matrix), "--clean", str(clips[0]), "--validation", str(clips[1])]) == 0
+    file = matrix.parent / "test.yml"
+    options = yaml.safe_load(file.read_text())
+    options["datasets"]["test_1"]["frame_range"] = [2, 3]
+    write(file, options)
+    capsys.readouterr()
+    assert main(["reproduce", str(matrix)]) == 0
+    assert "small: slices validated on other frames than the last one are not compared" in capsys.readouterr().out
+    catalogue = json.loads(Path("results/ours/weights/networks.json").read_text())["networks"]
+    assert catalogue["small"]["scores"]["validation"]["frames"] == 2
+
+
+def more_frames(folder: Path, name: str, count: int) -> Path:
+    for i, frame in enumerate(moving_scene(count, 30, 40, 7), start=1):
+        write_image(folder / name / f"{i:05d}.png", frame)
+    return folder
+
+
+@pytest.mark.parametrize("case", ["the same", "inside", "too short", "none", "no validation"])
+def test_clips_that_do_not_fit_are_said_before_any_rain(case, matrix, clips, tmp_path, monkeypatch, capsys):
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    clean = str(clips[0])
+    given = {
+        "the same": ["--clean", clean, "--validation", clean],
+        "inside": ["--clean", clean, "--validation", f"{clean}/clip0"],
+        "too short": ["--clean", clean, "--validation", str(more_frames(tmp_path / "short", "brief", 2))],
+        "none": [],
+        "no validation": ["--clean", clean],
+    }
+    messages = {
+        "the same": "clip0 is in --clean and in --validation",
+        "inside": "clip0 is in --clean and in --validation",
+        "too short": "brief: 2 frames, datasets.test_1 of the test set needs 3",
+        "none": "give a folder of clean clips by --clean",
+        "no validation": "give a folder of clean clips by --validation",
+    }
+    assert main(["reproduce", str(matrix), *given[case]]) == 2
+    assert messages[case] in capsys.readouterr().err
+    assert list(work.iterdir()) == []
+
+
+def test_later_slices_stay_with_the_clips_of_the_first(matrix, clips, launcher, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(launcher.folder)
+    calls = Calls(launcher, monkeypatch)
+    calls.fail_at = "train r_slice1_teacher"
+    both = ["--clean", str(clips[0]), "--validation", str(clips[1])]
+    assert main(["reproduce", str(matrix), *both]) == 2
+    calls.fail_at = ""
+    held_out = sorted(Path("datasets").rglob("*_GT"))
+    other = more_frames(tmp_path / "other", "another", 9)
+    assert main(["reproduce", str(matrix), "--validation", str(other)]) == 2
+    assert "--validation" in capsys.readouterr().err
+    more_frames(clips[0], "another", 9)
+    assert main(["reproduce", str(matrix), *both]) == 2
+    assert "was made without the clip another" in capsys.readouterr().err
+    assert sorted(Path("datasets").rglob("*_GT")) == held_out
+
+    shutil.rmtree(clips[0] / "another")
+    shutil.rmtree(next(Path("datasets").rglob("clip0_Rain_03")))  # as if rendering had been interrupted
+    assert main(["reproduce", str(matrix)]) == 2
+    assert "the rain on clip0 is not whole; give --clean again" in capsys.readouterr().err
+    assert main(["reproduce", str(matrix), *both]) == 0
