@@ -5,17 +5,21 @@ Takes the toolbox's own flags (--debug, --force_yml, --launcher).
 
 import sys
 
-from csd_plugin import compat, registration
+from csd_plugin.extras import or_exit
 
-registration.install()
-compat.repair_launch()
+# At module level, so that spawned loader workers, which import this module again, have it too.
+with or_exit("csd_plugin.test"):
+    from csd_plugin import compat, registration
+
+    registration.install()
+    compat.repair_launch()
+
+    from csd_plugin import launch
 
 
 def main() -> int:
     """Test as the command line says; 0, or 2 after one line on stderr."""
     import basicsr.test
-
-    from csd_plugin import launch
 
     return launch.run(basicsr.test.test_pipeline, basicsr.test)
 

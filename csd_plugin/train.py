@@ -5,18 +5,21 @@ Takes the toolbox's own flags (--auto_resume, --debug, --force_yml, --launcher).
 
 import sys
 
-from csd_plugin import compat, registration
+from csd_plugin.extras import or_exit
 
 # At module level, so that spawned loader workers, which import this module again, have it too.
-registration.install()
-compat.repair_launch()
+with or_exit("csd_plugin.train"):
+    from csd_plugin import compat, registration
+
+    registration.install()
+    compat.repair_launch()
+
+    from csd_plugin import launch
 
 
 def main() -> int:
     """Train as the command line says; 0, or 2 after one line on stderr."""
     import basicsr.train
-
-    from csd_plugin import launch
 
     return launch.run(basicsr.train.train_pipeline, basicsr.train)
 

@@ -13,13 +13,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "csd_plugin"
 
-# What each part may use of ours, besides itself, `errors` and `atomic`. Names are files or folders of csd_plugin;
-# `archs` stands for all of it, `data.windows` for one module. A part that is not here is an error: give it its place.
+# What each part may use of ours, besides itself, `errors`, `extras` and `atomic`. Names are files or folders of
+# csd_plugin; `archs` stands for all of it, `data.windows` for one module. A part that is not here is an error: give it
+# its place.
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
     "errors": set(),
     "atomic": set(),
+    "extras": set(),
     "devices": set(),
     "types": set(),
     "archs": {"types"},
@@ -83,7 +85,7 @@ def test_imports_go_one_way():
         if top != "csd_plugin" or part in FREE:
             continue
         assert part in MAY_IMPORT, f"csd_plugin/{part} has no place in MAY_IMPORT yet"
-        allowed = MAY_IMPORT[part] | {part, "errors", "atomic", "__version__"}
+        allowed = MAY_IMPORT[part] | {part, "errors", "extras", "atomic", "__version__"}
         if not any(f"{target}.".startswith(f"{module}.") for module in allowed):
             wrong.append(f"{where}: {part} imports {name}")
     assert not wrong, "\n".join(wrong)
@@ -145,3 +147,33 @@ def test_a_video_is_derained_without_the_toolbox(tmp_path):
 @pytest.mark.parametrize("job", ["rain", "score", "figure"])
 def test_other_jobs_start_without_the_toolbox(job):
     assert "usage: csd" in python(WITHOUT + "from csd_plugin.cli import main; main(sys.argv[1:])", job, "--help")
+
+
+@pytest.mark.parametrize(
+    ("missing", "command"),
+    [
+        ("basicsr", "csd inspect options/train/student2_cpu.yml"),
+        ("basicsr", "csd bench step"),
+        ("basicsr", "train -opt options/train/student2_cpu.yml"),
+        ("torchvision", "test -opt options/test/student2_cpu.yml"),
+        ("yaml", "csd table options/matrix/table2.yml --dry-run"),
+        ("yaml", "csd reproduce options/matrix/release_cpu.yml --dry-run"),
+        ("pydantic", "train -opt options/train/student2_cpu.yml"),
+    ],
+)
+def test_a_missing_package_is_one_line_that_says_how_to_get_it(missing, command):
+    program, *arguments = command.split()
+    start = "from csd_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
+    if program != "csd":
+        start = f"import runpy; runpy.run_module('csd_plugin.{program}', run_name='__main__')"
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT.replace('("basicsr", "torchvision")', repr((missing,))) + start, *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+    )
+    assert run.returncode == 2, run.stderr[-2000:]
+    assert f"needs the package {missing}: pip install" in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1

@@ -97,16 +97,9 @@ class Bench:
 
 
 def _model(settings: Settings) -> DistillModel:
-    try:
-        from csd_plugin.registration import install
+    from csd_plugin.registration import install
 
-        install()
-    except ModuleNotFoundError as error:
-        if error.name not in ("basicsr", "torchvision"):
-            raise
-        raise CSDError(
-            f"csd bench step trains by BasicSR, and {error.name} is not installed; see the README"
-        ) from error
+    install()
     from csd_plugin.models.distill_model import DistillModel
 
     networks = {}

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from csd_plugin import __version__
 from csd_plugin.errors import CSDError
+from csd_plugin.extras import needed_by
 
 JOBS = {
     "prepare": "bring archives, folders or videos into the data set's layout, and into LMDB",
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     module.add_arguments(parser)
     args = parser.parse_args(argv[1:])
     try:
-        return module.run(args) or 0
+        with needed_by(f"csd {job}"):
+            return module.run(args) or 0
     except CSDError as error:
         print(f"csd {job}: error: {error}", file=sys.stderr)
         return 2

@@ -5,7 +5,7 @@ appear NTURain's folders, with the frames' own bytes (those of videos as PNG):
   Dataset_Training_Synthetic/t1_GT, t1_Rain_01 ..    Dataset_Testing_Synthetic/a1_GT, a1_Rain ..
   Dataset_Testing_RealRain/ra1_Rain ..
 IN is only read; frames from folders are linked (hard links) where the disk can, else copied. What is there already is
-left alone, so an interrupted run is completed by the same command. RAR needs: pip install 'csd-plugin[archives]'.
+left alone, so an interrupted run is completed by the same command. RAR needs the extra 'archives'.
 
 A clip is a folder, archive or video named NAME_GT, NAME_Rain or NAME_Rain_NN. NTURain's names tell the split; for
 others say --split. Data of other kinds is described by --pattern "RAIN GT", how the ends of the paths of rainy and of

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csd_plugin.errors import CSDError
+from csd_plugin.extras import needed_by
 
 if TYPE_CHECKING:
     from csd_plugin.data.rain import RainParams
@@ -65,10 +66,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _calibrate(args: argparse.Namespace, params: RainParams) -> RainParams:
-    try:
+    with needed_by("--calibrate"):
         from csd_plugin.data.rain.calibrate import NTURAIN, calibrate, load_samples
-    except ModuleNotFoundError as error:
-        raise CSDError(f"--calibrate needs {error.name}: pip install 'csd-plugin[train]'") from error
 
     fitted, reached = calibrate(params, load_samples(args.source, args.clips), seed=args.seed)
     print(f"{args.preset}: density={fitted.density:.4g} opacity={fitted.opacity:.4g}")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from csd_plugin.errors import CSDError
+from csd_plugin.extras import needed_by
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip", ".rar")
 
@@ -156,10 +157,9 @@ def _reader_of_rar(path: Path, header: Any, entry: Any, damage: type[Exception])
 def rar_libraries() -> tuple[Any, Any]:
     """The modules (libarchive, rarfile). Raises CSDError that says what is to be installed."""
     try:
-        import libarchive
-        import rarfile
-    except ModuleNotFoundError as error:
-        raise CSDError(f"RAR archives need {error.name}: pip install 'csd-plugin[archives]'") from error
+        with needed_by("a RAR archive"):
+            import libarchive
+            import rarfile
     except (OSError, AttributeError, TypeError) as error:  # how ctypes says that the C library is not there
         raise CSDError(
             "RAR archives need the system's libarchive: apt-get install libarchive13 (Ubuntu 24.04 and on: "

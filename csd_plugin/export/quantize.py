@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from csd_plugin.errors import CSDError
+from csd_plugin.extras import needed_by
 from csd_plugin.inference.graph import INPUT
 
 
@@ -26,11 +26,9 @@ def quantise(model: bytes, windows: Iterable[Tensor]) -> bytes:
     Raises:
         CSDError: ONNX Runtime or onnx is not installed.
     """
-    try:
+    with needed_by("int8"):
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    except ImportError as error:
-        raise CSDError("int8 needs ONNX Runtime; install the extra: pip install csd-plugin[onnx]") from error
 
     class Windows(CalibrationDataReader):
         def __init__(self) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from csd_plugin.errors import CSDError
+from csd_plugin.extras import needed_by
 from csd_plugin.inference.backends import OnnxRuntimeBackend, OpenVINOBackend
 from csd_plugin.inference.facts import Facts
 from csd_plugin.inference.graph import Computing, dynamic_program, to_onnx
@@ -46,10 +46,8 @@ def write_openvino(network: Computing, facts: Facts, opset: int, path: Path) -> 
 
 def onnx_to_openvino(model: bytes, path: Path) -> None:
     """Write IR: `path` (.xml) and the weights beside it (.bin), in the precision that the model has."""
-    try:
+    with needed_by("OpenVINO IR"):
         import openvino
-    except ImportError as error:
-        raise CSDError("OpenVINO IR needs openvino; install the extra: pip install csd-plugin[openvino]") from error
     openvino.save_model(openvino.Core().read_model(model, b""), path, compress_to_fp16=False)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.devices import pick_device
 from csd_plugin.errors import CSDError
+from csd_plugin.extras import needed_by
 from csd_plugin.inference.facts import Facts, study
 from csd_plugin.inference.folding import ALL_FILLED
 from csd_plugin.inference.graph import DTYPES, INPUT, ready, to_onnx
@@ -71,7 +72,7 @@ class OnnxRuntimeBackend:
     prefers_pairs = False
 
     def __init__(self, network: nn.Module | Path, precision: str, device: str | torch.device) -> None:
-        runtime = _import("onnxruntime", "onnx")
+        runtime = _import("onnxruntime")
         cuda = "CUDAExecutionProvider" in runtime.get_available_providers()
         self.device = torch.device("cpu")  # where frames wait; the runtime carries them to its own
         wanted = torch.device("cuda" if cuda else "cpu") if device == "auto" else torch.device(device)
@@ -101,7 +102,7 @@ class OpenVINOBackend:
     prefers_pairs = False
 
     def __init__(self, network: nn.Module | Path, precision: str, device: str | torch.device) -> None:
-        openvino = _import("openvino", "openvino")
+        openvino = _import("openvino")
         if device != "auto" and torch.device(device).type != "cpu":
             raise CSDError(f"OpenVINO runs on the CPU here, not on {device}; take --device cpu, or another backend")
         self.device = torch.device("cpu")
@@ -181,12 +182,10 @@ def open_backend(
     return BACKENDS[backend](model, precision, device)
 
 
-def _import(module: str, extra: str) -> Any:
+def _import(module: str) -> Any:
     """A runtime's module. Raises CSDError saying how to install it."""
-    try:
+    with needed_by("this backend"):
         return importlib.import_module(module)
-    except ImportError as error:
-        raise CSDError(f"{module} is not installed; install the extra: pip install csd-plugin[{extra}]") from error
 
 
 def _runtime_for_onnx() -> str:

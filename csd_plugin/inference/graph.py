@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.errors import CSDError
+from csd_plugin.extras import needed_by
 from csd_plugin.inference.facts import Facts, layout_of
 from csd_plugin.inference.folding import MIN_FILLED, fold
 
@@ -52,13 +53,9 @@ def to_onnx(network: Computing, facts: Facts, *, opset: int = OPSET) -> bytes:
         CSDError: the packages for it are not installed, or the network computes in bfloat16, which no
             runtime takes from ONNX.
     """
-    try:
+    with needed_by("a network as ONNX"):
         import onnx
         import onnxscript  # noqa: F401  torch's exporter needs it
-    except ImportError as error:
-        raise CSDError(
-            f"this needs the package {error.name}; install the extra: pip install csd-plugin[onnx]"
-        ) from error
 
     if network.dtype == torch.bfloat16:
         raise CSDError("an ONNX model computes in fp32 or fp16 here: runtimes lack bf16 layers; OpenVINO makes its own")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from csd_plugin.errors import CSDError
+from csd_plugin.extras import needed_by
 from csd_plugin.metrics.image_quality import Image, luma_8bit
 
 BLOCK = 96
@@ -44,9 +45,7 @@ def niqe(rgb: Image) -> float | None:
 @lru_cache(maxsize=1)
 def load_niqe() -> Any:
     """mmeval's evaluator, whose `compute_niqe` keeps no state. Raises CSDError where mmeval is missing."""
-    try:
+    with needed_by("NIQE"):
         from mmeval import NaturalImageQualityEvaluator
-    except ImportError as error:
-        raise CSDError("NIQE needs mmeval: pip install 'csd-plugin[metrics]'") from error
     warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)  # see above
     return NaturalImageQualityEvaluator(input_order="HWC", convert_to="y")

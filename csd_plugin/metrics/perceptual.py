@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from csd_plugin.errors import CSDError
+from csd_plugin.extras import needed_by
 from csd_plugin.metrics.image_quality import Image
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
@@ -36,10 +37,8 @@ class LPIPS:
 
     def __init__(self, weights: Path | None = None) -> None:
         path = find_weights(weights)
-        try:
+        with needed_by("LPIPS"):
             import lpips
-        except ImportError as error:
-            raise CSDError("LPIPS needs the lpips package: pip install 'csd-plugin[metrics]'") from error
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it calls torchvision in the way of its time
             self._network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from csd_plugin.errors import CSDError
+from csd_plugin.extras import needed_by
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,8 @@ def complexity(network: nn.Module, input_shape: tuple[int, ...]) -> Complexity:
     Raises:
         CSDError: mmengine is not installed.
     """
-    try:
+    with needed_by("counting a network's operations"):
         from mmengine.analysis import FlopAnalyzer
-    except ImportError as error:
-        raise CSDError("counting a network's operations needs mmengine: pip install mmengine") from error
 
     network = copy.deepcopy(network).cpu().eval()
     bias_adds = 0

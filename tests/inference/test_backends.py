@@ -115,7 +115,7 @@ def test_a_backend_that_is_not_there_or_does_not_fit_is_one_line(network, tmp_pa
             open_backend(network, **options)
     for name, extra in (("onnxruntime", "onnx"), ("openvino", "openvino")):
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(CSDError, match=rf"{name} is not installed.*csd-plugin\[{extra}\]"):
+        with pytest.raises(CSDError, match=rf"needs the package {name}: pip install '\.\[{extra}\]'"):
             open_backend(network, backend=name)
     with pytest.raises(CSDError, match=r"no\.onnx does not exist"):
         open_backend(tmp_path / "no.onnx")

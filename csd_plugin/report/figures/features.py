@@ -15,6 +15,7 @@ from csd_plugin.data.windows import reflect_indices
 from csd_plugin.devices import pick_device
 from csd_plugin.distill.taps import tap_layers
 from csd_plugin.errors import CSDError
+from csd_plugin.extras import needed_by
 from csd_plugin.report.figures.sheet import FONT_SIZE, GAP, LINE, PAGE_WIDTH, Sheet, lefts, row_width
 from csd_plugin.report.figures.sources import INPUT, TRUTH, Method, Scene, read
 
@@ -134,8 +135,6 @@ def _clipped(mean: Tensor) -> Tensor:
 
 
 def _draw_featmap():
-    try:
+    with needed_by("a picture of features"):
         from mmengine.visualization import Visualizer
-    except ImportError as error:
-        raise CSDError("feature maps are drawn by mmengine: pip install 'csd-plugin[figures]'") from error
     return Visualizer.draw_featmap

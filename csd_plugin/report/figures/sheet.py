@@ -10,6 +10,7 @@ import numpy as np
 
 from csd_plugin.atomic import replacing
 from csd_plugin.errors import CSDError
+from csd_plugin.extras import needed_by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,11 +33,9 @@ class Sheet:
     """
 
     def __init__(self, width: float, height: float) -> None:
-        try:
+        with needed_by("a figure"):
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
-        except ImportError as error:
-            raise CSDError("matplotlib is not installed: pip install 'csd-plugin[figures]'") from error
         self.width, self.height = width, height
         self.figure = Figure(figsize=(width, height), dpi=DPI)
         self.canvas = FigureCanvasAgg(self.figure)

@@ -1,0 +1,51 @@
+"""Packages that only some jobs need: what is said where one is missing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from csd_plugin.errors import CSDError
+
+_EXTRAS = {  # of setup.py, by the modules that its packages hold
+    "train": ("filelock", "mmengine", "pydantic", "pytorch_msssim", "scipy", "tensorboard", "yaml"),
+    "archives": ("libarchive", "rarfile"),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("openvino",),
+    "figures": ("matplotlib",),
+    "metrics": ("lpips", "mmeval"),
+}
+_EXTRA_OF = {module: extra for extra, modules in _EXTRAS.items() for module in modules}
+_COMMANDS = {
+    "torchvision": "pip install torchvision, the version that goes with your torch",
+    "basicsr": "pip install --no-build-isolation basicsr==1.4.2",  # its setup.py needs torch
+}
+
+
+@contextmanager
+def needed_by(job: str) -> Iterator[None]:
+    """Around imports, or a whole job: a package that is missing, or broken, is a CSDError that says what to do."""
+    try:
+        yield
+    except ImportError as error:
+        module = (error.name or "").partition(".")[0]
+        if module in _COMMANDS:
+            command = _COMMANDS[module]
+        elif module in _EXTRA_OF:
+            command = f"pip install '.[{_EXTRA_OF[module]}]' in the folder of csd-plugin's sources"
+        else:
+            raise
+        fault = "" if isinstance(error, ModuleNotFoundError) else f", which cannot be imported ({error})"
+        raise CSDError(f"{job} needs the package {module}{fault}: {command}") from error
+
+
+@contextmanager
+def or_exit(job: str) -> Iterator[None]:
+    """`needed_by` while a module is imported, where nobody catches errors: the process ends with status 2."""
+    try:
+        with needed_by(job):
+            yield
+    except CSDError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from error
