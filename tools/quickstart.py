@@ -202,7 +202,7 @@ def derain_clip(data: Path, model: str | None, name: str) -> None:
     say(f"deraining a held-out clip with the {name} student")
     sequence = find_sequences(open_store(str(data)).keys(), "test", root=str(data))[0]
     rainy = (data / sequence.lq[0]).parent
-    if csd(["derain", str(rainy), name, *(["--model", model] if model else [])]):
+    if csd(["derain", str(rainy), name, "--overwrite", *(["--model", model] if model else [])]):
         raise CSDError("the clip could not be derained, see above")
 
     assert sequence.gt is not None

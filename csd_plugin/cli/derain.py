@@ -5,7 +5,8 @@ standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows), whi
 OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, a pattern (clean_%05d.png), - for raw frames on
 standard output, else a folder of PNG files. A video keeps codec, frame rate, time stamps, colours, sound and subtitles
 of IN as far as OUT's kind of file holds them; it appears under its name only when it is whole.
-Frames of a folder appear one by one, and --resume goes on where such a run was stopped.
+Frames of a folder appear one by one, and --resume goes on where such a run was stopped. What is there already is
+replaced with --overwrite only.
 
 Scene cuts are found and reported; no frame is cleaned by those of another shot. A part (--start, --end) gets the
 same frames as in the whole video.
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--size", metavar="WxH", help="of the frames on standard input")
     parser.add_argument("--resume", action="store_true", help="leave out frames that are in the output folder already")
+    parser.add_argument("--overwrite", action="store_true", help="replace the video, or frames of the same names")
     parser.add_argument("--side-by-side", action="store_true", help="write the rainy frame beside the clean one")
     parser.add_argument("--compare", metavar="GT", type=Path, help="true frames: report PSNR and SSIM against them")
     parser.add_argument("--keep-going", action="store_true", help="leave out what cannot be read in a damaged video")
@@ -82,6 +84,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def interrupted(args: argparse.Namespace) -> str:
+    from csd_plugin.data.video import PIPE, VIDEO_SUFFIXES
+
+    if args.output.suffix.lower() in VIDEO_SUFFIXES:
+        return "no video was written"
+    return "frames before it are written" + ("" if args.output == PIPE else "; --resume goes on with them")
+
+
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.data.pipes import parse_size
     from csd_plugin.data.video import eight_bits
@@ -89,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.inference.memory import keep_freed_memory
     from csd_plugin.inference.runner import Derainer
     from csd_plugin.metrics.scores import Scores
+    from csd_plugin.report.text import counted
 
     keep_freed_memory()
     model = find_checkpoint(FASTEST if args.fast else args.model)
@@ -116,15 +127,16 @@ def run(args: argparse.Namespace) -> None:
         fps=args.fps,
         size=parse_size(args.size) if args.size else None,
         resume=args.resume,
+        overwrite=args.overwrite,
         side_by_side=args.side_by_side,
         truth=args.compare,
         keep_going=args.keep_going,
         begin=lambda reader: say(expectation(model, derainer, reader)),
         observe=score,
     )
-    say(f"{done.num_frames} frames written to {args.output}")
+    say(f"{counted(done.num_frames, 'frame')} written to {args.output}")
     if done.cuts:
-        say(f"{len(done.cuts)} scene cuts, before frames {', '.join(map(str, done.cuts))}")
+        say(f"{counted(len(done.cuts), 'scene cut')}, before frames {', '.join(map(str, done.cuts))}")
     if args.compare and done.num_frames:
         say(comparison(scores))
 
@@ -145,7 +157,7 @@ def expectation(model: Path, derainer: Derainer, reader: FrameReader) -> str:
     shipped = shipped_as(model)
     name = f"{shipped.name} ({shipped.parameters:,} parameters)" if shipped else str(model)
     seconds = derainer.seconds_a_frame(*reader.size)
-    whole = "" if reader.num_frames is None else f", {duration(seconds * reader.num_frames)} in all"
+    whole = "" if reader.num_read is None else f", {duration(seconds * reader.num_read)} in all"
     return f"{name}: about {seconds:.2g} s a frame{whole}"
 
 

@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the rainy frames (default jpg)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG, 1 to 100 (default 95)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default 1)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a video file that is there")
     parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="draw clean and rainy frames side by side")
     parser.add_argument("--calibrate", action="store_true", help="fit the preset to NTURain on the clips of IN")
 
@@ -89,6 +90,7 @@ def _draw_sheet(args: argparse.Namespace, params: RainParams) -> None:
 def _write_pairs(args: argparse.Namespace, params: RainParams) -> None:
     from csd_plugin.data.rain.pairs import PairOptions, rain_on_video, write_pairs
     from csd_plugin.data.video import VIDEO_SUFFIXES
+    from csd_plugin.report.text import counted
 
     options = PairOptions(
         params=params,
@@ -101,7 +103,8 @@ def _write_pairs(args: argparse.Namespace, params: RainParams) -> None:
         fps=args.fps,
     )
     if args.out.suffix.lower() in VIDEO_SUFFIXES:
-        print(f"{rain_on_video(args.source, args.out, options)} frames written to {args.out}")
+        count = rain_on_video(args.source, args.out, options, overwrite=args.overwrite)
+        print(f"{counted(count, 'frame')} written to {args.out}")
         return
     new = write_pairs(args.source, args.out, options, args.clips, args.jobs)
-    print(f"{new} folders written below {args.out}" if new else f"{args.out}: everything is there already")
+    print(f"{counted(new, 'folder')} written below {args.out}" if new else f"{args.out}: everything is there already")

@@ -38,6 +38,7 @@ class PipeReader(FrameReader):
         self.num_frames = None if self._until is None else self._until - self.first
         self.lead = min(context, self.first)
         self._context = context
+        self.trail = 0 if self._until is None else context
 
     def __iter__(self) -> Iterator[np.ndarray]:
         before: deque[np.ndarray] = deque(maxlen=self.lead)

@@ -80,7 +80,8 @@ class FrameReader(ABC):
         time_base: seconds in one tick of `stamp`.
         num_frames: how many frames the part asked for has; an estimate for some files, None where nothing tells.
         first: the number, in the whole clip, of the part's first frame.
-        lead: frames of the context that come before the part.
+        lead, trail: frames of the context that come before and after the part; where the end of a file is not known
+            yet, `trail` is how many are wanted.
         live: frames come as they are seen, until `stop` is called.
     """
 
@@ -91,7 +92,13 @@ class FrameReader(ABC):
     num_frames: int | None
     first: int
     lead: int = 0
+    trail: int = 0
     live: bool = False
+
+    @property
+    def num_read(self) -> int | None:
+        """How many frames come in all, the part and its context; an estimate where `num_frames` or `trail` is."""
+        return None if self.num_frames is None else self.lead + self.num_frames + self.trail
 
     @abstractmethod
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -200,7 +207,7 @@ def is_camera(path: Path) -> bool:
     return re.fullmatch(r"camera:.+|/dev/video\d+", path.as_posix()) is not None
 
 
-def open_writer(path: str | Path, *, like: FrameReader) -> FrameWriter:
+def open_writer(path: str | Path, *, like: FrameReader, overwrite: bool = False) -> FrameWriter:
     """Open an output: a video file if the name ends in one of `VIDEO_SUFFIXES`, else a folder of PNG files.
 
     A name such as clean_%05d.png is a pattern of PNG files; '-' is raw rgb24 frames on standard output.
@@ -208,9 +215,11 @@ def open_writer(path: str | Path, *, like: FrameReader) -> FrameWriter:
     Args:
         like: where the frames come from: the n-th frame written gets the time, or the name, of the n-th frame
             read; a video also takes over codec, colours, sound and subtitles where its container holds them.
+        overwrite: replace a video that is there, and frames of the same names in a folder.
 
     Raises:
-        CSDError: a kind of file that is not written, no folder to write to, or input and output are one.
+        CSDError: a kind of file that is not written, a video or frames that are there already, or input and output
+            are one.
     """
     path = Path(path)
     if path == PIPE:
@@ -220,16 +229,17 @@ def open_writer(path: str | Path, *, like: FrameReader) -> FrameWriter:
     if path.exists() and path.resolve() == like.path.resolve():
         raise CSDError(f"{path} is the input too; give the output another name")
     if path.is_dir() or not path.suffix:
-        return FolderWriter(path, like=like)
+        return FolderWriter(path, like=like, overwrite=overwrite)
     if _NUMBER.search(path.name) and path.suffix.lower() == ".png":
         if path == like.path:
             raise CSDError(f"{path} is the input too; give the output another name")
-        return FolderWriter(path.parent, like=like, pattern=path.name)
+        return FolderWriter(path.parent, like=like, pattern=path.name, overwrite=overwrite)
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         kinds = " ".join(VIDEO_SUFFIXES)
         raise CSDError(f"{path}: cannot write '{path.suffix}'; use {kinds}, or no suffix for a folder of PNG files")
-    if not path.parent.is_dir():
-        raise CSDError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if path.exists() and not overwrite:
+        raise CSDError(f"{path} is there already; --overwrite replaces it, or give another name")
+    _make(path.parent)
     return VideoWriter(path, like=like)
 
 
@@ -245,13 +255,17 @@ class FolderReader(FrameReader):
         self.first = _frame_number(start, fps)
         last = len(files) if end is None else min(_frame_number(end, fps), len(files))
         if self.first >= last:
-            raise CSDError(f"{path}: no frames from {self.first} on before the end; there are {len(files)}")
+            raise CSDError(
+                f"{path}: no frames from {self.first} on before {last}; it has {len(files)}, counted from 0, and "
+                f"--end is the frame after the last"
+            )
         self.lead = min(context, self.first)
         self._files = files[self.first - self.lead : last + context]
         self.path = path
         self.fps = fps
         self.time_base = 1 / fps
         self.num_frames: int = last - self.first
+        self.trail = len(self._files) - self.lead - self.num_frames
         self._first = read_image(self._files[0])
         self.size = (self._first.shape[1], self._first.shape[0])
 
@@ -283,12 +297,20 @@ class FolderReader(FrameReader):
 class FolderWriter(FrameWriter):
     """PNG files named after the frames read, or by a pattern. Every file appears whole or not at all."""
 
-    def __init__(self, path: Path, *, like: FrameReader, pattern: str | None = None) -> None:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CSDError(f"{path}: cannot make this folder ({error.strerror})") from error
+    def __init__(self, path: Path, *, like: FrameReader, pattern: str | None = None, overwrite: bool = False) -> None:
+        _make(path)
         self._path, self._like, self._pattern, self._written = path, like, pattern, 0
+        if not overwrite and (there := self._there()):
+            raise CSDError(
+                f"{there} is there already; --resume goes on with a folder, --overwrite replaces frames of the same "
+                f"names, or give another folder"
+            )
+
+    def _there(self) -> Path | None:
+        """A frame that an earlier run may have written."""
+        shape = _shape_of(self._pattern) if self._pattern else None
+        files = (file for file in self._path.iterdir() if file.suffix.lower() == ".png" and is_frame_name(file.name))
+        return next((file for file in files if shape is None or shape.fullmatch(file.name)), None)
 
     def file(self, index: int) -> Path:
         """Where the part's index-th frame is written."""
@@ -322,8 +344,7 @@ def numbered(pattern: Path) -> list[Path]:
     """The files that a pattern such as frames_%05d.png means, by number. Raises CSDError for none, or a gap."""
     if not pattern.parent.is_dir():
         raise CSDError(f"{pattern}: the folder {pattern.parent} does not exist; check the path")
-    before, after = (re.escape(part) for part in _NUMBER.split(pattern.name, maxsplit=1))
-    shape = re.compile(f"{before}(\\d+){after}")
+    shape = _shape_of(pattern.name)
     found = ((shape.fullmatch(file.name), file) for file in pattern.parent.iterdir())
     files = {int(match[1]): file for match, file in found if match}
     # %d and %05d write a number in one way only: file_7 is not file_00007's place.
@@ -334,6 +355,19 @@ def numbered(pattern: Path) -> list[Path]:
     if missing is not None:
         raise CSDError(f"{pattern}: number {missing} of {min(files)} to {max(files)} is missing; restore the file")
     return [files[n] for n in sorted(files)]
+
+
+def _shape_of(pattern: str) -> re.Pattern[str]:
+    """What names of a pattern such as frames_%05d.png look like; the number is the first group."""
+    before, after = (re.escape(part) for part in _NUMBER.split(pattern, maxsplit=1))
+    return re.compile(f"{before}(\\d+){after}")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CSDError(f"{folder}: cannot make this folder ({error.strerror})") from error
 
 
 def _numbered(pattern: str, number: int) -> str:
@@ -393,7 +427,7 @@ class VideoReader(FrameReader):
             self._frames = self._part()
             first = next(self._frames, None)
             if first is None:
-                raise CSDError(f"{path}: no frames in the part asked for")
+                raise CSDError(f"{path}: no frames in the part asked for; --end is the frame after the last")
         except BaseException:
             self._container.close()
             raise
@@ -509,6 +543,7 @@ class VideoReader(FrameReader):
         if total is None:
             return None
         last = total if self.end is None else min(total, _frame_number(self.end, self.fps))
+        self.trail = min(self._context, total - last)
         return max(1, last - self._skipped)
 
 

@@ -49,6 +49,7 @@ def derain_file(
     truth: Path | None = None,
     keep_going: bool = False,
     resume: bool = False,
+    overwrite: bool = False,
     begin: Callable[[FrameReader], None] | None = None,
     observe: Observer | None = None,
 ) -> Derained:
@@ -64,6 +65,7 @@ def derain_file(
         side_by_side: write the rainy frame beside the clean one, and the truth beside both.
         truth: a video or folder with as many frames of the same size, handed to `observe`.
         resume: leave out frames that the output, a folder or pattern, has already.
+        overwrite: see `open_writer`.
         begin: called before the first frame, unless there is none left to do.
 
     Returns:
@@ -84,7 +86,7 @@ def derain_file(
         )
         true_reader = stack.enter_context(open_reader(truth, start=start, end=end, fps=fps)) if truth else None
         true_frames = _truth(true_reader, reader) if true_reader else None
-        writer = stack.enter_context(open_writer(output, like=reader))
+        writer = stack.enter_context(open_writer(output, like=reader, overwrite=overwrite or resume))
         if begin:
             begin(reader)
         stack.enter_context(_interrupt_ends(reader))
@@ -157,7 +159,7 @@ def _resume_at(source: Path, output: Path, start: Position, end: Position | None
     if source == PIPE or is_camera(source):
         raise CSDError(f"{source}: frames that come once cannot be resumed: they are gone; give a file or a folder")
     with open_reader(source, start=start, end=end, fps=fps) as reader:
-        writer = open_writer(output, like=reader)
+        writer = open_writer(output, like=reader, overwrite=True)
         if not isinstance(writer, FolderWriter):
             writer.abort()
             raise CSDError(f"{output}: only a folder of frames can be resumed; a video is written whole or not at all")

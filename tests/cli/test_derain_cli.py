@@ -176,4 +176,29 @@ def test_cuts_are_reported(frames, model, capsys):
     for number in range(3, 5):
         cv2.imwrite(str(frames / "rain" / f"{number:05d}.png"), np.full((24, 32, 3), (200, 20, 40), np.uint8))
     assert derain(frames / "rain", frames / "out", "--model", model) == 0
-    assert "1 scene cuts, before frames 3" in capsys.readouterr().out
+    assert "1 scene cut, before frames 3" in capsys.readouterr().out
+
+
+def test_what_is_there_is_replaced_only_when_asked(frames, model, capsys):
+    rain, out = frames / "rain", frames / "out"
+    assert derain(rain, out, "--model", model, "--end", 2) == 0
+    assert derain(rain, out / "c_%03d.png", "--model", model, "--end", 1) == 0  # other names
+    (frames / "notes.mp4").write_text("mine")
+    before = {path: path.read_bytes() for path in [*out.iterdir(), frames / "notes.mp4"]}
+    for target, there in ((out, ".png"), (out / "c_%03d.png", "c_000.png"), (frames / "notes.mp4", "notes.mp4")):
+        capsys.readouterr()
+        assert derain(rain, target, "--model", model, "--start", 3) == 2
+        error = capsys.readouterr().err
+        assert f"{there} is there already" in error and "--overwrite" in error
+    assert {path: path.read_bytes() for path in [*out.iterdir(), frames / "notes.mp4"]} == before
+    assert derain(rain, out, "--model", model, "--overwrite", "--side-by-side") == 0
+    assert cv2.imread(str(out / "00000.png")).shape[1] == 2 * cv2.imread(str(out / "c_000.png")).shape[1]
+    assert derain(rain, frames / "notes.mp4", "--model", model, "--overwrite") == 0
+
+
+def test_the_time_of_a_part_counts_the_frames_around_it(frames, model, monkeypatch, capsys):
+    monkeypatch.setattr("csd_plugin.inference.runner.Derainer.seconds_a_frame", lambda *_: 10.0)
+    reach = SLDNet(preset="student2", num_feat=4).num_frame // 2
+    assert derain(frames / "rain", frames / "part", "--model", model, "--start", 1, "--end", 2) == 0
+    read = min(5, 2 + reach)  # one frame is before the part, and up to `reach` come after it
+    assert f"about 10 s a frame, {10 * read} s in all" in capsys.readouterr().out

@@ -63,7 +63,10 @@ def test_what_does_not_fit_is_one_line(clip, tmp_path, capsys, monkeypatch):
         with pytest.raises(SystemExit):
             main(["figure", "crops", *clip, wrong, *out])
         assert hint in capsys.readouterr().err
-    for module, extra, kind in (("matplotlib.figure", "figures", "crops"), ("mmengine.visualization", "train", "features")):
+    for module, extra, kind in (
+        ("matplotlib.figure", "figures", "crops"),
+        ("mmengine.visualization", "train", "features"),
+    ):
         monkeypatch.setitem(sys.modules, module, None)
         hint = f"needs the package {module.partition('.')[0]}: pip install '.[{extra}]'"
         assert hint in complaint(capsys, kind, *clip, "--models", "student2", *out)

@@ -101,7 +101,7 @@ def test_an_interrupted_run_is_completed(clean, tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
     capsys.readouterr()
     assert main(["rain", str(clean), str(out)]) == 0
-    assert "1 folders" in capsys.readouterr().out
+    assert "1 folder written" in capsys.readouterr().out
     assert tree(out) == tree(whole)
     assert main(["rain", str(clean), str(out)]) == 0
     assert "already" in capsys.readouterr().out

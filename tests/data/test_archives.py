@@ -181,7 +181,7 @@ def test_the_extra_is_named(tmp_path, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     path = tmp_path / "t1_GT.rar"
     path.write_bytes(rar4([RarEntry("t1_GT/00001.jpg", b"x")]))
-    with pytest.raises(CSDError, match=r"csd-plugin\[archives\]"):
+    with pytest.raises(CSDError, match=rf"needs the package {module}: pip install '\.\[archives\]'"):
         list(members(path))
 
 

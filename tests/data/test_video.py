@@ -16,7 +16,7 @@ from csd_plugin.errors import CSDError
 
 
 def copy(source: Path, target: Path, **how) -> None:
-    with open_reader(source, **how) as reader, open_writer(target, like=reader) as writer:
+    with open_reader(source, **how) as reader, open_writer(target, like=reader, overwrite=True) as writer:
         for frame in reader:
             writer.write(frame)
 
@@ -123,7 +123,7 @@ def test_an_error_leaves_no_file_and_the_old_output_as_it_was(tmp_path):
     with (
         pytest.raises(KeyboardInterrupt),
         open_reader(source) as reader,
-        open_writer(tmp_path / "out.mp4", like=reader) as w,
+        open_writer(tmp_path / "out.mp4", like=reader, overwrite=True) as w,
     ):
         w.write(next(iter(reader)))
         raise KeyboardInterrupt
@@ -185,15 +185,18 @@ def test_a_playlist_cannot_reach_other_files(tmp_path, name):
 
 
 def test_outputs_that_cannot_be(tmp_path):
+    (tmp_path / "there.mp4").write_text("notes")
     with open_reader(make_video(tmp_path / "in.mp4")) as reader:
         for target, message in {
             "in.mp4": "is the input too",
             "out.m3u8": "cannot write '.m3u8'",
-            "no/out.mp4": "does not exist",
+            "there.mp4": "is there already; --overwrite replaces it",
+            "in.mp4/out.mp4": "cannot make this folder",
         }.items():
-            with pytest.raises(CSDError, match=message):
-                open_writer(tmp_path / target, like=reader)
-        with open_writer(tmp_path / "out.mp4", like=reader) as writer:
+            with pytest.raises(CSDError, match=message), open_writer(tmp_path / target, like=reader) as writer:
+                writer.write(picture(0))
+        assert (tmp_path / "there.mp4").read_text() == "notes"
+        with open_writer(tmp_path / "new" / "out.mp4", like=reader) as writer:  # the folder is made
             writer.write(picture(0))
             with pytest.raises(CSDError, match="frame 1 is 32x48"):
                 writer.write(picture(0)[:, :32])
@@ -207,6 +210,7 @@ def test_context_around_a_part(tmp_path):
             inside = [expected[i] for i in range(len(frames)) if reader.in_part(i)]
             assert (reader.first, reader.name(0), reader.lead) == (start, f"{start + 1:05d}", min(start, context))
             assert reader.stamp(0)[0] * reader.time_base == Fraction(start, 25)
+            assert reader.num_read == len(frames)
         assert inside == list(range(start, 8 if end is None else end))
         assert all(np.array_equal(frame, whole[i]) for frame, i in zip(frames, expected, strict=True))
     with pytest.raises(CSDError, match="no frames in the part"):

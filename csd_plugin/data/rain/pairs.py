@@ -114,9 +114,12 @@ def write_pairs(
     return len(tasks)
 
 
-def rain_on_video(source: Path, out: Path, options: PairOptions) -> int:
-    """One clip (video file or folder of frames) with rain to one video file; returns the number of frames."""
-    with open_reader(source) as reader, open_writer(out, like=reader) as writer:
+def rain_on_video(source: Path, out: Path, options: PairOptions, *, overwrite: bool = False) -> int:
+    """One clip (video file or folder of frames) with rain to one video file; returns the number of frames.
+
+    Raises CSDError as `open_reader` and `open_writer` do.
+    """
+    with open_reader(source) as reader, open_writer(out, like=reader, overwrite=overwrite) as writer:
         rain, count = None, 0
         for frame in tqdm(reader, total=reader.num_frames, desc="rain", unit="frame", disable=None):
             frame = eight_bits(frame)
