@@ -28,7 +28,13 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--networks", nargs="+", default=["student1", "student2"], metavar="NAME", help="default: both")
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        default=["student1", "student2"],
+        metavar="NAME",
+        help="presets, names of `csd models`, or checkpoints (default: student1 student2)",
+    )
     parser.add_argument(
         "--backends",
         nargs="+",

@@ -19,7 +19,8 @@ from csd_plugin.atomic import replacing, write_text
 from csd_plugin.errors import CSDError
 
 _SIDES = {"cpu": 1024, "cuda": 8192}
-"""Of the matrices that are multiplied: large enough for all of the device."""
+_SIDE = 4096
+"""Of the matrices that are multiplied: large enough for all of the device; `_SIDE` for other kinds."""
 
 
 def seconds(action: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
@@ -34,29 +35,27 @@ def in_turns(
     rounds: int,
     title: str,
     clock: Callable[[], float] = time.perf_counter,
-    rates_of: Mapping[str, MatrixRate] | None = None,
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    before: Callable[[str], object] | None = None,
+) -> dict[str, list[float]]:
     """Time everything `rounds` times, one after the other in each round, so that a busy machine slows all alike.
 
     Everybody runs once before, uncounted.
-    rates_of: by what the machine's rate is told to each contender; by default in fp32 on the CPU.
+    before: called with the name of who is timed next.
 
     Returns:
-        name -> seconds of each call; and name -> the machine's rate (see `MatrixRate`) just before each.
+        name -> seconds of each call.
     """
-    rates_of = rates_of or dict.fromkeys(contenders, MatrixRate())
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
     with tqdm(total=len(contenders) * (rounds + 1), desc=title, unit="run", disable=None) as bar:
         for number in range(rounds + 1):
             for name, action in contenders.items():
-                before = rates_of[name].measure()
+                if number and before:
+                    before(name)
                 took = seconds(action, clock)
                 if number:
-                    rates[name].append(before)
                     times[name].append(took)
                 bar.update()
-    return times, rates
+    return times
 
 
 class MatrixRate:
@@ -67,7 +66,7 @@ class MatrixRate:
 
     def __init__(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> None:
         device = torch.device(device)
-        self._side = _SIDES[device.type]
+        self._side = _SIDES.get(device.type, _SIDE)
         matrix = torch.rand(self._side, self._side, device=device).to(dtype)
         ways: list[Callable[[], object]] = [finished(lambda: matrix @ matrix, device)]
         if device.type == "cpu":
@@ -91,13 +90,14 @@ def _ways_on_cpu(matrix: torch.Tensor) -> list[Callable[[], object]]:
 
 
 def finished(action: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The action to its end: what runs on CUDA returns before it is done."""
-    if device.type != "cuda":
+    """The action to its end: what runs on another device than the CPU returns before it is done."""
+    if device.type == "cpu":
         return action
+    synchronize = getattr(torch, device.type).synchronize
 
     def until_done() -> None:
         action()
-        torch.cuda.synchronize(device)
+        synchronize()
 
     return until_done
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def measure(
                     f"{name} {backend}": _action(run, size, where, batch) for (name, backend), run in ready.items()
                 }
                 title = f"{size[0]}x{size[1]}, {number} threads"
-                times, rates = in_turns(actions, rounds, title, rates_of=rates_of)
+                rates: dict[str, list[float]] = {name: [] for name in actions}
+                times = in_turns(actions, rounds, title, before=partial(_note_rate, rates, rates_of))
                 for (name, backend), (_, frames, _) in ready.items():
                     per_frame = {key: [took / (batch * frames) for took in values] for key, values in times.items()}
                     key, plain = f"{name} {backend}", per_frame.get(f"{name} plain")
@@ -118,6 +120,10 @@ def measure(
     finally:
         torch.set_num_threads(before)
     return rows
+
+
+def _note_rate(rates: Mapping[str, list[float]], rates_of: Mapping[str, MatrixRate], name: str) -> None:
+    rates[name].append(rates_of[name].measure())
 
 
 def find_network(name: str) -> nn.Module:

@@ -168,7 +168,7 @@ def measure(settings: Settings, rounds: int) -> list[Row]:
         torch.set_num_threads(settings.threads)
         bench = Bench(settings)
         steps = {name: bench.step(name) for name in CONTENDERS}
-        times, _ = in_turns(steps, rounds, "bench step", _clock(settings.threads))
+        times = in_turns(steps, rounds, "bench step", _clock(settings.threads))
     finally:
         torch.set_num_threads(threads)
     return [Row(name, times[name], *_footprint(settings, name)) for name in CONTENDERS]

@@ -18,6 +18,7 @@ from csd_plugin.data.training_clips import Options, WorkerEntry
 from csd_plugin.devices import pick_device
 from csd_plugin.errors import CSDError
 
+_OF_LOADERS = ("num_worker_per_gpu", "persistent_workers", "pin_memory", "prefetch_mode", "cache_mb", "as_uint8")
 _FRAMES_PER_WORKER = 100
 """Fewer are decoded before another process has started."""
 
@@ -29,18 +30,19 @@ class ResidentVideoDataset(PairedVideoDataset):
     bytes: 0.9 MB for a frame of 640x480; truth that several rainy clips share is kept once. Items are those of
     `PairedVideoDataset` from the same draws, on the device; scaled crops are the same to within a grey level.
 
-    Options, and those of `PairedVideoDataset`; `cache_mb` and `as_uint8` change nothing:
+    Options, and those of `PairedVideoDataset` but `cache_mb` and `as_uint8`, for which there is no use here:
         device (str): cpu, cuda, cuda:1. Default: auto, the current CUDA device where there is one, else the CPU.
 
-    Raises CSDError also for loader processes and pinned memory, which cannot serve it, for a device that is not there,
-    and at the first batch where the device has not the memory.
+    Raises CSDError also for options of loaders, which cannot serve it, for a device that is not there, and at the first
+    batch where the device has not the memory.
     """
 
     def __init__(self, opt: Options) -> None:
-        if opt.get("num_worker_per_gpu", 0) or opt.get("pin_memory", False):
+        given = [key for key in _OF_LOADERS if opt.get(key)]
+        if given:
             raise CSDError(
-                "ResidentVideoDataset has its frames on the device that trains: set num_worker_per_gpu to 0, and "
-                "leave pin_memory, persistent_workers and prefetch_mode out"
+                f"ResidentVideoDataset has its frames on the device that trains, {', '.join(given)} cannot serve it: "
+                f"set num_worker_per_gpu to 0, and leave {', '.join(_OF_LOADERS[1:])} out"
             )
         super().__init__({**opt, "cache_mb": 0})
         self._device = pick_device(str(opt.get("device", "auto")))

@@ -74,6 +74,6 @@ def _seconds(networks: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
                 return ready(frames)
 
         actions[row] = once
-    times, _ = in_turns(actions, ROUNDS, "speed")
+    times = in_turns(actions, ROUNDS, "speed")
     per_pass = {row: layout.num_frame if layout.kind == "sequence" else 1 for row, (_, layout) in networks.items()}
     return {row: median(times[row]) / per_pass[row] for row in networks}
