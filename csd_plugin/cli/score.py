@@ -3,7 +3,7 @@
 RESULTS and GT are folders of frames, or of clip folders; GT and RAIN may also be NTURain's root, of which the test
 clips count, or the training or real clips if RESULTS has those. Clips pair by name, frames by name or number.
 
-Real rain has no truth. Without --truth, NIQE (how natural frames look; needs 'csd-plugin[metrics]') and the warping
+Real rain has no truth. Without --truth, NIQE (how natural frames look; needs the extra 'metrics') and the warping
 error (how much the video flickers; its motion is that of --input, or else of RESULTS) are measured. For both, and for
 LPIPS (how different a network finds result and truth), lower is better; a blurred video is steady too.
 

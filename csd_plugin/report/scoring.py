@@ -184,9 +184,12 @@ def _pair_frames(
         raise CSDError(f"clip {clip}: skipping {skip[0]} and {skip[1]} of its {len(truths)} frames leaves none")
     missing = [file for key, file in kept if key not in result_of]
     if missing:
+        there = [key in result_of for key in truth_of]
+        ends = there.index(True), there[::-1].index(True)
+        of_a_part = sum(there) == len(there) - sum(ends)
         raise CSDError(
             f"clip {clip}: {len(missing)} of {len(kept)} frames have no result, the first is that of {missing[0]}; "
-            f"--skip leaves out frames at both ends"
+            + (f"--skip {ends[0]} {ends[1]} scores the part that is there" if of_a_part else "make the others first")
         )
     return [(truth.stem, result_of[key], truth) for key, truth in kept]
 

@@ -87,15 +87,17 @@ def test_gain_over_an_earlier_result(nturain, capsys):
     assert gains[:2] == ["+0.00", "-"] and float(gains[2]) > 0  # the earlier result is the rain itself
 
 
-def test_ends_that_do_not_count_need_no_results(nturain):
+def test_ends_that_do_not_count_need_no_results(nturain, capsys):
     for name in ("00001.png", "00005.png"):
         (nturain / "out/a1" / name).unlink()
-    arguments = ["score", str(nturain / "out/a1"), "--truth", str(nturain / "NTURain/Dataset_Testing_Synthetic/a1_GT")]
-    assert main(arguments) == 2
+    arguments = [str(nturain / "out/a1"), "--truth", str(nturain / "NTURain/Dataset_Testing_Synthetic/a1_GT")]
+    assert "--skip 1 1 scores the part that is there" in complaint_of(capsys, *arguments)
     out = nturain / "x.json"
-    assert main([*arguments, "--skip", "1", "1", "--out", str(out)]) == 0
+    assert main(["score", *arguments, "--skip", "1", "1", "--out", str(out)]) == 0
     assert list(load_results(out).scores.clips["a1"].frames) == ["00002", "00003", "00004"]
     assert json.loads(out.read_text())["skip"] == [1, 1]
+    (nturain / "out/a1/00003.png").unlink()
+    assert "make the others first" in complaint_of(capsys, *arguments)
 
 
 @pytest.mark.parametrize("name", ["frame{}_student2.png", "{:08d}_net_g_20000.png", "a1-{:03d}.png"])
