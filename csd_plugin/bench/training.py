@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from csd_plugin.archs.sldnet import PRESETS, SLDNet
+from csd_plugin.archs.sldnet import PRESETS
 from csd_plugin.bench.measure import in_turns, median, peak_memory
 from csd_plugin.bench.patterns import TERM_WEIGHT, PerFrame, Released
 from csd_plugin.errors import CSDError, suggestion
@@ -62,20 +60,21 @@ class Row:
 class Bench:
     """A model as an option file describes it, random clips, and the plain steps from the same weights.
 
-    Raises CSDError for settings that make no networks, and where BasicSR is not installed.
+    Raises CSDError for settings that make no networks.
     """
 
     def __init__(self, settings: Settings) -> None:
+        from csd_plugin.registration import install
+
+        install()
+        from csd_plugin.models.probe import Probe
+
         torch.manual_seed(0)
         self.settings = settings
-        self.model = _model(settings)
-        window = max(int(PRESETS[name]["num_frame"]) for name in (settings.student, settings.teacher))
-        generator = torch.Generator().manual_seed(1)
-        self.lq, self.gt = (
-            torch.rand(settings.batch, count, 3, settings.size, settings.size, generator=generator)
-            for count in (settings.num_target + window - 1, settings.num_target)
-        )
-        self.model.feed_data({"lq": self.lq, "gt": self.gt})
+        probe = Probe(_options(settings))
+        self.model = cast("DistillModel", probe.model)
+        self.lq, self.gt = probe.batch["lq"], probe.batch["gt"]
+        self.model.feed_data(probe.batch)
 
     def plain(self, cls: type[PerFrame]) -> PerFrame:
         model, [teacher] = self.model, self.model.teachers
@@ -96,42 +95,39 @@ class Bench:
         return lambda: plain.step(self.lq, self.gt)
 
 
-def _model(settings: Settings) -> DistillModel:
-    from csd_plugin.registration import install
-
-    install()
-    from csd_plugin.models.distill_model import DistillModel
-
+def _options(settings: Settings) -> dict[str, Any]:
+    """As an option file has them."""
     networks = {}
     for role in ("student", "teacher"):
         preset, width = getattr(settings, role), getattr(settings, f"{role}_width")
         if preset not in PRESETS:
             raise CSDError(f"--{role} {preset} is unknown{suggestion(preset, PRESETS)}")
-        networks[role] = {"preset": preset, "num_feat": width, "init_type": "kaiming"}
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder) / "teacher.pth"
-        torch.save({"params": SLDNet(**networks["teacher"]).state_dict()}, checkpoint)
-        return DistillModel(
-            {
-                "num_gpu": 0,
-                "is_train": True,
-                "dist": False,
-                "rank": 0,
-                "network_g": {"type": "SLDNet", **networks["student"]},
-                "network_t": {"type": "SLDNet", **networks["teacher"]},
-                "path": {"pretrain_network_g": None, "pretrain_network_t": str(checkpoint)},
-                "train": {
-                    "ema_decay": 0,
-                    "health": False,  # it measures now and then, not in every step
-                    "autocast": "bf16" if settings.precision == "bf16" else None,
-                    "optim_g": {"type": "Adam", "lr": _LR},
-                    "scheduler": {"type": "MultiStepLR", "milestones": [1000], "gamma": 0.5},
-                    "total_iter": 1,
-                    "pixel_opt": {"type": "PyramidSSIMLoss"},
-                    "distill_opt": {"type": "CSD", "weights": {"spatial": TERM_WEIGHT, "temporal": TERM_WEIGHT}},
-                },
-            }
-        )
+        networks[role] = {"type": "SLDNet", "preset": preset, "num_feat": width, "init_type": "kaiming"}
+    window = max(int(PRESETS[name]["num_frame"]) for name in (settings.student, settings.teacher))
+    clips = {
+        "batch_size_per_gpu": settings.batch,
+        "num_frame": settings.num_target + window - 1,
+        "num_target": settings.num_target,
+        "gt_size": settings.size,
+    }
+    return {
+        "model_type": "DistillModel",
+        "num_gpu": 0,
+        "datasets": {"train": clips},
+        "network_g": networks["student"],
+        "network_t": networks["teacher"],
+        "path": {},
+        "train": {
+            "ema_decay": 0,
+            "health": False,  # it measures now and then, not in every step
+            "autocast": "bf16" if settings.precision == "bf16" else None,
+            "optim_g": {"type": "Adam", "lr": _LR},
+            "scheduler": {"type": "MultiStepLR", "milestones": [1000], "gamma": 0.5},
+            "total_iter": 1,
+            "pixel_opt": {"type": "PyramidSSIMLoss"},
+            "distill_opt": {"type": "CSD", "weights": {"spatial": TERM_WEIGHT, "temporal": TERM_WEIGHT}},
+        },
+    }
 
 
 def verify(settings: Settings) -> float:

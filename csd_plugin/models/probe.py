@@ -21,7 +21,8 @@ from csd_plugin.models.preflight import check_devices
 class Probe:
     """`step()` is one optimizer step of the run that training options describe: same networks, objective and sizes.
 
-    Weights are random, as nothing that the options start from need exist. What is built is not logged.
+    Weights are random, as nothing that the options start from need exist. What is built is not logged. `model` and
+    `batch`, what it is fed, are there for other uses.
     Raises CSDError for a device that is not here.
     """
 
@@ -44,12 +45,12 @@ class Probe:
         shape = (clips.batch, clips.num_frame, 3, clips.size, clips.size)
         lq = torch.rand(shape)
         first = (clips.num_frame - clips.num_target) // 2
-        self._batch = {"lq": lq, "gt": lq[:, first : first + clips.num_target].contiguous(), "key": []}
+        self.batch: dict[str, Any] = {"lq": lq, "gt": lq[:, first : first + clips.num_target].contiguous(), "key": []}
         self._steps = 0
 
     def step(self) -> None:
         self._steps += 1
-        self.model.feed_data(self._batch)
+        self.model.feed_data(self.batch)
         self.model.optimize_parameters(self._steps)
 
 
