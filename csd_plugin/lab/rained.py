@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Part:
 
     @property
     def record(self) -> Path:
-        """The names of the clips that this part is made of."""
+        """Where the first call notes what this part is made of."""
         return DATA / ".rain" / f"{self.split}_clips.json"
 
     @property
@@ -51,6 +51,14 @@ class Part:
         return {name for name in names if all((root / rainy(name, v + 1)).is_dir() for v in range(variants))}
 
 
+@dataclass(frozen=True)
+class Record:
+    """The clips by name, and how many rainy versions each has; others may lie beside them."""
+
+    clips: tuple[str, ...]
+    variants: int
+
+
 TRAINING = Part("--clean", "train", variants=4, seed=0)
 VALIDATION = Part("--validation", "test", variants=1, seed=1000)
 
@@ -58,10 +66,11 @@ VALIDATION = Part("--validation", "test", variants=1, seed=1000)
 def find_data(clean: Path | None, validation: Path | None, runs: Sequence[Run]) -> dict[Part, Path]:
     """Which folders of clean clips are to be rained on, after all is found to fit; nothing is written.
 
-    runs: what will train and be tested; where that is on other data sets than `DATA`, no clips are needed.
+    runs: what will train and be tested; where that is on other data sets than `DATA`, no clips are needed. What lies in
+    `DATA` when the first call comes, from `csd rain` or `csd prepare`, is used too.
 
     Raises CSDError: a folder without clips, clips in both, clips too short for the windows and frame ranges of `runs`,
-    other clips than those that the data is made of, and none where they are needed.
+    other clips than those of the first call, and none where they are needed.
     """
     folders = {TRAINING: clean, VALIDATION: validation}
     found = {part: find_clips(folder) for part, folder in folders.items() if folder is not None}
@@ -81,13 +90,20 @@ def find_data(clean: Path | None, validation: Path | None, runs: Sequence[Run]) 
 
 def render_rain(data: Mapping[Part, Path]) -> None:
     """Render what `find_data` found, as far as it is not there. Raises CSDError as `write_pairs` does."""
-    for part, folder in data.items():
-        try:
-            part.record.parent.mkdir(parents=True, exist_ok=True)
-            write_text(part.record, json.dumps([clip.name for clip in find_clips(folder)], indent=1) + "\n")
-        except OSError as error:
-            raise CSDError(f"{DATA}: cannot be written to ({error.strerror})") from error
-        write_pairs(folder, DATA, part.options)
+    for part in (TRAINING, VALIDATION):
+        if part in data:
+            _note(part, Record(tuple(clip.name for clip in find_clips(data[part])), part.variants))
+            write_pairs(data[part], DATA, part.options)
+        elif part.present(1) and not part.record.is_file():
+            _note(part, Record(tuple(sorted(part.present(1))), 1))
+
+
+def _note(part: Part, record: Record) -> None:
+    try:
+        part.record.parent.mkdir(parents=True, exist_ok=True)
+        write_text(part.record, json.dumps(asdict(record), indent=1) + "\n")
+    except OSError as error:
+        raise CSDError(f"{DATA}: cannot be written to ({error.strerror})") from error
 
 
 def _frames_needed(runs: Iterable[Run], part: Part) -> Mapping[str, int]:
@@ -134,10 +150,10 @@ def _length(clip: CleanClip) -> int | None:
 
 
 def _check_same(clips: Iterable[CleanClip], part: Part, folder: Path) -> None:
-    names, before = {clip.name for clip in clips}, _made_of(part)
-    if before and names != before:
-        other = sorted(names ^ before)[0]
-        lacks = f"{folder} lacks" if other in before else f"{DATA} was made without"
+    names, record = {clip.name for clip in clips}, _read(part)
+    if record and names != set(record.clips):
+        other = sorted(names ^ set(record.clips))[0]
+        lacks = f"{folder} lacks" if other in record.clips else f"{DATA} was made without"
         raise CSDError(
             f"{part.flag}: {lacks} the clip {other}; slices are compared on the same data: leave {part.flag} out to go "
             f"on with what is there, or work in another folder"
@@ -145,18 +161,19 @@ def _check_same(clips: Iterable[CleanClip], part: Part, folder: Path) -> None:
 
 
 def _check_there(part: Part) -> None:
-    missing = _made_of(part) - part.present(part.variants if part.record.is_file() else 1)
+    record = _read(part)
+    missing = set(record.clips) - part.present(record.variants) if record else ()
     if missing:
         raise CSDError(f"{DATA}: the rain on {sorted(missing)[0]} is not whole; give {part.flag} again to complete it")
     if not part.present(1):
         raise CSDError(f"{DATA} has no clips in {SPLITS[part.split]}; give a folder of clean clips by {part.flag}")
 
 
-def _made_of(part: Part) -> set[str]:
-    """The names of the clips, also of those whose rendering was interrupted; those of `csd rain` left no record."""
+def _read(part: Part) -> Record | None:
     try:
-        return set(json.loads(part.record.read_text(encoding="utf-8")))
+        content = json.loads(part.record.read_text(encoding="utf-8"))
+        return Record(tuple(content["clips"]), int(content["variants"]))
     except FileNotFoundError:
-        return part.present(1)
-    except ValueError as error:
-        raise CSDError(f"{part.record}: is no JSON ({error}); remove it") from error
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CSDError(f"{part.record} is damaged ({error}); remove it to take the clips that are there") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from synthetic import moving_scene, write_image
+from synthetic import moving_scene, write_image, write_ntu_rain
 from test_matrix import Calls, write
 from toolbox import STUDENT, distill_options, scored_set, train_options
 
@@ -159,6 +159,38 @@ def test_clips_that_do_not_fit_are_said_before_any_rain(case, matrix, clips, tmp
     assert main(["reproduce", str(matrix), *given[case]]) == 2
     assert messages[case] in capsys.readouterr().err
     assert list(work.iterdir()) == []
+
+
+def test_other_pairs_train_too_where_they_lie_in_the_data_before(matrix, clips, launcher, monkeypatch, capsys):
+    monkeypatch.chdir(launcher.folder)
+    Calls(launcher, monkeypatch)
+    write_ntu_rain(Path("other"))
+    root = Path("datasets/rain_clips/Dataset_Training_Synthetic")
+    shutil.copytree("other/Dataset_Training_Synthetic", root)
+    before = {folder.name for folder in root.iterdir()}
+    command = ["reproduce", str(matrix), "--clean", str(clips[0]), "--validation", str(clips[1])]
+    assert main(command) == 0
+    assert {folder.name for folder in root.iterdir()} == before | {"clip0_GT", *(f"clip0_Rain_0{v}" for v in "1234")}
+    assert main([*command, "--dry-run"]) == 0  # the same clips again
+    capsys.readouterr()
+    assert main(["reproduce", str(matrix), "--clean", str(clips[1])]) == 2
+    assert "--clean: " in capsys.readouterr().err
+
+
+def test_data_made_by_hand_stays_as_it_is(matrix, clips, launcher, monkeypatch, capsys):
+    monkeypatch.chdir(launcher.folder)
+    calls = Calls(launcher, monkeypatch)
+    assert main(["rain", str(clips[0]), "datasets/rain_clips", "--quality", "75"]) == 0
+    test = ["--layout", "testing", "--quality", "75", "--seed", "1000"]
+    assert main(["rain", str(clips[1]), "datasets/rain_clips", *test]) == 0
+    calls.fail_at = "train r_slice1_small"
+    assert main(["reproduce", str(matrix)]) == 2
+    capsys.readouterr()
+    assert main(["reproduce", str(matrix), "--validation", str(clips[0])]) == 2
+    assert "was made without the clip clip0" in capsys.readouterr().err
+    (Path("datasets/rain_clips/.rain/test_clips.json")).write_text("[")
+    assert main(["reproduce", str(matrix)]) == 2
+    assert "test_clips.json is damaged" in capsys.readouterr().err
 
 
 def test_later_slices_stay_with_the_clips_of_the_first(matrix, clips, launcher, monkeypatch, tmp_path, capsys):
