@@ -194,6 +194,8 @@ def test_feature_maps_have_a_scale_each_or_one(scene, tmp_path, drawn, monkeypat
     ramp = torch.linspace(0, 1, WIDTH).expand(2, HEIGHT, WIDTH)
     features = {"half": ramp, "net": 3 * ramp}
     monkeypatch.setattr("csd_plugin.report.figures.features.feature_of", lambda method, *_: features[method.label])
+    written: list[str] = []
+    monkeypatch.setattr("csd_plugin.report.figures.features._tag", lambda axes, text, *_: written.append(text))
     draw_features(scene, tmp_path / "x.png", number=0, shared_scale=shared)
     rainy, (small, _), (large, _), truth = drawn
     assert np.array_equal(rainy[0], scene.frame(0)["input"]) and np.array_equal(
@@ -201,6 +203,7 @@ def test_feature_maps_have_a_scale_each_or_one(scene, tmp_path, drawn, monkeypat
     )
     assert small.shape == large.shape == (HEIGHT, WIDTH, 3)
     assert np.array_equal(small, large) == (not shared)
+    assert written == (["0 to 3", "0 to 3"] if shared else ["0 to 1", "0 to 3"])  # up to what is clipped at the ends
     if shared:  # the same value has the same colour: 1 is at the right end of one, a third on in the other
         assert np.abs(small[0, -1].astype(int) - large[0, WIDTH // 3]).max() <= 12
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from csd_plugin.extras import needed_by
 from csd_plugin.report.figures.sheet import FONT_SIZE, GAP, LINE, PAGE_WIDTH, Sheet, lefts, row_width
 from csd_plugin.report.figures.sources import INPUT, TRUTH, Method, Scene, read
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _SIDE = 0.16
 """Inches: the room for the names of taps beside their rows."""
 _TAG = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
@@ -32,8 +36,8 @@ def draw_features(
     """Write the picture: the rainy frame, a network's feature map a column, and the true frame where there is one.
 
     A map is the feature's mean over its channels (and over time, where it has any left), as Visualizer.draw_featmap
-    draws it: from its least value, blue, to its greatest, red. 0.5 % of its pixels at both ends, often those at the
-    frame's border, do not stretch the scale.
+    draws it: from its least value, blue, to its greatest, red, both written in its corner. 0.5 % of its pixels at both
+    ends, often those at the frame's border, do not stretch the scale.
 
     Args:
         number: of the frame, from 0.
@@ -54,40 +58,58 @@ def draw_features(
     height, width = frame.shape[:2]
     maps = [_maps(row, draw_featmap, (height, width), shared_scale) for row in features]
 
-    frames = {INPUT: frame}
+    frames = {INPUT: Picture(frame)}
     if scene.truth:
-        frames[TRUTH] = eight_bits(next(read(scene.truth, number, number + 1)))
+        frames[TRUTH] = Picture(eight_bits(next(read(scene.truth, number, number + 1))))
     sheet = _row(frames, maps[0], scene.labels) if len(maps) == 1 else _rows(frames, maps, taps)
     sheet.save(out)
     return {label: tuple(feature.shape) for label, feature in features[0].items()}
 
 
-def _row(frames: dict[str, np.ndarray], maps: dict[str, np.ndarray], labels: Sequence[str]) -> Sheet:
+class Picture(NamedTuple):
+    """pixels: (H, W, 3) uint8 RGB; scale: of a map, the values of its blue and its red."""
+
+    pixels: np.ndarray
+    scale: tuple[float, float] | None = None
+
+    def draw(self, sheet: Sheet, left: float, top: float, width: float, height: float) -> Axes:
+        axes = sheet.image(self.pixels, left, top, width, height)
+        if self.scale:
+            low, high = self.scale
+            _tag(axes, f"{low:.2g} to {high:.2g}", (0, 0), (3, 3))
+        return axes
+
+
+def _tag(axes: Axes, text: str, corner: tuple[int, int], shift: tuple[int, int]) -> None:
+    """Small text on white in a corner of a panel, (0, 0) at the lower left, moved by so many points."""
+    above = "top" if corner[1] else "bottom"
+    axes.annotate(text, corner, shift, "axes fraction", "offset points", va=above, fontsize=FONT_SIZE - 1, bbox=_TAG)
+
+
+def _row(frames: dict[str, Picture], maps: dict[str, Picture], labels: Sequence[str]) -> Sheet:
     """Input, maps and truth side by side."""
     column = row_width(len(labels))
-    tall = column * frames[INPUT].shape[0] / frames[INPUT].shape[1]
+    tall = column * frames[INPUT].pixels.shape[0] / frames[INPUT].pixels.shape[1]
     sheet = Sheet(PAGE_WIDTH, tall + GAP / 2 + LINE)
     for left, label in zip(lefts(len(labels), column), labels, strict=True):
-        sheet.image((frames | maps)[label], left, 0, column, tall)
+        (frames | maps)[label].draw(sheet, left, 0, column, tall)
         sheet.caption([label], left, tall + GAP / 2, column)
     return sheet
 
 
-def _rows(frames: dict[str, np.ndarray], rows: Sequence[dict[str, np.ndarray]], taps: Sequence[str]) -> Sheet:
+def _rows(frames: dict[str, Picture], rows: Sequence[dict[str, Picture]], taps: Sequence[str]) -> Sheet:
     """The frames below each other at the left, then a column a network, a row a tap."""
     column = row_width(len(rows[0]) + 1, PAGE_WIDTH - _SIDE)
-    tall = column * frames[INPUT].shape[0] / frames[INPUT].shape[1]
+    tall = column * frames[INPUT].pixels.shape[0] / frames[INPUT].pixels.shape[1]
     tops = lefts(len(rows), tall)
     first, *others = lefts(len(rows[0]) + 1, column)
     sheet = Sheet(PAGE_WIDTH, tops[-1] + tall + GAP / 2 + LINE)
     for top, (label, frame) in zip(tops, frames.items(), strict=False):
-        sheet.image(frame, first, top, column, tall).annotate(
-            label, (0, 1), (3, -3), "axes fraction", "offset points", va="top", fontsize=FONT_SIZE - 1, bbox=_TAG
-        )
+        _tag(frame.draw(sheet, first, top, column, tall), label, (0, 1), (3, -3))
     for top, row, tap in zip(tops, rows, taps, strict=True):
         sheet.text(tap, column + GAP + _SIDE / 2, top + tall / 2, tall, ha="center", rotation=90)
-        for left, (label, image) in zip(others, row.items(), strict=True):
-            sheet.image(image, left + _SIDE, top, column, tall)
+        for left, (label, picture) in zip(others, row.items(), strict=True):
+            picture.draw(sheet, left + _SIDE, top, column, tall)
             if top == tops[-1]:
                 sheet.caption([label], left + _SIDE, top + tall + GAP / 2, column)
     return sheet
@@ -118,15 +140,18 @@ def _reach(network: torch.nn.Module) -> int:
     return int(network.num_frame) // 2  # type: ignore[arg-type]
 
 
-def _maps(row: dict[str, Tensor], draw_featmap, size: tuple[int, int], shared_scale: bool) -> dict[str, np.ndarray]:
-    """label -> (H, W, 3) uint8 RGB."""
+def _maps(row: dict[str, Tensor], draw_featmap, size: tuple[int, int], shared_scale: bool) -> dict[str, Picture]:
+    """label -> its map."""
     means = [_clipped(feature.mean(dim=0, keepdim=True)) for feature in row.values()]
+    ends = [(float(mean.min()), float(mean.max())) for mean in means]
     if not shared_scale:
-        return {label: draw_featmap(mean, resize_shape=size) for label, mean in zip(row, means, strict=True)}
+        drawn = (draw_featmap(mean, resize_shape=size) for mean in means)
+        return {label: Picture(*one) for label, one in zip(row, zip(drawn, ends, strict=True), strict=True)}
     # The drawing scales a map from its least to its greatest value: drawn as one, all have the same scale.
     resized = [torch.nn.functional.interpolate(mean[None], size, mode="bilinear")[0] for mean in means]
-    drawn = draw_featmap(torch.cat(resized, dim=2))
-    return dict(zip(row, np.split(drawn, len(row), axis=1), strict=True))
+    parts = np.split(draw_featmap(torch.cat(resized, dim=2)), len(row), axis=1)
+    scale = min(low for low, _ in ends), max(high for _, high in ends)
+    return {label: Picture(part, scale) for label, part in zip(row, parts, strict=True)}
 
 
 def _clipped(mean: Tensor) -> Tensor:
