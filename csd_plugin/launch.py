@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import yaml
+from torch import distributed
 
 from csd_plugin import registration
 from csd_plugin.errors import CSDError, one_line
@@ -29,6 +31,7 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
         0, or 2 after one line on stderr, or 130 when interrupted.
     """
     keep_freed_memory()
+    atexit.register(_leave_the_others)
     parse_options = module.parse_options
 
     def parse_and_check(root_path: str, is_train: bool = True):
@@ -62,6 +65,12 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
     finally:
         module.parse_options = parse_options  # type: ignore[attr-defined]
     return 0
+
+
+def _leave_the_others() -> None:
+    """Several processes: their threads end before this one's interpreter does, which else may abort it."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def find_shipped(paths: dict[str, Any]) -> None:

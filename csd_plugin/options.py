@@ -65,7 +65,7 @@ class RunSection(FileSection):
     train: dict | None = None
     val: dict | None = None
     logger: dict | None = None
-    scale: int = 1
+    scale: Literal[1] = 1
     manual_seed: int | None = None
     dist_params: dict | None = None
     find_unused_parameters: bool = False
@@ -101,7 +101,7 @@ class PathSection(ToolboxSection):
 class TrainSection(ToolboxSection):
     """`train`."""
 
-    total_iter: float = Field(gt=0, description="optimizer steps")
+    total_iter: float = Field(gt=0, multiple_of=1, description="optimizer steps")
     optim_g: dict = Field(description="type, any of torch.optim, and its keywords")
     scheduler: dict = Field(description="type and keywords, as in the toolbox")
     pixel_opt: dict = Field(description="the reconstruction loss")
@@ -273,6 +273,8 @@ def check_file(content: Any, source: str) -> None:
     Raises:
         CSDError: the file is not a mapping, or one of `name`, `num_gpu`, `datasets` and `path` is not right.
     """
+    if isinstance(content, Mapping) and "rows" in content:
+        raise CSDError(f"{source}: a matrix, not an option file; csd table {source} --dry-run tells what it holds")
     if not isinstance(content, Mapping):
         raise CSDError(f"{source}: not an option file, which has sections such as name:, datasets:, network_g:")
     _check(content, FileSection, f"{source}: ")

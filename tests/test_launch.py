@@ -171,6 +171,9 @@ def test_missing_sections_of_a_test(refuses, tiny_rain, tiny_teacher):
     refuses(changed(scoring_options(tiny_rain, tiny_teacher), {"val": {}}), "val.save_img is missing", job="test")
 
 
+COSINE = {"type": "CosineAnnealingRestartLR", "restart_weights": [1]}
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -186,6 +189,12 @@ def test_missing_sections_of_a_test(refuses, tiny_rain, tiny_teacher):
         ({"train.scheduler.type": "StepLR"}, ["train.scheduler.type", "did you mean MultiStepLR"]),
         ({"train.scheduler.gama": 0.5}, ["train.scheduler", "'gama'"]),
         ({"train.scheduler.milestones": ...}, ["train.scheduler", "'milestones'"]),
+        ({"train.scheduler": {**COSINE, "periods": 2}}, ["train.scheduler", "check its values"]),
+        ({"train.scheduler": {**COSINE, "periods": [1, 1]}}, ["train.scheduler", "the same length"]),
+        ({"train.scheduler": {**COSINE, "periods": [1]}}, ["periods end at iteration 1, train.total_iter is 2"]),
+        ({"train.total_iter": 2.5}, ["train.total_iter", "multiple of 1"]),
+        ({"scale": 4}, ["scale", "1"]),
+        ({"rows": {}}, ["a matrix, not an option file", "csd table"]),
         ({"datasets.train.persistent_workers": True}, ["persistent_workers", "num_worker_per_gpu"]),
         ({"datasets.train.prefetch_mode": "cuda"}, ["prefetch_mode"]),
         (

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from basicsr.utils.options import ordered_yaml
 from torch import nn
@@ -23,7 +22,7 @@ from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.errors import CSDError
 from csd_plugin.models.dry_run import GIB, Clips, Dry, clips_of, dry_run
 from csd_plugin.models.layouts import Layout
-from csd_plugin.models.preflight import build_networks, checked_objective, distils
+from csd_plugin.models.preflight import check_parts, checked_objective, distils
 from csd_plugin.options import check_options
 from csd_plugin.report.complexity import complexity
 
@@ -37,11 +36,10 @@ def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool
         all_layers: list the layers that can be tapped, with their outputs' shapes.
 
     Raises:
-        CSDError: networks or an objective that cannot be built, layers that are not there, windows that do not fit.
+        CSDError: what `check_parts` finds, layers that are not there, windows that do not fit.
     """
     clips = clips_of(opt, size)
-    with torch.random.fork_rng():
-        networks, layouts = build_networks(opt)
+    networks, layouts = check_parts(opt)
     taps: Mapping[str, list[str] | None] = {}
     distillation = read_distillation(opt) if distils(opt) else None
     if distillation is not None and checked_objective(distillation).needs_features:

@@ -49,12 +49,7 @@ def check_run(opt: dict[str, Any]) -> None:
             "logger.use_tb_logger: tensorboard is not installed; pip install tensorboard, or set it to false"
         )
 
-    with torch.random.fork_rng():  # the run itself must draw the numbers that it would draw without this check
-        networks, layouts = build_networks(opt)
-        if opt["is_train"]:
-            if distils(opt):
-                checked_objective(read_distillation(opt))
-            _check_training(opt["train"], networks["network_g"])
+    networks, layouts = check_parts(opt)
     _check_data(opt, layouts)
     if distils(opt) and opt["datasets"]["train"]["type"] in options.DATASETS:
         _check_features(opt, networks, layouts)
@@ -64,6 +59,26 @@ def check_run(opt: dict[str, Any]) -> None:
         unused = name == "network_t" and not any(opt["train"]["distill_opt"]["weights"].values())
         if not (resumed or unused):
             _check_checkpoint(opt["path"], name, network)
+
+
+def check_parts(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Layout]]:
+    """What needs neither data nor checkpoints: types, networks, objective, optimizer and schedule.
+
+    Returns the networks, with their layouts. A run draws the random numbers that it would draw without this check.
+    Raises CSDError.
+    """
+    _find_type(MODEL_REGISTRY, opt["model_type"], "model_type")
+    for key, content in opt["datasets"].items():
+        _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
+    for name, content in ((opt.get("val") or {}).get("metrics") or {}).items():
+        _find_type(METRIC_REGISTRY, content.get("type"), f"val.metrics.{name}.type")
+    with torch.random.fork_rng():
+        networks, layouts = build_networks(opt)
+        if opt["is_train"] and opt["model_type"] in options.MODELS:
+            if distils(opt):
+                checked_objective(read_distillation(opt))
+            _check_training(opt["train"], networks["network_g"])
+    return networks, layouts
 
 
 def build_networks(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Layout]]:
@@ -169,6 +184,11 @@ def _check_training(train: dict[str, Any], network: nn.Module) -> None:
         {"optimizer": torch.optim.SGD(network.parameters(), lr=1.0), **schedule},
         "train.scheduler",
     )
+    end, total = sum(schedule.get("periods", [math.inf])), train["total_iter"]
+    if end < total:  # the toolbox would stop there with an error of its own
+        raise CSDError(
+            f"train.scheduler.periods end at iteration {end:g}, train.total_iter is {total:g}; make them equal"
+        )
 
 
 def _check_data(opt: dict[str, Any], layouts: dict[str, Layout]) -> None:
@@ -223,12 +243,17 @@ def _find_type(known: Any, name: Any, where: str) -> Any:
 
 
 def _construct(cls: type, keywords: dict[str, Any], where: str) -> Any:
-    """An instance, or CSDError for keywords that the class does not take."""
+    """An instance, or CSDError for keywords that the class does not take, or whose values are of the wrong kind."""
     try:
         inspect.signature(cls).bind(**keywords)
     except TypeError as error:
         raise CSDError(f"{where}: {error}; check its keys") from error
-    return cls(**keywords)
+    try:
+        return cls(**keywords)
+    except (TypeError, ValueError, AssertionError) as error:
+        if isinstance(error, CSDError):
+            raise
+        raise CSDError(f"{where}: {error or type(error).__name__}; check its values") from error
 
 
 def _build_network(content: dict[str, Any], where: str) -> nn.Module:

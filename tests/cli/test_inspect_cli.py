@@ -75,6 +75,22 @@ def test_layers_of_any_network_of_the_toolbox(inspect):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"model_type": "DistilModel"}, "did you mean DistillModel?"),
+        ({"datasets.train.type": "PairedVideoDatset"}, "did you mean PairedVideoDataset?"),
+        ({"train.optim_g.type": "Adan"}, "'Adan'"),
+        ({"train.optim_g.betaz": [0.9, 0.99]}, "'betaz'"),
+        ({"train.scheduler": {"type": "CosineAnnealingRestartLR", "periods": 2500}}, "check its values"),
+        ({"val": {"val_freq": 1, "save_img": False, "metrics": {"m": {"type": "calculate_psnrr"}}}}, "calculate_psnr?"),
+    ],
+)
+def test_what_training_would_refuse_is_refused(inspect, changes, words):
+    status, _, err = inspect(options(**changes))
+    assert status == 2 and words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
         ({"network_t": {"type": "PReNet", "num_feat": 4}}, "network_t sees 1 frames, fewer than the student"),
         ({"network_t": {"type": "PReNet", "num_feat": 3}}, "parameters, fewer than the student, which has 5,599"),
         ({"train.distill_opt.weights.spatial": 0}, "the weight of spatial is 0"),
