@@ -21,7 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--validation", metavar="FOLDER", type=Path, help="other clean clips, to choose by")
     parser.add_argument("--minutes", metavar="M", type=float, help="for this slice (default: the files' schedules)")
 
-    parser.add_argument("--retrain", nargs="+", default=[], metavar="ROW", help="do these rows of the slice anew")
+    parser.add_argument(
+        "--retrain",
+        nargs="+",
+        default=[],
+        metavar="ROW",
+        help="do these rows of a slice that has begun, and what starts from them, anew",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
 
 

@@ -3,7 +3,7 @@
 A matrix (options/matrix/*.yml) holds rows as small differences from one option file. Everything is done in the current
 folder: experiments/RUN and results/RUN hold the runs, as the toolbox has it, results/MATRIX/table.md .csv .tex .html
 the table, with published numbers beside ours. What is done is not done again; an interrupted training goes on from its
-last saved state. --minutes stretches or shortens all schedules by one factor, found by timing a few steps.
+last saved state. A row that is retrained is put aside first, and nothing is deleted. --minutes stretches or shortens all schedules by one factor, found by timing a few steps.
 
 examples:
   csd table options/matrix/table5_cpu.yml --dry-run
@@ -26,7 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="ROW", help="do these rows only, and what they start from")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--no-train", action="store_true", help="write the table of what is there")
-    parser.add_argument("--retrain", nargs="+", default=[], metavar="ROW", help="put these rows aside and train anew")
+    parser.add_argument(
+        "--retrain",
+        nargs="+",
+        default=[],
+        metavar="ROW",
+        help="put these rows, and what starts from them, aside and train anew",
+    )
 
 
 def interrupted(args: argparse.Namespace) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from csd_plugin import registration
 from csd_plugin.atomic import write_text
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.lab import runner
 from csd_plugin.lab.costs import costs_of
 from csd_plugin.lab.matrix import Matrix, Run, read_matrix, runs_of
@@ -42,11 +42,13 @@ def make_tables(
     retrain: Sequence[str] = (),
     dry_run: bool = False,
     train: bool = True,
+    coming: Collection[Path] = (),
 ) -> str:
     """Do what matrix files ask for in the current folder, and write their tables; the tables, or the plan, as text.
 
     tables: matrices that share their runs (`runs`), or just one. minutes: fit the schedules of all of them, see
-    `plan_for`. only: these rows. retrain: put these rows' runs aside first. train: False writes what is there.
+    `plan_for`. only: these rows. retrain: put the runs of these rows aside first, and those that start from them.
+    train: False writes what is there. coming: data sets that will be there when the runs are done.
     What is going to be done is told on standard error before.
 
     Raises CSDError: a matrix or option file with a mistake, a budget too short, a run that fails.
@@ -54,21 +56,24 @@ def make_tables(
     first = tables[0]
     if len({table.matrix.runs for table in tables}) > 1:
         raise CSDError(f"{first.path} and the others do not share their `runs`; make one table at a time")
+    rows = {row for table in tables for row in table.matrix.rows}
     for key in retrain:
-        if not any(key in table.matrix.rows for table in tables):
-            raise CSDError(f"--retrain {key}: {first.path} has no such row")
+        if key not in rows:
+            raise CSDError(f"--retrain {key}: {first.path} has no such row{suggestion(key, rows)}")
     registration.install()
     registration.extend()
     space = runner.Workspace(first.matrix.runs)
-    possible = [_possible(table.runs(only)) for table in tables]
+    possible = [_possible(table.runs(only), coming) for table in tables]
     runs = _together(runs for runs, _ in possible)
-    retrained = {run.name for run in runs.values() if run.row in retrain}
+    for key in set(retrain) - {run.row for run in runs.values()}:
+        raise CSDError(f"--retrain {key}: --only leaves this row out; name it there too")
+    retrained = runner.with_dependents({run.name for run in runs.values() if run.row in retrain}, runs.values())
     plan, note = plan_for(runs.values(), space, minutes if train else None, retrained)
     runs = plan.fit(runs)
     lines = [*_todo(runs, retrained), str(plan), *filter(None, [note]), *(n for _, notes in possible for n in notes)]
+    runner.check_unchanged((run for run in runs.values() if run.name not in retrained), space)
     if dry_run:
         return "\n".join(lines)
-    runner.check_unchanged((run for run in runs.values() if run.name not in retrained), space)
     if train:
         check_machine(runs.values(), retrained)
         print("\n".join(lines), file=sys.stderr, flush=True)
@@ -99,7 +104,7 @@ def _together(parts: Iterable[dict[str, Run]]) -> dict[str, Run]:
     return runs
 
 
-def _possible(runs: dict[str, Run]) -> tuple[dict[str, Run], list[str]]:
+def _possible(runs: dict[str, Run], coming: Collection[Path]) -> tuple[dict[str, Run], list[str]]:
     """The runs that can be done here, without test sets that are not here; and what is left out, and why."""
     notes: dict[str, None] = {}
     possible = {}
@@ -111,7 +116,8 @@ def _possible(runs: dict[str, Run]) -> tuple[dict[str, Run], list[str]]:
         if run.test is not None and run.test["datasets"]:  # without any its network's costs alone count
             test = deepcopy(run.test)
             for key, content in list(test["datasets"].items()):
-                if not Path(content["dataroot"]).exists():
+                root = Path(content["dataroot"])
+                if not root.exists() and root not in coming:
                     del test["datasets"][key]
                     notes[f"{content['name']}: left out, {content['dataroot']} is not here"] = None
             run = replace(run, test=test if test["datasets"] else None)
@@ -160,7 +166,7 @@ def _schedule_notes(matrix: Matrix, runs: dict[str, Run]) -> list[str]:
     """What the rows that were trained were trained for."""
     steps: dict[int, list[str]] = {}
     for run in runs.values():
-        if run.options and matrix.rows[run.row].shown:
+        if run.options and matrix.rows[run.row].shown and run.checkpoint.is_file():
             labels = steps.setdefault(int(run.options["train"]["total_iter"]), [])
             label = matrix.rows[run.row].label or run.row
             labels += [label] if label not in labels else []

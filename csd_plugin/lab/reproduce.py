@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from csd_plugin.atomic import write_text
+from csd_plugin.errors import CSDError
 from csd_plugin.lab import packing
 from csd_plugin.lab.budget import check_minutes
 from csd_plugin.lab.job import Table, check_machine, make_tables
@@ -54,9 +55,14 @@ def reproduce(
     begun = Workspace(slices[-1].matrix.runs).folder.exists()
     start = "going on" if begun else f"starting from the weights of slice {number - 1}" if number > 1 else "the first"
     print(f"slice {number}, {start}", file=sys.stderr, flush=True)
+    if retrain and not begun:
+        raise CSDError(
+            f"--retrain: slice {number} has not begun; those before it stay as they are, it starts from their weights"
+        )
     if dry_run:
         rain = [f"rain on the clips of {folder} into {DATA}, unless it is there" for folder in data.values()]
-        return "\n".join([*rain, make_tables(slices[-1:], minutes=minutes, retrain=retrain, dry_run=True)])
+        plan = make_tables(slices[-1:], minutes=minutes, retrain=retrain, dry_run=True, coming=[DATA])
+        return "\n".join([*rain, plan])
     render_rain(data)
     text = make_tables(slices[-1:], minutes=minutes, retrain=retrain)
     return "\n".join([text, *pack_best(matrix, slices, Path("results", matrix.name, "weights"))])

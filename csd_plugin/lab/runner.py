@@ -6,14 +6,16 @@ the run itself is where the toolbox's users look for it, in experiments/RUN and 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +28,9 @@ from csd_plugin.atomic import write_text
 from csd_plugin.errors import CSDError
 from csd_plugin.lab.matrix import Run
 from csd_plugin.lab.ready import score_ready
+
+_PATIENCE = 10.0
+"""Seconds that a training has to stop by itself."""
 
 State = Literal["done", "trained", "cut", "missing"]
 
@@ -41,6 +46,10 @@ class Workspace:
 
     def log(self, run: Run) -> Path:
         return self.folder / "logs" / f"{run.name}.log"
+
+    def starts(self, run: Run) -> Path:
+        """Of the checkpoints that its training began with, the digests."""
+        return self.folder / "starts" / f"{run.name}.json"
 
     def lock(self, run: Run) -> Path:
         return self.folder / "locks" / f"{run.name}.lock"
@@ -75,8 +84,25 @@ def result_files(run: Run) -> list[Path]:
     return [Path("results", run.name, f"{content['name']}.json") for content in sets.values()]
 
 
+def begins_with(run: Run) -> list[Path]:
+    """The checkpoints that its training starts from, the student's and the teachers'."""
+    paths = run.options["path"] if run.options else {}
+    return [Path(value) for key, value in paths.items() if key.startswith("pretrain_network") and value]
+
+
+def with_dependents(names: Collection[str], runs: Iterable[Run]) -> set[str]:
+    """Of runs in the order of `runs_of` those of these names, and those that start from them, directly or not."""
+    found: set[str] = set()
+    files: set[Path] = set()
+    for run in runs:
+        if run.name in names or files.intersection(begins_with(run)):
+            found.add(run.name)
+            files.add(run.checkpoint)
+    return found
+
+
 def check_unchanged(runs: Iterable[Run], space: Workspace) -> None:
-    """Raise CSDError where a run that was begun was begun by other options than the matrix now has for it."""
+    """Raise CSDError where a run was begun by other options than the matrix now has for it, or with other weights."""
     for run in runs:
         file = space.options(run, "train")
         if run.options is None or not file.is_file() or state(run) == "missing":
@@ -88,6 +114,14 @@ def check_unchanged(runs: Iterable[Run], space: Workspace) -> None:
                 f"the row {run.row} was trained with {different}; --retrain {run.row} trains it anew, "
                 f"or change the matrix back"
             )
+        if space.starts(run).is_file():
+            began = json.loads(space.starts(run).read_text(encoding="utf-8"))
+            for start in begins_with(run):
+                if start.is_file() and began.get(str(start), "") != _digest(start):
+                    raise CSDError(
+                        f"the row {run.row} began with {start}, which has changed since; --retrain {run.row} trains it "
+                        f"anew"
+                    )
 
 
 def perform(runs: Mapping[str, Run], space: Workspace) -> None:
@@ -144,6 +178,9 @@ def _alone(run: Run, space: Workspace, bar: tqdm) -> Iterator[None]:
 def _complete(run: Run, space: Workspace, bar: tqdm) -> None:
     """Train and test a run as far as that is not done."""
     if run.options is not None and not run.checkpoint.is_file():
+        if state(run) == "missing":
+            digests = {str(start): _digest(start) for start in begins_with(run) if start.is_file()}
+            _write(space.starts(run), json.dumps(digests, indent=1) + "\n")
         _launch("train", run, run.options, space, bar)
     if state(run) == "trained":
         assert run.test is not None
@@ -151,6 +188,10 @@ def _complete(run: Run, space: Workspace, bar: tqdm) -> None:
             score_ready(run)
         else:
             _launch("test", run, run.test, space, bar)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def forget(run: Run) -> None:
@@ -187,9 +228,11 @@ def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: 
                 elif line.startswith("error:"):
                     error = line.removeprefix("error:").strip()
         except KeyboardInterrupt as interrupt:
-            if isinstance(interrupt, Terminated):
-                process.terminate()  # not by SIGINT, which processes in the background ignore
-            process.wait()  # of Ctrl-C it knows, and stops by itself
+            if not isinstance(interrupt, Terminated):
+                with suppress(subprocess.TimeoutExpired):  # a terminal's Ctrl-C has reached it too
+                    process.wait(_PATIENCE)
+            process.terminate()  # not by SIGINT, which processes in the background ignore
+            process.wait()
             raise
     if process.returncode == 130:
         raise KeyboardInterrupt

@@ -6,7 +6,10 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -203,6 +206,51 @@ def test_a_matrix_is_trained_taken_up_again_and_written(files, launcher, monkeyp
     assert Path("experiments/tiny_teacher_before1").is_dir()
 
 
+def test_what_starts_from_a_row_goes_with_it(files, launcher, monkeypatch, capsys):
+    monkeypatch.chdir(launcher.folder)
+    calls = Calls(launcher, monkeypatch)
+    matrix = str(files / "matrix.yml")
+    assert main(["table", matrix]) == 0
+    calls.jobs.clear()
+    capsys.readouterr()
+    assert main(["table", matrix, "--only", "csd", "--retrain", "teacher", "--dry-run"]) == 0
+    states = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines()[:2])
+    assert states == {"tiny_teacher": "missing", "tiny_csd": "missing"}
+    assert main(["table", matrix, "--only", "csd", "--retrain", "teacher"]) == 0
+    assert calls.jobs == ["train tiny_teacher", "train tiny_csd", "test tiny_csd"]
+    assert Path("experiments/tiny_csd_before1").is_dir() and not Path("experiments/tiny_alone_before1").exists()
+
+    # The rows that --only left out began with the teacher of before.
+    teacher = Path("experiments/tiny_teacher/models/net_g_latest.pth")
+    content = torch.load(teacher, weights_only=True)
+    torch.save({key: {k: v * 1.01 for k, v in state.items()} for key, state in content.items()}, teacher)
+    for flags in ([], ["--dry-run"]):
+        capsys.readouterr()
+        assert main(["table", matrix, *flags]) == 2
+        assert "began with experiments/tiny_teacher" in capsys.readouterr().err
+    calls.jobs.clear()
+    assert main(["table", matrix, "--retrain", "alone", "csd"]) == 0
+    assert [job for job in calls.jobs if job.startswith("train")] == [
+        "train tiny_alone",
+        "train tiny_alone_seed1",
+        "train tiny_csd",
+    ]
+
+
+def test_rows_to_retrain_are_there(files, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["table", str(files / "matrix.yml"), "--retrain", "techer"]) == 2
+    assert "did you mean teacher?" in capsys.readouterr().err
+    assert main(["table", str(files / "matrix.yml"), "--only", "input", "--retrain", "csd"]) == 2
+    assert "--only leaves this row out" in capsys.readouterr().err
+
+
+def test_a_table_of_nothing_says_nothing_of_steps(files, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["table", str(files / "matrix.yml"), "--no-train"]) == 0
+    assert "steps:" not in capsys.readouterr().out
+
+
 def test_processes_that_share_runs_do_not_meet_in_one(files, monkeypatch, tmp_path):
     """Two at once, as threads: each run is worked on by one at a time, and all are done."""
     monkeypatch.chdir(tmp_path)
@@ -267,6 +315,39 @@ def test_a_terminated_table_ends_its_training(files, monkeypatch, tmp_path):
         runner.perform(runs, runner.Workspace("tiny"))
     assert (tmp_path / "ended").exists()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+WAITING = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as processes in the background have it
+open("begun", "w").close()
+time.sleep(100)
+"""
+
+
+def test_an_interrupt_of_the_table_alone_ends_its_training(files, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "_PATIENCE", 0.2)
+    (tmp_path / "wait.py").write_text(WAITING)
+    started = []
+
+    def popen(command, *args, really=subprocess.Popen, **kwargs):
+        started.append(really([sys.executable, "wait.py"], *args, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(runner.subprocess, "Popen", popen)
+    path = files / "matrix.yml"
+    runs = {"tiny_teacher": runs_of(read_matrix(path), path)["tiny_teacher"]}
+
+    def interrupt() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        runner.perform(runs, runner.Workspace("tiny"))
+    assert started[0].poll() is not None
 
 
 def test_a_dry_run_tells_what_is_given_from_what_was_trained(files, monkeypatch, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -108,6 +109,8 @@ def test_a_slice_takes_the_same_command_up_again(matrix, clips, launcher, monkey
     rainy = json.loads(Path("results/r_slice1_input/validation.json").read_text())["average"]["nturain_y"]["psnr"]
     assert f"{rainy:.2f}" in networks.splitlines()[-1]
 
+    assert main(["reproduce", str(matrix), "--retrain", "teacher"]) == 2
+    assert "slice 2 has not begun" in capsys.readouterr().err
     assert main(["reproduce", str(matrix), "--dry-run"]) == 0
     said = capsys.readouterr()
     assert "slice 2, starting from the weights of slice 1" in said.err
@@ -214,3 +217,13 @@ def test_later_slices_stay_with_the_clips_of_the_first(matrix, clips, launcher, 
     assert main(["reproduce", str(matrix)]) == 2
     assert "the rain on clip0 is not whole; give --clean again" in capsys.readouterr().err
     assert main(["reproduce", str(matrix), *both]) == 0
+
+
+def test_a_dry_run_of_the_first_slice_knows_the_data_to_come(matrix, clips, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ["reproduce", str(matrix), "--clean", str(clips[0]), "--validation", str(clips[1]), "--dry-run"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert f"rain on the clips of {clips[0]}" in said and "left out" not in said
+    assert re.search(r"r_slice1_input +given +to do: test", said)
+    assert not Path("datasets").exists()
