@@ -3,7 +3,8 @@
 A matrix (options/matrix/*.yml) holds rows as small differences from one option file. Everything is done in the current
 folder: experiments/RUN and results/RUN hold the runs, as the toolbox has it, results/MATRIX/table.md .csv .tex .html
 the table, with published numbers beside ours. What is done is not done again; an interrupted training goes on from its
-last saved state. A row that is retrained is put aside first, and nothing is deleted. --minutes stretches or shortens all schedules by one factor, found by timing a few steps.
+last saved state; a row that is retrained is put aside first. --minutes stretches or shortens all schedules by one
+factor, found by timing a few steps.
 
 examples:
   csd table options/matrix/table5_cpu.yml --dry-run
