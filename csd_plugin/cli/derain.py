@@ -57,8 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fps", type=Fraction, default=Fraction(25), help="frame rate of images and pipes (default 25)"
     )
     parser.add_argument("--size", metavar="WxH", help="of the frames on standard input")
-    parser.add_argument("--resume", action="store_true", help="leave out frames that are in the output folder already")
-    parser.add_argument("--overwrite", action="store_true", help="replace the video, or frames of the same names")
+    present = parser.add_mutually_exclusive_group()
+    present.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out frames that are in the output folder already; with the options, and the model, of before",
+    )
+    present.add_argument("--overwrite", action="store_true", help="replace the video, or frames of the same names")
     parser.add_argument("--side-by-side", action="store_true", help="write the rainy frame beside the clean one")
     parser.add_argument("--compare", metavar="GT", type=Path, help="true frames: report PSNR and SSIM against them")
     parser.add_argument("--keep-going", action="store_true", help="leave out what cannot be read in a damaged video")

@@ -300,17 +300,17 @@ class FolderWriter(FrameWriter):
     def __init__(self, path: Path, *, like: FrameReader, pattern: str | None = None, overwrite: bool = False) -> None:
         _make(path)
         self._path, self._like, self._pattern, self._written = path, like, pattern, 0
-        if not overwrite and (there := self._there()):
+        if not overwrite and (there := self.there()):
             raise CSDError(
-                f"{there} is there already; --resume goes on with a folder, --overwrite replaces frames of the same "
-                f"names, or give another folder"
+                f"{path} holds frames already, such as {there.name}; --resume adds those that are missing, --overwrite "
+                f"replaces those of the same names, or give another folder"
             )
 
-    def _there(self) -> Path | None:
+    def there(self) -> Path | None:
         """A frame that an earlier run may have written."""
         shape = _shape_of(self._pattern) if self._pattern else None
         files = (file for file in self._path.iterdir() if file.suffix.lower() == ".png" and is_frame_name(file.name))
-        return next((file for file in files if shape is None or shape.fullmatch(file.name)), None)
+        return min((file for file in files if shape is None or shape.fullmatch(file.name)), default=None)
 
     def file(self, index: int) -> Path:
         """Where the part's index-th frame is written."""

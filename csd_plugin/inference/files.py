@@ -19,7 +19,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from csd_plugin.data.video import PIPE, FolderWriter, FrameReader, Position, is_camera, open_reader, open_writer
+from csd_plugin.data.video import (
+    PIPE,
+    FolderWriter,
+    FrameReader,
+    Position,
+    is_camera,
+    open_reader,
+    open_writer,
+    read_image,
+)
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.cuts import CutDetector
 from csd_plugin.inference.runner import Derainer, peak_of
@@ -77,7 +86,8 @@ def derain_file(
     context = derainer.num_frame // 2
     with ExitStack() as stack:
         if resume:
-            resumed = _resume_at(source, output, start, end, fps)
+            num_panel = 1 + side_by_side * (2 if truth else 1)
+            resumed = _resume_at(source, output, start, end, fps, num_panel)
             if resumed is None:
                 return Derained(0, [])
             start = resumed
@@ -154,8 +164,13 @@ def paired(frames: Iterable[np.ndarray], derainer: Derainer) -> Iterator[Pair]:
     yield from give(derainer.flush())
 
 
-def _resume_at(source: Path, output: Path, start: Position, end: Position | None, fps: Fraction) -> int | None:
-    """The number of the first frame whose file is not there yet; None if all are."""
+def _resume_at(
+    source: Path, output: Path, start: Position, end: Position | None, fps: Fraction, num_panel: int
+) -> int | None:
+    """The number of the first frame whose file is not there yet; None if all are.
+
+    num_panel: pictures side by side in a frame that is written. Raises CSDError where frames of another size are there.
+    """
     if source == PIPE or is_camera(source):
         raise CSDError(f"{source}: frames that come once cannot be resumed: they are gone; give a file or a folder")
     with open_reader(source, start=start, end=end, fps=fps) as reader:
@@ -163,6 +178,12 @@ def _resume_at(source: Path, output: Path, start: Position, end: Position | None
         if not isinstance(writer, FolderWriter):
             writer.abort()
             raise CSDError(f"{output}: only a folder of frames can be resumed; a video is written whole or not at all")
+        there, size = writer.there(), (reader.size[0] * num_panel, reader.size[1])
+        if there and (found := read_image(there).shape[1::-1]) != size:
+            raise CSDError(
+                f"{there} is {found[0]}x{found[1]}, frames would now be {size[0]}x{size[1]}; --resume goes on with the "
+                f"same clip and options"
+            )
         count = reader.num_frames
         done = next(i for i in itertools.count() if i == count or not writer.file(i).exists())
         return None if done == count else reader.first + done

@@ -185,15 +185,35 @@ def test_what_is_there_is_replaced_only_when_asked(frames, model, capsys):
     assert derain(rain, out / "c_%03d.png", "--model", model, "--end", 1) == 0  # other names
     (frames / "notes.mp4").write_text("mine")
     before = {path: path.read_bytes() for path in [*out.iterdir(), frames / "notes.mp4"]}
-    for target, there in ((out, ".png"), (out / "c_%03d.png", "c_000.png"), (frames / "notes.mp4", "notes.mp4")):
+    for target, there in (
+        (out, "out holds frames already, such as 00000.png"),
+        (out / "c_%03d.png", "out holds frames already, such as c_000.png"),
+        (frames / "notes.mp4", "notes.mp4 is there already"),
+    ):
         capsys.readouterr()
         assert derain(rain, target, "--model", model, "--start", 3) == 2
         error = capsys.readouterr().err
-        assert f"{there} is there already" in error and "--overwrite" in error
+        assert there in error and "--overwrite" in error
     assert {path: path.read_bytes() for path in [*out.iterdir(), frames / "notes.mp4"]} == before
     assert derain(rain, out, "--model", model, "--overwrite", "--side-by-side") == 0
     assert cv2.imread(str(out / "00000.png")).shape[1] == 2 * cv2.imread(str(out / "c_000.png")).shape[1]
     assert derain(rain, frames / "notes.mp4", "--model", model, "--overwrite") == 0
+
+
+def test_frames_of_another_size_are_not_gone_on_with(frames, model, capsys):
+    assert derain(frames / "rain", frames / "out", "--model", model, "--end", 2) == 0
+    before = sorted((frames / "out").iterdir())
+    for flags in (
+        ["--side-by-side"],
+        ["--side-by-side", "--compare", frames / "truth"],
+        ["--side-by-side", "--start", 3],
+    ):
+        capsys.readouterr()
+        assert derain(frames / "rain", frames / "out", "--model", model, "--resume", *flags) == 2
+        assert "00000.png is 32x24, frames would now be" in capsys.readouterr().err
+    assert sorted((frames / "out").iterdir()) == before
+    assert derain(frames / "rain", frames / "out", "--model", model, "--resume", "--start", 3) == 0  # a further part
+    assert len(list((frames / "out").iterdir())) == 4
 
 
 def test_the_time_of_a_part_counts_the_frames_around_it(frames, model, monkeypatch, capsys):
