@@ -141,10 +141,16 @@ def _safe_ordered_yaml() -> tuple[type, type]:
     class Dumper(yaml.SafeDumper):
         pass
 
-    Loader.add_constructor(
-        yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
-        lambda loader, node: OrderedDict(loader.construct_pairs(node, deep=True)),
-    )
+    def mapping(loader: Loader, node: yaml.MappingNode) -> OrderedDict:
+        content: OrderedDict = OrderedDict()
+        for (key, value), (written, _) in zip(loader.construct_pairs(node, deep=True), node.value, strict=True):
+            if key in content:
+                line = written.start_mark.line + 1
+                raise CSDError(f"{loader.name}: line {line}: {key} is there a second time in its section; keep one")
+            content[key] = value
+        return content
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     Dumper.add_representer(OrderedDict, lambda dumper, data: dumper.represent_dict(data.items()))
     return Loader, Dumper
 

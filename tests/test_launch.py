@@ -144,6 +144,7 @@ def test_option_files_that_are_none(refuses, launcher, capfd, monkeypatch):
     refuses("", "options.yml: not an option file")
     refuses(b"\xff\xfe\x00\x80", "not text")
     refuses("name: a\nname", "not valid YAML")
+    refuses("name: a\ntrain:\n  lr: 1\n  lr: 2\n", "options.yml: line 4: lr is there a second time")
     from csd_plugin import train
 
     monkeypatch.setattr(sys, "argv", ["train", "-opt", "missing.yml"])
