@@ -34,6 +34,23 @@ def test_all_that_is_known_for_programs(capsys, monkeypatch):
         assert entry["seconds_a_frame"] == seconds[FASTEST]
 
 
+def test_networks_built_alike_are_as_fast(monkeypatch):
+    tried = []
+
+    class Derainer:
+        def __init__(self, path) -> None:
+            tried.append(path)
+
+        def seconds_a_frame(self, *_) -> float:
+            return float(len(tried))
+
+    monkeypatch.setattr(networks, "Derainer", Derainer)
+    seconds = networks.seconds_a_frame(NETWORKS)
+    assert seconds.keys() == NETWORKS.keys()
+    assert seconds["student1"] == seconds["student1_csd"] != seconds["student2"]
+    assert len(tried) == len({str(network.numbers) for network in NETWORKS.values()})
+
+
 def test_the_path_of_one(capsys):
     assert main(["models", "--path", DEFAULT]) == 0
     assert capsys.readouterr().out == f"{NETWORKS[DEFAULT].path}\n"
