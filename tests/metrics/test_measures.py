@@ -122,5 +122,5 @@ def test_packages_that_are_missing_are_named(alexnet, monkeypatch):
     monkeypatch.setitem(sys.modules, "mmeval", None)
     monkeypatch.setitem(sys.modules, "lpips", None)
     for name in ("niqe", "lpips"):
-        with pytest.raises(CSDError, match=r"pip install 'csd-plugin\[metrics\]'"):
+        with pytest.raises(CSDError, match=r"pip install '\.\[metrics\]'"):
             open_measures([name], has_truth=True, lpips_weights=alexnet)
