@@ -19,6 +19,11 @@ def one_line(error: CSDError) -> str:
     return str(error).strip().splitlines()[-1].removeprefix(f"{CSDError.__module__}.{CSDError.__qualname__}: ")
 
 
+def first_line(error: Exception) -> str:
+    """What another library's error says first, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def suggestion(name: object, known: Iterable[str]) -> str:
     """What a message says behind a name that is not known: '; did you mean NEAREST?', or the list of what is known."""
     known = list(known)

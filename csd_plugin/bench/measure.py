@@ -94,10 +94,11 @@ def finished(action: Callable[[], object], device: torch.device) -> Callable[[],
     if device.type == "cpu":
         return action
     synchronize = getattr(torch, device.type).synchronize
+    which = () if device.type == "mps" else (device,)  # of that kind there is one
 
     def until_done() -> None:
         action()
-        synchronize()
+        synchronize(*which)
 
     return until_done
 

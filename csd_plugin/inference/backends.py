@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.devices import pick_device
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, first_line
 from csd_plugin.extras import needed_by
 from csd_plugin.inference.facts import Facts, study
 from csd_plugin.inference.folding import ALL_FILLED
@@ -88,7 +88,7 @@ class OnnxRuntimeBackend:
         try:
             self._session = runtime.InferenceSession(model, options, providers=providers)
         except tuple(_runtime_errors(runtime)) as error:
-            raise CSDError(f"{source} is no ONNX model that runs ({_first_line(error)}); export it again") from error
+            raise CSDError(f"{source} is no ONNX model that runs ({first_line(error)}); export it again") from error
         self.facts = Facts.from_metadata(self._session.get_modelmeta().custom_metadata_map, source)
 
     def __call__(self, window: Tensor) -> Tensor:
@@ -121,9 +121,7 @@ class OpenVINOBackend:
             }
             self._request = core.compile_model(model, "CPU", how).create_infer_request()
         except RuntimeError as error:
-            raise CSDError(
-                f"{source} is no model that OpenVINO runs ({_first_line(error)}); export it again"
-            ) from error
+            raise CSDError(f"{source} is no model that OpenVINO runs ({first_line(error)}); export it again") from error
         self.facts = Facts.from_metadata(_openvino_metadata(model), source)
 
     def __call__(self, window: Tensor) -> Tensor:
@@ -209,7 +207,3 @@ def _runtime_errors(runtime: Any) -> list[type[Exception]]:
     """What ONNX Runtime raises for a model that it cannot run."""
     errors = runtime.capi.onnxruntime_pybind11_state
     return [errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented, errors.InvalidArgument]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

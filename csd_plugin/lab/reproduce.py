@@ -92,27 +92,31 @@ def pack_best(matrix: Matrix, slices: list[Table], folder: Path) -> list[str]:
         write_text(catalogue, '{"rainy": {}, "networks": {}}\n')
     networks, rainy = read_catalogue(folder)
     notes = []
+    by_slice = [(table.matrix.runs, table.runs()) for table in slices]
     for name, row in matrix.rows.items():
         if not (row.shown and (row.trains or row.input)):
             continue
-        runs = {f"{table.matrix.runs}_{name}": table.runs() for table in slices}
-        scores, note = _comparable([all_runs[run] for run, all_runs in runs.items()])
+        runs = {f"{prefix}_{name}": found[f"{prefix}_{name}"] for prefix, found in by_slice}
+        scores, note = _comparable(list(runs.values()))
         notes += [f"{name}: {note}"] * bool(note)
         if row.input and scores:
             rainy = {**rainy, CHOSEN_BY: list(scores.values())[-1]}
         elif scores:
-            best = max(scores, key=lambda run: scores[run]["nturain_y"]["psnr"])
-            run = runs[best][best]
-            texts = _texts(run, len(scores))
-            networks[name] = packing.pack(str(run.checkpoint), name, texts, {CHOSEN_BY: scores[best]}, None, folder)
+            best = runs[max(scores, key=lambda run: scores[run]["nturain_y"]["psnr"])]
+            texts, score = _texts(best, len(scores)), {CHOSEN_BY: scores[best.name]}
+            networks[name] = packing.pack(str(best.checkpoint), name, texts, score, None, folder)
     packing.write_catalogue(folder, networks, rainy)
     write_text(folder / "networks.md", as_markdown(networks, rainy) + "\n")
     return [*notes, f"packed: {', '.join(networks)} into {folder}"]
 
 
 def _comparable(runs: Sequence[Run]) -> tuple[dict[str, Score], str]:
-    """Of the runs that are scored on the same frames as the last one, the scores by name; and what is left out."""
-    scores = {run.name: packing.score_of(CHOSEN_BY, str(file)) for run in runs if (file := _scores_of(run)).is_file()}
+    """Of the runs that are scored on the same frames as the last one, the scores by name; and what is left out.
+
+    Runs of networks whose checkpoint is gone do not count.
+    """
+    there = [run for run in runs if _scores_of(run).is_file() and (run.rainy or run.checkpoint.is_file())]
+    scores = {run.name: packing.score_of(CHOSEN_BY, str(_scores_of(run))) for run in there}
     last = scores.get(runs[-1].name)
     if last is None:
         return {}, f"not packed, it has no scores on the test set {CHOSEN_BY!r}"

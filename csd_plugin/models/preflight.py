@@ -70,8 +70,7 @@ def check_parts(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str,
     _find_type(MODEL_REGISTRY, opt["model_type"], "model_type")
     for key, content in opt["datasets"].items():
         _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
-    for name, content in ((opt.get("val") or {}).get("metrics") or {}).items():
-        _find_type(METRIC_REGISTRY, content.get("type"), f"val.metrics.{name}.type")
+    _metrics(opt.get("val") or {})
     with torch.random.fork_rng():
         networks, layouts = build_networks(opt)
         if opt["is_train"] and opt["model_type"] in options.MODELS:
@@ -154,12 +153,19 @@ def check_devices(opt: Mapping[str, Any]) -> None:
         )
 
 
+def _metrics(val: Mapping[str, Any]) -> dict[str, Any]:
+    """The registered metric of each name in the section `val`. Raises CSDError for types that nobody has registered."""
+    return {
+        name: _find_type(METRIC_REGISTRY, content.get("type"), f"val.metrics.{name}.type")
+        for name, content in (val.get("metrics") or {}).items()
+    }
+
+
 def _check_validation(val: dict[str, Any]) -> None:
-    for name, content in (val.get("metrics") or {}).items():
-        metric = _find_type(METRIC_REGISTRY, content.get("type"), f"val.metrics.{name}.type")
+    for name, metric in _metrics(val).items():
         if hasattr(metric, "check"):
             try:
-                metric.check(**content)
+                metric.check(**val["metrics"][name])
             except CSDError as error:
                 raise CSDError(f"val.metrics.{name}: {error}") from error
     if val.get("baseline"):

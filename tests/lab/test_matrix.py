@@ -6,10 +6,7 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -290,13 +287,24 @@ def end(*_):
     sys.exit(1)
 
 signal.signal(signal.SIGTERM, end)
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as processes in the background have it
 print("iter: 1, eta: 1:00:00", file=sys.stderr, flush=True)
 time.sleep(100)
 """
 
 
-def test_a_terminated_table_ends_its_training(files, monkeypatch, tmp_path):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C is heard, which processes that were started in the background do not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_table_that_is_ended_ends_its_training(files, interruptible, number, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "_PATIENCE", 0.2)
     package = tmp_path / "elsewhere" / "csd_plugin"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -306,7 +314,7 @@ def test_a_terminated_table_ends_its_training(files, monkeypatch, tmp_path):
     class Bar(runner.tqdm):
         def set_postfix_str(self, text, *args, **kwargs) -> None:
             if "iteration 1" in text:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
 
     monkeypatch.setattr(runner, "tqdm", Bar)
     runs = runs_of(read_matrix(files / "matrix.yml"), files / "matrix.yml", ["teacher"])
@@ -315,44 +323,6 @@ def test_a_terminated_table_ends_its_training(files, monkeypatch, tmp_path):
         runner.perform(runs, runner.Workspace("tiny"))
     assert (tmp_path / "ended").exists()
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-WAITING = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.SIG_IGN)  # as processes in the background have it
-open("begun", "w").close()
-time.sleep(100)
-"""
-
-
-def test_an_interrupt_of_the_table_alone_ends_its_training(files, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner, "_PATIENCE", 0.2)
-    (tmp_path / "wait.py").write_text(WAITING)
-    started = []
-
-    def popen(command, *args, really=subprocess.Popen, **kwargs):
-        started.append(really([sys.executable, "wait.py"], *args, **kwargs))
-        return started[-1]
-
-    monkeypatch.setattr(runner.subprocess, "Popen", popen)
-    path = files / "matrix.yml"
-    runs = {"tiny_teacher": runs_of(read_matrix(path), path)["tiny_teacher"]}
-
-    def interrupt() -> None:
-        while not (tmp_path / "begun").exists():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    # Tests that were started in the background ignore the signal.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        threading.Thread(target=interrupt).start()
-        with pytest.raises(KeyboardInterrupt):
-            runner.perform(runs, runner.Workspace("tiny"))
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert started[0].poll() is not None
 
 
 def test_a_dry_run_tells_what_is_given_from_what_was_trained(files, monkeypatch, tmp_path, capsys):
@@ -423,10 +393,10 @@ def test_a_damaged_plan_is_one_line(files, content, monkeypatch, tmp_path, capsy
     assert "plan.json is damaged" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the matrix asks for a GPU that is there")
 @pytest.mark.parametrize("flags", [[], ["--minutes", "1"], ["--minutes", "1", "--dry-run"]])
 def test_a_gpu_that_is_not_there_is_said_before_anything_is_done(files, flags, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     matrix = matrix_of(files, set={"network_t": {**STUDENT, "num_feat": 5}, "num_gpu": 1})
     assert main(["table", str(matrix), *flags]) == 2
     assert "num_gpu is 1, but 0 are found" in capsys.readouterr().err
