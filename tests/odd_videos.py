@@ -18,8 +18,8 @@ import numpy as np
 from videos import SIZE, make_video, packets, read
 
 from csd_plugin.cli import main
-from csd_plugin.data.pipes import parse_size
 from csd_plugin.data.video import open_reader
+from csd_plugin.data.video.pipes import parse_size
 
 Size = tuple[int, int]
 

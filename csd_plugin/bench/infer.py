@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.bench.measure import check_report, machine, save_report
     from csd_plugin.bench.speed import default_backends, draw, measure, table
-    from csd_plugin.data.pipes import parse_size
+    from csd_plugin.data.video.pipes import parse_size
     from csd_plugin.errors import CSDError
     from csd_plugin.inference.memory import keep_freed_memory
 

@@ -36,7 +36,7 @@ from csd_plugin.weights import DEFAULT, FASTEST, NETWORKS, find_checkpoint, ship
 if TYPE_CHECKING:
     import numpy as np
 
-    from csd_plugin.data.video import FrameReader
+    from csd_plugin.data.video.interface import FrameReader
     from csd_plugin.inference.runner import Derainer
     from csd_plugin.metrics.scores import Scores
 
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def interrupted(args: argparse.Namespace) -> str:
-    from csd_plugin.data.video import PIPE, VIDEO_SUFFIXES
+    from csd_plugin.data.video.interface import PIPE, VIDEO_SUFFIXES
 
     if args.output.suffix.lower() in VIDEO_SUFFIXES:
         return "no video was written"
@@ -98,8 +98,8 @@ def interrupted(args: argparse.Namespace) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    from csd_plugin.data.pipes import parse_size
-    from csd_plugin.data.video import eight_bits
+    from csd_plugin.data.video.images import eight_bits
+    from csd_plugin.data.video.pipes import parse_size
     from csd_plugin.inference.files import derain_file
     from csd_plugin.inference.memory import keep_freed_memory
     from csd_plugin.inference.runner import Derainer

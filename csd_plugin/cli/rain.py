@@ -89,7 +89,7 @@ def _draw_sheet(args: argparse.Namespace, params: RainParams) -> None:
 
 def _write_pairs(args: argparse.Namespace, params: RainParams) -> None:
     from csd_plugin.data.rain.pairs import PairOptions, rain_on_video, write_pairs
-    from csd_plugin.data.video import VIDEO_SUFFIXES
+    from csd_plugin.data.video.interface import VIDEO_SUFFIXES
     from csd_plugin.report.text import counted
 
     options = PairOptions(

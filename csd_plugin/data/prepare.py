@@ -17,7 +17,9 @@ from csd_plugin.data.layout import SPLITS, is_frame_name
 from csd_plugin.data.naming import Naming, file_name, missing_clips
 from csd_plugin.data.parallel import run_all
 from csd_plugin.data.store import decode_image, header_shape
-from csd_plugin.data.video import VIDEO_SUFFIXES, open_reader, write_png
+from csd_plugin.data.video import open_reader
+from csd_plugin.data.video.images import write_png
+from csd_plugin.data.video.interface import VIDEO_SUFFIXES
 from csd_plugin.errors import CSDError
 
 _SPARE_BYTES = 64 * 2**20

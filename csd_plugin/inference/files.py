@@ -19,16 +19,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from csd_plugin.data.video import (
-    PIPE,
-    FolderWriter,
-    FrameReader,
-    Position,
-    is_camera,
-    open_reader,
-    open_writer,
-    read_image,
-)
+from csd_plugin.data.video import open_reader, open_writer
+from csd_plugin.data.video.camera import is_camera
+from csd_plugin.data.video.folder import FolderWriter
+from csd_plugin.data.video.images import read_image
+from csd_plugin.data.video.interface import PIPE, FrameReader, Position
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.cuts import CutDetector
 from csd_plugin.inference.runner import Derainer, peak_of

@@ -11,7 +11,9 @@ import numpy as np
 
 from csd_plugin.data.layout import is_frame_name, natural_key
 from csd_plugin.data.store import decode_image
-from csd_plugin.data.video import VIDEO_SUFFIXES, eight_bits, open_reader
+from csd_plugin.data.video import open_reader
+from csd_plugin.data.video.images import eight_bits
+from csd_plugin.data.video.interface import VIDEO_SUFFIXES
 from csd_plugin.errors import CSDError
 
 _LOOKED_AT = 50

@@ -22,7 +22,8 @@ from csd_plugin.data.layout import SPLITS
 from csd_plugin.data.rain.clips import CleanClip, find_clips
 from csd_plugin.data.rain.params import RainParams, random_params
 from csd_plugin.data.rain.renderer import RainRenderer, ambient_light
-from csd_plugin.data.video import eight_bits, open_reader, open_writer
+from csd_plugin.data.video import open_reader, open_writer
+from csd_plugin.data.video.images import eight_bits
 from csd_plugin.errors import CSDError
 
 _COPIED_SUFFIXES = {".jpg", ".jpeg", ".png"}

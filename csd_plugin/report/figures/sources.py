@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csd_plugin.data.video import VIDEO_SUFFIXES, eight_bits, open_reader
+from csd_plugin.data.video import open_reader
+from csd_plugin.data.video.images import eight_bits
+from csd_plugin.data.video.interface import VIDEO_SUFFIXES
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.files import paired
 from csd_plugin.inference.runner import Derainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from array import array
@@ -13,7 +14,8 @@ from typing import Any
 import av
 import numpy as np
 
-from csd_plugin.data.video import FrameReader, Position, to_rgb
+from csd_plugin.data.video.decode import to_rgb
+from csd_plugin.data.video.interface import FrameReader, Position
 from csd_plugin.errors import CSDError
 
 # FFmpeg's device for each system, and what it calls a camera; on Windows cameras have names only.
@@ -24,6 +26,11 @@ _DEVICES = {
 }
 _WAIT = 0.005
 _TICK = Fraction(1, 90_000)
+
+
+def is_camera(path: Path) -> bool:
+    """Whether a path means a camera: camera:0, camera:1, .., camera:NAME (on Windows), or /dev/video0."""
+    return re.fullmatch(r"camera:.+|/dev/video\d+", path.as_posix()) is not None
 
 
 class CameraReader(FrameReader):

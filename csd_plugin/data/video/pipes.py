@@ -10,7 +10,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from csd_plugin.data.video import PIPE, FrameReader, FrameWriter, Position
+from csd_plugin.data.video.images import eight_bits
+from csd_plugin.data.video.interface import PIPE, FrameReader, FrameWriter, Position, frame_number
 from csd_plugin.errors import CSDError
 
 
@@ -31,8 +32,8 @@ class PipeReader(FrameReader):
         if size is None:
             raise CSDError("raw frames on standard input do not tell their size: give --size WIDTHxHEIGHT")
         self.path, self.size, self.fps, self.time_base = PIPE, size, fps, 1 / fps
-        self._until = None if end is None else _number(end, fps)
-        self.first = _number(start, fps)
+        self._until = None if end is None else frame_number(end, fps)
+        self.first = frame_number(start, fps)
         if self._until is not None and self._until <= self.first:
             raise CSDError(f"standard input: no frames from {self.first} on before {self._until}")
         self.num_frames = None if self._until is None else self._until - self.first
@@ -85,10 +86,8 @@ class PipeWriter(FrameWriter):
     """Frames to standard output; deep ones are rounded to 8 bits."""
 
     def write(self, frame: np.ndarray) -> None:
-        if frame.dtype == np.uint16:
-            frame = ((frame.astype(np.uint32) + 128) // 257).astype(np.uint8)
         try:
-            sys.stdout.buffer.write(np.ascontiguousarray(frame).data)
+            sys.stdout.buffer.write(np.ascontiguousarray(eight_bits(frame)).data)
             sys.stdout.buffer.flush()
         except OSError as error:
             raise CSDError(f"standard output was closed by its reader ({error.strerror})") from error
@@ -98,7 +97,3 @@ class PipeWriter(FrameWriter):
 
     def abort(self) -> None:
         pass
-
-
-def _number(position: Position, fps: Fraction) -> int:
-    return position if isinstance(position, int) else -int(-position * fps // 1)

@@ -1,0 +1,113 @@
+"""What readers and writers of frames have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+Position = int | Fraction
+"""A place in a clip: a frame number from 0, or seconds from its start."""
+
+PIPE = Path("-")
+"""Standard input or output, as a path."""
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+"""Files that `open_writer` makes; `open_reader` looks at the content and takes more."""
+
+
+def frame_number(position: Position, fps: Fraction) -> int:
+    """The number of the first frame at or after a position, at a constant rate."""
+    return position if isinstance(position, int) else -int(-position * fps // 1)
+
+
+class FrameReader(ABC):
+    """The frames of one clip in display order, once. A context manager.
+
+    Attributes:
+        path: the file or folder.
+        size: (width, height) of every frame, in pixels.
+        fps: mean frames per second.
+        time_base: seconds in one tick of `stamp`.
+        num_frames: how many frames the part asked for has; an estimate for some files, None where nothing tells.
+        first: the number, in the whole clip, of the part's first frame.
+        lead, trail: frames of the context that come before and after the part; where the end of a file is not known
+            yet, `trail` is how many are wanted.
+        live: frames come as they are seen, until `stop` is called.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    fps: Fraction
+    time_base: Fraction
+    num_frames: int | None
+    first: int
+    lead: int = 0
+    trail: int = 0
+    live: bool = False
+
+    @property
+    def num_read(self) -> int | None:
+        """How many frames come in all, the part and its context; an estimate where `num_frames` or `trail` is."""
+        return None if self.num_frames is None else self.lead + self.num_frames + self.trail
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """RGB (H, W, 3), uint8 or uint16: the part, and up to `context` frames around it (see `open_reader`).
+
+        Raises CSDError naming the frame that cannot be read.
+        """
+
+    @abstractmethod
+    def in_part(self, index: int) -> bool:
+        """Whether the index-th frame that was read belongs to the part, not to the context."""
+
+    @abstractmethod
+    def stamp(self, index: int) -> tuple[int, int]:
+        """(start, duration) in ticks, of the part's index-th frame, counted from 0, once it was read."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """The file name, without suffix, that belongs to the part's index-th frame."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the file."""
+
+    def stop(self) -> None:
+        """End a live clip with the frame that is being read; from any thread."""
+        raise RuntimeError(f"{self.path} ends by itself")
+
+    def __enter__(self) -> FrameReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class FrameWriter(ABC):
+    """Takes frames one by one. As a context manager it finishes the output, or removes it if an error came."""
+
+    @abstractmethod
+    def write(self, frame: np.ndarray) -> None:
+        """RGB (H, W, 3), uint8 or uint16, all of one size. Raises CSDError."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish the output; only now does a video appear under its name."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Leave no unfinished file behind."""
+
+    def __enter__(self) -> FrameWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
