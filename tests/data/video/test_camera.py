@@ -14,8 +14,7 @@ from videos import make_video, picture
 
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.cli import main
-from csd_plugin.data.video import camera
-from csd_plugin.data.video import open_reader
+from csd_plugin.data.video import camera, open_reader
 from csd_plugin.data.video.camera import is_camera
 from csd_plugin.errors import CSDError
 
