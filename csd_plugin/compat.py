@@ -63,11 +63,30 @@ def repair_toolbox() -> None:
     misc = importlib.import_module("basicsr.utils.misc")
     if hasattr(misc.check_resume, "__wrapped__"):
         return
+    _give_places()
     fixed = _keep_unsaved_networks(misc.check_resume)
     # train.py binds the name from basicsr.utils; if it has done so already, replace it there too
     for module in ("basicsr.utils.misc", "basicsr.utils", "basicsr.train"):
         if module in sys.modules and hasattr(sys.modules[module], "check_resume"):
             sys.modules[module].check_resume = fixed  # type: ignore[attr-defined]
+
+
+def _give_places() -> None:
+    """The toolbox's sampler, for data sets that have `places`: these instead of indices.
+
+    The toolbox starts the epoch of a resumed run anew, and lets processes draw apart from each other. The method is
+    changed in place, as scripts have bound the class already.
+    """
+    sampler = importlib.import_module("basicsr.data.data_sampler").EnlargedSampler
+    iterate = sampler.__iter__
+
+    @functools.wraps(iterate)
+    def __iter__(self: Any) -> Any:
+        if not hasattr(self.dataset, "places"):
+            return iterate(self)
+        return self.dataset.places(epoch=self.epoch, rank=self.rank, world_size=self.num_replicas)
+
+    sampler.__iter__ = __iter__
 
 
 def _keep_unsaved_networks(check_resume: Any) -> Any:
@@ -184,6 +203,8 @@ def load_resume_state(opt: dict) -> dict | None:
 
     from csd_plugin.archs.checkpoint import load_plain
 
+    content = opt["datasets"]["train"]
+    content["manual_seed"] = opt["manual_seed"]
     path = find_resume_state(opt)
     if path is None:
         return None
@@ -192,8 +213,12 @@ def load_resume_state(opt: dict) -> dict | None:
     if not isinstance(state, dict) or not {"iter", "epoch", "optimizers", "schedulers"} <= state.keys():
         raise CSDError(f"path.resume_state: {path} is no training state; name a file of training_states/")
     check_resume(opt, state["iter"])
-    # without this, every resumed run would draw again the crops that the first iterations have seen
-    set_random_seed(opt["manual_seed"] + opt["rank"] + state["iter"])
+    if state.get("samples"):
+        content["manual_seed"] = state["manual_seed"]
+        content["resumed_at"] = (state["epoch"], state["samples"])
+    else:
+        # other people's data sets draw by the global state: they would draw again what the first iterations have seen
+        set_random_seed(opt["manual_seed"] + opt["rank"] + state["iter"])
     return state
 
 

@@ -439,3 +439,20 @@ def test_two_processes_train_one_student(tmp_path, tiny_rain, tiny_teacher):
     assert not any(name.startswith("module.") for name in torch.load(experiment / "models/net_g_2.pth")["params"])
     scored = (experiment / "metrics/rain_2.csv").read_text()
     assert "a1" in scored and "b1" in scored
+
+
+def test_two_processes_train_the_student_of_one(tmp_path, tiny_rain, tiny_teacher, launcher):
+    """With half of the batch each: the same clips and crops, cells and average too, to rounding."""
+    options = distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 3})
+    options["train"]["optim_g"] = {"type": "SGD", "lr": 0.003}  # Adam makes steps of rounding errors
+    options["datasets"]["train"]["batch_size_per_gpu"] = 4
+    assert launcher.train(options) == 0
+    options["datasets"]["train"]["batch_size_per_gpu"] = 2
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "csd_plugin.train"]
+    run = typed(tmp_path, *launch, "--launcher", "pytorch", options=options)
+    assert run.returncode == 0, run.stderr[-3000:]
+    for file, keys in {"net_g_latest.pth": ("params", "params_ema"), "objective_latest.pth": None}.items():
+        one, two = (torch.load(f / "experiments/run/models" / file) for f in (launcher.folder, tmp_path))
+        for key in keys or one:
+            for name, weight in one[key].items():
+                torch.testing.assert_close(two[key][name], weight, rtol=1e-4, atol=1e-6)

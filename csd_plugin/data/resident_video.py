@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 from csd_plugin.data import augment
+from csd_plugin.data.order import Place
 from csd_plugin.data.paired_video import PairedVideoDataset
 from csd_plugin.data.store import FrameStore
 from csd_plugin.data.training_clips import Options, WorkerEntry
@@ -48,7 +49,7 @@ class ResidentVideoDataset(PairedVideoDataset):
         self._device = pick_device(str(opt.get("device", "auto")))
         self._frames: dict[str, Tensor] = {}
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, indices: Sequence[int | Place]) -> list[dict[str, Any]]:
         if get_worker_info() is not None:
             raise CSDError("ResidentVideoDataset works in the process that trains: set num_worker_per_gpu to 0")
         if not self._frames:

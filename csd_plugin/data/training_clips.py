@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 from tqdm import tqdm
 
 from csd_plugin.data import augment
+from csd_plugin.data.order import Place, places
 from csd_plugin.data.store import FrameStore
 from csd_plugin.data.windows import clip_starts, target_slice
 from csd_plugin.errors import CSDError
@@ -39,13 +40,14 @@ class Sample:
 class TrainingClips:
     """All runs of N consecutive frames of the given sequences, as samples.
 
-    Randomness: every sample has its own generator, seeded by (the loader's base seed, the number of its batch,
-    its place in the batch). torch draws the base seed from its global generator for each epoch; batches are
-    dealt to workers in turn, so a worker knows the number of its batch from its own count. Hence runs repeat
-    by `manual_seed`; no two samples share a draw, also where a sampler repeats an index within an epoch
-    (dataset_enlarge_ratio); and the number of workers (1 or more) does not matter. Two limits: with persistent
-    workers it matters from the second epoch on, as a short last round leaves their counts unequal; and
-    without workers, where torch tells no base seed, the draws are others (seeded by torch's initial seed).
+    Randomness: every sample has its own generator, seeded by its `Place`: the seed of the run, the epoch, the position
+    in it. The toolbox's sampler gives places for our data sets (`compat`), so that neither workers and processes nor a
+    resume change what is drawn. Other samplers give plain indices. Then the seed is (the loader's base seed, the number
+    of the batch, the place in the batch): torch draws the base seed from its global generator for each epoch, and
+    batches are dealt to workers in turn, so a worker knows the number of its batch from its own count. No two samples
+    share a draw, and the number of workers (1 or more) does not matter, with two limits: with persistent workers it
+    does from the second epoch on, as a short last round leaves their counts unequal; and without workers, where torch
+    gives no base seed, the draws are others (seeded by torch's initial seed).
 
     Options:
         num_frame (int): N. Default: 11.
@@ -90,9 +92,11 @@ class TrainingClips:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def draw_batch(self, indices: Sequence[int]) -> list[Sample]:
-        """The next batch; the count of calls is the count of batches, in a loader's worker of those it is dealt."""
+    def draw_batch(self, indices: Sequence[int | Place]) -> list[Sample]:
+        """The next batch, of places, or of plain indices: for these the calls are counted as batches."""
         worker = self._enter_worker()
+        if isinstance(indices[0], Place):
+            return [self._draw(place.item, place.generator()) for place in cast("Sequence[Place]", indices)]
         seed, batch = torch.initial_seed(), self._batches
         if worker is not None:
             if not self._counted_in_worker:
@@ -101,7 +105,7 @@ class TrainingClips:
         self._batches += 1
         return [
             self._draw(index, np.random.default_rng((seed % 2**64, batch, place)))
-            for place, index in enumerate(indices)
+            for place, index in enumerate(cast("Sequence[int]", indices))
         ]
 
     def _draw(self, index: int, rng: np.random.Generator) -> Sample:
@@ -123,6 +127,7 @@ class TrainingClips:
 class TrainingDataset(Dataset):
     """What a loader asks of a data set whose items are samples of `clips`; a subclass says what of."""
 
+    opt: Options
     clips: TrainingClips
 
     def item(self, sample: Sample) -> dict[str, Any]:
@@ -132,12 +137,33 @@ class TrainingDataset(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def places(self, *, epoch: int, rank: int = 0, world_size: int = 1) -> Iterator[Place]:
+        """One process's share of an epoch, `dataset_enlarge_ratio` times all items, from where a resumed run stopped.
+
+        Two keys of `opt` are not written by people: `manual_seed`, the run's, and `resumed_at`, the epoch and the
+        samples of it, of all processes, that were done before.
+        """
+        stopped_in, done = self.opt.get("resumed_at") or (None, 0)
+        return places(
+            len(self),
+            seed=int(self.opt.get("manual_seed", torch.initial_seed())),
+            epoch=epoch,
+            count=len(self) * int(self.opt.get("dataset_enlarge_ratio", 1)),
+            rank=rank,
+            world_size=world_size,
+            start=done if epoch == stopped_in else 0,
+        )
+
+    def __getitem__(self, index: int | Place) -> dict[str, Any]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """One batch; torch's loader calls this."""
-        return [self.item(sample) for sample in self.clips.draw_batch(indices)]
+    def __getitems__(self, indices: Sequence[int | Place]) -> list[dict[str, Any]]:
+        """One batch; torch's loader calls this. Items of places have their `position`, which a resume needs."""
+        items = [self.item(sample) for sample in self.clips.draw_batch(indices)]
+        for item, place in zip(items, indices, strict=True):
+            if isinstance(place, Place):
+                item["position"] = place.position
+        return items
 
 
 class WorkerEntry:

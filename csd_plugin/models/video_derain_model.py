@@ -6,9 +6,10 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from basicsr.models.video_base_model import VideoBaseModel
-from basicsr.utils import get_root_logger
+from basicsr.utils import get_root_logger, set_random_seed
 from basicsr.utils.dist_util import master_only
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
@@ -47,6 +48,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast_dtype == torch.float16 and self.device.type == "cuda"
         )
+        self.samples_done = 0
+        self.best_metric_results: dict[str, dict[str, tuple[float, Any]]] = {}
         super().init_training_settings()
         self.compile_for_training(self.get_bare_model(self.net_g))
 
@@ -61,6 +64,9 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         self.lq = _as_float(data["lq"].to(self.device, non_blocking=True))
         self.gt = _as_float(data["gt"].to(self.device, non_blocking=True))
         self.sample_names = data.get("key", [])
+        if "position" in data:  # all processes are equally far
+            world_size = self.opt["world_size"]
+            self.samples_done = (int(data["position"].max()) // world_size + 1) * world_size
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One forward, one backward, one optimizer step for the batch of `feed_data`.
@@ -68,6 +74,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         Raises:
             CSDError: the loss is not finite, or with grad_clip the gradient; this step has touched no weight.
         """
+        self._seed_step(current_iter)
         self.optimizer_g.zero_grad()
         losses, diagnostics = self.compute_losses(current_iter)
         total = sum(losses.values(), torch.zeros((), device=self.device))
@@ -83,6 +90,11 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         if self.ema_decay > 0:
             warms_up = self.opt["train"].get("ema_warmup", True)
             self.model_ema(decay_at(current_iter, self.ema_decay) if warms_up else self.ema_decay)
+
+    def _seed_step(self, current_iter: int) -> None:
+        """Random numbers inside a network depend on the step, not on how the run came to it."""
+        seed, rank = self.opt["manual_seed"] or 0, self.opt["rank"]
+        set_random_seed(int(np.random.default_rng((seed % 2**64, current_iter, rank)).integers(2**31)))
 
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted terms whose sum is minimised, and scalars to log beside them."""
@@ -181,13 +193,16 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             save_atomically(self.training_state(epoch, current_iter), path)
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
-        """The toolbox's entries, and the gradient scaler's."""
+        """The toolbox's entries, and what else goes on: the scaler, the place in the data, the best scores."""
         return {
             "epoch": epoch,
             "iter": current_iter,
             "optimizers": [o.state_dict() for o in self.optimizers],
             "schedulers": [s.state_dict() for s in self.schedulers],
             "scaler": self.scaler.state_dict(),
+            "manual_seed": self.opt["manual_seed"],
+            "samples": self.samples_done,
+            "best": {name: dict(best) for name, best in self.best_metric_results.items()},
         }
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
@@ -200,6 +215,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             ) from error
         if resume_state.get("scaler"):
             self.scaler.load_state_dict(resume_state["scaler"])
+        self.best_metric_results = {name: dict(best) for name, best in resume_state.get("best", {}).items()}
 
 
 def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any) -> torch.optim.Optimizer:

@@ -1,0 +1,44 @@
+"""The order of training samples: what is drawn depends on the seed, the epoch and the place in it, on nothing else.
+
+So it does not matter how many workers or processes share the work, nor whether a run was resumed on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Place(NamedTuple):
+    """Where a sample stands in a run.
+
+    seed: of the run. epoch: from 0. position: in the epoch, over all processes. item: of the data set.
+    """
+
+    seed: int
+    epoch: int
+    position: int
+    item: int
+
+    def generator(self) -> np.random.Generator:
+        """The sample's own random numbers."""
+        return np.random.default_rng((self.seed % 2**64, self.epoch, self.position))
+
+
+def places(
+    length: int, *, seed: int, epoch: int, count: int, rank: int = 0, world_size: int = 1, start: int = 0
+) -> Iterator[Place]:
+    """One process's share of an epoch, in order.
+
+    Args:
+        length: items of the data set.
+        count: samples of the epoch, of all processes: each item count / length times, in a random order.
+        start: positions that are done already. The first ones follow the last where the processes do not share
+            `count` evenly.
+    """
+    order = np.random.default_rng((seed % 2**64, epoch)).permutation(count) % length
+    total = -(-count // world_size) * world_size
+    for position in range(start + rank, total, world_size):
+        yield Place(seed, epoch, position, int(order[position % count]))

@@ -1,0 +1,43 @@
+"""The order of samples: each as often as it should be, shared by processes, whole after a cut."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from csd_plugin.data.order import Place, places
+
+
+@pytest.mark.parametrize(("length", "ratio"), [(1, 1), (7, 1), (7, 5), (10, 3)])
+def test_every_item_comes_as_often_as_asked_for(length, ratio):
+    epoch = list(places(length, seed=3, epoch=2, count=length * ratio))
+    assert Counter(place.item for place in epoch) == dict.fromkeys(range(length), ratio)
+    assert [place.position for place in epoch] == list(range(length * ratio))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_processes_share_one_order(world_size):
+    whole = list(places(7, seed=1, epoch=0, count=14))
+    shares = [list(places(7, seed=1, epoch=0, count=14, rank=r, world_size=world_size)) for r in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    together = sorted((place for share in shares for place in share), key=lambda place: place.position)
+    assert together[:14] == whole
+    assert [place.item for place in together[14:]] == [place.item for place in whole[: len(together) - 14]]
+
+
+@pytest.mark.parametrize("done", [0, 4, 14, 16])
+def test_what_is_done_is_left_out(done):
+    for rank in range(2):
+        whole = list(places(7, seed=1, epoch=4, count=14, rank=rank, world_size=2))
+        rest = list(places(7, seed=1, epoch=4, count=14, rank=rank, world_size=2, start=done))
+        assert rest == whole[done // 2 :]
+
+
+def test_orders_and_draws_differ_by_seed_epoch_and_position():
+    orders = {tuple(p.item for p in places(20, seed=s, epoch=e, count=20)) for s in (0, 1) for e in (0, 1)}
+    assert len(orders) == 4
+    draws = {float(Place(s, e, p, 0).generator().random()) for s in (0, 1, -1) for e in (0, 1) for p in (0, 1)}
+    assert len(draws) == 12
+    assert Place(0, 1, 2, 3).generator().random() == np.random.default_rng((0, 1, 2)).random()

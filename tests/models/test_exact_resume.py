@@ -1,0 +1,104 @@
+"""A run that was cut and resumed ends with the bits of one that was not: weights, average, cells, optimizer, data."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toolbox import changed, distill_options, equal, scored_set, train_options
+
+from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.data.paired_video import PairedVideoDataset
+
+
+def resumed_and_whole(launcher, options, *, cut: int, total: int) -> list[dict[str, dict[str, torch.Tensor]]]:
+    """What a run of `total` steps and one that was cut at `cut` leave behind: every tensor of every file of theirs."""
+    options = changed(options, {"train.total_iter": total, "logger.save_checkpoint_freq": cut})
+    assert launcher.train(changed(options, {"name": "whole"})) == 0
+    # the whole schedule is in the options of both; only the end comes early
+    assert launcher.train(changed(options, {"name": "cut", "train.total_iter": cut})) == 0
+    assert launcher.train(changed(options, {"name": "cut"}), "--auto_resume") == 0
+    return [left_behind(launcher, name) for name in ("whole", "cut")]
+
+
+def left_behind(launcher, name):
+    experiment = launcher.folder / "experiments" / name
+    files = {path.name: path for path in sorted(experiment.glob("models/*_latest.pth"))}
+    newest = max(experiment.glob("training_states/*.state"), key=lambda path: int(path.stem))
+    content = {name: torch.load(path, weights_only=True) for name, path in files.items()}
+    return content | {newest.name: torch.load(newest, weights_only=True)}
+
+
+def assert_same(a, b, where=""):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for index, (one, other) in enumerate(zip(a, b, strict=True)):
+            assert_same(one, other, f"{where}/{index}")
+    else:
+        assert a == b, where
+
+
+@pytest.mark.parametrize(
+    ("workers", "autocast"), [(0, None), (1, "bf16"), (3, None)], ids=["0 fp32", "1 bf16", "3 fp32"]
+)
+def test_distillation_goes_on_to_the_last_bit(launcher, tiny_rain, tiny_teacher, workers, autocast):
+    options = distill_options(tiny_rain, tiny_teacher)
+    options["datasets"]["train"] |= {"num_worker_per_gpu": workers, "batch_size_per_gpu": 3}
+    options["train"]["autocast"] = autocast
+    whole, cut = resumed_and_whole(launcher, options, cut=3, total=6)
+    assert "objective_latest.pth" in whole
+    assert_same(whole, cut)
+
+
+def test_the_cut_may_be_anywhere_in_the_epochs(launcher, tiny_rain):
+    """At the very end of the first epoch, and inside the second."""
+    options = train_options(tiny_rain)
+    options["datasets"]["train"]["dataset_enlarge_ratio"] = 1
+    train = options["datasets"]["train"]
+    batches = len(PairedVideoDataset(train)) // train["batch_size_per_gpu"]
+    assert batches > 1
+    for cut in (batches, batches + 1):
+        whole, resumed = resumed_and_whole(launcher, options, cut=cut, total=2 * batches + 1)
+        assert_same(whole, resumed)
+
+
+def test_random_numbers_inside_a_network_go_on(launcher, tiny_rain, monkeypatch):
+    """A network with dropout draws in every step."""
+    forward = SLDNet.forward
+    monkeypatch.setattr(
+        SLDNet, "forward", lambda self, window: torch.dropout(forward(self, window), 0.5, self.training)
+    )
+    whole, cut = resumed_and_whole(launcher, train_options(tiny_rain), cut=2, total=4)
+    assert_same(whole, cut)
+    assert not equal(whole["net_g_latest.pth"]["params"], launcher.weights("net_g_2", "whole"))
+
+
+def test_the_best_scores_are_remembered(launcher, tiny_rain):
+    options = train_options(tiny_rain, **{"datasets.val": scored_set(tiny_rain)})
+    options["val"] = {"val_freq": 1, "save_img": False}
+    assert launcher.train(options) == 0
+    path = launcher.folder / "experiments/run/training_states/2.state"
+    state = torch.load(path, weights_only=True)
+    [best] = state["best"].values()
+    assert "nturain_y/psnr" in best
+    best["nturain_y/psnr"] = (99.0, 1)
+    torch.save(state, path)
+    assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 0
+    [resumed] = launcher.models[-1].best_metric_results.values()
+    assert resumed["nturain_y/psnr"] == (99.0, 1)
+
+
+def test_a_state_without_a_place_in_the_data_is_resumed_from_the_epochs_start(launcher, tiny_rain):
+    options = train_options(tiny_rain)
+    assert launcher.train(options) == 0
+    path = launcher.folder / "experiments/run/training_states/2.state"
+    state = torch.load(path, weights_only=True)
+    for key in ("samples", "manual_seed", "best"):
+        del state[key]
+    torch.save(state, path)
+    assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 0
