@@ -158,8 +158,11 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         logger = get_root_logger()
         net = net.module if isinstance(net, (DataParallel, DistributedDataParallel)) else net
         state = read_state_dict(load_path, param_key, fallback=True)
-        load_weights(net, state, source=f"checkpoint {load_path}", strict=strict)
-        logger.info(f"Loaded {net.__class__.__name__} from {load_path}.")
+        missing = load_weights(net, state, source=f"checkpoint {load_path}", strict=strict)
+        size = len(net.state_dict())
+        logger.info(f"Loaded {size - len(missing)} of {size} tensors of {net.__class__.__name__} from {load_path}.")
+        if missing:
+            logger.warning(f"{load_path} lacks {len(missing)} tensors of it, such as {missing[0]}; they keep their start.")
 
     @master_only
     def save_network(self, net, net_label: str, current_iter: int, param_key="params") -> None:
