@@ -140,8 +140,9 @@ def test_wrong_checkpoints(refuses, tiny_rain, tiny_teacher, launcher):
 
 def test_a_checkpoint_that_fits_in_part_alone(refuses, launcher, capfd, tiny_rain, tiny_teacher):
     torch.save({"params": {"body.0.weight": torch.zeros(3)}}, launcher.folder / "other.pth")
-    for label, where in (("t", {"path.pretrain_network_t": "other.pth"}), ("g", {"path.pretrain_network_g": "other.pth"})):
-        options = distill_options(tiny_rain, tiny_teacher, **where, **{f"path.strict_load_{label}": False})
+    for label in ("t", "g"):
+        options = distill_options(tiny_rain, tiny_teacher)
+        options["path"] |= {f"pretrain_network_{label}": "other.pth", f"strict_load_{label}": False}
         refuses(options, f"path.pretrain_network_{label}", "tensors it has 0", "of another network")
 
     start = SLDNet(preset="student2", num_feat=4).state_dict()
@@ -151,7 +152,7 @@ def test_a_checkpoint_that_fits_in_part_alone(refuses, launcher, capfd, tiny_rai
     assert launcher.train(train_options(tiny_rain, **part)) == 0
     log = capfd.readouterr().err
     assert f"Loaded {len(start)} of {len(start) + 1} tensors of SLDNet from part.pth" in log
-    assert "WARNING: part.pth lacks 1 tensors of it, such as conv13.weight; they keep their start." in log
+    assert "WARNING: part.pth lacks 1 of them, such as conv13.weight; they keep their start." in log
     trained = launcher.weights("net_g_latest", key="params_ema")
     assert all(torch.allclose(trained[name], value) for name, value in start.items())
 

@@ -162,7 +162,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         size = len(net.state_dict())
         logger.info(f"Loaded {size - len(missing)} of {size} tensors of {net.__class__.__name__} from {load_path}.")
         if missing:
-            logger.warning(f"{load_path} lacks {len(missing)} tensors of it, such as {missing[0]}; they keep their start.")
+            logger.warning(f"{load_path} lacks {len(missing)} of them, such as {missing[0]}; they keep their start.")
 
     @master_only
     def save_network(self, net, net_label: str, current_iter: int, param_key="params") -> None:
