@@ -253,7 +253,7 @@ DATASETS: dict[str, type[Section]] = {
 }
 NETWORKS = {"SLDNet": SLDNet, "PReNet": PReNet, "S2VD": S2VD}
 LOSSES = {"PyramidSSIMLoss": PyramidSSIMLoss}
-MODELS = ("VideoDerainModel", "DistillModel")
+MODELS = {"VideoDerainModel": False, "DistillModel": True}  # whether they learn from teachers
 #: What begins the keys, of the top level and of `path`, that each teacher has for itself: `network_t2`.
 TEACHER_KEYS = ("network_", "interface_", "pretrain_network_", "param_key_", "strict_load_")
 
@@ -265,6 +265,18 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "val": ValSection,
     "logger": LoggerSection,
 }
+
+
+def rename(name: str, new: str) -> None:
+    """Know a class of ours by another name from now on, as its own has become another package's."""
+    for table in (DATASETS, NETWORKS, LOSSES, MODELS):
+        if name in table:
+            table[new] = table.pop(name)  # type: ignore[attr-defined]
+
+
+def distils(opt: Mapping[str, Any]) -> bool:
+    """Whether the options are of a training run of our models with teachers."""
+    return bool(opt["is_train"]) and MODELS.get(opt["model_type"], False)
 
 
 def check_file(content: Any, source: str) -> None:
@@ -327,7 +339,7 @@ def _check_training(opt: Mapping[str, Any], source: str) -> None:
     _check(train["scheduler"], TypedSection, f"{source}: train.scheduler.")
     losses = {name: section_of(cls) for name, cls in LOSSES.items()}
     _check_typed(train["pixel_opt"], losses, f"{source}: train.pixel_opt.")
-    if opt["model_type"] == "DistillModel":
+    if distils(opt):
         _check_distillation(opt, source)
 
 

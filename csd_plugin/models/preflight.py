@@ -22,6 +22,7 @@ from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.models.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.video_derain_model import build_optimizer
+from csd_plugin.options import distils
 from csd_plugin.report.results import load_results
 from csd_plugin.types import ClipView
 
@@ -89,11 +90,6 @@ def build_networks(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[s
     return networks, {name: _layout(network, opt, name) for name, network in networks.items()}
 
 
-def distils(opt: Mapping[str, Any]) -> bool:
-    """Whether the options are of a training run with teachers."""
-    return bool(opt["is_train"]) and opt["model_type"] == "DistillModel"
-
-
 def _layout(network: nn.Module, opt: Mapping[str, Any], name: str) -> Layout:
     section = f"interface_{name.removeprefix('network_')}"
     try:
@@ -146,7 +142,7 @@ def check_devices(opt: Mapping[str, Any]) -> None:
         raise CSDError(
             f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} are found; use 0, the CPU, or auto"
         )
-    if opt["model_type"] == "DistillModel" and opt["is_train"] and opt["num_gpu"] > 1 and not opt["dist"]:
+    if distils(opt) and opt["num_gpu"] > 1 and not opt["dist"]:
         raise CSDError(
             f"num_gpu is {opt['num_gpu']}: a DistillModel takes one process per GPU; set num_gpu: 1, or use "
             f"torchrun --nproc_per_node {opt['num_gpu']} -m csd_plugin.train .. --launcher pytorch"
