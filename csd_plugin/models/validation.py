@@ -25,6 +25,7 @@ from csd_plugin.inference.folding import fold
 from csd_plugin.metrics.protocols import score_frame, to_uint8
 from csd_plugin.metrics.scores import Scores
 from csd_plugin.report import results
+from csd_plugin.report.table import WITHOUT_TRUTH, share
 
 
 class ValidationMixin:
@@ -62,7 +63,7 @@ class ValidationMixin:
     def _score_dataset(
         self, network: nn.Module, dataset: Dataset, name: str, current_iter: int | str, save_img: bool
     ) -> list[dict[str, Any]]:
-        """This process's share of the frames: index, clip, frame and scores of each that has any."""
+        """This process's share of the frames: index, clip, frame and scores of each, which may be none."""
         rank, world_size = get_dist_info()
         size = len(dataset)  # type: ignore[arg-type]
         # a run of its own: neighbours share decoded frames, and are what a network of sequences needs
@@ -85,17 +86,15 @@ class ValidationMixin:
                     if item["index"] < first:
                         continue
                     given |= {"img": result} if truth is None else {"img": result, "img2": truth}
-                    measures = self._toolbox_metrics(given)
-                    if truth is not None or measures:
-                        scored.append(
-                            {
-                                "index": item["index"],
-                                "clip": item["folder"],
-                                "frame": frame,
-                                "score": {} if truth is None else score_frame(result, truth),
-                                "measures": measures,
-                            }
-                        )
+                    scored.append(
+                        {
+                            "index": item["index"],
+                            "clip": item["folder"],
+                            "frame": frame,
+                            "score": {} if truth is None else score_frame(result, truth),
+                            "measures": self._toolbox_metrics(given),
+                        }
+                    )
                     if save_img:
                         _write_image(self._image_path(name, item["folder"], frame, current_iter), result)
                 bar.update(len(items))
@@ -141,7 +140,13 @@ class ValidationMixin:
     def _report(self, name: str, frames: list[dict[str, Any]], current_iter: int | str, tb_logger: Any) -> None:
         scores = Scores()
         for frame in sorted(frames, key=lambda frame: frame["index"]):
-            scores.record(frame["clip"], frame["frame"], frame["score"], frame["measures"])
+            if frame["score"] or frame["measures"]:
+                scores.record(frame["clip"], frame["frame"], frame["score"], frame["measures"])
+        if not scores.clips:
+            get_root_logger().warning(f"Validation {name}: no clip has truth, and no metric of val.metrics needs none.")
+            return
+        true = dict.fromkeys(frame["clip"] for frame in frames if frame["score"])
+        alone = [clip for clip in dict.fromkeys(frame["clip"] for frame in frames) if clip not in true]
         summary = scores.summary()
 
         training = self.opt["is_train"]
@@ -161,11 +166,12 @@ class ValidationMixin:
                 "options": dict(self.opt["network_g"]),
                 "checkpoint": self.opt["path"].get("pretrain_network_g"),
                 "parameters": sum(p.numel() for p in self.net_g.parameters()),
+                **({WITHOUT_TRUTH: alone} if alone else {}),
             },
             baseline=self.opt["val"].get("baseline"),
         )
         best = self._update_best(name, summary, current_iter)
-        lines = [f"Validation {name}"]
+        lines = [f"Validation {name}{share(list(true), [*true, *alone]) if true else ''}"]
         for metric, value in summary.items():
             lines.append(f"\t # {metric}: {value:.4f}\tBest: {best[metric][0]:.4f} @ {best[metric][1]} iter")
         get_root_logger().info("\n".join(lines) + "\n")
