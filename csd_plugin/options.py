@@ -22,7 +22,7 @@ from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.distill import fidelity
 from csd_plugin.distill.objective import OBJECTIVES
 from csd_plugin.distill.schedule import check_weight
-from csd_plugin.distill.settings import teacher_labels, teacher_shares
+from csd_plugin.distill.settings import read_distillation, teacher_labels, teacher_shares
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 
@@ -359,8 +359,6 @@ def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
     for label in teacher_labels((*opt, *opt["path"]), stems=TEACHER_KEYS):
         if not opt.get(f"network_{label}"):
             raise CSDError(f"{source}: the section network_{label} is missing, but other keys are about that teacher")
-        if not opt["path"].get(f"pretrain_network_{label}"):
-            raise CSDError(f"{source}: path.pretrain_network_{label} is missing: name the teacher's checkpoint")
     content = opt["train"].get("distill_opt")
     if not content:
         raise CSDError(f"{source}: train.distill_opt is missing; `type: CSD` is the paper's")
@@ -381,6 +379,9 @@ def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
     for label in taps["teacher"] if isinstance(taps.get("teacher"), Mapping) else ():
         if label not in labels:
             raise CSDError(f"{source}: train.distill_opt.taps.teacher.{label} is unknown{suggestion(label, labels)}")
+    for label in read_distillation(opt).taught_by():
+        if not opt["path"].get(f"pretrain_network_{label}"):
+            raise CSDError(f"{source}: path.pretrain_network_{label} is missing: name the teacher's checkpoint")
 
 
 def _told_in(where: str, check: Callable[..., Any], *arguments: Any) -> None:

@@ -93,12 +93,12 @@ class DistillModel(VideoDerainModel):
             path.get(f"param_key_{label}", "params_ema"),
         )
         network.eval().requires_grad_(False)
-        self.compile_for_training(network)
         layout = layout_of(network, self.opt.get(f"interface_{label}"))
         objective = build_objective(self.distillation.objective)
         if self.distillation.adapters:
             objective = self._adapted(objective, network, layout, layers)
         taps = layout.tap(network, layers) if objective.needs_features else []
+        self.compile_for_training(network)  # what is compiled cannot be dry-run: torch crashes
         return Teacher(
             share=share,
             prefix=f"{label}/" if len(self.distillation.teachers) > 1 else "",

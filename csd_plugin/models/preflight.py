@@ -51,15 +51,16 @@ def check_run(opt: dict[str, Any]) -> None:
         )
 
     networks, layouts = check_parts(opt)
-    _check_data(opt, layouts)
+    needed = ["network_g"]
+    if distils(opt):
+        needed += [f"network_{label}" for label in read_distillation(opt).taught_by()]
+    _check_data(opt, {name: layouts[name] for name in needed})
     if distils(opt) and opt["datasets"]["train"]["type"] in options.DATASETS:
         _check_features(opt, networks, layouts)
 
-    for name, network in networks.items():
-        resumed = name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)
-        unused = name == "network_t" and not any(opt["train"]["distill_opt"]["weights"].values())
-        if not (resumed or unused):
-            _check_checkpoint(opt["path"], name, network)
+    for name in needed:
+        if not (name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)):
+            _check_checkpoint(opt["path"], name, networks[name])
 
 
 def check_parts(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Layout]]:

@@ -226,7 +226,8 @@ def _noting_teachers_batches(batches, forward):
     return wrapper
 
 
-def test_compiled_networks_train_to_the_same_weights(launcher, tiny_rain, tiny_teacher, monkeypatch):
+@pytest.mark.parametrize("adapters", [None, ["conv1x1"], ["conv1x1", "resize"]])
+def test_compiled_networks_train_to_the_same_weights(launcher, tiny_rain, tiny_teacher, monkeypatch, adapters):
     compiled = []
 
     def compile_quickly(function, *args, **kwargs):
@@ -235,8 +236,11 @@ def test_compiled_networks_train_to_the_same_weights(launcher, tiny_rain, tiny_t
 
     real = torch.compile
     monkeypatch.setattr(torch, "compile", compile_quickly)
+    taps = {"student": ["conv22"], "teacher": ["conv22"], "adapters": adapters}
     for name, how in (("plain", False), ("compiled", True)):
-        assert launcher.train(distill_options(tiny_rain, tiny_teacher, name=name, **{"train.compile": how})) == 0
+        options = distill_options(tiny_rain, tiny_teacher, name=name, **{"train.compile": how})
+        options["train"]["distill_opt"] |= {"taps": taps} if adapters else {}
+        assert launcher.train(options) == 0
     assert len(compiled) == 2  # student and teacher, of the second run
     for key in ("params", "params_ema"):
         plain, ours = (launcher.weights("net_g_latest", name, key) for name in ("plain", "compiled"))
