@@ -269,9 +269,10 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 def rename(name: str, new: str) -> None:
     """Know a class of ours by another name from now on, as its own has become another package's."""
-    for table in (DATASETS, NETWORKS, LOSSES, MODELS):
+    tables: tuple[dict[str, Any], ...] = (DATASETS, NETWORKS, LOSSES, MODELS)
+    for table in tables:
         if name in table:
-            table[new] = table.pop(name)  # type: ignore[attr-defined]
+            table[new] = table.pop(name)
 
 
 def distils(opt: Mapping[str, Any]) -> bool:

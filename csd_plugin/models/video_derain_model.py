@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.atomic import replacing
 from csd_plugin.errors import CSDError
 from csd_plugin.models.layouts import Layout, layout_of
+from csd_plugin.models.resuming import by_options, option_changes
 from csd_plugin.models.validation import ValidationMixin
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -183,23 +185,43 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             save_atomically(self.training_state(epoch, current_iter), path)
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
-        """The toolbox's entries, and the gradient scaler's."""
+        """The toolbox's entries, the gradient scaler's, and the one option of the learning rate that no entry has."""
         return {
             "epoch": epoch,
             "iter": current_iter,
             "optimizers": [o.state_dict() for o in self.optimizers],
             "schedulers": [s.state_dict() for s in self.schedulers],
             "scaler": self.scaler.state_dict(),
+            "warmup_iter": self.opt["train"].get("warmup_iter", -1),
         }
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """Go on from a saved state, by the options of now: those of optimizer and schedule may have changed.
+
+        Where they have, the learning rate is what it would be if they had been so from the start.
+        """
+        train, path, done = self.opt["train"], self.opt["path"]["resume_state"], resume_state["iter"]
+        warmup, changes = train.get("warmup_iter", -1), []
         try:
+            if done < train["total_iter"]:
+                changes = option_changes(resume_state, self.optimizers, self.schedulers, warmup)
+            if changes:
+                resume_state = by_options(resume_state, self.optimizers, self.schedulers)
             super().resume_training(resume_state)
         except (ValueError, AssertionError) as error:
             raise CSDError(
-                f"path.resume_state: {self.opt['path']['resume_state']} is of another run: "
+                f"path.resume_state: {path} is of another run: "
                 f"{str(error).splitlines()[0]}; give the options that it was made with, or another name"
             ) from error
+        if changes:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+                for iteration in range(1, done + 1):
+                    self.update_learning_rate(iteration, warmup_iter=warmup)
+            get_root_logger().warning(
+                f"{path}: options have changed since: {', '.join(changes)}. They hold as if from the start: the "
+                f"learning rate of iteration {done} is {self.get_current_learning_rate()[0]:.4g}."
+            )
         if resume_state.get("scaler"):
             self.scaler.load_state_dict(resume_state["scaler"])
 
