@@ -136,6 +136,10 @@ class DistillModel(VideoDerainModel):
         cells = [p for teacher in self.teachers for p in teacher.objective.parameters() if p.requires_grad]
         return super().parameters_to_optimize() + cells
 
+    @property
+    def num_frame(self) -> int:
+        return max(super().num_frame, *(teacher.layout.num_frame for teacher in self.teachers), 1)
+
     # ------------------------------------------------------------------ training step
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         weights = self.distillation.weights_at(current_iter)

@@ -21,6 +21,7 @@ from csd_plugin.distill.settings import Distillation, read_distillation, teacher
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.models.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.models.layouts import Layout, layout_of
+from csd_plugin.models.pairing import check_pairs, check_role
 from csd_plugin.models.video_derain_model import build_optimizer
 from csd_plugin.options import distils
 from csd_plugin.report.results import load_results
@@ -42,6 +43,8 @@ def check_run(opt: dict[str, Any]) -> None:
     """
     _find_type(MODEL_REGISTRY, opt["model_type"], "model_type")
     if opt["model_type"] not in options.MODELS:
+        with torch.random.fork_rng():
+            check_pairs(opt, lambda: _build_network(opt["network_g"], "network_g"))
         return
     check_devices(opt)
     _check_validation(opt.get("val") or {})
@@ -199,6 +202,7 @@ def _check_data(opt: dict[str, Any], layouts: dict[str, Layout]) -> None:
         dataset_type = _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
         if content["type"] not in options.DATASETS:
             continue
+        check_role(key, content)
         num_frame, num_target = content["num_frame"], content.get("num_target", 1)
         reach = num_frame - num_target + 1
         for name, layout in layouts.items():
@@ -240,7 +244,7 @@ def _check_loader(num_clip: int, content: dict[str, Any], opt: dict[str, Any]) -
 def _find_type(known: Any, name: Any, where: str) -> Any:
     """What a registry of the toolbox, or a dict, has under this name; the toolbox's own error is a traceback."""
     names = list(known.keys())
-    if name not in names:
+    if name not in names and f"{name}_basicsr" not in names:  # a suffix that the toolbox's registries look for too
         raise CSDError(f"{where}: {name!r} is unknown{suggestion(name, names)}")
     return known.get(name)
 

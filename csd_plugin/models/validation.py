@@ -24,6 +24,7 @@ from csd_plugin.errors import CSDError
 from csd_plugin.inference.folding import fold
 from csd_plugin.metrics.protocols import score_frame, to_uint8
 from csd_plugin.metrics.scores import Scores
+from csd_plugin.models.batches import Item, read_test_item
 from csd_plugin.report import results
 from csd_plugin.report.table import WITHOUT_TRUTH, share
 
@@ -71,32 +72,32 @@ class ValidationMixin:
         # with one more before it, another process's, where a metric looks back
         lead = int(0 < first < end and "previous" in self._wanted())
         indices = range(first - lead, end)
+        num_frame = self.layout_of(network).num_frame  # type: ignore[attr-defined]
         scored = []
         before = _Before()
         hidden = True if rank or not self.opt["val"].get("pbar", True) else None  # None: where there is a terminal
         with tqdm(total=len(indices), unit="frame", desc=name, disable=hidden) as bar:
-            for items in _batches(dataset, indices, self.opt["val"].get("batch_size", 2)):
-                outputs = self._predict(network, torch.stack([item["lq"] for item in items]))
+            for items in _batches(dataset, indices, self.opt["val"].get("batch_size", 2), num_frame):
+                outputs = self._predict(network, torch.stack([item.lq for item in items]))
                 for item, output in zip(items, outputs, strict=True):
-                    frame = Path(item["lq_path"]).stem
                     result = to_uint8(output)
-                    truth = to_uint8(item["gt"]) if "gt" in item else None
-                    guide = to_uint8(item["lq"][len(item["lq"]) // 2]) if truth is None else truth
-                    given = before.step(item["folder"], result, guide)
-                    if item["index"] < first:
+                    truth = None if item.gt is None else to_uint8(item.gt)
+                    guide = to_uint8(item.lq[len(item.lq) // 2]) if truth is None else truth
+                    given = before.step(item.run, result, guide)
+                    if item.index < first:
                         continue
                     given |= {"img": result} if truth is None else {"img": result, "img2": truth}
                     scored.append(
                         {
-                            "index": item["index"],
-                            "clip": item["folder"],
-                            "frame": frame,
+                            "index": item.index,
+                            "clip": item.clip,
+                            "frame": item.frame,
                             "score": {} if truth is None else score_frame(result, truth),
                             "measures": self._toolbox_metrics(given),
                         }
                     )
                     if save_img:
-                        _write_image(self._image_path(name, item["folder"], frame, current_iter), result)
+                        _write_image(self._image_path(name, item.clip, item.frame, current_iter), result)
                 bar.update(len(items))
         return scored
 
@@ -210,22 +211,22 @@ class _Before:
     """The frame before, for metrics that look at neighbours."""
 
     def __init__(self) -> None:
-        self._clip: str | None = None
+        self._run: Any = None
         self._images: dict[str, Any] = {}
 
-    def step(self, clip: str, result: Any, guide: Any) -> dict[str, Any]:
-        """The images beside the result itself: `guide`, and where the frame before is of the same clip, its two."""
-        given = {**(self._images if clip == self._clip else {}), "guide": guide}
-        self._clip, self._images = clip, {"previous": result, "previous_guide": guide}
+    def step(self, run: Any, result: Any, guide: Any) -> dict[str, Any]:
+        """The images beside the result itself: `guide`, and where the frame before is of the same run, its two."""
+        given = {**(self._images if run == self._run else {}), "guide": guide}
+        self._run, self._images = run, {"previous": result, "previous_guide": guide}
         return given
 
 
-def _batches(dataset: Dataset, indices: range, batch_size: int) -> Iterator[list[dict[str, Any]]]:
-    """Items in order, in lists of up to batch_size of one clip."""
-    batch: list[dict[str, Any]] = []
+def _batches(dataset: Dataset, indices: range, batch_size: int, num_frame: int) -> Iterator[list[Item]]:
+    """Items in order, in lists of up to batch_size of one run of frames."""
+    batch: list[Item] = []
     for index in indices:
-        item = {**dataset[index], "index": index}
-        if batch and (len(batch) == batch_size or batch[0]["folder"] != item["folder"]):
+        item = read_test_item(dataset, index, num_frame)
+        if batch and (len(batch) == batch_size or batch[0].run != item.run):
             yield batch
             batch = []
         batch.append(item)

@@ -19,6 +19,7 @@ from csd_plugin import compat
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.atomic import replacing
 from csd_plugin.errors import CSDError
+from csd_plugin.models.batches import as_clips
 from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.resuming import by_options, option_changes
 from csd_plugin.models.validation import ValidationMixin
@@ -29,10 +30,10 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class VideoDerainModel(ValidationMixin, VideoBaseModel):
     """Trains and validates `network_g` on clips, called as its `layouts` say.
 
-    A batch holds `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), the targets of the clip's middle. All B*L
-    targets go through the network as one batch. Options of its own, all in `train`: `grad_clip` (largest
-    gradient norm, 0 for none), `autocast` (bf16 or fp16 around the networks; losses stay in float32), `compile`
-    (the networks by torch.compile; the average that is validated, and what is saved, are not).
+    A batch holds `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), the targets of the clip's middle, or what `as_clips`
+    makes such. All B*L targets go through the network as one batch. Options of its own, all in `train`:
+    `grad_clip` (largest gradient norm, 0 for none), `autocast` (bf16 or fp16 around the networks; losses stay in
+    float32), `compile` (the networks by torch.compile; the average that is validated, and what is saved, are not).
     """
 
     def init_training_settings(self) -> None:
@@ -57,8 +58,9 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     # ------------------------------------------------------------------ training step
     def feed_data(self, data: dict[str, Any]) -> None:
-        self.lq = _as_float(data["lq"].to(self.device, non_blocking=True))
-        self.gt = _as_float(data["gt"].to(self.device, non_blocking=True))
+        lq, gt = as_clips(data, self.num_frame, self.opt["datasets"]["train"]["type"])
+        self.lq = _as_float(lq.to(self.device, non_blocking=True))
+        self.gt = _as_float(gt.to(self.device, non_blocking=True))
         self.sample_names = data.get("key", [])
 
     def optimize_parameters(self, current_iter: int) -> None:
@@ -95,6 +97,11 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     def layout_of(self, network: nn.Module) -> Layout:
         """How `network_g`, or its average, is called."""
         return layout_of(self.get_bare_model(network), self.opt.get("interface_g"))
+
+    @property
+    def num_frame(self) -> int:
+        """Frames of the longest window that a network needs for a target."""
+        return self.layout_of(self.net_g).num_frame
 
     def optimized_parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer_g.param_groups for p in group["params"]]
