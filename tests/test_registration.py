@@ -54,7 +54,9 @@ def somebodys(name, base=object):
 
 
 @pytest.mark.parametrize("theirs_first", [True, False])
-@pytest.mark.parametrize(("registry", "name"), [(registry, name) for registry in NAMES for name in NAMES[registry]])
+@pytest.mark.parametrize(
+    ("registry", "name"), [(registry, name) for registry in NAMES for name in sorted(NAMES[registry])]
+)
 def test_a_name_that_somebody_else_has_is_theirs(restored, caplog, registry, name, theirs_first):
     registry, theirs = restored[registry], somebodys(name)
     ours = registry.get(name)

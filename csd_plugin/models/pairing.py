@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from basicsr.data.video_test_dataset import VideoRecurrentTestDataset, VideoTestDataset
 from basicsr.models.sr_model import SRModel
 from basicsr.models.video_base_model import VideoBaseModel
 from basicsr.models.video_recurrent_model import VideoRecurrentModel
@@ -18,6 +19,9 @@ from csd_plugin.compat import shape_advice
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.models.validation import ValidationMixin
 
+_NAMES = ("vid4", "reds4", "redsofficial")
+"""Of the toolbox's test sets of video clips, whatever they hold."""
+
 _OF_SHAPES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, NotImplementedError)
 """What networks raise on tensors that they cannot take, CSDError among them."""
 
@@ -28,6 +32,23 @@ def check_role(key: str, content: Mapping[str, Any]) -> None:
     if trains != (content["phase"] == "train"):
         use, other = ("training", "PairedVideoTestDataset") if trains else ("tests", "PairedVideoDataset")
         raise CSDError(f"datasets.{key}: {content['type']} is for {use}; take type: {other}")
+
+
+def check_foreign_set(key: str, content: Mapping[str, Any], num_frame: int) -> None:
+    """Raises CSDError for a test set of the toolbox that our models cannot use, or that has none of its names."""
+    kind = DATASET_REGISTRY.get(content["type"])
+    if not (isinstance(kind, type) and issubclass(kind, VideoTestDataset)):
+        return
+    if issubclass(kind, VideoRecurrentTestDataset):
+        raise CSDError(
+            f"datasets.{key}: {content['type']} gives whole clips; take type: VideoTestDataset on the same folders, "
+            f"with num_frame: {num_frame} and padding: reflection"
+        )
+    if str(content.get("name")).lower() not in _NAMES:
+        raise CSDError(
+            f"datasets.{key}.name is {content.get('name')!r}: the toolbox's {content['type']} works under the names "
+            f"{', '.join(_NAMES)} alone; give it one of these"
+        )
 
 
 def check_pairs(opt: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:

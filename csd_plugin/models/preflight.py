@@ -21,7 +21,7 @@ from csd_plugin.distill.settings import Distillation, read_distillation, teacher
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.models.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.models.layouts import Layout, layout_of
-from csd_plugin.models.pairing import check_pairs, check_role
+from csd_plugin.models.pairing import check_foreign_set, check_pairs, check_role
 from csd_plugin.models.video_derain_model import build_optimizer
 from csd_plugin.options import distils
 from csd_plugin.report.results import load_results
@@ -201,6 +201,7 @@ def _check_data(opt: dict[str, Any], layouts: dict[str, Layout]) -> None:
     for key, content in opt["datasets"].items():
         dataset_type = _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
         if content["type"] not in options.DATASETS:
+            check_foreign_set(key, content, layouts["network_g"].num_frame)
             continue
         check_role(key, content)
         num_frame, num_target = content["num_frame"], content.get("num_target", 1)

@@ -357,6 +357,8 @@ def test_a_network_of_sequences_sees_no_frames_of_others(launcher, toolbox_data)
     ("content", "words"),
     [
         (("VideoRecurrentTestDataset", {"cache_data": True}), ["whole clips; take type: VideoTestDataset", "e: 3"]),
+        (("VideoRecurrentTestDataset", {}), ["whole clips; take type: VideoTestDataset", "num_frame: 3"]),
+        (("VideoTestDataset", {"name": "mine"}), ["datasets.test_1.name is 'mine'", "vid4, reds4, redsofficial"]),
         (("VideoTestDataset", {"num_frame": 1}), ["num_frame of the dataset to 3 or more"]),
         (("PairedImageDataset", {}), ["single images, and network_g sees 3 frames", "num_frame: 3"]),
         (("REDSDataset", {}), ["REDSDataset is for training", "VideoTestDataset"]),
