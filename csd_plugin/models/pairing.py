@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from csd_plugin import options
 from csd_plugin.compat import shape_advice
 from csd_plugin.errors import CSDError, first_line
-from csd_plugin.models.validation import ValidationMixin
 
 _NAMES = ("vid4", "reds4", "redsofficial")
 """Of the toolbox's test sets of video clips, whatever they hold."""
@@ -52,12 +51,12 @@ def check_foreign_set(key: str, content: Mapping[str, Any], num_frame: int) -> N
 
 
 def check_pairs(opt: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:
-    """Whether a model of the toolbox can work with what is ours in the options. Models of other kinds are passed by.
+    """Whether a model of the toolbox can work with what is ours in the options. Models of others are passed by.
 
     build: makes the network. Raises CSDError.
     """
     model = MODEL_REGISTRY.get(opt["model_type"])
-    if not issubclass(model, SRModel) or issubclass(model, ValidationMixin):
+    if not (model.__module__.startswith("basicsr.") and issubclass(model, SRModel)):
         return
     _check_call(model, opt)
     ours = {key: content for key, content in opt["datasets"].items() if content.get("type") in options.DATASETS}
@@ -141,7 +140,7 @@ def _output_shape(network: nn.Module, frames: tuple[int, ...], opt: Mapping[str,
             return tuple(network(torch.empty(frames)).shape)
     except _OF_SHAPES:  # or it cannot run without computing
         pass
-    device = torch.device("cuda" if opt["num_gpu"] else "cpu")
+    device = torch.device("cuda" if opt["num_gpu"] and torch.cuda.is_available() else "cpu")
     try:
         with torch.no_grad():
             return tuple(network.to(device)(torch.zeros(frames, device=device)).shape)
