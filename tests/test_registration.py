@@ -14,7 +14,7 @@ from toolbox import changed, distill_options, train_options
 from csd_plugin import compat, options, registration
 
 NAMES = {
-    "ARCH_REGISTRY": {"SLDNet", "PReNet", "S2VD"},
+    "ARCH_REGISTRY": {"SLDNet", "PReNet", "S2VD", "HalfNet"},
     "DATASET_REGISTRY": {"PairedVideoDataset", "PairedVideoTestDataset", "RenderedRainDataset", "ResidentVideoDataset"},
     "LOSS_REGISTRY": {"PyramidSSIMLoss"},
     "METRIC_REGISTRY": {"calculate_lpips", "calculate_warping_error"},
