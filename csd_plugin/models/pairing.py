@@ -11,12 +11,14 @@ from basicsr.models.sr_model import SRModel
 from basicsr.models.video_base_model import VideoBaseModel
 from basicsr.models.video_recurrent_model import VideoRecurrentModel
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from csd_plugin import options
 from csd_plugin.compat import shape_advice
 from csd_plugin.errors import CSDError, first_line
+from csd_plugin.models.dry_run import clips_of
+from csd_plugin.models.layouts import Layout
 
 _NAMES = ("vid4", "reds4", "redsofficial")
 """Of the toolbox's test sets of video clips, whatever they hold."""
@@ -59,6 +61,7 @@ def check_pairs(opt: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:
     if not (model.__module__.startswith("basicsr.") and issubclass(model, SRModel)):
         return
     _check_call(model, opt)
+    _check_validation(model, opt)
     ours = {key: content for key, content in opt["datasets"].items() if content.get("type") in options.DATASETS}
     network = build() if ours else None
     for key, content in ours.items():
@@ -105,23 +108,36 @@ def _check_training(model: Any, opt: Mapping[str, Any], content: Mapping[str, An
         )
 
 
+def _check_validation(model: type, opt: Mapping[str, Any]) -> None:
+    """What the toolbox's models of videos cannot do on any test set."""
+    name, val = opt["model_type"], opt.get("val")
+    if not issubclass(model, VideoBaseModel) or val is None or not any(map(_is_tested, opt["datasets"].values())):
+        return
+    if issubclass(model, VideoRecurrentModel) and opt["num_gpu"] == 0:
+        raise CSDError(
+            f"model_type: {name} cannot validate on a CPU; leave the sets that are tested out, or take model_type: "
+            f"VideoDerainModel"
+        )
+    if "metrics" not in val:
+        raise CSDError(f"val.metrics is missing, which {name} looks up: write `metrics: ~` for none")
+    if val["metrics"] and opt["num_gpu"] == 0:
+        raise CSDError(
+            f"val.metrics: {name} computes metrics on a GPU alone, and num_gpu is 0; write `metrics: ~`, or take "
+            f"model_type: VideoDerainModel"
+        )
+
+
+def _is_tested(content: Mapping[str, Any]) -> bool:
+    return content["phase"] != "train"
+
+
 def _check_test(model: type, opt: Mapping[str, Any], key: str, content: Mapping[str, Any], network: Any) -> None:
     name, val = opt["model_type"], opt.get("val") or {}
-    if issubclass(model, VideoRecurrentModel) and (opt["num_gpu"] == 0 or not val.get("center_frame_only")):
-        where = "cannot validate on a CPU" if opt["num_gpu"] == 0 else "compares whole clips"
-        change = "leave the set out" if opt["num_gpu"] == 0 else "set val.center_frame_only: true"
+    if issubclass(model, VideoRecurrentModel) and not val.get("center_frame_only"):
         raise CSDError(
             f"datasets.{key}: {content['type']} gives windows with the truth of their middle frame, and {name} "
-            f"{where}; {change}, or take model_type: VideoDerainModel"
+            f"compares whole clips; set val.center_frame_only: true, or take model_type: VideoDerainModel"
         )
-    if issubclass(model, VideoBaseModel):
-        if "metrics" not in val:
-            raise CSDError(f"val.metrics is missing, which {name} looks up: write `metrics: ~` for none")
-        if val["metrics"] and opt["num_gpu"] == 0:
-            raise CSDError(
-                f"val.metrics: {name} computes metrics on a GPU alone, and num_gpu is 0; write `metrics: ~`, or take "
-                f"model_type: VideoDerainModel"
-            )
     dataset = DATASET_REGISTRY.get(content["type"])(content)
     alone = [sequence.name for sequence in dataset.sequences if sequence.gt is None]
     if alone and (issubclass(model, VideoBaseModel) or val.get("metrics")):
@@ -133,20 +149,48 @@ def _check_test(model: type, opt: Mapping[str, Any], key: str, content: Mapping[
     _output_shape(network, (1, content.get("num_frame", 7), 3, height, width), opt, key)
 
 
+def check_network(name: str, network: nn.Module, layout: Layout, opt: Mapping[str, Any]) -> None:
+    """Whether a network that is not ours runs on what our models give it, crops of the training set, or CSDError."""
+    if opt[name]["type"] in options.NETWORKS:
+        return
+    frames = (1, layout.num_frame, 3, *(2 * [clips_of(opt).size]))
+    try:
+        _shape_of(lambda clips: layout.run(network, clips, 1), network, frames, opt)
+    except CSDError:
+        return  # the run says what it is about: layers, scales
+    except _OF_SHAPES as error:
+        raise CSDError(
+            f"{name}: {type(network).__name__} fails on clips {frames} ({first_line(error)}); check its options, "
+            f"interface_{name.removeprefix('network_')} and datasets.train.gt_size"
+        ) from error
+
+
 def _output_shape(network: nn.Module, frames: tuple[int, ...], opt: Mapping[str, Any], key: str) -> tuple[int, ...]:
     """The shape of what a network makes of frames. Raises CSDError where it does not take them."""
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            return tuple(network(torch.empty(frames)).shape)
-    except _OF_SHAPES:  # or it cannot run without computing
-        pass
-    device = torch.device("cuda" if opt["num_gpu"] and torch.cuda.is_available() else "cpu")
-    try:
-        with torch.no_grad():
-            return tuple(network.to(device)(torch.zeros(frames, device=device)).shape)
+        return _shape_of(network, network, frames, opt)
     except _OF_SHAPES as error:
         raise CSDError(
             f"datasets.{key} gives clips {frames}, which network_g ({type(network).__name__}) does not take "
             f"({first_line(error)}); set num_frame to what it takes, or take model_type: VideoDerainModel, with an "
             f"interface_g for networks of single images"
         ) from error
+
+
+def _shape_of(
+    run: Callable[[Tensor], Tensor], network: nn.Module, frames: tuple[int, ...], opt: Mapping[str, Any]
+) -> tuple[int, ...]:
+    """Without computing anything, or where that fails, by running it where the run will."""
+    network.eval()  # normalisation may need more than one value in training
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            return tuple(run(torch.empty(frames)).shape)
+    except _OF_SHAPES:
+        pass
+    device = torch.device("cuda" if opt["num_gpu"] and torch.cuda.is_available() else "cpu")
+    network.to(device)
+    try:
+        with torch.no_grad():
+            return tuple(run(torch.zeros(frames, device=device)).shape)
+    finally:
+        network.to("cpu")

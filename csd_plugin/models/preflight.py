@@ -21,7 +21,7 @@ from csd_plugin.distill.settings import Distillation, read_distillation, teacher
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.models.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.models.layouts import Layout, layout_of
-from csd_plugin.models.pairing import check_foreign_set, check_pairs, check_role
+from csd_plugin.models.pairing import check_foreign_set, check_network, check_pairs, check_role
 from csd_plugin.models.video_derain_model import build_optimizer
 from csd_plugin.options import distils
 from csd_plugin.report.results import load_results
@@ -58,6 +58,10 @@ def check_run(opt: dict[str, Any]) -> None:
     if distils(opt):
         needed += [f"network_{label}" for label in read_distillation(opt).taught_by()]
     _check_data(opt, {name: layouts[name] for name in needed})
+    if opt["is_train"]:
+        with torch.random.fork_rng():
+            for name in needed:
+                check_network(name, networks[name], layouts[name], opt)
     if distils(opt) and opt["datasets"]["train"]["type"] in options.DATASETS:
         _check_features(opt, networks, layouts)
 

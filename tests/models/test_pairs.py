@@ -253,6 +253,17 @@ def test_pairs_that_cannot_be_are_one_line(launcher, toolbox_data, tiny_teacher,
     assert all(word in error for word in words), error
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_networks_that_cannot_run_are_one_line(launcher, tiny_rain, tiny_teacher, capfd, stage):
+    """Attention over 8 channels that are reduced to none; the toolbox builds it."""
+    broken = {"network_g": RIDNET | {"mid_channels": 8}, "interface_g": {"layout": "image", "feature": "tail"}}
+    options = train_options(tiny_rain, **broken) if stage == 1 else distill_options(tiny_rain, tiny_teacher, **broken)
+    assert launcher.train(options) == 2
+    [error] = capfd.readouterr().err.strip().splitlines()
+    assert error.startswith("error: network_g: RIDNet fails on clips (1, 1, 3, 24, 24) (") and "gt_size" in error
+    assert launcher.written() == []
+
+
 def test_the_advice_works(launcher, toolbox_data, tiny_teacher):
     for kind, num_frame in (("REDSDataset", 7), ("REDSRecurrentDataset", 7)):
         train = {"datasets.train": training_set(toolbox_data, kind, num_frame)}
@@ -491,7 +502,7 @@ def test_the_toolboxs_models_validate_on_our_clips(launcher, tiny_rain):
 @pytest.mark.parametrize(
     ("model", "network", "changes", "words"),
     [
-        ("VideoRecurrentModel", SEQUENCE, {}, ["cannot validate on a CPU; leave the set out"]),
+        ("VideoRecurrentModel", SEQUENCE, {}, ["cannot validate on a CPU"]),
         ("VideoBaseModel", STUDENT, {"val.metrics": ...}, ["val.metrics is missing", "metrics: ~"]),
         ("VideoBaseModel", STUDENT, {"datasets.val.split": "real"}, ["ra1 has no truth", "VideoDerainModel"]),
         ("VideoBaseModel", STUDENT, {"datasets.val.num_frame": 5}, ["datasets.val gives clips (1, 5, 3, 30, 40)"]),
@@ -563,6 +574,26 @@ def test_our_networks_in_the_toolboxs_models_on_its_data(
     assert output.shape == fed["gt"].shape
     expected = float((output - fed["gt"]).abs().mean())
     assert float(launcher.models[-1].log_dict["l_pix"]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "metrics", "words"),
+    [
+        ("VideoBaseModel", {"psnr": {"type": "calculate_psnr", "crop_border": 0}}, "metrics on a GPU alone"),
+        ("VideoRecurrentModel", None, "VideoRecurrentModel cannot validate on a CPU"),
+    ],
+)
+def test_what_the_toolbox_cannot_validate_is_one_line(launcher, toolbox_data, capfd, model, metrics, words):
+    recurrent = model == "VideoRecurrentModel"
+    train = training_set(toolbox_data, "REDSRecurrentDataset" if recurrent else "REDSDataset", 3)
+    options = train_options(toolbox_data, **{"datasets.train": train})
+    options = stock(options, model, SEQUENCE if recurrent else STUDENT)
+    kind = "VideoRecurrentTestDataset" if recurrent else "VideoTestDataset"
+    options["datasets"]["val"] = test_set(toolbox_data, kind, cache_data=True)
+    options["val"] = {"val_freq": 1, "save_img": False, "metrics": metrics}
+    assert launcher.train(options) == 2
+    [error] = capfd.readouterr().err.strip().splitlines()
+    assert words in error
 
 
 @pytest.mark.parametrize(
