@@ -41,7 +41,7 @@ setup(
     include_package_data=True,
     package_data={"csd_plugin.weights": ["*.pth", "*.json", "*.md", "*.jpg"]},
     # What `csd prepare`, `data`, `rain`, `derain` and `score` need.
-    install_requires=["av", "jinja2", "lmdb", "numpy", "opencv-python", "pillow", "torch", "tqdm"],
+    install_requires=["av", "jinja2", "lmdb", "numpy", "opencv-python", "pillow", "safetensors", "torch", "tqdm"],
     extras_require={
         "train": TRAIN,
         # Its setup.py needs torch at build time: pip install --no-build-isolation basicsr==1.4.2

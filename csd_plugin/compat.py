@@ -110,11 +110,48 @@ def _keep_unsaved_networks(check_resume: Any) -> Any:
 
 
 def repair_launch() -> None:
-    """Repairs for our launchers: options read as data only, resume and several processes without a GPU."""
+    """Repairs for our launchers: options read as data only, resume and several processes without a GPU; losses that
+    compare like with like."""
     options = importlib.import_module("basicsr.utils.options")
     options.ordered_yaml = _safe_ordered_yaml  # type: ignore[attr-defined]
     options.init_dist = _init_dist  # type: ignore[attr-defined]
     importlib.import_module("basicsr.train").load_resume_state = load_resume_state  # type: ignore[attr-defined]
+    for name, module in list(sys.modules.items()):
+        build_loss = getattr(module, "build_loss", None) if name.startswith("basicsr.models.") else None
+        if build_loss is not None and not hasattr(build_loss, "__wrapped__"):
+            module.build_loss = _checking_shapes(build_loss)  # type: ignore[attr-defined]
+
+
+def _checking_shapes(build_loss: Any) -> Any:
+    """Torch repeats the smaller of two tensors to the other's shape: a wrong number of frames would train, wrongly."""
+
+    def check(loss: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        shapes = [tuple(argument.shape) for argument in arguments[:2] if isinstance(argument, Tensor)]
+        if len(shapes) == 2 and shapes[0] != shapes[1]:
+            raise CSDError(
+                f"{type(loss).__name__}: the network gives {shapes[0]}, and the truth is {shapes[1]}; "
+                f"{shape_advice(*shapes)}"
+            )
+
+    @functools.wraps(build_loss)
+    def wrapper(opt: dict) -> torch.nn.Module:
+        loss = build_loss(opt)
+        loss.register_forward_pre_hook(check)
+        return loss
+
+    return wrapper
+
+
+def shape_advice(output: tuple[int, ...], truth: tuple[int, ...]) -> str:
+    """What to do where a model of the toolbox compares an output of one shape with a truth of another."""
+    if output[-3:] != truth[-3:]:
+        return "check that network_g and the data are of the same scale and colours"
+    if len(output) == 4:
+        return "it gives one frame of each clip: set num_target of datasets.train to 1, or take REDSDataset or the like"
+    return (
+        "it gives all frames of each clip: set num_target of datasets.train to its num_frame, more than 1, or take "
+        "REDSRecurrentDataset or the like"
+    )
 
 
 def repair_bf16_conv3d() -> None:

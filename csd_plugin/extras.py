@@ -18,6 +18,7 @@ _EXTRAS = {  # of setup.py, by the modules that its packages hold
 }
 _EXTRA_OF = {module: extra for extra, modules in _EXTRAS.items() for module in modules}
 _COMMANDS = {
+    "safetensors": "pip install safetensors",
     "torchvision": "pip install torchvision, the version that goes with your torch",
     "basicsr": "pip install --no-build-isolation basicsr==1.4.2",  # its setup.py needs torch
 }

@@ -23,7 +23,7 @@ from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.distill import fidelity
 from csd_plugin.distill.objective import OBJECTIVES
 from csd_plugin.distill.schedule import check_weight
-from csd_plugin.distill.settings import teacher_labels, teacher_shares
+from csd_plugin.distill.settings import read_distillation, teacher_labels, teacher_shares
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 
@@ -255,7 +255,7 @@ DATASETS: dict[str, type[Section]] = {
 }
 NETWORKS = {"SLDNet": SLDNet, "PReNet": PReNet, "S2VD": S2VD, "HalfNet": HalfNet}
 LOSSES = {"PyramidSSIMLoss": PyramidSSIMLoss}
-MODELS = ("VideoDerainModel", "DistillModel")
+MODELS = {"VideoDerainModel": False, "DistillModel": True}  # whether they learn from teachers
 #: What begins the keys, of the top level and of `path`, that each teacher has for itself: `network_t2`.
 TEACHER_KEYS = ("network_", "interface_", "pretrain_network_", "param_key_", "strict_load_")
 
@@ -267,6 +267,19 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "val": ValSection,
     "logger": LoggerSection,
 }
+
+
+def rename(name: str, new: str) -> None:
+    """Know a class of ours by another name from now on, as its own has become another package's."""
+    tables: tuple[dict[str, Any], ...] = (DATASETS, NETWORKS, LOSSES, MODELS)
+    for table in tables:
+        if name in table:
+            table[new] = table.pop(name)
+
+
+def distils(opt: Mapping[str, Any]) -> bool:
+    """Whether the options are of a training run of our models with teachers."""
+    return bool(opt["is_train"]) and MODELS.get(opt["model_type"], False)
 
 
 def check_file(content: Any, source: str) -> None:
@@ -329,7 +342,7 @@ def _check_training(opt: Mapping[str, Any], source: str) -> None:
     _check(train["scheduler"], TypedSection, f"{source}: train.scheduler.")
     losses = {name: section_of(cls) for name, cls in LOSSES.items()}
     _check_typed(train["pixel_opt"], losses, f"{source}: train.pixel_opt.")
-    if opt["model_type"] == "DistillModel":
+    if distils(opt):
         _check_distillation(opt, source)
 
 
@@ -349,8 +362,6 @@ def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
     for label in teacher_labels((*opt, *opt["path"]), stems=TEACHER_KEYS):
         if not opt.get(f"network_{label}"):
             raise CSDError(f"{source}: the section network_{label} is missing, but other keys are about that teacher")
-        if not opt["path"].get(f"pretrain_network_{label}"):
-            raise CSDError(f"{source}: path.pretrain_network_{label} is missing: name the teacher's checkpoint")
     content = opt["train"].get("distill_opt")
     if not content:
         raise CSDError(f"{source}: train.distill_opt is missing; `type: CSD` is the paper's")
@@ -371,6 +382,9 @@ def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
     for label in taps["teacher"] if isinstance(taps.get("teacher"), Mapping) else ():
         if label not in labels:
             raise CSDError(f"{source}: train.distill_opt.taps.teacher.{label} is unknown{suggestion(label, labels)}")
+    for label in read_distillation(opt).taught_by():
+        if not opt["path"].get(f"pretrain_network_{label}"):
+            raise CSDError(f"{source}: path.pretrain_network_{label} is missing: name the teacher's checkpoint")
 
 
 def _told_in(where: str, check: Callable[..., Any], *arguments: Any) -> None:

@@ -9,21 +9,26 @@ in a function without arguments that its metadata name as an entry point of the 
 
 from __future__ import annotations
 
+import functools
+import logging
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from csd_plugin import compat
+from csd_plugin import compat, options
 from csd_plugin.errors import CSDError
 
 GROUP = "csd_plugin"
+PREFIX = "CSD_"
+"""Of a class of ours whose own name is another package's."""
+
+logger = logging.getLogger(__name__)
 _extended: set[tuple[str, str]] = set()
 
 
 def install() -> None:
     """Make our networks, data sets, losses, metrics and models known to BasicSR. May be called again.
 
-    Raises:
-        CSDError: a class of another package already has one of our names.
+    A name that a class of another package has, or takes later, is that package's: ours is then `CSD_NAME`.
     """
     compat.prepare_imports()
     from basicsr.utils.registry import (
@@ -32,9 +37,11 @@ def install() -> None:
         LOSS_REGISTRY,
         METRIC_REGISTRY,
         MODEL_REGISTRY,
+        Registry,
     )
 
     compat.repair_toolbox()
+    _give_way(Registry)
 
     from csd_plugin.archs.halfnet import HalfNet
     from csd_plugin.archs.prenet import PReNet
@@ -84,11 +91,43 @@ def _extend(point: EntryPoint) -> None:
     _extended.add((point.name, point.value))
 
 
-def _register(registry, cls: Any) -> None:
-    present = dict(iter(registry)).get(cls.__name__)
-    if present is None:
+def _register(registry: Any, cls: Any) -> None:
+    """A class or function of ours under its name, or under `CSD_NAME` where another has that."""
+    present = dict(iter(registry))
+    if any(known is cls for known in present.values()):
+        return
+    if cls.__name__ in present:
+        _rename(registry, cls, present[cls.__name__])
+    else:
         registry.register(cls)
-    elif present is not cls:
-        raise CSDError(
-            f"the toolbox already has a {cls.__name__}, from {present.__module__}; remove one of the two plugins"
-        )
+
+
+def _give_way(registries: Any) -> None:
+    """Let a class of another package take a name of ours, which else is an error while that package is imported."""
+    register = registries._do_register
+    if hasattr(register, "__wrapped__"):
+        return
+
+    @functools.wraps(register)
+    def wrapper(self: Any, name: str, obj: Any, *suffix: Any, **keywords: Any) -> None:
+        ours = self._obj_map.get(name)
+        if ours is not None and _is_ours(ours) and not _is_ours(obj):
+            del self._obj_map[name]
+            _rename(self, ours, obj)
+        register(self, name, obj, *suffix, **keywords)
+
+    registries._do_register = wrapper
+
+
+def _rename(registry: Any, ours: Any, owner: Any) -> None:
+    name = PREFIX + ours.__name__
+    registry._do_register(name, ours)
+    options.rename(ours.__name__, name)
+    logger.warning(
+        "%s in BasicSR's registry of type %r is that of %s; csd-plugin's is %s: write that in option files",
+        *(ours.__name__, registry._name, owner.__module__, name),
+    )
+
+
+def _is_ours(cls: Any) -> bool:
+    return cls.__module__.startswith("csd_plugin.")

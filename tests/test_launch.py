@@ -138,6 +138,25 @@ def test_wrong_checkpoints(refuses, tiny_rain, tiny_teacher, launcher):
     refuses(scoring_options(tiny_rain, Path("none.pth")), "none.pth", "does not exist", job="test")
 
 
+def test_a_checkpoint_that_fits_in_part_alone(refuses, launcher, capfd, tiny_rain, tiny_teacher):
+    torch.save({"params": {"body.0.weight": torch.zeros(3)}}, launcher.folder / "other.pth")
+    for label in ("t", "g"):
+        options = distill_options(tiny_rain, tiny_teacher)
+        options["path"] |= {f"pretrain_network_{label}": "other.pth", f"strict_load_{label}": False}
+        refuses(options, f"path.pretrain_network_{label}", "tensors it has 0", "of another network")
+
+    start = SLDNet(preset="student2", num_feat=4).state_dict()
+    del start["conv13.weight"]
+    torch.save({f"module._orig_mod.{name}": value for name, value in start.items()}, launcher.folder / "part.pth")
+    part = {"path.pretrain_network_g": "part.pth", "path.strict_load_g": False, "train.optim_g.lr": 1e-30}
+    assert launcher.train(train_options(tiny_rain, **part)) == 0
+    log = capfd.readouterr().err
+    assert f"Loaded {len(start)} of {len(start) + 1} tensors of SLDNet from part.pth" in log
+    assert "WARNING: part.pth lacks 1 of them, such as conv13.weight; they keep their start." in log
+    trained = launcher.weights("net_g_latest", key="params_ema")
+    assert all(torch.allclose(trained[name], value) for name, value in start.items())
+
+
 def test_option_files_that_are_none(refuses, launcher, capfd, monkeypatch):
     refuses("name: [1, 2", "options.yml", "line 1", "not valid YAML")
     refuses("- a\n- b\n", "options.yml: not an option file")

@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "inference.folding",
     },
     "compat": {"options", "archs"},
-    "registration": {"compat", "archs", "data", "losses", "metrics", "models"},
+    "registration": {"compat", "options", "archs", "data", "losses", "metrics", "models"},
     "launch": {"options", "models", "inference.memory", "registration", "weights"},
     "train": {"compat", "registration", "launch"},
     "test": {"compat", "registration", "launch"},

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from toolbox import changed, distill_options, train_options
 
-from csd_plugin import compat, registration
-from csd_plugin.errors import CSDError
+from csd_plugin import compat, options, registration
 
 NAMES = {
     "ARCH_REGISTRY": {"SLDNet", "PReNet", "S2VD", "HalfNet"},
@@ -37,11 +38,76 @@ def test_everything_is_registered_once_however_often_it_is_installed():
         assert present == ours
 
 
-def test_a_name_that_somebody_else_has_is_an_error(monkeypatch):
-    registry = registries()["ARCH_REGISTRY"]
-    monkeypatch.setitem(registry._obj_map, "SLDNet", type("SLDNet", (), {"__module__": "other_plugin.archs"}))
-    with pytest.raises(CSDError, match=r"already has a SLDNet, from other_plugin\.archs"):
+@pytest.fixture
+def restored(monkeypatch):
+    """The registries, which are as they were after the test, and so are the names that option files are checked by."""
+    for registry in registries().values():
+        monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
+    for table in ("DATASETS", "NETWORKS", "LOSSES", "MODELS"):
+        monkeypatch.setattr(options, table, dict(getattr(options, table)))
+    return registries()
+
+
+def somebodys(name, base=object):
+    """A class, or for a metric a function, of another package."""
+    return type(name, (base,), {"__module__": "other_plugin.archs"})
+
+
+@pytest.mark.parametrize("theirs_first", [True, False])
+@pytest.mark.parametrize(
+    ("registry", "name"), [(registry, name) for registry in NAMES for name in sorted(NAMES[registry])]
+)
+def test_a_name_that_somebody_else_has_is_theirs(restored, caplog, registry, name, theirs_first):
+    registry, theirs = restored[registry], somebodys(name)
+    ours = registry.get(name)
+    if theirs_first:
+        del registry._obj_map[name]
+        registry.register(theirs)
         registration.install()
+    else:
+        assert registry.register()(theirs) is theirs  # as a decorator
+    registration.install()
+    assert registry.get(name) is theirs
+    assert registry.get(f"CSD_{name}") is ours
+    assert [key for key, cls in registry if cls is ours] == [f"CSD_{name}"]
+    [line] = caplog.messages
+    assert f"{name} in BasicSR's registry" in line and "other_plugin.archs" in line and f"CSD_{name}" in line
+
+    with pytest.raises(AssertionError, match="already registered"):  # among others it is an error as ever
+        registry.register(somebodys(name))
+
+
+def test_option_files_are_checked_by_whose_name_it_is(restored, launcher, tiny_rain, tiny_teacher, capfd):
+    """A network and a model of somebody else's have our names; both parties' are trained."""
+
+    class PReNet(torch.nn.Conv2d):
+        def __init__(self, channels):
+            super().__init__(channels, 3, 3, padding=1)
+
+    class VideoDerainModel(restored["MODEL_REGISTRY"].get("VideoDerainModel")):
+        pass
+
+    restored["ARCH_REGISTRY"].register(PReNet)
+    restored["MODEL_REGISTRY"].register(VideoDerainModel)
+    ours = train_options(tiny_rain, model_type="CSD_VideoDerainModel", network_g={"type": "CSD_PReNet", "num_feat": 4})
+    assert launcher.train(ours) == 0
+    assert type(launcher.models[-1].net_g).__module__ == "csd_plugin.archs.prenet"
+    assert launcher.train(changed(ours, {"network_g.num_feats": 4})) == 2
+    assert "network_g.num_feats is unknown; did you mean num_feat?" in capfd.readouterr().err
+
+    theirs = train_options(tiny_rain, name="theirs", network_g={"type": "PReNet", "channels": 3})
+    assert launcher.train(theirs | {"interface_g": {"layout": "image"}}) == 0
+    assert type(launcher.models[-1].net_g) is PReNet and type(launcher.models[-1]) is VideoDerainModel
+
+    class DistillModel:
+        pass
+
+    restored["MODEL_REGISTRY"].register(DistillModel)
+    stage2 = distill_options(tiny_rain, tiny_teacher, name="stage2", model_type="CSD_DistillModel")
+    assert launcher.train(changed(stage2, {"path.pretrain_network_t": ...})) == 2
+    assert "path.pretrain_network_t is missing" in capfd.readouterr().err
+    assert launcher.train(stage2) == 0
+    assert len(launcher.models[-1].teachers) == 1
 
 
 def resume(path: dict, tmp_path, *saved: str) -> dict:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,22 @@ from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.errors import CSDError
+from csd_plugin.extras import needed_by
 
 # What torch's reader raises on files that are cut short or changed: it takes them at their word.
 DAMAGED = (
     RuntimeError, ValueError, EOFError, LookupError, AssertionError, AttributeError, TypeError, OSError, struct.error
 )  # fmt: skip
 
-# Where a file may keep its weights, best first: the toolbox's averaged and plain weights, the authors' dict.
-PARAM_KEYS = ("params_ema", "params", "three_dim_model")
+# Where a file may keep its weights, best first: the toolbox's averaged and plain weights, the authors' dict, what
+# Lightning, MMEngine and others write.
+PARAM_KEYS = ("params_ema", "params", "three_dim_model", "state_dict")
+
+# What data parallel, torch.compile, averages and trainers put before the names of the network that they hold.
+_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|network)\.)+")
+_NO_WEIGHT = "n_averaged"  # the counter of torch's AveragedModel
+
+SAFETENSORS = ".safetensors"
 
 # Networks that a file alone can rebuild: what reads the constructor's numbers off a state dict, or None off another's.
 FAMILIES: dict[type[nn.Module], Callable[[Mapping[str, Tensor]], dict[str, Any] | None]] = {
@@ -36,9 +45,10 @@ FAMILIES: dict[type[nn.Module], Callable[[Mapping[str, Tensor]], dict[str, Any] 
 
 
 def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
-    """The weights in a checkpoint: name -> tensor, on CPU, without the prefix that wrappers add.
+    """The weights in a checkpoint: name -> tensor, on CPU, without the prefixes that wrappers add.
 
-    Reads the toolbox's files (`params_ema`, `params`), the authors' (`three_dim_model`) and bare state dicts.
+    Reads the toolbox's files (`params_ema`, `params`), the authors' (`three_dim_model`), bare state dicts, and the
+    same in safetensors.
 
     Args:
         param_key: take this entry; by default the first of `PARAM_KEYS` that is there.
@@ -62,14 +72,23 @@ def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback:
         raise CSDError(
             f"checkpoint {path} holds no state dict of tensors; expected one of the keys {', '.join(PARAM_KEYS)}"
         )
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+    bare = _without_wrappers(map(str, content))
+    return {bare[str(name)]: value for name, value in content.items() if name != _NO_WEIGHT}
+
+
+def _without_wrappers(names: Iterable[str]) -> dict[str, str]:
+    """Name -> the same without what wrappers put before it; as it is where two names would become one."""
+    bare = {name: _WRAPPERS.sub("", name) for name in names}
+    return bare if len(set(bare.values())) == len(bare) else {name: name for name in bare}
 
 
 def load_plain(path: str | Path, what: str) -> Any:
-    """What torch.save wrote, as data only, on CPU. `what` begins the message of CSDError where that fails."""
+    """What torch.save or safetensors wrote, as data only, on CPU. `what` begins the message of CSDError."""
     path = Path(path)
     if not path.is_file():
         raise CSDError(f"{what} {path} does not exist; check the path")
+    if _is_safetensors(path):
+        return _load_safetensors(path, what)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own text would have the user run it
@@ -81,9 +100,37 @@ def load_plain(path: str | Path, what: str) -> Any:
         raise CSDError(f"{what} {path} cannot be read, it is cut short or damaged; take another copy") from error
 
 
-def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> None:
-    """Put a state dict into a network, or raise CSDError with the reason, the network unchanged."""
+def _is_safetensors(path: Path) -> bool:
+    """By its name, or by its start: the length of a JSON text, then that text."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError:  # torch's reader meets it again
+        return False
+    length = int.from_bytes(head[:8], "little")
+    return path.suffix.lower() == SAFETENSORS or (head[8:] == b"{" and length < path.stat().st_size)
+
+
+def _load_safetensors(path: Path, what: str) -> dict[str, Tensor]:
+    with needed_by(f"reading {path}"):
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CSDError(f"{what} {path} cannot be read, it is cut short or damaged; take another copy") from error
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> list[str]:
+    """Put a state dict into a network, or raise CSDError with the reason, the network unchanged.
+
+    strict: all names must match. Otherwise half of the network's must: fewer are another network's.
+    Prefixes of wrappers do not matter, in either. Returns the names of the tensors that the state dict lacks.
+    """
     own = network.state_dict()
+    full = {bare: name for name, bare in _without_wrappers(own).items()}
+    bare_names = _without_wrappers(state)
+    state = {full.get(bare_names[name], name): value for name, value in state.items()}
     for name in own:
         if name in state and own[name].shape != state[name].shape:
             raise CSDError(
@@ -97,7 +144,14 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
             f"{source}: {what} ({len(missing)} missing, {len(unexpected)} unexpected in all); "
             f"the checkpoint is of another network: make the network's options match it"
         )
+    matched = len(own) - len(missing)
+    if 2 * matched < len(own):
+        raise CSDError(
+            f"{source}: of the network's {len(own)} tensors it has {matched}; it begins with {next(iter(state))}, the "
+            f"network with {next(iter(own))}: the checkpoint is of another network; make the network's options match it"
+        )
     network.load_state_dict(dict(state), strict=False)
+    return missing
 
 
 def load_network(path: str | Path, param_key: str | None = None) -> nn.Module:

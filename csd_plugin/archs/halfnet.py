@@ -93,7 +93,12 @@ class HalfNet(nn.Module):
         self._reset_parameters()
 
     def forward(self, window: Tensor) -> Tensor:
-        """(B, num_frame, 3, H, W) rainy frames in [0, 1] -> (B, 3, H, W), the clean target frame, not clamped."""
+        """(B, num_frame, 3, H, W) rainy frames in [0, 1] -> (B, 3, H, W), the clean target frame, not clamped.
+
+        A network of single frames takes (B, 3, H, W) too.
+        """
+        if self.num_frame == 1 and window.dim() == 4:
+            window = window.unsqueeze(1)
         if window.dim() != 5 or window.shape[1] != self.num_frame or window.shape[2] != 3:
             raise CSDError(
                 f"HalfNet: the input has shape {tuple(window.shape)}, expected (B, {self.num_frame}, 3, H, W); "

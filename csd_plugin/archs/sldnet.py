@@ -94,7 +94,12 @@ class SLDNet(nn.Module):
         return nn.Conv3d(in_channels, out_channels, kernel, padding=padding)
 
     def forward(self, window: Tensor) -> Tensor:
-        """(B, num_frame, 3, H, W) rainy frames in [0, 1] -> (B, 3, H, W), the clean centre frame, not clamped."""
+        """(B, num_frame, 3, H, W) rainy frames in [0, 1] -> (B, 3, H, W), the clean centre frame, not clamped.
+
+        A network of single frames takes (B, 3, H, W) too.
+        """
+        if self.num_frame == 1 and window.dim() == 4:
+            window = window.unsqueeze(1)
         if window.dim() != 5 or window.shape[1] != self.num_frame or window.shape[2] != 3:
             raise CSDError(
                 f"SLDNet: the input has shape {tuple(window.shape)}, expected (B, {self.num_frame}, 3, H, W); "

@@ -30,9 +30,9 @@ from csd_plugin.types import PairedSequence
 class PairedVideoDataset(TrainingDataset):
     """Training clips: N rainy frames and the L clean targets of their middle, cropped and augmented alike.
 
-    An item is a dict: lq (N, 3, gt_size, gt_size), gt (L, 3, gt_size, gt_size), float32 RGB in [0, 1]; key, the
-    clip and its first frame. Items are all runs of N consecutive frames of all clips. What is random in them
-    repeats by seed, whatever the number of workers; see `TrainingClips`.
+    An item is a dict: lq (N, 3, gt_size, gt_size), gt (L, 3, gt_size, gt_size), or (3, gt_size, gt_size) of a
+    single target, float32 RGB in [0, 1]; key, the clip and its first frame. Items are all runs of N consecutive
+    frames of all clips. What is random in them repeats by seed, whatever the number of workers; see `TrainingClips`.
 
     Options, and those of `TrainingClips`:
         dataroot (str): the data set, see `layout`: a folder, or an LMDB store of it.

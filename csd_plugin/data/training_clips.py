@@ -51,7 +51,7 @@ class TrainingClips:
 
     Options:
         num_frame (int): N. Default: 11.
-        num_target (int): L, N - L even. Default: 5.
+        num_target (int): L, N - L even. With 1, gt is (3, gt_size, gt_size), without an axis of targets. Default: 5.
         gt_size (int): side of the crop, any number. Default: 128.
         scale_range (list): frames are enlarged by a factor from [low, high]. Default: [1, 1].
         use_hflip (bool): mirror left and right. Default: true.
@@ -67,7 +67,8 @@ class TrainingClips:
     def __init__(self, store: FrameStore, sequences: Sequence[PairedSequence], opt: Options) -> None:
         self.store, self.sequences = store, sequences
         self.num_frame = int(opt.get("num_frame", 11))
-        self.targets = target_slice(self.num_frame, int(opt.get("num_target", 5)))
+        self.num_target = int(opt.get("num_target", 5))
+        self.targets = target_slice(self.num_frame, self.num_target)
         low, high = opt.get("scale_range", (1.0, 1.0))
         self._augment_options = augment.AugmentOptions(
             crop=int(opt.get("gt_size", 128)),
@@ -125,7 +126,10 @@ class TrainingClips:
 
 
 class TrainingDataset(Dataset):
-    """What a loader asks of a data set whose items are samples of `clips`; a subclass says what of."""
+    """What a loader asks of a data set whose items are samples of `clips`; a subclass says what of.
+
+    Of a single target, an item's gt is that frame, without an axis for targets.
+    """
 
     opt: Options
     clips: TrainingClips
@@ -163,6 +167,8 @@ class TrainingDataset(Dataset):
         for item, place in zip(items, indices, strict=True):
             if isinstance(place, Place):
                 item["position"] = place.position
+        if self.clips.num_target == 1:  # as the toolbox has it, whose losses would repeat an axis of one
+            items = [item | {"gt": item["gt"][0]} for item in items]
         return items
 
 

@@ -38,6 +38,10 @@ class Distillation:
         """Whether any term has a weight in any iteration."""
         return any(is_ever_on(weight) for weight in self.weights.values())
 
+    def taught_by(self) -> list[str]:
+        """Labels of the teachers that a run needs: those with a share, or none where no term has a weight."""
+        return list(self.teachers) if self.teaches else []
+
     def layers(self) -> dict[str, list[str] | None]:
         """What is tapped, by the networks' names in options, the student's first."""
         teachers = {f"network_{label}": layers for label, layers in self.teacher_layers.items()}

@@ -61,6 +61,9 @@ def read_facts(path: Path | None) -> dict[str, str]:
 def score_of(which: str, path: str) -> Score:
     """What a results file comes to. Raises CSDError also where clip a1, by which nothing is chosen, is out of place."""
     scores = load_results(path).scores
+    alone = scores.without_truth()
+    if alone:
+        raise CSDError(f"{which}={path}: {', '.join(alone)} without truth; score the other clips alone")
     clips = list(scores.clips)
     if (which == "a1") != (clips == ["a1"]) or (which != "a1" and "a1" in clips):
         raise CSDError(f"{which}={path}: scores of the clips {', '.join(clips)}; a1 alone belongs to a1, others do not")

@@ -135,7 +135,8 @@ def _add(line: Line, file: Path) -> None:
         averages.setdefault(protocol, []).append(quality)
     clips = line.clips.setdefault(result.dataset, {})
     for name, clip in result.scores.clips.items():
-        clips.setdefault(name, []).append(clip.average()[PROTOCOL])
+        if PROTOCOL in clip.average():
+            clips.setdefault(name, []).append(clip.average()[PROTOCOL])
 
 
 def _cost_columns(matrix: Matrix):

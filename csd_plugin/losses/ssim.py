@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from csd_plugin.errors import CSDError
+
 WINDOW, SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
 
@@ -107,7 +109,13 @@ class PyramidSSIMLoss(nn.Module):
         self.l1_weight = l1_weight
 
     def forward(self, output: Tensor, gt: Tensor) -> Tensor:
-        """(B, 3, H, W) twice, in [0, 1] -> scalar."""
+        """(B, 3, H, W) twice, or (B, L, 3, H, W) twice, in [0, 1] -> scalar. Raises CSDError where shapes differ."""
+        if output.shape != gt.shape or output.dim() < 4:
+            raise CSDError(
+                f"PyramidSSIMLoss compares (B, 3, H, W) or (B, L, 3, H, W) of one shape, not {tuple(output.shape)} and "
+                f"{tuple(gt.shape)}; check num_target of the data set and what the network gives"
+            )
+        output, gt = output.flatten(0, -4), gt.flatten(0, -4)
         with torch.autocast(output.device.type, enabled=False):
             output, gt = output.float(), gt.float()
             loss = self.l1_weight * F.l1_loss(output, gt) if self.l1_weight else output.new_zeros(())

@@ -34,7 +34,10 @@ class ClipScores:
     measures: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def average(self) -> FrameScore:
-        """Mean over the frames, per protocol. One frame identical to its truth makes the clip's PSNR infinite."""
+        """Mean over the frames that have a truth, per protocol; empty where none has.
+
+        One frame identical to its truth makes the clip's PSNR infinite.
+        """
         return _mean(self.frames.values())
 
     def measured(self) -> dict[str, float]:
@@ -95,8 +98,15 @@ class Scores:
         return Scores(clips, (self.skip[0] + skip[0], self.skip[1] + skip[1]))
 
     def average(self) -> FrameScore:
-        """Mean over the clips of their averages, per protocol: a long clip counts no more than a short one."""
+        """Mean over the clips of their averages, per protocol: a long clip counts no more than a short one.
+
+        Clips without truth do not count: see `without_truth`.
+        """
         return _mean([clip.average() for clip in self.clips.values()])
+
+    def without_truth(self) -> list[str]:
+        """The clips that have no part in `average`."""
+        return [name for name, clip in self.clips.items() if not clip.average()]
 
     def measured(self) -> dict[str, float]:
         """Metric -> mean over the clips that have a value, of their means."""
@@ -117,11 +127,13 @@ class Scores:
 
 
 def _mean(scores: Iterable[FrameScore]) -> FrameScore:
+    """Per protocol over those that have it. Raises CSDError where there are none at all."""
     scores = list(scores)
     if not scores:
         raise CSDError("no frame was scored: there is nothing to average")
-    columns = {protocol: list(zip(*(score[protocol] for score in scores), strict=True)) for protocol in scores[0]}
+    protocols = dict.fromkeys(protocol for score in scores for protocol in score)
     return {
-        protocol: Quality(sum(psnrs) / len(scores), sum(ssims) / len(scores))
-        for protocol, (psnrs, ssims) in columns.items()
+        protocol: Quality(*(sum(values) / len(values) for values in zip(*columns, strict=True)))
+        for protocol in protocols
+        if (columns := [score[protocol] for score in scores if protocol in score])
     }

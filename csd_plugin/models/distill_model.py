@@ -93,12 +93,12 @@ class DistillModel(VideoDerainModel):
             path.get(f"param_key_{label}", "params_ema"),
         )
         network.eval().requires_grad_(False)
-        self.compile_for_training(network)
         layout = layout_of(network, self.opt.get(f"interface_{label}"))
         objective = build_objective(self.distillation.objective)
         if self.distillation.adapters:
             objective = self._adapted(objective, network, layout, layers)
         taps = layout.tap(network, layers) if objective.needs_features else []
+        self.compile_for_training(network)  # what is compiled cannot be dry-run: torch crashes
         return Teacher(
             share=share,
             prefix=f"{label}/" if len(self.distillation.teachers) > 1 else "",
@@ -135,6 +135,10 @@ class DistillModel(VideoDerainModel):
     def parameters_to_optimize(self) -> list[nn.Parameter]:
         cells = [p for teacher in self.teachers for p in teacher.objective.parameters() if p.requires_grad]
         return super().parameters_to_optimize() + cells
+
+    @property
+    def num_frame(self) -> int:
+        return max(super().num_frame, *(teacher.layout.num_frame for teacher in self.teachers), 1)
 
     # ------------------------------------------------------------------ training step
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

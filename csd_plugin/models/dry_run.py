@@ -55,7 +55,7 @@ def clips_of(opt: Mapping[str, Any], size: int | None = None) -> Clips:
     content = datasets.get("train") or next(iter(datasets.values()))
     return Clips(
         batch=int(content.get("batch_size_per_gpu", 1)),
-        num_frame=int(content["num_frame"]),
+        num_frame=int(content.get("num_frame", 1)),
         num_target=int(content.get("num_target", 1)),
         size=size or int(content.get("gt_size", 128)),
     )

@@ -23,8 +23,8 @@ from csd_plugin.errors import CSDError
 from csd_plugin.models.average import average_warnings
 from csd_plugin.models.dry_run import GIB, Clips, Dry, clips_of, dry_run
 from csd_plugin.models.layouts import Layout
-from csd_plugin.models.preflight import check_parts, checked_objective, distils
-from csd_plugin.options import check_options
+from csd_plugin.models.preflight import check_parts, checked_objective
+from csd_plugin.options import check_options, distils
 from csd_plugin.report.complexity import complexity
 
 

@@ -21,7 +21,9 @@ from csd_plugin.distill.settings import Distillation, read_distillation, teacher
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.models.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.models.layouts import Layout, layout_of
+from csd_plugin.models.pairing import check_foreign_set, check_network, check_pairs, check_role
 from csd_plugin.models.video_derain_model import build_optimizer
+from csd_plugin.options import distils
 from csd_plugin.report.results import load_results
 from csd_plugin.types import ClipView
 
@@ -41,6 +43,8 @@ def check_run(opt: dict[str, Any]) -> None:
     """
     _find_type(MODEL_REGISTRY, opt["model_type"], "model_type")
     if opt["model_type"] not in options.MODELS:
+        with torch.random.fork_rng():
+            check_pairs(opt, lambda: _build_network(opt["network_g"], "network_g"))
         return
     check_devices(opt)
     _check_validation(opt.get("val") or {})
@@ -50,15 +54,20 @@ def check_run(opt: dict[str, Any]) -> None:
         )
 
     networks, layouts = check_parts(opt)
-    _check_data(opt, layouts)
+    needed = ["network_g"]
+    if distils(opt):
+        needed += [f"network_{label}" for label in read_distillation(opt).taught_by()]
+    _check_data(opt, {name: layouts[name] for name in needed})
+    if opt["is_train"]:
+        with torch.random.fork_rng():
+            for name in needed:
+                check_network(name, networks[name], layouts[name], opt)
     if distils(opt) and opt["datasets"]["train"]["type"] in options.DATASETS:
         _check_features(opt, networks, layouts)
 
-    for name, network in networks.items():
-        resumed = name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)
-        unused = name == "network_t" and not any(opt["train"]["distill_opt"]["weights"].values())
-        if not (resumed or unused):
-            _check_checkpoint(opt["path"], name, network)
+    for name in needed:
+        if not (name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)):
+            _check_checkpoint(opt["path"], name, networks[name])
 
 
 def check_parts(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Layout]]:
@@ -87,11 +96,6 @@ def build_networks(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[s
         names += [f"network_{label}" for label in teacher_labels(opt)]
     networks = {name: _build_network(opt[name], name) for name in names}
     return networks, {name: _layout(network, opt, name) for name, network in networks.items()}
-
-
-def distils(opt: Mapping[str, Any]) -> bool:
-    """Whether the options are of a training run with teachers."""
-    return bool(opt["is_train"]) and opt["model_type"] == "DistillModel"
 
 
 def _layout(network: nn.Module, opt: Mapping[str, Any], name: str) -> Layout:
@@ -146,7 +150,7 @@ def check_devices(opt: Mapping[str, Any]) -> None:
         raise CSDError(
             f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} are found; use 0, the CPU, or auto"
         )
-    if opt["model_type"] == "DistillModel" and opt["is_train"] and opt["num_gpu"] > 1 and not opt["dist"]:
+    if distils(opt) and opt["num_gpu"] > 1 and not opt["dist"]:
         raise CSDError(
             f"num_gpu is {opt['num_gpu']}: a DistillModel takes one process per GPU; set num_gpu: 1, or use "
             f"torchrun --nproc_per_node {opt['num_gpu']} -m csd_plugin.train .. --launcher pytorch"
@@ -201,7 +205,9 @@ def _check_data(opt: dict[str, Any], layouts: dict[str, Layout]) -> None:
     for key, content in opt["datasets"].items():
         dataset_type = _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
         if content["type"] not in options.DATASETS:
+            check_foreign_set(key, content, layouts["network_g"].num_frame)
             continue
+        check_role(key, content)
         num_frame, num_target = content["num_frame"], content.get("num_target", 1)
         reach = num_frame - num_target + 1
         for name, layout in layouts.items():
@@ -243,7 +249,7 @@ def _check_loader(num_clip: int, content: dict[str, Any], opt: dict[str, Any]) -
 def _find_type(known: Any, name: Any, where: str) -> Any:
     """What a registry of the toolbox, or a dict, has under this name; the toolbox's own error is a traceback."""
     names = list(known.keys())
-    if name not in names:
+    if name not in names and f"{name}_basicsr" not in names:  # a suffix that the toolbox's registries look for too
         raise CSDError(f"{where}: {name!r} is unknown{suggestion(name, names)}")
     return known.get(name)
 

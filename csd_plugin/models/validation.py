@@ -24,7 +24,9 @@ from csd_plugin.errors import CSDError
 from csd_plugin.inference.folding import fold
 from csd_plugin.metrics.protocols import score_frame, to_uint8
 from csd_plugin.metrics.scores import Scores
+from csd_plugin.models.batches import Item, read_test_item
 from csd_plugin.report import results
+from csd_plugin.report.table import WITHOUT_TRUTH, share
 
 
 class ValidationMixin:
@@ -62,7 +64,7 @@ class ValidationMixin:
     def _score_dataset(
         self, network: nn.Module, dataset: Dataset, name: str, current_iter: int | str, save_img: bool
     ) -> list[dict[str, Any]]:
-        """This process's share of the frames: index, clip, frame and scores of each that has any."""
+        """This process's share of the frames: index, clip, frame and scores of each, which may be none."""
         rank, world_size = get_dist_info()
         size = len(dataset)  # type: ignore[arg-type]
         # a run of its own: neighbours share decoded frames, and are what a network of sequences needs
@@ -70,34 +72,32 @@ class ValidationMixin:
         # with one more before it, another process's, where a metric looks back
         lead = int(0 < first < end and "previous" in self._wanted())
         indices = range(first - lead, end)
+        num_frame = self.layout_of(network).num_frame  # type: ignore[attr-defined]
         scored = []
         before = _Before()
         hidden = True if rank or not self.opt["val"].get("pbar", True) else None  # None: where there is a terminal
         with tqdm(total=len(indices), unit="frame", desc=name, disable=hidden) as bar:
-            for items in _batches(dataset, indices, self.opt["val"].get("batch_size", 2)):
-                outputs = self._predict(network, torch.stack([item["lq"] for item in items]))
+            for items in _batches(dataset, indices, self.opt["val"].get("batch_size", 2), num_frame):
+                outputs = self._predict(network, torch.stack([item.lq for item in items]))
                 for item, output in zip(items, outputs, strict=True):
-                    frame = Path(item["lq_path"]).stem
                     result = to_uint8(output)
-                    truth = to_uint8(item["gt"]) if "gt" in item else None
-                    guide = to_uint8(item["lq"][len(item["lq"]) // 2]) if truth is None else truth
-                    given = before.step(item["folder"], result, guide)
-                    if item["index"] < first:
+                    truth = None if item.gt is None else to_uint8(item.gt)
+                    guide = to_uint8(item.lq[len(item.lq) // 2]) if truth is None else truth
+                    given = before.step(item.run, result, guide)
+                    if item.index < first:
                         continue
                     given |= {"img": result} if truth is None else {"img": result, "img2": truth}
-                    measures = self._toolbox_metrics(given)
-                    if truth is not None or measures:
-                        scored.append(
-                            {
-                                "index": item["index"],
-                                "clip": item["folder"],
-                                "frame": frame,
-                                "score": {} if truth is None else score_frame(result, truth),
-                                "measures": measures,
-                            }
-                        )
+                    scored.append(
+                        {
+                            "index": item.index,
+                            "clip": item.clip,
+                            "frame": item.frame,
+                            "score": {} if truth is None else score_frame(result, truth),
+                            "measures": self._toolbox_metrics(given),
+                        }
+                    )
                     if save_img:
-                        _write_image(self._image_path(name, item["folder"], frame, current_iter), result)
+                        _write_image(self._image_path(name, item.clip, item.frame, current_iter), result)
                 bar.update(len(items))
         return scored
 
@@ -141,7 +141,13 @@ class ValidationMixin:
     def _report(self, name: str, frames: list[dict[str, Any]], current_iter: int | str, tb_logger: Any) -> None:
         scores = Scores()
         for frame in sorted(frames, key=lambda frame: frame["index"]):
-            scores.record(frame["clip"], frame["frame"], frame["score"], frame["measures"])
+            if frame["score"] or frame["measures"]:
+                scores.record(frame["clip"], frame["frame"], frame["score"], frame["measures"])
+        if not scores.clips:
+            get_root_logger().warning(f"Validation {name}: no clip has truth, and no metric of val.metrics needs none.")
+            return
+        true = dict.fromkeys(frame["clip"] for frame in frames if frame["score"])
+        alone = [clip for clip in dict.fromkeys(frame["clip"] for frame in frames) if clip not in true]
         summary = scores.summary()
 
         training = self.opt["is_train"]
@@ -161,11 +167,12 @@ class ValidationMixin:
                 "options": dict(self.opt["network_g"]),
                 "checkpoint": self.opt["path"].get("pretrain_network_g"),
                 "parameters": sum(p.numel() for p in self.net_g.parameters()),
+                **({WITHOUT_TRUTH: alone} if alone else {}),
             },
             baseline=self.opt["val"].get("baseline"),
         )
         best = self._update_best(name, summary, current_iter)
-        lines = [f"Validation {name}"]
+        lines = [f"Validation {name}{share(list(true), [*true, *alone]) if true else ''}"]
         for metric, value in summary.items():
             lines.append(f"\t # {metric}: {value:.4f}\tBest: {best[metric][0]:.4f} @ {best[metric][1]} iter")
         get_root_logger().info("\n".join(lines) + "\n")
@@ -204,22 +211,22 @@ class _Before:
     """The frame before, for metrics that look at neighbours."""
 
     def __init__(self) -> None:
-        self._clip: str | None = None
+        self._run: Any = None
         self._images: dict[str, Any] = {}
 
-    def step(self, clip: str, result: Any, guide: Any) -> dict[str, Any]:
-        """The images beside the result itself: `guide`, and where the frame before is of the same clip, its two."""
-        given = {**(self._images if clip == self._clip else {}), "guide": guide}
-        self._clip, self._images = clip, {"previous": result, "previous_guide": guide}
+    def step(self, run: Any, result: Any, guide: Any) -> dict[str, Any]:
+        """The images beside the result itself: `guide`, and where the frame before is of the same run, its two."""
+        given = {**(self._images if run == self._run else {}), "guide": guide}
+        self._run, self._images = run, {"previous": result, "previous_guide": guide}
         return given
 
 
-def _batches(dataset: Dataset, indices: range, batch_size: int) -> Iterator[list[dict[str, Any]]]:
-    """Items in order, in lists of up to batch_size of one clip."""
-    batch: list[dict[str, Any]] = []
+def _batches(dataset: Dataset, indices: range, batch_size: int, num_frame: int) -> Iterator[list[Item]]:
+    """Items in order, in lists of up to batch_size of one run of frames."""
+    batch: list[Item] = []
     for index in indices:
-        item = {**dataset[index], "index": index}
-        if batch and (len(batch) == batch_size or batch[0]["folder"] != item["folder"]):
+        item = read_test_item(dataset, index, num_frame)
+        if batch and (len(batch) == batch_size or batch[0].run != item.run):
             yield batch
             batch = []
         batch.append(item)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.atomic import replacing
 from csd_plugin.errors import CSDError
 from csd_plugin.models.average import average_warnings, decay_at, update_average
+from csd_plugin.models.batches import as_clips
 from csd_plugin.models.layouts import Layout, layout_of
+from csd_plugin.models.resuming import by_options, option_changes
 from csd_plugin.models.validation import ValidationMixin
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,10 +32,10 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class VideoDerainModel(ValidationMixin, VideoBaseModel):
     """Trains and validates `network_g` on clips, called as its `layouts` say.
 
-    A batch holds `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), the targets of the clip's middle. All B*L
-    targets go through the network as one batch. Options of its own, all in `train`: `grad_clip` (largest
-    gradient norm, 0 for none), `autocast` (bf16 or fp16 around the networks; losses stay in float32), `compile`
-    (the networks by torch.compile; the average that is validated, and what is saved, are not).
+    A batch holds `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), the targets of the clip's middle, or what `as_clips`
+    makes such. All B*L targets go through the network as one batch. Options of its own, all in `train`:
+    `grad_clip` (largest gradient norm, 0 for none), `autocast` (bf16 or fp16 around the networks; losses stay in
+    float32), `compile` (the networks by torch.compile; the average that is validated, and what is saved, are not).
     """
 
     def init_training_settings(self) -> None:
@@ -61,8 +64,9 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     # ------------------------------------------------------------------ training step
     def feed_data(self, data: dict[str, Any]) -> None:
-        self.lq = _as_float(data["lq"].to(self.device, non_blocking=True))
-        self.gt = _as_float(data["gt"].to(self.device, non_blocking=True))
+        lq, gt = as_clips(data, self.num_frame, self.opt["datasets"]["train"]["type"])
+        self.lq = _as_float(lq.to(self.device, non_blocking=True))
+        self.gt = _as_float(gt.to(self.device, non_blocking=True))
         self.sample_names = data.get("key", [])
         if "position" in data:  # all processes are equally far
             world_size = self.opt["world_size"]
@@ -109,6 +113,11 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     def layout_of(self, network: nn.Module) -> Layout:
         """How `network_g`, or its average, is called."""
         return layout_of(self.get_bare_model(network), self.opt.get("interface_g"))
+
+    @property
+    def num_frame(self) -> int:
+        """Frames of the longest window that a network needs for a target."""
+        return self.layout_of(self.net_g).num_frame
 
     def optimized_parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer_g.param_groups for p in group["params"]]
@@ -171,8 +180,11 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         logger = get_root_logger()
         net = net.module if isinstance(net, (DataParallel, DistributedDataParallel)) else net
         state = read_state_dict(load_path, param_key, fallback=True)
-        load_weights(net, state, source=f"checkpoint {load_path}", strict=strict)
-        logger.info(f"Loaded {net.__class__.__name__} from {load_path}.")
+        missing = load_weights(net, state, source=f"checkpoint {load_path}", strict=strict)
+        size = len(net.state_dict())
+        logger.info(f"Loaded {size - len(missing)} of {size} tensors of {net.__class__.__name__} from {load_path}.")
+        if missing:
+            logger.warning(f"{load_path} lacks {len(missing)} of them, such as {missing[0]}; they keep their start.")
 
     @master_only
     def save_network(self, net, net_label: str, current_iter: int, param_key="params") -> None:
@@ -193,7 +205,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             save_atomically(self.training_state(epoch, current_iter), path)
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
-        """The toolbox's entries, and what else goes on: the scaler, the place in the data, the best scores."""
+        """The toolbox's entries, and what else goes on: the scaler, the warm-up, the place in the data, the best scores."""
         return {
             "epoch": epoch,
             "iter": current_iter,
@@ -203,16 +215,36 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             "manual_seed": self.opt["manual_seed"],
             "samples": self.samples_done,
             "best": {name: dict(best) for name, best in self.best_metric_results.items()},
+            "warmup_iter": self.opt["train"].get("warmup_iter", -1),
         }
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """Go on from a saved state, by the options of now: those of optimizer and schedule may have changed.
+
+        Where they have, the learning rate is what it would be if they had been so from the start.
+        """
+        train, path, done = self.opt["train"], self.opt["path"]["resume_state"], resume_state["iter"]
+        warmup, changes = train.get("warmup_iter", -1), []
         try:
+            if done < train["total_iter"]:
+                changes = option_changes(resume_state, self.optimizers, self.schedulers, warmup)
+            if changes:
+                resume_state = by_options(resume_state, self.optimizers, self.schedulers)
             super().resume_training(resume_state)
         except (ValueError, AssertionError) as error:
             raise CSDError(
-                f"path.resume_state: {self.opt['path']['resume_state']} is of another run: "
+                f"path.resume_state: {path} is of another run: "
                 f"{str(error).splitlines()[0]}; give the options that it was made with, or another name"
             ) from error
+        if changes:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+                for iteration in range(1, done + 1):
+                    self.update_learning_rate(iteration, warmup_iter=warmup)
+            get_root_logger().warning(
+                f"{path}: options have changed since: {', '.join(changes)}. They hold as if from the start: the "
+                f"learning rate of iteration {done} is {self.get_current_learning_rate()[0]:.4g}."
+            )
         if resume_state.get("scaler"):
             self.scaler.load_state_dict(resume_state["scaler"])
         self.best_metric_results = {name: dict(best) for name, best in resume_state.get("best", {}).items()}

@@ -21,7 +21,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from typing import Any
 from csd_plugin.atomic import write_text
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.protocols import PROTOCOLS, FrameScore, Quality
-from csd_plugin.metrics.scores import Scores
+from csd_plugin.metrics.scores import ClipScores, Scores
 from csd_plugin.report.table import comparison_table
 
 FORMAT = "csd-results"
@@ -102,7 +102,7 @@ def json_text(result: Result) -> str:
 
 
 def csv_text(result: Result) -> str:
-    """A row a clip and protocol, then a row a protocol whose clip is `average`.
+    """A row a clip and protocol, then a row a protocol whose clip is `average`; `frames` are those that it is of.
 
     Where there are further metrics, each has such rows too, and a last column, `value`, holds theirs.
     """
@@ -112,17 +112,18 @@ def csv_text(result: Result) -> str:
     further = any(clip.measures for clip in clips.values())
     table.writerow(["network", "dataset", "clip", "protocol", "frames", "psnr", "ssim", *(["value"] * further)])
 
-    def rows(clip: str, frames: int, average: FrameScore, measured: Mapping[str, float]) -> None:
+    def rows(name: str, of: Collection[ClipScores], average: FrameScore, measured: Mapping[str, float]) -> None:
         for protocol, quality in average.items():
+            frames = sum(protocol in score for clip in of for score in clip.frames.values())
             figures = [f"{quality.psnr:.4f}", f"{quality.ssim:.6f}", *([""] * further)]
-            table.writerow([result.network, result.dataset, clip, protocol, frames, *figures])
+            table.writerow([result.network, result.dataset, name, protocol, frames, *figures])
         for metric, value in measured.items():
-            table.writerow([result.network, result.dataset, clip, metric, frames, "", "", f"{value:.6f}"])
+            frames = sum(len(clip.measures.get(metric, ())) for clip in of)
+            table.writerow([result.network, result.dataset, name, metric, frames, "", "", f"{value:.6f}"])
 
     for name, clip in clips.items():
-        rows(name, len(clip.frames), clip.average(), clip.measured())
-    count = sum(len(clip.frames) for clip in clips.values())
-    rows("average", count, result.scores.average(), result.scores.measured())
+        rows(name, [clip], clip.average(), clip.measured())
+    rows("average", clips.values(), result.scores.average(), result.scores.measured())
     return text.getvalue()
 
 

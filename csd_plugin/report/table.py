@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from csd_plugin.report.results import Result
 
 NONE = "-"
+WITHOUT_TRUTH = "without_truth"
+"""The fact of a result that names clips that were there and could not be scored."""
 DECIMALS = Quality(psnr=2, ssim=4)
 OTHER_DECIMALS = 4
 """Of metrics that an option file names and MEASURES does not."""
@@ -49,17 +51,31 @@ def comparison_table(results: Sequence[Result], *, baseline: Result | None = Non
     if baseline is not None and len(others) == len(results):
         results = [baseline, *results]
     sections = []
-    for protocol, facts in PROTOCOLS.items():
-        if not any(protocol in clip.average() for result in results for clip in result.scores.clips.values()):
-            continue  # without a truth
+    scored = _with_truth(others or results, clips)
+    unscored = (clip for result in others or results for clip in result.facts.get(WITHOUT_TRUTH, ()))
+    of_them = share(scored, list(dict.fromkeys([*clips, *unscored])))
+    for protocol, facts in PROTOCOLS.items() if scored else ():
         rows = [_row(result, protocol) for result in results]
         base = _row(baseline, protocol) if baseline is not None else None
         if published and protocol == published_numbers.PROTOCOL:
-            rows += _published_rows(clips)
-        sections.append(f"**{facts.title}**\n\n{_table(rows, clips, base)}")
+            rows += _published_rows(scored)
+        sections.append(f"**{facts.title}**{of_them}\n\n{_table(rows, scored, base)}")
     if any(clip.measures for result in results for clip in result.scores.clips.values()):
         sections.append(f"**Further metrics** (↓ lower is better)\n\n{_measures_table(results, clips, baseline)}")
     return "\n\n".join(sections)
+
+
+def _with_truth(results: Sequence[Result], clips: Sequence[str]) -> list[str]:
+    """The clips that any of the results has scored against a truth."""
+    return [clip for clip in clips if any(clip in (known := r.scores.clips) and known[clip].average() for r in results)]
+
+
+def share(scored: Sequence[str], clips: Sequence[str]) -> str:
+    """What stands behind a title where scores are not of all clips."""
+    if len(scored) == len(clips):
+        return ""
+    others = ", ".join(clip for clip in clips if clip not in scored)
+    return f" of {len(scored)} of {len(clips)} clips; without truth: {others}"
 
 
 def _row(result: Result, protocol: str) -> _Row:
@@ -98,34 +114,50 @@ def _table(rows: Sequence[_Row], clips: Sequence[str], base: _Row | None) -> str
 
 
 def _measures_table(results: Sequence[Result], clips: Sequence[str], baseline: Result | None) -> str:
-    """A row a network and metric; with a baseline, the difference from it. Averages are over the same clips or none."""
+    """A row a network and metric; with a baseline, the difference from it.
+
+    Averages are over all clips, or of what only clips with a truth have, over these; the same for all results or none.
+    """
     given = {name: None for result in results for clip in result.scores.clips.values() for name in clip.measures}
     names = [name for name in MEASURES if name in given] + [name for name in given if name not in MEASURES]
     lines = [
         _line(["network", "metric", *clips, "average", *(["Δ"] if baseline else [])]),
         _line(["---", "---", *["---:"] * (len(clips) + 1 + bool(baseline))]),
     ]
-    means = {name: _measure_average(baseline, name, clips) for name in names} if baseline else {}
+    true = _with_truth(results, clips)
+    scored = {
+        name: true if true == [clip for clip in clips if _any_measured(results, clip, name)] else clips
+        for name in names
+    }
+    means = {name: _measure_average(baseline, name, scored[name]) for name in names} if baseline else {}
     for result in results:
         title = _name(result)
         for name in names:
             decimals = MEASURES[name].decimals if name in MEASURES else OTHER_DECIMALS
-            values = [clip.measured().get(name) if (clip := result.scores.clips.get(key)) else None for key in clips]
-            average, base = _measure_average(result, name, clips), means.get(name)
+            values = [_measured(result, clip, name) for clip in clips]
+            average, base = _measure_average(result, name, scored[name]), means.get(name)
             cells = [_plain_number(value, decimals) for value in (*values, average)]
             if baseline:
                 gain = None if result is baseline or average is None or base is None else average - base
                 cells.append(_plain_number(gain, decimals, "+"))
-            lines.append(_line([title, f"{MEASURES[name].title} ↓" if name in MEASURES else name, *cells]))
+            share = "" if len(scored[name]) == len(clips) else f" of {len(scored[name])} of {len(clips)} clips"
+            lines.append(_line([title, (f"{MEASURES[name].title} ↓" if name in MEASURES else name) + share, *cells]))
             title = ""
     return "\n".join(lines)
 
 
+def _measured(result: Result, clip: str, name: str) -> float | None:
+    return result.scores.clips[clip].measured().get(name) if clip in result.scores.clips else None
+
+
+def _any_measured(results: Sequence[Result], clip: str, name: str) -> bool:
+    return any(_measured(result, clip, name) is not None for result in results)
+
+
 def _measure_average(result: Result, name: str, clips: Sequence[str]) -> float | None:
-    """Mean over `clips`; None where one has no value."""
-    values = [scores.measured().get(name) for clip in clips if (scores := result.scores.clips.get(clip))]
-    known = [value for value in values if value is not None]
-    return sum(known) / len(clips) if len(known) == len(clips) else None
+    """Mean over `clips`; None where one has no value, or there are none."""
+    known = [value for clip in clips if (value := _measured(result, clip, name)) is not None]
+    return sum(known) / len(clips) if known and len(known) == len(clips) else None
 
 
 def _plain_number(value: float | None, decimals: int, sign: str = "") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import sys
 
 import pytest
 import torch
@@ -22,6 +23,10 @@ def same(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def prefixed(prefix, state):
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -31,14 +36,64 @@ def same(a, b) -> bool:
         lambda state: state,
         lambda state: dict(state),
         lambda state: {f"module.{name}": value for name, value in state.items()},
-        lambda state: {"params": {f"module.{name}": value for name, value in state.items()}},
+        lambda state: {"params": prefixed("module.", state)},
+        lambda state: prefixed("module.module.", state),
+        lambda state: {"params": prefixed("_orig_mod.", state)},
+        lambda state: prefixed("module._orig_mod.module.", state),
+        lambda state: {"state_dict": prefixed("network.", state), "epoch": 3},
+        lambda state: {"n_averaged": torch.tensor(7)} | prefixed("module.", state),
     ],
-    ids=["authors", "toolbox", "averaged first", "bare", "dict", "wrapped", "wrapped toolbox"],
+    ids=[
+        *("authors", "toolbox", "averaged first", "bare", "dict", "wrapped", "wrapped toolbox", "wrapped twice"),
+        *("compiled", "compiled and wrapped twice", "lightning", "averaged"),
+    ],
 )
 def test_every_form_of_checkpoint_loads(tmp_path, network, wrap):
     torch.save(wrap(network.state_dict()), tmp_path / "net.pth")
     assert same(read_state_dict(tmp_path / "net.pth"), network.state_dict())
     assert same(load_network(tmp_path / "net.pth").state_dict(), network.state_dict())
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "net.pth"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_safetensors_load_by_their_content(tmp_path, network, name, prefix):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file(prefixed(prefix, network.state_dict()), tmp_path / name)
+    assert same(read_state_dict(tmp_path / name, "params_ema", fallback=True), network.state_dict())
+    assert same(load_network(tmp_path / name).state_dict(), network.state_dict())
+    whole = (tmp_path / name).read_bytes()
+    for length in (0, 5, 9, 100, len(whole) - 1):
+        (tmp_path / name).write_bytes(whole[:length])
+        refused(tmp_path / name, *(["cut short or damaged"] if name.endswith(".safetensors") else []))
+
+
+def test_safetensors_without_the_package_say_how_to_get_it(tmp_path, monkeypatch):
+    (tmp_path / "net.safetensors").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    refused(tmp_path / "net.safetensors", "needs the package safetensors", "pip install safetensors")
+
+
+class Holder(torch.nn.Module):
+    """A network whose own names begin as a wrapper's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.head = torch.nn.Linear(2, 3), torch.nn.Linear(3, 1)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "network.", "_orig_mod.module."])
+def test_names_that_only_look_like_a_wrappers_load_too(tmp_path, prefix):
+    first, second = Holder(), Holder()
+    torch.save(prefixed(prefix, first.state_dict()), tmp_path / "net.pth")
+    assert load_weights(second, read_state_dict(tmp_path / "net.pth"), source="net.pth") == []
+    assert same(first.state_dict(), second.state_dict())
+    assert load_weights(first, prefixed(prefix, second.state_dict()), source="memory") == []
+
+
+def test_names_stay_apart_where_a_prefix_alone_tells_them_apart(tmp_path):
+    state = {"conv.weight": torch.zeros(1), "module.conv.weight": torch.ones(1)}
+    torch.save(state, tmp_path / "net.pth")
+    assert same(read_state_dict(tmp_path / "net.pth"), state)
 
 
 def test_the_authors_old_file_format_loads(tmp_path, network):
@@ -137,7 +192,20 @@ def test_a_checkpoint_of_another_size_names_the_layer_and_changes_nothing(networ
     with pytest.raises(CSDError, match="has extra"):
         load_weights(network, before | {"extra": torch.zeros(1)}, source="net.pth")
     assert same(network.state_dict(), before)
-    load_weights(network, fewer, source="net.pth", strict=False)
+    assert load_weights(network, fewer, source="net.pth", strict=False) == ["conv13.bias", "conv13.weight"]
+
+
+def test_less_than_half_of_a_network_is_anothers(network):
+    own = network.state_dict()
+    before = {name: value.clone() for name, value in own.items()}
+    for kept in (0, 1, len(own) // 2 - 1):
+        part = {name: value + 1 for name, value in list(own.items())[:kept]} | {"body.0.weight": torch.zeros(1)}
+        with pytest.raises(CSDError, match=rf"net.pth: of the network's {len(own)} tensors it has {kept}; it begins"):
+            load_weights(network, part, source="net.pth", strict=False)
+        assert same(network.state_dict(), before)
+    half = {name: value + 1 for name, value in list(own.items())[: len(own) // 2]}
+    assert len(load_weights(network, half, source="net.pth", strict=False)) == len(own) // 2
+    assert torch.equal(network.conv1.weight, before["conv1.weight"] + 1)
 
 
 def test_a_file_of_another_family_is_refused(tmp_path):

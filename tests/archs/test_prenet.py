@@ -73,3 +73,8 @@ def test_mistakes():
         PReNet(num_stage=0)
     with pytest.raises(CSDError, match="single frames"):
         PReNet(num_feat=2)(torch.rand(1, 3, 3, 8, 8))
+
+
+def test_images_are_windows_of_one_frame():
+    network, images = PReNet(num_feat=4, num_stage=2), torch.rand(2, 3, 8, 9)
+    assert torch.equal(network(images), network(images[:, None]))

@@ -151,3 +151,10 @@ def test_numbers_that_make_no_network_are_refused(options, words):
 def test_a_window_of_another_length_is_refused():
     with pytest.raises(CSDError, match=r"\(1, 7, 3, 8, 8\), expected \(B, 3, 3, H, W\)"):
         SLDNet(preset="student2", num_feat=3)(torch.rand(1, 7, 3, 8, 8))
+
+
+def test_a_network_of_single_frames_takes_images():
+    network, images = SLDNet(preset="student3", num_feat=4), torch.rand(2, 3, 8, 9)
+    assert torch.equal(network(images), network(images[:, None]))
+    with pytest.raises(CSDError, match=r"\(2, 3, 8, 9\), expected \(B, 3, 3, H, W\)"):
+        SLDNet(preset="student2", num_feat=4)(images)

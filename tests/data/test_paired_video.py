@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader
 
 from csd_plugin.data.layout import find_sequences
 from csd_plugin.data.paired_video import PairedVideoDataset, PairedVideoTestDataset
+from csd_plugin.data.rendered_rain import RenderedRainDataset
+from csd_plugin.data.resident_video import ResidentVideoDataset
 from csd_plugin.data.store import open_store
 from csd_plugin.errors import CSDError
 
@@ -47,6 +49,25 @@ def test_training_items(root):
     assert item["lq"].shape == (7, 3, 21, 21) and item["gt"].shape == (3, 3, 21, 21)
     assert item["lq"].dtype == item["gt"].dtype == torch.float32
     assert item["lq"].min() >= 0 and item["lq"].max() <= 1
+
+
+@pytest.mark.parametrize("as_uint8", [False, True])
+def test_one_target_has_no_axis(root, as_uint8):
+    """As the toolbox's own models take it."""
+    for kind in (PairedVideoDataset, RenderedRainDataset, ResidentVideoDataset):
+        if as_uint8 and kind is ResidentVideoDataset:
+            continue
+        options = {"dataroot": root, "num_frame": 5, "num_target": 1, "gt_size": 21, "as_uint8": as_uint8}
+        dataset = kind({**options, "device": "cpu"} if kind is ResidentVideoDataset else options)
+        assert dataset[0]["lq"].shape == (5, 3, 21, 21) and dataset[0]["gt"].shape == (3, 21, 21)
+        batch = next(iter(DataLoader(dataset, batch_size=3)))
+        assert batch["lq"].shape == (3, 5, 3, 21, 21) and batch["gt"].shape == (3, 3, 21, 21)
+    clean = PairedVideoDataset({"dataroot": root, **SMALL, "num_target": 3, "use_hflip": False})
+    torch.manual_seed(0)
+    three = next(iter(DataLoader(clean, batch_size=2)))["gt"]
+    torch.manual_seed(0)
+    one = PairedVideoDataset({"dataroot": root, **SMALL, "num_target": 1, "use_hflip": False})
+    assert torch.equal(next(iter(DataLoader(one, batch_size=2)))["gt"], three[:, 1])
 
 
 def test_rain_and_truth_get_the_same_augmentation(tmp_path):

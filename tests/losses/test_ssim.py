@@ -12,6 +12,7 @@ from scipy.ndimage import correlate1d
 from skimage.metrics import structural_similarity
 from torch.nn import functional as F
 
+from csd_plugin.errors import CSDError
 from csd_plugin.losses.ssim import PyramidSSIMLoss, zero_padded_ssim
 
 C1, C2 = 0.01**2, 0.03**2
@@ -161,6 +162,20 @@ def test_it_is_float32_under_autocast():
         value = PyramidSSIMLoss()(x, y)
     assert value.dtype == torch.float32
     assert float(value) == float(PyramidSSIMLoss()(x, y))
+
+
+def test_sequences_are_their_frames():
+    x, y = (torch.from_numpy(image).float() for image in pair(6, 3, 24, 24))
+    loss = PyramidSSIMLoss(l1_weight=0.5)
+    assert float(loss(x.unflatten(0, (2, 3)), y.unflatten(0, (2, 3)))) == float(loss(x, y))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 3, 24, 24), (1, 3, 24, 24), (2, 1, 24, 24), (2, 3, 12, 24), (3, 24, 24)])
+def test_other_shapes_are_not_repeated_to_fit(shape):
+    x = torch.zeros(2, 3, 24, 24)
+    for output, truth in ((x, torch.zeros(shape)), (torch.zeros(shape), x), (torch.zeros(24, 24), torch.zeros(24, 24))):
+        with pytest.raises(CSDError, match=r"PyramidSSIMLoss compares .* check num_target"):
+            PyramidSSIMLoss()(output, truth)
 
 
 def test_gradients_are_those_of_finite_differences():

@@ -131,3 +131,17 @@ def test_further_metrics_average_over_the_frames_that_have_them():
     assert scores.without_ends((0, 1)).clips["a"].measures == {"niqe": {"00001": 5.0}}
     only_b = Scores({"b": scores.clips["b"]})
     assert only_b.summary() == {"niqe": 3.0, "warping": 0.5}
+
+
+@pytest.mark.parametrize("alone_first", [True, False])
+def test_scores_are_of_the_clips_that_have_truth(alone_first):
+    scores = made_up({"a": 3} if not alone_first else {})
+    scores.record("real", "1", {}, {"niqe": 4.0})
+    if alone_first:
+        scores.clips |= made_up({"a": 3}).clips
+    assert scores.average() == made_up({"a": 3}).average()
+    assert scores.summary() == pytest.approx(made_up({"a": 3}).summary() | {"niqe": 4.0})
+    assert scores.without_truth() == ["real"]
+    scores.record("real", "2", scores.clips["a"].frames["00002"])  # a clip may have truth for some of its frames
+    assert scores.clips["real"].average() == {"nturain_y": (22, 0.52), "rgb": (21, 0.25)}
+    assert scores.without_truth() == []

@@ -10,6 +10,7 @@ import torch
 from toolbox import STUDENT, TEACHER, changed, distill_options, equal, train_options
 
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.models.dry_run import dry_run
 
 NO_WEIGHTS = {"train.distill_opt": {"type": "CSD", "weights": {"spatial": 0.0, "temporal": 0}}}
 
@@ -226,17 +227,26 @@ def _noting_teachers_batches(batches, forward):
     return wrapper
 
 
-def test_compiled_networks_train_to_the_same_weights(launcher, tiny_rain, tiny_teacher, monkeypatch):
+@pytest.mark.parametrize("adapters", [None, ["conv1x1"], ["conv1x1", "resize"]])
+def test_compiled_networks_train_to_the_same_weights(launcher, tiny_rain, tiny_teacher, monkeypatch, adapters):
     compiled = []
 
     def compile_quickly(function, *args, **kwargs):
         compiled.append(function)
         return real(function, backend="aot_eager")  # the machine that tests need not have a compiler
 
+    def run_dry(network, *args, **kwargs):
+        assert network._compiled_call_impl is None  # a compiler's own code crashes on tensors without memory
+        return dry_run(network, *args, **kwargs)
+
     real = torch.compile
     monkeypatch.setattr(torch, "compile", compile_quickly)
+    monkeypatch.setattr("csd_plugin.models.distill_model.dry_run", run_dry)
+    taps = {"student": ["conv22"], "teacher": ["conv22"], "adapters": adapters}
     for name, how in (("plain", False), ("compiled", True)):
-        assert launcher.train(distill_options(tiny_rain, tiny_teacher, name=name, **{"train.compile": how})) == 0
+        options = distill_options(tiny_rain, tiny_teacher, name=name, **{"train.compile": how})
+        options["train"]["distill_opt"] |= {"taps": taps} if adapters else {}
+        assert launcher.train(options) == 0
     assert len(compiled) == 2  # student and teacher, of the second run
     for key in ("params", "params_ema"):
         plain, ours = (launcher.weights("net_g_latest", name, key) for name in ("plain", "compiled"))

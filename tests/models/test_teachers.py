@@ -57,6 +57,41 @@ def test_a_teacher_of_no_share_is_as_if_it_were_not_there(launcher, tiny_rain, t
         assert equal(launcher.weights(label, "one"), launcher.weights(label, "two"))
 
 
+@pytest.mark.parametrize("resting", ["t", "t2"])
+def test_of_a_teacher_of_no_share_nothing_is_asked(launcher, tiny_rain, tiny_teacher, resting):
+    """Neither a checkpoint nor windows as long as it sees."""
+    student = {"type": "SLDNet", "preset": "student1", "num_feat": 4}
+    torch.save(SLDNet(preset="student1", num_feat=4).state_dict(), launcher.folder / "short.pth")
+    options = two_teachers(tiny_rain, tiny_teacher, "none.pth", **{"datasets.train.num_frame": 4})
+    taught = {"t": "t2", "t2": "t"}[resting]
+    options[f"network_{taught}"] = student
+    options["path"] |= {f"pretrain_network_{taught}": "short.pth"}
+    del options["path"][f"pretrain_network_{resting}"]
+    options["train"]["distill_opt"]["teachers"] = {resting: 0.0, taught: 2.0}
+    assert launcher.train(options) == 0
+    [teacher] = launcher.models[-1].teachers
+    assert teacher.share == 1 and teacher.layout.num_frame == 3
+
+
+@pytest.mark.parametrize("never", [0.0, {"schedule": "linear", "start": 0.0, "end": 0.0, "iters": 5}])
+@pytest.mark.parametrize("given", [{}, {"pretrain_network_t2": "gone.pth"}, {"pretrain_network_t": None}])
+def test_without_weights_no_teacher_needs_a_checkpoint(launcher, tiny_rain, never, given):
+    options = two_teachers(tiny_rain, "gone.pth", "gone.pth", **{"datasets.train.num_frame": 4})
+    for label in ("t", "t2"):
+        del options["path"][f"pretrain_network_{label}"]
+    options["path"] |= given
+    options["train"]["distill_opt"]["weights"] = dict.fromkeys(("spatial", "temporal"), never)
+    assert launcher.train(options) == 0
+    assert launcher.models[-1].teachers == []
+
+
+def test_a_teacher_with_a_share_needs_its_checkpoint(launcher, tiny_rain, tiny_teacher, capfd):
+    options = two_teachers(tiny_rain, tiny_teacher, "none.pth")
+    for label in ("t", "t2"):
+        assert launcher.train(changed(options, {f"path.pretrain_network_{label}": ...})) == 2
+        assert f"path.pretrain_network_{label} is missing" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("path", [{}, {"param_key_t2": "params"}, {"ignore_resume_networks": ["network_t2"]}])
 def test_all_survive_a_resume_whatever_the_options_say(launcher, tiny_rain, tiny_teacher, second_teacher, path):
     options = two_teachers(tiny_rain, tiny_teacher, second_teacher)

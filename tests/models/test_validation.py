@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -180,6 +181,49 @@ def test_clips_without_truth_have_the_metrics_that_need_none(launcher, tiny_rain
     folder = tiny_rain / "Dataset_Testing_RealRain/ra1_Rain"
     rain = [read_rgb(folder / f"0000{i}.png") for i in (3, 2)]
     assert frames.measures["warping"]["00003"] == pytest.approx(warping_error(*rain, *rain))
+
+
+@pytest.fixture
+def mixed_rain(tiny_rain, tmp_path):
+    """The test clips a1 and b1, the truth of one of which is not there."""
+
+    def without(clip):
+        root = tmp_path / f"without_{clip}"
+        shutil.copytree(tiny_rain, root)
+        shutil.rmtree(root / f"Dataset_Testing_Synthetic/{clip}_GT")
+        return root
+
+    return without
+
+
+@pytest.mark.parametrize("alone", ["a1", "b1"])
+@pytest.mark.parametrize("metrics", [None, WARPING | {"psnr": {"type": "calculate_psnr", "crop_border": 0}}])
+def test_one_clip_without_truth_leaves_the_scores_of_the_others(
+    launcher, tiny_rain, mixed_rain, checkpoint, alone, metrics, capfd
+):
+    scored = {"a1": "b1", "b1": "a1"}[alone]
+    root = mixed_rain(alone)
+    assert launcher.test(scoring_options(root, checkpoint, name="mixed", **{"val.metrics": metrics})) == 0
+    line = f"Validation rain of 1 of 2 clips; without truth: {alone}"
+    assert line in capfd.readouterr().err
+    alone_set = {"test_1": scored_set(tiny_rain, clips=[scored])}
+    whole = scoring_options(tiny_rain, checkpoint, name="whole", datasets=alone_set, **{"val.metrics": metrics})
+    assert launcher.test(whole) == 0
+    mixed, whole = (load_results(launcher.folder / f"results/{name}/rain.json").scores for name in ("mixed", "whole"))
+    assert mixed.average() == whole.average()
+    assert mixed.clips[scored] == whole.clips[scored]
+    table = (launcher.folder / "results/mixed/rain.md").read_text()
+    assert table.count(f"of 1 of 2 clips; without truth: {alone}\n") == 2
+    if metrics:
+        assert mixed.clips[alone].measures.keys() == {"warping"}
+        assert mixed.measured()["psnr"] == whole.measured()["psnr"]
+        assert "psnr of 1 of 2 clips" in table
+
+
+def test_a_set_of_which_nothing_can_be_scored_says_so(launcher, tiny_rain, checkpoint, capfd):
+    sets = {"test_1": scored_set(tiny_rain, name="real", split="real")}
+    assert launcher.test(scoring_options(tiny_rain, checkpoint, datasets=sets)) == 0
+    assert "WARNING: Validation real: no clip has truth" in capfd.readouterr().err
 
 
 def test_processes_look_back_over_the_edges_of_their_shares(launcher, tiny_rain, checkpoint, monkeypatch):

@@ -235,6 +235,41 @@ def test_table_of_further_metrics():
     assert table_cells(both, protocol=2)[1] == ["n", "NIQE ↓", "3.500", "3.500"]
 
 
+@pytest.mark.parametrize("alone", ["first", "last"])
+def test_of_how_many_clips_scores_are(tmp_path, alone):
+    true = measured([4.0, 3.0], ("a", "b"), truth=True)
+    for clip in true.clips.values():
+        clip.measures["lpips"] = {"00001": 0.1, "00002": 0.3}
+    real = measured([5.0, 6.0], ("ra1",))
+    scores = Scores(real.clips | true.clips if alone == "first" else true.clips | real.clips)
+    path = results.write(tmp_path, "x", scores, {"network": "n", "dataset": "d"})
+    text = path.with_suffix(".md").read_text()
+    titles = text.split("\n\n")[::2]
+    assert [title.split("** ")[1] for title in titles[:2]] == ["of 2 of 3 clips; without truth: ra1"] * 2
+    assert table_cells(text)[:2] == [["network", "", "a", "b", "average"], ["n", "PSNR", "30.50", "30.50", "30.50"]]
+    clips = ["ra1", "a", "b"] if alone == "first" else ["a", "b", "ra1"]
+    rows = table_cells(text, protocol=2)
+    assert rows[0] == ["network", "metric", *clips, "average"]
+    values = {"ra1": "5.500", "a": "3.500", "b": "3.500"}
+    assert rows[1] == ["n", "NIQE ↓", *(values[clip] for clip in clips), "4.167"]
+    values = {"ra1": "-", "a": "0.2000", "b": "0.2000"}
+    assert rows[2] == ["", "LPIPS ↓ of 2 of 3 clips", *(values[clip] for clip in clips), "0.2000"]
+
+    rows = list(csv.DictReader(io.StringIO(path.with_suffix(".csv").read_text())))
+    frames = {row["protocol"]: row["frames"] for row in rows if row["clip"] == "average"}
+    assert frames == {"nturain_y": "4", "rgb": "4", "niqe": "6", "warping": "3", "lpips": "4"}
+    assert load_results(path).scores == scores
+    assert load_results(path).scores.average()["nturain_y"].psnr == 30.5
+
+    others = comparison_table([Result("n", "d", real)], baseline=load_results(path))
+    assert "PSNR" not in others  # what was scored has no truth, whatever the baseline has
+
+
+def test_clips_that_could_not_be_scored_are_counted():
+    result = Result("n", "d", scores_of({"a": [30]}), {"without_truth": ["ra1", "ra2"]})
+    assert "** of 1 of 3 clips; without truth: ra1, ra2\n" in comparison_table([result])
+
+
 def test_nothing_half_written(tmp_path, monkeypatch):
     meta = {"network": "n", "dataset": "d"}
     path = results.write(tmp_path, "x", scores_of({"a": [30]}), meta)

@@ -1,0 +1,196 @@
+"""Models of the toolbox with networks and data sets of ours: what would train on the wrong frames, or break."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from basicsr.data.video_test_dataset import VideoRecurrentTestDataset, VideoTestDataset
+from basicsr.models.sr_model import SRModel
+from basicsr.models.video_base_model import VideoBaseModel
+from basicsr.models.video_recurrent_model import VideoRecurrentModel
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from csd_plugin import options
+from csd_plugin.compat import shape_advice
+from csd_plugin.errors import CSDError, first_line
+from csd_plugin.models.dry_run import clips_of
+from csd_plugin.models.layouts import Layout
+
+_NAMES = ("vid4", "reds4", "redsofficial")
+"""Of the toolbox's test sets of video clips, whatever they hold."""
+
+_OF_SHAPES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, NotImplementedError)
+"""What networks raise on tensors that they cannot take, CSDError among them."""
+
+
+def check_role(key: str, content: Mapping[str, Any]) -> None:
+    """Raises CSDError where a data set of ours for training is to be tested on, or one for tests to be trained on."""
+    trains = "num_target" in options.DATASETS[content["type"]].model_fields
+    if trains != (content["phase"] == "train"):
+        use, other = ("training", "PairedVideoTestDataset") if trains else ("tests", "PairedVideoDataset")
+        raise CSDError(f"datasets.{key}: {content['type']} is for {use}; take type: {other}")
+
+
+def check_foreign_set(key: str, content: Mapping[str, Any], num_frame: int) -> None:
+    """Raises CSDError for a test set of the toolbox that our models cannot use, or that has none of its names."""
+    kind = DATASET_REGISTRY.get(content["type"])
+    if not (isinstance(kind, type) and issubclass(kind, VideoTestDataset)):
+        return
+    if issubclass(kind, VideoRecurrentTestDataset):
+        raise CSDError(
+            f"datasets.{key}: {content['type']} gives whole clips; take type: VideoTestDataset on the same folders, "
+            f"with num_frame: {num_frame} and padding: reflection"
+        )
+    if str(content.get("name")).lower() not in _NAMES:
+        raise CSDError(
+            f"datasets.{key}.name is {content.get('name')!r}: the toolbox's {content['type']} works under the names "
+            f"{', '.join(_NAMES)} alone; give it one of these"
+        )
+
+
+def check_pairs(opt: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:
+    """Whether a model of the toolbox can work with what is ours in the options. Models of others are passed by.
+
+    build: makes the network. Raises CSDError.
+    """
+    model = MODEL_REGISTRY.get(opt["model_type"])
+    if not (model.__module__.startswith("basicsr.") and issubclass(model, SRModel)):
+        return
+    _check_call(model, opt)
+    _check_validation(model, opt)
+    ours = {key: content for key, content in opt["datasets"].items() if content.get("type") in options.DATASETS}
+    network = build() if ours else None
+    for key, content in ours.items():
+        check_role(key, content)
+        if content["phase"] == "train":
+            _check_training(model, opt, content, network)
+        else:
+            _check_test(model, opt, key, content, network)
+
+
+def _check_call(model: type, opt: Mapping[str, Any]) -> None:
+    """Networks of sequences belong to the toolbox's recurrent models, those of windows and images to the others."""
+    name, type_ = opt["model_type"], opt.get("network_g", {}).get("type")
+    if type_ not in options.NETWORKS:
+        return
+    layout = getattr(ARCH_REGISTRY.get(type_), "layout", "window")
+    if (layout == "sequence") != issubclass(model, VideoRecurrentModel):
+        other = "VideoRecurrentModel" if layout == "sequence" else "VideoBaseModel"
+        raise CSDError(
+            f"network_g: {type_} is a network of {layout}s, which {name} does not call as such; take model_type: "
+            f"VideoDerainModel, or {other}"
+        )
+
+
+def _check_training(model: Any, opt: Mapping[str, Any], content: Mapping[str, Any], network: Any) -> None:
+    name, num_frame, num_target = opt["model_type"], content.get("num_frame", 11), content.get("num_target", 5)
+    if content.get("as_uint8"):
+        raise CSDError(
+            f"datasets.train.as_uint8 is for models of csd-plugin, {name} does not divide by 255: leave it out"
+        )
+    if model.feed_data is not SRModel.feed_data and opt.get("high_order_degradation", True):
+        raise CSDError(
+            f"model_type: {name} does not take pairs of frames as {content['type']} gives them; set "
+            f"high_order_degradation: false if it is a model of Real-ESRGAN, or take VideoDerainModel"
+        )
+    size = content.get("gt_size", 128)
+    frames = (2, num_frame, 3, size, size)
+    truth = (2, 3, size, size) if num_target == 1 else (2, num_target, 3, size, size)
+    output = _output_shape(network, frames, opt, "train")
+    if output != truth:
+        raise CSDError(
+            f"datasets.train: network_g makes {output} of clips {frames}, and the truth is {truth}: {name} would "
+            f"compare other frames; {shape_advice(output, truth)}"
+        )
+
+
+def _check_validation(model: type, opt: Mapping[str, Any]) -> None:
+    """What the toolbox's models of videos cannot do on any test set."""
+    name, val = opt["model_type"], opt.get("val")
+    if not issubclass(model, VideoBaseModel) or val is None or not any(map(_is_tested, opt["datasets"].values())):
+        return
+    if issubclass(model, VideoRecurrentModel) and opt["num_gpu"] == 0:
+        raise CSDError(
+            f"model_type: {name} cannot validate on a CPU; leave the sets that are tested out, or take model_type: "
+            f"VideoDerainModel"
+        )
+    if "metrics" not in val:
+        raise CSDError(f"val.metrics is missing, which {name} looks up: write `metrics: ~` for none")
+    if val["metrics"] and opt["num_gpu"] == 0:
+        raise CSDError(
+            f"val.metrics: {name} computes metrics on a GPU alone, and num_gpu is 0; write `metrics: ~`, or take "
+            f"model_type: VideoDerainModel"
+        )
+
+
+def _is_tested(content: Mapping[str, Any]) -> bool:
+    return content["phase"] != "train"
+
+
+def _check_test(model: type, opt: Mapping[str, Any], key: str, content: Mapping[str, Any], network: Any) -> None:
+    name, val = opt["model_type"], opt.get("val") or {}
+    if issubclass(model, VideoRecurrentModel) and not val.get("center_frame_only"):
+        raise CSDError(
+            f"datasets.{key}: {content['type']} gives windows with the truth of their middle frame, and {name} "
+            f"compares whole clips; set val.center_frame_only: true, or take model_type: VideoDerainModel"
+        )
+    dataset = DATASET_REGISTRY.get(content["type"])(content)
+    alone = [sequence.name for sequence in dataset.sequences if sequence.gt is None]
+    if alone and (issubclass(model, VideoBaseModel) or val.get("metrics")):
+        raise CSDError(
+            f"datasets.{key}: {alone[0]} has no truth, without which {name} cannot go on; leave such clips out (clips: "
+            f"a list file), or take model_type: VideoDerainModel"
+        )
+    height, width = dataset.store.shape(dataset.sequences[0].lq[0])
+    _output_shape(network, (1, content.get("num_frame", 7), 3, height, width), opt, key)
+
+
+def check_network(name: str, network: nn.Module, layout: Layout, opt: Mapping[str, Any]) -> None:
+    """Whether a network that is not ours runs on what our models give it, crops of the training set, or CSDError."""
+    if opt[name]["type"] in options.NETWORKS:
+        return
+    frames = (1, layout.num_frame, 3, *(2 * [clips_of(opt).size]))
+    try:
+        _shape_of(lambda clips: layout.run(network, clips, 1), network, frames, opt)
+    except CSDError:
+        return  # the run says what it is about: layers, scales
+    except _OF_SHAPES as error:
+        raise CSDError(
+            f"{name}: {type(network).__name__} fails on clips {frames} ({first_line(error)}); check its options, "
+            f"interface_{name.removeprefix('network_')} and datasets.train.gt_size"
+        ) from error
+
+
+def _output_shape(network: nn.Module, frames: tuple[int, ...], opt: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """The shape of what a network makes of frames. Raises CSDError where it does not take them."""
+    try:
+        return _shape_of(network, network, frames, opt)
+    except _OF_SHAPES as error:
+        raise CSDError(
+            f"datasets.{key} gives clips {frames}, which network_g ({type(network).__name__}) does not take "
+            f"({first_line(error)}); set num_frame to what it takes, or take model_type: VideoDerainModel, with an "
+            f"interface_g for networks of single images"
+        ) from error
+
+
+def _shape_of(
+    run: Callable[[Tensor], Tensor], network: nn.Module, frames: tuple[int, ...], opt: Mapping[str, Any]
+) -> tuple[int, ...]:
+    """Without computing anything, or where that fails, by running it where the run will."""
+    network.eval()  # normalisation may need more than one value in training
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            return tuple(run(torch.empty(frames)).shape)
+    except _OF_SHAPES:
+        pass
+    device = torch.device("cuda" if opt["num_gpu"] and torch.cuda.is_available() else "cpu")
+    network.to(device)
+    try:
+        with torch.no_grad():
+            return tuple(run(torch.zeros(frames, device=device)).shape)
+    finally:
+        network.to("cpu")

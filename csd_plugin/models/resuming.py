@@ -1,0 +1,74 @@
+"""A resumed run whose options have changed: what its saved state keeps, and what follows the options."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from csd_plugin.errors import CSDError
+
+_BY_SCHEDULE = ("params", "lr")
+
+
+def option_changes(
+    state: Mapping[str, Any],
+    optimizers: Sequence[Optimizer],
+    schedulers: Sequence[LRScheduler],
+    warmup_iter: float,
+) -> list[str]:
+    """What optimizers and schedulers, built by the options of now, have other than those that were saved.
+
+    state: a training state, with `warmup_iter` where a model of ours has saved it. Returns `lr 0.1 -> 0.2`, each once.
+    Raises CSDError for the state of an optimizer of another kind.
+    """
+    changes = []
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=False):
+        for group, was in zip(optimizer.param_groups, saved["param_groups"], strict=False):
+            if was.keys() - group.keys() and group.keys() - was.keys():
+                raise CSDError(f"it was saved by another optimizer than {type(optimizer).__name__}")
+            for key in (key for key in group if key in was and key not in _BY_SCHEDULE):
+                changes += _change(key.removeprefix("initial_"), was[key], group[key])
+    for scheduler, saved in zip(schedulers, state["schedulers"], strict=False):
+        keys = [key for key in inspect.signature(type(scheduler)).parameters if key not in ("optimizer", "last_epoch")]
+        if any(key not in saved for key in keys):
+            changes.append(f"scheduler -> {type(scheduler).__name__}")
+            continue
+        for key in keys:
+            changes += _change(key, saved[key], getattr(scheduler, key))
+    changes += _change("warmup_iter", state.get("warmup_iter", warmup_iter), warmup_iter)
+    return list(dict.fromkeys(changes))
+
+
+def by_options(
+    state: Mapping[str, Any], optimizers: Sequence[Optimizer], schedulers: Sequence[LRScheduler]
+) -> dict[str, Any]:
+    """A training state with the settings of these optimizers, as they are now, and the start of these schedulers."""
+    saved_optimizers = []
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=False):
+        groups = [
+            was | {key: value for key, value in group.items() if key != "params"}
+            for group, was in zip(optimizer.param_groups, saved["param_groups"], strict=False)
+        ]
+        saved_optimizers.append({**saved, "param_groups": groups})
+    return {
+        **state,
+        "optimizers": saved_optimizers,
+        "schedulers": [scheduler.state_dict() for scheduler in schedulers],
+    }
+
+
+def _change(name: str, old: Any, new: Any) -> list[str]:
+    old, new = _plain(old), _plain(new)
+    return [] if old == new else [f"{name} {old} -> {new}"]
+
+
+def _plain(value: Any) -> Any:
+    """Lists for what options and optimizers have as lists, tuples or counts."""
+    if isinstance(value, Counter):
+        return sorted(value.elements())
+    return list(value) if isinstance(value, tuple) else value

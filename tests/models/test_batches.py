@@ -1,0 +1,71 @@
+"""Batches of any data set as clips and targets: which frames are whose truth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from csd_plugin.errors import CSDError
+from csd_plugin.models.batches import as_clips
+
+
+def frames(*shape):
+    """Each frame's value is its number in its clip; of clips that follow, 100 more each."""
+    values = torch.zeros(*shape, 3, 4, 4)
+    for i in range(shape[0]):
+        values[i] += 100 * i
+    for j in range(shape[1] if len(shape) > 1 else 0):
+        values[:, j] += j
+    return values
+
+
+@pytest.mark.parametrize("batch", [1, 3])  # three of an axis are as many as there are colours
+@pytest.mark.parametrize(
+    ("given", "truth", "num_frame", "wanted"),
+    [
+        ((7,), (3,), 3, [0, 1, 2]),  # the targets of the middle, as our data sets give them
+        ((7,), (1,), 7, [0]),
+        ((7,), (), 3, [0]),  # the toolbox's one target
+        ((3,), (), 3, [0]),
+        ((1,), (), 1, [0]),
+        ((), (), 1, [0]),  # single images
+        ((1,), (1,), 1, [0]),
+        ((5,), (5,), 3, [1, 2, 3]),  # the truth of every frame
+        ((4,), (4,), 3, [1, 2]),
+        ((3,), (3,), 3, [1]),
+        ((5,), (5,), 1, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_the_targets_are_those_of_whole_windows(batch, given, truth, num_frame, wanted):
+    lq, gt = as_clips({"lq": frames(batch, *given), "gt": frames(batch, *truth)}, num_frame, "Any")
+    assert lq.shape == (batch, *(given or (1,)), 3, 4, 4)
+    assert gt[..., 0, 0, 0].tolist() == [[100 * i + j for j in wanted] for i in range(batch)]
+
+
+@pytest.mark.parametrize(
+    ("given", "truth", "num_frame", "words"),
+    [
+        ((), (), 3, "single frames, and a network sees 3"),
+        ((1,), (1,), 3, "single frames, and a network sees 3"),
+        ((), (1,), 1, "targets of their size"),
+        ((4,), (), 3, "4 frames have no middle of 1; set num_frame of it to 5 or 3"),
+        ((5,), (), 7, "windows of 5 frames, and a network sees 7; set num_frame of it to 7 or more"),
+        ((7,), (3,), 7, "windows of 5 frames, and a network sees 7; set num_frame of it to 9 or more"),
+        ((5,), (5,), 7, "the clips need 7 frames or more"),
+        ((3,), (5,), 3, "the clips need 3 frames or more"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(given, truth, num_frame, words):
+    with pytest.raises(CSDError) as caught:
+        as_clips({"lq": frames(2, *given), "gt": frames(2, *truth)}, num_frame, "AnyDataset")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("datasets.train: AnyDataset gives lq (2, ")
+
+
+def test_frames_of_other_sizes_and_colours_are_refused():
+    for gt in (torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, 4, 4), torch.zeros(3, 3, 4, 4)):
+        with pytest.raises(CSDError, match="targets of their size"):
+            as_clips({"lq": frames(2, 5), "gt": gt}, 3, "Any")
+    for key in ("lq", "gt"):
+        with pytest.raises(CSDError, match=f"Any gives no {key}; these models learn from pairs"):
+            as_clips({"lq": frames(2, 5), "gt": frames(2)} | {key: None}, 3, "Any")

@@ -1,0 +1,160 @@
+"""Runs that are resumed with other options of optimizer and schedule: the learning rate follows those of now."""
+
+from __future__ import annotations
+
+import copy
+import io
+from types import SimpleNamespace
+
+import pytest
+import torch
+from toolbox import changed, equal, train_options
+
+from csd_plugin.errors import CSDError
+from csd_plugin.models.video_derain_model import VideoDerainModel
+
+TOTAL = 12
+MULTI = {"type": "MultiStepLR", "milestones": [3, 6], "gamma": 0.5}
+COSINE = {"type": "CosineAnnealingRestartLR", "periods": [6], "restart_weights": [1], "eta_min": 1e-7}
+LONGER = COSINE | {"periods": [12]}
+
+
+def options(scheduler, lr=0.1, warmup=-1, total=TOTAL, **optimizer):
+    optim_g = {"type": "Adam", "lr": lr, **optimizer}
+    train = {"scheduler": dict(scheduler), "optim_g": optim_g, "warmup_iter": warmup, "total_iter": total}
+    return {"train": train, "path": {"resume_state": "6.state"}, "num_gpu": 0, "is_train": True}
+
+
+class Model(VideoDerainModel):
+    """What a run does to learning rates, without anything that learns."""
+
+    def __init__(self, opt):
+        self.opt = copy.deepcopy(opt)
+        self.net_g = torch.nn.Linear(2, 1)
+        self.optimizers, self.schedulers = [], []
+        self.scaler = torch.amp.GradScaler("cpu", enabled=False)
+        self.setup_optimizers()
+        self.setup_schedulers()
+
+    def rates(self, first, last):
+        """The learning rates of these iterations."""
+        rates = []
+        for iteration in range(first, last + 1):
+            self.update_learning_rate(iteration, warmup_iter=self.opt["train"]["warmup_iter"])
+            self.net_g.weight.grad = torch.ones(1, 2)
+            self.optimizer_g.step()
+            rates.append(self.get_current_learning_rate()[0])
+        return rates
+
+    def saved(self, iteration):
+        """Its training state, through a file."""
+        file = io.BytesIO()
+        torch.save(self.training_state(0, iteration), file)
+        file.seek(0)
+        return torch.load(file, weights_only=True)
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What the model has logged."""
+    lines = []
+    monkeypatch.setattr(
+        "csd_plugin.models.video_derain_model.get_root_logger", lambda: SimpleNamespace(warning=lines.append)
+    )
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "change"),
+    [
+        (options(COSINE, total=6), options(LONGER), "periods [6] -> [12]"),
+        (
+            options(COSINE, total=6),
+            options(COSINE | {"periods": [6, 6], "restart_weights": [1, 0.5]}),
+            "periods [6] -> [6, 6]",
+        ),
+        (options(COSINE, total=6), options(LONGER | {"eta_min": 0.01}), "eta_min 1e-07 -> 0.01"),
+        (options(LONGER), options(LONGER, lr=0.2), "lr 0.1 -> 0.2"),
+        (options(MULTI), options(MULTI | {"milestones": [5, 8, 8]}), "milestones [3, 6] -> [5, 8, 8]"),
+        (options(MULTI), options(MULTI | {"gamma": 0.1}), "gamma 0.5 -> 0.1"),
+        (options(MULTI), options(MULTI, lr=0.01), "lr 0.1 -> 0.01"),
+        (options(MULTI), options(MULTI | {"restarts": [0, 4], "restart_weights": [1, 2]}), "restarts [0] -> [0, 4]"),
+        (options(MULTI), options(MULTI, warmup=9), "warmup_iter -1 -> 9"),
+        (options(MULTI, warmup=9), options(MULTI, warmup=4), "warmup_iter 9 -> 4"),
+        (options(MULTI, warmup=9), options(MULTI), "warmup_iter 9 -> -1"),
+        (options(MULTI), options(LONGER), "scheduler -> CosineAnnealingRestartLR"),
+        (options(LONGER), options(MULTI), "scheduler -> MultiStepRestartLR"),
+        (options(MULTI), options(MULTI, weight_decay=0.5), "weight_decay 0 -> 0.5"),
+        (options(MULTI), options(MULTI, betas=[0.5, 0.9]), "betas [0.9, 0.999] -> [0.5, 0.9]"),
+        (options(MULTI), options(MULTI, type="AdamW"), "weight_decay 0 -> 0.01"),
+    ],
+)
+def test_learning_rates_are_those_of_a_run_that_was_so_from_the_start(before, now, change, said):
+    model = Model(before)
+    model.rates(1, 6)
+    resumed = Model(now)
+    resumed.resume_training(model.saved(6))
+    [line] = said
+    assert line.startswith("6.state: options have changed since: ") and change in line
+    expected = Model(now).rates(1, TOTAL)
+    assert resumed.get_current_learning_rate() == [expected[5]]
+    assert f"learning rate of iteration 6 is {expected[5]:.4g}" in line
+    assert resumed.rates(7, TOTAL) == expected[6:]
+    assert resumed.optimizer_g.param_groups[0] | {"params": []} == {
+        **Model(now).optimizer_g.param_groups[0],
+        **{"lr": expected[-1], "params": []},
+    }
+
+
+def test_the_optimizers_moments_are_kept(said):
+    model = Model(options(MULTI))
+    model.rates(1, 6)
+    resumed = Model(options(LONGER, lr=0.3))
+    resumed.resume_training(model.saved(6))
+    assert equal(resumed.optimizer_g.state_dict()["state"][0], model.optimizer_g.state_dict()["state"][0])
+
+
+@pytest.mark.parametrize("scheduler", [MULTI, LONGER])
+@pytest.mark.parametrize("now", [{}, {"total": 10}, {"total": 6}, {"total": 4}, {"betas": (0.9, 0.999)}])
+def test_what_has_not_changed_goes_on_without_a_word(scheduler, now, said):
+    model = Model(options(scheduler, warmup=4))
+    expected = model.rates(1, 6)
+    resumed = Model(options(scheduler, warmup=4, **now))
+    resumed.resume_training(model.saved(6))
+    assert not said
+    assert resumed.get_current_learning_rate() == expected[-1:]
+    assert resumed.schedulers[0].state_dict() == model.schedulers[0].state_dict()
+    assert resumed.rates(7, 10) == model.rates(7, 10)
+
+
+def test_states_of_before_resume_as_they_did(said):
+    """They do not have the warm-up."""
+    model = Model(options(MULTI, warmup=9))
+    model.rates(1, 6)
+    state = model.saved(6)
+    del state["warmup_iter"]
+    resumed = Model(options(MULTI, warmup=9))
+    resumed.resume_training(state)
+    assert not said
+    assert resumed.rates(7, TOTAL) == model.rates(7, TOTAL)
+
+
+def test_a_state_of_another_optimizer_is_refused():
+    model = Model(options(MULTI))
+    with pytest.raises(CSDError, match=r"6.state is of another run: it was saved by another optimizer than SGD; give"):
+        Model(options(MULTI, type="SGD", momentum=0.9)).resume_training(model.saved(6))
+
+
+def test_a_finished_cosine_run_goes_on_with_longer_periods(launcher, tiny_rain, capfd):
+    short = train_options(tiny_rain, **{"train.scheduler": COSINE | {"periods": [2]}})
+    assert launcher.train(short) == 0
+    longer = changed(short, {"train.scheduler.periods": [4], "train.total_iter": 4})
+    assert launcher.train(changed(short, {"train.total_iter": 4}), "--auto_resume") == 2
+    assert "periods end at iteration 2, train.total_iter is 4; make them equal" in capfd.readouterr().err
+    assert launcher.train(longer, "--auto_resume") == 0
+    log = capfd.readouterr().err
+    assert "WARNING: " in log and "2.state: options have changed since: periods [2] -> [4]" in log
+    # three of four steps of the longer way
+    expected = 1e-7 + 0.5 * (0.001 - 1e-7) * (1 + torch.tensor(0.75 * torch.pi, dtype=torch.float64).cos().item())
+    assert launcher.models[-1].get_current_learning_rate() == [pytest.approx(expected, rel=1e-9)]
+    assert (launcher.folder / "experiments/run/models/net_g_4.pth").is_file()
