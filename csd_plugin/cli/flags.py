@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -14,6 +15,9 @@ Number = TypeVar("Number", int, float)
 
 LARGEST = 2**31 - 1
 """The largest whole number that the libraries below take everywhere: a C int."""
+
+MOST_JOBS = min(max(32, 4 * (os.cpu_count() or 1)), 61 if sys.platform == "win32" else LARGEST)
+"""Processes or threads of one command: a few for each processor; the pools of Windows hold 61."""
 
 _SLOWEST, _FASTEST = Fraction(1, 1000), Fraction(1000)
 # No exponents: Fraction("1e999999999") would fill the memory. Containers hold rates as two C ints.
@@ -32,6 +36,16 @@ def number(minimum: float, maximum: float | None = None) -> Callable[[str], floa
     if maximum is None:
         return _bounded(float, f"a finite number of at least {minimum}", minimum, sys.float_info.max)
     return _bounded(float, f"a number from {minimum} to {maximum}", minimum, maximum)
+
+
+def jobs(text: str) -> int:
+    """The type of a flag that takes a number of processes or threads."""
+    return whole(1, MOST_JOBS)(text)
+
+
+def minutes(text: str) -> float:
+    """The type of a flag that takes a budget of time: half a second to some two years."""
+    return number(0.01, 1_000_000)(text)
 
 
 def rate(text: str) -> Fraction:
