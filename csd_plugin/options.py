@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
@@ -65,6 +66,7 @@ class FileSection(ToolboxSection):
     num_gpu: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(description="0 for the CPU, auto for all GPUs")
     datasets: dict[str, dict] = Field(description="train, val, val_2 .. or test_1, test_2 ..")
     path: dict
+    manual_seed: int | None = Field(None, ge=0, le=_LARGEST)
 
 
 class RunSection(FileSection):
@@ -78,7 +80,6 @@ class RunSection(FileSection):
     val: dict | None = None
     logger: dict | None = None
     scale: Literal[1] = 1
-    manual_seed: int | None = Field(None, ge=0, le=_LARGEST)
     dist_params: dict | None = None
     find_unused_parameters: bool = False
 
@@ -347,6 +348,7 @@ def _check_training(opt: Mapping[str, Any], source: str) -> None:
     if opt.get("val") and opt["val"].get("val_freq") is None:
         raise CSDError(f"{source}: val.val_freq is missing: validate every so many steps")
     train = opt["train"]
+    _check_numbers(train, f"{source}: train.")
     if train.get("perceptual_opt"):
         raise CSDError(f"{source}: train.perceptual_opt: these models train with pixel_opt alone; remove it")
     _check(train["optim_g"], OptimizerSection, f"{source}: train.optim_g.")
@@ -395,6 +397,17 @@ def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
     for label in taps["teacher"] if isinstance(taps.get("teacher"), Mapping) else ():
         if label not in labels:
             raise CSDError(f"{source}: train.distill_opt.taps.teacher.{label} is unknown{suggestion(label, labels)}")
+
+
+def _check_numbers(content: Any, where: str) -> None:
+    """All numbers of a section, also of optimizers and losses that are not described here: torch can take them."""
+    for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
+        if isinstance(value, Mapping | list):
+            _check_numbers(value, f"{where}{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise CSDError(f"{where}{key} is {value}: give a finite number")
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            raise CSDError(f"{where}{key} is too large: a whole number has to be below 2^63")
 
 
 def _told_in(where: str, check: Callable[..., Any], *arguments: Any) -> None:

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 
+from csd_plugin.cli import main
 from csd_plugin.cli.flags import LARGEST, number, rate, whole
 
 NONSENSE = ("", "abc", "nan", "inf", "-inf", "1e999999999", "9" * 5000, "--", "1/0", "0x10")
@@ -38,3 +39,23 @@ def test_rates_are_exact_and_fit_a_container():
     for text in ("0", "0/1", "-25", "1001", "0.0009", "1/1001"):
         with pytest.raises(argparse.ArgumentTypeError, match="is not a frame rate from 1/1000 to 1000"):
             rate(text)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_memory_that_runs_out_is_one_line(monkeypatch, capsys, error):
+    def run(args):
+        raise error
+
+    monkeypatch.setattr("csd_plugin.cli.models.run", run)
+    assert main(["models"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("csd models: error: not enough memory (") and line.count("\n") == 1
+
+
+def test_other_errors_are_not_taken_for_it(monkeypatch):
+    def run(args):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("csd_plugin.cli.models.run", run)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["models"])
