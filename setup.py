@@ -11,13 +11,23 @@ VERSION = next(
     if line.startswith("__version__")
 )
 
-TRAIN = ["filelock>=3.12", "mmengine", "pydantic>=2", "pytorch-msssim>=1", "pyyaml", "scipy", "tensorboard"]
+TRAIN = ["filelock>=3.12", "mmengine", "pydantic>=2", "pyyaml", "scipy", "tensorboard"]
 ARCHIVES = ["libarchive-c>=5", "rarfile>=4.2"]  # RAR; needs the system's libarchive (Debian: libarchive13)
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"]
 OPENVINO = ["onnx>=1.16", "onnxscript>=0.3", "openvino>=2024.4"]
 FIGURES = ["matplotlib", "mmengine"]
 METRICS = ["lpips>=0.1.4", "mmeval>=0.2.1"]
-DEV = ["hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "scikit-image", "types-PyYAML"]
+DEV = [
+    "hypothesis",
+    "mypy",
+    "pytest",
+    "pytest-timeout",
+    "pytest-xdist",
+    "pytorch-msssim>=1",
+    "ruff",
+    "scikit-image",
+    "types-PyYAML",
+]
 
 setup(
     name="csd-plugin",

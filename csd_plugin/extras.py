@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from csd_plugin.errors import CSDError
 
 _EXTRAS = {  # of setup.py, by the modules that its packages hold
-    "train": ("filelock", "mmengine", "pydantic", "pytorch_msssim", "scipy", "tensorboard", "yaml"),
+    "train": ("filelock", "mmengine", "pydantic", "scipy", "tensorboard", "yaml"),
     "archives": ("libarchive", "rarfile"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "openvino": ("openvino",),

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import SLDNet
@@ -120,6 +121,7 @@ class TrainSection(ToolboxSection):
     pixel_opt: dict = Field(description="the reconstruction loss")
     warmup_iter: float = Field(-1, ge=-1, le=_LONGEST, description="steps of linear warm-up, -1 for none")
     ema_decay: float = Field(0, ge=0, lt=1, description="of the averaged weights (params_ema), 0 for none")
+    ema_warmup: bool = Field(True, description="decay at step n at most (1 + n) / (10 + n)")
     grad_clip: float = Field(0, ge=0, description="largest norm of the gradient, 0 for none")
     autocast: Literal["bf16", "fp16"] | None = Field(None, description="number format inside the networks")
     compile: bool = Field(False, description="the networks by torch.compile: slow to start, then faster on GPUs")
@@ -278,7 +280,7 @@ DATASETS: dict[str, type[Section]] = {
     "ResidentVideoDataset": ResidentVideoSection,
     "PairedVideoTestDataset": PairedVideoTestSection,
 }
-NETWORKS = {"SLDNet": SLDNet, "PReNet": PReNet, "S2VD": S2VD}
+NETWORKS = {"SLDNet": SLDNet, "PReNet": PReNet, "S2VD": S2VD, "HalfNet": HalfNet}
 LOSSES = {"PyramidSSIMLoss": PyramidSSIMLoss}
 MODELS = ("VideoDerainModel", "DistillModel")
 #: What begins the keys, of the top level and of `path`, that each teacher has for itself: `network_t2`.

@@ -36,6 +36,7 @@ def install() -> None:
 
     compat.repair_toolbox()
 
+    from csd_plugin.archs.halfnet import HalfNet
     from csd_plugin.archs.prenet import PReNet
     from csd_plugin.archs.s2vd import S2VD
     from csd_plugin.archs.sldnet import SLDNet
@@ -48,6 +49,7 @@ def install() -> None:
     _register(ARCH_REGISTRY, SLDNet)
     _register(ARCH_REGISTRY, PReNet)
     _register(ARCH_REGISTRY, S2VD)
+    _register(ARCH_REGISTRY, HalfNet)
     _register(DATASET_REGISTRY, PairedVideoDataset)
     _register(DATASET_REGISTRY, PairedVideoTestDataset)
     _register(DATASET_REGISTRY, RenderedRainDataset)

@@ -13,7 +13,7 @@ from csd_plugin import compat, registration
 from csd_plugin.errors import CSDError
 
 NAMES = {
-    "ARCH_REGISTRY": {"SLDNet", "PReNet", "S2VD"},
+    "ARCH_REGISTRY": {"SLDNet", "PReNet", "S2VD", "HalfNet"},
     "DATASET_REGISTRY": {"PairedVideoDataset", "PairedVideoTestDataset", "RenderedRainDataset", "ResidentVideoDataset"},
     "LOSS_REGISTRY": {"PyramidSSIMLoss"},
     "METRIC_REGISTRY": {"calculate_lpips", "calculate_warping_error"},

@@ -304,7 +304,11 @@ def bases() -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "resident", "train", training(**{f"{data}.type": "ResidentVideoDataset"})
     rendered = {f"{data}.type": "RenderedRainDataset", f"{data}.quality": [90, 95]}
     yield "rendered", "train", training(**rendered)
-    smallest = {"PReNet": {"num_stage": 1, "num_feat": 4}, "S2VD": {"num_feat": 4, "num_block": 1}}
+    smallest = {
+        "PReNet": {"num_stage": 1, "num_feat": 4},
+        "S2VD": {"num_feat": 4, "num_block": 1},
+        "HalfNet": {"preset": "tiny", "num_feat": 4, "num_pair": 1},
+    }
     for name in NETWORKS.keys() - {"SLDNet"}:
         network = {"network_g": {"type": name, **smallest.get(name, {})}, "datasets.val": ..., "val": ...}
         yield name, "train", training(**network, **{f"{data}.num_frame": 8})

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csd_plugin.archs import prenet, s2vd, sldnet
+from csd_plugin.archs import halfnet, prenet, s2vd, sldnet
+from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import SLDNet
@@ -30,6 +31,7 @@ FAMILIES: dict[type[nn.Module], Callable[[Mapping[str, Tensor]], dict[str, Any] 
     SLDNet: sldnet.numbers_from_state,
     PReNet: prenet.numbers_from_state,
     S2VD: s2vd.numbers_from_state,
+    HalfNet: halfnet.numbers_from_state,
 }
 
 

@@ -20,6 +20,7 @@ from csd_plugin.distill.objective import Objective, build_objective
 from csd_plugin.distill.schedule import Weight, is_ever_on
 from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.errors import CSDError
+from csd_plugin.models.average import average_warnings
 from csd_plugin.models.dry_run import GIB, Clips, Dry, clips_of, dry_run
 from csd_plugin.models.layouts import Layout
 from csd_plugin.models.preflight import check_parts, checked_objective, distils
@@ -55,6 +56,7 @@ def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool
         lines += ["", *_describe(name, network, layouts[name], clips, runs[name], learns=_learns(name, opt))]
         if all_layers:
             lines += [f"             {path:<28} {_shape(shape)}" for path, shape in runs[name].layers.items()]
+    warnings = average_warnings(opt["train"]) if opt["is_train"] else []
     if distillation is not None:
         objectives = {label: _objective(distillation, runs, f"network_{label}") for label in distillation.teachers}
         learned = sum(p.numel() for of in objectives.values() for p in of.parameters() if p.requires_grad)
@@ -67,12 +69,12 @@ def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool
         lines += [f"             {term:<28} weight {_weight(weight)}" for term, weight in distillation.weights.items()]
         if len(objectives) > 1:
             lines += [f"             network_{label:<20} share {of:.3g}" for label, of in distillation.teachers.items()]
-        warnings = mismatches(opt)
+        warnings += mismatches(opt)
         for label, objective in objectives.items():
             warnings += _warnings(objective, f"network_{label}", networks, layouts, runs)
         off = [term for term, weight in distillation.weights.items() if not is_ever_on(weight)]
         warnings += [f"the weight of {term} is 0: it teaches nothing" for term in off]
-        lines += [f"warning    {text}" for text in warnings]
+    lines += [f"warning    {text}" for text in warnings]
     return "\n".join(lines)
 
 

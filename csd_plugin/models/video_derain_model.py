@@ -18,6 +18,7 @@ from csd_plugin import compat
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.atomic import replacing
 from csd_plugin.errors import CSDError
+from csd_plugin.models.average import average_warnings, decay_at, update_average
 from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.validation import ValidationMixin
 
@@ -35,6 +36,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     def init_training_settings(self) -> None:
         train_opt = self.opt["train"]
+        for line in average_warnings(train_opt):
+            get_root_logger().warning(line)
         self.grad_clip: float = train_opt.get("grad_clip", 0.0)
         self.autocast_dtype: torch.dtype | None = None
         if train_opt.get("autocast"):
@@ -78,7 +81,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         self.scaler.update()
         self.log_dict = self.reduce_loss_dict(OrderedDict({**losses, **diagnostics}))
         if self.ema_decay > 0:
-            self.model_ema(decay=self.ema_decay)
+            warms_up = self.opt["train"].get("ema_warmup", True)
+            self.model_ema(decay_at(current_iter, self.ema_decay) if warms_up else self.ema_decay)
 
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted terms whose sum is minimised, and scalars to log beside them."""
@@ -138,11 +142,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         return build_optimizer(optim_type, params, lr=lr, **kwargs)  # BasicSR 1.4.2 itself knows only Adam
 
     def model_ema(self, decay: float = 0.999) -> None:
-        """The toolbox's moving average of the weights, and the buffers (BatchNorm statistics), which it leaves out."""
-        super().model_ema(decay)
-        current = dict(self.get_bare_model(self.net_g).named_buffers())
-        for name, buffer in self.net_g_ema.named_buffers():
-            buffer.copy_(current[name])
+        """The toolbox's moving average of the weights in one go, and the buffers, which it leaves out."""
+        update_average(self.net_g_ema, self.get_bare_model(self.net_g), decay)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """The toolbox's, which assumes a GPU under DDP."""

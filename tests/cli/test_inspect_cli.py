@@ -28,7 +28,7 @@ def inspect(tmp_path, monkeypatch, capsys):
 
 def options(**changes):
     """Stage 2 of the narrow student of tests/toolbox.py, on data that is not there."""
-    return distill_options(Path("nowhere"), Path("nowhere.pth"), **changes)
+    return distill_options(Path("nowhere"), Path("nowhere.pth"), **{"train.ema_decay": 0} | changes)
 
 
 def test_networks_windows_features_and_objective(inspect):

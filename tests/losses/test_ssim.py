@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 import pytest
+import pytorch_msssim
 import torch
 from scipy.ndimage import correlate1d
 from skimage.metrics import structural_similarity
+from torch.nn import functional as F
 
 from csd_plugin.losses.ssim import PyramidSSIMLoss, zero_padded_ssim
 
@@ -159,3 +161,29 @@ def test_it_is_float32_under_autocast():
         value = PyramidSSIMLoss()(x, y)
     assert value.dtype == torch.float32
     assert float(value) == float(PyramidSSIMLoss()(x, y))
+
+
+def test_gradients_are_those_of_finite_differences():
+    x, y = (torch.from_numpy(image).requires_grad_() for image in pair(1, 2, 13, 7))
+    assert torch.autograd.gradcheck(zero_padded_ssim, (x, y))
+
+
+def test_value_and_gradients_are_the_librarys():
+    """pytorch-msssim filters without padding, so on padded images it filters with zeros."""
+    x, y = (torch.from_numpy(image).float().requires_grad_() for image in pair(3, 3, 40, 24))
+    padded = (F.pad(image, [5] * 4) for image in (x, y))
+    theirs = pytorch_msssim.ssim(
+        *padded, data_range=1.0, size_average=False, win_size=11, win_sigma=1.5, K=(0.01, 0.03)
+    )
+    ours = zero_padded_ssim(x, y)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
+    weights = torch.tensor([1.0, -2.0, 3.0])
+    expected = torch.autograd.grad(theirs @ weights, (x, y))
+    for gradient, other in zip(torch.autograd.grad(ours @ weights, (x, y)), expected, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-7)
+
+
+def test_only_the_gradient_that_is_needed_is_made():
+    x, y = (torch.from_numpy(image).float() for image in pair(1, 3, 12, 12))
+    zero_padded_ssim(x.requires_grad_(), y).sum().backward()
+    assert x.grad is not None and y.grad is None

@@ -1,0 +1,50 @@
+"""The moving average of the weights (`params_ema`), which is what is validated and tested."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+_LARGE_SHARE = 0.05
+
+
+def decay_at(step: int, decay: float) -> float:
+    """The decay of the update after step 1, 2, ..: at most (1 + step) / (10 + step).
+
+    A constant decay keeps decay^steps of the start: 61 % after 500 steps of 0.999. So the average grows with the run
+    instead, over about the last tenth of it, until the decay that was asked for is reached. The form is that of timm
+    and diffusers.
+    """
+    return min(decay, (1 + step) / (10 + step))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """average = decay * average + (1 - decay) * network for all weights; buffers (BatchNorm's) are copied."""
+    weights = dict(network.named_parameters())
+    averaged = dict(average.named_parameters())
+    torch._foreach_lerp_(list(averaged.values()), [weights[name].data for name in averaged], 1 - decay)
+    buffers = dict(network.named_buffers())
+    for name, buffer in average.named_buffers():
+        buffer.copy_(buffers[name])
+
+
+def average_warnings(train_opt: Mapping[str, Any]) -> list[str]:
+    """What is odd about `train.ema_decay` for as many steps as `train.total_iter`."""
+    decay, steps = train_opt.get("ema_decay") or 0, int(train_opt["total_iter"])
+    share = decay**steps
+    if share <= _LARGE_SHARE:
+        return []
+    fitting = f"ema_decay {_LARGE_SHARE ** (1 / steps):.3g} or less fits"
+    if train_opt.get("ema_warmup", True):
+        return [
+            f"train.ema_decay {decay:g} is long for {steps:,} steps: a constant decay would leave {share:.0%} of the "
+            f"start in the average, so that it never gets beyond its warm-up; {fitting} this run"
+        ]
+    return [
+        f"train.ema_decay {decay:g} without ema_warmup: after {steps:,} steps the average that is tested is still "
+        f"{share:.0%} start; {fitting}, or leave ema_warmup on"
+    ]
