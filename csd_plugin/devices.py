@@ -15,8 +15,10 @@ def pick_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise CSDError(f"device {device!r} is unknown; give cpu, cuda, cuda:1, or auto") from error
+    if chosen.type == "cpu" and chosen.index:  # torch takes any number
+        raise CSDError(f"device {device!r} is not there; give cpu, which is all of them")
     try:
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without that kind
+        torch.zeros(1, device=chosen).item()  # which 'meta' cannot, as it computes nothing
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch may be built without that kind
         raise CSDError(f"device {device!r} cannot be used ({first_line(error)}); try 'cpu'") from error
     return chosen

@@ -24,6 +24,20 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def out_of_memory(error: Exception) -> str:
+    """The line to print where memory ran out, of Python, numpy, a GPU or torch's allocator; else empty.
+
+    The allocator of the CPU raises a RuntimeError that says so in words only.
+    """
+    text = str(error)
+    if not isinstance(error, MemoryError) and not any(words in text for words in _NO_MEMORY):
+        return ""
+    return f"not enough memory ({first_line(error)}); use smaller frames, batches or networks"
+
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+
+
 def suggestion(name: object, known: Iterable[str]) -> str:
     """What a message says behind a name that is not known: '; did you mean NEAREST?', or the list of what is known."""
     known = list(known)

@@ -13,8 +13,9 @@ import yaml
 from torch import distributed
 
 from csd_plugin import registration
-from csd_plugin.errors import CSDError, one_line
+from csd_plugin.errors import CSDError, one_line, out_of_memory
 from csd_plugin.inference.memory import keep_freed_memory
+from csd_plugin.lifeline import end_with_starter
 from csd_plugin.models.preflight import check_run
 from csd_plugin.options import check_options
 from csd_plugin.weights import NETWORKS, find_checkpoint
@@ -30,6 +31,7 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
     Returns:
         0, or 2 after one line on stderr, or 130 when interrupted.
     """
+    end_with_starter()
     keep_freed_memory()
     atexit.register(_leave_the_others)
     parse_options = module.parse_options
@@ -60,6 +62,10 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
         return _fail("the option file is not text")
     except yaml.YAMLError as error:
         return _fail("the option file is not valid YAML: " + " ".join(str(error).split()))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return _fail(out_of_memory(error))
     except KeyboardInterrupt:
         return _fail("interrupted; --auto_resume goes on from the last saved state", 130)
     finally:

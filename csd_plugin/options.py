@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -27,17 +28,29 @@ from csd_plugin.distill.settings import read_distillation, teacher_labels, teach
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 
+# Of layers, channels, frames, clips: far more than anybody trains with, few enough not to fill the memory.
+_MOST = 1024
+_LARGEST = 2**31 - 1  # that torch, numpy and the toolbox take everywhere
+_LONGEST = 10**9  # steps
+
+Steps = Annotated[float, Field(ge=1, le=_LONGEST, multiple_of=1)]
+"""A whole number of steps, which YAML may give as 5e3."""
+
+
+_Scale = Annotated[float, Field(gt=0, le=16)]
+_Quality = Annotated[int, Field(ge=1, le=100)]
+
 
 class Section(BaseModel):
     """A section of ours: unknown keys are errors. Strict: what is checked is what the classes get, unconverted."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ToolboxSection(BaseModel):
     """A section of the toolbox, as far as our models rely on it: keys that are not near misses pass."""
 
-    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class TypedSection(ToolboxSection):
@@ -51,9 +64,10 @@ class FileSection(ToolboxSection):
 
     name: str = Field(min_length=1, description="names experiments/NAME and results/NAME")
     model_type: str = Field(description="VideoDerainModel or DistillModel")
-    num_gpu: int | Literal["auto"] = Field(description="0 for the CPU, auto for all GPUs")
+    num_gpu: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(description="0 for the CPU, auto for all GPUs")
     datasets: dict[str, dict] = Field(description="train, val, val_2 .. or test_1, test_2 ..")
     path: dict
+    manual_seed: int | None = Field(None, ge=0, le=_LARGEST)
 
 
 class RunSection(FileSection):
@@ -67,7 +81,6 @@ class RunSection(FileSection):
     val: dict | None = None
     logger: dict | None = None
     scale: Literal[1] = 1
-    manual_seed: int | None = None
     dist_params: dict | None = None
     find_unused_parameters: bool = False
 
@@ -76,7 +89,7 @@ class InterfaceSection(Section):
     """`interface_g`, `interface_t`: how a network is called that does not say so itself."""
 
     layout: Literal["image", "window", "sequence"] | None = Field(None, description="what goes in and comes out")
-    num_frame: int | None = Field(None, gt=0, description="frames that a target is computed from, odd")
+    num_frame: int | None = Field(None, gt=0, le=_MOST, description="frames that a target is computed from, odd")
     feature: str | None = Field(None, description="the layer compared in distillation: `body.7`, `body.7:output`")
 
 
@@ -102,11 +115,11 @@ class PathSection(ToolboxSection):
 class TrainSection(ToolboxSection):
     """`train`."""
 
-    total_iter: float = Field(gt=0, multiple_of=1, description="optimizer steps")
+    total_iter: Steps = Field(description="optimizer steps")
     optim_g: dict = Field(description="type, any of torch.optim, and its keywords")
     scheduler: dict = Field(description="type and keywords, as in the toolbox")
     pixel_opt: dict = Field(description="the reconstruction loss")
-    warmup_iter: float = Field(-1, description="steps of linear warm-up, -1 for none")
+    warmup_iter: float = Field(-1, ge=-1, le=_LONGEST, description="steps of linear warm-up, -1 for none")
     ema_decay: float = Field(0, ge=0, lt=1, description="of the averaged weights (params_ema), 0 for none")
     ema_warmup: bool = Field(True, description="decay at step n at most (1 + n) / (10 + n)")
     grad_clip: float = Field(0, ge=0, description="largest norm of the gradient, 0 for none")
@@ -122,13 +135,24 @@ class OptimizerSection(TypedSection):
     lr: float = Field(gt=0, description="learning rate")
 
 
+class SchedulerSection(TypedSection):
+    """`train.scheduler`: what the toolbox's schedules take."""
+
+    milestones: list[Steps] | None = Field(None, description="steps after which the rate falls")
+    gamma: float | None = Field(None, gt=0, description="by what it is multiplied there")
+    restarts: list[Annotated[float, Field(ge=0, le=_LONGEST, multiple_of=1)]] | None = None
+    restart_weights: list[Annotated[float, Field(gt=0)]] | None = None
+    periods: list[Steps] | None = Field(None, description="steps of each cosine")
+    eta_min: float | None = Field(None, ge=0, description="the rate at the end of each")
+
+
 class ValSection(ToolboxSection):
     """`val`."""
 
     save_img: bool = Field(description="write the derained frames")
-    val_freq: float | None = Field(None, gt=0, description="validate every so many steps")
+    val_freq: Steps | None = Field(None, description="validate every so many steps")
     suffix: str | None = Field(None, description="ends the names of written frames")
-    batch_size: int = Field(2, gt=0, description="windows that go through the network at once")
+    batch_size: int = Field(2, gt=0, le=_MOST, description="windows that go through the network at once")
     metrics: dict[str, dict] | None = Field(None, description="metrics of the toolbox, beside both protocols")
     baseline: str | None = Field(None, description="results .json over which the table shows gains")
     pbar: bool = True
@@ -137,8 +161,8 @@ class ValSection(ToolboxSection):
 class LoggerSection(ToolboxSection):
     """`logger`."""
 
-    print_freq: float = Field(gt=0)
-    save_checkpoint_freq: float = Field(gt=0)
+    print_freq: Steps
+    save_checkpoint_freq: Steps
     use_tb_logger: bool
     wandb: dict | None = None
 
@@ -155,25 +179,27 @@ class DatasetSection(Section):
         None, description="which of these folders; by default train for training, test for the rest"
     )
     clips: str | list[str] | None = Field(None, description="names of clips, or a file with one a line: only these")
-    num_frame: int = Field(gt=0, description="frames in a sample: N of a training clip, or of a test window")
+    num_frame: int = Field(gt=0, le=_MOST, description="frames in a sample: N of a training clip, or of a test window")
     cache_mb: float = Field(0, ge=0, description="memory for decoded frames, of all workers together")
 
 
 class PairedVideoSection(DatasetSection):
     """`type: PairedVideoDataset`, with the toolbox's loader keys."""
 
-    num_target: int = Field(gt=0, description="targets L in the middle of the clip")
-    gt_size: int = Field(ge=4, description="height and width of the crop")
-    batch_size_per_gpu: int = Field(gt=0, description="clips in a batch")
-    num_worker_per_gpu: int = Field(ge=0, description="loader processes")
+    num_target: int = Field(gt=0, le=_MOST, description="targets L in the middle of the clip")
+    gt_size: int = Field(ge=4, le=8192, description="height and width of the crop")
+    batch_size_per_gpu: int = Field(gt=0, le=_MOST, description="clips in a batch")
+    num_worker_per_gpu: int = Field(ge=0, le=256, description="loader processes")
     # the bounds are strict numbers, the pair itself comes from YAML as a list
-    scale_range: tuple[float, float] = Field((1.0, 1.0), strict=False, description="enlarge frames by a random factor")
+    scale_range: tuple[_Scale, _Scale] = Field(
+        (1.0, 1.0), strict=False, description="enlarge frames by a random factor, up to 16"
+    )
     use_hflip: bool = True
     use_vflip: bool = False
     use_rot: bool = Field(False, description="exchange rows and columns")
     random_reverse: bool = Field(False, description="run clips backwards")
     as_uint8: bool = Field(False, description="samples as bytes, a quarter of what workers hand over; same training")
-    dataset_enlarge_ratio: int = Field(1, gt=0, description="see every clip so often in an epoch")
+    dataset_enlarge_ratio: int = Field(1, gt=0, le=100_000, description="see every clip so often in an epoch")
     # the toolbox's `cpu` loses a worker's error and then waits for ever; workers read ahead without it
     prefetch_mode: Literal["cuda"] | None = None
     pin_memory: bool = False
@@ -191,7 +217,7 @@ class RenderedRainSection(PairedVideoSection):
     """`type: RenderedRainDataset`: clean clips, rain rendered as they are read."""
 
     rain: str = Field("nturain", description="preset that the rain varies about")
-    quality: tuple[int, int] | None = Field(
+    quality: tuple[_Quality, _Quality] | None = Field(
         None, strict=False, description="JPEG qualities from which rainy frames get one, as those of NTURain have"
     )
 
@@ -207,10 +233,11 @@ class PairedVideoTestSection(DatasetSection):
 def section_of(cls: type) -> type[Section]:
     """The section that a class with a keyword-only, typed constructor takes: its keywords and `type`."""
     hints = get_type_hints(cls.__init__)  # type: ignore[misc]
-    fields: dict[str, Any] = {
-        name: (hints[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
-        for name, parameter in inspect.signature(cls).parameters.items()
-    }
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        counts = hints[name] in (int, int | None)  # the constructor knows how few are too few
+        fields[name] = (hints[name], Field(default, le=_MOST) if counts else default)
     return create_model(f"{cls.__name__}Section", __base__=Section, type=(str, ...), **fields)
 
 
@@ -336,10 +363,11 @@ def _check_training(opt: Mapping[str, Any], source: str) -> None:
     if opt.get("val") and opt["val"].get("val_freq") is None:
         raise CSDError(f"{source}: val.val_freq is missing: validate every so many steps")
     train = opt["train"]
+    _check_numbers(train, f"{source}: train.")
     if train.get("perceptual_opt"):
         raise CSDError(f"{source}: train.perceptual_opt: these models train with pixel_opt alone; remove it")
     _check(train["optim_g"], OptimizerSection, f"{source}: train.optim_g.")
-    _check(train["scheduler"], TypedSection, f"{source}: train.scheduler.")
+    _check(train["scheduler"], SchedulerSection, f"{source}: train.scheduler.")
     losses = {name: section_of(cls) for name, cls in LOSSES.items()}
     _check_typed(train["pixel_opt"], losses, f"{source}: train.pixel_opt.")
     if distils(opt):
@@ -385,6 +413,17 @@ def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
     for label in read_distillation(opt).taught_by():
         if not opt["path"].get(f"pretrain_network_{label}"):
             raise CSDError(f"{source}: path.pretrain_network_{label} is missing: name the teacher's checkpoint")
+
+
+def _check_numbers(content: Any, where: str) -> None:
+    """All numbers of a section, also of optimizers and losses that are not described here: torch can take them."""
+    for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
+        if isinstance(value, Mapping | list):
+            _check_numbers(value, f"{where}{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise CSDError(f"{where}{key} is {value}: give a finite number")
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            raise CSDError(f"{where}{key} is too large: a whole number has to be below 2^63")
 
 
 def _told_in(where: str, check: Callable[..., Any], *arguments: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 import os
 import shutil
 import subprocess
@@ -207,9 +209,9 @@ COSINE = {"type": "CosineAnnealingRestartLR", "restart_weights": [1]}
         ({"train.optim_g.type": "Adm"}, ["train.optim_g.type", "'Adm'", "try Adam"]),
         ({"train.optim_g.beta": 0.9}, ["train.optim_g", "'beta'"]),
         ({"train.scheduler.type": "StepLR"}, ["train.scheduler.type", "did you mean MultiStepLR"]),
-        ({"train.scheduler.gama": 0.5}, ["train.scheduler", "'gama'"]),
+        ({"train.scheduler.gama": 0.5}, ["train.scheduler.gama is unknown; did you mean gamma"]),
         ({"train.scheduler.milestones": ...}, ["train.scheduler", "'milestones'"]),
-        ({"train.scheduler": {**COSINE, "periods": 2}}, ["train.scheduler", "check its values"]),
+        ({"train.scheduler": {**COSINE, "periods": 2}}, ["train.scheduler.periods is 2: input should be a valid list"]),
         ({"train.scheduler": {**COSINE, "periods": [1, 1]}}, ["train.scheduler", "the same length"]),
         ({"train.scheduler": {**COSINE, "periods": [1]}}, ["periods end at iteration 1, train.total_iter is 2"]),
         ({"train.total_iter": 2.5}, ["train.total_iter", "multiple of 1"]),
@@ -226,6 +228,45 @@ COSINE = {"type": "CosineAnnealingRestartLR", "restart_weights": [1]}
 )
 def test_options_of_another_world(refuses, tiny_rain, changes, words):
     refuses(changed(train_options(tiny_rain), changes), *words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"manual_seed": "abc"}, ["manual_seed is 'abc': input should be a valid integer"]),
+        ({"manual_seed": -1}, ["manual_seed is -1", "greater than or equal to 0"]),
+        ({"num_gpu": -1}, ["num_gpu is -1"]),
+        ({"network_g.num_feat": 10**6}, ["network_g.num_feat is 1000000", "less than or equal to 1024"]),
+        ({"datasets.train.num_worker_per_gpu": 10**6}, ["num_worker_per_gpu is 1000000"]),
+        ({"datasets.train.scale_range": [1, 1e30]}, ["datasets.train.scale_range.1 is 1e+30"]),
+        ({"train.grad_clip": math.inf}, ["train.grad_clip is inf", "finite number"]),
+        ({"train.total_iter": 1e30}, ["train.total_iter is 1e+30"]),
+        ({"train.scheduler.milestones": [1.5]}, ["train.scheduler.milestones.0 is 1.5", "multiple of 1"]),
+        ({"train.scheduler.gamma": "abc"}, ["train.scheduler.gamma is 'abc'"]),
+        ({"train.scheduler": {**COSINE, "periods": [0]}}, ["train.scheduler.periods.0 is 0"]),
+        ({"train.optim_g.eps": math.inf}, ["train.optim_g.eps is inf: give a finite number"]),
+        ({"train.optim_g.eps": 10**30}, ["train.optim_g.eps is too large"]),
+        ({"train.optim_g.weight_decay": True}, ["train.optim_g: a step fails", "check its keys"]),
+        ({"train.optim_g": {"type": "SGD", "lr": 1e20, "momentum": 1e30}}, ["train.optim_g: two steps lead from 0 to"]),
+        ({"train.pixel_opt.loss_weight": math.nan}, ["train.pixel_opt.loss_weight is nan"]),
+        ({"train.pixel_opt.scale_weights": []}, ["scale_weights is empty and l1_weight 0"]),
+        ({"logger.print_freq": 0.5}, ["logger.print_freq is 0.5"]),
+    ],
+    ids=str,
+)
+def test_numbers_that_cannot_be_meant(refuses, tiny_rain, changes, words):
+    """The others of every section are tried by tools/fuzz_numbers.py."""
+    refuses(changed(train_options(tiny_rain), changes), *words)
+
+
+def test_memory_that_runs_out_is_one_line(launcher, tiny_rain, monkeypatch, capfd):
+    def build_model(opt):
+        return torch.empty(2**48)
+
+    monkeypatch.setattr(importlib.import_module("basicsr.train"), "build_model", build_model)
+    assert launcher.train(train_options(tiny_rain)) == 2
+    [line] = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+    assert line.startswith("error: not enough memory (") and line.endswith("smaller frames, batches or networks")
 
 
 def test_distillation_options_that_do_not_go_together(refuses, tiny_rain, tiny_teacher):

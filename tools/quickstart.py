@@ -24,6 +24,7 @@ from csd_plugin.data.layout import find_sequences
 from csd_plugin.data.scenes import moving_scene
 from csd_plugin.data.store import open_store
 from csd_plugin.errors import CSDError
+from csd_plugin.lifeline import lifeline
 from csd_plugin.report.results import load_results
 from csd_plugin.report.table import comparison_table
 
@@ -169,9 +170,8 @@ def call_toolbox(job: str, options: Path, changes: Sequence[str], *flags: str) -
     log = Path(f"{job}.log")
     with (
         log.open("a", encoding="utf-8", buffering=1) as sink,
-        subprocess.Popen(
-            command, stdout=sink, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        ) as process,
+        lifeline({**os.environ, "PYTHONPATH": str(REPOSITORY)}) as line_to_us,
+        subprocess.Popen(command, stdout=sink, stderr=subprocess.PIPE, text=True, **line_to_us) as process,
     ):
         assert process.stderr is not None
         for line in process.stderr:

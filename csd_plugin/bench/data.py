@@ -27,21 +27,25 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from csd_plugin.errors import CSDError
+from csd_plugin.cli.flags import jobs, number, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataroot", metavar="PATH", type=Path, help="folder of a data set in NTURain's layout")
     parser.add_argument("--split", default="train", choices=("train", "test"), help="default train")
     parser.add_argument("--clips", nargs="+", metavar="NAME", help="only these clips")
-    parser.add_argument("--num-frame", type=int, default=11, metavar="N", help="of rain and truth each (default 11)")
-    parser.add_argument("--gt-size", type=int, default=128, metavar="PIXELS", help="side of the crop (default 128)")
+    parser.add_argument(
+        "--num-frame", type=whole(1), default=11, metavar="N", help="of rain and truth each (default 11)"
+    )
+    parser.add_argument(
+        "--gt-size", type=whole(1), default=128, metavar="PIXELS", help="side of the crop (default 128)"
+    )
     parser.add_argument("--float32", action="store_true", help="samples as float32 instead of uint8 (as_uint8)")
-    parser.add_argument("--batch-size", type=int, default=4, metavar="B", help="default 4")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="of a loader (default 1)")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default 2)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that build stores (default 1)")
+    parser.add_argument("--batch-size", type=whole(1, 1024), default=4, metavar="B", help="default 4")
+    parser.add_argument("--workers", type=jobs, default=1, metavar="N", help="of a loader (default 1)")
+    parser.add_argument("--rounds", type=whole(1, 10_000), default=3, metavar="N", help="default 3")
+    parser.add_argument("--seconds", type=number(0.001, 3600), default=2.0, help="of each measurement (default 2)")
+    parser.add_argument("--jobs", type=jobs, default=1, metavar="N", help="processes that build stores (default 1)")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="for the stores (default: a temporary one)")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the figures there, and the table beside as .md"
@@ -53,9 +57,6 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.bench.measure import check_report, machine, save_report
 
     check_report(args.json)
-    for name in ("num_frame", "batch_size", "workers", "rounds", "seconds", "jobs"):
-        if getattr(args, name) <= 0:
-            raise CSDError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be more than 0")
     settings = Settings(
         split=args.split,
         clips=args.clips,

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from csd_plugin.bench.measure import peak_memory
 from csd_plugin.errors import CSDError
+from csd_plugin.lifeline import end_with_starter, lifeline
 from csd_plugin.report.text import markdown
 
 _FRAMES = 8
@@ -57,7 +58,9 @@ def measure(network: str, size: tuple[int, int], frames: int, steps: Sequence[in
 
 def _in_a_process(network: str, width: int, height: int, frames: int, memory: int) -> Footprint:
     arguments = [network, *map(str, (width, height, frames, memory))]
-    run = subprocess.run([sys.executable, "-m", __name__, *arguments], capture_output=True, text=True)
+    with lifeline() as line_to_us:
+        command = [sys.executable, "-m", __name__, *arguments]
+        run = subprocess.run(command, capture_output=True, text=True, **line_to_us)
     if run.returncode:
         reason = (run.stderr.strip().splitlines() or ["it was killed, perhaps for want of memory"])[-1]
         raise CSDError(f"{width}x{height}, {frames} frames: {reason}")
@@ -120,6 +123,7 @@ def draw(figure: Any, points: Sequence[Point]) -> None:
 
 
 if __name__ == "__main__":
+    end_with_starter()
     try:
         print(json.dumps(stream(sys.argv[1], *map(int, sys.argv[2:]))))
     except CSDError as error:

@@ -17,13 +17,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from csd_plugin.cli.flags import whole
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", default="student2", metavar="NAME", help="as bench infer's (default student2)")
     parser.add_argument("--size", default="320x240", metavar="WxH", help="of 1x (default 320x240)")
-    parser.add_argument("--frames", type=int, default=8, metavar="N", help="of 1x (default 8)")
-    parser.add_argument("--memory", type=int, default=512, metavar="MIB", help="as csd derain's (default 512)")
-    parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 4, 8, 16], metavar="N", help="default 1 .. 16")
+    parser.add_argument("--frames", type=whole(1, 10_000), default=8, metavar="N", help="of 1x (default 8)")
+    parser.add_argument("--memory", type=whole(1), default=512, metavar="MIB", help="as csd derain's (default 512)")
+    parser.add_argument(
+        "--steps", nargs="+", type=whole(1, 256), default=[1, 2, 4, 8, 16], metavar="N", help="default 1 .. 16"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="figures; the table .md and a plot .png go beside it")
 
 
@@ -31,11 +35,8 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.bench.footprint import draw, measure, table
     from csd_plugin.bench.measure import check_report, machine, save_report
     from csd_plugin.data.video.pipes import parse_size
-    from csd_plugin.errors import CSDError
 
     check_report(args.json)
-    if min(args.frames, args.memory, *args.steps) < 1:
-        raise CSDError("--frames, --memory and --steps: must be more than 0")
     points = measure(args.network, parse_size(args.size), args.frames, args.steps, args.memory)
     print(table(points))
     if args.json:

@@ -26,6 +26,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from csd_plugin.cli.flags import jobs, whole
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -42,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: plain, torch, torch:bf16, and the others as far as installed",
     )
     parser.add_argument("--sizes", nargs="+", default=["640x480"], metavar="WxH", help="default 640x480")
-    parser.add_argument("--threads", nargs="+", type=int, default=[1], metavar="N", help="default 1")
-    parser.add_argument("--batch", type=int, default=1, metavar="B", help="windows at once (default 1)")
+    parser.add_argument("--threads", nargs="+", type=jobs, default=[1], metavar="N", help="default 1")
+    parser.add_argument("--batch", type=whole(1, 1024), default=1, metavar="B", help="windows at once (default 1)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default cpu)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default 5")
+    parser.add_argument("--rounds", type=whole(1, 10_000), default=5, metavar="N", help="default 5")
     parser.add_argument("--json", type=Path, metavar="FILE", help="figures; the table .md and a plot .png go beside it")
 
 
@@ -53,12 +55,9 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.bench.measure import check_report, machine, save_report
     from csd_plugin.bench.speed import default_backends, draw, measure, table
     from csd_plugin.data.video.pipes import parse_size
-    from csd_plugin.errors import CSDError
     from csd_plugin.inference.memory import keep_freed_memory
 
     check_report(args.json)
-    if min(args.rounds, args.batch, *args.threads) < 1:
-        raise CSDError("--rounds, --batch and --threads: must be more than 0")
     keep_freed_memory()
     backends = args.backends or default_backends()
     sizes = [parse_size(size) for size in args.sizes]

@@ -24,18 +24,24 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from csd_plugin.cli.flags import jobs, whole
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--student", default="student1", metavar="NAME", help="preset (default student1)")
     parser.add_argument("--teacher", default="teacher", metavar="NAME", help="preset (default teacher)")
-    parser.add_argument("--student-width", type=int, metavar="C", help="channels, not the preset's")
-    parser.add_argument("--teacher-width", type=int, metavar="C", help="channels, not the preset's")
-    parser.add_argument("--batch", type=int, default=2, metavar="B", help="clips in a step (default 2)")
-    parser.add_argument("--size", type=int, default=64, metavar="PIXELS", help="side of the crops (default 64)")
-    parser.add_argument("--num-target", type=int, default=5, metavar="L", help="frames in a clip (default 5)")
+    parser.add_argument("--student-width", type=whole(1, 1024), metavar="C", help="channels, not the preset's")
+    parser.add_argument("--teacher-width", type=whole(1, 1024), metavar="C", help="channels, not the preset's")
+    parser.add_argument("--batch", type=whole(1, 1024), default=2, metavar="B", help="clips in a step (default 2)")
+    parser.add_argument(
+        "--size", type=whole(1, 4096), default=64, metavar="PIXELS", help="side of the crops (default 64)"
+    )
+    parser.add_argument(
+        "--num-target", type=whole(1, 1024), default=5, metavar="L", help="frames in a clip (default 5)"
+    )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the networks (default fp32)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="default 1")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
+    parser.add_argument("--threads", type=jobs, default=1, metavar="N", help="default 1")
+    parser.add_argument("--rounds", type=whole(1, 10_000), default=3, metavar="N", help="default 3")
     parser.add_argument("--profile", action="store_true", help="also where the time of our step goes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="figures; the table .md and a plot .png go beside it")
 
@@ -45,12 +51,9 @@ def run(args: argparse.Namespace) -> None:
 
     from csd_plugin.bench.measure import check_report, machine, save_report
     from csd_plugin.bench.training import Settings, draw, measure, profile, profile_table, table, verify
-    from csd_plugin.errors import CSDError
     from csd_plugin.inference.memory import keep_freed_memory
 
     check_report(args.json)
-    if min(args.batch, args.size, args.num_target, args.threads, args.rounds) < 1:
-        raise CSDError("--batch, --size, --num-target, --threads and --rounds: must be more than 0")
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     keep_freed_memory()
     apart = verify(settings)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from csd_plugin import __version__
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, out_of_memory
 from csd_plugin.extras import needed_by
 
 JOBS = {
@@ -57,6 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return module.run(args) or 0
     except CSDError as error:
         print(f"csd {job}: error: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"csd {job}: error: {out_of_memory(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         hint = f"; {module.interrupted(args)}" if hasattr(module, "interrupted") else ""

@@ -16,15 +16,19 @@ import argparse
 import os
 from pathlib import Path
 
+from csd_plugin.cli.flags import jobs, whole
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    jobs = min(os.cpu_count() or 1, 8)
+    processes = min(os.cpu_count() or 1, 8)
     parser.add_argument("path", metavar="PATH", type=Path, help="folder or LMDB store")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with thumbnails of every clip")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the facts for programs")
-    parser.add_argument("--samples", type=int, default=16, metavar="N", help="frames of a clip to measure (default 16)")
+    parser.add_argument(
+        "--samples", type=whole(1), default=16, metavar="N", help="frames of a clip to measure (default 16)"
+    )
     parser.add_argument("--decode", action="store_true", help="decode all frames, to find damaged ones")
-    parser.add_argument("--jobs", type=int, default=jobs, metavar="N", help=f"processes (default {jobs})")
+    parser.add_argument("--jobs", type=jobs, default=processes, metavar="N", help=f"processes (default {processes})")
 
 
 def run(args: argparse.Namespace) -> None:

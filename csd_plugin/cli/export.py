@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from csd_plugin.cli.flags import whole
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of the network, or a name in `csd models`")
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibrate", metavar="CLIP", type=Path, help="rainy video or folder that tells int8 its ranges"
     )
     parser.add_argument("--check", metavar="CLIP", type=Path, help="rainy clip to compare on (default: made-up frames)")
-    parser.add_argument("--opset", type=int, default=18, help="of ONNX (default 18)")
+    parser.add_argument("--opset", type=whole(1), metavar="N", help="of .onnx (default 18)")
     parser.add_argument(
         "--license", metavar="TEXT", help="of the weights, for the metadata (known of networks that come with csd)"
     )
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         args.output,
         precision="int8" if args.int8 else args.dtype,
         opset=args.opset,
-        license=args.license or (shipped.licence if shipped else "not stated"),
+        license=args.license if args.license is not None else shipped.licence if shipped else "not stated",
         windows=windows,
         calibration=calibration if args.check or len(calibration) < 2 else calibration[::2],
     )

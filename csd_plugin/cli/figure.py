@@ -20,6 +20,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csd_plugin.cli.flags import number, whole
+
 if TYPE_CHECKING:
     from csd_plugin.report.figures.crops import Box
     from csd_plugin.report.figures.sources import Scene
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     crops.add_argument(
         "--boxes",
         metavar="N",
-        type=int,
+        type=whole(1, 36),
         default=2,
         help="details to choose where input and methods differ most (default 2)",
     )
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     errors = _kind(kinds, "errors", _errors, "maps of |result - truth| on one scale, with a colour bar")
     _still(errors)
     errors.add_argument(
-        "--peak", type=float, help="grey levels at the end of the scale (default: of 99.5 %% of pixels)"
+        "--peak", type=number(0.01, 255), help="grey levels at the end of the scale (default: of 99.5 %% of pixels)"
     )
 
     features = _kind(
@@ -68,13 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     slices = _kind(kinds, "slice", _slice, "one row or column of pixels over time")
     _part(slices)
-    slices.add_argument("--row", metavar="Y", type=int, help="which row (default: the middle one)")
-    slices.add_argument("--column", metavar="X", type=int, help="which column, instead of a row")
+    slices.add_argument("--row", metavar="Y", type=whole(0), help="which row (default: the middle one)")
+    slices.add_argument("--column", metavar="X", type=whole(0), help="which column, instead of a row")
 
     video = _kind(kinds, "video", _video, "a video of all, side by side or as stripes of one picture")
     _part(video)
     video.add_argument("--split", action="store_true", help="one picture, each vertical stripe of another column")
-    video.add_argument("--height", metavar="PIXELS", type=int, help="of the pictures (default: the clip's)")
+    video.add_argument("--height", metavar="PIXELS", type=whole(16, 8192), help="of the pictures (default: the clip's)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -144,12 +146,12 @@ def _kind(kinds, name: str, draw, title: str) -> argparse.ArgumentParser:
 
 
 def _still(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--frame", metavar="N", type=_frame, help="which frame, from 0 (default: the middle one)")
+    parser.add_argument("--frame", metavar="N", type=whole(0), help="which frame, from 0 (default: the middle one)")
 
 
 def _part(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--start", metavar="N", type=_frame, default=0, help="first frame (default 0)")
-    parser.add_argument("--end", metavar="N", type=_frame, help="the frame after the last")
+    parser.add_argument("--start", metavar="N", type=whole(0), default=0, help="first frame (default 0)")
+    parser.add_argument("--end", metavar="N", type=whole(1), help="the frame after the last")
 
 
 def _chosen(args: argparse.Namespace, scene: Scene) -> int:
@@ -158,12 +160,6 @@ def _chosen(args: argparse.Namespace, scene: Scene) -> int:
 
     check_output(args.out)
     return scene.middle() if args.frame is None else args.frame
-
-
-def _frame(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no frame; give its number, counted from 0")
-    return int(text)
 
 
 def _box(text: str) -> Box:

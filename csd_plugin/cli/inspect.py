@@ -12,11 +12,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from csd_plugin.cli.flags import whole
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("options", metavar="OPTIONS.yml", type=Path, help="of csd_plugin.train or csd_plugin.test")
     parser.add_argument("--layers", action="store_true", help="list every layer that can be tapped")
-    parser.add_argument("--size", type=int, help="height and width of frames (default: the training crops', or 128)")
+    parser.add_argument(
+        "--size",
+        type=whole(1, 8192),
+        metavar="PIXELS",
+        help="height and width of frames (default: the training crops', or 128)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csd_plugin.cli.flags import jobs
 from csd_plugin.data.layout import SPLITS
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ ENCODINGS = ("source", "png", "raw")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    jobs = min(os.cpu_count() or 1, 8)
+    processes = min(os.cpu_count() or 1, 8)
     parser.add_argument("inputs", metavar="IN", type=Path, nargs="+", help="archives, folders, video files")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder of the data set")
     parser.add_argument("--pattern", metavar="'RAIN GT'", help="where frames of other data sets are, see above")
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="build the store OUT_ENCODING.lmdb too: of the files' own bytes, as PNG, or of decoded pixels (fastest)",
     )
     parser.add_argument("--verify", action="store_true", help="compare the store, frame for frame, with OUT")
-    parser.add_argument("--jobs", type=int, default=jobs, metavar="N", help=f"processes (default {jobs})")
+    parser.add_argument("--jobs", type=jobs, default=processes, metavar="N", help=f"processes (default {processes})")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,12 +14,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from csd_plugin.cli.flags import minutes
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("matrix", metavar="MATRIX.yml", type=Path, help="the networks, a matrix file of `csd table`")
     parser.add_argument("--clean", metavar="FOLDER", type=Path, help="clean clips to train on, each a folder of frames")
     parser.add_argument("--validation", metavar="FOLDER", type=Path, help="other clean clips, to choose by")
-    parser.add_argument("--minutes", metavar="M", type=float, help="for this slice (default: the files' schedules)")
+    parser.add_argument("--minutes", metavar="M", type=minutes, help="for this slice (default: the files' schedules)")
 
     parser.add_argument(
         "--retrain",

@@ -22,6 +22,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from csd_plugin.cli.flags import jobs, whole
 from csd_plugin.errors import CSDError
 
 
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip",
         metavar=("FIRST", "LAST"),
-        type=int,
+        type=whole(0),
         nargs=2,
         default=(0, 0),
         help="leave out so many frames at both ends of each clip",
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--published", action="store_true", help="show published NTURain numbers of the same clips")
     parser.add_argument("--name", help="of the results in tables (default: their folder's)")
-    parser.add_argument("--jobs", metavar="N", type=int, help="threads (default: one a processor)")
+    parser.add_argument("--jobs", metavar="N", type=jobs, help="threads (default: one a processor)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,8 +64,6 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out and args.out.suffix != ".json":
         raise CSDError(f"--out {args.out}: the name must end in .json")
-    if args.jobs is not None and args.jobs < 1:
-        raise CSDError(f"--jobs {args.jobs}: there must be at least one")
     baseline = load_results(args.baseline) if args.baseline else None
     names = args.metrics if args.metrics is not None else [] if args.truth else WITHOUT_TRUTH
     if "lpips" in names:

@@ -18,12 +18,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from csd_plugin.cli.flags import minutes
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "matrix", metavar="MATRIX.yml", type=Path, nargs="+", help="a matrix file, or several that share their runs"
     )
-    parser.add_argument("--minutes", type=float, metavar="M", help="fit all schedules to so many minutes")
+    parser.add_argument("--minutes", type=minutes, metavar="M", help="fit all schedules to so many minutes")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="do these rows only, and what they start from")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--no-train", action="store_true", help="write the table of what is there")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -19,7 +19,7 @@ def run_all(
     title: str,
     unit: str,
     weights: Sequence[int] | None = None,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """The result of each task, or the CSDError that it ended with, in their order.
 
     function: called with a task's values and `tick`, which it calls as often as the task's weight says.

@@ -45,7 +45,7 @@ def export_network(
     output: str | Path,
     *,
     precision: str = "fp32",
-    opset: int = OPSET,
+    opset: int | None = None,
     license: str = "not stated",
     windows: Sequence[Tensor] = (),
     calibration: Sequence[Tensor] = (),
@@ -58,14 +58,14 @@ def export_network(
     Args:
         output: the name says the kind: .onnx, .xml (OpenVINO IR, with its weights beside it in .bin) or .pt2.
         precision: 'fp32', 'fp16', for .pt2 also 'bf16', or 'int8' (.onnx and .xml).
-        opset: of ONNX.
+        opset: of .onnx, by default that of `inference.graph.OPSET`; the other kinds have none.
         license: of the weights; goes into the file.
         windows: (B, T, 3, H, W) float32 in [0, 1] to compare on; without any, made-up ones.
         calibration: the windows that int8 takes its ranges from.
 
     Raises:
-        CSDError: a kind of file or precision that is not written, a package that is not installed, no
-            calibration for int8, a folder that is not there, or frames that differ.
+        CSDError: a kind of file, precision or opset that is not written, a package that is not installed, no
+            calibration for int8 or one for another precision, a folder that is not there, or frames that differ.
     """
     output = Path(output)
     if output.suffix.lower() not in FORMATS:
@@ -77,9 +77,16 @@ def export_network(
         raise CSDError(f"{form.title} is written in {', '.join(precisions)} here, not in {precision}")
     if precision == "int8" and not calibration:
         raise CSDError("int8 takes the range of every layer from frames: give a clip to calibrate on")
+    if calibration and precision != "int8":
+        raise CSDError(
+            f"calibration is for int8, and {precision} was asked for: add --int8, or compare on the clip by --check"
+        )
+    if opset is not None and output.suffix.lower() != ".onnx":
+        raise CSDError(f"{output}: {form.title} has no ONNX opset; leave --opset out, or write .onnx")
     if not output.parent.is_dir():
         raise CSDError(f"{output}: the folder {output.parent} does not exist; make it first")
 
+    opset = OPSET if opset is None else opset
     facts = study(network, license)
     reference = ready(network)
     with _beside(output) as temporary:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +52,8 @@ def to_onnx(network: Computing, facts: Facts, *, opset: int = OPSET) -> bytes:
     Input 'window' and output 'frame' are float32 whatever the network computes in.
 
     Raises:
-        CSDError: the packages for it are not installed, or the network computes in bfloat16, which no
-            runtime takes from ONNX.
+        CSDError: the packages for it are not installed, the network computes in bfloat16, which no runtime takes
+            from ONNX, or it cannot be written in this opset.
     """
     with needed_by("a network as ONNX"):
         import onnx
@@ -59,8 +61,10 @@ def to_onnx(network: Computing, facts: Facts, *, opset: int = OPSET) -> bytes:
 
     if network.dtype == torch.bfloat16:
         raise CSDError("an ONNX model computes in fp32 or fp16 here: runtimes lack bf16 layers; OpenVINO makes its own")
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    newest = onnx.defs.onnx_opset_version()
+    if not 1 <= opset <= newest:
+        raise CSDError(f"ONNX opset {opset} is unknown to the installed onnx {onnx.__version__}; give up to {newest}")
+    with _quiet():
         exported = torch.onnx.export(
             network,
             _example(network),
@@ -74,6 +78,12 @@ def to_onnx(network: Computing, facts: Facts, *, opset: int = OPSET) -> bytes:
     if exported is None:
         raise CSDError("torch could not write this network as ONNX")
     model = exported.model_proto
+    written = next(entry.version for entry in model.opset_import if not entry.domain)
+    if written != opset:  # torch writes its own opset and keeps it where a conversion fails
+        raise CSDError(
+            f"this network cannot be written in ONNX opset {opset}, only {written} came out; "
+            f"give an opset from 16 to {newest}, or none for {OPSET}"
+        )
     for node in model.graph.node:  # where in our source, with paths of this machine, a node comes from
         del node.metadata_props[:]
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
@@ -81,6 +91,19 @@ def to_onnx(network: Computing, facts: Facts, *, opset: int = OPSET) -> bytes:
     onnx.helper.set_model_props(model, facts.to_metadata())
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's progress, warnings and tracebacks of conversions; what counts is checked after it."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
 
 
 def _example(network: Computing) -> tuple[Tensor]:

@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -33,9 +33,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.weights import find_checkpoint
 
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class PublishedScore(_Strict):
@@ -52,7 +54,7 @@ class Row(_Strict):
     base: str | None = Field(None, description="its option file for training, instead of the matrix's")
     set: dict[str, Any] = Field(default_factory=dict, description="differences, section.key: value")
     start: dict[str, str] = Field(default_factory=dict, description="network_g, network_t: the row they start from")
-    seeds: list[int] | None = Field(None, min_length=1)
+    seeds: list[Seed] | None = Field(None, min_length=1)
     weights: str | None = Field(None, description="a checkpoint, or a network of this package's: nothing is trained")
     test_only: str | None = Field(None, description="a test option file: nothing is trained")
     frames: str | None = Field(None, description="a folder of result frames that are scored as they are")
@@ -76,7 +78,7 @@ class Matrix(_Strict):
     base: str | None = None
     test: str | None = None
     set: dict[str, Any] = Field(default_factory=dict, description="differences of all rows that train")
-    seeds: list[int] = Field([0], min_length=1)
+    seeds: list[Seed] = Field([0], min_length=1)
     baseline: str | None = None
     complexity: bool = Field(False, description="columns: parameters, multiply-adds")
     speed: bool = Field(False, description="column: measured seconds a frame")

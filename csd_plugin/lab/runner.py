@@ -28,6 +28,7 @@ from csd_plugin.atomic import write_text
 from csd_plugin.errors import CSDError
 from csd_plugin.lab.matrix import Run
 from csd_plugin.lab.ready import score_ready
+from csd_plugin.lifeline import lifeline
 
 _PATIENCE = 10.0
 """Seconds that a training has to stop by itself."""
@@ -214,8 +215,9 @@ def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: 
     error = ""
     with (
         log.open("a", encoding="utf-8", buffering=1) as sink,
+        lifeline(_environment()) as line_to_us,
         subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=_environment()
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", **line_to_us
         ) as process,
     ):
         assert process.stderr is not None

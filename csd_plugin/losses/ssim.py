@@ -104,6 +104,8 @@ class PyramidSSIMLoss(nn.Module):
         self, scale_weights: Sequence[float] = (0.6, 0.2, 0.2), loss_weight: float = 1.0, l1_weight: float = 0.0
     ) -> None:
         super().__init__()
+        if not scale_weights and not l1_weight:
+            raise CSDError("PyramidSSIMLoss: scale_weights is empty and l1_weight 0, nothing is left to learn from")
         self.scale_weights = tuple(scale_weights)
         self.loss_weight = loss_weight
         self.l1_weight = l1_weight

@@ -38,7 +38,6 @@ def test_rows_and_columns(root, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workers", "0"], "--workers 0: must be more than 0"),
         (["--json", "x.txt"], "--json x.txt: the name must end in .json"),
         (["--clips", "t9"], "no clip 't9'"),
         (["--num-frame", "9"], "fewer than num_frame 9"),

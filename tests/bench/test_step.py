@@ -134,7 +134,6 @@ def test_report(tmp_path, capsys):
         (["--student", "student9"], "did you mean student"),
         (["--teacher", "PReNet"], "--teacher PReNet is unknown"),
         (["--student-width", "2"], "num_feat is 2, expected at least 3"),
-        (["--batch", "0"], "must be more than 0"),
         (["--size", "3", "--teacher-width", "3"], "has no 3 scales"),
         (["--json", "step.txt"], "the name must end in .json"),
     ],

@@ -111,9 +111,7 @@ def test_folders_outside_the_layout(tmp_path, capsys):
     assert "street       1  24x20" in text and "csd prepare" in text and "PSNR" not in text.splitlines()[3]
 
 
-@pytest.mark.parametrize(
-    "arguments", [("nowhere",), (".",), ("set", "--samples", "0"), ("set", "--html", "no/where.html")]
-)
+@pytest.mark.parametrize("arguments", [("nowhere",), (".",), ("set", "--html", "no/where.html")])
 def test_errors_are_one_line(tiny_rain, tmp_path, monkeypatch, capsys, arguments):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "set").symlink_to(tiny_rain)

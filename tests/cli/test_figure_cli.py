@@ -58,8 +58,8 @@ def test_what_does_not_fit_is_one_line(clip, tmp_path, capsys, monkeypatch):
     assert "ends in .png" in complaint(capsys, "crops", *clip, "--out", str(tmp_path / "x.doc"))
     assert "make it first" in complaint(capsys, "slice", *clip, "--out", str(tmp_path / "none/x.png"))
     assert "no frames from 7" in complaint(capsys, "errors", *clip, "--frame", "7", *out)
-    assert "at least one" in complaint(capsys, "crops", *clip, "--boxes", "0", *out)
-    for wrong, hint in (("--box=1,2,3", "x,y,width,height"), ("--frame=-1", "counted from 0")):
+    assert "pictures side by side do not fit" in complaint(capsys, "crops", *clip, *["--box=0,0,9,9"] * 60, *out)
+    for wrong, hint in (("--box=1,2,3", "x,y,width,height"), ("--frame=-1", "number from 0"), ("--boxes=0", "from 1")):
         with pytest.raises(SystemExit):
             main(["figure", "crops", *clip, wrong, *out])
         assert hint in capsys.readouterr().err

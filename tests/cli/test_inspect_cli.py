@@ -79,7 +79,10 @@ def test_layers_of_any_network_of_the_toolbox(inspect):
         ({"datasets.train.type": "PairedVideoDatset"}, "did you mean PairedVideoDataset?"),
         ({"train.optim_g.type": "Adan"}, "'Adan'"),
         ({"train.optim_g.betaz": [0.9, 0.99]}, "'betaz'"),
-        ({"train.scheduler": {"type": "CosineAnnealingRestartLR", "periods": 2500}}, "check its values"),
+        (
+            {"train.scheduler": {"type": "CosineAnnealingRestartLR", "periods": 2500}},
+            "periods is 2500: input should be a valid list",
+        ),
         ({"val": {"val_freq": 1, "save_img": False, "metrics": {"m": {"type": "calculate_psnrr"}}}}, "calculate_psnr?"),
     ],
 )

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from csd_plugin.cli import main
+from csd_plugin.errors import CSDError
 from csd_plugin.metrics.niqe import niqe
 from csd_plugin.metrics.protocols import score_frame
 from csd_plugin.metrics.warping import warping_error
 from csd_plugin.report.results import load_results
+from csd_plugin.report.scoring import score_folders
 
 
 def frame(seed, size=(24, 32)):
@@ -240,9 +242,9 @@ def test_what_does_not_fit_is_named(nturain, capsys):
     assert "empty holds no images" in complaint_of(capsys, out, "--truth", nturain / "empty")
     assert "clip b1" in complaint_of(capsys, out, "--truth", synthetic / "a1_GT")
     assert "leaves none" in complaint_of(capsys, out, "--truth", truth, "--skip", 3, 0)
-    assert "negative" in complaint_of(capsys, out, "--truth", truth, "--skip", -1, 0)
+    with pytest.raises(CSDError, match="negative"):
+        score_folders(out, truth=truth, skip=(-1, 0))
     assert "must end in .json" in complaint_of(capsys, out, "--truth", truth, "--out", nturain / "x.csv")
-    assert "at least one" in complaint_of(capsys, out, "--truth", truth, "--jobs", 0)
     assert "cannot read the results file" in complaint_of(capsys, out, "--truth", truth, "--baseline", nturain / "x")
 
     (out / "a1/00003.png").write_bytes((out / "a1/00003.png").read_bytes()[:200])

@@ -120,6 +120,39 @@ def test_fp16_halves_the_file(network, onnx_file, tmp_path):
     assert 0 < done.max_difference < 0.01
 
 
+def opset_of(path) -> int:
+    import onnx
+
+    return next(entry.version for entry in onnx.load(path).opset_import if not entry.domain)
+
+
+@pytest.mark.parametrize("precision, opset", [("fp32", 16), ("fp32", 21), ("int8", 17), ("fp16", 20), ("fp32", None)])
+def test_the_opset_is_the_one_that_was_asked_for(network, windows, tmp_path, precision, opset):
+    calibration = windows if precision == "int8" else []
+    export_network(network, tmp_path / "s.onnx", precision=precision, opset=opset, calibration=calibration)
+    assert opset_of(tmp_path / "s.onnx") == (opset or 18)
+    assert Derainer(tmp_path / "s.onnx").num_frame == 3
+
+
+def test_a_setting_that_would_be_ignored_is_refused(network, tmp_path, capsys):
+    torch.save({"params": network.state_dict()}, tmp_path / "net.pth")
+    (tmp_path / "rain").mkdir()
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / "rain" / f"{number}.png"), np.zeros((24, 32, 3), np.uint8))
+    for output, options, message in (
+        ("s.onnx", ["--opset", "11"], "cannot be written in ONNX opset 11, only 18 came out; give an opset from 16 to"),
+        ("s.onnx", ["--opset", "13"], "cannot be written in ONNX opset 13"),
+        ("s.onnx", ["--opset", "99"], "ONNX opset 99 is unknown to the installed onnx"),
+        ("s.pt2", ["--opset", "17"], "torch.export has no ONNX opset; leave --opset out"),
+        ("s.xml", ["--opset", "17"], "OpenVINO IR has no ONNX opset; leave --opset out"),
+        ("s.onnx", ["--calibrate", str(tmp_path / "rain")], "calibration is for int8, and fp32 was asked for"),
+    ):
+        assert main(["export", str(tmp_path / "net.pth"), str(tmp_path / output), *options]) == 2
+        shown = capsys.readouterr()
+        assert message in shown.err and len(shown.err.strip().splitlines()) == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pth", "rain"]
+
+
 def test_a_file_that_computes_something_else_is_not_kept(network, tmp_path, monkeypatch):
     form = module.FORMATS[".pt2"]._replace(
         write=lambda network, facts, opset, path: path.write_text("new"),

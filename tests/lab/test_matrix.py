@@ -20,6 +20,7 @@ from csd_plugin.cli import main
 from csd_plugin.errors import CSDError
 from csd_plugin.lab import runner
 from csd_plugin.lab.budget import stretched
+from csd_plugin.lab.job import Table, make_tables
 from csd_plugin.lab.matrix import read_matrix, runs_of
 from csd_plugin.lab.plan import plan_for
 
@@ -406,8 +407,12 @@ def test_a_gpu_that_is_not_there_is_said_before_anything_is_done(files, flags, m
 @pytest.mark.parametrize("minutes", ["0", "-3", "nan", "inf"])
 def test_a_budget_is_a_time(files, minutes, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["table", str(files / "matrix.yml"), f"--minutes={minutes}"]) == 2
-    assert "give a time above 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["table", str(files / "matrix.yml"), f"--minutes={minutes}"])
+    assert ended.value.code == 2
+    assert f"argument --minutes: '{minutes}' is not a number from 0.01" in capsys.readouterr().err
+    with pytest.raises(CSDError, match="give a time above 0"):
+        make_tables([Table.read(files / "matrix.yml")], minutes=float(minutes))
 
 
 def test_steps_are_timed_without_checkpoints_or_data(files):

@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -19,6 +16,7 @@ from tqdm import tqdm
 
 from csd_plugin.atomic import write_text
 from csd_plugin.data.layout import SPLITS
+from csd_plugin.data.parallel import run_all
 from csd_plugin.data.rain.clips import CleanClip, find_clips
 from csd_plugin.data.rain.params import RainParams, random_params
 from csd_plugin.data.rain.renderer import RainRenderer, ambient_light
@@ -148,15 +146,16 @@ def _remember(path: Path, options: PairOptions) -> None:
 
 
 def _write_in_parallel(tasks: list[tuple[Path, CleanClip, int]], options: PairOptions, jobs: int) -> None:
-    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # what a worker has begun, it may finish
-    with ProcessPoolExecutor(jobs, get_context("spawn"), ignore) as pool:
-        futures = [pool.submit(_write_folder, *task, options) for task in tasks]
-        try:
-            for future in tqdm(as_completed(futures), total=len(futures), desc="rain", unit="folder", disable=None):
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with closing(run_all(_write_one, [(*task, options) for task in tasks], jobs, "rain", "folder")) as results:
+        for result in results:
+            if isinstance(result, CSDError):
+                raise result
+
+
+def _write_one(target: Path, clip: CleanClip, variant: int, options: PairOptions, tick: Callable[[], object]) -> None:
+    """As `_write_folder`, counted as one."""
+    _write_folder(target, clip, variant, options)
+    tick()
 
 
 def _write_folder(

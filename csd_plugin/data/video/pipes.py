@@ -14,12 +14,14 @@ from csd_plugin.data.video.images import eight_bits
 from csd_plugin.data.video.interface import PIPE, FrameReader, FrameWriter, Position, frame_number
 from csd_plugin.errors import CSDError
 
+_LONGEST_SIDE = 16384  # twice the width of 8K: beyond, frames fill the memory
+
 
 def parse_size(text: str) -> tuple[int, int]:
-    """'640x480' -> (640, 480). Raises CSDError."""
+    """'640x480' -> (640, 480), sides up to 16384. Raises CSDError."""
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
-    if match is None:
-        raise CSDError(f"size {text!r}: expected WIDTHxHEIGHT, e.g. 640x480")
+    if match is None or max(int(match[1]), int(match[2])) > _LONGEST_SIDE:
+        raise CSDError(f"size {text!r}: expected WIDTHxHEIGHT, e.g. 640x480, up to {_LONGEST_SIDE}")
     return int(match[1]), int(match[2])
 
 

@@ -20,6 +20,8 @@ PAGE_WIDTH = 7.16
 GAP = 0.04
 LINE = 0.145
 """Inches: white between panels; height of a line of caption."""
+_NARROWEST = 0.04
+"""Inches of the narrowest panel."""
 FONT_SIZE = 8.0
 DPI = 300
 COLOURS = ("#ffd60a", "#00c2ff", "#ff4d6d", "#7cfc00")
@@ -98,8 +100,11 @@ def check_output(path: Path) -> None:
 
 
 def row_width(columns: int, room: float = PAGE_WIDTH) -> float:
-    """Inches of each of so many panels side by side."""
-    return (room - (columns - 1) * GAP) / columns
+    """Inches of each of so many panels side by side. Raises CSDError where that is less than a millimetre."""
+    width = (room - (columns - 1) * GAP) / columns
+    if width < _NARROWEST:
+        raise CSDError(f"{columns} pictures side by side do not fit in {room:.2g} inches: give fewer")
+    return width
 
 
 def lefts(columns: int, width: float, start: float = 0.0) -> list[float]:

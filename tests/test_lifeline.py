@@ -1,0 +1,100 @@
+"""Whatever a command starts ends with it, when the command is killed without a chance to clean up."""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from toolbox import train_options
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "csd_plugin"
+CSD = [sys.executable, "-m", "csd_plugin"]
+
+
+def processes_of(group: int) -> set[int]:
+    """The living processes of a session, by Linux's own account."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(session) == group and state not in "ZX":
+            found.add(int(folder.name))
+    return found
+
+
+def wait_for(condition, what: str) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def kill_and_look(command: list[str], cwd: Path, children: int, begun) -> None:
+    """Start it, SIGKILL it once `begun()` and it has so many children; they must all end."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True, **quiet) as process:
+        try:
+            there = lambda: begun() and len(processes_of(process.pid)) > children  # noqa: E731
+            wait_for(lambda: process.poll() is not None or there(), f"{command} starts nothing")
+            assert process.poll() is None, f"{command} has ended by itself"
+            process.kill()
+            process.wait()
+            wait_for(lambda: not processes_of(process.pid), "something is still running")
+        finally:
+            for left in processes_of(process.pid):
+                os.kill(left, signal.SIGKILL)
+
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc to see what is running")
+
+
+@linux
+def test_workers_end_with_a_killed_command(tmp_path):
+    """`csd rain --jobs 2`; prepare, verify, LMDB builds and `csd data` have the same pool, see below."""
+    for clip in ("a", "b"):
+        (tmp_path / "clean" / clip).mkdir(parents=True)
+        for number in range(150):
+            frame = np.full((240, 320, 3), 90, np.uint8)
+            cv2.imwrite(str(tmp_path / "clean" / clip / f"{number:03d}.png"), frame)
+    parts = tmp_path / "out" / "Dataset_Training_Synthetic"
+    command = [*CSD, "rain", "clean", "out", "--jobs", "2", "--variants", "9"]
+    kill_and_look(command, tmp_path, 2, lambda: len(list(parts.glob(".*_Rain_*.part"))) > 1)
+
+
+@linux
+def test_a_training_and_its_loader_end_with_a_killed_table(tmp_path, tiny_rain):
+    options = train_options(tiny_rain, **{"datasets.train.num_worker_per_gpu": 1, "train.total_iter": 10**6})
+    (tmp_path / "train.yml").write_text(yaml.safe_dump(options))
+    (tmp_path / "matrix.yml").write_text("{name: t, runs: t, base: train.yml, rows: {a: {}}}")
+    log = tmp_path / "results" / "t_runs" / "logs" / "t_a.log"
+    command = [*CSD, "table", "matrix.yml"]
+    kill_and_look(command, tmp_path, 2, lambda: log.is_file() and "iter:" in log.read_text())
+
+
+def test_processes_are_started_in_ways_that_end_them():
+    """Pools are `data.workers.Processes`; commands start within a `lifeline`. Torch's loaders see to themselves."""
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+            pooled = name in ("ProcessPoolExecutor", "Pool", "Process", "get_context", "fork", "system")
+            if pooled and path != PACKAGE / "data" / "workers.py":
+                wrong.append(f"{path}: {name}")
+            starts = isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("subprocess.", "os.spawn"))
+            if starts and not any(ast.unparse(keyword.value) == "line_to_us" for keyword in node.keywords):
+                wrong.append(f"{path}:{node.lineno}: outside a lifeline")
+    assert not wrong, "\n".join(wrong)
