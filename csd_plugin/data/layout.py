@@ -60,6 +60,21 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts)
 
 
+def number_columns(names: Iterable[str]) -> list[tuple[int, ...]]:
+    """The numbers in names, place by place from the last: 'a1_07', 'a1_08' -> [(7, 8), (1, 1)]."""
+    numbers = [reversed(re.findall(r"[0-9]+", name)) for name in names]
+    return [tuple(map(int, column)) for column in zip(*numbers, strict=False)]
+
+
+def frame_numbers(names: Sequence[str]) -> tuple[int, ...] | None:
+    """The number of each frame in display order: of all the numbers in the names, the one that rises with every frame.
+
+    '00000_x2', '00001_x2' -> (0, 1). Of several that rise, the one with the smallest steps. None where none does.
+    """
+    rising = [column for column in number_columns(names) if all(a < b for a, b in pairwise(column))]
+    return min(rising, key=lambda column: column[-1] - column[0], default=None) if names else None
+
+
 def find_sequences(
     keys: Iterable[str],
     split: str,

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation
 
-from csd_plugin.data.video.interface import FrameReader, Position, frame_number
+from csd_plugin.data.video.interface import EmptyPart, FrameReader, Position, frame_number
 from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class VideoReader(FrameReader):
             self._frames = self._part()
             first = next(self._frames, None)
             if first is None:
-                raise CSDError(f"{path}: no frames in the part asked for; --end is the frame after the last")
+                raise EmptyPart(f"{path}: no frames in the part asked for; --end is the frame after the last")
         except BaseException:
             self._container.close()
             raise

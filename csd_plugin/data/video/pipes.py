@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 
 from csd_plugin.data.video.images import eight_bits
-from csd_plugin.data.video.interface import PIPE, FrameReader, FrameWriter, Position, frame_number
+from csd_plugin.data.video.interface import PIPE, EmptyPart, FrameReader, FrameWriter, Position, frame_number
 from csd_plugin.errors import CSDError
 
 
@@ -35,7 +35,7 @@ class PipeReader(FrameReader):
         self._until = None if end is None else frame_number(end, fps)
         self.first = frame_number(start, fps)
         if self._until is not None and self._until <= self.first:
-            raise CSDError(f"standard input: no frames from {self.first} on before {self._until}")
+            raise EmptyPart(f"standard input: no frames from {self.first} on before {self._until}")
         self.num_frames = None if self._until is None else self._until - self.first
         self.lead = min(context, self.first)
         self._context = context
