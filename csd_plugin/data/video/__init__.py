@@ -22,6 +22,7 @@ from csd_plugin.data.video.folder import FolderReader, FolderWriter, make_folder
 from csd_plugin.data.video.images import NUMBER, files_of, images_in, numbered
 from csd_plugin.data.video.interface import PIPE, VIDEO_SUFFIXES, FrameReader, FrameWriter, Position
 from csd_plugin.data.video.pipes import PipeReader, PipeWriter
+from csd_plugin.data.video.webp import WebPReader, is_webp
 from csd_plugin.errors import CSDError
 
 
@@ -61,6 +62,8 @@ def open_reader(
         raise CSDError(f"{path} does not exist; check the path")
     if path.is_dir():
         return FolderReader(path, images_in(path), start=start, end=end, fps=fps, context=context)
+    if is_webp(path):
+        return WebPReader(path, start=start, end=end, context=context)
     return VideoReader(path, start=start, end=end, keep_going=keep_going, context=context)
 
 

@@ -26,6 +26,11 @@ def frame_number(position: Position, fps: Fraction) -> int:
     return position if isinstance(position, int) else -int(-position * fps // 1)
 
 
+def reached(position: Position, number: int, seconds: Fraction) -> bool:
+    """Whether the frame of this number, which is shown from `seconds` on, is at or after a position."""
+    return number >= position if isinstance(position, int) else seconds >= position
+
+
 class EmptyPart(CSDError):
     """The part of a clip that was asked for has no frame."""
 
