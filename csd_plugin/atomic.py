@@ -41,7 +41,8 @@ def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
         return
     for path in inputs:
         for file in path.iterdir() if path.is_dir() else [path]:
-            if output := there.get(_identity(file)):
+            identity = _identity(file)
+            if identity and (output := there.get(identity)):
                 name = "" if output == file else f", {file}"
                 raise CSDError(f"{output} is the input too{name}; give the output another name")
 

@@ -255,12 +255,13 @@ def _pair(rain: _Clip, truth: _Clip | None, split: str) -> PairedSequence:
 
     _refuse_doubles(truth)
     lonely: list[tuple[str, _Clip]] = []
-    for label in (_stem, _number):
-        rainy, clean = _labelled(rain.keys, label), _labelled(truth.keys, label)
+    for labels in (_stems, _last_numbers, _rising_numbers):
+        rainy, clean = _labelled(rain.keys, labels), _labelled(truth.keys, labels)
         if rainy is None or clean is None:
             continue
         if rainy.keys() == clean.keys():
-            return PairedSequence(rain.name, lq, tuple(clean[label(key)] for key in lq))
+            partner = {key: clean[label] for label, key in rainy.items()}
+            return PairedSequence(rain.name, lq, tuple(partner[key] for key in lq))
         lonely = [(rainy[name], truth) for name in rainy.keys() - clean.keys()]
         lonely += [(clean[name], rain) for name in clean.keys() - rainy.keys()]
     key, other = min(lonely, key=lambda pair: natural_key(_stem(pair[0])))
@@ -278,10 +279,24 @@ def _refuse_doubles(clip: _Clip) -> None:
             raise CSDError(f"{clip.name}: one frame in two files, {other} and {key}: remove one of them")
 
 
-def _labelled(keys: list[str], label: Callable[[str], Any]) -> dict[Any, str] | None:
+def _labelled(keys: list[str], labels: Callable[[list[str]], Iterable[Any]]) -> dict[Any, str] | None:
     """Label -> key, or None where two keys share a label or one has none."""
-    labelled = {label(key): key for key in keys}
+    keys = sorted(keys, key=natural_key)
+    labelled = dict(zip(labels(keys), keys, strict=False))
     return labelled if len(labelled) == len(keys) and None not in labelled else None
+
+
+def _stems(keys: list[str]) -> list[str]:
+    return list(map(_stem, keys))
+
+
+def _last_numbers(keys: list[str]) -> list[int | None]:
+    return list(map(_number, keys))
+
+
+def _rising_numbers(keys: list[str]) -> Sequence[int]:
+    """The numbers that change where the last ones do not, as in 00000_x2.png, 00001_x2.png; none where none does."""
+    return frame_numbers(_stems(keys)) or ()
 
 
 def _stem(key: str) -> str:

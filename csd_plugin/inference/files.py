@@ -81,7 +81,9 @@ def derain_file(
             truth goes on after the clip's last frame, the output is whole.
     """
     if truth and keep_going:
-        raise CSDError("keep_going (--keep-going) may leave out frames, which a truth (--compare) needs: drop one of them")
+        raise CSDError(
+            "keep_going (--keep-going) may leave out frames that a truth (--compare) needs: drop one of them"
+        )
     context = derainer.num_frame // 2
     with ExitStack() as stack:
         if resume:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import av
 from av.format import Flags
@@ -18,19 +18,22 @@ _HELD = 256
 class Clock:
     """Packets of a file, with times that go on from part to part where files were joined (cat a.ts b.ts).
 
-    The first video stream tells: where its decoding times jump, another part begins, whose first picture follows the
-    last one before it. Sound and subtitles move with the pictures that they were beside.
+    The pictures tell: where their decoding times jump, another part begins, whose first picture follows the last one
+    before it. Sound and subtitles move with the pictures that they were beside.
+
+    Args:
+        video: the stream of the pictures, in a container of the reader's own.
 
     Attributes:
         jumps: how many parts have begun after the first.
     """
 
-    def __init__(self, container: av.container.InputContainer) -> None:
-        self._container = container
-        self._video = container.streams.video[0]
-        rate = self._video.average_rate or Fraction(25)
+    def __init__(self, video: av.VideoStream) -> None:
+        container = cast("av.container.InputContainer", video.container)
+        self._container, self._video = container, video
+        rate = video.average_rate or Fraction(25)
         # Elsewhere a long pause is a long picture; in broadcasts it is another clock, or the same one after its end.
-        self._skips = max(_AHEAD, 4 / rate) if container.format.flags & Flags.ts_discont.value else None
+        self._skips = max(_AHEAD, 4 / rate) if container.format.flags & cast(int, Flags.ts_discont.value) else None
         self._step = 1 / rate
         self._shift = self._shift_before = Fraction(0)
         self._now: Fraction | None = None

@@ -12,11 +12,12 @@ _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 def missing_bytes(path: Path, container: str) -> int:
     """How many bytes a file lacks at its end; 0 also where its kind, FFmpeg's name of which is given, does not tell."""
-    told: Callable[[BinaryIO], int | None] | None = next((end for name, end in _ENDS.items() if name in container), None)
-    if told is None:
+    find_end: Callable[[BinaryIO], int | None] | None
+    find_end = next((function for name, function in _ENDS.items() if name in container), None)
+    if find_end is None:
         return 0
     with path.open("rb") as file:
-        return max(0, (told(file) or 0) - file.seek(0, os.SEEK_END))
+        return max(0, (find_end(file) or 0) - file.seek(0, os.SEEK_END))
 
 
 def _matroska_end(file: BinaryIO) -> int | None:

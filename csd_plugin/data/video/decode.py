@@ -160,7 +160,7 @@ class VideoReader(FrameReader):
 
     def _packets(self) -> Iterator[tuple[av.Packet, bool]]:
         """Each packet of the stream, and whether data of it is missing. Raises av.FFmpegError."""
-        clock = Clock(self._container)
+        clock = Clock(self._stream)
         waiting: deque[tuple[av.Packet, bool]] = deque()
 
         def judged() -> tuple[av.Packet, bool]:
@@ -198,8 +198,7 @@ class VideoReader(FrameReader):
         message = f"{self.path}: the video is damaged after frame {frame} ({reason})"
         if not self._keep_going:
             raise CSDError(
-                f"{message}; --keep-going (of csd derain, rain and prepare; keep_going in Python) leaves out what cannot "
-                f"be read"
+                f"{message}; keep_going (--keep-going of csd derain, rain and prepare) leaves out what cannot be read"
             )
         logger.warning("%s; what cannot be read is left out", message)
 

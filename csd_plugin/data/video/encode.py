@@ -174,7 +174,7 @@ class _Tracks:
             copy.disposition = stream.disposition
             self._streams[stream.index] = copy
         wanted = [self._source.streams[index] for index in self._streams]
-        self._packets = self._timed(Clock(self._source).packets(*wanted)) if wanted else iter(())
+        self._packets = self._timed(Clock(self._source.streams.video[0]).packets(*wanted)) if wanted else iter(())
         self._waiting = next(self._packets, None)
 
     def copy_until(self, seconds: Fraction) -> None:

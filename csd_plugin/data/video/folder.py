@@ -118,9 +118,9 @@ class FolderWriter(FrameWriter):
     def _frames(self) -> Iterator[Path]:
         """Files that are there under names that this writer gives."""
         for file in self._path.iterdir():
-            if file.suffix.lower() == ".png" and is_frame_name(file.name):
-                if self._pattern is None or number_in(self._pattern, file.name) is not None:
-                    yield file
+            is_png = file.suffix.lower() == ".png" and is_frame_name(file.name)
+            if is_png and (self._pattern is None or number_in(self._pattern, file.name) is not None):
+                yield file
 
     def file(self, index: int) -> Path:
         """Where the part's index-th frame is written."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,8 @@ from csd_plugin.atomic import replacing
 from csd_plugin.data.layout import IMAGE_SUFFIXES, is_frame_name, natural_key
 from csd_plugin.data.store import decode_image
 from csd_plugin.errors import CSDError
+
+logger = logging.getLogger(__name__)
 
 NUMBER = re.compile(r"%0?\d?d")
 """What stands for the number in a pattern such as frames_%05d.png."""
@@ -94,6 +97,16 @@ def read_image(path: Path) -> np.ndarray:
 def eight_bits(frame: np.ndarray) -> np.ndarray:
     """uint8 as it is, uint16 (full range) rounded."""
     return frame if frame.dtype == np.uint8 else ((frame.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def rounded(frames: Iterable[np.ndarray], what: object) -> Iterator[np.ndarray]:
+    """uint8 frames; where deeper ones come, one line says that they are rounded, and of what they are."""
+    said = False
+    for frame in frames:
+        if frame.dtype != np.uint8 and not said:
+            logger.warning("%s: more than 8 bits a channel, rounded to 8", what)
+            said = True
+        yield eight_bits(frame)
 
 
 def sixteen_bits(frame: np.ndarray) -> np.ndarray:

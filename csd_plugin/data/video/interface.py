@@ -87,7 +87,7 @@ class FrameReader(ABC):
         """The file name, without suffix, that belongs to the part's index-th frame."""
 
     def number(self, index: int) -> int:
-        """The number, for names made by a pattern, that belongs to the part's index-th frame; rises with every frame."""
+        """The number that a pattern's name of the part's index-th frame holds; it rises with every frame."""
         return self.first + index + 1
 
     @abstractmethod
