@@ -37,6 +37,7 @@ class Clock:
         self._step = 1 / rate
         self._shift = self._shift_before = Fraction(0)
         self._now: Fraction | None = None
+        self._end = Fraction(-(2**40))
         self._last: dict[int, Fraction] = {}
         self.jumps = 0
 
@@ -62,15 +63,18 @@ class Clock:
         """Give a picture its time; where it jumps, another part begins."""
         if packet.dts is not None:
             time_base = packet.time_base
-            begins = packet.dts * time_base + self._shift
+            decoded = packet.dts * time_base + self._shift
+            shown = decoded if packet.pts is None else packet.pts * time_base + self._shift
             if self._now is not None and (
-                begins < self._now - _BACK or (self._skips is not None and begins > self._now + self._skips)
+                decoded < self._now - _BACK or (self._skips is not None and decoded > self._now + self._skips)
             ):
-                self._shift += self._now + self._step - begins
-                begins = self._now + self._step
+                # By times of display: those of decoding, where a container does not hold them, differ between parts.
+                self._shift += self._end - shown
+                decoded, shown = decoded + self._end - shown, self._end
                 self.jumps += 1
-            self._now = begins
+            self._now = decoded
             self._step = (packet.duration or 0) * time_base or self._step
+            self._end = max(self._end, shown + self._step)
         _move(packet, self._shift)
 
     def _settle(self, packet: av.Packet) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from av.video.reformatter import Interpolation
 
 from csd_plugin.data.video.clock import Clock
-from csd_plugin.data.video.complete import missing_bytes
+from csd_plugin.data.video.complete import extent_of
 from csd_plugin.data.video.interface import EmptyPart, FrameReader, Position, frame_number, reached
 from csd_plugin.errors import CSDError
 
@@ -155,8 +155,8 @@ class VideoReader(FrameReader):
             for frame in decoded:
                 yield frame
                 frames += 1
-        if self._ends_early(packets):
-            self._damaged(frames, "the file ends before its time")
+        if reason := self._lacks(packets):
+            self._damaged(frames, reason)
 
     def _packets(self) -> Iterator[tuple[av.Packet, bool]]:
         """Each packet of the stream, and whether data of it is missing. Raises av.FFmpegError."""
@@ -175,7 +175,11 @@ class VideoReader(FrameReader):
             for packet in clock.packets(self._stream):
                 waiting.append((packet, packet.is_keyframe or clock.jumps > jumps))
                 if clock.jumps > jumps == 0:
-                    logger.warning("%s: its clock starts anew inside, as in joined files; times go on there", self.path)
+                    logger.warning(
+                        "%s: its clock starts anew inside, as in joined files; times go on there, and sound that would "
+                        "lie over the part before is left out",
+                        self.path,
+                    )
                 jumps = clock.jumps
                 if len(waiting) > 2:
                     yield judged()
@@ -186,13 +190,16 @@ class VideoReader(FrameReader):
         if failed:
             raise failed
 
-    def _ends_early(self, packets: int) -> bool:
-        """Whether the file says that it holds more, as far as its container is to be trusted in this."""
+    def _lacks(self, packets: int) -> str | None:
+        """What the file says it holds besides what was read, as far as its container is to be trusted in this."""
         kind, told = self._container.format.name, self._stream.frames
-        if "mp4" in kind and packets < told:
-            return True
+        extent = extent_of(self.path, kind)
+        if extent.unread:
+            return f"{extent.unread} more joined on behind, where readers of its kind do not look: join with a program"
         # AVI files have a number of frames too, and some of them a wrong size.
-        return (kind != "avi" or packets < told) and missing_bytes(self.path, kind) > 0
+        if ("mp4" in kind and packets < told) or (extent.missing and (kind != "avi" or packets < told)):
+            return "the file ends before its time"
+        return None
 
     def _damaged(self, frame: int, reason: str) -> None:
         message = f"{self.path}: the video is damaged after frame {frame} ({reason})"
