@@ -5,8 +5,8 @@ standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows), whi
 OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, a pattern (clean_%05d.png), - for raw frames on
 standard output, else a folder of PNG files. A video keeps codec, frame rate, time stamps, colours, sound and subtitles
 of IN as far as OUT's kind of file holds them; it appears under its name only when it is whole.
-Frames of a folder appear one by one, and --resume goes on where such a run was stopped. What is there already is
-replaced with --overwrite only.
+Frames of a folder keep their names, those of a pattern their numbers, both their 16 bits. They appear one by one, and
+--resume goes on where such a run was stopped. What is there already is replaced with --overwrite only.
 
 Scene cuts are found and reported; no frame is cleaned by those of another shot. A part (--start, --end) gets the
 same frames as in the whole video.

@@ -84,11 +84,11 @@ def derain_file(
         raise CSDError(
             "keep_going (--keep-going) may leave out frames that a truth (--compare) needs: drop one of them"
         )
-    context = derainer.num_frame // 2
+    context, inputs = derainer.num_frame // 2, [truth] if truth else []
     with ExitStack() as stack:
         if resume:
             num_panel = 1 + side_by_side * (2 if truth else 1)
-            resumed = _resume_at(source, output, start, end, fps, num_panel)
+            resumed = _resume_at(source, output, start, end, fps, num_panel, inputs)
             if resumed is None:
                 return Derained(0, [])
             start = resumed
@@ -102,7 +102,6 @@ def derain_file(
             raise
         true_reader = stack.enter_context(open_reader(truth, start=start, end=end, fps=fps)) if truth else None
         true_frames = _truth(true_reader, reader) if true_reader else None
-        inputs = [truth] if truth else []
         writer = stack.enter_context(open_writer(output, like=reader, overwrite=overwrite or resume, inputs=inputs))
         if begin:
             begin(reader)
@@ -177,16 +176,22 @@ def paired(frames: Iterable[np.ndarray], derainer: Derainer) -> Iterator[Pair]:
 
 
 def _resume_at(
-    source: Path, output: Path, start: Position, end: Position | None, fps: Fraction, num_panel: int
+    source: Path,
+    output: Path,
+    start: Position,
+    end: Position | None,
+    fps: Fraction,
+    num_panel: int,
+    inputs: list[Path],
 ) -> int | None:
     """The number of the first frame whose file is not there yet; None if all are known to be.
 
-    num_panel: pictures side by side in a frame that is written. Raises CSDError where frames of another size are there.
+    num_panel: pictures side by side in a frame that is written; inputs: as `open_writer` has it. Raises CSDError where frames of another size are there.
     """
     if source == PIPE or is_camera(source):
         raise CSDError(f"{source}: frames that come once cannot be resumed: they are gone; give a file or a folder")
     with open_reader(source, start=start, end=end, fps=fps) as reader:
-        writer = open_writer(output, like=reader, overwrite=True)
+        writer = open_writer(output, like=reader, overwrite=True, inputs=inputs)
         if not isinstance(writer, FolderWriter):
             writer.abort()
             raise CSDError(f"{output}: only a folder of frames can be resumed; a video is written whole or not at all")

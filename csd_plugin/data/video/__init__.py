@@ -4,8 +4,8 @@
         for frame in reader:
             writer.write(frame)
 
-Frames are RGB arrays (H, W, 3) as a viewer shows them, rotation applied: uint8, or, from videos with more
-than 8 bits a channel, uint16 over its full range.
+Frames are RGB arrays (H, W, 3) as a viewer shows them, rotation applied: uint8, or, from videos and images
+with more than 8 bits a channel, uint16 over its full range.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def open_reader(
     """Open a video file, images, a pipe, or a camera.
 
     Args:
-        path: a video file; a folder of images, which are taken in the natural order of their names; a pattern of
+        path: a video file, or animated WebP; a folder of images, which are taken in the natural order of their names; a pattern of
             image files such as frames_%05d.png; '-', raw rgb24 frames of `size` on standard input; or a camera,
             see `is_camera`, which has no `start` and no `context`.
         start, end: the part to read: from the frame at `start` up to, not with, the one at `end`.

@@ -1,4 +1,4 @@
-"""What people read from: joined streams, slow and cut files, raw MJPEG, animated WebP, folders of any depth and naming."""
+"""What people read: joined streams, slow and cut files, raw MJPEG, animated WebP, folders of any depth and naming."""
 
 from __future__ import annotations
 
