@@ -186,7 +186,8 @@ def _resume_at(
 ) -> int | None:
     """The number of the first frame whose file is not there yet; None if all are known to be.
 
-    num_panel: pictures side by side in a frame that is written; inputs: as `open_writer` has it. Raises CSDError where frames of another size are there.
+    num_panel: pictures side by side in a frame that is written. inputs: as `open_writer` has it.
+    Raises CSDError where frames of another size are there.
     """
     if source == PIPE or is_camera(source):
         raise CSDError(f"{source}: frames that come once cannot be resumed: they are gone; give a file or a folder")

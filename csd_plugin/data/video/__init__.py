@@ -39,9 +39,9 @@ def open_reader(
     """Open a video file, images, a pipe, or a camera.
 
     Args:
-        path: a video file, or animated WebP; a folder of images, which are taken in the natural order of their names; a pattern of
-            image files such as frames_%05d.png; '-', raw rgb24 frames of `size` on standard input; or a camera,
-            see `is_camera`, which has no `start` and no `context`.
+        path: a video file or animated WebP; a folder of images, which are taken in the natural order of their names; a
+            pattern of image files such as frames_%05d.png; '-', raw rgb24 frames of `size` on standard input; or a
+            camera, see `is_camera`, which has no `start` and no `context`.
         start, end: the part to read: from the frame at `start` up to, not with, the one at `end`.
         fps: the rate of images and pipes; a video file knows its own.
         context: read up to so many frames before and after the part too; `in_part` tells which they are.

@@ -64,7 +64,7 @@ def _ebml_size(file: BinaryIO) -> int | None:
 
 
 def _boxes(file: BinaryIO) -> _Found:
-    """MP4 and QuickTime: a second index says that another file follows, but among fragments, where it may be repeated."""
+    """MP4 and QuickTime: a second index is another file's, but not among fragments, where it may be repeated."""
     total, at = _length(file), 0
     kinds: list[bytes] = []
     while at + 8 <= total:
