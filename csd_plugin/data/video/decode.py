@@ -100,10 +100,10 @@ class VideoReader(FrameReader):
         tick = max(1, round(1 / (self.fps * self.time_base)))
         expected = round(self.origin / self.time_base)
         last = expected - 1
-        size: tuple[int, int] | None = None
+        look: str | None = None
         for number, frame in enumerate(self._decoded()):
-            before_size, size = size or (frame.width, frame.height), (frame.width, frame.height)
-            changed = size != before_size
+            look_before, look = look or _look(frame), _look(frame)
+            changed = look != look_before
             # Some files have no times, or (AVI) those of decoding; in display order time always moves on.
             begin = expected if frame.pts is None or frame.pts <= last else frame.pts
             last = begin
@@ -124,9 +124,8 @@ class VideoReader(FrameReader):
                 continue
             if changed and self._starts:
                 raise CSDError(
-                    f"{self.path}: frame {number} is {size[0]}x{size[1]}, those before it are {before_size[0]}x"
-                    f"{before_size[1]}, and a clip has frames of one size: --end {number} takes those before, "
-                    f"--start {number} those from there on"
+                    f"{self.path}: frame {number} is {look}, those before it are {look_before}, and a clip has frames of "
+                    f"one kind: --end {number} takes those before, --start {number} those from there on"
                 )
             if before:
                 self.lead = len(before)
@@ -249,3 +248,9 @@ def _turn(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     else:
         flip_x, flip_y = a < 0, d < 0
     return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+
+
+def _look(frame: av.VideoFrame) -> str:
+    """What all frames of a clip share: size, and whether 8 bits hold their values."""
+    deep = max(component.bits for component in frame.format.components) > 8
+    return f"{frame.width}x{frame.height}{' of more than 8 bits' if deep else ''}"

@@ -146,6 +146,14 @@ def test_a_change_of_size_is_named_by_the_input_and_each_side_can_be_had(tmp_pat
         assert [frame.shape for frame in reader] == [(48, 64, 3)] * 10
 
 
+def test_a_change_of_depth_is_named_too(tmp_path):
+    parts = [make_stream(tmp_path / f"{fmt}.ts", frames=10, pix_fmt=fmt) for fmt in ("yuv420p", "yuv420p10le")]
+    source = joined(tmp_path / "depths.ts", *parts)
+    with pytest.raises(CSDError, match="frame 10 is 64x48 of more than 8 bits, those before it are 64x48, "):
+        read(source)
+    assert read(source, start=10)[0][0].dtype == np.uint16
+
+
 def test_raw_mjpeg(tmp_path):
     jpegs = [cv2.imencode(".jpg", picture(i)[..., ::-1])[1].tobytes() for i in range(6)]
     (tmp_path / "raw.mjpeg").write_bytes(b"".join(jpegs))
