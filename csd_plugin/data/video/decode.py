@@ -124,8 +124,8 @@ class VideoReader(FrameReader):
                 continue
             if changed and self._starts:
                 raise CSDError(
-                    f"{self.path}: frame {number} is {look}, those before it are {look_before}, and a clip has frames of "
-                    f"one kind: --end {number} takes those before, --start {number} those from there on"
+                    f"{self.path}: frame {number} is {look}, those before it are {look_before}, and a clip has frames "
+                    f"of one kind: --end {number} takes those before, --start {number} those from there on"
                 )
             if before:
                 self.lead = len(before)
