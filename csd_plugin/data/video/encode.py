@@ -14,6 +14,7 @@ import av
 import numpy as np
 from av.codec.codec import UnknownCodecError
 
+from csd_plugin.data.video.clock import Clock
 from csd_plugin.data.video.decode import INTERPOLATION, VideoReader, open_input
 from csd_plugin.data.video.interface import FrameReader, FrameWriter
 from csd_plugin.errors import CSDError
@@ -88,7 +89,7 @@ class VideoWriter(FrameWriter):
         like = self._like
         source = like if isinstance(like, VideoReader) else None
         container_format = "mp4" if self._path.suffix.lower() == ".m4v" else None
-        self._container = av.open(str(self._temporary), "w", format=container_format)
+        self._container = av.open(str(self._temporary.absolute()), "w", format=container_format)
         encoder = _encoder(self._container, source.codec if source else self._container.default_video_codec)
         stream = cast("av.VideoStream", self._container.add_stream(encoder.name, rate=like.fps))
         stream.height, stream.width = frame.shape[:2]
@@ -173,7 +174,7 @@ class _Tracks:
             copy.disposition = stream.disposition
             self._streams[stream.index] = copy
         wanted = [self._source.streams[index] for index in self._streams]
-        self._packets = self._timed(self._source.demux(*wanted)) if wanted else iter(())
+        self._packets = self._timed(Clock(self._source.streams.video[0]).packets(*wanted)) if wanted else iter(())
         self._waiting = next(self._packets, None)
 
     def copy_until(self, seconds: Fraction) -> None:
