@@ -39,7 +39,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["csd_plugin", "csd_plugin.*"]),
     include_package_data=True,
-    package_data={"csd_plugin.weights": ["*.pth", "*.json", "*.md", "*.jpg"]},
+    package_data={"csd_plugin.weights": ["*.pth", "*.json", "*.md"]},
     # What `csd prepare`, `data`, `rain`, `derain` and `score` need.
     install_requires=["av", "jinja2", "lmdb", "numpy", "opencv-python", "pillow", "torch", "tqdm"],
     extras_require={
