@@ -4,4 +4,4 @@ Importing this package does nothing but define its version; `csd_plugin.registra
 makes its classes known to the toolbox.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from csd_plugin.errors import CSDError
 
-_EXTRAS = {  # of setup.py, by the modules that its packages hold
+_EXTRAS = {  # of pyproject.toml, by the modules that its packages hold
     "train": ("filelock", "mmengine", "pydantic", "scipy", "tensorboard", "yaml"),
     "archives": ("libarchive", "rarfile"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),

@@ -9,7 +9,7 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 12):
     sys.exit(f"error: Python {sys.version.split()[0]} found; BasicSR 1.4.2 installs on 3.10 to 3.12; name another: PYTHON=python3.11 bash tools/..")
 CHECK
     local done_mark
-    done_mark="$venv/ready-$extra-$(cat setup.py tools/environment.sh | cksum | cut -d' ' -f1)"
+    done_mark="$venv/ready-$extra-$(cat pyproject.toml tools/environment.sh | cksum | cut -d' ' -f1)"
     if [ -f "$done_mark" ]; then
         echo "== environment: $venv is ready"
         return 0

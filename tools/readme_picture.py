@@ -1,6 +1,9 @@
-"""Make the README's picture: a moving scene from a photograph in the public domain, rendered rain, the shipped student.
+"""Make the README's picture: a clean clip with rendered rain, and beside it what a shipped network makes of it.
 
-python tools/readme_picture.py csd_plugin/weights/before_after.jpg
+    python tools/readme_picture.py CLIPS/udacity_vehicles docs/before_after.webp
+
+CLIP is a folder of clean frames or a video that may be shown. The rain is that of `csd rain --fixed`. Both halves are
+the same part of the frame, at its own size; the file is an animated WebP, or a GIF if OUT is named so.
 """
 
 from __future__ import annotations
@@ -8,34 +11,72 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
-import cv2
 import numpy as np
+from PIL import Image
 
-from csd_plugin.data.rain import PRESETS, RainRenderer, ambient_light
-from csd_plugin.data.scenes import moving_scene
+from csd_plugin.data.rain import RainRenderer, ambient_light, find_preset, override
+from csd_plugin.data.video import open_reader
+from csd_plugin.errors import CSDError
 from csd_plugin.inference.runner import Derainer
 from csd_plugin.weights import find_checkpoint
 
-SIZE = (360, 400)
+SEED = 5
+GAP = 4
+MILLISECONDS = 40
+"""Of a frame: 25 frames per second, as the rain is rendered."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--model", help="another checkpoint than the shipped one")
+    parser.add_argument("clip", metavar="CLIP", type=Path, help="clean frames")
+    parser.add_argument("out", metavar="OUT", type=Path, help="picture to write, .webp or .gif")
+    parser.add_argument("--model", metavar="NAME", help="as of csd derain (default: its default)")
+    parser.add_argument("--preset", default="nturain", help="of csd rain (default nturain)")
+    parser.add_argument(
+        "--set", nargs="+", default=["density=1500"], metavar="NAME=NUMBER", help="as of csd rain (density=1500)"
+    )
+    parser.add_argument("--frames", type=int, default=32, metavar="N", help="default 32")
+    parser.add_argument("--start", type=int, default=0, metavar="N", help="first frame, counted from 0 (default)")
+    parser.add_argument(
+        "--box", type=int, nargs=4, default=(220, 40, 420, 280), metavar=("X", "Y", "W", "H"), help="part to show"
+    )
+    parser.add_argument("--quality", type=int, default=60, help="of WebP (default 60)")
     args = parser.parse_args(argv)
-    import skimage.data
-
-    photo = cv2.cvtColor(cv2.imread(str(Path(skimage.data.__file__).parent / "astronaut.png")), cv2.COLOR_BGR2RGB)
-    clean = list(moving_scene(photo, 7, SIZE, seed=4))
-    renderer = RainRenderer(PRESETS["nturain"], seed=5, height=SIZE[0], width=SIZE[1], ambient=ambient_light(clean[0]))
-    rainy = [renderer.render(frame, t) for t, frame in enumerate(clean)]
-    derained = list(Derainer(find_checkpoint(args.model))(rainy))
-    picture = np.hstack([rainy[3], np.full((SIZE[0], 6, 3), 255, np.uint8), derained[3]])
-    cv2.imwrite(str(args.out), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    if args.out.suffix not in (".webp", ".gif"):
+        parser.error(f"{args.out}: give a name that ends in .webp or .gif")
+    try:
+        with open_reader(args.clip, start=args.start) as reader:
+            clean = list(islice(reader, args.frames))
+        rain = RainRenderer(
+            override(find_preset(args.preset), args.set),
+            seed=SEED,
+            height=clean[0].shape[0],
+            width=clean[0].shape[1],
+            ambient=ambient_light(clean[0]),
+        )
+        rainy = [rain.render(frame, number) for number, frame in enumerate(clean)]
+        derained = list(Derainer(find_checkpoint(args.model))(rainy))
+    except CSDError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    first, *others = (beside(*pair, args.box) for pair in zip(rainy, derained, strict=True))
+    first.save(
+        args.out, save_all=True, append_images=others, duration=MILLISECONDS, loop=0, quality=args.quality, method=6
+    )
+    print(f"{args.out}: {first.width}x{first.height}, {len(rainy)} frames, {args.out.stat().st_size / 2**20:.2f} MiB")
     return 0
+
+
+def beside(left: np.ndarray, right: np.ndarray, box: Sequence[int]) -> Image.Image:
+    """The part `box` = (x, y, width, height) of two frames (H, W, 3), with a white gap between them."""
+    x, y, width, height = box
+    parts = [frame[y : y + height, x : x + width] for frame in (left, right)]
+    if parts[0].shape[:2] != (height, width):
+        sys.exit(f"error: --box {x} {y} {width} {height} leaves the frame of {left.shape[1]}x{left.shape[0]}")
+    return Image.fromarray(np.hstack([parts[0], np.full((height, GAP, 3), 255, np.uint8), parts[1]]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Training samples per second from a folder of frames and from LMDB stores of it.
 
-A sample is num_frame rainy frames and as many clean ones, cropped to gt_size alike. They are read from
+A sample is num_frame rainy frames and the same number of clean ones, all cropped alike to gt_size. It is read from
   folder    the image files themselves
   source    an LMDB store of the files' own bytes
   png       an LMDB store of the frames as PNG
@@ -8,13 +8,13 @@ A sample is num_frame rainy frames and as many clean ones, cropped to gt_size al
   raw       an LMDB store of pixels
 without and with scale augmentation. The stores are built first, below --work. The columns:
   MB        on disk
-  first     samples that one loader worker makes in a second, from the disk: nothing is in the system's cache
-  warm      the same with all in the cache
-  loader    samples that arrive in a second from a loader of --workers workers, which have to hand them over
+  first     samples per second of one loader worker, from the disk: nothing is in the system's cache
+  warm      the same with everything in the cache
+  loader    samples per second that arrive from a loader of --workers workers, transfer included
   x         times the folder's rate
   start     seconds from the start of the workers to their first batch
   private, shared
-            MB of a worker's memory: its own, and what it maps or was forked with (a store's map among them)
+            MB of a worker's memory: its own, and what it maps or was forked with (such as a store's map)
 Rates are medians over rounds in which all take turns, so that a busy machine slows all of them.
 
 example:

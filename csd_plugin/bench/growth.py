@@ -3,10 +3,10 @@
 Frames of 1x to 16x the pixels of --size, eight of each; and clips of 1x to 16x --frames at --size. Every row is a
 process of its own, which streams its frames through the network as `csd derain` does. The columns:
   s/frame   wall clock of the clip divided by its frames, without the start of the process
-  us/pixel  the same for a pixel, in microseconds: even where time grows with the pixels alone
+  us/pixel  the same per pixel, in microseconds: constant where time grows with the pixels alone
   peak MB   the most memory that the process ever held
-  +MB       of it, what frames and network needed after torch was loaded: even in the second table, as memory
-            does not grow with the clip, and bounded in the first by --memory and the frames themselves
+  +MB       the part of it that frames and network needed after torch was loaded: constant in the second table, as
+            memory does not grow with the clip; limited in the first by --memory and the frames themselves
 
 example:
   csd bench growth --network student1 --json growth.json

@@ -1,4 +1,4 @@
-"""Seconds for each frame: networks x backends x sizes x threads, beside what the machine can multiply.
+"""Seconds per frame: networks x backends x sizes x threads, compared with the machine's own matrix products.
 
 Networks are presets with random weights, checkpoints, prenet or s2vd. Backends are
   plain        the network as it trains (plain:bf16 with autocast)
@@ -9,11 +9,11 @@ Networks are presets with random weights, checkpoints, prenet or s2vd. Backends 
 A .onnx or .xml that `csd export` wrote runs in its own runtime. The columns:
   s/frame   median over rounds in which all take turns, so that a busy machine slows all of them
   x plain   how many times faster than the plain network in the same round, the median
-  GMAC      useful multiply-adds of a frame, in 10^9; none with the zero padding in time
-  GMAC/s    of them done in a second
-  of matmul that rate as a part of the device's own in matrix products of that precision, measured before every run
-  +zeros    the same part with the zero blocks that folded weights hold in graphs
-S2VD takes 12 frames in one pass, of which 8 count. --batch many windows go through at once, as in training.
+  GMAC      useful multiply-adds per frame, in 10^9, without those on the zero padding in time
+  GMAC/s    the same per second
+  of matmul that rate as a share of the device's rate in matrix products of that precision, measured before every run
+  +zeros    that share with the zero blocks counted that folded weights hold in graphs
+S2VD takes 12 frames in one pass; 8 of them count. --batch is the number of windows in one pass, as in training.
 
 examples:
   csd bench infer --json infer.json

@@ -1,18 +1,18 @@
-"""Seconds and memory of a distillation step, beside plainer ways to compute it.
+"""Seconds and memory of a distillation step, compared with plainer ways to compute it.
 
 All train a student with CSD's default options on the same random clips, from the same weights:
   csd        ours: the step of a DistillModel
   per frame  the same losses and gradients, plainly: window by window through both networks, frame by frame and cell
-             by cell through the objective, then one backward pass; that its numbers are ours is checked first
-  released   the way of the method's first code: networks that run again on pooled frames for each scale, and six
-             backward passes a frame over graphs that are kept through the clip; one optimizer step at its end, as
-             today's torch refuses those in between
+             by cell through the objective, then one backward pass; its numbers are first checked against ours
+  released   the pattern of the authors' released code: networks run again on pooled frames for each scale, and there
+             are six backward passes per frame over graphs that are kept through the clip; one optimizer step at its
+             end, as today's torch refuses those in between
 The columns:
-  s/step, steps/s   medians over rounds in which all take turns; of one thread the processor's time, on which other
-                    programs have little effect
-  x time            times our seconds, in the same round, the median
-  peak MiB          the most memory that a process of its own held over two steps
-  +MiB, x memory    of it, what the steps needed after torch, networks and clips were there; times ours
+  s/step, steps/s   medians over rounds in which all take turns; with one thread, the processor's time, which other
+                    programs hardly affect
+  x time            this time divided by ours, in the same round, the median
+  peak MiB          the most memory that a separate process held over two steps
+  +MiB, x memory    the part of it that the steps needed once torch, networks and clips were loaded; divided by ours
 
 examples:
   csd bench step --teacher-width 32 --profile --json step.json

@@ -17,17 +17,17 @@ from csd_plugin.extras import needed_by
 
 JOBS = {
     "prepare": "bring archives, folders or videos into the data set's layout, and into LMDB",
-    "data": "say what a data set holds, and what is wrong with it",
+    "data": "report what a data set holds, and what is wrong with it",
     "rain": "put rendered rain on clean clips",
     "derain": "remove rain from a video or a folder of frames",
-    "models": "list the networks that come with the package",
+    "models": "list the shipped networks: size, speed, scores",
     "inspect": "dry-run an option file: networks, layers, windows, memory, warnings",
     "score": "score a folder of results against the truth",
     "table": "train and test the rows of a results table, and write it",
     "figure": "draw pictures for papers: crops, error maps, features, slices through time, videos",
-    "reproduce": "train the networks that ship again, or your own like them, from clean clips",
+    "reproduce": "train the shipped networks again, or your own like them, from clean clips",
     "export": "write a network as ONNX, OpenVINO or torch.export",
-    "bench": "measure data loading and inference on this machine",
+    "bench": "measure inference, training and data loading on this machine",
 }
 
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Video deraining and distillation of video restoration networks.",
         epilog="jobs:\n"
         + "\n".join(f"  {name:<10}{text}" for name, text in JOBS.items())
-        + "\n\n`csd JOB --help` tells more.",
+        + "\n\n`csd JOB --help` explains each, with examples.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     overview.add_argument("--version", action="version", version=f"csd {__version__}")

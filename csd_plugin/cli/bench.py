@@ -1,4 +1,4 @@
-"""Measure data loading, inference and training on this machine; `csd bench NAME --help` tells what and how."""
+"""Measure data loading, inference and training on this machine; `csd bench NAME --help` explains how."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Say what a data set holds, clip by clip, and what is wrong with it.
+"""Report what a data set holds, clip by clip, and what is wrong with it.
 
-PATH is a folder in NTURain's layout, another folder of clips, or an LMDB store. Told of every clip: frames, sizes,
-mean brightness, what the rain changes against the truth, and the PSNR of the rainy frames; of all of it: whatever the
-data sets for training and test refuse or pass over. The exit status is 0 also where there are problems.
+PATH is a folder in NTURain's layout, another folder of clips, or an LMDB store. The report has, for every clip, its
+frames, sizes, mean brightness, what the rain changes compared with the truth, and the PSNR of the rainy frames. Then it
+lists what the data sets for training and test would refuse or skip. The exit status is 0 even if there are problems.
 
 examples:
   csd data data/NTURain

@@ -1,8 +1,8 @@
-"""Draw pictures that compare networks and results on a clip; `csd figure KIND --help` tells more of each.
+"""Draw pictures that compare networks and results on a clip; `csd figure KIND --help` explains each.
 
-RAIN and GT are a video file or a folder of images each. A method is a shipped network (student2), a checkpoint or file
-of `csd export`, or result frames (a folder or video as long as RAIN); LABEL=METHOD gives its column another name.
-Frames are counted from 0. Pictures are as wide as a page of two columns, at 300 dots per inch.
+RAIN and GT are each a video file or a folder of images. A method is a shipped network (student2), a checkpoint, a file
+of `csd export`, or result frames (a folder or video as long as RAIN). LABEL=METHOD names its column. Frames are counted
+from 0. Pictures are as wide as a two-column page, at 300 dots per inch.
 
 examples:
   csd figure crops --clip a1_Rain --truth a1_GT --models student2 student2_csd --out crops.png

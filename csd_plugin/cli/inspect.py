@@ -1,6 +1,6 @@
 """Dry-run an option file: networks, layers and their shapes, how windows line up, memory, what learns, warnings.
 
-Neither data nor checkpoints are needed, and nothing is written.
+It needs no data and no checkpoints, and writes nothing.
 
 examples:
   csd inspect options/distill/student1_csd.yml

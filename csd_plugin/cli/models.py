@@ -1,4 +1,4 @@
-"""List the networks that come with the package: size, speed here, scores, what they are.
+"""List the shipped networks: size, speed on this machine, scores, and what they are.
 
 `csd derain --model NAME`, `csd export NAME` and, in option files, `pretrain_network_g: NAME` take them by name.
 

@@ -1,8 +1,8 @@
-"""Train the networks that ship, or your own like them, from clean clips: rain, teacher, students, distillation, table.
+"""Train the shipped networks again, or your own like them: clean clips to rain, teacher, students, distillation, table.
 
-Each call trains one slice, fitted to --minutes; the next call starts from the weights that it left, with a fresh
-optimizer and warm-up, and one that was interrupted goes on. Everything is done in the current folder: rain in
-datasets/rain_clips, runs in experiments/ and results/, the best of every network in results/NAME/weights.
+Each call trains one slice, fitted to --minutes. The next call starts from its weights, with a fresh optimizer and
+warm-up; an interrupted slice is resumed. Everything is written to the current folder: rain to datasets/rain_clips, runs
+to experiments/ and results/, the best of every network to results/NAME/weights.
 
 examples:
   csd reproduce options/matrix/release_cpu.yml --clean clips/ --validation held_out/ --minutes 180

@@ -1,10 +1,10 @@
-"""A results table from a matrix file: train what is missing, go on with what was cut, test, and write the table.
+"""A results table from a matrix file: train what is missing, resume what was interrupted, test, and write the table.
 
-A matrix (options/matrix/*.yml) holds rows as small differences from one option file. Everything is done in the current
-folder: experiments/RUN and results/RUN hold the runs, as the toolbox has it, results/MATRIX/table.md .csv .tex .html
-the table, with published numbers beside ours. What is done is not done again; an interrupted training goes on from its
-last saved state; a row that is retrained is put aside first. --minutes stretches or shortens all schedules by one
-factor, found by timing a few steps.
+A matrix (options/matrix/*.yml) holds rows as small differences from one option file. Everything is written to the
+current folder: runs to experiments/RUN and results/RUN, as the toolbox does, and the table, with published numbers next
+to ours, to results/MATRIX/table.md .csv .tex .html. Finished runs are not repeated. An interrupted training is resumed
+from its last saved state. A row that is retrained is put aside first. --minutes stretches or shortens all schedules by
+one factor, found by timing a few steps.
 
 examples:
   csd table options/matrix/table5_cpu.yml --dry-run

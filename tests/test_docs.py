@@ -1,0 +1,105 @@
+"""What the README and the documentation show exists: links, commands with their flags, option files, the version."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from csd_plugin import __version__
+from csd_plugin.cli import JOBS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "options" / "README.md",
+    ROOT / "csd_plugin" / "weights" / "MODEL_CARD.md",
+]
+
+
+def anchor(heading: str) -> str:
+    """As GitHub makes it of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+def snippets(page: Path) -> list[str]:
+    """Code: lines of fenced and indented blocks, and what stands between backquotes elsewhere."""
+    text = page.read_text(encoding="utf-8")
+    fenced = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    rest = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines = "\n".join(fenced).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in (*lines, *re.findall(r"^ {4}(.*)$", rest, re.MULTILINE))] + re.findall(
+        r"`([^`]+)`", rest
+    )
+
+
+def commands() -> list[str]:
+    """Every `csd JOB ..` with arguments that is shown, without comments; `..` leaves something out."""
+    shown = [part.partition(" #")[0].strip() for page in PAGES for code in snippets(page) for part in code.split("&&")]
+    return sorted({c for c in shown if re.match(r"csd \w+ ", c) and not re.search(r" (\.\.|\|)|JOB", c)})
+
+
+def parser_of(job: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"csd {job}")
+    importlib.import_module(f"csd_plugin.cli.{job}").add_arguments(parser)
+    return parser
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        path, _, fragment = target.partition("#")
+        linked = (page.parent / path) if path else page
+        assert linked.exists(), target
+        if fragment:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            assert fragment in map(anchor, headings), target
+
+
+def test_commands_are_found():
+    jobs = {command.split()[1] for command in commands()}
+    assert jobs <= JOBS.keys() and len(jobs) >= 10, jobs
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_have_flags_that_exist(command, capsys):
+    _, job, *arguments = shlex.split(command)
+    parser = parser_of(job)
+    if arguments[0].startswith("--"):  # `csd prepare --lmdb`: the text speaks of flags, not of a whole command
+        assert [word for word in arguments if word.startswith("--") and word not in parser.format_help()] == []
+        return
+    try:
+        parser.parse_args(arguments)
+    except SystemExit:
+        pytest.fail(f"{command}: {capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_option_files_that_are_named_exist(page):
+    named = re.findall(r"(?<![\w/])((?:options|tools)/[\w/]+\.(?:yml|py|sh|md))", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert (str(citation["version"]), newest and newest[1]) == (__version__, __version__)
+
+
+def test_the_readme_stays_short_and_its_picture_light():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 900
+    assert (ROOT / "docs" / "before_after.webp").stat().st_size < 1.5e6
+
+
+def test_the_tree_in_contributing_names_every_room():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = {path.parent.name for path in (ROOT / "csd_plugin").rglob("__init__.py")} - {"csd_plugin"}
+    assert sorted(room for room in rooms if f" {room}/ " not in text) == []
