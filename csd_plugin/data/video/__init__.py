@@ -93,4 +93,4 @@ def open_writer(path: str | Path, *, like: FrameReader, overwrite: bool = False)
     if path.exists() and not overwrite:
         raise CSDError(f"{path} is there already; --overwrite replaces it, or give another name")
     make_folder(path.parent)
-    return VideoWriter(path, like=like)
+    return VideoWriter(path, like=like, replace=overwrite)
