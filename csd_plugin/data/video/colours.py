@@ -227,5 +227,4 @@ _CARRIED = {
 
 def carried(frame: av.VideoFrame) -> list[str]:
     """What the frame carries that arrays of pixels do not, but for what `Light` holds."""
-    kinds = (frame.side_data[index].type for index in range(len(frame.side_data)))
-    return sorted({_CARRIED[kind] for kind in kinds if kind in _CARRIED})
+    return sorted({name for kind, name in _CARRIED.items() if frame.side_data.get(kind.name, None) is not None})

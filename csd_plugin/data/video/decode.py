@@ -117,7 +117,8 @@ class VideoReader(FrameReader):
                 self.path,
                 _FIELD_ORDERS[self.field_order],
             )
-        lost = (["transparency (alpha)"] if has_alpha(self.pix_fmt) else []) + carried(first)
+        seen_through = has_alpha(self.pix_fmt) and first.to_ndarray(format="rgba")[..., 3].min() < 255
+        lost = (["transparency (alpha)"] if seen_through else []) + carried(first)
         if lost:
             logger.warning("%s: %s is left out of what is written", self.path, ", ".join(lost))
 

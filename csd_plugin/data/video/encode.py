@@ -27,8 +27,12 @@ logger = logging.getLogger(__name__)
 _CONSTANT = ("avi",)
 """Containers whose pictures follow each other at a constant rate, in the order in which they are shown."""
 _HIGHEST_RATE = Fraction(240)
+_MOST_REORDERED = 64
 _FORMATS = {".m4v": "mp4"}
 """Containers that FFmpeg does not take from the suffix: its own .m4v leaves out much of what MP4 holds."""
+
+# Sound that begins before 0, as AAC's does, would move AVI's pictures by half a place.
+_CONTAINER_OPTIONS = {".avi": {"avoid_negative_ts": "disabled"}}
 
 
 class VideoWriter(FrameWriter):
@@ -53,6 +57,7 @@ class VideoWriter(FrameWriter):
         self._begins = array("q")
         self._end = 0
         self._held: deque[av.Packet] = deque()
+        self._decoded: int | None = None
         self._repeated = self._skipped = 0
 
     def write(self, frame: np.ndarray) -> None:
@@ -98,7 +103,10 @@ class VideoWriter(FrameWriter):
         """Open the file and the encoder for frames like this one."""
         like, size = self._like, (frame.shape[1], frame.shape[0])
         source = like if isinstance(like, VideoReader) else None
-        container = av.open(str(self._draft), "w", format=_FORMATS.get(self._path.suffix.lower()))
+        suffix = self._path.suffix.lower()
+        container = av.open(
+            str(self._draft), "w", format=_FORMATS.get(suffix), container_options=_CONTAINER_OPTIONS.get(suffix, {})
+        )
         self._container = container
         form = container.format.name
         self._constant = form in _CONSTANT
@@ -114,7 +122,7 @@ class VideoWriter(FrameWriter):
         self._stream.time_base = 1 / rate if self._constant else like.time_base
         if source:
             self._stream.metadata.update(picture_tags(source))
-            self._tracks = Tracks(source, container, self._offset)
+            self._tracks = Tracks(source, container, self._setup, self._offset)
         container.start_encoding()
         self._tick = 1 / rate if self._constant else self._stream.time_base or like.time_base
         return container
@@ -175,22 +183,39 @@ class VideoWriter(FrameWriter):
 
     def _mux(self, packets: list[av.Packet], ends: bool = False) -> None:
         """Write packets for whose frames the end is known: it is the beginning of the next, or the video's."""
+        assert self._container is not None
         self._held.extend(packets)
         while self._held and (ends or (self._held[0].pts or 0) + 1 < len(self._begins)):
             packet = self._held.popleft()
-            number, order = packet.pts or 0, packet.dts or 0
-            begin = self._begins[number]
-            packet.pts, packet.dts = begin, self._time_of(order)
-            packet.duration = self._time_of(number + 1) - begin
+            number = packet.pts or 0
+            begin = packet.pts = self._begins[number]
+            if ends and not self._held:
+                # MP4 adds up from what was decoded last; the frame shown last may have been decoded before it.
+                packet.dts, packet.duration = begin, self._end - begin
+            else:
+                packet.dts, packet.duration = (
+                    self._time_of(self._order(packet, number)),
+                    self._time_of(number + 1) - begin,
+                )
             packet.time_base = self._tick
             packet.stream = self._stream
             if self._tracks:
                 self._tracks.copy_until(begin * self._tick)
-            assert self._container is not None
             self._container.mux(packet)
 
+    def _order(self, packet: av.Packet, number: int) -> int:
+        """The number of the frame at whose time a packet is decoded, negative before the first."""
+        reordered = self._stream.codec_context.reorder_depth
+        given = packet.dts
+        # libx265 gives random numbers where a clip ends before it has reordered any frame.
+        last = self._decoded
+        if given is None or not (-_MOST_REORDERED <= given <= number) or (last is not None and given <= last):
+            given = min(number, -reordered if last is None else last + 1)
+        self._decoded = given
+        return given
+
     def _time_of(self, number: int) -> int:
-        """Ticks at which a frame begins; encoders that reorder count from before the first, and the end is the last."""
+        """Ticks at which a frame begins; before the first frames follow each other, and after the last is the end."""
         if number < 0:
             return self._begins[0] + number * max(1, round(1 / (self._like.fps * self._tick)))
         return self._begins[number] if number < len(self._begins) else self._end

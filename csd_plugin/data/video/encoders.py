@@ -60,6 +60,7 @@ _LIGHT: dict[str, tuple[str, str, str, tuple[Fraction | None, Fraction | None]]]
 }
 _DEEP_CODECS = ("h264", "av1")
 """Codecs that hold more than 8 bits, for containers whose usual one does not."""
+_NOT_EVERYWHERE = Capabilities.hardware | Capabilities.hybrid | Capabilities.experimental
 _USUAL_RATE = Fraction(25)
 """A rate that encoders take which know some rates only; times are the container's matter."""
 _FARTHEST = 12.0
@@ -122,7 +123,7 @@ class Setup:
         context.colorspace, context.color_range, context.color_primaries, context.color_trc = self.colours
         if self.look.pixel_aspect:
             context.sample_aspect_ratio = self.look.pixel_aspect
-        if self.look.field_order != 1:
+        if self.look.field_order > 1:
             context.field_order = self.look.field_order
         context.open()
         return stream
@@ -175,7 +176,7 @@ def _say_what_changes(path: Path, form: str, look: Look, setup: Setup) -> None:
         lost.append(f"the mark of the colours' {' and '.join(unmarked)} (unmarked are BT.601)")
     if look.pixel_aspect not in (None, 1) and setup.look.pixel_aspect != look.pixel_aspect:
         lost.append(f"the pixels' aspect {look.pixel_aspect}")
-    if look.field_order != setup.look.field_order:
+    if look.field_order > 1 and look.field_order != setup.look.field_order:
         lost.append("the order of fields (frames are marked as whole pictures)")
     if any(look.light) and setup.look.light != look.light:
         lost.append("HDR10 data (display, light level)")
@@ -199,16 +200,14 @@ def _codecs(form: str, source: str | None, depth: int) -> list[str]:
 
 @functools.cache
 def _encoders(codec: str) -> tuple[av.Codec, ...]:
-    """FFmpeg's encoders for a codec, its own choice first, without those of graphics cards."""
+    """FFmpeg's encoders for a codec, its own choice first, without those of graphics cards; none for some codecs."""
     found: dict[str, av.Codec] = {}
     for name in (codec, *sorted(codecs_available)):
         try:
             encoder = av.Codec(name, "w")
         except UnknownCodecError:
             continue
-        if encoder.canonical_name == av.Codec(codec, "w").canonical_name and not (
-            encoder.capabilities & (Capabilities.hardware | Capabilities.hybrid | Capabilities.experimental)
-        ):
+        if encoder.canonical_name == codec and not encoder.capabilities & _NOT_EVERYWHERE:
             found.setdefault(encoder.name, encoder)
     return tuple(found.values())
 
@@ -216,7 +215,7 @@ def _encoders(codec: str) -> tuple[av.Codec, ...]:
 def _setups(form: str, codec: str, look: Look, size: tuple[int, int], rate: Fraction, reorder: bool) -> Iterator[Setup]:
     """Ways to write a codec, from what loses least, with our settings before the encoder's own."""
     enough = max(2 * look.bit_rate, int(size[0] * size[1] * rate * _BITS_PER_PIXEL))
-    for encoder, pix_fmt in _formats(codec, look.pix_fmt):
+    for encoder, pix_fmt in _formats(codec, look.pix_fmt, every=codec == look.codec):
         ours = _OPTIONS.get(encoder.name, _OLD_ENCODERS_OPTIONS)
         unlimited = encoder.name in _OPTIONS and encoder.name != "libvpx"
         wanted = replace(look, colours=look.colours.for_format(pix_fmt))
@@ -226,11 +225,14 @@ def _setups(form: str, codec: str, look: Look, size: tuple[int, int], rate: Frac
                 yield Setup(encoder, pix_fmt, options, bits, one_rate, size, wanted, reorder)
 
 
-def _formats(codec: str, source: str) -> list[tuple[av.Codec, str]]:
-    """Encoders of a codec and formats of pixels for them, from what loses least of the source's."""
+def _formats(codec: str, source: str, every: bool) -> list[tuple[av.Codec, str]]:
+    """Encoders of a codec and formats of pixels for them, from what loses least of the source's.
+
+    every: also encoders for kinds of a codec that few players know, as H.264 of RGB.
+    """
     source = _plain(source)
     ranked: list[tuple[tuple[bool, ...], av.Codec, str]] = []
-    for encoder in _encoders(codec):
+    for encoder in _encoders(codec)[: None if every else 1]:
         offered = [form.name for form in encoder.video_formats or ()] or [source, "rgb24", "bgr24", "yuv420p"]
         usable = [name for name in dict.fromkeys(map(_plain, offered)) if name in offered and not has_alpha(name)]
         usable = [name for name in usable if min(part.bits for part in av.VideoFormat(name).components) >= 8]
@@ -297,11 +299,7 @@ def _come_back(form: str, setup: Setup, picture: np.ndarray) -> _Back | None:
     file = io.BytesIO()
     try:
         with av.open(file, "w", format=form) as container:
-            stream = setup.add_to(container, setup.rate)
-            frame = from_rgb(picture, setup.pix_fmt, setup.colours)
-            frame.pts, frame.time_base = 0, stream.codec_context.time_base
-            container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
+            write_one(container, setup.add_to(container, setup.rate), from_rgb(picture, setup.pix_fmt, setup.colours))
         with av.open(io.BytesIO(file.getvalue()), "r") as back:
             read = next(back.decode(video=0), None)
             if read is None or (read.width, read.height) != setup.size:
@@ -310,6 +308,14 @@ def _come_back(form: str, setup: Setup, picture: np.ndarray) -> _Back | None:
             return _Back(read, stream.sample_aspect_ratio or None, stream.codec_context.field_order)
     except (av.FFmpegError, ValueError, OSError):
         return None
+
+
+def write_one(container: av.container.OutputContainer, stream: av.VideoStream, frame: av.VideoFrame) -> None:
+    """Write a file's only frame. Raises ValueError or av.FFmpegError."""
+    frame.pts, frame.time_base = 0, stream.codec_context.time_base
+    for packet in (*stream.encode(frame), *stream.encode(None)):
+        packet.dts = packet.pts
+        container.mux(packet)
 
 
 def _with_light(encoder: str, options: dict[str, str], light: Light) -> dict[str, str]:

@@ -15,6 +15,7 @@ import av
 from av.stream import Disposition
 
 from csd_plugin.data.video.decode import VideoReader, is_cover, open_input
+from csd_plugin.data.video.encoders import Setup, write_one
 
 if TYPE_CHECKING:
     from av.container.core import Chapter
@@ -31,6 +32,10 @@ _PROBED_PACKETS = 500
 """Packets among which each track's first is looked for."""
 
 
+Way = Callable[[av.container.OutputContainer, Any, "av.Packet | None"], Any]
+"""Adds a track to an output, given its stream and first packet; returns the new stream that is to get its packets."""
+
+
 class Tracks:
     """The other tracks of a file, copied into another as they are, in step with the pictures.
 
@@ -39,11 +44,14 @@ class Tracks:
     Args:
         source: the file's reader.
         output: has the picture's stream, and no header yet.
+        setup: of the picture's stream.
         offset: the time in the source at which the output begins, in seconds.
     """
 
-    def __init__(self, source: VideoReader, output: av.container.OutputContainer, offset: Fraction) -> None:
-        self._path, self._output, self._offset = source.path, output, offset
+    def __init__(
+        self, source: VideoReader, output: av.container.OutputContainer, setup: Setup, offset: Fraction
+    ) -> None:
+        self._output, self._setup, self._offset = output, setup, offset
         self._source = open_input(source.path)
         self._copies: dict[int, Any] = {}
         self._ends: dict[int, tuple[int, int | None]] = {}
@@ -74,16 +82,36 @@ class Tracks:
     def _add(self, stream: Any, first: av.Packet | None) -> None:
         if _is_made_anew(stream, self._source):
             return
-        form = self._output.format.name
         way = None
         if stream.type != "video" or is_cover(stream):
-            way = next((one for one in (_as_stream, _as_attachment) if _is_held(form, one, stream, first)), None)
+            way = next((one for one in (_as_stream, _as_attachment) if self._is_held(one, stream, first)), None)
         if way is None:
             self._lost.append(_named(stream))
             return
         copy = way(self._output, stream, first)
         if copy is not None and stream.type != "attachment":
             self._copies[stream.index] = copy
+
+    def _is_held(self, way: Way, stream: Any, first: av.Packet | None) -> bool:
+        """Whether a track comes back from a file of this kind that also has a picture."""
+        file, setup = io.BytesIO(), self._setup
+        try:
+            with av.open(file, "w", format=self._output.format.name) as container:
+                picture = setup.add_to(container, setup.rate)
+                copy = way(container, stream, first)
+                container.start_encoding()
+                write_one(container, picture, av.VideoFrame(*setup.size, setup.pix_fmt))
+                if first is not None and copy is not None:
+                    packet = av.Packet(bytes(first))
+                    packet.pts = packet.dts = 0
+                    packet.duration, packet.time_base, packet.is_keyframe = first.duration, first.time_base, True
+                    packet.stream = copy
+                    container.mux(packet)
+            with av.open(io.BytesIO(file.getvalue()), "r") as back:
+                found = [one for one in back.streams if one.type == stream.type and one.index > 0]
+                return bool(found) and _same_kind(found[0], stream)
+        except (av.FFmpegError, ValueError, OSError):
+            return False
 
     def _timed(self, packets: Iterator[av.Packet]) -> Iterator[tuple[Fraction, av.Packet]]:
         """Packets with the output's times; the ones before its start are dropped."""
@@ -105,12 +133,12 @@ class Tracks:
 
         A track's packets never go back, as those of joined files do.
         """
+        if packet.stream.type == "video" and packet.size:  # a cover
+            packet.pts = packet.dts = 0
+            return Fraction(0)
         decoded = packet.pts if packet.dts is None else packet.dts
         if decoded is None:  # demuxers end every stream with an empty packet
             return None
-        if packet.stream.type == "video":  # a cover
-            packet.pts = packet.dts = 0
-            return Fraction(0)
         shown = decoded if packet.pts is None else packet.pts
         jump, end = self._ends.get(packet.stream.index, (-round(self._offset / packet.time_base), None))
         if end is not None and decoded + jump < end - round(1 / packet.time_base):
@@ -194,32 +222,18 @@ def _as_attachment(output: av.container.OutputContainer, stream: Any, first: av.
     output.add_attachment(f"cover.{kind.replace('jpeg', 'jpg')}", f"image/{kind}", bytes(first))
 
 
-def _is_held(form: str, way: Callable[..., Any], stream: Any, first: av.Packet | None) -> bool:
-    """Whether a track comes back from a file of this kind."""
-    file = io.BytesIO()
-    try:
-        with av.open(file, "w", format=form) as container:
-            copy = way(container, stream, first)
-            container.start_encoding()
-            if first is not None and copy is not None:
-                data = av.Packet(bytes(first))
-                data.pts = data.dts = 0
-                data.duration, data.time_base, data.is_keyframe = first.duration, first.time_base, True
-                data.stream = copy
-                container.mux(data)
-        with av.open(io.BytesIO(file.getvalue())) as container:
-            found = [one for one in container.streams if one.type == stream.type]
-            return bool(found) and _same_kind(found[0], stream)
-    except (av.FFmpegError, ValueError, OSError):
-        return False
-
-
 def _same_kind(one: Any, other: Any) -> bool:
     if other.codec_context is None:
         return getattr(one, "name", None) == getattr(other, "name", None)
-    if one.codec_context is None or one.codec_context.codec.canonical_name != other.codec_context.codec.canonical_name:
+    if one.codec_context is None or _family(one) != _family(other):
         return False
     return bool(one.disposition & Disposition.attached_pic) == bool(other.disposition & Disposition.attached_pic)
+
+
+def _family(stream: Any) -> str:
+    """The codec, one name for those of which MP4 has one."""
+    name = stream.codec_context.codec.canonical_name
+    return {"mp2": "mp3"}.get(name, name)
 
 
 def _copy_chapters(
