@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import av
+import av.filter
 import cv2
 import numpy as np
 from av.sidedata.sidedata import Type
@@ -85,13 +87,13 @@ def to_rgb(frame: av.VideoFrame, *, upright: bool = True) -> np.ndarray:
     upright: turn and mirror it as the frame says.
     """
     pixels = _pixels(frame)
-    matrix = frame.side_data.get("DISPLAYMATRIX") if upright else None
+    matrix = side_data(frame).get("DISPLAYMATRIX") if upright else None
     return pixels if matrix is None else _turn(pixels, np.frombuffer(matrix, np.int32))  # type: ignore[call-overload]
 
 
 def turns_sideways(frame: av.VideoFrame) -> bool:
     """Whether `to_rgb` makes width and height change places."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix = side_data(frame).get("DISPLAYMATRIX")
     if matrix is None:
         return False
     a, b = np.frombuffer(matrix, np.int32)[:2].astype(int)  # type: ignore[call-overload]
@@ -104,10 +106,13 @@ def _pixels(frame: av.VideoFrame) -> np.ndarray:
     if depth <= 8:
         return frame.to_ndarray(format="rgb24", interpolation=INTERPOLATION)
     colours = Colours.of(frame)
-    if is_rgb(name) or is_grey(name) or depth > 16 or colours.matrix not in _LUMA:
+    if is_grey(name) and depth <= 16:
+        grey = _plane(_reformat(frame, _one_size(depth, grey=True), colours), 0) * (65535 / (2**depth - 1))
+        return np.repeat(np.rint(grey).astype(np.uint16)[..., None], 3, axis=2)
+    if is_rgb(name) or depth > 16 or colours.matrix not in _LUMA:
         return frame.to_ndarray(format="rgb48le", interpolation=INTERPOLATION)
     # swscale's white of 16-bit RGB is 65280 of limited YUV, 65535 of full: it brings chroma to full size only.
-    planes = _reformat(frame, _full_size(depth), colours)
+    planes = _reformat(frame, _one_size(depth), colours)
     to_yuv, offset = _transform(colours, depth)
     from_yuv = np.linalg.inv(to_yuv) * 65535
     yuv = cv2.merge([np.ascontiguousarray(_plane(planes, index)) for index in range(3)])
@@ -117,13 +122,15 @@ def _pixels(frame: av.VideoFrame) -> np.ndarray:
 def from_rgb(pixels: np.ndarray, pix_fmt: str, colours: Colours) -> av.VideoFrame:
     """RGB (H, W, 3), uint8 or uint16 over its full range, as a frame of a format and colours.
 
-    Every number is the nearest: of full range, swscale's own chroma is half a level too low.
+    Every number is the nearest: of full range, swscale's own chroma is half a level too low. FFmpeg reads grey formats
+    as of full range, whatever is marked; those of limited range are for encoders whose decoders make YUV of grey.
     """
     depth = min(depth_of(pix_fmt), 16)
-    if is_rgb(pix_fmt) or is_grey(pix_fmt):
-        pixels = (
-            eight_bits(pixels) if depth <= 8 else pixels.astype(np.uint16) * (257 if pixels.dtype == np.uint8 else 1)
-        )
+    if is_rgb(pix_fmt):
+        if depth <= 8:
+            pixels = eight_bits(pixels)
+        elif pixels.dtype == np.uint8:
+            pixels = pixels.astype(np.uint16) * 257
         rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24" if depth <= 8 else "rgb48le")
         rgb.color_range = FULL
         frame = rgb.reformat(format=pix_fmt, interpolation=INTERPOLATION, dst_color_range=FULL)
@@ -132,13 +139,13 @@ def from_rgb(pixels: np.ndarray, pix_fmt: str, colours: Colours) -> av.VideoFram
         peak = 255 if pixels.dtype == np.uint8 else 65535
         # Of 16 bits OpenCV's sums are of float32; of 8 they are of ten bits.
         yuv = cv2.transform(pixels.astype(np.uint16), np.hstack([to_yuv / peak, offset[:, None]]))
-        full_size = av.VideoFrame(pixels.shape[1], pixels.shape[0], _full_size(depth))
-        for plane, numbers in zip(full_size.planes, cv2.split(np.minimum(yuv, 2**depth - 1)), strict=True):
+        one_size = av.VideoFrame(pixels.shape[1], pixels.shape[0], _one_size(depth, grey=is_grey(pix_fmt)))
+        for plane, numbers in zip(one_size.planes, cv2.split(np.minimum(yuv, 2**depth - 1)), strict=False):
             kind = np.uint8 if depth <= 8 else np.uint16
             rows = np.zeros((plane.height, plane.line_size // kind().itemsize), kind)
             rows[:, : plane.width] = numbers
             plane.update(rows.tobytes())
-        frame = _reformat(full_size, pix_fmt, colours)
+        frame = _reformat(one_size, pix_fmt, colours)
     frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc = colours
     return frame
 
@@ -154,9 +161,10 @@ def _reformat(frame: av.VideoFrame, pix_fmt: str, colours: Colours) -> av.VideoF
     return made
 
 
-def _full_size(depth: int) -> str:
-    """The format of three planes of one size that holds this depth."""
-    return "yuv444p" if depth <= 8 else f"yuv444p{depth}le"
+def _one_size(depth: int, *, grey: bool = False) -> str:
+    """The format of planes of one size that holds this depth: luma, and chroma too unless it is grey."""
+    name = "gray" if grey else "yuv444p"
+    return name if depth <= 8 else f"{name}{depth}le"
 
 
 def _plane(frame: av.VideoFrame, index: int) -> np.ndarray:
@@ -187,6 +195,24 @@ def _turn(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
 
 
+def side_data(frame: av.VideoFrame) -> Mapping[str, Any]:
+    """What a frame carries besides its pixels, by the names of PyAV's `av.sidedata.sidedata.Type`.
+
+    PyAV gives nothing at all of a frame with a kind that it has no name for yet, as JPEG's EXIF: those are taken off.
+    """
+    try:
+        return cast("Mapping[str, Any]", frame.side_data)
+    except ValueError:
+        graph, newest = av.filter.Graph(), max(int(kind.value) for kind in Type)  # type: ignore[call-overload]
+        source = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
+        )
+        takers = (graph.add("sidedata", f"mode=delete:type={newest + 1 + i}") for i in range(_NEWER_KINDS))
+        graph.link_nodes(source, *takers, graph.add("buffersink")).configure()
+        graph.push(frame)
+        return cast("Mapping[str, Any]", graph.vpull().side_data)
+
+
 class Light(NamedTuple):
     """HDR10: the display that a video was made on, and how bright it gets. What a file does not say is None.
 
@@ -200,16 +226,28 @@ class Light(NamedTuple):
     @classmethod
     def of(cls, frame: av.VideoFrame) -> Light:
         display, levels = None, None
-        if (data := frame.side_data.get("MASTERING_DISPLAY_METADATA")) is not None:
+        found = side_data(frame)
+        if (data := found.get("MASTERING_DISPLAY_METADATA")) is not None:
             numbers = np.frombuffer(data, np.int32).tolist()  # type: ignore[call-overload]
             # AVMasteringDisplayMetadata: ten fractions, then whether primaries and luminance are given.
             if len(numbers) >= 22 and all(numbers[20:22]) and all(numbers[1:20:2]):
                 display = tuple(Fraction(*numbers[i : i + 2]) for i in range(0, 20, 2))
-        if (data := frame.side_data.get("CONTENT_LIGHT_LEVEL")) is not None:
+        if (data := found.get("CONTENT_LIGHT_LEVEL")) is not None:
             highest, mean = np.frombuffer(data, np.uint32)[:2].tolist()  # type: ignore[call-overload]
             levels = (highest, mean)
         return cls(display, levels)
 
+    def is_like(self, other: Light) -> bool:
+        """Whether both say the same, but for the rounding of how a file writes it."""
+        mine, theirs = (one.display or () for one in (self, other))
+        near = len(mine) == len(theirs) and np.allclose(
+            [*map(float, mine)], [*map(float, theirs)], atol=1e-3, rtol=1e-3
+        )
+        return bool(near) and self.levels == other.levels
+
+
+_NEWER_KINDS = 16
+"""Kinds of side data, after those that PyAV has names for, that FFmpeg may know."""
 
 # What a frame may carry besides its picture that does not come through an array of pixels.
 _CARRIED = {
@@ -227,4 +265,5 @@ _CARRIED = {
 
 def carried(frame: av.VideoFrame) -> list[str]:
     """What the frame carries that arrays of pixels do not, but for what `Light` holds."""
-    return sorted({name for kind, name in _CARRIED.items() if frame.side_data.get(kind.name, None) is not None})
+    found = side_data(frame)
+    return sorted({name for kind, name in _CARRIED.items() if found.get(kind.name) is not None})

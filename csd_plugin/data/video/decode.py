@@ -28,7 +28,12 @@ _READABLE = (
 )
 
 # FFmpeg's numbers of how two fields make a frame, as a viewer would say it.
-_FIELD_ORDERS = {2: "top field first", 3: "bottom field first", 4: "bottom field first", 5: "top field first"}
+_FIELD_ORDERS = {
+    2: "top field first",
+    3: "bottom field first",
+    4: "top field coded first",
+    5: "bottom field coded first",
+}
 _PROGRESSIVE = 1
 
 
@@ -64,6 +69,7 @@ class VideoReader(FrameReader):
             # Seconds at which the file's own clock shows the clip's start; often not 0, as in MPEG-TS.
             self.origin = Fraction(self._container.start_time or 0, av.time_base)
             self._starts, self._durations = array("q"), array("q")
+            self._places: deque[int] = deque()
             self._frames = self._part()
             first = next(self._frames, None)
             if first is None:
@@ -131,8 +137,9 @@ class VideoReader(FrameReader):
         expected = round(self.origin / self.time_base)
         last = expected - 1
         for number, frame in enumerate(self._decoded()):
-            # Some files have no times, or (AVI) those of decoding; in display order time always moves on.
-            begin = expected if frame.pts is None or frame.pts <= last else frame.pts
+            # Some files have no times; in display order time always moves on.
+            pts = self._places.popleft() if self._places else frame.pts
+            begin = expected if pts is None or pts <= last else pts
             last = begin
             duration = frame.duration or tick
             expected = begin + duration
@@ -183,6 +190,9 @@ class VideoReader(FrameReader):
                 if packet.is_corrupt:
                     self._damaged(frames, "its data is cut off")
                     continue
+                # AVI has the times of decoding only: one place after the other, whichever frame is shown then.
+                if packet.size and packet.dts is not None and self._container.format.name == "avi":
+                    self._places.append(packet.dts)
                 decoded = packet.decode()
             except av.FFmpegError as error:
                 self._damaged(frames, error.strerror or str(error))

@@ -58,6 +58,7 @@ class VideoWriter(FrameWriter):
         self._end = 0
         self._held: deque[av.Packet] = deque()
         self._decoded: int | None = None
+        self._first_decoded: int | None = None
         self._repeated = self._skipped = 0
 
     def write(self, frame: np.ndarray) -> None:
@@ -189,14 +190,14 @@ class VideoWriter(FrameWriter):
             packet = self._held.popleft()
             number = packet.pts or 0
             begin = packet.pts = self._begins[number]
-            if ends and not self._held:
-                # MP4 adds up from what was decoded last; the frame shown last may have been decoded before it.
+            packet.dts = self._time_of(self._order(packet, number))
+            packet.duration = self._time_of(number + 1) - begin
+            if self._first_decoded is None:
+                self._first_decoded = packet.dts
+            whole = self._first_decoded + self._end - self._begins[0]
+            if ends and not self._held and packet.dts + packet.duration < whole:
+                # MP4's length is that of decoding, and the frame shown last, for longer, was decoded before this one.
                 packet.dts, packet.duration = begin, self._end - begin
-            else:
-                packet.dts, packet.duration = (
-                    self._time_of(self._order(packet, number)),
-                    self._time_of(number + 1) - begin,
-                )
             packet.time_base = self._tick
             packet.stream = self._stream
             if self._tracks:

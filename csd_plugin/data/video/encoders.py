@@ -23,12 +23,14 @@ from av.codec.codec import Capabilities, PixFmtLoss, UnknownCodecError, find_bes
 
 from csd_plugin.data.video.colours import (
     BT470BG,
+    FULL,
     SMPTE170M,
     Colours,
     Light,
     depth_of,
     from_rgb,
     has_alpha,
+    is_grey,
     is_rgb,
     to_rgb,
 )
@@ -58,6 +60,7 @@ _LIGHT: dict[str, tuple[str, str, str, tuple[Fraction | None, Fraction | None]]]
     "libx265": ("x265-params", "master-display", "max-cll", _STEPS),
     "libsvtav1": ("svtav1-params", "mastering-display", "content-light", (None, None)),
 }
+_FIELDS = {2: "tff=1", 4: "tff=1", 3: "bff=1", 5: "bff=1"}
 _DEEP_CODECS = ("h264", "av1")
 """Codecs that hold more than 8 bits, for containers whose usual one does not."""
 _NOT_EVERYWHERE = Capabilities.hardware | Capabilities.hybrid | Capabilities.experimental
@@ -170,7 +173,7 @@ def _say_what_changes(path: Path, form: str, look: Look, setup: Setup) -> None:
     lost = []
     wanted, held = look.colours.for_format(setup.pix_fmt), setup.colours
     if wanted.full and not held.full:
-        lost.append("full range (it is limited now)")
+        lost.append("the mark of full range" if is_grey(setup.pix_fmt) else "full range (it is limited now)")
     marks = zip(("matrix", "primaries", "transfer"), _marks(wanted), _marks(held), strict=True)
     if unmarked := [name for name, mine, theirs in marks if look.codec and mine not in (2, theirs)]:
         lost.append(f"the mark of the colours' {' and '.join(unmarked)} (unmarked are BT.601)")
@@ -178,7 +181,7 @@ def _say_what_changes(path: Path, form: str, look: Look, setup: Setup) -> None:
         lost.append(f"the pixels' aspect {look.pixel_aspect}")
     if look.field_order > 1 and look.field_order != setup.look.field_order:
         lost.append("the order of fields (frames are marked as whole pictures)")
-    if any(look.light) and setup.look.light != look.light:
+    if not look.light.is_like(setup.look.light):
         lost.append("HDR10 data (display, light level)")
     if lost:
         logger.warning("%s: %s in %s does not hold %s", path, written, form, ", ".join(lost))
@@ -220,7 +223,7 @@ def _setups(form: str, codec: str, look: Look, size: tuple[int, int], rate: Frac
         unlimited = encoder.name in _OPTIONS and encoder.name != "libvpx"
         wanted = replace(look, colours=look.colours.for_format(pix_fmt))
         for one_rate in dict.fromkeys((rate, _USUAL_RATE)):
-            for options in (_with_light(encoder.name, ours, look.light), ours, {}):
+            for options in (_told(encoder.name, ours, look), ours, {}):
                 bits = 0 if unlimited and options else enough
                 yield Setup(encoder, pix_fmt, options, bits, one_rate, size, wanted, reorder)
 
@@ -271,7 +274,8 @@ class _Back(NamedTuple):
 def _held(form: str, setup: Setup) -> Setup | None:
     """The setup with what of its look comes back from a file; None where its picture does not come back."""
     x, y = np.meshgrid(np.linspace(0, 1, setup.size[0]), np.linspace(0, 1, setup.size[1]))
-    picture = (255 * np.stack([x, y, 1 - x], axis=2)).astype(np.uint8)
+    channels = [x, x, x] if is_grey(setup.pix_fmt) else [x, y, 1 - x]
+    picture = (255 * np.stack(channels, axis=2)).astype(np.uint8)
     back = _come_back(form, setup, picture)
     if back and (colours := _as_read(setup, back.frame)) != setup.colours:
         # What is not marked is written as a reader takes what is not marked.
@@ -291,7 +295,8 @@ def _as_read(setup: Setup, frame: av.VideoFrame) -> Colours:
     if is_rgb(setup.pix_fmt):
         return setup.colours
     read = Colours.of(frame)
-    return read._replace(range=2 if read.full else min(setup.colours.range, 1))
+    full = read.full or is_grey(frame.format.name)
+    return read._replace(range=FULL if full else min(setup.colours.range, 1))
 
 
 def _come_back(form: str, setup: Setup, picture: np.ndarray) -> _Back | None:
@@ -318,20 +323,27 @@ def write_one(container: av.container.OutputContainer, stream: av.VideoStream, f
         container.mux(packet)
 
 
-def _with_light(encoder: str, options: dict[str, str], light: Light) -> dict[str, str]:
-    """Options that also tell the encoder of HDR10, for those that can be told."""
-    if encoder not in _LIGHT or not any(light):
+def _told(encoder: str, options: dict[str, str], look: Look) -> dict[str, str]:
+    """Options that also tell the encoder of HDR10 and of fields, for those that can be told."""
+    if encoder == "libx264" and look.field_order in _FIELDS:
+        options = _joined(options, "x264-params", [_FIELDS[look.field_order]])
+    if encoder not in _LIGHT:
         return options
     key, display, levels, units = _LIGHT[encoder]
-    parts = [options[key]] if key in options else []
-    if light.display:
-        *points, least, greatest = light.display
+    parts = []
+    if look.light.display:
+        *points, least, greatest = look.light.display
         scaled = [_number(value, units[0]) for value in points] + [_number(v, units[1]) for v in (greatest, least)]
         red, green, blue, white, luminance = (f"({scaled[i]},{scaled[i + 1]})" for i in range(0, 10, 2))
         parts.append(f"{display}=G{green}B{blue}R{red}WP{white}L{luminance}")
-    if light.levels:
-        parts.append(f"{levels}={light.levels[0]},{light.levels[1]}")
-    return {**options, key: ":".join(parts)}
+    if look.light.levels:
+        parts.append(f"{levels}={look.light.levels[0]},{look.light.levels[1]}")
+    return _joined(options, key, parts)
+
+
+def _joined(options: dict[str, str], key: str, parts: list[str]) -> dict[str, str]:
+    """Options with more parts of one of them."""
+    return {**options, key: ":".join([options[key], *parts] if key in options else parts)} if parts else options
 
 
 def _number(value: Fraction, unit: Fraction | None) -> str:

@@ -61,7 +61,7 @@ class Tracks:
             if stream.index != source.index:
                 self._add(stream, firsts.get(stream.index))
         _copy_chapters(self._source, output, source, offset)
-        output.metadata.update(_tags(self._source.metadata))
+        output.metadata.update(_part_tags(self._source.metadata, source))
         if self._lost:
             logger.warning(
                 "%s: left out, as %s does not hold it: %s", source.path, output.format.name, "; ".join(self._lost)
@@ -154,7 +154,7 @@ def say_what_is_lost(path: Path, source: VideoReader) -> None:
     with open_input(source.path) as before, open_input(path) as after:
         there = {key.lower() for key in after.metadata}
         there |= {key.lower() for stream in after.streams for key in stream.metadata}
-        keys = [key for key in _tags(before.metadata) if key.lower() not in there]
+        keys = [key for key in _part_tags(before.metadata, source) if key.lower() not in there]
         if keys:
             lost.append(f"tags {', '.join(sorted(keys))}")
         if before.chapters() and not after.chapters():
@@ -169,11 +169,13 @@ def say_what_is_lost(path: Path, source: VideoReader) -> None:
 
 
 def picture_tags(source: VideoReader) -> dict[str, str]:
-    """The tags of the picture's stream; a timecode holds for the file's first frame only."""
-    tags = _tags(source.metadata)
-    if source.first:
-        tags.pop("timecode", None)
-    return tags
+    """The tags of the picture's stream."""
+    return _part_tags(source.metadata, source)
+
+
+def _part_tags(metadata: dict[str, str], source: VideoReader) -> dict[str, str]:
+    """Tags that hold for a part, too: a timecode is that of the file's first frame."""
+    return {key: value for key, value in _tags(metadata).items() if not source.first or key.lower() != "timecode"}
 
 
 def _tags(metadata: dict[str, str]) -> dict[str, str]:
