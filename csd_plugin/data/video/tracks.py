@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import logging
@@ -102,11 +103,7 @@ class Tracks:
                 container.start_encoding()
                 write_one(container, picture, av.VideoFrame(*setup.size, setup.pix_fmt))
                 if first is not None and copy is not None:
-                    packet = av.Packet(bytes(first))
-                    packet.pts = packet.dts = 0
-                    packet.duration, packet.time_base, packet.is_keyframe = first.duration, first.time_base, True
-                    packet.stream = copy
-                    container.mux(packet)
+                    container.mux(_bare(first, copy))
             with av.open(io.BytesIO(file.getvalue()), "r") as back:
                 found = [one for one in back.streams if one.type == stream.type and one.index > 0]
                 return bool(found) and _same_kind(found[0], stream)
@@ -209,11 +206,32 @@ def _first_packets(path: Path) -> dict[int, av.Packet]:
     return found
 
 
-def _as_stream(output: av.container.OutputContainer, stream: Any, _: av.Packet | None) -> Any:
-    copy = output.add_stream_from_template(stream, opaque=True)
+def _as_stream(output: av.container.OutputContainer, stream: Any, first: av.Packet | None) -> Any:
+    with contextlib.ExitStack() as stack:
+        template = stream
+        if stream.type == "audio" and first and stream.container.format.name == output.format.name == "avi":
+            template = stack.enter_context(_through_matroska(stream, first)).streams[0]
+        copy = output.add_stream_from_template(template, opaque=True)
     copy.metadata.update(_tags(stream.metadata) if stream.type != "attachment" else stream.metadata)
     copy.disposition = stream.disposition
     return copy
+
+
+def _through_matroska(stream: Any, first: av.Packet) -> av.container.InputContainer:
+    """A file in memory with this track, without AVI's size of a block, by which AVI's own muxer miscounts MP3."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        copy = container.add_stream_from_template(stream, opaque=True)
+        container.mux(_bare(first, copy))
+    return av.open(io.BytesIO(file.getvalue()), "r")
+
+
+def _bare(packet: av.Packet, stream: Any) -> av.Packet:
+    """A packet's data as the first of another stream."""
+    made = av.Packet(bytes(packet))
+    made.pts = made.dts = 0
+    made.duration, made.time_base, made.is_keyframe, made.stream = packet.duration, packet.time_base, True, stream
+    return made
 
 
 def _as_attachment(output: av.container.OutputContainer, stream: Any, first: av.Packet | None) -> None:

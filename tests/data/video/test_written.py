@@ -89,7 +89,7 @@ def test_a_flash_comes_when_it_came(copied, tmp_path):
         assert packets(out, "a:0") == packets(source, "a:0")
         if name == "out.avi":
             one_line(lines, "constant rate only, 30 fps", "frames are repeated and 0 left out")
-            assert len(times(out)) == 118  # to the end of the last frame, at 118/30 s
+            assert len(times(out)) == round(float(stream(source)["duration"]) * 30)
         else:
             assert not lines
 
@@ -135,7 +135,7 @@ def test_sound_longer_than_the_picture_is_kept_to_its_end(copied, tmp_path):
         source = make(tmp_path / name, *sound, *X264, "-c:a", codec, seconds=1)
         out, lines = copied(source, f"out{source.suffix}")
         assert packets(out, "a:0") == packets(source, "a:0") and not lines
-        assert seconds(out) == pytest.approx(seconds(source), abs=0.03)
+        assert seconds(out) == pytest.approx(seconds(source), abs=0.1)
     part, _ = copied(tmp_path / "in.mp4", "part.mp4", start=5, end=20)
     assert seconds(part) == pytest.approx(0.6, abs=0.03)
     part, _ = copied(tmp_path / "in.mp4", "rest.mp4", start=5)
