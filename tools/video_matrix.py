@@ -278,7 +278,7 @@ def probe(path: Path) -> Facts:
     sound = [_sound(path, index) for index in range(sum(one["codec_type"] == "audio" for one in told["streams"]))]
     heard = [one for one in told["streams"] if one["codec_type"] == "audio"]
     about["language"] = str([one.get("tags", {}).get("language", "und") for one in heard])
-    begins = [Fraction(one["start_time"]) for one in heard]
+    begins = [Fraction(one["start_time"]) for one in heard] if "pts_time" in shown[0] else []
     tick = Fraction(picture["time_base"])
     return Facts(times, tick, _pixels(path, about["size"]), about, sound, begins[0] - times[0] if begins else None)
 

@@ -69,7 +69,7 @@ def open_writer(path: str | Path, *, like: FrameReader, overwrite: bool = False)
 
     Args:
         like: where the frames come from: the n-th frame written gets the time, or the name, of the n-th frame
-            read; a video also takes over codec, colours, sound and subtitles where its container holds them.
+            read; a video also takes over codec, colours, sound and all else that its container holds.
         overwrite: replace a video that is there, and frames of the same names in a folder.
 
     Raises:

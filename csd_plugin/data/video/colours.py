@@ -21,17 +21,18 @@ INTERPOLATION = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolati
 RGB, BT709, UNSPECIFIED, BT470BG, SMPTE170M, BT2020 = 0, 1, 2, 5, 6, 9
 FULL = 2
 
-# The shares of red and blue in luma, by FFmpeg's number of the matrix. Unspecified is BT.601, as FFmpeg reads it.
+# The shares of red and blue in luma, by FFmpeg's number of the matrix.
 _BT601 = (0.299, 0.114)
 _LUMA = {
     BT709: (0.2126, 0.0722),
-    UNSPECIFIED: _BT601,
     4: (0.30, 0.11),  # FCC
     BT470BG: _BT601,
     SMPTE170M: _BT601,
     7: (0.212, 0.087),  # SMPTE 240M
     BT2020: (0.2627, 0.0593),
 }
+# Unspecified is BT.601, as FFmpeg reads it; so is what is reserved, or RGB's number at pixels that are not RGB.
+_LUMA |= dict.fromkeys((UNSPECIFIED, RGB, 3), _BT601)
 
 
 class Colours(NamedTuple):
@@ -51,11 +52,15 @@ class Colours(NamedTuple):
         """Whether black is 0 and white the largest number."""
         return self.range == FULL
 
+    def known(self, pix_fmt: str) -> bool:
+        """Whether pixels of this format can be read as these colours."""
+        return is_rgb(pix_fmt) or is_grey(pix_fmt) or self.matrix in _LUMA
+
     def for_format(self, pix_fmt: str) -> Colours:
         """These, where pixels are stored so: RGB has no matrix, YUV one that is known here."""
         if is_rgb(pix_fmt):
             return self._replace(matrix=RGB, range=FULL)
-        if self.matrix in _LUMA:
+        if self.matrix in _LUMA and self.matrix != RGB:
             return self
         # RGB's own range says nothing of YUV, which is limited wherever nothing else is said.
         matrix = BT2020 if self.primaries == BT2020 else BT709
@@ -103,6 +108,8 @@ def turns_sideways(frame: av.VideoFrame) -> bool:
 def _pixels(frame: av.VideoFrame) -> np.ndarray:
     name = frame.format.name
     depth = depth_of(name)
+    if not is_rgb(name) and frame.colorspace in (RGB, 3):
+        frame.colorspace = UNSPECIFIED  # swscale refuses the combination
     if depth <= 8:
         return frame.to_ndarray(format="rgb24", interpolation=INTERPOLATION)
     colours = Colours.of(frame)

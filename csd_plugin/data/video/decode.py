@@ -83,6 +83,11 @@ class VideoReader(FrameReader):
         self.codec = self._stream.codec_context.codec.canonical_name
         self.bit_rate = self._stream.codec_context.bit_rate
         self.colors, self.light = Colours.of(first), Light.of(first)
+        if not self.colors.known(self.pix_fmt):
+            raise CSDError(
+                f"{path}: its colours are coded with matrix {self.colors.matrix} of ITU-T H.273, which is not read "
+                f"here; give a copy with a usual one, such as BT.709"
+            )
         aspect = self._stream.sample_aspect_ratio or None
         self.pixel_aspect = 1 / aspect if aspect and turns_sideways(first) else aspect
         order = self._stream.codec_context.field_order
@@ -124,7 +129,9 @@ class VideoReader(FrameReader):
                 _FIELD_ORDERS[self.field_order],
             )
         seen_through = has_alpha(self.pix_fmt) and first.to_ndarray(format="rgba")[..., 3].min() < 255
-        lost = (["transparency (alpha)"] if seen_through else []) + carried(first)
+        # WebM's is a stream of its own, which FFmpeg's decoders leave out.
+        lost = ["transparency (alpha)"] if seen_through or self.metadata.get("alpha_mode") == "1" else []
+        lost += carried(first)
         if lost:
             logger.warning("%s: %s is left out of what is written", self.path, ", ".join(lost))
 

@@ -106,7 +106,11 @@ class VideoWriter(FrameWriter):
         source = like if isinstance(like, VideoReader) else None
         suffix = self._path.suffix.lower()
         container = av.open(
-            str(self._draft), "w", format=_FORMATS.get(suffix), container_options=_CONTAINER_OPTIONS.get(suffix, {})
+            # An absolute path is never taken for an address, whatever characters are in it.
+            str(self._draft.absolute()),
+            "w",
+            format=_FORMATS.get(suffix),
+            container_options=_CONTAINER_OPTIONS.get(suffix, {}),
         )
         self._container = container
         form = container.format.name
@@ -225,9 +229,13 @@ class VideoWriter(FrameWriter):
     def _named_errors(self) -> Iterator[None]:
         try:
             yield
-        except (av.FFmpegError, OSError) as error:
+        except OSError as error:
+            reason = f"({error.strerror or error}); is there room, and the right to?"
+            raise CSDError(f"{self._path}: cannot be written {reason}") from error
+        except av.FFmpegError as error:
+            encoder = self._setup.encoder.name if self._container else "the encoder"
             raise CSDError(
-                f"{self._path}: cannot be written ({error.strerror or error}); is there room, and the right to?"
+                f"{self._path}: cannot be written ({encoder}: {error.strerror or error}); try another kind of file"
             ) from error
 
 

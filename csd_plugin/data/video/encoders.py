@@ -51,8 +51,10 @@ _OPTIONS: dict[str, dict[str, str]] = {
     "prores": {},
 }
 _OLD_ENCODERS_OPTIONS = {"qmin": "1", "qmax": "4"}
-# Encoders without a quality setting, or with one that has a limit, get this many bits per pixel at least.
+_LIMITED = ("libvpx",)
+"""Encoders whose quality setting holds only below a bit rate."""
 _BITS_PER_PIXEL = 1
+"""Enough for any picture, where a bit rate must be given and the source's is not known."""
 # How encoders are told of HDR10: the option, its names of display and light level, units of chromaticity and luminance.
 _STEPS = (Fraction(1, 50_000), Fraction(1, 10_000))
 _LIGHT: dict[str, tuple[str, str, str, tuple[Fraction | None, Fraction | None]]] = {
@@ -217,15 +219,15 @@ def _encoders(codec: str) -> tuple[av.Codec, ...]:
 
 def _setups(form: str, codec: str, look: Look, size: tuple[int, int], rate: Fraction, reorder: bool) -> Iterator[Setup]:
     """Ways to write a codec, from what loses least, with our settings before the encoder's own."""
-    enough = max(2 * look.bit_rate, int(size[0] * size[1] * rate * _BITS_PER_PIXEL))
+    enough = 2 * look.bit_rate or int(size[0] * size[1] * rate * _BITS_PER_PIXEL)
     for encoder, pix_fmt in _formats(codec, look.pix_fmt, every=codec == look.codec):
         ours = _OPTIONS.get(encoder.name, _OLD_ENCODERS_OPTIONS)
-        unlimited = encoder.name in _OPTIONS and encoder.name != "libvpx"
+        bits = enough if encoder.name in _LIMITED else 0 if encoder.name in _OPTIONS else 2 * look.bit_rate
+        told = _told(encoder.name, ours, look)
         wanted = replace(look, colours=look.colours.for_format(pix_fmt))
         for one_rate in dict.fromkeys((rate, _USUAL_RATE)):
-            for options in (_told(encoder.name, ours, look), ours, {}):
-                bits = 0 if unlimited and options else enough
-                yield Setup(encoder, pix_fmt, options, bits, one_rate, size, wanted, reorder)
+            for options, limit in ((told, bits), *([(ours, bits)] if told != ours else []), ({}, enough)):
+                yield Setup(encoder, pix_fmt, options, limit, one_rate, size, wanted, reorder)
 
 
 def _formats(codec: str, source: str, every: bool) -> list[tuple[av.Codec, str]]:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 # Tags of the file that was read, not of what it shows.
 _TECHNICAL = re.compile(
-    "encoder|software|duration|(major|compatible)_brands?|minor_version|handler_name|vendor_id|rotate|"
+    "encoder|software|duration|alpha_mode|(major|compatible)_brands?|minor_version|handler_name|vendor_id|rotate|"
     "(bps|number_of_|_statistics_).*|filename|mimetype|variant_bitrate|is_avc|starttime|totalduration|totaldatarate",
     re.IGNORECASE,
 )
@@ -212,6 +212,10 @@ def _as_stream(output: av.container.OutputContainer, stream: Any, first: av.Pack
         if stream.type == "audio" and first and stream.container.format.name == output.format.name == "avi":
             template = stack.enter_context(_through_matroska(stream, first)).streams[0]
         copy = output.add_stream_from_template(template, opaque=True)
+    if stream.type == "audio" and "channels" in copy.codec_context.layout.name:
+        # AVI says how many channels there are, not which; MP4 wants to know, and the usual ones are meant.
+        with contextlib.suppress(ValueError):
+            copy.codec_context.layout = f"{copy.codec_context.layout.nb_channels}c"
     copy.metadata.update(_tags(stream.metadata) if stream.type != "attachment" else stream.metadata)
     copy.disposition = stream.disposition
     return copy

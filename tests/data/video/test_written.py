@@ -246,6 +246,14 @@ def test_a_cover_is_not_the_clip(copied, tmp_path):
 
 
 @needs_ffmpeg
+def test_channels_without_a_layout(copied, tmp_path):
+    sound = ("-f", "lavfi", "-i", "sine=d=0.2", "-ac", 2, "-c:a", "pcm_s16le")
+    source = make(tmp_path / "in.avi", *sound, "-c:v", "mpeg4")
+    out, lines = copied(source, "out.mp4")
+    assert not lines and stream(out, "audio")["codec_name"] == "pcm_s16le" and stream(out, "audio")["channels"] == 2
+
+
+@needs_ffmpeg
 def test_a_track_that_does_not_fit_costs_only_itself(copied, tmp_path):
     sounds = ("-f", "lavfi", "-i", "sine=d=1", "-f", "lavfi", "-i", "sine=f=900:d=1", "-map", 0, "-map", 1, "-map", 2)
     source = make(tmp_path / "in.ts", *sounds, *X264, "-c:a:0", "aac", "-c:a:1", "mp2", seconds=1)
@@ -310,6 +318,30 @@ def test_rgb_is_marked_as_what_is_written(copied, tmp_path, name):
     assert "420" not in facts["pix_fmt"]
     assert np.abs(pixels(out) - pixels(source)).mean(axis=(0, 1, 2)).max() < 2
     assert len(lines) == (name == "out.webm")
+
+
+@needs_ffmpeg
+def test_matrices_that_are_not_read_are_one_line_and_marks_that_cannot_be_are_mended(copied, tmp_path):
+    coded = make(tmp_path / "in.mkv", "-c:v", "libx264", "-pix_fmt", "yuv444p", "-colorspace", "ycgco")
+    with pytest.raises(CSDError, match=r"in\.mkv: its colours are coded with matrix 8 of ITU-T H\.273"):
+        open_reader(coded)
+    marked = make(tmp_path / "marked.mkv", *X264, "-colorspace", "rgb")  # but 4:2:0
+    out, lines = copied(marked, "out.mkv")
+    assert stream(out)["color_space"] == "bt709" and not lines
+
+
+@needs_ffmpeg
+def test_transparency_is_named_where_there_is_any(copied, tmp_path):
+    for name, half, codec, pix_fmt in (
+        ("a.mov", True, "prores_ks", "yuva444p10le"),
+        ("b.mov", False, "qtrle", "argb"),
+        ("c.webm", True, "libvpx-vp9", "yuva420p"),
+    ):
+        alpha = f"format={pix_fmt},colorchannelmixer=aa={0.5 if half else 1}"
+        source = make(tmp_path / name, "-vf", alpha, "-c:v", codec, "-pix_fmt", pix_fmt)
+        out, lines = copied(source, f"out{source.suffix}")
+        assert sum("transparency (alpha) is left out" in line for line in lines) == half
+        assert "a" not in stream(out)["pix_fmt"] and "alpha_mode" not in stream(out).get("tags", {})
 
 
 @needs_ffmpeg
