@@ -30,8 +30,9 @@ def make_video(
     audio: int = 0,
     sound: str = "aac",
     options: dict[str, str] | None = None,
+    noisy: bool = False,
 ) -> Path:
-    """A small file; `times` in milliseconds."""
+    """A small file; `times` in milliseconds. noisy: no two packets of sound are the same."""
     times = [40 * i for i in range(8)] if times is None else times
     with av.open(str(path), "w", container_options=options or {}) as container:
         video = container.add_stream(codec, rate=25)
@@ -50,6 +51,8 @@ def make_video(
         for track, stream in enumerate(sounds):
             for block in range(len(times) * 2):
                 tone = np.sin(np.arange(1024) * (0.1 + 0.1 * track), dtype=np.float32) * 0.2
+                if noisy:
+                    tone = np.random.default_rng(block).normal(0, 0.1, 1024).astype(np.float32)
                 frame = av.AudioFrame.from_ndarray(np.stack([tone, tone]), "fltp", "stereo")
                 frame.rate, frame.pts = 48000, block * 1024
                 container.mux(stream.encode(frame))

@@ -28,9 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from csd_plugin.atomic import refuse_inputs
+    from csd_plugin.data.layout import is_frame_name
+    from csd_plugin.errors import CSDError
     from csd_plugin.report.dataset import as_json, as_text, examine
     from csd_plugin.report.dataset_page import as_html
 
+    written = [path for path in (args.html, args.json) if path]
+    if len({path.resolve() for path in written}) < len(written):
+        raise CSDError(f"--html and --json are both {args.html}: give each a file of its own")
+    for path in written:  # an image, or the store, may lie beside what is written
+        is_store = args.path.is_file() or (args.path / "data.mdb").exists()
+        refuse_inputs([path], [args.path] if is_store else [])
+        if path.exists() and is_frame_name(path.name):
+            raise CSDError(f"{path} is an image that is there already; give the report another name")
     facts = examine(args.path, args.samples, args.decode, args.jobs)
     print(as_text(facts), end="")
     if args.html:

@@ -6,8 +6,8 @@ OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, a pattern 
 standard output, else a folder of PNG files. A video keeps codec, time stamps, colours, depth, sound, subtitles,
 chapters and tags of IN; what OUT's kind of file does not hold is named in one line. It appears under its name only
 when it is whole.
-Frames of a folder appear one by one, and --resume goes on where such a run was stopped. What is there already is
-replaced with --overwrite only.
+Frames of a folder keep their names, those of a pattern their numbers, both their 16 bits. They appear one by one, and
+--resume goes on where such a run was stopped. What is there already is replaced with --overwrite only.
 
 Scene cuts are found and reported; no frame is cleaned by those of another shot. A part (--start, --end) gets the
 same frames as in the whole video.
@@ -32,6 +32,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csd_plugin.cli.flags import rate, whole
+from csd_plugin.errors import CSDError
 from csd_plugin.weights import DEFAULT, FASTEST, NETWORKS, find_checkpoint, shipped_as
 
 if TYPE_CHECKING:
@@ -54,9 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--fast", action="store_true", help=f"the quickest of the shipped students, {FASTEST}")
     parser.add_argument("--start", type=position, default=0, metavar="AT", help="first frame: 120, 4.8s or 1:05")
     parser.add_argument("--end", type=position, metavar="AT", help="the frame after the last, given as --start is")
-    parser.add_argument(
-        "--fps", type=Fraction, default=Fraction(25), help="frame rate of images and pipes (default 25)"
-    )
+    parser.add_argument("--fps", type=rate, default=Fraction(25), help="frame rate of images and pipes (default 25)")
     parser.add_argument("--size", metavar="WxH", help="of the frames on standard input")
     present = parser.add_mutually_exclusive_group()
     present.add_argument(
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument(
         "--memory",
-        type=int,
+        type=whole(1),
         default=512,
         metavar="MIB",
         help="for the network; larger frames go in tiles (default 512)",
@@ -100,6 +100,7 @@ def interrupted(args: argparse.Namespace) -> str:
 
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.data.video.images import eight_bits
+    from csd_plugin.data.video.interface import PIPE
     from csd_plugin.data.video.pipes import parse_size
     from csd_plugin.inference.files import derain_file
     from csd_plugin.inference.memory import keep_freed_memory
@@ -107,6 +108,11 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.metrics.scores import Scores
     from csd_plugin.report.text import counted
 
+    if args.size and args.source != PIPE:
+        raise CSDError(
+            f"--size {args.size}: only raw frames on standard input need one; leave it out for {args.source}"
+        )
+    size = parse_size(args.size) if args.size else None
     keep_freed_memory()
     model = find_checkpoint(FASTEST if args.fast else args.model)
     derainer = Derainer(
@@ -131,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
         start=args.start,
         end=args.end,
         fps=args.fps,
-        size=parse_size(args.size) if args.size else None,
+        size=size,
         resume=args.resume,
         overwrite=args.overwrite,
         side_by_side=args.side_by_side,

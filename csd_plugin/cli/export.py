@@ -37,11 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.archs.checkpoint import load_network
+    from csd_plugin.atomic import refuse_inputs
+    from csd_plugin.data.video.images import files_of
     from csd_plugin.export.export import export_network
     from csd_plugin.inference.files import sample_windows
     from csd_plugin.weights import find_checkpoint, shipped_as
 
     checkpoint = find_checkpoint(args.checkpoint)
+    written = [args.output, *([args.output.with_suffix(".bin")] if args.output.suffix.lower() == ".xml" else [])]
+    clips = [file for clip in (args.calibrate, args.check) if clip for file in files_of(clip)]
+    refuse_inputs(written, [checkpoint, *clips])
     network, shipped = load_network(checkpoint), shipped_as(checkpoint)
     num_frame: int = network.num_frame  # type: ignore[assignment]
     calibration = sample_windows(args.calibrate, num_frame) if args.calibrate else []

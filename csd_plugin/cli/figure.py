@@ -114,7 +114,7 @@ def _slice(args: argparse.Namespace, scene: Scene) -> str:
     from csd_plugin.report.figures.sheet import check_output
     from csd_plugin.report.figures.slices import draw_slices
 
-    check_output(args.out)
+    check_output(args.out, scene.inputs)
     count = draw_slices(scene, args.out, start=args.start, end=args.end, row=args.row, column=args.column)
     return f"{count} frames"
 
@@ -156,7 +156,7 @@ def _chosen(args: argparse.Namespace, scene: Scene) -> int:
     """The frame that a still picture is of; what can be known to be wrong with the output is said first."""
     from csd_plugin.report.figures.sheet import check_output
 
-    check_output(args.out)
+    check_output(args.out, scene.inputs)
     return scene.middle() if args.frame is None else args.frame
 
 

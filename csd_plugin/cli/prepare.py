@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="build the store OUT_ENCODING.lmdb too: of the files' own bytes, as PNG, or of decoded pixels (fastest)",
     )
     parser.add_argument("--verify", action="store_true", help="compare the store, frame for frame, with OUT")
+    parser.add_argument("--keep-going", action="store_true", help="leave out what cannot be read in a damaged video")
     parser.add_argument("--jobs", type=int, default=jobs, metavar="N", help=f"processes (default {jobs})")
 
 
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if args.verify and not args.lmdb:
         raise CSDError("--verify: say which store to verify: --lmdb source, png or raw")
     naming = by_pattern(args.pattern, args.split) if args.pattern else by_name(args.split)
-    prepared = prepare(args.inputs, args.out, naming, args.jobs)
+    prepared = prepare(args.inputs, args.out, naming, args.jobs, keep_going=args.keep_going)
     problems = _report(prepared, args.out)
     if args.lmdb and not problems:
         problems = _store(args.out, args.lmdb, args.jobs, args.verify)

@@ -23,9 +23,11 @@ examples:
 from __future__ import annotations
 
 import argparse
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csd_plugin.cli.flags import rate, whole
 from csd_plugin.errors import CSDError
 from csd_plugin.extras import needed_by
 
@@ -41,13 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="change quantities of the preset")
     parser.add_argument("--fixed", action="store_true", help="the preset's very rain, not variations about it")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other rain (default 0)")
-    parser.add_argument("--fps", type=float, default=25.0, help="frame rate of folders of frames (default 25)")
+    parser.add_argument("--fps", type=rate, default=Fraction(25), help="frame rate of folders of frames (default 25)")
     parser.add_argument("--layout", choices=("training", "testing"), default="training")
     parser.add_argument("--variants", type=int, default=1, metavar="K", help="rainy versions of each clip (default 1)")
     parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the rainy frames (default jpg)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG, 1 to 100 (default 95)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default 1)")
+    parser.add_argument("--jobs", type=whole(1), default=1, metavar="N", help="processes (default 1)")
     parser.add_argument("--overwrite", action="store_true", help="replace a video file that is there")
+    parser.add_argument("--keep-going", action="store_true", help="leave out what cannot be read in a damaged video")
     parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="draw clean and rainy frames side by side")
     parser.add_argument("--calibrate", action="store_true", help="fit the preset to NTURain on the clips of IN")
 
@@ -79,11 +82,14 @@ def _calibrate(args: argparse.Namespace, params: RainParams) -> RainParams:
 
 
 def _draw_sheet(args: argparse.Namespace, params: RainParams) -> None:
+    from csd_plugin.atomic import refuse_inputs
     from csd_plugin.data.rain import PRESETS
     from csd_plugin.data.rain.pairs import find_clips
     from csd_plugin.data.rain.sheet import write_contact_sheet
 
-    write_contact_sheet(args.contact_sheet, find_clips(args.source, args.clips), {**PRESETS, args.preset: params})
+    clips = find_clips(args.source, args.clips)
+    refuse_inputs([args.contact_sheet], [file for clip in clips for file in clip.files])
+    write_contact_sheet(args.contact_sheet, clips, {**PRESETS, args.preset: params})
     print(f"contact sheet: {args.contact_sheet}")
 
 
@@ -100,7 +106,8 @@ def _write_pairs(args: argparse.Namespace, params: RainParams) -> None:
         vary=not args.fixed,
         suffix=f".{args.format}",
         quality=args.quality,
-        fps=args.fps,
+        fps=float(args.fps),
+        keep_going=args.keep_going,
     )
     if args.out.suffix.lower() in VIDEO_SUFFIXES:
         count = rain_on_video(args.source, args.out, options, overwrite=args.overwrite)

@@ -56,15 +56,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from csd_plugin.atomic import refuse_inputs
     from csd_plugin.metrics.measures import WITHOUT_TRUTH, open_measures
-    from csd_plugin.report.results import Result, load_results, save
+    from csd_plugin.report.results import Result, files_written, load_results, save
     from csd_plugin.report.scoring import score_folders
-    from csd_plugin.report.table import comparison_table
+    from csd_plugin.report.table import comparison_table, other_frames
 
     if args.out and args.out.suffix != ".json":
         raise CSDError(f"--out {args.out}: the name must end in .json")
     if args.jobs is not None and args.jobs < 1:
         raise CSDError(f"--jobs {args.jobs}: there must be at least one")
+    if args.out:
+        refuse_inputs(files_written(args.out), [path for path in (args.baseline, args.lpips_weights) if path])
     baseline = load_results(args.baseline) if args.baseline else None
     names = args.metrics if args.metrics is not None else [] if args.truth else WITHOUT_TRUTH
     if "lpips" in names:
@@ -78,6 +81,9 @@ def run(args: argparse.Namespace) -> int:
 
     scores = score(args.results)
     result = Result(args.name or args.results.resolve().name, dataset, scores)
+    difference = other_frames(result, baseline)
+    if difference:
+        raise CSDError(f"--baseline {args.baseline} is of other frames: {difference}; score both on the same (--skip)")
     rows = [row for row in (baseline, result) if row]
     if args.input:
         rainy = Result("rainy input", dataset, score(args.input, clips=list(scores.clips)))

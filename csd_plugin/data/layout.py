@@ -60,6 +60,21 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts)
 
 
+def number_columns(names: Iterable[str]) -> list[tuple[int, ...]]:
+    """The numbers in names, place by place from the last: 'a1_07', 'a1_08' -> [(7, 8), (1, 1)]."""
+    numbers = [reversed(re.findall(r"[0-9]+", name)) for name in names]
+    return [tuple(map(int, column)) for column in zip(*numbers, strict=False)]
+
+
+def frame_numbers(names: Sequence[str]) -> tuple[int, ...] | None:
+    """The number of each frame in display order: of all the numbers in the names, the one that rises with every frame.
+
+    '00000_x2', '00001_x2' -> (0, 1). Of several that rise, the one with the smallest steps. None where none does.
+    """
+    rising = [column for column in number_columns(names) if all(a < b for a, b in pairwise(column))]
+    return min(rising, key=lambda column: column[-1] - column[0], default=None) if names else None
+
+
 def find_sequences(
     keys: Iterable[str],
     split: str,
@@ -240,12 +255,13 @@ def _pair(rain: _Clip, truth: _Clip | None, split: str) -> PairedSequence:
 
     _refuse_doubles(truth)
     lonely: list[tuple[str, _Clip]] = []
-    for label in (_stem, _number):
-        rainy, clean = _labelled(rain.keys, label), _labelled(truth.keys, label)
+    for labels in (_stems, _last_numbers, _rising_numbers):
+        rainy, clean = _labelled(rain.keys, labels), _labelled(truth.keys, labels)
         if rainy is None or clean is None:
             continue
         if rainy.keys() == clean.keys():
-            return PairedSequence(rain.name, lq, tuple(clean[label(key)] for key in lq))
+            partner = {key: clean[label] for label, key in rainy.items()}
+            return PairedSequence(rain.name, lq, tuple(partner[key] for key in lq))
         lonely = [(rainy[name], truth) for name in rainy.keys() - clean.keys()]
         lonely += [(clean[name], rain) for name in clean.keys() - rainy.keys()]
     key, other = min(lonely, key=lambda pair: natural_key(_stem(pair[0])))
@@ -263,10 +279,24 @@ def _refuse_doubles(clip: _Clip) -> None:
             raise CSDError(f"{clip.name}: one frame in two files, {other} and {key}: remove one of them")
 
 
-def _labelled(keys: list[str], label: Callable[[str], Any]) -> dict[Any, str] | None:
+def _labelled(keys: list[str], labels: Callable[[list[str]], Iterable[Any]]) -> dict[Any, str] | None:
     """Label -> key, or None where two keys share a label or one has none."""
-    labelled = {label(key): key for key in keys}
+    keys = sorted(keys, key=natural_key)
+    labelled = dict(zip(labels(keys), keys, strict=False))
     return labelled if len(labelled) == len(keys) and None not in labelled else None
+
+
+def _stems(keys: list[str]) -> list[str]:
+    return list(map(_stem, keys))
+
+
+def _last_numbers(keys: list[str]) -> list[int | None]:
+    return list(map(_number, keys))
+
+
+def _rising_numbers(keys: list[str]) -> Sequence[int]:
+    """The numbers that change where the last ones do not, as in 00000_x2.png, 00001_x2.png; none where none does."""
+    return frame_numbers(_stems(keys)) or ()
 
 
 def _stem(key: str) -> str:

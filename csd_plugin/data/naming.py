@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from csd_plugin.data.layout import IMAGE_SUFFIXES, SPLITS, is_clip_name, natural_key
+from csd_plugin.data.layout import IMAGE_SUFFIXES, SPLITS, frame_numbers, is_clip_name, natural_key
 from csd_plugin.errors import CSDError
 
 # What NTURain consists of. The paper names Rain_01 to Rain_03 of each of eight scenes; the archives hold one more.
@@ -91,6 +91,14 @@ def _compile(template: str) -> re.Pattern[str]:
     if template.count("{clip}") != 1 or template.count("{frame}") != 1 or template.count("{version}") > 1:
         raise CSDError(f"pattern {template!r}: must have {{clip}} and {{frame}} once each, {{version}} at most once")
     return re.compile(expression)
+
+
+def frame_labels(labels: Sequence[str]) -> list[str]:
+    """Labels of one clip's frames, in order, as `file_name` takes them: where the last number in them stays the same,
+    the one that changes, as of 00000_x2, 00001_x2."""
+    last = [found[-1] for label in labels if (found := re.findall(r"[0-9]+", label))]
+    numbers = frame_numbers(labels) if len(set(last)) < len(labels) else None
+    return list(labels) if numbers is None else [f"{number:05d}" for number in numbers]
 
 
 def file_name(label: str, suffix: str) -> str:

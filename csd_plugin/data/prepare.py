@@ -9,12 +9,13 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from csd_plugin.data.archives import archive_stem, is_archive_name, members
-from csd_plugin.data.layout import SPLITS, is_frame_name
-from csd_plugin.data.naming import Naming, file_name, missing_clips
+from csd_plugin.data.layout import SPLITS, is_frame_name, natural_key
+from csd_plugin.data.naming import Naming, file_name, frame_labels, missing_clips
 from csd_plugin.data.parallel import run_all
 from csd_plugin.data.store import decode_image, header_shape
 from csd_plugin.data.video import open_reader
@@ -72,13 +73,14 @@ class Prepared:
     missing: dict[str, list[str]] = field(default_factory=dict)
 
 
-def prepare(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int = 1) -> Prepared:
+def prepare(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int = 1, *, keep_going: bool = False) -> Prepared:
     """Bring all clips below `inputs` into the folder `out`; clips that are there already are left as they are.
 
     inputs: folders, archives and video files; they are only read. Files of folders are linked where the file system
             can, otherwise copied. `out` may be one of them.
     naming: which clip a frame belongs to, see `data.naming`.
     jobs:   processes that read archives and write clips.
+    keep_going: leave out frames of a damaged video that cannot be read, with a warning, instead of failing its clip.
 
     A clip's folder appears under its name only when it is whole, so an interrupted run is completed by another one.
     All archives are listed before anything is written. Raises CSDError where there is nothing to prepare, or nothing
@@ -95,7 +97,7 @@ def prepare(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int = 1) ->
         )
     todo = [clip for clip in result.clips if not _is_there(clip, out, result)]
     _check_space(todo, out)
-    result.new = _write_all(todo, out, jobs, result)
+    result.new = _write_all(todo, out, jobs, keep_going, result)
     result.missing = missing_clips((clip.split, clip.folder) for clip in result.clips)
     return result
 
@@ -222,7 +224,9 @@ def _clips_of(frames: _Frames, result: Prepared) -> list[Clip]:
 
 def _named(source: Path, found: Iterable[tuple[str, str, str, int]]) -> tuple[Frame, ...]:
     frames: dict[str, Frame] = {}
-    for name, label, suffix, size in found:
+    found = sorted(found, key=lambda one: natural_key(one[1]))
+    labels = frame_labels([label for _, label, _, _ in found])
+    for (name, _, suffix, size), label in zip(found, labels, strict=True):
         frame = Frame(name, file_name(label, suffix), size)
         other = frames.setdefault(Path(frame.name).stem, frame)
         if other is not frame:
@@ -286,17 +290,17 @@ def _check_space(clips: Iterable[Clip], out: Path) -> None:
         raise CSDError(f"{out}: {needed >> 20} MB are to be unpacked, but only {free >> 20} MB are free: make room")
 
 
-def _write_all(clips: list[Clip], out: Path, jobs: int, result: Prepared) -> int:
+def _write_all(clips: list[Clip], out: Path, jobs: int, keep_going: bool, result: Prepared) -> int:
     """Write the clips, an archive's by one process in one go; how many were written."""
     by_source: dict[tuple[Path, str], list[Clip]] = defaultdict(list)
     for clip in clips:
         by_source[clip.source, clip.folder if clip.source.is_dir() else ""].append(clip)
-    tasks = [(source, of_source, out) for (source, _), of_source in by_source.items()]
+    tasks = [(source, of_source, out, keep_going) for (source, _), of_source in by_source.items()]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CSDError(f"{out}: cannot be written to ({error.strerror}): give another folder") from error
-    weights = [sum(max(len(clip.frames), 1) for clip in of_source) for _, of_source, _ in tasks]
+    weights = [sum(max(len(clip.frames), 1) for clip in of_source) for _, of_source, *_ in tasks]
     written = run_all(_write_clips, tasks, jobs, "frames", "frame", weights)
     result.failed += [error for error in written if isinstance(error, CSDError)]
     for split_folder in {clip.target(out).parent for clip in clips}:
@@ -305,14 +309,15 @@ def _write_all(clips: list[Clip], out: Path, jobs: int, result: Prepared) -> int
     return sum(clip.target(out).is_dir() for clip in clips)
 
 
-def _write_clips(source: Path, clips: list[Clip], out: Path, tick: Callable[[], object]) -> None:
+def _write_clips(source: Path, clips: list[Clip], out: Path, keep_going: bool, tick: Callable[[], object]) -> None:
     """Fill hidden folders beside the targets; each gets its name when it has all its frames."""
     scratch = {clip: clip.target(out).with_name(f".{clip.folder}.part") for clip in clips}
     try:
         for folder in scratch.values():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-        write = _decode_video if clips[0].is_video else _link_files if source.is_dir() else _unpack
+        decode = partial(_decode_video, keep_going=keep_going)
+        write = decode if clips[0].is_video else _link_files if source.is_dir() else _unpack
         for clip in write(source, clips, scratch, tick):
             scratch[clip].rename(clip.target(out))
     except OSError as error:
@@ -359,10 +364,10 @@ def _link_files(
 
 
 def _decode_video(
-    source: Path, clips: list[Clip], scratch: dict[Clip, Path], tick: Callable[[], object]
+    source: Path, clips: list[Clip], scratch: dict[Clip, Path], tick: Callable[[], object], keep_going: bool
 ) -> Iterator[Clip]:
     (clip,) = clips
-    with open_reader(source) as reader:
+    with open_reader(source, keep_going=keep_going) as reader:
         for number, frame in enumerate(reader, 1):
             write_png(scratch[clip] / f"{number:05d}.png", frame)
     tick()

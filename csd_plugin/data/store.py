@@ -203,10 +203,11 @@ class FrameCache:
         return {"limit": self.limit, "size": 0, "_frames": OrderedDict()}
 
 
-def decode_image(data: bytes, where: str) -> np.ndarray:
+def decode_image(data: bytes, where: str, *, deep: bool = False) -> np.ndarray:
     """An image file's bytes -> uint8 RGB (H, W, 3).
 
-    Grey becomes three equal channels, alpha is dropped, 16 bits are rounded to 8, EXIF orientation is applied.
+    Grey becomes three equal channels, alpha is dropped, EXIF orientation is applied. 16 bits are rounded to 8, or,
+    if `deep`, kept as uint16.
     Raises CSDError, beginning with `where`, for what is no image, is cut short, or has other pixel types.
     """
     if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
@@ -217,9 +218,9 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
         image = None
     if image is None:
         raise CSDError(f"{where}: no readable image ({len(data)} bytes, damaged or cut short): restore the file")
-    if image.dtype == np.uint16:
+    if image.dtype == np.uint16 and not deep:
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if image.dtype != np.uint8:
+    if image.dtype not in (np.uint8, np.uint16):
         raise CSDError(f"{where}: pixels of type {image.dtype}: convert the frames to 8 or 16 bits a channel")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 

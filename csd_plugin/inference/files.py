@@ -22,8 +22,8 @@ from tqdm import tqdm
 from csd_plugin.data.video import open_reader, open_writer
 from csd_plugin.data.video.camera import is_camera
 from csd_plugin.data.video.folder import FolderWriter
-from csd_plugin.data.video.images import read_image
-from csd_plugin.data.video.interface import PIPE, FrameReader, Position
+from csd_plugin.data.video.images import one_depth, read_image
+from csd_plugin.data.video.interface import PIPE, EmptyPart, FrameReader, Position
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.cuts import CutDetector
 from csd_plugin.inference.runner import Derainer, peak_of
@@ -66,8 +66,9 @@ def derain_file(
 
     Args:
         size: (width, height) of a pipe's frames.
-        side_by_side: write the rainy frame beside the clean one, and the truth beside both.
-        truth: a video or folder with as many frames of the same size, handed to `observe`.
+        side_by_side: write the rainy frame beside the clean one, and the truth beside both, all as deep as the deepest.
+        truth: a video or folder with as many frames of the same size, handed to `observe`. Not with `keep_going`,
+            which may leave out frames.
         resume: leave out frames that the output, a folder or pattern, has already.
         overwrite: see `open_writer`.
         begin: called before the first frame, unless there is none left to do.
@@ -76,22 +77,32 @@ def derain_file(
         What was done now. A video that is not finished, for whatever reason, is removed.
 
     Raises:
-        CSDError: as the two functions do, for a truth that does not fit, and for a video to be resumed.
+        CSDError: as the two functions do, for a truth that does not fit, and for a video to be resumed. Where the
+            truth goes on after the clip's last frame, the output is whole.
     """
-    context = derainer.num_frame // 2
+    if truth and keep_going:
+        raise CSDError(
+            "keep_going (--keep-going) may leave out frames that a truth (--compare) needs: drop one of them"
+        )
+    context, inputs = derainer.num_frame // 2, [truth] if truth else []
     with ExitStack() as stack:
         if resume:
             num_panel = 1 + side_by_side * (2 if truth else 1)
-            resumed = _resume_at(source, output, start, end, fps, num_panel)
+            resumed = _resume_at(source, output, start, end, fps, num_panel, inputs)
             if resumed is None:
                 return Derained(0, [])
             start = resumed
-        reader = stack.enter_context(
-            open_reader(source, start=start, end=end, fps=fps, keep_going=keep_going, context=context, size=size)
-        )
+        try:
+            reader = stack.enter_context(
+                open_reader(source, start=start, end=end, fps=fps, keep_going=keep_going, context=context, size=size)
+            )
+        except EmptyPart:
+            if resume:  # all frames are there: only reading to the end tells how many a raw stream has
+                return Derained(0, [])
+            raise
         true_reader = stack.enter_context(open_reader(truth, start=start, end=end, fps=fps)) if truth else None
         true_frames = _truth(true_reader, reader) if true_reader else None
-        writer = stack.enter_context(open_writer(output, like=reader, overwrite=overwrite or resume))
+        writer = stack.enter_context(open_writer(output, like=reader, overwrite=overwrite or resume, inputs=inputs))
         if begin:
             begin(reader)
         stack.enter_context(_interrupt_ends(reader))
@@ -102,13 +113,18 @@ def derain_file(
                 continue
             if pair.begins_shot and count:
                 cuts.append(reader.first + count)
-            true = next(true_frames) if true_frames else None
+            true = next(true_frames, None) if true_frames else None
+            if truth and true is None:
+                raise _unpaired(truth, source, count, of_truth=count)
             panels = [frame for frame in (pair.rainy, pair.clean, true) if frame is not None]
-            writer.write(np.concatenate(panels, axis=1) if side_by_side else pair.clean)
+            writer.write(np.concatenate(one_depth(panels), axis=1) if side_by_side else pair.clean)
             if observe:
                 observe(reader.name(count), pair.rainy, pair.clean, true)
             count += 1
             bar.update()
+        truth_goes_on = true_frames is not None and end is None and next(true_frames, None) is not None
+    if truth and truth_goes_on:
+        raise CSDError(f"{_unpaired(truth, source, count)}; {output} is whole, scores of it would be wrong")
     return Derained(count, cuts)
 
 
@@ -160,16 +176,23 @@ def paired(frames: Iterable[np.ndarray], derainer: Derainer) -> Iterator[Pair]:
 
 
 def _resume_at(
-    source: Path, output: Path, start: Position, end: Position | None, fps: Fraction, num_panel: int
+    source: Path,
+    output: Path,
+    start: Position,
+    end: Position | None,
+    fps: Fraction,
+    num_panel: int,
+    inputs: list[Path],
 ) -> int | None:
-    """The number of the first frame whose file is not there yet; None if all are.
+    """The number of the first frame whose file is not there yet; None if all are known to be.
 
-    num_panel: pictures side by side in a frame that is written. Raises CSDError where frames of another size are there.
+    num_panel: pictures side by side in a frame that is written. inputs: as `open_writer` has it.
+    Raises CSDError where frames of another size are there.
     """
     if source == PIPE or is_camera(source):
         raise CSDError(f"{source}: frames that come once cannot be resumed: they are gone; give a file or a folder")
     with open_reader(source, start=start, end=end, fps=fps) as reader:
-        writer = open_writer(output, like=reader, overwrite=True)
+        writer = open_writer(output, like=reader, overwrite=True, inputs=inputs)
         if not isinstance(writer, FolderWriter):
             writer.abort()
             raise CSDError(f"{output}: only a folder of frames can be resumed; a video is written whole or not at all")
@@ -179,7 +202,7 @@ def _resume_at(
                 f"{there} is {found[0]}x{found[1]}, frames would now be {size[0]}x{size[1]}; --resume goes on with the "
                 f"same clip and options"
             )
-        count = reader.num_frames
+        count = reader.num_frames if reader.counted else None
         done = next(i for i in itertools.count() if i == count or not writer.file(i).exists())
         return None if done == count else reader.first + done
 
@@ -202,15 +225,16 @@ def _cut(frame: np.ndarray, top: int, left: int, size: int) -> Tensor:
 
 
 def _truth(truth: FrameReader, rainy: FrameReader) -> Iterator[np.ndarray]:
+    """The true frames. Raises CSDError for another size and, where both are known, another number of frames."""
     if truth.size != rainy.size:
         width, height = truth.size
         raise CSDError(f"{truth.path} is {width}x{height}, {rainy.path} is {rainy.size[0]}x{rainy.size[1]}")
+    if truth.counted and rainy.counted and truth.num_frames != rainy.num_frames:
+        raise _unpaired(truth.path, rainy.path, min(truth.num_frames or 0, rainy.num_frames or 0), truth.num_frames)
+    return iter(truth)
 
-    def frames() -> Iterator[np.ndarray]:
-        count = 0
-        for frame in truth:
-            count += 1
-            yield frame
-        raise CSDError(f"{truth.path} ends after {count} frames, {rainy.path} goes on; truth and rain must pair")
 
-    return frames()
+def _unpaired(truth: Path, rainy: Path, common: int, of_truth: int | None = None) -> CSDError:
+    """The error where one clip ends after `common` frames and the other does not; of_truth: where known, its frames."""
+    ends, goes_on = (truth, rainy) if of_truth == common else (rainy, truth)
+    return CSDError(f"{ends} ends after {common} frames, {goes_on} goes on; truth and rain must pair frame for frame")

@@ -67,14 +67,19 @@ def write(
 
 def save(path: Path, result: Result, table: str) -> Path:
     """Write a result to `path`, a .json, with the .csv and `table` as .md beside it; each in a single step."""
-    texts = {".csv": csv_text(result), ".md": table + "\n", ".json": json_text(result)}
+    texts = [json_text(result), csv_text(result), table + "\n"]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for suffix, text in texts.items():
-            write_text(path.with_name(path.name.removesuffix(".json") + suffix), text)
+        for file, text in reversed(list(zip(files_written(path), texts, strict=True))):  # the one that others read last
+            write_text(file, text)
     except OSError as error:
         raise CSDError(f"cannot write the results {path}: {error.strerror or error}") from error
     return path
+
+
+def files_written(path: Path) -> list[Path]:
+    """What `save` writes for `path`, a .json: it, and the .csv and .md beside it."""
+    return [path.with_name(path.name.removesuffix(".json") + suffix) for suffix in (".json", ".csv", ".md")]
 
 
 def json_text(result: Result) -> str:

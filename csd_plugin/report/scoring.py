@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from csd_plugin.data.layout import SPLITS, is_frame_name, natural_key
+from csd_plugin.data.layout import SPLITS, is_frame_name, natural_key, number_columns
 from csd_plugin.data.store import decode_image
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.image_quality import Image
@@ -208,21 +208,15 @@ def _numbers(files: Sequence[Path]) -> list[str]:
 
     A network's name or an iteration, which stay, may be in the names too.
     """
-    names = [_tokens(file.stem) for file in files]
-    texts = {tuple(name[::2]) for name in names}
-    columns = list(zip(*(name[1::2] for name in names), strict=False))
+    texts = {re.sub(r"[0-9]+", "0", file.stem) for file in files}
+    columns = number_columns(file.stem for file in files)[::-1]
     changing = [column for column in columns if len(set(column)) > 1] or columns[:1]
     if len(texts) != 1 or len(changing) != 1:
         raise CSDError(
             f"{files[0].parent}: which number in names such as {files[0].name} is the frame's cannot be told; "
             f"name the results as their true frames are"
         )
-    return [str(int(number)) for number in changing[0]]
-
-
-def _tokens(name: str) -> list[str]:
-    """'a1_007' -> ['a', '1', '_', '007', '']: text and numbers in turn."""
-    return re.split(r"([0-9]+)", name)
+    return [str(number) for number in changing[0]]
 
 
 def _score_pair(

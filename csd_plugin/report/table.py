@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from csd_plugin.data.layout import frame_numbers, natural_key
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.measures import MEASURES
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
@@ -22,10 +23,11 @@ OTHER_DECIMALS = 4
 
 @dataclass(frozen=True)
 class _Row:
-    """One network in one protocol; clips it was not scored on are missing."""
+    """One network in one protocol; clips it was not scored on are missing. Whether it has a gain over the baseline."""
 
     name: str
     clips: dict[str, Quality]
+    comparable: bool = True
 
     def average(self, clips: Sequence[str]) -> Quality | None:
         """Mean over `clips`; None where one is missing, since averages over different clips cannot be compared."""
@@ -39,7 +41,8 @@ def comparison_table(results: Sequence[Result], *, baseline: Result | None = Non
     """Several results in one Markdown text, a table a protocol, one of further metrics, rows in the order given.
 
     With a baseline, which becomes the first row unless it is among the results, every other row shows its gain over
-    it. The clips shown, which averages are over, are those of the other results. `published` appends the published
+    it; one that was scored on other frames shows none, and a line below says so. The clips shown, which averages are
+    over, are those of the other results. `published` appends the published
     NTURain numbers of those clips, which exist for the luma protocol only. Raises CSDError where nothing was scored.
     """
     others = [result for result in results if result is not baseline]
@@ -52,19 +55,40 @@ def comparison_table(results: Sequence[Result], *, baseline: Result | None = Non
     for protocol, facts in PROTOCOLS.items():
         if not any(protocol in clip.average() for result in results for clip in result.scores.clips.values()):
             continue  # without a truth
-        rows = [_row(result, protocol) for result in results]
+        rows = [_row(result, protocol, baseline) for result in results]
         base = _row(baseline, protocol) if baseline is not None else None
         if published and protocol == published_numbers.PROTOCOL:
             rows += _published_rows(clips)
         sections.append(f"**{facts.title}**\n\n{_table(rows, clips, base)}")
     if any(clip.measures for result in results for clip in result.scores.clips.values()):
         sections.append(f"**Further metrics** (↓ lower is better)\n\n{_measures_table(results, clips, baseline)}")
+    sections += [
+        f"No gain of {_name(result)}: {difference}"
+        for result in (others if baseline is not None else [])
+        if (difference := other_frames(result, baseline))
+    ]
     return "\n\n".join(sections)
 
 
-def _row(result: Result, protocol: str) -> _Row:
+def other_frames(result: Result, baseline: Result | None) -> str | None:
+    """Where a result and its baseline were scored on other frames of a clip, one that shows it; else None."""
+    for name, clip in result.scores.clips.items():
+        base = baseline.scores.clips.get(name) if baseline is not None else None
+        if base is None or clip.frames.keys() == base.frames.keys():
+            continue
+        numbers = [frame_numbers(sorted(scores.frames, key=natural_key)) for scores in (clip, base)]
+        if numbers[0] is None or numbers[0] != numbers[1]:
+            lonely = min(clip.frames.keys() ^ base.frames.keys(), key=natural_key)
+            holder = "the baseline" if lonely in base.frames else "the result"
+            counts = f"{len(clip.frames)} frames, in the baseline {len(base.frames)}"
+            return f"clip {name} has {counts}; only {holder} has {lonely}"
+    return None
+
+
+def _row(result: Result, protocol: str, baseline: Result | None = None) -> _Row:
     averages = {clip: scores.average() for clip, scores in result.scores.clips.items()}
-    return _Row(_name(result), {clip: score[protocol] for clip, score in averages.items() if protocol in score})
+    clips = {clip: score[protocol] for clip, score in averages.items() if protocol in score}
+    return _Row(_name(result), clips, comparable=not other_frames(result, baseline))
 
 
 def _name(result: Result) -> str:
@@ -114,7 +138,8 @@ def _measures_table(results: Sequence[Result], clips: Sequence[str], baseline: R
             average, base = _measure_average(result, name, clips), means.get(name)
             cells = [_plain_number(value, decimals) for value in (*values, average)]
             if baseline:
-                gain = None if result is baseline or average is None or base is None else average - base
+                none = result is baseline or bool(other_frames(result, baseline))
+                gain = None if none or average is None or base is None else average - base
                 cells.append(_plain_number(gain, decimals, "+"))
             lines.append(_line([title, f"{MEASURES[name].title} ↓" if name in MEASURES else name, *cells]))
             title = ""
@@ -134,7 +159,7 @@ def _plain_number(value: float | None, decimals: int, sign: str = "") -> str:
 
 def _gain(row: _Row, base: _Row, clips: Sequence[str]) -> Quality | None:
     ours, theirs = row.average(clips), base.average(clips)
-    if row == base or ours is None or theirs is None:
+    if row == base or not row.comparable or ours is None or theirs is None:
         return None
     return Quality(ours.psnr - theirs.psnr, ours.ssim - theirs.ssim)
 

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from csd_plugin.data.layout import find_sequences, natural_key
+from csd_plugin.data.layout import find_sequences, frame_numbers, natural_key
 from csd_plugin.errors import CSDError
 
 TRAIN, TEST, REAL = "Dataset_Training_Synthetic", "Dataset_Testing_Synthetic", "Dataset_Testing_RealRain"
@@ -64,6 +64,33 @@ def test_frames_pair_by_number(pattern):
     (sequence,) = find_sequences([*clip(f"{TEST}/a_Rain", 12), *truth], "test")
     assert sequence.lq == tuple(clip(f"{TEST}/a_Rain", 12))
     assert sequence.gt == tuple(truth)
+
+
+@pytest.mark.parametrize("pattern", ["{:05d}_x2.png", "f{}_k3_of_12.png"])
+def test_frames_pair_by_the_number_that_changes(pattern):
+    rainy, truth = clip(f"{TEST}/a_Rain", 12), clip(f"{TEST}/a_GT", 12, 1, pattern)
+    for lq, gt in ((rainy, truth), (clip(f"{TEST}/a_Rain", 12, 1, pattern), clip(f"{TEST}/a_GT", 12))):
+        (sequence,) = find_sequences([*lq, *gt], "test")
+        assert (sequence.lq, sequence.gt) == (tuple(lq), tuple(gt))
+
+
+@pytest.mark.parametrize(
+    "names, numbers",
+    [
+        (["00000_x2", "00001_x2"], (0, 1)),
+        (["x2_9", "x2_10"], (9, 10)),
+        (["1_t0040", "2_t0080", "3_t0120"], (1, 2, 3)),
+        (["t0040_1", "t0080_2"], (1, 2)),
+        (["IMG_9", "IMG_10_edit3"], None),
+        (["s1_f1", "s1_f2", "s2_f1"], None),
+        (["b_2", "a_1"], None),
+        (["a", "b"], None),
+        (["a7"], (7,)),
+        ([], None),
+    ],
+)
+def test_the_number_of_a_frame(names, numbers):
+    assert frame_numbers(names) == numbers
 
 
 def test_frames_pair_by_name_where_numbers_repeat():

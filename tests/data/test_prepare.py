@@ -287,6 +287,15 @@ def test_clips_of_unknown_split_are_named(tmp_path):
     assert "forest_GT" in str(failed) and "--split" in str(failed)
 
 
+@pytest.mark.parametrize("name", ["{:05d}_x2.png", "x2_{}.png", "{}_of_12.png"])
+def test_the_number_that_changes_is_kept(tmp_path, name):
+    source = scatter(tmp_path / "in", [f"a1_Rain/{name.format(number)}" for number in range(8, 12)])
+    result = prepare([source], tmp_path / "out", by_name())
+    assert not result.failed
+    written = sorted(path.name for path in (tmp_path / "out").rglob("a1_Rain/*.png"))
+    assert written == ["00008.png", "00009.png", "00010.png", "00011.png"]
+
+
 def test_frames_keep_their_numbers(tmp_path):
     assert [file_name(label, ".jpg") for label in ("00001", "7", "img_0012", "0000000123", "cam2_x9")] == [
         "00001.jpg",

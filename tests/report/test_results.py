@@ -101,6 +101,19 @@ def test_averages_over_different_clips_are_not_compared():
     assert rows[3] == ["only a", "PSNR", "29.00", "-", "-"]
 
 
+def test_gains_over_other_frames_are_not_shown_but_said(tmp_path):
+    whole = Result("base", "d", scores_of({"a": [30, 31, 32], "b": [20]}))
+    part = Result("mine", "d", scores_of({"a": [40, 41], "b": [30]}))
+    text = comparison_table([part], baseline=whole)
+    assert table_cells(text)[3] == ["mine", "PSNR", "40.50", "30.00", "35.25", "-", ""]
+    expected = "No gain of mine: clip a has 2 frames, in the baseline 3; only the baseline has 00003"
+    assert text.splitlines()[-1] == expected and text.count("No gain") == 1
+    assert "No gain" not in comparison_table([whole, Result("x", "d", whole.scores)], baseline=whole)
+    base = results.write(tmp_path, "base", whole.scores, {"network": "base", "dataset": "d"})
+    made = results.write(tmp_path, "mine", part.scores, {"network": "mine", "dataset": "d"}, baseline=base)
+    assert expected in made.with_suffix(".md").read_text()  # a test's scores are kept whatever the baseline is
+
+
 def test_skipped_frames_are_said():
     result = Result("n", "d", scores_of({"a": [30, 31, 32]}).without_ends((1, 0)))
     assert table_cells(comparison_table([result]))[1][0] == "n (without the first 1 and last 0 frames)"

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from csd_plugin.data.layout import is_frame_name, natural_key
-from csd_plugin.data.store import decode_image
 from csd_plugin.data.video import open_reader
-from csd_plugin.data.video.images import eight_bits
+from csd_plugin.data.video.images import eight_bits, read_image, refuse_doubles, rounded
 from csd_plugin.data.video.interface import VIDEO_SUFFIXES
 from csd_plugin.errors import CSDError
 
@@ -31,15 +30,17 @@ class CleanClip:
     def is_video(self) -> bool:
         return self.files[0].suffix.lower() in VIDEO_SUFFIXES
 
-    def frames(self) -> Iterator[np.ndarray]:
-        """(H, W, 3) uint8 RGB, all of one size. Raises CSDError naming the frame that cannot be read or differs."""
+    def frames(self, keep_going: bool = False) -> Iterator[np.ndarray]:
+        """(H, W, 3) uint8 RGB, all of one size. Raises CSDError naming the frame that cannot be read or differs.
+
+        keep_going: leave out frames of a video that cannot be read, with a warning.
+        """
         if self.is_video:
-            with open_reader(self.files[0]) as reader:
-                yield from (eight_bits(frame) for frame in reader)
+            with open_reader(self.files[0], keep_going=keep_going) as reader:
+                yield from rounded(reader, self.files[0])
             return
         first = None
-        for path in self.files:
-            frame = _read(path)
+        for path, frame in zip(self.files, rounded(map(read_image, self.files), self.files[0].parent), strict=True):
             first = frame.shape if first is None else first
             if frame.shape != first:
                 raise CSDError(
@@ -53,7 +54,7 @@ class CleanClip:
         if self.is_video:
             frames = list(islice(self.frames(), _LOOKED_AT))
             return {n: frames[n] for n in _numbers(shares, len(frames))}
-        return {n: _read(self.files[n]) for n in _numbers(shares, len(self.files))}
+        return {n: eight_bits(read_image(self.files[n])) for n in _numbers(shares, len(self.files))}
 
     def rate(self, of_folders: float) -> float:
         """Frames per second; folders do not know theirs."""
@@ -95,15 +96,9 @@ def find_clips(source: Path, names: Sequence[str] | None = None) -> list[CleanCl
 
 
 def _images(folder: Path) -> tuple[Path, ...]:
-    files = (path for path in folder.iterdir() if is_frame_name(path.name) and path.is_file())
+    files = [path for path in folder.iterdir() if is_frame_name(path.name) and path.is_file()]
+    refuse_doubles(files)
     return tuple(sorted(files, key=lambda path: natural_key(path.name)))
-
-
-def _read(path: Path) -> np.ndarray:
-    try:
-        return decode_image(path.read_bytes(), str(path))
-    except OSError as error:
-        raise CSDError(f"{path}: cannot be read ({error.strerror}): restore the file") from error
 
 
 def _numbers(shares: Sequence[float], length: int) -> list[int]:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,9 +24,10 @@ from csd_plugin.data.rain.clips import CleanClip, find_clips
 from csd_plugin.data.rain.params import RainParams, random_params
 from csd_plugin.data.rain.renderer import RainRenderer, ambient_light
 from csd_plugin.data.video import open_reader, open_writer
-from csd_plugin.data.video.images import eight_bits
+from csd_plugin.data.video.images import rounded
 from csd_plugin.errors import CSDError
 
+_MOST_VARIANTS = 999
 _COPIED_SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
@@ -34,10 +36,11 @@ class PairOptions:
     """How pairs are written.
 
     split:    'train' (`NAME_GT`, `NAME_Rain_01` ..) or 'test' (`NAME_GT`, `NAME_Rain`), see `data.layout`.
-    variants: rainy versions of every clip, at least 1; exactly 1 of a test clip.
+    variants: rainy versions of every clip, 1 to 999; exactly 1 of a test clip.
     vary:     every version gets a rain of its own about `params`; otherwise all have `params` and differ by seed.
     suffix:   '.jpg' or '.png' of rainy frames; quality: of JPEG, 1 to 100.
     fps:      of clips that are folders of frames.
+    keep_going: leave out frames of a damaged video that cannot be read, with a warning, instead of stopping.
     """
 
     params: RainParams
@@ -48,10 +51,11 @@ class PairOptions:
     suffix: str = ".jpg"
     quality: int = 95
     fps: float = 25.0
+    keep_going: bool = False
 
     def __post_init__(self) -> None:
-        if self.variants < 1 or (self.split == "test" and self.variants > 1):
-            allowed = "1 in the test layout" if self.split == "test" else "at least 1"
+        if not 1 <= self.variants <= (1 if self.split == "test" else _MOST_VARIANTS):
+            allowed = "1 in the test layout" if self.split == "test" else f"1 to {_MOST_VARIANTS}"
             raise CSDError(f"rain variants = {self.variants}: give {allowed}")
         if not 1 <= self.quality <= 100:
             raise CSDError(f"JPEG quality = {self.quality}: give 1 to 100")
@@ -62,7 +66,7 @@ class PairOptions:
     def record(self) -> dict[str, object]:
         """What decides on the pixels of a rainy folder."""
         kept = asdict(self)
-        del kept["split"], kept["variants"]
+        del kept["split"], kept["variants"], kept["keep_going"]
         return kept
 
 
@@ -105,8 +109,8 @@ def write_pairs(
         raise CSDError(f"{out}: cannot be written to ({error.strerror})") from error
 
     tasks = [task for task in tasks if not task[0].exists()]
-    if jobs > 1:
-        _write_in_parallel(tasks, options, jobs)
+    if min(jobs, len(tasks)) > 1:
+        _write_in_parallel(tasks, options, min(jobs, len(tasks)))
     else:
         frames = sum(len(clip.files) for _, clip, _ in tasks) if not any(clip.is_video for clip in found) else None
         with tqdm(total=frames, desc="rain", unit="frame", disable=None) as progress:
@@ -120,12 +124,15 @@ def rain_on_video(source: Path, out: Path, options: PairOptions, *, overwrite: b
 
     Raises CSDError as `open_reader` and `open_writer` do.
     """
-    with open_reader(source) as reader, open_writer(out, like=reader, overwrite=overwrite) as writer:
-        rain, count = None, 0
-        for frame in tqdm(reader, total=reader.num_frames, desc="rain", unit="frame", disable=None):
-            frame = eight_bits(frame)
+    rate = Fraction(options.fps).limit_denominator(1_000_000)
+    with (
+        open_reader(source, fps=rate, keep_going=options.keep_going) as reader,
+        open_writer(out, like=reader, overwrite=overwrite) as writer,
+    ):
+        rain, count, fps = None, 0, float(reader.fps)
+        frames = rounded(reader, source)
+        for frame in tqdm(frames, total=reader.num_frames, desc="rain", unit="frame", disable=None):
             if rain is None:
-                fps = float(reader.fps) if source.is_file() else options.fps
                 rain = clip_renderer(options.params, options.seed, source.stem, 1, frame, fps=fps, vary=options.vary)
             writer.write(rain.render(frame, count))
             count += 1
@@ -169,7 +176,7 @@ def _write_folder(
     try:
         scratch.mkdir(parents=True)
         if variant == 0:
-            _write_clean(scratch, clip, tick)
+            _write_clean(scratch, clip, options, tick)
         else:
             _write_rainy(scratch, clip, variant, options, tick)
         scratch.rename(target)
@@ -179,20 +186,20 @@ def _write_folder(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write_clean(folder: Path, clip: CleanClip, tick: Callable[[], object]) -> None:
+def _write_clean(folder: Path, clip: CleanClip, options: PairOptions, tick: Callable[[], object]) -> None:
     if all(path.suffix.lower() in _COPIED_SUFFIXES for path in clip.files):
         for number, path in enumerate(clip.files, 1):
             shutil.copyfile(path, folder / f"{number:05d}{path.suffix.lower()}")
             tick()
     else:
-        for number, frame in enumerate(clip.frames(), 1):
+        for number, frame in enumerate(clip.frames(options.keep_going), 1):
             _write_frame(folder / f"{number:05d}.png", frame, 100)
             tick()
 
 
 def _write_rainy(folder: Path, clip: CleanClip, variant: int, options: PairOptions, tick: Callable[[], object]) -> None:
     rain = None
-    for number, frame in enumerate(clip.frames()):
+    for number, frame in enumerate(clip.frames(options.keep_going)):
         if rain is None:
             fps = clip.rate(options.fps)
             rain = clip_renderer(options.params, options.seed, clip.name, variant, frame, fps=fps, vary=options.vary)

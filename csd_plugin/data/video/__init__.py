@@ -4,22 +4,25 @@
         for frame in reader:
             writer.write(frame)
 
-Frames are RGB arrays (H, W, 3) as a viewer shows them, rotation applied: uint8, or, from videos with more
-than 8 bits a channel, uint16 over its full range.
+Frames are RGB arrays (H, W, 3) as a viewer shows them, rotation applied: uint8, or, from videos and images
+with more than 8 bits a channel, uint16 over its full range.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from fractions import Fraction
 from pathlib import Path
 
+from csd_plugin.atomic import refuse_inputs
 from csd_plugin.data.video.camera import CameraReader, is_camera
 from csd_plugin.data.video.decode import VideoReader
 from csd_plugin.data.video.encode import VideoWriter
 from csd_plugin.data.video.folder import FolderReader, FolderWriter, make_folder
-from csd_plugin.data.video.images import NUMBER, images_in, numbered
+from csd_plugin.data.video.images import NUMBER, files_of, images_in, numbered
 from csd_plugin.data.video.interface import PIPE, VIDEO_SUFFIXES, FrameReader, FrameWriter, Position
 from csd_plugin.data.video.pipes import PipeReader, PipeWriter
+from csd_plugin.data.video.webp import WebPReader, is_webp
 from csd_plugin.errors import CSDError
 
 
@@ -36,9 +39,9 @@ def open_reader(
     """Open a video file, images, a pipe, or a camera.
 
     Args:
-        path: a video file; a folder of images, which are taken in the natural order of their names; a pattern of
-            image files such as frames_%05d.png; '-', raw rgb24 frames of `size` on standard input; or a camera,
-            see `is_camera`, which has no `start` and no `context`.
+        path: a video file or animated WebP; a folder of images, which are taken in the natural order of their names; a
+            pattern of image files such as frames_%05d.png; '-', raw rgb24 frames of `size` on standard input; or a
+            camera, see `is_camera`, which has no `start` and no `context`.
         start, end: the part to read: from the frame at `start` up to, not with, the one at `end`.
         fps: the rate of images and pipes; a video file knows its own.
         context: read up to so many frames before and after the part too; `in_part` tells which they are.
@@ -59,10 +62,14 @@ def open_reader(
         raise CSDError(f"{path} does not exist; check the path")
     if path.is_dir():
         return FolderReader(path, images_in(path), start=start, end=end, fps=fps, context=context)
+    if is_webp(path):
+        return WebPReader(path, start=start, end=end, context=context)
     return VideoReader(path, start=start, end=end, keep_going=keep_going, context=context)
 
 
-def open_writer(path: str | Path, *, like: FrameReader, overwrite: bool = False) -> FrameWriter:
+def open_writer(
+    path: str | Path, *, like: FrameReader, overwrite: bool = False, inputs: Collection[Path] = ()
+) -> FrameWriter:
     """Open an output: a video file if the name ends in one of `VIDEO_SUFFIXES`, else a folder of PNG files.
 
     A name such as clean_%05d.png is a pattern of PNG files; '-' is raw rgb24 frames on standard output.
@@ -71,26 +78,25 @@ def open_writer(path: str | Path, *, like: FrameReader, overwrite: bool = False)
         like: where the frames come from: the n-th frame written gets the time, or the name, of the n-th frame
             read; a video also takes over codec, colours, sound and all else that its container holds.
         overwrite: replace a video that is there, and frames of the same names in a folder.
+        inputs: what else is read while the output is written: files, folders or patterns.
 
     Raises:
-        CSDError: a kind of file that is not written, a video or frames that are there already, or input and output
-            are one.
+        CSDError: a kind of file that is not written, a video or frames that are there already, or an output that is
+            an input, by whatever spelling or link.
     """
     path = Path(path)
     if path == PIPE:
         return PipeWriter()
-    if path.exists() and path.resolve() == like.path.resolve():
-        raise CSDError(f"{path} is the input too; give the output another name")
+    inputs = (like.path, *inputs)
     if path.is_dir() or not path.suffix:
-        return FolderWriter(path, like=like, overwrite=overwrite)
+        return FolderWriter(path, like=like, overwrite=overwrite, inputs=inputs)
     if NUMBER.search(path.name) and path.suffix.lower() == ".png":
-        if path == like.path:
-            raise CSDError(f"{path} is the input too; give the output another name")
-        return FolderWriter(path.parent, like=like, pattern=path.name, overwrite=overwrite)
+        return FolderWriter(path.parent, like=like, pattern=path.name, overwrite=overwrite, inputs=inputs)
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         kinds = " ".join(VIDEO_SUFFIXES)
         raise CSDError(f"{path}: cannot write '{path.suffix}'; use {kinds}, or no suffix for a folder of PNG files")
+    make_folder(path.parent)
+    refuse_inputs([path], [file for given in inputs for file in files_of(given)])
     if path.exists() and not overwrite:
         raise CSDError(f"{path} is there already; --overwrite replaces it, or give another name")
-    make_folder(path.parent)
     return VideoWriter(path, like=like, replace=overwrite)

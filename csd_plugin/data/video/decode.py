@@ -8,14 +8,17 @@ from array import array
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
 import numpy as np
 from av.stream import Disposition
 
+from csd_plugin.data.video.clock import Clock
 from csd_plugin.data.video.colours import Colours, Light, carried, has_alpha, to_rgb, turns_sideways
-from csd_plugin.data.video.interface import FrameReader, Position, frame_number
+from csd_plugin.data.video.complete import extent_of
+from csd_plugin.data.video.interface import EmptyPart, FrameReader, Position, frame_number, reached
 from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
@@ -24,7 +27,7 @@ logger = logging.getLogger(__name__)
 # could name any other file of the machine, or an address, to be read into the output.
 _READABLE = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,webp,h264,hevc,av1,obu,ivf,m4v,"
-    "mjpeg,yuv4mpegpipe,mxf,nut,wtv,rm,dv"
+    "mjpeg,jpeg_pipe,yuv4mpegpipe,mxf,nut,wtv,rm,dv"
 )
 
 # FFmpeg's numbers of how two fields make a frame, as a viewer would say it.
@@ -73,7 +76,7 @@ class VideoReader(FrameReader):
             self._frames = self._part()
             first = next(self._frames, None)
             if first is None:
-                raise CSDError(f"{path}: no frames in the part asked for; --end is the frame after the last")
+                raise EmptyPart(f"{path}: no frames in the part asked for; --end is the frame after the last")
         except BaseException:
             self._container.close()
             raise
@@ -143,7 +146,10 @@ class VideoReader(FrameReader):
         tick = max(1, round(1 / (self.fps * self.time_base)))
         expected = round(self.origin / self.time_base)
         last = expected - 1
+        look: str | None = None
         for number, frame in enumerate(self._decoded()):
+            look_before, look = look or _look(frame), _look(frame)
+            changed = look != look_before
             # Some files have no times; in display order time always moves on.
             pts = self._places.popleft() if self._places else frame.pts
             begin = expected if pts is None or pts <= last else pts
@@ -153,17 +159,24 @@ class VideoReader(FrameReader):
             if len(self._starts) and not self.cut:
                 self._durations[-1] = begin - self._starts[-1]
             seconds = begin * self.time_base - self.origin
-            if self.end is not None and _reached(self.end, number, seconds):
+            if self.end is not None and reached(self.end, number, seconds):
                 self.cut = True
-                if after == self._context or not self._starts:
+                if after == self._context or not self._starts or changed:
                     return
                 after += 1
                 yield frame
                 continue
-            if not _reached(self.start, number, seconds):
+            if changed and not self._starts:
+                before.clear()  # no context either
+            if not reached(self.start, number, seconds):
                 self._skipped += 1
                 before.append(frame)
                 continue
+            if changed and self._starts:
+                raise CSDError(
+                    f"{self.path}: frame {number} is {look}, those before it are {look_before}, and a clip has frames "
+                    f"of one kind: --end {number} takes those before, --start {number} those from there on"
+                )
             if before:
                 self.lead = len(before)
                 while before:
@@ -185,16 +198,15 @@ class VideoReader(FrameReader):
         return end - self._starts[-1] if end is not None and end > self._starts[-1] else None
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
-        packets, frames, seconds = 0, 0, 0.0
-        demuxer = self._container.demux(self._stream)
+        packets, frames = 0, 0
+        demuxer = self._packets()
         while True:
             try:
-                packet = next(demuxer, None)
+                packet, is_cut = next(demuxer, (None, False))
                 if packet is None:
                     break
                 packets += packet.size > 0
-                seconds = max(seconds, float((packet.pts or 0) * self.time_base))
-                if packet.is_corrupt:
+                if is_cut:
                     self._damaged(frames, "its data is cut off")
                     continue
                 # AVI has the times of decoding only: one place after the other, whichever frame is shown then.
@@ -207,24 +219,58 @@ class VideoReader(FrameReader):
             for frame in decoded:
                 yield frame
                 frames += 1
-        if self._ends_early(packets, seconds):
-            self._damaged(frames, "the file ends before its time")
+        if reason := self._lacks(packets):
+            self._damaged(frames, reason)
 
-    def _ends_early(self, packets: int, seconds: float) -> bool:
-        """Whether the file says that it holds more, as far as its container is to be trusted in this."""
-        if "mp4" in self._container.format.name:
-            return packets < self._stream.frames
-        # Matroska writes 00:00:02.400000000, and how long the last frame shows it may not know.
-        clock = re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)", self._stream.metadata.get("DURATION", ""))
-        if clock is None:
-            return False
-        hours, minutes, rest = clock.groups()
-        return seconds < 3600 * int(hours) + 60 * int(minutes) + float(rest) - 1.0
+    def _packets(self) -> Iterator[tuple[av.Packet, bool]]:
+        """Each packet of the stream, and whether data of it is missing. Raises av.FFmpegError."""
+        clock = Clock(self._stream)
+        waiting: deque[tuple[av.Packet, bool]] = deque()
+
+        def judged() -> tuple[av.Packet, bool]:
+            # Where files are joined, a transport stream's packet counters start anew, and one of the two packets before
+            # that place, which is whole, is marked as cut.
+            packet, _ = waiting.popleft()
+            return packet, packet.is_corrupt and not any(begins for _, begins in islice(waiting, 2))
+
+        failed: av.FFmpegError | None = None
+        jumps = 0
+        try:
+            for packet in clock.packets(self._stream):
+                waiting.append((packet, packet.is_keyframe or clock.jumps > jumps))
+                if clock.jumps > jumps == 0:
+                    logger.warning(
+                        "%s: its clock starts anew inside, as in joined files; times go on there, and sound that would "
+                        "lie over the part before is left out",
+                        self.path,
+                    )
+                jumps = clock.jumps
+                if len(waiting) > 2:
+                    yield judged()
+        except av.FFmpegError as error:
+            failed = error
+        while waiting:
+            yield judged()
+        if failed:
+            raise failed
+
+    def _lacks(self, packets: int) -> str | None:
+        """What the file says it holds besides what was read, as far as its container is to be trusted in this."""
+        kind, told = self._container.format.name, self._stream.frames
+        extent = extent_of(self.path, kind)
+        if extent.unread:
+            return f"{extent.unread} more joined on behind, where readers of its kind do not look: join with a program"
+        # AVI files have a number of frames too, and some of them a wrong size.
+        if ("mp4" in kind and packets < told) or (extent.missing and (kind != "avi" or packets < told)):
+            return "the file ends before its time"
+        return None
 
     def _damaged(self, frame: int, reason: str) -> None:
         message = f"{self.path}: the video is damaged after frame {frame} ({reason})"
         if not self._keep_going:
-            raise CSDError(f"{message}; keep_going (--keep-going) leaves out what cannot be read")
+            raise CSDError(
+                f"{message}; keep_going (--keep-going of csd derain, rain and prepare) leaves out what cannot be read"
+            )
         self._whole = False
         logger.warning("%s; what cannot be read is left out", message)
 
@@ -256,5 +302,7 @@ def is_cover(stream: av.VideoStream) -> bool:
     return bool(stream.disposition & Disposition.attached_pic)
 
 
-def _reached(position: Position, number: int, seconds: Fraction) -> bool:
-    return number >= position if isinstance(position, int) else seconds >= position
+def _look(frame: av.VideoFrame) -> str:
+    """What all frames of a clip share: size, and whether 8 bits hold their values."""
+    deep = max(component.bits for component in frame.format.components) > 8
+    return f"{frame.width}x{frame.height}{' of more than 8 bits' if deep else ''}"

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
 
 from csd_plugin.atomic import draft_of
+from csd_plugin.data.video.clock import Clock
 from csd_plugin.data.video.colours import BT709, Colours, from_rgb
 from csd_plugin.data.video.decode import VideoReader, open_input
 from csd_plugin.data.video.encoders import Look, Setup, choose
@@ -115,9 +117,8 @@ class VideoWriter(FrameWriter):
         self._container = container
         form = container.format.name
         self._constant = form in _CONSTANT
-        self._offset = Fraction(0)
-        if source:
-            self._offset = source.origin if source.start == 0 else source.stamp(0)[0] * source.time_base
+        whole_start = source is not None and source.start == 0  # sound may begin before the first picture
+        self._offset = source.origin if source and whole_start else like.stamp(0)[0] * like.time_base
         rate = _steady_rate(source, self._offset) if source and self._constant else like.fps
         self._setup = choose(self._path, form, _look(source, frame), size, rate, reorder=not self._constant)
         try:
@@ -258,9 +259,9 @@ def _look(source: VideoReader | None, frame: np.ndarray) -> Look:
 def _steady_rate(source: VideoReader, offset: Fraction) -> Fraction:
     """The lowest of the likely constant rates at which no two frames of a file have one place."""
     with open_input(source.path) as container:
-        stream = container.streams[source.index]
+        stream = cast("av.VideoStream", container.streams[source.index])
         try:
-            stamps = sorted({packet.pts for packet in container.demux(stream) if packet.pts is not None})
+            stamps = sorted({packet.pts for packet in Clock(stream).packets(stream) if packet.pts is not None})
         except av.FFmpegError:
             return source.fps  # damage: the reader says so
         times = [stamp * source.time_base - offset for stamp in stamps]

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import logging
+from collections.abc import Collection, Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from csd_plugin.data.layout import is_frame_name
-from csd_plugin.data.video.images import nth_name, read_image, shape_of, write_png
-from csd_plugin.data.video.interface import FrameReader, FrameWriter, Position, frame_number
+from csd_plugin.atomic import refuse_inputs, same_place
+from csd_plugin.data.layout import frame_numbers, is_frame_name
+from csd_plugin.data.video.images import (
+    eight_bits,
+    files_of,
+    nth_name,
+    number_in,
+    read_image,
+    sixteen_bits,
+    write_png,
+)
+from csd_plugin.data.video.interface import EmptyPart, FrameReader, FrameWriter, Position, frame_number
 from csd_plugin.errors import CSDError
+
+logger = logging.getLogger(__name__)
 
 
 class FolderReader(FrameReader):
-    """Image files as a clip of constant rate."""
+    """Image files as a clip of constant rate, of the depth of the first: 8 or 16 bits."""
+
+    counted = True
 
     def __init__(
         self, path: Path, files: list[Path], *, start: Position, end: Position | None, fps: Fraction, context: int
@@ -24,12 +37,13 @@ class FolderReader(FrameReader):
         self.first = frame_number(start, fps)
         last = len(files) if end is None else min(frame_number(end, fps), len(files))
         if self.first >= last:
-            raise CSDError(
+            raise EmptyPart(
                 f"{path}: no frames from {self.first} on before {last}; it has {len(files)}, counted from 0, and "
                 f"--end is the frame after the last"
             )
         self.lead = min(context, self.first)
         self._files = files[self.first - self.lead : last + context]
+        self._numbers = frame_numbers([file.stem for file in files])
         self.path = path
         self.fps = fps
         self.time_base = 1 / fps
@@ -39,9 +53,14 @@ class FolderReader(FrameReader):
         self.size = (self._first.shape[1], self._first.shape[0])
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        deep, rounded = self._first.dtype == np.uint16, False
         yield self._first
         for file in self._files[1:]:
             frame = read_image(file)
+            if not deep and not rounded and frame.dtype == np.uint16:
+                logger.warning("%s has 16 bits, the frames before it have 8: such frames are rounded to 8 bits", file)
+                rounded = True
+            frame = sixteen_bits(frame) if deep else eight_bits(frame)
             height, width = frame.shape[:2]
             if (width, height) != self.size:
                 raise CSDError(
@@ -59,16 +78,33 @@ class FolderReader(FrameReader):
     def name(self, index: int) -> str:
         return self._files[self.lead + index].stem
 
+    def number(self, index: int) -> int:
+        return self._numbers[self.first + index] if self._numbers else super().number(index)
+
     def close(self) -> None:
         pass  # no file stays open between frames
 
 
 class FolderWriter(FrameWriter):
-    """PNG files named after the frames read, or by a pattern. Every file appears whole or not at all."""
+    """PNG files named after the frames read, or by a pattern. Every file appears whole or not at all.
 
-    def __init__(self, path: Path, *, like: FrameReader, pattern: str | None = None, overwrite: bool = False) -> None:
-        make_folder(path)
+    inputs: all that is read, files, folders and patterns; nothing of it may be written to.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        like: FrameReader,
+        pattern: str | None = None,
+        overwrite: bool = False,
+        inputs: Collection[Path] = (),
+    ) -> None:
+        make_folder(path)  # first, as a path through a folder that is not there yet leads nowhere
+        if any(given.is_dir() and same_place(path, given) for given in inputs):
+            raise CSDError(f"{path} is the input too; give the output another folder")
         self._path, self._like, self._pattern, self._written = path, like, pattern, 0
+        refuse_inputs(self._frames(), [file for given in inputs for file in files_of(given)])
         if not overwrite and (there := self.there()):
             raise CSDError(
                 f"{path} holds frames already, such as {there.name}; --resume adds those that are missing, --overwrite "
@@ -77,17 +113,20 @@ class FolderWriter(FrameWriter):
 
     def there(self) -> Path | None:
         """A frame that an earlier run may have written."""
-        shape = shape_of(self._pattern) if self._pattern else None
-        files = (file for file in self._path.iterdir() if file.suffix.lower() == ".png" and is_frame_name(file.name))
-        return min((file for file in files if shape is None or shape.fullmatch(file.name)), default=None)
+        return min(self._frames(), default=None)
+
+    def _frames(self) -> Iterator[Path]:
+        """Files that are there under names that this writer gives."""
+        for file in self._path.iterdir():
+            is_png = file.suffix.lower() == ".png" and is_frame_name(file.name)
+            if is_png and (self._pattern is None or number_in(self._pattern, file.name) is not None):
+                yield file
 
     def file(self, index: int) -> Path:
         """Where the part's index-th frame is written."""
         name = f"{self._like.name(index)}.png"
         if self._pattern:
-            digits = re.search(r"(\d+)\D*$", self._like.name(index))
-            number = int(digits[1]) if digits else self._like.first + index + 1
-            name = nth_name(self._pattern, number)
+            name = nth_name(self._pattern, self._like.number(index))
         return self._path / name
 
     def write(self, frame: np.ndarray) -> None:

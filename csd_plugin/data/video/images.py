@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -13,27 +15,50 @@ from csd_plugin.data.layout import IMAGE_SUFFIXES, is_frame_name, natural_key
 from csd_plugin.data.store import decode_image
 from csd_plugin.errors import CSDError
 
+logger = logging.getLogger(__name__)
+
 NUMBER = re.compile(r"%0?\d?d")
 """What stands for the number in a pattern such as frames_%05d.png."""
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The images of a folder in their natural order; other files are not looked at. Raises CSDError for none."""
+    """The images of a folder in their natural order; other files are not looked at.
+
+    Raises CSDError for none, and as `refuse_doubles` does.
+    """
     files = [file for file in folder.iterdir() if is_frame_name(file.name) and file.is_file()]
     if not files:
         raise CSDError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}); give the folder that holds the frames")
+    refuse_doubles(files)
     return sorted(files, key=lambda file: natural_key(file.name))
+
+
+def refuse_doubles(files: Iterable[Path]) -> None:
+    """Raise CSDError where two images of a clip have one name but for suffix and case: a frame is there once."""
+    seen: dict[str, Path] = {}
+    for file in sorted(files):
+        other = seen.setdefault(file.stem.casefold(), file)
+        if other is not file:
+            raise CSDError(
+                f"{file.parent}: {other.name} and {file.name} are one frame twice; keep one of them, or give the "
+                f"images to read as a pattern such as frames_%05d{file.suffix}"
+            )
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that an input consists of: a folder's or pattern's images, or the file; none of what is not there."""
+    if path.is_dir():
+        return [file for file in path.iterdir() if is_frame_name(file.name)]
+    if NUMBER.search(path.name) and not path.exists() and path.parent.is_dir():
+        return list(_numbered(path).values())
+    return [path] if path.exists() else []
 
 
 def numbered(pattern: Path) -> list[Path]:
     """The files that a pattern such as frames_%05d.png means, by number. Raises CSDError for none, or a gap."""
     if not pattern.parent.is_dir():
         raise CSDError(f"{pattern}: the folder {pattern.parent} does not exist; check the path")
-    shape = shape_of(pattern.name)
-    found = ((shape.fullmatch(file.name), file) for file in pattern.parent.iterdir())
-    files = {int(match[1]): file for match, file in found if match}
-    # %d and %05d write a number in one way only: file_7 is not file_00007's place.
-    files = {n: f for n, f in files.items() if nth_name(pattern.name, n) == f.name}
+    files = _numbered(pattern)
     if not files:
         raise CSDError(f"{pattern}: no file is named so; check the folder and the number of digits")
     missing = next((n for n in range(min(files), max(files)) if n not in files), None)
@@ -42,10 +67,18 @@ def numbered(pattern: Path) -> list[Path]:
     return [files[n] for n in sorted(files)]
 
 
-def shape_of(pattern: str) -> re.Pattern[str]:
-    """What names of a pattern such as frames_%05d.png look like; the number is the first group."""
+def _numbered(pattern: Path) -> dict[int, Path]:
+    """Number -> file, of the files that a pattern means."""
+    found = ((number_in(pattern.name, file.name), file) for file in pattern.parent.iterdir())
+    return {number: file for number, file in found if number is not None}
+
+
+def number_in(pattern: str, name: str) -> int | None:
+    """The number to which a pattern such as frames_%05d.png gives this name; None where there is none."""
     before, after = (re.escape(part) for part in NUMBER.split(pattern, maxsplit=1))
-    return re.compile(f"{before}(\\d+){after}")
+    match = re.fullmatch(f"{before}([0-9]+){after}", name)
+    # %d and %05d write a number in one way only: file_7 is not file_00007's place.
+    return int(match[1]) if match and nth_name(pattern, int(match[1])) == name else None
 
 
 def nth_name(pattern: str, number: int) -> str:
@@ -54,9 +87,9 @@ def nth_name(pattern: str, number: int) -> str:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """uint8 RGB (H, W, 3); see `decode_image` for what it makes of other kinds. Raises CSDError."""
+    """RGB (H, W, 3), uint8, or uint16 of a file of 16 bits; see `decode_image` for other kinds. Raises CSDError."""
     try:
-        return decode_image(path.read_bytes(), str(path))
+        return decode_image(path.read_bytes(), str(path), deep=True)
     except OSError as error:
         raise CSDError(f"{path}: cannot be read ({error.strerror or error}): restore the file") from error
 
@@ -66,9 +99,32 @@ def eight_bits(frame: np.ndarray) -> np.ndarray:
     return frame if frame.dtype == np.uint8 else ((frame.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
+def rounded(frames: Iterable[np.ndarray], what: object) -> Iterator[np.ndarray]:
+    """uint8 frames; where deeper ones come, one line says that they are rounded, and of what they are."""
+    said = False
+    for frame in frames:
+        if frame.dtype != np.uint8 and not said:
+            logger.warning("%s: more than 8 bits a channel, rounded to 8", what)
+            said = True
+        yield eight_bits(frame)
+
+
+def sixteen_bits(frame: np.ndarray) -> np.ndarray:
+    """uint16 (full range) as it is, uint8 exactly."""
+    return frame if frame.dtype == np.uint16 else frame.astype(np.uint16) * 257
+
+
+def one_depth(frames: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Frames of 8 and 16 bits, all of them as the deepest is."""
+    frames = list(frames)
+    return list(map(sixteen_bits, frames)) if any(frame.dtype == np.uint16 for frame in frames) else frames
+
+
 def write_png(path: Path, frame: np.ndarray) -> None:
     """Write RGB (H, W, 3), uint8 or uint16, so that the file appears whole or not at all. Raises CSDError."""
-    _, data = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    done, data = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    if not done:
+        raise CSDError(f"{path}: OpenCV cannot write {frame.shape[1]}x{frame.shape[0]} pixels as PNG")
     try:
         with replacing(path) as draft:
             draft.write_bytes(data.tobytes())

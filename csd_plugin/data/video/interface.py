@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from csd_plugin.errors import CSDError
+
 Position = int | Fraction
 """A place in a clip: a frame number from 0, or seconds from its start."""
 
@@ -24,6 +26,15 @@ def frame_number(position: Position, fps: Fraction) -> int:
     return position if isinstance(position, int) else -int(-position * fps // 1)
 
 
+def reached(position: Position, number: int, seconds: Fraction) -> bool:
+    """Whether the frame of this number, which is shown from `seconds` on, is at or after a position."""
+    return number >= position if isinstance(position, int) else seconds >= position
+
+
+class EmptyPart(CSDError):
+    """The part of a clip that was asked for has no frame."""
+
+
 class FrameReader(ABC):
     """The frames of one clip in display order, once. A context manager.
 
@@ -32,7 +43,8 @@ class FrameReader(ABC):
         size: (width, height) of every frame, in pixels.
         fps: mean frames per second.
         time_base: seconds in one tick of `stamp`.
-        num_frames: how many frames the part asked for has; an estimate for some files, None where nothing tells.
+        num_frames: how many frames the part asked for has; None where nothing tells.
+        counted: whether `num_frames` is exact; else it is an estimate, or what the file's header says.
         first: the number, in the whole clip, of the part's first frame.
         lead, trail: frames of the context that come before and after the part; where the end of a file is not known
             yet, `trail` is how many are wanted.
@@ -48,6 +60,7 @@ class FrameReader(ABC):
     lead: int = 0
     trail: int = 0
     live: bool = False
+    counted: bool = False
 
     @property
     def num_read(self) -> int | None:
@@ -72,6 +85,10 @@ class FrameReader(ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """The file name, without suffix, that belongs to the part's index-th frame."""
+
+    def number(self, index: int) -> int:
+        """The number that a pattern's name of the part's index-th frame holds; it rises with every frame."""
+        return self.first + index + 1
 
     @abstractmethod
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections import deque
@@ -11,8 +12,10 @@ from fractions import Fraction
 import numpy as np
 
 from csd_plugin.data.video.images import eight_bits
-from csd_plugin.data.video.interface import PIPE, FrameReader, FrameWriter, Position, frame_number
+from csd_plugin.data.video.interface import PIPE, EmptyPart, FrameReader, FrameWriter, Position, frame_number
 from csd_plugin.errors import CSDError
+
+logger = logging.getLogger(__name__)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -35,7 +38,7 @@ class PipeReader(FrameReader):
         self._until = None if end is None else frame_number(end, fps)
         self.first = frame_number(start, fps)
         if self._until is not None and self._until <= self.first:
-            raise CSDError(f"standard input: no frames from {self.first} on before {self._until}")
+            raise EmptyPart(f"standard input: no frames from {self.first} on before {self._until}")
         self.num_frames = None if self._until is None else self._until - self.first
         self.lead = min(context, self.first)
         self._context = context
@@ -58,7 +61,7 @@ class PipeReader(FrameReader):
     def _frames(self) -> Iterator[np.ndarray]:
         width, height = self.size
         count, length = 0, width * height * 3
-        while data := sys.stdin.buffer.read(length):
+        while data := self._read(length):
             if len(data) < length:
                 raise CSDError(
                     f"standard input ends inside frame {count}: {len(data)} of {length} bytes; are they rgb24, "
@@ -68,6 +71,13 @@ class PipeReader(FrameReader):
             count += 1
         if not count:
             raise CSDError("standard input is empty: no frame came")
+
+    def _read(self, length: int) -> bytes:
+        try:
+            return sys.stdin.buffer.read(length)
+        except (MemoryError, OverflowError) as error:
+            width, height = self.size
+            raise CSDError(f"standard input: no memory for a frame of {width}x{height}; is --size right?") from error
 
     def in_part(self, index: int) -> bool:
         return index >= self.lead and (self._until is None or index - self.lead < self._until - self.first)
@@ -85,7 +95,12 @@ class PipeReader(FrameReader):
 class PipeWriter(FrameWriter):
     """Frames to standard output; deep ones are rounded to 8 bits."""
 
+    _said = False
+
     def write(self, frame: np.ndarray) -> None:
+        if frame.dtype != np.uint8 and not self._said:
+            logger.warning("standard output: more than 8 bits a channel, rounded to 8")
+            self._said = True
         try:
             sys.stdout.buffer.write(np.ascontiguousarray(eight_bits(frame)).data)
             sys.stdout.buffer.flush()

@@ -10,11 +10,12 @@ import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import av
 from av.stream import Disposition
 
+from csd_plugin.data.video.clock import Clock
 from csd_plugin.data.video.decode import VideoReader, is_cover, open_input
 from csd_plugin.data.video.encoders import Setup, write_one
 
@@ -55,7 +56,7 @@ class Tracks:
         self._output, self._setup, self._offset = output, setup, offset
         self._source = open_input(source.path)
         self._copies: dict[int, Any] = {}
-        self._ends: dict[int, tuple[int, int | None]] = {}
+        self._last: dict[int, int] = {}
         self._lost: list[str] = []
         firsts = _first_packets(source.path)
         for stream in self._source.streams:
@@ -68,7 +69,8 @@ class Tracks:
                 "%s: left out, as %s does not hold it: %s", source.path, output.format.name, "; ".join(self._lost)
             )
         wanted = [self._source.streams[index] for index in self._copies]
-        self._packets = self._timed(self._source.demux(*wanted)) if wanted else iter(())
+        picture = cast("av.VideoStream", self._source.streams[source.index])
+        self._packets = self._timed(Clock(picture).packets(*wanted)) if wanted else iter(())
         self._waiting = next(self._packets, None)
 
     def copy_until(self, seconds: Fraction | None) -> None:
@@ -126,10 +128,7 @@ class Tracks:
             yield begin, packet
 
     def _move(self, packet: av.Packet) -> Fraction | None:
-        """Give a packet the output's time, and return it in seconds; None for one that has none, or no data.
-
-        A track's packets never go back, as those of joined files do.
-        """
+        """Give a packet the output's time, and return it in seconds; None for one that has none, or no data."""
         if packet.stream.type == "video" and packet.size:  # a cover
             packet.pts = packet.dts = 0
             return Fraction(0)
@@ -137,12 +136,12 @@ class Tracks:
         if decoded is None:  # demuxers end every stream with an empty packet
             return None
         shown = decoded if packet.pts is None else packet.pts
-        jump, end = self._ends.get(packet.stream.index, (-round(self._offset / packet.time_base), None))
-        if end is not None and decoded + jump < end - round(1 / packet.time_base):
-            jump = end - decoded
-        packet.dts, packet.pts = decoded + jump, shown + jump
-        self._ends[packet.stream.index] = (jump, decoded + jump + (packet.duration or 0))
-        return (shown + jump) * packet.time_base
+        shift = round(self._offset / packet.time_base)
+        # Muxers refuse time that stands still.
+        packet.dts = max(decoded - shift, self._last.get(packet.stream.index, decoded - shift - 1) + 1)
+        packet.pts = max(shown - shift, packet.dts)
+        self._last[packet.stream.index] = packet.dts
+        return packet.pts * packet.time_base
 
 
 def say_what_is_lost(path: Path, source: VideoReader) -> None:

@@ -36,7 +36,7 @@ def write_comparison(
     count = 0
     with (
         open_reader(scene.clip, start=start, end=end) as reader,
-        open_writer(out, like=reader, overwrite=True) as writer,
+        open_writer(out, like=reader, overwrite=True, inputs=scene.inputs) as writer,
         tqdm(total=reader.num_frames, unit="frame", desc=out.name, disable=None) as bar,
     ):
         labels: dict[str, np.ndarray] = {}

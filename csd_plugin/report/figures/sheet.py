@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from csd_plugin.atomic import replacing
+from csd_plugin.atomic import refuse_inputs, replacing
+from csd_plugin.data.video.images import files_of
 from csd_plugin.errors import CSDError
 from csd_plugin.extras import needed_by
 
@@ -88,13 +89,14 @@ class Sheet:
             raise CSDError(f"{path}: cannot be written ({error.strerror or error}); give another place") from error
 
 
-def check_output(path: Path) -> None:
-    """Before anything is computed: raise CSDError where `Sheet.save` could not write there."""
+def check_output(path: Path, inputs: Iterable[Path]) -> None:
+    """Before anything is computed: raise CSDError where `Sheet.save` could not write there, or over an input."""
     kinds = (".png", ".pdf", ".svg", ".jpg", ".tif")
     if path.suffix.lower() not in kinds:
         raise CSDError(f"--out {path}: a picture's name ends in {' '.join(kinds)}")
     if not path.parent.is_dir():
         raise CSDError(f"--out {path}: the folder {path.parent} does not exist; make it first")
+    refuse_inputs([path], [file for given in inputs for file in files_of(given)])
 
 
 def row_width(columns: int, room: float = PAGE_WIDTH) -> float:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from csd_plugin.data.video import open_reader
-from csd_plugin.data.video.images import eight_bits
+from csd_plugin.data.video.images import eight_bits, rounded
 from csd_plugin.data.video.interface import VIDEO_SUFFIXES
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.files import paired
@@ -73,6 +73,11 @@ class Scene:
         """Of the columns, left to right: the input, every method, the truth."""
         return [INPUT, *(method.label for method in self.methods), *([TRUTH] if self.truth else [])]
 
+    @property
+    def inputs(self) -> list[Path]:
+        """All that is read: files, folders and patterns."""
+        return [self.clip, *([self.truth] if self.truth else []), *(method.path for method in self.methods)]
+
     def middle(self) -> int:
         """The number of the clip's middle frame; of the first where the file does not say how many there are."""
         with open_reader(self.clip) as reader:
@@ -81,7 +86,8 @@ class Scene:
     def frames(self, start: int = 0, end: int | None = None) -> Iterator[dict[str, Image]]:
         """Label -> frame (H, W, 3) uint8 RGB, for each frame from `start` up to, not with, `end`.
 
-        Raises CSDError where a method's or the truth's frames are of another size or fewer.
+        Raises CSDError where a method's or the truth's frames are of another size or fewer, and, at the end of the
+        whole clip, where they are more.
         """
         sources: dict[str, Callable[[], Iterator[np.ndarray]]] = {INPUT: lambda: read(self.clip, start, end)}
         for method in self.methods:
@@ -89,8 +95,9 @@ class Scene:
         if self.truth:
             sources[TRUTH] = lambda: read(self.truth, start, end)  # type: ignore[arg-type]
         running = {label: source() for label, source in sources.items()}
-        for number, rainy in enumerate(running.pop(INPUT), start=start):
-            frames = {INPUT: eight_bits(rainy)}
+        number = start
+        for number, rainy in enumerate(rounded(running.pop(INPUT), self.clip), start=start):
+            frames = {INPUT: rainy}
             for label, column in running.items():
                 frame = next(column, None)
                 if frame is None:
@@ -99,6 +106,9 @@ class Scene:
                     raise CSDError(f"{label} is {_size(frame)}, {self.clip} is {_size(rainy)}: they must pair")
                 frames[label] = eight_bits(frame)
             yield frames
+        for label, column in running.items():
+            if end is None and next(column, None) is not None:
+                raise CSDError(f"{label} goes on after frame {number}, the last of {self.clip}: they must pair")
 
     def frame(self, number: int) -> dict[str, Image]:
         """Label -> one frame of the clip, counted from 0."""

@@ -1,0 +1,56 @@
+"""Types of command-line flags: numbers within bounds. What is outside them ends in one line and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from fractions import Fraction
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
+
+LARGEST = 2**31 - 1
+"""The largest whole number that the libraries below take everywhere: a C int."""
+
+_SLOWEST, _FASTEST = Fraction(1, 1000), Fraction(1000)
+# No exponents: Fraction("1e999999999") would fill the memory. Containers hold rates as two C ints.
+_RATE = re.compile(r"\d{1,9}/\d{1,9}|\d{1,9}(\.\d{0,15})?|\.\d{1,15}", re.ASCII)
+_LARGEST_DENOMINATOR = 10**6
+
+
+def whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    """The type of a flag that takes a whole number, bounds included; without a maximum, up to LARGEST."""
+    maximum = LARGEST if maximum is None else maximum
+    return _bounded(int, f"a whole number from {minimum} to {maximum}", minimum, maximum)
+
+
+def number(minimum: float, maximum: float | None = None) -> Callable[[str], float]:
+    """The type of a flag that takes a finite number, bounds included."""
+    if maximum is None:
+        return _bounded(float, f"a finite number of at least {minimum}", minimum, sys.float_info.max)
+    return _bounded(float, f"a number from {minimum} to {maximum}", minimum, maximum)
+
+
+def rate(text: str) -> Fraction:
+    """The type of a flag that takes a frame rate, from 1/1000 to 1000 frames per second: 25, 29.97 or 30000/1001."""
+    if _RATE.fullmatch(text) and int(text.partition("/")[2] or 1):
+        value = Fraction(text).limit_denominator(_LARGEST_DENOMINATOR)
+        if _SLOWEST <= value <= _FASTEST:
+            return value
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not a frame rate from 1/1000 to 1000 per second, such as 25, 29.97 or 30000/1001"
+    )
+
+
+def _bounded(convert: type[Number], wanted: str, minimum: Number, maximum: Number) -> Callable[[str], Number]:
+    def parse(text: str) -> Number:
+        with suppress(ValueError):
+            value = convert(text)
+            if minimum <= value <= maximum:  # NaN is not
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+
+    return parse

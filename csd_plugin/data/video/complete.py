@@ -1,0 +1,103 @@
+"""Whether all of a file can have been read: its end may be missing, and other files may be joined on behind it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_READ_SEGMENTS = 2
+"""Matroska files joined into one of which FFmpeg reads the pictures."""
+_HEADERS = {"asf": 16, "flv": 13, "apng": 16}
+"""Bytes with which every file of a kind begins, of kinds of which FFmpeg reads the first of joined files only."""
+_CHUNK = 2**22
+
+
+class Extent(NamedTuple):
+    """missing: bytes that a file lacks at its end. unread: files joined on behind it that readers pass over."""
+
+    missing: int
+    unread: int
+
+
+def extent_of(path: Path, container: str) -> Extent:
+    """What a file says of itself; nothing where its kind, of which FFmpeg's name is given, does not tell."""
+    find = next((function for name, function in _FINDERS.items() if name in container), None)
+    with path.open("rb") as file:
+        if find is not None:
+            end, unread = find(file)
+            return Extent(max(0, (end or 0) - _length(file)), unread)
+        header = next((length for name, length in _HEADERS.items() if name == container), 0)
+        return Extent(0, _count(file, file.read(header)) - 1 if header else 0)
+
+
+_Found = tuple[int | None, int]
+"""Where the file should end, None where nothing says so, and how many joined files are not read."""
+
+
+def _matroska(file: BinaryIO) -> _Found:
+    """Segments, which hold everything, follow each other in joined files."""
+    end, segments, length = 0, 0, _length(file)
+    while end < length:
+        file.seek(end)
+        if file.read(4) != _EBML:
+            break
+        file.seek(_ebml_size(file) or 0, os.SEEK_CUR)
+        size = _ebml_size(file) if file.read(4) == _SEGMENT else None
+        if size is None:  # written without its size, as live streams are
+            return None, 0
+        end, segments = file.tell() + size, segments + 1
+    return end, max(0, segments - _READ_SEGMENTS)
+
+
+def _ebml_size(file: BinaryIO) -> int | None:
+    """The variable-length integer that comes next; None for the one that means 'not known'."""
+    first = file.read(1)
+    if not first or not first[0]:
+        return None
+    length = 9 - first[0].bit_length()
+    rest = file.read(length - 1)
+    number = int.from_bytes(bytes([first[0] & (0xFF >> length)]) + rest, "big")
+    return None if number == (1 << 7 * length) - 1 else number
+
+
+def _boxes(file: BinaryIO) -> _Found:
+    """MP4 and QuickTime: a second index is another file's, but not among fragments, where it may be repeated."""
+    total, at = _length(file), 0
+    kinds: list[bytes] = []
+    while at + 8 <= total:
+        file.seek(at)
+        size, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+        if size == 1:
+            size = int.from_bytes(file.read(8), "big")
+        kinds.append(kind)
+        if size < 8:  # 0: up to the end of the file, whichever that is
+            at = total
+            break
+        at += size
+    return at, 0 if b"moof" in kinds else max(0, kinds.count(b"moov") - 1)
+
+
+def _riff(file: BinaryIO) -> _Found:
+    """The first RIFF chunk, which of files up to 1 GB is all."""
+    head = file.read(8)
+    return (8 + int.from_bytes(head[4:], "little") if head[:4] == b"RIFF" else None), 0
+
+
+def _count(file: BinaryIO, header: bytes) -> int:
+    """How often the header is in the file."""
+    file.seek(0)
+    count, tail = 0, b""
+    while chunk := file.read(_CHUNK):
+        count += (tail + chunk).count(header)
+        tail = chunk[1 - len(header) :]
+    return count
+
+
+def _length(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+_FINDERS: dict[str, Callable[[BinaryIO], _Found]] = {"matroska": _matroska, "mp4": _boxes, "avi": _riff}

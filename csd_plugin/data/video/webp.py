@@ -1,0 +1,90 @@
+"""Animated WebP, which FFmpeg does not read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+from csd_plugin.data.video.interface import EmptyPart, FrameReader, Position, reached
+from csd_plugin.errors import CSDError
+
+_UNTIMED = 100
+"""Milliseconds of a picture that the file gives none, as in browsers."""
+
+
+def is_webp(path: Path) -> bool:
+    """Whether a file begins as WebP does, whatever its name says."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[:4] == b"RIFF" and head[8:] == b"WEBP"
+
+
+class WebPReader(FrameReader):
+    """The pictures of a WebP file, decoded by Pillow; transparency is dropped.
+
+    The file is gone through once for the times, and again for the pictures. Raises CSDError for a damaged one.
+    """
+
+    time_base = Fraction(1, 1000)
+    counted = True
+
+    def __init__(self, path: Path, *, start: Position, end: Position | None, context: int) -> None:
+        self.path = path
+        self._durations = [int(image.info.get("duration", 0)) or _UNTIMED for image in self._images()]
+        self._starts = list(accumulate(self._durations, initial=0))
+        numbers = range(len(self._durations))
+        seconds = [begins * self.time_base for begins in self._starts]
+        self.first = next((n for n in numbers if reached(start, n, seconds[n])), len(numbers))
+        last = next((n for n in numbers if end is not None and reached(end, n, seconds[n])), len(numbers))
+        if self.first >= last:
+            raise EmptyPart(f"{path}: no frames in the part asked for; it has {len(numbers)}, counted from 0")
+        self.num_frames: int = last - self.first
+        self.lead = min(context, self.first)
+        self.trail = min(context, len(numbers) - last)
+        self.fps = len(numbers) / seconds[-1]
+        with self._open() as image:
+            self.size = image.size
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for number, image in enumerate(self._images()):
+            if number >= self.first + self.num_frames + self.trail:
+                return
+            if number >= self.first - self.lead:
+                yield np.asarray(image.convert("RGB"))
+
+    def in_part(self, index: int) -> bool:
+        return 0 <= index - self.lead < self.num_frames
+
+    def stamp(self, index: int) -> tuple[int, int]:
+        return self._starts[self.first + index], self._durations[self.first + index]
+
+    def name(self, index: int) -> str:
+        return f"{self.first + index + 1:05d}"
+
+    def close(self) -> None:
+        pass  # no file stays open
+
+    def _open(self) -> Image.Image:
+        try:
+            return Image.open(self.path, formats=["WEBP"])
+        except (OSError, Image.DecompressionBombError) as error:
+            raise self._damaged(error) from error
+
+    def _images(self) -> Iterator[Image.Image]:
+        with self._open() as animation:
+            try:
+                for image in ImageSequence.Iterator(animation):
+                    image.load()
+                    yield image
+            except (OSError, EOFError, SyntaxError) as error:
+                raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> CSDError:
+        return CSDError(f"{self.path}: a WebP file that cannot be read, or damaged ({error}); restore it")

@@ -1,0 +1,40 @@
+"""Numbers on the command line: what is outside its bounds is one line and exit status 2, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+from fractions import Fraction
+
+import pytest
+
+from csd_plugin.cli.flags import LARGEST, number, rate, whole
+
+NONSENSE = ("", "abc", "nan", "inf", "-inf", "1e999999999", "9" * 5000, "--", "1/0", "0x10")
+
+
+@pytest.mark.parametrize("flag", [whole(0), whole(1, 8), number(0), number(0.5, 3), rate])
+@pytest.mark.parametrize("text", NONSENSE)
+def test_what_is_no_finite_number_is_refused(flag, text):
+    with pytest.raises(argparse.ArgumentTypeError) as error:
+        flag(text)
+    assert "\n" not in str(error.value)
+
+
+def test_bounds_belong_to_what_is_taken():
+    assert [whole(1, 8)("1"), whole(1, 8)("8"), whole(0)(str(LARGEST))] == [1, 8, LARGEST]
+    assert [number(0.5, 3)("0.5"), number(0.5, 3)("3"), number(0)("1e30")] == [0.5, 3, 1e30]
+    for flag, text in ((whole(1, 8), "0"), (whole(1, 8), "9"), (whole(0), str(LARGEST + 1)), (whole(1), "2.5")):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"is not a whole number from [01] to"):
+            flag(text)
+    for text in ("0.49", "3.01", "-1"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"is not a number from 0\.5 to 3"):
+            number(0.5, 3)(text)
+
+
+def test_rates_are_exact_and_fit_a_container():
+    assert [rate("25"), rate("23.976"), rate("30000/1001")] == [25, Fraction(2997, 125), Fraction(30000, 1001)]
+    assert rate("29.97002997002997") == Fraction(30000, 1001)  # more digits than a container's two C ints hold
+    assert [rate("1/1000"), rate(".5"), rate("1000")] == [Fraction(1, 1000), Fraction(1, 2), 1000]
+    for text in ("0", "0/1", "-25", "1001", "0.0009", "1/1001"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a frame rate from 1/1000 to 1000"):
+            rate(text)
