@@ -3,8 +3,9 @@
 IN is a video file, a folder of images, a pattern of image files (frames_%05d.png), - for raw rgb24 frames on
 standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows), which Ctrl-C or --end ends.
 OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, a pattern (clean_%05d.png), - for raw frames on
-standard output, else a folder of PNG files. A video keeps codec, frame rate, time stamps, colours, sound and subtitles
-of IN as far as OUT's kind of file holds them; it appears under its name only when it is whole.
+standard output, else a folder of PNG files. A video keeps codec, time stamps, colours, depth, sound, subtitles,
+chapters and tags of IN; what OUT's kind of file does not hold is named in one line. It appears under its name only
+when it is whole.
 Frames of a folder keep their names, those of a pattern their numbers, both their 16 bits. They appear one by one, and
 --resume goes on where such a run was stopped. What is there already is replaced with --overwrite only.
 

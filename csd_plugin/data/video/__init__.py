@@ -76,7 +76,7 @@ def open_writer(
 
     Args:
         like: where the frames come from: the n-th frame written gets the time, or the name, of the n-th frame
-            read; a video also takes over codec, colours, sound and subtitles where its container holds them.
+            read; a video also takes over codec, colours, sound and all else that its container holds.
         overwrite: replace a video that is there, and frames of the same names in a folder.
         inputs: what else is read while the output is written: files, folders or patterns.
 
@@ -99,4 +99,4 @@ def open_writer(
     refuse_inputs([path], [file for given in inputs for file in files_of(given)])
     if path.exists() and not overwrite:
         raise CSDError(f"{path} is there already; --overwrite replaces it, or give another name")
-    return VideoWriter(path, like=like)
+    return VideoWriter(path, like=like, replace=overwrite)

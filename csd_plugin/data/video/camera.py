@@ -14,7 +14,7 @@ from typing import Any
 import av
 import numpy as np
 
-from csd_plugin.data.video.decode import to_rgb
+from csd_plugin.data.video.colours import to_rgb
 from csd_plugin.data.video.interface import FrameReader, Position
 from csd_plugin.errors import CSDError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from array import array
 from collections import deque
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation
+from av.stream import Disposition
 
 from csd_plugin.data.video.clock import Clock
+from csd_plugin.data.video.colours import Colours, Light, carried, has_alpha, to_rgb, turns_sideways
 from csd_plugin.data.video.complete import extent_of
 from csd_plugin.data.video.interface import EmptyPart, FrameReader, Position, frame_number, reached
 from csd_plugin.errors import CSDError
@@ -28,12 +30,29 @@ _READABLE = (
     "mjpeg,jpeg_pipe,yuv4mpegpipe,mxf,nut,wtv,rm,dv"
 )
 
-# Without the last two, pictures get 1.4 grey levels darker on their way from RGB to 8-bit YUV and back.
-INTERPOLATION = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# FFmpeg's numbers of how two fields make a frame, as a viewer would say it.
+_FIELD_ORDERS = {
+    2: "top field first",
+    3: "bottom field first",
+    4: "top field coded first",
+    5: "bottom field coded first",
+}
+_PROGRESSIVE = 1
 
 
 class VideoReader(FrameReader):
-    """The first video stream of a file. The first frame is decoded at once: it tells size, depth and colours."""
+    """The first video stream of a file. The first frame is decoded at once: it tells size, depth and colours.
+
+    Attributes:
+        index: the stream's number in the file.
+        codec, bit_rate, pix_fmt: of the stream; `bit_rate` may be None.
+        colors: what the numbers of its pixels mean.
+        light: HDR10 data.
+        pixel_aspect: width of a pixel over its height, as the picture is shown; None where nothing says.
+        field_order: FFmpeg's number; 1 for pictures that are whole.
+        metadata: the stream's tags.
+        cut: whether the part ends before the file does.
+    """
 
     def __init__(
         self, path: Path, *, start: Position, end: Position | None, keep_going: bool, context: int = 0
@@ -43,15 +62,17 @@ class VideoReader(FrameReader):
         self._keep_going = keep_going
         self._container = open_input(path)
         try:
-            if not self._container.streams.video or self._container.streams.video[0].codec_context is None:
+            pictures = [stream for stream in self._container.streams.video if not is_cover(stream)]
+            if not pictures or pictures[0].codec_context is None:
                 raise CSDError(f"{path}: no video in this file that can be decoded; is it complete, and a video?")
-            self._stream = self._container.streams.video[0]
+            self._stream = pictures[0]
             self._stream.thread_type = "AUTO"
             self.fps = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
             self.time_base = self._stream.time_base or 1 / self.fps
             # Seconds at which the file's own clock shows the clip's start; often not 0, as in MPEG-TS.
             self.origin = Fraction(self._container.start_time or 0, av.time_base)
             self._starts, self._durations = array("q"), array("q")
+            self._places: deque[int] = deque()
             self._frames = self._part()
             first = next(self._frames, None)
             if first is None:
@@ -60,14 +81,22 @@ class VideoReader(FrameReader):
             self._container.close()
             raise
         self._first: av.VideoFrame | None = first
+        self.index = self._stream.index
         self.pix_fmt = first.format.name
         self.codec = self._stream.codec_context.codec.canonical_name
         self.bit_rate = self._stream.codec_context.bit_rate
-        self.colors = (first.colorspace, first.color_range, first.color_primaries, first.color_trc)
-        self.pixel_aspect = self._stream.sample_aspect_ratio
-        self.metadata = {k: v for k, v in self._stream.metadata.items() if k in ("title", "language")}
-        self._rgb_format = "rgb48le" if max(c.bits for c in first.format.components) > 8 else "rgb24"
-        height, width = to_rgb(first, self._rgb_format).shape[:2]
+        self.colors, self.light = Colours.of(first), Light.of(first)
+        if not self.colors.known(self.pix_fmt):
+            raise CSDError(
+                f"{path}: its colours are coded with matrix {self.colors.matrix} of ITU-T H.273, which is not read "
+                f"here; give a copy with a usual one, such as BT.709"
+            )
+        aspect = self._stream.sample_aspect_ratio or None
+        self.pixel_aspect = 1 / aspect if aspect and turns_sideways(first) else aspect
+        order = self._stream.codec_context.field_order
+        self.field_order = order if order in _FIELD_ORDERS else 2 if first.interlaced_frame else _PROGRESSIVE
+        self.metadata = dict(self._stream.metadata)
+        height, width = to_rgb(first).shape[:2]
         self.size = (width, height)
         self.first = self._skipped
         self.num_frames = self._count()
@@ -76,9 +105,10 @@ class VideoReader(FrameReader):
         if self._first is None:
             raise RuntimeError("a video is read once; open it again")
         first, self._first = self._first, None
-        yield to_rgb(first, self._rgb_format)
+        self._say_what_is_lost(first)
+        yield to_rgb(first)
         for frame in self._frames:
-            yield to_rgb(frame, self._rgb_format)
+            yield to_rgb(frame)
 
     def in_part(self, index: int) -> bool:
         return 0 <= index - self.lead < len(self._starts)
@@ -92,9 +122,25 @@ class VideoReader(FrameReader):
     def close(self) -> None:
         self._container.close()
 
+    def _say_what_is_lost(self, first: av.VideoFrame) -> None:
+        """One line for each thing that does not come through as pixels."""
+        if self.field_order != _PROGRESSIVE:
+            logger.warning(
+                "%s is interlaced, %s: each frame's two fields are taken for one picture; deinterlace first "
+                "(ffmpeg -vf bwdif) for clean results",
+                self.path,
+                _FIELD_ORDERS[self.field_order],
+            )
+        seen_through = has_alpha(self.pix_fmt) and first.to_ndarray(format="rgba")[..., 3].min() < 255
+        # WebM's is a stream of its own, which FFmpeg's decoders leave out.
+        lost = ["transparency (alpha)"] if seen_through or self.metadata.get("alpha_mode") == "1" else []
+        lost += carried(first)
+        if lost:
+            logger.warning("%s: %s is left out of what is written", self.path, ", ".join(lost))
+
     def _part(self) -> Iterator[av.VideoFrame]:
         """The frames from start to end, their times noted, and those of the context."""
-        self._skipped = 0
+        self._skipped, self.cut, self._whole = 0, False, True
         before: deque[av.VideoFrame] = deque(maxlen=self._context)
         after = 0
         tick = max(1, round(1 / (self.fps * self.time_base)))
@@ -104,13 +150,17 @@ class VideoReader(FrameReader):
         for number, frame in enumerate(self._decoded()):
             look_before, look = look or _look(frame), _look(frame)
             changed = look != look_before
-            # Some files have no times, or (AVI) those of decoding; in display order time always moves on.
-            begin = expected if frame.pts is None or frame.pts <= last else frame.pts
+            # Some files have no times; in display order time always moves on.
+            pts = self._places.popleft() if self._places else frame.pts
+            begin = expected if pts is None or pts <= last else pts
             last = begin
             duration = frame.duration or tick
             expected = begin + duration
+            if len(self._starts) and not self.cut:
+                self._durations[-1] = begin - self._starts[-1]
             seconds = begin * self.time_base - self.origin
             if self.end is not None and reached(self.end, number, seconds):
+                self.cut = True
                 if after == self._context or not self._starts or changed:
                     return
                 after += 1
@@ -134,6 +184,18 @@ class VideoReader(FrameReader):
             self._starts.append(begin)
             self._durations.append(duration)
             yield frame
+        if self._starts and not self.cut and self._whole:
+            self._durations[-1] = self._last_duration() or self._durations[-1]
+
+    def _last_duration(self) -> int | None:
+        """Ticks for which the file's last frame is shown, where its container says so better than the frame."""
+        stream, end = self._stream, None
+        if "mp4" in self._container.format.name and stream.duration:
+            end = (stream.start_time or 0) + stream.duration
+        elif clock := re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)", stream.metadata.get("DURATION", "")):
+            hours, minutes, rest = map(Fraction, clock.groups())
+            end = round((3600 * hours + 60 * minutes + rest) / self.time_base)
+        return end - self._starts[-1] if end is not None and end > self._starts[-1] else None
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         packets, frames = 0, 0
@@ -147,6 +209,9 @@ class VideoReader(FrameReader):
                 if is_cut:
                     self._damaged(frames, "its data is cut off")
                     continue
+                # AVI has the times of decoding only: one place after the other, whichever frame is shown then.
+                if packet.size and packet.dts is not None and self._container.format.name == "avi":
+                    self._places.append(packet.dts)
                 decoded = packet.decode()
             except av.FFmpegError as error:
                 self._damaged(frames, error.strerror or str(error))
@@ -206,6 +271,7 @@ class VideoReader(FrameReader):
             raise CSDError(
                 f"{message}; keep_going (--keep-going of csd derain, rain and prepare) leaves out what cannot be read"
             )
+        self._whole = False
         logger.warning("%s; what cannot be read is left out", message)
 
     def _count(self) -> int | None:
@@ -231,23 +297,9 @@ def open_input(path: Path) -> av.container.InputContainer:
         raise CSDError(f"{path}: not a video file that can be read, or damaged ({error.strerror or error})") from error
 
 
-def to_rgb(frame: av.VideoFrame, rgb_format: str = "rgb24") -> np.ndarray:
-    """The picture as a viewer shows it: (H, W, 3), uint8, or uint16 of 'rgb48le'."""
-    pixels = frame.to_ndarray(format=rgb_format, interpolation=INTERPOLATION)
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return pixels
-    return _turn(pixels, np.frombuffer(matrix, np.int32))  # type: ignore[call-overload]
-
-
-def _turn(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Turn and mirror by quarter turns as a 3x3 display matrix (9 integers, row by row) says."""
-    a, b, _, c, d = (int(value) for value in matrix[:5])
-    if abs(b) > abs(a):  # x and y change places
-        pixels, flip_x, flip_y = pixels.swapaxes(0, 1), c < 0, b < 0
-    else:
-        flip_x, flip_y = a < 0, d < 0
-    return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+def is_cover(stream: av.VideoStream) -> bool:
+    """Whether a stream is a picture that stands for the file, not a clip."""
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
 def _look(frame: av.VideoFrame) -> str:

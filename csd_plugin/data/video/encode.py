@@ -4,71 +4,89 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
+from array import array
+from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import av
 import numpy as np
-from av.codec.codec import UnknownCodecError
 
+from csd_plugin.atomic import draft_of
 from csd_plugin.data.video.clock import Clock
-from csd_plugin.data.video.decode import INTERPOLATION, VideoReader, open_input
+from csd_plugin.data.video.colours import BT709, Colours, from_rgb
+from csd_plugin.data.video.decode import VideoReader, open_input
+from csd_plugin.data.video.encoders import Look, Setup, choose
 from csd_plugin.data.video.interface import FrameReader, FrameWriter
+from csd_plugin.data.video.tracks import Tracks, picture_tags, say_what_is_lost
 from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
 
-# Near the source's quality; deraining, not the codec, should decide what a frame looks like.
-_ENCODER_OPTIONS: dict[str, dict[str, str]] = {
-    "libx264": {"crf": "16"},
-    "libx265": {"crf": "18", "x265-params": "log-level=error"},
-    "libvpx-vp9": {"crf": "20", "b": "0", "row-mt": "1", "deadline": "good", "cpu-used": "4"},
-    "libsvtav1": {"crf": "22"},
-    "ffv1": {},
-    "prores": {},
-}
-_EVEN_ONLY = ("libx264", "libx265")
-"""Encoders that refuse odd sizes where colours are at half the size."""
-_OLD_ENCODER_OPTIONS = {"qmin": "1", "qmax": "4"}
+_CONSTANT = ("avi",)
+"""Containers whose pictures follow each other at a constant rate, in the order in which they are shown."""
+_HIGHEST_RATE = Fraction(240)
+_MOST_REORDERED = 64
+_FORMATS = {".m4v": "mp4"}
+"""Containers that FFmpeg does not take from the suffix: its own .m4v leaves out much of what MP4 holds."""
 
-_BT709 = 1
+# Sound that begins before 0, as AAC's does, would move AVI's pictures by half a place.
+_CONTAINER_OPTIONS = {".avi": {"avoid_negative_ts": "disabled"}}
 
 
 class VideoWriter(FrameWriter):
     """Encodes to a temporary file beside the output, which takes its name when all is written.
 
-    The encoder is set up when the first frame tells the size, which need not be the reader's.
+    The encoder is set up when the first frame tells the size, which need not be the reader's. It counts frames; the
+    container gets their times, so these are as exact as the container's own, whatever the encoder knows of rates.
+
+    Args:
+        replace: what may be there by the end is replaced.
     """
 
-    def __init__(self, path: Path, *, like: FrameReader) -> None:
-        self._path, self._like = path, like
-        self._temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    def __init__(self, path: Path, *, like: FrameReader, replace: bool = True) -> None:
+        self._path, self._like, self._replace = path, like, replace
+        self._draft = draft_of(path)
         self._container: av.container.OutputContainer | None = None
-        self._tracks: _Tracks | None = None
+        self._setup: Setup
+        self._tracks: Tracks | None = None
+        self._tick: Fraction
         self._written = 0
+        self._last: av.VideoFrame | None = None
+        self._begins = array("q")
+        self._end = 0
+        self._held: deque[av.Packet] = deque()
+        self._decoded: int | None = None
+        self._first_decoded: int | None = None
+        self._repeated = self._skipped = 0
 
     def write(self, frame: np.ndarray) -> None:
         with self._named_errors():
-            container = self._container or self._begin(frame)
+            if self._container is None:
+                self._container = self._begin(frame)
             picture = self._picture(frame)
-            if self._tracks:
-                self._tracks.copy_until(self._begins)
-            container.mux(self._stream.encode(picture))
+            begin = round(self._seconds(self._written, 0) / self._tick)
+            if self._constant:
+                self._show_until(begin, self._last or picture)
+                if begin < len(self._begins):
+                    self._skipped += 1
+                else:
+                    self._show(picture, begin)
+            else:
+                # Encoders and containers refuse time that stands still.
+                self._show(picture, max(begin, self._begins[-1] + 1) if self._begins else begin)
+            self._last = picture
             self._written += 1
 
     def close(self) -> None:
-        if self._container is None:
+        if self._container is None or self._last is None:
             raise CSDError(f"{self._path}: no frame was written")
         try:
             with self._named_errors():
-                self._container.mux(self._stream.encode(None))
-                if self._tracks:
-                    self._tracks.copy_until(self._end)
-                self._container.close()
-                self._temporary.replace(self._path)
+                self._finish(self._container, self._last)
         except BaseException:
             self.abort()
             raise
@@ -82,146 +100,178 @@ class VideoWriter(FrameWriter):
             # Closing writes the file's end, which may fail for the very reason that brought us here.
             with contextlib.suppress(av.FFmpegError, OSError):
                 self._container.close()
-        self._temporary.unlink(missing_ok=True)
+        self._draft.unlink(missing_ok=True)
 
     def _begin(self, frame: np.ndarray) -> av.container.OutputContainer:
         """Open the file and the encoder for frames like this one."""
-        like = self._like
+        like, size = self._like, (frame.shape[1], frame.shape[0])
         source = like if isinstance(like, VideoReader) else None
-        container_format = "mp4" if self._path.suffix.lower() == ".m4v" else None
-        self._container = av.open(str(self._temporary.absolute()), "w", format=container_format)
-        encoder = _encoder(self._container, source.codec if source else self._container.default_video_codec)
-        stream = cast("av.VideoStream", self._container.add_stream(encoder.name, rate=like.fps))
-        stream.height, stream.width = frame.shape[:2]
-        stream.pix_fmt = _pixel_format(encoder, source.pix_fmt if source else None, frame)
-        stream.codec_context.options = dict(_ENCODER_OPTIONS.get(encoder.name, _OLD_ENCODER_OPTIONS))
-        context = stream.codec_context
-        # AVI and the older codecs know constant rates only.
-        constant = self._container.format.name == "avi" or encoder.name not in _ENCODER_OPTIONS
-        self._time_base = 1 / like.fps if constant else like.time_base
-        if constant:
-            context.max_b_frames = 0
-        context.time_base = self._time_base
-        self._colors = source.colors if source else (_BT709, 0, _BT709, _BT709)
-        context.colorspace, context.color_range, context.color_primaries, context.color_trc = self._colors
-        self._offset = Fraction(0)
-        self._last_pts: int | None = None
+        suffix = self._path.suffix.lower()
+        container = av.open(
+            # An absolute path is never taken for an address, whatever characters are in it.
+            str(self._draft.absolute()),
+            "w",
+            format=_FORMATS.get(suffix),
+            container_options=_CONTAINER_OPTIONS.get(suffix, {}),
+        )
+        self._container = container
+        form = container.format.name
+        self._constant = form in _CONSTANT
+        whole_start = source is not None and source.start == 0  # sound may begin before the first picture
+        self._offset = source.origin if source and whole_start else like.stamp(0)[0] * like.time_base
+        rate = _steady_rate(source, self._offset) if source and self._constant else like.fps
+        self._setup = choose(self._path, form, _look(source, frame), size, rate, reorder=not self._constant)
+        try:
+            self._stream = self._setup.add_to(container, rate)
+        except ValueError as error:
+            raise CSDError(f"{self._path}: {self._setup.encoder.name} cannot be set up ({error})") from error
+        self._stream.time_base = 1 / rate if self._constant else like.time_base
         if source:
-            stream.metadata.update(source.metadata)
-            if source.pixel_aspect:
-                context.sample_aspect_ratio = source.pixel_aspect
-            if encoder.name not in _ENCODER_OPTIONS and source.bit_rate:
-                context.bit_rate = 2 * source.bit_rate
-            self._offset = source.origin if source.start == 0 else source.stamp(0)[0] * source.time_base
-            self._tracks = _Tracks(source.path, self._container, self._offset)
-        self._stream = stream
-        return self._container
+            self._stream.metadata.update(picture_tags(source))
+            self._tracks = Tracks(source, container, self._setup, self._offset)
+        container.start_encoding()
+        self._tick = 1 / rate if self._constant else self._stream.time_base or like.time_base
+        return container
+
+    def _finish(self, container: av.container.OutputContainer, last: av.VideoFrame) -> None:
+        """Write what is left, and give the file its name."""
+        end = self._seconds(self._written - 1, 1)
+        self._end = max(round(end / self._tick), self._begins[-1] + 1)
+        if self._constant:
+            self._show_until(self._end, last)
+        self._mux(self._stream.encode(None), ends=True)
+        if self._tracks:
+            cut = isinstance(self._like, VideoReader) and self._like.cut
+            self._tracks.copy_until(self._end * self._tick if cut else None)
+        container.close()
+        if isinstance(self._like, VideoReader):
+            say_what_is_lost(self._draft, self._like)
+        if self._repeated or self._skipped:
+            logger.warning(
+                "%s: %s holds a constant rate only, %.6g fps: %d frames are repeated and %d left out, so that sound "
+                "stays in step",
+                self._path,
+                container.format.name,
+                1 / self._tick,
+                self._repeated,
+                self._skipped,
+            )
+        if not self._replace and self._path.exists():
+            raise CSDError(f"{self._path} was written by another program meanwhile; give another name, or --overwrite")
+        self._draft.replace(self._path)
 
     def _picture(self, pixels: np.ndarray) -> av.VideoFrame:
-        """Pixels -> a frame as the encoder takes it, with its time."""
-        if pixels.shape[:2] != (self._stream.height, self._stream.width):
+        """Pixels -> a frame as the encoder takes it."""
+        width, height = self._setup.size
+        if pixels.shape[:2] != (height, width):
             raise CSDError(
                 f"{self._path}: frame {self._written} is {pixels.shape[1]}x{pixels.shape[0]}, "
-                f"the video is {self._stream.width}x{self._stream.height}"
+                f"the video is {width}x{height}"
             )
-        rgb = av.VideoFrame.from_ndarray(
-            np.ascontiguousarray(pixels), "rgb24" if pixels.dtype == np.uint8 else "rgb48le"
-        )
-        space, color_range, primaries, trc = self._colors
-        picture = rgb.reformat(
-            format=self._stream.pix_fmt, dst_colorspace=space, dst_color_range=color_range, interpolation=INTERPOLATION
-        )
-        picture.colorspace, picture.color_range = space, color_range
-        picture.color_primaries, picture.color_trc = primaries, trc
+        return from_rgb(pixels, self._setup.pix_fmt, self._setup.colours)
 
-        start, duration = self._like.stamp(self._written)
-        ticks = self._like.time_base / self._time_base
-        pts = round(start * ticks - self._offset / self._time_base)
-        if self._last_pts is not None:
-            pts = max(pts, self._last_pts + 1)  # encoders refuse time that stands still
-        self._last_pts = pts
-        picture.pts, picture.time_base = pts, self._time_base
-        picture.duration = max(1, round(duration * ticks))
-        self._begins, self._end = pts * self._time_base, (pts + picture.duration) * self._time_base
-        return picture
+    def _seconds(self, index: int, frames: int) -> Fraction:
+        """The output's time at which the index-th frame begins, or, for `frames` of 1, ends."""
+        start, duration = self._like.stamp(index)
+        return (start + frames * duration) * self._like.time_base - self._offset
+
+    def _show_until(self, end: int, picture: av.VideoFrame) -> None:
+        """Repeat a picture at a constant rate up to a time, in ticks."""
+        while len(self._begins) < end:
+            self._show(picture, len(self._begins))
+            self._repeated += 1
+
+    def _show(self, picture: av.VideoFrame, begin: int) -> None:
+        """Encode a picture that is shown from a time on, in the container's ticks."""
+        picture.pts, picture.time_base = len(self._begins), self._stream.codec_context.time_base
+        self._begins.append(begin)
+        self._mux(self._stream.encode(picture))
+
+    def _mux(self, packets: list[av.Packet], ends: bool = False) -> None:
+        """Write packets for whose frames the end is known: it is the beginning of the next, or the video's."""
+        assert self._container is not None
+        self._held.extend(packets)
+        while self._held and (ends or (self._held[0].pts or 0) + 1 < len(self._begins)):
+            packet = self._held.popleft()
+            number = packet.pts or 0
+            begin = packet.pts = self._begins[number]
+            packet.dts = self._time_of(self._order(packet, number))
+            packet.duration = self._time_of(number + 1) - begin
+            if self._first_decoded is None:
+                self._first_decoded = packet.dts
+            whole = self._first_decoded + self._end - self._begins[0]
+            if ends and not self._held and packet.dts + packet.duration < whole:
+                # MP4's length is that of decoding, and the frame shown last, for longer, was decoded before this one.
+                packet.dts, packet.duration = begin, self._end - begin
+            packet.time_base = self._tick
+            packet.stream = self._stream
+            if self._tracks:
+                self._tracks.copy_until(begin * self._tick)
+            self._container.mux(packet)
+
+    def _order(self, packet: av.Packet, number: int) -> int:
+        """The number of the frame at whose time a packet is decoded, negative before the first."""
+        reordered = self._stream.codec_context.reorder_depth
+        given = packet.dts
+        # libx265 gives random numbers where a clip ends before it has reordered any frame.
+        last = self._decoded
+        if given is None or not (-_MOST_REORDERED <= given <= number) or (last is not None and given <= last):
+            given = min(number, -reordered if last is None else last + 1)
+        self._decoded = given
+        return given
+
+    def _time_of(self, number: int) -> int:
+        """Ticks at which a frame begins; before the first frames follow each other, and after the last is the end."""
+        if number < 0:
+            return self._begins[0] + number * max(1, round(1 / (self._like.fps * self._tick)))
+        return self._begins[number] if number < len(self._begins) else self._end
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
         try:
             yield
-        except (av.FFmpegError, OSError) as error:
+        except OSError as error:
+            reason = f"({error.strerror or error}); is there room, and the right to?"
+            raise CSDError(f"{self._path}: cannot be written {reason}") from error
+        except av.FFmpegError as error:
+            encoder = self._setup.encoder.name if self._container else "the encoder"
             raise CSDError(
-                f"{self._path}: cannot be written ({error.strerror or error}); is there room, and the right to?"
+                f"{self._path}: cannot be written ({encoder}: {error.strerror or error}); try another kind of file"
             ) from error
 
 
-class _Tracks:
-    """Sound and subtitles of a file, copied into another as they are, in step with the pictures."""
-
-    def __init__(self, path: Path, output: av.container.OutputContainer, offset: Fraction) -> None:
-        self._source = open_input(path)
-        self._output, self._offset = output, offset
-        self._streams: dict[int, Any] = {}
-        for stream in (*self._source.streams.audio, *self._source.streams.subtitles):
-            try:
-                copy = output.add_stream_from_template(stream)
-            except (ValueError, av.FFmpegError):
-                name = stream.codec_context.name if stream.codec_context else "unknown"
-                track = f"{stream.type} track {stream.index} ({name})"
-                logger.warning("%s: %s does not go into %s, it is left out", path, track, output.format.name)
-                continue
-            copy.metadata.update(stream.metadata)
-            copy.disposition = stream.disposition
-            self._streams[stream.index] = copy
-        wanted = [self._source.streams[index] for index in self._streams]
-        self._packets = self._timed(Clock(self._source.streams.video[0]).packets(*wanted)) if wanted else iter(())
-        self._waiting = next(self._packets, None)
-
-    def copy_until(self, seconds: Fraction) -> None:
-        """Write what begins before this time of the output."""
-        while self._waiting is not None and self._waiting[0] < seconds:
-            self._output.mux(self._waiting[1])
-            self._waiting = next(self._packets, None)
-
-    def close(self) -> None:
-        self._source.close()
-
-    def _timed(self, packets: Iterator[av.Packet]) -> Iterator[tuple[Fraction, av.Packet]]:
-        """Packets with the output's times; the ones before its start are dropped."""
-        while True:
-            try:
-                packet = next(packets, None)
-            except av.FFmpegError:
-                return  # a damaged end: the pictures' reader says so
-            if packet is None:
-                return
-            if packet.dts is None or packet.pts is None:  # demuxers end every stream with an empty packet
-                continue
-            shift = round(self._offset / packet.time_base)
-            begin = packet.pts * packet.time_base - self._offset
-            if begin + (packet.duration or 0) * packet.time_base <= 0 < self._offset:
-                continue
-            packet.pts -= shift
-            packet.dts -= shift
-            packet.stream = self._streams[packet.stream.index]
-            yield begin, packet
+def _look(source: VideoReader | None, frame: np.ndarray) -> Look:
+    """What the output's pictures should be, as far as it can hold it."""
+    if source is None:
+        pix_fmt = "yuv420p" if frame.dtype == np.uint8 else "yuv420p10le"
+        return Look(pix_fmt, Colours(BT709, 0, BT709, BT709))
+    return Look(
+        source.pix_fmt,
+        source.colors,
+        source.codec,
+        source.bit_rate or 0,
+        source.pixel_aspect,
+        source.field_order,
+        source.light,
+    )
 
 
-def _encoder(container: av.container.OutputContainer, codec: str) -> av.Codec:
-    """The encoder for the source's codec if the container holds it, else the container's usual one."""
-    names = [codec] if codec in container.supported_codecs else []
-    for name in (*names, container.default_video_codec):
-        with contextlib.suppress(UnknownCodecError):
-            return av.Codec(name, "w")
-    raise CSDError(f"this PyAV has no encoder for {container.format.name}; install PyAV's own wheel: pip install av")
-
-
-def _pixel_format(encoder: av.Codec, source: str | None, frame: np.ndarray) -> str:
-    """The source's pixel format where the encoder has it; 4:4:4 for odd sizes that it takes in no other."""
-    wanted = source if source and source.startswith("yuv") else "yuv420p" if frame.dtype == np.uint8 else "yuv420p10le"
-    wanted = wanted.replace("yuvj", "yuv").replace("yuva", "yuv")
-    if encoder.name in _EVEN_ONLY and (frame.shape[0] % 2 or frame.shape[1] % 2):
-        wanted = re.sub("42[02]|41[01]|440", "444", wanted)
-    offered = [pixel_format.name for pixel_format in encoder.video_formats or ()]
-    eight_bits = re.sub(r"p\d+[lb]e$", "p", wanted)
-    return next((name for name in (wanted, eight_bits, "yuv420p") if name in offered), offered[0])
+def _steady_rate(source: VideoReader, offset: Fraction) -> Fraction:
+    """The lowest of the likely constant rates at which no two frames of a file have one place."""
+    with open_input(source.path) as container:
+        stream = cast("av.VideoStream", container.streams[source.index])
+        try:
+            stamps = sorted({packet.pts for packet in Clock(stream).packets(stream) if packet.pts is not None})
+        except av.FFmpegError:
+            return source.fps  # damage: the reader says so
+        times = [stamp * source.time_base - offset for stamp in stamps]
+    if len(times) < 2:
+        return source.fps
+    shortest = min(later - earlier for earlier, later in pairwise(times))
+    base = stream.base_rate or source.fps
+    likely = [base] if base <= 4 * source.fps else []
+    for rate in (*likely, source.fps):
+        places = [round(time * rate) for time in times]
+        if len(set(places)) == len(places):
+            return rate
+    return min(1 / shortest, _HIGHEST_RATE)

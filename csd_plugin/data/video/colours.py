@@ -1,0 +1,276 @@
+"""Decoded frames as RGB arrays and back, exactly, whatever matrix, range and depth a video has; its HDR data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any, NamedTuple, cast
+
+import av
+import av.filter
+import cv2
+import numpy as np
+from av.sidedata.sidedata import Type
+from av.video.reformatter import Interpolation
+
+from csd_plugin.data.video.images import eight_bits
+
+# Without the last two, pictures get 1.4 grey levels darker on their way from RGB to 8-bit YUV and back.
+INTERPOLATION = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
+RGB, BT709, UNSPECIFIED, BT470BG, SMPTE170M, BT2020 = 0, 1, 2, 5, 6, 9
+FULL = 2
+
+# The shares of red and blue in luma, by FFmpeg's number of the matrix.
+_BT601 = (0.299, 0.114)
+_LUMA = {
+    BT709: (0.2126, 0.0722),
+    4: (0.30, 0.11),  # FCC
+    BT470BG: _BT601,
+    SMPTE170M: _BT601,
+    7: (0.212, 0.087),  # SMPTE 240M
+    BT2020: (0.2627, 0.0593),
+}
+# Unspecified is BT.601, as FFmpeg reads it; so is what is reserved, or RGB's number at pixels that are not RGB.
+_LUMA |= dict.fromkeys((UNSPECIFIED, RGB, 3), _BT601)
+
+
+class Colours(NamedTuple):
+    """How a video's numbers mean colours, by FFmpeg's numbers (those of ITU-T H.273 but for the range)."""
+
+    matrix: int = UNSPECIFIED
+    range: int = 0
+    primaries: int = UNSPECIFIED
+    transfer: int = UNSPECIFIED
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> Colours:
+        return cls(frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc)
+
+    @property
+    def full(self) -> bool:
+        """Whether black is 0 and white the largest number."""
+        return self.range == FULL
+
+    def known(self, pix_fmt: str) -> bool:
+        """Whether pixels of this format can be read as these colours."""
+        return is_rgb(pix_fmt) or is_grey(pix_fmt) or self.matrix in _LUMA
+
+    def for_format(self, pix_fmt: str) -> Colours:
+        """These, where pixels are stored so: RGB has no matrix, YUV one that is known here."""
+        if is_rgb(pix_fmt):
+            return self._replace(matrix=RGB, range=FULL)
+        if self.matrix in _LUMA and self.matrix != RGB:
+            return self
+        # RGB's own range says nothing of YUV, which is limited wherever nothing else is said.
+        matrix = BT2020 if self.primaries == BT2020 else BT709
+        return self._replace(matrix=matrix, range=1 if self.matrix == RGB else self.range)
+
+
+def depth_of(pix_fmt: str) -> int:
+    """Bits of a channel."""
+    return max(component.bits for component in av.VideoFormat(pix_fmt).components)
+
+
+def is_rgb(pix_fmt: str) -> bool:
+    form = av.VideoFormat(pix_fmt)
+    return form.is_rgb or form.has_palette
+
+
+def is_grey(pix_fmt: str) -> bool:
+    """Whether pixels are luma only, with or without alpha."""
+    return len(av.VideoFormat(pix_fmt).components) < 3 and not is_rgb(pix_fmt)
+
+
+def has_alpha(pix_fmt: str) -> bool:
+    return any(component.is_alpha for component in av.VideoFormat(pix_fmt).components)
+
+
+def to_rgb(frame: av.VideoFrame, *, upright: bool = True) -> np.ndarray:
+    """The picture as a viewer shows it: (H, W, 3), uint8, or uint16 over its full range for more than 8 bits.
+
+    upright: turn and mirror it as the frame says.
+    """
+    pixels = _pixels(frame)
+    matrix = side_data(frame).get("DISPLAYMATRIX") if upright else None
+    return pixels if matrix is None else _turn(pixels, np.frombuffer(matrix, np.int32))  # type: ignore[call-overload]
+
+
+def turns_sideways(frame: av.VideoFrame) -> bool:
+    """Whether `to_rgb` makes width and height change places."""
+    matrix = side_data(frame).get("DISPLAYMATRIX")
+    if matrix is None:
+        return False
+    a, b = np.frombuffer(matrix, np.int32)[:2].astype(int)  # type: ignore[call-overload]
+    return bool(abs(b) > abs(a))
+
+
+def _pixels(frame: av.VideoFrame) -> np.ndarray:
+    name = frame.format.name
+    depth = depth_of(name)
+    if not is_rgb(name) and frame.colorspace in (RGB, 3):
+        frame.colorspace = UNSPECIFIED  # swscale refuses the combination
+    if depth <= 8:
+        return frame.to_ndarray(format="rgb24", interpolation=INTERPOLATION)
+    colours = Colours.of(frame)
+    if is_grey(name) and depth <= 16:
+        grey = _plane(_reformat(frame, _one_size(depth, grey=True), colours), 0) * (65535 / (2**depth - 1))
+        return np.repeat(np.rint(grey).astype(np.uint16)[..., None], 3, axis=2)
+    if is_rgb(name) or depth > 16 or colours.matrix not in _LUMA:
+        return frame.to_ndarray(format="rgb48le", interpolation=INTERPOLATION)
+    # swscale's white of 16-bit RGB is 65280 of limited YUV, 65535 of full: it brings chroma to full size only.
+    planes = _reformat(frame, _one_size(depth), colours)
+    to_yuv, offset = _transform(colours, depth)
+    from_yuv = np.linalg.inv(to_yuv) * 65535
+    yuv = cv2.merge([np.ascontiguousarray(_plane(planes, index)) for index in range(3)])
+    return cv2.transform(yuv, np.hstack([from_yuv, -from_yuv @ offset[:, None]]))  # rounded and clipped
+
+
+def from_rgb(pixels: np.ndarray, pix_fmt: str, colours: Colours) -> av.VideoFrame:
+    """RGB (H, W, 3), uint8 or uint16 over its full range, as a frame of a format and colours.
+
+    Every number is the nearest: of full range, swscale's own chroma is half a level too low. FFmpeg reads grey formats
+    as of full range, whatever is marked; those of limited range are for encoders whose decoders make YUV of grey.
+    """
+    depth = min(depth_of(pix_fmt), 16)
+    if is_rgb(pix_fmt):
+        if depth <= 8:
+            pixels = eight_bits(pixels)
+        elif pixels.dtype == np.uint8:
+            pixels = pixels.astype(np.uint16) * 257
+        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24" if depth <= 8 else "rgb48le")
+        rgb.color_range = FULL
+        frame = rgb.reformat(format=pix_fmt, interpolation=INTERPOLATION, dst_color_range=FULL)
+    else:
+        to_yuv, offset = _transform(colours, depth)
+        peak = 255 if pixels.dtype == np.uint8 else 65535
+        # Of 16 bits OpenCV's sums are of float32; of 8 they are of ten bits.
+        yuv = cv2.transform(pixels.astype(np.uint16), np.hstack([to_yuv / peak, offset[:, None]]))
+        one_size = av.VideoFrame(pixels.shape[1], pixels.shape[0], _one_size(depth, grey=is_grey(pix_fmt)))
+        for plane, numbers in zip(one_size.planes, cv2.split(np.minimum(yuv, 2**depth - 1)), strict=False):
+            kind = np.uint8 if depth <= 8 else np.uint16
+            rows = np.zeros((plane.height, plane.line_size // kind().itemsize), kind)
+            rows[:, : plane.width] = numbers
+            plane.update(rows.tobytes())
+        frame = _reformat(one_size, pix_fmt, colours)
+    frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc = colours
+    return frame
+
+
+def _reformat(frame: av.VideoFrame, pix_fmt: str, colours: Colours) -> av.VideoFrame:
+    """Another size of chroma or order of planes; numbers mean what they meant."""
+    tags = Colours.of(frame)
+    try:
+        frame.colorspace, frame.color_range = UNSPECIFIED, 2 if colours.full else 1
+        made = frame.reformat(format=pix_fmt, interpolation=INTERPOLATION, dst_color_range=2 if colours.full else 1)
+    finally:
+        frame.colorspace, frame.color_range = tags.matrix, tags.range
+    return made
+
+
+def _one_size(depth: int, *, grey: bool = False) -> str:
+    """The format of planes of one size that holds this depth: luma, and chroma too unless it is grey."""
+    name = "gray" if grey else "yuv444p"
+    return name if depth <= 8 else f"{name}{depth}le"
+
+
+def _plane(frame: av.VideoFrame, index: int) -> np.ndarray:
+    plane = frame.planes[index]
+    kind = np.uint8 if frame.format.components[0].bits <= 8 else np.uint16
+    return np.frombuffer(plane, kind).reshape(plane.height, -1)[:, : plane.width]  # type: ignore[call-overload]
+
+
+def _transform(colours: Colours, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """(3, 3) and (3,): YUV numbers of this depth are the matrix times RGB in [0, 1], plus the offset."""
+    red, blue = _LUMA[colours.matrix]
+    luma = np.array([red, 1 - red - blue, blue])
+    rows = np.stack([luma, ([0, 0, 1] - luma) / (2 * (1 - blue)), ([1, 0, 0] - luma) / (2 * (1 - red))])
+    scale = 2.0 ** (depth - 8)
+    top = 2.0**depth - 1
+    sizes = np.array([top, top, top] if colours.full else [219 * scale, 224 * scale, 224 * scale])
+    middle = 128 * scale
+    return rows * sizes[:, None], np.array([0 if colours.full else 16 * scale, middle, middle])
+
+
+def _turn(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Turn and mirror by quarter turns as a 3x3 display matrix (9 integers, row by row) says."""
+    a, b, _, c, d = (int(value) for value in matrix[:5])
+    if abs(b) > abs(a):  # x and y change places
+        pixels, flip_x, flip_y = pixels.swapaxes(0, 1), c < 0, b < 0
+    else:
+        flip_x, flip_y = a < 0, d < 0
+    return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+
+
+def side_data(frame: av.VideoFrame) -> Mapping[str, Any]:
+    """What a frame carries besides its pixels, by the names of PyAV's `av.sidedata.sidedata.Type`.
+
+    PyAV gives nothing at all of a frame with a kind that it has no name for yet, as JPEG's EXIF: those are taken off.
+    """
+    try:
+        return cast("Mapping[str, Any]", frame.side_data)
+    except ValueError:
+        graph, newest = av.filter.Graph(), max(int(kind.value) for kind in Type)  # type: ignore[call-overload]
+        source = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
+        )
+        takers = (graph.add("sidedata", f"mode=delete:type={newest + 1 + i}") for i in range(_NEWER_KINDS))
+        graph.link_nodes(source, *takers, graph.add("buffersink")).configure()
+        graph.push(frame)
+        return cast("Mapping[str, Any]", graph.vpull().side_data)
+
+
+class Light(NamedTuple):
+    """HDR10: the display that a video was made on, and how bright it gets. What a file does not say is None.
+
+    display: x and y of red, green, blue and white, then the least and the greatest luminance in cd/m2.
+    levels: the brightest pixel's light, and the brightest frame's mean, in cd/m2.
+    """
+
+    display: tuple[Fraction, ...] | None = None
+    levels: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> Light:
+        display, levels = None, None
+        found = side_data(frame)
+        if (data := found.get("MASTERING_DISPLAY_METADATA")) is not None:
+            numbers = np.frombuffer(data, np.int32).tolist()  # type: ignore[call-overload]
+            # AVMasteringDisplayMetadata: ten fractions, then whether primaries and luminance are given.
+            if len(numbers) >= 22 and all(numbers[20:22]) and all(numbers[1:20:2]):
+                display = tuple(Fraction(*numbers[i : i + 2]) for i in range(0, 20, 2))
+        if (data := found.get("CONTENT_LIGHT_LEVEL")) is not None:
+            highest, mean = np.frombuffer(data, np.uint32)[:2].tolist()  # type: ignore[call-overload]
+            levels = (highest, mean)
+        return cls(display, levels)
+
+    def is_like(self, other: Light) -> bool:
+        """Whether both say the same, but for the rounding of how a file writes it."""
+        mine, theirs = (one.display or () for one in (self, other))
+        near = len(mine) == len(theirs) and np.allclose(
+            [*map(float, mine)], [*map(float, theirs)], atol=1e-3, rtol=1e-3
+        )
+        return bool(near) and self.levels == other.levels
+
+
+_NEWER_KINDS = 16
+"""Kinds of side data, after those that PyAV has names for, that FFmpeg may know."""
+
+# What a frame may carry besides its picture that does not come through an array of pixels.
+_CARRIED = {
+    Type.A53_CC: "closed captions",
+    Type.DYNAMIC_HDR_PLUS: "HDR10+",
+    Type.DYNAMIC_HDR_VIVID: "HDR Vivid",
+    Type.DOVI_METADATA: "Dolby Vision",
+    Type.DOVI_RPU_BUFFER: "Dolby Vision",
+    Type.ICC_PROFILE: "colour profile (ICC)",
+    Type.STEREO3D: "stereo 3D layout",
+    Type.SPHERICAL: "projection of 360 degrees",
+    Type.FILM_GRAIN_PARAMS: "film grain",
+}
+
+
+def carried(frame: av.VideoFrame) -> list[str]:
+    """What the frame carries that arrays of pixels do not, but for what `Light` holds."""
+    found = side_data(frame)
+    return sorted({name for kind, name in _CARRIED.items() if found.get(kind.name) is not None})

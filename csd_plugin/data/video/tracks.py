@@ -1,0 +1,280 @@
+"""All that a video file holds besides its picture: sound, subtitles, attachments, covers, chapters and tags."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import logging
+import re
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import av
+from av.stream import Disposition
+
+from csd_plugin.data.video.clock import Clock
+from csd_plugin.data.video.decode import VideoReader, is_cover, open_input
+from csd_plugin.data.video.encoders import Setup, write_one
+
+if TYPE_CHECKING:
+    from av.container.core import Chapter
+
+logger = logging.getLogger(__name__)
+
+# Tags of the file that was read, not of what it shows.
+_TECHNICAL = re.compile(
+    "encoder|software|duration|alpha_mode|(major|compatible)_brands?|minor_version|handler_name|vendor_id|rotate|"
+    "(bps|number_of_|_statistics_).*|filename|mimetype|variant_bitrate|is_avc|starttime|totalduration|totaldatarate",
+    re.IGNORECASE,
+)
+_PROBED_PACKETS = 500
+"""Packets among which each track's first is looked for."""
+
+
+Way = Callable[[av.container.OutputContainer, Any, "av.Packet | None"], Any]
+"""Adds a track to an output, given its stream and first packet; returns the new stream that is to get its packets."""
+
+
+class Tracks:
+    """The other tracks of a file, copied into another as they are, in step with the pictures.
+
+    What the other container does not hold is left out, and named in one line.
+
+    Args:
+        source: the file's reader.
+        output: has the picture's stream, and no header yet.
+        setup: of the picture's stream.
+        offset: the time in the source at which the output begins, in seconds.
+    """
+
+    def __init__(
+        self, source: VideoReader, output: av.container.OutputContainer, setup: Setup, offset: Fraction
+    ) -> None:
+        self._output, self._setup, self._offset = output, setup, offset
+        self._source = open_input(source.path)
+        self._copies: dict[int, Any] = {}
+        self._last: dict[int, int] = {}
+        self._lost: list[str] = []
+        firsts = _first_packets(source.path)
+        for stream in self._source.streams:
+            if stream.index != source.index:
+                self._add(stream, firsts.get(stream.index))
+        _copy_chapters(self._source, output, source, offset)
+        output.metadata.update(_part_tags(self._source.metadata, source))
+        if self._lost:
+            logger.warning(
+                "%s: left out, as %s does not hold it: %s", source.path, output.format.name, "; ".join(self._lost)
+            )
+        wanted = [self._source.streams[index] for index in self._copies]
+        picture = cast("av.VideoStream", self._source.streams[source.index])
+        self._packets = self._timed(Clock(picture).packets(*wanted)) if wanted else iter(())
+        self._waiting = next(self._packets, None)
+
+    def copy_until(self, seconds: Fraction | None) -> None:
+        """Write what begins before this time of the output; None: all that is left."""
+        while self._waiting is not None and (seconds is None or self._waiting[0] < seconds):
+            self._output.mux(self._waiting[1])
+            self._waiting = next(self._packets, None)
+
+    def close(self) -> None:
+        self._source.close()
+
+    def _add(self, stream: Any, first: av.Packet | None) -> None:
+        if _is_made_anew(stream, self._source):
+            return
+        way = None
+        if stream.type != "video" or is_cover(stream):
+            way = next((one for one in (_as_stream, _as_attachment) if self._is_held(one, stream, first)), None)
+        if way is None:
+            self._lost.append(_named(stream))
+            return
+        copy = way(self._output, stream, first)
+        if copy is not None and stream.type != "attachment":
+            self._copies[stream.index] = copy
+
+    def _is_held(self, way: Way, stream: Any, first: av.Packet | None) -> bool:
+        """Whether a track comes back from a file of this kind that also has a picture."""
+        file, setup = io.BytesIO(), self._setup
+        try:
+            with av.open(file, "w", format=self._output.format.name) as container:
+                picture = setup.add_to(container, setup.rate)
+                copy = way(container, stream, first)
+                container.start_encoding()
+                write_one(container, picture, av.VideoFrame(*setup.size, setup.pix_fmt))
+                if first is not None and copy is not None:
+                    container.mux(_bare(first, copy))
+            with av.open(io.BytesIO(file.getvalue()), "r") as back:
+                found = [one for one in back.streams if one.type == stream.type and one.index > 0]
+                return bool(found) and _same_kind(found[0], stream)
+        except (av.FFmpegError, ValueError, OSError):
+            return False
+
+    def _timed(self, packets: Iterator[av.Packet]) -> Iterator[tuple[Fraction, av.Packet]]:
+        """Packets with the output's times; the ones before its start are dropped."""
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError:
+                return  # a damaged end: the pictures' reader says so
+            if packet is None:
+                return
+            begin = self._move(packet)
+            if begin is None or begin + (packet.duration or 0) * packet.time_base <= 0 < self._offset:
+                continue
+            packet.stream = self._copies[packet.stream.index]
+            yield begin, packet
+
+    def _move(self, packet: av.Packet) -> Fraction | None:
+        """Give a packet the output's time, and return it in seconds; None for one that has none, or no data."""
+        if packet.stream.type == "video" and packet.size:  # a cover
+            packet.pts = packet.dts = 0
+            return Fraction(0)
+        decoded = packet.pts if packet.dts is None else packet.dts
+        if decoded is None:  # demuxers end every stream with an empty packet
+            return None
+        shown = decoded if packet.pts is None else packet.pts
+        shift = round(self._offset / packet.time_base)
+        # Muxers refuse time that stands still.
+        packet.dts = max(decoded - shift, self._last.get(packet.stream.index, decoded - shift - 1) + 1)
+        packet.pts = max(shown - shift, packet.dts)
+        self._last[packet.stream.index] = packet.dts
+        return packet.pts * packet.time_base
+
+
+def say_what_is_lost(path: Path, source: VideoReader) -> None:
+    """One line for tags, languages and chapters of the source that are not in a finished file."""
+    lost = []
+    with open_input(source.path) as before, open_input(path) as after:
+        there = {key.lower() for key in after.metadata}
+        there |= {key.lower() for stream in after.streams for key in stream.metadata}
+        keys = [key for key in _part_tags(before.metadata, source) if key.lower() not in there]
+        if keys:
+            lost.append(f"tags {', '.join(sorted(keys))}")
+        if before.chapters() and not after.chapters():
+            lost.append("chapters")
+        for kind in ("audio", "subtitles"):
+            spoken = [stream.language for stream in getattr(before.streams, kind)]
+            kept = [stream.language for stream in getattr(after.streams, kind)]
+            if len(kept) == len(spoken) and spoken != kept and set(spoken) - {None, "und"}:
+                lost.append(f"languages of {kind} ({', '.join(map(str, spoken))})")
+    if lost:
+        logger.warning("%s: left out, as %s does not hold it: %s", source.path, path.suffix, "; ".join(lost))
+
+
+def picture_tags(source: VideoReader) -> dict[str, str]:
+    """The tags of the picture's stream."""
+    return _part_tags(source.metadata, source)
+
+
+def _part_tags(metadata: dict[str, str], source: VideoReader) -> dict[str, str]:
+    """Tags that hold for a part, too: a timecode is that of the file's first frame."""
+    return {key: value for key, value in _tags(metadata).items() if not source.first or key.lower() != "timecode"}
+
+
+def _tags(metadata: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if not _TECHNICAL.match(key)}
+
+
+def _named(stream: Any) -> str:
+    codec = stream.codec_context.name if stream.codec_context else getattr(stream, "name", None) or "unknown"
+    kind = "cover" if stream.type == "video" and is_cover(stream) else f"{stream.type} track"
+    return f"{kind} {stream.index} ({', '.join(filter(None, (codec, stream.language)))})"
+
+
+def _is_made_anew(stream: Any, source: av.container.InputContainer) -> bool:
+    """Whether a muxer makes this track of what else is kept: QuickTime's of chapters, and of the timecode."""
+    if stream.type != "data":
+        return False
+    made_of_timecode = "timecode" in stream.metadata and any("timecode" in v.metadata for v in source.streams.video)
+    return made_of_timecode or (stream.name == "bin_data" and bool(source.chapters()))
+
+
+def _first_packets(path: Path) -> dict[int, av.Packet]:
+    """The first packet with data of each track, as far as the file's beginning has one."""
+    found: dict[int, av.Packet] = {}
+    with open_input(path) as container:
+        try:
+            for packet in itertools.islice(container.demux(), _PROBED_PACKETS):
+                if packet.size:
+                    found.setdefault(packet.stream.index, packet)
+        except av.FFmpegError:
+            pass  # damage: the pictures' reader says so
+    return found
+
+
+def _as_stream(output: av.container.OutputContainer, stream: Any, first: av.Packet | None) -> Any:
+    with contextlib.ExitStack() as stack:
+        template = stream
+        if stream.type == "audio" and first and stream.container.format.name == output.format.name == "avi":
+            template = stack.enter_context(_through_matroska(stream, first)).streams[0]
+        copy = output.add_stream_from_template(template, opaque=True)
+    if stream.type == "audio" and "channels" in copy.codec_context.layout.name:
+        # AVI says how many channels there are, not which; MP4 wants to know, and the usual ones are meant.
+        with contextlib.suppress(ValueError):
+            copy.codec_context.layout = f"{copy.codec_context.layout.nb_channels}c"
+    copy.metadata.update(_tags(stream.metadata) if stream.type != "attachment" else stream.metadata)
+    copy.disposition = stream.disposition
+    return copy
+
+
+def _through_matroska(stream: Any, first: av.Packet) -> av.container.InputContainer:
+    """A file in memory with this track, without AVI's size of a block, by which AVI's own muxer miscounts MP3."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        copy = container.add_stream_from_template(stream, opaque=True)
+        container.mux(_bare(first, copy))
+    return av.open(io.BytesIO(file.getvalue()), "r")
+
+
+def _bare(packet: av.Packet, stream: Any) -> av.Packet:
+    """A packet's data as the first of another stream."""
+    made = av.Packet(bytes(packet))
+    made.pts = made.dts = 0
+    made.duration, made.time_base, made.is_keyframe, made.stream = packet.duration, packet.time_base, True, stream
+    return made
+
+
+def _as_attachment(output: av.container.OutputContainer, stream: Any, first: av.Packet | None) -> None:
+    """A cover, as Matroska has it."""
+    if first is None or not is_cover(stream):
+        raise ValueError("no cover")
+    kind = {"mjpeg": "jpeg"}.get(stream.codec_context.name, stream.codec_context.name)
+    output.add_attachment(f"cover.{kind.replace('jpeg', 'jpg')}", f"image/{kind}", bytes(first))
+
+
+def _same_kind(one: Any, other: Any) -> bool:
+    if other.codec_context is None:
+        return getattr(one, "name", None) == getattr(other, "name", None)
+    if one.codec_context is None or _family(one) != _family(other):
+        return False
+    return bool(one.disposition & Disposition.attached_pic) == bool(other.disposition & Disposition.attached_pic)
+
+
+def _family(stream: Any) -> str:
+    """The codec, one name for those of which MP4 has one."""
+    name = stream.codec_context.codec.canonical_name
+    return {"mp2": "mp3"}.get(name, name)
+
+
+def _copy_chapters(
+    source: av.container.InputContainer, output: av.container.OutputContainer, reader: VideoReader, offset: Fraction
+) -> None:
+    """The chapters of the part, in the output's time."""
+    end = None
+    if reader.end is not None:
+        end = reader.end if isinstance(reader.end, Fraction) else reader.origin + reader.end / reader.fps
+    kept: list[Chapter] = []
+    for chapter in source.chapters():
+        base = chapter["time_base"] or Fraction(1, av.time_base)
+        begins, ends = chapter["start"] * base, chapter["end"] * base
+        if ends <= offset or (end is not None and begins >= end):
+            continue
+        begins, ends = max(begins - offset, Fraction(0)), (ends if end is None else min(ends, end)) - offset
+        moved = chapter.copy()
+        moved["start"], moved["end"] = round(begins / base), round(ends / base)
+        kept.append(moved)
+    if kept:
+        output.set_chapters(kept)
