@@ -205,7 +205,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             save_atomically(self.training_state(epoch, current_iter), path)
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
-        """The toolbox's entries, and what else goes on: the scaler, the warm-up, the place in the data, the best scores."""
+        """The toolbox's entries, and what else goes on: scaler, warm-up, place in the data, best scores."""
         return {
             "epoch": epoch,
             "iter": current_iter,
