@@ -47,9 +47,9 @@ def install() -> None:
     from csd_plugin.archs.prenet import PReNet
     from csd_plugin.archs.s2vd import S2VD
     from csd_plugin.archs.sldnet import SLDNet
-    from csd_plugin.data.paired_video import PairedVideoDataset, PairedVideoTestDataset
-    from csd_plugin.data.rendered_rain import RenderedRainDataset
-    from csd_plugin.data.resident_video import ResidentVideoDataset
+    from csd_plugin.data.datasets.paired_video import PairedVideoDataset, PairedVideoTestDataset
+    from csd_plugin.data.datasets.rendered_rain import RenderedRainDataset
+    from csd_plugin.data.datasets.resident_video import ResidentVideoDataset
     from csd_plugin.losses.ssim import PyramidSSIMLoss
     from csd_plugin.metrics.registered import calculate_lpips, calculate_warping_error
 

@@ -248,7 +248,7 @@ class Jpegs:
     """One frame of a folder, through both datasets, `csd prepare` and the checksums of a store."""
 
     def __init__(self, work: Path, frames: dict[str, bytes]) -> None:
-        from csd_plugin.data.build import build_store
+        from csd_plugin.data.stores.build import build_store
 
         self.work, self.root, self.frames = work, work / "data", frames
         write_tree(self.root, frames)
@@ -257,7 +257,7 @@ class Jpegs:
         self.whole = read_frames(self.root)
 
     def __call__(self, rng: random.Random) -> str:
-        from csd_plugin.data.verify import verify_store
+        from csd_plugin.data.stores.verify import verify_store
 
         name = rng.choice(list(self.frames))
         file = self.root / name
@@ -285,7 +285,7 @@ class MetaInfo:
     """meta_info.txt of a store: reading needs none of it, BasicSR does, and `verify_store` tells every change."""
 
     def __init__(self, work: Path, frames: dict[str, bytes]) -> None:
-        from csd_plugin.data.build import build_store
+        from csd_plugin.data.stores.build import build_store
 
         write_tree(work / "data", frames)
         self.store = work / "data.lmdb"
@@ -295,7 +295,7 @@ class MetaInfo:
         self.whole = read_frames(self.store)
 
     def __call__(self, rng: random.Random) -> str:
-        from csd_plugin.data.verify import verify_store
+        from csd_plugin.data.stores.verify import verify_store
 
         self.file.write_bytes(mutate(self.text, rng))
         expect(read_frames(self.store) == self.whole, "the store's frames are others")
@@ -332,7 +332,7 @@ class ClipLists:
         return IDENTICAL if clips == self.whole else UNDETECTABLE
 
     def _read(self) -> list[str]:
-        from csd_plugin.data.paired_video import PairedVideoTestDataset
+        from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
 
         dataset = PairedVideoTestDataset({"dataroot": str(self.root), "clips": str(self.file), "num_frame": 1})
         return [sequence.name for sequence in dataset.sequences]
@@ -361,7 +361,7 @@ def call_prepare(source: Path, out: Path) -> int:
 
 def read_frames(root: Path) -> list[tuple[str, bytes, bytes]]:
     """(key, pixels of the rainy frame, of the clean one) of all frames."""
-    from csd_plugin.data.paired_video import PairedVideoTestDataset
+    from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
 
     dataset = PairedVideoTestDataset({"dataroot": str(root), "num_frame": 1})
     items = (dataset[i] for i in range(len(dataset)))
@@ -369,7 +369,7 @@ def read_frames(root: Path) -> list[tuple[str, bytes, bytes]]:
 
 
 def read_training_clips(root: Path) -> None:
-    from csd_plugin.data.paired_video import PairedVideoDataset
+    from csd_plugin.data.datasets.paired_video import PairedVideoDataset
 
     sizes = {"num_frame": NUM_FRAME, "num_target": NUM_FRAME, "gt_size": HEIGHT}
     dataset = PairedVideoDataset({"dataroot": str(root), "split": "test", **sizes})

@@ -22,7 +22,7 @@ import numpy as np
 from csd_plugin.cli import main as csd
 from csd_plugin.data.layout import find_sequences
 from csd_plugin.data.scenes import moving_scene
-from csd_plugin.data.store import open_store
+from csd_plugin.data.stores import open_store
 from csd_plugin.errors import CSDError
 from csd_plugin.lifeline import lifeline
 from csd_plugin.report.results import load_results

@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 import lmdb  # noqa: E402
 
-from csd_plugin.data.build import build_store  # noqa: E402
-from csd_plugin.data.verify import verify_store  # noqa: E402
+from csd_plugin.data.stores.build import build_store  # noqa: E402
+from csd_plugin.data.stores.verify import verify_store  # noqa: E402
 from csd_plugin.errors import CSDError  # noqa: E402
 
 # Small transactions, so that kills come between them and not always before the first.

@@ -22,10 +22,11 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from csd_plugin.data.build import build_store
-from csd_plugin.data.lmdb_store import split_key
-from csd_plugin.data.paired_video import PairedVideoDataset
-from csd_plugin.data.store import FolderStore, FrameStore
+from csd_plugin.data.datasets.paired_video import PairedVideoDataset
+from csd_plugin.data.stores.build import build_store
+from csd_plugin.data.stores.folder import FolderStore
+from csd_plugin.data.stores.interface import FrameStore
+from csd_plugin.data.stores.lmdb import split_key
 from csd_plugin.report.text import markdown
 
 logger = logging.getLogger(__name__)

@@ -99,7 +99,7 @@ def interrupted(args: argparse.Namespace) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    from csd_plugin.data.video.images import eight_bits
+    from csd_plugin.data.images import eight_bits
     from csd_plugin.data.video.interface import PIPE
     from csd_plugin.data.video.pipes import parse_size
     from csd_plugin.inference.files import derain_file

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.archs.checkpoint import load_network
     from csd_plugin.atomic import refuse_inputs
-    from csd_plugin.data.video.images import files_of
+    from csd_plugin.data.images import files_of
     from csd_plugin.export.export import export_network
     from csd_plugin.inference.files import sample_windows
     from csd_plugin.weights import find_checkpoint, shipped_as

@@ -77,7 +77,7 @@ def _report(prepared: Prepared, out: Path) -> bool:
     """Print what was done; whether something failed."""
     from csd_plugin.data.census import find_clips
     from csd_plugin.data.naming import PUBLISHED
-    from csd_plugin.data.store import open_store
+    from csd_plugin.data.stores import open_store
 
     for split in SPLITS:
         clips = [clip for clip in prepared.clips if clip.split == split]
@@ -99,8 +99,8 @@ def _report(prepared: Prepared, out: Path) -> bool:
 
 def _store(out: Path, encoding: str, jobs: int, verify: bool) -> bool:
     """Build the store, and verify it where asked to; whether it is wrong."""
-    from csd_plugin.data.build import build_store
-    from csd_plugin.data.verify import verify_store
+    from csd_plugin.data.stores.build import build_store
+    from csd_plugin.data.stores.verify import verify_store
 
     store = out.absolute().with_name(f"{out.absolute().name}_{encoding}.lmdb")
     report = build_store(out, store, encoding=encoding, jobs=jobs)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from csd_plugin.data.layout import SPLITS, find_sequences, is_clip_name, natural_key
-from csd_plugin.data.store import FrameStore
+from csd_plugin.data.stores.interface import FrameStore
 from csd_plugin.errors import CSDError
 from csd_plugin.types import PairedSequence
 

@@ -14,12 +14,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from csd_plugin.data.archives import archive_stem, is_archive_name, members
+from csd_plugin.data.images import decode_image, header_shape, write_png
 from csd_plugin.data.layout import SPLITS, is_frame_name, natural_key
 from csd_plugin.data.naming import Naming, file_name, frame_labels, missing_clips
 from csd_plugin.data.parallel import run_all
-from csd_plugin.data.store import decode_image, header_shape
 from csd_plugin.data.video import open_reader
-from csd_plugin.data.video.images import write_png
 from csd_plugin.data.video.interface import VIDEO_SUFFIXES
 from csd_plugin.errors import CSDError
 

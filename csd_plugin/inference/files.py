@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from csd_plugin.data.images import one_depth, read_image
 from csd_plugin.data.video import open_reader, open_writer
 from csd_plugin.data.video.camera import is_camera
 from csd_plugin.data.video.folder import FolderWriter
-from csd_plugin.data.video.images import one_depth, read_image
 from csd_plugin.data.video.interface import PIPE, EmptyPart, FrameReader, Position
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.cuts import CutDetector

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
 from csd_plugin.data.layout import SPLITS
-from csd_plugin.data.paired_video import PairedVideoTestDataset
 from csd_plugin.errors import CSDError
 from csd_plugin.lab.matrix import Run
 from csd_plugin.metrics.protocols import to_uint8

@@ -15,7 +15,8 @@ import numpy as np
 from csd_plugin.data.census import find_clips
 from csd_plugin.data.parallel import run_all
 from csd_plugin.data.rain.statistics import RainStatistics, difference_counts, statistics_of
-from csd_plugin.data.store import FrameStore, open_store
+from csd_plugin.data.stores import open_store
+from csd_plugin.data.stores.interface import FrameStore
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.image_quality import luma_8bit, psnr
 from csd_plugin.report.text import aligned, counted

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from csd_plugin.data.images import decode_image
 from csd_plugin.data.layout import SPLITS, is_frame_name, natural_key, number_columns
-from csd_plugin.data.store import decode_image
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.image_quality import Image
 from csd_plugin.metrics.measures import MEASURES, Compute, View

@@ -11,7 +11,7 @@ import pytest
 from csd_plugin.cli import main
 from csd_plugin.data.layout import find_sequences
 from csd_plugin.data.rain import pairs
-from csd_plugin.data.store import FolderStore
+from csd_plugin.data.stores.folder import FolderStore
 
 FRAMES, HEIGHT, WIDTH = 4, 48, 64
 

@@ -16,7 +16,7 @@ from csd_plugin.data import prepare as module
 from csd_plugin.data.layout import find_sequences
 from csd_plugin.data.naming import PUBLISHED, by_name, by_pattern, file_name, missing_clips
 from csd_plugin.data.prepare import prepare
-from csd_plugin.data.store import FolderStore
+from csd_plugin.data.stores.folder import FolderStore
 from csd_plugin.errors import CSDError
 
 CLIPS = {f"{TRAIN}/t1": ("GT", "Rain_01", "Rain_02"), f"{TEST}/a1": ("GT", "Rain"), f"{REAL}/ra1": ("Rain",)}

@@ -7,7 +7,7 @@ import torch
 from toolbox import changed, distill_options, equal, scored_set, train_options
 
 from csd_plugin.archs.sldnet import SLDNet
-from csd_plugin.data.paired_video import PairedVideoDataset
+from csd_plugin.data.datasets.paired_video import PairedVideoDataset
 
 
 def resumed_and_whole(launcher, options, *, cut: int, total: int) -> list[dict[str, dict[str, torch.Tensor]]]:

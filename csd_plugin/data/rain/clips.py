@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from csd_plugin.data.images import eight_bits, read_image, refuse_doubles, rounded
 from csd_plugin.data.layout import is_frame_name, natural_key
 from csd_plugin.data.video import open_reader
-from csd_plugin.data.video.images import eight_bits, read_image, refuse_doubles, rounded
 from csd_plugin.data.video.interface import VIDEO_SUFFIXES
 from csd_plugin.errors import CSDError
 

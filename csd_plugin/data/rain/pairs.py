@@ -16,13 +16,13 @@ import numpy as np
 from tqdm import tqdm
 
 from csd_plugin.atomic import write_text
+from csd_plugin.data.images import rounded
 from csd_plugin.data.layout import SPLITS
 from csd_plugin.data.parallel import run_all
 from csd_plugin.data.rain.clips import CleanClip, find_clips
 from csd_plugin.data.rain.params import RainParams, random_params
 from csd_plugin.data.rain.renderer import RainRenderer, ambient_light
 from csd_plugin.data.video import open_reader, open_writer
-from csd_plugin.data.video.images import rounded
 from csd_plugin.errors import CSDError
 
 _MOST_VARIANTS = 999

@@ -9,10 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from csd_plugin.data.images import write_png
 from csd_plugin.data.rain.clips import CleanClip
 from csd_plugin.data.rain.params import RainParams
 from csd_plugin.data.rain.renderer import RainRenderer, ambient_light
-from csd_plugin.data.video.images import write_png
 
 _GAP = 4
 _BANDS = 3

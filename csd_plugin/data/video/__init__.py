@@ -15,11 +15,11 @@ from fractions import Fraction
 from pathlib import Path
 
 from csd_plugin.atomic import refuse_inputs
+from csd_plugin.data.images import NUMBER, files_of, images_in, numbered
 from csd_plugin.data.video.camera import CameraReader, is_camera
 from csd_plugin.data.video.decode import VideoReader
 from csd_plugin.data.video.encode import VideoWriter
 from csd_plugin.data.video.folder import FolderReader, FolderWriter, make_folder
-from csd_plugin.data.video.images import NUMBER, files_of, images_in, numbered
 from csd_plugin.data.video.interface import PIPE, VIDEO_SUFFIXES, FrameReader, FrameWriter, Position
 from csd_plugin.data.video.pipes import PipeReader, PipeWriter
 from csd_plugin.data.video.webp import WebPReader, is_webp

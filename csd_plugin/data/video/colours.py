@@ -13,7 +13,7 @@ import numpy as np
 from av.sidedata.sidedata import Type
 from av.video.reformatter import Interpolation
 
-from csd_plugin.data.video.images import eight_bits
+from csd_plugin.data.images import eight_bits
 
 # Without the last two, pictures get 1.4 grey levels darker on their way from RGB to 8-bit YUV and back.
 INTERPOLATION = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT

@@ -21,6 +21,7 @@ import numpy as np
 from av.codec import codecs_available
 from av.codec.codec import Capabilities, PixFmtLoss, UnknownCodecError, find_best_pix_fmt_of_list
 
+from csd_plugin.data.images import eight_bits
 from csd_plugin.data.video.colours import (
     BT470BG,
     FULL,
@@ -34,7 +35,6 @@ from csd_plugin.data.video.colours import (
     is_rgb,
     to_rgb,
 )
-from csd_plugin.data.video.images import eight_bits
 from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from csd_plugin.atomic import refuse_inputs, same_place
-from csd_plugin.data.layout import frame_numbers, is_frame_name
-from csd_plugin.data.video.images import (
+from csd_plugin.data.images import (
     eight_bits,
     files_of,
     nth_name,
@@ -20,6 +19,7 @@ from csd_plugin.data.video.images import (
     sixteen_bits,
     write_png,
 )
+from csd_plugin.data.layout import frame_numbers, is_frame_name
 from csd_plugin.data.video.interface import EmptyPart, FrameReader, FrameWriter, Position, frame_number
 from csd_plugin.errors import CSDError
 

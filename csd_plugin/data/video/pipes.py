@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from csd_plugin.data.video.images import eight_bits
+from csd_plugin.data.images import eight_bits
 from csd_plugin.data.video.interface import PIPE, EmptyPart, FrameReader, FrameWriter, Position, frame_number
 from csd_plugin.errors import CSDError
 

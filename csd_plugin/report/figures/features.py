@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from csd_plugin.archs.checkpoint import load_network
+from csd_plugin.data.images import eight_bits
 from csd_plugin.data.video import open_reader
-from csd_plugin.data.video.images import eight_bits
 from csd_plugin.data.windows import reflect_indices
 from csd_plugin.devices import pick_device
 from csd_plugin.distill.taps import tap_layers

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from csd_plugin.atomic import refuse_inputs, replacing
-from csd_plugin.data.video.images import files_of
+from csd_plugin.data.images import files_of
 from csd_plugin.errors import CSDError
 from csd_plugin.extras import needed_by
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from csd_plugin.data.images import eight_bits, rounded
 from csd_plugin.data.video import open_reader
-from csd_plugin.data.video.images import eight_bits, rounded
 from csd_plugin.data.video.interface import VIDEO_SUFFIXES
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.files import paired

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from csd_plugin.data.store import DecodingStore, FrameStore
+from csd_plugin.data.stores.interface import DecodingStore, FrameStore
 from csd_plugin.errors import CSDError
 
 try:

@@ -10,9 +10,9 @@ import torch
 from synthetic import TEST, TRAIN, moving_scene, write_image, write_ntu_rain
 from torch.utils.data import DataLoader
 
+from csd_plugin.data.datasets.rendered_rain import RenderedRainDataset, through_jpeg
 from csd_plugin.data.layout import find_clean_clips
 from csd_plugin.data.rain import RainRenderer, ambient_light
-from csd_plugin.data.rendered_rain import RenderedRainDataset, through_jpeg
 from csd_plugin.errors import CSDError
 
 SMALL = {"num_frame": 5, "num_target": 3, "gt_size": 24, "rain": "heavy"}
@@ -61,7 +61,7 @@ def test_crops_are_those_of_whole_frames_with_rain(root, monkeypatch):
             super().__init__(*args, **kwargs)
             renderers.append(self)
 
-    monkeypatch.setattr("csd_plugin.data.rendered_rain.RainRenderer", Watched)
+    monkeypatch.setattr("csd_plugin.data.datasets.rendered_rain.RainRenderer", Watched)
     dataset = RenderedRainDataset({"dataroot": root, **SMALL, "use_hflip": False})
     item = dataset[4 + 2]
     clean = moving_scene(8, 48, 64, 0)

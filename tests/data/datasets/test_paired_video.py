@@ -8,11 +8,11 @@ import torch
 from synthetic import TEST, TRAIN, moving_scene, rain_on, write_image, write_ntu_rain
 from torch.utils.data import DataLoader
 
+from csd_plugin.data.datasets.paired_video import PairedVideoDataset, PairedVideoTestDataset
+from csd_plugin.data.datasets.rendered_rain import RenderedRainDataset
+from csd_plugin.data.datasets.resident_video import ResidentVideoDataset
 from csd_plugin.data.layout import find_sequences
-from csd_plugin.data.paired_video import PairedVideoDataset, PairedVideoTestDataset
-from csd_plugin.data.rendered_rain import RenderedRainDataset
-from csd_plugin.data.resident_video import ResidentVideoDataset
-from csd_plugin.data.store import open_store
+from csd_plugin.data.stores import open_store
 from csd_plugin.errors import CSDError
 
 SMALL = {"num_frame": 7, "num_target": 3, "gt_size": 21}

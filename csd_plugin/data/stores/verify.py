@@ -13,8 +13,8 @@ from typing import TypeAlias
 
 from tqdm import tqdm
 
-from csd_plugin.data.lmdb_store import DATA, META_INFO, Record, open_file, split_key
-from csd_plugin.data.store import FolderStore
+from csd_plugin.data.stores.folder import FolderStore
+from csd_plugin.data.stores.lmdb import DATA, META_INFO, Record, open_file, split_key
 from csd_plugin.data.workers import Processes
 from csd_plugin.errors import CSDError
 

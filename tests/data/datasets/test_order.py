@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from csd_plugin.data.order import Place, places
+from csd_plugin.data.datasets.order import Place, places
 
 
 @pytest.mark.parametrize(("length", "ratio"), [(1, 1), (7, 1), (7, 5), (10, 3)])

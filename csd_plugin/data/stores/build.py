@@ -19,8 +19,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from csd_plugin.data.images import decode_image
 from csd_plugin.data.layout import tail_from_split
-from csd_plugin.data.lmdb_store import (
+from csd_plugin.data.stores.folder import FolderStore
+from csd_plugin.data.stores.lmdb import (
     DATA,
     ENCODINGS,
     HEADER_KEY,
@@ -34,7 +36,6 @@ from csd_plugin.data.lmdb_store import (
     parse_record,
     split_key,
 )
-from csd_plugin.data.store import FolderStore, decode_image
 from csd_plugin.data.workers import Processes
 from csd_plugin.errors import CSDError
 

@@ -7,9 +7,9 @@ import torch
 from synthetic import write_ntu_rain
 from torch.utils.data import DataLoader
 
-from csd_plugin.data import resident_video
-from csd_plugin.data.paired_video import PairedVideoDataset
-from csd_plugin.data.resident_video import ResidentVideoDataset
+from csd_plugin.data.datasets import resident_video
+from csd_plugin.data.datasets.paired_video import PairedVideoDataset
+from csd_plugin.data.datasets.resident_video import ResidentVideoDataset
 from csd_plugin.errors import CSDError
 
 SMALL = {"num_frame": 7, "num_target": 3, "gt_size": 21, "device": "cpu"}

@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 from synthetic import moving_scene, write_image
 
-from csd_plugin.data.store import FolderStore, FrameCache, decode_image, header_shape, open_store
+from csd_plugin.data.images import decode_image, header_shape
+from csd_plugin.data.stores import open_store
+from csd_plugin.data.stores.folder import FolderStore
+from csd_plugin.data.stores.interface import FrameCache
 from csd_plugin.errors import CSDError
 
 PICTURE = moving_scene(1, 24, 36, seed=0)[0]

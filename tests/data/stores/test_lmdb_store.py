@@ -14,11 +14,11 @@ import torch
 from synthetic import moving_scene, write_image, write_ntu_rain
 from torch.utils.data import ConcatDataset, DataLoader
 
-from csd_plugin.data.build import build_store
-from csd_plugin.data.lmdb_store import ENCODINGS, open_file
-from csd_plugin.data.paired_video import PairedVideoDataset, PairedVideoTestDataset
-from csd_plugin.data.rendered_rain import RenderedRainDataset
-from csd_plugin.data.store import open_store
+from csd_plugin.data.datasets.paired_video import PairedVideoDataset, PairedVideoTestDataset
+from csd_plugin.data.datasets.rendered_rain import RenderedRainDataset
+from csd_plugin.data.stores import open_store
+from csd_plugin.data.stores.build import build_store
+from csd_plugin.data.stores.lmdb import ENCODINGS, open_file
 from csd_plugin.errors import CSDError
 
 TRAINING = {"num_frame": 5, "num_target": 3, "gt_size": 21, "scale_range": [0.6, 2.0], "random_reverse": True}

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 from csd_plugin.data import augment
-from csd_plugin.data.order import Place
-from csd_plugin.data.paired_video import PairedVideoDataset
-from csd_plugin.data.store import FrameStore
-from csd_plugin.data.training_clips import Options, WorkerEntry
+from csd_plugin.data.datasets.order import Place
+from csd_plugin.data.datasets.paired_video import PairedVideoDataset
+from csd_plugin.data.datasets.training_clips import Options, WorkerEntry
+from csd_plugin.data.stores.interface import FrameStore
 from csd_plugin.devices import pick_device
 from csd_plugin.errors import CSDError
 

@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 
 from csd_plugin.data import augment
+from csd_plugin.data.datasets.paired_video import dataroot_of
+from csd_plugin.data.datasets.training_clips import Options, Sample, TrainingClips, TrainingDataset
+from csd_plugin.data.images import decode_image
 from csd_plugin.data.layout import find_clean_clips
-from csd_plugin.data.paired_video import dataroot_of
 from csd_plugin.data.rain import RainRenderer, ambient_light, find_preset, random_params
-from csd_plugin.data.store import decode_image, open_store
-from csd_plugin.data.training_clips import Options, Sample, TrainingClips, TrainingDataset
+from csd_plugin.data.stores import open_store
 from csd_plugin.errors import CSDError
 from csd_plugin.types import PairedSequence
 

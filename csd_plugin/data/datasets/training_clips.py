@@ -14,8 +14,8 @@ from torch.utils.data import Dataset, get_worker_info
 from tqdm import tqdm
 
 from csd_plugin.data import augment
-from csd_plugin.data.order import Place, places
-from csd_plugin.data.store import FrameStore
+from csd_plugin.data.datasets.order import Place, places
+from csd_plugin.data.stores.interface import FrameStore
 from csd_plugin.data.windows import clip_starts, target_slice
 from csd_plugin.errors import CSDError
 from csd_plugin.types import PairedSequence

@@ -11,9 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from csd_plugin.data import augment
-from csd_plugin.data.layout import find_sequences
-from csd_plugin.data.store import FrameStore, open_store
-from csd_plugin.data.training_clips import (
+from csd_plugin.data.datasets.training_clips import (
     Options,
     Sample,
     TrainingClips,
@@ -22,6 +20,9 @@ from csd_plugin.data.training_clips import (
     check_sizes,
     to_tensor,
 )
+from csd_plugin.data.layout import find_sequences
+from csd_plugin.data.stores import open_store
+from csd_plugin.data.stores.interface import FrameStore
 from csd_plugin.data.windows import reflect_indices
 from csd_plugin.errors import CSDError
 from csd_plugin.types import PairedSequence

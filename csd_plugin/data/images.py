@@ -6,13 +6,14 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from csd_plugin.atomic import replacing
 from csd_plugin.data.layout import IMAGE_SUFFIXES, is_frame_name, natural_key
-from csd_plugin.data.store import decode_image
 from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
@@ -130,3 +131,58 @@ def write_png(path: Path, frame: np.ndarray) -> None:
             draft.write_bytes(data.tobytes())
     except OSError as error:
         raise CSDError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+_EXIF_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
+
+
+_JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
+
+
+def decode_image(data: bytes, where: str, *, deep: bool = False) -> np.ndarray:
+    """An image file's bytes -> uint8 RGB (H, W, 3).
+
+    Grey becomes three equal channels, alpha is dropped, EXIF orientation is applied. 16 bits are rounded to 8, or,
+    if `deep`, kept as uint16.
+    Raises CSDError, beginning with `where`, for what is no image, is cut short, or has other pixel types.
+    """
+    if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
+        raise CSDError(f"{where}: the JPEG ends early ({len(data)} bytes): restore the file")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error:  # what OpenCV asserts: that there are bytes at all, and sizes within its limits
+        image = None
+    if image is None:
+        raise CSDError(f"{where}: no readable image ({len(data)} bytes, damaged or cut short): restore the file")
+    if image.dtype == np.uint16 and not deep:
+        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if image.dtype not in (np.uint8, np.uint16):
+        raise CSDError(f"{where}: pixels of type {image.dtype}: convert the frames to 8 or 16 bits a channel")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def header_shape(file: BinaryIO) -> tuple[int, int] | None:
+    """(height, width) as `decode_image` will give them, from an image file's header; None where only decoding tells."""
+    try:
+        with Image.open(file) as image:
+            # Pillow would decode a whole PNG to look for orientation behind its pixels.
+            exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+            if exif.get(_EXIF_ORIENTATION) in _LYING:
+                return None  # lying on its side: formats differ in which of the two sizes they report
+            return image.height, image.width
+    except (OSError, Image.DecompressionBombError, SyntaxError, ValueError):
+        return None
+
+
+def _jpeg_is_whole(data: bytes) -> bool:
+    """Whether the end marker follows the first scan; decoders fill what is missing with grey and only warn."""
+    if data.endswith(_JPEG_END):
+        return True
+    # Some writers add bytes behind the end, and embedded thumbnails have ends of their own: walk to the scan.
+    at = len(_JPEG_START)
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == _JPEG_SCAN:
+            return _JPEG_END in data[at:]
+        fill = data[at + 1] == 0xFF
+        at += 1 if fill else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False

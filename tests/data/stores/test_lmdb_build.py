@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from synthetic import moving_scene, write_image
 
-from csd_plugin.data import build
-from csd_plugin.data.build import build_store
-from csd_plugin.data.lmdb_store import open_file
-from csd_plugin.data.store import open_store
-from csd_plugin.data.verify import verify_store
+from csd_plugin.data.stores import build, open_store
+from csd_plugin.data.stores.build import build_store
+from csd_plugin.data.stores.lmdb import open_file
+from csd_plugin.data.stores.verify import verify_store
 from csd_plugin.errors import CSDError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,7 +166,7 @@ def test_a_full_disk_leaves_what_can_go_on(folder, tmp_path):
     """A limit on the size of files is what a full disk is to a writer, without the need for one."""
     out = tmp_path / "x.lmdb"
     code = (
-        "import resource, signal, sys; from csd_plugin.data.build import build_store\n"
+        "import resource, signal, sys; from csd_plugin.data.stores.build import build_store\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))\n"
         "try: build_store(*sys.argv[1:], 'raw')\n"
         "except ValueError as error: print(error); sys.exit(2)"

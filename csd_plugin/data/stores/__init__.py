@@ -1,0 +1,24 @@
+"""Where frames come from: folders of image files and LMDB stores, behind one interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from csd_plugin.data.stores.folder import FolderStore
+from csd_plugin.data.stores.interface import LMDB_SUFFIXES, FrameStore
+from csd_plugin.data.stores.lmdb import open_lmdb
+
+
+def open_store(path: str | Path | FrameStore, cache_mb: float = 0) -> FrameStore:
+    """The store at `path`, a folder of image files or an LMDB store, which is told by its name NAME.lmdb or contents.
+
+    A store that is open already is returned as it is.
+    cache_mb limits the memory for decoded frames, of all loader workers together; raw stores need none.
+    Raises CSDError where there is no store, or one that is half built or damaged.
+    """
+    if isinstance(path, FrameStore):
+        return path
+    path = Path(path)
+    if path.name.endswith(LMDB_SUFFIXES) or (path / "data.mdb").exists():
+        return open_lmdb(path, cache_mb)
+    return FolderStore(path, cache_mb)

@@ -1,0 +1,102 @@
+"""Image files in folders below a root."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from csd_plugin.data.images import header_shape
+from csd_plugin.data.layout import is_clip_name, is_frame_name
+from csd_plugin.data.stores.interface import LMDB_SUFFIXES, DecodingStore
+from csd_plugin.errors import CSDError
+
+logger = logging.getLogger(__name__)
+
+# The deepest tree that is walked: parent / root / split / clip / nested clip. It also ends circles of links.
+_MAX_DEPTH = 5
+
+
+class FolderStore(DecodingStore):
+    """Image files in folders below `root`. Raises CSDError where `root` is no folder."""
+
+    def __init__(self, root: str | Path, cache_mb: float = 0) -> None:
+        super().__init__(cache_mb)
+        self.root = Path(root)
+        if not self.root.is_dir():
+            what = "is not a folder" if self.root.exists() else "does not exist"
+            raise CSDError(f"data root {self.root} {what}: give the folder that holds the data set")
+        self._shapes: dict[str, tuple[int, int]] = {}
+
+    def keys(self) -> list[str]:
+        """All image files, to a depth of five folders; what else there is, is ignored and said in one warning."""
+        frames: list[str] = []
+        strays: Counter[str] = Counter()
+        empty: list[str] = []
+        for folder, files in _walk(self.root):
+            found = [folder + name for name in files if is_frame_name(name)]
+            frames += found
+            strays.update(name for name in files if not is_frame_name(name))
+            if not found and is_clip_name(Path(folder).name):
+                empty.append(folder.rstrip("/"))
+        if strays:
+            names = ", ".join(f"{name} ({n}x)" if n > 1 else name for name, n in strays.most_common(3))
+            logger.warning("%s: files that are no images, ignored: %d (%s)", self.root, strays.total(), _shorten(names))
+        if empty:
+            logger.warning("%s: clips without images: %d (%s)", self.root, len(empty), _shorten(", ".join(empty)))
+        return sorted(frames)
+
+    def shape(self, key: str) -> tuple[int, int]:
+        if key not in self._shapes:
+            try:
+                with (self.root / key).open("rb") as file:
+                    shape = header_shape(file)
+            except OSError as error:
+                raise self._unreadable(key, error) from error
+            if shape is None:
+                self.read(key)
+            else:
+                self._shapes[key] = shape
+        return self._shapes[key]
+
+    def encoded(self, key: str) -> bytes:
+        try:
+            return (self.root / key).read_bytes()
+        except OSError as error:
+            raise self._unreadable(key, error) from error
+
+    def where(self, key: str) -> str:
+        return str(self.root / key)
+
+    def _known_shape(self, key: str, decoded: tuple[int, int]) -> tuple[int, int]:
+        return self._shapes.setdefault(key, decoded)
+
+    def _unreadable(self, key: str, error: OSError) -> CSDError:
+        return CSDError(f"{self.where(key)}: cannot be read ({error.strerror or error}): restore the file")
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder relative to root, '' or ending in '/', its files), without hidden folders and LMDB stores."""
+    waiting = [("", 0)]
+    while waiting:
+        folder, depth = waiting.pop()
+        subfolders, files = [], []
+        try:
+            with os.scandir(root / folder) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        if not entry.name.startswith((".", "__MACOSX")) and not entry.name.endswith(LMDB_SUFFIXES):
+                            subfolders.append(entry.name)
+                    else:
+                        files.append(entry.name)
+        except OSError as error:
+            raise CSDError(f"{root / folder}: cannot be listed ({error.strerror}): mend its permissions") from error
+        yield folder, files
+        if depth < _MAX_DEPTH:
+            waiting += [(f"{folder}{name}/", depth + 1) for name in subfolders]
+
+
+def _shorten(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,120 @@
+"""What all stores of frames are: the interface, and what those of image files share."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from csd_plugin.data.images import decode_image
+from csd_plugin.errors import CSDError
+
+logger = logging.getLogger(__name__)
+
+LMDB_SUFFIXES = (".lmdb", ".lmdb.partial")
+
+
+class FrameStore(ABC):
+    """Frames by key. Keys are paths relative to the data root, '/' separated.
+
+    A store can be pickled, and serves in forked and spawned loader workers. It is not to be shared by threads.
+    root: what the keys are relative to, for layouts; of a store that is one file, where they were once.
+    """
+
+    root: Path
+
+    @abstractmethod
+    def keys(self) -> list[str]:
+        """All frames, sorted as strings."""
+
+    @abstractmethod
+    def read(self, key: str) -> np.ndarray:
+        """The frame, uint8 RGB (H, W, 3); not to be written to. Raises CSDError where it cannot be decoded."""
+
+    @abstractmethod
+    def shape(self, key: str) -> tuple[int, int]:
+        """(height, width) of the frame, without decoding it where that can be avoided."""
+
+    def read_crop(self, key: str, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """A part of the frame, uint8 RGB (height, width, 3); the part must lie inside the frame."""
+        return self.read(key)[top : top + height, left : left + width]
+
+    def enter_worker(self, num_workers: int) -> None:
+        """Called in each of `num_workers` loader workers before its first frame."""
+        del num_workers
+
+
+class DecodingStore(FrameStore):
+    """A store of image files' bytes, wherever they are.
+
+    With `cache_mb`, the last used decoded frames are kept, in at most so many MB (2^20 bytes). The workers of a
+    loader have an equal share each, and keep it as long as they live: without `persistent_workers` that is one epoch.
+    """
+
+    def __init__(self, cache_mb: float = 0) -> None:
+        self._cache = FrameCache(int(cache_mb * 2**20))
+
+    @abstractmethod
+    def encoded(self, key: str) -> bytes:
+        """The image file's bytes."""
+
+    @abstractmethod
+    def where(self, key: str) -> str:
+        """The frame's place, to begin messages with."""
+
+    def read(self, key: str) -> np.ndarray:
+        frame = self._cache.get(key)
+        if frame is None:
+            frame = decode_image(self.encoded(key), self.where(key))
+            frame.flags.writeable = False
+            self._check_shape(key, frame)
+            self._cache.put(key, frame)
+        return frame
+
+    def enter_worker(self, num_workers: int) -> None:
+        self._cache = FrameCache(self._cache.limit // num_workers)
+
+    def _known_shape(self, key: str, decoded: tuple[int, int]) -> tuple[int, int]:
+        """What `shape` has said or will say of a frame that was decoded to this."""
+        del decoded
+        return self.shape(key)
+
+    def _check_shape(self, key: str, frame: np.ndarray) -> None:
+        height, width = frame.shape[:2]
+        known = self._known_shape(key, (height, width))
+        if known != (height, width):
+            raise CSDError(
+                f"{self.where(key)}: {width}x{height} pixels, but its header or an earlier look said "
+                f"{known[1]}x{known[0]}: restore the file and start again"
+            )
+
+
+class FrameCache:
+    """The last used frames, in at most `limit` bytes. Copies that are sent to another process start empty."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self._frames: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def get(self, key: str) -> np.ndarray | None:
+        frame = self._frames.get(key)
+        if frame is not None:
+            self._frames.move_to_end(key)
+        return frame
+
+    def put(self, key: str, frame: np.ndarray) -> None:
+        """Keep `frame`, dropping the longest unused; one that is larger than the limit is not kept."""
+        if frame.nbytes > self.limit or key in self._frames:
+            return
+        while self.size + frame.nbytes > self.limit:
+            self.size -= self._frames.popitem(last=False)[1].nbytes
+        self._frames[key] = frame
+        self.size += frame.nbytes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"limit": self.limit, "size": 0, "_frames": OrderedDict()}
