@@ -18,10 +18,10 @@ from toolbox import changed, distill_options, train_options
 
 from csd_plugin import options
 from csd_plugin.errors import CSDError
+from csd_plugin.metrics import results
 from csd_plugin.metrics.protocols import score_frame
 from csd_plugin.metrics.scores import Scores
 from csd_plugin.options import check_file, check_options
-from csd_plugin.report import results
 
 OPTIONS = Path(__file__).resolve().parents[1] / "options"
 # matrix files are others: tests/lab

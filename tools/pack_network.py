@@ -21,10 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from csd_plugin.errors import CSDError, suggestion
-from csd_plugin.lab import packing
-from csd_plugin.lab.packing import FREE_DB, TEXTS, pairs, score_of
 from csd_plugin.report.networks import as_markdown
-from csd_plugin.weights import FOLDER, SETS, read_catalogue
+from csd_plugin.weights import FOLDER, SETS, packing, read_catalogue
+from csd_plugin.weights.packing import FREE_DB, TEXTS, pairs, score_of
 
 
 def main(argv: Sequence[str] | None = None, folder: Path = FOLDER) -> int:

@@ -25,8 +25,8 @@ from csd_plugin.data.scenes import moving_scene
 from csd_plugin.data.stores import open_store
 from csd_plugin.errors import CSDError
 from csd_plugin.lifeline import lifeline
-from csd_plugin.report.results import load_results
-from csd_plugin.report.table import comparison_table
+from csd_plugin.metrics.results import load_results
+from csd_plugin.metrics.table import comparison_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OPTIONS = REPOSITORY / "options" / "quickstart"

@@ -12,10 +12,9 @@ from csd_plugin import registration
 from csd_plugin.atomic import write_text
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.lab import runner
-from csd_plugin.lab.costs import costs_of
 from csd_plugin.lab.matrix import Matrix, Run, read_matrix, runs_of
 from csd_plugin.lab.plan import plan_for
-from csd_plugin.lab.table import build
+from csd_plugin.lab.table import build, costs_of
 from csd_plugin.report.grid import FORMATS, Grid, as_markdown
 
 

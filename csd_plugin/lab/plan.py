@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Collection, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
 
 from csd_plugin.atomic import write_text
 from csd_plugin.errors import CSDError
-from csd_plugin.lab.budget import factor_for, stretched
 from csd_plugin.lab.matrix import Run
 from csd_plugin.lab.runner import Workspace, left_behind
 
@@ -77,3 +83,80 @@ def _read(path: Path) -> Plan:
         return Plan()
     except (ValueError, KeyError, TypeError) as error:
         raise CSDError(f"{path} is damaged ({error}); remove it to train as the option files say") from error
+
+
+PROBE_STEPS = 4
+
+
+#: Of the budget, what training gets; the rest is start-up, validation and tests.
+TRAINING_SHARE = 0.8
+
+
+MIN_STEPS = 10
+
+
+def stretched(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """Training options with a schedule `factor` times as long: iterations, warm-up, periods, milestones, intervals."""
+
+    def scaled(count: float) -> int:
+        return max(round(count * factor), 1)
+
+    fitted: dict[str, Any] = deepcopy(dict(options))
+    train, scheduler = fitted["train"], fitted["train"]["scheduler"]
+    train["total_iter"] = max(scaled(train["total_iter"]), MIN_STEPS)
+    if train.get("warmup_iter", -1) > 0:
+        train["warmup_iter"] = scaled(train["warmup_iter"])
+    for key in ("periods", "milestones"):
+        if key in scheduler:
+            scheduler[key] = [scaled(count) for count in scheduler[key]]
+    missing = train["total_iter"] - sum(scheduler.get("periods", [train["total_iter"]]))
+    if missing > 0:  # rounding: the toolbox's cosine knows no rate beyond its last period
+        scheduler["periods"][-1] += missing
+    if (fitted.get("val") or {}).get("val_freq"):
+        fitted["val"]["val_freq"] = scaled(fitted["val"]["val_freq"])
+    fitted["logger"]["save_checkpoint_freq"] = scaled(fitted["logger"]["save_checkpoint_freq"])
+    return fitted
+
+
+def factor_for(runs: Iterable[Run], minutes: float) -> float:
+    """By what to stretch all runs so that their training takes `TRAINING_SHARE` of so many minutes on this machine.
+
+    A few steps of each row are timed, on random frames. Raises CSDError for a device that is not there, and where some
+    run is left hardly any step.
+    """
+    check_minutes(minutes)
+    seconds: dict[str, float] = {}
+    training = [run for run in runs if run.options is not None]
+    for run in tqdm(training, desc="timing steps", unit="run", disable=None):
+        assert run.options is not None
+        if run.row not in seconds:
+            seconds[run.row] = step_seconds(run.options)
+    iterations = [run.options["train"]["total_iter"] for run in training if run.options is not None]
+    total = sum(seconds[run.row] * count for run, count in zip(training, iterations, strict=True))
+    if not total:
+        return 1.0
+    factor = minutes * 60 * TRAINING_SHARE / total
+    if factor * min(iterations) < MIN_STEPS:
+        needed = total / min(iterations) * MIN_STEPS / 60 / TRAINING_SHARE
+        raise CSDError(
+            f"{minutes:g} minutes leave a run fewer than {MIN_STEPS} steps; give it {math.ceil(needed)} at least"
+        )
+    return factor
+
+
+def check_minutes(minutes: float) -> None:
+    if not 0 < minutes < math.inf:
+        raise CSDError(f"--minutes {minutes:g}: give a time above 0")
+
+
+def step_seconds(options: Mapping[str, Any]) -> float:
+    """How long one optimizer step takes."""
+    from csd_plugin.models.probe import Probe
+
+    with torch.random.fork_rng():
+        probe = Probe(options)
+        probe.step()  # what happens once
+        began = time.perf_counter()
+        for _ in range(PROBE_STEPS):
+            probe.step()
+    return (time.perf_counter() - began) / PROBE_STEPS

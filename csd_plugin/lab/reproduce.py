@@ -8,14 +8,13 @@ from pathlib import Path
 
 from csd_plugin.atomic import write_text
 from csd_plugin.errors import CSDError
-from csd_plugin.lab import packing
-from csd_plugin.lab.budget import check_minutes
 from csd_plugin.lab.job import Table, check_machine, make_tables
 from csd_plugin.lab.matrix import Matrix, Row, Run, read_matrix, read_yaml
+from csd_plugin.lab.plan import check_minutes
 from csd_plugin.lab.rained import DATA, find_data, render_rain
 from csd_plugin.lab.runner import Workspace
 from csd_plugin.report.networks import as_markdown
-from csd_plugin.weights import Score, read_catalogue
+from csd_plugin.weights import Score, packing, read_catalogue
 
 CHOSEN_BY = "validation"
 """The test set by which the best slice of a network is chosen."""

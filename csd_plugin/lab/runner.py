@@ -25,10 +25,15 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from csd_plugin.atomic import write_text
+from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
+from csd_plugin.data.layout import SPLITS
 from csd_plugin.errors import CSDError
 from csd_plugin.lab.matrix import Run
-from csd_plugin.lab.ready import score_ready
 from csd_plugin.lifeline import lifeline
+from csd_plugin.metrics import results
+from csd_plugin.metrics.protocols import to_uint8
+from csd_plugin.metrics.scores import ClipScores, Scores
+from csd_plugin.metrics.scoring import score_folders
 
 _PATIENCE = 10.0
 """Seconds that a training has to stop by itself."""
@@ -269,3 +274,42 @@ def _plain(value: Any) -> Any:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
+
+
+def score_ready(run: Run) -> None:
+    """Score the frames of a run on each of its test sets, into results/RUN as the test pipeline would. CSDError."""
+    assert run.test is not None
+    for content in run.test["datasets"].values():
+        scores = _rainy(content) if run.frames is None else _frames(run.frames, content)
+        results.write(
+            Path("results", run.name), content["name"], scores, {"network": run.row, "dataset": content["name"]}
+        )
+
+
+def _rainy(content: Mapping[str, Any]) -> Scores:
+    dataset = PairedVideoTestDataset({**content, "num_frame": 1})
+    scores = Scores()
+    for item in (dataset[index] for index in range(len(dataset))):
+        if "gt" not in item:
+            raise CSDError(f"the test set {content['name']} has no ground truth: nothing of it can be scored")
+        scores.add(item["folder"], Path(item["lq_path"]).stem, to_uint8(item["lq"][0]), to_uint8(item["gt"]))
+    return scores
+
+
+def _frames(folder: Path, content: Mapping[str, Any]) -> Scores:
+    """Those frames of the folder that belong to the test set: its clips, and its part of each."""
+    dataset = PairedVideoTestDataset({**content, "num_frame": 1})
+    wanted: dict[str, list[int]] = {}
+    for number, frame in dataset.samples:
+        wanted.setdefault(dataset.sequences[number].name, []).append(frame)
+    truth = Path(content["dataroot"]) / SPLITS[content.get("split") or "test"]
+    every = score_folders(folder, truth, clips=list(wanted))
+    missing = wanted.keys() - every.clips.keys()
+    if missing:
+        raise CSDError(f"{folder} has no frames of {', '.join(sorted(missing))}")
+    return Scores({name: _part(every.clips[name], frames) for name, frames in wanted.items()})
+
+
+def _part(clip: ClipScores, frames: Iterable[int]) -> ClipScores:
+    names = list(clip.frames)
+    return ClipScores({names[i]: clip.frames[names[i]] for i in frames})

@@ -19,12 +19,12 @@ from csd_plugin.distill.base import feature_pairs
 from csd_plugin.distill.objective import OBJECTIVES, Objective, build_objective, weighted_sum
 from csd_plugin.distill.settings import Distillation, read_distillation, teacher_labels
 from csd_plugin.errors import CSDError, first_line, out_of_memory, suggestion
+from csd_plugin.metrics.results import load_results
 from csd_plugin.models.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.pairing import check_foreign_set, check_network, check_pairs, check_role
 from csd_plugin.models.video_derain_model import build_optimizer
 from csd_plugin.options import distils
-from csd_plugin.report.results import load_results
 from csd_plugin.types import ClipView
 
 SCHEDULERS = {  # by the names that the toolbox has for them

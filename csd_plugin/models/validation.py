@@ -22,11 +22,11 @@ from csd_plugin.atomic import replacing
 from csd_plugin.data.windows import join_windows
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.folding import fold
+from csd_plugin.metrics import results
 from csd_plugin.metrics.protocols import score_frame, to_uint8
 from csd_plugin.metrics.scores import Scores
+from csd_plugin.metrics.table import WITHOUT_TRUTH, share
 from csd_plugin.models.batches import Item, read_test_item
-from csd_plugin.report import results
-from csd_plugin.report.table import WITHOUT_TRUTH, share
 
 
 class ValidationMixin:

@@ -13,9 +13,9 @@ from csd_plugin.cli import main
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.niqe import niqe
 from csd_plugin.metrics.protocols import score_frame
+from csd_plugin.metrics.results import load_results
+from csd_plugin.metrics.scoring import score_folders
 from csd_plugin.metrics.warping import warping_error
-from csd_plugin.report.results import load_results
-from csd_plugin.report.scoring import score_folders
 
 
 def frame(seed, size=(24, 32)):

@@ -19,10 +19,9 @@ from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.cli import main
 from csd_plugin.errors import CSDError
 from csd_plugin.lab import runner
-from csd_plugin.lab.budget import stretched
 from csd_plugin.lab.job import Table, make_tables
 from csd_plugin.lab.matrix import read_matrix, runs_of
-from csd_plugin.lab.plan import plan_for
+from csd_plugin.lab.plan import plan_for, stretched
 
 
 def write(path: Path, content: dict) -> Path:
@@ -335,8 +334,8 @@ def test_a_dry_run_tells_what_is_given_from_what_was_trained(files, monkeypatch,
 
 @pytest.fixture
 def ten_seconds_a_step(monkeypatch):
-    monkeypatch.setattr("csd_plugin.lab.budget.MIN_STEPS", 1)
-    monkeypatch.setattr("csd_plugin.lab.budget.step_seconds", lambda options: 10.0)
+    monkeypatch.setattr("csd_plugin.lab.plan.MIN_STEPS", 1)
+    monkeypatch.setattr("csd_plugin.lab.plan.step_seconds", lambda options: 10.0)
 
 
 def steps(runs) -> list[int]:
@@ -417,7 +416,7 @@ def test_a_budget_is_a_time(files, minutes, monkeypatch, tmp_path, capsys):
 
 def test_steps_are_timed_without_checkpoints_or_data(files):
     from csd_plugin import registration
-    from csd_plugin.lab.budget import step_seconds
+    from csd_plugin.lab.plan import step_seconds
 
     registration.install()
     path = files / "matrix.yml"
@@ -437,7 +436,7 @@ def test_what_is_not_here_is_left_out_and_said(files, launcher, monkeypatch, cap
 
 def test_table_2_counts_its_networks(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("csd_plugin.lab.costs._seconds", lambda networks: dict.fromkeys(networks, 1.5))
+    monkeypatch.setattr("csd_plugin.lab.table._seconds", lambda networks: dict.fromkeys(networks, 1.5))
     assert main(["table", str(OPTIONS / "matrix" / "table2.yml")]) == 0
     assert "| student1 | 136,563 | 5.76 | 1.50 |" in capsys.readouterr().out.replace("**", "")
 

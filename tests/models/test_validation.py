@@ -15,8 +15,8 @@ from toolbox import changed, scored_set, scoring_options, train_options
 from csd_plugin import registration
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.metrics.protocols import score_frame
+from csd_plugin.metrics.results import load_results
 from csd_plugin.metrics.warping import warping_error
-from csd_plugin.report.results import load_results
 
 registration.install()
 from basicsr.data import build_dataset  # noqa: E402

@@ -13,10 +13,9 @@ from synthetic import moving_scene, rain_on, write_image
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import SLDNet
-from csd_plugin.lab import packing
+from csd_plugin.metrics.results import write
 from csd_plugin.metrics.scores import Scores
-from csd_plugin.report.results import write
-from csd_plugin.weights import read_catalogue
+from csd_plugin.weights import packing, read_catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["what=a narrow student", "trained_on=noise", "recipe=none", "licence=Apache-2.0"]
@@ -106,7 +105,7 @@ def test_other_facts_need_no_other_checkpoint(pack, checkpoint, tmp_path):
 
 @pytest.mark.parametrize("allowed, stored", [(1.0, torch.float16), (0.0, torch.float32)])
 def test_fp16_where_it_costs_nothing(pack, checkpoint, clip, monkeypatch, capsys, allowed, stored):
-    monkeypatch.setattr("csd_plugin.lab.packing.FREE_DB", allowed)
+    monkeypatch.setattr("csd_plugin.weights.packing.FREE_DB", allowed)
     assert pack(checkpoint, "narrow", "--fact", *TEXTS, "--check", *clip) == 0
     assert "fp16 moves the PSNR by 0.0" in capsys.readouterr().out
     state = torch.load(pack.folder / "narrow.pth", weights_only=True)["params"]

@@ -9,7 +9,7 @@ import cv2
 import pytest
 import yaml
 
-from csd_plugin.report.results import load_results
+from csd_plugin.metrics.results import load_results
 
 ROOT = Path(__file__).resolve().parents[2]
 

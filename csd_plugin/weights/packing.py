@@ -23,8 +23,8 @@ from csd_plugin.data.video import open_reader
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.inference.runner import Derainer
 from csd_plugin.metrics.protocols import PROTOCOLS, score_frame
+from csd_plugin.metrics.results import load_results
 from csd_plugin.report.complexity import complexity
-from csd_plugin.report.results import load_results
 from csd_plugin.weights import SETS, Network, Score, best_of, fastest_of, find_checkpoint
 
 TEXTS = ("what", "trained_on", "recipe", "licence")

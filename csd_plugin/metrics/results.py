@@ -30,7 +30,7 @@ from csd_plugin.atomic import write_text
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.protocols import PROTOCOLS, FrameScore, Quality
 from csd_plugin.metrics.scores import ClipScores, Scores
-from csd_plugin.report.table import comparison_table
+from csd_plugin.metrics.table import comparison_table
 
 FORMAT = "csd-results"
 VERSION = 1

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from csd_plugin.errors import CSDError
+from csd_plugin.metrics import results
 from csd_plugin.metrics.protocols import Quality
+from csd_plugin.metrics.published import PUBLISHED
+from csd_plugin.metrics.results import Result, load_results
 from csd_plugin.metrics.scores import Scores
-from csd_plugin.report import results
-from csd_plugin.report.published import PUBLISHED
-from csd_plugin.report.results import Result, load_results
-from csd_plugin.report.table import comparison_table
+from csd_plugin.metrics.table import comparison_table
 
 
 def scores_of(psnrs, ssim=0.9):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from csd_plugin.data.layout import frame_numbers, natural_key
 from csd_plugin.errors import CSDError
+from csd_plugin.metrics import published as published_numbers
 from csd_plugin.metrics.measures import MEASURES
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
-from csd_plugin.report import published as published_numbers
 
 if TYPE_CHECKING:
-    from csd_plugin.report.results import Result
+    from csd_plugin.metrics.results import Result
 
 NONE = "-"
 WITHOUT_TRUTH = "without_truth"
