@@ -10,7 +10,6 @@ import functools
 import importlib
 import os
 import sys
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -112,8 +111,10 @@ def _keep_unsaved_networks(check_resume: Any) -> Any:
 def repair_launch() -> None:
     """Repairs for our launchers: options read as data only, resume and several processes without a GPU; losses that
     compare like with like."""
+    from csd_plugin.options import safe_ordered_yaml
+
     options = importlib.import_module("basicsr.utils.options")
-    options.ordered_yaml = _safe_ordered_yaml  # type: ignore[attr-defined]
+    options.ordered_yaml = safe_ordered_yaml  # type: ignore[attr-defined]
     options.init_dist = _init_dist  # type: ignore[attr-defined]
     importlib.import_module("basicsr.train").load_resume_state = load_resume_state  # type: ignore[attr-defined]
     for name, module in list(sys.modules.items()):
@@ -177,38 +178,6 @@ def repair_bf16_conv3d() -> None:
         return F.conv3d(x, weight, bias, self.stride, (0, *self.padding[1:]), self.dilation, self.groups)
 
     torch.nn.Conv3d._conv_forward = padded  # type: ignore[method-assign,assignment]
-
-
-def _safe_ordered_yaml() -> tuple[type, type]:
-    """The toolbox's YAML loader runs any Python that a file asks for; this one knows data only, and checks it.
-
-    The toolbox reads nothing but option files with it, and indexes what it finds there without looking.
-    """
-    import yaml
-
-    from csd_plugin.options import check_file
-
-    class Loader(yaml.SafeLoader):
-        def get_single_data(self) -> Any:
-            content = super().get_single_data()
-            check_file(content, self.name)
-            return content
-
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    def mapping(loader: Loader, node: yaml.MappingNode) -> OrderedDict:
-        content: OrderedDict = OrderedDict()
-        for (key, value), (written, _) in zip(loader.construct_pairs(node, deep=True), node.value, strict=True):
-            if key in content:
-                line = written.start_mark.line + 1
-                raise CSDError(f"{loader.name}: line {line}: {key} is there a second time in its section; keep one")
-            content[key] = value
-        return content
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    Dumper.add_representer(OrderedDict, lambda dumper, data: dumper.represent_dict(data.items()))
-    return Loader, Dumper
 
 
 def _init_dist(launcher: str, backend: str = "nccl", **kwargs: Any) -> None:

@@ -11,10 +11,13 @@ import difflib
 import inspect
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from csd_plugin.archs.halfnet import HalfNet
@@ -475,3 +478,46 @@ def _key_of(location: tuple[int | str, ...], content: Any) -> str:
 
 
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+def safe_ordered_yaml() -> tuple[type, type]:
+    """The toolbox's YAML loader runs any Python that a file asks for; this one knows data only, and checks it.
+
+    The toolbox reads nothing but option files with it, and indexes what it finds there without looking.
+    """
+
+    class Loader(yaml.SafeLoader):
+        def get_single_data(self) -> Any:
+            content = super().get_single_data()
+            check_file(content, self.name)
+            return content
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def mapping(loader: Loader, node: yaml.MappingNode) -> OrderedDict:
+        content: OrderedDict = OrderedDict()
+        for (key, value), (written, _) in zip(loader.construct_pairs(node, deep=True), node.value, strict=True):
+            if key in content:
+                line = written.start_mark.line + 1
+                raise CSDError(f"{loader.name}: line {line}: {key} is there a second time in its section; keep one")
+            content[key] = value
+        return content
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    Dumper.add_representer(OrderedDict, lambda dumper, data: dumper.represent_dict(data.items()))
+    return Loader, Dumper
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """An option file as a launcher reads it, but for what a run adds. Raises CSDError."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            opt = yaml.load(file, Loader=safe_ordered_yaml()[0])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CSDError(f"{path}: no option file can be read there: {' '.join(str(error).split())}") from error
+    for key, content in opt["datasets"].items():
+        content["phase"] = key.split("_")[0]
+    opt["is_train"] = "train" in opt
+    check_options(opt, str(path))
+    return opt

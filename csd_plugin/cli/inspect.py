@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> None:
     registration.extend()
     compat.repair_launch()
 
-    from csd_plugin.report.inspection import inspect, read_options
+    from csd_plugin.options import read_options
+    from csd_plugin.report.inspection import inspect
 
     print(inspect(read_options(args.options), size=args.size, all_layers=args.layers))

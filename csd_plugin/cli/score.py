@@ -59,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from csd_plugin.atomic import refuse_inputs
     from csd_plugin.metrics.measures import WITHOUT_TRUTH, open_measures
-    from csd_plugin.metrics.results import Result, files_written, load_results, save
+    from csd_plugin.metrics.results import files_written, load_results, save
+    from csd_plugin.metrics.scores import Result
     from csd_plugin.metrics.scoring import score_folders
     from csd_plugin.metrics.table import comparison_table, other_frames
 

@@ -22,29 +22,18 @@ import io
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from csd_plugin.atomic import write_text
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.protocols import PROTOCOLS, FrameScore, Quality
-from csd_plugin.metrics.scores import ClipScores, Scores
+from csd_plugin.metrics.scores import ClipScores, Result, Scores
 from csd_plugin.metrics.table import comparison_table
 
 FORMAT = "csd-results"
 VERSION = 1
 MEASURES = "measures"
-
-
-@dataclass(frozen=True)
-class Result:
-    """network: the row's name in tables. facts: plain JSON values worth keeping (iteration, checkpoint, command)."""
-
-    network: str
-    dataset: str
-    scores: Scores
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def write(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.image_quality import Image
@@ -137,3 +137,13 @@ def _mean(scores: Iterable[FrameScore]) -> FrameScore:
         for protocol in protocols
         if (columns := [score[protocol] for score in scores if protocol in score])
     }
+
+
+@dataclass(frozen=True)
+class Result:
+    """network: the row's name in tables. facts: plain JSON values worth keeping (iteration, checkpoint, command)."""
+
+    network: str
+    dataset: str
+    scores: Scores
+    facts: dict[str, Any] = field(default_factory=dict)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from csd_plugin.data.layout import frame_numbers, natural_key
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics import published as published_numbers
 from csd_plugin.metrics.measures import MEASURES
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
-
-if TYPE_CHECKING:
-    from csd_plugin.metrics.results import Result
+from csd_plugin.metrics.scores import Result
 
 NONE = "-"
 WITHOUT_TRUTH = "without_truth"

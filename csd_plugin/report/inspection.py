@@ -6,11 +6,8 @@ Nothing is computed for the shapes, and no data or checkpoint is needed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
-from basicsr.utils.options import ordered_yaml
 from torch import nn
 
 from csd_plugin.distill.adapters import AdaptedObjective
@@ -24,7 +21,7 @@ from csd_plugin.models.average import average_warnings
 from csd_plugin.models.dry_run import GIB, Clips, Dry, clips_of, dry_run
 from csd_plugin.models.layouts import Layout
 from csd_plugin.models.preflight import check_parts, checked_objective
-from csd_plugin.options import check_options, distils
+from csd_plugin.options import distils
 from csd_plugin.report.complexity import complexity
 
 
@@ -93,20 +90,6 @@ def _weight(weight: Weight) -> str:
         return f"{weight:g}"
     way = f" to {weight.get('end', 0):g} in {weight['iters']:g} iterations" if "iters" in weight else ""
     return f"{weight['start']:g}{way}, {weight['schedule']}"
-
-
-def read_options(path: Path) -> dict[str, Any]:
-    """An option file as a launcher reads it, but for what a run adds. Raises CSDError."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            opt = yaml.load(file, Loader=ordered_yaml()[0])  # data only: `compat.repair_launch`
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CSDError(f"{path}: no option file can be read there: {' '.join(str(error).split())}") from error
-    for key, content in opt["datasets"].items():
-        content["phase"] = key.split("_")[0]
-    opt["is_train"] = "train" in opt
-    check_options(opt, str(path))
-    return opt
 
 
 def _learns(name: str, opt: Mapping[str, Any]) -> bool:

@@ -14,8 +14,8 @@ from csd_plugin.errors import CSDError
 from csd_plugin.metrics import results
 from csd_plugin.metrics.protocols import Quality
 from csd_plugin.metrics.published import PUBLISHED
-from csd_plugin.metrics.results import Result, load_results
-from csd_plugin.metrics.scores import Scores
+from csd_plugin.metrics.results import load_results
+from csd_plugin.metrics.scores import Result, Scores
 from csd_plugin.metrics.table import comparison_table
 
 
