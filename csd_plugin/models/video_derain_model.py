@@ -64,7 +64,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     # ------------------------------------------------------------------ training step
     def feed_data(self, data: dict[str, Any]) -> None:
-        lq, gt = as_clips(data, self.num_frame, self.opt["datasets"]["train"]["type"])
+        lq, gt = as_clips(data, self.num_frame, self.opt["datasets"]["train"].get("type", "the loader"))
         self.lq = _as_float(lq.to(self.device, non_blocking=True))
         self.gt = _as_float(gt.to(self.device, non_blocking=True))
         self.sample_names = data.get("key", [])
