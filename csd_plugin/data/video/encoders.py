@@ -222,7 +222,7 @@ def _setups(form: str, codec: str, look: Look, size: tuple[int, int], rate: Frac
     enough = 2 * look.bit_rate or int(size[0] * size[1] * rate * _BITS_PER_PIXEL)
     for encoder, pix_fmt in _formats(codec, look.pix_fmt, every=codec == look.codec):
         ours = _OPTIONS.get(encoder.name, _OLD_ENCODERS_OPTIONS)
-        bits = enough if encoder.name in _LIMITED else 0 if encoder.name in _OPTIONS else 2 * look.bit_rate
+        bits = 0 if encoder.name in _OPTIONS and encoder.name not in _LIMITED else enough
         told = _told(encoder.name, ours, look)
         wanted = replace(look, colours=look.colours.for_format(pix_fmt))
         for one_rate in dict.fromkeys((rate, _USUAL_RATE)):
