@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from csd_plugin.archs.sldnet import PRESETS, SLDNet
-from csd_plugin.inference.folding import ALL_FILLED, MIN_FILLED, DirectConv3d, FoldedConv3d, filled, fold
+from csd_plugin.inference.folding import ALL_FILLED, MIN_FILLED, DirectConv, FoldedConv3d, filled, fold
 
 
 def tiny(preset: str) -> SLDNet:
@@ -47,10 +47,10 @@ def test_the_cheaper_form_is_chosen_by_counting():
     assert filled(three, 7) == 19 / 49 and filled(three, 3) == 7 / 9 and filled(three, 2) == filled(three, 1) == 1
     assert filled(nn.Conv3d(4, 4, (2, 3, 3), padding=(0, 1, 1)), 2) == 1
     forms = {name: type(layer) for name, layer in fold(tiny("teacher")).named_children()}
-    assert forms["conv2"] is DirectConv3d and forms["conv20"] is forms["conv22"] is FoldedConv3d
+    assert forms["conv2"] is DirectConv and forms["conv20"] is forms["conv22"] is FoldedConv3d
     assert {type(layer) for layer in fold(tiny("student1")).children()} == {FoldedConv3d}
     forms = {name: type(layer) for name, layer in fold(tiny("student1"), ALL_FILLED).named_children()}
-    assert forms["conv16"] is DirectConv3d and forms["conv17"] is FoldedConv3d
+    assert forms["conv16"] is DirectConv and forms["conv17"] is FoldedConv3d
     # dead taps: at one frame only the middle tap is left
     weight = fold(tiny("student1")).conv22.weight
     assert weight.shape == (3, 5, 3, 3)
@@ -82,5 +82,5 @@ def test_other_networks_keep_what_cannot_be_folded():
     window = torch.rand(2, 3, 3, 8, 10)
     torch.testing.assert_close(folded(window), network(window))
     kinds = {name: type(layer) for name, layer in folded.named_modules()}
-    assert kinds["body.0"] is kinds["tail"] is FoldedConv3d and kinds["shared"] is DirectConv3d
+    assert kinds["body.0"] is kinds["tail"] is FoldedConv3d and kinds["shared"] is DirectConv
     assert kinds["replicate"] is kinds["grouped"] is nn.Conv3d
