@@ -67,6 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     present.add_argument("--overwrite", action="store_true", help="replace the video, or frames of the same names")
     parser.add_argument("--side-by-side", action="store_true", help="write the rainy frame beside the clean one")
     parser.add_argument("--compare", metavar="GT", type=Path, help="true frames: report PSNR and SSIM against them")
+    parser.add_argument(
+        "--encoding",
+        choices=("auto", "quick", "small"),
+        default="auto",
+        help="of a video, at equal quality: in less time, or in fewer bytes (default auto: quick for cameras and networks "
+        "made for real time)",
+    )
     parser.add_argument("--keep-going", action="store_true", help="leave out what cannot be read in a damaged video")
     parser.add_argument(
         "--backend",
@@ -135,6 +142,7 @@ def run(args: argparse.Namespace) -> None:
         size=parse_size(args.size) if args.size else None,
         resume=args.resume,
         overwrite=args.overwrite,
+        quick={"auto": None, "quick": True, "small": False}[args.encoding],
         side_by_side=args.side_by_side,
         truth=args.compare,
         keep_going=args.keep_going,
@@ -162,18 +170,22 @@ def position(text: str) -> int | Fraction:
 
 
 def expectation(model: Path, derainer: Derainer, reader: FrameReader) -> str:
-    """One line: the network, and from a trial how long it will take."""
+    """One line: the network, from a trial how long it will take, the precision, and how late a camera's frames will be."""
     shipped = shipped_as(model)
     name = f"{shipped.name} ({shipped.parameters:,} parameters)" if shipped else str(model)
+    from csd_plugin.report.text import counted
+
     seconds = derainer.seconds_a_frame(*reader.size)
     whole = "" if reader.num_read is None else f", {duration(seconds * reader.num_read)} in all"
-    precision = ", ".join(text for text in derainer.precision if text)
+    how, why = derainer.precision
+    precision = f"in {how} ({why})" if why else f"in {how}"
     waits = ""
     if reader.live:
         # As many frames are cleaned side by side, and a frame waits for those after it that its window needs.
         late = seconds * derainer.at_once + derainer.num_future / float(reader.fps)
-        waits = f"; it will be {1000 * late:.0f} ms late or a little more, of which {derainer.num_future} frames to come"
-    return f"{name}, {precision}: about {seconds:.2g} s a frame{whole}{waits}"
+        waits = f"; it will be {1000 * late:.0f} ms late or a little more"
+        waits += f", of which {counted(derainer.num_future, 'frame')} to come" if derainer.num_future else ""
+    return f"{name}: about {seconds:.2g} s a frame{whole}; {precision}{waits}"
 
 
 def lateness(delay: Sequence[float], dropped: int) -> str:

@@ -63,6 +63,7 @@ def derain_file(
     keep_going: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    quick: bool | None = None,
     begin: Callable[[FrameReader], None] | None = None,
     observe: Observer | None = None,
 ) -> Derained:
@@ -80,6 +81,7 @@ def derain_file(
         truth: a video or folder with as many frames of the same size, handed to `observe`.
         resume: leave out frames that the output, a folder or pattern, has already.
         overwrite: see `open_writer`.
+        quick: encode in less time and more bytes; by default for cameras and networks that are made for real time.
         begin: called before the first frame, unless there is none left to do.
 
     Returns:
@@ -101,7 +103,8 @@ def derain_file(
         )
         true_reader = stack.enter_context(open_reader(truth, start=start, end=end, fps=fps)) if truth else None
         true_frames = _truth(true_reader, reader) if true_reader else None
-        writer = stack.enter_context(open_writer(output, like=reader, overwrite=overwrite or resume))
+        hurries = reader.live or derainer.in_real_time if quick is None else quick
+        writer = stack.enter_context(open_writer(output, like=reader, overwrite=overwrite or resume, quick=hurries))
         if begin:
             begin(reader)
         stack.enter_context(_interrupt_ends(reader))

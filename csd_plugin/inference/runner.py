@@ -114,6 +114,11 @@ class Derainer:
         """Clean frames that are computed at the same time."""
         return self._lanes.count if self._lanes else 1
 
+    @property
+    def in_real_time(self) -> bool:
+        """Whether the network is one that is made for real time."""
+        return self._blocks is not None
+
     def __call__(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         """The clean frames of one clip, in order, each as soon as it can be computed."""
         self.reset()

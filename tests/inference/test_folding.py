@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from csd_plugin.archs.halfnet import HalfNet
+from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import PRESETS, SLDNet
 from csd_plugin.inference.folding import ALL_FILLED, MIN_FILLED, DirectConv, FoldedConv3d, filled, fold
 
@@ -30,6 +32,25 @@ def test_every_form_equals_plain(preset, batch):
         folded = fold(network, least)
         assert (folded(window.float()) - expected).abs().max() < 1e-5 * expected.abs().max()
     assert not any(isinstance(layer, nn.Conv3d) for layer in folded.modules())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: HalfNet(preset="realtime", num_feat=8),
+        lambda: HalfNet(preset="wide", num_feat=4, branches=True),
+        lambda: PReNet(num_stage=2, num_feat=8),
+    ],
+)
+@torch.no_grad()
+def test_plain_convolutions_go_to_onednn_too_strided_ones_included(make):
+    torch.manual_seed(0)
+    network = make().double().eval()
+    window = torch.rand(2, network.num_frame, 3, 12, 16, dtype=torch.float64)
+    expected = network(window)
+    folded = fold(network.float())
+    assert (folded(window.float()) - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert not any(isinstance(layer, nn.Conv2d) for layer in folded.modules())
 
 
 def test_the_original_is_left_alone():

@@ -62,7 +62,9 @@ def open_reader(
     return VideoReader(path, start=start, end=end, keep_going=keep_going, context=context)
 
 
-def open_writer(path: str | Path, *, like: FrameReader, overwrite: bool = False) -> FrameWriter:
+def open_writer(
+    path: str | Path, *, like: FrameReader, overwrite: bool = False, quick: bool = False
+) -> FrameWriter:
     """Open an output: a video file if the name ends in one of `VIDEO_SUFFIXES`, else a folder of PNG files.
 
     A name such as clean_%05d.png is a pattern of PNG files; '-' is raw rgb24 frames on standard output.
@@ -71,6 +73,7 @@ def open_writer(path: str | Path, *, like: FrameReader, overwrite: bool = False)
         like: where the frames come from: the n-th frame written gets the time, or the name, of the n-th frame
             read; a video also takes over codec, colours, sound and subtitles where its container holds them.
         overwrite: replace a video that is there, and frames of the same names in a folder.
+        quick: encode a video in less time and more bytes, see `QUICK_OPTIONS`.
 
     Raises:
         CSDError: a kind of file that is not written, a video or frames that are there already, or input and output
@@ -93,4 +96,4 @@ def open_writer(path: str | Path, *, like: FrameReader, overwrite: bool = False)
     if path.exists() and not overwrite:
         raise CSDError(f"{path} is there already; --overwrite replaces it, or give another name")
     make_folder(path.parent)
-    return VideoWriter(path, like=like)
+    return VideoWriter(path, like=like, quick=quick)

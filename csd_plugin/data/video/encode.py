@@ -16,6 +16,7 @@ from av.codec.codec import UnknownCodecError
 
 from csd_plugin.data.video.decode import INTERPOLATION, VideoReader, open_input
 from csd_plugin.data.video.interface import FrameReader, FrameWriter
+from csd_plugin.data.video.quick import QUICK_OPTIONS
 from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,8 @@ class VideoWriter(FrameWriter):
     The encoder is set up when the first frame tells the size, which need not be the reader's.
     """
 
-    def __init__(self, path: Path, *, like: FrameReader) -> None:
-        self._path, self._like = path, like
+    def __init__(self, path: Path, *, like: FrameReader, quick: bool = False) -> None:
+        self._path, self._like, self._quick = path, like, quick
         self._temporary = path.with_name(f".{path.stem}.part{path.suffix}")
         self._container: av.container.OutputContainer | None = None
         self._tracks: _Tracks | None = None
@@ -93,7 +94,8 @@ class VideoWriter(FrameWriter):
         stream = cast("av.VideoStream", self._container.add_stream(encoder.name, rate=like.fps))
         stream.height, stream.width = frame.shape[:2]
         stream.pix_fmt = _pixel_format(encoder, source.pix_fmt if source else None, frame)
-        stream.codec_context.options = dict(_ENCODER_OPTIONS.get(encoder.name, _OLD_ENCODER_OPTIONS))
+        quick = QUICK_OPTIONS.get(encoder.name, {}) if self._quick else {}
+        stream.codec_context.options = _ENCODER_OPTIONS.get(encoder.name, _OLD_ENCODER_OPTIONS) | quick
         context = stream.codec_context
         # AVI and the older codecs know constant rates only.
         constant = self._container.format.name == "avi" or encoder.name not in _ENCODER_OPTIONS
