@@ -15,6 +15,7 @@ import numpy as np
 from av.video.reformatter import Interpolation
 
 from csd_plugin.data.video.interface import FrameReader, Position, frame_number
+from csd_plugin.data.video.scaling import reformat
 from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ def open_input(path: Path) -> av.container.InputContainer:
 
 def to_rgb(frame: av.VideoFrame, rgb_format: str = "rgb24") -> np.ndarray:
     """The picture as a viewer shows it: (H, W, 3), uint8, or uint16 of 'rgb48le'."""
-    pixels = frame.to_ndarray(format=rgb_format, interpolation=INTERPOLATION)
+    pixels = reformat(frame, format=rgb_format, interpolation=INTERPOLATION).to_ndarray()
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return pixels

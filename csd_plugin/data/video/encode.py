@@ -17,6 +17,7 @@ from av.codec.codec import UnknownCodecError
 from csd_plugin.data.video.decode import INTERPOLATION, VideoReader, open_input
 from csd_plugin.data.video.interface import FrameReader, FrameWriter
 from csd_plugin.data.video.quick import QUICK_OPTIONS
+from csd_plugin.data.video.scaling import reformat
 from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
@@ -125,12 +126,16 @@ class VideoWriter(FrameWriter):
                 f"{self._path}: frame {self._written} is {pixels.shape[1]}x{pixels.shape[0]}, "
                 f"the video is {self._stream.width}x{self._stream.height}"
             )
-        rgb = av.VideoFrame.from_ndarray(
+        rgb = av.VideoFrame.from_numpy_buffer(
             np.ascontiguousarray(pixels), "rgb24" if pixels.dtype == np.uint8 else "rgb48le"
         )
         space, color_range, primaries, trc = self._colors
-        picture = rgb.reformat(
-            format=self._stream.pix_fmt, dst_colorspace=space, dst_color_range=color_range, interpolation=INTERPOLATION
+        picture = reformat(
+            rgb,
+            format=self._stream.pix_fmt,
+            dst_colorspace=space,
+            dst_color_range=color_range,
+            interpolation=INTERPOLATION,
         )
         picture.colorspace, picture.color_range = space, color_range
         picture.color_primaries, picture.color_trc = primaries, trc
