@@ -9,7 +9,7 @@ without any network: the limit that decoding and encoding set. Every row is a pr
   delay, 99% ms from when a camera of --rate frames per second gives a frame until it is written: the median, and what one
             frame in a hundred exceeds
   dropped    frames of that camera that came faster than they were cleaned
-  peak MB    the most memory that the process ever held
+  peak MB    the most memory that the process held while it went from file to file
 
 Networks are presets with random weights, which take the time of trained ones, names of `csd models`, or checkpoints.
 
@@ -149,17 +149,18 @@ def measure(network: str, clip: Path, rate: float) -> Row:
 
     keep_freed_memory()
     derainer: Any = Untouched() if network == NONE else Derainer(find_network(network), precision="auto", device="cpu")
+    out = clip.with_name("out.mp4")
+    whole = seconds(lambda: derain_file(clip, out, derainer, overwrite=True, quick=True))
+    peak = peak_memory()
     with open_reader(clip) as reader:
         (width, height), frames = reader.size, list(reader)
         net = derainer.seconds_a_frame(width, height)
-        out = clip.with_name("out.mp4")
 
         def write() -> None:
             with open_writer(out, like=reader, overwrite=True, quick=True) as writer:
                 for frame in frames:
                     writer.write(frame)
 
-        whole = seconds(lambda: derain_file(clip, out, derainer, overwrite=True, quick=True))
         reading, writing = seconds(lambda: _read(clip)), seconds(write)
         camera = Paced(frames, rate)
         delay = []
@@ -179,7 +180,7 @@ def measure(network: str, clip: Path, rate: float) -> Row:
         writing / count,
         delay,
         camera.dropped,
-        peak_memory(),
+        peak,
     )
 
 
