@@ -149,7 +149,8 @@ class HalfNet(nn.Module):
         frames = torch.arange(self.num_seen)[:, None] * len(colors_last)
         network.head.weight.copy_(self.head.weight[:, (frames + colors_last).flatten()] / white)
         network.tail.weight.copy_(self.tail.weight[colors_last] * white)
-        network.tail.bias.copy_(self.tail.bias[colors_last] * white)
+        assert network.tail.bias is not None
+        network.tail.bias.copy_(network.tail.bias[colors_last] * white)
         return network
 
     @torch.no_grad()

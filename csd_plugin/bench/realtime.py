@@ -4,10 +4,10 @@ FILE, or a made-up rainy clip, is brought to every size, then read, derained and
 without any network: the limit that decoding and encoding set. Every row is a process of its own. The columns:
   fps        frames per second from file to file, reading, network and writing together
   of limit   that as a part of the first row's of this size
-  read, net, write  ms that a frame takes in each of the three alone, with the whole machine; what they add up to is shown
-            as shares. Side by side they take less than that sum on machines with several processors
-  delay, 99% ms from when a camera of --rate frames per second gives a frame until it is written: the median, and what one
-            frame in a hundred exceeds
+  read, net, write  ms that a frame takes in each of the three alone, with the whole machine, and its share of their sum.
+            On machines with several processors the three go on side by side
+  delay, 99% ms from when a camera of --rate frames per second gives a frame until it is written: the median, and what
+            one frame in a hundred exceeds
   dropped    frames of that camera that came faster than they were cleaned
   peak MB    the most memory that the process held while it went from file to file
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     import numpy as np
-
-    from csd_plugin.inference.runner import Derainer
 
 NONE = "none"
 """The row without a network."""
@@ -106,8 +104,10 @@ def make_clip(path: Path, source: Path | None, size: tuple[int, int], count: int
 
     import av
     import cv2
+    import numpy as np
 
     from csd_plugin.data.video import open_reader
+    from csd_plugin.data.video.images import eight_bits
     from csd_plugin.inference.precision import rainy_clip
 
     def frames() -> Iterator[np.ndarray]:
@@ -122,9 +122,8 @@ def make_clip(path: Path, source: Path | None, size: tuple[int, int], count: int
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p" if size[0] % 2 == size[1] % 2 == 0 else "yuv444p"
         for frame in frames():
-            pixels = frame if frame.dtype.itemsize == 1 else (frame // 257).astype("uint8")
-            resized = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(resized, "rgb24")))
+            resized = cv2.resize(eight_bits(frame), size, interpolation=cv2.INTER_AREA)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(resized.astype(np.uint8), "rgb24")))
         container.mux(stream.encode(None))
 
 
@@ -215,7 +214,9 @@ class Paced:
         came: when each of the others came.
     """
 
-    def __init__(self, frames: Sequence[np.ndarray], rate: float, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, frames: Sequence[np.ndarray], rate: float, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._frames, self._lasts, self._clock = frames, 1 / rate, clock
         self.came: list[float] = []
         self.dropped = 0

@@ -71,8 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--encoding",
         choices=("auto", "quick", "small"),
         default="auto",
-        help="of a video, at equal quality: in less time, or in fewer bytes (default auto: quick for cameras and networks "
-        "made for real time)",
+        help="of a video, at equal quality: in less time, or in fewer bytes (default auto: quick for cameras and "
+        "networks made for real time)",
     )
     parser.add_argument("--keep-going", action="store_true", help="leave out what cannot be read in a damaged video")
     parser.add_argument(
@@ -85,8 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("auto", "fp32", "bf16", "fp16"),
         default="auto",
-        help="of the layers (default auto: bf16 on CPUs that have it, for networks whose frames in it stay within 45 dB "
-        "of fp32, else fp32; fp16 is for GPUs)",
+        help="of the layers (default auto: bf16 on CPUs that have it, for networks whose frames in it stay within "
+        "45 dB of fp32, else fp32; fp16 is for GPUs)",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument(
@@ -170,7 +170,7 @@ def position(text: str) -> int | Fraction:
 
 
 def expectation(model: Path, derainer: Derainer, reader: FrameReader) -> str:
-    """One line: the network, from a trial how long it will take, the precision, and how late a camera's frames will be."""
+    """One line: the network, from a trial how long it will take, the precision, and how late a camera's frames are."""
     shipped = shipped_as(model)
     name = f"{shipped.name} ({shipped.parameters:,} parameters)" if shipped else str(model)
     from csd_plugin.report.text import counted
@@ -194,7 +194,9 @@ def lateness(delay: Sequence[float], dropped: int) -> str:
 
     median, most = (1000 * float(np.percentile(delay, part)) for part in (50, 99))
     left_out = f"; {dropped} of {len(delay) + dropped} frames dropped, as they came faster than they were cleaned"
-    return f"delay of a frame: {median:.0f} ms (median), {most:.0f} ms (99 %){left_out if dropped else ', none dropped'}"
+    return (
+        f"delay of a frame: {median:.0f} ms (median), {most:.0f} ms (99 %){left_out if dropped else ', none dropped'}"
+    )
 
 
 def duration(seconds: float) -> str:

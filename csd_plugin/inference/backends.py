@@ -76,7 +76,7 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     prefers_pairs = False
-    blocks = None
+    blocks: BlockPath | None = None
 
     def __init__(self, network: nn.Module | Path, precision: str, device: str | torch.device) -> None:
         runtime = _import("onnxruntime")
@@ -107,7 +107,7 @@ class OpenVINOBackend:
 
     name = "openvino"
     prefers_pairs = False
-    blocks = None
+    blocks: BlockPath | None = None
 
     def __init__(self, network: nn.Module | Path, precision: str, device: str | torch.device) -> None:
         openvino = _import("openvino")

@@ -102,14 +102,15 @@ def to_blocks(frame: np.ndarray) -> np.ndarray:
 
 def from_blocks(blocks: Tensor) -> np.ndarray:
     """(1, 4 C, H/2, W/2), channels last in memory -> float32 (H, W, C). Raises CSDError where it is not finite."""
-    check_finite(blocks)
     _, channels, height, width = blocks.shape
     bits = {2: torch.int16, 4: torch.int32}[blocks.element_size()]
     pair = np.dtype((np.void, channels // _BLOCK * blocks.element_size()))
     pairs = blocks.permute(0, 2, 3, 1).contiguous().view(bits).numpy().view(pair).reshape(height, width, _BLOCK)
     rows = np.ascontiguousarray(pairs.transpose(0, 2, 1)).view(np.int16 if bits == torch.int16 else np.int32)
     frame = torch.from_numpy(rows).view(blocks.dtype).view(_BLOCK * height, _BLOCK * width, -1)
-    return frame.float().numpy()
+    frame = frame.float()
+    check_finite(frame)
+    return frame.numpy()
 
 
 def _add(rainy: np.ndarray, added: np.ndarray) -> np.ndarray:

@@ -39,8 +39,8 @@ Observer = Callable[[str, np.ndarray, np.ndarray, np.ndarray | None], None]
 class Derained(NamedTuple):
     """How many frames were written, and the numbers, in the clip, of those with which another shot begins.
 
-    Of a camera: delay, the seconds from when each frame came until it was written; dropped, frames that were left out as
-    they came faster.
+    Of a camera: delay, the seconds from when each frame came until it was written; dropped, frames that were left out
+    as they came faster.
     """
 
     num_frames: int

@@ -1,8 +1,8 @@
 """Threads that each compute frames of their own, in place of all of them together on every layer of one frame.
 
-Threads that share a layer wait for the slowest of them at its end, some twenty times for each frame, and where decoding,
-encoding or other programs take a processor meanwhile, each wait lasts as long as those have it. On two processors and
-a network of 13 ms that made 50 to 200 ms of them, where frames side by side took 25.
+Threads that share a layer wait for the slowest of them at its end, some twenty times for each frame, and where
+decoding, encoding or other programs take a processor meanwhile, each wait lasts as long as those have it. On two busy
+processors that made 50 to 200 ms of a network's 13; frames side by side took 25.
 """
 
 from __future__ import annotations
@@ -50,4 +50,5 @@ def there(result: Result) -> Future[Result]:
 
 def _begin(num_threads: int, all_started: threading.Barrier) -> None:
     torch.set_num_threads(num_threads)
+    torch.get_num_threads()  # a thread takes the last number that was set anywhere when it first needs one: now
     all_started.wait()

@@ -59,7 +59,7 @@ def has_bf16() -> bool:
 
 
 def rainy_clip(length: int = _FRAMES, size: tuple[int, int] = _SIZE) -> list[np.ndarray]:
-    """Made-up uint8 frames of (width, height): a scene that drifts, grain, and bright streaks elsewhere in each frame."""
+    """Made-up uint8 frames of (width, height): a scene that drifts, grain, and in each frame other bright streaks."""
     random = np.random.default_rng(0)
     width, height = size
     wide, high = width + 2 * length, height + length

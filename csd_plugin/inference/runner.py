@@ -148,8 +148,10 @@ class Derainer:
                 f"a frame of shape {tuple(frame.shape)}, {frame.dtype}, after frames of shape "
                 f"{tuple(self._example.shape)}, {self._example.dtype}: a clip has frames of one kind"
             )
-        in_blocks = self._blocks is not None and isinstance(frame, np.ndarray)
-        self._ready += self._windows.push(self._blocks.take(frame) if in_blocks else to_pixels(frame, self.device))
+        if self._blocks is not None and isinstance(frame, np.ndarray):
+            self._ready += self._windows.push(self._blocks.take(frame))
+        else:
+            self._ready += self._windows.push(to_pixels(frame, self.device))
         return self._finish(len(self._ready) // self._windows_at_once * self._windows_at_once, frame)
 
     def submit_rest(self) -> list[Future[Any]]:

@@ -122,7 +122,9 @@ HALF = {
 
 
 @pytest.mark.parametrize("form", HALF)
-@pytest.mark.parametrize(("name", "precision"), [("s.onnx", "fp32"), ("s.pt2", "bf16"), ("s.xml", "fp32"), ("s.onnx", "int8")])
+@pytest.mark.parametrize(
+    ("name", "precision"), [("s.onnx", "fp32"), ("s.pt2", "bf16"), ("s.xml", "fp32"), ("s.onnx", "int8")]
+)
 def test_networks_at_half_resolution_export_like_the_others(form, name, precision, tmp_path):
     if name.endswith(".xml"):
         pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -66,7 +67,9 @@ def test_frames_are_those_of_the_plain_network(form, size):
     derainer._pixels = size[0] * size[1] * derainer.at_once // 2
     assert len(split(*size, derainer._pixels // derainer.at_once, 0, 4)) > 1
     assert np.abs(np.stack(list(derainer(clip))) - expected).max() < 0.51
-    by_tensors = [tensor.permute(1, 2, 0).numpy() for tensor in derainer(torch.from_numpy(clip / 255).float().movedim(3, 1))]
+    by_tensors = [
+        tensor.permute(1, 2, 0).numpy() for tensor in derainer(torch.from_numpy(clip / 255).float().movedim(3, 1))
+    ]
     assert np.abs(255 * np.stack(by_tensors) - expected).max() < 0.01
 
 
@@ -123,7 +126,9 @@ def test_for_pixels_is_the_same_network_in_other_units(form):
     network = network_of(form).double()
     frames = torch.rand(network.num_seen, 8, 12, 3).double() * 255
     blocks = torch.from_numpy(np.concatenate([to_blocks(frame.numpy()) for frame in frames], 2)).permute(2, 0, 1)[None]
-    added = from_blocks(network.for_pixels().forward_blocks(blocks).contiguous(memory_format=torch.channels_last).float())
+    added = from_blocks(
+        network.for_pixels().forward_blocks(blocks).contiguous(memory_format=torch.channels_last).float()
+    )
     window = frames.permute(0, 3, 1, 2)[None] / 255
     expected = network(window)[0] - window[0, network.num_frame // 2]
     np.testing.assert_allclose(added, 255 * expected.permute(1, 2, 0).numpy(), atol=1e-3)
@@ -157,12 +162,19 @@ def test_frames_side_by_side_come_in_order_and_none_is_lost():
         assert np.array_equal(np.stack([pair.clean for pair in pairs]), expected)
 
 
-def test_threads_are_as_many_as_before():
+@pytest.mark.parametrize(("threads", "lanes", "each"), [(1, 1, 1), (2, 2, 1), (3, 3, 1), (9, 4, 2)])
+def test_lanes_share_the_threads_and_others_keep_theirs(threads, lanes, each):
     before = torch.get_num_threads()
-    derainer = Derainer(network_of("tiny"), device="cpu")
-    assert torch.get_num_threads() == before and 1 <= derainer.at_once <= before
-    seen = {derainer._lanes.submit(torch.get_num_threads).result() for _ in range(8)}
-    assert seen == {before // derainer.at_once}
+    try:
+        torch.set_num_threads(threads)
+        derainer = Derainer(network_of("tiny"), device="cpu")
+        assert derainer.at_once == lanes and torch.get_num_threads() == threads
+        list(derainer(clip_of(6, 8, 8)))
+        assert {derainer._lanes.submit(torch.get_num_threads).result() for _ in range(8)} == {each}
+        with ThreadPoolExecutor(1) as another:
+            assert another.submit(torch.get_num_threads).result() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_result_that_is_not_finite_is_one_line():

@@ -46,7 +46,9 @@ def test_a_long_video_loses_and_repeats_no_frame_and_its_sound_stays_in_step(der
     levels = [round((float(frame.mean()) - 40) / 5) for frame in frames]
     assert levels == [round((float(frame.mean()) - 40) / 5) for frame in before] == [i % 40 for i in range(COUNT)]
     (sound,), (copied,) = packets(source, "audio"), packets(tmp_path / "out.mp4", "audio")
-    assert copied == sound[: len(copied)] and len(copied) >= COUNT * 0.04 * 48000 / 1024  # the pictures end a little earlier
+    assert (
+        copied == sound[: len(copied)] and len(copied) >= COUNT * 0.04 * 48000 / 1024
+    )  # the pictures end a little earlier
     assert times_of_sound(tmp_path / "out.mp4") == times_of_sound(source)[: len(copied)]
 
 
@@ -93,7 +95,10 @@ def test_an_error_in_one_frame_ends_the_job_and_leaves_no_file(derainer, tmp_pat
 def test_the_bar_shows_frames_per_second_and_the_time_left(tmp_path):
     source = make_video(tmp_path / "in.mp4")
     with open_reader(source) as reader:
-        for total, expected in ((8, "4/8 frames,  2.00 frames/s, 00:02 left"), (None, "4 frames in 00:02,  2.00 frames/s")):
+        for total, expected in (
+            (8, "4/8 frames,  2.00 frames/s, 00:02 left"),
+            (None, "4 frames in 00:02,  2.00 frames/s"),
+        ):
             reader.num_frames, out, now = total, io.StringIO(), [100.0]
             with mock.patch.object(files, "tqdm", _tqdm_on(out, now)):
                 bar = progress(reader)

@@ -62,9 +62,7 @@ def open_reader(
     return VideoReader(path, start=start, end=end, keep_going=keep_going, context=context)
 
 
-def open_writer(
-    path: str | Path, *, like: FrameReader, overwrite: bool = False, quick: bool = False
-) -> FrameWriter:
+def open_writer(path: str | Path, *, like: FrameReader, overwrite: bool = False, quick: bool = False) -> FrameWriter:
     """Open an output: a video file if the name ends in one of `VIDEO_SUFFIXES`, else a folder of PNG files.
 
     A name such as clean_%05d.png is a pattern of PNG files; '-' is raw rgb24 frames on standard output.

@@ -1,7 +1,7 @@
 """Pixels of a video in another format: by a converter that is set up once, in the thread that asks.
 
-PyAV's own `VideoFrame.reformat` makes a converter for every frame, whose threads have to be waited for: on processors that
-have other things to do, as while a video is derained, that takes ten times as long as the conversion.
+PyAV's own `VideoFrame.reformat` makes a converter for every frame, whose threads have to be waited for: on processors
+that have other things to do, as while a video is derained, that takes ten times as long as the conversion.
 """
 
 from __future__ import annotations

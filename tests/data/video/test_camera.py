@@ -55,9 +55,7 @@ class Device:
 @pytest.fixture
 def plugged_in(tmp_path, monkeypatch):
     """Makes camera:0 play a file of eight frames, 40 ms apart with one longer pause; gives the clock."""
-    source = make_video(
-        tmp_path / "seen.mkv", codec="ffv1", times=[0, 40, 80, 200, 240, 280, 320, 360]
-    )
+    source = make_video(tmp_path / "seen.mkv", codec="ffv1", times=[0, 40, 80, 200, 240, 280, 320, 360])
     clock = Clock()
     monkeypatch.setattr(camera, "_clock", clock)
 
@@ -118,7 +116,7 @@ def test_frames_that_waited_for_the_start_are_left_out_uncounted(plugged_in):
 
 
 def test_clocks_may_drift_apart(plugged_in):
-    clock = plugged_in()
+    plugged_in()
     with open_reader("camera:0") as reader:
         frames = iter(reader)
         next(frames)
