@@ -4,7 +4,7 @@ FILE, or a made-up rainy clip, is brought to every size, then read, derained and
 without any network: the limit that decoding and encoding set. Every row is a process of its own. The columns:
   fps        frames per second from file to file, reading, network and writing together
   of limit   that as a part of the first row's of this size
-  read, net, write  ms that a frame takes in each of the three alone, with the whole machine, and its share of their sum.
+  read, net, write  ms that a frame takes in each of the three alone, with the whole machine, and its part of the sum.
             On machines with several processors the three go on side by side
   delay, 99% ms from when a camera of --rate frames per second gives a frame until it is written: the median, and what
             one frame in a hundred exceeds
