@@ -1,7 +1,8 @@
 """Remove rain from a video, a folder of frames or a pipe.
 
 IN is a video file, a folder of images, a pattern of image files (frames_%05d.png), - for raw rgb24 frames on
-standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows), which Ctrl-C or --end ends.
+standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows), which Ctrl-C or --end ends; its frames that
+come faster than they are cleaned are dropped, so that the delay does not grow.
 OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, a pattern (clean_%05d.png), - for raw frames on
 standard output, else a folder of PNG files. A video keeps codec, frame rate, time stamps, colours, sound and subtitles
 of IN as far as OUT's kind of file holds them; it appears under its name only when it is whole.

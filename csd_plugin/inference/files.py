@@ -8,7 +8,7 @@ import signal
 import threading
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from fractions import Fraction
@@ -110,7 +110,9 @@ def derain_file(
         stack.enter_context(_interrupt_ends(reader))
         bar = stack.enter_context(progress(reader))
         count, cuts, delay = 0, [], array("d")
-        for index, pair in enumerate(paired(reader, derainer, depth=1 if reader.live else 4)):
+        # Closed before the reader is, which its threads may be reading from.
+        pairs = stack.enter_context(contextlib.closing(paired(reader, derainer, depth=1 if reader.live else 4)))
+        for index, pair in enumerate(pairs):
             if not reader.in_part(index):
                 continue
             if pair.begins_shot and count:
@@ -163,7 +165,7 @@ class Pair(NamedTuple):
     begins_shot: bool
 
 
-def paired(frames: Iterable[np.ndarray], derainer: Derainer, depth: int = 4) -> Iterator[Pair]:
+def paired(frames: Iterable[np.ndarray], derainer: Derainer, depth: int = 4) -> Generator[Pair, None, None]:
     """Each frame with its clean one, in order; every shot is derained as a clip of its own.
 
     Frames are read and cleaned ahead, in threads of their own, up to `depth` that wait for the network, and as many
