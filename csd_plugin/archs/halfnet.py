@@ -95,11 +95,12 @@ class HalfNet(nn.Module):
     def forward(self, window: Tensor) -> Tensor:
         """(B, num_frame, 3, H, W) rainy frames in [0, 1] -> (B, 3, H, W), the clean target frame, not clamped.
 
-        A network of single frames takes (B, 3, H, W) too.
+        It may also be given without the frames that do not count, as (B, num_seen, 3, H, W). A network of single frames
+        takes (B, 3, H, W) too.
         """
         if self.num_frame == 1 and window.dim() == 4:
             window = window.unsqueeze(1)
-        if window.dim() != 5 or window.shape[1] != self.num_frame or window.shape[2] != 3:
+        if window.dim() != 5 or window.shape[1] not in (self.num_frame, self.num_seen) or window.shape[2] != 3:
             raise CSDError(
                 f"HalfNet: the input has shape {tuple(window.shape)}, expected (B, {self.num_frame}, 3, H, W); "
                 f"check num_frame of the data set and the network"
@@ -110,6 +111,20 @@ class HalfNet(nn.Module):
         if below or right:
             x = F.pad(x, (0, right, 0, below), mode="replicate")
         x = F.pixel_unshuffle(x, _BLOCK)
+        added = F.pixel_shuffle(self.forward_blocks(x), _BLOCK)
+        return window[:, self.num_frame // 2] + added[..., :height, :width]
+
+    def forward_blocks(self, blocks: Tensor) -> Tensor:
+        """What is added to the target, of and in blocks of pixels.
+
+        Args:
+            blocks: (B, num_seen * 12, H/2, W/2), the frames that count as `pixel_unshuffle` makes them; heights and
+                widths of frames are multiples of `size_divisor`.
+
+        Returns:
+            (B, 12, H/2, W/2), for `pixel_shuffle`.
+        """
+        x = blocks
         if x.device.type == "cpu":  # CPU kernels take longer in the default layout
             x = x.contiguous(memory_format=torch.channels_last)
         x = torch.relu(self.head(x))
@@ -123,8 +138,23 @@ class HalfNet(nn.Module):
             x = torch.relu(F.pixel_shuffle(self.up(deep), 2) + x)
             for pair in self.body[before:]:
                 x = pair(x)
-        added = F.pixel_shuffle(self.tail(x), _BLOCK)
-        return window[:, self.num_frame // 2] + added[..., :height, :width]
+        return self.tail(x)
+
+    @torch.no_grad()
+    def for_pixels(self, white: float = 255) -> HalfNet:
+        """A copy, without branches, whose `forward_blocks` takes pixels as they lie in memory, in 0 .. `white`.
+
+        A block's channels are then in the order of row, column and colour, in place of colour, row and column; this
+        is so for its result too.
+        """
+        network = self.merged()
+        colors_last = torch.arange(3 * _BLOCK**2).view(3, _BLOCK, _BLOCK).permute(1, 2, 0).flatten()
+        frames = torch.arange(self.num_seen)[:, None] * len(colors_last)
+        network.head.weight.copy_(self.head.weight[:, (frames + colors_last).flatten()] / white)
+        network.tail.weight.copy_(self.tail.weight[colors_last] * white)
+        assert network.tail.bias is not None
+        network.tail.bias.copy_(network.tail.bias[colors_last] * white)
+        return network
 
     @torch.no_grad()
     def merged(self) -> HalfNet:

@@ -6,6 +6,7 @@ A benchmark is one module with a docstring, `add_arguments(parser)` and `run(arg
 BENCHMARKS = {
     "data": "csd_plugin.bench.data",
     "infer": "csd_plugin.bench.infer",
+    "realtime": "csd_plugin.bench.realtime",
     "growth": "csd_plugin.bench.growth",
     "step": "csd_plugin.bench.step",
 }

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.archs import halfnet
 from csd_plugin.archs.checkpoint import load_network
+from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import PRESETS, SLDNet
@@ -130,10 +132,13 @@ def find_network(name: str) -> nn.Module:
     """A preset, 'prenet' or 's2vd' with random weights, or a checkpoint. Raises CSDError."""
     if name in PRESETS:
         return SLDNet(preset=name).eval()
+    if name in halfnet.PRESETS:
+        return HalfNet(preset=name).eval()
     if name in ("prenet", "s2vd"):
         return (PReNet() if name == "prenet" else S2VD()).eval()
     if not Path(name).exists():
-        raise CSDError(f"--networks {name}: neither a file nor one of {', '.join(PRESETS)}, prenet, s2vd")
+        known = (*PRESETS, *halfnet.PRESETS)
+        raise CSDError(f"--networks {name}: neither a file nor one of {', '.join(known)}, prenet, s2vd")
     return load_network(name)
 
 

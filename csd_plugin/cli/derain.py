@@ -1,7 +1,8 @@
 """Remove rain from a video, a folder of frames or a pipe.
 
 IN is a video file, a folder of images, a pattern of image files (frames_%05d.png), - for raw rgb24 frames on
-standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows), which Ctrl-C or --end ends.
+standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows), which Ctrl-C or --end ends; its frames that
+come faster than they are cleaned are dropped, so that the delay does not grow.
 OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, a pattern (clean_%05d.png), - for raw frames on
 standard output, else a folder of PNG files. A video keeps codec, time stamps, colours, depth, sound, subtitles,
 chapters and tags of IN; what OUT's kind of file does not hold is named in one line. It appears under its name only
@@ -27,6 +28,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -67,6 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     present.add_argument("--overwrite", action="store_true", help="replace the video, or frames of the same names")
     parser.add_argument("--side-by-side", action="store_true", help="write the rainy frame beside the clean one")
     parser.add_argument("--compare", metavar="GT", type=Path, help="true frames: report PSNR and SSIM against them")
+    parser.add_argument(
+        "--encoding",
+        choices=("auto", "quick", "small"),
+        default="auto",
+        help="of a video, at equal quality: in less time, or in fewer bytes (default auto: quick for cameras and "
+        "networks made for real time)",
+    )
     parser.add_argument("--keep-going", action="store_true", help="leave out what cannot be read in a damaged video")
     parser.add_argument(
         "--backend",
@@ -76,9 +85,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "bf16", "fp16"),
-        default="fp32",
-        help="of the layers: bf16 is about twice as fast on CPUs that have it, fp16 on GPUs (default fp32)",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of the layers (default auto: bf16 on CPUs that have it, for networks whose frames in it stay within "
+        "45 dB of fp32, else fp32; fp16 is for GPUs)",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument(
@@ -140,6 +150,7 @@ def run(args: argparse.Namespace) -> None:
         size=size,
         resume=args.resume,
         overwrite=args.overwrite,
+        quick={"auto": None, "quick": True, "small": False}[args.encoding],
         side_by_side=args.side_by_side,
         truth=args.compare,
         keep_going=args.keep_going,
@@ -147,6 +158,8 @@ def run(args: argparse.Namespace) -> None:
         observe=score,
     )
     say(f"{counted(done.num_frames, 'frame')} written to {args.output}")
+    if done.delay:
+        say(lateness(done.delay, done.dropped))
     if done.cuts:
         say(f"{counted(len(done.cuts), 'scene cut')}, before frames {', '.join(map(str, done.cuts))}")
     if args.compare and done.num_frames:
@@ -165,12 +178,33 @@ def position(text: str) -> int | Fraction:
 
 
 def expectation(model: Path, derainer: Derainer, reader: FrameReader) -> str:
-    """One line: the network, and from a trial how long it will take."""
+    """One line: the network, from a trial how long it will take, the precision, and how late a camera's frames are."""
     shipped = shipped_as(model)
     name = f"{shipped.name} ({shipped.parameters:,} parameters)" if shipped else str(model)
+    from csd_plugin.report.text import counted
+
     seconds = derainer.seconds_a_frame(*reader.size)
     whole = "" if reader.num_read is None else f", {duration(seconds * reader.num_read)} in all"
-    return f"{name}: about {seconds:.2g} s a frame{whole}"
+    how, why = derainer.precision
+    precision = f"in {how} ({why})" if why else f"in {how}"
+    waits = ""
+    if reader.live:
+        # As many frames are cleaned side by side, and a frame waits for those after it that its window needs.
+        late = seconds * derainer.at_once + derainer.num_future / float(reader.fps)
+        waits = f"; it will be {1000 * late:.0f} ms late or a little more"
+        waits += f", of which {counted(derainer.num_future, 'frame')} to come" if derainer.num_future else ""
+    return f"{name}: about {seconds:.2g} s a frame{whole}; {precision}{waits}"
+
+
+def lateness(delay: Sequence[float], dropped: int) -> str:
+    """One line: by how much a camera's frames were late, and how many were dropped."""
+    import numpy as np
+
+    median, most = (1000 * float(np.percentile(delay, part)) for part in (50, 99))
+    left_out = f"; {dropped} of {len(delay) + dropped} frames dropped, as they came faster than they were cleaned"
+    return (
+        f"delay of a frame: {median:.0f} ms (median), {most:.0f} ms (99 %){left_out if dropped else ', none dropped'}"
+    )
 
 
 def duration(seconds: float) -> str:

@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.atomic import refuse_inputs
     from csd_plugin.data.images import files_of
     from csd_plugin.export.export import export_network
+    from csd_plugin.inference.facts import study
     from csd_plugin.inference.files import sample_windows
     from csd_plugin.weights import find_checkpoint, shipped_as
 
@@ -50,10 +51,10 @@ def run(args: argparse.Namespace) -> None:
     clips = [file for clip in (args.calibrate, args.check) if clip for file in files_of(clip)]
     refuse_inputs(written, [checkpoint, *clips])
     network, shipped = load_network(checkpoint), shipped_as(checkpoint)
-    num_frame: int = network.num_frame  # type: ignore[assignment]
-    calibration = sample_windows(args.calibrate, num_frame) if args.calibrate else []
+    facts = study(network)
+    calibration = sample_windows(args.calibrate, facts) if args.calibrate else []
     # int8 is compared on other frames than it was calibrated on.
-    windows = sample_windows(args.check, num_frame) if args.check else calibration[1::2]
+    windows = sample_windows(args.check, facts) if args.check else calibration[1::2]
     exported = export_network(
         network,
         args.output,
@@ -63,9 +64,8 @@ def run(args: argparse.Namespace) -> None:
         windows=windows,
         calibration=calibration if args.check or len(calibration) < 2 else calibration[::2],
     )
-    facts = exported.facts
     print(
-        f"{exported.path}: {exported.title}, {facts.preset}, window of {facts.num_frame}, {exported.precision}, "
+        f"{exported.path}: {exported.title}, {facts.preset}, window of {facts.num_seen}, {exported.precision}, "
         f"{exported.num_bytes / 1000:.0f} kB"
     )
     print(

@@ -142,8 +142,8 @@ def _made_up(facts: Facts) -> list[Tensor]:
     """
     generator = torch.Generator().manual_seed(0)
     windows = []
-    longer = facts.num_frame + 3 if facts.layout == "sequence" else facts.num_frame
-    for batch, frames, height, width in ((1, facts.num_frame, 48, 64), (2, longer, 37, 53)):
+    longer = facts.num_seen + 3 if facts.layout == "sequence" else facts.num_seen
+    for batch, frames, height, width in ((1, facts.num_seen, 48, 64), (2, longer, 37, 53)):
         coarse = torch.rand(batch, frames * 3, 6, 8, generator=generator)
         pictures = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
         noise = 0.05 * torch.randn(pictures.shape, generator=generator)

@@ -15,6 +15,7 @@ from csd_plugin.errors import CSDError
 
 LAYOUTS = ("window", "sequence")
 _SIZE, _MANY = 16, 24
+_ALL = -1
 
 
 class ConvCall(NamedTuple):
@@ -31,7 +32,9 @@ class Facts:
     """What a runner needs to know of a network.
 
     Attributes:
-        num_frame: frames that a clean one is computed from, in whose centre it is.
+        num_frame: frames of the window in whose centre the clean one is.
+        num_future: frames after the centre that count; by default num_frame // 2, all of them. Windows are given to the
+            network without the others.
         reach: how many pixels to each side a result depends on, at most.
         floats: numbers that the largest activation holds for each pixel of a window, or of a frame of a sequence.
         layout: 'window', (B, num_frame, 3, H, W) in [0, 1] -> (B, 3, H, W); or 'sequence', (B, N, 3, H, W) ->
@@ -48,6 +51,16 @@ class Facts:
     divisor: int = 1
     preset: str = ""
     license: str = "not stated"
+    num_future: int = _ALL
+
+    def __post_init__(self) -> None:
+        if self.num_future == _ALL:
+            object.__setattr__(self, "num_future", self.num_frame // 2)
+
+    @property
+    def num_seen(self) -> int:
+        """Frames of a window that count: those up to the centre, it, and `num_future`."""
+        return self.num_frame // 2 + 1 + self.num_future
 
     def to_metadata(self) -> dict[str, str]:
         """Strings to store in an exported file; besides the facts, how the input is to be made."""
@@ -64,11 +77,13 @@ class Facts:
                     "clamp it to [0, 1]",
                 }
             )
+        frames = "num_frame" if self.num_seen == self.num_frame else f"{self.num_seen} frames that end with the target"
+        frames += f" and {self.num_future} after it" if self.num_seen != self.num_frame and self.num_future else ""
         return (
             facts
             | padding
             | {
-                "input": "window: float32 RGB in [0, 1], (batch, num_frame, 3, height, width)",
+                "input": f"window: float32 RGB in [0, 1], (batch, {frames}, 3, height, width)",
                 "output": "frame: float32 RGB, (batch, 3, height, width), the clean centre frame; clamp it to [0, 1]",
             }
         )
@@ -86,13 +101,15 @@ class Facts:
                 raise CSDError(f"{source} does not say its {field.name}: it is not one that `csd export` wrote")
             values[field.name] = int(text) if number else text
         facts = cls(**values)  # type: ignore[arg-type]
-        if facts.num_frame % 2 == 0 or min(facts.floats, facts.divisor) < 1 or facts.layout not in LAYOUTS:
+        impossible = facts.num_frame % 2 == 0 or facts.num_future > facts.num_frame // 2
+        if impossible or min(facts.floats, facts.divisor) < 1 or facts.layout not in LAYOUTS:
             raise CSDError(f"{source}: its metadata make no sense ({facts}); export it again")
         return facts
 
 
 def study(network: nn.Module, license: str = "not stated") -> Facts:
     """The facts of a network, from tiny frames. Raises CSDError for one that is called in a way unknown here."""
+    network = without_branches(network)
     layout, divisor = layout_of(network), int(getattr(network, "size_divisor", 1))
     frames = cast(int, network.num_frame) + (_MANY if layout == "sequence" else 0)
     calls = conv_calls(network, frames)
@@ -110,7 +127,13 @@ def study(network: nn.Module, license: str = "not stated") -> Facts:
         divisor=divisor,
         preset=_preset(network),
         license=license,
+        num_future=int(getattr(network, "num_future", _ALL)),
     )
+
+
+def without_branches(network: nn.Module) -> nn.Module:
+    """The network in the form in which it is run: for one with branches its `merged()`."""
+    return network.merged() if hasattr(network, "merged") else network  # type: ignore[operator]
 
 
 def layout_of(network: nn.Module) -> str:
@@ -130,6 +153,7 @@ def conv_calls(network: nn.Module, num_frame: int | None = None) -> list[ConvCal
     num_frame: by default the network's; of a sequence any number.
     """
     calls: list[ConvCall] = []
+    network = without_branches(network)
 
     def note(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         calls.append(ConvCall(name, cast("nn.Conv2d | nn.Conv3d", layer), inputs[0].shape, output.shape))

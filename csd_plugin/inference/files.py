@@ -6,8 +6,10 @@ import contextlib
 import itertools
 import signal
 import threading
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from fractions import Fraction
 from itertools import islice
@@ -26,6 +28,7 @@ from csd_plugin.data.video.folder import FolderWriter
 from csd_plugin.data.video.interface import PIPE, EmptyPart, FrameReader, Position
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.cuts import CutDetector
+from csd_plugin.inference.facts import Facts
 from csd_plugin.inference.runner import Derainer, peak_of
 from csd_plugin.inference.streaming import WindowStream, ahead
 
@@ -34,10 +37,16 @@ Observer = Callable[[str, np.ndarray, np.ndarray, np.ndarray | None], None]
 
 
 class Derained(NamedTuple):
-    """How many frames were written, and the numbers, in the clip, of those with which another shot begins."""
+    """How many frames were written, and the numbers, in the clip, of those with which another shot begins.
+
+    Of a camera: delay, the seconds from when each frame came until it was written; dropped, frames that were left out
+    as they came faster.
+    """
 
     num_frames: int
     cuts: list[int]
+    delay: Sequence[float] = ()
+    dropped: int = 0
 
 
 def derain_file(
@@ -54,6 +63,7 @@ def derain_file(
     keep_going: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    quick: bool | None = None,
     begin: Callable[[FrameReader], None] | None = None,
     observe: Observer | None = None,
 ) -> Derained:
@@ -62,7 +72,8 @@ def derain_file(
     Reading, network and writing overlap in three threads; memory does not grow with the clip. Frames of a part
     are those of the whole clip: the frames around it are read too. (Networks of sequences begin their runs of frames
     where the part begins, which shows a little.) Windows never hold frames of two shots. A camera's clip ends with
-    Ctrl-C, and its output is whole then.
+    Ctrl-C, and its output is whole then; frames that come faster than they are cleaned and written are dropped (see
+    `CameraReader`), so that the delay does not grow.
 
     Args:
         size: (width, height) of a pipe's frames.
@@ -71,6 +82,7 @@ def derain_file(
             which may leave out frames.
         resume: leave out frames that the output, a folder or pattern, has already.
         overwrite: see `open_writer`.
+        quick: encode in less time and more bytes; by default for cameras and networks that are made for real time.
         begin: called before the first frame, unless there is none left to do.
 
     Returns:
@@ -102,13 +114,17 @@ def derain_file(
             raise
         true_reader = stack.enter_context(open_reader(truth, start=start, end=end, fps=fps)) if truth else None
         true_frames = _truth(true_reader, reader) if true_reader else None
-        writer = stack.enter_context(open_writer(output, like=reader, overwrite=overwrite or resume, inputs=inputs))
+        hurries = reader.live or derainer.in_real_time if quick is None else quick
+        replace = overwrite or resume
+        writer = stack.enter_context(open_writer(output, like=reader, overwrite=replace, quick=hurries, inputs=inputs))
         if begin:
             begin(reader)
         stack.enter_context(_interrupt_ends(reader))
-        bar = stack.enter_context(tqdm(total=reader.num_frames, unit="frame", desc=source.name, disable=None))
-        count, cuts = 0, []
-        for index, pair in enumerate(ahead(paired(reader, derainer))):
+        bar = stack.enter_context(progress(reader))
+        count, cuts, delay = 0, [], array("d")
+        # Closed before the reader is, which its threads may be reading from.
+        pairs = stack.enter_context(contextlib.closing(paired(reader, derainer, depth=1 if reader.live else 4)))
+        for index, pair in enumerate(pairs):
             if not reader.in_part(index):
                 continue
             if pair.begins_shot and count:
@@ -121,11 +137,22 @@ def derain_file(
             if observe:
                 observe(reader.name(count), pair.rainy, pair.clean, true)
             count += 1
+            if reader.live:
+                delay.append(reader.age(index))
             bar.update()
         truth_goes_on = true_frames is not None and end is None and next(true_frames, None) is not None
     if truth and truth_goes_on:
         raise CSDError(f"{_unpaired(truth, source, count)}; {output} is whole, scores of it would be wrong")
-    return Derained(count, cuts)
+    return Derained(count, cuts, delay, reader.dropped)
+
+
+def progress(reader: FrameReader) -> tqdm:
+    """A bar that shows frames per second and, where the clip's length is known, the time left."""
+    shape = "{l_bar}{bar}| {n_fmt}/{total_fmt} frames, {rate_noinv_fmt}, {remaining} left"
+    shape = "{desc}: {n_fmt} frames in {elapsed}, {rate_noinv_fmt}" if reader.num_frames is None else shape
+    return tqdm(
+        total=reader.num_frames, unit=" frames", desc=reader.path.name, disable=None, bar_format=shape, smoothing=0.05
+    )
 
 
 @contextlib.contextmanager
@@ -155,24 +182,28 @@ class Pair(NamedTuple):
     begins_shot: bool
 
 
-def paired(frames: Iterable[np.ndarray], derainer: Derainer) -> Iterator[Pair]:
-    """Each frame with its clean one, in order, reading ahead; every shot is derained as a clip of its own."""
+def paired(frames: Iterable[np.ndarray], derainer: Derainer, depth: int = 4) -> Generator[Pair, None, None]:
+    """Each frame with its clean one, in order; every shot is derained as a clip of its own.
+
+    Frames are read and cleaned ahead, in threads of their own, up to `depth` that wait for the network, and as many
+    that wait to be taken here.
+    """
     waiting: deque[tuple[np.ndarray, bool]] = deque()
     detector = CutDetector()
 
-    def give(clean_frames: Iterable[np.ndarray]) -> Iterator[Pair]:
-        for clean in clean_frames:
-            rainy, begins_shot = waiting.popleft()
-            yield Pair(rainy, clean, begins_shot)
+    def started() -> Iterator[tuple[np.ndarray, bool, Future[np.ndarray]]]:
+        derainer.reset()
+        for frame in ahead(frames, depth):
+            cut = detector.cut(frame)
+            rest = derainer.submit_rest() if cut else []
+            waiting.append((frame, cut))
+            for clean in (*rest, *derainer.submit(frame)):
+                yield (*waiting.popleft(), clean)
+        for clean in derainer.submit_rest():
+            yield (*waiting.popleft(), clean)
 
-    derainer.reset()
-    for frame in ahead(frames):
-        cut = detector.cut(frame)
-        if cut:
-            yield from give(derainer.flush())
-        waiting.append((frame, cut))
-        yield from give(derainer.push(frame))
-    yield from give(derainer.flush())
+    for rainy, begins_shot, clean in ahead(started(), depth + derainer.at_once - 1):
+        yield Pair(rainy, clean.result(), begins_shot)
 
 
 def _resume_at(
@@ -207,12 +238,15 @@ def _resume_at(
         return None if done == count else reader.first + done
 
 
-def sample_windows(source: Path, num_frame: int, *, count: int = 16, size: int = 512) -> list[Tensor]:
-    """Up to `count` windows from all over a clip, (1, T, 3, H, W) float32 in [0, 1], cut to `size` in the middle."""
+def sample_windows(source: Path, facts: Facts, *, count: int = 16, size: int = 512) -> list[Tensor]:
+    """Up to `count` windows from all over a clip, (1, T, 3, H, W) float32 in [0, 1], cut to `size` in the middle.
+
+    T is `facts.num_seen`.
+    """
     windows: list[Tensor] = []
     with open_reader(source) as reader:
         step = max((reader.num_frames or 0) // count, 1)
-        stream: WindowStream[Tensor] = WindowStream(num_frame)
+        stream: WindowStream[Tensor] = WindowStream(facts.num_frame, num_future=facts.num_future)
         top, left = (max(length - size, 0) // 2 for length in reversed(reader.size))
         made = (window for frame in reader for window in stream.push(_cut(frame, top, left, size)))
         windows += [torch.stack(window)[None] for window in islice(made, 0, count * step, step)]

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd_plugin.errors import CSDError
-from csd_plugin.inference.facts import conv_calls, layout_of
+from csd_plugin.inference.facts import conv_calls, layout_of, without_branches
 from csd_plugin.inference.fusing import Waiting, can_wait, computed, convolve
 
 # Folding pays while at least this part of the weight's blocks is filled. Measured per useful product as a part of the
@@ -37,12 +37,12 @@ MIN_FILLED, ALL_FILLED = 2 / 3, 1.0
 
 
 def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
-    """The same network for inference, with every 3-D convolution in its cheaper exact form.
+    """The same network for inference, with every convolution in its cheapest exact form.
 
     Args:
         network: (B, T, 3, H, W) -> (B, 3, H, W), with `num_frame` = T, or one of sequences, of which no layer can
-            be folded. It is left as it is; one without 3-D convolutions, or with some that are strided, dilated,
-            grouped or not zero-padded, keeps those.
+            be folded. It is left as it is. Convolutions that are dilated, grouped or not zero-padded, and 3-D ones that
+            are strided, stay what they are; branches (`HalfNet`) are merged.
         least: fold layers of whose blocks at least this part is filled.
 
     Returns:
@@ -50,6 +50,7 @@ def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
 
     Raises CSDError for weights that are not finite: a ReLU in the fast forms would hide them.
     """
+    network = without_branches(network)
     for name, weight in network.state_dict().items():
         if weight.is_floating_point() and not weight.isfinite().all():
             raise CSDError(f"the network is broken: its weight {name} holds NaN or infinity; take another checkpoint")
@@ -69,13 +70,16 @@ def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
         if one_length and len(lengths) == 1 and filled(convolution, *lengths) >= least:
             form = FoldedConv3d(convolution, *lengths)
         else:
-            form = DirectConv3d(convolution)
+            form = DirectConv(convolution)
         forms.append(form)
         setattr(folded.get_submodule(parent), child, form)
     if forms and len(forms) == len(depths) and all(isinstance(form, FoldedConv3d) for form in forms):
         _stay_flat(folded, cast("list[FoldedConv3d]", forms))
-    for layer in folded.modules():
-        if isinstance(layer, nn.Conv2d):
+    for name, layer in list(folded.named_modules()):
+        if isinstance(layer, nn.Conv2d) and _is_plain(layer):
+            parent, _, child = name.rpartition(".")
+            setattr(folded.get_submodule(parent), child, DirectConv(layer))
+        elif isinstance(layer, nn.Conv2d):
             layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return folded
 
@@ -139,29 +143,32 @@ class FoldedConv3d(nn.Module):
         return x if self.flat else x.unflatten(1, (self.after, -1)).transpose(1, 2)
 
 
-class DirectConv3d(nn.Module):
-    """A 3-D convolution that oneDNN computes on the CPU whatever the batch, channels last in memory."""
+class DirectConv(nn.Module):
+    """A 2-D or 3-D convolution that oneDNN computes on the CPU whatever the batch, channels last in memory."""
 
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, convolution: nn.Conv3d) -> None:
+    def __init__(self, convolution: nn.Conv2d | nn.Conv3d) -> None:
         super().__init__()
-        weight = convolution.weight.detach().contiguous(memory_format=torch.channels_last_3d)
-        self.register_buffer("weight", weight)
+        flat = isinstance(convolution, nn.Conv2d)
+        self._format = torch.channels_last if flat else torch.channels_last_3d
+        self._plain = F.conv2d if flat else F.conv3d
+        self.register_buffer("weight", convolution.weight.detach().contiguous(memory_format=self._format))
         self.register_buffer("bias", None if convolution.bias is None else convolution.bias.detach().clone())
         self.padding = tuple(int(p) for p in convolution.padding)
+        self.stride = tuple(convolution.stride)
 
     def forward(self, x: Tensor | Waiting) -> Tensor | Waiting:
-        x = cast(Tensor, computed(x)).contiguous(memory_format=torch.channels_last_3d)
+        x = cast(Tensor, computed(x)).contiguous(memory_format=self._format)
         if can_wait(x):
-            size = result_size(x, self.weight, self.padding)
+            size = result_size(x, self.weight, self.padding, self.stride)
             return Waiting(partial(self._compute, x), (len(x), len(self.weight), *size))
-        return F.conv3d(x, self.weight, self.bias, padding=self.padding)
+        return self._plain(x, self.weight, self.bias, padding=self.padding, stride=self.stride)
 
     def _compute(self, x: Tensor, other: Tensor | None, relu: bool) -> Tensor:
-        other = None if other is None else other.contiguous(memory_format=torch.channels_last_3d)
-        return convolve(x, self.weight, self.bias, self.padding, other, relu)
+        other = None if other is None else other.contiguous(memory_format=self._format)
+        return convolve(x, self.weight, self.bias, self.padding, other, relu, self.stride)
 
 
 def fold_time(x: Tensor) -> Tensor:
@@ -174,15 +181,19 @@ def fold_time(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def result_size(x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> list[int]:
-    """([T], H, W) of the convolution's result, at stride 1."""
-    return [n + 2 * p - k + 1 for n, k, p in zip(x.shape[2:], weight.shape[2:], padding, strict=True)]
+def result_size(
+    x: Tensor, weight: Tensor, padding: tuple[int, ...], stride: tuple[int, ...] | None = None
+) -> list[int]:
+    """([T], H, W) of the convolution's result, by default at stride 1."""
+    steps = stride or (1,) * len(padding)
+    sides = zip(x.shape[2:], weight.shape[2:], padding, steps, strict=True)
+    return [(n + 2 * p - k) // s + 1 for n, k, p, s in sides]
 
 
-def _is_plain(convolution: nn.Conv3d) -> bool:
+def _is_plain(convolution: nn.Conv2d | nn.Conv3d) -> bool:
     return (
-        convolution.stride == (1, 1, 1)
-        and convolution.dilation == (1, 1, 1)
+        (isinstance(convolution, nn.Conv2d) or convolution.stride == (1, 1, 1))
+        and set(convolution.dilation) == {1}
         and convolution.groups == 1
         and convolution.padding_mode == "zeros"
         and not isinstance(convolution.padding, str)

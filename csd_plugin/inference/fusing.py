@@ -76,11 +76,17 @@ def can_wait(x: Tensor) -> bool:
 
 
 def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], other: Tensor | None, relu: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    other: Tensor | None,
+    relu: bool,
+    stride: Sequence[int] | None = None,
 ) -> Tensor:
-    """[relu](convolution of x [+ other]) by oneDNN: 2-D or 3-D, stride 1, channels last; other like the result."""
+    """[relu](convolution of x [+ other]) by oneDNN: 2-D or 3-D, channels last; other like the result."""
     ones = [1] * len(padding)
-    where: tuple[Any, ...] = (weight, bias, list(padding), ones, ones, 1)
+    where: tuple[Any, ...] = (weight, bias, list(padding), list(stride or ones), ones, 1)
     if other is None:
         return torch.ops.mkldnn._convolution_pointwise(x, *where, "relu" if relu else "none", [], "")
     return torch.ops.mkldnn._convolution_pointwise.binary(

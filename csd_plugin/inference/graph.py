@@ -22,11 +22,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Computing(nn.Module):
-    """A network that computes in `dtype`: (B, T, 3, H, W) -> (B, 3, H, W), of sequences to as many, all float32."""
+    """A network that computes in `dtype`: (B, T, 3, H, W) -> (B, 3, H, W), of sequences to as many, all float32.
+
+    T is `num_seen`, the frames of its window that count.
+    """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.num_frame = int(network.num_frame)  # type: ignore[arg-type]
+        self.num_seen = int(getattr(network, "num_seen", self.num_frame))
         self.layout, self.size_divisor = layout_of(network), int(getattr(network, "size_divisor", 1))
         self.network = network.to(dtype)
         self.dtype = dtype
@@ -108,7 +112,7 @@ def _quiet() -> Iterator[None]:
 
 def _example(network: Computing) -> tuple[Tensor]:
     height, width = 17 * network.size_divisor, 19 * network.size_divisor
-    return (torch.zeros(2, network.num_frame, 3, height, width),)  # sizes of 0 and 1 would be taken for constants
+    return (torch.zeros(2, network.num_seen, 3, height, width),)  # sizes of 0 and 1 would be taken for constants
 
 
 def _dynamic(network: Computing) -> tuple[dict[int, torch.export.Dim]]:

@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import open_backend
+from csd_plugin.inference.blocks import BlockPath, Seen
+from csd_plugin.inference.lanes import Lanes, there
+from csd_plugin.inference.precision import Precision, pick_precision
 from csd_plugin.inference.streaming import WindowStream
+from csd_plugin.inference.tiles import check_finite, split, whole_cells
 
 Frame = TypeVar("Frame", np.ndarray, Tensor)
 
@@ -33,6 +37,7 @@ SEQUENCE = 24
 """Frames that a network of sequences cleans together, as S2VD's authors have it."""
 
 _TRIAL_SIDE, _TRIAL_SECONDS = 128, 0.4
+_BLOCKS_TRIAL_SIDE = 512
 
 
 class Derainer:
@@ -41,7 +46,8 @@ class Derainer:
     Frames are RGB, either arrays (H, W, 3) of uint8 or uint16 (full range), or float tensors (3, H, W) in
     [0, 1]; they come back as the same kind, one for one, of any size that does not change within a clip.
     A frame's window reaches num_frame // 2 frames to both sides and is reflected at the clip's ends, so its
-    result comes that many frames late (and up to `batch` - 1 more). Memory does not grow with the clip.
+    result comes that many frames late (and up to `batch` - 1 more); with a causal network it reaches back only, and
+    the result comes at once. Memory does not grow with the clip.
 
     Networks of sequences clean `batch` frames together and see num_frame // 2 more at both ends; as they look
     further where they can, a frame's result depends a little on where in the clip that run of frames begins.
@@ -52,7 +58,8 @@ class Derainer:
             exact form, see `fold`.
         backend: 'auto', 'torch', 'onnxruntime' or 'openvino'; see `open_backend`. In fp32 all give the same frames.
         precision: 'fp32', or 'bf16' (about twice as fast on CPUs that have it; on real rain a third of the
-            values of a trained student2 move by a grey level, 52 dB from fp32), or 'fp16' (on GPUs).
+            values of a trained student2 move by a grey level, 52 dB from fp32), or 'fp16' (on GPUs). 'auto' is bf16
+            where that is fast and this network's frames stay near those of fp32, see `pick_precision`, else fp32.
         device: 'auto' is CUDA where there is one, else the CPU.
         batch: windows in one forward; by default 1, or 2 on the CPU for networks with 3-D convolutions that
             could not be folded, which run many times slower one window at a time. Of sequences, the frames that
@@ -62,6 +69,10 @@ class Derainer:
 
     Raises:
         CSDError: an unreadable checkpoint, a backend that is not installed, or a device that is not there.
+
+    Attributes:
+        precision: what was taken, and why.
+        num_future: frames after a frame that are waited for before it is cleaned.
     """
 
     def __init__(
@@ -74,31 +85,61 @@ class Derainer:
         batch: int | None = None,
         memory: int = 512,
     ) -> None:
-        self.backend = open_backend(network, backend=backend, precision=precision, device=device)
+        if precision == "auto":
+            self.precision = pick_precision(
+                lambda precision: Derainer(network, backend=backend, precision=precision, device=device)
+            )
+        else:
+            self.precision = Precision(precision)
+        self.backend = open_backend(network, backend=backend, precision=self.precision.name, device=device)
         self.device = self.backend.device
         facts = self.backend.facts
-        self.num_frame = facts.num_frame
+        self.num_frame, self.num_future = facts.num_frame, facts.num_future
         self._sequences = facts.layout == "sequence"
         if self._sequences:
             self.batch = batch or SEQUENCE
-            self._windows: WindowStream[Tensor] = WindowStream(self.num_frame, self.batch)
+            self._windows: WindowStream[Any] = WindowStream(self.num_frame, self.batch)
             computed = self.batch + self.num_frame - 1
         else:
             computed = self.batch = batch or (2 if self.backend.prefers_pairs else 1)
-            self._windows = WindowStream(self.num_frame)
+            self._windows = WindowStream(self.num_frame, num_future=self.num_future)
         self._pixels = memory * 2**20 // (_LIVE_ACTIVATIONS * 4 * facts.floats * computed)
-        self._ready: list[list[Tensor]] = []
+        self._blocks = self.backend.blocks
+        self._lanes = Lanes(torch.get_num_threads()) if self._blocks else None
+        self._ready: list[list[Any]] = []
         self._example: np.ndarray | Tensor | None = None
+
+    @property
+    def at_once(self) -> int:
+        """Clean frames that are computed at the same time."""
+        return self._lanes.count if self._lanes else 1
+
+    @property
+    def in_real_time(self) -> bool:
+        """Whether the network is one that is made for real time."""
+        return self._blocks is not None
 
     def __call__(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         """The clean frames of one clip, in order, each as soon as it can be computed."""
         self.reset()
+        coming: deque[Future[Frame]] = deque()
         for frame in frames:
-            yield from self.push(frame)
-        yield from self.flush()
+            coming += self.submit(frame)
+            while coming and (len(coming) > self.at_once or coming[0].done()):
+                yield coming.popleft().result()
+        for future in (*coming, *self.submit_rest()):
+            yield future.result()
 
     def push(self, frame: Frame) -> list[Frame]:
         """Take the next frame; give the clean frames that are now ready. Raises CSDError for another size or kind."""
+        return [future.result() for future in self.submit(frame)]
+
+    def flush(self) -> list[Any]:
+        """The clip has ended: give its last frames, and be ready for another clip."""
+        return [future.result() for future in self.submit_rest()]
+
+    def submit(self, frame: Frame) -> list[Future[Frame]]:
+        """`push` for those who go on meanwhile: the clean frames that are now being computed, in order."""
         if self._example is None:
             peak_of(frame)
             self._example = frame
@@ -107,11 +148,14 @@ class Derainer:
                 f"a frame of shape {tuple(frame.shape)}, {frame.dtype}, after frames of shape "
                 f"{tuple(self._example.shape)}, {self._example.dtype}: a clip has frames of one kind"
             )
-        self._ready += self._windows.push(to_pixels(frame, self.device))
-        return self._finish(len(self._ready) // self._at_once * self._at_once, frame)
+        if self._blocks is not None and isinstance(frame, np.ndarray):
+            self._ready += self._windows.push(self._blocks.take(frame))
+        else:
+            self._ready += self._windows.push(to_pixels(frame, self.device))
+        return self._finish(len(self._ready) // self._windows_at_once * self._windows_at_once, frame)
 
-    def flush(self) -> list[Any]:
-        """The clip has ended: give its last frames, and be ready for another clip."""
+    def submit_rest(self) -> list[Future[Any]]:
+        """`flush` for those who go on meanwhile."""
         example = self._example
         self._ready += self._windows.flush()
         frames = self._finish(len(self._ready), example) if example is not None else []
@@ -124,7 +168,7 @@ class Derainer:
         self._ready, self._example = [], None
 
     @property
-    def _at_once(self) -> int:
+    def _windows_at_once(self) -> int:
         """Windows in one forward."""
         return 1 if self._sequences else self.batch
 
@@ -134,29 +178,46 @@ class Derainer:
         The trial takes some tenths of a second, or what four parts of 128x128 take if that is longer. Reading and
         writing, which go on beside, are not in it.
         """
+        if self._blocks is not None:
+            return self._seconds_in_blocks(self._blocks, width, height)
         facts = self.backend.facts
         tiles = split(height, width, self._pixels, facts.reach, facts.divisor)
         sides = [(span.seen.stop - span.seen.start) for span in tiles[0]]
         tile = torch.randint(256, (*(min(side, _TRIAL_SIDE) for side in sides), 3), device=self.device).byte()
         frames = self.batch + self.num_frame - 1
         windows = [[tile] * frames] if self._sequences else [[tile] * self.num_frame] * self.batch
-        times: list[float] = []
-        while len(times) < 4 or sum(times) < _TRIAL_SECONDS:
-            began = time.perf_counter()
-            self._derain(windows, 255)
-            times.append(time.perf_counter() - began)
         computed = len(tiles) * sides[0] * sides[1] / (self.batch * tile.shape[0] * tile.shape[1])
-        # The first one is slower (memory, kernels), and so is one that another program interrupts.
-        return statistics.median(times[1:]) * computed
+        return _usual_time(lambda: self._derain(windows, 255)) * computed
 
-    def _finish(self, count: int, example: np.ndarray | Tensor) -> list[Any]:
+    def _seconds_in_blocks(self, blocks: BlockPath, width: int, height: int) -> float:
+        """`seconds_a_frame` where frames go through the network at the same time."""
+        high, wide = min(height, _BLOCKS_TRIAL_SIDE), min(width, _BLOCKS_TRIAL_SIDE)
+        frame = np.random.default_rng(0).integers(0, 256, (high, wide, 3), np.uint8)
+        window = [blocks.take(frame)] * self.backend.facts.num_seen
+
+        def trial() -> None:
+            for clean in [self._start(window) for _ in range(self.at_once)]:
+                clean.result()
+
+        return _usual_time(trial) / self.at_once * (height * width) / (high * wide)
+
+    def _finish(self, count: int, example: np.ndarray | Tensor) -> list[Future[Any]]:
         """Compute the first `count` of the windows that are ready."""
-        frames = []
-        for start in range(0, count, self._at_once):
-            outputs = self._derain(self._ready[start : min(start + self._at_once, count)], peak_of(example))
-            frames += [from_pixels(output, example) for output in outputs]
+        frames: list[Future[Any]] = []
+        for start in range(0, count, self._windows_at_once):
+            windows = self._ready[start : min(start + self._windows_at_once, count)]
+            if self._blocks is not None and isinstance(example, np.ndarray):
+                frames += [self._start(window) for window in windows]
+            else:
+                frames += [there(from_pixels(out, example)) for out in self._derain(windows, peak_of(example))]
         del self._ready[:count]
         return frames
+
+    def _start(self, window: list[Seen]) -> Future[np.ndarray]:
+        assert self._blocks is not None and self._lanes is not None
+        # Each lane has its part of the memory, and numbers may be half as large as those that `_pixels` counts on.
+        pixels = self._pixels * 4 // (self._blocks.itemsize * self._lanes.count)
+        return self._lanes.submit(self._blocks.clean, window, pixels)
 
     @torch.inference_mode()
     def _derain(self, windows: list[list[Tensor]], peak: float) -> Tensor:
@@ -175,13 +236,21 @@ class Derainer:
             clean = self.backend(whole_cells(seen.float() / peak, facts.divisor))
             if self._sequences:
                 clean = clean[0].narrow(0, self.num_frame // 2, count)
-            if not bool(clean.isfinite().all()):
-                raise CSDError(
-                    "the network's output holds NaN or infinity: its weights are broken; use another checkpoint"
-                )
+            check_finite(clean)
             clean = clean[..., y.inner, x.inner].permute(0, 2, 3, 1).clamp(0, 1)
             output[:, y.kept, x.kept] = clean if peak == 1 else (clean * peak).round_()
         return output
+
+
+def _usual_time(action: Callable[[], object]) -> float:
+    """Seconds that it takes, from some tenths of a second of trials."""
+    times: list[float] = []
+    while len(times) < 4 or sum(times) < _TRIAL_SECONDS:
+        began = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - began)
+    # The first one is slower (memory, kernels), and so is one that another program interrupts.
+    return statistics.median(times[1:])
 
 
 def peak_of(frame: np.ndarray | Tensor) -> float:
@@ -212,49 +281,3 @@ def from_pixels(pixels: Tensor, example: np.ndarray | Tensor) -> np.ndarray | Te
     if isinstance(example, Tensor):
         return pixels.permute(2, 0, 1).to(example)
     return pixels.cpu().numpy().astype(example.dtype, copy=False)
-
-
-class Span(NamedTuple):
-    """A tile in one direction: what the network sees of the frame, what is kept, and where that is in the former."""
-
-    seen: slice
-    kept: slice
-    inner: slice
-
-
-def whole_cells(window: Tensor, divisor: int) -> Tensor:
-    """(B, T, 3, H, W) with the last row and column repeated up to multiples of `divisor`."""
-    below, beside = -window.shape[-2] % divisor, -window.shape[-1] % divisor
-    return F.pad(window, (0, beside, 0, below, 0, 0), mode="replicate") if below or beside else window
-
-
-def split(height: int, width: int, pixels: int, reach: int, divisor: int = 1) -> list[tuple[Span, Span]]:
-    """Tiles of a frame, (rows, columns) each, that see at most `pixels` pixels and `reach` beyond what they keep.
-
-    All begin at multiples of `divisor`. All see parts of one size, so that memory is used again. Of all such grids
-    this is the one with the least to compute; where none is small enough, the finest.
-    """
-    rows, columns = (
-        [_spans(length, count, reach, divisor) for count in range(1, min(-(-length // divisor), 64) + 1)]
-        for length in (height, width)
-    )
-    grids = [(y, x, _seen(y) * _seen(x)) for y in rows for x in columns]
-    fitting = [grid for grid in grids if grid[2] <= pixels] or [min(grids, key=lambda grid: grid[2])]
-    best_rows, best_columns, _ = min(fitting, key=lambda grid: len(grid[0]) * len(grid[1]) * grid[2])
-    return [(y, x) for y in best_rows for x in best_columns]
-
-
-def _spans(length: int, count: int, reach: int, divisor: int) -> list[Span]:
-    edges = [length * i // count // divisor * divisor for i in range(count)] + [length]
-    reach = -(-reach // divisor) * divisor
-    size = max(end - begin for begin, end in pairwise(edges)) + 2 * reach
-    size = min(length, size + (length - size) % divisor)  # the last tile ends where the frame does
-    spans = []
-    for begin, end in pairwise(edges):
-        first = min(max(begin - reach, 0), length - size)
-        spans.append(Span(slice(first, first + size), slice(begin, end), slice(begin - first, end - first)))
-    return spans
-
-
-def _seen(spans: list[Span]) -> int:
-    return spans[0].seen.stop - spans[0].seen.start

@@ -20,11 +20,15 @@ class WindowStream(Generic[Item]):
 
     together: give the windows of so many neighbours as one, the items that they cover: `together` + num_frame - 1,
         at the end of the clip fewer.
+    num_future: items after the centre that count, by default num_frame // 2. Windows end with the last of them, so
+        that with 0 each is there with its centre; at the clip's start only items up to that one are reflected.
     """
 
-    def __init__(self, num_frame: int, together: int = 1) -> None:
+    def __init__(self, num_frame: int, together: int = 1, num_future: int | None = None) -> None:
         self._num_frame, self._together = num_frame, together
-        self._items: deque[Item] = deque(maxlen=num_frame + together - 1)
+        self._num_future = num_frame // 2 if num_future is None else num_future
+        self._num_seen = num_frame // 2 + 1 + self._num_future
+        self._items: deque[Item] = deque(maxlen=self._num_seen + together - 1)
         self._pushed = 0
         self._given = 0
 
@@ -32,7 +36,7 @@ class WindowStream(Generic[Item]):
         """The windows that this item completes: none or one."""
         self._items.append(item)
         self._pushed += 1
-        ready = self._pushed - self._num_frame // 2 - self._given
+        ready = self._pushed - self._num_future - self._given
         return self._windows(self._given + self._together) if ready == self._together else []
 
     def flush(self) -> list[list[Item]]:
@@ -48,11 +52,15 @@ class WindowStream(Generic[Item]):
         windows = []
         while self._given < until:
             centers = range(self._given, min(self._given + self._together, until))
-            around = [reflect_indices(center, self._num_frame, self._pushed) for center in centers]
+            around = [self._around(center) for center in centers]
             indices = around[0] + [window[-1] for window in around[1:]]
             windows.append([self._items[index - first] for index in indices])
             self._given = centers.stop
         return windows
+
+    def _around(self, center: int) -> list[int]:
+        there = min(self._pushed, center + 1 + self._num_future)
+        return reflect_indices(center, self._num_frame, there)[: self._num_seen]
 
 
 def ahead(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:

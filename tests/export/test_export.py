@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.cli import main
 from csd_plugin.errors import CSDError
@@ -112,6 +113,33 @@ def test_int8_reports_what_it_costs(network, windows, tmp_path):
     assert Derainer(tmp_path / "s.onnx").num_frame == 3  # the metadata are there
     with pytest.raises(CSDError, match="give a clip to calibrate on"):
         export_network(network, tmp_path / "t.onnx", precision="int8")
+
+
+HALF = {
+    "causal": {"preset": "causal", "num_feat": 4},
+    "two levels with branches": {"num_frame": 3, "num_feat": 4, "num_pair": 2, "num_deep": 1, "branches": True},
+}
+
+
+@pytest.mark.parametrize("form", HALF)
+@pytest.mark.parametrize(
+    ("name", "precision"), [("s.onnx", "fp32"), ("s.pt2", "bf16"), ("s.xml", "fp32"), ("s.onnx", "int8")]
+)
+def test_networks_at_half_resolution_export_like_the_others(form, name, precision, tmp_path):
+    if name.endswith(".xml"):
+        pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
+    torch.manual_seed(0)
+    network = HalfNet(**HALF[form]).eval()
+    torch.nn.init.normal_(network.tail.weight, std=0.02)
+    windows = [torch.rand(1, network.num_seen, 3, 24, 28) for _ in range(2)]
+    done = export_network(network, tmp_path / name, precision=precision, calibration=windows)
+    assert done.facts.num_future == network.num_future and done.psnr > 25
+    if precision == "fp32":
+        clip = np.random.default_rng(0).integers(0, 256, (4, 22, 30, 3), np.uint8)
+        given, expected = Derainer(tmp_path / name), Derainer(network, device="cpu")
+        pushed = [len(given.push(frame)) for frame in clip]
+        assert pushed == [int(network.num_future == 0), 1, 1, 1]
+        assert max(np.abs(a.astype(int) - b).max() for a, b in zip(given(clip), expected(clip), strict=True)) <= 1
 
 
 def test_fp16_halves_the_file(network, onnx_file, tmp_path):

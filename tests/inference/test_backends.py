@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.data.windows import reflect_indices
@@ -77,13 +78,18 @@ def test_bf16_is_near(network, clip, expected, backend):
 
 @pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize(
-    "make", [lambda: SLDNet(preset="teacher", num_feat=3), lambda: PReNet(num_stage=2, num_feat=4)]
+    "make",
+    [
+        lambda: SLDNet(preset="teacher", num_feat=3),
+        lambda: PReNet(num_stage=2, num_feat=4),
+        lambda: HalfNet(preset="wide", num_feat=4, num_deep=1, branches=True),
+    ],
 )
 def test_other_networks_run_too(make, backend):
     need(backend)
     torch.manual_seed(0)
     network = make().eval()
-    window = torch.rand(1, network.num_frame, 3, 21, 18)
+    window = torch.rand(1, network.num_frame, 3, 24, 20)
     with torch.no_grad():
         assert torch.allclose(open_backend(network, backend=backend)(window), network(window), atol=1e-5)
 
@@ -94,6 +100,15 @@ def test_facts_are_those_of_the_network(network):
     assert study(PReNet(num_feat=8)).reach == 78
     facts = study(network, license="CC0")
     assert Facts.from_metadata(facts.to_metadata(), "a.onnx") == facts
+
+    causal = study(HalfNet(preset="causal", branches=True))
+    assert causal == Facts(num_frame=5, reach=29, floats=9, divisor=2, preset="HalfNet", num_future=0)
+    assert (causal.num_seen, facts.num_future, facts.num_seen) == (3, 1, 3)
+    assert Facts.from_metadata(causal.to_metadata(), "a.onnx") == causal
+    older = {key: value for key, value in facts.to_metadata().items() if key != "num_future"}
+    assert Facts.from_metadata(older, "a.onnx") == facts
+    with pytest.raises(CSDError, match="make no sense"):
+        Facts.from_metadata(causal.to_metadata() | {"num_future": "3"}, "a.onnx")
 
     # Nothing further than `reach` counts, and that far something may.
     wide = torch.rand(1, 3, 3, 5, 61)

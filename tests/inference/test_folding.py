@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from csd_plugin.archs.halfnet import HalfNet
+from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import PRESETS, SLDNet
-from csd_plugin.inference.folding import ALL_FILLED, MIN_FILLED, DirectConv3d, FoldedConv3d, filled, fold
+from csd_plugin.inference.folding import ALL_FILLED, MIN_FILLED, DirectConv, FoldedConv3d, filled, fold
 
 
 def tiny(preset: str) -> SLDNet:
@@ -32,6 +34,25 @@ def test_every_form_equals_plain(preset, batch):
     assert not any(isinstance(layer, nn.Conv3d) for layer in folded.modules())
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: HalfNet(preset="realtime", num_feat=8),
+        lambda: HalfNet(preset="wide", num_feat=4, branches=True),
+        lambda: PReNet(num_stage=2, num_feat=8),
+    ],
+)
+@torch.no_grad()
+def test_plain_convolutions_go_to_onednn_too_strided_ones_included(make):
+    torch.manual_seed(0)
+    network = make().double().eval()
+    window = torch.rand(2, network.num_frame, 3, 12, 16, dtype=torch.float64)
+    expected = network(window)
+    folded = fold(network.float())
+    assert (folded(window.float()) - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert not any(isinstance(layer, nn.Conv2d) for layer in folded.modules())
+
+
 def test_the_original_is_left_alone():
     network = tiny("student2").train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -47,10 +68,10 @@ def test_the_cheaper_form_is_chosen_by_counting():
     assert filled(three, 7) == 19 / 49 and filled(three, 3) == 7 / 9 and filled(three, 2) == filled(three, 1) == 1
     assert filled(nn.Conv3d(4, 4, (2, 3, 3), padding=(0, 1, 1)), 2) == 1
     forms = {name: type(layer) for name, layer in fold(tiny("teacher")).named_children()}
-    assert forms["conv2"] is DirectConv3d and forms["conv20"] is forms["conv22"] is FoldedConv3d
+    assert forms["conv2"] is DirectConv and forms["conv20"] is forms["conv22"] is FoldedConv3d
     assert {type(layer) for layer in fold(tiny("student1")).children()} == {FoldedConv3d}
     forms = {name: type(layer) for name, layer in fold(tiny("student1"), ALL_FILLED).named_children()}
-    assert forms["conv16"] is DirectConv3d and forms["conv17"] is FoldedConv3d
+    assert forms["conv16"] is DirectConv and forms["conv17"] is FoldedConv3d
     # dead taps: at one frame only the middle tap is left
     weight = fold(tiny("student1")).conv22.weight
     assert weight.shape == (3, 5, 3, 3)
@@ -82,5 +103,5 @@ def test_other_networks_keep_what_cannot_be_folded():
     window = torch.rand(2, 3, 3, 8, 10)
     torch.testing.assert_close(folded(window), network(window))
     kinds = {name: type(layer) for name, layer in folded.named_modules()}
-    assert kinds["body.0"] is kinds["tail"] is FoldedConv3d and kinds["shared"] is DirectConv3d
+    assert kinds["body.0"] is kinds["tail"] is FoldedConv3d and kinds["shared"] is DirectConv
     assert kinds["replicate"] is kinds["grouped"] is nn.Conv3d

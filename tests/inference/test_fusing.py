@@ -13,7 +13,7 @@ from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.inference import folding, fusing
-from csd_plugin.inference.folding import ALL_FILLED, DirectConv3d, FoldedConv3d
+from csd_plugin.inference.folding import ALL_FILLED, DirectConv, FoldedConv3d
 from csd_plugin.inference.fusing import Waiting, computed
 from csd_plugin.inference.graph import ready
 from csd_plugin.weights import NETWORKS, find_checkpoint
@@ -21,7 +21,7 @@ from csd_plugin.weights import NETWORKS, find_checkpoint
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
 
-@pytest.fixture(params=[lambda layer: FoldedConv3d(layer, 2), DirectConv3d], ids=["folded", "direct"])
+@pytest.fixture(params=[lambda layer: FoldedConv3d(layer, 2), DirectConv], ids=["folded", "direct"])
 def pair(request):
     """A 3-D convolution, the same in another form, and an input."""
     torch.manual_seed(0)
@@ -62,9 +62,9 @@ def test_one_convolution_into_the_next(pair):
 def test_sums_and_activations_of_a_network_all_go_along():
     calls = []
 
-    def note(x, weight, bias, padding, other, relu):
+    def note(x, weight, bias, padding, other, relu, *stride):
         calls.append((other is not None, relu))
-        return fusing.convolve(x, weight, bias, padding, other, relu)
+        return fusing.convolve(x, weight, bias, padding, other, relu, *stride)
 
     network = SLDNet(preset="student1", num_feat=4).eval()
     with mock.patch.object(folding, "convolve", note), torch.inference_mode():

@@ -31,6 +31,21 @@ def test_stream_gives_the_windows_of_the_whole_clip_as_early_as_it_can(length, n
     assert stream.flush() == []
 
 
+@given(length=st.integers(1, 12), num_frame=st.sampled_from((1, 3, 5, 7)), num_future=st.integers(0, 3))
+def test_windows_wait_for_the_items_that_count_and_hold_no_others(length, num_frame, num_future):
+    num_future = min(num_future, num_frame // 2)
+    stream, windows = WindowStream(num_frame, num_future=num_future), []
+    for item in range(length):
+        windows += stream.push(item)
+        assert len(windows) == max(0, item + 1 - num_future)
+    windows += stream.flush()
+    assert len(windows) == length
+    for center, window in enumerate(windows):
+        known = min(length, center + num_future + 1)
+        assert window == reflect_indices(center, num_frame, known)[: num_frame // 2 + 1 + num_future]
+        assert window[num_frame // 2] == center and max(window) < known
+
+
 @settings(deadline=None)
 @given(
     height=st.integers(1, 90),

@@ -68,7 +68,12 @@ def open_reader(
 
 
 def open_writer(
-    path: str | Path, *, like: FrameReader, overwrite: bool = False, inputs: Collection[Path] = ()
+    path: str | Path,
+    *,
+    like: FrameReader,
+    overwrite: bool = False,
+    quick: bool = False,
+    inputs: Collection[Path] = (),
 ) -> FrameWriter:
     """Open an output: a video file if the name ends in one of `VIDEO_SUFFIXES`, else a folder of PNG files.
 
@@ -78,6 +83,7 @@ def open_writer(
         like: where the frames come from: the n-th frame written gets the time, or the name, of the n-th frame
             read; a video also takes over codec, colours, sound and all else that its container holds.
         overwrite: replace a video that is there, and frames of the same names in a folder.
+        quick: encode a video in less time and more bytes, see `QUICK_OPTIONS`.
         inputs: what else is read while the output is written: files, folders or patterns.
 
     Raises:
@@ -99,4 +105,4 @@ def open_writer(
     refuse_inputs([path], [file for given in inputs for file in files_of(given)])
     if path.exists() and not overwrite:
         raise CSDError(f"{path} is there already; --overwrite replaces it, or give another name")
-    return VideoWriter(path, like=like, replace=overwrite)
+    return VideoWriter(path, like=like, replace=overwrite, quick=quick)

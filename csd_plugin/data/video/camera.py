@@ -8,6 +8,7 @@ import time
 from array import array
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ _DEVICES = {
     "win32": ("dshow", "video={}"),
 }
 _WAIT = 0.005
+_clock = time.monotonic
 _TICK = Fraction(1, 90_000)
 
 
@@ -36,8 +38,12 @@ def is_camera(path: Path) -> bool:
 class CameraReader(FrameReader):
     """A camera's frames until `stop` is called, or `end` is reached.
 
-    Time counts from the first frame. Where frames are taken more slowly than they come, the device drops some, and the
-    stamps tell when those that are left were seen.
+    Time counts from the first frame. Where frames are taken more slowly than they come, those that have waited for
+    longer than a frame lasts are dropped, so that the delay does not grow, and the stamps tell when those that are left
+    were seen.
+
+    Attributes:
+        dropped: frames that were left out so far.
 
     Raises CSDError where no camera answers, and for a `start`, which a camera has not.
     """
@@ -50,14 +56,14 @@ class CameraReader(FrameReader):
         if end is not None and end <= 0:
             raise CSDError(f"{path}: no frames before {end}; give a later --end")
         self.path, self._end = path, end
-        self._stopped = False
+        self._stopped, self.dropped, self._waited = False, 0, 0.0
         self._container = open_device(path)
         self._stream = self._container.streams.video[0]
         self.fps = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         self.time_base = _TICK
         self.num_frames = end if isinstance(end, int) else None
         self.first = 0
-        self._starts = array("q")
+        self._starts, self._came = array("q"), array("d")
         self._frames = self._decoded()
         try:
             first = next(self._frames, None)
@@ -66,14 +72,16 @@ class CameraReader(FrameReader):
         except BaseException:
             self._container.close()
             raise
-        self._first: av.VideoFrame | None = first
+        self._first = first
+        self._behind = _clock() - float(_seen(first))
         self.size = (first.width, first.height)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         began: Fraction | None = None
-        frame, self._first = self._first, None
-        while frame is not None and not self._stopped:
-            seen = Fraction(frame.pts or 0) * (frame.time_base or _TICK)
+        for frame in self._in_time(chain([self._first], self._frames)):
+            if self._stopped:
+                return
+            seen = _seen(frame)
             began = seen if began is None else began
             seconds = seen - began
             if self._end is not None and (
@@ -82,8 +90,8 @@ class CameraReader(FrameReader):
                 return
             begin = round(seconds / _TICK)
             self._starts.append(max(begin, self._starts[-1] + 1) if self._starts else begin)
+            self._came.append(float(seen) + self._behind)
             yield to_rgb(frame)
-            frame = next(self._frames, None)
 
     def stop(self) -> None:
         """The clip ends with the frame that is being read."""
@@ -95,20 +103,39 @@ class CameraReader(FrameReader):
     def stamp(self, index: int) -> tuple[int, int]:
         return self._starts[index], max(1, round(1 / (self.fps * _TICK)))
 
+    def age(self, index: int) -> float:
+        return _clock() - self._came[index]
+
     def name(self, index: int) -> str:
         return f"{index + 1:05d}"
 
     def close(self) -> None:
         self._container.close()
 
+    def _in_time(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        """The frames without those that are late, by the camera's clock against ours."""
+        lasts = float(1 / self.fps)
+        for frame in frames:
+            behind = _clock() - float(_seen(frame))
+            # One that had to be waited for is as fresh as any; the two clocks may drift apart.
+            if behind < self._behind or (self._waited > lasts / 2 and frame is not self._first):
+                self._behind = behind
+            if behind <= self._behind + lasts:
+                yield frame
+            elif self._starts:  # those before the first one only waited for the network
+                self.dropped += 1
+
     def _decoded(self) -> Iterator[av.VideoFrame]:
         demuxer = self._container.demux(self._stream)
+        asked = _clock()
         while not self._stopped:
             try:
                 packet = next(demuxer, None)
                 if packet is None:
                     return
+                self._waited = _clock() - asked
                 yield from packet.decode()
+                asked = _clock()
             except av.BlockingIOError:  # the next frame is not there yet
                 time.sleep(_WAIT)
                 demuxer = self._container.demux(self._stream)
@@ -116,6 +143,11 @@ class CameraReader(FrameReader):
                 continue
             except (av.FFmpegError, OSError) as error:
                 raise CSDError(f"{self.path}: the camera stopped ({error.strerror or error})") from error
+
+
+def _seen(frame: av.VideoFrame) -> Fraction:
+    """When, in seconds of the camera's clock."""
+    return Fraction(frame.pts or 0) * (frame.time_base or _TICK)
 
 
 def open_device(path: Path) -> Any:

@@ -45,10 +45,11 @@ class VideoWriter(FrameWriter):
 
     Args:
         replace: what may be there by the end is replaced.
+        quick: encode in less time and more bytes, see `encoders.QUICK_OPTIONS`.
     """
 
-    def __init__(self, path: Path, *, like: FrameReader, replace: bool = True) -> None:
-        self._path, self._like, self._replace = path, like, replace
+    def __init__(self, path: Path, *, like: FrameReader, replace: bool = True, quick: bool = False) -> None:
+        self._path, self._like, self._replace, self._quick = path, like, replace, quick
         self._draft = draft_of(path)
         self._container: av.container.OutputContainer | None = None
         self._setup: Setup
@@ -120,7 +121,9 @@ class VideoWriter(FrameWriter):
         whole_start = source is not None and source.start == 0  # sound may begin before the first picture
         self._offset = source.origin if source and whole_start else like.stamp(0)[0] * like.time_base
         rate = _steady_rate(source, self._offset) if source and self._constant else like.fps
-        self._setup = choose(self._path, form, _look(source, frame), size, rate, reorder=not self._constant)
+        self._setup = choose(
+            self._path, form, _look(source, frame), size, rate, reorder=not self._constant, quick=self._quick
+        )
         try:
             self._stream = self._setup.add_to(container, rate)
         except ValueError as error:

@@ -49,6 +49,7 @@ class FrameReader(ABC):
         lead, trail: frames of the context that come before and after the part; where the end of a file is not known
             yet, `trail` is how many are wanted.
         live: frames come as they are seen, until `stop` is called.
+        dropped: frames of a live clip that were left out so far, as they came faster than they were taken.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class FrameReader(ABC):
     trail: int = 0
     live: bool = False
     counted: bool = False
+    dropped: int = 0
 
     @property
     def num_read(self) -> int | None:
@@ -93,6 +95,10 @@ class FrameReader(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of the file."""
+
+    def age(self, index: int) -> float:
+        """Seconds since a live clip's index-th frame came."""
+        raise RuntimeError(f"{self.path} is not live")
 
     def stop(self) -> None:
         """End a live clip with the frame that is being read; from any thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from fractions import Fraction
 from pathlib import Path
@@ -19,11 +20,22 @@ from csd_plugin.data.video.camera import is_camera
 from csd_plugin.errors import CSDError
 
 
+class Clock:
+    """Ours, in seconds. A camera's frame is there when its time has come, or at once where that is over."""
+
+    def __init__(self) -> None:
+        self.now = 500.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class Device:
     """An open capture device: the packets of a file, its clock far from 0, with what `before` does before each."""
 
-    def __init__(self, path: Path, before) -> None:
+    def __init__(self, path: Path, before, clock: Clock) -> None:
         self._container, self._before, self._taken = av.open(str(path)), before, 0
+        self._clock, self._began = clock, clock.now
         self.streams = self._container.streams
         self._packets = self._container.demux(self.streams.video[0])
 
@@ -31,6 +43,7 @@ class Device:
         for packet in self._packets:
             self._taken += 1
             if packet.pts is not None:
+                self._clock.now = max(self._clock.now, self._began + float(packet.pts * packet.time_base))
                 packet.pts += 10**6
             self._before(self._taken)
             yield packet
@@ -41,13 +54,14 @@ class Device:
 
 @pytest.fixture
 def plugged_in(tmp_path, monkeypatch):
-    """Makes camera:0 play a file of eight frames, 40 ms apart with one longer pause."""
-    source = make_video(
-        tmp_path / "seen.mp4", times=[0, 40, 80, 200, 240, 280, 320, 360], options={"movflags": "faststart"}
-    )
+    """Makes camera:0 play a file of eight frames, 40 ms apart with one longer pause; gives the clock."""
+    source = make_video(tmp_path / "seen.mkv", codec="ffv1", times=[0, 40, 80, 200, 240, 280, 320, 360])
+    clock = Clock()
+    monkeypatch.setattr(camera, "_clock", clock)
 
-    def plug(before=lambda number: None) -> None:
-        monkeypatch.setattr(camera, "open_device", lambda path: Device(source, before))
+    def plug(before=lambda number: None) -> Clock:
+        monkeypatch.setattr(camera, "open_device", lambda path: Device(source, before, clock))
+        return clock
 
     return plug
 
@@ -76,6 +90,46 @@ def test_frames_with_their_times_counted_from_the_first(plugged_in):
         assert reader.live and reader.size == (64, 48) and reader.num_frames is None
     assert times == [Fraction(t, 1000) for t in (0, 40, 80, 200, 240, 280, 320, 360)]
     assert all(np.abs(frame - picture(i).astype(float)).mean() < 2 for i, frame in enumerate(frames))
+
+
+def test_frames_that_come_too_fast_are_dropped_and_the_delay_does_not_grow(plugged_in):
+    clock = plugged_in()
+    with open_reader("camera:0") as reader:
+        times, ages = [], []
+        for index, _ in enumerate(reader):
+            ages.append(reader.age(index))
+            clock.now += 0.09  # what is done with it takes longer than a frame lasts
+            times.append(reader.stamp(index)[0] * reader.time_base)
+    # at 90 ms the frame of 40 is late, that of 80 not; that of 200 is waited for
+    assert times == [Fraction(t, 1000) for t in (0, 80, 200, 280, 360)]
+    assert reader.dropped == 3
+    assert max(ages) <= 0.04
+
+
+def test_frames_that_waited_for_the_start_are_left_out_uncounted(plugged_in):
+    clock = plugged_in()
+    with open_reader("camera:0") as reader:
+        clock.now += 0.25  # the network is loaded
+        first = next(iter(reader))
+    assert np.abs(first - picture(4).astype(float)).mean() < 2
+    assert reader.dropped == 0 and reader.stamp(0)[0] == 0
+
+
+def test_clocks_may_drift_apart(plugged_in):
+    plugged_in()
+    with open_reader("camera:0") as reader:
+        frames = iter(reader)
+        next(frames)
+        reader._behind -= 1.0  # as if the camera's clock had lost a second since
+        assert len(list(frames)) >= 6  # one that was waited for puts it right
+
+
+def test_the_delay_of_a_camera_is_said(plugged_in, model, tmp_path, capsys):
+    plugged_in()
+    assert main(["derain", "camera:0", str(tmp_path / "out.mp4"), "--model", model, "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"it will be \d+ ms late or a little more, of which 1 frame to come", said)
+    assert re.search(r"delay of a frame: -?\d+ ms \(median\), \d+ ms \(99 %\), none dropped", said)
 
 
 @pytest.mark.parametrize(("end", "count"), [(3, 3), (Fraction("0.2"), 3), (Fraction("0.21"), 4)])

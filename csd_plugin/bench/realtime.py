@@ -1,0 +1,284 @@
+"""Whether videos are derained in real time here: from file to file, and from a camera.
+
+FILE, or a made-up rainy clip, is brought to every size, then read, derained and written as `csd derain` does, at first
+without any network: the limit that decoding and encoding set. Every row is a process of its own. The columns:
+  fps        frames per second from file to file, reading, network and writing together
+  of limit   that as a part of the first row's of this size
+  read, net, write  ms that a frame takes in each of the three alone, with the whole machine, and its part of the sum.
+            On machines with several processors the three go on side by side
+  delay, 99% ms from when a camera of --rate frames per second gives a frame until it is written: the median, and what
+            one frame in a hundred exceeds
+  dropped    frames of that camera that came faster than they were cleaned
+  peak MB    the most memory that the process held while it went from file to file
+
+Networks are presets with random weights, which take the time of trained ones, names of `csd models`, or checkpoints.
+
+examples:
+  csd bench realtime
+  csd bench realtime rain.mp4 --networks realtime net_g_latest.pth --sizes 640x480 --json realtime.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    import numpy as np
+
+NONE = "none"
+"""The row without a network."""
+_SIZES = ["640x480", "1280x720", "1920x1080"]
+
+
+class Row(NamedTuple):
+    """One network at one size; read, network and write: seconds for each frame alone; delay: those of each frame."""
+
+    network: str
+    width: int
+    height: int
+    precision: str
+    fps: float
+    read: float
+    net: float
+    write: float
+    delay: list[float]
+    dropped: int
+    peak: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", nargs="?", metavar="FILE", type=Path, help="rainy video or folder (default: made up)")
+    parser.add_argument(
+        "--networks", nargs="+", default=["realtime", "tiny"], metavar="NAME", help="default: realtime tiny"
+    )
+    parser.add_argument("--sizes", nargs="+", default=_SIZES, metavar="WxH", help=f"default {' '.join(_SIZES)}")
+    parser.add_argument("--frames", type=int, default=120, metavar="N", help="of every clip (default 120)")
+    parser.add_argument("--rate", type=float, default=25, metavar="FPS", help="of the camera (default 25)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="figures; the table .md and a plot .png go beside it")
+
+
+def run(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from csd_plugin.bench.measure import check_report, machine, save_report
+    from csd_plugin.bench.speed import find_network
+    from csd_plugin.data.video.pipes import parse_size
+    from csd_plugin.errors import CSDError
+
+    check_report(args.json)
+    if args.frames < 1 or args.rate <= 0:
+        raise CSDError("--frames and --rate: must be more than 0")
+    sizes = [parse_size(size) for size in args.sizes]
+    for name in args.networks:
+        find_network(name)
+    rows = []
+    with (
+        TemporaryDirectory() as folder,
+        tqdm(total=len(sizes) * (1 + len(args.networks)), desc="bench realtime", unit="row", disable=None) as bar,
+    ):
+        for size in sizes:
+            clip = Path(folder) / f"{size[0]}x{size[1]}.mp4"
+            make_clip(clip, args.file, size, args.frames)
+            for name in (NONE, *args.networks):
+                rows.append(_in_a_process(name, clip, args.rate))
+                bar.update()
+    print(table(rows))
+    if args.json:
+        content = {"machine": machine(), "rate": args.rate, "rows": [row._asdict() for row in rows]}
+        print("\n" + save_report(args.json, content, table(rows), lambda figure: draw(figure, rows)))
+
+
+def make_clip(path: Path, source: Path | None, size: tuple[int, int], count: int) -> None:
+    """A video of up to `count` frames of the source, or of made-up ones, in this size. Raises CSDError."""
+    from itertools import islice
+
+    import av
+    import cv2
+    import numpy as np
+
+    from csd_plugin.data.video import open_reader
+    from csd_plugin.data.video.images import eight_bits
+    from csd_plugin.inference.precision import rainy_clip
+
+    def frames() -> Iterator[np.ndarray]:
+        if source is None:
+            yield from rainy_clip(count, size)
+            return
+        with open_reader(source) as reader:
+            yield from islice(reader, count)
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "veryfast", "crf": "20"})
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p" if size[0] % 2 == size[1] % 2 == 0 else "yuv444p"
+        for frame in frames():
+            resized = cv2.resize(eight_bits(frame), size, interpolation=cv2.INTER_AREA)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(resized.astype(np.uint8), "rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _in_a_process(network: str, clip: Path, rate: float) -> Row:
+    from csd_plugin.errors import CSDError
+
+    run = subprocess.run([sys.executable, "-m", __name__, network, clip, str(rate)], capture_output=True, text=True)
+    if run.returncode:
+        reason = (run.stderr.strip().splitlines() or ["it was killed, perhaps for want of memory"])[-1]
+        raise CSDError(f"{network}, {clip.stem}: {reason}")
+    return Row(*json.loads(run.stdout))
+
+
+def measure(network: str, clip: Path, rate: float) -> Row:
+    """One row, in this process. Raises CSDError."""
+    from csd_plugin.bench.measure import peak_memory, seconds
+    from csd_plugin.bench.speed import find_network
+    from csd_plugin.data.video import open_reader, open_writer
+    from csd_plugin.inference.files import derain_file, paired
+    from csd_plugin.inference.memory import keep_freed_memory
+    from csd_plugin.inference.runner import Derainer
+
+    keep_freed_memory()
+    derainer: Any = Untouched() if network == NONE else Derainer(find_network(network), precision="auto", device="cpu")
+    out = clip.with_name("out.mp4")
+    whole = seconds(lambda: derain_file(clip, out, derainer, overwrite=True, quick=True))
+    peak = peak_memory()
+    with open_reader(clip) as reader:
+        (width, height), frames = reader.size, list(reader)
+        net = derainer.seconds_a_frame(width, height)
+
+        def write() -> None:
+            with open_writer(out, like=reader, overwrite=True, quick=True) as writer:
+                for frame in frames:
+                    writer.write(frame)
+
+        reading, writing = seconds(lambda: _read(clip)), seconds(write)
+        camera = Paced(frames, rate)
+        delay = []
+        with open_writer(out, like=reader, overwrite=True, quick=True) as writer:
+            for index, pair in enumerate(paired(camera, derainer, depth=1)):
+                writer.write(pair.clean)
+                delay.append(time.perf_counter() - camera.came[index])
+    count = len(frames)
+    return Row(
+        network,
+        width,
+        height,
+        derainer.precision.name,
+        count / whole,
+        reading / count,
+        net,
+        writing / count,
+        delay,
+        camera.dropped,
+        peak,
+    )
+
+
+class Untouched:
+    """Stands for a `Derainer`: frames come back as they are."""
+
+    def __init__(self) -> None:
+        from csd_plugin.inference.precision import Precision
+
+        self.num_frame, self.num_future, self.at_once = 1, 0, 1
+        self.precision = Precision("-")
+
+    def submit(self, frame: np.ndarray) -> list[Future[np.ndarray]]:
+        from csd_plugin.inference.lanes import there
+
+        return [there(frame)]
+
+    def submit_rest(self) -> list[Future[np.ndarray]]:
+        return []
+
+    def reset(self) -> None:
+        pass
+
+    def seconds_a_frame(self, width: int, height: int) -> float:
+        return 0.0
+
+
+class Paced:
+    """Frames at a camera's rate; those that are over before anybody asks for them are dropped.
+
+    Attributes:
+        came: when each of the others came.
+    """
+
+    def __init__(
+        self, frames: Sequence[np.ndarray], rate: float, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._frames, self._lasts, self._clock = frames, 1 / rate, clock
+        self.came: list[float] = []
+        self.dropped = 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        began = self._clock()
+        for number, frame in enumerate(self._frames):
+            comes = began + number * self._lasts
+            if self._clock() > comes + self._lasts:
+                self.dropped += 1
+                continue
+            time.sleep(max(0.0, comes - self._clock()))
+            self.came.append(comes)
+            yield frame
+
+
+def _read(clip: Path) -> None:
+    from csd_plugin.data.video import open_reader
+
+    with open_reader(clip) as reader:
+        for _ in reader:
+            pass
+
+
+def table(rows: Sequence[Row]) -> str:
+    """As Markdown."""
+    from csd_plugin.bench.measure import median
+    from csd_plugin.report.text import markdown
+
+    cells = []
+    for row in rows:
+        limit = next(other.fps for other in rows if other[1:3] == row[1:3] and other.network == NONE)
+        parts = row.read, row.net, row.write
+        cells.append(
+            [row.network, f"{row.width}x{row.height}", row.precision, f"{row.fps:.1f}", f"{row.fps / limit:.0%}"]
+            + [f"{1000 * part:.1f} ({part / sum(parts):.0%})" for part in parts]
+            + [f"{1000 * median(row.delay):.0f}", f"{1000 * _late(row.delay):.0f}"]
+            + [f"{row.dropped / (row.dropped + len(row.delay)):.0%}", f"{row.peak:.0f}"]
+        )
+    head = ["network", "size", "precision", "fps", "of limit", "read", "net", "write", "delay", "99%", "dropped"]
+    return markdown([*head, "peak MB"], cells, 3)
+
+
+def _late(delay: Iterable[float]) -> float:
+    import numpy as np
+
+    return float(np.percentile(list(delay), 99))
+
+
+def draw(figure: Any, rows: Sequence[Row]) -> None:
+    """Frames per second as bars, the camera's rate for comparison."""
+    axes = figure.subplots()
+    axes.barh([f"{row.network} {row.width}x{row.height}" for row in rows], [row.fps for row in rows])
+    axes.axvline(25, color="k", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.set_xlabel("frames per second, from file to file")
+
+
+if __name__ == "__main__":
+    from csd_plugin.errors import CSDError
+
+    try:
+        print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]))))
+    except CSDError as error:
+        sys.exit(str(error))

@@ -1,0 +1,86 @@
+"""Whether a network may compute in bf16: `pick_precision`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import cv2
+import numpy as np
+import torch
+
+LEAST = 45.0
+"""dB that frames in bf16 must be near those in fp32: far above what rain, and any network, leaves of a frame."""
+
+_SIZE, _FRAMES = (64, 64), 5
+
+
+class Precision(NamedTuple):
+    """What the layers compute in, and why that was picked, for people; empty where it was asked for."""
+
+    name: str
+    why: str = ""
+
+
+class Derains(Protocol):
+    """What is tried."""
+
+    backend: Any
+
+    def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]: ...
+
+
+def pick_precision(open_in: Callable[[str], Derains]) -> Precision:
+    """'bf16' where the processor multiplies it natively and frames stay within `LEAST` dB of fp32, else 'fp32'.
+
+    They are compared on a small made-up rainy clip, always the same, so that a network has the same precision for all
+    videos. On real rain the figure is about the same.
+
+    Args:
+        open_in: gives the network in a precision.
+    """
+    if not has_bf16():
+        return Precision("fp32", "this CPU has no fast bf16")
+    exact = open_in("fp32")
+    if exact.backend.name != "torch" or exact.backend.device.type != "cpu":
+        return Precision("fp32")
+    clip = rainy_clip()
+    psnr = psnr_between(exact(clip), open_in("bf16")(clip))
+    if psnr < LEAST:
+        return Precision("fp32", f"bf16 is {psnr:.1f} dB from it, less than {LEAST:g}")
+    return Precision("bf16", "the same frames as in fp32" if math.isinf(psnr) else f"{psnr:.1f} dB from fp32")
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies bf16 (AVX512-BF16 or AMX), as far as torch can tell."""
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(test is not None and test() for test in tests)
+
+
+def rainy_clip(length: int = _FRAMES, size: tuple[int, int] = _SIZE) -> list[np.ndarray]:
+    """Made-up uint8 frames of (width, height): a scene that drifts, grain, and in each frame other bright streaks."""
+    random = np.random.default_rng(0)
+    width, height = size
+    wide, high = width + 2 * length, height + length
+    scene = np.full((high, wide, 3), 120, np.float32)
+    for cells, contrast in ((6, 80), (24, 30), (96, 15)):
+        noise = random.uniform(-contrast, contrast, (cells * high // wide + 2, cells, 3)).astype(np.float32)
+        scene += cv2.resize(noise, (wide, high), interpolation=cv2.INTER_CUBIC)
+    frames = []
+    for number in range(length):
+        frame = scene[number : number + height, 2 * number : 2 * number + width]
+        streaks = np.zeros((height, width), np.float32)
+        for x, y in random.integers(0, size, (width * height // 256, 2)):
+            cv2.line(streaks, (int(x), int(y)), (int(x) + 2, int(y) + 12), 50.0, 1, cv2.LINE_AA)
+        grain = random.normal(0, 2, (height, width, 1)).astype(np.float32)
+        bright = cv2.GaussianBlur(streaks, (3, 3), 0)[..., None]
+        frames.append((frame + bright + grain).clip(0, 255).astype(np.uint8))
+    return frames
+
+
+def psnr_between(frames: Iterable[np.ndarray], others: Iterable[np.ndarray]) -> float:
+    """PSNR in dB of uint8 frames against others, over all of them; infinite for equal ones."""
+    errors = [np.square(a.astype(np.float64) - b).mean() for a, b in zip(frames, others, strict=True)]
+    error = float(np.mean(errors))
+    return 10 * math.log10(255**2 / error) if error else math.inf

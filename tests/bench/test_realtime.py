@@ -1,0 +1,50 @@
+"""`csd bench realtime`: rows are complete, shares add up, and its camera drops what is over. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from csd_plugin.bench import realtime
+from csd_plugin.bench.realtime import Paced, Row, table
+from csd_plugin.cli import main
+
+
+def test_reports(tmp_path, capsys):
+    report = tmp_path / "r.json"
+    options = ["--networks", "tiny", "--sizes", "32x24", "--frames", "6", "--rate", "500"]
+    assert main(["bench", "realtime", *options, "--json", str(report)]) == 0
+    rows = [Row(**row) for row in json.loads(report.read_text())["rows"]]
+    assert [(row.network, row.width, row.height) for row in rows] == [("none", 32, 24), ("tiny", 32, 24)]
+    assert all(len(row.delay) + row.dropped == 6 and row.fps > 0 and row.peak > 10 for row in rows)
+    assert rows[0].net == 0 < rows[1].net and rows[1].precision in ("bf16", "fp32")
+    assert report.with_suffix(".md").read_text().strip() in capsys.readouterr().out
+
+    for wrong, message in (
+        (["--networks", "student9"], "neither a file nor one of"),
+        (["--sizes", "640"], "expected WIDTHxHEIGHT"),
+        (["--frames", "0"], "must be more than 0"),
+        ([str(tmp_path / "no.mp4")], "does not exist"),
+    ):
+        assert main(["bench", "realtime", *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_shares_and_the_limit_in_the_table():
+    none = Row("none", 64, 48, "-", 100.0, 0.004, 0.0, 0.006, [0.01], 0, 50.0)
+    one = Row("tiny", 64, 48, "bf16", 40.0, 0.004, 0.01, 0.006, [0.02] * 99 + [0.5], 25, 60.0)
+    line = table([none, one]).splitlines()[-1]
+    assert "| 40.0 | 40% | 4.0 (20%) | 10.0 (50%) | 6.0 (30%) | 20 |" in line and "| 20% | 60 |" in line
+
+
+def test_the_camera_gives_frames_when_they_come_and_drops_those_that_are_over(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(realtime.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    camera = Paced([np.array(i) for i in range(8)], 8, clock=lambda: now[0])
+    taken = []
+    for frame in camera:
+        taken.append((int(frame), now[0]))
+        now[0] += 0.3125
+    assert taken == [(0, 0.0), (2, 0.3125), (4, 0.625), (7, 0.9375)]
+    assert camera.came == [0.0, 0.25, 0.5, 0.875] and camera.dropped == 4

@@ -1,0 +1,57 @@
+"""bf16 is taken where the processor has it and frames stay near, and what was taken is said."""
+
+from __future__ import annotations
+
+import cv2
+import pytest
+import torch
+
+from csd_plugin.archs.halfnet import HalfNet
+from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.inference import precision
+from csd_plugin.inference.precision import Precision, psnr_between, rainy_clip
+from csd_plugin.inference.runner import Derainer
+from csd_plugin.weights import DEFAULT, FASTEST, find_checkpoint
+
+
+@pytest.fixture
+def with_bf16(monkeypatch):
+    monkeypatch.setattr(precision, "has_bf16", lambda: True)
+
+
+def test_without_fast_bf16_it_is_fp32(monkeypatch):
+    monkeypatch.setattr(precision, "has_bf16", lambda: False)
+    derainer = Derainer(HalfNet(preset="tiny", num_feat=4), precision="auto", device="cpu")
+    assert derainer.precision == Precision("fp32", "this CPU has no fast bf16")
+
+
+def test_a_network_that_needs_more_digits_is_left_in_fp32(with_bf16):
+    torch.manual_seed(0)
+    network = HalfNet(preset="tiny", num_feat=4)
+    torch.nn.init.normal_(network.tail.weight, std=5)
+    derainer = Derainer(network, precision="auto", device="cpu")
+    assert derainer.precision.name == "fp32" and derainer.backend.blocks.itemsize == 4
+    assert "dB from it, less than 45" in derainer.precision.why
+
+
+def test_it_says_how_near_the_frames_are(with_bf16):
+    torch.manual_seed(0)
+    network = SLDNet(preset="student2", num_feat=4, init_type="kaiming")
+    torch.nn.init.normal_(network.conv22.weight, std=0.02)
+    derainer = Derainer(network, precision="auto", device="cpu")
+    clip = rainy_clip()
+    exact, near = (list(Derainer(network, precision=name, device="cpu")(clip)) for name in ("fp32", "bf16"))
+    assert derainer.precision == Precision("bf16", f"{psnr_between(exact, near):.1f} dB from fp32")
+    assert all((a == b).all() for a, b in zip(derainer(clip), near, strict=True))
+    assert Derainer(network, device="cpu").precision == Precision("fp32")
+
+
+@pytest.mark.parametrize("name", sorted({DEFAULT, FASTEST}))
+def test_on_real_rain_shipped_networks_are_as_near_as_on_the_made_up_clip(name, shared):
+    folder = shared / "data" / "NTURain" / "Dataset_Testing_RealRain" / "ra1_Rain"
+    real = [cv2.imread(str(path))[100:228, 200:328, ::-1].copy() for path in sorted(folder.iterdir())[:3]]
+    exact, near = (Derainer(find_checkpoint(name), precision=how, device="cpu") for how in ("fp32", "bf16"))
+    made_up = psnr_between(exact(rainy_clip()), near(rainy_clip()))
+    found = psnr_between(exact(real), near(real))
+    assert found > precision.LEAST and made_up > precision.LEAST
+    assert abs(found - made_up) < 4
