@@ -133,9 +133,13 @@ class TrainSection(ToolboxSection):
 
 
 class OptimizerSection(TypedSection):
-    """`train.optim_g`: an optimizer of torch.optim and its keywords."""
+    """`train.optim_g`: an optimizer of torch.optim and its keywords; what most of them take."""
 
     lr: float = Field(gt=0, description="learning rate")
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] | None = Field(None, min_length=2, max_length=2)
+    etas: list[float] | None = Field(None, min_length=2, max_length=2, description="of Rprop")
+    weight_decay: float | None = Field(None, ge=0)
+    momentum: float | None = Field(None, ge=0, le=1)
 
 
 class SchedulerSection(TypedSection):

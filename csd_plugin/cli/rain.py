@@ -27,7 +27,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csd_plugin.cli.flags import rate, whole
+from csd_plugin.cli.flags import jobs, rate
 from csd_plugin.errors import CSDError
 from csd_plugin.extras import needed_by
 
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variants", type=int, default=1, metavar="K", help="rainy versions of each clip (default 1)")
     parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the rainy frames (default jpg)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG, 1 to 100 (default 95)")
-    parser.add_argument("--jobs", type=whole(1), default=1, metavar="N", help="processes (default 1)")
+    parser.add_argument("--jobs", type=jobs, default=1, metavar="N", help="processes (default 1)")
     parser.add_argument("--overwrite", action="store_true", help="replace a video file that is there")
     parser.add_argument("--keep-going", action="store_true", help="leave out what cannot be read in a damaged video")
     parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="draw clean and rainy frames side by side")

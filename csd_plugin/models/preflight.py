@@ -18,7 +18,7 @@ from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.distill.base import feature_pairs
 from csd_plugin.distill.objective import OBJECTIVES, Objective, build_objective, weighted_sum
 from csd_plugin.distill.settings import Distillation, read_distillation, teacher_labels
-from csd_plugin.errors import CSDError, first_line, out_of_memory, suggestion
+from csd_plugin.errors import CSDError, out_of_memory, suggestion
 from csd_plugin.metrics.results import load_results
 from csd_plugin.models.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.models.layouts import Layout, layout_of
@@ -187,7 +187,6 @@ def _check_training(train: dict[str, Any], network: nn.Module) -> None:
 
     optimizer = {key: value for key, value in train["optim_g"].items() if key != "type"}
     build_optimizer(train["optim_g"].get("type"), list(network.parameters()), **optimizer)
-    _try_steps(train["optim_g"].get("type"), optimizer)
 
     schedule = {key: value for key, value in train["scheduler"].items() if key != "type"}
     _construct(
@@ -200,20 +199,6 @@ def _check_training(train: dict[str, Any], network: nn.Module) -> None:
         raise CSDError(
             f"train.scheduler.periods end at iteration {end:g}, train.total_iter is {total:g}; make them equal"
         )
-
-
-def _try_steps(optim_type: Any, keywords: dict[str, Any]) -> None:
-    """Two steps of a few weights: some optimizers show only then what is wrong with a number."""
-    weight = nn.Parameter(torch.zeros(2, 2))
-    weight.grad = torch.ones(2, 2)
-    optimizer = build_optimizer(optim_type, [weight], **keywords)
-    try:
-        for _ in range(2):
-            optimizer.step()
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise CSDError(f"train.optim_g: a step fails ({first_line(error)}); check its keys") from error
-    if not weight.isfinite().all():
-        raise CSDError(f"train.optim_g: two steps lead from 0 to {weight.flatten()[0]:g}; check its numbers")
 
 
 def _check_data(opt: dict[str, Any], layouts: dict[str, Layout]) -> None:

@@ -257,7 +257,7 @@ def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any
         raise CSDError(f"train.optim_g.type: {optim_type!r} is not in torch.optim; try Adam or AdamW")
     try:
         return cls(params, **keywords)  # type: ignore[call-arg]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
         raise CSDError(f"train.optim_g: {str(error).removeprefix('Optimizer.')}; check its keys") from error
 
 

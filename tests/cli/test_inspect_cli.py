@@ -78,7 +78,7 @@ def test_layers_of_any_network_of_the_toolbox(inspect):
         ({"model_type": "DistilModel"}, "did you mean DistillModel?"),
         ({"datasets.train.type": "PairedVideoDatset"}, "did you mean PairedVideoDataset?"),
         ({"train.optim_g.type": "Adan"}, "'Adan'"),
-        ({"train.optim_g.betaz": [0.9, 0.99]}, "'betaz'"),
+        ({"train.optim_g.betaz": [0.9, 0.99]}, "betaz is unknown; did you mean betas?"),
         (
             {"train.scheduler": {"type": "CosineAnnealingRestartLR", "periods": 2500}},
             "periods is 2500: input should be a valid list",
