@@ -133,7 +133,8 @@ def test_command_line(network, model, tmp_path, request):
     for number, image in enumerate(clip):
         write_image(tmp_path / "rain" / f"{number}.png", image)
     out = tmp_path / "out"
-    assert main(["derain", str(tmp_path / "rain"), str(out), "--model", model, "--device", "cpu"]) == 0
+    options = ["--model", model, "--device", "cpu", "--precision", "fp32"]
+    assert main(["derain", str(tmp_path / "rain"), str(out), *options]) == 0
     frames = np.stack([cv2.imread(str(out / f"{number}.png"))[..., ::-1] for number in range(6)])
     assert np.abs(frames - slowly(network, clip, 24)).max() < 0.51
 
