@@ -187,6 +187,7 @@ COMMANDS: dict[str, list[str]] = {
         *("--student-width", "3", "--teacher-width", "3"),
         *("--batch", "1", "--size", "16", "--num-target", "1", "--rounds", "1"),
     ],
+    "bench realtime": ["--networks", "student2.pth", "--sizes", "32x32", "--frames", "3"],
     "bench growth": ["--network", "student2.pth", "--size", "16x16", "--frames", "1", "--steps", "1"],
     "bench data": [
         *("set", "--num-frame", "3", "--gt-size", "8", "--batch-size", "1"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -12,8 +10,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from csd_plugin.bench.measure import peak_memory
-from csd_plugin.errors import CSDError
-from csd_plugin.lifeline import end_with_starter, lifeline
+from csd_plugin.bench.process import answer, measured_apart
 from csd_plugin.report.text import markdown
 
 _FRAMES = 8
@@ -58,13 +55,7 @@ def measure(network: str, size: tuple[int, int], frames: int, steps: Sequence[in
 
 def _in_a_process(network: str, width: int, height: int, frames: int, memory: int) -> Footprint:
     arguments = [network, *map(str, (width, height, frames, memory))]
-    with lifeline() as line_to_us:
-        command = [sys.executable, "-m", __name__, *arguments]
-        run = subprocess.run(command, capture_output=True, text=True, **line_to_us)
-    if run.returncode:
-        reason = (run.stderr.strip().splitlines() or ["it was killed, perhaps for want of memory"])[-1]
-        raise CSDError(f"{width}x{height}, {frames} frames: {reason}")
-    return Footprint(*json.loads(run.stdout))
+    return Footprint(*measured_apart(__name__, arguments, f"{width}x{height}, {frames} frames"))
 
 
 def stream(network: str, width: int, height: int, frames: int, memory: int) -> Footprint:
@@ -123,8 +114,4 @@ def draw(figure: Any, points: Sequence[Point]) -> None:
 
 
 if __name__ == "__main__":
-    end_with_starter()
-    try:
-        print(json.dumps(stream(sys.argv[1], *map(int, sys.argv[2:]))))
-    except CSDError as error:
-        sys.exit(str(error))
+    answer(lambda: stream(sys.argv[1], *map(int, sys.argv[2:])))

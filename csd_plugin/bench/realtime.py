@@ -21,14 +21,15 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from csd_plugin.bench.process import answer, measured_apart
+from csd_plugin.cli.flags import number, whole
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -62,8 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--networks", nargs="+", default=["realtime", "tiny"], metavar="NAME", help="default: realtime tiny"
     )
     parser.add_argument("--sizes", nargs="+", default=_SIZES, metavar="WxH", help=f"default {' '.join(_SIZES)}")
-    parser.add_argument("--frames", type=int, default=120, metavar="N", help="of every clip (default 120)")
-    parser.add_argument("--rate", type=float, default=25, metavar="FPS", help="of the camera (default 25)")
+    parser.add_argument(
+        "--frames", type=whole(1, 100_000), default=120, metavar="N", help="of every clip (default 120)"
+    )
+    parser.add_argument(
+        "--rate", type=number(0.001, 1000), default=25, metavar="FPS", help="of the camera (default 25)"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="figures; the table .md and a plot .png go beside it")
 
 
@@ -73,11 +78,8 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.bench.measure import check_report, machine, save_report
     from csd_plugin.bench.speed import find_network
     from csd_plugin.data.video.pipes import parse_size
-    from csd_plugin.errors import CSDError
 
     check_report(args.json)
-    if args.frames < 1 or args.rate <= 0:
-        raise CSDError("--frames and --rate: must be more than 0")
     sizes = [parse_size(size) for size in args.sizes]
     for name in args.networks:
         find_network(name)
@@ -90,7 +92,8 @@ def run(args: argparse.Namespace) -> None:
             clip = Path(folder) / f"{size[0]}x{size[1]}.mp4"
             make_clip(clip, args.file, size, args.frames)
             for name in (NONE, *args.networks):
-                rows.append(_in_a_process(name, clip, args.rate))
+                arguments = [name, str(clip), str(args.rate)]
+                rows.append(Row(*measured_apart("csd_plugin.bench.realtime", arguments, f"{name}, {clip.stem}")))
                 bar.update()
     print(table(rows))
     if args.json:
@@ -106,8 +109,8 @@ def make_clip(path: Path, source: Path | None, size: tuple[int, int], count: int
     import cv2
     import numpy as np
 
+    from csd_plugin.data.images import eight_bits
     from csd_plugin.data.video import open_reader
-    from csd_plugin.data.video.images import eight_bits
     from csd_plugin.inference.precision import rainy_clip
 
     def frames() -> Iterator[np.ndarray]:
@@ -125,16 +128,6 @@ def make_clip(path: Path, source: Path | None, size: tuple[int, int], count: int
             resized = cv2.resize(eight_bits(frame), size, interpolation=cv2.INTER_AREA)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(resized.astype(np.uint8), "rgb24")))
         container.mux(stream.encode(None))
-
-
-def _in_a_process(network: str, clip: Path, rate: float) -> Row:
-    from csd_plugin.errors import CSDError
-
-    run = subprocess.run([sys.executable, "-m", __name__, network, clip, str(rate)], capture_output=True, text=True)
-    if run.returncode:
-        reason = (run.stderr.strip().splitlines() or ["it was killed, perhaps for want of memory"])[-1]
-        raise CSDError(f"{network}, {clip.stem}: {reason}")
-    return Row(*json.loads(run.stdout))
 
 
 def measure(network: str, clip: Path, rate: float) -> Row:
@@ -223,8 +216,8 @@ class Paced:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         began = self._clock()
-        for number, frame in enumerate(self._frames):
-            comes = began + number * self._lasts
+        for place, frame in enumerate(self._frames):
+            comes = began + place * self._lasts
             if self._clock() > comes + self._lasts:
                 self.dropped += 1
                 continue
@@ -276,9 +269,4 @@ def draw(figure: Any, rows: Sequence[Row]) -> None:
 
 
 if __name__ == "__main__":
-    from csd_plugin.errors import CSDError
-
-    try:
-        print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]))))
-    except CSDError as error:
-        sys.exit(str(error))
+    answer(lambda: measure(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 from csd_plugin.archs.sldnet import PRESETS
 from csd_plugin.bench.measure import in_turns, median, peak_memory
 from csd_plugin.bench.patterns import TERM_WEIGHT, PerFrame, Released
+from csd_plugin.bench.process import answer, measured_apart
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.inference.memory import keep_freed_memory
-from csd_plugin.lifeline import end_with_starter, lifeline
 from csd_plugin.report.text import markdown
 
 if TYPE_CHECKING:
@@ -178,13 +177,7 @@ def _clock(threads: int) -> Callable[[], float]:
 
 def _footprint(settings: Settings, contender: str) -> tuple[float, float]:
     arguments = [contender, json.dumps(asdict(settings))]
-    with lifeline() as line_to_us:
-        command = [sys.executable, "-m", __name__, *arguments]
-        run = subprocess.run(command, capture_output=True, text=True, **line_to_us)
-    if run.returncode:
-        reason = (run.stderr.strip().splitlines() or ["it was killed, perhaps for want of memory"])[-1]
-        raise CSDError(f"memory of {contender}: {reason}")
-    peak, before = json.loads(run.stdout.splitlines()[-1])
+    peak, before = measured_apart(__name__, arguments, f"memory of {contender}")
     return peak, before
 
 
@@ -315,8 +308,4 @@ def draw(figure: Any, rows: Sequence[Row], parts: dict[str, list[float]]) -> Non
 
 
 if __name__ == "__main__":
-    end_with_starter()
-    try:
-        print(json.dumps(footprint(Settings(**json.loads(sys.argv[2])), sys.argv[1])))
-    except CSDError as error:
-        sys.exit(str(error))
+    answer(lambda: footprint(Settings(**json.loads(sys.argv[2])), sys.argv[1]))

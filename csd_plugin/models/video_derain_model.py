@@ -38,6 +38,9 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     float32), `compile` (the networks by torch.compile; the average that is validated, and what is saved, are not).
     """
 
+    samples_done = 0
+    """Of the epoch, by all processes; 0 where the data set does not say."""
+
     def init_training_settings(self) -> None:
         train_opt = self.opt["train"]
         for line in average_warnings(train_opt):
@@ -51,8 +54,6 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast_dtype == torch.float16 and self.device.type == "cuda"
         )
-        self.samples_done = 0
-        self.best_metric_results: dict[str, dict[str, tuple[float, Any]]] = {}
         super().init_training_settings()
         self.compile_for_training(self.get_bare_model(self.net_g))
 
@@ -97,7 +98,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     def _seed_step(self, current_iter: int) -> None:
         """Random numbers inside a network depend on the step, not on how the run came to it."""
-        seed, rank = self.opt["manual_seed"] or 0, self.opt["rank"]
+        seed, rank = self.opt.get("manual_seed") or 0, self.opt["rank"]
         set_random_seed(int(np.random.default_rng((seed % 2**64, current_iter, rank)).integers(2**31)))
 
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -212,9 +213,9 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             "optimizers": [o.state_dict() for o in self.optimizers],
             "schedulers": [s.state_dict() for s in self.schedulers],
             "scaler": self.scaler.state_dict(),
-            "manual_seed": self.opt["manual_seed"],
+            "manual_seed": self.opt.get("manual_seed"),
             "samples": self.samples_done,
-            "best": {name: dict(best) for name, best in self.best_metric_results.items()},
+            "best": {name: dict(best) for name, best in getattr(self, "best_metric_results", {}).items()},
             "warmup_iter": self.opt["train"].get("warmup_iter", -1),
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 
 from csd_plugin.bench import realtime
 from csd_plugin.bench.realtime import Paced, Row, table
@@ -24,11 +25,13 @@ def test_reports(tmp_path, capsys):
     for wrong, message in (
         (["--networks", "student9"], "neither a file nor one of"),
         (["--sizes", "640"], "expected WIDTHxHEIGHT"),
-        (["--frames", "0"], "must be more than 0"),
         ([str(tmp_path / "no.mp4")], "does not exist"),
     ):
         assert main(["bench", "realtime", *wrong]) == 2
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "realtime", "--frames", "0"])
+    assert "a whole number from 1" in capsys.readouterr().err
 
 
 def test_shares_and_the_limit_in_the_table():

@@ -20,7 +20,7 @@ from csd_plugin.data.stores.lmdb import open_file
 from csd_plugin.data.stores.verify import verify_store
 from csd_plugin.errors import CSDError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
