@@ -1,7 +1,14 @@
 """Collaborative spatial-temporal distillation for video deraining, as a plugin for BasicSR.
 
-Importing this package does nothing but define its version; `csd_plugin.registration.install()`
-makes its classes known to the toolbox.
+Importing this package does nothing; `activate()`, in a training script of your own, makes its classes known to the
+toolbox and lets the toolbox check their option files.
 """
 
 __version__ = "0.2.0"
+
+
+def activate() -> None:
+    """See `csd_plugin.activation.activate`; the toolbox is imported only now."""
+    from csd_plugin.activation import activate
+
+    activate()

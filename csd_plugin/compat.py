@@ -115,7 +115,7 @@ def repair_launch() -> None:
 
     options = importlib.import_module("basicsr.utils.options")
     options.ordered_yaml = safe_ordered_yaml  # type: ignore[attr-defined]
-    options.init_dist = _init_dist  # type: ignore[attr-defined]
+    options.init_dist = init_dist  # type: ignore[attr-defined]
     importlib.import_module("basicsr.train").load_resume_state = load_resume_state  # type: ignore[attr-defined]
     for name, module in list(sys.modules.items()):
         build_loss = getattr(module, "build_loss", None) if name.startswith("basicsr.models.") else None
@@ -180,7 +180,7 @@ def repair_bf16_conv3d() -> None:
     torch.nn.Conv3d._conv_forward = padded  # type: ignore[method-assign,assignment]
 
 
-def _init_dist(launcher: str, backend: str = "nccl", **kwargs: Any) -> None:
+def init_dist(launcher: str, backend: str = "nccl", **kwargs: Any) -> None:
     """The toolbox's init_dist, with gloo where there is no GPU."""
     from basicsr.utils import dist_util
 

@@ -9,16 +9,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
 from torch import distributed
 
 from csd_plugin import registration
-from csd_plugin.errors import CSDError, one_line, out_of_memory
+from csd_plugin.activation import FILE_ERRORS, parse_checked, reading_error
+from csd_plugin.errors import CSDError, out_of_memory
 from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.lifeline import end_with_starter
-from csd_plugin.models.preflight import check_run
-from csd_plugin.options import check_options
-from csd_plugin.weights import NETWORKS, find_checkpoint
 
 
 def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
@@ -35,33 +32,17 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
     keep_freed_memory()
     atexit.register(_leave_the_others)
     parse_options = module.parse_options
+    plain = getattr(parse_options, "__wrapped__", parse_options)  # `activate` may have been there before
 
-    def parse_and_check(root_path: str, is_train: bool = True):
-        try:
-            opt, args = parse_options(root_path, is_train)
-        except (CSDError, UnicodeDecodeError):
-            raise
-        except (KeyError, TypeError, ValueError) as error:  # the file has been checked by now
-            raise CSDError(f"--force_yml: {error} does not fit the option file; give section:key=value") from error
+    def parse_and_check(root_path: str, is_train: bool = True) -> Any:
         registration.extend()
-        check_options(opt, args.opt)
-        find_shipped(opt["path"])
-        check_run(opt)
-        return opt, args
+        return parse_checked(plain, root_path, is_train)
 
     module.parse_options = parse_and_check  # type: ignore[attr-defined]
     try:
         pipeline(str(Path.cwd()))
-    except CSDError as error:
-        return _fail(one_line(error))
-    except FileNotFoundError as error:
-        return _fail(f"{error.filename} does not exist; check the path")
-    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        return _fail(f"{error.filename}: {str(error.strerror).lower()}; check the path")
-    except UnicodeDecodeError:
-        return _fail("the option file is not text")
-    except yaml.YAMLError as error:
-        return _fail("the option file is not valid YAML: " + " ".join(str(error).split()))
+    except (CSDError, *FILE_ERRORS) as error:
+        return _fail(reading_error(error))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -77,13 +58,6 @@ def _leave_the_others() -> None:
     """Several processes: their threads end before this one's interpreter does, which else may abort it."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def find_shipped(paths: dict[str, Any]) -> None:
-    """Put files in the place of names of networks that come with the package: `pretrain_network_g: student2`."""
-    for key, value in paths.items():
-        if key.startswith("pretrain_network") and value in NETWORKS:
-            paths[key] = str(find_checkpoint(value))
 
 
 def _fail(message: str, status: int = 2) -> int:

@@ -1,0 +1,154 @@
+"""The plugin in training scripts that are not ours: `csd_plugin.activate()`.
+
+It wraps the toolbox's `parse_options`, which every script calls first. For option files of our models alone, options
+are read as data, checked, and completed with the paths of shipped networks, and training resumes without a GPU. For all
+other files the toolbox does what it did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from csd_plugin import compat, registration
+from csd_plugin.errors import CSDError, one_line
+from csd_plugin.models.preflight import check_run
+from csd_plugin.options import MODELS, check_options, safe_ordered_yaml
+from csd_plugin.weights import NETWORKS, find_checkpoint
+
+Parsed = tuple[dict[str, Any], argparse.Namespace]
+Parse = Callable[..., Parsed]
+
+FILE_ERRORS = (
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    UnicodeDecodeError,
+    yaml.YAMLError,
+)
+"""What reading an option file may raise, besides CSDError."""
+_MODEL_TYPE = re.compile(r"""\bmodel_type['"]?\s*:\s*['"]?(\w+)""")
+
+
+def activate() -> None:
+    """Make our classes known to BasicSR, and let its scripts check our option files. May be called again.
+
+    Call it in your own train.py and test.py, before the pipeline runs; before or after `import basicsr`. Mistakes in
+    option files of our models end the script in one line with exit status 2.
+    """
+    registration.install()
+    registration.extend()
+    parse_options = importlib.import_module("basicsr.utils.options").parse_options
+    if hasattr(parse_options, "__wrapped__"):
+        return
+    checking = _checking(parse_options)
+    for module in list(sys.modules.values()):  # scripts have bound the name by now, the one that runs among them
+        if getattr(module, "parse_options", None) is parse_options:
+            module.parse_options = checking  # type: ignore[attr-defined]
+    sys.excepthook = functools.partial(_in_one_line, sys.excepthook)
+
+
+def parse_checked(parse_options: Parse, root_path: str, is_train: bool) -> Parsed:
+    """The toolbox's `parse_options`, for a file of our models: read as data, checked, shipped names resolved.
+
+    Raises CSDError, UnicodeDecodeError and yaml.YAMLError for a file that is none, and OSError.
+    """
+    try:
+        opt, args = parse_options(root_path, is_train)
+    except (CSDError, UnicodeDecodeError):
+        raise
+    except (KeyError, TypeError, ValueError) as error:  # the file has been checked by now
+        raise CSDError(f"--force_yml: {error} does not fit the option file; give section:key=value") from error
+    check_options(opt, args.opt)
+    find_shipped(opt["path"])
+    check_run(opt)
+    return opt, args
+
+
+def find_shipped(paths: dict[str, Any]) -> None:
+    """Put files in the place of names of networks that come with the package: `pretrain_network_g: student2`."""
+    for key, value in paths.items():
+        if key.startswith("pretrain_network") and value in NETWORKS:
+            paths[key] = str(find_checkpoint(value))
+
+
+def reading_error(error: Exception) -> str:
+    """One line for what `parse_checked` raises."""
+    if isinstance(error, FileNotFoundError):
+        return f"{error.filename} does not exist; check the path"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {str(error.strerror).lower()}; check the path"
+    if isinstance(error, UnicodeDecodeError):
+        return "the option file is not text"
+    if isinstance(error, yaml.YAMLError):
+        return "the option file is not valid YAML: " + " ".join(str(error).split())
+    assert isinstance(error, CSDError)
+    return one_line(error)
+
+
+def _checking(parse_options: Parse) -> Parse:
+    options = importlib.import_module("basicsr.utils.options")
+    train = importlib.import_module("basicsr.train")
+    their_resume = train.load_resume_state
+
+    @functools.wraps(parse_options)
+    def wrapper(root_path: str, is_train: bool = True) -> Parsed:
+        script = sys._getframe(1).f_globals
+        ours = _is_ours()
+        if "load_resume_state" in script:  # where the pipeline that calls us will look it up
+            script["load_resume_state"] = compat.load_resume_state if ours else their_resume
+        if not ours:
+            return parse_options(root_path, is_train)
+        try:
+            with _replaced(options, ordered_yaml=safe_ordered_yaml, init_dist=compat.init_dist):
+                return parse_checked(parse_options, root_path, is_train)
+        except (CSDError, *FILE_ERRORS) as error:
+            print(f"error: {reading_error(error)}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from error
+
+    return wrapper
+
+
+def _is_ours() -> bool:
+    """Whether the option file of the command line is for a model of ours, as far as it can be read at all."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-opt", type=Path)
+    file = parser.parse_known_args()[0].opt
+    try:
+        found = _MODEL_TYPE.search(file.read_text(encoding="utf-8", errors="replace")) if file else None
+    except OSError:
+        return False
+    return found is not None and found[1] in MODELS
+
+
+@contextmanager
+def _replaced(module: Any, **attributes: Any) -> Iterator[None]:
+    before = {name: getattr(module, name) for name in attributes}
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
+
+
+def _in_one_line(
+    usual: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """What our models raise while they train needs no traceback."""
+    if isinstance(error, CSDError):
+        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+    else:
+        usual(kind, error, trace)
