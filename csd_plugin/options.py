@@ -21,8 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from csd_plugin.archs import NETWORKS
-from csd_plugin.distill import fidelity
-from csd_plugin.distill.objective import OBJECTIVES
+from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.schedule import check_weight
 from csd_plugin.distill.settings import read_distillation, teacher_labels, teacher_shares
 from csd_plugin.errors import CSDError, suggestion
@@ -284,9 +283,11 @@ def objective_section(name: str) -> type[BaseModel]:
         "teachers": (dict[str, float] | None, None),
         "taps": (dict | None, None),
     }
-    if name == fidelity.METHOD:
-        fields["fidelity"] = (fidelity.Fidelity | None, None)
-    return create_model("ObjectiveSection", __base__=section_of(OBJECTIVES[name]), **fields)
+    objective = OBJECTIVES[name]
+    if objective.fidelities:
+        named: Any = Literal[objective.fidelities]
+        fields["fidelity"] = (named | None, None)
+    return create_model("ObjectiveSection", __base__=section_of(objective), **fields)
 
 
 DATASETS: dict[str, type[Section]] = {
