@@ -38,7 +38,8 @@ def install() -> None:
     from csd_plugin.data.datasets.rendered_rain import RenderedRainDataset
     from csd_plugin.data.datasets.resident_video import ResidentVideoDataset
     from csd_plugin.losses.ssim import PyramidSSIMLoss
-    from csd_plugin.metrics.registered import calculate_lpips, calculate_warping_error
+    from csd_plugin.metrics import METRICS
+    from csd_plugin.metrics.registered import as_function
 
     for network in filter(_is_ours, NETWORKS.values()):
         _register(ARCH_REGISTRY, network)
@@ -47,8 +48,9 @@ def install() -> None:
     _register(DATASET_REGISTRY, RenderedRainDataset)
     _register(DATASET_REGISTRY, ResidentVideoDataset)
     _register(LOSS_REGISTRY, PyramidSSIMLoss)
-    _register(METRIC_REGISTRY, calculate_lpips)
-    _register(METRIC_REGISTRY, calculate_warping_error)
+    for metric in filter(_is_ours, METRICS.values()):
+        if metric.function is not None:
+            _register(METRIC_REGISTRY, as_function(metric))
 
     from csd_plugin.models.distill_model import DistillModel
     from csd_plugin.models.video_derain_model import VideoDerainModel
@@ -59,17 +61,28 @@ def install() -> None:
 
 def extend() -> None:
     """After `install`, what other packages have: the toolbox knows the networks in our table. Raises CSDError."""
-    from basicsr.utils.registry import ARCH_REGISTRY
+    from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
+
+    from csd_plugin.metrics import METRICS
+    from csd_plugin.metrics.registered import as_function
 
     for fault in extensions.load():
         raise fault
     for name, network in NETWORKS.items():
-        present = dict(iter(ARCH_REGISTRY))
-        if any(known is network for known in present.values()):
-            continue
-        if name in present:
-            raise CSDError(f"{network.__module__}: BasicSR has another network named {name}; rename it or uninstall it")
-        ARCH_REGISTRY._do_register(name, network)
+        _register_theirs(ARCH_REGISTRY, name, network)
+    for metric in METRICS.values():
+        if metric.function is not None:
+            _register_theirs(METRIC_REGISTRY, metric.function, as_function(metric))
+
+
+def _register_theirs(registry: Any, name: str, obj: Any) -> None:
+    """What another package has put into a table of ours. Raises CSDError where the name is taken."""
+    present = dict(iter(registry))
+    if any(known is obj for known in present.values()):
+        return
+    if name in present:
+        raise CSDError(f"{obj.__module__}: BasicSR has another {name}; rename it, or uninstall the package")
+    registry._do_register(name, obj)
 
 
 def _register(registry: Any, cls: Any) -> None:

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "archs": {"types", "extensions"},
     "data": {"types", "devices"},
     "losses": {"types"},
-    "metrics": {"types", "data.layout", "data.images"},
+    "metrics": {"types", "extensions", "data.layout", "data.images"},
     "weights": {"types", "archs", "data.video", "inference", "metrics", "report"},
     "distill": {"types", "losses", "archs"},
     "inference": {"types", "devices", "archs", "data.windows", "data.images", "data.video"},

@@ -1,13 +1,13 @@
-"""Metrics beside PSNR and SSIM, by name: what each needs, and how it is written in tables."""
+"""What every metric beside PSNR and SSIM is: images of one frame in, a number out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
+from csd_plugin import extensions
 from csd_plugin.errors import CSDError
+from csd_plugin.metrics import METRICS
 from csd_plugin.metrics.image_quality import Image
 
 
@@ -25,65 +25,50 @@ class View(NamedTuple):
     previous_guide: Image | None = None
 
 
-Compute = Callable[[View], float | None]
+class Metric:
+    """One metric; lower is better in all of them.
+
+    To add one: one new file with one subclass, and one line in `metrics.METRICS`. The constructor takes keyword-only
+    options, those of `val.metrics` in an option file. It raises CSDError where weights or a package are missing.
+    """
+
+    #: In tables: the column's title, and digits after the point.
+    title: ClassVar[str]
+    decimals: ClassVar[int]
+    #: What a view has to have: the truth; the frame before. Of a frame without it there is no value.
+    needs_truth: ClassVar[bool] = False
+    temporal: ClassVar[bool] = False
+    #: The `type` in `val.metrics`; None where the toolbox has such a function itself.
+    function: ClassVar[str | None] = None
+
+    def __call__(self, view: View) -> float | None:
+        """The value of a frame whose view has what is needed; None where it has none. Raises CSDError."""
+        raise NotImplementedError
+
+    def of(self, view: View) -> float | None:
+        """The value of a frame; None also where the view lacks what is needed."""
+        lacks_truth = self.needs_truth and view.truth is None
+        lacks_previous = self.temporal and (view.previous is None or view.previous_guide is None)
+        return None if lacks_truth or lacks_previous else self(view)
 
 
-@dataclass(frozen=True)
-class Measure:
-    """decimals: in tables. open: weights -> what computes it, None for a frame that has no value; raises CSDError."""
+def open_metrics(
+    names: Iterable[str], *, has_truth: bool, options: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Metric]:
+    """Name -> the metric.
 
-    title: str
-    decimals: int
-    open: Callable[[Path | None], Compute]
-    needs_truth: bool = False
-    temporal: bool = False
-
-
-def _open_niqe(weights: Path | None) -> Compute:
-    from csd_plugin.metrics.niqe import load_niqe, niqe
-
-    load_niqe()
-    return lambda view: niqe(view.result)
-
-
-def _open_lpips(weights: Path | None) -> Compute:
-    from csd_plugin.metrics.perceptual import LPIPS
-
-    distance = LPIPS(weights)
-    return lambda view: None if view.truth is None else distance(view.result, view.truth)
-
-
-def _open_warping(weights: Path | None) -> Compute:
-    from csd_plugin.metrics.warping import warping_error
-
-    def compute(view: View) -> float | None:
-        if view.previous is None or view.previous_guide is None:
-            return None
-        return warping_error(view.result, view.previous, view.guide, view.previous_guide)
-
-    return compute
-
-
-# All of these are better when lower.
-MEASURES: dict[str, Measure] = {
-    "niqe": Measure("NIQE", 3, _open_niqe),
-    "lpips": Measure("LPIPS", 4, _open_lpips, needs_truth=True),
-    "warping": Measure("warping error", 3, _open_warping, temporal=True),
-}
-WITHOUT_TRUTH = ("niqe", "warping")
-"""What is measured where there is no truth, unless others are asked for."""
-
-
-def open_measures(names: Iterable[str], *, has_truth: bool, lpips_weights: Path | None = None) -> dict[str, Compute]:
-    """name -> what computes it.
+    options: name -> keywords of its constructor.
 
     Raises CSDError for an unknown name, a package or weights that are missing, or a truth that one needs.
     """
     opened = {}
     for name in names:
-        if name not in MEASURES:
-            raise CSDError(f"there is no metric {name!r}; there are {', '.join(MEASURES)}")
-        if MEASURES[name].needs_truth and not has_truth:
-            raise CSDError(f"{MEASURES[name].title} compares with the truth: give it by --truth, or leave {name} out")
-        opened[name] = MEASURES[name].open(lpips_weights)
+        faults = [] if name in METRICS else list(extensions.load())
+        if name not in METRICS:
+            also = "".join(f"; {fault}" for fault in faults)
+            raise CSDError(f"there is no metric {name!r}; there are {', '.join(METRICS)}{also}")
+        metric = METRICS[name]
+        if metric.needs_truth and not has_truth:
+            raise CSDError(f"{metric.title} compares with the truth: give it by --truth, or leave {name} out")
+        opened[name] = metric(**(options or {}).get(name, {}))
     return opened
