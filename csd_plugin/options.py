@@ -12,20 +12,16 @@ import inspect
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from csd_plugin.archs.halfnet import HalfNet
-from csd_plugin.archs.prenet import PReNet
-from csd_plugin.archs.s2vd import S2VD
-from csd_plugin.archs.sldnet import SLDNet
-from csd_plugin.distill import fidelity
-from csd_plugin.distill.objective import OBJECTIVES
+from csd_plugin.archs import NETWORKS
+from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.schedule import check_weight
 from csd_plugin.distill.settings import read_distillation, teacher_labels, teacher_shares
 from csd_plugin.errors import CSDError, suggestion
@@ -47,13 +43,15 @@ _Quality = Annotated[int, Field(ge=1, le=100)]
 class Section(BaseModel):
     """A section of ours: unknown keys are errors. Strict: what is checked is what the classes get, unconverted."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
 class ToolboxSection(BaseModel):
     """A section of the toolbox, as far as our models rely on it: keys that are not near misses pass."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="allow", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, protected_namespaces=()
+    )
 
 
 class TypedSection(ToolboxSection):
@@ -237,15 +235,24 @@ class PairedVideoTestSection(DatasetSection):
     )
 
 
-def section_of(cls: type) -> type[Section]:
-    """The section that a class with a keyword-only, typed constructor takes: its keywords and `type`."""
-    hints = get_type_hints(cls.__init__)  # type: ignore[misc]
+def section_of(cls: type) -> type[BaseModel]:
+    """The section that a class takes: the keywords of its constructor, by their types and defaults, and `type`."""
+    try:
+        hints = get_type_hints(cls.__init__)  # type: ignore[misc]
+    except NameError:  # a class of another package, whose hints are there for type checkers alone
+        hints = {}
     fields: dict[str, Any] = {}
+    base: type[BaseModel] = Section
     for name, parameter in inspect.signature(cls).parameters.items():
-        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-        counts = hints[name] in (int, int | None)  # the constructor knows how few are too few
-        fields[name] = (hints[name], Field(default, le=_MOST) if counts else default)
-    return create_model(f"{cls.__name__}Section", __base__=Section, type=(str, ...), **fields)
+        if parameter.kind is parameter.VAR_KEYWORD:
+            base = ToolboxSection
+        elif parameter.kind is not parameter.VAR_POSITIONAL:
+            hint = hints.get(name, Any)
+            default = ... if parameter.default is parameter.empty else parameter.default
+            counts = hint in (int, int | None)  # the constructor knows how few are too few
+            pair = False if get_origin(hint) is tuple else None  # YAML has it as a list
+            fields[name] = (hint, Field(default, le=_MOST if counts else None, strict=pair))
+    return create_model(f"{cls.__name__}Section", __base__=base, type=(str, ...), **fields)
 
 
 class TapsSection(Section):
@@ -269,16 +276,18 @@ class WeightSection(Section):
     iters: float | None = Field(None, gt=0, description="iterations on the way")
 
 
-def objective_section(name: str) -> type[Section]:
+def objective_section(name: str) -> type[BaseModel]:
     """`train.distill_opt` of one objective: its constructor's keywords, weights of terms and teachers, and the taps."""
     fields: dict[str, Any] = {
         "weights": (dict[str, float | dict[str, Any]], ...),
         "teachers": (dict[str, float] | None, None),
         "taps": (dict | None, None),
     }
-    if name == fidelity.METHOD:
-        fields["fidelity"] = (fidelity.Fidelity | None, None)
-    return create_model("ObjectiveSection", __base__=section_of(OBJECTIVES[name]), **fields)
+    objective = OBJECTIVES[name]
+    if objective.fidelities:
+        named: Any = Literal[objective.fidelities]
+        fields["fidelity"] = (named | None, None)
+    return create_model("ObjectiveSection", __base__=section_of(objective), **fields)
 
 
 DATASETS: dict[str, type[Section]] = {
@@ -287,7 +296,6 @@ DATASETS: dict[str, type[Section]] = {
     "ResidentVideoDataset": ResidentVideoSection,
     "PairedVideoTestDataset": PairedVideoTestSection,
 }
-NETWORKS = {"SLDNet": SLDNet, "PReNet": PReNet, "S2VD": S2VD, "HalfNet": HalfNet}
 LOSSES = {"PyramidSSIMLoss": PyramidSSIMLoss}
 MODELS = {"VideoDerainModel": False, "DistillModel": True}  # whether they learn from teachers
 #: What begins the keys, of the top level and of `path`, that each teacher has for itself: `network_t2`.
@@ -305,7 +313,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 def rename(name: str, new: str) -> None:
     """Know a class of ours by another name from now on, as its own has become another package's."""
-    tables: tuple[dict[str, Any], ...] = (DATASETS, NETWORKS, LOSSES, MODELS)
+    tables: tuple[MutableMapping[str, Any], ...] = (DATASETS, NETWORKS, LOSSES, MODELS)
     for table in tables:
         if name in table:
             table[new] = table.pop(name)
@@ -441,7 +449,7 @@ def _told_in(where: str, check: Callable[..., Any], *arguments: Any) -> None:
         raise CSDError(f"{where}: {error}") from error
 
 
-def _check_typed(content: Mapping[str, Any], known: Mapping[str, type[Section]], where: str) -> None:
+def _check_typed(content: Mapping[str, Any], known: Mapping[str, type[BaseModel]], where: str) -> None:
     """Check a section by its `type`; types of other packages are theirs to check."""
     _check(content, TypedSection, where)
     if content["type"] in known:

@@ -1,28 +1,19 @@
-"""Our classes and metrics in the toolbox's registries: one line each, nowhere else. And those of other packages.
-
-An installed package adds networks to the toolbox's registries, objectives to `distill.objective.OBJECTIVES` and so on
-in a function without arguments that its metadata name as an entry point of the group `csd_plugin`:
-
-    [project.entry-points.csd_plugin]
-    mine = "my_package:register"
-"""
+"""Our tables of classes in the toolbox's registries, and those of other packages."""
 
 from __future__ import annotations
 
 import functools
 import logging
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from csd_plugin import compat, options
+from csd_plugin import compat, extensions, options
+from csd_plugin.archs import NETWORKS
 from csd_plugin.errors import CSDError
 
-GROUP = "csd_plugin"
 PREFIX = "CSD_"
 """Of a class of ours whose own name is another package's."""
 
 logger = logging.getLogger(__name__)
-_extended: set[tuple[str, str]] = set()
 
 
 def install() -> None:
@@ -43,27 +34,23 @@ def install() -> None:
     compat.repair_toolbox()
     _give_way(Registry)
 
-    from csd_plugin.archs.halfnet import HalfNet
-    from csd_plugin.archs.prenet import PReNet
-    from csd_plugin.archs.s2vd import S2VD
-    from csd_plugin.archs.sldnet import SLDNet
     from csd_plugin.data.datasets.paired_video import PairedVideoDataset, PairedVideoTestDataset
     from csd_plugin.data.datasets.rendered_rain import RenderedRainDataset
     from csd_plugin.data.datasets.resident_video import ResidentVideoDataset
     from csd_plugin.losses.ssim import PyramidSSIMLoss
-    from csd_plugin.metrics.registered import calculate_lpips, calculate_warping_error
+    from csd_plugin.metrics import METRICS
+    from csd_plugin.metrics.registered import as_function
 
-    _register(ARCH_REGISTRY, SLDNet)
-    _register(ARCH_REGISTRY, PReNet)
-    _register(ARCH_REGISTRY, S2VD)
-    _register(ARCH_REGISTRY, HalfNet)
+    for network in filter(_is_ours, NETWORKS.values()):
+        _register(ARCH_REGISTRY, network)
     _register(DATASET_REGISTRY, PairedVideoDataset)
     _register(DATASET_REGISTRY, PairedVideoTestDataset)
     _register(DATASET_REGISTRY, RenderedRainDataset)
     _register(DATASET_REGISTRY, ResidentVideoDataset)
     _register(LOSS_REGISTRY, PyramidSSIMLoss)
-    _register(METRIC_REGISTRY, calculate_lpips)
-    _register(METRIC_REGISTRY, calculate_warping_error)
+    for metric in filter(_is_ours, METRICS.values()):
+        if metric.function is not None:
+            _register(METRIC_REGISTRY, as_function(metric))
 
     from csd_plugin.models.distill_model import DistillModel
     from csd_plugin.models.video_derain_model import VideoDerainModel
@@ -73,22 +60,29 @@ def install() -> None:
 
 
 def extend() -> None:
-    """After `install`, call the functions of other packages, each once in a process. CSDError where one fails."""
-    for point in entry_points(group=GROUP):
-        _extend(point)
+    """After `install`, what other packages have: the toolbox knows the networks in our table. Raises CSDError."""
+    from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
+
+    from csd_plugin.metrics import METRICS
+    from csd_plugin.metrics.registered import as_function
+
+    for fault in extensions.load():
+        raise fault
+    for name, network in NETWORKS.items():
+        _register_theirs(ARCH_REGISTRY, name, network)
+    for metric in METRICS.values():
+        if metric.function is not None:
+            _register_theirs(METRIC_REGISTRY, metric.function, as_function(metric))
 
 
-def _extend(point: EntryPoint) -> None:
-    if (point.name, point.value) in _extended:
+def _register_theirs(registry: Any, name: str, obj: Any) -> None:
+    """What another package has put into a table of ours. Raises CSDError where the name is taken."""
+    present = dict(iter(registry))
+    if any(known is obj for known in present.values()):
         return
-    try:
-        point.load()()
-    except (ImportError, AttributeError, TypeError, KeyError, AssertionError) as error:  # the registries assert
-        raise CSDError(
-            f"the package behind the entry point {point.name} = {point.value} cannot be registered "
-            f"({type(error).__name__}: {error}); mend or uninstall it"
-        ) from error
-    _extended.add((point.name, point.value))
+    if name in present:
+        raise CSDError(f"{obj.__module__}: BasicSR has another {name}; rename it, or uninstall the package")
+    registry._do_register(name, obj)
 
 
 def _register(registry: Any, cls: Any) -> None:

@@ -1,4 +1,4 @@
-"""A network and an objective in somebody else's package, which option files then know by name alone."""
+"""A network and an objective in somebody else's package, which options and commands then know by name alone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
+from synthetic import write_image
 from toolbox import distill_options
+
+from csd_plugin.archs import NETWORKS
+from csd_plugin.archs.sldnet import SLDNet
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,6 +32,12 @@ from csd_plugin.types import Terms
 class Blur(nn.Module):
     num_frame = 3
     feature_tap = "last"
+
+    @staticmethod
+    def numbers_from_state(state):
+        if set(state) != {"first.weight", "first.bias", "last.weight", "last.bias"}:
+            return None
+        return {"width": state["first.weight"].shape[0]}
 
     def __init__(self, *, width: int = 6):
         super().__init__()
@@ -49,10 +61,18 @@ class Edges(Objective):
 
 
 def register():
+    OBJECTIVES["Edges"] = Edges
+"""
+# ours, which is known everywhere; and the toolbox's, for training alone
+TABLE = """
+    from csd_plugin.archs import NETWORKS
+
+    NETWORKS["Blur"] = Blur
+"""
+REGISTRY = """
     from basicsr.utils.registry import ARCH_REGISTRY
 
     ARCH_REGISTRY.register(Blur)
-    OBJECTIVES["Edges"] = Edges
 """
 
 
@@ -62,7 +82,7 @@ def scratch(tmp_path) -> Path:
     folder = tmp_path / "site"
     metadata = folder / "scratch_derain-1.0.dist-info"
     metadata.mkdir(parents=True)
-    (folder / "scratch_derain.py").write_text(PACKAGE)
+    (folder / "scratch_derain.py").write_text(PACKAGE + TABLE)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: scratch-derain\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text("[csd_plugin]\nscratch = scratch_derain:register\n")
     return folder
@@ -75,9 +95,11 @@ def run(folder: Path, options: dict, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.parametrize("way", [TABLE, REGISTRY], ids=["table", "registry"])
 def test_a_network_and_an_objective_of_another_package_train_by_options_alone(
-    scratch, tiny_rain, tiny_teacher, tmp_path
+    scratch, tiny_rain, tiny_teacher, tmp_path, way
 ):
+    (scratch / "scratch_derain.py").write_text(PACKAGE + way)
     options = distill_options(
         tiny_rain,
         tiny_teacher,
@@ -94,6 +116,70 @@ def test_a_network_and_an_objective_of_another_package_train_by_options_alone(
     wrong = run(scratch, json.loads(json.dumps(options)), tmp_path)
     assert wrong.returncode == 2
     assert "train.distill_opt.stepp is unknown; did you mean step?" in wrong.stderr.splitlines()[-1]
+
+
+WITHOUT_TOOLBOX = """
+import sys
+sys.modules["basicsr"] = sys.modules["torchvision"] = None
+from csd_plugin.cli import main
+"""
+
+
+def csd(folder: Path, *commands: list[str]) -> subprocess.CompletedProcess:
+    """Commands one after another in a process without the toolbox; its status is that of the first that fails."""
+    code = WITHOUT_TOOLBOX + f"sys.exit(next((status for c in {commands!r} if (status := main(c))), 0))"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def blurs(scratch, tmp_path) -> Path:
+    """A checkpoint of the other package's network."""
+    weights = {"first.weight": torch.zeros(4, 9, 3, 3), "first.bias": torch.zeros(4)}
+    weights |= {"last.weight": torch.zeros(3, 4, 3, 3), "last.bias": torch.full((3,), 0.2)}
+    torch.save({"params": weights}, tmp_path / "blur.pth")
+    return tmp_path / "blur.pth"
+
+
+def test_commands_know_the_network_of_another_package_also_without_the_toolbox(scratch, blurs, tmp_path):
+    frame = np.full((16, 24, 3), 100, np.uint8)
+    for i in range(3):
+        write_image(tmp_path / "rain" / f"{i}.png", frame)
+    figures = tmp_path / "infer.json"
+    done = csd(
+        scratch,
+        ["derain", str(tmp_path / "rain"), str(tmp_path / "clean"), "--model", str(blurs)],
+        f"bench infer --networks blur {blurs} --backends plain torch --sizes 24x16 --rounds 1 --json {figures}".split(),
+        ["export", str(blurs), str(tmp_path / "blur.pt2")],
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    [first, *_] = sorted((tmp_path / "clean").iterdir())
+    assert np.abs(cv2.imread(str(first)) - np.float64(100 + 51)).max() <= 1  # in bfloat16 too
+    assert {row["network"] for row in json.loads(figures.read_text())["rows"]} == {"blur", str(blurs)}
+    assert "Blur, window of 3" in done.stdout and (tmp_path / "blur.pt2").exists()
+
+
+def test_other_packages_are_imported_only_for_networks_that_are_not_ours(scratch, tmp_path):
+    (scratch / "scratch_derain.py").write_text("raise SystemExit('imported')")
+    for i in range(2):
+        write_image(tmp_path / "rain" / f"{i}.png", np.zeros((16, 24, 3), np.uint8))
+    done = csd(scratch, ["derain", str(tmp_path / "rain"), str(tmp_path / "clean")])
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_checkpoint_that_nobody_knows_names_the_package_that_failed(scratch, blurs, tmp_path):
+    (scratch / "scratch_derain.py").write_text(PACKAGE + REGISTRY)
+    done = csd(scratch, ["export", str(blurs), str(tmp_path / "blur.pt2")])
+    assert done.returncode == 2
+    [line] = done.stderr.strip().splitlines()
+    assert "SLDNet, PReNet, S2VD, HalfNet" in line and "scratch = scratch_derain:register" in line and "basicsr" in line
+
+
+def test_a_name_of_ours_is_not_taken_in_the_table():
+    with pytest.raises(KeyError, match="another SLDNet"):
+        NETWORKS["SLDNet"] = torch.nn.Identity
+    NETWORKS["SLDNet"] = SLDNet
+    assert list(NETWORKS) == ["SLDNet", "PReNet", "S2VD", "HalfNet"]
 
 
 def test_a_package_that_fails_is_named(scratch, tiny_rain, tiny_teacher, tmp_path):

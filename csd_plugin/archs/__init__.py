@@ -1,0 +1,43 @@
+"""The table of networks. A network is one file in this folder and one line here.
+
+What a class may say of itself, for those who run it without an option file:
+
+    num_frame, layout, feature_tap, size_divisor    how it is called and tapped; see `interface`
+    presets                                         name -> keywords of the constructor
+    numbers_from_state(state)                       keywords of the constructor, read off a state dict (name -> tensor)
+                                                    of this class; None for one of another class
+
+Networks of other packages come into the same table: see `extensions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from csd_plugin.tables import Table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NETWORKS: Table[type[nn.Module]] = Table(
+    {
+        "SLDNet": "csd_plugin.archs.sldnet:SLDNet",
+        "PReNet": "csd_plugin.archs.prenet:PReNet",
+        "S2VD": "csd_plugin.archs.s2vd:S2VD",
+        "HalfNet": "csd_plugin.archs.halfnet:HalfNet",
+    }
+)
+
+
+def presets_of(network: type[nn.Module]) -> Mapping[str, dict[str, Any]]:
+    """Name -> keywords of the constructor; empty for a network that has none."""
+    return getattr(network, "presets", {})
+
+
+def preset_of(network: nn.Module) -> str:
+    """The preset whose numbers a network has, or else the name of its class."""
+    for name, numbers in presets_of(type(network)).items():
+        if all(getattr(network, key, None) == value for key, value in numbers.items()):
+            return name
+    return type(network).__name__

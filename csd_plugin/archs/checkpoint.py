@@ -5,18 +5,15 @@ from __future__ import annotations
 import pickle
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from csd_plugin.archs import halfnet, prenet, s2vd, sldnet
-from csd_plugin.archs.halfnet import HalfNet
-from csd_plugin.archs.prenet import PReNet
-from csd_plugin.archs.s2vd import S2VD
-from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin import extensions
+from csd_plugin.archs import NETWORKS
 from csd_plugin.errors import CSDError
 from csd_plugin.extras import needed_by
 
@@ -34,14 +31,6 @@ _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|network)\.)+")
 _NO_WEIGHT = "n_averaged"  # the counter of torch's AveragedModel
 
 SAFETENSORS = ".safetensors"
-
-# Networks that a file alone can rebuild: what reads the constructor's numbers off a state dict, or None off another's.
-FAMILIES: dict[type[nn.Module], Callable[[Mapping[str, Tensor]], dict[str, Any] | None]] = {
-    SLDNet: sldnet.numbers_from_state,
-    PReNet: prenet.numbers_from_state,
-    S2VD: s2vd.numbers_from_state,
-    HalfNet: halfnet.numbers_from_state,
-}
 
 
 def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
@@ -155,13 +144,24 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
 
 
 def load_network(path: str | Path, param_key: str | None = None) -> nn.Module:
-    """A ready network of one of `FAMILIES` in eval mode; its numbers are read off the weights. Raises CSDError."""
+    """A ready network of one of `NETWORKS` in eval mode; its numbers are read off the weights. Raises CSDError."""
     state = read_state_dict(path, param_key)
-    for family, numbers_from_state in FAMILIES.items():
-        numbers = numbers_from_state(state)
+    network, faults = network_of(state), []
+    if network is None:  # other packages are imported only where they are needed
+        faults = list(extensions.load())
+        network = network_of(state)
+    if network is None:
+        known = ", ".join(name for name, cls in NETWORKS.items() if hasattr(cls, "numbers_from_state"))
+        also = "".join(f"; {fault}" for fault in faults)
+        raise CSDError(f"checkpoint {path} is not of a network that is known by its weights: {known}{also}")
+    load_weights(network, state, source=f"checkpoint {path}")
+    return network.eval()
+
+
+def network_of(state: Mapping[str, Tensor]) -> nn.Module | None:
+    """The network of the table that a state dict is of, with random weights; None where it is of no one."""
+    for cls in NETWORKS.values():
+        numbers = cls.numbers_from_state(state) if hasattr(cls, "numbers_from_state") else None
         if numbers is not None:
-            network = family(**numbers)
-            load_weights(network, state, source=f"checkpoint {path}")
-            return network.eval()
-    known = ", ".join(family.__name__ for family in FAMILIES)
-    raise CSDError(f"checkpoint {path} is not of a network that is known by its weights: {known}")
+            return cls(**numbers)
+    return None

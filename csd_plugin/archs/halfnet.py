@@ -45,6 +45,7 @@ class HalfNet(nn.Module):
         CSDError: numbers that do not make a network.
     """
 
+    presets = PRESETS
     feature_tap = "tail"
     """Module whose *input* is the feature that distillation compares: (B, num_feat, H/2, W/2)."""
 
@@ -91,6 +92,23 @@ class HalfNet(nn.Module):
         # the other weights do not show which of the frames that the head takes is the target
         self.register_buffer("target", torch.tensor(self.num_frame // 2))
         self._reset_parameters()
+
+    @staticmethod
+    def numbers_from_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """The constructor's numbers, read off a state dict; None if it is not of this family."""
+        branches = "body.0.conv1.conv3x3.weight" in state
+        if not {"head.weight", "tail.weight", "target"} <= state.keys():
+            return None
+        first = "conv1.conv3x3.weight" if branches else "conv1.weight"
+        num_seen, target = state["head.weight"].shape[1] // (3 * _BLOCK**2), int(state["target"])
+        return {
+            "num_frame": 2 * target + 1,
+            "num_feat": state["head.weight"].shape[0],
+            "num_pair": next(i for i in count() if f"body.{i}.{first}" not in state),
+            "num_deep": next(i for i in count() if f"deep.{i}.{first}" not in state),
+            "causal": num_seen == target + 1 and target > 0,
+            "branches": branches,
+        }
 
     def forward(self, window: Tensor) -> Tensor:
         """(B, num_frame, 3, H, W) rainy frames in [0, 1] -> (B, 3, H, W), the clean target frame, not clamped.
@@ -232,20 +250,3 @@ def _resolve(preset: str | None, given: Mapping[str, int | None]) -> dict[str, i
         if numbers[name] < least:
             raise CSDError(f"HalfNet: {name} is {numbers[name]}, expected at least {least}")
     return numbers
-
-
-def numbers_from_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The constructor's numbers, read off a state dict; None if it is not of this family."""
-    branches = "body.0.conv1.conv3x3.weight" in state
-    if not {"head.weight", "tail.weight", "target"} <= state.keys():
-        return None
-    first = "conv1.conv3x3.weight" if branches else "conv1.weight"
-    num_seen, target = state["head.weight"].shape[1] // (3 * _BLOCK**2), int(state["target"])
-    return {
-        "num_frame": 2 * target + 1,
-        "num_feat": state["head.weight"].shape[0],
-        "num_pair": next(i for i in count() if f"body.{i}.{first}" not in state),
-        "num_deep": next(i for i in count() if f"deep.{i}.{first}" not in state),
-        "causal": num_seen == target + 1 and target > 0,
-        "branches": branches,
-    }

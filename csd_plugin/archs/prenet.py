@@ -52,6 +52,13 @@ class PReNet(nn.Module):
             self.add_module(f"res_conv{number}", block)
         self.conv = nn.Sequential(_conv(num_feat, 3))
 
+    @staticmethod
+    def numbers_from_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """The constructor's numbers, as far as a state dict tells them; None if it is not of this family."""
+        if not {"conv0.0.weight", "conv_i.0.weight", f"res_conv{_NUM_BLOCK}.2.weight"} <= state.keys():
+            return None
+        return {"num_feat": state["conv0.0.weight"].shape[0]}
+
     @property
     def reach(self) -> int:
         """How many pixels away a frame's pixel still counts: thirteen layers in each stage."""
@@ -81,10 +88,3 @@ class PReNet(nn.Module):
 
 def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 3, padding=1)
-
-
-def numbers_from_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The constructor's numbers, as far as a state dict tells them; None if it is not of this family."""
-    if not {"conv0.0.weight", "conv_i.0.weight", f"res_conv{_NUM_BLOCK}.2.weight"} <= state.keys():
-        return None
-    return {"num_feat": state["conv0.0.weight"].shape[0]}

@@ -59,6 +59,14 @@ class S2VD(nn.Module):
             _Conv(num_feat, 3, bias=False),
         )
 
+    @staticmethod
+    def numbers_from_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """The constructor's numbers, as far as a state dict tells them; None if it is not of this family."""
+        if not {"head.0.conv.weight", "body.0.res.2.conv.weight", "tail.4.conv.weight"} <= state.keys():
+            return None
+        num_block = next(i for i in count() if f"body.{i}.res.2.conv.weight" not in state)
+        return {"num_feat": state["head.0.conv.weight"].shape[0], "num_block": num_block}
+
     def forward(self, sequence: Tensor) -> Tensor:
         """(B, T, 3, H, W) rainy frames in [0, 1], T >= 1 -> (B, T, 3, H, W), the clean frames, not clamped."""
         if sequence.dim() != 5 or sequence.shape[2] != 3:
@@ -102,11 +110,3 @@ def _even(frames: Tensor) -> Tensor:
     if frames.shape[-1] % 2:
         frames = torch.cat([frames, frames[..., -1:]], dim=-1)
     return frames
-
-
-def numbers_from_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The constructor's numbers, as far as a state dict tells them; None if it is not of this family."""
-    if not {"head.0.conv.weight", "body.0.res.2.conv.weight", "tail.4.conv.weight"} <= state.keys():
-        return None
-    num_block = next(i for i in count() if f"body.{i}.res.2.conv.weight" not in state)
-    return {"num_feat": state["head.0.conv.weight"].shape[0], "num_block": num_block}

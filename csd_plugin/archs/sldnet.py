@@ -45,6 +45,7 @@ class SLDNet(nn.Module):
         CSDError: numbers that do not make a network.
     """
 
+    presets = PRESETS
     feature_tap = TAIL
     """Module whose *input*, time squeezed out, is the feature that distillation compares: (B, num_feat, H, W)."""
     size_divisor = 1
@@ -86,6 +87,25 @@ class SLDNet(nn.Module):
                 self.add_module(f"conv{first + 2}", self._conv(self.num_feat, self.num_feat, shortens))
         self.add_module(TAIL, self._conv(self.num_feat, 3))
         self.reset_parameters(init_type)
+
+    @staticmethod
+    def numbers_from_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """The constructor's numbers, read off a state dict; None if it is not of this family."""
+        layers = {name.removesuffix(".weight"): weight for name, weight in state.items() if name.endswith(".weight")}
+        numbers = {int(name.removeprefix("conv")) for name in layers if name.removeprefix("conv").isdigit()}
+        if len(numbers) != len(layers) or not {"conv1", "conv2", "conv3", TAIL} <= set(layers):
+            return None
+        last = max(numbers - {22}, default=0)
+        num_pair, num_transition = (last // 3, (last - 1) // 3)
+        flat = layers["conv1"].dim() == 4
+        reducing = () if flat else tuple(n for n in sorted(numbers) if layers[f"conv{n}"].shape[2] == 2)
+        return {
+            "num_frame": 1 + len(reducing),
+            "num_feat": layers["conv1"].shape[0],
+            "num_pair": num_pair,
+            "num_transition": num_transition,
+            "reducing": reducing,
+        }
 
     def _conv(self, in_channels: int, out_channels: int, shortens: bool = False) -> nn.Module:
         if self.num_frame == 1:
@@ -188,22 +208,3 @@ def resolve_numbers(preset: str | None, given: Mapping[str, Any]) -> dict[str, A
             f"of the transitions {transitions}"
         )
     return numbers
-
-
-def numbers_from_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The constructor's numbers, read off a state dict; None if it is not of this family."""
-    layers = {name.removesuffix(".weight"): weight for name, weight in state.items() if name.endswith(".weight")}
-    numbers = {int(name.removeprefix("conv")) for name in layers if name.removeprefix("conv").isdigit()}
-    if len(numbers) != len(layers) or not {"conv1", "conv2", "conv3", TAIL} <= set(layers):
-        return None
-    last = max(numbers - {22}, default=0)
-    num_pair, num_transition = (last // 3, (last - 1) // 3)
-    flat = layers["conv1"].dim() == 4
-    reducing = () if flat else tuple(n for n in sorted(numbers) if layers[f"conv{n}"].shape[2] == 2)
-    return {
-        "num_frame": 1 + len(reducing),
-        "num_feat": layers["conv1"].shape[0],
-        "num_pair": num_pair,
-        "num_transition": num_transition,
-        "reducing": reducing,
-    }

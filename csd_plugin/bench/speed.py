@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,12 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csd_plugin.archs import halfnet
+from csd_plugin import extensions
+from csd_plugin.archs import NETWORKS, presets_of
 from csd_plugin.archs.checkpoint import load_network
-from csd_plugin.archs.halfnet import HalfNet
-from csd_plugin.archs.prenet import PReNet
-from csd_plugin.archs.s2vd import S2VD
-from csd_plugin.archs.sldnet import PRESETS, SLDNet
 from csd_plugin.bench.measure import MatrixRate, finished, in_turns, median
 from csd_plugin.bench.operations import Operations, operations
 from csd_plugin.devices import pick_device
@@ -129,17 +127,37 @@ def _note_rate(rates: Mapping[str, list[float]], rates_of: Mapping[str, MatrixRa
 
 
 def find_network(name: str) -> nn.Module:
-    """A preset, 'prenet' or 's2vd' with random weights, or a checkpoint. Raises CSDError."""
-    if name in PRESETS:
-        return SLDNet(preset=name).eval()
-    if name in halfnet.PRESETS:
-        return HalfNet(preset=name).eval()
-    if name in ("prenet", "s2vd"):
-        return (PReNet() if name == "prenet" else S2VD()).eval()
-    if not Path(name).exists():
-        known = (*PRESETS, *halfnet.PRESETS)
-        raise CSDError(f"--networks {name}: neither a file nor one of {', '.join(known)}, prenet, s2vd")
-    return load_network(name)
+    """A preset, a network without presets by its name in lower case, or a checkpoint; the first two untrained.
+
+    Raises CSDError.
+    """
+    found = _untrained(name)
+    if found is None and Path(name).exists():
+        return load_network(name)
+    if found is None:  # other packages are imported only where they are needed
+        faults = list(extensions.load())
+        found = _untrained(name)
+    if found is None:
+        also = "".join(f"; {fault}" for fault in faults)
+        raise CSDError(f"--networks {name}: neither a file nor one of {', '.join(_known())}{also}")
+    cls, numbers = found
+    return cls(**numbers).eval()
+
+
+def _untrained(name: str) -> tuple[type[nn.Module], Mapping[str, Any]] | None:
+    return _known().get(name)
+
+
+def _known() -> dict[str, tuple[type[nn.Module], Mapping[str, Any]]]:
+    """Name -> class and keywords of the networks that can be built without weights."""
+    known: dict[str, tuple[type[nn.Module], Mapping[str, Any]]] = {}
+    for cls in NETWORKS.values():
+        needed = [p for p in inspect.signature(cls).parameters.values() if p.default is p.empty]
+        if needed and not presets_of(cls):
+            continue
+        for preset, numbers in (presets_of(cls) or {cls.__name__.lower(): {}}).items():
+            known.setdefault(preset, (cls, numbers))
+    return known
 
 
 Run = tuple[int, int, Callable[[Tensor], Tensor]]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from csd_plugin.archs.sldnet import PRESETS
+from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.bench.measure import in_turns, median, peak_memory
 from csd_plugin.bench.patterns import TERM_WEIGHT, PerFrame, Released
 from csd_plugin.bench.process import answer, measured_apart
@@ -100,10 +100,10 @@ def _options(settings: Settings) -> dict[str, Any]:
     networks = {}
     for role in ("student", "teacher"):
         preset, width = getattr(settings, role), getattr(settings, f"{role}_width")
-        if preset not in PRESETS:
-            raise CSDError(f"--{role} {preset} is unknown{suggestion(preset, PRESETS)}")
+        if preset not in SLDNet.presets:
+            raise CSDError(f"--{role} {preset} is unknown{suggestion(preset, SLDNet.presets)}")
         networks[role] = {"type": "SLDNet", "preset": preset, "num_feat": width, "init_type": "kaiming"}
-    window = max(int(PRESETS[name]["num_frame"]) for name in (settings.student, settings.teacher))
+    window = max(int(SLDNet.presets[name]["num_frame"]) for name in (settings.student, settings.teacher))
     clips = {
         "batch_size_per_gpu": settings.batch,
         "num_frame": settings.num_target + window - 1,

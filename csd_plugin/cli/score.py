@@ -58,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from csd_plugin.atomic import refuse_inputs
-    from csd_plugin.metrics.measures import WITHOUT_TRUTH, open_measures
+    from csd_plugin.metrics import WITHOUT_TRUTH
+    from csd_plugin.metrics.metric import open_metrics
     from csd_plugin.metrics.results import files_written, load_results, save
     from csd_plugin.metrics.scores import Result
     from csd_plugin.metrics.scoring import score_folders
@@ -75,9 +76,10 @@ def run(args: argparse.Namespace) -> int:
 
         with suppress(ImportError):  # without torchvision, LPIPS says so
             prepare_imports()
-    measures = open_measures(names, has_truth=args.truth is not None, lpips_weights=args.lpips_weights)
+    options = {"lpips": {"weights": args.lpips_weights}}
+    metrics = open_metrics(names, has_truth=args.truth is not None, options=options)
     skip, dataset = tuple(args.skip), (args.truth or args.input or args.results).resolve().name
-    score = partial(score_folders, truth=args.truth, guide=args.input, measures=measures, skip=skip, jobs=args.jobs)
+    score = partial(score_folders, truth=args.truth, guide=args.input, metrics=metrics, skip=skip, jobs=args.jobs)
 
     scores = score(args.results)
     result = Result(args.name or args.results.resolve().name, dataset, scores)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csd_plugin.distill.base import Objective
+from csd_plugin.distill.interface import Objective
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.types import ClipView, Terms
 
@@ -57,6 +57,9 @@ class AdaptedObjective(Objective):
     def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
         features = {scale: self._adapt(ours, teacher.features[scale]) for scale, ours in student.features.items()}
         return self.objective(ClipView(student.output, features), teacher, target)
+
+    def warnings(self, features: Sequence[Sequence[int]]) -> list[str]:
+        return self.objective.warnings(features)
 
     def after_step(self) -> None:
         self.objective.after_step()

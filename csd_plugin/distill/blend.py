@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from csd_plugin.distill.base import Objective
+from csd_plugin.distill.interface import Objective
 from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView, Terms
 

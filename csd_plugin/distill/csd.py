@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd_plugin.distill.aggregation import AGGREGATIONS
-from csd_plugin.distill.base import Objective, feature_pairs
 from csd_plugin.distill.cell import State
 from csd_plugin.distill.collapse import FreezeOnCollapse, spread
+from csd_plugin.distill.fidelity import FIDELITIES
+from csd_plugin.distill.interface import Objective, feature_pairs
 from csd_plugin.distill.spatial import Connector, pyramid
 from csd_plugin.distill.temporal import Aggregator
 from csd_plugin.errors import CSDError, suggestion
@@ -133,6 +134,8 @@ class CSD(Objective):
 
     Raises CSDError on options that do not go together, and on features that do not fit each other.
     """
+
+    fidelities = FIDELITIES
 
     def __init__(
         self,

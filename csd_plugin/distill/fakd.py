@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csd_plugin.distill.base import Objective, feature_pairs
+from csd_plugin.distill.interface import Objective, feature_pairs
 from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView, Terms
 
@@ -52,13 +52,17 @@ class FAKD(Objective):
             }
         return Terms(losses, {})
 
+    def warnings(self, features: Sequence[Sequence[int]]) -> list[str]:
+        needed = self._affinity_gib(features)
+        return [f"FAKD's affinities take {needed:.1f} GiB with pool {self.pool}; raise it"] if needed > 1 else []
+
     def _affinity(self, feature: Tensor) -> Tensor:
         """(B, L, C, h, w) -> (B * L, n, n), n = (h // pool) (w // pool); cosines, from -1 to 1."""
         columns = F.normalize(F.avg_pool2d(feature.flatten(0, 1).float(), self.pool).flatten(2), dim=1)
         return columns.transpose(1, 2) @ columns
 
     def _check_memory(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        needed = sum(affinity_bytes(ours.shape, self.pool) for ours, _ in pairs) / _GIB
+        needed = self._affinity_gib([ours.shape for ours, _ in pairs])
         if needed > self.max_gib:
             height, width = pairs[0][0].shape[3:]
             raise CSDError(
@@ -68,8 +72,10 @@ class FAKD(Objective):
         if min(pairs[0][0].shape[3:]) < self.pool:
             raise CSDError(f"FAKD: features are smaller than pool {self.pool}; lower it")
 
-
-def affinity_bytes(shape: Sequence[int], pool: int) -> int:
-    """What a pair of features (B, L, C, h, w) takes: both matrices of every frame, and the gradient of one."""
-    batch, frames, _, height, width = shape
-    return 3 * 4 * batch * frames * ((height // pool) * (width // pool)) ** 2
+    def _affinity_gib(self, features: Sequence[Sequence[int]]) -> float:
+        """What pairs of features (B, L, C, h, w) take: both matrices of every frame, and the gradient of one."""
+        floats = 3 * sum(
+            batch * frames * ((height // self.pool) * (width // self.pool)) ** 2
+            for batch, frames, _, height, width in features
+        )
+        return 4 * floats / _GIB

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
-#: The objective that has these presets.
-METHOD = "CSD"
-Fidelity = Literal["paper", "released"]
-FIDELITIES: tuple[Fidelity, ...] = get_args(Fidelity)
+FIDELITIES = ("paper", "released")
 LOSS = "PyramidSSIMLoss"
 
 #: All points that options can set: path of the key -> by preset. Filled in are those of the objective, and

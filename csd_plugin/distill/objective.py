@@ -1,4 +1,4 @@
-"""The table of distillation objectives, building one from options, and the one place where losses are weighted."""
+"""Building an objective from options, and the one place where losses are weighted."""
 
 from __future__ import annotations
 
@@ -9,28 +9,14 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from csd_plugin.distill.base import Objective
-from csd_plugin.distill.blend import TeacherTruthBlend
-from csd_plugin.distill.csd import CSD
-from csd_plugin.distill.fakd import FAKD
-from csd_plugin.distill.output import OutputDistillation
-from csd_plugin.distill.srkd import SRKD
-from csd_plugin.distill.std import STD
+from csd_plugin.distill import OBJECTIVES
+from csd_plugin.distill.interface import Objective
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.types import ClipView, Terms
 
 __all__ = ["OBJECTIVES", "Comparison", "Objective", "build_objective", "by_name", "weighted_sum"]
 
 T = TypeVar("T")
-
-OBJECTIVES: dict[str, type[Objective]] = {
-    "CSD": CSD,
-    "SRKD": SRKD,
-    "STD": STD,
-    "FAKD": FAKD,
-    "OutputDistillation": OutputDistillation,
-    "TeacherTruthBlend": TeacherTruthBlend,
-}
 
 
 @dataclass(frozen=True)

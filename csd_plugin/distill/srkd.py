@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd_plugin.distill.aggregation import mean_squared
-from csd_plugin.distill.base import Objective, feature_pairs
+from csd_plugin.distill.interface import Objective, feature_pairs
 from csd_plugin.types import ClipView, Terms
 
 

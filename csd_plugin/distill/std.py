@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csd_plugin.distill.base import Objective, feature_pairs
 from csd_plugin.distill.cell import ConvLSTMCell, State
 from csd_plugin.distill.collapse import LOSS_GONE, Freeze, spread
+from csd_plugin.distill.interface import Objective, feature_pairs
 from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView, Terms
 

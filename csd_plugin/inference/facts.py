@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from csd_plugin.archs.sldnet import PRESETS, SLDNet
+from csd_plugin.archs import preset_of
 from csd_plugin.errors import CSDError
 
 LAYOUTS = ("window", "sequence")
@@ -40,7 +40,7 @@ class Facts:
         layout: 'window', (B, num_frame, 3, H, W) in [0, 1] -> (B, 3, H, W); or 'sequence', (B, N, 3, H, W) ->
             (B, N, 3, H, W), of which all but num_frame // 2 frames at both ends count.
         divisor: heights and widths have to be multiples of it, and tiles begin at such.
-        preset: the row of the paper's table that the network is, or the name of its class.
+        preset: the one of its class that the network is, or the name of the class.
         license: of the weights, as their maker states it.
     """
 
@@ -125,7 +125,7 @@ def study(network: nn.Module, license: str = "not stated") -> Facts:
         floats=-(-floats // (_SIZE**2 * (frames if layout == "sequence" else 1))),
         layout=layout,
         divisor=divisor,
-        preset=_preset(network),
+        preset=preset_of(network),
         license=license,
         num_future=int(getattr(network, "num_future", _ALL)),
     )
@@ -174,11 +174,3 @@ def conv_calls(network: nn.Module, num_frame: int | None = None) -> list[ConvCal
         for hook in hooks:
             hook.remove()
     return calls
-
-
-def _preset(network: nn.Module) -> str:
-    if isinstance(network, SLDNet):
-        for name, numbers in PRESETS.items():
-            if all(getattr(network, key) == value for key, value in numbers.items()):
-                return name
-    return type(network).__name__

@@ -17,9 +17,22 @@ import numpy as np
 from csd_plugin.errors import CSDError
 from csd_plugin.extras import needed_by
 from csd_plugin.metrics.image_quality import Image, luma_8bit
+from csd_plugin.metrics.metric import Metric, View
 
 BLOCK = 96
 """Pixels: the side of the blocks that NIQE describes; what is left over at the right and below does not count."""
+
+
+class NIQE(Metric):
+    """NIQE of a result; see `niqe`."""
+
+    title, decimals = "NIQE", 3
+
+    def __init__(self) -> None:
+        load_niqe()
+
+    def __call__(self, view: View) -> float | None:
+        return niqe(view.result)
 
 
 def niqe(rgb: Image) -> float | None:

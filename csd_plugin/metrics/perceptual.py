@@ -17,12 +17,28 @@ from torch import Tensor
 from csd_plugin.errors import CSDError
 from csd_plugin.extras import needed_by
 from csd_plugin.metrics.image_quality import Image
+from csd_plugin.metrics.metric import Metric, View
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
 """The name of torchvision's file."""
 
 _LEAST = 32
 """Pixels that an image needs to each side for all of AlexNet's layers."""
+
+
+class PerceptualDistance(Metric):
+    """LPIPS of a result and its truth. weights: as `LPIPS` takes them."""
+
+    title, decimals = "LPIPS", 4
+    needs_truth = True
+    function = "calculate_lpips"
+
+    def __init__(self, *, weights: str | Path | None = None) -> None:
+        self._distance = LPIPS(Path(weights) if weights else None)
+
+    def __call__(self, view: View) -> float | None:
+        assert view.truth is not None
+        return self._distance(view.result, view.truth)
 
 
 class LPIPS:

@@ -13,43 +13,62 @@ options before a run begins.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.image_quality import Image
-from csd_plugin.metrics.perceptual import LPIPS
-from csd_plugin.metrics.warping import warping_error
+from csd_plugin.metrics.metric import Metric, View
+
+_functions: dict[type[Metric], Callable[..., float | None]] = {}
 
 
-def calculate_lpips(img: Image, img2: Image, weights: str | None = None, **_: Any) -> float:
-    """LPIPS of a result and its truth; `weights` as `LPIPS` takes them. Raises CSDError."""
-    return _lpips(weights)(_rgb(img), _rgb(img2))
+def as_function(metric: type[Metric]) -> Callable[..., float | None]:
+    """The function `metric.function`, the same one at every call; only of a metric that has one.
+
+    It takes the images that the metric needs, and the keywords of its constructor; others, such as the toolbox's
+    `better`, do not matter. Raises CSDError, also where an image is missing.
+    """
+    if metric not in _functions:
+        _functions[metric] = _function_of(metric)
+    return _functions[metric]
 
 
-def calculate_warping_error(
-    img: Image,
-    previous: Image | None = None,
-    guide: Image | None = None,
-    previous_guide: Image | None = None,
-    **_: Any,
-) -> float | None:
-    """The warping error of a result and the one before it; see `warping_error`. Raises CSDError."""
-    if previous is None or guide is None or previous_guide is None:
-        raise CSDError("calculate_warping_error compares neighbouring frames: name it in val.metrics of our models")
-    return warping_error(*map(_rgb, (img, previous, guide, previous_guide)))
+def _function_of(metric: type[Metric]) -> Callable[..., float | None]:
+    before = ("previous", "guide", "previous_guide") if metric.temporal else ()
+    images = ("img", *(("img2",) if metric.needs_truth else ()), *before)
+
+    @lru_cache(maxsize=1)
+    def opened(options: tuple[tuple[str, Any], ...]) -> Metric:
+        return metric(**dict(options))
+
+    def calculate(**given: Any) -> float | None:
+        shown = {name: _rgb(given[name]) for name in images if given.get(name) is not None}
+        if len(shown) < len(images):
+            why = "compares neighbouring frames" if metric.temporal else f"needs {' and '.join(images)}"
+            raise CSDError(f"{metric.function} {why}: name it in val.metrics of our models")
+        result, truth = shown["img"], shown.get("img2")
+        guide, previous, previous_guide = shown.get("guide", result), shown.get("previous"), shown.get("previous_guide")
+        return opened(_options(metric, given))(View(result, truth, guide, previous, previous_guide))
+
+    calculate.__name__ = calculate.__qualname__ = str(metric.function)
+    calculate.__module__ = metric.__module__
+    calculate.__doc__ = metric.__doc__
+    parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in images]
+    calculate.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    calculate.check = lambda **given: opened(_options(metric, given))  # type: ignore[attr-defined]
+    return calculate
 
 
-@lru_cache(maxsize=1)
-def _lpips(weights: str | None) -> LPIPS:
-    return LPIPS(Path(weights) if weights else None)
+def _options(metric: type[Metric], given: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Of what was given, the keywords of the metric's constructor, to be looked up by."""
+    known = {name: given[name] for name in inspect.signature(metric).parameters if name in given}
+    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in sorted(known.items()))
 
 
 def _rgb(bgr: Image) -> Image:
     return np.ascontiguousarray(bgr[..., ::-1])
-
-
-calculate_lpips.check = lambda weights=None, **_: _lpips(weights)  # type: ignore[attr-defined]

@@ -33,7 +33,7 @@ from csd_plugin.metrics.table import comparison_table
 
 FORMAT = "csd-results"
 VERSION = 1
-MEASURES = "measures"
+METRICS_KEY = "measures"
 
 
 def write(
@@ -81,14 +81,14 @@ def json_text(result: Result) -> str:
         "dataset": result.dataset,
         "skip": list(scores.skip),
         "facts": result.facts,
-        "average": _plain(scores.average(), scores.measured()),
+        "average": _plain(scores.average(), scores.metric_means()),
     }
     clips = []
     for clip_name, clip in scores.clips.items():
         frames = ",\n".join(
-            f"   {_dump(name)}: {_dump(_plain(score, clip.measures_of(name)))}" for name, score in clip.frames.items()
+            f"   {_dump(name)}: {_dump(_plain(score, clip.metrics_of(name)))}" for name, score in clip.frames.items()
         )
-        average = _dump(_plain(clip.average(), clip.measured()))
+        average = _dump(_plain(clip.average(), clip.metric_means()))
         clips.append(f'  {_dump(clip_name)}: {{"average": {average}, "frames": {{\n{frames}\n  }}}}')
     lines = [f" {_dump(key)}: {_dump(value)}" for key, value in head.items()]
     lines.append(' "clips": {\n' + ",\n".join(clips) + "\n }")
@@ -103,21 +103,21 @@ def csv_text(result: Result) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     clips = result.scores.clips
-    further = any(clip.measures for clip in clips.values())
+    further = any(clip.metrics for clip in clips.values())
     table.writerow(["network", "dataset", "clip", "protocol", "frames", "psnr", "ssim", *(["value"] * further)])
 
-    def rows(name: str, of: Collection[ClipScores], average: FrameScore, measured: Mapping[str, float]) -> None:
+    def rows(name: str, of: Collection[ClipScores], average: FrameScore, means: Mapping[str, float]) -> None:
         for protocol, quality in average.items():
             frames = sum(protocol in score for clip in of for score in clip.frames.values())
             figures = [f"{quality.psnr:.4f}", f"{quality.ssim:.6f}", *([""] * further)]
             table.writerow([result.network, result.dataset, name, protocol, frames, *figures])
-        for metric, value in measured.items():
-            frames = sum(len(clip.measures.get(metric, ())) for clip in of)
+        for metric, value in means.items():
+            frames = sum(len(clip.metrics.get(metric, ())) for clip in of)
             table.writerow([result.network, result.dataset, name, metric, frames, "", "", f"{value:.6f}"])
 
     for name, clip in clips.items():
-        rows(name, [clip], clip.average(), clip.measured())
-    rows("average", clips.values(), result.scores.average(), result.scores.measured())
+        rows(name, [clip], clip.average(), clip.metric_means())
+    rows("average", clips.values(), result.scores.average(), result.scores.metric_means())
     return text.getvalue()
 
 
@@ -144,14 +144,14 @@ def _parse(content: dict[str, Any]) -> Result:
     scores = Scores(skip=(first, last))
     for clip_name, clip in content["clips"].items():
         for name, plain in clip["frames"].items():
-            measures = {str(metric): _number(value) for metric, value in plain.get(MEASURES, {}).items()}
-            scores.record(str(clip_name), str(name), _score(plain), measures)
+            metrics = {str(metric): _number(value) for metric, value in plain.get(METRICS_KEY, {}).items()}
+            scores.record(str(clip_name), str(name), _score(plain), metrics)
     scores.average()  # raises where there is no clip, or a clip without frames
     return Result(str(content["network"]), str(content["dataset"]), scores, dict(content["facts"]))
 
 
 def _score(plain: dict[str, Any]) -> FrameScore:
-    if plain.keys() == {MEASURES}:
+    if plain.keys() == {METRICS_KEY}:
         return {}
     return {name: Quality(_number(plain[name]["psnr"]), _number(plain[name]["ssim"])) for name in PROTOCOLS}
 
@@ -163,11 +163,11 @@ def _number(plain: Any) -> float:
     return number
 
 
-def _plain(score: FrameScore, measures: Mapping[str, float]) -> dict[str, dict[str, float | str]]:
-    """Both in the JSON form; measures are left out where there are none and the frame has a truth."""
+def _plain(score: FrameScore, metrics: Mapping[str, float]) -> dict[str, dict[str, float | str]]:
+    """Both in the JSON form; metrics are left out where there are none and the frame has a truth."""
     sections: dict[str, Mapping[str, float]] = {protocol: quality._asdict() for protocol, quality in score.items()}
-    if measures or not score:
-        sections[MEASURES] = measures
+    if metrics or not score:
+        sections[METRICS_KEY] = metrics
     return {
         section: {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
         for section, values in sections.items()

@@ -26,12 +26,12 @@ class ClipScores:
     """Of one clip's frames, in display order.
 
     frames:   frame name -> protocol -> Quality; empty where there is no truth.
-    measures: metric -> frame name -> value, of metrics beside PSNR and SSIM. A metric may lack frames: one that looks
+    metrics: metric -> frame name -> value, of metrics beside PSNR and SSIM. A metric may lack frames: one that looks
               at neighbours has no value for the first.
     """
 
     frames: dict[str, FrameScore] = field(default_factory=dict)
-    measures: dict[str, dict[str, float]] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def average(self) -> FrameScore:
         """Mean over the frames that have a truth, per protocol; empty where none has.
@@ -40,13 +40,13 @@ class ClipScores:
         """
         return _mean(self.frames.values())
 
-    def measured(self) -> dict[str, float]:
+    def metric_means(self) -> dict[str, float]:
         """Metric -> mean over the frames that have a value."""
-        return {name: sum(values.values()) / len(values) for name, values in self.measures.items() if values}
+        return {name: sum(values.values()) / len(values) for name, values in self.metrics.items() if values}
 
-    def measures_of(self, frame: str) -> dict[str, float]:
+    def metrics_of(self, frame: str) -> dict[str, float]:
         """Metric -> value of one frame."""
-        return {name: values[frame] for name, values in self.measures.items() if frame in values}
+        return {name: values[frame] for name, values in self.metrics.items() if frame in values}
 
 
 @dataclass
@@ -72,14 +72,14 @@ class Scores:
         self.record(clip, frame, score)
         return score
 
-    def record(self, clip: str, frame: str, score: FrameScore, measures: Mapping[str, float] | None = None) -> None:
+    def record(self, clip: str, frame: str, score: FrameScore, metrics: Mapping[str, float] | None = None) -> None:
         """Keep the scores of a frame that was scored elsewhere (a thread, another process), with further metrics."""
         scores = self.clips.setdefault(clip, ClipScores())
         if frame in scores.frames:
             raise CSDError(f"clip {clip}, frame {frame} was scored twice: frame names must differ within a clip")
         scores.frames[frame] = score
-        for name, value in (measures or {}).items():
-            scores.measures.setdefault(name, {})[frame] = value
+        for name, value in (metrics or {}).items():
+            scores.metrics.setdefault(name, {})[frame] = value
 
     def without_ends(self, skip: tuple[int, int]) -> Scores:
         """The same scores, but for the first skip[0] and last skip[1] frames of every clip."""
@@ -90,11 +90,11 @@ class Scores:
                 raise CSDError(
                     f"clip {name}: skipping {skip[0]} and {skip[1]} of {len(clip.frames)} frames leaves none"
                 )
-            measures = {
+            metrics = {
                 metric: {frame: values[frame] for frame in kept if frame in values}
-                for metric, values in clip.measures.items()
+                for metric, values in clip.metrics.items()
             }
-            clips[name] = ClipScores({frame: clip.frames[frame] for frame in kept}, measures)
+            clips[name] = ClipScores({frame: clip.frames[frame] for frame in kept}, metrics)
         return Scores(clips, (self.skip[0] + skip[0], self.skip[1] + skip[1]))
 
     def average(self) -> FrameScore:
@@ -108,9 +108,9 @@ class Scores:
         """The clips that have no part in `average`."""
         return [name for name, clip in self.clips.items() if not clip.average()]
 
-    def measured(self) -> dict[str, float]:
+    def metric_means(self) -> dict[str, float]:
         """Metric -> mean over the clips that have a value, of their means."""
-        clips = [clip.measured() for clip in self.clips.values()]
+        clips = [clip.metric_means() for clip in self.clips.values()]
         names = dict.fromkeys(name for clip in clips for name in clip)
         columns = {name: [clip[name] for clip in clips if name in clip] for name in names}
         return {name: sum(values) / len(values) for name, values in columns.items()}
@@ -123,7 +123,7 @@ class Scores:
             for protocol, quality in self.average().items()
             for metric, value in quality._asdict().items()
         }
-        return protocols | self.measured()
+        return protocols | self.metric_means()
 
 
 def _mean(scores: Iterable[FrameScore]) -> FrameScore:

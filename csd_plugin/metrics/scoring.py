@@ -17,7 +17,7 @@ from csd_plugin.data.images import decode_image
 from csd_plugin.data.layout import SPLITS, is_frame_name, natural_key, number_columns
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.image_quality import Image
-from csd_plugin.metrics.measures import MEASURES, Compute, View
+from csd_plugin.metrics.metric import Metric, View
 from csd_plugin.metrics.protocols import FrameScore, score_frame
 from csd_plugin.metrics.scores import Scores, without_ends
 
@@ -41,7 +41,7 @@ def score_folders(
     truth: Path | None,
     *,
     guide: Path | None = None,
-    measures: Mapping[str, Compute] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     skip: tuple[int, int] = (0, 0),
     clips: Collection[str] | None = None,
     jobs: int | None = None,
@@ -53,9 +53,9 @@ def score_folders(
     else by number.
 
     Args:
-        truth: without it there are only `measures`.
+        truth: without it there are only `metrics`.
         guide: without a truth, the rainy frames: what moves as the results should. Default: the results themselves.
-        measures: further metrics, as `open_measures` gives them.
+        metrics: further metrics, as `open_metrics` gives them.
         skip: how many frames at both ends of every true clip do not count, and need no result.
         clips: of several clips, score these only; default: all that `results` holds.
         jobs: threads (OpenCV and numpy let go of the interpreter's lock while they compute); default: one a processor.
@@ -69,14 +69,14 @@ def score_folders(
         _alone(results, skip, clips) if partner is None else pair_folders(results, partner, skip, clips, bool(truth))
     )
     before = [None, *pairs[:-1]]
-    score = partial(_score_pair, has_truth=truth is not None, measures=measures or {})
+    score = partial(_score_pair, has_truth=truth is not None, metrics=metrics or {})
     scores = Scores(skip=skip)
     with (
         ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool,
         tqdm(total=len(pairs), unit="frame", desc=f"score {results.name}", disable=None) as bar,
     ):
-        for pair, (quality, measured) in zip(pairs, pool.map(score, pairs, before), strict=True):
-            scores.record(pair.clip, pair.frame, quality, measured)
+        for pair, (quality, values) in zip(pairs, pool.map(score, pairs, before), strict=True):
+            scores.record(pair.clip, pair.frame, quality, values)
             bar.update()
     return scores
 
@@ -220,7 +220,7 @@ def _numbers(files: Sequence[Path]) -> list[str]:
 
 
 def _score_pair(
-    pair: FramePair, before: FramePair | None, *, has_truth: bool, measures: Mapping[str, Compute]
+    pair: FramePair, before: FramePair | None, *, has_truth: bool, metrics: Mapping[str, Metric]
 ) -> tuple[FrameScore, dict[str, float]]:
     """The scores of a frame, and of the metrics those that have a value for it.
 
@@ -229,13 +229,13 @@ def _score_pair(
     result = _read(pair.result)
     partner = result if pair.partner == pair.result else _read(pair.partner)
     view = View(result, partner if has_truth else None, partner)
-    if before and before.clip == pair.clip and any(MEASURES[name].temporal for name in measures):
+    if before and before.clip == pair.clip and any(metric.temporal for metric in metrics.values()):
         previous = _read(before.result)
         guide = previous if before.partner == before.result else _read(before.partner)
         view = view._replace(previous=previous, previous_guide=guide)
     try:
         quality = score_frame(result, partner) if has_truth else {}
-        values = {name: compute(view) for name, compute in measures.items()}
+        values = {name: metric.of(view) for name, metric in metrics.items()}
     except CSDError as error:
         against = f" against {pair.partner}" if pair.partner != pair.result else ""
         raise CSDError(f"clip {pair.clip}, {pair.result}{against}: {error}") from None

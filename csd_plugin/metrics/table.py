@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from csd_plugin.data.layout import frame_numbers, natural_key
 from csd_plugin.errors import CSDError
+from csd_plugin.metrics import METRICS
 from csd_plugin.metrics import published as published_numbers
-from csd_plugin.metrics.measures import MEASURES
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.scores import Result
 
@@ -17,7 +17,7 @@ WITHOUT_TRUTH = "without_truth"
 """The fact of a result that names clips that were there and could not be scored."""
 DECIMALS = Quality(psnr=2, ssim=4)
 OTHER_DECIMALS = 4
-"""Of metrics that an option file names and MEASURES does not."""
+"""Of metrics that an option file names and METRICS does not."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def comparison_table(results: Sequence[Result], *, baseline: Result | None = Non
         if published and protocol == published_numbers.PROTOCOL:
             rows += _published_rows(scored)
         sections.append(f"**{facts.title}**{of_them}\n\n{_table(rows, scored, base)}")
-    if any(clip.measures for result in results for clip in result.scores.clips.values()):
-        sections.append(f"**Further metrics** (↓ lower is better)\n\n{_measures_table(results, clips, baseline)}")
+    if any(clip.metrics for result in results for clip in result.scores.clips.values()):
+        sections.append(f"**Further metrics** (↓ lower is better)\n\n{_metrics_table(results, clips, baseline)}")
     sections += [
         f"No gain of {_name(result)}: {difference}"
         for result in (others if baseline is not None else [])
@@ -134,51 +134,50 @@ def _table(rows: Sequence[_Row], clips: Sequence[str], base: _Row | None) -> str
     return "\n".join(lines)
 
 
-def _measures_table(results: Sequence[Result], clips: Sequence[str], baseline: Result | None) -> str:
+def _metrics_table(results: Sequence[Result], clips: Sequence[str], baseline: Result | None) -> str:
     """A row a network and metric; with a baseline, the difference from it.
 
     Averages are over all clips, or of what only clips with a truth have, over these; the same for all results or none.
     """
-    given = {name: None for result in results for clip in result.scores.clips.values() for name in clip.measures}
-    names = [name for name in MEASURES if name in given] + [name for name in given if name not in MEASURES]
+    given = {name: None for result in results for clip in result.scores.clips.values() for name in clip.metrics}
+    names = [name for name in METRICS if name in given] + [name for name in given if name not in METRICS]
     lines = [
         _line(["network", "metric", *clips, "average", *(["Δ"] if baseline else [])]),
         _line(["---", "---", *["---:"] * (len(clips) + 1 + bool(baseline))]),
     ]
     true = _with_truth(results, clips)
     scored = {
-        name: true if true == [clip for clip in clips if _any_measured(results, clip, name)] else clips
-        for name in names
+        name: true if true == [clip for clip in clips if _any_value(results, clip, name)] else clips for name in names
     }
-    means = {name: _measure_average(baseline, name, scored[name]) for name in names} if baseline else {}
+    means = {name: _metric_average(baseline, name, scored[name]) for name in names} if baseline else {}
     for result in results:
         title = _name(result)
         for name in names:
-            decimals = MEASURES[name].decimals if name in MEASURES else OTHER_DECIMALS
-            values = [_measured(result, clip, name) for clip in clips]
-            average, base = _measure_average(result, name, scored[name]), means.get(name)
+            decimals = METRICS[name].decimals if name in METRICS else OTHER_DECIMALS
+            values = [_value_of(result, clip, name) for clip in clips]
+            average, base = _metric_average(result, name, scored[name]), means.get(name)
             cells = [_plain_number(value, decimals) for value in (*values, average)]
             if baseline:
                 none = result is baseline or bool(other_frames(result, baseline))
                 gain = None if none or average is None or base is None else average - base
                 cells.append(_plain_number(gain, decimals, "+"))
             share = "" if len(scored[name]) == len(clips) else f" of {len(scored[name])} of {len(clips)} clips"
-            lines.append(_line([title, (f"{MEASURES[name].title} ↓" if name in MEASURES else name) + share, *cells]))
+            lines.append(_line([title, (f"{METRICS[name].title} ↓" if name in METRICS else name) + share, *cells]))
             title = ""
     return "\n".join(lines)
 
 
-def _measured(result: Result, clip: str, name: str) -> float | None:
-    return result.scores.clips[clip].measured().get(name) if clip in result.scores.clips else None
+def _value_of(result: Result, clip: str, name: str) -> float | None:
+    return result.scores.clips[clip].metric_means().get(name) if clip in result.scores.clips else None
 
 
-def _any_measured(results: Sequence[Result], clip: str, name: str) -> bool:
-    return any(_measured(result, clip, name) is not None for result in results)
+def _any_value(results: Sequence[Result], clip: str, name: str) -> bool:
+    return any(_value_of(result, clip, name) is not None for result in results)
 
 
-def _measure_average(result: Result, name: str, clips: Sequence[str]) -> float | None:
+def _metric_average(result: Result, name: str, clips: Sequence[str]) -> float | None:
     """Mean over `clips`; None where one has no value, or there are none."""
-    known = [value for clip in clips if (value := _measured(result, clip, name)) is not None]
+    known = [value for clip in clips if (value := _value_of(result, clip, name)) is not None]
     return sum(known) / len(clips) if known and len(known) == len(clips) else None
 
 

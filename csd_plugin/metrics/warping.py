@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.image_quality import Image, luma_8bit
+from csd_plugin.metrics.metric import Metric, View
 
 SCALE = 1000.0
 LEAST_SHARE = 0.25
@@ -31,6 +32,18 @@ LEAST_SHARE = 0.25
 _LEAST_SIDE = 12
 
 Flow = NDArray[np.float32]
+
+
+class WarpingError(Metric):
+    """The warping error of a result and the one before it; see `warping_error`."""
+
+    title, decimals = "warping error", 3
+    temporal = True
+    function = "calculate_warping_error"
+
+    def __call__(self, view: View) -> float | None:
+        assert view.previous is not None and view.previous_guide is not None
+        return warping_error(view.result, view.previous, view.guide, view.previous_guide)
 
 
 def warping_error(result: Image, previous: Image, guide: Image, previous_guide: Image) -> float | None:

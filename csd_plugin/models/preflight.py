@@ -15,8 +15,9 @@ from torch import nn
 
 from csd_plugin import compat, options
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
-from csd_plugin.distill.base import feature_pairs
-from csd_plugin.distill.objective import OBJECTIVES, Objective, build_objective, weighted_sum
+from csd_plugin.distill import OBJECTIVES
+from csd_plugin.distill.interface import feature_pairs
+from csd_plugin.distill.objective import Objective, build_objective, weighted_sum
 from csd_plugin.distill.settings import Distillation, read_distillation, teacher_labels
 from csd_plugin.errors import CSDError, out_of_memory, suggestion
 from csd_plugin.metrics.results import load_results

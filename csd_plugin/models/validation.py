@@ -93,7 +93,7 @@ class ValidationMixin:
                             "clip": item.clip,
                             "frame": item.frame,
                             "score": {} if truth is None else score_frame(result, truth),
-                            "measures": self._toolbox_metrics(given),
+                            "metrics": self._toolbox_metrics(given),
                         }
                     )
                     if save_img:
@@ -141,8 +141,8 @@ class ValidationMixin:
     def _report(self, name: str, frames: list[dict[str, Any]], current_iter: int | str, tb_logger: Any) -> None:
         scores = Scores()
         for frame in sorted(frames, key=lambda frame: frame["index"]):
-            if frame["score"] or frame["measures"]:
-                scores.record(frame["clip"], frame["frame"], frame["score"], frame["measures"])
+            if frame["score"] or frame["metrics"]:
+                scores.record(frame["clip"], frame["frame"], frame["score"], frame["metrics"])
         if not scores.clips:
             get_root_logger().warning(f"Validation {name}: no clip has truth, and no metric of val.metrics needs none.")
             return

@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 
 from csd_plugin.distill.adapters import AdaptedObjective
-from csd_plugin.distill.fakd import FAKD, affinity_bytes
 from csd_plugin.distill.fidelity import mismatches, report
 from csd_plugin.distill.objective import Objective, build_objective
 from csd_plugin.distill.schedule import Weight, is_ever_on
@@ -121,7 +120,7 @@ def _operations(network: nn.Module, layout: Layout, size: int) -> str:
 
 
 def _warnings(
-    objective: nn.Module,
+    objective: Objective,
     teacher: str,
     networks: Mapping[str, nn.Module],
     layouts: Mapping[str, Layout],
@@ -144,12 +143,7 @@ def _warnings(
             texts.append(
                 f"{ours} of the student is {a[3]}x{a[4]}, {theirs} of {teacher} {b[3]}x{b[4]}: they must agree"
             )
-    objective = getattr(objective, "objective", objective)
-    if isinstance(objective, FAKD):
-        needed = sum(affinity_bytes(shape, objective.pool) for _, shape in features[0]) / GIB
-        if needed > 1:
-            texts.append(f"FAKD's affinities take {needed:.1f} GiB with pool {objective.pool}; raise it")
-    return texts
+    return texts + objective.warnings([shape for _, shape in features[0]])
 
 
 def _shape(shape: tuple[int, ...]) -> str:

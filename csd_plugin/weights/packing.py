@@ -16,11 +16,12 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from csd_plugin.archs import presets_of
 from csd_plugin.archs.checkpoint import load_network, load_plain
-from csd_plugin.archs.sldnet import PRESETS, SLDNet
 from csd_plugin.atomic import replacing, write_text
 from csd_plugin.data.video import open_reader
 from csd_plugin.errors import CSDError, suggestion
+from csd_plugin.inference.facts import study
 from csd_plugin.inference.runner import Derainer
 from csd_plugin.metrics.protocols import PROTOCOLS, score_frame
 from csd_plugin.metrics.results import load_results
@@ -86,27 +87,26 @@ def pack(
     """Write the file, whole or not at all."""
     source = find_checkpoint(checkpoint)
     network, known = load_network(source), load_plain(source, "checkpoint").get("facts", {})
-    if not isinstance(network, SLDNet):
-        raise CSDError(f"{source} is a {type(network).__name__}; what ships are SLDNets")
     texts = {key: known[key] for key in TEXTS if key in known} | dict(texts)
     for key in TEXTS:
         if key not in texts:
             raise CSDError(f"the fact {key!r} is missing: give it in --facts, or --fact {key}=TEXT")
     half, why = fits_fp16(network, check)
-    numbers = {key: getattr(network, key) for key in PRESETS["teacher"]} | {"reducing": list(network.reducing)}
-    side = 16
-    cost = complexity(network, (network.num_frame, 3, side, side))
+    preset, side = preset_of_any_width(network), 16
+    seen = study(network)
+    cost = complexity(network, (seen.num_frame, 3, side, side))
+    frames = seen.num_frame if seen.layout == "sequence" else 1
     facts = {
         "name": name,
         **{key: texts[key] for key in TEXTS},
-        "preset": preset_of(numbers),
-        "numbers": numbers,
+        "preset": preset,
+        "numbers": numbers_of(network),
         "parameters": cost.parameters,
-        "multiply_adds": cost.operations // side**2,
+        "multiply_adds": cost.operations // (side**2 * frames),
         "stored_as": "fp16" if half else "fp32",
         "scores": known.get("scores", {}) | dict(scores),
     }
-    state = {key: value.half() if half else value for key, value in network.state_dict().items()}
+    state = _halved(network) if half else network.state_dict()
     out = folder / f"{name}.pth"
     with replacing(out) as draft:
         with draft.open("wb") as file:  # a stream: given a path, torch would write its name into the file
@@ -117,18 +117,27 @@ def pack(
     return Network(**facts, sha256=digest)
 
 
-def preset_of(numbers: Mapping[str, Any]) -> str:
-    """The row of the paper's table that a network is, whatever its width."""
-    for name, row in PRESETS.items():
-        if numbers == {**row, "reducing": list(row["reducing"]), "num_feat": numbers["num_feat"]}:
+def preset_of_any_width(network: nn.Module) -> str:
+    """The preset that a network is but for its channels; the name of a class that has no presets."""
+    presets = presets_of(type(network))
+    for name, numbers in presets.items():
+        if all(getattr(network, key) == value for key, value in numbers.items() if key != "num_feat"):
             return name
-    raise CSDError("the network has the layers of no preset; what ships are the paper's, of any width")
+    if presets:
+        raise CSDError(f"the network has the layers of no preset; what ships are {', '.join(presets)}, of any width")
+    return type(network).__name__
 
 
-def fits_fp16(network: SLDNet, check: tuple[Path, Path] | None) -> tuple[bool, str]:
+def numbers_of(network: nn.Module) -> dict[str, Any]:
+    """The keywords that build a network that `load_network` made, as JSON has them."""
+    numbers = type(network).numbers_from_state(network.state_dict())  # type: ignore[attr-defined]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in numbers.items()}
+
+
+def fits_fp16(network: nn.Module, check: tuple[Path, Path] | None) -> tuple[bool, str]:
     """Whether fp16 costs nothing, and how that is known."""
     halved = copy.deepcopy(network)
-    halved.load_state_dict({key: value.half() for key, value in network.state_dict().items()})
+    halved.load_state_dict(_halved(network))
     if all(map(torch.equal, network.state_dict().values(), halved.state_dict().values())):
         return True, "the weights are fp16 numbers"
     if not all(bool(value.isfinite().all()) for value in halved.state_dict().values()):
@@ -137,6 +146,12 @@ def fits_fp16(network: SLDNet, check: tuple[Path, Path] | None) -> tuple[bool, s
         return False, "fp16 was not tried"
     cost = max(abs(a - b) for a, b in zip(psnrs(network, *check), psnrs(halved, *check), strict=True))
     return cost < FREE_DB, f"fp16 moves the PSNR by {cost:.5f} dB on {CHECKED_FRAMES} frames of {check[0].name}"
+
+
+def _halved(network: nn.Module) -> dict[str, Tensor]:
+    """Its state in fp16; counters and the like as they are."""
+    state = network.state_dict().items()
+    return {key: value.half() if value.is_floating_point() else value for key, value in state}
 
 
 def psnrs(network: nn.Module, rain: Path, truth: Path) -> list[float]:
@@ -149,7 +164,7 @@ def psnrs(network: nn.Module, rain: Path, truth: Path) -> list[float]:
 
 def check_same(state: Mapping[str, Tensor], network: nn.Module) -> None:
     for key, value in network.state_dict().items():
-        if not torch.equal(value, state[key].float()):
+        if not torch.equal(value, state[key].to(value.dtype)):
             raise CSDError(f"{key} came back from the file as other numbers; the disk or torch is broken")
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from csd_plugin.archs.checkpoint import load_network
-from csd_plugin.archs.halfnet import PRESETS, HalfNet, numbers_from_state
+from csd_plugin.archs.halfnet import PRESETS, HalfNet
 from csd_plugin.errors import CSDError
 
 
@@ -101,7 +101,7 @@ def test_branches_merge_into_the_same_function(num_deep):
 )
 def test_a_checkpoint_alone_rebuilds_it(numbers, tmp_path):
     network = randomised(**numbers)
-    read = numbers_from_state(network.state_dict())
+    read = HalfNet.numbers_from_state(network.state_dict())
     assert {name: getattr(network, name) for name in read} == read
     torch.save({"params": network.state_dict()}, tmp_path / "net.pth")
     window = torch.rand(1, network.num_frame, 3, 8, 8)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csd_plugin.archs.sldnet import PRESETS, SLDNet, numbers_from_state
+from csd_plugin.archs.sldnet import PRESETS, SLDNet
 from csd_plugin.errors import CSDError
 
 COUNTS = {"teacher": 2_002_371, "student1": 136_563, "student2": 81_139, "student3": 186_723}
@@ -97,7 +97,7 @@ def test_the_identity_start_can_learn_everywhere():
 @pytest.mark.parametrize("width", [None, 3, 7])
 def test_numbers_are_read_off_a_state_dict(preset, width):
     state = SLDNet(preset=preset, num_feat=width).state_dict()
-    numbers = numbers_from_state(state)
+    numbers = SLDNet.numbers_from_state(state)
     assert numbers == PRESETS[preset] | ({"num_feat": width} if width else {})
     SLDNet(**numbers).load_state_dict(state)
 
@@ -116,14 +116,14 @@ def test_every_network_that_can_be_described_runs_and_is_recognised(data):
     window = torch.rand(1, 1 + count, 3, 5, 6)
     with torch.no_grad():
         assert (network(window) - window[:, count // 2]).abs().max() < 1 / 255
-    assert SLDNet(**numbers_from_state(network.state_dict())).state_dict().keys() == network.state_dict().keys()
+    assert SLDNet(**SLDNet.numbers_from_state(network.state_dict())).state_dict().keys() == network.state_dict().keys()
 
 
 def test_states_of_other_networks_are_not_recognised():
-    assert numbers_from_state({}) is None
-    assert numbers_from_state({"conv1.weight": torch.zeros(3, 3, 3, 3)}) is None
+    assert SLDNet.numbers_from_state({}) is None
+    assert SLDNet.numbers_from_state({"conv1.weight": torch.zeros(3, 3, 3, 3)}) is None
     state = SLDNet(preset="student2", num_feat=3).state_dict()
-    assert numbers_from_state({**state, "head.weight": torch.zeros(1)}) is None
+    assert SLDNet.numbers_from_state({**state, "head.weight": torch.zeros(1)}) is None
 
 
 @pytest.mark.parametrize(

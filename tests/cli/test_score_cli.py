@@ -162,12 +162,12 @@ def test_without_truth_niqe_and_the_warping_error_are_measured(real, capsys):
     result = load_results(out)
     assert (result.network, result.dataset, list(result.scores.clips)) == ("flicker", "ra1_Rain", ["ra1"])
     clip = result.scores.clips["ra1"]
-    assert list(clip.measures["niqe"]) == ["00001", "00002", "00003"]
+    assert list(clip.metrics["niqe"]) == ["00001", "00002", "00003"]
     frames = [
         cv2.imread(str(real / f"{name}/0000{i}.png"))[..., ::-1] for name in ("flicker", "ra1_Rain") for i in (3, 2)
     ]
-    assert clip.measures["niqe"]["00003"] == niqe(frames[0])
-    assert clip.measures["warping"] == {
+    assert clip.metrics["niqe"]["00003"] == niqe(frames[0])
+    assert clip.metrics["warping"] == {
         "00002": pytest.approx(warping_error(*frames), rel=0.2),
         "00003": warping_error(*frames),
     }
@@ -192,7 +192,7 @@ def test_real_clips_of_a_whole_data_set(real, nturain):
     for results, rain in ((real / "flicker", real / "ra1_Rain"), (derained / "ra1", root), (derained, root)):
         out = real / "x.json"
         assert main(["score", str(results), "--input", str(rain), "--metrics", "warping", "--out", str(out)]) == 0
-        scores.append(load_results(out).scores.clips["ra1"].measures)
+        scores.append(load_results(out).scores.clips["ra1"].metrics)
     assert scores[0] == scores[1] == scores[2]
 
 
@@ -202,8 +202,8 @@ def test_results_alone_are_their_own_guide(real, capsys):
     result = load_results(out)
     assert result.dataset == "steady"
     assert list(result.scores.clips["steady"].frames) == ["00002", "00003"]
-    assert list(result.scores.clips["steady"].measures) == ["warping"]
-    assert result.scores.clips["steady"].measures["warping"]["00003"] < 0.1
+    assert list(result.scores.clips["steady"].metrics) == ["warping"]
+    assert result.scores.clips["steady"].metrics["warping"]["00003"] < 0.1
     arguments = ["score", str(real / "flicker"), "--metrics", "warping", "--baseline", str(out)]
     assert main(arguments) == 0
 

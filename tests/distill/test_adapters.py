@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from csd_plugin.distill.adapters import AdaptedObjective
-from csd_plugin.distill.base import Objective, feature_pairs
+from csd_plugin.distill.interface import Objective, feature_pairs
 from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView, Terms
 

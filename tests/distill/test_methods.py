@@ -6,7 +6,9 @@ import pytest
 import torch
 from reference_csd import conv_lstm
 
-from csd_plugin.distill.objective import OBJECTIVES, build_objective
+from csd_plugin.distill import OBJECTIVES
+from csd_plugin.distill.adapters import AdaptedObjective
+from csd_plugin.distill.objective import build_objective
 from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView
 
@@ -194,3 +196,15 @@ def test_what_does_not_fit_is_told():
 def test_wrong_options(opt, message):
     with pytest.raises(CSDError, match=message):
         build_objective(opt)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_an_objective_warns_of_what_its_features_cost(adapted):
+    features = [(4, 5, 16, 128, 128)]
+    objective = build_objective({"type": "FAKD", "pool": 1})
+    if adapted:
+        objective = AdaptedObjective(objective, adapters=["resize"], student=features, teacher=features)
+    # three matrices of float32 for each of 20 frames: two, and the gradient of one
+    assert objective.warnings(features) == [f"FAKD's affinities take {20 * 3:.1f} GiB with pool 1; raise it"]
+    assert build_objective({"type": "FAKD", "pool": 4}).warnings(features) == []
+    assert build_objective({"type": "SRKD"}).warnings(features) == []

@@ -198,8 +198,8 @@ def measured(values, clips=("a",), truth=False):
         for frame, niqe in zip(("00001", "00002"), values, strict=True):
             if not truth:
                 scores.record(clip, frame, {})
-            scores.clips[clip].measures.setdefault("niqe", {})[frame] = niqe
-        scores.clips[clip].measures["warping"] = {"00002": 0.25}
+            scores.clips[clip].metrics.setdefault("niqe", {})[frame] = niqe
+        scores.clips[clip].metrics["warping"] = {"00002": 0.25}
     return scores
 
 
@@ -232,7 +232,7 @@ def test_files_without_further_metrics_are_as_they_were(tmp_path):
 def test_table_of_further_metrics():
     rain = Result("rain", "d", measured([5.0, 5.0], ("a", "b")))
     ours = Result("ours", "d", measured([4.0, 3.0], ("a", "b")))
-    ours.scores.clips["a"].measures["mine"] = {"00001": 0.123456}
+    ours.scores.clips["a"].metrics["mine"] = {"00001": 0.123456}
     text = comparison_table([rain, ours], baseline=rain)
     assert "PSNR" not in text
     assert table_cells(text) == [
@@ -252,7 +252,7 @@ def test_table_of_further_metrics():
 def test_of_how_many_clips_scores_are(tmp_path, alone):
     true = measured([4.0, 3.0], ("a", "b"), truth=True)
     for clip in true.clips.values():
-        clip.measures["lpips"] = {"00001": 0.1, "00002": 0.3}
+        clip.metrics["lpips"] = {"00001": 0.1, "00002": 0.3}
     real = measured([5.0, 6.0], ("ra1",))
     scores = Scores(real.clips | true.clips if alone == "first" else true.clips | real.clips)
     path = results.write(tmp_path, "x", scores, {"network": "n", "dataset": "d"})

@@ -123,12 +123,12 @@ def test_further_metrics_average_over_the_frames_that_have_them():
     scores = made_up({"a": 3})
     scores.record("b", "1", {}, {"niqe": 4.0})
     scores.record("b", "2", {}, {"niqe": 2.0, "warping": 0.5})
-    scores.clips["a"].measures["niqe"] = {"00001": 5.0, "00002": 7.0}
-    assert scores.clips["b"].measured() == {"niqe": 3.0, "warping": 0.5}
-    assert scores.measured() == {"niqe": 4.5, "warping": 0.5}
+    scores.clips["a"].metrics["niqe"] = {"00001": 5.0, "00002": 7.0}
+    assert scores.clips["b"].metric_means() == {"niqe": 3.0, "warping": 0.5}
+    assert scores.metric_means() == {"niqe": 4.5, "warping": 0.5}
     assert scores.clips["b"].average() == {}
-    assert scores.clips["b"].measures_of("1") == {"niqe": 4.0}
-    assert scores.without_ends((0, 1)).clips["a"].measures == {"niqe": {"00001": 5.0}}
+    assert scores.clips["b"].metrics_of("1") == {"niqe": 4.0}
+    assert scores.without_ends((0, 1)).clips["a"].metrics == {"niqe": {"00001": 5.0}}
     only_b = Scores({"b": scores.clips["b"]})
     assert only_b.summary() == {"niqe": 3.0, "warping": 0.5}
 

@@ -7,7 +7,8 @@ import torch
 from toolbox import changed, distill_options
 
 from csd_plugin.archs.s2vd import S2VD
-from csd_plugin.distill.objective import OBJECTIVES, build_objective
+from csd_plugin.distill import OBJECTIVES
+from csd_plugin.distill.objective import build_objective
 from csd_plugin.errors import CSDError
 
 OTHERS = sorted(set(OBJECTIVES) - {"CSD"})

@@ -180,7 +180,7 @@ def test_clips_without_truth_have_the_metrics_that_need_none(launcher, tiny_rain
     assert frames.frames == {"00002": {}, "00003": {}}  # the first has nothing that could be measured
     folder = tiny_rain / "Dataset_Testing_RealRain/ra1_Rain"
     rain = [read_rgb(folder / f"0000{i}.png") for i in (3, 2)]
-    assert frames.measures["warping"]["00003"] == pytest.approx(warping_error(*rain, *rain))
+    assert frames.metrics["warping"]["00003"] == pytest.approx(warping_error(*rain, *rain))
 
 
 @pytest.fixture
@@ -215,8 +215,8 @@ def test_one_clip_without_truth_leaves_the_scores_of_the_others(
     table = (launcher.folder / "results/mixed/rain.md").read_text()
     assert table.count(f"of 1 of 2 clips; without truth: {alone}\n") == 2
     if metrics:
-        assert mixed.clips[alone].measures.keys() == {"warping"}
-        assert mixed.measured()["psnr"] == whole.measured()["psnr"]
+        assert mixed.clips[alone].metrics.keys() == {"warping"}
+        assert mixed.metric_means()["psnr"] == whole.metric_means()["psnr"]
         assert "psnr of 1 of 2 clips" in table
 
 
@@ -235,7 +235,7 @@ def test_processes_look_back_over_the_edges_of_their_shares(launcher, tiny_rain,
         monkeypatch.setattr("csd_plugin.models.validation.get_dist_info", lambda rank=rank: (rank, 4))
         parts += model._score_dataset(model.net_g, dataset, "rain", 0, False)
     assert parts == whole
-    assert sum("warping" in frame["measures"] for frame in whole) == 4
+    assert sum("warping" in frame["metrics"] for frame in whole) == 4
 
 
 def test_better_is_lower_where_the_file_says_so(launcher, tiny_rain):

@@ -11,7 +11,9 @@ import torch
 from synthetic import moving_scene, rain_on, write_image
 
 from csd_plugin.archs.checkpoint import load_network
+from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.prenet import PReNet
+from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.metrics.results import write
 from csd_plugin.metrics.scores import Scores
@@ -140,9 +142,21 @@ def test_a_network_that_ships_no_longer(pack, checkpoint, capsys):
     assert (pack.folder / "two.pth").exists()
 
 
+@pytest.mark.parametrize("network", [PReNet(num_feat=4), HalfNet(preset="tiny", num_feat=4), S2VD(num_feat=4)])
+def test_every_network_of_the_table_can_be_packed(pack, clip, network, tmp_path):
+    torch.save({"params": network.state_dict()}, tmp_path / "net.pth")
+    assert pack(tmp_path / "net.pth", "packed", "--check", *clip, "--fact", *TEXTS) == 0
+    packed = read_catalogue(pack.folder)[0]["packed"]
+    assert packed.preset == {"HalfNet": "tiny"}.get(type(network).__name__, type(network).__name__)
+    again = type(network)(**packed.numbers)
+    assert again.state_dict().keys() == network.state_dict().keys()
+    assert packed.parameters == sum(p.numel() for p in network.parameters())
+
+
 def test_mistakes_are_one_line_and_change_nothing(pack, checkpoint, tmp_path, capsys):
     assert pack(checkpoint, "narrow", "--fact", *TEXTS) == 0
-    torch.save({"params": PReNet().state_dict()}, tmp_path / "prenet.pth")
+    odd = SLDNet(num_frame=1, num_feat=4, num_pair=1, num_transition=0, reducing=())
+    torch.save({"params": odd.state_dict()}, tmp_path / "odd.pth")
     (tmp_path / "facts.yml").write_text("licens: x\n")
     walk, a1 = scored(tmp_path, "walk"), scored(tmp_path, "a1")
     before = {path.name: path.read_bytes() for path in pack.folder.iterdir()}
@@ -151,7 +165,7 @@ def test_mistakes_are_one_line_and_change_nothing(pack, checkpoint, tmp_path, ca
         ((checkpoint, "narrow"), "'what' is missing"),
         ((checkpoint, "Narrow!", "--fact", *TEXTS), "no name for a network"),
         ((checkpoint,), "no name for a network"),
-        ((tmp_path / "prenet.pth", "prenet", "--fact", *TEXTS), "is a PReNet"),
+        ((tmp_path / "odd.pth", "odd", "--fact", *TEXTS), "has the layers of no preset"),
         ((tmp_path / "no.pth", "no", "--fact", *TEXTS), "there is no checkpoint"),
         ((checkpoint, "narrow", "--fact", "recip=x"), "did you mean recipe?"),
         ((checkpoint, "narrow", "--facts", tmp_path / "facts.yml"), "did you mean licence?"),

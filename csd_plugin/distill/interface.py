@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from csd_plugin.errors import CSDError
@@ -11,7 +13,7 @@ from csd_plugin.types import ClipView, Terms
 class Objective(nn.Module):
     """One distillation method. It owns the modules that learn beside the student, and only those.
 
-    To add a method: one new file with one subclass, and one line in `objective.OBJECTIVES`. The constructor takes
+    To add a method: one new file with one subclass, and one line in `distill.OBJECTIVES`. The constructor takes
     keyword-only options; what is wrong with them it tells by CSDError.
     """
 
@@ -21,6 +23,8 @@ class Objective(nn.Module):
     needs_features = True
     #: Whether layers that learn bring the student's features to the teacher's scale first.
     learns_scale = False
+    #: Names of presets of options that `train.distill_opt.fidelity` may ask for; see `fidelity`.
+    fidelities: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()  # without the arbitrary keywords of nn.Module: these are options
@@ -37,6 +41,13 @@ class Objective(nn.Module):
         target: (B, L, 3, H, W), the clean frames, RGB in [0, 1].
         """
         raise NotImplementedError
+
+    def warnings(self, features: Sequence[Sequence[int]]) -> list[str]:
+        """What to say before a run, a line each.
+
+        features: the shape (B, L, C, h, w) of the student's feature of each tap.
+        """
+        return []
 
     def after_step(self) -> None:
         """Called once after each optimizer step, for what follows the weights without being learned."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 
 import cv2
@@ -11,9 +12,11 @@ import torch
 
 from csd_plugin import registration
 from csd_plugin.errors import CSDError
-from csd_plugin.metrics.measures import MEASURES, WITHOUT_TRUTH, View, open_measures
+from csd_plugin.metrics import METRICS, WITHOUT_TRUTH
+from csd_plugin.metrics.metric import View, open_metrics
 from csd_plugin.metrics.niqe import niqe
 from csd_plugin.metrics.perceptual import ALEXNET, LPIPS
+from csd_plugin.metrics.warping import warping_error
 
 
 def picture(seed=0, height=200, width=300):
@@ -99,20 +102,40 @@ def test_lpips_says_what_is_missing(alexnet, tmp_path, monkeypatch):
         LPIPS(alexnet)(picture(0, 64, 64), picture(0, 64, 40))
 
 
-def test_measures_are_opened_by_name(alexnet):
-    measures = open_measures(MEASURES, has_truth=True, lpips_weights=alexnet)
+def test_metrics_are_opened_by_name(alexnet):
+    metrics = open_metrics(METRICS, has_truth=True, options={"lpips": {"weights": alexnet}})
     result, truth = picture(0), picture(1)
     first = View(result, truth, truth)
-    assert measures["warping"](first) is None
+    assert metrics["warping"].of(first) is None
     values = {
-        name: compute(first._replace(previous=result, previous_guide=truth)) for name, compute in measures.items()
+        name: metric.of(first._replace(previous=result, previous_guide=truth)) for name, metric in metrics.items()
     }
     assert values == {"niqe": niqe(result), "lpips": LPIPS(alexnet)(result, truth), "warping": 0.0}
-    assert open_measures(WITHOUT_TRUTH, has_truth=False).keys() == {"niqe", "warping"}
+    assert open_metrics(WITHOUT_TRUTH, has_truth=False).keys() == {"niqe", "warping"}
     with pytest.raises(CSDError, match="LPIPS compares with the truth"):
-        open_measures(["lpips"], has_truth=False)
+        open_metrics(["lpips"], has_truth=False)
     with pytest.raises(CSDError, match="no metric 'nique'; there are niqe, lpips, warping"):
-        open_measures(["nique"], has_truth=False)
+        open_metrics(["nique"], has_truth=False)
+
+
+def test_the_toolbox_gets_a_function_of_a_metric(alexnet):
+    from basicsr.utils.registry import METRIC_REGISTRY
+
+    registration.install()
+    result, truth = picture(0, 64, 80), picture(1, 64, 80)
+    lpips, warping = (METRIC_REGISTRY.get(name) for name in ("calculate_lpips", "calculate_warping_error"))
+    assert list(inspect.signature(lpips).parameters) == ["img", "img2"]
+    assert list(inspect.signature(warping).parameters) == ["img", "previous", "guide", "previous_guide"]
+    bgr = {"img": result[..., ::-1], "img2": truth[..., ::-1]}
+    assert lpips(**bgr, weights=str(alexnet), better="lower") == LPIPS(alexnet)(result, truth)
+    with pytest.raises(CSDError, match="calculate_lpips needs img and img2"):
+        lpips(img=bgr["img"], weights=str(alexnet))
+    with pytest.raises(CSDError, match=r"none\.pth does not exist"):
+        lpips.check(type="calculate_lpips", weights="none.pth", better="lower")
+    with pytest.raises(CSDError, match="calculate_warping_error compares neighbouring frames"):
+        warping(**bgr)
+    previous = {"previous": bgr["img2"], "guide": bgr["img"], "previous_guide": bgr["img2"]}
+    assert warping(**bgr, **previous) == warping_error(result, truth, result, truth)
 
 
 def test_packages_that_are_missing_are_named(alexnet, monkeypatch):
@@ -123,4 +146,4 @@ def test_packages_that_are_missing_are_named(alexnet, monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
     for name in ("niqe", "lpips"):
         with pytest.raises(CSDError, match=r"pip install '\.\[metrics\]'"):
-            open_measures([name], has_truth=True, lpips_weights=alexnet)
+            open_metrics([name], has_truth=True, options={"lpips": {"weights": alexnet}})

@@ -1,0 +1,41 @@
+"""Classes of other packages in our tables.
+
+An installed package adds networks to `archs.NETWORKS`, objectives to `distill.OBJECTIVES` and so on in a function
+without arguments that its metadata name as an entry point of the group `csd_plugin`:
+
+    [project.entry-points.csd_plugin]
+    mine = "my_package:register"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, entry_points
+
+from csd_plugin.errors import CSDError
+
+GROUP = "csd_plugin"
+
+_loaded: set[tuple[str, str]] = set()
+
+
+def load() -> Iterator[CSDError]:
+    """Call the functions of other packages, each until it has worked once in a process; what went wrong in them."""
+    for point in entry_points(group=GROUP):
+        try:
+            _load(point)
+        except CSDError as error:
+            yield error
+
+
+def _load(point: EntryPoint) -> None:
+    if (point.name, point.value) in _loaded:
+        return
+    try:
+        point.load()()
+    except (ImportError, AttributeError, TypeError, KeyError, AssertionError) as error:  # the registries assert
+        raise CSDError(
+            f"the package behind the entry point {point.name} = {point.value} cannot be registered "
+            f"({type(error).__name__}: {error}); mend or uninstall it"
+        ) from error
+    _loaded.add((point.name, point.value))

@@ -1,0 +1,74 @@
+"""What every metric beside PSNR and SSIM is: images of one frame in, a number out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from csd_plugin import extensions
+from csd_plugin.errors import CSDError
+from csd_plugin.metrics import METRICS
+from csd_plugin.metrics.image_quality import Image
+
+
+class View(NamedTuple):
+    """What a metric may look at: images (H, W, 3) uint8 RGB of one frame.
+
+    truth: None where there is none. guide: what moves as the result should: the truth, the rainy input, or the result
+    itself. previous, previous_guide: of the frame before; None in the first of a clip, and where no metric needs them.
+    """
+
+    result: Image
+    truth: Image | None
+    guide: Image
+    previous: Image | None = None
+    previous_guide: Image | None = None
+
+
+class Metric:
+    """One metric; lower is better in all of them.
+
+    To add one: one new file with one subclass, and one line in `metrics.METRICS`. The constructor takes keyword-only
+    options, those of `val.metrics` in an option file. It raises CSDError where weights or a package are missing.
+    """
+
+    #: In tables: the column's title, and digits after the point.
+    title: ClassVar[str]
+    decimals: ClassVar[int]
+    #: What a view has to have: the truth; the frame before. Of a frame without it there is no value.
+    needs_truth: ClassVar[bool] = False
+    temporal: ClassVar[bool] = False
+    #: The `type` in `val.metrics`; None where the toolbox has such a function itself.
+    function: ClassVar[str | None] = None
+
+    def __call__(self, view: View) -> float | None:
+        """The value of a frame whose view has what is needed; None where it has none. Raises CSDError."""
+        raise NotImplementedError
+
+    def of(self, view: View) -> float | None:
+        """The value of a frame; None also where the view lacks what is needed."""
+        lacks_truth = self.needs_truth and view.truth is None
+        lacks_previous = self.temporal and (view.previous is None or view.previous_guide is None)
+        return None if lacks_truth or lacks_previous else self(view)
+
+
+def open_metrics(
+    names: Iterable[str], *, has_truth: bool, options: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Metric]:
+    """Name -> the metric.
+
+    options: name -> keywords of its constructor.
+
+    Raises CSDError for an unknown name, a package or weights that are missing, or a truth that one needs.
+    """
+    opened = {}
+    for name in names:
+        faults = [] if name in METRICS else list(extensions.load())
+        if name not in METRICS:
+            also = "".join(f"; {fault}" for fault in faults)
+            raise CSDError(f"there is no metric {name!r}; there are {', '.join(METRICS)}{also}")
+        metric = METRICS[name]
+        if metric.needs_truth and not has_truth:
+            raise CSDError(f"{metric.title} compares with the truth: give it by --truth, or leave {name} out")
+        opened[name] = metric(**(options or {}).get(name, {}))
+    return opened

@@ -1,0 +1,43 @@
+"""Tables of what goes by a name: a row says where it is, and is imported when it is first asked for."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import TypeVar, cast
+
+T = TypeVar("T")
+
+
+class Table(MutableMapping[str, T]):
+    """Name -> a class or other object, in the order of the rows.
+
+    rows: name -> `package.module:Name`, or the object itself. Names alone import nothing.
+    """
+
+    def __init__(self, rows: Mapping[str, str | T]) -> None:
+        self._rows: dict[str, str | T] = dict(rows)
+
+    def __getitem__(self, name: str) -> T:
+        row = self._rows[name]
+        if isinstance(row, str):
+            row = self._rows[name] = cast("T", pkgutil.resolve_name(row))
+        return row
+
+    def __setitem__(self, name: str, row: T) -> None:
+        """Raises KeyError where the name is that of something else."""
+        if name in self._rows and self[name] is not row:
+            raise KeyError(f"there is another {name} in this table; take another name")
+        self._rows[name] = row
+
+    def __delitem__(self, name: str) -> None:
+        del self._rows[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
