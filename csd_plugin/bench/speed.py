@@ -138,7 +138,7 @@ def find_network(name: str) -> nn.Module:
         return (PReNet() if name == "prenet" else S2VD()).eval()
     if not Path(name).exists():
         known = (*PRESETS, *halfnet.PRESETS)
-        raise CSDError(f"--networks {name}: neither a file nor one of {', '.join(known)}, prenet, s2vd")
+        raise CSDError(f"--networks {name}: is not a file and not one of {', '.join(known)}, prenet, s2vd")
     return load_network(name)
 
 
