@@ -1,6 +1,6 @@
 """Training samples per second from a folder of frames and from LMDB stores of it.
 
-A sample is num_frame rainy frames and the same number of clean ones, all cropped alike to gt_size. It is read from
+A sample is num_frame rainy frames and as many clean ones, all cropped alike to gt_size. It is read from
   folder    the image files themselves
   source    an LMDB store of the files' own bytes
   png       an LMDB store of the frames as PNG
@@ -8,13 +8,13 @@ A sample is num_frame rainy frames and the same number of clean ones, all croppe
   raw       an LMDB store of pixels
 without and with scale augmentation. The stores are built first, below --work. The columns:
   MB        on disk
-  first     samples per second of one loader worker, from the disk: nothing is in the system's cache
+  first     samples per second of one loader worker, from the disk, with an empty system cache
   warm      the same with everything in the cache
   loader    samples per second that arrive from a loader of --workers workers, transfer included
   x         times the folder's rate
   start     seconds from the start of the workers to their first batch
   private, shared
-            MB of a worker's memory: its own, and what it maps or was forked with (such as a store's map)
+            MB of a worker's memory: its own, and what it shares with others (such as the map of a store)
 Rates are medians over rounds in which all take turns, so that a busy machine slows all of them.
 
 example:
@@ -32,23 +32,31 @@ from csd_plugin.cli.flags import jobs, number, whole
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataroot", metavar="PATH", type=Path, help="folder of a data set in NTURain's layout")
-    parser.add_argument("--split", default="train", choices=("train", "test"), help="default train")
+    parser.add_argument("--split", default="train", choices=("train", "test"), help="which clips (default train)")
     parser.add_argument("--clips", nargs="+", metavar="NAME", help="only these clips")
     parser.add_argument(
-        "--num-frame", type=whole(1), default=11, metavar="N", help="of rain and truth each (default 11)"
+        "--num-frame",
+        type=whole(1),
+        default=11,
+        metavar="N",
+        help="rainy frames per sample, and clean ones (default 11)",
     )
     parser.add_argument(
         "--gt-size", type=whole(1), default=128, metavar="PIXELS", help="side of the crop (default 128)"
     )
     parser.add_argument("--float32", action="store_true", help="samples as float32 instead of uint8 (as_uint8)")
-    parser.add_argument("--batch-size", type=whole(1, 1024), default=4, metavar="B", help="default 4")
-    parser.add_argument("--workers", type=jobs, default=1, metavar="N", help="of a loader (default 1)")
-    parser.add_argument("--rounds", type=whole(1, 10_000), default=3, metavar="N", help="default 3")
-    parser.add_argument("--seconds", type=number(0.001, 3600), default=2.0, help="of each measurement (default 2)")
-    parser.add_argument("--jobs", type=jobs, default=1, metavar="N", help="processes that build stores (default 1)")
-    parser.add_argument("--work", type=Path, metavar="FOLDER", help="for the stores (default: a temporary one)")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures there, and the table beside as .md"
+        "--batch-size", type=whole(1, 1024), default=4, metavar="B", help="samples per batch (default 4)"
+    )
+    parser.add_argument("--workers", type=jobs, default=1, metavar="N", help="workers of a loader (default 1)")
+    parser.add_argument("--rounds", type=whole(1, 10_000), default=3, metavar="N", help="rounds to measure (default 3)")
+    parser.add_argument(
+        "--seconds", type=number(0.001, 3600), default=2.0, help="length of each measurement (default 2)"
+    )
+    parser.add_argument("--jobs", type=jobs, default=1, metavar="N", help="processes that build stores (default 1)")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="folder for the stores (default: a temporary one)")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures, with the table (.md) next to them"
     )
 
 

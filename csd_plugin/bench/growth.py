@@ -1,12 +1,12 @@
 """How time and memory grow with the size of the frames and with their number.
 
-Frames of 1x to 16x the pixels of --size, eight of each; and clips of 1x to 16x --frames at --size. Every row is a
-process of its own, which streams its frames through the network as `csd derain` does. The columns:
-  s/frame   wall clock of the clip divided by its frames, without the start of the process
-  us/pixel  the same per pixel, in microseconds: constant where time grows with the pixels alone
-  peak MB   the most memory that the process ever held
+First table: eight frames each, of 1x to 16x the pixels of --size. Second table: clips of 1x to 16x --frames at --size.
+Every row is a separate process that streams its frames through the network as `csd derain` does. The columns:
+  s/frame   wall-clock time of the clip divided by its frames, without the start of the process
+  us/pixel  the same per pixel, in microseconds: constant if time grows only with the number of pixels
+  peak MB   the most memory that the process held
   +MB       the part of it that frames and network needed after torch was loaded: constant in the second table, as
-            memory does not grow with the clip; limited in the first by --memory and the frames themselves
+            memory does not grow with the clip; limited in the first by --memory and by the frames themselves
 
 example:
   csd bench growth --network student1 --json growth.json
@@ -21,14 +21,24 @@ from csd_plugin.cli.flags import whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--network", default="student2", metavar="NAME", help="as bench infer's (default student2)")
-    parser.add_argument("--size", default="320x240", metavar="WxH", help="of 1x (default 320x240)")
-    parser.add_argument("--frames", type=whole(1, 10_000), default=8, metavar="N", help="of 1x (default 8)")
-    parser.add_argument("--memory", type=whole(1), default=512, metavar="MIB", help="as csd derain's (default 512)")
+    parser.add_argument("--network", default="student2", metavar="NAME", help="as for bench infer (default student2)")
+    parser.add_argument("--size", default="320x240", metavar="WxH", help="size of 1x (default 320x240)")
+    parser.add_argument("--frames", type=whole(1, 10_000), default=8, metavar="N", help="frames of 1x (default 8)")
+    parser.add_argument("--memory", type=whole(1), default=512, metavar="MIB", help="as for csd derain (default 512)")
     parser.add_argument(
-        "--steps", nargs="+", type=whole(1, 256), default=[1, 2, 4, 8, 16], metavar="N", help="default 1 .. 16"
+        "--steps",
+        nargs="+",
+        type=whole(1, 256),
+        default=[1, 2, 4, 8, 16],
+        metavar="N",
+        help="multiples to measure (default 1 2 4 8 16)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="figures; the table .md and a plot .png go beside it")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the figures, with the table (.md) and a plot (.png) next to them",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -8,12 +8,12 @@ Networks are presets with random weights, checkpoints, prenet or s2vd. Backends 
   openvino     the same in OpenVINO (openvino:bf16)
 A .onnx or .xml that `csd export` wrote runs in its own runtime. The columns:
   s/frame   median over rounds in which all take turns, so that a busy machine slows all of them
-  x plain   how many times faster than the plain network in the same round, the median
+  x plain   how many times faster than the plain network in the same round (median)
   GMAC      useful multiply-adds per frame, in 10^9, without those on the zero padding in time
   GMAC/s    the same per second
   of matmul that rate as a share of the device's rate in matrix products of that precision, measured before every run
-  +zeros    that share with the zero blocks counted that folded weights hold in graphs
-S2VD takes 12 frames in one pass; 8 of them count. --batch is the number of windows in one pass, as in training.
+  +zeros    that share if the zero blocks of folded weights in graphs are counted too
+S2VD takes 12 frames in one pass, 8 of which count. --batch is the number of windows in one pass, as in training.
 
 examples:
   csd bench infer --json infer.json
@@ -41,14 +41,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backends",
         nargs="+",
         metavar="NAME",
-        help="default: plain, torch, torch:bf16, and the others as far as installed",
+        help="default: plain, torch, torch:bf16, and those of the others that are installed",
     )
-    parser.add_argument("--sizes", nargs="+", default=["640x480"], metavar="WxH", help="default 640x480")
-    parser.add_argument("--threads", nargs="+", type=jobs, default=[1], metavar="N", help="default 1")
+    parser.add_argument(
+        "--sizes", nargs="+", default=["640x480"], metavar="WxH", help="sizes of the frames (default 640x480)"
+    )
+    parser.add_argument(
+        "--threads", nargs="+", type=jobs, default=[1], metavar="N", help="numbers of threads (default 1)"
+    )
     parser.add_argument("--batch", type=whole(1, 1024), default=1, metavar="B", help="windows at once (default 1)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default cpu)")
-    parser.add_argument("--rounds", type=whole(1, 10_000), default=5, metavar="N", help="default 5")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="figures; the table .md and a plot .png go beside it")
+    parser.add_argument("--rounds", type=whole(1, 10_000), default=5, metavar="N", help="rounds to measure (default 5)")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the figures, with the table (.md) and a plot (.png) next to them",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -259,7 +259,7 @@ def _build_by_basicsr(chosen: Path, keys: list[str], out: Path) -> _BasicSRStore
         compat.prepare_imports()
         from basicsr.utils.lmdb_util import make_lmdb_from_imgs
     except ModuleNotFoundError:
-        logger.warning("BasicSR is not installed: its own LMDB is left out")
+        logger.warning("BasicSR is not installed, so its own LMDB is left out")
         return None
     with (
         Path(os.devnull).open("w") as nowhere,

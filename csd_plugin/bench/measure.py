@@ -130,7 +130,7 @@ def check_report(path: Path | None) -> None:
 
 
 def save_report(path: Path, content: Mapping[str, Any], table: str, plot: Callable[[Any], None] | None = None) -> str:
-    """The figures to `path`, the table beside it as .md and, where matplotlib is installed, the plot as .png.
+    """The figures to `path`, the table next to it as .md and, where matplotlib is installed, the plot as .png.
 
     Args:
         plot: draws on a matplotlib Figure.
@@ -153,7 +153,7 @@ def save_report(path: Path, content: Mapping[str, Any], table: str, plot: Callab
             with replacing(written[2]) as draft:
                 figure.savefig(draft, format="png", dpi=120)
     except OSError as error:
-        raise CSDError(f"{path}: cannot be written ({error.strerror}): give another place") from error
+        raise CSDError(f"{path}: cannot be written ({error.strerror}); give another path") from error
     return "written: " + ", ".join(str(target) for target in written)
 
 

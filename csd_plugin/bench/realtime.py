@@ -1,17 +1,18 @@
-"""Whether videos are derained in real time here: from file to file, and from a camera.
+"""Can this machine derain in real time? Measured from file to file, and from a camera.
 
-FILE, or a made-up rainy clip, is brought to every size, then read, derained and written as `csd derain` does, at first
-without any network: the limit that decoding and encoding set. Every row is a process of its own. The columns:
-  fps        frames per second from file to file, reading, network and writing together
-  of limit   that as a part of the first row's of this size
-  read, net, write  ms that a frame takes in each of the three alone, with the whole machine, and its part of the sum.
-            On machines with several processors the three go on side by side
-  delay, 99% ms from when a camera of --rate frames per second gives a frame until it is written: the median, and what
-            one frame in a hundred exceeds
-  dropped    frames of that camera that came faster than they were cleaned
-  peak MB    the most memory that the process held while it went from file to file
+FILE, or a made-up rainy clip, is brought to every size, then read, derained and written as `csd derain` does. The first
+row of each size has no network: it is the limit that decoding and encoding set. Every row is a separate process. The
+columns:
+  fps        frames per second from file to file: reading, network and writing together
+  of limit   that as a share of the first row's rate at this size
+  read, net, write  ms per frame for each of the three alone, with the whole machine, and its share of the sum. On
+            machines with several processors, the three run at the same time
+  delay, 99% ms from the moment a camera of --rate frames per second gives a frame until it is written: the median, and
+            the value that one frame in a hundred exceeds
+  dropped    frames of that camera that were left out because they came faster than they were cleaned
+  peak MB    the most memory that the process held from file to file
 
-Networks are presets with random weights, which take the time of trained ones, names of `csd models`, or checkpoints.
+Networks are presets with random weights (as fast as trained ones), names of `csd models`, or checkpoints.
 
 examples:
   csd bench realtime
@@ -60,16 +61,27 @@ class Row(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", metavar="FILE", type=Path, help="rainy video or folder (default: made up)")
     parser.add_argument(
-        "--networks", nargs="+", default=["realtime", "tiny"], metavar="NAME", help="default: realtime tiny"
+        "--networks",
+        nargs="+",
+        default=["realtime", "tiny"],
+        metavar="NAME",
+        help="networks to measure (default: realtime tiny)",
     )
-    parser.add_argument("--sizes", nargs="+", default=_SIZES, metavar="WxH", help=f"default {' '.join(_SIZES)}")
     parser.add_argument(
-        "--frames", type=whole(1, 100_000), default=120, metavar="N", help="of every clip (default 120)"
+        "--sizes", nargs="+", default=_SIZES, metavar="WxH", help=f"sizes of the frames (default {' '.join(_SIZES)})"
     )
     parser.add_argument(
-        "--rate", type=number(0.001, 1000), default=25, metavar="FPS", help="of the camera (default 25)"
+        "--frames", type=whole(1, 100_000), default=120, metavar="N", help="frames per clip (default 120)"
     )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="figures; the table .md and a plot .png go beside it")
+    parser.add_argument(
+        "--rate", type=number(0.001, 1000), default=25, metavar="FPS", help="frame rate of the camera (default 25)"
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="OUT",
+        help="write the figures, with the table (.md) and a plot (.png) next to them",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

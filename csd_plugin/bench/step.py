@@ -1,16 +1,16 @@
-"""Seconds and memory of a distillation step, compared with plainer ways to compute it.
+"""Seconds and memory of a distillation step, compared with simpler ways to compute it.
 
 All train a student with CSD's default options on the same random clips, from the same weights:
   csd        ours: the step of a DistillModel
-  per frame  the same losses and gradients, plainly: window by window through both networks, frame by frame and cell
-             by cell through the objective, then one backward pass; its numbers are first checked against ours
-  released   the pattern of the authors' released code: networks run again on pooled frames for each scale, and there
-             are six backward passes per frame over graphs that are kept through the clip; one optimizer step at its
-             end, as today's torch refuses those in between
+  per frame  the same losses and gradients in the simplest way: window by window through both networks, frame by frame
+             and cell by cell through the objective, then one backward pass; its numbers are checked against ours first
+  released   the pattern of the authors' released code: networks run again on pooled frames for each scale, with six
+             backward passes per frame over graphs that are kept through the clip; one optimizer step at its end, as
+             today's torch refuses those in between
 The columns:
   s/step, steps/s   medians over rounds in which all take turns; with one thread, the processor's time, which other
                     programs hardly affect
-  x time            this time divided by ours, in the same round, the median
+  x time            this time divided by ours in the same round (median)
   peak MiB          the most memory that a separate process held over two steps
   +MiB, x memory    the part of it that the steps needed once torch, networks and clips were loaded; divided by ours
 
@@ -30,20 +30,27 @@ from csd_plugin.cli.flags import jobs, whole
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--student", default="student1", metavar="NAME", help="preset (default student1)")
     parser.add_argument("--teacher", default="teacher", metavar="NAME", help="preset (default teacher)")
-    parser.add_argument("--student-width", type=whole(1, 1024), metavar="C", help="channels, not the preset's")
-    parser.add_argument("--teacher-width", type=whole(1, 1024), metavar="C", help="channels, not the preset's")
-    parser.add_argument("--batch", type=whole(1, 1024), default=2, metavar="B", help="clips in a step (default 2)")
+    parser.add_argument("--student-width", type=whole(1, 1024), metavar="C", help="channels (default: the preset's)")
+    parser.add_argument("--teacher-width", type=whole(1, 1024), metavar="C", help="channels (default: the preset's)")
+    parser.add_argument("--batch", type=whole(1, 1024), default=2, metavar="B", help="clips per step (default 2)")
     parser.add_argument(
         "--size", type=whole(1, 4096), default=64, metavar="PIXELS", help="side of the crops (default 64)"
     )
     parser.add_argument(
-        "--num-target", type=whole(1, 1024), default=5, metavar="L", help="frames in a clip (default 5)"
+        "--num-target", type=whole(1, 1024), default=5, metavar="L", help="target frames per clip (default 5)"
     )
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the networks (default fp32)")
-    parser.add_argument("--threads", type=jobs, default=1, metavar="N", help="default 1")
-    parser.add_argument("--rounds", type=whole(1, 10_000), default=3, metavar="N", help="default 3")
-    parser.add_argument("--profile", action="store_true", help="also where the time of our step goes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="figures; the table .md and a plot .png go beside it")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="precision of the networks (default fp32)"
+    )
+    parser.add_argument("--threads", type=jobs, default=1, metavar="N", help="number of threads (default 1)")
+    parser.add_argument("--rounds", type=whole(1, 10_000), default=3, metavar="N", help="rounds to measure (default 3)")
+    parser.add_argument("--profile", action="store_true", help="also show where the time of our step goes")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the figures, with the table (.md) and a plot (.png) next to them",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -146,7 +146,7 @@ def verify(settings: Settings) -> float:
     differences += [_difference(b.grad, a.grad) for a, b in zip(ours, theirs, strict=True)]
     worst = max(differences)
     if not worst <= TOLERANCE:
-        raise CSDError(f"the step per frame computes other numbers than ours, {worst:.1e} apart: please report it")
+        raise CSDError(f"the step per frame and ours differ by {worst:.1e}; please report this")
     return worst
 
 

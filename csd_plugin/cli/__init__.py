@@ -17,7 +17,7 @@ from csd_plugin.extras import needed_by
 
 JOBS = {
     "prepare": "bring archives, folders or videos into the data set's layout, and into LMDB",
-    "data": "report what a data set holds, and what is wrong with it",
+    "data": "report what a data set holds, and any problems",
     "rain": "put rendered rain on clean clips",
     "derain": "remove rain from a video or a folder of frames",
     "models": "list the shipped networks: size, speed, scores",
@@ -25,7 +25,7 @@ JOBS = {
     "score": "score a folder of results against the truth",
     "table": "train and test the rows of a results table, and write it",
     "figure": "draw pictures for papers: crops, error maps, features, slices through time, videos",
-    "reproduce": "train the shipped networks again, or your own like them, from clean clips",
+    "reproduce": "train the shipped networks again, or your own in the same way, from clean clips",
     "export": "write a network as ONNX, OpenVINO or torch.export",
     "bench": "measure inference, training and data loading on this machine",
 }

@@ -1,8 +1,8 @@
-"""Report what a data set holds, clip by clip, and what is wrong with it.
+"""Report what a data set holds, clip by clip, and any problems.
 
-PATH is a folder in NTURain's layout, another folder of clips, or an LMDB store. The report has, for every clip, its
-frames, sizes, mean brightness, what the rain changes compared with the truth, and the PSNR of the rainy frames. Then it
-lists what the data sets for training and test would refuse or skip. The exit status is 0 even if there are problems.
+PATH is a folder in NTURain's layout, another folder of clips, or an LMDB store. For every clip, the report shows its
+frames, their size and mean brightness, how the rain differs from the truth, and the PSNR of the rainy frames. Then it
+lists what training and testing would refuse or skip. The exit status is 0 even if there are problems.
 
 examples:
   csd data data/NTURain
@@ -22,12 +22,12 @@ from csd_plugin.cli.flags import jobs, whole
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     processes = min(os.cpu_count() or 1, 8)
     parser.add_argument("path", metavar="PATH", type=Path, help="folder or LMDB store")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with thumbnails of every clip")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the facts for programs")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a web page with thumbnails of every clip")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report for programs")
     parser.add_argument(
-        "--samples", type=whole(1), default=16, metavar="N", help="frames of a clip to measure (default 16)"
+        "--samples", type=whole(1), default=16, metavar="N", help="frames to measure per clip (default 16)"
     )
-    parser.add_argument("--decode", action="store_true", help="decode all frames, to find damaged ones")
+    parser.add_argument("--decode", action="store_true", help="decode every frame, to find damaged ones")
     parser.add_argument("--jobs", type=jobs, default=processes, metavar="N", help=f"processes (default {processes})")
 
 
@@ -40,12 +40,12 @@ def run(args: argparse.Namespace) -> None:
 
     written = [path for path in (args.html, args.json) if path]
     if len({path.resolve() for path in written}) < len(written):
-        raise CSDError(f"--html and --json are both {args.html}: give each a file of its own")
-    for path in written:  # an image, or the store, may lie beside what is written
+        raise CSDError(f"--html and --json are both {args.html}: give two different files")
+    for path in written:  # an image, or the store, may lie next to what is written
         is_store = args.path.is_file() or (args.path / "data.mdb").exists()
         refuse_inputs([path], [args.path] if is_store else [])
         if path.exists() and is_frame_name(path.name):
-            raise CSDError(f"{path} is an image that is there already; give the report another name")
+            raise CSDError(f"{path} is an existing image; give the report another name")
     facts = examine(args.path, args.samples, args.decode, args.jobs)
     print(as_text(facts), end="")
     if args.html:

@@ -1,16 +1,16 @@
 """Remove rain from a video, a folder of frames or a pipe.
 
 IN is a video file, a folder of images, a pattern of image files (frames_%05d.png), - for raw rgb24 frames on
-standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows), which Ctrl-C or --end ends; its frames that
-come faster than they are cleaned are dropped, so that the delay does not grow.
+standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows). Ctrl-C or --end ends a camera. If its
+frames come faster than they are cleaned, some are dropped, so that the delay does not grow.
 OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, a pattern (clean_%05d.png), - for raw frames on
-standard output, else a folder of PNG files. A video keeps codec, time stamps, colours, depth, sound, subtitles,
-chapters and tags of IN; what OUT's kind of file does not hold is named in one line. It appears under its name only
-when it is whole.
-Frames of a folder keep their names, those of a pattern their numbers, both their 16 bits. They appear one by one, and
---resume goes on where such a run was stopped. What is there already is replaced with --overwrite only.
+standard output, else a folder of PNG files. A video keeps the codec, time stamps, colours, bit depth, sound, subtitles,
+chapters and tags of IN. What OUT's kind of file cannot hold is named in one line. The video appears under its name only
+when it is complete.
+Frames of a folder keep their names, those of a pattern their numbers, and both keep 16 bits. They are written one by
+one; --resume continues a stopped run. Existing output is replaced only with --overwrite.
 
-Scene cuts are found and reported; no frame is cleaned by those of another shot. A part (--start, --end) gets the
+Scene cuts are found and reported. No frame is cleaned with frames of another shot. A part (--start, --end) gets the
 same frames as in the whole video.
 
 examples:
@@ -55,48 +55,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help=f"checkpoint, file of `csd export`, or one of `csd models`: {', '.join(NETWORKS)} (default {DEFAULT})",
     )
-    model.add_argument("--fast", action="store_true", help=f"the quickest of the shipped students, {FASTEST}")
+    model.add_argument("--fast", action="store_true", help=f"the fastest of the shipped students, {FASTEST}")
     parser.add_argument("--start", type=position, default=0, metavar="AT", help="first frame: 120, 4.8s or 1:05")
-    parser.add_argument("--end", type=position, metavar="AT", help="the frame after the last, given as --start is")
+    parser.add_argument(
+        "--end", type=position, metavar="AT", help="the frame after the last one, in the same form as --start"
+    )
     parser.add_argument("--fps", type=rate, default=Fraction(25), help="frame rate of images and pipes (default 25)")
     parser.add_argument("--size", metavar="WxH", help="of the frames on standard input")
     present = parser.add_mutually_exclusive_group()
     present.add_argument(
         "--resume",
         action="store_true",
-        help="leave out frames that are in the output folder already; with the options, and the model, of before",
+        help="continue a stopped run: skip frames that exist in the output folder; use the same options and model",
     )
-    present.add_argument("--overwrite", action="store_true", help="replace the video, or frames of the same names")
-    parser.add_argument("--side-by-side", action="store_true", help="write the rainy frame beside the clean one")
-    parser.add_argument("--compare", metavar="GT", type=Path, help="true frames: report PSNR and SSIM against them")
+    present.add_argument(
+        "--overwrite", action="store_true", help="replace an existing video, or frames with the same names"
+    )
+    parser.add_argument("--side-by-side", action="store_true", help="write the rainy and the clean frame side by side")
+    parser.add_argument("--compare", metavar="GT", type=Path, help="the true clean frames: report PSNR and SSIM")
     parser.add_argument(
         "--encoding",
         choices=("auto", "quick", "small"),
         default="auto",
-        help="of a video, at equal quality: in less time, or in fewer bytes (default auto: quick for cameras and "
-        "networks made for real time)",
+        help="of a video: quick takes less time, small gives a smaller file of the same quality (default auto: quick "
+        "for cameras and real-time networks, else small)",
     )
-    parser.add_argument("--keep-going", action="store_true", help="leave out what cannot be read in a damaged video")
+    parser.add_argument("--keep-going", action="store_true", help="skip what cannot be read in a damaged video")
     parser.add_argument(
         "--backend",
         choices=("auto", "torch", "onnxruntime", "openvino"),
         default="auto",
-        help="what computes (default: torch; for .onnx ONNX Runtime, for .xml OpenVINO)",
+        help="runtime of the network (default: torch; ONNX Runtime for .onnx, OpenVINO for .xml)",
     )
     parser.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16", "fp16"),
         default="auto",
-        help="of the layers (default auto: bf16 on CPUs that have it, for networks whose frames in it stay within "
-        "45 dB of fp32, else fp32; fp16 is for GPUs)",
+        help="number format of the layers (default auto: bf16 on CPUs that support it, if its frames match those of "
+        "fp32 to 45 dB or more, else fp32; fp16 is for GPUs)",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     parser.add_argument(
         "--memory",
         type=whole(1),
         default=512,
         metavar="MIB",
-        help="for the network; larger frames go in tiles (default 512)",
+        help="memory for the network; larger frames are processed in tiles (default 512)",
     )
 
 
@@ -105,7 +109,7 @@ def interrupted(args: argparse.Namespace) -> str:
 
     if args.output.suffix.lower() in VIDEO_SUFFIXES:
         return "no video was written"
-    return "frames before it are written" + ("" if args.output == PIPE else "; --resume goes on with them")
+    return "the frames before it are written" + ("" if args.output == PIPE else "; --resume continues the run")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -120,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.size and args.source != PIPE:
         raise CSDError(
-            f"--size {args.size}: only raw frames on standard input need one; leave it out for {args.source}"
+            f"--size {args.size}: only raw frames on standard input need a size; leave it out for {args.source}"
         )
     size = parse_size(args.size) if args.size else None
     keep_freed_memory()
@@ -172,7 +176,9 @@ def position(text: str) -> int | Fraction:
         return int(text)
     clock = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)s?", text)
     if clock is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no place in a clip: give a frame 120, or a time 4.8s or 1:05")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a position in a clip: give a frame such as 120, or a time such as 4.8s or 1:05"
+        )
     hours, minutes, seconds = (Fraction(part or 0) for part in clock.groups())
     return 3600 * hours + 60 * minutes + seconds
 
@@ -189,11 +195,11 @@ def expectation(model: Path, derainer: Derainer, reader: FrameReader) -> str:
     precision = f"in {how} ({why})" if why else f"in {how}"
     waits = ""
     if reader.live:
-        # As many frames are cleaned side by side, and a frame waits for those after it that its window needs.
+        # Several frames are cleaned at once, and each waits for the later frames that its window needs.
         late = seconds * derainer.at_once + derainer.num_future / float(reader.fps)
-        waits = f"; it will be {1000 * late:.0f} ms late or a little more"
-        waits += f", of which {counted(derainer.num_future, 'frame')} to come" if derainer.num_future else ""
-    return f"{name}: about {seconds:.2g} s a frame{whole}; {precision}{waits}"
+        waits = f"; each frame will be about {1000 * late:.0f} ms late"
+        waits += f", as it waits for {counted(derainer.num_future, 'later frame')}" if derainer.num_future else ""
+    return f"{name}: about {seconds:.2g} s per frame{whole}; {precision}{waits}"
 
 
 def lateness(delay: Sequence[float], dropped: int) -> str:
@@ -202,9 +208,7 @@ def lateness(delay: Sequence[float], dropped: int) -> str:
 
     median, most = (1000 * float(np.percentile(delay, part)) for part in (50, 99))
     left_out = f"; {dropped} of {len(delay) + dropped} frames dropped, as they came faster than they were cleaned"
-    return (
-        f"delay of a frame: {median:.0f} ms (median), {most:.0f} ms (99 %){left_out if dropped else ', none dropped'}"
-    )
+    return f"delay per frame: {median:.0f} ms (median), {most:.0f} ms (99 %){left_out if dropped else ', none dropped'}"
 
 
 def duration(seconds: float) -> str:

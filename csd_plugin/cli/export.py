@@ -1,9 +1,9 @@
 """Write a trained network as a file that runs without this package.
 
-OUT's name says the kind: .onnx (ONNX Runtime and others), .xml (OpenVINO IR, with a .bin beside it) or .pt2
-(torch.export). All take (batch, frames, 3, height, width) of any size, float32 RGB in [0, 1], and give the clean
-centre frames; how many frames, and how to go on at a clip's ends, is in the file's metadata. Before the file takes its
-name it is run and compared with torch. `csd derain --model` takes .onnx and .xml.
+The ending of OUT sets the format: .onnx (ONNX Runtime and others), .xml (OpenVINO IR, with a .bin next to it) or .pt2
+(torch.export). All take (batch, frames, 3, height, width) of any size, float32 RGB in [0, 1], and return the clean
+centre frames. The file's metadata give the number of frames, and how to pad a clip at its ends. The file is run and
+compared with torch before it is saved under its name. `csd derain --model` takes .onnx and .xml.
 
 examples:
   csd export net_g_latest.pth student.onnx
@@ -20,20 +20,22 @@ from csd_plugin.cli.flags import whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of the network, or a name in `csd models`")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the network's checkpoint, or a name in `csd models`")
     parser.add_argument("output", metavar="OUT", type=Path, help="file to write: .onnx, .xml or .pt2")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument(
-        "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="what the layers compute in"
+        "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="number format of the layers (default fp32)"
     )
     precision.add_argument("--int8", action="store_true", help="quantise to 8-bit integers; needs --calibrate")
     parser.add_argument(
-        "--calibrate", metavar="CLIP", type=Path, help="rainy video or folder that tells int8 its ranges"
+        "--calibrate", metavar="CLIP", type=Path, help="rainy video or folder, from which int8 gets its value ranges"
     )
     parser.add_argument("--check", metavar="CLIP", type=Path, help="rainy clip to compare on (default: made-up frames)")
-    parser.add_argument("--opset", type=whole(1), metavar="N", help="of .onnx (default 18)")
+    parser.add_argument("--opset", type=whole(1), metavar="N", help="version of the ONNX operators (default 18)")
     parser.add_argument(
-        "--license", metavar="TEXT", help="of the weights, for the metadata (known of networks that come with csd)"
+        "--license",
+        metavar="TEXT",
+        help="licence of the weights, for the metadata (known for networks that come with csd)",
     )
 
 

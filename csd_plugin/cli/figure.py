@@ -40,16 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=whole(1, 36),
         default=2,
-        help="details to choose where input and methods differ most (default 2)",
+        help="number of details, chosen where input and methods differ most (default 2)",
     )
     crops.add_argument(
-        "--protocol", choices=("nturain_y", "rgb"), default="nturain_y", help="of PSNR and SSIM (default nturain_y)"
+        "--protocol",
+        choices=("nturain_y", "rgb"),
+        default="nturain_y",
+        help="protocol of PSNR and SSIM (default nturain_y)",
     )
 
     errors = _kind(kinds, "errors", _errors, "maps of |result - truth| on one scale, with a colour bar")
     _still(errors)
     errors.add_argument(
-        "--peak", type=number(0.01, 255), help="grey levels at the end of the scale (default: of 99.5 %% of pixels)"
+        "--peak", type=number(0.01, 255), help="grey levels at the end of the scale (default: the 99.5th percentile)"
     )
 
     features = _kind(
@@ -61,22 +64,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LAYER",
         action="append",
         default=[],
-        help="show what goes into this layer (conv22), or comes out (conv7:output); may be repeated, a row each "
-        "(default: the feature that distillation compares)",
+        help="show what goes into this layer (conv22), or comes out (conv7:output); may be repeated, one "
+        "row each (default: the feature that distillation compares)",
     )
-    features.add_argument(
-        "--shared-scale", action="store_true", help="one colour scale for a row (default: each map its own)"
-    )
+    features.add_argument("--shared-scale", action="store_true", help="one colour scale per row (default: one per map)")
 
     slices = _kind(kinds, "slice", _slice, "one row or column of pixels over time")
     _part(slices)
     slices.add_argument("--row", metavar="Y", type=whole(0), help="which row (default: the middle one)")
     slices.add_argument("--column", metavar="X", type=whole(0), help="which column, instead of a row")
 
-    video = _kind(kinds, "video", _video, "a video of all, side by side or as stripes of one picture")
+    video = _kind(kinds, "video", _video, "a video of all columns, side by side or as stripes of one picture")
     _part(video)
-    video.add_argument("--split", action="store_true", help="one picture, each vertical stripe of another column")
-    video.add_argument("--height", metavar="PIXELS", type=whole(16, 8192), help="of the pictures (default: the clip's)")
+    video.add_argument("--split", action="store_true", help="one picture, with one vertical stripe per column")
+    video.add_argument(
+        "--height", metavar="PIXELS", type=whole(16, 8192), help="height of the pictures (default: the clip's)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -140,8 +143,8 @@ def _kind(kinds, name: str, draw, title: str) -> argparse.ArgumentParser:
         default=[],
         help="[LABEL=] a shipped network such as student2, a checkpoint, or a folder or video of results",
     )
-    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="what to write")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="file to write")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     return parser
 
 
@@ -151,11 +154,11 @@ def _still(parser: argparse.ArgumentParser) -> None:
 
 def _part(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", metavar="N", type=whole(0), default=0, help="first frame (default 0)")
-    parser.add_argument("--end", metavar="N", type=whole(1), help="the frame after the last")
+    parser.add_argument("--end", metavar="N", type=whole(1), help="the frame after the last one")
 
 
 def _chosen(args: argparse.Namespace, scene: Scene) -> int:
-    """The frame that a still picture is of; what can be known to be wrong with the output is said first."""
+    """The frame that a still picture shows; the output is checked first."""
     from csd_plugin.report.figures.sheet import check_output
 
     check_output(args.out, scene.inputs)
@@ -169,5 +172,5 @@ def _box(text: str) -> Box:
         return Box(*map(int, text.split(",")))
     except (TypeError, ValueError):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no box; give x,y,width,height in pixels: 100,200,120,90"
+            f"{text!r} is not a box; give x,y,width,height in pixels, such as 100,200,120,90"
         ) from None

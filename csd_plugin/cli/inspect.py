@@ -1,6 +1,6 @@
-"""Dry-run an option file: networks, layers and their shapes, how windows line up, memory, what learns, warnings.
+"""Dry-run an option file: networks, layers and shapes, alignment of windows, memory, what is trained, warnings.
 
-It needs no data and no checkpoints, and writes nothing.
+It needs no data or checkpoints, and writes nothing.
 
 examples:
   csd inspect options/distill/student1_csd.yml
@@ -16,13 +16,15 @@ from csd_plugin.cli.flags import whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("options", metavar="OPTIONS.yml", type=Path, help="of csd_plugin.train or csd_plugin.test")
+    parser.add_argument(
+        "options", metavar="OPTIONS.yml", type=Path, help="an option file for csd_plugin.train or csd_plugin.test"
+    )
     parser.add_argument("--layers", action="store_true", help="list every layer that can be tapped")
     parser.add_argument(
         "--size",
         type=whole(1, 8192),
         metavar="PIXELS",
-        help="height and width of frames (default: the training crops', or 128)",
+        help="height and width of frames (default: those of the training crops, or 128)",
     )
 
 

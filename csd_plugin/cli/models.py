@@ -17,7 +17,7 @@ from csd_plugin.weights import NETWORKS, RAINY
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="all that is known of them, for programs")
+    form.add_argument("--json", action="store_true", help="all facts about them, for programs")
     form.add_argument("--path", choices=NETWORKS, metavar="NAME", help=f"print the file's path: {', '.join(NETWORKS)}")
 
 

@@ -1,22 +1,22 @@
-"""Bring NTURain's archives, or any paired clips, into one folder to train on, and on to LMDB.
+"""Bring NTURain's archives, or any paired clips, into one folder to train on, and into an LMDB store.
 
-IN is, in any mix, archives (RAR 4 and 5, ZIP, TAR), video files, and folders of them or of extracted frames. Below OUT
-appear NTURain's folders, with the frames' own bytes (those of videos as PNG):
+IN is any mix of archives (RAR 4 and 5, ZIP, TAR), video files, and folders of them or of extracted frames. NTURain's
+folders are made in OUT. Frames keep their bytes; those of videos become PNG files:
   Dataset_Training_Synthetic/t1_GT, t1_Rain_01 ..    Dataset_Testing_Synthetic/a1_GT, a1_Rain ..
   Dataset_Testing_RealRain/ra1_Rain ..
-IN is only read; frames from folders are linked (hard links) where the disk can, else copied. What is there already is
-left alone, so an interrupted run is completed by the same command. RAR needs the extra 'archives'.
+IN is only read. Frames from folders are hard-linked if the disk can do that, else copied. Clips that exist already are
+kept, so the same command completes an interrupted run. RAR needs the extra 'archives'.
 
-A clip is a folder, archive or video named NAME_GT, NAME_Rain or NAME_Rain_NN. NTURain's names tell the split; for
-others say --split. Data of other kinds is described by --pattern "RAIN GT", how the ends of the paths of rainy and of
-clean frames look: {clip} the clip's name, {frame} the frame's, with a number in it, {version} the number of a rainy
-version, * anything in one folder's name. Videos are folders of frames here; without GT the clips are real rain.
+A clip is a folder, archive or video named NAME_GT, NAME_Rain or NAME_Rain_NN. The split of NTURain's own clips is known
+by their names; for others give --split. For other layouts, --pattern "RAIN GT" describes how the paths of rainy and of
+clean frames end: {clip} is the clip's name, {frame} the frame's, with a number in it, {version} the number of a rainy
+version, * anything within one folder's name. A video counts as a folder of frames. Without GT, clips are real rain.
 
 examples:
   csd prepare downloads/ data/NTURain --jobs 4
   csd prepare downloads/ data/NTURain --lmdb raw --verify        and the store data/NTURain_raw.lmdb
   csd prepare t1_GT.rar t1_Rain_01.rar data/NTURain
-  csd prepare data/NTURain data/NTURain --lmdb source            only the store, of what is prepared already
+  csd prepare data/NTURain data/NTURain --lmdb source            only the store, from a prepared folder
   csd prepare other/ data/other --pattern "rain/{clip}/{frame} gt/{clip}/{frame}"
   csd prepare REDS/ data/REDS --pattern "train_blur/{clip}/{frame} train_sharp/{clip}/{frame}"
   csd prepare flat/ data/flat --pattern "rain/{clip}_{frame} norain/{clip}_{frame}" --split test
@@ -45,14 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", metavar="IN", type=Path, nargs="+", help="archives, folders, video files")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder of the data set")
     parser.add_argument("--pattern", metavar="'RAIN GT'", help="where frames of other data sets are, see above")
-    parser.add_argument("--split", choices=tuple(SPLITS), help="of clips whose name or folder does not tell it")
+    parser.add_argument("--split", choices=tuple(SPLITS), help="split of clips whose name or folder does not show it")
     parser.add_argument(
         "--lmdb",
         choices=ENCODINGS,
-        help="build the store OUT_ENCODING.lmdb too: of the files' own bytes, as PNG, or of decoded pixels (fastest)",
+        help="also build the store OUT_ENCODING.lmdb, of the files' own bytes, of PNG files, or of decoded pixels "
+        "(raw, the fastest to read)",
     )
-    parser.add_argument("--verify", action="store_true", help="compare the store, frame for frame, with OUT")
-    parser.add_argument("--keep-going", action="store_true", help="leave out what cannot be read in a damaged video")
+    parser.add_argument("--verify", action="store_true", help="compare every frame of the store with OUT")
+    parser.add_argument("--keep-going", action="store_true", help="skip what cannot be read in a damaged video")
     parser.add_argument("--jobs", type=jobs, default=processes, metavar="N", help=f"processes (default {processes})")
 
 
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.lmdb and not problems:
         problems = _store(args.out, args.lmdb, args.jobs, args.verify)
     elif args.lmdb:
-        print("no store was built: mend what failed, and run again", file=sys.stderr)
+        print("no store was built: fix what failed, and run again", file=sys.stderr)
     return 2 if problems else 0
 
 
@@ -113,5 +114,5 @@ def _store(out: Path, encoding: str, jobs: int, verify: bool) -> bool:
     problems = verify_store(store, out, jobs=jobs)
     for problem in problems:
         print(f"csd prepare: error: {store}: {problem}", file=sys.stderr)
-    print(f"verified: {len(problems)} problems" if problems else "verified: every frame is as it was")
+    print(f"verified: {len(problems)} problems" if problems else "verified: every frame is identical")
     return bool(problems)

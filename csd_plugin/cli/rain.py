@@ -1,23 +1,23 @@
 """Put rendered rain on clean clips: training or test pairs in NTURain's folder layout.
 
-IN is a folder of clips (sub-folders of frames, video files), one folder of frames or one video file. Below OUT appear,
-for every clip,
+IN is a folder of clips (sub-folders of frames, video files), one folder of frames or one video file. OUT gets, for
+every clip,
   Dataset_Training_Synthetic/<clip>_GT        the clean frames, copied byte for byte where they are JPEG or PNG
   Dataset_Training_Synthetic/<clip>_Rain_01   the first rainy version, _Rain_02 the second, ...
-and with --layout testing Dataset_Testing_Synthetic/<clip>_GT and <clip>_Rain. Clips that are there already are left
-alone, so an interrupted run is completed by the same command. Where OUT is the name of a video file, it is one clip
-with rain and nothing else.
+or, with --layout testing, Dataset_Testing_Synthetic/<clip>_GT and <clip>_Rain. Clips that exist already are kept, so
+the same command completes an interrupted run. If OUT is the name of a video file, only that video is written: one clip
+with rain.
 
-Every rainy version has a rain of its own about the preset, unless --fixed. The quantities of a rain that --set changes
-are listed, with units and ranges, in csd_plugin/data/rain/params.py.
+The rain of every version varies around the preset, unless --fixed is given. The quantities that --set can change are
+listed, with units and ranges, in csd_plugin/data/rain/params.py.
 
 examples:
   csd rain clean/ pairs/ --variants 3 --jobs 2
   csd rain clean/ pairs/ --layout testing --preset heavy --clips walk street
   csd rain clean/ pairs/ --preset light --set wind=4 splash=20 veil=0.3
   csd rain walk.mp4 rainy.mp4 --preset heavy
-  csd rain clean/ --contact-sheet sheet.png        all presets beside the clean frames, to look at
-  csd rain clean/ --calibrate                      density and opacity at which the preset has NTURain's statistics
+  csd rain clean/ --contact-sheet sheet.png        clean frames next to all presets, to look at
+  csd rain clean/ --calibrate                      density and opacity that give the preset NTURain's statistics
 """
 
 from __future__ import annotations
@@ -41,18 +41,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clips", nargs="+", metavar="NAME", help="only these clips")
     parser.add_argument("--preset", default="nturain", help="light, medium, heavy or nturain (default)")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="change quantities of the preset")
-    parser.add_argument("--fixed", action="store_true", help="the preset's very rain, not variations about it")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other rain (default 0)")
+    parser.add_argument("--fixed", action="store_true", help="exactly the preset's rain, without variation")
+    parser.add_argument("--seed", type=int, default=0, help="each seed gives different rain (default 0)")
     parser.add_argument("--fps", type=rate, default=Fraction(25), help="frame rate of folders of frames (default 25)")
     parser.add_argument("--layout", choices=("training", "testing"), default="training")
     parser.add_argument("--variants", type=int, default=1, metavar="K", help="rainy versions of each clip (default 1)")
-    parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the rainy frames (default jpg)")
-    parser.add_argument("--quality", type=int, default=95, help="of JPEG, 1 to 100 (default 95)")
+    parser.add_argument(
+        "--format", choices=("jpg", "png"), default="jpg", help="file format of rainy frames (default jpg)"
+    )
+    parser.add_argument("--quality", type=int, default=95, help="JPEG quality, 1 to 100 (default 95)")
     parser.add_argument("--jobs", type=jobs, default=1, metavar="N", help="processes (default 1)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a video file that is there")
-    parser.add_argument("--keep-going", action="store_true", help="leave out what cannot be read in a damaged video")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing video file")
+    parser.add_argument("--keep-going", action="store_true", help="skip what cannot be read in a damaged video")
     parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="draw clean and rainy frames side by side")
-    parser.add_argument("--calibrate", action="store_true", help="fit the preset to NTURain on the clips of IN")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="fit the preset to NTURain's statistics on the clips of IN"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -114,4 +118,4 @@ def _write_pairs(args: argparse.Namespace, params: RainParams) -> None:
         print(f"{counted(count, 'frame')} written to {args.out}")
         return
     new = write_pairs(args.source, args.out, options, args.clips, args.jobs)
-    print(f"{counted(new, 'folder')} written below {args.out}" if new else f"{args.out}: everything is there already")
+    print(f"{counted(new, 'folder')} written below {args.out}" if new else f"{args.out} is complete already")

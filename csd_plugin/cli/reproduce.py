@@ -1,8 +1,8 @@
-"""Train the shipped networks again, or your own like them: clean clips to rain, teacher, students, distillation, table.
+"""Train the shipped networks again, or your own in the same way: rain, teacher, students, distillation, table.
 
 Each call trains one slice, fitted to --minutes. The next call starts from its weights, with a fresh optimizer and
 warm-up; an interrupted slice is resumed. Everything is written to the current folder: rain to datasets/rain_clips, runs
-to experiments/ and results/, the best of every network to results/NAME/weights.
+to experiments/ and results/, the best weights of every network to results/NAME/weights.
 
 examples:
   csd reproduce options/matrix/release_cpu.yml --clean clips/ --validation held_out/ --minutes 180
@@ -18,23 +18,27 @@ from csd_plugin.cli.flags import minutes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("matrix", metavar="MATRIX.yml", type=Path, help="the networks, a matrix file of `csd table`")
-    parser.add_argument("--clean", metavar="FOLDER", type=Path, help="clean clips to train on, each a folder of frames")
-    parser.add_argument("--validation", metavar="FOLDER", type=Path, help="other clean clips, to choose by")
-    parser.add_argument("--minutes", metavar="M", type=minutes, help="for this slice (default: the files' schedules)")
+    parser.add_argument("matrix", metavar="MATRIX.yml", type=Path, help="the networks, as a matrix file of `csd table`")
+    parser.add_argument("--clean", metavar="FOLDER", type=Path, help="clean clips to train on")
+    parser.add_argument(
+        "--validation", metavar="FOLDER", type=Path, help="other clean clips, to choose the best weights by"
+    )
+    parser.add_argument(
+        "--minutes", metavar="M", type=minutes, help="length of this slice (default: the option files' schedules)"
+    )
 
     parser.add_argument(
         "--retrain",
         nargs="+",
         default=[],
         metavar="ROW",
-        help="do these rows of a slice that has begun, and what starts from them, anew",
+        help="train these rows of a slice that has begun, and those that start from them, again",
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, without doing it")
 
 
 def interrupted(args: argparse.Namespace) -> str:
-    return "the same command goes on from the last saved states"
+    return "the same command resumes from the last saved states"
 
 
 def run(args: argparse.Namespace) -> None:

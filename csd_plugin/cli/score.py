@@ -1,11 +1,12 @@
 """Score frames against their truth: PSNR and SSIM on 8-bit luma, as in the published NTURain tables, and on RGB.
 
-RESULTS and GT are folders of frames, or of clip folders; GT and RAIN may also be NTURain's root, of which the test
-clips count, or the training or real clips if RESULTS has those. Clips pair by name, frames by name or number.
+RESULTS and GT are folders of frames, or folders of clip folders. GT and RAIN may also be NTURain's root: its test clips
+are used, or its training or real clips if RESULTS holds those. Clips pair by name, frames by name or number.
 
-Real rain has no truth. Without --truth, NIQE (how natural frames look; needs the extra 'metrics') and the warping
-error (how much the video flickers; its motion is that of --input, or else of RESULTS) are measured. For both, and for
-LPIPS (how different a network finds result and truth), lower is better; a blurred video is steady too.
+Real rain has no truth. Without --truth, two metrics are measured: NIQE (how natural frames look; needs the extra
+'metrics') and the warping error (how much the video flickers; motion is estimated on --input, or else on RESULTS). For
+both, and for LPIPS (how different result and truth look to a network), lower is better. Note that a blurred video does
+not flicker either.
 
 examples:
   csd score results/a1 --truth NTURain/Dataset_Testing_Synthetic/a1_GT
@@ -28,8 +29,8 @@ from csd_plugin.errors import CSDError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", metavar="RESULTS", type=Path, help="frames to score")
-    parser.add_argument("--truth", metavar="GT", type=Path, help="their clean truth")
-    parser.add_argument("--input", metavar="RAIN", type=Path, help="the rainy frames, to score as a row above")
+    parser.add_argument("--truth", metavar="GT", type=Path, help="the clean truth")
+    parser.add_argument("--input", metavar="RAIN", type=Path, help="the rainy frames, scored as a row of their own")
     parser.add_argument(
         "--metrics",
         nargs="+",
@@ -45,15 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(0),
         nargs=2,
         default=(0, 0),
-        help="leave out so many frames at both ends of each clip",
+        help="leave out FIRST frames at the start and LAST at the end of each clip",
     )
-    parser.add_argument("--out", metavar="FILE.json", type=Path, help="write the scores, with .csv and .md beside")
+    parser.add_argument("--out", metavar="FILE.json", type=Path, help="write the scores, with .csv and .md next to it")
     parser.add_argument(
-        "--baseline", metavar="FILE.json", type=Path, help="show the gain over this (default: the input)"
+        "--baseline", metavar="FILE.json", type=Path, help="show the gain over these scores (default: the input)"
     )
-    parser.add_argument("--published", action="store_true", help="show published NTURain numbers of the same clips")
-    parser.add_argument("--name", help="of the results in tables (default: their folder's)")
-    parser.add_argument("--jobs", metavar="N", type=jobs, help="threads (default: one a processor)")
+    parser.add_argument("--published", action="store_true", help="show published NTURain numbers for the same clips")
+    parser.add_argument("--name", help="name of the results in tables (default: their folder's)")
+    parser.add_argument("--jobs", metavar="N", type=jobs, help="threads (default: one per processor)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,7 +86,9 @@ def run(args: argparse.Namespace) -> int:
     result = Result(args.name or args.results.resolve().name, dataset, scores)
     difference = other_frames(result, baseline)
     if difference:
-        raise CSDError(f"--baseline {args.baseline} is of other frames: {difference}; score both on the same (--skip)")
+        raise CSDError(
+            f"--baseline {args.baseline} has scores of other frames: {difference}; score the same frames (--skip)"
+        )
     rows = [row for row in (baseline, result) if row]
     if args.input:
         rainy = Result("rainy input", dataset, score(args.input, clips=list(scores.clips)))
@@ -95,5 +98,5 @@ def run(args: argparse.Namespace) -> int:
     table = comparison_table(rows, baseline=baseline, published=args.published)
     print(table)
     if args.out:
-        print(f"\nwritten: {save(args.out, result, table)}, with .csv and .md beside it")
+        print(f"\nwritten: {save(args.out, result, table)}, with .csv and .md next to it")
     return 0

@@ -1,10 +1,10 @@
 """A results table from a matrix file: train what is missing, resume what was interrupted, test, and write the table.
 
 A matrix (options/matrix/*.yml) holds rows as small differences from one option file. Everything is written to the
-current folder: runs to experiments/RUN and results/RUN, as the toolbox does, and the table, with published numbers next
-to ours, to results/MATRIX/table.md .csv .tex .html. Finished runs are not repeated. An interrupted training is resumed
-from its last saved state. A row that is retrained is put aside first. --minutes stretches or shortens all schedules by
-one factor, found by timing a few steps.
+current folder: runs to experiments/RUN and results/RUN, as BasicSR does, and the table, with published numbers next to
+ours, to results/MATRIX/table.md .csv .tex .html. Finished runs are not repeated. An interrupted training is resumed
+from its last saved state. The old run of a row that is retrained is kept under another name. --minutes stretches or
+shortens all schedules by one factor, which is found by timing a few steps.
 
 examples:
   csd table options/matrix/table5_cpu.yml --dry-run
@@ -25,21 +25,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "matrix", metavar="MATRIX.yml", type=Path, nargs="+", help="a matrix file, or several that share their runs"
     )
-    parser.add_argument("--minutes", type=minutes, metavar="M", help="fit all schedules to so many minutes")
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="do these rows only, and what they start from")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    parser.add_argument("--no-train", action="store_true", help="write the table of what is there")
+    parser.add_argument("--minutes", type=minutes, metavar="M", help="fit all schedules to M minutes")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="do only these rows, and the rows they start from")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, without doing it")
+    parser.add_argument("--no-train", action="store_true", help="write the table from the results that exist")
     parser.add_argument(
         "--retrain",
         nargs="+",
         default=[],
         metavar="ROW",
-        help="put these rows, and what starts from them, aside and train anew",
+        help="train these rows, and those that start from them, again; old runs are kept under other names",
     )
 
 
 def interrupted(args: argparse.Namespace) -> str:
-    return "the same command goes on from the last saved states"
+    return "the same command resumes from the last saved states"
 
 
 def run(args: argparse.Namespace) -> None:

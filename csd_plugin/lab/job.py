@@ -12,7 +12,7 @@ from csd_plugin import registration
 from csd_plugin.atomic import write_text
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.lab import runner
-from csd_plugin.lab.matrix import Matrix, Run, read_matrix, runs_of
+from csd_plugin.lab.matrix import Frames, Matrix, Run, TestOnly, Weights, read_matrix, runs_of
 from csd_plugin.lab.plan import plan_for
 from csd_plugin.lab.table import build, costs_of
 from csd_plugin.report.grid import FORMATS, Grid, as_markdown
@@ -43,14 +43,22 @@ def make_tables(
     train: bool = True,
     coming: Collection[Path] = (),
 ) -> str:
-    """Do what matrix files ask for in the current folder, and write their tables; the tables, or the plan, as text.
+    """Do what matrix files ask for in the current folder, and write their tables; first the plan, to standard error.
 
-    tables: matrices that share their runs (`runs`), or just one. minutes: fit the schedules of all of them, see
-    `plan_for`. only: these rows. retrain: put the runs of these rows aside first, and those that start from them.
-    train: False writes what is there. coming: data sets that will be there when the runs are done.
-    What is going to be done is told on standard error before.
+    Args:
+        tables: matrices that share their runs (`runs`), or just one.
+        minutes: fit the schedules of all of them to this time, see `plan_for`.
+        only: do these rows, and what they start from.
+        retrain: put the runs of these rows aside first, and those that start from them.
+        dry_run: do nothing, and return the plan.
+        train: False writes tables of the results that exist.
+        coming: data sets that will exist when the runs are done.
 
-    Raises CSDError: a matrix or option file with a mistake, a budget too short, a run that fails.
+    Returns:
+        The tables as Markdown, or the plan.
+
+    Raises:
+        CSDError: a matrix or option file with a mistake, a budget too short, a run that fails.
     """
     first = tables[0]
     if len({table.matrix.runs for table in tables}) > 1:
@@ -125,11 +133,12 @@ def _possible(runs: dict[str, Run], coming: Collection[Path]) -> tuple[dict[str,
 
 
 def _unavailable(run: Run) -> str:
-    if run.frames is not None and not run.frames.is_dir():
-        return f"{run.frames} is not here"
-    weights = (run.test or {}).get("path", {}).get("pretrain_network_g")
-    if run.options is None and run.frames is None and not run.rainy and weights and not Path(weights).is_file():
-        return f"{weights} is not here"
+    """What of a row that is not trained is missing here; empty where nothing is."""
+    if isinstance(run.source, Frames):
+        return "" if Path(run.source.frames).is_dir() else f"{run.source.frames} is not here"
+    if isinstance(run.source, Weights | TestOnly):
+        weights = (run.test or {}).get("path", {}).get("pretrain_network_g")
+        return f"{weights} is not here" if weights and not Path(weights).is_file() else ""
     return ""
 
 
@@ -149,8 +158,8 @@ def check_machine(runs: Iterable[Run], retrained: Collection[str] = ()) -> None:
 
 
 def _todo(runs: Mapping[str, Run], retrained: Collection[str]) -> list[str]:
-    """A line a run: how far it is, and what it will take."""
-    todo = {"done": "nothing", "trained": "test", "cut": "train on, test", "missing": "train, test"}
+    """One line per run: how far it is, and what it will take."""
+    todo = {"done": "nothing", "trained": "test", "cut": "resume, test", "missing": "train, test"}
     lines = []
     for run in runs.values():
         anew: runner.State = "trained" if run.options is None else "missing"

@@ -21,14 +21,15 @@ Paths are relative to the file. `set` changes single keys, `section.key: value`;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.weights import find_checkpoint
@@ -47,25 +48,92 @@ class PublishedScore(_Strict):
     ssim: float | None = None
 
 
-class Row(_Strict):
-    """One row. It is trained, unless one of weights, test_only, frames, input and network says otherwise."""
+class Training(_Strict):
+    """The row is trained by its option file."""
 
-    label: str | None = Field(None, description="how the table calls it; by default its key")
+    kind: Literal["training"] = "training"
+
+
+class Weights(_Strict):
+    """Weights that are there already: a checkpoint's path, or the name of a network of this package."""
+
+    kind: Literal["weights"]
+    weights: str = Field(min_length=1)
+
+
+class TestOnly(_Strict):
+    """A test option file: it names the network and its weights."""
+
+    __test__ = False  # for pytest: no test case
+
+    kind: Literal["test_only"]
+    test_only: str
+
+
+class Frames(_Strict):
+    """A folder of result frames, which are scored as they are."""
+
+    kind: Literal["frames"]
+    frames: str
+
+
+class RainyInput(_Strict):
+    """The rainy frames themselves."""
+
+    kind: Literal["input"]
+    input: Literal[True]
+
+
+class CostsOnly(_Strict):
+    """A network of which only the costs are shown, described as `network_g` in an option file."""
+
+    kind: Literal["network"]
+    network: dict[str, Any] = Field(min_length=1)
+
+
+Source = Training | Weights | TestOnly | Frames | RainyInput | CostsOnly
+SOURCE_KEYS = ("weights", "test_only", "frames", "input", "network")
+"""The keys of a row that say where its figures come from. Without one of them the row is trained."""
+
+
+class Row(_Strict):
+    """One row."""
+
+    label: str | None = Field(None, description="its name in the table (default: its key)")
     base: str | None = Field(None, description="its option file for training, instead of the matrix's")
     set: dict[str, Any] = Field(default_factory=dict, description="differences, section.key: value")
     start: dict[str, str] = Field(default_factory=dict, description="network_g, network_t: the row they start from")
     seeds: list[Seed] | None = Field(None, min_length=1)
-    weights: str | None = Field(None, description="a checkpoint, or a network of this package's: nothing is trained")
-    test_only: str | None = Field(None, description="a test option file: nothing is trained")
-    frames: str | None = Field(None, description="a folder of result frames that are scored as they are")
-    input: bool = Field(False, description="the rainy frames themselves")
-    network: dict[str, Any] | None = Field(None, description="a network whose costs alone count")
-    published: PublishedScore | str | None = Field(None, description="numbers, or a row of report/published.py")
+    source: Source = Field(Training(), discriminator="kind", description="one of SOURCE_KEYS, in the file")
+    published: PublishedScore | str | None = Field(None, description="numbers, or a row of metrics/published.py")
     shown: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tag_source(cls, content: Any) -> Any:
+        """Replace the file's key, `weights: student2` for example, by the source that it names."""
+        if not isinstance(content, Mapping):
+            return content
+        if "source" in content:
+            raise PydanticCustomError("unknown", "source is unknown; give one of " + ", ".join(SOURCE_KEYS))
+        given = {key: content[key] for key in SOURCE_KEYS if content.get(key) is not None}
+        if given.get("input") is False:
+            del given["input"]
+        if len(given) > 1:
+            raise PydanticCustomError("exclusive", "only one of " + ", ".join(SOURCE_KEYS))
+        row = {key: value for key, value in content.items() if key not in SOURCE_KEYS}
+        for key, value in given.items():
+            row["source"] = {"kind": key, key: value}
+        return row
 
     @property
     def trains(self) -> bool:
-        return not (self.weights or self.test_only or self.frames or self.input or self.network)
+        return isinstance(self.source, Training)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether other rows can start from it."""
+        return isinstance(self.source, Training | Weights)
 
 
 class Matrix(_Strict):
@@ -81,8 +149,8 @@ class Matrix(_Strict):
     seeds: list[Seed] = Field([0], min_length=1)
     baseline: str | None = None
     complexity: bool = Field(False, description="columns: parameters, multiply-adds")
-    speed: bool = Field(False, description="column: measured seconds a frame")
-    clips: bool = Field(False, description="a column for each clip, beside the average")
+    speed: bool = Field(False, description="column: measured seconds per frame")
+    clips: bool = Field(False, description="a column for each clip, in addition to the average")
     rows: dict[str, Row] = Field(min_length=1)
 
 
@@ -90,24 +158,24 @@ class Matrix(_Strict):
 class Run:
     """One training or test that a row needs.
 
-    name: of experiments/NAME and results/NAME. options: what it trains by, None where it does not train. test: what it
-    is tested by; where frames are there already, only its test sets count. frames: the folder of such frames.
-    rainy: the input itself is scored. weights: the file that it leaves to others, where it is not trained.
+    Attributes:
+        name: of experiments/NAME and results/NAME.
+        row: the key of its row.
+        seed: the seed of its training.
+        source: where its figures come from.
+        checkpoint: the file that its training writes, or that is there without one. Other runs start from it.
+        options: the option file's content for training; None where it is not trained.
+        test: the option file's content for the test; None where it is not tested. Of frames that are there already,
+            only the test sets count.
     """
 
     name: str
     row: str
     seed: int
+    source: Source
+    checkpoint: Path
     options: dict[str, Any] | None
-    test: dict[str, Any] | None
-    frames: Path | None = None
-    rainy: bool = False
-    weights: Path | None = None
-
-    @property
-    def checkpoint(self) -> Path:
-        """What a finished training leaves behind, or what there is without one."""
-        return self.weights or Path("experiments", self.name, "models", "net_g_latest.pth")
+    test: dict[str, Any] | None = None
 
 
 def read_matrix(path: Path) -> Matrix:
@@ -117,9 +185,13 @@ def read_matrix(path: Path) -> Matrix:
         matrix = Matrix.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(str(part) for part in _as_in_the_file(first["loc"]))
         if first["type"] == "extra_forbidden":
-            known = Row.model_fields if len(first["loc"]) > 2 else Matrix.model_fields
+            known = (
+                (*(Row.model_fields.keys() - {"source"}), *SOURCE_KEYS)
+                if "rows" in first["loc"]
+                else Matrix.model_fields
+            )
             raise CSDError(f"{path}: {key} is unknown{suggestion(str(first['loc'][-1]), known)}") from None
         raise CSDError(f"{path}: {key}: {first['msg'].lower()}") from None
     _check_rows(matrix, path)
@@ -127,10 +199,15 @@ def read_matrix(path: Path) -> Matrix:
 
 
 def runs_of(matrix: Matrix, source: Path, only: list[str] | None = None) -> dict[str, Run]:
-    """Every run that the shown rows need, those that others start from first.
+    """Every run that the shown rows need; those that others start from come first.
 
-    only: these rows alone, and what they start from. Raises CSDError for unknown rows and option files that cannot
-    be read.
+    Args:
+        matrix: its rows.
+        source: the file it came from, for messages.
+        only: these rows alone, and the rows that they start from.
+
+    Raises:
+        CSDError: an unknown row, or an option file that cannot be read.
     """
     for name in only or []:
         if name not in matrix.rows:
@@ -148,17 +225,13 @@ def runs_of(matrix: Matrix, source: Path, only: list[str] | None = None) -> dict
                 other_seed = _seed_of(matrix, other, seed)
                 add(other, [other_seed])
                 begun[network] = runs[run_name(matrix, other, other_seed)].checkpoint
-            options = _training_options(matrix, row, name, seed, begun) if row.trains else None
-            run = Run(
-                name,
-                key,
-                seed,
-                options,
-                test=None,
-                frames=Path(row.frames) if row.frames else None,
-                rainy=row.input,
-                weights=find_checkpoint(row.weights) if row.weights else None,
+            checkpoint = (
+                find_checkpoint(row.source.weights)
+                if isinstance(row.source, Weights)
+                else Path("experiments", name, "models", "net_g_latest.pth")
             )
+            options = _training_options(matrix, row, name, seed, begun) if row.trains else None
+            run = Run(name, key, seed, row.source, checkpoint, options)
             runs[name] = replace(run, test=_test_options(matrix, row, run) if row.shown else None)
 
     for key, row in matrix.rows.items():
@@ -200,6 +273,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def _as_in_the_file(location: Sequence[int | str]) -> list[int | str]:
+    """pydantic's location of a mistake, without `source` and its tag, which the file does not have."""
+    parts = list(location)
+    if parts[:1] == ["rows"] and parts[2:3] == ["source"]:
+        del parts[2:4]
+    return parts
+
+
 def _seeds(matrix: Matrix, row: Row) -> list[int]:
     return (row.seeds or matrix.seeds) if row.trains else [0]
 
@@ -222,14 +303,15 @@ def _training_options(matrix: Matrix, row: Row, name: str, seed: int, begun: Map
 
 
 def _test_options(matrix: Matrix, row: Row, run: Run) -> dict[str, Any] | None:
-    if row.network:
-        return {"network_g": row.network, "datasets": {}}
-    if not (row.test_only or matrix.test):
+    if isinstance(row.source, CostsOnly):
+        return {"network_g": row.source.network, "datasets": {}}
+    if isinstance(row.source, TestOnly):
+        content = read_yaml(Path(row.source.test_only)) | {"name": run.name}
+        return content | ({"datasets": read_yaml(Path(matrix.test))["datasets"]} if matrix.test else {})
+    if not matrix.test:
         return None
-    content = read_yaml(Path(row.test_only or matrix.test or "")) | {"name": run.name}
-    if row.test_only and matrix.test:
-        content["datasets"] = read_yaml(Path(matrix.test))["datasets"]
-    if not (row.trains or row.weights):
+    content = read_yaml(Path(matrix.test)) | {"name": run.name}
+    if not row.has_weights:
         return content
     options = run.options or read_yaml(Path(row.base or matrix.base or ""))
     content |= {key: deepcopy(options[key]) for key in ("network_g", "interface_g") if key in options}
@@ -279,16 +361,14 @@ def _with_paths(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _check_rows(matrix: Matrix, path: Path) -> None:
     for name, row in matrix.rows.items():
-        if sum(map(bool, (row.weights, row.test_only, row.frames, row.input, row.network))) > 1:
-            raise CSDError(f"{path}: rows.{name}: only one of weights, test_only, frames, input and network")
-        if (row.trains or (row.weights and row.shown)) and not (row.base or matrix.base):
+        if (row.trains or (row.has_weights and row.shown)) and not (row.base or matrix.base):
             raise CSDError(f"{path}: rows.{name} has no option file: give it, or the matrix, a base")
         for network, other in row.start.items():
             if network not in ("network_g", "network_t"):
                 raise CSDError(f"{path}: rows.{name}.start.{network}: only network_g and network_t start from a row")
             if other not in matrix.rows:
                 raise CSDError(f"{path}: rows.{name}.start: there is no row {other!r}{suggestion(other, matrix.rows)}")
-            if not (matrix.rows[other].trains or matrix.rows[other].weights):
+            if not matrix.rows[other].has_weights:
                 raise CSDError(f"{path}: rows.{name}.start: the row {other} is not trained")
         _check_no_circle(matrix, name, (), path)
     if matrix.baseline is not None and matrix.baseline not in matrix.rows:

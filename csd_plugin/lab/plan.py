@@ -1,4 +1,4 @@
-"""The factor by which a matrix's schedules are stretched: found once, then kept for all that shares its runs."""
+"""The factor by which a matrix's schedules are stretched: found once, then kept for all that share its runs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,22 @@ from csd_plugin.errors import CSDError
 from csd_plugin.lab.matrix import Run
 from csd_plugin.lab.runner import Workspace, left_behind
 
+PROBE_STEPS = 4
+"""Optimizer steps of each row that are timed."""
+TRAINING_SHARE = 0.8
+"""Part of the budget that training gets; the rest is start-up, validation and tests."""
+MIN_STEPS = 10
+"""Optimizer steps that a run must keep."""
+
 
 @dataclass(frozen=True)
 class Plan:
-    """factor: of all schedules, None where they are the files' own; minutes: the budget that it comes from."""
+    """How long the schedules of a matrix are.
+
+    Attributes:
+        factor: by which all are multiplied, None where they are the option files' own.
+        minutes: the budget that it comes from.
+    """
 
     factor: float | None = None
     minutes: float | None = None
@@ -51,12 +63,19 @@ class Plan:
 def plan_for(
     runs: Iterable[Run], space: Workspace, minutes: float | None, retrained: Collection[str] = ()
 ) -> tuple[Plan, str]:
-    """The plan to go by, and a note where that is not what `minutes` asks for; nothing is written.
+    """The plan to follow, and a note where it is not what `minutes` asks for. Nothing is written.
 
-    Runs of other lengths could not be compared: once one has begun, of whichever matrix file that shares them, the
-    plan stays, unless it is among `retrained`, names of runs that are to be done anew.
+    Runs of different lengths could not be compared. So the plan stays once a run has begun, of any matrix file that
+    shares it.
 
-    Raises CSDError: a budget too short, a plan.json that is damaged, a device that is not there.
+    Args:
+        runs: all that may train.
+        space: where the plan is kept.
+        minutes: the budget, None for the plan that is kept.
+        retrained: names of runs that will be done anew, so that they do not hold the plan.
+
+    Raises:
+        CSDError: a budget too short, a damaged plan.json, a device that does not exist.
     """
     kept = _read(space.plan)
     if minutes is None or minutes == kept.minutes:
@@ -65,34 +84,10 @@ def plan_for(
     if begun is None:
         return Plan(factor_for(runs, minutes), minutes), ""
     note = (
-        f"--minutes {minutes:g} is not followed: {begun} has begun, with {kept}, and runs of other lengths could not "
-        f"be compared"
+        f"--minutes {minutes:g} is not followed: {begun} has begun, with {kept}, and runs of different lengths could "
+        f"not be compared"
     )
     return kept, note
-
-
-def _launched(space: Workspace) -> list[str]:
-    return sorted(file.stem for file in (space.folder / "options").glob("*.yml"))
-
-
-def _read(path: Path) -> Plan:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Plan(float(content["factor"]), float(content["minutes"]))
-    except FileNotFoundError:
-        return Plan()
-    except (ValueError, KeyError, TypeError) as error:
-        raise CSDError(f"{path} is damaged ({error}); remove it to train as the option files say") from error
-
-
-PROBE_STEPS = 4
-
-
-#: Of the budget, what training gets; the rest is start-up, validation and tests.
-TRAINING_SHARE = 0.8
-
-
-MIN_STEPS = 10
 
 
 def stretched(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
@@ -119,10 +114,12 @@ def stretched(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
 
 
 def factor_for(runs: Iterable[Run], minutes: float) -> float:
-    """By what to stretch all runs so that their training takes `TRAINING_SHARE` of so many minutes on this machine.
+    """The factor by which the training of all runs takes `TRAINING_SHARE` of `minutes` on this machine.
 
-    A few steps of each row are timed, on random frames. Raises CSDError for a device that is not there, and where some
-    run is left hardly any step.
+    `PROBE_STEPS` steps of each row are timed, on random frames.
+
+    Raises:
+        CSDError: a device that does not exist, or a run that would be left fewer than `MIN_STEPS` steps.
     """
     check_minutes(minutes)
     seconds: dict[str, float] = {}
@@ -139,7 +136,7 @@ def factor_for(runs: Iterable[Run], minutes: float) -> float:
     if factor * min(iterations) < MIN_STEPS:
         needed = total / min(iterations) * MIN_STEPS / 60 / TRAINING_SHARE
         raise CSDError(
-            f"{minutes:g} minutes leave a run fewer than {MIN_STEPS} steps; give it {math.ceil(needed)} at least"
+            f"{minutes:g} minutes leave a run fewer than {MIN_STEPS} steps; give at least {math.ceil(needed)} minutes"
         )
     return factor
 
@@ -150,7 +147,7 @@ def check_minutes(minutes: float) -> None:
 
 
 def step_seconds(options: Mapping[str, Any]) -> float:
-    """How long one optimizer step takes."""
+    """How long one optimizer step takes, on random frames."""
     from csd_plugin.models.probe import Probe
 
     with torch.random.fork_rng():
@@ -160,3 +157,17 @@ def step_seconds(options: Mapping[str, Any]) -> float:
         for _ in range(PROBE_STEPS):
             probe.step()
     return (time.perf_counter() - began) / PROBE_STEPS
+
+
+def _launched(space: Workspace) -> list[str]:
+    return sorted(file.stem for file in (space.folder / "options").glob("*.yml"))
+
+
+def _read(path: Path) -> Plan:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Plan(float(content["factor"]), float(content["minutes"]))
+    except FileNotFoundError:
+        return Plan()
+    except (ValueError, KeyError, TypeError) as error:
+        raise CSDError(f"{path} is damaged ({error}); remove it to train as the option files say") from error

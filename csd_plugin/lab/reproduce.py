@@ -9,7 +9,7 @@ from pathlib import Path
 from csd_plugin.atomic import write_text
 from csd_plugin.errors import CSDError
 from csd_plugin.lab.job import Table, check_machine, make_tables
-from csd_plugin.lab.matrix import Matrix, Row, Run, read_matrix, read_yaml
+from csd_plugin.lab.matrix import Matrix, RainyInput, Row, Run, read_matrix, read_yaml
 from csd_plugin.lab.plan import check_minutes
 from csd_plugin.lab.rained import DATA, find_data, render_rain
 from csd_plugin.lab.runner import Workspace
@@ -93,12 +93,12 @@ def pack_best(matrix: Matrix, slices: list[Table], folder: Path) -> list[str]:
     notes = []
     by_slice = [(table.matrix.runs, table.runs()) for table in slices]
     for name, row in matrix.rows.items():
-        if not (row.shown and (row.trains or row.input)):
+        if not (row.shown and (row.trains or isinstance(row.source, RainyInput))):
             continue
         runs = {f"{prefix}_{name}": found[f"{prefix}_{name}"] for prefix, found in by_slice}
         scores, note = _comparable(list(runs.values()))
         notes += [f"{name}: {note}"] * bool(note)
-        if row.input and scores:
+        if isinstance(row.source, RainyInput) and scores:
             rainy = {**rainy, CHOSEN_BY: list(scores.values())[-1]}
         elif scores:
             best = runs[max(scores, key=lambda run: scores[run]["nturain_y"]["psnr"])]
@@ -114,7 +114,11 @@ def _comparable(runs: Sequence[Run]) -> tuple[dict[str, Score], str]:
 
     Runs of networks whose checkpoint is gone do not count.
     """
-    there = [run for run in runs if _scores_of(run).is_file() and (run.rainy or run.checkpoint.is_file())]
+    there = [
+        run
+        for run in runs
+        if _scores_of(run).is_file() and (isinstance(run.source, RainyInput) or run.checkpoint.is_file())
+    ]
     scores = {run.name: packing.score_of(CHOSEN_BY, str(_scores_of(run))) for run in there}
     last = scores.get(runs[-1].name)
     if last is None:

@@ -1,7 +1,7 @@
-"""Does what a matrix lacks: trains what is missing, goes on with what was cut, tests, and keeps what is done.
+"""Does what a matrix lacks: trains what is missing, resumes what was interrupted, tests and scores, and keeps the rest.
 
-What a run is trained and tested by stands in `results/RUNS_runs/options/RUN.yml`, so that it can be done by hand too;
-the run itself is where the toolbox's users look for it, in experiments/RUN and results/RUN.
+The option files of a run are kept in `results/RUNS_runs/options/RUN.yml`, so that it can be done by hand too. The run
+itself is where the toolbox's users look for it, in experiments/RUN and results/RUN.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from csd_plugin.atomic import write_text
 from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
 from csd_plugin.data.layout import SPLITS
 from csd_plugin.errors import CSDError
-from csd_plugin.lab.matrix import Run
+from csd_plugin.lab.matrix import Frames, RainyInput, Run
 from csd_plugin.lifeline import lifeline
 from csd_plugin.metrics import results
 from csd_plugin.metrics.protocols import to_uint8
@@ -42,7 +42,7 @@ State = Literal["done", "trained", "cut", "missing"]
 
 
 class Workspace:
-    """Below the current folder, what the matrix files share whose runs begin with `runs`."""
+    """The files that are shared by all matrix files with the same `runs`, below the current folder."""
 
     def __init__(self, runs: str) -> None:
         self.folder = Path("results", f"{runs}_runs")
@@ -54,7 +54,7 @@ class Workspace:
         return self.folder / "logs" / f"{run.name}.log"
 
     def starts(self, run: Run) -> Path:
-        """Of the checkpoints that its training began with, the digests."""
+        """The digests of the checkpoints that its training began with."""
         return self.folder / "starts" / f"{run.name}.json"
 
     def lock(self, run: Run) -> Path:
@@ -97,7 +97,7 @@ def begins_with(run: Run) -> list[Path]:
 
 
 def with_dependents(names: Collection[str], runs: Iterable[Run]) -> set[str]:
-    """Of runs in the order of `runs_of` those of these names, and those that start from them, directly or not."""
+    """The runs of these names and those that start from them, directly or not; `runs` in the order of `runs_of`."""
     found: set[str] = set()
     files: set[Path] = set()
     for run in runs:
@@ -108,7 +108,7 @@ def with_dependents(names: Collection[str], runs: Iterable[Run]) -> set[str]:
 
 
 def check_unchanged(runs: Iterable[Run], space: Workspace) -> None:
-    """Raise CSDError where a run was begun by other options than the matrix now has for it, or with other weights."""
+    """Raise CSDError where a run was begun with options or weights that differ from those of the matrix now."""
     for run in runs:
         file = space.options(run, "train")
         if run.options is None or not file.is_file() or state(run) == "missing":
@@ -131,9 +131,13 @@ def check_unchanged(runs: Iterable[Run], space: Workspace) -> None:
 
 
 def perform(runs: Mapping[str, Run], space: Workspace) -> None:
-    """Train and test everything that is not done, in order. Raises CSDError where the toolbox stops; the rest stays.
+    """Train and test everything that is not done, in order.
 
-    Interrupted, a training goes on from its last saved state the next time. Several processes may be at the same runs.
+    An interrupted training is resumed from its last saved state the next time. Several processes may work on the same
+    runs.
+
+    Raises:
+        CSDError: a training or test failed; what was done before stays.
     """
     waiting = [run for run in runs.values() if state(run) != "done"]
     with _ending_what_it_started(), tqdm(total=len(waiting), desc="runs", unit="run", disable=None) as bar:
@@ -144,18 +148,42 @@ def perform(runs: Mapping[str, Run], space: Workspace) -> None:
             bar.update()
 
 
+def forget(run: Run) -> None:
+    """Put a run's experiment and results aside, so that it is done anew; nothing is deleted."""
+    for folder in (Path("experiments", run.name), Path("results", run.name)):
+        if folder.exists():
+            number = 1
+            while (aside := folder.with_name(f"{folder.name}_before{number}")).exists():
+                number += 1
+            folder.rename(aside)
+
+
+def score_frames(run: Run) -> None:
+    """Score frames that exist on each test set of a run, into results/RUN, as the test pipeline would.
+
+    Raises:
+        CSDError: frames or truth that are missing, or do not fit each other.
+    """
+    assert run.test is not None
+    for content in run.test["datasets"].values():
+        scores = _given(Path(run.source.frames), content) if isinstance(run.source, Frames) else _rainy(content)
+        results.write(
+            Path("results", run.name), content["name"], scores, {"network": run.row, "dataset": content["name"]}
+        )
+
+
 class Terminated(KeyboardInterrupt):
     """A SIGTERM, which unlike Ctrl-C has reached this process alone."""
 
 
 @contextmanager
 def _ending_what_it_started() -> Iterator[None]:
-    """Let a SIGTERM be an exception, so that no training is left behind that nobody knows of."""
+    """Make a SIGTERM an exception, so that no training is left running unnoticed."""
 
     def terminate(*_: object) -> None:
         raise Terminated
 
-    if threading.current_thread() is not threading.main_thread():  # others are not told of signals
+    if threading.current_thread() is not threading.main_thread():  # others receive no signals
         yield
         return
     before = signal.signal(signal.SIGTERM, terminate)
@@ -167,13 +195,13 @@ def _ending_what_it_started() -> Iterator[None]:
 
 @contextmanager
 def _alone(run: Run, space: Workspace, bar: tqdm) -> Iterator[None]:
-    """Of several processes that share runs one works on this run; the others wait, and then find it done."""
+    """Only one of the processes that share runs works on this run; the others wait, and then find it done."""
     space.lock(run).parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(space.lock(run))
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        bar.set_postfix_str(f"{run.name}, which another process is at")
+        bar.set_postfix_str(f"{run.name}: waiting for another process")
         lock.acquire()
     try:
         yield
@@ -190,24 +218,10 @@ def _complete(run: Run, space: Workspace, bar: tqdm) -> None:
         _launch("train", run, run.options, space, bar)
     if state(run) == "trained":
         assert run.test is not None
-        if run.rainy or run.frames:
-            score_ready(run)
+        if isinstance(run.source, RainyInput | Frames):
+            score_frames(run)
         else:
             _launch("test", run, run.test, space, bar)
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def forget(run: Run) -> None:
-    """Put a run's experiment and results aside, so that it is done anew; nothing is deleted."""
-    for folder in (Path("experiments", run.name), Path("results", run.name)):
-        if folder.exists():
-            number = 1
-            while (aside := folder.with_name(f"{folder.name}_before{number}")).exists():
-                number += 1
-            folder.rename(aside)
 
 
 def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: tqdm) -> None:
@@ -253,6 +267,39 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
 
+def _rainy(content: Mapping[str, Any]) -> Scores:
+    dataset = PairedVideoTestDataset({**content, "num_frame": 1})
+    scores = Scores()
+    for item in (dataset[index] for index in range(len(dataset))):
+        if "gt" not in item:
+            raise CSDError(f"the test set {content['name']} has no ground truth, so it cannot be scored; leave it out")
+        scores.add(item["folder"], Path(item["lq_path"]).stem, to_uint8(item["lq"][0]), to_uint8(item["gt"]))
+    return scores
+
+
+def _given(folder: Path, content: Mapping[str, Any]) -> Scores:
+    """Scores of those frames of the folder that belong to the test set: its clips, and its part of each."""
+    dataset = PairedVideoTestDataset({**content, "num_frame": 1})
+    wanted: dict[str, list[int]] = {}
+    for number, frame in dataset.samples:
+        wanted.setdefault(dataset.sequences[number].name, []).append(frame)
+    truth = Path(content["dataroot"]) / SPLITS[content.get("split") or "test"]
+    every = score_folders(folder, truth, clips=list(wanted))
+    missing = wanted.keys() - every.clips.keys()
+    if missing:
+        raise CSDError(f"{folder} has no frames of {', '.join(sorted(missing))}")
+    return Scores({name: _part(every.clips[name], frames) for name, frames in wanted.items()})
+
+
+def _part(clip: ClipScores, frames: Iterable[int]) -> ClipScores:
+    names = list(clip.frames)
+    return ClipScores({names[i]: clip.frames[names[i]] for i in frames})
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def _difference(before: Any, now: Any, where: str = "") -> str:
     """The first key by which two options differ, `key: before instead of now`; empty where none does."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
@@ -274,42 +321,3 @@ def _plain(value: Any) -> Any:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
-
-
-def score_ready(run: Run) -> None:
-    """Score the frames of a run on each of its test sets, into results/RUN as the test pipeline would. CSDError."""
-    assert run.test is not None
-    for content in run.test["datasets"].values():
-        scores = _rainy(content) if run.frames is None else _frames(run.frames, content)
-        results.write(
-            Path("results", run.name), content["name"], scores, {"network": run.row, "dataset": content["name"]}
-        )
-
-
-def _rainy(content: Mapping[str, Any]) -> Scores:
-    dataset = PairedVideoTestDataset({**content, "num_frame": 1})
-    scores = Scores()
-    for item in (dataset[index] for index in range(len(dataset))):
-        if "gt" not in item:
-            raise CSDError(f"the test set {content['name']} has no ground truth: nothing of it can be scored")
-        scores.add(item["folder"], Path(item["lq_path"]).stem, to_uint8(item["lq"][0]), to_uint8(item["gt"]))
-    return scores
-
-
-def _frames(folder: Path, content: Mapping[str, Any]) -> Scores:
-    """Those frames of the folder that belong to the test set: its clips, and its part of each."""
-    dataset = PairedVideoTestDataset({**content, "num_frame": 1})
-    wanted: dict[str, list[int]] = {}
-    for number, frame in dataset.samples:
-        wanted.setdefault(dataset.sequences[number].name, []).append(frame)
-    truth = Path(content["dataroot"]) / SPLITS[content.get("split") or "test"]
-    every = score_folders(folder, truth, clips=list(wanted))
-    missing = wanted.keys() - every.clips.keys()
-    if missing:
-        raise CSDError(f"{folder} has no frames of {', '.join(sorted(missing))}")
-    return Scores({name: _part(every.clips[name], frames) for name, frames in wanted.items()})
-
-
-def _part(clip: ClipScores, frames: Iterable[int]) -> ClipScores:
-    names = list(clip.frames)
-    return ClipScores({names[i]: clip.frames[names[i]] for i in frames})

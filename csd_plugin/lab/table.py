@@ -1,4 +1,4 @@
-"""From the results of a matrix's runs to its table."""
+"""The table of a matrix: scores from the results of its runs, and what its networks cost."""
 
 from __future__ import annotations
 
@@ -12,15 +12,37 @@ from typing import Any
 import torch
 
 from csd_plugin.bench.measure import in_turns, median
-from csd_plugin.lab.matrix import Matrix, PublishedScore, Row, Run
+from csd_plugin.lab.matrix import Frames, Matrix, PublishedScore, RainyInput, Row, Run
 from csd_plugin.lab.runner import result_files
 from csd_plugin.metrics.protocols import Quality
 from csd_plugin.metrics.published import PROTOCOL, PUBLISHED
 from csd_plugin.metrics.results import load_results
 from csd_plugin.report.grid import Grid
 
+COUNTED_SIZE = 128
+"""Side of the frames whose operations are counted, as in the paper's Table 2."""
+TIMED_SIZE = (640, 480)
+"""Width and height of the frames that are timed, those of NTURain."""
+ROUNDS = 3
+"""How often each network is timed."""
+
 NONE = "-"
 _PROTOCOLS = {"nturain_y": "Y", "rgb": "RGB"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs; None where it was not asked for.
+
+    Attributes:
+        parameters: their number.
+        operations: multiply-adds and bias additions of one frame of 128x128.
+        seconds: time of one frame of 640x480.
+    """
+
+    parameters: int | None = None
+    operations: int | None = None
+    seconds: float | None = None
 
 
 @dataclass
@@ -43,9 +65,13 @@ class Line:
 
 
 def build(matrix: Matrix, runs: Mapping[str, Run], costs: Mapping[str, Cost], notes: Sequence[str] = ()) -> Grid:
-    """The table of the rows that are shown, with whatever is there; what is missing is a dash.
+    """The table of the rows that are shown. A result that is missing is a dash.
 
-    costs: by row, for the columns that `complexity` and `speed` ask for. notes: come below, after those on orderings.
+    Args:
+        matrix: its rows and columns.
+        runs: of its rows.
+        costs: by row, for the columns that `complexity` and `speed` ask for.
+        notes: come below the table, after those on orderings.
     """
     lines = {key: _line(key, row, runs) for key, row in matrix.rows.items() if row.shown}
     datasets = list(dict.fromkeys(name for line in lines.values() for name in line.averages))
@@ -87,8 +113,21 @@ def build(matrix: Matrix, runs: Mapping[str, Run], costs: Mapping[str, Cost], no
     return Grid(matrix.title or matrix.name, head, rows, 1, frozenset(best), notes)
 
 
+def costs_of(matrix: Matrix, runs: Mapping[str, Run]) -> dict[str, Cost]:
+    """What the networks of shown rows cost, by row, as far as the matrix asks for it."""
+    if not (matrix.complexity or matrix.speed):
+        return {}
+    networks = {}
+    for run in runs.values():
+        options = None if isinstance(run.source, RainyInput | Frames) else run.options or run.test
+        if matrix.rows[run.row].shown and options and "network_g" in options and run.row not in networks:
+            networks[run.row] = _build(options)
+    seconds = _seconds(networks) if matrix.speed else {}
+    return {row: _cost(*built, seconds.get(row), counted=matrix.complexity) for row, built in networks.items()}
+
+
 def orderings(lines: Sequence[Line], dataset: str) -> list[str]:
-    """One line on whether the published order of the rows comes out here, and each neighbouring pair that does not."""
+    """How many neighbours of the published order keep that order here, and one line for each pair that does not."""
     known = [(line, here) for line in lines if line.published and (here := line.mean(dataset, PROTOCOL, "psnr"))]
     if len(known) < 2:
         return []
@@ -169,38 +208,6 @@ def _gain(line: Line, base: Line, dataset: str) -> str:
 def _best(values: Sequence[float | None]) -> int | None:
     known = [(value, row) for row, value in enumerate(values) if value is not None]
     return max(known)[1] if known else None
-
-
-#: The paper's Table 2 counts at this size; speed is measured at that of NTURain's frames.
-COUNTED_SIZE = 128
-
-
-TIMED_SIZE = (640, 480)
-
-
-ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class Cost:
-    """parameters and operations (multiply-adds and bias additions at 128x128) of a network; seconds a frame."""
-
-    parameters: int | None = None
-    operations: int | None = None
-    seconds: float | None = None
-
-
-def costs_of(matrix: Matrix, runs: Mapping[str, Run]) -> dict[str, Cost]:
-    """By row, as far as the matrix asks for it and rows have a network."""
-    if not (matrix.complexity or matrix.speed):
-        return {}
-    networks = {}
-    for run in runs.values():
-        options = None if run.rainy or run.frames else run.options or run.test
-        if matrix.rows[run.row].shown and options and "network_g" in options and run.row not in networks:
-            networks[run.row] = _build(options)
-    seconds = _seconds(networks) if matrix.speed else {}
-    return {row: _cost(*built, seconds.get(row), counted=matrix.complexity) for row, built in networks.items()}
 
 
 def _build(options: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -56,7 +56,7 @@ def test_the_step_per_frame_is_ours(settings):
 
 def test_other_numbers_are_not_timed(monkeypatch):
     monkeypatch.setattr(patterns, "TERM_WEIGHT", 0.11)
-    with pytest.raises(CSDError, match="other numbers than ours"):
+    with pytest.raises(CSDError, match="the step per frame and ours differ"):
         verify(TINY)
 
 

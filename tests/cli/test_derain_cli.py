@@ -50,7 +50,7 @@ def test_folder_to_video_and_folder(frames, model, capsys):
     assert derain(frames / "rain", frames / "out", "--model", model, "--start", 1, "--end", "0.12s") == 0
     assert sorted(path.name for path in (frames / "out").iterdir()) == ["00001.png", "00002.png"]
     said = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(rf"{re.escape(model)}: about \S+ s a frame, .* s in all; in (bf16|fp32).*", said[0])
+    assert re.fullmatch(rf"{re.escape(model)}: about \S+ s per frame, .* s in all; in (bf16|fp32).*", said[0])
     assert said[-1].startswith("2 frames written")
 
 
@@ -156,7 +156,7 @@ def test_raw_frames_through_pipes(frames, model, monkeypatch, capsys):
     clip = np.stack([cv2.imread(str(path))[:, :, ::-1] for path in sorted((frames / "rain").iterdir())])
     command = [sys.executable, "-m", "csd_plugin", "derain", "-", "-", "--model", model, "--device", "cpu"]
     run = subprocess.run([*command, "--size", "32x24"], input=clip.tobytes(), capture_output=True)
-    assert run.returncode == 0 and b"5 frames written" in run.stderr and b" s a frame; in " in run.stderr
+    assert run.returncode == 0 and b"5 frames written" in run.stderr and b" s per frame; in " in run.stderr
     assert derain(frames / "rain", frames / "out", "--model", model) == 0
     files = np.stack([cv2.imread(str(path))[:, :, ::-1] for path in sorted((frames / "out").iterdir())])
     assert np.array_equal(np.frombuffer(run.stdout, np.uint8).reshape(clip.shape), files)
@@ -221,7 +221,7 @@ def test_the_time_of_a_part_counts_the_frames_around_it(frames, model, monkeypat
     reach = SLDNet(preset="student2", num_feat=4).num_frame // 2
     assert derain(frames / "rain", frames / "part", "--model", model, "--start", 1, "--end", 2) == 0
     read = min(5, 2 + reach)  # one frame is before the part, and up to `reach` come after it
-    assert f"about 10 s a frame, {10 * read} s in all" in capsys.readouterr().out
+    assert f"about 10 s per frame, {10 * read} s in all" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("encoding", "crf"), [("auto", b"crf=16.0"), ("quick", b"crf=13.0"), ("small", b"crf=16.0")])

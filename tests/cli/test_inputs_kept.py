@@ -271,7 +271,7 @@ def test_reports_on_data_are_written_over_no_input(tiny_rain, tmp_path, capsys):
     image = next(tiny_rain.rglob("*.png"))
     before = image.read_bytes()
     assert run("data", tiny_rain, "--html", image) == 2
-    assert "is an image that is there already" in last_line(capsys) and image.read_bytes() == before
+    assert "is an existing image" in last_line(capsys) and image.read_bytes() == before
     both = tmp_path / "facts"
     assert run("data", tiny_rain, "--html", both, "--json", tmp_path / "x" / ".." / "facts") == 2
     assert "give each a file of its own" in last_line(capsys) and not both.exists()

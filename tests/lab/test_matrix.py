@@ -118,6 +118,10 @@ def test_an_included_matrix_is_added_to(files):
         ({"rows": {"csd": {"start": {"network_t": "csd"}}}}, "csd -> csd start from each other"),
         ({"rows": {"csd": {"start": {"network_t": "input"}}}}, "the row input is not trained"),
         ({"rows": {"csd": {"input": True, "frames": "x"}}}, "only one of"),
+        ({"rows": {"csd": {"wieghts": "student2"}}}, "wieghts is unknown; did you mean weights?"),
+        ({"rows": {"csd": {"weights": 2}}}, "rows.csd.weights: input should be a valid string"),
+        ({"rows": {"csd": {"input": "rain"}}}, "rows.csd.input: input should be true"),
+        ({"rows": {"csd": {"source": "student2"}}}, "rows.csd: source is unknown; give one of weights"),
         ({"rows": {"csd": {"seeds": []}}}, "rows.csd.seeds"),
         ({"base": None}, "has no option file"),
         ({"base": "nowhere.yml"}, "nowhere.yml: cannot be read"),
@@ -129,6 +133,16 @@ def test_mistakes_are_one_line(files, changes, message, capsys):
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
     assert not any(Path().iterdir())
+
+
+def test_a_row_has_one_source(files):
+    rows = {"frames": {"frames": "x"}, "weights": {"weights": "student2", "input": False, "frames": None}}
+    path = matrix_of(files, rows=rows)
+    matrix = read_matrix(path)
+    kinds = [row.source.kind for row in matrix.rows.values()]
+    assert kinds == ["input", "training", "training", "training", "frames", "weights"]
+    assert matrix.rows["frames"].source.frames == str(files / "x")
+    assert runs_of(matrix, path, ["weights"])["tiny_weights"].checkpoint.name == "student2.pth"
 
 
 def test_a_schedule_is_stretched_as_a_whole(tiny_rain):
