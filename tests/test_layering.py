@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tables": set(),
     "extensions": set(),
     "types": set(),
-    "archs": {"types", "extensions"},
+    "archs": {"types", "extensions", "data.windows"},
     "data": {"types", "devices"},
     "losses": {"types"},
     "metrics": {"types", "extensions", "data.layout", "data.images"},

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from csd_plugin import options
+from csd_plugin.archs.interface import Interface
 from csd_plugin.compat import shape_advice
 from csd_plugin.data.datasets.options import DatasetOptions, TrainingOptions
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.models.dry_run import clips_of
-from csd_plugin.models.layouts import Layout
 
 _NAMES = ("vid4", "reds4", "redsofficial")
 """Of the toolbox's test sets of video clips, whatever they hold."""
@@ -156,13 +156,13 @@ def _check_test(model: type, opt: Mapping[str, Any], key: str, content: Mapping[
     _output_shape(network, (1, options_of(content).of(content).num_frame, 3, height, width), opt, key)
 
 
-def check_network(name: str, network: nn.Module, layout: Layout, opt: Mapping[str, Any]) -> None:
+def check_network(name: str, network: nn.Module, interface: Interface, opt: Mapping[str, Any]) -> None:
     """Whether a network that is not ours runs on what our models give it, crops of the training set, or CSDError."""
     if type(network).__module__.startswith("csd_plugin."):
         return
-    frames = (1, layout.num_frame, 3, *(2 * [clips_of(opt).size]))
+    frames = (1, interface.num_frame, 3, *(2 * [clips_of(opt).size]))
     try:
-        _shape_of(lambda clips: layout.run(network, clips, 1), network, frames, opt)
+        _shape_of(lambda clips: interface.run(network, clips, 1), network, frames, opt)
     except CSDError:
         return  # the run says what it is about: layers, scales
     except _OF_SHAPES as error:
