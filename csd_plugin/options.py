@@ -7,20 +7,24 @@ toolbox's own sections: there only near misses of known keys are errors, so that
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
 import inspect
 import math
+import operator
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from csd_plugin.archs import NETWORKS
+from csd_plugin.data.datasets import DATASETS
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.schedule import check_weight
 from csd_plugin.distill.settings import read_distillation, teacher_labels, teacher_shares
@@ -34,10 +38,6 @@ _LONGEST = 10**9  # steps
 
 Steps = Annotated[float, Field(ge=1, le=_LONGEST, multiple_of=1)]
 """A whole number of steps, which YAML may give as 5e3."""
-
-
-_Scale = Annotated[float, Field(gt=0, le=16)]
-_Quality = Annotated[int, Field(ge=1, le=100)]
 
 
 class Section(BaseModel):
@@ -173,66 +173,37 @@ class LoggerSection(ToolboxSection):
 
 
 class DatasetSection(Section):
-    """What both data sets take. The toolbox adds phase and scale."""
+    """What the toolbox adds to the options of a data set, and its type."""
 
     name: str
     type: str
     phase: str = "train"
     scale: int = 1
-    dataroot: str = Field(description="folder that holds Dataset_Training_Synthetic, Dataset_Testing_Synthetic ..")
-    split: Literal["train", "test", "real"] | None = Field(
-        None, description="which of these folders; by default train for training, test for the rest"
-    )
-    clips: str | list[str] | None = Field(None, description="names of clips, or a file with one a line: only these")
-    num_frame: int = Field(gt=0, le=_MOST, description="frames in a sample: N of a training clip, or of a test window")
-    cache_mb: float = Field(0, ge=0, description="memory for decoded frames, of all workers together")
 
 
-class PairedVideoSection(DatasetSection):
-    """`type: PairedVideoDataset`, with the toolbox's loader keys."""
-
-    num_target: int = Field(gt=0, le=_MOST, description="targets L in the middle of the clip")
-    gt_size: int = Field(ge=4, le=8192, description="height and width of the crop")
-    batch_size_per_gpu: int = Field(gt=0, le=_MOST, description="clips in a batch")
-    num_worker_per_gpu: int = Field(ge=0, le=256, description="loader processes")
-    # the bounds are strict numbers, the pair itself comes from YAML as a list
-    scale_range: tuple[_Scale, _Scale] = Field(
-        (1.0, 1.0), strict=False, description="enlarge frames by a random factor, up to 16"
-    )
-    use_hflip: bool = True
-    use_vflip: bool = False
-    use_rot: bool = Field(False, description="exchange rows and columns")
-    random_reverse: bool = Field(False, description="run clips backwards")
-    as_uint8: bool = Field(False, description="samples as bytes, a quarter of what workers hand over; same training")
-    dataset_enlarge_ratio: int = Field(1, gt=0, le=100_000, description="see every clip so often in an epoch")
-    # the toolbox's `cpu` loses a worker's error and then waits for ever; workers read ahead without it
-    prefetch_mode: Literal["cuda"] | None = None
-    pin_memory: bool = False
-    persistent_workers: bool = False
-    use_shuffle: bool = True
+def dataset_section(cls: type) -> type[Section]:
+    """The section of a data set, from its `options_class`."""
+    hints = get_type_hints(cls.options_class)  # type: ignore[attr-defined]
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(cls.options_class):  # type: ignore[attr-defined]
+        hint, about = hints[field.name], field.metadata
+        limits = {"description": about["description"], "strict": _strict(hint), **about["limits"]}
+        default = ... if about["required"] else field.default
+        fields[field.name] = (_each(hint, about["each"]) if about["each"] else hint, Field(default, **limits))
+    return create_model(f"{cls.__name__}Section", __base__=DatasetSection, **fields)
 
 
-class ResidentVideoSection(PairedVideoSection):
-    """`type: ResidentVideoDataset`: all clips decoded once and kept on the device that trains."""
-
-    device: str = Field("auto", description="cpu, cuda, cuda:1; auto is CUDA where there is one")
-
-
-class RenderedRainSection(PairedVideoSection):
-    """`type: RenderedRainDataset`: clean clips, rain rendered as they are read."""
-
-    rain: str = Field("nturain", description="preset that the rain varies about")
-    quality: tuple[_Quality, _Quality] | None = Field(
-        None, strict=False, description="JPEG qualities from which rainy frames get one, as those of NTURain have"
-    )
+def _each(hint: Any, limits: Mapping[str, Any]) -> Any:
+    """A tuple of numbers, or None, with limits for every number."""
+    members = get_args(hint)
+    if get_origin(hint) is tuple:
+        return tuple[tuple(Annotated[member, Field(**limits)] for member in members)]  # type: ignore[misc]
+    return functools.reduce(operator.or_, [_each(member, limits) for member in members]) if members else hint
 
 
-class PairedVideoTestSection(DatasetSection):
-    """`type: PairedVideoTestDataset`."""
-
-    frame_range: tuple[int, int] | None = Field(
-        None, strict=False, description="first and last frame of every clip, from 1, inclusive"
-    )
+def _strict(hint: Any) -> bool | None:
+    """False for a tuple, or None: YAML has it as a list. Its members are strict."""
+    return False if any(get_origin(kind) is tuple for kind in (hint, *get_args(hint))) else None
 
 
 def section_of(cls: type) -> type[BaseModel]:
@@ -250,8 +221,7 @@ def section_of(cls: type) -> type[BaseModel]:
             hint = hints.get(name, Any)
             default = ... if parameter.default is parameter.empty else parameter.default
             counts = hint in (int, int | None)  # the constructor knows how few are too few
-            pair = False if get_origin(hint) is tuple else None  # YAML has it as a list
-            fields[name] = (hint, Field(default, le=_MOST if counts else None, strict=pair))
+            fields[name] = (hint, Field(default, le=_MOST if counts else None, strict=_strict(hint)))
     return create_model(f"{cls.__name__}Section", __base__=base, type=(str, ...), **fields)
 
 
@@ -290,12 +260,6 @@ def objective_section(name: str) -> type[BaseModel]:
     return create_model("ObjectiveSection", __base__=section_of(objective), **fields)
 
 
-DATASETS: dict[str, type[Section]] = {
-    "PairedVideoDataset": PairedVideoSection,
-    "RenderedRainDataset": RenderedRainSection,
-    "ResidentVideoDataset": ResidentVideoSection,
-    "PairedVideoTestDataset": PairedVideoTestSection,
-}
 LOSSES = {"PyramidSSIMLoss": PyramidSSIMLoss}
 MODELS = {"VideoDerainModel": False, "DistillModel": True}  # whether they learn from teachers
 #: What begins the keys, of the top level and of `path`, that each teacher has for itself: `network_t2`.
@@ -362,8 +326,9 @@ def check_options(opt: Mapping[str, Any], source: str) -> None:
         if opt.get(required) is None:
             raise CSDError(f"{source}: the section {required} is missing")
 
+    datasets = {name: dataset_section(cls) for name, cls in DATASETS.items()}
     for key, content in opt["datasets"].items():
-        _check_typed(content, DATASETS, f"{source}: datasets.{key}.")
+        _check_typed(content, datasets, f"{source}: datasets.{key}.")
     networks = {name: section_of(cls) for name, cls in NETWORKS.items()}
     for key in ("network_g", *(f"network_{label}" for label in labels)):
         if opt.get(key):

@@ -34,19 +34,15 @@ def install() -> None:
     compat.repair_toolbox()
     _give_way(Registry)
 
-    from csd_plugin.data.datasets.paired_video import PairedVideoDataset, PairedVideoTestDataset
-    from csd_plugin.data.datasets.rendered_rain import RenderedRainDataset
-    from csd_plugin.data.datasets.resident_video import ResidentVideoDataset
+    from csd_plugin.data.datasets import DATASETS
     from csd_plugin.losses.ssim import PyramidSSIMLoss
     from csd_plugin.metrics import METRICS
     from csd_plugin.metrics.registered import as_function
 
     for network in filter(_is_ours, NETWORKS.values()):
         _register(ARCH_REGISTRY, network)
-    _register(DATASET_REGISTRY, PairedVideoDataset)
-    _register(DATASET_REGISTRY, PairedVideoTestDataset)
-    _register(DATASET_REGISTRY, RenderedRainDataset)
-    _register(DATASET_REGISTRY, ResidentVideoDataset)
+    for dataset in filter(_is_ours, DATASETS.values()):
+        _register(DATASET_REGISTRY, dataset)
     _register(LOSS_REGISTRY, PyramidSSIMLoss)
     for metric in filter(_is_ours, METRICS.values()):
         if metric.function is not None:
@@ -61,8 +57,9 @@ def install() -> None:
 
 def extend() -> None:
     """After `install`, what other packages have: the toolbox knows the networks in our table. Raises CSDError."""
-    from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
+    from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY
 
+    from csd_plugin.data.datasets import DATASETS
     from csd_plugin.metrics import METRICS
     from csd_plugin.metrics.registered import as_function
 
@@ -70,6 +67,10 @@ def extend() -> None:
         raise fault
     for name, network in NETWORKS.items():
         _register_theirs(ARCH_REGISTRY, name, network)
+    for name, dataset in DATASETS.items():
+        if not hasattr(dataset, "options_class"):
+            raise CSDError(f"{dataset.__module__}: the data set {name} needs an options_class; see data/datasets")
+        _register_theirs(DATASET_REGISTRY, name, dataset)
     for metric in METRICS.values():
         if metric.function is not None:
             _register_theirs(METRIC_REGISTRY, metric.function, as_function(metric))

@@ -128,7 +128,8 @@ def test_a_student_meets_the_same_data_and_schedule_in_both_stages(path):
 
 def test_every_key_is_explained_beside_the_files():
     text = (OPTIONS / "README.md").read_text()
-    classes = [options.PairedVideoSection, options.PairedVideoTestSection, options.RunSection, options.TrainSection]
+    classes = [options.RunSection, options.TrainSection]
+    classes += [options.dataset_section(cls) for cls in options.DATASETS.values()]
     classes += [options.ValSection, options.LoggerSection, options.TapsSection, options.InterfaceSection]
     classes += [options.WeightSection]
     classes += [options.objective_section(name) for name in options.OBJECTIVES]

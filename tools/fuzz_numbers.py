@@ -370,7 +370,7 @@ def numbers_of(options: Mapping[str, Any]) -> list[str]:
     known: dict[str, Any] = {"": described.RunSection, **described.SECTIONS}
     known |= {"train.optim_g": described.OptimizerSection, "train.scheduler": described.SchedulerSection}
     for key, content in options["datasets"].items():
-        known[f"datasets.{key}"] = described.DATASETS[content["type"]]
+        known[f"datasets.{key}"] = described.dataset_section(described.DATASETS[content["type"]])
     for key in ("network_g", "network_t"):
         if key in options and options[key]["type"] in described.NETWORKS:
             known[key] = described.section_of(described.NETWORKS[options[key]["type"]])

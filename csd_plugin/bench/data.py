@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from csd_plugin.bench.loading import Settings, measure, table
+    from csd_plugin.bench.loading import Settings, loading_table, measure
     from csd_plugin.bench.measure import check_report, machine, save_report
 
     check_report(args.json)
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         seconds=args.seconds,
     )
     rows = measure(args.dataroot, settings, jobs=args.jobs, work=args.work)
-    print(table(rows))
+    print(loading_table(rows))
     if args.json:
         content = {"machine": machine(), "settings": asdict(settings), "rows": [asdict(row) for row in rows]}
-        print("\n" + save_report(args.json, content, table(rows)))
+        print("\n" + save_report(args.json, content, loading_table(rows)))

@@ -78,7 +78,7 @@ def stream(network: str, width: int, height: int, frames: int, memory: int) -> F
     return Footprint(took / frames, peak_memory(), before)
 
 
-def table(points: Sequence[Point]) -> str:
+def growth_table(points: Sequence[Point]) -> str:
     """As Markdown, one row a clip."""
     head = ["grows", "x", "size", "frames", "s/frame", "us/pixel", "peak MB", "+MB"]
     rows = [

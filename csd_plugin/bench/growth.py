@@ -42,14 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from csd_plugin.bench.footprint import draw, measure, table
+    from csd_plugin.bench.footprint import draw, growth_table, measure
     from csd_plugin.bench.measure import check_report, machine, save_report
     from csd_plugin.data.video.pipes import parse_size
 
     check_report(args.json)
     points = measure(args.network, parse_size(args.size), args.frames, args.steps, args.memory)
-    print(table(points))
+    print(growth_table(points))
     if args.json:
         content = {"machine": machine(), "network": args.network, "memory": args.memory}
         content["points"] = [point._asdict() for point in points]
-        print("\n" + save_report(args.json, content, table(points), lambda figure: draw(figure, points)))
+        print("\n" + save_report(args.json, content, growth_table(points), lambda figure: draw(figure, points)))

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.bench.measure import check_report, machine, save_report
-    from csd_plugin.bench.speed import default_backends, draw, measure, table
+    from csd_plugin.bench.speed import default_backends, draw, measure, speed_table
     from csd_plugin.data.video.pipes import parse_size
     from csd_plugin.inference.memory import keep_freed_memory
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     backends = args.backends or default_backends()
     sizes = [parse_size(size) for size in args.sizes]
     rows = measure(args.networks, backends, sizes, args.threads, args.rounds, device=args.device, batch=args.batch)
-    print(table(rows))
+    print(speed_table(rows))
     if args.json:
         content = {
             "machine": machine(),
@@ -80,4 +80,4 @@ def run(args: argparse.Namespace) -> None:
             "rounds": args.rounds,
             "rows": [row.figures() for row in rows],
         }
-        print("\n" + save_report(args.json, content, table(rows), lambda figure: draw(figure, rows)))
+        print("\n" + save_report(args.json, content, speed_table(rows), lambda figure: draw(figure, rows)))

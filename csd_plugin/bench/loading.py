@@ -66,7 +66,7 @@ class Settings:
 
 
 @dataclass
-class Row:
+class LoadingRow:
     """One kind of storage at one augmentation: rates in samples a second, sizes in MB, times in seconds."""
 
     frames_from: str
@@ -80,7 +80,7 @@ class Row:
     shared: float | None = None
 
 
-def measure(dataroot: Path, settings: Settings, jobs: int = 1, work: Path | None = None) -> list[Row]:
+def measure(dataroot: Path, settings: Settings, jobs: int = 1, work: Path | None = None) -> list[LoadingRow]:
     """Build the stores in a folder below `work`, read from them in turns, and remove them.
 
     Raises CSDError for what the data set and the stores do.
@@ -91,7 +91,7 @@ def measure(dataroot: Path, settings: Settings, jobs: int = 1, work: Path | None
         for scale, bounds in SCALES.items():
             for name, (root, files) in places.items():
                 dataset = PairedVideoDataset(settings.options(root, bounds))
-                contenders.append((dataset, files, Row(name, scale, sum(map(_size, files)) / 2**20)))
+                contenders.append((dataset, files, LoadingRow(name, scale, sum(map(_size, files)) / 2**20)))
         steps = tqdm(total=len(contenders) * (1 + settings.rounds), desc="bench data", unit="pass", disable=None)
         with steps:
             for dataset, files, row in contenders:
@@ -147,7 +147,7 @@ class _Timed:
 
 
 def _worker_rate(
-    dataset: PairedVideoDataset, settings: Settings, indices: Iterable[int], row: Row, seconds: float = math.inf
+    dataset: PairedVideoDataset, settings: Settings, indices: Iterable[int], row: LoadingRow, seconds: float = math.inf
 ) -> float:
     """Samples per second that one worker makes of `indices`, or in so many seconds; its memory goes into the row."""
     spent = samples = 0.0
@@ -159,7 +159,7 @@ def _worker_rate(
     return samples / spent
 
 
-def _measure_loader(dataset: PairedVideoDataset, settings: Settings, indices: Iterable[int], row: Row) -> None:
+def _measure_loader(dataset: PairedVideoDataset, settings: Settings, indices: Iterable[int], row: LoadingRow) -> None:
     began = time.perf_counter()
     batches = iter(_loader(dataset, settings, indices))
     next(batches)
@@ -273,7 +273,7 @@ def _build_by_basicsr(chosen: Path, keys: list[str], out: Path) -> _BasicSRStore
 # --- what comes out -------------------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Row]) -> str:
+def loading_table(rows: Sequence[LoadingRow]) -> str:
     """As Markdown."""
     head = ["frames from", "scale", "MB", "first", "x", "warm", "x", "loader", "x", "start s", "private", "shared"]
     lines = []
@@ -287,7 +287,7 @@ def table(rows: Sequence[Row]) -> str:
     return markdown(head, lines, text_columns=2)
 
 
-def _rates(row: Row) -> tuple[float | None, float, float]:
+def _rates(row: LoadingRow) -> tuple[float | None, float, float]:
     return row.first, statistics.median(row.warm), statistics.median(row.loader)
 
 

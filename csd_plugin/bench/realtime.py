@@ -42,7 +42,7 @@ NONE = "none"
 _SIZES = ["640x480", "1280x720", "1920x1080"]
 
 
-class Row(NamedTuple):
+class RealtimeRow(NamedTuple):
     """One network at one size; read, network and write: seconds for each frame alone; delay: those of each frame."""
 
     network: str
@@ -105,12 +105,14 @@ def run(args: argparse.Namespace) -> None:
             make_clip(clip, args.file, size, args.frames)
             for name in (NONE, *args.networks):
                 arguments = [name, str(clip), str(args.rate)]
-                rows.append(Row(*measured_apart("csd_plugin.bench.realtime", arguments, f"{name}, {clip.stem}")))
+                rows.append(
+                    RealtimeRow(*measured_apart("csd_plugin.bench.realtime", arguments, f"{name}, {clip.stem}"))
+                )
                 bar.update()
-    print(table(rows))
+    print(realtime_table(rows))
     if args.json:
         content = {"machine": machine(), "rate": args.rate, "rows": [row._asdict() for row in rows]}
-        print("\n" + save_report(args.json, content, table(rows), lambda figure: draw(figure, rows)))
+        print("\n" + save_report(args.json, content, realtime_table(rows), lambda figure: draw(figure, rows)))
 
 
 def make_clip(path: Path, source: Path | None, size: tuple[int, int], count: int) -> None:
@@ -142,7 +144,7 @@ def make_clip(path: Path, source: Path | None, size: tuple[int, int], count: int
         container.mux(stream.encode(None))
 
 
-def measure(network: str, clip: Path, rate: float) -> Row:
+def measure(network: str, clip: Path, rate: float) -> RealtimeRow:
     """One row, in this process. Raises CSDError."""
     from csd_plugin.bench.measure import peak_memory, seconds
     from csd_plugin.bench.speed import find_network
@@ -173,7 +175,7 @@ def measure(network: str, clip: Path, rate: float) -> Row:
                 writer.write(pair.clean)
                 delay.append(time.perf_counter() - camera.came[index])
     count = len(frames)
-    return Row(
+    return RealtimeRow(
         network,
         width,
         height,
@@ -246,7 +248,7 @@ def _read(clip: Path) -> None:
             pass
 
 
-def table(rows: Sequence[Row]) -> str:
+def realtime_table(rows: Sequence[RealtimeRow]) -> str:
     """As Markdown."""
     from csd_plugin.bench.measure import median
     from csd_plugin.report.text import markdown
@@ -271,7 +273,7 @@ def _late(delay: Iterable[float]) -> float:
     return float(np.percentile(list(delay), 99))
 
 
-def draw(figure: Any, rows: Sequence[Row]) -> None:
+def draw(figure: Any, rows: Sequence[RealtimeRow]) -> None:
     """Frames per second as bars, the camera's rate for comparison."""
     axes = figure.subplots()
     axes.barh([f"{row.network} {row.width}x{row.height}" for row in rows], [row.fps for row in rows])

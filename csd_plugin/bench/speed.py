@@ -31,7 +31,7 @@ _SEQUENCE = 8
 
 
 @dataclass(frozen=True)
-class Row:
+class SpeedRow:
     """One contender. seconds: of each round, for one frame; rates: the machine's multiply-adds a second just before."""
 
     network: str
@@ -84,7 +84,7 @@ def measure(
     *,
     device: str = "cpu",
     batch: int = 1,
-) -> list[Row]:
+) -> list[SpeedRow]:
     """Time `batch` windows at once of every combination, in turns; sizes are (width, height). Raises CSDError."""
     where = pick_device(device)
     modules = {name: None if name.endswith(GRAPH_SUFFIXES) else find_network(name) for name in networks}
@@ -113,7 +113,7 @@ def measure(
                     per_frame = {key: [took / (batch * frames) for took in values] for key, values in times.items()}
                     key, plain = f"{name} {backend}", per_frame.get(f"{name} plain")
                     rows.append(
-                        Row(
+                        SpeedRow(
                             name, backend, size, number, _count(counts[name], frames), per_frame[key], rates[key], plain
                         )
                     )
@@ -227,7 +227,7 @@ def _count(operations: Operations | None, frames: int) -> Operations | None:
     return operations and Operations(operations.useful / frames, operations.folded / frames)
 
 
-def table(rows: Sequence[Row]) -> str:
+def speed_table(rows: Sequence[SpeedRow]) -> str:
     """As Markdown, with the machine's rate below."""
     cells = []
     for row in rows:
@@ -253,7 +253,7 @@ def table(rows: Sequence[Row]) -> str:
     return markdown(head, cells, 3) + f"\n\nThe machine's matrix products: {', '.join(rates)}."
 
 
-def draw(figure: Any, rows: Sequence[Row]) -> None:
+def draw(figure: Any, rows: Sequence[SpeedRow]) -> None:
     """Bars of the useful multiply-adds a second, the matrix products' rate as a line."""
     axes = figure.subplots()
     labels = [f"{row.network} {row.backend} {row.size[0]}x{row.size[1]} t{row.threads}" for row in rows]

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict, fields
 
     from csd_plugin.bench.measure import check_report, machine, save_report
-    from csd_plugin.bench.training import Settings, draw, measure, profile, profile_table, table, verify
+    from csd_plugin.bench.training import Settings, draw, measure, profile, profile_table, step_table, verify
     from csd_plugin.inference.memory import keep_freed_memory
 
     check_report(args.json)
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"losses and gradients of the step per frame are ours, {apart:.0e} apart at most (fp32)\n")
     rows = measure(settings, args.rounds)
     parts = profile(settings, args.rounds) if args.profile else {}
-    shown = table(rows) + ("\n\n" + profile_table(parts) if parts else "")
+    shown = step_table(rows) + ("\n\n" + profile_table(parts) if parts else "")
     print(shown)
     if args.json:
         content = {"machine": machine(), "settings": asdict(settings), "apart": apart, "rounds": args.rounds}

@@ -48,7 +48,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Row:
+class StepRow:
     """seconds: of each round, for one step; peak, before: the most memory in MiB, in all and before the first step."""
 
     contender: str
@@ -157,7 +157,7 @@ def _difference(theirs: Tensor | None, ours: Tensor | None) -> float:
     return float((theirs - ours).abs().max() / ours.abs().max().clamp_min(1e-12))
 
 
-def measure(settings: Settings, rounds: int) -> list[Row]:
+def measure(settings: Settings, rounds: int) -> list[StepRow]:
     """All contenders, in turns for the time, each in a process of its own for the memory."""
     threads = torch.get_num_threads()
     try:
@@ -167,7 +167,7 @@ def measure(settings: Settings, rounds: int) -> list[Row]:
         times = in_turns(steps, rounds, "bench step", _clock(settings.threads))
     finally:
         torch.set_num_threads(threads)
-    return [Row(name, times[name], *_footprint(settings, name)) for name in CONTENDERS]
+    return [StepRow(name, times[name], *_footprint(settings, name)) for name in CONTENDERS]
 
 
 def _clock(threads: int) -> Callable[[], float]:
@@ -259,7 +259,7 @@ class Stopwatch:
         self._part, self._since = part, now
 
 
-def table(rows: Sequence[Row]) -> str:
+def step_table(rows: Sequence[StepRow]) -> str:
     """As Markdown, one row a contender."""
     ours = rows[0]
     cells = []
@@ -289,7 +289,7 @@ def profile_table(parts: dict[str, list[float]]) -> str:
     return markdown(["part of our step", "ms", "share"], [*rows, ["all", f"{1000 * total:.1f}", "100.0%"]], 1)
 
 
-def draw(figure: Any, rows: Sequence[Row], parts: dict[str, list[float]]) -> None:
+def draw(figure: Any, rows: Sequence[StepRow], parts: dict[str, list[float]]) -> None:
     """Bars of time and memory, and of the parts of our step where they were measured."""
     panels = figure.subplots(1, 3 if parts else 2)
     names = [row.contender for row in rows]

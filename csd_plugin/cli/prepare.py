@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _report(prepared: Prepared, out: Path) -> bool:
     """Print what was done; whether something failed."""
-    from csd_plugin.data.census import find_clips
+    from csd_plugin.data.census import take_census
     from csd_plugin.data.naming import PUBLISHED
     from csd_plugin.data.stores import open_store
 
@@ -91,7 +91,7 @@ def _report(prepared: Prepared, out: Path) -> bool:
     for note in prepared.notes:
         print(f"note: {note}")
     if any(out.glob("Dataset_*")):
-        for problem in find_clips(open_store(out), out).problems:
+        for problem in take_census(open_store(out), out).problems:
             print(f"note: {problem}")
     for error in prepared.failed:
         print(f"csd prepare: error: {error}", file=sys.stderr)

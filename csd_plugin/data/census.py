@@ -26,7 +26,7 @@ class Census:
     problems: list[str]
 
 
-def find_clips(store: FrameStore, root: Path) -> Census:
+def take_census(store: FrameStore, root: Path) -> Census:
     """The clips of every split that can be used. root: what the store's keys are relative to, as for `find_sequences`.
 
     Raises CSDError where there are no frames.

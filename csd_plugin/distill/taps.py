@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.archs.interface import Interface
 from csd_plugin.errors import CSDError
 
 KINDS = ("input", "output")
@@ -96,6 +97,16 @@ class FeatureTap:
             value = value.clone() if self._copies or torch.compiler.is_compiling() else value
             self._version = value._version
         self._captured = value
+
+
+def tap_compared(network: nn.Module, interface: Interface, layers: list[str] | None) -> list[FeatureTap]:
+    """Taps of these layers of a network, by default of its one feature. Raises CSDError."""
+    if layers is None and interface.feature is None:
+        raise CSDError(
+            f"{type(network).__name__} names no layer whose feature is compared; give `feature` for it, or "
+            f"train.distill_opt.taps"
+        )
+    return tap_layers(network, [str(interface.feature)] if layers is None else layers)
 
 
 def tap_layers(network: nn.Module, layers: Iterable[str]) -> list[FeatureTap]:

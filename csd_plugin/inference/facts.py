@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.archs import preset_of
+from csd_plugin.archs.interface import DERAINED, kind_of
 from csd_plugin.errors import CSDError
 
-LAYOUTS = ("window", "sequence")
 _SIZE, _MANY = 16, 24
 _ALL = -1
 
@@ -102,7 +102,7 @@ class Facts:
             values[field.name] = int(text) if number else text
         facts = cls(**values)  # type: ignore[arg-type]
         impossible = facts.num_frame % 2 == 0 or facts.num_future > facts.num_frame // 2
-        if impossible or min(facts.floats, facts.divisor) < 1 or facts.layout not in LAYOUTS:
+        if impossible or min(facts.floats, facts.divisor) < 1 or facts.layout not in DERAINED:
             raise CSDError(f"{source}: its metadata make no sense ({facts}); export it again")
         return facts
 
@@ -110,7 +110,7 @@ class Facts:
 def study(network: nn.Module, license: str = "not stated") -> Facts:
     """The facts of a network, from tiny frames. Raises CSDError for one that is called in a way unknown here."""
     network = without_branches(network)
-    layout, divisor = layout_of(network), int(getattr(network, "size_divisor", 1))
+    layout, divisor = kind_of(network), int(getattr(network, "size_divisor", 1))
     frames = cast(int, network.num_frame) + (_MANY if layout == "sequence" else 0)
     calls = conv_calls(network, frames)
     # Stride 1 throughout: every layer sees this much further, at half the size twice as far.
@@ -134,17 +134,6 @@ def study(network: nn.Module, license: str = "not stated") -> Facts:
 def without_branches(network: nn.Module) -> nn.Module:
     """The network in the form in which it is run: for one with branches its `merged()`."""
     return network.merged() if hasattr(network, "merged") else network  # type: ignore[operator]
-
-
-def layout_of(network: nn.Module) -> str:
-    """One of `LAYOUTS`: what the network says of itself, else 'window'. Raises CSDError for any other."""
-    layout = getattr(network, "layout", "window")
-    if layout not in LAYOUTS:
-        raise CSDError(
-            f"{type(network).__name__} has the layout {layout!r}; frames are derained by networks of the layouts "
-            f"{' and '.join(LAYOUTS)}: one of single images takes windows of one frame, (B, 1, 3, H, W)"
-        )
-    return layout
 
 
 def conv_calls(network: nn.Module, num_frame: int | None = None) -> list[ConvCall]:

@@ -59,6 +59,25 @@ class Waiting:
         return func(*tree_map(computed, args), **tree_map(computed, kwargs or {}))
 
 
+#: Python looks these up on the class, past `__getattr__`. Those of the result, as it is.
+_OPERATORS = (
+    "sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul and rand or ror xor rxor "
+    "neg pos abs invert lt le gt ge eq ne getitem setitem len iter contains bool int float"
+)
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    def operate(self: Waiting, *others: Any) -> Any:
+        return getattr(self.value(), name)(*tree_map(computed, others))
+
+    return operate
+
+
+for _name in _OPERATORS.split():
+    setattr(Waiting, f"__{_name}__", _operator(f"__{_name}__"))
+Waiting.__hash__ = object.__hash__  # type: ignore[method-assign]
+
+
 def computed(value: Any) -> Any:
     """A tensor for a `Waiting`; anything else as it is."""
     return value.value() if isinstance(value, Waiting) else value

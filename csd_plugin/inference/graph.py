@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.archs.interface import kind_of
 from csd_plugin.errors import CSDError
 from csd_plugin.extras import needed_by
-from csd_plugin.inference.facts import Facts, layout_of
+from csd_plugin.inference.facts import Facts
 from csd_plugin.inference.folding import MIN_FILLED, fold
 
 OPSET = 18
@@ -31,7 +32,7 @@ class Computing(nn.Module):
         super().__init__()
         self.num_frame = int(network.num_frame)  # type: ignore[arg-type]
         self.num_seen = int(getattr(network, "num_seen", self.num_frame))
-        self.layout, self.size_divisor = layout_of(network), int(getattr(network, "size_divisor", 1))
+        self.layout, self.size_divisor = kind_of(network), int(getattr(network, "size_divisor", 1))
         self.network = network.to(dtype)
         self.dtype = dtype
 

@@ -90,8 +90,8 @@ def pair_folders(
 ) -> list[FramePair]:
     """Every frame that counts with its truth (or rainy frame), clip by clip, in order. See `score_folders`."""
     kind = "truth" if is_truth else "rainy input"
-    result_clips = find_clips(results, beside=_TRUTH, wanted=clips or ())
-    true_clips = find_clips(partner, _RAIN if is_truth else _TRUTH, wanted=result_clips)
+    result_clips = find_scored_clips(results, beside=_TRUTH, wanted=clips or ())
+    true_clips = find_scored_clips(partner, _RAIN if is_truth else _TRUTH, wanted=result_clips)
     if clips is not None and len(result_clips) > 1:
         result_clips = {clip: files for clip, files in result_clips.items() if clip in clips}
     if len(result_clips) == len(true_clips) == 1:
@@ -115,7 +115,7 @@ def pair_folders(
 def _alone(results: Path, skip: tuple[int, int], clips: Collection[str] | None) -> list[FramePair]:
     """Every frame that counts, its own partner."""
     pairs = []
-    for clip, files in find_clips(results, beside=_TRUTH).items():
+    for clip, files in find_scored_clips(results, beside=_TRUTH).items():
         if clips is not None and clip not in clips:
             continue
         kept = without_ends(files, skip)
@@ -125,7 +125,7 @@ def _alone(results: Path, skip: tuple[int, int], clips: Collection[str] | None) 
     return pairs
 
 
-def find_clips(folder: Path, beside: re.Pattern[str], wanted: Collection[str] = ()) -> dict[str, list[Path]]:
+def find_scored_clips(folder: Path, beside: re.Pattern[str], wanted: Collection[str] = ()) -> dict[str, list[Path]]:
     """Clip name -> its frames in display order, for a folder of frames, of clip folders, or NTURain's root.
 
     beside: names of clip folders that do not count where there are others, as NTURain has rain and truth side by side.

@@ -21,7 +21,7 @@ OTHER_DECIMALS = 4
 
 
 @dataclass(frozen=True)
-class _Row:
+class _ScoreRow:
     """One network in one protocol; clips it was not scored on are missing. Whether it has a gain over the baseline."""
 
     name: str
@@ -98,10 +98,10 @@ def other_frames(result: Result, baseline: Result | None) -> str | None:
     return None
 
 
-def _row(result: Result, protocol: str, baseline: Result | None = None) -> _Row:
+def _row(result: Result, protocol: str, baseline: Result | None = None) -> _ScoreRow:
     averages = {clip: scores.average() for clip, scores in result.scores.clips.items()}
     clips = {clip: score[protocol] for clip, score in averages.items() if protocol in score}
-    return _Row(_name(result), clips, comparable=not other_frames(result, baseline))
+    return _ScoreRow(_name(result), clips, comparable=not other_frames(result, baseline))
 
 
 def _name(result: Result) -> str:
@@ -109,15 +109,15 @@ def _name(result: Result) -> str:
     return result.network + (f" (without the first {first} and last {last} frames)" if first or last else "")
 
 
-def _published_rows(clips: Sequence[str]) -> list[_Row]:
+def _published_rows(clips: Sequence[str]) -> list[_ScoreRow]:
     return [
-        _Row(f"{name} (published)", numbers)
+        _ScoreRow(f"{name} (published)", numbers)
         for name, numbers in published_numbers.PUBLISHED.items()
         if any(clip in numbers for clip in clips)
     ]
 
 
-def _table(rows: Sequence[_Row], clips: Sequence[str], base: _Row | None) -> str:
+def _table(rows: Sequence[_ScoreRow], clips: Sequence[str], base: _ScoreRow | None) -> str:
     gains = ["ΔPSNR", "ΔSSIM"] if base else []
     lines = [
         _line(["network", "", *clips, "average", *gains]),
@@ -185,7 +185,7 @@ def _plain_number(value: float | None, decimals: int, sign: str = "") -> str:
     return NONE if value is None or value != value else f"{value:{sign}.{decimals}f}"
 
 
-def _gain(row: _Row, base: _Row, clips: Sequence[str]) -> Quality | None:
+def _gain(row: _ScoreRow, base: _ScoreRow, clips: Sequence[str]) -> Quality | None:
     ours, theirs = row.average(clips), base.average(clips)
     if row == base or not row.comparable or ours is None or theirs is None:
         return None

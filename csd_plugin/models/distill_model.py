@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
+from csd_plugin.archs.interface import Interface, interface_of
 from csd_plugin.distill.adapters import AdaptedObjective
 from csd_plugin.distill.fidelity import filled, mismatches, report
 from csd_plugin.distill.health import HealthMonitor
 from csd_plugin.distill.objective import Comparison, Objective, build_objective, by_name, weighted_sum
 from csd_plugin.distill.settings import read_distillation
-from csd_plugin.distill.taps import FeatureTap
+from csd_plugin.distill.taps import FeatureTap, tap_compared
 from csd_plugin.models.dry_run import clips_of, dry_run
-from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.video_derain_model import VideoDerainModel, save_atomically
 from csd_plugin.types import ClipView
 
@@ -43,7 +43,7 @@ class Teacher:
     prefix: str
     entry: str
     network: nn.Module
-    layout: Layout
+    interface: Interface
     objective: nn.Module
     taps: list[FeatureTap]
 
@@ -78,7 +78,7 @@ class DistillModel(VideoDerainModel):
                 self.teachers = [self._build_teacher(*item) for item in self.distillation.teachers.items()]
             if self.teachers[0].taps:
                 student = self.get_bare_model(self.net_g)
-                self.student_taps = self.layout_of(student).tap(student, self.distillation.student_layers)
+                self.student_taps = tap_compared(student, self.interface_of(student), self.distillation.student_layers)
             if self.opt["train"].get("health", True):
                 self.monitor = HealthMonitor()
         super().init_training_settings()
@@ -93,30 +93,32 @@ class DistillModel(VideoDerainModel):
             path.get(f"param_key_{label}", "params_ema"),
         )
         network.eval().requires_grad_(False)
-        layout = layout_of(network, self.opt.get(f"interface_{label}"))
+        interface = interface_of(network, self.opt.get(f"interface_{label}"))
         objective = build_objective(self.distillation.objective)
         if self.distillation.adapters:
-            objective = self._adapted(objective, network, layout, layers)
-        taps = layout.tap(network, layers) if objective.needs_features else []
+            objective = self._adapted(objective, network, interface, layers)
+        taps = tap_compared(network, interface, layers) if objective.needs_features else []
         self.compile_for_training(network)  # what is compiled cannot be dry-run: torch crashes
         return Teacher(
             share=share,
             prefix=f"{label}/" if len(self.distillation.teachers) > 1 else "",
             entry="params" if label == "t" else f"params_{label}",
             network=network,
-            layout=layout,
+            interface=interface,
             objective=self._place_objective(objective),
             taps=taps,
         )
 
-    def _adapted(self, objective: Objective, teacher: nn.Module, layout: Layout, layers: list[str] | None) -> Objective:
+    def _adapted(
+        self, objective: Objective, teacher: nn.Module, interface: Interface, layers: list[str] | None
+    ) -> Objective:
         """The objective behind adapters, whose widths a dry run of both networks tells."""
         student = self.get_bare_model(self.net_g)
         runs = (
-            dry_run(network, its_layout, clips_of(self.opt), its_layers, tapped=True)
-            for network, its_layout, its_layers in (
-                (student, self.layout_of(student), self.distillation.student_layers),
-                (teacher, layout, layers),
+            dry_run(network, its_interface, clips_of(self.opt), its_layers, tapped=True)
+            for network, its_interface, its_layers in (
+                (student, self.interface_of(student), self.distillation.student_layers),
+                (teacher, interface, layers),
             )
         )
         ours, theirs = (list(run.features.values()) for run in runs)
@@ -138,7 +140,7 @@ class DistillModel(VideoDerainModel):
 
     @property
     def num_frame(self) -> int:
-        return max(super().num_frame, *(teacher.layout.num_frame for teacher in self.teachers), 1)
+        return max(super().num_frame, *(teacher.interface.num_frame for teacher in self.teachers), 1)
 
     # ------------------------------------------------------------------ training step
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -151,7 +153,7 @@ class DistillModel(VideoDerainModel):
             return losses, scalars | others
         # The teachers first: their layers need their memory before the student's graph takes its own.
         views = [self._teacher_view(teacher) for teacher in self.teachers]
-        student = self._view(self.net_g, self.layout_of(self.net_g), self.student_taps, self.lq)
+        student = self._view(self.net_g, self.interface_of(self.net_g), self.student_taps, self.lq)
         compared = {
             teacher.prefix: self._compare(student, teacher, view, weights)
             for teacher, view in zip(self.teachers, views, strict=True)
@@ -192,21 +194,21 @@ class DistillModel(VideoDerainModel):
     def _teacher_view(self, teacher: Teacher) -> ClipView:
         """What a teacher makes of the batch, a few clips at a time, as nothing of it is kept but the result."""
         clips = self.lq.split(-(-TEACHER_TARGETS // self.gt.shape[1]))
-        views = [self._view(teacher.network, teacher.layout, teacher.taps, part) for part in clips]
+        views = [self._view(teacher.network, teacher.interface, teacher.taps, part) for part in clips]
         features = {
             scale: tuple(torch.cat(parts) for parts in zip(*(view.features[scale] for view in views), strict=True))
             for scale in views[0].features
         }
         return ClipView(torch.cat([view.output for view in views]), features)
 
-    def _view(self, network: nn.Module, layout: Layout, taps: list[FeatureTap], clips: Tensor) -> ClipView:
+    def _view(self, network: nn.Module, interface: Interface, taps: list[FeatureTap], clips: Tensor) -> ClipView:
         """Output and features of all targets of (B, N, 3, H, W), at every input scale that the objectives ask for."""
         batch, num_target = len(clips), self.gt.shape[1]
         outputs, features = {}, {}
         for scale in self.get_bare_model(self.teachers[0].objective).input_scales:
             clip = clips if scale == 1 else F.avg_pool2d(clips.flatten(0, 1), scale).unflatten(0, clips.shape[:2])
-            outputs[scale] = self.run_network(network, clip, layout).unflatten(0, (batch, num_target))
-            features[scale] = tuple(layout.features(tap.take(), batch, num_target, tap.path) for tap in taps)
+            outputs[scale] = self.run_network(network, clip, interface).unflatten(0, (batch, num_target))
+            features[scale] = tuple(interface.features(tap.take(), batch, num_target, tap.path) for tap in taps)
         return ClipView(outputs[1], features)
 
     def optimize_parameters(self, current_iter: int) -> None:

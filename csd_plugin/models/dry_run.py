@@ -15,8 +15,9 @@ from torch._subclasses.fake_tensor import (
     UnsupportedFakeTensorException,
 )
 
+from csd_plugin.archs.interface import Interface
+from csd_plugin.distill.taps import tap_compared
 from csd_plugin.errors import CSDError
-from csd_plugin.models.layouts import Layout
 
 GIB = 2**30
 
@@ -61,10 +62,10 @@ def clips_of(opt: Mapping[str, Any], size: int | None = None) -> Clips:
     )
 
 
-def dry_run(network: nn.Module, layout: Layout, clips: Clips, layers: list[str] | None, *, tapped: bool) -> Dry:
+def dry_run(network: nn.Module, interface: Interface, clips: Clips, layers: list[str] | None, *, tapped: bool) -> Dry:
     """Run a network on a batch without computing anything.
 
-    layers: what is tapped where `tapped` says so, by default the layout's feature. Raises DryRunError, and CSDError
+    layers: what is tapped where `tapped` says so, by default the interface's feature. Raises DryRunError, and CSDError
     for windows or layers that do not fit.
     """
     dry = Dry()
@@ -81,14 +82,14 @@ def dry_run(network: nn.Module, layout: Layout, clips: Clips, layers: list[str] 
         for path, module in network.named_modules()
         if path
     ]
-    taps = layout.tap(network, layers) if tapped else []
+    taps = tap_compared(network, interface, layers) if tapped else []
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             device = next(network.parameters()).device
             batch = torch.empty(clips.batch, clips.num_frame, 3, clips.size, clips.size, device=device)
-            layout.run(network, batch, clips.num_target)
+            interface.run(network, batch, clips.num_target)
             for tap in taps:
-                feature = layout.features(tap.take(), clips.batch, clips.num_target, tap.path)
+                feature = interface.features(tap.take(), clips.batch, clips.num_target, tap.path)
                 dry.features[tap.layer] = tuple(feature.shape)
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
         raise DryRunError(f"{type(network).__name__} decides by what it computes, and cannot be dry-run") from error

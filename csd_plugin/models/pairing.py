@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from csd_plugin import options
+from csd_plugin.archs.interface import Interface
 from csd_plugin.compat import shape_advice
+from csd_plugin.data.datasets.options import DatasetOptions, TrainingOptions
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.models.dry_run import clips_of
-from csd_plugin.models.layouts import Layout
 
 _NAMES = ("vid4", "reds4", "redsofficial")
 """Of the toolbox's test sets of video clips, whatever they hold."""
@@ -27,9 +28,14 @@ _OF_SHAPES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, A
 """What networks raise on tensors that they cannot take, CSDError among them."""
 
 
+def options_of(content: Mapping[str, Any]) -> type[DatasetOptions]:
+    """The class of the options of a data set that is in our table."""
+    return options.DATASETS[content["type"]].options_class  # type: ignore[attr-defined]
+
+
 def check_role(key: str, content: Mapping[str, Any]) -> None:
     """Raises CSDError where a data set of ours for training is to be tested on, or one for tests to be trained on."""
-    trains = "num_target" in options.DATASETS[content["type"]].model_fields
+    trains = issubclass(options_of(content), TrainingOptions)
     if trains != (content["phase"] == "train"):
         use, other = ("training", "PairedVideoTestDataset") if trains else ("tests", "PairedVideoDataset")
         raise CSDError(f"datasets.{key}: {content['type']} is for {use}; take type: {other}")
@@ -87,8 +93,10 @@ def _check_call(model: type, opt: Mapping[str, Any]) -> None:
 
 
 def _check_training(model: Any, opt: Mapping[str, Any], content: Mapping[str, Any], network: Any) -> None:
-    name, num_frame, num_target = opt["model_type"], content.get("num_frame", 11), content.get("num_target", 5)
-    if content.get("as_uint8"):
+    name, data = opt["model_type"], options_of(content).of(content)
+    assert isinstance(data, TrainingOptions)  # `check_role`
+    num_frame, num_target, size = data.num_frame, data.num_target, data.gt_size
+    if data.as_uint8:
         raise CSDError(
             f"datasets.train.as_uint8 is for models of csd-plugin, {name} does not divide by 255: leave it out"
         )
@@ -97,7 +105,6 @@ def _check_training(model: Any, opt: Mapping[str, Any], content: Mapping[str, An
             f"model_type: {name} does not take pairs of frames as {content['type']} gives them; set "
             f"high_order_degradation: false if it is a model of Real-ESRGAN, or take VideoDerainModel"
         )
-    size = content.get("gt_size", 128)
     frames = (2, num_frame, 3, size, size)
     truth = (2, 3, size, size) if num_target == 1 else (2, num_target, 3, size, size)
     output = _output_shape(network, frames, opt, "train")
@@ -146,16 +153,16 @@ def _check_test(model: type, opt: Mapping[str, Any], key: str, content: Mapping[
             f"a list file), or take model_type: VideoDerainModel"
         )
     height, width = dataset.store.shape(dataset.sequences[0].lq[0])
-    _output_shape(network, (1, content.get("num_frame", 7), 3, height, width), opt, key)
+    _output_shape(network, (1, options_of(content).of(content).num_frame, 3, height, width), opt, key)
 
 
-def check_network(name: str, network: nn.Module, layout: Layout, opt: Mapping[str, Any]) -> None:
+def check_network(name: str, network: nn.Module, interface: Interface, opt: Mapping[str, Any]) -> None:
     """Whether a network that is not ours runs on what our models give it, crops of the training set, or CSDError."""
     if type(network).__module__.startswith("csd_plugin."):
         return
-    frames = (1, layout.num_frame, 3, *(2 * [clips_of(opt).size]))
+    frames = (1, interface.num_frame, 3, *(2 * [clips_of(opt).size]))
     try:
-        _shape_of(lambda clips: layout.run(network, clips, 1), network, frames, opt)
+        _shape_of(lambda clips: interface.run(network, clips, 1), network, frames, opt)
     except CSDError:
         return  # the run says what it is about: layers, scales
     except _OF_SHAPES as error:

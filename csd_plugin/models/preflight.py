@@ -15,6 +15,7 @@ from torch import nn
 
 from csd_plugin import compat, options
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
+from csd_plugin.archs.interface import Interface, interface_of
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.interface import feature_pairs
 from csd_plugin.distill.objective import Objective, build_objective, weighted_sum
@@ -22,7 +23,6 @@ from csd_plugin.distill.settings import Distillation, read_distillation, teacher
 from csd_plugin.errors import CSDError, out_of_memory, suggestion
 from csd_plugin.metrics.results import load_results
 from csd_plugin.models.dry_run import DryRunError, clips_of, dry_run
-from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.pairing import check_foreign_set, check_network, check_pairs, check_role
 from csd_plugin.models.video_derain_model import build_optimizer
 from csd_plugin.options import distils
@@ -54,27 +54,27 @@ def check_run(opt: dict[str, Any]) -> None:
             "logger.use_tb_logger: tensorboard is not installed; pip install tensorboard, or set it to false"
         )
 
-    networks, layouts = check_parts(opt)
+    networks, interfaces = check_parts(opt)
     needed = ["network_g"]
     if distils(opt):
         needed += [f"network_{label}" for label in read_distillation(opt).taught_by()]
-    _check_data(opt, {name: layouts[name] for name in needed})
+    _check_data(opt, {name: interfaces[name] for name in needed})
     if opt["is_train"]:
         with torch.random.fork_rng():
             for name in needed:
-                check_network(name, networks[name], layouts[name], opt)
+                check_network(name, networks[name], interfaces[name], opt)
     if distils(opt) and opt["datasets"]["train"]["type"] in options.DATASETS:
-        _check_features(opt, networks, layouts)
+        _check_features(opt, networks, interfaces)
 
     for name in needed:
         if not (name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)):
             _check_checkpoint(opt["path"], name, networks[name])
 
 
-def check_parts(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Layout]]:
+def check_parts(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Interface]]:
     """What needs neither data nor checkpoints: types, networks, objective, optimizer and schedule.
 
-    Returns the networks, with their layouts. A run draws the random numbers that it would draw without this check.
+    Returns the networks, with their interfaces. A run draws the random numbers that it would draw without this check.
     Raises CSDError.
     """
     _find_type(MODEL_REGISTRY, opt["model_type"], "model_type")
@@ -82,27 +82,27 @@ def check_parts(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str,
         _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
     _metrics(opt.get("val") or {})
     with torch.random.fork_rng():
-        networks, layouts = build_networks(opt)
+        networks, interfaces = build_networks(opt)
         if opt["is_train"] and opt["model_type"] in options.MODELS:
             if distils(opt):
                 checked_objective(read_distillation(opt))
             _check_training(opt["train"], networks["network_g"])
-    return networks, layouts
+    return networks, interfaces
 
 
-def build_networks(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Layout]]:
-    """`network_g`, and in distillation the teachers, as the options describe them, with their layouts."""
+def build_networks(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Interface]]:
+    """`network_g`, and in distillation the teachers, as the options describe them, with their interfaces."""
     names = ["network_g"]
     if distils(opt):
         names += [f"network_{label}" for label in teacher_labels(opt)]
     networks = {name: _build_network(opt[name], name) for name in names}
-    return networks, {name: _layout(network, opt, name) for name, network in networks.items()}
+    return networks, {name: _interface(network, opt, name) for name, network in networks.items()}
 
 
-def _layout(network: nn.Module, opt: Mapping[str, Any], name: str) -> Layout:
+def _interface(network: nn.Module, opt: Mapping[str, Any], name: str) -> Interface:
     section = f"interface_{name.removeprefix('network_')}"
     try:
-        return layout_of(network, opt.get(section))
+        return interface_of(network, opt.get(section))
     except CSDError as error:
         raise CSDError(f"{name}: {error} in the section {section}") from error
 
@@ -114,7 +114,7 @@ def checked_objective(distillation: Distillation) -> Objective:
     return objective
 
 
-def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], layouts: dict[str, Layout]) -> None:
+def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], interfaces: dict[str, Interface]) -> None:
     """Look for the layers that are tapped, and whether their features pair, by a dry run."""
     distillation = read_distillation(opt)
     method = distillation.objective["type"]
@@ -123,7 +123,7 @@ def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], layouts
     views = {}
     for name, layers in distillation.layers().items():
         try:
-            dry = dry_run(networks[name], layouts[name], clips_of(opt), layers, tapped=True)
+            dry = dry_run(networks[name], interfaces[name], clips_of(opt), layers, tapped=True)
         except DryRunError:
             return
         shapes = tuple(torch.empty(()).expand(shape) for shape in dry.features.values())
@@ -202,17 +202,17 @@ def _check_training(train: dict[str, Any], network: nn.Module) -> None:
         )
 
 
-def _check_data(opt: dict[str, Any], layouts: dict[str, Layout]) -> None:
+def _check_data(opt: dict[str, Any], interfaces: dict[str, Interface]) -> None:
     for key, content in opt["datasets"].items():
         dataset_type = _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
         if content["type"] not in options.DATASETS:
-            check_foreign_set(key, content, layouts["network_g"].num_frame)
+            check_foreign_set(key, content, interfaces["network_g"].num_frame)
             continue
         check_role(key, content)
         num_frame, num_target = content["num_frame"], content.get("num_target", 1)
         reach = num_frame - num_target + 1
-        for name, layout in layouts.items():
-            needed = layout.num_frame
+        for name, interface in interfaces.items():
+            needed = interface.num_frame
             if needed > reach and (name == "network_g" or content["phase"] == "train"):
                 raise CSDError(
                     f"datasets.{key}: num_frame {num_frame} with num_target {num_target} gives windows of "

@@ -72,7 +72,7 @@ class ValidationMixin:
         # with one more before it, another process's, where a metric looks back
         lead = int(0 < first < end and "previous" in self._wanted())
         indices = range(first - lead, end)
-        num_frame = self.layout_of(network).num_frame  # type: ignore[attr-defined]
+        num_frame = self.interface_of(network).num_frame  # type: ignore[attr-defined]
         scored = []
         before = _Before()
         hidden = True if rank or not self.opt["val"].get("pbar", True) else None  # None: where there is a terminal
@@ -104,16 +104,16 @@ class ValidationMixin:
     def _fastest(self, network: nn.Module) -> nn.Module:
         """Where torch's 3-D convolutions are slow, the same network without them; see `fold`."""
         slow = self.device.type == "cpu" and any(isinstance(layer, nn.Conv3d) for layer in network.modules())
-        known = hasattr(network, "num_frame") and self.layout_of(network).kind == "window"  # type: ignore[attr-defined]
+        known = hasattr(network, "num_frame") and self.interface_of(network).kind == "window"  # type: ignore[attr-defined]
         return fold(network) if slow and known else network
 
     @torch.no_grad()
     def _predict(self, network: Any, windows: Tensor) -> Tensor:
         """(B, T, 3, H, W), of consecutive frames -> (B, 3, H, W) on the CPU; longer windows are cut to their middle."""
-        layout = self.layout_of(network)  # type: ignore[attr-defined]
-        if layout.kind == "sequence":
-            return layout.run(network, join_windows(windows).to(self.device), len(windows)).float().cpu()
-        return layout.run(network, windows.to(self.device), 1).float().cpu()
+        interface = self.interface_of(network)  # type: ignore[attr-defined]
+        if interface.kind == "sequence":
+            return interface.run(network, join_windows(windows).to(self.device), len(windows)).float().cpu()
+        return interface.run(network, windows.to(self.device), 1).float().cpu()
 
     def _wanted(self) -> set[str]:
         """The images that any metric of `val.metrics` names."""

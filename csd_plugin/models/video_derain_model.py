@@ -18,11 +18,11 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from csd_plugin import compat
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
+from csd_plugin.archs.interface import Interface, interface_of
 from csd_plugin.atomic import replacing
 from csd_plugin.errors import CSDError
 from csd_plugin.models.average import average_warnings, decay_at, update_average
 from csd_plugin.models.batches import as_clips
-from csd_plugin.models.layouts import Layout, layout_of
 from csd_plugin.models.resuming import by_options, option_changes
 from csd_plugin.models.validation import ValidationMixin
 
@@ -30,7 +30,7 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class VideoDerainModel(ValidationMixin, VideoBaseModel):
-    """Trains and validates `network_g` on clips, called as its `layouts` say.
+    """Trains and validates `network_g` on clips, called as its `interfaces` say.
 
     A batch holds `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), the targets of the clip's middle, or what `as_clips`
     makes such. All B*L targets go through the network as one batch. Options of its own, all in `train`:
@@ -103,22 +103,22 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted terms whose sum is minimised, and scalars to log beside them."""
-        output = self.run_network(self.net_g, self.lq, self.layout_of(self.net_g))
+        output = self.run_network(self.net_g, self.lq, self.interface_of(self.net_g))
         return {"l_recon": self.cri_pix(output, self.gt.flatten(0, 1))}, {}
 
-    def run_network(self, network: nn.Module, clip: Tensor, layout: Layout) -> Tensor:
-        """The targets of the clips (B, N, 3, H, W) by a network of this layout -> (B*L, 3, H, W)."""
+    def run_network(self, network: nn.Module, clip: Tensor, interface: Interface) -> Tensor:
+        """The targets of the clips (B, N, 3, H, W) by a network of this interface -> (B*L, 3, H, W)."""
         with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            return layout.run(network, clip, self.gt.shape[1]).float()
+            return interface.run(network, clip, self.gt.shape[1]).float()
 
-    def layout_of(self, network: nn.Module) -> Layout:
+    def interface_of(self, network: nn.Module) -> Interface:
         """How `network_g`, or its average, is called."""
-        return layout_of(self.get_bare_model(network), self.opt.get("interface_g"))
+        return interface_of(self.get_bare_model(network), self.opt.get("interface_g"))
 
     @property
     def num_frame(self) -> int:
         """Frames of the longest window that a network needs for a target."""
-        return self.layout_of(self.net_g).num_frame
+        return self.interface_of(self.net_g).num_frame
 
     def optimized_parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer_g.param_groups for p in group["params"]]

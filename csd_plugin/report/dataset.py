@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from csd_plugin.data.census import find_clips
+from csd_plugin.data.census import take_census
 from csd_plugin.data.parallel import run_all
 from csd_plugin.data.rain.statistics import RainStatistics, difference_counts, statistics_of
 from csd_plugin.data.stores import open_store
@@ -87,7 +87,7 @@ def examine(path: Path, samples: int = 16, decode: bool = False, jobs: int = 1) 
     if samples < 1:
         raise CSDError(f"samples = {samples}: give at least 1")
     store = open_store(path)
-    census = find_clips(store, path)
+    census = take_census(store, path)
     tasks = [(store, split, sequence, samples, decode) for split, sequence in census.clips]
     weights = [len(sequence.lq) if decode else min(samples, len(sequence.lq)) for _, sequence in census.clips]
     clips: list[ClipFacts] = []
@@ -221,7 +221,7 @@ def _shortened(clip: str, problems: list[str]) -> tuple[str, ...]:
 _COLUMNS = ("clip", "frames", "size", "light", "clean", "rain-gt", "median", ">+10 %", "<-10 %", "PSNR")
 
 
-def table(clips: Sequence[ClipFacts]) -> list[tuple[str, ...]]:
+def clips_table(clips: Sequence[ClipFacts]) -> list[tuple[str, ...]]:
     """Titles, and a row for every clip; without columns in which no clip has a value."""
     rows = [_row(clip) for clip in clips]
     filled = [i for i in range(len(_COLUMNS)) if any(cells[i] for cells in rows)]
@@ -252,7 +252,7 @@ def by_split(facts: DatasetFacts) -> Iterable[tuple[str, list[ClipFacts]]]:
 def as_text(facts: DatasetFacts) -> str:
     lines = [f"{facts.path}: {facts.summary}"]
     for title, clips in by_split(facts):
-        lines += ["", f"{title}: {counted(len(clips), 'clip')}", *aligned(table(clips))]
+        lines += ["", f"{title}: {counted(len(clips), 'clip')}", *aligned(clips_table(clips))]
     looked = "all frames were decoded" if facts.decoded else "headers of all frames were read (--decode reads all)"
     lines += ["", f"Levels, rain and PSNR (dB, 8-bit luma): of up to {facts.samples} frames of each clip; {looked}."]
     lines += [f"{counted(len(facts.problems), 'problem')} found" + (":" if facts.problems else ".")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 from csd_plugin.errors import CSDError
-from csd_plugin.report.dataset import DIFFERENCE_GAIN, DatasetFacts, by_split, table
+from csd_plugin.report.dataset import DIFFERENCE_GAIN, DatasetFacts, by_split, clips_table
 
 _TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -76,7 +76,7 @@ def as_html(facts: DatasetFacts) -> str:
     return template.render(
         facts=facts,
         splits=list(by_split(facts)),
-        table=table,
+        table=clips_table,
         gain=DIFFERENCE_GAIN,
         base64=lambda picture: base64.b64encode(picture).decode(),
     )

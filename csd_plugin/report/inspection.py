@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from csd_plugin.archs.interface import Interface
 from csd_plugin.distill.adapters import AdaptedObjective
 from csd_plugin.distill.fidelity import mismatches, report
 from csd_plugin.distill.objective import Objective, build_objective
@@ -18,7 +19,6 @@ from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.errors import CSDError
 from csd_plugin.models.average import average_warnings
 from csd_plugin.models.dry_run import GIB, Clips, Dry, clips_of, dry_run
-from csd_plugin.models.layouts import Layout
 from csd_plugin.models.preflight import check_parts, checked_objective
 from csd_plugin.options import distils
 from csd_plugin.report.complexity import complexity
@@ -36,7 +36,7 @@ def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool
         CSDError: what `check_parts` finds, layers that are not there, windows that do not fit.
     """
     clips = clips_of(opt, size)
-    networks, layouts = check_parts(opt)
+    networks, interfaces = check_parts(opt)
     taps: Mapping[str, list[str] | None] = {}
     distillation = read_distillation(opt) if distils(opt) else None
     if distillation is not None and checked_objective(distillation).needs_features:
@@ -48,8 +48,8 @@ def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool
     ]
     runs = {}
     for name, network in networks.items():
-        runs[name] = dry_run(network, layouts[name], clips, taps.get(name), tapped=name in taps)
-        lines += ["", *_describe(name, network, layouts[name], clips, runs[name], learns=_learns(name, opt))]
+        runs[name] = dry_run(network, interfaces[name], clips, taps.get(name), tapped=name in taps)
+        lines += ["", *_describe(name, network, interfaces[name], clips, runs[name], learns=_learns(name, opt))]
         if all_layers:
             lines += [f"             {path:<28} {_shape(shape)}" for path, shape in runs[name].layers.items()]
     warnings = average_warnings(opt["train"]) if opt["is_train"] else []
@@ -67,7 +67,7 @@ def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool
             lines += [f"             network_{label:<20} share {of:.3g}" for label, of in distillation.teachers.items()]
         warnings += mismatches(opt)
         for label, objective in objectives.items():
-            warnings += _warnings(objective, f"network_{label}", networks, layouts, runs)
+            warnings += _warnings(objective, f"network_{label}", networks, interfaces, runs)
         off = [term for term, weight in distillation.weights.items() if not is_ever_on(weight)]
         warnings += [f"the weight of {term} is 0: it teaches nothing" for term in off]
     lines += [f"warning    {text}" for text in warnings]
@@ -95,27 +95,29 @@ def _learns(name: str, opt: Mapping[str, Any]) -> bool:
     return name == "network_g" and bool(opt["is_train"])
 
 
-def _describe(name: str, network: nn.Module, layout: Layout, clips: Clips, dry: Dry, *, learns: bool) -> list[str]:
+def _describe(
+    name: str, network: nn.Module, interface: Interface, clips: Clips, dry: Dry, *, learns: bool
+) -> list[str]:
     parameters = sum(p.numel() for p in network.parameters())
-    radius = layout.num_frame // 2
+    radius = interface.num_frame // 2
     sees = f"t-{radius} .. t+{radius}" if radius else "t alone"
     held = f"{dry.kept / GIB:.2f} GiB of layers' outputs, kept for gradients" if learns else ""
     held = held or f"{2 * dry.largest / GIB:.2f} GiB for the largest layer"
     lines = [
         f"{name}  {type(network).__name__}, {'learns' if learns else 'frozen'}; {parameters:,} parameters",
-        f"             for target t it sees {sees} ({layout.kind}); {_operations(network, layout, clips.size)}",
+        f"             for target t it sees {sees} ({interface.kind}); {_operations(network, interface, clips.size)}",
         f"             memory a step: about {held}",
     ]
     return lines + [f"             feature {layer:<20} {_shape(shape)}" for layer, shape in dry.features.items()]
 
 
-def _operations(network: nn.Module, layout: Layout, size: int) -> str:
-    shape = (3, size, size) if layout.kind == "image" else (layout.num_frame, 3, size, size)
+def _operations(network: nn.Module, interface: Interface, size: int) -> str:
+    shape = (3, size, size) if interface.kind == "image" else (interface.num_frame, 3, size, size)
     try:
         count = complexity(network, shape).operations
     except CSDError as error:  # without mmengine
         return str(error)
-    frames = layout.num_frame if layout.kind == "sequence" else 1
+    frames = interface.num_frame if interface.kind == "sequence" else 1
     return f"{count / frames / 1e9:.2f} G multiply-adds a frame of {size}x{size}"
 
 
@@ -123,12 +125,12 @@ def _warnings(
     objective: Objective,
     teacher: str,
     networks: Mapping[str, nn.Module],
-    layouts: Mapping[str, Layout],
+    interfaces: Mapping[str, Interface],
     runs: Mapping[str, Dry],
 ) -> list[str]:
     """What is odd about one teacher and the student."""
     texts = []
-    seen = [layouts[name].num_frame for name in ("network_g", teacher)]
+    seen = [interfaces[name].num_frame for name in ("network_g", teacher)]
     if seen[1] < seen[0]:
         texts.append(f"{teacher} sees {seen[1]} frames, fewer than the student, which sees {seen[0]}")
     sizes = [sum(p.numel() for p in networks[name].parameters()) for name in ("network_g", teacher)]

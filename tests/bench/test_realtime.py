@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from csd_plugin.bench import realtime
-from csd_plugin.bench.realtime import Paced, Row, table
+from csd_plugin.bench.realtime import Paced, RealtimeRow, realtime_table
 from csd_plugin.cli import main
 
 
@@ -16,7 +16,7 @@ def test_reports(tmp_path, capsys):
     report = tmp_path / "r.json"
     options = ["--networks", "tiny", "--sizes", "32x24", "--frames", "6", "--rate", "500"]
     assert main(["bench", "realtime", *options, "--json", str(report)]) == 0
-    rows = [Row(**row) for row in json.loads(report.read_text())["rows"]]
+    rows = [RealtimeRow(**row) for row in json.loads(report.read_text())["rows"]]
     assert [(row.network, row.width, row.height) for row in rows] == [("none", 32, 24), ("tiny", 32, 24)]
     assert all(len(row.delay) + row.dropped == 6 and row.fps > 0 and row.peak > 10 for row in rows)
     assert rows[0].net == 0 < rows[1].net and rows[1].precision in ("bf16", "fp32")
@@ -35,9 +35,9 @@ def test_reports(tmp_path, capsys):
 
 
 def test_shares_and_the_limit_in_the_table():
-    none = Row("none", 64, 48, "-", 100.0, 0.004, 0.0, 0.006, [0.01], 0, 50.0)
-    one = Row("tiny", 64, 48, "bf16", 40.0, 0.004, 0.01, 0.006, [0.02] * 99 + [0.5], 25, 60.0)
-    line = table([none, one]).splitlines()[-1]
+    none = RealtimeRow("none", 64, 48, "-", 100.0, 0.004, 0.0, 0.006, [0.01], 0, 50.0)
+    one = RealtimeRow("tiny", 64, 48, "bf16", 40.0, 0.004, 0.01, 0.006, [0.02] * 99 + [0.5], 25, 60.0)
+    line = realtime_table([none, one]).splitlines()[-1]
     assert "| 40.0 | 40% | 4.0 (20%) | 10.0 (50%) | 6.0 (30%) | 20 |" in line and "| 20% | 60 |" in line
 
 

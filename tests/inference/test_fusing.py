@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from unittest import mock
 
 import pytest
@@ -44,6 +45,14 @@ FOLLOWS = {
     "both ways": lambda y, x: torch.relu(y) + torch.sigmoid(y) + y.mean() + torch.relu(y + x),
     "list": lambda y, x: torch.cat([y, x, y], dim=1),
     "shape": lambda y, x: y.new_ones(y.shape) * y.dim(),
+    "differences": lambda y, x: (y - x, x - y, 1 - y, y - 1, -y, +y, abs(y)),
+    "products": lambda y, x: (0.5 * y, y * x, x * y, y @ x.transpose(-1, -2), x @ y.transpose(-1, -2)),
+    "quotients": lambda y, x: (y / 2, y / (x + 9), y // 2),
+    "powers": lambda y, x: (y**2, 2**y),
+    "comparisons": lambda y, x: (y < 0, y <= 0, y > 0, y >= 0, y == y.clone(), y != x),
+    "parts": lambda y, x: (y[:, 1:, ..., ::2], len(y), *y),
+    "in place": lambda y, x: y.mul_(2),
+    "augmented": lambda y, x: operator.imul(y, 3),
 }
 
 

@@ -121,9 +121,9 @@ def test_adapters_bridge_widths_and_sizes_and_learn_beside_the_student(launcher,
 
 
 def test_features_of_a_sequence_are_those_of_its_targets():
-    from csd_plugin.models.layouts import Layout
+    from csd_plugin.archs.interface import Interface
 
-    layout = Layout(num_frame=5, kind="sequence")
+    layout = Interface(num_frame=5, kind="sequence")
     captured = torch.arange(7.0).view(1, 1, 7, 1, 1).expand(2, 3, 7, 4, 4)
     frames_second, flat = captured.transpose(1, 2), captured.transpose(1, 2).flatten(0, 1)
     for form in (captured, frames_second, flat):
@@ -136,13 +136,13 @@ def test_features_of_a_sequence_are_those_of_its_targets():
 
 @pytest.mark.parametrize("shape", [(6, 4, 5, 5), (6, 4, 3, 5, 5), (18, 4, 5, 5)])
 def test_features_of_windows_are_averaged_over_what_time_they_have(shape):
-    from csd_plugin.models.layouts import Layout
+    from csd_plugin.archs.interface import Interface
 
     captured = torch.rand(shape)
-    features = Layout(num_frame=3, kind="window").features(captured, batch=2, num_target=3, layer="tail")
+    features = Interface(num_frame=3, kind="window").features(captured, batch=2, num_target=3, layer="tail")
     assert features.shape == (2, 3, 4, 5, 5)
     frames = {(18, 4, 5, 5): captured[3:6], (6, 4, 5, 5): captured[1:2]}.get(shape)
     expected = captured[1].mean(dim=1) if frames is None else frames.mean(dim=0)
     torch.testing.assert_close(features[0, 1], expected)
     with pytest.raises(CSDError, match="holds no feature"):
-        Layout(num_frame=3, kind="window").features(torch.rand(6, 4), batch=2, num_target=3, layer="tail")
+        Interface(num_frame=3, kind="window").features(torch.rand(6, 4), batch=2, num_target=3, layer="tail")

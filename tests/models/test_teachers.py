@@ -70,7 +70,7 @@ def test_of_a_teacher_of_no_share_nothing_is_asked(launcher, tiny_rain, tiny_tea
     options["train"]["distill_opt"]["teachers"] = {resting: 0.0, taught: 2.0}
     assert launcher.train(options) == 0
     [teacher] = launcher.models[-1].teachers
-    assert teacher.share == 1 and teacher.layout.num_frame == 3
+    assert teacher.share == 1 and teacher.interface.num_frame == 3
 
 
 @pytest.mark.parametrize("never", [0.0, {"schedule": "linear", "start": 0.0, "end": 0.0, "iters": 5}])
@@ -135,7 +135,7 @@ def test_a_teacher_called_in_its_own_way_at_its_own_layers(launcher, tiny_rain, 
     options["train"]["distill_opt"]["taps"] = {"teacher": {"t": ["conv7"]}}
     assert launcher.train(options) == 0
     assert [teacher.taps[0].path for teacher in launcher.models[-1].teachers] == ["conv7", "res_conv1.0"]
-    assert [teacher.layout.num_frame for teacher in launcher.models[-1].teachers] == [7, 1]
+    assert [teacher.interface.num_frame for teacher in launcher.models[-1].teachers] == [7, 1]
 
 
 def test_adapters_bridge_to_each_teachers_width(launcher, tiny_rain, tiny_teacher, second_teacher):

@@ -41,13 +41,13 @@ def test_an_image_network_learns_from_a_video_network(launcher, tiny_rain, tiny_
 
 
 def test_windows_cut_out_of_longer_ones_are_whole_tensors():
-    from csd_plugin.models.layouts import Layout
+    from csd_plugin.archs.interface import Interface
 
     def network(window):
         return window.view(2, 9, 6, 5)[:, 3:6]  # as some networks do, and strided tensors cannot
 
     clips = torch.rand(2, 7, 3, 6, 5)
-    assert torch.equal(Layout(num_frame=3, kind="window").run(network, clips, 1), clips[:, 3])
+    assert torch.equal(Interface(num_frame=3, kind="window").run(network, clips, 1), clips[:, 3])
 
 
 @pytest.mark.parametrize(("network", "interface"), [(RIDNET, IMAGE), (TOFLOW, WINDOW)])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from csd_plugin.data import augment
+from csd_plugin.data.datasets.options import DatasetOptions, TestOptions
 from csd_plugin.data.datasets.training_clips import (
     Options,
     Sample,
@@ -35,19 +36,16 @@ class PairedVideoDataset(TrainingDataset):
     single target, float32 RGB in [0, 1]; key, the clip and its first frame. Items are all runs of N consecutive
     frames of all clips. What is random in them repeats by seed, whatever the number of workers; see `TrainingClips`.
 
-    Options, and those of `TrainingClips`:
-        dataroot (str): the data set, see `layout`: a folder, or an LMDB store of it.
-        split (str): train (default), test, real.
-        clips (str | list): list file or names of the clips to use. Default: all.
-        cache_mb (float): memory for decoded frames, of all workers together; raw stores need none. Default: 0.
+    opt: `TrainingOptions`.
 
     Raises CSDError for data that does not fit together, at construction where headers tell.
     """
 
     def __init__(self, opt: Options) -> None:
         self.opt = opt  # where the toolbox looks the name of the set up
-        self.store = open_store(dataroot_of(opt), opt.get("cache_mb", 0))
-        self.sequences = _find(self.store, opt, "train")
+        options = self.options_class.of(opt)
+        self.store = open_store(dataroot_of(opt), options.cache_mb)
+        self.sequences = _find(self.store, options, "train")
         self.clips = TrainingClips(self.store, self.sequences, opt)
 
     def item(self, sample: Sample) -> dict[str, Any]:
@@ -73,28 +71,24 @@ class PairedVideoTestDataset(Dataset):
     `data_info` has folder, idx, lq_path and gt_path (None without truth) of all items, as BasicSR's video
     test datasets do.
 
-    Options:
-        dataroot (str): the data set, see `layout`: a folder, or an LMDB store of it.
-        split (str): test (default), real, train.
-        clips (str | list): list file or names of the clips to use. Default: all.
-        num_frame (int): frames of a window, odd. Default: 7, enough for every SLDNet preset.
-        frame_range (list): [first, last], counted from 1, both included: frames asked for; windows still see
-            the others. Default: all.
-        cache_mb (float): memory for decoded frames, so that neighbours are decoded once. Default: 128.
+    opt: `TestOptions`.
 
     Raises CSDError for data that does not fit together, at construction where headers tell.
     """
 
+    options_class: ClassVar[type[TestOptions]] = TestOptions
+
     def __init__(self, opt: Options) -> None:
         self.opt = opt  # where the toolbox looks the name of the set up
-        self.num_frame = int(opt.get("num_frame", 7))
-        self.store = open_store(dataroot_of(opt), opt.get("cache_mb", 128))
-        self.sequences = _find(self.store, opt, "test")
+        options = self.options_class.of(opt)
+        self.num_frame = options.num_frame
+        self.store = open_store(dataroot_of(opt), options.cache_mb)
+        self.sequences = _find(self.store, options, "test")
         check_sizes(self.store, self.sequences)
         self.samples: list[tuple[int, int]] = []
         self.data_info: dict[str, list[Any]] = {"lq_path": [], "gt_path": [], "folder": [], "idx": []}
         for i, sequence in enumerate(self.sequences):
-            frames = _frame_range(opt.get("frame_range"), sequence)
+            frames = _frame_range(options.frame_range, sequence)
             self.samples += [(i, frame) for frame in frames]
             self.data_info["lq_path"] += [sequence.lq[frame] for frame in frames]
             self.data_info["gt_path"] += [sequence.gt and sequence.gt[frame] for frame in frames]
@@ -131,8 +125,8 @@ def dataroot_of(opt: Options) -> str | Path | FrameStore:
     return opt["dataroot"]
 
 
-def _find(store: FrameStore, opt: Options, split: str) -> list[PairedSequence]:
-    return find_sequences(store.keys(), opt.get("split") or split, clips=opt.get("clips"), root=store.root)
+def _find(store: FrameStore, options: DatasetOptions, split: str) -> list[PairedSequence]:
+    return find_sequences(store.keys(), options.split or split, clips=options.clips, root=store.root)
 
 
 def _frame_range(asked: Sequence[int] | None, sequence: PairedSequence) -> range:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 
 from csd_plugin.data import augment
+from csd_plugin.data.datasets.field import option
+from csd_plugin.data.datasets.options import TrainingOptions
 from csd_plugin.data.datasets.paired_video import dataroot_of
 from csd_plugin.data.datasets.training_clips import Options, Sample, TrainingClips, TrainingDataset
 from csd_plugin.data.images import decode_image
@@ -23,31 +25,40 @@ _BLOCK = 16
 """Pixels of JPEG's largest unit, that of halved colour."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RenderedRainOptions(TrainingOptions):
+    """What `RenderedRainDataset` takes."""
+
+    rain: str = option("nturain", "preset that the rain varies about")
+    quality: tuple[int, int] | None = option(
+        None,
+        "JPEG qualities from which rainy frames get one, as those of NTURain have",
+        each={"ge": 1, "le": 100},
+    )
+
+
 class RenderedRainDataset(TrainingDataset):
     """Training clips as of `PairedVideoDataset`, whose rain is rendered about a preset, anew in every epoch and sample.
 
     Only what a crop shows is rendered, at the frames' own size: the crop is that of the whole frame with rain, before
     it is scaled. A clip that is run backwards is so before it rains.
 
-    Options, and those of `TrainingClips`:
-        dataroot (str): clean clips, a folder of folders of frames, or an LMDB store of it.
-        split (str): where it is in NTURain's layout, whose NAME_GT to take: train (default), test.
-        clips (str | list): list file or names of the clips to use. Default: all.
-        rain (str): preset that the rain varies about; see `rain.PRESETS`. Default: nturain.
-        quality (list): [low, high] of JPEG, 1 to 100, drawn for each sample, in which rainy frames are stored and read
-            again, as NTURain's are. Default: none.
-        cache_mb (float): memory for decoded frames, of all workers together; raw stores need none. Default: 0.
+    opt: `RenderedRainOptions`. dataroot: clean clips, a folder of folders of frames, or an LMDB store of it;
+    split: where it is in NTURain's layout, whose NAME_GT to take.
 
     Raises CSDError for data that does not fit together, at construction where headers tell.
     """
 
+    options_class: ClassVar[type[RenderedRainOptions]] = RenderedRainOptions
+
     def __init__(self, opt: Options) -> None:
         self.opt = opt  # where the toolbox looks the name of the set up
-        self.preset = find_preset(opt.get("rain", "nturain"))
-        self.quality = _quality_range(opt.get("quality"))
-        self.store = open_store(dataroot_of(opt), opt.get("cache_mb", 0))
+        options = self.options_class.of(opt)
+        self.preset = find_preset(options.rain)
+        self.quality = _quality_range(options.quality)
+        self.store = open_store(dataroot_of(opt), options.cache_mb)
         self.sequences = find_clean_clips(
-            self.store.keys(), opt.get("split") or "train", clips=opt.get("clips"), root=self.store.root
+            self.store.keys(), options.split or "train", clips=options.clips, root=self.store.root
         )
         self.clips = TrainingClips(self.store, self.sequences, opt)
         self._light: dict[str, tuple[float, float, float]] = {}

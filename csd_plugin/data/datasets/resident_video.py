@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 from csd_plugin.data import augment
+from csd_plugin.data.datasets.field import option
+from csd_plugin.data.datasets.options import TrainingOptions
 from csd_plugin.data.datasets.order import Place
 from csd_plugin.data.datasets.paired_video import PairedVideoDataset
 from csd_plugin.data.datasets.training_clips import Options, WorkerEntry
@@ -24,6 +27,13 @@ _FRAMES_PER_WORKER = 100
 """Fewer are decoded before another process has started."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResidentVideoOptions(TrainingOptions):
+    """What `ResidentVideoDataset` takes."""
+
+    device: str = option("auto", "cpu, cuda, cuda:1; auto is CUDA where there is one")
+
+
 class ResidentVideoDataset(PairedVideoDataset):
     """`PairedVideoDataset` for a GPU that loaders cannot feed: all its frames lie on the device, crops are made there.
 
@@ -31,12 +41,13 @@ class ResidentVideoDataset(PairedVideoDataset):
     bytes: 0.9 MB for a frame of 640x480; truth that several rainy clips share is kept once. Items are those of
     `PairedVideoDataset` from the same draws, on the device; scaled crops are the same to within a grey level.
 
-    Options, and those of `PairedVideoDataset` but `cache_mb` and `as_uint8`, for which there is no use here:
-        device (str): cpu, cuda, cuda:1. Default: auto, the current CUDA device where there is one, else the CPU.
+    opt: `ResidentVideoOptions`; cache_mb and as_uint8 are of no use here.
 
     Raises CSDError also for options of loaders, which cannot serve it, for a device that is not there, and at the first
     batch where the device has not the memory.
     """
+
+    options_class: ClassVar[type[ResidentVideoOptions]] = ResidentVideoOptions
 
     def __init__(self, opt: Options) -> None:
         given = [key for key in _OF_LOADERS if opt.get(key)]
@@ -46,7 +57,7 @@ class ResidentVideoDataset(PairedVideoDataset):
                 f"set num_worker_per_gpu to 0, and leave {', '.join(_OF_LOADERS[1:])} out"
             )
         super().__init__({**opt, "cache_mb": 0})
-        self._device = pick_device(str(opt.get("device", "auto")))
+        self._device = pick_device(str(self.options_class.of(opt).device))
         self._frames: dict[str, Tensor] = {}
 
     def __getitems__(self, indices: Sequence[int | Place]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import cv2
 import numpy as np
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 from tqdm import tqdm
 
 from csd_plugin.data import augment
+from csd_plugin.data.datasets.options import TrainingOptions
 from csd_plugin.data.datasets.order import Place, places
 from csd_plugin.data.stores.interface import FrameStore
 from csd_plugin.data.windows import clip_starts, target_slice
@@ -49,36 +50,27 @@ class TrainingClips:
     does from the second epoch on, as a short last round leaves their counts unequal; and without workers, where torch
     gives no base seed, the draws are others (seeded by torch's initial seed).
 
-    Options:
-        num_frame (int): N. Default: 11.
-        num_target (int): L, N - L even. With 1, gt is (3, gt_size, gt_size), without an axis of targets. Default: 5.
-        gt_size (int): side of the crop, any number. Default: 128.
-        scale_range (list): frames are enlarged by a factor from [low, high]. Default: [1, 1].
-        use_hflip (bool): mirror left and right. Default: true.
-        use_vflip (bool): mirror top and bottom. Default: false.
-        use_rot (bool): exchange rows and columns. Default: false.
-        random_reverse (bool): run the clip backwards. Default: false.
-        as_uint8 (bool): give frames as uint8 in [0, 255], which is a quarter of the memory that a loader moves, for
-            models that divide by 255 themselves. Default: false, float32 in [0, 1].
+    opt: `TrainingOptions`, as the toolbox's dict. Of one target (num_target 1), gt is (3, gt_size, gt_size), without an
+    axis of targets. as_uint8 is for models that divide by 255 themselves.
 
     Raises CSDError for sequences that do not fit the options, from the frames' headers.
     """
 
     def __init__(self, store: FrameStore, sequences: Sequence[PairedSequence], opt: Options) -> None:
         self.store, self.sequences = store, sequences
-        self.num_frame = int(opt.get("num_frame", 11))
-        self.num_target = int(opt.get("num_target", 5))
+        options = TrainingOptions.of(opt)
+        self.num_frame, self.num_target = options.num_frame, options.num_target
         self.targets = target_slice(self.num_frame, self.num_target)
-        low, high = opt.get("scale_range", (1.0, 1.0))
+        low, high = options.scale_range
         self._augment_options = augment.AugmentOptions(
-            crop=int(opt.get("gt_size", 128)),
+            crop=options.gt_size,
             scale=(float(low), float(high)),
-            hflip=bool(opt.get("use_hflip", True)),
-            vflip=bool(opt.get("use_vflip", False)),
-            rot=bool(opt.get("use_rot", False)),
-            reverse=bool(opt.get("random_reverse", False)),
+            hflip=options.use_hflip,
+            vflip=options.use_vflip,
+            rot=options.use_rot,
+            reverse=options.random_reverse,
         )
-        self.to_tensor: Callable[[np.ndarray], Tensor] = to_bytes if opt.get("as_uint8", False) else to_tensor
+        self.to_tensor: Callable[[np.ndarray], Tensor] = to_bytes if options.as_uint8 else to_tensor
         self.sizes = check_sizes(store, sequences)
         for sequence, size in zip(sequences, self.sizes, strict=True):
             self._check_usable(sequence, *size)
@@ -131,6 +123,8 @@ class TrainingDataset(Dataset):
     Of a single target, an item's gt is that frame, without an axis for targets.
     """
 
+    options_class: ClassVar[type[TrainingOptions]] = TrainingOptions
+
     opt: Options
     clips: TrainingClips
 
@@ -152,7 +146,7 @@ class TrainingDataset(Dataset):
             len(self),
             seed=int(self.opt.get("manual_seed", torch.initial_seed())),
             epoch=epoch,
-            count=len(self) * int(self.opt.get("dataset_enlarge_ratio", 1)),
+            count=len(self) * TrainingOptions.of(self.opt).dataset_enlarge_ratio,
             rank=rank,
             world_size=world_size,
             start=done if epoch == stopped_in else 0,

@@ -36,19 +36,19 @@ class MeanOfWindow(nn.Module):
 
 @pytest.mark.parametrize("num_target", [1, 3, 5])
 def test_sequences_and_windows_give_the_same_targets(num_target):
-    from csd_plugin.models.layouts import layout_of
+    from csd_plugin.archs.interface import interface_of
 
     clips = torch.rand(2, 7, 3, 4, 5)
-    results = [layout_of(network).run(network, clips, num_target) for network in (Mean(), MeanOfWindow())]
+    results = [interface_of(network).run(network, clips, num_target) for network in (Mean(), MeanOfWindow())]
     torch.testing.assert_close(*results)
     assert results[0].shape == (2 * num_target, 3, 4, 5)
 
 
 def test_a_clip_that_is_too_short_is_told():
-    from csd_plugin.models.layouts import layout_of
+    from csd_plugin.archs.interface import interface_of
 
     with pytest.raises(CSDError, match="the network sees 3 frames"):
-        layout_of(Mean()).run(Mean(), torch.rand(1, 5, 3, 4, 5), 5)
+        interface_of(Mean()).run(Mean(), torch.rand(1, 5, 3, 4, 5), 5)
 
 
 def test_a_network_of_sequences_is_scored_in_chunks_with_context(launcher, tiny_rain):

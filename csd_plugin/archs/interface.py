@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from csd_plugin.data.windows import slice_windows, target_slice, window_slice
-from csd_plugin.distill.taps import FeatureTap, tap_layers
 from csd_plugin.errors import CSDError
 
-LAYOUTS = ("image", "window", "sequence")
+DERAINED = ("window", "sequence")
+"""The kinds by which `csd derain` and its like run a network."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class Interface:
     """What a network takes and gives, and which of its layers is compared in distillation.
 
     num_frame: frames T that it computes a target from, centred on it.
@@ -32,8 +32,8 @@ class Layout:
     def run(self, network: nn.Module, clips: Tensor, num_target: int) -> Tensor:
         """The `num_target` middle frames of each clip (B, N, 3, H, W) -> (B*L, 3, H, W), clip after clip.
 
-        network: of this layout, or a wrapper of it. Raises CSDError where a clip is too short, or the network does
-        not give frames of the size that it is given.
+        network: one that is called like this, or a wrapper of it. Raises CSDError where a clip is too short, or the
+        network does not give frames of the size that it is given.
         """
         if self.kind == "image":
             frames = network(clips[:, target_slice(clips.shape[1], num_target)].flatten(0, 1))
@@ -73,22 +73,13 @@ class Layout:
             f"{batch} x {num_target} targets; tap another layer"
         )
 
-    def tap(self, network: nn.Module, layers: list[str] | None) -> list[FeatureTap]:
-        """Taps of these layers of a network, by default of its one feature. Raises CSDError."""
-        if layers is None and self.feature is None:
-            raise CSDError(
-                f"{type(network).__name__} names no layer whose feature is compared; give `feature` for it, or "
-                f"train.distill_opt.taps"
-            )
-        return tap_layers(network, [str(self.feature)] if layers is None else layers)
-
     def targets(self, frames: Tensor) -> Tensor:
         """(B, L + T - 1, ...) of a sequence -> (B, L, ...)."""
         radius = self.num_frame // 2
         return frames[:, radius : frames.shape[1] - radius]
 
 
-def layout_of(network: nn.Module, declared: Mapping[str, Any] | None = None) -> Layout:
+def interface_of(network: nn.Module, declared: Mapping[str, Any] | None = None) -> Interface:
     """What a network, not wrapped, says of itself, or options say of it, which come first.
 
     declared: `num_frame`, `layout`, `feature`. Raises CSDError where nobody says how many frames it takes.
@@ -101,4 +92,15 @@ def layout_of(network: nn.Module, declared: Mapping[str, Any] | None = None) -> 
             f"{type(network).__name__} does not say how it is called; give `layout` (image, window or sequence) and "
             f"`num_frame` for it"
         )
-    return Layout(num_frame, str(kind), given.get("feature") or getattr(network, "feature_tap", None))
+    return Interface(num_frame, str(kind), given.get("feature") or getattr(network, "feature_tap", None))
+
+
+def kind_of(network: nn.Module) -> str:
+    """One of `DERAINED`: what the network says of itself, else 'window'. Raises CSDError for any other."""
+    kind = getattr(network, "layout", "window")
+    if kind not in DERAINED:
+        raise CSDError(
+            f"{type(network).__name__} has the layout {kind!r}; frames are derained by networks of the layouts "
+            f"{' and '.join(DERAINED)}: one of single images takes windows of one frame, (B, 1, 3, H, W)"
+        )
+    return kind
