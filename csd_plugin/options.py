@@ -78,7 +78,7 @@ class RunSection(FileSection):
 
     network_g: dict = Field(description="the network that is trained or tested")
     network_t: dict | None = Field(None, description="the teacher of a DistillModel")
-    interface_g: dict | None = Field(None, description="how network_g is called, where it does not say so itself")
+    interface_g: dict | None = Field(None, description="how network_g is called, if it does not say so itself")
     interface_t: dict | None = Field(None, description="how network_t is called")
     train: dict | None = None
     val: dict | None = None
@@ -92,7 +92,7 @@ class InterfaceSection(Section):
     """`interface_g`, `interface_t`: how a network is called that does not say so itself."""
 
     layout: Literal["image", "window", "sequence"] | None = Field(None, description="what goes in and comes out")
-    num_frame: int | None = Field(None, gt=0, le=_MOST, description="frames that a target is computed from, odd")
+    num_frame: int | None = Field(None, gt=0, le=_MOST, description="frames from which a target is computed, odd")
     feature: str | None = Field(None, description="the layer compared in distillation: `body.7`, `body.7:output`")
 
 
@@ -105,7 +105,7 @@ class PathSection(ToolboxSection):
     param_key_t: str | None = Field(None, description="entry of the teacher's file; by default params_ema")
     strict_load_g: bool = True
     strict_load_t: bool = True
-    resume_state: str | None = Field(None, description="a .state file to go on from")
+    resume_state: str | None = Field(None, description="a .state file to resume from")
     ignore_resume_networks: list[str] | str | None = None
     experiments_root: str | None = None
     models: str | None = None
@@ -123,11 +123,11 @@ class TrainSection(ToolboxSection):
     scheduler: dict = Field(description="type and keywords, as in the toolbox")
     pixel_opt: dict = Field(description="the reconstruction loss")
     warmup_iter: float = Field(-1, ge=-1, le=_LONGEST, description="steps of linear warm-up, -1 for none")
-    ema_decay: float = Field(0, ge=0, lt=1, description="of the averaged weights (params_ema), 0 for none")
+    ema_decay: float = Field(0, ge=0, lt=1, description="decay of the averaged weights (params_ema), 0 for none")
     ema_warmup: bool = Field(True, description="decay at step n at most (1 + n) / (10 + n)")
     grad_clip: float = Field(0, ge=0, description="largest norm of the gradient, 0 for none")
     autocast: Literal["bf16", "fp16"] | None = Field(None, description="number format inside the networks")
-    compile: bool = Field(False, description="the networks by torch.compile: slow to start, then faster on GPUs")
+    compile: bool = Field(False, description="run the networks with torch.compile: slow to start, then faster on GPUs")
     health: bool = Field(True, description="measure what each term of a DistillModel does to the student")
     distill_opt: dict | None = Field(None, description="objective of a DistillModel and the weights of its terms")
 
@@ -146,21 +146,21 @@ class SchedulerSection(TypedSection):
     """`train.scheduler`: what the toolbox's schedules take."""
 
     milestones: list[Steps] | None = Field(None, description="steps after which the rate falls")
-    gamma: float | None = Field(None, gt=0, description="by what it is multiplied there")
+    gamma: float | None = Field(None, gt=0, description="factor of the rate at each milestone")
     restarts: list[Annotated[float, Field(ge=0, le=_LONGEST, multiple_of=1)]] | None = None
     restart_weights: list[Annotated[float, Field(gt=0)]] | None = None
     periods: list[Steps] | None = Field(None, description="steps of each cosine")
-    eta_min: float | None = Field(None, ge=0, description="the rate at the end of each")
+    eta_min: float | None = Field(None, ge=0, description="the rate at the end of each period")
 
 
 class ValSection(ToolboxSection):
     """`val`."""
 
     save_img: bool = Field(description="write the derained frames")
-    val_freq: Steps | None = Field(None, description="validate every so many steps")
-    suffix: str | None = Field(None, description="ends the names of written frames")
+    val_freq: Steps | None = Field(None, description="steps between validations")
+    suffix: str | None = Field(None, description="added to the names of written frames")
     batch_size: int = Field(2, gt=0, le=_MOST, description="windows that go through the network at once")
-    metrics: dict[str, dict] | None = Field(None, description="metrics of the toolbox, beside both protocols")
+    metrics: dict[str, dict] | None = Field(None, description="metrics of the toolbox, in addition to both protocols")
     baseline: str | None = Field(None, description="results .json over which the table shows gains")
     pbar: bool = True
 
@@ -185,7 +185,7 @@ class DatasetSection(Section):
     split: Literal["train", "test", "real"] | None = Field(
         None, description="which of these folders; by default train for training, test for the rest"
     )
-    clips: str | list[str] | None = Field(None, description="names of clips, or a file with one a line: only these")
+    clips: str | list[str] | None = Field(None, description="only these clips: names, or a file with one per line")
     num_frame: int = Field(gt=0, le=_MOST, description="frames in a sample: N of a training clip, or of a test window")
     cache_mb: float = Field(0, ge=0, description="memory for decoded frames, of all workers together")
 
@@ -205,8 +205,8 @@ class PairedVideoSection(DatasetSection):
     use_vflip: bool = False
     use_rot: bool = Field(False, description="exchange rows and columns")
     random_reverse: bool = Field(False, description="run clips backwards")
-    as_uint8: bool = Field(False, description="samples as bytes, a quarter of what workers hand over; same training")
-    dataset_enlarge_ratio: int = Field(1, gt=0, le=100_000, description="see every clip so often in an epoch")
+    as_uint8: bool = Field(False, description="samples as bytes, a quarter of the workers' traffic; same training")
+    dataset_enlarge_ratio: int = Field(1, gt=0, le=100_000, description="how many times an epoch uses every clip")
     # the toolbox's `cpu` loses a worker's error and then waits for ever; workers read ahead without it
     prefetch_mode: Literal["cuda"] | None = None
     pin_memory: bool = False
@@ -217,15 +217,15 @@ class PairedVideoSection(DatasetSection):
 class ResidentVideoSection(PairedVideoSection):
     """`type: ResidentVideoDataset`: all clips decoded once and kept on the device that trains."""
 
-    device: str = Field("auto", description="cpu, cuda, cuda:1; auto is CUDA where there is one")
+    device: str = Field("auto", description="cpu, cuda, cuda:1; auto is CUDA if there is one")
 
 
 class RenderedRainSection(PairedVideoSection):
     """`type: RenderedRainDataset`: clean clips, rain rendered as they are read."""
 
-    rain: str = Field("nturain", description="preset that the rain varies about")
+    rain: str = Field("nturain", description="preset around which the rain varies")
     quality: tuple[_Quality, _Quality] | None = Field(
-        None, strict=False, description="JPEG qualities from which rainy frames get one, as those of NTURain have"
+        None, strict=False, description="range of JPEG qualities for rainy frames, as NTURain's are JPEG files"
     )
 
 
@@ -253,7 +253,7 @@ class TapsSection(Section):
 
     student: list[str] | None = Field(None, min_length=1, description="module paths, `conv7` or `conv7:output`")
     teacher: list[str] | dict[str, list[str]] | None = Field(
-        None, min_length=1, description="as many module paths; of several teachers, for each: t: [..], t2: [..]"
+        None, min_length=1, description="as many as for the student; several teachers: t: [..], t2: [..]"
     )
     adapters: list[Literal["conv1x1", "resize"]] | None = Field(
         None, description="conv1x1: the student's features in the teacher's width; resize: in its size"
@@ -323,7 +323,7 @@ def check_file(content: Any, source: str) -> None:
         CSDError: the file is not a mapping, or one of `name`, `num_gpu`, `datasets` and `path` is not right.
     """
     if isinstance(content, Mapping) and "rows" in content:
-        raise CSDError(f"{source}: a matrix, not an option file; csd table {source} --dry-run tells what it holds")
+        raise CSDError(f"{source}: a matrix, not an option file; csd table {source} --dry-run shows what it holds")
     if not isinstance(content, Mapping):
         raise CSDError(f"{source}: not an option file, which has sections such as name:, datasets:, network_g:")
     _check(content, FileSection, f"{source}: ")
@@ -368,7 +368,7 @@ def _check_training(opt: Mapping[str, Any], source: str) -> None:
     if "train" not in opt["datasets"]:
         raise CSDError(f"{source}: datasets.train is missing")
     if opt.get("val") and opt["val"].get("val_freq") is None:
-        raise CSDError(f"{source}: val.val_freq is missing: validate every so many steps")
+        raise CSDError(f"{source}: val.val_freq is missing: give the steps between validations")
     train = opt["train"]
     _check_numbers(train, f"{source}: train.")
     if train.get("perceptual_opt"):
@@ -396,7 +396,7 @@ def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
     labels = teacher_labels(opt)
     for label in teacher_labels((*opt, *opt["path"]), stems=TEACHER_KEYS):
         if not opt.get(f"network_{label}"):
-            raise CSDError(f"{source}: the section network_{label} is missing, but other keys are about that teacher")
+            raise CSDError(f"{source}: the section network_{label} is missing, but other keys belong to that teacher")
     content = opt["train"].get("distill_opt")
     if not content:
         raise CSDError(f"{source}: train.distill_opt is missing; `type: CSD` is the paper's")
@@ -466,7 +466,7 @@ def _check(content: Mapping[str, Any], section: type[BaseModel], where: str) -> 
         else:
             message = f"is {value!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
             if isinstance(value, str) and _EXPONENT.fullmatch(value):
-                message += f"; YAML takes {value} for text, write !!float {value}"
+                message += f"; YAML reads {value} as text; write !!float {value}"
         raise CSDError(f"{where}{key} {message}") from None
 
 
@@ -504,7 +504,7 @@ def safe_ordered_yaml() -> tuple[type, type]:
         for (key, value), (written, _) in zip(loader.construct_pairs(node, deep=True), node.value, strict=True):
             if key in content:
                 line = written.start_mark.line + 1
-                raise CSDError(f"{loader.name}: line {line}: {key} is there a second time in its section; keep one")
+                raise CSDError(f"{loader.name}: line {line}: {key} appears twice in its section; keep one")
             content[key] = value
         return content
 
@@ -519,7 +519,7 @@ def read_options(path: Path) -> dict[str, Any]:
         with path.open(encoding="utf-8") as file:
             opt = yaml.load(file, Loader=safe_ordered_yaml()[0])
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CSDError(f"{path}: no option file can be read there: {' '.join(str(error).split())}") from error
+        raise CSDError(f"{path}: cannot be read as an option file: {' '.join(str(error).split())}") from error
     for key, content in opt["datasets"].items():
         content["phase"] = key.split("_")[0]
     opt["is_train"] = "train" in opt

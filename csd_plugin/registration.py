@@ -86,7 +86,7 @@ def _extend(point: EntryPoint) -> None:
     except (ImportError, AttributeError, TypeError, KeyError, AssertionError) as error:  # the registries assert
         raise CSDError(
             f"the package behind the entry point {point.name} = {point.value} cannot be registered "
-            f"({type(error).__name__}: {error}); mend or uninstall it"
+            f"({type(error).__name__}: {error}); fix or uninstall it"
         ) from error
     _extended.add((point.name, point.value))
 

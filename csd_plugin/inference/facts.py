@@ -98,12 +98,12 @@ class Facts:
             if text is None and field.default is not dataclasses.MISSING:
                 continue
             if text is None or (number and not (text.isdecimal() and len(text) < 7)):
-                raise CSDError(f"{source} does not say its {field.name}: it is not one that `csd export` wrote")
+                raise CSDError(f"{source} does not say its {field.name}: it was not written by `csd export`")
             values[field.name] = int(text) if number else text
         facts = cls(**values)  # type: ignore[arg-type]
         impossible = facts.num_frame % 2 == 0 or facts.num_future > facts.num_frame // 2
         if impossible or min(facts.floats, facts.divisor) < 1 or facts.layout not in LAYOUTS:
-            raise CSDError(f"{source}: its metadata make no sense ({facts}); export it again")
+            raise CSDError(f"{source}: its metadata are not valid ({facts}); export it again")
         return facts
 
 

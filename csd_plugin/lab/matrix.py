@@ -269,7 +269,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise CSDError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise CSDError(f"{path}: holds no mapping")
+        raise CSDError(f"{path}: is not a mapping")
     return content
 
 
@@ -362,7 +362,7 @@ def _with_paths(content: dict[str, Any], path: Path) -> dict[str, Any]:
 def _check_rows(matrix: Matrix, path: Path) -> None:
     for name, row in matrix.rows.items():
         if (row.trains or (row.has_weights and row.shown)) and not (row.base or matrix.base):
-            raise CSDError(f"{path}: rows.{name} has no option file: give it, or the matrix, a base")
+            raise CSDError(f"{path}: rows.{name} has no option file: give the row or the matrix a base")
         for network, other in row.start.items():
             if network not in ("network_g", "network_t"):
                 raise CSDError(f"{path}: rows.{name}.start.{network}: only network_g and network_t start from a row")

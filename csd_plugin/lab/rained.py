@@ -137,8 +137,8 @@ def _check_length(clips: Iterable[CleanClip], needed: Mapping[str, int]) -> None
         if length is not None and length < needed[reader]:
             where = clip.files[0] if clip.is_video else clip.files[0].parent
             raise CSDError(
-                f"{where}: {length} frames, {reader} needs {needed[reader]} of every clip; leave the clip out, or "
-                f"change the option file (frame_range, num_frame)"
+                f"{where}: {length} frames, {reader} needs {needed[reader]} frames of every clip; leave the clip out, "
+                f"or change the option file (frame_range, num_frame)"
             )
 
 
@@ -155,8 +155,8 @@ def _check_same(clips: Iterable[CleanClip], part: Part, folder: Path) -> None:
         other = sorted(names ^ set(record.clips))[0]
         lacks = f"{folder} lacks" if other in record.clips else f"{DATA} was made without"
         raise CSDError(
-            f"{part.flag}: {lacks} the clip {other}; slices are compared on the same data: leave {part.flag} out to go "
-            f"on with what is there, or work in another folder"
+            f"{part.flag}: {lacks} the clip {other}, but slices are compared on the same data: leave {part.flag} out "
+            f"to use the clips that exist, or work in another folder"
         )
 
 
@@ -164,9 +164,11 @@ def _check_there(part: Part) -> None:
     record = _read(part)
     missing = set(record.clips) - part.present(record.variants) if record else ()
     if missing:
-        raise CSDError(f"{DATA}: the rain on {sorted(missing)[0]} is not whole; give {part.flag} again to complete it")
+        raise CSDError(
+            f"{DATA}: the rain on {sorted(missing)[0]} is not complete; give {part.flag} again to complete it"
+        )
     if not part.present(1):
-        raise CSDError(f"{DATA} has no clips in {SPLITS[part.split]}; give a folder of clean clips by {part.flag}")
+        raise CSDError(f"{DATA} has no clips in {SPLITS[part.split]}; give a folder of clean clips with {part.flag}")
 
 
 def _read(part: Part) -> Record | None:
@@ -176,4 +178,4 @@ def _read(part: Part) -> Record | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise CSDError(f"{part.record} is damaged ({error}); remove it to take the clips that are there") from error
+        raise CSDError(f"{part.record} is damaged ({error}); remove it to use the clips that exist") from error

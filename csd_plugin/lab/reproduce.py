@@ -52,14 +52,15 @@ def reproduce(
     check_machine(runs)
     data = find_data(clean, validation, runs)
     begun = Workspace(slices[-1].matrix.runs).folder.exists()
-    start = "going on" if begun else f"starting from the weights of slice {number - 1}" if number > 1 else "the first"
+    start = "resumed" if begun else f"starting from the weights of slice {number - 1}" if number > 1 else "the first"
     print(f"slice {number}, {start}", file=sys.stderr, flush=True)
     if retrain and not begun:
         raise CSDError(
-            f"--retrain: slice {number} has not begun; those before it stay as they are, it starts from their weights"
+            f"--retrain: slice {number} has not begun, and earlier slices stay as they are, because it "
+            f"starts from their weights"
         )
     if dry_run:
-        rain = [f"rain on the clips of {folder} into {DATA}, unless it is there" for folder in data.values()]
+        rain = [f"rain on the clips of {folder} into {DATA}, unless it exists" for folder in data.values()]
         plan = make_tables(slices[-1:], minutes=minutes, retrain=retrain, dry_run=True, coming=[DATA])
         return "\n".join([*rain, plan])
     render_rain(data)

@@ -117,7 +117,7 @@ def check_unchanged(runs: Iterable[Run], space: Workspace) -> None:
         different = _difference(before, run.options)
         if different:
             raise CSDError(
-                f"the row {run.row} was trained with {different}; --retrain {run.row} trains it anew, "
+                f"the row {run.row} was trained with {different}; --retrain {run.row} trains it again, "
                 f"or change the matrix back"
             )
         if space.starts(run).is_file():
@@ -126,7 +126,7 @@ def check_unchanged(runs: Iterable[Run], space: Workspace) -> None:
                 if start.is_file() and began.get(str(start), "") != _digest(start):
                     raise CSDError(
                         f"the row {run.row} began with {start}, which has changed since; --retrain {run.row} trains it "
-                        f"anew"
+                        f"again"
                     )
 
 

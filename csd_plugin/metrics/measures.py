@@ -82,8 +82,8 @@ def open_measures(names: Iterable[str], *, has_truth: bool, lpips_weights: Path 
     opened = {}
     for name in names:
         if name not in MEASURES:
-            raise CSDError(f"there is no metric {name!r}; there are {', '.join(MEASURES)}")
+            raise CSDError(f"there is no metric {name!r}; choose from {', '.join(MEASURES)}")
         if MEASURES[name].needs_truth and not has_truth:
-            raise CSDError(f"{MEASURES[name].title} compares with the truth: give it by --truth, or leave {name} out")
+            raise CSDError(f"{MEASURES[name].title} compares with the truth: give --truth, or leave {name} out")
         opened[name] = MEASURES[name].open(lpips_weights)
     return opened

@@ -77,7 +77,7 @@ class Layout:
         """Taps of these layers of a network, by default of its one feature. Raises CSDError."""
         if layers is None and self.feature is None:
             raise CSDError(
-                f"{type(network).__name__} names no layer whose feature is compared; give `feature` for it, or "
+                f"{type(network).__name__} names no layer for distillation to compare; give its `feature`, or "
                 f"train.distill_opt.taps"
             )
         return tap_layers(network, [str(self.feature)] if layers is None else layers)

@@ -130,7 +130,7 @@ def _examine_clip(
         if number == sampled[len(sampled) // 2]:
             pictures = _thumbnails(rain, truth)
     if quality and math.isinf(min(quality)):
-        problems.append(f"{sequence.name}: rainy and clean frames are the same: there is no rain to learn from")
+        problems.append(f"{sequence.name}: rainy and clean frames are identical: there is no rain to learn from")
     return ClipFacts(
         name=sequence.name,
         split=split,
@@ -253,8 +253,12 @@ def as_text(facts: DatasetFacts) -> str:
     lines = [f"{facts.path}: {facts.summary}"]
     for title, clips in by_split(facts):
         lines += ["", f"{title}: {counted(len(clips), 'clip')}", *aligned(table(clips))]
-    looked = "all frames were decoded" if facts.decoded else "headers of all frames were read (--decode reads all)"
-    lines += ["", f"Levels, rain and PSNR (dB, 8-bit luma): of up to {facts.samples} frames of each clip; {looked}."]
+    looked = (
+        "all frames were decoded"
+        if facts.decoded
+        else "only the headers of frames were read (--decode reads everything)"
+    )
+    lines += ["", f"Levels, rain and PSNR (dB, 8-bit luma): from up to {facts.samples} frames per clip; {looked}."]
     lines += [f"{counted(len(facts.problems), 'problem')} found" + (":" if facts.problems else ".")]
     return "\n".join([*lines, *(f"  {problem}" for problem in facts.problems)]) + "\n"
 

@@ -61,7 +61,7 @@ def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool
         lines += [
             "",
             *fidelity,
-            f"objective  {distillation.objective['type']}; {learned:,} parameters learn beside the student",
+            f"objective  {distillation.objective['type']}; {learned:,} parameters learn in addition to the student",
         ]
         lines += [f"             {term:<28} weight {_weight(weight)}" for term, weight in distillation.weights.items()]
         if len(objectives) > 1:
@@ -70,7 +70,7 @@ def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool
         for label, objective in objectives.items():
             warnings += _warnings(objective, f"network_{label}", networks, layouts, runs)
         off = [term for term, weight in distillation.weights.items() if not is_ever_on(weight)]
-        warnings += [f"the weight of {term} is 0: it teaches nothing" for term in off]
+        warnings += [f"the weight of {term} is 0: it has no effect" for term in off]
     lines += [f"warning    {text}" for text in warnings]
     return "\n".join(lines)
 
@@ -105,7 +105,7 @@ def _describe(name: str, network: nn.Module, layout: Layout, clips: Clips, dry: 
     lines = [
         f"{name}  {type(network).__name__}, {'learns' if learns else 'frozen'}; {parameters:,} parameters",
         f"             for target t it sees {sees} ({layout.kind}); {_operations(network, layout, clips.size)}",
-        f"             memory a step: about {held}",
+        f"             memory per step: about {held}",
     ]
     return lines + [f"             feature {layer:<20} {_shape(shape)}" for layer, shape in dry.features.items()]
 
@@ -117,7 +117,7 @@ def _operations(network: nn.Module, layout: Layout, size: int) -> str:
     except CSDError as error:  # without mmengine
         return str(error)
     frames = layout.num_frame if layout.kind == "sequence" else 1
-    return f"{count / frames / 1e9:.2f} G multiply-adds a frame of {size}x{size}"
+    return f"{count / frames / 1e9:.2f} G multiply-adds per frame of {size}x{size}"
 
 
 def _warnings(

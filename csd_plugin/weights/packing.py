@@ -87,7 +87,7 @@ def pack(
     source = find_checkpoint(checkpoint)
     network, known = load_network(source), load_plain(source, "checkpoint").get("facts", {})
     if not isinstance(network, SLDNet):
-        raise CSDError(f"{source} is a {type(network).__name__}; what ships are SLDNets")
+        raise CSDError(f"{source} is a {type(network).__name__}; only SLDNets ship")
     texts = {key: known[key] for key in TEXTS if key in known} | dict(texts)
     for key in TEXTS:
         if key not in texts:
@@ -122,7 +122,7 @@ def preset_of(numbers: Mapping[str, Any]) -> str:
     for name, row in PRESETS.items():
         if numbers == {**row, "reducing": list(row["reducing"]), "num_feat": numbers["num_feat"]}:
             return name
-    raise CSDError("the network has the layers of no preset; what ships are the paper's, of any width")
+    raise CSDError("the network's layers match no preset; only the paper's networks ship, of any width")
 
 
 def fits_fp16(network: SLDNet, check: tuple[Path, Path] | None) -> tuple[bool, str]:
@@ -150,12 +150,12 @@ def psnrs(network: nn.Module, rain: Path, truth: Path) -> list[float]:
 def check_same(state: Mapping[str, Tensor], network: nn.Module) -> None:
     for key, value in network.state_dict().items():
         if not torch.equal(value, state[key].float()):
-            raise CSDError(f"{key} came back from the file as other numbers; the disk or torch is broken")
+            raise CSDError(f"{key} changed when it was written and read back; the disk or torch is broken")
 
 
 def write_catalogue(folder: Path, networks: Mapping[str, Network], rainy: Mapping[str, Score]) -> None:
     if not any(network.is_student for network in networks.values()):
-        raise CSDError("no student would be left; csd derain needs one")
+        raise CSDError("no student would be left, but csd derain needs one")
     order = sorted(networks.values(), key=lambda network: (not network.is_student, network.name))
     entries = {network.name: asdict(network) for network in order}
     for entry in entries.values():
@@ -167,7 +167,7 @@ def write_catalogue(folder: Path, networks: Mapping[str, Network], rainy: Mappin
 
 def report(networks: Mapping[str, Network], rainy: Mapping[str, Score], packed: str | None) -> list[str]:
     """What to know after a change; also what makes scores incomparable."""
-    lines = [f"csd derain takes {best_of(networks)}, --fast {fastest_of(networks)}"]
+    lines = [f"csd derain uses {best_of(networks)}, --fast {fastest_of(networks)}"]
     for which in SETS:
         scored = {name: network.scores[which] for name, network in networks.items() if which in network.scores}
         scored |= {"the rainy frames": rainy[which]} if which in rainy else {}
@@ -186,4 +186,4 @@ def update_card(card: Path, table: str) -> list[str]:
     if not 0 <= begin < end:
         return [f"note: {card} lacks the marks {MARKS[0]} and {MARKS[1]}: no table was written"]
     write_text(card, f"{text[:begin]}{MARKS[0]}\n{table}\n{text[end:]}")
-    return [f"{card}: its table was written anew"]
+    return [f"{card}: its table was updated"]

@@ -215,7 +215,7 @@ def test_later_slices_stay_with_the_clips_of_the_first(matrix, clips, launcher, 
     shutil.rmtree(clips[0] / "another")
     shutil.rmtree(next(Path("datasets").rglob("clip0_Rain_03")))  # as if rendering had been interrupted
     assert main(["reproduce", str(matrix)]) == 2
-    assert "the rain on clip0 is not whole; give --clean again" in capsys.readouterr().err
+    assert "the rain on clip0 is not complete; give --clean again" in capsys.readouterr().err
     assert main(["reproduce", str(matrix), *both]) == 0
 
 

@@ -82,7 +82,7 @@ def test_lpips_is_the_packages(alexnet):
 
 def test_lpips_says_what_is_missing(alexnet, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(CSDError, match=r"nothing is downloaded here.*give its path") as error:
+    with pytest.raises(CSDError, match=r"nothing is downloaded.*give its path") as error:
         LPIPS()
     assert "\n" not in str(error.value)
     (tmp_path / "checkpoints").mkdir()
@@ -111,7 +111,7 @@ def test_measures_are_opened_by_name(alexnet):
     assert open_measures(WITHOUT_TRUTH, has_truth=False).keys() == {"niqe", "warping"}
     with pytest.raises(CSDError, match="LPIPS compares with the truth"):
         open_measures(["lpips"], has_truth=False)
-    with pytest.raises(CSDError, match="no metric 'nique'; there are niqe, lpips, warping"):
+    with pytest.raises(CSDError, match="no metric 'nique'; choose from niqe, lpips, warping"):
         open_measures(["nique"], has_truth=False)
 
 

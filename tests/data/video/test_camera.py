@@ -182,7 +182,7 @@ def test_without_a_camera_or_with_what_it_has_not_one_line(plugged_in, model, tm
         (("camera:987",), "camera:987: no camera there"),
         (("camera:0", "--start", "3"), "a camera's frames begin now"),
         (("camera:0", "--end", "0"), "give a later --end"),
-        (("camera:0", "--resume"), "frames that come once cannot be resumed"),
+        (("camera:0", "--resume"), "cannot be read again, so --resume needs"),
     ):
         assert main(["derain", arguments[0], str(tmp_path / "o.mp4"), *arguments[1:], "--model", model]) == 2
         error = capsys.readouterr().err.strip()
