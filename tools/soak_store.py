@@ -31,7 +31,7 @@ from csd_plugin.errors import CSDError  # noqa: E402
 
 # Small transactions, so that kills come between them and not always before the first.
 BUILD = (
-    "import sys; from csd_plugin.data import build; build._BATCH = int(sys.argv[4]);"
+    "import sys; from csd_plugin.data.stores import build; build._BATCH = int(sys.argv[4]);"
     "build.build_store(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[5]))"
 )
 
