@@ -117,7 +117,11 @@ def test_clips_from_a_list_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"t1\ndavis_got\n", "davis_got.*did you mean"), (b"# nothing\n", "names no clip"), (b"\xff\xfe\x00", "no UTF-8")],
+    [
+        (b"t1\ndavis_got\n", "davis_got.*did you mean"),
+        (b"# nothing\n", "names no clip"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+    ],
 )
 def test_bad_list_files(tmp_path, content, message):
     listed = tmp_path / "clips.txt"

@@ -102,7 +102,7 @@ def test_a_slice_takes_the_same_command_up_again(matrix, clips, launcher, monkey
     calls.fail_at = ""
     assert main([*command, "--minutes", "1"]) == 0  # a budget that comes too late is no reason to stop
     said = capsys.readouterr().err
-    assert "slice 1, going on" in said and "--minutes 1 is not followed: r_slice1_teacher has begun" in said
+    assert "slice 1, resumed" in said and "--minutes 1 is not followed: r_slice1_teacher has begun" in said
     assert calls.jobs == ["train r_slice1_small", "test r_slice1_small"]
 
     networks = Path("results/ours/weights/networks.md").read_text()
