@@ -148,10 +148,10 @@ def shape_advice(output: tuple[int, ...], truth: tuple[int, ...]) -> str:
     if output[-3:] != truth[-3:]:
         return "check that network_g and the data are of the same scale and colours"
     if len(output) == 4:
-        return "it gives one frame of each clip: set num_target of datasets.train to 1, or take REDSDataset or the like"
+        return "it gives one frame per clip: set num_target of datasets.train to 1, or use REDSDataset or a similar set"
     return (
         "it gives all frames of each clip: set num_target of datasets.train to its num_frame, more than 1, or take "
-        "REDSRecurrentDataset or the like"
+        "REDSRecurrentDataset or a similar set"
     )
 
 
@@ -186,7 +186,7 @@ def init_dist(launcher: str, backend: str = "nccl", **kwargs: Any) -> None:
 
     if launcher == "pytorch" and "RANK" not in os.environ:
         raise CSDError(
-            "--launcher pytorch is for processes that torchrun starts; "
+            "--launcher pytorch is for processes started by torchrun; "
             "use torchrun --nproc_per_node N -m csd_plugin.train .. --launcher pytorch, or leave --launcher out"
         )
     if torch.cuda.is_available():
@@ -195,7 +195,7 @@ def init_dist(launcher: str, backend: str = "nccl", **kwargs: Any) -> None:
         torch.distributed.init_process_group("gloo")
     else:
         raise CSDError(
-            f"--launcher {launcher} needs GPUs and none is found; on CPU use --launcher pytorch with torchrun"
+            f"--launcher {launcher} needs a GPU, and none was found; on a CPU use --launcher pytorch with torchrun"
         )
 
 
@@ -217,7 +217,7 @@ def load_resume_state(opt: dict) -> dict | None:
     opt["path"]["resume_state"] = path
     state = load_plain(path, "path.resume_state:")
     if not isinstance(state, dict) or not {"iter", "epoch", "optimizers", "schedulers"} <= state.keys():
-        raise CSDError(f"path.resume_state: {path} is no training state; name a file of training_states/")
+        raise CSDError(f"path.resume_state: {path} is not a training state; give a file from training_states/")
     check_resume(opt, state["iter"])
     if state.get("samples"):
         content["manual_seed"] = state["manual_seed"]

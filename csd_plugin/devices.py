@@ -16,7 +16,7 @@ def pick_device(device: str | torch.device) -> torch.device:
     except RuntimeError as error:
         raise CSDError(f"device {device!r} is unknown; give cpu, cuda, cuda:1, or auto") from error
     if chosen.type == "cpu" and chosen.index:  # torch takes any number
-        raise CSDError(f"device {device!r} is not there; give cpu, which is all of them")
+        raise CSDError(f"device {device!r} does not exist; give cpu, which means all of them")
     try:
         torch.zeros(1, device=chosen).item()  # which 'meta' cannot, as it computes nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch may be built without that kind

@@ -48,7 +48,7 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
             raise
         return _fail(out_of_memory(error))
     except KeyboardInterrupt:
-        return _fail("interrupted; --auto_resume goes on from the last saved state", 130)
+        return _fail("interrupted; --auto_resume resumes from the last saved state", 130)
     finally:
         module.parse_options = parse_options  # type: ignore[attr-defined]
     return 0

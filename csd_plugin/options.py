@@ -76,7 +76,7 @@ class RunSection(FileSection):
 
     network_g: dict = Field(description="the network that is trained or tested")
     network_t: dict | None = Field(None, description="the teacher of a DistillModel")
-    interface_g: dict | None = Field(None, description="how network_g is called, where it does not say so itself")
+    interface_g: dict | None = Field(None, description="how network_g is called, if it does not say so itself")
     interface_t: dict | None = Field(None, description="how network_t is called")
     train: dict | None = None
     val: dict | None = None
@@ -90,7 +90,7 @@ class InterfaceSection(Section):
     """`interface_g`, `interface_t`: how a network is called that does not say so itself."""
 
     layout: Literal["image", "window", "sequence"] | None = Field(None, description="what goes in and comes out")
-    num_frame: int | None = Field(None, gt=0, le=_MOST, description="frames that a target is computed from, odd")
+    num_frame: int | None = Field(None, gt=0, le=_MOST, description="frames from which a target is computed, odd")
     feature: str | None = Field(None, description="the layer compared in distillation: `body.7`, `body.7:output`")
 
 
@@ -103,7 +103,7 @@ class PathSection(ToolboxSection):
     param_key_t: str | None = Field(None, description="entry of the teacher's file; by default params_ema")
     strict_load_g: bool = True
     strict_load_t: bool = True
-    resume_state: str | None = Field(None, description="a .state file to go on from")
+    resume_state: str | None = Field(None, description="a .state file to resume from")
     ignore_resume_networks: list[str] | str | None = None
     experiments_root: str | None = None
     models: str | None = None
@@ -121,11 +121,11 @@ class TrainSection(ToolboxSection):
     scheduler: dict = Field(description="type and keywords, as in the toolbox")
     pixel_opt: dict = Field(description="the reconstruction loss")
     warmup_iter: float = Field(-1, ge=-1, le=_LONGEST, description="steps of linear warm-up, -1 for none")
-    ema_decay: float = Field(0, ge=0, lt=1, description="of the averaged weights (params_ema), 0 for none")
+    ema_decay: float = Field(0, ge=0, lt=1, description="decay of the averaged weights (params_ema), 0 for none")
     ema_warmup: bool = Field(True, description="decay at step n at most (1 + n) / (10 + n)")
     grad_clip: float = Field(0, ge=0, description="largest norm of the gradient, 0 for none")
     autocast: Literal["bf16", "fp16"] | None = Field(None, description="number format inside the networks")
-    compile: bool = Field(False, description="the networks by torch.compile: slow to start, then faster on GPUs")
+    compile: bool = Field(False, description="run the networks with torch.compile: slow to start, then faster on GPUs")
     health: bool = Field(True, description="measure what each term of a DistillModel does to the student")
     distill_opt: dict | None = Field(None, description="objective of a DistillModel and the weights of its terms")
 
@@ -144,21 +144,21 @@ class SchedulerSection(TypedSection):
     """`train.scheduler`: what the toolbox's schedules take."""
 
     milestones: list[Steps] | None = Field(None, description="steps after which the rate falls")
-    gamma: float | None = Field(None, gt=0, description="by what it is multiplied there")
+    gamma: float | None = Field(None, gt=0, description="factor of the rate at each milestone")
     restarts: list[Annotated[float, Field(ge=0, le=_LONGEST, multiple_of=1)]] | None = None
     restart_weights: list[Annotated[float, Field(gt=0)]] | None = None
     periods: list[Steps] | None = Field(None, description="steps of each cosine")
-    eta_min: float | None = Field(None, ge=0, description="the rate at the end of each")
+    eta_min: float | None = Field(None, ge=0, description="the rate at the end of each period")
 
 
 class ValSection(ToolboxSection):
     """`val`."""
 
     save_img: bool = Field(description="write the derained frames")
-    val_freq: Steps | None = Field(None, description="validate every so many steps")
-    suffix: str | None = Field(None, description="ends the names of written frames")
+    val_freq: Steps | None = Field(None, description="steps between validations")
+    suffix: str | None = Field(None, description="added to the names of written frames")
     batch_size: int = Field(2, gt=0, le=_MOST, description="windows that go through the network at once")
-    metrics: dict[str, dict] | None = Field(None, description="metrics of the toolbox, beside both protocols")
+    metrics: dict[str, dict] | None = Field(None, description="metrics of the toolbox, in addition to both protocols")
     baseline: str | None = Field(None, description="results .json over which the table shows gains")
     pbar: bool = True
 
@@ -230,7 +230,7 @@ class TapsSection(Section):
 
     student: list[str] | None = Field(None, min_length=1, description="module paths, `conv7` or `conv7:output`")
     teacher: list[str] | dict[str, list[str]] | None = Field(
-        None, min_length=1, description="as many module paths; of several teachers, for each: t: [..], t2: [..]"
+        None, min_length=1, description="as many as for the student; several teachers: t: [..], t2: [..]"
     )
     adapters: list[Literal["conv1x1", "resize"]] | None = Field(
         None, description="conv1x1: the student's features in the teacher's width; resize: in its size"
@@ -295,7 +295,7 @@ def check_file(content: Any, source: str) -> None:
         CSDError: the file is not a mapping, or one of `name`, `num_gpu`, `datasets` and `path` is not right.
     """
     if isinstance(content, Mapping) and "rows" in content:
-        raise CSDError(f"{source}: a matrix, not an option file; csd table {source} --dry-run tells what it holds")
+        raise CSDError(f"{source}: a matrix, not an option file; csd table {source} --dry-run shows what it holds")
     if not isinstance(content, Mapping):
         raise CSDError(f"{source}: not an option file, which has sections such as name:, datasets:, network_g:")
     _check(content, FileSection, f"{source}: ")
@@ -341,7 +341,7 @@ def _check_training(opt: Mapping[str, Any], source: str) -> None:
     if "train" not in opt["datasets"]:
         raise CSDError(f"{source}: datasets.train is missing")
     if opt.get("val") and opt["val"].get("val_freq") is None:
-        raise CSDError(f"{source}: val.val_freq is missing: validate every so many steps")
+        raise CSDError(f"{source}: val.val_freq is missing: give the steps between validations")
     train = opt["train"]
     _check_numbers(train, f"{source}: train.")
     if train.get("perceptual_opt"):
@@ -369,7 +369,7 @@ def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
     labels = teacher_labels(opt)
     for label in teacher_labels((*opt, *opt["path"]), stems=TEACHER_KEYS):
         if not opt.get(f"network_{label}"):
-            raise CSDError(f"{source}: the section network_{label} is missing, but other keys are about that teacher")
+            raise CSDError(f"{source}: the section network_{label} is missing, but other keys belong to that teacher")
     content = opt["train"].get("distill_opt")
     if not content:
         raise CSDError(f"{source}: train.distill_opt is missing; `type: CSD` is the paper's")
@@ -439,7 +439,7 @@ def _check(content: Mapping[str, Any], section: type[BaseModel], where: str) -> 
         else:
             message = f"is {value!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
             if isinstance(value, str) and _EXPONENT.fullmatch(value):
-                message += f"; YAML takes {value} for text, write !!float {value}"
+                message += f"; YAML reads {value} as text; write !!float {value}"
         raise CSDError(f"{where}{key} {message}") from None
 
 
@@ -477,7 +477,7 @@ def safe_ordered_yaml() -> tuple[type, type]:
         for (key, value), (written, _) in zip(loader.construct_pairs(node, deep=True), node.value, strict=True):
             if key in content:
                 line = written.start_mark.line + 1
-                raise CSDError(f"{loader.name}: line {line}: {key} is there a second time in its section; keep one")
+                raise CSDError(f"{loader.name}: line {line}: {key} appears twice in its section; keep one")
             content[key] = value
         return content
 
@@ -492,7 +492,7 @@ def read_options(path: Path) -> dict[str, Any]:
         with path.open(encoding="utf-8") as file:
             opt = yaml.load(file, Loader=safe_ordered_yaml()[0])
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CSDError(f"{path}: no option file can be read there: {' '.join(str(error).split())}") from error
+        raise CSDError(f"{path}: cannot be read as an option file: {' '.join(str(error).split())}") from error
     for key, content in opt["datasets"].items():
         content["phase"] = key.split("_")[0]
     opt["is_train"] = "train" in opt

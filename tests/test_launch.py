@@ -154,7 +154,7 @@ def test_a_checkpoint_that_fits_in_part_alone(refuses, launcher, capfd, tiny_rai
     assert launcher.train(train_options(tiny_rain, **part)) == 0
     log = capfd.readouterr().err
     assert f"Loaded {len(start)} of {len(start) + 1} tensors of SLDNet from part.pth" in log
-    assert "WARNING: part.pth lacks 1 of them, such as conv13.weight; they keep their start." in log
+    assert "WARNING: part.pth lacks 1 of them, such as conv13.weight; they keep their initial values." in log
     trained = launcher.weights("net_g_latest", key="params_ema")
     assert all(torch.allclose(trained[name], value) for name, value in start.items())
 
@@ -165,7 +165,7 @@ def test_option_files_that_are_none(refuses, launcher, capfd, monkeypatch):
     refuses("", "options.yml: not an option file")
     refuses(b"\xff\xfe\x00\x80", "not text")
     refuses("name: a\nname", "not valid YAML")
-    refuses("name: a\ntrain:\n  lr: 1\n  lr: 2\n", "options.yml: line 4: lr is there a second time")
+    refuses("name: a\ntrain:\n  lr: 1\n  lr: 2\n", "options.yml: line 4: lr appears twice")
     from csd_plugin import train
 
     monkeypatch.setattr(sys, "argv", ["train", "-opt", "missing.yml"])
@@ -317,7 +317,7 @@ def test_states_that_cannot_be_resumed(refuses, launcher, tiny_rain, tiny_teache
     refuses(resume("9.state"), "path.resume_state", "9.state", "does not exist")
     (launcher.folder / "8.state").write_bytes(b"junk")
     refuses(resume("8.state"), "path.resume_state", "8.state", "damaged")
-    refuses(resume(str(tiny_teacher)), "no training state", "training_states")
+    refuses(resume(str(tiny_teacher)), "not a training state", "training_states")
 
 
 def test_a_state_of_another_run(launcher, tiny_rain, tiny_teacher, capfd):
@@ -325,7 +325,7 @@ def test_a_state_of_another_run(launcher, tiny_rain, tiny_teacher, capfd):
     options = distill_options(
         tiny_rain, tiny_teacher, **{"path.resume_state": "experiments/run/training_states/2.state"}
     )
-    stopped(launcher, capfd, options, "2.state", "is of another run")
+    stopped(launcher, capfd, options, "2.state", "belongs to another run")
 
 
 # ---------------------------------------------------------------------- found on the way
@@ -378,7 +378,7 @@ def test_an_interrupted_run_says_how_to_go_on(launcher, tiny_rain, capfd, monkey
 
     monkeypatch.setattr(torch.optim.Adam, "step", interrupt)
     assert launcher.train(train_options(tiny_rain)) == 130
-    assert capfd.readouterr().err.endswith("error: interrupted; --auto_resume goes on from the last saved state\n")
+    assert capfd.readouterr().err.endswith("error: interrupted; --auto_resume resumes from the last saved state\n")
 
 
 def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):

@@ -1,11 +1,11 @@
-"""Damage archives, frames, meta_info.txt and lists of clips at random, and see that no damage passes unseen.
+"""Damage archives, frames, meta_info.txt and lists of clips at random, and check that all damage is noticed.
 
     python tools/fuzz_inputs.py --count 200 --seed 0
 
-Every case changes one valid file and gives it to the public entry points. What comes out must be what came of the file
-before, or one line of error; nothing may be written outside the target, and no traceback be seen. JPEGs and lists have
-no checksums: what reads as another picture or as other clips is counted apart, and of JPEGs a store's checksums must
-tell it. The exit status is 1 where a case failed.
+Every case changes one valid file and gives it to the public entry points. The result must be that of the undamaged
+file, or one line of error. There may be no traceback, and nothing may be written outside the target. JPEGs and lists
+have no checksums: if one reads as another picture or as other clips, that is counted separately, and for JPEGs the
+checksums of a store must report it. The exit status is 1 if a case failed.
 """
 
 from __future__ import annotations

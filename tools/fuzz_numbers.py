@@ -1,11 +1,12 @@
-"""Give every number of every command line and option file wrong values, and see that none ends in a traceback.
+"""Give every number of every command line and option file wrong values, and check that none ends in a traceback.
 
     python tools/fuzz_numbers.py                     all cases
     python tools/fuzz_numbers.py --count 50 --seed 1  some of them
 
 The numbers are found, not listed: flags by walking the parsers, keys by the fields of the sections and by the
-signatures of what they build. Every case changes one number of something that runs, in a moment, on tiny clips. It has
-to end with status 0, or with status 2 and one line of error, within a minute. The exit status is 1 where a case failed.
+signatures of what they build. Every case changes one number of a command or option file that works on tiny clips. It
+has to end within a minute, with status 0, or with status 2 and one line of error. The exit status is 1 if a case
+failed.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ class Case:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, help="so many cases, chosen at random (default: all)")
+    parser.add_argument("--count", type=int, help="number of cases, chosen at random (default: all)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose description holds this")
-    parser.add_argument("--verbose", action="store_true", help="print what every case ended with")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases with this text in their description")
+    parser.add_argument("--verbose", action="store_true", help="print the result of every case")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder, inside(folder):
         return fuzz(args.count, args.seed, args.only, args.verbose)

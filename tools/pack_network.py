@@ -1,15 +1,15 @@
-"""Ship a trained network: write csd_plugin/weights/NAME.pth, and what is known of it into networks.json there.
+"""Ship a trained network: write csd_plugin/weights/NAME.pth, and its facts to networks.json there.
 
     python tools/pack_network.py experiments/student2_csd/models/net_g_latest.pth student2_csd --facts facts.yml \\
         --score validation=scores/validation.json a1=scores/a1.json --check val/cows_Rain val/cows_GT
-    python tools/pack_network.py student2_csd student2_csd --fact recipe="..."     # other facts, the same weights
-    python tools/pack_network.py --rainy validation=scores/validation_rain.json    # what the rainy frames score
+    python tools/pack_network.py student2_csd student2_csd --fact recipe="..."     # new facts, the same weights
+    python tools/pack_network.py --rainy validation=scores/validation_rain.json    # scores of the rainy frames
     python tools/pack_network.py --remove student2_csd
-    python tools/pack_network.py                                                   # the model card's table alone
+    python tools/pack_network.py                                                   # only the model card's table
 
 The averaged weights of the checkpoint go into a file of the toolbox's format. Facts are the texts `what`, `trained_on`,
-`recipe` and `licence`; scores are files of `csd score --out`. What a checkpoint knows of itself, as shipped ones do,
-need not be given again. The table of MODEL_CARD.md, which stands between two marks, is written anew.
+`recipe` and `licence`; scores are files of `csd score --out`. Facts that a checkpoint holds itself, as shipped ones do,
+need not be given again. The table of MODEL_CARD.md, between its two marks, is updated.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ from csd_plugin.weights.packing import FREE_DB, TEXTS, pairs, score_of
 def main(argv: Sequence[str] | None = None, folder: Path = FOLDER) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", help="a file, or the name of a shipped network")
-    parser.add_argument("name", nargs="?", help="the name to ship it by")
+    parser.add_argument("name", nargs="?", help="the name under which it ships")
     parser.add_argument("--facts", type=Path, metavar="FILE.yml", help=f"texts {', '.join(TEXTS)}")
-    parser.add_argument("--fact", nargs="+", default=[], metavar="KEY=TEXT", help="single ones, instead of the file's")
-    parser.add_argument("--score", nargs="+", default=[], metavar="SET=FILE.json", help=f"on {' and '.join(SETS)}")
+    parser.add_argument("--fact", nargs="+", default=[], metavar="KEY=TEXT", help="single facts, instead of the file's")
     parser.add_argument(
-        "--rainy", nargs="+", default=[], metavar="SET=FILE.json", help="of the rainy frames themselves"
+        "--score", nargs="+", default=[], metavar="SET=FILE.json", help=f"scores on {' and '.join(SETS)}"
+    )
+    parser.add_argument(
+        "--rainy", nargs="+", default=[], metavar="SET=FILE.json", help="scores of the rainy frames themselves"
     )
     parser.add_argument(
         "--check",
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None, folder: Path = FOLDER) -> int:
         metavar=("RAIN", "GT"),
         help=f"frames: store weights as fp16 where it moves their PSNR by less than {FREE_DB} dB (else fp32)",
     )
-    parser.add_argument("--remove", metavar="NAME", help="ship this one no longer")
+    parser.add_argument("--remove", metavar="NAME", help="do not ship this network any longer")
     args = parser.parse_args(argv)
     try:
         networks, rainy = read_catalogue(folder)

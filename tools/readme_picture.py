@@ -1,9 +1,9 @@
-"""Make the README's picture: a clean clip with rendered rain, and beside it what a shipped network makes of it.
+"""Make the README's picture: a clean clip with rendered rain, and next to it the result of a shipped network.
 
     python tools/readme_picture.py CLIPS/udacity_vehicles docs/before_after.webp
 
 CLIP is a folder of clean frames or a video that may be shown. The rain is that of `csd rain --fixed`. Both halves are
-the same part of the frame, at its own size; the file is an animated WebP, or a GIF if OUT is named so.
+the same part of the frame, at its own size. The file is an animated WebP, or a GIF if OUT ends in .gif.
 """
 
 from __future__ import annotations
@@ -33,17 +33,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clip", metavar="CLIP", type=Path, help="clean frames")
     parser.add_argument("out", metavar="OUT", type=Path, help="picture to write, .webp or .gif")
-    parser.add_argument("--model", metavar="NAME", help="as of csd derain (default: its default)")
-    parser.add_argument("--preset", default="nturain", help="of csd rain (default nturain)")
+    parser.add_argument("--model", metavar="NAME", help="as for csd derain (default: the same)")
+    parser.add_argument("--preset", default="nturain", help="as for csd rain (default nturain)")
     parser.add_argument(
-        "--set", nargs="+", default=["density=1500"], metavar="NAME=NUMBER", help="as of csd rain (density=1500)"
+        "--set",
+        nargs="+",
+        default=["density=1500"],
+        metavar="NAME=NUMBER",
+        help="as for csd rain (default density=1500)",
     )
-    parser.add_argument("--frames", type=int, default=32, metavar="N", help="default 32")
+    parser.add_argument("--frames", type=int, default=32, metavar="N", help="number of frames (default 32)")
     parser.add_argument("--start", type=int, default=0, metavar="N", help="first frame, counted from 0 (default)")
     parser.add_argument(
         "--box", type=int, nargs=4, default=(220, 40, 420, 280), metavar=("X", "Y", "W", "H"), help="part to show"
     )
-    parser.add_argument("--quality", type=int, default=60, help="of WebP (default 60)")
+    parser.add_argument("--quality", type=int, default=60, help="quality of WebP (default 60)")
     args = parser.parse_args(argv)
     if args.out.suffix not in (".webp", ".gif"):
         parser.error(f"{args.out}: give a name that ends in .webp or .gif")

@@ -1,9 +1,10 @@
-"""Kill builds of LMDB stores at random moments, again and again, and compare what comes out with one built in peace.
+"""Kill builds of LMDB stores at random moments, again and again, and compare the result with an undisturbed build.
 
     python tools/soak_store.py FOLDER --kills 30
 
-Every round builds anew, is killed once (SIGKILL, with all that it started) or more often, goes on and must end with
-the store that was built in peace, byte for byte per key. At no time may there be a store that looks complete.
+Every round starts a new build, kills it once or more often (SIGKILL, with all processes that it started) and continues
+it. It must end with the store of the undisturbed build, byte for byte per key. At no time may an unfinished store look
+complete.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from csd_plugin.errors import CSDError  # noqa: E402
 
 # Small transactions, so that kills come between them and not always before the first.
 BUILD = (
-    "import sys; from csd_plugin.data import build; build._BATCH = int(sys.argv[4]);"
+    "import sys; from csd_plugin.data.stores import build; build._BATCH = int(sys.argv[4]);"
     "build.build_store(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[5]))"
 )
 
@@ -39,9 +40,9 @@ BUILD = (
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="image files to build from")
-    parser.add_argument("--kills", type=int, default=30, help="in all (default 30)")
-    parser.add_argument("--jobs", type=int, default=2, help="processes of a build (default 2)")
-    parser.add_argument("--batch", type=int, default=2**16, help="bytes of a transaction (default 64 KiB)")
+    parser.add_argument("--kills", type=int, default=30, help="kills in all (default 30)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes per build (default 2)")
+    parser.add_argument("--batch", type=int, default=2**16, help="bytes per transaction (default 64 KiB)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="folder for the stores (default: a temporary one)")
     args = parser.parse_args(argv)
@@ -67,11 +68,11 @@ def soak(args: argparse.Namespace, work: Path) -> int:
         resumed += out.with_name(f"{out.name}.partial").exists()
         run_build(args, out, encoding, None)
         if content(out) != content(peaceful) or verify_store(out, args.folder):
-            print(f"round {rounds}: the store differs from the one built in peace", file=sys.stderr)
+            print(f"round {rounds}: the store differs from the undisturbed one", file=sys.stderr)
             return 1
         shutil.rmtree(out)
         rounds += 1
-    print(f"{kills} kills in {rounds} rounds: every store equals the one built in peace; {resumed} had to go on")
+    print(f"{kills} kills in {rounds} rounds: every store equals the undisturbed one; {resumed} were resumed")
     return 0
 
 

@@ -455,7 +455,7 @@ def _shown_at(begins: Sequence[Fraction], time: Fraction) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="cells whose name has this word")
+    parser.add_argument("--only", default="", help="only cells with this word in their name")
     parser.add_argument("--count", type=int, help="this many cells, drawn at random (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="a Markdown file for the table")

@@ -82,11 +82,11 @@ def load_plain(path: str | Path, what: str) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own text would have the user run it
         raise CSDError(
-            f"{what} {path} is damaged, or holds more than tensors and plain data, and is not loaded; "
+            f"{what} {path} is damaged, or holds more than tensors and plain data, so it is not loaded; "
             f"take another copy, or save it again as a plain state dict"
         ) from error
     except DAMAGED as error:
-        raise CSDError(f"{what} {path} cannot be read, it is cut short or damaged; take another copy") from error
+        raise CSDError(f"{what} {path} cannot be read: it is cut short or damaged; use another copy") from error
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -107,7 +107,7 @@ def _load_safetensors(path: Path, what: str) -> dict[str, Tensor]:
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError) as error:
-        raise CSDError(f"{what} {path} cannot be read, it is cut short or damaged; take another copy") from error
+        raise CSDError(f"{what} {path} cannot be read: it is cut short or damaged; use another copy") from error
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> list[str]:

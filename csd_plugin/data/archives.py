@@ -97,9 +97,11 @@ def members(path: Path) -> Iterator[Member]:
     for member in found:
         unpacked += member.size + _ENTRY_OVERHEAD
         if member.size > _MAX_ENTRY:
-            raise CSDError(f"{path}: {member.name} unpacks to {member.size} bytes, which no frame has: not unpacked")
+            raise CSDError(
+                f"{path}: {member.name} unpacks to {member.size} bytes, which is too large for a frame: not unpacked"
+            )
         if unpacked > _ALWAYS_ALLOWED + _MAX_RATIO * size:
-            raise CSDError(f"{path}: {size} bytes unpack to more than {unpacked}, as no images do: not unpacked")
+            raise CSDError(f"{path}: {size} bytes unpack to more than {unpacked}, which images do not: not unpacked")
         yield member
 
 
@@ -115,7 +117,7 @@ def _rar_members(path: Path, kind: str) -> Iterator[Member]:
         with libarchive.file_reader(str(path), format_name=kind, filter_name="none") as entries:
             for header, entry in zip_longest(headers, entries):
                 if header is None or entry is None:
-                    raise CSDError(f"{path}: its two readers count different files in it: get the archive again")
+                    raise CSDError(f"{path}: its two readers find different files in it: get the archive again")
                 if not header.is_dir():
                     read = _reader_of_rar(path, header, entry, libarchive.ArchiveError)
                     yield Member(_inner_name(path, header.filename), header.file_size, read)
@@ -126,7 +128,7 @@ def _rar_headers(path: Path, rarfile: Any) -> list[Any]:
     with rarfile.RarFile(path, errors="strict", info_callback=lambda block: kinds.append(block.type)) as listing:
         headers = listing.infolist()
         if listing.needs_password() and not headers:
-            raise CSDError(f"{path}: is encrypted: unpack the archive yourself, and give the folder")
+            raise CSDError(f"{path}: is encrypted: unpack the archive yourself and give the folder")
         if len(listing.volumelist()) > 1:
             raise CSDError(f"{path}: is one of several volumes: unpack them yourself, and give the folder")
     if not {rarfile.RAR_BLOCK_ENDARC, rarfile.RAR5_BLOCK_ENDARC}.intersection(kinds):
@@ -215,7 +217,7 @@ class _StrictTarInfo(tarfile.TarInfo):
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError("it is damaged, ends early, or is no archive") from error
+            raise tarfile.ReadError("it is damaged, ends early, or is not an archive") from error
 
 
 def _tar_members(path: Path) -> Iterator[Member]:
@@ -228,7 +230,7 @@ def _tar_members(path: Path) -> Iterator[Member]:
         # The checksums of compressed archives come last, behind what tarfile looks at.
         assert archive.fileobj is not None
         if len(archive.fileobj.read(_MAX_TAIL)) == _MAX_TAIL:
-            raise CSDError(f"{path}: more than {_MAX_TAIL >> 20} MB behind its end: this archive is not to be trusted")
+            raise CSDError(f"{path}: more than {_MAX_TAIL >> 20} MB after its end: this archive is not trusted")
 
 
 def _reader_of_tar(path: Path, archive: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], bytes]:
@@ -262,9 +264,9 @@ def _said_in_one_line(path: Path, *damage: type[Exception]) -> Iterator[None]:
 
 def _refuse(path: Path, name: str, link: bool, encrypted: bool | int = False) -> None:
     if encrypted:
-        raise CSDError(f"{path}: {name!r} is encrypted: unpack the archive yourself, and give the folder")
+        raise CSDError(f"{path}: {name!r} is encrypted: unpack the archive yourself and give the folder")
     if link:
-        raise CSDError(f"{path}: {name!r} is a link, which is not followed: give an archive of plain files")
+        raise CSDError(f"{path}: {name!r} is a link, and links are not followed: give an archive of plain files")
 
 
 def _inner_name(path: Path, name: str) -> str:
@@ -272,6 +274,6 @@ def _inner_name(path: Path, name: str) -> str:
     parts = name.replace("\\", "/").split("/")
     if parts[0] == "" or ".." in parts or re.match("[A-Za-z]:", name) or not name.isprintable():
         raise CSDError(
-            f"{path}: entry {name!r} leads outside the archive's folder or cannot be shown: not to be trusted"
+            f"{path}: entry {name!r} leads outside the archive's folder or cannot be printed: archive not trusted"
         )
     return "/".join(part for part in parts if part not in ("", "."))

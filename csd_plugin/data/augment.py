@@ -39,7 +39,7 @@ class AugmentOptions:
 
     def __post_init__(self) -> None:
         if self.crop < 1:
-            raise CSDError(f"gt_size: {self.crop} is no crop size: give 1 or more")
+            raise CSDError(f"gt_size: {self.crop} is not a crop size: give 1 or more")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise CSDError(f"scale_range: [{self.scale[0]}, {self.scale[1]}] must be positive and ascending")
 

@@ -41,7 +41,7 @@ def refuse_doubles(files: Iterable[Path]) -> None:
         other = seen.setdefault(file.stem.casefold(), file)
         if other is not file:
             raise CSDError(
-                f"{file.parent}: {other.name} and {file.name} are one frame twice; keep one of them, or give the "
+                f"{file.parent}: {other.name} and {file.name} are the same frame; keep one of them, or give the "
                 f"images to read as a pattern such as frames_%05d{file.suffix}"
             )
 
@@ -61,7 +61,7 @@ def numbered(pattern: Path) -> list[Path]:
         raise CSDError(f"{pattern}: the folder {pattern.parent} does not exist; check the path")
     files = _numbered(pattern)
     if not files:
-        raise CSDError(f"{pattern}: no file is named so; check the folder and the number of digits")
+        raise CSDError(f"{pattern}: no file matches; check the folder and the number of digits")
     missing = next((n for n in range(min(files), max(files)) if n not in files), None)
     if missing is not None:
         raise CSDError(f"{pattern}: number {missing} of {min(files)} to {max(files)} is missing; restore the file")

@@ -174,7 +174,7 @@ def _clip_folders(keys: list[str], split: str, root: str | Path) -> tuple[list[_
         known, label = (truth, clip.scene) if match["truth"] else (rainy, clip.name)
         if known.setdefault(label, clip) is not clip:
             raise CSDError(
-                f"{folder} is there twice, {known[label].path} and {clip.path}: "
+                f"{folder} exists twice, {known[label].path} and {clip.path}: "
                 f"point dataroot at one data set, or remove one of the folders"
             )
     if not rainy:
@@ -211,7 +211,7 @@ def _wrong_root(root: str | Path, split: str, keys: list[str], splits_seen: set[
 def _choose(rainy: list[_Clip], clips: str | Path | Sequence[str], split: str) -> list[_Clip]:
     source, names = _read_names(clips)
     if not names:
-        raise CSDError(f"{source}: names no clip: give one a line, or leave `clips` out for all")
+        raise CSDError(f"{source}: names no clip: give one per line, or leave `clips` out for all")
     labels = {label for clip in rainy for label in _labels(clip)}
     for name in names:
         if name not in labels:
@@ -236,7 +236,7 @@ def _read_names(clips: str | Path | Sequence[str]) -> tuple[str, list[str]]:
             f"clips: list file {clips} cannot be read ({error.strerror}): give its path, or a list of names"
         ) from error
     except UnicodeDecodeError as error:
-        raise CSDError(f"clips: list file {clips} is no UTF-8 text: write one clip name a line") from error
+        raise CSDError(f"clips: list file {clips} is not UTF-8 text: write one clip name per line") from error
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return str(clips), [line for line in lines if line]
 
@@ -248,7 +248,7 @@ def _pair(rain: _Clip, truth: _Clip | None, split: str) -> PairedSequence:
     if truth is None:
         if split == "train":
             raise CSDError(
-                f"{rain.name}: no clean frames: put them into {rain.scene}_GT beside {PurePosixPath(rain.path).name}, "
+                f"{rain.name}: no clean frames: put them into {rain.scene}_GT next to {PurePosixPath(rain.path).name}, "
                 f"or leave the clip out (clips: a list file)"
             )
         return PairedSequence(rain.name, lq)
@@ -276,7 +276,7 @@ def _refuse_doubles(clip: _Clip) -> None:
     for key in clip.keys:
         other = seen.setdefault(_stem(key), key)
         if other != key:
-            raise CSDError(f"{clip.name}: one frame in two files, {other} and {key}: remove one of them")
+            raise CSDError(f"{clip.name}: two files for the same frame, {other} and {key}: remove one of them")
 
 
 def _labelled(keys: list[str], labels: Callable[[list[str]], Iterable[Any]]) -> dict[Any, str] | None:
@@ -319,11 +319,13 @@ def _say_once(sequences: list[PairedSequence], rainy: list[_Clip], truth: dict[s
     scenes = {clip.scene for clip in rainy}
     unused = sorted(set(truth) - scenes, key=natural_key)
     if unused:
-        logger.warning("clean clips without a rainy one, not used: %d (%s)", len(unused), ", ".join(unused[:3]))
+        logger.warning("clean clips without rainy ones, not used: %d (%s)", len(unused), ", ".join(unused[:3]))
     gaps = [gap for sequence in sequences if (gap := _first_gap(sequence))]
     if gaps:
         logger.warning(
-            "frames are missing inside %d clips, which play on over the gap: %s", len(gaps), "; ".join(gaps[:3])
+            "frames are missing inside %d clips, and the frames around a gap count as neighbours: %s",
+            len(gaps),
+            "; ".join(gaps[:3]),
         )
 
 

@@ -64,7 +64,7 @@ def by_pattern(pattern: str, split: str | None = None) -> Naming:
     """
     templates = pattern.split()
     if len(templates) not in (1, 2):
-        raise CSDError(f"pattern {pattern!r}: give one for rainy frames and, behind a space, one for clean frames")
+        raise CSDError(f"pattern {pattern!r}: give one for rainy frames and, after a space, one for clean frames")
     rainy, clean = _compile(templates[0]), [_compile(template) for template in templates[1:]]
     split = split or ("train" if clean else "real")
 
@@ -110,7 +110,7 @@ def file_name(label: str, suffix: str) -> str:
         return label.zfill(5) + suffix
     numbers = re.findall(r"[0-9]{1,18}", label)
     if not numbers:
-        raise CSDError(f"frame {label + suffix!r} has no number in its name: number the frames in their order")
+        raise CSDError(f"frame {label + suffix!r} has no number in its name: number the frames in order")
     return f"{int(numbers[-1]):05d}{suffix}"
 
 

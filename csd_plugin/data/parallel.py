@@ -39,7 +39,7 @@ def run_all(
                     progress.update(weight)
         except BrokenProcessPool as error:
             raise CSDError(
-                "a process ended while it read or wrote (no memory, or a file that breaks its reader): "
+                "a process ended while reading or writing (out of memory, or a file that crashes its reader): "
                 "run again with --jobs 1 to see which"
             ) from error
 

@@ -89,7 +89,7 @@ def prepare(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int = 1, *,
     found = _find(inputs, out, naming, jobs, result)
     result.clips = _one_of_each(found, out, result)
     if not result.clips and not result.failed:
-        what = result.notes[0] if result.notes else "nothing that is a frame, archive or video file"
+        what = result.notes[0] if result.notes else "no frame, archive or video file"
         raise CSDError(
             f"{inputs[0]}: no clips found ({what}): name folders or archives NAME_GT, NAME_Rain or NAME_Rain_NN, "
             f"or give --pattern; `csd rain` puts rain on clean clips"
@@ -149,10 +149,10 @@ def _find(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int, result: 
             else:
                 strays[PurePosixPath(name).name] += 1
     if homeless:
-        result.notes.append(f"images and videos that belong to no clip: {len(homeless)} (such as {homeless[0]})")
+        result.notes.append(f"images and videos that do not belong to a clip: {len(homeless)} (such as {homeless[0]})")
     if strays:
         names = ", ".join(f"{name} ({n}x)" if n > 1 else name for name, n in strays.most_common(3))
-        result.notes.append(f"files that are no images, left out: {strays.total()} ({names})")
+        result.notes.append(f"files that are not images, left out: {strays.total()} ({names})")
     return _clips_of(frames, result)
 
 
@@ -173,7 +173,7 @@ def _walk(root: Path, out: Path) -> Iterator[_File]:
             for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
                 yield _File(path, f"{virtual}/{path.name}", path.stat().st_size)
     except OSError as error:
-        raise CSDError(f"{error.filename}: cannot be read ({error.strerror}): mend or remove it") from error
+        raise CSDError(f"{error.filename}: cannot be read ({error.strerror}): fix or remove it") from error
 
 
 def _raise(error: OSError) -> None:
@@ -204,7 +204,7 @@ def _list_archive(path: Path, tick: Callable[[], object]) -> list[tuple[str, int
     listing = [(member.name, member.size) for member in members(path)]
     nested = next((name for name, _ in listing if is_archive_name(name)), None)
     if nested:
-        raise CSDError(f"{path}: holds archives itself ({nested}): unpack it once, and give the folder")
+        raise CSDError(f"{path}: holds further archives ({nested}): unpack it yourself and give the folder")
     tick()
     return listing
 
@@ -214,7 +214,7 @@ def _clips_of(frames: _Frames, result: Prepared) -> list[Clip]:
     for (source, split, folder), found in frames.items():
         try:
             if split is None:
-                raise CSDError(f"{source}: {folder} is no clip of NTURain: say which split it is for (--split)")
+                raise CSDError(f"{source}: {folder} is not a clip of NTURain: give its split (--split)")
             clips.append(Clip(split, folder, source, _named(source, found)))
         except CSDError as error:
             result.failed.append(error)
@@ -229,7 +229,7 @@ def _named(source: Path, found: Iterable[tuple[str, str, str, int]]) -> tuple[Fr
         frame = Frame(name, file_name(label, suffix), size)
         other = frames.setdefault(Path(frame.name).stem, frame)
         if other is not frame:
-            raise CSDError(f"{source}: {other.source} and {name} are frames of one number: remove or rename one")
+            raise CSDError(f"{source}: {other.source} and {name} are frames with the same number: remove or rename one")
     return tuple(frames[stem] for stem in sorted(frames))
 
 
@@ -255,7 +255,9 @@ def _one_of_each(found: list[Clip], out: Path, result: Prepared) -> list[Clip]:
             )
             continue
         if len(clips) > 1:
-            result.notes.append(f"{first.folder}: found {len(clips)} times with the same frames: took {first.source}")
+            result.notes.append(
+                f"{first.folder}: found {len(clips)} times with the same frames: {first.source} is used"
+            )
         chosen.append(first)
     return sorted(chosen, key=lambda clip: (list(SPLITS).index(clip.split), clip.folder))
 
@@ -275,7 +277,9 @@ def _is_there(clip: Clip, out: Path, result: Prepared) -> bool:
     there = sorted((file.name, file.stat().st_size) for file in target.iterdir() if is_frame_name(file.name))
     if not clip.is_video and there != sorted(_content(clip)) and target.resolve() != clip.source.resolve():
         result.failed.append(
-            CSDError(f"{target}: has other frames than {clip.source}: delete it to have it made anew, or move it away")
+            CSDError(
+                f"{target}: has other frames than {clip.source}: delete it so that it is made again, or move it away"
+            )
         )
     return True
 
@@ -286,7 +290,7 @@ def _check_space(clips: Iterable[Clip], out: Path) -> None:
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if needed + _SPARE_BYTES > free:
-        raise CSDError(f"{out}: {needed >> 20} MB are to be unpacked, but only {free >> 20} MB are free: make room")
+        raise CSDError(f"{out}: {needed >> 20} MB will be unpacked, but only {free >> 20} MB are free: make room")
 
 
 def _write_all(clips: list[Clip], out: Path, jobs: int, keep_going: bool, result: Prepared) -> int:
@@ -342,7 +346,7 @@ def _unpack(source: Path, clips: list[Clip], scratch: dict[Clip, Path], tick: Ca
         if not waiting[clip]:
             yield clip
     if wanted:
-        raise CSDError(f"{source}: {next(iter(wanted))} is gone since the archive was listed: run again")
+        raise CSDError(f"{source}: {next(iter(wanted))} has disappeared since the archive was listed: run again")
 
 
 def _link_files(

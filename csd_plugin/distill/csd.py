@@ -172,7 +172,7 @@ class CSD(Objective):
         if not 0 < collapse_fraction < 1:
             raise CSDError(f"CSD: collapse_fraction must be between 0 and 1, not {collapse_fraction}")
         if not (multi_scale or temporal):
-            raise CSDError("CSD: nothing is left to align; switch on multi_scale, independent or collaborative")
+            raise CSDError("CSD: all parts are switched off; switch on multi_scale, independent or collaborative")
         if cross_scale and not multi_scale:
             raise CSDError("CSD: cross_scale needs multi_scale; switch it on or cross_scale off")
         if adaptor and not (multi_scale and cross_scale and temporal):
@@ -250,7 +250,9 @@ class CSD(Objective):
 
         height, width = scales[0][0].shape[3:]
         if min(height, width) < 2 ** (self.num_scale - 1):
-            raise CSDError(f"CSD: a feature of {height}x{width} has no {self.num_scale} scales; use larger crops")
+            raise CSDError(
+                f"CSD: a feature of {height}x{width} is too small for {self.num_scale} scales; use larger crops"
+            )
         if len(scales) < self.num_scale:
             student_maps, teacher_maps = (
                 [scale.unflatten(0, maps.shape[:2]) for scale in pyramid(maps.flatten(0, 1), self.num_scale)]

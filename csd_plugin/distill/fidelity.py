@@ -32,10 +32,10 @@ POINTS: dict[str, dict[str, Any]] = {
 REMAINS: dict[str, tuple[str, ...]] = {
     "paper": (),
     "released": (
-        "not reproduced: six optimizer steps a frame on retained graphs; here one a batch, on the total loss",
+        "not reproduced: six optimizer steps per frame on retained graphs; here one per batch, on the total loss",
         "not reproduced: optical flow that warps every neighbouring frame to the centre",
         "not reproduced: crops always from the top-left corner, a bug",
-        "no difference: its loss is -SSIM, here 1 - SSIM, of the same gradient",
+        "no difference: its loss is -SSIM, here it is 1 - SSIM, with the same gradient",
     ),
 }
 
@@ -69,7 +69,7 @@ def mismatches(opt: Mapping[str, Any]) -> list[str]:
     name = _fidelity(opt)
     given = {path: (_value(opt, path), by_preset[name]) for path, by_preset in POINTS.items() if name is not None}
     return [
-        f"{path} is {value}, where fidelity: {name} has {wanted}; what the file gives counts"
+        f"{path} is {value}, where fidelity: {name} has {wanted}; the file's value is used"
         for path, (value, wanted) in given.items()
         if value != wanted
     ]

@@ -59,7 +59,7 @@ def check_gradients(norms: Mapping[str, float], losses: Mapping[str, float]) -> 
         if norm == 0 and losses[term] != 0:
             raise CSDError(
                 f"the term {term} is {losses[term]:.3g} and has a weight, but gives the student no gradient: tap a "
-                f"layer of it that learns and is not dead (train.distill_opt.taps), or set the weight of {term} to 0"
+                f"layer of it that learns (train.distill_opt.taps), or set the weight of {term} to 0"
             )
 
 
@@ -119,14 +119,14 @@ class HealthMonitor:
             if spread < COLLAPSED * spread0 and losses[term] < loss0:
                 wrong[f"spread_{term}"] = (
                     f"the teacher's status of the term {term} has collapsed: it spreads {spread:.3g}, at the start "
-                    f"{spread0:.3g}; that its loss fell from {loss0:.3g} to {losses[term]:.3g} is no evidence; keep "
+                    f"{spread0:.3g}; that its loss fell from {loss0:.3g} to {losses[term]:.3g} proves nothing; keep "
                     f"the cells from learning (of CSD, cells: frozen, averaged or joint_until_collapsed)"
                 )
         for tap, ratio in ratios.items():
             if ratio > SCALE_LIMIT or ratio < 1 / SCALE_LIMIT:
                 wrong[f"scale_{tap}"] = (
                     f"the student's feature at {tap} is {ratio:.3g} times as large as the teacher's: an objective "
-                    f"that does not normalise compares little else; tap other layers, or bridge them by "
+                    f"that does not normalise compares little else than size; tap other layers, or bridge them by "
                     f"train.distill_opt.taps.adapters: [conv1x1]"
                 )
         new = [message for name, message in wrong.items() if name not in self._told]

@@ -67,7 +67,7 @@ def feature_pairs(
         if len(features) != wanted:
             raise CSDError(
                 f"{method}: needs {wanted} feature(s) of the {network} at input scale {scale}, got {len(features)}; "
-                f"tap as many layers"
+                f"tap that many layers"
             )
     pairs = []
     for ours, theirs in zip(*tapped.values(), strict=True):

@@ -63,9 +63,9 @@ def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
     for name in losses:
         if name not in weights:
             raise CSDError(
-                f"loss {name!r} has no weight; give it one beside {', '.join(sorted(weights)) or 'no others'}"
+                f"loss {name!r} has no weight; give it one in addition to {', '.join(sorted(weights)) or 'no others'}"
             )
     if not losses:
-        raise CSDError("there is no loss to optimise; switch at least one on")
+        raise CSDError("there is no loss to optimise; give at least one a weight")
     first, *others = (weights[name] * loss for name, loss in losses.items())
     return sum(others, start=first)

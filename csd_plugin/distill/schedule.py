@@ -48,4 +48,4 @@ def check_weight(weight: Weight) -> None:
         if unused:
             raise CSDError(f"a constant weight takes no {unused[0]}; remove it, or choose linear, cosine or stop_at")
     elif "iters" not in weight:
-        raise CSDError(f"{name} needs iters: after how many iterations the weight is at its end")
+        raise CSDError(f"{name} needs iters, the iterations after which the weight has its end value")

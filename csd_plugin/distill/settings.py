@@ -88,8 +88,8 @@ def teacher_shares(labels: Iterable[str], weights: Mapping[str, float] | None) -
             raise CSDError(f"teacher {label!r} is unknown{suggestion(label, labels)}")
     for label in labels:
         if label not in given:
-            raise CSDError(f"teacher {label!r} has no weight; give it one, 0 to do without it")
+            raise CSDError(f"teacher {label!r} has no weight; give it one, or 0 to leave it out")
     total = sum(given.values())
     if min(given.values()) < 0 or total == 0:
-        raise CSDError("weights of teachers are 0 or more, one of them more than 0")
+        raise CSDError("weights of teachers must be 0 or more, and at least one must be above 0")
     return {label: weight / total for label, weight in given.items() if weight}

@@ -74,12 +74,12 @@ def export_network(
     form = FORMATS[output.suffix.lower()]
     precisions = form.precisions if output.suffix.lower() == ".pt2" else (*form.precisions, "int8")
     if precision not in precisions:
-        raise CSDError(f"{form.title} is written in {', '.join(precisions)} here, not in {precision}")
+        raise CSDError(f"{form.title} can be written in {', '.join(precisions)}, not in {precision}")
     if precision == "int8" and not calibration:
-        raise CSDError("int8 takes the range of every layer from frames: give a clip to calibrate on")
+        raise CSDError("int8 needs frames to find the range of every layer: give a clip by --calibrate")
     if calibration and precision != "int8":
         raise CSDError(
-            f"calibration is for int8, and {precision} was asked for: add --int8, or compare on the clip by --check"
+            f"--calibrate is for int8, but {precision} was asked for: add --int8, or use --check to compare on the clip"
         )
     if opset is not None and output.suffix.lower() != ".onnx":
         raise CSDError(f"{output}: {form.title} has no ONNX opset; leave --opset out, or write .onnx")

@@ -57,7 +57,7 @@ class TorchBackend:
     def __init__(self, network: nn.Module, precision: str, device: str | torch.device) -> None:
         self.device = pick_device(device)
         if precision == "fp16" and self.device.type == "cpu":
-            raise CSDError("torch has no fast fp16 on CPUs; take precision bf16, or a GPU")
+            raise CSDError("torch has no fast fp16 on CPUs; use precision bf16, or a GPU")
         self.facts = study(network)
         self.network = ready(network, DTYPES[precision], ALL_FILLED).to(self.device)
         still_plain = any(isinstance(layer, nn.Conv3d) for layer in self.network.modules())
@@ -84,7 +84,7 @@ class OnnxRuntimeBackend:
         self.device = torch.device("cpu")  # where frames wait; the runtime carries them to its own
         wanted = torch.device("cuda" if cuda else "cpu") if device == "auto" else torch.device(device)
         if wanted.type == "cuda" and not cuda:
-            raise CSDError("this ONNX Runtime has no CUDA; install onnxruntime-gpu, or take --device cpu")
+            raise CSDError("this ONNX Runtime has no CUDA; install onnxruntime-gpu, or use --device cpu")
         providers = ["CUDAExecutionProvider"] if wanted.type == "cuda" else ["CPUExecutionProvider"]
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -95,7 +95,7 @@ class OnnxRuntimeBackend:
         try:
             self._session = runtime.InferenceSession(model, options, providers=providers)
         except tuple(_runtime_errors(runtime)) as error:
-            raise CSDError(f"{source} is no ONNX model that runs ({first_line(error)}); export it again") from error
+            raise CSDError(f"{source} is not an ONNX model that runs ({first_line(error)}); export it again") from error
         self.facts = Facts.from_metadata(self._session.get_modelmeta().custom_metadata_map, source)
 
     def __call__(self, window: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class OpenVINOBackend:
     def __init__(self, network: nn.Module | Path, precision: str, device: str | torch.device) -> None:
         openvino = _import("openvino")
         if device != "auto" and torch.device(device).type != "cpu":
-            raise CSDError(f"OpenVINO runs on the CPU here, not on {device}; take --device cpu, or another backend")
+            raise CSDError(f"OpenVINO runs on the CPU here, not on {device}; use --device cpu, or another backend")
         self.device = torch.device("cpu")
         core = openvino.Core()
         source = str(network) if isinstance(network, Path) else "the network"
@@ -129,7 +129,9 @@ class OpenVINOBackend:
             }
             self._request = core.compile_model(model, "CPU", how).create_infer_request()
         except RuntimeError as error:
-            raise CSDError(f"{source} is no model that OpenVINO runs ({first_line(error)}); export it again") from error
+            raise CSDError(
+                f"{source} is not a model that OpenVINO can run ({first_line(error)}); export it again"
+            ) from error
         self.facts = Facts.from_metadata(_openvino_metadata(model), source)
 
     def __call__(self, window: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class Facts:
             if text is None and field.default is not dataclasses.MISSING:
                 continue
             if text is None or (number and not (text.isdecimal() and len(text) < 7)):
-                raise CSDError(f"{source} does not say its {field.name}: it is not one that `csd export` wrote")
+                raise CSDError(f"{source} does not say its {field.name}: it was not written by `csd export`")
             values[field.name] = int(text) if number else text
         facts = cls(**values)  # type: ignore[arg-type]
         impossible = facts.num_frame % 2 == 0 or facts.num_future > facts.num_frame // 2

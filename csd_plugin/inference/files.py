@@ -94,7 +94,7 @@ def derain_file(
     """
     if truth and keep_going:
         raise CSDError(
-            "keep_going (--keep-going) may leave out frames that a truth (--compare) needs: drop one of them"
+            "keep_going (--keep-going) may leave out frames that the truth (--compare) needs: use only one of the two"
         )
     context, inputs = derainer.num_frame // 2, [truth] if truth else []
     with ExitStack() as stack:
@@ -142,7 +142,7 @@ def derain_file(
             bar.update()
         truth_goes_on = true_frames is not None and end is None and next(true_frames, None) is not None
     if truth and truth_goes_on:
-        raise CSDError(f"{_unpaired(truth, source, count)}; {output} is whole, scores of it would be wrong")
+        raise CSDError(f"{_unpaired(truth, source, count)}; {output} is complete, but its scores would be wrong")
     return Derained(count, cuts, delay, reader.dropped)
 
 
@@ -221,16 +221,18 @@ def _resume_at(
     Raises CSDError where frames of another size are there.
     """
     if source == PIPE or is_camera(source):
-        raise CSDError(f"{source}: frames that come once cannot be resumed: they are gone; give a file or a folder")
+        raise CSDError(
+            f"{source}: frames from a pipe or camera cannot be read again, so --resume needs a file or a folder"
+        )
     with open_reader(source, start=start, end=end, fps=fps) as reader:
         writer = open_writer(output, like=reader, overwrite=True, inputs=inputs)
         if not isinstance(writer, FolderWriter):
             writer.abort()
-            raise CSDError(f"{output}: only a folder of frames can be resumed; a video is written whole or not at all")
+            raise CSDError(f"{output}: only a folder of frames can be resumed; for a video, run again without --resume")
         there, size = writer.there(), (reader.size[0] * num_panel, reader.size[1])
         if there and (found := read_image(there).shape[1::-1]) != size:
             raise CSDError(
-                f"{there} is {found[0]}x{found[1]}, frames would now be {size[0]}x{size[1]}; --resume goes on with the "
+                f"{there} is {found[0]}x{found[1]}, frames would now be {size[0]}x{size[1]}; --resume needs the "
                 f"same clip and options"
             )
         count = reader.num_frames if reader.counted else None
@@ -271,4 +273,4 @@ def _truth(truth: FrameReader, rainy: FrameReader) -> Iterator[np.ndarray]:
 def _unpaired(truth: Path, rainy: Path, common: int, of_truth: int | None = None) -> CSDError:
     """The error where one clip ends after `common` frames and the other does not; of_truth: where known, its frames."""
     ends, goes_on = (truth, rainy) if of_truth == common else (rainy, truth)
-    return CSDError(f"{ends} ends after {common} frames, {goes_on} goes on; truth and rain must pair frame for frame")
+    return CSDError(f"{ends} ends after {common} frames, {goes_on} continues; truth and rain must pair frame for frame")

@@ -54,7 +54,7 @@ def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
     network = without_branches(network)
     for name, weight in network.state_dict().items():
         if weight.is_floating_point() and not weight.isfinite().all():
-            raise CSDError(f"the network is broken: its weight {name} holds NaN or infinity; take another checkpoint")
+            raise CSDError(f"the network is broken: its weight {name} holds NaN or infinity; use another checkpoint")
     depths: dict[str, set[int]] = {}
     for call in conv_calls(network):
         if isinstance(call.layer, nn.Conv3d):

@@ -258,12 +258,12 @@ def peak_of(frame: np.ndarray | Tensor) -> float:
     if isinstance(frame, Tensor):
         if frame.dim() != 3 or frame.shape[0] != 3 or not frame.is_floating_point():
             raise CSDError(
-                f"a tensor of shape {tuple(frame.shape)}, {frame.dtype}, is no frame: expected float (3, H, W)"
+                f"a tensor of shape {tuple(frame.shape)}, {frame.dtype}, is not a frame: expected float (3, H, W)"
             )
         return 1.0
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype not in (np.uint8, np.uint16):
         raise CSDError(
-            f"an array of shape {frame.shape}, {frame.dtype}, is no frame: expected uint8 or uint16 (H, W, 3)"
+            f"an array of shape {frame.shape}, {frame.dtype}, is not a frame: expected uint8 or uint16 (H, W, 3)"
         )
     return float(np.iinfo(frame.dtype).max)
 

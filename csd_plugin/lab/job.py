@@ -98,7 +98,7 @@ def make_tables(
 
 
 def _together(parts: Iterable[dict[str, Run]]) -> dict[str, Run]:
-    """The runs of all matrices, each once; one that some matrix tests is tested. Raises CSDError where two differ."""
+    """The runs of all matrices, each once, tested if any matrix tests it. Raises CSDError if two differ."""
     runs: dict[str, Run] = {}
     for part in parts:
         for name, run in part.items():
@@ -112,7 +112,7 @@ def _together(parts: Iterable[dict[str, Run]]) -> dict[str, Run]:
 
 
 def _possible(runs: dict[str, Run], coming: Collection[Path]) -> tuple[dict[str, Run], list[str]]:
-    """The runs that can be done here, without test sets that are not here; and what is left out, and why."""
+    """The runs and test sets for which all data exist here, and notes on what is left out, with the reason."""
     notes: dict[str, None] = {}
     possible = {}
     for name, run in runs.items():
@@ -143,7 +143,7 @@ def _unavailable(run: Run) -> str:
 
 
 def check_machine(runs: Iterable[Run], retrained: Collection[str] = ()) -> None:
-    """CSDError for a device that a later row would miss, before hours have gone into the first."""
+    """Raise CSDError for a missing device of any row, before hours are spent on the first."""
     registration.install()
     from csd_plugin.models.preflight import check_devices
 
@@ -171,7 +171,7 @@ def _todo(runs: Mapping[str, Run], retrained: Collection[str]) -> list[str]:
 
 
 def _schedule_notes(matrix: Matrix, runs: dict[str, Run]) -> list[str]:
-    """What the rows that were trained were trained for."""
+    """How many steps each shown row was trained for."""
     steps: dict[int, list[str]] = {}
     for run in runs.values():
         if run.options and matrix.rows[run.row].shown and run.checkpoint.is_file():

@@ -179,7 +179,11 @@ class Run:
 
 
 def read_matrix(path: Path) -> Matrix:
-    """A matrix file with its includes. Raises CSDError: not there, not YAML, unknown keys, rows that do not fit."""
+    """A matrix file with its includes.
+
+    Raises:
+        CSDError: a file that does not exist or is not YAML, an unknown key, rows that do not fit each other.
+    """
     content = _merged(path, ())
     try:
         matrix = Matrix.model_validate(content)
@@ -247,7 +251,7 @@ def run_name(matrix: Matrix, key: str, seed: int) -> str:
 
 
 def changed(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested options with `section.key` replaced; sections that are missing are made."""
+    """A copy of nested options with each `section.key` of `changes` set; missing sections are added."""
     result = deepcopy(dict(options))
     for path, value in changes.items():
         *sections, key = path.split(".")
@@ -261,7 +265,7 @@ def changed(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that is a mapping, read as data only. Raises CSDError."""
+    """The content of a YAML file, which must be a mapping; no code in it is run. Raises CSDError."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -269,7 +273,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise CSDError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise CSDError(f"{path}: holds no mapping")
+        raise CSDError(f"{path}: is not a mapping")
     return content
 
 
@@ -286,7 +290,7 @@ def _seeds(matrix: Matrix, row: Row) -> list[int]:
 
 
 def _seed_of(matrix: Matrix, key: str, seed: int) -> int:
-    """With which of a row's seeds another run of `seed` starts: its own, or the first where that is not trained."""
+    """The seed of a row from which a run of `seed` starts: the same one, or the row's first if it lacks that."""
     seeds = _seeds(matrix, matrix.rows[key])
     return seed if seed in seeds else seeds[0]
 
@@ -333,7 +337,7 @@ def _merged(path: Path, inside: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of both; of `rows` and each row, and of every `set`, the keys of both again."""
+    """The keys of both, `above` first; `rows`, each row, `set` and `start` are merged in the same way."""
     merged = dict(below) | dict(above)
     for key in ("rows", "set", "start"):
         if isinstance(below.get(key), dict) and isinstance(above.get(key), dict):
@@ -362,7 +366,7 @@ def _with_paths(content: dict[str, Any], path: Path) -> dict[str, Any]:
 def _check_rows(matrix: Matrix, path: Path) -> None:
     for name, row in matrix.rows.items():
         if (row.trains or (row.has_weights and row.shown)) and not (row.base or matrix.base):
-            raise CSDError(f"{path}: rows.{name} has no option file: give it, or the matrix, a base")
+            raise CSDError(f"{path}: rows.{name} has no option file: give the row or the matrix a base")
         for network, other in row.start.items():
             if network not in ("network_g", "network_t"):
                 raise CSDError(f"{path}: rows.{name}.start.{network}: only network_g and network_t start from a row")

@@ -25,7 +25,9 @@ QUALITY = 75  # of the JPEG files, about that of NTURain's
 class Part:
     """Clips for training or for validation.
 
-    flag: by which the command line is given them. split, variants, seed: see `PairOptions`.
+    Attributes:
+        flag: the flag of the command line that names their folder.
+        split, variants, seed: see `PairOptions`.
     """
 
     flag: str
@@ -35,7 +37,7 @@ class Part:
 
     @property
     def record(self) -> Path:
-        """Where the first call notes what this part is made of."""
+        """The file in which the first call records the clips of this part."""
         return DATA / ".rain" / f"{self.split}_clips.json"
 
     @property
@@ -44,7 +46,7 @@ class Part:
         return PairOptions(preset, seed=self.seed, split=self.split, variants=self.variants, quality=QUALITY)
 
     def present(self, variants: int) -> set[str]:
-        """The clips that are there with so many rainy versions."""
+        """Names of the clips that exist with this number of rainy versions."""
         root = DATA / SPLITS[self.split]
         names = {folder.name.removesuffix("_GT") for folder in root.glob("*_GT")}
         rainy = self.options.rainy_name
@@ -53,7 +55,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Record:
-    """The clips by name, and how many rainy versions each has; others may lie beside them."""
+    """The clips by name, and how many rainy versions each has. The folder may hold further clips."""
 
     clips: tuple[str, ...]
     variants: int
@@ -64,13 +66,21 @@ VALIDATION = Part("--validation", "test", variants=1, seed=1000)
 
 
 def find_data(clean: Path | None, validation: Path | None, runs: Sequence[Run]) -> dict[Part, Path]:
-    """Which folders of clean clips are to be rained on, after all is found to fit; nothing is written.
+    """Find and check the folders of clean clips on which rain is to be rendered. Nothing is written.
 
-    runs: what will train and be tested; where that is on other data sets than `DATA`, no clips are needed. What lies in
-    `DATA` when the first call comes, from `csd rain` or `csd prepare`, is used too.
+    Clips that are in `DATA` before the first call, from `csd rain` or `csd prepare`, are used too.
 
-    Raises CSDError: a folder without clips, clips in both, clips too short for the windows and frame ranges of `runs`,
-    other clips than those of the first call, and none where they are needed.
+    Args:
+        clean: folder of clips to train on, if given.
+        validation: folder of clips to validate on, if given.
+        runs: what will be trained and tested. If that uses other data sets than `DATA`, no clips are needed.
+
+    Returns:
+        The folder of each part that was given.
+
+    Raises:
+        CSDError: a folder without clips, a clip in both folders, a clip too short for the windows and frame ranges of
+            `runs`, other clips than those of the first call, or no clips although they are needed.
     """
     folders = {TRAINING: clean, VALIDATION: validation}
     found = {part: find_clips(folder) for part, folder in folders.items() if folder is not None}
@@ -89,7 +99,7 @@ def find_data(clean: Path | None, validation: Path | None, runs: Sequence[Run]) 
 
 
 def render_rain(data: Mapping[Part, Path]) -> None:
-    """Render what `find_data` found, as far as it is not there. Raises CSDError as `write_pairs` does."""
+    """Render rain on what `find_data` found, unless it exists. Raises CSDError as `write_pairs` does."""
     for part in (TRAINING, VALIDATION):
         if part in data:
             _note(part, Record(tuple(clip.name for clip in find_clips(data[part])), part.variants))
@@ -107,7 +117,7 @@ def _note(part: Part, record: Record) -> None:
 
 
 def _frames_needed(runs: Iterable[Run], part: Part) -> Mapping[str, int]:
-    """What reads this part of `DATA`, and how many frames a clip must have for it."""
+    """What reads this part of `DATA`, and how many frames it needs of a clip."""
     needed: dict[str, int] = {}
     for run in runs:
         for options, name in ((run.options, run.row), (run.test, "the test set")):
@@ -137,8 +147,8 @@ def _check_length(clips: Iterable[CleanClip], needed: Mapping[str, int]) -> None
         if length is not None and length < needed[reader]:
             where = clip.files[0] if clip.is_video else clip.files[0].parent
             raise CSDError(
-                f"{where}: {length} frames, {reader} needs {needed[reader]} of every clip; leave the clip out, or "
-                f"change the option file (frame_range, num_frame)"
+                f"{where}: {length} frames, {reader} needs {needed[reader]} frames of every clip; leave the clip out, "
+                f"or change the option file (frame_range, num_frame)"
             )
 
 
@@ -155,8 +165,8 @@ def _check_same(clips: Iterable[CleanClip], part: Part, folder: Path) -> None:
         other = sorted(names ^ set(record.clips))[0]
         lacks = f"{folder} lacks" if other in record.clips else f"{DATA} was made without"
         raise CSDError(
-            f"{part.flag}: {lacks} the clip {other}; slices are compared on the same data: leave {part.flag} out to go "
-            f"on with what is there, or work in another folder"
+            f"{part.flag}: {lacks} the clip {other}, but slices are compared on the same data: leave {part.flag} out "
+            f"to use the clips that exist, or work in another folder"
         )
 
 
@@ -164,9 +174,11 @@ def _check_there(part: Part) -> None:
     record = _read(part)
     missing = set(record.clips) - part.present(record.variants) if record else ()
     if missing:
-        raise CSDError(f"{DATA}: the rain on {sorted(missing)[0]} is not whole; give {part.flag} again to complete it")
+        raise CSDError(
+            f"{DATA}: the rain on {sorted(missing)[0]} is not complete; give {part.flag} again to complete it"
+        )
     if not part.present(1):
-        raise CSDError(f"{DATA} has no clips in {SPLITS[part.split]}; give a folder of clean clips by {part.flag}")
+        raise CSDError(f"{DATA} has no clips in {SPLITS[part.split]}; give a folder of clean clips with {part.flag}")
 
 
 def _read(part: Part) -> Record | None:
@@ -176,4 +188,4 @@ def _read(part: Part) -> Record | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise CSDError(f"{part.record} is damaged ({error}); remove it to take the clips that are there") from error
+        raise CSDError(f"{part.record} is damaged ({error}); remove it to use the clips that exist") from error

@@ -29,17 +29,26 @@ def reproduce(
     retrain: Sequence[str] = (),
     dry_run: bool = False,
 ) -> str:
-    """Render rain, train every network of a matrix file for one more slice, test, draw the tables, pack the best.
+    """Render rain, train every network of a matrix file for one more slice, test, write the tables, pack the best.
 
-    A slice trains all rows; the first starts where the matrix says, every further one from the weights that the slice
-    before left, with a fresh optimizer and warm-up. One that was interrupted is gone on with. Of every network the
-    slice with the best PSNR of the luma on the validation clips is packed into `results/NAME/weights`.
+    A slice trains all rows. The first slice starts where the matrix says, each further one from the weights of the
+    slice before, with a fresh optimizer and warm-up. An interrupted slice is resumed. For every network, the slice with
+    the best PSNR of the luma on the validation clips is packed into `results/NAME/weights`.
 
-    clean, validation: folders of clean clips, on which rain is rendered into `datasets/rain_clips`, unless it is there.
-    minutes: to which a slice's schedule is fitted. retrain: rows of this slice that are done anew.
-    dry_run: say what would be done, and do nothing.
+    Args:
+        path: the matrix file.
+        clean: folder of clean clips to train on. Rain on them is rendered into `datasets/rain_clips`, unless it exists.
+        validation: the same for clips to validate on.
+        minutes: to which the schedule of a slice is fitted.
+        retrain: rows of this slice that are trained again.
+        dry_run: do nothing, and return the plan.
 
-    Raises CSDError: no data or other than before, a mistake in the matrix file, no such device, a training that fails.
+    Returns:
+        The table as Markdown and what was packed, or the plan.
+
+    Raises:
+        CSDError: missing data, other clips than before, a mistake in the matrix file, a device that does not exist, a
+            training that fails.
     """
     if minutes is not None:
         check_minutes(minutes)
@@ -52,14 +61,15 @@ def reproduce(
     check_machine(runs)
     data = find_data(clean, validation, runs)
     begun = Workspace(slices[-1].matrix.runs).folder.exists()
-    start = "going on" if begun else f"starting from the weights of slice {number - 1}" if number > 1 else "the first"
+    start = "resumed" if begun else f"starting from the weights of slice {number - 1}" if number > 1 else "the first"
     print(f"slice {number}, {start}", file=sys.stderr, flush=True)
     if retrain and not begun:
         raise CSDError(
-            f"--retrain: slice {number} has not begun; those before it stay as they are, it starts from their weights"
+            f"--retrain: slice {number} has not begun, and earlier slices stay as they are, because it "
+            f"starts from their weights"
         )
     if dry_run:
-        rain = [f"rain on the clips of {folder} into {DATA}, unless it is there" for folder in data.values()]
+        rain = [f"rain on the clips of {folder} into {DATA}, unless it exists" for folder in data.values()]
         plan = make_tables(slices[-1:], minutes=minutes, retrain=retrain, dry_run=True, coming=[DATA])
         return "\n".join([*rain, plan])
     render_rain(data)
@@ -68,7 +78,7 @@ def reproduce(
 
 
 def continued(matrix: Matrix, number: int) -> Matrix:
-    """The matrix of a slice: runs of its own, which from the second on start from those of the slice before."""
+    """The matrix of a slice, with its own runs. From the second slice on, they start from those before."""
     rows = {name: row.model_copy(deep=True) for name, row in matrix.rows.items()}
     if number > 1:
         for name, row in matrix.rows.items():
@@ -81,9 +91,17 @@ def continued(matrix: Matrix, number: int) -> Matrix:
 
 
 def pack_best(matrix: Matrix, slices: list[Table], folder: Path) -> list[str]:
-    """Of every row that trains the best slice, as a file and in a catalogue as the package's own; what was done.
+    """Pack the best slice of every row that trains, as a file and in a catalogue like the package's own.
 
     Only slices that were validated on the same frames as the last one are compared.
+
+    Args:
+        matrix: its rows.
+        slices: all slices so far, the last one included.
+        folder: where files and catalogue go.
+
+    Returns:
+        Lines that say what was packed, and what was left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     catalogue = folder / "networks.json"
@@ -110,9 +128,9 @@ def pack_best(matrix: Matrix, slices: list[Table], folder: Path) -> list[str]:
 
 
 def _comparable(runs: Sequence[Run]) -> tuple[dict[str, Score], str]:
-    """Of the runs that are scored on the same frames as the last one, the scores by name; and what is left out.
+    """Scores, by name, of the runs that are scored on the same frames as the last one; and a note on what is left out.
 
-    Runs of networks whose checkpoint is gone do not count.
+    Runs of networks whose checkpoint no longer exists do not count.
     """
     there = [
         run

@@ -66,7 +66,7 @@ class Workspace:
 
 
 def state(run: Run) -> State:
-    """How far a run is, by what it left behind."""
+    """How far a run is, judged by its files."""
     if run.options is not None:
         left = left_behind(run.name)
         if left != "trained":
@@ -77,7 +77,7 @@ def state(run: Run) -> State:
 
 
 def left_behind(name: str) -> Literal["trained", "cut", "missing"]:
-    """How far the training of this name came."""
+    """How far the training of this name is, judged by its files."""
     folder = Path("experiments", name)
     if (folder / "models" / "net_g_latest.pth").is_file():
         return "trained"
@@ -117,7 +117,7 @@ def check_unchanged(runs: Iterable[Run], space: Workspace) -> None:
         different = _difference(before, run.options)
         if different:
             raise CSDError(
-                f"the row {run.row} was trained with {different}; --retrain {run.row} trains it anew, "
+                f"the row {run.row} was trained with {different}; --retrain {run.row} trains it again, "
                 f"or change the matrix back"
             )
         if space.starts(run).is_file():
@@ -126,7 +126,7 @@ def check_unchanged(runs: Iterable[Run], space: Workspace) -> None:
                 if start.is_file() and began.get(str(start), "") != _digest(start):
                     raise CSDError(
                         f"the row {run.row} began with {start}, which has changed since; --retrain {run.row} trains it "
-                        f"anew"
+                        f"again"
                     )
 
 
@@ -149,7 +149,7 @@ def perform(runs: Mapping[str, Run], space: Workspace) -> None:
 
 
 def forget(run: Run) -> None:
-    """Put a run's experiment and results aside, so that it is done anew; nothing is deleted."""
+    """Rename a run's experiment and results, so that it is done again; nothing is deleted."""
     for folder in (Path("experiments", run.name), Path("results", run.name)):
         if folder.exists():
             number = 1
@@ -225,7 +225,7 @@ def _complete(run: Run, space: Workspace, bar: tqdm) -> None:
 
 
 def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: tqdm) -> None:
-    """`python -m csd_plugin.JOB` as a process of its own, its progress on the bar, all else in the log."""
+    """Run `python -m csd_plugin.JOB`; its progress goes to the bar, everything else to the log."""
     file, log = space.options(run, job), space.log(run)
     _write(file, yaml.safe_dump(_plain(options), sort_keys=False, allow_unicode=True))
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -262,7 +262,7 @@ def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: 
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with this very package importable for the process: it may be imported from a checkout."""
+    """Our environment, in which the process can import this same package, even from a checkout."""
     root = str(Path(__file__).resolve().parents[2])
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 

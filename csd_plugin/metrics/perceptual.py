@@ -77,7 +77,7 @@ def find_weights(weights: Path | None) -> Path:
     if weights:
         raise CSDError(f"{weights} does not exist; give torchvision's {ALEXNET}")
     raise CSDError(
-        f"LPIPS needs torchvision's {ALEXNET}, and nothing is downloaded here: "
+        f"LPIPS needs torchvision's {ALEXNET}, and nothing is downloaded: "
         f"put it into {path.parent}, or give its path (csd score --lpips-weights, val.metrics: weights)"
     )
 

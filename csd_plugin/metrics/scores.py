@@ -130,7 +130,7 @@ def _mean(scores: Iterable[FrameScore]) -> FrameScore:
     """Per protocol over those that have it. Raises CSDError where there are none at all."""
     scores = list(scores)
     if not scores:
-        raise CSDError("no frame was scored: there is nothing to average")
+        raise CSDError("no frame was scored: there are no scores to average")
     protocols = dict.fromkeys(protocol for score in scores for protocol in score)
     return {
         protocol: Quality(*(sum(values) / len(values) for values in zip(*columns, strict=True)))

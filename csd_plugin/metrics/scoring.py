@@ -104,7 +104,7 @@ def pair_folders(
             )
     unscored = sorted(true_clips.keys() - set(partner_of.values()))
     if unscored and clips is None:
-        logger.warning("%s: no results for %s; the average is without", results, _some(unscored))
+        logger.warning("%s: no results for %s; the average leaves them out", results, _some(unscored))
     return [
         FramePair(clip, *frame)
         for clip, files in result_clips.items()
@@ -146,7 +146,7 @@ def _clips_in(folder: Path, beside: re.Pattern[str]) -> dict[str, list[Path]]:
         return {_clip_name(folder.resolve()): frames}
     clips = {child: frames for child in sorted(folder.iterdir()) if child.is_dir() and (frames := _frames(child))}
     if not clips:
-        raise CSDError(f"{folder} holds no images, nor folders of images: give a folder of frames, or of clip folders")
+        raise CSDError(f"{folder} holds no images or folders of images: give a folder of frames, or of clip folders")
     chosen = [child for child in clips if not beside.search(child.name)] or list(clips)
     return {clip: clips[child] for clip, child in _by_key(chosen, map(_clip_name, chosen)).items()}
 
@@ -178,7 +178,9 @@ def _pair_frames(
     extra = [file for key, file in result_of.items() if key not in truth_of]
     if extra:
         adjective = "true" if kind == "truth" else "rainy"
-        raise CSDError(f"clip {clip}: {extra[0]} has no {adjective} frame of its name or number in {truths[0].parent}")
+        raise CSDError(
+            f"clip {clip}: {extra[0]} has no {adjective} frame with its name or number in {truths[0].parent}"
+        )
     kept = without_ends(list(truth_of.items()), skip)
     if not kept:
         raise CSDError(f"clip {clip}: skipping {skip[0]} and {skip[1]} of its {len(truths)} frames leaves none")
@@ -189,7 +191,7 @@ def _pair_frames(
         of_a_part = sum(there) == len(there) - sum(ends)
         raise CSDError(
             f"clip {clip}: {len(missing)} of {len(kept)} frames have no result, the first is that of {missing[0]}; "
-            + (f"--skip {ends[0]} {ends[1]} scores the part that is there" if of_a_part else "make the others first")
+            + (f"--skip {ends[0]} {ends[1]} scores the frames that exist" if of_a_part else "derain the others first")
         )
     return [(truth.stem, result_of[key], truth) for key, truth in kept]
 
@@ -198,7 +200,7 @@ def _by_key(files: Sequence[Path], keys: Iterable[str]) -> dict[str, Path]:
     by_key: dict[str, Path] = {}
     for key, file in zip(keys, files, strict=True):
         if key in by_key:
-            raise CSDError(f"{by_key[key]} and {file} are both {key}: keep one of them")
+            raise CSDError(f"{by_key[key]} and {file} are both frame {key}: keep one of them")
         by_key[key] = file
     return by_key
 
@@ -213,8 +215,8 @@ def _numbers(files: Sequence[Path]) -> list[str]:
     changing = [column for column in columns if len(set(column)) > 1] or columns[:1]
     if len(texts) != 1 or len(changing) != 1:
         raise CSDError(
-            f"{files[0].parent}: which number in names such as {files[0].name} is the frame's cannot be told; "
-            f"name the results as their true frames are"
+            f"{files[0].parent}: which number in names such as {files[0].name} is the frame's is unclear; "
+            f"name the results like their true frames"
         )
     return [str(number) for number in changing[0]]
 

@@ -42,7 +42,7 @@ def as_clips(batch: Mapping[str, Any], num_frame: int, dataset: str) -> tuple[Te
     if lq.ndim != 5 or gt.ndim != 5 or len(lq) != len(gt) or lq.shape[2:] != gt.shape[2:]:
         raise CSDError(
             f"{given}; clips (B, N, 3, H, W) or single frames (B, 3, H, W) are needed, and targets of their size: "
-            f"check that the data are not of another scale"
+            f"check that the data set's scale is 1"
         )
 
     frames, targets = lq.shape[1], gt.shape[1]
@@ -52,17 +52,17 @@ def as_clips(batch: Mapping[str, Any], num_frame: int, dataset: str) -> tuple[Te
             f"PairedVideoDataset or the toolbox's REDSDataset, or networks of single frames"
         )
     if targets > frames or (targets == frames and frames < num_frame):
-        raise CSDError(f"{given}: the clips need {num_frame} frames or more; set num_frame of it to as many")
+        raise CSDError(f"{given}: the clips need {num_frame} frames or more; set its num_frame to that")
     if targets == frames:
         radius = num_frame // 2
         return lq, gt[:, radius : frames - radius]
     if (frames - targets) % 2:
         raise CSDError(
-            f"{given}: {frames} frames have no middle of {targets}; set num_frame of it to {frames + 1} or {frames - 1}"
+            f"{given}: {frames} frames have no middle of {targets}; set its num_frame to {frames + 1} or {frames - 1}"
         )
     if frames - targets + 1 < num_frame:
         raise CSDError(
-            f"{given}: windows of {frames - targets + 1} frames, and a network sees {num_frame}; set num_frame of it "
+            f"{given}: windows of {frames - targets + 1} frames, and a network sees {num_frame}; set its num_frame "
             f"to {targets + num_frame - 1} or more"
         )
     return lq, gt

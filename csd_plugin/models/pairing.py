@@ -53,8 +53,8 @@ def check_foreign_set(key: str, content: Mapping[str, Any], num_frame: int) -> N
         )
     if str(content.get("name")).lower() not in _NAMES:
         raise CSDError(
-            f"datasets.{key}.name is {content.get('name')!r}: the toolbox's {content['type']} works under the names "
-            f"{', '.join(_NAMES)} alone; give it one of these"
+            f"datasets.{key}.name is {content.get('name')!r}: the toolbox's {content['type']} accepts only the names "
+            f"{', '.join(_NAMES)}; give it one of these"
         )
 
 
@@ -129,7 +129,7 @@ def _check_validation(model: type, opt: Mapping[str, Any]) -> None:
         raise CSDError(f"val.metrics is missing, which {name} looks up: write `metrics: ~` for none")
     if val["metrics"] and opt["num_gpu"] == 0:
         raise CSDError(
-            f"val.metrics: {name} computes metrics on a GPU alone, and num_gpu is 0; write `metrics: ~`, or take "
+            f"val.metrics: {name} computes metrics only on a GPU, and num_gpu is 0; write `metrics: ~`, or take "
             f"model_type: VideoDerainModel"
         )
 
@@ -149,7 +149,7 @@ def _check_test(model: type, opt: Mapping[str, Any], key: str, content: Mapping[
     alone = [sequence.name for sequence in dataset.sequences if sequence.gt is None]
     if alone and (issubclass(model, VideoBaseModel) or val.get("metrics")):
         raise CSDError(
-            f"datasets.{key}: {alone[0]} has no truth, without which {name} cannot go on; leave such clips out (clips: "
+            f"datasets.{key}: {alone[0]} has no truth, without which {name} stops; leave such clips out (clips: "
             f"a list file), or take model_type: VideoDerainModel"
         )
     height, width = dataset.store.shape(dataset.sequences[0].lq[0])

@@ -149,7 +149,7 @@ def check_devices(opt: Mapping[str, Any]) -> None:
     """Raises CSDError for GPUs that are not here, or that one process cannot use."""
     if opt["num_gpu"] > torch.cuda.device_count():
         raise CSDError(
-            f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} are found; use 0, the CPU, or auto"
+            f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} were found; use 0 for the CPU, or auto"
         )
     if distils(opt) and opt["num_gpu"] > 1 and not opt["dist"]:
         raise CSDError(

@@ -30,7 +30,7 @@ def option_changes(
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=False):
         for group, was in zip(optimizer.param_groups, saved["param_groups"], strict=False):
             if was.keys() - group.keys() and group.keys() - was.keys():
-                raise CSDError(f"it was saved by another optimizer than {type(optimizer).__name__}")
+                raise CSDError(f"it was saved by an optimizer other than {type(optimizer).__name__}")
             for key in (key for key in group if key in was and key not in _BY_SCHEDULE):
                 changes += _change(key.removeprefix("initial_"), was[key], group[key])
     for scheduler, saved in zip(schedulers, state["schedulers"], strict=False):

@@ -144,7 +144,7 @@ class ValidationMixin:
             if frame["score"] or frame["metrics"]:
                 scores.record(frame["clip"], frame["frame"], frame["score"], frame["metrics"])
         if not scores.clips:
-            get_root_logger().warning(f"Validation {name}: no clip has truth, and no metric of val.metrics needs none.")
+            get_root_logger().warning(f"Validation {name}: no clip has truth, and all metrics of val.metrics need it.")
             return
         true = dict.fromkeys(frame["clip"] for frame in frames if frame["score"])
         alone = [clip for clip in dict.fromkeys(frame["clip"] for frame in frames) if clip not in true]

@@ -185,7 +185,9 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         size = len(net.state_dict())
         logger.info(f"Loaded {size - len(missing)} of {size} tensors of {net.__class__.__name__} from {load_path}.")
         if missing:
-            logger.warning(f"{load_path} lacks {len(missing)} of them, such as {missing[0]}; they keep their start.")
+            logger.warning(
+                f"{load_path} lacks {len(missing)} of them, such as {missing[0]}; they keep their initial values."
+            )
 
     @master_only
     def save_network(self, net, net_label: str, current_iter: int, param_key="params") -> None:
@@ -234,7 +236,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             super().resume_training(resume_state)
         except (ValueError, AssertionError) as error:
             raise CSDError(
-                f"path.resume_state: {path} is of another run: "
+                f"path.resume_state: {path} belongs to another run: "
                 f"{str(error).splitlines()[0]}; give the options that it was made with, or another name"
             ) from error
         if changes:
@@ -243,7 +245,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                 for iteration in range(1, done + 1):
                     self.update_learning_rate(iteration, warmup_iter=warmup)
             get_root_logger().warning(
-                f"{path}: options have changed since: {', '.join(changes)}. They hold as if from the start: the "
+                f"{path}: options have changed since: {', '.join(changes)}. They apply as if set from the start: the "
                 f"learning rate of iteration {done} is {self.get_current_learning_rate()[0]:.4g}."
             )
         if resume_state.get("scaler"):

@@ -130,7 +130,7 @@ def _examine_clip(
         if number == sampled[len(sampled) // 2]:
             pictures = _thumbnails(rain, truth)
     if quality and math.isinf(min(quality)):
-        problems.append(f"{sequence.name}: rainy and clean frames are the same: there is no rain to learn from")
+        problems.append(f"{sequence.name}: rainy and clean frames are identical: there is no rain to learn from")
     return ClipFacts(
         name=sequence.name,
         split=split,

@@ -43,10 +43,10 @@ _TEMPLATE = """<!doctype html>
 <p>No problems found.</p>
 {% endif %}
 <p class="legend">light and clean: mean RGB value of rainy and of clean frames; rain-gt: mean of their difference, and
-beside it its median, in grey levels, and how many RGB values differ by more than +10 and -10; PSNR: dB of the 8-bit
-luma. Of up to {{ facts.samples }} frames of each clip. Pictures: rain, truth, and their difference times {{ gain }}
+next to it its median, in grey levels, and how many RGB values differ by more than +10 and -10; PSNR: dB of the 8-bit
+luma. All from up to {{ facts.samples }} frames per clip. Pictures: rain, truth, and their difference times {{ gain }}
 (grey where there is none).
-{% if facts.decoded %}All frames were decoded.{% else %}Of the other frames only the headers were read.{% endif %}</p>
+{% if facts.decoded %}All frames were decoded.{% else %}For the other frames only the headers were read.{% endif %}</p>
 {% for title, clips in splits %}
 <h2>{{ title }} ({{ clips | length }})</h2>
 <div class="wide"><table>

@@ -60,7 +60,7 @@ def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool
         lines += [
             "",
             *fidelity,
-            f"objective  {distillation.objective['type']}; {learned:,} parameters learn beside the student",
+            f"objective  {distillation.objective['type']}; {learned:,} parameters learn in addition to the student",
         ]
         lines += [f"             {term:<28} weight {_weight(weight)}" for term, weight in distillation.weights.items()]
         if len(objectives) > 1:
@@ -69,7 +69,7 @@ def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool
         for label, objective in objectives.items():
             warnings += _warnings(objective, f"network_{label}", networks, interfaces, runs)
         off = [term for term, weight in distillation.weights.items() if not is_ever_on(weight)]
-        warnings += [f"the weight of {term} is 0: it teaches nothing" for term in off]
+        warnings += [f"the weight of {term} is 0: it has no effect" for term in off]
     lines += [f"warning    {text}" for text in warnings]
     return "\n".join(lines)
 

@@ -40,8 +40,8 @@ def as_text(networks: Mapping[str, Network], rainy: Mapping[str, Score], seconds
         [
             *aligned(rows, left=(0, len(rows[0]) - 1)),
             "",
-            f"csd derain takes {best}, the student that is best on the validation clips; --fast takes {fastest}.",
-            f"s/frame: a trial on this machine, now: {width}x{height}, {_computer()}, fp32.",
+            f"csd derain uses {best}, the best student on the validation clips; --fast uses {fastest}.",
+            f"s/frame: measured on this machine, now: {width}x{height}, {_computer()}, fp32.",
             "Scores: PSNR in dB / SSIM of the luma, as in the published tables"
             + "".join(f"; {which}: {_about(rainy[which])}" for which in SETS if which in rainy)
             + ".",

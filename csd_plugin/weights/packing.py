@@ -170,7 +170,7 @@ def check_same(state: Mapping[str, Tensor], network: nn.Module) -> None:
 
 def write_catalogue(folder: Path, networks: Mapping[str, Network], rainy: Mapping[str, Score]) -> None:
     if not any(network.is_student for network in networks.values()):
-        raise CSDError("no student would be left; csd derain needs one")
+        raise CSDError("no student would be left, but csd derain needs one")
     order = sorted(networks.values(), key=lambda network: (not network.is_student, network.name))
     entries = {network.name: asdict(network) for network in order}
     for entry in entries.values():
@@ -182,7 +182,7 @@ def write_catalogue(folder: Path, networks: Mapping[str, Network], rainy: Mappin
 
 def report(networks: Mapping[str, Network], rainy: Mapping[str, Score], packed: str | None) -> list[str]:
     """What to know after a change; also what makes scores incomparable."""
-    lines = [f"csd derain takes {best_of(networks)}, --fast {fastest_of(networks)}"]
+    lines = [f"csd derain uses {best_of(networks)}, --fast {fastest_of(networks)}"]
     for which in SETS:
         scored = {name: network.scores[which] for name, network in networks.items() if which in network.scores}
         scored |= {"the rainy frames": rainy[which]} if which in rainy else {}
@@ -201,4 +201,4 @@ def update_card(card: Path, table: str) -> list[str]:
     if not 0 <= begin < end:
         return [f"note: {card} lacks the marks {MARKS[0]} and {MARKS[1]}: no table was written"]
     write_text(card, f"{text[:begin]}{MARKS[0]}\n{table}\n{text[end:]}")
-    return [f"{card}: its table was written anew"]
+    return [f"{card}: its table was updated"]

@@ -91,7 +91,7 @@ def test_infer_reports(tmp_path, capsys):
         assert report.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
     for wrong, message in (
-        (["--networks", "student9"], "neither a file nor one of teacher"),
+        (["--networks", "student9"], "is not a file and not one of teacher"),
         (["--backends", "abacus"], "expected plain, compiled or one of torch"),
         (["--backends", "plain:int4"], "one of fp32, bf16, fp16"),
         (["--device", "cuda:99"], "cannot be used"),

@@ -23,7 +23,7 @@ def test_reports(tmp_path, capsys):
     assert report.with_suffix(".md").read_text().strip() in capsys.readouterr().out
 
     for wrong, message in (
-        (["--networks", "student9"], "neither a file nor one of"),
+        (["--networks", "student9"], "is not a file and not one of"),
         (["--sizes", "640"], "expected WIDTHxHEIGHT"),
         ([str(tmp_path / "no.mp4")], "does not exist"),
     ):

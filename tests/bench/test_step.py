@@ -134,7 +134,7 @@ def test_report(tmp_path, capsys):
         (["--student", "student9"], "did you mean student"),
         (["--teacher", "PReNet"], "--teacher PReNet is unknown"),
         (["--student-width", "2"], "num_feat is 2, expected at least 3"),
-        (["--size", "3", "--teacher-width", "3"], "has no 3 scales"),
+        (["--size", "3", "--teacher-width", "3"], "is too small for 3 scales"),
         (["--json", "step.txt"], "the name must end in .json"),
     ],
 )

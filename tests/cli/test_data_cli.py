@@ -66,7 +66,7 @@ def test_every_problem_is_listed(broken, capsys):
         "a1_Rain/00002.png: no readable image",
         "b1_GT/00004.png: is 20x20, most frames of the clip are 40x30",
         "odd <i>",
-        "without a rainy one, not used: 1 (t3)",
+        "without rainy ones, not used: 1 (t3)",
         "Thumbs.db",
         "t1_Rain_01: 9 frames are fewer than num_frame 11",
     ):

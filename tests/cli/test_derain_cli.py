@@ -128,7 +128,7 @@ def test_patterns_of_images(frames, model, capsys):
         "c9.png",
     ]
     (frames / "rain" / "f_009.png").unlink()
-    for pattern, message in (("f_%03d.png", "number 9 of 7 to 11 is missing"), ("g_%d.png", "no file is named so")):
+    for pattern, message in (("f_%03d.png", "number 9 of 7 to 11 is missing"), ("g_%d.png", "no file matches")):
         assert derain(frames / "rain" / pattern, frames / "o", "--model", model) == 2
         assert message in capsys.readouterr().err
 
@@ -188,7 +188,7 @@ def test_what_is_there_is_replaced_only_when_asked(frames, model, capsys):
     for target, there in (
         (out, "out holds frames already, such as 00000.png"),
         (out / "c_%03d.png", "out holds frames already, such as c_000.png"),
-        (frames / "notes.mp4", "notes.mp4 is there already"),
+        (frames / "notes.mp4", "notes.mp4 exists already"),
     ):
         capsys.readouterr()
         assert derain(rain, target, "--model", model, "--start", 3) == 2

@@ -123,7 +123,7 @@ def test_a_truth_pairs_to_the_end(tmp_path, derain, capsys, longer, as_video):
     assert derain(rain, tmp_path / "out", "--compare", truth) == 2
     error = last_line(capsys)
     ends, goes_on = (rain, truth) if longer == "truth" else (truth, rain)
-    assert f"{ends} ends after 4 frames, {goes_on} goes on" in error
+    assert f"{ends} ends after 4 frames, {goes_on} continues" in error
     made = list((tmp_path / "out").glob("*.png"))
     assert len(made) == 4 if as_video else not made  # a folder's length is known before
     assert derain(rain, tmp_path / "part", "--compare", truth, "--end", 4) == 0
@@ -215,7 +215,7 @@ def test_methods_in_figures_pair_to_the_end(tmp_path, capsys):
     clip, results = folder(tmp_path / "clip"), folder(tmp_path / "results", 6)
     arguments = ("figure", "video", "--clip", clip, "--models", f"mine={results}", "--out", tmp_path / "o.mp4")
     assert run(*arguments) == 2
-    assert "mine goes on after frame 3" in last_line(capsys) and not (tmp_path / "o.mp4").exists()
+    assert "mine continues after frame 3" in last_line(capsys) and not (tmp_path / "o.mp4").exists()
     assert run(*arguments, "--end", "4") == 0
 
 
@@ -274,7 +274,7 @@ def test_reports_on_data_are_written_over_no_input(tiny_rain, tmp_path, capsys):
     assert "is an existing image" in last_line(capsys) and image.read_bytes() == before
     both = tmp_path / "facts"
     assert run("data", tiny_rain, "--html", both, "--json", tmp_path / "x" / ".." / "facts") == 2
-    assert "give each a file of its own" in last_line(capsys) and not both.exists()
+    assert "give two different files" in last_line(capsys) and not both.exists()
 
 
 # --- damaged and slow files, in every command -------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def test_networks_windows_features_and_objective(inspect):
     assert "network_t  SLDNet, frozen" in out
     assert "t-3 .. t+3 (window)" in out
     assert out.count("2 x 2 x 4 x 24 x 24") == 2
-    assert "CSD; " in out and "parameters learn beside the student" in out
+    assert "CSD; " in out and "parameters learn in addition to the student" in out
     assert "warning" not in out
 
 
@@ -48,7 +48,7 @@ def test_presets_cost_what_the_paper_says(inspect):
     status, out, _ = inspect(options(network_g={"type": "SLDNet", "preset": "student2"}), "--size", "128")
     assert status == 0
     assert "81,139 parameters" in out
-    assert "2.81 G multiply-adds a frame of 128x128" in out
+    assert "2.81 G multiply-adds per frame of 128x128" in out
 
 
 def test_layers_of_any_network_of_the_toolbox(inspect):
@@ -132,7 +132,7 @@ def test_a_fidelity_and_where_the_file_differs_from_it(inspect):
     assert status == 0, err
     assert "fidelity: released" in out
     assert "train.distill_opt.aggregation: sum_squared (paper: mean_squared)" in out
-    assert "not reproduced: six optimizer steps a frame" in out
+    assert "not reproduced: six optimizer steps per frame" in out
     assert "warning    datasets.train.num_target is 2, where fidelity: released has 4" in out
 
 
@@ -142,7 +142,7 @@ def test_adapters_are_counted(inspect):
     section = {"type": "SRKD", "weights": {"maps": 1.0}, "taps": taps}
     status, out, err = inspect(options(network_t=teacher, **{"train.distill_opt": section}))
     assert status == 0, err
-    assert f"SRKD; {4 * 6 + 6} parameters learn beside the student" in out
+    assert f"SRKD; {4 * 6 + 6} parameters learn in addition to the student" in out
     assert "resize them" not in out
 
 
@@ -174,7 +174,7 @@ def test_a_test_file(inspect, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("a: [", "no option file can be read there"),
+        ("a: [", "cannot be read as an option file"),
         ({"name": "x"}, "model_type is missing"),
         (changed(options(), {"train.distill_opt.taps": {"student": ["conv99"]}}), "'conv99': SLDNet has no such layer"),
         (changed(options(), {"network_g.preset": "student9"}), "unknown preset 'student9'"),

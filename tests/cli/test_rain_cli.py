@@ -135,7 +135,7 @@ def test_contact_sheet(clean, tmp_path):
 def test_missing_empty_and_unknown(clean, tmp_path, capsys):
     assert "no such folder" in failing(capsys, tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    assert "neither images" in failing(capsys, tmp_path / "empty", tmp_path / "out")
+    assert "no images, folders of images" in failing(capsys, tmp_path / "empty", tmp_path / "out")
     assert "no clip 'wolk'" in failing(capsys, clean, tmp_path / "out", "--clips", "wolk")
     assert "did you mean heavy" in failing(capsys, clean, tmp_path / "out", "--preset", "haevy")
     assert "nothing to do" in failing(capsys, clean)

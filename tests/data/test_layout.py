@@ -117,7 +117,11 @@ def test_clips_from_a_list_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"t1\ndavis_got\n", "davis_got.*did you mean"), (b"# nothing\n", "names no clip"), (b"\xff\xfe\x00", "no UTF-8")],
+    [
+        (b"t1\ndavis_got\n", "davis_got.*did you mean"),
+        (b"# nothing\n", "names no clip"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+    ],
 )
 def test_bad_list_files(tmp_path, content, message):
     listed = tmp_path / "clips.txt"
@@ -142,8 +146,12 @@ def test_missing_list_file_and_nearest_clip(tmp_path):
         (clip(f"{TEST}/a1_GT"), "test", f"no rainy clip in {TEST}"),
         (clip(f"{TRAIN}/t1_Rain_01"), "train", "t1_Rain_01: no clean frames.*t1_GT.*leave the clip out"),
         (clip("x/y"), "valid", "split: 'valid' is unknown: give one of train, test, real"),
-        (clip(f"A/{TEST}/a1_Rain") + clip(f"B/{TEST}/a1_Rain"), "test", "a1_Rain is there twice, A/.* and B/"),
-        ([f"{TEST}/a_Rain/1.jpg", f"{TEST}/a_Rain/1.png"], "test", r"a: one frame in two files, .*1.jpg and .*1.png"),
+        (clip(f"A/{TEST}/a1_Rain") + clip(f"B/{TEST}/a1_Rain"), "test", "a1_Rain exists twice, A/.* and B/"),
+        (
+            [f"{TEST}/a_Rain/1.jpg", f"{TEST}/a_Rain/1.png"],
+            "test",
+            r"a: two files for the same frame, .*1.jpg and .*1.png",
+        ),
     ],
 )
 def test_wrong_data_is_named_with_its_cure(keys, split, message):

@@ -176,7 +176,12 @@ def test_one_bad_archive_does_not_stop_the_others(whole, tmp_path):
     messages = sorted(str(error).removeprefix(f"{source}/") for error in result.failed)
     for message, (name, reason) in zip(
         messages,
-        [("all", "holds archives"), ("t2", "get it again"), ("t3", "leads outside"), ("t4", "no readable image")],
+        [
+            ("all", "holds further archives"),
+            ("t2", "get it again"),
+            ("t3", "leads outside"),
+            ("t4", "no readable image"),
+        ],
         strict=True,
     ):
         assert message.startswith(name) and reason in message and "\n" not in message

@@ -61,11 +61,11 @@ def test_what_the_file_gives_wins_and_is_told():
     assert result["train"]["pixel_opt"]["scale_weights"] == [0.6, 0.2, 0.2]
     assert result["datasets"] == opt["datasets"]
     assert mismatches(opt) == [
-        "train.distill_opt.aggregation is mean_squared, where fidelity: released has sum_squared; what the file gives "
-        "counts",
-        "train.pixel_opt.scale_weights is [0.6, 0.2, 0.2], where fidelity: released has [1.0, 0.5, 0.5]; what the file "
-        "gives counts",
-        "datasets.train.num_target is 2, where fidelity: released has 4; what the file gives counts",
+        "train.distill_opt.aggregation is mean_squared, where fidelity: released has sum_squared; the file's "
+        "value is used",
+        "train.pixel_opt.scale_weights is [0.6, 0.2, 0.2], where fidelity: released has [1.0, 0.5, 0.5]; the file's "
+        "value is used",
+        "datasets.train.num_target is 2, where fidelity: released has 4; the file's value is used",
     ]
 
 

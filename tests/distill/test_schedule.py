@@ -77,8 +77,8 @@ def test_shares_of_teachers():
     [
         ({"t": 1.0, "t3": 1.0}, "'t3' is unknown"),
         ({"t": 1.0}, "'t2' has no weight"),
-        ({"t": 0.0, "t2": 0.0}, "one of them more than 0"),
-        ({"t": 2.0, "t2": -1.0}, "are 0 or more"),
+        ({"t": 0.0, "t2": 0.0}, "at least one must be above 0"),
+        ({"t": 2.0, "t2": -1.0}, "must be 0 or more"),
     ],
 )
 def test_wrong_weights_of_teachers(weights, words):

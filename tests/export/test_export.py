@@ -111,7 +111,7 @@ def test_int8_reports_what_it_costs(network, windows, tmp_path):
     kinds = [node.op_type for node in onnx.load(tmp_path / "s.onnx").graph.node]
     assert kinds.count("QuantizeLinear") > 12
     assert Derainer(tmp_path / "s.onnx").num_frame == 3  # the metadata are there
-    with pytest.raises(CSDError, match="give a clip to calibrate on"):
+    with pytest.raises(CSDError, match="give a clip by --calibrate"):
         export_network(network, tmp_path / "t.onnx", precision="int8")
 
 
@@ -174,7 +174,7 @@ def test_a_setting_that_would_be_ignored_is_refused(network, tmp_path, capsys):
         ("s.onnx", ["--opset", "99"], "ONNX opset 99 is unknown to the installed onnx"),
         ("s.pt2", ["--opset", "17"], "torch.export has no ONNX opset; leave --opset out"),
         ("s.xml", ["--opset", "17"], "OpenVINO IR has no ONNX opset; leave --opset out"),
-        ("s.onnx", ["--calibrate", str(tmp_path / "rain")], "calibration is for int8, and fp32 was asked for"),
+        ("s.onnx", ["--calibrate", str(tmp_path / "rain")], "--calibrate is for int8, but fp32 was asked for"),
     ):
         assert main(["export", str(tmp_path / "net.pth"), str(tmp_path / output), *options]) == 2
         shown = capsys.readouterr()
@@ -211,7 +211,7 @@ def test_command_line_exports_and_derains(network, tmp_path, capsys):
 
     for arguments, message in (
         ((output.replace("onnx", "tflite"),), "cannot export to '.tflite'"),
-        ((output, "--dtype", "bf16"), "ONNX is written in fp32, fp16, int8 here, not in bf16"),
+        ((output, "--dtype", "bf16"), "ONNX can be written in fp32, fp16, int8, not in bf16"),
         ((str(tmp_path / "no" / "net.onnx"),), "does not exist; make it first"),
     ):
         assert main(["export", checkpoint, *arguments]) == 2

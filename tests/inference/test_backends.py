@@ -107,7 +107,7 @@ def test_facts_are_those_of_the_network(network):
     assert Facts.from_metadata(causal.to_metadata(), "a.onnx") == causal
     older = {key: value for key, value in facts.to_metadata().items() if key != "num_future"}
     assert Facts.from_metadata(older, "a.onnx") == facts
-    with pytest.raises(CSDError, match="make no sense"):
+    with pytest.raises(CSDError, match="are not valid"):
         Facts.from_metadata(causal.to_metadata() | {"num_future": "3"}, "a.onnx")
 
     # Nothing further than `reach` counts, and that far something may.

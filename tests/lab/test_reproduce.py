@@ -102,7 +102,7 @@ def test_a_slice_takes_the_same_command_up_again(matrix, clips, launcher, monkey
     calls.fail_at = ""
     assert main([*command, "--minutes", "1"]) == 0  # a budget that comes too late is no reason to stop
     said = capsys.readouterr().err
-    assert "slice 1, going on" in said and "--minutes 1 is not followed: r_slice1_teacher has begun" in said
+    assert "slice 1, resumed" in said and "--minutes 1 is not followed: r_slice1_teacher has begun" in said
     assert calls.jobs == ["train r_slice1_small", "test r_slice1_small"]
 
     networks = Path("results/ours/weights/networks.md").read_text()
@@ -215,7 +215,7 @@ def test_later_slices_stay_with_the_clips_of_the_first(matrix, clips, launcher, 
     shutil.rmtree(clips[0] / "another")
     shutil.rmtree(next(Path("datasets").rglob("clip0_Rain_03")))  # as if rendering had been interrupted
     assert main(["reproduce", str(matrix)]) == 2
-    assert "the rain on clip0 is not whole; give --clean again" in capsys.readouterr().err
+    assert "the rain on clip0 is not complete; give --clean again" in capsys.readouterr().err
     assert main(["reproduce", str(matrix), *both]) == 0
 
 

@@ -107,7 +107,7 @@ def test_a_frame_counts_once():
 
 
 def test_nothing_has_no_average():
-    with pytest.raises(CSDError, match="nothing to average"):
+    with pytest.raises(CSDError, match="no scores to average"):
         Scores().average()
 
 

@@ -192,7 +192,7 @@ def test_a_fidelity_sets_what_the_file_leaves_out_and_says_so(launcher, tiny_rai
     assert model.cri_pix.scale_weights == ((1.0, 0.5, 0.5) if released else (0.6, 0.2, 0.2))
     [text] = [path.read_text() for path in (launcher.folder / "experiments/run").glob("train_*.log")]
     assert f"INFO: fidelity: {fidelity}" in text
-    assert ("six optimizer steps a frame" in text) == released
+    assert ("six optimizer steps per frame" in text) == released
     wanted = 4 if released else 5
     assert f"WARNING: datasets.train.num_target is 2, where fidelity: {fidelity} has {wanted}" in text
 

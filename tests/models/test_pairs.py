@@ -233,8 +233,8 @@ def test_adapters_where_the_data_set_names_no_frames(launcher, toolbox_data):
 @pytest.mark.parametrize(
     ("kind", "num_frame", "words"),
     [
-        ("REDSDataset", 5, ["a network sees 7; set num_frame of it to 7 or more"]),
-        ("REDSRecurrentDataset", 5, ["the clips need 7 frames or more; set num_frame of it to as many"]),
+        ("REDSDataset", 5, ["a network sees 7; set its num_frame to 7 or more"]),
+        ("REDSRecurrentDataset", 5, ["the clips need 7 frames or more; set its num_frame to that"]),
         ("PairedImageDataset", 1, ["PairedImageDataset gives lq (2, 3, 24, 24)", "networks of single frames"]),
         ("RealESRGANPairedDataset", 1, ["single frames", "take a data set of clips"]),
         ("SingleImageDataset", 1, ["SingleImageDataset gives no gt", "learn from pairs", "PairedVideoDataset"]),
@@ -511,7 +511,7 @@ def test_the_toolboxs_models_validate_on_our_clips(launcher, tiny_rain):
             "VideoBaseModel",
             STUDENT,
             {"val.metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 0}}},
-            ["computes metrics on a GPU alone"],
+            ["computes metrics only on a GPU"],
         ),
     ],
 )
@@ -579,7 +579,7 @@ def test_our_networks_in_the_toolboxs_models_on_its_data(
 @pytest.mark.parametrize(
     ("model", "metrics", "words"),
     [
-        ("VideoBaseModel", {"psnr": {"type": "calculate_psnr", "crop_border": 0}}, "metrics on a GPU alone"),
+        ("VideoBaseModel", {"psnr": {"type": "calculate_psnr", "crop_border": 0}}, "metrics only on a GPU"),
         ("VideoRecurrentModel", None, "VideoRecurrentModel cannot validate on a CPU"),
     ],
 )

@@ -141,7 +141,9 @@ def test_states_of_before_resume_as_they_did(said):
 
 def test_a_state_of_another_optimizer_is_refused():
     model = Model(options(MULTI))
-    with pytest.raises(CSDError, match=r"6.state is of another run: it was saved by another optimizer than SGD; give"):
+    with pytest.raises(
+        CSDError, match=r"6.state belongs to another run: it was saved by an optimizer other than SGD; give"
+    ):
         Model(options(MULTI, type="SGD", momentum=0.9)).resume_training(model.saved(6))
 
 

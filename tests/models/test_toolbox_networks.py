@@ -63,7 +63,7 @@ def test_networks_of_the_toolbox_teach(launcher, tiny_rain, network, interface):
     [
         ({"interface_g": ...}, "network_g: RIDNet does not say how it is called; give `layout`"),
         ({"interface_g.layout": "images"}, "interface_g.layout is 'images'"),
-        ({"interface_g.feature": ...}, "RIDNet names no layer whose feature is compared; give `feature`"),
+        ({"interface_g.feature": ...}, "RIDNet names no layer for distillation to compare; give its `feature`"),
         ({"interface_g.feature": "tial"}, "RIDNet has no such layer; nearest: tail"),
         ({"interface_g.num_frames": 1}, "num_frames is unknown; did you mean num_frame?"),
     ],

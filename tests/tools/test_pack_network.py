@@ -77,7 +77,7 @@ def test_a_network_is_packed_with_its_facts(pack, checkpoint, tmp_path, capsys):
     arguments = (checkpoint, "narrow", "--facts", tmp_path / "facts.yml", "--fact", "recipe=none", *scores)
     assert pack(*arguments) == 0
     said = capsys.readouterr().out
-    assert "csd derain takes narrow, --fast narrow" in said and "has no scores" not in said
+    assert "csd derain uses narrow, --fast narrow" in said and "has no scores" not in said
 
     (network,) = read_catalogue(pack.folder)[0].values()
     assert (network.what, network.recipe, network.preset) == ("a student of two lines", "none", "student2")

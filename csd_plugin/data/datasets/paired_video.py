@@ -136,6 +136,6 @@ def _frame_range(asked: Sequence[int] | None, sequence: PairedSequence) -> range
     if not 1 <= first <= last <= len(sequence.lq):
         raise CSDError(
             f"frame_range: [{first}, {last}] is not within {sequence.name}, which has frames 1 .. {len(sequence.lq)}; "
-            f"ask for others, or choose clips by `clips`"
+            f"change it, or choose clips with `clips`"
         )
     return range(first - 1, last)

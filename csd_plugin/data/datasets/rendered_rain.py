@@ -114,5 +114,5 @@ def _quality_range(quality: Sequence[int] | None) -> tuple[int, int] | None:
         return None
     low, high = (int(bound) for bound in quality)
     if not 1 <= low <= high <= 100:
-        raise CSDError(f"quality: [{low}, {high}] must be ascending, of JPEG's 1 to 100")
+        raise CSDError(f"quality: [{low}, {high}] must be two ascending JPEG qualities from 1 to 100")
     return low, high

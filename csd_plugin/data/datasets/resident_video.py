@@ -53,8 +53,8 @@ class ResidentVideoDataset(PairedVideoDataset):
         given = [key for key in _OF_LOADERS if opt.get(key)]
         if given:
             raise CSDError(
-                f"ResidentVideoDataset has its frames on the device that trains, {', '.join(given)} cannot serve it: "
-                f"set num_worker_per_gpu to 0, and leave {', '.join(_OF_LOADERS[1:])} out"
+                f"ResidentVideoDataset keeps its frames on the device that trains; {', '.join(given)} cannot be used "
+                f"with it: set num_worker_per_gpu to 0, and leave {', '.join(_OF_LOADERS[1:])} out"
             )
         super().__init__({**opt, "cache_mb": 0})
         self._device = pick_device(str(self.options_class.of(opt).device))
@@ -83,7 +83,7 @@ class ResidentVideoDataset(PairedVideoDataset):
         except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it itself
             total = sum(height * width * 3 for height, width in sizes.values())
             raise CSDError(
-                f"ResidentVideoDataset: {self._device} has no room for the {total / 2**30:.1f} GiB of all frames: take "
+                f"ResidentVideoDataset: {self._device} has no room for all frames ({total / 2**30:.1f} GiB): use "
                 f"PairedVideoDataset, or fewer clips (clips: a list file)"
             ) from error
         for frame, decoded in zip(frames.values(), _decoded(self.store, list(frames)), strict=True):

@@ -45,7 +45,7 @@ class CleanClip:
             if frame.shape != first:
                 raise CSDError(
                     f"{path}: {frame.shape[1]}x{frame.shape[0]} pixels, the first frame of the clip has "
-                    f"{first[1]}x{first[0]}: give all frames of a clip one size"
+                    f"{first[1]}x{first[0]}: all frames of a clip must have one size"
                 )
             yield frame
 
@@ -80,9 +80,7 @@ def find_clips(source: Path, names: Sequence[str] | None = None) -> list[CleanCl
     else:
         raise CSDError(f"{source}: no such folder or video file ({' '.join(VIDEO_SUFFIXES)}): check the path")
     if not found:
-        raise CSDError(
-            f"{source}: neither images, nor folders of images, nor video files in it: give the clips' folder"
-        )
+        raise CSDError(f"{source}: no images, folders of images or video files in it: give the clips' folder")
 
     clips = {}
     for clip in found:

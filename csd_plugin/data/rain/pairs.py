@@ -144,7 +144,9 @@ def _remember(path: Path, options: PairOptions) -> None:
         try:
             old = json.loads(path.read_text())
         except ValueError:
-            raise CSDError(f"{path}: is no JSON: remove it, and the folders whose options it told") from None
+            raise CSDError(
+                f"{path}: is not valid JSON: remove it, and the folders whose options it describes"
+            ) from None
         if old != new:
             raise CSDError(f"{path.parent.parent}: holds rain made with other options ({path}): give another OUT")
         return

@@ -83,11 +83,13 @@ def build_store(source: str | Path, out: str | Path, encoding: str = "source", j
             new = _build(folder, frames, out, encoding, jobs)
         except (lmdb.Error, OSError) as error:
             raise CSDError(
-                f"{out}: cannot be written ({_reason(error)}, {_free_megabytes(out)} MB are free): make room or mend "
-                f"its permissions, then run this again, which goes on where it ended"
+                f"{out}: cannot be written ({_reason(error)}, {_free_megabytes(out)} MB are free): make room or fix "
+                f"its permissions, then run this again to continue"
             ) from error
         except BrokenProcessPool:
-            raise CSDError(f"{out}: a process was killed, perhaps for memory: run this again with fewer jobs") from None
+            raise CSDError(
+                f"{out}: a process was killed, perhaps for lack of memory: run this again with fewer jobs"
+            ) from None
     source_bytes = sum((folder.root / key).stat().st_size for key in frames.values())
     return BuildReport(len(frames), new, source_bytes, sum(file.stat().st_size for file in out.iterdir()))
 
@@ -98,7 +100,7 @@ def _by_stem(folder: FolderStore) -> dict[str, str]:
     for key in folder.keys():  # noqa: SIM118, a store is no mapping
         stem = split_key(key)[0]
         if stem in frames:
-            raise CSDError(f"{folder.root}: one frame in two files, {frames[stem]} and {key}: remove one of them")
+            raise CSDError(f"{folder.root}: two files for the same frame, {frames[stem]} and {key}: remove one of them")
         if not stem.isprintable() or len(stem.encode()) > _LONGEST_KEY:
             raise CSDError(
                 f"{folder.root}: {key!r} cannot be a frame's key (not printable, or more than {_LONGEST_KEY} bytes): "
@@ -114,11 +116,11 @@ def _check_same(out: Path, keys: set[str], encoding: str) -> None:
     """Whether the store that is there already is the one that is asked for."""
     there = open_file(out)
     if there.header.encoding != encoding:
-        raise CSDError(f"{out}: is there already, as {there.header.encoding}: give another name, or remove it")
+        raise CSDError(f"{out}: exists already, as {there.header.encoding}: give another name, or remove it")
     differing = keys ^ {stem + record.suffix for stem, record in there.records()}
     if differing:
         raise CSDError(
-            f"{out}: is there already, of other frames ({min(differing)} and {len(differing) - 1} more): "
+            f"{out}: exists already, with other frames ({min(differing)} and {len(differing) - 1} more): "
             f"give another name, or remove it"
         )
 
@@ -211,7 +213,7 @@ class _Writer:
                 there = parse_header(found, self.folder).encoding
                 if there != self.header.encoding:
                     raise CSDError(
-                        f"{self.folder}: an interrupted build of a {there} store: finish it as that, or remove it"
+                        f"{self.folder}: an interrupted build of a {there} store: finish it in that form, or remove it"
                     )
             records = {key.decode(): data for key, data in reading.cursor() if key != HEADER_KEY}
         known = {key: parse_record(data, self.folder).source for key, data in records.items()}
@@ -272,7 +274,7 @@ def _only_builder(partial: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CSDError(f"{partial}: another process is building this store: wait for it") from None
+            raise CSDError(f"{partial}: another process is building this store: wait until it has finished") from None
         yield
 
 

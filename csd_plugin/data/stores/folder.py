@@ -43,7 +43,9 @@ class FolderStore(DecodingStore):
                 empty.append(folder.rstrip("/"))
         if strays:
             names = ", ".join(f"{name} ({n}x)" if n > 1 else name for name, n in strays.most_common(3))
-            logger.warning("%s: files that are no images, ignored: %d (%s)", self.root, strays.total(), _shorten(names))
+            logger.warning(
+                "%s: files that are not images, ignored: %d (%s)", self.root, strays.total(), _shorten(names)
+            )
         if empty:
             logger.warning("%s: clips without images: %d (%s)", self.root, len(empty), _shorten(", ".join(empty)))
         return sorted(frames)
@@ -92,7 +94,7 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
                     else:
                         files.append(entry.name)
         except OSError as error:
-            raise CSDError(f"{root / folder}: cannot be listed ({error.strerror}): mend its permissions") from error
+            raise CSDError(f"{root / folder}: cannot be listed ({error.strerror}): fix its permissions") from error
         yield folder, files
         if depth < _MAX_DEPTH:
             waiting += [(f"{folder}{name}/", depth + 1) for name in subfolders]

@@ -88,7 +88,7 @@ class DecodingStore(FrameStore):
         known = self._known_shape(key, (height, width))
         if known != (height, width):
             raise CSDError(
-                f"{self.where(key)}: {width}x{height} pixels, but its header or an earlier look said "
+                f"{self.where(key)}: {width}x{height} pixels, but its header or an earlier reading said "
                 f"{known[1]}x{known[0]}: restore the file and start again"
             )
 

@@ -135,7 +135,7 @@ class LmdbFile:
             header = self._records.get(HEADER_KEY)
         self.header = parse_header(header or b"{}", folder)
         if not self.header.complete:
-            raise CSDError(f"{folder}: the store is half built: run `csd prepare` again, which goes on with it")
+            raise CSDError(f"{folder}: the store is half built: run `csd prepare` again to complete it")
 
     def value(self, key: str) -> memoryview | None:
         """What is stored under the key (without suffix): a view into the map, or None."""
@@ -182,7 +182,7 @@ def open_file(folder: Path) -> LmdbFile:
         status = (folder / DATA).stat()
     except OSError as error:
         if partial.exists():
-            cure = "it is half built: run `csd prepare` again, which goes on with it"
+            cure = "it is half built: run `csd prepare` again to complete it"
         else:
             cure = "give a store of `csd prepare`, or a folder of image files"
         raise CSDError(f"{folder}: no {DATA} ({error.strerror}): {cure}") from error
@@ -231,7 +231,7 @@ class _LmdbStore(FrameStore):
         return self._file
 
     def _missing(self, key: str) -> CSDError:
-        return CSDError(f"{self.where(key)}: no such frame: `csd prepare --verify` tells what else is missing")
+        return CSDError(f"{self.where(key)}: no such frame: `csd prepare --verify` lists what else is missing")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
@@ -256,7 +256,7 @@ class RawLmdbStore(_LmdbStore):
         value = self._value(key)
         if len(value) != height * width * 3:
             raise CSDError(
-                f"{self.where(key)}: {len(value)} bytes are no {width}x{height} pixels: build the store again"
+                f"{self.where(key)}: {len(value)} bytes are not {width}x{height} pixels: build the store again"
             )
         return np.frombuffer(value, np.uint8).reshape(height, width, 3)
 

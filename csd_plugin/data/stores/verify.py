@@ -62,7 +62,7 @@ def verify_store(path: str | Path, source: str | Path | None = None, jobs: int =
                 }
                 problems += _checked(processes, _check_files, folder.root, both, "files")
     except BrokenProcessPool:
-        raise CSDError(f"{path}: {DATA} is damaged, reading it ends the process: build the store again") from None
+        raise CSDError(f"{path}: {DATA} is damaged (reading it crashes the process): build the store again") from None
     return sorted(problems, key=lambda problem: problem.key)
 
 

@@ -104,5 +104,5 @@ def open_writer(
     make_folder(path.parent)
     refuse_inputs([path], [file for given in inputs for file in files_of(given)])
     if path.exists() and not overwrite:
-        raise CSDError(f"{path} is there already; --overwrite replaces it, or give another name")
+        raise CSDError(f"{path} exists already; replace it with --overwrite, or give another name")
     return VideoWriter(path, like=like, replace=overwrite, quick=quick)

@@ -107,8 +107,8 @@ class FolderWriter(FrameWriter):
         refuse_inputs(self._frames(), [file for given in inputs for file in files_of(given)])
         if not overwrite and (there := self.there()):
             raise CSDError(
-                f"{path} holds frames already, such as {there.name}; --resume adds those that are missing, --overwrite "
-                f"replaces those of the same names, or give another folder"
+                f"{path} holds frames already, such as {there.name}; --resume adds the missing ones, --overwrite "
+                f"replaces those with the same names, or give another folder"
             )
 
     def there(self) -> Path | None:

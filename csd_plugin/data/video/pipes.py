@@ -35,7 +35,7 @@ class PipeReader(FrameReader):
         self, size: tuple[int, int] | None, *, start: Position, end: Position | None, fps: Fraction, context: int
     ) -> None:
         if size is None:
-            raise CSDError("raw frames on standard input do not tell their size: give --size WIDTHxHEIGHT")
+            raise CSDError("raw frames on standard input do not contain their size: give --size WIDTHxHEIGHT")
         self.path, self.size, self.fps, self.time_base = PIPE, size, fps, 1 / fps
         self._until = None if end is None else frame_number(end, fps)
         self.first = frame_number(start, fps)

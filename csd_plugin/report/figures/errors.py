@@ -26,7 +26,7 @@ def draw_errors(scene: Scene, out: Path, *, number: int, peak: float | None = No
         The peak. Raises CSDError where there is no truth.
     """
     if scene.truth is None:
-        raise CSDError("error maps are differences from the truth: give it by --truth")
+        raise CSDError("error maps are differences from the truth: give --truth")
     frames = scene.frame(number)
     truth = frames.pop(TRUTH)
     errors = {

@@ -88,7 +88,7 @@ class Sheet:
             with replacing(path) as draft:
                 self.figure.savefig(draft, dpi=DPI)
         except OSError as error:
-            raise CSDError(f"{path}: cannot be written ({error.strerror or error}); give another place") from error
+            raise CSDError(f"{path}: cannot be written ({error.strerror or error}); give another path") from error
 
 
 def check_output(path: Path, inputs: Iterable[Path]) -> None:

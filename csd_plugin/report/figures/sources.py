@@ -103,12 +103,12 @@ class Scene:
                 if frame is None:
                     raise CSDError(f"{label} ends before frame {number} of {self.clip}: they must pair frame for frame")
                 if frame.shape != rainy.shape:
-                    raise CSDError(f"{label} is {_size(frame)}, {self.clip} is {_size(rainy)}: they must pair")
+                    raise CSDError(f"{label} is {_size(frame)}, {self.clip} is {_size(rainy)}: they must match")
                 frames[label] = eight_bits(frame)
             yield frames
         for label, column in running.items():
             if end is None and next(column, None) is not None:
-                raise CSDError(f"{label} goes on after frame {number}, the last of {self.clip}: they must pair")
+                raise CSDError(f"{label} continues after frame {number}, the last of {self.clip}: they must match")
 
     def frame(self, number: int) -> dict[str, Image]:
         """Label -> one frame of the clip, counted from 0."""

@@ -154,7 +154,7 @@ def test_clips_by_path_and_by_name():
     ("change", "message"),
     [
         ({"rain": "nturian"}, "did you mean nturain"),
-        ({"quality": [90, 60]}, r"quality: \[90, 60\] must be ascending"),
+        ({"quality": [90, 60]}, r"quality: \[90, 60\] must be two ascending JPEG qualities"),
         ({"quality": [0, 60]}, r"quality: \[0, 60\]"),
         ({"clips": ["wolk"]}, "no clip 'wolk': did you mean 'walk'"),
         ({"num_frame": 9}, "park/street: 8 frames are fewer than num_frame 9"),

@@ -119,10 +119,10 @@ def test_other_encodings_do_not_mix(folder, tmp_path, monkeypatch):
     with pytest.raises(CSDError, match=r"x\.lmdb\.partial: an interrupted build of a source store"):
         build_store(folder, out, "raw")
     build_store(folder, out)
-    with pytest.raises(CSDError, match=r"x\.lmdb: is there already, as source"):
+    with pytest.raises(CSDError, match=r"x\.lmdb: exists already, as source"):
         build_store(folder, out, "raw")
     write_image(folder / "c9" / "0.png", moving_scene(1, 40, 52, 0)[0])
-    with pytest.raises(CSDError, match=r"x\.lmdb: is there already, of other frames \(c9/0\.png and 0 more\)"):
+    with pytest.raises(CSDError, match=r"x\.lmdb: exists already, with other frames \(c9/0\.png and 0 more\)"):
         build_store(folder, out)
 
 
@@ -138,7 +138,7 @@ def test_one_builder_at_a_time(folder, tmp_path):
 @pytest.mark.parametrize(
     ("change", "out", "message"),
     [
-        (lambda folder: (folder / "c0" / "1.jpg").write_bytes(b""), "x.lmdb", r"one frame in two files, c0/1"),
+        (lambda folder: (folder / "c0" / "1.jpg").write_bytes(b""), "x.lmdb", r"two files for the same frame, c0/1"),
         (lambda folder: (folder / "c1" / "3.png").write_bytes(b"x"), "x.lmdb", r"c1/3\.png: no readable image"),
         (lambda folder: (folder / "c1" / "3.png").rename(folder / "c1" / "3\n.png"), "x.lmdb", "rename the file"),
         (shutil.rmtree, "x.lmdb", "clips does not exist"),

@@ -128,8 +128,8 @@ def test_the_delay_of_a_camera_is_said(plugged_in, model, tmp_path, capsys):
     plugged_in()
     assert main(["derain", "camera:0", str(tmp_path / "out.mp4"), "--model", model, "--device", "cpu"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"it will be \d+ ms late or a little more, of which 1 frame to come", said)
-    assert re.search(r"delay of a frame: -?\d+ ms \(median\), \d+ ms \(99 %\), none dropped", said)
+    assert re.search(r"each frame will be about \d+ ms late, as it waits for 1 later frame", said)
+    assert re.search(r"delay per frame: -?\d+ ms \(median\), \d+ ms \(99 %\), none dropped", said)
 
 
 @pytest.mark.parametrize(("end", "count"), [(3, 3), (Fraction("0.2"), 3), (Fraction("0.21"), 4)])
@@ -182,7 +182,7 @@ def test_without_a_camera_or_with_what_it_has_not_one_line(plugged_in, model, tm
         (("camera:987",), "camera:987: no camera there"),
         (("camera:0", "--start", "3"), "a camera's frames begin now"),
         (("camera:0", "--end", "0"), "give a later --end"),
-        (("camera:0", "--resume"), "frames that come once cannot be resumed"),
+        (("camera:0", "--resume"), "cannot be read again, so --resume needs"),
     ):
         assert main(["derain", arguments[0], str(tmp_path / "o.mp4"), *arguments[1:], "--model", model]) == 2
         error = capsys.readouterr().err.strip()
