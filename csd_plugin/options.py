@@ -467,6 +467,8 @@ def safe_ordered_yaml() -> tuple[type, type]:
         def get_single_data(self) -> Any:
             content = super().get_single_data()
             check_file(content, self.name)
+            if isinstance(content, dict) and content.get("val", {}) is None:
+                del content["val"]  # the toolbox's --debug writes into it where it is there
             return content
 
     class Dumper(yaml.SafeDumper):

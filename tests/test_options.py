@@ -302,3 +302,10 @@ def test_stage_1_needs_no_teacher():
     options = train_options(Path("data"))
     check_file(options, "x.yml")
     check_options(parsed(options), "x.yml")
+
+
+def test_an_empty_section_val_is_as_none(monkeypatch):
+    """`--debug` of the toolbox writes into `val` where it is there."""
+    monkeypatch.setattr(options, "check_file", lambda content, source: None)
+    text = "name: x\nval: ~\n"
+    assert "val" not in yaml.load(text, Loader=options.safe_ordered_yaml()[0])

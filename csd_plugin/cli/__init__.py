@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -32,7 +33,25 @@ JOBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one job; 0 on success, 2 with one line on stderr where the user has to mend something."""
+    """Run one job; 0 on success, 2 with one line on stderr where the user has to mend something.
+
+    Silent, and 141 as after SIGPIPE, where the reader of the output has closed it: `csd .. | head`.
+    """
+    try:
+        try:
+            return _run_job(argv)
+        finally:
+            print(end="", flush=True)  # a closed pipe is noticed here, not while the interpreter ends
+    except BrokenPipeError:
+        try:
+            print(end="", flush=True)
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - what is buffered would fail again at the end
+            return 141
+        raise  # another pipe broke
+
+
+def _run_job(argv: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     overview = argparse.ArgumentParser(
         prog="csd",

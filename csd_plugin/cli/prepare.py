@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,11 +84,11 @@ def _report(prepared: Prepared, out: Path) -> bool:
     for split in SPLITS:
         clips = [clip for clip in prepared.clips if clip.split == split]
         if clips:
-            print(f"{split:<6}{len(clips):>4} folders: {', '.join(clip.folder for clip in clips)}")
+            print(f"{split:<6}{len(clips):>4} folders: {_first([clip.folder for clip in clips])}")
     print(f"folders written below {out}: {prepared.new} of {len(prepared.clips)}")
     for split, names in prepared.missing.items():
         everything = len(names) == len(PUBLISHED[split])
-        print(f"missing of NTURain, {split}: {f'all {len(names)} folders' if everything else ', '.join(names)}")
+        print(f"missing of NTURain, {split}: {f'all {len(names)} folders' if everything else _first(names)}")
     for note in prepared.notes:
         print(f"note: {note}")
     if any(out.glob("Dataset_*")):
@@ -96,6 +97,12 @@ def _report(prepared: Prepared, out: Path) -> bool:
     for error in prepared.failed:
         print(f"csd prepare: error: {error}", file=sys.stderr)
     return bool(prepared.failed)
+
+
+def _first(names: Sequence[str], most: int = 8) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _store(out: Path, encoding: str, jobs: int, verify: bool) -> bool:

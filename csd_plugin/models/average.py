@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from decimal import ROUND_UP, Context, Decimal
 from typing import Any
 
 import torch
@@ -38,13 +40,22 @@ def average_warnings(train_opt: Mapping[str, Any]) -> list[str]:
     share = decay**steps
     if share <= _LARGE_SHARE:
         return []
-    fitting = f"ema_decay {_LARGE_SHARE ** (1 / steps):.3g} or less fits"
+    fitting = f"ema_decay {_fitting_decay(steps)} or less fits"
     if train_opt.get("ema_warmup", True):
         return [
-            f"train.ema_decay {decay:g} is long for {steps:,} steps: a constant decay would leave {share:.0%} of the "
+            f"train.ema_decay {decay} is long for {steps:,} steps: a constant decay would leave {share:.0%} of the "
             f"start in the average, so that it never gets beyond its warm-up; {fitting} this run"
         ]
     return [
-        f"train.ema_decay {decay:g} without ema_warmup: after {steps:,} steps the average that is tested is still "
+        f"train.ema_decay {decay} without ema_warmup: after {steps:,} steps the average that is tested is still "
         f"{share:.0%} start; {fitting}, or leave ema_warmup on"
     ]
+
+
+def _fitting_decay(steps: int) -> Decimal:
+    """The largest decay that leaves no more than a small share of the start after these steps, rounded down.
+
+    To two digits of what it lacks to 1, so that no number of steps rounds it up to a decay that is too long.
+    """
+    lacking = -math.expm1(math.log(_LARGE_SHARE) / max(steps, 1))
+    return (1 - Context(prec=2, rounding=ROUND_UP).create_decimal(lacking)).normalize()

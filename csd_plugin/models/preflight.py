@@ -180,6 +180,20 @@ def _check_validation(val: dict[str, Any]) -> None:
             raise CSDError(f"val.baseline: {error}; test that network first, or leave val.baseline out") from error
 
 
+def _try_optimizer(optim_type: Any, network: nn.Module, keywords: Mapping[str, Any]) -> None:
+    """A step over weights like the network's: some optimizers say only then what they need, as LBFGS a closure."""
+    weights = [nn.Parameter(torch.zeros_like(weight)) for weight in network.parameters()]
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    optimizer = build_optimizer(optim_type, weights, **keywords)
+    try:
+        optimizer.step()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CSDError(
+            f"train.optim_g: {optim_type} cannot train network_g ({error}); take another type, as Adam or AdamW"
+        ) from error
+
+
 def _check_training(train: dict[str, Any], network: nn.Module) -> None:
     loss = {key: value for key, value in train["pixel_opt"].items() if key != "type"}
     _construct(
@@ -187,7 +201,7 @@ def _check_training(train: dict[str, Any], network: nn.Module) -> None:
     )
 
     optimizer = {key: value for key, value in train["optim_g"].items() if key != "type"}
-    build_optimizer(train["optim_g"].get("type"), list(network.parameters()), **optimizer)
+    _try_optimizer(train["optim_g"].get("type"), network, optimizer)
 
     schedule = {key: value for key, value in train["scheduler"].items() if key != "type"}
     _construct(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 from fractions import Fraction
 
 import pytest
@@ -59,3 +62,15 @@ def test_other_errors_are_not_taken_for_it(monkeypatch):
     monkeypatch.setattr("csd_plugin.cli.models.run", run)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["models"])
+
+
+@pytest.mark.parametrize("words", [["models"], ["--help"], ["derain", "--help"]], ids=" ".join)
+def test_a_reader_that_closes_its_end_ends_a_job_silently(words):
+    """As `csd models | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "csd_plugin", *words], stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -84,3 +84,11 @@ def test_tool(tiny_rain, tmp_path):
             archive.write(file, file.name)
     assert tool.main([str(tmp_path / "a1_Rain.zip"), str(tmp_path / "out")]) == 0
     assert names(tmp_path / "out" / TEST / "a1_Rain") == names(tiny_rain / TEST / "a1_Rain")
+
+
+def test_many_names_are_cut_to_the_first_few():
+    from csd_plugin.cli.prepare import _first
+
+    names = [f"t{number}" for number in range(1, 239)]
+    assert _first(names) == "t1, t2, t3, t4, t5, t6, t7, t8 and 230 more"
+    assert _first(names[:8]) == ", ".join(names[:8])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from toolbox import changed, equal, train_options
 from torch import nn
 
@@ -95,6 +99,16 @@ def test_an_average_that_is_long_for_its_run_is_named(train, expected):
     assert len(lines) == (expected is not None)
     for part in expected or ():
         assert part in lines[0]
+
+
+@given(steps=st.integers(1, 10**7), decay=st.floats(0.01, 1, exclude_max=True), warmup=st.booleans())
+@example(steps=2500, decay=0.999, warmup=True)
+def test_the_decay_that_is_advised_is_shorter_and_draws_no_warning(steps, decay, warmup):
+    train = {"total_iter": steps, "ema_warmup": warmup}
+    for line in average_warnings(train | {"ema_decay": decay}):
+        advised = float(re.search(r"ema_decay (\S+) or less fits", line)[1])
+        assert 0 < advised < decay
+        assert average_warnings(train | {"ema_decay": advised}) == []
 
 
 def test_inspect_and_the_start_of_a_run_warn(launcher, tiny_rain, capsys):

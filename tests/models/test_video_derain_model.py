@@ -140,7 +140,7 @@ def test_bf16_changes_the_networks_arithmetic_and_nothing_else(launcher, tiny_ra
 @pytest.mark.parametrize("frames", range(1, 8))
 @pytest.mark.parametrize("kernel, padding", [(3, 1), (2, 0)])
 def test_gradients_in_bf16_are_those_in_float32(frames, kernel, padding):
-    """On CPUs with bf16 instructions torch itself gives garbage for two frames, which all 3-D presets come down to."""
+    """On CPUs with bf16 instructions torch itself gives garbage for many sizes, as two frames or 32 channels."""
     from csd_plugin.compat import repair_bf16_conv3d
 
     repair_bf16_conv3d()
@@ -156,6 +156,58 @@ def test_gradients_in_bf16_are_those_in_float32(frames, kernel, padding):
         gradients.append([output.detach().float(), *(p.grad.clone() for p in conv.parameters())])
     for exact, ours in zip(*gradients, strict=True):
         assert (ours - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    "size, frames, settings",
+    [
+        ((6, 32, 64), 3, {"kernel_size": 3, "padding": 1}),
+        ((4, 32, 64), 3, {"kernel_size": 3, "padding": 1}),
+        ((4, 3, 15), 1, {"kernel_size": 3, "padding": 1}),
+        ((2, 8, 12), 1, {"kernel_size": (2, 3, 3), "padding": 1}),
+        ((2, 8, 12), 5, {"kernel_size": 3, "padding": 1, "stride": (2, 1, 1)}),
+        ((2, 8, 12), 5, {"kernel_size": 3, "padding": (2, 1, 1), "dilation": (2, 1, 1), "bias": False}),
+        ((2, 8, 12), 4, {"kernel_size": 3, "padding": 1, "groups": 2}),
+        ((2, 8, 12), 4, {"kernel_size": (2, 3, 3), "padding": "same"}),
+        ((2, 8, 12), 4, {"kernel_size": 3, "padding": 1, "padding_mode": "replicate"}),
+    ],
+)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_every_kind_of_3d_convolution_has_right_gradients_in_bf16(size, frames, settings, memory_format):
+    from csd_plugin.compat import repair_bf16_conv3d
+
+    repair_bf16_conv3d()
+    torch.manual_seed(0)
+    batch, channels, side = size
+    conv = nn.Conv3d(channels, channels, **settings)
+    x = torch.randn(batch, channels, frames, side, side).contiguous(memory_format=memory_format).requires_grad_()
+    results, towards = [], None
+    for bf16 in (False, True):
+        conv.zero_grad()
+        x.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            output = conv(x).float()
+        towards = torch.randn_like(output) if towards is None else towards
+        output.backward(towards)
+        results.append([output.detach(), x.grad, *(p.grad.clone() for p in conv.parameters())])
+    for exact, ours in zip(*results, strict=True):
+        assert (ours - exact).norm() < 0.02 * exact.norm()
+
+
+def test_the_repaired_convolution_compiles():
+    from csd_plugin.compat import repair_bf16_conv3d
+
+    repair_bf16_conv3d()
+    torch.manual_seed(0)
+    conv = nn.Conv3d(4, 4, 3, padding=1)
+    x = torch.randn(2, 4, 2, 8, 8)
+    gradients = []
+    for call in (conv, torch.compile(conv, backend="aot_eager", fullgraph=True)):
+        conv.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            call(x).float().square().mean().backward()
+        gradients.append(conv.weight.grad.clone())
+    torch.testing.assert_close(*gradients, rtol=0.02, atol=1e-4)
 
 
 def test_starting_weights_are_loaded(launcher, tiny_rain, tmp_path):

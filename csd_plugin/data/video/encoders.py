@@ -6,6 +6,7 @@ What FFmpeg lists of an encoder or a container is not what they hold: a build of
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import logging
@@ -80,8 +81,6 @@ _USUAL_RATE = Fraction(25)
 _FARTHEST = 12.0
 """Mean difference, in levels, of a trial's picture from itself; a picture taken for another format is far beyond."""
 
-os.environ.setdefault("SVT_LOG", "1")  # libsvtav1 writes its settings to standard error otherwise
-
 
 @dataclass(frozen=True)
 class Look:
@@ -139,8 +138,42 @@ class Setup:
             context.sample_aspect_ratio = self.look.pixel_aspect
         if self.look.field_order > 1:
             context.field_order = self.look.field_order
-        context.open()
+        with _manners_kept():
+            context.open()
         return stream
+
+
+@contextlib.contextmanager
+def _manners_kept() -> Iterator[None]:
+    """What libsvtav1 changes for the whole process as it opens stays as it is.
+
+    Where it may, as root, it puts its threads and the one that calls it into real-time scheduling, which processes
+    started later inherit: they would take the machine from everybody else. It also writes its settings to standard
+    error, unless the environment says otherwise.
+    """
+    quiet = "SVT_LOG" not in os.environ
+    if quiet:
+        os.environ["SVT_LOG"] = "1"
+    scheduling = (os.sched_getscheduler(0), os.sched_getparam(0)) if hasattr(os, "sched_setscheduler") else None
+    before = _threads()
+    try:
+        yield
+    finally:
+        if quiet:
+            os.environ.pop("SVT_LOG", None)
+        if scheduling:
+            for thread in (0, *(_threads() - before)):
+                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                    if os.sched_getscheduler(thread) != scheduling[0]:
+                        os.sched_setscheduler(thread, *scheduling)
+
+
+def _threads() -> set[int]:
+    """This process's threads by Linux's numbers; none where they cannot be listed."""
+    try:
+        return {int(name) for name in os.listdir("/proc/self/task")}  # noqa: PTH208 - no paths are wanted
+    except OSError:
+        return set()
 
 
 def choose(

@@ -19,6 +19,7 @@ from videos import make_video, picture
 from csd_plugin.atomic import draft_of
 from csd_plugin.data.video import open_reader, open_writer
 from csd_plugin.data.video.colours import Colours, from_rgb, to_rgb
+from csd_plugin.data.video.encoders import Look, Setup, write_one
 from csd_plugin.errors import CSDError
 
 X264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p")
@@ -540,3 +541,20 @@ def test_two_programs_that_write_one_name(tmp_path, monkeypatch):
     assert out.read_bytes() == data and sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
     with av.open(str(out)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 8
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed on Linux")
+@pytest.mark.skipif("libsvtav1" not in av.codecs_available, reason="this PyAV has no libsvtav1")
+def test_no_encoder_changes_how_the_process_is_scheduled(tmp_path, monkeypatch):
+    """libsvtav1 would, where it is allowed to, as root."""
+    monkeypatch.delenv("SVT_LOG", raising=False)
+    before = os.sched_getscheduler(0)
+    look = Look("yuv420p", Colours())
+    setup = Setup(av.Codec("libsvtav1", "w"), "yuv420p", {}, 0, Fraction(25), (64, 64), look, True)
+    with av.open(tmp_path / "out.mp4", "w") as container:
+        stream = setup.add_to(container, Fraction(25))
+        threads = {os.sched_getscheduler(int(thread.name)) for thread in Path("/proc/self/task").iterdir()}
+        write_one(container, stream, from_rgb(np.zeros((64, 64, 3), np.uint8), "yuv420p", look.colours))
+    assert threads == {before}
+    assert os.sched_getscheduler(0) == before
+    assert "SVT_LOG" not in os.environ
