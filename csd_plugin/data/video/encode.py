@@ -147,8 +147,8 @@ class VideoWriter(FrameWriter):
             cut = isinstance(self._like, VideoReader) and self._like.cut
             self._tracks.copy_until(self._end * self._tick if cut else None)
         container.close()
-        if isinstance(self._like, VideoReader):
-            say_what_is_lost(self._draft, self._like)
+        if isinstance(self._like, VideoReader) and self._tracks:
+            say_what_is_lost(self._draft, self._like, self._tracks.copied)
         if self._repeated or self._skipped:
             logger.warning(
                 "%s: %s holds a constant rate only, %.6g fps: %d frames are repeated and %d left out, so that sound "

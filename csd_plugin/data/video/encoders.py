@@ -291,11 +291,14 @@ def _formats(codec: str, source: str, every: bool) -> list[tuple[av.Codec, str]]
     every: also encoders for kinds of a codec that few players know, as H.264 of RGB.
     """
     source = _plain(source)
+    coloured = not is_grey(source)
     ranked: list[tuple[tuple[bool, ...], av.Codec, str]] = []
     for encoder in _encoders(codec)[: None if every else 1]:
         offered = [form.name for form in encoder.video_formats or ()] or [source, "rgb24", "bgr24", "yuv420p"]
         usable = [name for name in dict.fromkeys(map(_plain, offered)) if name in offered and not has_alpha(name)]
         usable = [name for name in usable if min(part.bits for part in av.VideoFormat(name).components) >= 8]
+        # GIF's, for one, are palettes and grey: another codec rather than no colours.
+        usable = [name for name in usable if not (coloured and is_grey(name))]
         while usable:
             best, loss = find_best_pix_fmt_of_list(usable, source)
             if best is None:

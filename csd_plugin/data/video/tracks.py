@@ -73,6 +73,11 @@ class Tracks:
         self._packets = self._timed(Clock(picture).packets(*wanted)) if wanted else iter(())
         self._waiting = next(self._packets, None)
 
+    @property
+    def copied(self) -> frozenset[int]:
+        """The source's numbers of the tracks that are kept."""
+        return frozenset(self._copies)
+
     def copy_until(self, seconds: Fraction | None) -> None:
         """Write what begins before this time of the output; None: all that is left."""
         while self._waiting is not None and (seconds is None or self._waiting[0] < seconds):
@@ -144,8 +149,8 @@ class Tracks:
         return packet.pts * packet.time_base
 
 
-def say_what_is_lost(path: Path, source: VideoReader) -> None:
-    """One line for tags, languages and chapters of the source that are not in a finished file."""
+def say_what_is_lost(path: Path, source: VideoReader, copied: frozenset[int]) -> None:
+    """One line for tags, chapters, and languages of tracks that were copied, that are not in a finished file."""
     lost = []
     with open_input(source.path) as before, open_input(path) as after:
         there = {key.lower() for key in after.metadata}
@@ -156,7 +161,7 @@ def say_what_is_lost(path: Path, source: VideoReader) -> None:
         if before.chapters() and not after.chapters():
             lost.append("chapters")
         for kind in ("audio", "subtitles"):
-            spoken = [stream.language for stream in getattr(before.streams, kind)]
+            spoken = [stream.language for stream in getattr(before.streams, kind) if stream.index in copied]
             kept = [stream.language for stream in getattr(after.streams, kind)]
             if len(kept) == len(spoken) and spoken != kept and set(spoken) - {None, "und"}:
                 lost.append(f"languages of {kind} ({', '.join(map(str, spoken))})")

@@ -126,7 +126,30 @@ def test_clips_too_short_to_reorder(copied, tmp_path, count):
             assert [frame.time for frame in container.decode(video=0)] == [0, 0.04][:count]
 
 
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["out.mov", "out.mp4", "out.mkv", "out.webm", "out.avi"])
+def test_gif_keeps_its_colours_everywhere(copied, tmp_path, name):
+    filters = "split[a][b];[a]palettegen[p];[b][p]paletteuse=dither=none"
+    gif = make(tmp_path / "in.gif", "-vf", filters)
+    out, lines = copied(gif, name)
+    assert np.abs(pixels(out) - pixels(gif)).mean(axis=(1, 2)).max() < 3
+    one_line(lines, "gif cannot be written into")  # QuickTime holds it, but PyAV's encoder takes palettes and grey
+
+
 # --- other tracks ---------------------------------------------------------------------------------------------------
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name, dropped", [("out.avi", "opus"), ("out.mov", "opus")])
+def test_a_lost_language_is_said_where_another_track_is_left_out(copied, tmp_path, name, dropped):
+    tone = ("-f", "lavfi", "-i", "sine=d=0.3")
+    sounds = (*tone, *tone, "-map", "0", "-map", "1", "-map", "2")
+    spoken = ("-metadata:s:a:0", "language=deu", "-metadata:s:a:1", "language=fra")
+    source = make(tmp_path / "in.mkv", *sounds, *X264, "-c:a:0", "aac", "-c:a:1", "libopus", *spoken)
+    out, lines = copied(source, name)
+    one_line(lines, "audio track 2", dropped)
+    assert stream(out, "audio").get("tags", {}).get("language", "und") == "und"
+    one_line(lines, "languages of audio (deu)")
 
 
 @needs_ffmpeg
