@@ -221,14 +221,14 @@ class _Conv3dByTaps(torch.autograd.Function):
             how = (None, stride, padding, dilation, False, (0, 0, 0), groups, (True, False, False))
             grad_x = gradient_of(grad, x, weight, *how)[0]
         if ctx.needs_input_grad[1]:
-            how = (None, stride[1:], padding[1:], dilation[1:], False, (0, 0), groups, (False, True, False))
+            flat = (None, stride[1:], padding[1:], dilation[1:], False, (0, 0), groups, (False, True, False))
             grad_weight = torch.zeros_like(weight)
             for tap, reach in _reaches(x, weight, stride[0], padding[0], dilation[0]):
                 if reach:
                     first = reach.start * stride[0] + tap * dilation[0] - padding[0]
                     seen = _as_batch(x, slice(first, first + (len(reach) - 1) * stride[0] + 1, stride[0]))
                     wanted = _as_batch(grad, slice(reach.start, reach.stop))
-                    grad_weight[:, :, tap] = gradient_of(wanted, seen, weight[:, :, tap], *how)[1]
+                    grad_weight[:, :, tap] = gradient_of(wanted, seen, weight[:, :, tap], *flat)[1]
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3, 4))
         return grad_x, grad_weight, grad_bias, None, None, None, None

@@ -5,8 +5,8 @@ make_environment() {
     local extra=$1 python=${PYTHON:-python3} venv=.venv
     "$python" - <<'CHECK' || return 1
 import sys
-if not (3, 10) <= sys.version_info[:2] <= (3, 12):
-    sys.exit(f"error: Python {sys.version.split()[0]} found; BasicSR 1.4.2 installs on 3.10 to 3.12; name another: PYTHON=python3.11 bash tools/..")
+if not (3, 11) <= sys.version_info[:2] <= (3, 12):
+    sys.exit(f"error: Python {sys.version.split()[0]} found; BasicSR 1.4.2 installs up to 3.12, and PyAV on 3.11 and later; name another: PYTHON=python3.11 bash tools/..")
 CHECK
     local done_mark
     done_mark="$venv/ready-$extra-$(cat pyproject.toml tools/environment.sh | cksum | cut -d' ' -f1)"
