@@ -24,7 +24,7 @@ class DatasetOptions:
     split: Literal["train", "test", "real"] | None = option(
         None, "which of these folders; by default train for training, test for the rest"
     )
-    clips: str | list[str] | None = option(None, "names of clips, or a file with one a line: only these")
+    clips: str | list[str] | None = option(None, "only these clips: names, or a file with one per line")
     num_frame: int = option(
         7, "frames in a sample: N of a training clip, or of a test window", required=True, gt=0, le=MOST
     )
@@ -50,8 +50,8 @@ class TrainingOptions(DatasetOptions):
     use_vflip: bool = option(False, "mirror top and bottom")
     use_rot: bool = option(False, "exchange rows and columns")
     random_reverse: bool = option(False, "run clips backwards")
-    as_uint8: bool = option(False, "samples as bytes, a quarter of what workers hand over; same training")
-    dataset_enlarge_ratio: int = option(1, "see every clip so often in an epoch", gt=0, le=100_000)
+    as_uint8: bool = option(False, "samples as bytes, a quarter of the workers' traffic; same training")
+    dataset_enlarge_ratio: int = option(1, "how many times an epoch uses every clip", gt=0, le=100_000)
 
     batch_size_per_gpu: int = option(1, "clips in a batch", required=True, gt=0, le=MOST)
     num_worker_per_gpu: int = option(0, "loader processes", required=True, ge=0, le=256)

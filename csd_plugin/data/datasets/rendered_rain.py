@@ -29,10 +29,10 @@ _BLOCK = 16
 class RenderedRainOptions(TrainingOptions):
     """What `RenderedRainDataset` takes."""
 
-    rain: str = option("nturain", "preset that the rain varies about")
+    rain: str = option("nturain", "preset around which the rain varies")
     quality: tuple[int, int] | None = option(
         None,
-        "JPEG qualities from which rainy frames get one, as those of NTURain have",
+        "range of JPEG qualities for rainy frames, as NTURain's are JPEG files",
         each={"ge": 1, "le": 100},
     )
 

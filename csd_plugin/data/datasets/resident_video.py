@@ -31,7 +31,7 @@ _FRAMES_PER_WORKER = 100
 class ResidentVideoOptions(TrainingOptions):
     """What `ResidentVideoDataset` takes."""
 
-    device: str = option("auto", "cpu, cuda, cuda:1; auto is CUDA where there is one")
+    device: str = option("auto", "cpu, cuda, cuda:1; auto is CUDA if there is one")
 
 
 class ResidentVideoDataset(PairedVideoDataset):
