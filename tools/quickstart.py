@@ -3,14 +3,14 @@
     python tools/quickstart.py            moving scenes made from photographs that scikit-image ships
     python tools/quickstart.py FOLDER     a folder of clean clips (rain is rendered), or one in NTURain's layout
 
-Everything goes to ./quickstart (FOLDER: ./quickstart_NAME). An interrupted run goes on where it was.
+Everything is written to ./quickstart (for FOLDER: ./quickstart_NAME). The same command continues an interrupted run.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import subprocess
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 
+from csd_plugin.atomic import write_text
 from csd_plugin.cli import main as csd
 from csd_plugin.data.layout import find_sequences
 from csd_plugin.data.scenes import moving_scene
 from csd_plugin.data.stores import open_store
 from csd_plugin.errors import CSDError
-from csd_plugin.lifeline import lifeline
-from csd_plugin.metrics.results import load_results
-from csd_plugin.metrics.table import comparison_table
+from csd_plugin.lab.matrix import read_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-OPTIONS = REPOSITORY / "options" / "quickstart"
+OPTIONS = REPOSITORY / "options"
 TRAIN_PHOTOS = (
     "motorcycle_left.png",
     "coffee.png",
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"quickstart: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("quickstart: interrupted; the same command goes on from here", file=sys.stderr)
+        print("quickstart: interrupted; the same command continues from here", file=sys.stderr)
         return 130
     return 0
 
@@ -70,26 +70,7 @@ def run(folder: Path | None) -> None:
 
     data = prepare_data(source)
     derain_clip(data, None, "shipped")
-    train("teacher", data)
-    train("student2", data)
-    train("student2_csd", data)
-    train(
-        "student2_csd",
-        data,
-        "student2_alone",
-        "train:distill_opt:weights:spatial=0",
-        "train:distill_opt:weights:temporal=0",
-    )
-
-    say("scores on the held-out clips")
-    rain = load_results(score_rain(data))
-    rows = [rain]
-    for name, preset in (("teacher", "teacher"), ("student2_alone", "student2"), ("student2_csd", "student2")):
-        rows.append(load_results(test(name, preset, data)))
-    table = comparison_table(rows, baseline=rain)
-    Path("table.md").write_text(table, encoding="utf-8")
-    print(table)
-
+    make_table(data)
     derain_clip(data, "experiments/quickstart_student2_csd/models/net_g_latest.pth", "distilled")
     print(f"\nEverything is in {work}: table.md, shipped.png, distilled.png and their frames, results/, experiments/.")
     print(f"The commands of the README (csd ..) are in {Path(sys.executable).parent}: activate that environment.")
@@ -115,9 +96,8 @@ def prepare_data(source: Path | None) -> Path:
         (["--layout", "training", "--variants", "2"], clips[:-1]),
         (["--layout", "testing", "--seed", "1"], held_out),
     ):
-        if csd(["rain", str(clean), "data", *flags, "--clips", *chosen]):
-            raise CSDError(f"rain could not be rendered, see above; delete {Path.cwd()} to start over")
-    return Path("data").resolve()
+        run_csd("rain", str(clean), "data", *flags, "--clips", *chosen)
+    return Path("data")  # relative, so that the folder can be moved
 
 
 def make_scenes(clean: Path) -> Path:
@@ -137,64 +117,35 @@ def make_scenes(clean: Path) -> Path:
     return clean
 
 
-def train(options: str, data: Path, name: str | None = None, *changes: str) -> None:
-    """Train as options/quickstart/OPTIONS.yml says, unless it is done; goes on where an earlier run was stopped."""
-    name = f"quickstart_{name or options}"
-    final = Path("experiments", name, "models", "net_g_latest.pth")
-    if final.is_file():
-        return
-    say(f"training {name}")
-    changes = (f"name={name}", f"datasets:train:dataroot={data}", *changes)
-    call_toolbox("train", OPTIONS / f"{options}.yml", changes, "--auto_resume")
+def make_table(data: Path) -> None:
+    """Train, test and score all rows of the matrix file on this data; the table goes to table.md."""
+    say("training a teacher and students, and scoring the held-out clips")
+    test = read_yaml(OPTIONS / "quickstart" / "test.yml")
+    test["datasets"]["test"]["dataroot"] = str(data)
+    matrix = {
+        "name": "quickstart",
+        "include": [str(OPTIONS / "matrix" / "quickstart.yml")],
+        "set": {"datasets.train.dataroot": str(data)},
+        "test": "test.yml",
+    }
+    for name, content in (("test.yml", test), ("matrix.yml", matrix)):
+        write_text(Path(name), yaml.safe_dump(content, sort_keys=False))
+    run_csd("table", "matrix.yml")
+    shutil.copyfile(Path("results", "quickstart", "table.md"), "table.md")
 
 
-def test(name: str, preset: str, data: Path) -> Path:
-    """Derain and score the test clips with a trained network; the path of its results."""
-    name = f"quickstart_{name}"
-    result = Path("results", name, "test.json")
-    checkpoint = Path("experiments", name, "models", "net_g_latest.pth")
-    if not result.is_file() or result.stat().st_mtime < checkpoint.stat().st_mtime:
-        changes = (
-            f"name={name}",
-            f"datasets:test:dataroot={data}",
-            f"network_g:preset={preset}",
-            f"path:pretrain_network_g={checkpoint}",
-        )
-        call_toolbox("test", OPTIONS / "test.yml", changes)
-    return result
+def run_csd(*arguments: str) -> None:
+    """`csd` in this process; it reports its errors itself.
 
-
-def call_toolbox(job: str, options: Path, changes: Sequence[str], *flags: str) -> None:
-    """`python -m csd_plugin.JOB` in a process of its own; its log goes to a file, its progress to the terminal."""
-    command = [sys.executable, "-m", f"csd_plugin.{job}", "-opt", str(options), *flags, "--force_yml", *changes]
-    log = Path(f"{job}.log")
-    with (
-        log.open("a", encoding="utf-8", buffering=1) as sink,
-        lifeline({**os.environ, "PYTHONPATH": str(REPOSITORY)}) as line_to_us,
-        subprocess.Popen(command, stdout=sink, stderr=subprocess.PIPE, text=True, **line_to_us) as process,
-    ):
-        assert process.stderr is not None
-        for line in process.stderr:
-            sink.write(line)
-            if "eta:" in line:
-                progress = line.split("iter:")[1].split(",")[0].strip(), line.split("eta: ")[1].split(",")[0]
-                print(f"\r   iteration {progress[0]}, time left {progress[1]}   ", end="", flush=True)
-            elif line.startswith("error:"):
-                print(line, end="", file=sys.stderr)
-    if process.returncode:
-        raise CSDError(f"{job} with {options.name} stopped with status {process.returncode}; see {log.resolve()}")
-    print()
-
-
-def score_rain(data: Path) -> Path:
-    """The rainy input against the truth: the row that every network must beat."""
-    result = Path("results", "rain.json")
-    root = data / "Dataset_Testing_Synthetic"
-    if not result.is_file() and csd(
-        ["score", str(data), "--truth", str(root), "--name", "rainy input", "--out", str(result)]
-    ):
-        raise CSDError("the rainy input could not be scored, see above")
-    return result
+    Raises:
+        CSDError: it failed.
+        KeyboardInterrupt: it was interrupted.
+    """
+    status = csd(arguments)
+    if status == 130:
+        raise KeyboardInterrupt
+    if status:
+        raise CSDError(f"csd {arguments[0]} failed, see above; delete {Path.cwd()} to start over")
 
 
 def derain_clip(data: Path, model: str | None, name: str) -> None:
@@ -202,8 +153,7 @@ def derain_clip(data: Path, model: str | None, name: str) -> None:
     say(f"deraining a held-out clip with the {name} student")
     sequence = find_sequences(open_store(str(data)).keys(), "test", root=str(data))[0]
     rainy = (data / sequence.lq[0]).parent
-    if csd(["derain", str(rainy), name, "--overwrite", *(["--model", model] if model else [])]):
-        raise CSDError("the clip could not be derained, see above")
+    run_csd("derain", str(rainy), name, "--overwrite", *(["--model", model] if model else []))
 
     assert sequence.gt is not None
     middle = len(sequence.lq) // 2
