@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "fp32", "bf16", "fp16"),
         default="auto",
         help="number format of the layers (default auto: bf16 on CPUs that support it, if its frames match those of "
-        "fp32 to 45 dB or more, else fp32; fp16 is for GPUs)",
+        "fp32 to 45 dB or more, and the input has 8 bits, else fp32; fp16 is for GPUs)",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     parser.add_argument(
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.data.images import eight_bits
     from csd_plugin.data.video.interface import PIPE
     from csd_plugin.data.video.pipes import parse_size
-    from csd_plugin.inference.files import derain_file
+    from csd_plugin.inference.files import derain_file, has_deep_frames
     from csd_plugin.inference.memory import keep_freed_memory
     from csd_plugin.inference.runner import Derainer
     from csd_plugin.metrics.scores import Scores
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
     derainer = Derainer(
         model,
         backend=args.backend,
-        precision=args.precision,
+        precision="fp32" if args.precision == "auto" and has_deep_frames(args.source) else args.precision,
         device=args.device,
         memory=args.memory,
     )

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import cv2
 import numpy as np
@@ -93,6 +93,18 @@ def read_image(path: Path) -> np.ndarray:
         return decode_image(path.read_bytes(), str(path), deep=True)
     except OSError as error:
         raise CSDError(f"{path}: cannot be read ({error.strerror or error}): restore the file") from error
+
+
+def is_see_through(path: Path) -> bool:
+    """Whether any pixel of an image file is transparent, as far as Pillow can tell."""
+    try:
+        with Image.open(path) as image:
+            if "A" not in image.getbands():
+                return "transparency" in image.info
+            lowest, _ = image.getchannel("A").getextrema()
+            return float(cast(float, lowest)) < 255
+    except (OSError, Image.DecompressionBombError, SyntaxError, ValueError):
+        return False
 
 
 def eight_bits(frame: np.ndarray) -> np.ndarray:

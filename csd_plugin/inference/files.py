@@ -146,6 +146,14 @@ def derain_file(
     return Derained(count, cuts, delay, reader.dropped)
 
 
+def has_deep_frames(source: Path) -> bool:
+    """Whether a video's or folder's frames have more than 8 bits a channel, of which bf16 would lose some."""
+    if source == PIPE or is_camera(source):
+        return False
+    with open_reader(source) as reader:
+        return next(iter(reader)).dtype == np.uint16
+
+
 def progress(reader: FrameReader) -> tqdm:
     """A bar that shows frames per second and, where the clip's length is known, the time left."""
     shape = "{l_bar}{bar}| {n_fmt}/{total_fmt} frames, {rate_noinv_fmt}, {remaining} left"

@@ -17,6 +17,7 @@ from videos import SIZE, make_video, picture, read
 
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.cli import main
+from csd_plugin.data.images import write_png
 from csd_plugin.data.video import open_reader
 
 
@@ -377,3 +378,27 @@ def test_a_frame_on_standard_input_that_no_memory_holds(tmp_path, derain, capsys
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(Full()))
     assert derain("-", tmp_path / "out", "--size", "16384x16384") == 2
     assert "no memory for a frame of 16384x16384" in last_line(capsys)
+
+
+def test_sixteen_bits_are_computed_in_fp32(tmp_path, derain, capsys):
+    """bf16 holds 8 bits: frames of 16 came back up to 128 levels off."""
+    random = np.random.default_rng(0)
+    for number in range(3):
+        write_png(folder_of(tmp_path) / f"{number}.png", random.integers(0, 65536, (16, 16, 3), np.uint16))
+    assert derain(tmp_path / "deep", tmp_path / "out") == 0
+    assert "in fp32" in capsys.readouterr().out
+
+
+def test_transparency_of_images_is_named(tmp_path, derain, caplog):
+    folder = folder_of(tmp_path)
+    for number in range(3):
+        pixels = np.full((16, 16, 4), 255, np.uint8)
+        pixels[:4, :, 3] = 100 if number == 0 else 255
+        cv2.imwrite(str(folder / f"{number}.png"), pixels)
+    assert derain(folder, tmp_path / "out") == 0
+    assert "transparency is left out" in caplog.text
+
+
+def folder_of(tmp_path):
+    (tmp_path / "deep").mkdir(exist_ok=True)
+    return tmp_path / "deep"

@@ -13,6 +13,7 @@ from csd_plugin.atomic import refuse_inputs, same_place
 from csd_plugin.data.images import (
     eight_bits,
     files_of,
+    is_see_through,
     nth_name,
     number_in,
     read_image,
@@ -51,6 +52,8 @@ class FolderReader(FrameReader):
         self.trail = len(self._files) - self.lead - self.num_frames
         self._first = read_image(self._files[0])
         self.size = (self._first.shape[1], self._first.shape[0])
+        if is_see_through(self._files[0]):
+            logger.warning("%s: the images' transparency is left out", path)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         deep, rounded = self._first.dtype == np.uint16, False
