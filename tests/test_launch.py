@@ -62,7 +62,7 @@ def half_written(folder: Path) -> list[str]:
 
 # ---------------------------------------------------------------------- where weights may come from
 def test_a_network_that_comes_with_the_package_is_a_start_by_its_name(launcher, tiny_rain):
-    network = {"type": "SLDNet", **NETWORKS[FASTEST].numbers}
+    network = {"type": type(load_network(find_checkpoint(FASTEST))).__name__, **NETWORKS[FASTEST].numbers}
     start = {"network_g": network, "path.pretrain_network_g": FASTEST, "train.total_iter": 1, "train.optim_g.lr": 1e-9}
     assert launcher.train(train_options(tiny_rain, **start)) == 0
     shipped = load_network(find_checkpoint(FASTEST)).state_dict()

@@ -139,7 +139,7 @@ def find_network(name: str) -> nn.Module:
         found = _untrained(name)
     if found is None:
         also = "".join(f"; {fault}" for fault in faults)
-        raise CSDError(f"--networks {name}: neither a file nor one of {', '.join(_known())}{also}")
+        raise CSDError(f"--networks {name}: is not a file and not one of {', '.join(_known())}{also}")
     cls, numbers = found
     return cls(**numbers).eval()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -43,12 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             print(end="", flush=True)  # a closed pipe is noticed here, not while the interpreter ends
     except BrokenPipeError:
-        try:
-            print(end="", flush=True)
-        except BrokenPipeError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - what is buffered would fail again at the end
-            return 141
-        raise  # another pipe broke
+        if not _reader_is_gone():
+            raise  # another pipe broke
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - what is buffered would fail again at the end
+        return 141
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more, which need not hold anything that a flush would show it by."""
+    try:
+        print(end="", flush=True)
+        events = select.poll()
+        events.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in events.poll(0))
+    except BrokenPipeError:
+        return True
+    except (AttributeError, OSError, ValueError):  # no poll on Windows; no file behind standard output
+        return False
 
 
 def _run_job(argv: Sequence[str] | None) -> int:

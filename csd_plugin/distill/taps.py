@@ -103,7 +103,7 @@ def tap_compared(network: nn.Module, interface: Interface, layers: list[str] | N
     """Taps of these layers of a network, by default of its one feature. Raises CSDError."""
     if layers is None and interface.feature is None:
         raise CSDError(
-            f"{type(network).__name__} names no layer whose feature is compared; give `feature` for it, or "
+            f"{type(network).__name__} names no layer for distillation to compare; give its `feature`, or "
             f"train.distill_opt.taps"
         )
     return tap_layers(network, [str(interface.feature)] if layers is None else layers)

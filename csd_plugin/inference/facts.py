@@ -103,7 +103,7 @@ class Facts:
         facts = cls(**values)  # type: ignore[arg-type]
         impossible = facts.num_frame % 2 == 0 or facts.num_future > facts.num_frame // 2
         if impossible or min(facts.floats, facts.divisor) < 1 or facts.layout not in DERAINED:
-            raise CSDError(f"{source}: its metadata make no sense ({facts}); export it again")
+            raise CSDError(f"{source}: its metadata are not valid ({facts}); export it again")
         return facts
 
 

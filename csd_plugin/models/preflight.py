@@ -181,17 +181,17 @@ def _check_validation(val: dict[str, Any]) -> None:
 
 
 def _try_optimizer(optim_type: Any, network: nn.Module, keywords: Mapping[str, Any]) -> None:
-    """A step over weights like the network's: some optimizers say only then what they need, as LBFGS a closure."""
+    """Build it; some optimizers say only in their first step what they need."""
     weights = [nn.Parameter(torch.zeros_like(weight)) for weight in network.parameters()]
-    for weight in weights:
-        weight.grad = torch.zeros_like(weight)
     optimizer = build_optimizer(optim_type, weights, **keywords)
-    try:
-        optimizer.step()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CSDError(
-            f"train.optim_g: {optim_type} cannot train network_g ({error}); take another type, as Adam or AdamW"
-        ) from error
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    reason = ""
+    if closure is not None and closure.default is closure.empty:
+        reason = "its step takes a closure that computes the loss again"
+    elif isinstance(optimizer, torch.optim.SparseAdam):
+        reason = "it takes no dense gradients"
+    if reason:
+        raise CSDError(f"train.optim_g: {optim_type} cannot train network_g: {reason}; use Adam or AdamW")
 
 
 def _check_training(train: dict[str, Any], network: nn.Module) -> None:

@@ -118,7 +118,7 @@ def _operations(network: nn.Module, interface: Interface, size: int) -> str:
     except CSDError as error:  # without mmengine
         return str(error)
     frames = interface.num_frame if interface.kind == "sequence" else 1
-    return f"{count / frames / 1e9:.2f} G multiply-adds a frame of {size}x{size}"
+    return f"{count / frames / 1e9:.2f} G multiply-adds per frame of {size}x{size}"
 
 
 def _warnings(

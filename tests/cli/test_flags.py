@@ -69,8 +69,9 @@ def test_a_reader_that_closes_its_end_ends_a_job_silently(words):
     """As `csd models | head -1`."""
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        [sys.executable, "-m", "csd_plugin", *words], stdout=writing, stderr=subprocess.PIPE, text=True
-    )
+    # argparse drops the error of an unbuffered help text
+    environment = os.environ | ({"PYTHONUNBUFFERED": ""} if "--help" in words else {})
+    command = [sys.executable, "-m", "csd_plugin", *words]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")

@@ -19,7 +19,7 @@ def test_a_table_to_choose_by(capsys, monkeypatch):
         assert " ".join(row).endswith(network.what)
     rainy, _, chosen = rows[len(NETWORKS) : len(NETWORKS) + 3]
     assert rainy[2] == f"{RAINY['validation']['nturain_y']['psnr']:.2f}"
-    assert chosen[:4] == ["csd", "derain", "takes", f"{DEFAULT},"] and chosen[-1] == f"{FASTEST}."
+    assert chosen[:4] == ["csd", "derain", "uses", f"{DEFAULT},"] and chosen[-1] == f"{FASTEST}."
 
 
 def test_all_that_is_known_for_programs(capsys, monkeypatch):

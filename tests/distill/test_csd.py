@@ -296,7 +296,7 @@ def test_autocast_leaves_losses_in_float32():
         ({"multi_scale": False, "cross_scale": False}, "adaptor needs"),
         ({"cross_scale": False}, "adaptor needs"),
         ({"independent": False, "collaborative": False}, "adaptor needs"),
-        (dict.fromkeys(SWITCHES.values(), False), "nothing is left"),
+        (dict.fromkeys(SWITCHES.values(), False), "all parts are switched off"),
         ({"multi_scale": False, "adaptor": False}, "cross_scale needs multi_scale"),
         ({"aggregation": "mean_square"}, "did you mean mean_squared"),
         ({"cells": "freeze"}, "did you mean frozen"),
@@ -318,7 +318,7 @@ def test_features_that_do_not_fit():
     student, teacher = features()
     with pytest.raises(CSDError, match="2x3x3x21x10 and the teacher's 2x3x5x20x10"):
         run(objective, student, {1: teacher[1][..., :20, :]})
-    with pytest.raises(CSDError, match="no 3 scales"):
+    with pytest.raises(CSDError, match="too small for 3 scales"):
         run(objective, {1: student[1][..., :3]}, {1: teacher[1][..., :3]})
     with pytest.raises(CSDError, match="teacher at input scale 1, got 0"):
         objective(view(student), ClipView(view(teacher).output, {1: ()}), view(student).output)

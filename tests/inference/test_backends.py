@@ -102,7 +102,7 @@ def test_facts_are_those_of_the_network(network):
     assert Facts.from_metadata(facts.to_metadata(), "a.onnx") == facts
 
     causal = study(HalfNet(preset="causal", branches=True))
-    assert causal == Facts(num_frame=5, reach=29, floats=9, divisor=2, preset="HalfNet", num_future=0)
+    assert causal == Facts(num_frame=5, reach=41, floats=9, divisor=4, preset="causal", num_future=0)
     assert (causal.num_seen, facts.num_future, facts.num_seen) == (3, 1, 3)
     assert Facts.from_metadata(causal.to_metadata(), "a.onnx") == causal
     older = {key: value for key, value in facts.to_metadata().items() if key != "num_future"}

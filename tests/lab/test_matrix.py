@@ -413,7 +413,7 @@ def test_a_gpu_that_is_not_there_is_said_before_anything_is_done(files, flags, m
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     matrix = matrix_of(files, set={"network_t": {**STUDENT, "num_feat": 5}, "num_gpu": 1})
     assert main(["table", str(matrix), *flags]) == 2
-    assert "num_gpu is 1, but 0 are found" in capsys.readouterr().err
+    assert "num_gpu is 1, but 0 were found" in capsys.readouterr().err
     assert not Path("results").exists() and not Path("experiments").exists()
 
 

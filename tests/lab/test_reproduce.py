@@ -156,8 +156,8 @@ def test_clips_that_do_not_fit_are_said_before_any_rain(case, matrix, clips, tmp
         "the same": "clip0 is in --clean and in --validation",
         "inside": "clip0 is in --clean and in --validation",
         "too short": "brief: 2 frames, datasets.test_1 of the test set needs 3",
-        "none": "give a folder of clean clips by --clean",
-        "no validation": "give a folder of clean clips by --validation",
+        "none": "give a folder of clean clips with --clean",
+        "no validation": "give a folder of clean clips with --validation",
     }
     assert main(["reproduce", str(matrix), *given[case]]) == 2
     assert messages[case] in capsys.readouterr().err

@@ -244,7 +244,7 @@ def test_raw_frames_of_a_wrong_length(stores, tmp_path):
         with lmdb.open(str(store), max_dbs=1) as env, env.begin(write=True) as txn:
             txn.put(key.encode(), txn.get(key.encode())[:-1])
 
-    with pytest.raises(CSDError, match=f"{key}.jpg: 6239 bytes are no 52x40 pixels"):
+    with pytest.raises(CSDError, match=f"{key}.jpg: 6239 bytes are not 52x40 pixels"):
         open_store(damaged(stores, tmp_path, shorten)).read(f"{key}.jpg")
 
 
