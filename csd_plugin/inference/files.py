@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import signal
 import threading
 from array import array
@@ -147,11 +148,22 @@ def derain_file(
 
 
 def has_deep_frames(source: Path) -> bool:
-    """Whether a video's or folder's frames have more than 8 bits a channel, of which bf16 would lose some."""
+    """Whether a video's or folder's frames have more than 8 bits a channel, of which bf16 would lose some.
+
+    A first look: what is wrong with the source, or left out of it, is said by the job that reads it.
+    """
     if source == PIPE or is_camera(source):
         return False
-    with open_reader(source) as reader:
-        return next(iter(reader)).dtype == np.uint16
+    said = logging.getLogger("csd_plugin.data.video")
+    level = said.level
+    said.setLevel(logging.ERROR)
+    try:
+        with open_reader(source, keep_going=True) as reader:
+            return next(iter(reader)).dtype == np.uint16
+    except CSDError:
+        return False
+    finally:
+        said.setLevel(level)
 
 
 def progress(reader: FrameReader) -> tqdm:
