@@ -33,7 +33,7 @@ class BlockNetwork(Protocol):
 
 
 class Seen(NamedTuple):
-    """A frame (H, W, 3), and its blocks (H' / block, W' / block, 3 * block^2), its ends repeated up to whole cells."""
+    """A frame (H, W, 3), and its blocks (H' / block, W' / block, 3 * block^2), rows and columns repeated up to whole cells."""
 
     frame: np.ndarray
     blocks: np.ndarray
