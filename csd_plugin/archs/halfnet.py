@@ -1,14 +1,13 @@
-"""The half-resolution family: plain 2-D convolutions on small blocks of pixels, for real time on a CPU.
+"""The half-resolution family: plain 2-D convolutions on 2x2 blocks of pixels, for real time on a CPU.
 
 The paper's students work at full resolution through 3-D convolutions. Here the frames of the window and the four
 pixels of each 2x2 block become channels, so that a convolution costs a quarter, and time costs nothing but the first
-layer. An optional second level works on blocks of twice the side with twice the channels. What the network adds to the
-rainy frame is predicted, not the frame. For large frames, blocks may be 4x4.
+layer. An optional second level works on 4x4 blocks with twice the channels. What the network adds to the rainy frame
+is predicted, not the frame.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from itertools import count
 from typing import Any
@@ -20,11 +19,12 @@ from torch.nn import functional as F
 from csd_plugin.errors import CSDError
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "realtime": {"num_frame": 3, "num_feat": 32, "num_pair": 4, "num_deep": 2, "causal": False, "block": 2},
-    "tiny": {"num_frame": 3, "num_feat": 32, "num_pair": 4, "num_deep": 0, "causal": False, "block": 4},
-    "causal": {"num_frame": 5, "num_feat": 32, "num_pair": 4, "num_deep": 2, "causal": True, "block": 2},
-    "wide": {"num_frame": 5, "num_feat": 64, "num_pair": 4, "num_deep": 6, "causal": False, "block": 2},
+    "realtime": {"num_frame": 3, "num_feat": 32, "num_pair": 4, "num_deep": 2, "causal": False},
+    "tiny": {"num_frame": 3, "num_feat": 16, "num_pair": 4, "num_deep": 0, "causal": False},
+    "causal": {"num_frame": 5, "num_feat": 32, "num_pair": 4, "num_deep": 2, "causal": True},
+    "wide": {"num_frame": 5, "num_feat": 64, "num_pair": 6, "num_deep": 4, "causal": False},
 }
+_BLOCK = 2  # pixels of a block's side
 
 
 class HalfNet(nn.Module):
@@ -33,12 +33,11 @@ class HalfNet(nn.Module):
     Args:
         preset: a row of `PRESETS`; the numbers below replace single entries of it.
         num_frame: frames in the window, odd, the target in the middle.
-        num_feat: channels at the blocks' resolution.
-        num_pair: residual pairs of 3x3 convolutions at the blocks' resolution.
-        num_deep: residual pairs at half of that resolution with twice the channels, in the middle of the others.
+        num_feat: channels at half resolution.
+        num_pair: residual pairs of 3x3 convolutions at half resolution.
+        num_deep: residual pairs at a quarter of the resolution with twice the channels, in the middle of the others.
         causal: use only the window's first half and the target, (num_frame + 1) / 2 frames, so that a camera's picture
             need not wait for frames to come.
-        block: side of the blocks of pixels that become channels: 2, half resolution, or 4, a quarter.
         branches: a 1x1 convolution and, where the channels agree, the input itself beside every 3x3 convolution of a
             pair while training; `merged` adds them up into one 3x3 convolution with the same results.
 
@@ -48,7 +47,7 @@ class HalfNet(nn.Module):
 
     presets = PRESETS
     feature_tap = "tail"
-    """Module whose *input* is the feature that distillation compares: (B, num_feat, H / block, W / block)."""
+    """Module whose *input* is the feature that distillation compares: (B, num_feat, H/2, W/2)."""
 
     def __init__(
         self,
@@ -59,7 +58,6 @@ class HalfNet(nn.Module):
         num_pair: int | None = None,
         num_deep: int | None = None,
         causal: bool | None = None,
-        block: int | None = None,
         branches: bool = False,
     ) -> None:
         super().__init__()
@@ -69,7 +67,6 @@ class HalfNet(nn.Module):
             "num_pair": num_pair,
             "num_deep": num_deep,
             "causal": causal,
-            "block": block,
         }
         numbers = _resolve(preset, given)
         self.num_frame: int = numbers["num_frame"]
@@ -77,15 +74,14 @@ class HalfNet(nn.Module):
         self.num_pair: int = numbers["num_pair"]
         self.num_deep: int = numbers["num_deep"]
         self.causal: bool = bool(numbers["causal"])
-        self.block: int = numbers["block"]
         self.branches = branches
         #: Frames after the target that count.
         self.num_future = 0 if self.causal else self.num_frame // 2
         self.num_seen = self.num_frame // 2 + 1 + self.num_future
         #: Heights and widths should be multiples of this, and tiles begin at such; forward() completes others itself.
-        self.size_divisor = 2 * self.block if self.num_deep else self.block
+        self.size_divisor = 2 * _BLOCK if self.num_deep else _BLOCK
 
-        width, pixels = self.num_feat, 3 * self.block**2
+        width, pixels = self.num_feat, 3 * _BLOCK**2
         self.head = nn.Conv2d(pixels * self.num_seen, width, 3, padding=1)
         self.body = nn.ModuleList(_Pair(width, branches) for _ in range(self.num_pair))
         if self.num_deep:
@@ -104,15 +100,13 @@ class HalfNet(nn.Module):
         if not {"head.weight", "tail.weight", "target"} <= state.keys():
             return None
         first = "conv1.conv3x3.weight" if branches else "conv1.weight"
-        pixels, target = state["tail.weight"].shape[0], int(state["target"])
-        num_seen = state["head.weight"].shape[1] // pixels
+        num_seen, target = state["head.weight"].shape[1] // (3 * _BLOCK**2), int(state["target"])
         return {
             "num_frame": 2 * target + 1,
             "num_feat": state["head.weight"].shape[0],
             "num_pair": next(i for i in count() if f"body.{i}.{first}" not in state),
             "num_deep": next(i for i in count() if f"deep.{i}.{first}" not in state),
             "causal": num_seen == target + 1 and target > 0,
-            "block": math.isqrt(pixels // 3),
             "branches": branches,
         }
 
@@ -134,19 +128,19 @@ class HalfNet(nn.Module):
         x = window[:, : self.num_seen].flatten(1, 2)
         if below or right:
             x = F.pad(x, (0, right, 0, below), mode="replicate")
-        x = F.pixel_unshuffle(x, self.block)
-        added = F.pixel_shuffle(self.forward_blocks(x), self.block)
+        x = F.pixel_unshuffle(x, _BLOCK)
+        added = F.pixel_shuffle(self.forward_blocks(x), _BLOCK)
         return window[:, self.num_frame // 2] + added[..., :height, :width]
 
     def forward_blocks(self, blocks: Tensor) -> Tensor:
         """What is added to the target, of and in blocks of pixels.
 
         Args:
-            blocks: (B, num_seen * 3 * block^2, H / block, W / block), the frames that count as `pixel_unshuffle` makes
-                them; heights and widths of frames are multiples of `size_divisor`.
+            blocks: (B, num_seen * 12, H/2, W/2), the frames that count as `pixel_unshuffle` makes them; heights and
+                widths of frames are multiples of `size_divisor`.
 
         Returns:
-            (B, 3 * block^2, H / block, W / block), for `pixel_shuffle`.
+            (B, 12, H/2, W/2), for `pixel_shuffle`.
         """
         x = blocks
         if x.device.type == "cpu":  # CPU kernels take longer in the default layout
@@ -172,7 +166,7 @@ class HalfNet(nn.Module):
         is so for its result too.
         """
         network = self.merged()
-        colors_last = torch.arange(3 * self.block**2).view(3, self.block, self.block).permute(1, 2, 0).flatten()
+        colors_last = torch.arange(3 * _BLOCK**2).view(3, _BLOCK, _BLOCK).permute(1, 2, 0).flatten()
         frames = torch.arange(self.num_seen)[:, None] * len(colors_last)
         network.head.weight.copy_(self.head.weight[:, (frames + colors_last).flatten()] / white)
         network.tail.weight.copy_(self.tail.weight[colors_last] * white)
@@ -245,7 +239,7 @@ def _resolve(preset: str | None, given: Mapping[str, int | None]) -> dict[str, i
     """A preset's numbers with the given ones (not None) in their place, checked. Raises CSDError."""
     if preset is not None and preset not in PRESETS:
         raise CSDError(f"HalfNet: unknown preset {preset!r}, expected one of {', '.join(PRESETS)}")
-    numbers = {"num_deep": 0, "causal": False, "block": 2} | (PRESETS[preset] if preset else {})
+    numbers = {"num_deep": 0, "causal": False} | (PRESETS[preset] if preset else {})
     numbers |= {name: value for name, value in given.items() if value is not None}
     missing = [name for name in given if name not in numbers]
     if missing:
@@ -255,6 +249,4 @@ def _resolve(preset: str | None, given: Mapping[str, int | None]) -> dict[str, i
     for name, least in {"num_feat": 1, "num_pair": 1, "num_deep": 0}.items():
         if numbers[name] < least:
             raise CSDError(f"HalfNet: {name} is {numbers[name]}, expected at least {least}")
-    if numbers["block"] not in (2, 4):
-        raise CSDError(f"HalfNet: block is {numbers['block']}, expected 2 or 4")
     return numbers

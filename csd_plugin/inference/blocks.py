@@ -1,4 +1,4 @@
-"""Frames of whole numbers through a network that computes on small blocks of pixels, in few passes over memory.
+"""Frames of whole numbers through a network that computes on 2x2 blocks of pixels, in few passes over memory.
 
 A frame is put in order of blocks once, when it comes, as the bytes that it is. A window is then a join of such frames
 and one conversion to what the layers compute in: in the order and range that the frames have in memory, which the
@@ -19,13 +19,12 @@ from csd_plugin.inference.facts import Facts
 from csd_plugin.inference.folding import ALL_FILLED, fold
 from csd_plugin.inference.tiles import check_finite, split
 
+_BLOCK = 2
 _WHITE = 255
 
 
 class BlockNetwork(Protocol):
     """What `HalfNet` offers."""
-
-    block: int
 
     def for_pixels(self, white: float) -> nn.Module: ...
 
@@ -33,7 +32,7 @@ class BlockNetwork(Protocol):
 
 
 class Seen(NamedTuple):
-    """A frame (H, W, 3), and its blocks (H' / block, W' / block, 3 * block^2), rows and columns repeated up to whole cells."""
+    """A frame (H, W, 3), and its blocks (H'/2, W'/2, 12), rows and columns repeated up to whole cells."""
 
     frame: np.ndarray
     blocks: np.ndarray
@@ -52,7 +51,7 @@ class BlockPath:
 
     def __init__(self, network: BlockNetwork, facts: Facts, dtype: torch.dtype) -> None:
         self._network: Any = fold(network.for_pixels(_WHITE), ALL_FILLED).to(dtype)
-        self._facts, self._dtype, self._block = facts, dtype, network.block
+        self._facts, self._dtype = facts, dtype
         self.itemsize = dtype.itemsize
 
     def take(self, frame: np.ndarray) -> Seen:
@@ -60,7 +59,7 @@ class BlockPath:
         height, width = frame.shape[:2]
         below, right = -height % self._facts.divisor, -width % self._facts.divisor
         whole = np.pad(frame, ((0, below), (0, right), (0, 0)), mode="edge") if below or right else frame
-        return Seen(frame, to_blocks(whole, self._block))
+        return Seen(frame, to_blocks(whole))
 
     @torch.inference_mode()
     def clean(self, window: list[Seen], pixels: int) -> np.ndarray:
@@ -69,18 +68,18 @@ class BlockPath:
         Raises CSDError where the result is not finite.
         """
         facts, frame = self._facts, window[self._facts.num_frame // 2].frame
-        height, width = (self._block * length for length in window[0].blocks.shape[:2])
+        height, width = (_BLOCK * length for length in window[0].blocks.shape[:2])
         clean = np.empty_like(frame)
         for y, x in split(height, width, pixels, facts.reach, facts.divisor):
-            rows, columns = (slice(s.start // self._block, s.stop // self._block) for s in (y.seen, x.seen))
-            added = from_blocks(self._network.forward_blocks(self._input(window, rows, columns)), self._block)
+            rows, columns = (slice(s.start // _BLOCK, s.stop // _BLOCK) for s in (y.seen, x.seen))
+            added = from_blocks(self._network.forward_blocks(self._input(window, rows, columns)))
             rainy = frame[y.kept, x.kept]
             rows, columns = (slice(s.start, s.start + n) for s, n in zip((y.inner, x.inner), rainy.shape, strict=False))
             clean[y.kept, x.kept] = _add(rainy, added[rows, columns])
         return clean
 
     def _input(self, window: list[Seen], rows: slice, columns: slice) -> Tensor:
-        """(1, num_seen * 3 * block^2, h, w) in 0 .. 255, a block's numbers together in memory."""
+        """(1, num_seen * 12, h, w) in 0 .. 255, a block's numbers together in memory."""
         # As 32-bit words, of which there are fewer; they are only moved.
         joined = cv2.merge([seen.blocks[rows, columns].view(np.int32) for seen in window])
         values = joined.view(window[0].blocks.dtype)
@@ -91,27 +90,24 @@ class BlockPath:
         return blocks.permute(2, 0, 1)[None]
 
 
-def to_blocks(frame: np.ndarray, block: int) -> np.ndarray:
-    """(H, W, C) -> (H / block, W / block, block^2 C): a block's rows, their pixels, their channels."""
+def to_blocks(frame: np.ndarray) -> np.ndarray:
+    """(H, W, C) -> (H/2, W/2, 4 C): a block's rows, their pixels, their channels; both sides even."""
     height, width, channels = frame.shape
-    # A block's row is one item to numpy, which moves those faster than numbers.
-    piece = np.dtype((np.void, block * channels * frame.itemsize))
-    pieces = np.ascontiguousarray(frame).reshape(height // block, block, -1).view(piece)
-    blocks = np.ascontiguousarray(pieces.transpose(0, 2, 1))
-    return blocks.view(frame.dtype).reshape(height // block, width // block, -1)
+    # A pair of neighbours is one item to numpy, which moves those faster than numbers.
+    pair = np.dtype((np.void, _BLOCK * channels * frame.itemsize))
+    pairs = np.ascontiguousarray(frame).reshape(height // _BLOCK, _BLOCK, -1).view(pair)
+    blocks = np.ascontiguousarray(pairs.transpose(0, 2, 1))
+    return blocks.view(frame.dtype).reshape(height // _BLOCK, width // _BLOCK, -1)
 
 
-def from_blocks(blocks: Tensor, block: int) -> np.ndarray:
-    """(1, block^2 C, H / block, W / block), channels last in memory -> float32 (H, W, C).
-
-    Raises CSDError where it is not finite.
-    """
+def from_blocks(blocks: Tensor) -> np.ndarray:
+    """(1, 4 C, H/2, W/2), channels last in memory -> float32 (H, W, C). Raises CSDError where it is not finite."""
     _, channels, height, width = blocks.shape
     bits = {2: torch.int16, 4: torch.int32}[blocks.element_size()]
-    piece = np.dtype((np.void, channels // block * blocks.element_size()))
-    pieces = blocks.permute(0, 2, 3, 1).contiguous().view(bits).numpy().view(piece).reshape(height, width, block)
-    rows = np.ascontiguousarray(pieces.transpose(0, 2, 1)).view(np.int16 if bits == torch.int16 else np.int32)
-    frame = torch.from_numpy(rows).view(blocks.dtype).view(block * height, block * width, -1)
+    pair = np.dtype((np.void, channels // _BLOCK * blocks.element_size()))
+    pairs = blocks.permute(0, 2, 3, 1).contiguous().view(bits).numpy().view(pair).reshape(height, width, _BLOCK)
+    rows = np.ascontiguousarray(pairs.transpose(0, 2, 1)).view(np.int16 if bits == torch.int16 else np.int32)
+    frame = torch.from_numpy(rows).view(blocks.dtype).view(_BLOCK * height, _BLOCK * width, -1)
     frame = frame.float()
     check_finite(frame)
     return frame.numpy()

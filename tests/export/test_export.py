@@ -118,7 +118,6 @@ def test_int8_reports_what_it_costs(network, windows, tmp_path):
 HALF = {
     "causal": {"preset": "causal", "num_feat": 4},
     "two levels with branches": {"num_frame": 3, "num_feat": 4, "num_pair": 2, "num_deep": 1, "branches": True},
-    "blocks of 4": {"preset": "tiny", "num_feat": 4},
 }
 
 

@@ -26,7 +26,6 @@ FORMS = {
     "causal": {"preset": "causal", "num_feat": 4},
     "two levels": {"preset": "wide", "num_feat": 4},
     "branches": {"num_frame": 5, "num_feat": 4, "num_pair": 2, "num_deep": 1, "branches": True},
-    "blocks of 4": {"num_frame": 3, "num_feat": 4, "num_pair": 2, "num_deep": 1, "block": 4},
     "one frame": {"num_frame": 1, "num_feat": 4, "num_pair": 1},
 }
 
@@ -66,7 +65,7 @@ def test_frames_are_those_of_the_plain_network(form, size):
     at_once = np.stack(list(derainer(clip)))
     assert at_once.dtype == np.uint8 and np.abs(at_once - expected).max() < 0.51  # rounding, nothing else
     derainer._pixels = size[0] * size[1] * derainer.at_once // 2
-    assert len(split(*size, derainer._pixels // derainer.at_once, 0, network.size_divisor)) > 1
+    assert len(split(*size, derainer._pixels // derainer.at_once, 0, 4)) > 1
     assert np.abs(np.stack(list(derainer(clip))) - expected).max() < 0.51
     by_tensors = [
         tensor.permute(1, 2, 0).numpy() for tensor in derainer(torch.from_numpy(clip / 255).float().movedim(3, 1))
@@ -110,15 +109,14 @@ def test_bf16_is_nearer_than_that_of_the_whole_frame_and_far_within_45_db_on_rea
     assert psnr_between(frames, exact) > max(50, psnr_between(whole, exact))
 
 
-@pytest.mark.parametrize("block", [2, 4])
-def test_blocks_are_those_of_pixel_unshuffle_in_the_order_of_memory(block):
-    frame = clip_of(1, 12, 8)[0]
-    blocks = to_blocks(frame, block)
-    expected = F.pixel_unshuffle(torch.from_numpy(frame).permute(2, 0, 1).float(), block)
-    expected = expected.unflatten(0, (3, block, block)).permute(3, 4, 1, 2, 0).flatten(2)
+def test_blocks_are_those_of_pixel_unshuffle_in_the_order_of_memory():
+    frame = clip_of(1, 6, 8)[0]
+    blocks = to_blocks(frame)
+    expected = F.pixel_unshuffle(torch.from_numpy(frame).permute(2, 0, 1).float(), 2)
+    expected = expected.unflatten(0, (3, 2, 2)).permute(3, 4, 1, 2, 0).flatten(2)
     assert np.array_equal(blocks, expected.numpy())
     for dtype in (torch.float32, torch.bfloat16):
-        back = from_blocks(torch.from_numpy(blocks).to(dtype).permute(2, 0, 1)[None], block)
+        back = from_blocks(torch.from_numpy(blocks).to(dtype).permute(2, 0, 1)[None])
         assert back.dtype == np.float32 and np.array_equal(back, frame)
 
 
@@ -126,11 +124,11 @@ def test_blocks_are_those_of_pixel_unshuffle_in_the_order_of_memory(block):
 @torch.no_grad()
 def test_for_pixels_is_the_same_network_in_other_units(form):
     network = network_of(form).double()
-    frames = torch.rand(network.num_seen, 8, 16, 3).double() * 255
-    in_blocks = [to_blocks(frame.numpy(), network.block) for frame in frames]
-    blocks = torch.from_numpy(np.concatenate(in_blocks, 2)).permute(2, 0, 1)[None]
-    added = network.for_pixels().forward_blocks(blocks).contiguous(memory_format=torch.channels_last).float()
-    added = from_blocks(added, network.block)
+    frames = torch.rand(network.num_seen, 8, 12, 3).double() * 255
+    blocks = torch.from_numpy(np.concatenate([to_blocks(frame.numpy()) for frame in frames], 2)).permute(2, 0, 1)[None]
+    added = from_blocks(
+        network.for_pixels().forward_blocks(blocks).contiguous(memory_format=torch.channels_last).float()
+    )
     window = frames.permute(0, 3, 1, 2)[None] / 255
     expected = network(window)[0] - window[0, network.num_frame // 2]
     np.testing.assert_allclose(added, 255 * expected.permute(1, 2, 0).numpy(), atol=1e-3)
