@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import signal
 import threading
@@ -22,11 +21,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from csd_plugin.data.images import one_depth, read_image
+from csd_plugin.data.images import one_depth
 from csd_plugin.data.video import open_reader, open_writer
-from csd_plugin.data.video.camera import is_camera
-from csd_plugin.data.video.folder import FolderWriter
-from csd_plugin.data.video.interface import PIPE, EmptyPart, FrameReader, Position
+from csd_plugin.data.video.interface import EmptyPart, FrameReader, Position
+from csd_plugin.data.video.pipes import comes_once
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.cuts import CutDetector
 from csd_plugin.inference.facts import Facts
@@ -152,7 +150,7 @@ def has_deep_frames(source: Path) -> bool:
 
     A first look: what is wrong with the source, or left out of it, is said by the job that reads it.
     """
-    if source == PIPE or is_camera(source):
+    if comes_once(source):
         return False
     said = logging.getLogger("csd_plugin.data.video")
     level = said.level
@@ -240,24 +238,15 @@ def _resume_at(
     num_panel: pictures side by side in a frame that is written. inputs: as `open_writer` has it.
     Raises CSDError where frames of another size are there.
     """
-    if source == PIPE or is_camera(source):
+    if comes_once(source):
         raise CSDError(
             f"{source}: frames from a pipe or camera cannot be read again, so --resume needs a file or a folder"
         )
-    with open_reader(source, start=start, end=end, fps=fps) as reader:
-        writer = open_writer(output, like=reader, overwrite=True, inputs=inputs)
-        if not isinstance(writer, FolderWriter):
-            writer.abort()
-            raise CSDError(f"{output}: only a folder of frames can be resumed; for a video, run again without --resume")
-        there, size = writer.there(), (reader.size[0] * num_panel, reader.size[1])
-        if there and (found := read_image(there).shape[1::-1]) != size:
-            raise CSDError(
-                f"{there} is {found[0]}x{found[1]}, frames would now be {size[0]}x{size[1]}; --resume needs the "
-                f"same clip and options"
-            )
-        count = reader.num_frames if reader.counted else None
-        done = next(i for i in itertools.count() if i == count or not writer.file(i).exists())
-        return None if done == count else reader.first + done
+    with ExitStack() as stack:
+        reader = stack.enter_context(open_reader(source, start=start, end=end, fps=fps))
+        writer = stack.enter_context(open_writer(output, like=reader, overwrite=True, inputs=inputs))
+        done = writer.resume_at((reader.size[0] * num_panel, reader.size[1]))
+        return None if done is None else reader.first + done
 
 
 def sample_windows(source: Path, facts: Facts, *, count: int = 16, size: int = 512) -> list[Tensor]:

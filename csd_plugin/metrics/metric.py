@@ -38,6 +38,8 @@ class Metric:
     #: What a view has to have: the truth; the frame before. Of a frame without it there is no value.
     needs_truth: ClassVar[bool] = False
     temporal: ClassVar[bool] = False
+    #: Whether it imports torchvision, which `compat.prepare_imports` then makes ready.
+    uses_torchvision: ClassVar[bool] = False
     #: The `type` in `val.metrics`; None where the toolbox has such a function itself.
     function: ClassVar[str | None] = None
 

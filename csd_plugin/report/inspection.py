@@ -112,13 +112,11 @@ def _describe(
 
 
 def _operations(network: nn.Module, interface: Interface, size: int) -> str:
-    shape = (3, size, size) if interface.kind == "image" else (interface.num_frame, 3, size, size)
     try:
-        count = complexity(network, shape).operations
+        count = complexity(network, interface.input_shape(size, size)).operations
     except CSDError as error:  # without mmengine
         return str(error)
-    frames = interface.num_frame if interface.kind == "sequence" else 1
-    return f"{count / frames / 1e9:.2f} G multiply-adds per frame of {size}x{size}"
+    return f"{count / interface.num_made / 1e9:.2f} G multiply-adds per frame of {size}x{size}"
 
 
 def _warnings(

@@ -12,7 +12,7 @@ import io
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -36,6 +36,7 @@ from csd_plugin.data.video.colours import (
     is_rgb,
     to_rgb,
 )
+from csd_plugin.data.video.interface import Look
 from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
@@ -80,25 +81,6 @@ _USUAL_RATE = Fraction(25)
 """A rate that encoders take which know some rates only; times are the container's matter."""
 _FARTHEST = 12.0
 """Mean difference, in levels, of a trial's picture from itself; a picture taken for another format is far beyond."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the pictures of a video are.
-
-    codec: FFmpeg's name, None where there is none yet.
-    pix_fmt: the format of pixels.
-    bit_rate: of the source, 0 where it is not known.
-    field_order: FFmpeg's number, 1 for whole pictures.
-    """
-
-    pix_fmt: str
-    colours: Colours
-    codec: str | None = None
-    bit_rate: int = 0
-    pixel_aspect: Fraction | None = None
-    field_order: int = 1
-    light: Light = field(default_factory=Light)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from videos import make_video, picture
 from csd_plugin.atomic import draft_of
 from csd_plugin.data.video import open_reader, open_writer
 from csd_plugin.data.video.colours import Colours, from_rgb, to_rgb
-from csd_plugin.data.video.encoders import Look, Setup, write_one
+from csd_plugin.data.video.encoders import Setup, write_one
+from csd_plugin.data.video.interface import Look
 from csd_plugin.errors import CSDError
 
 X264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p")
