@@ -10,7 +10,8 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -110,18 +111,38 @@ def _keep_unsaved_networks(check_resume: Any) -> Any:
 
 
 def repair_launch() -> None:
-    """Repairs for our launchers: options read as data only, resume and several processes without a GPU; losses that
-    compare like with like."""
+    """Repairs for our launchers: options read as data only, resume and several processes without a GPU; batches that
+    stay in a GPU's memory while they are read; losses that compare like with like."""
     from csd_plugin.options import safe_ordered_yaml
 
     options = importlib.import_module("basicsr.utils.options")
     options.ordered_yaml = safe_ordered_yaml  # type: ignore[attr-defined]
     options.init_dist = init_dist  # type: ignore[attr-defined]
     importlib.import_module("basicsr.train").load_resume_state = load_resume_state  # type: ignore[attr-defined]
+    _record_streams()
     for name, module in list(sys.modules.items()):
         build_loss = getattr(module, "build_loss", None) if name.startswith("basicsr.models.") else None
         if build_loss is not None and not hasattr(build_loss, "__wrapped__"):
             module.build_loss = _checking_shapes(build_loss)  # type: ignore[attr-defined]
+
+
+def _record_streams() -> None:
+    """The toolbox's CUDAPrefetcher copies batches on a stream of its own and does not say that others read them: the
+    memory of a batch could be given to the next one while the step still reads it."""
+    prefetcher = importlib.import_module("basicsr.data.prefetch_dataloader").CUDAPrefetcher
+    following = prefetcher.next
+    if hasattr(following, "__wrapped__"):
+        return
+
+    @functools.wraps(following)
+    def next(self: Any) -> Any:
+        batch = following(self)
+        for value in (batch or {}).values():
+            if torch.is_tensor(value) and value.is_cuda:
+                value.record_stream(torch.cuda.current_stream())
+        return batch
+
+    prefetcher.next = next
 
 
 def _checking_shapes(build_loss: Any) -> Any:
@@ -154,6 +175,17 @@ def shape_advice(output: tuple[int, ...], truth: tuple[int, ...]) -> str:
         "it gives all frames of each clip: set num_target of datasets.train to its num_frame, more than 1, or take "
         "REDSRecurrentDataset or a similar set"
     )
+
+
+@contextmanager
+def uncompiled(network: torch.nn.Module) -> Iterator[None]:
+    """Run as written inside, whatever `network.compile()` has made of it; torch has no public way back."""
+    compiled = getattr(network, "_compiled_call_impl", None)
+    network._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        network._compiled_call_impl = compiled
 
 
 def repair_bf16_conv3d() -> None:

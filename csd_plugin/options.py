@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from csd_plugin.archs import NETWORKS
 from csd_plugin.data.datasets import DATASETS
+from csd_plugin.devices import gpus_of
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.schedule import check_weight
 from csd_plugin.distill.settings import read_distillation, teacher_labels, teacher_shares
@@ -65,7 +66,7 @@ class FileSection(ToolboxSection):
 
     name: str = Field(min_length=1, description="names experiments/NAME and results/NAME")
     model_type: str = Field(description="VideoDerainModel or DistillModel")
-    num_gpu: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(description="0 for the CPU, auto for all GPUs")
+    num_gpu: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(description="0 for the CPU, auto for a GPU if there is one")
     datasets: dict[str, dict] = Field(description="train, val, val_2 .. or test_1, test_2 ..")
     path: dict
     manual_seed: int | None = Field(None, ge=0, le=_LARGEST)
@@ -469,6 +470,8 @@ def safe_ordered_yaml() -> tuple[type, type]:
             check_file(content, self.name)
             if isinstance(content, dict) and content.get("val", {}) is None:
                 del content["val"]  # the toolbox's --debug writes into it where it is there
+            if content.get("model_type") in MODELS:
+                content["num_gpu"] = gpus_of(content["num_gpu"])  # the toolbox would take all, by threads of one process
             return content
 
     class Dumper(yaml.SafeDumper):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of
+from csd_plugin.devices import forked_random
 from csd_plugin.distill.adapters import AdaptedObjective
 from csd_plugin.distill.fidelity import filled, mismatches, report
 from csd_plugin.distill.health import HealthMonitor
@@ -74,7 +75,7 @@ class DistillModel(VideoDerainModel):
         self.monitor: HealthMonitor | None = None
         if self.distillation.teaches:
             # Stage 1 draws none of these numbers: without the fork, its data and ours would differ.
-            with torch.random.fork_rng():
+            with forked_random():
                 self.teachers = [self._build_teacher(*item) for item in self.distillation.teachers.items()]
             if self.teachers[0].taps:
                 student = self.get_bare_model(self.net_g)
@@ -137,6 +138,10 @@ class DistillModel(VideoDerainModel):
     def parameters_to_optimize(self) -> list[nn.Parameter]:
         cells = [p for teacher in self.teachers for p in teacher.objective.parameters() if p.requires_grad]
         return super().parameters_to_optimize() + cells
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [*super().networks, *(teacher.network for teacher in self.teachers)]
 
     @property
     def num_frame(self) -> int:

@@ -16,6 +16,7 @@ from torch import nn
 from csd_plugin import compat, options
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of
+from csd_plugin.devices import forked_random
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.interface import feature_pairs
 from csd_plugin.distill.objective import Objective, build_objective, weighted_sum
@@ -44,7 +45,7 @@ def check_run(opt: dict[str, Any]) -> None:
     """
     _find_type(MODEL_REGISTRY, opt["model_type"], "model_type")
     if opt["model_type"] not in options.MODELS:
-        with torch.random.fork_rng():
+        with forked_random():
             check_pairs(opt, lambda: _build_network(opt["network_g"], "network_g"))
         return
     check_devices(opt)
@@ -60,7 +61,7 @@ def check_run(opt: dict[str, Any]) -> None:
         needed += [f"network_{label}" for label in read_distillation(opt).taught_by()]
     _check_data(opt, {name: interfaces[name] for name in needed})
     if opt["is_train"]:
-        with torch.random.fork_rng():
+        with forked_random():
             for name in needed:
                 check_network(name, networks[name], interfaces[name], opt)
     if distils(opt) and opt["datasets"]["train"]["type"] in options.DATASETS:
@@ -81,7 +82,7 @@ def check_parts(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str,
     for key, content in opt["datasets"].items():
         _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
     _metrics(opt.get("val") or {})
-    with torch.random.fork_rng():
+    with forked_random():
         networks, interfaces = build_networks(opt)
         if opt["is_train"] and opt["model_type"] in options.MODELS:
             if distils(opt):
@@ -151,10 +152,11 @@ def check_devices(opt: Mapping[str, Any]) -> None:
         raise CSDError(
             f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} were found; use 0 for the CPU, or auto"
         )
-    if distils(opt) and opt["num_gpu"] > 1 and not opt["dist"]:
+    if opt["num_gpu"] > 1 and not opt["dist"]:
+        job = "train" if opt["is_train"] else "test"
         raise CSDError(
-            f"num_gpu is {opt['num_gpu']}: a DistillModel takes one process per GPU; set num_gpu: 1, or use "
-            f"torchrun --nproc_per_node {opt['num_gpu']} -m csd_plugin.train .. --launcher pytorch"
+            f"num_gpu is {opt['num_gpu']}: these models take one process per GPU; set num_gpu: 1, or use "
+            f"torchrun --nproc_per_node {opt['num_gpu']} -m csd_plugin.{job} .. --launcher pytorch"
         )
 
 
@@ -251,12 +253,11 @@ def _check_loader(num_clip: int, content: dict[str, Any], opt: dict[str, Any]) -
     batch = content["batch_size_per_gpu"]
     total = int(opt["train"]["total_iter"])
     epochs = math.ceil(total / math.ceil(num_clip * ratio / (batch * opt["world_size"]))) + 1
-    loaded = batch if opt["dist"] else batch * max(opt["num_gpu"], 1)
-    possible = epochs * (math.ceil(num_clip * ratio / opt["world_size"]) // loaded)
+    possible = epochs * (math.ceil(num_clip * ratio / opt["world_size"]) // batch)
     if possible < total:
-        whole = ratio * loaded * opt["world_size"] // math.gcd(num_clip * ratio, loaded * opt["world_size"])
+        whole = ratio * batch * opt["world_size"] // math.gcd(num_clip * ratio, batch * opt["world_size"])
         raise CSDError(
-            f"datasets.train: with {num_clip} clips of {content['num_frame']} frames and batches of {loaded}, training "
+            f"datasets.train: with {num_clip} clips of {content['num_frame']} frames and batches of {batch}, training "
             f"would end after {possible} of {total} iterations; set dataset_enlarge_ratio to {whole}"
         )
 

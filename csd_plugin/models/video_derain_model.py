@@ -20,7 +20,9 @@ from csd_plugin import compat
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of
 from csd_plugin.atomic import replacing
+from csd_plugin.devices import half_precision_warnings
 from csd_plugin.errors import CSDError
+from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.average import average_warnings, decay_at, update_average
 from csd_plugin.models.batches import as_clips
 from csd_plugin.models.resuming import by_options, option_changes
@@ -51,11 +53,18 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self.autocast_dtype = AUTOCAST_DTYPES[train_opt["autocast"]]
             if self.device.type == "cpu":
                 compat.repair_bf16_conv3d()
+            for line in half_precision_warnings(self.networks, self.autocast_dtype, self.device):
+                get_root_logger().warning(f"train.autocast: {line}")
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast_dtype == torch.float16 and self.device.type == "cuda"
         )
         super().init_training_settings()
         self.compile_for_training(self.get_bare_model(self.net_g))
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """All that a step runs."""
+        return [self.net_g]
 
     def compile_for_training(self, network: nn.Module) -> None:
         """Where `train.compile` says so, in place: hooks, weights and their names stay what they are."""
@@ -92,6 +101,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         self.scaler.step(self.optimizer_g)
         self.scaler.update()
         self.log_dict = self.reduce_loss_dict(OrderedDict({**losses, **diagnostics}))
+        if current_iter % self.opt["logger"]["print_freq"] == 0:
+            self._warn_of_rounding(current_iter)
         if self.ema_decay > 0:
             warms_up = self.opt["train"].get("ema_warmup", True)
             self.model_ema(decay_at(current_iter, self.ema_decay) if warms_up else self.ema_decay)
@@ -134,6 +145,15 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             cause = "lower train.optim_g.lr, set train.grad_clip, or switch train.autocast off"
         clips = ", ".join(self.sample_names) or "this batch"
         raise CSDError(f"iteration {current_iter}: {', '.join(bad)} is not finite on {clips}: {cause}")
+
+    def _warn_of_rounding(self, current_iter: int) -> None:
+        """SSIM is at most 1, so that 1 - SSIM below 0 is numbers that were rounded on the way."""
+        recon = self.log_dict["l_recon"]
+        if recon < 0 and isinstance(self.cri_pix, PyramidSSIMLoss):
+            get_root_logger().warning(
+                f"iteration {current_iter}: l_recon is {recon:.3g}, and 1 - SSIM cannot be below 0: the device rounds "
+                f"float32 (TF32?); the loss teaches wrongly where it is small"
+            )
 
     def _clip_gradient(self, current_iter: int) -> Tensor:
         """Clip, and return the norm before; a scaler skips steps that are not finite by itself."""
