@@ -127,6 +127,12 @@ class TrainSection(ToolboxSection):
     grad_clip: float = Field(0, ge=0, description="largest norm of the gradient, 0 for none")
     autocast: Literal["bf16", "fp16"] | None = Field(None, description="number format inside the networks")
     compile: bool = Field(False, description="run the networks with torch.compile: slow to start, then faster on GPUs")
+    accumulate: int = Field(
+        1, ge=1, le=_MOST, description="parts in which a batch goes through the networks; memory is that of one part"
+    )
+    skip_limit: int = Field(
+        10, ge=0, le=_LONGEST, description="batches whose loss is not finite that are left out before the run ends"
+    )
     health: bool = Field(True, description="measure what each term of a DistillModel does to the student")
     distill_opt: dict | None = Field(None, description="objective of a DistillModel and the weights of its terms")
 
@@ -170,6 +176,11 @@ class LoggerSection(ToolboxSection):
     print_freq: Steps
     save_checkpoint_freq: Steps
     use_tb_logger: bool
+    keep_checkpoints: int | None = Field(None, ge=1, le=_LONGEST, description="newest sets of files kept; default: all")
+    keep_best: str | None = Field(
+        None,
+        description="metric, nturain_y/psnr or one of val.metrics: models/net_g_best.pth is the best of datasets.val",
+    )
     wandb: dict | None = None
 
 

@@ -12,6 +12,7 @@ from basicsr.archs import build_network
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of
@@ -139,6 +140,10 @@ class DistillModel(VideoDerainModel):
         cells = [p for teacher in self.teachers for p in teacher.objective.parameters() if p.requires_grad]
         return super().parameters_to_optimize() + cells
 
+    def synchronised_networks(self) -> list[DistributedDataParallel]:
+        objectives = (teacher.objective for teacher in self.teachers)
+        return super().synchronised_networks() + [o for o in objectives if isinstance(o, DistributedDataParallel)]
+
     @property
     def networks(self) -> list[nn.Module]:
         return [*super().networks, *(teacher.network for teacher in self.teachers)]
@@ -171,7 +176,7 @@ class DistillModel(VideoDerainModel):
         scalars |= {f"l_{name}": loss.detach() for name, loss in raw.items()}
         status = by_name(compared, lambda comparison: comparison.terms.diagnostics)
         scalars |= {f"status/{name}": value for name, value in status.items()}
-        if self.monitor is not None:
+        if self.monitor is not None and self.part == 0:
             due = current_iter % self.opt["logger"]["print_freq"] == 0
             if due or not self.monitor.start:
                 scalars |= self._examine(losses["l_recon"], student, compared)
@@ -216,8 +221,7 @@ class DistillModel(VideoDerainModel):
             features[scale] = tuple(interface.features(tap.take(), batch, num_target, tap.path) for tap in taps)
         return ClipView(outputs[1], features)
 
-    def optimize_parameters(self, current_iter: int) -> None:
-        super().optimize_parameters(current_iter)
+    def after_step(self) -> None:
         for teacher in self.teachers:
             self.get_bare_model(teacher.objective).after_step()
 

@@ -22,6 +22,7 @@ from csd_plugin.distill.interface import feature_pairs
 from csd_plugin.distill.objective import Objective, build_objective, weighted_sum
 from csd_plugin.distill.settings import Distillation, read_distillation, teacher_labels
 from csd_plugin.errors import CSDError, out_of_memory, suggestion
+from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.results import load_results
 from csd_plugin.models.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.models.pairing import check_foreign_set, check_network, check_pairs, check_role
@@ -55,6 +56,8 @@ def check_run(opt: dict[str, Any]) -> None:
             "logger.use_tb_logger: tensorboard is not installed; pip install tensorboard, or set it to false"
         )
 
+    if opt["is_train"]:
+        _check_keep_best(opt)
     networks, interfaces = check_parts(opt)
     needed = ["network_g"]
     if distils(opt):
@@ -68,7 +71,7 @@ def check_run(opt: dict[str, Any]) -> None:
         _check_features(opt, networks, interfaces)
 
     for name in needed:
-        if not (name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)):
+        if not (name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)[0]):
             _check_checkpoint(opt["path"], name, networks[name])
 
 
@@ -182,6 +185,18 @@ def _check_validation(val: dict[str, Any]) -> None:
             raise CSDError(f"val.baseline: {error}; test that network first, or leave val.baseline out") from error
 
 
+def _check_keep_best(opt: Mapping[str, Any]) -> None:
+    metric = opt["logger"].get("keep_best")
+    if metric is None:
+        return
+    if not opt.get("val") or "val" not in opt["datasets"]:
+        raise CSDError("logger.keep_best: it needs validation; give the sections val and datasets.val, or leave it out")
+    known = [f"{protocol}/{value}" for protocol in PROTOCOLS for value in Quality._fields]
+    known += opt["val"].get("metrics") or {}
+    if metric not in known:
+        raise CSDError(f"logger.keep_best: {metric!r} is unknown{suggestion(metric, known)}")
+
+
 def _try_optimizer(optim_type: Any, network: nn.Module, keywords: Mapping[str, Any]) -> None:
     """Build it; some optimizers say only in their first step what they need."""
     weights = [nn.Parameter(torch.zeros_like(weight)) for weight in network.parameters()]
@@ -245,6 +260,12 @@ def _check_data(opt: dict[str, Any], interfaces: dict[str, Interface]) -> None:
 def _check_loader(num_clip: int, content: dict[str, Any], opt: dict[str, Any]) -> None:
     if content.get("persistent_workers") and not content["num_worker_per_gpu"]:
         raise CSDError("datasets.train: persistent_workers needs num_worker_per_gpu of 1 or more; switch it off")
+    parts = opt["train"].get("accumulate", 1)
+    if parts > content["batch_size_per_gpu"]:
+        raise CSDError(
+            f"train.accumulate: {parts} parts of batches of {content['batch_size_per_gpu']} clips; batch_size_per_gpu "
+            f"is the whole batch: raise it, or lower train.accumulate"
+        )
     if content.get("prefetch_mode") == "cuda" and not (content.get("pin_memory") and opt["num_gpu"]):
         raise CSDError("datasets.train: prefetch_mode: cuda needs pin_memory: true and a GPU; leave it out")
 

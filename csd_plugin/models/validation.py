@@ -29,6 +29,7 @@ from csd_plugin.metrics.protocols import score_frame, to_uint8
 from csd_plugin.metrics.scores import Scores
 from csd_plugin.metrics.table import WITHOUT_TRUTH, share
 from csd_plugin.models.batches import Item, read_test_item
+from csd_plugin.models.stopping import REQUEST
 
 
 class ValidationMixin:
@@ -81,6 +82,9 @@ class ValidationMixin:
         hidden = True if rank or not self.opt["val"].get("pbar", True) else None  # None: where there is a terminal
         with tqdm(total=len(indices), unit="frame", desc=name, disable=hidden) as bar:
             for items in _batches(dataset, indices, self.opt["val"].get("batch_size", 2), num_frame):
+                if self.opt["is_train"] and REQUEST.signal and not self.opt["dist"]:
+                    # several processes stop together, after their next step
+                    self.save_and_stop(int(current_iter), REQUEST.signal)  # type: ignore[attr-defined]
                 outputs = self._predict(network, torch.stack([item.lq for item in items]))
                 for item, output in zip(items, outputs, strict=True):
                     result = to_uint8(output)
@@ -176,6 +180,8 @@ class ValidationMixin:
             baseline=self.opt["val"].get("baseline"),
         )
         best = self._update_best(name, summary, current_iter)
+        if training:
+            self.remember_best(name, current_iter)  # type: ignore[attr-defined]
         lines = [f"Validation {name}{share(list(true), [*true, *alone]) if true else ''}"]
         for metric, value in summary.items():
             lines.append(f"\t # {metric}: {value:.4f}\tBest: {best[metric][0]:.4f} @ {best[metric][1]} iter")
