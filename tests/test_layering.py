@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": {"types", "devices"},
     "metrics": {"types", "extensions", "data.layout", "data.images"},
     "weights": {"types", "archs", "data.video", "inference", "metrics", "report"},
-    "distill": {"types", "losses", "archs"},
+    "distill": {"types", "losses", "archs", "data.batches"},
     "inference": {"types", "devices", "archs", "data.windows", "data.images", "data.video"},
     "export": {"types", "archs", "inference"},
     "report": {"types", "devices", "archs", "inference", "metrics", "data", "distill", "options", "models", "weights"},
