@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin import extensions
-from csd_plugin.archs import NETWORKS, presets_of
+from csd_plugin.archs import Untrained, untrained
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.bench.measure import MatrixRate, finished, in_turns, median
 from csd_plugin.bench.operations import Operations, operations
@@ -131,33 +130,21 @@ def find_network(name: str) -> nn.Module:
 
     Raises CSDError.
     """
-    found = _untrained(name)
+    found = _find_untrained(name)
     if found is None and Path(name).exists():
         return load_network(name)
     if found is None:  # other packages are imported only where they are needed
         faults = list(extensions.load())
-        found = _untrained(name)
+        found = _find_untrained(name)
     if found is None:
+        known = ", ".join(dict.fromkeys(network.name for network in untrained()))
         also = "".join(f"; {fault}" for fault in faults)
-        raise CSDError(f"--networks {name}: is not a file and not one of {', '.join(_known())}{also}")
-    cls, numbers = found
-    return cls(**numbers).eval()
+        raise CSDError(f"--networks {name}: is not a file and not one of {known}{also}")
+    return found.cls(**found.numbers).eval()
 
 
-def _untrained(name: str) -> tuple[type[nn.Module], Mapping[str, Any]] | None:
-    return _known().get(name)
-
-
-def _known() -> dict[str, tuple[type[nn.Module], Mapping[str, Any]]]:
-    """Name -> class and keywords of the networks that can be built without weights."""
-    known: dict[str, tuple[type[nn.Module], Mapping[str, Any]]] = {}
-    for cls in NETWORKS.values():
-        needed = [p for p in inspect.signature(cls).parameters.values() if p.default is p.empty]
-        if needed and not presets_of(cls):
-            continue
-        for preset, numbers in (presets_of(cls) or {cls.__name__.lower(): {}}).items():
-            known.setdefault(preset, (cls, numbers))
-    return known
+def _find_untrained(name: str) -> Untrained | None:
+    return next((network for network in untrained() if network.name == name), None)
 
 
 Run = tuple[int, int, Callable[[Tensor], Tensor]]
