@@ -117,17 +117,39 @@ class TrainSection(ToolboxSection):
     """`train`."""
 
     total_iter: Steps = Field(description="optimizer steps")
-    optim_g: dict = Field(description="type, any of torch.optim, and its keywords")
-    scheduler: dict = Field(description="type and keywords, as in the toolbox")
-    pixel_opt: dict = Field(description="the reconstruction loss")
+    optim_g: dict = Field(description="`type`, any optimizer of torch.optim, `lr` and its other keywords")
+    scheduler: dict = Field(
+        description="`MultiStepLR` (`milestones`, `gamma`) or `CosineAnnealingRestartLR` (`periods`, "
+        "`restart_weights`, `eta_min`)"
+    )
+    pixel_opt: dict = Field(description="the reconstruction loss, `type: PyramidSSIMLoss`, see below")
     warmup_iter: float = Field(-1, ge=-1, le=_LONGEST, description="steps of linear warm-up, -1 for none")
-    ema_decay: float = Field(0, ge=0, lt=1, description="decay of the averaged weights (params_ema), 0 for none")
-    ema_warmup: bool = Field(True, description="decay at step n at most (1 + n) / (10 + n)")
+    ema_decay: float = Field(
+        0, ge=0, lt=1, description="decay of the averaged weights `params_ema`, which are validated; 0 for none"
+    )
+    ema_warmup: bool = Field(
+        True,
+        description="the average warms up: its decay at step n is at most (1 + n) / (10 + n), so that short runs "
+        "forget their start",
+    )
     grad_clip: float = Field(0, ge=0, description="largest norm of the gradient, 0 for none")
-    autocast: Literal["bf16", "fp16"] | None = Field(None, description="number format inside the networks")
-    compile: bool = Field(False, description="run the networks with torch.compile: slow to start, then faster on GPUs")
-    health: bool = Field(True, description="measure what each term of a DistillModel does to the student")
-    distill_opt: dict | None = Field(None, description="objective of a DistillModel and the weights of its terms")
+    autocast: Literal["bf16", "fp16"] | None = Field(
+        None, description="`bf16` or `fp16` inside the networks; by default float32"
+    )
+    compile: bool = Field(
+        False,
+        description="run the networks with torch.compile: a minute or more to start, then faster on a GPU; needs "
+        "Triton on a GPU, a C++ compiler on a CPU",
+    )
+    health: bool = Field(
+        True,
+        description="for a `DistillModel`: measure what each term does to the student, on logged iterations (see "
+        "below)",
+    )
+    distill_opt: dict | None = Field(
+        None,
+        description="of a `DistillModel`: `type`, its `weights` (one for each of its terms) and options; `teachers`",
+    )
 
 
 class OptimizerSection(TypedSection):
@@ -155,12 +177,19 @@ class ValSection(ToolboxSection):
     """`val`."""
 
     save_img: bool = Field(description="write the derained frames")
-    val_freq: Steps | None = Field(None, description="steps between validations")
+    val_freq: Steps | None = Field(None, description="steps between validations; required in training")
     suffix: str | None = Field(None, description="added to the names of written frames")
-    batch_size: int = Field(2, gt=0, le=_MOST, description="windows that go through the network at once")
-    metrics: dict[str, dict] | None = Field(None, description="metrics of the toolbox, in addition to both protocols")
-    baseline: str | None = Field(None, description="results .json over which the table shows gains")
-    pbar: bool = True
+    batch_size: int = Field(
+        2,
+        gt=0,
+        le=_MOST,
+        description="windows that go through the network at once; for S2VD the frames that it sees together",
+    )
+    metrics: dict[str, dict] | None = Field(
+        None, description="BasicSR's metrics and ours, in addition to both protocols"
+    )
+    baseline: str | None = Field(None, description="a results `.json`: the table shows the gain over it")
+    pbar: bool = Field(True, description="show a progress bar")
 
 
 class LoggerSection(ToolboxSection):

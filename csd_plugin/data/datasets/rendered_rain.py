@@ -29,10 +29,10 @@ _BLOCK = 16
 class RenderedRainOptions(TrainingOptions):
     """What `RenderedRainDataset` takes."""
 
-    rain: str = option("nturain", "preset around which the rain varies")
+    rain: str = option("nturain", "preset of `csd rain` around which the rain varies")
     quality: tuple[int, int] | None = option(
         None,
-        "range of JPEG qualities for rainy frames, as NTURain's are JPEG files",
+        "JPEG qualities [low, high] for rainy frames, as NTURain's are JPEG files",
         each={"ge": 1, "le": 100},
     )
 
