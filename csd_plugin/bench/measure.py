@@ -129,6 +129,15 @@ def check_report(path: Path | None) -> None:
         raise CSDError(f"--json {path}: the folder {path.parent} does not exist; make it first")
 
 
+def publish(
+    table: str, path: Path | None, content: Mapping[str, Any], plot: Callable[[Any], None] | None = None
+) -> None:
+    """Print the table; with a path, write it there with the figures and the machine, see `save_report`."""
+    print(table)
+    if path:
+        print("\n" + save_report(path, {"machine": machine()} | dict(content), table, plot))
+
+
 def save_report(path: Path, content: Mapping[str, Any], table: str, plot: Callable[[Any], None] | None = None) -> str:
     """The figures to `path`, the table next to it as .md and, where matplotlib is installed, the plot as .png.
 

@@ -24,6 +24,8 @@ from csd_plugin.inference.backends import BACKENDS, GRAPH_SUFFIXES, open_backend
 from csd_plugin.inference.facts import Facts
 from csd_plugin.inference.graph import DTYPES
 from csd_plugin.report.text import markdown
+from csd_plugin.weights import NETWORKS as SHIPPED
+from csd_plugin.weights import find_checkpoint
 
 _SEQUENCE = 8
 """Frames that count of one pass of a network of sequences."""
@@ -126,18 +128,23 @@ def _note_rate(rates: Mapping[str, list[float]], rates_of: Mapping[str, MatrixRa
 
 
 def find_network(name: str) -> nn.Module:
-    """A preset, a network without presets by its name in lower case, or a checkpoint; the first two untrained.
+    """The network that a name means, in eval mode.
 
-    Raises CSDError.
+    Args:
+        name: a preset, or a network without presets by its name in lower case, both untrained; a network that comes
+            with the package; or the path of a checkpoint. The first that there is counts.
+
+    Raises:
+        CSDError: a name of nothing, or a checkpoint that cannot be read.
     """
     found = _find_untrained(name)
-    if found is None and Path(name).exists():
-        return load_network(name)
+    if found is None and (name in SHIPPED or Path(name).exists()):
+        return load_network(find_checkpoint(name))
     if found is None:  # other packages are imported only where they are needed
         faults = list(extensions.load())
         found = _find_untrained(name)
     if found is None:
-        known = ", ".join(dict.fromkeys(network.name for network in untrained()))
+        known = ", ".join(dict.fromkeys([*(network.name for network in untrained()), *SHIPPED]))
         also = "".join(f"; {fault}" for fault in faults)
         raise CSDError(f"--networks {name}: is not a file and not one of {known}{also}")
     return found.cls(**found.numbers).eval()
