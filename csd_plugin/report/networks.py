@@ -139,7 +139,9 @@ def as_json(
         "seconds_a_frame": {"size": list(SIZE), "by": _computer()},
         "rainy": dict(rainy),
         "networks": [
-            asdict(network) | {"path": str(network.path), "seconds_a_frame": seconds[name]}
+            asdict(network)
+            | {"path": str(network.path), "seconds_a_frame": seconds[name]}
+            | {"licence": network.license}  # as it was spelled: programs read it
             for name, network in networks.items()
         ],
         "trainable": [asdict(one) for one in others],

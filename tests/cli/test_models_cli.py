@@ -53,6 +53,7 @@ def test_all_that_is_known_for_programs(capsys, monkeypatch):
     for entry, network in zip(content["networks"], NETWORKS.values(), strict=True):
         assert (entry["name"], entry["path"], entry["scores"]) == (network.name, str(network.path), network.scores)
         assert entry["seconds_a_frame"] == seconds[FASTEST]
+        assert entry["license"] == entry["licence"] == network.license
 
 
 def test_networks_built_alike_are_as_fast(monkeypatch):
