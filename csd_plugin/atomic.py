@@ -16,7 +16,7 @@ _LONGEST_NAME = 255
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A hidden name beside `path`, of its suffix, to write to: it takes the place of `path` at the end.
+    """A hidden name next to `path`, with its suffix, to write to: it takes the place of `path` at the end.
 
     After an error what was there before is there still, and nothing else. Processes do not meet under one name.
     """
@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def draft_of(path: Path) -> Path:
-    """A hidden name beside `path`, of its suffix, that no other process takes, and no longer than names may be."""
+    """A hidden name next to `path`, with its suffix, that no other process takes, and no longer than names may be."""
     tail = f".{os.getpid()}.part{path.suffix}"
     draft = path.with_name(f".{path.stem}{tail}")
     if len(os.fsencode(draft.name)) > _LONGEST_NAME:

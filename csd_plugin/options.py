@@ -31,7 +31,7 @@ from csd_plugin.distill.settings import read_distillation, teacher_labels, teach
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 
-# Of layers, channels, frames, clips: far more than anybody trains with, few enough not to fill the memory.
+# Layers, channels, frames, clips: far more than anybody trains with, few enough not to fill the memory.
 _MOST = 1024
 _LARGEST = 2**31 - 1  # that torch, numpy and the toolbox take everywhere
 _LONGEST = 10**9  # steps
@@ -259,7 +259,7 @@ class TapsSection(Section):
 
     student: list[str] | None = Field(None, min_length=1, description="module paths, `conv7` or `conv7:output`")
     teacher: list[str] | dict[str, list[str]] | None = Field(
-        None, min_length=1, description="as many as for the student; several teachers: t: [..], t2: [..]"
+        None, min_length=1, description="the same number as for the student; several teachers: t: [..], t2: [..]"
     )
     adapters: list[Literal["conv1x1", "resize"]] | None = Field(
         None, description="conv1x1: the student's features in the teacher's width; resize: in its size"
@@ -436,7 +436,7 @@ def _check_numbers(content: Any, where: str) -> None:
 
 
 def _told_in(where: str, check: Callable[..., Any], *arguments: Any) -> None:
-    """Let a part of the package check what it reads; a mistake is told with its place."""
+    """Let a part of the package check what it reads; a mistake is reported with its place."""
     try:
         check(*arguments)
     except CSDError as error:

@@ -39,7 +39,7 @@ class HalfNet(nn.Module):
         num_deep: residual pairs at a quarter of the resolution with twice the channels, in the middle of the others.
         causal: use only the window's first half and the target, (num_frame + 1) / 2 frames, so that a camera's picture
             need not wait for frames to come.
-        branches: a 1x1 convolution and, where the channels agree, the input itself beside every 3x3 convolution of a
+        branches: a 1x1 convolution and, where the channels agree, the input itself next to every 3x3 convolution of a
             pair while training; `merged` adds them up into one 3x3 convolution with the same results.
 
     Raises:

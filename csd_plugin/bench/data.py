@@ -1,6 +1,6 @@
 """Training samples per second from a folder of frames and from LMDB stores of it.
 
-A sample is num_frame rainy frames and as many clean ones, all cropped alike to gt_size. It is read from
+A sample is num_frame rainy frames and their clean ones, all cropped alike to gt_size. It is read from
   folder    the image files themselves
   source    an LMDB store of the files' own bytes
   png       an LMDB store of the frames as PNG

@@ -33,7 +33,13 @@ _SEQUENCE = 8
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """One contender. seconds: of each round, for one frame; rates: the machine's multiply-adds a second just before."""
+    """One contender.
+
+    Attributes:
+        seconds: of each round, for one frame.
+        rates: the machine's multiply-adds per second just before each round.
+        plain: seconds of the plain network in the same rounds; None where it was not measured.
+    """
 
     network: str
     backend: str
@@ -248,7 +254,7 @@ def speed_table(rows: Sequence[SpeedRow]) -> str:
 
 
 def draw(figure: Any, rows: Sequence[SpeedRow]) -> None:
-    """Bars of the useful multiply-adds a second, the matrix products' rate as a line."""
+    """Bars of the useful multiply-adds per second, the matrix products' rate as a line."""
     axes = figure.subplots()
     labels = [f"{row.network} {row.backend} {row.size[0]}x{row.size[1]} t{row.threads}" for row in rows]
     rates = [row.useful / median(row.seconds) / 1e9 if row.useful else 0 for row in rows]

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     keep_freed_memory()
     apart = verify(settings)
-    print(f"losses and gradients of the step per frame are ours, {apart:.0e} apart at most (fp32)\n")
+    print(f"losses and gradients of the step per frame equal ours to within {apart:.0e} (fp32)\n")
     rows = measure(settings, args.rounds)
     parts = profile(settings, args.rounds) if args.profile else {}
     shown = step_table(rows) + ("\n\n" + profile_table(parts) if parts else "")

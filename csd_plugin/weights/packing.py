@@ -1,4 +1,4 @@
-"""Putting a trained network among those that ship: its file, and what is known of it in the catalogue beside it."""
+"""Putting a trained network among those that ship: its file, and what is known of it in the catalogue next to it."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _halved(network: nn.Module) -> dict[str, Tensor]:
 
 
 def psnrs(network: nn.Module, rain: Path, truth: Path) -> list[float]:
-    """In dB of every protocol, over the first frames of a clip."""
+    """In dB for each protocol, over the first frames of a clip."""
     with open_reader(rain) as rainy, open_reader(truth) as clean:
         derained = Derainer(network)(islice(rainy, CHECKED_FRAMES))
         scores = [score_frame(ours, true) for ours, true in zip(derained, clean, strict=False)]

@@ -46,7 +46,7 @@ class RenderedRainDataset(TrainingDataset):
     opt: `RenderedRainOptions`. dataroot: clean clips, a folder of folders of frames, or an LMDB store of it;
     split: where it is in NTURain's layout, whose NAME_GT to take.
 
-    Raises CSDError for data that does not fit together, at construction where headers tell.
+    Raises CSDError for data that does not fit together, at construction as far as headers show it.
     """
 
     options_class: ClassVar[type[RenderedRainOptions]] = RenderedRainOptions
