@@ -8,6 +8,7 @@ other files the toolbox does what it did.
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import importlib
 import re
@@ -23,6 +24,7 @@ import yaml
 from csd_plugin import compat, registration
 from csd_plugin.errors import CSDError, one_line
 from csd_plugin.models.preflight import check_run
+from csd_plugin.models.stopping import REQUEST
 from csd_plugin.options import MODELS, check_options, safe_ordered_yaml
 from csd_plugin.weights import NETWORKS, find_checkpoint
 
@@ -38,6 +40,7 @@ FILE_ERRORS = (
     yaml.YAMLError,
 )
 """What reading an option file may raise, besides CSDError."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MODEL_TYPE = re.compile(r"""\bmodel_type['"]?\s*:\s*['"]?(\w+)""")
 
 
@@ -88,7 +91,9 @@ def reading_error(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{error.filename} does not exist; check the path"
     if isinstance(error, OSError):
-        return f"{error.filename}: {str(error.strerror).lower()}; check the path"
+        where = f"{error.filename}: " if error.filename else ""
+        advice = "make room there" if error.errno in _FULL else "check the path"
+        return f"{where}{str(error.strerror or error).lower()}; {advice}"
     if isinstance(error, UnicodeDecodeError):
         return "the option file is not text"
     if isinstance(error, yaml.YAMLError):
@@ -112,10 +117,13 @@ def _checking(parse_options: Parse) -> Parse:
             return parse_options(root_path, is_train)
         try:
             with _replaced(options, ordered_yaml=safe_ordered_yaml, init_dist=compat.init_dist):
-                return parse_checked(parse_options, root_path, is_train)
+                parsed = parse_checked(parse_options, root_path, is_train)
         except (CSDError, *FILE_ERRORS) as error:
             print(f"error: {reading_error(error)}", file=sys.stderr, flush=True)
             raise SystemExit(2) from error
+        if is_train:
+            REQUEST.listen()
+        return parsed
 
     return wrapper
 

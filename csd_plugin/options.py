@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from csd_plugin.archs import NETWORKS
 from csd_plugin.data.datasets import DATASETS
+from csd_plugin.devices import gpus_of
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.schedule import check_weight
 from csd_plugin.distill.settings import read_distillation, teacher_labels, teacher_shares
@@ -65,7 +66,9 @@ class FileSection(ToolboxSection):
 
     name: str = Field(min_length=1, description="names experiments/NAME and results/NAME")
     model_type: str = Field(description="VideoDerainModel or DistillModel")
-    num_gpu: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(description="0 for the CPU, auto for all GPUs")
+    num_gpu: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        description="0 for the CPU, auto for a GPU if there is one"
+    )
     datasets: dict[str, dict] = Field(description="train, val, val_2 .. or test_1, test_2 ..")
     path: dict
     manual_seed: int | None = Field(None, ge=0, le=_LARGEST)
@@ -141,6 +144,21 @@ class TrainSection(ToolboxSection):
         description="run the networks with torch.compile: a minute or more to start, then faster on a GPU; needs "
         "Triton on a GPU, a C++ compiler on a CPU",
     )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        le=_MOST,
+        description="parts in which a batch goes through the networks, one after the other: `batch_size_per_gpu: 4` "
+        "and `accumulate: 4` need the memory of one clip and train what a batch of 4 does. An iteration stays one "
+        "optimizer step",
+    )
+    skip_limit: int = Field(
+        10,
+        ge=0,
+        le=_LONGEST,
+        description="batches whose loss (with `grad_clip`, gradient) is not finite that are left out before the run "
+        "ends; `experiments/NAME/skipped.txt` has their clips",
+    )
     health: bool = Field(
         True,
         description="for a `DistillModel`: measure what each term does to the student, on logged iterations (see "
@@ -198,6 +216,11 @@ class LoggerSection(ToolboxSection):
     print_freq: Steps
     save_checkpoint_freq: Steps
     use_tb_logger: bool
+    keep_checkpoints: int | None = Field(None, ge=1, le=_LONGEST, description="newest sets of files kept; default: all")
+    keep_best: str | None = Field(
+        None,
+        description="metric, nturain_y/psnr or one of val.metrics: models/net_g_best.pth is the best of datasets.val",
+    )
     wandb: dict | None = None
 
 
@@ -498,6 +521,10 @@ def safe_ordered_yaml() -> tuple[type, type]:
             check_file(content, self.name)
             if isinstance(content, dict) and content.get("val", {}) is None:
                 del content["val"]  # the toolbox's --debug writes into it where it is there
+            if content.get("model_type") in MODELS:
+                content["num_gpu"] = gpus_of(
+                    content["num_gpu"]
+                )  # the toolbox would take all, by threads of one process
             return content
 
     class Dumper(yaml.SafeDumper):

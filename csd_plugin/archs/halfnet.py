@@ -21,9 +21,9 @@ from csd_plugin.errors import CSDError
 
 PRESETS: dict[str, dict[str, Any]] = {
     "realtime": {"num_frame": 3, "num_feat": 32, "num_pair": 4, "num_deep": 2, "causal": False},
-    "tiny": {"num_frame": 3, "num_feat": 16, "num_pair": 4, "num_deep": 0, "causal": False},
+    "tiny": {"num_frame": 3, "num_feat": 16, "num_pair": 1, "num_deep": 3, "causal": False},
     "causal": {"num_frame": 5, "num_feat": 32, "num_pair": 4, "num_deep": 2, "causal": True},
-    "wide": {"num_frame": 5, "num_feat": 64, "num_pair": 6, "num_deep": 4, "causal": False},
+    "wide": {"num_frame": 5, "num_feat": 64, "num_pair": 4, "num_deep": 6, "causal": False},
 }
 _BLOCK = 2  # pixels of a block's side
 

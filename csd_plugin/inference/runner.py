@@ -20,9 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.devices import half_precision_warnings
 from csd_plugin.errors import CSDError
-from csd_plugin.inference.backends import open_backend
+from csd_plugin.inference.backends import TorchBackend, open_backend
 from csd_plugin.inference.blocks import BlockPath, Seen
+from csd_plugin.inference.graph import DTYPES
 from csd_plugin.inference.lanes import Lanes, there
 from csd_plugin.inference.precision import Precision, pick_precision
 from csd_plugin.inference.streaming import WindowStream
@@ -57,9 +59,10 @@ class Derainer:
             with `num_frame` = T, or of `layout` 'sequence' to the same shape. What runs is a copy in its fastest
             exact form, see `fold`.
         backend: 'auto', 'torch', 'onnxruntime' or 'openvino'; see `open_backend`. In fp32 all give the same frames.
-        precision: 'fp32', or 'bf16' (about twice as fast on CPUs that have it; on real rain a third of the
-            values of a trained student2 move by a grey level, 52 dB from fp32), or 'fp16' (on GPUs). 'auto' is bf16
-            where that is fast and this network's frames stay near those of fp32, see `pick_precision`, else fp32.
+        precision: 'fp32' (also on GPUs, where torch would round to TF32 by itself), or 'bf16' (about twice as fast on
+            CPUs that have it; on real rain a third of the values of a trained student2 move by a grey level, 52 dB
+            from fp32), or 'fp16' (on GPUs). 'auto' is bf16 where that is fast and this network's frames stay near
+            those of fp32, see `pick_precision`, else fp32.
         device: 'auto' is CUDA where there is one, else the CPU.
         batch: windows in one forward; by default 1, or 2 on the CPU for networks with 3-D convolutions that
             could not be folded, which run many times slower one window at a time. For sequences, the frames that
@@ -93,6 +96,9 @@ class Derainer:
             self.precision = Precision(precision)
         self.backend = open_backend(network, backend=backend, precision=self.precision.name, device=device)
         self.device = self.backend.device
+        if isinstance(self.backend, TorchBackend) and precision not in ("auto", "fp32"):
+            slow = half_precision_warnings([self.backend.network], DTYPES[precision], self.device)
+            self.precision = Precision(precision, "; ".join(slow))
         facts = self.backend.facts
         self.num_frame, self.num_future = facts.num_frame, facts.num_future
         self._sequences = facts.layout == "sequence"

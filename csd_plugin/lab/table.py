@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from csd_plugin.bench.measure import in_turns, median
+from csd_plugin.devices import forked_random
 from csd_plugin.lab.matrix import Frames, Matrix, PublishedScore, RainyInput, Row, Run
 from csd_plugin.lab.runner import result_files
 from csd_plugin.metrics.protocols import Quality
@@ -214,7 +215,7 @@ def _build(options: Mapping[str, Any]) -> tuple[Any, Any]:
     """A network with random weights, and how it is called."""
     from csd_plugin.models.preflight import build_networks
 
-    with torch.random.fork_rng():
+    with forked_random():
         networks, interfaces = build_networks({**options, "is_train": False})
     return networks["network_g"].eval(), interfaces["network_g"]
 

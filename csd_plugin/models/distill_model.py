@@ -12,9 +12,11 @@ from basicsr.archs import build_network
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of
+from csd_plugin.devices import forked_random
 from csd_plugin.distill.adapters import AdaptedObjective
 from csd_plugin.distill.fidelity import filled, mismatches, report
 from csd_plugin.distill.health import HealthMonitor
@@ -74,7 +76,7 @@ class DistillModel(VideoDerainModel):
         self.monitor: HealthMonitor | None = None
         if self.distillation.teaches:
             # Stage 1 draws none of these numbers: without the fork, its data and ours would differ.
-            with torch.random.fork_rng():
+            with forked_random():
                 self.teachers = [self._build_teacher(*item) for item in self.distillation.teachers.items()]
             if self.teachers[0].taps:
                 student = self.get_bare_model(self.net_g)
@@ -138,6 +140,14 @@ class DistillModel(VideoDerainModel):
         cells = [p for teacher in self.teachers for p in teacher.objective.parameters() if p.requires_grad]
         return super().parameters_to_optimize() + cells
 
+    def synchronised_networks(self) -> list[DistributedDataParallel]:
+        objectives = (teacher.objective for teacher in self.teachers)
+        return super().synchronised_networks() + [o for o in objectives if isinstance(o, DistributedDataParallel)]
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [*super().networks, *(teacher.network for teacher in self.teachers)]
+
     @property
     def num_frame(self) -> int:
         return max(super().num_frame, *(teacher.interface.num_frame for teacher in self.teachers), 1)
@@ -166,7 +176,7 @@ class DistillModel(VideoDerainModel):
         scalars |= {f"l_{name}": loss.detach() for name, loss in raw.items()}
         status = by_name(compared, lambda comparison: comparison.terms.diagnostics)
         scalars |= {f"status/{name}": value for name, value in status.items()}
-        if self.monitor is not None:
+        if self.monitor is not None and self.part == 0:
             due = current_iter % self.opt["logger"]["print_freq"] == 0
             if due or not self.monitor.start:
                 scalars |= self._examine(losses["l_recon"], student, compared)
@@ -211,8 +221,7 @@ class DistillModel(VideoDerainModel):
             features[scale] = tuple(interface.features(tap.take(), batch, num_target, tap.path) for tap in taps)
         return ClipView(outputs[1], features)
 
-    def optimize_parameters(self, current_iter: int) -> None:
-        super().optimize_parameters(current_iter)
+    def after_step(self) -> None:
         for teacher in self.teachers:
             self.get_bare_model(teacher.objective).after_step()
 

@@ -46,6 +46,8 @@ def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool
         f"clips      {clips.batch} of {clips.num_frame} frames, {clips.size}x{clips.size}; {clips.num_target} targets "
         f"in the middle of each"
     ]
+    if (parts := (opt.get("train") or {}).get("accumulate", 1)) > 1:
+        lines[0] += f"; {parts} such parts are a batch of {opt['datasets']['train']['batch_size_per_gpu']}"
     runs = {}
     for name, network in networks.items():
         runs[name] = dry_run(network, interfaces[name], clips, taps.get(name), tapped=name in taps)
