@@ -231,7 +231,7 @@ def repair_bf16_conv3d() -> None:
 
 
 def _reaches(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> list[tuple[int, range]]:
-    """Of each tap in time: its number, and the output frames for which it sees a frame, not the padding."""
+    """For each tap in time: its number, and the output frames for which it sees a frame, not the padding."""
     frames, taps = x.shape[2], weight.shape[2]
     after = (frames + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
     reaches = []

@@ -38,7 +38,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distill": {"types", "losses", "archs", "data.batches"},
     "inference": {"types", "devices", "archs", "data.windows", "data.images", "data.video"},
     "export": {"types", "archs", "inference"},
-    "report": {"types", "devices", "archs", "inference", "metrics", "data", "distill", "options", "models", "weights"},
+    "report": {
+        "types",
+        "devices",
+        "extensions",
+        "archs",
+        "inference",
+        "metrics",
+        "data",
+        "distill",
+        "options",
+        "models",
+        "weights",
+    },
     "options": {"devices", "archs", "data.datasets", "losses", "distill"},
     # validation runs networks in their fastest form
     "models": {

@@ -22,8 +22,8 @@ class Interface:
     """What a network takes and gives, and which of its layers is compared in distillation.
 
     num_frame: frames T that it computes a target from, centred on it.
-    kind: `image`: (B, 3, H, W) to as many; `window`: (B, T, 3, H, W) to the centre (B, 3, H, W); `sequence`:
-        (B, L + T - 1, 3, H, W) to as many frames, of which the middle L count.
+    kind: `image`: (B, 3, H, W) to the same; `window`: (B, T, 3, H, W) to the centre (B, 3, H, W); `sequence`:
+        (B, L + T - 1, 3, H, W) to the same, of which the middle L frames count.
     feature: module whose input is the feature, or `module:output`; None where nobody has named one.
     """
 

@@ -108,7 +108,7 @@ def _describe(
     lines = [
         f"{name}  {type(network).__name__}, {'learns' if learns else 'frozen'}; {parameters:,} parameters",
         f"             for target t it sees {sees} ({interface.kind}); {_operations(network, interface, clips.size)}",
-        f"             memory a step: about {held}",
+        f"             memory per step: about {held}",
     ]
     return lines + [f"             feature {layer:<20} {_shape(shape)}" for layer, shape in dry.features.items()]
 
