@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "compat",
         "inference.folding",
     },
-    "compat": {"options", "archs"},
+    "compat": {"options", "archs", "data.stores"},
     "registration": {"compat", "extensions", "options", "archs", "data", "losses", "metrics", "models"},
     "activation": {"compat", "registration", "models", "options", "weights"},
     "link": {"activation", "compat"},

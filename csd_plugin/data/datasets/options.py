@@ -13,14 +13,17 @@ MOST = 1024
 
 Self = TypeVar("Self", bound="DatasetOptions")
 
+ROOTS = ("dataroot", "dataroot_lq", "dataroot_gt")
+"""The options that say where frames are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetOptions:
     """What all data sets take."""
 
-    dataroot: str = option(
-        "", "folder that holds Dataset_Training_Synthetic, Dataset_Testing_Synthetic ..", required=True
-    )
+    dataroot: str | None = option(None, "folder that holds Dataset_Training_Synthetic, Dataset_Testing_Synthetic ..")
+    dataroot_lq: str | None = option(None, "in place of dataroot: rainy clips alone, CLIP/FRAME, in a folder or LMDB")
+    dataroot_gt: str | None = option(None, "with it: their clean clips, of the same names")
     split: Literal["train", "test", "real"] | None = option(
         None, "which of these folders; by default train for training, test for the rest"
     )

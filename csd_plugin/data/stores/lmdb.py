@@ -133,7 +133,7 @@ def environment(folder: Path) -> lmdb.Environment:
     env = _environments.get(identity)
     if env is None:
         # With the system's readahead, as values have many pages: without, a crop comes from the disk page by page.
-        env = lmdb.open(str(folder), readonly=True, lock=False, create=False, max_dbs=1)
+        env = lmdb.Environment(str(folder), readonly=True, lock=False, create=False, max_dbs=1)
         _environments[identity] = env
     return env
 
