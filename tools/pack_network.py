@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from csd_plugin.errors import CSDError, suggestion
-from csd_plugin.report.networks import as_markdown
-from csd_plugin.weights import FOLDER, SETS, packing, read_catalogue
+from csd_plugin.report.networks import card_tables
+from csd_plugin.weights import FOLDER, SETS, packing, read_catalogue, read_left
 from csd_plugin.weights.packing import FREE_DB, TEXTS, pairs, score_of
 
 
@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None, folder: Path = FOLDER) -> int:
         metavar=("RAIN", "GT"),
         help=f"frames: store weights as fp16 where it moves their PSNR by less than {FREE_DB} dB (else fp32)",
     )
-    parser.add_argument("--remove", metavar="NAME", help="do not ship this network any longer")
+    parser.add_argument("--remove", metavar="NAME", help="ship this network no longer; its facts stay")
     args = parser.parse_args(argv)
     try:
-        networks, rainy = read_catalogue(folder)
+        (networks, rainy), left = read_catalogue(folder), read_left(folder)
         rainy |= {which: score_of(which, path) for which, path in pairs(args.rainy, SETS)}
         if args.checkpoint:
             if not args.name or not re.fullmatch(r"[a-z0-9_]+", args.name):
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None, folder: Path = FOLDER) -> int:
         if args.remove:
             if args.remove not in networks:
                 raise CSDError(f"--remove {args.remove}: not shipped{suggestion(args.remove, networks)}")
-            del networks[args.remove]
-        packing.write_catalogue(folder, networks, rainy)
+            left[args.remove] = networks.pop(args.remove)
+        packing.write_catalogue(folder, networks, rainy, left)
         if args.remove:
             (folder / f"{args.remove}.pth").unlink(missing_ok=True)
     except CSDError as error:
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None, folder: Path = FOLDER) -> int:
         return 2
     for note in (
         *packing.report(networks, rainy, args.name),
-        *packing.update_card(folder / "MODEL_CARD.md", as_markdown(networks, rainy)),
+        *packing.update_card(folder / "MODEL_CARD.md", card_tables(networks, left, rainy)),
     ):
         print(note)
     return 0

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help=f"checkpoint, file of `csd export`, or one of `csd models`: {', '.join(NETWORKS)} (default {DEFAULT})",
     )
-    model.add_argument("--fast", action="store_true", help=f"the fastest of the shipped students, {FASTEST}")
+    model.add_argument("--fast", action="store_true", help=f"a network for real time, {FASTEST}")
     parser.add_argument("--start", type=position, default=0, metavar="AT", help="first frame: 120, 4.8s or 1:05")
     parser.add_argument(
         "--end", type=position, metavar="AT", help="the frame after the last one, in the same form as --start"

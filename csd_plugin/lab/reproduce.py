@@ -14,7 +14,7 @@ from csd_plugin.lab.plan import check_minutes
 from csd_plugin.lab.rained import DATA, find_data, render_rain
 from csd_plugin.lab.runner import Workspace
 from csd_plugin.report.networks import as_markdown
-from csd_plugin.weights import Score, packing, read_catalogue
+from csd_plugin.weights import Score, packing, read_catalogue, read_left
 
 CHOSEN_BY = "validation"
 """The test set by which the best slice of a network is chosen."""
@@ -107,7 +107,7 @@ def pack_best(matrix: Matrix, slices: list[Table], folder: Path) -> list[str]:
     catalogue = folder / "networks.json"
     if not catalogue.is_file():
         write_text(catalogue, '{"rainy": {}, "networks": {}}\n')
-    networks, rainy = read_catalogue(folder)
+    (networks, rainy), left = read_catalogue(folder), read_left(folder)
     notes = []
     by_slice = [(table.matrix.runs, table.runs()) for table in slices]
     for name, row in matrix.rows.items():
@@ -122,7 +122,7 @@ def pack_best(matrix: Matrix, slices: list[Table], folder: Path) -> list[str]:
             best = runs[max(scores, key=lambda run: scores[run]["nturain_y"]["psnr"])]
             texts, score = _texts(best, len(scores)), {CHOSEN_BY: scores[best.name]}
             networks[name] = packing.pack(str(best.checkpoint), name, texts, score, None, folder)
-    packing.write_catalogue(folder, networks, rainy)
+    packing.write_catalogue(folder, networks, rainy, left)
     write_text(folder / "networks.md", as_markdown(networks, rainy) + "\n")
     return [*notes, f"packed: {', '.join(networks)} into {folder}"]
 

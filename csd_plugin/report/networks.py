@@ -100,7 +100,7 @@ def as_text(
         [
             *aligned(rows, left=(0, len(rows[0]) - 1)),
             "",
-            f"csd derain uses {best}, the best student on the validation clips; --fast uses {fastest}.",
+            f"csd derain uses {best}, the best on the validation clips; in real time on two cores: --fast, {fastest}.",
             f"s/frame: measured on this machine, now: {width}x{height}, {_computer()}, fp32.",
             "Scores: PSNR in dB / SSIM of the luma, as in the published tables"
             + "".join(f"; {which}: {_about(rainy[which])}" for which in SETS if which in rainy)
@@ -161,6 +161,15 @@ def as_markdown(networks: Mapping[str, Network], rainy: Mapping[str, Score] = RA
         rows.append([f"`{name}`", network.what, f"{network.parameters:,}", cost, *scores])
     rows.append(["rainy input", "", "", "", *(_score(rainy.get(which), protocol) for which, protocol in pairs)])
     return markdown(head, rows, text_columns=2)
+
+
+def card_tables(networks: Mapping[str, Network], left: Mapping[str, Network], rainy: Mapping[str, Score]) -> str:
+    """What ships; and what did, until something better and faster came."""
+    tables = as_markdown(networks, rainy)
+    if left:
+        tables += "\n\nThese shipped before, and left when a network came that is better and faster:\n\n"
+        tables += as_markdown(left, rainy)
+    return tables
 
 
 def _computer() -> str:

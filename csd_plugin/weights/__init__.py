@@ -17,6 +17,9 @@ FOLDER = Path(__file__).parent
 SETS = ("validation", "a1")
 """What networks are scored on: rainy clips kept apart from training, by which they are chosen, and NTURain's a1."""
 
+REAL_TIME = 40_000
+"""Multiply-adds for one pixel with which two cores keep up with 640x480 at 25 frames per second, or nearly."""
+
 Score = Mapping[str, Any]
 """clips, frames, skip; and of each protocol, `nturain_y` and `rgb`: psnr in dB and ssim, averages over the clips."""
 
@@ -59,10 +62,6 @@ class Network:
         return FOLDER / f"{self.name}.pth"
 
     @property
-    def is_student(self) -> bool:
-        return self.preset != "teacher"
-
-    @property
     def validated(self) -> float:
         """PSNR of the luma on the validation clips in dB; what was not scored there is behind all that was."""
         return self.scores["validation"]["nturain_y"]["psnr"] if "validation" in self.scores else float("-inf")
@@ -75,21 +74,27 @@ def read_catalogue(folder: Path) -> tuple[dict[str, Network], dict[str, Score]]:
     return {name: Network(name=name, **under_todays_keys(facts)) for name, facts in networks}, content["rainy"]
 
 
+def read_left(folder: Path) -> dict[str, Network]:
+    """What a folder's catalogue keeps of networks that shipped once: all but their files."""
+    left = json.loads((folder / "networks.json").read_text(encoding="utf-8")).get("left", {})
+    return {name: Network(name=name, **under_todays_keys(facts)) for name, facts in left.items()}
+
+
 def best_of(networks: Mapping[str, Network]) -> str:
-    """The student with the best validation; it is what people get who name none."""
-    return max(_students(networks), key=lambda student: student.validated).name
+    """The network with the best validation; it is what people get who name none."""
+    return max(networks.values(), key=lambda network: network.validated).name
 
 
 def fastest_of(networks: Mapping[str, Network]) -> str:
-    """The student with the least to compute, of several the one with the best validation."""
-    return min(_students(networks), key=lambda student: (student.multiply_adds, -student.validated)).name
-
-
-def _students(networks: Mapping[str, Network]) -> list[Network]:
-    return [network for network in networks.values() if network.is_student]
+    """The network for `--fast`: the best validated in real time; where none is, the one with the least to compute."""
+    quick = [network for network in networks.values() if network.multiply_adds <= REAL_TIME]
+    if quick:
+        return max(quick, key=lambda network: network.validated).name
+    return min(networks.values(), key=lambda network: (network.multiply_adds, -network.validated)).name
 
 
 NETWORKS, RAINY = read_catalogue(FOLDER)
+LEFT = read_left(FOLDER)
 DEFAULT, FASTEST = best_of(NETWORKS), fastest_of(NETWORKS)
 
 
@@ -108,6 +113,11 @@ def find_checkpoint(model: str | None) -> Path:
         return NETWORKS[name].path
     if Path(name).exists():
         return Path(name)
+    if name in LEFT:
+        raise CSDError(
+            f"{name} no longer comes with this package: {FASTEST} is better and faster; its facts stay in "
+            f"{FOLDER / 'MODEL_CARD.md'}, and what ships is {', '.join(NETWORKS)}"
+        )
     raise CSDError(
         f"there is no checkpoint {name}; give the path of one, e.g. experiments/NAME/models/net_g_latest.pth, "
         f"or a network that comes with this package: {', '.join(NETWORKS)}"

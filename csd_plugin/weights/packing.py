@@ -170,14 +170,20 @@ def check_same(state: Mapping[str, Tensor], network: nn.Module) -> None:
             raise CSDError(f"{key} came back from the file as other numbers; the disk or torch is broken")
 
 
-def write_catalogue(folder: Path, networks: Mapping[str, Network], rainy: Mapping[str, Score]) -> None:
-    if not any(network.is_student for network in networks.values()):
-        raise CSDError("no student would be left, but csd derain needs one")
-    order = sorted(networks.values(), key=lambda network: (not network.is_student, network.name))
-    entries = {network.name: asdict(network) for network in order}
-    for entry in entries.values():
-        del entry["name"]
-    text = json.dumps({"rainy": dict(rainy), "networks": entries}, indent=1, ensure_ascii=False)
+def write_catalogue(
+    folder: Path, networks: Mapping[str, Network], rainy: Mapping[str, Score], left: Mapping[str, Network]
+) -> None:
+    """The networks that ship, by what they compute; the facts of those that did; the scores of the rainy frames."""
+    left = {name: network for name, network in left.items() if name not in networks}
+    if not networks:
+        raise CSDError("no network would be left, but csd derain needs one")
+    content: dict[str, Any] = {"rainy": dict(rainy)}
+    for key, those in (("networks", networks), ("left", left)):
+        order = sorted(those.values(), key=lambda network: (network.multiply_adds, network.name))
+        content[key] = {network.name: asdict(network) for network in order}
+        for entry in content[key].values():
+            del entry["name"]
+    text = json.dumps(content, indent=1, ensure_ascii=False)
     text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda innermost: " ".join(innermost[0].split()), text)  # a line each
     write_text(folder / "networks.json", text + "\n")
 

@@ -17,7 +17,7 @@ from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.metrics.results import write
 from csd_plugin.metrics.scores import Scores
-from csd_plugin.weights import packing, read_catalogue
+from csd_plugin.weights import packing, read_catalogue, read_left
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["what=a narrow student", "trained_on=noise", "recipe=none", "license=Apache-2.0"]
@@ -138,8 +138,11 @@ def test_a_network_that_ships_no_longer(pack, checkpoint, capsys):
         assert pack(checkpoint, name, "--fact", *TEXTS) == 0
     assert pack("--remove", "one") == 0
     assert list(read_catalogue(pack.folder)[0]) == ["two"] and not (pack.folder / "one.pth").exists()
+    assert read_left(pack.folder)["one"].what == "a narrow student"  # its facts stay
+    assert pack(checkpoint, "one", "--fact", *TEXTS) == 0  # and it may come back
+    assert list(read_left(pack.folder)) == [] and pack("--remove", "one") == 0
     assert pack("--remove", "two") == 2
-    assert "no student would be left" in capsys.readouterr().err
+    assert "no network would be left" in capsys.readouterr().err
     assert (pack.folder / "two.pth").exists()
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from csd_plugin import weights
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.data.rain import PRESETS, RainRenderer, ambient_light
 from csd_plugin.data.scenes import moving_scene
@@ -41,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_default_is_one_of_them():
     assert find_checkpoint(None) == find_checkpoint(DEFAULT)
-    assert NETWORKS[DEFAULT].is_student and NETWORKS[FASTEST].is_student
+    assert {DEFAULT, FASTEST} <= set(NETWORKS)
 
 
 def test_what_is_not_there_is_told_with_what_is():
@@ -49,20 +50,22 @@ def test_what_is_not_there_is_told_with_what_is():
         find_checkpoint("nowhere.pth")
 
 
-def test_the_best_validation_is_the_default_and_the_least_work_is_fast():
-    def network(name, preset, work, psnr):
+def test_the_best_validation_is_the_default_and_the_best_in_real_time_is_fast():
+    def network(name, work, psnr):
         scores = {} if psnr is None else {"validation": {"nturain_y": {"psnr": psnr, "ssim": 0.9}}}
-        return replace(NETWORKS[DEFAULT], name=name, preset=preset, multiply_adds=work, scores=scores)
+        return replace(NETWORKS[DEFAULT], name=name, multiply_adds=work, scores=scores)
 
-    rows = [
-        ("slow", "student1", 9, 36.0),
-        ("fast", "student2", 2, 35.0),
-        ("fast_csd", "student2", 2, 35.5),
-        ("new", "student3", 2, None),
-        ("teacher", "teacher", 1, 40.0),
-    ]
+    rows = [("best", 9e5, 40.0), ("slow", 7e5, 36.0), ("fast", 3e4, 35.5), ("faster", 1e4, 35.0), ("new", 1e3, None)]
     networks = {row[0]: network(*row) for row in rows}
-    assert (best_of(networks), fastest_of(networks)) == ("slow", "fast_csd")
+    assert (best_of(networks), fastest_of(networks)) == ("best", "fast")
+    assert fastest_of({name: networks[name] for name in ("best", "slow")}) == "slow"
+
+
+def test_a_network_that_shipped_once_is_named_with_what_replaces_it(monkeypatch):
+    monkeypatch.setitem(weights.LEFT, "student9", NETWORKS[DEFAULT])
+    with pytest.raises(CSDError, match=f"student9 no longer comes with this package: {FASTEST} is better"):
+        find_checkpoint("student9")
+    assert not set(weights.LEFT) & set(NETWORKS)
 
 
 def test_every_file_has_its_entry():
