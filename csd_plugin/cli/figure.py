@@ -1,17 +1,17 @@
 """Draw pictures that compare networks and results on a clip; `csd figure KIND --help` explains each.
 
-RAIN and GT are each a video file or a folder of images. A method is a shipped network (student2), a checkpoint, a file
+RAIN and GT are each a video file or a folder of images. A method is a shipped network (realtime), a checkpoint, a file
 of `csd export`, or result frames (a folder or video as long as RAIN). LABEL=METHOD names its column. Frames are counted
 from 0. Pictures are as wide as a two-column page, at 300 dots per inch.
 
 examples:
-  csd figure crops --clip a1_Rain --truth a1_GT --models student2 student2_csd --out crops.png
+  csd figure crops --clip a1_Rain --truth a1_GT --models tiny realtime --out crops.png
   csd figure crops --clip a1_Rain --truth a1_GT --models PReNet=results/prenet/a1 net_g_latest.pth \\
       --frame 20 --box 100,200,120,90 --out figure3.pdf
-  csd figure features --clip a1_Rain --models before=student2 after=student2_csd --tap conv22 --out figure2.png
-  csd figure errors --clip a1_Rain --truth a1_GT --models student2 student2_csd --out errors.png
-  csd figure slice --clip a1_Rain --truth a1_GT --models student2 --row 240 --out slice.png
-  csd figure video --clip rain.mp4 --models student2 mine=net_g_latest.pth --split --out comparison.mp4
+  csd figure features --clip a1_Rain --models before=tiny after=realtime --tap tail --out figure2.png
+  csd figure errors --clip a1_Rain --truth a1_GT --models tiny realtime --out errors.png
+  csd figure slice --clip a1_Rain --truth a1_GT --models realtime --row 240 --out slice.png
+  csd figure video --clip rain.mp4 --models realtime mine=net_g_latest.pth --split --out comparison.mp4
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _kind(kinds, name: str, draw, title: str) -> argparse.ArgumentParser:
         metavar="METHOD",
         nargs="+",
         default=[],
-        help="[LABEL=] a shipped network such as student2, a checkpoint, or a folder or video of results",
+        help="[LABEL=] a shipped network such as realtime, a checkpoint, or a folder or video of results",
     )
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="file to write")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda if there is one)")

@@ -5,7 +5,7 @@
 examples:
   csd models
   csd models --json
-  csd models --path student2        the file
+  csd models --path realtime        the file
 """
 
 from __future__ import annotations

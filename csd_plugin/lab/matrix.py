@@ -13,7 +13,7 @@
       csd:     {label: CSD, start: {network_t: teacher}, published: {psnr: 36.70, ssim: 0.9733}}
       s2vd:    {label: S2VD, test_only: ../test/s2vd.yml}
       spaccnn: {label: SpacCNN, frames: ../../results/SpacCNN}
-      shipped: {weights: student2}
+      shipped: {weights: tiny}
 
 Paths are relative to the file. `set` changes single keys, `section.key: value`; `start` says by whose trained networks
 `network_g` and `network_t` begin.

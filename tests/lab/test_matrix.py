@@ -136,13 +136,13 @@ def test_mistakes_are_one_line(files, changes, message, capsys):
 
 
 def test_a_row_has_one_source(files):
-    rows = {"frames": {"frames": "x"}, "weights": {"weights": "student2", "input": False, "frames": None}}
+    rows = {"frames": {"frames": "x"}, "weights": {"weights": "realtime", "input": False, "frames": None}}
     path = matrix_of(files, rows=rows)
     matrix = read_matrix(path)
     kinds = [row.source.kind for row in matrix.rows.values()]
     assert kinds == ["input", "training", "training", "training", "frames", "weights"]
     assert matrix.rows["frames"].source.frames == str(files / "x")
-    assert runs_of(matrix, path, ["weights"])["tiny_weights"].checkpoint.name == "student2.pth"
+    assert runs_of(matrix, path, ["weights"])["tiny_weights"].checkpoint.name == "realtime.pth"
 
 
 def test_a_schedule_is_stretched_as_a_whole(tiny_rain):
