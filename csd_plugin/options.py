@@ -395,6 +395,11 @@ def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
             raise CSDError(f"{source}: path.pretrain_network_{label} is missing: name the teacher's checkpoint")
 
 
+def check_dataset(content: Mapping[str, Any], source: str) -> None:
+    """Check the keys of a data set of `DATASETS`, for those who have no option file. Raises CSDError."""
+    _check(content, dataset_section(DATASETS[content["type"]]), f"{source}: ")
+
+
 def _check_numbers(content: Any, where: str) -> None:
     """All numbers of a section, also of optimizers and losses that are not described here: torch can take them."""
     for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):

@@ -57,6 +57,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "launch": {"activation", "inference.memory", "registration"},
     "train": {"compat", "registration", "launch"},
     "test": {"compat", "registration", "launch"},
+    # other frameworks' adapters
+    "integrate": {"archs", "compat", "data", "distill", "extensions", "metrics", "options", "weights"},
     # the commands: what a job needs, and `cli.flags`, whose types of flags the benches take too
     "lab": {"bench.measure", "data", "inference", "metrics", "models", "options", "registration", "report", "weights"},
     "bench": {
@@ -164,6 +166,17 @@ def test_only_the_adapters_import_the_toolbox():
         f"{where}: {name}" for part, name, where in imports() if name.split(".")[0] == "basicsr" and part not in TOOLBOX
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_only_its_bridge_and_figures_import_mmengine():
+    users = {part for part, name, _ in imports() if name.split(".")[0] == "mmengine"}
+    assert users == {"integrate", "report"}
+
+
+def test_a_distiller_needs_no_toolbox_and_no_other_framework():
+    code = "import csd_plugin.distill.distiller, csd_plugin.distill.dry_run; print(*sys.modules)"
+    loaded = {name.split(".")[0] for name in python(WITHOUT + code).split()}
+    assert not {"basicsr", "mmengine", "torchvision", "cv2", "yaml"} & loaded
 
 
 def test_the_package_itself_imports_nothing_but_when_it_is_activated():

@@ -27,7 +27,9 @@ DAMAGED = (
 PARAM_KEYS = ("params_ema", "params", "three_dim_model", "state_dict")
 
 # What data parallel, torch.compile, averages and trainers put before the names of the network that they hold.
-_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|network)\.)+")
+_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|network|distiller|student)\.)+")
+# A `Distiller`'s, and those of models that hold one: the student ships, the objectives do not.
+_OF_STUDENT = re.compile(r"^(?:(?:module|_orig_mod|distiller)\.)*student\.")
 _NO_WEIGHT = "n_averaged"  # the counter of torch's AveragedModel
 
 SAFETENSORS = ".safetensors"
@@ -36,8 +38,8 @@ SAFETENSORS = ".safetensors"
 def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
     """The weights in a checkpoint: name -> tensor, on CPU, without the prefixes that wrappers add.
 
-    Reads the toolbox's files (`params_ema`, `params`), the authors' (`three_dim_model`), bare state dicts, and the
-    same in safetensors.
+    Reads the toolbox's files (`params_ema`, `params`), the authors' (`three_dim_model`), MMEngine's (`state_dict`),
+    bare state dicts, and the same in safetensors. Of a `Distiller`'s weights, the student's.
 
     Args:
         param_key: take this entry; by default the first of `PARAM_KEYS` that is there.
@@ -46,7 +48,11 @@ def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback:
     Raises:
         CSDError: no such file, not a checkpoint, an entry that is missing, or a file that holds more than data.
     """
-    content = load_plain(path, "checkpoint")
+    return weights_in(load_plain(path, "checkpoint"), str(path), param_key, fallback=fallback)
+
+
+def weights_in(content: Any, path: str, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
+    """`read_state_dict` of what a checkpoint holds; `path` is where it is from, for messages."""
     if not isinstance(content, Mapping):
         raise CSDError(f"checkpoint {path} holds a {type(content).__name__}, expected a dict of tensors")
 
@@ -61,6 +67,8 @@ def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback:
         raise CSDError(
             f"checkpoint {path} holds no state dict of tensors; expected one of the keys {', '.join(PARAM_KEYS)}"
         )
+    if any(map(_OF_STUDENT.match, map(str, content))):
+        content = {name: value for name, value in content.items() if _OF_STUDENT.match(str(name))}
     bare = _without_wrappers(map(str, content))
     return {bare[str(name)]: value for name, value in content.items() if name != _NO_WEIGHT}
 
