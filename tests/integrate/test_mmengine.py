@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from toolbox import STUDENT, TEACHER, changed, equal, scored_set
@@ -189,6 +190,23 @@ def test_scores_are_those_of_basicsr_s_validation(tmp_path, tiny_rain, tiny_teac
     assert metrics["warping"] > 0
 
 
+def test_frames_without_truth_have_the_metrics_that_need_none(caplog):
+    from csd_plugin.integrate.mmengine.metric import DerainingMetric
+
+    frames = np.random.default_rng(0).integers(0, 255, (3, 24, 24, 3), dtype=np.uint8)
+    metric = DerainingMetric(also={"warping": {}})
+    numbers = (0, 1, 5)  # the last does not follow
+    samples = [
+        {"clip": "a", "number": number, "result": frame, "guide": frame, "truth": None}
+        for number, frame in zip(numbers, frames, strict=True)
+    ]
+    metric.process({}, samples)
+    assert [len(values) for *_, values in metric.results] == [0, 1, 0]
+    with caplog.at_level("WARNING"):
+        assert metric.compute_metrics(metric.results).keys() == {"warping"}
+    assert "No frame has what PSNR and SSIM needs" in caplog.text
+
+
 def test_networks_compute_in_bf16_without_a_gpu(tmp_path, tiny_rain, tiny_teacher, student):
     exact, half = (
         train(config(tmp_path / name, tiny_rain, tiny_teacher, student, **change)).message_hub.log_scalars["train/loss"]
@@ -244,7 +262,7 @@ def test_a_scalar_with_loss_in_its_name_is_not_minimised():
 
 def run(*arguments: str, folder: Path, launcher: tuple[str, ...] = ("-m",)) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, *launcher, "csd_plugin.integrate.mmengine", *arguments]
+    command = [sys.executable, *launcher, "csd_plugin.integrate.run_mmengine", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -262,7 +280,7 @@ def test_two_processes_train_one_student(tmp_path, tiny_rain, tiny_teacher, stud
 
 
 def test_the_launcher_says_what_is_wrong_in_one_line(tmp_path, capsys):
-    from csd_plugin.integrate.mmengine.__main__ import main
+    from csd_plugin.integrate.run_mmengine import main
 
     assert main([str(tmp_path / "gone.py")]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path / 'gone.py'} does not exist; check the path\n"

@@ -6,7 +6,7 @@
     csd.DerainingMetric                               METRICS
     csd.DistillHook                                   HOOKS
 
-`python -m csd_plugin.integrate.mmengine CONFIG.py` runs a config. See docs/mmengine.md.
+`python -m csd_plugin.integrate.run_mmengine CONFIG.py` runs a config. See docs/mmengine.md.
 """
 
 from contextlib import suppress

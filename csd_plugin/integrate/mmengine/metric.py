@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ class DerainingMetric(BaseMetric):
         missing = [name for name in self._metrics if name not in summary]
         if missing or not any("/" in name for name in summary):
             what = ", ".join(missing) or "PSNR and SSIM"
-            print_log(f"No frame has what {what} needs: the truth, or the frame before it.", "current", "WARNING")
+            print_log(f"No frame has what {what} needs: the truth, or the frame before it.", "current", logging.WARNING)
         return {name: float(value) for name, value in summary.items()}
 
     def _scores(self, sample: dict[str, Any]) -> tuple[Any, dict[str, float]]:

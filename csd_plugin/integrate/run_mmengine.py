@@ -1,7 +1,7 @@
 """Run a config by MMEngine's Runner: train it, resume it, or test a checkpoint of it.
 
-    python -m csd_plugin.integrate.mmengine options/mmengine/student2_csd_cpu.py
-    torchrun --nproc_per_node 2 -m csd_plugin.integrate.mmengine CONFIG.py --launcher pytorch
+    python -m csd_plugin.integrate.run_mmengine options/mmengine/student2_csd_cpu.py
+    torchrun --nproc_per_node 2 -m csd_plugin.integrate.run_mmengine CONFIG.py --launcher pytorch
 
 Without a GPU several processes exchange by gloo. Mistakes are one line, and the exit code 2.
 """
@@ -17,25 +17,28 @@ from typing import Any
 import torch
 from torch import distributed
 
-from csd_plugin.errors import CSDError, one_line
-from csd_plugin.extras import needed_by
+from csd_plugin.errors import CSDError, one_line, out_of_memory
+from csd_plugin.weights import find_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0, or 2 after one line on stderr."""
-    parser = argparse.ArgumentParser(prog="python -m csd_plugin.integrate.mmengine", description=__doc__.split("\n")[0])
+    """0, or 2 after one line on stderr, or 130 when interrupted."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("config", type=Path, help="a config of MMEngine, .py")
     parser.add_argument("--work-dir", help="in place of the config's work_dir")
     parser.add_argument("--resume", action="store_true", help="from the last checkpoint in the folder")
     parser.add_argument("--test", metavar="CHECKPOINT", help="score this checkpoint on the config's test set")
     parser.add_argument("--launcher", choices=("none", "pytorch"), default="none", help="pytorch: under torchrun")
-    arguments = parser.parse_args(argv)
     try:
-        with needed_by("csd_plugin.integrate.mmengine"):
-            _run(arguments)
+        _run(parser.parse_args(argv))
     except CSDError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
-        return 2
+        return _fail(one_line(error))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return _fail(out_of_memory(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted; --resume resumes from the last checkpoint", 130)
     finally:
         if distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
@@ -43,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    import csd_plugin.integrate.mmengine  # noqa: F401 - torchvision is repaired before the Runner looks at it
+    # Imported first: it says what is missing, and repairs torchvision before the Runner looks at it.
+    import csd_plugin.integrate.mmengine  # noqa: F401
 
     config = _read(arguments.config)
     config.launcher = arguments.launcher
@@ -59,7 +63,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from mmengine.runner import Runner
 
     if arguments.test:
-        config.load_from, config.resume = _existing(arguments.test), False
+        config.load_from, config.resume = str(find_checkpoint(arguments.test)), False
         Runner.from_cfg(config).test()
     else:
         config.resume = arguments.resume or config.get("resume", False)
@@ -69,21 +73,17 @@ def _run(arguments: argparse.Namespace) -> None:
 def _read(path: Path) -> Any:
     from mmengine.config import Config
 
-    _existing(str(path))
+    if not path.is_file():
+        raise CSDError(f"{path} does not exist; check the path")
     try:
         return Config.fromfile(str(path))
     except (SyntaxError, OSError) as error:
         raise CSDError(f"{path}: cannot be read as a config of MMEngine: {error}") from error
 
 
-def _existing(path: str) -> str:
-    from csd_plugin.weights import NETWORKS
-
-    if path in NETWORKS:
-        return str(NETWORKS[path].path)
-    if not Path(path).is_file():
-        raise CSDError(f"{path} does not exist; check the path")
-    return path
+def _fail(message: str, status: int = 2) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return status
 
 
 if __name__ == "__main__":
