@@ -110,6 +110,7 @@ class Distiller(nn.Module):
             self.student_taps = tap_compared(bare(student), self.interface, layers)
         self.autocast, self.examine_every, self.scaler, self.warn = autocast, examine_every, scaler, warn
         self.monitor = HealthMonitor() if teachers and examine_every else None
+        self._examined = 0
 
     @property
     def num_frame(self) -> int:
@@ -162,9 +163,15 @@ class Distiller(nn.Module):
             scalars = {f"l_{name}": loss.detach() for name, loss in raw.items()}
             status = by_name(compared, lambda comparison: comparison.terms.diagnostics)
             scalars |= {f"status/{name}": value for name, value in status.items()}
-            if self.monitor is not None and (iteration % self.examine_every == 0 or not self.monitor.start):
+            if self.monitor is not None and self._is_due(self.monitor, iteration):
                 scalars |= self._examine(self.monitor, losses["l_recon"], student, compared)
         return losses, scalars
+
+    def _is_due(self, monitor: HealthMonitor, iteration: int) -> bool:
+        """Whether this batch is looked at: one per iteration, where a batch goes through in parts the first of them."""
+        due = (iteration % self.examine_every == 0 or not monitor.start) and iteration != self._examined
+        self._examined = iteration if due else self._examined
+        return due
 
     def _prefix(self, teacher: Teacher) -> str:
         return f"{teacher.label}/" if len(self.teachers) > 1 else ""

@@ -9,9 +9,11 @@ import torch
 from basicsr.archs import build_network
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import interface_of
+from csd_plugin.devices import forked_random
 from csd_plugin.distill.distiller import Compared, Distiller, Teacher, adapted
 from csd_plugin.distill.dry_run import clips_of
 from csd_plugin.distill.fidelity import filled, mismatches, report
@@ -43,7 +45,7 @@ class DistillModel(VideoDerainModel):
         self.teachers: list[Teacher] = []
         if self.distillation.teaches:
             # Stage 1 draws none of these numbers: without the fork, its data and ours would differ.
-            with torch.random.fork_rng():
+            with forked_random():
                 self.teachers = [self._build_teacher(*item) for item in self.distillation.teachers.items()]
         super().init_training_settings()
 
@@ -102,6 +104,14 @@ class DistillModel(VideoDerainModel):
     def parameters_to_optimize(self) -> list[nn.Parameter]:
         return super().parameters_to_optimize() + [p for p in self.distiller.objectives.parameters() if p.requires_grad]
 
+    def synchronised_networks(self) -> list[DistributedDataParallel]:
+        objectives = (teacher.objective for teacher in self.teachers)
+        return super().synchronised_networks() + [o for o in objectives if isinstance(o, DistributedDataParallel)]
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [*super().networks, *(teacher.network for teacher in self.teachers)]
+
     @property
     def num_frame(self) -> int:
         return self.distiller.num_frame
@@ -110,8 +120,7 @@ class DistillModel(VideoDerainModel):
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return self.distiller({"lq": self.lq, "gt": self.gt}, current_iter)
 
-    def optimize_parameters(self, current_iter: int) -> None:
-        super().optimize_parameters(current_iter)
+    def after_step(self) -> None:
         self.distiller.after_step()
 
     # ------------------------------------------------------------------ files

@@ -46,6 +46,8 @@ def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool
         f"clips      {clips.batch} of {clips.num_frame} frames, {clips.size}x{clips.size}; {clips.num_target} targets "
         f"in the middle of each"
     ]
+    if (parts := (opt.get("train") or {}).get("accumulate", 1)) > 1:
+        lines[0] += f"; {parts} such parts are a batch of {opt['datasets']['train']['batch_size_per_gpu']}"
     runs = {}
     for name, network in networks.items():
         runs[name] = dry_run(network, interfaces[name], clips, taps.get(name), tapped=name in taps)
@@ -106,19 +108,17 @@ def _describe(
     lines = [
         f"{name}  {type(network).__name__}, {'learns' if learns else 'frozen'}; {parameters:,} parameters",
         f"             for target t it sees {sees} ({interface.kind}); {_operations(network, interface, clips.size)}",
-        f"             memory a step: about {held}",
+        f"             memory per step: about {held}",
     ]
     return lines + [f"             feature {layer:<20} {_shape(shape)}" for layer, shape in dry.features.items()]
 
 
 def _operations(network: nn.Module, interface: Interface, size: int) -> str:
-    shape = (3, size, size) if interface.kind == "image" else (interface.num_frame, 3, size, size)
     try:
-        count = complexity(network, shape).operations
+        count = complexity(network, interface.input_shape(size, size)).operations
     except CSDError as error:  # without mmengine
         return str(error)
-    frames = interface.num_frame if interface.kind == "sequence" else 1
-    return f"{count / frames / 1e9:.2f} G multiply-adds per frame of {size}x{size}"
+    return f"{count / interface.num_made / 1e9:.2f} G multiply-adds per frame of {size}x{size}"
 
 
 def _warnings(
