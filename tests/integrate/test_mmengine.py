@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -190,7 +191,7 @@ def test_scores_are_those_of_basicsr_s_validation(tmp_path, tiny_rain, tiny_teac
     assert metrics["warping"] > 0
 
 
-def test_frames_without_truth_have_the_metrics_that_need_none(caplog):
+def test_frames_without_truth_have_the_metrics_that_need_none(caplog, monkeypatch):
     from csd_plugin.integrate.mmengine.metric import DerainingMetric
 
     frames = np.random.default_rng(0).integers(0, 255, (3, 24, 24, 3), dtype=np.uint8)
@@ -202,8 +203,10 @@ def test_frames_without_truth_have_the_metrics_that_need_none(caplog):
     ]
     metric.process({}, samples)
     assert [len(values) for *_, values in metric.results] == [0, 1, 0]
-    with caplog.at_level("WARNING"):
-        assert metric.compute_metrics(metric.results).keys() == {"warping"}
+    monkeypatch.setattr(
+        "csd_plugin.integrate.mmengine.metric.print_log", lambda text, _, level: logging.log(level, text)
+    )
+    assert metric.compute_metrics(metric.results).keys() == {"warping"}
     assert "No frame has what PSNR and SSIM needs" in caplog.text
 
 
@@ -214,6 +217,21 @@ def test_networks_compute_in_bf16_without_a_gpu(tmp_path, tiny_rain, tiny_teache
     )
     assert half.current() != exact.current()
     assert half.current() == pytest.approx(exact.current(), rel=0.05)
+
+
+def test_its_own_half_precision_leaves_the_losses_in_float32(tmp_path, tiny_rain, tiny_teacher, student, monkeypatch):
+    """`AmpOptimWrapper` around the whole model, as on a GPU, which it asks for; the first look at the terms is in it."""
+    monkeypatch.setattr("mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available", lambda: True)
+    amp = {"type": "AmpOptimWrapper", "dtype": "bfloat16", "optimizer": {"type": "Adam", "lr": 1e-3}}
+    runner, exact = (
+        train(config(tmp_path / name, tiny_rain, tiny_teacher, student, **change, **{"train_cfg.max_iters": 1}))
+        for name, change in (("amp", {"optim_wrapper": amp}), ("exact", {}))
+    )
+    assert runner.model.distiller.scaler is runner.optim_wrapper.loss_scaler
+    half, whole = (each.message_hub.log_scalars for each in (runner, exact))
+    for name in ("train/loss", "train/health/grad_spatial"):
+        assert half[name].current() != whole[name].current()
+        assert half[name].current() == pytest.approx(whole[name].current(), rel=0.1)
 
 
 def test_a_student_alone_learns_from_the_truth(tmp_path, tiny_rain, student):
