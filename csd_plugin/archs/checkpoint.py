@@ -136,8 +136,15 @@ def _load_safetensors(path: Path, what: str) -> dict[str, Tensor]:
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> list[str]:
     """Put a state dict into a network, or raise CSDError with the reason, the network unchanged.
 
-    strict: all names must match. Otherwise half of the network's must: fewer are another network's.
-    Prefixes of wrappers do not matter, in either. Returns the names of the tensors that the state dict lacks.
+    Prefixes of wrappers do not matter, in either.
+
+    Args:
+        state: name -> tensor.
+        source: begins the messages.
+        strict: all names must match. Otherwise half of the network's must: fewer are another network's.
+
+    Returns:
+        The names of the tensors that the state dict lacks.
     """
     own = network.state_dict()
     full = {bare: name for name, bare in _without_wrappers(own).items()}
