@@ -28,7 +28,7 @@ class View(NamedTuple):
 
 
 class Metric:
-    """One metric; lower is better in all of them.
+    """One metric.
 
     To add one: one new file with one subclass, and one line in `metrics.METRICS`. The constructor takes keyword-only
     options, those of `val.metrics` in an option file. It raises CSDError where weights or a package are missing.
@@ -38,6 +38,8 @@ class Metric:
     """In tables, the column's."""
     decimals: ClassVar[int]
     """In tables, digits after the point."""
+    higher_is_better: ClassVar[bool] = False
+    """Which way is up; tables show it by an arrow."""
     needs_truth: ClassVar[bool] = False
     """Whether a view has to have the truth; a frame without it has no value."""
     temporal: ClassVar[bool] = False
