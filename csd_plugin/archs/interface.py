@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from csd_plugin.data.windows import slice_windows, target_slice, window_slice
@@ -93,6 +95,17 @@ class Interface:
         """(B, L + T - 1, ...) of a sequence -> (B, L, ...)."""
         radius = self.num_frame // 2
         return frames[:, radius : frames.shape[1] - radius]
+
+
+def run_network(
+    network: nn.Module, clips: Tensor, num_target: int, interface: Interface, *, autocast: torch.dtype | None = None
+) -> Tensor:
+    """`Interface.run`, its frames in float32 whatever the network computes in.
+
+    autocast: the precision of the network; None leaves it to the autocast, or none, that this is called under.
+    """
+    with nullcontext() if autocast is None else torch.autocast(clips.device.type, autocast):
+        return interface.run(network, clips, num_target).float()
 
 
 def interface_of(network: nn.Module, declared: Mapping[str, Any] | None = None) -> Interface:

@@ -28,6 +28,7 @@ JOBS = {
     "figure": "draw pictures for papers: crops, error maps, features, slices through time, videos",
     "reproduce": "train the shipped networks again, or your own in the same way, from clean clips",
     "export": "write a network as ONNX, OpenVINO or torch.export",
+    "link": "make our models known to a BasicSR or Real-ESRGAN whose train.py is left as it is",
     "bench": "measure inference, training and data loading on this machine",
 }
 

@@ -99,7 +99,7 @@ def find_sequences(
     if split not in SPLITS:
         raise CSDError(f"split: {split!r} is unknown: give one of {', '.join(SPLITS)}")
     rainy, truth = _clip_folders(list(keys), split, root)
-    chosen = rainy if clips is None else _choose(rainy, clips, split)
+    chosen = rainy if clips is None else _choose(rainy, clips, f"split {split}")
     sequences = [_pair(clip, truth.get(clip.scene), split) for clip in chosen]
     _say_once(sequences, rainy, truth, split)
     return sequences
@@ -141,10 +141,42 @@ def find_clean_clips(
         raise CSDError(f"{root or 'the data set'}: no clean clips: give a folder of folders of images")
     found.sort(key=lambda clip: natural_key(clip.name))
     sequences = []
-    for clip in found if clips is None else _choose(found, clips, split):
+    for clip in found if clips is None else _choose(found, clips, f"split {split}"):
         _refuse_doubles(clip)
         frames = tuple(sorted(clip.keys, key=natural_key))
         sequences.append(PairedSequence(clip.name, frames, frames))
+    return sequences
+
+
+def find_pairs(
+    keys: Iterable[str], truth: bool, *, clips: str | Path | Sequence[str] | None = None
+) -> list[PairedSequence]:
+    """The clips of a `JoinedStore` of lq and gt, in natural order: each folder of lq, with that of gt of the same path.
+
+    truth: whether there is a gt. clips: as for `find_sequences`. A sequence is named after its folder's path, with `_`
+    for `/`; frames without a folder are one clip, `clip`.
+    Raises CSDError for an unknown clip, one without its partner, and frames that do not pair.
+    """
+    found: dict[str, dict[str, list[str]]] = {"lq": defaultdict(list), "gt": defaultdict(list)}
+    for key in keys:
+        side, _, inside = key.partition("/")
+        found[side][inside.rpartition("/")[0]].append(key)
+    if not found["lq"]:
+        raise CSDError("dataroot_lq: no images found: give the folder or store of the rainy clips")
+
+    def clip(side: str, path: str) -> _Clip:
+        name = path.replace("/", "_") or "clip"
+        return _Clip(f"{side}/{path}", name, name, found[side][path])
+
+    rainy = sorted((clip("lq", path) for path in found["lq"]), key=lambda each: natural_key(each.name))
+    clean = {each.name: each for each in (clip("gt", path) for path in found["gt"])}
+    chosen = rainy if clips is None else _choose(rainy, clips, "lq")
+    lonely = [each.name for each in chosen if truth and each.name not in clean]
+    if lonely:
+        raise CSDError(f"dataroot_gt: no clip {lonely[0]}, which dataroot_lq has: add it, or leave it out (clips: ..)")
+    sequences = [_pair(each, clean.get(each.name), "test") for each in chosen]
+    if truth:
+        _say_once(sequences, rainy, clean, "test")
     return sequences
 
 
@@ -216,7 +248,8 @@ def _wrong_root(root: str | Path, split: str, keys: list[str], splits_seen: set[
     )
 
 
-def _choose(rainy: list[_Clip], clips: str | Path | Sequence[str], split: str) -> list[_Clip]:
+def _choose(rainy: list[_Clip], clips: str | Path | Sequence[str], where: str) -> list[_Clip]:
+    """The clips that are named, of all; `where` these are, for the message."""
     source, names = _read_names(clips)
     if not names:
         raise CSDError(f"{source}: names no clip: give one per line, or leave `clips` out for all")
@@ -224,7 +257,7 @@ def _choose(rainy: list[_Clip], clips: str | Path | Sequence[str], split: str) -
     for name in names:
         if name not in labels:
             nearest = difflib.get_close_matches(name, sorted(labels), n=1, cutoff=0)
-            raise CSDError(f"{source}: split {split} has no clip {name!r}: did you mean {nearest[0]!r}?")
+            raise CSDError(f"{source}: {where} has no clip {name!r}: did you mean {nearest[0]!r}?")
     wanted = set(names)
     return [clip for clip in rainy if wanted.intersection(_labels(clip))]
 

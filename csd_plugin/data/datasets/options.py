@@ -13,16 +13,21 @@ MOST = 1024
 
 Self = TypeVar("Self", bound="DatasetOptions")
 
+ROOTS = ("dataroot", "dataroot_lq", "dataroot_gt")
+"""The options that say where frames are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetOptions:
     """What all data sets take."""
 
-    dataroot: str = option(
-        "",
-        "folder that holds the `Dataset_*` folders, or an LMDB store of it (`csd prepare --lmdb`)",
-        required=True,
+    dataroot: str | None = option(
+        None, "folder that holds the `Dataset_*` folders, or an LMDB store of it (`csd prepare --lmdb`)"
     )
+    dataroot_lq: str | None = option(
+        None, "instead of `dataroot`: the rainy clips alone, CLIP/FRAME, in a folder or an LMDB store"
+    )
+    dataroot_gt: str | None = option(None, "with `dataroot_lq`: their clean clips, of the same names")
     split: Literal["train", "test", "real"] | None = option(
         None, "which of these folders: `train`, `test` or `real`; by default `train` for training, else `test`"
     )

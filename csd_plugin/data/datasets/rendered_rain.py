@@ -57,6 +57,8 @@ class RenderedRainDataset(TrainingDataset):
     def __init__(self, opt: Options) -> None:
         self.opt = opt  # where the toolbox looks the name of the set up
         options = self.options_class.of(opt)
+        if options.dataroot_lq or options.dataroot_gt:
+            raise CSDError("RenderedRainDataset makes its rain itself: give the clean clips as dataroot")
         self.preset = find_preset(options.rain)
         self.quality = _quality_range(options.quality)
         self.store = open_store(dataroot_of(opt), options.cache_mb)
