@@ -118,13 +118,17 @@ class Distiller(nn.Module):
         return max(self.interface.num_frame, *(teacher.interface.num_frame for teacher in self.teachers), 1)
 
     def forward(self, batch: Mapping[str, Any], iteration: int = 1) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The losses of a batch, weighted: their sum is what is minimised; and scalars to log beside them.
-
-        batch: `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), its middle, or what `as_clips` makes such; in [0, 1], or
-            uint8. iteration: from 1 on; weights and looks go by it.
+        """The losses of a batch, weighted: their sum is what is minimised; and scalars to log with them.
 
         Returns `l_recon` and `l_distill`, scalars; and raw terms (`l_spatial`), `status/..`, `weight/..`, `health/..`.
-        Raises CSDError for batches that are too short or do not pair, and for a term that teaches nothing.
+
+        Args:
+            batch: `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), its middle, or what `as_clips` makes such; in [0, 1],
+                or uint8.
+            iteration: from 1 on; weights and looks go by it.
+
+        Raises:
+            CSDError: batches that are too short or do not pair, or a term that teaches nothing.
         """
         lq, gt = map(as_float, as_clips(batch, self.num_frame, "the batch"))
         weights = {term: weight_at(weight, iteration) for term, weight in self.weights.items()}
@@ -194,7 +198,7 @@ class Distiller(nn.Module):
     def _examine(
         self, monitor: HealthMonitor, recon: Tensor, student: ClipView, compared: Mapping[str, Comparison]
     ) -> dict[str, Tensor]:
-        """What the monitor measures, to be logged beside the losses; its warnings go where they are wanted."""
+        """What the monitor measures, to be logged with the losses; its warnings go where they are wanted."""
         scale = 1.0 if self.scaler is None else float(self.scaler.get_scale())
         measured, warnings = monitor.examine(recon, student, compared, self.student.parameters(), scale=scale)
         for warning in warnings:
