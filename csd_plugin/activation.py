@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import functools
 import importlib
 import re
@@ -38,6 +39,7 @@ FILE_ERRORS = (
     yaml.YAMLError,
 )
 """What reading an option file may raise, besides CSDError."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MODEL_TYPE = re.compile(r"""(?:^|[{,])[ \t]*['"]?model_type['"]?\s*:\s*['"]?(\w+)""", re.MULTILINE)
 
 
@@ -97,7 +99,9 @@ def reading_error(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{error.filename} does not exist; check the path"
     if isinstance(error, OSError):
-        return f"{error.filename}: {str(error.strerror).lower()}; check the path"
+        where = f"{error.filename}: " if error.filename else ""
+        advice = "make room there" if error.errno in _FULL else "check the path"
+        return f"{where}{str(error.strerror or error).lower()}; {advice}"
     if isinstance(error, UnicodeDecodeError):
         return "the option file is not text"
     if isinstance(error, yaml.YAMLError):
@@ -126,10 +130,15 @@ def _checking(parse_options: Parse) -> Parse:
         try:
             registration.extend()
             with _replaced(options, ordered_yaml=safe_ordered_yaml, init_dist=compat.init_dist):
-                return parse_checked(parse_options, root_path, is_train)
+                parsed = parse_checked(parse_options, root_path, is_train)
         except (CSDError, *FILE_ERRORS) as error:
             print(f"error: {reading_error(error)}", file=sys.stderr, flush=True)
             raise SystemExit(2) from error
+        if is_train:
+            from csd_plugin.models.stopping import REQUEST  # here as well
+
+            REQUEST.listen()
+        return parsed
 
     return wrapper
 

@@ -38,7 +38,7 @@ _CLIP_FOLDER = re.compile(r"(?P<scene>.+)_(?:(?P<truth>GT)|Rain(?:_\d+)?)", re.I
 
 
 def is_frame_name(name: str) -> bool:
-    """Whether a file of this name is an image; hidden files (also those macOS puts beside images) are not."""
+    """Whether a file of this name is an image; hidden files (also those that macOS puts next to images) are not."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
@@ -69,7 +69,7 @@ def number_columns(names: Iterable[str]) -> list[tuple[int, ...]]:
 def frame_numbers(names: Sequence[str]) -> tuple[int, ...] | None:
     """The number of each frame in display order: of all the numbers in the names, the one that rises with every frame.
 
-    '00000_x2', '00001_x2' -> (0, 1). Of several that rise, the one with the smallest steps. None where none does.
+    '00000_x2', '00001_x2' -> (0, 1). If several rise, the one with the smallest steps; None if none does.
     """
     rising = [column for column in number_columns(names) if all(a < b for a, b in pairwise(column))]
     return min(rising, key=lambda column: column[-1] - column[0], default=None) if names else None

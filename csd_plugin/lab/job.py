@@ -11,6 +11,7 @@ from pathlib import Path
 from csd_plugin import registration
 from csd_plugin.atomic import write_text
 from csd_plugin.data.datasets.options import ROOTS
+from csd_plugin.devices import gpus_of
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.lab import runner
 from csd_plugin.lab.matrix import Frames, Matrix, Run, TestOnly, Weights, read_matrix, runs_of
@@ -151,10 +152,9 @@ def check_machine(runs: Iterable[Run], retrained: Collection[str] = ()) -> None:
 
     for run in runs:
         if run.options is not None and (run.name in retrained or runner.state(run) in ("cut", "missing")):
-            if run.options["num_gpu"] == "auto":
-                continue
+            num_gpu = gpus_of(run.options["num_gpu"])
             try:
-                check_devices({**run.options, "is_train": True, "dist": False})
+                check_devices({**run.options, "num_gpu": num_gpu, "is_train": True, "dist": False})
             except CSDError as error:
                 raise CSDError(f"the row {run.row}: {error}") from error
 

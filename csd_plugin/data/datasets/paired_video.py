@@ -39,7 +39,7 @@ class PairedVideoDataset(TrainingDataset):
 
     opt: `TrainingOptions`.
 
-    Raises CSDError for data that does not fit together, at construction where headers tell.
+    Raises CSDError for data that does not fit together, at construction as far as headers show it.
     """
 
     def __init__(self, opt: Options) -> None:
@@ -73,7 +73,7 @@ class PairedVideoTestDataset(Dataset):
 
     opt: `TestOptions`.
 
-    Raises CSDError for data that does not fit together, at construction where headers tell.
+    Raises CSDError for data that does not fit together, at construction as far as headers show it.
     """
 
     options_class: ClassVar[type[TestOptions]] = TestOptions

@@ -307,6 +307,6 @@ def _reason(error: Exception) -> str:
 
 
 def _free_megabytes(path: Path) -> int:
-    """LMDB reports a full disk as any other error of writing: the number tells."""
+    """LMDB reports a full disk as any other error of writing: the number shows it."""
     there = next(parent for parent in path.absolute().parents if parent.is_dir())
     return shutil.disk_usage(there).free // 2**20
