@@ -116,7 +116,8 @@ def _project(name: str, folder: Path, python: Path, package: str, prefix: str) -
         (inside / room).mkdir(parents=True)
         (inside / room / "__init__.py").write_text(_SCAN.format(ending=f"_{room[:-1]}.py"), encoding="utf-8")
     if package:
-        (inside / "__init__.py").touch()
+        (inside / "__init__.py").write_text("from .archs import *\nfrom .models import *\n", encoding="utf-8")
+    (inside / "archs" / "own_arch.py").write_text(_OWN_ARCH, encoding="utf-8")
     (inside / "models" / "own_model.py").write_text(_OWN_MODEL, encoding="utf-8")
     scripts = {}
     for job in ("train", "test"):
@@ -131,6 +132,14 @@ from pathlib import Path
 for file in sorted(Path(__file__).parent.glob("*_*.py")):
     if file.name.endswith("{ending}"):
         importlib.import_module(f"{{__name__}}.{{file.stem}}")
+"""
+_OWN_ARCH = """from basicsr.archs.rrdbnet_arch import RRDBNet
+from basicsr.utils.registry import ARCH_REGISTRY
+
+
+@ARCH_REGISTRY.register()
+class OwnNet(RRDBNet):
+    pass
 """
 _OWN_MODEL = """from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
