@@ -22,7 +22,8 @@ class AdaptedObjective(Objective):
     objective: any; its terms are those of the whole.
     adapters: `conv1x1`: one learned 1x1 convolution for each tap, from the student's width to the teacher's; it learns
         with the student and is not part of it. It starts at the teacher's scale, which the first batch shows: what it
-        takes is multiplied by a number that stays what it was then. `resize`: bilinear, without aliasing, to the teacher's height and width.
+        takes is multiplied by a number that stays what it was then. `resize`: bilinear, without aliasing, to the
+        teacher's height and width.
     student, teacher: shapes of the features, (B, L, C, h, w) for each tap.
 
     Raises CSDError for an unknown adapter and for unequal numbers of taps.
