@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,24 +13,46 @@ from csd_plugin.errors import CSDError
 
 _LONGEST_NAME = 255
 """Bytes of a file's name, on every usual file system."""
+_DRAFT = re.compile(r"\.\d+\.part(\.\w+)?$")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A hidden name beside `path`, of its suffix, to write to: it takes the place of `path` at the end.
+def replacing(path: Path, *, synced: bool = False) -> Iterator[Path]:
+    """A hidden name next to `path`, with its suffix, to write to: it takes the place of `path` at the end.
 
     After an error what was there before is there still, and nothing else. Processes do not meet under one name.
+
+    synced: the file is on the disk before it gets its name, and has it there at the end: it survives a power failure.
     """
     draft = draft_of(path)
     try:
         yield draft
+        if synced:
+            _sync(draft)
         draft.replace(path)
+        if synced and os.name != "nt":  # Windows opens no folders
+            _sync(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 
 
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what writers that were killed have left half written; for a folder that nobody else writes to now."""
+    for draft in folder.glob(".*.part*"):
+        if _DRAFT.search(draft.name):
+            draft.unlink(missing_ok=True)
+
+
 def draft_of(path: Path) -> Path:
-    """A hidden name beside `path`, of its suffix, that no other process takes, and no longer than names may be."""
+    """A hidden name next to `path`, with its suffix, that no other process takes, and no longer than names may be."""
     tail = f".{os.getpid()}.part{path.suffix}"
     draft = path.with_name(f".{path.stem}{tail}")
     if len(os.fsencode(draft.name)) > _LONGEST_NAME:

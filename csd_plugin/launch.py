@@ -1,10 +1,12 @@
-"""What `csd_plugin.train` and `csd_plugin.test` share: the toolbox's pipeline, with mistakes told in one line."""
+"""What `csd_plugin.train` and `csd_plugin.test` share: the toolbox's pipeline, with mistakes reported in one line."""
 
 from __future__ import annotations
 
 import atexit
+import logging
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +18,8 @@ from csd_plugin.activation import FILE_ERRORS, parse_checked, reading_error
 from csd_plugin.errors import CSDError, out_of_memory
 from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.lifeline import end_with_starter
+from csd_plugin.models.stopping import REQUEST, Stopped
+from csd_plugin.unread import ending_quietly
 
 
 def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
@@ -26,7 +30,8 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
         module: where the pipeline looks `parse_options` up.
 
     Returns:
-        0, or 2 after one line on stderr, or 130 when interrupted.
+        0, or 2 after one line on stderr, or 130 when interrupted; a training that a signal has stopped, 128 + its
+        number.
     """
     end_with_starter()
     keep_freed_memory()
@@ -39,18 +44,30 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
         return parse_checked(plain, root_path, is_train)
 
     module.parse_options = parse_and_check  # type: ignore[attr-defined]
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for tracebacks
     try:
-        pipeline(str(Path.cwd()))
-    except (CSDError, *FILE_ERRORS) as error:
+        return ending_quietly(lambda: _run(pipeline))
+    finally:
+        module.parse_options = parse_options  # type: ignore[attr-defined]
+
+
+def _run(pipeline: Callable[[str], None]) -> int:
+    trains = pipeline.__name__ == "train_pipeline"
+    try:
+        with REQUEST.listening() if trains else nullcontext():
+            pipeline(str(Path.cwd()))
+    except BrokenPipeError:
+        raise
+    except (CSDError, *FILE_ERRORS, OSError) as error:
         return _fail(reading_error(error))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         return _fail(out_of_memory(error))
+    except Stopped as stopped:
+        return int(stopped.code or 0)
     except KeyboardInterrupt:
-        return _fail("interrupted; --auto_resume resumes from the last saved state", 130)
-    finally:
-        module.parse_options = parse_options  # type: ignore[attr-defined]
+        return _fail("interrupted", 130)
     return 0
 
 

@@ -18,6 +18,7 @@ from toolbox import changed, distill_options, equal, scored_set, scoring_options
 
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.errors import CSDError
 from csd_plugin.weights import FASTEST, NETWORKS, find_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -355,8 +356,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(launcher, tiny_rain, capfd):
     stopped(
         launcher,
         capfd,
-        train_options(tiny_rain, **{"train.optim_g.lr": 1e30, "train.total_iter": 3}),
-        *["iteration 2", "l_recon is not finite", "t", "lower train.optim_g.lr"],
+        train_options(tiny_rain, **{"train.optim_g.lr": 1e30, "train.total_iter": 3, "train.skip_limit": 0}),
+        *["iteration 2", "l_recon not finite", "t", "lower train.optim_g.lr"],
     )
     network = SLDNet(preset="student2", num_feat=4)
     torch.nn.init.constant_(network.conv5.bias, float("nan"))
@@ -370,18 +371,18 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(launcher, t
     from csd_plugin.losses.ssim import PyramidSSIMLoss
 
     monkeypatch.setattr(PyramidSSIMLoss, "forward", lambda self, output, gt: (output - output).abs().sum().sqrt())
-    options = train_options(tiny_rain, **{"train.grad_clip": 1.0})
-    stopped(launcher, capfd, options, "iteration 1", "gradient of conv", "not finite", "autocast off")
+    options = train_options(tiny_rain, **{"train.grad_clip": 1.0, "train.skip_limit": 0})
+    stopped(launcher, capfd, options, "iteration 1", "grad_norm not finite", "though the loss is", "autocast off")
     assert all(p.isfinite().all() for p in launcher.models[-1].net_g.parameters())
 
 
-def test_an_interrupted_run_says_how_to_go_on(launcher, tiny_rain, capfd, monkeypatch):
+def test_an_interrupted_run_promises_nothing_where_nothing_is_saved(launcher, tiny_rain, capfd, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch.optim.Adam, "step", interrupt)
     assert launcher.train(train_options(tiny_rain)) == 130
-    assert capfd.readouterr().err.endswith("error: interrupted; --auto_resume resumes from the last saved state\n")
+    assert capfd.readouterr().err.endswith("error: interrupted\n")
 
 
 def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
@@ -391,11 +392,11 @@ def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(tmp_path, monkeypatc
     save_atomically({"params": {"w": torch.ones(2)}}, path)
 
     def fail(content, file):
-        Path(file).write_bytes(b"half")
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(CSDError, match="net_g_latest.pth: cannot be written .No space left"):
         save_atomically({"params": {"w": torch.zeros(2)}}, path)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert torch.load(path, weights_only=True)["params"]["w"].tolist() == [1, 1]
@@ -467,7 +468,7 @@ assert agree(model._place_objective(frozen).parameters()), "the frozen cells dif
 
 def gradients(monitor):
     # of one step, exchanged between the processes
-    model.monitor = monitor
+    model.distiller.monitor = monitor
     model.optimizer_g.zero_grad()
     losses, scalars = model.compute_losses(1)
     assert any(name.startswith("health/") for name in scalars) == (monitor is not None)
@@ -475,7 +476,7 @@ def gradients(monitor):
     return [p.grad.clone() for p in model.optimized_parameters()]
 
 
-measured = gradients(model.monitor)
+measured = gradients(model.distiller.monitor)
 assert agree(measured), "gradients differ"
 assert all(torch.equal(a, b) for a, b in zip(measured, gradients(None))), "measuring changes the step"
 print("agreed", flush=True)
@@ -506,12 +507,13 @@ def test_two_processes_train_one_student(tmp_path, tiny_rain, tiny_teacher):
 
 
 def test_two_processes_train_the_student_of_one(tmp_path, tiny_rain, tiny_teacher, launcher):
-    """With half of the batch each: the same clips and crops, cells and average too, to rounding."""
+    """With half of the batch each, in two parts: the same clips and crops, cells and average too, to rounding."""
     options = distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 3})
     options["train"]["optim_g"] = {"type": "SGD", "lr": 0.003}  # Adam makes steps of rounding errors
     options["datasets"]["train"]["batch_size_per_gpu"] = 4
     assert launcher.train(options) == 0
     options["datasets"]["train"]["batch_size_per_gpu"] = 2
+    options["train"]["accumulate"] = 2
     launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "csd_plugin.train"]
     run = typed(tmp_path, *launch, "--launcher", "pytorch", options=options)
     assert run.returncode == 0, run.stderr[-3000:]

@@ -32,7 +32,7 @@ from csd_plugin.inference.backends import GRAPH_SUFFIXES
 from csd_plugin.inference.runner import Derainer
 from csd_plugin.metrics.protocols import Quality
 from csd_plugin.report.text import counted
-from csd_plugin.weights import find_checkpoint
+from csd_plugin.weights import find_checkpoint, under_todays_keys
 
 CROP, _SMALLEST = 96, 32
 """Pixels of a crop's side; of the smallest that a network learns from."""
@@ -195,14 +195,14 @@ def _write(plan: Plan, source: Path, teacher: Teacher, cache: Cache, learner: Le
     """The best network so far, with where it comes from."""
     clips = ", ".join(one.name for one in cache.inputs)
     teachers = " and ".join(one.name for one in teacher.networks) + (", self-ensemble" if plan.ensemble else "")
-    known = facts_in(source)
+    known = under_todays_keys(facts_in(source))
     minutes = round(learner.progress.seconds / 60, 2)
     kept = f"; {plan.keep:.0%} other pairs ({plan.pairs})" if plan.pairs else ""
     facts = {
         "what": f"{named(source).name} adapted to {clips}",
         "trained_on": f"{counted(cache.frames, 'rainy frame')} of {clips}, cleaned by {teachers}{kept}",
         "recipe": f"csd adapt, {learner.progress.step:,} steps in {minutes:g} minutes",
-        "licence": known.get("licence", "not stated"),
+        "license": known.get("license", "not stated"),
         "adapted": {
             "clips": [asdict(one) for one in cache.inputs],
             "teachers": [asdict(one) for one in teacher.networks],

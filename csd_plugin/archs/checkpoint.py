@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from csd_plugin.extras import needed_by
 
 # What torch's reader raises on files that are cut short or changed: it takes them at their word.
 DAMAGED = (
-    RuntimeError, ValueError, EOFError, LookupError, AssertionError, AttributeError, TypeError, OSError, struct.error
+    RuntimeError, ValueError, EOFError, LookupError, AssertionError, AttributeError, TypeError, OSError, struct.error,
+    zipfile.BadZipFile, NotImplementedError,
 )  # fmt: skip
 
 # Where a file may keep its weights, best first: the toolbox's averaged and plain weights, the authors' dict, what
@@ -79,7 +81,10 @@ def load_plain(path: str | Path, what: str) -> Any:
     if _is_safetensors(path):
         return _load_safetensors(path, what)
     try:
+        _check_archive(path, what)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except CSDError:
+        raise
     except pickle.UnpicklingError as error:  # torch's own text would have the user run it
         raise CSDError(
             f"{what} {path} is damaged, or holds more than tensors and plain data, so it is not loaded; "
@@ -87,6 +92,24 @@ def load_plain(path: str | Path, what: str) -> Any:
         ) from error
     except DAMAGED as error:
         raise CSDError(f"{what} {path} cannot be read: it is cut short or damaged; use another copy") from error
+
+
+def _check_archive(path: Path, what: str) -> None:
+    """Compare what lies in a file of torch.save with the checksums beside it, which torch's own reader leaves alone.
+
+    torch.save compresses nothing: what says that it unpacks to more than the file holds is a bomb. Files from before
+    torch 1.6 are no archives, and have no checksums.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise CSDError(f"{what} {path} is not as torch.save writes files, so it is not loaded; save it again")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise CSDError(f"{what} {path} is damaged: {damaged} is not what was saved; use another copy")
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
-import select
 import sys
 from collections.abc import Sequence
 
 from csd_plugin import __version__
 from csd_plugin.errors import CSDError, out_of_memory
 from csd_plugin.extras import needed_by
+from csd_plugin.unread import ending_quietly
 
 JOBS = {
     "prepare": "bring archives, folders or videos into the data set's layout, and into LMDB",
@@ -23,13 +22,14 @@ JOBS = {
     "rain": "put rendered rain on clean clips",
     "derain": "remove rain from a video or a folder of frames",
     "adapt": "fit a small network to a camera, without clean frames",
-    "models": "list the shipped networks: size, speed, scores",
+    "models": "list the networks: size, speed and scores of those shipped, presets to train",
     "inspect": "dry-run an option file: networks, layers, windows, memory, warnings",
     "score": "score a folder of results against the truth",
     "table": "train and test the rows of a results table, and write it",
     "figure": "draw pictures for papers: crops, error maps, features, slices through time, videos",
     "reproduce": "train the shipped networks again, or your own in the same way, from clean clips",
     "export": "write a network as ONNX, OpenVINO or torch.export",
+    "link": "make our models known to a BasicSR or Real-ESRGAN whose train.py is left as it is",
     "bench": "measure inference, training and data loading on this machine",
 }
 
@@ -39,29 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Silent, and 141 as after SIGPIPE, where the reader of the output has closed it: `csd .. | head`.
     """
-    try:
-        try:
-            return _run_job(argv)
-        finally:
-            print(end="", flush=True)  # a closed pipe is noticed here, not while the interpreter ends
-    except BrokenPipeError:
-        if not _reader_is_gone():
-            raise  # another pipe broke
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - what is buffered would fail again at the end
-        return 141
-
-
-def _reader_is_gone() -> bool:
-    """Whether nobody reads standard output any more, which need not hold anything that a flush would show it by."""
-    try:
-        print(end="", flush=True)
-        events = select.poll()
-        events.register(sys.stdout.fileno(), select.POLLOUT)
-        return any(event & (select.POLLERR | select.POLLHUP) for _, event in events.poll(0))
-    except BrokenPipeError:
-        return True
-    except (AttributeError, OSError, ValueError):  # no poll on Windows; no file behind standard output
-        return False
+    return ending_quietly(lambda: _run_job(argv))
 
 
 def _run_job(argv: Sequence[str] | None) -> int:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--license",
         metavar="TEXT",
-        help="licence of the weights, for the metadata (known for networks that come with csd)",
+        help="license of the weights, for the metadata (known for networks that come with csd)",
     )
 
 
@@ -47,13 +47,13 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.export.export import export_network
     from csd_plugin.inference.facts import study
     from csd_plugin.inference.files import sample_windows
-    from csd_plugin.weights import find_checkpoint
+    from csd_plugin.weights import find_checkpoint, under_todays_keys
 
     checkpoint = find_checkpoint(args.checkpoint)
     written = [args.output, *([args.output.with_suffix(".bin")] if args.output.suffix.lower() == ".xml" else [])]
     clips = [file for clip in (args.calibrate, args.check) if clip for file in files_of(clip)]
     refuse_inputs(written, [checkpoint, *clips])
-    network, known = load_network(checkpoint), facts_in(checkpoint)
+    network, known = load_network(checkpoint), under_todays_keys(facts_in(checkpoint))
     facts = study(network)
     calibration = sample_windows(args.calibrate, facts) if args.calibrate else []
     # int8 is compared on other frames than it was calibrated on.
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         args.output,
         precision="int8" if args.int8 else args.dtype,
         opset=args.opset,
-        license=args.license if args.license is not None else str(known.get("licence", "not stated")),
+        license=args.license if args.license is not None else str(known.get("license", "not stated")),
         adapted=adapted_to(known),
         windows=windows,
         calibration=calibration if args.check or len(calibration) < 2 else calibration[::2],

@@ -16,13 +16,15 @@ from torch import nn
 from csd_plugin import compat, options
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of
+from csd_plugin.devices import forked_random
 from csd_plugin.distill import OBJECTIVES
+from csd_plugin.distill.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.distill.interface import feature_pairs
 from csd_plugin.distill.objective import Objective, build_objective, weighted_sum
 from csd_plugin.distill.settings import Distillation, read_distillation, teacher_labels
 from csd_plugin.errors import CSDError, out_of_memory, suggestion
+from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.results import load_results
-from csd_plugin.models.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.models.pairing import check_foreign_set, check_network, check_pairs, check_role
 from csd_plugin.models.video_derain_model import build_optimizer
 from csd_plugin.options import distils
@@ -44,7 +46,7 @@ def check_run(opt: dict[str, Any]) -> None:
     """
     _find_type(MODEL_REGISTRY, opt["model_type"], "model_type")
     if opt["model_type"] not in options.MODELS:
-        with torch.random.fork_rng():
+        with forked_random():
             check_pairs(opt, lambda: _build_network(opt["network_g"], "network_g"))
         return
     check_devices(opt)
@@ -54,20 +56,22 @@ def check_run(opt: dict[str, Any]) -> None:
             "logger.use_tb_logger: tensorboard is not installed; pip install tensorboard, or set it to false"
         )
 
+    if opt["is_train"]:
+        _check_keep_best(opt)
     networks, interfaces = check_parts(opt)
     needed = ["network_g"]
     if distils(opt):
         needed += [f"network_{label}" for label in read_distillation(opt).taught_by()]
     _check_data(opt, {name: interfaces[name] for name in needed})
     if opt["is_train"]:
-        with torch.random.fork_rng():
+        with forked_random():
             for name in needed:
                 check_network(name, networks[name], interfaces[name], opt)
     if distils(opt) and opt["datasets"]["train"]["type"] in options.DATASETS:
         _check_features(opt, networks, interfaces)
 
     for name in needed:
-        if not (name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)):
+        if not (name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)[0]):
             _check_checkpoint(opt["path"], name, networks[name])
 
 
@@ -81,7 +85,7 @@ def check_parts(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str,
     for key, content in opt["datasets"].items():
         _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
     _metrics(opt.get("val") or {})
-    with torch.random.fork_rng():
+    with forked_random():
         networks, interfaces = build_networks(opt)
         if opt["is_train"] and opt["model_type"] in options.MODELS:
             if distils(opt):
@@ -151,10 +155,11 @@ def check_devices(opt: Mapping[str, Any]) -> None:
         raise CSDError(
             f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} were found; use 0 for the CPU, or auto"
         )
-    if distils(opt) and opt["num_gpu"] > 1 and not opt["dist"]:
+    if opt["num_gpu"] > 1 and not opt["dist"]:
+        job = "train" if opt["is_train"] else "test"
         raise CSDError(
-            f"num_gpu is {opt['num_gpu']}: a DistillModel takes one process per GPU; set num_gpu: 1, or use "
-            f"torchrun --nproc_per_node {opt['num_gpu']} -m csd_plugin.train .. --launcher pytorch"
+            f"num_gpu is {opt['num_gpu']}: these models take one process per GPU; set num_gpu: 1, or use "
+            f"torchrun --nproc_per_node {opt['num_gpu']} -m csd_plugin.{job} .. --launcher pytorch"
         )
 
 
@@ -178,6 +183,18 @@ def _check_validation(val: dict[str, Any]) -> None:
             load_results(val["baseline"])
         except CSDError as error:
             raise CSDError(f"val.baseline: {error}; test that network first, or leave val.baseline out") from error
+
+
+def _check_keep_best(opt: Mapping[str, Any]) -> None:
+    metric = opt["logger"].get("keep_best")
+    if metric is None:
+        return
+    if not opt.get("val") or "val" not in opt["datasets"]:
+        raise CSDError("logger.keep_best: it needs validation; give the sections val and datasets.val, or leave it out")
+    known = [f"{protocol}/{value}" for protocol in PROTOCOLS for value in Quality._fields]
+    known += opt["val"].get("metrics") or {}
+    if metric not in known:
+        raise CSDError(f"logger.keep_best: {metric!r} is unknown{suggestion(metric, known)}")
 
 
 def _try_optimizer(optim_type: Any, network: nn.Module, keywords: Mapping[str, Any]) -> None:
@@ -243,6 +260,12 @@ def _check_data(opt: dict[str, Any], interfaces: dict[str, Interface]) -> None:
 def _check_loader(num_clip: int, content: dict[str, Any], opt: dict[str, Any]) -> None:
     if content.get("persistent_workers") and not content["num_worker_per_gpu"]:
         raise CSDError("datasets.train: persistent_workers needs num_worker_per_gpu of 1 or more; switch it off")
+    parts = opt["train"].get("accumulate", 1)
+    if parts > content["batch_size_per_gpu"]:
+        raise CSDError(
+            f"train.accumulate: {parts} parts of batches of {content['batch_size_per_gpu']} clips; batch_size_per_gpu "
+            f"is the whole batch: raise it, or lower train.accumulate"
+        )
     if content.get("prefetch_mode") == "cuda" and not (content.get("pin_memory") and opt["num_gpu"]):
         raise CSDError("datasets.train: prefetch_mode: cuda needs pin_memory: true and a GPU; leave it out")
 
@@ -251,12 +274,11 @@ def _check_loader(num_clip: int, content: dict[str, Any], opt: dict[str, Any]) -
     batch = content["batch_size_per_gpu"]
     total = int(opt["train"]["total_iter"])
     epochs = math.ceil(total / math.ceil(num_clip * ratio / (batch * opt["world_size"]))) + 1
-    loaded = batch if opt["dist"] else batch * max(opt["num_gpu"], 1)
-    possible = epochs * (math.ceil(num_clip * ratio / opt["world_size"]) // loaded)
+    possible = epochs * (math.ceil(num_clip * ratio / opt["world_size"]) // batch)
     if possible < total:
-        whole = ratio * loaded * opt["world_size"] // math.gcd(num_clip * ratio, loaded * opt["world_size"])
+        whole = ratio * batch * opt["world_size"] // math.gcd(num_clip * ratio, batch * opt["world_size"])
         raise CSDError(
-            f"datasets.train: with {num_clip} clips of {content['num_frame']} frames and batches of {loaded}, training "
+            f"datasets.train: with {num_clip} clips of {content['num_frame']} frames and batches of {batch}, training "
             f"would end after {possible} of {total} iterations; set dataset_enlarge_ratio to {whole}"
         )
 

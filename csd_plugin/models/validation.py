@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from csd_plugin import compat
 from csd_plugin.atomic import replacing
 from csd_plugin.data.windows import join_windows
+from csd_plugin.devices import exact_float32
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.folding import fold
 from csd_plugin.metrics import results
@@ -27,6 +29,7 @@ from csd_plugin.metrics.protocols import score_frame, to_uint8
 from csd_plugin.metrics.scores import Scores
 from csd_plugin.metrics.table import WITHOUT_TRUTH, share
 from csd_plugin.models.batches import Item, read_test_item
+from csd_plugin.models.stopping import REQUEST
 
 
 class ValidationMixin:
@@ -54,7 +57,8 @@ class ValidationMixin:
         was_training = network.training
         network.eval()
         try:
-            mine = self._score_dataset(self._fastest(network), dataset, name, current_iter, save_img)
+            with compat.uncompiled(network):  # whole frames of any size: each would be compiled anew
+                mine = self._score_dataset(self._fastest(network), dataset, name, current_iter, save_img)
         finally:
             network.train(was_training)
         frames = _gather(mine)
@@ -78,6 +82,9 @@ class ValidationMixin:
         hidden = True if rank or not self.opt["val"].get("pbar", True) else None  # None: where there is a terminal
         with tqdm(total=len(indices), unit="frame", desc=name, disable=hidden) as bar:
             for items in _batches(dataset, indices, self.opt["val"].get("batch_size", 2), num_frame):
+                if self.opt["is_train"] and REQUEST.signal and not self.opt["dist"]:
+                    # several processes stop together, after their next step
+                    self.save_and_stop(int(current_iter), REQUEST.signal)  # type: ignore[attr-defined]
                 outputs = self._predict(network, torch.stack([item.lq for item in items]))
                 for item, output in zip(items, outputs, strict=True):
                     result = to_uint8(output)
@@ -111,9 +118,10 @@ class ValidationMixin:
     def _predict(self, network: Any, windows: Tensor) -> Tensor:
         """(B, T, 3, H, W), of consecutive frames -> (B, 3, H, W) on the CPU; longer windows are cut to their middle."""
         interface = self.interface_of(network)  # type: ignore[attr-defined]
-        if interface.kind == "sequence":
-            return interface.run(network, join_windows(windows).to(self.device), len(windows)).float().cpu()
-        return interface.run(network, windows.to(self.device), 1).float().cpu()
+        with exact_float32():
+            if interface.kind == "sequence":
+                return interface.run(network, join_windows(windows).to(self.device), len(windows)).float().cpu()
+            return interface.run(network, windows.to(self.device), 1).float().cpu()
 
     def _wanted(self) -> set[str]:
         """The images that any metric of `val.metrics` names."""
@@ -172,6 +180,8 @@ class ValidationMixin:
             baseline=self.opt["val"].get("baseline"),
         )
         best = self._update_best(name, summary, current_iter)
+        if training:
+            self.remember_best(name, current_iter)  # type: ignore[attr-defined]
         lines = [f"Validation {name}{share(list(true), [*true, *alone]) if true else ''}"]
         for metric, value in summary.items():
             lines.append(f"\t # {metric}: {value:.4f}\tBest: {best[metric][0]:.4f} @ {best[metric][1]} iter")

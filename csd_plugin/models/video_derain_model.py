@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.models.video_base_model import VideoBaseModel
 from basicsr.utils import get_root_logger, set_random_seed
 from basicsr.utils.dist_util import master_only
@@ -18,12 +22,15 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from csd_plugin import compat
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
-from csd_plugin.archs.interface import Interface, interface_of
-from csd_plugin.atomic import replacing
+from csd_plugin.archs.interface import Interface, interface_of, run_network
+from csd_plugin.atomic import remove_drafts, replacing
+from csd_plugin.data.batches import as_clips, as_float
+from csd_plugin.devices import half_precision_warnings
 from csd_plugin.errors import CSDError
+from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.average import average_warnings, decay_at, update_average
-from csd_plugin.models.batches import as_clips
 from csd_plugin.models.resuming import by_options, option_changes
+from csd_plugin.models.stopping import REQUEST, Stopped
 from csd_plugin.models.validation import ValidationMixin
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,27 +42,47 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     A batch holds `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), the targets of the clip's middle, or what `as_clips`
     makes such. All B*L targets go through the network as one batch. Options of its own, all in `train`:
     `grad_clip` (largest gradient norm, 0 for none), `autocast` (bf16 or fp16 around the networks; losses stay in
-    float32), `compile` (the networks by torch.compile; the average that is validated, and what is saved, are not).
+    float32), `compile` (the networks by torch.compile; the average that is validated, and what is saved, are not),
+    `accumulate` (parts in which a batch goes through the networks) and `skip_limit`. An iteration is always one batch
+    of the loader and one optimizer step, in however many parts: schedules, average, checkpoints and data do not see
+    them. Every loss is a mean over clips, so the parts' gradients, weighted by their clips, add to the batch's.
     """
 
     samples_done = 0
     """Of the epoch, by all processes; 0 where the data set does not say."""
+    _saved: tuple[int, int] = (-1, -1)
+    """Epoch and iteration of the latest state."""
+    part = 0
+    """Of the batch: which of the `accumulate` parts is computed."""
+    skipped = 0
+    """Batches of this run whose loss or gradient was not finite."""
 
     def init_training_settings(self) -> None:
         train_opt = self.opt["train"]
         for line in average_warnings(train_opt):
             get_root_logger().warning(line)
+        for key in ("models", "training_states") if self.opt["rank"] == 0 else ():
+            remove_drafts(Path(self.opt["path"][key]))
         self.grad_clip: float = train_opt.get("grad_clip", 0.0)
+        self.accumulate: int = train_opt.get("accumulate", 1)
+        self.skip_limit: int = train_opt.get("skip_limit", 10)
         self.autocast_dtype: torch.dtype | None = None
         if train_opt.get("autocast"):
             self.autocast_dtype = AUTOCAST_DTYPES[train_opt["autocast"]]
             if self.device.type == "cpu":
                 compat.repair_bf16_conv3d()
+            for line in half_precision_warnings(self.networks, self.autocast_dtype, self.device):
+                get_root_logger().warning(f"train.autocast: {line}")
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast_dtype == torch.float16 and self.device.type == "cuda"
         )
         super().init_training_settings()
         self.compile_for_training(self.get_bare_model(self.net_g))
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """All that a step runs."""
+        return [self.net_g]
 
     def compile_for_training(self, network: nn.Module) -> None:
         """Where `train.compile` says so, in place: hooks, weights and their names stay what they are."""
@@ -65,36 +92,122 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     # ------------------------------------------------------------------ training step
     def feed_data(self, data: dict[str, Any]) -> None:
-        lq, gt = as_clips(data, self.num_frame, self.opt["datasets"]["train"].get("type", "the loader"))
-        self.lq = _as_float(lq.to(self.device, non_blocking=True))
-        self.gt = _as_float(gt.to(self.device, non_blocking=True))
+        source = f"datasets.train: {self.opt['datasets']['train'].get('type', 'the loader')}"
+        lq, gt = as_clips(data, self.num_frame, source)
+        self.lq = as_float(lq.to(self.device, non_blocking=True))
+        self.gt = as_float(gt.to(self.device, non_blocking=True))
         self.sample_names = data.get("key", [])
         if "position" in data:  # all processes are equally far
             world_size = self.opt["world_size"]
             self.samples_done = (int(data["position"].max()) // world_size + 1) * world_size
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """One forward, one backward, one optimizer step for the batch of `feed_data`.
+        """One optimizer step for the batch of `feed_data`, then, where a signal has asked for it, save and stop.
 
         Raises:
-            CSDError: the loss is not finite, or with grad_clip the gradient; this step has touched no weight.
+            CSDError: the loss is not finite, or with grad_clip the gradient, and the limit of such batches is reached
+                or a weight is not finite either; this step has touched no weight.
+            Stopped: after a signal; the state is saved.
         """
+        REQUEST.begin_step()
         self._seed_step(current_iter)
         self.optimizer_g.zero_grad()
-        losses, diagnostics = self.compute_losses(current_iter)
-        total = sum(losses.values(), torch.zeros((), device=self.device))
-        if not torch.isfinite(total):
-            self._raise_not_finite(losses, current_iter)
-        self.scaler.scale(total).backward()
-        if self.grad_clip > 0:
+        logged, finite, stop = self._backward(current_iter)
+        if finite and self.grad_clip > 0:
             self.scaler.unscale_(self.optimizer_g)
-            diagnostics["grad_norm"] = self._clip_gradient(current_iter)
-        self.scaler.step(self.optimizer_g)
-        self.scaler.update()
-        self.log_dict = self.reduce_loss_dict(OrderedDict({**losses, **diagnostics}))
-        if self.ema_decay > 0:
+            logged["grad_norm"] = self._clip_gradient()
+            # a scaler skips steps that are not finite by itself
+            finite = self.scaler.is_enabled() or bool(torch.isfinite(logged["grad_norm"]))
+        if finite:
+            self.scaler.step(self.optimizer_g)
+            self.scaler.update()
+            self.after_step()
+        else:
+            self._skip(logged, current_iter)
+        if self.skipped:
+            logged["skipped"] = torch.tensor(float(self.skipped), device=self.device)
+        self.log_dict = self.reduce_loss_dict(OrderedDict(logged))
+        if current_iter % self.opt["logger"]["print_freq"] == 0:
+            self._warn_of_rounding(current_iter)
+        if finite and self.ema_decay > 0:
             warms_up = self.opt["train"].get("ema_warmup", True)
             self.model_ema(decay_at(current_iter, self.ema_decay) if warms_up else self.ema_decay)
+        if stop:
+            self.save_and_stop(current_iter, stop)
+
+    def _backward(self, current_iter: int) -> tuple[dict[str, Tensor], bool, int]:
+        """The gradient of the batch, in parts; nothing of it where a loss is not finite, in whatever process.
+
+        Returns the losses and scalars to log, means over the clips; whether all losses are finite; the signal.
+        """
+        lq, gt = self.lq, self.gt
+        count = min(self.accumulate, len(lq))
+        parts = list(zip(lq.tensor_split(count), gt.tensor_split(count), strict=True))
+        sums: dict[str, Tensor] = {}
+        shares: dict[str, float] = {}
+        finite, stop = True, 0
+        for self.part, (self.lq, self.gt) in enumerate(parts):
+            share, last = len(self.lq) / len(lq), self.part == len(parts) - 1
+            with ExitStack() as stack:
+                if not last:  # the last part's backward adds the gradients of all processes
+                    for network in self.synchronised_networks():
+                        stack.enter_context(network.no_sync())
+                losses, scalars = self.compute_losses(current_iter)
+                total = sum(losses.values(), torch.zeros((), device=self.device))
+                finite = finite and bool(torch.isfinite(total))
+                if last:
+                    finite, stop = self._agree(finite)
+                if finite:
+                    self.scaler.scale(total if share == 1 else total * share).backward()
+            for name, value in {**losses, **scalars}.items():
+                sums[name] = sums.get(name, 0) + value.detach() * share
+                shares[name] = shares.get(name, 0) + share
+        self.lq, self.gt = lq, gt
+        return {name: value / shares[name] for name, value in sums.items()}, finite, stop
+
+    def after_step(self) -> None:
+        """What follows the weights without being learned."""
+
+    def synchronised_networks(self) -> list[DistributedDataParallel]:
+        """What adds its gradients over the processes when a backward passes it."""
+        return [self.net_g] if isinstance(self.net_g, DistributedDataParallel) else []
+
+    def _agree(self, finite: bool) -> tuple[bool, int]:
+        """Whether the losses of all processes are finite, and the signal that any has received."""
+        if not self.opt["dist"]:
+            return finite, REQUEST.signal
+        flags = torch.tensor([not finite, REQUEST.signal], device=self.device)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        bad, stop = flags.tolist()
+        return not bad, stop
+
+    def _skip(self, logged: Mapping[str, Tensor], current_iter: int) -> None:
+        """Leave this batch out, and say so, in the log and in `skipped.txt`; raise CSDError at the limit."""
+        self.skipped += 1
+        names = [name for name, value in logged.items() if not torch.isfinite(value).all()] or ["a loss"]
+        clips = ", ".join(map(str, self.sample_names)) or "this batch"
+        cause, hopeless = self._cause(names)
+        line = f"iteration {current_iter}: {', '.join(names)} not finite on {clips}: {cause}"
+        kept = Path(self.opt["path"]["experiments_root"]) / f"skipped{self.opt['rank'] or ''}.txt"
+        with kept.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        if hopeless or self.skipped > self.skip_limit:
+            more = "" if hopeless else f"; {self.skipped} batches, more than train.skip_limit {self.skip_limit}"
+            raise CSDError(f"{line}{more} ({kept})")
+        get_root_logger().warning(f"{line}. The batch is left out: {self.skipped} so far, {self.skip_limit} may be.")
+
+    def save_and_stop(self, current_iter: int, number: int) -> None:
+        """Save all of this iteration, and raise Stopped."""
+        self.save(EnlargedSampler.latest_epoch, current_iter)
+        if self.opt["dist"]:
+            torch.distributed.barrier()  # who leaves first ends the others
+        if self.opt["rank"] == 0:
+            state = Path(self.opt["path"]["training_states"]) / f"{current_iter}.state"
+            name = signal.Signals(number).name
+            get_root_logger().warning(
+                f"{name}: stopped after iteration {current_iter}; --auto_resume resumes from {state}"
+            )
+        raise Stopped(128 + number)
 
     def _seed_step(self, current_iter: int) -> None:
         """Random numbers inside a network depend on the step, not on how the run came to it."""
@@ -103,13 +216,12 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted terms whose sum is minimised, and scalars to log beside them."""
-        output = self.run_network(self.net_g, self.lq, self.interface_of(self.net_g))
+        output = self.run_network(self.net_g, self.lq, self.gt.shape[1], self.interface_of(self.net_g))
         return {"l_recon": self.cri_pix(output, self.gt.flatten(0, 1))}, {}
 
-    def run_network(self, network: nn.Module, clip: Tensor, interface: Interface) -> Tensor:
-        """The targets of the clips (B, N, 3, H, W) by a network of this interface -> (B*L, 3, H, W)."""
-        with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            return interface.run(network, clip, self.gt.shape[1]).float()
+    def run_network(self, network: nn.Module, clips: Tensor, num_target: int, interface: Interface) -> Tensor:
+        """The middle L frames of clips (B, N, 3, H, W) by a network of this interface -> (B*L, 3, H, W)."""
+        return run_network(network, clips, num_target, interface, autocast=self.autocast_dtype)
 
     def interface_of(self, network: nn.Module) -> Interface:
         """How `network_g`, or its average, is called."""
@@ -123,32 +235,30 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     def optimized_parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer_g.param_groups for p in group["params"]]
 
-    def _raise_not_finite(self, losses: dict[str, Tensor], current_iter: int) -> None:
-        bad = [name for name, value in losses.items() if not torch.isfinite(value)]
-        broken = [name for name, p in self.net_g.named_parameters() if not torch.isfinite(p).all()]
+    def _cause(self, names: Sequence[str]) -> tuple[str, bool]:
+        """Why these are not finite, and what to do; and whether all that follow will be so, too."""
+        state = self.get_bare_model(self.net_g).state_dict()
+        broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
         if broken:
-            cause = f"the weight {broken[0]} is not finite; resume from an earlier checkpoint"
-        elif not (torch.isfinite(self.lq).all() and torch.isfinite(self.gt).all()):
-            cause = "the frames hold values that are not finite; check these clips"
-        else:
-            cause = "lower train.optim_g.lr, set train.grad_clip, or switch train.autocast off"
-        clips = ", ".join(self.sample_names) or "this batch"
-        raise CSDError(f"iteration {current_iter}: {', '.join(bad)} is not finite on {clips}: {cause}")
+            return f"the weight {broken[0]} is not finite; resume from an earlier checkpoint", True
+        if not (torch.isfinite(self.lq).all() and torch.isfinite(self.gt).all()):
+            return "the frames hold values that are not finite; check these clips", False
+        if list(names) == ["grad_norm"]:
+            return "though the loss is; lower train.optim_g.lr or switch train.autocast off", False
+        return "lower train.optim_g.lr, set train.grad_clip, or switch train.autocast off", False
 
-    def _clip_gradient(self, current_iter: int) -> Tensor:
-        """Clip, and return the norm before; a scaler skips steps that are not finite by itself."""
-        try:
-            return nn.utils.clip_grad_norm_(
-                self.optimized_parameters(), self.grad_clip, error_if_nonfinite=not self.scaler.is_enabled()
+    def _warn_of_rounding(self, current_iter: int) -> None:
+        """SSIM is at most 1, so that 1 - SSIM below 0 is numbers that were rounded on the way."""
+        recon = self.log_dict["l_recon"]
+        if recon < 0 and isinstance(self.cri_pix, PyramidSSIMLoss):
+            get_root_logger().warning(
+                f"iteration {current_iter}: l_recon is {recon:.3g}, and 1 - SSIM cannot be below 0: the device rounds "
+                f"float32 (TF32?); the loss teaches wrongly where it is small"
             )
-        except RuntimeError as error:
-            gradients = ((name, p.grad) for name, p in self.net_g.named_parameters() if p.grad is not None)
-            bad = [name for name, gradient in gradients if not torch.isfinite(gradient).all()]
-            where = f"of {bad[0]} " if bad else ""
-            raise CSDError(
-                f"iteration {current_iter}: the gradient {where}is not finite, though the loss is: "
-                f"lower train.optim_g.lr or switch train.autocast off"
-            ) from error
+
+    def _clip_gradient(self) -> Tensor:
+        """Clip, and return the norm before."""
+        return nn.utils.clip_grad_norm_(self.optimized_parameters(), self.grad_clip)
 
     # ------------------------------------------------------------------ optimizer, EMA, devices
     def setup_optimizers(self) -> None:
@@ -190,8 +300,11 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             )
 
     @master_only
-    def save_network(self, net, net_label: str, current_iter: int, param_key="params") -> None:
-        """The toolbox's file, written beside and renamed: an interrupted run leaves no half-written checkpoint."""
+    def save_network(self, net, net_label: str, current_iter: int | str, param_key="params") -> None:
+        """The toolbox's file, written beside and renamed: an interrupted run leaves no half-written checkpoint.
+
+        current_iter: of the name; -1 for `latest`.
+        """
         nets, keys = (net, param_key) if isinstance(net, list) else ([net], [param_key])
         content = {
             key: {name: value.cpu() for name, value in self.get_bare_model(part).state_dict().items()}
@@ -206,6 +319,32 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         if current_iter != -1:
             path = Path(self.opt["path"]["training_states"]) / f"{current_iter}.state"
             save_atomically(self.training_state(epoch, current_iter), path)
+            self._saved = (epoch, current_iter)
+            self._keep_newest(current_iter)
+
+    def _keep_newest(self, current_iter: int) -> None:
+        """Remove the sets of files of earlier iterations beyond `logger.keep_checkpoints`: first what is resumed."""
+        number = self.opt["logger"].get("keep_checkpoints")
+        states = compat.saved_states(Path(self.opt["path"]["training_states"]))
+        earlier = [state for state in states if int(state.stem) <= current_iter]
+        for state in earlier[number:] if number else []:
+            state.unlink(missing_ok=True)
+            for network in Path(self.opt["path"]["models"]).glob(f"*_{state.stem}.pth"):
+                network.unlink(missing_ok=True)
+
+    def remember_best(self, name: str, current_iter: int | str) -> None:
+        """After a validation: save the network where it is the best so far, and the best scores with the state."""
+        metric = self.opt["logger"].get("keep_best")
+        if metric and name == self.opt["datasets"]["val"]["name"]:
+            best = self.best_metric_results[name].get(metric)
+            if best is None:
+                get_root_logger().warning(f"logger.keep_best: {name} has no {metric}, so no best network is kept.")
+            elif best[1] == current_iter:
+                averaged = getattr(self, "net_g_ema", None)
+                networks = [self.net_g] if averaged is None else [self.net_g, averaged]
+                self.save_network(networks, "net_g", "best", ["params", "params_ema"][: len(networks)])
+        if self._saved[1] == current_iter:  # which was saved before its validation
+            self.save_training_state(*self._saved)
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
         """The toolbox's entries, and what else goes on: scaler, warm-up, place in the data, best scores."""
@@ -217,6 +356,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             "scaler": self.scaler.state_dict(),
             "manual_seed": self.opt.get("manual_seed"),
             "samples": self.samples_done,
+            "skipped": self.skipped,
             "best": {name: dict(best) for name, best in getattr(self, "best_metric_results", {}).items()},
             "warmup_iter": self.opt["train"].get("warmup_iter", -1),
         }
@@ -248,6 +388,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                 f"{path}: options have changed since: {', '.join(changes)}. They apply as if set from the start: the "
                 f"learning rate of iteration {done} is {self.get_current_learning_rate()[0]:.4g}."
             )
+        self.skipped = resume_state.get("skipped", 0)
         if resume_state.get("scaler"):
             self.scaler.load_state_dict(resume_state["scaler"])
         self.best_metric_results = {name: dict(best) for name, best in resume_state.get("best", {}).items()}
@@ -264,12 +405,13 @@ def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any
         raise CSDError(f"train.optim_g: {str(error).removeprefix('Optimizer.')}; check its keys") from error
 
 
-def _as_float(frames: Tensor) -> Tensor:
-    """Frames of a data set with `as_uint8`, 0 .. 255, as float in [0, 1]; others as they are."""
-    return frames.float().div_(255) if frames.dtype == torch.uint8 else frames
-
-
 def save_atomically(content: Any, path: Path) -> None:
-    """torch.save to a temporary name in the same folder, then rename."""
-    with replacing(path) as draft:
-        torch.save(content, draft)
+    """torch.save to a temporary name in the same folder, to the disk, then rename. Raises CSDError."""
+    try:
+        with replacing(path, synced=True) as draft, draft.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+    except OSError as error:
+        raise CSDError(
+            f"{path}: cannot be written ({error.strerror or error}); make room there and resume with --auto_resume"
+        ) from error

@@ -35,7 +35,7 @@ def work(tmp_path, monkeypatch):
     torch.nn.init.zeros_(teacher.tail.weight)
     torch.save({"params": teacher.state_dict()}, tmp_path / "teacher.pth")
     teacher.tail.bias.data.fill_(0.1)
-    torch.save({"params": teacher.state_dict(), "facts": {"licence": "CC0"}}, tmp_path / "student.pth")
+    torch.save({"params": teacher.state_dict(), "facts": {"license": "CC0"}}, tmp_path / "student.pth")
     return tmp_path
 
 
@@ -52,7 +52,7 @@ def test_from_rain_to_a_network_that_derains(work, capsys):
     assert "other rain than this camera's was not scored" in said
 
     facts = facts_in(work / "garden.pth")
-    assert adapted_to(facts) == "garden" and facts["licence"] == "CC0"
+    assert adapted_to(facts) == "garden" and facts["license"] == "CC0"
     assert [one["name"] for one in facts["adapted"]["teachers"]] == ["teacher.pth"]
     assert facts["adapted"]["student"]["name"] == "student.pth" and facts["adapted"]["steps"] > 0
     assert isinstance(load_network(work / "garden.pth"), HalfNet)

@@ -51,11 +51,13 @@ class Dry:
 
 
 def clips_of(opt: Mapping[str, Any], size: int | None = None) -> Clips:
-    """The batches of the training set, or single frames of the first test set. `size`: of other crops than its."""
+    """What goes through the networks at once: the training set's batches, or their largest parts (`accumulate`), or
+    single frames of the first test set. `size`: of other crops than its."""
     datasets = opt["datasets"]
     content = datasets.get("train") or next(iter(datasets.values()))
+    parts = (opt.get("train") or {}).get("accumulate", 1)
     return Clips(
-        batch=int(content.get("batch_size_per_gpu", 1)),
+        batch=-(-int(content.get("batch_size_per_gpu", 1)) // parts),
         num_frame=int(content.get("num_frame", 1)),
         num_target=int(content.get("num_target", 1)),
         size=size or int(content.get("gt_size", 128)),

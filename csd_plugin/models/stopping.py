@@ -1,0 +1,73 @@
+"""Stopping a training from outside: SIGTERM and Ctrl-C let the step end, and its state is saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(SystemExit):
+    """A training that ends because of a signal; `code` is 128 + its number, as a shell has it."""
+
+
+class StopRequest:
+    """The SIGINT or SIGTERM that a training has received while it was listening.
+
+    Before the first step, and after a signal that has been received already, a signal ends the process at once.
+    Otherwise it is kept in `signal`, for whoever trains to look at when a step ends.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._stepping = False
+        self._process = os.getpid()
+
+    def listen(self) -> None:
+        """From now on. Signals belong to Python's main thread: elsewhere nothing changes."""
+        self.__init__()  # type: ignore[misc]
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._receive)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, as by `listen`; afterwards signals do what they did before."""
+        before: dict[Any, Any] = {number: signal.getsignal(number) for number in SIGNALS}
+        self.listen()
+        try:
+            yield
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    def begin_step(self) -> None:
+        """There is something from now on that is worth saving."""
+        self._stepping = True
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked worker of a loader: its owner ends it
+            return
+        if self._stepping and not self.signal:
+            self.signal = number
+            _say("stopping when this step is done and saved; once more to leave at once")
+            return
+        name = signal.Signals(number).name
+        _say(f"{name}: left at once; what came after the last saved state is lost" if self._stepping else name)
+        raise Stopped(128 + number)
+
+
+def _say(line: str) -> None:
+    """By the system itself: the signal may have come in the middle of a print."""
+    os.write(2, f"{line}\n".encode())
+
+
+REQUEST = StopRequest()
+"""This process's."""
