@@ -80,7 +80,7 @@ def camera_pairs(store: Path, *, num_frame: int, crop: int) -> PairedVideoDatase
 
 
 def other_pairs(path: Path, *, num_frame: int, crop: int) -> TrainingDataset:
-    """Crops of a data set of pairs, or of clean clips with rendered rain, as its folders' names say. Raises CSDError."""
+    """Crops of a data set of pairs, or of clean clips with rendered rain, by its folders' names. Raises CSDError."""
     store = open_store(path, cache_mb=1024)
     paired = any(is_clip_name(key.split("/")[-2]) for key in store.keys() if "/" in key)  # noqa: SIM118
     options = _options("--pairs", path, num_frame, crop) | {"dataroot": store, "scale_range": (0.6, 1.4)}

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from csd_plugin.adapt.batches import TARGETS, Batch, Batches
 from csd_plugin.archs.interface import interface_of
+from csd_plugin.distill.average import decay_at, update_average
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.precision import has_bf16
 from csd_plugin.inference.streaming import ahead
 from csd_plugin.losses.ssim import PyramidSSIMLoss
-from csd_plugin.models.average import decay_at, update_average
 
 _LOOKS = 12
 """How often, in all the time, the average is compared with the teacher."""

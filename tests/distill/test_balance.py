@@ -8,6 +8,7 @@ from torch import nn
 
 from csd_plugin.distill.balance import EVERY, Balance
 from csd_plugin.distill.health import gradient_norms
+from csd_plugin.distill.processes import mean_over_processes
 from csd_plugin.distill.schedule import check_weight, is_ever_on, weight_at
 from csd_plugin.errors import CSDError
 
@@ -44,13 +45,16 @@ def test_it_follows_a_gradient_that_grows_without_jumping():
     assert seen[-1] == pytest.approx(seen[0] / 100, rel=1e-3)
 
 
-def test_gradients_are_compared_where_the_ways_part_and_nothing_is_left_behind():
+def test_a_measurement_leaves_nothing_behind():
     body, tail = nn.Linear(3, 4), nn.Linear(4, 2)
     feature = body(torch.rand(5, 3))
+    parameters = [*body.parameters(), *tail.parameters()]
+    recon, spatial = tail(feature).square().sum(), feature.sum()
     balance = Balance({"spatial": {"balance": 0.5}})
-    balance.measure(tail(feature).square().sum(), {"spatial": feature.sum()}, [feature])
+    balance.measure(recon, {"spatial": spatial}, parameters)
     assert balance.measured["spatial"] > 0
-    assert all(p.grad is None for p in (*body.parameters(), *tail.parameters()))
+    assert all(parameter.grad is None for parameter in parameters)
+    (recon + spatial).backward()  # the graph is there still
 
 
 def test_when_it_is_measured_and_when_it_is_off():
@@ -58,11 +62,12 @@ def test_when_it_is_measured_and_when_it_is_off():
     now = {term: weight_at(weight, 1) for term, weight in WEIGHTS.items()}
     assert now == {"spatial": 0.3, "temporal": 0.1, "plain": 2.0}
     assert balance.due(1, now) == ["spatial", "temporal"]
+    assert balance.due(1, now) == []  # the next part of the same batch
     balance.measured = {"spatial": 1.0, "temporal": 2.0}
     assert not balance.due(EVERY + 1, now)
     assert balance.due(2 * EVERY, now) == ["spatial", "temporal"]
     later = {term: weight_at(weight, 30) for term, weight in WEIGHTS.items()}
-    assert later["temporal"] == 0 and balance.due(30, later) == ["spatial"]
+    assert later["temporal"] == 0 and balance.due(3 * EVERY, later) == ["spatial"]
     assert weight_at(WEIGHTS["temporal"], 25) == 0.1 and weight_at({"balance": 0.1, "until": None}, 10**6) == 0.1
     assert all(is_ever_on(weight) for weight in WEIGHTS.values())
     check_weight(WEIGHTS["temporal"])
@@ -78,7 +83,19 @@ def test_a_term_without_a_gradient_keeps_its_weight():
     assert balance.measured == {"spatial": 7.0}
 
 
+def test_all_processes_take_the_mean(monkeypatch):
+    """With another process whose gradients are three times as large."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op: tensor.add_(9 * tensor.clone()))
+    feature = torch.rand(2, 3, requires_grad=True)
+    balance = Balance({"spatial": {"balance": 0.3}})
+    balance.measure(feature.sum(), {"spatial": 2 * feature.sum()}, [feature])
+    assert balance.measured["spatial"] == pytest.approx(0.15)  # of both, the ratio is the same
+    torch.testing.assert_close(mean_over_processes(torch.ones(3)), torch.full((3,), 5.0))
+
+
 def test_without_a_reconstruction_there_is_nothing_to_follow():
     feature = torch.rand(2, 3, requires_grad=True)
-    with pytest.raises(CSDError, match="no finite gradient at the student's tapped features"):
+    with pytest.raises(CSDError, match="no finite gradient"):
         Balance({"spatial": {"balance": 0.3}}).measure(torch.ones(()), {"spatial": feature.sum()}, [feature])

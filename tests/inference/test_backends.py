@@ -186,7 +186,7 @@ class Runtime:
     def get_available_providers(self):
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
-    def InferenceSession(self, model, options, providers):  # noqa: N802 - its name there
+    def InferenceSession(self, model, options, providers):
         self.providers += providers
         session = mock.MagicMock()
         session.get_providers.return_value = [] if self.broken else ["CUDAExecutionProvider"]
