@@ -100,9 +100,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "weights",
     },
     "adapt": {
+        "types",
         "archs",
         "data",
         "devices",
+        "distill.average",
         "inference",
         "losses",
         "metrics",

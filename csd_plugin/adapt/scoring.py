@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import nn
 from csd_plugin.adapt.cache import Cache
 from csd_plugin.data.layout import find_sequences
 from csd_plugin.data.stores import open_store
+from csd_plugin.data.stores.interface import FrameStore
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.runner import Derainer
 from csd_plugin.metrics.image_quality import Image, luma_8bit, psnr
@@ -21,6 +21,7 @@ from csd_plugin.metrics.niqe import niqe
 from csd_plugin.metrics.protocols import Quality
 from csd_plugin.metrics.scores import Scores
 from csd_plugin.metrics.warping import warping_error
+from csd_plugin.types import PairedSequence
 
 _NIQE_FRAMES, _CLIP_FRAMES = 6, 16
 """Frames of which NIQE is taken; frames from the middle of each clip for validation."""
@@ -50,12 +51,11 @@ def held_back(cache: Cache) -> list[Clip]:
 
 def validation_clips(path: Path) -> list[Clip]:
     """The middle frames of each test clip with truth of a data set, or else of its training clips. Raises CSDError."""
-    store = open_store(path)
-    keys = store.keys()
-    sequences = []
-    with suppress(CSDError):  # a data set for training alone
-        sequences = find_sequences(keys, "test", root=store.root)
-    sequences = sequences or find_sequences(keys, "train", root=store.root)
+    try:
+        store = open_store(path)
+        sequences = _sequences(store)
+    except CSDError as error:
+        raise CSDError(f"--validation {error}") from error
     clips = []
     for sequence in sequences:
         if sequence.gt is not None:
@@ -66,6 +66,16 @@ def validation_clips(path: Path) -> list[Clip]:
     if not clips:
         raise CSDError(f"--validation {path}: no clip with truth: give a data set with NAME_GT and NAME_Rain")
     return clips
+
+
+def _sequences(store: FrameStore) -> list[PairedSequence]:
+    try:
+        return find_sequences(store.keys(), "test", root=store.root)
+    except CSDError as error:
+        try:  # a data set for training alone
+            return find_sequences(store.keys(), "train", root=store.root)
+        except CSDError:
+            raise error from None
 
 
 def cleaned(network: nn.Module, clips: Sequence[Clip], device: str) -> list[list[Image]]:

@@ -156,7 +156,7 @@ def load_frame(work):
         (["--student", "nothing"], "there is no checkpoint nothing"),
         (["--keep", "0.3"], "there are no pairs to mix in"),
         (["--resume"], "there is no garden.cache/garden.state to continue from"),
-        (["--validation", "garden"], "no "),
+        (["--validation", "garden"], "--validation garden: no Dataset_Testing_Synthetic/NAME_Rain"),
         (["--pairs", "nothing"], "nothing"),
     ],
 )
