@@ -123,8 +123,9 @@ class CSD(Objective):
 
     Args:
         aggregation: how channels become a map: `sum_squared_standardized`, for networks of any widths;
-            `mean_squared_standardized`, for equal widths; `mean_squared` (the paper); `sum_squared` (the released
-            code).
+            `sum_squared_normalized`, each network's map by its own mean and spread, for networks of different
+            families; `mean_squared_standardized`, for equal widths; `mean_squared` (the paper); `sum_squared` (the
+            released code).
         scale_source: smaller scales from the pooled `feature`, or from both networks run on pooled `frames` (slower).
         num_scale: scales, each half of the one before.
         hidden: channels of the cells.

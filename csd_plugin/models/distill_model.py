@@ -133,10 +133,12 @@ class DistillModel(VideoDerainModel):
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
         state, monitor = super().training_state(epoch, current_iter), self.distiller.monitor
+        state |= {"balance": self.distiller.balance.measured}
         return state if monitor is None else state | {"health": monitor.start}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
+        self.distiller.balance.measured = dict(resume_state.get("balance", {}))
         if self.distiller.monitor is not None:
             self.distiller.monitor.start = dict(resume_state.get("health", {}))
         if self._objective_states():
