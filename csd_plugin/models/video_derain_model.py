@@ -125,8 +125,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self._skip(logged, current_iter)
         if self.skipped:
             logged["skipped"] = torch.tensor(float(self.skipped), device=self.device)
-        self.log_dict = self.reduce_loss_dict(OrderedDict(logged))
-        if current_iter % self.opt["logger"]["print_freq"] == 0:
+        if current_iter % self.opt["logger"]["print_freq"] == 0:  # reading them waits for a GPU
+            self.log_dict = self.reduce_loss_dict(OrderedDict(logged))
             self._warn_of_rounding(current_iter)
         if finite and self.ema_decay > 0:
             warms_up = self.opt["train"].get("ema_warmup", True)
@@ -152,17 +152,19 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                     for network in self.synchronised_networks():
                         stack.enter_context(network.no_sync())
                 losses, scalars = self.compute_losses(current_iter)
-                total = sum(losses.values(), torch.zeros((), device=self.device))
+                total = sum(losses.values())
                 finite = finite and bool(torch.isfinite(total))
                 if last:
                     finite, stop = self._agree(finite)
                 if finite:
                     self.scaler.scale(total if share == 1 else total * share).backward()
             for name, value in {**losses, **scalars}.items():
-                sums[name] = sums.get(name, 0) + value.detach() * share
+                part = value.detach() if count == 1 else value.detach() * share
+                sums[name] = sums[name] + part if name in sums else part
                 shares[name] = shares.get(name, 0) + share
         self.lq, self.gt = lq, gt
-        return {name: value / shares[name] for name, value in sums.items()}, finite, stop
+        means = sums if count == 1 else {name: value / shares[name] for name, value in sums.items()}
+        return means, finite, stop
 
     def after_step(self) -> None:
         """What follows the weights without being learned."""
@@ -246,6 +248,15 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         if list(names) == ["grad_norm"]:
             return "though the loss is; lower train.optim_g.lr or switch train.autocast off", False
         return "lower train.optim_g.lr, set train.grad_clip, or switch train.autocast off", False
+
+    def reduce_loss_dict(self, loss_dict: Mapping[str, Tensor]) -> OrderedDict[str, float]:
+        """The toolbox's means over the processes, at the first of them; all numbers come from the device at once."""
+        values = torch.stack([value.detach().float().mean() for value in loss_dict.values()])
+        if self.opt["dist"]:
+            torch.distributed.reduce(values, dst=0)
+            if self.opt["rank"] == 0:
+                values /= self.opt["world_size"]
+        return OrderedDict(zip(loss_dict, values.cpu().tolist(), strict=True))
 
     def _warn_of_rounding(self, current_iter: int) -> None:
         """SSIM is at most 1, so that 1 - SSIM below 0 is numbers that were rounded on the way."""
