@@ -133,6 +133,9 @@ class TrainSection(ToolboxSection):
     skip_limit: int = Field(
         10, ge=0, le=_LONGEST, description="batches whose loss is not finite that are left out before the run ends"
     )
+    max_seconds: float | None = Field(
+        None, gt=0, le=_LONGEST, description="end the training after this time; the schedule goes by it, not by steps"
+    )
     health: bool = Field(True, description="measure what each term of a DistillModel does to the student")
     distill_opt: dict | None = Field(None, description="objective of a DistillModel and the weights of its terms")
 

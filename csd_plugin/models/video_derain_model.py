@@ -29,6 +29,7 @@ from csd_plugin.errors import CSDError
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.average import average_warnings, decay_at, update_average
 from csd_plugin.models.batches import as_clips
+from csd_plugin.models.clock import Clock
 from csd_plugin.models.resuming import by_options, option_changes
 from csd_plugin.models.stopping import REQUEST, Stopped
 from csd_plugin.models.validation import ValidationMixin
@@ -76,6 +77,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast_dtype == torch.float16 and self.device.type == "cuda"
         )
+        seconds = train_opt.get("max_seconds")
+        self.clock = Clock(seconds) if seconds else None
         super().init_training_settings()
         self.compile_for_training(self.get_bare_model(self.net_g))
 
@@ -133,6 +136,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self.model_ema(decay_at(current_iter, self.ema_decay) if warms_up else self.ema_decay)
         if stop:
             self.save_and_stop(current_iter, stop)
+        if self.clock is not None and self.clock.is_over:
+            self._end_by_the_clock(current_iter)
 
     def _backward(self, current_iter: int) -> tuple[dict[str, Tensor], bool, int]:
         """The gradient of the batch, in parts; nothing of it where a loss is not finite, in whatever process.
@@ -209,6 +214,22 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                 f"{name}: stopped after iteration {current_iter}; --auto_resume resumes from {state}"
             )
         raise Stopped(128 + number)
+
+    def _end_by_the_clock(self, current_iter: int) -> None:
+        """As after the last iteration: all is saved, and the network as the latest."""
+        self.save(EnlargedSampler.latest_epoch, current_iter)
+        self.save(-1, -1)
+        get_root_logger().info(f"train.max_seconds: ended after iteration {current_iter:,}")
+        raise Stopped(0)
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: float = -1) -> None:
+        """The toolbox's; by the clock, schedules are as far in `total_iter` as the run is in its time."""
+        if self.clock is not None and current_iter > 1:
+            due = self.clock.iteration(self.opt["train"]["total_iter"])
+            for scheduler in self.schedulers:
+                for _ in range(due - scheduler.last_epoch - 1):
+                    scheduler.step()
+        super().update_learning_rate(current_iter, warmup_iter)
 
     def _seed_step(self, current_iter: int) -> None:
         """Random numbers inside a network depend on the step, not on how the run came to it."""
@@ -370,6 +391,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             "skipped": self.skipped,
             "best": {name: dict(best) for name, best in getattr(self, "best_metric_results", {}).items()},
             "warmup_iter": self.opt["train"].get("warmup_iter", -1),
+            "seconds": self.clock.spent if self.clock is not None else 0.0,
         }
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
@@ -400,6 +422,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                 f"learning rate of iteration {done} is {self.get_current_learning_rate()[0]:.4g}."
             )
         self.skipped = resume_state.get("skipped", 0)
+        if self.clock is not None:
+            self.clock.resume(resume_state.get("seconds", 0.0))
         if resume_state.get("scaler"):
             self.scaler.load_state_dict(resume_state["scaler"])
         self.best_metric_results = {name: dict(best) for name, best in resume_state.get("best", {}).items()}
