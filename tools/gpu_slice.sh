@@ -31,8 +31,7 @@ pack() {
         esac
     done
     [ -d "$clips" ] && [ -n "$out" ] || fail "pack: give --clips FOLDER of clean clips, and OUT.tar"
-    local stage
-    stage=$(mktemp -d)
+    stage=$(mktemp -d) # for the trap, which runs after this function
     trap 'rm -rf "$stage"' EXIT
     git -C "$here" archive HEAD csd_plugin options tools pyproject.toml | tar -x -C "$stage"
     rm -f "$stage"/csd_plugin/weights/*.pth # what trains here starts anew, or from --before
