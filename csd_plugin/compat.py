@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from csd_plugin.data.stores.lmdb import DATA, environment
 from csd_plugin.errors import CSDError
 
 _torchvision_schemas: list[Any] = []  # a Library unregisters its operators when it is collected
@@ -65,6 +66,7 @@ def repair_toolbox() -> None:
     if hasattr(misc.check_resume, "__wrapped__"):
         return
     _give_places()
+    _share_stores()
     fixed = _keep_unsaved_networks(misc.check_resume)
     # train.py binds the name from basicsr.utils; if it has done so already, replace it there too
     for module in ("basicsr.utils.misc", "basicsr.utils", "basicsr.train"):
@@ -96,6 +98,28 @@ def _give_places() -> None:
         set_epoch(self, epoch)
 
     sampler.set_epoch = record_epoch
+
+
+def _share_stores() -> None:
+    """The toolbox's LMDB reader takes the handle that somebody has already: LMDB opens no store twice in a process."""
+    lmdb_module = importlib.import_module("lmdb")
+    backend = importlib.import_module("basicsr.utils.file_client").LmdbBackend
+    init, open_new = backend.__init__, lmdb_module.open
+
+    def open_shared(path: str, *arguments: Any, readonly: bool = False, lock: bool = True, **keywords: Any) -> Any:
+        if arguments or not readonly or lock or not (Path(path) / DATA).is_file():
+            return open_new(path, *arguments, readonly=readonly, lock=lock, **keywords)
+        return environment(Path(path))
+
+    @functools.wraps(init)
+    def __init__(self: Any, *arguments: Any, **keywords: Any) -> None:
+        lmdb_module.open = open_shared
+        try:
+            init(self, *arguments, **keywords)
+        finally:
+            lmdb_module.open = open_new
+
+    backend.__init__ = __init__
 
 
 def _keep_unsaved_networks(check_resume: Any) -> Any:
@@ -231,7 +255,7 @@ def repair_bf16_conv3d() -> None:
 
 
 def _reaches(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> list[tuple[int, range]]:
-    """Of each tap in time: its number, and the output frames for which it sees a frame, not the padding."""
+    """For each tap in time: its number, and the output frames for which it sees a frame, not the padding."""
     frames, taps = x.shape[2], weight.shape[2]
     after = (frames + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
     reaches = []

@@ -76,9 +76,9 @@ def derain_file(
 
     Args:
         size: (width, height) of a pipe's frames.
-        side_by_side: write the rainy frame beside the clean one, and the truth beside both, all as deep as the deepest.
-        truth: a video or folder with as many frames of the same size, handed to `observe`. Not with `keep_going`,
-            which may leave out frames.
+        side_by_side: write rainy frame, clean frame and truth side by side, with the depth of the deepest.
+        truth: a video or folder with the same number of frames, of the same size, handed to `observe`. Not with
+            `keep_going`, which may leave out frames.
         resume: leave out frames that the output, a folder or pattern, has already.
         overwrite: see `open_writer`.
         quick: encode in less time and more bytes; by default for cameras and networks that are made for real time.
@@ -108,7 +108,7 @@ def derain_file(
                 open_reader(source, start=start, end=end, fps=fps, keep_going=keep_going, context=context, size=size)
             )
         except EmptyPart:
-            if resume:  # all frames are there: only reading to the end tells how many a raw stream has
+            if resume:  # all frames are there: only reading to the end shows how many a raw stream has
                 return Derained(0, [])
             raise
         true_reader = stack.enter_context(open_reader(truth, start=start, end=end, fps=fps)) if truth else None
@@ -146,7 +146,7 @@ def derain_file(
 
 
 def has_deep_frames(source: Path) -> bool:
-    """Whether a video's or folder's frames have more than 8 bits a channel, of which bf16 would lose some.
+    """Whether a video's or folder's frames have more than 8 bits per channel, of which bf16 would lose some.
 
     A first look: what is wrong with the source, or left out of it, is said by the job that reads it.
     """
@@ -203,8 +203,8 @@ class Pair(NamedTuple):
 def paired(frames: Iterable[np.ndarray], derainer: Derainer, depth: int = 4) -> Generator[Pair, None, None]:
     """Each frame with its clean one, in order; every shot is derained as a clip of its own.
 
-    Frames are read and cleaned ahead, in threads of their own, up to `depth` that wait for the network, and as many
-    that wait to be taken here.
+    Frames are read and cleaned ahead, in threads of their own, up to `depth` that wait for the network, and up to
+    `depth` that wait to be taken here.
     """
     waiting: deque[tuple[np.ndarray, bool]] = deque()
     detector = CutDetector()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from csd_plugin import registration
 from csd_plugin.atomic import write_text
+from csd_plugin.data.datasets.options import ROOTS
 from csd_plugin.devices import gpus_of
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.lab import runner
@@ -124,10 +125,11 @@ def _possible(runs: dict[str, Run], coming: Collection[Path]) -> tuple[dict[str,
         if run.test is not None and run.test["datasets"]:  # without any its network's costs alone count
             test = deepcopy(run.test)
             for key, content in list(test["datasets"].items()):
-                root = Path(content["dataroot"])
-                if not root.exists() and root not in coming:
+                roots = [Path(content[name]) for name in ROOTS if content.get(name)]
+                absent = [root for root in roots if not root.exists() and root not in coming]
+                if absent:
                     del test["datasets"][key]
-                    notes[f"{content['name']}: left out, {content['dataroot']} is not here"] = None
+                    notes[f"{content['name']}: left out, {absent[0]} is not here"] = None
             run = replace(run, test=test if test["datasets"] else None)
         possible[name] = run
     return possible, list(notes)

@@ -99,10 +99,11 @@ class PyramidSSIMLoss(nn.Module):
     Scale p+1 is scale p after 2x2 average pooling. Computed in float32, under any autocast.
 
     Args:
-        scale_weights: lambda_p, from full size on; the paper's are 0.6, 0.2, 0.2.
+        scale_weights: the weight of 1 - SSIM at each scale, from full size on; the default is the paper's.
         loss_weight: factor on the sum.
-        l1_weight: of mean |output - gt| at full size, in the sum; the paper has none. SSIM hardly sees a frame that is
-            a little too bright all over: at mid grey, two of 255 levels change it by 1e-4, and PSNR from 40 to 38 dB.
+        l1_weight: adds the mean absolute error at full size, with this weight; the paper has none. It is for the
+            brightness, to which SSIM hardly reacts: at mid grey, two of 255 levels change SSIM by 1e-4, and PSNR from
+            40 to 38 dB.
     """
 
     def __init__(

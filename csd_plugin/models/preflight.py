@@ -18,13 +18,13 @@ from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of
 from csd_plugin.devices import forked_random
 from csd_plugin.distill import OBJECTIVES
+from csd_plugin.distill.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.distill.interface import feature_pairs
 from csd_plugin.distill.objective import Objective, build_objective, weighted_sum
 from csd_plugin.distill.settings import Distillation, read_distillation, teacher_labels
 from csd_plugin.errors import CSDError, out_of_memory, suggestion
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.results import load_results
-from csd_plugin.models.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.models.pairing import check_foreign_set, check_network, check_pairs, check_role
 from csd_plugin.models.video_derain_model import build_optimizer
 from csd_plugin.options import distils

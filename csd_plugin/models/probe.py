@@ -15,7 +15,7 @@ from basicsr.models import build_model
 from basicsr.utils import get_root_logger
 
 from csd_plugin.devices import gpus_of
-from csd_plugin.models.dry_run import clips_of
+from csd_plugin.distill.dry_run import clips_of
 from csd_plugin.models.preflight import check_devices
 
 

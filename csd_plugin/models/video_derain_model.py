@@ -22,13 +22,13 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from csd_plugin import compat
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
-from csd_plugin.archs.interface import Interface, interface_of
+from csd_plugin.archs.interface import Interface, interface_of, run_network
 from csd_plugin.atomic import remove_drafts, replacing
+from csd_plugin.data.batches import as_clips, as_float
 from csd_plugin.devices import half_precision_warnings
 from csd_plugin.errors import CSDError
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.average import average_warnings, decay_at, update_average
-from csd_plugin.models.batches import as_clips
 from csd_plugin.models.clock import Clock
 from csd_plugin.models.resuming import by_options, option_changes
 from csd_plugin.models.stopping import REQUEST, Stopped
@@ -95,9 +95,10 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     # ------------------------------------------------------------------ training step
     def feed_data(self, data: dict[str, Any]) -> None:
-        lq, gt = as_clips(data, self.num_frame, self.opt["datasets"]["train"].get("type", "the loader"))
-        self.lq = _as_float(lq.to(self.device, non_blocking=True))
-        self.gt = _as_float(gt.to(self.device, non_blocking=True))
+        source = f"datasets.train: {self.opt['datasets']['train'].get('type', 'the loader')}"
+        lq, gt = as_clips(data, self.num_frame, source)
+        self.lq = as_float(lq.to(self.device, non_blocking=True))
+        self.gt = as_float(gt.to(self.device, non_blocking=True))
         self.sample_names = data.get("key", [])
         if "position" in data:  # all processes are equally far
             world_size = self.opt["world_size"]
@@ -238,13 +239,12 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted terms whose sum is minimised, and scalars to log beside them."""
-        output = self.run_network(self.net_g, self.lq, self.interface_of(self.net_g))
+        output = self.run_network(self.net_g, self.lq, self.gt.shape[1], self.interface_of(self.net_g))
         return {"l_recon": self.cri_pix(output, self.gt.flatten(0, 1))}, {}
 
-    def run_network(self, network: nn.Module, clip: Tensor, interface: Interface) -> Tensor:
-        """The targets of the clips (B, N, 3, H, W) by a network of this interface -> (B*L, 3, H, W)."""
-        with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            return interface.run(network, clip, self.gt.shape[1]).float()
+    def run_network(self, network: nn.Module, clips: Tensor, num_target: int, interface: Interface) -> Tensor:
+        """The middle L frames of clips (B, N, 3, H, W) by a network of this interface -> (B*L, 3, H, W)."""
+        return run_network(network, clips, num_target, interface, autocast=self.autocast_dtype)
 
     def interface_of(self, network: nn.Module) -> Interface:
         """How `network_g`, or its average, is called."""
@@ -438,11 +438,6 @@ def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any
         return cls(params, **keywords)  # type: ignore[call-arg]
     except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
         raise CSDError(f"train.optim_g: {str(error).removeprefix('Optimizer.')}; check its keys") from error
-
-
-def _as_float(frames: Tensor) -> Tensor:
-    """Frames of a data set with `as_uint8`, 0 .. 255, as float in [0, 1]; others as they are."""
-    return frames.float().div_(255) if frames.dtype == torch.uint8 else frames
 
 
 def save_atomically(content: Any, path: Path) -> None:

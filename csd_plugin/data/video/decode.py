@@ -247,8 +247,8 @@ class VideoReader(FrameReader):
                 waiting.append((packet, packet.is_keyframe or clock.jumps > jumps))
                 if clock.jumps > jumps == 0:
                     logger.warning(
-                        "%s: its clock starts anew inside, as in joined files; times go on there, and sound that would "
-                        "lie over the part before is left out",
+                        "%s: its clock starts anew inside, as in joined files; times continue there, and sound that "
+                        "would overlap the part before is left out",
                         self.path,
                     )
                 jumps = clock.jumps

@@ -38,9 +38,9 @@ _CONTAINER_OPTIONS = {".avi": {"avoid_negative_ts": "disabled"}}
 
 
 class VideoWriter(FrameWriter):
-    """Encodes to a temporary file beside the output, which takes its name when all is written.
+    """Encodes to a temporary file next to the output, which takes its name when all is written.
 
-    The encoder is set up when the first frame tells the size, which need not be the reader's. It counts frames; the
+    The encoder is set up when the first frame gives the size, which need not be the reader's. It counts frames; the
     container gets their times, so these are as exact as the container's own, whatever the encoder knows of rates.
 
     Args:

@@ -66,7 +66,7 @@ _LIMITED = ("libvpx",)
 """Encoders whose quality setting holds only below a bit rate."""
 _BITS_PER_PIXEL = 1
 """Enough for any picture, where a bit rate must be given and the source's is not known."""
-# How encoders are told of HDR10: the option, its names of display and light level, units of chromaticity and luminance.
+# How encoders take HDR10: the option, its names of display and light level, units of chromaticity and luminance.
 _STEPS = (Fraction(1, 50_000), Fraction(1, 10_000))
 _LIGHT: dict[str, tuple[str, str, str, tuple[Fraction | None, Fraction | None]]] = {
     "libx264": ("x264-params", "mastering-display", "cll", _STEPS),
@@ -205,7 +205,7 @@ def _say_what_changes(path: Path, form: str, look: Look, setup: Setup) -> None:
         logger.warning("%s: %s cannot be written into %s here, %s is taken", path, look.codec, form, written)
     before, after = depth_of(look.pix_fmt), depth_of(setup.pix_fmt)
     if after < before:
-        logger.warning("%s: %s holds %d bits a channel here, the input has %d", path, written, after, before)
+        logger.warning("%s: %s holds %d bits per channel here, the input has %d", path, written, after, before)
     lost = []
     wanted, held = look.colours.for_format(setup.pix_fmt), setup.colours
     if wanted.full and not held.full:
@@ -366,7 +366,7 @@ def write_one(container: av.container.OutputContainer, stream: av.VideoStream, f
 
 
 def _told(encoder: str, options: dict[str, str], look: Look) -> dict[str, str]:
-    """Options that also tell the encoder of HDR10 and of fields, for those that can be told."""
+    """Options that also pass HDR10 and the order of fields to the encoder, where it takes them."""
     if encoder == "libx264" and look.field_order in _FIELDS:
         options = _joined(options, "x264-params", [_FIELDS[look.field_order]])
     if encoder not in _LIGHT:

@@ -97,7 +97,7 @@ class FrameReader(ABC):
         size: (width, height) of every frame, in pixels.
         fps: mean frames per second.
         time_base: seconds in one tick of `stamp`.
-        num_frames: how many frames the part asked for has; None where nothing tells.
+        num_frames: how many frames the part asked for has; None where it is not known.
         counted: whether `num_frames` is exact; else it is an estimate, or what the file's header says.
         first: the number, in the whole clip, of the part's first frame.
         lead, trail: frames of the context that come before and after the part; where the end of a file is not known

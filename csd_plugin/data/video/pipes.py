@@ -109,7 +109,7 @@ class PipeWriter(FrameWriter):
 
     def write(self, frame: np.ndarray) -> None:
         if frame.dtype != np.uint8 and not self._said:
-            logger.warning("standard output: more than 8 bits a channel, rounded to 8")
+            logger.warning("standard output: more than 8 bits per channel, rounded to 8")
             self._said = True
         try:
             sys.stdout.buffer.write(np.ascontiguousarray(eight_bits(frame)).data)

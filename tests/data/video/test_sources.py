@@ -375,7 +375,7 @@ def test_deep_frames_are_rounded_with_a_line(tmp_path, capsysbinary, caplog):
     with caplog.at_level(logging.WARNING):
         copy(folder, Path("-"))
     assert [record.message for record in caplog.records] == [
-        "standard output: more than 8 bits a channel, rounded to 8"
+        "standard output: more than 8 bits per channel, rounded to 8"
     ]
     shown = np.frombuffer(capsysbinary.readouterr().out, np.uint8).reshape(3, SIZE[1], SIZE[0], 3)
     assert np.abs(shown - np.stack([deep_picture(i) / 257 for i in range(3)])).max() <= 0.5

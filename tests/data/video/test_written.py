@@ -405,7 +405,7 @@ def test_grey_keeps_range_and_depth(copied, tmp_path):
     assert not lines and stream(out)["pix_fmt"] == "gray16le"
     assert np.array_equal(pixels(out, "rgb48le"), pixels(source, "rgb48le"))
     out, lines = copied(source, "out.mov")
-    one_line(lines, "h264 holds 10 bits a channel here, the input has 16")
+    one_line(lines, "h264 holds 10 bits per channel here, the input has 16")
     assert np.abs(pixels(out, "rgb48le") - pixels(source, "rgb48le")).mean() < 1
 
 
