@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import platform
 import shutil
@@ -20,6 +21,8 @@ MATRIX = ROOT / "options/matrix/gpu_slice.yml"
 VALIDATION = ("davis_bmx-trees", "davis_cows", "udacity_solidWhiteRight")
 VALIDATION_FRAMES = 28  # the test looks at frames 11 to 25, in windows of 7
 LEAST_FRAMES = 12  # of a training clip: windows of 11
+DATA = Path("datasets/rain_clips")
+JPEG_QUALITY = 75
 SAVED_EVERY = 60  # seconds
 PATIENCE = 20.0  # seconds after the deadline, for a step and a checkpoint
 CONTEXT_GIB = 1.0  # of a GPU's memory, that a process takes for itself
@@ -149,23 +152,46 @@ def check_machine(cpu: bool) -> None:
 
 
 def render_rain(clips: Path) -> None:
-    """As `csd reproduce` does: four rainy versions of each training clip, one of each validation clip."""
+    """The rain of `csd reproduce`: four versions of each training clip, one of each validation clip.
+
+    Not by `csd rain`, which reads videos too: PyAV's wheel would take half of what may travel.
+    """
     began = time.monotonic()
-    jobs = ["--quality", "75", "--jobs", str(min(os.cpu_count() or 1, 32))]
-    for part, more in (("train", ["--variants", "4"]), ("validation", ["--layout", "testing", "--seed", "1000"])):
-        command = [sys.executable, "-m", "csd_plugin", "rain", str(clips / part), "datasets/rain_clips"]
-        finish(subprocess.Popen([*command, *more, *jobs], env=environment(os.cpu_count() or 1, 1)), "csd rain")
+    tasks = [
+        (clip, DATA / split / (f"{clip.name}_Rain_{version:02d}" if versions > 1 else f"{clip.name}_Rain"), seed, version)
+        for part, split, versions, seed in (
+            ("train", "Dataset_Training_Synthetic", 4, 0),
+            ("validation", "Dataset_Testing_Synthetic", 1, 1000),
+        )
+        for clip in sorted((clips / part).iterdir())
+        for version in range(1, versions + 1)
+    ]
+    with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, len(tasks))) as pool:
+        pool.starmap(rain_on, [task for task in tasks if not task[1].is_dir()], chunksize=1)
     say(f"rain rendered in {time.monotonic() - began:.0f} s")
 
 
-def environment(share: int, processes: int) -> dict[str, str]:
-    """For one of these processes: its share of the processors."""
-    return {**os.environ, "OMP_NUM_THREADS": str(max(1, share // processes) if processes > 1 else 1)}
+def rain_on(clip: Path, target: Path, seed: int, version: int) -> None:
+    """A folder of rainy frames and, with the first version, the clean ones beside it."""
+    import cv2
 
+    from csd_plugin.data.rain import PRESETS
+    from csd_plugin.data.rain.renderer import clip_renderer
 
-def finish(process: subprocess.Popen[Any], what: str) -> None:
-    if process.wait():
-        raise SliceError(f"{what} failed with status {process.returncode}")
+    cv2.setNumThreads(1)
+    draft, rain = target.with_name(f".{target.name}"), None
+    draft.mkdir(parents=True, exist_ok=True)
+    for number, file in enumerate(sorted(clip.iterdir())):
+        frame = cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB)
+        rain = rain or clip_renderer(PRESETS["nturain"], seed, clip.name, version, frame)
+        rainy = cv2.cvtColor(rain.render(frame, number), cv2.COLOR_RGB2BGR)
+        cv2.imwrite(str(draft / f"{number + 1:05d}.jpg"), rainy, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    if version == 1:
+        clean = target.with_name(f"{clip.name}_GT")
+        clean.mkdir(exist_ok=True)
+        for number, file in enumerate(sorted(clip.iterdir())):
+            shutil.copyfile(file, clean / f"{number + 1:05d}{file.suffix.lower()}")
+    draft.rename(target)
 
 
 def plan(rows: Sequence[str] | None, before: Path, cpu: bool) -> list[Network]:
@@ -281,8 +307,9 @@ def launch(job: str, network: Network, options: Mapping[str, Any], processes: in
     file.write_text(yaml.safe_dump(dict(options), sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", f"csd_plugin.{job}", "-opt", str(file)]
     command += ["--auto_resume"] if job == "train" else []
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
     with log.open("a", encoding="utf-8") as sink:
-        return subprocess.Popen(command, stdout=sink, stderr=sink, env=environment(os.cpu_count() or 1, processes))
+        return subprocess.Popen(command, stdout=sink, stderr=sink, env=environment)
 
 
 def last_error(network: Network) -> str:

@@ -23,6 +23,8 @@ class Objective(nn.Module):
     needs_features = True
     #: Whether layers that learn bring the student's features to the teacher's scale first.
     learns_scale = False
+    #: Whether `forward` is to give diagnostics that take time; nobody reads those of iterations that are not logged.
+    diagnoses = True
     #: Names of presets of options that `train.distill_opt.fidelity` may ask for; see `fidelity`.
     fidelities: tuple[str, ...] = ()
 
