@@ -159,6 +159,13 @@ class TrainSection(ToolboxSection):
         description="batches whose loss (with `grad_clip`, gradient) is not finite that are left out before the run "
         "ends; `experiments/NAME/skipped.txt` has their clips",
     )
+    max_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=_LONGEST,
+        description="end the training after this time, with decoding and compiling in it; the schedule is then as far "
+        "in `total_iter` as the run is in its time, so set `total_iter` (and `periods`) well above the steps that fit",
+    )
     health: bool = Field(
         True,
         description="for a `DistillModel`: measure what each term does to the student, on logged iterations (see "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -38,6 +38,18 @@ class Trace:
     spatial: list[list[Tensor]] = field(default_factory=list)
     hints: list[Tensor] = field(default_factory=list)
     temporal: list[State] = field(default_factory=list)
+
+    def halves(self, count: int) -> tuple[Trace, Trace]:
+        """Of the first `count` of a batch, and of the others, these as numbers without gradients."""
+
+        def part(of: Callable[[Tensor], Tensor]) -> Trace:
+            return Trace(
+                [[of(status) for status in statuses] for statuses in self.spatial],
+                [of(hint) for hint in self.hints],
+                [State(of(state.hidden), of(state.cell)) for state in self.temporal],
+            )
+
+        return part(lambda x: x[:count]), part(lambda x: x[count:].detach())
 
 
 class AlignmentCells(nn.Module):
@@ -103,8 +115,26 @@ class AlignmentCells(nn.Module):
         if self.temporal_first:
             hints = [None, *hints[:-1]]
         before: Sequence[State | None] = [None, *teacher.temporal[:-1]]
+        if student.is_cuda:
+            return self._collaborate_at_once(student, hints, before)
         streams = zip(student, hints, before, strict=True)
         return [self.aggregator(frame, hint, state).cell for frame, hint, state in streams]
+
+
+    def _collaborate_at_once(
+        self, student: Tensor, hints: Sequence[Tensor | None], before: Sequence[State | None]
+    ) -> list[Tensor]:
+        """`collaborate` with all frames as one batch, which a GPU launches once; None is zeros."""
+        assert self.aggregator is not None
+        frames, batch = len(student), student.shape[1]
+        hint = torch.cat([student.new_zeros(student.shape[1:]) if h is None else h for h in hints])
+        known = next((state for state in before if state is not None), None)
+        state = None
+        if known is not None:
+            zeros = State(*(torch.zeros_like(part) for part in known))
+            parts = zip(*(one or zeros for one in before), strict=True)
+            state = State(*(torch.cat(part) for part in parts))
+        return list(self.aggregator(student.flatten(0, 1), hint, state).cell.unflatten(0, (frames, batch)))
 
 
 class CSD(Objective):
@@ -226,25 +256,34 @@ class CSD(Objective):
             self.freeze.hold(self.cells.parameters())
         with torch.autocast(target.device.type, enabled=False):
             student_maps, teacher_maps = self._maps(student, teacher)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_teacher_state):
-                teacher_cells = self.cells if self.averaged_cells is None else self.averaged_cells
-                teacher_trace = teacher_cells(teacher_maps)
-            student_trace = self.cells(student_maps, temporal=self.independent or self.adaptor)
+            student_trace, teacher_trace = self._traces(student_maps, teacher_maps)
 
-            losses, diagnostics = {}, {"correlation": _correlation(student_maps[0], teacher_maps[0])}
+            losses: dict[str, Tensor] = {}
             if "spatial" in self.terms:
                 losses["spatial"] = _spatial_loss(student_trace, teacher_trace)
-                diagnostics["spread_spatial"] = _spatial_spread(teacher_trace)
-                diagnostics["student_spread_spatial"] = _spatial_spread(student_trace)
             if "temporal" in self.terms:
                 losses["temporal"] = self._temporal_loss(student_maps[0], student_trace, teacher_trace)
-                diagnostics["spread_temporal"] = spread([state.cell for state in teacher_trace.temporal])
-                if student_trace.temporal:
-                    diagnostics["student_spread_temporal"] = spread([state.cell for state in student_trace.temporal])
+            diagnostics: dict[str, Tensor] = {}
+            if self.diagnoses or self.freeze is not None:
+                diagnostics |= _spreads(teacher_trace)
+            if self.diagnoses:
+                diagnostics["correlation"] = _correlation(student_maps[0], teacher_maps[0])
+                diagnostics |= {f"student_{name}": value for name, value in _spreads(student_trace).items()}
             if self.freeze is not None:
                 self.freeze.watch(losses.values(), [diagnostics[f"spread_{term}"] for term in losses])
                 diagnostics["frozen"] = self.freeze.frozen.float()
         return Terms(losses, diagnostics)
+
+    def _traces(self, student: list[Tensor], teacher: list[Tensor]) -> tuple[Trace, Trace]:
+        """The student's trace and the teacher's, of their maps."""
+        temporal = self.independent or self.adaptor
+        alike = self.averaged_cells is None and self.detach_teacher_state and (temporal or not self.collaborative)
+        if student[0].is_cuda and alike:  # as one batch: half the launches, and the GPU has room
+            both = [torch.cat([ours, theirs], dim=1) for ours, theirs in zip(student, teacher, strict=True)]
+            return self.cells(both).halves(student[0].shape[1])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_teacher_state):
+            teacher_trace = (self.cells if self.averaged_cells is None else self.averaged_cells)(teacher)
+        return self.cells(student, temporal=temporal), teacher_trace
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -303,8 +342,14 @@ def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
     return torch.stack([F.l1_loss(a, b) for a, b in zip(ours, theirs, strict=True)]).mean()
 
 
-def _spatial_spread(trace: Trace) -> Tensor:
-    return torch.stack([spread(frames) for frames in zip(*trace.spatial, strict=True)]).mean()
+def _spreads(trace: Trace) -> dict[str, Tensor]:
+    """Of each kind of status that a trace has."""
+    spreads = {}
+    if trace.spatial:
+        spreads["spread_spatial"] = torch.stack([spread(s) for s in zip(*trace.spatial, strict=True)]).mean()
+    if trace.temporal:
+        spreads["spread_temporal"] = spread([state.cell for state in trace.temporal])
+    return spreads
 
 
 @torch.no_grad()

@@ -25,6 +25,8 @@ class Objective(nn.Module):
     """Whether layers that learn bring the student's features to the teacher's scale first."""
     resizes = False
     """Whether features are brought to the teacher's height and width first."""
+    diagnoses = True
+    """Whether `forward` is to give diagnostics that take time; nobody reads those of iterations that are not logged."""
     fidelities: tuple[str, ...] = ()
     """Names of presets of options that `train.distill_opt.fidelity` may ask for; see `fidelity`."""
 

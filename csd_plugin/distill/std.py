@@ -50,8 +50,10 @@ class STD(Objective):
             reached = self._last_cell(ours)
             time = F.mse_loss(reached, goal)
         self.freeze.freeze_if(time.detach() < LOSS_GONE)
-        diagnostics = {"spread_time": spread([goal]), "student_spread_time": spread([reached])}
-        return Terms({"space": space, "time": time}, diagnostics | {"frozen": self.freeze.frozen.float()})
+        diagnostics = {"frozen": self.freeze.frozen.float()}
+        if self.diagnoses:
+            diagnostics |= {"spread_time": spread([goal]), "student_spread_time": spread([reached])}
+        return Terms({"space": space, "time": time}, diagnostics)
 
     def _last_cell(self, maps: Tensor) -> Tensor:
         """(B, L, 1, H, W) -> (B, hidden, H, W)."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from csd_plugin.data.rain.params import RainParams
+from csd_plugin.data.rain.params import RainParams, random_params
 from csd_plugin.data.rain.particles import Drops, Splashes, Veil
 from csd_plugin.data.rain.streaks import draw_streaks
 from csd_plugin.errors import CSDError
@@ -118,3 +119,19 @@ def _cover(linear: np.ndarray, depth: np.ndarray, light: np.ndarray) -> None:
     # close to 1 - exp(-depth), of operations that IEEE arithmetic rounds alike in a crop and in the whole
     alpha = (depth / (1 + depth)).astype(np.float32)[..., None]
     linear += alpha * (light - linear)
+
+
+def clip_renderer(
+    params: RainParams, seed: int, clip: str, variant: int, first: np.ndarray, *, fps: float = 25.0, vary: bool = True
+) -> RainRenderer:
+    """The rain of one version of a clip, whichever other clips are rendered with it.
+
+    first: the clip's first whole frame (H, W, 3) uint8, for its size and light.
+    vary:  draw the rain about `params` instead of taking them as they are.
+    """
+    digest = hashlib.sha256(f"{seed}/{clip}/{variant}".encode()).digest()
+    own_seed = int.from_bytes(digest[:8], "little")
+    if vary:
+        params = random_params(params, np.random.default_rng(own_seed))
+    height, width = first.shape[:2]
+    return RainRenderer(params, own_seed, height, width, fps, ambient_light(first))
