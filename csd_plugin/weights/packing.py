@@ -45,6 +45,7 @@ def pairs(settings: Sequence[str], known: Sequence[str]) -> list[tuple[str, str]
 
 
 def read_facts(path: Path | None) -> dict[str, str]:
+    """The texts of a YAML file of facts, each as one line; none without a file. Raises CSDError."""
     if path is None:
         return {}
     try:
@@ -165,6 +166,7 @@ def psnrs(network: nn.Module, rain: Path, truth: Path) -> list[float]:
 
 
 def check_same(state: Mapping[str, Tensor], network: nn.Module) -> None:
+    """Raise CSDError where a network that was read back has other weights than those written."""
     for key, value in network.state_dict().items():
         if not torch.equal(value, state[key].to(value.dtype)):
             raise CSDError(f"{key} came back from the file as other numbers; the disk or torch is broken")
@@ -173,7 +175,11 @@ def check_same(state: Mapping[str, Tensor], network: nn.Module) -> None:
 def write_catalogue(
     folder: Path, networks: Mapping[str, Network], rainy: Mapping[str, Score], left: Mapping[str, Network]
 ) -> None:
-    """The networks that ship, by what they compute; the facts of those that did; the scores of the rainy frames."""
+    """Write networks.json: what ships, by what it computes; the facts of what did; the scores of the rainy frames.
+
+    Raises:
+        CSDError: no network would be left.
+    """
     left = {name: network for name, network in left.items() if name not in networks}
     if not networks:
         raise CSDError("no network would be left, but csd derain needs one")
