@@ -220,7 +220,7 @@ def test_networks_compute_in_bf16_without_a_gpu(tmp_path, tiny_rain, tiny_teache
 
 
 def test_its_own_half_precision_leaves_the_losses_in_float32(tmp_path, tiny_rain, tiny_teacher, student, monkeypatch):
-    """`AmpOptimWrapper` around the whole model, as on a GPU, which it asks for; the first look at the terms is in it."""
+    """`AmpOptimWrapper` around the whole model, as on a GPU, which it asks for; the first look at the terms too."""
     monkeypatch.setattr("mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available", lambda: True)
     amp = {"type": "AmpOptimWrapper", "dtype": "bfloat16", "optimizer": {"type": "Adam", "lr": 1e-3}}
     runner, exact = (
