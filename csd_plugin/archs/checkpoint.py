@@ -144,8 +144,15 @@ def _load_safetensors(path: Path, what: str) -> dict[str, Tensor]:
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> list[str]:
     """Put a state dict into a network, or raise CSDError with the reason, the network unchanged.
 
-    strict: all names must match. Otherwise half of the network's must: fewer are another network's.
-    Prefixes of wrappers do not matter, in either. Returns the names of the tensors that the state dict lacks.
+    Prefixes of wrappers do not matter, in either.
+
+    Args:
+        state: name -> tensor.
+        source: begins the messages.
+        strict: all names must match. Otherwise half of the network's must: fewer are another network's.
+
+    Returns:
+        The names of the tensors that the state dict lacks.
     """
     own = network.state_dict()
     full = {bare: name for name, bare in _without_wrappers(own).items()}
@@ -178,7 +185,7 @@ def load_network(path: str | Path, param_key: str | None = None) -> nn.Module:
     """A ready network of one of `NETWORKS` in eval mode; its numbers are read off the weights. Raises CSDError."""
     state = read_state_dict(path, param_key)
     network, faults = network_of(state), []
-    if network is None:  # other packages are imported only where they are needed
+    if network is None or not _fits(network, state):  # other packages are imported only where they are needed
         faults = list(extensions.load())
         network = network_of(state)
     if network is None:
@@ -190,9 +197,20 @@ def load_network(path: str | Path, param_key: str | None = None) -> nn.Module:
 
 
 def network_of(state: Mapping[str, Tensor]) -> nn.Module | None:
-    """The network of the table that a state dict is of, with random weights; None where it is of no one."""
+    """The network of the table that a state dict is of, with random weights; None where it is of no one.
+
+    If several classes take it for theirs, as names of layers are often alike, it is the first with the same tensors.
+    """
+    claimed = None
     for cls in NETWORKS.values():
         numbers = cls.numbers_from_state(state) if hasattr(cls, "numbers_from_state") else None
         if numbers is not None:
-            return cls(**numbers)
-    return None
+            network = cls(**numbers)
+            if _fits(network, state):
+                return network
+            claimed = network if claimed is None else claimed
+    return claimed
+
+
+def _fits(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    return network.state_dict().keys() == state.keys()
