@@ -120,7 +120,6 @@ class AlignmentCells(nn.Module):
         streams = zip(student, hints, before, strict=True)
         return [self.aggregator(frame, hint, state).cell for frame, hint, state in streams]
 
-
     def _collaborate_at_once(
         self, student: Tensor, hints: Sequence[Tensor | None], before: Sequence[State | None]
     ) -> list[Tensor]:
