@@ -119,7 +119,7 @@ def test_student_and_cells_learn_and_checkpoints_hold_data_alone(tmp_path, tiny_
         "distiller.student",
         "distiller.objectives",
     }
-    assert saved["csd_health"] == distiller.monitor.start != {}
+    assert saved["csd"]["health"] == distiller.monitor.start != {}
     assert saved["message_hub"]["runtime_info"]["best_score"] > 10
     assert list(tmp_path.glob("work/best_*.pth"))
 
@@ -133,15 +133,19 @@ def test_student_and_cells_learn_and_checkpoints_hold_data_alone(tmp_path, tiny_
     assert logged["train/loss"].current() == pytest.approx(total, rel=1e-5)
 
 
-@pytest.mark.parametrize("cells", ["joint", "averaged"])
-def test_a_run_that_is_resumed_is_the_run_that_was_not_stopped(tmp_path, tiny_rain, tiny_teacher, student, cells):
-    changes = {"model.objective.cells": cells, "train_cfg.max_iters": 3}
+@pytest.mark.parametrize(("cells", "spatial"), [("joint", {"balance": 0.2}), ("averaged", 0.1)])
+def test_a_run_that_is_resumed_is_the_run_that_was_not_stopped(
+    tmp_path, tiny_rain, tiny_teacher, student, cells, spatial
+):
+    changes = {"model.objective.cells": cells, "model.weights.spatial": spatial, "train_cfg.max_iters": 3}
     whole = train(config(tmp_path / "whole", tiny_rain, tiny_teacher, student, **changes))
     train(config(tmp_path, tiny_rain, tiny_teacher, student, **changes | {"train_cfg.max_iters": 2}))
     again = train(config(tmp_path, tiny_rain, tiny_teacher, student, **changes, resume=True))
     assert again.iter == 3 and len(again.message_hub.log_scalars["train/loss"].data[0]) == 3
     assert equal(whole.model.state_dict(), again.model.state_dict())
     assert whole.model.distiller.monitor.start == again.model.distiller.monitor.start
+    assert whole.model.distiller.balance.measured == again.model.distiller.balance.measured
+    assert bool(again.model.distiller.balance.measured) == isinstance(spatial, dict)
     if cells == "averaged":  # they follow each step
         objective = again.model.distiller.objectives["t"]
         pairs = zip(objective.averaged_cells.parameters(), objective.cells.parameters(), strict=True)
@@ -220,7 +224,7 @@ def test_networks_compute_in_bf16_without_a_gpu(tmp_path, tiny_rain, tiny_teache
 
 
 def test_its_own_half_precision_leaves_the_losses_in_float32(tmp_path, tiny_rain, tiny_teacher, student, monkeypatch):
-    """`AmpOptimWrapper` around the whole model, as on a GPU, which it asks for, with the first look at the terms."""
+    """`AmpOptimWrapper` around the whole model, as on a GPU, which it asks for; the first look at the terms too."""
     monkeypatch.setattr("mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available", lambda: True)
     amp = {"type": "AmpOptimWrapper", "dtype": "bfloat16", "optimizer": {"type": "Adam", "lr": 1e-3}}
     runner, exact = (

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from csd_plugin.archs.checkpoint import load_weights, weights_in
 from csd_plugin.integrate.mmengine.model import STUDENT, CSDDistiller
 
-HEALTH = "csd_health"
+STATE = "csd"
 _BUFFER = ("history", "counts", "limit")
 
 
@@ -43,14 +43,14 @@ class DistillHook(Hook):
             _model(runner).distiller.after_step()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        hub, monitor = checkpoint["message_hub"], _model(runner).distiller.monitor
+        hub, distiller = checkpoint["message_hub"], _model(runner).distiller
         hub["log_scalars"] = {name: _packed(buffer) for name, buffer in hub["log_scalars"].items()}
         for part, content in (("message_hub", hub), ("meta", checkpoint["meta"])):
             checkpoint[part], dropped = _plain(content, part)
             if dropped:
                 runner.logger.warning(f"The checkpoint leaves out {', '.join(dropped)}: no numbers, text or tensors.")
-        if monitor is not None:
-            checkpoint[HEALTH] = dict(monitor.start)
+        start = distiller.monitor.start if distiller.monitor else {}
+        checkpoint[STATE] = {"health": dict(start), "balance": dict(distiller.balance.measured)}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         model = _model(runner)
@@ -62,8 +62,11 @@ class DistillHook(Hook):
         hub = checkpoint.get("message_hub")
         if hub is not None:
             hub["log_scalars"] = {name: _unpacked(packed) for name, packed in hub["log_scalars"].items()}
-        if runner._resume and model.distiller.monitor is not None:
-            model.distiller.monitor.start = dict(checkpoint.get(HEALTH, {}))
+        if runner._resume:
+            ours = checkpoint.get(STATE, {})
+            model.distiller.balance.measured = dict(ours.get("balance", {}))
+            if model.distiller.monitor is not None:
+                model.distiller.monitor.start = dict(ours.get("health", {}))
 
 
 def _model(runner: Runner) -> CSDDistiller:
