@@ -159,6 +159,13 @@ class TrainSection(ToolboxSection):
         description="batches whose loss (with `grad_clip`, gradient) is not finite that are left out before the run "
         "ends; `experiments/NAME/skipped.txt` has their clips",
     )
+    max_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=_LONGEST,
+        description="end the training after this time, with decoding and compiling in it; the schedule is then as far "
+        "in `total_iter` as the run is in its time, so set `total_iter` (and `periods`) well above the steps that fit",
+    )
     health: bool = Field(
         True,
         description="for a `DistillModel`: measure what each term does to the student, on logged iterations (see "
@@ -321,8 +328,8 @@ def objective_section(name: str) -> type[BaseModel]:
 
 LOSSES = {"PyramidSSIMLoss": PyramidSSIMLoss}
 MODELS = {"VideoDerainModel": False, "DistillModel": True}  # whether they learn from teachers
-#: What begins the keys, of the top level and of `path`, that each teacher has for itself: `network_t2`.
 TEACHER_KEYS = ("network_", "interface_", "pretrain_network_", "param_key_", "strict_load_")
+"""What begins the keys, of the top level and of `path`, that each teacher has for itself: `network_t2`."""
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "interface_g": InterfaceSection,
@@ -458,6 +465,11 @@ def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
     for label in read_distillation(opt).taught_by():
         if not opt["path"].get(f"pretrain_network_{label}"):
             raise CSDError(f"{source}: path.pretrain_network_{label} is missing: name the teacher's checkpoint")
+
+
+def check_dataset(content: Mapping[str, Any], source: str) -> None:
+    """Check the keys of a data set of `DATASETS`, for those who have no option file. Raises CSDError."""
+    _check(content, dataset_section(DATASETS[content["type"]]), f"{source}: ")
 
 
 def _check_numbers(content: Any, where: str) -> None:

@@ -27,6 +27,8 @@ from csd_plugin.types import ClipView, Terms
 
 TEACHER_TARGETS = 2
 """Targets that the teacher computes at once, or those of one clip: more need memory, one alone is slow on a CPU."""
+TEACHER_TARGETS_ON_GPU = 32
+"""There each part costs its launches."""
 
 logger = logging.getLogger(__name__)
 
@@ -119,19 +121,30 @@ class Distiller(nn.Module):
         """Frames of the longest window that a network needs for a target."""
         return max(self.interface.num_frame, *(teacher.interface.num_frame for teacher in self.teachers), 1)
 
-    def forward(self, batch: Mapping[str, Any], iteration: int = 1) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The losses of a batch, weighted: their sum is what is minimised; and scalars to log beside them.
-
-        batch: `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), its middle, or what `as_clips` makes such; in [0, 1], or
-            uint8. iteration: from 1 on; weights and looks go by it.
+    def forward(
+        self, batch: Mapping[str, Any], iteration: int = 1, *, logged: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The losses of a batch, weighted: their sum is what is minimised; and scalars to log with them.
 
         Returns `l_recon` and `l_distill`, scalars; and raw terms (`l_spatial`), `status/..`, `weight/..`, `health/..`.
-        Raises CSDError for batches that are too short or do not pair, and for a term that teaches nothing.
+
+        Args:
+            batch: `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), its middle, or what `as_clips` makes such; in [0, 1],
+                or uint8.
+            iteration: from 1 on; weights and looks go by it.
+            logged: False leaves out of `status/..` what takes time, where nobody reads it.
+
+        Raises:
+            CSDError: batches that are too short or do not pair, or a term that teaches nothing.
         """
         lq, gt = map(as_float, as_clips(batch, self.num_frame, "the batch"))
         weights = self.balance.at({term: weight_at(weight, iteration) for term, weight in self.weights.items()})
         if self.teachers and any(weights.values()):
-            return self._distill(lq, gt, weights, iteration)
+            looks = self.monitor is not None and self._is_due(self.monitor, iteration)
+            for module in self.objectives.modules():
+                if isinstance(module, Objective):
+                    module.diagnoses = logged or looks
+            return self._distill(lq, gt, weights, iteration, looks)
         output = run_network(self.student, lq, gt.shape[1], self.interface, autocast=self.autocast)
         for tap in self.student_taps:
             tap.forget()
@@ -143,7 +156,7 @@ class Distiller(nn.Module):
             bare(teacher.objective).after_step()
 
     def _distill(
-        self, lq: Tensor, gt: Tensor, weights: Mapping[str, float], iteration: int
+        self, lq: Tensor, gt: Tensor, weights: Mapping[str, float], iteration: int, looks: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         # The teachers first: their layers need their memory before the student's graph takes its own.
         views = [self._teacher_view(teacher, lq, gt.shape[1]) for teacher in self.teachers]
@@ -165,7 +178,7 @@ class Distiller(nn.Module):
             scalars = self._changing(weights, lq.device) | {f"l_{name}": loss.detach() for name, loss in raw.items()}
             status = by_name(compared, lambda comparison: comparison.terms.diagnostics)
             scalars |= {f"status/{name}": value for name, value in status.items()}
-            if self.monitor is not None and self._is_due(self.monitor, iteration):
+            if self.monitor is not None and looks:
                 scalars |= self._examine(self.monitor, losses["l_recon"], student, compared)
         return losses, scalars
 
@@ -219,7 +232,7 @@ class Distiller(nn.Module):
     def _examine(
         self, monitor: HealthMonitor, recon: Tensor, student: ClipView, compared: Mapping[str, Comparison]
     ) -> dict[str, Tensor]:
-        """What the monitor measures, to be logged beside the losses; its warnings go where they are wanted."""
+        """What the monitor measures, to be logged with the losses; its warnings go where they are wanted."""
         measured, warnings = monitor.examine(recon, student, compared, self.student.parameters(), scale=self._scale)
         for warning in warnings:
             self.warn(warning)
@@ -231,7 +244,7 @@ class Distiller(nn.Module):
         scales = bare(teacher.objective).input_scales
         views = [
             self._view(teacher.network, teacher.interface, teacher.taps, clips, num_target, scales)
-            for clips in lq.split(-(-TEACHER_TARGETS // num_target))
+            for clips in lq.split(-(-(TEACHER_TARGETS_ON_GPU if lq.is_cuda else TEACHER_TARGETS) // num_target))
         ]
         features = {
             scale: tuple(torch.cat(parts) for parts in zip(*(view.features[scale] for view in views), strict=True))

@@ -8,16 +8,16 @@ from typing import Any
 
 from csd_plugin.errors import CSDError, suggestion
 
-#: A number; a mapping of `schedule`, `start`, `end` (0) and `iters`; or one of `balance` and `until`, see `balance`.
 Weight = float | Mapping[str, Any]
+"""A number; a mapping of `schedule`, `start`, `end` (0) and `iters`; or one of `balance` and `until`, see `balance`."""
 
-#: name -> share of the way from `start` to `end`, of the share of `iters` that is done, 0 to 1.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 0.0,
     "linear": lambda done: done,
     "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,
     "stop_at": lambda done: float(done == 1),
 }
+"""name -> share of the way from `start` to `end`, of the share of `iters` that is done, 0 to 1."""
 
 
 def weight_at(weight: Weight, iteration: int) -> float:

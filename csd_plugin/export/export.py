@@ -27,7 +27,9 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 class Exported:
     """What was written, and how it compares with torch in fp32 on `windows` windows.
 
-    max_difference: the largest, where 1 is white. psnr: in dB with white as peak, infinite for equal frames.
+    Attributes:
+        max_difference: the largest, where 1 is white.
+        psnr: in dB with white as peak, infinite for equal frames.
     """
 
     path: Path

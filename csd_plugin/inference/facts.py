@@ -141,7 +141,8 @@ def without_branches(network: nn.Module) -> nn.Module:
 def conv_calls(network: nn.Module, num_frame: int | None = None) -> list[ConvCall]:
     """Every use of a convolution in one forward pass of a (1, num_frame, 3, 16, 16) window, in order.
 
-    num_frame: by default the network's; of a sequence any number.
+    Args:
+        num_frame: by default the network's; of a sequence any number.
     """
     calls: list[ConvCall] = []
     network = without_branches(network)

@@ -150,6 +150,7 @@ def factor_for(runs: Iterable[Run], minutes: float) -> float:
 
 
 def check_minutes(minutes: float) -> None:
+    """Raise CSDError for a time that is no time."""
     if not 0 < minutes < math.inf:
         raise CSDError(f"--minutes {minutes:g}: give a time above 0")
 

@@ -144,7 +144,7 @@ def _warnings(
     if len(features[0]) != len(features[1]):
         texts.append(f"the student has {len(features[0])} taps and {teacher} {len(features[1])}; they pair in order")
     for (ours, a), (theirs, b) in zip(*features, strict=False):
-        if a[3:] != b[3:] and not getattr(objective, "resize", False):
+        if a[3:] != b[3:] and not objective.resizes:
             texts.append(
                 f"{ours} of the student is {a[3]}x{a[4]}, {theirs} of {teacher} {b[3]}x{b[4]}: they must agree"
             )

@@ -48,7 +48,13 @@ _LONGEST_KEY = 511  # LMDB's
 
 @dataclass(frozen=True)
 class BuildReport:
-    """frames: in the store; new: of these, written by this run; source_bytes, store_bytes: sizes of the files."""
+    """What `build_store` did.
+
+    Attributes:
+        frames: in the store.
+        new: of these, those that this run wrote.
+        source_bytes, store_bytes: sizes of the files.
+    """
 
     frames: int
     new: int
@@ -65,15 +71,18 @@ def build_store(
 ) -> BuildReport:
     """Build the store `out` (a new folder NAME.lmdb) from all images in folders below `source`.
 
-    frames: key in the store, without suffix -> path below `source`, where it is not all images by their own paths.
-    encoding: source (the files' own bytes), png or raw (decoded pixels).
-    jobs:     processes that read and encode.
-
     Until all frames are in it, the store is OUT.partial: a run that was interrupted, however, is taken up by the next
     one with the frames that are missing or whose files have changed. A store that is there already and has the same
     frames is left as it is.
-    Raises CSDError for frames that cannot be decoded, for an OUT that holds something else, and where nothing can be
-    written; `source` and earlier stores stay as they are.
+
+    Args:
+        encoding: source (the files' own bytes), png or raw (decoded pixels).
+        jobs: processes that read and encode.
+        frames: key in the store, without suffix -> path below `source`; by default all images, by their own paths.
+
+    Raises:
+        CSDError: frames that cannot be decoded, for an OUT that holds something else, and where nothing can be written;
+            `source` and earlier stores stay as they are.
     """
     folder, out = FolderStore(source), Path(out)
     if encoding not in ENCODINGS:
