@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-#: A loss below this is as good as none: the cells that define it stop learning (STD's rule).
 LOSS_GONE = 1e-8
+"""A loss below this is as good as none: the cells that define it stop learning (STD's rule)."""
 
 
 @torch.no_grad()
@@ -21,7 +21,7 @@ def spread(frames: Sequence[Tensor]) -> Tensor:
 
 
 class Freeze(nn.Module):
-    """Lets weights learn until it is told to freeze them, once and for good.
+    """Lets weights learn until it has to freeze them, once and for good.
 
     Its buffers are saved with an objective, so that a resumed run goes on with them, and all processes of one follow
     the first. An objective calls `hold` before it computes with the weights, and `restore` after each step.
@@ -32,12 +32,13 @@ class Freeze(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("frozen", torch.tensor(False))
+        self._held = self.frozen
         self._kept: list[Tensor] = []
 
     def hold(self, weights: Iterable[nn.Parameter]) -> None:
-        """Remember the weights as they are, if they are frozen by now."""
-        if self.frozen and not self._kept:
-            self._kept = [weight.detach().clone() for weight in weights]
+        """Remember the weights as they are, and whether they are frozen by now."""
+        self._held = self.frozen.clone()
+        self._kept = [weight.detach().clone() for weight in weights]
 
     def freeze_if(self, condition: Tensor) -> None:
         """From the next step on."""
@@ -45,16 +46,20 @@ class Freeze(nn.Module):
 
     @torch.no_grad()
     def restore(self, weights: Iterable[nn.Parameter]) -> None:
-        """Undo the step on frozen weights: gradients of zero would not stop an optimizer with momentum."""
+        """Undo the step on frozen weights: gradients of zero would not stop an optimizer with momentum.
+
+        Whether there is anything to undo is left to the device, since asking it would make a GPU's step wait.
+        """
         if self._kept:
             for weight, kept in zip(weights, self._kept, strict=True):
-                weight.copy_(kept)
+                weight.copy_(torch.where(self._held, kept, weight))
 
 
 class FreezeOnCollapse(Freeze):
     """Freezes when a status spreads less than `fraction` of what it did at first, or a loss is gone.
 
-    count: of statuses, each with its loss.
+    Args:
+        count: of statuses, each with its loss.
     """
 
     start: Tensor

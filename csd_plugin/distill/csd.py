@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -29,21 +29,35 @@ CELLS = ("joint", "joint_until_collapsed", "frozen", "averaged")
 class Trace:
     """What one network's maps leave behind in the cells, frame by frame; empty where a module is switched off.
 
-    spatial:  the Connector's statuses, each (B, hidden, h, w).
-    hints:    the spatial hint, (B, 1, H, W).
-    temporal: the Aggregator's state.
+    Attributes:
+        spatial: the Connector's statuses, each (B, hidden, h, w).
+        hints: the spatial hint, (B, 1, H, W).
+        temporal: the Aggregator's state.
     """
 
     spatial: list[list[Tensor]] = field(default_factory=list)
     hints: list[Tensor] = field(default_factory=list)
     temporal: list[State] = field(default_factory=list)
 
+    def halves(self, count: int) -> tuple[Trace, Trace]:
+        """Of the first `count` of a batch, and of the others, these as numbers without gradients."""
+
+        def part(of: Callable[[Tensor], Tensor]) -> Trace:
+            return Trace(
+                [[of(status) for status in statuses] for statuses in self.spatial],
+                [of(hint) for hint in self.hints],
+                [State(of(state.hidden), of(state.cell)) for state in self.temporal],
+            )
+
+        return part(lambda x: x[:count]), part(lambda x: x[count:].detach())
+
 
 class AlignmentCells(nn.Module):
-    """All modules that learn beside the student, shared by the streams; those switched off do not exist.
+    """All modules that learn with the student, shared by the streams; those switched off do not exist.
 
-    temporal_first: in each frame the Aggregator goes first, with the spatial hint of the frame before, and the
-        Connector after it, from the state of this frame; otherwise the other way round, as the paper has it.
+    Args:
+        temporal_first: in each frame the Aggregator goes first, with the spatial hint of the frame before, and the
+            Connector after it, from the state of this frame; otherwise the other way round, as the paper has it.
     """
 
     def __init__(
@@ -58,7 +72,9 @@ class AlignmentCells(nn.Module):
     def forward(self, scales: Sequence[Tensor], *, temporal: bool = True) -> Trace:
         """Carry one network's maps through the clip, every state starting at zero.
 
-        scales: one (L, B, 1, h, w) per scale, largest first. temporal: False leaves the Aggregator out.
+        Args:
+            scales: one (L, B, 1, h, w) per scale, largest first.
+            temporal: False leaves the Aggregator out.
         """
         # Frame by frame even where frames are independent: measured on a CPU, small batches stay in its caches.
         trace = Trace()
@@ -99,8 +115,25 @@ class AlignmentCells(nn.Module):
         if self.temporal_first:
             hints = [None, *hints[:-1]]
         before: Sequence[State | None] = [None, *teacher.temporal[:-1]]
+        if student.is_cuda:
+            return self._collaborate_at_once(student, hints, before)
         streams = zip(student, hints, before, strict=True)
         return [self.aggregator(frame, hint, state).cell for frame, hint, state in streams]
+
+    def _collaborate_at_once(
+        self, student: Tensor, hints: Sequence[Tensor | None], before: Sequence[State | None]
+    ) -> list[Tensor]:
+        """`collaborate` with all frames as one batch, which a GPU launches once; None is zeros."""
+        assert self.aggregator is not None
+        frames, batch = len(student), student.shape[1]
+        hint = torch.cat([student.new_zeros(student.shape[1:]) if h is None else h for h in hints])
+        known = next((state for state in before if state is not None), None)
+        state = None
+        if known is not None:
+            zeros = State(*(torch.zeros_like(part) for part in known))
+            parts = zip(*(one or zeros for one in before), strict=True)
+            state = State(*(torch.cat(part) for part in parts))
+        return list(self.aggregator(student.flatten(0, 1), hint, state).cell.unflatten(0, (frames, batch)))
 
 
 class CSD(Objective):
@@ -112,27 +145,38 @@ class CSD(Objective):
     `temporal`, equation 6); each starts from what the other found (section 2.3). Terms are means over batch, channels
     and pixels, summed over scales, passes and streams, averaged over frames. All of it is float32 under any autocast.
 
-    aggregation: how channels become a map, see `aggregation.AGGREGATIONS`.
-    scale_source: where the smaller scales come from: the pooled `feature`, or the networks run on pooled `frames`.
-    num_scale: scales, each half of the one before. hidden: channels of the cells.
-    order: in each frame `spatial_first` (the paper) or `temporal_first` (the released code), see `AlignmentCells`.
-    detach_teacher_state: whether the teacher's state and hint in the collaborative stream are numbers, or (False, the
-        released code) have the gradients of the cells that made them. Targets of the losses are always numbers.
-    cells: the cells learn from the losses that they define, and can shrink those by ignoring their input.
-        `joint` lets them learn (the paper); `joint_until_collapsed` does until a status of the teacher spreads less
-        than `collapse_fraction` of what it did at first, or a loss is gone (1e-8), and keeps them then as they are,
-        as STD does; `frozen` keeps their random start; `averaged` lets them learn in the
-        student's streams, while the teacher's status, the target, comes from their moving average (`ema_decay` a
-        step), so that the target cannot follow the student at once. With it equal features give a zero loss only
-        as long as cells and average agree.
-    multi_scale, cross_scale, independent, collaborative, adaptor: MS, CSC, ITA, CTA, STA of the paper's Table 5.
-
     Diagnostics: `spread_spatial`, `spread_temporal`: deviation of the teacher's status over frames, batch and
     pixels, averaged over channels, scales and passes (a falling loss means nothing when it falls with these), and
     `student_spread_spatial`, `student_spread_temporal` of the student's;
     `correlation`: Pearson's, of teacher's and student's map over a frame's pixels, averaged over frames.
 
-    Raises CSDError on options that do not go together, and on features that do not fit each other.
+    Args:
+        aggregation: how channels become a map: `sum_squared_standardized`, for networks of any widths;
+            `sum_squared_normalized`, each network's map by its own mean and spread, for networks of different
+            families; `mean_squared_standardized`, for equal widths; `mean_squared` (the paper); `sum_squared` (the
+            released code).
+        scale_source: smaller scales from the pooled `feature`, or from both networks run on pooled `frames` (slower).
+        num_scale: scales, each half of the one before.
+        hidden: channels of the cells.
+        order: within a frame: `spatial_first` (the paper), or `temporal_first` with the spatial hint of the frame
+            before (the released code).
+        detach_teacher_state: whether gradients of the collaborative stream stop at the teacher's state and hint (in the
+            released code they do not). Targets of the losses never have gradients.
+        cells: `joint`: they learn with the student (the paper), and can make the losses small by ignoring their input;
+            `joint_until_collapsed`: they learn until the spread of the teacher's status falls below `collapse_fraction`
+            of its first value, or a loss below 1e-8, and are frozen then, as in STD; `frozen`: they keep their random
+            start; `averaged`: the teacher's are a moving average of the student's, so that the target cannot follow the
+            student at once.
+        multi_scale: the paper's MS, in its Table 5.
+        cross_scale: the paper's CSC.
+        independent: the paper's ITA.
+        collaborative: the paper's CTA.
+        adaptor: the paper's STA.
+        ema_decay: of the moving average, with `cells: averaged`.
+        collapse_fraction: see `cells`.
+
+    Raises:
+        CSDError: options that do not go together, or features that do not fit each other.
     """
 
     fidelities = FIDELITIES
@@ -211,25 +255,34 @@ class CSD(Objective):
             self.freeze.hold(self.cells.parameters())
         with torch.autocast(target.device.type, enabled=False):
             student_maps, teacher_maps = self._maps(student, teacher)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_teacher_state):
-                teacher_cells = self.cells if self.averaged_cells is None else self.averaged_cells
-                teacher_trace = teacher_cells(teacher_maps)
-            student_trace = self.cells(student_maps, temporal=self.independent or self.adaptor)
+            student_trace, teacher_trace = self._traces(student_maps, teacher_maps)
 
-            losses, diagnostics = {}, {"correlation": _correlation(student_maps[0], teacher_maps[0])}
+            losses: dict[str, Tensor] = {}
             if "spatial" in self.terms:
                 losses["spatial"] = _spatial_loss(student_trace, teacher_trace)
-                diagnostics["spread_spatial"] = _spatial_spread(teacher_trace)
-                diagnostics["student_spread_spatial"] = _spatial_spread(student_trace)
             if "temporal" in self.terms:
                 losses["temporal"] = self._temporal_loss(student_maps[0], student_trace, teacher_trace)
-                diagnostics["spread_temporal"] = spread([state.cell for state in teacher_trace.temporal])
-                if student_trace.temporal:
-                    diagnostics["student_spread_temporal"] = spread([state.cell for state in student_trace.temporal])
+            diagnostics: dict[str, Tensor] = {}
+            if self.diagnoses or self.freeze is not None:
+                diagnostics |= _spreads(teacher_trace)
+            if self.diagnoses:
+                diagnostics["correlation"] = _correlation(student_maps[0], teacher_maps[0])
+                diagnostics |= {f"student_{name}": value for name, value in _spreads(student_trace).items()}
             if self.freeze is not None:
                 self.freeze.watch(losses.values(), [diagnostics[f"spread_{term}"] for term in losses])
                 diagnostics["frozen"] = self.freeze.frozen.float()
         return Terms(losses, diagnostics)
+
+    def _traces(self, student: list[Tensor], teacher: list[Tensor]) -> tuple[Trace, Trace]:
+        """The student's trace and the teacher's, of their maps."""
+        temporal = self.independent or self.adaptor
+        alike = self.averaged_cells is None and self.detach_teacher_state and (temporal or not self.collaborative)
+        if student[0].is_cuda and alike:  # as one batch: half the launches, and the GPU has room
+            both = [torch.cat([ours, theirs], dim=1) for ours, theirs in zip(student, teacher, strict=True)]
+            return self.cells(both).halves(student[0].shape[1])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_teacher_state):
+            teacher_trace = (self.cells if self.averaged_cells is None else self.averaged_cells)(teacher)
+        return self.cells(student, temporal=temporal), teacher_trace
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -288,8 +341,14 @@ def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
     return torch.stack([F.l1_loss(a, b) for a, b in zip(ours, theirs, strict=True)]).mean()
 
 
-def _spatial_spread(trace: Trace) -> Tensor:
-    return torch.stack([spread(frames) for frames in zip(*trace.spatial, strict=True)]).mean()
+def _spreads(trace: Trace) -> dict[str, Tensor]:
+    """Of each kind of status that a trace has."""
+    spreads = {}
+    if trace.spatial:
+        spreads["spread_spatial"] = torch.stack([spread(s) for s in zip(*trace.spatial, strict=True)]).mean()
+    if trace.temporal:
+        spreads["spread_temporal"] = spread([state.cell for state in trace.temporal])
+    return spreads
 
 
 @torch.no_grad()

@@ -20,10 +20,11 @@ class STD(Objective):
     Term `time`: one ConvLSTM, shared by both networks, runs over the clip's maps; the mean squared difference of the
     two cells after the last frame. It learns from that loss until it is below `LOSS_GONE` for a batch.
 
-    hidden: channels of the ConvLSTM.
-
     Diagnostics: `frozen`, 1 from then on; `spread_time`, `student_spread_time`: deviation of the last cells over batch
     and pixels, averaged over channels.
+
+    Args:
+        hidden: channels of the ConvLSTM.
     """
 
     def __init__(self, *, hidden: int = 16) -> None:
@@ -49,8 +50,10 @@ class STD(Objective):
             reached = self._last_cell(ours)
             time = F.mse_loss(reached, goal)
         self.freeze.freeze_if(time.detach() < LOSS_GONE)
-        diagnostics = {"spread_time": spread([goal]), "student_spread_time": spread([reached])}
-        return Terms({"space": space, "time": time}, diagnostics | {"frozen": self.freeze.frozen.float()})
+        diagnostics = {"frozen": self.freeze.frozen.float()}
+        if self.diagnoses:
+            diagnostics |= {"spread_time": spread([goal]), "student_spread_time": spread([reached])}
+        return Terms({"space": space, "time": time}, diagnostics)
 
     def _last_cell(self, maps: Tensor) -> Tensor:
         """(B, L, 1, H, W) -> (B, hidden, H, W)."""

@@ -54,6 +54,7 @@ def check_run(opt: dict[str, Any]) -> None:
             check_pairs(opt, lambda: _build_network(opt["network_g"], "network_g"))
         return
     check_devices(opt)
+    _check_clock(opt)
     _check_validation(opt.get("val") or {})
     if (opt.get("logger") or {}).get("use_tb_logger") and importlib.util.find_spec("tensorboard") is None:
         raise CSDError(
@@ -164,6 +165,14 @@ def check_devices(opt: Mapping[str, Any]) -> None:
         raise CSDError(
             f"num_gpu is {opt['num_gpu']}: these models take one process per GPU; set num_gpu: 1, or use "
             f"torchrun --nproc_per_node {opt['num_gpu']} -m csd_plugin.{job} .. --launcher pytorch"
+        )
+
+
+def _check_clock(opt: Mapping[str, Any]) -> None:
+    if opt["is_train"] and opt["train"].get("max_seconds") and opt["dist"]:
+        raise CSDError(
+            "train.max_seconds is for one process: the clocks of several, and with them their schedules, would differ; "
+            "set total_iter"
         )
 
 

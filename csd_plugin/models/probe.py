@@ -36,9 +36,9 @@ class Probe:
         level = log.level
         log.setLevel(logging.WARNING)
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                opt["path"] = _random_starts(opt, Path(folder))
-                self.model = build_model(opt)
+            self._folder = tempfile.TemporaryDirectory()  # there as long as the model, which may write into it
+            opt["path"] = _random_starts(opt, Path(self._folder.name))
+            self.model = build_model(opt)
         finally:
             log.setLevel(level)
         clips = clips_of(opt)
@@ -61,4 +61,4 @@ def _random_starts(opt: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         file = folder / f"{key}.pth"
         torch.save({"params": build_network(opt[key]).state_dict()}, file)
         paths |= {f"pretrain_{key}": str(file), f"param_key_{key.removeprefix('network_')}": "params"}
-    return paths
+    return paths | dict.fromkeys(("experiments_root", "models", "training_states"), str(folder))

@@ -26,9 +26,10 @@ from csd_plugin.archs.interface import Interface, interface_of, run_network
 from csd_plugin.atomic import remove_drafts, replacing
 from csd_plugin.data.batches import as_clips, as_float
 from csd_plugin.devices import half_precision_warnings
+from csd_plugin.distill.average import average_warnings, decay_at, update_average
 from csd_plugin.errors import CSDError
 from csd_plugin.losses.ssim import PyramidSSIMLoss
-from csd_plugin.models.average import average_warnings, decay_at, update_average
+from csd_plugin.models.clock import Clock
 from csd_plugin.models.resuming import by_options, option_changes
 from csd_plugin.models.stopping import REQUEST, Stopped
 from csd_plugin.models.validation import ValidationMixin
@@ -76,6 +77,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast_dtype == torch.float16 and self.device.type == "cuda"
         )
+        seconds = train_opt.get("max_seconds")
+        self.clock = Clock(seconds) if seconds else None
         super().init_training_settings()
         self.compile_for_training(self.get_bare_model(self.net_g))
 
@@ -126,14 +129,16 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self._skip(logged, current_iter)
         if self.skipped:
             logged["skipped"] = torch.tensor(float(self.skipped), device=self.device)
-        self.log_dict = self.reduce_loss_dict(OrderedDict(logged))
-        if current_iter % self.opt["logger"]["print_freq"] == 0:
+        if current_iter % self.opt["logger"]["print_freq"] == 0:  # reading them waits for a GPU
+            self.log_dict = self.reduce_loss_dict(OrderedDict(logged))
             self._warn_of_rounding(current_iter)
         if finite and self.ema_decay > 0:
             warms_up = self.opt["train"].get("ema_warmup", True)
             self.model_ema(decay_at(current_iter, self.ema_decay) if warms_up else self.ema_decay)
         if stop:
             self.save_and_stop(current_iter, stop)
+        if self.clock is not None and self.clock.is_over:
+            self._end_by_the_clock(current_iter)
 
     def _backward(self, current_iter: int) -> tuple[dict[str, Tensor], bool, int]:
         """The gradient of the batch, in parts; nothing of it where a loss is not finite, in whatever process.
@@ -153,17 +158,19 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                     for network in self.synchronised_networks():
                         stack.enter_context(network.no_sync())
                 losses, scalars = self.compute_losses(current_iter)
-                total = sum(losses.values(), torch.zeros((), device=self.device))
+                total = sum(losses.values())
                 finite = finite and bool(torch.isfinite(total))
                 if last:
                     finite, stop = self._agree(finite)
                 if finite:
                     self.scaler.scale(total if share == 1 else total * share).backward()
             for name, value in {**losses, **scalars}.items():
-                sums[name] = sums.get(name, 0) + value.detach() * share
+                part = value.detach() if count == 1 else value.detach() * share
+                sums[name] = sums[name] + part if name in sums else part
                 shares[name] = shares.get(name, 0) + share
         self.lq, self.gt = lq, gt
-        return {name: value / shares[name] for name, value in sums.items()}, finite, stop
+        means = sums if count == 1 else {name: value / shares[name] for name, value in sums.items()}
+        return means, finite, stop
 
     def after_step(self) -> None:
         """What follows the weights without being learned."""
@@ -209,6 +216,22 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             )
         raise Stopped(128 + number)
 
+    def _end_by_the_clock(self, current_iter: int) -> None:
+        """As after the last iteration: all is saved, and the network as the latest."""
+        self.save(EnlargedSampler.latest_epoch, current_iter)
+        self.save(-1, -1)
+        get_root_logger().info(f"train.max_seconds: ended after iteration {current_iter:,}")
+        raise Stopped(0)
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: float = -1) -> None:
+        """The toolbox's; by the clock, schedules are as far in `total_iter` as the run is in its time."""
+        if self.clock is not None and current_iter > 1:
+            due = self.clock.iteration(self.opt["train"]["total_iter"])
+            for scheduler in self.schedulers:
+                for _ in range(due - scheduler.last_epoch - 1):
+                    scheduler.step()
+        super().update_learning_rate(current_iter, warmup_iter)
+
     def _seed_step(self, current_iter: int) -> None:
         """Random numbers inside a network depend on the step, not on how the run came to it."""
         seed, rank = self.opt.get("manual_seed") or 0, self.opt["rank"]
@@ -246,6 +269,15 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         if list(names) == ["grad_norm"]:
             return "though the loss is; lower train.optim_g.lr or switch train.autocast off", False
         return "lower train.optim_g.lr, set train.grad_clip, or switch train.autocast off", False
+
+    def reduce_loss_dict(self, loss_dict: Mapping[str, Tensor]) -> OrderedDict[str, float]:
+        """The toolbox's means over the processes, at the first of them; all numbers come from the device at once."""
+        values = torch.stack([value.detach().float().mean() for value in loss_dict.values()])
+        if self.opt["dist"]:
+            torch.distributed.reduce(values, dst=0)
+            if self.opt["rank"] == 0:
+                values /= self.opt["world_size"]
+        return OrderedDict(zip(loss_dict, values.cpu().tolist(), strict=True))
 
     def _warn_of_rounding(self, current_iter: int) -> None:
         """SSIM is at most 1, so that 1 - SSIM below 0 is numbers that were rounded on the way."""
@@ -359,6 +391,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             "skipped": self.skipped,
             "best": {name: dict(best) for name, best in getattr(self, "best_metric_results", {}).items()},
             "warmup_iter": self.opt["train"].get("warmup_iter", -1),
+            "seconds": self.clock.spent if self.clock is not None else 0.0,
         }
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
@@ -389,6 +422,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                 f"learning rate of iteration {done} is {self.get_current_learning_rate()[0]:.4g}."
             )
         self.skipped = resume_state.get("skipped", 0)
+        if self.clock is not None:
+            self.clock.resume(resume_state.get("seconds", 0.0))
         if resume_state.get("scaler"):
             self.scaler.load_state_dict(resume_state["scaler"])
         self.best_metric_results = {name: dict(best) for name, best in resume_state.get("best", {}).items()}

@@ -12,8 +12,8 @@ from scipy.optimize import least_squares
 from tqdm import tqdm
 
 from csd_plugin.data.rain.clips import find_clips
-from csd_plugin.data.rain.pairs import clip_renderer
 from csd_plugin.data.rain.params import RainParams
+from csd_plugin.data.rain.renderer import clip_renderer
 from csd_plugin.data.rain.statistics import RainStatistics, difference_counts, statistics_of
 from csd_plugin.errors import CSDError
 
@@ -53,6 +53,7 @@ def statistics(params: RainParams, samples: Sequence[Sample], seed: int = 0, qua
 
 
 def clip_statistics(params: RainParams, sample: Sample, seed: int, quality: int) -> RainStatistics:
+    """How rain with these parameters, after JPEG of a quality, differs from the sample's frames."""
     rain = clip_renderer(params, seed, sample.clip, 1, sample.frames[0], vary=False)
     counts = [
         difference_counts(_through_jpeg(rain.render(frame, number), quality), _through_jpeg(frame, quality))

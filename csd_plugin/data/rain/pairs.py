@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,8 +19,8 @@ from csd_plugin.data.images import rounded
 from csd_plugin.data.layout import SPLITS
 from csd_plugin.data.parallel import run_all
 from csd_plugin.data.rain.clips import CleanClip, find_clips
-from csd_plugin.data.rain.params import RainParams, random_params
-from csd_plugin.data.rain.renderer import RainRenderer, ambient_light
+from csd_plugin.data.rain.params import RainParams
+from csd_plugin.data.rain.renderer import clip_renderer
 from csd_plugin.data.video import open_reader, open_writer
 from csd_plugin.errors import CSDError
 
@@ -33,12 +32,14 @@ _COPIED_SUFFIXES = {".jpg", ".jpeg", ".png"}
 class PairOptions:
     """How pairs are written.
 
-    split:    'train' (`NAME_GT`, `NAME_Rain_01` ..) or 'test' (`NAME_GT`, `NAME_Rain`), see `data.layout`.
-    variants: rainy versions of every clip, 1 to 999; exactly 1 of a test clip.
-    vary:     every version gets a rain of its own about `params`; otherwise all have `params` and differ by seed.
-    suffix:   '.jpg' or '.png' of rainy frames; quality: of JPEG, 1 to 100.
-    fps:      of clips that are folders of frames.
-    keep_going: leave out frames of a damaged video that cannot be read, with a warning, instead of stopping.
+    Attributes:
+        split: 'train' (`NAME_GT`, `NAME_Rain_01` ..) or 'test' (`NAME_GT`, `NAME_Rain`), see `data.layout`.
+        variants: rainy versions of every clip, 1 to 999; exactly 1 of a test clip.
+        vary: every version gets a rain of its own about `params`; otherwise all have `params` and differ by seed.
+        suffix: '.jpg' or '.png' of rainy frames.
+        quality: of JPEG, 1 to 100.
+        fps: of clips that are folders of frames.
+        keep_going: leave out frames of a damaged video that cannot be read, with a warning, instead of stopping.
     """
 
     params: RainParams
@@ -66,22 +67,6 @@ class PairOptions:
         kept = asdict(self)
         del kept["split"], kept["variants"], kept["keep_going"]
         return kept
-
-
-def clip_renderer(
-    params: RainParams, seed: int, clip: str, variant: int, first: np.ndarray, *, fps: float = 25.0, vary: bool = True
-) -> RainRenderer:
-    """The rain of one version of a clip, whichever other clips are rendered with it.
-
-    first: the clip's first whole frame (H, W, 3) uint8, for its size and light.
-    vary:  draw the rain about `params` instead of taking them as they are.
-    """
-    digest = hashlib.sha256(f"{seed}/{clip}/{variant}".encode()).digest()
-    own_seed = int.from_bytes(digest[:8], "little")
-    if vary:
-        params = random_params(params, np.random.default_rng(own_seed))
-    height, width = first.shape[:2]
-    return RainRenderer(params, own_seed, height, width, fps, ambient_light(first))
 
 
 def write_pairs(

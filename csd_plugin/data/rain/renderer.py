@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from csd_plugin.data.rain.params import RainParams
+from csd_plugin.data.rain.params import RainParams, random_params
 from csd_plugin.data.rain.particles import Drops, Splashes, Veil
 from csd_plugin.data.rain.streaks import draw_streaks
 from csd_plugin.errors import CSDError
@@ -40,10 +41,15 @@ class RainRenderer:
     There is no state: frames come in any order, and any crop rendered alone equals that crop of the whole frame bit
     for bit, at a cost that goes with its area.
 
-    params:        what rain. seed: any integer. height, width: size of the *whole* frames in pixels.
-    fps:           frames per second of the clip, in (0, 1000].
-    ambient:       linear RGB >= 0 of the light around, see `ambient_light`; a grey sky where not given.
-    Raises CSDError for sizes, rates or light that cannot be.
+    Args:
+        params: what rain.
+        seed: any integer.
+        height, width: size of the *whole* frames in pixels.
+        fps: frames per second of the clip, in (0, 1000].
+        ambient: linear RGB >= 0 of the light around, see `ambient_light`; a grey sky where not given.
+
+    Raises:
+        CSDError: sizes, rates or light that cannot be.
     """
 
     def __init__(
@@ -80,8 +86,15 @@ class RainRenderer:
     def render(self, frame: np.ndarray, t: int, top: int = 0, left: int = 0) -> np.ndarray:
         """`frame` with the rain of frame number `t` on it.
 
-        frame: (h, w, 3) uint8 RGB, the window of the whole frame whose upper left pixel is (top, left).
-        Returns a new array like it. Raises CSDError where the window does not lie in the frame.
+        Args:
+            frame: (h, w, 3) uint8 RGB, the window of the whole frame whose upper left pixel is (top, left).
+            t: from 0.
+
+        Returns:
+            A new array like it.
+
+        Raises:
+            CSDError: the window does not lie in the frame.
         """
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             raise CSDError(f"rain on a frame {frame.dtype} {frame.shape}: give uint8 (h, w, 3)")
@@ -106,3 +119,19 @@ def _cover(linear: np.ndarray, depth: np.ndarray, light: np.ndarray) -> None:
     # close to 1 - exp(-depth), of operations that IEEE arithmetic rounds alike in a crop and in the whole
     alpha = (depth / (1 + depth)).astype(np.float32)[..., None]
     linear += alpha * (light - linear)
+
+
+def clip_renderer(
+    params: RainParams, seed: int, clip: str, variant: int, first: np.ndarray, *, fps: float = 25.0, vary: bool = True
+) -> RainRenderer:
+    """The rain of one version of a clip, whichever other clips are rendered with it.
+
+    first: the clip's first whole frame (H, W, 3) uint8, for its size and light.
+    vary:  draw the rain about `params` instead of taking them as they are.
+    """
+    digest = hashlib.sha256(f"{seed}/{clip}/{variant}".encode()).digest()
+    own_seed = int.from_bytes(digest[:8], "little")
+    if vary:
+        params = random_params(params, np.random.default_rng(own_seed))
+    height, width = first.shape[:2]
+    return RainRenderer(params, own_seed, height, width, fps, ambient_light(first))

@@ -1,0 +1,148 @@
+"""How near a network is to its teacher on frames that were held back, and how good it is on pairs with truth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from csd_plugin.adapt.cache import Cache
+from csd_plugin.data.layout import find_sequences
+from csd_plugin.data.stores import open_store
+from csd_plugin.data.stores.interface import FrameStore
+from csd_plugin.errors import CSDError
+from csd_plugin.inference.runner import Derainer
+from csd_plugin.metrics.image_quality import Image, luma_8bit, psnr
+from csd_plugin.metrics.niqe import niqe
+from csd_plugin.metrics.protocols import Quality
+from csd_plugin.metrics.scores import Scores
+from csd_plugin.metrics.warping import warping_error
+from csd_plugin.types import PairedSequence
+
+_NIQE_FRAMES, _CLIP_FRAMES = 6, 16
+"""Frames of which NIQE is taken; frames from the middle of each clip for validation."""
+_CONTEXT = 3
+"""Frames around those that are scored, where the clip has them."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames that are scored, (H, W, 3) uint8 RGB each.
+
+    rainy: with `lead` frames before those that are scored, and perhaps some after them, for the windows at both ends.
+    clean: the truth of those that are scored; of a camera, the teacher's frames.
+    """
+
+    name: str
+    rainy: list[Image]
+    clean: list[Image]
+    lead: int = 0
+
+    @property
+    def scored(self) -> slice:
+        """Of the rainy frames, those that are scored."""
+        return slice(self.lead, self.lead + len(self.clean))
+
+    def first(self, frames: int) -> Clip:
+        """The same with fewer frames scored."""
+        return replace(self, rainy=self.rainy[: self.lead + frames + _CONTEXT], clean=self.clean[:frames])
+
+
+def held_back(cache: Cache) -> list[Clip]:
+    """The frames of a cache that are not learned from."""
+    store = open_store(cache.store)
+    clips = []
+    for shot in cache.shots:
+        first = shot.length - shot.held
+        if shot.held:
+            rainy = [store.read(key).copy() for key in shot.keys("Rain")[first - _CONTEXT :]]
+            clean = [store.read(key).copy() for key in shot.keys("GT")[first:]]
+            clips.append(Clip(shot.name, rainy, clean, _CONTEXT))
+    return clips
+
+
+def validation_clips(path: Path) -> list[Clip]:
+    """The middle frames of each test clip with truth of a data set, or else of its training clips. Raises CSDError."""
+    try:
+        store = open_store(path)
+        sequences = _sequences(store)
+    except CSDError as error:
+        raise CSDError(f"--validation {error}") from error
+    clips = []
+    for sequence in sequences:
+        if sequence.gt is not None:
+            first = max(len(sequence.lq) - _CLIP_FRAMES, 0) // 2
+            part = slice(first, first + _CLIP_FRAMES)
+            rainy, clean = ([store.read(key).copy() for key in side[part]] for side in (sequence.lq, sequence.gt))
+            clips.append(Clip(sequence.name, rainy, clean))
+    if not clips:
+        raise CSDError(f"--validation {path}: no clip with truth: give a data set with NAME_GT and NAME_Rain")
+    return clips
+
+
+def _sequences(store: FrameStore) -> list[PairedSequence]:
+    try:
+        return find_sequences(store.keys(), "test", root=store.root)
+    except CSDError as error:
+        try:  # a data set for training alone
+            return find_sequences(store.keys(), "train", root=store.root)
+        except CSDError:
+            raise error from None
+
+
+def cleaned(network: nn.Module, clips: Sequence[Clip], device: str) -> list[list[Image]]:
+    """What a network makes of the frames that are scored, clip by clip."""
+    derainer = Derainer(network, device=device)
+    return [list(derainer(clip.rainy))[clip.scored] for clip in clips]
+
+
+def nearness(results: Sequence[Sequence[Image]], clips: Sequence[Clip]) -> float:
+    """Mean PSNR of the luma over all frames, in dB; at most 100 for a frame, so that one that is equal still counts."""
+    pairs = ((a, b) for ours, clip in zip(results, clips, strict=True) for a, b in zip(ours, clip.clean, strict=True))
+    return float(np.mean([min(psnr(luma_8bit(ours), luma_8bit(theirs)), 100.0) for ours, theirs in pairs]))
+
+
+def quality(network: nn.Module, clips: Sequence[Clip], device: str) -> Quality:
+    """PSNR and SSIM of the luma, averaged over clips."""
+    scores = Scores()
+    for clip, frames in zip(clips, cleaned(network, clips, device), strict=True):
+        for number, (frame, truth) in enumerate(zip(frames, clip.clean, strict=True)):
+            scores.add(clip.name, str(number), frame, truth)
+    return scores.average()["nturain_y"]
+
+
+def affordable(network: nn.Module, clips: Sequence[Clip], device: str, seconds: float) -> list[Clip]:
+    """Clips of which a pass takes about this long at most, by the first frames of each; of each at least one frame."""
+    began = time.perf_counter()
+    tried = clips[0].first(1)
+    cleaned(network, [tried], device)
+    each = (time.perf_counter() - began) / len(tried.rainy)
+    frames = max(int(seconds / each / len(clips)) - 2 * _CONTEXT, 1)
+    return [clip.first(frames) for clip in clips]
+
+
+def flicker(results: Sequence[Sequence[Image]], clips: Sequence[Clip]) -> float | None:
+    """Mean warping error along the motion of the rainy frames; None where there is none."""
+    errors = []
+    for frames, clip in zip(results, clips, strict=True):
+        rainy = clip.rainy[clip.scored]
+        for number in range(1, len(frames)):
+            now, before = slice(number, number + 1), slice(number - 1, number)
+            error = warping_error(*frames[now], *frames[before], *rainy[now], *rainy[before])
+            errors += [] if error is None else [error]
+    return float(np.mean(errors)) if errors else None
+
+
+def naturalness(results: Sequence[Sequence[Image]]) -> float | None:
+    """Mean NIQE of some frames; None where the package for it is missing, or frames are too small for it."""
+    frames = [frame for clip in results for frame in clip]
+    chosen = frames[:: max(len(frames) // _NIQE_FRAMES, 1)]
+    try:
+        values = [value for frame in chosen if (value := niqe(frame)) is not None]
+    except CSDError:
+        return None
+    return float(np.mean(values)) if values else None

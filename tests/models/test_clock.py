@@ -1,0 +1,67 @@
+"""Runs of a length in time, on a clock that tests move."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toolbox import distill_options, train_options
+
+from csd_plugin.models import clock
+from csd_plugin.models.clock import Clock
+from csd_plugin.models.video_derain_model import VideoDerainModel
+
+SCHEDULE = {"type": "CosineAnnealingRestartLR", "periods": [100], "restart_weights": [1], "eta_min": 1e-7}
+BY_THE_CLOCK = {"train.total_iter": 100, "train.scheduler": SCHEDULE, "datasets.train.dataset_enlarge_ratio": 100}
+
+
+@pytest.fixture
+def steps_of_ten_seconds(monkeypatch):
+    """Every optimizer step takes ten seconds, and nothing else takes any. Gives the rates of the steps."""
+    now, rates = [0.0], []
+    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
+    step = VideoDerainModel._backward
+
+    def timed(self, current_iter):
+        rates.append(self.get_current_learning_rate()[0])
+        now[0] += 10
+        return step(self, current_iter)
+
+    monkeypatch.setattr(VideoDerainModel, "_backward", timed)
+    return rates
+
+
+def test_a_clock():
+    running = Clock(60)
+    assert not running.is_over and running.iteration(1000) == 0
+    running.resume(30)
+    assert 500 <= running.iteration(1000) < 600
+    running.resume(40)
+    assert running.is_over and running.iteration(1000) == 1000
+
+
+def test_a_run_ends_in_time_with_its_schedule_at_the_end(launcher, tiny_rain, steps_of_ten_seconds):
+    assert launcher.train(train_options(tiny_rain, **BY_THE_CLOCK, **{"train.max_seconds": 50})) == 0
+    rates = steps_of_ten_seconds
+    assert len(rates) == 5 and rates == sorted(rates, reverse=True)
+    expected = [0.0005 * (1 + torch.cos(torch.tensor(torch.pi * part)).item()) for part in (0, 0.2, 0.4, 0.6, 0.8)]
+    assert rates == pytest.approx(expected, rel=1e-3)
+    assert torch.equal(launcher.weights("net_g_5")["conv1.weight"], launcher.weights("net_g_latest")["conv1.weight"])
+
+
+def test_a_resumed_run_has_what_is_left_of_its_time(launcher, tiny_rain, tiny_teacher, steps_of_ten_seconds):
+    options = distill_options(tiny_rain, tiny_teacher, **BY_THE_CLOCK, **{"train.max_seconds": 30})
+    assert launcher.train(options) == 0
+    options["train"]["max_seconds"] = 50
+    assert launcher.train(options, "--auto_resume") == 0
+    assert len(steps_of_ten_seconds) == 5
+    launcher.weights("net_g_5"), launcher.weights("objective_latest")
+
+
+def test_several_processes_have_several_clocks():
+    from csd_plugin.errors import CSDError
+    from csd_plugin.models.preflight import _check_clock
+
+    opt = {"is_train": True, "dist": True, "train": {"max_seconds": 5}}
+    with pytest.raises(CSDError, match="one process"):
+        _check_clock(opt)
+    _check_clock(opt | {"dist": False})
