@@ -25,7 +25,8 @@ from csd_plugin import compat, registration
 from csd_plugin.errors import CSDError, one_line
 from csd_plugin.models.preflight import check_run
 from csd_plugin.models.stopping import REQUEST
-from csd_plugin.options import MODELS, check_options, safe_ordered_yaml
+from csd_plugin.options import MODELS, find_problems, safe_ordered_yaml
+from csd_plugin.problems import Problems, ProblemsError
 from csd_plugin.weights import NETWORKS, find_checkpoint
 
 Parsed = tuple[dict[str, Any], argparse.Namespace]
@@ -73,9 +74,10 @@ def parse_checked(parse_options: Parse, root_path: str, is_train: bool) -> Parse
         raise
     except (KeyError, TypeError, ValueError) as error:  # the file has been checked by now
         raise CSDError(f"--force_yml: {error} does not fit the option file; give section:key=value") from error
-    check_options(opt, args.opt)
+    problems = Problems(args.opt)
+    find_problems(opt, problems)
     find_shipped(opt["path"])
-    check_run(opt)
+    check_run(opt, problems)
     return opt, args
 
 
@@ -87,7 +89,7 @@ def find_shipped(paths: dict[str, Any]) -> None:
 
 
 def reading_error(error: Exception) -> str:
-    """One line for what `parse_checked` raises."""
+    """One line, or one for each problem, for what `parse_checked` raises."""
     if isinstance(error, FileNotFoundError):
         return f"{error.filename} does not exist; check the path"
     if isinstance(error, OSError):
@@ -99,7 +101,7 @@ def reading_error(error: Exception) -> str:
     if isinstance(error, yaml.YAMLError):
         return "the option file is not valid YAML: " + " ".join(str(error).split())
     assert isinstance(error, CSDError)
-    return one_line(error)
+    return str(error) if isinstance(error, ProblemsError) else one_line(error)
 
 
 def _checking(parse_options: Parse) -> Parse:

@@ -26,6 +26,7 @@ import numpy as np
 
 from csd_plugin.data.stores.interface import DecodingStore, FrameStore
 from csd_plugin.errors import CSDError
+from csd_plugin.plain import parse_json
 
 try:
     import lmdb
@@ -106,7 +107,7 @@ def parse_record(data: bytes, folder: Path) -> Record:
 
 def _parse_json(data: bytes, folder: Path) -> dict[str, Any]:
     try:
-        content = json.loads(data)
+        content = parse_json(bytes(data))
     except ValueError as error:
         raise _damaged(folder) from error
     if not isinstance(content, dict):
