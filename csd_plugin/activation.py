@@ -8,6 +8,7 @@ other files the toolbox does what it did.
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import functools
 import importlib
@@ -23,7 +24,6 @@ import yaml
 
 from csd_plugin import compat, registration
 from csd_plugin.errors import CSDError, one_line
-from csd_plugin.models.preflight import check_run
 from csd_plugin.models.stopping import REQUEST
 from csd_plugin.options import MODELS, find_problems, safe_ordered_yaml
 from csd_plugin.problems import Problems, ProblemsError
@@ -42,17 +42,23 @@ FILE_ERRORS = (
 )
 """What reading an option file may raise, besides CSDError."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_MODEL_TYPE = re.compile(r"""\bmodel_type['"]?\s*:\s*['"]?(\w+)""")
+_MODEL_TYPE = re.compile(r"""(?:^|[{,])[ \t]*['"]?model_type['"]?\s*:\s*['"]?(\w+)""", re.MULTILINE)
 
 
-def activate() -> None:
+def activate(*, extensions: bool = True) -> None:
     """Make our classes known to BasicSR, and let its scripts check our option files. May be called again.
 
     Call it in your own train.py and test.py, before the pipeline runs; before or after `import basicsr`. Mistakes in
     option files of our models end the script in one line with exit status 2.
+
+    extensions: load other packages' classes now. If not, they are loaded when a script reads its options; so it must
+        be while the toolbox itself is being imported, as theirs may need all of it.
+
+    Raises CSDError for classes of other packages that cannot be loaded.
     """
     registration.install()
-    registration.extend()
+    if extensions:
+        registration.extend()
     parse_options = importlib.import_module("basicsr.utils.options").parse_options
     if hasattr(parse_options, "__wrapped__"):
         return
@@ -74,6 +80,9 @@ def parse_checked(parse_options: Parse, root_path: str, is_train: bool) -> Parse
         raise
     except (KeyError, TypeError, ValueError) as error:  # the file has been checked by now
         raise CSDError(f"--force_yml: {error} does not fit the option file; give section:key=value") from error
+    # not at the top: it needs the toolbox, whose own import may end in a call of `activate`
+    from csd_plugin.models.preflight import check_run
+
     problems = Problems(args.opt)
     find_problems(opt, problems)
     find_shipped(opt["path"])
@@ -106,18 +115,23 @@ def reading_error(error: Exception) -> str:
 
 def _checking(parse_options: Parse) -> Parse:
     options = importlib.import_module("basicsr.utils.options")
-    train = importlib.import_module("basicsr.train")
-    their_resume = train.load_resume_state
+    their_resume: dict[str, Any] = {}  # of each script that has called
 
     @functools.wraps(parse_options)
     def wrapper(root_path: str, is_train: bool = True) -> Parsed:
         script = sys._getframe(1).f_globals
         ours = _is_ours()
         if "load_resume_state" in script:  # where the pipeline that calls us will look it up
-            script["load_resume_state"] = compat.load_resume_state if ours else their_resume
+            theirs = their_resume.setdefault(script["__name__"], script["load_resume_state"])
+            script["load_resume_state"] = compat.load_resume_state if ours else theirs
         if not ours:
+            try:
+                registration.extend()
+            except CSDError as error:
+                print(f"warning: {one_line(error)}", file=sys.stderr, flush=True)
             return parse_options(root_path, is_train)
         try:
+            registration.extend()
             with _replaced(options, ordered_yaml=safe_ordered_yaml, init_dist=compat.init_dist):
                 parsed = parse_checked(parse_options, root_path, is_train)
         except (CSDError, *FILE_ERRORS) as error:
@@ -131,15 +145,26 @@ def _checking(parse_options: Parse) -> Parse:
 
 
 def _is_ours() -> bool:
-    """Whether the option file of the command line is for a model of ours, as far as it can be read at all."""
+    """Whether the options of the command line are for a model of ours, as far as they can be read at all."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("-opt", type=Path)
-    file = parser.parse_known_args()[0].opt
+    parser.add_argument("--force_yml", nargs="+", default=[])
+    given = parser.parse_known_args()[0]
+    forced = [change.partition("=")[2] for change in given.force_yml if change.startswith("model_type=")]
+    if forced:
+        return _is_meant(forced[-1])
     try:
-        found = _MODEL_TYPE.search(file.read_text(encoding="utf-8", errors="replace")) if file else None
+        found = _MODEL_TYPE.search(given.opt.read_text(encoding="utf-8", errors="replace")) if given.opt else None
     except OSError:
         return False
-    return found is not None and found[1] in MODELS
+    return found is not None and _is_meant(found[1])
+
+
+def _is_meant(model_type: str) -> bool:
+    """Whether it is a model of ours, or a near miss of one that nobody else has."""
+    registered = importlib.import_module("basicsr.utils.registry").MODEL_REGISTRY
+    near = difflib.get_close_matches(model_type, MODELS, n=1, cutoff=0.8)
+    return model_type in MODELS or (model_type not in registered and bool(near))
 
 
 @contextmanager

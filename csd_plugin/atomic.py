@@ -18,7 +18,7 @@ _DRAFT = re.compile(r"\.\d+\.part(\.\w+)?$")
 
 @contextmanager
 def replacing(path: Path, *, synced: bool = False) -> Iterator[Path]:
-    """A hidden name beside `path`, of its suffix, to write to: it takes the place of `path` at the end.
+    """A hidden name next to `path`, with its suffix, to write to: it takes the place of `path` at the end.
 
     After an error what was there before is there still, and nothing else. Processes do not meet under one name.
 
@@ -52,7 +52,7 @@ def remove_drafts(folder: Path) -> None:
 
 
 def draft_of(path: Path) -> Path:
-    """A hidden name beside `path`, of its suffix, that no other process takes, and no longer than names may be."""
+    """A hidden name next to `path`, with its suffix, that no other process takes, and no longer than names may be."""
     tail = f".{os.getpid()}.part{path.suffix}"
     draft = path.with_name(f".{path.stem}{tail}")
     if len(os.fsencode(draft.name)) > _LONGEST_NAME:

@@ -10,7 +10,8 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from csd_plugin.data.stores.lmdb import DATA, environment
 from csd_plugin.errors import CSDError
 
 _torchvision_schemas: list[Any] = []  # a Library unregisters its operators when it is collected
@@ -64,6 +66,7 @@ def repair_toolbox() -> None:
     if hasattr(misc.check_resume, "__wrapped__"):
         return
     _give_places()
+    _share_stores()
     fixed = _keep_unsaved_networks(misc.check_resume)
     # train.py binds the name from basicsr.utils; if it has done so already, replace it there too
     for module in ("basicsr.utils.misc", "basicsr.utils", "basicsr.train"):
@@ -97,6 +100,28 @@ def _give_places() -> None:
     sampler.set_epoch = record_epoch
 
 
+def _share_stores() -> None:
+    """The toolbox's LMDB reader takes the handle that somebody has already: LMDB opens no store twice in a process."""
+    lmdb_module = importlib.import_module("lmdb")
+    backend = importlib.import_module("basicsr.utils.file_client").LmdbBackend
+    init, open_new = backend.__init__, lmdb_module.open
+
+    def open_shared(path: str, *arguments: Any, readonly: bool = False, lock: bool = True, **keywords: Any) -> Any:
+        if arguments or not readonly or lock or not (Path(path) / DATA).is_file():
+            return open_new(path, *arguments, readonly=readonly, lock=lock, **keywords)
+        return environment(Path(path))
+
+    @functools.wraps(init)
+    def __init__(self: Any, *arguments: Any, **keywords: Any) -> None:
+        lmdb_module.open = open_shared
+        try:
+            init(self, *arguments, **keywords)
+        finally:
+            lmdb_module.open = open_new
+
+    backend.__init__ = __init__
+
+
 def _keep_unsaved_networks(check_resume: Any) -> Any:
     """On resume the toolbox points every network at a saved file, even a frozen teacher that was never saved."""
 
@@ -118,18 +143,38 @@ def _keep_unsaved_networks(check_resume: Any) -> Any:
 
 
 def repair_launch() -> None:
-    """Repairs for our launchers: options read as data only, resume and several processes without a GPU; losses that
-    compare like with like."""
+    """Repairs for our launchers: options read as data only, resume and several processes without a GPU; batches that
+    stay in a GPU's memory while they are read; losses that compare like with like."""
     from csd_plugin.options import safe_ordered_yaml
 
     options = importlib.import_module("basicsr.utils.options")
     options.ordered_yaml = safe_ordered_yaml  # type: ignore[attr-defined]
     options.init_dist = init_dist  # type: ignore[attr-defined]
     importlib.import_module("basicsr.train").load_resume_state = load_resume_state  # type: ignore[attr-defined]
+    _record_streams()
     for name, module in list(sys.modules.items()):
         build_loss = getattr(module, "build_loss", None) if name.startswith("basicsr.models.") else None
         if build_loss is not None and not hasattr(build_loss, "__wrapped__"):
             module.build_loss = _checking_shapes(build_loss)  # type: ignore[attr-defined]
+
+
+def _record_streams() -> None:
+    """The toolbox's CUDAPrefetcher copies batches on a stream of its own and does not say that others read them: the
+    memory of a batch could be given to the next one while the step still reads it."""
+    prefetcher = importlib.import_module("basicsr.data.prefetch_dataloader").CUDAPrefetcher
+    following = prefetcher.next
+    if hasattr(following, "__wrapped__"):
+        return
+
+    @functools.wraps(following)
+    def next(self: Any) -> Any:
+        batch = following(self)
+        for value in (batch or {}).values():
+            if torch.is_tensor(value) and value.is_cuda:
+                value.record_stream(torch.cuda.current_stream())
+        return batch
+
+    prefetcher.next = next
 
 
 def _checking_shapes(build_loss: Any) -> Any:
@@ -162,6 +207,17 @@ def shape_advice(output: tuple[int, ...], truth: tuple[int, ...]) -> str:
         "it gives all frames of each clip: set num_target of datasets.train to its num_frame, more than 1, or take "
         "REDSRecurrentDataset or a similar set"
     )
+
+
+@contextmanager
+def uncompiled(network: torch.nn.Module) -> Iterator[None]:
+    """Run as written inside, whatever `network.compile()` has made of it; torch has no public way back."""
+    compiled = getattr(network, "_compiled_call_impl", None)
+    network._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        network._compiled_call_impl = compiled
 
 
 def repair_bf16_conv3d() -> None:
@@ -199,7 +255,7 @@ def repair_bf16_conv3d() -> None:
 
 
 def _reaches(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> list[tuple[int, range]]:
-    """Of each tap in time: its number, and the output frames for which it sees a frame, not the padding."""
+    """For each tap in time: its number, and the output frames for which it sees a frame, not the padding."""
     frames, taps = x.shape[2], weight.shape[2]
     after = (frames + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
     reaches = []

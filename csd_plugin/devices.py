@@ -1,16 +1,27 @@
-"""Where tensors live, by name."""
+"""Where tensors live, by name, and how exactly a device computes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
 import torch
+from torch import nn
 
 from csd_plugin.errors import CSDError, first_line
 
+_AMPERE = (8, 0)
+_FIXED_CUDNN = 91500  # as torch.backends.cudnn.version() has 9.15
+
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """'auto' -> CUDA where there is one, else the CPU. Raises CSDError for a device that is not there."""
+    """'auto' -> CUDA where there is one, else the CPU. Raises CSDError for a device that is not there.
+
+    A GPU comes with its number: 'cuda' alone is another one in every thread that has chosen its own.
+    """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
@@ -18,7 +29,70 @@ def pick_device(device: str | torch.device) -> torch.device:
     if chosen.type == "cpu" and chosen.index:  # torch takes any number
         raise CSDError(f"device {device!r} does not exist; give cpu, which means all of them")
     try:
-        torch.zeros(1, device=chosen).item()  # which 'meta' cannot, as it computes nothing
+        probe = torch.zeros(1, device=chosen)
+        probe.item()  # which 'meta' cannot, as it computes nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch may be built without that kind
         raise CSDError(f"device {device!r} cannot be used ({first_line(error)}); try 'cpu'") from error
-    return chosen
+    return probe.device
+
+
+def gpus_of(num_gpu: int | str) -> int:
+    """GPUs of one process by an option file's `num_gpu`: 'auto' is one where there is one, else 0 for the CPU."""
+    return int(torch.cuda.is_available()) if num_gpu == "auto" else int(num_gpu)
+
+
+def forked_random() -> AbstractContextManager[None]:
+    """What is drawn inside changes no later random number: of the CPU, and of the GPU that this thread uses.
+
+    torch's fork_rng alone starts every GPU of the machine, and warns where there are several.
+    """
+    in_use = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    return torch.random.fork_rng(devices=in_use)
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """float32 is multiplied as float32 inside, by convolutions and matrix products of all devices.
+
+    By default torch lets a GPU's convolutions round to TF32, ten bits; `torch.set_float32_matmul_precision` lets
+    matrix products do so, and a CPU's round to bf16.
+    """
+    places = _rounding()
+    before = [getattr(owner, name) for owner, name, _ in places]
+    for owner, name, exact in places:
+        setattr(owner, name, exact)
+    try:
+        yield
+    finally:
+        for (owner, name, _), value in zip(places, before, strict=True):
+            setattr(owner, name, value)
+
+
+def _rounding() -> list[tuple[Any, str, Any]]:
+    """(where, the setting's name there, its exact value) of all that may round float32."""
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    if hasattr(cuda.matmul, "fp32_precision"):  # torch 2.9; reading its older switches fails once these are used
+        operations = [cuda.matmul, cudnn.conv, mkldnn.matmul, mkldnn.conv]
+        return [(operation, "fp32_precision", "ieee") for operation in operations]
+    return [(cudnn, "allow_tf32", False), (cuda.matmul, "allow_tf32", False)]
+
+
+def half_precision_warnings(networks: Iterable[nn.Module], dtype: torch.dtype, device: torch.device) -> list[str]:
+    """What is slow about these networks in bf16 or fp16 on this device, a line each."""
+    if device.type != "cuda":
+        return []
+    lines = []
+    capability = torch.cuda.get_device_capability(device)
+    if dtype == torch.bfloat16 and capability < _AMPERE:
+        name = torch.cuda.get_device_name(device)
+        lines.append(f"{name} has no bf16 (GPUs have since Ampere): torch emulates it, slowly; use fp16, or float32")
+    cudnn = torch.backends.cudnn.version() or 0
+    in_3d = any(isinstance(layer, nn.Conv3d) for network in networks for layer in network.modules())
+    if in_3d and torch.__version__.startswith("2.9.") and cudnn < _FIXED_CUDNN:
+        found = f"{cudnn // 10000}.{cudnn // 100 % 100}"
+        lines.append(
+            f"torch {torch.__version__} with cuDNN {found} computes 3-D convolutions in 16 bits without cuDNN, many "
+            f"times slower and in more memory: install cuDNN 9.15 (pip install -U nvidia-cudnn-cu12, or -cu13), or "
+            f"another torch"
+        )
+    return lines

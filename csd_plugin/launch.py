@@ -1,4 +1,4 @@
-"""What `csd_plugin.train` and `csd_plugin.test` share: the toolbox's pipeline, with mistakes told in one line."""
+"""What `csd_plugin.train` and `csd_plugin.test` share: the toolbox's pipeline, with mistakes reported in one line."""
 
 from __future__ import annotations
 

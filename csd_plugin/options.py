@@ -25,6 +25,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from csd_plugin.archs import NETWORKS
 from csd_plugin.data.datasets import DATASETS
+from csd_plugin.devices import gpus_of
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.schedule import check_weight
 from csd_plugin.distill.settings import read_distillation, teacher_labels, teacher_shares
@@ -33,7 +34,7 @@ from csd_plugin.limited_yaml import LimitedLoader
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.problems import Problems
 
-# Of layers, channels, frames, clips: far more than anybody trains with, few enough not to fill the memory.
+# Layers, channels, frames, clips: far more than anybody trains with, few enough not to fill the memory.
 _MOST = 1024
 _LARGEST = 2**31 - 1  # that torch, numpy and the toolbox take everywhere
 _LONGEST = 10**9  # steps
@@ -77,7 +78,9 @@ class FileSection(ToolboxSection):
 
     name: Name = Field(description="names experiments/NAME and results/NAME")
     model_type: str = Field(description="VideoDerainModel or DistillModel")
-    num_gpu: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(description="0 for the CPU, auto for all GPUs")
+    num_gpu: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        description="0 for the CPU, auto for a GPU if there is one"
+    )
     datasets: dict[str, dict] = Field(description="train, val, val_2 .. or test_1, test_2 ..")
     path: dict
     manual_seed: int | None = Field(None, ge=0, le=_LARGEST)
@@ -129,23 +132,54 @@ class TrainSection(ToolboxSection):
     """`train`."""
 
     total_iter: Steps = Field(description="optimizer steps")
-    optim_g: dict = Field(description="type, any of torch.optim, and its keywords")
-    scheduler: dict = Field(description="type and keywords, as in the toolbox")
-    pixel_opt: dict = Field(description="the reconstruction loss")
+    optim_g: dict = Field(description="`type`, any optimizer of torch.optim, `lr` and its other keywords")
+    scheduler: dict = Field(
+        description="`MultiStepLR` (`milestones`, `gamma`) or `CosineAnnealingRestartLR` (`periods`, "
+        "`restart_weights`, `eta_min`)"
+    )
+    pixel_opt: dict = Field(description="the reconstruction loss, `type: PyramidSSIMLoss`, see below")
     warmup_iter: float = Field(-1, ge=-1, le=_LONGEST, description="steps of linear warm-up, -1 for none")
-    ema_decay: float = Field(0, ge=0, lt=1, description="decay of the averaged weights (params_ema), 0 for none")
-    ema_warmup: bool = Field(True, description="decay at step n at most (1 + n) / (10 + n)")
+    ema_decay: float = Field(
+        0, ge=0, lt=1, description="decay of the averaged weights `params_ema`, which are validated; 0 for none"
+    )
+    ema_warmup: bool = Field(
+        True,
+        description="the average warms up: its decay at step n is at most (1 + n) / (10 + n), so that short runs "
+        "forget their start",
+    )
     grad_clip: float = Field(0, ge=0, description="largest norm of the gradient, 0 for none")
-    autocast: Literal["bf16", "fp16"] | None = Field(None, description="number format inside the networks")
-    compile: bool = Field(False, description="run the networks with torch.compile: slow to start, then faster on GPUs")
+    autocast: Literal["bf16", "fp16"] | None = Field(
+        None, description="`bf16` or `fp16` inside the networks; by default float32"
+    )
+    compile: bool = Field(
+        False,
+        description="run the networks with torch.compile: a minute or more to start, then faster on a GPU; needs "
+        "Triton on a GPU, a C++ compiler on a CPU",
+    )
     accumulate: int = Field(
-        1, ge=1, le=_MOST, description="parts in which a batch goes through the networks; memory is that of one part"
+        1,
+        ge=1,
+        le=_MOST,
+        description="parts in which a batch goes through the networks, one after the other: `batch_size_per_gpu: 4` "
+        "and `accumulate: 4` need the memory of one clip and train what a batch of 4 does. An iteration stays one "
+        "optimizer step",
     )
     skip_limit: int = Field(
-        10, ge=0, le=_LONGEST, description="batches whose loss is not finite that are left out before the run ends"
+        10,
+        ge=0,
+        le=_LONGEST,
+        description="batches whose loss (with `grad_clip`, gradient) is not finite that are left out before the run "
+        "ends; `experiments/NAME/skipped.txt` has their clips",
     )
-    health: bool = Field(True, description="measure what each term of a DistillModel does to the student")
-    distill_opt: dict | None = Field(None, description="objective of a DistillModel and the weights of its terms")
+    health: bool = Field(
+        True,
+        description="for a `DistillModel`: measure what each term does to the student, on logged iterations (see "
+        "below)",
+    )
+    distill_opt: dict | None = Field(
+        None,
+        description="of a `DistillModel`: `type`, its `weights` (one for each of its terms) and options; `teachers`",
+    )
 
 
 class OptimizerSection(TypedSection):
@@ -173,14 +207,21 @@ class ValSection(ToolboxSection):
     """`val`."""
 
     save_img: bool = Field(description="write the derained frames")
-    val_freq: Steps | None = Field(None, description="steps between validations")
+    val_freq: Steps | None = Field(None, description="steps between validations; required in training")
     suffix: Annotated[str, AfterValidator(_stays_inside), Field(pattern=r"^[^/\\]*$")] | None = Field(
         None, description="added to the names of written frames"
     )
-    batch_size: int = Field(2, gt=0, le=_MOST, description="windows that go through the network at once")
-    metrics: dict[str, dict] | None = Field(None, description="metrics of the toolbox, in addition to both protocols")
-    baseline: str | None = Field(None, description="results .json over which the table shows gains")
-    pbar: bool = True
+    batch_size: int = Field(
+        2,
+        gt=0,
+        le=_MOST,
+        description="windows that go through the network at once; for S2VD the frames that it sees together",
+    )
+    metrics: dict[str, dict] | None = Field(
+        None, description="BasicSR's metrics and ours, in addition to both protocols"
+    )
+    baseline: str | None = Field(None, description="a results `.json`: the table shows the gain over it")
+    pbar: bool = Field(True, description="show a progress bar")
 
 
 class LoggerSection(ToolboxSection):
@@ -255,7 +296,7 @@ class TapsSection(Section):
 
     student: list[str] | None = Field(None, min_length=1, description="module paths, `conv7` or `conv7:output`")
     teacher: list[str] | dict[str, list[str]] | None = Field(
-        None, min_length=1, description="as many as for the student; several teachers: t: [..], t2: [..]"
+        None, min_length=1, description="the same number as for the student; several teachers: t: [..], t2: [..]"
     )
     adapters: list[Literal["conv1x1", "resize"]] | None = Field(
         None, description="conv1x1: the student's features in the teacher's width; resize: in its size"
@@ -480,7 +521,7 @@ def _check_numbers(content: Any, where: str, problems: Problems) -> None:
 
 
 def _told_in(where: str, check: Callable[..., Any], *arguments: Any) -> None:
-    """Let a part of the package check what it reads; a mistake is told with its place."""
+    """Let a part of the package check what it reads; a mistake is reported with its place."""
     try:
         check(*arguments)
     except CSDError as error:
@@ -551,6 +592,9 @@ def safe_ordered_yaml() -> tuple[type, type]:
             check_file(content, self.name, self.twice)
             if isinstance(content, dict) and content.get("val", {}) is None:
                 del content["val"]  # the toolbox's --debug writes into it where it is there
+            if content.get("model_type") in MODELS:
+                # the toolbox would take all, by threads of one process
+                content["num_gpu"] = gpus_of(content["num_gpu"])
             return content
 
     class Dumper(yaml.SafeDumper):

@@ -11,7 +11,7 @@ from csd_plugin.archs import NETWORKS
 from csd_plugin.errors import CSDError
 
 PREFIX = "CSD_"
-"""Of a class of ours whose own name is another package's."""
+"""Begins the name of a class of ours whose own name is another package's."""
 
 logger = logging.getLogger(__name__)
 

@@ -41,7 +41,7 @@ class ClipView:
 
 
 class Terms(NamedTuple):
-    """What an objective returns: raw, unweighted scalar losses, and detached scalars to log beside them."""
+    """What an objective returns: raw, unweighted scalar losses, and detached scalars to log with them."""
 
     losses: dict[str, Tensor]
     diagnostics: dict[str, Tensor]

@@ -121,7 +121,8 @@ def derain(odd: Odd, folder: Path, size: Size = SIZE, model: str | None = None) 
 
 def _facts(path: Path, options: tuple[str, ...] = ()) -> dict[str, object]:
     with open_reader(path, keep_going="--keep-going" in options) as reader:
-        facts: dict[str, object] = {"size": reader.size, "codec": reader.codec, "pix_fmt": reader.pix_fmt}
+        look = reader.source_format.look
+        facts: dict[str, object] = {"size": reader.size, "codec": look.codec, "pix_fmt": look.pix_fmt}
     frames, begins = read(path, keep_going="--keep-going" in options)
     facts |= {"frames": len(frames), "times": [float(round(begin - begins[0], 3)) for begin in begins]}
     sound = packets(path, "audio")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import re
 import shlex
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from csd_plugin import __version__
+from csd_plugin.bench import BENCHMARKS
 from csd_plugin.cli import JOBS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +44,16 @@ def snippets(page: Path) -> list[str]:
 def commands() -> list[str]:
     """Every `csd JOB ..` with arguments that is shown, without comments; `..` leaves something out."""
     shown = [part.partition(" #")[0].strip() for page in PAGES for code in snippets(page) for part in code.split("&&")]
+    shown += [
+        line.partition("   ")[0] for text in help_texts() for line in re.findall(r"^  (csd .*)$", text, re.MULTILINE)
+    ]
     return sorted({c for c in shown if re.match(r"csd \w+ ", c) and not re.search(r" (\.\.|\|)|JOB", c)})
+
+
+def help_texts() -> list[str]:
+    """The docstrings of jobs and benchmarks, with their examples."""
+    modules = [*(f"csd_plugin.cli.{job}" for job in JOBS), *BENCHMARKS.values()]
+    return [re.sub(r"\\\n\s+", "", importlib.import_module(module).__doc__ or "") for module in modules]
 
 
 def parser_of(job: str) -> argparse.ArgumentParser:
@@ -65,8 +76,8 @@ def test_links_lead_somewhere(page):
 
 
 def test_commands_are_found():
-    jobs = {command.split()[1] for command in commands()}
-    assert jobs <= JOBS.keys() and len(jobs) >= 10, jobs
+    assert {command.split()[1] for command in commands()} == JOBS.keys()
+    assert all(text.count("\nexample") == 1 for text in help_texts() if "csd bench NAME" not in text)
 
 
 @pytest.mark.parametrize("command", commands())
@@ -80,6 +91,15 @@ def test_commands_have_flags_that_exist(command, capsys):
         parser.parse_args(arguments)
     except SystemExit:
         pytest.fail(f"{command}: {capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_that_is_shown_compiles_and_finds_what_it_imports(page):
+    for code in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("csd_plugin"):
+                module = importlib.import_module(str(node.module))
+                assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

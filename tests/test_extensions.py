@@ -127,7 +127,10 @@ from csd_plugin.cli import main
 
 def csd(folder: Path, *commands: list[str]) -> subprocess.CompletedProcess:
     """Commands one after another in a process without the toolbox; its status is that of the first that fails."""
-    code = WITHOUT_TOOLBOX + f"sys.exit(next((status for c in {commands!r} if (status := main(c))), 0))"
+    return python(folder, WITHOUT_TOOLBOX + f"sys.exit(next((status for c in {commands!r} if (status := main(c))), 0))")
+
+
+def python(folder: Path, code: str) -> subprocess.CompletedProcess:
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
 
@@ -146,6 +149,14 @@ def test_commands_know_the_network_of_another_package_also_without_the_toolbox(s
     for i in range(3):
         write_image(tmp_path / "rain" / f"{i}.png", frame)
     figures = tmp_path / "infer.json"
+    untimed = WITHOUT_TOOLBOX + (
+        "from csd_plugin.report import networks\n"
+        "networks.seconds_a_frame = lambda shown: dict.fromkeys(shown, 1.0)\n"
+        "sys.exit(main(['models']))"
+    )
+    listed = python(scratch, untimed)
+    assert listed.returncode == 0, listed.stderr[-2000:]
+    assert ["Blur", "-", "657", "3", "scratch_derain"] in [line.split() for line in listed.stdout.splitlines()]
     done = csd(
         scratch,
         ["derain", str(tmp_path / "rain"), str(tmp_path / "clean"), "--model", str(blurs)],

@@ -494,7 +494,7 @@ assert agree(model._place_objective(frozen).parameters()), "the frozen cells dif
 
 def gradients(monitor):
     # of one step, exchanged between the processes
-    model.monitor = monitor
+    model.distiller.monitor = monitor
     model.optimizer_g.zero_grad()
     losses, scalars = model.compute_losses(1)
     assert any(name.startswith("health/") for name in scalars) == (monitor is not None)
@@ -502,7 +502,7 @@ def gradients(monitor):
     return [p.grad.clone() for p in model.optimized_parameters()]
 
 
-measured = gradients(model.monitor)
+measured = gradients(model.distiller.monitor)
 assert agree(measured), "gradients differ"
 assert all(torch.equal(a, b) for a, b in zip(measured, gradients(None))), "measuring changes the step"
 print("agreed", flush=True)

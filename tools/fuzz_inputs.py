@@ -214,7 +214,7 @@ class Archives:
         self.work, self.frames = work, frames
         self.whole, self.climbing = make(""), make(CLIMB)
         self.out = work / "one" / "two" / "out"
-        self.archive = work / "downloads" / "archive.zip"  # the content tells the kind
+        self.archive = work / "downloads" / "archive.zip"  # the content shows the kind
         write_file(self.archive, self.whole)
         self.out.parent.mkdir(parents=True)
         expect(self._prepare() == IDENTICAL, "the archive is refused before anything is changed")
@@ -264,7 +264,7 @@ class Jpegs:
         file.write_bytes(mutate(self.frames[name], rng))
         try:
             problems = {(problem.kind, problem.key) for problem in verify_store(self.store, self.root)}
-            expect(problems == {("changed", name)}, f"{name} was changed, the store's checksums tell {problems}")
+            expect(problems == {("changed", name)}, f"{name} was changed, the store's checksums report {problems}")
             self._prepare()
             read_training_clips(self.root)
             same = read_frames(self.root) == self.whole
@@ -282,7 +282,7 @@ class Jpegs:
 
 
 class MetaInfo:
-    """meta_info.txt of a store: reading needs none of it, BasicSR does, and `verify_store` tells every change."""
+    """meta_info.txt of a store: reading needs none of it, BasicSR does, and `verify_store` reports every change."""
 
     def __init__(self, work: Path, frames: dict[str, bytes]) -> None:
         from csd_plugin.data.stores.build import build_store

@@ -116,7 +116,7 @@ def inside(folder: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def time_limit() -> Iterator[None]:
-    """TimeoutError after so many `SECONDS`, where the system has alarms."""
+    """TimeoutError after `SECONDS`, where the system has alarms."""
 
     def late(*_: object) -> None:
         raise TimeoutError(f"it took more than {SECONDS} s")
@@ -222,7 +222,7 @@ def numeric_flags() -> Iterator[tuple[str, argparse.Action]]:
 
 
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Of all jobs, and of their kinds: ('figure crops', parser)."""
+    """The parsers of all jobs, and of their kinds: ('figure crops', parser)."""
     from csd_plugin.cli import JOBS
 
     for job in JOBS:

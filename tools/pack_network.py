@@ -8,7 +8,7 @@
     python tools/pack_network.py                                                   # only the model card's table
 
 The averaged weights of the checkpoint go into a file of the toolbox's format. Facts are the texts `what`, `trained_on`,
-`recipe` and `licence`; scores are files of `csd score --out`. Facts that a checkpoint holds itself, as shipped ones do,
+`recipe` and `license`; scores are files of `csd score --out`. Facts that a checkpoint holds itself, as shipped ones do,
 need not be given again. The table of MODEL_CARD.md, between its two marks, is updated.
 """
 

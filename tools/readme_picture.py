@@ -26,7 +26,7 @@ from csd_plugin.weights import find_checkpoint
 SEED = 5
 GAP = 4
 MILLISECONDS = 40
-"""Of a frame: 25 frames per second, as the rain is rendered."""
+"""Milliseconds per frame: 25 frames per second, as the rain is rendered."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CSDError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    first, *others = (beside(*pair, args.box) for pair in zip(rainy, derained, strict=True))
+    first, *others = (side_by_side(*pair, args.box) for pair in zip(rainy, derained, strict=True))
     first.save(
         args.out, save_all=True, append_images=others, duration=MILLISECONDS, loop=0, quality=args.quality, method=6
     )
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def beside(left: np.ndarray, right: np.ndarray, box: Sequence[int]) -> Image.Image:
+def side_by_side(left: np.ndarray, right: np.ndarray, box: Sequence[int]) -> Image.Image:
     """The part `box` = (x, y, width, height) of two frames (H, W, 3), with a white gap between them."""
     x, y, width, height = box
     parts = [frame[y : y + height, x : x + width] for frame in (left, right)]

@@ -327,7 +327,7 @@ SAID = {
     "times": ("constant rate",),
     "frames": ("constant rate",),
     "codec_name": ("is taken",),
-    "depth": ("bits a channel",),
+    "depth": ("bits per channel",),
     "color_range": ("full range",),
     "color_space": ("mark of the colours",),
     "color_primaries": ("mark of the colours",),
@@ -435,7 +435,7 @@ def compare(cell: Cell, before: Facts, after: Facts) -> tuple[list[str], dict[st
     without_matrix = not before.about["pix_fmt"].startswith(("yuv", "nv", "p0"))
     for key, value in before.about.items():
         if key.startswith("color_") and without_matrix:
-            continue  # pixels tell
+            continue  # pixels show it
         names = _SAME.get(key, {})
         other = after.about[key]
         better = (key == "depth" and int(other) > int(value)) or (key == "title" and not value) or key == "pix_fmt"

@@ -12,8 +12,9 @@ Networks of other packages come into the same table: see `extensions`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from csd_plugin.tables import Table
 
@@ -33,6 +34,37 @@ NETWORKS: Table[type[nn.Module]] = Table(
 def presets_of(network: type[nn.Module]) -> Mapping[str, dict[str, Any]]:
     """Name -> keywords of the constructor; empty for a network that has none."""
     return getattr(network, "presets", {})
+
+
+class Untrained(NamedTuple):
+    """A network that can be built without weights: `cls(**numbers)`.
+
+    Attributes:
+        type: its name in `NETWORKS`, and in option files.
+        preset: None for the only one of a class without presets.
+        numbers: keywords of the constructor.
+    """
+
+    type: str
+    preset: str | None
+    cls: type[nn.Module]
+    numbers: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What it is called on the command line."""
+        return self.preset or self.type.lower()
+
+
+def untrained() -> Iterator[Untrained]:
+    """Every preset, and every network that has none and needs no keywords, in the order of the table."""
+    for kind, cls in NETWORKS.items():
+        presets = presets_of(cls)
+        for preset, numbers in presets.items():
+            yield Untrained(kind, preset, cls, numbers)
+        needed = [one for one in inspect.signature(cls).parameters.values() if one.default is one.empty]
+        if not presets and not needed:
+            yield Untrained(kind, None, cls, {})
 
 
 def preset_of(network: nn.Module) -> str:

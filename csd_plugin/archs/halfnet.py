@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from csd_plugin.archs.presets import resolve_preset
 from csd_plugin.errors import CSDError
 
 PRESETS: dict[str, dict[str, Any]] = {
     "realtime": {"num_frame": 3, "num_feat": 32, "num_pair": 4, "num_deep": 2, "causal": False},
-    "tiny": {"num_frame": 3, "num_feat": 16, "num_pair": 4, "num_deep": 0, "causal": False},
+    "tiny": {"num_frame": 3, "num_feat": 16, "num_pair": 1, "num_deep": 3, "causal": False},
     "causal": {"num_frame": 5, "num_feat": 32, "num_pair": 4, "num_deep": 2, "causal": True},
-    "wide": {"num_frame": 5, "num_feat": 64, "num_pair": 6, "num_deep": 4, "causal": False},
+    "wide": {"num_frame": 5, "num_feat": 64, "num_pair": 4, "num_deep": 6, "causal": False},
 }
 _BLOCK = 2  # pixels of a block's side
 
@@ -38,7 +39,7 @@ class HalfNet(nn.Module):
         num_deep: residual pairs at a quarter of the resolution with twice the channels, in the middle of the others.
         causal: use only the window's first half and the target, (num_frame + 1) / 2 frames, so that a camera's picture
             need not wait for frames to come.
-        branches: a 1x1 convolution and, where the channels agree, the input itself beside every 3x3 convolution of a
+        branches: a 1x1 convolution and, where the channels agree, the input itself next to every 3x3 convolution of a
             pair while training; `merged` adds them up into one 3x3 convolution with the same results.
 
     Raises:
@@ -237,15 +238,7 @@ class _BranchedConv(nn.Module):
 
 def _resolve(preset: str | None, given: Mapping[str, int | None]) -> dict[str, int]:
     """A preset's numbers with the given ones (not None) in their place, checked. Raises CSDError."""
-    if preset is not None and preset not in PRESETS:
-        raise CSDError(f"HalfNet: unknown preset {preset!r}, expected one of {', '.join(PRESETS)}")
-    numbers = {"num_deep": 0, "causal": False} | (PRESETS[preset] if preset else {})
-    numbers |= {name: value for name, value in given.items() if value is not None}
-    missing = [name for name in given if name not in numbers]
-    if missing:
-        raise CSDError(f"HalfNet: without a preset, {', '.join(missing)} must be given")
-    if numbers["num_frame"] % 2 == 0 or numbers["num_frame"] < 1:
-        raise CSDError(f"HalfNet: num_frame is {numbers['num_frame']}, expected an odd number")
+    numbers = resolve_preset("HalfNet", PRESETS, preset, given, {"num_deep": 0, "causal": False})
     for name, least in {"num_feat": 1, "num_pair": 1, "num_deep": 0}.items():
         if numbers[name] < least:
             raise CSDError(f"HalfNet: {name} is {numbers[name]}, expected at least {least}")

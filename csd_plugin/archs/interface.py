@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from csd_plugin.data.windows import slice_windows, target_slice, window_slice
@@ -20,14 +22,24 @@ class Interface:
     """What a network takes and gives, and which of its layers is compared in distillation.
 
     num_frame: frames T that it computes a target from, centred on it.
-    kind: `image`: (B, 3, H, W) to as many; `window`: (B, T, 3, H, W) to the centre (B, 3, H, W); `sequence`:
-        (B, L + T - 1, 3, H, W) to as many frames, of which the middle L count.
+    kind: `image`: (B, 3, H, W) to the same; `window`: (B, T, 3, H, W) to the centre (B, 3, H, W); `sequence`:
+        (B, L + T - 1, 3, H, W) to the same, of which the middle L frames count.
     feature: module whose input is the feature, or `module:output`; None where nobody has named one.
     """
 
     num_frame: int
     kind: str
     feature: str | None = None
+
+    @property
+    def num_made(self) -> int:
+        """Frames that come out for each window of `num_frame` frames: all of a sequence, else 1."""
+        return self.num_frame if self.kind == "sequence" else 1
+
+    def input_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """What the network takes for one target, without the batch: (T, 3, H, W), or (3, H, W) of single images."""
+        frames = () if self.kind == "image" else (self.num_frame,)
+        return (*frames, 3, height, width)
 
     def run(self, network: nn.Module, clips: Tensor, num_target: int) -> Tensor:
         """The `num_target` middle frames of each clip (B, N, 3, H, W) -> (B*L, 3, H, W), clip after clip.
@@ -77,6 +89,17 @@ class Interface:
         """(B, L + T - 1, ...) of a sequence -> (B, L, ...)."""
         radius = self.num_frame // 2
         return frames[:, radius : frames.shape[1] - radius]
+
+
+def run_network(
+    network: nn.Module, clips: Tensor, num_target: int, interface: Interface, *, autocast: torch.dtype | None = None
+) -> Tensor:
+    """`Interface.run`, its frames in float32 whatever the network computes in.
+
+    autocast: the precision of the network; None leaves it to the autocast, or none, that this is called under.
+    """
+    with nullcontext() if autocast is None else torch.autocast(clips.device.type, autocast):
+        return interface.run(network, clips, num_target).float()
 
 
 def interface_of(network: nn.Module, declared: Mapping[str, Any] | None = None) -> Interface:

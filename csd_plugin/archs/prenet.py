@@ -24,7 +24,7 @@ class PReNet(nn.Module):
     names of the authors' checkpoints, which load as they are.
 
     Args:
-        num_stage: how often the same layers are applied; weights do not tell it.
+        num_stage: how often the same layers are applied; it cannot be read off the weights.
         num_feat: channels of all layers but the first and last.
 
     Raises:
@@ -54,7 +54,7 @@ class PReNet(nn.Module):
 
     @staticmethod
     def numbers_from_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """The constructor's numbers, as far as a state dict tells them; None if it is not of this family."""
+        """The constructor's numbers, as far as a state dict shows them; None if it is not of this family."""
         if not {"conv0.0.weight", "conv_i.0.weight", f"res_conv{_NUM_BLOCK}.2.weight"} <= state.keys():
             return None
         return {"num_feat": state["conv0.0.weight"].shape[0]}

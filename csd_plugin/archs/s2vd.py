@@ -18,7 +18,7 @@ from csd_plugin.errors import CSDError
 
 
 class S2VD(nn.Module):
-    """Maps a sequence of rainy frames to as many clean ones.
+    """Maps a sequence of rainy frames to the same number of clean ones.
 
     At half the size, the pixels of 2x2 in the channels, a residual network finds the rain; at full size, three
     convolutions finish what the frames are without it. Every convolution is 3x3x3, padded in time by repeating the end
@@ -61,7 +61,7 @@ class S2VD(nn.Module):
 
     @staticmethod
     def numbers_from_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """The constructor's numbers, as far as a state dict tells them; None if it is not of this family."""
+        """The constructor's numbers, as far as a state dict shows them; None if it is not of this family."""
         if not {"head.0.conv.weight", "body.0.res.2.conv.weight", "tail.4.conv.weight"} <= state.keys():
             return None
         num_block = next(i for i in count() if f"body.{i}.res.2.conv.weight" not in state)

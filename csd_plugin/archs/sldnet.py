@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.archs.presets import resolve_preset
 from csd_plugin.errors import CSDError
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -179,16 +180,7 @@ class SLDNet(nn.Module):
 
 def resolve_numbers(preset: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """A preset's numbers with the given ones (not None) in their place, checked. Raises CSDError."""
-    if preset is not None and preset not in PRESETS:
-        raise CSDError(f"SLDNet: unknown preset {preset!r}, expected one of {', '.join(PRESETS)}")
-    numbers = dict(PRESETS[preset]) if preset else {}
-    numbers.update({name: value for name, value in given.items() if value is not None})
-    missing = [name for name in given if name not in numbers]
-    if missing:
-        raise CSDError(f"SLDNet: without a preset, {', '.join(missing)} must be given")
-
-    if numbers["num_frame"] % 2 == 0 or numbers["num_frame"] < 1:
-        raise CSDError(f"SLDNet: num_frame is {numbers['num_frame']}, expected an odd number")
+    numbers = resolve_preset("SLDNet", PRESETS, preset, given)
     if numbers["num_feat"] < 3:
         raise CSDError(f"SLDNet: num_feat is {numbers['num_feat']}, expected at least 3")
     if not 1 <= numbers["num_pair"] <= 7 or numbers["num_transition"] > 6:  # the tail is conv22

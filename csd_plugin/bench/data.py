@@ -1,6 +1,6 @@
 """Training samples per second from a folder of frames and from LMDB stores of it.
 
-A sample is num_frame rainy frames and as many clean ones, all cropped alike to gt_size. It is read from
+A sample is num_frame rainy frames and their clean ones, all cropped alike to gt_size. It is read from
   folder    the image files themselves
   source    an LMDB store of the files' own bytes
   png       an LMDB store of the frames as PNG
@@ -27,6 +27,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+from csd_plugin.bench.flags import add_report, add_rounds
 from csd_plugin.cli.flags import jobs, number, whole
 
 
@@ -49,20 +50,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=whole(1, 1024), default=4, metavar="B", help="samples per batch (default 4)"
     )
     parser.add_argument("--workers", type=jobs, default=1, metavar="N", help="workers of a loader (default 1)")
-    parser.add_argument("--rounds", type=whole(1, 10_000), default=3, metavar="N", help="rounds to measure (default 3)")
+    add_rounds(parser, 3)
     parser.add_argument(
         "--seconds", type=number(0.001, 3600), default=2.0, help="length of each measurement (default 2)"
     )
     parser.add_argument("--jobs", type=jobs, default=1, metavar="N", help="processes that build stores (default 1)")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="folder for the stores (default: a temporary one)")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures, with the table (.md) next to them"
-    )
+    add_report(parser, plotted=False)
 
 
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.bench.loading import Settings, loading_table, measure
-    from csd_plugin.bench.measure import check_report, machine, save_report
+    from csd_plugin.bench.measure import check_report, publish
 
     check_report(args.json)
     settings = Settings(
@@ -77,7 +76,4 @@ def run(args: argparse.Namespace) -> None:
         seconds=args.seconds,
     )
     rows = measure(args.dataroot, settings, jobs=args.jobs, work=args.work)
-    print(loading_table(rows))
-    if args.json:
-        content = {"machine": machine(), "settings": asdict(settings), "rows": [asdict(row) for row in rows]}
-        print("\n" + save_report(args.json, content, loading_table(rows)))
+    publish(loading_table(rows), args.json, {"settings": asdict(settings), "rows": [asdict(row) for row in rows]})

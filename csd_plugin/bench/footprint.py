@@ -25,7 +25,7 @@ class Footprint(NamedTuple):
 
 
 class Point(NamedTuple):
-    """One clip, of which pixels or frames are `factor` times as many, and its `Footprint`."""
+    """One clip, with `factor` times the pixels or frames, and its `Footprint`."""
 
     grows: str
     factor: int
@@ -79,7 +79,7 @@ def stream(network: str, width: int, height: int, frames: int, memory: int) -> F
 
 
 def growth_table(points: Sequence[Point]) -> str:
-    """As Markdown, one row a clip."""
+    """As Markdown, one row per clip."""
     head = ["grows", "x", "size", "frames", "s/frame", "us/pixel", "peak MB", "+MB"]
     rows = [
         [

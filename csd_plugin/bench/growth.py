@@ -15,8 +15,8 @@ example:
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from csd_plugin.bench.flags import add_report
 from csd_plugin.cli.flags import whole
 
 
@@ -33,23 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="multiples to measure (default 1 2 4 8 16)",
     )
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="write the figures, with the table (.md) and a plot (.png) next to them",
-    )
+    add_report(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.bench.footprint import draw, growth_table, measure
-    from csd_plugin.bench.measure import check_report, machine, save_report
+    from csd_plugin.bench.measure import check_report, publish
     from csd_plugin.data.video.pipes import parse_size
 
     check_report(args.json)
     points = measure(args.network, parse_size(args.size), args.frames, args.steps, args.memory)
-    print(growth_table(points))
-    if args.json:
-        content = {"machine": machine(), "network": args.network, "memory": args.memory}
-        content["points"] = [point._asdict() for point in points]
-        print("\n" + save_report(args.json, content, growth_table(points), lambda figure: draw(figure, points)))
+    content = {"network": args.network, "memory": args.memory, "points": [point._asdict() for point in points]}
+    publish(growth_table(points), args.json, content, lambda figure: draw(figure, points))

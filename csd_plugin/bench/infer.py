@@ -1,6 +1,6 @@
 """Seconds per frame: networks x backends x sizes x threads, compared with the machine's own matrix products.
 
-Networks are presets with random weights, checkpoints, prenet or s2vd. Backends are
+Networks are presets with random weights, prenet or s2vd, names of `csd models`, or checkpoints. Backends are
   plain        the network as it trains (plain:bf16 with autocast)
   compiled     the same by torch.compile (compiled:bf16), which takes a minute or more to start
   torch        the network in its fastest exact form (torch:bf16 in bfloat16)
@@ -24,44 +24,31 @@ examples:
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from csd_plugin.bench.flags import add_networks, add_report, add_rounds, add_sizes
 from csd_plugin.cli.flags import jobs, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--networks",
-        nargs="+",
-        default=["student1", "student2"],
-        metavar="NAME",
-        help="presets, names of `csd models`, or checkpoints (default: student1 student2)",
-    )
+    add_networks(parser, "student1", "student2")
     parser.add_argument(
         "--backends",
         nargs="+",
         metavar="NAME",
         help="default: plain, torch, torch:bf16, and those of the others that are installed",
     )
-    parser.add_argument(
-        "--sizes", nargs="+", default=["640x480"], metavar="WxH", help="sizes of the frames (default 640x480)"
-    )
+    add_sizes(parser, "640x480")
     parser.add_argument(
         "--threads", nargs="+", type=jobs, default=[1], metavar="N", help="numbers of threads (default 1)"
     )
     parser.add_argument("--batch", type=whole(1, 1024), default=1, metavar="B", help="windows at once (default 1)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default cpu)")
-    parser.add_argument("--rounds", type=whole(1, 10_000), default=5, metavar="N", help="rounds to measure (default 5)")
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="write the figures, with the table (.md) and a plot (.png) next to them",
-    )
+    add_rounds(parser, 5)
+    add_report(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    from csd_plugin.bench.measure import check_report, machine, save_report
+    from csd_plugin.bench.measure import check_report, publish
     from csd_plugin.bench.speed import default_backends, draw, measure, speed_table
     from csd_plugin.data.video.pipes import parse_size
     from csd_plugin.inference.memory import keep_freed_memory
@@ -71,13 +58,10 @@ def run(args: argparse.Namespace) -> None:
     backends = args.backends or default_backends()
     sizes = [parse_size(size) for size in args.sizes]
     rows = measure(args.networks, backends, sizes, args.threads, args.rounds, device=args.device, batch=args.batch)
-    print(speed_table(rows))
-    if args.json:
-        content = {
-            "machine": machine(),
-            "device": args.device,
-            "batch": args.batch,
-            "rounds": args.rounds,
-            "rows": [row.figures() for row in rows],
-        }
-        print("\n" + save_report(args.json, content, speed_table(rows), lambda figure: draw(figure, rows)))
+    content = {
+        "device": args.device,
+        "batch": args.batch,
+        "rounds": args.rounds,
+        "rows": [row.figures() for row in rows],
+    }
+    publish(speed_table(rows), args.json, content, lambda figure: draw(figure, rows))

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 SCALES = {"no": (1.0, 1.0), "0.4 - 2": (0.4, 2.0)}
 _COLD_BATCHES = 32
-"""At most so many are read from the disk."""
+"""Samples read from the disk, at most."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Settings:
     seconds: float
 
     def options(self, dataroot: Path | FrameStore, scale: tuple[float, float]) -> dict[str, Any]:
-        """Of the training data set."""
+        """The options of the training data set."""
         return {
             "dataroot": dataroot,
             "split": self.split,
@@ -67,7 +67,7 @@ class Settings:
 
 @dataclass
 class LoadingRow:
-    """One kind of storage at one augmentation: rates in samples a second, sizes in MB, times in seconds."""
+    """One kind of storage at one augmentation: rates in samples per second, sizes in MB, times in seconds."""
 
     frames_from: str
     scale: str
@@ -149,7 +149,7 @@ class _Timed:
 def _worker_rate(
     dataset: PairedVideoDataset, settings: Settings, indices: Iterable[int], row: LoadingRow, seconds: float = math.inf
 ) -> float:
-    """Samples per second that one worker makes of `indices`, or in so many seconds; its memory goes into the row."""
+    """Samples per second that one worker makes of `indices` within `seconds`; its memory goes into the row."""
     spent = samples = 0.0
     began = time.perf_counter()
     for ((took, made, row.private, row.shared),) in _loader(_Timed(dataset), settings, indices, collate_fn=list):

@@ -20,7 +20,7 @@ from csd_plugin.errors import CSDError
 
 _SIDES = {"cpu": 1024, "cuda": 8192}
 _SIDE = 4096
-"""Of the matrices that are multiplied: large enough for all of the device; `_SIDE` for other kinds."""
+"""Rows of the matrices that are multiplied, enough to use all of the device; `_SIDE` for other kinds."""
 
 
 def seconds(action: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
@@ -59,7 +59,7 @@ def in_turns(
 
 
 class MatrixRate:
-    """How many multiply-adds a second the machine does in matrix products, on a CPU with torch's number of threads.
+    """How many multiply-adds per second the machine does in matrix products, on a CPU with torch's number of threads.
 
     Of the libraries at hand there (torch's own, oneDNN, numpy's), which differ by up to three times, the fastest.
     """
@@ -127,6 +127,15 @@ def check_report(path: Path | None) -> None:
         raise CSDError(f"--json {path}: the name must end in .json")
     if not path.parent.is_dir():
         raise CSDError(f"--json {path}: the folder {path.parent} does not exist; make it first")
+
+
+def publish(
+    table: str, path: Path | None, content: Mapping[str, Any], plot: Callable[[Any], None] | None = None
+) -> None:
+    """Print the table; with a path, write it there with the figures and the machine, see `save_report`."""
+    print(table)
+    if path:
+        print("\n" + save_report(path, {"machine": machine()} | dict(content), table, plot))
 
 
 def save_report(path: Path, content: Mapping[str, Any], table: str, plot: Callable[[Any], None] | None = None) -> str:

@@ -19,7 +19,7 @@ from csd_plugin.distill.taps import FeatureTap
 
 NUM_SCALE = 3
 TERM_WEIGHT = 0.1
-"""Of the spatial and of the temporal loss, as in the option files."""
+"""The weight of the spatial and of the temporal loss, as in the option files."""
 
 State = tuple[Tensor, Tensor]
 

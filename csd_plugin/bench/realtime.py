@@ -29,6 +29,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from csd_plugin.bench.flags import add_networks, add_report, add_sizes
 from csd_plugin.bench.process import answer, measured_apart
 from csd_plugin.cli.flags import number, whole
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 NONE = "none"
 """The row without a network."""
-_SIZES = ["640x480", "1280x720", "1920x1080"]
 
 
 class RealtimeRow(NamedTuple):
@@ -60,34 +60,21 @@ class RealtimeRow(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", metavar="FILE", type=Path, help="rainy video or folder (default: made up)")
-    parser.add_argument(
-        "--networks",
-        nargs="+",
-        default=["realtime", "tiny"],
-        metavar="NAME",
-        help="networks to measure (default: realtime tiny)",
-    )
-    parser.add_argument(
-        "--sizes", nargs="+", default=_SIZES, metavar="WxH", help=f"sizes of the frames (default {' '.join(_SIZES)})"
-    )
+    add_networks(parser, "realtime", "tiny")
+    add_sizes(parser, "640x480", "1280x720", "1920x1080")
     parser.add_argument(
         "--frames", type=whole(1, 100_000), default=120, metavar="N", help="frames per clip (default 120)"
     )
     parser.add_argument(
         "--rate", type=number(0.001, 1000), default=25, metavar="FPS", help="frame rate of the camera (default 25)"
     )
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="OUT",
-        help="write the figures, with the table (.md) and a plot (.png) next to them",
-    )
+    add_report(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from csd_plugin.bench.measure import check_report, machine, save_report
+    from csd_plugin.bench.measure import check_report, publish
     from csd_plugin.bench.speed import find_network
     from csd_plugin.data.video.pipes import parse_size
 
@@ -109,10 +96,8 @@ def run(args: argparse.Namespace) -> None:
                     RealtimeRow(*measured_apart("csd_plugin.bench.realtime", arguments, f"{name}, {clip.stem}"))
                 )
                 bar.update()
-    print(realtime_table(rows))
-    if args.json:
-        content = {"machine": machine(), "rate": args.rate, "rows": [row._asdict() for row in rows]}
-        print("\n" + save_report(args.json, content, realtime_table(rows), lambda figure: draw(figure, rows)))
+    content = {"rate": args.rate, "rows": [row._asdict() for row in rows]}
+    publish(realtime_table(rows), args.json, content, lambda figure: draw(figure, rows))
 
 
 def make_clip(path: Path, source: Path | None, size: tuple[int, int], count: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin import extensions
-from csd_plugin.archs import NETWORKS, presets_of
+from csd_plugin.archs import Untrained, untrained
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.bench.measure import MatrixRate, finished, in_turns, median
 from csd_plugin.bench.operations import Operations, operations
@@ -25,6 +24,8 @@ from csd_plugin.inference.backends import BACKENDS, GRAPH_SUFFIXES, open_backend
 from csd_plugin.inference.facts import Facts
 from csd_plugin.inference.graph import DTYPES
 from csd_plugin.report.text import markdown
+from csd_plugin.weights import NETWORKS as SHIPPED
+from csd_plugin.weights import find_checkpoint
 
 _SEQUENCE = 8
 """Frames that count of one pass of a network of sequences."""
@@ -32,7 +33,13 @@ _SEQUENCE = 8
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """One contender. seconds: of each round, for one frame; rates: the machine's multiply-adds a second just before."""
+    """One contender.
+
+    Attributes:
+        seconds: of each round, for one frame.
+        rates: the machine's multiply-adds per second just before each round.
+        plain: seconds of the plain network in the same rounds; None where it was not measured.
+    """
 
     network: str
     backend: str
@@ -127,37 +134,30 @@ def _note_rate(rates: Mapping[str, list[float]], rates_of: Mapping[str, MatrixRa
 
 
 def find_network(name: str) -> nn.Module:
-    """A preset, a network without presets by its name in lower case, or a checkpoint; the first two untrained.
+    """The network that a name means, in eval mode.
 
-    Raises CSDError.
+    Args:
+        name: a preset, or a network without presets by its name in lower case, both untrained; a network that comes
+            with the package; or the path of a checkpoint. The first that there is counts.
+
+    Raises:
+        CSDError: a name of nothing, or a checkpoint that cannot be read.
     """
-    found = _untrained(name)
-    if found is None and Path(name).exists():
-        return load_network(name)
+    found = _find_untrained(name)
+    if found is None and (name in SHIPPED or Path(name).exists()):
+        return load_network(find_checkpoint(name))
     if found is None:  # other packages are imported only where they are needed
         faults = list(extensions.load())
-        found = _untrained(name)
+        found = _find_untrained(name)
     if found is None:
+        known = ", ".join(dict.fromkeys([*(network.name for network in untrained()), *SHIPPED]))
         also = "".join(f"; {fault}" for fault in faults)
-        raise CSDError(f"--networks {name}: is not a file and not one of {', '.join(_known())}{also}")
-    cls, numbers = found
-    return cls(**numbers).eval()
+        raise CSDError(f"--networks {name}: is not a file and not one of {known}{also}")
+    return found.cls(**found.numbers).eval()
 
 
-def _untrained(name: str) -> tuple[type[nn.Module], Mapping[str, Any]] | None:
-    return _known().get(name)
-
-
-def _known() -> dict[str, tuple[type[nn.Module], Mapping[str, Any]]]:
-    """Name -> class and keywords of the networks that can be built without weights."""
-    known: dict[str, tuple[type[nn.Module], Mapping[str, Any]]] = {}
-    for cls in NETWORKS.values():
-        needed = [p for p in inspect.signature(cls).parameters.values() if p.default is p.empty]
-        if needed and not presets_of(cls):
-            continue
-        for preset, numbers in (presets_of(cls) or {cls.__name__.lower(): {}}).items():
-            known.setdefault(preset, (cls, numbers))
-    return known
+def _find_untrained(name: str) -> Untrained | None:
+    return next((network for network in untrained() if network.name == name), None)
 
 
 Run = tuple[int, int, Callable[[Tensor], Tensor]]
@@ -254,7 +254,7 @@ def speed_table(rows: Sequence[SpeedRow]) -> str:
 
 
 def draw(figure: Any, rows: Sequence[SpeedRow]) -> None:
-    """Bars of the useful multiply-adds a second, the matrix products' rate as a line."""
+    """Bars of the useful multiply-adds per second, the matrix products' rate as a line."""
     axes = figure.subplots()
     labels = [f"{row.network} {row.backend} {row.size[0]}x{row.size[1]} t{row.threads}" for row in rows]
     rates = [row.useful / median(row.seconds) / 1e9 if row.useful else 0 for row in rows]

@@ -22,8 +22,8 @@ examples:
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from csd_plugin.bench.flags import add_report, add_rounds
 from csd_plugin.cli.flags import jobs, whole
 
 
@@ -43,20 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("fp32", "bf16"), default="fp32", help="precision of the networks (default fp32)"
     )
     parser.add_argument("--threads", type=jobs, default=1, metavar="N", help="number of threads (default 1)")
-    parser.add_argument("--rounds", type=whole(1, 10_000), default=3, metavar="N", help="rounds to measure (default 3)")
+    add_rounds(parser, 3)
     parser.add_argument("--profile", action="store_true", help="also show where the time of our step goes")
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="write the figures, with the table (.md) and a plot (.png) next to them",
-    )
+    add_report(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict, fields
 
-    from csd_plugin.bench.measure import check_report, machine, save_report
+    from csd_plugin.bench.measure import check_report, publish
     from csd_plugin.bench.training import Settings, draw, measure, profile, profile_table, step_table, verify
     from csd_plugin.inference.memory import keep_freed_memory
 
@@ -64,12 +59,10 @@ def run(args: argparse.Namespace) -> None:
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     keep_freed_memory()
     apart = verify(settings)
-    print(f"losses and gradients of the step per frame are ours, {apart:.0e} apart at most (fp32)\n")
+    print(f"losses and gradients of the step per frame equal ours to within {apart:.0e} (fp32)\n")
     rows = measure(settings, args.rounds)
     parts = profile(settings, args.rounds) if args.profile else {}
     shown = step_table(rows) + ("\n\n" + profile_table(parts) if parts else "")
-    print(shown)
-    if args.json:
-        content = {"machine": machine(), "settings": asdict(settings), "apart": apart, "rounds": args.rounds}
-        content |= {"rows": [asdict(row) for row in rows], "parts": parts}
-        print("\n" + save_report(args.json, content, shown, lambda figure: draw(figure, rows, parts)))
+    content = {"settings": asdict(settings), "apart": apart, "rounds": args.rounds}
+    content |= {"rows": [asdict(row) for row in rows], "parts": parts}
+    publish(shown, args.json, content, lambda figure: draw(figure, rows, parts))

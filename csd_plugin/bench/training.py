@@ -151,7 +151,7 @@ def verify(settings: Settings) -> float:
 
 
 def _difference(theirs: Tensor | None, ours: Tensor | None) -> float:
-    """Of the largest of ours; no gradient, of a weight that only ever met zeros, is a gradient of zero."""
+    """As a share of our largest; a weight that only met zeros has no gradient, which counts as zero."""
     zero = torch.zeros(())
     theirs, ours = (zero if x is None else x for x in (theirs, ours))
     return float((theirs - ours).abs().max() / ours.abs().max().clamp_min(1e-12))
@@ -171,7 +171,7 @@ def measure(settings: Settings, rounds: int) -> list[StepRow]:
 
 
 def _clock(threads: int) -> Callable[[], float]:
-    """Of one thread the processor's time, on which other programs have little effect; of several, the wall's."""
+    """For one thread the processor's time, on which other programs have little effect; for several, wall-clock time."""
     return time.process_time if threads == 1 else time.perf_counter
 
 

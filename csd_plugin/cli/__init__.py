@@ -21,13 +21,14 @@ JOBS = {
     "data": "report what a data set holds, and any problems",
     "rain": "put rendered rain on clean clips",
     "derain": "remove rain from a video or a folder of frames",
-    "models": "list the shipped networks: size, speed, scores",
+    "models": "list the networks: size, speed and scores of those shipped, presets to train",
     "inspect": "dry-run an option file: networks, layers, windows, memory, warnings",
     "score": "score a folder of results against the truth",
     "table": "train and test the rows of a results table, and write it",
     "figure": "draw pictures for papers: crops, error maps, features, slices through time, videos",
     "reproduce": "train the shipped networks again, or your own in the same way, from clean clips",
     "export": "write a network as ONNX, OpenVINO or torch.export",
+    "link": "make our models known to a BasicSR or Real-ESRGAN whose train.py is left as it is",
     "bench": "measure inference, training and data loading on this machine",
 }
 

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--license",
         metavar="TEXT",
-        help="licence of the weights, for the metadata (known for networks that come with csd)",
+        help="license of the weights, for the metadata (known for networks that come with csd)",
     )
 
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         args.output,
         precision="int8" if args.int8 else args.dtype,
         opset=args.opset,
-        license=args.license if args.license is not None else shipped.licence if shipped else "not stated",
+        license=args.license if args.license is not None else shipped.license if shipped else "not stated",
         windows=windows,
         calibration=calibration if args.check or len(calibration) < 2 else calibration[::2],
     )

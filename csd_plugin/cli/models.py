@@ -1,4 +1,4 @@
-"""List the shipped networks: size, speed on this machine, scores, and what they are.
+"""List the shipped networks: size, speed on this machine, scores, and what they are; and those that can be trained.
 
 `csd derain --model NAME`, `csd export NAME` and, in option files, `pretrain_network_g: NAME` take them by name.
 
@@ -26,8 +26,8 @@ def run(args: argparse.Namespace) -> None:
         print(NETWORKS[args.path].path)
         return
     from csd_plugin.inference.memory import keep_freed_memory
-    from csd_plugin.report.networks import as_json, as_text, seconds_a_frame
+    from csd_plugin.report.networks import as_json, as_text, seconds_a_frame, trainable
 
     keep_freed_memory()
     show = as_json if args.json else as_text
-    print(show(NETWORKS, RAINY, seconds_a_frame(NETWORKS)))
+    print(show(NETWORKS, RAINY, seconds_a_frame(NETWORKS), trainable()))

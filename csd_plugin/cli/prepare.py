@@ -17,6 +17,7 @@ examples:
   csd prepare downloads/ data/NTURain --lmdb raw --verify        and the store data/NTURain_raw.lmdb
   csd prepare t1_GT.rar t1_Rain_01.rar data/NTURain
   csd prepare data/NTURain data/NTURain --lmdb source            only the store, from a prepared folder
+  csd prepare data/NTURain data/NTURain --lmdb png --for basicsr   stores for BasicSR's own data sets
   csd prepare other/ data/other --pattern "rain/{clip}/{frame} gt/{clip}/{frame}"
   csd prepare REDS/ data/REDS --pattern "train_blur/{clip}/{frame} train_sharp/{clip}/{frame}"
   csd prepare flat/ data/flat --pattern "rain/{clip}_{frame} norain/{clip}_{frame}" --split test
@@ -28,7 +29,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ from csd_plugin.data.layout import SPLITS
 
 if TYPE_CHECKING:
     from csd_plugin.data.prepare import Prepared
+    from csd_plugin.data.stores.build import BuildReport
+    from csd_plugin.data.stores.verify import Problem
 
 ENCODINGS = ("source", "png", "raw")
 
@@ -53,6 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also build the store OUT_ENCODING.lmdb, of the files' own bytes, of PNG files, or of decoded pixels "
         "(raw, the fastest to read)",
     )
+    parser.add_argument(
+        "--for",
+        dest="reader",
+        choices=("csd", "basicsr"),
+        default="csd",
+        help="who reads the store: our data sets (csd, the default), or BasicSR's own (basicsr): then each split is two "
+        "stores, OUT_SPLIT_lq.lmdb and OUT_SPLIT_gt.lmdb, and a list of its clips",
+    )
     parser.add_argument("--verify", action="store_true", help="compare every frame of the store with OUT")
     parser.add_argument("--keep-going", action="store_true", help="skip what cannot be read in a damaged video")
     parser.add_argument("--jobs", type=jobs, default=processes, metavar="N", help=f"processes (default {processes})")
@@ -65,11 +76,14 @@ def run(args: argparse.Namespace) -> int:
 
     if args.verify and not args.lmdb:
         raise CSDError("--verify: say which store to verify: --lmdb source, png or raw")
+    if args.reader == "basicsr" and args.lmdb in (None, "raw"):
+        raise CSDError("--for basicsr: BasicSR reads stores of image files: give --lmdb source or png")
     naming = by_pattern(args.pattern, args.split) if args.pattern else by_name(args.split)
     prepared = prepare(args.inputs, args.out, naming, args.jobs, keep_going=args.keep_going)
     problems = _report(prepared, args.out)
     if args.lmdb and not problems:
-        problems = _store(args.out, args.lmdb, args.jobs, args.verify)
+        build = _stores_for_basicsr if args.reader == "basicsr" else _store
+        problems = build(args.out, args.lmdb, args.jobs, args.verify)
     elif args.lmdb:
         print("no store was built: fix what failed, and run again", file=sys.stderr)
     return 2 if problems else 0
@@ -111,15 +125,38 @@ def _store(out: Path, encoding: str, jobs: int, verify: bool) -> bool:
     from csd_plugin.data.stores.verify import verify_store
 
     store = out.absolute().with_name(f"{out.absolute().name}_{encoding}.lmdb")
-    report = build_store(out, store, encoding=encoding, jobs=jobs)
+    _print_built(store, build_store(out, store, encoding=encoding, jobs=jobs))
+    return _verdict({store: verify_store(store, out, jobs=jobs)}) if verify else False
+
+
+def _stores_for_basicsr(out: Path, encoding: str, jobs: int, verify: bool) -> bool:
+    """The same in the arrangement of BasicSR's data sets."""
+    from csd_plugin.data.toolbox import build_for_toolbox
+
+    problems = False
+    for built in build_for_toolbox(out, encoding, jobs):
+        for side, store in built.stores.items():
+            _print_built(store, built.reports[side])
+        print(f"{built.meta_info}: {len(built.arranged.clips)} clips, for meta_info_file")
+        for note in built.arranged.notes():
+            print(f"note: {note}")
+        if verify:
+            problems |= _verdict(built.verify(out, jobs))
+    return problems
+
+
+def _print_built(store: Path, report: BuildReport) -> None:
     print(
         f"{store}: {report.frames} frames ({report.new} new), {report.store_bytes / 2**20:.1f} MB, "
         f"{report.store_bytes / max(report.source_bytes, 1):.2f} times the files"
     )
-    if not verify:
-        return False
-    problems = verify_store(store, out, jobs=jobs)
-    for problem in problems:
-        print(f"csd prepare: error: {store}: {problem}", file=sys.stderr)
-    print(f"verified: {len(problems)} problems" if problems else "verified: every frame is identical")
-    return bool(problems)
+
+
+def _verdict(found: Mapping[Path, Sequence[Problem]]) -> bool:
+    """Print what is wrong in each store; whether anything is."""
+    for store, problems in found.items():
+        for problem in problems:
+            print(f"csd prepare: error: {store}: {problem}", file=sys.stderr)
+    total = sum(map(len, found.values()))
+    print(f"verified: {total} problems" if total else "verified: every frame is identical")
+    return total > 0

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from csd_plugin.cli.flags import jobs, whole
 from csd_plugin.errors import CSDError
+from csd_plugin.metrics import METRICS, WITHOUT_TRUTH
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metrics",
         nargs="+",
         metavar="NAME",
-        help="further metrics: niqe, warping, and with a truth lpips (default: none with a truth, else niqe warping)",
+        help=f"further metrics: {', '.join(METRICS)}, or one of another package (default: none with a truth, else "
+        f"{' '.join(WITHOUT_TRUTH)})",
     )
     parser.add_argument(
         "--lpips-weights", metavar="FILE.pth", type=Path, help="torchvision's AlexNet (default: torch's own cache)"
@@ -59,7 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from csd_plugin.atomic import refuse_inputs
-    from csd_plugin.metrics import WITHOUT_TRUTH
     from csd_plugin.metrics.metric import open_metrics
     from csd_plugin.metrics.results import files_written, load_results, save
     from csd_plugin.metrics.scores import Result
@@ -72,10 +73,10 @@ def run(args: argparse.Namespace) -> int:
         refuse_inputs(files_written(args.out), [path for path in (args.baseline, args.lpips_weights) if path])
     baseline = load_results(args.baseline) if args.baseline else None
     names = args.metrics if args.metrics is not None else [] if args.truth else WITHOUT_TRUTH
-    if "lpips" in names:
+    if any(METRICS[name].uses_torchvision for name in names if name in METRICS):
         from csd_plugin.compat import prepare_imports
 
-        with suppress(ImportError):  # without torchvision, LPIPS says so
+        with suppress(ImportError):  # without torchvision, the metric says so
             prepare_imports()
     options = {"lpips": {"weights": args.lpips_weights}}
     metrics = open_metrics(names, has_truth=args.truth is not None, options=options)

@@ -99,7 +99,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def is_see_through(path: Path) -> bool:
-    """Whether any pixel of an image file is transparent, as far as Pillow can tell."""
+    """Whether any pixel of an image file is transparent, as far as Pillow shows it."""
     try:
         with Image.open(path) as image:
             if "A" not in image.getbands():
@@ -120,7 +120,7 @@ def rounded(frames: Iterable[np.ndarray], what: object) -> Iterator[np.ndarray]:
     said = False
     for frame in frames:
         if frame.dtype != np.uint8 and not said:
-            logger.warning("%s: more than 8 bits a channel, rounded to 8", what)
+            logger.warning("%s: more than 8 bits per channel, rounded to 8", what)
             said = True
         yield eight_bits(frame)
 
@@ -176,7 +176,7 @@ def decode_image(data: bytes, where: str, *, deep: bool = False) -> np.ndarray:
     if image.dtype == np.uint16 and not deep:
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if image.dtype not in (np.uint8, np.uint16):
-        raise CSDError(f"{where}: pixels of type {image.dtype}: convert the frames to 8 or 16 bits a channel")
+        raise CSDError(f"{where}: pixels of type {image.dtype}: convert the frames to 8 or 16 bits per channel")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
@@ -199,7 +199,7 @@ def check_pixels(data: bytes, where: str) -> None:
 
 
 def header_shape(file: BinaryIO) -> tuple[int, int] | None:
-    """(height, width) as `decode_image` will give them, from an image file's header; None where only decoding tells."""
+    """(height, width) as `decode_image` will give them, from an image's header; None where only decoding shows it."""
     try:
         with Image.open(file) as image:
             # Pillow would decode a whole PNG to look for orientation behind its pixels.

@@ -39,7 +39,7 @@ _CLIP_FOLDER = re.compile(r"(?P<scene>.+)_(?:(?P<truth>GT)|Rain(?:_\d+)?)", re.I
 
 
 def is_frame_name(name: str) -> bool:
-    """Whether a file of this name is an image; hidden files (also those macOS puts beside images) are not."""
+    """Whether a file of this name is an image; hidden files (also those that macOS puts next to images) are not."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
@@ -70,7 +70,7 @@ def number_columns(names: Iterable[str]) -> list[tuple[int, ...]]:
 def frame_numbers(names: Sequence[str]) -> tuple[int, ...] | None:
     """The number of each frame in display order: of all the numbers in the names, the one that rises with every frame.
 
-    '00000_x2', '00001_x2' -> (0, 1). Of several that rise, the one with the smallest steps. None where none does.
+    '00000_x2', '00001_x2' -> (0, 1). If several rise, the one with the smallest steps; None if none does.
     """
     rising = [column for column in number_columns(names) if all(a < b for a, b in pairwise(column))]
     return min(rising, key=lambda column: column[-1] - column[0], default=None) if names else None
@@ -97,7 +97,7 @@ def find_sequences(
     if split not in SPLITS:
         raise CSDError(f"split: {split!r} is unknown: give one of {', '.join(SPLITS)}")
     rainy, truth = _clip_folders(list(keys), split, root)
-    chosen = rainy if clips is None else _choose(rainy, clips, split)
+    chosen = rainy if clips is None else _choose(rainy, clips, f"split {split}")
     sequences = [_pair(clip, truth.get(clip.scene), split) for clip in chosen]
     _say_once(sequences, rainy, truth, split)
     return sequences
@@ -134,10 +134,42 @@ def find_clean_clips(
         raise CSDError(f"{root or 'the data set'}: no clean clips: give a folder of folders of images")
     found.sort(key=lambda clip: natural_key(clip.name))
     sequences = []
-    for clip in found if clips is None else _choose(found, clips, split):
+    for clip in found if clips is None else _choose(found, clips, f"split {split}"):
         _refuse_doubles(clip)
         frames = tuple(sorted(clip.keys, key=natural_key))
         sequences.append(PairedSequence(clip.name, frames, frames))
+    return sequences
+
+
+def find_pairs(
+    keys: Iterable[str], truth: bool, *, clips: str | Path | Sequence[str] | None = None
+) -> list[PairedSequence]:
+    """The clips of a `JoinedStore` of lq and gt, in natural order: each folder of lq, with that of gt of the same path.
+
+    truth: whether there is a gt. clips: as for `find_sequences`. A sequence is named after its folder's path, with `_`
+    for `/`; frames without a folder are one clip, `clip`.
+    Raises CSDError for an unknown clip, one without its partner, and frames that do not pair.
+    """
+    found: dict[str, dict[str, list[str]]] = {"lq": defaultdict(list), "gt": defaultdict(list)}
+    for key in keys:
+        side, _, inside = key.partition("/")
+        found[side][inside.rpartition("/")[0]].append(key)
+    if not found["lq"]:
+        raise CSDError("dataroot_lq: no images found: give the folder or store of the rainy clips")
+
+    def clip(side: str, path: str) -> _Clip:
+        name = path.replace("/", "_") or "clip"
+        return _Clip(f"{side}/{path}", name, name, found[side][path])
+
+    rainy = sorted((clip("lq", path) for path in found["lq"]), key=lambda each: natural_key(each.name))
+    clean = {each.name: each for each in (clip("gt", path) for path in found["gt"])}
+    chosen = rainy if clips is None else _choose(rainy, clips, "lq")
+    lonely = [each.name for each in chosen if truth and each.name not in clean]
+    if lonely:
+        raise CSDError(f"dataroot_gt: no clip {lonely[0]}, which dataroot_lq has: add it, or leave it out (clips: ..)")
+    sequences = [_pair(each, clean.get(each.name), "test") for each in chosen]
+    if truth:
+        _say_once(sequences, rainy, clean, "test")
     return sequences
 
 
@@ -209,7 +241,8 @@ def _wrong_root(root: str | Path, split: str, keys: list[str], splits_seen: set[
     )
 
 
-def _choose(rainy: list[_Clip], clips: str | Path | Sequence[str], split: str) -> list[_Clip]:
+def _choose(rainy: list[_Clip], clips: str | Path | Sequence[str], where: str) -> list[_Clip]:
+    """The clips that are named, of all; `where` these are, for the message."""
     source, names = _read_names(clips)
     if not names:
         raise CSDError(f"{source}: names no clip: give one per line, or leave `clips` out for all")
@@ -217,7 +250,7 @@ def _choose(rainy: list[_Clip], clips: str | Path | Sequence[str], split: str) -
     for name in names:
         if name not in labels:
             nearest = difflib.get_close_matches(name, sorted(labels), n=1, cutoff=0)
-            raise CSDError(f"{source}: split {split} has no clip {name!r}: did you mean {nearest[0]!r}?")
+            raise CSDError(f"{source}: {where} has no clip {name!r}: did you mean {nearest[0]!r}?")
     wanted = set(names)
     return [clip for clip in rainy if wanted.intersection(_labels(clip))]
 

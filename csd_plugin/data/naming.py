@@ -25,7 +25,13 @@ _PLACEHOLDERS = {"{clip}": r"(?P<clip>[^/]+)", "{version}": r"(?P<version>\d+)",
 
 @dataclass(frozen=True)
 class Place:
-    """split: None where the name does not tell. folder: of the clip, such as t1_Rain_01. label: of the frame in it."""
+    """Where a frame belongs.
+
+    Attributes:
+        split: None where the name does not say it.
+        folder: of the clip, such as t1_Rain_01.
+        label: of the frame in it.
+    """
 
     split: str | None
     folder: str

@@ -40,7 +40,7 @@ class Clip:
     """One clip as it was found.
 
     source: the archive, the video file or a folder that its frames are in.
-    frames: empty for a video, where only decoding tells them.
+    frames: empty for a video, where only decoding shows them.
     """
 
     split: str
@@ -134,7 +134,7 @@ def _find(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int, result: 
             if place is None:
                 homeless.append(file.virtual)
             else:
-                frames[file.path, place.split, place.folder] = []  # only decoding tells them
+                frames[file.path, place.split, place.folder] = []  # only decoding shows them
         else:
             strays[file.path.name] += 1
 
@@ -300,7 +300,7 @@ def _is_there(clip: Clip, out: Path, result: Prepared) -> bool:
 
 
 def _check_space(clips: Iterable[Clip], out: Path) -> None:
-    """Raises CSDError where what is in archives will not fit; links need no space, of copies and videos none tells."""
+    """Raises CSDError where what archives hold will not fit. Links need no space; what videos need is not known."""
     needed = sum(frame.size for clip in clips if not clip.source.is_dir() for frame in clip.frames)
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
@@ -328,7 +328,7 @@ def _write_all(clips: list[Clip], out: Path, jobs: int, keep_going: bool, result
 
 
 def _write_clips(source: Path, clips: list[Clip], out: Path, keep_going: bool, tick: Callable[[], object]) -> None:
-    """Fill hidden folders beside the targets; each gets its name when it has all its frames."""
+    """Fill hidden folders next to the targets; each gets its name when it has all its frames."""
     scratch = {clip: clip.target(out).with_name(f".{clip.folder}.part") for clip in clips}
     try:
         for folder in scratch.values():

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd_plugin.distill.interface import Objective
+from csd_plugin.distill.processes import mean_over_processes
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.types import ClipView, Terms
 
@@ -20,11 +21,14 @@ class AdaptedObjective(Objective):
 
     objective: any; its terms are those of the whole.
     adapters: `conv1x1`: one learned 1x1 convolution for each tap, from the student's width to the teacher's; it learns
-        with the student and is not part of it. `resize`: bilinear, without aliasing, to the teacher's height and width.
+        with the student and is not part of it. It starts at the teacher's scale, which the first batch shows: what it
+        takes is multiplied by a number that stays what it was then. `resize`: bilinear, without aliasing, to the teacher's height and width.
     student, teacher: shapes of the features, (B, L, C, h, w) for each tap.
 
     Raises CSDError for an unknown adapter and for unequal numbers of taps.
     """
+
+    gain: Tensor
 
     def __init__(
         self,
@@ -48,6 +52,9 @@ class AdaptedObjective(Objective):
         self.resize = "resize" in adapters
         pairs = zip(student, teacher, strict=True)
         self.convs = nn.ModuleList(nn.Conv2d(ours[2], theirs[2], 1) for ours, theirs in pairs if "conv1x1" in adapters)
+        for conv in self.convs:
+            nn.init.zeros_(conv.bias)  # a student's feature may be hundreds of times smaller than what it starts as
+        self.register_buffer("gain", torch.full((len(self.convs),), torch.nan), persistent=bool(self.convs))
         self.learns_scale = bool(self.convs)
 
     @property
@@ -70,8 +77,18 @@ class AdaptedObjective(Objective):
             frames, size = ours.flatten(0, 1), theirs.shape[3:]
             with torch.autocast(ours.device.type, enabled=False):
                 if self.convs:
-                    frames = self.convs[i](frames.float())
+                    frames = self._widened(i, frames.float(), theirs.float())
                 if self.resize and frames.shape[2:] != size:
                     frames = F.interpolate(frames.float(), size, mode="bilinear", antialias=True)
             adapted.append(frames.unflatten(0, ours.shape[:2]))
         return tuple(adapted)
+
+    def _widened(self, tap: int, frames: Tensor, theirs: Tensor) -> Tensor:
+        """What the convolution of a tap makes of the student's feature, which `gain` has brought to scale."""
+        with torch.no_grad():
+            if self.gain[tap].isnan():
+                widened = F.conv2d(frames, self.convs[tap].weight)
+                sizes = mean_over_processes(torch.stack([theirs.square().mean(), widened.square().mean()]))
+                # A feature that is nothing but zeros has no scale.
+                self.gain[tap] = torch.where(sizes.min() > 0, (sizes[0] / sizes[1]).sqrt(), 1.0)
+        return self.convs[tap](frames * self.gain[tap])

@@ -10,6 +10,8 @@ from torch import Tensor
 
 #: Added to the teacher's deviation, so that a constant map divides by something. Far below real ones (> 1e-4).
 EPS = 1e-6
+#: The same for maps of any scale: a share of the map's mean, above what rounding makes of a constant one; and a floor.
+_RELATIVE_EPS, _FLOOR = 1e-5, 1e-30
 
 
 def mean_squared(feature: Tensor) -> Tensor:
@@ -42,10 +44,37 @@ def _standardized(one: Callable[[Tensor], Tensor], student: Tensor, teacher: Ten
     return (student - mean) / (deviation + EPS), (teacher - mean) / (deviation + EPS)
 
 
+def _normalized(one: Callable[[Tensor], Tensor], student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Each network's map, less its own mean over a frame's pixels, over its own deviation: patterns without scale.
+
+    For networks of different families, whose features may differ in size by a factor of hundreds: by the teacher's
+    statistics a much smaller map is next to constant, and its gradient is nearly zero.
+
+    A comparison without scale gives a feature a gradient that grows as the feature shrinks. The first steps would blow
+    a small one up, so the student's gradient is bounded: where its map spreads less than the teacher's, the gradient is
+    that of a feature as large as the teacher's.
+    """
+    ours, theirs = one(student), one(teacher)
+    ours, spread = _standard(ours)
+    theirs, wanted = _standard(theirs)
+    with torch.no_grad():  # a map is quadratic in its feature
+        bound = (spread / wanted).sqrt().clamp(max=1)
+    return bound * ours + ((1 - bound) * ours).detach(), theirs
+
+
+def _standard(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps (B, L, 1, H, W) of mean 0 and deviation 1 in each frame, and the deviations, (B, L, 1, 1, 1)."""
+    deviation, mean = torch.std_mean(maps, dim=(3, 4), keepdim=True, correction=0)
+    deviation = deviation + _RELATIVE_EPS * mean.detach().abs() + _FLOOR
+    return (maps - mean) / deviation, deviation
+
+
 #: name -> (student's feature, teacher's feature), each (B, L, C, H, W), to their maps, each (B, L, 1, H, W).
 AGGREGATIONS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "mean_squared": partial(_each, mean_squared),
     "sum_squared": partial(_each, sum_squared),
     "mean_squared_standardized": partial(_standardized, mean_squared),
     "sum_squared_standardized": partial(_standardized, sum_squared),
+    # means would give the same: a map without scale does not know by what its sum was divided
+    "sum_squared_normalized": partial(_normalized, sum_squared),
 }

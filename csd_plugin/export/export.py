@@ -56,7 +56,7 @@ def export_network(
     `windows` and on a batch of an odd size, and only appears under its name when it gives torch's frames.
 
     Args:
-        output: the name says the kind: .onnx, .xml (OpenVINO IR, with its weights beside it in .bin) or .pt2.
+        output: the name says the kind: .onnx, .xml (OpenVINO IR, with its weights next to it in .bin) or .pt2.
         precision: 'fp32', 'fp16', for .pt2 also 'bf16', or 'int8' (.onnx and .xml).
         opset: of .onnx, by default that of `inference.graph.OPSET`; the other kinds have none.
         license: of the weights; goes into the file.
@@ -153,7 +153,7 @@ def _made_up(facts: Facts) -> list[Tensor]:
 
 @contextlib.contextmanager
 def _beside(output: Path) -> Iterator[Path]:
-    """A path in a hidden folder beside the output; what is written there moves to its place if all went well."""
+    """A path in a hidden folder next to the output; what is written there moves to its place if all went well."""
     try:
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
             temporary = Path(folder) / output.name

@@ -45,7 +45,7 @@ def write_openvino(network: Computing, facts: Facts, opset: int, path: Path) -> 
 
 
 def onnx_to_openvino(model: bytes, path: Path) -> None:
-    """Write IR: `path` (.xml) and the weights beside it (.bin), in the precision that the model has."""
+    """Write IR: `path` (.xml) and the weights next to it (.bin), in the precision that the model has."""
     with needed_by("OpenVINO IR"):
         import openvino
     openvino.save_model(openvino.Core().read_model(model, b""), path, compress_to_fp16=False)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.archs.checkpoint import load_network
-from csd_plugin.devices import pick_device
+from csd_plugin.devices import exact_float32, pick_device
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.extras import needed_by
 from csd_plugin.inference.blocks import BlockPath
@@ -67,7 +67,8 @@ class TorchBackend:
         self.blocks = BlockPath(network, self.facts, DTYPES[precision]) if in_blocks else None  # type: ignore[arg-type]
 
     def __call__(self, window: Tensor) -> Tensor:
-        with torch.inference_mode():
+        # what computes in 16 bits rounds anyway; what is asked for in fp32 must not
+        with torch.inference_mode(), exact_float32():
             return self.network(window)
 
 
@@ -85,7 +86,9 @@ class OnnxRuntimeBackend:
         wanted = torch.device("cuda" if cuda else "cpu") if device == "auto" else torch.device(device)
         if wanted.type == "cuda" and not cuda:
             raise CSDError("this ONNX Runtime has no CUDA; install onnxruntime-gpu, or use --device cpu")
-        providers = ["CUDAExecutionProvider"] if wanted.type == "cuda" else ["CPUExecutionProvider"]
+        provider: Any = "CPUExecutionProvider"
+        if wanted.type == "cuda":  # as exact as the CPU, on the GPU that was asked for
+            provider = ("CUDAExecutionProvider", {"device_id": str(wanted.index or 0), "use_tf32": "0"})
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads rest
@@ -93,9 +96,11 @@ class OnnxRuntimeBackend:
         model = _onnx_bytes(network, precision)
         source = str(network) if isinstance(network, Path) else "the network"
         try:
-            self._session = runtime.InferenceSession(model, options, providers=providers)
+            self._session = runtime.InferenceSession(model, options, providers=[provider])
         except tuple(_runtime_errors(runtime)) as error:
             raise CSDError(f"{source} is not an ONNX model that runs ({first_line(error)}); export it again") from error
+        if wanted.type == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
+            raise CSDError(f"ONNX Runtime cannot use {wanted} and would compute on the CPU; try --device cpu")
         self.facts = Facts.from_metadata(self._session.get_modelmeta().custom_metadata_map, source)
 
     def __call__(self, window: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import signal
 import threading
@@ -22,11 +21,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from csd_plugin.data.images import one_depth, read_image
+from csd_plugin.data.images import one_depth
 from csd_plugin.data.video import open_reader, open_writer
-from csd_plugin.data.video.camera import is_camera
-from csd_plugin.data.video.folder import FolderWriter
-from csd_plugin.data.video.interface import PIPE, EmptyPart, FrameReader, Position
+from csd_plugin.data.video.interface import EmptyPart, FrameReader, Position
+from csd_plugin.data.video.pipes import comes_once
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.cuts import CutDetector
 from csd_plugin.inference.facts import Facts
@@ -78,9 +76,9 @@ def derain_file(
 
     Args:
         size: (width, height) of a pipe's frames.
-        side_by_side: write the rainy frame beside the clean one, and the truth beside both, all as deep as the deepest.
-        truth: a video or folder with as many frames of the same size, handed to `observe`. Not with `keep_going`,
-            which may leave out frames.
+        side_by_side: write rainy frame, clean frame and truth side by side, with the depth of the deepest.
+        truth: a video or folder with the same number of frames, of the same size, handed to `observe`. Not with
+            `keep_going`, which may leave out frames.
         resume: leave out frames that the output, a folder or pattern, has already.
         overwrite: see `open_writer`.
         quick: encode in less time and more bytes; by default for cameras and networks that are made for real time.
@@ -110,7 +108,7 @@ def derain_file(
                 open_reader(source, start=start, end=end, fps=fps, keep_going=keep_going, context=context, size=size)
             )
         except EmptyPart:
-            if resume:  # all frames are there: only reading to the end tells how many a raw stream has
+            if resume:  # all frames are there: only reading to the end shows how many a raw stream has
                 return Derained(0, [])
             raise
         true_reader = stack.enter_context(open_reader(truth, start=start, end=end, fps=fps)) if truth else None
@@ -148,11 +146,11 @@ def derain_file(
 
 
 def has_deep_frames(source: Path) -> bool:
-    """Whether a video's or folder's frames have more than 8 bits a channel, of which bf16 would lose some.
+    """Whether a video's or folder's frames have more than 8 bits per channel, of which bf16 would lose some.
 
     A first look: what is wrong with the source, or left out of it, is said by the job that reads it.
     """
-    if source == PIPE or is_camera(source):
+    if comes_once(source):
         return False
     said = logging.getLogger("csd_plugin.data.video")
     level = said.level
@@ -205,8 +203,8 @@ class Pair(NamedTuple):
 def paired(frames: Iterable[np.ndarray], derainer: Derainer, depth: int = 4) -> Generator[Pair, None, None]:
     """Each frame with its clean one, in order; every shot is derained as a clip of its own.
 
-    Frames are read and cleaned ahead, in threads of their own, up to `depth` that wait for the network, and as many
-    that wait to be taken here.
+    Frames are read and cleaned ahead, in threads of their own, up to `depth` that wait for the network, and up to
+    `depth` that wait to be taken here.
     """
     waiting: deque[tuple[np.ndarray, bool]] = deque()
     detector = CutDetector()
@@ -240,24 +238,15 @@ def _resume_at(
     num_panel: pictures side by side in a frame that is written. inputs: as `open_writer` has it.
     Raises CSDError where frames of another size are there.
     """
-    if source == PIPE or is_camera(source):
+    if comes_once(source):
         raise CSDError(
             f"{source}: frames from a pipe or camera cannot be read again, so --resume needs a file or a folder"
         )
-    with open_reader(source, start=start, end=end, fps=fps) as reader:
-        writer = open_writer(output, like=reader, overwrite=True, inputs=inputs)
-        if not isinstance(writer, FolderWriter):
-            writer.abort()
-            raise CSDError(f"{output}: only a folder of frames can be resumed; for a video, run again without --resume")
-        there, size = writer.there(), (reader.size[0] * num_panel, reader.size[1])
-        if there and (found := read_image(there).shape[1::-1]) != size:
-            raise CSDError(
-                f"{there} is {found[0]}x{found[1]}, frames would now be {size[0]}x{size[1]}; --resume needs the "
-                f"same clip and options"
-            )
-        count = reader.num_frames if reader.counted else None
-        done = next(i for i in itertools.count() if i == count or not writer.file(i).exists())
-        return None if done == count else reader.first + done
+    with ExitStack() as stack:
+        reader = stack.enter_context(open_reader(source, start=start, end=end, fps=fps))
+        writer = stack.enter_context(open_writer(output, like=reader, overwrite=True, inputs=inputs))
+        done = writer.resume_at((reader.size[0] * num_panel, reader.size[1]))
+        return None if done is None else reader.first + done
 
 
 def sample_windows(source: Path, facts: Facts, *, count: int = 16, size: int = 512) -> list[Tensor]:

@@ -23,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Computing(nn.Module):
-    """A network that computes in `dtype`: (B, T, 3, H, W) -> (B, 3, H, W), of sequences to as many, all float32.
+    """A network that computes in `dtype`: (B, T, 3, H, W) -> (B, 3, H, W), of sequences to the same shape, all float32.
 
     T is `num_seen`, the frames of its window that count.
     """

@@ -17,7 +17,7 @@ import torch
 Result = TypeVar("Result")
 
 MOST = 4
-"""Lanes at most: each holds a frame's activations, and a frame is as many frames late as there are lanes."""
+"""Lanes at most: each holds a frame's activations, and adds one frame of delay."""
 
 
 class Lanes:

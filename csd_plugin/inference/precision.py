@@ -53,7 +53,7 @@ def pick_precision(open_in: Callable[[str], Derains]) -> Precision:
 
 
 def has_bf16() -> bool:
-    """Whether this processor multiplies bf16 (AVX512-BF16 or AMX), as far as torch can tell."""
+    """Whether this processor multiplies bf16 (AVX512-BF16 or AMX), as far as torch knows."""
     tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(test is not None and test() for test in tests)
 

@@ -20,9 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.devices import half_precision_warnings
 from csd_plugin.errors import CSDError
-from csd_plugin.inference.backends import open_backend
+from csd_plugin.inference.backends import TorchBackend, open_backend
 from csd_plugin.inference.blocks import BlockPath, Seen
+from csd_plugin.inference.graph import DTYPES
 from csd_plugin.inference.lanes import Lanes, there
 from csd_plugin.inference.precision import Precision, pick_precision
 from csd_plugin.inference.streaming import WindowStream
@@ -54,15 +56,16 @@ class Derainer:
 
     Args:
         network: a checkpoint, an exported .onnx or .xml, or a network: (B, T, 3, H, W) in [0, 1] -> (B, 3, H, W),
-            with `num_frame` = T, or of `layout` 'sequence' to as many frames. What runs is a copy in its fastest
+            with `num_frame` = T, or of `layout` 'sequence' to the same shape. What runs is a copy in its fastest
             exact form, see `fold`.
         backend: 'auto', 'torch', 'onnxruntime' or 'openvino'; see `open_backend`. In fp32 all give the same frames.
-        precision: 'fp32', or 'bf16' (about twice as fast on CPUs that have it; on real rain a third of the
-            values of a trained student2 move by a grey level, 52 dB from fp32), or 'fp16' (on GPUs). 'auto' is bf16
-            where that is fast and this network's frames stay near those of fp32, see `pick_precision`, else fp32.
+        precision: 'fp32' (also on GPUs, where torch would round to TF32 by itself), or 'bf16' (about twice as fast on
+            CPUs that have it; on real rain a third of the values of a trained student2 move by a grey level, 52 dB
+            from fp32), or 'fp16' (on GPUs). 'auto' is bf16 where that is fast and this network's frames stay near
+            those of fp32, see `pick_precision`, else fp32.
         device: 'auto' is CUDA where there is one, else the CPU.
         batch: windows in one forward; by default 1, or 2 on the CPU for networks with 3-D convolutions that
-            could not be folded, which run many times slower one window at a time. Of sequences, the frames that
+            could not be folded, which run many times slower one window at a time. For sequences, the frames that
             are cleaned together, by default 24.
         memory: MiB that the layers' activations may take; larger frames go through in tiles, which overlap
             by what the network sees, so that the result is that of the whole frame.
@@ -93,6 +96,9 @@ class Derainer:
             self.precision = Precision(precision)
         self.backend = open_backend(network, backend=backend, precision=self.precision.name, device=device)
         self.device = self.backend.device
+        if isinstance(self.backend, TorchBackend) and precision not in ("auto", "fp32"):
+            slow = half_precision_warnings([self.backend.network], DTYPES[precision], self.device)
+            self.precision = Precision(precision, "; ".join(slow))
         facts = self.backend.facts
         self.num_frame, self.num_future = facts.num_frame, facts.num_future
         self._sequences = facts.layout == "sequence"
@@ -176,7 +182,7 @@ class Derainer:
         """About how long a frame of this size takes in the network, here and now, from a trial on a small part of one.
 
         The trial takes some tenths of a second, or what four parts of 128x128 take if that is longer. Reading and
-        writing, which go on beside, are not in it.
+        writing, which run at the same time, are not in it.
         """
         if self._blocks is not None:
             return self._seconds_in_blocks(self._blocks, width, height)

@@ -24,15 +24,15 @@ class Span(NamedTuple):
 
 def whole_cells(window: Tensor, divisor: int) -> Tensor:
     """(B, T, 3, H, W) with the last row and column repeated up to multiples of `divisor`."""
-    below, beside = -window.shape[-2] % divisor, -window.shape[-1] % divisor
-    return F.pad(window, (0, beside, 0, below, 0, 0), mode="replicate") if below or beside else window
+    below, right = -window.shape[-2] % divisor, -window.shape[-1] % divisor
+    return F.pad(window, (0, right, 0, below, 0, 0), mode="replicate") if below or right else window
 
 
 @lru_cache(maxsize=16)
 def split(height: int, width: int, pixels: int, reach: int, divisor: int = 1) -> tuple[tuple[Span, Span], ...]:
     """Tiles of a frame, (rows, columns) each, that see at most `pixels` pixels and `reach` beyond what they keep.
 
-    All begin at multiples of `divisor`. All see parts of one size, so that memory is used again. Of all such grids
+    All begin at multiples of `divisor`. All see parts of one size, so that memory is used again. Among all such grids
     this is the one with the least to compute; where none is small enough, the finest. They are kept for the next frame:
     finding them takes longer than a small network.
     """

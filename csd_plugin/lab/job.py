@@ -10,6 +10,8 @@ from pathlib import Path
 
 from csd_plugin import registration
 from csd_plugin.atomic import write_text
+from csd_plugin.data.datasets.options import ROOTS
+from csd_plugin.devices import gpus_of
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.lab import runner
 from csd_plugin.lab.matrix import Frames, Matrix, Run, TestOnly, Weights, read_matrix, runs_of
@@ -123,10 +125,11 @@ def _possible(runs: dict[str, Run], coming: Collection[Path]) -> tuple[dict[str,
         if run.test is not None and run.test["datasets"]:  # without any its network's costs alone count
             test = deepcopy(run.test)
             for key, content in list(test["datasets"].items()):
-                root = Path(content["dataroot"])
-                if not root.exists() and root not in coming:
+                roots = [Path(content[name]) for name in ROOTS if content.get(name)]
+                absent = [root for root in roots if not root.exists() and root not in coming]
+                if absent:
                     del test["datasets"][key]
-                    notes[f"{content['name']}: left out, {content['dataroot']} is not here"] = None
+                    notes[f"{content['name']}: left out, {absent[0]} is not here"] = None
             run = replace(run, test=test if test["datasets"] else None)
         possible[name] = run
     return possible, list(notes)
@@ -149,10 +152,9 @@ def check_machine(runs: Iterable[Run], retrained: Collection[str] = ()) -> None:
 
     for run in runs:
         if run.options is not None and (run.name in retrained or runner.state(run) in ("cut", "missing")):
-            if run.options["num_gpu"] == "auto":
-                continue
+            num_gpu = gpus_of(run.options["num_gpu"])
             try:
-                check_devices({**run.options, "is_train": True, "dist": False})
+                check_devices({**run.options, "num_gpu": num_gpu, "is_train": True, "dist": False})
             except CSDError as error:
                 raise CSDError(f"the row {run.row}: {error}") from error
 

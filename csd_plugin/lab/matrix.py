@@ -165,7 +165,7 @@ class Run:
         source: where its figures come from.
         checkpoint: the file that its training writes, or that is there without one. Other runs start from it.
         options: the option file's content for training; None where it is not trained.
-        test: the option file's content for the test; None where it is not tested. Of frames that are there already,
+        test: the option file's content for the test; None where it is not tested. For frames that are there already,
             only the test sets count.
     """
 

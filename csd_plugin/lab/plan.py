@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from csd_plugin.atomic import write_text
+from csd_plugin.bench.measure import finished
+from csd_plugin.devices import forked_random
 from csd_plugin.errors import CSDError
 from csd_plugin.lab.matrix import Run
 from csd_plugin.lab.runner import Workspace, left_behind
@@ -151,12 +152,13 @@ def step_seconds(options: Mapping[str, Any]) -> float:
     """How long one optimizer step takes, on random frames."""
     from csd_plugin.models.probe import Probe
 
-    with torch.random.fork_rng():
+    with forked_random():
         probe = Probe(options)
-        probe.step()  # what happens once
+        step = finished(probe.step, probe.model.device)
+        step()  # what happens once
         began = time.perf_counter()
         for _ in range(PROBE_STEPS):
-            probe.step()
+            step()
     return (time.perf_counter() - began) / PROBE_STEPS
 
 

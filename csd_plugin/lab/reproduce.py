@@ -164,5 +164,5 @@ def _texts(run: Run, slices: int) -> dict[str, str]:
         "what": f"{network.get('preset', network['type'])}{distilled}",
         "trained_on": f"clean clips with rendered rain ({DATA})",
         "recipe": f"csd reproduce, {run.name}, best of {slices} slices: {options['train']['total_iter']} iterations",
-        "licence": "not stated",
+        "license": "not stated",
     }

@@ -294,6 +294,8 @@ def _given(folder: Path, content: Mapping[str, Any]) -> Scores:
     wanted: dict[str, list[int]] = {}
     for number, frame in dataset.samples:
         wanted.setdefault(dataset.sequences[number].name, []).append(frame)
+    if not content.get("dataroot"):
+        raise CSDError(f"the test set {content['name']}: frames are scored only in a folder that is its dataroot")
     truth = Path(content["dataroot"]) / SPLITS[content.get("split") or "test"]
     every = score_folders(folder, truth, clips=list(wanted))
     missing = wanted.keys() - every.clips.keys()

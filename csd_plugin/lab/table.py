@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from csd_plugin.bench.measure import in_turns, median
+from csd_plugin.devices import forked_random
 from csd_plugin.lab.matrix import Frames, Matrix, PublishedScore, RainyInput, Row, Run
 from csd_plugin.lab.runner import result_files
 from csd_plugin.metrics.protocols import Quality
@@ -214,20 +215,19 @@ def _build(options: Mapping[str, Any]) -> tuple[Any, Any]:
     """A network with random weights, and how it is called."""
     from csd_plugin.models.preflight import build_networks
 
-    with torch.random.fork_rng():
-        networks, layouts = build_networks({**options, "is_train": False})
-    return networks["network_g"].eval(), layouts["network_g"]
+    with forked_random():
+        networks, interfaces = build_networks({**options, "is_train": False})
+    return networks["network_g"].eval(), interfaces["network_g"]
 
 
-def _cost(network: Any, layout: Any, seconds: float | None, *, counted: bool) -> Cost:
+def _cost(network: Any, interface: Any, seconds: float | None, *, counted: bool) -> Cost:
     from csd_plugin.report.complexity import complexity
 
     parameters = sum(p.numel() for p in network.parameters())
     if not counted:
         return Cost(parameters, None, seconds)
-    frames = () if layout.kind == "image" else (layout.num_frame,)
-    operations = complexity(network, (*frames, 3, COUNTED_SIZE, COUNTED_SIZE)).operations
-    return Cost(parameters, operations // (layout.num_frame if layout.kind == "sequence" else 1), seconds)
+    operations = complexity(network, interface.input_shape(COUNTED_SIZE, COUNTED_SIZE)).operations
+    return Cost(parameters, operations // interface.num_made, seconds)
 
 
 def _seconds(networks: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
@@ -236,9 +236,9 @@ def _seconds(networks: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
 
     width, height = TIMED_SIZE
     actions = {}
-    for row, (network, layout) in networks.items():
-        shape = (1, 3, height, width) if layout.kind == "image" else (1, layout.num_frame, 3, height, width)
-        frames, ready = torch.rand(shape), fold(network) if layout.kind == "window" else network
+    for row, (network, interface) in networks.items():
+        frames = torch.rand(1, *interface.input_shape(height, width))
+        ready = fold(network) if interface.kind == "window" else network
 
         def once(ready: Any = ready, frames: torch.Tensor = frames) -> object:
             with torch.inference_mode():
@@ -246,5 +246,4 @@ def _seconds(networks: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
 
         actions[row] = once
     times = in_turns(actions, ROUNDS, "speed")
-    per_pass = {row: layout.num_frame if layout.kind == "sequence" else 1 for row, (_, layout) in networks.items()}
-    return {row: median(times[row]) / per_pass[row] for row in networks}
+    return {row: median(times[row]) / interface.num_made for row, (_, interface) in networks.items()}

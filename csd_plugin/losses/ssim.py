@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from csd_plugin.devices import exact_float32
 from csd_plugin.errors import CSDError
 
 WINDOW, SIGMA = 11, 1.5
@@ -72,9 +73,13 @@ class _SSIMMap(torch.autograd.Function):
 
 
 def _smooth(images: Tensor) -> Tensor:
-    """(..., H, W) under the Gaussian window, zeros beyond the borders. It is its own transpose."""
+    """(..., H, W) under the Gaussian window, zeros beyond the borders. It is its own transpose.
+
+    Variances are small differences of what comes out, so that rounded products would make them negative.
+    """
     height, width = images.shape[-2:]
-    return _band(height, images.dtype, images.device) @ (images @ _band(width, images.dtype, images.device))
+    with exact_float32():
+        return _band(height, images.dtype, images.device) @ (images @ _band(width, images.dtype, images.device))
 
 
 @lru_cache(maxsize=64)
@@ -94,10 +99,11 @@ class PyramidSSIMLoss(nn.Module):
     Scale p+1 is scale p after 2x2 average pooling. Computed in float32, under any autocast.
 
     Args:
-        scale_weights: lambda_p, from full size on; the paper's are 0.6, 0.2, 0.2.
+        scale_weights: the weight of 1 - SSIM at each scale, from full size on; the default is the paper's.
         loss_weight: factor on the sum.
-        l1_weight: of mean |output - gt| at full size, in the sum; the paper has none. SSIM hardly sees a frame that is
-            a little too bright all over: at mid grey, two of 255 levels change it by 1e-4, and PSNR from 40 to 38 dB.
+        l1_weight: adds the mean absolute error at full size, with this weight; the paper has none. It is for the
+            brightness, to which SSIM hardly reacts: at mid grey, two of 255 levels change SSIM by 1e-4, and PSNR from
+            40 to 38 dB.
     """
 
     def __init__(
@@ -119,7 +125,8 @@ class PyramidSSIMLoss(nn.Module):
             )
         output, gt = output.flatten(0, -4), gt.flatten(0, -4)
         with torch.autocast(output.device.type, enabled=False):
-            output, gt = output.float(), gt.float()
+            # networks may give channels_last, which other kernels, of other roundings, would take than those of `gt`
+            output, gt = output.float().contiguous(), gt.float().contiguous()
             loss = self.l1_weight * F.l1_loss(output, gt) if self.l1_weight else output.new_zeros(())
             for scale, weight in enumerate(self.scale_weights):
                 if scale:

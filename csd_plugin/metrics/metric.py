@@ -1,4 +1,4 @@
-"""What every metric beside PSNR and SSIM is: images of one frame in, a number out."""
+"""What every metric other than PSNR and SSIM is: images of one frame in, a number out."""
 
 from __future__ import annotations
 
@@ -35,9 +35,11 @@ class Metric:
     #: In tables: the column's title, and digits after the point.
     title: ClassVar[str]
     decimals: ClassVar[int]
-    #: What a view has to have: the truth; the frame before. Of a frame without it there is no value.
+    #: What a view has to have: the truth; the frame before. A frame without it has no value.
     needs_truth: ClassVar[bool] = False
     temporal: ClassVar[bool] = False
+    #: Whether it imports torchvision, which `compat.prepare_imports` then makes ready.
+    uses_torchvision: ClassVar[bool] = False
     #: The `type` in `val.metrics`; None where the toolbox has such a function itself.
     function: ClassVar[str | None] = None
 

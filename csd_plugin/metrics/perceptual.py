@@ -31,6 +31,7 @@ class PerceptualDistance(Metric):
 
     title, decimals = "LPIPS", 4
     needs_truth = True
+    uses_torchvision = True
     function = "calculate_lpips"
 
     def __init__(self, *, weights: str | Path | None = None) -> None:

@@ -65,7 +65,7 @@ def _function_of(metric: type[Metric]) -> Callable[..., float | None]:
 
 
 def _options(metric: type[Metric], given: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Of what was given, the keywords of the metric's constructor, to be looked up by."""
+    """The given keywords that the metric's constructor takes, hashable."""
     known = {name: given[name] for name in inspect.signature(metric).parameters if name in given}
     return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in sorted(known.items()))
 

@@ -1,6 +1,6 @@
 """One result, the scores of one network on one dataset, as JSON, CSV and Markdown.
 
-The JSON holds every frame and is what the other commands read; the CSV (a row a clip and protocol) and the Markdown
+The JSON holds every frame and is what the other commands read; the CSV (a row per clip and protocol) and the Markdown
 table are for people. Its form:
 
     {"format": "csd-results", "version": 1,
@@ -8,8 +8,8 @@ table are for people. Its form:
      "average": {"nturain_y": {"psnr": 35.17, "ssim": 0.9686}, "rgb": {..}},
      "clips": {"a1": {"average": {..}, "frames": {"00001": {"nturain_y": {..}, "rgb": {..}}, ..}}, ..}}
 
-Metrics beside PSNR and SSIM stand beside the protocols, in a frame and in averages: {"nturain_y": {..}, "rgb": {..},
-"measures": {"niqe": 3.34, "warping": 0.41}}. Frames without a truth have "measures" alone.
+Metrics other than PSNR and SSIM stand next to the protocols, in a frame and in averages: {"nturain_y": {..}, "rgb":
+{..}, "measures": {"niqe": 3.34, "warping": 0.41}}. Frames without a truth have "measures" alone.
 
 The PSNR of identical frames is infinite, which JSON has no number for: it is written as the string "inf".
 Averages are written for other readers; `load_results` works them out from the frames again.
@@ -56,7 +56,7 @@ def write(
 
 
 def save(path: Path, result: Result, table: str) -> Path:
-    """Write a result to `path`, a .json, with the .csv and `table` as .md beside it; each in a single step."""
+    """Write a result to `path`, a .json, with the .csv and `table` as .md next to it; each in a single step."""
     texts = [json_text(result), csv_text(result), table + "\n"]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def save(path: Path, result: Result, table: str) -> Path:
 
 
 def files_written(path: Path) -> list[Path]:
-    """What `save` writes for `path`, a .json: it, and the .csv and .md beside it."""
+    """What `save` writes for `path`, a .json: it, and the .csv and .md next to it."""
     return [path.with_name(path.name.removesuffix(".json") + suffix) for suffix in (".json", ".csv", ".md")]
 
 
@@ -97,7 +97,7 @@ def json_text(result: Result) -> str:
 
 
 def csv_text(result: Result) -> str:
-    """A row a clip and protocol, then a row a protocol whose clip is `average`; `frames` are those that it is of.
+    """A row per clip and protocol, then a row per protocol whose clip is `average`; `frames` counts its frames.
 
     Where there are further metrics, each has such rows too, and a last column, `value`, holds theirs.
     """

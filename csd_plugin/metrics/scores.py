@@ -23,11 +23,12 @@ def without_ends(items: Sequence[Item], skip: tuple[int, int]) -> Sequence[Item]
 
 @dataclass
 class ClipScores:
-    """Of one clip's frames, in display order.
+    """The scores of one clip's frames, in display order.
 
-    frames:   frame name -> protocol -> Quality; empty where there is no truth.
-    metrics: metric -> frame name -> value, of metrics beside PSNR and SSIM. A metric may lack frames: one that looks
-              at neighbours has no value for the first.
+    Attributes:
+        frames: frame name -> protocol -> Quality; empty where there is no truth.
+        metrics: metric -> frame name -> value, of metrics other than PSNR and SSIM. A metric may lack frames: one that
+            looks at neighbours has no value for the first.
     """
 
     frames: dict[str, FrameScore] = field(default_factory=dict)
@@ -53,8 +54,9 @@ class ClipScores:
 class Scores:
     """Every frame that counts, by clip.
 
-    clips: clip name -> ClipScores, in the order they were added.
-    skip:  how many frames at both ends of every clip were left out; they are not in `clips`.
+    Attributes:
+        clips: clip name -> ClipScores, in the order they were added.
+        skip: how many frames at both ends of every clip were left out; they are not in `clips`.
     """
 
     clips: dict[str, ClipScores] = field(default_factory=dict)
@@ -141,7 +143,12 @@ def _mean(scores: Iterable[FrameScore]) -> FrameScore:
 
 @dataclass(frozen=True)
 class Result:
-    """network: the row's name in tables. facts: plain JSON values worth keeping (iteration, checkpoint, command)."""
+    """Scores of one network on one data set.
+
+    Attributes:
+        network: the row's name in tables.
+        facts: plain JSON values worth keeping (iteration, checkpoint, command).
+    """
 
     network: str
     dataset: str

@@ -90,7 +90,7 @@ def pair_folders(
 ) -> list[FramePair]:
     """Every frame that counts with its truth (or rainy frame), clip by clip, in order. See `score_folders`."""
     kind = "truth" if is_truth else "rainy input"
-    result_clips = find_scored_clips(results, beside=_TRUTH, wanted=clips or ())
+    result_clips = find_scored_clips(results, ignored=_TRUTH, wanted=clips or ())
     true_clips = find_scored_clips(partner, _RAIN if is_truth else _TRUTH, wanted=result_clips)
     if clips is not None and len(result_clips) > 1:
         result_clips = {clip: files for clip, files in result_clips.items() if clip in clips}
@@ -115,7 +115,7 @@ def pair_folders(
 def _alone(results: Path, skip: tuple[int, int], clips: Collection[str] | None) -> list[FramePair]:
     """Every frame that counts, its own partner."""
     pairs = []
-    for clip, files in find_scored_clips(results, beside=_TRUTH).items():
+    for clip, files in find_scored_clips(results, ignored=_TRUTH).items():
         if clips is not None and clip not in clips:
             continue
         kept = without_ends(files, skip)
@@ -125,29 +125,29 @@ def _alone(results: Path, skip: tuple[int, int], clips: Collection[str] | None) 
     return pairs
 
 
-def find_scored_clips(folder: Path, beside: re.Pattern[str], wanted: Collection[str] = ()) -> dict[str, list[Path]]:
+def find_scored_clips(folder: Path, ignored: re.Pattern[str], wanted: Collection[str] = ()) -> dict[str, list[Path]]:
     """Clip name -> its frames in display order, for a folder of frames, of clip folders, or NTURain's root.
 
-    beside: names of clip folders that do not count where there are others, as NTURain has rain and truth side by side.
+    ignored: names of clip folders that do not count where there are others, as NTURain has rain and truth side by side.
     wanted: names of clips; of a root, the first of test, training and real clips that has one of these scenes, else
         the first, counts.
     """
     if not folder.is_dir():
         raise CSDError(f"{folder} is not a folder: give one of frames, or of clip folders")
     splits = [folder / SPLITS[split] for split in ("test", "train", "real") if (folder / SPLITS[split]).is_dir()]
-    found = [_clips_in(split, beside) for split in splits or [folder]]
+    found = [_clips_in(split, ignored) for split in splits or [folder]]
     scenes = set(map(_scene, wanted))
     return next((clips for clips in found if scenes & set(map(_scene, clips))), found[0])
 
 
-def _clips_in(folder: Path, beside: re.Pattern[str]) -> dict[str, list[Path]]:
+def _clips_in(folder: Path, ignored: re.Pattern[str]) -> dict[str, list[Path]]:
     frames = _frames(folder)
     if frames:
         return {_clip_name(folder.resolve()): frames}
     clips = {child: frames for child in sorted(folder.iterdir()) if child.is_dir() and (frames := _frames(child))}
     if not clips:
         raise CSDError(f"{folder} holds no images or folders of images: give a folder of frames, or of clip folders")
-    chosen = [child for child in clips if not beside.search(child.name)] or list(clips)
+    chosen = [child for child in clips if not ignored.search(child.name)] or list(clips)
     return {clip: clips[child] for clip, child in _by_key(chosen, map(_clip_name, chosen)).items()}
 
 

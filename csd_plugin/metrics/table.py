@@ -1,4 +1,4 @@
-"""Markdown tables shaped like the paper's Table 1: two rows a network, a column a clip, the average and the gain."""
+"""Markdown tables like the paper's Table 1: two rows per network, a column per clip, the average and the gain."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WITHOUT_TRUTH = "without_truth"
 """The fact of a result that names clips that were there and could not be scored."""
 DECIMALS = Quality(psnr=2, ssim=4)
 OTHER_DECIMALS = 4
-"""Of metrics that an option file names and METRICS does not."""
+"""Digits after the point of metrics that an option file names and METRICS does not."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class _ScoreRow:
 
 
 def comparison_table(results: Sequence[Result], *, baseline: Result | None = None, published: bool = False) -> str:
-    """Several results in one Markdown text, a table a protocol, one of further metrics, rows in the order given.
+    """Several results in one Markdown text, a table per protocol, one of further metrics, rows in the order given.
 
     With a baseline, which becomes the first row unless it is among the results, every other row shows its gain over
     it; one that was scored on other frames shows none, and a line below says so. The clips shown, which averages are
@@ -135,7 +135,7 @@ def _table(rows: Sequence[_ScoreRow], clips: Sequence[str], base: _ScoreRow | No
 
 
 def _metrics_table(results: Sequence[Result], clips: Sequence[str], baseline: Result | None) -> str:
-    """A row a network and metric; with a baseline, the difference from it.
+    """A row per network and metric; with a baseline, the difference from it.
 
     Averages are over all clips, or of what only clips with a truth have, over these; the same for all results or none.
     """

@@ -11,7 +11,8 @@ over RGB, where M(x) = 1 if x + F(x) lies in the frame and the flows agree there
     |F(x) + B(x + F(x))|^2 <= 0.01 (|F(x)|^2 + |B(x + F(x))|^2) + 0.5.
 
 A clip's error is the mean over its frames but the first. Lower is steadier, but a blurred video is steady too, and the
-truth's own error is not zero, as flow and interpolation are not exact: read it beside the truth's, and beside PSNR.
+truth's own error is not zero, as flow and interpolation are not exact: compare it with the truth's, and read it
+together with PSNR.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from csd_plugin.metrics.metric import Metric, View
 
 SCALE = 1000.0
 LEAST_SHARE = 0.25
-"""Of the pixels; where fewer correspond there is a scene cut, and no error. Real clips have 0.55 (a motocross jump) to
-0.99, cuts between them at most 0.09."""
+"""A share of the pixels; where fewer correspond there is a scene cut, and no error. Real clips have 0.55 (a motocross
+jump) to 0.99, cuts between them at most 0.09."""
 
 _LEAST_SIDE = 12
 

@@ -1,8 +1,7 @@
-"""Batches and items of anybody's data sets, as our models take them: one axis for frames, one for targets."""
+"""Items of anybody's test sets, as our models take them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,62 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from csd_plugin.errors import CSDError
-
-
-def as_clips(batch: Mapping[str, Any], num_frame: int, dataset: str) -> tuple[Tensor, Tensor]:
-    """A training batch as clips and targets: lq (B, N, 3, H, W), gt (B, L, 3, H, W), of their middle.
-
-    Taken as they are: clips with the targets of their middle, as our data sets give them. Where an axis is missing,
-    there is one of it: lq (B, 3, H, W) are single frames, gt (B, 3, H, W) is the truth of each clip's middle frame, as
-    REDSDataset gives it. Where every frame has its truth, as in REDSRecurrentDataset, the targets are those that have
-    whole windows.
-
-    Args:
-        num_frame: frames of the longest window that a network needs.
-        dataset: the type of the data set, for messages.
-
-    Raises:
-        CSDError: a batch without lq or gt, frames and targets that do not go together, clips that are too short.
-    """
-    missing = [key for key in ("lq", "gt") if not isinstance(batch.get(key), Tensor)]
-    if missing:
-        raise CSDError(
-            f"datasets.train: {dataset} gives no {missing[0]}; these models learn from pairs of rainy (lq) and clean "
-            f"(gt) frames: take PairedVideoDataset, or the toolbox's REDSDataset or PairedImageDataset"
-        )
-    lq, gt = batch["lq"], batch["gt"]
-    given = f"datasets.train: {dataset} gives lq {tuple(lq.shape)} and gt {tuple(gt.shape)}"
-    if lq.ndim == gt.ndim == 4:
-        lq = lq.unsqueeze(1)
-    if gt.ndim == 4:
-        gt = gt.unsqueeze(1)
-    if lq.ndim != 5 or gt.ndim != 5 or len(lq) != len(gt) or lq.shape[2:] != gt.shape[2:]:
-        raise CSDError(
-            f"{given}; clips (B, N, 3, H, W) or single frames (B, 3, H, W) are needed, and targets of their size: "
-            f"check that the data set's scale is 1"
-        )
-
-    frames, targets = lq.shape[1], gt.shape[1]
-    if frames == 1 and num_frame > 1:
-        raise CSDError(
-            f"{given}, single frames, and a network sees {num_frame}: take a data set of clips, such as "
-            f"PairedVideoDataset or the toolbox's REDSDataset, or networks of single frames"
-        )
-    if targets > frames or (targets == frames and frames < num_frame):
-        raise CSDError(f"{given}: the clips need {num_frame} frames or more; set its num_frame to that")
-    if targets == frames:
-        radius = num_frame // 2
-        return lq, gt[:, radius : frames - radius]
-    if (frames - targets) % 2:
-        raise CSDError(
-            f"{given}: {frames} frames have no middle of {targets}; set its num_frame to {frames + 1} or {frames - 1}"
-        )
-    if frames - targets + 1 < num_frame:
-        raise CSDError(
-            f"{given}: windows of {frames - targets + 1} frames, and a network sees {num_frame}; set its num_frame "
-            f"to {targets + num_frame - 1} or more"
-        )
-    return lq, gt
 
 
 @dataclass(frozen=True)

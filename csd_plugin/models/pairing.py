@@ -18,8 +18,8 @@ from csd_plugin import options
 from csd_plugin.archs.interface import Interface
 from csd_plugin.compat import shape_advice
 from csd_plugin.data.datasets.options import DatasetOptions, TrainingOptions
+from csd_plugin.distill.dry_run import clips_of
 from csd_plugin.errors import CSDError, first_line
-from csd_plugin.models.dry_run import clips_of
 
 _NAMES = ("vid4", "reds4", "redsofficial")
 """Of the toolbox's test sets of video clips, whatever they hold."""

@@ -16,14 +16,15 @@ from torch import nn
 from csd_plugin import compat, options
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of
+from csd_plugin.devices import forked_random
 from csd_plugin.distill import OBJECTIVES
+from csd_plugin.distill.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.distill.interface import feature_pairs
 from csd_plugin.distill.objective import Objective, build_objective, weighted_sum
 from csd_plugin.distill.settings import Distillation, read_distillation, teacher_labels
 from csd_plugin.errors import CSDError, out_of_memory, suggestion
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.results import load_results
-from csd_plugin.models.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.models.pairing import check_foreign_set, check_network, check_pairs, check_role
 from csd_plugin.models.video_derain_model import build_optimizer
 from csd_plugin.options import distils
@@ -50,7 +51,7 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     problems.attempt(["model_type"], _find_type, MODEL_REGISTRY, opt["model_type"], "model_type")
     if opt["model_type"] not in options.MODELS:
         problems.raise_any()
-        with torch.random.fork_rng():
+        with forked_random():
             check_pairs(opt, lambda: _build_network(opt["network_g"], "network_g"))
         return
     problems.attempt(["num_gpu", "train.distill_opt"], check_devices, opt)
@@ -67,7 +68,7 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     _check_data(opt, {name: interfaces[name] for name in needed if name in interfaces}, problems)
     needed = [name for name in needed if name in networks]
     if opt["is_train"]:
-        with torch.random.fork_rng():
+        with forked_random():
             for name in needed:
                 problems.attempt(["datasets.train"], check_network, name, networks[name], interfaces[name], opt)
     with_features = distils(opt) and problems.sound("datasets", "train.distill_opt", "network_t", *needed)
@@ -96,7 +97,7 @@ def check_parts(
         found.attempt([where], _find_type, DATASET_REGISTRY, content.get("type"), where)
     found.attempt(["val"], _metrics, opt.get("val") or {})
     networks, interfaces = {}, {}
-    with torch.random.fork_rng():
+    with forked_random():
         for name in network_names(opt):
             network = found.attempt([name], _build_network, opt.get(name), name)
             if network is None:
@@ -186,10 +187,11 @@ def check_devices(opt: Mapping[str, Any]) -> None:
         raise CSDError(
             f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} were found; use 0 for the CPU, or auto"
         )
-    if distils(opt) and opt["num_gpu"] > 1 and not opt["dist"]:
+    if opt["num_gpu"] > 1 and not opt["dist"]:
+        job = "train" if opt["is_train"] else "test"
         raise CSDError(
-            f"num_gpu is {opt['num_gpu']}: a DistillModel takes one process per GPU; set num_gpu: 1, or use "
-            f"torchrun --nproc_per_node {opt['num_gpu']} -m csd_plugin.train .. --launcher pytorch"
+            f"num_gpu is {opt['num_gpu']}: these models take one process per GPU; set num_gpu: 1, or use "
+            f"torchrun --nproc_per_node {opt['num_gpu']} -m csd_plugin.{job} .. --launcher pytorch"
         )
 
 
@@ -326,12 +328,11 @@ def _check_loader(num_clip: int | None, content: dict[str, Any], opt: dict[str, 
     batch = content["batch_size_per_gpu"]
     total = int(opt["train"]["total_iter"])
     epochs = math.ceil(total / math.ceil(num_clip * ratio / (batch * opt["world_size"]))) + 1
-    loaded = batch if opt["dist"] else batch * max(opt["num_gpu"], 1)
-    possible = epochs * (math.ceil(num_clip * ratio / opt["world_size"]) // loaded)
+    possible = epochs * (math.ceil(num_clip * ratio / opt["world_size"]) // batch)
     if possible < total:
-        whole = ratio * loaded * opt["world_size"] // math.gcd(num_clip * ratio, loaded * opt["world_size"])
+        whole = ratio * batch * opt["world_size"] // math.gcd(num_clip * ratio, batch * opt["world_size"])
         raise CSDError(
-            f"datasets.train: with {num_clip} clips of {content['num_frame']} frames and batches of {loaded}, training "
+            f"datasets.train: with {num_clip} clips of {content['num_frame']} frames and batches of {batch}, training "
             f"would end after {possible} of {total} iterations; set dataset_enlarge_ratio to {whole}"
         )
 

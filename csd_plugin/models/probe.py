@@ -14,7 +14,8 @@ from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger
 
-from csd_plugin.models.dry_run import clips_of
+from csd_plugin.devices import gpus_of
+from csd_plugin.distill.dry_run import clips_of
 from csd_plugin.models.preflight import check_devices
 
 
@@ -28,8 +29,7 @@ class Probe:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         opt = deepcopy(dict(options))
-        gpus = torch.cuda.device_count()
-        opt["num_gpu"] = gpus if opt["num_gpu"] == "auto" else opt["num_gpu"]
+        opt["num_gpu"] = gpus_of(opt["num_gpu"])
         opt |= {"is_train": True, "dist": False, "rank": 0, "world_size": 1}
         check_devices(opt)
         log = get_root_logger()

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from csd_plugin import compat
 from csd_plugin.atomic import replacing
 from csd_plugin.data.windows import join_windows
+from csd_plugin.devices import exact_float32
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.folding import fold
 from csd_plugin.metrics import results
@@ -55,7 +57,8 @@ class ValidationMixin:
         was_training = network.training
         network.eval()
         try:
-            mine = self._score_dataset(self._fastest(network), dataset, name, current_iter, save_img)
+            with compat.uncompiled(network):  # whole frames of any size: each would be compiled anew
+                mine = self._score_dataset(self._fastest(network), dataset, name, current_iter, save_img)
         finally:
             network.train(was_training)
         frames = _gather(mine)
@@ -115,9 +118,10 @@ class ValidationMixin:
     def _predict(self, network: Any, windows: Tensor) -> Tensor:
         """(B, T, 3, H, W), of consecutive frames -> (B, 3, H, W) on the CPU; longer windows are cut to their middle."""
         interface = self.interface_of(network)  # type: ignore[attr-defined]
-        if interface.kind == "sequence":
-            return interface.run(network, join_windows(windows).to(self.device), len(windows)).float().cpu()
-        return interface.run(network, windows.to(self.device), 1).float().cpu()
+        with exact_float32():
+            if interface.kind == "sequence":
+                return interface.run(network, join_windows(windows).to(self.device), len(windows)).float().cpu()
+            return interface.run(network, windows.to(self.device), 1).float().cpu()
 
     def _wanted(self) -> set[str]:
         """The images that any metric of `val.metrics` names."""

@@ -22,11 +22,13 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from csd_plugin import compat
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
-from csd_plugin.archs.interface import Interface, interface_of
+from csd_plugin.archs.interface import Interface, interface_of, run_network
 from csd_plugin.atomic import remove_drafts, replacing
+from csd_plugin.data.batches import as_clips, as_float
+from csd_plugin.devices import half_precision_warnings
 from csd_plugin.errors import CSDError
+from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.average import average_warnings, decay_at, update_average
-from csd_plugin.models.batches import as_clips
 from csd_plugin.models.resuming import by_options, option_changes
 from csd_plugin.models.stopping import REQUEST, Stopped
 from csd_plugin.models.validation import ValidationMixin
@@ -50,8 +52,6 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     """Of the epoch, by all processes; 0 where the data set does not say."""
     _saved: tuple[int, int] = (-1, -1)
     """Epoch and iteration of the latest state."""
-    part = 0
-    """Of the batch: which of the `accumulate` parts is computed."""
     skipped = 0
     """Batches of this run whose loss or gradient was not finite."""
 
@@ -69,11 +69,18 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self.autocast_dtype = AUTOCAST_DTYPES[train_opt["autocast"]]
             if self.device.type == "cpu":
                 compat.repair_bf16_conv3d()
+            for line in half_precision_warnings(self.networks, self.autocast_dtype, self.device):
+                get_root_logger().warning(f"train.autocast: {line}")
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast_dtype == torch.float16 and self.device.type == "cuda"
         )
         super().init_training_settings()
         self.compile_for_training(self.get_bare_model(self.net_g))
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """All that a step runs."""
+        return [self.net_g]
 
     def compile_for_training(self, network: nn.Module) -> None:
         """Where `train.compile` says so, in place: hooks, weights and their names stay what they are."""
@@ -83,9 +90,10 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     # ------------------------------------------------------------------ training step
     def feed_data(self, data: dict[str, Any]) -> None:
-        lq, gt = as_clips(data, self.num_frame, self.opt["datasets"]["train"].get("type", "the loader"))
-        self.lq = _as_float(lq.to(self.device, non_blocking=True))
-        self.gt = _as_float(gt.to(self.device, non_blocking=True))
+        source = f"datasets.train: {self.opt['datasets']['train'].get('type', 'the loader')}"
+        lq, gt = as_clips(data, self.num_frame, source)
+        self.lq = as_float(lq.to(self.device, non_blocking=True))
+        self.gt = as_float(gt.to(self.device, non_blocking=True))
         self.sample_names = data.get("key", [])
         if "position" in data:  # all processes are equally far
             world_size = self.opt["world_size"]
@@ -117,6 +125,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         if self.skipped:
             logged["skipped"] = torch.tensor(float(self.skipped), device=self.device)
         self.log_dict = self.reduce_loss_dict(OrderedDict(logged))
+        if current_iter % self.opt["logger"]["print_freq"] == 0:
+            self._warn_of_rounding(current_iter)
         if finite and self.ema_decay > 0:
             warms_up = self.opt["train"].get("ema_warmup", True)
             self.model_ema(decay_at(current_iter, self.ema_decay) if warms_up else self.ema_decay)
@@ -134,8 +144,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         sums: dict[str, Tensor] = {}
         shares: dict[str, float] = {}
         finite, stop = True, 0
-        for self.part, (self.lq, self.gt) in enumerate(parts):
-            share, last = len(self.lq) / len(lq), self.part == len(parts) - 1
+        for number, (self.lq, self.gt) in enumerate(parts, start=1):
+            share, last = len(self.lq) / len(lq), number == len(parts)
             with ExitStack() as stack:
                 if not last:  # the last part's backward adds the gradients of all processes
                     for network in self.synchronised_networks():
@@ -204,13 +214,12 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted terms whose sum is minimised, and scalars to log beside them."""
-        output = self.run_network(self.net_g, self.lq, self.interface_of(self.net_g))
+        output = self.run_network(self.net_g, self.lq, self.gt.shape[1], self.interface_of(self.net_g))
         return {"l_recon": self.cri_pix(output, self.gt.flatten(0, 1))}, {}
 
-    def run_network(self, network: nn.Module, clip: Tensor, interface: Interface) -> Tensor:
-        """The targets of the clips (B, N, 3, H, W) by a network of this interface -> (B*L, 3, H, W)."""
-        with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            return interface.run(network, clip, self.gt.shape[1]).float()
+    def run_network(self, network: nn.Module, clips: Tensor, num_target: int, interface: Interface) -> Tensor:
+        """The middle L frames of clips (B, N, 3, H, W) by a network of this interface -> (B*L, 3, H, W)."""
+        return run_network(network, clips, num_target, interface, autocast=self.autocast_dtype)
 
     def interface_of(self, network: nn.Module) -> Interface:
         """How `network_g`, or its average, is called."""
@@ -235,6 +244,15 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         if list(names) == ["grad_norm"]:
             return "though the loss is; lower train.optim_g.lr or switch train.autocast off", False
         return "lower train.optim_g.lr, set train.grad_clip, or switch train.autocast off", False
+
+    def _warn_of_rounding(self, current_iter: int) -> None:
+        """SSIM is at most 1, so that 1 - SSIM below 0 is numbers that were rounded on the way."""
+        recon = self.log_dict["l_recon"]
+        if recon < 0 and isinstance(self.cri_pix, PyramidSSIMLoss):
+            get_root_logger().warning(
+                f"iteration {current_iter}: l_recon is {recon:.3g}, and 1 - SSIM cannot be below 0: the device rounds "
+                f"float32 (TF32?); the loss teaches wrongly where it is small"
+            )
 
     def _clip_gradient(self) -> Tensor:
         """Clip, and return the norm before."""
@@ -383,11 +401,6 @@ def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any
         return cls(params, **keywords)  # type: ignore[call-arg]
     except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
         raise CSDError(f"train.optim_g: {str(error).removeprefix('Optimizer.')}; check its keys") from error
-
-
-def _as_float(frames: Tensor) -> Tensor:
-    """Frames of a data set with `as_uint8`, 0 .. 255, as float in [0, 1]; others as they are."""
-    return frames.float().div_(255) if frames.dtype == torch.uint8 else frames
 
 
 def save_atomically(content: Any, path: Path) -> None:

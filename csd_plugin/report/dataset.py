@@ -36,7 +36,7 @@ class ClipFacts:
     """One rainy clip and its truth.
 
     split:      None outside NTURain's layout.
-    frames:     of the rainy clip; its truth has as many.
+    frames:     of the rainy clip; its truth has the same number.
     size:       'WIDTHxHEIGHT' of most frames, '' where none can be read.
     brightness: mean RGB value of rainy and of clean frames, 0 .. 255; statistics; psnr in dB of the 8-bit luma, as the
                 published tables have it: of the sampled frames, None without truth. psnr is `inf` for equal frames.

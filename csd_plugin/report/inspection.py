@@ -12,13 +12,13 @@ from torch import nn
 
 from csd_plugin.archs.interface import Interface
 from csd_plugin.distill.adapters import AdaptedObjective
+from csd_plugin.distill.dry_run import GIB, Clips, Dry, clips_of, dry_run
 from csd_plugin.distill.fidelity import mismatches, report
 from csd_plugin.distill.objective import Objective, build_objective
 from csd_plugin.distill.schedule import Weight, is_ever_on
 from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.errors import CSDError
 from csd_plugin.models.average import average_warnings
-from csd_plugin.models.dry_run import GIB, Clips, Dry, clips_of, dry_run
 from csd_plugin.models.preflight import check_parts, checked_objective
 from csd_plugin.options import distils
 from csd_plugin.problems import Problems
@@ -111,19 +111,17 @@ def _describe(
     lines = [
         f"{name}  {type(network).__name__}, {'learns' if learns else 'frozen'}; {parameters:,} parameters",
         f"             for target t it sees {sees} ({interface.kind}); {_operations(network, interface, clips.size)}",
-        f"             memory a step: about {held}",
+        f"             memory per step: about {held}",
     ]
     return lines + [f"             feature {layer:<20} {_shape(shape)}" for layer, shape in dry.features.items()]
 
 
 def _operations(network: nn.Module, interface: Interface, size: int) -> str:
-    shape = (3, size, size) if interface.kind == "image" else (interface.num_frame, 3, size, size)
     try:
-        count = complexity(network, shape).operations
+        count = complexity(network, interface.input_shape(size, size)).operations
     except CSDError as error:  # without mmengine
         return str(error)
-    frames = interface.num_frame if interface.kind == "sequence" else 1
-    return f"{count / frames / 1e9:.2f} G multiply-adds per frame of {size}x{size}"
+    return f"{count / interface.num_made / 1e9:.2f} G multiply-adds per frame of {size}x{size}"
 
 
 def _warnings(

@@ -1,14 +1,20 @@
-"""The networks that come with the package, side by side, so that a person can choose one."""
+"""The networks that come with the package, and those that can be trained, so that a person can choose one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
+from csd_plugin import extensions
+from csd_plugin.archs import untrained
+from csd_plugin.archs.interface import interface_of
 from csd_plugin.devices import pick_device
+from csd_plugin.errors import CSDError
 from csd_plugin.inference.runner import Derainer
 from csd_plugin.report.text import aligned, counted, markdown
 from csd_plugin.weights import FOLDER, RAINY, SETS, Network, Score, best_of, fastest_of
@@ -16,6 +22,49 @@ from csd_plugin.weights import FOLDER, RAINY, SETS, Network, Score, best_of, fas
 SIZE = (640, 480)
 """Width and height of the frames for which times and operations are given: those of NTURain."""
 _PROTOCOLS = {"nturain_y": "luma", "rgb": "RGB"}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A network that option files can name, with random weights.
+
+    Attributes:
+        type, preset: of `network_g`; preset is None for the only one of a class without presets.
+        numbers: the preset's keywords of the constructor.
+        parameters: how many numbers it learns.
+        num_frame, layout: how it is called, see `archs.interface`.
+        package: where it comes from.
+    """
+
+    type: str
+    preset: str | None
+    numbers: dict[str, Any]
+    parameters: int
+    num_frame: int
+    layout: str
+    package: str
+
+
+def trainable() -> list[Trainable]:
+    """The presets of `archs.NETWORKS`, with those of other packages; one that cannot be built is a warning."""
+    for fault in extensions.load():
+        logger.warning("%s", fault)
+    found = []
+    for one in untrained():
+        try:
+            network = one.cls(**one.numbers)
+            interface = interface_of(network)
+        except CSDError as error:
+            logger.warning("%s: %s", one.name, error)
+            continue
+        parameters = sum(p.numel() for p in network.parameters())
+        package = one.cls.__module__.partition(".")[0]
+        found.append(
+            Trainable(one.type, one.preset, dict(one.numbers), parameters, interface.num_frame, interface.kind, package)
+        )
+    return found
 
 
 def seconds_a_frame(networks: Mapping[str, Network]) -> dict[str, float]:
@@ -26,8 +75,19 @@ def seconds_a_frame(networks: Mapping[str, Network]) -> dict[str, float]:
     return {name: seconds[key] for name, key in alike.items()}
 
 
-def as_text(networks: Mapping[str, Network], rainy: Mapping[str, Score], seconds: Mapping[str, float]) -> str:
-    """A table, and how to read it."""
+def as_text(
+    networks: Mapping[str, Network],
+    rainy: Mapping[str, Score],
+    seconds: Mapping[str, float],
+    others: Sequence[Trainable] = (),
+) -> str:
+    """A table and how to read it; below, what can be trained.
+
+    Args:
+        networks, rainy: the catalogue of `weights`.
+        seconds: name -> seconds per frame of `SIZE`.
+        others: see `trainable`.
+    """
     best, fastest = best_of(networks), fastest_of(networks)
     rows = [["network", "parameters", "frames", "s/frame", *SETS, "what it is"]]
     for name, network in networks.items():
@@ -46,21 +106,45 @@ def as_text(networks: Mapping[str, Network], rainy: Mapping[str, Score], seconds
             + "".join(f"; {which}: {_about(rainy[which])}" for which in SETS if which in rainy)
             + ".",
             f"Files: {FOLDER}/NAME.pth; how they were trained: MODEL_CARD.md there, or --json.",
+            *(_what_trains(others) if others else ()),
         ]
     )
 
 
-def as_json(networks: Mapping[str, Network], rainy: Mapping[str, Score], seconds: Mapping[str, float]) -> str:
-    """All that is known."""
+def _what_trains(others: Sequence[Trainable]) -> list[str]:
+    rows = [["type", "preset", "parameters", "frames", "package"]]
+    for one in others:
+        frames = str(one.num_frame) + (" at least" if one.layout == "sequence" else "")
+        rows.append([one.type, one.preset or "-", f"{one.parameters:,}", frames, one.package])
+    example = next((one for one in others if one.preset), others[0])
+    named = f"type: {example.type}" + (f", preset: {example.preset}" if example.preset else "")
+    return [
+        "",
+        f"To train, without weights (in an option file: network_g: {{{named}}}):",
+        "",
+        *aligned(rows, left=(0, 1, len(rows[0]) - 1)),
+    ]
+
+
+def as_json(
+    networks: Mapping[str, Network],
+    rainy: Mapping[str, Score],
+    seconds: Mapping[str, float],
+    others: Sequence[Trainable] = (),
+) -> str:
+    """All that is known, in JSON; see `as_text` for what is given."""
     content = {
         "default": best_of(networks),
         "fast": fastest_of(networks),
         "seconds_a_frame": {"size": list(SIZE), "by": _computer()},
         "rainy": dict(rainy),
         "networks": [
-            asdict(network) | {"path": str(network.path), "seconds_a_frame": seconds[name]}
+            asdict(network)
+            | {"path": str(network.path), "seconds_a_frame": seconds[name]}
+            | {"licence": network.license}  # as it was spelled: programs read it
             for name, network in networks.items()
         ],
+        "trainable": [asdict(one) for one in others],
     }
     return json.dumps(content, indent=1, ensure_ascii=False)
 

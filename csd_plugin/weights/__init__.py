@@ -21,6 +21,15 @@ Score = Mapping[str, Any]
 """clips, frames, skip; and of each protocol, `nturain_y` and `rgb`: psnr in dB and ssim, averages over the clips."""
 
 
+_FORMER_KEYS = {"licence": "license"}
+"""Keys of facts that files made before have."""
+
+
+def under_todays_keys(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of a network as they are called now, from a file of any age."""
+    return {_FORMER_KEYS.get(key, key): value for key, value in facts.items()}
+
+
 @dataclass(frozen=True)
 class Network:
     """One network. All but `sha256`, that of its file, is in the file too, under `facts`.
@@ -41,7 +50,7 @@ class Network:
     stored_as: str
     trained_on: str
     recipe: str
-    licence: str
+    license: str
     scores: dict[str, Score]
     sha256: str
 
@@ -62,7 +71,8 @@ class Network:
 def read_catalogue(folder: Path) -> tuple[dict[str, Network], dict[str, Score]]:
     """The networks of a folder by their names; and the scores of the rainy frames that they were given."""
     content = json.loads((folder / "networks.json").read_text(encoding="utf-8"))
-    return {name: Network(name=name, **facts) for name, facts in content["networks"].items()}, content["rainy"]
+    networks = content["networks"].items()
+    return {name: Network(name=name, **under_todays_keys(facts)) for name, facts in networks}, content["rainy"]
 
 
 def best_of(networks: Mapping[str, Network]) -> str:

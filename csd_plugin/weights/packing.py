@@ -1,4 +1,4 @@
-"""Putting a trained network among those that ship: its file, and what is known of it in the catalogue beside it."""
+"""Putting a trained network among those that ship: its file, and what is known of it in the catalogue next to it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from csd_plugin.limited_yaml import read_yaml
 from csd_plugin.metrics.protocols import PROTOCOLS, score_frame
 from csd_plugin.metrics.results import load_results
 from csd_plugin.report.complexity import complexity
-from csd_plugin.weights import SETS, Network, Score, best_of, fastest_of, find_checkpoint
+from csd_plugin.weights import SETS, Network, Score, best_of, fastest_of, find_checkpoint, under_todays_keys
 
-TEXTS = ("what", "trained_on", "recipe", "licence")
+TEXTS = ("what", "trained_on", "recipe", "license")
 MARKS = ("<!-- networks: tools/pack_network.py writes this table -->", "<!-- end of networks -->")
 CHECKED_FRAMES = 4
 FREE_DB = 0.001
@@ -37,7 +37,7 @@ FREE_DB = 0.001
 
 def pairs(settings: Sequence[str], known: Sequence[str]) -> list[tuple[str, str]]:
     """'KEY=VALUE' -> (key, value). Raises CSDError for another key."""
-    split = [setting.partition("=")[::2] for setting in settings]
+    split = list(under_todays_keys(dict(setting.partition("=")[::2] for setting in settings)).items())
     for key, value in split:
         if key not in known or not value:
             raise CSDError(f"{key}={value} is not KEY=VALUE with a known key{suggestion(key, known)}")
@@ -53,6 +53,7 @@ def read_facts(path: Path | None) -> dict[str, str]:
         raise CSDError(f"--facts {error}") from error
     if not isinstance(facts, dict) or not all(isinstance(text, str) for text in facts.values()):
         raise CSDError(f"--facts {path}: give texts: {', '.join(TEXTS)}")
+    facts = under_todays_keys(facts)
     for key in facts:
         if key not in TEXTS:
             raise CSDError(f"--facts {path}: {key} is unknown{suggestion(key, TEXTS)}")
@@ -86,7 +87,8 @@ def pack(
 ) -> Network:
     """Write the file, whole or not at all."""
     source = find_checkpoint(checkpoint)
-    network, known = load_network(source), load_plain(source, "checkpoint").get("facts", {})
+    network = load_network(source)
+    known = under_todays_keys(load_plain(source, "checkpoint").get("facts", {}))
     texts = {key: known[key] for key in TEXTS if key in known} | dict(texts)
     for key in TEXTS:
         if key not in texts:
@@ -155,7 +157,7 @@ def _halved(network: nn.Module) -> dict[str, Tensor]:
 
 
 def psnrs(network: nn.Module, rain: Path, truth: Path) -> list[float]:
-    """In dB of every protocol, over the first frames of a clip."""
+    """In dB for each protocol, over the first frames of a clip."""
     with open_reader(rain) as rainy, open_reader(truth) as clean:
         derained = Derainer(network)(islice(rainy, CHECKED_FRAMES))
         scores = [score_frame(ours, true) for ours, true in zip(derained, clean, strict=False)]

@@ -26,7 +26,9 @@ def test_parameters_counted_by_hand():
     assert count(HalfNet(preset="realtime", num_pair=6, num_deep=0)) == flat == 124_844
     deep = 2 * 2 * (64 * 64 * 9 + 64) + (32 * 64 * 9 + 64) + (64 * 128 + 128)
     assert count(HalfNet(preset="realtime")) == flat - 2 * pair + deep == 262_380
-    assert count(HalfNet(preset="tiny")) == (36 * 16 * 9 + 16) + 4 * 2 * (16 * 16 * 9 + 16) + (16 * 12 * 9 + 12)
+    half = (36 * 16 * 9 + 16) + 2 * (16 * 16 * 9 + 16) + (16 * 12 * 9 + 12)
+    deep = 3 * 2 * (32 * 32 * 9 + 32) + (16 * 32 * 9 + 32) + (32 * 64 + 64)
+    assert count(HalfNet(preset="tiny")) == half + deep == 73_820
 
 
 @pytest.mark.parametrize("preset", PRESETS)

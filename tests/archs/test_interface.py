@@ -34,6 +34,18 @@ class MeanOfWindow(nn.Module):
         return window.mean(dim=1)
 
 
+@pytest.mark.parametrize(("kind", "made"), [("image", 1), ("window", 1), ("sequence", 5)])
+def test_the_declared_shape_is_one_that_a_network_of_the_kind_takes(kind, made):
+    from csd_plugin.archs.interface import Interface
+
+    interface = Interface(1 if kind == "image" else 5, kind)
+    shape = interface.input_shape(8, 12)
+    assert shape == ((3, 8, 12) if kind == "image" else (5, 3, 8, 12))
+    network = {"image": nn.Identity(), "window": MeanOfWindow(), "sequence": Mean()}[kind]
+    frames = network(torch.rand(1, *shape))
+    assert frames.numel() == interface.num_made * 3 * 8 * 12
+
+
 @pytest.mark.parametrize("num_target", [1, 3, 5])
 def test_sequences_and_windows_give_the_same_targets(num_target):
     from csd_plugin.archs.interface import interface_of

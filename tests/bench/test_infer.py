@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch import nn
 
+from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.bench.measure import MatrixRate, in_turns
 from csd_plugin.bench.operations import operations
+from csd_plugin.bench.speed import find_network
 from csd_plugin.cli import main
+from csd_plugin.weights import NETWORKS
 
 
 @torch.no_grad()
@@ -56,6 +59,16 @@ def test_operations_of_images():
     )
     one, six = (operations(PReNet(num_stage=stages)).useful for stages in (1, 6))
     assert six == 6 * one
+
+
+def test_names_mean_presets_before_shipped_networks_before_files(tmp_path, monkeypatch):
+    """A preset is untrained; a shipped network of another name has its weights; else it is a checkpoint's path."""
+    state = load_network(NETWORKS["student2_csd"].path).state_dict()
+    assert all(torch.equal(state[name], value) for name, value in find_network("student2_csd").state_dict().items())
+    assert not torch.equal(find_network("student2").conv1.weight, load_network(NETWORKS["student2"].path).conv1.weight)
+    monkeypatch.chdir(tmp_path)
+    torch.save({"params": SLDNet(preset="student2", num_feat=5).state_dict()}, "mine.pth")
+    assert find_network("mine.pth").num_feat == 5
 
 
 def test_turns_and_the_machines_rate():

@@ -123,7 +123,7 @@ def test_report(tmp_path, capsys):
     assert all(len(row["seconds"]) == 1 and row["peak"] > row["before"] > 10 for row in content["rows"])
     assert list(content["parts"]) == PARTS
     shown = capsys.readouterr().out
-    assert report.with_suffix(".md").read_text().strip() in shown and "are ours" in shown
+    assert report.with_suffix(".md").read_text().strip() in shown and "equal ours to within" in shown
     if "matplotlib" in sys.modules:
         assert report.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 

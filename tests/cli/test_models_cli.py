@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from csd_plugin import archs
 from csd_plugin.cli import main
 from csd_plugin.report import networks
 from csd_plugin.weights import DEFAULT, FASTEST, NETWORKS, RAINY
@@ -22,6 +23,26 @@ def test_a_table_to_choose_by(capsys, monkeypatch):
     assert chosen[:4] == ["csd", "derain", "uses", f"{DEFAULT},"] and chosen[-1] == f"{FASTEST}."
 
 
+def test_what_can_be_trained_is_listed_below(capsys, monkeypatch):
+    """Every preset of the table of networks as an option file takes it: built so, it has what is said of it."""
+    monkeypatch.setattr(networks, "seconds_a_frame", lambda shown: dict.fromkeys(shown, 1.25))
+    assert main(["models", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["trainable"]
+    assert [(one["type"], one["preset"]) for one in listed] == [
+        (name, preset) for name, cls in archs.NETWORKS.items() for preset in archs.presets_of(cls) or [None]
+    ]
+    for one in listed:
+        cls = archs.NETWORKS[one["type"]]
+        network = cls(preset=one["preset"]) if one["preset"] else cls()
+        assert sum(p.numel() for p in network.parameters()) == one["parameters"]
+        assert (network.num_frame, one["package"]) == (one["num_frame"], "csd_plugin")
+    assert main(["models"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert all(
+        [one["type"], one["preset"] or "-", f"{one['parameters']:,}"] in [row[:3] for row in rows] for one in listed
+    )
+
+
 def test_all_that_is_known_for_programs(capsys, monkeypatch):
     seconds = networks.seconds_a_frame({FASTEST: NETWORKS[FASTEST]})
     assert seconds[FASTEST] > 0
@@ -32,6 +53,7 @@ def test_all_that_is_known_for_programs(capsys, monkeypatch):
     for entry, network in zip(content["networks"], NETWORKS.values(), strict=True):
         assert (entry["name"], entry["path"], entry["scores"]) == (network.name, str(network.path), network.scores)
         assert entry["seconds_a_frame"] == seconds[FASTEST]
+        assert entry["license"] == entry["licence"] == network.license
 
 
 def test_networks_built_alike_are_as_fast(monkeypatch):

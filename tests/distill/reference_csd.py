@@ -66,7 +66,17 @@ def maps_of(student, teacher, aggregation):
         mean = f_t.sum() / f_t.numel()
         deviation = (((f_t - mean) ** 2).sum() / f_t.numel()).sqrt()
         f_s, f_t = (f_s - mean) / (deviation + 1e-6), (f_t - mean) / (deviation + 1e-6)
+    if aggregation.endswith("normalized"):
+        (f_s, spread_s), (f_t, spread_t) = normal(f_s), normal(f_t)
+        share = min(1.0, (spread_s / spread_t).sqrt().item())  # of the gradient
+        f_s = share * f_s + (1 - share) * f_s.detach()
     return f_s, f_t
+
+
+def normal(f):
+    mean = f.sum() / f.numel()
+    deviation = (((f - mean) ** 2).sum() / f.numel()).sqrt() + 1e-5 * abs(mean.item())
+    return (f - mean) / deviation, deviation
 
 
 def spatial(weights, scales, start, hidden, cross_scale):

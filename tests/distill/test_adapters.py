@@ -46,7 +46,8 @@ def test_width_and_size_are_brought_to_the_teachers():
     inner = objective.objective
     for clip, seen in zip(student.features[1][0], inner.seen, strict=True):
         for frame, result in zip(clip, seen, strict=True):
-            wide = torch.einsum("oc,chw->ohw", conv.weight[:, :, 0, 0], frame) + conv.bias[:, None, None]
+            scaled = objective.gain * frame
+            wide = torch.einsum("oc,chw->ohw", conv.weight[:, :, 0, 0], scaled) + conv.bias[:, None, None]
             expected = F.interpolate(wide[None], (9, 4), mode="bilinear", antialias=True)[0]
             torch.testing.assert_close(result, expected)
     assert student.features[1][0].grad.any() and conv.weight.grad.any()
@@ -70,3 +71,32 @@ def test_mistakes():
         AdaptedObjective(Direct(), adapters=["resiz"], student=[OURS], teacher=[THEIRS])
     with pytest.raises(CSDError, match="2 taps of the student and 1"):
         AdaptedObjective(Direct(), adapters=["resize"], student=[OURS, OURS], teacher=[THEIRS])
+
+
+@pytest.mark.parametrize("small", [1 / 200, 1.0, 50.0])
+def test_a_convolution_starts_at_the_teachers_scale_and_keeps_the_gain(small):
+    student, teacher = view(OURS), view(THEIRS)
+    student = ClipView(student.output, {1: (small * student.features[1][0],)})
+    objective = AdaptedObjective(Direct(), adapters=["conv1x1", "resize"], student=[OURS], teacher=[THEIRS])
+
+    def size(feature):
+        return feature.detach().square().mean().sqrt()
+
+    objective(student, teacher, student.output)
+    # the adapted feature is resized after it was brought to scale, which averages a little away
+    assert 0.6 < size(objective.objective.seen) / size(teacher.features[1][0]) < 1.05
+    gain = objective.gain.clone()
+    objective(ClipView(student.output, {1: (3 * student.features[1][0],)}), teacher, student.output)
+    assert torch.equal(objective.gain, gain)  # the student's own growth stays visible
+
+    resumed = AdaptedObjective(Direct(), adapters=["conv1x1", "resize"], student=[OURS], teacher=[THEIRS])
+    resumed.load_state_dict(objective.state_dict())
+    resumed(teacher_sized := view(OURS), teacher, teacher_sized.output)
+    assert torch.equal(resumed.gain, gain)
+
+
+def test_features_of_zeros_leave_the_gain_at_one():
+    zeros = ClipView(torch.zeros(2, 3, 3, 6, 8), {1: (torch.zeros(OURS),)})
+    objective = AdaptedObjective(Direct(), adapters=["conv1x1", "resize"], student=[OURS], teacher=[THEIRS])
+    assert objective(zeros, view(THEIRS), zeros.output).losses["direct"].isfinite()
+    assert objective.gain.tolist() == [1.0]

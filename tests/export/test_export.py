@@ -218,8 +218,8 @@ def test_command_line_exports_and_derains(network, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options, license", [([], NETWORKS[DEFAULT].licence), (["--license", "mine"], "mine")])
-def test_the_licence_of_a_network_that_comes_with_the_package_goes_along(monkeypatch, tmp_path, options, license):
+@pytest.mark.parametrize("options, license", [([], NETWORKS[DEFAULT].license), (["--license", "mine"], "mine")])
+def test_the_license_of_a_network_that_comes_with_the_package_goes_along(monkeypatch, tmp_path, options, license):
     def exported(network, path, **keywords):
         assert keywords["license"] == license
         raise CSDError("far enough")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from csd_plugin import devices
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import SLDNet
@@ -169,3 +171,56 @@ def test_a_plain_network_of_another_layout_is_refused():
 
     with pytest.raises(CSDError, match=r"Image has the layout 'image'; .* takes windows of one frame"):
         open_backend(Image(3, 3, 1))
+
+
+class Runtime:
+    """ONNX Runtime for GPUs, as far as a session is made; `broken`: its GPU part cannot start, and it goes on without."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.broken = broken
+        self.providers: list[object] = []
+
+    SessionOptions = staticmethod(lambda: mock.MagicMock())
+    capi = mock.MagicMock()
+
+    def get_available_providers(self):
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def InferenceSession(self, model, options, providers):  # noqa: N802 - its name there
+        self.providers += providers
+        session = mock.MagicMock()
+        session.get_providers.return_value = [] if self.broken else ["CUDAExecutionProvider"]
+        return session
+
+
+@pytest.mark.parametrize(("device", "number"), [("cuda:1", "1"), ("cuda", "0"), ("auto", "0")])
+def test_onnx_runtime_takes_the_gpu_that_was_asked_for_and_does_not_round(tmp_path, monkeypatch, device, number):
+    (tmp_path / "network.onnx").write_bytes(b"")
+    runtime = Runtime()
+    for name in ("Fail", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "InvalidArgument"):
+        setattr(runtime.capi.onnxruntime_pybind11_state, name, RuntimeError)
+    monkeypatch.setattr("csd_plugin.inference.backends._import", lambda module: runtime)
+    monkeypatch.setattr(Facts, "from_metadata", lambda metadata, source: None)
+    open_backend(tmp_path / "network.onnx", backend="onnxruntime", device=device)
+    assert runtime.providers == [("CUDAExecutionProvider", {"device_id": number, "use_tf32": "0"})]
+
+    runtime.broken = True
+    with pytest.raises(CSDError, match="would compute on the CPU"):
+        open_backend(tmp_path / "network.onnx", backend="onnxruntime", device=device)
+
+
+def test_torch_computes_fp32_without_rounding(network):
+    backend = open_backend(network, device="cpu")
+    settings = []
+    hook = backend.network.register_forward_hook(
+        lambda *_: settings.append([getattr(owner, name) for owner, name, _ in devices._rounding()])
+    )
+    backend(torch.rand(1, 3, 3, 16, 16))
+    hook.remove()
+    assert settings == [[value for _, _, value in devices._rounding()]]
+
+
+def test_what_a_gpu_does_slowly_is_said_with_the_precision(network, monkeypatch):
+    monkeypatch.setattr("csd_plugin.inference.runner.half_precision_warnings", lambda *_: ["slow here"])
+    assert Derainer(network, device="cpu", precision="bf16").precision == ("bf16", "slow here")
+    assert Derainer(network, device="cpu").precision == ("fp32", "")

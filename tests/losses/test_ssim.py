@@ -202,3 +202,23 @@ def test_only_the_gradient_that_is_needed_is_made():
     x, y = (torch.from_numpy(image).float() for image in pair(1, 3, 12, 12))
     zero_padded_ssim(x.requires_grad_(), y).sum().backward()
     assert x.grad is not None and y.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounded_matrix_products_and_channels_last_change_nothing(dtype):
+    """What a network gives under autocast, on a device that is allowed to round: near 1 the loss would go below 0."""
+    torch.manual_seed(0)
+    gt = F.avg_pool2d(torch.rand(2, 3, 70, 70), 7, stride=1)
+    output = (gt + 0.003 * torch.randn_like(gt)).to(dtype)
+    loss, results = PyramidSSIMLoss(), {}
+    for precision in ("highest", "medium"):  # on a CPU medium is bf16, on a GPU TF32
+        torch.set_float32_matmul_precision(precision)
+        try:
+            given = output.contiguous(memory_format=torch.channels_last).requires_grad_()
+            value = loss(given, gt)
+            results[precision] = (value.detach(), *torch.autograd.grad(value, given))
+        finally:
+            torch.set_float32_matmul_precision("highest")
+    for exact, rounded in zip(*results.values(), strict=True):
+        assert torch.equal(exact, rounded)
+    assert 0 < results["highest"][0] < 0.05

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from csd_plugin.data.batches import as_clips
 from csd_plugin.errors import CSDError
-from csd_plugin.models.batches import as_clips
 
 
 def frames(*shape):
@@ -57,7 +57,7 @@ def test_the_targets_are_those_of_whole_windows(batch, given, truth, num_frame, 
 )
 def test_what_does_not_go_together_is_one_line(given, truth, num_frame, words):
     with pytest.raises(CSDError) as caught:
-        as_clips({"lq": frames(2, *given), "gt": frames(2, *truth)}, num_frame, "AnyDataset")
+        as_clips({"lq": frames(2, *given), "gt": frames(2, *truth)}, num_frame, "datasets.train: AnyDataset")
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert str(caught.value).startswith("datasets.train: AnyDataset gives lq (2, ")
 

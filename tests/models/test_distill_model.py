@@ -10,7 +10,7 @@ import torch
 from toolbox import STUDENT, TEACHER, changed, distill_options, equal, train_options
 
 from csd_plugin.archs.sldnet import SLDNet
-from csd_plugin.models.dry_run import dry_run
+from csd_plugin.distill.dry_run import dry_run
 
 NO_WEIGHTS = {"train.distill_opt": {"type": "CSD", "weights": {"spatial": 0.0, "temporal": 0}}}
 
@@ -211,7 +211,7 @@ def test_a_teacher_that_takes_few_clips_at_once_says_the_same(launcher, tiny_rai
     batches, losses = [], []
     monkeypatch.setattr(SLDNet, "forward", _noting_teachers_batches(batches, SLDNet.forward))
     for targets in (1, 100):
-        monkeypatch.setattr("csd_plugin.models.distill_model.TEACHER_TARGETS", targets)
+        monkeypatch.setattr("csd_plugin.distill.distiller.TEACHER_TARGETS", targets)
         assert launcher.train(options) == 0
         losses.append(launcher.models[-1].log_dict)
     assert batches == [2, 2, 2] * 2 + [4, 4, 4]  # two clips of two targets, at three scales
@@ -241,7 +241,7 @@ def test_compiled_networks_train_to_the_same_weights(launcher, tiny_rain, tiny_t
 
     real = torch.compile
     monkeypatch.setattr(torch, "compile", compile_quickly)
-    monkeypatch.setattr("csd_plugin.models.distill_model.dry_run", run_dry)
+    monkeypatch.setattr("csd_plugin.distill.distiller.dry_run", run_dry)
     taps = {"student": ["conv22"], "teacher": ["conv22"], "adapters": adapters}
     for name, how in (("plain", False), ("compiled", True)):
         options = distill_options(tiny_rain, tiny_teacher, name=name, **{"train.compile": how})

@@ -78,7 +78,7 @@ def test_what_is_wrong_is_logged_once_and_the_start_survives_a_resume(launcher, 
     warnings = [line for line in log.read_text().splitlines() if "WARNING" in line]
     assert len([line for line in warnings if "the student's feature at conv22 is" in line]) == 1
 
-    start = launcher.models[-1].monitor.start
+    start = launcher.models[-1].distiller.monitor.start
     assert set(start) == {f"{what}_{term}" for what in ("loss", "spread") for term in ("spatial", "temporal")}
     assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 0
-    assert launcher.models[-1].monitor.start == start
+    assert launcher.models[-1].distiller.monitor.start == start

@@ -134,7 +134,7 @@ def test_bf16_changes_the_networks_arithmetic_and_nothing_else(launcher, tiny_ra
     weights = launcher.weights("net_g_latest")
     assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in weights.values())
     model = launcher.models[-1]
-    assert model.run_network(model.net_g, model.lq, model.interface_of(model.net_g)).dtype == torch.float32
+    assert model.run_network(model.net_g, model.lq, 2, model.interface_of(model.net_g)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("frames", range(1, 8))

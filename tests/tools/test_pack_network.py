@@ -20,7 +20,7 @@ from csd_plugin.metrics.scores import Scores
 from csd_plugin.weights import packing, read_catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXTS = ["what=a narrow student", "trained_on=noise", "recipe=none", "licence=Apache-2.0"]
+TEXTS = ["what=a narrow student", "trained_on=noise", "recipe=none", "license=Apache-2.0"]
 
 
 @pytest.fixture
@@ -81,6 +81,7 @@ def test_a_network_is_packed_with_its_facts(pack, checkpoint, tmp_path, capsys):
 
     (network,) = read_catalogue(pack.folder)[0].values()
     assert (network.what, network.recipe, network.preset) == ("a student of two lines", "none", "student2")
+    assert network.license == "l"  # under the key that older files of facts have
     assert network.numbers["num_feat"] == 5 and network.stored_as == "fp32"
     average = json.loads(validation.read_text())["average"]["rgb"]
     assert network.scores["validation"]["rgb"]["psnr"] == pytest.approx(average["psnr"], abs=1e-4)
@@ -168,7 +169,7 @@ def test_mistakes_are_one_line_and_change_nothing(pack, checkpoint, tmp_path, ca
         ((tmp_path / "odd.pth", "odd", "--fact", *TEXTS), "has the layers of no preset"),
         ((tmp_path / "no.pth", "no", "--fact", *TEXTS), "there is no checkpoint"),
         ((checkpoint, "narrow", "--fact", "recip=x"), "did you mean recipe?"),
-        ((checkpoint, "narrow", "--facts", tmp_path / "facts.yml"), "did you mean licence?"),
+        ((checkpoint, "narrow", "--facts", tmp_path / "facts.yml"), "did you mean license?"),
         ((checkpoint, "narrow", "--facts", tmp_path / "no.yml"), "cannot be read"),
         ((checkpoint, "narrow", "--fact", *TEXTS, "--score", f"validation={a1}"), "a1 alone belongs to a1"),
         ((checkpoint, "narrow", "--fact", *TEXTS, "--score", f"a1={walk}"), "a1 alone belongs to a1"),

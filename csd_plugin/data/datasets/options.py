@@ -13,22 +13,29 @@ MOST = 1024
 
 Self = TypeVar("Self", bound="DatasetOptions")
 
+ROOTS = ("dataroot", "dataroot_lq", "dataroot_gt")
+"""The options that say where frames are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetOptions:
     """What all data sets take."""
 
-    dataroot: str = option(
-        "", "folder that holds Dataset_Training_Synthetic, Dataset_Testing_Synthetic ..", required=True
+    dataroot: str | None = option(
+        None, "folder that holds the `Dataset_*` folders, or an LMDB store of it (`csd prepare --lmdb`)"
     )
+    dataroot_lq: str | None = option(
+        None, "instead of `dataroot`: the rainy clips alone, CLIP/FRAME, in a folder or an LMDB store"
+    )
+    dataroot_gt: str | None = option(None, "with `dataroot_lq`: their clean clips, of the same names")
     split: Literal["train", "test", "real"] | None = option(
-        None, "which of these folders; by default train for training, test for the rest"
+        None, "which of these folders: `train`, `test` or `real`; by default `train` for training, else `test`"
     )
-    clips: str | list[str] | None = option(None, "only these clips: names, or a file with one per line")
-    num_frame: int = option(
-        7, "frames in a sample: N of a training clip, or of a test window", required=True, gt=0, le=MOST
+    clips: str | list[str] | None = option(
+        None, "only these clips: their names, or a text file with one name per line; by default all"
     )
-    cache_mb: float = option(0, "memory for decoded frames, of all workers together", ge=0)
+    num_frame: int = option(7, "frames of a test window, at least the network's", required=True, gt=0, le=MOST)
+    cache_mb: float = option(0, "memory in MB for decoded frames, for all workers together", ge=0)
 
     @classmethod
     def of(cls: type[Self], opt: Mapping[str, Any]) -> Self:
@@ -40,26 +47,36 @@ class DatasetOptions:
 class TrainingOptions(DatasetOptions):
     """What the data sets for training take; the keys of the toolbox's loader among them."""
 
-    num_frame: int = option(11, "frames N of a clip", required=True, gt=0, le=MOST)
-    num_target: int = option(5, "targets L in the middle of the clip", required=True, gt=0, le=MOST)
-    gt_size: int = option(128, "height and width of the crop", required=True, ge=4, le=8192)
+    num_frame: int = option(11, "frames N of a training clip", required=True, gt=0, le=MOST)
+    num_target: int = option(
+        5,
+        "targets L in the middle of the clip; the network may see at most N - L + 1 frames",
+        required=True,
+        gt=0,
+        le=MOST,
+    )
+    gt_size: int = option(128, "side of the crop, in pixels", required=True, ge=4, le=8192)
     scale_range: tuple[float, float] = option(
-        (1.0, 1.0), "enlarge frames by a random factor, up to 16", each={"gt": 0, "le": 16}
+        (1.0, 1.0), "enlarge frames by a random factor from this range", each={"gt": 0, "le": 16}
     )
     use_hflip: bool = option(True, "mirror left and right")
     use_vflip: bool = option(False, "mirror top and bottom")
     use_rot: bool = option(False, "exchange rows and columns")
-    random_reverse: bool = option(False, "run clips backwards")
-    as_uint8: bool = option(False, "samples as bytes, a quarter of the workers' traffic; same training")
+    random_reverse: bool = option(False, "run clips backwards, half of the time")
+    as_uint8: bool = option(
+        False, "workers hand over samples as bytes, a quarter of the memory traffic; training is the same"
+    )
     dataset_enlarge_ratio: int = option(1, "how many times an epoch uses every clip", gt=0, le=100_000)
 
     batch_size_per_gpu: int = option(1, "clips in a batch", required=True, gt=0, le=MOST)
     num_worker_per_gpu: int = option(0, "loader processes", required=True, ge=0, le=256)
     # the toolbox's `cpu` loses a worker's error and then waits for ever; workers read ahead without it
-    prefetch_mode: Literal["cuda"] | None = option(None)
-    pin_memory: bool = option(False)
-    persistent_workers: bool = option(False)
-    use_shuffle: bool = option(True)
+    prefetch_mode: Literal["cuda"] | None = option(
+        None, "`cuda`: the next batch is copied to the GPU while the network works; needs `pin_memory`"
+    )
+    pin_memory: bool = option(False, "batches in page-locked memory, from which copies to a GPU are faster")
+    persistent_workers: bool = option(False, "workers are kept from one epoch to the next")
+    use_shuffle: bool = option(True, "draw clips in random order")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +85,7 @@ class TestOptions(DatasetOptions):
 
     __test__ = False  # for pytest
 
-    cache_mb: float = option(128, "memory for decoded frames, so that neighbours are decoded once", ge=0)
+    cache_mb: float = option(128, "memory in MB for decoded frames, so that neighbours are decoded once", ge=0)
     frame_range: tuple[int, int] | None = option(
-        None, "first and last frame of every clip, from 1, inclusive; windows still see the others"
+        None, "first and last frame to score, counted from 1; windows still see the others; by default all"
     )

@@ -21,9 +21,10 @@ from csd_plugin.data.datasets.training_clips import (
     check_sizes,
     to_tensor,
 )
-from csd_plugin.data.layout import find_sequences
+from csd_plugin.data.layout import find_pairs, find_sequences
 from csd_plugin.data.stores import open_store
 from csd_plugin.data.stores.interface import FrameStore
+from csd_plugin.data.stores.joined import JoinedStore
 from csd_plugin.data.windows import reflect_indices
 from csd_plugin.errors import CSDError
 from csd_plugin.types import PairedSequence
@@ -38,14 +39,13 @@ class PairedVideoDataset(TrainingDataset):
 
     opt: `TrainingOptions`.
 
-    Raises CSDError for data that does not fit together, at construction where headers tell.
+    Raises CSDError for data that does not fit together, at construction as far as headers show it.
     """
 
     def __init__(self, opt: Options) -> None:
         self.opt = opt  # where the toolbox looks the name of the set up
         options = self.options_class.of(opt)
-        self.store = open_store(dataroot_of(opt), options.cache_mb)
-        self.sequences = _find(self.store, options, "train")
+        self.store, self.sequences = _open(opt, options, "train")
         self.clips = TrainingClips(self.store, self.sequences, opt)
 
     def item(self, sample: Sample) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class PairedVideoTestDataset(Dataset):
 
     opt: `TestOptions`.
 
-    Raises CSDError for data that does not fit together, at construction where headers tell.
+    Raises CSDError for data that does not fit together, at construction as far as headers show it.
     """
 
     options_class: ClassVar[type[TestOptions]] = TestOptions
@@ -82,8 +82,7 @@ class PairedVideoTestDataset(Dataset):
         self.opt = opt  # where the toolbox looks the name of the set up
         options = self.options_class.of(opt)
         self.num_frame = options.num_frame
-        self.store = open_store(dataroot_of(opt), options.cache_mb)
-        self.sequences = _find(self.store, options, "test")
+        self.store, self.sequences = _open(opt, options, "test")
         check_sizes(self.store, self.sequences)
         self.samples: list[tuple[int, int]] = []
         self.data_info: dict[str, list[Any]] = {"lq_path": [], "gt_path": [], "folder": [], "idx": []}
@@ -125,8 +124,20 @@ def dataroot_of(opt: Options) -> str | Path | FrameStore:
     return opt["dataroot"]
 
 
-def _find(store: FrameStore, options: DatasetOptions, split: str) -> list[PairedSequence]:
-    return find_sequences(store.keys(), options.split or split, clips=options.clips, root=store.root)
+def _open(opt: Options, options: DatasetOptions, split: str) -> tuple[FrameStore, list[PairedSequence]]:
+    """The frames, of one place or of two, and their clips."""
+    roots = {"lq": options.dataroot_lq, "gt": options.dataroot_gt}
+    given = {side: root for side, root in roots.items() if root}
+    if not given:
+        store = open_store(dataroot_of(opt), options.cache_mb)
+        return store, find_sequences(store.keys(), options.split or split, clips=options.clips, root=store.root)
+    where = f"dataset {opt.get('name', '')!r}"
+    if options.dataroot or options.split:
+        raise CSDError(f"{where}: dataroot_lq and dataroot_gt are all its clips: leave dataroot and split out")
+    if "lq" not in given or (split == "train" and "gt" not in given):
+        raise CSDError(f"{where}: give both dataroot_lq and dataroot_gt")
+    joined = JoinedStore({side: open_store(root, options.cache_mb / len(given)) for side, root in given.items()})
+    return joined, find_pairs(joined.keys(), "gt" in given, clips=options.clips)
 
 
 def _frame_range(asked: Sequence[int] | None, sequence: PairedSequence) -> range:

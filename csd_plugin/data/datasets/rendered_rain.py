@@ -29,10 +29,10 @@ _BLOCK = 16
 class RenderedRainOptions(TrainingOptions):
     """What `RenderedRainDataset` takes."""
 
-    rain: str = option("nturain", "preset around which the rain varies")
+    rain: str = option("nturain", "preset of `csd rain` around which the rain varies")
     quality: tuple[int, int] | None = option(
         None,
-        "range of JPEG qualities for rainy frames, as NTURain's are JPEG files",
+        "JPEG qualities [low, high] for rainy frames, as NTURain's are JPEG files",
         each={"ge": 1, "le": 100},
     )
 
@@ -46,7 +46,7 @@ class RenderedRainDataset(TrainingDataset):
     opt: `RenderedRainOptions`. dataroot: clean clips, a folder of folders of frames, or an LMDB store of it;
     split: where it is in NTURain's layout, whose NAME_GT to take.
 
-    Raises CSDError for data that does not fit together, at construction where headers tell.
+    Raises CSDError for data that does not fit together, at construction as far as headers show it.
     """
 
     options_class: ClassVar[type[RenderedRainOptions]] = RenderedRainOptions
@@ -54,6 +54,8 @@ class RenderedRainDataset(TrainingDataset):
     def __init__(self, opt: Options) -> None:
         self.opt = opt  # where the toolbox looks the name of the set up
         options = self.options_class.of(opt)
+        if options.dataroot_lq or options.dataroot_gt:
+            raise CSDError("RenderedRainDataset makes its rain itself: give the clean clips as dataroot")
         self.preset = find_preset(options.rain)
         self.quality = _quality_range(options.quality)
         self.store = open_store(dataroot_of(opt), options.cache_mb)

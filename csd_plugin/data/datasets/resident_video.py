@@ -31,7 +31,12 @@ _FRAMES_PER_WORKER = 100
 class ResidentVideoOptions(TrainingOptions):
     """What `ResidentVideoDataset` takes."""
 
-    device: str = option("auto", "cpu, cuda, cuda:1; auto is CUDA if there is one")
+    device: str = option(
+        "auto",
+        "where all decoded frames are kept and cropped: `cpu`, `cuda`, `cuda:1`; `auto` is a GPU if there is one; "
+        "needs `num_worker_per_gpu: 0`, without `persistent_workers`, `pin_memory`, `prefetch_mode`, `cache_mb` and "
+        "`as_uint8`",
+    )
 
 
 class ResidentVideoDataset(PairedVideoDataset):

@@ -50,8 +50,8 @@ class TrainingClips:
     does from the second epoch on, as a short last round leaves their counts unequal; and without workers, where torch
     gives no base seed, the draws are others (seeded by torch's initial seed).
 
-    opt: `TrainingOptions`, as the toolbox's dict. Of one target (num_target 1), gt is (3, gt_size, gt_size), without an
-    axis of targets. as_uint8 is for models that divide by 255 themselves.
+    opt: `TrainingOptions`, as the toolbox's dict. With one target (num_target 1), gt is (3, gt_size, gt_size), without
+    an axis of targets. as_uint8 is for models that divide by 255 themselves.
 
     Raises CSDError for sequences that do not fit the options, from the frames' headers.
     """
@@ -167,7 +167,7 @@ class TrainingDataset(Dataset):
 
 
 class WorkerEntry:
-    """Prepares a loader's worker for work on a store, once; tells the worker, None in the main process."""
+    """Prepares a loader's worker for work on a store, once. Returns the worker; None in the main process."""
 
     def __init__(self, store: FrameStore) -> None:
         self._store = store

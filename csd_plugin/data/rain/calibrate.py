@@ -72,7 +72,7 @@ def calibrate(
 ) -> tuple[RainParams, RainStatistics]:
     """Density and opacity at which the rain has the goal's statistics, and those reached; least squares of logarithms.
 
-    Mean and brighter share alone hardly tell many faint streaks from few strong ones; the darker share does.
+    Mean and brighter share alone hardly distinguish many faint streaks from few strong ones; the darker share does.
     The rest of `params` stays; density and opacity must not be 0. Raises CSDError where one is more than 15 % off.
     """
     start = np.log([params.density, params.opacity])

@@ -171,7 +171,7 @@ def _write_one(target: Path, clip: CleanClip, variant: int, options: PairOptions
 def _write_folder(
     target: Path, clip: CleanClip, variant: int, options: PairOptions, tick: Callable[[], object] | None = None
 ) -> None:
-    """Fill a hidden folder beside the target, then give it its name; variant 0 is the clean clip."""
+    """Fill a hidden folder next to the target, then give it its name; variant 0 is the clean clip."""
     scratch = target.with_name(f".{target.name}.part")
     tick = tick or (lambda: None)
     shutil.rmtree(scratch, ignore_errors=True)

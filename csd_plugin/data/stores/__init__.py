@@ -10,7 +10,7 @@ from csd_plugin.data.stores.lmdb import open_lmdb
 
 
 def open_store(path: str | Path | FrameStore, cache_mb: float = 0) -> FrameStore:
-    """The store at `path`, a folder of image files or an LMDB store, which is told by its name NAME.lmdb or contents.
+    """The store at `path`: a folder of image files, or an LMDB store, recognised by its name NAME.lmdb or its contents.
 
     A store that is open already is returned as it is.
     cache_mb limits the memory for decoded frames, of all loader workers together; raw stores need none.

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,9 +56,16 @@ class BuildReport:
     store_bytes: int
 
 
-def build_store(source: str | Path, out: str | Path, encoding: str = "source", jobs: int = 1) -> BuildReport:
+def build_store(
+    source: str | Path,
+    out: str | Path,
+    encoding: str = "source",
+    jobs: int = 1,
+    frames: Mapping[str, str] | None = None,
+) -> BuildReport:
     """Build the store `out` (a new folder NAME.lmdb) from all images in folders below `source`.
 
+    frames: key in the store, without suffix -> path below `source`, where it is not all images by their own paths.
     encoding: source (the files' own bytes), png or raw (decoded pixels).
     jobs:     processes that read and encode.
 
@@ -73,11 +80,12 @@ def build_store(source: str | Path, out: str | Path, encoding: str = "source", j
         raise CSDError(f"encoding {encoding!r} is unknown: give one of {', '.join(ENCODINGS)}")
     if out.suffix != ".lmdb":
         raise CSDError(f"{out}: a store's name ends in .lmdb: give {out.name}.lmdb")
-    frames = _by_stem(folder)
+    frames = _by_stem(folder) if frames is None else frames
+    _check_keys(frames, folder.root)
 
     new = 0
     if out.exists():
-        _check_same(out, set(frames.values()), encoding)
+        _check_same(out, {stem + split_key(file)[1] for stem, file in frames.items()}, encoding)
     else:
         try:
             new = _build(folder, frames, out, encoding, jobs)
@@ -101,15 +109,19 @@ def _by_stem(folder: FolderStore) -> dict[str, str]:
         stem = split_key(key)[0]
         if stem in frames:
             raise CSDError(f"{folder.root}: two files for the same frame, {frames[stem]} and {key}: remove one of them")
-        if not stem.isprintable() or len(stem.encode()) > _LONGEST_KEY:
-            raise CSDError(
-                f"{folder.root}: {key!r} cannot be a frame's key (not printable, or more than {_LONGEST_KEY} bytes): "
-                f"rename the file"
-            )
         frames[stem] = key
     if not frames:
         raise CSDError(f"{folder.root}: no images found: give the folder that holds the data set")
     return frames
+
+
+def _check_keys(frames: Mapping[str, str], root: Path) -> None:
+    for stem, file in frames.items():
+        if not stem.isprintable() or len(stem.encode()) > _LONGEST_KEY:
+            raise CSDError(
+                f"{root}: {file!r} cannot be a frame's key (not printable, or more than {_LONGEST_KEY} bytes): "
+                f"rename the file"
+            )
 
 
 def _check_same(out: Path, keys: set[str], encoding: str) -> None:
@@ -125,18 +137,20 @@ def _check_same(out: Path, keys: set[str], encoding: str) -> None:
         )
 
 
-def _build(folder: FolderStore, frames: dict[str, str], out: Path, encoding: str, jobs: int) -> int:
+def _build(folder: FolderStore, frames: Mapping[str, str], out: Path, encoding: str, jobs: int) -> int:
     """The number of frames that were not in the partial store yet."""
     partial = out.with_name(f"{out.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     with _only_builder(partial), _Writer(partial, Header(encoding, tail_from_split(folder.root), False)) as writer:
         known = writer.keep_only(frames)
         new = 0
-        tasks = ((str(folder.root), key, encoding, known.get(stem)) for stem, key in sorted(frames.items()))
+        stems = sorted(frames)
+        tasks = ((str(folder.root), frames[stem], encoding, known.get(stem)) for stem in stems)
         with Processes(jobs) if jobs > 1 else contextlib.nullcontext() as processes:
             results = processes.map(encode_frame, tasks) if processes else (encode_frame(*task) for task in tasks)
             progress = tqdm(results, desc=f"{out.name} ({encoding})", total=len(frames), unit="frame", disable=None)
-            for batch in _batches(result for result in progress if result is not None):
+            named = ((stem, *result) for stem, result in zip(stems, progress, strict=True) if result is not None)
+            for batch in _batches(named):
                 writer.write(batch)
                 new += len(batch)
         writer.finish()
@@ -148,8 +162,8 @@ def _build(folder: FolderStore, frames: dict[str, str], out: Path, encoding: str
     return new
 
 
-def encode_frame(root: str, key: str, encoding: str, known: str | None) -> tuple[str, Record, bytes] | None:
-    """(key without suffix, record, value) of an image file; None where its checksum is the known one."""
+def encode_frame(root: str, key: str, encoding: str, known: str | None) -> tuple[Record, bytes] | None:
+    """(record, value) of an image file; None where its checksum is the known one."""
     path = Path(root) / key
     try:
         data = path.read_bytes()
@@ -160,10 +174,10 @@ def encode_frame(root: str, key: str, encoding: str, known: str | None) -> tuple
         return None
     frame = decode_image(data, str(path))  # also of `source`: damage shows now, not in a training's third hour
     value = _VALUES[encoding](data, frame)
-    stem, suffix = split_key(key)
+    suffix = split_key(key)[1]
     height, width = frame.shape[:2]
     value_digest = digest if encoding == "source" else hashlib.sha256(value).hexdigest()
-    return stem, Record(suffix, height, width, len(value), digest, value_digest), value
+    return Record(suffix, height, width, len(value), digest, value_digest), value
 
 
 def _png(frame: np.ndarray) -> bytes:
@@ -293,6 +307,6 @@ def _reason(error: Exception) -> str:
 
 
 def _free_megabytes(path: Path) -> int:
-    """LMDB reports a full disk as any other error of writing: the number tells."""
+    """LMDB reports a full disk as any other error of writing: the number shows it."""
     there = next(parent for parent in path.absolute().parents if parent.is_dir())
     return shutil.disk_usage(there).free // 2**20

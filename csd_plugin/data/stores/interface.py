@@ -51,7 +51,7 @@ class FrameStore(ABC):
 class DecodingStore(FrameStore):
     """A store of image files' bytes, wherever they are.
 
-    With `cache_mb`, the last used decoded frames are kept, in at most so many MB (2^20 bytes). The workers of a
+    With `cache_mb`, the last used decoded frames are kept, in at most that many MB (2^20 bytes). The workers of a
     loader have an equal share each, and keep it as long as they live: without `persistent_workers` that is one epoch.
     """
 

@@ -11,16 +11,20 @@ What a value is, is the store's encoding:
     png     the frame as PNG, 8-bit RGB
     raw     the frame's pixels, uint8 RGB, row after row
 
-BasicSR's own LMDB readers open `source` and `png` stores. While a store is being built it is NAME.lmdb.partial.
+While a store is being built it is NAME.lmdb.partial. BasicSR's FileClient opens `source` and `png` stores; its data
+sets want rain and truth in two stores with equal keys, which `data.toolbox` arranges. Stores that BasicSR's tools have
+made, without records, are read here too, by their meta_info.txt.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -115,24 +119,37 @@ def _parse_json(data: bytes, folder: Path) -> dict[str, Any]:
     return content
 
 
-class LmdbFile:
-    """An open store, for reading. Use `open_file`.
+_environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()
 
-    It is never closed, as arrays that were handed out look into its map. A forked process goes on with its parent's:
-    without locks, which a finished store does not need, reading is nothing but looking into the map.
+
+def environment(folder: Path) -> lmdb.Environment:
+    """LMDB's handle of a finished store; the same for the same file, as LMDB must not open one twice in a process.
+
+    It is closed when nobody holds it any more. A forked process goes on with its parent's: without locks, which a
+    finished store does not need, reading is nothing but looking into the map.
+    Raises lmdb.Error and OSError.
+    """
+    status = (folder / DATA).stat()
+    identity = status.st_dev, status.st_ino
+    env = _environments.get(identity)
+    if env is None:
+        # With the system's readahead, as values have many pages: without, a crop comes from the disk page by page.
+        env = lmdb.Environment(str(folder), readonly=True, lock=False, create=False, max_dbs=1)
+        _environments[identity] = env
+    return env
+
+
+class LmdbFile:
+    """An open store of `csd prepare`, for reading. Use `open_file`.
+
+    It is never closed, as arrays that were handed out look into its map.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, env: lmdb.Environment) -> None:
+        self.folder, self._env = folder, env
         with _reading(folder):
-            # With the system's readahead, as values have many pages: without, a crop comes from the disk page by page.
-            self._env = lmdb.open(str(folder), readonly=True, lock=False, create=False, max_dbs=1)
-            self._check_length()
-            self._values = self._env.begin(buffers=True)
-            try:
-                self._records = self._env.begin(db=self._env.open_db(RECORDS, create=False))
-            except lmdb.NotFoundError as error:
-                raise CSDError(f"{folder}: not a store of `csd prepare`: build it from the image files") from error
+            self._values = env.begin(buffers=True)
+            self._records = env.begin(db=env.open_db(RECORDS, create=False))
             header = self._records.get(HEADER_KEY)
         self.header = parse_header(header or b"{}", folder)
         if not self.header.complete:
@@ -162,12 +179,41 @@ class LmdbFile:
             keys = [bytes(key) for key in self._values.cursor().iternext(values=False)]
         return [key.decode(errors="replace") for key in keys if key != RECORDS]
 
-    def _check_length(self) -> None:
-        """Looking at what is missing of a file would end the process."""
-        expected = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
-        size = (self.folder / DATA).stat().st_size
-        if size < expected:
-            raise CSDError(f"{self.folder}: {DATA} is cut short, {size} bytes of {expected}: build the store again")
+
+class ToolboxFile(LmdbFile):
+    """An open store that BasicSR's `make_lmdb_from_imgs` has made: what is known of its frames is in meta_info.txt."""
+
+    def __init__(self, folder: Path, env: lmdb.Environment) -> None:
+        self.folder, self._env = folder, env
+        self.header = Header("source", within="", complete=True)
+        try:
+            lines = (folder / META_INFO).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CSDError(
+                f"{folder}: neither a store of `csd prepare` nor one of BasicSR ({META_INFO} cannot be read): build it "
+                f"from the image files"
+            ) from error
+        self._frames = dict(_parse_line(line, folder) for line in lines if line.strip())
+        with _reading(folder):
+            self._values = env.begin(buffers=True)
+
+    def record(self, key: str) -> Record | None:
+        return self._frames.get(key)
+
+    def records(self) -> Iterator[tuple[str, Record]]:
+        yield from self._frames.items()
+
+
+_LINE = re.compile(r"(?P<key>.+)(?P<suffix>\.\w+) \((?P<height>\d+),(?P<width>\d+)(,\d+)?\) \d+")
+
+
+def _parse_line(line: str, folder: Path) -> tuple[str, Record]:
+    """(key, what is known) of `000/00000000.png (720,1280,3) 1`; no checksums."""
+    found = _LINE.fullmatch(line)
+    if found is None:
+        raise CSDError(f"{folder}: {META_INFO}: {line[:80]!r} is not `KEY.png (HEIGHT,WIDTH,3) LEVEL`: build it again")
+    record = Record(found["suffix"], int(found["height"]), int(found["width"]), size=0, source="", value="")
+    return found["key"], record
 
 
 _open_files: dict[tuple[int, int], LmdbFile] = {}
@@ -189,8 +235,27 @@ def open_file(folder: Path) -> LmdbFile:
         raise CSDError(f"{folder}: no {DATA} ({error.strerror}): {cure}") from error
     identity = status.st_dev, status.st_ino
     if identity not in _open_files:
-        _open_files[identity] = LmdbFile(folder)
+        _open_files[identity] = _open(folder)
     return _open_files[identity]
+
+
+def _open(folder: Path) -> LmdbFile:
+    with _reading(folder):
+        env = environment(folder)
+        _check_length(folder, env)
+        try:
+            env.open_db(RECORDS, create=False)
+        except lmdb.NotFoundError:
+            return ToolboxFile(folder, env)
+    return LmdbFile(folder, env)
+
+
+def _check_length(folder: Path, env: lmdb.Environment) -> None:
+    """Looking at what is missing of a file would end the process."""
+    expected = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    size = (folder / DATA).stat().st_size
+    if size < expected:
+        raise CSDError(f"{folder}: {DATA} is cut short, {size} bytes of {expected}: build the store again")
 
 
 def open_lmdb(folder: Path, cache_mb: float = 0) -> FrameStore:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import TypeAlias
 
 from tqdm import tqdm
 
 from csd_plugin.data.stores.folder import FolderStore
-from csd_plugin.data.stores.lmdb import DATA, META_INFO, Record, open_file, split_key
+from csd_plugin.data.stores.lmdb import DATA, META_INFO, Record, ToolboxFile, open_file, split_key
 from csd_plugin.data.workers import Processes
 from csd_plugin.errors import CSDError
 
@@ -40,8 +41,15 @@ class Problem:
 _Check: TypeAlias = "Callable[[Path, list[tuple[str, Record]]], list[Problem]]"
 
 
-def verify_store(path: str | Path, source: str | Path | None = None, jobs: int = 1) -> list[Problem]:
+def verify_store(
+    path: str | Path,
+    source: str | Path | None = None,
+    jobs: int = 1,
+    frames: Mapping[str, str] | None = None,
+) -> list[Problem]:
     """Compare all frames of a store with their checksums, and with the files below `source` where it is given.
+
+    frames: as for `build_store`.
 
     Returns what is wrong, in the order of the keys; nothing for a whole store.
     Raises CSDError where there is no finished store at `path`, or what is there cannot even be listed.
@@ -52,14 +60,18 @@ def verify_store(path: str | Path, source: str | Path | None = None, jobs: int =
         with Processes(jobs) as processes:
             (contents,) = processes.map(_list_contents, [(path,)])
             problems = _compare_lists(path, contents)
-            problems += _checked(processes, _check_values, path, contents.records, "store")
+            problems += _checked(processes, _check_values, path, contents.records.items(), "store")
             if source is not None:
                 folder = FolderStore(source)
-                there = {split_key(key)[0]: key for key in folder.keys()}  # noqa: SIM118, a store is no mapping
-                problems += _compare_with_folder(there, contents.records)
-                both = {
-                    key: record for key, record in contents.records.items() if there.get(key) == key + record.suffix
-                }
+                if frames is None:
+                    frames = {split_key(key)[0]: key for key in folder.keys()}  # noqa: SIM118, a store is no mapping
+                problems += _compare_with_folder(frames, contents.records)
+                files = {key: split_key(file) for key, file in frames.items()}
+                both = [
+                    (files[key][0], record)
+                    for key, record in contents.records.items()
+                    if key in files and files[key][1] == record.suffix
+                ]
                 problems += _checked(processes, _check_files, folder.root, both, "files")
     except BrokenProcessPool:
         raise CSDError(f"{path}: {DATA} is damaged (reading it crashes the process): build the store again") from None
@@ -77,6 +89,8 @@ class _Contents:
 
 def _list_contents(path: Path) -> _Contents:
     file = open_file(path)
+    if isinstance(file, ToolboxFile):
+        raise CSDError(f"{path}: made by BasicSR, without checksums: nothing to verify it by")
     return _Contents(file.header.encoding, dict(file.records()), file.value_keys())
 
 
@@ -98,19 +112,23 @@ def _compare_lists(path: Path, contents: _Contents) -> list[Problem]:
     ]
 
 
-def _compare_with_folder(files: dict[str, str], records: dict[str, Record]) -> list[Problem]:
-    """files: key without suffix -> key."""
+def _compare_with_folder(files: Mapping[str, str], records: dict[str, Record]) -> list[Problem]:
+    """files: key without suffix -> file."""
     stored = {key + record.suffix for key, record in records.items()}
+    wanted = {key + split_key(file)[1] for key, file in files.items()}
     return [
-        *(Problem("missing", key, "is in the folder but not in the store") for key in set(files.values()) - stored),
-        *(Problem("extra", key, "is in the store but not in the folder") for key in stored - set(files.values())),
+        *(Problem("missing", key, "is in the folder but not in the store") for key in wanted - stored),
+        *(Problem("extra", key, "is in the store but not in the folder") for key in stored - wanted),
     ]
 
 
-def _checked(processes: Processes, check: _Check, place: Path, records: dict[str, Record], what: str) -> list[Problem]:
+def _checked(
+    processes: Processes, check: _Check, place: Path, records: Iterable[tuple[str, Record]], what: str
+) -> list[Problem]:
     problems: list[Problem] = []
-    with tqdm(total=len(records), desc=f"verify {what}", unit="frame", disable=None) as progress:
-        frames = iter(sorted(records.items()))
+    in_order = sorted(records, key=itemgetter(0))
+    with tqdm(total=len(in_order), desc=f"verify {what}", unit="frame", disable=None) as progress:
+        frames = iter(in_order)
         tasks = iter(lambda: (place, list(islice(frames, _TOGETHER))), (place, []))
         for found in processes.map(check, tasks):
             problems += found

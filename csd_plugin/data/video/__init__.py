@@ -5,7 +5,7 @@
             writer.write(frame)
 
 Frames are RGB arrays (H, W, 3) as a viewer shows them, rotation applied: uint8, or, from videos and images
-with more than 8 bits a channel, uint16 over its full range.
+with more than 8 bits per channel, uint16 over its full range.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def open_reader(
             camera, see `is_camera`, which has no `start` and no `context`.
         start, end: the part to read: from the frame at `start` up to, not with, the one at `end`.
         fps: the rate of images and pipes; a video file knows its own.
-        context: read up to so many frames before and after the part too; `in_part` tells which they are.
+        context: read up to this number of frames before and after the part too; `in_part` says which they are.
         size: (width, height) of a pipe's frames.
         keep_going: leave out frames of a video that cannot be decoded, with a warning, instead of stopping.
 

@@ -39,7 +39,7 @@ class CameraReader(FrameReader):
     """A camera's frames until `stop` is called, or `end` is reached.
 
     Time counts from the first frame. Where frames are taken more slowly than they come, those that have waited for
-    longer than a frame lasts are dropped, so that the delay does not grow, and the stamps tell when those that are left
+    longer than a frame lasts are dropped, so that the delay does not grow, and the stamps say when those that are left
     were seen.
 
     Attributes:

@@ -12,14 +12,14 @@ from av.format import Flags
 _BACK, _AHEAD = Fraction(1, 10), Fraction(10)
 """Seconds by which decoding times may step back, or skip ahead, before another part of the file has begun."""
 _HELD = 256
-"""Packets without pictures that are kept, at most, until the next picture tells which part they belong to."""
+"""Packets without pictures that are kept, at most, until the next picture shows which part they belong to."""
 
 
 class Clock:
     """Packets of a file, with times that go on from part to part where files were joined (cat a.ts b.ts).
 
-    The pictures tell: where their decoding times jump, another part begins, whose first picture follows the last one
-    before it. Sound and subtitles move with the pictures that they were beside.
+    The pictures show it: where their decoding times jump, another part begins, whose first picture follows the last one
+    before it. Sound and subtitles move with the pictures around them.
 
     Args:
         video: the stream of the pictures, in a container of the reader's own.

@@ -7,6 +7,7 @@ import re
 from array import array
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,15 @@ from csd_plugin.data.images import MOST_PIXELS
 from csd_plugin.data.video.clock import Clock
 from csd_plugin.data.video.colours import Colours, Light, carried, has_alpha, to_rgb, turns_sideways
 from csd_plugin.data.video.complete import extent_of
-from csd_plugin.data.video.interface import EmptyPart, FrameReader, Position, frame_number, reached
+from csd_plugin.data.video.interface import (
+    EmptyPart,
+    FrameReader,
+    Look,
+    Position,
+    SourceFormat,
+    frame_number,
+    reached,
+)
 from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
@@ -42,24 +51,13 @@ _PROGRESSIVE = 1
 
 
 class VideoReader(FrameReader):
-    """The first video stream of a file. The first frame is decoded at once: it tells size, depth and colours.
-
-    Attributes:
-        index: the stream's number in the file.
-        codec, bit_rate, pix_fmt: of the stream; `bit_rate` may be None.
-        colors: what the numbers of its pixels mean.
-        light: HDR10 data.
-        pixel_aspect: width of a pixel over its height, as the picture is shown; None where nothing says.
-        field_order: FFmpeg's number; 1 for pictures that are whole.
-        metadata: the stream's tags.
-        cut: whether the part ends before the file does.
-    """
+    """The first video stream of a file. The first frame is decoded at once, for size, depth and colours."""
 
     def __init__(
         self, path: Path, *, start: Position, end: Position | None, keep_going: bool, context: int = 0
     ) -> None:
         self.path = path
-        self.start, self.end, self._context = start, end, context
+        self._start, self._end, self._context = start, end, context
         self._keep_going = keep_going
         self._container = open_input(path)
         try:
@@ -72,7 +70,7 @@ class VideoReader(FrameReader):
             self.fps = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
             self.time_base = self._stream.time_base or 1 / self.fps
             # Seconds at which the file's own clock shows the clip's start; often not 0, as in MPEG-TS.
-            self.origin = Fraction(self._container.start_time or 0, av.time_base)
+            self._origin = Fraction(self._container.start_time or 0, av.time_base)
             self._starts, self._durations = array("q"), array("q")
             self._places: deque[int] = deque()
             self._frames = self._part()
@@ -83,25 +81,33 @@ class VideoReader(FrameReader):
             self._container.close()
             raise
         self._first: av.VideoFrame | None = first
-        self.index = self._stream.index
-        self.pix_fmt = first.format.name
-        self.codec = self._stream.codec_context.codec.canonical_name
-        self.bit_rate = self._stream.codec_context.bit_rate
-        self.colors, self.light = Colours.of(first), Light.of(first)
-        if not self.colors.known(self.pix_fmt):
+        look = _look_of(self._stream, first)
+        if not look.colours.known(look.pix_fmt):
             raise CSDError(
-                f"{path}: its colours are coded with matrix {self.colors.matrix} of ITU-T H.273, which is not read "
+                f"{path}: its colours are coded with matrix {look.colours.matrix} of ITU-T H.273, which is not read "
                 f"here; give a copy with a usual one, such as BT.709"
             )
-        aspect = self._stream.sample_aspect_ratio or None
-        self.pixel_aspect = 1 / aspect if aspect and turns_sideways(first) else aspect
-        order = self._stream.codec_context.field_order
-        self.field_order = order if order in _FIELD_ORDERS else 2 if first.interlaced_frame else _PROGRESSIVE
-        self.metadata = dict(self._stream.metadata)
         height, width = to_rgb(first).shape[:2]
         self.size = (width, height)
         self.first = self._skipped
         self.num_frames = self._count()
+        self._format = SourceFormat(
+            path=path,
+            index=self._stream.index,
+            look=look,
+            metadata=dict(self._stream.metadata),
+            fps=self.fps,
+            time_base=self.time_base,
+            origin=self._origin,
+            start=start,
+            end=end,
+            first=self.first,
+            cut=False,
+        )
+
+    @property
+    def source_format(self) -> SourceFormat:
+        return replace(self._format, cut=self._cut)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         if self._first is None:
@@ -126,31 +132,32 @@ class VideoReader(FrameReader):
 
     def _say_what_is_lost(self, first: av.VideoFrame) -> None:
         """One line for each thing that does not come through as pixels."""
-        if self.field_order != _PROGRESSIVE:
+        look, metadata = self._format.look, self._format.metadata
+        if look.field_order != _PROGRESSIVE:
             logger.warning(
                 "%s is interlaced, %s: each frame's two fields are taken for one picture; deinterlace first "
                 "(ffmpeg -vf bwdif) for clean results",
                 self.path,
-                _FIELD_ORDERS[self.field_order],
+                _FIELD_ORDERS[look.field_order],
             )
-        seen_through = has_alpha(self.pix_fmt) and first.to_ndarray(format="rgba")[..., 3].min() < 255
+        seen_through = has_alpha(look.pix_fmt) and first.to_ndarray(format="rgba")[..., 3].min() < 255
         # WebM's is a stream of its own, which FFmpeg's decoders leave out.
-        lost = ["transparency (alpha)"] if seen_through or self.metadata.get("alpha_mode") == "1" else []
+        lost = ["transparency (alpha)"] if seen_through or metadata.get("alpha_mode") == "1" else []
         lost += carried(first)
         if lost:
             logger.warning("%s: %s is left out of what is written", self.path, ", ".join(lost))
 
     def _part(self) -> Iterator[av.VideoFrame]:
         """The frames from start to end, their times noted, and those of the context."""
-        self._skipped, self.cut, self._whole = 0, False, True
+        self._skipped, self._cut, self._whole = 0, False, True
         before: deque[av.VideoFrame] = deque(maxlen=self._context)
         after = 0
         tick = max(1, round(1 / (self.fps * self.time_base)))
-        expected = round(self.origin / self.time_base)
+        expected = round(self._origin / self.time_base)
         last = expected - 1
         look: str | None = None
         for number, frame in enumerate(self._decoded()):
-            look_before, look = look or _look(frame), _look(frame)
+            look_before, look = look or _kind_of(frame), _kind_of(frame)
             changed = look != look_before
             # Some files have no times; in display order time always moves on.
             pts = self._places.popleft() if self._places else frame.pts
@@ -158,11 +165,11 @@ class VideoReader(FrameReader):
             last = begin
             duration = frame.duration or tick
             expected = begin + duration
-            if len(self._starts) and not self.cut:
+            if len(self._starts) and not self._cut:
                 self._durations[-1] = begin - self._starts[-1]
-            seconds = begin * self.time_base - self.origin
-            if self.end is not None and reached(self.end, number, seconds):
-                self.cut = True
+            seconds = begin * self.time_base - self._origin
+            if self._end is not None and reached(self._end, number, seconds):
+                self._cut = True
                 if after == self._context or not self._starts or changed:
                     return
                 after += 1
@@ -170,7 +177,7 @@ class VideoReader(FrameReader):
                 continue
             if changed and not self._starts:
                 before.clear()  # no context either
-            if not reached(self.start, number, seconds):
+            if not reached(self._start, number, seconds):
                 self._skipped += 1
                 before.append(frame)
                 continue
@@ -186,7 +193,7 @@ class VideoReader(FrameReader):
             self._starts.append(begin)
             self._durations.append(duration)
             yield frame
-        if self._starts and not self.cut and self._whole:
+        if self._starts and not self._cut and self._whole:
             self._durations[-1] = self._last_duration() or self._durations[-1]
 
     def _last_duration(self) -> int | None:
@@ -242,8 +249,8 @@ class VideoReader(FrameReader):
                 waiting.append((packet, packet.is_keyframe or clock.jumps > jumps))
                 if clock.jumps > jumps == 0:
                     logger.warning(
-                        "%s: its clock starts anew inside, as in joined files; times go on there, and sound that would "
-                        "lie over the part before is left out",
+                        "%s: its clock starts anew inside, as in joined files; times continue there, and sound that "
+                        "would overlap the part before is left out",
                         self.path,
                     )
                 jumps = clock.jumps
@@ -281,7 +288,7 @@ class VideoReader(FrameReader):
         total = self._stream.frames or (None if seconds is None else round(seconds * self.fps))
         if total is None:
             return None
-        last = total if self.end is None else min(total, frame_number(self.end, self.fps))
+        last = total if self._end is None else min(total, frame_number(self._end, self.fps))
         self.trail = min(self._context, total - last)
         return max(1, last - self._skipped)
 
@@ -304,7 +311,21 @@ def is_cover(stream: av.VideoStream) -> bool:
     return bool(stream.disposition & Disposition.attached_pic)
 
 
-def _look(frame: av.VideoFrame) -> str:
+def _look_of(stream: av.VideoStream, first: av.VideoFrame) -> Look:
+    """What the pictures of a stream are, from its header and its first frame."""
+    aspect, order = stream.sample_aspect_ratio or None, stream.codec_context.field_order
+    return Look(
+        pix_fmt=first.format.name,
+        colours=Colours.of(first),
+        codec=stream.codec_context.codec.canonical_name,
+        bit_rate=stream.codec_context.bit_rate or 0,
+        pixel_aspect=1 / aspect if aspect and turns_sideways(first) else aspect,
+        field_order=order if order in _FIELD_ORDERS else 2 if first.interlaced_frame else _PROGRESSIVE,
+        light=Light.of(first),
+    )
+
+
+def _kind_of(frame: av.VideoFrame) -> str:
     """What all frames of a clip share: size, and whether 8 bits hold their values."""
     deep = max(component.bits for component in frame.format.components) > 8
     return f"{frame.width}x{frame.height}{' of more than 8 bits' if deep else ''}"

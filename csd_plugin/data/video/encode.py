@@ -18,10 +18,10 @@ import numpy as np
 from csd_plugin.atomic import draft_of
 from csd_plugin.data.video.clock import Clock
 from csd_plugin.data.video.colours import BT709, Colours, from_rgb
-from csd_plugin.data.video.decode import VideoReader, open_input
-from csd_plugin.data.video.encoders import Look, Setup, choose
-from csd_plugin.data.video.interface import FrameReader, FrameWriter
-from csd_plugin.data.video.tracks import Tracks, picture_tags, say_what_is_lost
+from csd_plugin.data.video.decode import open_input
+from csd_plugin.data.video.encoders import Setup, choose
+from csd_plugin.data.video.interface import FrameReader, FrameWriter, Look, SourceFormat
+from csd_plugin.data.video.tracks import Tracks, picture_tags
 from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
@@ -38,9 +38,9 @@ _CONTAINER_OPTIONS = {".avi": {"avoid_negative_ts": "disabled"}}
 
 
 class VideoWriter(FrameWriter):
-    """Encodes to a temporary file beside the output, which takes its name when all is written.
+    """Encodes to a temporary file next to the output, which takes its name when all is written.
 
-    The encoder is set up when the first frame tells the size, which need not be the reader's. It counts frames; the
+    The encoder is set up when the first frame gives the size, which need not be the reader's. It counts frames; the
     container gets their times, so these are as exact as the container's own, whatever the encoder knows of rates.
 
     Args:
@@ -49,7 +49,7 @@ class VideoWriter(FrameWriter):
     """
 
     def __init__(self, path: Path, *, like: FrameReader, replace: bool = True, quick: bool = False) -> None:
-        self._path, self._like, self._replace, self._quick = path, like, replace, quick
+        self.path, self._like, self._replace, self._quick = path, like, replace, quick
         self._draft = draft_of(path)
         self._container: av.container.OutputContainer | None = None
         self._setup: Setup
@@ -84,7 +84,7 @@ class VideoWriter(FrameWriter):
 
     def close(self) -> None:
         if self._container is None or self._last is None:
-            raise CSDError(f"{self._path}: no frame was written")
+            raise CSDError(f"{self.path}: no frame was written")
         try:
             with self._named_errors():
                 self._finish(self._container, self._last)
@@ -106,8 +106,8 @@ class VideoWriter(FrameWriter):
     def _begin(self, frame: np.ndarray) -> av.container.OutputContainer:
         """Open the file and the encoder for frames like this one."""
         like, size = self._like, (frame.shape[1], frame.shape[0])
-        source = like if isinstance(like, VideoReader) else None
-        suffix = self._path.suffix.lower()
+        source = like.source_format
+        suffix = self.path.suffix.lower()
         container = av.open(
             # An absolute path is never taken for an address, whatever characters are in it.
             str(self._draft.absolute()),
@@ -122,12 +122,18 @@ class VideoWriter(FrameWriter):
         self._offset = source.origin if source and whole_start else like.stamp(0)[0] * like.time_base
         rate = _steady_rate(source, self._offset) if source and self._constant else like.fps
         self._setup = choose(
-            self._path, form, _look(source, frame), size, rate, reorder=not self._constant, quick=self._quick
+            self.path,
+            form,
+            source.look if source else _look(frame),
+            size,
+            rate,
+            reorder=not self._constant,
+            quick=self._quick,
         )
         try:
             self._stream = self._setup.add_to(container, rate)
         except ValueError as error:
-            raise CSDError(f"{self._path}: {self._setup.encoder.name} cannot be set up ({error})") from error
+            raise CSDError(f"{self.path}: {self._setup.encoder.name} cannot be set up ({error})") from error
         self._stream.time_base = 1 / rate if self._constant else like.time_base
         if source:
             self._stream.metadata.update(picture_tags(source))
@@ -144,31 +150,31 @@ class VideoWriter(FrameWriter):
             self._show_until(self._end, last)
         self._mux(self._stream.encode(None), ends=True)
         if self._tracks:
-            cut = isinstance(self._like, VideoReader) and self._like.cut
-            self._tracks.copy_until(self._end * self._tick if cut else None)
+            source = self._like.source_format
+            self._tracks.copy_until(self._end * self._tick if source and source.cut else None)
         container.close()
-        if isinstance(self._like, VideoReader) and self._tracks:
-            say_what_is_lost(self._draft, self._like, self._tracks.copied)
+        if self._tracks:
+            self._tracks.say_what_is_lost(self._draft)
         if self._repeated or self._skipped:
             logger.warning(
                 "%s: %s holds a constant rate only, %.6g fps: %d frames are repeated and %d left out, so that sound "
                 "stays in step",
-                self._path,
+                self.path,
                 container.format.name,
                 1 / self._tick,
                 self._repeated,
                 self._skipped,
             )
-        if not self._replace and self._path.exists():
-            raise CSDError(f"{self._path} was written by another program meanwhile; give another name, or --overwrite")
-        self._draft.replace(self._path)
+        if not self._replace and self.path.exists():
+            raise CSDError(f"{self.path} was written by another program meanwhile; give another name, or --overwrite")
+        self._draft.replace(self.path)
 
     def _picture(self, pixels: np.ndarray) -> av.VideoFrame:
         """Pixels -> a frame as the encoder takes it."""
         width, height = self._setup.size
         if pixels.shape[:2] != (height, width):
             raise CSDError(
-                f"{self._path}: frame {self._written} is {pixels.shape[1]}x{pixels.shape[0]}, "
+                f"{self.path}: frame {self._written} is {pixels.shape[1]}x{pixels.shape[0]}, "
                 f"the video is {width}x{height}"
             )
         return from_rgb(pixels, self._setup.pix_fmt, self._setup.colours)
@@ -235,31 +241,21 @@ class VideoWriter(FrameWriter):
             yield
         except OSError as error:
             reason = f"({error.strerror or error}); is there room, and the right to?"
-            raise CSDError(f"{self._path}: cannot be written {reason}") from error
+            raise CSDError(f"{self.path}: cannot be written {reason}") from error
         except av.FFmpegError as error:
             encoder = self._setup.encoder.name if self._container else "the encoder"
             raise CSDError(
-                f"{self._path}: cannot be written ({encoder}: {error.strerror or error}); try another kind of file"
+                f"{self.path}: cannot be written ({encoder}: {error.strerror or error}); try another kind of file"
             ) from error
 
 
-def _look(source: VideoReader | None, frame: np.ndarray) -> Look:
-    """What the output's pictures should be, as far as it can hold it."""
-    if source is None:
-        pix_fmt = "yuv420p" if frame.dtype == np.uint8 else "yuv420p10le"
-        return Look(pix_fmt, Colours(BT709, 0, BT709, BT709))
-    return Look(
-        source.pix_fmt,
-        source.colors,
-        source.codec,
-        source.bit_rate or 0,
-        source.pixel_aspect,
-        source.field_order,
-        source.light,
-    )
+def _look(frame: np.ndarray) -> Look:
+    """What a video's pictures are to be where they come from no video, as far as it can hold it."""
+    pix_fmt = "yuv420p" if frame.dtype == np.uint8 else "yuv420p10le"
+    return Look(pix_fmt, Colours(BT709, 0, BT709, BT709))
 
 
-def _steady_rate(source: VideoReader, offset: Fraction) -> Fraction:
+def _steady_rate(source: SourceFormat, offset: Fraction) -> Fraction:
     """The lowest of the likely constant rates at which no two frames of a file have one place."""
     with open_input(source.path) as container:
         stream = cast("av.VideoStream", container.streams[source.index])

@@ -12,7 +12,7 @@ import io
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -36,6 +36,7 @@ from csd_plugin.data.video.colours import (
     is_rgb,
     to_rgb,
 )
+from csd_plugin.data.video.interface import Look
 from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
@@ -52,12 +53,12 @@ _OPTIONS: dict[str, dict[str, str]] = {
     "prores": {},
 }
 QUICK_OPTIONS: dict[str, dict[str, str]] = {
-    "libx264": {"preset": "superfast", "crf": "13"},
+    "libx264": {"preset": "ultrafast", "crf": "16"},
     "libx265": {"preset": "ultrafast", "crf": "16"},
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
     "libsvtav1": {"preset": "12", "crf": "18"},
 }
-"""What is set otherwise than usual, by encoder. Pictures are as near to their source, in PSNR on real rain, in 0.3,
+"""What is set otherwise than usual, by encoder. Pictures are as near to their source, in PSNR on real rain, in 0.1,
 0.35, 0.15 and 0.55 of the usual time; files are 1.8, 1.15, 1.1 and 1.2 times as large."""
 
 _OLD_ENCODERS_OPTIONS = {"qmin": "1", "qmax": "4"}
@@ -65,7 +66,7 @@ _LIMITED = ("libvpx",)
 """Encoders whose quality setting holds only below a bit rate."""
 _BITS_PER_PIXEL = 1
 """Enough for any picture, where a bit rate must be given and the source's is not known."""
-# How encoders are told of HDR10: the option, its names of display and light level, units of chromaticity and luminance.
+# How encoders take HDR10: the option, its names of display and light level, units of chromaticity and luminance.
 _STEPS = (Fraction(1, 50_000), Fraction(1, 10_000))
 _LIGHT: dict[str, tuple[str, str, str, tuple[Fraction | None, Fraction | None]]] = {
     "libx264": ("x264-params", "mastering-display", "cll", _STEPS),
@@ -80,25 +81,6 @@ _USUAL_RATE = Fraction(25)
 """A rate that encoders take which know some rates only; times are the container's matter."""
 _FARTHEST = 12.0
 """Mean difference, in levels, of a trial's picture from itself; a picture taken for another format is far beyond."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the pictures of a video are.
-
-    codec: FFmpeg's name, None where there is none yet.
-    pix_fmt: the format of pixels.
-    bit_rate: of the source, 0 where it is not known.
-    field_order: FFmpeg's number, 1 for whole pictures.
-    """
-
-    pix_fmt: str
-    colours: Colours
-    codec: str | None = None
-    bit_rate: int = 0
-    pixel_aspect: Fraction | None = None
-    field_order: int = 1
-    light: Light = field(default_factory=Light)
 
 
 @dataclass(frozen=True)
@@ -223,7 +205,7 @@ def _say_what_changes(path: Path, form: str, look: Look, setup: Setup) -> None:
         logger.warning("%s: %s cannot be written into %s here, %s is taken", path, look.codec, form, written)
     before, after = depth_of(look.pix_fmt), depth_of(setup.pix_fmt)
     if after < before:
-        logger.warning("%s: %s holds %d bits a channel here, the input has %d", path, written, after, before)
+        logger.warning("%s: %s holds %d bits per channel here, the input has %d", path, written, after, before)
     lost = []
     wanted, held = look.colours.for_format(setup.pix_fmt), setup.colours
     if wanted.full and not held.full:
@@ -384,7 +366,7 @@ def write_one(container: av.container.OutputContainer, stream: av.VideoStream, f
 
 
 def _told(encoder: str, options: dict[str, str], look: Look) -> dict[str, str]:
-    """Options that also tell the encoder of HDR10 and of fields, for those that can be told."""
+    """Options that also pass HDR10 and the order of fields to the encoder, where it takes them."""
     if encoder == "libx264" and look.field_order in _FIELDS:
         options = _joined(options, "x264-params", [_FIELDS[look.field_order]])
     if encoder not in _LIGHT:

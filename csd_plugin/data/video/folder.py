@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Collection, Iterator
 from fractions import Fraction
@@ -106,35 +107,46 @@ class FolderWriter(FrameWriter):
         make_folder(path)  # first, as a path through a folder that is not there yet leads nowhere
         if any(given.is_dir() and same_place(path, given) for given in inputs):
             raise CSDError(f"{path} is the input too; give the output another folder")
-        self._path, self._like, self._pattern, self._written = path, like, pattern, 0
+        self.path, self._like, self._pattern, self._written = path, like, pattern, 0
         refuse_inputs(self._frames(), [file for given in inputs for file in files_of(given)])
-        if not overwrite and (there := self.there()):
+        if not overwrite and (there := self._there()):
             raise CSDError(
                 f"{path} holds frames already, such as {there.name}; --resume adds the missing ones, --overwrite "
                 f"replaces those with the same names, or give another folder"
             )
 
-    def there(self) -> Path | None:
+    def _there(self) -> Path | None:
         """A frame that an earlier run may have written."""
         return min(self._frames(), default=None)
 
     def _frames(self) -> Iterator[Path]:
         """Files that are there under names that this writer gives."""
-        for file in self._path.iterdir():
+        for file in self.path.iterdir():
             is_png = file.suffix.lower() == ".png" and is_frame_name(file.name)
             if is_png and (self._pattern is None or number_in(self._pattern, file.name) is not None):
                 yield file
 
-    def file(self, index: int) -> Path:
+    def _file(self, index: int) -> Path:
         """Where the part's index-th frame is written."""
         name = f"{self._like.name(index)}.png"
         if self._pattern:
             name = nth_name(self._pattern, self._like.number(index))
-        return self._path / name
+        return self.path / name
 
     def write(self, frame: np.ndarray) -> None:
-        write_png(self.file(self._written), frame)
+        write_png(self._file(self._written), frame)
         self._written += 1
+
+    def resume_at(self, size: tuple[int, int]) -> int | None:
+        there = self._there()
+        if there and (found := read_image(there).shape[1::-1]) != size:
+            raise CSDError(
+                f"{there} is {found[0]}x{found[1]}, frames would now be {size[0]}x{size[1]}; --resume needs the "
+                f"same clip and options"
+            )
+        count = self._like.num_frames if self._like.counted else None
+        done = next(i for i in itertools.count() if i == count or not self._file(i).exists())
+        return None if done == count else done
 
     def close(self) -> None:
         pass  # every frame is finished as it is written

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from csd_plugin.data.video.colours import Colours, Light
 from csd_plugin.errors import CSDError
 
 Position = int | Fraction
@@ -35,6 +37,58 @@ class EmptyPart(CSDError):
     """The part of a clip that was asked for has no frame."""
 
 
+@dataclass(frozen=True)
+class Look:
+    """What the pictures of a video are.
+
+    Attributes:
+        pix_fmt: FFmpeg's name of the format of pixels.
+        colours: what the numbers of the pixels mean.
+        codec: FFmpeg's name, None where there is none yet.
+        bit_rate: of the source, in bits per second, 0 where it is not known.
+        pixel_aspect: width of a pixel over its height, as the picture is shown; None where nothing says.
+        field_order: FFmpeg's number, 1 for whole pictures.
+        light: HDR10 data.
+    """
+
+    pix_fmt: str
+    colours: Colours
+    codec: str | None = None
+    bit_rate: int = 0
+    pixel_aspect: Fraction | None = None
+    field_order: int = 1
+    light: Light = field(default_factory=Light)
+
+
+@dataclass(frozen=True)
+class SourceFormat:
+    """What a video file has besides its pixels: a video written from its frames takes this over.
+
+    Attributes:
+        path: the file, from which the other tracks are copied.
+        index: the number of the pictures' stream in it.
+        look: what its pictures are.
+        metadata: the tags of the pictures' stream.
+        fps, time_base: as the reader's.
+        origin: seconds at which the file's own clock shows the clip's start.
+        start, end: the part that is read.
+        first: the number of the part's first frame.
+        cut: whether the part ended before the file did, as far as it was read.
+    """
+
+    path: Path
+    index: int
+    look: Look
+    metadata: dict[str, str]
+    fps: Fraction
+    time_base: Fraction
+    origin: Fraction
+    start: Position
+    end: Position | None
+    first: int
+    cut: bool
+
+
 class FrameReader(ABC):
     """The frames of one clip in display order, once. A context manager.
 
@@ -43,7 +97,7 @@ class FrameReader(ABC):
         size: (width, height) of every frame, in pixels.
         fps: mean frames per second.
         time_base: seconds in one tick of `stamp`.
-        num_frames: how many frames the part asked for has; None where nothing tells.
+        num_frames: how many frames the part asked for has; None where it is not known.
         counted: whether `num_frames` is exact; else it is an estimate, or what the file's header says.
         first: the number, in the whole clip, of the part's first frame.
         lead, trail: frames of the context that come before and after the part; where the end of a file is not known
@@ -68,6 +122,11 @@ class FrameReader(ABC):
     def num_read(self) -> int | None:
         """How many frames come in all, the part and its context; an estimate where `num_frames` or `trail` is."""
         return None if self.num_frames is None else self.lead + self.num_frames + self.trail
+
+    @property
+    def source_format(self) -> SourceFormat | None:
+        """What a video written from these frames takes over; None where there are only pixels."""
+        return None
 
     @abstractmethod
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -112,7 +171,13 @@ class FrameReader(ABC):
 
 
 class FrameWriter(ABC):
-    """Takes frames one by one. As a context manager it finishes the output, or removes it if an error came."""
+    """Takes frames one by one. As a context manager it finishes the output, or removes it if an error came.
+
+    Attributes:
+        path: the file or folder.
+    """
+
+    path: Path
 
     @abstractmethod
     def write(self, frame: np.ndarray) -> None:
@@ -125,6 +190,17 @@ class FrameWriter(ABC):
     @abstractmethod
     def abort(self) -> None:
         """Leave no unfinished file behind."""
+
+    def resume_at(self, size: tuple[int, int]) -> int | None:
+        """The first frame, counted from 0 in the part, that no earlier run has written; None if all are there.
+
+        Args:
+            size: (width, height) of the frames to be written.
+
+        Raises:
+            CSDError: an output that is written as a whole, or that has frames of another size.
+        """
+        raise CSDError(f"{self.path}: only a folder of frames can be resumed; for a video, run again without --resume")
 
     def __enter__(self) -> FrameWriter:
         return self

@@ -8,10 +8,12 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 
 from csd_plugin.data.images import eight_bits
+from csd_plugin.data.video.camera import is_camera
 from csd_plugin.data.video.interface import PIPE, EmptyPart, FrameReader, FrameWriter, Position, frame_number
 from csd_plugin.errors import CSDError
 
@@ -26,6 +28,11 @@ def parse_size(text: str) -> tuple[int, int]:
     if match is None or max(int(match[1]), int(match[2])) > _LONGEST_SIDE:
         raise CSDError(f"size {text!r}: expected WIDTHxHEIGHT, e.g. 640x480, up to {_LONGEST_SIDE}")
     return int(match[1]), int(match[2])
+
+
+def comes_once(path: Path) -> bool:
+    """Whether a path means frames that cannot be read again: a pipe's or a camera's."""
+    return path == PIPE or is_camera(path)
 
 
 class PipeReader(FrameReader):
@@ -97,11 +104,12 @@ class PipeReader(FrameReader):
 class PipeWriter(FrameWriter):
     """Frames to standard output; deep ones are rounded to 8 bits."""
 
+    path = PIPE
     _said = False
 
     def write(self, frame: np.ndarray) -> None:
         if frame.dtype != np.uint8 and not self._said:
-            logger.warning("standard output: more than 8 bits a channel, rounded to 8")
+            logger.warning("standard output: more than 8 bits per channel, rounded to 8")
             self._said = True
         try:
             sys.stdout.buffer.write(np.ascontiguousarray(eight_bits(frame)).data)

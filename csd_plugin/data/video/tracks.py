@@ -16,8 +16,9 @@ import av
 from av.stream import Disposition
 
 from csd_plugin.data.video.clock import Clock
-from csd_plugin.data.video.decode import VideoReader, is_cover, open_input
+from csd_plugin.data.video.decode import is_cover, open_input
 from csd_plugin.data.video.encoders import Setup, write_one
+from csd_plugin.data.video.interface import SourceFormat
 
 if TYPE_CHECKING:
     from av.container.core import Chapter
@@ -44,16 +45,16 @@ class Tracks:
     What the other container does not hold is left out, and named in one line.
 
     Args:
-        source: the file's reader.
+        source: the file, as its reader has it.
         output: has the picture's stream, and no header yet.
         setup: of the picture's stream.
         offset: the time in the source at which the output begins, in seconds.
     """
 
     def __init__(
-        self, source: VideoReader, output: av.container.OutputContainer, setup: Setup, offset: Fraction
+        self, source: SourceFormat, output: av.container.OutputContainer, setup: Setup, offset: Fraction
     ) -> None:
-        self._output, self._setup, self._offset = output, setup, offset
+        self._from, self._output, self._setup, self._offset = source, output, setup, offset
         self._source = open_input(source.path)
         self._copies: dict[int, Any] = {}
         self._last: dict[int, int] = {}
@@ -73,16 +74,30 @@ class Tracks:
         self._packets = self._timed(Clock(picture).packets(*wanted)) if wanted else iter(())
         self._waiting = next(self._packets, None)
 
-    @property
-    def copied(self) -> frozenset[int]:
-        """The source's numbers of the tracks that are kept."""
-        return frozenset(self._copies)
-
     def copy_until(self, seconds: Fraction | None) -> None:
         """Write what begins before this time of the output; None: all that is left."""
         while self._waiting is not None and (seconds is None or self._waiting[0] < seconds):
             self._output.mux(self._waiting[1])
             self._waiting = next(self._packets, None)
+
+    def say_what_is_lost(self, path: Path) -> None:
+        """One line for tags, chapters, and languages of tracks that were copied, that are not in the finished file."""
+        lost = []
+        with open_input(self._from.path) as before, open_input(path) as after:
+            there = {key.lower() for key in after.metadata}
+            there |= {key.lower() for stream in after.streams for key in stream.metadata}
+            keys = [key for key in _part_tags(before.metadata, self._from) if key.lower() not in there]
+            if keys:
+                lost.append(f"tags {', '.join(sorted(keys))}")
+            if before.chapters() and not after.chapters():
+                lost.append("chapters")
+            for kind in ("audio", "subtitles"):
+                spoken = [stream.language for stream in getattr(before.streams, kind) if stream.index in self._copies]
+                kept = [stream.language for stream in getattr(after.streams, kind)]
+                if len(kept) == len(spoken) and spoken != kept and set(spoken) - {None, "und"}:
+                    lost.append(f"languages of {kind} ({', '.join(map(str, spoken))})")
+        if lost:
+            logger.warning("%s: left out, as %s does not hold it: %s", self._from.path, path.suffix, "; ".join(lost))
 
     def close(self) -> None:
         self._source.close()
@@ -149,32 +164,12 @@ class Tracks:
         return packet.pts * packet.time_base
 
 
-def say_what_is_lost(path: Path, source: VideoReader, copied: frozenset[int]) -> None:
-    """One line for tags, chapters, and languages of tracks that were copied, that are not in a finished file."""
-    lost = []
-    with open_input(source.path) as before, open_input(path) as after:
-        there = {key.lower() for key in after.metadata}
-        there |= {key.lower() for stream in after.streams for key in stream.metadata}
-        keys = [key for key in _part_tags(before.metadata, source) if key.lower() not in there]
-        if keys:
-            lost.append(f"tags {', '.join(sorted(keys))}")
-        if before.chapters() and not after.chapters():
-            lost.append("chapters")
-        for kind in ("audio", "subtitles"):
-            spoken = [stream.language for stream in getattr(before.streams, kind) if stream.index in copied]
-            kept = [stream.language for stream in getattr(after.streams, kind)]
-            if len(kept) == len(spoken) and spoken != kept and set(spoken) - {None, "und"}:
-                lost.append(f"languages of {kind} ({', '.join(map(str, spoken))})")
-    if lost:
-        logger.warning("%s: left out, as %s does not hold it: %s", source.path, path.suffix, "; ".join(lost))
-
-
-def picture_tags(source: VideoReader) -> dict[str, str]:
+def picture_tags(source: SourceFormat) -> dict[str, str]:
     """The tags of the picture's stream."""
     return _part_tags(source.metadata, source)
 
 
-def _part_tags(metadata: dict[str, str], source: VideoReader) -> dict[str, str]:
+def _part_tags(metadata: dict[str, str], source: SourceFormat) -> dict[str, str]:
     """Tags that hold for a part, too: a timecode is that of the file's first frame."""
     return {key: value for key, value in _tags(metadata).items() if not source.first or key.lower() != "timecode"}
 
@@ -265,7 +260,7 @@ def _family(stream: Any) -> str:
 
 
 def _copy_chapters(
-    source: av.container.InputContainer, output: av.container.OutputContainer, reader: VideoReader, offset: Fraction
+    source: av.container.InputContainer, output: av.container.OutputContainer, reader: SourceFormat, offset: Fraction
 ) -> None:
     """The chapters of the part, in the output's time."""
     end = None

@@ -40,7 +40,7 @@ def write_comparison(
         tqdm(total=reader.num_frames, unit="frame", desc=out.name, disable=None) as bar,
     ):
         labels: dict[str, np.ndarray] = {}
-        # the reader beside it is read on only for the times of its frames, which the writer takes over
+        # the other reader is read on only for the times of its frames, which the writer takes over
         for _, frames in zip(reader, scene.frames(start, end), strict=True):
             pictures = {label: _resized(frame, height) for label, frame in frames.items()}
             if not labels:

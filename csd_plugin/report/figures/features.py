@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SIDE = 0.16
-"""Inches: the room for the names of taps beside their rows."""
+"""Inches: the room for the names of taps next to their rows."""
 _TAG = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
 _CLIPPED = 0.5
 """Per cent of a map's pixels at both ends of its scale."""
@@ -34,7 +34,7 @@ _CLIPPED = 0.5
 def draw_features(
     scene: Scene, out: Path, *, number: int, taps: Sequence[str] = (), shared_scale: bool = False
 ) -> dict[str, tuple[int, ...]]:
-    """Write the picture: the rainy frame, a network's feature map a column, and the true frame where there is one.
+    """Write the picture: the rainy frame, each network's feature map, and the true frame where there is one.
 
     A map is the feature's mean over its channels (and over time, where it has any left), as Visualizer.draw_featmap
     draws it: from its least value, blue, to its greatest, red, both written in its corner. 0.5 % of its pixels at both
@@ -82,7 +82,7 @@ class Picture(NamedTuple):
 
 
 def _tag(axes: Axes, text: str, corner: tuple[int, int], shift: tuple[int, int]) -> None:
-    """Small text on white in a corner of a panel, (0, 0) at the lower left, moved by so many points."""
+    """Small text on white in a corner of a panel, (0, 0) at the lower left, moved by `shift` points."""
     above = "top" if corner[1] else "bottom"
     axes.annotate(text, corner, shift, "axes fraction", "offset points", va=above, fontsize=FONT_SIZE - 1, bbox=_TAG)
 
@@ -99,7 +99,7 @@ def _row(frames: dict[str, Picture], maps: dict[str, Picture], labels: Sequence[
 
 
 def _rows(frames: dict[str, Picture], rows: Sequence[dict[str, Picture]], taps: Sequence[str]) -> Sheet:
-    """The frames below each other at the left, then a column a network, a row a tap."""
+    """The frames below each other at the left, then a column per network, a row per tap."""
     column = row_width(len(rows[0]) + 1, PAGE_WIDTH - _SIDE)
     tall = column * frames[INPUT].pixels.shape[0] / frames[INPUT].pixels.shape[1]
     tops = lefts(len(rows), tall)

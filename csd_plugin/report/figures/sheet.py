@@ -26,7 +26,7 @@ _NARROWEST = 0.04
 FONT_SIZE = 8.0
 DPI = 300
 COLOURS = ("#ffd60a", "#00c2ff", "#ff4d6d", "#7cfc00")
-"""Of boxes, in order."""
+"""Colours of boxes, in order."""
 
 
 class Sheet:
@@ -61,7 +61,7 @@ class Sheet:
         return axes
 
     def frame_panel(self, axes: Axes, colour: str, width: float = 1.5) -> None:
-        """A coloured border, so many points wide, just inside a panel: of a line about it the outer half is cut off."""
+        """A coloured border, `width` points wide, just inside a panel: of a line about it the outer half is cut off."""
         from matplotlib.patches import Rectangle
 
         axes.add_patch(
@@ -102,7 +102,7 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
 
 
 def row_width(columns: int, room: float = PAGE_WIDTH) -> float:
-    """Inches of each of so many panels side by side. Raises CSDError where that is less than a millimetre."""
+    """Inches of each of several panels side by side. Raises CSDError where that is less than a millimetre."""
     width = (room - (columns - 1) * GAP) / columns
     if width < _NARROWEST:
         raise CSDError(f"{columns} pictures side by side do not fit in {room:.2g} inches: give fewer")

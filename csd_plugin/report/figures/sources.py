@@ -70,7 +70,7 @@ class Scene:
 
     @property
     def labels(self) -> list[str]:
-        """Of the columns, left to right: the input, every method, the truth."""
+        """Titles of the columns, left to right: the input, every method, the truth."""
         return [INPUT, *(method.label for method in self.methods), *([TRUTH] if self.truth else [])]
 
     @property

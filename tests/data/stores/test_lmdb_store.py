@@ -214,7 +214,7 @@ def test_damaged_stores_are_refused(stores, tmp_path, damage, message):
 def test_lmdbs_of_others_are_refused(tmp_path):
     with lmdb.open(str(tmp_path / "x.lmdb")) as env, env.begin(write=True) as txn:
         txn.put(b"a", b"b")
-    with pytest.raises(CSDError, match=r"x\.lmdb: not a store of `csd prepare`"):
+    with pytest.raises(CSDError, match=r"x\.lmdb: neither a store of `csd prepare` nor one of BasicSR"):
         open_store(tmp_path / "x.lmdb")
 
 

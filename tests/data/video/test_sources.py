@@ -375,7 +375,44 @@ def test_deep_frames_are_rounded_with_a_line(tmp_path, capsysbinary, caplog):
     with caplog.at_level(logging.WARNING):
         copy(folder, Path("-"))
     assert [record.message for record in caplog.records] == [
-        "standard output: more than 8 bits a channel, rounded to 8"
+        "standard output: more than 8 bits per channel, rounded to 8"
     ]
     shown = np.frombuffer(capsysbinary.readouterr().out, np.uint8).reshape(3, SIZE[1], SIZE[0], 3)
     assert np.abs(shown - np.stack([deep_picture(i) / 257 for i in range(3)])).max() <= 0.5
+
+
+def test_readers_say_what_a_video_of_their_frames_takes_over(tmp_path):
+    """Of a video file its codec, tags and part, up to date as it is read; other sources have only pixels."""
+    source = make_video(tmp_path / "in.mp4")
+    with open_reader(source, start=2, end=6) as reader:
+        before = reader.source_format
+        assert (before.path, before.first, before.look.codec, before.cut) == (source, 2, "h264", False)
+        assert len(list(reader)) == 4
+        assert reader.source_format.cut
+    with open_reader(source, end=100) as reader:
+        assert len(list(reader)) == 8
+        assert not reader.source_format.cut
+    copy(source, tmp_path / "frames")
+    with open_reader(tmp_path / "frames") as reader:
+        assert reader.source_format is None
+
+
+def test_writers_say_where_an_earlier_run_stopped(tmp_path):
+    """A folder of frames: at the first that is missing. What is written as a whole cannot be resumed."""
+    source, folder = make_video(tmp_path / "in.mp4"), tmp_path / "frames"
+    with open_reader(source, end=5) as reader, open_writer(folder, like=reader) as writer:
+        assert writer.resume_at(reader.size) == 0
+        for frame in reader:
+            writer.write(frame)
+    with open_reader(source) as reader, open_writer(folder, like=reader, overwrite=True) as writer:
+        assert writer.resume_at(reader.size) == 5
+        with pytest.raises(CSDError, match="is 64x48, frames would now be 128x48"):
+            writer.resume_at((2 * SIZE[0], SIZE[1]))
+        for output in (tmp_path / "out.mp4", Path("-")):
+            with pytest.raises(CSDError, match=f"{output.name}: only a folder of frames can be resumed"):
+                open_writer(output, like=reader).resume_at(reader.size)
+    with open_reader(folder) as reader, open_writer(folder / "again", like=reader) as writer:
+        for frame in reader:
+            writer.write(frame)
+        assert writer.resume_at(reader.size) is None  # the folder's length is known
+    assert {path.name for path in tmp_path.iterdir()} == {"in.mp4", "frames"}

@@ -31,7 +31,8 @@ def test_a_copy_keeps_pixels_codec_times_and_every_sound_track(tmp_path):
     assert differ(frames, read(source)[0]) < 2.0
     assert packets(tmp_path / "out.mp4", "audio") == packets(source, "audio")
     with open_reader(tmp_path / "out.mp4") as reader:
-        assert (reader.codec, reader.pix_fmt, reader.num_frames) == ("h264", "yuv420p", 8)
+        look = reader.source_format.look
+        assert (look.codec, look.pix_fmt, reader.num_frames) == ("h264", "yuv420p", 8)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
 
 
@@ -61,7 +62,8 @@ def test_ten_bits_stay_ten_bits(tmp_path):
     assert differ([frame / 257 for frame in frames], [picture(i) for i in range(8)]) < 1.0
     copy(source, tmp_path / "out.mp4")
     with open_reader(tmp_path / "out.mp4") as reader:
-        assert (reader.codec, reader.pix_fmt) == ("hevc", "yuv420p10le")
+        look = reader.source_format.look
+        assert (look.codec, look.pix_fmt) == ("hevc", "yuv420p10le")
         assert differ(list(reader), frames) < 257 * 2.0
 
 
@@ -76,7 +78,7 @@ def test_colours_do_not_drift_on_the_way_through_yuv(tmp_path):
     cv2.imwrite(str(folder / "1.png"), np.full((48, 64, 3), (40, 200, 90), np.uint8)[..., ::-1])
     copy(folder, tmp_path / "bt709.mkv")
     with open_reader(tmp_path / "bt709.mkv") as reader:
-        assert reader.colors[0] == 1
+        assert reader.source_format.look.colours.matrix == 1
         assert np.abs(next(iter(reader)).astype(int) - (40, 200, 90)).max() <= 3
 
 

@@ -19,7 +19,8 @@ from videos import make_video, picture
 from csd_plugin.atomic import draft_of
 from csd_plugin.data.video import open_reader, open_writer
 from csd_plugin.data.video.colours import Colours, from_rgb, to_rgb
-from csd_plugin.data.video.encoders import Look, Setup, write_one
+from csd_plugin.data.video.encoders import Setup, write_one
+from csd_plugin.data.video.interface import Look
 from csd_plugin.errors import CSDError
 
 X264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p")
@@ -404,7 +405,7 @@ def test_grey_keeps_range_and_depth(copied, tmp_path):
     assert not lines and stream(out)["pix_fmt"] == "gray16le"
     assert np.array_equal(pixels(out, "rgb48le"), pixels(source, "rgb48le"))
     out, lines = copied(source, "out.mov")
-    one_line(lines, "h264 holds 10 bits a channel here, the input has 16")
+    one_line(lines, "h264 holds 10 bits per channel here, the input has 16")
     assert np.abs(pixels(out, "rgb48le") - pixels(source, "rgb48le")).mean() < 1
 
 

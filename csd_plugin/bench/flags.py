@@ -1,0 +1,43 @@
+"""Flags that several benchmarks take."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from csd_plugin.cli.flags import whole
+
+
+def add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
+    """`--rounds`: how often everything is measured in turns."""
+    parser.add_argument(
+        "--rounds", type=whole(1, 10_000), default=default, metavar="N", help=f"rounds to measure (default {default})"
+    )
+
+
+def add_sizes(parser: argparse.ArgumentParser, *default: str) -> None:
+    """`--sizes`: of the frames."""
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        default=list(default),
+        metavar="WxH",
+        help=f"sizes of the frames (default {' '.join(default)})",
+    )
+
+
+def add_networks(parser: argparse.ArgumentParser, *default: str) -> None:
+    """`--networks`: what `speed.find_network` finds."""
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        default=list(default),
+        metavar="NAME",
+        help=f"presets, names of `csd models`, or checkpoints (default {' '.join(default)})",
+    )
+
+
+def add_report(parser: argparse.ArgumentParser, *, plotted: bool = True) -> None:
+    """`--json`: where `measure.publish` writes."""
+    written = "the table (.md) and a plot (.png) next to them" if plotted else "the table (.md) next to them"
+    parser.add_argument("--json", type=Path, metavar="FILE", help=f"write the figures, with {written}")

@@ -1,0 +1,281 @@
+"""Distillation for any training loop: a batch in, named losses out. The loop goes back, steps and saves."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from csd_plugin.archs.interface import Interface, interface_of, run_network
+from csd_plugin.data.batches import as_clips, as_float
+from csd_plugin.distill.adapters import AdaptedObjective
+from csd_plugin.distill.dry_run import Clips, dry_run
+from csd_plugin.distill.health import HealthMonitor
+from csd_plugin.distill.interface import Objective
+from csd_plugin.distill.objective import Comparison, by_name, weighted_sum
+from csd_plugin.distill.schedule import Weight, check_weight, weight_at
+from csd_plugin.distill.taps import FeatureTap, tap_compared
+from csd_plugin.errors import CSDError
+from csd_plugin.types import ClipView
+
+TEACHER_TARGETS = 2
+"""Targets that the teacher computes at once, or those of one clip: more need memory, one alone is slow on a CPU."""
+
+logger = logging.getLogger(__name__)
+
+
+class Teacher:
+    """One frozen network, and what the student is compared with it by.
+
+    Args:
+        network: is put into eval mode, and its weights take no gradient from here on.
+        objective: an `Objective`, or a data parallel wrapper of one; its cells learn with the student.
+        label: `t`, or among several teachers another for each; it begins the names of their terms.
+        share: of the distillation loss; those of all teachers add to 1.
+        interface: how the network is called; by default what it says of itself.
+        layers: of the network that the objective compares, `conv7` or `conv7:output`; by default its feature.
+
+    Raises:
+        CSDError: nobody says how the network is called, or it has no such layers.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: nn.Module,
+        *,
+        label: str = "t",
+        share: float = 1.0,
+        interface: Interface | None = None,
+        layers: list[str] | None = None,
+    ) -> None:
+        self.network, self.objective, self.label, self.share = network, objective, label, share
+        network.eval().requires_grad_(False)
+        self.interface = interface or interface_of(network)
+        self.taps = tap_compared(network, self.interface, layers) if bare(objective).needs_features else []
+
+
+class Distiller(nn.Module):
+    """A student that learns from the truth and from frozen teachers; `forward` gives the losses of a batch.
+
+    Its parameters are the student's and those of the objectives, for one optimizer; so is its state dict (`student.`,
+    `objectives.LABEL.`). Teachers are in neither, but move with `.to()`. Call `after_step` after each optimizer step.
+
+    Args:
+        student: may be wrapped for several processes, or compiled.
+        teachers: none leaves the reconstruction loss alone.
+        reconstruction: frames and truth, (B*L, 3, H, W) in [0, 1] each, to a scalar.
+        weights: of the objectives' terms, numbers or schedules, see `schedule`. While all are 0 no teacher is run.
+        interface: how the student is called; by default what it says of itself.
+        layers: of the student that are compared, in the order of the teachers' layers; by default its feature.
+        autocast: what the networks compute in; None leaves it to an autocast around `forward`. Losses are float32.
+        examine_every: iterations between two looks at whether the terms teach, see `health`; 0 for none. The first
+            batch is looked at too.
+        scaler: the one that the loop's loss goes through, where it trains in fp16.
+        warn: takes what the looks find, a line each.
+
+    Raises:
+        CSDError: shares that do not add to 1, terms and weights that do not go together, layers that are not there.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Sequence[Teacher],
+        reconstruction: nn.Module,
+        *,
+        weights: Mapping[str, Weight],
+        interface: Interface | None = None,
+        layers: list[str] | None = None,
+        autocast: torch.dtype | None = None,
+        examine_every: int = 100,
+        scaler: torch.amp.GradScaler | None = None,
+        warn: Callable[[str], object] = logger.warning,
+    ) -> None:
+        super().__init__()
+        _check(teachers, weights)
+        self.student, self.reconstruction = student, reconstruction
+        self.objectives = nn.ModuleDict({teacher.label: teacher.objective for teacher in teachers})
+        self.teachers = list(teachers)  # a list: no modules of this one
+        self.weights = dict(weights)
+        self.interface = interface or interface_of(bare(student))
+        self.student_taps: list[FeatureTap] = []
+        if any(teacher.taps for teacher in teachers):
+            self.student_taps = tap_compared(bare(student), self.interface, layers)
+        self.autocast, self.examine_every, self.scaler, self.warn = autocast, examine_every, scaler, warn
+        self.monitor = HealthMonitor() if teachers and examine_every else None
+        self._examined = 0
+
+    @property
+    def num_frame(self) -> int:
+        """Frames of the longest window that a network needs for a target."""
+        return max(self.interface.num_frame, *(teacher.interface.num_frame for teacher in self.teachers), 1)
+
+    def forward(self, batch: Mapping[str, Any], iteration: int = 1) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The losses of a batch, weighted: their sum is what is minimised; and scalars to log beside them.
+
+        batch: `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), its middle, or what `as_clips` makes such; in [0, 1], or
+            uint8. iteration: from 1 on; weights and looks go by it.
+
+        Returns `l_recon` and `l_distill`, scalars; and raw terms (`l_spatial`), `status/..`, `weight/..`, `health/..`.
+        Raises CSDError for batches that are too short or do not pair, and for a term that teaches nothing.
+        """
+        lq, gt = map(as_float, as_clips(batch, self.num_frame, "the batch"))
+        weights = {term: weight_at(weight, iteration) for term, weight in self.weights.items()}
+        scheduled = [term for term, weight in self.weights.items() if isinstance(weight, Mapping)]
+        scalars = {f"weight/{term}": torch.tensor(weights[term], device=lq.device) for term in scheduled}
+        if self.teachers and any(weights.values()):
+            losses, others = self._distill(lq, gt, weights, iteration)
+            return losses, scalars | others
+        output = run_network(self.student, lq, gt.shape[1], self.interface, autocast=self.autocast)
+        for tap in self.student_taps:
+            tap.forget()
+        return {"l_recon": self._reconstruct(output, gt)}, scalars
+
+    def after_step(self) -> None:
+        """To be called after each optimizer step: what follows the weights without being learned."""
+        for teacher in self.teachers:
+            bare(teacher.objective).after_step()
+
+    def _distill(
+        self, lq: Tensor, gt: Tensor, weights: Mapping[str, float], iteration: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        # The teachers first: their layers need their memory before the student's graph takes its own.
+        views = [self._teacher_view(teacher, lq, gt.shape[1]) for teacher in self.teachers]
+        scales = dict.fromkeys(scale for teacher in self.teachers for scale in bare(teacher.objective).input_scales)
+        student = self._view(self.student, self.interface, self.student_taps, lq, gt.shape[1], scales)
+        with torch.autocast(lq.device.type, enabled=False):
+            compared = {
+                self._prefix(teacher): self._compare(student, teacher, view, gt, weights)
+                for teacher, view in zip(self.teachers, views, strict=True)
+            }
+            raw = by_name(compared, lambda comparison: comparison.terms.losses)
+            losses = {
+                "l_recon": self._reconstruct(student.output.flatten(0, 1), gt),
+                "l_distill": weighted_sum(raw, by_name(compared, lambda comparison: comparison.weights)),
+            }
+            scalars = {f"l_{name}": loss.detach() for name, loss in raw.items()}
+            status = by_name(compared, lambda comparison: comparison.terms.diagnostics)
+            scalars |= {f"status/{name}": value for name, value in status.items()}
+            if self.monitor is not None and self._is_due(self.monitor, iteration):
+                scalars |= self._examine(self.monitor, losses["l_recon"], student, compared)
+        return losses, scalars
+
+    def _is_due(self, monitor: HealthMonitor, iteration: int) -> bool:
+        """Whether this batch is looked at: one per iteration, where a batch goes through in parts the first of them."""
+        due = (iteration % self.examine_every == 0 or not monitor.start) and iteration != self._examined
+        self._examined = iteration if due else self._examined
+        return due
+
+    def _prefix(self, teacher: Teacher) -> str:
+        return f"{teacher.label}/" if len(self.teachers) > 1 else ""
+
+    def _reconstruct(self, output: Tensor, gt: Tensor) -> Tensor:
+        with torch.autocast(output.device.type, enabled=False):
+            return self.reconstruction(output, gt.flatten(0, 1))
+
+    def _compare(
+        self, student: ClipView, teacher: Teacher, view: ClipView, gt: Tensor, weights: Mapping[str, float]
+    ) -> Comparison:
+        return Comparison(
+            teacher=view,
+            terms=teacher.objective(student, view, gt),
+            weights={term: teacher.share * weight for term, weight in weights.items()},
+            layers=tuple(tap.layer for tap in self.student_taps),
+            learns_scale=bare(teacher.objective).learns_scale,
+        )
+
+    def _examine(
+        self, monitor: HealthMonitor, recon: Tensor, student: ClipView, compared: Mapping[str, Comparison]
+    ) -> dict[str, Tensor]:
+        """What the monitor measures, to be logged beside the losses; its warnings go where they are wanted."""
+        scale = 1.0 if self.scaler is None else float(self.scaler.get_scale())
+        measured, warnings = monitor.examine(recon, student, compared, self.student.parameters(), scale=scale)
+        for warning in warnings:
+            self.warn(warning)
+        return {f"health/{name}": value for name, value in measured.items()}
+
+    @torch.no_grad()
+    def _teacher_view(self, teacher: Teacher, lq: Tensor, num_target: int) -> ClipView:
+        """What a teacher makes of the batch, a few clips at a time, as nothing of it is kept but the result."""
+        scales = bare(teacher.objective).input_scales
+        views = [
+            self._view(teacher.network, teacher.interface, teacher.taps, clips, num_target, scales)
+            for clips in lq.split(-(-TEACHER_TARGETS // num_target))
+        ]
+        features = {
+            scale: tuple(torch.cat(parts) for parts in zip(*(view.features[scale] for view in views), strict=True))
+            for scale in views[0].features
+        }
+        return ClipView(torch.cat([view.output for view in views]), features)
+
+    def _view(
+        self,
+        network: nn.Module,
+        interface: Interface,
+        taps: Sequence[FeatureTap],
+        clips: Tensor,
+        num_target: int,
+        scales: Iterable[int],
+    ) -> ClipView:
+        """Output and features of the middle L frames of (B, N, 3, H, W), at these input scales."""
+        batch = len(clips)
+        outputs, features = {}, {}
+        for scale in scales:
+            clip = clips if scale == 1 else F.avg_pool2d(clips.flatten(0, 1), scale).unflatten(0, clips.shape[:2])
+            frames = run_network(network, clip, num_target, interface, autocast=self.autocast)
+            outputs[scale] = frames.unflatten(0, (batch, num_target))
+            features[scale] = tuple(interface.features(tap.take(), batch, num_target, tap.path) for tap in taps)
+        return ClipView(outputs[1], features)
+
+    def _apply(self, *arguments: Any, **keywords: Any) -> Distiller:
+        """What `.to()` and its like go through: the teachers come along."""
+        for teacher in self.teachers:
+            teacher.network._apply(*arguments, **keywords)
+        return super()._apply(*arguments, **keywords)
+
+
+class Compared(NamedTuple):
+    """A network, how it is called, and its layers that are compared; None for the one that its interface names."""
+
+    network: nn.Module
+    interface: Interface
+    layers: list[str] | None
+
+
+def adapted(
+    objective: Objective, adapters: Sequence[str], *, student: Compared, teacher: Compared, clips: Clips
+) -> AdaptedObjective:
+    """The objective behind adapters, whose widths a dry run of both networks on such clips gives.
+
+    The networks must not be compiled yet: torch cannot run those dry. Raises CSDError, see `dry_run`.
+    """
+    ours, theirs = (
+        list(dry_run(network, interface, clips, layers, tapped=True).features.values())
+        for network, interface, layers in (student, teacher)
+    )
+    return AdaptedObjective(objective, adapters=adapters, student=ours, teacher=theirs)
+
+
+def bare(module: nn.Module) -> Any:
+    """What a data parallel wrapper holds; other modules as they are."""
+    return module.module if isinstance(module, DataParallel | DistributedDataParallel) else module
+
+
+def _check(teachers: Sequence[Teacher], weights: Mapping[str, Weight]) -> None:
+    total = sum(teacher.share for teacher in teachers)
+    if teachers and not math.isclose(total, 1):
+        raise CSDError(f"the teachers' shares add to {total:g}, expected 1: give each its `share`")
+    if len({teacher.label for teacher in teachers}) < len(teachers):
+        raise CSDError("two teachers have one label: give each its own, such as t and t2")
+    for weight in weights.values():
+        check_weight(weight)
+    for teacher in teachers:
+        zeros = {term: torch.zeros(()) for term in bare(teacher.objective).terms}
+        weighted_sum(zeros, {term: weight_at(weight, 1) for term, weight in weights.items()})

@@ -1,0 +1,122 @@
+"""The files that `csd link` puts into a toolbox: written, looked at, and taken away again without a trace."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from csd_plugin import atomic
+from csd_plugin.errors import CSDError
+from csd_plugin.link.git import Checkout, checkout_of
+from csd_plugin.link.trees import ARCHS, MODELS, Tree
+
+_MARK = "# csd link "
+_CALLS = {MODELS: "activate", ARCHS: "prepare_imports"}
+
+
+@dataclass(frozen=True)
+class Linked:
+    """written: files that are new or renewed, `current`: that were there already; hidden: from git, by this file."""
+
+    written: list[Path]
+    current: list[Path]
+    hidden: Path | None
+
+
+def link(tree: Tree) -> Linked:
+    """Write what `tree` needs, and hide it from git.
+
+    Raises CSDError for a file of that name that is not ours, and where nothing can be written; then nothing is.
+    """
+    files = {tree.package / name: content_of(name) for name in tree.files}
+    current = [file for file, content in files.items() if _ours(file) == content]
+    checkout = _checkout(tree)
+    hidden, written = False, []
+    try:
+        hidden = checkout is not None and checkout.hide(list(files))
+        for file, content in files.items():
+            if file not in current:
+                atomic.write_text(file, content)
+                written.append(file)
+    except OSError as error:
+        _take_away(file for file in written if file not in current)
+        if hidden and checkout:
+            checkout.show(list(files))
+        raise _read_only(tree, error) from error
+    return Linked(written, current, checkout.exclude if checkout and hidden else None)
+
+
+def unlink(tree: Tree) -> list[Path]:
+    """Take away what `link` has written, here or of an earlier version; the files that were there.
+
+    Raises CSDError for files that are not ours, and where they cannot be removed.
+    """
+    files = [tree.package / name for name in _CALLS]
+    there = [file for file in files if _ours(file) is not None]
+    try:
+        _take_away(there)
+        checkout = _checkout(tree)
+        if checkout:
+            checkout.show(files)
+    except OSError as error:
+        raise _read_only(tree, error) from error
+    return there
+
+
+def missing(tree: Tree) -> list[Path]:
+    """The files that `link` would write. Raises CSDError for files of these names that are not ours."""
+    return [tree.package / name for name in tree.files if _ours(tree.package / name) != content_of(name)]
+
+
+def content_of(name: str) -> str:
+    """The text of a file; its first line holds the checksum of the rest, which shows whether somebody changed it."""
+    call = _CALLS[name]
+    body = (
+        "# Written by csd-plugin. `csd link --undo` removes it; without csd-plugin it does nothing.\n"
+        "try:\n"
+        "    from csd_plugin.link import linked\n"
+        "except ImportError as error:\n"
+        '    if not (error.name or "").startswith("csd_plugin"):\n'
+        "        raise\n"
+        "else:\n"
+        f"    linked.{call}()\n"
+    )
+    return f"{_MARK}{_checksum(body)}\n{body}"
+
+
+def _checksum(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()[:16]
+
+
+def _ours(file: Path) -> str | None:
+    """The text of a file that we have written, None where there is nothing. Raises CSDError for everything else."""
+    if not file.exists() and not file.is_symlink():
+        return None
+    text = file.read_bytes().decode(errors="replace") if file.is_file() and not file.is_symlink() else ""
+    mark, _, body = text.replace("\r\n", "\n").partition("\n")
+    if not mark.startswith(_MARK):
+        raise CSDError(f"{file}: is not from `csd link`; rename it, then run this again")
+    if mark != f"{_MARK}{_checksum(body)}":
+        raise CSDError(f"{file}: was changed after `csd link` wrote it; move it away, then run this again")
+    return text
+
+
+def _take_away(files: Iterable[Path]) -> None:
+    """Files of Python, with what it has compiled of them."""
+    for file in files:
+        file.unlink(missing_ok=True)
+        for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
+            compiled.unlink()
+
+
+def _checkout(tree: Tree) -> Checkout | None:
+    return None if tree.installed else checkout_of(tree.package)
+
+
+def _read_only(tree: Tree, error: OSError) -> CSDError:
+    return CSDError(
+        f"{error.filename or tree.package}: cannot be changed ({error.strerror}); mend its permissions, or use "
+        f"`csd link --hook`, which leaves it as it is"
+    )

@@ -1,0 +1,34 @@
+"""What the files call that `csd link` writes, and its import hook. Neither function ever raises.
+
+A program may want the toolbox for something that is no business of ours: it goes on, and one line says what is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def prepare_imports() -> None:
+    """Before the toolbox is imported, or early in it: `compat.prepare_imports`."""
+    from csd_plugin.errors import first_line
+
+    try:
+        from csd_plugin import compat
+
+        compat.prepare_imports()
+    except (ImportError, RuntimeError) as error:  # the toolbox's own import will end in the same
+        print(f"csd-plugin: torchvision cannot be imported ({first_line(error)})", file=sys.stderr, flush=True)
+
+
+def activate() -> None:
+    """`csd_plugin.activate()`, also in the middle of the toolbox's own import."""
+    from csd_plugin.errors import CSDError, first_line
+    from csd_plugin.extras import needed_by
+
+    try:
+        with needed_by("csd-plugin"):
+            from csd_plugin.activation import activate
+
+            activate(extensions=False)
+    except (ImportError, CSDError) as error:
+        print(f"csd-plugin is not active: {first_line(error)}", file=sys.stderr, flush=True)

@@ -1,0 +1,135 @@
+"""Toolboxes and projects on disk that a file of ours can be put into: what they are, and what they need."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from csd_plugin.errors import CSDError
+
+MODELS, ARCHS = "models/csd_model.py", "archs/csd_arch.py"
+"""What the toolbox imports by itself: it looks through these folders for names that end so."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A package that imports all `models/*_model.py`: BasicSR's own, a fork's, or that of a project built on BasicSR.
+
+    package: its folder. toolbox: whether it is BasicSR itself, or a fork, and no project that imports it.
+    """
+
+    package: Path
+    toolbox: bool
+
+    def __str__(self) -> str:
+        if not self.toolbox:
+            return f"the project {self.package.name} in {self.package}"
+        return f"BasicSR{self._version()} in {self.package}"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What has to be there; an archs file where `functional_tensor` has to be back before the models come."""
+        return (MODELS, ARCHS) if self.toolbox and self._wants_functional_tensor() else (MODELS,)
+
+    @property
+    def installed(self) -> bool:
+        """Whether a package manager has put it there, and no version control has it."""
+        return not {"site-packages", "dist-packages"}.isdisjoint(self.package.parts)
+
+    def fault(self) -> str:
+        """Why importing it in a new process does not make our models known; empty where it does."""
+        is_package = (self.package / "__init__.py").exists()
+        folder, name = (self.package.parent, f"{self.package.name}.models") if is_package else (self.package, "models")
+        return import_fault(name, folder)
+
+    def _version(self) -> str:
+        for file in (self.package / "version.py", self.package.parent / "VERSION"):
+            try:
+                found = re.search(r"\d+(\.\d+)+", file.read_text(encoding="utf-8", errors="replace"))
+            except OSError:
+                continue
+            if found:
+                return f" {found[0]}"
+        return ""
+
+    def _wants_functional_tensor(self) -> bool:
+        """Whether it imports what torchvision 0.17 has moved. Its networks are imported before its data sets."""
+        data = self.package / "data" / "degradations.py"
+        scans = _scans(self.package / "archs" / "__init__.py", "_arch.py")
+        return scans and data.is_file() and "functional_tensor" in data.read_text(encoding="utf-8", errors="replace")
+
+
+def find_tree(path: Path | None = None) -> Tree:
+    """The toolbox or project at `path`, package or folder above it; without a path, what `import basicsr` finds.
+
+    Raises CSDError where there is none, or more than one.
+    """
+    if path is None:
+        spec = importlib.util.find_spec("basicsr")
+        if spec is None or spec.origin is None:
+            raise CSDError("no BasicSR is installed here; give the folder of your clone or project: csd link PATH")
+        path = Path(spec.origin).parent
+    if not path.is_dir():
+        raise CSDError(f"{path}: {'not a folder' if path.exists() else 'does not exist'}; give your clone or project")
+    path = path.resolve()
+    inside = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    found = [path] if _is_scanned(path) else [folder for folder in inside if _is_scanned(folder)]
+    if not found:
+        raise CSDError(f"{path}: no BasicSR, and no project in its pattern: no models/__init__.py imports *_model.py")
+    if len(found) > 1:
+        names = ", ".join(folder.name for folder in found)
+        raise CSDError(f"{path}: more than one package imports its *_model.py ({names}); give the folder of one")
+    package = found[0]
+    if (package / "utils").is_dir() and not (package / "utils" / "registry.py").is_file():
+        raise CSDError(f"{package}: an older BasicSR, without registries; 1.3 and later can be linked")
+    return Tree(package, toolbox=(package / "utils" / "registry.py").is_file())
+
+
+def import_fault(name: str, folder: Path | None = None) -> str:
+    """Why a new process that imports module `name`, from `folder` if it is given, does not know our models; or ''."""
+    folders = [str(folder)] if folder else []
+    run = subprocess.run(
+        [sys.executable, "-c", _IMPORT, name, *folders], cwd=sys.prefix, capture_output=True, text=True, check=False
+    )
+    lines = run.stderr.strip().splitlines()
+    if run.returncode == 0:
+        return ""
+    if run.returncode == _UNKNOWN:
+        said = [line for line in lines if line.startswith("csd-plugin")]
+        return said[-1] if said else "this Python does not have csd-plugin installed outside of its folder"
+    reason = lines[-1] if lines else f"exit status {run.returncode}"
+    cure = next((cure for words, cure in _CURES.items() if words in reason), "")
+    return f"import {name} fails ({reason}){cure}"
+
+
+_UNKNOWN = 3
+_IMPORT = f"""
+import importlib, sys
+sys.path[:0] = sys.argv[2:]
+importlib.import_module(sys.argv[1])
+from basicsr.utils.registry import MODEL_REGISTRY
+sys.exit(0 if any(cls.__module__.startswith("csd_plugin.") for _, cls in MODEL_REGISTRY) else {_UNKNOWN})
+"""
+_CURES = {
+    "operator torchvision::": "; `csd link --hook` repairs a torchvision without its compiled part",
+    "functional_tensor": "; link the BasicSR that it imports as well (`csd link`), or use `csd link --hook`",
+    "No module named 'basicsr": "; install BasicSR: pip install --no-build-isolation basicsr==1.4.2",
+    ".version'": "; a clone has no version.py before `pip install --no-build-isolation -e .`",
+}
+
+
+def _is_scanned(folder: Path) -> bool:
+    return _scans(folder / "models" / "__init__.py", "_model.py")
+
+
+def _scans(init: Path, ending: str) -> bool:
+    """Whether a package's `__init__` imports its files of this ending."""
+    try:
+        text = init.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return ending in text and "import_module" in text

@@ -1,0 +1,176 @@
+"""Distillation without a toolbox: what a loop of one's own gets."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from toolbox import equal
+
+from csd_plugin.archs.interface import interface_of
+from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.distill.csd import CSD
+from csd_plugin.distill.distiller import Compared, Distiller, Teacher, adapted
+from csd_plugin.distill.dry_run import Clips
+from csd_plugin.distill.output import OutputDistillation
+from csd_plugin.errors import CSDError
+from csd_plugin.losses.ssim import PyramidSSIMLoss
+
+WEIGHTS = {"spatial": 0.1, "temporal": 0.1}
+
+
+def student(width: int = 4) -> SLDNet:
+    return SLDNet(preset="student2", num_feat=width)
+
+
+def teacher(**keywords) -> Teacher:
+    return Teacher(SLDNet(preset="teacher", num_feat=4), CSD(hidden=4), **keywords)
+
+
+def distiller(*teachers: Teacher, weights=WEIGHTS, **keywords) -> Distiller:
+    torch.manual_seed(0)
+    return Distiller(student(), teachers or [teacher()], PyramidSSIMLoss(), weights=weights, **keywords)
+
+
+def batch(frames: int = 8, targets: int = 2) -> dict[str, torch.Tensor]:
+    lq = torch.rand(2, frames, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    first = (frames - targets) // 2
+    return {"lq": lq, "gt": lq[:, first : first + targets] * 0.9}
+
+
+def test_student_and_cells_learn_and_are_saved_and_the_teacher_moves_along():
+    d = distiller()
+    frozen = d.teachers[0].network
+    before = copy.deepcopy(frozen.state_dict())
+    learned = {id(p) for part in (d.student, d.teachers[0].objective) for p in part.parameters()}
+    assert {id(p) for p in d.parameters()} == learned
+    assert {name.split(".")[0] for name in d.state_dict()} == {"student", "objectives"}
+
+    optimizer = torch.optim.Adam(d.parameters(), lr=1e-3)
+    start = copy.deepcopy(d.state_dict())
+    losses, scalars = d(batch(), 1)
+    sum(losses.values()).backward()
+    optimizer.step()
+    assert losses.keys() == {"l_recon", "l_distill"}
+    assert not any(value.requires_grad for value in scalars.values())
+    assert {"l_spatial", "status/correlation", "health/grad_spatial"} <= scalars.keys()
+    expected = 0.1 * scalars["l_spatial"] + 0.1 * scalars["l_temporal"]
+    torch.testing.assert_close(losses["l_distill"].detach(), expected)
+    changed = {name.split(".")[0] for name, value in d.state_dict().items() if not torch.equal(value, start[name])}
+    assert changed == {"student", "objectives"}
+    d.train()
+    assert not frozen.training and equal(frozen.state_dict(), before)
+    d.double()
+    assert {p.dtype for p in frozen.parameters()} == {torch.float64}
+
+
+def test_one_that_is_restored_continues():
+    d, again = distiller(), distiller(Teacher(SLDNet(preset="teacher", num_feat=4), CSD(hidden=4)))
+    again.load_state_dict(d.state_dict())
+    again.teachers[0].network.load_state_dict(d.teachers[0].network.state_dict())
+    for ours, theirs in zip(d(batch(), 5), again(batch(), 5), strict=True):
+        assert equal(ours, theirs)
+
+
+def test_while_all_weights_are_zero_no_teacher_is_run(monkeypatch):
+    d = distiller(weights={term: {"schedule": "stop_at", "start": 0.1, "iters": 3} for term in WEIGHTS})
+    alone, _ = Distiller(d.student, [], PyramidSSIMLoss(), weights={})(batch())
+    _, scalars = d(batch(), 3)
+    assert float(scalars["weight/spatial"]) == pytest.approx(0.1)
+    monkeypatch.setattr(d.teachers[0].network, "forward", lambda window: pytest.fail("the teacher was called"))
+    losses, scalars = d(batch(), 4)
+    assert equal(losses, alone)
+    assert scalars == {"weight/spatial": 0, "weight/temporal": 0}
+
+
+def test_the_first_batch_and_each_nth_are_examined():
+    d, warnings = distiller(examine_every=3), []
+    d.warn = warnings.append
+    looked = [any(name.startswith("health/") for name in d(batch(), iteration)[1]) for iteration in range(1, 7)]
+    assert looked == [True, False, True, False, False, True]
+    assert warnings == []
+    d.monitor.start["spread_spatial"] = 1e9
+    d.monitor.start["loss_spatial"] = 1e9
+    d(batch(), 9)
+    assert len(warnings) == 1 and "has collapsed" in warnings[0]
+    unwatched = distiller(examine_every=0)
+    assert not any(name.startswith("health/") for name in unwatched(batch())[1])
+
+
+@pytest.mark.parametrize("around", [True, False])
+def test_networks_compute_in_bf16_and_losses_in_float32(around):
+    d = distiller(autocast=None if around else torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=around):
+        losses, scalars = d(batch())
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert {value.dtype for value in scalars.values()} == {torch.float32}
+    exact, _ = distiller()(batch())
+    for name, loss in losses.items():
+        assert loss != exact[name]
+        assert loss.item() == pytest.approx(exact[name].item(), rel=0.05)
+
+
+def test_batches_of_other_people():
+    """Bytes, a single target without its axis, and the truth of every frame."""
+    d, given = distiller(), batch()
+    plain, _ = d(batch(targets=2))
+    lq = batch()["lq"]
+    whole, _ = d({"lq": lq, "gt": lq * 0.9})  # the two targets that have windows of seven frames
+    assert equal(whole, plain)
+    as_bytes = {key: (value * 255).round().byte() for key, value in given.items()}
+    rounded = {key: value.float() / 255 for key, value in as_bytes.items()}
+    assert equal(d(as_bytes)[0], d(rounded)[0])
+    single = batch(frames=7, targets=1)
+    assert equal(d(single)[0], d({"lq": single["lq"], "gt": single["gt"][:, 0]})[0])
+    with pytest.raises(CSDError, match=r"the batch gives lq .* windows of 5 frames, and a network sees 7"):
+        d(batch(frames=6))
+    with pytest.raises(CSDError, match="the batch gives no gt"):
+        d({"lq": given["lq"]})
+
+
+def test_two_teachers_have_shares_and_names():
+    first, second = teacher(share=0.25), teacher(label="t2", share=0.75)
+    losses, scalars = distiller(first, second)(batch())
+    terms = [0.1 * scalars[f"l_{label}/spatial"] + 0.1 * scalars[f"l_{label}/temporal"] for label in ("t", "t2")]
+    torch.testing.assert_close(losses["l_distill"].detach(), 0.25 * terms[0] + 0.75 * terms[1])
+
+
+@pytest.mark.parametrize(
+    ("teachers", "weights", "words"),
+    [
+        ([{}, {"label": "t2"}], WEIGHTS, "shares add to 2"),
+        ([{"share": 0.5}, {"share": 0.5}], WEIGHTS, "two teachers have one label"),
+        ([{}], {"spatial": 0.1}, "loss 'temporal' has no weight"),
+        ([{}], WEIGHTS | {"spacial": 0.1}, "'spacial' is unknown.*spatial"),
+        ([{}], WEIGHTS | {"spatial": {"schedule": "linear", "start": 1.0}}, "linear needs iters"),
+    ],
+)
+def test_what_does_not_go_together_is_said_at_once(teachers, weights, words):
+    with pytest.raises(CSDError, match=words):
+        distiller(*(teacher(**keywords) for keywords in teachers), weights=weights)
+
+
+def test_a_network_that_names_no_layer_needs_one_only_where_features_are_compared():
+    ours = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1))
+    ours.num_frame, ours.layout = 1, "image"
+    outputs = Teacher(SLDNet(preset="teacher", num_feat=4), OutputDistillation())
+    losses, _ = Distiller(ours, [outputs], PyramidSSIMLoss(), weights={"output": 1.0})(batch())
+    assert losses["l_distill"] > 0
+    with pytest.raises(CSDError, match="names no layer"):
+        Distiller(ours, [teacher()], PyramidSSIMLoss(), weights=WEIGHTS)
+    assert Distiller(ours, [teacher()], PyramidSSIMLoss(), weights=WEIGHTS, layers=["0:output"])(batch())[0]
+
+
+def test_adapters_learn_in_addition():
+    ours, theirs = student(6), SLDNet(preset="teacher", num_feat=4)
+    sides = {
+        "student": Compared(ours, interface_of(ours), None),
+        "teacher": Compared(theirs, interface_of(theirs), None),
+    }
+    clips = Clips(batch=1, num_frame=7, num_target=1, size=16)
+    objective = adapted(CSD(hidden=4), ["conv1x1"], clips=clips, **sides)
+    d = Distiller(ours, [Teacher(theirs, objective)], PyramidSSIMLoss(), weights=WEIGHTS)
+    assert d.objectives["t"].convs[0].weight.shape[:2] == (4, 6)
+    assert id(d.objectives["t"].convs[0].weight) in {id(p) for p in d.parameters()}
+    assert d(batch())[0]["l_distill"] > 0

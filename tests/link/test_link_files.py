@@ -1,0 +1,259 @@
+"""`csd link PATH`: which tree it finds, what it writes there, and that nothing of it is left after --undo."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from csd_plugin import atomic
+from csd_plugin.cli import main
+from csd_plugin.link import files, trees
+
+ROOT = Path(__file__).resolve().parents[2]
+SCAN = "import importlib\n[importlib.import_module(f'{__name__}.{n}') for n in names if n.endswith('%s.py')]\n"
+
+
+def write_tree(folder: Path, *, toolbox: bool = True, old_torchvision: bool = True) -> Path:
+    """What `csd link` looks at of a package."""
+    for room, ending in (("models", "_model"), ("archs", "_arch")):
+        (folder / room).mkdir(parents=True)
+        (folder / room / "__init__.py").write_text(SCAN % ending)
+    (folder / "__init__.py").touch()
+    if toolbox:
+        (folder / "utils").mkdir()
+        (folder / "utils" / "registry.py").touch()
+        (folder / "version.py").write_text("__version__ = '1.4.2'\n")
+        (folder / "data").mkdir()
+        where = "functional_tensor" if old_torchvision else "functional"
+        (folder / "data" / "degradations.py").write_text(f"from torchvision.transforms.{where} import rgb_to_grayscale")
+    return folder
+
+
+def bytes_below(folder: Path) -> dict[str, bytes]:
+    """Every file, but git's index, which `git status` refreshes."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != "index")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+@pytest.fixture
+def link(capsys, monkeypatch):
+    """link(*arguments) -> (exit status, stdout, stderr); whether trees can be imported is another test's."""
+    monkeypatch.setattr(trees, "import_fault", lambda *_: "")
+
+    def run(*arguments):
+        status = main(["link", *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "protocol.file.allow=always"]
+    run = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return run.stdout
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A repository with a toolbox in it, committed, in a folder whose name git would take for a pattern."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    root = tmp_path / "clone"
+    write_tree(root / "my [fork]" / "basicsr")
+    git(root, "init", "-q")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "all")
+    return root
+
+
+def test_a_toolbox_is_named_linked_once_and_left_without_a_trace(link, tmp_path):
+    package = write_tree(tmp_path / "clone" / "basicsr")
+    before = bytes_below(tmp_path)
+    assert link(tmp_path / "clone", "--check")[0] == 1
+
+    status, out, _ = link(tmp_path / "clone")
+    assert status == 0
+    assert out.startswith(f"BasicSR 1.4.2 in {package}\nwrote {package / 'models/csd_model.py'}\nwrote ")
+    assert set(bytes_below(tmp_path)) - set(before) == {
+        "clone/basicsr/models/csd_model.py",
+        "clone/basicsr/archs/csd_arch.py",
+    }
+    linked = bytes_below(tmp_path)
+    status, out, _ = link(package)
+    assert status == 0 and "is there already" in out and "wrote" not in out and bytes_below(tmp_path) == linked
+    assert link(package, "--check")[0] == 0
+
+    (package / "models" / "__pycache__").mkdir()
+    compiled = Path(importlib.util.cache_from_source(str(package / "models" / "csd_model.py")))
+    compiled.write_bytes(b"of Python")
+    assert link(package, "--undo")[0] == 0
+    assert bytes_below(tmp_path) == before
+    assert "nothing to remove" in link(package, "--undo")[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "written"),
+    [
+        ({"old_torchvision": False}, ["models/csd_model.py"]),
+        ({"toolbox": False}, ["models/csd_model.py"]),
+        ({}, ["archs/csd_arch.py", "models/csd_model.py"]),
+    ],
+)
+def test_each_tree_gets_what_it_needs(link, tmp_path, options, written):
+    package = write_tree(tmp_path / "restorer", **options)
+    before = set(bytes_below(package))
+    assert link(tmp_path)[0] == 0
+    assert sorted(set(bytes_below(package)) - before) == written
+
+
+def test_without_a_path_it_is_what_import_basicsr_finds(link, tmp_path, monkeypatch):
+    package = write_tree(tmp_path / "basicsr")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
+    status, _, error = link()
+    assert status == 2 and "no BasicSR is installed" in error
+    spec = importlib.util.spec_from_file_location("basicsr", package / "__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    assert str(package) in link()[1]
+
+
+def write_text(text):
+    return lambda package: (package / "models" / "csd_model.py").write_text(text)
+
+
+def edit(package):
+    file = package / "models" / "csd_model.py"
+    file.write_text(files.content_of("models/csd_model.py") + "print('mine')\n")
+
+
+def lay_link(package):
+    (package / "models" / "csd_model.py").symlink_to(package / "version.py")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (write_text("class Mine: ...\n"), "csd_model.py: is not from `csd link`"),
+        (write_text(""), "csd_model.py: is not from `csd link`"),
+        (lay_link, "csd_model.py: is not from `csd link`"),
+        (lambda package: (package / "models" / "csd_model.py").mkdir(), "csd_model.py: is not from `csd link`"),
+        (edit, "csd_model.py: was changed after"),
+        (lambda package: (package / "utils" / "registry.py").unlink(), "an older BasicSR, without registries"),
+        (lambda package: (package / "models" / "__init__.py").unlink(), "no BasicSR, and no project"),
+        (lambda package: write_tree(package.with_name("other")), "more than one package"),
+    ],
+)
+@pytest.mark.parametrize("flags", [(), ("--check",), ("--undo",)])
+def test_what_is_not_ours_stays_as_it_is(link, tmp_path, make, words, flags):
+    package = write_tree(tmp_path / "basicsr")
+    make(package)
+    before = bytes_below(tmp_path)
+    status, _, error = link(tmp_path, *flags)
+    assert status == 2 and words in error and error.count("\n") == 1
+    assert bytes_below(tmp_path) == before
+
+
+def test_a_path_that_is_none(link, tmp_path):
+    assert "does not exist; give your clone" in link(tmp_path / "nowhere")[2]
+    (tmp_path / "file").touch()
+    assert "not a folder; give your clone" in link(tmp_path / "file")[2]
+    assert "leave one of them out" in link(tmp_path, "--hook")[2]
+
+
+def test_what_cannot_be_written_leaves_nothing_half_done(link, clone, monkeypatch):
+    before = bytes_below(clone)
+    write = atomic.write_text
+
+    def refuse(path, text):
+        if path.name == "csd_arch.py":
+            raise PermissionError(13, "Permission denied", str(path))
+        write(path, text)
+
+    monkeypatch.setattr(atomic, "write_text", refuse)
+    status, _, error = link(clone / "my [fork]")
+    assert status == 2 and "csd_arch.py: cannot be changed (Permission denied); mend its permissions, or" in error
+    assert bytes_below(clone) == before
+
+
+@pytest.mark.parametrize("exclude", [None, b"", b"*.log\n", b"no newline", b"\xff\n"])
+def test_git_lists_nothing_of_it(link, clone, exclude):
+    file = clone / ".git" / "info" / "exclude"
+    file.unlink(missing_ok=True)
+    if exclude is not None:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(exclude)
+    before = bytes_below(clone)
+    assert f"hidden from git by {file}" in link(clone / "my [fork]")[1]
+    assert git(clone, "status", "--porcelain") == ""
+    assert "hidden" not in link(clone / "my [fork]")[1]
+    link(clone / "my [fork]", "--undo")
+    after = bytes_below(clone)
+    if exclude == b"":  # a list of nothing is removed
+        del before[".git/info/exclude"]
+    assert after == before
+
+
+def test_worktrees_share_the_list_and_submodules_have_their_own(link, clone, tmp_path):
+    git(clone, "worktree", "add", "-q", "../tree")
+    trees_of_it = [clone / "my [fork]", tmp_path / "tree" / "my [fork]"]
+    for tree in trees_of_it:
+        link(tree)
+    link(trees_of_it[0], "--undo")
+    assert [git(tree, "status", "--porcelain") for tree in trees_of_it] == ["", ""]
+    link(trees_of_it[1], "--undo")
+    assert "csd" not in (clone / ".git" / "info" / "exclude").read_text()
+
+    (tmp_path / "project").mkdir()
+    git(tmp_path / "project", "init", "-q")
+    git(tmp_path / "project", "submodule", "add", "-q", str(clone), "toolbox")
+    link(tmp_path / "project" / "toolbox" / "my [fork]")
+    assert git(tmp_path / "project" / "toolbox", "status", "--porcelain") == ""
+    assert "toolbox" in git(tmp_path / "project", "status", "--porcelain")  # only that it was added
+    assert "??" not in git(tmp_path / "project", "status", "--porcelain")
+
+
+@pytest.mark.parametrize("name", ["models/csd_model.py", "archs/csd_arch.py"])
+@pytest.mark.parametrize("left", [None, "folder", "older version"])
+def test_the_files_do_nothing_once_the_plugin_is_gone(tmp_path, name, left):
+    if left:  # what an uninstallation may leave, or a version that knew no `link`
+        (tmp_path / "csd_plugin").mkdir()
+    if left == "older version":
+        (tmp_path / "csd_plugin" / "__init__.py").touch()
+    (tmp_path / "file.py").write_text(files.content_of(name))
+    run = subprocess.run(
+        [sys.executable, "-ISc", f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import file"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_another_missing_package_is_not_taken_for_the_plugin(tmp_path):
+    (tmp_path / "csd_plugin" / "link").mkdir(parents=True)
+    (tmp_path / "csd_plugin" / "link" / "linked.py").write_text("import a_package_that_is_not_there\n")
+    (tmp_path / "file.py").write_text(files.content_of("models/csd_model.py"))
+    run = subprocess.run(
+        [sys.executable, "-ISc", f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import file"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "a_package_that_is_not_there" in run.stderr
+
+
+def test_the_tool_is_the_command(tmp_path):
+    write_tree(tmp_path / "basicsr")
+    run = subprocess.run(
+        [sys.executable, ROOT / "tools" / "link_basicsr.py", tmp_path, "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    assert run.returncode == 1 and "not linked" in run.stderr

@@ -1,0 +1,62 @@
+"""The tables of options/README.md are those of the classes; defaults stand in one place."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from pathlib import Path
+
+import pytest
+
+from csd_plugin.archs import NETWORKS
+from csd_plugin.data.datasets import DATASETS
+from csd_plugin.options import TrainSection, dataset_section
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "options" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("option_tables", ROOT / "tools" / "option_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rows(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_the_readme_has_what_the_classes_say(tool):
+    assert tool.with_tables(README) == README, "run python tools/option_tables.py"
+    assert all(f"<!-- table: {name}, by tools/option_tables.py -->" in README for name in tool.TABLES)
+
+
+def test_a_default_that_somebody_changed_by_hand_comes_back(tool):
+    [line] = [line for line in README.splitlines() if line.startswith("| `use_hflip` ")]
+    assert line.endswith("| true |")
+    assert tool.with_tables(README.replace(line, line.replace("true", "false"))) == README
+
+
+def test_every_key_of_a_data_set_is_listed_with_what_it_means_there(tool):
+    listed = rows(tool.dataset_table())
+    assert ["`num_target`", "training"] in [row[:2] for row in listed]
+    assert ["`cache_mb`", "test", "128"] in [[key, kind, default] for key, kind, _, default in listed]
+    ours = {"name", "type", "phase", "scale"}  # the toolbox's
+    for cls in DATASETS.values():
+        assert {f"`{key}`" for key in dataset_section(cls).model_fields.keys() - ours} <= {row[0] for row in listed}
+    assert all(meaning for _, _, meaning, _ in listed)
+
+
+def test_every_keyword_of_a_network_is_listed(tool):
+    """In the order of the constructor, described by its docstring, also over several lines."""
+    listed = [row[1].strip("`") for row in rows(tool.network_table())]
+    assert listed == [key for cls in NETWORKS.values() for key in inspect.signature(cls).parameters]
+    assert tool.arguments(NETWORKS["HalfNet"])["causal"].endswith(
+        "so that a camera's picture need not wait for frames to come"
+    )
+
+
+def test_every_key_of_train_is_listed(tool):
+    assert [row[0].strip("`") for row in rows(tool.section_table(TrainSection))] == list(TrainSection.model_fields)

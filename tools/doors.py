@@ -1,0 +1,378 @@
+"""Every way of having the plugin in a training script that is not ours, on every kind of tree: what works, as a table.
+
+    python tools/doors.py                 trees made from the installed BasicSR
+    python tools/doors.py ~/BasicSR       and one made from a clone of it
+
+A door is `csd_plugin.activate()` in train.py, `csd link PATH` or `csd link --hook`. A tree is BasicSR itself or a
+project on it. All of it are copies in a temporary folder, with an environment of their own. Each pair trains a tiny
+network on tiny clips, validates, resumes, tests, and is given faulty option files. About five minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+DOORS = ("activate()", "csd link", "csd link --hook")
+LINE = "import csd_plugin\n\ncsd_plugin.activate()\n"
+
+
+@dataclass
+class Tree:
+    """A training project on disk.
+
+    root: where it is run. toolbox: the folder that holds its basicsr. scripts: its train.py and test.py.
+    environment: variables for its commands.
+    """
+
+    name: str
+    root: Path
+    toolbox: Path
+    scripts: dict[str, Path]
+    python: Path
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
+        """A command of this tree's Python."""
+        given = self.environment.get("PYTHONPATH")
+        folders = [str(self.toolbox), *([given] if given else [])]
+        return subprocess.run(
+            [self.python, *command],
+            cwd=self.root,
+            env={**self.environment, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+def make_python(folder: Path) -> Path:
+    """An environment with this one's packages and this checkout, whose site-packages are its own."""
+    venv.create(folder, symlinks=os.name != "nt")
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    own = Path(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip())
+    packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (own / "a_paths.pth").write_text("\n".join([*packages, str(ROOT)]) + "\n", encoding="utf-8")
+    return python
+
+
+def released(folder: Path, python: Path) -> Tree:
+    """A copy of the BasicSR that is installed here."""
+    spec = importlib.util.find_spec("basicsr")
+    if spec is None or spec.origin is None:
+        raise SystemExit("error: no BasicSR is installed: pip install --no-build-isolation basicsr==1.4.2")
+    return _toolbox("BasicSR, as installed", Path(spec.origin).parent, folder, python)
+
+
+def cloned(folder: Path, python: Path, clone: Path) -> Tree:
+    """A copy of a clone of BasicSR, or of a fork."""
+    tree = _toolbox(f"the clone {clone.name}", clone / "basicsr", folder, python)
+    version = folder / "basicsr" / "version.py"
+    if not version.exists():
+        version.write_text("__version__ = '0'\n__gitsha__ = 'unknown'\n", encoding="utf-8")
+    return tree
+
+
+def _toolbox(name: str, package: Path, folder: Path, python: Path) -> Tree:
+    shutil.copytree(package, folder / "basicsr", ignore=shutil.ignore_patterns("__pycache__", "csd_*.py"))
+    scripts = {job: folder / "basicsr" / f"{job}.py" for job in ("train", "test")}
+    return Tree(name, folder, folder, scripts, python)
+
+
+def example_project(folder: Path, python: Path) -> Tree:
+    """Packages archs, data and models next to train.py, as in BasicSR-examples."""
+    tree = _project("in the pattern of BasicSR-examples", folder, python, "", "")
+    return tree
+
+
+def packaged_project(folder: Path, python: Path) -> Tree:
+    """One package that holds archs, data and models, as in Real-ESRGAN."""
+    return _project("in the pattern of Real-ESRGAN", folder, python, "restorer", "restorer.")
+
+
+def _project(name: str, folder: Path, python: Path, package: str, prefix: str) -> Tree:
+    toolbox = folder.with_name(f"{folder.name}_toolbox")
+    released(toolbox, python)
+    inside = folder / package
+    for room in ("archs", "data", "models"):
+        (inside / room).mkdir(parents=True)
+        (inside / room / "__init__.py").write_text(_SCAN.format(ending=f"_{room[:-1]}.py"), encoding="utf-8")
+    if package:
+        (inside / "__init__.py").touch()
+    (inside / "models" / "own_model.py").write_text(_OWN_MODEL, encoding="utf-8")
+    scripts = {}
+    for job in ("train", "test"):
+        scripts[job] = folder / f"{job}.py"
+        scripts[job].write_text(_SCRIPT.format(prefix=prefix, job=job), encoding="utf-8")
+    return Tree(name, folder, toolbox, scripts, python)
+
+
+_SCAN = """import importlib
+from pathlib import Path
+
+for file in sorted(Path(__file__).parent.glob("*_*.py")):
+    if file.name.endswith("{ending}"):
+        importlib.import_module(f"{{__name__}}.{{file.stem}}")
+"""
+_OWN_MODEL = """from basicsr.models.sr_model import SRModel
+from basicsr.utils.registry import MODEL_REGISTRY
+
+
+@MODEL_REGISTRY.register()
+class OwnModel(SRModel):
+    pass
+"""
+_SCRIPT = """import {prefix}archs
+import {prefix}data
+import {prefix}models
+from basicsr.{job} import {job}_pipeline
+
+if __name__ == "__main__":
+    import os
+
+    {job}_pipeline(os.path.dirname(os.path.abspath(__file__)))
+"""
+
+
+def open_door(tree: Tree, door: str) -> None:
+    """Have the plugin in the tree by one of DOORS."""
+    if door == "activate()":
+        for script in tree.scripts.values():
+            script.write_text(LINE + script.read_text(encoding="utf-8"), encoding="utf-8")
+        return
+    # of a project, the BasicSR that it imports as well: 1.4.2 asks for it, and says so
+    paths = [[tree.toolbox]] if tree.root == tree.toolbox else [[tree.toolbox], [tree.root]]
+    for arguments in [["--hook"]] if door == "csd link --hook" else paths:
+        tree.run("-m", "csd_plugin", "link", *arguments)
+
+
+def close_door(tree: Tree, door: str) -> None:
+    """Undo it, where the environment rather than the tree has it."""
+    if door == "csd link --hook":
+        tree.run("-m", "csd_plugin", "link", "--hook", "--undo")
+
+
+def write_clips(root: Path) -> Path:
+    """A data set in NTURain's layout: noise with streaks, nine frames of 40x32 in each clip."""
+    rng = np.random.default_rng(0)
+    for split, rain in (("Training", "t1_Rain_01"), ("Testing", "a1_Rain")):
+        for number in range(1, 10):
+            clean = cv2.GaussianBlur(rng.integers(0, 200, (32, 40, 3), np.uint8), (0, 0), 2)
+            rainy = clean.copy()
+            rainy[4:20, rng.integers(0, 40, 5)] += 50
+            for clip, frame in ((f"{rain.partition('_')[0]}_GT", clean), (rain, rainy)):
+                folder = root / f"Dataset_{split}_Synthetic" / clip
+                folder.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(folder / f"{number:05d}.png"), frame)
+    return root
+
+
+def train_options(data: Path) -> dict[str, Any]:
+    """A narrow student for two iterations, validated after the second."""
+    scored = {"name": "rain", "type": "PairedVideoTestDataset", "dataroot": str(data), "split": "test", "num_frame": 3}
+    return {
+        "name": "run",
+        "model_type": "VideoDerainModel",
+        "scale": 1,
+        "num_gpu": 0,
+        "manual_seed": 0,
+        "datasets": {
+            "train": {
+                "name": "rain",
+                "type": "PairedVideoDataset",
+                "dataroot": str(data),
+                "num_frame": 5,
+                "num_target": 1,
+                "gt_size": 24,
+                "num_worker_per_gpu": 0,
+                "batch_size_per_gpu": 1,
+            },
+            "val": {**scored, "frame_range": [1, 2]},
+        },
+        "network_g": {"type": "SLDNet", "preset": "student2", "num_feat": 4},
+        "path": {"pretrain_network_g": None},
+        "train": {
+            "total_iter": 2,
+            "optim_g": {"type": "Adam", "lr": 0.001},
+            "scheduler": {"type": "MultiStepLR", "milestones": [1], "gamma": 0.5},
+            "pixel_opt": {"type": "PyramidSSIMLoss"},
+        },
+        "val": {"val_freq": 2, "save_img": False},
+        "logger": {"print_freq": 1, "save_checkpoint_freq": 2, "use_tb_logger": False},
+    }
+
+
+def test_options(data: Path, checkpoint: Path) -> dict[str, Any]:
+    """The same network over the test clip."""
+    options = train_options(data)
+    options |= {"name": "row", "datasets": {"test_1": options["datasets"]["val"]}}
+    options["path"] = {"pretrain_network_g": str(checkpoint)}
+    options["val"] = {"save_img": False, "suffix": None}
+    return {key: value for key, value in options.items() if key not in ("train", "logger")}
+
+
+test_options.__test__ = False  # type: ignore[attr-defined]  # for pytest
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "a mistyped key": {"train.total_iters": 3},
+    "a mistyped key of the network": {"network_g.num_feats": 4},
+    "a mistyped key of the data set": {"datasets.train.gt_sizes": 24},
+    "a mistyped model": {"model_type": "VideoDerrainModel"},
+    "an unknown network": {"network_g.type": "SLDNett"},
+    "an unknown data set": {"datasets.train.type": "PairedVideoDataSet"},
+    "an unknown loss": {"train.pixel_opt.type": "SSIM"},
+    "an unknown optimizer": {"train.optim_g.type": "Adamm"},
+    "a data root that is not there": {"datasets.train.dataroot": "nowhere"},
+    "a window longer than the clips": {"datasets.train.num_frame": 99},
+    "a checkpoint that is not there": {"path.pretrain_network_g": "nowhere.pth"},
+    "a rate that YAML reads as text": {"train.optim_g.lr": "1e-3"},
+    "a batch of no clips": {"datasets.train.batch_size_per_gpu": 0},
+    "an epoch that ends early": {"datasets.train.batch_size_per_gpu": 7},
+    "no teacher": {"model_type": "DistillModel"},
+}
+
+
+def faulty_files(folder: Path, data: Path) -> dict[str, Path]:
+    """Option files with one mistake each, by what it is."""
+    texts = {}
+    for fault, changes in CHANGES.items():
+        options = deepcopy(train_options(data))
+        for path, value in changes.items():
+            *sections, key = path.split(".")
+            section = options
+            for name in sections:
+                section = section[name]
+            section[key] = value
+        texts[fault] = yaml.safe_dump(options, sort_keys=False)
+    whole = yaml.safe_dump(train_options(data), sort_keys=False)
+    texts["a key given twice"] = whole.replace("  total_iter: 2\n", "  total_iter: 2\n  total_iter: 3\n")
+    texts["no valid YAML"] = whole + "more: [\n"
+    texts["YAML that runs code"] = whole + "more: !!python/object/apply:os.mkdir [hacked]\n"
+    files = {}
+    for number, (fault, text) in enumerate(texts.items()):
+        files[fault] = folder / f"fault_{number}.yml"
+        files[fault].write_text(text, encoding="utf-8")
+    return files
+
+
+# Runs train.py as the main program for each file, each in a fork of a process that has the toolbox already.
+_FORKS = """
+import os, runpy, sys, traceback
+before, script, *files = sys.argv[1:]
+exec(before)
+import basicsr.train
+for file in files:
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(file + ".out", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 1)
+        os.dup2(1, 2)
+        sys.argv, code = ["train.py", "-opt", file], 0
+        sys.path[0] = os.path.dirname(script)
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            code = 1
+            sys.excepthook(*sys.exc_info())
+        sys.stderr.flush()
+        os._exit(code)
+    print(file, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def run_faults(tree: Tree, files: Mapping[str, Path]) -> dict[str, str]:
+    """What came of each: '' for one line, exit status 2 and nothing written, else what came instead."""
+    before = sorted(tree.root.rglob("experiments*/*"))
+    opened = LINE if LINE in tree.scripts["train"].read_text(encoding="utf-8") else ""
+    run = tree.run("-c", _FORKS, opened, tree.scripts["train"], *files.values())
+    ended = dict(line.rsplit(" ", 1) for line in run.stdout.splitlines() if line.count(" "))
+    came = {}
+    for fault, file in files.items():
+        said = Path(f"{file}.out").read_text(encoding="utf-8", errors="replace") if str(file) in ended else run.stderr
+        errors = [line for line in said.splitlines() if line.startswith("error: ")]
+        right = ended.get(str(file)) == "2" and len(errors) == 1 and "Traceback" not in said
+        came[fault] = "" if right else said.strip().splitlines()[-1]
+    if sorted(tree.root.rglob("experiments*/*")) != before or (tree.root / "hacked").exists():
+        came["(all)"] = "something was written"
+    return came
+
+
+def run_pair(tree: Tree, data: Path) -> Iterator[tuple[str, str]]:
+    """(job, '' or what went wrong) of train, validate, resume and test."""
+    options = tree.root / "run.yml"
+
+    def started(job: str, content: dict[str, Any], *flags: str) -> subprocess.CompletedProcess[str]:
+        options.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        return tree.run(tree.scripts[job], "-opt", options, *flags)
+
+    content = train_options(data)
+    run = started("train", content)
+    weights = tree.root / "experiments/run/models/net_g_2.pth"
+    yield "train", _unless(weights.is_file(), run)
+    yield "validate", _unless("psnr" in (run.stdout + run.stderr).lower(), run)
+    content["train"]["total_iter"] = 4
+    run = started("train", content, "--auto_resume")
+    resumed = "Resuming training" in run.stdout + run.stderr
+    yield "resume", _unless(resumed and weights.with_name("net_g_4.pth").is_file(), run)
+    run = started("test", test_options(data, weights))
+    yield "test", _unless((tree.root / "results/row/rain.json").is_file(), run)
+
+
+def _unless(right: bool, run: subprocess.CompletedProcess[str]) -> str:
+    if right and run.returncode == 0:
+        return ""
+    return (run.stderr.strip().splitlines() or [f"exit status {run.returncode}, and it is not there"])[-1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clone", metavar="CLONE", type=Path, nargs="?", help="a clone of BasicSR, or of a fork")
+    clone = parser.parse_args().clone
+    makers: list[Callable[..., Tree]] = [released, example_project, packaged_project]
+    if clone is not None:
+        makers.insert(1, lambda folder, python: cloned(folder, python, clone))
+
+    failed = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        base = Path(temporary)
+        data = write_clips(base / "clips")
+        (base / "faults").mkdir()
+        faults = faulty_files(base / "faults", data)
+        python = make_python(base / "python")
+        print(f"| tree | door | train | validate | resume | test | {len(faults)} faulty files |")
+        print("|---|---|---|---|---|---|---|")
+        for number, maker in enumerate(makers):
+            for door in DOORS:
+                tree = maker(base / f"tree_{number}_{DOORS.index(door)}", python)
+                open_door(tree, door)
+                cells = [problem or "works" for _, problem in run_pair(tree, data)]
+                wrong = {fault: problem for fault, problem in run_faults(tree, faults).items() if problem}
+                close_door(tree, door)
+                cells.append(f"{len(faults) - len(wrong)} in one line")
+                failed += len(wrong) + sum(cell != "works" for cell in cells[:-1])
+                print(f"| {tree.name} | `{door}` | {' | '.join(cells)} |", flush=True)
+                for fault, problem in wrong.items():
+                    print(f"{tree.name}, {door}: {fault}: {problem}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
