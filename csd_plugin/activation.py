@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import errno
 import functools
 import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +22,8 @@ from typing import Any
 import yaml
 
 from csd_plugin import compat, registration
-from csd_plugin.errors import CSDError, one_line
+from csd_plugin.errors import CSDError, one_line, refused_by_disk
+from csd_plugin.locks import alone
 from csd_plugin.models.stopping import REQUEST
 from csd_plugin.options import MODELS, find_problems, safe_ordered_yaml
 from csd_plugin.problems import Problems, ProblemsError
@@ -41,7 +41,8 @@ FILE_ERRORS = (
     yaml.YAMLError,
 )
 """What reading an option file may raise, besides CSDError."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_held = ExitStack()
+"""The lock of somebody else's script, to the end of its process."""
 _MODEL_TYPE = re.compile(r"""(?:^|[{,])[ \t]*['"]?model_type['"]?\s*:\s*['"]?(\w+)""", re.MULTILINE)
 
 
@@ -90,6 +91,12 @@ def parse_checked(parse_options: Parse, root_path: str, is_train: bool) -> Parse
     return opt, args
 
 
+def output_of(opt: dict[str, Any]) -> Path:
+    """The folder that a run writes to, and nobody else meanwhile; one for each process but the first."""
+    folder = opt["path"]["experiments_root" if opt["is_train"] else "results_root"]
+    return Path(folder if opt["rank"] == 0 else f"{folder}_{opt['rank']}")
+
+
 def find_shipped(paths: dict[str, Any]) -> None:
     """Put files in the place of names of networks that come with the package: `pretrain_network_g: student2`."""
     for key, value in paths.items():
@@ -102,9 +109,7 @@ def reading_error(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{error.filename} does not exist; check the path"
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        advice = "make room there" if error.errno in _FULL else "check the path"
-        return f"{where}{str(error.strerror or error).lower()}; {advice}"
+        return refused_by_disk(error) or f"{str(error.strerror or error).lower()}; check the path"
     if isinstance(error, UnicodeDecodeError):
         return "the option file is not text"
     if isinstance(error, yaml.YAMLError):
@@ -137,6 +142,7 @@ def _checking(parse_options: Parse) -> Parse:
         except (CSDError, *FILE_ERRORS) as error:
             print(f"error: {reading_error(error)}", file=sys.stderr, flush=True)
             raise SystemExit(2) from error
+        _held.enter_context(alone(output_of(parsed[0])))
         if is_train:
             REQUEST.listen()
         return parsed

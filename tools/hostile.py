@@ -606,6 +606,7 @@ def warm_up() -> None:
     torch.set_num_threads(1)
     registration.install()
     compat.repair_launch()
+    importlib.import_module("csd_plugin.test")
     for job in ("inspect", "table", "derain", "export", "prepare", "data", "score"):
         importlib.import_module(f"csd_plugin.cli.{job}")
 
