@@ -2,8 +2,8 @@
 
     python tools/kill_resume.py --kills 30 --seed 0
 
-The networks are tiny, and every step is saved, so that kills (SIGKILL, of the run and its loader's workers) meet all
-that a run does: start, step, writing, validation. After every kill each checkpoint and state that has its name must be whole.
+The networks are tiny, and every step is saved: kills (SIGKILL, of the run and its loader's workers) meet all
+that a run does: start, step, writing, validation. After every kill each checkpoint and state must be whole.
 The exit status is 1 if one is not, or if a file of the final network, the cells or the state differs in a bit.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import warnings
 from collections import OrderedDict
@@ -406,9 +407,11 @@ def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any
 def save_atomically(content: Any, path: Path) -> None:
     """torch.save to a temporary name in the same folder, to the disk, then rename. Raises CSDError."""
     try:
-        with replacing(path, synced=True) as draft, draft.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
+        # By way of memory: where a write fails in the middle, torch's writer ends the whole process.
+        file = io.BytesIO()
+        torch.save(content, file)
+        with replacing(path, synced=True) as draft:
+            draft.write_bytes(file.getbuffer())
     except OSError as error:
         raise CSDError(
             f"{path}: cannot be written ({error.strerror or error}); make room there and resume with --auto_resume"
