@@ -174,7 +174,7 @@ def test_a_plain_network_of_another_layout_is_refused():
 
 
 class Runtime:
-    """ONNX Runtime for GPUs, as far as a session is made; `broken`: its GPU part cannot start, and it goes on without."""
+    """ONNX Runtime for GPUs, as far as a session is made; `broken`: its GPU part cannot start."""
 
     def __init__(self, *, broken: bool = False) -> None:
         self.broken = broken
@@ -186,7 +186,7 @@ class Runtime:
     def get_available_providers(self):
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
-    def InferenceSession(self, model, options, providers):  # noqa: N802 - its name there
+    def InferenceSession(self, model, options, providers):
         self.providers += providers
         session = mock.MagicMock()
         session.get_providers.return_value = [] if self.broken else ["CUDAExecutionProvider"]

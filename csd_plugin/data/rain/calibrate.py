@@ -12,8 +12,8 @@ from scipy.optimize import least_squares
 from tqdm import tqdm
 
 from csd_plugin.data.rain.clips import find_clips
-from csd_plugin.data.rain.renderer import clip_renderer
 from csd_plugin.data.rain.params import RainParams
+from csd_plugin.data.rain.renderer import clip_renderer
 from csd_plugin.data.rain.statistics import RainStatistics, difference_counts, statistics_of
 from csd_plugin.errors import CSDError
 
