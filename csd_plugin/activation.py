@@ -24,7 +24,6 @@ import yaml
 
 from csd_plugin import compat, registration
 from csd_plugin.errors import CSDError, one_line
-from csd_plugin.models.stopping import REQUEST
 from csd_plugin.options import MODELS, check_options, safe_ordered_yaml
 from csd_plugin.weights import NETWORKS, find_checkpoint
 
@@ -136,6 +135,8 @@ def _checking(parse_options: Parse) -> Parse:
             print(f"error: {reading_error(error)}", file=sys.stderr, flush=True)
             raise SystemExit(2) from error
         if is_train:
+            from csd_plugin.models.stopping import REQUEST  # here as well
+
             REQUEST.listen()
         return parsed
 

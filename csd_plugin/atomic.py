@@ -22,7 +22,9 @@ def replacing(path: Path, *, synced: bool = False) -> Iterator[Path]:
 
     After an error what was there before is there still, and nothing else. Processes do not meet under one name.
 
-    synced: the file is on the disk before it gets its name, and has it there at the end: it survives a power failure.
+    Args:
+        synced: the file is on the disk before it gets its name, and has it there at the end: it survives a power
+            failure.
     """
     draft = draft_of(path)
     try:
@@ -69,8 +71,9 @@ def write_text(path: Path, text: str) -> None:
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Raise CSDError where an output is a file that is read, by whatever spelling, link or case.
 
-    outputs: files to be written; those that are not there yet are no input.
-    inputs: files and folders; of a folder, the files directly in it.
+    Args:
+        outputs: files to be written; those that are not there yet are no input.
+        inputs: files and folders; of a folder, the files directly in it.
     """
     there = {identity: output for output in outputs if (identity := _identity(output))}
     if not there:

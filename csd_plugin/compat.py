@@ -29,7 +29,7 @@ _torchvision_schemas: list[Any] = []  # a Library unregisters its operators when
 
 def prepare_imports() -> None:
     """Make `import basicsr` work: with torchvision without its compiled part, and with torchvision >= 0.17."""
-    _import_torchvision()
+    import_torchvision()
     name = "torchvision.transforms.functional_tensor"  # BasicSR 1.4.2 imports it; torchvision moved it in 0.17
     try:
         importlib.import_module(name)
@@ -39,7 +39,7 @@ def prepare_imports() -> None:
         sys.modules[name] = alias
 
 
-def _import_torchvision() -> None:
+def import_torchvision() -> None:
     """Import torchvision; where its compiled operators cannot load, declare the two schemas its Python part needs."""
     schemas = {
         "torchvision::nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

@@ -27,7 +27,7 @@ from csd_plugin.archs import NETWORKS
 from csd_plugin.data.datasets import DATASETS
 from csd_plugin.devices import gpus_of
 from csd_plugin.distill import OBJECTIVES
-from csd_plugin.distill.schedule import check_weight
+from csd_plugin.distill.schedule import check_weight, is_balanced
 from csd_plugin.distill.settings import read_distillation, teacher_labels, teacher_shares
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.losses.ssim import PyramidSSIMLoss
@@ -305,6 +305,13 @@ class WeightSection(Section):
     iters: float | None = Field(None, gt=0, description="iterations on the way")
 
 
+class BalanceSection(Section):
+    """A weight of `train.distill_opt.weights` that follows the measured ratio of gradients: see `distill.balance`."""
+
+    balance: float = Field(gt=0, description="the term's gradient, as a share of the reconstruction's")
+    until: Steps | None = Field(None, description="the last iteration in which the term counts")
+
+
 def objective_section(name: str) -> type[BaseModel]:
     """`train.distill_opt` of one objective: its constructor's keywords, weights of terms and teachers, and the taps."""
     fields: dict[str, Any] = {
@@ -321,8 +328,8 @@ def objective_section(name: str) -> type[BaseModel]:
 
 LOSSES = {"PyramidSSIMLoss": PyramidSSIMLoss}
 MODELS = {"VideoDerainModel": False, "DistillModel": True}  # whether they learn from teachers
-#: What begins the keys, of the top level and of `path`, that each teacher has for itself: `network_t2`.
 TEACHER_KEYS = ("network_", "interface_", "pretrain_network_", "param_key_", "strict_load_")
+"""What begins the keys, of the top level and of `path`, that each teacher has for itself: `network_t2`."""
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "interface_g": InterfaceSection,
@@ -429,7 +436,8 @@ def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
     for label in teacher_labels((*opt, *opt["path"]), stems=TEACHER_KEYS):
         if not opt.get(f"network_{label}"):
             raise CSDError(f"{source}: the section network_{label} is missing, but other keys belong to that teacher")
-    content = opt["train"].get("distill_opt")
+    train = opt["train"]
+    content = train.get("distill_opt")
     if not content:
         raise CSDError(f"{source}: train.distill_opt is missing; `type: CSD` is the paper's")
     objectives = {name: objective_section(name) for name in OBJECTIVES}
@@ -443,8 +451,13 @@ def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
     for term, weight in content["weights"].items():
         if isinstance(weight, Mapping):
             where = f"{source}: train.distill_opt.weights.{term}"
-            _check(weight, WeightSection, f"{where}.")
+            _check(weight, BalanceSection if is_balanced(weight) else WeightSection, f"{where}.")
             _told_in(where, check_weight, weight)
+        if is_balanced(weight) and train["pixel_opt"].get("loss_weight", 1) == 0:
+            raise CSDError(
+                f"{source}: train.distill_opt.weights.{term}: balance needs a reconstruction loss to compare with, but "
+                f"train.pixel_opt.loss_weight is 0; give it one, or the term a number as its weight"
+            )
     _told_in(f"{source}: train.distill_opt.teachers", teacher_shares, labels, content.get("teachers"))
     for label in taps["teacher"] if isinstance(taps.get("teacher"), Mapping) else ():
         if label not in labels:
@@ -452,6 +465,11 @@ def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
     for label in read_distillation(opt).taught_by():
         if not opt["path"].get(f"pretrain_network_{label}"):
             raise CSDError(f"{source}: path.pretrain_network_{label} is missing: name the teacher's checkpoint")
+
+
+def check_dataset(content: Mapping[str, Any], source: str) -> None:
+    """Check the keys of a data set of `DATASETS`, for those who have no option file. Raises CSDError."""
+    _check(content, dataset_section(DATASETS[content["type"]]), f"{source}: ")
 
 
 def _check_numbers(content: Any, where: str) -> None:

@@ -12,7 +12,8 @@ T = TypeVar("T")
 class Table(MutableMapping[str, T]):
     """Name -> a class or other object, in the order of the rows.
 
-    rows: name -> `package.module:Name`, or the object itself. Names alone import nothing.
+    Args:
+        rows: name -> `package.module:Name`, or the object itself. Names alone import nothing.
     """
 
     def __init__(self, rows: Mapping[str, str | T]) -> None:

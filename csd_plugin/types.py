@@ -18,7 +18,9 @@ if TYPE_CHECKING:  # scoring and rain need no torch
 class PairedSequence:
     """One rainy clip and, where it exists, its clean truth, as names only.
 
-    lq, gt: frame keys in display order: paths relative to the data root, '/' separated. Equally many.
+    Attributes:
+        lq, gt: frame keys in display order: paths relative to the data root, '/' separated. With a truth, as long as
+            each other.
     """
 
     name: str
@@ -30,10 +32,11 @@ class PairedSequence:
 class ClipView:
     """What one network makes of a batch of clips, as a distillation objective sees it.
 
-    output:   (B, L, 3, H, W), the network's frames.
-    features: input scale -> one tensor (B, L, C, H/scale, W/scale) per tap. Scale 1 are the frames as
-              they are; scale 2 and 4, present only if the objective's `input_scales` ask for them, come
-              from running the network on 2x2 and 4x4 average-pooled frames.
+    Attributes:
+        output: (B, L, 3, H, W), the network's frames.
+        features: input scale -> one tensor (B, L, C, H/scale, W/scale) per tap. Scale 1 are the frames as they are;
+            scale 2 and 4, present only if the objective's `input_scales` ask for them, come from running the network on
+            2x2 and 4x4 average-pooled frames.
     """
 
     output: Tensor

@@ -396,7 +396,7 @@ def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(CSDError, match="net_g_latest.pth: cannot be written .No space left"):
+    with pytest.raises(CSDError, match=r"net_g_latest\.pth: cannot be written .No space left"):
         save_atomically({"params": {"w": torch.zeros(2)}}, path)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert torch.load(path, weights_only=True)["params"]["w"].tolist() == [1, 1]

@@ -15,9 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "csd_plugin"
 
-# What each part may use of ours, besides itself, `errors`, `extras`, `atomic`, `lifeline`, `tables` and `unread`. Names are files
-# or folders of csd_plugin; `archs` stands for all of it, `data.windows` for one module. A part that is not here is an
-# error: give it its place.
+# What each part may use of ours, besides itself, `errors`, `extras`, `atomic`, `lifeline`, `tables` and `unread`. Names
+# are files or folders of csd_plugin; `archs` stands for all of it, `data.windows` for one module. A part that is not
+# here is an error: give it its place.
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"activation"},
     "__main__": {"cli"},
@@ -72,6 +72,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "launch": {"activation", "inference.memory", "models.stopping", "registration"},
     "train": {"compat", "registration", "launch"},
     "test": {"compat", "registration", "launch"},
+    # other frameworks' adapters
+    "integrate": {"archs", "compat", "data", "distill", "extensions", "metrics", "options", "weights"},
     # the commands: what a job needs, and `cli.flags`, whose types of flags the benches take too
     "lab": {
         "bench.measure",
@@ -99,7 +101,23 @@ MAY_IMPORT: dict[str, set[str]] = {
         "report",
         "weights",
     },
+    "adapt": {
+        "types",
+        "archs",
+        "data",
+        "devices",
+        "distill.average",
+        "inference",
+        "losses",
+        "metrics",
+        "models",
+        "options",
+        "registration",
+        "report",
+        "weights",
+    },
     "cli": {
+        "adapt",
         "archs",
         "bench",
         "compat",
@@ -193,6 +211,17 @@ def test_only_the_adapters_import_the_toolbox():
     assert not wrong, "\n".join(wrong)
 
 
+def test_only_its_bridge_and_figures_import_mmengine():
+    users = {part for part, name, _ in imports() if name.split(".")[0] == "mmengine"}
+    assert users == {"integrate", "report"}
+
+
+def test_a_distiller_needs_no_toolbox_and_no_other_framework():
+    code = "import csd_plugin.distill.distiller, csd_plugin.distill.dry_run; print(*sys.modules)"
+    loaded = {name.split(".")[0] for name in python(WITHOUT + code).split()}
+    assert not {"basicsr", "mmengine", "torchvision", "cv2", "yaml"} & loaded
+
+
 def test_the_package_itself_imports_nothing_but_when_it_is_activated():
     assert [name for part, name, _ in imports() if part == "__init__"] == ["csd_plugin.activation.activate"]
 
@@ -253,6 +282,7 @@ def test_other_jobs_start_without_the_toolbox(job):
         ("torchvision", "test -opt options/test/student2_cpu.yml"),
         ("yaml", "csd table options/matrix/table2.yml --dry-run"),
         ("yaml", "csd reproduce options/matrix/release_cpu.yml --dry-run"),
+        ("mmengine", "integrate.run_mmengine options/mmengine/student2_csd_cpu.py"),
         ("pydantic", "train -opt options/train/student2_cpu.yml"),
     ],
 )

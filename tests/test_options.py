@@ -244,6 +244,13 @@ def test_other_peoples_models_are_left_alone():
         ({"train.distill_opt.weights.temporal.start": ...}, "weights.temporal.start is missing"),
         ({"train.distill_opt.weights.temporal.end": "0"}, "weights.temporal.end is '0'"),
         ({"train.distill_opt.weights.temporal.iters": ...}, "weights.temporal: linear needs iters"),
+        ({"train.distill_opt.weights.spatial": {"balance": 0}}, "spatial.balance is 0: input should be greater than 0"),
+        ({"train.distill_opt.weights.spatial": {"balance": 0.3, "iters": 9}}, "weights.spatial.iters is unknown"),
+        ({"train.distill_opt.weights.spatial": {"balance": 0.3, "until": 0}}, "weights.spatial.until is 0"),
+        (
+            {"train.distill_opt.weights.spatial": {"balance": 0.3}, "train.pixel_opt.loss_weight": 0.0},
+            "weights.spatial: balance needs a reconstruction loss",
+        ),
         ({"train.distill_opt.teachers": {"t": 1.0}}, "distill_opt.teachers: teacher 't2' has no weight"),
         ({"train.distill_opt.teachers.t3": 1.0}, "distill_opt.teachers: teacher 't3' is unknown"),
         ({"train.distill_opt.taps.teacher.t3": ["conv7"]}, "taps.teacher.t3 is unknown; did you mean t"),

@@ -2,7 +2,7 @@
 
 A table is what stands between `<!-- table: NAME, by tools/option_tables.py -->` and `<!-- end of table -->`. Names,
 meanings and defaults are those of the option dataclasses, the sections of `csd_plugin.options`, and the constructors
-of the networks, whose docstrings describe them under Args.
+of networks, losses and objectives, whose docstrings describe them under Args.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from csd_plugin.archs import NETWORKS, presets_of
 from csd_plugin.atomic import write_text
 from csd_plugin.data.datasets import DATASETS
 from csd_plugin.data.datasets.options import TestOptions, TrainingOptions
+from csd_plugin.distill import OBJECTIVES
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.options import TrainSection, ValSection
 
@@ -87,15 +88,16 @@ def section_table(section: type[BaseModel]) -> str:
     )
 
 
-def network_table() -> str:
+def keyword_table(classes: Mapping[str, type]) -> str:
+    """The keywords of several classes' constructors."""
     return _table(
-        ["`type`", "key", "meaning", "default"],
-        [row for name, cls in NETWORKS.items() for row in _keywords(name, cls)],
+        ["`type`", "key", "meaning", "default"], [row for name, cls in classes.items() for row in _keywords(name, cls)]
     )
 
 
-def loss_table() -> str:
-    return _table(["key", "meaning", "default"], [row[1:] for row in _keywords("", PyramidSSIMLoss)])
+def keywords_of(cls: type) -> str:
+    """The keywords of one class's constructor."""
+    return _table(["key", "meaning", "default"], [row[1:] for row in _keywords("", cls)])
 
 
 def _keywords(name: str, cls: type) -> Iterable[list[str]]:
@@ -112,10 +114,12 @@ def _keywords(name: str, cls: type) -> Iterable[list[str]]:
 
 
 def arguments(cls: type) -> dict[str, str]:
-    """Keyword -> what the class's docstring says of it under Args. Raises KeyError for a class without Args."""
+    """Keyword -> what the class's docstring says of it under Args. Raises ValueError for a class without Args."""
     found: dict[str, str] = {}
     names: list[str] = []
     lines = (inspect.getdoc(cls) or "").splitlines()
+    if not inspect.signature(cls).parameters:
+        return found
     for line in lines[lines.index("Args:") + 1 :]:
         if not line.startswith("    "):
             break
@@ -147,9 +151,11 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "datasets": dataset_table,
-    "networks": network_table,
+    "networks": lambda: keyword_table(NETWORKS),
     "train": lambda: section_table(TrainSection),
-    "loss": loss_table,
+    "loss": lambda: keywords_of(PyramidSSIMLoss),
+    "csd": lambda: keywords_of(OBJECTIVES["CSD"]),
+    "objectives": lambda: keyword_table({name: cls for name, cls in OBJECTIVES.items() if name != "CSD"}),
     "val": lambda: section_table(ValSection),
 }
 

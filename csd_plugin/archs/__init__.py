@@ -40,12 +40,12 @@ class Untrained(NamedTuple):
     """A network that can be built without weights: `cls(**numbers)`.
 
     Attributes:
-        type: its name in `NETWORKS`, and in option files.
+        network: its name in `NETWORKS`, and in option files.
         preset: None for the only one of a class without presets.
         numbers: keywords of the constructor.
     """
 
-    type: str
+    network: str
     preset: str | None
     cls: type[nn.Module]
     numbers: Mapping[str, Any]
@@ -53,18 +53,18 @@ class Untrained(NamedTuple):
     @property
     def name(self) -> str:
         """What it is called on the command line."""
-        return self.preset or self.type.lower()
+        return self.preset or self.network.lower()
 
 
 def untrained() -> Iterator[Untrained]:
     """Every preset, and every network that has none and needs no keywords, in the order of the table."""
-    for kind, cls in NETWORKS.items():
+    for network, cls in NETWORKS.items():
         presets = presets_of(cls)
         for preset, numbers in presets.items():
-            yield Untrained(kind, preset, cls, numbers)
+            yield Untrained(network, preset, cls, numbers)
         needed = [one for one in inspect.signature(cls).parameters.values() if one.default is one.empty]
         if not presets and not needed:
-            yield Untrained(kind, None, cls, {})
+            yield Untrained(network, None, cls, {})
 
 
 def preset_of(network: nn.Module) -> str:

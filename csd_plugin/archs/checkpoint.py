@@ -29,7 +29,9 @@ DAMAGED = (
 PARAM_KEYS = ("params_ema", "params", "three_dim_model", "state_dict")
 
 # What data parallel, torch.compile, averages and trainers put before the names of the network that they hold.
-_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|network)\.)+")
+_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|network|distiller|student)\.)+")
+# A `Distiller`'s, and those of models that hold one: the student ships, the objectives do not.
+_OF_STUDENT = re.compile(r"^(?:(?:module|_orig_mod|distiller)\.)*student\.")
 _NO_WEIGHT = "n_averaged"  # the counter of torch's AveragedModel
 
 SAFETENSORS = ".safetensors"
@@ -38,8 +40,8 @@ SAFETENSORS = ".safetensors"
 def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
     """The weights in a checkpoint: name -> tensor, on CPU, without the prefixes that wrappers add.
 
-    Reads the toolbox's files (`params_ema`, `params`), the authors' (`three_dim_model`), bare state dicts, and the
-    same in safetensors.
+    Reads the toolbox's files (`params_ema`, `params`), the authors' (`three_dim_model`), MMEngine's (`state_dict`),
+    bare state dicts, and the same in safetensors. Of a `Distiller`'s weights, the student's.
 
     Args:
         param_key: take this entry; by default the first of `PARAM_KEYS` that is there.
@@ -48,7 +50,11 @@ def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback:
     Raises:
         CSDError: no such file, not a checkpoint, an entry that is missing, or a file that holds more than data.
     """
-    content = load_plain(path, "checkpoint")
+    return weights_in(load_plain(path, "checkpoint"), str(path), param_key, fallback=fallback)
+
+
+def weights_in(content: Any, path: str, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
+    """`read_state_dict` of what a checkpoint holds; `path` is where it is from, for messages."""
     if not isinstance(content, Mapping):
         raise CSDError(f"checkpoint {path} holds a {type(content).__name__}, expected a dict of tensors")
 
@@ -63,6 +69,8 @@ def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback:
         raise CSDError(
             f"checkpoint {path} holds no state dict of tensors; expected one of the keys {', '.join(PARAM_KEYS)}"
         )
+    if any(map(_OF_STUDENT.match, map(str, content))):
+        content = {name: value for name, value in content.items() if _OF_STUDENT.match(str(name))}
     bare = _without_wrappers(map(str, content))
     return {bare[str(name)]: value for name, value in content.items() if name != _NO_WEIGHT}
 
@@ -136,8 +144,15 @@ def _load_safetensors(path: Path, what: str) -> dict[str, Tensor]:
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> list[str]:
     """Put a state dict into a network, or raise CSDError with the reason, the network unchanged.
 
-    strict: all names must match. Otherwise half of the network's must: fewer are another network's.
-    Prefixes of wrappers do not matter, in either. Returns the names of the tensors that the state dict lacks.
+    Prefixes of wrappers do not matter, in either.
+
+    Args:
+        state: name -> tensor.
+        source: begins the messages.
+        strict: all names must match. Otherwise half of the network's must: fewer are another network's.
+
+    Returns:
+        The names of the tensors that the state dict lacks.
     """
     own = network.state_dict()
     full = {bare: name for name, bare in _without_wrappers(own).items()}
@@ -170,7 +185,7 @@ def load_network(path: str | Path, param_key: str | None = None) -> nn.Module:
     """A ready network of one of `NETWORKS` in eval mode; its numbers are read off the weights. Raises CSDError."""
     state = read_state_dict(path, param_key)
     network, faults = network_of(state), []
-    if network is None:  # other packages are imported only where they are needed
+    if network is None or not _fits(network, state):  # other packages are imported only where they are needed
         faults = list(extensions.load())
         network = network_of(state)
     if network is None:
@@ -182,9 +197,20 @@ def load_network(path: str | Path, param_key: str | None = None) -> nn.Module:
 
 
 def network_of(state: Mapping[str, Tensor]) -> nn.Module | None:
-    """The network of the table that a state dict is of, with random weights; None where it is of no one."""
+    """The network of the table that a state dict is of, with random weights; None where it is of no one.
+
+    If several classes take it for theirs, as names of layers are often alike, it is the first with the same tensors.
+    """
+    claimed = None
     for cls in NETWORKS.values():
         numbers = cls.numbers_from_state(state) if hasattr(cls, "numbers_from_state") else None
         if numbers is not None:
-            return cls(**numbers)
-    return None
+            network = cls(**numbers)
+            if _fits(network, state):
+                return network
+            claimed = network if claimed is None else claimed
+    return claimed
+
+
+def _fits(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    return network.state_dict().keys() == state.keys()

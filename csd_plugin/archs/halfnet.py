@@ -76,10 +76,10 @@ class HalfNet(nn.Module):
         self.num_deep: int = numbers["num_deep"]
         self.causal: bool = bool(numbers["causal"])
         self.branches = branches
-        #: Frames after the target that count.
+        # Frames after the target that count.
         self.num_future = 0 if self.causal else self.num_frame // 2
         self.num_seen = self.num_frame // 2 + 1 + self.num_future
-        #: Heights and widths should be multiples of this, and tiles begin at such; forward() completes others itself.
+        # Heights and widths should be multiples of this, and tiles begin at such; forward() completes others itself.
         self.size_divisor = 2 * _BLOCK if self.num_deep else _BLOCK
 
         width, pixels = self.num_feat, 3 * _BLOCK**2

@@ -21,10 +21,11 @@ DERAINED = ("window", "sequence")
 class Interface:
     """What a network takes and gives, and which of its layers is compared in distillation.
 
-    num_frame: frames T that it computes a target from, centred on it.
-    kind: `image`: (B, 3, H, W) to the same; `window`: (B, T, 3, H, W) to the centre (B, 3, H, W); `sequence`:
-        (B, L + T - 1, 3, H, W) to the same, of which the middle L frames count.
-    feature: module whose input is the feature, or `module:output`; None where nobody has named one.
+    Attributes:
+        num_frame: frames T that it computes a target from, centred on it.
+        kind: `image`: (B, 3, H, W) to the same; `window`: (B, T, 3, H, W) to the centre (B, 3, H, W); `sequence`:
+            (B, L + T - 1, 3, H, W) to the same, of which the middle L frames count.
+        feature: module whose input is the feature, or `module:output`; None where nobody has named one.
     """
 
     num_frame: int
@@ -44,8 +45,11 @@ class Interface:
     def run(self, network: nn.Module, clips: Tensor, num_target: int) -> Tensor:
         """The `num_target` middle frames of each clip (B, N, 3, H, W) -> (B*L, 3, H, W), clip after clip.
 
-        network: one that is called like this, or a wrapper of it. Raises CSDError where a clip is too short, or the
-        network does not give frames of the size that it is given.
+        Args:
+            network: one that is called like this, or a wrapper of it.
+
+        Raises:
+            CSDError: where a clip is too short, or the network does not give frames of the size that it is given.
         """
         if self.kind == "image":
             frames = network(clips[:, target_slice(clips.shape[1], num_target)].flatten(0, 1))
@@ -65,10 +69,12 @@ class Interface:
     def features(self, captured: Tensor, batch: int, num_target: int, layer: str) -> Tensor:
         """What a tap of `layer` captured while `run` ran on `batch` clips -> (B, L, C, h, w).
 
-        captured: of images and windows (B*L, C, h, w), (B*L, C, T', h, w) or (B*L*T', C, h, w), averaged over time;
-            of a sequence of T frames (B, C, T, h, w), (B, T, C, h, w) or (B*T, C, h, w).
+        Args:
+            captured: of images and windows (B*L, C, h, w), (B*L, C, T', h, w) or (B*L*T', C, h, w), averaged over time;
+                of a sequence of T frames (B, C, T, h, w), (B, T, C, h, w) or (B*T, C, h, w).
 
-        Raises CSDError for any other shape.
+        Raises:
+            CSDError: any other shape.
         """
         shape, seen = captured.shape, num_target + self.num_frame - 1
         if self.kind == "sequence":
@@ -105,7 +111,11 @@ def run_network(
 def interface_of(network: nn.Module, declared: Mapping[str, Any] | None = None) -> Interface:
     """What a network, not wrapped, says of itself, or options say of it, which come first.
 
-    declared: `num_frame`, `layout`, `feature`. Raises CSDError where nobody says how many frames it takes.
+    Args:
+        declared: `num_frame`, `layout`, `feature`.
+
+    Raises:
+        CSDError: where nobody says how many frames it takes.
     """
     given = {key: value for key, value in (declared or {}).items() if value is not None}
     kind = given.get("layout") or getattr(network, "layout", "window")

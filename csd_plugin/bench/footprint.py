@@ -17,7 +17,12 @@ _FRAMES = 8
 
 
 class Footprint(NamedTuple):
-    """seconds: for each frame; peak, before: the most memory in MB, in all and before the first frame."""
+    """What one process took.
+
+    Attributes:
+        seconds: for each frame.
+        peak, before: the most memory in MB, in all and before the first frame.
+    """
 
     seconds: float
     peak: float

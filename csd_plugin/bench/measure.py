@@ -40,7 +40,13 @@ def in_turns(
     """Time everything `rounds` times, one after the other in each round, so that a busy machine slows all alike.
 
     Everybody runs once before, uncounted.
-    before: called with the name of who is timed next.
+
+    Args:
+        contenders: name -> what is timed.
+        rounds: how often each is timed.
+        title: of the progress bar.
+        clock: gives seconds.
+        before: called with the name of who is timed next.
 
     Returns:
         name -> seconds of each call.
@@ -167,4 +173,5 @@ def save_report(path: Path, content: Mapping[str, Any], table: str, plot: Callab
 
 
 def median(values: Sequence[float]) -> float:
+    """The middle value, or the mean of the two middle ones."""
     return float(np.median(values))

@@ -15,8 +15,10 @@ from csd_plugin.inference.folding import MIN_FILLED
 class Operations:
     """Multiply-adds for each pixel of a frame.
 
-    useful: products of weights and frames; those with the zero padding in time do not count (those with the
-        padding in space, less than one in a hundred, do). folded: with the zero blocks of folded weights.
+    Attributes:
+        useful: products of weights and frames; those with the zero padding in time do not count (those with the padding
+            in space, less than one in a hundred, do).
+        folded: with the zero blocks of folded weights.
     """
 
     useful: float
@@ -26,7 +28,8 @@ class Operations:
 def operations(network: nn.Module, num_frame: int | None = None) -> Operations:
     """Count every convolution that one window of `network`, (B, num_frame, 3, H, W), goes through.
 
-    num_frame: by default the network's.
+    Args:
+        num_frame: by default the network's.
     """
     one_length = kind_of(network) == "window"
     counts = [_count(call, one_length) for call in conv_calls(network, num_frame)]

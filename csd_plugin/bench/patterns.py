@@ -27,8 +27,9 @@ State = tuple[Tensor, Tensor]
 class PerFrame:
     """One backward pass over losses that were computed window by window, frame by frame and cell by cell.
 
-    student, teacher: networks of windows with `num_frame` and `feature_tap`; cells: the objective's. Student and
-    cells are copied, so that several contenders can learn from the same start.
+    Args:
+        student, teacher: networks of windows with `num_frame` and `feature_tap`.
+        cells: the objective's. Like the student they are copied, so that several contenders learn from the same start.
     """
 
     input_scales: tuple[int, ...] = (1,)

@@ -49,7 +49,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class StepRow:
-    """seconds: of each round, for one step; peak, before: the most memory in MiB, in all and before the first step."""
+    """One contender.
+
+    Attributes:
+        seconds: of each round, for one step.
+        peak, before: the most memory in MiB, in all and before the first step.
+    """
 
     contender: str
     seconds: list[float]

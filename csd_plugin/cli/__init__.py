@@ -21,6 +21,7 @@ JOBS = {
     "data": "report what a data set holds, and any problems",
     "rain": "put rendered rain on clean clips",
     "derain": "remove rain from a video or a folder of frames",
+    "adapt": "fit a small network to a camera, without clean frames",
     "models": "list the networks: size, speed and scores of those shipped, presets to train",
     "inspect": "dry-run an option file: networks, layers, windows, memory, warnings",
     "score": "score a folder of results against the truth",

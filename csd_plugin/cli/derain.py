@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING
 
 from csd_plugin.cli.flags import rate, whole
 from csd_plugin.errors import CSDError
+from csd_plugin.report.text import counted, duration
 from csd_plugin.weights import DEFAULT, FASTEST, NETWORKS, find_checkpoint, shipped_as
 
 if TYPE_CHECKING:
@@ -120,7 +121,6 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.inference.memory import keep_freed_memory
     from csd_plugin.inference.runner import Derainer
     from csd_plugin.metrics.scores import Scores
-    from csd_plugin.report.text import counted
 
     if args.size and args.source != PIPE:
         raise CSDError(
@@ -187,8 +187,8 @@ def expectation(model: Path, derainer: Derainer, reader: FrameReader) -> str:
     """One line: the network, from a trial how long it will take, the precision, and how late a camera's frames are."""
     shipped = shipped_as(model)
     name = f"{shipped.name} ({shipped.parameters:,} parameters)" if shipped else str(model)
-    from csd_plugin.report.text import counted
-
+    camera = adapted(model, derainer)
+    name += f", adapted to {camera}" if camera else ""
     seconds = derainer.seconds_a_frame(*reader.size)
     whole = "" if reader.num_read is None else f", {duration(seconds * reader.num_read)} in all"
     how, why = derainer.precision
@@ -202,6 +202,15 @@ def expectation(model: Path, derainer: Derainer, reader: FrameReader) -> str:
     return f"{name}: about {seconds:.2g} s per frame{whole}; {precision}{waits}"
 
 
+def adapted(model: Path, derainer: Derainer) -> str:
+    """The clips that a network was fitted to, as its file says; empty for others."""
+    from csd_plugin.archs.provenance import adapted_to, facts_in
+    from csd_plugin.inference.backends import GRAPH_SUFFIXES
+
+    exported = model.suffix.lower() in GRAPH_SUFFIXES
+    return derainer.backend.facts.adapted if exported else adapted_to(facts_in(model))
+
+
 def lateness(delay: Sequence[float], dropped: int) -> str:
     """One line: by how much a camera's frames were late, and how many were dropped."""
     import numpy as np
@@ -209,14 +218,6 @@ def lateness(delay: Sequence[float], dropped: int) -> str:
     median, most = (1000 * float(np.percentile(delay, part)) for part in (50, 99))
     left_out = f"; {dropped} of {len(delay) + dropped} frames dropped, as they came faster than they were cleaned"
     return f"delay per frame: {median:.0f} ms (median), {most:.0f} ms (99 %){left_out if dropped else ', none dropped'}"
-
-
-def duration(seconds: float) -> str:
-    """'0.4 s', '28 s', '5 min', '3 h 20 min'."""
-    if seconds < 100:
-        return f"{seconds:.{0 if seconds >= 10 else 1}f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def comparison(scores: Scores) -> str:

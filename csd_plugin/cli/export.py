@@ -41,18 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.archs.checkpoint import load_network
+    from csd_plugin.archs.provenance import adapted_to, facts_in
     from csd_plugin.atomic import refuse_inputs
     from csd_plugin.data.images import files_of
     from csd_plugin.export.export import export_network
     from csd_plugin.inference.facts import study
     from csd_plugin.inference.files import sample_windows
-    from csd_plugin.weights import find_checkpoint, shipped_as
+    from csd_plugin.weights import find_checkpoint, under_todays_keys
 
     checkpoint = find_checkpoint(args.checkpoint)
     written = [args.output, *([args.output.with_suffix(".bin")] if args.output.suffix.lower() == ".xml" else [])]
     clips = [file for clip in (args.calibrate, args.check) if clip for file in files_of(clip)]
     refuse_inputs(written, [checkpoint, *clips])
-    network, shipped = load_network(checkpoint), shipped_as(checkpoint)
+    network, known = load_network(checkpoint), under_todays_keys(facts_in(checkpoint))
     facts = study(network)
     calibration = sample_windows(args.calibrate, facts) if args.calibrate else []
     # int8 is compared on other frames than it was calibrated on.
@@ -62,7 +63,8 @@ def run(args: argparse.Namespace) -> None:
         args.output,
         precision="int8" if args.int8 else args.dtype,
         opset=args.opset,
-        license=args.license if args.license is not None else shipped.license if shipped else "not stated",
+        license=args.license if args.license is not None else str(known.get("license", "not stated")),
+        adapted=adapted_to(known),
         windows=windows,
         calibration=calibration if args.check or len(calibration) < 2 else calibration[::2],
     )

@@ -61,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="reader",
         choices=("csd", "basicsr"),
         default="csd",
-        help="who reads the store: our data sets (csd, the default), or BasicSR's own (basicsr): then each split is two "
-        "stores, OUT_SPLIT_lq.lmdb and OUT_SPLIT_gt.lmdb, and a list of its clips",
+        help="who reads the store: our data sets (csd, the default), or BasicSR's own (basicsr): then each split is "
+        "two stores, OUT_SPLIT_lq.lmdb and OUT_SPLIT_gt.lmdb, and a list of its clips",
     )
     parser.add_argument("--verify", action="store_true", help="compare every frame of the store with OUT")
     parser.add_argument("--keep-going", action="store_true", help="skip what cannot be read in a damaged video")

@@ -36,10 +36,12 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from csd_plugin.data.rain import PRESETS
+
     parser.add_argument("source", metavar="IN", type=Path, help="clean clips")
     parser.add_argument("out", metavar="OUT", type=Path, nargs="?", help="folder for pairs, or a video file")
     parser.add_argument("--clips", nargs="+", metavar="NAME", help="only these clips")
-    parser.add_argument("--preset", default="nturain", help="light, medium, heavy or nturain (default)")
+    parser.add_argument("--preset", default="nturain", help=f"{', '.join(PRESETS)} (default nturain)")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="change quantities of the preset")
     parser.add_argument("--fixed", action="store_true", help="exactly the preset's rain, without variation")
     parser.add_argument("--seed", type=int, default=0, help="each seed gives different rain (default 0)")

@@ -54,9 +54,10 @@ _DAMAGE = (
 class Member:
     """One file of an archive.
 
-    name: its path inside, '/' separated, without '.' and '..'.
-    size: in bytes.
-    read: its content, to be called before the next member is asked for. Raises CSDError for damage.
+    Attributes:
+        name: its path inside, '/' separated, without '.' and '..'.
+        size: in bytes.
+        read: gives its content, to be called before the next member is asked for; CSDError for damage.
     """
 
     name: str

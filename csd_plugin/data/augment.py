@@ -22,12 +22,13 @@ from csd_plugin.errors import CSDError
 class AugmentOptions:
     """What may be drawn.
 
-    crop:    side of the square crop, in pixels; any number.
-    scale:   (low, high), by how much frames are enlarged, drawn uniformly.
-    hflip:   mirror left and right, with probability 1/2; so are the following.
-    vflip:   mirror top and bottom.
-    rot:     exchange rows and columns (with the flips: all rotations by 90 degrees).
-    reverse: run the clip backwards.
+    Attributes:
+        crop: side of the square crop, in pixels; any number.
+        scale: (low, high), by how much frames are enlarged, drawn uniformly.
+        hflip: mirror left and right, with probability 1/2; so are the following.
+        vflip: mirror top and bottom.
+        rot: exchange rows and columns (with the flips: all rotations by 90 degrees).
+        reverse: run the clip backwards.
     """
 
     crop: int

@@ -17,9 +17,11 @@ from csd_plugin.types import PairedSequence
 
 @dataclass(frozen=True)
 class Census:
-    """clips: (split, sequence); the split is None for folders of images outside NTURain's layout, one clip each.
+    """What is in a data set.
 
-    problems: one line each, what the datasets refuse and what they pass over.
+    Attributes:
+        clips: (split, sequence); the split is None for folders of images outside NTURain's layout, one clip each.
+        problems: one line each, what the datasets refuse and what they pass over.
     """
 
     clips: list[tuple[str | None, PairedSequence]]

@@ -84,14 +84,17 @@ def find_sequences(
 ) -> list[PairedSequence]:
     """The clips of a split, in natural order.
 
-    keys:  frames below `root`, '/' separated (see FrameStore.keys).
-    split: train (truth is required), test, real (truth is used where it exists).
-    clips: a text file with one clip a line (# begins a comment), or the names themselves; a name is that of a
-           scene (`t1`: all its rainy versions) or of a rainy folder (`t1_Rain_02`). None: all.
-    root:  what the keys are relative to; it may also be the folder above the data set, or the split's own.
-
     A sequence is named after its rainy folder, without a final `_Rain`: `a1`, `t1_Rain_02`.
-    Raises CSDError for a wrong root, an unknown clip, and frames that do not pair.
+
+    Args:
+        keys: frames below `root`, '/' separated (see FrameStore.keys).
+        split: train (truth is required), test, real (truth is used where it exists).
+        clips: a text file with one clip per line (# begins a comment), or the names themselves; a name is that of a
+            scene (`t1`: all its rainy versions) or of a rainy folder (`t1_Rain_02`). None: all.
+        root: what the keys are relative to; it may also be the folder above the data set, or the split's own.
+
+    Raises:
+        CSDError: a wrong root, an unknown clip, and frames that do not pair.
     """
     if split not in SPLITS:
         raise CSDError(f"split: {split!r} is unknown: give one of {', '.join(SPLITS)}")
@@ -112,8 +115,13 @@ def find_clean_clips(
     """Clean clips to render rain on, in natural order: folders of frames, each with itself as its own truth.
 
     Any folder of frames is one, by its path. Of NTURain's layout, only the split's NAME_GT are.
-    keys, clips, root: as for `find_sequences`; a name is a folder's path below the root, its last part, or its scene.
-    Raises CSDError where there is none, and for an unknown name.
+
+    Args:
+        keys, clips, root: as for `find_sequences`; a name is a folder's path below the root, its last part, or its
+            scene.
+
+    Raises:
+        CSDError: where there is none, and for an unknown name.
     """
     if split not in SPLITS:
         raise CSDError(f"split: {split!r} is unknown: give one of {', '.join(SPLITS)}")

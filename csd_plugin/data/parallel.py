@@ -22,8 +22,11 @@ def run_all(
 ) -> Generator[Any, None, None]:
     """The result of each task, or the CSDError that it ended with, in their order.
 
-    function: called with a task's values and `tick`, which it calls as often as the task's weight says.
-    Raises CSDError where a process died.
+    Args:
+        function: called with a task's values and `tick`, which it calls as often as the task's weight says.
+
+    Raises:
+        CSDError: where a process died.
     """
     weights = weights or [1] * len(tasks)
     with tqdm(total=sum(weights), desc=title, unit=unit, disable=None, leave=False) as progress:

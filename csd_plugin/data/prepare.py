@@ -27,7 +27,13 @@ _SPARE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Frame:
-    """source: its path, or its name inside an archive. name: in the layout. size: in bytes."""
+    """One frame as it was found.
+
+    Attributes:
+        source: its path, or its name inside an archive.
+        name: in the layout.
+        size: in bytes.
+    """
 
     source: str
     name: str
@@ -38,8 +44,9 @@ class Frame:
 class Clip:
     """One clip as it was found.
 
-    source: the archive, the video file or a folder that its frames are in.
-    frames: empty for a video, where only decoding shows them.
+    Attributes:
+        source: the archive, the video file or a folder that its frames are in.
+        frames: empty for a video, where only decoding shows them.
     """
 
     split: str
@@ -59,10 +66,12 @@ class Clip:
 class Prepared:
     """What `prepare` did.
 
-    clips:   all that were found, in the order of their names; new: how many of them this run wrote.
-    failed:  what could not be read or written, while all else was.
-    notes:   harmless things to know, such as files left out.
-    missing: split -> clips that NTURain has besides these.
+    Attributes:
+        clips: all that were found, in the order of their names.
+        new: how many of them this run wrote.
+        failed: what could not be read or written, while all else was.
+        notes: harmless things to know, such as files left out.
+        missing: split -> clips that NTURain has besides these.
     """
 
     clips: list[Clip] = field(default_factory=list)
@@ -75,15 +84,22 @@ class Prepared:
 def prepare(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int = 1, *, keep_going: bool = False) -> Prepared:
     """Bring all clips below `inputs` into the folder `out`; clips that are there already are left as they are.
 
-    inputs: folders, archives and video files; they are only read. Files of folders are linked where the file system
-            can, otherwise copied. `out` may be one of them.
-    naming: which clip a frame belongs to, see `data.naming`.
-    jobs:   processes that read archives and write clips.
-    keep_going: leave out frames of a damaged video that cannot be read, with a warning, instead of failing its clip.
-
     A clip's folder appears under its name only when it is whole, so an interrupted run is completed by another one.
-    All archives are listed before anything is written. Raises CSDError where there is nothing to prepare, or nothing
-    can be written; what is wrong with single archives and clips is in the result.
+    All archives are listed before anything is written.
+
+    Args:
+        inputs: folders, archives and video files; they are only read. Files of folders are linked where the file system
+            can, otherwise copied. `out` may be one of them.
+        naming: which clip a frame belongs to, see `data.naming`.
+        jobs: processes that read archives and write clips.
+        keep_going: leave out frames of a damaged video that cannot be read, with a warning, instead of failing its
+            clip.
+
+    Returns:
+        What was done, also what is wrong with single archives and clips.
+
+    Raises:
+        CSDError: nothing to prepare, or nothing can be written.
     """
     result = Prepared()
     found = _find(inputs, out, naming, jobs, result)

@@ -19,13 +19,16 @@ ADAPTERS = ("conv1x1", "resize")
 class AdaptedObjective(Objective):
     """An objective that is shown the student's features in the width and size of the teacher's.
 
-    objective: any; its terms are those of the whole.
-    adapters: `conv1x1`: one learned 1x1 convolution for each tap, from the student's width to the teacher's; it learns
-        with the student and is not part of it. It starts at the teacher's scale, which the first batch shows: what it
-        takes is multiplied by a number that stays what it was then. `resize`: bilinear, without aliasing, to the teacher's height and width.
-    student, teacher: shapes of the features, (B, L, C, h, w) for each tap.
+    Args:
+        objective: any; its terms are those of the whole.
+        adapters: `conv1x1`: one learned 1x1 convolution for each tap, from the student's width to the teacher's; it
+            learns with the student and is not part of it. It starts at the teacher's scale, which the first batch
+            shows: what it takes is multiplied by a number that stays what it was then. `resize`: bilinear, without
+            aliasing, to the teacher's height and width.
+        student, teacher: shapes of the features, (B, L, C, h, w) for each tap.
 
-    Raises CSDError for an unknown adapter and for unequal numbers of taps.
+    Raises:
+        CSDError: an unknown adapter, or unequal numbers of taps.
     """
 
     gain: Tensor
@@ -49,7 +52,7 @@ class AdaptedObjective(Objective):
         self.objective = objective
         self.input_scales = objective.input_scales
         self.needs_features = objective.needs_features
-        self.resize = "resize" in adapters
+        self.resizes = "resize" in adapters
         pairs = zip(student, teacher, strict=True)
         self.convs = nn.ModuleList(nn.Conv2d(ours[2], theirs[2], 1) for ours, theirs in pairs if "conv1x1" in adapters)
         for conv in self.convs:
@@ -78,7 +81,7 @@ class AdaptedObjective(Objective):
             with torch.autocast(ours.device.type, enabled=False):
                 if self.convs:
                     frames = self._widened(i, frames.float(), theirs.float())
-                if self.resize and frames.shape[2:] != size:
+                if self.resizes and frames.shape[2:] != size:
                     frames = F.interpolate(frames.float(), size, mode="bilinear", antialias=True)
             adapted.append(frames.unflatten(0, ours.shape[:2]))
         return tuple(adapted)

@@ -8,10 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-#: Added to the teacher's deviation, so that a constant map divides by something. Far below real ones (> 1e-4).
 EPS = 1e-6
-#: The same for maps of any scale: a share of the map's mean, above what rounding makes of a constant one; and a floor.
+"""Added to the teacher's deviation, so that a constant map divides by something. Far below real ones (> 1e-4)."""
 _RELATIVE_EPS, _FLOOR = 1e-5, 1e-30
+"""The same for maps of any scale: a share of the map's mean, above what rounding makes of a constant one; and a
+floor."""
 
 
 def mean_squared(feature: Tensor) -> Tensor:
@@ -69,7 +70,6 @@ def _standard(maps: Tensor) -> tuple[Tensor, Tensor]:
     return (maps - mean) / deviation, deviation
 
 
-#: name -> (student's feature, teacher's feature), each (B, L, C, H, W), to their maps, each (B, L, 1, H, W).
 AGGREGATIONS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "mean_squared": partial(_each, mean_squared),
     "sum_squared": partial(_each, sum_squared),
@@ -78,3 +78,4 @@ AGGREGATIONS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     # means would give the same: a map without scale does not know by what its sum was divided
     "sum_squared_normalized": partial(_normalized, sum_squared),
 }
+"""name -> (student's feature, teacher's feature), each (B, L, C, H, W), to their maps, each (B, L, 1, H, W)."""

@@ -13,7 +13,8 @@ from csd_plugin.types import ClipView, Terms
 class TeacherTruthBlend(Objective):
     """Term `blend`: mean absolute difference of the student's frames and `share` x teacher's + (1 - `share`) x clean.
 
-    share: from 0, the truth alone, to 1, the teacher alone.
+    Args:
+        share: from 0, the truth alone, to 1, the teacher alone.
     """
 
     needs_features = False

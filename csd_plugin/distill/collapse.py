@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-#: A loss below this is as good as none: the cells that define it stop learning (STD's rule).
 LOSS_GONE = 1e-8
+"""A loss below this is as good as none: the cells that define it stop learning (STD's rule)."""
 
 
 @torch.no_grad()
@@ -21,7 +21,7 @@ def spread(frames: Sequence[Tensor]) -> Tensor:
 
 
 class Freeze(nn.Module):
-    """Lets weights learn until it is told to freeze them, once and for good.
+    """Lets weights learn until it has to freeze them, once and for good.
 
     Its buffers are saved with an objective, so that a resumed run goes on with them, and all processes of one follow
     the first. An objective calls `hold` before it computes with the weights, and `restore` after each step.
@@ -58,7 +58,8 @@ class Freeze(nn.Module):
 class FreezeOnCollapse(Freeze):
     """Freezes when a status spreads less than `fraction` of what it did at first, or a loss is gone.
 
-    count: of statuses, each with its loss.
+    Args:
+        count: of statuses, each with its loss.
     """
 
     start: Tensor

@@ -29,9 +29,10 @@ CELLS = ("joint", "joint_until_collapsed", "frozen", "averaged")
 class Trace:
     """What one network's maps leave behind in the cells, frame by frame; empty where a module is switched off.
 
-    spatial:  the Connector's statuses, each (B, hidden, h, w).
-    hints:    the spatial hint, (B, 1, H, W).
-    temporal: the Aggregator's state.
+    Attributes:
+        spatial: the Connector's statuses, each (B, hidden, h, w).
+        hints: the spatial hint, (B, 1, H, W).
+        temporal: the Aggregator's state.
     """
 
     spatial: list[list[Tensor]] = field(default_factory=list)
@@ -52,10 +53,11 @@ class Trace:
 
 
 class AlignmentCells(nn.Module):
-    """All modules that learn beside the student, shared by the streams; those switched off do not exist.
+    """All modules that learn with the student, shared by the streams; those switched off do not exist.
 
-    temporal_first: in each frame the Aggregator goes first, with the spatial hint of the frame before, and the
-        Connector after it, from the state of this frame; otherwise the other way round, as the paper has it.
+    Args:
+        temporal_first: in each frame the Aggregator goes first, with the spatial hint of the frame before, and the
+            Connector after it, from the state of this frame; otherwise the other way round, as the paper has it.
     """
 
     def __init__(
@@ -70,7 +72,9 @@ class AlignmentCells(nn.Module):
     def forward(self, scales: Sequence[Tensor], *, temporal: bool = True) -> Trace:
         """Carry one network's maps through the clip, every state starting at zero.
 
-        scales: one (L, B, 1, h, w) per scale, largest first. temporal: False leaves the Aggregator out.
+        Args:
+            scales: one (L, B, 1, h, w) per scale, largest first.
+            temporal: False leaves the Aggregator out.
         """
         # Frame by frame even where frames are independent: measured on a CPU, small batches stay in its caches.
         trace = Trace()
@@ -141,27 +145,38 @@ class CSD(Objective):
     `temporal`, equation 6); each starts from what the other found (section 2.3). Terms are means over batch, channels
     and pixels, summed over scales, passes and streams, averaged over frames. All of it is float32 under any autocast.
 
-    aggregation: how channels become a map, see `aggregation.AGGREGATIONS`.
-    scale_source: where the smaller scales come from: the pooled `feature`, or the networks run on pooled `frames`.
-    num_scale: scales, each half of the one before. hidden: channels of the cells.
-    order: in each frame `spatial_first` (the paper) or `temporal_first` (the released code), see `AlignmentCells`.
-    detach_teacher_state: whether the teacher's state and hint in the collaborative stream are numbers, or (False, the
-        released code) have the gradients of the cells that made them. Targets of the losses are always numbers.
-    cells: the cells learn from the losses that they define, and can shrink those by ignoring their input.
-        `joint` lets them learn (the paper); `joint_until_collapsed` does until a status of the teacher spreads less
-        than `collapse_fraction` of what it did at first, or a loss is gone (1e-8), and keeps them then as they are,
-        as STD does; `frozen` keeps their random start; `averaged` lets them learn in the
-        student's streams, while the teacher's status, the target, comes from their moving average (`ema_decay` a
-        step), so that the target cannot follow the student at once. With it equal features give a zero loss only
-        as long as cells and average agree.
-    multi_scale, cross_scale, independent, collaborative, adaptor: MS, CSC, ITA, CTA, STA of the paper's Table 5.
-
     Diagnostics: `spread_spatial`, `spread_temporal`: deviation of the teacher's status over frames, batch and
     pixels, averaged over channels, scales and passes (a falling loss means nothing when it falls with these), and
     `student_spread_spatial`, `student_spread_temporal` of the student's;
     `correlation`: Pearson's, of teacher's and student's map over a frame's pixels, averaged over frames.
 
-    Raises CSDError on options that do not go together, and on features that do not fit each other.
+    Args:
+        aggregation: how channels become a map: `sum_squared_standardized`, for networks of any widths;
+            `sum_squared_normalized`, each network's map by its own mean and spread, for networks of different
+            families; `mean_squared_standardized`, for equal widths; `mean_squared` (the paper); `sum_squared` (the
+            released code).
+        scale_source: smaller scales from the pooled `feature`, or from both networks run on pooled `frames` (slower).
+        num_scale: scales, each half of the one before.
+        hidden: channels of the cells.
+        order: within a frame: `spatial_first` (the paper), or `temporal_first` with the spatial hint of the frame
+            before (the released code).
+        detach_teacher_state: whether gradients of the collaborative stream stop at the teacher's state and hint (in the
+            released code they do not). Targets of the losses never have gradients.
+        cells: `joint`: they learn with the student (the paper), and can make the losses small by ignoring their input;
+            `joint_until_collapsed`: they learn until the spread of the teacher's status falls below `collapse_fraction`
+            of its first value, or a loss below 1e-8, and are frozen then, as in STD; `frozen`: they keep their random
+            start; `averaged`: the teacher's are a moving average of the student's, so that the target cannot follow the
+            student at once.
+        multi_scale: the paper's MS, in its Table 5.
+        cross_scale: the paper's CSC.
+        independent: the paper's ITA.
+        collaborative: the paper's CTA.
+        adaptor: the paper's STA.
+        ema_decay: of the moving average, with `cells: averaged`.
+        collapse_fraction: see `cells`.
+
+    Raises:
+        CSDError: options that do not go together, or features that do not fit each other.
     """
 
     fidelities = FIDELITIES

@@ -15,6 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from csd_plugin.archs.interface import Interface, interface_of, run_network
 from csd_plugin.data.batches import as_clips, as_float
 from csd_plugin.distill.adapters import AdaptedObjective
+from csd_plugin.distill.balance import Balance
 from csd_plugin.distill.dry_run import Clips, dry_run
 from csd_plugin.distill.health import HealthMonitor
 from csd_plugin.distill.interface import Objective
@@ -22,7 +23,7 @@ from csd_plugin.distill.objective import Comparison, by_name, weighted_sum
 from csd_plugin.distill.schedule import Weight, check_weight, weight_at
 from csd_plugin.distill.taps import FeatureTap, tap_compared
 from csd_plugin.errors import CSDError
-from csd_plugin.types import ClipView
+from csd_plugin.types import ClipView, Terms
 
 TEACHER_TARGETS = 2
 """Targets that the teacher computes at once, or those of one clip: more need memory, one alone is slow on a CPU."""
@@ -73,7 +74,8 @@ class Distiller(nn.Module):
         student: may be wrapped for several processes, or compiled.
         teachers: none leaves the reconstruction loss alone.
         reconstruction: frames and truth, (B*L, 3, H, W) in [0, 1] each, to a scalar.
-        weights: of the objectives' terms, numbers or schedules, see `schedule`. While all are 0 no teacher is run.
+        weights: of the objectives' terms: numbers, schedules, or balances, see `schedule` and `balance`. While all are
+            0 no teacher is run. A resumed loop has to give `balance.measured` back what it was.
         interface: how the student is called; by default what it says of itself.
         layers: of the student that are compared, in the order of the teachers' layers; by default its feature.
         autocast: what the networks compute in; None leaves it to an autocast around `forward`. Losses are float32.
@@ -105,7 +107,7 @@ class Distiller(nn.Module):
         self.student, self.reconstruction = student, reconstruction
         self.objectives = nn.ModuleDict({teacher.label: teacher.objective for teacher in teachers})
         self.teachers = list(teachers)  # a list: no modules of this one
-        self.weights = dict(weights)
+        self.weights, self.balance = dict(weights), Balance(weights)
         self.interface = interface or interface_of(bare(student))
         self.student_taps: list[FeatureTap] = []
         if any(teacher.taps for teacher in teachers):
@@ -122,30 +124,31 @@ class Distiller(nn.Module):
     def forward(
         self, batch: Mapping[str, Any], iteration: int = 1, *, logged: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The losses of a batch, weighted: their sum is what is minimised; and scalars to log beside them.
-
-        batch: `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), its middle, or what `as_clips` makes such; in [0, 1], or
-            uint8. iteration: from 1 on; weights and looks go by it. logged: False leaves out of `status/..` what takes
-            time, where nobody reads it.
+        """The losses of a batch, weighted: their sum is what is minimised; and scalars to log with them.
 
         Returns `l_recon` and `l_distill`, scalars; and raw terms (`l_spatial`), `status/..`, `weight/..`, `health/..`.
-        Raises CSDError for batches that are too short or do not pair, and for a term that teaches nothing.
+
+        Args:
+            batch: `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), its middle, or what `as_clips` makes such; in [0, 1],
+                or uint8.
+            iteration: from 1 on; weights and looks go by it.
+            logged: False leaves out of `status/..` what takes time, where nobody reads it.
+
+        Raises:
+            CSDError: batches that are too short or do not pair, or a term that teaches nothing.
         """
         lq, gt = map(as_float, as_clips(batch, self.num_frame, "the batch"))
-        weights = {term: weight_at(weight, iteration) for term, weight in self.weights.items()}
-        scheduled = [term for term, weight in self.weights.items() if isinstance(weight, Mapping)]
-        scalars = {f"weight/{term}": torch.tensor(weights[term], device=lq.device) for term in scheduled}
+        weights = self.balance.at({term: weight_at(weight, iteration) for term, weight in self.weights.items()})
         if self.teachers and any(weights.values()):
             looks = self.monitor is not None and self._is_due(self.monitor, iteration)
             for module in self.objectives.modules():
                 if isinstance(module, Objective):
                     module.diagnoses = logged or looks
-            losses, others = self._distill(lq, gt, weights, looks)
-            return losses, scalars | others
+            return self._distill(lq, gt, weights, iteration, looks)
         output = run_network(self.student, lq, gt.shape[1], self.interface, autocast=self.autocast)
         for tap in self.student_taps:
             tap.forget()
-        return {"l_recon": self._reconstruct(output, gt)}, scalars
+        return {"l_recon": self._reconstruct(output, gt)}, self._changing(weights, lq.device)
 
     def after_step(self) -> None:
         """To be called after each optimizer step: what follows the weights without being learned."""
@@ -153,23 +156,26 @@ class Distiller(nn.Module):
             bare(teacher.objective).after_step()
 
     def _distill(
-        self, lq: Tensor, gt: Tensor, weights: Mapping[str, float], looks: bool
+        self, lq: Tensor, gt: Tensor, weights: Mapping[str, float], iteration: int, looks: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         # The teachers first: their layers need their memory before the student's graph takes its own.
         views = [self._teacher_view(teacher, lq, gt.shape[1]) for teacher in self.teachers]
         scales = dict.fromkeys(scale for teacher in self.teachers for scale in bare(teacher.objective).input_scales)
         student = self._view(self.student, self.interface, self.student_taps, lq, gt.shape[1], scales)
         with torch.autocast(lq.device.type, enabled=False):
+            terms = [teacher.objective(student, view, gt) for teacher, view in zip(self.teachers, views, strict=True)]
+            recon = self._reconstruct(student.output.flatten(0, 1), gt)
+            weights = self._balanced(weights, iteration, recon, terms)
             compared = {
-                self._prefix(teacher): self._compare(student, teacher, view, gt, weights)
-                for teacher, view in zip(self.teachers, views, strict=True)
+                self._prefix(teacher): self._comparison(teacher, view, of_teacher, weights)
+                for teacher, view, of_teacher in zip(self.teachers, views, terms, strict=True)
             }
             raw = by_name(compared, lambda comparison: comparison.terms.losses)
             losses = {
-                "l_recon": self._reconstruct(student.output.flatten(0, 1), gt),
+                "l_recon": recon,
                 "l_distill": weighted_sum(raw, by_name(compared, lambda comparison: comparison.weights)),
             }
-            scalars = {f"l_{name}": loss.detach() for name, loss in raw.items()}
+            scalars = self._changing(weights, lq.device) | {f"l_{name}": loss.detach() for name, loss in raw.items()}
             status = by_name(compared, lambda comparison: comparison.terms.diagnostics)
             scalars |= {f"status/{name}": value for name, value in status.items()}
             if self.monitor is not None and looks:
@@ -189,12 +195,35 @@ class Distiller(nn.Module):
         with torch.autocast(output.device.type, enabled=False):
             return self.reconstruction(output, gt.flatten(0, 1))
 
-    def _compare(
-        self, student: ClipView, teacher: Teacher, view: ClipView, gt: Tensor, weights: Mapping[str, float]
-    ) -> Comparison:
+    def _changing(self, weights: Mapping[str, float], device: torch.device) -> dict[str, Tensor]:
+        """Those weights that are no fixed numbers, to be logged."""
+        changing = [term for term, weight in self.weights.items() if isinstance(weight, Mapping)]
+        return {f"weight/{term}": torch.tensor(weights[term], device=device) for term in changing}
+
+    def _balanced(
+        self, weights: Mapping[str, float], iteration: int, recon: Tensor, terms: Sequence[Terms]
+    ) -> Mapping[str, float]:
+        """The weights, after those that follow gradients were measured, where it is time to."""
+        due = self.balance.due(iteration, weights)
+        if not due:
+            return weights
+        shares = [teacher.share for teacher in self.teachers]
+        losses = {
+            term: torch.stack([share * of.losses[term] for share, of in zip(shares, terms, strict=True)]).sum()
+            for term in due
+        }
+        self.balance.measure(recon, losses, self.student.parameters(), scale=self._scale)
+        return self.balance.at(weights)
+
+    @property
+    def _scale(self) -> float:
+        """What the loop multiplies losses by on their way back."""
+        return 1.0 if self.scaler is None else float(self.scaler.get_scale())
+
+    def _comparison(self, teacher: Teacher, view: ClipView, terms: Terms, weights: Mapping[str, float]) -> Comparison:
         return Comparison(
             teacher=view,
-            terms=teacher.objective(student, view, gt),
+            terms=terms,
             weights={term: teacher.share * weight for term, weight in weights.items()},
             layers=tuple(tap.layer for tap in self.student_taps),
             learns_scale=bare(teacher.objective).learns_scale,
@@ -203,9 +232,8 @@ class Distiller(nn.Module):
     def _examine(
         self, monitor: HealthMonitor, recon: Tensor, student: ClipView, compared: Mapping[str, Comparison]
     ) -> dict[str, Tensor]:
-        """What the monitor measures, to be logged beside the losses; its warnings go where they are wanted."""
-        scale = 1.0 if self.scaler is None else float(self.scaler.get_scale())
-        measured, warnings = monitor.examine(recon, student, compared, self.student.parameters(), scale=scale)
+        """What the monitor measures, to be logged with the losses; its warnings go where they are wanted."""
+        measured, warnings = monitor.examine(recon, student, compared, self.student.parameters(), scale=self._scale)
         for warning in warnings:
             self.warn(warning)
         return {f"health/{name}": value for name, value in measured.items()}

@@ -40,8 +40,11 @@ class Clips:
 class Dry:
     """One network's dry run on a batch.
 
-    layers: module path -> shape of its output, in the order they ran. features: tapped layer -> (B, L, C, h, w).
-    kept: bytes of all layers' outputs, which training keeps for the gradients. largest: bytes of the largest of them.
+    Attributes:
+        layers: module path -> shape of its output, in the order they ran.
+        features: tapped layer -> (B, L, C, h, w).
+        kept: bytes of all layers' outputs, which training keeps for the gradients.
+        largest: bytes of the largest of them.
     """
 
     layers: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -67,8 +70,12 @@ def clips_of(opt: Mapping[str, Any], size: int | None = None) -> Clips:
 def dry_run(network: nn.Module, interface: Interface, clips: Clips, layers: list[str] | None, *, tapped: bool) -> Dry:
     """Run a network on a batch without computing anything.
 
-    layers: what is tapped where `tapped` says so, by default the interface's feature. Raises DryRunError, and CSDError
-    for windows or layers that do not fit.
+    Args:
+        layers: what is tapped where `tapped` says so, by default the interface's feature.
+
+    Raises:
+        DryRunError: a network that decides by what it computes.
+        CSDError: windows or layers that do not fit.
     """
     dry = Dry()
 

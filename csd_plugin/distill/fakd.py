@@ -21,12 +21,14 @@ class FAKD(Objective):
     Term `affinity`: columns of a feature, one for each pixel, at unit length; their products of all pairs are a matrix
     of (h w) x (h w); its mean absolute difference between student and teacher, over batch and frames, summed over taps.
     Terms `truth` and `teacher`: mean absolute difference of the student's frames to the clean ones and the teacher's:
-    the paper's own reconstruction, whose weights are 10, 0.5 and 0.5. Give `pixel_opt` a `loss_weight` of 0 beside it.
+    the paper's own reconstruction, whose weights are 10, 0.5 and 0.5. Give `pixel_opt` a `loss_weight` of 0 with it.
 
-    pool: features are average-pooled by this factor first; without it the matrix of one 128x128 frame takes 1 GiB.
-    max_gib: refuse to compute matrices that together take more.
+    Args:
+        pool: features are average-pooled by this factor first; without it the matrix of one 128x128 frame takes 1 GiB.
+        max_gib: refuse to compute matrices that together take more.
 
-    Raises CSDError on wrong numbers, and in `forward` on matrices that are too large.
+    Raises:
+        CSDError: wrong numbers, or, in `forward`, matrices that are too large.
     """
 
     def __init__(self, *, pool: int = 4, max_gib: float = 8.0) -> None:

@@ -1,6 +1,6 @@
 """The paper's and the released code's version of CSD, as presets: `train.distill_opt.fidelity`.
 
-A preset fills in what an option file leaves out. What the file gives stays as it is, and is told where it differs.
+A preset fills in what an option file leaves out. What the file gives stays as it is; differences are reported.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from typing import Any
 FIDELITIES = ("paper", "released")
 LOSS = "PyramidSSIMLoss"
 
-#: All points that options can set: path of the key -> by preset. Filled in are those of the objective, and
-#: `scale_weights` where the loss is `LOSS`; the others are keys that every file has to give.
 POINTS: dict[str, dict[str, Any]] = {
     path: dict(zip(FIDELITIES, values, strict=True))
     for path, values in {
@@ -27,8 +25,9 @@ POINTS: dict[str, dict[str, Any]] = {
         "datasets.train.num_target": (5, 4),
     }.items()
 }
+"""All points that options can set: path of the key -> by preset. Filled in are those of the objective, and
+`scale_weights` where the loss is `LOSS`; the others are keys that every file has to give."""
 
-#: What remains different, whatever the options are.
 REMAINS: dict[str, tuple[str, ...]] = {
     "paper": (),
     "released": (
@@ -38,6 +37,7 @@ REMAINS: dict[str, tuple[str, ...]] = {
         "no difference: its loss is -SSIM, here it is 1 - SSIM, with the same gradient",
     ),
 }
+"""What remains different, whatever the options are."""
 
 
 def filled(opt: Mapping[str, Any]) -> dict[str, Any]:

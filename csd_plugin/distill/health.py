@@ -11,10 +11,10 @@ from csd_plugin.distill.objective import Comparison, by_name
 from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView
 
-#: A status has collapsed when it spreads less than this share of what it did at the start.
 COLLAPSED = 0.05
-#: The student's and the teacher's feature are of one scale when neither is this many times the other.
+"""A status has collapsed when it spreads less than this share of what it did at the start."""
 SCALE_LIMIT = 10.0
+"""The student's and the teacher's feature are of one scale when neither is this many times the other."""
 
 
 def gradient_norms(
@@ -22,10 +22,11 @@ def gradient_norms(
 ) -> dict[str, Tensor]:
     """Norm of the gradient that each loss alone gives to all parameters together, float32; 0 where it gives none.
 
-    scale: what losses are multiplied by on the way, as a gradient scaler does, so that half precision holds them.
-
     One backward pass each, in which neither the graph nor any `.grad` changes: the step that follows is the same bit
     for bit. Between processes nothing is exchanged: hooks of data parallel wrappers sit where `.grad` is summed.
+
+    Args:
+        scale: what losses are multiplied by on the way, as a gradient scaler does, so that half precision holds them.
     """
     leaves = [parameter for parameter in parameters if parameter.requires_grad]
     norms = {}
@@ -53,7 +54,8 @@ def _magnitude(feature: Tensor) -> Tensor:
 def check_gradients(norms: Mapping[str, float], losses: Mapping[str, float]) -> None:
     """Raise CSDError for the first term that is not zero and gives the student no gradient.
 
-    norms, losses: by term, of those with a weight. A loss of exactly zero has nothing left to teach.
+    Args:
+        norms, losses: by term, of those with a weight. A loss of exactly zero has nothing left to teach.
     """
     for term, norm in norms.items():
         if norm == 0 and losses[term] != 0:
@@ -64,7 +66,7 @@ def check_gradients(norms: Mapping[str, float], losses: Mapping[str, float]) -> 
 
 
 class HealthMonitor:
-    """Remembers how a run started, and tells what has gone wrong since: each time once, until it is cured.
+    """Remembers how a run started, and says what has gone wrong since: each time once, until it is cured.
 
     It holds plain numbers only; `start`, which a resumed run takes over, has those of the beginning by name.
     """
@@ -84,10 +86,14 @@ class HealthMonitor:
     ) -> tuple[dict[str, Tensor], list[str]]:
         """One batch's scalars to log, and what is wrong and was not the last time, a line each.
 
-        recon: the weighted reconstruction loss. compared: prefix of a teacher's names -> comparison with it.
-        parameters: the student's. scale: see `gradient_norms`.
+        Args:
+            recon: the weighted reconstruction loss.
+            compared: prefix of a teacher's names -> comparison with it.
+            parameters: the student's.
+            scale: see `gradient_norms`.
 
-        Raises CSDError for a term that has a weight and teaches nothing.
+        Raises:
+            CSDError: a term that has a weight and teaches nothing.
         """
         losses = by_name(compared, lambda one: one.terms.losses)
         weights = by_name(compared, lambda one: one.weights)
@@ -108,8 +114,10 @@ class HealthMonitor:
     ) -> list[str]:
         """What is wrong now and was not at the last call, a line each.
 
-        losses: raw, by term. spreads: of the teacher's status, for those terms that have one. ratios: of the
-        student's feature to the teacher's, by tap.
+        Args:
+            losses: raw, by term.
+            spreads: of the teacher's status, for those terms that have one.
+            ratios: of the student's feature to the teacher's, by tap.
         """
         wrong = {}
         for term, loss in losses.items():
@@ -140,7 +148,7 @@ def _scales(student: ClipView, one: Comparison) -> dict[str, Tensor]:
 
 
 def _spreads(one: Comparison) -> dict[str, Tensor]:
-    """Of the teacher's status, for the terms that have one."""
+    """The spread of the teacher's status, for the terms that have one."""
     found = {term: one.terms.diagnostics.get(f"spread_{term}") for term in one.terms.losses}
     return {term: spread for term, spread in found.items() if spread is not None}
 

@@ -11,22 +11,24 @@ from csd_plugin.types import ClipView, Terms
 
 
 class Objective(nn.Module):
-    """One distillation method. It owns the modules that learn beside the student, and only those.
+    """One distillation method. It owns the modules that learn with the student, and only those.
 
     To add a method: one new file with one subclass, and one line in `distill.OBJECTIVES`. The constructor takes
-    keyword-only options; what is wrong with them it tells by CSDError.
+    keyword-only options; it raises CSDError for wrong ones.
     """
 
-    #: The factors by which frames are pooled before a network sees them, for which `forward` needs the networks.
     input_scales: tuple[int, ...] = (1,)
-    #: Whether `forward` needs features; otherwise no layer is tapped, and networks need not name one.
+    """The factors by which frames are pooled before a network sees them, for which `forward` needs the networks."""
     needs_features = True
-    #: Whether layers that learn bring the student's features to the teacher's scale first.
+    """Whether `forward` needs features; otherwise no layer is tapped, and networks need not name one."""
     learns_scale = False
-    #: Whether `forward` is to give diagnostics that take time; nobody reads those of iterations that are not logged.
+    """Whether layers that learn bring the student's features to the teacher's scale first."""
+    resizes = False
+    """Whether features are brought to the teacher's height and width first."""
     diagnoses = True
-    #: Names of presets of options that `train.distill_opt.fidelity` may ask for; see `fidelity`.
+    """Whether `forward` is to give diagnostics that take time; nobody reads those of iterations that are not logged."""
     fidelities: tuple[str, ...] = ()
+    """Names of presets of options that `train.distill_opt.fidelity` may ask for; see `fidelity`."""
 
     def __init__(self) -> None:
         super().__init__()  # without the arbitrary keywords of nn.Module: these are options
@@ -39,15 +41,17 @@ class Objective(nn.Module):
     def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
         """The raw losses of a batch of clips.
 
-        student, teacher: what the networks made of the same L frames. Gradients never reach the teacher's.
-        target: (B, L, 3, H, W), the clean frames, RGB in [0, 1].
+        Args:
+            student, teacher: what the networks made of the same L frames. Gradients never reach the teacher's.
+            target: (B, L, 3, H, W), the clean frames, RGB in [0, 1].
         """
         raise NotImplementedError
 
     def warnings(self, features: Sequence[Sequence[int]]) -> list[str]:
         """What to say before a run, a line each.
 
-        features: the shape (B, L, C, h, w) of the student's feature of each tap.
+        Args:
+            features: the shape (B, L, C, h, w) of the student's feature of each tap.
         """
         return []
 
@@ -60,8 +64,13 @@ def feature_pairs(
 ) -> list[tuple[Tensor, Tensor]]:
     """The student's and the teacher's feature of each tap at an input scale, (B, L, C, h, w), the teacher's detached.
 
-    method: begins the message of CSDError, raised where the numbers of taps, batch, frames, heights or widths
-    differ, or there are not `count` taps (None: any number but none). Numbers of channels may differ.
+    Args:
+        method: begins the messages.
+        scale: the input scale.
+        count: how many taps there must be; None: any number but none.
+
+    Raises:
+        CSDError: the numbers of taps, batch, frames, heights or widths differ; those of channels may.
     """
     tapped = {"student": student.features.get(scale, ()), "teacher": teacher.features.get(scale, ())}
     wanted = count or max(len(tapped["student"]), 1)

@@ -21,10 +21,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Comparison:
-    """The student beside one teacher on one batch.
+    """The student compared with one teacher on one batch.
 
-    terms: the raw losses. weights: of each of them, the teacher's share in it.
-    layers: of the student, those whose features were compared. learns_scale: see `Objective`.
+    Attributes:
+        terms: the raw losses.
+        weights: of each of them, the teacher's share in it.
+        layers: of the student, those whose features were compared.
+        learns_scale: see `Objective`.
     """
 
     teacher: ClipView

@@ -1,4 +1,4 @@
-"""The weight of a loss as a pure function of the iteration, so that a resumed run goes on with it by itself."""
+"""The weight of a loss: a number, or a pure function of the iteration, or one that follows measured gradients."""
 
 from __future__ import annotations
 
@@ -8,37 +8,49 @@ from typing import Any
 
 from csd_plugin.errors import CSDError, suggestion
 
-#: A number, or a mapping of `schedule`, `start`, `end` (0) and `iters`.
 Weight = float | Mapping[str, Any]
+"""A number; a mapping of `schedule`, `start`, `end` (0) and `iters`; or one of `balance` and `until`, see `balance`."""
 
-#: name -> share of the way from `start` to `end`, of the share of `iters` that is done, 0 to 1.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 0.0,
     "linear": lambda done: done,
     "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,
     "stop_at": lambda done: float(done == 1),
 }
+"""name -> share of the way from `start` to `end`, of the share of `iters` that is done, 0 to 1."""
 
 
 def weight_at(weight: Weight, iteration: int) -> float:
-    """The weight in an iteration, counted from 1: `start` in the first, `end` in all after the first `iters`."""
+    """The weight in an iteration, counted from 1: `start` in the first, `end` in all after the first `iters`.
+
+    Of a balanced one: what it is before anything was measured, and 0 after `until`.
+    """
     if not isinstance(weight, Mapping):
         return weight
+    if is_balanced(weight):
+        return weight["balance"] if iteration <= (weight.get("until") or math.inf) else 0.0
     done = min((iteration - 1) / weight.get("iters", 1), 1.0)
     share = SCHEDULES[weight["schedule"]](done)
     return (1 - share) * weight["start"] + share * weight.get("end", 0.0)
+
+
+def is_balanced(weight: Weight) -> bool:
+    """Whether the weight follows the measured ratio of gradients."""
+    return isinstance(weight, Mapping) and "balance" in weight
 
 
 def is_ever_on(weight: Weight) -> bool:
     """Whether the weight is other than zero in any iteration."""
     if not isinstance(weight, Mapping):
         return weight != 0
+    if is_balanced(weight):
+        return weight["balance"] != 0
     return weight["start"] != 0 or (weight["schedule"] != "constant" and weight.get("end", 0.0) != 0)
 
 
 def check_weight(weight: Weight) -> None:
     """Raise CSDError for an unknown schedule and for keys that do not go together; their names and types are right."""
-    if not isinstance(weight, Mapping):
+    if not isinstance(weight, Mapping) or is_balanced(weight):
         return
     name = weight["schedule"]
     if name not in SCHEDULES:

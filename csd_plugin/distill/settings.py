@@ -11,19 +11,22 @@ from csd_plugin.distill.fidelity import filled
 from csd_plugin.distill.schedule import Weight, is_ever_on, weight_at
 from csd_plugin.errors import CSDError, suggestion
 
-#: Teachers are called t, t2, t3 ..
 _LABEL = re.compile(r"t(?:[2-9]|[1-9]\d+)?")
+"""Teachers are called t, t2, t3 .."""
 
 
 @dataclass(frozen=True)
 class Distillation:
     """What a run distils, as its options say.
 
-    objective: `type` and the constructor's keywords; each teacher gets an objective of its own by them.
-    weights: term -> its weight.
-    teachers: label -> share, which add to 1; `t` for network_t, `t2` for network_t2. Teachers of no share are left out.
-    student_layers, teacher_layers: what is tapped, `conv7` or `conv7:output`; None for the one that a network names.
-    adapters: see `adapters.ADAPTERS`.
+    Attributes:
+        objective: `type` and the constructor's keywords; each teacher gets an objective of its own by them.
+        weights: term -> its weight.
+        teachers: label -> share, which add to 1; `t` for network_t, `t2` for network_t2. Teachers of no share are left
+            out.
+        student_layers, teacher_layers: what is tapped, `conv7` or `conv7:output`; None for the one that a network
+            names.
+        adapters: see `adapters.ADAPTERS`.
     """
 
     objective: dict[str, Any]

@@ -21,7 +21,8 @@ def pyramid(x: Tensor, num_scale: int) -> list[Tensor]:
 class Connector(nn.Module):
     """f_theta of the paper's equations 1 and 2, one cell for each of the two passes.
 
-    cross_scale: whether a scale starts from the state of the scale before it; otherwise each starts from zero.
+    Args:
+        cross_scale: whether a scale starts from the state of the scale before it; otherwise each starts from zero.
     """
 
     def __init__(self, *, hidden: int, cross_scale: bool) -> None:
@@ -33,8 +34,11 @@ class Connector(nn.Module):
     def forward(self, scales: Sequence[Tensor], start: State | None) -> list[Tensor]:
         """The status C of every scale in both passes, in the order of computation; the last is that of C^(1, G2L).
 
-        scales: (n, 1, H, W), (n, 1, H // 2, W // 2) and so on. start: the state that the largest scale starts from.
         Each status is (n, hidden, h, w) of its scale.
+
+        Args:
+            scales: (n, 1, H, W), (n, 1, H // 2, W // 2) and so on.
+            start: the state that the largest scale starts from.
         """
         statuses = []
         state = self.local_to_global(scales[0], start)

@@ -20,10 +20,11 @@ class STD(Objective):
     Term `time`: one ConvLSTM, shared by both networks, runs over the clip's maps; the mean squared difference of the
     two cells after the last frame. It learns from that loss until it is below `LOSS_GONE` for a batch.
 
-    hidden: channels of the ConvLSTM.
-
     Diagnostics: `frozen`, 1 from then on; `spread_time`, `student_spread_time`: deviation of the last cells over batch
     and pixels, averaged over channels.
+
+    Args:
+        hidden: channels of the ConvLSTM.
     """
 
     def __init__(self, *, hidden: int = 16) -> None:

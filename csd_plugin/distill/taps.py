@@ -14,21 +14,24 @@ from csd_plugin.archs.interface import Interface
 from csd_plugin.errors import CSDError
 
 KINDS = ("input", "output")
-#: Layers that a message names, the nearest first: all of a small network.
 LISTED = 30
-#: Attributes under which wrappers (data parallel, averaging, compiled) keep the network.
+"""Layers that a message names, the nearest first: all of a small network."""
 WRAPPED = ("module", "_orig_mod")
+"""Attributes under which wrappers (data parallel, averaging, compiled) keep the network."""
 
 
 class FeatureTap:
     """Captures the input or output of one module at each forward pass of a network.
 
-    network: any module, or a wrapper that holds it as `.module`.
-    path: the module's name as `named_modules` gives it, such as `conv22` or `body.7`.
-    kind: `input` or `output`; of several inputs, the first.
-
     `take()` gives the tensor of the last pass; `remove()`, or leaving a `with` block, detaches the tap.
-    Raises CSDError where there is no such module, and names the nearest ones.
+
+    Args:
+        network: any module, or a wrapper that holds it as `.module`.
+        path: the module's name as `named_modules` gives it, such as `conv22` or `body.7`.
+        kind: `input` or `output`; of several inputs, the first.
+
+    Raises:
+        CSDError: no such module; the message names the nearest ones.
     """
 
     def __init__(self, network: nn.Module, path: str, kind: str = "input") -> None:
@@ -132,7 +135,7 @@ def tappable(network: nn.Module) -> dict[str, nn.Module]:
 def _forget_compiled() -> None:
     """Let torch.compile see which hooks there are: code that it has compiled keeps to those that there were.
 
-    A network cannot tell whether somebody holds it compiled, so all is compiled anew, at the next call of each.
+    A network does not know whether somebody holds it compiled, so all is compiled anew, at the next call of each.
     """
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

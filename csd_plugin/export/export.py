@@ -6,7 +6,7 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,7 +27,9 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 class Exported:
     """What was written, and how it compares with torch in fp32 on `windows` windows.
 
-    max_difference: the largest, where 1 is white. psnr: in dB with white as peak, infinite for equal frames.
+    Attributes:
+        max_difference: the largest, where 1 is white.
+        psnr: in dB with white as peak, infinite for equal frames.
     """
 
     path: Path
@@ -47,6 +49,7 @@ def export_network(
     precision: str = "fp32",
     opset: int | None = None,
     license: str = "not stated",
+    adapted: str = "",
     windows: Sequence[Tensor] = (),
     calibration: Sequence[Tensor] = (),
 ) -> Exported:
@@ -59,7 +62,7 @@ def export_network(
         output: the name says the kind: .onnx, .xml (OpenVINO IR, with its weights next to it in .bin) or .pt2.
         precision: 'fp32', 'fp16', for .pt2 also 'bf16', or 'int8' (.onnx and .xml).
         opset: of .onnx, by default that of `inference.graph.OPSET`; the other kinds have none.
-        license: of the weights; goes into the file.
+        license: of the weights; goes into the file. adapted: the clips that it was fitted to; so does it.
         windows: (B, T, 3, H, W) float32 in [0, 1] to compare on; without any, made-up ones.
         calibration: the windows that int8 takes its ranges from.
 
@@ -87,7 +90,7 @@ def export_network(
         raise CSDError(f"{output}: the folder {output.parent} does not exist; make it first")
 
     opset = OPSET if opset is None else opset
-    facts = study(network, license)
+    facts = replace(study(network, license), adapted=adapted)
     reference = ready(network)
     with _beside(output) as temporary:
         if precision == "int8":

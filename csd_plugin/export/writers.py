@@ -33,10 +33,12 @@ class Format(NamedTuple):
 
 
 def write_onnx(network: Computing, facts: Facts, opset: int, path: Path) -> None:
+    """An ONNX graph; the facts are its metadata."""
     path.write_bytes(to_onnx(network, facts, opset=opset))
 
 
 def open_onnx(path: Path) -> Run:
+    """The written file in ONNX Runtime, on the CPU."""
     return OnnxRuntimeBackend(path, "fp32", "cpu")
 
 
@@ -52,6 +54,7 @@ def onnx_to_openvino(model: bytes, path: Path) -> None:
 
 
 def open_openvino(path: Path) -> Run:
+    """The written file in OpenVINO, on the CPU."""
     return OpenVINOBackend(path, "fp32", "cpu")
 
 

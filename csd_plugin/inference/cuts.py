@@ -31,7 +31,7 @@ class CutDetector:
         self._colors: np.ndarray | None = None
 
     def cut(self, frame: np.ndarray) -> bool:
-        """frame: RGB (H, W, 3), uint8 or uint16."""
+        """Whether this frame, RGB (H, W, 3), uint8 or uint16, begins another shot than the one before it."""
         height, width = min(_HEIGHT, frame.shape[0]), min(_WIDTH, frame.shape[1])
         thumbnail = np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), np.int32)
         thumbnail >>= 8 * (frame.itemsize - 1)

@@ -42,6 +42,7 @@ class Facts:
         divisor: heights and widths have to be multiples of it, and tiles begin at such.
         preset: the one of its class that the network is, or the name of the class.
         license: of the weights, as their maker states it.
+        adapted: the clips that the network was fitted to by `csd adapt`; empty for other networks.
     """
 
     num_frame: int
@@ -52,6 +53,7 @@ class Facts:
     preset: str = ""
     license: str = "not stated"
     num_future: int = _ALL
+    adapted: str = ""
 
     def __post_init__(self) -> None:
         if self.num_future == _ALL:
@@ -64,7 +66,7 @@ class Facts:
 
     def to_metadata(self) -> dict[str, str]:
         """Strings to store in an exported file; besides the facts, how the input is to be made."""
-        facts = {name: str(value) for name, value in dataclasses.asdict(self).items()}
+        facts = {name: str(value) for name, value in dataclasses.asdict(self).items() if name != "adapted" or value}
         size = "none, any size will do" if self.divisor == 1 else f"repeat the ends to multiples of {self.divisor}"
         padding = {"padding": f"time: reflect the clip at its ends without repeating them; space: {size}"}
         if self.layout == "sequence":
@@ -139,7 +141,8 @@ def without_branches(network: nn.Module) -> nn.Module:
 def conv_calls(network: nn.Module, num_frame: int | None = None) -> list[ConvCall]:
     """Every use of a convolution in one forward pass of a (1, num_frame, 3, 16, 16) window, in order.
 
-    num_frame: by default the network's; of a sequence any number.
+    Args:
+        num_frame: by default the network's; of a sequence any number.
     """
     calls: list[ConvCall] = []
     network = without_branches(network)

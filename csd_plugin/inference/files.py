@@ -235,8 +235,12 @@ def _resume_at(
 ) -> int | None:
     """The number of the first frame whose file is not there yet; None if all are known to be.
 
-    num_panel: pictures side by side in a frame that is written. inputs: as `open_writer` has it.
-    Raises CSDError where frames of another size are there.
+    Args:
+        num_panel: pictures side by side in a frame that is written.
+        inputs: as `open_writer` has it.
+
+    Raises:
+        CSDError: where frames of another size are there.
     """
     if comes_once(source):
         raise CSDError(

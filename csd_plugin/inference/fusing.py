@@ -59,11 +59,11 @@ class Waiting:
         return func(*tree_map(computed, args), **tree_map(computed, kwargs or {}))
 
 
-#: Python looks these up on the class, past `__getattr__`. Those of the result, as it is.
 _OPERATORS = (
     "sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul and rand or ror xor rxor "
     "neg pos abs invert lt le gt ge eq ne getitem setitem len iter contains bool int float"
 )
+"""Python looks these up on the class, past `__getattr__`; they are the result's own."""
 
 
 def _operator(name: str) -> Callable[..., Any]:

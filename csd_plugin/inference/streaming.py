@@ -18,10 +18,11 @@ class WindowStream(Generic[Item]):
     The windows are those of the whole clip, but each is given as soon as its last item is there, and no more
     items are kept than a window holds.
 
-    together: give the windows of this number of neighbours as one, the items that they cover: `together` + num_frame
-        - 1, at the end of the clip fewer.
-    num_future: items after the centre that count, by default num_frame // 2. Windows end with the last of them, so
-        that with 0 each is there with its centre; at the clip's start only items up to that one are reflected.
+    Args:
+        together: give the windows of this number of neighbours as one, the items that they cover: `together` +
+            num_frame - 1, at the end of the clip fewer.
+        num_future: items after the centre that count, by default num_frame // 2. Windows end with the last of them, so
+            that with 0 each is there with its centre; at the clip's start only items up to that one are reflected.
     """
 
     def __init__(self, num_frame: int, together: int = 1, num_future: int | None = None) -> None:

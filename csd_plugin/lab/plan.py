@@ -92,7 +92,10 @@ def plan_for(
 
 
 def stretched(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """Training options with a schedule `factor` times as long: iterations, warm-up, periods, milestones, intervals."""
+    """Training options with a schedule `factor` times as long: iterations, warm-up, periods, milestones, intervals.
+
+    So are the schedules of the weights of distillation.
+    """
 
     def scaled(count: float) -> int:
         return max(round(count * factor), 1)
@@ -108,6 +111,10 @@ def stretched(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
     missing = train["total_iter"] - sum(scheduler.get("periods", [train["total_iter"]]))
     if missing > 0:  # rounding: the toolbox's cosine knows no rate beyond its last period
         scheduler["periods"][-1] += missing
+    for weight in (train.get("distill_opt") or {}).get("weights", {}).values():
+        for key in ("iters", "until") if isinstance(weight, Mapping) else ():
+            if weight.get(key):
+                weight[key] = scaled(weight[key])
     if (fitted.get("val") or {}).get("val_freq"):
         fitted["val"]["val_freq"] = scaled(fitted["val"]["val_freq"])
     fitted["logger"]["save_checkpoint_freq"] = scaled(fitted["logger"]["save_checkpoint_freq"])
@@ -143,6 +150,7 @@ def factor_for(runs: Iterable[Run], minutes: float) -> float:
 
 
 def check_minutes(minutes: float) -> None:
+    """Raise CSDError for a time that is no time."""
     if not 0 < minutes < math.inf:
         raise CSDError(f"--minutes {minutes:g}: give a time above 0")
 

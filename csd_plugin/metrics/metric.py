@@ -14,8 +14,10 @@ from csd_plugin.metrics.image_quality import Image
 class View(NamedTuple):
     """What a metric may look at: images (H, W, 3) uint8 RGB of one frame.
 
-    truth: None where there is none. guide: what moves as the result should: the truth, the rainy input, or the result
-    itself. previous, previous_guide: of the frame before; None in the first of a clip, and where no metric needs them.
+    Attributes:
+        truth: None where there is none.
+        guide: what moves as the result should: the truth, the rainy input, or the result itself.
+        previous, previous_guide: of the frame before; None in the first of a clip, and where no metric needs them.
     """
 
     result: Image
@@ -26,22 +28,26 @@ class View(NamedTuple):
 
 
 class Metric:
-    """One metric; lower is better in all of them.
+    """One metric.
 
     To add one: one new file with one subclass, and one line in `metrics.METRICS`. The constructor takes keyword-only
     options, those of `val.metrics` in an option file. It raises CSDError where weights or a package are missing.
     """
 
-    #: In tables: the column's title, and digits after the point.
     title: ClassVar[str]
+    """In tables, the column's."""
     decimals: ClassVar[int]
-    #: What a view has to have: the truth; the frame before. A frame without it has no value.
+    """In tables, digits after the point."""
+    higher_is_better: ClassVar[bool] = False
+    """Which way is up; tables show it by an arrow."""
     needs_truth: ClassVar[bool] = False
+    """Whether a view has to have the truth; a frame without it has no value."""
     temporal: ClassVar[bool] = False
-    #: Whether it imports torchvision, which `compat.prepare_imports` then makes ready.
+    """Whether a view has to have the frame before; the first of a clip has no value."""
     uses_torchvision: ClassVar[bool] = False
-    #: The `type` in `val.metrics`; None where the toolbox has such a function itself.
+    """Whether it imports torchvision, which `compat.prepare_imports` then makes ready."""
     function: ClassVar[str | None] = None
+    """The `type` in `val.metrics`; None where the toolbox has such a function itself."""
 
     def __call__(self, view: View) -> float | None:
         """The value of a frame whose view has what is needed; None where it has none. Raises CSDError."""
@@ -59,9 +65,11 @@ def open_metrics(
 ) -> dict[str, Metric]:
     """Name -> the metric.
 
-    options: name -> keywords of its constructor.
+    Args:
+        options: name -> keywords of its constructor.
 
-    Raises CSDError for an unknown name, a package or weights that are missing, or a truth that one needs.
+    Raises:
+        CSDError: an unknown name, a package or weights that are missing, or a truth that one needs.
     """
     opened = {}
     for name in names:

@@ -14,7 +14,12 @@ if TYPE_CHECKING:  # scoring folders of frames needs no torch
 
 
 class Quality(NamedTuple):
-    """psnr: dB, `inf` for identical images. ssim: at most 1."""
+    """How near an image is to the truth.
+
+    Attributes:
+        psnr: in dB, `inf` for identical images.
+        ssim: at most 1.
+    """
 
     psnr: float
     ssim: float

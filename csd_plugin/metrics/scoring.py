@@ -128,9 +128,11 @@ def _alone(results: Path, skip: tuple[int, int], clips: Collection[str] | None) 
 def find_scored_clips(folder: Path, ignored: re.Pattern[str], wanted: Collection[str] = ()) -> dict[str, list[Path]]:
     """Clip name -> its frames in display order, for a folder of frames, of clip folders, or NTURain's root.
 
-    ignored: names of clip folders that do not count where there are others, as NTURain has rain and truth side by side.
-    wanted: names of clips; of a root, the first of test, training and real clips that has one of these scenes, else
-        the first, counts.
+    Args:
+        ignored: names of clip folders that do not count where there are others, as NTURain has rain and truth side by
+            side.
+        wanted: names of clips; of a root, the first of test, training and real clips that has one of these scenes, else
+            the first, counts.
     """
     if not folder.is_dir():
         raise CSDError(f"{folder} is not a folder: give one of frames, or of clip folders")
@@ -226,7 +228,8 @@ def _score_pair(
 ) -> tuple[FrameScore, dict[str, float]]:
     """The scores of a frame, and of the metrics those that have a value for it.
 
-    before: the pair before it, which is of another clip where this one begins.
+    Args:
+        before: the pair before it, which is of another clip where this one begins.
     """
     result = _read(pair.result)
     partner = result if pair.partner == pair.result else _read(pair.partner)

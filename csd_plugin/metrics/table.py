@@ -61,7 +61,9 @@ def comparison_table(results: Sequence[Result], *, baseline: Result | None = Non
             rows += _published_rows(scored)
         sections.append(f"**{facts.title}**{of_them}\n\n{_table(rows, scored, base)}")
     if any(clip.metrics for result in results for clip in result.scores.clips.values()):
-        sections.append(f"**Further metrics** (↓ lower is better)\n\n{_metrics_table(results, clips, baseline)}")
+        further = _metrics_table(results, clips, baseline)
+        legend = "↑ higher is better, ↓ lower is better" if "↑" in further else "↓ lower is better"
+        sections.append(f"**Further metrics** ({legend})\n\n{further}")
     sections += [
         f"No gain of {_name(result)}: {difference}"
         for result in (others if baseline is not None else [])
@@ -162,9 +164,16 @@ def _metrics_table(results: Sequence[Result], clips: Sequence[str], baseline: Re
                 gain = None if none or average is None or base is None else average - base
                 cells.append(_plain_number(gain, decimals, "+"))
             share = "" if len(scored[name]) == len(clips) else f" of {len(scored[name])} of {len(clips)} clips"
-            lines.append(_line([title, (f"{METRICS[name].title} ↓" if name in METRICS else name) + share, *cells]))
+            lines.append(_line([title, _metric_title(name) + share, *cells]))
             title = ""
     return "\n".join(lines)
+
+
+def _metric_title(name: str) -> str:
+    """With an arrow that says which way is better, as far as that is known."""
+    if name not in METRICS:
+        return name
+    return f"{METRICS[name].title} {'↑' if METRICS[name].higher_is_better else '↓'}"
 
 
 def _value_of(result: Result, clip: str, name: str) -> float | None:

@@ -15,8 +15,10 @@ from csd_plugin.errors import CSDError
 class Item:
     """What a model is tested on at once.
 
-    run: the same for items whose frames follow each other in one clip.
-    lq: (T, 3, H, W), a frame and its neighbours. gt: (3, H, W), or None where there is no truth.
+    Attributes:
+        run: the same for items whose frames follow each other in one clip.
+        lq: (T, 3, H, W), a frame and its neighbours.
+        gt: (3, H, W), or None where there is no truth.
     """
 
     index: int
@@ -33,7 +35,11 @@ def read_test_item(dataset: Any, index: int, num_frame: int) -> Item:
     Images are of one clip, named as the set, and no image follows another. A frame is named by its file, and by the
     folders between the set's root and it where they do not name the clip.
 
-    num_frame: what the network sees. Raises CSDError for sets of other things than these.
+    Args:
+        num_frame: what the network sees.
+
+    Raises:
+        CSDError: sets of other things than these.
     """
     item, opt, kind = dataset[index], dataset.opt, type(dataset).__name__
     lq, gt, path = item.get("lq"), item.get("gt"), item.get("lq_path")

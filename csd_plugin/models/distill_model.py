@@ -32,7 +32,7 @@ class DistillModel(VideoDerainModel):
     iterations where schedules have all weights at zero the teachers are not run. Teachers are frozen, and outside
     optimizer, EMA and checkpoints; the objectives' own weights (CSD's cells) learn with the student and are saved
     apart, as `models/objective_N.pth`. With `train.health`, the default, the first iteration and all that are logged
-    tell whether the terms teach, see `distill.health`.
+    show whether the terms teach, see `distill.health`.
     """
 
     def init_training_settings(self) -> None:
@@ -134,10 +134,12 @@ class DistillModel(VideoDerainModel):
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
         state, monitor = super().training_state(epoch, current_iter), self.distiller.monitor
+        state |= {"balance": self.distiller.balance.measured}
         return state if monitor is None else state | {"health": monitor.start}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
+        self.distiller.balance.measured = dict(resume_state.get("balance", {}))
         if self.distiller.monitor is not None:
             self.distiller.monitor.start = dict(resume_state.get("health", {}))
         if self._objective_states():

@@ -61,7 +61,11 @@ def check_foreign_set(key: str, content: Mapping[str, Any], num_frame: int) -> N
 def check_pairs(opt: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:
     """Whether a model of the toolbox can work with what is ours in the options. Models of others are passed by.
 
-    build: makes the network. Raises CSDError.
+    Args:
+        build: makes the network.
+
+    Raises:
+        CSDError: what would not work, with its key.
     """
     model = MODEL_REGISTRY.get(opt["model_type"])
     if not (model.__module__.startswith("basicsr.") and issubclass(model, SRModel)):

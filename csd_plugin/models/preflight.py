@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import math
@@ -25,6 +26,7 @@ from csd_plugin.distill.settings import Distillation, read_distillation, teacher
 from csd_plugin.errors import CSDError, out_of_memory, suggestion
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.results import load_results
+from csd_plugin.models.mixing import check_loss, check_metric
 from csd_plugin.models.pairing import check_foreign_set, check_network, check_pairs, check_role
 from csd_plugin.models.video_derain_model import build_optimizer
 from csd_plugin.options import distils
@@ -35,6 +37,8 @@ SCHEDULERS = {  # by the names that the toolbox has for them
     "MultiStepRestartLR": lr_scheduler.MultiStepRestartLR,
     "CosineAnnealingRestartLR": lr_scheduler.CosineAnnealingRestartLR,
 }
+_LOSS_SIZE = 64
+"""Pixels of a side, on which losses are tried."""
 
 
 def check_run(opt: dict[str, Any]) -> None:
@@ -182,11 +186,12 @@ def _metrics(val: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_validation(val: dict[str, Any]) -> None:
     for name, metric in _metrics(val).items():
-        if hasattr(metric, "check"):
-            try:
-                metric.check(**val["metrics"][name])
-            except CSDError as error:
-                raise CSDError(f"val.metrics.{name}: {error}") from error
+        keywords = {key: value for key, value in val["metrics"][name].items() if key != "type"}
+        check = getattr(metric, "check", None) or functools.partial(check_metric, metric)
+        try:
+            check(**keywords)
+        except CSDError as error:
+            raise CSDError(f"val.metrics.{name}: {error}") from error
     if val.get("baseline"):
         try:
             load_results(val["baseline"])
@@ -222,9 +227,12 @@ def _try_optimizer(optim_type: Any, network: nn.Module, keywords: Mapping[str, A
 
 def _check_training(train: dict[str, Any], network: nn.Module) -> None:
     loss = {key: value for key, value in train["pixel_opt"].items() if key != "type"}
-    _construct(
-        _find_type(LOSS_REGISTRY, train["pixel_opt"].get("type"), "train.pixel_opt.type"), loss, "train.pixel_opt"
-    )
+    loss_type = _find_type(LOSS_REGISTRY, train["pixel_opt"].get("type"), "train.pixel_opt.type")
+    built = _construct(loss_type, loss, "train.pixel_opt")
+    try:
+        check_loss(built, _LOSS_SIZE)
+    except CSDError as error:
+        raise CSDError(f"train.pixel_opt: {train['pixel_opt']['type']}: {error}") from error
 
     optimizer = {key: value for key, value in train["optim_g"].items() if key != "type"}
     _try_optimizer(train["optim_g"].get("type"), network, optimizer)

@@ -23,8 +23,14 @@ def option_changes(
 ) -> list[str]:
     """What optimizers and schedulers, built by the options of now, have other than those that were saved.
 
-    state: a training state, with `warmup_iter` where a model of ours has saved it. Returns `lr 0.1 -> 0.2`, each once.
-    Raises CSDError for the state of an optimizer of another kind.
+    Args:
+        state: a training state, with `warmup_iter` where a model of ours has saved it.
+
+    Returns:
+        `lr 0.1 -> 0.2`, each change once.
+
+    Raises:
+        CSDError: the state of an optimizer of another kind.
     """
     changes = []
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=False):

@@ -39,7 +39,7 @@ class ValidationMixin:
     frames together). Both protocols are scored
     where there is ground truth, and whatever `val.metrics` names of the toolbox's metrics: those that can do without
     also where there is none, and those that look at the frame before (see `metrics.registered`). Writes `<set>.json`,
-    `.csv` and `.md` beside the log; with `val.save_img` the frames too, where the toolbox puts them.
+    `.csv` and `.md` next to the log; with `val.save_img` the frames too, where the toolbox puts them.
     """
 
     opt: dict[str, Any]
@@ -225,7 +225,7 @@ class _Before:
         self._images: dict[str, Any] = {}
 
     def step(self, run: Any, result: Any, guide: Any) -> dict[str, Any]:
-        """The images beside the result itself: `guide`, and where the frame before is of the same run, its two."""
+        """The images other than the result itself: `guide`, and where the frame before is of the same run, its two."""
         given = {**(self._images if run == self._run else {}), "guide": guide}
         self._run, self._images = run, {"previous": result, "previous_guide": guide}
         return given

@@ -26,9 +26,9 @@ from csd_plugin.archs.interface import Interface, interface_of, run_network
 from csd_plugin.atomic import remove_drafts, replacing
 from csd_plugin.data.batches import as_clips, as_float
 from csd_plugin.devices import half_precision_warnings
+from csd_plugin.distill.average import average_warnings, decay_at, update_average
 from csd_plugin.errors import CSDError
 from csd_plugin.losses.ssim import PyramidSSIMLoss
-from csd_plugin.models.average import average_warnings, decay_at, update_average
 from csd_plugin.models.clock import Clock
 from csd_plugin.models.resuming import by_options, option_changes
 from csd_plugin.models.stopping import REQUEST, Stopped

@@ -14,7 +14,12 @@ from csd_plugin.extras import needed_by
 
 @dataclass(frozen=True)
 class Complexity:
-    """parameters: of the whole network. multiply_adds, bias_adds: of one forward pass on one input."""
+    """What a network costs.
+
+    Attributes:
+        parameters: of the whole network.
+        multiply_adds, bias_adds: of one forward pass on one input.
+    """
 
     parameters: int
     multiply_adds: int

@@ -35,13 +35,14 @@ _TRAINING_FRAMES, _TRAINING_CROP = 11, 128
 class ClipFacts:
     """One rainy clip and its truth.
 
-    split:      None outside NTURain's layout.
-    frames:     of the rainy clip; its truth has the same number.
-    size:       'WIDTHxHEIGHT' of most frames, '' where none can be read.
-    brightness: mean RGB value of rainy and of clean frames, 0 .. 255; statistics; psnr in dB of the 8-bit luma, as the
-                published tables have it: of the sampled frames, None without truth. psnr is `inf` for equal frames.
-    problems:   one line each.
-    pictures:   JPEG thumbnails of the middle frame: rain and, with truth, truth and difference.
+    Attributes:
+        split: None outside NTURain's layout.
+        frames: of the rainy clip; its truth has the same number.
+        size: 'WIDTHxHEIGHT' of most frames, '' where none can be read.
+        brightness: mean RGB value of rainy and of clean frames, 0 .. 255; statistics; psnr in dB of the 8-bit luma, as
+            the published tables have it: of the sampled frames, None without truth. psnr is `inf` for equal frames.
+        problems: one line each.
+        pictures: JPEG thumbnails of the middle frame: rain and, with truth, truth and difference.
     """
 
     name: str
@@ -57,7 +58,13 @@ class ClipFacts:
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """samples: frames of every clip that were looked at for statistics; decoded: whether all were decoded."""
+    """What a data set holds.
+
+    Attributes:
+        samples: frames of every clip that were looked at for statistics.
+        decoded: whether all frames were decoded.
+        layout_problems: those that belong to no clip.
+    """
 
     path: str
     samples: int
@@ -80,9 +87,12 @@ class DatasetFacts:
 def examine(path: Path, samples: int = 16, decode: bool = False, jobs: int = 1) -> DatasetFacts:
     """Look at a folder or an LMDB store, and at every header in it.
 
-    samples: frames of every clip that are decoded for the statistics, evenly spread over it, at least 1.
-    decode:  decode all frames, to find damaged ones.
-    Raises CSDError where there is nothing to look at; what is wrong with clips and frames is in the result.
+    Args:
+        samples: frames of every clip that are decoded for the statistics, evenly spread over it, at least 1.
+        decode: decode all frames, to find damaged ones.
+
+    Raises:
+        CSDError: where there is nothing to look at; what is wrong with clips and frames is in the result.
     """
     if samples < 1:
         raise CSDError(f"samples = {samples}: give at least 1")

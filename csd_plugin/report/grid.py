@@ -14,9 +14,14 @@ from csd_plugin.report.text import markdown
 
 @dataclass(frozen=True)
 class Grid:
-    """title: above the table. head, rows: equally many cells. text_columns: how many of them, from the left, are text.
+    """A table to be written in several formats.
 
-    best: (row, column) of cells to stress. notes: a line each, below the table.
+    Attributes:
+        title: above the table.
+        head, rows: cells, the same number in each.
+        text_columns: how many columns, from the left, are text.
+        best: (row, column) of cells to stress.
+        notes: a line each, below the table.
     """
 
     title: str

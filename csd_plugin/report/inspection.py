@@ -12,13 +12,13 @@ from torch import nn
 
 from csd_plugin.archs.interface import Interface
 from csd_plugin.distill.adapters import AdaptedObjective
+from csd_plugin.distill.average import average_warnings
 from csd_plugin.distill.dry_run import GIB, Clips, Dry, clips_of, dry_run
 from csd_plugin.distill.fidelity import mismatches, report
 from csd_plugin.distill.objective import Objective, build_objective
-from csd_plugin.distill.schedule import Weight, is_ever_on
+from csd_plugin.distill.schedule import Weight, is_balanced, is_ever_on
 from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.errors import CSDError
-from csd_plugin.models.average import average_warnings
 from csd_plugin.models.preflight import check_parts, checked_objective
 from csd_plugin.options import distils
 from csd_plugin.report.complexity import complexity
@@ -89,6 +89,9 @@ def _weight(weight: Weight) -> str:
     """A number, or what a schedule says."""
     if not isinstance(weight, Mapping):
         return f"{weight:g}"
+    if is_balanced(weight):
+        until = f", until iteration {weight['until']:g}" if weight.get("until") else ""
+        return f"so that its gradient is {weight['balance']:g} of the reconstruction's{until}"
     way = f" to {weight.get('end', 0):g} in {weight['iters']:g} iterations" if "iters" in weight else ""
     return f"{weight['start']:g}{way}, {weight['schedule']}"
 
@@ -141,7 +144,7 @@ def _warnings(
     if len(features[0]) != len(features[1]):
         texts.append(f"the student has {len(features[0])} taps and {teacher} {len(features[1])}; they pair in order")
     for (ours, a), (theirs, b) in zip(*features, strict=False):
-        if a[3:] != b[3:] and not getattr(objective, "resize", False):
+        if a[3:] != b[3:] and not objective.resizes:
             texts.append(
                 f"{ours} of the student is {a[3]}x{a[4]}, {theirs} of {teacher} {b[3]}x{b[4]}: they must agree"
             )

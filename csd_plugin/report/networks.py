@@ -62,7 +62,9 @@ def trainable() -> list[Trainable]:
         parameters = sum(p.numel() for p in network.parameters())
         package = one.cls.__module__.partition(".")[0]
         found.append(
-            Trainable(one.type, one.preset, dict(one.numbers), parameters, interface.num_frame, interface.kind, package)
+            Trainable(
+                one.network, one.preset, dict(one.numbers), parameters, interface.num_frame, interface.kind, package
+            )
         )
     return found
 

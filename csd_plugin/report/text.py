@@ -10,6 +10,14 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
+def duration(seconds: float) -> str:
+    """'0.4 s', '28 s', '5 min', '3 h 20 min'."""
+    if seconds < 100:
+        return f"{seconds:.{0 if seconds >= 10 else 1}f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
     """A line for every row, columns below each other: those whose numbers are in `left` begin, all others end so."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -34,11 +34,13 @@ def under_todays_keys(facts: Mapping[str, Any]) -> dict[str, Any]:
 class Network:
     """One network. All but `sha256`, that of its file, is in the file too, under `facts`.
 
-    what:          one line for people.
-    preset:        the one whose layers it has, e.g. a row of the paper's Table 2; numbers: the keywords that build it.
-    multiply_adds: for one pixel of a frame, with the additions of biases, as Table 2 counts them.
-    stored_as:     fp32, or fp16 where that changes no frame by more than rounding; networks themselves are fp32.
-    scores:        of each of `SETS` that it was scored on.
+    Attributes:
+        what: one line for people.
+        preset: the one whose layers it has, e.g. a row of the paper's Table 2.
+        numbers: the keywords that build it.
+        multiply_adds: for one pixel of a frame, with the additions of biases, as Table 2 counts them.
+        stored_as: fp32, or fp16 where that changes no frame by more than rounding; networks themselves are fp32.
+        scores: of each of `SETS` that it was scored on.
     """
 
     name: str

@@ -45,6 +45,7 @@ def pairs(settings: Sequence[str], known: Sequence[str]) -> list[tuple[str, str]
 
 
 def read_facts(path: Path | None) -> dict[str, str]:
+    """The texts of a YAML file of facts, each as one line; none without a file. Raises CSDError."""
     if path is None:
         return {}
     try:
@@ -165,12 +166,14 @@ def psnrs(network: nn.Module, rain: Path, truth: Path) -> list[float]:
 
 
 def check_same(state: Mapping[str, Tensor], network: nn.Module) -> None:
+    """Raise CSDError where a network that was read back has other weights than those written."""
     for key, value in network.state_dict().items():
         if not torch.equal(value, state[key].to(value.dtype)):
             raise CSDError(f"{key} came back from the file as other numbers; the disk or torch is broken")
 
 
 def write_catalogue(folder: Path, networks: Mapping[str, Network], rainy: Mapping[str, Score]) -> None:
+    """Write networks.json, students first. Raises CSDError where no student is left."""
     if not any(network.is_student for network in networks.values()):
         raise CSDError("no student would be left, but csd derain needs one")
     order = sorted(networks.values(), key=lambda network: (not network.is_student, network.name))

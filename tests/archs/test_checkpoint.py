@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from csd_plugin.archs import NETWORKS
 from csd_plugin.archs.checkpoint import load_network, load_weights, read_state_dict
 from csd_plugin.archs.sldnet import PRESETS, SLDNet
 from csd_plugin.errors import CSDError
@@ -109,6 +110,29 @@ def test_a_network_is_rebuilt_from_its_file_alone(tmp_path, preset):
     assert not loaded.training
     assert same(loaded.state_dict(), network.state_dict())
     assert loaded.num_frame == network.num_frame
+
+
+class Scaled(SLDNet):
+    """The layers of SLDNet, which takes them for its own, and one parameter more."""
+
+    def __init__(self, **numbers) -> None:
+        super().__init__(**numbers)
+        self.gain = torch.nn.Parameter(torch.tensor(2.0))
+
+    @staticmethod
+    def numbers_from_state(state):
+        return SLDNet.numbers_from_state(state) if "gain" in state else None
+
+
+def test_of_networks_that_take_a_file_for_theirs_the_one_that_it_fits_is_built(tmp_path, monkeypatch, network):
+    torch.save({"params": Scaled(preset="student2", num_feat=5).state_dict()}, tmp_path / "net.pth")
+    with pytest.raises(CSDError, match="has gain, unknown to the network"):
+        load_network(tmp_path / "net.pth")
+    monkeypatch.setitem(NETWORKS._rows, "Scaled", Scaled)
+    loaded = load_network(tmp_path / "net.pth")
+    assert type(loaded) is Scaled and loaded.gain == 2
+    torch.save({"params": network.state_dict()}, tmp_path / "net.pth")
+    assert type(load_network(tmp_path / "net.pth")) is SLDNet
 
 
 def test_the_entry_can_be_named(tmp_path, network):

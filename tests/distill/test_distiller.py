@@ -13,6 +13,7 @@ from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.distill.csd import CSD
 from csd_plugin.distill.distiller import Compared, Distiller, Teacher, adapted
 from csd_plugin.distill.dry_run import Clips
+from csd_plugin.distill.health import gradient_norms
 from csd_plugin.distill.output import OutputDistillation
 from csd_plugin.errors import CSDError
 from csd_plugin.losses.ssim import PyramidSSIMLoss
@@ -96,6 +97,27 @@ def test_the_first_batch_and_each_nth_are_examined():
     assert len(warnings) == 1 and "has collapsed" in warnings[0]
     unwatched = distiller(examine_every=0)
     assert not any(name.startswith("health/") for name in unwatched(batch())[1])
+
+
+def test_balanced_weights_keep_the_ratio_that_health_logs_and_end():
+    weights = {"spatial": {"balance": 0.3}, "temporal": {"balance": 0.1, "until": 2}}
+    d = distiller(weights=weights, examine_every=1)
+    losses, scalars = d(batch(), 1)
+    assert scalars["health/ratio_spatial"].item() == pytest.approx(0.3, rel=1e-4)
+    assert scalars["health/ratio_temporal"].item() == pytest.approx(0.1, rel=1e-4)
+    assert scalars["weight/spatial"].item() == pytest.approx(d.balance.measured["spatial"])
+    expected = sum(scalars[f"weight/{term}"] * scalars[f"l_{term}"] for term in weights)
+    torch.testing.assert_close(losses["l_distill"].detach(), expected)
+    _, later = d(batch(), 3)
+    assert later["weight/temporal"] == 0 and later["weight/spatial"] == scalars["weight/spatial"]
+
+
+def test_several_teachers_are_balanced_together():
+    teachers = [teacher(label="t", share=0.25), teacher(label="t2", share=0.75)]
+    d = distiller(*teachers, weights={"spatial": {"balance": 0.3}, "temporal": 0.0}, examine_every=0)
+    losses, _ = d(batch(), 1)
+    norms = gradient_norms(losses, d.student.parameters())
+    assert (norms["l_distill"] / norms["l_recon"]).item() == pytest.approx(0.3, rel=1e-4)
 
 
 @pytest.mark.parametrize("around", [True, False])

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from csd_plugin.errors import CSDError
-from csd_plugin.metrics import results
+from csd_plugin.metrics import METRICS, results
+from csd_plugin.metrics.metric import Metric
 from csd_plugin.metrics.protocols import Quality
 from csd_plugin.metrics.published import PUBLISHED
 from csd_plugin.metrics.results import load_results
@@ -246,6 +247,19 @@ def test_table_of_further_metrics():
     ]
     both = comparison_table([Result("n", "d", measured([4.0, 3.0], truth=True))])
     assert table_cells(both, protocol=2)[1] == ["n", "NIQE ↓", "3.500", "3.500"]
+
+
+def test_an_arrow_says_which_way_a_metric_is_better(monkeypatch):
+    class Sharpness(Metric):
+        title, decimals, higher_is_better = "sharpness", 1, True
+
+    monkeypatch.setitem(METRICS._rows, "sharpness", Sharpness)
+    scores = measured([4.0, 3.0])
+    scores.clips["a"].metrics["sharpness"] = {"00001": 7.0}
+    text = comparison_table([Result("n", "d", scores)])
+    assert "(↑ higher is better, ↓ lower is better)" in text
+    assert [row[1] for row in table_cells(text)[1:]] == ["NIQE ↓", "warping error ↓", "sharpness ↑"]
+    assert "(↓ lower is better)" in comparison_table([Result("n", "d", measured([4.0, 3.0]))])
 
 
 @pytest.mark.parametrize("alone", ["first", "last"])

@@ -55,6 +55,14 @@ def test_distillation_goes_on_to_the_last_bit(launcher, tiny_rain, tiny_teacher,
     assert_same(whole, cut)
 
 
+def test_weights_that_follow_gradients_go_on_too(launcher, tiny_rain, tiny_teacher):
+    options = distill_options(tiny_rain, tiny_teacher)
+    options["train"]["distill_opt"]["weights"] = {"spatial": {"balance": 0.3}, "temporal": {"balance": 0.1, "until": 4}}
+    whole, cut = resumed_and_whole(launcher, options, cut=3, total=6)
+    assert set(whole["6.state"]["balance"]) == {"spatial", "temporal"}
+    assert_same(whole, cut)
+
+
 def test_the_cut_may_be_anywhere_in_the_epochs(launcher, tiny_rain):
     """At the very end of the first epoch, and inside the second."""
     options = train_options(tiny_rain)

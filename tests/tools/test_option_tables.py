@@ -10,6 +10,7 @@ import pytest
 
 from csd_plugin.archs import NETWORKS
 from csd_plugin.data.datasets import DATASETS
+from csd_plugin.distill import OBJECTIVES
 from csd_plugin.options import TrainSection, dataset_section
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,11 +52,19 @@ def test_every_key_of_a_data_set_is_listed_with_what_it_means_there(tool):
 
 def test_every_keyword_of_a_network_is_listed(tool):
     """In the order of the constructor, described by its docstring, also over several lines."""
-    listed = [row[1].strip("`") for row in rows(tool.network_table())]
+    listed = [row[1].strip("`") for row in rows(tool.keyword_table(NETWORKS))]
     assert listed == [key for cls in NETWORKS.values() for key in inspect.signature(cls).parameters]
     assert tool.arguments(NETWORKS["HalfNet"])["causal"].endswith(
         "so that a camera's picture need not wait for frames to come"
     )
+
+
+def test_every_keyword_of_an_objective_is_listed(tool):
+    listed = [row[0].strip("`") for row in rows(tool.TABLES["csd"]())]
+    assert listed == list(inspect.signature(OBJECTIVES["CSD"]).parameters)
+    listed = [row[1].strip("`") for row in rows(tool.TABLES["objectives"]())]
+    others = [cls for name, cls in OBJECTIVES.items() if name != "CSD"]
+    assert listed == [key for cls in others for key in inspect.signature(cls).parameters]
 
 
 def test_every_key_of_train_is_listed(tool):

@@ -11,8 +11,12 @@ def option(
 ) -> Any:
     """A field of a dataclass of options.
 
-    required: option files have to give it; the default is for those who build the data set themselves.
-    each, limits: of every number of a tuple, and of the value: `gt`, `ge`, `lt`, `le`.
+    Args:
+        default: for option files that do not give it.
+        description: what it means, for the table of options/README.md.
+        required: option files have to give it; the default is for those who build the data set themselves.
+        each: limits of every number of a tuple: `gt`, `ge`, `lt`, `le`.
+        limits: the same of the value itself.
     """
     about = {"required": required, "each": each, "limits": limits, "description": description}
     return field(default=default, metadata=about)

@@ -14,7 +14,11 @@ import numpy as np
 class Place(NamedTuple):
     """Where a sample stands in a run.
 
-    seed: of the run. epoch: from 0. position: in the epoch, over all processes. item: of the data set.
+    Attributes:
+        seed: of the run.
+        epoch: from 0.
+        position: in the epoch, over all processes.
+        item: of the data set.
     """
 
     seed: int

@@ -37,9 +37,11 @@ class PairedVideoDataset(TrainingDataset):
     single target, float32 RGB in [0, 1]; key, the clip and its first frame. Items are all runs of N consecutive
     frames of all clips. What is random in them repeats by seed, whatever the number of workers; see `TrainingClips`.
 
-    opt: `TrainingOptions`.
+    Args:
+        opt: `TrainingOptions`.
 
-    Raises CSDError for data that does not fit together, at construction as far as headers show it.
+    Raises:
+        CSDError: data that does not fit together, at construction as far as headers show it.
     """
 
     def __init__(self, opt: Options) -> None:
@@ -71,9 +73,11 @@ class PairedVideoTestDataset(Dataset):
     `data_info` has folder, idx, lq_path and gt_path (None without truth) of all items, as BasicSR's video
     test datasets do.
 
-    opt: `TestOptions`.
+    Args:
+        opt: `TestOptions`.
 
-    Raises CSDError for data that does not fit together, at construction as far as headers show it.
+    Raises:
+        CSDError: data that does not fit together, at construction as far as headers show it.
     """
 
     options_class: ClassVar[type[TestOptions]] = TestOptions

@@ -46,10 +46,12 @@ class ResidentVideoDataset(PairedVideoDataset):
     bytes: 0.9 MB for a frame of 640x480; truth that several rainy clips share is kept once. Items are those of
     `PairedVideoDataset` from the same draws, on the device; scaled crops are the same to within a grey level.
 
-    opt: `ResidentVideoOptions`; cache_mb and as_uint8 are of no use here.
+    Args:
+        opt: `ResidentVideoOptions`; cache_mb and as_uint8 are of no use here.
 
-    Raises CSDError also for options of loaders, which cannot serve it, for a device that is not there, and at the first
-    batch where the device has not the memory.
+    Raises:
+        CSDError: also for options of loaders, which cannot serve it, for a device that is not there, and at the first
+            batch where the device has not the memory.
     """
 
     options_class: ClassVar[type[ResidentVideoOptions]] = ResidentVideoOptions

@@ -28,7 +28,8 @@ Options = Mapping[str, Any]
 class Sample:
     """One draw: N frames of `sequence` from `start` on, frames of `size` (height, width), to be cropped by `plan`.
 
-    rng: the sample's own, for whatever else is drawn.
+    Attributes:
+        rng: the sample's own, for whatever else is drawn.
     """
 
     sequence: PairedSequence
@@ -50,10 +51,12 @@ class TrainingClips:
     does from the second epoch on, as a short last round leaves their counts unequal; and without workers, where torch
     gives no base seed, the draws are others (seeded by torch's initial seed).
 
-    opt: `TrainingOptions`, as the toolbox's dict. With one target (num_target 1), gt is (3, gt_size, gt_size), without
-    an axis of targets. as_uint8 is for models that divide by 255 themselves.
+    Args:
+        opt: `TrainingOptions`, as the toolbox's dict. With one target (num_target 1), gt is (3, gt_size, gt_size),
+            without an axis of targets. as_uint8 is for models that divide by 255 themselves.
 
-    Raises CSDError for sequences that do not fit the options, from the frames' headers.
+    Raises:
+        CSDError: sequences that do not fit the options, from the frames' headers.
     """
 
     def __init__(self, store: FrameStore, sequences: Sequence[PairedSequence], opt: Options) -> None:

@@ -53,6 +53,7 @@ def statistics(params: RainParams, samples: Sequence[Sample], seed: int = 0, qua
 
 
 def clip_statistics(params: RainParams, sample: Sample, seed: int, quality: int) -> RainStatistics:
+    """How rain with these parameters, after JPEG of a quality, differs from the sample's frames."""
     rain = clip_renderer(params, seed, sample.clip, 1, sample.frames[0], vary=False)
     counts = [
         difference_counts(_through_jpeg(rain.render(frame, number), quality), _through_jpeg(frame, quality))

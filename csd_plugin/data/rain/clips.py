@@ -21,7 +21,11 @@ _LOOKED_AT = 50
 
 @dataclass(frozen=True)
 class CleanClip:
-    """files: the images in order, or the one video file."""
+    """One clip to put rain on.
+
+    Attributes:
+        files: the images in order, or the one video file.
+    """
 
     name: str
     files: tuple[Path, ...]
@@ -31,9 +35,13 @@ class CleanClip:
         return self.files[0].suffix.lower() in VIDEO_SUFFIXES
 
     def frames(self, keep_going: bool = False) -> Iterator[np.ndarray]:
-        """(H, W, 3) uint8 RGB, all of one size. Raises CSDError naming the frame that cannot be read or differs.
+        """(H, W, 3) uint8 RGB, all of one size.
 
-        keep_going: leave out frames of a video that cannot be read, with a warning.
+        Args:
+            keep_going: leave out frames of a video that cannot be read, with a warning.
+
+        Raises:
+            CSDError: naming the frame that cannot be read or differs.
         """
         if self.is_video:
             with open_reader(self.files[0], keep_going=keep_going) as reader:
@@ -67,7 +75,11 @@ class CleanClip:
 def find_clips(source: Path, names: Sequence[str] | None = None) -> list[CleanClip]:
     """The clips of a folder of clips, of one folder of frames, or of one video file.
 
-    names: only these, in this order. Raises CSDError for what is not there, and where there is nothing.
+    Args:
+        names: only these, in this order.
+
+    Raises:
+        CSDError: a name that is not there, or no clip at all.
     """
     if source.is_file() and source.suffix.lower() in VIDEO_SUFFIXES:
         found = [CleanClip(source.stem, (source,))]

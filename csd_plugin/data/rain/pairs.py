@@ -32,12 +32,14 @@ _COPIED_SUFFIXES = {".jpg", ".jpeg", ".png"}
 class PairOptions:
     """How pairs are written.
 
-    split:    'train' (`NAME_GT`, `NAME_Rain_01` ..) or 'test' (`NAME_GT`, `NAME_Rain`), see `data.layout`.
-    variants: rainy versions of every clip, 1 to 999; exactly 1 of a test clip.
-    vary:     every version gets a rain of its own about `params`; otherwise all have `params` and differ by seed.
-    suffix:   '.jpg' or '.png' of rainy frames; quality: of JPEG, 1 to 100.
-    fps:      of clips that are folders of frames.
-    keep_going: leave out frames of a damaged video that cannot be read, with a warning, instead of stopping.
+    Attributes:
+        split: 'train' (`NAME_GT`, `NAME_Rain_01` ..) or 'test' (`NAME_GT`, `NAME_Rain`), see `data.layout`.
+        variants: rainy versions of every clip, 1 to 999; exactly 1 of a test clip.
+        vary: every version gets a rain of its own about `params`; otherwise all have `params` and differ by seed.
+        suffix: '.jpg' or '.png' of rainy frames.
+        quality: of JPEG, 1 to 100.
+        fps: of clips that are folders of frames.
+        keep_going: leave out frames of a damaged video that cannot be read, with a warning, instead of stopping.
     """
 
     params: RainParams

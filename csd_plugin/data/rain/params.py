@@ -35,28 +35,30 @@ _RANGES: dict[str, tuple[float, float]] = {
 class RainParams:
     """One kind of rain, seen by one camera. Lengths on the picture follow from the geometry, at any frame size.
 
-    density:    streaks seen at one moment in an area of (frame height)^2 [0, 50000].
-    near, far:  depths in m between which drops fall [0.2, 100], [0.3, 500], near < far. Every drop has a depth of its
-                own; a depth holds drops in proportion to its square, so that near streaks are few, fast and large.
-    drop_size:  mean drop diameter in mm [0.2, 6]; diameters are exponential (Marshall and Palmer 1948) from half to
-                three times the mean.
-    speed:      factor on the terminal velocity of a drop (Atlas et al. 1973; 4 to 9 m/s) [0.05, 5].
-    wind:       wind across the picture in m/s, positive to the right [-30, 30]; it sets the direction of the streaks.
-    gust:       amplitude in m/s of the slow drift of the wind over some seconds [0, 15].
-    turbulence: standard deviation in m/s of the drops' own sideways velocities [0, 5].
-    exposure:   exposure time of a frame in s [0.0005, 0.2]: a streak is the drop's path within it.
-    opacity:    optical depth of the streak of a mean drop, in focus, at the median depth [0, 20]; larger and nearer
-                drops are more opaque, blurred ones less.
-    brightness: radiance of a drop relative to the ambient light [0, 20]; above 1 as drops gather the sky's light.
-    focus:      depth in m that is sharp [0.2, 500].
-    aperture:   diameter of the lens opening in m [0, 0.1]: drops away from the focus blur by it; 0 is a pinhole.
-    focal:      focal length in frame heights [0.3, 20]; 1.5 is a vertical field of view of 37 degrees.
-    pan:        steady turn of the camera in degrees/s, positive to the right [-180, 180].
-    shake:      amplitude in degrees of the camera's trembling [0, 10].
-    veil:       optical depth of the far rain that merges into a drifting fog, at the top of the picture [0, 5]; 0 none.
-    splash:     visible splashes per second and m^2 of ground [0, 200], seen 1.5 m above it; 0 none.
+    Attributes:
+        density: streaks seen at one moment in an area of (frame height)^2 [0, 50000].
+        near, far: depths in m between which drops fall [0.2, 100], [0.3, 500], near < far. Every drop has a depth of
+            its own; a depth holds drops in proportion to its square, so that near streaks are few, fast and large.
+        drop_size: mean drop diameter in mm [0.2, 6]; diameters are exponential (Marshall and Palmer 1948) from half to
+            three times the mean.
+        speed: factor on the terminal velocity of a drop (Atlas et al. 1973; 4 to 9 m/s) [0.05, 5].
+        wind: wind across the picture in m/s, positive to the right [-30, 30]; it sets the direction of the streaks.
+        gust: amplitude in m/s of the slow drift of the wind over some seconds [0, 15].
+        turbulence: standard deviation in m/s of the drops' own sideways velocities [0, 5].
+        exposure: exposure time of a frame in s [0.0005, 0.2]: a streak is the drop's path within it.
+        opacity: optical depth of the streak of a mean drop, in focus, at the median depth [0, 20]; larger and nearer
+            drops are more opaque, blurred ones less.
+        brightness: radiance of a drop relative to the ambient light [0, 20]; above 1 as drops gather the sky's light.
+        focus: depth in m that is sharp [0.2, 500].
+        aperture: diameter of the lens opening in m [0, 0.1]: drops away from the focus blur by it; 0 is a pinhole.
+        focal: focal length in frame heights [0.3, 20]; 1.5 is a vertical field of view of 37 degrees.
+        pan: steady turn of the camera in degrees/s, positive to the right [-180, 180].
+        shake: amplitude in degrees of the camera's trembling [0, 10].
+        veil: optical depth of the far rain that merges into a drifting fog, at the top of the picture [0, 5]; 0 none.
+        splash: visible splashes per second and m^2 of ground [0, 200], seen 1.5 m above it; 0 none.
 
-    Raises CSDError naming the field and its range.
+    Raises:
+        CSDError: naming the field and its range.
     """
 
     density: float = 1500.0

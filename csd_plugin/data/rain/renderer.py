@@ -41,10 +41,15 @@ class RainRenderer:
     There is no state: frames come in any order, and any crop rendered alone equals that crop of the whole frame bit
     for bit, at a cost that goes with its area.
 
-    params:        what rain. seed: any integer. height, width: size of the *whole* frames in pixels.
-    fps:           frames per second of the clip, in (0, 1000].
-    ambient:       linear RGB >= 0 of the light around, see `ambient_light`; a grey sky where not given.
-    Raises CSDError for sizes, rates or light that cannot be.
+    Args:
+        params: what rain.
+        seed: any integer.
+        height, width: size of the *whole* frames in pixels.
+        fps: frames per second of the clip, in (0, 1000].
+        ambient: linear RGB >= 0 of the light around, see `ambient_light`; a grey sky where not given.
+
+    Raises:
+        CSDError: sizes, rates or light that cannot be.
     """
 
     def __init__(
@@ -81,8 +86,15 @@ class RainRenderer:
     def render(self, frame: np.ndarray, t: int, top: int = 0, left: int = 0) -> np.ndarray:
         """`frame` with the rain of frame number `t` on it.
 
-        frame: (h, w, 3) uint8 RGB, the window of the whole frame whose upper left pixel is (top, left).
-        Returns a new array like it. Raises CSDError where the window does not lie in the frame.
+        Args:
+            frame: (h, w, 3) uint8 RGB, the window of the whole frame whose upper left pixel is (top, left).
+            t: from 0.
+
+        Returns:
+            A new array like it.
+
+        Raises:
+            CSDError: the window does not lie in the frame.
         """
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             raise CSDError(f"rain on a frame {frame.dtype} {frame.shape}: give uint8 (h, w, 3)")

@@ -18,8 +18,10 @@ SHARPEST = 1.5
 class Streaks(NamedTuple):
     """n straight streaks; every field (n,) float64.
 
-    x0, y0, x1, y1: ends in pixels. radius: half the width in pixels where the profile reaches 0, at least SHARPEST.
-    depth:          optical depth on the axis.
+    Attributes:
+        x0, y0, x1, y1: ends in pixels.
+        radius: half the width in pixels where the profile reaches 0, at least SHARPEST.
+        depth: optical depth on the axis.
     """
 
     x0: np.ndarray

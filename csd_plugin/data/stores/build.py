@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,7 +48,13 @@ _LONGEST_KEY = 511  # LMDB's
 
 @dataclass(frozen=True)
 class BuildReport:
-    """frames: in the store; new: of these, written by this run; source_bytes, store_bytes: sizes of the files."""
+    """What `build_store` did.
+
+    Attributes:
+        frames: in the store.
+        new: of these, those that this run wrote.
+        source_bytes, store_bytes: sizes of the files.
+    """
 
     frames: int
     new: int
@@ -65,15 +71,18 @@ def build_store(
 ) -> BuildReport:
     """Build the store `out` (a new folder NAME.lmdb) from all images in folders below `source`.
 
-    frames: key in the store, without suffix -> path below `source`, where it is not all images by their own paths.
-    encoding: source (the files' own bytes), png or raw (decoded pixels).
-    jobs:     processes that read and encode.
-
     Until all frames are in it, the store is OUT.partial: a run that was interrupted, however, is taken up by the next
     one with the frames that are missing or whose files have changed. A store that is there already and has the same
     frames is left as it is.
-    Raises CSDError for frames that cannot be decoded, for an OUT that holds something else, and where nothing can be
-    written; `source` and earlier stores stay as they are.
+
+    Args:
+        encoding: source (the files' own bytes), png or raw (decoded pixels).
+        jobs: processes that read and encode.
+        frames: key in the store, without suffix -> path below `source`; by default all images, by their own paths.
+
+    Raises:
+        CSDError: frames that cannot be decoded, for an OUT that holds something else, and where nothing can be written;
+            `source` and earlier stores stay as they are.
     """
     folder, out = FolderStore(source), Path(out)
     if encoding not in ENCODINGS:
@@ -88,12 +97,8 @@ def build_store(
         _check_same(out, {stem + split_key(file)[1] for stem, file in frames.items()}, encoding)
     else:
         try:
-            new = _build(folder, frames, out, encoding, jobs)
-        except (lmdb.Error, OSError) as error:
-            raise CSDError(
-                f"{out}: cannot be written ({_reason(error)}, {_free_megabytes(out)} MB are free): make room or fix "
-                f"its permissions, then run this again to continue"
-            ) from error
+            with _writable(out):
+                new = _build(folder, frames, out, encoding, jobs)
         except BrokenProcessPool:
             raise CSDError(
                 f"{out}: a process was killed, perhaps for lack of memory: run this again with fewer jobs"
@@ -154,12 +159,88 @@ def _build(folder: FolderStore, frames: Mapping[str, str], out: Path, encoding: 
                 writer.write(batch)
                 new += len(batch)
         writer.finish()
+    _name(partial, out)
+    return new
+
+
+def _name(partial: Path, out: Path) -> None:
+    """Give a complete store its name."""
     for left_over in partial.iterdir():
         if left_over.name not in (DATA, META_INFO):
             left_over.unlink()
     partial.rename(out)
     _sync(out.parent)
-    return new
+
+
+class Filling:
+    """A raw store that is being filled frame by frame; see `filling`.
+
+    there: the keys, with suffixes, of the frames that it has.
+    """
+
+    def __init__(self, out: Path, writer: _Writer, there: set[str]) -> None:
+        self.there = there
+        self._out, self._writer = out, writer
+        self._waiting: list[tuple[str, Record, bytes]] = []
+
+    def write(self, key: str, frame: np.ndarray) -> None:
+        """Put in a frame, (H, W, 3) uint8 RGB. Raises CSDError where it cannot be written."""
+        stem, suffix = split_key(key)
+        value = frame.tobytes()
+        digest = hashlib.sha256(value).hexdigest()
+        self._waiting.append((stem, Record(suffix, *frame.shape[:2], len(value), digest, digest), value))
+        self.there.add(key)
+        if sum(len(data) for _, _, data in self._waiting) >= _BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """What was put in survives from here on."""
+        if self._waiting:
+            with _writable(self._out):
+                self._writer.write(self._waiting)
+            self._waiting = []
+
+
+@contextlib.contextmanager
+def filling(out: Path, keys: Sequence[str]) -> Iterator[Filling]:
+    """The raw store `out` of frames that come from elsewhere than image files: `keys`, with suffixes, in any order.
+
+    Until all are there it is OUT.partial, and keeps what an interrupted filling has put in; frames of other keys are
+    removed. It gets its name where all are there at the end of the `with` block, which is a must.
+
+    Raises CSDError where nothing can be written, or somebody else fills it.
+    """
+    partial = out.with_name(f"{out.name}.partial")
+    stems = {split_key(key)[0]: key for key in keys}
+    with contextlib.ExitStack() as stack:
+        with _writable(out):
+            partial.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_only_builder(partial))
+            writer = stack.enter_context(_Writer(partial, Header("raw", "", False)))
+            store = Filling(out, writer, {stems[stem] for stem in writer.keep_only(stems)})
+        try:
+            yield store
+        finally:
+            store.flush()
+        missing = set(keys) - store.there
+        if missing:
+            raise ValueError(f"frames that were never put in: {sorted(missing)[:3]}")
+        with _writable(out):
+            writer.finish()
+    with _writable(out):
+        _name(partial, out)
+
+
+@contextlib.contextmanager
+def _writable(out: Path) -> Iterator[None]:
+    """Turns what writing to a store raises into the line for the user."""
+    try:
+        yield
+    except (lmdb.Error, OSError) as error:
+        raise CSDError(
+            f"{out}: cannot be written ({_reason(error)}, {_free_megabytes(out)} MB are free): make room or fix its "
+            f"permissions, then run this again to continue"
+        ) from error
 
 
 def encode_frame(root: str, key: str, encoding: str, known: str | None) -> tuple[Record, bytes] | None:

@@ -22,7 +22,9 @@ class FrameStore(ABC):
     """Frames by key. Keys are paths relative to the data root, '/' separated.
 
     A store can be pickled, and serves in forked and spawned loader workers. It is not to be shared by threads.
-    root: what the keys are relative to, for layouts; of a store that is one file, where they were once.
+
+    Attributes:
+        root: what the keys are relative to, for layouts; of a store that is one file, where they were once.
     """
 
     root: Path

@@ -47,7 +47,8 @@ _FORMAT = 1
 class Header:
     """What holds for the whole store.
 
-    within: where the source's folder was, from its split's folder on; see `layout.tail_from_split`.
+    Attributes:
+        within: where the source's folder was, from its split's folder on; see `layout.tail_from_split`.
     """
 
     encoding: str
@@ -62,7 +63,9 @@ class Header:
 class Record:
     """What is known of a frame.
 
-    size: bytes of what is stored. source, value: SHA-256 of the image file that it comes from, and of what is stored.
+    Attributes:
+        size: bytes of what is stored.
+        source, value: SHA-256 of the image file that it comes from, and of what is stored.
     """
 
     suffix: str

@@ -27,7 +27,10 @@ _TOGETHER = 32
 class Problem:
     """One frame or file of a store that is not as it was built; `str` is a line that says so.
 
-    kind: changed, missing, extra or truncated. key: the frame, or a file of the store. detail: in words.
+    Attributes:
+        kind: changed, missing, extra or truncated.
+        key: the frame, or a file of the store.
+        detail: in words.
     """
 
     kind: str

@@ -74,6 +74,7 @@ def depth_of(pix_fmt: str) -> int:
 
 
 def is_rgb(pix_fmt: str) -> bool:
+    """Whether pixels are RGB, also by a palette."""
     form = av.VideoFormat(pix_fmt)
     return form.is_rgb or form.has_palette
 
@@ -84,13 +85,15 @@ def is_grey(pix_fmt: str) -> bool:
 
 
 def has_alpha(pix_fmt: str) -> bool:
+    """Whether pixels of this format have transparency."""
     return any(component.is_alpha for component in av.VideoFormat(pix_fmt).components)
 
 
 def to_rgb(frame: av.VideoFrame, *, upright: bool = True) -> np.ndarray:
     """The picture as a viewer shows it: (H, W, 3), uint8, or uint16 over its full range for more than 8 bits.
 
-    upright: turn and mirror it as the frame says.
+    Args:
+        upright: turn and mirror it as the frame says.
     """
     pixels = _pixels(frame)
     matrix = side_data(frame).get("DISPLAYMATRIX") if upright else None
@@ -229,8 +232,9 @@ def side_data(frame: av.VideoFrame) -> Mapping[str, Any]:
 class Light(NamedTuple):
     """HDR10: the display that a video was made on, and how bright it gets. What a file does not say is None.
 
-    display: x and y of red, green, blue and white, then the least and the greatest luminance in cd/m2.
-    levels: the brightest pixel's light, and the brightest frame's mean, in cd/m2.
+    Attributes:
+        display: x and y of red, green, blue and white, then the least and the greatest luminance in cd/m2.
+        levels: the brightest pixel's light, and the brightest frame's mean, in cd/m2.
     """
 
     display: tuple[Fraction, ...] | None = None

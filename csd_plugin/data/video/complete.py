@@ -16,7 +16,12 @@ _CHUNK = 2**22
 
 
 class Extent(NamedTuple):
-    """missing: bytes that a file lacks at its end. unread: files joined on behind it that readers pass over."""
+    """How a file's size differs from what its header says.
+
+    Attributes:
+        missing: bytes that it lacks at its end.
+        unread: files joined on behind it that readers pass over.
+    """
 
     missing: int
     unread: int

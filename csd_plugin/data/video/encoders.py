@@ -270,7 +270,8 @@ def _setups(
 def _formats(codec: str, source: str, every: bool) -> list[tuple[av.Codec, str]]:
     """Encoders of a codec and formats of pixels for them, from what loses least of the source's.
 
-    every: also encoders for kinds of a codec that few players know, as H.264 of RGB.
+    Args:
+        every: also encoders for kinds of a codec that few players know, as H.264 of RGB.
     """
     source = _plain(source)
     coloured = not is_grey(source)

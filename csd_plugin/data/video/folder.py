@@ -92,7 +92,8 @@ class FolderReader(FrameReader):
 class FolderWriter(FrameWriter):
     """PNG files named after the frames read, or by a pattern. Every file appears whole or not at all.
 
-    inputs: all that is read, files, folders and patterns; nothing of it may be written to.
+    Args:
+        inputs: all that is read, files, folders and patterns; nothing of it may be written to.
     """
 
     def __init__(

@@ -68,7 +68,12 @@ def draw_features(
 
 
 class Picture(NamedTuple):
-    """pixels: (H, W, 3) uint8 RGB; scale: of a map, the values of its blue and its red."""
+    """One panel.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB.
+        scale: the values of a map's blue and red; None for a frame.
+    """
 
     pixels: np.ndarray
     scale: tuple[float, float] | None = None
@@ -120,7 +125,11 @@ def _rows(frames: dict[str, Picture], rows: Sequence[dict[str, Picture]], taps: 
 def feature_of(method: Method, scene: Scene, number: int, tap: str = "") -> Tensor:
     """The feature (C, H, W) of a network, on the CPU, from which it makes one frame of the clip.
 
-    tap: as `tap_layers` takes it; default: the network's own. A time axis is averaged over. Raises CSDError.
+    Args:
+        tap: as `tap_layers` takes it; default: the network's own. A time axis is averaged over.
+
+    Raises:
+        CSDError: frames instead of a network, or no such layer.
     """
     if method.is_frames:
         raise CSDError(f"{method.label}: {method.path} holds frames, and features are a network's; give a checkpoint")

@@ -23,7 +23,12 @@ INPUT, TRUTH = "input", "ground truth"
 
 
 class Method(NamedTuple):
-    """label: its name in pictures. path: a checkpoint or exported network, or its frames, a folder or video."""
+    """One column of a picture.
+
+    Attributes:
+        label: its name in pictures.
+        path: a checkpoint or exported network, or its frames, a folder or video.
+    """
 
     label: str
     path: Path
@@ -52,9 +57,10 @@ def find_method(text: str) -> Method:
 class Scene:
     """What is compared.
 
-    clip, truth: a video file or a folder of images each, truth frame for frame.
-    methods:     in the order of their columns; their frames, where they are given as such, pair with the clip's too.
-    device:      'cpu', 'cuda' or 'auto', for the networks.
+    Attributes:
+        clip, truth: a video file or a folder of images each, truth frame for frame.
+        methods: in the order of their columns; their frames, where they are given as such, pair with the clip's too.
+        device: 'cpu', 'cuda' or 'auto', for the networks.
     """
 
     clip: Path

@@ -12,7 +12,7 @@ from toolbox import changed, equal, train_options
 from torch import nn
 
 from csd_plugin.cli import main
-from csd_plugin.models.average import average_warnings, decay_at, update_average
+from csd_plugin.distill.average import average_warnings, decay_at, update_average
 
 
 def test_the_decay_grows_with_the_steps_up_to_the_one_asked_for():

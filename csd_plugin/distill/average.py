@@ -35,7 +35,7 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
 
 
 def average_warnings(train_opt: Mapping[str, Any]) -> list[str]:
-    """What is odd about `train.ema_decay` for as many steps as `train.total_iter`."""
+    """What is odd about `train.ema_decay` for a run of `train.total_iter` steps."""
     decay, steps = train_opt.get("ema_decay") or 0, int(train_opt["total_iter"])
     share = decay**steps
     if share <= _LARGE_SHARE:

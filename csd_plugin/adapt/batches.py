@@ -1,0 +1,99 @@
+"""Crops to learn from: of the camera's frames, and a share of other pairs so that nothing else is forgotten."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from csd_plugin.data.datasets.order import Place, places
+from csd_plugin.data.datasets.paired_video import PairedVideoDataset
+from csd_plugin.data.datasets.rendered_rain import RenderedRainDataset
+from csd_plugin.data.datasets.training_clips import TrainingDataset
+from csd_plugin.data.layout import is_clip_name
+from csd_plugin.data.stores import open_store
+
+TARGETS = 3
+"""Frames of a clip that are learned from."""
+
+
+class Batch(NamedTuple):
+    """rainy: (B, N, 3, s, s); clean: (B, TARGETS, 3, s, s), of the clips' middle; float32 RGB in [0, 1]."""
+
+    rainy: Tensor
+    clean: Tensor
+
+
+class Batches:
+    """Batches by their number: an interrupted run continues with those that it would have had.
+
+    cameras: the camera's pairs. kept: others, of which a share of `keep` is mixed in; None for none.
+    """
+
+    def __init__(
+        self, camera: TrainingDataset, kept: TrainingDataset | None, *, keep: float, clips: int, seed: int
+    ) -> None:
+        self._camera, self._kept = _Endless(camera, seed), _Endless(kept, seed + 1) if kept else None
+        self._keep, self._clips = keep if kept else 0.0, clips
+
+    def since(self, number: int) -> Iterator[Batch]:
+        """The batches from this one on, without end."""
+        return map(self.batch, itertools.count(number))
+
+    def batch(self, number: int) -> Batch:
+        kept, kept_after = self._num_kept(number), self._num_kept(number + 1)
+        own, own_after = number * self._clips - kept, (number + 1) * self._clips - kept_after
+        items = self._camera.items(own, own_after)
+        if self._kept is not None:
+            items += self._kept.items(kept, kept_after)
+        return Batch(torch.stack([item["lq"] for item in items]), torch.stack([item["gt"] for item in items]))
+
+    def _num_kept(self, number: int) -> int:
+        """How many of the clips before this batch are other pairs'."""
+        return int(number * self._clips * self._keep + 1e-6)
+
+
+class _Endless:
+    """The samples of a data set in a random order, again and again."""
+
+    def __init__(self, dataset: TrainingDataset, seed: int) -> None:
+        self._dataset, self._seed = dataset, seed
+        self._epoch = lru_cache(maxsize=2)(self._places)
+
+    def items(self, start: int, stop: int) -> list[dict[str, Tensor]]:
+        wanted = [divmod(number, len(self._dataset)) for number in range(start, stop)]
+        drawn = [self._epoch(epoch)[position] for epoch, position in wanted]
+        return self._dataset.__getitems__(drawn) if drawn else []
+
+    def _places(self, epoch: int) -> list[Place]:
+        return list(places(len(self._dataset), seed=self._seed, epoch=epoch, count=len(self._dataset)))
+
+
+def camera_pairs(store: Path, *, num_frame: int, crop: int) -> PairedVideoDataset:
+    """Crops of a cache's frames for a network of windows of `num_frame`. Raises CSDError."""
+    return PairedVideoDataset(_options("the camera's frames", store, num_frame, crop))
+
+
+def other_pairs(path: Path, *, num_frame: int, crop: int) -> TrainingDataset:
+    """Crops of a data set of pairs, or of clean clips with rendered rain, by its folders' names. Raises CSDError."""
+    store = open_store(path, cache_mb=1024)
+    paired = any(is_clip_name(key.split("/")[-2]) for key in store.keys() if "/" in key)  # noqa: SIM118
+    options = _options("--pairs", path, num_frame, crop) | {"dataroot": store, "scale_range": (0.6, 1.4)}
+    return PairedVideoDataset(options) if paired else RenderedRainDataset(options | {"quality": (70, 95)})
+
+
+def _options(name: str, dataroot: Path, num_frame: int, crop: int) -> dict[str, object]:
+    return {
+        "name": name,
+        "dataroot": dataroot,
+        "num_frame": TARGETS + num_frame - 1,
+        "num_target": TARGETS,
+        "gt_size": crop,
+        "use_hflip": True,
+        "random_reverse": True,
+    }

@@ -1,0 +1,166 @@
+"""Rainy frames and what the teacher made of them, on disk: computed once, continued after an interruption, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from csd_plugin.adapt.shots import Shot, find_shots
+from csd_plugin.adapt.teacher import Named, Teacher
+from csd_plugin.atomic import write_text
+from csd_plugin.data.images import files_of
+from csd_plugin.data.stores.build import filling
+from csd_plugin.data.stores.lmdb import open_file
+from csd_plugin.errors import CSDError
+from csd_plugin.report.text import counted, duration
+
+_FORMAT = 1
+_STORE, _MANIFEST = "frames.lmdb", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Pairs of rainy and cleaned frames, in a raw LMDB store in NTURain's layout.
+
+    The frames that are learned from are its clips for training, those held back its clips for tests, so that option
+    files of the toolbox can name `store` as their dataroot.
+
+    inputs: names and digests of the videos. shots: what was taken of them.
+    """
+
+    folder: Path
+    inputs: tuple[Named, ...]
+    shots: tuple[Shot, ...]
+
+    @property
+    def store(self) -> Path:
+        return self.folder / _STORE
+
+    @property
+    def frames(self) -> int:
+        return sum(shot.length for shot in self.shots)
+
+
+def open_cache(
+    folder: Path,
+    inputs: Sequence[Path],
+    teacher: Teacher,
+    *,
+    ensemble: bool,
+    most: int,
+    say: Callable[[str], object],
+) -> Cache:
+    """The pairs of these inputs by this teacher: those in `folder`, completed by what is missing there.
+
+    most: frames to take, see `find_shots`. say: is given the lines about what is done.
+
+    Raises CSDError for a folder with pairs of other inputs or teachers, or damaged ones, and where nothing can be
+    written.
+    """
+    named = tuple(Named(path.name or str(path), _digest(path)) for path in inputs)
+    asked = {
+        "format": _FORMAT,
+        "inputs": [asdict(one) for one in named],
+        "teachers": [asdict(one) for one in teacher.networks],
+        "ensemble": ensemble,
+        "frames": most,
+    }
+    manifest = folder / _MANIFEST
+    if manifest.exists():
+        # the inputs may have moved since
+        sources = {one.sha256: str(path) for one, path in zip(named, inputs, strict=True)}
+        shots = _known_shots(manifest, asked, sources)
+    else:
+        shots = find_shots(inputs, most)
+        numbers = {str(path): number for number, path in reversed(list(enumerate(inputs)))}
+        listed = [asdict(shot) | {"source": numbers[shot.source]} for shot in shots]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(manifest, json.dumps(asked | {"shots": listed}, indent=1) + "\n")
+        except OSError as error:
+            raise CSDError(f"{folder}: cannot be written ({error.strerror}): give another --cache") from error
+    cache = Cache(folder, named, tuple(shots))
+    if cache.store.exists():
+        _verify(cache)
+        say(f"{counted(cache.frames, 'frame')} cleaned by the teacher are in {folder}")
+    else:
+        _fill(cache, teacher, say)
+    return cache
+
+
+def _known_shots(manifest: Path, asked: Mapping[str, Any], sources: Mapping[str, str]) -> list[Shot]:
+    """The shots of a cache that is there. Raises CSDError where it is not the one that is asked for."""
+    try:
+        there = json.loads(manifest.read_text(encoding="utf-8"))
+        differing = [key for key in asked if there.get(key) != asked[key]]
+        if not differing:
+            digests = [one["sha256"] for one in there["inputs"]]
+            return [Shot(**{**shot, "source": sources[digests[shot["source"]]]}) for shot in there["shots"]]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise CSDError(f"{manifest}: damaged: remove {manifest.parent}, and start again") from error
+    raise CSDError(
+        f"{manifest.parent}: its frames were made with other {', '.join(differing)}: give another --cache, or remove it"
+    )
+
+
+def _verify(cache: Cache) -> None:
+    """Raise CSDError where the store does not hold what was put into it."""
+    file = open_file(cache.store)
+    wanted = {key.removesuffix(".png") for shot in cache.shots for kind in ("Rain", "GT") for key in shot.keys(kind)}
+    records = dict(file.records())
+    changed = wanted ^ records.keys()
+    for key, record in records.items():
+        value = file.value(key)
+        if value is None or hashlib.sha256(value).hexdigest() != record.value:
+            changed.add(key)
+    if changed:
+        raise CSDError(
+            f"{cache.store}: {counted(len(changed), 'frame')} damaged or missing ({min(changed)}): remove "
+            f"{cache.folder}, and start again"
+        )
+
+
+def _fill(cache: Cache, teacher: Teacher, say: Callable[[str], object]) -> None:
+    """Clean what is not there yet, shot by shot."""
+    keys = {shot: (shot.keys("Rain"), shot.keys("GT")) for shot in cache.shots}
+    with filling(cache.store, [key for pair in keys.values() for kind in pair for key in kind]) as store:
+        missing = [shot for shot, pair in keys.items() if not store.there.issuperset(pair[0] + pair[1])]
+        count = sum(shot.length for shot in missing)
+        if missing:
+            height, width = next(missing[0].read()).shape[:2]
+            seconds = teacher.seconds_a_frame(width, height)
+            say(
+                f"the teacher cleans {counted(count, 'frame')}: about {seconds:.2g} s each, {duration(seconds * count)}"
+            )
+        with tqdm(total=count, unit=" frames", desc="teacher", disable=None) as bar:
+            for shot in missing:
+                for rainy_key, clean_key, (rainy, clean) in zip(*keys[shot], teacher.clean(shot.read), strict=True):
+                    store.write(rainy_key, rainy)
+                    store.write(clean_key, clean)
+                    bar.update()
+                store.flush()
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; of a folder or pattern, of its images' names and digests."""
+    files = sorted(files_of(path))
+    if not files:
+        raise CSDError(f"{path} does not exist, or holds no images; check the path")
+    try:
+        if files == [path]:
+            return _file_digest(path)
+        lines = [f"{file.name} {_file_digest(file)}" for file in files]
+    except OSError as error:
+        raise CSDError(f"{path}: cannot be read ({error.strerror}): restore it") from error
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,159 @@
+"""The student's steps, as many as the clock allows: rate by the share of the time that is over, best average kept."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from csd_plugin.adapt.batches import TARGETS, Batch, Batches
+from csd_plugin.archs.interface import interface_of
+from csd_plugin.distill.average import decay_at, update_average
+from csd_plugin.errors import CSDError
+from csd_plugin.inference.precision import has_bf16
+from csd_plugin.inference.streaming import ahead
+from csd_plugin.losses.ssim import PyramidSSIMLoss
+
+_LOOKS = 12
+"""How often, in all the time, the average is compared with the teacher."""
+_WARM_UP, _LAST_RATE = 50, 0.01
+"""Steps of linear warm-up; the rate at the end, as a share of the highest."""
+_EMA, _GRAD_CLIP = 0.999, 1.0
+
+
+@dataclass
+class Progress:
+    """How far a run is; what a resumed one takes over.
+
+    seconds: of learning, looks at the held-back frames among them. best: dB to the teacher of the best average;
+    looked: (seconds, dB) of each look.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    best: float = -math.inf
+    looked: list[tuple[float, float]] = field(default_factory=list)
+
+
+class Learner:
+    """A network that learns from pairs until its time is over.
+
+    network: is trained in place. `average` is the moving average of its weights, `best` the state dict of the best
+    average so far.
+    """
+
+    def __init__(self, network: nn.Module, *, rate: float, device: torch.device) -> None:
+        self.network, self.device, self._rate = network.to(device).train(), device, rate
+        self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.best = _detached(self.average)
+        self.interface = interface_of(network)
+        self.loss = PyramidSSIMLoss(l1_weight=0.5)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), rate, betas=(0.9, 0.99))
+        self.progress = Progress()
+        self.autocast = has_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+
+    def learn(
+        self, batches: Batches, seconds: float, look: Callable[[nn.Module], float], save: Callable[[], object]
+    ) -> None:
+        """Take steps until `seconds` are over, those of earlier runs counted.
+
+        look: the average's score, higher is better; called a dozen times, and at the end. save: called after each look.
+        """
+        coming = ahead(batches.since(self.progress.step), depth=3)
+        with _closing(coming), self._bar(seconds) as bar, self._clock() as now:
+            while now() < seconds:
+                self._step(next(coming), now() / seconds)
+                bar.n = min(round(now()), bar.total)
+                bar.update(0)
+                if now() >= seconds or now() > seconds / _LOOKS * (len(self.progress.looked) + 1):
+                    self._look(look, now, bar)
+                    self.progress.seconds = now()
+                    save()
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs, for torch.save."""
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "progress": vars(self.progress),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.best = state["best"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+
+    def _step(self, batch: Batch, share: float) -> None:
+        """One optimizer step; share: of the time, that is over."""
+        progress = self.progress
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate * rate_at(share, progress.step)
+        rainy, clean = (frames.to(self.device, non_blocking=True) for frames in batch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            output = self.interface.run(self.network, rainy, TARGETS)
+        loss: Tensor = self.loss(output.float(), clean.flatten(0, 1))
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), _GRAD_CLIP)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise CSDError(f"step {progress.step}: loss or gradient is not finite: lower --rate")
+        self.optimizer.step()
+        progress.step += 1
+        update_average(self.average, self.network, decay_at(progress.step, _EMA))
+
+    def _look(self, look: Callable[[nn.Module], float], now: Callable[[], float], bar: tqdm) -> None:
+        score = look(self.average)
+        self.progress.looked.append((now(), score))
+        if score > self.progress.best:
+            self.progress.best, self.best = score, _detached(self.average)
+        bar.set_postfix_str(f"{score:.2f} dB to the teacher")
+
+    @contextmanager
+    def _clock(self) -> Iterator[Callable[[], float]]:
+        """Seconds of learning so far, which are in `progress` afterwards, however it ends."""
+        before, began = self.progress.seconds, perf_counter()
+
+        def now() -> float:
+            return before + perf_counter() - began
+
+        try:
+            yield now
+        finally:
+            self.progress.seconds = now()
+
+    def _bar(self, seconds: float) -> tqdm:
+        shape = "{desc}: {bar}| {remaining} left, {postfix}"
+        done = round(self.progress.seconds)
+        return tqdm(total=round(seconds), initial=done, desc="student", bar_format=shape, disable=None)
+
+
+def rate_at(share: float, step: int) -> float:
+    """The learning rate over the highest: half a cosine over the time, after some steps of warm-up."""
+    cosine = _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
+    return cosine * min((step + 1) / _WARM_UP, 1.0)
+
+
+def _detached(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of its weights, on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+
+
+@contextmanager
+def _closing(batches: Iterator[Batch]) -> Iterator[None]:
+    """Let go of the thread that makes batches."""
+    try:
+        yield
+    finally:
+        batches.close()  # type: ignore[attr-defined]

@@ -1,0 +1,97 @@
+"""The page about an adaptation: a table, and details of one frame before, after and by the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from csd_plugin.atomic import write_text
+from csd_plugin.data.images import write_png
+from csd_plugin.metrics.image_quality import Image
+from csd_plugin.report.figures.crops import find_boxes
+from csd_plugin.report.figures.sources import INPUT
+from csd_plugin.report.text import markdown
+
+_DETAILS, _ENLARGED, _GAP = 2, 2, 6
+"""Details of the frame; how many times they are enlarged; white pixels between pictures."""
+
+
+class Row(NamedTuple):
+    """A network on the held-back frames: dB to the teacher, warping error, NIQE, seconds for a frame; None: unknown."""
+
+    psnr: float | None
+    flicker: float | None
+    niqe: float | None
+    seconds: float | None
+
+
+def write_page(
+    path: Path,
+    *,
+    title: str,
+    rows: Mapping[str, Row],
+    size: tuple[int, int],
+    pictures: Mapping[str, Image],
+    lines: Sequence[str],
+) -> None:
+    """Write Markdown, and its picture beside it as PNG.
+
+    rows: by label. size: (width, height) of frames. pictures: one frame by label, from left to right; the first is the
+    rainy one.
+    """
+    picture = path.with_suffix(".png")
+    write_png(picture, _strips(pictures))
+    head = ["", "PSNR to the teacher, dB", "flicker", "NIQE", f"ms for a frame of {size[0]}x{size[1]}"]
+    table = [
+        [
+            label,
+            _number(row.psnr),
+            _number(row.flicker, 3),
+            _number(row.niqe),
+            _number(row.seconds and 1000 * row.seconds, 0),
+        ]
+        for label, row in rows.items()
+    ]
+    text = [
+        f"# {title}",
+        f"From left to right: {', '.join(pictures)}. A held-back frame, and details of it.",
+        f"![{', '.join(pictures)}]({picture.name})",
+        markdown(head, table),
+        *lines,
+        "Held-back frames were not learned from. Flicker is the warping error along the rainy frames' motion, NIQE a "
+        "measure of naturalness; lower is better for both. Times are those of this machine, now.",
+    ]
+    write_text(path, "\n\n".join(text) + "\n")
+
+
+def _strips(pictures: Mapping[str, Image]) -> Image:
+    """Whole frames in a row, each with its enlarged details below it."""
+    first, *others = pictures.items()
+    boxes = find_boxes({INPUT: first[1], **dict(others)}, _DETAILS)
+    columns = []
+    for frame in pictures.values():
+        details = [
+            cv2.resize(box.cut(frame), None, fx=_ENLARGED, fy=_ENLARGED, interpolation=cv2.INTER_NEAREST)
+            for box in boxes
+        ]
+        below = _joined(details, axis=1)
+        scale = below.shape[1] / frame.shape[1]
+        whole = cv2.resize(frame, (below.shape[1], round(frame.shape[0] * scale)), interpolation=cv2.INTER_AREA)
+        columns.append(_joined([whole, below], axis=0))
+    return _joined(columns, axis=1)
+
+
+def _joined(parts: Sequence[Image], axis: int) -> Image:
+    """Images side by side (axis 1) or below each other (axis 0), white between them."""
+    shape = [*parts[0].shape]
+    shape[axis] = _GAP
+    gap = np.full(shape, 255, np.uint8)
+    return np.concatenate([part for image in parts for part in (gap, image)][1:], axis=axis)
+
+
+def _number(value: float | None, decimals: int = 2) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"

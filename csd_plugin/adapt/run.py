@@ -1,0 +1,285 @@
+"""From rainy videos to a network for their camera."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from csd_plugin import __version__
+from csd_plugin.adapt import scoring
+from csd_plugin.adapt.batches import Batches, camera_pairs, other_pairs
+from csd_plugin.adapt.cache import Cache, open_cache
+from csd_plugin.adapt.learning import Learner
+from csd_plugin.adapt.page import Row, write_page
+from csd_plugin.adapt.teacher import Teacher, named, open_teacher
+from csd_plugin.archs.checkpoint import load_network, load_plain
+from csd_plugin.archs.interface import interface_of
+from csd_plugin.archs.provenance import facts_in
+from csd_plugin.atomic import refuse_inputs, replacing
+from csd_plugin.data.images import files_of
+from csd_plugin.data.stores import open_store
+from csd_plugin.devices import pick_device
+from csd_plugin.errors import CSDError
+from csd_plugin.inference.backends import GRAPH_SUFFIXES
+from csd_plugin.inference.runner import Derainer
+from csd_plugin.metrics.protocols import Quality
+from csd_plugin.report.text import counted
+from csd_plugin.weights import find_checkpoint, under_todays_keys
+
+CROP, _SMALLEST = 96, 32
+"""Pixels of a crop's side; of the smallest that a network learns from."""
+CLIPS = 3
+"""Clips of a batch."""
+_LOOKING = 0.008
+"""Of the time, what one look at the held-back frames may take."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do.
+
+    inputs: rainy videos and folders. teachers, student: see `open_teacher` and `find_checkpoint`. out: the checkpoint
+    to write. minutes: of learning, the teacher's work not counted. cache: folder for the teacher's frames, by default
+    beside `out`. frames: see `find_shots`. pairs, keep: other pairs, and their share of what is learned from.
+    validation: pairs that are scored before and after. rate: the highest learning rate.
+    """
+
+    inputs: tuple[Path, ...]
+    teachers: tuple[str, ...]
+    student: str
+    out: Path
+    minutes: float = 10.0
+    ensemble: bool = False
+    cache: Path | None = None
+    frames: int = 300
+    pairs: Path | None = None
+    keep: float = 0.3
+    validation: Path | None = None
+    rate: float = 5e-4
+    device: str = "auto"
+    seed: int = 0
+    resume: bool = False
+    overwrite: bool = False
+
+    @property
+    def cache_folder(self) -> Path:
+        return self.cache or self.out.with_suffix(".cache")
+
+    @property
+    def state(self) -> Path:
+        """What an interrupted run is continued from."""
+        return self.cache_folder / f"{self.out.stem}.state"
+
+    @property
+    def page(self) -> Path:
+        return self.out.with_name(f"{self.out.stem}_report.md")
+
+
+def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
+    """Adapt the student to the inputs, and write its checkpoint and a page about it.
+
+    say: is given a line for each thing that is done.
+
+    Raises CSDError for what does not fit. After KeyboardInterrupt the best network so far is there.
+    """
+    source = _check(plan)
+    start = load_network(source)
+    teacher = open_teacher(plan.teachers, ensemble=plan.ensemble, device=plan.device)
+    guards = scoring.validation_clips(plan.validation) if plan.validation else []
+    cache = open_cache(plan.cache_folder, plan.inputs, teacher, ensemble=plan.ensemble, most=plan.frames, say=say)
+    learner, batches = _learner(plan, start, cache), _batches(plan, start, cache)
+    clips = scoring.held_back(cache)
+    looked_at = scoring.affordable(start, clips, plan.device, _LOOKING * 60 * plan.minutes)
+    setting = _setting(plan, source, cache)
+    if plan.resume:
+        learner.load(_saved(plan.state, setting))
+        say(f"continued after {learner.progress.seconds / 60:.1f} minutes, {learner.progress.step:,} steps")
+    else:
+        learner.progress.best = _nearness(start, looked_at, plan.device)
+
+    def save() -> None:
+        with replacing(plan.state) as draft:
+            torch.save({"setting": setting, **learner.state()}, draft)
+        _write(plan, source, teacher, cache, learner)
+
+    try:
+        learner.learn(batches, 60 * plan.minutes, lambda average: _nearness(average, looked_at, plan.device), save)
+    except KeyboardInterrupt:
+        save()
+        raise
+    best = copy.deepcopy(start)
+    best.load_state_dict(learner.best)
+    _report(plan, teacher, cache, learner, {"before": start, "after": best}, clips, guards, say)
+
+
+def _check(plan: Plan) -> Path:
+    """The student's checkpoint. Raises CSDError where the end of the run would meet an obstacle."""
+    source = find_checkpoint(plan.student)
+    if source.suffix.lower() in GRAPH_SUFFIXES:
+        raise CSDError(f"--student {source}: an exported network cannot learn: give its checkpoint")
+    if plan.out.suffix != ".pth":
+        raise CSDError(f"--out {plan.out}: the name of a checkpoint ends in .pth")
+    if not plan.out.parent.is_dir():
+        raise CSDError(f"--out {plan.out}: the folder {plan.out.parent} does not exist; make it first")
+    read = [file for path in plan.inputs for file in files_of(path)]
+    refuse_inputs([plan.out], [source, *read, *(Path(name) for name in plan.teachers if Path(name).is_file())])
+    if plan.resume and not plan.state.exists():
+        raise CSDError(f"--resume: there is no {plan.state} to continue from; leave --resume out")
+    if plan.out.exists() and not (plan.resume or plan.overwrite):
+        raise CSDError(
+            f"{plan.out} exists already; replace it with --overwrite, continue it with --resume, or rename it"
+        )
+    return source
+
+
+def _learner(plan: Plan, start: nn.Module, cache: Cache) -> Learner:
+    torch.manual_seed(plan.seed)
+    return Learner(copy.deepcopy(start), rate=plan.rate, device=pick_device(plan.device))
+
+
+def _batches(plan: Plan, start: nn.Module, cache: Cache) -> Batches:
+    num_frame = interface_of(start).num_frame
+    crop = _crop(cache)
+    kept = other_pairs(plan.pairs, num_frame=num_frame, crop=crop) if plan.pairs else None
+    camera = camera_pairs(cache.store, num_frame=num_frame, crop=crop)
+    return Batches(camera, kept, keep=plan.keep, clips=CLIPS, seed=plan.seed)
+
+
+def _crop(cache: Cache) -> int:
+    """The side of crops that all frames have room for. Raises CSDError where that is too small."""
+    store = open_store(cache.store)
+    sizes = {store.shape(shot.keys("Rain")[0]): shot.source for shot in cache.shots}
+    size = min(sizes, key=min)
+    if min(size) < _SMALLEST:
+        raise CSDError(
+            f"{sizes[size]}: frames of {size[1]}x{size[0]} are too small to learn from: {_SMALLEST} pixels are needed"
+        )
+    return min(CROP, min(size) // 4 * 4)
+
+
+def _nearness(network: nn.Module, clips: list[scoring.Clip], device: str) -> float:
+    return scoring.nearness(scoring.cleaned(network, clips, device), clips)
+
+
+def _setting(plan: Plan, source: Path, cache: Cache) -> dict[str, Any]:
+    """What must be the same when a run is continued."""
+    return {
+        "--student": named(source).sha256,
+        "videos, teachers or frames": hashlib.sha256((cache.folder / "manifest.json").read_bytes()).hexdigest(),
+        "--pairs": str(plan.pairs),
+        "--keep": plan.keep if plan.pairs else None,
+        "--rate": plan.rate,
+    }
+
+
+def _saved(path: Path, setting: dict[str, Any]) -> dict[str, Any]:
+    """The state of an interrupted run. Raises CSDError for one of another setting."""
+    state = load_plain(path, "--resume: the state")
+    if not (isinstance(state, dict) and {"setting", "progress", "best"} <= state.keys()):
+        raise CSDError(f"--resume: {path} is not a state of csd adapt; remove it, and leave --resume out")
+    for key, value in setting.items():
+        if state["setting"].get(key) != value:
+            raise CSDError(f"--resume: {path} belongs to a run with other {key}: give the same, or leave --resume out")
+    return {key: value for key, value in state.items() if key != "setting"}
+
+
+def _write(plan: Plan, source: Path, teacher: Teacher, cache: Cache, learner: Learner) -> None:
+    """The best network so far, with where it comes from."""
+    clips = ", ".join(one.name for one in cache.inputs)
+    teachers = " and ".join(one.name for one in teacher.networks) + (", self-ensemble" if plan.ensemble else "")
+    known = under_todays_keys(facts_in(source))
+    minutes = round(learner.progress.seconds / 60, 2)
+    kept = f"; {plan.keep:.0%} other pairs ({plan.pairs})" if plan.pairs else ""
+    facts = {
+        "what": f"{named(source).name} adapted to {clips}",
+        "trained_on": f"{counted(cache.frames, 'rainy frame')} of {clips}, cleaned by {teachers}{kept}",
+        "recipe": f"csd adapt, {learner.progress.step:,} steps in {minutes:g} minutes",
+        "license": known.get("license", "not stated"),
+        "adapted": {
+            "clips": [asdict(one) for one in cache.inputs],
+            "teachers": [asdict(one) for one in teacher.networks],
+            "ensemble": plan.ensemble,
+            "student": asdict(named(source)),
+            "minutes": minutes,
+            "steps": learner.progress.step,
+            "kept": plan.keep if plan.pairs else 0.0,
+            "date": datetime.date.today().isoformat(),
+            "version": __version__,
+        },
+    }
+    with replacing(plan.out) as draft, draft.open("wb") as file:  # a stream: torch would write the draft's name into it
+        torch.save({"params": learner.best, "facts": facts}, file)
+
+
+def _report(
+    plan: Plan,
+    teacher: Teacher,
+    cache: Cache,
+    learner: Learner,
+    networks: dict[str, nn.Module],
+    clips: list[scoring.Clip],
+    guards: list[scoring.Clip],
+    say: Callable[[str], object],
+) -> None:
+    """The page, and the lines that say the same."""
+    height, width = clips[0].rainy[0].shape[:2]
+    results = {name: scoring.cleaned(network, clips, plan.device) for name, network in networks.items()}
+    rows = {
+        name: Row(
+            scoring.nearness(results[name], clips),
+            scoring.flicker(results[name], clips),
+            scoring.naturalness(results[name]),
+            Derainer(network, precision="auto", device=plan.device).seconds_a_frame(width, height),
+        )
+        for name, network in networks.items()
+    }
+    theirs, rainy = [clip.clean for clip in clips], [clip.rainy for clip in clips]
+    seconds = teacher.seconds_a_frame(width, height)
+    rows["teacher"] = Row(None, scoring.flicker(theirs, clips), scoring.naturalness(theirs), seconds)
+    rows["rain"] = Row(scoring.nearness(rainy, clips), scoring.flicker(rainy, clips), scoring.naturalness(rainy), None)
+    guard = _guard(plan, networks, guards)
+    frame = len(clips[0].rainy) // 2
+    pictures = {"rain": rainy, "before": results["before"], "after": results["after"], "teacher": theirs}
+    write_page(
+        plan.page,
+        title=f"{plan.out.name}: {named(find_checkpoint(plan.student)).name} adapted to "
+        f"{', '.join(one.name for one in cache.inputs)}",
+        rows=rows,
+        size=(width, height),
+        pictures={label: frames[0][frame] for label, frames in pictures.items()},
+        lines=[
+            f"{counted(cache.frames, 'frame')}, of which {counted(sum(map(len, rainy)), 'frame')} held back; "
+            f"{learner.progress.step:,} steps in {learner.progress.seconds / 60:.1f} minutes",
+            guard,
+        ],
+    )
+    before, after = rows["before"].psnr, rows["after"].psnr
+    say(f"held-back frames, PSNR to the teacher: {before:.2f} dB before, {after:.2f} dB after")
+    if not learner.progress.looked or learner.progress.best > max(score for _, score in learner.progress.looked):
+        say("nothing learned is nearer to the teacher than the start: the checkpoint holds the student as it was")
+    say(guard)
+    say(
+        f"{plan.out} written, with {plan.page}; the teacher's frames are in {cache.folder}, to be removed or used again"
+    )
+
+
+def _guard(plan: Plan, networks: dict[str, nn.Module], guards: list[scoring.Clip]) -> str:
+    """One line: what became of the network on other rain."""
+    if not guards:
+        return (
+            "other rain than this camera's was not scored: an adapted network can be worse there; give --validation, "
+            "and --pairs against it"
+        )
+    scores: dict[str, Quality] = {
+        name: scoring.quality(network, guards, plan.device) for name, network in networks.items()
+    }
+    shown = ", ".join(f"{score.psnr:.2f} dB / {score.ssim:.4f} {name}" for name, score in scores.items())
+    return f"{plan.validation}, {counted(len(guards), 'clip')}, PSNR and SSIM of the luma: {shown}"

@@ -1,0 +1,125 @@
+"""Which frames a network is adapted to: runs of them from all over the videos, without cuts inside."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from csd_plugin.data.images import rounded
+from csd_plugin.data.layout import SPLITS
+from csd_plugin.data.video import open_reader
+from csd_plugin.data.video.camera import is_camera
+from csd_plugin.data.video.interface import PIPE, EmptyPart
+from csd_plugin.errors import CSDError
+from csd_plugin.inference.cuts import CutDetector
+from csd_plugin.report.text import counted
+
+logger = logging.getLogger(__name__)
+
+_RUN = 60
+"""Frames that are taken together from a video of which not all are used."""
+_LONGEST = 150
+"""Frames of a shot at most, as one whose cleaning was interrupted is cleaned again from its start."""
+_LEARNED = 9
+"""Frames that a shot needs for learning: three targets with the windows of seven frames around them."""
+_HELD = (3, 12)
+"""Fewest and most frames of a shot that are held back; between them it is a tenth."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """Consecutive frames of one video that show one scene.
+
+    name: of the clip that they become. source: the video or folder. start: number of the first frame in it.
+    length: frames. held: of these the last ones, which are not learned from.
+    """
+
+    name: str
+    source: str
+    start: int
+    length: int
+    held: int
+
+    def keys(self, kind: str) -> list[str]:
+        """Keys of the frames in a data set of NTURain's layout: those held back are its test clip.
+
+        kind: `Rain` or `GT`.
+        """
+        learned = self.length - self.held
+        return [
+            f"{SPLITS['train' if number < learned else 'test']}/{self.name}_{kind}/{number + 1:05d}.png"
+            for number in range(self.length)
+        ]
+
+    def read(self) -> Iterator[np.ndarray]:
+        """The frames, (H, W, 3) uint8 RGB."""
+        with open_reader(self.source, start=self.start, end=self.start + self.length) as reader:
+            yield from rounded(reader, self.source)
+
+
+def find_shots(inputs: Sequence[Path], most: int) -> list[Shot]:
+    """Shots with at most about `most` frames, as many of each input.
+
+    A shorter input is used whole; of a longer one runs of 60 frames that are spread evenly over it. Shots too short to
+    learn from are left out, with a warning.
+
+    Raises CSDError for inputs that cannot be read twice, and where nothing is left to learn from or to hold back.
+    """
+    for path in inputs:
+        if path == PIPE or is_camera(path):
+            raise CSDError(f"{path}: a camera or pipe cannot be read again: record it, and give the video")
+    shots: list[Shot] = []
+    short = 0
+    for number, path in enumerate(inputs, start=1):
+        label = re.sub(r"[^A-Za-z0-9.-]+", "-", path.stem)[:40].strip("-.") or "clip"
+        for start, length in _pieces(path, max(most // len(inputs), _LEARNED + _HELD[0])):
+            if length < _LEARNED:
+                short += 1
+                continue
+            held = min(max(round(length / 10), _HELD[0]), _HELD[1])
+            name = f"{number}-{label}-{start:06d}"
+            shots.append(Shot(name, str(path), start, length, held if length - held >= _LEARNED else 0))
+    if short:
+        logger.warning("%s of fewer than %d frames, left out", counted(short, "shot"), _LEARNED)
+    if not any(shot.held for shot in shots):
+        needed = _LEARNED + _HELD[0]
+        raise CSDError(
+            f"{', '.join(map(str, inputs))}: no shot of {needed} frames or more, of which {_HELD[0]} are held back to "
+            f"judge the result: give longer clips"
+        )
+    return shots
+
+
+def _pieces(path: Path, most: int) -> Iterator[tuple[int, int]]:
+    """(first frame, frames) of shots with at most `most` frames together."""
+    with open_reader(path) as reader:
+        there = reader.num_frames
+    if there is None or there <= most:
+        runs = [(0, most)]
+    else:
+        count = -(-most // _RUN)
+        length = most // count
+        runs = [(round(first), length) for first in np.linspace(0, there - length, count)]
+    for first, length in runs:
+        try:
+            yield from _between_cuts(path, first, length)
+        except EmptyPart:  # the number of frames was an estimate
+            logger.warning("%s has no frame %d, though its header says so", path, first)
+
+
+def _between_cuts(path: Path, first: int, length: int) -> Iterator[tuple[int, int]]:
+    """(first frame, frames) of the shots in a run of frames."""
+    detector, cuts, number = CutDetector(), [0], 0
+    with open_reader(path, start=first, end=first + length) as reader:
+        for number, frame in enumerate(reader, start=1):
+            if detector.cut(frame) and number > 1:
+                cuts.append(number - 1)
+    for begin, end in zip(cuts, [*cuts[1:], number], strict=True):
+        parts = -(-(end - begin) // _LONGEST)
+        for part in np.array_split(np.arange(begin, end), max(parts, 1)):
+            yield first + int(part[0]), len(part)

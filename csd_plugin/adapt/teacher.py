@@ -1,0 +1,161 @@
+"""The networks that a student learns from: one or several, each perhaps averaged over mirrored and reversed clips."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from csd_plugin.archs.checkpoint import load_network, load_weights, read_state_dict
+from csd_plugin.archs.interface import kind_of
+from csd_plugin.errors import CSDError
+from csd_plugin.inference.backends import GRAPH_SUFFIXES
+from csd_plugin.inference.facts import study, without_branches
+from csd_plugin.inference.runner import Derainer
+from csd_plugin.weights import find_checkpoint, shipped_as
+
+OPTIONS = (".yml", ".yaml")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A network's name for people, and the SHA-256 of its file."""
+
+    name: str
+    sha256: str
+
+
+class Teacher:
+    """Cleans clips by its networks.
+
+    networks: names and digests. derainers: the networks, ready to run.
+    """
+
+    def __init__(self, networks: Sequence[Named], derainers: Sequence[Derainer]) -> None:
+        self.networks, self.derainers = tuple(networks), tuple(derainers)
+
+    def clean(self, read: Callable[[], Iterator[np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Each frame of a clip, (H, W, 3) uint8 RGB, and what the networks agree on.
+
+        read: gives the clip's frames, anew at every call.
+        """
+        for rainy, *cleaned in zip(read(), *(derainer(read()) for derainer in self.derainers), strict=True):
+            yield rainy, agreed(cleaned)
+
+    def seconds_a_frame(self, width: int, height: int) -> float:
+        """About how long a frame takes, here and now."""
+        return sum(derainer.seconds_a_frame(width, height) for derainer in self.derainers)
+
+
+def open_teacher(models: Sequence[str], *, ensemble: bool, device: str = "auto") -> Teacher:
+    """The networks by names in `csd models`, checkpoints, files of `csd export`, or option files of the toolbox.
+
+    ensemble: average each network over mirrored and reversed copies of the clip; not for exported files.
+    Raises CSDError.
+    """
+    paths = [Path(model) if model.endswith(OPTIONS) else find_checkpoint(model) for model in models]
+    return Teacher(
+        [named(path) for path in paths],
+        [Derainer(_runnable(path, ensemble), precision="auto", device=device) for path in paths],
+    )
+
+
+def agreed(frames: Sequence[np.ndarray]) -> np.ndarray:
+    """What several networks made of a frame, as one: a mean in which each weighs the more, the nearer the others are.
+
+    A network's weight is one over its mean squared difference from the others, in grey levels, plus 1. Of two
+    networks, the plain mean.
+    """
+    if len(frames) == 1:
+        return frames[0]
+    stack = np.stack(frames).astype(np.float32)
+    others = (stack.sum(axis=0) - stack) / (len(frames) - 1)
+    weights = 1 / (np.square(stack - others).mean(axis=(1, 2, 3)) + 1)
+    return np.rint(np.average(stack, axis=0, weights=weights)).astype(np.uint8)
+
+
+class SelfEnsemble(nn.Module):
+    """A network's mean over mirrored frames (left and right, top and bottom), and over clips run backwards.
+
+    It is called as the network is. A causal network sees no later frames, so its clips are not run backwards.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        facts = study(network)
+        self.network = without_branches(network)
+        self.num_frame, self.num_future, self.num_seen = facts.num_frame, facts.num_future, facts.num_seen
+        self.layout, self.size_divisor, self.reach = facts.layout, facts.divisor, facts.reach
+        self._turns = ((), (-1,), (-2,), (-2, -1))
+        self._reverses = (False, True) if facts.num_future == facts.num_frame // 2 else (False,)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """(B, T, 3, H, W) -> (B, 3, H, W), of sequences (B, T, 3, H, W)."""
+        total: Tensor | None = None
+        for turn in self._turns:
+            for reverse in self._reverses:
+                axes = (*turn, 1) if reverse else turn
+                result = self.network(clip.flip(axes) if axes else clip)
+                back = axes if self.layout == "sequence" else turn
+                result = result.flip(back) if back else result
+                total = result if total is None else total + result
+        assert total is not None
+        return total / (len(self._turns) * len(self._reverses))
+
+
+class _OfImages(nn.Module):
+    """A network of single images, called with windows of one frame."""
+
+    num_frame = 1
+
+    def __init__(self, network: nn.Module, divisor: int) -> None:
+        super().__init__()
+        self.network, self.size_divisor = network, divisor
+
+    def forward(self, window: Tensor) -> Tensor:
+        return self.network(window[:, 0])
+
+
+def _runnable(path: Path, ensemble: bool) -> nn.Module | Path:
+    if path.suffix.lower() in GRAPH_SUFFIXES:
+        if ensemble:
+            raise CSDError(f"{path}: --ensemble turns frames inside the network: give the checkpoint, not an export")
+        return path
+    network = _from_options(path) if path.suffix.lower() in OPTIONS else load_network(path)
+    return SelfEnsemble(network).eval() if ensemble else network
+
+
+def _from_options(path: Path) -> nn.Module:
+    """`network_g` of an option file with its weights, also one of the toolbox's own networks. Raises CSDError."""
+    from csd_plugin import registration
+    from csd_plugin.models.preflight import build_networks
+    from csd_plugin.options import read_options
+
+    registration.install()
+    registration.extend()
+    opt = read_options(path)
+    networks, interfaces = build_networks(dict(opt) | {"is_train": False})
+    network, interface, weights = networks["network_g"], interfaces["network_g"], opt["path"].get("pretrain_network_g")
+    if not weights:
+        raise CSDError(f"{path}: path.pretrain_network_g is missing: name the teacher's weights there")
+    state = read_state_dict(find_checkpoint(weights), opt["path"].get("param_key_g", "params_ema"), fallback=True)
+    load_weights(network, state, source=f"checkpoint {weights}")
+    if interface.kind == "image":
+        return _OfImages(network, int(getattr(network, "size_divisor", 1))).eval()
+    if kind_of(network) != interface.kind or getattr(network, "num_frame", None) != interface.num_frame:
+        network.layout, network.num_frame = interface.kind, interface.num_frame  # type: ignore[assignment]
+    return network.eval()
+
+
+def named(path: Path) -> Named:
+    """A network's file. Raises CSDError where it cannot be read."""
+    shipped = shipped_as(path)
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CSDError(f"{path} cannot be read ({error.strerror}); check the path") from error
+    return Named(shipped.name if shipped else path.name, digest)

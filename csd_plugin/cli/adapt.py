@@ -1,0 +1,98 @@
+"""Adapt a small network to a camera, without clean frames: it learns what a larger network makes of its rainy ones.
+
+RAIN are videos or folders of rainy frames, best of several hours and places of one camera. The teacher cleans up to
+--frames of them once; its frames are kept in the cache. Then the student learns from them for --minutes. Ctrl-C stops
+it at any time: the best network so far is in OUT, and --resume continues.
+
+OUT is a checkpoint like any other: csd derain, export and bench take it, at the student's speed. A page about it, with
+pictures, is written next to it. A tenth of the frames is held back to judge the result.
+
+An adapted network is for that camera: on other rain it can be worse than before. --pairs mixes in other pairs against
+this, and --validation scores the network on pairs before and after. See docs/adapt.md.
+
+examples:
+  csd adapt garden.mp4 --teacher teacher32 --student realtime --out garden.pth
+  csd adapt monday.mp4 tuesday.mp4 --teacher s2vd.pt --student realtime --out road.pth --minutes 20
+  csd adapt frames/ --teacher s2vd.pt student2_long --ensemble --student realtime --out road.pth \\
+    --pairs datasets/rain_clips --validation datasets/rain_clips
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from csd_plugin.cli.flags import minutes, number, whole
+from csd_plugin.errors import CSDError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("inputs", metavar="RAIN", nargs="+", type=Path, help="rainy videos or folders of frames")
+    parser.add_argument(
+        "--teacher",
+        metavar="NETWORK",
+        nargs="+",
+        required=True,
+        help="names in `csd models`, checkpoints (S2VD's and PReNet's by their authors too), exported files, or option "
+        "files with network_g and its weights; of several, each frame is a mean that trusts those that agree",
+    )
+    parser.add_argument("--student", metavar="NETWORK", required=True, help="name in `csd models`, or a checkpoint")
+    parser.add_argument("--out", metavar="OUT.pth", type=Path, required=True, help="checkpoint to write")
+    parser.add_argument("--minutes", type=minutes, default=10.0, help="time for the student to learn (default 10)")
+    parser.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="average the teacher over mirrored and reversed clips: eight times slower",
+    )
+    parser.add_argument(
+        "--frames", type=whole(12), default=300, metavar="N", help="frames for the teacher to clean (default 300)"
+    )
+    parser.add_argument("--cache", metavar="FOLDER", type=Path, help="the teacher's frames (default: OUT.cache)")
+    parser.add_argument(
+        "--pairs",
+        metavar="DATA",
+        type=Path,
+        help="pairs, or clean clips to render rain on, against forgetting other rain",
+    )
+    parser.add_argument(
+        "--keep", type=number(0, 1), metavar="SHARE", help="share of --pairs in what is learned (default 0.3)"
+    )
+    parser.add_argument("--validation", metavar="DATA", type=Path, help="pairs to score before and after")
+    parser.add_argument("--rate", type=number(1e-8, 1.0), default=5e-4, help="highest learning rate (default 0.0005)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
+    present = parser.add_mutually_exclusive_group()
+    present.add_argument("--resume", action="store_true", help="continue a stopped run; more --minutes prolong it")
+    present.add_argument("--overwrite", action="store_true", help="replace OUT")
+
+
+def interrupted(args: argparse.Namespace) -> str:
+    if args.out.exists():
+        return f"the best network so far is in {args.out}; --resume continues"
+    return "the teacher's frames so far are kept; the same command continues"
+
+
+def run(args: argparse.Namespace) -> None:
+    from csd_plugin.adapt.run import Plan, adapt
+
+    if args.keep is not None and not args.pairs:
+        raise CSDError(f"--keep {args.keep:g}: there are no pairs to mix in; give them by --pairs, or leave --keep out")
+    adapt(
+        Plan(
+            inputs=tuple(args.inputs),
+            teachers=tuple(args.teacher),
+            student=args.student,
+            out=args.out,
+            minutes=args.minutes,
+            ensemble=args.ensemble,
+            cache=args.cache,
+            frames=args.frames,
+            pairs=args.pairs,
+            keep=0.3 if args.keep is None else args.keep,
+            validation=args.validation,
+            rate=args.rate,
+            device=args.device,
+            resume=args.resume,
+            overwrite=args.overwrite,
+        ),
+        say=lambda line: print(line, flush=True),
+    )

@@ -1,0 +1,77 @@
+"""Weights that follow what they do: a term's gradient is kept at a share of the reconstruction's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from csd_plugin.distill.health import gradient_norms
+from csd_plugin.distill.processes import mean_over_processes
+from csd_plugin.distill.schedule import Weight, is_balanced
+from csd_plugin.errors import CSDError
+
+EVERY = 20
+"""Iterations from one measurement to the next, as each takes a backward pass for every term."""
+_SHARE_OF_NEW = 0.3
+"""Of the logarithm of a measured weight in the next one: gradients differ from batch to batch."""
+
+
+class Balance:
+    """The weights of terms with `balance: SHARE`: the term's gradient is SHARE times that of the reconstruction.
+
+    Compared are norms of the gradients of all the student's weights, as `health` has them: the ratio that it logs.
+
+    measured: term -> weight, plain numbers; a resumed run takes them over.
+    """
+
+    def __init__(self, weights: Mapping[str, Weight]) -> None:
+        self.shares = {
+            term: float(weight["balance"])
+            for term, weight in weights.items()
+            if isinstance(weight, Mapping) and is_balanced(weight)
+        }
+        self.measured: dict[str, float] = {}
+        self._last = 0
+
+    def at(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """The weights of an iteration, as `weight_at` has them, with those that were measured; those of 0 stay so."""
+        return {term: self.measured.get(term, weight) if weight else weight for term, weight in weights.items()}
+
+    def due(self, iteration: int, weights: Mapping[str, float]) -> list[str]:
+        """The terms to be measured in an iteration: every so often those that are on, and all at their first.
+
+        Once in an iteration: where a batch goes through in parts, all of them have the weights of the first.
+        """
+        if iteration == self._last:
+            return []
+        on = [term for term in self.shares if weights.get(term)]
+        terms = [term for term in on if iteration % EVERY == 0 or term not in self.measured]
+        self._last = iteration if terms else self._last
+        return terms
+
+    def measure(
+        self, recon: Tensor, losses: Mapping[str, Tensor], parameters: Iterable[nn.Parameter], *, scale: float = 1.0
+    ) -> None:
+        """Let the weights of these terms follow the gradients of one batch.
+
+        recon: the weighted reconstruction loss. losses: by term, raw; of several teachers, weighted by their shares.
+        parameters: the student's. scale: see `gradient_norms`.
+
+        Raises CSDError where the reconstruction has no gradient.
+        """
+        norms = gradient_norms({"": recon, **losses}, parameters, scale=scale)
+        squares = mean_over_processes(torch.stack(list(norms.values())).square())
+        reference, *others = squares.sqrt().tolist()
+        if not (reference > 0 and math.isfinite(reference)):
+            raise CSDError(
+                "balance: the reconstruction loss gives the student no finite gradient, so there is nothing to follow; "
+                "give pixel_opt a loss_weight, lower the learning rate, or use numbers as weights"
+            )
+        for term, norm in zip(losses, others, strict=True):
+            if norm > 0 and math.isfinite(norm):
+                weight = self.shares[term] * reference / norm
+                before = self.measured.get(term, weight)
+                self.measured[term] = before ** (1 - _SHARE_OF_NEW) * weight**_SHARE_OF_NEW

@@ -1,0 +1,1 @@
+"""Other training frameworks. Nothing here is imported unless it is asked for by name."""

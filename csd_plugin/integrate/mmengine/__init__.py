@@ -1,0 +1,22 @@
+"""Our classes in MMEngine's registries, under the scope `csd`: `custom_imports` of a config names this module.
+
+    csd.CSDDistiller, networks, objectives, losses    MODELS
+    the table of data sets                            DATASETS, with their options as keywords
+    csd.ClipSampler                                   DATA_SAMPLERS
+    csd.DerainingMetric                               METRICS
+    csd.DistillHook                                   HOOKS
+
+`python -m csd_plugin.integrate.run_mmengine CONFIG.py` runs a config. See docs/mmengine.md.
+"""
+
+from contextlib import suppress
+
+from csd_plugin import compat
+from csd_plugin.extras import needed_by
+
+with suppress(ModuleNotFoundError):  # the Runner imports it where it is there, even where its compiled part cannot load
+    compat.import_torchvision()
+with needed_by("csd_plugin.integrate.mmengine"):
+    from csd_plugin.integrate.mmengine.registered import register
+
+register()

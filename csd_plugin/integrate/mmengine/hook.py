@@ -1,0 +1,102 @@
+"""What MMEngine's Runner has to do around the steps and checkpoints of a `CSDDistiller`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from csd_plugin.archs.checkpoint import load_weights, weights_in
+from csd_plugin.integrate.mmengine.model import STUDENT, CSDDistiller
+
+HEALTH = "csd_health"
+_BUFFER = ("history", "counts", "limit")
+
+
+class DistillHook(Hook):
+    """Counts the steps, follows them where cells are averaged, and keeps checkpoints to data.
+
+    Checkpoints of MMEngine 0.10 hold objects of its own and numpy's scalars, which torch's safe reader refuses. Here
+    they hold tensors, numbers and text, so that a run resumes and `csd derain` reads them without running code.
+    `load_from` takes any checkpoint that fits the student, BasicSR's too.
+    """
+
+    priority = "HIGH"  # before EMAHook, which takes what is loaded from `state_dict`
+
+    def before_train(self, runner: Runner) -> None:
+        distiller = _model(runner).distiller
+        distiller.scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
+        distiller.warn = runner.logger.warning
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        _model(runner).iteration = runner.iter + 1
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        if runner.optim_wrapper.should_update():  # not between steps, where gradients are summed over several batches
+            _model(runner).distiller.after_step()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        hub, monitor = checkpoint["message_hub"], _model(runner).distiller.monitor
+        hub["log_scalars"] = {name: _packed(buffer) for name, buffer in hub["log_scalars"].items()}
+        for part, content in (("message_hub", hub), ("meta", checkpoint["meta"])):
+            checkpoint[part], dropped = _plain(content, part)
+            if dropped:
+                runner.logger.warning(f"The checkpoint leaves out {', '.join(dropped)}: no numbers, text or tensors.")
+        if monitor is not None:
+            checkpoint[HEALTH] = dict(monitor.start)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        model = _model(runner)
+        state = checkpoint.get("state_dict", {})
+        if not any(name.removeprefix("module.").startswith(STUDENT) for name in state):
+            source = str(runner._load_from or "checkpoint")
+            load_weights(model.distiller.student, weights_in(checkpoint, source), source=source)
+            checkpoint["state_dict"] = model.state_dict()
+        hub = checkpoint.get("message_hub")
+        if hub is not None:
+            hub["log_scalars"] = {name: _unpacked(packed) for name, packed in hub["log_scalars"].items()}
+        if runner._resume and model.distiller.monitor is not None:
+            model.distiller.monitor.start = dict(checkpoint.get(HEALTH, {}))
+
+
+def _model(runner: Runner) -> CSDDistiller:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _packed(buffer: HistoryBuffer) -> dict[str, Any]:
+    history, counts = (torch.as_tensor(np.asarray(values)) for values in buffer.data)
+    return dict(zip(_BUFFER, (history, counts, buffer.max_length), strict=True))
+
+
+def _unpacked(packed: Any) -> HistoryBuffer:
+    if isinstance(packed, HistoryBuffer):  # of a file that was saved without this hook, by a torch that reads it
+        return packed
+    history, counts, limit = (packed[key] for key in _BUFFER)
+    return HistoryBuffer(history.tolist(), counts.tolist(), limit)
+
+
+def _plain(content: Any, where: str) -> tuple[Any, list[str]]:
+    """The content as tensors, numbers, text, and dicts and lists of these; and the places of all else, left out."""
+    if isinstance(content, np.generic):
+        return content.item(), []
+    if content is None or isinstance(content, torch.Tensor | bool | int | float | str):
+        return content, []
+    if isinstance(content, dict):
+        parts = {name: _plain(value, f"{where}.{name}") for name, value in content.items()}
+        kept = {name: part for name, (part, dropped) in parts.items() if part is not _GONE}
+        return kept, [place for _, dropped in parts.values() for place in dropped]
+    if isinstance(content, list | tuple):
+        items = [_plain(value, f"{where}[{i}]") for i, value in enumerate(content)]
+        kept_items = [part for part, _ in items if part is not _GONE]
+        return type(content)(kept_items), [place for _, dropped in items for place in dropped]
+    return _GONE, [where]
+
+
+_GONE = object()

@@ -1,0 +1,146 @@
+"""A distilled student as a model of MMEngine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from csd_plugin.archs.checkpoint import load_weights, read_state_dict
+from csd_plugin.archs.interface import Interface, interface_of, run_network
+from csd_plugin.distill.distiller import Compared, Distiller, Teacher, adapted
+from csd_plugin.distill.dry_run import Clips
+from csd_plugin.distill.settings import teacher_shares
+from csd_plugin.errors import CSDError
+from csd_plugin.integrate.mmengine.registries import build, plain
+from csd_plugin.metrics.protocols import to_uint8
+from csd_plugin.weights import find_checkpoint
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+STUDENT = "distiller.student."
+"""Before the names of the student's weights, in a checkpoint of MMEngine."""
+
+
+class CSDDistiller(BaseModel):
+    """A `distill.Distiller` for MMEngine's loops; `DistillHook` has to be in `custom_hooks`.
+
+    Args:
+        student: a network's `type` and keywords; `checkpoint`, a file of any framework or the name of a shipped
+            network; `interface` (`num_frame`, `layout`, `feature`) where the class does not say; `layers` compared.
+        teachers: label -> the same, with `share`, its weight among several. None: the student learns from the truth
+            alone, as teachers do in their turn.
+        objective: its `type` and keywords; each teacher has one of its own.
+        weights: term -> a number or a schedule.
+        pixel_loss: the reconstruction loss, of (B, 3, H, W) twice.
+        adapters: see `distill.adapters.ADAPTERS`.
+        precision: `bf16` or `fp16` for the networks alone, on a CPU too; None leaves it to the optimizer's wrapper.
+        examine_every: iterations between two looks at whether the terms teach; 0 for none.
+
+    Raises:
+        CSDError: whatever does not go together, or checkpoints that do not fit.
+    """
+
+    def __init__(
+        self,
+        student: Mapping[str, Any],
+        teachers: Mapping[str, Mapping[str, Any]] | None = None,
+        objective: Mapping[str, Any] | None = None,
+        weights: Mapping[str, Any] | None = None,
+        pixel_loss: Mapping[str, Any] | None = None,
+        *,
+        adapters: Sequence[str] = (),
+        precision: str | None = None,
+        examine_every: int = 100,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(**keywords)
+        if teachers and not (objective and weights):
+            raise CSDError("model: teachers are given; give `objective` and `weights` too, such as dict(type='CSD')")
+        if precision is not None and precision not in PRECISIONS:
+            raise CSDError(f"model.precision is {precision!r}; give {' or '.join(PRECISIONS)}, or leave it out")
+        self.iteration: int | None = None  # told by the hook
+        ours = _network(plain(student), "model.student")
+        of_teachers = {label: plain(content) for label, content in (teachers or {}).items()}
+        shares = {label: content.pop("share", 1.0) for label, content in of_teachers.items()}
+        built = []
+        for label, share in teacher_shares(shares, shares).items() if shares else ():
+            theirs = _network(of_teachers[label], f"model.teachers.{label}", frozen=True)
+            compared = build(plain(objective), "model.objective")
+            if adapters:
+                frames = max(ours.interface.num_frame, theirs.interface.num_frame)
+                clips = Clips(batch=1, num_frame=frames, num_target=1, size=128)
+                compared = adapted(compared, adapters, student=ours, teacher=theirs, clips=clips)
+            built.append(Teacher(theirs.network, compared, label=label, share=share, **_how(theirs)))
+        self.distiller = Distiller(
+            ours.network,
+            built,
+            build(plain(pixel_loss) or {"type": "PyramidSSIMLoss"}, "model.pixel_loss"),
+            weights=plain(weights) or {},
+            autocast=PRECISIONS[precision] if precision else None,
+            examine_every=examine_every,
+            **_how(ours),
+        )
+
+    def forward(self, lq: Tensor, gt: Tensor | None = None, mode: str = "tensor", **names: Any) -> Any:
+        """`loss`: losses and scalars of a batch of clips. `predict`: what `DerainingMetric` takes, for each window of
+        (B, T, 3, H, W). `tensor`: the frames (B, 3, H, W).
+        """
+        if isinstance(lq, list):
+            raise CSDError("the loader gives lists: set collate_fn=dict(type='default_collate') in every loader")
+        if mode == "loss":
+            return self._losses(lq, gt)
+        output = run_network(self.distiller.student, lq, 1, self.distiller.interface)
+        if mode == "tensor":
+            return output
+        return [
+            {
+                "clip": clip,
+                "number": int(number.partition("/")[0]),
+                "result": to_uint8(frame),
+                "truth": None if gt is None else to_uint8(gt[i]),
+                "guide": to_uint8(lq[i, lq.shape[1] // 2]),
+            }
+            for i, (clip, number, frame) in enumerate(zip(names["folder"], names["idx"], output, strict=True))
+        ]
+
+    def _losses(self, lq: Tensor, gt: Tensor | None) -> dict[str, Tensor]:
+        if self.iteration is None:
+            raise CSDError("CSDDistiller needs its hook: custom_hooks = [dict(type='csd.DistillHook')]")
+        losses, scalars = self.distiller({"lq": lq, "gt": gt}, self.iteration)
+        return {name.replace("l_", "loss_", 1): loss for name, loss in losses.items()} | scalars
+
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the weighted losses, by their names; MMEngine's would add every scalar with "loss" in its name.
+
+        Raises CSDError where it is not finite, before any weight is touched.
+        """
+        total = sum((losses[name] for name in ("loss_recon", "loss_distill") if name in losses), torch.zeros(()))
+        if not torch.isfinite(total):
+            raise CSDError(
+                f"iteration {self.iteration}: the loss is not finite; lower the learning rate, clip the gradient "
+                f"(optim_wrapper.clip_grad), or leave half precision out"
+            )
+        return total, {"loss": total, **losses}
+
+
+def _network(content: dict[str, Any], where: str, *, frozen: bool = False) -> Compared:
+    """A network with its weights, how it is called, and its layers that are compared."""
+    checkpoint, declared, layers = (content.pop(key, None) for key in ("checkpoint", "interface", "layers"))
+    network: nn.Module = build(content, where)
+    if checkpoint is None and frozen:
+        raise CSDError(f"{where}.checkpoint is missing: name a file, or a shipped network such as teacher32")
+    try:
+        if checkpoint is not None:
+            path = find_checkpoint(str(checkpoint))
+            load_weights(network, read_state_dict(path), source=f"checkpoint {path}")
+        interface: Interface = interface_of(network, declared)
+    except CSDError as error:
+        raise CSDError(f"{where}: {error}") from error
+    return Compared(network.eval().requires_grad_(False) if frozen else network, interface, layers)
+
+
+def _how(part: Compared) -> dict[str, Any]:
+    return {"interface": part.interface, "layers": part.layers}

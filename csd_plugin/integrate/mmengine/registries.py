@@ -1,0 +1,59 @@
+"""MMEngine's registries under our scope. What they hold is in `registered`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mmengine.config import ConfigDict
+from mmengine.registry import DATA_SAMPLERS as ALL_SAMPLERS
+from mmengine.registry import DATASETS as ALL_DATASETS
+from mmengine.registry import HOOKS as ALL_HOOKS
+from mmengine.registry import METRICS as ALL_METRICS
+from mmengine.registry import MODELS as ALL_MODELS
+from mmengine.registry import Registry
+
+from csd_plugin.errors import CSDError, suggestion
+
+SCOPE = "csd"
+
+MODELS = Registry("csd model", parent=ALL_MODELS, scope=SCOPE)
+DATASETS = Registry("csd dataset", parent=ALL_DATASETS, scope=SCOPE)
+SAMPLERS = Registry("csd sampler", parent=ALL_SAMPLERS, scope=SCOPE)
+METRICS = Registry("csd metric", parent=ALL_METRICS, scope=SCOPE)
+HOOKS = Registry("csd hook", parent=ALL_HOOKS, scope=SCOPE)
+
+
+def build(content: Mapping[str, Any], where: str) -> Any:
+    """A network, objective or loss of ours, or by `scope.Name` of another project. Raises CSDError.
+
+    By the class, not by the registry's `build`, for which a scope has to be a package.
+    """
+    keywords = dict(content)
+    name = keywords.pop("type", None)
+    cls = MODELS.get(name) if isinstance(name, str) else None
+    if cls is None:
+        raise CSDError(f"{where}: type {name!r} is unknown{suggestion(name, MODELS.module_dict)}")
+    try:
+        inspect.signature(cls).bind(**keywords)
+    except TypeError as error:
+        raise CSDError(f"{where}: {name}: {error}; check its keys") from error
+    return cls(**keywords)
+
+
+def plain(content: Any) -> Any:
+    """A part of a config as the dicts and lists that it stands for."""
+    return content.to_dict() if isinstance(content, ConfigDict) else content
+
+
+def taking_options(dataset: Callable[[dict[str, Any]], Any], check: Callable[[dict[str, Any]], None]) -> Any:
+    """A data set as a config has it, its options as keywords; the class takes BasicSR's dict."""
+
+    def create(**options: Any) -> Any:
+        options = {name: plain(value) for name, value in options.items()}
+        check(options)
+        return dataset(options)
+
+    create.__name__, create.__doc__ = dataset.__name__, dataset.__doc__
+    return create

@@ -1,0 +1,90 @@
+"""Run a config by MMEngine's Runner: train it, resume it, or test a checkpoint of it.
+
+    python -m csd_plugin.integrate.run_mmengine options/mmengine/student2_csd_cpu.py
+    torchrun --nproc_per_node 2 -m csd_plugin.integrate.run_mmengine CONFIG.py --launcher pytorch
+
+Without a GPU several processes exchange by gloo. Mistakes are one line, and the exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from csd_plugin.errors import CSDError, one_line, out_of_memory
+from csd_plugin.weights import find_checkpoint
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0, or 2 after one line on stderr, or 130 when interrupted."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("config", type=Path, help="a config of MMEngine, .py")
+    parser.add_argument("--work-dir", help="in place of the config's work_dir")
+    parser.add_argument("--resume", action="store_true", help="from the last checkpoint in the folder")
+    parser.add_argument("--test", metavar="CHECKPOINT", help="score this checkpoint on the config's test set")
+    parser.add_argument("--launcher", choices=("none", "pytorch"), default="none", help="pytorch: under torchrun")
+    try:
+        _run(parser.parse_args(argv))
+    except CSDError as error:
+        return _fail(one_line(error))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return _fail(out_of_memory(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted; --resume resumes from the last checkpoint", 130)
+    finally:
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    # Imported first: it says what is missing, and repairs torchvision before the Runner looks at it.
+    import csd_plugin.integrate.mmengine  # noqa: F401
+
+    config = _read(arguments.config)
+    config.launcher = arguments.launcher
+    config.work_dir = arguments.work_dir or config.get("work_dir") or f"work_dirs/{arguments.config.stem}"
+    if arguments.launcher == "pytorch" and not torch.cuda.is_available():
+        distributed.init_process_group("gloo")  # MMEngine would set a CUDA device first
+        config.model_wrapper_cfg = {
+            "type": "MMDistributedDataParallel",
+            "find_unused_parameters": config.get("find_unused_parameters", False),
+            **config.get("model_wrapper_cfg", {}),
+            "device_ids": None,
+        }
+    from mmengine.runner import Runner
+
+    if arguments.test:
+        config.load_from, config.resume = str(find_checkpoint(arguments.test)), False
+        Runner.from_cfg(config).test()
+    else:
+        config.resume = arguments.resume or config.get("resume", False)
+        Runner.from_cfg(config).train()
+
+
+def _read(path: Path) -> Any:
+    from mmengine.config import Config
+
+    if not path.is_file():
+        raise CSDError(f"{path} does not exist; check the path")
+    try:
+        return Config.fromfile(str(path))
+    except (SyntaxError, OSError) as error:
+        raise CSDError(f"{path}: cannot be read as a config of MMEngine: {error}") from error
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Batches: the share of other pairs, and that each is the same whenever it is asked for."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from csd_plugin.adapt.batches import TARGETS, Batches, other_pairs
+from csd_plugin.adapt.learning import rate_at
+from csd_plugin.data.datasets.rendered_rain import RenderedRainDataset
+
+
+class Numbers:
+    """Items that show which data set they are of."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __len__(self):
+        return 5
+
+    def __getitems__(self, drawn):
+        return [{"lq": torch.full((1,), self.value), "gt": torch.tensor([place.epoch, place.item])} for place in drawn]
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.1, 0.3, 1.0])
+def test_the_share_of_other_pairs_is_kept_in_the_long_run(keep):
+    batches = Batches(Numbers(0.0), Numbers(1.0), keep=keep, clips=3, seed=0)
+    seen = torch.cat([batch.rainy for batch in itertools.islice(batches.since(0), 100)])
+    assert len(seen) == 300 and seen.sum() == pytest.approx(300 * keep, abs=1)
+
+
+def test_every_sample_comes_once_in_an_epoch():
+    batches = Batches(Numbers(0.0), None, keep=0.3, clips=3, seed=0)
+    drawn = torch.cat([batch.clean for batch in itertools.islice(batches.since(0), 5)]).tolist()
+    assert sorted(map(tuple, drawn)) == [(epoch, item) for epoch in range(3) for item in range(5)]
+
+
+def test_an_interrupted_run_has_the_batches_that_it_would_have_had():
+    batches = Batches(Numbers(0.0), Numbers(1.0), keep=0.3, clips=3, seed=0)
+    through = list(itertools.islice(batches.since(0), 9))
+    resumed = list(itertools.islice(Batches(Numbers(0.0), Numbers(1.0), keep=0.3, clips=3, seed=0).since(4), 5))
+    for one, other in zip(through[4:], resumed, strict=True):
+        assert torch.equal(one.rainy, other.rainy) and torch.equal(one.clean, other.clean)
+
+
+def test_pairs_and_clean_clips_are_told_apart_by_their_names(tiny_rain, tmp_path):
+    paired = other_pairs(tiny_rain, num_frame=3, crop=16)
+    assert not isinstance(paired, RenderedRainDataset)
+    (tmp_path / "walk").symlink_to(next(tiny_rain.glob("*/t1_GT")))
+    rendered = other_pairs(tmp_path, num_frame=3, crop=16)
+    assert isinstance(rendered, RenderedRainDataset)
+    for dataset in (paired, rendered):
+        assert dataset[0]["lq"].shape == (TARGETS + 2, 3, 16, 16)
+
+
+def test_the_rate_rises_at_first_and_follows_the_clock():
+    assert rate_at(0.0, 0) < 0.05
+    assert rate_at(0.0, 100) == 1.0
+    rates = [rate_at(share / 10, 1000) for share in range(11)]
+    assert rates == sorted(rates, reverse=True) and 0 < rates[-1] < 0.02 and rate_at(1.5, 1000) == rates[-1]

@@ -1,0 +1,63 @@
+"""Which frames are used: spread over long clips, never across cuts, those held back apart from the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import moving_scene, write_image
+
+from csd_plugin.adapt.shots import find_shots
+from csd_plugin.data.layout import find_sequences
+from csd_plugin.errors import CSDError
+
+
+def clip(folder: Path, *scenes: int) -> Path:
+    """A folder of tiny frames: as many of each scene as its number says."""
+    frames = [frame for seed, length in enumerate(scenes) for frame in moving_scene(length, 32, 40, seed)]
+    shade = np.repeat(np.arange(len(scenes)) * 120, scenes)
+    for number, (frame, light) in enumerate(zip(frames, shade, strict=True), start=1):
+        write_image(folder / f"{number:05d}.png", (frame // 3 + light).clip(0, 255).astype(np.uint8))
+    return folder
+
+
+def test_a_short_clip_is_used_whole_and_its_end_held_back(tmp_path):
+    [shot] = find_shots([clip(tmp_path / "garden", 20)], most=300)
+    assert (shot.start, shot.length, shot.held) == (0, 20, 3)
+    rain, truth = shot.keys("Rain"), shot.keys("GT")
+    assert len(rain) == len(truth) == len(set(rain)) == 20
+    [learned] = find_sequences(rain + truth, "train")
+    [held] = find_sequences(rain + truth, "test")
+    assert list(learned.lq) == rain[:17] and list(held.lq) == rain[17:]
+    assert len(list(shot.read())) == 20
+
+
+def test_of_a_long_clip_runs_from_all_over_it(tmp_path):
+    shots = find_shots([clip(tmp_path / "long", 250)], most=120)
+    assert [(shot.start, shot.length) for shot in shots] == [(0, 60), (190, 60)]
+    assert len({shot.name for shot in shots}) == 2
+
+
+def test_several_inputs_have_equal_parts_and_names_of_their_own(tmp_path):
+    first, second = clip(tmp_path / "a" / "rain", 70), clip(tmp_path / "b" / "rain", 30)
+    shots = find_shots([first, second], most=60)
+    assert [shot.length for shot in shots] == [30, 30]
+    assert len({shot.name for shot in shots}) == 2
+    assert [shot.source for shot in shots] == [str(first), str(second)]
+
+
+def test_no_shot_holds_a_cut_and_short_ones_are_left_out(tmp_path, caplog):
+    shots = find_shots([clip(tmp_path / "cuts", 20, 4, 15)], most=300)
+    assert [(shot.start, shot.length) for shot in shots] == [(0, 20), (24, 15)]
+    assert "1 shot of fewer than 9 frames, left out" in caplog.text
+
+
+def test_what_cannot_be_used(tmp_path):
+    with pytest.raises(CSDError, match="no shot of 12 frames or more"):
+        find_shots([clip(tmp_path / "short", 11)], most=300)
+    for source in ("-", "camera:0"):
+        with pytest.raises(CSDError, match="cannot be read again"):
+            find_shots([Path(source)], most=300)
+    with pytest.raises(CSDError, match="does not exist"):
+        find_shots([tmp_path / "nothing.mp4"], most=300)

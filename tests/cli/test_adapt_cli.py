@@ -1,0 +1,176 @@
+"""`csd adapt`: from rainy frames and a teacher to a checkpoint, interruptions, and what it refuses."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from synthetic import moving_scene, rain_on, write_image, write_ntu_rain
+
+from csd_plugin.adapt import learning, run
+from csd_plugin.adapt.teacher import Teacher
+from csd_plugin.archs.checkpoint import load_network
+from csd_plugin.archs.halfnet import HalfNet
+from csd_plugin.archs.provenance import adapted_to, facts_in
+from csd_plugin.cli import main
+
+FRAMES = 14
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A rainy clip, a teacher that changes nothing, and a student of its kind that makes everything brighter.
+
+    The clock goes on by 0.02 s whenever it is looked at, so that a run has the same steps on every machine.
+    """
+    monkeypatch.chdir(tmp_path)
+    ticks = itertools.count()
+    monkeypatch.setattr(learning, "perf_counter", lambda: next(ticks) / 50)
+    monkeypatch.setattr(learning, "_WARM_UP", 1)
+    for number, frame in enumerate(rain_on(moving_scene(FRAMES, 48, 56, 0), 1), start=1):
+        write_image(tmp_path / "garden" / f"{number:05d}.png", frame)
+    torch.manual_seed(0)
+    teacher = HalfNet(preset="tiny", num_feat=4)
+    torch.nn.init.zeros_(teacher.tail.weight)
+    torch.save({"params": teacher.state_dict()}, tmp_path / "teacher.pth")
+    teacher.tail.bias.data.fill_(0.1)
+    torch.save({"params": teacher.state_dict(), "facts": {"license": "CC0"}}, tmp_path / "student.pth")
+    return tmp_path
+
+
+def adapt(*more, minutes="0.05"):
+    files = ["garden", "--teacher", "teacher.pth", "--student", "student.pth", "--out", "garden.pth"]
+    return main(["adapt", *files, "--minutes", minutes, "--rate", "0.01", "--device", "cpu", *more])
+
+
+def test_from_rain_to_a_network_that_derains(work, capsys):
+    assert adapt() == 0
+    said = capsys.readouterr().out
+    before, after = (float(word) for word in said.split("PSNR to the teacher: ")[1].split()[:4:3])
+    assert before == pytest.approx(21.3, abs=0.3) and after > before + 1  # a tenth of the luma, 219 levels
+    assert "other rain than this camera's was not scored" in said
+
+    facts = facts_in(work / "garden.pth")
+    assert adapted_to(facts) == "garden" and facts["license"] == "CC0"
+    assert [one["name"] for one in facts["adapted"]["teachers"]] == ["teacher.pth"]
+    assert facts["adapted"]["student"]["name"] == "student.pth" and facts["adapted"]["steps"] > 0
+    assert isinstance(load_network(work / "garden.pth"), HalfNet)
+
+    assert main(["derain", "garden", "clean", "--model", "garden.pth"]) == 0
+    assert "garden.pth, adapted to garden: about" in capsys.readouterr().out
+    assert len(list((work / "clean").iterdir())) == FRAMES
+    page = (work / "garden_report.md").read_text(encoding="utf-8")
+    assert f"{after:.2f}" in page and "garden_report.png" in page and (work / "garden_report.png").exists()
+
+
+def test_the_teacher_works_once_and_other_rain_is_kept_and_scored(work, capsys, monkeypatch):
+    assert adapt("--cache", "frames") == 0
+    clean = Teacher.clean
+    monkeypatch.setattr(Teacher, "clean", lambda *_: pytest.fail("the teacher was asked again"))
+    write_ntu_rain(work / "data", frames=9, height=48, width=56)
+    more = ("--cache", "frames", "--overwrite", "--pairs", "data", "--keep", "0.5", "--validation", "data")
+    assert adapt(*more) == 0
+    said = capsys.readouterr().out
+    assert "14 frames cleaned by the teacher are in frames" in said
+    assert "data, 1 clip, PSNR and SSIM of the luma:" in said
+    assert facts_in(work / "garden.pth")["adapted"]["kept"] == 0.5
+
+    monkeypatch.setattr(Teacher, "clean", clean)
+    (work / "garden" / "00003.png").unlink()
+    assert adapt("--cache", "frames", "--overwrite") == 2
+    assert "its frames were made with other inputs: give another --cache" in capsys.readouterr().err
+
+
+def test_an_interrupted_teacher_is_continued(work, capsys, monkeypatch):
+    clean = Teacher.clean
+
+    def interrupted(self, read):
+        for number, pair in enumerate(clean(self, read)):
+            if number == 5:
+                raise KeyboardInterrupt
+            yield pair
+
+    monkeypatch.setattr(Teacher, "clean", interrupted)
+    assert adapt() == 130
+    assert "the teacher's frames so far are kept; the same command continues" in capsys.readouterr().err
+    monkeypatch.setattr(Teacher, "clean", clean)
+    assert adapt() == 0
+
+
+def test_an_interrupted_student_leaves_its_best_and_is_continued(work, capsys, monkeypatch):
+    step = learning.Learner._step
+
+    def interrupted(self, batch, share):
+        if self.progress.step == 3:
+            raise KeyboardInterrupt
+        step(self, batch, share)
+
+    monkeypatch.setattr(learning.Learner, "_step", interrupted)
+    assert adapt(minutes="5") == 130
+    assert "the best network so far is in garden.pth; --resume continues" in capsys.readouterr().err
+    assert facts_in(work / "garden.pth")["adapted"]["steps"] == 3
+    monkeypatch.setattr(learning.Learner, "_step", step)
+
+    assert adapt("--resume", "--rate", "0.02") == 2
+    assert "belongs to a run with other --rate" in capsys.readouterr().err
+    assert adapt("--resume", minutes="0.02") == 0
+    assert "continued after" in capsys.readouterr().out
+    assert facts_in(work / "garden.pth")["adapted"]["steps"] > 3
+
+
+def test_what_did_not_help_is_not_shipped(work, capsys, monkeypatch):
+    monkeypatch.setattr(run, "_nearness", lambda network, *_: -float(network.tail.bias[0] < 0.1))
+    assert adapt(minutes="0.02") == 0
+    assert "the checkpoint holds the student as it was" in capsys.readouterr().out
+    student, kept = (load_network(work / name).state_dict() for name in ("student.pth", "garden.pth"))
+    assert all(torch.equal(student[name], kept[name]) for name in student)
+
+
+def test_damaged_frames_are_not_learned_from(work, capsys):
+    assert adapt() == 0
+    data = work / "garden.cache" / "frames.lmdb" / "data.mdb"
+    content = bytearray(data.read_bytes())
+    frame = (48 * 56 * 3) // 2
+    at = content.find(bytes(load_frame(work).tobytes()[frame : frame + 64]))
+    content[at] ^= 1
+    data.unlink()  # a store that is open in this process must not change under it
+    data.write_bytes(content)
+    assert adapt("--overwrite") == 2
+    assert "1 frame damaged or missing" in capsys.readouterr().err
+
+
+def load_frame(work):
+    from csd_plugin.data.images import read_image
+
+    return read_image(work / "garden" / "00001.png")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--out", "garden.pt"], "ends in .pth"),
+        (["--out", "nowhere/garden.pth"], "the folder nowhere does not exist"),
+        (["--out", "student.pth"], "student.pth is the input too"),
+        (["--student", "net.onnx"], "an exported network cannot learn"),
+        (["--student", "nothing"], "there is no checkpoint nothing"),
+        (["--keep", "0.3"], "there are no pairs to mix in"),
+        (["--resume"], "there is no garden.cache/garden.state to continue from"),
+        (["--validation", "garden"], "--validation garden: no Dataset_Testing_Synthetic/NAME_Rain"),
+        (["--pairs", "nothing"], "nothing"),
+    ],
+)
+def test_mistakes_end_before_anything_is_learned(work, capsys, monkeypatch, more, words):
+    monkeypatch.setattr(learning.Learner, "learn", lambda *_: pytest.fail("it has begun"))
+    (work / "net.onnx").write_bytes(b"")
+    assert adapt(*more) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not (work / "garden.pth").exists()
+
+
+def test_a_checkpoint_that_is_there_is_not_replaced_by_chance(work, capsys):
+    (work / "garden.pth").write_text("mine")
+    assert adapt() == 2
+    assert "garden.pth exists already" in capsys.readouterr().err
+    assert (work / "garden.pth").read_text() == "mine"

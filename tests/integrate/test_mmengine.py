@@ -1,0 +1,319 @@
+"""Distillation by MMEngine's Runner: what it trains, saves, resumes and scores."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toolbox import STUDENT, TEACHER, changed, equal, scored_set
+
+from csd_plugin.archs.checkpoint import load_network, read_state_dict
+from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.errors import CSDError
+
+mmengine = pytest.importorskip("mmengine", reason="mmengine is not installed")
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = {"type": "csd.PairedVideoDataset", "num_frame": 8, "num_target": 2, "gt_size": 24, "random_reverse": True}
+
+
+@pytest.fixture
+def student(tmp_path) -> Path:
+    path = tmp_path / "student.pth"
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        torch.save({"params": SLDNet(preset="student2", num_feat=4).state_dict()}, path)
+    return path
+
+
+def config(folder: Path, data: Path, teacher: Path, student: Path, **changes: Any) -> dict[str, Any]:
+    """Two iterations of the narrow student, a checkpoint after each."""
+    content = {
+        "custom_imports": {"imports": ["csd_plugin.integrate.mmengine"], "allow_failed_imports": False},
+        "work_dir": str(folder / "work"),
+        "randomness": {"seed": 3},
+        "model": {
+            "type": "csd.CSDDistiller",
+            "student": STUDENT | {"checkpoint": str(student)},
+            "teachers": {"t": TEACHER | {"checkpoint": str(teacher)}},
+            "objective": {"type": "CSD", "hidden": 4},
+            "weights": {"spatial": 0.1, "temporal": 0.1},
+            "pixel_loss": {"type": "PyramidSSIMLoss"},
+        },
+        "train_dataloader": {
+            "dataset": DATA | {"dataroot": str(data)},
+            "sampler": {"type": "csd.ClipSampler"},
+            "collate_fn": {"type": "default_collate"},
+            "batch_size": 2,
+            "num_workers": 0,
+        },
+        "train_cfg": {"type": "IterBasedTrainLoop", "max_iters": 2, "val_interval": 2},
+        "optim_wrapper": {"type": "OptimWrapper", "optimizer": {"type": "Adam", "lr": 1e-3}},
+        "param_scheduler": [{"type": "CosineAnnealingLR", "T_max": 5, "end": 5, "by_epoch": False}],
+        "default_hooks": {
+            "checkpoint": {"type": "CheckpointHook", "by_epoch": False, "interval": 1},
+            "logger": {"type": "LoggerHook", "interval": 1},
+        },
+        "custom_hooks": [{"type": "csd.DistillHook"}],
+        "log_processor": {"by_epoch": False},
+        "env_cfg": {"mp_cfg": {"opencv_num_threads": 0}},
+    }
+    return changed(content, changes)
+
+
+def scored(data: Path) -> dict[str, Any]:
+    """Changes that score three frames of each test clip."""
+    dataset = {key: value for key, value in scored_set(data).items() if key != "name"}
+    loader = {
+        "dataset": dataset | {"type": "csd.PairedVideoTestDataset"},
+        "sampler": {"type": "DefaultSampler", "shuffle": False},
+        "collate_fn": {"type": "default_collate"},
+        "batch_size": 1,
+        "num_workers": 0,
+    }
+    evaluator = {"type": "csd.DerainingMetric", "also": {"warping": {}}}
+    return {
+        f"{phase}_{part}": content
+        for phase in ("val", "test")
+        for part, content in (("dataloader", loader), ("evaluator", evaluator), ("cfg", {}))
+    }
+
+
+def runner_of(content: dict[str, Any]) -> Any:
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+
+    import csd_plugin.integrate.mmengine  # noqa: F401
+
+    _runs.append(0)
+    return Runner.from_cfg(Config(content | {"experiment_name": f"run{len(_runs)}"}))
+
+
+_runs: list[int] = []  # MMEngine keeps what belongs to an experiment under its name
+
+
+def train(content: dict[str, Any]) -> Any:
+    runner = runner_of(content)
+    runner.train()
+    return runner
+
+
+def test_student_and_cells_learn_and_checkpoints_hold_data_alone(tmp_path, tiny_rain, tiny_teacher, student):
+    content = config(tmp_path, tiny_rain, tiny_teacher, student, **scored(tiny_rain))
+    content["custom_hooks"].append({"type": "EMAHook", "ema_type": "MomentumAnnealingEMA", "momentum": 0.1, "gamma": 9})
+    content["default_hooks"]["checkpoint"] |= {"save_best": "nturain_y/psnr", "rule": "greater"}
+    runner = train(content)
+    distiller = runner.model.distiller
+    frozen = distiller.teachers[0].network
+    assert equal(frozen.state_dict(), torch.load(tiny_teacher, weights_only=True)["params_ema"])
+
+    saved = torch.load(tmp_path / "work" / "iter_2.pth", weights_only=True)
+    assert {".".join(name.split(".")[:2]) for name in saved["state_dict"]} == {
+        "distiller.student",
+        "distiller.objectives",
+    }
+    assert saved["csd_health"] == distiller.monitor.start != {}
+    assert saved["message_hub"]["runtime_info"]["best_score"] > 10
+    assert list(tmp_path.glob("work/best_*.pth"))
+
+    averaged = saved["state_dict"]  # what EMAHook ships there; the plain weights are in the other entry
+    plain = {name: saved["ema_state_dict"][f"module.{name}"] for name in averaged}
+    assert equal(plain, {name: value.cpu() for name, value in runner.model.state_dict().items()})
+    assert not equal(plain, averaged)
+    logged = runner.message_hub.log_scalars
+    assert {"train/loss_recon", "train/loss_distill", "train/l_spatial", "val/rgb/psnr", "val/warping"} <= set(logged)
+    total = logged["train/loss_recon"].current() + logged["train/loss_distill"].current()
+    assert logged["train/loss"].current() == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("cells", ["joint", "averaged"])
+def test_a_run_that_is_resumed_is_the_run_that_was_not_stopped(tmp_path, tiny_rain, tiny_teacher, student, cells):
+    changes = {"model.objective.cells": cells, "train_cfg.max_iters": 3}
+    whole = train(config(tmp_path / "whole", tiny_rain, tiny_teacher, student, **changes))
+    train(config(tmp_path, tiny_rain, tiny_teacher, student, **changes | {"train_cfg.max_iters": 2}))
+    again = train(config(tmp_path, tiny_rain, tiny_teacher, student, **changes, resume=True))
+    assert again.iter == 3 and len(again.message_hub.log_scalars["train/loss"].data[0]) == 3
+    assert equal(whole.model.state_dict(), again.model.state_dict())
+    assert whole.model.distiller.monitor.start == again.model.distiller.monitor.start
+    if cells == "averaged":  # they follow each step
+        objective = again.model.distiller.objectives["t"]
+        pairs = zip(objective.averaged_cells.parameters(), objective.cells.parameters(), strict=True)
+        assert not all(torch.equal(average, learned) for average, learned in pairs)
+
+
+def test_csd_reads_its_checkpoints_and_it_reads_those_of_basicsr(tmp_path, tiny_rain, tiny_teacher, student):
+    from synthetic import moving_scene, rain_on, write_image
+
+    from csd_plugin.cli import main
+
+    content = config(tmp_path, tiny_rain, tiny_teacher, student, **{"train_cfg.max_iters": 1})
+    runner = train(content)
+    file = tmp_path / "work" / "iter_1.pth"
+    assert equal(read_state_dict(file), dict(runner.model.distiller.student.state_dict()))
+    assert isinstance(load_network(file), SLDNet)
+    for i, frame in enumerate(rain_on(moving_scene(3, 24, 32, 0), 1), start=1):
+        write_image(tmp_path / "rain" / f"{i:05d}.png", frame)
+    assert main(["derain", str(tmp_path / "rain"), str(tmp_path / "clean"), "--model", str(file)]) == 0
+    assert len(list((tmp_path / "clean").glob("*.png"))) == 3
+
+    other = tmp_path / "net_g.pth"  # as BasicSR's models save
+    weights = {name: value + 1 for name, value in read_state_dict(file).items()}
+    torch.save({"params": read_state_dict(student), "params_ema": weights}, other)
+    loaded = runner_of(content | {"load_from": str(other)})
+    loaded.load_or_resume()
+    assert equal(dict(loaded.model.distiller.student.state_dict()), weights)
+    torch.save({"params": SLDNet(preset="student3", num_feat=4).state_dict()}, other)
+    with pytest.raises(CSDError, match="the checkpoint is of another"):
+        runner_of(content | {"load_from": str(other)}).load_or_resume()
+
+
+def test_scores_are_those_of_basicsr_s_validation(tmp_path, tiny_rain, tiny_teacher, student, launcher):
+    import json
+
+    from toolbox import scoring_options
+
+    content = config(tmp_path, tiny_rain, tiny_teacher, student, **scored(tiny_rain), load_from=str(student))
+    metrics = runner_of(content).test()
+    assert launcher.test(scoring_options(tiny_rain, student, **{"path.param_key_g": "params"})) == 0
+    basicsr = json.loads((launcher.folder / "results/row/rain.json").read_text())
+    assert list(metrics)[:4] == ["nturain_y/psnr", "nturain_y/ssim", "rgb/psnr", "rgb/ssim"]
+    for protocol in ("nturain_y", "rgb"):
+        for name in ("psnr", "ssim"):
+            expected = basicsr["average"][protocol][name]
+            assert metrics[f"{protocol}/{name}"] == pytest.approx(expected, abs=1e-3)
+    assert metrics["warping"] > 0
+
+
+def test_frames_without_truth_have_the_metrics_that_need_none(caplog, monkeypatch):
+    from csd_plugin.integrate.mmengine.metric import DerainingMetric
+
+    frames = np.random.default_rng(0).integers(0, 255, (3, 24, 24, 3), dtype=np.uint8)
+    metric = DerainingMetric(also={"warping": {}})
+    numbers = (0, 1, 5)  # the last does not follow
+    samples = [
+        {"clip": "a", "number": number, "result": frame, "guide": frame, "truth": None}
+        for number, frame in zip(numbers, frames, strict=True)
+    ]
+    metric.process({}, samples)
+    assert [len(values) for *_, values in metric.results] == [0, 1, 0]
+    monkeypatch.setattr(
+        "csd_plugin.integrate.mmengine.metric.print_log", lambda text, _, level: logging.log(level, text)
+    )
+    assert metric.compute_metrics(metric.results).keys() == {"warping"}
+    assert "No frame has what PSNR and SSIM needs" in caplog.text
+
+
+def test_networks_compute_in_bf16_without_a_gpu(tmp_path, tiny_rain, tiny_teacher, student):
+    exact, half = (
+        train(config(tmp_path / name, tiny_rain, tiny_teacher, student, **change)).message_hub.log_scalars["train/loss"]
+        for name, change in (("a", {}), ("b", {"model.precision": "bf16"}))
+    )
+    assert half.current() != exact.current()
+    assert half.current() == pytest.approx(exact.current(), rel=0.05)
+
+
+def test_its_own_half_precision_leaves_the_losses_in_float32(tmp_path, tiny_rain, tiny_teacher, student, monkeypatch):
+    """`AmpOptimWrapper` around the whole model, as on a GPU, which it asks for, with the first look at the terms."""
+    monkeypatch.setattr("mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available", lambda: True)
+    amp = {"type": "AmpOptimWrapper", "dtype": "bfloat16", "optimizer": {"type": "Adam", "lr": 1e-3}}
+    runner, exact = (
+        train(config(tmp_path / name, tiny_rain, tiny_teacher, student, **change, **{"train_cfg.max_iters": 1}))
+        for name, change in (("amp", {"optim_wrapper": amp}), ("exact", {}))
+    )
+    assert runner.model.distiller.scaler is runner.optim_wrapper.loss_scaler
+    half, whole = (each.message_hub.log_scalars for each in (runner, exact))
+    for name in ("train/loss", "train/health/grad_spatial"):
+        assert half[name].current() != whole[name].current()
+        assert half[name].current() == pytest.approx(whole[name].current(), rel=0.1)
+
+
+def test_a_student_alone_learns_from_the_truth(tmp_path, tiny_rain, student):
+    content = config(tmp_path, tiny_rain, student, student)
+    for key in ("teachers", "objective", "weights"):
+        del content["model"][key]
+    runner = train(content)
+    assert "train/loss_distill" not in runner.message_hub.log_scalars
+    assert list(runner.model.distiller.objectives) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train_dataloader.collate_fn": {"type": "pseudo_collate"}}, "collate_fn=dict.type='default_collate'."),
+        ({"custom_hooks": []}, "csd.DistillHook"),
+        ({"train_dataloader.dataset.gt_sise": 24}, "gt_sise is unknown; did you mean gt_size"),
+        ({"train_dataloader.dataset.gt_size": "24"}, "gt_size is '24'"),
+        ({"model.teachers.t.checkpoint": ...}, "model.teachers.t.checkpoint is missing"),
+        ({"model.teachers.t.checkpoint": "gone.pth"}, "model.teachers.t: there is no checkpoint gone.pth"),
+        ({"model.teachers.t.num_feat": 6}, "model.teachers.t: .* the checkpoint is of another size"),
+        ({"model.objective": {"type": "CSB"}}, "model.objective: type 'CSB' is unknown; did you mean CSD"),
+        ({"model.objective.hiden": 4}, "model.objective: .*hiden"),
+        ({"model.objective.aggregation": "sum"}, "CSD: aggregation 'sum' is unknown"),
+        ({"model.weights": {"spatial": 0.1}}, "loss 'temporal' has no weight"),
+        ({"model.objective": ...}, "give `objective` and `weights` too"),
+        ({"model.precision": "bf61"}, "model.precision is 'bf61'"),
+        ({"train_dataloader.dataset.num_frame": 6}, "windows of 5 frames, and a network sees 7"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, tiny_rain, tiny_teacher, student, changes, words):
+    with pytest.raises(CSDError, match=words) as caught:
+        train(config(tmp_path, tiny_rain, tiny_teacher, student, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scalar_with_loss_in_its_name_is_not_minimised():
+    from csd_plugin.integrate.mmengine.model import CSDDistiller
+
+    model = CSDDistiller(dict(STUDENT))
+    total, logged = model.parse_losses({"loss_recon": torch.tensor(1.0), "l_my_loss": torch.tensor(5.0)})
+    assert total == 1 and logged.keys() == {"loss", "loss_recon", "l_my_loss"}
+    with pytest.raises(CSDError, match="the loss is not finite"):
+        model.parse_losses({"loss_recon": torch.tensor(float("nan"))})
+
+
+def run(*arguments: str, folder: Path, launcher: tuple[str, ...] = ("-m",)) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, *launcher, "csd_plugin.integrate.run_mmengine", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_two_processes_train_one_student(tmp_path, tiny_rain, tiny_teacher, student):
+    """torchrun with gloo: half of the batch each gives the student of one process."""
+    content = config(tmp_path, tiny_rain, tiny_teacher, student, **{"train_dataloader.batch_size": 1})
+    (tmp_path / "config.py").write_text("\n".join(f"{key} = {value!r}" for key, value in content.items()))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
+    done = run("config.py", "--launcher", "pytorch", folder=tmp_path, launcher=torchrun)
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone = train(config(tmp_path / "alone", tiny_rain, tiny_teacher, student))
+    together = read_state_dict(tmp_path / "work" / "iter_2.pth")
+    for name, value in alone.model.distiller.student.state_dict().items():
+        torch.testing.assert_close(together[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_the_launcher_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    from csd_plugin.integrate.run_mmengine import main
+
+    assert main([str(tmp_path / "gone.py")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'gone.py'} does not exist; check the path\n"
+    (tmp_path / "broken.py").write_text("model = dict(")
+    assert main([str(tmp_path / "broken.py")]) == 2
+    assert capsys.readouterr().err.splitlines()[0].startswith(f"error: {tmp_path / 'broken.py'}: cannot be read")
+
+
+def test_the_config_that_ships_builds_its_model():
+    from mmengine.config import Config
+    from mmengine.registry import HOOKS, METRICS, MODELS
+
+    import csd_plugin.integrate.mmengine  # noqa: F401
+
+    content = Config.fromfile(str(ROOT / "options" / "mmengine" / "student2_csd_cpu.py"))
+    model = MODELS.build(content.model)
+    assert equal(dict(model.distiller.student.state_dict()), read_state_dict(ROOT / "csd_plugin/weights/student2.pth"))
+    assert METRICS.build(content.val_evaluator) and HOOKS.build(content.custom_hooks[0])

@@ -1,0 +1,108 @@
+"""The doors on trees made from the released BasicSR: trained, validated, resumed, tested, and given faulty files.
+
+`tools/doors.py` does all pairs, on a clone too; here is each door and each tree.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FAULTS = ("a mistyped key", "a mistyped model", "an epoch that ends early", "YAML that runs code")
+# What the compiled part of torchvision would have done; the files of `csd link` cannot, as they come too late.
+WHOLE = """
+import sys
+
+class Whole:
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name == "torchvision" and not hasattr(cls, "library"):
+            import torch
+            cls.library = torch.library.Library("torchvision", "DEF")
+            for operator in ("nms", "qnms"):
+                cls.library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+sys.meta_path.insert(0, Whole)
+"""
+
+
+@pytest.fixture(scope="module")
+def doors():
+    """tools/doors.py, as a module."""
+    if not hasattr(os, "fork"):
+        pytest.skip("tools/doors.py forks")
+    spec = importlib.util.spec_from_file_location("doors", ROOT / "tools" / "doors.py")
+    module = sys.modules["doors"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["doors"]
+
+
+@pytest.fixture(scope="module")
+def python(doors, tmp_path_factory):
+    return doors.make_python(tmp_path_factory.mktemp("python"))
+
+
+@pytest.fixture(scope="module")
+def data(doors, tmp_path_factory):
+    return doors.write_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The environment of commands that need a torchvision with its compiled part."""
+    folder = tmp_path_factory.mktemp("whole")
+    command = [sys.executable, "-c", "import torchvision"]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        (folder / "sitecustomize.py").write_text(WHOLE)
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+PAIRS = [
+    ("released", ["csd link --hook"]),
+    ("example_project", ["csd link"]),
+    ("packaged_project", ["activate()"]),
+    # two doors at once: `activate()` begins, the toolbox is imported by it, and its files call it again
+    ("released", ["csd link", "activate()"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "opened"), PAIRS)
+def test_a_tree_trains_validates_resumes_tests_and_refuses(doors, python, data, whole, tmp_path, kind, opened):
+    tree = getattr(doors, kind)(tmp_path / "tree", python)
+    if "csd link" in opened:
+        tree.environment = whole
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.py")}
+    for door in opened:
+        doors.open_door(tree, door)
+    (tmp_path / "faults").mkdir()
+    faults = doors.faulty_files(tmp_path / "faults", data)
+    came = doors.run_pair(tree, data, {fault: faults[fault] for fault in FAULTS})
+    doors.close_door(tree, opened[0])
+    assert {what: problem for what, problem in came.items() if problem} == {}
+    if "csd link" in opened:
+        for root in {tree.root, tree.toolbox}:
+            assert "removed" in tree.run("-m", "csd_plugin", "link", root, "--undo").stdout
+        after = {path: path.read_bytes() for path in tmp_path.rglob("*.py")}
+        edited = set(tree.scripts.values()) if "activate()" in opened else set()
+        assert after.keys() == before.keys() and {path for path in after if after[path] != before[path]} == edited
+        assert not list(tmp_path.rglob("csd_*.pyc"))
+
+
+@pytest.mark.skipif(
+    tuple(map(int, version("torchvision").split(".")[:2])) < (0, 17), reason="this torchvision has functional_tensor"
+)
+def test_check_says_what_a_tree_still_needs(doors, python, whole, tmp_path):
+    tree = doors.packaged_project(tmp_path / "tree", python)
+    tree.environment = whole
+    said = tree.run("-m", "csd_plugin", "link", tree.root)  # its BasicSR 1.4.2 cannot be imported yet
+    assert said.returncode == 1 and "functional_tensor" in said.stderr and "(`csd link`)" in said.stderr
+    assert tree.run("-m", "csd_plugin", "link").returncode == 0  # what `import basicsr` finds
+    assert tree.run("-m", "csd_plugin", "link", tree.root, "--check").returncode == 0
