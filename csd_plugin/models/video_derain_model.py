@@ -157,7 +157,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                     for network in self.synchronised_networks():
                         stack.enter_context(network.no_sync())
                 losses, scalars = self.compute_losses(current_iter)
-                total = sum(losses.values())
+                total = torch.stack(list(losses.values())).sum()
                 finite = finite and bool(torch.isfinite(total))
                 if last:
                     finite, stop = self._agree(finite)
