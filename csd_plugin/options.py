@@ -451,7 +451,8 @@ def _check_training(opt: Mapping[str, Any], problems: Problems) -> None:
     if train.get("perceptual_opt"):
         text = "train.perceptual_opt: these models train with pixel_opt alone; remove it"
         problems.add("train.perceptual_opt", text)
-    for key, section in {"optim_g": OptimizerSection, "scheduler": SchedulerSection}.items():
+    typed: dict[str, type[BaseModel]] = {"optim_g": OptimizerSection, "scheduler": SchedulerSection}
+    for key, section in typed.items():
         if isinstance(train.get(key), Mapping):
             _check(train[key], section, f"train.{key}.", problems)
     losses = {name: section_of(cls) for name, cls in LOSSES.items()}
