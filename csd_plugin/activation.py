@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import errno
 import functools
 import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,8 +22,10 @@ from typing import Any
 import yaml
 
 from csd_plugin import compat, registration
-from csd_plugin.errors import CSDError, one_line
-from csd_plugin.options import MODELS, check_options, safe_ordered_yaml
+from csd_plugin.errors import CSDError, one_line, refused_by_disk
+from csd_plugin.locks import alone
+from csd_plugin.options import MODELS, find_problems, safe_ordered_yaml
+from csd_plugin.problems import Problems, ProblemsError
 from csd_plugin.weights import NETWORKS, find_checkpoint
 
 Parsed = tuple[dict[str, Any], argparse.Namespace]
@@ -39,7 +40,8 @@ FILE_ERRORS = (
     yaml.YAMLError,
 )
 """What reading an option file may raise, besides CSDError."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_held = ExitStack()
+"""The lock of somebody else's script, to the end of its process."""
 _MODEL_TYPE = re.compile(r"""(?:^|[{,])[ \t]*['"]?model_type['"]?\s*:\s*['"]?(\w+)""", re.MULTILINE)
 
 
@@ -81,10 +83,17 @@ def parse_checked(parse_options: Parse, root_path: str, is_train: bool) -> Parse
     # not at the top: it needs the toolbox, whose own import may end in a call of `activate`
     from csd_plugin.models.preflight import check_run
 
-    check_options(opt, args.opt)
+    problems = Problems(args.opt)
+    find_problems(opt, problems)
     find_shipped(opt["path"])
-    check_run(opt)
+    check_run(opt, problems)
     return opt, args
+
+
+def output_of(opt: dict[str, Any]) -> Path:
+    """The folder that a run writes to, and nobody else meanwhile; one for each process but the first."""
+    folder = opt["path"]["experiments_root" if opt["is_train"] else "results_root"]
+    return Path(folder if opt["rank"] == 0 else f"{folder}_{opt['rank']}")
 
 
 def find_shipped(paths: dict[str, Any]) -> None:
@@ -95,19 +104,17 @@ def find_shipped(paths: dict[str, Any]) -> None:
 
 
 def reading_error(error: Exception) -> str:
-    """One line for what `parse_checked` raises."""
+    """One line, or one for each problem, for what `parse_checked` raises."""
     if isinstance(error, FileNotFoundError):
         return f"{error.filename} does not exist; check the path"
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        advice = "make room there" if error.errno in _FULL else "check the path"
-        return f"{where}{str(error.strerror or error).lower()}; {advice}"
+        return refused_by_disk(error) or f"{str(error.strerror or error).lower()}; check the path"
     if isinstance(error, UnicodeDecodeError):
         return "the option file is not text"
     if isinstance(error, yaml.YAMLError):
         return "the option file is not valid YAML: " + " ".join(str(error).split())
     assert isinstance(error, CSDError)
-    return one_line(error)
+    return str(error) if isinstance(error, ProblemsError) else one_line(error)
 
 
 def _checking(parse_options: Parse) -> Parse:
@@ -134,6 +141,7 @@ def _checking(parse_options: Parse) -> Parse:
         except (CSDError, *FILE_ERRORS) as error:
             print(f"error: {reading_error(error)}", file=sys.stderr, flush=True)
             raise SystemExit(2) from error
+        _held.enter_context(alone(output_of(parsed[0])))
         if is_train:
             from csd_plugin.models.stopping import REQUEST  # here as well
 

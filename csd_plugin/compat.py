@@ -113,11 +113,11 @@ def _share_stores() -> None:
 
     @functools.wraps(init)
     def __init__(self: Any, *arguments: Any, **keywords: Any) -> None:
-        lmdb_module.open = open_shared
+        lmdb_module.open = open_shared  # type: ignore[attr-defined]
         try:
             init(self, *arguments, **keywords)
         finally:
-            lmdb_module.open = open_new
+            lmdb_module.open = open_new  # type: ignore[attr-defined]
 
     backend.__init__ = __init__
 

@@ -70,7 +70,8 @@ def exact_float32() -> Iterator[None]:
 
 def _rounding() -> list[tuple[Any, str, Any]]:
     """(where, the setting's name there, its exact value) of all that may round float32."""
-    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    backends: Any = torch.backends  # whose parts depend on the version
+    cuda, cudnn, mkldnn = backends.cuda, backends.cudnn, backends.mkldnn
     if hasattr(cuda.matmul, "fp32_precision"):  # torch 2.9; reading its older switches fails once these are used
         operations = [cuda.matmul, cudnn.conv, mkldnn.matmul, mkldnn.conv]
         return [(operation, "fp32_precision", "ieee") for operation in operations]

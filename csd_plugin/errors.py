@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -22,6 +23,25 @@ def one_line(error: CSDError) -> str:
 def first_line(error: Exception) -> str:
     """What another library's error says first, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def refused_by_disk(error: OSError) -> str:
+    """The line to print where a disk is full, read-only, out of order or gone, or forbids; else empty."""
+    advice = _DISK.get(error.errno or 0)
+    if advice is None:
+        return ""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{str(error.strerror or error).lower()}; {advice}"
+
+
+_FULL, _GONE = "make room there, and run again", "check that its disk is there, and run again"
+_DISK = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "check its permissions, or give another place"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT), _GONE),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG), "check the path"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "too many files are open; raise the limit (ulimit -n)"),
+}
 
 
 def out_of_memory(error: Exception) -> str:

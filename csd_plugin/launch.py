@@ -6,7 +6,7 @@ import atexit
 import logging
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,10 +14,11 @@ from typing import Any
 from torch import distributed
 
 from csd_plugin import registration
-from csd_plugin.activation import FILE_ERRORS, parse_checked, reading_error
+from csd_plugin.activation import FILE_ERRORS, output_of, parse_checked, reading_error
 from csd_plugin.errors import CSDError, out_of_memory
 from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.lifeline import end_with_starter
+from csd_plugin.locks import alone
 from csd_plugin.models.stopping import REQUEST, Stopped
 from csd_plugin.unread import ending_quietly
 
@@ -36,17 +37,21 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
     end_with_starter()
     keep_freed_memory()
     atexit.register(_leave_the_others)
+    locks = ExitStack()
     parse_options = module.parse_options
     plain = getattr(parse_options, "__wrapped__", parse_options)  # `activate` may have been there before
 
     def parse_and_check(root_path: str, is_train: bool = True) -> Any:
         registration.extend()
-        return parse_checked(plain, root_path, is_train)
+        parsed = parse_checked(plain, root_path, is_train)
+        locks.enter_context(alone(output_of(parsed[0])))
+        return parsed
 
     module.parse_options = parse_and_check  # type: ignore[attr-defined]
     logging.raiseExceptions = False  # a log that cannot be written is no reason for tracebacks
     try:
-        return ending_quietly(lambda: _run(pipeline))
+        with locks:
+            return ending_quietly(lambda: _run(pipeline))
     finally:
         module.parse_options = parse_options  # type: ignore[attr-defined]
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from csd_plugin.archs import NETWORKS
 from csd_plugin.data.datasets import DATASETS
@@ -30,7 +30,9 @@ from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.schedule import check_weight, is_balanced
 from csd_plugin.distill.settings import read_distillation, teacher_labels, teacher_shares
 from csd_plugin.errors import CSDError, suggestion
+from csd_plugin.limited_yaml import LimitedLoader
 from csd_plugin.losses.ssim import PyramidSSIMLoss
+from csd_plugin.problems import Problems
 
 # Layers, channels, frames, clips: far more than anybody trains with, few enough not to fill the memory.
 _MOST = 1024
@@ -39,6 +41,16 @@ _LONGEST = 10**9  # steps
 
 Steps = Annotated[float, Field(ge=1, le=_LONGEST, multiple_of=1)]
 """A whole number of steps, which YAML may give as 5e3."""
+
+
+def _stays_inside(name: str) -> str:
+    """Names become folders and files below experiments/ and results/."""
+    if name.startswith(("/", "\\", "~")) or ".." in re.split(r"[/\\]", name) or not name.isprintable():
+        raise ValueError("it should lead nowhere outside the folders of results")
+    return name
+
+
+Name = Annotated[str, Field(min_length=1), AfterValidator(_stays_inside)]
 
 
 class Section(BaseModel):
@@ -64,7 +76,7 @@ class TypedSection(ToolboxSection):
 class FileSection(ToolboxSection):
     """The top level, as far as the toolbox itself relies on it."""
 
-    name: str = Field(min_length=1, description="names experiments/NAME and results/NAME")
+    name: Name = Field(description="names experiments/NAME and results/NAME")
     model_type: str = Field(description="VideoDerainModel or DistillModel")
     num_gpu: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         description="0 for the CPU, auto for a GPU if there is one"
@@ -203,7 +215,9 @@ class ValSection(ToolboxSection):
 
     save_img: bool = Field(description="write the derained frames")
     val_freq: Steps | None = Field(None, description="steps between validations; required in training")
-    suffix: str | None = Field(None, description="added to the names of written frames")
+    suffix: Annotated[str, AfterValidator(_stays_inside), Field(pattern=r"^[^/\\]*$")] | None = Field(
+        None, description="added to the names of written frames"
+    )
     batch_size: int = Field(
         2,
         gt=0,
@@ -226,7 +240,7 @@ class LoggerSection(ToolboxSection):
     keep_checkpoints: int | None = Field(None, ge=1, le=_LONGEST, description="newest sets of files kept; default: all")
     keep_best: str | None = Field(
         None,
-        description="metric, nturain_y/psnr or one of val.metrics: models/net_g_best.pth is the best of datasets.val",
+        description="nturain_y/psnr or one of val.metrics: net_g_best.pth is the best of datasets.val by it",
     )
     wandb: dict | None = None
 
@@ -234,7 +248,7 @@ class LoggerSection(ToolboxSection):
 class DatasetSection(Section):
     """What the toolbox adds to the options of a data set, and its type."""
 
-    name: str
+    name: Name
     type: str
     phase: str = "train"
     scale: int = 1
@@ -351,23 +365,35 @@ def rename(name: str, new: str) -> None:
 
 def distils(opt: Mapping[str, Any]) -> bool:
     """Whether the options are of a training run of our models with teachers."""
-    return bool(opt["is_train"]) and MODELS.get(opt["model_type"], False)
+    return bool(opt["is_train"]) and MODELS.get(opt.get("model_type", ""), False)
 
 
-def check_file(content: Any, source: str) -> None:
+def check_file(content: Any, source: str, twice: Iterable[tuple[int, str]] = ()) -> None:
     """Check what the toolbox takes for granted while it reads an option file, before it does.
 
+    twice: keys that are in their section twice, as lines and what to say of them.
+
     Raises:
-        CSDError: the file is not a mapping, or one of `name`, `num_gpu`, `datasets` and `path` is not right.
+        CSDError: the file is not a mapping, has a key twice, or one of `name`, `num_gpu`, `datasets` and `path` is not
+            right: then all that is wrong with the file.
     """
     if isinstance(content, Mapping) and "rows" in content:
         raise CSDError(f"{source}: a matrix, not an option file; csd table {source} --dry-run shows what it holds")
     if not isinstance(content, Mapping):
         raise CSDError(f"{source}: not an option file, which has sections such as name:, datasets:, network_g:")
-    _check(content, FileSection, f"{source}: ")
-    for key in content["datasets"]:
-        if key.split("_")[0] not in ("train", "val", "test"):
-            raise CSDError(f"{source}: datasets.{key} is unknown; name data sets train, val, val_2 .. or test_1 ..")
+    problems = Problems(source)
+    for line, text in twice:
+        problems.add_at(line, text)
+    _check(content, FileSection, "", problems)
+    if problems.sound("datasets"):
+        for key in content["datasets"]:
+            if key.split("_")[0] not in ("train", "val", "test"):
+                text = f"datasets.{key} is unknown; name data sets train, val, val_2 .. or test_1 .."
+                meant = difflib.get_close_matches(str(key), ("train", "val", "test"), 1)
+                problems.add(f"datasets.{key}", text, meant=[f"datasets.{name}" for name in meant])
+    if problems:
+        find_problems({**content, "is_train": "train" in content}, problems)
+    problems.raise_any()
 
 
 def check_options(opt: Mapping[str, Any], source: str) -> None:
@@ -378,46 +404,62 @@ def check_options(opt: Mapping[str, Any], source: str) -> None:
         source: the file they came from, for the message.
 
     Raises:
-        CSDError: the first mistake: file, key, what is wrong, the nearest known key.
+        CSDError: all mistakes: file, line, key, what is wrong, the nearest known key.
     """
-    if opt["model_type"] not in MODELS:
+    problems = Problems(source)
+    find_problems(opt, problems)
+    problems.raise_any()
+
+
+def find_problems(opt: Mapping[str, Any], problems: Problems) -> None:
+    """Add all that is wrong with the form of options; what they name is `models.preflight`'s to find."""
+    if opt.get("model_type", "") not in MODELS and isinstance(opt.get("model_type"), str):
         return  # somebody else's model: its options are not ours to judge
-    labels = teacher_labels((*opt, *opt["path"]), stems=TEACHER_KEYS)
-    _check(opt, _with_teachers(RunSection, labels), f"{source}: ")
+    path = opt["path"] if isinstance(opt.get("path"), Mapping) else {}
+    labels = teacher_labels((*opt, *path), stems=TEACHER_KEYS)
+    _check(opt, _with_teachers(RunSection, labels), "", problems)
     sections = SECTIONS | {f"interface_{label}": InterfaceSection for label in labels}
     for key, section in sections.items():
-        if opt.get(key) is not None:
-            _check(opt[key], _with_teachers(section, labels), f"{source}: {key}.")
+        if isinstance(opt.get(key), Mapping):
+            _check(opt[key], _with_teachers(section, labels), f"{key}.", problems)
     for required in ("train", "logger") if opt["is_train"] else ("val",):
         if opt.get(required) is None:
-            raise CSDError(f"{source}: the section {required} is missing")
+            problems.add(required, f"the section {required} is missing")
 
     datasets = {name: dataset_section(cls) for name, cls in DATASETS.items()}
-    for key, content in opt["datasets"].items():
-        _check_typed(content, datasets, f"{source}: datasets.{key}.")
+    if isinstance(opt.get("datasets"), Mapping):
+        for key, content in opt["datasets"].items():
+            if problems.sound(f"datasets.{key}"):
+                _check_typed(content, datasets, f"datasets.{key}", problems)
     networks = {name: section_of(cls) for name, cls in NETWORKS.items()}
     for key in ("network_g", *(f"network_{label}" for label in labels)):
         if opt.get(key):
-            _check_typed(opt[key], networks, f"{source}: {key}.")
+            _check_typed(opt[key], networks, key, problems)
     if opt["is_train"]:
-        _check_training(opt, source)
+        _check_training(opt, problems)
 
 
-def _check_training(opt: Mapping[str, Any], source: str) -> None:
-    if "train" not in opt["datasets"]:
-        raise CSDError(f"{source}: datasets.train is missing")
-    if opt.get("val") and opt["val"].get("val_freq") is None:
-        raise CSDError(f"{source}: val.val_freq is missing: give the steps between validations")
-    train = opt["train"]
-    _check_numbers(train, f"{source}: train.")
+def _check_training(opt: Mapping[str, Any], problems: Problems) -> None:
+    if isinstance(opt.get("datasets"), Mapping) and "train" not in opt["datasets"]:
+        problems.add("datasets.train", "datasets.train is missing")
+    if isinstance(opt.get("val"), Mapping) and opt["val"] and opt["val"].get("val_freq") is None:
+        problems.add("val.val_freq", "val.val_freq is missing: give the steps between validations")
+    train = opt.get("train")
+    if not isinstance(train, Mapping):
+        return
+    _check_numbers(train, "train.", problems)
     if train.get("perceptual_opt"):
-        raise CSDError(f"{source}: train.perceptual_opt: these models train with pixel_opt alone; remove it")
-    _check(train["optim_g"], OptimizerSection, f"{source}: train.optim_g.")
-    _check(train["scheduler"], SchedulerSection, f"{source}: train.scheduler.")
+        text = "train.perceptual_opt: these models train with pixel_opt alone; remove it"
+        problems.add("train.perceptual_opt", text)
+    typed: dict[str, type[BaseModel]] = {"optim_g": OptimizerSection, "scheduler": SchedulerSection}
+    for key, section in typed.items():
+        if isinstance(train.get(key), Mapping):
+            _check(train[key], section, f"train.{key}.", problems)
     losses = {name: section_of(cls) for name, cls in LOSSES.items()}
-    _check_typed(train["pixel_opt"], losses, f"{source}: train.pixel_opt.")
+    if "pixel_opt" in train:
+        _check_typed(train["pixel_opt"], losses, "train.pixel_opt", problems)
     if distils(opt):
-        _check_distillation(opt, source)
+        _check_distillation(opt, problems)
 
 
 def _with_teachers(section: type[BaseModel], labels: Iterable[str]) -> type[BaseModel]:
@@ -429,58 +471,83 @@ def _with_teachers(section: type[BaseModel], labels: Iterable[str]) -> type[Base
     return create_model(section.__name__, __base__=section, **fields) if fields else section
 
 
-def _check_distillation(opt: Mapping[str, Any], source: str) -> None:
+def _check_distillation(opt: Mapping[str, Any], problems: Problems) -> None:
     if not opt.get("network_t"):
-        raise CSDError(f"{source}: the section network_t is missing: a DistillModel needs its teacher")
+        problems.add("network_t", "the section network_t is missing: a DistillModel needs its teacher")
     labels = teacher_labels(opt)
-    for label in teacher_labels((*opt, *opt["path"]), stems=TEACHER_KEYS):
-        if not opt.get(f"network_{label}"):
-            raise CSDError(f"{source}: the section network_{label} is missing, but other keys belong to that teacher")
-    train = opt["train"]
-    content = train.get("distill_opt")
+    path = opt["path"] if isinstance(opt.get("path"), Mapping) else None
+    for label in teacher_labels((*opt, *(path or {})), stems=TEACHER_KEYS):
+        key = f"network_{label}"
+        if not opt.get(key) and problems.sound(key):
+            problems.add(key, f"the section {key} is missing, but other keys belong to that teacher")
+    content = opt["train"].get("distill_opt")
+    where = "train.distill_opt"
     if not content:
-        raise CSDError(f"{source}: train.distill_opt is missing; `type: CSD` is the paper's")
+        if problems.sound(where):
+            problems.add(where, f"{where} is missing; `type: CSD` is the paper's")
+        return
     objectives = {name: objective_section(name) for name in OBJECTIVES}
-    _check_typed(content, objectives, f"{source}: train.distill_opt.")
-    if content["type"] not in OBJECTIVES:
-        raise CSDError(
-            f"{source}: train.distill_opt.type {content['type']!r} is unknown{suggestion(content['type'], OBJECTIVES)}"
-        )
-    taps = content.get("taps") or {}
-    _check(taps, TapsSection, f"{source}: train.distill_opt.taps.")
-    for term, weight in content["weights"].items():
+    _check_typed(content, objectives, where, problems)
+    if not isinstance(content, Mapping):
+        return
+    if isinstance(content.get("type"), str) and content["type"] not in OBJECTIVES:
+        text = f"{where}.type {content['type']!r} is unknown{suggestion(content['type'], OBJECTIVES)}"
+        problems.add(f"{where}.type", text)
+    taps = content["taps"] if isinstance(content.get("taps"), Mapping) else {}
+    _check(taps, TapsSection, f"{where}.taps.", problems)
+    weights = content["weights"] if isinstance(content.get("weights"), Mapping) else {}
+    for term, weight in weights.items():
         if isinstance(weight, Mapping):
-            where = f"{source}: train.distill_opt.weights.{term}"
-            _check(weight, BalanceSection if is_balanced(weight) else WeightSection, f"{where}.")
-            _told_in(where, check_weight, weight)
-        if is_balanced(weight) and train["pixel_opt"].get("loss_weight", 1) == 0:
-            raise CSDError(
-                f"{source}: train.distill_opt.weights.{term}: balance needs a reconstruction loss to compare with, but "
-                f"train.pixel_opt.loss_weight is 0; give it one, or the term a number as its weight"
-            )
-    _told_in(f"{source}: train.distill_opt.teachers", teacher_shares, labels, content.get("teachers"))
-    for label in taps["teacher"] if isinstance(taps.get("teacher"), Mapping) else ():
-        if label not in labels:
-            raise CSDError(f"{source}: train.distill_opt.taps.teacher.{label} is unknown{suggestion(label, labels)}")
-    for label in read_distillation(opt).taught_by():
-        if not opt["path"].get(f"pretrain_network_{label}"):
-            raise CSDError(f"{source}: path.pretrain_network_{label} is missing: name the teacher's checkpoint")
+            place = f"{where}.weights.{term}"
+            section: type[BaseModel] = BalanceSection if is_balanced(weight) else WeightSection
+            _check(weight, section, f"{place}.", problems)
+            problems.attempt([place], _told_in, place, check_weight, weight)
+            compared = opt["train"]["pixel_opt"] if isinstance(opt["train"].get("pixel_opt"), Mapping) else {}
+            if is_balanced(weight) and compared.get("loss_weight", 1) == 0:
+                problems.add(
+                    place,
+                    f"{place}: balance needs a reconstruction loss to compare with, but train.pixel_opt.loss_weight is "
+                    f"0; give it one, or the term a number as its weight",
+                )
+    teachers = content["teachers"] if isinstance(content.get("teachers"), Mapping) else {}
+    tapped = taps["teacher"] if isinstance(taps.get("teacher"), Mapping) else {}
+    networks = [f"network_{label}" for label in {"t", *labels, *teachers, *tapped}]
+    problems.attempt(
+        [f"{where}.teachers", *networks], _told_in, f"{where}.teachers", teacher_shares, labels, content.get("teachers")
+    )
+    for label in tapped:
+        if label not in labels and problems.sound(f"network_{label}"):
+            key = f"{where}.taps.teacher.{label}"
+            problems.add(key, f"{key} is unknown{suggestion(label, labels)}")
+    for label in problems.attempt([where, *networks], _taught_by, opt) or ():
+        key = f"path.pretrain_network_{label}"
+        if path is not None and not path.get(f"pretrain_network_{label}"):
+            problems.add(key, f"{key} is missing: name the teacher's checkpoint")
+
+
+def _taught_by(opt: Mapping[str, Any]) -> list[str]:
+    return list(read_distillation(opt).taught_by())
 
 
 def check_dataset(content: Mapping[str, Any], source: str) -> None:
     """Check the keys of a data set of `DATASETS`, for those who have no option file. Raises CSDError."""
-    _check(content, dataset_section(DATASETS[content["type"]]), f"{source}: ")
+    problems = Problems(source)
+    _check(content, dataset_section(DATASETS[content["type"]]), "", problems)
+    problems.raise_any()
 
 
-def _check_numbers(content: Any, where: str) -> None:
+def _check_numbers(content: Any, where: str, problems: Problems) -> None:
     """All numbers of a section, also of optimizers and losses that are not described here: torch can take them."""
     for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
+        place = f"{where}{key}"
         if isinstance(value, Mapping | list):
-            _check_numbers(value, f"{where}{key}.")
+            _check_numbers(value, f"{place}.", problems)
+        elif not problems.sound(place):
+            continue
         elif isinstance(value, float) and not math.isfinite(value):
-            raise CSDError(f"{where}{key} is {value}: give a finite number")
+            problems.add(place, f"{place} is {value}: give a finite number")
         elif isinstance(value, int) and abs(value) >= 2**63:
-            raise CSDError(f"{where}{key} is too large: a whole number has to be below 2^63")
+            problems.add(place, f"{place} is too large: a whole number has to be below 2^63")
 
 
 def _told_in(where: str, check: Callable[..., Any], *arguments: Any) -> None:
@@ -491,33 +558,41 @@ def _told_in(where: str, check: Callable[..., Any], *arguments: Any) -> None:
         raise CSDError(f"{where}: {error}") from error
 
 
-def _check_typed(content: Mapping[str, Any], known: Mapping[str, type[BaseModel]], where: str) -> None:
+def _check_typed(content: Any, known: Mapping[str, type[BaseModel]], where: str, problems: Problems) -> None:
     """Check a section by its `type`; types of other packages are theirs to check."""
-    _check(content, TypedSection, where)
-    if content["type"] in known:
-        _check(content, known[content["type"]], where)
+    if not isinstance(content, Mapping):
+        return  # which the section around it says
+    kind = content.get("type")
+    _check(content, known.get(kind, TypedSection) if isinstance(kind, str) else TypedSection, f"{where}.", problems)
 
 
-def _check(content: Mapping[str, Any], section: type[BaseModel], where: str) -> None:
+def _check(content: Mapping[str, Any], section: type[BaseModel], where: str, problems: Problems) -> None:
     """Check one section; `where` is what the message puts before a key of it."""
     known = section.model_fields
     for key in content:
         if key not in known and difflib.get_close_matches(str(key), known, 1, cutoff=0.8):
-            raise CSDError(f"{where}{key} is unknown{suggestion(key, known)}")
+            problems.unknown(where, str(key), known)
     try:
         section.model_validate(dict(content))
+        return
     except ValidationError as error:
-        first = error.errors()[0]
-        key, value = _key_of(first["loc"], content), first["input"]
-        if first["type"] == "extra_forbidden":
-            message = f"is unknown{suggestion(key, known)}"
-        elif first["type"] == "missing":
-            message = "is missing"
+        found = error.errors()
+    seen = set()
+    for each in found:
+        key, value = _key_of(each["loc"], content), each["input"]
+        place = f"{where}{key}"
+        if key in seen or (each["type"] != "extra_forbidden" and not problems.sound(place)):
+            continue  # another member of a union, or found already
+        seen.add(key)
+        if each["type"] == "extra_forbidden":
+            problems.unknown(where, key, known)
+        elif each["type"] == "missing":
+            problems.add(place, f"{place} is missing")
         else:
-            message = f"is {value!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+            message = f"{place} is {value!r}: {each['msg'][:1].lower()}{each['msg'][1:]}"
             if isinstance(value, str) and _EXPONENT.fullmatch(value):
                 message += f"; YAML reads {value} as text; write !!float {value}"
-        raise CSDError(f"{where}{key} {message}") from None
+            problems.add(place, message)
 
 
 def _key_of(location: tuple[int | str, ...], content: Any) -> str:
@@ -540,16 +615,16 @@ def safe_ordered_yaml() -> tuple[type, type]:
     The toolbox reads nothing but option files with it, and indexes what it finds there without looking.
     """
 
-    class Loader(yaml.SafeLoader):
+    class Loader(LimitedLoader):
         def get_single_data(self) -> Any:
+            self.twice: list[tuple[int, str]] = []
             content = super().get_single_data()
-            check_file(content, self.name)
+            check_file(content, self.name, self.twice)
             if isinstance(content, dict) and content.get("val", {}) is None:
                 del content["val"]  # the toolbox's --debug writes into it where it is there
             if content.get("model_type") in MODELS:
-                content["num_gpu"] = gpus_of(
-                    content["num_gpu"]
-                )  # the toolbox would take all, by threads of one process
+                # the toolbox would take all, by threads of one process
+                content["num_gpu"] = gpus_of(content["num_gpu"])
             return content
 
     class Dumper(yaml.SafeDumper):
@@ -557,10 +632,13 @@ def safe_ordered_yaml() -> tuple[type, type]:
 
     def mapping(loader: Loader, node: yaml.MappingNode) -> OrderedDict:
         content: OrderedDict = OrderedDict()
+        for written, _ in node.value:
+            if written.tag != "tag:yaml.org,2002:str":
+                line = written.start_mark.line + 1
+                raise CSDError(f"{loader.name}: line {line}: the key {_shown(written)} is no text; put it in quotes")
         for (key, value), (written, _) in zip(loader.construct_pairs(node, deep=True), node.value, strict=True):
             if key in content:
-                line = written.start_mark.line + 1
-                raise CSDError(f"{loader.name}: line {line}: {key} appears twice in its section; keep one")
+                loader.twice.append((written.start_mark.line + 1, f"{key} appears twice in its section; keep one"))
             content[key] = value
         return content
 
@@ -569,8 +647,19 @@ def safe_ordered_yaml() -> tuple[type, type]:
     return Loader, Dumper
 
 
+def _shown(node: yaml.Node) -> str:
+    return node.value if isinstance(node, yaml.ScalarNode) else "[..]"
+
+
 def read_options(path: Path) -> dict[str, Any]:
     """An option file as a launcher reads it, but for what a run adds. Raises CSDError."""
+    opt = load_options(path)
+    check_options(opt, str(path))
+    return opt
+
+
+def load_options(path: Path) -> dict[str, Any]:
+    """As `read_options`, checked only as far as `check_file` does."""
     try:
         with path.open(encoding="utf-8") as file:
             opt = yaml.load(file, Loader=safe_ordered_yaml()[0])
@@ -579,5 +668,4 @@ def read_options(path: Path) -> dict[str, Any]:
     for key, content in opt["datasets"].items():
         content["phase"] = key.split("_")[0]
     opt["is_train"] = "train" in opt
-    check_options(opt, str(path))
     return opt

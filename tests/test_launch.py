@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import math
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -160,13 +159,14 @@ def test_a_checkpoint_that_fits_in_part_alone(refuses, launcher, capfd, tiny_rai
     assert all(torch.allclose(trained[name], value) for name, value in start.items())
 
 
-def test_option_files_that_are_none(refuses, launcher, capfd, monkeypatch):
+def test_option_files_that_are_none(refuses, launcher, tiny_rain, capfd, monkeypatch):
     refuses("name: [1, 2", "options.yml", "line 1", "not valid YAML")
     refuses("- a\n- b\n", "options.yml: not an option file")
     refuses("", "options.yml: not an option file")
     refuses(b"\xff\xfe\x00\x80", "not text")
     refuses("name: a\nname", "not valid YAML")
-    refuses("name: a\ntrain:\n  lr: 1\n  lr: 2\n", "options.yml: line 4: lr appears twice")
+    twice = yaml.safe_dump(train_options(tiny_rain)) + "scale: 1\n"
+    refuses(twice, f"options.yml: line {twice.count(chr(10))}: scale appears twice")
     from csd_plugin import train
 
     monkeypatch.setattr(sys, "argv", ["train", "-opt", "missing.yml"])
@@ -175,6 +175,30 @@ def test_option_files_that_are_none(refuses, launcher, capfd, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train", "-opt", "."])
     assert train.main() == 2
     assert capfd.readouterr().err == "error: .: is a directory; check the path\n"
+
+
+def test_mistakes_of_form_and_of_what_is_named_are_one_list(launcher, tiny_rain, capfd):
+    wrong = {
+        "train.ema_decya": 0.5,
+        "datasets.train.dataroot": "nowhere",
+        "path.pretrain_network_g": "gone.pth",
+        "train.optim_g.type": "Adan",
+    }
+    assert launcher.train(train_options(tiny_rain, **wrong)) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == "error: options.yml: 4 problems" and len(lines) == 5
+    for words in ("train.ema_decya is unknown", "nowhere does not exist", "gone.pth does not exist", "'Adan'"):
+        assert [line for line in lines if words in line and line.startswith("options.yml: line ")]
+    assert launcher.written() == []
+
+
+def test_a_list_of_mistakes_of_what_the_toolbox_needs_first(launcher, tiny_rain, capfd):
+    wrong = {"num_gpu": "all", "name": 3, "train.optim_g.lr": -1.0}
+    text = yaml.safe_dump(train_options(tiny_rain, **wrong)) + "logger: {print_freq: 1}\n"
+    assert launcher.train(text) == 2
+    error = capfd.readouterr().err
+    for words in ("num_gpu is 'all'", "name is 3", "logger appears twice in its section", "train.optim_g.lr is -1.0"):
+        assert words in error
 
 
 def test_option_files_run_no_code(refuses, launcher, tiny_rain):
@@ -189,9 +213,11 @@ def test_missing_sections(refuses, tiny_rain, section):
     refuses(changed(train_options(tiny_rain), {section: ...}), f"{section} is missing")
 
 
-def test_missing_sections_of_a_test(refuses, tiny_rain, tiny_teacher):
-    refuses(changed(scoring_options(tiny_rain, tiny_teacher), {"val": ...}), "val is missing", job="test")
-    refuses(changed(scoring_options(tiny_rain, tiny_teacher), {"val": {}}), "val.save_img is missing", job="test")
+def test_missing_sections_of_a_test(refuses, tiny_rain, tmp_path_factory):
+    network = tmp_path_factory.mktemp("network") / "net.pth"
+    torch.save(SLDNet(preset="student2", num_feat=4).state_dict(), network)
+    refuses(changed(scoring_options(tiny_rain, network), {"val": ...}), "val is missing", job="test")
+    refuses(changed(scoring_options(tiny_rain, network), {"val": {}}), "val.save_img is missing", job="test")
 
 
 COSINE = {"type": "CosineAnnealingRestartLR", "restart_weights": [1]}
@@ -422,12 +448,12 @@ def typed(
 def test_a_mistake_as_typed(tmp_path, tiny_rain):
     run = typed(tmp_path, "csd_plugin.train", options=train_options(tiny_rain, **{"train.total_iters": 3}))
     assert run.returncode == 2
-    assert run.stderr == "error: options.yml: train.total_iters is unknown; did you mean total_iter?\n"
+    assert run.stderr == "error: options.yml: line 38: train.total_iters is unknown; did you mean total_iter?\n"
     assert [path.name for path in tmp_path.iterdir()] == ["options.yml"]
 
 
-def test_a_wrong_root_as_typed(tmp_path, tiny_rain, tiny_teacher):
-    shutil.copy(tiny_teacher, tmp_path / "net.pth")
+def test_a_wrong_root_as_typed(tmp_path):
+    torch.save(SLDNet(preset="student2", num_feat=4).state_dict(), tmp_path / "net.pth")
     run = typed(tmp_path, "csd_plugin.test", options=scoring_options(tmp_path / "rain", Path("net.pth")))
     assert run.returncode == 2
     assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1

@@ -158,7 +158,12 @@ def render_rain(clips: Path) -> None:
     """
     began = time.monotonic()
     tasks = [
-        (clip, DATA / split / (f"{clip.name}_Rain_{version:02d}" if versions > 1 else f"{clip.name}_Rain"), seed, version)
+        (
+            clip,
+            DATA / split / (f"{clip.name}_Rain_{version:02d}" if versions > 1 else f"{clip.name}_Rain"),
+            seed,
+            version,
+        )
         for part, split, versions, seed in (
             ("train", "Dataset_Training_Synthetic", 4, 0),
             ("validation", "Dataset_Testing_Synthetic", 1, 1000),
@@ -220,6 +225,7 @@ def measure(networks: Sequence[Network], cpu: bool) -> None:
     from csd_plugin import registration
 
     registration.install()
+    from csd_plugin.archs.interface import run_network
     from csd_plugin.bench.measure import MatrixRate, finished, seconds
     from csd_plugin.bench.operations import operations
     from csd_plugin.models.probe import Probe
@@ -240,7 +246,13 @@ def measure(networks: Sequence[Network], cpu: bool) -> None:
 
         def forward(model: Any = model) -> None:
             with torch.no_grad():
-                model.run_network(model.net_g, model.lq, model.interface_of(model.net_g))
+                run_network(
+                    model.net_g,
+                    model.lq,
+                    model.gt.shape[1],
+                    model.interface_of(model.net_g),
+                    autocast=model.autocast_dtype,
+                )
 
         once = finished(forward, device)
         once()
@@ -349,9 +361,8 @@ def write_results(networks: Sequence[Network], length: float) -> str:
         if results.is_file():
             found = load_results(results).scores.summary()
             score = f"{found['nturain_y/psnr']:.2f} / {found['nturain_y/ssim']:.4f}"
-        lines.append(
-            f"| {network.row} | {steps:,} | {steps / length:.1f} | {1e3 * network.step:.1f} | {score} | {network.note} |"
-        )
+        alone = f"{1e3 * network.step:.1f}"
+        lines.append(f"| {network.row} | {steps:,} | {steps / length:.1f} | {alone} | {score} | {network.note} |")
     text = "\n".join(lines)
     Path("table.md").write_text(text + "\n", encoding="utf-8")
     return text

@@ -20,6 +20,8 @@ from csd_plugin.data.stores import open_store
 
 TARGETS = 3
 """Frames of a clip that are learned from."""
+_ENDS = 8
+"""Every so many clips one ends with its last target."""
 
 
 class Batch(NamedTuple):
@@ -51,11 +53,23 @@ class Batches:
         items = self._camera.items(own, own_after)
         if self._kept is not None:
             items += self._kept.items(kept, kept_after)
-        return Batch(torch.stack([item["lq"] for item in items]), torch.stack([item["gt"] for item in items]))
+        first = number * self._clips
+        rainy = [_ended(item["lq"]) if (first + place) % _ENDS == 0 else item["lq"] for place, item in enumerate(items)]
+        return Batch(torch.stack(rainy), torch.stack([item["gt"] for item in items]))
 
     def _num_kept(self, number: int) -> int:
         """How many of the clips before this batch are other pairs'."""
         return int(number * self._clips * self._keep + 1e-6)
+
+
+def _ended(clip: Tensor) -> Tensor:
+    """(N, 3, s, s) as a network sees it where the video ends with the last target: the frames after it are reflected.
+
+    Without such clips a network learns that the frames on both sides are different ones, and fails at a clip's ends.
+    """
+    radius = (len(clip) - TARGETS) // 2
+    frames = [min(number, 2 * (radius + TARGETS - 1) - number) for number in range(len(clip))]
+    return clip[[max(frame, 0) for frame in frames]]
 
 
 class _Endless:

@@ -74,14 +74,11 @@ def _strips(pictures: Mapping[str, Image]) -> Image:
     boxes = find_boxes({INPUT: first[1], **dict(others)}, _DETAILS)
     columns = []
     for frame in pictures.values():
-        details = [
-            cv2.resize(box.cut(frame), None, fx=_ENLARGED, fy=_ENLARGED, interpolation=cv2.INTER_NEAREST)
-            for box in boxes
-        ]
+        details = [box.cut(frame).repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1) for box in boxes]
         below = _joined(details, axis=1)
         scale = below.shape[1] / frame.shape[1]
         whole = cv2.resize(frame, (below.shape[1], round(frame.shape[0] * scale)), interpolation=cv2.INTER_AREA)
-        columns.append(_joined([whole, below], axis=0))
+        columns.append(_joined([np.asarray(whole, np.uint8), below], axis=0))
     return _joined(columns, axis=1)
 
 

@@ -241,12 +241,12 @@ def _report(
         )
         for name, network in networks.items()
     }
-    theirs, rainy = [clip.clean for clip in clips], [clip.rainy for clip in clips]
+    theirs, rainy = [clip.clean for clip in clips], [clip.rainy[clip.scored] for clip in clips]
     seconds = teacher.seconds_a_frame(width, height)
     rows["teacher"] = Row(None, scoring.flicker(theirs, clips), scoring.naturalness(theirs), seconds)
     rows["rain"] = Row(scoring.nearness(rainy, clips), scoring.flicker(rainy, clips), scoring.naturalness(rainy), None)
     guard = _guard(plan, networks, guards)
-    frame = len(clips[0].rainy) // 2
+    frame = len(clips[0].clean) // 2
     pictures = {"rain": rainy, "before": results["before"], "after": results["after"], "teacher": theirs}
     write_page(
         plan.page,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +25,31 @@ from csd_plugin.types import PairedSequence
 
 _NIQE_FRAMES, _CLIP_FRAMES = 6, 16
 """Frames of which NIQE is taken; frames from the middle of each clip for validation."""
+_CONTEXT = 3
+"""Frames around those that are scored, where the clip has them."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """name, rainy frames and true ones (the teacher's, of a camera), each (H, W, 3) uint8 RGB."""
+    """Frames that are scored, (H, W, 3) uint8 RGB each.
+
+    rainy: with `lead` frames before those that are scored, and perhaps some after them, for the windows at both ends.
+    clean: the truth of those that are scored; of a camera, the teacher's frames.
+    """
 
     name: str
     rainy: list[Image]
     clean: list[Image]
+    lead: int = 0
+
+    @property
+    def scored(self) -> slice:
+        """Of the rainy frames, those that are scored."""
+        return slice(self.lead, self.lead + len(self.clean))
+
+    def first(self, frames: int) -> Clip:
+        """The same with fewer frames scored."""
+        return replace(self, rainy=self.rainy[: self.lead + frames + _CONTEXT], clean=self.clean[:frames])
 
 
 def held_back(cache: Cache) -> list[Clip]:
@@ -41,11 +57,11 @@ def held_back(cache: Cache) -> list[Clip]:
     store = open_store(cache.store)
     clips = []
     for shot in cache.shots:
-        rainy, clean = (
-            [store.read(key).copy() for key in shot.keys(kind)[shot.length - shot.held :]] for kind in ("Rain", "GT")
-        )
-        if rainy:
-            clips.append(Clip(shot.name, rainy, clean))
+        first = shot.length - shot.held
+        if shot.held:
+            rainy = [store.read(key).copy() for key in shot.keys("Rain")[first - _CONTEXT :]]
+            clean = [store.read(key).copy() for key in shot.keys("GT")[first:]]
+            clips.append(Clip(shot.name, rainy, clean, _CONTEXT))
     return clips
 
 
@@ -79,9 +95,9 @@ def _sequences(store: FrameStore) -> list[PairedSequence]:
 
 
 def cleaned(network: nn.Module, clips: Sequence[Clip], device: str) -> list[list[Image]]:
-    """What a network makes of each clip's frames."""
+    """What a network makes of the frames that are scored, clip by clip."""
     derainer = Derainer(network, device=device)
-    return [list(derainer(clip.rainy)) for clip in clips]
+    return [list(derainer(clip.rainy))[clip.scored] for clip in clips]
 
 
 def nearness(results: Sequence[Sequence[Image]], clips: Sequence[Clip]) -> float:
@@ -102,19 +118,21 @@ def quality(network: nn.Module, clips: Sequence[Clip], device: str) -> Quality:
 def affordable(network: nn.Module, clips: Sequence[Clip], device: str, seconds: float) -> list[Clip]:
     """Clips of which a pass takes about this long at most, by the first frames of each; of each at least one frame."""
     began = time.perf_counter()
-    cleaned(network, [Clip(clips[0].name, clips[0].rainy[:2], clips[0].clean[:2])], device)
-    each = (time.perf_counter() - began) / 2
-    frames = max(int(seconds / each / len(clips)), 1)
-    return [Clip(clip.name, clip.rainy[:frames], clip.clean[:frames]) for clip in clips]
+    tried = clips[0].first(1)
+    cleaned(network, [tried], device)
+    each = (time.perf_counter() - began) / len(tried.rainy)
+    frames = max(int(seconds / each / len(clips)) - 2 * _CONTEXT, 1)
+    return [clip.first(frames) for clip in clips]
 
 
 def flicker(results: Sequence[Sequence[Image]], clips: Sequence[Clip]) -> float | None:
     """Mean warping error along the motion of the rainy frames; None where there is none."""
     errors = []
     for frames, clip in zip(results, clips, strict=True):
+        rainy = clip.rainy[clip.scored]
         for number in range(1, len(frames)):
             now, before = slice(number, number + 1), slice(number - 1, number)
-            error = warping_error(*frames[now], *frames[before], *clip.rainy[now], *clip.rainy[before])
+            error = warping_error(*frames[now], *frames[before], *rainy[now], *rainy[before])
             errors += [] if error is None else [error]
     return float(np.mean(errors)) if errors else None
 

@@ -35,6 +35,8 @@ _OF_STUDENT = re.compile(r"^(?:(?:module|_orig_mod|distiller)\.)*student\.")
 _NO_WEIGHT = "n_averaged"  # the counter of torch's AveragedModel
 
 SAFETENSORS = ".safetensors"
+MOST_BYTES = 2**31
+"""Of a checkpoint or training state; what this field trains has a hundredth."""
 
 
 def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
@@ -65,7 +67,7 @@ def weights_in(content: Any, path: str, param_key: str | None = None, *, fallbac
         if key not in content:
             raise CSDError(f"checkpoint {path} has no entry {key!r}; it has {', '.join(map(str, list(content)[:8]))}")
         content = content[key]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, Mapping) or not content or not all(map(_is_weight, content.values())):
         raise CSDError(
             f"checkpoint {path} holds no state dict of tensors; expected one of the keys {', '.join(PARAM_KEYS)}"
         )
@@ -73,6 +75,17 @@ def weights_in(content: Any, path: str, param_key: str | None = None, *, fallbac
         content = {name: value for name, value in content.items() if _OF_STUDENT.match(str(name))}
     bare = _without_wrappers(map(str, content))
     return {bare[str(name)]: value for name, value in content.items() if name != _NO_WEIGHT}
+
+
+def _is_weight(value: Any) -> bool:
+    """Whether it is a tensor of numbers that are there: a file can say any shape of a few bytes."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_complex() or value.is_quantized)
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    )
 
 
 def _without_wrappers(names: Iterable[str]) -> dict[str, str]:
@@ -86,6 +99,8 @@ def load_plain(path: str | Path, what: str) -> Any:
     path = Path(path)
     if not path.is_file():
         raise CSDError(f"{what} {path} does not exist; check the path")
+    if path.stat().st_size > MOST_BYTES:
+        raise CSDError(f"{what} {path} has more than {MOST_BYTES >> 30} GB, so it is not loaded; is it the right file?")
     if _is_safetensors(path):
         return _load_safetensors(path, what)
     try:

@@ -1,7 +1,8 @@
 """`csd <job>`: one file per job, imported only when it is called.
 
 A job's module holds `add_arguments(parser)` and `run(args) -> int | None`; its docstring is the help text. It may hold
-`interrupted(args) -> str`: what a person can do after Ctrl-C.
+`interrupted(args) -> str`: what a person can do after Ctrl-C; and `outputs(args) -> list[Path]`: where no other command
+may write at the same time.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from csd_plugin import __version__
-from csd_plugin.errors import CSDError, out_of_memory
+from csd_plugin.errors import CSDError, out_of_memory, refused_by_disk
 from csd_plugin.extras import needed_by
+from csd_plugin.locks import alone
 from csd_plugin.unread import ending_quietly
 
 JOBS = {
@@ -63,10 +66,17 @@ def _run_job(argv: Sequence[str] | None) -> int:
     module.add_arguments(parser)
     args = parser.parse_args(argv[1:])
     try:
-        with needed_by(f"csd {job}"):
+        with needed_by(f"csd {job}"), ExitStack() as locks:
+            for output in module.outputs(args) if hasattr(module, "outputs") else ():
+                locks.enter_context(alone(output))
             return module.run(args) or 0
     except CSDError as error:
         print(f"csd {job}: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not refused_by_disk(error):
+            raise
+        print(f"csd {job}: error: {refused_by_disk(error)}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):

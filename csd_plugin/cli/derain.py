@@ -113,6 +113,10 @@ def interrupted(args: argparse.Namespace) -> str:
     return "the frames before it are written" + ("" if args.output == PIPE else "; --resume continues the run")
 
 
+def outputs(args: argparse.Namespace) -> list[Path]:
+    return [] if str(args.output) == "-" else [args.output]
+
+
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.data.images import eight_bits
     from csd_plugin.data.video.interface import PIPE

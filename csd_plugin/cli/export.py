@@ -39,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def outputs(args: argparse.Namespace) -> list[Path]:
+    return [args.output]
+
+
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.archs.checkpoint import load_network
     from csd_plugin.archs.provenance import adapted_to, facts_in

@@ -1,24 +1,32 @@
 """Dry-run an option file: networks, layers and shapes, alignment of windows, memory, what is trained, warnings.
 
-It needs no data or checkpoints, and writes nothing.
+It needs no data or checkpoints, and writes nothing. All mistakes of the file are listed, each with its line.
 
 examples:
   csd inspect options/distill/student1_csd.yml
   csd inspect options/distill/student1_srkd.yml --layers
+  csd inspect --schema > options/schema.json     # for editors that complete and check YAML
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from csd_plugin.cli.flags import whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "options", metavar="OPTIONS.yml", type=Path, help="an option file for csd_plugin.train or csd_plugin.test"
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "options",
+        metavar="OPTIONS.yml",
+        type=Path,
+        nargs="?",
+        help="an option file for csd_plugin.train or csd_plugin.test",
     )
+    what.add_argument("--schema", action="store_true", help="print the JSON Schema of option files")
     parser.add_argument("--layers", action="store_true", help="list every layer that can be tapped")
     parser.add_argument(
         "--size",
@@ -35,7 +43,16 @@ def run(args: argparse.Namespace) -> None:
     registration.extend()
     compat.repair_launch()
 
-    from csd_plugin.options import read_options
+    if args.schema:
+        from csd_plugin.schema import schema
+
+        print(json.dumps(schema(), indent=1))
+        return
+
+    from csd_plugin.options import find_problems, load_options
+    from csd_plugin.problems import Problems
     from csd_plugin.report.inspection import inspect
 
-    print(inspect(read_options(args.options), size=args.size, all_layers=args.layers))
+    opt, problems = load_options(args.options), Problems(str(args.options))
+    find_problems(opt, problems)
+    print(inspect(opt, problems, size=args.size, all_layers=args.layers))

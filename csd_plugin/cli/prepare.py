@@ -69,6 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=jobs, default=processes, metavar="N", help=f"processes (default {processes})")
 
 
+def outputs(args: argparse.Namespace) -> list[Path]:
+    return [args.out]
+
+
 def run(args: argparse.Namespace) -> int:
     from csd_plugin.data.naming import by_name, by_pattern
     from csd_plugin.data.prepare import prepare

@@ -61,6 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def outputs(args: argparse.Namespace) -> list[Path]:
+    return [args.out] if args.out else []
+
+
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.data.rain import find_preset, override
 

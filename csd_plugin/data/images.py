@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
+import struct
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -148,6 +151,9 @@ def write_png(path: Path, frame: np.ndarray) -> None:
 _EXIF_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 
 
+MOST_PIXELS = 2**27
+"""Of a frame: four times 8K."""
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 
 
@@ -158,6 +164,7 @@ def decode_image(data: bytes, where: str, *, deep: bool = False) -> np.ndarray:
     if `deep`, kept as uint16.
     Raises CSDError, beginning with `where`, for what is no image, is cut short, or has other pixel types.
     """
+    check_pixels(data, where)
     if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
         raise CSDError(f"{where}: the JPEG ends early ({len(data)} bytes): restore the file")
     try:
@@ -171,6 +178,24 @@ def decode_image(data: bytes, where: str, *, deep: bool = False) -> np.ndarray:
     if image.dtype not in (np.uint8, np.uint16):
         raise CSDError(f"{where}: pixels of type {image.dtype}: convert the frames to 8 or 16 bits per channel")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def check_pixels(data: bytes, where: str) -> None:
+    """Raise CSDError for a header that says more pixels than any frame has: decoders take its memory at once."""
+    if data.startswith(_PNG_START):
+        width, height = struct.unpack(">II", data[16:24].ljust(8, b"\0"))
+    else:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(io.BytesIO(data)) as image:
+                    width, height = image.size
+        except Image.DecompressionBombError:
+            width = height = MOST_PIXELS
+        except (OSError, SyntaxError, ValueError, struct.error, OverflowError, TypeError, LookupError):
+            return  # unknown to Pillow, or damaged: OpenCV has limits of its own
+    if width * height > MOST_PIXELS:
+        raise CSDError(f"{where}: its header says more than {MOST_PIXELS >> 20} million pixels, so it is not decoded")
 
 
 def header_shape(file: BinaryIO) -> tuple[int, int] | None:

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from csd_plugin.errors import CSDError
+from csd_plugin.plain import read_text
 from csd_plugin.types import PairedSequence
 
 logger = logging.getLogger(__name__)
@@ -271,7 +272,7 @@ def _read_names(clips: str | Path | Sequence[str]) -> tuple[str, list[str]]:
     if not isinstance(clips, str | Path):
         return "clips", list(clips)
     try:
-        text = Path(clips).read_text(encoding="utf-8-sig")
+        text = read_text(Path(clips), encoding="utf-8-sig")
     except OSError as error:
         raise CSDError(
             f"clips: list file {clips} cannot be read ({error.strerror}): give its path, or a list of names"

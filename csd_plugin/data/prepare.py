@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import shutil
+import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -180,9 +181,12 @@ def _walk(root: Path, out: Path) -> Iterator[_File]:
         return
     if not root.is_dir():
         raise CSDError(f"{root}: does not exist: give archives, video files, or folders of them or of frames")
-    seen = {root.resolve()}
+    real = root.resolve()
+    seen = {real}
     try:
         for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
+            for name in (*subfolders, *names):
+                _refuse_way_out(Path(folder, name), root, real)
             subfolders[:] = sorted(name for name in subfolders if _is_to_be_entered(Path(folder, name), out, seen))
             below = Path(folder).relative_to(root).as_posix()
             virtual = start if below == "." else f"{start}/{below}"
@@ -190,6 +194,17 @@ def _walk(root: Path, out: Path) -> Iterator[_File]:
                 yield _File(path, f"{virtual}/{path.name}", path.stat().st_size)
     except OSError as error:
         raise CSDError(f"{error.filename}: cannot be read ({error.strerror}): fix or remove it") from error
+
+
+def _refuse_way_out(path: Path, root: Path, real: Path) -> None:
+    """What a folder of strangers links to elsewhere would become part of a data set."""
+    kind = os.lstat(path).st_mode
+    if stat.S_ISLNK(kind) and not Path(os.path.realpath(path)).is_relative_to(real):
+        raise CSDError(
+            f"{path}: a link that leads out of {root}: remove it, or give what it leads to as a further input"
+        )
+    if not any(is_kind(kind) for is_kind in (stat.S_ISLNK, stat.S_ISREG, stat.S_ISDIR)):
+        raise CSDError(f"{path}: neither a file nor a folder, but a pipe or device: remove it")
 
 
 def _raise(error: OSError) -> None:

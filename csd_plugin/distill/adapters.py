@@ -55,8 +55,8 @@ class AdaptedObjective(Objective):
         self.resizes = "resize" in adapters
         pairs = zip(student, teacher, strict=True)
         self.convs = nn.ModuleList(nn.Conv2d(ours[2], theirs[2], 1) for ours, theirs in pairs if "conv1x1" in adapters)
-        for conv in self.convs:
-            nn.init.zeros_(conv.bias)  # a student's feature may be hundreds of times smaller than what it starts as
+        for bias in (parameter for name, parameter in self.convs.named_parameters() if name.endswith("bias")):
+            nn.init.zeros_(bias)  # a student's feature may be hundreds of times smaller than what it starts as
         self.register_buffer("gain", torch.full((len(self.convs),), torch.nan), persistent=bool(self.convs))
         self.learns_scale = bool(self.convs)
 
@@ -90,7 +90,7 @@ class AdaptedObjective(Objective):
         """What the convolution of a tap makes of the student's feature, which `gain` has brought to scale."""
         with torch.no_grad():
             if self.gain[tap].isnan():
-                widened = F.conv2d(frames, self.convs[tap].weight)
+                widened = self.convs[tap](frames)  # its bias is zero still
                 sizes = mean_over_processes(torch.stack([theirs.square().mean(), widened.square().mean()]))
                 # A feature that is nothing but zeros has no scale.
                 self.gain[tap] = torch.where(sizes.min() > 0, (sizes[0] / sizes[1]).sqrt(), 1.0)

@@ -5,6 +5,7 @@ Both directions are here so that what was written can be run as its users will r
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -66,7 +67,9 @@ def write_program(network: Computing, facts: Facts, opset: int, path: Path) -> N
     metadata = json.dumps(facts.to_metadata(), indent=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # folded weights are views of one another's storage
-        torch.export.save(program, path, extra_files={"metadata.json": metadata})
+        file = io.BytesIO()  # where a write to a disk fails in the middle, torch's writer ends the whole process
+        torch.export.save(program, file, extra_files={"metadata.json": metadata})
+    path.write_bytes(file.getbuffer())
 
 
 def open_program(path: Path) -> Run:

@@ -27,10 +27,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from csd_plugin import limited_yaml
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.weights import find_checkpoint
 
@@ -139,9 +139,9 @@ class Row(_Strict):
 class Matrix(_Strict):
     """A matrix file, its includes merged."""
 
-    name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    name: str = Field(min_length=1, pattern=r"^\w[\w.-]*$")
     title: str = ""
-    runs: str = Field("lab", pattern=r"^[\w.-]+$")
+    runs: str = Field("lab", pattern=r"^\w[\w.-]*$")
     include: list[str] = Field(default_factory=list)
     base: str | None = None
     test: str | None = None
@@ -266,12 +266,7 @@ def changed(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The content of a YAML file, which must be a mapping; no code in it is run. Raises CSDError."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CSDError(f"{path}: cannot be read ({error}); check the path") from error
-    except yaml.YAMLError as error:
-        raise CSDError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    content = limited_yaml.read_yaml(path)
     if not isinstance(content, dict):
         raise CSDError(f"{path}: is not a mapping")
     return content

@@ -19,6 +19,7 @@ from csd_plugin.devices import forked_random
 from csd_plugin.errors import CSDError
 from csd_plugin.lab.matrix import Run
 from csd_plugin.lab.runner import Workspace, left_behind
+from csd_plugin.plain import parse_json, read_text
 
 PROBE_STEPS = 4
 """Optimizer steps of each row that are timed."""
@@ -175,7 +176,7 @@ def _launched(space: Workspace) -> list[str]:
 
 def _read(path: Path) -> Plan:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
         return Plan(float(content["factor"]), float(content["minutes"]))
     except FileNotFoundError:
         return Plan()

@@ -16,6 +16,7 @@ from csd_plugin.data.rain.pairs import PairOptions, write_pairs
 from csd_plugin.data.video import open_reader
 from csd_plugin.errors import CSDError
 from csd_plugin.lab.matrix import Run
+from csd_plugin.plain import parse_json, read_text
 
 DATA = Path("datasets", "rain_clips")
 QUALITY = 75  # of the JPEG files, about that of NTURain's
@@ -183,7 +184,7 @@ def _check_there(part: Part) -> None:
 
 def _read(part: Part) -> Record | None:
     try:
-        content = json.loads(part.record.read_text(encoding="utf-8"))
+        content = parse_json(read_text(part.record))
         return Record(tuple(content["clips"]), int(content["variants"]))
     except FileNotFoundError:
         return None

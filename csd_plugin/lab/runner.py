@@ -24,6 +24,7 @@ import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from csd_plugin import limited_yaml, plain
 from csd_plugin.atomic import write_text
 from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
 from csd_plugin.data.layout import SPLITS
@@ -113,7 +114,7 @@ def check_unchanged(runs: Iterable[Run], space: Workspace) -> None:
         file = space.options(run, "train")
         if run.options is None or not file.is_file() or state(run) == "missing":
             continue
-        before = yaml.safe_load(file.read_text(encoding="utf-8"))
+        before = limited_yaml.read_yaml(file)
         different = _difference(before, run.options)
         if different:
             raise CSDError(
@@ -121,13 +122,23 @@ def check_unchanged(runs: Iterable[Run], space: Workspace) -> None:
                 f"or change the matrix back"
             )
         if space.starts(run).is_file():
-            began = json.loads(space.starts(run).read_text(encoding="utf-8"))
+            began = _read_starts(space.starts(run))
             for start in begins_with(run):
                 if start.is_file() and began.get(str(start), "") != _digest(start):
                     raise CSDError(
                         f"the row {run.row} began with {start}, which has changed since; --retrain {run.row} trains it "
                         f"again"
                     )
+
+
+def _read_starts(file: Path) -> dict[str, str]:
+    try:
+        began = plain.parse_json(plain.read_text(file))
+    except (OSError, ValueError) as error:
+        raise CSDError(f"{file} is damaged ({error}); remove it if the start is still the same") from error
+    if not isinstance(began, dict):
+        raise CSDError(f"{file} is damaged; remove it if the start is still the same")
+    return began
 
 
 def perform(runs: Mapping[str, Run], space: Workspace) -> None:

@@ -30,6 +30,7 @@ from csd_plugin.errors import CSDError
 from csd_plugin.metrics.protocols import PROTOCOLS, FrameScore, Quality
 from csd_plugin.metrics.scores import ClipScores, Result, Scores
 from csd_plugin.metrics.table import comparison_table
+from csd_plugin.plain import parse_json, read_text
 
 FORMAT = "csd-results"
 VERSION = 1
@@ -124,10 +125,12 @@ def csv_text(result: Result) -> str:
 def load_results(path: Path | str) -> Result:
     """Read a results JSON. Raises CSDError where the file cannot be read or is not one that `write` made."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = parse_json(read_text(Path(path)))
     except OSError as error:
         raise CSDError(f"cannot read the results file {path}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except CSDError:
+        raise
+    except ValueError as error:
         raise CSDError(f"{path} is not a results file: it is not JSON ({error})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CSDError(f'{path} is not a results file: it lacks "format": "{FORMAT}" (csd score --out writes one)')

@@ -30,6 +30,7 @@ from csd_plugin.models.mixing import check_loss, check_metric
 from csd_plugin.models.pairing import check_foreign_set, check_network, check_pairs, check_role
 from csd_plugin.models.video_derain_model import build_optimizer
 from csd_plugin.options import distils
+from csd_plugin.problems import Problems
 from csd_plugin.types import ClipView
 
 SCHEDULERS = {  # by the names that the toolbox has for them
@@ -41,70 +42,94 @@ _LOSS_SIZE = 64
 """Pixels of a side, on which losses are tried."""
 
 
-def check_run(opt: dict[str, Any]) -> None:
+def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     """Find the data, build the networks and the objective, and load what they start from.
 
+    problems: what has been found before; what needs a section that is not sound is not looked at.
+
     Raises:
-        CSDError: the first thing that would stop the run: a type that nobody has registered, a wrong root, an
-            empty folder, a window longer than the clips, a checkpoint that does not exist or does not fit.
+        CSDError: all that would stop the run: types that nobody has registered, a wrong root, an empty folder, a
+            window longer than the clips, a checkpoint that does not exist or does not fit.
     """
-    _find_type(MODEL_REGISTRY, opt["model_type"], "model_type")
+    problems = Problems("") if problems is None else problems
+    problems.attempt(["model_type"], _find_type, MODEL_REGISTRY, opt["model_type"], "model_type")
     if opt["model_type"] not in options.MODELS:
+        problems.raise_any()
         with forked_random():
             check_pairs(opt, lambda: _build_network(opt["network_g"], "network_g"))
         return
-    check_devices(opt)
-    _check_clock(opt)
-    _check_validation(opt.get("val") or {})
-    if (opt.get("logger") or {}).get("use_tb_logger") and importlib.util.find_spec("tensorboard") is None:
-        raise CSDError(
-            "logger.use_tb_logger: tensorboard is not installed; pip install tensorboard, or set it to false"
-        )
-
+    problems.attempt(["num_gpu", "train.distill_opt"], check_devices, opt)
+    problems.attempt(["train"], _check_clock, opt)
+    problems.attempt(["val"], _check_validation, opt.get("val") or {})
+    problems.attempt(["logger"], _check_logger, opt.get("logger") or {})
     if opt["is_train"]:
-        _check_keep_best(opt)
-    networks, interfaces = check_parts(opt)
+        problems.attempt(["logger", "val", "datasets"], _check_keep_best, opt)
+    networks, interfaces = check_parts(opt, problems)
+
     needed = ["network_g"]
     if distils(opt):
-        needed += [f"network_{label}" for label in read_distillation(opt).taught_by()]
-    _check_data(opt, {name: interfaces[name] for name in needed})
+        taught_by = problems.attempt(["train.distill_opt"], lambda: read_distillation(opt).taught_by())
+        needed += [f"network_{label}" for label in taught_by or ()]
+    _check_data(opt, {name: interfaces[name] for name in needed if name in interfaces}, problems)
+    needed = [name for name in needed if name in networks]
     if opt["is_train"]:
         with forked_random():
             for name in needed:
-                check_network(name, networks[name], interfaces[name], opt)
-    if distils(opt) and opt["datasets"]["train"]["type"] in options.DATASETS:
-        _check_features(opt, networks, interfaces)
+                problems.attempt(["datasets.train"], check_network, name, networks[name], interfaces[name], opt)
+    with_features = distils(opt) and problems.sound("datasets", "train.distill_opt", "network_t", *needed)
+    if with_features and opt["datasets"]["train"]["type"] in options.DATASETS:
+        problems.attempt([], _check_features, opt, networks, interfaces)
 
+    resumed = problems.attempt(["path"], compat.find_resume_state, opt) if opt["is_train"] else None
     for name in needed:
-        if not (name == "network_g" and opt["is_train"] and compat.find_resume_state(opt)[0]):
-            _check_checkpoint(opt["path"], name, networks[name])
+        if not (name == "network_g" and resumed and resumed[0]):
+            problems.attempt([f"path.pretrain_{name}"], _check_checkpoint, opt["path"], name, networks[name])
+    problems.raise_any()
 
 
-def check_parts(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Interface]]:
+def check_parts(
+    opt: Mapping[str, Any], problems: Problems | None = None
+) -> tuple[dict[str, nn.Module], dict[str, Interface]]:
     """What needs neither data nor checkpoints: types, networks, objective, optimizer and schedule.
 
     Returns the networks, with their interfaces. A run draws the random numbers that it would draw without this check.
-    Raises CSDError.
+    Raises CSDError, unless mistakes are added to `problems`; networks that cannot be built are left out then.
     """
-    _find_type(MODEL_REGISTRY, opt["model_type"], "model_type")
-    for key, content in opt["datasets"].items():
-        _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
-    _metrics(opt.get("val") or {})
+    found = Problems("") if problems is None else problems
+    found.attempt(["model_type"], _find_type, MODEL_REGISTRY, opt["model_type"], "model_type")
+    for key, content in opt["datasets"].items() if found.sound("datasets") else ():
+        where = f"datasets.{key}.type"
+        found.attempt([where], _find_type, DATASET_REGISTRY, content.get("type"), where)
+    found.attempt(["val"], _metrics, opt.get("val") or {})
+    networks, interfaces = {}, {}
     with forked_random():
-        networks, interfaces = build_networks(opt)
+        for name in network_names(opt):
+            network = found.attempt([name], _build_network, opt.get(name), name)
+            if network is None:
+                continue
+            section = f"interface_{name.removeprefix('network_')}"
+            interface = found.attempt([section], _interface, network, opt, name)
+            if interface is not None:
+                networks[name], interfaces[name] = network, interface
         if opt["is_train"] and opt["model_type"] in options.MODELS:
             if distils(opt):
-                checked_objective(read_distillation(opt))
-            _check_training(opt["train"], networks["network_g"])
+                found.attempt(["train.distill_opt"], _try_objective, opt)
+            # without a network that can be built, any shows whether optimizer and schedule can be
+            network = networks.get("network_g", nn.Linear(2, 2, bias=False))
+            _check_training(opt.get("train") or {}, network, found)
+    if problems is None:
+        found.raise_any()
     return networks, interfaces
+
+
+def network_names(opt: Mapping[str, Any]) -> list[str]:
+    """`network_g`, and in distillation the teachers."""
+    return ["network_g", *(f"network_{label}" for label in teacher_labels(opt) if distils(opt))]
 
 
 def build_networks(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Interface]]:
     """`network_g`, and in distillation the teachers, as the options describe them, with their interfaces."""
-    names = ["network_g"]
-    if distils(opt):
-        names += [f"network_{label}" for label in teacher_labels(opt)]
-    networks = {name: _build_network(opt[name], name) for name in names}
+    networks = {name: _build_network(opt[name], name) for name in network_names(opt)}
     return networks, {name: _interface(network, opt, name) for name, network in networks.items()}
 
 
@@ -121,6 +146,13 @@ def checked_objective(distillation: Distillation) -> Objective:
     objective = build_objective(distillation.objective)
     weighted_sum({term: torch.zeros(()) for term in objective.terms}, distillation.weights_at(1))
     return objective
+
+
+def _try_objective(opt: Mapping[str, Any]) -> None:
+    try:
+        checked_objective(read_distillation(opt))
+    except CSDError as error:
+        raise CSDError(f"train.distill_opt: {error}") from error
 
 
 def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], interfaces: dict[str, Interface]) -> None:
@@ -199,6 +231,13 @@ def _check_validation(val: dict[str, Any]) -> None:
             raise CSDError(f"val.baseline: {error}; test that network first, or leave val.baseline out") from error
 
 
+def _check_logger(logger: Mapping[str, Any]) -> None:
+    if logger.get("use_tb_logger") and importlib.util.find_spec("tensorboard") is None:
+        raise CSDError(
+            "logger.use_tb_logger: tensorboard is not installed; pip install tensorboard, or set it to false"
+        )
+
+
 def _check_keep_best(opt: Mapping[str, Any]) -> None:
     metric = opt["logger"].get("keep_best")
     if metric is None:
@@ -211,8 +250,9 @@ def _check_keep_best(opt: Mapping[str, Any]) -> None:
         raise CSDError(f"logger.keep_best: {metric!r} is unknown{suggestion(metric, known)}")
 
 
-def _try_optimizer(optim_type: Any, network: nn.Module, keywords: Mapping[str, Any]) -> None:
+def _try_optimizer(content: Mapping[str, Any], network: nn.Module) -> None:
     """Build it; some optimizers say only in their first step what they need."""
+    optim_type, keywords = content.get("type"), {key: value for key, value in content.items() if key != "type"}
     weights = [nn.Parameter(torch.zeros_like(weight)) for weight in network.parameters()]
     optimizer = build_optimizer(optim_type, weights, **keywords)
     closure = inspect.signature(optimizer.step).parameters.get("closure")
@@ -225,18 +265,22 @@ def _try_optimizer(optim_type: Any, network: nn.Module, keywords: Mapping[str, A
         raise CSDError(f"train.optim_g: {optim_type} cannot train network_g: {reason}; use Adam or AdamW")
 
 
-def _check_training(train: dict[str, Any], network: nn.Module) -> None:
-    loss = {key: value for key, value in train["pixel_opt"].items() if key != "type"}
-    loss_type = _find_type(LOSS_REGISTRY, train["pixel_opt"].get("type"), "train.pixel_opt.type")
-    built = _construct(loss_type, loss, "train.pixel_opt")
+def _check_training(train: dict[str, Any], network: nn.Module, problems: Problems) -> None:
+    problems.attempt(["train.pixel_opt"], _try_loss, train.get("pixel_opt"))
+    problems.attempt(["train.optim_g"], _try_optimizer, train.get("optim_g"), network)
+    problems.attempt(["train.scheduler", "train.total_iter"], _try_schedule, train, network)
+
+
+def _try_loss(content: dict[str, Any]) -> None:
+    loss = {key: value for key, value in content.items() if key != "type"}
+    built = _construct(_find_type(LOSS_REGISTRY, content.get("type"), "train.pixel_opt.type"), loss, "train.pixel_opt")
     try:
         check_loss(built, _LOSS_SIZE)
     except CSDError as error:
-        raise CSDError(f"train.pixel_opt: {train['pixel_opt']['type']}: {error}") from error
+        raise CSDError(f"train.pixel_opt: {content['type']}: {error}") from error
 
-    optimizer = {key: value for key, value in train["optim_g"].items() if key != "type"}
-    _try_optimizer(train["optim_g"].get("type"), network, optimizer)
 
+def _try_schedule(train: dict[str, Any], network: nn.Module) -> None:
     schedule = {key: value for key, value in train["scheduler"].items() if key != "type"}
     _construct(
         _find_type(SCHEDULERS, train["scheduler"].get("type"), "train.scheduler.type"),
@@ -250,35 +294,44 @@ def _check_training(train: dict[str, Any], network: nn.Module) -> None:
         )
 
 
-def _check_data(opt: dict[str, Any], interfaces: dict[str, Interface]) -> None:
+def _check_data(opt: dict[str, Any], interfaces: dict[str, Interface], problems: Problems) -> None:
+    if not problems.sound("datasets"):
+        return
     for key, content in opt["datasets"].items():
-        dataset_type = _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
-        if content["type"] not in options.DATASETS:
-            check_foreign_set(key, content, interfaces["network_g"].num_frame)
-            continue
-        check_role(key, content)
-        num_frame, num_target = content["num_frame"], content.get("num_target", 1)
-        reach = num_frame - num_target + 1
-        for name, interface in interfaces.items():
-            needed = interface.num_frame
-            if needed > reach and (name == "network_g" or content["phase"] == "train"):
-                raise CSDError(
-                    f"datasets.{key}: num_frame {num_frame} with num_target {num_target} gives windows of "
-                    f"{reach} frames, {name} needs {needed}; set num_frame to at least {num_frame + needed - reach}"
-                )
-        try:
-            dataset = dataset_type(content)
-        except CSDError as error:
-            raise CSDError(f"datasets.{key}: {error}") from error
+        size = problems.attempt([f"datasets.{key}"], _check_set, key, content, interfaces)
         if content["phase"] == "train":
-            _check_loader(len(dataset), content, opt)
+            needs = [f"datasets.{key}", "train.total_iter", "train.accumulate", "num_gpu"]
+            problems.attempt(needs, _check_loader, size, content, opt)
 
 
-def _check_loader(num_clip: int, content: dict[str, Any], opt: dict[str, Any]) -> None:
-    if content.get("persistent_workers") and not content["num_worker_per_gpu"]:
+def _check_set(key: str, content: dict[str, Any], interfaces: dict[str, Interface]) -> int | None:
+    """Find a data set's frames. Returns the number of its clips, as far as it is one of ours."""
+    dataset_type = _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
+    if content["type"] not in options.DATASETS:
+        if "network_g" in interfaces:
+            check_foreign_set(key, content, interfaces["network_g"].num_frame)
+        return None
+    check_role(key, content)
+    num_frame, num_target = content["num_frame"], content.get("num_target", 1)
+    reach = num_frame - num_target + 1
+    for name, interface in interfaces.items():
+        needed = interface.num_frame
+        if needed > reach and (name == "network_g" or content["phase"] == "train"):
+            raise CSDError(
+                f"datasets.{key}: num_frame {num_frame} with num_target {num_target} gives windows of "
+                f"{reach} frames, {name} needs {needed}; set num_frame to at least {num_frame + needed - reach}"
+            )
+    try:
+        return len(dataset_type(content))
+    except CSDError as error:
+        raise CSDError(f"datasets.{key}: {error}") from error
+
+
+def _check_loader(num_clip: int | None, content: dict[str, Any], opt: dict[str, Any]) -> None:
+    if content.get("persistent_workers") and not content.get("num_worker_per_gpu"):
         raise CSDError("datasets.train: persistent_workers needs num_worker_per_gpu of 1 or more; switch it off")
     parts = opt["train"].get("accumulate", 1)
-    if parts > content["batch_size_per_gpu"]:
+    if parts > content.get("batch_size_per_gpu", 1):
         raise CSDError(
             f"train.accumulate: {parts} parts of batches of {content['batch_size_per_gpu']} clips; batch_size_per_gpu "
             f"is the whole batch: raise it, or lower train.accumulate"
@@ -286,6 +339,8 @@ def _check_loader(num_clip: int, content: dict[str, Any], opt: dict[str, Any]) -
     if content.get("prefetch_mode") == "cuda" and not (content.get("pin_memory") and opt["num_gpu"]):
         raise CSDError("datasets.train: prefetch_mode: cuda needs pin_memory: true and a GPU; leave it out")
 
+    if num_clip is None:
+        return
     # The toolbox drops an epoch's last, smaller batch, but counts its epochs as if it did not, and stops early.
     ratio = content.get("dataset_enlarge_ratio", 1)
     batch = content["batch_size_per_gpu"]
@@ -317,9 +372,10 @@ def _construct(cls: type, keywords: dict[str, Any], where: str) -> Any:
     try:
         return cls(**keywords)
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
-        if isinstance(error, CSDError) or out_of_memory(error):
+        if out_of_memory(error):
             raise
-        raise CSDError(f"{where}: {error or type(error).__name__}; check its values") from error
+        advice = "" if isinstance(error, CSDError) else "; check its values"
+        raise CSDError(f"{where}: {error or type(error).__name__}{advice}") from error
 
 
 def _build_network(content: dict[str, Any], where: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import warnings
 from collections import OrderedDict
@@ -53,8 +54,6 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     """Of the epoch, by all processes; 0 where the data set does not say."""
     _saved: tuple[int, int] = (-1, -1)
     """Epoch and iteration of the latest state."""
-    part = 0
-    """Of the batch: which of the `accumulate` parts is computed."""
     skipped = 0
     """Batches of this run whose loss or gradient was not finite."""
 
@@ -151,14 +150,14 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         sums: dict[str, Tensor] = {}
         shares: dict[str, float] = {}
         finite, stop = True, 0
-        for self.part, (self.lq, self.gt) in enumerate(parts):
-            share, last = len(self.lq) / len(lq), self.part == len(parts) - 1
+        for number, (self.lq, self.gt) in enumerate(parts, start=1):
+            share, last = len(self.lq) / len(lq), number == len(parts)
             with ExitStack() as stack:
                 if not last:  # the last part's backward adds the gradients of all processes
                     for network in self.synchronised_networks():
                         stack.enter_context(network.no_sync())
                 losses, scalars = self.compute_losses(current_iter)
-                total = sum(losses.values())
+                total = torch.stack(list(losses.values())).sum()
                 finite = finite and bool(torch.isfinite(total))
                 if last:
                     finite, stop = self._agree(finite)
@@ -443,9 +442,11 @@ def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any
 def save_atomically(content: Any, path: Path) -> None:
     """torch.save to a temporary name in the same folder, to the disk, then rename. Raises CSDError."""
     try:
-        with replacing(path, synced=True) as draft, draft.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
+        # By way of memory: where a write fails in the middle, torch's writer ends the whole process.
+        file = io.BytesIO()
+        torch.save(content, file)
+        with replacing(path, synced=True) as draft:
+            draft.write_bytes(file.getbuffer())
     except OSError as error:
         raise CSDError(
             f"{path}: cannot be written ({error.strerror or error}); make room there and resume with --auto_resume"

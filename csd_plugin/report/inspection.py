@@ -21,22 +21,25 @@ from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.errors import CSDError
 from csd_plugin.models.preflight import check_parts, checked_objective
 from csd_plugin.options import distils
+from csd_plugin.problems import Problems
 from csd_plugin.report.complexity import complexity
 
 
-def inspect(opt: Mapping[str, Any], *, size: int | None = None, all_layers: bool = False) -> str:
+def inspect(opt: Mapping[str, Any], problems: Problems, *, size: int | None = None, all_layers: bool = False) -> str:
     """The report, as text of several lines.
 
     Args:
-        opt: options that `check_options` has passed, with `is_train`.
+        opt: options, with `is_train`.
+        problems: what has been found in them.
         size: of the crops, by default the training set's, or 128.
         all_layers: list the layers that can be tapped, with their outputs' shapes.
 
     Raises:
-        CSDError: what `check_parts` finds, layers that are not there, windows that do not fit.
+        CSDError: all problems, and what `check_parts` finds; layers that are not there, windows that do not fit.
     """
+    networks, interfaces = check_parts(opt, problems)
+    problems.raise_any()
     clips = clips_of(opt, size)
-    networks, interfaces = check_parts(opt)
     taps: Mapping[str, list[str] | None] = {}
     distillation = read_distillation(opt) if distils(opt) else None
     if distillation is not None and checked_objective(distillation).needs_features:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from csd_plugin.archs import presets_of
@@ -23,6 +22,7 @@ from csd_plugin.data.video import open_reader
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.inference.facts import study
 from csd_plugin.inference.runner import Derainer
+from csd_plugin.limited_yaml import read_yaml
 from csd_plugin.metrics.protocols import PROTOCOLS, score_frame
 from csd_plugin.metrics.results import load_results
 from csd_plugin.report.complexity import complexity
@@ -49,9 +49,9 @@ def read_facts(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
     try:
-        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CSDError(f"--facts {path}: cannot be read as YAML ({type(error).__name__})") from error
+        facts = read_yaml(path)
+    except CSDError as error:
+        raise CSDError(f"--facts {error}") from error
     if not isinstance(facts, dict) or not all(isinstance(text, str) for text in facts.values()):
         raise CSDError(f"--facts {path}: give texts: {', '.join(TEXTS)}")
     facts = under_todays_keys(facts)

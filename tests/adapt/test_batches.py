@@ -7,9 +7,10 @@ import itertools
 import pytest
 import torch
 
-from csd_plugin.adapt.batches import TARGETS, Batches, other_pairs
+from csd_plugin.adapt.batches import TARGETS, Batches, _ended, other_pairs
 from csd_plugin.adapt.learning import rate_at
 from csd_plugin.data.datasets.rendered_rain import RenderedRainDataset
+from csd_plugin.data.windows import reflect_indices
 
 
 class Numbers:
@@ -22,14 +23,16 @@ class Numbers:
         return 5
 
     def __getitems__(self, drawn):
-        return [{"lq": torch.full((1,), self.value), "gt": torch.tensor([place.epoch, place.item])} for place in drawn]
+        return [
+            {"lq": torch.full((TARGETS,), self.value), "gt": torch.tensor([place.epoch, place.item])} for place in drawn
+        ]
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.3, 1.0])
 def test_the_share_of_other_pairs_is_kept_in_the_long_run(keep):
     batches = Batches(Numbers(0.0), Numbers(1.0), keep=keep, clips=3, seed=0)
     seen = torch.cat([batch.rainy for batch in itertools.islice(batches.since(0), 100)])
-    assert len(seen) == 300 and seen.sum() == pytest.approx(300 * keep, abs=1)
+    assert len(seen) == 300 and seen[:, 0].sum() == pytest.approx(300 * keep, abs=1)
 
 
 def test_every_sample_comes_once_in_an_epoch():
@@ -44,6 +47,14 @@ def test_an_interrupted_run_has_the_batches_that_it_would_have_had():
     resumed = list(itertools.islice(Batches(Numbers(0.0), Numbers(1.0), keep=0.3, clips=3, seed=0).since(4), 5))
     for one, other in zip(through[4:], resumed, strict=True):
         assert torch.equal(one.rainy, other.rainy) and torch.equal(one.clean, other.clean)
+
+
+def test_now_and_then_a_clip_ends_with_its_last_target():
+    """As at the end of a video, whose frames are reflected; reversed clips begin so."""
+    frames = torch.arange(7.0).view(7, 1, 1, 1)  # windows of 5 frames: the targets are 2, 3 and 4
+    assert _ended(frames).flatten().tolist() == [0, 1, 2, 3, 4, 3, 2]
+    assert _ended(frames)[2:].flatten().tolist() == reflect_indices(4, 5, 5)  # what inference does
+    assert torch.equal(_ended(frames[:3]), frames[:3])  # a network of single frames
 
 
 def test_pairs_and_clean_clips_are_told_apart_by_their_names(tiny_rain, tmp_path):

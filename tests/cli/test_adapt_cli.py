@@ -39,13 +39,13 @@ def work(tmp_path, monkeypatch):
     return tmp_path
 
 
-def adapt(*more, minutes="0.05"):
+def adapt(*more, minutes="0.01"):
     files = ["garden", "--teacher", "teacher.pth", "--student", "student.pth", "--out", "garden.pth"]
     return main(["adapt", *files, "--minutes", minutes, "--rate", "0.01", "--device", "cpu", *more])
 
 
 def test_from_rain_to_a_network_that_derains(work, capsys):
-    assert adapt() == 0
+    assert adapt(minutes="0.05") == 0
     said = capsys.readouterr().out
     before, after = (float(word) for word in said.split("PSNR to the teacher: ")[1].split()[:4:3])
     assert before == pytest.approx(21.3, abs=0.3) and after > before + 1  # a tenth of the luma, 219 levels
@@ -121,7 +121,7 @@ def test_an_interrupted_student_leaves_its_best_and_is_continued(work, capsys, m
 
 def test_what_did_not_help_is_not_shipped(work, capsys, monkeypatch):
     monkeypatch.setattr(run, "_nearness", lambda network, *_: -float(network.tail.bias[0] < 0.1))
-    assert adapt(minutes="0.02") == 0
+    assert adapt() == 0
     assert "the checkpoint holds the student as it was" in capsys.readouterr().out
     student, kept = (load_network(work / name).state_dict() for name in ("student.pth", "garden.pth"))
     assert all(torch.equal(student[name], kept[name]) for name in student)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import yaml
 from toolbox import changed, distill_options, scoring_options
 
 from csd_plugin.cli import main
+
+OPTIONS = Path(__file__).resolve().parents[2] / "options"
 
 
 @pytest.fixture
@@ -175,13 +178,103 @@ def test_a_test_file(inspect, tmp_path):
     ("content", "words"),
     [
         ("a: [", "cannot be read as an option file"),
-        ({"name": "x"}, "model_type is missing"),
         (changed(options(), {"train.distill_opt.taps": {"student": ["conv99"]}}), "'conv99': SLDNet has no such layer"),
         (changed(options(), {"network_g.preset": "student9"}), "unknown preset 'student9'"),
     ],
 )
-def test_mistakes_are_one_line(inspect, content, words):
+def test_a_mistake_is_one_line(inspect, content, words):
     status, _, err = inspect(content)
     assert status == 2
     assert words in err
     assert err.count("\n") == 1
+
+
+def test_all_mistakes_are_listed_with_their_lines(inspect):
+    """Of form and of content, in every section, in the order of the file."""
+    wrong = options(
+        **{
+            "datasets.train.gt_sise": 3,
+            "datasets.train.split": "tests",
+            "network_g.preset": "student9",
+            "network_t.num_feet": 4,
+            "train.ema_decya": 0.5,
+            "train.optim_g.type": "Adan",
+            "train.scheduler.gama": 1,
+            "train.pixel_opt.type": "PyramidLoss",
+            "train.distill_opt.weights.spatial": "1e-1",
+            "train.distill_opt.hiden": 4,
+            "logger.print_freq": 0,
+        }
+    )
+    status, out, err = inspect(wrong)
+    assert status == 2 and not out
+    text = yaml.safe_dump(wrong)
+    lines = err.splitlines()
+    assert lines[0] == "csd inspect: error: x.yml: 11 problems"
+    for key, words in {
+        "gt_sise": "datasets.train.gt_sise is unknown; did you mean gt_size?",
+        "split": "datasets.train.split is 'tests'",
+        "preset": "network_g: SLDNet: unknown preset 'student9'",
+        "num_feet": "network_t.num_feet is unknown; did you mean num_feat?",
+        "ema_decya": "train.ema_decya is unknown; did you mean ema_decay?",
+        "type: Adan": "train.optim_g.type: 'Adan' is not in torch.optim",
+        "gama": "train.scheduler.gama is unknown; did you mean gamma?",
+        "type: PyramidLoss": "train.pixel_opt.type: 'PyramidLoss' is unknown; did you mean PyramidSSIMLoss?",
+        "spatial": "train.distill_opt.weights.spatial is '1e-1'",
+        "hiden": "train.distill_opt.hiden is unknown; did you mean hidden?",
+        "print_freq": "logger.print_freq is 0",
+    }.items():
+        [line] = [line for line in lines if words in line]
+        number = int(line.split("x.yml: line ")[1].split(":")[0])
+        there = text.splitlines()[number - 1]
+        assert key in there or (key == "preset" and "network_g" in there)
+    numbers = [int(line.split("line ")[1].split(":")[0]) for line in lines[1:]]
+    assert numbers == sorted(numbers)
+
+
+# ---------------------------------------------------------------------- the schema
+@pytest.fixture(scope="module")
+def validator():
+    jsonschema = pytest.importorskip("jsonschema", reason="the checks of the schema need jsonschema")
+    made = json.loads((OPTIONS / "schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(made)
+    return jsonschema.Draft202012Validator(made)
+
+
+def test_the_schema_is_of_now(capsys):
+    assert main(["inspect", "--schema"]) == 0
+    # else: csd inspect --schema > options/schema.json
+    assert capsys.readouterr().out == (OPTIONS / "schema.json").read_text()
+
+
+def test_the_schema_takes_every_option_file(validator):
+    files = [path for path in OPTIONS.rglob("*.yml") if not path.is_relative_to(OPTIONS / "matrix")]
+    assert len(files) > 20
+    for path in files:
+        content = yaml.safe_load(path.read_text())
+        if "rows" not in content:
+            assert not list(validator.iter_errors(content)), path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"network_g.num_feet": 4},
+        {"network_t.num_feat": "4"},
+        {"datasets.train.gt_size": 0},
+        {"datasets.trian": {}},
+        {"train.ema_decay": 1.5},
+        {"train.distill_opt.type": "CDS"},
+        {"train.distill_opt.weights.spatial": "0.1"},
+        {"train.optim_g.lr": -1},
+        {"num_gpu": "all"},
+    ],
+    ids=str,
+)
+def test_the_schema_refuses_what_the_checks_refuse(validator, changes):
+    assert validator.is_valid(options())
+    assert not validator.is_valid(changed(options(), changes))
+
+
+def test_the_schema_takes_other_peoples_models(validator):
+    assert validator.is_valid(options() | {"model_type": "SRModel", "network_g": {"any": 1}})

@@ -225,13 +225,13 @@ def test_seeded_faults_are_caught(launcher, tiny_rain, tiny_teacher, monkeypatch
 #: At most, per step: by objective, of the paper's student1 and teacher with L = 5 in bf16. What is launched depends on
 #: neither widths nor sizes.
 LAUNCHES = {
-    "none": 720,
-    "CSD": 3200,
-    "SRKD": 1150,
-    "STD": 1300,
-    "FAKD": 1200,
-    "OutputDistillation": 1150,
-    "TeacherTruthBlend": 1150,
+    "none": 430,
+    "CSD": 1750,
+    "SRKD": 550,
+    "STD": 740,
+    "FAKD": 600,
+    "OutputDistillation": 550,
+    "TeacherTruthBlend": 550,
 }
 
 

@@ -154,7 +154,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def check_devices(name: str, args: Any, tensors: list[torch.Tensor], on_gpu: list[GPUTensor]) -> None:
-    """As a GPU's kernels do: all operands on one device, but for single numbers that torch takes from the host."""
+    """As a GPU's kernels do: all operands on one device; single numbers may be the host's, where torch takes them."""
     others = [tensor for tensor in tensors if not isinstance(tensor, GPUTensor)]
     wrong = [t for t in others if t.dim() > 0 and not (name in INDEXING and t is not args[0])]
     if name in ("aten::cat", "aten::stack"):

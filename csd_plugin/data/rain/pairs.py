@@ -23,6 +23,7 @@ from csd_plugin.data.rain.params import RainParams
 from csd_plugin.data.rain.renderer import clip_renderer
 from csd_plugin.data.video import open_reader, open_writer
 from csd_plugin.errors import CSDError
+from csd_plugin.plain import parse_json, read_text
 
 _MOST_VARIANTS = 999
 _COPIED_SUFFIXES = {".jpg", ".jpeg", ".png"}
@@ -127,7 +128,7 @@ def _remember(path: Path, options: PairOptions) -> None:
     new = options.record()
     if path.exists():
         try:
-            old = json.loads(path.read_text())
+            old = parse_json(read_text(path))
         except ValueError:
             raise CSDError(
                 f"{path}: is not valid JSON: remove it, and the folders whose options it describes"

@@ -188,7 +188,7 @@ class Filling:
         stem, suffix = split_key(key)
         value = frame.tobytes()
         digest = hashlib.sha256(value).hexdigest()
-        self._waiting.append((stem, Record(suffix, *frame.shape[:2], len(value), digest, digest), value))
+        self._waiting.append((stem, Record(suffix, frame.shape[0], frame.shape[1], len(value), digest, digest), value))
         self.there.add(key)
         if sum(len(data) for _, _, data in self._waiting) >= _BATCH:
             self.flush()

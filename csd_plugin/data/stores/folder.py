@@ -91,7 +91,7 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
                     if entry.is_dir():
                         if not entry.name.startswith((".", "__MACOSX")) and not entry.name.endswith(LMDB_SUFFIXES):
                             subfolders.append(entry.name)
-                    else:
+                    elif entry.is_file():  # a pipe or device would be waited for
                         files.append(entry.name)
         except OSError as error:
             raise CSDError(f"{root / folder}: cannot be listed ({error.strerror}): fix its permissions") from error

@@ -30,6 +30,7 @@ import numpy as np
 
 from csd_plugin.data.stores.interface import DecodingStore, FrameStore
 from csd_plugin.errors import CSDError
+from csd_plugin.plain import parse_json
 
 try:
     import lmdb
@@ -106,14 +107,18 @@ def parse_header(data: bytes, folder: Path) -> Header:
 def parse_record(data: bytes, folder: Path) -> Record:
     """Raises CSDError, beginning with the store's folder, for what is no record."""
     try:
-        return Record(**_parse_json(data, folder))
+        record = Record(**_parse_json(data, folder))
     except TypeError as error:
         raise _damaged(folder) from error
+    texts, numbers = (record.suffix, record.source, record.value), (record.height, record.width, record.size)
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
+        raise _damaged(folder)
+    return record
 
 
 def _parse_json(data: bytes, folder: Path) -> dict[str, Any]:
     try:
-        content = json.loads(data)
+        content = parse_json(bytes(data))
     except ValueError as error:
         raise _damaged(folder) from error
     if not isinstance(content, dict):

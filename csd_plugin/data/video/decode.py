@@ -16,6 +16,7 @@ import av
 import numpy as np
 from av.stream import Disposition
 
+from csd_plugin.data.images import MOST_PIXELS
 from csd_plugin.data.video.clock import Clock
 from csd_plugin.data.video.colours import Colours, Light, carried, has_alpha, to_rgb, turns_sideways
 from csd_plugin.data.video.complete import extent_of
@@ -65,6 +66,7 @@ class VideoReader(FrameReader):
                 raise CSDError(f"{path}: no video in this file that can be decoded; is it complete, and a video?")
             self._stream = pictures[0]
             self._stream.thread_type = "AUTO"
+            self._stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
             self.fps = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
             self.time_base = self._stream.time_base or 1 / self.fps
             # Seconds at which the file's own clock shows the clip's start; often not 0, as in MPEG-TS.

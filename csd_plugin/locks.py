@@ -1,0 +1,38 @@
+"""Two commands of one machine do not write to one output at the same time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from csd_plugin.errors import CSDError
+
+
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Inside, no other process has the same output, by whatever spelling. Raises CSDError where one has it now.
+
+    The lock is the system's, which ends it with its process, however that ends; its file is with other temporary ones,
+    so that nothing is left next to the output.
+    """
+    name = hashlib.sha256(os.fsencode(os.path.realpath(output))).hexdigest()
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    folder = Path(tempfile.gettempdir(), f"csd_plugin_locks{user}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise CSDError(
+            f"{output}: another command is writing there now; wait until it has ended, or give another output"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,128 @@
+"""All that is wrong with an option file, as one error: every problem with its file, line and key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from csd_plugin.errors import CSDError, suggestion
+from csd_plugin.limited_yaml import LimitedLoader
+
+_KEY = re.compile(r"\w+(\.[\w/-]+)*")
+_MOST_SHOWN = 100
+
+T = TypeVar("T")
+
+
+class ProblemsError(CSDError):
+    """The problems of one file: one line for one problem, else a line that counts them and one for each."""
+
+    def __init__(self, source: str, lines: list[str]) -> None:
+        self.lines = lines
+        more = [f"{source}: and {len(lines) - _MOST_SHOWN} more"] if len(lines) > _MOST_SHOWN else []
+        shown = [*lines[:_MOST_SHOWN], *more]
+        super().__init__("\n".join(shown if len(lines) == 1 else [f"{source}: {len(lines)} problems", *shown]))
+
+
+class Problems:
+    """What has been found so far; each begins with the path of its key, `train.optim_g.lr is -1: ..`.
+
+    source: the file they are in, where their lines are looked up.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._found: dict[str, list[str]] = {}
+        self._placed: list[tuple[int, str]] = []
+        self._meant: set[str] = set()
+
+    def add(self, key: str, text: str, meant: Iterable[str] = ()) -> None:
+        """`text` as the user reads it, with the key; nothing where a mistyped key is the reason.
+
+        meant: the right keys, where this one is mistyped.
+        """
+        if key not in self._meant and text not in self._found.get(key, []):
+            self._found.setdefault(key, []).append(text)
+        self._meant.update(meant)
+
+    def add_at(self, line: int, text: str) -> None:
+        """What has a line and no key of its own."""
+        self._placed.append((line, text))
+
+    def __bool__(self) -> bool:
+        return bool(self._found or self._placed)
+
+    def unknown(self, prefix: str, key: str, known: Collection[str]) -> None:
+        """A key of the section `prefix` (`train.`) that it does not have."""
+        meant = [f"{prefix}{name}" for name in difflib.get_close_matches(key, known, 1)]
+        self.add(f"{prefix}{key}", f"{prefix}{key} is unknown{suggestion(key, known)}", meant)
+
+    def sound(self, *sections: str) -> bool:
+        """Whether nothing has been found in these sections, what holds them, or what they should have been."""
+        return not any(_meet(section, key) for section in sections for key in (*self._found, *self._meant))
+
+    def attempt(self, needs: Iterable[str], function: Callable[..., T], *arguments: Any, **keywords: Any) -> T | None:
+        """Call the function if the sections that it needs are sound; a CSDError of it is a problem, too."""
+        if not self.sound(*needs):
+            return None
+        try:
+            return function(*arguments, **keywords)
+        except ProblemsError:
+            raise
+        except CSDError as error:
+            text = str(error)
+            key = _KEY.match(text)
+            self.add(key[0] if key else "", text)
+            return None
+
+    def raise_any(self) -> None:
+        """Raise ProblemsError with all that has been found, in the order of the file."""
+        if not self:
+            return
+        lines = _Lines(self.source)
+        placed: list[tuple[int | None, str]] = [*self._placed]
+        placed += [(lines.of(key), text) for key, texts in self._found.items() for text in texts]
+        placed.sort(key=lambda place: place[0] or 0)
+        where = ((f"{self.source}: line {line}" if line else self.source, text) for line, text in placed)
+        raise ProblemsError(self.source, [f"{place}: {text}" for place, text in where])
+
+
+def _meet(one: str, other: str) -> bool:
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
+
+
+class _Lines:
+    """Where the keys of a file are; nowhere, of what is no file."""
+
+    def __init__(self, source: str) -> None:
+        self._root: yaml.Node | None = None
+        try:
+            with Path(source).open(encoding="utf-8") as file:
+                self._root = LimitedLoader(file).get_single_node()
+        except (OSError, ValueError, yaml.YAMLError):
+            pass
+
+    def of(self, key: str) -> int | None:
+        """The line of a key, or of the innermost section around it that is there."""
+        node, line = self._root, None
+        for part in key.split("."):
+            node, mark = _inner(node, part)
+            if mark is None:
+                break
+            line = mark.line + 1
+        return line
+
+
+def _inner(node: yaml.Node | None, part: str) -> tuple[yaml.Node | None, yaml.Mark | None]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if getattr(key, "value", None) == part:
+                return value, key.start_mark
+    if isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+        return node.value[int(part)], node.value[int(part)].start_mark
+    return None, None

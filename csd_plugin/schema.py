@@ -1,0 +1,96 @@
+"""Option files as a JSON Schema, by which editors complete keys and mark mistakes as they are typed.
+
+It is made of the same sections as the checks before a run, which find more: near misses in the toolbox's sections, and
+what sections say of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from csd_plugin import options
+
+Schema = dict[str, Any]
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def schema() -> Schema:
+    """The schema of files of our models; those of other models pass as far as the toolbox itself needs them."""
+    networks = _typed({name: options.section_of(cls) for name, cls in options.NETWORKS.items()})
+    datasets = _typed({name: options.dataset_section(cls) for name, cls in options.DATASETS.items()})
+    losses = _typed({name: options.section_of(cls) for name, cls in options.LOSSES.items()})
+    objectives = _typed({name: options.objective_section(name) for name in options.OBJECTIVES}, closed=True)
+    objectives["properties"] |= {
+        "taps": _of(options.TapsSection),
+        "weights": {"additionalProperties": {"anyOf": [{"type": "number"}, _of(options.WeightSection)]}},
+    }
+    train = _of(options.TrainSection)
+    train["properties"] |= {
+        "optim_g": _of(options.OptimizerSection),
+        "scheduler": _of(options.SchedulerSection),
+        "pixel_opt": losses,
+        "distill_opt": objectives,
+    }
+    ours = _of(options.RunSection)
+    ours["properties"] |= {
+        "model_type": {"enum": list(options.MODELS)},
+        "datasets": {
+            "type": "object",
+            "patternProperties": {"^(train|val|test)(_.*)?$": datasets},
+            "additionalProperties": False,
+        },
+        "path": _of(options.PathSection),
+        "train": train,
+        "val": {"anyOf": [_of(options.ValSection), {"type": "null"}]},
+        "logger": _of(options.LoggerSection),
+    }
+    for key in ("network_t", "interface_g", "interface_t"):  # those of all teachers follow
+        del ours["properties"][key]
+    ours["properties"]["network_g"] = networks
+    ours["patternProperties"] = {
+        r"^network_t\d*$": {"anyOf": [networks, {"type": "null"}]},
+        r"^interface_(g|t\d*)$": {"anyOf": [_of(options.InterfaceSection), {"type": "null"}]},
+    }
+    of_ours = {"properties": {"model_type": {"enum": list(options.MODELS)}}, "required": ["model_type"]}
+    return {
+        "$schema": _DIALECT,
+        "title": "csd-plugin option file",
+        "type": "object",
+        "if": of_ours,
+        "then": ours,
+        "else": _of(options.FileSection),
+    }
+
+
+def _of(section: type[BaseModel]) -> Schema:
+    """A section's own schema, without the titles that pydantic makes of names."""
+    made = section.model_json_schema()
+    assert "$defs" not in made  # sections hold no other sections
+    return _without_titles(made)
+
+
+def _without_titles(content: Any) -> Any:
+    if isinstance(content, list):
+        return [_without_titles(inner) for inner in content]
+    if not isinstance(content, dict):
+        return content
+    return {key: _without_titles(inner) for key, inner in content.items() if key != "title" or isinstance(inner, dict)}
+
+
+def _typed(sections: Mapping[str, type[BaseModel]], *, closed: bool = False) -> Schema:
+    """A section that its `type` describes; other packages' types pass, unless there are none (`closed`)."""
+    names = {"enum": list(sections)}
+    known = names if closed else {"anyOf": [names, {"type": "string"}]}
+    return {
+        "type": "object",
+        "properties": {"type": known},
+        "required": ["type"],
+        "allOf": [
+            {"if": {"properties": {"type": {"const": name}}, "required": ["type"]}, "then": _of(section)}
+            for name, section in sections.items()
+        ],
+    }

@@ -1,0 +1,167 @@
+"""Kill a distillation run at random moments, resume it each time, and compare the student with an undisturbed run's.
+
+    python tools/kill_resume.py --kills 30 --seed 0
+
+The networks are tiny, and every step is saved: kills (SIGKILL, of the run and its loader's workers) meet all
+that a run does: start, step, writing, validation. After every kill each checkpoint and state must be whole.
+The exit status is 1 if one is not, or if a file of the final network, the cells or the state differs in a bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+LONGEST = 3.0
+"""Seconds from the first step to a kill, at most; a third of the kills come while the run starts."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="of the whole run (default: 12 for each kill)")
+    parser.add_argument("--work", type=Path, help="folder for the files (default: a temporary one)")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(dir=args.work) as work:
+        return compare(args.kills, random.Random(args.seed), args.steps or 12 * args.kills, Path(work))
+
+
+def compare(kills: int, rng: random.Random, steps: int, work: Path) -> int:
+    whole, killed = work / "whole", work / "killed"
+    options = make_options(work, steps)
+    for folder in (whole, killed):
+        folder.mkdir()
+        (folder / "options.yml").write_text(options)
+    if finish(whole) != 0:
+        return 1
+    damaged = 0
+    for number in range(1, kills + 1):
+        if not kill_once(killed, rng):
+            print(f"the run had ended before kill {number}; raise --steps", file=sys.stderr)
+            return 1
+        newest, bad = look(killed)
+        damaged += bad
+        print(f"kill {number}: newest state {newest}, {bad} damaged files", flush=True)
+    if finish(killed) != 0:
+        return 1
+    same = final(whole) == final(killed)
+    print(f"{kills} kills, {damaged} damaged files; the student is {'the same' if same else 'ANOTHER'}, bit for bit")
+    return 0 if same and not damaged else 1
+
+
+def make_options(work: Path, steps: int) -> str:
+    import torch
+    import yaml
+    from synthetic import TEST, TRAIN, write_ntu_rain
+    from toolbox import distill_options, scored_set
+
+    from csd_plugin.archs.sldnet import SLDNet
+
+    clips = {f"{TRAIN}/t1": ("GT", "Rain_01"), f"{TRAIN}/t2": ("GT", "Rain_01"), f"{TEST}/a1": ("GT", "Rain")}
+    data = write_ntu_rain(work / "data", frames=9, height=30, width=40, clips=clips)
+    torch.manual_seed(1)
+    teacher = work / "teacher.pth"
+    torch.save({"params_ema": SLDNet(preset="teacher", num_feat=4).state_dict()}, teacher)
+    options: dict[str, Any] = distill_options(
+        data, teacher, **{"train.total_iter": steps, "datasets.val": scored_set(data)}
+    )
+    options["val"] = {"val_freq": 7, "save_img": False, "pbar": False}
+    options["datasets"]["train"] |= {"num_worker_per_gpu": 1, "dataset_enlarge_ratio": 50}
+    options["logger"] |= {"save_checkpoint_freq": 1, "keep_checkpoints": 3}
+    return yaml.safe_dump(options, sort_keys=False)
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "csd_plugin.train", "-opt", "options.yml", "--auto_resume"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(folder: Path) -> int:
+    """Train to the end; the status."""
+    process = start(folder)
+    _, said = process.communicate()
+    if process.returncode:
+        print(said[-2000:], file=sys.stderr)
+    return process.returncode
+
+
+def kill_once(folder: Path, rng: random.Random) -> bool:
+    """Start or resume the run and kill it with its workers; False where it has ended by itself."""
+    process = start(folder)
+    assert process.stderr is not None
+    if rng.random() < 1 / 3:
+        time.sleep(rng.uniform(0, LONGEST))
+    else:
+        for line in process.stderr:
+            if re.search(r"iter: +\d+, lr", line):  # the first step is logged
+                break
+        time.sleep(rng.uniform(0, LONGEST))
+    ended = process.poll() is not None
+    if not ended:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return not ended
+
+
+def look(folder: Path) -> tuple[str, int]:
+    """The newest state, and how many of the files that have their names cannot be read."""
+    from csd_plugin.archs.checkpoint import load_plain
+    from csd_plugin.compat import saved_states
+    from csd_plugin.errors import CSDError
+
+    experiment, bad = folder / "experiments" / "run", 0
+    for path in [*experiment.glob("models/[!.]*.pth"), *experiment.glob("training_states/[!.]*.state")]:
+        try:
+            load_plain(path, "file")
+        except CSDError as error:
+            print(error, file=sys.stderr)
+            bad += 1
+    states = saved_states(experiment / "training_states")
+    return (states[0].name if states else "none"), bad
+
+
+def final(folder: Path) -> dict[str, Any]:
+    """What the run has left: every tensor's bytes, by file and name."""
+    import torch
+
+    experiment = folder / "experiments" / "run"
+    files = sorted(experiment.glob("models/*_latest.pth"))
+    contents = {path.name: torch.load(path, weights_only=True) for path in files}
+    newest = max(experiment.glob("training_states/*.state"), key=lambda path: int(path.stem))
+    contents["state"] = torch.load(newest, weights_only=True)
+    return {name: as_bytes(content) for name, content in contents.items()}
+
+
+def as_bytes(content: Any) -> Any:
+    import torch
+
+    if isinstance(content, torch.Tensor):
+        return content.dtype, tuple(content.shape), content.numpy().tobytes()
+    if isinstance(content, dict):
+        return {key: as_bytes(value) for key, value in content.items()}
+    return [as_bytes(value) for value in content] if isinstance(content, (list, tuple)) else content
+
+
+if __name__ == "__main__":
+    sys.exit(main())
