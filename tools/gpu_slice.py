@@ -288,7 +288,7 @@ def train(networks: Sequence[Network], length: float) -> None:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if process.returncode not in (0, 128 + signal.SIGTERM):
+        if process.returncode not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):  # the last: it had ended by itself
             network.note = f"training failed with status {process.returncode}: {last_error(network)}"
         keep_newest(network)
     say(f"{len(chosen)} networks trained for {time.monotonic() - began:.0f} s")
