@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from csd_plugin.errors import CSDError
 
 
@@ -21,6 +19,8 @@ def alone(output: Path) -> Iterator[None]:
     The lock is the system's, which ends it with its process, however that ends; its file is with other temporary ones,
     so that nothing is left next to the output.
     """
+    from filelock import FileLock, Timeout  # `csd link` works in environments without anything, to say what is missing
+
     name = hashlib.sha256(os.fsencode(os.path.realpath(output))).hexdigest()
     user = os.getuid() if hasattr(os, "getuid") else ""
     folder = Path(tempfile.gettempdir(), f"csd_plugin_locks{user}")

@@ -496,7 +496,7 @@ def gradients(monitor):
     # of one step, exchanged between the processes
     model.distiller.monitor = monitor
     model.optimizer_g.zero_grad()
-    losses, scalars = model.compute_losses(1)
+    losses, scalars = model.compute_losses(2 * model.distiller.examine_every)
     assert any(name.startswith("health/") for name in scalars) == (monitor is not None)
     sum(losses.values()).backward()
     return [p.grad.clone() for p in model.optimized_parameters()]

@@ -172,6 +172,10 @@ COMMANDS: dict[str, list[str]] = {
     "data": ["set", "--jobs", "1"],
     "prepare": ["set", "OUT", "--lmdb", "source", "--verify", "--jobs", "1"],
     "rain": [f"{TRAIN}/t1_GT", "OUT"],
+    "adapt": [
+        *(f"{TEST}/a1_Rain", "--teacher", "teacher.pth", "--student", "student2.pth", "--out", "OUT.pth"),
+        *("--frames", "8", "--minutes", "0.01"),
+    ],
     "derain": [f"{TEST}/a1_Rain", "OUT", "--model", "student2.pth", "--device", "cpu"],
     "inspect": ["train.yml"],
     "score": [f"{TEST}/a1_Rain", "--truth", f"{TEST}/a1_GT"],

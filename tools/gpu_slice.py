@@ -288,9 +288,18 @@ def train(networks: Sequence[Network], length: float) -> None:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if process.returncode not in (0, 128 + signal.SIGTERM):
+        if process.returncode not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):  # the last: it had ended by itself
             network.note = f"training failed with status {process.returncode}: {last_error(network)}"
+        keep_newest(network)
     say(f"{len(chosen)} networks trained for {time.monotonic() - began:.0f} s")
+
+
+def keep_newest(network: Network) -> None:
+    """A training that was stopped has saved its weights by iteration alone."""
+    saved = [file for file in (network.folder / "models").glob("net_g_*.pth") if file.stem[6:].isdigit()]
+    latest = network.folder / "models/net_g_latest.pth"
+    if saved and not latest.is_file():
+        shutil.copyfile(max(saved, key=lambda file: int(file.stem[6:])), latest)
 
 
 def fitting(networks: Sequence[Network]) -> list[Network]:

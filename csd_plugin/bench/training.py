@@ -122,6 +122,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "network_g": networks["student"],
         "network_t": networks["teacher"],
         "path": {},
+        "logger": {"print_freq": 1_000_000},  # steps that are logged are few
         "train": {
             "ema_decay": 0,
             "health": False,  # it measures now and then, not in every step

@@ -71,12 +71,13 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
         taught_by = problems.attempt(["train.distill_opt"], lambda: read_distillation(opt).taught_by())
         needed += [f"network_{label}" for label in taught_by or ()]
     _check_data(opt, {name: interfaces[name] for name in needed if name in interfaces}, problems)
+    complete = all(name in networks for name in needed)
     needed = [name for name in needed if name in networks]
     if opt["is_train"]:
         with forked_random():
             for name in needed:
                 problems.attempt(["datasets.train"], check_network, name, networks[name], interfaces[name], opt)
-    with_features = distils(opt) and problems.sound("datasets", "train.distill_opt", "network_t", *needed)
+    with_features = distils(opt) and complete and problems.sound("datasets", "train.distill_opt", *needed)
     if with_features and opt["datasets"]["train"]["type"] in options.DATASETS:
         problems.attempt([], _check_features, opt, networks, interfaces)
 
@@ -273,9 +274,11 @@ def _check_training(train: dict[str, Any], network: nn.Module, problems: Problem
 
 def _try_loss(content: dict[str, Any]) -> None:
     loss = {key: value for key, value in content.items() if key != "type"}
-    built = _construct(_find_type(LOSS_REGISTRY, content.get("type"), "train.pixel_opt.type"), loss, "train.pixel_opt")
+    cls = _find_type(LOSS_REGISTRY, content.get("type"), "train.pixel_opt.type")
+    _construct(cls, loss, "train.pixel_opt")
+    of_any_weight = {key: value for key, value in loss.items() if key != "loss_weight"}
     try:
-        check_loss(built, _LOSS_SIZE)
+        check_loss(_construct(cls, of_any_weight, "train.pixel_opt"), _LOSS_SIZE)
     except CSDError as error:
         raise CSDError(f"train.pixel_opt: {content['type']}: {error}") from error
 

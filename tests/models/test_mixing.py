@@ -45,7 +45,7 @@ def test_losses_of_the_toolbox_train_and_its_metrics_are_computed(launcher, tiny
 def test_losses_that_are_for_something_else_are_one_line(launcher, tiny_rain, capfd, loss, words):
     assert launcher.train(train_options(tiny_rain, **{"train.pixel_opt": loss})) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: train.pixel_opt: ") and words in error
+    assert error.startswith("error: options.yml: line ") and ": train.pixel_opt: " in error and words in error
     assert launcher.written() == []
 
 
@@ -62,7 +62,7 @@ def test_metrics_that_are_for_something_else_are_one_line(launcher, tiny_rain, c
     options["datasets"]["val"] = scored_set(tiny_rain)
     assert launcher.train(options | {"val": {"val_freq": 2, "save_img": False, "metrics": {"m": metric}}}) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: val.metrics.m: ") and words in error
+    assert error.startswith("error: options.yml: line ") and ": val.metrics.m: " in error and words in error
     assert launcher.written() == []
 
 

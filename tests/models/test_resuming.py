@@ -32,7 +32,7 @@ class Model(VideoDerainModel):
         self.opt = copy.deepcopy(opt)
         self.net_g = torch.nn.Linear(2, 1)
         self.optimizers, self.schedulers = [], []
-        self.scaler = torch.amp.GradScaler("cpu", enabled=False)
+        self.scaler, self.clock = torch.amp.GradScaler("cpu", enabled=False), None
         self.setup_optimizers()
         self.setup_schedulers()
 
