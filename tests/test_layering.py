@@ -300,7 +300,7 @@ def test_other_jobs_start_without_the_toolbox(job):
         ("torchvision", "test -opt options/test/student2_cpu.yml"),
         ("yaml", "csd table options/matrix/table2.yml --dry-run"),
         ("yaml", "csd reproduce options/matrix/release_cpu.yml --dry-run"),
-        ("mmengine", "integrate.run_mmengine options/mmengine/student2_csd_cpu.py"),
+        ("mmengine", "integrate.run_mmengine options/mmengine/tiny_csd_cpu.py"),
         ("pydantic", "train -opt options/train/student2_cpu.yml"),
     ],
 )

@@ -1,10 +1,10 @@
 """Ship a trained network: write csd_plugin/weights/NAME.pth, and its facts to networks.json there.
 
-    python tools/pack_network.py experiments/student2_csd/models/net_g_latest.pth student2_csd --facts facts.yml \\
+    python tools/pack_network.py experiments/tiny_csd/models/net_g_latest.pth tiny_csd --facts facts.yml \\
         --score validation=scores/validation.json a1=scores/a1.json --check val/cows_Rain val/cows_GT
-    python tools/pack_network.py student2_csd student2_csd --fact recipe="..."     # new facts, the same weights
+    python tools/pack_network.py tiny_csd tiny_csd --fact recipe="..."     # new facts, the same weights
     python tools/pack_network.py --rainy validation=scores/validation_rain.json    # scores of the rainy frames
-    python tools/pack_network.py --remove student2_csd
+    python tools/pack_network.py --remove tiny_csd
     python tools/pack_network.py                                                   # only the model card's table
 
 The averaged weights of the checkpoint go into a file of the toolbox's format. Facts are the texts `what`, `trained_on`,

@@ -1,6 +1,6 @@
 """Run a config by MMEngine's Runner: train it, resume it, or test a checkpoint of it.
 
-    python -m csd_plugin.integrate.run_mmengine options/mmengine/student2_csd_cpu.py
+    python -m csd_plugin.integrate.run_mmengine options/mmengine/tiny_csd_cpu.py
     torchrun --nproc_per_node 2 -m csd_plugin.integrate.run_mmengine CONFIG.py --launcher pytorch
 
 Without a GPU several processes exchange by gloo. Mistakes are one line, and the exit code 2.

@@ -224,7 +224,9 @@ def test_the_time_of_a_part_counts_the_frames_around_it(frames, model, monkeypat
     assert f"about 10 s per frame, {10 * read} s in all" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("encoding", "effort"), [("auto", b"subme=7 "), ("quick", b"subme=0 "), ("small", b"subme=7 ")])
+@pytest.mark.parametrize(
+    ("encoding", "effort"), [("auto", b"subme=7 "), ("quick", b"subme=0 "), ("small", b"subme=7 ")]
+)
 def test_encoding_and_precision_are_what_was_asked_for(frames, model, capsys, encoding, effort):
     options = ("--model", model, "--encoding", encoding, "--precision", "fp32")
     assert derain(frames / "rain", frames / "out.mp4", *options) == 0

@@ -26,12 +26,12 @@ def clip(tmp_path_factory):
         ("crops", ["--frame", "0", "--box", "0,0,20,16"], "frame 0, --box 0,0,20,16"),
         ("errors", ["--peak", "30"], "frame 1, --peak 30"),
         ("slice", ["--column", "3", "--end", "2"], "2 frames"),
-        ("features", ["--tap", "conv22"], "frame 1, student2 16x32x40"),
+        ("features", ["--tap", "tail"], "frame 1, realtime 32x16x20"),
     ],
 )
 def test_pictures(clip, tmp_path, capsys, kind, more, said):
     out = tmp_path / "out.png"
-    assert main(["figure", kind, *clip, "--models", "student2", "--out", str(out), *more]) == 0
+    assert main(["figure", kind, *clip, "--models", "realtime", "--out", str(out), *more]) == 0
     assert capsys.readouterr().out == f"{said}\nwritten: {out}\n"
     assert out.read_bytes().startswith(b"\x89PNG")
 
@@ -69,4 +69,4 @@ def test_what_does_not_fit_is_one_line(clip, tmp_path, capsys, monkeypatch):
     ):
         monkeypatch.setitem(sys.modules, module, None)
         hint = f"needs the package {module.partition('.')[0]}: pip install '.[{extra}]'"
-        assert hint in complaint(capsys, kind, *clip, "--models", "student2", *out)
+        assert hint in complaint(capsys, kind, *clip, "--models", "realtime", *out)

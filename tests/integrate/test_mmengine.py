@@ -317,7 +317,7 @@ def test_the_config_that_ships_builds_its_model():
 
     import csd_plugin.integrate.mmengine  # noqa: F401
 
-    content = Config.fromfile(str(ROOT / "options" / "mmengine" / "student2_csd_cpu.py"))
+    content = Config.fromfile(str(ROOT / "options" / "mmengine" / "tiny_csd_cpu.py"))
     model = MODELS.build(content.model)
     assert equal(dict(model.distiller.student.state_dict()), read_state_dict(ROOT / "csd_plugin/weights/student2.pth"))
     assert METRICS.build(content.val_evaluator) and HOOKS.build(content.custom_hooks[0])

@@ -63,9 +63,9 @@ def synthetic(tmp_path, tiny_rain, tiny_teacher) -> Case:
 @pytest.fixture
 def real(shared) -> Case:
     """NTURain's a1, and two networks that ship."""
-    student, teacher = ({"type": "SLDNet", "preset": name} for name in ("student2", "teacher"))
+    student, teacher = ({"type": "HalfNet", "preset": name} for name in ("realtime", "wide"))
     data = {"dataroot": str(shared / "data" / "NTURain"), "split": "test", "clips": ["a1"], "dataset_enlarge_ratio": 1}
-    return Case(data, student, NETWORKS["student2"].path, teacher | {"num_feat": 32}, NETWORKS["teacher32"].path)
+    return Case(data, student, NETWORKS["realtime"].path, teacher, NETWORKS["wide"].path)
 
 
 def by_basicsr(case: Case, launcher) -> Run:

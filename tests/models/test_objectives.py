@@ -111,7 +111,9 @@ def test_adapters_bridge_widths_and_sizes_and_learn_beside_the_student(launcher,
     model = launcher.models[-1]
     assert not any(name.startswith("health/scale") for name in model.log_dict)  # the convolutions see to that
     convs = {
-        name: value for name, value in model.teachers[0].objective.state_dict().items() if name.startswith(("convs.", "gain"))
+        name: value
+        for name, value in model.teachers[0].objective.state_dict().items()
+        if name.startswith(("convs.", "gain"))
     }
     assert convs["convs.0.weight"].shape == (6, 4, 1, 1)
     assert model.teachers[0].objective.convs[0].weight.grad.any()

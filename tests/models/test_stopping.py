@@ -207,7 +207,7 @@ def test_what_killed_writers_left_is_removed(launcher, tiny_rain):
 # ---------------------------------------------------------------------- losses that are not finite
 @pytest.fixture
 def sometimes(monkeypatch):
-    """sometimes(2, 5): in training, the second loss and the fifth are not finite; what is tried before has other sizes."""
+    """sometimes(2, 5): in training, the second loss and the fifth are not finite. Trials before it have other sizes."""
     original = PyramidSSIMLoss.forward
 
     def set_up(*bad):

@@ -67,7 +67,7 @@ def test_columns_are_the_clips_frames_and_what_the_network_makes_of_the_whole_cl
 
 
 def test_methods_are_named(folder, tmp_path):
-    assert find_method("student2").label == "student2"
+    assert find_method("realtime").label == "realtime"
     assert find_method(f"mine={folder / 'net.pth'}") == Method("mine", folder / "net.pth")
     assert find_method(str(folder / "half")).label == "half"
     odd = tmp_path / "a=b"

@@ -131,7 +131,7 @@ def _network(content: dict[str, Any], where: str, *, frozen: bool = False) -> Co
     checkpoint, declared, layers = (content.pop(key, None) for key in ("checkpoint", "interface", "layers"))
     network: nn.Module = build(content, where)
     if checkpoint is None and frozen:
-        raise CSDError(f"{where}.checkpoint is missing: name a file, or a shipped network such as teacher32")
+        raise CSDError(f"{where}.checkpoint is missing: name a file, or a shipped network such as wide")
     try:
         if checkpoint is not None:
             path = find_checkpoint(str(checkpoint))

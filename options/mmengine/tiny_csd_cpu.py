@@ -1,12 +1,12 @@
-# Stage 2 without a GPU, by MMEngine: student2 distilled by CSD from the narrow teacher. See docs/mmengine.md.
+# Stage 2 without a GPU, by MMEngine: the tiny network distilled by CSD from the wide one. See docs/mmengine.md.
 custom_imports = dict(imports=["csd_plugin.integrate.mmengine"], allow_failed_imports=False)
 randomness = dict(seed=0)
 max_iters = 2500
 
 model = dict(
     type="csd.CSDDistiller",
-    student=dict(type="SLDNet", preset="student2", checkpoint="student2"),
-    teachers=dict(t=dict(type="SLDNet", preset="teacher", num_feat=32, checkpoint="teacher32")),
+    student=dict(type="HalfNet", preset="tiny", checkpoint="tiny"),
+    teachers=dict(t=dict(type="HalfNet", preset="wide", checkpoint="wide")),
     objective=dict(type="CSD"),
     weights=dict(spatial=0.1, temporal=0.1),
     pixel_loss=dict(type="PyramidSSIMLoss", l1_weight=0.5),
@@ -17,9 +17,9 @@ train_dataloader = dict(
     dataset=dict(
         type="csd.PairedVideoDataset",
         dataroot="datasets/rain_clips",  # made by csd rain, see options/README.md
-        num_frame=9,  # N = L + 6
+        num_frame=7,  # N = L + 4
         num_target=3,  # L
-        gt_size=64,
+        gt_size=96,
         scale_range=[0.6, 1.4],
         use_hflip=True,
         random_reverse=True,
