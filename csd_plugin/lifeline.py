@@ -1,4 +1,4 @@
-"""Processes that live no longer than the one that started them, however that ends: by SIGKILL, too.
+"""Processes that live as long as the one that started them: no longer, however that ends; and not less.
 
 The starter keeps the writing end of a pipe whose reading end is the standard input of the process that it starts.
 Nothing is ever written; the system closes the pipe with its owner. Works the same on all systems.
@@ -7,6 +7,7 @@ Nothing is ever written; the system closes the pipe with its owner. Works the sa
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from typing import Any
 
 _VARIABLE = "CSD_LIFELINE"
 """Set where standard input is such a pipe."""
+_GRACE = 60
+"""Seconds that a worker works on after a SIGTERM."""
 
 
 @contextmanager
@@ -34,6 +37,17 @@ def end_with_starter() -> None:
     """End this process at once when its starter, which gave it a `lifeline`, has ended; without one do nothing."""
     if os.environ.pop(_VARIABLE, None):  # processes that this one starts have other pipes
         threading.Thread(target=_watch, daemon=True).start()
+
+
+def outlive_sigterm() -> None:
+    """In a loader's worker: after a SIGTERM, work on for a minute.
+
+    Schedulers and service managers send it to all processes of a job. The one that trains ends its step and saves,
+    for which it needs the batches of its workers; then it ends them itself.
+    """
+    if hasattr(signal, "alarm") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
 
 
 def _watch() -> None:

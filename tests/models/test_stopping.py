@@ -94,9 +94,17 @@ def test_a_validation_is_left_when_a_signal_comes(launcher, tiny_rain, monkeypat
 OWN = "import csd_plugin; csd_plugin.activate(); from basicsr.train import train_pipeline; train_pipeline('.')"
 
 
-@pytest.mark.parametrize("command", [["-m", "csd_plugin.train"], ["-c", OWN]], ids=["ours", "the toolbox's"])
-def test_a_process_with_workers_is_stopped(tmp_path, tiny_rain, command):
-    """As a terminal does it: Ctrl-C reaches the loader's workers, too."""
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        (["-m", "csd_plugin.train"], signal.SIGINT),
+        (["-m", "csd_plugin.train"], signal.SIGTERM),
+        (["-c", OWN], signal.SIGTERM),
+    ],
+    ids=["ours, SIGINT", "ours, SIGTERM", "the toolbox's, SIGTERM"],
+)
+def test_a_process_with_workers_is_stopped(tmp_path, tiny_rain, command, number):
+    """As terminals (Ctrl-C) and schedulers do it: the signal reaches the loader's workers, too."""
     options = train_options(tiny_rain, **{"train.total_iter": 100000, "logger.print_freq": 1})
     options["datasets"]["train"] |= {"num_worker_per_gpu": 2, "dataset_enlarge_ratio": 1000}
     options["logger"]["save_checkpoint_freq"] = 10**6
@@ -115,10 +123,10 @@ def test_a_process_with_workers_is_stopped(tmp_path, tiny_rain, command):
     for line in process.stderr:
         said += line
         if re.search(r"iter: +3,", line):
-            os.killpg(process.pid, signal.SIGINT)
+            os.killpg(process.pid, number)
             break
     said += process.stderr.read()
-    assert process.wait(60) == 130, said[-3000:]
+    assert process.wait(60) == 128 + number, said[-3000:]
     assert "Traceback" not in said
     stopped = re.search(r"stopped after iteration (\d+); --auto_resume resumes from (.*)", said)
     state = torch.load(tmp_path / stopped[2], weights_only=True)

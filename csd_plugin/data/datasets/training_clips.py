@@ -19,6 +19,7 @@ from csd_plugin.data.datasets.order import Place, places
 from csd_plugin.data.stores.interface import FrameStore
 from csd_plugin.data.windows import clip_starts, target_slice
 from csd_plugin.errors import CSDError
+from csd_plugin.lifeline import outlive_sigterm
 from csd_plugin.types import PairedSequence
 
 Options = Mapping[str, Any]
@@ -181,6 +182,7 @@ class WorkerEntry:
         if worker is not None and not self._entered:
             # OpenCV's thread pool does not survive a fork, and workers are parallel already.
             cv2.setNumThreads(0)
+            outlive_sigterm()
             self._store.enter_worker(worker.num_workers)
             self._entered = True
         return worker
