@@ -581,7 +581,7 @@ def run(command: Sequence[str], log: Path) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
+        os._exit(status or 0)
 
 
 def start(command: Sequence[str]) -> int:
