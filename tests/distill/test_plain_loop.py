@@ -25,7 +25,7 @@ def test_the_loop_of_the_documentation_trains_a_student_that_csd_reads(tmp_path,
     names: dict = {}
     torch.manual_seed(0)
     exec(compile(block, str(PAGE), "exec"), names)
-    assert names["iteration"] == 1  # two clips of nine frames are one batch
+    assert names["iteration"] == 3  # two clips of nine frames have six runs of seven
     assert {"l_recon", "l_distill"} == names["losses"].keys()
     student = load_network("student.pth").state_dict()
     assert equal(dict(student), dict(names["student"].state_dict())) and not equal(dict(student), dict(start))
