@@ -161,13 +161,17 @@ def test_repairs_are_made_once():
 
 
 def test_the_newest_state_is_found(tmp_path):
-    for name in ("900.state", "1000.state", "best.state", ".2000.state.77"):
-        (tmp_path / name).write_bytes(b"")
-    opt = {"auto_resume": True, "path": {"training_states": str(tmp_path), "resume_state": "mine.state"}}
-    assert compat.find_resume_state(opt) == str(tmp_path / "1000.state")
-    assert compat.find_resume_state(opt | {"auto_resume": False}) == "mine.state"
+    for iteration, name in ((900, "900"), (1000, "1000"), (1, "best")):
+        state = {"iter": iteration, "epoch": 0, "optimizers": [], "schedulers": []}
+        torch.save(state, tmp_path / f"{name}.state")
+        torch.save({"params": {}}, tmp_path / f"net_g_{iteration}.pth")
+    (tmp_path / ".2000.state.77").write_bytes(b"")
+    paths = {"training_states": str(tmp_path), "models": str(tmp_path), "resume_state": "mine.state"}
+    opt = {"auto_resume": True, "path": paths}
+    assert compat.find_resume_state(opt) == (str(tmp_path / "1000.state"), [])
+    assert compat.find_resume_state(opt | {"auto_resume": False}) == ("mine.state", [])
     opt["path"]["training_states"] = str(tmp_path / "none")
-    assert compat.find_resume_state(opt) == "mine.state"
+    assert compat.find_resume_state(opt) == ("mine.state", [])
 
 
 def prepared(tmp_path: Path, torchvision: str) -> subprocess.CompletedProcess:

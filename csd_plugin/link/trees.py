@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csd_plugin.errors import CSDError
+from csd_plugin.lifeline import lifeline
 
 MODELS, ARCHS = "models/csd_model.py", "archs/csd_arch.py"
 """What the toolbox imports by itself: it looks through these folders for names that end so."""
@@ -92,9 +93,9 @@ def find_tree(path: Path | None = None) -> Tree:
 def import_fault(name: str, folder: Path | None = None) -> str:
     """Why a new process that imports module `name`, from `folder` if it is given, does not know our models; or ''."""
     folders = [str(folder)] if folder else []
-    run = subprocess.run(
-        [sys.executable, "-c", _IMPORT, name, *folders], cwd=sys.prefix, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", _IMPORT, name, *folders]
+    with lifeline() as line_to_us:
+        run = subprocess.run(command, cwd=sys.prefix, capture_output=True, text=True, check=False, **line_to_us)
     lines = run.stderr.strip().splitlines()
     if run.returncode == 0:
         return ""
