@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING
 from csd_plugin.cli.flags import rate, whole
 from csd_plugin.errors import CSDError
 from csd_plugin.report.text import counted, duration
-from csd_plugin.weights import DEFAULT, FASTEST, NETWORKS, find_checkpoint, shipped_as
+from csd_plugin.weights import DEFAULT, FASTEST, FOR_CAMERAS, NETWORKS, find_checkpoint, shipped_as
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--model",
         metavar="PATH",
-        help=f"checkpoint, file of `csd export`, or one of `csd models`: {', '.join(NETWORKS)} (default {DEFAULT})",
+        help=f"checkpoint, file of `csd export`, or one of `csd models`: {', '.join(NETWORKS)} (default {DEFAULT}; for "
+        f"cameras {FOR_CAMERAS})",
     )
     model.add_argument("--fast", action="store_true", help=f"a network for real time, {FASTEST}")
     parser.add_argument("--start", type=position, default=0, metavar="AT", help="first frame: 120, 4.8s or 1:05")
@@ -117,6 +118,15 @@ def outputs(args: argparse.Namespace) -> list[Path]:
     return [] if str(args.output) == "-" else [args.output]
 
 
+def chosen(model: str | None, fast: bool, source: Path) -> Path:
+    """The checkpoint that the flags mean; by default a camera's frames must not wait. Raises CSDError."""
+    from csd_plugin.data.video.camera import is_camera
+
+    if model is None and (fast or is_camera(source)):
+        model = FASTEST if fast else FOR_CAMERAS
+    return find_checkpoint(model)
+
+
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.data.images import eight_bits
     from csd_plugin.data.video.interface import PIPE
@@ -132,7 +142,7 @@ def run(args: argparse.Namespace) -> None:
         )
     size = parse_size(args.size) if args.size else None
     keep_freed_memory()
-    model = find_checkpoint(FASTEST if args.fast else args.model)
+    model = chosen(args.model, args.fast, args.source)
     derainer = Derainer(
         model,
         backend=args.backend,

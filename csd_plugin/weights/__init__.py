@@ -95,9 +95,15 @@ def fastest_of(networks: Mapping[str, Network]) -> str:
     return min(networks.values(), key=lambda network: (network.multiply_adds, -network.validated)).name
 
 
+def for_cameras_of(networks: Mapping[str, Network]) -> str:
+    """The network for cameras: the best validated in real time that waits for no later frame; else that of `--fast`."""
+    causal = {name: network for name, network in networks.items() if network.numbers.get("causal")}
+    return fastest_of(causal or networks)
+
+
 NETWORKS, RAINY = read_catalogue(FOLDER)
 LEFT = read_left(FOLDER)
-DEFAULT, FASTEST = best_of(NETWORKS), fastest_of(NETWORKS)
+DEFAULT, FASTEST, FOR_CAMERAS = best_of(NETWORKS), fastest_of(NETWORKS), for_cameras_of(NETWORKS)
 
 
 def shipped_as(checkpoint: Path) -> Network | None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,9 +16,9 @@ import torch
 
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.cli import main
-from csd_plugin.cli.derain import duration, position
+from csd_plugin.cli.derain import chosen, duration, position
 from csd_plugin.data.video import open_reader
-from csd_plugin.weights import DEFAULT, FASTEST, NETWORKS
+from csd_plugin.weights import DEFAULT, FASTEST, FOR_CAMERAS, NETWORKS
 
 
 @pytest.fixture
@@ -52,6 +53,21 @@ def test_folder_to_video_and_folder(frames, model, capsys):
     said = capsys.readouterr().out.splitlines()
     assert re.fullmatch(rf"{re.escape(model)}: about \S+ s per frame, .* s in all; in (bf16|fp32).*", said[0])
     assert said[-1].startswith("2 frames written")
+
+
+@pytest.mark.parametrize(
+    ("model", "fast", "source", "name"),
+    [
+        (None, False, "rain.mp4", DEFAULT),
+        (None, True, "rain.mp4", FASTEST),
+        (None, False, "camera:0", FOR_CAMERAS),
+        (None, True, "camera:0", FASTEST),
+        ("tiny", False, "/dev/video0", "tiny"),
+    ],
+)
+def test_the_network_fits_the_source(model, fast, source, name):
+    assert chosen(model, fast, Path(source)) == NETWORKS[name].path
+    assert NETWORKS[FOR_CAMERAS].numbers["causal"]
 
 
 def test_shipped_networks_by_name(frames, capsys):
