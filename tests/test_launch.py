@@ -501,7 +501,8 @@ def gradients(monitor):
     # of one step, exchanged between the processes
     model.distiller.monitor = monitor
     model.optimizer_g.zero_grad()
-    losses, scalars = model.compute_losses(1000 * model.distiller.examine_every)
+    model.distiller._examined = 0  # the first step was looked at in training already
+    losses, scalars = model.compute_losses(1)
     assert any(name.startswith("health/") for name in scalars) == (monitor is not None)
     sum(losses.values()).backward()
     return [p.grad.clone() for p in model.optimized_parameters()]

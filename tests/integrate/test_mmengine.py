@@ -319,5 +319,5 @@ def test_the_config_that_ships_builds_its_model():
 
     content = Config.fromfile(str(ROOT / "options" / "mmengine" / "tiny_csd_cpu.py"))
     model = MODELS.build(content.model)
-    assert equal(dict(model.distiller.student.state_dict()), read_state_dict(ROOT / "csd_plugin/weights/student2.pth"))
+    assert equal(dict(model.distiller.student.state_dict()), read_state_dict(ROOT / "csd_plugin/weights/tiny.pth"))
     assert METRICS.build(content.val_evaluator) and HOOKS.build(content.custom_hooks[0])
