@@ -9,6 +9,7 @@ Without a GPU several processes exchange by gloo. Mistakes are one line, and the
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--launcher", choices=("none", "pytorch"), default="none", help="pytorch: under torchrun")
     try:
         _run(parser.parse_args(argv))
+        if distributed.is_available() and distributed.is_initialized():
+            gc.collect()  # what is wrapped for several processes goes before their threads do
+            distributed.barrier()  # who leaves first may abort the others
     except CSDError as error:
         return _fail(one_line(error))
     except (MemoryError, RuntimeError) as error:
