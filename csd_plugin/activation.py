@@ -97,7 +97,7 @@ def output_of(opt: dict[str, Any]) -> Path:
 
 
 def find_shipped(paths: dict[str, Any]) -> None:
-    """Put files in the place of names of networks that come with the package: `pretrain_network_g: student2`."""
+    """Put files in the place of names of networks that come with the package: `pretrain_network_g: realtime`."""
     for key, value in paths.items():
         if key.startswith("pretrain_network") and value in NETWORKS:
             paths[key] = str(find_checkpoint(value))
