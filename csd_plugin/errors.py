@@ -55,6 +55,13 @@ def out_of_memory(error: Exception) -> str:
     return f"not enough memory ({first_line(error)}); use smaller frames, batches or networks"
 
 
+def users_line(error: Exception) -> str:
+    """What to print for an error that the user, a disk or the memory is the cause of; empty for others."""
+    if isinstance(error, CSDError):
+        return str(error)
+    return refused_by_disk(error) if isinstance(error, OSError) else out_of_memory(error)
+
+
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import distributed
-
 from csd_plugin import registration
 from csd_plugin.activation import FILE_ERRORS, output_of, parse_checked, reading_error
+from csd_plugin.distill.processes import leave_the_others
 from csd_plugin.errors import CSDError, out_of_memory
 from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.lifeline import end_with_starter
@@ -36,7 +35,7 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
     """
     end_with_starter()
     keep_freed_memory()
-    atexit.register(_leave_the_others)
+    atexit.register(leave_the_others)
     locks = ExitStack()
     parse_options = module.parse_options
     plain = getattr(parse_options, "__wrapped__", parse_options)  # `activate` may have been there before
@@ -74,12 +73,6 @@ def _run(pipeline: Callable[[str], None]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     return 0
-
-
-def _leave_the_others() -> None:
-    """Several processes: their threads end before this one's interpreter does, which else may abort it."""
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def _fail(message: str, status: int = 2) -> int:

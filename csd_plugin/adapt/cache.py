@@ -12,12 +12,14 @@ from typing import Any
 from tqdm import tqdm
 
 from csd_plugin.adapt.shots import Shot, find_shots
-from csd_plugin.adapt.teacher import Named, Teacher
+from csd_plugin.adapt.teacher import Named, Teacher, file_digest
 from csd_plugin.atomic import write_text
 from csd_plugin.data.images import files_of
 from csd_plugin.data.stores.build import filling
-from csd_plugin.data.stores.lmdb import open_file
+from csd_plugin.data.stores.lmdb import open_file, split_key
+from csd_plugin.data.stores.verify import check_values
 from csd_plugin.errors import CSDError
+from csd_plugin.plain import parse_json
 from csd_plugin.report.text import counted, duration
 
 _FORMAT = 1
@@ -97,7 +99,7 @@ def open_cache(
 def _known_shots(manifest: Path, asked: Mapping[str, Any], sources: Mapping[str, str]) -> list[Shot]:
     """The shots of a cache that is there. Raises CSDError where it is not the one that is asked for."""
     try:
-        there = json.loads(manifest.read_text(encoding="utf-8"))
+        there = parse_json(manifest.read_text(encoding="utf-8"))
         differing = [key for key in asked if there.get(key) != asked[key]]
         if not differing:
             digests = [one["sha256"] for one in there["inputs"]]
@@ -111,14 +113,10 @@ def _known_shots(manifest: Path, asked: Mapping[str, Any], sources: Mapping[str,
 
 def _verify(cache: Cache) -> None:
     """Raise CSDError where the store does not hold what was put into it."""
-    file = open_file(cache.store)
     wanted = {key.removesuffix(".png") for shot in cache.shots for kind in ("Rain", "GT") for key in shot.keys(kind)}
-    records = dict(file.records())
+    records = dict(open_file(cache.store).records())
     changed = wanted ^ records.keys()
-    for key, record in records.items():
-        value = file.value(key)
-        if value is None or hashlib.sha256(value).hexdigest() != record.value:
-            changed.add(key)
+    changed |= {split_key(problem.key)[0] for problem in check_values(cache.store, list(records.items()))}
     if changed:
         raise CSDError(
             f"{cache.store}: {counted(len(changed), 'frame')} damaged or missing ({min(changed)}): remove "
@@ -154,13 +152,8 @@ def _digest(path: Path) -> str:
         raise CSDError(f"{path} does not exist, or holds no images; check the path")
     try:
         if files == [path]:
-            return _file_digest(path)
-        lines = [f"{file.name} {_file_digest(file)}" for file in files]
+            return file_digest(path)
+        lines = [f"{file.name} {file_digest(file)}" for file in files]
     except OSError as error:
         raise CSDError(f"{path}: cannot be read ({error.strerror}): restore it") from error
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -95,7 +95,7 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
     teacher = open_teacher(plan.teachers, ensemble=plan.ensemble, device=plan.device)
     guards = scoring.validation_clips(plan.validation) if plan.validation else []
     cache = open_cache(plan.cache_folder, plan.inputs, teacher, ensemble=plan.ensemble, most=plan.frames, say=say)
-    learner, batches = _learner(plan, start, cache), _batches(plan, start, cache)
+    learner, batches = _learner(plan, start), _batches(plan, start, cache)
     clips = scoring.held_back(cache)
     looked_at = scoring.affordable(start, clips, plan.device, _LOOKING * 60 * plan.minutes)
     setting = _setting(plan, source, cache)
@@ -140,7 +140,7 @@ def _check(plan: Plan) -> Path:
     return source
 
 
-def _learner(plan: Plan, start: nn.Module, cache: Cache) -> Learner:
+def _learner(plan: Plan, start: nn.Module) -> Learner:
     torch.manual_seed(plan.seed)
     return Learner(copy.deepcopy(start), rate=plan.rate, device=pick_device(plan.device))
 

@@ -155,7 +155,13 @@ def named(path: Path) -> Named:
     """A network's file. Raises CSDError where it cannot be read."""
     shipped = shipped_as(path)
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = file_digest(path)
     except OSError as error:
         raise CSDError(f"{path} cannot be read ({error.strerror}); check the path") from error
     return Named(shipped.name if shipped else path.name, digest)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,24 +17,17 @@ def add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
 
 def add_sizes(parser: argparse.ArgumentParser, *default: str) -> None:
     """`--sizes`: of the frames."""
-    parser.add_argument(
-        "--sizes",
-        nargs="+",
-        default=list(default),
-        metavar="WxH",
-        help=f"sizes of the frames (default {' '.join(default)})",
-    )
+    _add_several(parser, "--sizes", "WxH", "sizes of the frames", default)
 
 
 def add_networks(parser: argparse.ArgumentParser, *default: str) -> None:
     """`--networks`: what `speed.find_network` finds."""
-    parser.add_argument(
-        "--networks",
-        nargs="+",
-        default=list(default),
-        metavar="NAME",
-        help=f"presets, names of `csd models`, or checkpoints (default {' '.join(default)})",
-    )
+    _add_several(parser, "--networks", "NAME", "presets, names of `csd models`, or checkpoints", default)
+
+
+def _add_several(parser: argparse.ArgumentParser, flag: str, metavar: str, what: str, default: tuple[str, ...]) -> None:
+    text = f"{what} (default {' '.join(default)})"
+    parser.add_argument(flag, nargs="+", default=list(default), metavar=metavar, help=text)
 
 
 def add_report(parser: argparse.ArgumentParser, *, plotted: bool = True) -> None:

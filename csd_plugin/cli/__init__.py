@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from csd_plugin import __version__
-from csd_plugin.errors import CSDError, out_of_memory, refused_by_disk
+from csd_plugin.errors import CSDError, users_line
 from csd_plugin.extras import needed_by
 from csd_plugin.locks import alone
 from csd_plugin.unread import ending_quietly
@@ -70,18 +70,10 @@ def _run_job(argv: Sequence[str] | None) -> int:
             for output in module.outputs(args) if hasattr(module, "outputs") else ():
                 locks.enter_context(alone(output))
             return module.run(args) or 0
-    except CSDError as error:
-        print(f"csd {job}: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if not refused_by_disk(error):
+    except (CSDError, OSError, MemoryError, RuntimeError) as error:
+        if not users_line(error):
             raise
-        print(f"csd {job}: error: {refused_by_disk(error)}", file=sys.stderr)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        print(f"csd {job}: error: {out_of_memory(error)}", file=sys.stderr)
+        print(f"csd {job}: error: {users_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         hint = f"; {module.interrupted(args)}" if hasattr(module, "interrupted") else ""

@@ -7,11 +7,21 @@ from torch import Tensor
 from torch.distributed import ReduceOp
 
 
+def are_several() -> bool:
+    """Whether this process is one of those that torch.distributed has joined."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def leave_the_others() -> None:
+    """To be called before the interpreter ends, which else may abort the threads of the process group."""
+    if are_several():
+        torch.distributed.destroy_process_group()
+
+
 def mean_over_processes(values: Tensor) -> Tensor:
     """The mean of a tensor over all processes of a run; with one process, the tensor itself."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not are_several():
         return values
     total = values.clone()
-    distributed.all_reduce(total, op=ReduceOp.SUM)
-    return total / distributed.get_world_size()
+    torch.distributed.all_reduce(total, op=ReduceOp.SUM)
+    return total / torch.distributed.get_world_size()

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from csd_plugin.distill.processes import are_several, leave_the_others
 from csd_plugin.errors import CSDError, one_line, out_of_memory
 from csd_plugin.weights import find_checkpoint
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--launcher", choices=("none", "pytorch"), default="none", help="pytorch: under torchrun")
     try:
         _run(parser.parse_args(argv))
-        if distributed.is_available() and distributed.is_initialized():
+        if are_several():
             gc.collect()  # what is wrapped for several processes goes before their threads do
             distributed.barrier()  # who leaves first may abort the others
     except CSDError as error:
@@ -44,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; --resume resumes from the last checkpoint", 130)
     finally:
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.destroy_process_group()
+        leave_the_others()
     return 0
 
 

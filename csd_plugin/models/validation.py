@@ -22,6 +22,7 @@ from csd_plugin import compat
 from csd_plugin.atomic import replacing
 from csd_plugin.data.windows import join_windows
 from csd_plugin.devices import exact_float32
+from csd_plugin.distill.processes import are_several
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.folding import fold
 from csd_plugin.metrics import results
@@ -245,7 +246,7 @@ def _batches(dataset: Dataset, indices: range, batch_size: int, num_frame: int) 
 
 
 def _gather(mine: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if not dist.is_available() or not dist.is_initialized():
+    if not are_several():
         return mine
     parts: list[list[dict[str, Any]]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(parts, mine)

@@ -63,7 +63,7 @@ def verify_store(
         with Processes(jobs) as processes:
             (contents,) = processes.map(_list_contents, [(path,)])
             problems = _compare_lists(path, contents)
-            problems += _checked(processes, _check_values, path, contents.records.items(), "store")
+            problems += _checked(processes, check_values, path, contents.records.items(), "store")
             if source is not None:
                 folder = FolderStore(source)
                 if frames is None:
@@ -139,7 +139,8 @@ def _checked(
     return problems
 
 
-def _check_values(path: Path, frames: list[tuple[str, Record]]) -> list[Problem]:
+def check_values(path: Path, frames: list[tuple[str, Record]]) -> list[Problem]:
+    """What is wrong with the data of these frames in a store, by their records."""
     file = open_file(path)
     problems = []
     for key, record in frames:
