@@ -341,7 +341,8 @@ def objective_section(name: str) -> type[BaseModel]:
 
 
 LOSSES = {"PyramidSSIMLoss": PyramidSSIMLoss}
-MODELS = {"VideoDerainModel": False, "DistillModel": True}  # whether they learn from teachers
+MODELS = {"VideoDerainModel": False, "DistillModel": True}
+"""Our models by name, and whether they learn from teachers."""
 TEACHER_KEYS = ("network_", "interface_", "pretrain_network_", "param_key_", "strict_load_")
 """What begins the keys, of the top level and of `path`, that each teacher has for itself: `network_t2`."""
 

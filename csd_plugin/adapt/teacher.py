@@ -90,6 +90,7 @@ class SelfEnsemble(nn.Module):
         self.network = without_branches(network)
         self.num_frame, self.num_future, self.num_seen = facts.num_frame, facts.num_future, facts.num_seen
         self.layout, self.size_divisor, self.reach = facts.layout, facts.divisor, facts.reach
+        self._gives_clip = facts.interface.gives_clip
         self._turns = ((), (-1,), (-2,), (-2, -1))
         self._reverses = (False, True) if facts.num_future == facts.num_frame // 2 else (False,)
 
@@ -100,7 +101,7 @@ class SelfEnsemble(nn.Module):
             for reverse in self._reverses:
                 axes = (*turn, 1) if reverse else turn
                 result = self.network(clip.flip(axes) if axes else clip)
-                back = axes if self.layout == "sequence" else turn
+                back = axes if self._gives_clip else turn
                 result = result.flip(back) if back else result
                 total = result if total is None else total + result
         assert total is not None
@@ -144,7 +145,7 @@ def _from_options(path: Path) -> nn.Module:
         raise CSDError(f"{path}: path.pretrain_network_g is missing: name the teacher's weights there")
     state = read_state_dict(find_checkpoint(weights), opt["path"].get("param_key_g", "params_ema"), fallback=True)
     load_weights(network, state, source=f"checkpoint {weights}")
-    if interface.kind == "image":
+    if not interface.has_time:
         return _OfImages(network, int(getattr(network, "size_divisor", 1))).eval()
     if kind_of(network) != interface.kind or getattr(network, "num_frame", None) != interface.num_frame:
         network.layout, network.num_frame = interface.kind, interface.num_frame  # type: ignore[assignment]

@@ -101,7 +101,7 @@ class Derainer:
             self.precision = Precision(precision, "; ".join(slow))
         facts = self.backend.facts
         self.num_frame, self.num_future = facts.num_frame, facts.num_future
-        self._sequences = facts.layout == "sequence"
+        self._sequences = facts.interface.gives_clip
         if self._sequences:
             self.batch = batch or SEQUENCE
             self._windows: WindowStream[Any] = WindowStream(self.num_frame, self.batch)

@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from csd_plugin import compat
 from csd_plugin.atomic import replacing
-from csd_plugin.data.windows import join_windows
 from csd_plugin.devices import exact_float32
 from csd_plugin.distill.processes import are_several
 from csd_plugin.errors import CSDError
@@ -112,7 +111,7 @@ class ValidationMixin:
     def _fastest(self, network: nn.Module) -> nn.Module:
         """Where torch's 3-D convolutions are slow, the same network without them; see `fold`."""
         slow = self.device.type == "cpu" and any(isinstance(layer, nn.Conv3d) for layer in network.modules())
-        known = hasattr(network, "num_frame") and self.interface_of(network).kind == "window"  # type: ignore[attr-defined]
+        known = hasattr(network, "num_frame") and self.interface_of(network).one_length  # type: ignore[attr-defined]
         return fold(network) if slow and known else network
 
     @torch.no_grad()
@@ -120,9 +119,8 @@ class ValidationMixin:
         """(B, T, 3, H, W), of consecutive frames -> (B, 3, H, W) on the CPU; longer windows are cut to their middle."""
         interface = self.interface_of(network)  # type: ignore[attr-defined]
         with exact_float32():
-            if interface.kind == "sequence":
-                return interface.run(network, join_windows(windows).to(self.device), len(windows)).float().cpu()
-            return interface.run(network, windows.to(self.device), 1).float().cpu()
+            clips, num_target = interface.as_clips(windows)
+            return interface.run(network, clips.to(self.device), num_target).float().cpu()
 
     def _wanted(self) -> set[str]:
         """The images that any metric of `val.metrics` names."""

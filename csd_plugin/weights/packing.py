@@ -98,14 +98,13 @@ def pack(
     preset, side = preset_of_any_width(network), 16
     seen = study(network)
     cost = complexity(network, (seen.num_frame, 3, side, side))
-    frames = seen.num_frame if seen.layout == "sequence" else 1
     facts = {
         "name": name,
         **{key: texts[key] for key in TEXTS},
         "preset": preset,
         "numbers": numbers_of(network),
         "parameters": cost.parameters,
-        "multiply_adds": cost.operations // (side**2 * frames),
+        "multiply_adds": cost.operations // (side**2 * seen.interface.num_made),
         "stored_as": "fp16" if half else "fp32",
         "scores": known.get("scores", {}) | dict(scores),
     }
