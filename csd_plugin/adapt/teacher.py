@@ -30,32 +30,39 @@ class Named:
 
 
 class Teacher:
-    """Cleans clips by its networks.
+    """Cleans clips with one or several networks.
 
-    networks: names and digests. derainers: the networks, ready to run.
+    Args:
+        networks: names and digests.
+        derainers: the same networks, ready to run.
     """
 
     def __init__(self, networks: Sequence[Named], derainers: Sequence[Derainer]) -> None:
         self.networks, self.derainers = tuple(networks), tuple(derainers)
 
     def clean(self, read: Callable[[], Iterator[np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Each frame of a clip, (H, W, 3) uint8 RGB, and what the networks agree on.
+        """Each frame of a clip and the cleaned one, both (H, W, 3) uint8 RGB; of several networks their `agreed` one.
 
-        read: gives the clip's frames, anew at every call.
+        Args:
+            read: gives the clip's frames, anew at every call.
         """
         for rainy, *cleaned in zip(read(), *(derainer(read()) for derainer in self.derainers), strict=True):
             yield rainy, agreed(cleaned)
 
     def seconds_a_frame(self, width: int, height: int) -> float:
-        """About how long a frame takes, here and now."""
+        """Estimated seconds per frame on this machine, from a trial."""
         return sum(derainer.seconds_a_frame(width, height) for derainer in self.derainers)
 
 
 def open_teacher(models: Sequence[str], *, ensemble: bool, device: str = "auto") -> Teacher:
-    """The networks by names in `csd models`, checkpoints, files of `csd export`, or option files of the toolbox.
+    """The teacher that these networks make together.
 
-    ensemble: average each network over mirrored and reversed copies of the clip; not for exported files.
-    Raises CSDError.
+    Args:
+        models: names in `csd models`, checkpoints, files of `csd export`, or option files of the toolbox.
+        ensemble: average each network over mirrored and reversed copies of the clip; not for exported files.
+
+    Raises:
+        CSDError: a network that cannot be found, read, built or averaged.
     """
     paths = [Path(model) if model.endswith(OPTIONS) else find_checkpoint(model) for model in models]
     return Teacher(
@@ -65,10 +72,13 @@ def open_teacher(models: Sequence[str], *, ensemble: bool, device: str = "auto")
 
 
 def agreed(frames: Sequence[np.ndarray]) -> np.ndarray:
-    """What several networks made of a frame, as one: a mean in which each weighs the more, the nearer the others are.
+    """The mean of several networks' results for one frame; a result has more weight, the nearer it is to the others.
 
-    A network's weight is one over its mean squared difference from the others, in grey levels, plus 1. Of two
-    networks, the plain mean.
+    The weight is 1 / (1 + the mean squared difference from the mean of the others, in grey levels). For two networks
+    this is the plain mean.
+
+    Args:
+        frames: (H, W, 3) uint8 RGB each.
     """
     if len(frames) == 1:
         return frames[0]
@@ -79,9 +89,9 @@ def agreed(frames: Sequence[np.ndarray]) -> np.ndarray:
 
 
 class SelfEnsemble(nn.Module):
-    """A network's mean over mirrored frames (left and right, top and bottom), and over clips run backwards.
+    """The mean of a network's results for mirrored frames (left and right, top and bottom) and reversed clips.
 
-    It is called as the network is. A causal network sees no later frames, so its clips are not run backwards.
+    It is called as the network is. A causal network sees no later frames, so its clips are not reversed.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -153,7 +163,7 @@ def _from_options(path: Path) -> nn.Module:
 
 
 def named(path: Path) -> Named:
-    """A network's file. Raises CSDError where it cannot be read."""
+    """The name and digest of a network's file. Raises CSDError where it cannot be read."""
     shipped = shipped_as(path)
     try:
         digest = file_digest(path)
