@@ -112,6 +112,7 @@ class Interface:
 
     @property
     def has_time(self) -> bool:
+        """See `Kind`; so are the next two."""
         return KINDS[self.kind].has_time
 
     @property
@@ -175,9 +176,13 @@ class Interface:
 def run_network(
     network: nn.Module, clips: Tensor, num_target: int, interface: Interface, *, autocast: torch.dtype | None = None
 ) -> Tensor:
-    """`Interface.run`, its frames in float32 whatever the network computes in.
+    """`Interface.run`, with frames in float32 whatever the network computes in.
 
-    autocast: the precision of the network; None leaves it to the autocast, or none, that this is called under.
+    Args:
+        autocast: the precision of the network; None leaves it to the autocast, or none, that this is called under.
+
+    Raises:
+        CSDError: as `Interface.run`.
     """
     with nullcontext() if autocast is None else torch.autocast(clips.device.type, autocast):
         return interface.run(network, clips, num_target).float()

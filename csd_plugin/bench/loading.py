@@ -38,7 +38,19 @@ _COLD_BATCHES = 32
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured; see `csd bench data --help`. seconds: of each measurement, of which there are `rounds`."""
+    """What is measured; see `csd bench data --help`.
+
+    Attributes:
+        split: `train` or `test`.
+        clips: only these; None for all.
+        num_frame: rainy frames per sample, and clean ones.
+        gt_size: pixels of a crop's side.
+        as_uint8: samples as bytes instead of float32.
+        batch_size: samples per batch.
+        workers: of a loader.
+        rounds: measurements of each row.
+        seconds: length of each measurement.
+    """
 
     split: str
     clips: list[str] | None

@@ -18,9 +18,9 @@ from csd_plugin.export.writers import FORMATS, Run
 from csd_plugin.inference.facts import Facts, study
 from csd_plugin.inference.graph import DTYPES, OPSET, Computing, ready, to_onnx
 
-# By how much a file's frames may differ from torch's in fp32, where 1 is white: rounding of each precision
-# through some 20 layers. int8 has no bound, its error is reported.
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+"""By how much a file's frames may differ from torch's in fp32, where 1 is white: rounding of each precision through
+some 20 layers. int8 has no bound, its error is reported."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def export_network(
         output: the name says the kind: .onnx, .xml (OpenVINO IR, with its weights next to it in .bin) or .pt2.
         precision: 'fp32', 'fp16', for .pt2 also 'bf16', or 'int8' (.onnx and .xml).
         opset: of .onnx, by default that of `inference.graph.OPSET`; the other kinds have none.
-        license: of the weights; goes into the file. adapted: the clips that it was fitted to; so does it.
+        license: of the weights, for the file's metadata.
+        adapted: the clips that the network was fitted to, for the metadata.
         windows: (B, T, 3, H, W) float32 in [0, 1] to compare on; without any, made-up ones.
         calibration: the windows that int8 takes its ranges from.
 

@@ -70,7 +70,7 @@ class Facts:
         return self.num_frame // 2 + 1 + self.num_future
 
     def to_metadata(self) -> dict[str, str]:
-        """Strings to store in an exported file; besides the facts, how the input is to be made."""
+        """Strings to store in an exported file: the facts, and how the input is to be made."""
         facts = {name: str(value) for name, value in dataclasses.asdict(self).items() if name != "adapted" or value}
         size = "none, any size will do" if self.divisor == 1 else f"repeat the ends to multiples of {self.divisor}"
         padding = {"padding": f"time: reflect the clip at its ends without repeating them; space: {size}"}

@@ -22,7 +22,7 @@ from csd_plugin.distill.dry_run import clips_of
 from csd_plugin.errors import CSDError, first_line
 
 _NAMES = ("vid4", "reds4", "redsofficial")
-"""Of the toolbox's test sets of video clips, whatever they hold."""
+"""The toolbox's test sets of video clips, whatever they hold."""
 
 _OF_SHAPES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, NotImplementedError)
 """What networks raise on tensors that they cannot take, CSDError among them."""
