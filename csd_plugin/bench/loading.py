@@ -95,7 +95,13 @@ class LoadingRow:
 def measure(dataroot: Path, settings: Settings, jobs: int = 1, work: Path | None = None) -> list[LoadingRow]:
     """Build the stores in a folder below `work`, read from them in turns, and remove them.
 
-    Raises CSDError for what the data set and the stores do.
+    Args:
+        dataroot: a data set in NTURain's layout.
+        jobs: processes that build stores.
+        work: by default a temporary folder.
+
+    Raises:
+        CSDError: a data set that cannot be used, or stores that cannot be built.
     """
     with tempfile.TemporaryDirectory(prefix="csd-bench-", dir=work) as folder:
         places = _build(dataroot, settings, Path(folder), jobs)

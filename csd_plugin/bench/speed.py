@@ -93,7 +93,18 @@ def measure(
     device: str = "cpu",
     batch: int = 1,
 ) -> list[SpeedRow]:
-    """Time `batch` windows at once of every combination, in turns; sizes are (width, height). Raises CSDError."""
+    """Time every combination, in turns.
+
+    Args:
+        networks, backends: by the names that `csd bench infer --help` explains.
+        sizes: (width, height) of frames.
+        threads: numbers of threads.
+        rounds: how often everything is measured.
+        batch: windows in one pass.
+
+    Raises:
+        CSDError: an unknown name, or a backend that cannot be used here.
+    """
     where = pick_device(device)
     modules = {name: None if name.endswith(GRAPH_SUFFIXES) else find_network(name) for name in networks}
     counts = {name: operations(module, _lengths(module)[0]) if module else None for name, module in modules.items()}
