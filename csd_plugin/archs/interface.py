@@ -210,7 +210,7 @@ def interface_of(network: nn.Module, declared: Mapping[str, Any] | None = None) 
     return replace(single, num_frame=num_frame)
 
 
-def kind_of(network: nn.Module) -> str:
+def kind_of(network: object) -> str:
     """One of `DERAINED`: what the network says of itself, else 'window'. Raises CSDError for any other."""
     kind = getattr(network, "layout", "window")
     if kind not in DERAINED:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from csd_plugin import extensions
 from csd_plugin.archs import Untrained, untrained
 from csd_plugin.archs.checkpoint import load_network
-from csd_plugin.archs.interface import KINDS
+from csd_plugin.archs.interface import KINDS, kind_of
 from csd_plugin.bench.measure import MatrixRate, finished, in_turns, median
 from csd_plugin.bench.operations import Operations, operations
 from csd_plugin.devices import pick_device
@@ -220,7 +220,7 @@ def _as_trained(
 
 def _lengths(facts: Facts | nn.Module) -> tuple[int, int]:
     """Frames that go into one pass, and those of them that count."""
-    count = _SEQUENCE if KINDS[getattr(facts, "layout", "window")].gives_clip else 1
+    count = _SEQUENCE if KINDS[kind_of(facts)].gives_clip else 1
     return int(facts.num_frame) + count - 1, count  # type: ignore[arg-type]
 
 
