@@ -20,6 +20,7 @@ PACKAGE = ROOT / "csd_plugin"
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"activation"},
     "__main__": {"cli"},
+    "digests": set(),
     "errors": set(),
     "atomic": set(),
     "extras": set(),
@@ -111,6 +112,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "devices",
         "distill.average",
+        "distill.taps",
         "inference",
         "losses",
         "metrics",
@@ -139,6 +141,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
 }
 ALWAYS = {
+    "digests",
     "errors",
     "extras",
     "atomic",

@@ -17,9 +17,10 @@ from csd_plugin import __version__
 from csd_plugin.adapt import scoring
 from csd_plugin.adapt.batches import Batches, camera_pairs, other_pairs
 from csd_plugin.adapt.cache import Cache, open_cache
+from csd_plugin.adapt.features import store_features
 from csd_plugin.adapt.learning import Learner
 from csd_plugin.adapt.page import Row, write_page
-from csd_plugin.adapt.teacher import Teacher, named, open_teacher
+from csd_plugin.adapt.teacher import Teacher, find_teacher, named, open_teacher, runnable
 from csd_plugin.archs.checkpoint import load_network, load_plain
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.archs.provenance import facts_in
@@ -49,7 +50,8 @@ class Plan:
     inputs: rainy videos and folders. teachers, student: see `open_teacher` and `find_checkpoint`. out: the checkpoint
     to write. minutes: of learning, the teacher's work not counted. cache: folder for the teacher's frames, by default
     beside `out`. frames: see `find_shots`. pairs, keep: other pairs, and their share of what is learned from.
-    validation: pairs that are scored before and after. rate: the highest learning rate.
+    validation: pairs that are scored before and after. rate: the highest learning rate. features: store the teacher's
+    features too, for trainings that compare them.
     """
 
     inputs: tuple[Path, ...]
@@ -64,6 +66,7 @@ class Plan:
     keep: float = 0.3
     validation: Path | None = None
     rate: float = 5e-4
+    features: bool = False
     device: str = "auto"
     seed: int = 0
     resume: bool = False
@@ -95,6 +98,8 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
     teacher = open_teacher(plan.teachers, ensemble=plan.ensemble, device=plan.device)
     guards = scoring.validation_clips(plan.validation) if plan.validation else []
     cache = open_cache(plan.cache_folder, plan.inputs, teacher, ensemble=plan.ensemble, most=plan.frames, say=say)
+    if plan.features:
+        _store_features(plan, cache, say)
     learner, batches = _learner(plan, start), _batches(plan, start, cache)
     clips = scoring.held_back(cache)
     looked_at = scoring.affordable(start, clips, plan.device, _LOOKING * 60 * plan.minutes)
@@ -129,6 +134,8 @@ def _check(plan: Plan) -> Path:
         raise CSDError(f"--out {plan.out}: the name of a checkpoint ends in .pth")
     if not plan.out.parent.is_dir():
         raise CSDError(f"--out {plan.out}: the folder {plan.out.parent} does not exist; make it first")
+    if plan.features and (plan.ensemble or len(plan.teachers) > 1):
+        raise CSDError("--features: are those of one network: give one --teacher, without --ensemble")
     read = [file for path in plan.inputs for file in files_of(path)]
     refuse_inputs([plan.out], [source, *read, *(Path(name) for name in plan.teachers if Path(name).is_file())])
     if plan.resume and not plan.state.exists():
@@ -138,6 +145,14 @@ def _check(plan: Plan) -> Path:
             f"{plan.out} exists already; replace it with --overwrite, continue it with --resume, or rename it"
         )
     return source
+
+
+def _store_features(plan: Plan, cache: Cache, say: Callable[[str], object]) -> None:
+    path = find_teacher(plan.teachers[0])
+    network = runnable(path)
+    if not isinstance(network, nn.Module):
+        raise CSDError(f"--features: {path} is an exported network, whose layers cannot be seen: give its checkpoint")
+    store_features(cache, network, named(path), device=pick_device(plan.device), say=say)
 
 
 def _learner(plan: Plan, start: nn.Module) -> Learner:

@@ -119,7 +119,7 @@ class DistillModel(VideoDerainModel):
     # ------------------------------------------------------------------ training step
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         logged = current_iter % self.opt["logger"]["print_freq"] == 0
-        return self.distiller({"lq": self.lq, "gt": self.gt}, current_iter, logged=logged)
+        return self.distiller({"lq": self.lq, "gt": self.gt, **self.features}, current_iter, logged=logged)
 
     def after_step(self) -> None:
         self.distiller.after_step()

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from torch import nn
 from csd_plugin import compat, options
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of
+from csd_plugin.data.features import read_manifest
 from csd_plugin.devices import forked_random
+from csd_plugin.digests import file_digest
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.distill.interface import feature_pairs
@@ -80,6 +83,9 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     with_features = distils(opt) and complete and problems.sound("datasets", "train.distill_opt", *needed)
     if with_features and opt["datasets"]["train"]["type"] in options.DATASETS:
         problems.attempt([], _check_features, opt, networks, interfaces)
+
+    if opt["is_train"]:
+        problems.attempt(["datasets.train", "path", "train.distill_opt"], _check_stored, opt, interfaces)
 
     resumed = problems.attempt(["path"], compat.find_resume_state, opt) if opt["is_train"] else None
     for name in needed:
@@ -174,6 +180,26 @@ def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], interfa
     for teacher in views.values():
         if "resize" not in distillation.adapters:
             feature_pairs(method, student, teacher)
+
+
+def _check_stored(opt: Mapping[str, Any], interfaces: Mapping[str, Interface]) -> None:
+    """Whether features that were stored are those of the teacher, at the layers that are compared."""
+    folder = opt["datasets"]["train"].get("features")
+    if not folder:
+        return
+    where = f"datasets.train.features: {folder}"
+    if not distils(opt):
+        raise CSDError(f"{where}: {opt['model_type']} compares no features; leave it out")
+    distillation, stored = read_distillation(opt), read_manifest(Path(folder))
+    if list(distillation.teachers) != ["t"]:
+        raise CSDError(f"{where}: is of one teacher, and there are {len(distillation.teachers)}; leave it out")
+    checkpoint = opt["path"].get("pretrain_network_t")
+    if checkpoint and file_digest(Path(checkpoint)) != stored["network"]:
+        raise CSDError(f"{where}: are not those of {checkpoint}; compute them by this teacher, or name theirs there")
+    layers = distillation.teacher_layers["t"] or [interfaces["network_t"].feature]
+    if OBJECTIVES[distillation.objective["type"]].needs_features and layers != stored["layers"]:
+        compared, there = (", ".join(map(str, names)) for names in (layers, stored["layers"]))
+        raise CSDError(f"{where}: are those of {there}, but {compared} is compared; set taps.teacher to the former")
 
 
 def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> None:

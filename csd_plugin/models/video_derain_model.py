@@ -25,7 +25,7 @@ from csd_plugin import compat
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of, run_network
 from csd_plugin.atomic import remove_drafts, replacing
-from csd_plugin.data.batches import as_clips, as_float
+from csd_plugin.data.batches import FEATURE, as_clips, as_float
 from csd_plugin.devices import half_precision_warnings
 from csd_plugin.distill.average import average_warnings, decay_at, update_average
 from csd_plugin.errors import CSDError
@@ -98,6 +98,9 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         lq, gt = as_clips(data, self.num_frame, source)
         self.lq = as_float(lq.to(self.device, non_blocking=True))
         self.gt = as_float(gt.to(self.device, non_blocking=True))
+        self.features = {
+            key: value.to(self.device, non_blocking=True) for key, value in data.items() if key.startswith(FEATURE)
+        }
         self.sample_names = data.get("key", [])
         if "position" in data:  # all processes are equally far
             world_size = self.opt["world_size"]
@@ -144,13 +147,15 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
         Returns the losses and scalars to log, means over the clips; whether all losses are finite; the signal.
         """
-        lq, gt = self.lq, self.gt
+        lq, gt, features = self.lq, self.gt, self.features
         count = min(self.accumulate, len(lq))
+        split = {key: value.tensor_split(count) for key, value in features.items()}
         parts = list(zip(lq.tensor_split(count), gt.tensor_split(count), strict=True))
         sums: dict[str, Tensor] = {}
         shares: dict[str, float] = {}
         finite, stop = True, 0
         for number, (self.lq, self.gt) in enumerate(parts, start=1):
+            self.features = {key: values[number - 1] for key, values in split.items()}
             share, last = len(self.lq) / len(lq), number == len(parts)
             with ExitStack() as stack:
                 if not last:  # the last part's backward adds the gradients of all processes
@@ -167,7 +172,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                 part = value.detach() if count == 1 else value.detach() * share
                 sums[name] = sums[name] + part if name in sums else part
                 shares[name] = shares.get(name, 0) + share
-        self.lq, self.gt = lq, gt
+        self.lq, self.gt, self.features = lq, gt, features
         means = sums if count == 1 else {name: value / shares[name] for name, value in sums.items()}
         return means, finite, stop
 
