@@ -56,7 +56,7 @@ class Learner:
         self.best = _detached(self.average)
         self.interface = interface_of(network)
         self.loss = PyramidSSIMLoss(l1_weight=0.5)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), rate, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam(self.network.parameters(), rate, betas=(0.9, 0.99), fused=True)
         self.progress = Progress()
         self.autocast = has_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
 
