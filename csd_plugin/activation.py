@@ -39,7 +39,7 @@ FILE_ERRORS = (
     UnicodeDecodeError,
     yaml.YAMLError,
 )
-"""What reading an option file may raise, besides CSDError."""
+"""What reading an option file may raise, in addition to CSDError."""
 _held = ExitStack()
 """The lock of somebody else's script, to the end of its process."""
 _MODEL_TYPE = re.compile(r"""(?:^|[{,])[ \t]*['"]?model_type['"]?\s*:\s*['"]?(\w+)""", re.MULTILINE)
@@ -51,10 +51,12 @@ def activate(*, extensions: bool = True) -> None:
     Call it in your own train.py and test.py, before the pipeline runs; before or after `import basicsr`. Mistakes in
     option files of our models end the script in one line with exit status 2.
 
-    extensions: load other packages' classes now. If not, they are loaded when a script reads its options; so it must
-        be while the toolbox itself is being imported, as theirs may need all of it.
+    Args:
+        extensions: load other packages' classes now. If not, they are loaded when a script reads its options. This is
+            needed while the toolbox itself is being imported, as their classes may need all of it.
 
-    Raises CSDError for classes of other packages that cannot be loaded.
+    Raises:
+        CSDError: classes of other packages that cannot be loaded.
     """
     registration.install()
     if extensions:

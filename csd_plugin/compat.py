@@ -7,6 +7,7 @@ Both may be called again. Each repair names what it repairs and acts only where 
 from __future__ import annotations
 
 import functools
+import http.client
 import importlib
 import os
 import sys
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from csd_plugin.data.stores.lmdb import DATA, environment
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, first_line
 
 _torchvision_schemas: list[Any] = []  # a Library unregisters its operators when it is collected
 
@@ -156,6 +157,35 @@ def repair_launch() -> None:
         build_loss = getattr(module, "build_loss", None) if name.startswith("basicsr.models.") else None
         if build_loss is not None and not hasattr(build_loss, "__wrapped__"):
             module.build_loss = _checking_shapes(build_loss)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def named_downloads() -> Iterator[None]:
+    """Around classes that fetch weights by torch.hub: a failure is a line that says which file, and where to put it.
+
+    Raises:
+        CSDError: a file that is not there cannot be downloaded.
+    """
+    fetch = torch.hub.download_url_to_file
+
+    def named(url: str, dst: str, *arguments: Any, **keywords: Any) -> None:
+        try:
+            fetch(url, dst, *arguments, **keywords)
+        except (OSError, http.client.HTTPException) as error:
+            file = Path(dst)
+            raise CSDError(
+                f"{file.name} is not in {file.parent}, and cannot be downloaded ({first_line(error)}); get it from "
+                f"{url}, and put it there"
+            ) from error
+
+    bound = [torch.hub, *filter(None, [sys.modules.get("basicsr.utils.download_util")])]
+    for module in bound:
+        module.download_url_to_file = named
+    try:
+        yield
+    finally:
+        for module in bound:
+            module.download_url_to_file = fetch
 
 
 def _record_streams() -> None:
@@ -304,7 +334,11 @@ def _as_batch(x: Tensor, frames: slice) -> Tensor:
 
 
 def init_dist(launcher: str, backend: str = "nccl", **kwargs: Any) -> None:
-    """The toolbox's init_dist, with gloo where there is no GPU."""
+    """The toolbox's init_dist, with gloo where there is no GPU.
+
+    Raises:
+        CSDError: a launcher that cannot work here.
+    """
     from basicsr.utils import dist_util
 
     if launcher == "pytorch" and "RANK" not in os.environ:
@@ -350,7 +384,7 @@ def load_resume_state(opt: dict) -> dict | None:
 
 
 def find_resume_state(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:
-    """The state to go on from: with --auto_resume the newest whole one of this experiment, else `path.resume_state`.
+    """The state to resume from: with --auto_resume the newest whole one of this experiment, else `path.resume_state`.
 
     Whole: the state and the networks that were saved with it can be read. Returns what is wrong with newer ones, too.
 

@@ -12,7 +12,8 @@ from torch import nn
 from csd_plugin.errors import CSDError, first_line
 
 _AMPERE = (8, 0)
-_FIXED_CUDNN = 91500  # as torch.backends.cudnn.version() has 9.15
+_FIXED_CUDNN = 91500
+"""9.15, as torch.backends.cudnn.version() gives it."""
 
 
 def pick_device(device: str | torch.device) -> torch.device:

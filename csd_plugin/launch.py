@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from csd_plugin import registration
+from csd_plugin import compat, registration
 from csd_plugin.activation import FILE_ERRORS, output_of, parse_checked, reading_error
 from csd_plugin.distill.processes import leave_the_others
 from csd_plugin.errors import CSDError, out_of_memory
@@ -58,7 +58,7 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
 def _run(pipeline: Callable[[str], None]) -> int:
     trains = pipeline.__name__ == "train_pipeline"
     try:
-        with REQUEST.listening() if trains else nullcontext():
+        with compat.named_downloads(), REQUEST.listening() if trains else nullcontext():
             pipeline(str(Path.cwd()))
     except BrokenPipeError:
         raise

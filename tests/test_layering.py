@@ -74,7 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registration": {"compat", "extensions", "options", "archs", "data", "losses", "metrics", "models"},
     "activation": {"compat", "registration", "models", "options", "weights"},
     "link": {"activation", "compat"},
-    "launch": {"activation", "distill.processes", "inference.memory", "models.stopping", "registration"},
+    "launch": {"activation", "compat", "distill.processes", "inference.memory", "models.stopping", "registration"},
     "train": {"compat", "registration", "launch"},
     "test": {"compat", "registration", "launch"},
     # other frameworks' adapters

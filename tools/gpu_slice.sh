@@ -6,7 +6,7 @@
 #
 # `pack` fetches the wheels that such a machine lacks and takes of every clip as many frames as fit, below 60 MB in all.
 # `run` installs them, checks the machine, renders the rain, measures, trains several networks side by side, tests them,
-# and leaves weights, logs and a table in the folder --out. With weights of the slice before it goes on from them.
+# and leaves weights, logs and a table in the folder --out. With weights of the slice before, it continues from them.
 # The machine brings Python, torch, NumPy, OpenCV, PyYAML, SciPy and scikit-image.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)

@@ -40,18 +40,29 @@ CROP, _SMALLEST = 96, 32
 CLIPS = 3
 """Clips of a batch."""
 _LOOKING = 0.008
-"""Of the time, what one look at the held-back frames may take."""
+"""Share of the time that one look at the held-back frames may take."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What to do.
 
-    inputs: rainy videos and folders. teachers, student: see `open_teacher` and `find_checkpoint`. out: the checkpoint
-    to write. minutes: of learning, the teacher's work not counted. cache: folder for the teacher's frames, by default
-    beside `out`. frames: see `find_shots`. pairs, keep: other pairs, and their share of what is learned from.
-    validation: pairs that are scored before and after. rate: the highest learning rate. features: store the teacher's
-    features too, for trainings that compare them.
+    Attributes:
+        inputs: rainy videos and folders.
+        teachers: as `open_teacher` takes them.
+        student: as `find_checkpoint` takes it.
+        out: the checkpoint to write, .pth.
+        minutes: of learning, without the teacher's work.
+        ensemble: average each teacher over mirrored and reversed clips.
+        cache: folder for the teacher's frames; by default next to `out`.
+        frames: that the teacher cleans, see `find_shots`.
+        pairs: other pairs, see `other_pairs`.
+        keep: their share of what is learned from, 0 to 1.
+        validation: pairs that are scored before and after.
+        rate: the highest learning rate.
+        features: store the teacher's features too, for trainings that compare them.
+        resume: continue an interrupted run.
+        overwrite: replace `out`.
     """
 
     inputs: tuple[Path, ...]
@@ -89,9 +100,13 @@ class Plan:
 def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
     """Adapt the student to the inputs, and write its checkpoint and a page about it.
 
-    say: is given a line for each thing that is done.
+    Args:
+        say: takes a line for each thing that is done.
 
-    Raises CSDError for what does not fit. After KeyboardInterrupt the best network so far is there.
+    Raises:
+        CSDError: inputs, teachers, student, cache or an earlier state that do not fit; nothing to learn from; a place
+            that cannot be written to.
+        KeyboardInterrupt: by the user; the best network so far is in `plan.out`.
     """
     source = _check(plan)
     start = load_network(source)
@@ -271,7 +286,7 @@ def _report(
         size=(width, height),
         pictures={label: frames[0][frame] for label, frames in pictures.items()},
         lines=[
-            f"{counted(cache.frames, 'frame')}, of which {counted(sum(map(len, rainy)), 'frame')} held back; "
+            f"{counted(cache.frames, 'frame')}, {sum(map(len, rainy))} of them held back; "
             f"{learner.progress.step:,} steps in {learner.progress.seconds / 60:.1f} minutes",
             guard,
         ],
@@ -279,19 +294,17 @@ def _report(
     before, after = rows["before"].psnr, rows["after"].psnr
     say(f"held-back frames, PSNR to the teacher: {before:.2f} dB before, {after:.2f} dB after")
     if not learner.progress.looked or learner.progress.best > max(score for _, score in learner.progress.looked):
-        say("nothing learned is nearer to the teacher than the start: the checkpoint holds the student as it was")
+        say("no gain on the held-back frames: the checkpoint holds the student as it was")
     say(guard)
-    say(
-        f"{plan.out} written, with {plan.page}; the teacher's frames are in {cache.folder}, to be removed or used again"
-    )
+    say(f"written: {plan.out} and {plan.page}; the teacher's frames stay in {cache.folder} for other students")
 
 
 def _guard(plan: Plan, networks: dict[str, nn.Module], guards: list[scoring.Clip]) -> str:
-    """One line: what became of the network on other rain."""
+    """One line: how good the network is on other rain, before and after."""
     if not guards:
         return (
-            "other rain than this camera's was not scored: an adapted network can be worse there; give --validation, "
-            "and --pairs against it"
+            "other rain than this camera's was not scored, and an adapted network can be worse there: --validation "
+            "scores it, and --pairs mixes other rain in"
         )
     scores: dict[str, Quality] = {
         name: scoring.quality(network, guards, plan.device) for name, network in networks.items()

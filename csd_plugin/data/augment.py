@@ -62,10 +62,16 @@ class Augmentation:
 
 
 def draw(rng: np.random.Generator, height: int, width: int, options: AugmentOptions, clip: str) -> Augmentation:
-    """Draw for a clip of frames of height x width.
+    """Draw the augmentation of one sample; always takes the same number of draws.
 
     Where the smaller scales need a larger region than the frame has, the range is cut at what fits.
-    Raises CSDError, naming `clip`, if nothing in the range fits. Always takes the same number of draws.
+
+    Args:
+        height, width: of the frames.
+        clip: its name, for messages.
+
+    Raises:
+        CSDError: nothing in the range fits.
     """
     low, high = options.scale
     fits = options.crop / min(height, width)

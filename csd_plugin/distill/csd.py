@@ -40,7 +40,7 @@ class Trace:
     temporal: list[State] = field(default_factory=list)
 
     def halves(self, count: int) -> tuple[Trace, Trace]:
-        """Of the first `count` of a batch, and of the others, these as numbers without gradients."""
+        """The trace of the first `count` samples of a batch, and that of the others, without gradients."""
 
         def part(of: Callable[[Tensor], Tensor]) -> Trace:
             return Trace(
@@ -172,7 +172,7 @@ class CSD(Objective):
         independent: the paper's ITA.
         collaborative: the paper's CTA.
         adaptor: the paper's STA.
-        ema_decay: of the moving average, with `cells: averaged`.
+        ema_decay: decay of the moving average, with `cells: averaged`.
         collapse_fraction: see `cells`.
 
     Raises:
@@ -344,7 +344,7 @@ def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
 
 
 def _spreads(trace: Trace) -> dict[str, Tensor]:
-    """Of each kind of status that a trace has."""
+    """The spread of each kind of status that a trace has."""
     spreads = {}
     if trace.spatial:
         spreads["spread_spatial"] = torch.stack([spread(s) for s in zip(*trace.spatial, strict=True)]).mean()

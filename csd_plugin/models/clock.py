@@ -1,4 +1,4 @@
-"""Training by the clock: a run of so long, however many steps it takes."""
+"""Training by the clock: a run that ends after a given time, whatever its number of steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 class Clock:
-    """Of a run that ends after `seconds`, those of earlier processes that it resumes included.
+    """The clock of a run that ends after `seconds`, including those of the earlier processes that it resumes.
 
     It runs from the start of the process's model on, so that decoding and compiling are in it.
     """

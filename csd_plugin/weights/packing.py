@@ -86,7 +86,17 @@ def pack(
     check: tuple[Path, Path] | None,
     folder: Path,
 ) -> Network:
-    """Write the file, whole or not at all."""
+    """Write a network's file, whole or not at all.
+
+    Args:
+        texts: facts that people state, by the names of `TEXTS`.
+        scores: by the names of `weights.SETS`.
+        check: rainy frames and their truth, on which fp16 is compared; None for none.
+        folder: to write to.
+
+    Raises:
+        CSDError: a fact is missing, or the checkpoint cannot be used.
+    """
     source = find_checkpoint(checkpoint)
     network = load_network(source)
     known = under_todays_keys(load_plain(source, "checkpoint").get("facts", {}))
@@ -98,14 +108,13 @@ def pack(
     preset, side = preset_of_any_width(network), 16
     seen = study(network)
     cost = complexity(network, (seen.num_frame, 3, side, side))
-    frames = seen.num_frame if seen.layout == "sequence" else 1
     facts = {
         "name": name,
         **{key: texts[key] for key in TEXTS},
         "preset": preset,
         "numbers": numbers_of(network),
         "parameters": cost.parameters,
-        "multiply_adds": cost.operations // (side**2 * frames),
+        "multiply_adds": cost.operations // (side**2 * seen.interface.num_made),
         "stored_as": "fp16" if half else "fp32",
         "scores": known.get("scores", {}) | dict(scores),
     }
@@ -121,7 +130,10 @@ def pack(
 
 
 def preset_of_any_width(network: nn.Module) -> str:
-    """The preset that a network is but for its channels; the name of a class that has no presets."""
+    """The preset that a network has, whatever its channels; the name of a class that has no presets.
+
+    Raises CSDError for layers that no preset has.
+    """
     presets = presets_of(type(network))
     for name, numbers in presets.items():
         if all(getattr(network, key) == value for key, value in numbers.items() if key != "num_feat"):

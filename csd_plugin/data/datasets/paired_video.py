@@ -114,6 +114,10 @@ class PairedVideoTestDataset(Dataset):
         reflect_indices(0, self.num_frame, 1)  # an even num_frame is an error now, not at the first item
         self._enter_worker = WorkerEntry(self.store)
 
+    def sizes(self) -> dict[tuple[int, int], str]:
+        """(height, width) of frames -> the first clip that has such."""
+        return {self.store.shape(sequence.lq[0]): sequence.name for sequence in reversed(self.sequences)}
+
     def __len__(self) -> int:
         return len(self.samples)
 

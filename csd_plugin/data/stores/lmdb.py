@@ -40,7 +40,8 @@ except ModuleNotFoundError as error:
 ENCODINGS = ("source", "png", "raw")
 DATA, META_INFO = "data.mdb", "meta_info.txt"
 RECORDS = b"csd"
-HEADER_KEY = b"\0"  # no frame's name
+HEADER_KEY = b"\0"
+"""A name that no frame has."""
 _FORMAT = 1
 
 
@@ -132,7 +133,7 @@ _environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValu
 def environment(folder: Path) -> lmdb.Environment:
     """LMDB's handle of a finished store; the same for the same file, as LMDB must not open one twice in a process.
 
-    It is closed when nobody holds it any more. A forked process goes on with its parent's: without locks, which a
+    It is closed when nobody holds it any more. A forked process continues with its parent's: without locks, which a
     finished store does not need, reading is nothing but looking into the map.
     Raises lmdb.Error and OSError.
     """
