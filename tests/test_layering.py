@@ -81,6 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "integrate": {"archs", "compat", "data", "distill", "extensions", "metrics", "options", "weights"},
     # the commands: what a job needs, and `cli.flags`, whose types of flags the benches take too
     "lab": {
+        "archs",
         "bench.measure",
         "data",
         "devices",

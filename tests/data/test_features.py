@@ -115,5 +115,5 @@ def _flip_a_byte(folder):
 )
 def test_damaged_features_are_refused(folder, damage):
     damage(folder)
-    with pytest.raises(CSDError, match="features|not what was written"):
+    with pytest.raises(CSDError, match=r"features|not what was written"):
         open_features(folder)
