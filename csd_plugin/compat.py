@@ -178,7 +178,7 @@ def named_downloads() -> Iterator[None]:
                 f"{url}, and put it there"
             ) from error
 
-    bound = [torch.hub, *filter(None, [sys.modules.get("basicsr.utils.download_util")])]
+    bound: list[Any] = [torch.hub, *filter(None, [sys.modules.get("basicsr.utils.download_util")])]
     for module in bound:
         module.download_url_to_file = named
     try:
