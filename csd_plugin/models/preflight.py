@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import inspect
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from basicsr.models import lr_scheduler
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from torch import nn
 
-from csd_plugin import compat, options
+from csd_plugin import compat, options, peers
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of
 from csd_plugin.devices import forked_random
@@ -193,6 +194,12 @@ def check_devices(opt: Mapping[str, Any]) -> None:
         raise CSDError(
             f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} were found; use 0 for the CPU, or auto"
         )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if opt["dist"] else 1
+    if opt["num_gpu"] and here > torch.cuda.device_count():
+        raise CSDError(
+            f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} GPUs were found for the {here} processes of "
+            f"this host, which need one each; start fewer, or set num_gpu to 0 for the CPU"
+        )
     if opt["num_gpu"] > 1 and not opt["dist"]:
         job = "train" if opt["is_train"] else "test"
         raise CSDError(
@@ -344,12 +351,14 @@ def _check_loader(num_clip: int | None, content: dict[str, Any], opt: dict[str, 
 
     if num_clip is None:
         return
+    if opt["dist"]:
+        peers.check_same({f"datasets.train, {content['type']}: clips of {content['num_frame']} frames": num_clip})
     # The toolbox drops an epoch's last, smaller batch, but counts its epochs as if it did not, and stops early.
     ratio = content.get("dataset_enlarge_ratio", 1)
     batch = content["batch_size_per_gpu"]
     total = int(opt["train"]["total_iter"])
     epochs = math.ceil(total / math.ceil(num_clip * ratio / (batch * opt["world_size"]))) + 1
-    possible = epochs * (math.ceil(num_clip * ratio / opt["world_size"]) // batch)
+    possible = epochs * (num_clip * ratio // (batch * opt["world_size"]))
     if possible < total:
         whole = ratio * batch * opt["world_size"] // math.gcd(num_clip * ratio, batch * opt["world_size"])
         raise CSDError(

@@ -213,14 +213,14 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             get_root_logger().warning(
                 f"{name}: stopped after iteration {current_iter}; --auto_resume resumes from {state}"
             )
-        raise Stopped(128 + number)
+        raise Stopped(128 + number, together=True)
 
     def _end_by_the_clock(self, current_iter: int) -> None:
         """As after the last iteration: all is saved, and the network as the latest."""
         self.save(EnlargedSampler.latest_epoch, current_iter)
         self.save(-1, -1)
         get_root_logger().info(f"train.max_seconds: ended after iteration {current_iter:,}")
-        raise Stopped(0)
+        raise Stopped(0, together=True)
 
     def update_learning_rate(self, current_iter: int, warmup_iter: float = -1) -> None:
         """The toolbox's; by the clock, schedules are as far in `total_iter` as the run is in its time."""
