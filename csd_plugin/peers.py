@@ -187,7 +187,7 @@ def watch() -> None:
     # torchrun keeps its store when it starts processes again
     name = of_the_first(uuid.uuid4().hex)
     store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=20))
-    members = _of_all(Member(rank, socket.gethostname(), os.getpid()))
+    members = of_all(Member(rank, socket.gethostname(), os.getpid()))
     node = os.environ.get("GROUP_RANK") or os.environ.get("SLURM_NODEID") or socket.gethostname()
     _peers = Peers(dist.PrefixStore(name, store), f"{address}:{port}", members, rank, node)
     dist.barrier()
@@ -231,14 +231,21 @@ def of_the_first(value: T) -> T:
     return values[0]
 
 
+def of_all(value: T) -> list[T]:
+    """The values of all processes, by rank."""
+    if not are_several():
+        return [value]
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def check_same(values: Mapping[str, object]) -> None:
     """Raise CSDError, in all processes, for the first value that is not the same in all.
 
     Mappings are compared key by key; where files are may differ: what is called `dataroot..` or `clips`.
     """
-    if not are_several():
-        return
-    first, *others = _of_all(dict(_flat(values)))
+    first, *others = of_all(dict(_flat(values)))
     for rank, other in enumerate(others, start=1):
         for name in dict.fromkeys([*first, *other]):
             if first.get(name) != other.get(name):
@@ -255,9 +262,3 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str,
             yield from _flat(value, f"{prefix}{key}.")
         elif not (key.startswith("dataroot") or key == "clips"):
             yield f"{prefix}{key}", value
-
-
-def _of_all(value: T) -> list[T]:
-    values: list[T] = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values

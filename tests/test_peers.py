@@ -94,7 +94,8 @@ def test_a_failed_collective_is_explained(tmp_path):
     survivor, victim = launch(COLLECTIVE, "", tmp_path)
     status, [line] = ended(survivor)
     victim.communicate()
-    assert status == 2 and line.startswith(f"error: rank 1 (host {socket.gethostname()}, process {victim.pid}) has died")
+    name = f"rank 1 (host {socket.gethostname()}, process {victim.pid})"
+    assert status == 2 and line.startswith(f"error: {name} has died")
 
 
 FAILING = """

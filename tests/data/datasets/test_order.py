@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -37,7 +38,7 @@ def test_batches_are_those_of_one_process(count, world_size, batch, start):
         return [share[i : i + size] for i in range(0, len(share) - size + 1, size)]  # as drop_last has it
 
     shares = [batches(batch, rank, world_size) for rank in range(world_size)]
-    together = [sorted(sum(parts, [])) for parts in zip(*shares, strict=True)]
+    together = [sorted(itertools.chain(*parts)) for parts in zip(*shares, strict=True)]
     assert together == [sorted(part) for part in batches(batch * world_size)]
 
 
