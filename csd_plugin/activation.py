@@ -40,6 +40,8 @@ FILE_ERRORS = (
     yaml.YAMLError,
 )
 """What reading an option file may raise, besides CSDError."""
+_DEBUG_INTERVALS = {"val": ("val_freq",), "logger": ("print_freq", "save_checkpoint_freq")}
+"""What the toolbox shortens with --debug, and where `debug` is in the name."""
 _SAME_EVERYWHERE = ("model_type", "network_g", "network_t", "train", "datasets")
 """What the processes of a job have to agree in, but for places of files."""
 _held = ExitStack()
@@ -82,6 +84,7 @@ def parse_checked(parse_options: Parse, root_path: str, is_train: bool) -> Parse
         raise
     except (KeyError, TypeError, ValueError) as error:  # the file has been checked by now
         raise CSDError(f"--force_yml: {error} does not fit the option file; give section:key=value") from error
+    _force_intervals(opt, args.force_yml or [])
     # not at the top: it needs the toolbox, whose own import may end in a call of `activate`
     from csd_plugin.models.preflight import check_run
 
@@ -93,6 +96,16 @@ def parse_checked(parse_options: Parse, root_path: str, is_train: bool) -> Parse
         peers.check_same({key: opt.get(key) for key in _SAME_EVERYWHERE})
     check_run(opt, problems)
     return opt, args
+
+
+def _force_intervals(opt: dict[str, Any], changes: list[str]) -> None:
+    """The intervals that --force_yml gives, where --debug has put its own in their place."""
+    value_of = importlib.import_module("basicsr.utils.options")._postprocess_yml_value
+    for change in changes:
+        name, _, value = (part.strip() for part in change.partition("="))
+        section, _, key = name.partition(":")
+        if key in _DEBUG_INTERVALS.get(section, ()) and section in opt:
+            opt[section][key] = value_of(value)
 
 
 def output_of(opt: dict[str, Any]) -> Path:
