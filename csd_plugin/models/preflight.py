@@ -59,8 +59,9 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
         with forked_random():
             check_pairs(opt, lambda: _build_network(opt["network_g"], "network_g"))
         return
-    problems.attempt(["num_gpu", "train.distill_opt"], check_devices, opt)
-    problems.attempt(["train"], _check_clock, opt)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if opt["dist"] else 1
+    problems.attempt(["num_gpu", "train.distill_opt"], check_devices, opt, here)
+    problems.attempt(["train"], check_clock, opt)
     problems.attempt(["val"], _check_validation, opt.get("val") or {})
     problems.attempt(["logger"], _check_logger, opt.get("logger") or {})
     if opt["is_train"]:
@@ -188,17 +189,19 @@ def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> N
         raise CSDError(f"path.pretrain_{name}: {error}") from error
 
 
-def check_devices(opt: Mapping[str, Any]) -> None:
-    """Raises CSDError for GPUs that are not here, or that one process cannot use."""
+def check_devices(opt: Mapping[str, Any], processes: int = 1) -> None:
+    """Raises CSDError for GPUs that are not here, or that one process cannot use.
+
+    processes: on this machine.
+    """
     if opt["num_gpu"] > torch.cuda.device_count():
         raise CSDError(
             f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} were found; use 0 for the CPU, or auto"
         )
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if opt["dist"] else 1
-    if opt["num_gpu"] and here > torch.cuda.device_count():
+    if opt["num_gpu"] and processes > torch.cuda.device_count():
         raise CSDError(
-            f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} GPUs were found for the {here} processes of "
-            f"this host, which need one each; start fewer, or set num_gpu to 0 for the CPU"
+            f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} GPUs were found for {processes} processes, "
+            f"which need one each; start fewer, or set num_gpu to 0 for the CPU"
         )
     if opt["num_gpu"] > 1 and not opt["dist"]:
         job = "train" if opt["is_train"] else "test"
@@ -208,7 +211,8 @@ def check_devices(opt: Mapping[str, Any]) -> None:
         )
 
 
-def _check_clock(opt: Mapping[str, Any]) -> None:
+def check_clock(opt: Mapping[str, Any]) -> None:
+    """Raises CSDError for training by the clock in several processes."""
     if opt["is_train"] and opt["train"].get("max_seconds") and opt["dist"]:
         raise CSDError(
             "train.max_seconds is for one process: the clocks of several, and with them their schedules, would differ; "
