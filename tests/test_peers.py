@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from csd_plugin import compat, peers
+from csd_plugin.errors import CSDError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -139,3 +143,67 @@ def test_those_that_end_as_they_should_say_nothing(tmp_path):
     for process in processes:
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0 and "error" not in said, said
+
+
+SLURM = """
+import os
+from csd_plugin import compat
+import torch.distributed as dist
+
+compat.init_dist("slurm", port={port})
+print(dist.get_rank(), dist.get_world_size(), dist.get_backend(), os.environ["MASTER_ADDR"], os.environ["LOCAL_RANK"])
+"""
+
+
+def test_srun_s_variables_join_processes(tmp_path):
+    """With a scontrol that knows one host. No cluster was tried."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames local[1-2]" ] && printf "localhost\\nother\\n"\n')
+    scontrol.chmod(0o755)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    slurm = {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "local[1-2]", "SLURM_NODEID": "0"}
+    clean = {key: value for key, value in os.environ.items() if key not in ("RANK", "MASTER_ADDR", "MASTER_PORT")}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SLURM.format(port=port)],
+            env=clean | paths | slurm | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank, process in enumerate(processes):
+        out, error = process.communicate(timeout=120)
+        assert out == f"{rank} 2 gloo localhost {rank}\n", error
+
+
+@pytest.mark.parametrize(("is_srun", "words"), [(False, "srun, which sets SLURM_PROCID"), (True, "MASTER_ADDR")])
+def test_slurm_that_is_not_there_is_one_line(is_srun, words, monkeypatch):
+    for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_NODELIST"):
+        monkeypatch.setenv(name, "0")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")  # so that what is set on the way is taken back
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("PATH", "")
+    if not is_srun:
+        monkeypatch.delenv("SLURM_PROCID")
+    with pytest.raises(CSDError, match=words):
+        compat.init_dist("slurm", port=1)
+
+
+def test_tensors_of_cpus_go_by_gloo_where_there_are_gpus(monkeypatch):
+    called = []
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", called.append)
+    monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda allow_none: "spawn")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, timeout: called.append(backend))
+    monkeypatch.setattr(peers, "watch", lambda: None)
+    compat.init_dist("pytorch")
+    assert called == [1, "cpu:gloo,cuda:nccl"]
