@@ -628,8 +628,7 @@ def safe_ordered_yaml() -> tuple[type, type]:
             self.twice: list[tuple[int, str]] = []
             content = super().get_single_data()
             check_file(content, self.name, self.twice)
-            if isinstance(content, dict) and content.get("val", {}) is None:
-                del content["val"]  # the toolbox's --debug writes into it where it is there
+            content = _Options(content)
             if content.get("model_type") in MODELS:
                 # the toolbox would take all, by threads of one process
                 content["num_gpu"] = gpus_of(content["num_gpu"])
@@ -651,8 +650,21 @@ def safe_ordered_yaml() -> tuple[type, type]:
         return content
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    Dumper.add_representer(OrderedDict, lambda dumper, data: dumper.represent_dict(data.items()))
+    Dumper.add_multi_representer(OrderedDict, lambda dumper, data: dumper.represent_dict(data.items()))
     return Loader, Dumper
+
+
+class _Options(OrderedDict):
+    """A file's content, in which a section without anything is none at all, also when --force_yml empties it.
+
+    The toolbox's --debug writes into `val` where it is there, and its --launcher slurm unpacks `dist_params`.
+    """
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key in ("val", "dist_params") and value is None:
+            self.pop(key, None)
+        else:
+            super().__setitem__(key, value)
 
 
 def _shown(node: yaml.Node) -> str:

@@ -75,7 +75,8 @@ def _run_job(argv: Sequence[str] | None) -> int:
             raise
         print(f"csd {job}: error: {users_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        where = f" in {interrupt}" if str(interrupt) else ""
         hint = f"; {module.interrupted(args)}" if hasattr(module, "interrupted") else ""
-        print(f"csd {job}: interrupted{hint}", file=sys.stderr)
+        print(f"csd {job}: interrupted{where}{hint}", file=sys.stderr)
         return 130

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import inspect
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from basicsr.models import lr_scheduler
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from torch import nn
 
-from csd_plugin import compat, options
+from csd_plugin import compat, options, peers
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of
 from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
@@ -65,8 +66,9 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
         with forked_random():
             check_pairs(opt, lambda: _build_network(opt["network_g"], "network_g"))
         return
-    problems.attempt(["num_gpu", "train.distill_opt"], check_devices, opt)
-    problems.attempt(["train"], _check_clock, opt)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if opt["dist"] else 1
+    problems.attempt(["num_gpu", "train.distill_opt"], check_devices, opt, here)
+    problems.attempt(["train"], check_clock, opt)
     problems.attempt(["val"], _check_validation, opt.get("val") or {})
     problems.attempt(["logger"], _check_logger, opt.get("logger") or {})
     if opt["is_train"]:
@@ -228,11 +230,23 @@ def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> N
         raise CSDError(f"path.pretrain_{name}: {error}") from error
 
 
-def check_devices(opt: Mapping[str, Any]) -> None:
-    """Raise CSDError for GPUs that this machine does not have, or that one process cannot use."""
+def check_devices(opt: Mapping[str, Any], processes: int = 1) -> None:
+    """Check that the GPUs of the options are on this machine, and that the processes can use them.
+
+    Args:
+        processes: on this machine.
+
+    Raises:
+        CSDError: they are not here, or one process cannot use them.
+    """
     if opt["num_gpu"] > torch.cuda.device_count():
         raise CSDError(
             f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} were found; use 0 for the CPU, or auto"
+        )
+    if opt["num_gpu"] and processes > torch.cuda.device_count():
+        raise CSDError(
+            f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} GPUs were found for {processes} processes, "
+            f"which need one each; start fewer, or set num_gpu to 0 for the CPU"
         )
     if opt["num_gpu"] > 1 and not opt["dist"]:
         job = "train" if opt["is_train"] else "test"
@@ -242,7 +256,8 @@ def check_devices(opt: Mapping[str, Any]) -> None:
         )
 
 
-def _check_clock(opt: Mapping[str, Any]) -> None:
+def check_clock(opt: Mapping[str, Any]) -> None:
+    """Raises CSDError for training by the clock in several processes."""
     if opt["is_train"] and opt["train"].get("max_seconds") and opt["dist"]:
         raise CSDError(
             "train.max_seconds is for one process: the clocks of several, and with them their schedules, would differ; "
@@ -397,12 +412,14 @@ def _check_loader(num_clip: int | None, content: dict[str, Any], opt: dict[str, 
 
     if num_clip is None:
         return
+    if opt["dist"]:
+        peers.check_same({f"datasets.train, {content['type']}: clips of {content['num_frame']} frames": num_clip})
     # The toolbox drops an epoch's last, smaller batch, but counts its epochs as if it did not, and stops early.
     ratio = content.get("dataset_enlarge_ratio", 1)
     batch = content["batch_size_per_gpu"]
     total = int(opt["train"]["total_iter"])
     epochs = math.ceil(total / math.ceil(num_clip * ratio / (batch * opt["world_size"]))) + 1
-    possible = epochs * (math.ceil(num_clip * ratio / opt["world_size"]) // batch)
+    possible = epochs * (num_clip * ratio // (batch * opt["world_size"]))
     if possible < total:
         whole = ratio * batch * opt["world_size"] // math.gcd(num_clip * ratio, batch * opt["world_size"])
         raise CSDError(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from csd_plugin import compat
+from csd_plugin import compat, peers
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of, run_network
 from csd_plugin.atomic import remove_drafts, replacing
@@ -211,17 +211,27 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     def _skip(self, logged: Mapping[str, Tensor], current_iter: int) -> None:
         """Leave this batch out, with a line in the log and in `skipped.txt`. Raises CSDError at the limit."""
         self.skipped += 1
-        names = [name for name, value in logged.items() if not torch.isfinite(value).all()] or ["a loss"]
-        clips = ", ".join(map(str, self.sample_names)) or "this batch"
-        cause, hopeless = self._cause(names)
-        line = f"iteration {current_iter}: {', '.join(names)} not finite on {clips}: {cause}"
-        kept = Path(self.opt["path"]["experiments_root"]) / f"skipped{self.opt['rank'] or ''}.txt"
-        with kept.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        bad = [name for name, value in logged.items() if not torch.isfinite(value).all()]
+        mine, hopeless = self._complaint(bad or ["a loss"], current_iter)
+        # of several processes, those whose losses are finite have nothing to say
+        lines = [line for line in peers.of_all(mine if bad else "") if line] or [mine]
+        kept = Path(self.opt["path"]["experiments_root"]) / "skipped.txt"
+        if self.opt["rank"] == 0:
+            with kept.open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
         if hopeless or self.skipped > self.skip_limit:
             more = "" if hopeless else f"; {self.skipped} batches, more than train.skip_limit {self.skip_limit}"
-            raise CSDError(f"{line}{more} ({kept})")
-        get_root_logger().warning(f"{line}. The batch is left out ({self.skipped} so far, at most {self.skip_limit}).")
+            raise CSDError(f"{lines[0]}{more} ({kept})")
+        for line in lines:
+            get_root_logger().warning(
+                f"{line}. The batch is left out ({self.skipped} so far, at most {self.skip_limit})."
+            )
+
+    def _complaint(self, names: Sequence[str], current_iter: int) -> tuple[str, bool]:
+        """What is not finite in this process's batch, why, and what to do; whether all that follow will be so, too."""
+        clips = ", ".join(map(str, self.sample_names)) or "this batch"
+        cause, hopeless = self._cause(names)
+        return f"iteration {current_iter}: {', '.join(names)} not finite on {clips}: {cause}", hopeless
 
     def save_and_stop(self, current_iter: int, number: int) -> None:
         """Save the state of this iteration.
@@ -241,14 +251,14 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             get_root_logger().warning(
                 f"{name}: stopped after iteration {current_iter}; --auto_resume resumes from {state}"
             )
-        raise Stopped(128 + number)
+        raise Stopped(128 + number, together=True)
 
     def _end_by_the_clock(self, current_iter: int) -> None:
         """Save the state, and the network as the latest, as after the last iteration. Raises Stopped."""
         self.save(EnlargedSampler.latest_epoch, current_iter)
         self.save(-1, -1)
         get_root_logger().info(f"train.max_seconds: ended after iteration {current_iter:,}")
-        raise Stopped(0)
+        raise Stopped(0, together=True)
 
     def update_learning_rate(self, current_iter: int, warmup_iter: float = -1) -> None:
         """As the toolbox's. With `train.max_seconds`, schedules follow the share of the time that is over."""

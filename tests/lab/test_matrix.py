@@ -173,7 +173,7 @@ class Calls:
         monkeypatch.setattr(runner, "_launch", self._launch)
         self.fail_at = ""
 
-    def _launch(self, job, run, options, space, bar) -> None:
+    def _launch(self, job, run, options, space, bar, processes=1) -> None:
         self.jobs.append(f"{job} {run.name}")
         file = space.options(run, job)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -330,7 +330,7 @@ def test_a_table_that_is_ended_ends_its_training(files, interruptible, number, m
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "train.py").write_text(FOREVER)
-    monkeypatch.setattr(runner, "_environment", lambda: os.environ | {"PYTHONPATH": str(package.parent)})
+    monkeypatch.setattr(runner, "environment", lambda processes: os.environ | {"PYTHONPATH": str(package.parent)})
 
     class Bar(runner.tqdm):
         def set_postfix_str(self, text, *args, **kwargs) -> None:
