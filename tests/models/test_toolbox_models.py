@@ -16,10 +16,8 @@ GAN = {
 }
 PSNR = {"psnr": {"type": "calculate_psnr", "crop_border": 0}}
 
-TESTED = [
-    *((model, kind) for model in ("SRModel", "SRGANModel", "ESRGANModel") for kind in ("windows", "images")),
-    *((model, "windows") for model in ("VideoBaseModel", "EDVRModel", "VideoGANModel")),
-]
+OF_IMAGES, OF_VIDEOS = ("SRModel", "SRGANModel", "ESRGANModel"), ("VideoBaseModel", "EDVRModel", "VideoGANModel")
+TESTED = [(model, kind) for model in OF_IMAGES + OF_VIDEOS for kind in ("windows", "images")]
 RECURRENT = [("VideoRecurrentModel", "sequences"), ("VideoRecurrentGANModel", "sequences")]
 """These cannot validate on a CPU, which `test_pairs` has."""
 
@@ -45,7 +43,7 @@ def test_they_train_and_resume(launcher, tiny_rain, capfd, model, kind):
 @pytest.mark.parametrize(("model", "kind"), TESTED)
 def test_they_validate_and_test_our_clips(launcher, tiny_rain, capfd, model, kind):
     """Models of images by their metric; those of videos, which need a GPU for it, by the frames that they write."""
-    video = model.startswith(("Video", "EDVR"))
+    video = model in OF_VIDEOS
     clips = scored_set(tiny_rain, num_frame=FRAMES[kind][1])
     options = options_of(tiny_rain, model, kind, **{"datasets.val": clips})
     options["val"] = {"val_freq": 2, "save_img": False, "metrics": None if video else PSNR}
