@@ -348,6 +348,28 @@ MODELS = {"VideoDerainModel": False, "DistillModel": True}
 TEACHER_KEYS = ("network_", "interface_", "pretrain_network_", "param_key_", "strict_load_")
 """What begins the keys, of the top level and of `path`, that each teacher has for itself: `network_t2`."""
 
+_NO_DISCRIMINATOR, _ONE_LOSS = "have no discriminator", "train with pixel_opt alone"
+OF_OTHER_MODELS = {
+    "network_d": _NO_DISCRIMINATOR,
+    "path.pretrain_network_d": _NO_DISCRIMINATOR,
+    "path.param_key_d": _NO_DISCRIMINATOR,
+    "path.strict_load_d": _NO_DISCRIMINATOR,
+    "train.gan_opt": _NO_DISCRIMINATOR,
+    "train.optim_d": _NO_DISCRIMINATOR,
+    "train.net_d_iters": _NO_DISCRIMINATOR,
+    "train.net_d_init_iters": _NO_DISCRIMINATOR,
+    "train.perceptual_opt": _ONE_LOSS,
+    "train.ldl_opt": _ONE_LOSS,
+    "train.feature_matching_opt": _ONE_LOSS,
+    "train.fix_flow": "train all weights from the first step",
+    "train.tsa_iter": "train all weights from the first step",
+    "train.flow_lr_mul": "have one learning rate",
+    "train.dcn_lr_mul": "have one learning rate",
+    "val.flip_seq": "validate frames as they are",
+    "val.center_frame_only": "validate all frames",
+}
+"""Keys that the toolbox's other models read, and what ours do: without an error they would be dropped in silence."""
+
 SECTIONS: dict[str, type[BaseModel]] = {
     "interface_g": InterfaceSection,
     "interface_t": InterfaceSection,
@@ -441,6 +463,11 @@ def find_problems(opt: Mapping[str, Any], problems: Problems) -> None:
     for key in ("network_g", *(f"network_{label}" for label in labels)):
         if opt.get(key):
             _check_typed(opt[key], networks, key, problems)
+    for key, instead in OF_OTHER_MODELS.items():
+        section, _, name = key.rpartition(".")
+        content = opt.get(section) if section else opt
+        if isinstance(content, Mapping) and content.get(name):
+            problems.add(key, f"{key}: models of csd-plugin {instead}; remove it")
     if opt["is_train"]:
         _check_training(opt, problems)
 
@@ -454,9 +481,6 @@ def _check_training(opt: Mapping[str, Any], problems: Problems) -> None:
     if not isinstance(train, Mapping):
         return
     _check_numbers(train, "train.", problems)
-    if train.get("perceptual_opt"):
-        text = "train.perceptual_opt: these models train with pixel_opt alone; remove it"
-        problems.add("train.perceptual_opt", text)
     typed: dict[str, type[BaseModel]] = {"optim_g": OptimizerSection, "scheduler": SchedulerSection}
     for key, section in typed.items():
         if isinstance(train.get(key), Mapping):
@@ -576,6 +600,8 @@ def _check(content: Mapping[str, Any], section: type[BaseModel], where: str, pro
     """Check one section; `where` is what the message puts before a key of it."""
     known = section.model_fields
     for key in content:
+        if f"{where}{key}" in OF_OTHER_MODELS:
+            continue
         if key not in known and difflib.get_close_matches(str(key), known, 1, cutoff=0.8):
             problems.unknown(where, str(key), known)
     try:

@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "problems": set(),
     "tables": set(),
     "unread": set(),
+    "versions": set(),
     "extensions": set(),
     "types": set(),
     "archs": {"types", "extensions", "data.windows"},
@@ -163,6 +164,7 @@ ALWAYS = {
     "problems",
     "tables",
     "unread",
+    "versions",
     "__version__",
 }
 # `bench` measures the toolbox's own readers beside ours.
@@ -255,7 +257,10 @@ def test_a_distiller_needs_no_toolbox_and_no_other_framework():
 
 
 def test_the_package_itself_imports_nothing_but_when_it_is_activated():
-    assert [name for part, name, _ in imports() if part == "__init__"] == ["csd_plugin.activation.activate"]
+    assert [name for part, name, _ in imports() if part == "__init__"] == [
+        "csd_plugin.extras.or_exit",
+        "csd_plugin.activation.activate",
+    ]
 
 
 def python(code: str, *arguments: str) -> str:
