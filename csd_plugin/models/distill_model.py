@@ -58,7 +58,7 @@ class DistillModel(VideoDerainModel):
             path.get(f"strict_load_{label}", True),
             path.get(f"param_key_{label}", "params_ema"),
         )
-        network.eval().requires_grad_(False)
+        self.lay_out(network.eval().requires_grad_(False))
         interface = interface_of(network, self.opt.get(f"interface_{label}"))
         objective = build_objective(self.distillation.objective)
         if self.distillation.adapters:
@@ -155,7 +155,7 @@ class DistillModel(VideoDerainModel):
         for teacher in self.teachers:
             state = self.get_bare_model(teacher.objective).state_dict()
             if state:
-                states[_entry(teacher)] = {name: value.cpu() for name, value in state.items()}
+                states[_entry(teacher)] = {name: value.cpu().contiguous() for name, value in state.items()}
         return states
 
     def _objective_path(self, label: int | str) -> Path:

@@ -26,7 +26,7 @@ from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of, run_network
 from csd_plugin.atomic import remove_drafts, replacing
 from csd_plugin.data.batches import as_clips, as_float
-from csd_plugin.devices import half_precision_warnings
+from csd_plugin.devices import half_precision_warnings, use_channels_last
 from csd_plugin.distill.average import average_warnings, decay_at, update_average
 from csd_plugin.errors import CSDError
 from csd_plugin.losses.ssim import PyramidSSIMLoss
@@ -79,6 +79,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         seconds = train_opt.get("max_seconds")
         self.clock = Clock(seconds) if seconds else None
         super().init_training_settings()
+        if self.ema_decay > 0:
+            self.lay_out(self.net_g_ema)
         self.compile_for_training(self.get_bare_model(self.net_g))
 
     @property
@@ -310,9 +312,15 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """The toolbox's, which assumes a GPU under DDP."""
+        self.lay_out(net.to(self.device))
         if self.device.type == "cpu" and self.opt["dist"]:
             return DistributedDataParallel(net, find_unused_parameters=self.opt.get("find_unused_parameters", False))
         return super().model_to_device(net)
+
+    def lay_out(self, network: nn.Module) -> None:
+        """Weights as a GPU's 16 bits want them; before what holds on to them, such as DistributedDataParallel."""
+        if self.device.type == "cuda" and self.is_train and self.opt["train"].get("autocast"):
+            use_channels_last(network)
 
     # ------------------------------------------------------------------ files
     def load_network(
@@ -338,7 +346,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         """
         nets, keys = (net, param_key) if isinstance(net, list) else ([net], [param_key])
         content = {
-            key: {name: value.cpu() for name, value in self.get_bare_model(part).state_dict().items()}
+            key: {name: value.cpu().contiguous() for name, value in self.get_bare_model(part).state_dict().items()}
             for part, key in zip(nets, keys, strict=True)
         }
         name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
