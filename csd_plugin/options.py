@@ -175,8 +175,9 @@ class TrainSection(ToolboxSection):
         None,
         gt=0,
         le=_LONGEST,
-        description="end the training after this time, with decoding and compiling in it; the schedule is then as far "
-        "in `total_iter` as the run is in its time, so set `total_iter` (and `periods`) well above the steps that fit",
+        description="end the training after this time, from the start of its process to its last file; the schedule "
+        "is then as far in `total_iter` as the run is in its time, so set `total_iter` (and `periods`) well above the "
+        "steps that fit",
     )
     health: bool = Field(
         True,

@@ -251,6 +251,9 @@ class CSD(Objective):
             adaptor=adaptor,
             temporal_first=order == "temporal_first",
         ).requires_grad_(cells != "frozen")
+        if self.cells.connector is not None and not cross_scale:  # every scale starts at zero
+            for cell in (self.cells.connector.local_to_global, self.cells.connector.global_to_local):
+                cell.weight_hidden.requires_grad_(False)
         self.averaged_cells = copy.deepcopy(self.cells).requires_grad_(False) if cells == "averaged" else None
         until_collapsed = FreezeOnCollapse(count=len(self.terms), fraction=collapse_fraction)
         self.freeze = until_collapsed if cells == "joint_until_collapsed" else None

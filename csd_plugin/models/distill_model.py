@@ -78,7 +78,8 @@ class DistillModel(VideoDerainModel):
     def _place_objective(self, objective: nn.Module) -> nn.Module:
         """On the device; wrapped for several processes where it learns, and of equal weights in all where not."""
         if any(p.requires_grad for p in objective.parameters()):
-            return self.model_to_device(objective)
+            # with one target there is no frame before it, so that weights for its state are left out
+            return self.model_to_device(objective, in_parts=clips_of(self.opt).num_target == 1)
         objective.to(self.device)
         if self.opt["dist"]:
             for value in objective.state_dict().values():

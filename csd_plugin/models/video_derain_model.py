@@ -7,7 +7,7 @@ import signal
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     them. Every loss is a mean over clips, so the parts' gradients, weighted by their clips, add to the batch's.
     """
 
-    samples_done = 0
-    """Of the epoch, by all processes; 0 where the data set does not say."""
+    _position: Tensor | None = None
+    """Of the samples of the latest batch in this process's part of the epoch; None where the data set does not say."""
     _saved: tuple[int, int] = (-1, -1)
     """Epoch and iteration of the latest state."""
     skipped = 0
@@ -77,7 +77,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self.device.type, enabled=self.autocast_dtype == torch.float16 and self.device.type == "cuda"
         )
         seconds = train_opt.get("max_seconds")
-        self.clock = Clock(seconds) if seconds else None
+        self.clock = Clock(seconds, self.opt.get("began")) if seconds else None
         super().init_training_settings()
         if self.ema_decay > 0:
             self.lay_out(self.net_g_ema)
@@ -101,9 +101,13 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         self.lq = as_float(lq.to(self.device, non_blocking=True))
         self.gt = as_float(gt.to(self.device, non_blocking=True))
         self.sample_names = data.get("key", [])
-        if "position" in data:  # all processes are equally far
-            world_size = self.opt["world_size"]
-            self.samples_done = (int(data["position"].max()) // world_size + 1) * world_size
+        self._position = data.get("position")  # may be on a GPU, so that reading it would wait
+
+    @property
+    def samples_done(self) -> int:
+        """Of the epoch, by all processes, which are equally far; 0 where the data set does not say."""
+        world_size = self.opt["world_size"]
+        return 0 if self._position is None else (int(self._position.max()) // world_size + 1) * world_size
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One optimizer step for the batch of `feed_data`, then, where a signal has asked for it, save and stop.
@@ -138,7 +142,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self.model_ema(decay_at(current_iter, self.ema_decay) if warms_up else self.ema_decay)
         if stop:
             self.save_and_stop(current_iter, stop)
-        if self.clock is not None and self.clock.is_over:
+        if self.clock is not None and self.clock.is_over():
             self._end_by_the_clock(current_iter)
 
     def _backward(self, current_iter: int) -> tuple[dict[str, Tensor], bool, int]:
@@ -203,6 +207,10 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             more = "" if hopeless else f"; {self.skipped} batches, more than train.skip_limit {self.skip_limit}"
             raise CSDError(f"{line}{more} ({kept})")
         get_root_logger().warning(f"{line}. The batch is left out: {self.skipped} so far, {self.skip_limit} may be.")
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        with nullcontext() if self.clock is None else self.clock.saves():
+            super().save(epoch, current_iter)
 
     def save_and_stop(self, current_iter: int, number: int) -> None:
         """Save all of this iteration, and raise Stopped."""
@@ -310,12 +318,17 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         """The toolbox's moving average of the weights in one go, and the buffers, which it leaves out."""
         update_average(self.net_g_ema, self.get_bare_model(self.net_g), decay)
 
-    def model_to_device(self, net: nn.Module) -> nn.Module:
-        """The toolbox's, which assumes a GPU under DDP."""
+    def model_to_device(self, net: nn.Module, *, in_parts: bool = False) -> nn.Module:
+        """The toolbox's, which assumes a GPU under DDP.
+
+        in_parts: not every pass uses all weights of it.
+        """
         self.lay_out(net.to(self.device))
-        if self.device.type == "cpu" and self.opt["dist"]:
-            return DistributedDataParallel(net, find_unused_parameters=self.opt.get("find_unused_parameters", False))
-        return super().model_to_device(net)
+        if not self.opt["dist"]:
+            return super().model_to_device(net)
+        devices = [torch.cuda.current_device()] if self.device.type == "cuda" else None
+        in_parts = in_parts or self.opt.get("find_unused_parameters", False)
+        return DistributedDataParallel(net, device_ids=devices, find_unused_parameters=in_parts)
 
     def lay_out(self, network: nn.Module) -> None:
         """Weights as a GPU's 16 bits want them; before what holds on to them, such as DistributedDataParallel."""
