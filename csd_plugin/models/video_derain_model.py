@@ -7,7 +7,7 @@ import signal
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of, run_network
 from csd_plugin.atomic import remove_drafts, replacing
 from csd_plugin.data.batches import FEATURE, as_clips, as_float
-from csd_plugin.devices import half_precision_warnings
+from csd_plugin.devices import half_precision_warnings, use_channels_last
 from csd_plugin.distill.average import average_warnings, decay_at, update_average
 from csd_plugin.errors import CSDError
 from csd_plugin.losses.ssim import PyramidSSIMLoss
@@ -53,8 +53,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             `accumulate`, `skip_limit`, `ema_warmup` and `max_seconds`; see `options.TrainSection`.
     """
 
-    samples_done = 0
-    """Samples of the epoch that all processes have used; 0 where the data set does not count them."""
+    _position: Tensor | None = None
+    """Places of the latest batch's samples in this process's part of the epoch; None where the data set has none."""
     _saved: tuple[int, int] = (-1, -1)
     """Epoch and iteration of the latest state."""
     skipped = 0
@@ -80,8 +80,10 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self.device.type, enabled=self.autocast_dtype == torch.float16 and self.device.type == "cuda"
         )
         seconds = train_opt.get("max_seconds")
-        self.clock = Clock(seconds) if seconds else None
+        self.clock = Clock(seconds, self.opt.get("began")) if seconds else None
         super().init_training_settings()
+        if self.ema_decay > 0:
+            self.lay_out(self.net_g_ema)
         self.compile_for_training(self.get_bare_model(self.net_g))
 
     @property
@@ -114,9 +116,13 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             key: value.to(self.device, non_blocking=True) for key, value in data.items() if key.startswith(FEATURE)
         }
         self.sample_names = data.get("key", [])
-        if "position" in data:  # all processes are equally far
-            world_size = self.opt["world_size"]
-            self.samples_done = (int(data["position"].max()) // world_size + 1) * world_size
+        self._position = data.get("position")  # may be on a GPU, so that reading it would wait
+
+    @property
+    def samples_done(self) -> int:
+        """Of the epoch, by all processes, which are equally far; 0 where the data set does not say."""
+        world_size = self.opt["world_size"]
+        return 0 if self._position is None else (int(self._position.max()) // world_size + 1) * world_size
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One optimizer step for the batch of `feed_data`; after a signal, save and stop.
@@ -154,7 +160,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self.model_ema(decay_at(current_iter, self.ema_decay) if warms_up else self.ema_decay)
         if stop:
             self.save_and_stop(current_iter, stop)
-        if self.clock is not None and self.clock.is_over:
+        if self.clock is not None and self.clock.is_over():
             self._end_by_the_clock(current_iter)
 
     def _backward(self, current_iter: int) -> tuple[dict[str, Tensor], bool, int]:
@@ -232,6 +238,10 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         clips = ", ".join(map(str, self.sample_names)) or "this batch"
         cause, hopeless = self._cause(names)
         return f"iteration {current_iter}: {', '.join(names)} not finite on {clips}: {cause}", hopeless
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        with nullcontext() if self.clock is None else self.clock.saves():
+            super().save(epoch, current_iter)
 
     def save_and_stop(self, current_iter: int, number: int) -> None:
         """Save the state of this iteration.
@@ -346,11 +356,23 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         """The toolbox's moving average of the weights at once, with the buffers, which the toolbox leaves out."""
         update_average(self.net_g_ema, self.get_bare_model(self.net_g), decay)
 
-    def model_to_device(self, net: nn.Module) -> nn.Module:
-        """As the toolbox's, which assumes a GPU for several processes."""
-        if self.device.type == "cpu" and self.opt["dist"]:
-            return DistributedDataParallel(net, find_unused_parameters=self.opt.get("find_unused_parameters", False))
-        return super().model_to_device(net)
+    def model_to_device(self, net: nn.Module, *, in_parts: bool = False) -> nn.Module:
+        """As the toolbox's, which assumes a GPU for several processes.
+
+        Args:
+            in_parts: whether some passes leave some of its weights unused.
+        """
+        self.lay_out(net.to(self.device))
+        if not self.opt["dist"]:
+            return super().model_to_device(net)
+        devices = [torch.cuda.current_device()] if self.device.type == "cuda" else None
+        in_parts = in_parts or self.opt.get("find_unused_parameters", False)
+        return DistributedDataParallel(net, device_ids=devices, find_unused_parameters=in_parts)
+
+    def lay_out(self, network: nn.Module) -> None:
+        """Weights as a GPU's 16 bits want them; before what holds on to them, such as DistributedDataParallel."""
+        if self.device.type == "cuda" and self.is_train and self.opt["train"].get("autocast"):
+            use_channels_last(network)
 
     # ------------------------------------------------------------------ files
     def load_network(
@@ -392,7 +414,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         """
         nets, keys = (net, param_key) if isinstance(net, list) else ([net], [param_key])
         content = {
-            key: {name: value.cpu() for name, value in self.get_bare_model(part).state_dict().items()}
+            key: {name: value.cpu().contiguous() for name, value in self.get_bare_model(part).state_dict().items()}
             for part, key in zip(nets, keys, strict=True)
         }
         name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
