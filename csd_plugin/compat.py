@@ -464,10 +464,23 @@ def _check_set(state: Path, models: Path) -> None:
         load_plain(path, "checkpoint")
 
 
+_NEVER_REACHED = 10**12
+"""Iterations, epochs, samples of one."""
+
+
 def _read_state(path: str | Path) -> dict[str, Any]:
     from csd_plugin.archs.checkpoint import load_plain
 
     state = load_plain(path, "path.resume_state:")
     if not isinstance(state, dict) or not {"iter", "epoch", "optimizers", "schedulers"} <= state.keys():
         raise CSDError(f"path.resume_state: {path} is not a training state; give a file from training_states/")
+    for key, needed in {"iter": True, "epoch": True, "samples": False}.items():
+        value = state.get(key)
+        if not (type(value) is int and 0 <= value < _NEVER_REACHED) and (needed or value is not None):
+            raise CSDError(f"path.resume_state: {path}: {key} is {value!r:.60}, which no run has; use another copy")
+    if not isinstance(state.get("manual_seed"), (int, type(None))):
+        raise CSDError(f"path.resume_state: {path}: manual_seed is not a number; use another copy")
+    name = Path(path).stem
+    if name.isdigit() and int(name) != state["iter"]:
+        raise CSDError(f"path.resume_state: {path} is of iteration {state['iter']}; use another copy, or rename it")
     return state

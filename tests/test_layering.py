@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "archs": {"types", "extensions", "data.windows"},
     "data": {"types", "devices"},
     "losses": {"types", "devices"},
-    "metrics": {"types", "extensions", "data.layout", "data.images"},
+    "metrics": {"types", "extensions", "data.layout", "data.images", "data.links"},
     "weights": {"types", "archs", "data.video", "inference", "metrics", "report"},
     "distill": {"types", "losses", "archs", "data.batches"},
     "inference": {"types", "devices", "archs", "data.windows", "data.images", "data.video"},

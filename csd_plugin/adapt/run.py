@@ -21,10 +21,10 @@ from csd_plugin.adapt.features import store_features
 from csd_plugin.adapt.learning import Learner
 from csd_plugin.adapt.page import Row, write_page
 from csd_plugin.adapt.teacher import Teacher, find_teacher, named, open_teacher, runnable
-from csd_plugin.archs.checkpoint import load_network, load_plain
+from csd_plugin.archs.checkpoint import load_network, load_plain, save_plain
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.archs.provenance import facts_in
-from csd_plugin.atomic import refuse_inputs, replacing
+from csd_plugin.atomic import refuse_inputs
 from csd_plugin.data.images import files_of
 from csd_plugin.data.stores import open_store
 from csd_plugin.devices import pick_device
@@ -120,14 +120,17 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
     looked_at = scoring.affordable(start, clips, plan.device, _LOOKING * 60 * plan.minutes)
     setting = _setting(plan, source, cache)
     if plan.resume:
-        learner.load(_saved(plan.state, setting))
+        state = _saved(plan.state, setting)
+        try:
+            learner.load(state)
+        except CSDError as error:
+            raise CSDError(f"--resume: {plan.state}: {error}; remove it, and leave --resume out") from error
         say(f"continued after {learner.progress.seconds / 60:.1f} minutes, {learner.progress.step:,} steps")
     else:
         learner.progress.best = _nearness(start, looked_at, plan.device)
 
     def save() -> None:
-        with replacing(plan.state) as draft:
-            torch.save({"setting": setting, **learner.state()}, draft)
+        save_plain({"setting": setting, **learner.state()}, plan.state)
         _write(plan, source, teacher, cache, learner)
 
     try:
@@ -216,7 +219,7 @@ def _saved(path: Path, setting: dict[str, Any]) -> dict[str, Any]:
     if not (isinstance(state, dict) and {"setting", "progress", "best"} <= state.keys()):
         raise CSDError(f"--resume: {path} is not a state of csd adapt; remove it, and leave --resume out")
     for key, value in setting.items():
-        if state["setting"].get(key) != value:
+        if not isinstance(state["setting"], dict) or state["setting"].get(key) != value:
             raise CSDError(f"--resume: {path} belongs to a run with other {key}: give the same, or leave --resume out")
     return {key: value for key, value in state.items() if key != "setting"}
 
@@ -245,8 +248,7 @@ def _write(plan: Plan, source: Path, teacher: Teacher, cache: Cache, learner: Le
             "version": __version__,
         },
     }
-    with replacing(plan.out) as draft, draft.open("wb") as file:  # a stream: torch would write the draft's name into it
-        torch.save({"params": learner.best, "facts": facts}, file)
+    save_plain({"params": learner.best, "facts": facts}, plan.out)
 
 
 def _report(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import signal
 import warnings
 from collections import OrderedDict
@@ -22,16 +21,16 @@ from torch._functorch import config as functorch_config
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from csd_plugin import compat, peers
-from csd_plugin.archs.checkpoint import load_weights, read_state_dict
+from csd_plugin.archs.checkpoint import load_optimizer, load_weights, read_state_dict, save_plain
 from csd_plugin.archs.interface import Interface, interface_of, run_network
-from csd_plugin.atomic import remove_drafts, replacing
+from csd_plugin.atomic import remove_drafts
 from csd_plugin.data.batches import FEATURE, as_clips, as_float
 from csd_plugin.devices import half_precision_warnings, use_channels_last
 from csd_plugin.distill.average import average_warnings, decay_at, update_average
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, first_line
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.clock import Clock
-from csd_plugin.models.resuming import by_options, option_changes
+from csd_plugin.models.resuming import UNREADABLE, best_scores, by_options, check_form, option_changes
 from csd_plugin.models.stopping import REQUEST, Stopped
 from csd_plugin.models.validation import ValidationMixin
 
@@ -489,11 +488,15 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                 changes = option_changes(resume_state, self.optimizers, self.schedulers, warmup)
             if changes:
                 resume_state = by_options(resume_state, self.optimizers, self.schedulers)
+            check_form(resume_state, self.training_state(0, 0), "the state")
+            for optimizer, saved in zip(self.optimizers, resume_state["optimizers"], strict=True):
+                load_optimizer(optimizer, saved)
             super().resume_training(resume_state)
-        except (ValueError, AssertionError) as error:
+            self._resume_rest(resume_state)
+        except UNREADABLE as error:
             raise CSDError(
                 f"path.resume_state: {path} belongs to another run: "
-                f"{str(error).splitlines()[0]}; give the options that it was made with, or another name"
+                f"{first_line(error)}; give the options that it was made with, or another name"
             ) from error
         if changes:
             with warnings.catch_warnings():
@@ -504,12 +507,15 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                 f"{path}: options have changed since: {', '.join(changes)}. They apply as if set from the start: the "
                 f"learning rate of iteration {done} is {self.get_current_learning_rate()[0]:.4g}."
             )
+
+    def _resume_rest(self, resume_state: Mapping[str, Any]) -> None:
+        """What the toolbox does not know of. Raises one of `UNREADABLE` for what no run has saved."""
         self.skipped = resume_state.get("skipped", 0)
         if self.clock is not None:
             self.clock.resume(resume_state.get("seconds", 0.0))
         if resume_state.get("scaler"):
             self.scaler.load_state_dict(resume_state["scaler"])
-        self.best_metric_results = {name: dict(best) for name, best in resume_state.get("best", {}).items()}
+        self.best_metric_results = best_scores(resume_state.get("best", {}))
 
 
 def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any) -> torch.optim.Optimizer:
@@ -534,11 +540,7 @@ def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any
 def save_atomically(content: Any, path: Path) -> None:
     """torch.save to a temporary name in the same folder, to the disk, then rename. Raises CSDError."""
     try:
-        # By way of memory: where a write fails in the middle, torch's writer ends the whole process.
-        file = io.BytesIO()
-        torch.save(content, file)
-        with replacing(path, synced=True) as draft:
-            draft.write_bytes(file.getbuffer())
+        save_plain(content, path, synced=True)
     except OSError as error:
         raise CSDError(
             f"{path}: cannot be written ({error.strerror or error}); make room there and resume with --auto_resume"

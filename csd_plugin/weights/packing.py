@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.archs import presets_of
-from csd_plugin.archs.checkpoint import load_network, load_plain
+from csd_plugin.archs.checkpoint import as_file, load_network, load_plain
 from csd_plugin.atomic import replacing, write_text
 from csd_plugin.data.video import open_reader
 from csd_plugin.digests import file_digest
@@ -121,8 +121,7 @@ def pack(
     state = _halved(network) if half else network.state_dict()
     out = folder / f"{name}.pth"
     with replacing(out) as draft:
-        with draft.open("wb") as file:  # a stream: given a path, torch would write its name into the file
-            torch.save({"params": state, "facts": facts}, file)
+        draft.write_bytes(as_file({"params": state, "facts": facts}))
         check_same(state, load_network(draft))
         digest = file_digest(draft)
     print(f"{out}: {out.stat().st_size:,} bytes, {facts['stored_as']} ({why}), sha256 {digest}")

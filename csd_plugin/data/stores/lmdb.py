@@ -28,6 +28,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from csd_plugin.data.links import refuse_way_out
 from csd_plugin.data.stores.interface import DecodingStore, FrameStore
 from csd_plugin.errors import CSDError
 from csd_plugin.plain import parse_json
@@ -244,7 +245,7 @@ def open_file(folder: Path) -> LmdbFile:
     """
     partial = folder.with_name(f"{folder.name}.partial")
     try:
-        status = (folder / DATA).stat()
+        status = refuse_way_out(folder / DATA, folder).stat()
     except OSError as error:
         if partial.exists():
             cure = "it is half built: run `csd prepare` again to complete it"
