@@ -177,8 +177,9 @@ class TrainSection(ToolboxSection):
         None,
         gt=0,
         le=_LONGEST,
-        description="end the training after this time, decoding and compiling included. The schedule then follows the "
-        "share of the time that is over, so set `total_iter` (and `periods`) well above the steps that fit",
+        description="end the training after this time, from the start of its process to its last file. The schedule "
+        "then follows the share of the time that is over, so set `total_iter` (and `periods`) well above the steps that "
+        "fit",
     )
     health: bool = Field(
         True,
@@ -348,6 +349,28 @@ MODELS = {"VideoDerainModel": False, "DistillModel": True}
 TEACHER_KEYS = ("network_", "interface_", "pretrain_network_", "param_key_", "strict_load_")
 """What begins the keys, of the top level and of `path`, that each teacher has for itself: `network_t2`."""
 
+_NO_DISCRIMINATOR, _ONE_LOSS = "have no discriminator", "train with pixel_opt alone"
+OF_OTHER_MODELS = {
+    "network_d": _NO_DISCRIMINATOR,
+    "path.pretrain_network_d": _NO_DISCRIMINATOR,
+    "path.param_key_d": _NO_DISCRIMINATOR,
+    "path.strict_load_d": _NO_DISCRIMINATOR,
+    "train.gan_opt": _NO_DISCRIMINATOR,
+    "train.optim_d": _NO_DISCRIMINATOR,
+    "train.net_d_iters": _NO_DISCRIMINATOR,
+    "train.net_d_init_iters": _NO_DISCRIMINATOR,
+    "train.perceptual_opt": _ONE_LOSS,
+    "train.ldl_opt": _ONE_LOSS,
+    "train.feature_matching_opt": _ONE_LOSS,
+    "train.fix_flow": "train all weights from the first step",
+    "train.tsa_iter": "train all weights from the first step",
+    "train.flow_lr_mul": "have one learning rate",
+    "train.dcn_lr_mul": "have one learning rate",
+    "val.flip_seq": "validate frames as they are",
+    "val.center_frame_only": "validate all frames",
+}
+"""Keys that the toolbox's other models read, and what ours do: without an error they would be dropped in silence."""
+
 SECTIONS: dict[str, type[BaseModel]] = {
     "interface_g": InterfaceSection,
     "interface_t": InterfaceSection,
@@ -441,6 +464,11 @@ def find_problems(opt: Mapping[str, Any], problems: Problems) -> None:
     for key in ("network_g", *(f"network_{label}" for label in labels)):
         if opt.get(key):
             _check_typed(opt[key], networks, key, problems)
+    for key, instead in OF_OTHER_MODELS.items():
+        section, _, name = key.rpartition(".")
+        content = opt.get(section) if section else opt
+        if isinstance(content, Mapping) and content.get(name):
+            problems.add(key, f"{key}: models of csd-plugin {instead}; remove it")
     if opt["is_train"]:
         _check_training(opt, problems)
 
@@ -454,9 +482,6 @@ def _check_training(opt: Mapping[str, Any], problems: Problems) -> None:
     if not isinstance(train, Mapping):
         return
     _check_numbers(train, "train.", problems)
-    if train.get("perceptual_opt"):
-        text = "train.perceptual_opt: these models train with pixel_opt alone; remove it"
-        problems.add("train.perceptual_opt", text)
     typed: dict[str, type[BaseModel]] = {"optim_g": OptimizerSection, "scheduler": SchedulerSection}
     for key, section in typed.items():
         if isinstance(train.get(key), Mapping):
@@ -576,6 +601,8 @@ def _check(content: Mapping[str, Any], section: type[BaseModel], where: str, pro
     """Check one section; `where` is what the message puts before a key of it."""
     known = section.model_fields
     for key in content:
+        if f"{where}{key}" in OF_OTHER_MODELS:
+            continue
         if key not in known and difflib.get_close_matches(str(key), known, 1, cutoff=0.8):
             problems.unknown(where, str(key), known)
     try:
@@ -628,8 +655,7 @@ def safe_ordered_yaml() -> tuple[type, type]:
             self.twice: list[tuple[int, str]] = []
             content = super().get_single_data()
             check_file(content, self.name, self.twice)
-            if isinstance(content, dict) and content.get("val", {}) is None:
-                del content["val"]  # the toolbox's --debug writes into it where it is there
+            content = _Options(content)
             if content.get("model_type") in MODELS:
                 # the toolbox would take all, by threads of one process
                 content["num_gpu"] = gpus_of(content["num_gpu"])
@@ -651,8 +677,21 @@ def safe_ordered_yaml() -> tuple[type, type]:
         return content
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    Dumper.add_representer(OrderedDict, lambda dumper, data: dumper.represent_dict(data.items()))
+    Dumper.add_multi_representer(OrderedDict, lambda dumper, data: dumper.represent_dict(data.items()))
     return Loader, Dumper
+
+
+class _Options(OrderedDict):
+    """A file's content, in which a section without anything is none at all, also when --force_yml empties it.
+
+    The toolbox's --debug writes into `val` where it is there, and its --launcher slurm unpacks `dist_params`.
+    """
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key in ("val", "dist_params") and value is None:
+            self.pop(key, None)
+        else:
+            super().__setitem__(key, value)
 
 
 def _shown(node: yaml.Node) -> str:

@@ -12,12 +12,13 @@ from typing import Any
 from tqdm import tqdm
 
 from csd_plugin.adapt.shots import Shot, find_shots
-from csd_plugin.adapt.teacher import Named, Teacher, file_digest
+from csd_plugin.adapt.teacher import Named, Teacher
 from csd_plugin.atomic import write_text
 from csd_plugin.data.images import files_of
 from csd_plugin.data.stores.build import filling
 from csd_plugin.data.stores.lmdb import open_file, split_key
 from csd_plugin.data.stores.verify import check_values
+from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError
 from csd_plugin.plain import parse_json
 from csd_plugin.report.text import counted, duration

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from csd_plugin.adapt.batches import TARGETS, Batch, Batches
+from csd_plugin.archs.checkpoint import load_optimizer, load_weights, weights_in
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.distill.average import decay_at, update_average
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, first_line
 from csd_plugin.inference.precision import has_bf16
 from csd_plugin.inference.streaming import ahead
 from csd_plugin.losses.ssim import PyramidSSIMLoss
@@ -63,7 +64,7 @@ class Learner:
         self.best = _detached(self.average)
         self.interface = interface_of(network)
         self.loss = PyramidSSIMLoss(l1_weight=0.5)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), rate, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam(self.network.parameters(), rate, betas=(0.9, 0.99), fused=True)
         self.progress = Progress()
         self.autocast = has_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
 
@@ -101,12 +102,21 @@ class Learner:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave."""
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self.best = state["best"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.progress = Progress(**state["progress"])
+        """Continue from what `state` gave. Raises CSDError for what it cannot have given."""
+        for name, network in (("best", self.average), ("average", self.average), ("network", self.network)):
+            load_weights(network, weights_in(state.get(name), name), source=name)
+            if name == "best":
+                self.best = _detached(self.average)
+        load_optimizer(self.optimizer, state.get("optimizer"))
+        try:
+            progress = Progress(**state["progress"])
+            progress.looked = [(float(seconds), float(score)) for seconds, score in progress.looked]
+            known = progress.step >= 0 and 0 <= progress.seconds < math.inf and not math.isnan(progress.best)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CSDError(f"its progress cannot be read: {first_line(error)}") from error
+        if not (known and isinstance(progress.step, int)):
+            raise CSDError("its progress is that of no run")
+        self.progress = progress
 
     def _step(self, batch: Batch, share: float) -> None:
         """One optimizer step, when this share of the time is over."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from csd_plugin.archs.checkpoint import load_network, load_weights, read_state_dict
 from csd_plugin.archs.interface import kind_of
+from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import GRAPH_SUFFIXES
 from csd_plugin.inference.facts import study, without_branches
@@ -64,11 +64,16 @@ def open_teacher(models: Sequence[str], *, ensemble: bool, device: str = "auto")
     Raises:
         CSDError: a network that cannot be found, read, built or averaged.
     """
-    paths = [Path(model) if model.endswith(OPTIONS) else find_checkpoint(model) for model in models]
+    paths = [find_teacher(model) for model in models]
     return Teacher(
         [named(path) for path in paths],
-        [Derainer(_runnable(path, ensemble), precision="auto", device=device) for path in paths],
+        [Derainer(runnable(path, ensemble=ensemble), precision="auto", device=device) for path in paths],
     )
+
+
+def find_teacher(model: str) -> Path:
+    """The file that a name in `csd models` or a path stands for. Raises CSDError."""
+    return Path(model) if model.endswith(OPTIONS) else find_checkpoint(model)
 
 
 def agreed(frames: Sequence[np.ndarray]) -> np.ndarray:
@@ -131,7 +136,8 @@ class _OfImages(nn.Module):
         return self.network(window[:, 0])
 
 
-def _runnable(path: Path, ensemble: bool) -> nn.Module | Path:
+def runnable(path: Path, *, ensemble: bool = False) -> nn.Module | Path:
+    """The network of a checkpoint or of an option file; an exported file as it is. Raises CSDError."""
     if path.suffix.lower() in GRAPH_SUFFIXES:
         if ensemble:
             raise CSDError(f"{path}: --ensemble turns frames inside the network: give the checkpoint, not an export")
@@ -170,9 +176,3 @@ def named(path: Path) -> Named:
     except OSError as error:
         raise CSDError(f"{path} cannot be read ({error.strerror}); check the path") from error
     return Named(shipped.name if shipped else path.name, digest)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

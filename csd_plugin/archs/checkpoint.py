@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import struct
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from csd_plugin import extensions
 from csd_plugin.archs import NETWORKS
-from csd_plugin.errors import CSDError
+from csd_plugin.atomic import replacing
+from csd_plugin.errors import CSDError, first_line
 from csd_plugin.extras import needed_by
 
 DAMAGED = (
@@ -77,7 +79,7 @@ def weights_in(content: Any, path: str, param_key: str | None = None, *, fallbac
         if key not in content:
             raise CSDError(f"checkpoint {path} has no entry {key!r}; it has {', '.join(map(str, list(content)[:8]))}")
         content = content[key]
-    if not isinstance(content, Mapping) or not content or not all(map(_is_weight, content.values())):
+    if not isinstance(content, Mapping) or not content or not all(map(is_plain, content.values())):
         raise CSDError(
             f"checkpoint {path} holds no state dict of tensors; expected one of the keys {', '.join(PARAM_KEYS)}"
         )
@@ -87,7 +89,7 @@ def weights_in(content: Any, path: str, param_key: str | None = None, *, fallbac
     return {bare[str(name)]: value for name, value in content.items() if name != _NO_WEIGHT}
 
 
-def _is_weight(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether it is a tensor of numbers that are there: a file can say any shape of a few bytes."""
     return (
         isinstance(value, Tensor)
@@ -125,6 +127,23 @@ def load_plain(path: str | Path, what: str) -> Any:
         ) from error
     except DAMAGED as error:
         raise CSDError(f"{what} {path} cannot be read: it is cut short or damaged; use another copy") from error
+
+
+def save_plain(content: Any, path: Path, *, synced: bool = False) -> None:
+    """A checkpoint or state that appears whole or not at all; see `replacing`. Raises OSError."""
+    with replacing(path, synced=synced) as draft:
+        draft.write_bytes(as_file(content))
+
+
+def as_file(content: Any) -> memoryview:
+    """What torch.save writes of it, the same under every name.
+
+    To a disk it is written by others: torch's writer puts the file's name into it, and where a write fails in the
+    middle it ends the whole process.
+    """
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getbuffer()
 
 
 def _check_archive(path: Path, what: str) -> None:
@@ -219,6 +238,23 @@ def load_network(path: str | Path, param_key: str | None = None) -> nn.Module:
         raise CSDError(f"checkpoint {path}: its weights are those of no known network; known: {known}{also}")
     load_weights(network, state, source=f"checkpoint {path}")
     return network.eval()
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Put what `state_dict` of such an optimizer gave, and a file has kept, into this one. Raises CSDError."""
+    try:
+        optimizer.load_state_dict(state)
+        kept = [(p, value) for group in optimizer.param_groups for p in group["params"] for value in optimizer.state[p].values()]
+    except DAMAGED as error:
+        raise CSDError(f"its optimizer's state does not fit {type(optimizer).__name__}: {first_line(error)}") from error
+    for parameter, value in kept:
+        if isinstance(value, Tensor) and not (is_plain(value.cpu()) and _of_weight(value.shape, parameter.shape)):
+            raise CSDError(f"its optimizer has a {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
+
+
+def _of_weight(shape: torch.Size, weight: torch.Size) -> bool:
+    """Whether an optimizer keeps such a tensor for a weight: a number, or one for every weight, row or column."""
+    return not shape or (len(shape) == len(weight) and all(a in (1, b) for a, b in zip(shape, weight, strict=True)))
 
 
 def network_of(state: Mapping[str, Tensor]) -> nn.Module | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.archs.casting import CastWeights
 from csd_plugin.data.windows import join_windows, slice_windows, target_slice, window_slice
 from csd_plugin.errors import CSDError, suggestion
 
@@ -184,8 +185,17 @@ def run_network(
     Raises:
         CSDError: as `Interface.run`.
     """
-    with nullcontext() if autocast is None else torch.autocast(clips.device.type, autocast):
+    with ExitStack() as stack:
+        if autocast is not None:
+            stack.enter_context(torch.autocast(clips.device.type, autocast))
+            if clips.is_cuda and not _is_compiled(network):  # a compiler fuses casts with what follows
+                stack.enter_context(CastWeights(network, autocast))
         return interface.run(network, clips, num_target).float()
+
+
+def _is_compiled(network: nn.Module) -> bool:
+    compiled = (hasattr(layer, "_orig_mod") or layer._compiled_call_impl is not None for layer in network.modules())
+    return torch.compiler.is_compiling() or any(compiled)
 
 
 def interface_of(network: nn.Module, declared: Mapping[str, Any] | None = None) -> Interface:

@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from csd_plugin.atomic import link_or_copy
 from csd_plugin.data.datasets.paired_video import PairedVideoDataset
 from csd_plugin.data.stores.build import build_store
 from csd_plugin.data.stores.folder import FolderStore
@@ -135,7 +136,7 @@ def _build(
     chosen = work / "chosen"  # of a large data set only what is measured
     for key in keys:
         (chosen / key).parent.mkdir(parents=True, exist_ok=True)
-        (chosen / key).symlink_to((dataroot / key).resolve())
+        link_or_copy(dataroot / key, chosen / key)
     places: dict[str, tuple[Path | FrameStore, list[Path]]] = {"folder": (folder, [dataroot / key for key in keys])}
     for encoding in ("source", "png", "raw"):
         build_store(chosen, work / f"{encoding}.lmdb", encoding, jobs)

@@ -49,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cache", metavar="FOLDER", type=Path, help="the teacher's frames (default: OUT.cache)")
     parser.add_argument(
+        "--features",
+        action="store_true",
+        help="store the teacher's features as well, for a training that compares them (docs/adapt.md)",
+    )
+    parser.add_argument(
         "--pairs",
         metavar="DATA",
         type=Path,
@@ -90,6 +95,7 @@ def run(args: argparse.Namespace) -> None:
             keep=0.3 if args.keep is None else args.keep,
             validation=args.validation,
             rate=args.rate,
+            features=args.features,
             device=args.device,
             resume=args.resume,
             overwrite=args.overwrite,

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.distill.health import gradient_norms
-from csd_plugin.distill.processes import mean_over_processes
 from csd_plugin.distill.schedule import Weight, is_balanced
 from csd_plugin.errors import CSDError
 
@@ -66,9 +65,8 @@ class Balance:
         Raises:
             CSDError: the reconstruction has no gradient.
         """
-        norms = gradient_norms({"": recon, **losses}, parameters, scale=scale)
-        squares = mean_over_processes(torch.stack(list(norms.values())).square())
-        reference, *others = squares.sqrt().tolist()
+        norms = gradient_norms({"": recon, **losses}, parameters, scale=scale, together=True)
+        reference, *others = torch.stack(list(norms.values())).tolist()
         if not (reference > 0 and math.isfinite(reference)):
             raise CSDError(
                 "balance: the reconstruction loss gives the student no finite gradient, so there is nothing to follow; "

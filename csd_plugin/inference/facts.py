@@ -27,6 +27,10 @@ class ConvCall(NamedTuple):
     output_shape: torch.Size
 
 
+_MOST = {"num_frame": 999, "reach": 4096, "divisor": 4096, "floats": 99_999}
+"""Of a network that an exported file holds: what it says of itself sizes the memory that it gets."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a runner needs to know of a network.
@@ -109,6 +113,7 @@ class Facts:
             values[field.name] = int(text) if number else text
         facts = cls(**values)  # type: ignore[arg-type]
         impossible = facts.num_frame % 2 == 0 or facts.num_future > facts.num_frame // 2
+        impossible |= any(getattr(facts, name) > most for name, most in _MOST.items())
         if impossible or min(facts.floats, facts.divisor) < 1 or facts.layout not in DERAINED:
             raise CSDError(f"{source}: its metadata are not valid ({facts}); export it again")
         return facts

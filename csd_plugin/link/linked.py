@@ -24,8 +24,10 @@ def activate() -> None:
     """`csd_plugin.activate()`, also in the middle of the toolbox's own import."""
     from csd_plugin.errors import CSDError, first_line
     from csd_plugin.extras import needed_by
+    from csd_plugin.versions import check_versions
 
     try:
+        check_versions("csd-plugin", toolbox=True)
         with needed_by("csd-plugin"):
             from csd_plugin.activation import activate
 

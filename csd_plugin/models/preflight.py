@@ -6,7 +6,9 @@ import functools
 import importlib.util
 import inspect
 import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +16,13 @@ from basicsr.models import lr_scheduler
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from torch import nn
 
-from csd_plugin import compat, options
+from csd_plugin import compat, options, peers
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of
 from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
+from csd_plugin.data.features import read_manifest
 from csd_plugin.devices import forked_random
+from csd_plugin.digests import file_digest
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.distill.interface import feature_pairs
@@ -62,8 +66,9 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
         with forked_random():
             check_pairs(opt, lambda: _build_network(opt["network_g"], "network_g"))
         return
-    problems.attempt(["num_gpu", "train.distill_opt"], check_devices, opt)
-    problems.attempt(["train"], _check_clock, opt)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if opt["dist"] else 1
+    problems.attempt(["num_gpu", "train.distill_opt"], check_devices, opt, here)
+    problems.attempt(["train"], check_clock, opt)
     problems.attempt(["val"], _check_validation, opt.get("val") or {})
     problems.attempt(["logger"], _check_logger, opt.get("logger") or {})
     if opt["is_train"]:
@@ -84,6 +89,9 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     with_features = distils(opt) and complete and problems.sound("datasets", "train.distill_opt", *needed)
     if with_features and opt["datasets"]["train"]["type"] in options.DATASETS:
         problems.attempt([], _check_features, opt, networks, interfaces)
+
+    if opt["is_train"]:
+        problems.attempt(["datasets.train", "path", "train.distill_opt"], _check_stored, opt, interfaces)
 
     resumed = problems.attempt(["path"], compat.find_resume_state, opt) if opt["is_train"] else None
     for name in needed:
@@ -191,6 +199,26 @@ def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], interfa
             feature_pairs(method, student, teacher)
 
 
+def _check_stored(opt: Mapping[str, Any], interfaces: Mapping[str, Interface]) -> None:
+    """Whether features that were stored are those of the teacher, at the layers that are compared."""
+    folder = opt["datasets"]["train"].get("features")
+    if not folder:
+        return
+    where = f"datasets.train.features: {folder}"
+    if not distils(opt):
+        raise CSDError(f"{where}: {opt['model_type']} compares no features; leave it out")
+    distillation, stored = read_distillation(opt), read_manifest(Path(folder))
+    if list(distillation.teachers) != ["t"]:
+        raise CSDError(f"{where}: is of one teacher, and there are {len(distillation.teachers)}; leave it out")
+    checkpoint = opt["path"].get("pretrain_network_t")
+    if checkpoint and file_digest(Path(checkpoint)) != stored["network"]:
+        raise CSDError(f"{where}: are not those of {checkpoint}; compute them by this teacher, or name theirs there")
+    layers = distillation.teacher_layers["t"] or [interfaces["network_t"].feature]
+    if OBJECTIVES[distillation.objective["type"]].needs_features and layers != stored["layers"]:
+        compared, there = (", ".join(map(str, names)) for names in (layers, stored["layers"]))
+        raise CSDError(f"{where}: are those of {there}, but {compared} is compared; set taps.teacher to the former")
+
+
 def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> None:
     path, label = paths.get(f"pretrain_{name}"), name.removeprefix("network_")
     if not path:
@@ -202,11 +230,23 @@ def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> N
         raise CSDError(f"path.pretrain_{name}: {error}") from error
 
 
-def check_devices(opt: Mapping[str, Any]) -> None:
-    """Raise CSDError for GPUs that this machine does not have, or that one process cannot use."""
+def check_devices(opt: Mapping[str, Any], processes: int = 1) -> None:
+    """Check that the GPUs of the options are on this machine, and that the processes can use them.
+
+    Args:
+        processes: on this machine.
+
+    Raises:
+        CSDError: they are not here, or one process cannot use them.
+    """
     if opt["num_gpu"] > torch.cuda.device_count():
         raise CSDError(
             f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} were found; use 0 for the CPU, or auto"
+        )
+    if opt["num_gpu"] and processes > torch.cuda.device_count():
+        raise CSDError(
+            f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} GPUs were found for {processes} processes, "
+            f"which need one each; start fewer, or set num_gpu to 0 for the CPU"
         )
     if opt["num_gpu"] > 1 and not opt["dist"]:
         job = "train" if opt["is_train"] else "test"
@@ -216,7 +256,8 @@ def check_devices(opt: Mapping[str, Any]) -> None:
         )
 
 
-def _check_clock(opt: Mapping[str, Any]) -> None:
+def check_clock(opt: Mapping[str, Any]) -> None:
+    """Raises CSDError for training by the clock in several processes."""
     if opt["is_train"] and opt["train"].get("max_seconds") and opt["dist"]:
         raise CSDError(
             "train.max_seconds is for one process: the clocks of several, and with them their schedules, would differ; "
@@ -371,12 +412,14 @@ def _check_loader(num_clip: int | None, content: dict[str, Any], opt: dict[str, 
 
     if num_clip is None:
         return
+    if opt["dist"]:
+        peers.check_same({f"datasets.train, {content['type']}: clips of {content['num_frame']} frames": num_clip})
     # The toolbox drops an epoch's last, smaller batch, but counts its epochs as if it did not, and stops early.
     ratio = content.get("dataset_enlarge_ratio", 1)
     batch = content["batch_size_per_gpu"]
     total = int(opt["train"]["total_iter"])
     epochs = math.ceil(total / math.ceil(num_clip * ratio / (batch * opt["world_size"]))) + 1
-    possible = epochs * (math.ceil(num_clip * ratio / opt["world_size"]) // batch)
+    possible = epochs * (num_clip * ratio // (batch * opt["world_size"]))
     if possible < total:
         whole = ratio * batch * opt["world_size"] // math.gcd(num_clip * ratio, batch * opt["world_size"])
         raise CSDError(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import signal
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,17 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from csd_plugin import compat
-from csd_plugin.archs.checkpoint import load_weights, read_state_dict
+from csd_plugin import compat, peers
+from csd_plugin.archs.checkpoint import load_optimizer, load_weights, read_state_dict, save_plain
 from csd_plugin.archs.interface import Interface, interface_of, run_network
-from csd_plugin.atomic import remove_drafts, replacing
-from csd_plugin.data.batches import as_clips, as_float
-from csd_plugin.devices import half_precision_warnings
+from csd_plugin.atomic import remove_drafts
+from csd_plugin.data.batches import FEATURE, as_clips, as_float
+from csd_plugin.devices import half_precision_warnings, use_channels_last
 from csd_plugin.distill.average import average_warnings, decay_at, update_average
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, first_line
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.clock import Clock
-from csd_plugin.models.resuming import by_options, option_changes
+from csd_plugin.models.resuming import UNREADABLE, best_scores, by_options, check_form, option_changes
 from csd_plugin.models.stopping import REQUEST, Stopped
 from csd_plugin.models.validation import ValidationMixin
 
@@ -53,8 +52,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             `accumulate`, `skip_limit`, `ema_warmup` and `max_seconds`; see `options.TrainSection`.
     """
 
-    samples_done = 0
-    """Samples of the epoch that all processes have used; 0 where the data set does not count them."""
+    _position: Tensor | None = None
+    """Places of the latest batch's samples in this process's part of the epoch; None where the data set has none."""
     _saved: tuple[int, int] = (-1, -1)
     """Epoch and iteration of the latest state."""
     skipped = 0
@@ -80,8 +79,10 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self.device.type, enabled=self.autocast_dtype == torch.float16 and self.device.type == "cuda"
         )
         seconds = train_opt.get("max_seconds")
-        self.clock = Clock(seconds) if seconds else None
+        self.clock = Clock(seconds, self.opt.get("began")) if seconds else None
         super().init_training_settings()
+        if self.ema_decay > 0:
+            self.lay_out(self.net_g_ema)
         self.compile_for_training(self.get_bare_model(self.net_g))
 
     @property
@@ -110,10 +111,17 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         lq, gt = as_clips(data, self.num_frame, source)
         self.lq = as_float(lq.to(self.device, non_blocking=True))
         self.gt = as_float(gt.to(self.device, non_blocking=True))
+        self.features = {
+            key: value.to(self.device, non_blocking=True) for key, value in data.items() if key.startswith(FEATURE)
+        }
         self.sample_names = data.get("key", [])
-        if "position" in data:  # all processes are equally far
-            world_size = self.opt["world_size"]
-            self.samples_done = (int(data["position"].max()) // world_size + 1) * world_size
+        self._position = data.get("position")  # may be on a GPU, so that reading it would wait
+
+    @property
+    def samples_done(self) -> int:
+        """Of the epoch, by all processes, which are equally far; 0 where the data set does not say."""
+        world_size = self.opt["world_size"]
+        return 0 if self._position is None else (int(self._position.max()) // world_size + 1) * world_size
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One optimizer step for the batch of `feed_data`; after a signal, save and stop.
@@ -151,7 +159,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self.model_ema(decay_at(current_iter, self.ema_decay) if warms_up else self.ema_decay)
         if stop:
             self.save_and_stop(current_iter, stop)
-        if self.clock is not None and self.clock.is_over:
+        if self.clock is not None and self.clock.is_over():
             self._end_by_the_clock(current_iter)
 
     def _backward(self, current_iter: int) -> tuple[dict[str, Tensor], bool, int]:
@@ -160,13 +168,15 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         Returns:
             Losses and scalars to log, means over the clips; whether all losses are finite; the signal, or 0.
         """
-        lq, gt = self.lq, self.gt
+        lq, gt, features = self.lq, self.gt, self.features
         count = min(self.accumulate, len(lq))
+        split = {key: value.tensor_split(count) for key, value in features.items()}
         parts = list(zip(lq.tensor_split(count), gt.tensor_split(count), strict=True))
         sums: dict[str, Tensor] = {}
         shares: dict[str, float] = {}
         finite, stop = True, 0
         for number, (self.lq, self.gt) in enumerate(parts, start=1):
+            self.features = {key: values[number - 1] for key, values in split.items()}
             share, last = len(self.lq) / len(lq), number == len(parts)
             with ExitStack() as stack:
                 if not last:  # the last part's backward adds the gradients of all processes
@@ -183,7 +193,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                 part = value.detach() if count == 1 else value.detach() * share
                 sums[name] = sums[name] + part if name in sums else part
                 shares[name] = shares.get(name, 0) + share
-        self.lq, self.gt = lq, gt
+        self.lq, self.gt, self.features = lq, gt, features
         means = sums if count == 1 else {name: value / shares[name] for name, value in sums.items()}
         return means, finite, stop
 
@@ -206,17 +216,31 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     def _skip(self, logged: Mapping[str, Tensor], current_iter: int) -> None:
         """Leave this batch out, with a line in the log and in `skipped.txt`. Raises CSDError at the limit."""
         self.skipped += 1
-        names = [name for name, value in logged.items() if not torch.isfinite(value).all()] or ["a loss"]
-        clips = ", ".join(map(str, self.sample_names)) or "this batch"
-        cause, hopeless = self._cause(names)
-        line = f"iteration {current_iter}: {', '.join(names)} not finite on {clips}: {cause}"
-        kept = Path(self.opt["path"]["experiments_root"]) / f"skipped{self.opt['rank'] or ''}.txt"
-        with kept.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        bad = [name for name, value in logged.items() if not torch.isfinite(value).all()]
+        mine, hopeless = self._complaint(bad or ["a loss"], current_iter)
+        # of several processes, those whose losses are finite have nothing to say
+        lines = [line for line in peers.of_all(mine if bad else "") if line] or [mine]
+        kept = Path(self.opt["path"]["experiments_root"]) / "skipped.txt"
+        if self.opt["rank"] == 0:
+            with kept.open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
         if hopeless or self.skipped > self.skip_limit:
             more = "" if hopeless else f"; {self.skipped} batches, more than train.skip_limit {self.skip_limit}"
-            raise CSDError(f"{line}{more} ({kept})")
-        get_root_logger().warning(f"{line}. The batch is left out ({self.skipped} so far, at most {self.skip_limit}).")
+            raise CSDError(f"{lines[0]}{more} ({kept})")
+        for line in lines:
+            get_root_logger().warning(
+                f"{line}. The batch is left out ({self.skipped} so far, at most {self.skip_limit})."
+            )
+
+    def _complaint(self, names: Sequence[str], current_iter: int) -> tuple[str, bool]:
+        """What is not finite in this process's batch, why, and what to do; whether all that follow will be so, too."""
+        clips = ", ".join(map(str, self.sample_names)) or "this batch"
+        cause, hopeless = self._cause(names)
+        return f"iteration {current_iter}: {', '.join(names)} not finite on {clips}: {cause}", hopeless
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        with nullcontext() if self.clock is None else self.clock.saves():
+            super().save(epoch, current_iter)
 
     def save_and_stop(self, current_iter: int, number: int) -> None:
         """Save the state of this iteration.
@@ -236,14 +260,14 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             get_root_logger().warning(
                 f"{name}: stopped after iteration {current_iter}; --auto_resume resumes from {state}"
             )
-        raise Stopped(128 + number)
+        raise Stopped(128 + number, together=True)
 
     def _end_by_the_clock(self, current_iter: int) -> None:
         """Save the state, and the network as the latest, as after the last iteration. Raises Stopped."""
         self.save(EnlargedSampler.latest_epoch, current_iter)
         self.save(-1, -1)
         get_root_logger().info(f"train.max_seconds: ended after iteration {current_iter:,}")
-        raise Stopped(0)
+        raise Stopped(0, together=True)
 
     def update_learning_rate(self, current_iter: int, warmup_iter: float = -1) -> None:
         """As the toolbox's. With `train.max_seconds`, schedules follow the share of the time that is over."""
@@ -331,11 +355,23 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         """The toolbox's moving average of the weights at once, with the buffers, which the toolbox leaves out."""
         update_average(self.net_g_ema, self.get_bare_model(self.net_g), decay)
 
-    def model_to_device(self, net: nn.Module) -> nn.Module:
-        """As the toolbox's, which assumes a GPU for several processes."""
-        if self.device.type == "cpu" and self.opt["dist"]:
-            return DistributedDataParallel(net, find_unused_parameters=self.opt.get("find_unused_parameters", False))
-        return super().model_to_device(net)
+    def model_to_device(self, net: nn.Module, *, in_parts: bool = False) -> nn.Module:
+        """As the toolbox's, which assumes a GPU for several processes.
+
+        Args:
+            in_parts: whether some passes leave some of its weights unused.
+        """
+        self.lay_out(net.to(self.device))
+        if not self.opt["dist"]:
+            return super().model_to_device(net)
+        devices = [torch.cuda.current_device()] if self.device.type == "cuda" else None
+        in_parts = in_parts or self.opt.get("find_unused_parameters", False)
+        return DistributedDataParallel(net, device_ids=devices, find_unused_parameters=in_parts)
+
+    def lay_out(self, network: nn.Module) -> None:
+        """Weights as a GPU's 16 bits want them; before what holds on to them, such as DistributedDataParallel."""
+        if self.device.type == "cuda" and self.is_train and self.opt["train"].get("autocast"):
+            use_channels_last(network)
 
     # ------------------------------------------------------------------ files
     def load_network(
@@ -377,7 +413,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         """
         nets, keys = (net, param_key) if isinstance(net, list) else ([net], [param_key])
         content = {
-            key: {name: value.cpu() for name, value in self.get_bare_model(part).state_dict().items()}
+            key: {name: value.cpu().contiguous() for name, value in self.get_bare_model(part).state_dict().items()}
             for part, key in zip(nets, keys, strict=True)
         }
         name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
@@ -452,11 +488,15 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                 changes = option_changes(resume_state, self.optimizers, self.schedulers, warmup)
             if changes:
                 resume_state = by_options(resume_state, self.optimizers, self.schedulers)
+            check_form(resume_state, self.training_state(0, 0), "the state")
+            for optimizer, saved in zip(self.optimizers, resume_state["optimizers"], strict=True):
+                load_optimizer(optimizer, saved)
             super().resume_training(resume_state)
-        except (ValueError, AssertionError) as error:
+            self._resume_rest(resume_state)
+        except UNREADABLE as error:
             raise CSDError(
                 f"path.resume_state: {path} belongs to another run: "
-                f"{str(error).splitlines()[0]}; give the options that it was made with, or another name"
+                f"{first_line(error)}; give the options that it was made with, or another name"
             ) from error
         if changes:
             with warnings.catch_warnings():
@@ -467,12 +507,15 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                 f"{path}: options have changed since: {', '.join(changes)}. They apply as if set from the start: the "
                 f"learning rate of iteration {done} is {self.get_current_learning_rate()[0]:.4g}."
             )
+
+    def _resume_rest(self, resume_state: Mapping[str, Any]) -> None:
+        """What the toolbox does not know of. Raises one of `UNREADABLE` for what no run has saved."""
         self.skipped = resume_state.get("skipped", 0)
         if self.clock is not None:
             self.clock.resume(resume_state.get("seconds", 0.0))
         if resume_state.get("scaler"):
             self.scaler.load_state_dict(resume_state["scaler"])
-        self.best_metric_results = {name: dict(best) for name, best in resume_state.get("best", {}).items()}
+        self.best_metric_results = best_scores(resume_state.get("best", {}))
 
 
 def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any) -> torch.optim.Optimizer:
@@ -497,11 +540,7 @@ def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any
 def save_atomically(content: Any, path: Path) -> None:
     """torch.save to a temporary name in the same folder, to the disk, then rename. Raises CSDError."""
     try:
-        # By way of memory: where a write fails in the middle, torch's writer ends the whole process.
-        file = io.BytesIO()
-        torch.save(content, file)
-        with replacing(path, synced=True) as draft:
-            draft.write_bytes(file.getbuffer())
+        save_plain(content, path, synced=True)
     except OSError as error:
         raise CSDError(
             f"{path}: cannot be written ({error.strerror or error}); make room there and resume with --auto_resume"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.archs import presets_of
-from csd_plugin.archs.checkpoint import load_network, load_plain
+from csd_plugin.archs.checkpoint import as_file, load_network, load_plain
 from csd_plugin.atomic import replacing, write_text
 from csd_plugin.data.video import open_reader
+from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.inference.facts import study
 from csd_plugin.inference.runner import Derainer
@@ -121,10 +121,9 @@ def pack(
     state = _halved(network) if half else network.state_dict()
     out = folder / f"{name}.pth"
     with replacing(out) as draft:
-        with draft.open("wb") as file:  # a stream: given a path, torch would write its name into the file
-            torch.save({"params": state, "facts": facts}, file)
+        draft.write_bytes(as_file({"params": state, "facts": facts}))
         check_same(state, load_network(draft))
-        digest = hashlib.sha256(draft.read_bytes()).hexdigest()
+        digest = file_digest(draft)
     print(f"{out}: {out.stat().st_size:,} bytes, {facts['stored_as']} ({why}), sha256 {digest}")
     return Network(**facts, sha256=digest)
 
