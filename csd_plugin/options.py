@@ -178,8 +178,8 @@ class TrainSection(ToolboxSection):
         gt=0,
         le=_LONGEST,
         description="end the training after this time, from the start of its process to its last file. The schedule "
-        "then follows the share of the time that is over, so set `total_iter` (and `periods`) well above the steps that "
-        "fit",
+        "then follows the share of the time that is over, so set `total_iter` (and `periods`) well above the steps "
+        "that fit",
     )
     health: bool = Field(
         True,

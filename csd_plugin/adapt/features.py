@@ -74,9 +74,9 @@ def _features(
     shot: Shot,
     device: torch.device,
 ) -> Iterator[list[np.ndarray]]:
-    """Of each frame that is learned from, the feature at each tap, float16 (h, w, C)."""
+    """The feature at each tap for each frame that is learned from, float16 (h, w, C)."""
     keys, learned = shot.keys("Rain"), shot.length - shot.held
-    step = _AT_ONCE if interface.kind == "sequence" else 1
+    step = _AT_ONCE if interface.gives_clip else 1
     bf16 = has_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
     divisor = int(getattr(network, "size_divisor", 1))
     radius = interface.num_frame // 2

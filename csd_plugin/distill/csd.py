@@ -24,7 +24,8 @@ from csd_plugin.types import ClipView, Terms
 SCALE_SOURCES = ("feature", "frames")
 ORDERS = ("spatial_first", "temporal_first")
 CELLS = ("joint", "joint_until_collapsed", "frozen", "averaged")
-PASSES = 2  # of the Connector
+PASSES = 2
+"""Passes of the Connector."""
 
 
 @dataclass

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 
-_SAVES_AT_THE_END = 2  # the state with its networks, and the networks as the latest
+_SAVES_AT_THE_END = 2
+"""The state with its networks, and the networks as the latest."""
 
 
 class Clock:
