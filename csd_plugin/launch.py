@@ -57,7 +57,7 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
 def _run(pipeline: Callable[[str], None]) -> int:
     trains = pipeline.__name__ == "train_pipeline"
     try:
-        with REQUEST.listening() if trains else nullcontext():
+        with REQUEST.listening() if trains else nullcontext(), peers.explained():
             pipeline(str(Path.cwd()))
     except BrokenPipeError:
         raise
@@ -65,7 +65,6 @@ def _run(pipeline: Callable[[str], None]) -> int:
         return _fail(reading_error(error))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
-            peers.find_cause()
             raise
         return _fail(out_of_memory(error))
     except Stopped as stopped:
