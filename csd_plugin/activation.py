@@ -39,7 +39,7 @@ FILE_ERRORS = (
     UnicodeDecodeError,
     yaml.YAMLError,
 )
-"""What reading an option file may raise, besides CSDError."""
+"""What reading an option file may raise, in addition to CSDError."""
 _DEBUG_INTERVALS = {"val": ("val_freq",), "logger": ("print_freq", "save_checkpoint_freq")}
 """What the toolbox shortens with --debug, and where `debug` is in the name."""
 _SAME_EVERYWHERE = ("model_type", "network_g", "network_t", "train", "datasets")
@@ -55,10 +55,12 @@ def activate(*, extensions: bool = True) -> None:
     Call it in your own train.py and test.py, before the pipeline runs; before or after `import basicsr`. Mistakes in
     option files of our models end the script in one line with exit status 2.
 
-    extensions: load other packages' classes now. If not, they are loaded when a script reads its options; so it must
-        be while the toolbox itself is being imported, as theirs may need all of it.
+    Args:
+        extensions: load other packages' classes now. If not, they are loaded when a script reads its options. This is
+            needed while the toolbox itself is being imported, as their classes may need all of it.
 
-    Raises CSDError for classes of other packages that cannot be loaded.
+    Raises:
+        CSDError: classes of other packages that cannot be loaded.
     """
     registration.install()
     if extensions:

@@ -7,6 +7,7 @@ Both may be called again. Each repair names what it repairs and acts only where 
 from __future__ import annotations
 
 import functools
+import http.client
 import importlib
 import os
 import subprocess
@@ -158,6 +159,35 @@ def repair_launch() -> None:
         build_loss = getattr(module, "build_loss", None) if name.startswith("basicsr.models.") else None
         if build_loss is not None and not hasattr(build_loss, "__wrapped__"):
             module.build_loss = _checking_shapes(build_loss)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def named_downloads() -> Iterator[None]:
+    """Around classes that fetch weights by torch.hub: a failure is a line that says which file, and where to put it.
+
+    Raises:
+        CSDError: a file that is not there cannot be downloaded.
+    """
+    fetch = torch.hub.download_url_to_file
+
+    def named(url: str, dst: str, *arguments: Any, **keywords: Any) -> None:
+        try:
+            fetch(url, dst, *arguments, **keywords)
+        except (OSError, http.client.HTTPException) as error:
+            file = Path(dst)
+            raise CSDError(
+                f"{file.name} is not in {file.parent}, and cannot be downloaded ({first_line(error)}); get it from "
+                f"{url}, and put it there"
+            ) from error
+
+    bound: list[Any] = [torch.hub, *filter(None, [sys.modules.get("basicsr.utils.download_util")])]
+    for module in bound:
+        module.download_url_to_file = named
+    try:
+        yield
+    finally:
+        for module in bound:
+            module.download_url_to_file = fetch
 
 
 def _record_streams() -> None:
@@ -397,7 +427,7 @@ def load_resume_state(opt: dict) -> dict | None:
 
 
 def find_resume_state(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:
-    """The state to go on from: with --auto_resume the newest whole one of this experiment, else `path.resume_state`.
+    """The state to resume from: with --auto_resume the newest whole one of this experiment, else `path.resume_state`.
 
     Whole: the state and the networks that were saved with it can be read. Returns what is wrong with newer ones, too.
 
@@ -434,10 +464,23 @@ def _check_set(state: Path, models: Path) -> None:
         load_plain(path, "checkpoint")
 
 
+_NEVER_REACHED = 10**12
+"""Iterations, epochs, samples of one."""
+
+
 def _read_state(path: str | Path) -> dict[str, Any]:
     from csd_plugin.archs.checkpoint import load_plain
 
     state = load_plain(path, "path.resume_state:")
     if not isinstance(state, dict) or not {"iter", "epoch", "optimizers", "schedulers"} <= state.keys():
         raise CSDError(f"path.resume_state: {path} is not a training state; give a file from training_states/")
+    for key, needed in {"iter": True, "epoch": True, "samples": False}.items():
+        value = state.get(key)
+        if not (type(value) is int and 0 <= value < _NEVER_REACHED) and (needed or value is not None):
+            raise CSDError(f"path.resume_state: {path}: {key} is {value!r:.60}, which no run has; use another copy")
+    if not isinstance(state.get("manual_seed"), (int, type(None))):
+        raise CSDError(f"path.resume_state: {path}: manual_seed is not a number; use another copy")
+    name = Path(path).stem
+    if name.isdigit() and int(name) != state["iter"]:
+        raise CSDError(f"path.resume_state: {path} is of iteration {state['iter']}; use another copy, or rename it")
     return state

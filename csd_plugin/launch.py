@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from csd_plugin import peers, registration
+from csd_plugin import compat, peers, registration
 from csd_plugin.activation import FILE_ERRORS, output_of, parse_checked, reading_error
 from csd_plugin.distill.processes import are_several
 from csd_plugin.errors import CSDError, out_of_memory
@@ -21,12 +21,13 @@ from csd_plugin.models.stopping import REQUEST, Stopped
 from csd_plugin.unread import ending_quietly
 
 
-def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
+def run(pipeline: Callable[[str], None], module: ModuleType, began: float | None = None) -> int:
     """Run the toolbox's pipeline in the current folder, options checked before anything is written.
 
     Args:
         pipeline: `train_pipeline` or `test_pipeline`.
         module: where the pipeline looks `parse_options` up.
+        began: by `time.monotonic()`, when the run did, if before its model.
 
     Returns:
         0, or 2 after one line on stderr, or 130 when interrupted; a training that a signal has stopped, 128 + its
@@ -43,6 +44,8 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
         registration.extend()
         parsed = parse_checked(plain, root_path, is_train)
         locks.enter_context(alone(output_of(parsed[0])))
+        if parsed[0].get("train", {}).get("max_seconds"):
+            parsed[0]["began"] = began
         return parsed
 
     module.parse_options = parse_and_check  # type: ignore[attr-defined]
@@ -57,7 +60,8 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
 def _run(pipeline: Callable[[str], None]) -> int:
     trains = pipeline.__name__ == "train_pipeline"
     try:
-        with REQUEST.listening() if trains else nullcontext(), peers.explained():
+        listening = REQUEST.listening() if trains else nullcontext()
+        with compat.named_downloads(), listening, peers.explained():
             pipeline(str(Path.cwd()))
     except BrokenPipeError:
         raise

@@ -145,7 +145,7 @@ def test_a_checkpoint_that_fits_in_part_alone(refuses, launcher, capfd, tiny_rai
     for label in ("t", "g"):
         options = distill_options(tiny_rain, tiny_teacher)
         options["path"] |= {f"pretrain_network_{label}": "other.pth", f"strict_load_{label}": False}
-        refuses(options, f"path.pretrain_network_{label}", "tensors it has 0", "of another network")
+        refuses(options, f"path.pretrain_network_{label}", "it has 0 of the network's ", "of another network")
 
     start = SLDNet(preset="student2", num_feat=4).state_dict()
     del start["conv13.weight"]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from synthetic import TEST, TRAIN, write_ntu_rain
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER = {"type": "SLDNet", "preset": "teacher", "num_feat": 4}
@@ -81,6 +82,27 @@ def scoring_options(data: Path, checkpoint: Path, **changes: Any) -> dict[str, A
         "val": {"save_img": False, "suffix": None},
     }
     return changed(options, changes)
+
+
+def write_distillation(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Data and a teacher in `folder`, and the options of a distillation of tiny networks on them, for long runs.
+
+    It scores a clip every seven iterations, and has a worker that loads.
+    """
+    from csd_plugin.archs.sldnet import SLDNet
+
+    clips = {f"{TRAIN}/t1": ("GT", "Rain_01"), f"{TRAIN}/t2": ("GT", "Rain_01"), f"{TEST}/a1": ("GT", "Rain")}
+    data = write_ntu_rain(folder / "data", frames=9, height=30, width=40, clips=clips)
+    torch.manual_seed(1)
+    teacher = folder / "teacher.pth"
+    torch.save({"params_ema": SLDNet(preset="teacher", num_feat=4).state_dict()}, teacher)
+    options = {
+        "datasets.val": scored_set(data),
+        "datasets.train.num_worker_per_gpu": 1,
+        "datasets.train.dataset_enlarge_ratio": 50,
+        "val": {"val_freq": 7, "save_img": False, "pbar": False},
+    }
+    return distill_options(data, teacher, **options | changes)
 
 
 def scored_set(data: Path, **changes: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from csd_plugin.errors import CSDError
 EVERY = 20
 """Iterations from one measurement to the next, as each takes a backward pass for every term."""
 _SHARE_OF_NEW = 0.3
-"""Of the logarithm of a measured weight in the next one: gradients differ from batch to batch."""
+"""Share of a new measurement in the logarithm of the weight: gradients differ from batch to batch."""
 
 
 class Balance:
@@ -56,10 +56,14 @@ class Balance:
     ) -> None:
         """Let the weights of these terms follow the gradients of one batch.
 
-        recon: the weighted reconstruction loss. losses: by term, raw; of several teachers, weighted by their shares.
-        parameters: the student's. scale: see `gradient_norms`.
+        Args:
+            recon: the weighted reconstruction loss.
+            losses: term -> raw loss; with several teachers, their losses weighted by their shares.
+            parameters: the student's.
+            scale: see `gradient_norms`.
 
-        Raises CSDError where the reconstruction has no gradient. One that is not finite changes nothing.
+        Raises:
+            CSDError: the reconstruction has no gradient. One that is not finite changes nothing.
         """
         norms = gradient_norms({"": recon, **losses}, parameters, scale=scale, together=True)
         reference, *others = torch.stack(list(norms.values())).tolist()

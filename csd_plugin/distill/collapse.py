@@ -25,7 +25,7 @@ def spread(frames: Sequence[Tensor]) -> Tensor:
 class Freeze(nn.Module):
     """Lets weights learn until it has to freeze them, once and for good.
 
-    Its buffers are saved with an objective, so that a resumed run goes on with them, and all processes of one follow
+    Its buffers are saved with an objective, so that a resumed run continues with them, and all processes of one follow
     the first. An objective calls `hold` before it computes with the weights, and `restore` after each step.
     """
 

@@ -59,8 +59,10 @@ class STD(Objective):
     def _last_cell(self, maps: Tensor) -> Tensor:
         """(B, L, 1, H, W) -> (B, hidden, H, W)."""
         state: State | None = None
-        for frame in maps.transpose(0, 1).contiguous():
-            state = self.cell(frame, state)
+        frames = maps.transpose(0, 1).contiguous()
+        steps = self.cell.over([frames])
+        for frame in range(len(frames)):
+            state = steps.step(state, frame=frame)
         assert state is not None
         return state.cell
 

@@ -6,7 +6,6 @@ itself is where the toolbox's users look for it, in experiments/RUN and results/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import signal
@@ -27,6 +26,7 @@ from csd_plugin import limited_yaml, plain
 from csd_plugin.atomic import write_text
 from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
 from csd_plugin.data.layout import SPLITS
+from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError
 from csd_plugin.lab.matrix import Frames, RainyInput, Run
 from csd_plugin.lab.processes import environment, training
@@ -129,7 +129,7 @@ def check_unchanged(runs: Iterable[Run], space: Workspace) -> None:
         if space.starts(run).is_file():
             began = _read_starts(space.starts(run))
             for start in begins_with(run):
-                if start.is_file() and began.get(str(start), "") != _digest(start):
+                if start.is_file() and began.get(str(start), "") != file_digest(start):
                     raise CSDError(
                         f"the row {run.row} began with {start}, which has changed since; --retrain {run.row} trains it "
                         f"again"
@@ -233,7 +233,7 @@ def _complete(run: Run, space: Workspace, bar: tqdm, processes: int) -> None:
     """Train and test a run as far as that is not done."""
     if run.options is not None and not run.checkpoint.is_file():
         if state(run) == "missing":
-            digests = {str(start): _digest(start) for start in begins_with(run) if start.is_file()}
+            digests = {str(start): file_digest(start) for start in begins_with(run) if start.is_file()}
             _write(space.starts(run), json.dumps(digests, indent=1) + "\n")
         _launch("train", run, run.options, space, bar, processes)
     if state(run) == "trained":
@@ -314,10 +314,6 @@ def _given(folder: Path, content: Mapping[str, Any]) -> Scores:
 def _part(clip: ClipScores, frames: Iterable[int]) -> ClipScores:
     names = list(clip.frames)
     return ClipScores({names[i]: clip.frames[names[i]] for i in frames})
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _difference(before: Any, now: Any, where: str = "") -> str:

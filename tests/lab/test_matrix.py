@@ -142,7 +142,10 @@ def test_a_row_has_one_source(files):
     kinds = [row.source.kind for row in matrix.rows.values()]
     assert kinds == ["input", "training", "training", "training", "frames", "weights"]
     assert matrix.rows["frames"].source.frames == str(files / "x")
-    assert runs_of(matrix, path, ["weights"])["tiny_weights"].checkpoint.name == "realtime.pth"
+    shipped = runs_of(matrix, path, ["weights"])["tiny_weights"]
+    assert shipped.checkpoint.name == "realtime.pth"
+    network = shipped.test["network_g"]  # what the weights are of, not what the matrix trains
+    assert (network["type"], network["num_feat"], network["num_frame"]) == ("HalfNet", 32, 3)
 
 
 def test_a_schedule_is_stretched_as_a_whole(tiny_rain):
