@@ -42,8 +42,8 @@ FILE_ERRORS = (
 """What reading an option file may raise, in addition to CSDError."""
 _DEBUG_INTERVALS = {"val": ("val_freq",), "logger": ("print_freq", "save_checkpoint_freq")}
 """What the toolbox shortens with --debug, and where `debug` is in the name."""
-_SAME_EVERYWHERE = ("model_type", "network_g", "network_t", "train", "datasets")
-"""What the processes of a job have to agree in, but for places of files."""
+_SAME_EVERYWHERE = ("model_type", "network_", "train", "datasets")
+"""How the keys begin in which the processes of a job have to agree, but for places of files."""
 _held = ExitStack()
 """The lock of somebody else's script, to the end of its process."""
 _MODEL_TYPE = re.compile(r"""(?:^|[{,])[ \t]*['"]?model_type['"]?\s*:\s*['"]?(\w+)""", re.MULTILINE)
@@ -95,7 +95,7 @@ def parse_checked(parse_options: Parse, root_path: str, is_train: bool) -> Parse
     find_shipped(opt["path"])
     if opt["dist"]:
         opt["manual_seed"] = peers.of_the_first(opt["manual_seed"])  # which each has drawn where it is not given
-        peers.check_same({key: opt.get(key) for key in _SAME_EVERYWHERE})
+        peers.check_same({key: value for key, value in opt.items() if key.startswith(_SAME_EVERYWHERE)})
     check_run(opt, problems)
     return opt, args
 

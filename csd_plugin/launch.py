@@ -60,7 +60,8 @@ def run(pipeline: Callable[[str], None], module: ModuleType, began: float | None
 def _run(pipeline: Callable[[str], None]) -> int:
     trains = pipeline.__name__ == "train_pipeline"
     try:
-        with compat.named_downloads(), REQUEST.listening() if trains else nullcontext():
+        listening = REQUEST.listening() if trains else nullcontext()
+        with compat.named_downloads(), listening, peers.explained():
             pipeline(str(Path.cwd()))
     except BrokenPipeError:
         raise
@@ -68,7 +69,6 @@ def _run(pipeline: Callable[[str], None]) -> int:
         return _fail(reading_error(error))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
-            peers.find_cause()
             raise
         return _fail(out_of_memory(error))
     except Stopped as stopped:

@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple, TypeVar
 
 import torch.distributed as dist
 
 from csd_plugin.distill.processes import are_several, leave_the_others
-from csd_plugin.errors import CSDError, first_line
+from csd_plugin.errors import CSDError, first_line, out_of_memory
 
 T = TypeVar("T")
 
-TIME_LIMIT = timedelta(hours=6)
-"""Of a collective: long enough for what the first process does alone, while the others wait."""
+TIME_LIMIT = timedelta(hours=1)
+"""Of a collective, and until all have come: long enough for what the first does alone, while the others wait."""
 STATUS = 2
 """Exit status of a process that ends because of another one."""
 
@@ -215,10 +217,17 @@ def report(kind: type[BaseException] | None, error: BaseException | None, trace:
         _peers.fail(f"{type(error).__name__}: {first_line(error)}")
 
 
-def find_cause() -> None:
-    """Where a collective has failed because another process is gone, end with a line that names that one."""
-    if _peers is not None:
-        _peers.find_cause()
+@contextmanager
+def explained() -> Iterator[None]:
+    """A collective that fails inside as another process is gone ends this one, with a line that names that one."""
+    try:
+        yield
+    except RuntimeError as error:
+        if _peers is not None and not out_of_memory(error):
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, to all the others: the line comes first
+            _peers.find_cause()
+        raise
 
 
 # ---------------------------------------------------------------------- what they agree on

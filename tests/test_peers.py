@@ -85,12 +85,9 @@ COLLECTIVE = """
 import torch
 if rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
-try:
+with peers.explained():
     while True:
         dist.all_reduce(torch.zeros(1))
-except RuntimeError:
-    peers.find_cause()
-    print("no cause", flush=True)
 """
 
 

@@ -79,7 +79,7 @@ class Hosts:
     def remove(self) -> None:
         for process in self._begun:
             process.kill()
-            process.communicate()
+            process.wait()
         for name in self.names:
             with suppress(subprocess.CalledProcessError):
                 pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split()

@@ -63,13 +63,15 @@ class Balance:
             scale: see `gradient_norms`.
 
         Raises:
-            CSDError: the reconstruction has no gradient.
+            CSDError: the reconstruction has no gradient. One that is not finite changes nothing.
         """
         norms = gradient_norms({"": recon, **losses}, parameters, scale=scale, together=True)
         reference, *others = torch.stack(list(norms.values())).tolist()
-        if not (reference > 0 and math.isfinite(reference)):
+        if not math.isfinite(reference):
+            return  # the step is left out
+        if reference == 0:
             raise CSDError(
-                "balance: the reconstruction loss gives the student no finite gradient, so there is nothing to follow; "
+                "balance: the reconstruction loss gives the student no gradient, so there is nothing to follow; "
                 "give pixel_opt a loss_weight, lower the learning rate, or use numbers as weights"
             )
         for term, norm in zip(losses, others, strict=True):

@@ -109,8 +109,8 @@ class HealthMonitor:
         ratios = by_name(compared, lambda one: _scales(student, one))
 
         measured = {f"grad_{name}": norm for name, norm in norms.items()}
-        if norms["recon"] > 0:
-            measured |= {f"ratio_{name}": norms[name] / norms["recon"] for name in weighted}
+        # not a number where the reconstruction has no gradient: all processes log the same names
+        measured |= {f"ratio_{name}": norms[name] / norms["recon"] for name in weighted}
         measured |= {f"scale_{name}": ratio for name, ratio in ratios.items()}
         spreads = by_name(compared, _spreads)
         return measured, self.warnings(_floats(losses), _floats(spreads), _floats(ratios))

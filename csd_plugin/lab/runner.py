@@ -276,6 +276,7 @@ def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: 
                 with suppress(subprocess.TimeoutExpired):  # a terminal's Ctrl-C has reached it too
                     process.wait(_PATIENCE)
             process.terminate()  # not by SIGINT, which processes in the background ignore
+            sink.writelines(process.stderr)  # what it says until it has ended
             process.wait()
             raise
     if process.returncode in _INTERRUPTED or (process.returncode and stopped):

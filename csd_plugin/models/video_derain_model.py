@@ -216,7 +216,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     def _skip(self, logged: Mapping[str, Tensor], current_iter: int) -> None:
         """Leave this batch out, with a line in the log and in `skipped.txt`. Raises CSDError at the limit."""
         self.skipped += 1
-        bad = [name for name, value in logged.items() if not torch.isfinite(value).all()]
+        bad = [name for name, value in logged.items() if "/" not in name and not torch.isfinite(value).all()]
         mine, hopeless = self._complaint(bad or ["a loss"], current_iter)
         # of several processes, those whose losses are finite have nothing to say
         lines = [line for line in peers.of_all(mine if bad else "") if line] or [mine]

@@ -148,7 +148,7 @@ def test_a_row_is_stopped_in_two_processes_and_finished_in_one(files, interrupti
     with pytest.raises(KeyboardInterrupt):
         runner.perform(runs, runner.Workspace("tiny"), processes=2)
     log = runner.Workspace("tiny").log(run).read_text()
-    assert "SIGTERM: stopped after iteration" in log and "iter: 8" not in log and runner.state(run) == "interrupted"
+    assert re.search(r"SIGTERM: stopped after iteration [3-7];", log) and runner.state(run) == "interrupted"
     monkeypatch.undo()
     monkeypatch.chdir(launcher.folder)
     runner.perform(runs, runner.Workspace("tiny"))
