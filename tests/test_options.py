@@ -274,7 +274,10 @@ def test_other_peoples_models_are_left_alone():
         ({"network_d": {"type": "VGGStyleDiscriminator"}}, "network_d: models of csd-plugin have no discriminator"),
         ({"path.pretrain_network_d": "d.pth"}, "path.pretrain_network_d: models of csd-plugin have no discriminator"),
         ({"train.optim_d": {"type": "Adam", "lr": 0.1}}, "train.optim_d: models of csd-plugin have no discriminator"),
-        ({"train.gan_opt": {"type": "GANLoss"}}, "train.gan_opt: models of csd-plugin have no discriminator; remove it"),
+        (
+            {"train.gan_opt": {"type": "GANLoss"}},
+            "train.gan_opt: models of csd-plugin have no discriminator; remove it",
+        ),
         ({"train.fix_flow": 5000}, "train.fix_flow: models of csd-plugin train all weights"),
         ({"val.flip_seq": True}, "val.flip_seq: models of csd-plugin validate frames as they are; remove it"),
         ({"train.optim_g.lr": "1e-4"}, "optim_g.lr is '1e-4': input should be a valid number; YAML reads 1e-4 as"),

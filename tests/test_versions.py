@@ -87,14 +87,22 @@ OLD = "import importlib.metadata as m; v = m.version; m.version = lambda name: '
         ("import csd_plugin; csd_plugin.activate()", 2, "error: csd_plugin.activate() needs numpy"),
         ("import csd_plugin.train", 2, "error: csd_plugin.train needs numpy"),
         ("import csd_plugin.test", 2, "error: csd_plugin.test needs numpy"),
-        ("from csd_plugin.link import linked; linked.activate()", 0, "csd-plugin is not active: csd-plugin needs numpy"),
+        (
+            "from csd_plugin.link import linked; linked.activate()",
+            0,
+            "csd-plugin is not active: csd-plugin needs numpy",
+        ),
     ],
 )
 def test_scripts_end_with_it_and_linked_toolboxes_do_not(tmp_path, code, status, words):
     (tmp_path / "sitecustomize.py").write_text(OLD)
     paths = os.pathsep.join((str(tmp_path), str(ROOT)))
     run = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert run.returncode == status
     assert run.stderr.startswith(words) and len(run.stderr.splitlines()) == 1

@@ -153,7 +153,9 @@ def _project(name: str, folder: Path, python: Path, package: str, prefix: str) -
     scripts = {}
     for job in ("train", "test"):
         scripts[job] = inside / f"{job}.py"
-        scripts[job].write_text(_SCRIPT.format(prefix=prefix, job=job, above=len(prefix.split(".")) - 1), encoding="utf-8")
+        scripts[job].write_text(
+            _SCRIPT.format(prefix=prefix, job=job, above=len(prefix.split(".")) - 1), encoding="utf-8"
+        )
     return Tree(name, folder, toolbox, scripts, python)
 
 

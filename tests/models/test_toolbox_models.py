@@ -83,7 +83,12 @@ def test_frames_that_would_overwrite_each_other_are_one_line(launcher, tiny_rain
         ("VideoGANModel", "sequences", {}, "take model_type: VideoDerainModel, or VideoRecurrentModel"),
         ("EDVRModel", "sequences", {}, "take model_type: VideoDerainModel, or VideoRecurrentModel"),
         ("VideoRecurrentGANModel", "windows", {}, "take model_type: VideoDerainModel, or VideoBaseModel"),
-        ("VideoRecurrentGANModel", "sequences", {"datasets.train.num_target": 1}, "num_target of datasets.train to its"),
+        (
+            "VideoRecurrentGANModel",
+            "sequences",
+            {"datasets.train.num_target": 1},
+            "num_target of datasets.train to its",
+        ),
         ("VideoRecurrentGANModel", "sequences", {"train.fix_flow": ...}, "write `fix_flow: 0` for none"),
         ("SRGANModel", "windows", {"network_d": ...}, "network_d is missing, which SRGANModel looks up"),
         ("VideoGANModel", "windows", {"train.gan_opt": ...}, "train.gan_opt is missing"),
