@@ -323,5 +323,8 @@ def test_stage_1_needs_no_teacher():
 def test_an_empty_section_val_is_as_none(monkeypatch):
     """`--debug` of the toolbox writes into `val` where it is there."""
     monkeypatch.setattr(options, "check_file", lambda content, source, twice: None)
-    text = "name: x\nval: ~\n"
-    assert "val" not in yaml.load(text, Loader=options.safe_ordered_yaml()[0])
+    content = yaml.load("name: x\nval: ~\n", Loader=options.safe_ordered_yaml()[0])
+    assert "val" not in content
+    content["val"] = {}
+    content["val"] = None  # as --force_yml does it
+    assert "val" not in content

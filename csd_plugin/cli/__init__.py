@@ -79,9 +79,10 @@ def _run_job(argv: Sequence[str] | None) -> int:
         if not users_line(error):
             raise
         return _fail(job, users_line(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        where = f" in {interrupt}" if str(interrupt) else ""
         hint = f"; {module.interrupted(args)}" if hasattr(module, "interrupted") else ""
-        print(f"csd {job}: interrupted{hint}", file=sys.stderr)
+        print(f"csd {job}: interrupted{where}{hint}", file=sys.stderr)
         return 130
 
 

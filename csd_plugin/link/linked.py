@@ -1,6 +1,6 @@
-"""What the files call that `csd link` writes, and its import hook. Neither function ever raises.
+"""What is called by the files that `csd link` writes, and by its import hook. Neither function raises anything.
 
-A program may want the toolbox for something that is no business of ours: it goes on, and one line says what is missing.
+A program may use the toolbox without us: it continues, and one line says what is missing.
 """
 
 from __future__ import annotations

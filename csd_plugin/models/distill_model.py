@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from csd_plugin.distill.dry_run import clips_of
 from csd_plugin.distill.fidelity import filled, mismatches, report
 from csd_plugin.distill.objective import build_objective
 from csd_plugin.distill.settings import read_distillation
+from csd_plugin.models.resuming import numbers
 from csd_plugin.models.video_derain_model import VideoDerainModel, save_atomically
 
 
@@ -58,7 +60,7 @@ class DistillModel(VideoDerainModel):
             path.get(f"strict_load_{label}", True),
             path.get(f"param_key_{label}", "params_ema"),
         )
-        network.eval().requires_grad_(False)
+        self.lay_out(network.eval().requires_grad_(False))
         interface = interface_of(network, self.opt.get(f"interface_{label}"))
         objective = build_objective(self.distillation.objective)
         if self.distillation.adapters:
@@ -78,7 +80,8 @@ class DistillModel(VideoDerainModel):
     def _place_objective(self, objective: nn.Module) -> nn.Module:
         """On the device; wrapped for several processes where it learns, and of equal weights in all where not."""
         if any(p.requires_grad for p in objective.parameters()):
-            return self.model_to_device(objective)
+            # with one target there is no frame before it, so that weights for its state are left out
+            return self.model_to_device(objective, in_parts=clips_of(self.opt).num_target == 1)
         objective.to(self.device)
         if self.opt["dist"]:
             for value in objective.state_dict().values():
@@ -119,7 +122,7 @@ class DistillModel(VideoDerainModel):
     # ------------------------------------------------------------------ training step
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         logged = current_iter % self.opt["logger"]["print_freq"] == 0
-        return self.distiller({"lq": self.lq, "gt": self.gt}, current_iter, logged=logged)
+        return self.distiller({"lq": self.lq, "gt": self.gt, **self.features}, current_iter, logged=logged)
 
     def after_step(self) -> None:
         self.distiller.after_step()
@@ -139,9 +142,6 @@ class DistillModel(VideoDerainModel):
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
-        self.distiller.balance.measured = dict(resume_state.get("balance", {}))
-        if self.distiller.monitor is not None:
-            self.distiller.monitor.start = dict(resume_state.get("health", {}))
         if self._objective_states():
             path = self._objective_path(resume_state["iter"])
             for teacher in self.teachers:
@@ -149,13 +149,19 @@ class DistillModel(VideoDerainModel):
                 load_weights(self.get_bare_model(teacher.objective), state, source=str(path))
             get_root_logger().info(f"Resumed the objective from {path}.")
 
+    def _resume_rest(self, resume_state: Mapping[str, Any]) -> None:
+        super()._resume_rest(resume_state)
+        self.distiller.balance.measured = numbers(resume_state.get("balance", {}))
+        if self.distiller.monitor is not None:
+            self.distiller.monitor.start = numbers(resume_state.get("health", {}))
+
     def _objective_states(self) -> dict[str, dict[str, Tensor]]:
         """The objectives' weights, by entry of their file; none without distillation, or for a method without any."""
         states = {}
         for teacher in self.teachers:
             state = self.get_bare_model(teacher.objective).state_dict()
             if state:
-                states[_entry(teacher)] = {name: value.cpu() for name, value in state.items()}
+                states[_entry(teacher)] = {name: value.cpu().contiguous() for name, value in state.items()}
         return states
 
     def _objective_path(self, label: int | str) -> Path:

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from csd_plugin import options
-from csd_plugin.archs.interface import Interface
+from csd_plugin.archs.interface import KINDS, Interface
 from csd_plugin.compat import shape_advice
 from csd_plugin.data.datasets.options import DatasetOptions, TrainingOptions
 from csd_plugin.distill.dry_run import clips_of
 from csd_plugin.errors import CSDError, first_line
 
 _NAMES = ("vid4", "reds4", "redsofficial")
-"""Of the toolbox's test sets of video clips, whatever they hold."""
+"""The toolbox's test sets of video clips, whatever they hold."""
 
 _OF_SHAPES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, NotImplementedError)
 """What networks raise on tensors that they cannot take, CSDError among them."""
@@ -94,8 +94,8 @@ def _check_call(model: type, opt: Mapping[str, Any]) -> None:
     if type_ not in options.NETWORKS:
         return
     layout = getattr(ARCH_REGISTRY.get(type_), "layout", "window")
-    if (layout == "sequence") != issubclass(model, VideoRecurrentModel):
-        other = "VideoRecurrentModel" if layout == "sequence" else "VideoBaseModel"
+    if KINDS[layout].gives_clip != issubclass(model, VideoRecurrentModel):
+        other = "VideoRecurrentModel" if KINDS[layout].gives_clip else "VideoBaseModel"
         raise CSDError(
             f"network_g: {type_} is a network of {layout}s, which {name} does not call as such; take model_type: "
             f"VideoDerainModel, or {other}"

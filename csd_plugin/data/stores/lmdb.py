@@ -28,6 +28,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from csd_plugin.data.links import refuse_way_out
 from csd_plugin.data.stores.interface import DecodingStore, FrameStore
 from csd_plugin.errors import CSDError
 from csd_plugin.plain import parse_json
@@ -40,7 +41,8 @@ except ModuleNotFoundError as error:
 ENCODINGS = ("source", "png", "raw")
 DATA, META_INFO = "data.mdb", "meta_info.txt"
 RECORDS = b"csd"
-HEADER_KEY = b"\0"  # no frame's name
+HEADER_KEY = b"\0"
+"""A name that no frame has."""
 _FORMAT = 1
 
 
@@ -132,7 +134,7 @@ _environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValu
 def environment(folder: Path) -> lmdb.Environment:
     """LMDB's handle of a finished store; the same for the same file, as LMDB must not open one twice in a process.
 
-    It is closed when nobody holds it any more. A forked process goes on with its parent's: without locks, which a
+    It is closed when nobody holds it any more. A forked process continues with its parent's: without locks, which a
     finished store does not need, reading is nothing but looking into the map.
 
     Raises lmdb.Error and OSError, and CSDError where somebody else has opened it: BasicSR's FileClient before
@@ -243,7 +245,7 @@ def open_file(folder: Path) -> LmdbFile:
     """
     partial = folder.with_name(f"{folder.name}.partial")
     try:
-        status = (folder / DATA).stat()
+        status = refuse_way_out(folder / DATA, folder).stat()
     except OSError as error:
         if partial.exists():
             cure = "it is half built: run `csd prepare` again to complete it"
