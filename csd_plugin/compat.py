@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, multiprocessing
+from torch._functorch import config as functorch_config
 from torch.autograd.function import once_differentiable
 
 from csd_plugin import peers
@@ -239,6 +240,12 @@ def shape_advice(output: tuple[int, ...], truth: tuple[int, ...]) -> str:
         "it gives all frames of each clip: set num_target of datasets.train to its num_frame, more than 1, or take "
         "REDSRecurrentDataset or a similar set"
     )
+
+
+def keep_graphs() -> None:
+    """Let compiled networks go backward through a graph more than once, as others do; torch 2.4 always lets them."""
+    if hasattr(functorch_config, "donated_buffer"):
+        functorch_config.donated_buffer = False
 
 
 @contextmanager

@@ -465,8 +465,8 @@ def find_problems(opt: Mapping[str, Any], problems: Problems) -> None:
         if opt.get(key):
             _check_typed(opt[key], networks, key, problems)
     for key, instead in OF_OTHER_MODELS.items():
-        section, _, name = key.rpartition(".")
-        content = opt.get(section) if section else opt
+        where, _, name = key.rpartition(".")
+        content = opt.get(where) if where else opt
         if isinstance(content, Mapping) and content.get(name):
             problems.add(key, f"{key}: models of csd-plugin {instead}; remove it")
     if opt["is_train"]:

@@ -17,7 +17,6 @@ from basicsr.models.video_base_model import VideoBaseModel
 from basicsr.utils import get_root_logger, set_random_seed
 from basicsr.utils.dist_util import master_only
 from torch import Tensor, nn
-from torch._functorch import config as functorch_config
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from csd_plugin import compat, peers
@@ -93,7 +92,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     def compile_for_training(self, network: nn.Module) -> None:
         """Compile a network in place if `train.compile` is set; hooks, weights and their names stay as they are."""
         if self.opt["train"].get("compile", False):
-            functorch_config.donated_buffer = False  # the health monitor goes through a graph more than once
+            compat.keep_graphs()  # the health monitor goes through one more than once
             network.compile()
 
     # ------------------------------------------------------------------ training step

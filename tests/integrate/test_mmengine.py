@@ -301,6 +301,39 @@ def test_two_processes_train_one_student(tmp_path, tiny_rain, tiny_teacher, stud
         torch.testing.assert_close(together[name], value, rtol=1e-3, atol=1e-5)
 
 
+AMP_ON_A_CPU = """
+import mmengine.optim.optimizer.amp_optimizer_wrapper as wrapper
+wrapper.is_cuda_available = lambda: True  # it asks for a GPU, and then computes where the model is
+"""
+
+
+def test_two_processes_sum_gradients_in_half_precision(tmp_path, tiny_rain, tiny_teacher, student):
+    """A step after every second iteration, of gradients in bf16 that two processes exchange by gloo.
+
+    Four clips are in a step, as in the one step of a process alone with all four, in float32.
+    """
+    same_rate = {"optim_wrapper.optimizer": {"type": "SGD", "lr": 0.1}, "param_scheduler": ...}
+    changes = {"train_dataloader.batch_size": 1, "optim_wrapper.accumulative_counts": 2, **same_rate}
+    changes |= {"optim_wrapper.type": "AmpOptimWrapper", "optim_wrapper.dtype": "bfloat16"}
+    content = config(tmp_path, tiny_rain, tiny_teacher, student, **changes)
+    content["custom_imports"]["imports"] = ["amp_on_a_cpu", *content["custom_imports"]["imports"]]
+    (tmp_path / "amp_on_a_cpu.py").write_text(AMP_ON_A_CPU)
+    (tmp_path / "config.py").write_text("\n".join(f"{key} = {value!r}" for key, value in content.items()))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
+    done = run("config.py", "--launcher", "pytorch", folder=tmp_path, launcher=torchrun)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    alone = {"train_dataloader.batch_size": 4, "train_cfg.max_iters": 1, **same_rate}
+    whole = train(config(tmp_path / "alone", tiny_rain, tiny_teacher, student, **alone))
+    start, together = read_state_dict(student), read_state_dict(tmp_path / "work" / "iter_2.pth")
+    steps = [
+        torch.cat([(state[name] - start[name]).flatten() for name in start])
+        for state in (together, whole.model.distiller.student.state_dict())
+    ]
+    assert not torch.equal(*steps)
+    assert (steps[0] - steps[1]).norm() < 0.05 * steps[1].norm()
+
+
 def test_the_launcher_says_what_is_wrong_in_one_line(tmp_path, capsys):
     from csd_plugin.integrate.run_mmengine import main
 
