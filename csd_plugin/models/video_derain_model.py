@@ -120,12 +120,14 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         REQUEST.begin_step()
         self._seed_step(current_iter)
         self.optimizer_g.zero_grad()
-        logged, finite, stop = self._backward(current_iter)
-        if finite and self.grad_clip > 0:
-            self.scaler.unscale_(self.optimizer_g)
+        logged, losses_finite = self._backward(current_iter)
+        if self.grad_clip > 0 and not self.scaler.is_enabled():
             logged["grad_norm"] = self._clip_gradient()
-            # a scaler skips steps that are not finite by itself
-            finite = self.scaler.is_enabled() or bool(torch.isfinite(logged["grad_norm"]))
+            losses_finite &= torch.isfinite(logged["grad_norm"])
+        finite, stop = self._agree(losses_finite)
+        if finite and self.grad_clip > 0 and self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer_g)  # which skips steps that are not finite by itself
+            logged["grad_norm"] = self._clip_gradient()
         if finite:
             self.scaler.step(self.optimizer_g)
             self.scaler.update()
@@ -145,17 +147,18 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         if self.clock is not None and self.clock.is_over():
             self._end_by_the_clock(current_iter)
 
-    def _backward(self, current_iter: int) -> tuple[dict[str, Tensor], bool, int]:
-        """The gradient of the batch, in parts; nothing of it where a loss is not finite, in whatever process.
+    def _backward(self, current_iter: int) -> tuple[dict[str, Tensor], Tensor]:
+        """The gradient of the batch, in parts.
 
-        Returns the losses and scalars to log, means over the clips; whether all losses are finite; the signal.
+        Returns the losses and scalars to log, means over the clips; and whether all losses are finite, which a GPU does
+        not know yet.
         """
         lq, gt = self.lq, self.gt
         count = min(self.accumulate, len(lq))
         parts = list(zip(lq.tensor_split(count), gt.tensor_split(count), strict=True))
         sums: dict[str, Tensor] = {}
         shares: dict[str, float] = {}
-        finite, stop = True, 0
+        totals = []
         for number, (self.lq, self.gt) in enumerate(parts, start=1):
             share, last = len(self.lq) / len(lq), number == len(parts)
             with ExitStack() as stack:
@@ -164,18 +167,15 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                         stack.enter_context(network.no_sync())
                 losses, scalars = self.compute_losses(current_iter)
                 total = torch.stack(list(losses.values())).sum()
-                finite = finite and bool(torch.isfinite(total))
-                if last:
-                    finite, stop = self._agree(finite)
-                if finite:
-                    self.scaler.scale(total if share == 1 else total * share).backward()
+                totals.append(total.detach())
+                self.scaler.scale(total if share == 1 else total * share).backward()
             for name, value in {**losses, **scalars}.items():
                 part = value.detach() if count == 1 else value.detach() * share
                 sums[name] = sums[name] + part if name in sums else part
                 shares[name] = shares.get(name, 0) + share
         self.lq, self.gt = lq, gt
         means = sums if count == 1 else {name: value / shares[name] for name, value in sums.items()}
-        return means, finite, stop
+        return means, torch.isfinite(torch.stack(totals)).all()
 
     def after_step(self) -> None:
         """What follows the weights without being learned."""
@@ -184,11 +184,11 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         """What adds its gradients over the processes when a backward passes it."""
         return [self.net_g] if isinstance(self.net_g, DistributedDataParallel) else []
 
-    def _agree(self, finite: bool) -> tuple[bool, int]:
-        """Whether the losses of all processes are finite, and the signal that any has received."""
+    def _agree(self, finite: Tensor) -> tuple[bool, int]:
+        """Whether this holds in all processes, and the signal that any has received; a step's only wait for a GPU."""
         if not self.opt["dist"]:
-            return finite, REQUEST.signal
-        flags = torch.tensor([not finite, REQUEST.signal], device=self.device)
+            return bool(finite), REQUEST.signal
+        flags = torch.stack([(~finite).long(), torch.full_like(finite, REQUEST.signal, dtype=torch.int64)])
         torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
         bad, stop = flags.tolist()
         return not bad, stop
@@ -197,6 +197,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         """Leave this batch out, and say so, in the log and in `skipped.txt`; raise CSDError at the limit."""
         self.skipped += 1
         names = [name for name, value in logged.items() if not torch.isfinite(value).all()] or ["a loss"]
+        names = [name for name in names if name != "grad_norm"] or names  # that follows from a loss
         clips = ", ".join(map(str, self.sample_names)) or "this batch"
         cause, hopeless = self._cause(names)
         line = f"iteration {current_iter}: {', '.join(names)} not finite on {clips}: {cause}"
