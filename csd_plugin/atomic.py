@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,14 @@ def draft_of(path: Path) -> Path:
     if len(os.fsencode(draft.name)) > _LONGEST_NAME:
         draft = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}{tail}")
     return draft
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system gives none. Raises OSError."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,7 +13,9 @@ from csd_plugin.errors import CSDError, first_line
 
 _AMPERE = (8, 0)
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-_FIXED_CUDNN = 91500  # as torch.backends.cudnn.version() has 9.15
+"""By the number of a tensor's axes."""
+_FIXED_CUDNN = 91500
+"""9.15, as torch.backends.cudnn.version() gives it."""
 
 
 def pick_device(device: str | torch.device) -> torch.device:

@@ -34,9 +34,11 @@ def refused_by_disk(error: OSError) -> str:
     return f"{where}{str(error.strerror or error).lower()}; {advice}"
 
 
-_FULL, _GONE = "make room there, and run again", "check that its disk is there, and run again"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk answers that has no room."""
+_NO_ROOM, _GONE = "make room there, and run again", "check that its disk is there, and run again"
 _DISK = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys(FULL, _NO_ROOM),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "check its permissions, or give another place"),
     **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT), _GONE),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG), "check the path"),

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
-import sys
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from csd_plugin import registration
+from csd_plugin import compat, peers, registration
 from csd_plugin.activation import FILE_ERRORS, output_of, parse_checked, reading_error
-from csd_plugin.distill.processes import leave_the_others
+from csd_plugin.distill.processes import are_several
 from csd_plugin.errors import CSDError, out_of_memory
 from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.lifeline import end_with_starter
@@ -36,8 +35,8 @@ def run(pipeline: Callable[[str], None], module: ModuleType, began: float | None
     """
     end_with_starter()
     keep_freed_memory()
-    atexit.register(leave_the_others)
     locks = ExitStack()
+    locks.push(peers.report)
     parse_options = module.parse_options
     plain = getattr(parse_options, "__wrapped__", parse_options)  # `activate` may have been there before
 
@@ -61,7 +60,7 @@ def run(pipeline: Callable[[str], None], module: ModuleType, began: float | None
 def _run(pipeline: Callable[[str], None]) -> int:
     trains = pipeline.__name__ == "train_pipeline"
     try:
-        with REQUEST.listening() if trains else nullcontext():
+        with compat.named_downloads(), REQUEST.listening() if trains else nullcontext():
             pipeline(str(Path.cwd()))
     except BrokenPipeError:
         raise
@@ -69,15 +68,18 @@ def _run(pipeline: Callable[[str], None]) -> int:
         return _fail(reading_error(error))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
+            peers.find_cause()
             raise
         return _fail(out_of_memory(error))
     except Stopped as stopped:
-        return int(stopped.code or 0)
+        if not stopped.together and are_several():
+            peers.fail(signal.Signals(stopped.code - 128).name)
+        return stopped.code
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     return 0
 
 
 def _fail(message: str, status: int = 2) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    peers.fail(message)
     return status

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -12,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from synthetic import TEST, TRAIN, write_ntu_rain
 
+ROOT = Path(__file__).resolve().parents[1]
 TEACHER = {"type": "SLDNet", "preset": "teacher", "num_feat": 4}
 STUDENT = {"type": "SLDNet", "preset": "student2", "num_feat": 4}
 
@@ -80,6 +84,27 @@ def scoring_options(data: Path, checkpoint: Path, **changes: Any) -> dict[str, A
     return changed(options, changes)
 
 
+def write_distillation(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Data and a teacher in `folder`, and the options of a distillation of tiny networks on them, for long runs.
+
+    It scores a clip every seven iterations, and has a worker that loads.
+    """
+    from csd_plugin.archs.sldnet import SLDNet
+
+    clips = {f"{TRAIN}/t1": ("GT", "Rain_01"), f"{TRAIN}/t2": ("GT", "Rain_01"), f"{TEST}/a1": ("GT", "Rain")}
+    data = write_ntu_rain(folder / "data", frames=9, height=30, width=40, clips=clips)
+    torch.manual_seed(1)
+    teacher = folder / "teacher.pth"
+    torch.save({"params_ema": SLDNet(preset="teacher", num_feat=4).state_dict()}, teacher)
+    options = {
+        "datasets.val": scored_set(data),
+        "datasets.train.num_worker_per_gpu": 1,
+        "datasets.train.dataset_enlarge_ratio": 50,
+        "val": {"val_freq": 7, "save_img": False, "pbar": False},
+    }
+    return distill_options(data, teacher, **options | changes)
+
+
 def scored_set(data: Path, **changes: Any) -> dict[str, Any]:
     """A test data set of windows of three frames, the first three of each clip."""
     options = {
@@ -106,6 +131,24 @@ def changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         else:
             section[key] = value
     return options
+
+
+def torchrun(
+    folder: Path, options: dict[str, Any], *flags: str, script: Path | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """`csd_plugin.train`, or a script in its place, in two processes of torchrun."""
+    (folder / "options.yml").write_text(yaml.safe_dump(options, sort_keys=False))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    module = ["-m", "csd_plugin.train"] if script is None else [str(script)]
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, *launch, *module, "--launcher", "pytorch", "-opt", "options.yml", *flags],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
 
 
 class Launcher:

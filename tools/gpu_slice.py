@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--seconds", type=float, default=480, help="of training (default 480)")
     run.add_argument("--out", type=Path, default=Path("slice"), help="folder for all that is made (default slice)")
     run.add_argument("--clips", type=Path, default=ROOT / "clips", help="with train/ and validation/ (default: packed)")
-    run.add_argument("--before", type=Path, default=ROOT / "before", help="weights to go on from (default: packed)")
+    run.add_argument("--before", type=Path, default=ROOT / "before", help="weights to start from (default: packed)")
     run.add_argument("--networks", nargs="+", metavar="ROW", help="rows of options/matrix/gpu_slice.yml (default all)")
     run.add_argument("--cpu", action="store_true", help="rehearse without a GPU: narrow networks, small crops")
     args = parser.parse_args(argv)
@@ -192,7 +192,7 @@ def render_rain(clips: Path) -> None:
 
 
 def rain_on(clip: Path, target: Path, seed: int, version: int) -> None:
-    """A folder of rainy frames and, with the first version, the clean ones beside it."""
+    """A folder of rainy frames and, with the first version, the clean ones next to it."""
     import cv2
 
     from csd_plugin.data.rain import PRESETS

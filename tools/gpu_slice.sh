@@ -6,8 +6,8 @@
 #
 # `pack` fetches the wheels that such a machine lacks and takes of every clip as many frames as fit, below 60 MB in all.
 # `run` installs them, checks the machine, renders the rain, measures, trains several networks side by side, tests them,
-# and leaves weights, logs and a table in the folder --out. Networks start from the weights of the slice before, else from
-# those that ship. With the same --out again, trainings are resumed.
+# and leaves weights, logs and a table in the folder --out. Networks start from the weights of the slice before, else
+# from those that ship. With the same --out again, trainings are resumed.
 # The machine brings Python, torch, NumPy, OpenCV, PyYAML, SciPy and scikit-image.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)

@@ -5,7 +5,7 @@
 Every case makes one file (or folder) of some kind, by the seed and its number, and runs a real command line on it in a
 process of its own. A file must be refused: status 2, one or more lines that begin with the command's name, none of a
 traceback. These are failures: a traceback, a status 0 (silent acceptance), code of the file that has run, a file that
-was written or read outside, more than 2 GB of memory, more than half a minute. The exit status is 1 if there is one.
+was written or read outside, more than 2 GB of memory, more than half a minute of a processor. The exit status is 1 if there is one.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 REFUSED, TRACEBACK, ACCEPTED, RAN, ESCAPED, MEMORY, SLOW = OUTCOMES = (
     "refused", "traceback", "accepted", "ran code", "got out", "memory", "slow"
 )  # fmt: skip
 MOST_MEMORY = 2**31
-SECONDS = 30
+SECONDS, PATIENCE = 30, 180
+"""Of a processor, and by the clock: the machine may be busy, and who waits for a pipe uses no processor."""
 HEIGHT, WIDTH = 24, 32
 
 
@@ -56,9 +57,9 @@ class Case:
 
 
 class Ground:
-    """Where cases are made: a folder that each may fill, beside files that none may touch.
+    """Where cases are made: a folder that each may fill, next to files that none may touch.
 
-    good: a folder of frames, a network, an option file: what a command needs besides the bad file.
+    good: a folder of frames, a network, an option file: what a command needs in addition to the bad file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -88,10 +89,61 @@ class Ground:
         self.option_file = (ROOT / "options" / "distill" / "student1_csd.yml").read_text()
         self.matrix = "name: m\nrows: {}\n"
 
+    @functools.cached_property
+    def trained(self) -> Path:
+        """A folder in which a small distillation was stopped half way, with its options."""
+        from synthetic import TEST, TRAIN, write_ntu_rain
+        from toolbox import distill_options
+
+        folder = self.good / "trained"
+        clips = {f"{TRAIN}/t1": ("GT", "Rain_01"), f"{TEST}/a1": ("GT", "Rain")}
+        data = write_ntu_rain(folder / "data", frames=9, height=30, width=40, clips=clips)
+        teacher = folder / "teacher.pth"
+        options = distill_options(data, teacher, **{"network_t": {"type": "PReNet", "num_feat": 4}})
+        shutil.copy(self.network, teacher)
+        (folder / "options.yml").write_text(yaml.safe_dump(options))
+        self._succeed("csd_plugin.train", "-opt", str(folder / "options.yml"))
+        options["train"]["total_iter"] = 4
+        (folder / "options.yml").write_text(yaml.safe_dump(options))
+        return folder
+
+    @functools.cached_property
+    def adapted(self) -> Path:
+        """A folder in which `csd adapt` was run: garden.pth, and its cache with the state to resume from."""
+        from synthetic import moving_scene, rain_on, write_image
+
+        from csd_plugin.archs.halfnet import HalfNet
+
+        import torch
+
+        folder = self.good / "adapted"
+        for number, frame in enumerate(rain_on(moving_scene(12, 48, 56, 0), 1), start=1):
+            write_image(folder / "garden" / f"{number:05d}.png", frame)
+        torch.save({"params": HalfNet(preset="tiny", num_feat=4).state_dict()}, folder / "half.pth")
+        self._succeed(*adapting(folder))
+        return folder
+
+    @functools.cached_property
+    def graph(self) -> bytes:
+        """An ONNX model that `csd derain` takes."""
+        self._succeed("export", str(self.network), str(self.good / "net.onnx"))
+        return (self.good / "net.onnx").read_bytes()
+
+    def _succeed(self, *command: str) -> None:
+        outcome, said, _ = judge(self, Case("good", list(command), self.good), self.good)
+        if outcome != ACCEPTED:
+            raise RuntimeError(f"{command} was to succeed: {said}")
+
     def fresh(self) -> Path:
         shutil.rmtree(self.bad, ignore_errors=True)
         self.bad.mkdir()
         return self.bad
+
+
+def adapting(folder: Path) -> list[str]:
+    files = ("--teacher", "half.pth", "--student", "half.pth", "--out", "garden.pth")
+    paths = [str(folder / word) if "." in word else word for word in files]
+    return ["adapt", str(folder / "garden"), *paths, "--minutes", "0.01", "--frames", "12", "--device", "cpu"]
 
 
 Maker = Callable[[Ground, random.Random], Case]
@@ -176,46 +228,256 @@ def payload(ground: Ground, rng: random.Random) -> Runs:
     )
 
 
-def checkpoints(ground: Ground, rng: random.Random) -> Case:
-    import torch
-
-    good, evil = ground.network.read_bytes(), payload(ground, rng)
-    first = next(iter(ground.state))
-    file = ground.fresh() / rng.choice(("net.pth", "net.pt", "net.ckpt"))
-
-    def saved(content: Any, **how: Any) -> bytes:
-        stream = io.BytesIO()
-        torch.save(content, stream, **how)
-        return stream.getvalue()
-
-    makers: dict[str, Callable[[], bytes]] = {
-        "pickle": lambda: pickle.dumps({"params": evil}),
-        "saved": lambda: saved({"params": {**ground.state, "x": evil}}),
-        "beside": lambda: saved({"params": ground.state, "meta": evil}),
-        "legacy": lambda: saved({"params": evil}, _use_new_zipfile_serialization=False),
-        "many keys": lambda: saved({"params": evil, "params_ema": ground.state}),
+def spoiled(good: bytes, content: dict[str, Any], ground: Ground, rng: random.Random) -> dict[str, Callable[[], bytes]]:
+    """What a file of torch.save can be made into, whatever is in it."""
+    evil = payload(ground, rng)
+    return {
+        "pickle": lambda: pickle.dumps({**content, next(iter(content)): evil}),
+        "saved": lambda: saved({**content, next(iter(content)): evil}),
+        "beside": lambda: saved({**content, "meta": evil}),
+        "legacy": lambda: saved({**content, "x": evil}, _use_new_zipfile_serialization=False),
         "deflated": lambda: repacked(good, zipfile.ZIP_DEFLATED),
         "bomb": lambda: repacked(good, zipfile.ZIP_DEFLATED, extra={"archive/data/9": bytes(300 * 2**20)}),
         "overlap": lambda: overlapping(good),
-        "shape": lambda: saved({"params": {**ground.state, first: torch.zeros(1).expand(10**5, 10**5, 3, 3)}}),
-        "meta": lambda: saved({"params": {**ground.state, first: torch.zeros(10**9, 99, device="meta")}}),
-        "sparse": lambda: saved({"params": {**ground.state, first: torch.eye(9).to_sparse()}}),
-        "complex": lambda: saved({"params": {k: v.to(torch.complex64) for k, v in ground.state.items()}}),
-        "nan": lambda: saved({"params": {k: v * float("nan") for k, v in ground.state.items()}}),
-        "list": lambda: saved([ground.state] * 3),
+        "list": lambda: saved([content] * 3),
         "text": lambda: b"weights\n" * 100,
         "flipped": lambda: flipped(good, rng),
         "cut": lambda: good[: rng.randrange(len(good))],
         "safetensors": lambda: struct.pack("<Q", 2**40) + b"{}",
         "safetensors length": lambda: struct.pack("<Q", 8) + b'{"a":[]}' + bytes(9),
+        "safetensors size": lambda: safetensors([0, 2**50]),
+        "safetensors shape": lambda: safetensors([0, 4]),
         "deep pickle": lambda: b"\x80\x02" + b"]" * 10**6 + b"a" * (10**6 - 1) + b".",
     }
+
+
+def saved(content: Any, **how: Any) -> bytes:
+    import torch
+
+    stream = io.BytesIO()
+    torch.save(content, stream, **how)
+    return stream.getvalue()
+
+
+def safetensors(place: list[int]) -> bytes:
+    header = json.dumps({"x": {"dtype": "F32", "shape": [2**24, 2**24], "data_offsets": place}}).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(4)
+
+
+def checkpoints(ground: Ground, rng: random.Random) -> Case:
+    """Wherever a command takes a network's weights."""
+    import torch
+
+    evil = payload(ground, rng)
+    first = next(iter(ground.state))
+    makers = spoiled(ground.network.read_bytes(), {"params": ground.state}, ground, rng) | {
+        "among weights": lambda: saved({"params": {**ground.state, "x": evil}}),
+        "many keys": lambda: saved({"params": evil, "params_ema": ground.state}),
+        "shape": lambda: saved({"params": {**ground.state, first: torch.zeros(1).expand(10**5, 10**5, 3, 3)}}),
+        "meta": lambda: saved({"params": {**ground.state, first: torch.zeros(10**9, 99, device="meta")}}),
+        "sparse": lambda: saved({"params": {**ground.state, first: torch.eye(9).to_sparse()}}),
+        "complex": lambda: saved({"params": {k: v.to(torch.complex64) for k, v in ground.state.items()}}),
+        "nan": lambda: saved({"params": {k: v * float("nan") for k, v in ground.state.items()}}),
+    }
     name = rng.choice(list(makers))
+    file = ground.fresh() / rng.choice(("net.pth", "net.pt", "net.ckpt", "net.safetensors"))
     file.write_bytes(makers[name]())
-    out = ground.bad / "out"
-    if rng.random() < 0.3:
-        return Case(f"checkpoint: {name}", ["export", str(file), str(ground.bad / "net.pt2")], ground.bad)
-    return Case(f"checkpoint: {name}", ["derain", str(ground.frames), str(out), "--model", str(file)], ground.bad)
+    commands = {
+        "derain": ["derain", str(ground.frames), str(ground.bad / "out"), "--model", str(file)],
+        "export": ["export", str(file), str(ground.bad / "net.pt2")],
+        "teacher": ["adapt", str(ground.frames), "--teacher", str(file), *STUDENT, str(ground.bad / "out.pth")],
+        "figure": ["figure", "errors", *clip_and_truth(ground), "--models", str(file), "--out", str(ground.bad / "f.png")],
+        "bench": ["bench", "infer", "--networks", str(file), "--sizes", "32x24", "--rounds", "1"],
+    }
+    job = rng.choice(["derain", *commands])
+    return Case(f"checkpoint: {name}, {job}", commands[job], ground.bad)
+
+
+STUDENT = ("--student", "realtime", "--minutes", "0.01", "--out")
+
+
+def clip_and_truth(ground: Ground) -> list[str]:
+    return ["--clip", str(ground.frames), "--truth", str(ground.frames)]
+
+
+def states(ground: Ground, rng: random.Random) -> Case:
+    """What a training or `csd adapt` resumes from, and what a training starts from."""
+    if rng.random() < 0.2:
+        return adapt_state(ground, rng)
+    trained = ground.trained
+    folder = ground.fresh() / "run"
+    shutil.copytree(trained, folder)
+    experiment = folder / "experiments" / "run"
+    places = {
+        "state": experiment / "training_states" / "2.state",
+        "network": experiment / "models" / "net_g_2.pth",
+        "objective": experiment / "models" / "objective_2.pth",
+        "teacher": folder / "teacher.pth",
+    }
+    kind = rng.choice(["state", *places])
+    makers = changed_file(places[kind], ground, rng)
+    if kind == "state":
+        makers |= strange_states(places[kind])
+    name = rng.choice(list(makers))
+    places[kind].write_bytes(makers[name]())
+    options = yaml.safe_load((trained / "options.yml").read_text())
+    options["path"]["pretrain_network_t"] = str(places["teacher"])
+    flags = ["--auto_resume"]
+    if kind in ("state", "objective") and rng.random() < 0.5:
+        options["path"]["resume_state"], flags = str(places["state"]), []
+    file = folder / "options.yml"
+    file.write_text(yaml.safe_dump(options))
+    return Case(f"state: {name}, {kind}", ["csd_plugin.train", "-opt", str(file), *flags], ground.bad)
+
+
+def changed_file(file: Path, ground: Ground, rng: random.Random) -> dict[str, Callable[[], bytes]]:
+    import torch
+
+    return spoiled(file.read_bytes(), torch.load(file, weights_only=True), ground, rng)
+
+
+def strange_states(file: Path) -> dict[str, Callable[[], bytes]]:
+    """States of the right form whose values no run has."""
+    import torch
+
+    state = torch.load(file, weights_only=True)
+
+    def other(**values: Any) -> Callable[[], bytes]:
+        return lambda: saved({**state, **values})
+
+    optimizer = state["optimizers"][0]
+    return {
+        "iter text": other(iter="2"),
+        "iter none": other(iter=None),
+        "iter negative": other(iter=-2),
+        "iter huge": other(iter=10**18),
+        "epoch text": other(epoch="x"),
+        "samples": other(samples="many"),
+        "samples huge": other(samples=10**18),
+        "seed": other(manual_seed=[1]),
+        "no optimizers": other(optimizers=[]),
+        "optimizers text": other(optimizers="x"),
+        "optimizers odd": other(optimizers=[{"state": 3, "param_groups": 4}]),
+        "optimizer shapes": other(
+            optimizers=[{**optimizer, "state": {k: {**v, "exp_avg": torch.zeros(1)} for k, v in optimizer["state"].items()}}]
+        ),
+        "schedulers": other(schedulers=[7]),
+        "best": other(best=[1]),
+        "scaler": other(scaler=[1]),
+    }  # fmt: skip
+
+
+def adapt_state(ground: Ground, rng: random.Random) -> Case:
+    folder = ground.adapted
+    ground.fresh()
+    target = ground.bad / "adapt"
+    shutil.copytree(folder, target)
+    state = target / "garden.cache" / "garden.state"
+    makers = changed_file(state, ground, rng)
+    name = rng.choice(list(makers))
+    state.write_bytes(makers[name]())
+    return Case(f"state: {name}, adapt", [*adapting(target), "--resume"], ground.bad)
+
+
+# --- exported networks, results -----------------------------------------------------------------------------------
+
+
+def graphs(ground: Ground, rng: random.Random) -> Case:
+    """ONNX models and OpenVINO's files, which others' libraries read."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    good = ground.graph
+
+    def model(change: Callable[[Any], object]) -> bytes:
+        loaded = onnx.load_from_string(good)
+        change(loaded)
+        return loaded.SerializeToString()
+
+    def outside(location: str) -> Callable[[Any], object]:
+        def change(loaded: Any) -> None:
+            weight = loaded.graph.initializer[0]
+            weight.ClearField("raw_data")
+            weight.data_location = TensorProto.EXTERNAL
+            weight.external_data.add(key="location", value=location)
+
+        return change
+
+    def says(**facts: str) -> Callable[[Any], object]:
+        def change(loaded: Any) -> None:
+            for entry in loaded.metadata_props:
+                entry.value = facts.get(entry.key, entry.value)
+
+        return change
+
+    def huge(loaded: Any) -> None:
+        shape = helper.make_tensor("size", TensorProto.INT64, [2], [10**6, 10**6])
+        made = helper.make_node("ConstantOfShape", ["size"], ["made"])
+        summed = helper.make_node("ReduceSum", ["made"], ["sum"], keepdims=0)
+        last = loaded.graph.node[-1]
+        result, last.output[0] = last.output[0], "before"
+        loaded.graph.initializer.append(shape)
+        loaded.graph.node.extend([made, summed, helper.make_node("Add", ["before", "sum"], [result])])
+
+    entity = '<!DOCTYPE net [<!ENTITY a "aaaaaaaaaa">' + "".join(
+        f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9)
+    )
+    makers: dict[str, Callable[[], bytes]] = {
+        "outside": lambda: model(outside(os.path.relpath(ground.secret))),
+        "absolute": lambda: model(outside(str(ground.secret))),
+        "huge": lambda: model(huge),
+        "many frames": lambda: model(says(num_frame="999999")),
+        "reach": lambda: model(says(reach="999999")),
+        "floats": lambda: model(says(floats="0")),
+        "layout": lambda: model(says(layout="../x")),
+        "no facts": lambda: model(lambda loaded: loaded.ClearField("metadata_props")),
+        "own operator": lambda: model(lambda loaded: setattr(loaded.graph.node[0], "domain", "evil")),
+        "input": lambda: model(lambda loaded: setattr(loaded.graph.input[0], "name", "x")),
+        "cut": lambda: good[: rng.randrange(len(good) * 3 // 4)],
+        "noise": lambda: rng.randbytes(5000),
+        "entities": lambda: f"<?xml version='1.0'?>{entity}]><net>&j;</net>".encode(),
+        "xml outside": lambda: (
+            f"<!DOCTYPE net [<!ENTITY x SYSTEM 'file://{ground.secret}'>]><net version='11'>&x;</net>".encode()
+        ),
+    }
+    name = rng.choice(list(makers))
+    is_xml = name in ("entities", "xml outside")
+    file = ground.fresh() / ("net.xml" if is_xml else "net.onnx")
+    file.write_bytes(makers[name]())
+    if is_xml:
+        file.with_suffix(".bin").symlink_to(ground.secret)
+    out = str(ground.bad / "out")
+    return Case(f"graph: {name}", ["derain", str(ground.frames), out, "--model", str(file)], ground.bad)
+
+
+def results(ground: Ground, rng: random.Random) -> Case:
+    """Scores that another command reads."""
+    frame = {protocol: {"psnr": 30.0, "ssim": 0.9} for protocol in ("nturain_y", "rgb")}
+    good: dict[str, Any] = {
+        "format": "csd-results", "version": 1, "network": "x", "dataset": "d", "skip": [0, 0], "facts": {},
+        "average": frame, "clips": {"a": {"average": frame, "frames": {"1": frame}}},
+    }  # fmt: skip
+    text = json.dumps(good)
+    makers: dict[str, Callable[[], str]] = {
+        "deep": lambda: "[" * 10**5,
+        "deep inside": lambda: text.replace('"facts": {}', '"facts": ' + '{"a":' * 10**5 + "1" + "}" * 10**5),
+        "number": lambda: text.replace("30.0", "9" * 9999),
+        "nan": lambda: text.replace("30.0", "NaN"),
+        "text": lambda: text.replace("30.0", '"x"'),
+        "list": lambda: f"[{text}]",
+        "version": lambda: text.replace('"version": 1', '"version": "1"'),
+        "clips": lambda: json.dumps(good | {"clips": [1]}),
+        "no frames": lambda: json.dumps(good | {"clips": {"a": {"frames": {}}}}),
+        "skip": lambda: json.dumps(good | {"skip": [0]}),
+        "bytes": lambda: text.replace("csd", "\udcff\0"),
+        "cut": lambda: text[: rng.randrange(len(text))],
+        "huge": lambda: text + " " * 2**26,
+    }
+    name = rng.choice(list(makers))
+    file = ground.fresh() / "scores.json"
+    file.write_bytes(makers[name]().encode(errors="surrogateescape"))
+    command = ["score", str(ground.frames), "--truth", str(ground.frames), "--baseline", str(file), "--jobs", "1"]
+    return Case(f"result: {name}", command, ground.bad)
 
 
 def repacked(data: bytes, compression: int, extra: dict[str, bytes] | None = None) -> bytes:
@@ -398,21 +660,54 @@ def archives(ground: Ground, rng: random.Random) -> Case:
 
 
 def folders(ground: Ground, rng: random.Random) -> Case:
-    clip = ground.fresh() / "in" / CLIP
+    """A data set with something in it that is none of its frames, for all that reads folders."""
+    data = ground.fresh() / "in"
+    clip = data / CLIP
     shutil.copytree(ground.frames, clip)
-    name = rng.choice(("file link", "folder link", "link to itself", "pipe", "huge image"))
-    if name == "file link":
-        (clip / "3.png").symlink_to(ground.secret)
-    elif name == "folder link":
-        (clip.parent / "b1_Rain").symlink_to(ground.good / "frames")
-    elif name == "link to itself":
-        (clip / "3.png").symlink_to(clip / "3.png")
-    elif name == "pipe":
-        os.mkfifo(clip / "3.png")
-    else:
-        (clip / "3.png").write_bytes(png(100_000, 100_000))
-    command = ["prepare", str(ground.bad / "in"), str(ground.bad / "data"), "--jobs", "1"]
-    return Case(f"folder: {name}", command, ground.bad)
+    shutil.copytree(ground.frames, clip.with_name("a1_GT"))
+    out, network = str(ground.bad / "out"), str(ground.network)
+    commands = {
+        "prepare": ["prepare", str(data), str(ground.bad / "data"), "--jobs", "1"],
+        "data": ["data", str(data), "--jobs", "1"],
+        "derain": ["derain", str(clip), out, "--model", network],
+        "pattern": ["derain", str(clip / "%d.png"), out, "--model", network],
+        "score": ["score", str(clip), "--truth", str(clip.with_name("a1_GT")), "--jobs", "1"],
+        "rain": ["rain", str(clip), out],
+        "adapt": ["adapt", str(clip), "--teacher", network, *STUDENT, f"{out}.pth"],
+        "figure": ["figure", "errors", "--clip", str(clip), "--truth", str(clip), "--models", network, "--out", f"{out}.png"],
+        "test": scoring(ground, data),
+    }
+    wrong: dict[str, Callable[[], object]] = {
+        "file link": lambda: (clip / "3.png").symlink_to(ground.secret),
+        "relative link": lambda: (clip / "3.png").symlink_to(os.path.relpath(ground.secret, clip)),
+        "huge image": lambda: (clip / "3.png").write_bytes(png(100_000, 100_000)),
+    }
+    job = rng.choice(list(commands))
+    if job in ("prepare", "data", "test"):
+        wrong["folder link"] = lambda: (clip.parent / "b1_Rain").symlink_to(ground.good / "frames")
+    if job == "prepare":
+        wrong["link to itself"] = lambda: (clip / "3.png").symlink_to(clip / "3.png")
+        wrong["pipe"] = lambda: os.mkfifo(clip / "3.png")
+    name = rng.choice(list(wrong))
+    wrong[name]()
+    if name == "huge image" and job in ("data", "test", "score"):  # who pairs frames asks for the third truth first
+        shutil.copy(ground.frames / "1.png", clip.with_name("a1_GT") / "3.png")
+    return Case(f"folder: {name}, {job}", commands[job], ground.bad)
+
+
+def scoring(ground: Ground, data: Path, **more: Any) -> list[str]:
+    """A run of the test launcher over a data set in the folder of the case."""
+    dataset = {"name": "rain", "type": "PairedVideoTestDataset", "dataroot": str(data), "num_frame": 1}
+    options = {
+        "name": "row", "model_type": "VideoDerainModel", "num_gpu": 0, "manual_seed": 0,
+        "datasets": {"test_1": dataset | more},
+        "network_g": {"type": "PReNet", "num_feat": 4},
+        "path": {"pretrain_network_g": str(ground.network)},
+        "val": {"save_img": False},
+    }  # fmt: skip
+    file = ground.bad / "options.yml"
+    file.write_text(yaml.safe_dump(options))
+    return ["csd_plugin.test", "-opt", str(file)]
 
 
 def stores(ground: Ground, rng: random.Random) -> Case:
@@ -488,27 +783,17 @@ def lists(ground: Ground, rng: random.Random) -> Case:
     name = rng.choice(list(texts))
     file = ground.bad / "clips.txt"
     file.write_bytes(texts[name])
-    options = {
-        "name": "row", "model_type": "VideoDerainModel", "num_gpu": 0, "manual_seed": 0,
-        "datasets": {
-            "test_1": {
-                "name": "rain", "type": "PairedVideoTestDataset", "dataroot": str(ground.bad / "data"),
-                "clips": str(file), "num_frame": 1,
-            }
-        },
-        "network_g": {"type": "PReNet", "num_feat": 4},
-        "path": {"pretrain_network_g": str(ground.network)},
-        "val": {"save_img": False},
-    }  # fmt: skip
-    opt = ground.bad / "options.yml"
-    opt.write_text(yaml.safe_dump(options))
-    return Case(f"list: {name}", ["csd_plugin.test", "-opt", str(opt)], ground.bad)
+    command = scoring(ground, ground.bad / "data", clips=str(file))
+    return Case(f"list: {name}", command, ground.bad)
 
 
 MAKERS: dict[str, Maker] = {
     "YAML": option_files,
     "matrix": matrices,
     "checkpoint": checkpoints,
+    "state": states,
+    "graph": graphs,
+    "result": results,
     "image": images,
     "video": videos,
     "archive": archives,
@@ -520,10 +805,11 @@ MAKERS: dict[str, Maker] = {
 # --- running ------------------------------------------------------------------------------------------------------
 
 
-def judge(ground: Ground, case: Case) -> tuple[str, str, int]:
-    """(outcome, what was printed, bytes of memory at most)."""
+def judge(ground: Ground, case: Case, written_to: Path | None = None) -> tuple[str, str, int]:
+    """(outcome, what was printed, bytes of memory at most). The command may write to this folder: the case's."""
     ground.marker.unlink(missing_ok=True)
-    before = tree(ground.folder, ground.bad)
+    own = written_to or ground.bad
+    before = tree(ground.folder, own)
     log = ground.folder / "log"
     pid = os.fork()
     if pid == 0:
@@ -534,9 +820,9 @@ def judge(ground: Ground, case: Case) -> tuple[str, str, int]:
     memory = usage.ru_maxrss * 1024
     if ground.marker.exists():
         outcome = RAN
-    elif tree(ground.folder, ground.bad) != before or ground.secret.read_bytes() in written(ground, case):
+    elif tree(ground.folder, own) != before or ground.secret.read_bytes() in written(ground, case):
         outcome = ESCAPED
-    elif os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+    elif os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGXCPU):
         outcome = SLOW
     elif memory > MOST_MEMORY or "not enough memory" in said:
         outcome = MEMORY
@@ -563,7 +849,8 @@ def tree(folder: Path, without: Path) -> set[Path]:
 
 def run(command: Sequence[str], log: Path) -> None:
     """In a child process: the command, its output in the log; never returns."""
-    signal.alarm(SECONDS)
+    signal.alarm(PATIENCE)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
     target = os.open(log, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(target, stream)
@@ -585,13 +872,14 @@ def run(command: Sequence[str], log: Path) -> None:
 
 
 def start(command: Sequence[str]) -> int:
-    from csd_plugin import test
+    from csd_plugin import test, train
     from csd_plugin.cli import main as csd
 
-    if command[0] == "csd_plugin.test":
-        os.chdir(Path(command[-1]).parent)
+    launchers = {"csd_plugin.test": test, "csd_plugin.train": train}
+    if command[0] in launchers:
+        os.chdir(Path(command[2]).parent)
         sys.argv = list(command)
-        return test.main()
+        return launchers[command[0]].main()
     return csd(command)
 
 
@@ -606,8 +894,9 @@ def warm_up() -> None:
     torch.set_num_threads(1)
     registration.install()
     compat.repair_launch()
-    importlib.import_module("csd_plugin.test")
-    for job in ("inspect", "table", "derain", "export", "prepare", "data", "score"):
+    for module in ("csd_plugin.test", "csd_plugin.train", "basicsr.test", "basicsr.train", "onnxruntime"):
+        importlib.import_module(module)
+    for job in ("adapt", "bench", "inspect", "table", "derain", "export", "figure", "prepare", "data", "rain", "score"):
         importlib.import_module(f"csd_plugin.cli.{job}")
 
 

@@ -64,25 +64,11 @@ def compare(kills: int, rng: random.Random, steps: int, work: Path) -> int:
 
 
 def make_options(work: Path, steps: int) -> str:
-    import torch
     import yaml
-    from synthetic import TEST, TRAIN, write_ntu_rain
-    from toolbox import distill_options, scored_set
+    from toolbox import write_distillation
 
-    from csd_plugin.archs.sldnet import SLDNet
-
-    clips = {f"{TRAIN}/t1": ("GT", "Rain_01"), f"{TRAIN}/t2": ("GT", "Rain_01"), f"{TEST}/a1": ("GT", "Rain")}
-    data = write_ntu_rain(work / "data", frames=9, height=30, width=40, clips=clips)
-    torch.manual_seed(1)
-    teacher = work / "teacher.pth"
-    torch.save({"params_ema": SLDNet(preset="teacher", num_feat=4).state_dict()}, teacher)
-    options: dict[str, Any] = distill_options(
-        data, teacher, **{"train.total_iter": steps, "datasets.val": scored_set(data)}
-    )
-    options["val"] = {"val_freq": 7, "save_img": False, "pbar": False}
-    options["datasets"]["train"] |= {"num_worker_per_gpu": 1, "dataset_enlarge_ratio": 50}
-    options["logger"] |= {"save_checkpoint_freq": 1, "keep_checkpoints": 3}
-    return yaml.safe_dump(options, sort_keys=False)
+    saved = {"logger.save_checkpoint_freq": 1, "logger.keep_checkpoints": 3}
+    return yaml.safe_dump(write_distillation(work, **{"train.total_iter": steps} | saved), sort_keys=False)
 
 
 def start(folder: Path) -> subprocess.Popen[str]:

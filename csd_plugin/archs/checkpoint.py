@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import struct
@@ -15,35 +16,37 @@ from torch import Tensor, nn
 
 from csd_plugin import extensions
 from csd_plugin.archs import NETWORKS
-from csd_plugin.errors import CSDError
+from csd_plugin.atomic import replacing
+from csd_plugin.errors import CSDError, first_line
 from csd_plugin.extras import needed_by
 
-# What torch's reader raises on files that are cut short or changed: it takes them at their word.
 DAMAGED = (
     RuntimeError, ValueError, EOFError, LookupError, AssertionError, AttributeError, TypeError, OSError, struct.error,
     zipfile.BadZipFile, NotImplementedError,
 )  # fmt: skip
+"""What torch's reader raises on files that are cut short or changed: it takes them at their word."""
 
-# Where a file may keep its weights, best first: the toolbox's averaged and plain weights, the authors' dict, what
-# Lightning, MMEngine and others write.
 PARAM_KEYS = ("params_ema", "params", "three_dim_model", "state_dict")
+"""Where a file may keep its weights, best first: the toolbox's averaged and plain weights, the authors' dict, what
+Lightning, MMEngine and others write."""
 
-# What data parallel, torch.compile, averages and trainers put before the names of the network that they hold.
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|network|distiller|student)\.)+")
-# A `Distiller`'s, and those of models that hold one: the student ships, the objectives do not.
+"""What data parallel, torch.compile, averages and trainers put before the names of the network that they hold."""
 _OF_STUDENT = re.compile(r"^(?:(?:module|_orig_mod|distiller)\.)*student\.")
-_NO_WEIGHT = "n_averaged"  # the counter of torch's AveragedModel
+"""The names of a student's weights in a `Distiller`, or a model that holds one."""
+_NO_WEIGHT = "n_averaged"
+"""The counter of torch's AveragedModel."""
 
 SAFETENSORS = ".safetensors"
 MOST_BYTES = 2**31
-"""Of a checkpoint or training state; what this field trains has a hundredth."""
+"""Largest checkpoint or training state; those of this field have a hundredth of it."""
 
 
 def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
     """The weights in a checkpoint: name -> tensor, on CPU, without the prefixes that wrappers add.
 
     Reads the toolbox's files (`params_ema`, `params`), the authors' (`three_dim_model`), MMEngine's (`state_dict`),
-    bare state dicts, and the same in safetensors. Of a `Distiller`'s weights, the student's.
+    bare state dicts, and the same in safetensors. From a `Distiller`'s weights, the student's are taken.
 
     Args:
         param_key: take this entry; by default the first of `PARAM_KEYS` that is there.
@@ -56,7 +59,16 @@ def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback:
 
 
 def weights_in(content: Any, path: str, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
-    """`read_state_dict` of what a checkpoint holds; `path` is where it is from, for messages."""
+    """`read_state_dict` of what a checkpoint holds.
+
+    Args:
+        content: what torch's reader made of the file.
+        path: where it is from, for messages.
+        param_key, fallback: as for `read_state_dict`.
+
+    Raises:
+        CSDError: no state dict of tensors, or no entry `param_key`.
+    """
     if not isinstance(content, Mapping):
         raise CSDError(f"checkpoint {path} holds a {type(content).__name__}, expected a dict of tensors")
 
@@ -67,7 +79,7 @@ def weights_in(content: Any, path: str, param_key: str | None = None, *, fallbac
         if key not in content:
             raise CSDError(f"checkpoint {path} has no entry {key!r}; it has {', '.join(map(str, list(content)[:8]))}")
         content = content[key]
-    if not isinstance(content, Mapping) or not content or not all(map(_is_weight, content.values())):
+    if not isinstance(content, Mapping) or not content or not all(map(is_plain, content.values())):
         raise CSDError(
             f"checkpoint {path} holds no state dict of tensors; expected one of the keys {', '.join(PARAM_KEYS)}"
         )
@@ -77,7 +89,7 @@ def weights_in(content: Any, path: str, param_key: str | None = None, *, fallbac
     return {bare[str(name)]: value for name, value in content.items() if name != _NO_WEIGHT}
 
 
-def _is_weight(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether it is a tensor of numbers that are there: a file can say any shape of a few bytes."""
     return (
         isinstance(value, Tensor)
@@ -117,8 +129,25 @@ def load_plain(path: str | Path, what: str) -> Any:
         raise CSDError(f"{what} {path} cannot be read: it is cut short or damaged; use another copy") from error
 
 
+def save_plain(content: Any, path: Path, *, synced: bool = False) -> None:
+    """A checkpoint or state that appears whole or not at all; see `replacing`. Raises OSError."""
+    with replacing(path, synced=synced) as draft:
+        draft.write_bytes(as_file(content))
+
+
+def as_file(content: Any) -> memoryview:
+    """What torch.save writes of it, the same under every name.
+
+    To a disk it is written by others: torch's writer puts the file's name into it, and where a write fails in the
+    middle it ends the whole process.
+    """
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getbuffer()
+
+
 def _check_archive(path: Path, what: str) -> None:
-    """Compare what lies in a file of torch.save with the checksums beside it, which torch's own reader leaves alone.
+    """Compare a file of torch.save with the checksums stored in it, which torch's own reader does not check.
 
     torch.save compresses nothing: what says that it unpacks to more than the file holds is a bomb. Files from before
     torch 1.6 are no archives, and have no checksums.
@@ -189,7 +218,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
     matched = len(own) - len(missing)
     if 2 * matched < len(own):
         raise CSDError(
-            f"{source}: of the network's {len(own)} tensors it has {matched}; it begins with {next(iter(state))}, the "
+            f"{source}: it has {matched} of the network's {len(own)} tensors; it begins with {next(iter(state))}, the "
             f"network with {next(iter(own))}: the checkpoint is of another network; make the network's options match it"
         )
     network.load_state_dict(dict(state), strict=False)
@@ -206,9 +235,26 @@ def load_network(path: str | Path, param_key: str | None = None) -> nn.Module:
     if network is None:
         known = ", ".join(name for name, cls in NETWORKS.items() if hasattr(cls, "numbers_from_state"))
         also = "".join(f"; {fault}" for fault in faults)
-        raise CSDError(f"checkpoint {path} is not of a network that is known by its weights: {known}{also}")
+        raise CSDError(f"checkpoint {path}: its weights are those of no known network; known: {known}{also}")
     load_weights(network, state, source=f"checkpoint {path}")
     return network.eval()
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Put what `state_dict` of such an optimizer gave, and a file has kept, into this one. Raises CSDError."""
+    try:
+        optimizer.load_state_dict(state)
+        kept = [(p, value) for group in optimizer.param_groups for p in group["params"] for value in optimizer.state[p].values()]
+    except DAMAGED as error:
+        raise CSDError(f"its optimizer's state does not fit {type(optimizer).__name__}: {first_line(error)}") from error
+    for parameter, value in kept:
+        if isinstance(value, Tensor) and not (is_plain(value.cpu()) and _of_weight(value.shape, parameter.shape)):
+            raise CSDError(f"its optimizer has a {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
+
+
+def _of_weight(shape: torch.Size, weight: torch.Size) -> bool:
+    """Whether an optimizer keeps such a tensor for a weight: a number, or one for every weight, row or column."""
+    return not shape or (len(shape) == len(weight) and all(a in (1, b) for a, b in zip(shape, weight, strict=True)))
 
 
 def network_of(state: Mapping[str, Tensor]) -> nn.Module | None:

@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from csd_plugin.atomic import link_or_copy
 from csd_plugin.data.datasets.paired_video import PairedVideoDataset
 from csd_plugin.data.stores.build import build_store
 from csd_plugin.data.stores.folder import FolderStore
@@ -38,7 +39,19 @@ _COLD_BATCHES = 32
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured; see `csd bench data --help`. seconds: of each measurement, of which there are `rounds`."""
+    """What is measured; see `csd bench data --help`.
+
+    Attributes:
+        split: `train` or `test`.
+        clips: only these; None for all.
+        num_frame: rainy frames per sample, and clean ones.
+        gt_size: pixels of a crop's side.
+        as_uint8: samples as bytes instead of float32.
+        batch_size: samples per batch.
+        workers: of a loader.
+        rounds: measurements of each row.
+        seconds: length of each measurement.
+    """
 
     split: str
     clips: list[str] | None
@@ -83,7 +96,13 @@ class LoadingRow:
 def measure(dataroot: Path, settings: Settings, jobs: int = 1, work: Path | None = None) -> list[LoadingRow]:
     """Build the stores in a folder below `work`, read from them in turns, and remove them.
 
-    Raises CSDError for what the data set and the stores do.
+    Args:
+        dataroot: a data set in NTURain's layout.
+        jobs: processes that build stores.
+        work: by default a temporary folder.
+
+    Raises:
+        CSDError: a data set that cannot be used, or stores that cannot be built.
     """
     with tempfile.TemporaryDirectory(prefix="csd-bench-", dir=work) as folder:
         places = _build(dataroot, settings, Path(folder), jobs)
@@ -117,7 +136,7 @@ def _build(
     chosen = work / "chosen"  # of a large data set only what is measured
     for key in keys:
         (chosen / key).parent.mkdir(parents=True, exist_ok=True)
-        (chosen / key).symlink_to((dataroot / key).resolve())
+        link_or_copy(dataroot / key, chosen / key)
     places: dict[str, tuple[Path | FrameStore, list[Path]]] = {"folder": (folder, [dataroot / key for key in keys])}
     for encoding in ("source", "png", "raw"):
         build_store(chosen, work / f"{encoding}.lmdb", encoding, jobs)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from csd_plugin.atomic import replacing
 from csd_plugin.data.layout import IMAGE_SUFFIXES, is_frame_name, natural_key
+from csd_plugin.data.links import refuse_way_out
 from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
@@ -28,13 +29,18 @@ NUMBER = re.compile(r"%0?\d?d")
 def images_in(folder: Path) -> list[Path]:
     """The images of a folder in their natural order; other files are not looked at.
 
-    Raises CSDError for none, and as `refuse_doubles` does.
+    Raises CSDError for none, for links out of the folder, and as `refuse_doubles` does.
     """
-    files = [file for file in folder.iterdir() if is_frame_name(file.name) and file.is_file()]
+    files = [file for file in frames_in(folder, folder) if file.is_file()]
     if not files:
         raise CSDError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}); give the folder that holds the frames")
     refuse_doubles(files)
     return sorted(files, key=lambda file: natural_key(file.name))
+
+
+def frames_in(folder: Path, root: Path) -> Iterator[Path]:
+    """What has an image's name in a folder. Raises CSDError for links that lead out of `root`, see `data.links`."""
+    return (refuse_way_out(file, root) for file in folder.iterdir() if is_frame_name(file.name))
 
 
 def refuse_doubles(files: Iterable[Path]) -> None:
@@ -52,7 +58,7 @@ def refuse_doubles(files: Iterable[Path]) -> None:
 def files_of(path: Path) -> list[Path]:
     """The files that an input consists of: a folder's or pattern's images, or the file; none of what is not there."""
     if path.is_dir():
-        return [file for file in path.iterdir() if is_frame_name(file.name)]
+        return list(frames_in(path, path))
     if NUMBER.search(path.name) and not path.exists() and path.parent.is_dir():
         return list(_numbered(path).values())
     return [path] if path.exists() else []
@@ -74,7 +80,7 @@ def numbered(pattern: Path) -> list[Path]:
 def _numbered(pattern: Path) -> dict[int, Path]:
     """Number -> file, of the files that a pattern means."""
     found = ((number_in(pattern.name, file.name), file) for file in pattern.parent.iterdir())
-    return {number: file for number, file in found if number is not None}
+    return {number: refuse_way_out(file, pattern.parent) for number, file in found if number is not None}
 
 
 def number_in(pattern: str, name: str) -> int | None:
@@ -152,7 +158,7 @@ _EXIF_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 
 
 MOST_PIXELS = 2**27
-"""Of a frame: four times 8K."""
+"""Most pixels of a frame: four times 8K."""
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 

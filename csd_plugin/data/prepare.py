@@ -14,14 +14,16 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from csd_plugin.atomic import link_or_copy
 from csd_plugin.data.archives import archive_stem, is_archive_name, members
 from csd_plugin.data.images import decode_image, header_shape, write_png
 from csd_plugin.data.layout import SPLITS, is_frame_name, natural_key
+from csd_plugin.data.links import refuse_way_out
 from csd_plugin.data.naming import Naming, file_name, frame_labels, missing_clips
 from csd_plugin.data.parallel import run_all
 from csd_plugin.data.video import open_reader
 from csd_plugin.data.video.interface import VIDEO_SUFFIXES
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import FULL, CSDError
 
 _SPARE_BYTES = 64 * 2**20
 
@@ -72,7 +74,7 @@ class Prepared:
         new: how many of them this run wrote.
         failed: what could not be read or written, while all else was.
         notes: harmless things to know, such as files left out.
-        missing: split -> clips that NTURain has besides these.
+        missing: split -> clips that NTURain has and these do not.
     """
 
     clips: list[Clip] = field(default_factory=list)
@@ -181,12 +183,11 @@ def _walk(root: Path, out: Path) -> Iterator[_File]:
         return
     if not root.is_dir():
         raise CSDError(f"{root}: does not exist: give archives, video files, or folders of them or of frames")
-    real = root.resolve()
-    seen = {real}
+    seen = {root.resolve()}
     try:
         for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
             for name in (*subfolders, *names):
-                _refuse_way_out(Path(folder, name), root, real)
+                _refuse_special(refuse_way_out(Path(folder, name), root))
             subfolders[:] = sorted(name for name in subfolders if _is_to_be_entered(Path(folder, name), out, seen))
             below = Path(folder).relative_to(root).as_posix()
             virtual = start if below == "." else f"{start}/{below}"
@@ -196,13 +197,9 @@ def _walk(root: Path, out: Path) -> Iterator[_File]:
         raise CSDError(f"{error.filename}: cannot be read ({error.strerror}): fix or remove it") from error
 
 
-def _refuse_way_out(path: Path, root: Path, real: Path) -> None:
-    """What a folder of strangers links to elsewhere would become part of a data set."""
+def _refuse_special(path: Path) -> None:
+    """What would be waited for."""
     kind = os.lstat(path).st_mode
-    if stat.S_ISLNK(kind) and not Path(os.path.realpath(path)).is_relative_to(real):
-        raise CSDError(
-            f"{path}: a link that leads out of {root}: remove it, or give what it leads to as a further input"
-        )
     if not any(is_kind(kind) for is_kind in (stat.S_ISLNK, stat.S_ISREG, stat.S_ISDIR)):
         raise CSDError(f"{path}: neither a file nor a folder, but a pipe or device: remove it")
 
@@ -335,16 +332,22 @@ def _write_all(clips: list[Clip], out: Path, jobs: int, keep_going: bool, result
     except OSError as error:
         raise CSDError(f"{out}: cannot be written to ({error.strerror}): give another folder") from error
     weights = [sum(max(len(clip.frames), 1) for clip in of_source) for _, of_source, *_ in tasks]
-    written = run_all(_write_clips, tasks, jobs, "frames", "frame", weights)
-    result.failed += [error for error in written if isinstance(error, CSDError)]
-    for split_folder in {clip.target(out).parent for clip in clips}:
-        with contextlib.suppress(OSError):
-            split_folder.rmdir()  # where nothing was written into it
+    try:
+        written = run_all(_write_clips, tasks, jobs, "frames", "frame", weights)
+        result.failed += [error for error in written if isinstance(error, CSDError)]
+    finally:
+        for split_folder in {clip.target(out).parent for clip in clips}:
+            with contextlib.suppress(OSError):
+                split_folder.rmdir()  # where nothing was written into it
     return sum(clip.target(out).is_dir() for clip in clips)
 
 
 def _write_clips(source: Path, clips: list[Clip], out: Path, keep_going: bool, tick: Callable[[], object]) -> None:
-    """Fill hidden folders next to the targets; each gets its name when it has all its frames."""
+    """Fill hidden folders next to the targets; each gets its name when it has all its frames.
+
+    Raises CSDError for what is wrong with the source, and OSError for what all clips would meet: a disk that is full,
+    or does not take what is written.
+    """
     scratch = {clip: clip.target(out).with_name(f".{clip.folder}.part") for clip in clips}
     try:
         for folder in scratch.values():
@@ -355,7 +358,9 @@ def _write_clips(source: Path, clips: list[Clip], out: Path, keep_going: bool, t
         for clip in write(source, clips, scratch, tick):
             scratch[clip].rename(clip.target(out))
     except OSError as error:
-        raise CSDError(f"{error.filename or out}: {error.strerror}: {source} was not prepared") from error
+        if error.errno in FULL or Path(error.filename2 or error.filename or "").is_relative_to(out):
+            raise OSError(error.errno, error.strerror, str(error.filename or out)) from error
+        raise CSDError(f"{error.filename or source}: {error.strerror}: {source} was not prepared") from error
     finally:
         for folder in scratch.values():
             shutil.rmtree(folder, ignore_errors=True)
@@ -388,11 +393,7 @@ def _link_files(
         for frame in clip.frames:
             with Path(frame.source).open("rb") as file:
                 _check_header(file, frame.source)
-            target = scratch[clip] / frame.name
-            try:
-                os.link(os.path.realpath(frame.source), target)
-            except OSError:  # another file system, or one without links
-                shutil.copyfile(frame.source, target)
+            link_or_copy(Path(frame.source), scratch[clip] / frame.name)
             tick()
         yield clip
 

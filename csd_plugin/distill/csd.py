@@ -42,7 +42,7 @@ class Trace:
     temporal: list[State] = field(default_factory=list)
 
     def part(self, clips: slice) -> Trace:
-        """That of some clips of the batch, as numbers without gradients."""
+        """The trace of some samples of the batch, without gradients."""
         return Trace(
             [[status[clips].detach() for status in statuses] for statuses in self.spatial],
             [hint[clips].detach() for hint in self.hints],
@@ -183,7 +183,7 @@ class CSD(Objective):
         independent: the paper's ITA.
         collaborative: the paper's CTA.
         adaptor: the paper's STA.
-        ema_decay: of the moving average, with `cells: averaged`.
+        ema_decay: decay of the moving average, with `cells: averaged`.
         collapse_fraction: see `cells`.
 
     Raises:
@@ -353,7 +353,7 @@ def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
 
 
 def _spreads(trace: Trace) -> dict[str, Tensor]:
-    """Of each kind of status that a trace has."""
+    """The spread of each kind of status that a trace has."""
     spreads = {}
     if trace.spatial:
         spreads["spread_spatial"] = torch.stack([spread(s) for s in zip(*trace.spatial, strict=True)]).mean()

@@ -73,7 +73,11 @@ class TorchBackend:
 
 
 class OnnxRuntimeBackend:
-    """An ONNX model, or a network made one, in ONNX Runtime. Its precision is the model's."""
+    """An ONNX model, or a network turned into one, in ONNX Runtime. Its precision is the model's.
+
+    Raises:
+        CSDError: ONNX Runtime is not installed, cannot use the device, or cannot run the model.
+    """
 
     name = "onnxruntime"
     prefers_pairs = False
@@ -94,21 +98,29 @@ class OnnxRuntimeBackend:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads rest
         options.log_severity_level = 3
         model = _onnx_bytes(network, precision)
-        source = str(network) if isinstance(network, Path) else "the network"
+        self._source = source = str(network) if isinstance(network, Path) else "the network"
+        self._errors = tuple(_runtime_errors(runtime))
         try:
             self._session = runtime.InferenceSession(model, options, providers=[provider])
-        except tuple(_runtime_errors(runtime)) as error:
+        except self._errors as error:
             raise CSDError(f"{source} is not an ONNX model that runs ({first_line(error)}); export it again") from error
         if wanted.type == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
             raise CSDError(f"ONNX Runtime cannot use {wanted} and would compute on the CPU; try --device cpu")
         self.facts = Facts.from_metadata(self._session.get_modelmeta().custom_metadata_map, source)
 
     def __call__(self, window: Tensor) -> Tensor:
-        return torch.from_numpy(self._session.run(None, {INPUT: window.contiguous().numpy()})[0])
+        try:
+            return torch.from_numpy(self._session.run(None, {INPUT: window.contiguous().numpy()})[0])
+        except self._errors as error:  # memory that is not there among them
+            raise CSDError(f"{self._source}: ONNX Runtime cannot run it ({first_line(error)})") from error
 
 
 class OpenVINOBackend:
-    """OpenVINO IR, an ONNX model, or a network made one, in OpenVINO on the CPU."""
+    """OpenVINO IR, an ONNX model, or a network turned into one, in OpenVINO on the CPU.
+
+    Raises:
+        CSDError: OpenVINO is not installed, another device is wanted, or the model cannot be run.
+    """
 
     name = "openvino"
     prefers_pairs = False
@@ -120,7 +132,7 @@ class OpenVINOBackend:
             raise CSDError(f"OpenVINO runs on the CPU here, not on {device}; use --device cpu, or another backend")
         self.device = torch.device("cpu")
         core = openvino.Core()
-        source = str(network) if isinstance(network, Path) else "the network"
+        self._source = source = str(network) if isinstance(network, Path) else "the network"
         try:
             if isinstance(network, Path) and network.suffix == ".xml":
                 model = core.read_model(network)
@@ -140,7 +152,10 @@ class OpenVINOBackend:
         self.facts = Facts.from_metadata(_openvino_metadata(model), source)
 
     def __call__(self, window: Tensor) -> Tensor:
-        self._request.infer([window.contiguous().numpy()], share_inputs=True)
+        try:
+            self._request.infer([window.contiguous().numpy()], share_inputs=True)
+        except RuntimeError as error:
+            raise CSDError(f"{self._source}: OpenVINO cannot run it ({first_line(error)})") from error
         return torch.from_numpy(np.array(self._request.get_output_tensor().data, np.float32))
 
 
@@ -221,4 +236,5 @@ def _openvino_metadata(model: Any) -> dict[str, str]:
 def _runtime_errors(runtime: Any) -> list[type[Exception]]:
     """What ONNX Runtime raises for a model that it cannot run."""
     errors = runtime.capi.onnxruntime_pybind11_state
-    return [errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented, errors.InvalidArgument]
+    names = ("Fail", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "InvalidArgument", "RuntimeException")
+    return [getattr(errors, name) for name in names]

@@ -134,9 +134,9 @@ class PyramidSSIMLoss(nn.Module):
     Args:
         scale_weights: the weight of 1 - SSIM at each scale, from full size on; the default is the paper's.
         loss_weight: factor on the sum.
-        l1_weight: adds the mean absolute error at full size, with this weight; the paper has none. It is for the
-            brightness, to which SSIM hardly reacts: at mid grey, two of 255 levels change SSIM by 1e-4, and PSNR from
-            40 to 38 dB.
+        l1_weight: weight of the mean absolute error at full size; the paper has none. It keeps the brightness right, to
+            which SSIM hardly reacts: at mid grey, an error of two of 255 levels changes SSIM by 1e-4, and PSNR from 40
+            to 38 dB.
     """
 
     def __init__(

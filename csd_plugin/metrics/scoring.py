@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from csd_plugin.data.images import decode_image
-from csd_plugin.data.layout import SPLITS, is_frame_name, natural_key, number_columns
+from csd_plugin.data.images import decode_image, frames_in
+from csd_plugin.data.layout import SPLITS, natural_key, number_columns
+from csd_plugin.data.links import refuse_way_out
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.image_quality import Image
 from csd_plugin.metrics.metric import Metric, View
@@ -28,7 +29,11 @@ logger = logging.getLogger(__name__)
 
 
 class FramePair(NamedTuple):
-    """A frame to score, as files. partner: its truth, or where there is none the rainy frame, or itself."""
+    """A frame to score, as files.
+
+    Attributes:
+        partner: its truth; without one the rainy frame, or itself.
+    """
 
     clip: str
     frame: str
@@ -88,7 +93,16 @@ def pair_folders(
     clips: Collection[str] | None = None,
     is_truth: bool = True,
 ) -> list[FramePair]:
-    """Every frame that counts with its truth (or rainy frame), clip by clip, in order. See `score_folders`."""
+    """Every frame that counts with its truth (or rainy frame), clip by clip, in order.
+
+    Args:
+        results, skip, clips: as for `score_folders`.
+        partner: the truth, or without one the rainy frames.
+        is_truth: which of these `partner` is.
+
+    Raises:
+        CSDError: a clip or frame without its partner.
+    """
     kind = "truth" if is_truth else "rainy input"
     result_clips = find_scored_clips(results, ignored=_TRUTH, wanted=clips or ())
     true_clips = find_scored_clips(partner, _RAIN if is_truth else _TRUTH, wanted=result_clips)
@@ -131,30 +145,34 @@ def find_scored_clips(folder: Path, ignored: re.Pattern[str], wanted: Collection
     Args:
         ignored: names of clip folders that do not count where there are others, as NTURain has rain and truth side by
             side.
-        wanted: names of clips; of a root, the first of test, training and real clips that has one of these scenes, else
-            the first, counts.
+        wanted: names of clips; from NTURain's root, the first of test, training and real clips that has one of these
+            scenes is taken, else the first.
+
+    Raises:
+        CSDError: no folder, or one without frames.
     """
     if not folder.is_dir():
         raise CSDError(f"{folder} is not a folder: give one of frames, or of clip folders")
     splits = [folder / SPLITS[split] for split in ("test", "train", "real") if (folder / SPLITS[split]).is_dir()]
-    found = [_clips_in(split, ignored) for split in splits or [folder]]
+    found = [_clips_in(refuse_way_out(split, folder), ignored, folder) for split in splits or [folder]]
     scenes = set(map(_scene, wanted))
     return next((clips for clips in found if scenes & set(map(_scene, clips))), found[0])
 
 
-def _clips_in(folder: Path, ignored: re.Pattern[str]) -> dict[str, list[Path]]:
-    frames = _frames(folder)
+def _clips_in(folder: Path, ignored: re.Pattern[str], root: Path) -> dict[str, list[Path]]:
+    frames = _frames(folder, root)
     if frames:
         return {_clip_name(folder.resolve()): frames}
-    clips = {child: frames for child in sorted(folder.iterdir()) if child.is_dir() and (frames := _frames(child))}
+    folders = [refuse_way_out(child, root) for child in sorted(folder.iterdir()) if child.is_dir()]
+    clips = {child: frames for child in folders if (frames := _frames(child, root))}
     if not clips:
         raise CSDError(f"{folder} holds no images or folders of images: give a folder of frames, or of clip folders")
     chosen = [child for child in clips if not ignored.search(child.name)] or list(clips)
     return {clip: clips[child] for clip, child in _by_key(chosen, map(_clip_name, chosen)).items()}
 
 
-def _frames(folder: Path) -> list[Path]:
-    return sorted((file for file in folder.iterdir() if is_frame_name(file.name)), key=lambda f: natural_key(f.stem))
+def _frames(folder: Path, root: Path) -> list[Path]:
+    return sorted(frames_in(folder, root), key=lambda file: natural_key(file.stem))
 
 
 def _clip_name(folder: Path) -> str:

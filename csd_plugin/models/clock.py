@@ -1,4 +1,4 @@
-"""Training by the clock: a run of so long, however many steps it takes."""
+"""Training by the clock: a run that ends after a given time, whatever its number of steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SAVES_AT_THE_END = 2  # the state with its networks, and the networks as the la
 
 
 class Clock:
-    """For a run that ends after `seconds`, those of earlier processes that it resumes included.
+    """The clock of a run that ends after `seconds`, including those of the earlier processes that it resumes.
 
     The last step and the files that are written after it are in that time, as far as earlier ones show how long they
     take.

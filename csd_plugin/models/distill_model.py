@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from csd_plugin.distill.dry_run import clips_of
 from csd_plugin.distill.fidelity import filled, mismatches, report
 from csd_plugin.distill.objective import build_objective
 from csd_plugin.distill.settings import read_distillation
+from csd_plugin.models.resuming import numbers
 from csd_plugin.models.video_derain_model import VideoDerainModel, save_atomically
 
 
@@ -120,7 +122,7 @@ class DistillModel(VideoDerainModel):
     # ------------------------------------------------------------------ training step
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         logged = current_iter % self.opt["logger"]["print_freq"] == 0
-        return self.distiller({"lq": self.lq, "gt": self.gt}, current_iter, logged=logged)
+        return self.distiller({"lq": self.lq, "gt": self.gt, **self.features}, current_iter, logged=logged)
 
     def after_step(self) -> None:
         self.distiller.after_step()
@@ -140,15 +142,18 @@ class DistillModel(VideoDerainModel):
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
-        self.distiller.balance.measured = dict(resume_state.get("balance", {}))
-        if self.distiller.monitor is not None:
-            self.distiller.monitor.start = dict(resume_state.get("health", {}))
         if self._objective_states():
             path = self._objective_path(resume_state["iter"])
             for teacher in self.teachers:
                 state = read_state_dict(path, _entry(teacher))
                 load_weights(self.get_bare_model(teacher.objective), state, source=str(path))
             get_root_logger().info(f"Resumed the objective from {path}.")
+
+    def _resume_rest(self, resume_state: Mapping[str, Any]) -> None:
+        super()._resume_rest(resume_state)
+        self.distiller.balance.measured = numbers(resume_state.get("balance", {}))
+        if self.distiller.monitor is not None:
+            self.distiller.monitor.start = numbers(resume_state.get("health", {}))
 
     def _objective_states(self) -> dict[str, dict[str, Tensor]]:
         """The objectives' weights, by entry of their file; none without distillation, or for a method without any."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -13,6 +14,47 @@ from torch.optim.lr_scheduler import LRScheduler
 from csd_plugin.errors import CSDError
 
 _BY_SCHEDULE = ("params", "lr")
+
+
+UNREADABLE = (ValueError, AssertionError, TypeError, LookupError, AttributeError)
+"""What is raised where a state has something else in a place than a run saves there."""
+
+
+def check_form(saved: Any, own: Any, where: str) -> None:
+    """Raise CSDError where a file has other kinds of things than a run saves, as far as both have them.
+
+    Args:
+        own: what this run would save now.
+        where: begins the message.
+    """
+    pairs: Iterable[tuple[Any, Any, Any]] = ()
+    if isinstance(own, Mapping):
+        fits = isinstance(saved, Mapping)
+        pairs = ((key, saved[key], own[key]) for key in own if key in saved) if fits else ()
+    elif isinstance(own, (list, tuple)):
+        fits = isinstance(saved, (list, tuple))
+        pairs = zip(itertools.count(), saved, own, strict=False) if fits else ()
+    elif saved is None or own is None:
+        fits = not isinstance(saved, (Mapping, list, tuple))
+    else:
+        fits = isinstance(saved, (bool, int, float) if isinstance(own, (bool, int, float)) else type(own))
+    if not fits:
+        raise CSDError(f"{where} is {saved!r:.60}, which no run saves")
+    for key, part, mine in pairs:
+        check_form(part, mine, f"{where}.{key}")
+
+
+def numbers(saved: Mapping[str, Any]) -> dict[str, float]:
+    """Plain numbers by name; raises one of `UNREADABLE` for others."""
+    return {str(name): float(value) for name, value in saved.items()}
+
+
+def best_scores(saved: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, Any]]]:
+    """The best value of each metric on each set, with its iteration; raises one of `UNREADABLE` for others."""
+    return {
+        str(name): {str(metric): (float(value), at) for metric, (value, at) in best.items()}
+        for name, best in saved.items()
+    }
 
 
 def option_changes(

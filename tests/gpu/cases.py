@@ -5,6 +5,7 @@ The losses are those of the same run on the CPU; seeded mistakes with devices ar
 
 from __future__ import annotations
 
+import shutil
 import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ def clean_clips(tiny_rain, tmp_path_factory):
     """The truth of the training clips, as `RenderedRainDataset` wants it."""
     root = tmp_path_factory.mktemp("clean")
     for folder in tiny_rain.glob("Dataset_Training_Synthetic/*_GT"):
-        (root / folder.name).symlink_to(folder)
+        shutil.copytree(folder, root / folder.name)
     return root
 
 

@@ -90,9 +90,9 @@ def test_a_resumed_run_has_what_is_left_of_its_time(launcher, tiny_rain, tiny_te
 
 def test_several_processes_have_several_clocks():
     from csd_plugin.errors import CSDError
-    from csd_plugin.models.preflight import _check_clock
+    from csd_plugin.models.preflight import check_clock
 
     opt = {"is_train": True, "dist": True, "train": {"max_seconds": 5}}
     with pytest.raises(CSDError, match="one process"):
-        _check_clock(opt)
-    _check_clock(opt | {"dist": False})
+        check_clock(opt)
+    check_clock(opt | {"dist": False})

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from csd_plugin.data.images import eight_bits, read_image, refuse_doubles, rounded
-from csd_plugin.data.layout import is_frame_name, natural_key
+from csd_plugin.data.images import eight_bits, frames_in, read_image, refuse_doubles, rounded
+from csd_plugin.data.layout import natural_key
+from csd_plugin.data.links import refuse_way_out
 from csd_plugin.data.video import open_reader
 from csd_plugin.data.video.interface import VIDEO_SUFFIXES
 from csd_plugin.errors import CSDError
@@ -85,10 +86,11 @@ def find_clips(source: Path, names: Sequence[str] | None = None) -> list[CleanCl
         found = [CleanClip(source.stem, (source,))]
     elif source.is_dir():
         entries = sorted((e for e in source.iterdir() if e.name[0] != "."), key=lambda e: natural_key(e.name))
-        own = [CleanClip(source.resolve().name, files)] if (files := _images(source)) else []
-        folders = [CleanClip(e.name, files) for e in entries if e.is_dir() and (files := _images(e))]
-        videos = [CleanClip(e.stem, (e,)) for e in entries if e.is_file() and e.suffix.lower() in VIDEO_SUFFIXES]
-        found = own + folders + videos
+        own = [CleanClip(source.resolve().name, files)] if (files := _images(source, source)) else []
+        folders = [refuse_way_out(e, source) for e in entries if e.is_dir()]
+        found = [CleanClip(folder.name, files) for folder in folders if (files := _images(folder, source))]
+        videos = [refuse_way_out(e, source) for e in entries if e.is_file() and e.suffix.lower() in VIDEO_SUFFIXES]
+        found = own + found + [CleanClip(video.stem, (video,)) for video in videos]
     else:
         raise CSDError(f"{source}: no such folder or video file ({' '.join(VIDEO_SUFFIXES)}): check the path")
     if not found:
@@ -105,8 +107,8 @@ def find_clips(source: Path, names: Sequence[str] | None = None) -> list[CleanCl
     return list(clips.values()) if names is None else [clips[name] for name in names]
 
 
-def _images(folder: Path) -> tuple[Path, ...]:
-    files = [path for path in folder.iterdir() if is_frame_name(path.name) and path.is_file()]
+def _images(folder: Path, root: Path) -> tuple[Path, ...]:
+    files = [path for path in frames_in(folder, root) if path.is_file()]
     refuse_doubles(files)
     return tuple(sorted(files, key=lambda path: natural_key(path.name)))
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from csd_plugin.data.images import header_shape
 from csd_plugin.data.layout import is_clip_name, is_frame_name
+from csd_plugin.data.links import refuse_way_out
 from csd_plugin.data.stores.interface import LMDB_SUFFIXES, DecodingStore
 from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
 
-# The deepest tree that is walked: parent / root / split / clip / nested clip. It also ends circles of links.
 _MAX_DEPTH = 5
+"""Depth of the tree that is walked: parent / root / split / clip / nested clip. It also ends circles of links."""
 
 
 class FolderStore(DecodingStore):
@@ -80,7 +81,10 @@ class FolderStore(DecodingStore):
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """(folder relative to root, '' or ending in '/', its files), without hidden folders and LMDB stores."""
+    """(folder relative to root, '' or ending in '/', its files), without hidden folders and LMDB stores.
+
+    Raises CSDError for links that lead out of the root, see `data.links`.
+    """
     waiting = [("", 0)]
     while waiting:
         folder, depth = waiting.pop()
@@ -93,6 +97,8 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
                             subfolders.append(entry.name)
                     elif entry.is_file():  # a pipe or device would be waited for
                         files.append(entry.name)
+                    if entry.is_symlink() and (is_frame_name(entry.name) or entry.name in subfolders[-1:]):
+                        refuse_way_out(root / folder / entry.name, root)
         except OSError as error:
             raise CSDError(f"{root / folder}: cannot be listed ({error.strerror}): fix its permissions") from error
         yield folder, files
