@@ -72,7 +72,7 @@ class Steps:
         """
         # Frame by frame even where frames are independent: measured on a CPU, small batches stay in its caches.
         cell, x = self._cell, self._clips[clip][frame]
-        weight = cell.weight_input
+        weight: Tensor = cell.weight_input
         if more is not None:
             x = torch.cat([x, more], dim=1)
         elif x.shape[1] < weight.shape[1]:
@@ -126,6 +126,7 @@ class _FusedSteps(Steps):
         elif more is None:
             others = F.conv2d(state.hidden, self._of_hidden, padding=1)
         else:
+            assert self._of_both is not None  # a cell that is given more has weights for it
             others = F.conv2d(torch.cat([more, state.hidden], dim=1), self._of_both, padding=1)
         return State(*_FusedGates.apply(gates, others, None if state is None else state.cell))
 

@@ -136,12 +136,14 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         REQUEST.begin_step()
         self._seed_step(current_iter)
         self.optimizer_g.zero_grad()
-        logged, finite, stop = self._backward(current_iter)
-        if finite and self.grad_clip > 0:
-            self.scaler.unscale_(self.optimizer_g)
+        logged, losses_finite = self._backward(current_iter)
+        if self.grad_clip > 0 and not self.scaler.is_enabled():
             logged["grad_norm"] = self._clip_gradient()
-            # a scaler skips steps that are not finite by itself
-            finite = self.scaler.is_enabled() or bool(torch.isfinite(logged["grad_norm"]))
+            losses_finite &= torch.isfinite(logged["grad_norm"])
+        finite, stop = self._agree(losses_finite)
+        if finite and self.grad_clip > 0 and self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer_g)  # which skips steps that are not finite by itself
+            logged["grad_norm"] = self._clip_gradient()
         if finite:
             self.scaler.step(self.optimizer_g)
             self.scaler.update()
@@ -161,11 +163,12 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         if self.clock is not None and self.clock.is_over():
             self._end_by_the_clock(current_iter)
 
-    def _backward(self, current_iter: int) -> tuple[dict[str, Tensor], bool, int]:
+    def _backward(self, current_iter: int) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the gradient of the batch, in parts. If a loss of any process is not finite, it is not to be used.
 
         Returns:
-            Losses and scalars to log, means over the clips; whether all losses are finite; the signal, or 0.
+            Losses and scalars to log, means over the clips; whether all losses are finite, which a GPU does not know
+            yet.
         """
         lq, gt, features = self.lq, self.gt, self.features
         count = min(self.accumulate, len(lq))
@@ -173,7 +176,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         parts = list(zip(lq.tensor_split(count), gt.tensor_split(count), strict=True))
         sums: dict[str, Tensor] = {}
         shares: dict[str, float] = {}
-        finite, stop = True, 0
+        totals = []
         for number, (self.lq, self.gt) in enumerate(parts, start=1):
             self.features = {key: values[number - 1] for key, values in split.items()}
             share, last = len(self.lq) / len(lq), number == len(parts)
@@ -183,18 +186,15 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                         stack.enter_context(network.no_sync())
                 losses, scalars = self.compute_losses(current_iter)
                 total = torch.stack(list(losses.values())).sum()
-                finite = finite and bool(torch.isfinite(total))
-                if last:
-                    finite, stop = self._agree(finite)
-                if finite:
-                    self.scaler.scale(total if share == 1 else total * share).backward()
+                totals.append(total.detach())
+                self.scaler.scale(total if share == 1 else total * share).backward()
             for name, value in {**losses, **scalars}.items():
                 part = value.detach() if count == 1 else value.detach() * share
                 sums[name] = sums[name] + part if name in sums else part
                 shares[name] = shares.get(name, 0) + share
         self.lq, self.gt, self.features = lq, gt, features
         means = sums if count == 1 else {name: value / shares[name] for name, value in sums.items()}
-        return means, finite, stop
+        return means, torch.isfinite(torch.stack(totals)).all()
 
     def after_step(self) -> None:
         """Update what follows the weights without being learned."""
@@ -203,11 +203,11 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         """The networks whose gradients are added over all processes during a backward pass."""
         return [self.net_g] if isinstance(self.net_g, DistributedDataParallel) else []
 
-    def _agree(self, finite: bool) -> tuple[bool, int]:
-        """Whether the losses of all processes are finite, and the signal that any of them has received, or 0."""
+    def _agree(self, finite: Tensor) -> tuple[bool, int]:
+        """Whether this holds in all processes, and the signal that any of them has received, or 0. Waits for a GPU."""
         if not self.opt["dist"]:
-            return finite, REQUEST.signal
-        flags = torch.tensor([not finite, REQUEST.signal], device=self.device)
+            return bool(finite), REQUEST.signal
+        flags = torch.stack([(~finite).long(), torch.full_like(finite, REQUEST.signal, dtype=torch.int64)])
         torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
         bad, stop = flags.tolist()
         return not bad, stop
@@ -216,9 +216,14 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         """Leave this batch out, with a line in the log and in `skipped.txt`. Raises CSDError at the limit."""
         self.skipped += 1
         bad = [name for name, value in logged.items() if "/" not in name and not torch.isfinite(value).all()]
-        mine, hopeless = self._complaint(bad or ["a loss"], current_iter)
+        losses = [name for name in bad if name != "grad_norm"]  # which is not finite either if a loss is not
+        mine, hopeless = self._complaint(losses or bad or ["a loss"], current_iter)
+
+        def of_those_with(names: Sequence[str]) -> list[str]:
+            return [line for line in peers.of_all(mine if names else "") if line]
+
         # of several processes, those whose losses are finite have nothing to say
-        lines = [line for line in peers.of_all(mine if bad else "") if line] or [mine]
+        lines = of_those_with(losses) or of_those_with(bad) or [mine]
         kept = Path(self.opt["path"]["experiments_root"]) / "skipped.txt"
         if self.opt["rank"] == 0:
             with kept.open("a", encoding="utf-8") as file:

@@ -268,10 +268,10 @@ def step_options(objective: str, **train: Any) -> dict[str, Any]:
     }
 
 
-def step_of_the_paper(objective: str, *, iteration: int) -> pretend.PretendGPU:
+def step_of_the_paper(objective: str, *, iteration: int, **train: Any) -> pretend.PretendGPU:
     """One step, counted, after others."""
     with gpu() as counting:
-        probe = Probe(step_options(objective))
+        probe = Probe(step_options(objective, **train))
         probe.step()
         probe.step()
         probe._steps = iteration - 1
@@ -286,6 +286,11 @@ def test_a_step_waits_once_and_launches_no_more_than_is_stated(objective):
     counted = step_of_the_paper(objective, iteration=51)
     assert len(counted.waits) <= 1, counted.waits
     assert counted.launches.total() <= LAUNCHES[objective], counted.launches.most_common(20)
+
+
+@pytest.mark.skipif(not PRETENDS, reason="launches and waits are counted by the pretend GPU")
+def test_a_step_that_clips_its_gradient_waits_once():
+    assert len(step_of_the_paper("none", iteration=51, grad_clip=1.0).waits) == 1
 
 
 @pytest.mark.skipif(not PRETENDS, reason="launches and waits are counted by the pretend GPU")
