@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -19,6 +18,7 @@ from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.lifeline import end_with_starter
 from csd_plugin.locks import alone
 from csd_plugin.models.stopping import REQUEST, Stopped
+from csd_plugin.records import optional_records
 from csd_plugin.unread import ending_quietly
 
 
@@ -47,9 +47,8 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
         return parsed
 
     module.parse_options = parse_and_check  # type: ignore[attr-defined]
-    logging.raiseExceptions = False  # a log that cannot be written is no reason for tracebacks
     try:
-        with locks:
+        with locks, optional_records():
             return ending_quietly(lambda: _run(pipeline))
     finally:
         module.parse_options = parse_options  # type: ignore[attr-defined]

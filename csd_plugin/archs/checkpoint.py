@@ -234,7 +234,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     """Put what `state_dict` of such an optimizer gave, and a file has kept, into this one. Raises CSDError."""
     try:
         optimizer.load_state_dict(state)
-        kept = [(p, value) for group in optimizer.param_groups for p in group["params"] for value in optimizer.state[p].values()]
+        kept = [
+            (p, value)
+            for group in optimizer.param_groups
+            for p in group["params"]
+            for value in optimizer.state[p].values()
+        ]
     except DAMAGED as error:
         raise CSDError(f"its optimizer's state does not fit {type(optimizer).__name__}: {first_line(error)}") from error
     for parameter, value in kept:
