@@ -4,9 +4,9 @@
     python tools/full_disk.py --only train derain --errors ENOSPC --each 3
 
 Every command runs on small files once without a fault; that gives the places where it writes: each file, and what is
-done to it (open, write, rename, mkdir, link, sync, size). Then it runs again for each place, in a folder like the
-first one, on a disk that is full (ENOSPC), out of order (EIO) or forbidden (EACCES) from there on. The command must then end with
-status 2 and one line that names a file, or say that it has done without and have all its results; under final names
+done to it (open, write, rename, mkdir, link, sync, size). Then it runs again for each place, in a folder like the first
+one, on a disk that is full (ENOSPC) or forbidden (EACCES) from there on, or fails there (EIO). The command must end by
+status 2 and one line that names a file, or say what it has done without and have all its results; under final names
 there must be whole results or those of before; the same command on a good disk must then give what it gives without
 faults. The exit status is 1 if it is not so. Linux 5.5 or newer on x86-64; see tests/faults.py.
 """
@@ -119,7 +119,9 @@ def _commands() -> dict[str, Command]:
             ("table", "in/matrix.yml"), varies=rf"{table}|\.yml$", grows=rf"{log}|{of_run}|\.txt$",
             skipped=r"(models|training_states|visualization|metrics|tb_logger)\b|experiments/.*\.(log|yml)$",
         ),
-        "test": Command(("csd_plugin.test", "-opt", "in/test.yml"), grows=rf"{log}|_archived_", varies=r"\.json$|\.yml$"),
+        "test": Command(
+            ("csd_plugin.test", "-opt", "in/test.yml"), grows=rf"{log}|_archived_", varies=r"\.json$|\.yml$"
+        ),
         "train": Command(
             ("csd_plugin.train", "-opt", "in/train.yml", "--auto_resume"), grows=rf"{log}|{of_run}", varies=r"\.yml$"
         ),

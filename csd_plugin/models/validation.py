@@ -22,7 +22,6 @@ from csd_plugin.data.images import write_png
 from csd_plugin.data.windows import join_windows
 from csd_plugin.devices import exact_float32
 from csd_plugin.distill.processes import are_several
-from csd_plugin.errors import CSDError
 from csd_plugin.inference.folding import fold
 from csd_plugin.metrics import results
 from csd_plugin.metrics.protocols import score_frame, to_uint8

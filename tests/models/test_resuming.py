@@ -177,7 +177,7 @@ def test_moments_of_other_weights_are_refused():
     state = model.saved(2)
     for moments in (torch.zeros(1), torch.zeros(1).expand(10**6, 10**6), torch.zeros(1, 2, device="meta")):
         state["optimizers"][0]["state"][0]["exp_avg"] = moments
-        with pytest.raises(CSDError, match="its optimizer('s state does not fit| has a )"):
+        with pytest.raises(CSDError, match=r"its optimizer('s state does not fit| has a )"):
             Model(options(MULTI)).resume_training(copy.deepcopy(state))
 
 

@@ -106,9 +106,9 @@ def test_the_kernel_asks_at_every_kind_of_write(tmp_path):
         os.writev(file, [b"x"])
         os.ftruncate(file, 1)
         os.fsync(file)
-        os.link(tmp_path / "file", tmp_path / "second")
-        os.symlink("file", tmp_path / "third")
-        os.rename(tmp_path / "second", tmp_path / "other")
+        (tmp_path / "second").hardlink_to(tmp_path / "file")
+        (tmp_path / "third").symlink_to("file")
+        (tmp_path / "second").rename(tmp_path / "other")
         os.open(tmp_path / "file", os.O_RDONLY)
         return 5
 
