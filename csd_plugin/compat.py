@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from csd_plugin import peers
 from csd_plugin.data.stores.lmdb import DATA, environment
 from csd_plugin.errors import CSDError, first_line
+from csd_plugin.records import Board
 
 _torchvision_schemas: list[Any] = []  # a Library unregisters its operators when it is collected
 
@@ -154,12 +155,26 @@ def repair_launch() -> None:
     options = importlib.import_module("basicsr.utils.options")
     options.ordered_yaml = safe_ordered_yaml  # type: ignore[attr-defined]
     options.init_dist = init_dist  # type: ignore[attr-defined]
-    importlib.import_module("basicsr.train").load_resume_state = load_resume_state  # type: ignore[attr-defined]
+    train = importlib.import_module("basicsr.train")
+    train.load_resume_state = load_resume_state  # type: ignore[attr-defined]
+    train.init_tb_logger = _optional_board(train.init_tb_logger)  # type: ignore[attr-defined]
     _record_streams()
     for name, module in list(sys.modules.items()):
         build_loss = getattr(module, "build_loss", None) if name.startswith("basicsr.models.") else None
         if build_loss is not None and not hasattr(build_loss, "__wrapped__"):
             module.build_loss = _checking_shapes(build_loss)  # type: ignore[attr-defined]
+
+
+def _optional_board(init_tb_logger: Any) -> Any:
+    """The toolbox ends a training whose TensorBoard files cannot be written."""
+    if hasattr(init_tb_logger, "__wrapped__"):
+        return init_tb_logger
+
+    @functools.wraps(init_tb_logger)
+    def wrapper(log_dir: str) -> Board:
+        return Board(lambda: init_tb_logger(log_dir=log_dir))
+
+    return wrapper
 
 
 @contextmanager

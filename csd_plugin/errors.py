@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 from collections.abc import Iterable
 
 
@@ -30,7 +31,7 @@ def refused_by_disk(error: OSError) -> str:
     advice = _DISK.get(error.errno or 0)
     if advice is None:
         return ""
-    where = f"{error.filename}: " if error.filename else ""
+    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
     return f"{where}{str(error.strerror or error).lower()}; {advice}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -18,6 +17,7 @@ from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.lifeline import end_with_starter
 from csd_plugin.locks import alone
 from csd_plugin.models.stopping import REQUEST, Stopped
+from csd_plugin.records import optional_records
 from csd_plugin.unread import ending_quietly
 
 
@@ -49,9 +49,8 @@ def run(pipeline: Callable[[str], None], module: ModuleType, began: float | None
         return parsed
 
     module.parse_options = parse_and_check  # type: ignore[attr-defined]
-    logging.raiseExceptions = False  # a log that cannot be written is no reason for tracebacks
     try:
-        with locks:
+        with locks, optional_records():
             return ending_quietly(lambda: _run(pipeline))
     finally:
         module.parse_options = parse_options  # type: ignore[attr-defined]

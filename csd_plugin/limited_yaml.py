@@ -57,6 +57,13 @@ class LimitedLoader(yaml.SafeLoader):
         return sizes[id(node)]
 
 
+def _refuse_binary(loader: LimitedLoader, node: yaml.Node) -> None:
+    raise yaml.constructor.ConstructorError(None, None, "binary data have no place here", node.start_mark)
+
+
+LimitedLoader.add_constructor("tag:yaml.org,2002:binary", _refuse_binary)
+
+
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file. Raises CSDError."""
     try:

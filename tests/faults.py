@@ -21,6 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -203,10 +204,8 @@ def _watch(pid: int, listener: int, disk: Disk, folder: Path, deadline: float) -
         ended, status = os.waitpid(pid, os.WNOHANG)
         if not ended and time.monotonic() < deadline:
             continue
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         if not ended:
             status = os.waitpid(pid, 0)[1]
         return os.waitstatus_to_exitcode(status) % 256
@@ -225,29 +224,27 @@ def _answer_one(listener: int, disk: Disk, folder: Path) -> None:
     if path is not None and path.is_relative_to(folder):
         creates = operation == OPEN and not os.path.lexists(path)
         error = disk.answer(operation, path, place_of(path.relative_to(folder)), creates)
-    try:
+    with suppress(OSError):  # as above
         fcntl.ioctl(listener, _SEND, _ANSWER.pack(identity, 0, -error, 0 if error else _CONTINUE))
-    except OSError:  # as above
-        pass
 
 
 def _link(thread: int, descriptor: int) -> Path | None:
     try:
-        return Path(os.readlink(f"/proc/{thread}/fd/{descriptor & 0xFFFFFFFF}"))
+        return Path(f"/proc/{thread}/fd/{descriptor & 0xFFFFFFFF}").readlink()
     except OSError:
         return None
 
 
 def _path_of(thread: int, arguments: list[int], position: int, at: int | None) -> Path | None:
     try:
-        with open(f"/proc/{thread}/mem", "rb", buffering=0) as memory:
+        with Path(f"/proc/{thread}/mem").open("rb", buffering=0) as memory:
             memory.seek(arguments[position])
             text = b""
             while b"\0" not in text and len(text) < 4096:
                 text += memory.read(min(256, 4096 - (arguments[position] + len(text)) % 4096))
         path = Path(os.fsdecode(text.partition(b"\0")[0]))
         here = at is None or arguments[at] & 0xFFFFFFFF == 0xFFFFFF9C  # AT_FDCWD
-        base = Path(os.readlink(f"/proc/{thread}/cwd")) if here else _link(thread, arguments[at or 0])
+        base = Path(f"/proc/{thread}/cwd").readlink() if here else _link(thread, arguments[at or 0])
         whole = path if base is None else base / path
         return Path(os.path.realpath(whole.parent), whole.name)
     except OSError:

@@ -3,10 +3,10 @@
     python tools/full_disk.py
     python tools/full_disk.py --only train derain --errors ENOSPC --each 3
 
-Every command runs on small files once without a fault; that gives the places where it writes: each file and what is done
-to it (open, write, rename, mkdir, link, sync, size). Then it runs again for each place, in a folder like the first one,
-on a disk that is full (ENOSPC), out of order (EIO) or forbidden (EACCES) from there on. The command must then end with
-status 2 and one line that names a file, or say that it has done without and have all its results; under final names
+Every command runs on small files once without a fault; that gives the places where it writes: each file, and what is
+done to it (open, write, rename, mkdir, link, sync, size). Then it runs again for each place, in a folder like the first
+one, on a disk that is full (ENOSPC) or forbidden (EACCES) from there on, or fails there (EIO). The command must end by
+status 2 and one line that names a file, or say what it has done without and have all its results; under final names
 there must be whole results or those of before; the same command on a good disk must then give what it gives without
 faults. The exit status is 1 if it is not so. Linux 5.5 or newer on x86-64; see tests/faults.py.
 """
@@ -69,65 +69,61 @@ class Command:
 
 
 def _commands() -> dict[str, Command]:
-    net, frames = ("--model", "in/net.pth"), "in/frames"
+    net, other, frames = ("--model", "in/net.pth"), ("--model", "in/other.pth"), "in/frames"
+    to_folder, to_video = ("derain", frames, "out/clean"), ("derain", "in/clip.mp4", "out/clean.mp4")
+    to_rain = ("rain", frames, "out/rainy.mp4")
+    to_score = ("score", frames, "--out", "out/s.json", "--truth")
+    prepare, one_job = ("prepare", "in/data", "out/data"), ("--jobs", "1")
+    store = {"grows": r"\.lmdb\.partial/", "varies": r"\.mdb$"}
     adapt = ("adapt", frames, "--teacher", "in/half.pth", "--student", "in/half2.pth", "--out", "out/g.pth")
+    bench = ("bench", "infer", "--networks", "in/net.pth", "--sizes", "32x24", "--rounds", "1", "--json", "out/b.json")
+    crops = ("figure", "crops", "--clip", frames, "--truth", "in/truth", "--models", "in/net.pth", "--out", "out/c.pdf")
+    movie = ("figure", "video", "--clip", frames, "--models", "in/net.pth", "--out", "out/v.mp4")
     log = r"\.log$|tb_logger/"
-    states = r"training_states/|models/|visualization/|metrics/|archived"
-    table = r"results/table/|results/.*\.json$|results/.*\.(csv|md|html|tex)$"
+    of_run = r"training_states/|models/|visualization/|metrics/|_archived_"
+    table = r"results/table/|results/.*\.(json|csv|md|html|tex)$"
     return {
-        "derain to a folder": Command(("derain", frames, "out/clean", *net), again=("--resume",)),
-        "derain over a folder": Command(
-            ("derain", frames, "out/clean", *net, "--overwrite"), before=(("derain", frames, "out/clean", "--model", "in/other.pth"),)
-        ),
+        "derain to a folder": Command((*to_folder, *net), again=("--resume",)),
+        "derain over a folder": Command((*to_folder, *net, "--overwrite"), before=((*to_folder, *other),)),
         "derain to mkv": Command(("derain", frames, "out/clean.mkv", *net), varies=_VIDEO),
-        "derain over mp4": Command(
-            ("derain", "in/clip.mp4", "out/clean.mp4", *net, "--overwrite"),
-            before=(("derain", "in/clip.mp4", "out/clean.mp4", "--model", "in/other.pth"),),
-            varies=_VIDEO,
-        ),
-        "prepare a folder": Command(("prepare", "in/data", "out/data", "--jobs", "1")),
-        "prepare an archive": Command(("prepare", "in/data.zip", "out/data", "--jobs", "1")),
+        "derain over mp4": Command((*to_video, *net, "--overwrite"), before=((*to_video, *other),), varies=_VIDEO),
+        "prepare a folder": Command((*prepare, *one_job)),
+        "prepare an archive": Command(("prepare", "in/data.zip", "out/data", *one_job)),
         "prepare videos": Command(("prepare", "in/videos", "out/data", "--split", "test", "--jobs", "2")),
-        "prepare a store": Command(
-            ("prepare", "in/data", "out/data", "--lmdb", "png", "--verify", "--jobs", "1"), grows=r"\.lmdb\.partial/", varies=r"\.mdb$"
-        ),
-        "prepare for basicsr": Command(
-            ("prepare", "in/data", "out/data", "--lmdb", "source", "--for", "basicsr", "--jobs", "1"),
-            grows=r"\.lmdb\.partial/", varies=r"\.mdb$",
-        ),
-        "data": Command(("data", "in/data", "--html", "out/r.html", "--json", "out/r.json", "--jobs", "1")),
-        "rain": Command(("rain", frames, "out/rainy", "--jobs", "1")),
+        "prepare a store": Command((*prepare, "--lmdb", "png", "--verify", *one_job), **store),
+        "prepare for basicsr": Command((*prepare, "--lmdb", "source", "--for", "basicsr", *one_job), **store),
+        "data": Command(("data", "in/data", "--html", "out/r.html", "--json", "out/r.json", *one_job)),
+        "rain": Command(("rain", frames, "out/rainy", *one_job)),
         "rain over a video": Command(
-            ("rain", frames, "out/rainy.mp4", "--overwrite"), before=(("rain", frames, "out/rainy.mp4", "--preset", "light"),), varies=_VIDEO
+            (*to_rain, "--overwrite"), before=((*to_rain, "--preset", "light"),), varies=_VIDEO
         ),
         "rain on a sheet": Command(("rain", frames, "--contact-sheet", "out/sheet.png")),
-        "score": Command(
-            ("score", frames, "--truth", "in/truth", "--out", "out/s.json"),
-            before=(("score", frames, "--truth", frames, "--out", "out/s.json"),),
-        ),
-        "figure": Command(
-            ("figure", "crops", "--clip", frames, "--truth", "in/truth", "--models", "in/net.pth", "--out", "out/c.pdf"), varies=r"\.pdf$"
-        ),
-        "figure of a video": Command(("figure", "video", "--clip", frames, "--models", "in/net.pth", "--out", "out/v.mp4"), varies=_VIDEO),
+        "score": Command((*to_score, "in/truth"), before=((*to_score, frames),)),
+        "figure": Command(crops, varies=r"\.pdf$"),
+        "figure of a video": Command(movie, varies=_VIDEO),
         "export to onnx": Command(("export", "in/net.pth", "out/n.onnx")),
         "export over pt2": Command(
             ("export", "in/net.pth", "out/n.pt2"), before=(("export", "in/other.pth", "out/n.pt2"),), varies=r"\.pt2$"
         ),
-        "export to int8": Command(("export", "in/net.pth", "out/n.onnx", "--int8", "--calibrate", frames), varies=r"\.onnx$"),
+        "export to int8": Command(
+            ("export", "in/net.pth", "out/n.onnx", "--int8", "--calibrate", frames), varies=r"\.onnx$"
+        ),
         "adapt": Command(
-            (*adapt, "--minutes", "0.02", "--device", "cpu"), again=("--resume",), varies=r"g\.pth|g_report|\.cache/|\.state"
+            (*adapt, "--minutes", "0.02", "--device", "cpu"), again=("--resume",), varies=r"g\.pth|g_report|\.state$",
+            grows=r"g\.cache/",
         ),
         "link": Command(("link", "out/tree/basicsr"), before=(("copy the toolbox",),)),
-        "bench": Command(
-            ("bench", "infer", "--networks", "in/net.pth", "--sizes", "32x24", "--rounds", "1", "--json", "out/b.json"),
-            varies=r"out/b\.",
-        ),
+        "bench": Command(bench, varies=r"out/b\."),
         "table": Command(("table", "in/matrix.yml", "--no-train"), before=(("table", "in/matrix.yml"),), varies=table),
-        "table with training": Command(("table", "in/matrix.yml"), varies=rf"{table}|experiments/.*yml$", grows=rf"{log}|{states}|\.txt$", skipped=r"(models|training_states|visualization|metrics|tb_logger)\b|experiments/.*\.(log|yml)$"),
-        "test": Command(("csd_plugin.test", "-opt", "in/test.yml"), grows=log, varies=r"\.json$|options\.yml$|test\.yml$"),
+        "table with training": Command(
+            ("table", "in/matrix.yml"), varies=rf"{table}|\.yml$", grows=rf"{log}|{of_run}|\.txt$",
+            skipped=r"(models|training_states|visualization|metrics|tb_logger)\b|experiments/.*\.(log|yml)$",
+        ),
+        "test": Command(
+            ("csd_plugin.test", "-opt", "in/test.yml"), grows=rf"{log}|_archived_", varies=r"\.json$|\.yml$"
+        ),
         "train": Command(
-            ("csd_plugin.train", "-opt", "in/train.yml", "--auto_resume"),
-            grows=rf"{log}|{states}", varies=r"metrics/.*json$|\.yml$",
+            ("csd_plugin.train", "-opt", "in/train.yml", "--auto_resume"), grows=rf"{log}|{of_run}", varies=r"\.yml$"
         ),
     }  # fmt: skip
 
@@ -160,7 +156,9 @@ class World:
                     raise RuntimeError(f"{line}: {ended.said}")
             shutil.rmtree(self.folder / "tmp")
             (self.folder / "tmp").mkdir()
-            shutil.copytree(self.folder, kept, ignore=lambda folder, _: ["in"] if folder == str(self.folder) else [], symlinks=True)
+            shutil.copytree(
+                self.folder, kept, ignore=lambda folder, _: ["in"] if folder == str(self.folder) else [], symlinks=True
+            )
         return self.results()
 
     def run(self, line: Sequence[str], disk: Disk) -> Ended:
@@ -218,11 +216,22 @@ def _make_inputs(given: Path) -> None:
         torch.manual_seed(len(name))
         torch.save({"params": HalfNet(preset="tiny", num_feat=4).state_dict()}, given / f"{name}.pth")
     torch.manual_seed(1)
-    for name, network in (("teacher", SLDNet(preset="teacher", num_feat=4)), ("student", SLDNet(preset="student2", num_feat=4))):
+    for name, network in (
+        ("teacher", SLDNet(preset="teacher", num_feat=4)),
+        ("student", SLDNet(preset="student2", num_feat=4)),
+    ):
         torch.save({"params_ema": network.state_dict()}, given / f"{name}.pth")
     for name in ("a1_GT", "a1_Rain"):
         (given / "videos").mkdir(exist_ok=True)
-        csd(["derain", str(data / TEST / name), str(given / "videos" / f"{name}.mkv"), "--model", str(given / "net.pth")])
+        csd(
+            [
+                "derain",
+                str(data / TEST / name),
+                str(given / "videos" / f"{name}.mkv"),
+                "--model",
+                str(given / "net.pth"),
+            ]
+        )
     shutil.copy(given / "videos/a1_GT.mkv", given / "clip.mkv")
     csd(["derain", str(given / "frames"), str(given / "clip.mp4"), "--model", str(given / "net.pth")])
 
@@ -275,9 +284,10 @@ def places(reference: Reference, command: Command, each: int, rng: random.Random
 
 def can_give(error: str, write: Write) -> bool:
     """Whether a disk answers so to this call."""
-    return write.operation in {"ENOSPC": (OPEN, WRITE, RENAME, "mkdir", "link", SYNC, "size"), "EIO": (OPEN, WRITE, RENAME, "mkdir", SYNC)}.get(
-        error, (OPEN, RENAME, "mkdir", "link")
-    )
+    return write.operation in {
+        "ENOSPC": (OPEN, WRITE, RENAME, "mkdir", "link", SYNC, "size"),
+        "EIO": (OPEN, WRITE, RENAME, "mkdir", SYNC),
+    }.get(error, (OPEN, RENAME, "mkdir", "link"))
 
 
 def judge(world: World, command: Command, reference: Reference, write: Write, error: int) -> tuple[str, str]:
@@ -317,17 +327,24 @@ def _outcome(world: World, command: Command, reference: Reference, ended: Ended)
         return HALF, f"{drafts}: {said}"
     if ended.status == reference.status:
         other = _difference(results, reference.results, command)
-        return (UNTOLD, f"{other}, status {ended.status}: {said}") if other else (WITHOUT, said)
+        lost = re.search(command.grows, write_of(ended).place) and "warning: " not in said
+        if other or lost:
+            return UNTOLD, f"{other or 'a lost log'}, status {ended.status}: {said}"
+        return WITHOUT, said
     if len(lines) != 1 or not _names_a_file(lines[0], ended):
         return UNTOLD, f"{len(lines)} lines of error: {said}"
     return REFUSED, lines[0]
 
 
+def write_of(ended: Ended) -> Write:
+    """The one that failed."""
+    assert ended.disk.failed is not None
+    return ended.disk.failed
+
+
 def _names_a_file(line: str, ended: Ended) -> bool:
     """Whether it has a file or folder that a person finds the place by."""
-    failed = ended.disk.failed
-    assert failed is not None
-    parts = {part for part in failed.place.split("/") if part not in ("out", "tmp")}
+    parts = {part for part in write_of(ended).place.split("/") if part not in ("out", "tmp")}
     return bool(re.search(r"\b(out|tmp|in|experiments|results)/|/tmp\b|csd_plugin_locks", line)) or any(
         part.strip(".#") and re.sub(r"\.#\.part.*", "", part).strip(".#") in re.sub(r"\d+", "#", line) for part in parts
     )
@@ -341,7 +358,9 @@ def _difference(results: dict[str, str], wanted: dict[str, str], command: Comman
         plain = re.sub(r"\d{6,}", "#", name)
         if not re.search(grows, name) and plain not in {re.sub(r"\d{6,}", "#", other) for other in wanted}:
             return f"{name} is {'there' if name in results else 'missing'}"
-    changed = [name for name in results.keys() & wanted.keys() if results[name] != wanted[name] and not re.search(loose, name)]
+    changed = [
+        name for name in results.keys() & wanted.keys() if results[name] != wanted[name] and not re.search(loose, name)
+    ]
     return f"{min(changed)} is another" if changed else ""
 
 
@@ -386,7 +405,20 @@ def warm_up() -> None:
     compat.repair_launch()
     for module in ("csd_plugin.train", "csd_plugin.test", "basicsr.train", "basicsr.test", "av", "lmdb"):
         importlib.import_module(module)
-    for job in ("adapt", "bench", "data", "derain", "export", "figure", "inspect", "link", "prepare", "rain", "score", "table"):
+    for job in (
+        "adapt",
+        "bench",
+        "data",
+        "derain",
+        "export",
+        "figure",
+        "inspect",
+        "link",
+        "prepare",
+        "rain",
+        "score",
+        "table",
+    ):
         importlib.import_module(f"csd_plugin.cli.{job}")
 
 
@@ -394,7 +426,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="COMMAND", help="commands whose names begin so")
     parser.add_argument("--errors", nargs="+", choices=ERRORS, default=list(ERRORS))
-    parser.add_argument("--each", type=int, default=2, metavar="N", help="writes of each place (default 2: first, last)")
+    parser.add_argument(
+        "--each", type=int, default=2, metavar="N", help="writes of each place (default 2: first, last)"
+    )
     parser.add_argument("--sample", type=int, metavar="N", help="only so many of all, by chance")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="folder for the files (default: a temporary one)")
@@ -414,8 +448,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, command in commands.items():
             reference = refer(world, command)
             found = places(reference, command, args.each, rng)
-            print(f"{name}: {len(reference.writes)} writes, {len({w.kind for w in reference.writes})} places", flush=True)
-            cases += [(name, reference, write, error) for error in args.errors for write in found if can_give(error, write)]
+            print(
+                f"{name}: {len(reference.writes)} writes, {len({w.kind for w in reference.writes})} places", flush=True
+            )
+            cases += [
+                (name, reference, write, error) for error in args.errors for write in found if can_give(error, write)
+            ]
         if args.sample is not None:
             cases = rng.sample(cases, min(args.sample, len(cases)))
         for name, reference, write, error in cases:

@@ -2,9 +2,10 @@
 
     python tools/kill_resume.py --kills 30 --seed 0
 
-The networks are tiny, and every step is saved: kills (SIGKILL, of the run and its loader's workers) meet all
-that a run does: start, step, writing, validation. After every kill each checkpoint and state must be whole.
-The exit status is 1 if one is not, or if a file of the final network, the cells or the state differs in a bit.
+The networks are tiny, and every step is saved: kills (SIGKILL, of the run and its loader's workers) are spread over the
+whole run, and meet all that it does: start, step, writing, validation. After every kill each checkpoint and state must
+be whole. The exit status is 1 if one is not, or if a file of the final network, the cells or the state differs in a
+bit.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 LONGEST = 3.0
-"""Seconds from the first step to a kill, at most; a third of the kills come while the run starts."""
+"""Seconds from a start or a step to a kill, at most; a third of the kills come while the run starts."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +51,7 @@ def compare(kills: int, rng: random.Random, steps: int, work: Path) -> int:
         return 1
     damaged = 0
     for number in range(1, kills + 1):
-        if not kill_once(killed, rng):
+        if not kill_once(killed, rng, (number - rng.random()) / kills * (steps - 5)):
             print(f"the run had ended before kill {number}; raise --steps", file=sys.stderr)
             return 1
         newest, bad = look(killed)
@@ -92,17 +93,19 @@ def finish(folder: Path) -> int:
     return process.returncode
 
 
-def kill_once(folder: Path, rng: random.Random) -> bool:
-    """Start or resume the run and kill it with its workers; False where it has ended by itself."""
+def kill_once(folder: Path, rng: random.Random, after: float) -> bool:
+    """Start or resume the run and kill it with its workers, mostly `after` a step; False where it ended by itself."""
     process = start(folder)
     assert process.stderr is not None
-    if rng.random() < 1 / 3:
-        time.sleep(rng.uniform(0, LONGEST))
-    else:
+    delay = LONGEST
+    if rng.random() > 1 / 3:
+        before = time.monotonic()
         for line in process.stderr:
-            if re.search(r"iter: +\d+, lr", line):  # the first step is logged
-                break
-        time.sleep(rng.uniform(0, LONGEST))
+            if done := re.search(r"iter: +(\d+), lr", line):  # every step is logged
+                delay, before = min(LONGEST, 2 * (time.monotonic() - before)), time.monotonic()
+                if int(done[1]) >= after:
+                    break
+    time.sleep(rng.uniform(0, delay))
     ended = process.poll() is not None
     if not ended:
         os.killpg(process.pid, signal.SIGKILL)

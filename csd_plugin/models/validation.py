@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 import torch.distributed as dist
 from basicsr.metrics import calculate_metric
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from csd_plugin import compat
-from csd_plugin.atomic import replacing
+from csd_plugin.data.images import write_png
 from csd_plugin.devices import exact_float32
 from csd_plugin.distill.processes import are_several
 from csd_plugin.errors import CSDError, first_line
@@ -105,7 +104,9 @@ class ValidationMixin:
                         }
                     )
                     if save_img:
-                        _write_image(self._image_path(name, item.clip, item.frame, current_iter), result)
+                        path = self._image_path(name, item.clip, item.frame, current_iter)
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        write_png(path, result)
                 bar.update(len(items))
         return scored
 
@@ -264,10 +265,3 @@ def _gather(mine: list[dict[str, Any]]) -> list[dict[str, Any]]:
     parts: list[list[dict[str, Any]]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(parts, mine)
     return [frame for part in parts for frame in part]
-
-
-def _write_image(path: Path, rgb: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as draft:
-        if not cv2.imwrite(str(draft), rgb[..., ::-1]):
-            raise CSDError(f"cannot write {path}; is the disk full?")

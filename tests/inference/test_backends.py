@@ -111,6 +111,9 @@ def test_facts_are_those_of_the_network(network):
     assert Facts.from_metadata(older, "a.onnx") == facts
     with pytest.raises(CSDError, match="are not valid"):
         Facts.from_metadata(causal.to_metadata() | {"num_future": "3"}, "a.onnx")
+    for name, much in {"num_frame": "1001", "reach": "5000", "floats": "999999", "divisor": "8192"}.items():
+        with pytest.raises(CSDError, match="are not valid"):  # they size the memory that a network gets
+            Facts.from_metadata(facts.to_metadata() | {name: much}, "a.onnx")
 
     # Nothing further than `reach` counts, and that far something may.
     wide = torch.rand(1, 3, 3, 5, 61)

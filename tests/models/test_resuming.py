@@ -10,6 +10,7 @@ import pytest
 import torch
 from toolbox import changed, equal, train_options
 
+from csd_plugin.compat import load_resume_state
 from csd_plugin.errors import CSDError
 from csd_plugin.models.video_derain_model import VideoDerainModel
 
@@ -145,6 +146,52 @@ def test_a_state_of_another_optimizer_is_refused():
         CSDError, match=r"6.state belongs to another run: it was saved by an optimizer other than SGD; give"
     ):
         Model(options(MULTI, type="SGD", momentum=0.9)).resume_training(model.saved(6))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("schedulers", [7]),
+        ("optimizers", "x"),
+        ("optimizers", [{"state": 3, "param_groups": 4}]),
+        ("optimizers", [{"state": {}, "param_groups": []}]),
+        ("scaler", [1]),
+        ("skipped", "many"),
+        ("seconds", [1.0]),
+        ("best", [1]),
+        ("best", {"rain": 3}),
+        ("best", {"rain": {"psnr": "x"}}),
+    ],
+)
+def test_a_state_with_what_no_run_saves_is_one_line(key, value):
+    model = Model(options(MULTI))
+    state = model.saved(6) | {key: value}
+    with pytest.raises(CSDError, match=r"6\.state belongs to another run|which no run saves") as caught:
+        model.resume_training(state)
+    assert "\n" not in str(caught.value)
+
+
+def test_moments_of_other_weights_are_refused():
+    model = Model(options(MULTI))
+    model.rates(1, 2)
+    state = model.saved(2)
+    for moments in (torch.zeros(1), torch.zeros(1).expand(10**6, 10**6), torch.zeros(1, 2, device="meta")):
+        state["optimizers"][0]["state"][0]["exp_avg"] = moments
+        with pytest.raises(CSDError, match=r"its optimizer('s state does not fit| has a )"):
+            Model(options(MULTI)).resume_training(copy.deepcopy(state))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"iter": "2"}, {"iter": True}, {"iter": -2}, {"iter": 10**18}, {"epoch": None}, {"samples": "x"}, {"iter": 3}],
+)
+def test_a_state_that_counts_as_no_run_does_is_refused(tmp_path, wrong):
+    state = {"iter": 2, "epoch": 0, "samples": 4, "manual_seed": 3, "optimizers": [], "schedulers": []}
+    path = tmp_path / "2.state"
+    torch.save(state | wrong, path)
+    opt = {"datasets": {"train": {}}, "manual_seed": 3, "rank": 0, "auto_resume": False}
+    with pytest.raises(CSDError, match=r"2\.state(: (iter|epoch|samples) is .* which no run has| is of iteration 3)"):
+        load_resume_state(opt | {"path": {"resume_state": str(path), "training_states": str(tmp_path)}})
 
 
 def test_a_finished_cosine_run_goes_on_with_longer_periods(launcher, tiny_rain, capfd):
