@@ -85,7 +85,7 @@ class StoredFeatures:
         top, left, side = (length // cell for length in (plan.top, plan.left, plan.side))
         region = array[:, top : top + side, left : left + side]
         region = region.transpose(0, 2, 1, 3) if plan.rot else region
-        turned = [axis for axis, turns in ((0, plan.reverse), (1, plan.vflip), (2, plan.hflip)) if turns]
+        turned = tuple(axis for axis, turns in ((0, plan.reverse), (1, plan.vflip), (2, plan.hflip)) if turns)
         return torch.from_numpy(np.ascontiguousarray(np.flip(region, turned).transpose(0, 3, 1, 2)))
 
 
@@ -152,7 +152,7 @@ def _write_arrays(drafts: Sequence[Path], frames: Iterable[Sequence[np.ndarray]]
         ]
         for layer, (array, feature) in enumerate(zip(arrays, features, strict=True)):
             array[number] = feature
-            checksums[layer] = zlib.crc32(np.ascontiguousarray(feature), checksums[layer])
+            checksums[layer] = zlib.crc32(np.ascontiguousarray(feature).data, checksums[layer])
     return [{"shape": list(array.shape), "crc": crc} for array, crc in zip(arrays, checksums, strict=True)]
 
 
@@ -193,5 +193,5 @@ def _checksum(array: np.ndarray) -> int:
     """CRC-32 of its numbers, frame by frame."""
     crc = 0
     for frame in array:
-        crc = zlib.crc32(np.ascontiguousarray(frame), crc)
+        crc = zlib.crc32(np.ascontiguousarray(frame).data, crc)
     return crc

@@ -213,9 +213,9 @@ def _check_stored(opt: Mapping[str, Any], interfaces: Mapping[str, Interface]) -
     checkpoint = opt["path"].get("pretrain_network_t")
     if checkpoint and file_digest(Path(checkpoint)) != stored["network"]:
         raise CSDError(f"{where}: are not those of {checkpoint}; compute them by this teacher, or name theirs there")
-    layers = distillation.teacher_layers["t"] or [interfaces["network_t"].feature]
+    layers = distillation.teacher_layers["t"] or [str(interfaces["network_t"].feature)]
     if OBJECTIVES[distillation.objective["type"]].needs_features and layers != stored["layers"]:
-        compared, there = (", ".join(map(str, names)) for names in (layers, stored["layers"]))
+        compared, there = (", ".join(names) for names in (layers, stored["layers"]))
         raise CSDError(f"{where}: are those of {there}, but {compared} is compared; set taps.teacher to the former")
 
 
