@@ -8,7 +8,13 @@ __version__ = "0.2.0"
 
 
 def activate() -> None:
-    """See `csd_plugin.activation.activate`; the toolbox is imported only now."""
-    from csd_plugin.activation import activate
+    """See `csd_plugin.activation.activate`; the toolbox is imported only now.
 
-    activate()
+    What is missing, or too old, ends the script with one line and status 2.
+    """
+    from csd_plugin.extras import or_exit
+
+    with or_exit("csd_plugin.activate()"):
+        from csd_plugin.activation import activate
+
+        activate()

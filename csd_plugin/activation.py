@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from csd_plugin import compat, registration
+from csd_plugin import compat, peers, registration
 from csd_plugin.errors import CSDError, one_line, refused_by_disk
 from csd_plugin.locks import alone
 from csd_plugin.options import MODELS, find_problems, safe_ordered_yaml
@@ -39,7 +39,11 @@ FILE_ERRORS = (
     UnicodeDecodeError,
     yaml.YAMLError,
 )
-"""What reading an option file may raise, besides CSDError."""
+"""What reading an option file may raise, in addition to CSDError."""
+_DEBUG_INTERVALS = {"val": ("val_freq",), "logger": ("print_freq", "save_checkpoint_freq")}
+"""What the toolbox shortens with --debug, and where `debug` is in the name."""
+_SAME_EVERYWHERE = ("model_type", "network_g", "network_t", "train", "datasets")
+"""What the processes of a job have to agree in, but for places of files."""
 _held = ExitStack()
 """The lock of somebody else's script, to the end of its process."""
 _MODEL_TYPE = re.compile(r"""(?:^|[{,])[ \t]*['"]?model_type['"]?\s*:\s*['"]?(\w+)""", re.MULTILINE)
@@ -51,10 +55,12 @@ def activate(*, extensions: bool = True) -> None:
     Call it in your own train.py and test.py, before the pipeline runs; before or after `import basicsr`. Mistakes in
     option files of our models end the script in one line with exit status 2.
 
-    extensions: load other packages' classes now. If not, they are loaded when a script reads its options; so it must
-        be while the toolbox itself is being imported, as theirs may need all of it.
+    Args:
+        extensions: load other packages' classes now. If not, they are loaded when a script reads its options. This is
+            needed while the toolbox itself is being imported, as their classes may need all of it.
 
-    Raises CSDError for classes of other packages that cannot be loaded.
+    Raises:
+        CSDError: classes of other packages that cannot be loaded.
     """
     registration.install()
     if extensions:
@@ -80,14 +86,28 @@ def parse_checked(parse_options: Parse, root_path: str, is_train: bool) -> Parse
         raise
     except (KeyError, TypeError, ValueError) as error:  # the file has been checked by now
         raise CSDError(f"--force_yml: {error} does not fit the option file; give section:key=value") from error
+    _force_intervals(opt, args.force_yml or [])
     # not at the top: it needs the toolbox, whose own import may end in a call of `activate`
     from csd_plugin.models.preflight import check_run
 
     problems = Problems(args.opt)
     find_problems(opt, problems)
     find_shipped(opt["path"])
+    if opt["dist"]:
+        opt["manual_seed"] = peers.of_the_first(opt["manual_seed"])  # which each has drawn where it is not given
+        peers.check_same({key: opt.get(key) for key in _SAME_EVERYWHERE})
     check_run(opt, problems)
     return opt, args
+
+
+def _force_intervals(opt: dict[str, Any], changes: list[str]) -> None:
+    """The intervals that --force_yml gives, where --debug has put its own in their place."""
+    value_of = importlib.import_module("basicsr.utils.options")._postprocess_yml_value
+    for change in changes:
+        name, _, value = (part.strip() for part in change.partition("="))
+        section, _, key = name.partition(":")
+        if key in _DEBUG_INTERVALS.get(section, ()) and section in opt:
+            opt[section][key] = value_of(value)
 
 
 def output_of(opt: dict[str, Any]) -> Path:
@@ -139,7 +159,7 @@ def _checking(parse_options: Parse) -> Parse:
             with _replaced(options, ordered_yaml=safe_ordered_yaml, init_dist=compat.init_dist):
                 parsed = parse_checked(parse_options, root_path, is_train)
         except (CSDError, *FILE_ERRORS) as error:
-            print(f"error: {reading_error(error)}", file=sys.stderr, flush=True)
+            peers.fail(reading_error(error))
             raise SystemExit(2) from error
         _held.enter_context(alone(output_of(parsed[0])))
         if is_train:
@@ -191,6 +211,7 @@ def _in_one_line(
 ) -> None:
     """What our models raise while they train needs no traceback."""
     if isinstance(error, CSDError):
-        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        peers.fail(one_line(error))
     else:
+        peers.report(kind, error, trace)
         usual(kind, error, trace)

@@ -7,8 +7,10 @@ Both may be called again. Each repair names what it repairs and acts only where 
 from __future__ import annotations
 
 import functools
+import http.client
 import importlib
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,11 +20,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, distributed, multiprocessing
 from torch.autograd.function import once_differentiable
 
+from csd_plugin import peers
 from csd_plugin.data.stores.lmdb import DATA, environment
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, first_line
 from csd_plugin.records import Board
 
 _torchvision_schemas: list[Any] = []  # a Library unregisters its operators when it is collected
@@ -173,6 +176,35 @@ def _optional_board(init_tb_logger: Any) -> Any:
     return wrapper
 
 
+@contextmanager
+def named_downloads() -> Iterator[None]:
+    """Around classes that fetch weights by torch.hub: a failure is a line that says which file, and where to put it.
+
+    Raises:
+        CSDError: a file that is not there cannot be downloaded.
+    """
+    fetch = torch.hub.download_url_to_file
+
+    def named(url: str, dst: str, *arguments: Any, **keywords: Any) -> None:
+        try:
+            fetch(url, dst, *arguments, **keywords)
+        except (OSError, http.client.HTTPException) as error:
+            file = Path(dst)
+            raise CSDError(
+                f"{file.name} is not in {file.parent}, and cannot be downloaded ({first_line(error)}); get it from "
+                f"{url}, and put it there"
+            ) from error
+
+    bound: list[Any] = [torch.hub, *filter(None, [sys.modules.get("basicsr.utils.download_util")])]
+    for module in bound:
+        module.download_url_to_file = named
+    try:
+        yield
+    finally:
+        for module in bound:
+            module.download_url_to_file = fetch
+
+
 def _record_streams() -> None:
     """The toolbox's CUDAPrefetcher copies batches on a stream of its own and does not say that others read them: the
     memory of a batch could be given to the next one while the step still reads it."""
@@ -318,23 +350,63 @@ def _as_batch(x: Tensor, frames: slice) -> Tensor:
     return x.permute(0, 2, 3, 4, 1)[:, frames].flatten(0, 1).permute(0, 3, 1, 2)
 
 
-def init_dist(launcher: str, backend: str = "nccl", **kwargs: Any) -> None:
-    """The toolbox's init_dist, with gloo where there is no GPU."""
-    from basicsr.utils import dist_util
+def init_dist(launcher: str, backend: str = "nccl", port: int | None = None) -> None:
+    """The toolbox's init_dist, for processes with and without GPUs; they watch each other from then on.
 
-    if launcher == "pytorch" and "RANK" not in os.environ:
+    Tensors of GPUs go through nccl, those of CPUs through gloo: `num_gpu: 0` needs no GPU where there are some.
+
+    Raises CSDError where nothing has started several processes, or they cannot meet.
+    """
+    if launcher == "slurm":
+        _take_places_of_slurm(port)
+    elif "RANK" not in os.environ:
         raise CSDError(
             "--launcher pytorch is for processes started by torchrun; "
             "use torchrun --nproc_per_node N -m csd_plugin.train .. --launcher pytorch, or leave --launcher out"
         )
     if torch.cuda.is_available():
-        dist_util.init_dist(launcher, backend, **kwargs)
-    elif launcher == "pytorch":
-        torch.distributed.init_process_group("gloo")
+        if multiprocessing.get_start_method(allow_none=True) is None:
+            multiprocessing.set_start_method("spawn")  # a loader's worker cannot be forked from what uses a GPU
+        local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+        torch.cuda.set_device(local % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl" if backend == "nccl" else backend
     else:
+        backend = "gloo"
+    try:
+        distributed.init_process_group(backend, timeout=peers.TIME_LIMIT)
+        peers.watch()
+    except (distributed.DistNetworkError, distributed.DistStoreError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise CSDError(
-            f"--launcher {launcher} needs a GPU, and none was found; on a CPU use --launcher pytorch with torchrun"
+            f"rank {os.environ['RANK']}: the processes of this job cannot meet at {place} ({first_line(error)}); check "
+            f"that the first host is reached there"
+        ) from error
+
+
+def _take_places_of_slurm(port: int | None) -> None:
+    """What torch.distributed reads from the environment, by what srun has put there."""
+    slurm = {
+        "RANK": "SLURM_PROCID",
+        "WORLD_SIZE": "SLURM_NTASKS",
+        "LOCAL_RANK": "SLURM_LOCALID",
+        "GROUP_RANK": "SLURM_NODEID",
+    }
+    missing = [name for name in (*slurm.values(), "SLURM_JOB_NODELIST") if name not in os.environ]
+    if missing:
+        raise CSDError(
+            f"--launcher slurm is for processes started by srun, which sets {missing[0]}; use srun python -m "
+            f"csd_plugin.train .. --launcher slurm, or torchrun with --launcher pytorch"
         )
+    os.environ |= {name: os.environ[theirs] for name, theirs in slurm.items()}
+    if port is not None or "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(port or 29500)  # torch.distributed's own
+    if "MASTER_ADDR" not in os.environ:
+        command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
+        try:
+            names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+            os.environ["MASTER_ADDR"] = names[0]
+        except (OSError, subprocess.CalledProcessError, IndexError) as error:
+            raise CSDError("--launcher slurm: scontrol does not name the first host; set MASTER_ADDR to it") from error
 
 
 def load_resume_state(opt: dict) -> dict | None:
@@ -347,11 +419,16 @@ def load_resume_state(opt: dict) -> dict | None:
 
     content = opt["datasets"]["train"]
     content["manual_seed"] = opt["manual_seed"]
-    path, damage = find_resume_state(opt)
+    path, damage = peers.of_the_first(find_resume_state(opt))
     for line in damage if opt["rank"] == 0 else []:
         print(f"warning: {line}; resuming from {path}", file=sys.stderr, flush=True)
     if path is None:
         return None
+    if opt["rank"] and not Path(path).is_file():
+        raise CSDError(
+            f"{path} is not on this host, and rank 0 resumes from it; let all hosts share the folder experiments/, or "
+            f"copy it"
+        )
     opt["path"]["resume_state"] = path
     state = _read_state(path)
     check_resume(opt, state["iter"])
@@ -365,7 +442,7 @@ def load_resume_state(opt: dict) -> dict | None:
 
 
 def find_resume_state(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:
-    """The state to go on from: with --auto_resume the newest whole one of this experiment, else `path.resume_state`.
+    """The state to resume from: with --auto_resume the newest whole one of this experiment, else `path.resume_state`.
 
     Whole: the state and the networks that were saved with it can be read. Returns what is wrong with newer ones, too.
 

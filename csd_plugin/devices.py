@@ -12,7 +12,10 @@ from torch import nn
 from csd_plugin.errors import CSDError, first_line
 
 _AMPERE = (8, 0)
-_FIXED_CUDNN = 91500  # as torch.backends.cudnn.version() has 9.15
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""By the number of a tensor's axes."""
+_FIXED_CUDNN = 91500
+"""9.15, as torch.backends.cudnn.version() gives it."""
 
 
 def pick_device(device: str | torch.device) -> torch.device:
@@ -76,6 +79,14 @@ def _rounding() -> list[tuple[Any, str, Any]]:
         operations = [cuda.matmul, cudnn.conv, mkldnn.matmul, mkldnn.conv]
         return [(operation, "fp32_precision", "ieee") for operation in operations]
     return [(cudnn, "allow_tf32", False), (cuda.matmul, "allow_tf32", False)]
+
+
+def use_channels_last(network: nn.Module) -> None:
+    """Weights of convolutions in the layout of tensor cores. In 16 bits those that lie otherwise, and their gradients,
+    are brought from one into the other each time; what a convolution gives follows its weights."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d):
+            layer.to(memory_format=_CHANNELS_LAST[layer.weight.dim()])  # type: ignore[call-overload]
 
 
 def half_precision_warnings(networks: Iterable[nn.Module], dtype: torch.dtype, device: torch.device) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from csd_plugin.errors import CSDError
+from csd_plugin.versions import check_versions
 
 _EXTRAS = {  # of pyproject.toml, by the modules that its packages hold
     "train": ("filelock", "mmengine", "pydantic", "scipy", "tensorboard", "yaml"),
@@ -43,8 +44,12 @@ def needed_by(job: str) -> Iterator[None]:
 
 @contextmanager
 def or_exit(job: str) -> Iterator[None]:
-    """`needed_by` while a module is imported, where nobody catches errors: the process ends with status 2."""
+    """`needed_by` while the toolbox and ours are imported, where nobody catches errors: the process ends with status 2.
+
+    So it does where versions are too old.
+    """
     try:
+        check_versions(job, toolbox=True)
         with needed_by(job):
             yield
     except CSDError as error:

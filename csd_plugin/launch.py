@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
-import sys
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from csd_plugin import registration
+from csd_plugin import compat, peers, registration
 from csd_plugin.activation import FILE_ERRORS, output_of, parse_checked, reading_error
-from csd_plugin.distill.processes import leave_the_others
+from csd_plugin.distill.processes import are_several
 from csd_plugin.errors import CSDError, out_of_memory
 from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.lifeline import end_with_starter
@@ -22,12 +21,13 @@ from csd_plugin.records import optional_records
 from csd_plugin.unread import ending_quietly
 
 
-def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
+def run(pipeline: Callable[[str], None], module: ModuleType, began: float | None = None) -> int:
     """Run the toolbox's pipeline in the current folder, options checked before anything is written.
 
     Args:
         pipeline: `train_pipeline` or `test_pipeline`.
         module: where the pipeline looks `parse_options` up.
+        began: by `time.monotonic()`, when the run did, if before its model.
 
     Returns:
         0, or 2 after one line on stderr, or 130 when interrupted; a training that a signal has stopped, 128 + its
@@ -35,8 +35,8 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
     """
     end_with_starter()
     keep_freed_memory()
-    atexit.register(leave_the_others)
     locks = ExitStack()
+    locks.push(peers.report)
     parse_options = module.parse_options
     plain = getattr(parse_options, "__wrapped__", parse_options)  # `activate` may have been there before
 
@@ -44,6 +44,8 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
         registration.extend()
         parsed = parse_checked(plain, root_path, is_train)
         locks.enter_context(alone(output_of(parsed[0])))
+        if parsed[0].get("train", {}).get("max_seconds"):
+            parsed[0]["began"] = began
         return parsed
 
     module.parse_options = parse_and_check  # type: ignore[attr-defined]
@@ -57,7 +59,7 @@ def run(pipeline: Callable[[str], None], module: ModuleType) -> int:
 def _run(pipeline: Callable[[str], None]) -> int:
     trains = pipeline.__name__ == "train_pipeline"
     try:
-        with REQUEST.listening() if trains else nullcontext():
+        with compat.named_downloads(), REQUEST.listening() if trains else nullcontext():
             pipeline(str(Path.cwd()))
     except BrokenPipeError:
         raise
@@ -65,15 +67,18 @@ def _run(pipeline: Callable[[str], None]) -> int:
         return _fail(reading_error(error))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
+            peers.find_cause()
             raise
         return _fail(out_of_memory(error))
     except Stopped as stopped:
-        return int(stopped.code or 0)
+        if not stopped.together and are_several():
+            peers.fail(signal.Signals(stopped.code - 128).name)
+        return stopped.code
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     return 0
 
 
 def _fail(message: str, status: int = 2) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    peers.fail(message)
     return status

@@ -34,10 +34,12 @@ from csd_plugin.limited_yaml import LimitedLoader
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.problems import Problems
 
-# Layers, channels, frames, clips: far more than anybody trains with, few enough not to fill the memory.
 _MOST = 1024
-_LARGEST = 2**31 - 1  # that torch, numpy and the toolbox take everywhere
-_LONGEST = 10**9  # steps
+"""Most layers, channels, frames or clips: more than anybody trains with, and they fit into memory."""
+_LARGEST = 2**31 - 1
+"""The largest whole number that torch, numpy and the toolbox take everywhere."""
+_LONGEST = 10**9
+"""Most steps of a run."""
 
 Steps = Annotated[float, Field(ge=1, le=_LONGEST, multiple_of=1)]
 """A whole number of steps, which YAML may give as 5e3."""
@@ -46,7 +48,7 @@ Steps = Annotated[float, Field(ge=1, le=_LONGEST, multiple_of=1)]
 def _stays_inside(name: str) -> str:
     """Names become folders and files below experiments/ and results/."""
     if name.startswith(("/", "\\", "~")) or ".." in re.split(r"[/\\]", name) or not name.isprintable():
-        raise ValueError("it should lead nowhere outside the folders of results")
+        raise ValueError("it must stay inside the folders of results")
     return name
 
 
@@ -160,23 +162,24 @@ class TrainSection(ToolboxSection):
         1,
         ge=1,
         le=_MOST,
-        description="parts in which a batch goes through the networks, one after the other: `batch_size_per_gpu: 4` "
-        "and `accumulate: 4` need the memory of one clip and train what a batch of 4 does. An iteration stays one "
-        "optimizer step",
+        description="parts in which a batch goes through the networks, one after the other. `batch_size_per_gpu: 4` "
+        "with `accumulate: 4` needs the memory of one clip, and trains as a batch of 4 does. An iteration is still "
+        "one optimizer step",
     )
     skip_limit: int = Field(
         10,
         ge=0,
         le=_LONGEST,
-        description="batches whose loss (with `grad_clip`, gradient) is not finite that are left out before the run "
-        "ends; `experiments/NAME/skipped.txt` has their clips",
+        description="the run ends after more than this number of batches whose loss (with `grad_clip`, also the "
+        "gradient) is not finite; they are left out, and `experiments/NAME/skipped.txt` lists their clips",
     )
     max_seconds: float | None = Field(
         None,
         gt=0,
         le=_LONGEST,
-        description="end the training after this time, with decoding and compiling in it; the schedule is then as far "
-        "in `total_iter` as the run is in its time, so set `total_iter` (and `periods`) well above the steps that fit",
+        description="end the training after this time, from the start of its process to its last file. The schedule "
+        "then follows the share of the time that is over, so set `total_iter` (and `periods`) well above the steps "
+        "that fit",
     )
     health: bool = Field(
         True,
@@ -185,7 +188,7 @@ class TrainSection(ToolboxSection):
     )
     distill_opt: dict | None = Field(
         None,
-        description="of a `DistillModel`: `type`, its `weights` (one for each of its terms) and options; `teachers`",
+        description="for a `DistillModel`: `type`, its `weights` (one for each of its terms) and options; `teachers`",
     )
 
 
@@ -341,9 +344,32 @@ def objective_section(name: str) -> type[BaseModel]:
 
 
 LOSSES = {"PyramidSSIMLoss": PyramidSSIMLoss}
-MODELS = {"VideoDerainModel": False, "DistillModel": True}  # whether they learn from teachers
+MODELS = {"VideoDerainModel": False, "DistillModel": True}
+"""Our models by name, and whether they learn from teachers."""
 TEACHER_KEYS = ("network_", "interface_", "pretrain_network_", "param_key_", "strict_load_")
 """What begins the keys, of the top level and of `path`, that each teacher has for itself: `network_t2`."""
+
+_NO_DISCRIMINATOR, _ONE_LOSS = "have no discriminator", "train with pixel_opt alone"
+OF_OTHER_MODELS = {
+    "network_d": _NO_DISCRIMINATOR,
+    "path.pretrain_network_d": _NO_DISCRIMINATOR,
+    "path.param_key_d": _NO_DISCRIMINATOR,
+    "path.strict_load_d": _NO_DISCRIMINATOR,
+    "train.gan_opt": _NO_DISCRIMINATOR,
+    "train.optim_d": _NO_DISCRIMINATOR,
+    "train.net_d_iters": _NO_DISCRIMINATOR,
+    "train.net_d_init_iters": _NO_DISCRIMINATOR,
+    "train.perceptual_opt": _ONE_LOSS,
+    "train.ldl_opt": _ONE_LOSS,
+    "train.feature_matching_opt": _ONE_LOSS,
+    "train.fix_flow": "train all weights from the first step",
+    "train.tsa_iter": "train all weights from the first step",
+    "train.flow_lr_mul": "have one learning rate",
+    "train.dcn_lr_mul": "have one learning rate",
+    "val.flip_seq": "validate frames as they are",
+    "val.center_frame_only": "validate all frames",
+}
+"""Keys that the toolbox's other models read, and what ours do: without an error they would be dropped in silence."""
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "interface_g": InterfaceSection,
@@ -371,7 +397,10 @@ def distils(opt: Mapping[str, Any]) -> bool:
 def check_file(content: Any, source: str, twice: Iterable[tuple[int, str]] = ()) -> None:
     """Check what the toolbox takes for granted while it reads an option file, before it does.
 
-    twice: keys that are in their section twice, as lines and what to say of them.
+    Args:
+        content: the file, read.
+        source: its name, for messages.
+        twice: keys that are in their section twice, as lines and what to say about them.
 
     Raises:
         CSDError: the file is not a mapping, has a key twice, or one of `name`, `num_gpu`, `datasets` and `path` is not
@@ -435,6 +464,11 @@ def find_problems(opt: Mapping[str, Any], problems: Problems) -> None:
     for key in ("network_g", *(f"network_{label}" for label in labels)):
         if opt.get(key):
             _check_typed(opt[key], networks, key, problems)
+    for key, instead in OF_OTHER_MODELS.items():
+        section, _, name = key.rpartition(".")
+        content = opt.get(section) if section else opt
+        if isinstance(content, Mapping) and content.get(name):
+            problems.add(key, f"{key}: models of csd-plugin {instead}; remove it")
     if opt["is_train"]:
         _check_training(opt, problems)
 
@@ -448,9 +482,6 @@ def _check_training(opt: Mapping[str, Any], problems: Problems) -> None:
     if not isinstance(train, Mapping):
         return
     _check_numbers(train, "train.", problems)
-    if train.get("perceptual_opt"):
-        text = "train.perceptual_opt: these models train with pixel_opt alone; remove it"
-        problems.add("train.perceptual_opt", text)
     typed: dict[str, type[BaseModel]] = {"optim_g": OptimizerSection, "scheduler": SchedulerSection}
     for key, section in typed.items():
         if isinstance(train.get(key), Mapping):
@@ -570,6 +601,8 @@ def _check(content: Mapping[str, Any], section: type[BaseModel], where: str, pro
     """Check one section; `where` is what the message puts before a key of it."""
     known = section.model_fields
     for key in content:
+        if f"{where}{key}" in OF_OTHER_MODELS:
+            continue
         if key not in known and difflib.get_close_matches(str(key), known, 1, cutoff=0.8):
             problems.unknown(where, str(key), known)
     try:
@@ -612,7 +645,9 @@ _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 def safe_ordered_yaml() -> tuple[type, type]:
     """The toolbox's YAML loader runs any Python that a file asks for; this one knows data only, and checks it.
 
-    The toolbox reads nothing but option files with it, and indexes what it finds there without looking.
+    The toolbox reads only option files with it, and uses what it finds there without a check.
+
+    The loader raises CSDError for keys that are not text.
     """
 
     class Loader(LimitedLoader):
@@ -620,8 +655,7 @@ def safe_ordered_yaml() -> tuple[type, type]:
             self.twice: list[tuple[int, str]] = []
             content = super().get_single_data()
             check_file(content, self.name, self.twice)
-            if isinstance(content, dict) and content.get("val", {}) is None:
-                del content["val"]  # the toolbox's --debug writes into it where it is there
+            content = _Options(content)
             if content.get("model_type") in MODELS:
                 # the toolbox would take all, by threads of one process
                 content["num_gpu"] = gpus_of(content["num_gpu"])
@@ -643,8 +677,21 @@ def safe_ordered_yaml() -> tuple[type, type]:
         return content
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    Dumper.add_representer(OrderedDict, lambda dumper, data: dumper.represent_dict(data.items()))
+    Dumper.add_multi_representer(OrderedDict, lambda dumper, data: dumper.represent_dict(data.items()))
     return Loader, Dumper
+
+
+class _Options(OrderedDict):
+    """A file's content, in which a section without anything is none at all, also when --force_yml empties it.
+
+    The toolbox's --debug writes into `val` where it is there, and its --launcher slurm unpacks `dist_params`.
+    """
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key in ("val", "dist_params") and value is None:
+            self.pop(key, None)
+        else:
+            super().__setitem__(key, value)
 
 
 def _shown(node: yaml.Node) -> str:
@@ -659,7 +706,7 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 def load_options(path: Path) -> dict[str, Any]:
-    """As `read_options`, checked only as far as `check_file` does."""
+    """As `read_options`, checked only as far as `check_file` does. Raises CSDError."""
     try:
         with path.open(encoding="utf-8") as file:
             opt = yaml.load(file, Loader=safe_ordered_yaml()[0])

@@ -32,7 +32,8 @@ class ProblemsError(CSDError):
 class Problems:
     """What has been found so far; each begins with the path of its key, `train.optim_g.lr is -1: ..`.
 
-    source: the file they are in, where their lines are looked up.
+    Args:
+        source: the file that they are in, where their lines are looked up; empty for none.
     """
 
     def __init__(self, source: str) -> None:
@@ -42,9 +43,12 @@ class Problems:
         self._meant: set[str] = set()
 
     def add(self, key: str, text: str, meant: Iterable[str] = ()) -> None:
-        """`text` as the user reads it, with the key; nothing where a mistyped key is the reason.
+        """Add a problem, unless a mistyped key that was added before is its reason.
 
-        meant: the right keys, where this one is mistyped.
+        Args:
+            key: the section and key, joined by dots.
+            text: as the user reads it.
+            meant: the right keys, where this one is mistyped.
         """
         if key not in self._meant and text not in self._found.get(key, []):
             self._found.setdefault(key, []).append(text)

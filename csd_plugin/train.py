@@ -4,8 +4,11 @@ Takes the toolbox's own flags (--auto_resume, --debug, --force_yml, --launcher).
 """
 
 import sys
+import time
 
 from csd_plugin.extras import or_exit
+
+BEGAN = time.monotonic()
 
 # At module level, so that spawned loader workers, which import this module again, have it too.
 with or_exit("csd_plugin.train"):
@@ -17,12 +20,15 @@ with or_exit("csd_plugin.train"):
     from csd_plugin import launch
 
 
-def main() -> int:
-    """Train as the command line says; 0, or 2 after one line on stderr."""
+def main(began: float | None = None) -> int:
+    """Train as the command line says; 0, or 2 after one line on stderr.
+
+    began: by `time.monotonic()`, from when on `train.max_seconds` counts; by default from the start of the model.
+    """
     import basicsr.train
 
-    return launch.run(basicsr.train.train_pipeline, basicsr.train)
+    return launch.run(basicsr.train.train_pipeline, basicsr.train, began)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(BEGAN))

@@ -145,7 +145,7 @@ def test_a_checkpoint_that_fits_in_part_alone(refuses, launcher, capfd, tiny_rai
     for label in ("t", "g"):
         options = distill_options(tiny_rain, tiny_teacher)
         options["path"] |= {f"pretrain_network_{label}": "other.pth", f"strict_load_{label}": False}
-        refuses(options, f"path.pretrain_network_{label}", "tensors it has 0", "of another network")
+        refuses(options, f"path.pretrain_network_{label}", "it has 0 of the network's ", "of another network")
 
     start = SLDNet(preset="student2", num_feat=4).state_dict()
     del start["conv13.weight"]
@@ -328,6 +328,25 @@ def test_values_forced_from_the_command_line(refuses, launcher, tiny_rain):
     assert launcher.train(options, "--force_yml", "train:ema_decay=0.5", "name=forced") == 0
     assert launcher.models[-1].ema_decay == 0.5
     assert (launcher.folder / "experiments/forced").is_dir()
+
+
+def test_debug_shortens_what_is_not_forced(launcher, tiny_rain):
+    options = train_options(tiny_rain, val={"val_freq": 9, "save_img": False}, **{"train.total_iter": 4})
+    options["datasets"]["val"] = scored_set(tiny_rain)
+    forced = ["val:val_freq=3", "logger:save_checkpoint_freq=2"]
+    assert launcher.train(options, "--debug", "--force_yml", *forced) == 0
+    experiment = launcher.folder / "experiments/debug_run"
+    assert {path.name for path in experiment.glob("training_states/*")} == {"2.state", "4.state"}
+    assert {path.name for path in experiment.glob("metrics/*.json")} == {"rain_3.json", "rain_4.json"}
+    assert launcher.train(options, "--debug", "--force_yml", "name=short") == 0
+    assert launcher.models[-1].opt["val"]["val_freq"] == 8
+
+
+def test_debug_without_validation(launcher, tiny_rain):
+    options = train_options(tiny_rain, val={"val_freq": 1, "save_img": False})
+    options["datasets"]["val"] = scored_set(tiny_rain)
+    assert launcher.train(options, "--debug", "--force_yml", "val=~") == 0
+    assert not (launcher.folder / "experiments/debug_run/metrics").exists()
 
 
 def test_processes_that_nobody_started(refuses, tiny_rain, monkeypatch):

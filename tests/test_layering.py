@@ -20,6 +20,7 @@ PACKAGE = ROOT / "csd_plugin"
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"activation"},
     "__main__": {"cli"},
+    "digests": set(),
     "errors": set(),
     "atomic": set(),
     "extras": set(),
@@ -27,11 +28,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lifeline": set(),
     "limited_yaml": set(),
     "locks": set(),
+    "peers": {"distill.processes"},
     "plain": set(),
     "records": set(),
     "problems": set(),
     "tables": set(),
     "unread": set(),
+    "versions": set(),
     "extensions": set(),
     "types": set(),
     "archs": {"types", "extensions", "data.windows"},
@@ -68,19 +71,29 @@ MAY_IMPORT: dict[str, set[str]] = {
         "compat",
         "devices",
         "inference.folding",
+        "peers",
     },
-    "compat": {"options", "archs", "data.stores"},
+    "compat": {"options", "archs", "data.stores", "peers"},
     "schema": {"options"},
     "registration": {"compat", "extensions", "options", "archs", "data", "losses", "metrics", "models"},
-    "activation": {"compat", "registration", "models", "options", "weights"},
+    "activation": {"compat", "peers", "registration", "models", "options", "weights"},
     "link": {"activation", "compat"},
-    "launch": {"activation", "distill.processes", "inference.memory", "models.stopping", "registration"},
+    "launch": {
+        "activation",
+        "compat",
+        "distill.processes",
+        "inference.memory",
+        "models.stopping",
+        "peers",
+        "registration",
+    },
     "train": {"compat", "registration", "launch"},
     "test": {"compat", "registration", "launch"},
     # other frameworks' adapters
     "integrate": {"archs", "compat", "data", "distill", "extensions", "metrics", "options", "weights"},
     # the commands: what a job needs, and `cli.flags`, whose types of flags the benches take too
     "lab": {
+        "archs",
         "bench.measure",
         "data",
         "devices",
@@ -112,6 +125,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "devices",
         "distill.average",
+        "distill.taps",
         "inference",
         "losses",
         "metrics",
@@ -140,6 +154,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
 }
 ALWAYS = {
+    "digests",
     "errors",
     "extras",
     "atomic",
@@ -151,6 +166,7 @@ ALWAYS = {
     "records",
     "tables",
     "unread",
+    "versions",
     "__version__",
 }
 # `bench` measures the toolbox's own readers beside ours.
@@ -243,7 +259,10 @@ def test_a_distiller_needs_no_toolbox_and_no_other_framework():
 
 
 def test_the_package_itself_imports_nothing_but_when_it_is_activated():
-    assert [name for part, name, _ in imports() if part == "__init__"] == ["csd_plugin.activation.activate"]
+    assert [name for part, name, _ in imports() if part == "__init__"] == [
+        "csd_plugin.extras.or_exit",
+        "csd_plugin.activation.activate",
+    ]
 
 
 def python(code: str, *arguments: str) -> str:

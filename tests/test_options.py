@@ -270,7 +270,16 @@ def test_other_peoples_models_are_left_alone():
         ),
         ({"train.pixel_opt": ...}, "train.pixel_opt is missing"),
         ({"train.pixel_opt.scale_weights": 1}, "scale_weights is 1"),
-        ({"train.perceptual_opt": {"type": "PerceptualLoss"}}, "perceptual_opt: these models train with pixel_opt"),
+        ({"train.perceptual_opt": {"type": "PerceptualLoss"}}, "train.perceptual_opt: models of csd-plugin train with"),
+        ({"network_d": {"type": "VGGStyleDiscriminator"}}, "network_d: models of csd-plugin have no discriminator"),
+        ({"path.pretrain_network_d": "d.pth"}, "path.pretrain_network_d: models of csd-plugin have no discriminator"),
+        ({"train.optim_d": {"type": "Adam", "lr": 0.1}}, "train.optim_d: models of csd-plugin have no discriminator"),
+        (
+            {"train.gan_opt": {"type": "GANLoss"}},
+            "train.gan_opt: models of csd-plugin have no discriminator; remove it",
+        ),
+        ({"train.fix_flow": 5000}, "train.fix_flow: models of csd-plugin train all weights"),
+        ({"val.flip_seq": True}, "val.flip_seq: models of csd-plugin validate frames as they are; remove it"),
         ({"train.optim_g.lr": "1e-4"}, "optim_g.lr is '1e-4': input should be a valid number; YAML reads 1e-4 as"),
         ({"train.optim_g.lr": -1.0}, "optim_g.lr is -1.0"),
         ({"train.total_iter": "2e4"}, "write !!float 2e4"),
@@ -314,5 +323,8 @@ def test_stage_1_needs_no_teacher():
 def test_an_empty_section_val_is_as_none(monkeypatch):
     """`--debug` of the toolbox writes into `val` where it is there."""
     monkeypatch.setattr(options, "check_file", lambda content, source, twice: None)
-    text = "name: x\nval: ~\n"
-    assert "val" not in yaml.load(text, Loader=options.safe_ordered_yaml()[0])
+    content = yaml.load("name: x\nval: ~\n", Loader=options.safe_ordered_yaml()[0])
+    assert "val" not in content
+    content["val"] = {}
+    content["val"] = None  # as --force_yml does it
+    assert "val" not in content

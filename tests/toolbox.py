@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 import yaml
 from synthetic import TEST, TRAIN, write_ntu_rain
 
+ROOT = Path(__file__).resolve().parents[1]
 TEACHER = {"type": "SLDNet", "preset": "teacher", "num_feat": 4}
 STUDENT = {"type": "SLDNet", "preset": "student2", "num_feat": 4}
 
@@ -128,6 +131,24 @@ def changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         else:
             section[key] = value
     return options
+
+
+def torchrun(
+    folder: Path, options: dict[str, Any], *flags: str, script: Path | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """`csd_plugin.train`, or a script in its place, in two processes of torchrun."""
+    (folder / "options.yml").write_text(yaml.safe_dump(options, sort_keys=False))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    module = ["-m", "csd_plugin.train"] if script is None else [str(script)]
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, *launch, *module, "--launcher", "pytorch", "-opt", "options.yml", *flags],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
 
 
 class Launcher:

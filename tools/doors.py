@@ -1,11 +1,12 @@
 """Every way of having the plugin in a training script that is not ours, on every kind of tree: what works, as a table.
 
-    python tools/doors.py                 trees made from the installed BasicSR
-    python tools/doors.py ~/BasicSR       and one made from a clone of it
+    python tools/doors.py                            trees made from the installed BasicSR
+    python tools/doors.py ~/BasicSR ~/Real-ESRGAN    and copies of these checkouts
 
 A door is `csd_plugin.activate()` in train.py, `csd link PATH` or `csd link --hook`. A tree is BasicSR itself or a
 project on it. All of it are copies in a temporary folder, with an environment of their own. Each pair trains a tiny
-network on tiny clips, validates, resumes, tests, and is given faulty option files. A few minutes; not for Windows.
+network on tiny clips, validates, resumes, tests, is given faulty option files, and is undone. A few minutes; not for
+Windows.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import venv
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,10 @@ import numpy as np
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from csd_plugin.link.trees import find_tree  # noqa: E402
+
 DOORS = ("activate()", "csd link", "csd link --hook")
 LINE = "import csd_plugin\n\ncsd_plugin.activate()\n"
 
@@ -53,7 +59,7 @@ class Tree:
     def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
         """A command of this tree's Python."""
         given = self.environment.get("PYTHONPATH")
-        folders = [str(self.toolbox), *([given] if given else [])]
+        folders = [str(self.toolbox), str(self.root), *([given] if given else [])]
         return subprocess.run(
             [self.python, *command],
             cwd=self.root,
@@ -83,13 +89,39 @@ def released(folder: Path, python: Path) -> Tree:
     return _toolbox("BasicSR, as installed", Path(spec.origin).parent, folder, python)
 
 
-def cloned(folder: Path, python: Path, clone: Path) -> Tree:
-    """A copy of a clone of BasicSR, or of a fork."""
-    tree = _toolbox(f"the clone {clone.name}", clone / "basicsr", folder, python)
-    version = folder / "basicsr" / "version.py"
-    if not version.exists():
+def checked_out(folder: Path, python: Path, checkout: Path) -> Tree:
+    """A copy of a checkout of BasicSR or of a fork, or of a project on it, which gets the BasicSR installed here."""
+    found = find_tree(checkout)
+    package = found.package.relative_to(checkout.resolve())  # '.' where archs, data and models lie next to train.py
+    name = f"the checkout {checkout.name}"
+    if found.toolbox:
+        tree = _toolbox(name, found.package, folder, python)
+    else:
+        shutil.copytree(checkout, folder, ignore=shutil.ignore_patterns(".git", "__pycache__", *_OUTPUTS))
+        scripts = _scripts_of(folder / package, folder)
+        tree = Tree(name, folder, _toolbox_next_to(folder, python), scripts, python)
+    version = folder / package / "version.py"
+    if (version.parent / "__init__.py").exists() and not version.exists():  # its setup.py makes it
         version.write_text("__version__ = '0'\n__gitsha__ = 'unknown'\n", encoding="utf-8")
     return tree
+
+
+def _scripts_of(*folders: Path) -> dict[str, Path]:
+    """The train.py of a project, and a test.py like it where it has none."""
+    home = next((folder for folder in folders if (folder / "train.py").is_file()), None)
+    if home is None:
+        raise SystemExit(f"error: {folders[-1]}: no train.py next to the models or above them")
+    scripts = {job: home / f"{job}.py" for job in ("train", "test")}
+    if not scripts["test"].exists():
+        text = scripts["train"].read_text(encoding="utf-8")
+        scripts["test"].write_text(
+            text.replace("basicsr.train", "basicsr.test").replace("train_pipeline", "test_pipeline"), encoding="utf-8"
+        )
+    return scripts
+
+
+def _toolbox_next_to(folder: Path, python: Path) -> Path:
+    return released(folder.with_name(f"{folder.name}_toolbox"), python).root
 
 
 def _toolbox(name: str, package: Path, folder: Path, python: Path) -> Tree:
@@ -104,13 +136,12 @@ def example_project(folder: Path, python: Path) -> Tree:
 
 
 def packaged_project(folder: Path, python: Path) -> Tree:
-    """One package that holds archs, data and models, as in Real-ESRGAN."""
+    """One package that holds archs, data, models and train.py, as in Real-ESRGAN."""
     return _project("in the pattern of Real-ESRGAN", folder, python, "restorer", "restorer.")
 
 
 def _project(name: str, folder: Path, python: Path, package: str, prefix: str) -> Tree:
-    toolbox = folder.with_name(f"{folder.name}_toolbox")
-    released(toolbox, python)
+    toolbox = _toolbox_next_to(folder, python)
     inside = folder / package
     for room in ("archs", "data", "models"):
         (inside / room).mkdir(parents=True)
@@ -121,11 +152,14 @@ def _project(name: str, folder: Path, python: Path, package: str, prefix: str) -
     (inside / "models" / "own_model.py").write_text(_OWN_MODEL, encoding="utf-8")
     scripts = {}
     for job in ("train", "test"):
-        scripts[job] = folder / f"{job}.py"
-        scripts[job].write_text(_SCRIPT.format(prefix=prefix, job=job), encoding="utf-8")
+        scripts[job] = inside / f"{job}.py"
+        scripts[job].write_text(
+            _SCRIPT.format(prefix=prefix, job=job, above=len(prefix.split(".")) - 1), encoding="utf-8"
+        )
     return Tree(name, folder, toolbox, scripts, python)
 
 
+_OUTPUTS = ("datasets", "experiments", "results", "tb_logger")
 _SCAN = """import importlib
 from pathlib import Path
 
@@ -149,15 +183,16 @@ from basicsr.utils.registry import MODEL_REGISTRY
 class OwnModel(SRModel):
     pass
 """
-_SCRIPT = """import {prefix}archs
-import {prefix}data
-import {prefix}models
+_SCRIPT = """from pathlib import Path
+
 from basicsr.{job} import {job}_pipeline
 
-if __name__ == "__main__":
-    import os
+import {prefix}archs
+import {prefix}data
+import {prefix}models
 
-    {job}_pipeline(os.path.dirname(os.path.abspath(__file__)))
+if __name__ == "__main__":
+    {job}_pipeline(str(Path(__file__).resolve().parents[{above}]))
 """
 
 
@@ -167,16 +202,29 @@ def open_door(tree: Tree, door: str) -> None:
         for script in tree.scripts.values():
             script.write_text(LINE + script.read_text(encoding="utf-8"), encoding="utf-8")
         return
-    # of a project, the BasicSR that it imports as well: 1.4.2 asks for it, and says so
-    paths = [[tree.toolbox]] if tree.root == tree.toolbox else [[tree.toolbox], [tree.root]]
-    for arguments in [["--hook"]] if door == "csd link --hook" else paths:
+    for arguments in _linked(tree, door):
         tree.run("-m", "csd_plugin", "link", *arguments)
 
 
-def close_door(tree: Tree, door: str) -> None:
-    """Undo it, where the environment rather than the tree has it."""
+def close_door(tree: Tree, door: str) -> list[str]:
+    """Undo it, as `csd link` does; what each command said. The line of `activate()` stays."""
+    if door == "activate()":
+        return []
+    return [tree.run("-m", "csd_plugin", "link", *arguments, "--undo").stdout for arguments in _linked(tree, door)]
+
+
+def _linked(tree: Tree, door: str) -> list[list[str | Path]]:
+    """The arguments of `csd link`, one list for each command."""
     if door == "csd link --hook":
-        tree.run("-m", "csd_plugin", "link", "--hook", "--undo")
+        return [["--hook"]]
+    # of a project, the BasicSR that it imports as well: 1.4.2 asks for it, and says so
+    return [[tree.toolbox]] if tree.root == tree.toolbox else [[tree.toolbox], [tree.root]]
+
+
+def sources(tree: Tree) -> dict[Path, bytes]:
+    """All files of Python in the tree and its toolbox."""
+    files = {file for root in (tree.root, tree.toolbox) for file in root.rglob("*.py*") if file.is_file()}
+    return {file: file.read_bytes() for file in files if file.suffix == ".py" or file.name.startswith("csd_")}
 
 
 def write_clips(root: Path) -> Path:
@@ -371,11 +419,11 @@ def _unless(right: bool, job: Job) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clone", metavar="CLONE", type=Path, nargs="?", help="a clone of BasicSR, or of a fork")
-    clone = parser.parse_args().clone
+    parser.add_argument(
+        "checkouts", metavar="CHECKOUT", type=Path, nargs="*", help="of BasicSR, of a fork, or of a project on it"
+    )
     makers: list[Callable[..., Tree]] = [released, example_project, packaged_project]
-    if clone is not None:
-        makers.insert(1, lambda folder, python: cloned(folder, python, clone))
+    makers += [partial(checked_out, checkout=checkout) for checkout in parser.parse_args().checkouts]
 
     failed = 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -384,18 +432,20 @@ def main() -> int:
         (base / "faults").mkdir()
         faults = faulty_files(base / "faults", data)
         python = make_python(base / "python")
-        print(f"| tree | door | train | validate | resume | test | {len(faults)} faulty files |")
-        print("|---|---|---|---|---|---|---|")
+        print(f"| tree | door | train | validate | resume | test | {len(faults)} faulty files | undone |")
+        print("|---|---|---|---|---|---|---|---|")
         for number, maker in enumerate(makers):
             for door in DOORS:
                 tree = maker(base / f"tree_{number}_{DOORS.index(door)}", python)
+                before = sources(tree)
                 open_door(tree, door)
                 came = run_pair(tree, data, faults)
                 close_door(tree, door)
+                undone = "" if door == "activate()" else "yes" if sources(tree) == before else "no"
                 cells = ["fails" if came[job] else "works" for job in ("train", "validate", "resume", "test")]
                 wrong = {what: problem for what, problem in came.items() if problem}
-                cells.append(f"{len(faults) - len(wrong.keys() & faults)} in one line")
-                failed += len(wrong)
+                cells += [f"{len(faults) - len(wrong.keys() & faults)} in one line", undone]
+                failed += len(wrong) + (undone == "no")
                 print(f"| {tree.name} | `{door}` | {' | '.join(cells)} |", flush=True)
                 for what, problem in wrong.items():
                     print(f"{tree.name}, {door}: {what}: {problem}", file=sys.stderr, flush=True)

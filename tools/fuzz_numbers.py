@@ -452,7 +452,7 @@ def launch(job: str, options: Mapping[str, Any]) -> int:
 
 
 def forget_log() -> None:
-    """The toolbox sets its log up once in a process, and would go on with the first run's file."""
+    """The toolbox sets its log up once in a process, and would keep the first run's file."""
     from basicsr.utils import logger
 
     logger.initialized_logger.clear()

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--seconds", type=float, default=480, help="of training (default 480)")
     run.add_argument("--out", type=Path, default=Path("slice"), help="folder for all that is made (default slice)")
     run.add_argument("--clips", type=Path, default=ROOT / "clips", help="with train/ and validation/ (default: packed)")
-    run.add_argument("--before", type=Path, default=ROOT / "before", help="weights to go on from (default: packed)")
+    run.add_argument("--before", type=Path, default=ROOT / "before", help="weights to start from (default: packed)")
     run.add_argument("--networks", nargs="+", metavar="ROW", help="rows of options/matrix/gpu_slice.yml (default all)")
     run.add_argument("--cpu", action="store_true", help="rehearse without a GPU: narrow networks, small crops")
     args = parser.parse_args(argv)
@@ -99,12 +99,14 @@ def copy_frames(frames: Sequence[Path], folder: Path) -> int:
 # ---------------------------------------------------------------------- a slice
 @dataclass
 class Network:
-    """options, test: contents of option files. step: seconds, alone. memory: GiB at most, 0 on a CPU."""
+    """options, test: contents of option files. start: weights that it starts from. step: seconds, alone. memory: GiB
+    at most, 0 on a CPU."""
 
     row: str
     name: str
     options: dict[str, Any]
     test: dict[str, Any]
+    start: Path | None = None
     step: float = 0.0
     memory: float = 0.0
     note: str = ""
@@ -113,8 +115,20 @@ class Network:
     def folder(self) -> Path:
         return Path("experiments", self.name)
 
+    @property
+    def newest(self) -> Path | None:
+        """The weights that were saved last: a training that is stopped saves them by iteration alone."""
+        saved = self.folder.glob("models/net_g_*.pth")
+        return max(saved, key=lambda file: file.stat().st_mtime_ns, default=None)
+
+    @property
+    def states(self) -> list[Path]:
+        """What a training can be resumed from, oldest first."""
+        return sorted(self.folder.glob("training_states/*.state"), key=lambda file: int(file.stem))
+
 
 def run_slice(args: argparse.Namespace) -> None:
+    began = time.monotonic()
     clips, before = args.clips.resolve(), args.before.resolve()
     check_machine(args.cpu)
     for part in ("train", "validation"):
@@ -128,6 +142,7 @@ def run_slice(args: argparse.Namespace) -> None:
     train(networks, args.seconds)
     test(networks)
     print(write_results(networks, args.seconds))
+    say(f"all of it took {time.monotonic() - began:.0f} s")
 
 
 def say(text: str) -> None:
@@ -177,7 +192,7 @@ def render_rain(clips: Path) -> None:
 
 
 def rain_on(clip: Path, target: Path, seed: int, version: int) -> None:
-    """A folder of rainy frames and, with the first version, the clean ones beside it."""
+    """A folder of rainy frames and, with the first version, the clean ones next to it."""
     import cv2
 
     from csd_plugin.data.rain import PRESETS
@@ -210,12 +225,19 @@ def plan(rows: Sequence[str] | None, before: Path, cpu: bool) -> list[Network]:
         if cpu:
             options = changed(options, SMALL | {"network_g.num_feat": SMALL_WIDTH})
             test = changed(test, {"network_g.num_feat": SMALL_WIDTH, "datasets.test_1.frame_range": [11, 11]})
-        start = before / f"{run.row}.pth"
-        if start.is_file():
+        start = start_of(run.row, before, cpu)
+        if start is not None:
             options = changed(options, {"path.pretrain_network_g": str(start), "path.param_key_g": "params"})
-        say(f"{run.row}: {'from ' + str(start) if start.is_file() else 'from the beginning'}")
-        networks.append(Network(run.row, run.name, options, test))
+        network = Network(run.row, run.name, options, test, start)
+        say(f"{run.row}: from {(network.states or [start])[-1] or 'the beginning'}")
+        networks.append(network)
     return networks
+
+
+def start_of(row: str, before: Path, cpu: bool) -> Path | None:
+    """The weights of the slice before, else those that ship, which narrow networks cannot take; None: neither."""
+    shipped = [] if cpu else [ROOT / "csd_plugin/weights" / f"{row}.pth"]
+    return next((file for file in (before / f"{row}.pth", *shipped) if file.is_file()), None)
 
 
 def measure(networks: Sequence[Network], cpu: bool) -> None:
@@ -269,12 +291,12 @@ def measure(networks: Sequence[Network], cpu: bool) -> None:
 def train(networks: Sequence[Network], length: float) -> None:
     """All that fit into the GPU's memory at once, each in a process; they end by the clock, or are stopped."""
     began = time.monotonic()
-    chosen = fitting(networks)
+    chosen = fitting(networks, free_memory(), resident_memory())
     processes = {}
     for network in chosen:
         left = length - (time.monotonic() - began)
-        network.options["train"]["max_seconds"] = round(left, 1)
-        network.options["logger"]["save_checkpoint_freq"] = max(1, round(SAVED_EVERY / network.step))
+        network.options["train"]["max_seconds"] = round(seconds_before(network) + left, 1)
+        network.options["logger"]["save_checkpoint_freq"] = max(1, round(SAVED_EVERY / (network.step * len(chosen))))
         processes[network.row] = launch("train", network, network.options, len(chosen))
     for network in chosen:
         process = processes[network.row]
@@ -290,26 +312,39 @@ def train(networks: Sequence[Network], length: float) -> None:
                 process.wait()
         if process.returncode not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):  # the last: it had ended by itself
             network.note = f"training failed with status {process.returncode}: {last_error(network)}"
-        keep_newest(network)
     say(f"{len(chosen)} networks trained for {time.monotonic() - began:.0f} s")
 
 
-def keep_newest(network: Network) -> None:
-    """A training that was stopped has saved its weights by iteration alone."""
-    saved = [file for file in (network.folder / "models").glob("net_g_*.pth") if file.stem[6:].isdigit()]
-    latest = network.folder / "models/net_g_latest.pth"
-    if saved and not latest.is_file():
-        shutil.copyfile(max(saved, key=lambda file: int(file.stem[6:])), latest)
-
-
-def fitting(networks: Sequence[Network]) -> list[Network]:
-    """In order, as long as the GPU has room; each process also needs some memory for itself."""
+def seconds_before(network: Network) -> float:
+    """Those that a training has had which is resumed, as its clock counts them."""
     import torch
 
-    room = torch.cuda.mem_get_info()[0] / 2**30 if torch.cuda.is_available() else float("inf")
+    return float(torch.load(network.states[-1], map_location="cpu")["seconds"]) if network.states else 0.0
+
+
+def free_memory() -> float:
+    """GiB of the GPU."""
+    import torch
+
+    return torch.cuda.mem_get_info()[0] / 2**30 if torch.cuda.is_available() else float("inf")
+
+
+def resident_memory() -> float:
+    """GiB of the training clips, which each process keeps decoded on the GPU."""
+    import cv2
+
+    total = 0
+    for clip in (DATA / "Dataset_Training_Synthetic").iterdir():
+        frames = sorted(clip.iterdir())
+        total += len(frames) * cv2.imread(str(frames[0])).nbytes
+    return total / 2**30
+
+
+def fitting(networks: Sequence[Network], room: float, resident: float) -> list[Network]:
+    """In order, as long as the GPU has room; each process also needs some memory for itself and its clips."""
     chosen = []
     for network in networks:
-        needed = 1.2 * network.memory + CONTEXT_GIB
+        needed = 1.2 * network.memory + resident + CONTEXT_GIB
         if needed <= room:
             chosen.append(network)
             room -= needed
@@ -340,15 +375,21 @@ def last_error(network: Network) -> str:
 
 def test(networks: Sequence[Network]) -> None:
     """Those that have weights, at once: whole frames of the validation clips."""
-    ready = [network for network in networks if (network.folder / "models/net_g_latest.pth").is_file()]
-    processes = {network.row: launch("test", network, network.test, len(ready)) for network in ready}
+    ready = [network for network in networks if network.newest is not None]
+    processes = {}
+    for network in ready:
+        options = network.test | {"path": network.test["path"] | {"pretrain_network_g": str(network.newest)}}
+        processes[network.row] = launch("test", network, options, len(ready))
     for network in ready:
         if processes[network.row].wait():
             network.note = f"test failed: {last_error(network)}"
 
 
 def write_results(networks: Sequence[Network], length: float) -> str:
-    """Weights by row, for the next slice too, and the table. Returns the table."""
+    """Weights by row, for the next slice too, and the table. Returns the table.
+
+    A network that has not trained keeps the weights that it would have started from.
+    """
     import torch
 
     from csd_plugin.metrics.results import load_results
@@ -357,21 +398,23 @@ def write_results(networks: Sequence[Network], length: float) -> str:
     lines = [
         f"A slice of {length:g} s; PSNR in dB / SSIM of the luma on {', '.join(VALIDATION)}, frames 11 to 25.",
         "",
-        "| network | steps | steps/s | ms of a step alone | validation | |",
-        "| --- | ---: | ---: | ---: | ---: | --- |",
+        "| network | steps | ms of a step alone | validation | |",
+        "| --- | ---: | ---: | ---: | --- |",
     ]
     for network in networks:
-        latest, score, steps = network.folder / "models/net_g_latest.pth", "-", 0
-        if latest.is_file():
-            weights = torch.load(latest, map_location="cpu", weights_only=True)
-            torch.save({"params": weights.get("params_ema", weights["params"])}, Path("weights", f"{network.row}.pth"))
-            steps = max(int(state.stem) for state in (network.folder / "training_states").glob("*.state"))
+        kept, score = Path("weights", f"{network.row}.pth"), "-"
+        if network.newest is not None:
+            weights = torch.load(network.newest, map_location="cpu", weights_only=True)
+            torch.save({"params": weights.get("params_ema", weights["params"])}, kept)
+        elif network.start is not None:
+            shutil.copyfile(network.start, kept)
         results = Path("results", network.name, "validation.json")
         if results.is_file():
             found = load_results(results).scores.summary()
             score = f"{found['nturain_y/psnr']:.2f} / {found['nturain_y/ssim']:.4f}"
+        steps = int(network.states[-1].stem) if network.states else 0
         alone = f"{1e3 * network.step:.1f}"
-        lines.append(f"| {network.row} | {steps:,} | {steps / length:.1f} | {alone} | {score} | {network.note} |")
+        lines.append(f"| {network.row} | {steps:,} | {alone} | {score} | {network.note} |")
     text = "\n".join(lines)
     Path("table.md").write_text(text + "\n", encoding="utf-8")
     return text

@@ -6,7 +6,8 @@
 #
 # `pack` fetches the wheels that such a machine lacks and takes of every clip as many frames as fit, below 60 MB in all.
 # `run` installs them, checks the machine, renders the rain, measures, trains several networks side by side, tests them,
-# and leaves weights, logs and a table in the folder --out. With weights of the slice before it goes on from them.
+# and leaves weights, logs and a table in the folder --out. Networks start from the weights of the slice before, else
+# from those that ship. With the same --out again, trainings are resumed.
 # The machine brings Python, torch, NumPy, OpenCV, PyYAML, SciPy and scikit-image.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -34,7 +35,6 @@ pack() {
     stage=$(mktemp -d) # for the trap, which runs after this function
     trap 'rm -rf "$stage"' EXIT
     git -C "$here" archive HEAD csd_plugin options tools pyproject.toml | tar -x -C "$stage"
-    rm -f "$stage"/csd_plugin/weights/*.pth # what trains here starts anew, or from --before
     fetch_wheels "$stage/wheels" "$python"
     if [ -n "$before" ]; then cp -r "$before" "$stage/before"; fi
     local left=$((limit_mb * 1000 - $(du -sk --apparent-size "$stage" | cut -f1) - 500)) # for tar's own

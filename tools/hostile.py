@@ -58,9 +58,9 @@ class Case:
 
 
 class Ground:
-    """Where cases are made: a folder that each may fill, beside files that none may touch.
+    """Where cases are made: a folder that each may fill, next to files that none may touch.
 
-    good: a folder of frames, a network, an option file: what a command needs besides the bad file.
+    good: a folder of frames, a network, an option file: what a command needs in addition to the bad file.
     """
 
     def __init__(self, folder: Path) -> None:

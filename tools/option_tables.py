@@ -54,7 +54,7 @@ def dataset_table() -> str:
     classes = [cls.options_class for cls in DATASETS.values()]  # type: ignore[attr-defined]
     names = {cls.options_class: name for name, cls in DATASETS.items()}  # type: ignore[attr-defined]
     rows: dict[tuple[str, str, str], list[type]] = {}
-    for cls in sorted(dict.fromkeys(classes), key=lambda cls: len(cls.__mro__)):
+    for cls in sorted(dict.fromkeys(classes), key=lambda cls: (not issubclass(cls, TrainingOptions), len(cls.__mro__))):
         for field in fields(cls):
             default = "required" if field.metadata["required"] else _shown(field.default)
             rows.setdefault((field.name, field.metadata["description"], default), []).append(cls)

@@ -21,11 +21,16 @@ from csd_plugin.data.stores import open_store
 TARGETS = 3
 """Frames of a clip that are learned from."""
 _ENDS = 8
-"""Every so many clips one ends with its last target."""
+"""One clip in this many ends with its last target."""
 
 
 class Batch(NamedTuple):
-    """rainy: (B, N, 3, s, s); clean: (B, TARGETS, 3, s, s), of the clips' middle; float32 RGB in [0, 1]."""
+    """Crops of clips, float32 RGB in [0, 1].
+
+    Attributes:
+        rainy: (B, N, 3, s, s).
+        clean: (B, TARGETS, 3, s, s), of the clips' middle.
+    """
 
     rainy: Tensor
     clean: Tensor
@@ -34,7 +39,12 @@ class Batch(NamedTuple):
 class Batches:
     """Batches by their number: an interrupted run continues with those that it would have had.
 
-    cameras: the camera's pairs. kept: others, of which a share of `keep` is mixed in; None for none.
+    Args:
+        camera: the camera's pairs.
+        kept: other pairs; None for none.
+        keep: the share of clips from `kept`, 0 to 1.
+        clips: per batch.
+        seed: of the order of samples, and of what each of them draws.
     """
 
     def __init__(
@@ -48,6 +58,7 @@ class Batches:
         return map(self.batch, itertools.count(number))
 
     def batch(self, number: int) -> Batch:
+        """The batch of this number, from 0. Raises CSDError where a frame cannot be read."""
         kept, kept_after = self._num_kept(number), self._num_kept(number + 1)
         own, own_after = number * self._clips - kept, (number + 1) * self._clips - kept_after
         items = self._camera.items(own, own_after)
@@ -89,12 +100,29 @@ class _Endless:
 
 
 def camera_pairs(store: Path, *, num_frame: int, crop: int) -> PairedVideoDataset:
-    """Crops of a cache's frames for a network of windows of `num_frame`. Raises CSDError."""
+    """Crops of a cache's frames.
+
+    Args:
+        store: the cache's, see `Cache.store`.
+        num_frame: frames T that the network sees for a target.
+        crop: pixels of a side.
+
+    Raises:
+        CSDError: the store holds no clip that is long enough.
+    """
     return PairedVideoDataset(_options("the camera's frames", store, num_frame, crop))
 
 
 def other_pairs(path: Path, *, num_frame: int, crop: int) -> TrainingDataset:
-    """Crops of a data set of pairs, or of clean clips with rendered rain, by its folders' names. Raises CSDError."""
+    """Crops of a data set of pairs, or, where no folder has a name of NTURain's, of clean clips with rendered rain.
+
+    Args:
+        num_frame: frames T that the network sees for a target.
+        crop: pixels of a side.
+
+    Raises:
+        CSDError: the data set cannot be used.
+    """
     store = open_store(path, cache_mb=1024)
     paired = any(is_clip_name(key.split("/")[-2]) for key in store.keys() if "/" in key)  # noqa: SIM118
     options = _options("--pairs", path, num_frame, crop) | {"dataroot": store, "scale_range": (0.6, 1.4)}

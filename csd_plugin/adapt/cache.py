@@ -12,12 +12,13 @@ from typing import Any
 from tqdm import tqdm
 
 from csd_plugin.adapt.shots import Shot, find_shots
-from csd_plugin.adapt.teacher import Named, Teacher, file_digest
+from csd_plugin.adapt.teacher import Named, Teacher
 from csd_plugin.atomic import write_text
 from csd_plugin.data.images import files_of
 from csd_plugin.data.stores.build import filling
 from csd_plugin.data.stores.lmdb import open_file, split_key
 from csd_plugin.data.stores.verify import check_values
+from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError
 from csd_plugin.plain import parse_json
 from csd_plugin.report.text import counted, duration
@@ -33,7 +34,10 @@ class Cache:
     The frames that are learned from are its clips for training, those held back its clips for tests, so that option
     files of the toolbox can name `store` as their dataroot.
 
-    inputs: names and digests of the videos. shots: what was taken of them.
+    Attributes:
+        folder: with the store and its manifest.
+        inputs: names and digests of the videos.
+        shots: the parts of them that were taken.
     """
 
     folder: Path
@@ -60,10 +64,14 @@ def open_cache(
 ) -> Cache:
     """The pairs of these inputs by this teacher: those in `folder`, completed by what is missing there.
 
-    most: frames to take, see `find_shots`. say: is given the lines about what is done.
+    Args:
+        ensemble: whether the teacher is averaged over mirrored and reversed clips.
+        most: frames to take, see `find_shots`.
+        say: takes a line for each thing that is done.
 
-    Raises CSDError for a folder with pairs of other inputs or teachers, or damaged ones, and where nothing can be
-    written.
+    Raises:
+        CSDError: the folder holds pairs of other inputs or teachers, or damaged ones; it cannot be written to; an input
+            cannot be read.
     """
     named = tuple(Named(path.name or str(path), _digest(path)) for path in inputs)
     asked = {
@@ -86,7 +94,7 @@ def open_cache(
             folder.mkdir(parents=True, exist_ok=True)
             write_text(manifest, json.dumps(asked | {"shots": listed}, indent=1) + "\n")
         except OSError as error:
-            raise CSDError(f"{folder}: cannot be written ({error.strerror}): give another --cache") from error
+            raise CSDError(f"{folder}: cannot be written ({error.strerror}); give another --cache") from error
     cache = Cache(folder, named, tuple(shots))
     if cache.store.exists():
         _verify(cache)

@@ -1,4 +1,4 @@
-"""The student's steps, as many as the clock allows: rate by the share of the time that is over, best average kept."""
+"""The student's steps until the time is over: the learning rate follows the clock, and the best average is kept."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from csd_plugin.inference.streaming import ahead
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 
 _LOOKS = 12
-"""How often, in all the time, the average is compared with the teacher."""
+"""Comparisons of the average with the teacher, in the whole time."""
 _WARM_UP, _LAST_RATE = 50, 0.01
 """Steps of linear warm-up; the rate at the end, as a share of the highest."""
 _EMA, _GRAD_CLIP = 0.999, 1.0
@@ -32,10 +32,12 @@ _EMA, _GRAD_CLIP = 0.999, 1.0
 
 @dataclass
 class Progress:
-    """How far a run is; what a resumed one takes over.
+    """How far a run is; a resumed one takes this over.
 
-    seconds: of learning, looks at the held-back frames among them. best: dB to the teacher of the best average;
-    looked: (seconds, dB) of each look.
+    Attributes:
+        seconds: of learning, comparisons with the teacher included.
+        best: PSNR to the teacher of the best average, in dB.
+        looked: (seconds, dB) of each comparison.
     """
 
     step: int = 0
@@ -47,8 +49,13 @@ class Progress:
 class Learner:
     """A network that learns from pairs until its time is over.
 
-    network: is trained in place. `average` is the moving average of its weights, `best` the state dict of the best
-    average so far.
+    Args:
+        network: is trained in place.
+        rate: the highest learning rate.
+
+    Attributes:
+        average: the network with the moving average of its weights.
+        best: state dict of the best average so far, on the CPU.
     """
 
     def __init__(self, network: nn.Module, *, rate: float, device: torch.device) -> None:
@@ -57,16 +64,21 @@ class Learner:
         self.best = _detached(self.average)
         self.interface = interface_of(network)
         self.loss = PyramidSSIMLoss(l1_weight=0.5)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), rate, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam(self.network.parameters(), rate, betas=(0.9, 0.99), fused=True)
         self.progress = Progress()
         self.autocast = has_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
 
     def learn(
         self, batches: Batches, seconds: float, look: Callable[[nn.Module], float], save: Callable[[], object]
     ) -> None:
-        """Take steps until `seconds` are over, those of earlier runs counted.
+        """Take steps until `seconds` are over, those of earlier runs included.
 
-        look: the average's score, higher is better; called a dozen times, and at the end. save: called after each look.
+        Args:
+            look: gives the score of the average, higher is better; called a dozen times, and at the end.
+            save: called after each look.
+
+        Raises:
+            CSDError: a loss or gradient that is not finite, or a frame that cannot be read.
         """
         coming = ahead(batches.since(self.progress.step), depth=3)
         with _closing(coming), self._bar(seconds) as bar, self._clock() as now:
@@ -90,7 +102,7 @@ class Learner:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave. Raises CSDError for what it cannot have given."""
+        """Continue from what `state` gave. Raises CSDError for what it cannot have given."""
         for name, network in (("best", self.average), ("average", self.average), ("network", self.network)):
             load_weights(network, weights_in(state.get(name), name), source=name)
             if name == "best":
@@ -107,7 +119,7 @@ class Learner:
         self.progress = progress
 
     def _step(self, batch: Batch, share: float) -> None:
-        """One optimizer step; share: of the time, that is over."""
+        """One optimizer step, when this share of the time is over."""
         progress = self.progress
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate * rate_at(share, progress.step)
@@ -151,7 +163,12 @@ class Learner:
 
 
 def rate_at(share: float, step: int) -> float:
-    """The learning rate over the highest: half a cosine over the time, after some steps of warm-up."""
+    """The learning rate as a share of the highest: half a cosine over the time, after some steps of warm-up.
+
+    Args:
+        share: of the time that is over, 0 to 1.
+        step: from 0.
+    """
     cosine = _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
     return cosine * min((step + 1) / _WARM_UP, 1.0)
 

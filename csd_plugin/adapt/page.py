@@ -17,11 +17,18 @@ from csd_plugin.report.figures.sources import INPUT
 from csd_plugin.report.text import markdown
 
 _DETAILS, _ENLARGED, _GAP = 2, 2, 6
-"""Details of the frame; how many times they are enlarged; white pixels between pictures."""
+"""Details per frame; the factor by which they are enlarged; white pixels between pictures."""
 
 
 class Row(NamedTuple):
-    """A network on the held-back frames: dB to the teacher, warping error, NIQE, seconds for a frame; None: unknown."""
+    """A network's results on the held-back frames; None where there is no value.
+
+    Attributes:
+        psnr: of the luma, with the teacher's frames as truth, in dB.
+        flicker: warping error; lower is better.
+        niqe: naturalness; lower is better.
+        seconds: per frame.
+    """
 
     psnr: float | None
     flicker: float | None
@@ -38,14 +45,17 @@ def write_page(
     pictures: Mapping[str, Image],
     lines: Sequence[str],
 ) -> None:
-    """Write Markdown, and its picture beside it as PNG.
+    """Write Markdown, and its picture next to it as PNG.
 
-    rows: by label. size: (width, height) of frames. pictures: one frame by label, from left to right; the first is the
-    rainy one.
+    Args:
+        rows: label -> results.
+        size: (width, height) of the frames.
+        pictures: label -> one frame, from left to right; the first is the rainy one.
+        lines: paragraphs below the table.
     """
     picture = path.with_suffix(".png")
     write_png(picture, _strips(pictures))
-    head = ["", "PSNR to the teacher, dB", "flicker", "NIQE", f"ms for a frame of {size[0]}x{size[1]}"]
+    head = ["", "PSNR to the teacher, dB", "flicker", "NIQE", f"ms per frame, {size[0]}x{size[1]}"]
     table = [
         [
             label,
@@ -58,12 +68,14 @@ def write_page(
     ]
     text = [
         f"# {title}",
-        f"From left to right: {', '.join(pictures)}. A held-back frame, and details of it.",
+        f"A held-back frame, with details below it. From left to right: {', '.join(pictures)}.",
         f"![{', '.join(pictures)}]({picture.name})",
         markdown(head, table),
         *lines,
-        "Held-back frames were not learned from. Flicker is the warping error along the rainy frames' motion, NIQE a "
-        "measure of naturalness; lower is better for both. Times are those of this machine, now.",
+        "The table is measured on the held-back frames, which the network did not learn from. PSNR to the teacher "
+        "shows how well the network copies the teacher, mistakes included. Flicker is the warping error along the "
+        "motion of the rainy frames. NIQE measures how natural frames look. For both, lower is better. Times were "
+        "measured on this machine right after training, and depend on its load.",
     ]
     write_text(path, "\n\n".join(text) + "\n")
 

@@ -17,9 +17,10 @@ from csd_plugin import __version__
 from csd_plugin.adapt import scoring
 from csd_plugin.adapt.batches import Batches, camera_pairs, other_pairs
 from csd_plugin.adapt.cache import Cache, open_cache
+from csd_plugin.adapt.features import store_features
 from csd_plugin.adapt.learning import Learner
 from csd_plugin.adapt.page import Row, write_page
-from csd_plugin.adapt.teacher import Teacher, named, open_teacher
+from csd_plugin.adapt.teacher import Teacher, find_teacher, named, open_teacher, runnable
 from csd_plugin.archs.checkpoint import load_network, load_plain, save_plain
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.archs.provenance import facts_in
@@ -39,17 +40,29 @@ CROP, _SMALLEST = 96, 32
 CLIPS = 3
 """Clips of a batch."""
 _LOOKING = 0.008
-"""Of the time, what one look at the held-back frames may take."""
+"""Share of the time that one look at the held-back frames may take."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What to do.
 
-    inputs: rainy videos and folders. teachers, student: see `open_teacher` and `find_checkpoint`. out: the checkpoint
-    to write. minutes: of learning, the teacher's work not counted. cache: folder for the teacher's frames, by default
-    beside `out`. frames: see `find_shots`. pairs, keep: other pairs, and their share of what is learned from.
-    validation: pairs that are scored before and after. rate: the highest learning rate.
+    Attributes:
+        inputs: rainy videos and folders.
+        teachers: as `open_teacher` takes them.
+        student: as `find_checkpoint` takes it.
+        out: the checkpoint to write, .pth.
+        minutes: of learning, without the teacher's work.
+        ensemble: average each teacher over mirrored and reversed clips.
+        cache: folder for the teacher's frames; by default next to `out`.
+        frames: that the teacher cleans, see `find_shots`.
+        pairs: other pairs, see `other_pairs`.
+        keep: their share of what is learned from, 0 to 1.
+        validation: pairs that are scored before and after.
+        rate: the highest learning rate.
+        features: store the teacher's features too, for trainings that compare them.
+        resume: continue an interrupted run.
+        overwrite: replace `out`.
     """
 
     inputs: tuple[Path, ...]
@@ -64,6 +77,7 @@ class Plan:
     keep: float = 0.3
     validation: Path | None = None
     rate: float = 5e-4
+    features: bool = False
     device: str = "auto"
     seed: int = 0
     resume: bool = False
@@ -86,15 +100,21 @@ class Plan:
 def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
     """Adapt the student to the inputs, and write its checkpoint and a page about it.
 
-    say: is given a line for each thing that is done.
+    Args:
+        say: takes a line for each thing that is done.
 
-    Raises CSDError for what does not fit. After KeyboardInterrupt the best network so far is there.
+    Raises:
+        CSDError: inputs, teachers, student, cache or an earlier state that do not fit; nothing to learn from; a place
+            that cannot be written to.
+        KeyboardInterrupt: by the user; the best network so far is in `plan.out`.
     """
     source = _check(plan)
     start = load_network(source)
     teacher = open_teacher(plan.teachers, ensemble=plan.ensemble, device=plan.device)
     guards = scoring.validation_clips(plan.validation) if plan.validation else []
     cache = open_cache(plan.cache_folder, plan.inputs, teacher, ensemble=plan.ensemble, most=plan.frames, say=say)
+    if plan.features:
+        _store_features(plan, cache, say)
     learner, batches = _learner(plan, start), _batches(plan, start, cache)
     clips = scoring.held_back(cache)
     looked_at = scoring.affordable(start, clips, plan.device, _LOOKING * 60 * plan.minutes)
@@ -132,6 +152,8 @@ def _check(plan: Plan) -> Path:
         raise CSDError(f"--out {plan.out}: the name of a checkpoint ends in .pth")
     if not plan.out.parent.is_dir():
         raise CSDError(f"--out {plan.out}: the folder {plan.out.parent} does not exist; make it first")
+    if plan.features and (plan.ensemble or len(plan.teachers) > 1):
+        raise CSDError("--features: are those of one network: give one --teacher, without --ensemble")
     read = [file for path in plan.inputs for file in files_of(path)]
     refuse_inputs([plan.out], [source, *read, *(Path(name) for name in plan.teachers if Path(name).is_file())])
     if plan.resume and not plan.state.exists():
@@ -141,6 +163,14 @@ def _check(plan: Plan) -> Path:
             f"{plan.out} exists already; replace it with --overwrite, continue it with --resume, or rename it"
         )
     return source
+
+
+def _store_features(plan: Plan, cache: Cache, say: Callable[[str], object]) -> None:
+    path = find_teacher(plan.teachers[0])
+    network = runnable(path)
+    if not isinstance(network, nn.Module):
+        raise CSDError(f"--features: {path} is an exported network, whose layers cannot be seen: give its checkpoint")
+    store_features(cache, network, named(path), device=pick_device(plan.device), say=say)
 
 
 def _learner(plan: Plan, start: nn.Module) -> Learner:
@@ -258,7 +288,7 @@ def _report(
         size=(width, height),
         pictures={label: frames[0][frame] for label, frames in pictures.items()},
         lines=[
-            f"{counted(cache.frames, 'frame')}, of which {counted(sum(map(len, rainy)), 'frame')} held back; "
+            f"{counted(cache.frames, 'frame')}, {sum(map(len, rainy))} of them held back; "
             f"{learner.progress.step:,} steps in {learner.progress.seconds / 60:.1f} minutes",
             guard,
         ],
@@ -266,19 +296,17 @@ def _report(
     before, after = rows["before"].psnr, rows["after"].psnr
     say(f"held-back frames, PSNR to the teacher: {before:.2f} dB before, {after:.2f} dB after")
     if not learner.progress.looked or learner.progress.best > max(score for _, score in learner.progress.looked):
-        say("nothing learned is nearer to the teacher than the start: the checkpoint holds the student as it was")
+        say("no gain on the held-back frames: the checkpoint holds the student as it was")
     say(guard)
-    say(
-        f"{plan.out} written, with {plan.page}; the teacher's frames are in {cache.folder}, to be removed or used again"
-    )
+    say(f"written: {plan.out} and {plan.page}; the teacher's frames stay in {cache.folder} for other students")
 
 
 def _guard(plan: Plan, networks: dict[str, nn.Module], guards: list[scoring.Clip]) -> str:
-    """One line: what became of the network on other rain."""
+    """One line: how good the network is on other rain, before and after."""
     if not guards:
         return (
-            "other rain than this camera's was not scored: an adapted network can be worse there; give --validation, "
-            "and --pairs against it"
+            "other rain than this camera's was not scored, and an adapted network can be worse there: --validation "
+            "scores it, and --pairs mixes other rain in"
         )
     scores: dict[str, Quality] = {
         name: scoring.quality(network, guards, plan.device) for name, network in networks.items()

@@ -24,7 +24,7 @@ from csd_plugin.metrics.warping import warping_error
 from csd_plugin.types import PairedSequence
 
 _NIQE_FRAMES, _CLIP_FRAMES = 6, 16
-"""Frames of which NIQE is taken; frames from the middle of each clip for validation."""
+"""Frames on which NIQE is computed; frames from the middle of each clip for validation."""
 _CONTEXT = 3
 """Frames around those that are scored, where the clip has them."""
 
@@ -33,8 +33,10 @@ _CONTEXT = 3
 class Clip:
     """Frames that are scored, (H, W, 3) uint8 RGB each.
 
-    rainy: with `lead` frames before those that are scored, and perhaps some after them, for the windows at both ends.
-    clean: the truth of those that are scored; of a camera, the teacher's frames.
+    Attributes:
+        rainy: with `lead` frames before those that are scored, and perhaps some after them, for the windows at both
+            ends.
+        clean: the truth of those that are scored; for a camera, the teacher's frames.
     """
 
     name: str
@@ -44,7 +46,7 @@ class Clip:
 
     @property
     def scored(self) -> slice:
-        """Of the rainy frames, those that are scored."""
+        """The rainy frames that are scored."""
         return slice(self.lead, self.lead + len(self.clean))
 
     def first(self, frames: int) -> Clip:
@@ -66,7 +68,14 @@ def held_back(cache: Cache) -> list[Clip]:
 
 
 def validation_clips(path: Path) -> list[Clip]:
-    """The middle frames of each test clip with truth of a data set, or else of its training clips. Raises CSDError."""
+    """The middle frames of each test clip that has a truth, or else of the training clips.
+
+    Args:
+        path: a data set in NTURain's layout, or an LMDB store of it.
+
+    Raises:
+        CSDError: no such data set, or no clip with truth in it.
+    """
     try:
         store = open_store(path)
         sequences = _sequences(store)
@@ -95,13 +104,13 @@ def _sequences(store: FrameStore) -> list[PairedSequence]:
 
 
 def cleaned(network: nn.Module, clips: Sequence[Clip], device: str) -> list[list[Image]]:
-    """What a network makes of the frames that are scored, clip by clip."""
+    """The frames that are scored, derained by a network, clip by clip."""
     derainer = Derainer(network, device=device)
     return [list(derainer(clip.rainy))[clip.scored] for clip in clips]
 
 
 def nearness(results: Sequence[Sequence[Image]], clips: Sequence[Clip]) -> float:
-    """Mean PSNR of the luma over all frames, in dB; at most 100 for a frame, so that one that is equal still counts."""
+    """Mean PSNR of the luma over all frames, in dB; at most 100 per frame, so that equal frames count, too."""
     pairs = ((a, b) for ours, clip in zip(results, clips, strict=True) for a, b in zip(ours, clip.clean, strict=True))
     return float(np.mean([min(psnr(luma_8bit(ours), luma_8bit(theirs)), 100.0) for ours, theirs in pairs]))
 
@@ -116,7 +125,11 @@ def quality(network: nn.Module, clips: Sequence[Clip], device: str) -> Quality:
 
 
 def affordable(network: nn.Module, clips: Sequence[Clip], device: str, seconds: float) -> list[Clip]:
-    """Clips of which a pass takes about this long at most, by the first frames of each; of each at least one frame."""
+    """The first frames of each clip, at least one, as many as can be derained in about this time.
+
+    Args:
+        seconds: for one pass over all of them.
+    """
     began = time.perf_counter()
     tried = clips[0].first(1)
     cleaned(network, [tried], device)
@@ -138,7 +151,7 @@ def flicker(results: Sequence[Sequence[Image]], clips: Sequence[Clip]) -> float 
 
 
 def naturalness(results: Sequence[Sequence[Image]]) -> float | None:
-    """Mean NIQE of some frames; None where the package for it is missing, or frames are too small for it."""
+    """Mean NIQE of some frames; None without the package for it, or where frames are too small."""
     frames = [frame for clip in results for frame in clip]
     chosen = frames[:: max(len(frames) // _NIQE_FRAMES, 1)]
     try:

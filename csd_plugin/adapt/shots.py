@@ -1,4 +1,4 @@
-"""Which frames a network is adapted to: runs of them from all over the videos, without cuts inside."""
+"""Which frames a network is adapted to: shots from all parts of the videos, without cuts inside."""
 
 from __future__ import annotations
 
@@ -22,21 +22,25 @@ from csd_plugin.report.text import counted
 logger = logging.getLogger(__name__)
 
 _RUN = 60
-"""Frames that are taken together from a video of which not all are used."""
+"""Consecutive frames that are taken at one place of a long video."""
 _LONGEST = 150
-"""Frames of a shot at most, as one whose cleaning was interrupted is cleaned again from its start."""
+"""Most frames of a shot: if its cleaning is interrupted, it starts again at the first."""
 _LEARNED = 9
-"""Frames that a shot needs for learning: three targets with the windows of seven frames around them."""
+"""Fewest frames of a shot that are learned from: three targets with windows of seven frames."""
 _HELD = (3, 12)
-"""Fewest and most frames of a shot that are held back; between them it is a tenth."""
+"""Fewest and most frames of a shot that are held back; between these bounds it is a tenth."""
 
 
 @dataclass(frozen=True)
 class Shot:
     """Consecutive frames of one video that show one scene.
 
-    name: of the clip that they become. source: the video or folder. start: number of the first frame in it.
-    length: frames. held: of these the last ones, which are not learned from.
+    Attributes:
+        name: of the clip that they become.
+        source: the video or folder.
+        start: number of the first frame in it, from 0.
+        length: number of frames.
+        held: how many of the last ones are held back.
     """
 
     name: str
@@ -46,9 +50,10 @@ class Shot:
     held: int
 
     def keys(self, kind: str) -> list[str]:
-        """Keys of the frames in a data set of NTURain's layout: those held back are its test clip.
+        """Keys of the frames in a data set of NTURain's layout; those held back are its test clip.
 
-        kind: `Rain` or `GT`.
+        Args:
+            kind: `Rain` or `GT`.
         """
         learned = self.length - self.held
         return [
@@ -57,18 +62,19 @@ class Shot:
         ]
 
     def read(self) -> Iterator[np.ndarray]:
-        """The frames, (H, W, 3) uint8 RGB."""
+        """The frames, (H, W, 3) uint8 RGB. Raises CSDError where one cannot be read."""
         with open_reader(self.source, start=self.start, end=self.start + self.length) as reader:
             yield from rounded(reader, self.source)
 
 
 def find_shots(inputs: Sequence[Path], most: int) -> list[Shot]:
-    """Shots with at most about `most` frames, as many of each input.
+    """Shots with about `most` frames together at most, an equal part from each input.
 
-    A shorter input is used whole; of a longer one runs of 60 frames that are spread evenly over it. Shots too short to
-    learn from are left out, with a warning.
+    A short input is used whole. From a longer one, runs of 60 frames are taken that are spread evenly over it. Shots
+    that are too short to learn from are left out, with a warning.
 
-    Raises CSDError for inputs that cannot be read twice, and where nothing is left to learn from or to hold back.
+    Raises:
+        CSDError: an input that cannot be read, or not twice (a camera, a pipe); no shot that is long enough.
     """
     for path in inputs:
         if path == PIPE or is_camera(path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from csd_plugin.archs.checkpoint import load_network, load_weights, read_state_dict
 from csd_plugin.archs.interface import kind_of
+from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import GRAPH_SUFFIXES
 from csd_plugin.inference.facts import study, without_branches
@@ -30,45 +30,60 @@ class Named:
 
 
 class Teacher:
-    """Cleans clips by its networks.
+    """Cleans clips with one or several networks.
 
-    networks: names and digests. derainers: the networks, ready to run.
+    Args:
+        networks: names and digests.
+        derainers: the same networks, ready to run.
     """
 
     def __init__(self, networks: Sequence[Named], derainers: Sequence[Derainer]) -> None:
         self.networks, self.derainers = tuple(networks), tuple(derainers)
 
     def clean(self, read: Callable[[], Iterator[np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Each frame of a clip, (H, W, 3) uint8 RGB, and what the networks agree on.
+        """Each frame of a clip and the cleaned one, both (H, W, 3) uint8 RGB; of several networks their `agreed` one.
 
-        read: gives the clip's frames, anew at every call.
+        Args:
+            read: gives the clip's frames, anew at every call.
         """
         for rainy, *cleaned in zip(read(), *(derainer(read()) for derainer in self.derainers), strict=True):
             yield rainy, agreed(cleaned)
 
     def seconds_a_frame(self, width: int, height: int) -> float:
-        """About how long a frame takes, here and now."""
+        """Estimated seconds per frame on this machine, from a trial."""
         return sum(derainer.seconds_a_frame(width, height) for derainer in self.derainers)
 
 
 def open_teacher(models: Sequence[str], *, ensemble: bool, device: str = "auto") -> Teacher:
-    """The networks by names in `csd models`, checkpoints, files of `csd export`, or option files of the toolbox.
+    """The teacher that these networks make together.
 
-    ensemble: average each network over mirrored and reversed copies of the clip; not for exported files.
-    Raises CSDError.
+    Args:
+        models: names in `csd models`, checkpoints, files of `csd export`, or option files of the toolbox.
+        ensemble: average each network over mirrored and reversed copies of the clip; not for exported files.
+
+    Raises:
+        CSDError: a network that cannot be found, read, built or averaged.
     """
-    paths = [Path(model) if model.endswith(OPTIONS) else find_checkpoint(model) for model in models]
+    paths = [find_teacher(model) for model in models]
     return Teacher(
         [named(path) for path in paths],
-        [Derainer(_runnable(path, ensemble), precision="auto", device=device) for path in paths],
+        [Derainer(runnable(path, ensemble=ensemble), precision="auto", device=device) for path in paths],
     )
 
 
-def agreed(frames: Sequence[np.ndarray]) -> np.ndarray:
-    """What several networks made of a frame, as one: a mean in which each weighs the more, the nearer the others are.
+def find_teacher(model: str) -> Path:
+    """The file that a name in `csd models` or a path stands for. Raises CSDError."""
+    return Path(model) if model.endswith(OPTIONS) else find_checkpoint(model)
 
-    A network's weight is one over its mean squared difference from the others, in grey levels, plus 1. Of two
-    networks, the plain mean.
+
+def agreed(frames: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean of several networks' results for one frame; a result has more weight, the nearer it is to the others.
+
+    The weight is 1 / (1 + the mean squared difference from the mean of the others, in grey levels). For two networks
+    this is the plain mean.
+
+    Args:
+        frames: (H, W, 3) uint8 RGB each.
     """
     if len(frames) == 1:
         return frames[0]
@@ -79,9 +94,9 @@ def agreed(frames: Sequence[np.ndarray]) -> np.ndarray:
 
 
 class SelfEnsemble(nn.Module):
-    """A network's mean over mirrored frames (left and right, top and bottom), and over clips run backwards.
+    """The mean of a network's results for mirrored frames (left and right, top and bottom) and reversed clips.
 
-    It is called as the network is. A causal network sees no later frames, so its clips are not run backwards.
+    It is called as the network is. A causal network sees no later frames, so its clips are not reversed.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -90,6 +105,7 @@ class SelfEnsemble(nn.Module):
         self.network = without_branches(network)
         self.num_frame, self.num_future, self.num_seen = facts.num_frame, facts.num_future, facts.num_seen
         self.layout, self.size_divisor, self.reach = facts.layout, facts.divisor, facts.reach
+        self._gives_clip = facts.interface.gives_clip
         self._turns = ((), (-1,), (-2,), (-2, -1))
         self._reverses = (False, True) if facts.num_future == facts.num_frame // 2 else (False,)
 
@@ -100,7 +116,7 @@ class SelfEnsemble(nn.Module):
             for reverse in self._reverses:
                 axes = (*turn, 1) if reverse else turn
                 result = self.network(clip.flip(axes) if axes else clip)
-                back = axes if self.layout == "sequence" else turn
+                back = axes if self._gives_clip else turn
                 result = result.flip(back) if back else result
                 total = result if total is None else total + result
         assert total is not None
@@ -120,7 +136,8 @@ class _OfImages(nn.Module):
         return self.network(window[:, 0])
 
 
-def _runnable(path: Path, ensemble: bool) -> nn.Module | Path:
+def runnable(path: Path, *, ensemble: bool = False) -> nn.Module | Path:
+    """The network of a checkpoint or of an option file; an exported file as it is. Raises CSDError."""
     if path.suffix.lower() in GRAPH_SUFFIXES:
         if ensemble:
             raise CSDError(f"{path}: --ensemble turns frames inside the network: give the checkpoint, not an export")
@@ -144,7 +161,7 @@ def _from_options(path: Path) -> nn.Module:
         raise CSDError(f"{path}: path.pretrain_network_g is missing: name the teacher's weights there")
     state = read_state_dict(find_checkpoint(weights), opt["path"].get("param_key_g", "params_ema"), fallback=True)
     load_weights(network, state, source=f"checkpoint {weights}")
-    if interface.kind == "image":
+    if not interface.has_time:
         return _OfImages(network, int(getattr(network, "size_divisor", 1))).eval()
     if kind_of(network) != interface.kind or getattr(network, "num_frame", None) != interface.num_frame:
         network.layout, network.num_frame = interface.kind, interface.num_frame  # type: ignore[assignment]
@@ -152,16 +169,10 @@ def _from_options(path: Path) -> nn.Module:
 
 
 def named(path: Path) -> Named:
-    """A network's file. Raises CSDError where it cannot be read."""
+    """The name and digest of a network's file. Raises CSDError where it cannot be read."""
     shipped = shipped_as(path)
     try:
         digest = file_digest(path)
     except OSError as error:
         raise CSDError(f"{path} cannot be read ({error.strerror}); check the path") from error
     return Named(shipped.name if shipped else path.name, digest)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,32 +20,33 @@ from csd_plugin.atomic import replacing
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.extras import needed_by
 
-# What torch's reader raises on files that are cut short or changed: it takes them at their word.
 DAMAGED = (
     RuntimeError, ValueError, EOFError, LookupError, AssertionError, AttributeError, TypeError, OSError, struct.error,
     zipfile.BadZipFile, NotImplementedError,
 )  # fmt: skip
+"""What torch's reader raises on files that are cut short or changed: it takes them at their word."""
 
-# Where a file may keep its weights, best first: the toolbox's averaged and plain weights, the authors' dict, what
-# Lightning, MMEngine and others write.
 PARAM_KEYS = ("params_ema", "params", "three_dim_model", "state_dict")
+"""Where a file may keep its weights, best first: the toolbox's averaged and plain weights, the authors' dict, what
+Lightning, MMEngine and others write."""
 
-# What data parallel, torch.compile, averages and trainers put before the names of the network that they hold.
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|network|distiller|student)\.)+")
-# A `Distiller`'s, and those of models that hold one: the student ships, the objectives do not.
+"""What data parallel, torch.compile, averages and trainers put before the names of the network that they hold."""
 _OF_STUDENT = re.compile(r"^(?:(?:module|_orig_mod|distiller)\.)*student\.")
-_NO_WEIGHT = "n_averaged"  # the counter of torch's AveragedModel
+"""The names of a student's weights in a `Distiller`, or a model that holds one."""
+_NO_WEIGHT = "n_averaged"
+"""The counter of torch's AveragedModel."""
 
 SAFETENSORS = ".safetensors"
 MOST_BYTES = 2**31
-"""Of a checkpoint or training state; what this field trains has a hundredth."""
+"""Largest checkpoint or training state; those of this field have a hundredth of it."""
 
 
 def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
     """The weights in a checkpoint: name -> tensor, on CPU, without the prefixes that wrappers add.
 
     Reads the toolbox's files (`params_ema`, `params`), the authors' (`three_dim_model`), MMEngine's (`state_dict`),
-    bare state dicts, and the same in safetensors. Of a `Distiller`'s weights, the student's.
+    bare state dicts, and the same in safetensors. From a `Distiller`'s weights, the student's are taken.
 
     Args:
         param_key: take this entry; by default the first of `PARAM_KEYS` that is there.
@@ -58,7 +59,16 @@ def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback:
 
 
 def weights_in(content: Any, path: str, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
-    """`read_state_dict` of what a checkpoint holds; `path` is where it is from, for messages."""
+    """`read_state_dict` of what a checkpoint holds.
+
+    Args:
+        content: what torch's reader made of the file.
+        path: where it is from, for messages.
+        param_key, fallback: as for `read_state_dict`.
+
+    Raises:
+        CSDError: no state dict of tensors, or no entry `param_key`.
+    """
     if not isinstance(content, Mapping):
         raise CSDError(f"checkpoint {path} holds a {type(content).__name__}, expected a dict of tensors")
 
@@ -137,7 +147,7 @@ def as_file(content: Any) -> memoryview:
 
 
 def _check_archive(path: Path, what: str) -> None:
-    """Compare what lies in a file of torch.save with the checksums beside it, which torch's own reader leaves alone.
+    """Compare a file of torch.save with the checksums stored in it, which torch's own reader does not check.
 
     torch.save compresses nothing: what says that it unpacks to more than the file holds is a bomb. Files from before
     torch 1.6 are no archives, and have no checksums.
@@ -208,7 +218,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
     matched = len(own) - len(missing)
     if 2 * matched < len(own):
         raise CSDError(
-            f"{source}: of the network's {len(own)} tensors it has {matched}; it begins with {next(iter(state))}, the "
+            f"{source}: it has {matched} of the network's {len(own)} tensors; it begins with {next(iter(state))}, the "
             f"network with {next(iter(own))}: the checkpoint is of another network; make the network's options match it"
         )
     network.load_state_dict(dict(state), strict=False)
@@ -225,7 +235,7 @@ def load_network(path: str | Path, param_key: str | None = None) -> nn.Module:
     if network is None:
         known = ", ".join(name for name, cls in NETWORKS.items() if hasattr(cls, "numbers_from_state"))
         also = "".join(f"; {fault}" for fault in faults)
-        raise CSDError(f"checkpoint {path} is not of a network that is known by its weights: {known}{also}")
+        raise CSDError(f"checkpoint {path}: its weights are those of no known network; known: {known}{also}")
     load_weights(network, state, source=f"checkpoint {path}")
     return network.eval()
 

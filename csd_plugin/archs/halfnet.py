@@ -25,7 +25,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "causal": {"num_frame": 5, "num_feat": 32, "num_pair": 4, "num_deep": 2, "causal": True},
     "wide": {"num_frame": 5, "num_feat": 64, "num_pair": 4, "num_deep": 6, "causal": False},
 }
-_BLOCK = 2  # pixels of a block's side
+_BLOCK = 2
+"""Pixels of a block's side."""
 
 
 class HalfNet(nn.Module):
@@ -39,8 +40,8 @@ class HalfNet(nn.Module):
         num_deep: residual pairs at a quarter of the resolution with twice the channels, in the middle of the others.
         causal: use only the window's first half and the target, (num_frame + 1) / 2 frames, so that a camera's picture
             need not wait for frames to come.
-        branches: a 1x1 convolution and, where the channels agree, the input itself next to every 3x3 convolution of a
-            pair while training; `merged` adds them up into one 3x3 convolution with the same results.
+        branches: while training, add a 1x1 convolution and, where the channels agree, the input itself to every 3x3
+            convolution of a pair; `merged` turns them into one 3x3 convolution with the same results.
 
     Raises:
         CSDError: numbers that do not make a network.
@@ -115,7 +116,7 @@ class HalfNet(nn.Module):
         """(B, num_frame, 3, H, W) rainy frames in [0, 1] -> (B, 3, H, W), the clean target frame, not clamped.
 
         It may also be given without the frames that do not count, as (B, num_seen, 3, H, W). A network of single frames
-        takes (B, 3, H, W) too.
+        takes (B, 3, H, W) too. Raises CSDError for any other shape.
         """
         if self.num_frame == 1 and window.dim() == 4:
             window = window.unsqueeze(1)

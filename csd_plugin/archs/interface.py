@@ -3,17 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from csd_plugin.data.windows import slice_windows, target_slice, window_slice
-from csd_plugin.errors import CSDError
+from csd_plugin.archs.casting import CastWeights
+from csd_plugin.data.windows import join_windows, slice_windows, target_slice, window_slice
+from csd_plugin.errors import CSDError, suggestion
 
-DERAINED = ("window", "sequence")
+
+class Kind:
+    """How the networks of one kind are called; here and in `KINDS` is all that depends on it.
+
+    Attributes:
+        has_time: what goes in has an axis of frames.
+        gives_clip: every frame that goes in comes out; else one.
+        one_length: clips of `num_frame` frames go in, and none of another length.
+    """
+
+    has_time = True
+    gives_clip = False
+    one_length = False
+
+    def run(self, network: nn.Module, clips: Tensor, num_target: int, num_frame: int) -> Tensor:
+        """As `Interface.run`, not checked."""
+        raise NotImplementedError
+
+    def features(self, captured: Tensor, batch: int, num_target: int, num_frame: int) -> Tensor | None:
+        """As `Interface.features`; None for any other shape."""
+        count = captured.shape[0]
+        if captured.ndim not in (4, 5) or not count or count % (batch * num_target):
+            return None
+        captured = captured.mean(dim=2) if captured.ndim == 5 else captured
+        features = captured.unflatten(0, (batch, num_target, -1))
+        return features.squeeze(2) if features.shape[2] == 1 else features.mean(dim=2)
+
+
+class Image(Kind):
+    """(B, 3, H, W) to the same."""
+
+    has_time = False
+
+    def run(self, network: nn.Module, clips: Tensor, num_target: int, num_frame: int) -> Tensor:
+        return network(clips[:, target_slice(clips.shape[1], num_target)].flatten(0, 1))
+
+
+class Window(Kind):
+    """(B, T, 3, H, W) to the centre (B, 3, H, W)."""
+
+    one_length = True
+
+    def run(self, network: nn.Module, clips: Tensor, num_target: int, num_frame: int) -> Tensor:
+        return network(slice_windows(clips, num_target, num_frame).contiguous())
+
+
+class Sequence(Kind):
+    """(B, L + T - 1, 3, H, W) to the same, of which the middle L frames count."""
+
+    gives_clip = True
+
+    def run(self, network: nn.Module, clips: Tensor, num_target: int, num_frame: int) -> Tensor:
+        seen = clips[:, window_slice(clips.shape[1], num_target, num_frame)]
+        return _middle(network(seen.contiguous()), num_frame).flatten(0, 1)
+
+    def features(self, captured: Tensor, batch: int, num_target: int, num_frame: int) -> Tensor | None:
+        shape, seen = captured.shape, num_target + num_frame - 1
+        if captured.ndim == 4 and shape[0] == batch * seen:
+            return _middle(captured.unflatten(0, (batch, seen)), num_frame)
+        if captured.ndim == 5 and shape[0] == batch and seen in shape[1:3]:
+            return _middle(captured.transpose(1, 2) if shape[2] == seen else captured, num_frame)
+        return None
+
+
+def _middle(frames: Tensor, num_frame: int) -> Tensor:
+    """(B, L + T - 1, ...) of a sequence -> (B, L, ...)."""
+    radius = num_frame // 2
+    return frames[:, radius : frames.shape[1] - radius]
+
+
+KINDS: dict[str, Kind] = {"image": Image(), "window": Window(), "sequence": Sequence()}
+"""By the names that options and networks have for them (`layout`)."""
+DERAINED = tuple(name for name, kind in KINDS.items() if kind.has_time)
 """The kinds by which `csd derain` and its like run a network."""
 
 
@@ -23,24 +96,46 @@ class Interface:
 
     Attributes:
         num_frame: frames T that it computes a target from, centred on it.
-        kind: `image`: (B, 3, H, W) to the same; `window`: (B, T, 3, H, W) to the centre (B, 3, H, W); `sequence`:
-            (B, L + T - 1, 3, H, W) to the same, of which the middle L frames count.
+        kind: one of `KINDS`.
         feature: module whose input is the feature, or `module:output`; None where nobody has named one.
+
+    Raises:
+        CSDError: for a kind that is unknown.
     """
 
     num_frame: int
     kind: str
     feature: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise CSDError(f"layout {self.kind!r} is unknown{suggestion(self.kind, KINDS)}")
+
+    @property
+    def has_time(self) -> bool:
+        """See `Kind`; so are the next two."""
+        return KINDS[self.kind].has_time
+
+    @property
+    def gives_clip(self) -> bool:
+        return KINDS[self.kind].gives_clip
+
+    @property
+    def one_length(self) -> bool:
+        return KINDS[self.kind].one_length
+
     @property
     def num_made(self) -> int:
         """Frames that come out for each window of `num_frame` frames: all of a sequence, else 1."""
-        return self.num_frame if self.kind == "sequence" else 1
+        return self.num_frame if self.gives_clip else 1
 
     def input_shape(self, height: int, width: int) -> tuple[int, ...]:
         """What the network takes for one target, without the batch: (T, 3, H, W), or (3, H, W) of single images."""
-        frames = () if self.kind == "image" else (self.num_frame,)
-        return (*frames, 3, height, width)
+        return (*((self.num_frame,) if self.has_time else ()), 3, height, width)
+
+    def as_clips(self, windows: Tensor) -> tuple[Tensor, int]:
+        """Windows of consecutive frames, (B, T, 3, H, W), as `run` takes them: the clips, and targets in each."""
+        return (join_windows(windows), len(windows)) if self.gives_clip else (windows, 1)
 
     def run(self, network: nn.Module, clips: Tensor, num_target: int) -> Tensor:
         """The `num_target` middle frames of each clip (B, N, 3, H, W) -> (B*L, 3, H, W), clip after clip.
@@ -51,13 +146,7 @@ class Interface:
         Raises:
             CSDError: where a clip is too short, or the network does not give frames of the size that it is given.
         """
-        if self.kind == "image":
-            frames = network(clips[:, target_slice(clips.shape[1], num_target)].flatten(0, 1))
-        elif self.kind == "window":
-            frames = network(slice_windows(clips, num_target, self.num_frame).contiguous())
-        else:
-            seen = clips[:, window_slice(clips.shape[1], num_target, self.num_frame)]
-            frames = self.targets(network(seen.contiguous())).flatten(0, 1)
+        frames = KINDS[self.kind].run(network, clips, num_target, self.num_frame)
         expected = (clips.shape[0] * num_target, *clips.shape[2:])
         if frames.shape != expected:
             raise CSDError(
@@ -76,36 +165,37 @@ class Interface:
         Raises:
             CSDError: any other shape.
         """
-        shape, seen = captured.shape, num_target + self.num_frame - 1
-        if self.kind == "sequence":
-            if captured.ndim == 4 and shape[0] == batch * seen:
-                return self.targets(captured.unflatten(0, (batch, seen)))
-            if captured.ndim == 5 and shape[0] == batch and seen in shape[1:3]:
-                return self.targets(captured.transpose(1, 2) if shape[2] == seen else captured)
-        elif captured.ndim in (4, 5) and shape[0] and shape[0] % (batch * num_target) == 0:
-            captured = captured.mean(dim=2) if captured.ndim == 5 else captured
-            features = captured.unflatten(0, (batch, num_target, -1))
-            return features.squeeze(2) if features.shape[2] == 1 else features.mean(dim=2)
-        raise CSDError(
-            f"feature tap {layer!r}: a tensor of shape {tuple(shape)} holds no feature for each of "
-            f"{batch} x {num_target} targets; tap another layer"
-        )
-
-    def targets(self, frames: Tensor) -> Tensor:
-        """(B, L + T - 1, ...) of a sequence -> (B, L, ...)."""
-        radius = self.num_frame // 2
-        return frames[:, radius : frames.shape[1] - radius]
+        features = KINDS[self.kind].features(captured, batch, num_target, self.num_frame)
+        if features is None:
+            raise CSDError(
+                f"feature tap {layer!r}: a tensor of shape {tuple(captured.shape)} holds no feature for each of "
+                f"{batch} x {num_target} targets; tap another layer"
+            )
+        return features
 
 
 def run_network(
     network: nn.Module, clips: Tensor, num_target: int, interface: Interface, *, autocast: torch.dtype | None = None
 ) -> Tensor:
-    """`Interface.run`, its frames in float32 whatever the network computes in.
+    """`Interface.run`, with frames in float32 whatever the network computes in.
 
-    autocast: the precision of the network; None leaves it to the autocast, or none, that this is called under.
+    Args:
+        autocast: the precision of the network; None leaves it to the autocast, or none, that this is called under.
+
+    Raises:
+        CSDError: as `Interface.run`.
     """
-    with nullcontext() if autocast is None else torch.autocast(clips.device.type, autocast):
+    with ExitStack() as stack:
+        if autocast is not None:
+            stack.enter_context(torch.autocast(clips.device.type, autocast))
+            if clips.is_cuda and not _is_compiled(network):  # a compiler fuses casts with what follows
+                stack.enter_context(CastWeights(network, autocast))
         return interface.run(network, clips, num_target).float()
+
+
+def _is_compiled(network: nn.Module) -> bool:
+    compiled = (hasattr(layer, "_orig_mod") or layer._compiled_call_impl is not None for layer in network.modules())
+    return torch.compiler.is_compiling() or any(compiled)
 
 
 def interface_of(network: nn.Module, declared: Mapping[str, Any] | None = None) -> Interface:
@@ -119,13 +209,15 @@ def interface_of(network: nn.Module, declared: Mapping[str, Any] | None = None) 
     """
     given = {key: value for key, value in (declared or {}).items() if value is not None}
     kind = given.get("layout") or getattr(network, "layout", "window")
-    num_frame = given.get("num_frame") or (1 if kind == "image" else getattr(network, "num_frame", None))
+    feature = given.get("feature") or getattr(network, "feature_tap", None)
+    single = Interface(1, str(kind), feature)
+    num_frame = given.get("num_frame") or (getattr(network, "num_frame", None) if single.has_time else 1)
     if not isinstance(num_frame, int):
         raise CSDError(
-            f"{type(network).__name__} does not say how it is called; give `layout` (image, window or sequence) and "
+            f"{type(network).__name__} does not say how it is called; give `layout` ({', '.join(KINDS)}) and "
             f"`num_frame` for it"
         )
-    return Interface(num_frame, str(kind), given.get("feature") or getattr(network, "feature_tap", None))
+    return replace(single, num_frame=num_frame)
 
 
 def kind_of(network: nn.Module) -> str:

@@ -65,7 +65,10 @@ class PReNet(nn.Module):
         return self.num_stage * (3 + 2 * _NUM_BLOCK)
 
     def forward(self, window: Tensor) -> Tensor:
-        """(B, 1, 3, H, W) or (B, 3, H, W) rainy frames in [0, 1] -> (B, 3, H, W), the clean frames, not clamped."""
+        """(B, 1, 3, H, W) or (B, 3, H, W) rainy frames in [0, 1] -> (B, 3, H, W), the clean frames, not clamped.
+
+        Raises CSDError for any other shape.
+        """
         window = window.unsqueeze(1) if window.dim() == 4 else window
         if window.dim() != 5 or window.shape[1:3] != (1, 3):
             raise CSDError(

@@ -25,8 +25,8 @@ class S2VD(nn.Module):
     frames and in space by zeros. Layers have the names of the authors' checkpoints, which load as they are.
 
     Args:
-        num_frame: frames a result is computed from: (num_frame - 1) / 2 more than are wanted are shown to the
-            network at both ends. It sees further where more frames come together, 22 to both sides.
+        num_frame: frames from which one result is computed. At both ends of the wanted frames, the network gets
+            (num_frame - 1) / 2 more. In longer clips it sees up to 22 frames to each side.
         num_feat: channels of the inner layers.
         num_block: residual blocks.
 
@@ -68,7 +68,10 @@ class S2VD(nn.Module):
         return {"num_feat": state["head.0.conv.weight"].shape[0], "num_block": num_block}
 
     def forward(self, sequence: Tensor) -> Tensor:
-        """(B, T, 3, H, W) rainy frames in [0, 1], T >= 1 -> (B, T, 3, H, W), the clean frames, not clamped."""
+        """(B, T, 3, H, W) rainy frames in [0, 1], T >= 1 -> (B, T, 3, H, W), the clean frames, not clamped.
+
+        Raises CSDError for any other shape.
+        """
         if sequence.dim() != 5 or sequence.shape[2] != 3:
             raise CSDError(f"S2VD: the input has shape {tuple(sequence.shape)}, expected (B, T, 3, H, W)")
         rainy = sequence.transpose(1, 2)

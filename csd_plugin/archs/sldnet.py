@@ -21,7 +21,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "student2": {"num_frame": 3, "num_feat": 16, "num_pair": 4, "num_transition": 4, "reducing": (7, 10)},
     "student3": {"num_frame": 1, "num_feat": 32, "num_pair": 7, "num_transition": 6, "reducing": ()},
 }
-TAIL = "conv22"  # the authors' name for the last layer, whatever the depth
+TAIL = "conv22"
+"""The authors' name for the last layer, whatever the depth."""
 
 
 class SLDNet(nn.Module):
@@ -117,7 +118,7 @@ class SLDNet(nn.Module):
     def forward(self, window: Tensor) -> Tensor:
         """(B, num_frame, 3, H, W) rainy frames in [0, 1] -> (B, 3, H, W), the clean centre frame, not clamped.
 
-        A network of single frames takes (B, 3, H, W) too.
+        A network of single frames takes (B, 3, H, W) too. Raises CSDError for any other shape.
         """
         if self.num_frame == 1 and window.dim() == 4:
             window = window.unsqueeze(1)
@@ -147,7 +148,10 @@ class SLDNet(nn.Module):
 
         'identity': channels 0-2 carry RGB from the head to the tail untouched (frames are >= 0, so every
         ReLU lets them pass), all else starts small. Short trainings of networks that predict the frame
-        itself otherwise end below their rainy input.
+        itself otherwise end below their rainy input. 'kaiming': He's, for ReLU.
+
+        Raises:
+            CSDError: any other name.
         """
         if init_type not in ("identity", "kaiming"):
             raise CSDError(f"SLDNet: init_type is {init_type!r}, expected 'identity' or 'kaiming'")

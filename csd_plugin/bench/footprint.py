@@ -43,7 +43,18 @@ class Point(NamedTuple):
 
 
 def measure(network: str, size: tuple[int, int], frames: int, steps: Sequence[int], memory: int) -> list[Point]:
-    """Both series, a process after the other. Raises CSDError where one fails."""
+    """Both series, one process after the other.
+
+    Args:
+        network: as `csd bench infer` takes it.
+        size: (width, height) of the smallest frames.
+        frames: of the shortest clip.
+        steps: multiples of their pixels and of their number.
+        memory: MB for the network, as for `csd derain`.
+
+    Raises:
+        CSDError: a process that fails.
+    """
     width, height = size
     # 2x the pixels is no whole factor of both sides: the width takes it, then the height.
     clips: list[tuple[str, int, int, int, int]] = []

@@ -39,7 +39,19 @@ _COLD_BATCHES = 32
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured; see `csd bench data --help`. seconds: of each measurement, of which there are `rounds`."""
+    """What is measured; see `csd bench data --help`.
+
+    Attributes:
+        split: `train` or `test`.
+        clips: only these; None for all.
+        num_frame: rainy frames per sample, and clean ones.
+        gt_size: pixels of a crop's side.
+        as_uint8: samples as bytes instead of float32.
+        batch_size: samples per batch.
+        workers: of a loader.
+        rounds: measurements of each row.
+        seconds: length of each measurement.
+    """
 
     split: str
     clips: list[str] | None
@@ -84,7 +96,13 @@ class LoadingRow:
 def measure(dataroot: Path, settings: Settings, jobs: int = 1, work: Path | None = None) -> list[LoadingRow]:
     """Build the stores in a folder below `work`, read from them in turns, and remove them.
 
-    Raises CSDError for what the data set and the stores do.
+    Args:
+        dataroot: a data set in NTURain's layout.
+        jobs: processes that build stores.
+        work: by default a temporary folder.
+
+    Raises:
+        CSDError: a data set that cannot be used, or stores that cannot be built.
     """
     with tempfile.TemporaryDirectory(prefix="csd-bench-", dir=work) as folder:
         places = _build(dataroot, settings, Path(folder), jobs)

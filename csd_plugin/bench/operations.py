@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from csd_plugin.archs.interface import kind_of
+from csd_plugin.archs.interface import KINDS, kind_of
 from csd_plugin.inference.facts import ConvCall, conv_calls
 from csd_plugin.inference.folding import MIN_FILLED
 
@@ -31,7 +31,7 @@ def operations(network: nn.Module, num_frame: int | None = None) -> Operations:
     Args:
         num_frame: by default the network's.
     """
-    one_length = kind_of(network) == "window"
+    one_length = KINDS[kind_of(network)].one_length
     counts = [_count(call, one_length) for call in conv_calls(network, num_frame)]
     return Operations(sum(useful for useful, _ in counts) / 256, sum(folded for _, folded in counts) / 256)
 

@@ -130,7 +130,15 @@ def make_clip(path: Path, source: Path | None, size: tuple[int, int], count: int
 
 
 def measure(network: str, clip: Path, rate: float) -> RealtimeRow:
-    """One row, in this process. Raises CSDError."""
+    """One row, in this process.
+
+    Args:
+        network: as `csd bench infer` takes it, or NONE.
+        rate: of the camera, in frames per second.
+
+    Raises:
+        CSDError: the network or the clip cannot be used.
+    """
     from csd_plugin.bench.measure import peak_memory, seconds
     from csd_plugin.bench.speed import find_network
     from csd_plugin.data.video import open_reader, open_writer

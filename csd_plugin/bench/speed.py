@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from csd_plugin import extensions
 from csd_plugin.archs import Untrained, untrained
 from csd_plugin.archs.checkpoint import load_network
+from csd_plugin.archs.interface import KINDS
 from csd_plugin.bench.measure import MatrixRate, finished, in_turns, median
 from csd_plugin.bench.operations import Operations, operations
 from csd_plugin.devices import pick_device
@@ -92,7 +93,18 @@ def measure(
     device: str = "cpu",
     batch: int = 1,
 ) -> list[SpeedRow]:
-    """Time `batch` windows at once of every combination, in turns; sizes are (width, height). Raises CSDError."""
+    """Time every combination, in turns.
+
+    Args:
+        networks, backends: by the names that `csd bench infer --help` explains.
+        sizes: (width, height) of frames.
+        threads: numbers of threads.
+        rounds: how often everything is measured.
+        batch: windows in one pass.
+
+    Raises:
+        CSDError: an unknown name, or a backend that cannot be used here.
+    """
     where = pick_device(device)
     modules = {name: None if name.endswith(GRAPH_SUFFIXES) else find_network(name) for name in networks}
     counts = {name: operations(module, _lengths(module)[0]) if module else None for name, module in modules.items()}
@@ -208,7 +220,7 @@ def _as_trained(
 
 def _lengths(facts: Facts | nn.Module) -> tuple[int, int]:
     """Frames that go into one pass, and those of them that count."""
-    count = _SEQUENCE if getattr(facts, "layout", "") == "sequence" else 1
+    count = _SEQUENCE if KINDS[getattr(facts, "layout", "window")].gives_clip else 1
     return int(facts.num_frame) + count - 1, count  # type: ignore[arg-type]
 
 

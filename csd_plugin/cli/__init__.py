@@ -18,6 +18,7 @@ from csd_plugin.errors import CSDError, users_line
 from csd_plugin.extras import needed_by
 from csd_plugin.locks import alone
 from csd_plugin.unread import ending_quietly
+from csd_plugin.versions import check_versions
 
 JOBS = {
     "prepare": "bring archives, folders or videos into the data set's layout, and into LMDB",
@@ -58,6 +59,10 @@ def _run_job(argv: Sequence[str] | None) -> int:
     overview.add_argument("--version", action="version", version=f"csd {__version__}")
     overview.add_argument("job", choices=JOBS, metavar="JOB")
     job = overview.parse_args(argv[:1]).job
+    try:
+        check_versions(f"csd {job}")
+    except CSDError as error:
+        return _fail(job, str(error))
 
     module = importlib.import_module(f"csd_plugin.cli.{job}")
     parser = argparse.ArgumentParser(
@@ -73,9 +78,14 @@ def _run_job(argv: Sequence[str] | None) -> int:
     except (CSDError, OSError, MemoryError, RuntimeError) as error:
         if not users_line(error):
             raise
-        print(f"csd {job}: error: {users_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        return _fail(job, users_line(error))
+    except KeyboardInterrupt as interrupt:
+        where = f" in {interrupt}" if str(interrupt) else ""
         hint = f"; {module.interrupted(args)}" if hasattr(module, "interrupted") else ""
-        print(f"csd {job}: interrupted{hint}", file=sys.stderr)
+        print(f"csd {job}: interrupted{where}{hint}", file=sys.stderr)
         return 130
+
+
+def _fail(job: str, problem: str) -> int:
+    print(f"csd {job}: error: {problem}", file=sys.stderr)
+    return 2

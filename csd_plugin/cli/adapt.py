@@ -1,14 +1,14 @@
 """Adapt a small network to a camera, without clean frames: it learns what a larger network makes of its rainy ones.
 
-RAIN are videos or folders of rainy frames, best of several hours and places of one camera. The teacher cleans up to
---frames of them once; its frames are kept in the cache. Then the student learns from them for --minutes. Ctrl-C stops
-it at any time: the best network so far is in OUT, and --resume continues.
+RAIN are videos or folders of rainy frames from one camera, at best from different hours. The teacher cleans up to
+--frames of them once, and its results are kept in the cache. Then the student learns from them for --minutes. Ctrl-C
+stops it at any time: the best network so far is in OUT, and --resume continues.
 
-OUT is a checkpoint like any other: csd derain, export and bench take it, at the student's speed. A page about it, with
-pictures, is written next to it. A tenth of the frames is held back to judge the result.
+OUT is a checkpoint like any other for csd derain, export and bench, as fast as the student. A report with pictures is
+written next to it. A tenth of the frames is held back to judge the result.
 
-An adapted network is for that camera: on other rain it can be worse than before. --pairs mixes in other pairs against
-this, and --validation scores the network on pairs before and after. See docs/adapt.md.
+An adapted network is for that camera: on other rain it can be worse than before. To counter this, --pairs mixes in
+other pairs; --validation scores the network on pairs before and after. See docs/adapt.md.
 
 examples:
   csd adapt garden.mp4 --teacher wide --student realtime --out garden.pth
@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NETWORK",
         nargs="+",
         required=True,
-        help="names in `csd models`, checkpoints (S2VD's and PReNet's by their authors too), exported files, or option "
-        "files with network_g and its weights; of several, each frame is a mean that trusts those that agree",
+        help="names in `csd models`, checkpoints (also the published ones of S2VD and PReNet), exported files, or "
+        "option files with network_g and its weights; the results of several are averaged",
     )
     parser.add_argument("--student", metavar="NETWORK", required=True, help="name in `csd models`, or a checkpoint")
     parser.add_argument("--out", metavar="OUT.pth", type=Path, required=True, help="checkpoint to write")
@@ -42,17 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ensemble",
         action="store_true",
-        help="average the teacher over mirrored and reversed clips: eight times slower",
+        help="average the teacher's results over mirrored and reversed clips: takes eight times as long",
     )
     parser.add_argument(
         "--frames", type=whole(12), default=300, metavar="N", help="frames for the teacher to clean (default 300)"
     )
     parser.add_argument("--cache", metavar="FOLDER", type=Path, help="the teacher's frames (default: OUT.cache)")
     parser.add_argument(
+        "--features",
+        action="store_true",
+        help="store the teacher's features as well, for a training that compares them (docs/adapt.md)",
+    )
+    parser.add_argument(
         "--pairs",
         metavar="DATA",
         type=Path,
-        help="pairs, or clean clips to render rain on, against forgetting other rain",
+        help="other pairs to learn from as well, or clean clips to render rain on, so that other rain is not forgotten",
     )
     parser.add_argument(
         "--keep", type=number(0, 1), metavar="SHARE", help="share of --pairs in what is learned (default 0.3)"
@@ -90,6 +95,7 @@ def run(args: argparse.Namespace) -> None:
             keep=0.3 if args.keep is None else args.keep,
             validation=args.validation,
             rate=args.rate,
+            features=args.features,
             device=args.device,
             resume=args.resume,
             overwrite=args.overwrite,

@@ -20,8 +20,8 @@ MOST_JOBS = min(max(32, 4 * (os.cpu_count() or 1)), 61 if sys.platform == "win32
 """Processes or threads of one command: a few for each processor; the pools of Windows hold 61."""
 
 _SLOWEST, _FASTEST = Fraction(1, 1000), Fraction(1000)
-# No exponents: Fraction("1e999999999") would fill the memory. Containers hold rates as two C ints.
 _RATE = re.compile(r"\d{1,9}/\d{1,9}|\d{1,9}(\.\d{0,15})?|\.\d{1,15}", re.ASCII)
+"""A frame rate. No exponents: Fraction("1e999999999") would fill the memory. Containers hold rates as two C ints."""
 _LARGEST_DENOMINATOR = 10**6
 
 

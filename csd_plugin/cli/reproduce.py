@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from csd_plugin.cli.flags import minutes
+from csd_plugin.cli.flags import jobs, minutes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ROW",
         help="train these rows of a slice that has begun, and those that start from them, again",
     )
+    parser.add_argument(
+        "--nproc-per-node",
+        metavar="N",
+        type=jobs,
+        default=1,
+        help="train each row in N processes of torchrun, which share its batch (default: 1)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, without doing it")
 
 
@@ -50,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
         validation=args.validation,
         minutes=args.minutes,
         retrain=args.retrain,
+        processes=args.nproc_per_node,
         dry_run=args.dry_run,
     )
     print(text)

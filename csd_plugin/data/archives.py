@@ -28,15 +28,14 @@ ARCHIVE_SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", "
 
 _RAR4, _RAR5, _ZIP = b"Rar!\x1a\x07\x00", b"Rar!\x1a\x07\x01\x00", (b"PK\x03\x04", b"PK\x05\x06")
 
-# Frames hardly shrink, 16-bit ones of 8K take 200 MB, and an entry without content costs us memory too.
 _MAX_ENTRY = 256 * 2**20
+"""Bytes of an entry, unpacked: a 16-bit frame of 8K takes 200 MB."""
 _MAX_RATIO, _ALWAYS_ALLOWED = 100, 2**30
 _ENTRY_OVERHEAD = 1024
 _CHUNK = 256 * 2**10
 _ZIP_END, _ZIP64 = struct.Struct("<4s6xH10x"), 0xFFFF
 _MAX_TAIL = 32 * 2**20
 
-# What the standard library raises for damaged files, besides OSError.
 _DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -48,6 +47,7 @@ _DAMAGE = (
     UnicodeError,
     OverflowError,
 )
+"""What the standard library raises for damaged files, in addition to OSError."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class AugmentOptions:
         vflip: mirror top and bottom.
         rot: exchange rows and columns (with the flips: all rotations by 90 degrees).
         reverse: run the clip backwards.
+        grid: regions begin at multiples of this many pixels.
     """
 
     crop: int
@@ -37,6 +38,7 @@ class AugmentOptions:
     vflip: bool = False
     rot: bool = False
     reverse: bool = False
+    grid: int = 1
 
     def __post_init__(self) -> None:
         if self.crop < 1:
@@ -60,10 +62,16 @@ class Augmentation:
 
 
 def draw(rng: np.random.Generator, height: int, width: int, options: AugmentOptions, clip: str) -> Augmentation:
-    """Draw for a clip of frames of height x width.
+    """Draw the augmentation of one sample; always takes the same number of draws.
 
     Where the smaller scales need a larger region than the frame has, the range is cut at what fits.
-    Raises CSDError, naming `clip`, if nothing in the range fits. Always takes the same number of draws.
+
+    Args:
+        height, width: of the frames.
+        clip: its name, for messages.
+
+    Raises:
+        CSDError: nothing in the range fits.
     """
     low, high = options.scale
     fits = options.crop / min(height, width)
@@ -77,8 +85,8 @@ def draw(rng: np.random.Generator, height: int, width: int, options: AugmentOpti
     top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
     hflip, vflip, rot, reverse = (rng.random(4) < 0.5).tolist()
     return Augmentation(
-        top=top,
-        left=left,
+        top=top // options.grid * options.grid,
+        left=left // options.grid * options.grid,
         side=side,
         crop=options.crop,
         hflip=options.hflip and hflip,

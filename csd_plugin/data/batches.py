@@ -67,6 +67,16 @@ def as_clips(batch: Mapping[str, Any], num_frame: int, source: str) -> tuple[Ten
     return lq, gt
 
 
+FEATURE = "teacher_feature_"
+"""Begins the keys of a batch under which the teacher's features come with it; the number of the layer follows."""
+
+
+def features_of(batch: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """The teacher's features that come with a batch, (B, L, C, h, w) of each layer; none where it has to be run."""
+    count = sum(key.startswith(FEATURE) for key in batch)
+    return tuple(batch[f"{FEATURE}{number}"] for number in range(count))
+
+
 def as_float(frames: Tensor) -> Tensor:
     """Frames of a data set with `as_uint8`, 0 .. 255, as float in [0, 1]; others as they are."""
     return frames.float().div_(255) if frames.dtype == torch.uint8 else frames

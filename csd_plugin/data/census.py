@@ -29,9 +29,13 @@ class Census:
 
 
 def take_census(store: FrameStore, root: Path) -> Census:
-    """The clips of every split that can be used. root: what the store's keys are relative to, as for `find_sequences`.
+    """The clips of every split that can be used.
 
-    Raises CSDError where there are no frames.
+    Args:
+        root: what the store's keys are relative to, as for `find_sequences`.
+
+    Raises:
+        CSDError: there are no frames.
     """
     clips: list[tuple[str | None, PairedSequence]] = []
     with _collected_warnings() as problems:

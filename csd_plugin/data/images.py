@@ -158,7 +158,7 @@ _EXIF_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 
 
 MOST_PIXELS = 2**27
-"""Of a frame: four times 8K."""
+"""Most pixels of a frame: four times 8K."""
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 

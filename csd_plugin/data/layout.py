@@ -34,7 +34,8 @@ SPLITS = {
     "real": "Dataset_Testing_RealRain",
 }
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
-_NUMBER = r"\d{1,18}"  # what is longer is no frame's number, and slow to read as one
+_NUMBER = r"\d{1,18}"
+"""A longer one is not the number of a frame, and slow to read."""
 _CLIP_FOLDER = re.compile(r"(?P<scene>.+)_(?:(?P<truth>GT)|Rain(?:_\d+)?)", re.IGNORECASE)
 
 
@@ -154,9 +155,14 @@ def find_pairs(
 ) -> list[PairedSequence]:
     """The clips of a `JoinedStore` of lq and gt, in natural order: each folder of lq, with that of gt of the same path.
 
-    truth: whether there is a gt. clips: as for `find_sequences`. A sequence is named after its folder's path, with `_`
-    for `/`; frames without a folder are one clip, `clip`.
-    Raises CSDError for an unknown clip, one without its partner, and frames that do not pair.
+    A sequence is named after its folder's path, with `_` for `/`; frames without a folder are one clip, `clip`.
+
+    Args:
+        truth: whether there is a gt.
+        clips: as for `find_sequences`.
+
+    Raises:
+        CSDError: an unknown clip, one without its partner, or frames that do not pair.
     """
     found: dict[str, dict[str, list[str]]] = {"lq": defaultdict(list), "gt": defaultdict(list)}
     for key in keys:

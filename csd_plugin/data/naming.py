@@ -10,7 +10,6 @@ from pathlib import PurePosixPath
 from csd_plugin.data.layout import IMAGE_SUFFIXES, SPLITS, frame_numbers, is_clip_name, natural_key
 from csd_plugin.errors import CSDError
 
-# What NTURain consists of. The paper names Rain_01 to Rain_03 of each of eight scenes; the archives hold one more.
 PUBLISHED: dict[str, tuple[str, ...]] = {
     "train": (
         *(f"t{scene}_{end}" for scene in range(1, 9) for end in ("GT", "Rain_01", "Rain_02", "Rain_03")),
@@ -19,6 +18,7 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
     "test": tuple(f"{scene}{number}_{end}" for scene in "ab" for number in range(1, 5) for end in ("GT", "Rain")),
     "real": ("ra1_Rain", "ra2_Rain", "ra3_Rain", "ra4_Rain", "rb1_Rain", "rb2_Rain", "rb3_Rain"),
 }
+"""What NTURain consists of. The paper names Rain_01 to Rain_03 of each of eight scenes; the archives hold one more."""
 _PUBLISHED_SCENES = {"train": r"t\d+_.*", "test": r"[ab]\d+_.*", "real": r"r[ab]\d+_.*"}
 _PLACEHOLDERS = {"{clip}": r"(?P<clip>[^/]+)", "{version}": r"(?P<version>\d+)", "{frame}": r"(?P<frame>[^/]*\d[^/]*)"}
 
@@ -121,7 +121,7 @@ def file_name(label: str, suffix: str) -> str:
 
 
 def missing_clips(present: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Split -> what NTURain has besides `present`, which are (split, folder); nothing where none of it is there."""
+    """Split -> the folders of NTURain that are not in `present`, (split, folder); empty where no folder is there."""
     there = {(split, folder.casefold()) for split, folder in present}
     missing = {
         split: [name for name in names if (split, name.casefold()) not in there] for split, names in PUBLISHED.items()

@@ -74,7 +74,7 @@ class Prepared:
         new: how many of them this run wrote.
         failed: what could not be read or written, while all else was.
         notes: harmless things to know, such as files left out.
-        missing: split -> clips that NTURain has besides these.
+        missing: split -> clips that NTURain has and these do not.
     """
 
     clips: list[Clip] = field(default_factory=list)

@@ -21,8 +21,10 @@ from csd_plugin.data.stores.verify import Problem, verify_store
 from csd_plugin.errors import CSDError
 
 ENCODINGS = ("source", "png")
-_SEPTUPLET = 7  # frames of a clip of Vimeo-90K
-_REDS = 100  # frames of a clip of REDS; the toolbox has the number in its code
+_SEPTUPLET = 7
+"""Frames of a clip of Vimeo-90K."""
+_REDS = 100
+"""Frames of a clip of REDS; the toolbox has the number in its code."""
 _READ_BY_REDS = "REDSDataset, REDSRecurrentDataset"
 _READ_BY_VIMEO = "Vimeo90KDataset, Vimeo90KRecurrentDataset"
 
@@ -31,8 +33,13 @@ _READ_BY_VIMEO = "Vimeo90KDataset, Vimeo90KRecurrentDataset"
 class Arranged:
     """One split as the toolbox wants it.
 
-    lq, gt: key in the store -> file below the data set; the keys are the same. clips: their lines of meta_info_file.
-    left_out: clips without truth. short: clips that REDSDataset cannot read.
+    Attributes:
+        split: `train` or `test`.
+        lq, gt: key in the store -> file below the data set; both have the same keys.
+        clips: lines of meta_info_file.
+        septuplets: whether all clips have the seven frames that Vimeo90KDataset reads.
+        left_out: clips without truth.
+        short: clips that REDSDataset cannot read.
     """
 
     split: str

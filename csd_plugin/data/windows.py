@@ -17,6 +17,9 @@ def reflect_indices(center: int, num_frame: int, length: int) -> list[int]:
 
     The end frames are not repeated: -1 becomes 1. Clips shorter than the window are reflected as often as
     it takes; a clip of one frame gives that frame.
+
+    Raises:
+        CSDError: an even `num_frame`, or a centre outside the clip.
     """
     _check_odd(num_frame)
     if not 0 <= center < length:
@@ -33,7 +36,7 @@ def clip_starts(length: int, num_frame: int) -> range:
 
 
 def target_slice(num_frame: int, num_target: int) -> slice:
-    """Where the `num_target` middle frames of a clip of `num_frame` are."""
+    """Where the `num_target` middle frames of a clip of `num_frame` are. Raises CSDError where there is no middle."""
     if not 1 <= num_target <= num_frame or (num_frame - num_target) % 2:
         raise CSDError(
             f"a clip of num_frame={num_frame} frames has no middle of num_target={num_target}: "

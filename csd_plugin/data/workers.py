@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Per process, waiting or at work: enough to keep all busy, few enough to hold their results in memory.
 _AHEAD = 4
+"""Per process, waiting or at work: enough to keep all busy, few enough to hold their results in memory."""
 
 
 class Processes:
-    """`jobs` spawned processes that do what they are told, as a context manager.
+    """`jobs` spawned processes that run functions, as a context manager.
 
     They live no longer than the caller, however that ends.
     """

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.distill.health import gradient_norms
-from csd_plugin.distill.processes import mean_over_processes
 from csd_plugin.distill.schedule import Weight, is_balanced
 from csd_plugin.errors import CSDError
 
 EVERY = 20
 """Iterations from one measurement to the next, as each takes a backward pass for every term."""
 _SHARE_OF_NEW = 0.3
-"""Of the logarithm of a measured weight in the next one: gradients differ from batch to batch."""
+"""Share of a new measurement in the logarithm of the weight: gradients differ from batch to batch."""
 
 
 class Balance:
@@ -57,14 +56,17 @@ class Balance:
     ) -> None:
         """Let the weights of these terms follow the gradients of one batch.
 
-        recon: the weighted reconstruction loss. losses: by term, raw; of several teachers, weighted by their shares.
-        parameters: the student's. scale: see `gradient_norms`.
+        Args:
+            recon: the weighted reconstruction loss.
+            losses: term -> raw loss; with several teachers, their losses weighted by their shares.
+            parameters: the student's.
+            scale: see `gradient_norms`.
 
-        Raises CSDError where the reconstruction has no gradient.
+        Raises:
+            CSDError: the reconstruction has no gradient.
         """
-        norms = gradient_norms({"": recon, **losses}, parameters, scale=scale)
-        squares = mean_over_processes(torch.stack(list(norms.values())).square())
-        reference, *others = squares.sqrt().tolist()
+        norms = gradient_norms({"": recon, **losses}, parameters, scale=scale, together=True)
+        reference, *others = torch.stack(list(norms.values())).tolist()
         if not (reference > 0 and math.isfinite(reference)):
             raise CSDError(
                 "balance: the reconstruction loss gives the student no finite gradient, so there is nothing to follow; "

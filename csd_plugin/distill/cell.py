@@ -4,19 +4,28 @@ One 3x3 convolution takes (input, hidden) to the gates i, f, o, g; then
 
     cell = sigmoid(f) * previous cell + sigmoid(i) * tanh(g),    hidden = sigmoid(o) * tanh(cell).
 
-A distillation step applies it dozens of times, so it is written out for speed; no number changes by it:
-the convolution is split into the input's and the hidden state's share (no concatenation, and a zero state costs
-nothing), the gates are activated in place, and two gradients are spelled out that autograd finds the long way round.
+A distillation step applies it dozens of times, so it is written out for speed; no number changes by it. On a CPU the
+convolution is split into the input's and the hidden state's share (no concatenation, and a zero state costs nothing),
+the gates are activated in place, and two gradients are spelled out that autograd finds the long way round. On a GPU the
+input's share of all frames is one launch, and what follows the convolutions another, by torch's own LSTM kernel.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from csd_plugin.errors import first_line
+
+logger = logging.getLogger(__name__)
 
 
 class State(NamedTuple):
@@ -41,11 +50,97 @@ class ConvLSTMCell(nn.Module):
         self.bias = uniform(4 * hidden)
 
     def forward(self, x: Tensor, state: State | None) -> State:
-        gates = _ThinConv.apply(x, self.weight_input, self.bias)
+        return self.over([x.unsqueeze(0)]).step(state)
+
+    def over(self, clips: Sequence[Tensor]) -> Steps:
+        """Its steps over the frames of clips, each (L, n, C, H, W); C may lack channels that come with each step."""
+        fuses = clips[0].is_cuda and _has_fused_lstm(clips[0].device)
+        return _FusedSteps(self, clips) if fuses else Steps(self, clips)
+
+
+class Steps:
+    """A cell's steps over the frames of some clips, in any order."""
+
+    def __init__(self, cell: ConvLSTMCell, clips: Sequence[Tensor]) -> None:
+        self._cell, self._clips = cell, clips
+
+    def step(self, state: State | None, more: Tensor | None = None, *, clip: int = 0, frame: int = 0) -> State:
+        """The state after this frame of this clip.
+
+        Args:
+            more: the channels that the clips lack; None is zeros.
+        """
+        # Frame by frame even where frames are independent: measured on a CPU, small batches stay in its caches.
+        cell, x = self._cell, self._clips[clip][frame]
+        weight = cell.weight_input
+        if more is not None:
+            x = torch.cat([x, more], dim=1)
+        elif x.shape[1] < weight.shape[1]:
+            weight = weight[:, : x.shape[1]]
+        gates = _ThinConv.apply(x, weight, cell.bias)
         if state is None:
             return State(*_Gates.apply(gates, None))
-        gates = gates.add_(F.conv2d(state.hidden, self.weight_hidden, padding=1))
+        gates = gates.add_(F.conv2d(state.hidden, cell.weight_hidden, padding=1))
         return State(*_Gates.apply(gates, state.cell))
+
+    def cells(self, states: Sequence[State | None], more: Sequence[Tensor | None]) -> list[Tensor]:
+        """The cell after each frame of the first clip, each from a state of its own: (n, hidden, H, W) per frame."""
+        steps = enumerate(zip(states, more, strict=True))
+        return [self.step(state, extra, frame=frame).cell for frame, (state, extra) in steps]
+
+
+class _FusedSteps(Steps):
+    """On a GPU, where launches cost more than memory: the inputs' share of all frames first, then two for each step.
+
+    States are channels_last, in which the LSTM's kernel sees every pixel as one of a batch.
+    """
+
+    def __init__(self, cell: ConvLSTMCell, clips: Sequence[Tensor]) -> None:
+        super().__init__(cell, clips)
+        given, order = clips[0].shape[2], _lstm_order(cell.weight_hidden.shape[1], clips[0].device)
+        of_input, of_hidden, bias = (
+            weight.index_select(0, order) for weight in (cell.weight_input, cell.weight_hidden, cell.bias)
+        )
+        of_clips, of_more = of_input.split([given, of_input.shape[1] - given], dim=1)
+        self._of_more, self._of_hidden = of_more, _channels_last(of_hidden)
+        self._of_both = _channels_last(torch.cat([of_more, of_hidden], dim=1)) if of_more.shape[1] else None
+        self._gates = [
+            _channels_last(F.conv2d(frames.flatten(0, 1), of_clips, bias, padding=1)).unflatten(0, frames.shape[:2])
+            for frames in clips
+        ]
+        self._by_frame = [gates.unbind() for gates in self._gates]
+
+    def step(self, state: State | None, more: Tensor | None = None, *, clip: int = 0, frame: int = 0) -> State:
+        return self._advance(self._by_frame[clip][frame], state, more)
+
+    def cells(self, states: Sequence[State | None], more: Sequence[Tensor | None]) -> list[Tensor]:
+        frames = self._gates[0]
+        hidden = _together([None if state is None else state.hidden for state in states])
+        cell = _together([None if state is None else state.cell for state in states])
+        state = None if hidden is None or cell is None else State(hidden, cell)
+        return list(self._advance(frames.flatten(0, 1), state, _together(more)).cell.unflatten(0, frames.shape[:2]))
+
+    def _advance(self, gates: Tensor, state: State | None, more: Tensor | None) -> State:
+        if state is None:
+            others = None if more is None else F.conv2d(more, self._of_more, padding=1)
+        elif more is None:
+            others = F.conv2d(state.hidden, self._of_hidden, padding=1)
+        else:
+            others = F.conv2d(torch.cat([more, state.hidden], dim=1), self._of_both, padding=1)
+        return State(*_FusedGates.apply(gates, others, None if state is None else state.cell))
+
+
+def _together(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """One batch of them all; None is zeros, among others."""
+    known = next((part for part in parts if part is not None), None)
+    if known is None:
+        return None
+    zeros = torch.zeros_like(known)
+    return torch.cat([zeros if part is None else part for part in parts])
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class _ThinConv(torch.autograd.Function):
@@ -120,6 +215,73 @@ class _Gates(torch.autograd.Function):
         torch.ops.aten.sigmoid_backward.grad_input(grad_sigmoid, sigmoid, grad_input=grad_sigmoid)
         torch.ops.aten.tanh_backward.grad_input(grad_g, g, grad_input=grad_g)
         return grad_gates, grad_cell * f if ctx.needs_input_grad[1] else None
+
+
+class _FusedGates(torch.autograd.Function):
+    """(gates i f g o, what adds to them or None, previous cell or None) -> (hidden, cell), by torch's LSTM kernel.
+
+    torch calls it in nn.LSTMCell on GPUs. By itself it has no public name, and keeps the gates for second derivatives,
+    so its two operations are called here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, others: Tensor | None, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+        rows, size = _rows(gates), gates.shape
+        added = torch.zeros_like(rows) if others is None else _rows(others)
+        before = rows.new_zeros(len(rows), size[1] // 4) if previous is None else _rows(previous)
+        hidden, cell, workspace = torch.ops.aten._thnn_fused_lstm_cell(rows, added, before)
+        ctx.save_for_backward(before, cell, workspace)
+        ctx.set_materialize_grads(False)
+        ctx.size = size
+        return _maps(hidden, size), _maps(cell, size)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_hidden: Tensor | None, grad_cell: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_hidden is None and grad_cell is None:
+            return None, None, None
+        grads = (None if grad is None else _rows(grad) for grad in (grad_hidden, grad_cell))
+        grad_gates, grad_before, _ = torch.ops.aten._thnn_fused_lstm_cell_backward_impl(
+            *grads, *ctx.saved_tensors, False
+        )
+        all_grads = [_maps(rows, ctx.size) for rows in (grad_gates, grad_gates, grad_before)]
+        return tuple(grad if needed else None for grad, needed in zip(all_grads, ctx.needs_input_grad, strict=True))
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """(n, C, H, W) -> (n * H * W, C), which copies nothing that is channels_last."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+def _maps(rows: Tensor, size: torch.Size) -> Tensor:
+    """(n * H * W, C) -> (n, C, H, W), channels_last, of the size of others."""
+    return rows.view(size[0], *size[2:], -1).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=64)
+def _lstm_order(hidden: int, device: torch.device) -> Tensor:
+    """Where the LSTM's gates i f g o are among ours, i f o g."""
+    i, f, o, g = torch.arange(4 * hidden).split(hidden)
+    return torch.cat([i, f, g, o]).to(device)
+
+
+@lru_cache(maxsize=64)
+def _has_fused_lstm(device: torch.device) -> bool:
+    """Whether torch has its LSTM kernel there, and it does what a cell does: tried, as it has no public name."""
+    gates = torch.linspace(-2, 2, 2 * 8 * 3).view(1, 8, 2, 3)
+    previous = torch.linspace(-1, 1, 2 * 2 * 3).view(1, 2, 2, 3)
+    order = _lstm_order(2, torch.device("cpu"))
+    expected = _Gates.apply(gates.clone(), previous)
+    try:
+        moved = _channels_last(gates[:, order]).to(device)
+        found = _FusedGates.apply(moved, None, _channels_last(previous).to(device))
+        if all(torch.allclose(ours.cpu(), theirs, atol=1e-5) for ours, theirs in zip(found, expected, strict=True)):
+            return True
+        reason = "other results"
+    except RuntimeError as error:  # NotImplementedError is one
+        reason = first_line(error)
+    logger.warning("the cells of objectives run without torch's LSTM kernel on %s, slower: %s", device, reason)
+    return False
 
 
 def _tanh_(x: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.distill.processes import mean_over_processes
+
 LOSS_GONE = 1e-8
 """A loss below this is as good as none: the cells that define it stop learning (STD's rule)."""
 
@@ -23,7 +25,7 @@ def spread(frames: Sequence[Tensor]) -> Tensor:
 class Freeze(nn.Module):
     """Lets weights learn until it has to freeze them, once and for good.
 
-    Its buffers are saved with an objective, so that a resumed run goes on with them, and all processes of one follow
+    Its buffers are saved with an objective, so that a resumed run continues with them, and all processes of one follow
     the first. An objective calls `hold` before it computes with the weights, and `restore` after each step.
     """
 
@@ -71,8 +73,8 @@ class FreezeOnCollapse(Freeze):
 
     @torch.no_grad()
     def watch(self, losses: Iterable[Tensor], spreads: Iterable[Tensor]) -> None:
-        """losses, spreads: scalars, `count` of each."""
-        now = torch.stack(list(spreads))
+        """losses, spreads: scalars, `count` of each; several processes decide by their means."""
+        here = torch.stack([torch.stack(list(losses)), torch.stack(list(spreads))])
+        loss, now = mean_over_processes(here).unbind()
         self.start.copy_(torch.where(self.start.isnan(), now, self.start))
-        gone = torch.stack(list(losses)) < LOSS_GONE
-        self.freeze_if((gone | (now < self.fraction * self.start)).any())
+        self.freeze_if(((loss < LOSS_GONE) | (now < self.fraction * self.start)).any())

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd_plugin.distill.aggregation import AGGREGATIONS
-from csd_plugin.distill.cell import State
+from csd_plugin.distill.cell import State, Steps
 from csd_plugin.distill.collapse import FreezeOnCollapse, spread
 from csd_plugin.distill.fidelity import FIDELITIES
 from csd_plugin.distill.interface import Objective, feature_pairs
@@ -23,6 +24,7 @@ from csd_plugin.types import ClipView, Terms
 SCALE_SOURCES = ("feature", "frames")
 ORDERS = ("spatial_first", "temporal_first")
 CELLS = ("joint", "joint_until_collapsed", "frozen", "averaged")
+PASSES = 2  # of the Connector
 
 
 @dataclass
@@ -39,17 +41,21 @@ class Trace:
     hints: list[Tensor] = field(default_factory=list)
     temporal: list[State] = field(default_factory=list)
 
-    def halves(self, count: int) -> tuple[Trace, Trace]:
-        """Of the first `count` of a batch, and of the others, these as numbers without gradients."""
+    def part(self, clips: slice) -> Trace:
+        """The trace of some samples of the batch, without gradients."""
+        return Trace(
+            [[status[clips].detach() for status in statuses] for statuses in self.spatial],
+            [hint[clips].detach() for hint in self.hints],
+            [State(*(part[clips].detach() for part in state)) for state in self.temporal],
+        )
 
-        def part(of: Callable[[Tensor], Tensor]) -> Trace:
-            return Trace(
-                [[of(status) for status in statuses] for statuses in self.spatial],
-                [of(hint) for hint in self.hints],
-                [State(of(state.hidden), of(state.cell)) for state in self.temporal],
-            )
+    def of_scale(self, scale: int) -> list[Tensor]:
+        """The statuses of a scale, of both passes."""
+        return [statuses[k] for statuses in self.spatial for k in (scale, len(statuses) - 1 - scale)]
 
-        return part(lambda x: x[:count]), part(lambda x: x[count:].detach())
+    def of_time(self) -> list[Tensor]:
+        """The statuses of the video."""
+        return [state.cell for state in self.temporal]
 
 
 class AlignmentCells(nn.Module):
@@ -76,33 +82,33 @@ class AlignmentCells(nn.Module):
             scales: one (L, B, 1, h, w) per scale, largest first.
             temporal: False leaves the Aggregator out.
         """
-        # Frame by frame even where frames are independent: measured on a CPU, small batches stay in its caches.
         trace = Trace()
-        aggregator = self.aggregator if temporal else None
-        for t, frame in enumerate(scales[0]):
+        connect = None if self.connector is None else self.connector.over(scales)
+        aggregate = None if self.aggregator is None or not temporal else self.aggregator.over(scales[0])
+        for t in range(len(scales[0])):
             if self.temporal_first:
-                self._advance(aggregator, frame, trace)
-            self._connect([scale[t] for scale in scales], trace)
+                self._advance(aggregate, t, trace)
+            self._connect(connect, t, trace)
             if not self.temporal_first:
-                self._advance(aggregator, frame, trace)
+                self._advance(aggregate, t, trace)
         return trace
 
-    def _connect(self, scales: Sequence[Tensor], trace: Trace) -> None:
+    def _connect(self, connect: Callable[[int, State | None], list[Tensor]] | None, frame: int, trace: Trace) -> None:
         """One frame's spatial statuses, from the latest state of the video, and the hint that they give."""
-        if self.connector is None:
+        if connect is None:
             return
         start = trace.temporal[-1] if self.hint is not None and trace.temporal else None
-        trace.spatial.append(self.connector(scales, start))
+        trace.spatial.append(connect(frame, start))
         if self.hint is not None:
             trace.hints.append(self.hint(trace.spatial[-1][-1]))
 
     @staticmethod
-    def _advance(aggregator: Aggregator | None, frame: Tensor, trace: Trace) -> None:
+    def _advance(aggregate: Steps | None, frame: int, trace: Trace) -> None:
         """The state of the video after one more frame, with the latest hint."""
-        if aggregator is not None:
+        if aggregate is not None:
             hint = trace.hints[-1] if trace.hints else None
             state = trace.temporal[-1] if trace.temporal else None
-            trace.temporal.append(aggregator(frame, hint, state))
+            trace.temporal.append(aggregate.step(state, hint, frame=frame))
 
     def collaborate(self, student: Tensor, teacher: Trace) -> list[Tensor]:
         """Per frame of the student's map (L, B, 1, H, W), the collaborative status C_M (B, hidden, H, W).
@@ -114,26 +120,31 @@ class AlignmentCells(nn.Module):
         hints: Sequence[Tensor | None] = teacher.hints or [None] * len(student)
         if self.temporal_first:
             hints = [None, *hints[:-1]]
-        before: Sequence[State | None] = [None, *teacher.temporal[:-1]]
-        if student.is_cuda:
-            return self._collaborate_at_once(student, hints, before)
-        streams = zip(student, hints, before, strict=True)
-        return [self.aggregator(frame, hint, state).cell for frame, hint, state in streams]
+        return self.aggregator.over(student).cells([None, *teacher.temporal[:-1]], hints)
 
-    def _collaborate_at_once(
-        self, student: Tensor, hints: Sequence[Tensor | None], before: Sequence[State | None]
-    ) -> list[Tensor]:
-        """`collaborate` with all frames as one batch, which a GPU launches once; None is zeros."""
-        assert self.aggregator is not None
-        frames, batch = len(student), student.shape[1]
-        hint = torch.cat([student.new_zeros(student.shape[1:]) if h is None else h for h in hints])
-        known = next((state for state in before if state is not None), None)
-        state = None
-        if known is not None:
-            zeros = State(*(torch.zeros_like(part) for part in known))
-            parts = zip(*(one or zeros for one in before), strict=True)
-            state = State(*(torch.cat(part) for part in parts))
-        return list(self.aggregator(student.flatten(0, 1), hint, state).cell.unflatten(0, (frames, batch)))
+
+class Traces:
+    """The student's and the teacher's trace of one batch, to be compared."""
+
+    def __init__(self, student: Trace, teacher: Trace) -> None:
+        self.student, self.teacher = student, teacher
+
+    def distance(self, statuses: Callable[[Trace], list[Tensor]]) -> Tensor:
+        """Mean absolute difference of these of both, all of one size. The teacher's get no gradient."""
+        return _distance(statuses(self.student), [status.detach() for status in statuses(self.teacher)])
+
+
+class JointTraces(Traces):
+    """Those of one batch that held both, the student's clips first; gradients come by `distance` alone."""
+
+    def __init__(self, both: Trace, count: int) -> None:
+        super().__init__(both.part(slice(count)), both.part(slice(count, None)))
+        self._both, self._count = both, count
+
+    def distance(self, statuses: Callable[[Trace], list[Tensor]]) -> Tensor:
+        every = statuses(self._both)
+        both = torch.cat(every).permute(0, 2, 3, 1).unflatten(0, (len(every), -1))  # as they lie in memory
+        return F.l1_loss(both[:, : self._count], both[:, self._count :].detach())
 
 
 class CSD(Objective):
@@ -172,7 +183,7 @@ class CSD(Objective):
         independent: the paper's ITA.
         collaborative: the paper's CTA.
         adaptor: the paper's STA.
-        ema_decay: of the moving average, with `cells: averaged`.
+        ema_decay: decay of the moving average, with `cells: averaged`.
         collapse_fraction: see `cells`.
 
     Raises:
@@ -240,6 +251,9 @@ class CSD(Objective):
             adaptor=adaptor,
             temporal_first=order == "temporal_first",
         ).requires_grad_(cells != "frozen")
+        if self.cells.connector is not None and not cross_scale:  # every scale starts at zero
+            for cell in (self.cells.connector.local_to_global, self.cells.connector.global_to_local):
+                cell.weight_hidden.requires_grad_(False)
         self.averaged_cells = copy.deepcopy(self.cells).requires_grad_(False) if cells == "averaged" else None
         until_collapsed = FreezeOnCollapse(count=len(self.terms), fraction=collapse_fraction)
         self.freeze = until_collapsed if cells == "joint_until_collapsed" else None
@@ -255,34 +269,35 @@ class CSD(Objective):
             self.freeze.hold(self.cells.parameters())
         with torch.autocast(target.device.type, enabled=False):
             student_maps, teacher_maps = self._maps(student, teacher)
-            student_trace, teacher_trace = self._traces(student_maps, teacher_maps)
+            traces = self._traces(student_maps, teacher_maps)
 
             losses: dict[str, Tensor] = {}
             if "spatial" in self.terms:
-                losses["spatial"] = _spatial_loss(student_trace, teacher_trace)
+                by_scale = [traces.distance(partial(Trace.of_scale, scale=p)) for p in range(self.num_scale)]
+                losses["spatial"] = PASSES * torch.stack(by_scale).sum()
             if "temporal" in self.terms:
-                losses["temporal"] = self._temporal_loss(student_maps[0], student_trace, teacher_trace)
+                losses["temporal"] = self._temporal_loss(student_maps[0], traces)
             diagnostics: dict[str, Tensor] = {}
             if self.diagnoses or self.freeze is not None:
-                diagnostics |= _spreads(teacher_trace)
+                diagnostics |= _spreads(traces.teacher)
             if self.diagnoses:
                 diagnostics["correlation"] = _correlation(student_maps[0], teacher_maps[0])
-                diagnostics |= {f"student_{name}": value for name, value in _spreads(student_trace).items()}
+                diagnostics |= {f"student_{name}": value for name, value in _spreads(traces.student).items()}
             if self.freeze is not None:
                 self.freeze.watch(losses.values(), [diagnostics[f"spread_{term}"] for term in losses])
                 diagnostics["frozen"] = self.freeze.frozen.float()
         return Terms(losses, diagnostics)
 
-    def _traces(self, student: list[Tensor], teacher: list[Tensor]) -> tuple[Trace, Trace]:
-        """The student's trace and the teacher's, of their maps."""
+    def _traces(self, student: list[Tensor], teacher: list[Tensor]) -> Traces:
+        """Those of their maps."""
         temporal = self.independent or self.adaptor
         alike = self.averaged_cells is None and self.detach_teacher_state and (temporal or not self.collaborative)
         if student[0].is_cuda and alike:  # as one batch: half the launches, and the GPU has room
             both = [torch.cat([ours, theirs], dim=1) for ours, theirs in zip(student, teacher, strict=True)]
-            return self.cells(both).halves(student[0].shape[1])
+            return JointTraces(self.cells(both), student[0].shape[1])
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_teacher_state):
             teacher_trace = (self.cells if self.averaged_cells is None else self.averaged_cells)(teacher)
-        return self.cells(student, temporal=temporal), teacher_trace
+        return Traces(self.cells(student, temporal=temporal), teacher_trace)
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -320,20 +335,14 @@ class CSD(Objective):
                 )
         return [ours for ours, _ in scales], [theirs for _, theirs in scales]
 
-    def _temporal_loss(self, student_map: Tensor, student: Trace, teacher: Trace) -> Tensor:
-        targets = [state.cell.detach() for state in teacher.temporal]
+    def _temporal_loss(self, student_map: Tensor, traces: Traces) -> Tensor:
         streams = []
         if self.independent:
-            streams.append([state.cell for state in student.temporal])
+            streams.append(traces.distance(Trace.of_time))
         if self.collaborative:
-            streams.append(self.cells.collaborate(student_map, teacher))
-        return torch.stack([_distance(statuses, targets) for statuses in streams]).sum()
-
-
-def _spatial_loss(student: Trace, teacher: Trace) -> Tensor:
-    scales_and_passes = zip(zip(*student.spatial, strict=True), zip(*teacher.spatial, strict=True), strict=True)
-    distances = [_distance(ours, [status.detach() for status in theirs]) for ours, theirs in scales_and_passes]
-    return torch.stack(distances).sum()
+            targets = [status.detach() for status in traces.teacher.of_time()]
+            streams.append(_distance(self.cells.collaborate(student_map, traces.teacher), targets))
+        return torch.stack(streams).sum()
 
 
 def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
@@ -344,12 +353,12 @@ def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
 
 
 def _spreads(trace: Trace) -> dict[str, Tensor]:
-    """Of each kind of status that a trace has."""
+    """The spread of each kind of status that a trace has."""
     spreads = {}
     if trace.spatial:
         spreads["spread_spatial"] = torch.stack([spread(s) for s in zip(*trace.spatial, strict=True)]).mean()
     if trace.temporal:
-        spreads["spread_temporal"] = spread([state.cell for state in trace.temporal])
+        spreads["spread_temporal"] = spread(trace.of_time())
     return spreads
 
 

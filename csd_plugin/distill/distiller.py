@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from csd_plugin.archs.interface import Interface, interface_of, run_network
-from csd_plugin.data.batches import as_clips, as_float
+from csd_plugin.data.batches import as_clips, as_float, features_of
 from csd_plugin.distill.adapters import AdaptedObjective
 from csd_plugin.distill.balance import Balance
 from csd_plugin.distill.dry_run import Clips, dry_run
@@ -130,7 +130,7 @@ class Distiller(nn.Module):
 
         Args:
             batch: `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), its middle, or what `as_clips` makes such; in [0, 1],
-                or uint8.
+                or uint8. With the teacher's features (`features_of`) it is not run; `gt` is taken for its frames then.
             iteration: from 1 on; weights and looks go by it.
             logged: False leaves out of `status/..` what takes time, where nobody reads it.
 
@@ -144,7 +144,8 @@ class Distiller(nn.Module):
             for module in self.objectives.modules():
                 if isinstance(module, Objective):
                     module.diagnoses = logged or looks
-            return self._distill(lq, gt, weights, iteration, looks)
+            stored = self._stored_view(features_of(batch), gt)
+            return self._distill(lq, gt, weights, iteration, looks, stored)
         output = run_network(self.student, lq, gt.shape[1], self.interface, autocast=self.autocast)
         for tap in self.student_taps:
             tap.forget()
@@ -156,10 +157,16 @@ class Distiller(nn.Module):
             bare(teacher.objective).after_step()
 
     def _distill(
-        self, lq: Tensor, gt: Tensor, weights: Mapping[str, float], iteration: int, looks: bool
+        self,
+        lq: Tensor,
+        gt: Tensor,
+        weights: Mapping[str, float],
+        iteration: int,
+        looks: bool,
+        stored: ClipView | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         # The teachers first: their layers need their memory before the student's graph takes its own.
-        views = [self._teacher_view(teacher, lq, gt.shape[1]) for teacher in self.teachers]
+        views = [stored or self._teacher_view(teacher, lq, gt.shape[1]) for teacher in self.teachers]
         scales = dict.fromkeys(scale for teacher in self.teachers for scale in bare(teacher.objective).input_scales)
         student = self._view(self.student, self.interface, self.student_taps, lq, gt.shape[1], scales)
         with torch.autocast(lq.device.type, enabled=False):
@@ -237,6 +244,20 @@ class Distiller(nn.Module):
         for warning in warnings:
             self.warn(warning)
         return {f"health/{name}": value for name, value in measured.items()}
+
+    def _stored_view(self, features: tuple[Tensor, ...], gt: Tensor) -> ClipView | None:
+        """What comes with a batch in place of the teacher's work. Raises CSDError where that does not suffice."""
+        if not features:
+            return None
+        if len(self.teachers) > 1:
+            raise CSDError("the batch has features of one teacher, and there are several; leave the stored ones out")
+        teacher = self.teachers[0]
+        scales = bare(teacher.objective).input_scales
+        if scales != (1,):
+            raise CSDError(f"stored features are of whole frames; the objective compares frames pooled by {scales} too")
+        if len(teacher.taps) not in (0, len(features)):
+            raise CSDError(f"the batch has {len(features)} stored features, {len(teacher.taps)} are compared")
+        return ClipView(gt, {1: tuple(feature.float() for feature in features)})
 
     @torch.no_grad()
     def _teacher_view(self, teacher: Teacher, lq: Tensor, num_target: int) -> ClipView:

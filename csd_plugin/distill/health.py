@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.distill.objective import Comparison, by_name
+from csd_plugin.distill.processes import are_several, mean_over_processes
 from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView
 
@@ -18,15 +19,17 @@ SCALE_LIMIT = 10.0
 
 
 def gradient_norms(
-    losses: Mapping[str, Tensor], parameters: Iterable[nn.Parameter], *, scale: float = 1.0
+    losses: Mapping[str, Tensor], parameters: Iterable[nn.Parameter], *, scale: float = 1.0, together: bool = False
 ) -> dict[str, Tensor]:
     """Norm of the gradient that each loss alone gives to all parameters together, float32; 0 where it gives none.
 
     One backward pass each, in which neither the graph nor any `.grad` changes: the step that follows is the same bit
-    for bit. Between processes nothing is exchanged: hooks of data parallel wrappers sit where `.grad` is summed.
+    for bit. Hooks of data parallel wrappers, which sit where `.grad` is summed, are not called.
 
     Args:
         scale: what losses are multiplied by on the way, as a gradient scaler does, so that half precision holds them.
+        together: of several processes, which all call this, the norm of the mean of their gradients: that of the
+            whole batch. Otherwise nothing is exchanged, and it is that of this process's share.
     """
     leaves = [parameter for parameter in parameters if parameter.requires_grad]
     norms = {}
@@ -34,7 +37,10 @@ def gradient_norms(
         norm = torch.zeros((), device=loss.device)
         if loss.requires_grad and leaves:
             gradients = torch.autograd.grad(scale * loss, leaves, retain_graph=True, allow_unused=True)
-            of_each = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients if g is not None]
+            given = [g for g in gradients if g is not None]
+            if together and given and are_several():
+                given = [mean_over_processes(torch.cat([g.float().flatten() for g in given]))]
+            of_each = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in given]
             norm = torch.linalg.vector_norm(torch.stack(of_each)) / scale if of_each else norm
         norms[name] = norm
     return norms

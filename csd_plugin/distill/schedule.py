@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from csd_plugin.errors import CSDError, suggestion
 
 Weight = float | Mapping[str, Any]
 """A number; a mapping of `schedule`, `start`, `end` (0) and `iters`; or one of `balance` and `until`, see `balance`."""
 
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 0.0,
-    "linear": lambda done: done,
-    "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,
-    "stop_at": lambda done: float(done == 1),
+
+class Schedule(NamedTuple):
+    """How a weight goes from `start` to `end`.
+
+    Attributes:
+        share: of the way that is done, of the share of `iters` that is over; both 0 to 1.
+        moves: whether it takes `end` and `iters`.
+    """
+
+    share: Callable[[float], float]
+    moves: bool = True
+
+
+SCHEDULES = {
+    "constant": Schedule(lambda over: 0.0, moves=False),
+    "linear": Schedule(lambda over: over),
+    "cosine": Schedule(lambda over: (1 - math.cos(math.pi * over)) / 2),
+    "stop_at": Schedule(lambda over: float(over == 1)),
 }
-"""name -> share of the way from `start` to `end`, of the share of `iters` that is done, 0 to 1."""
+"""By name."""
 
 
 def weight_at(weight: Weight, iteration: int) -> float:
@@ -30,7 +43,7 @@ def weight_at(weight: Weight, iteration: int) -> float:
     if is_balanced(weight):
         return weight["balance"] if iteration <= (weight.get("until") or math.inf) else 0.0
     done = min((iteration - 1) / weight.get("iters", 1), 1.0)
-    share = SCHEDULES[weight["schedule"]](done)
+    share = SCHEDULES[weight["schedule"]].share(done)
     return (1 - share) * weight["start"] + share * weight.get("end", 0.0)
 
 
@@ -45,7 +58,7 @@ def is_ever_on(weight: Weight) -> bool:
         return weight != 0
     if is_balanced(weight):
         return weight["balance"] != 0
-    return weight["start"] != 0 or (weight["schedule"] != "constant" and weight.get("end", 0.0) != 0)
+    return weight["start"] != 0 or (SCHEDULES[weight["schedule"]].moves and weight.get("end", 0.0) != 0)
 
 
 def check_weight(weight: Weight) -> None:
@@ -55,9 +68,10 @@ def check_weight(weight: Weight) -> None:
     name = weight["schedule"]
     if name not in SCHEDULES:
         raise CSDError(f"schedule {name!r} is unknown{suggestion(name, SCHEDULES)}")
-    if name == "constant":
+    if not SCHEDULES[name].moves:
         unused = [key for key in ("end", "iters") if key in weight]
         if unused:
-            raise CSDError(f"a constant weight takes no {unused[0]}; remove it, or choose linear, cosine or stop_at")
+            others = ", ".join(other for other, schedule in SCHEDULES.items() if schedule.moves)
+            raise CSDError(f"a {name} weight takes no {unused[0]}; remove it, or choose one of {others}")
     elif "iters" not in weight:
         raise CSDError(f"{name} needs iters, the iterations after which the weight has its end value")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csd_plugin.distill.cell import ConvLSTMCell, State
+from csd_plugin.distill.cell import ConvLSTMCell, State, Steps
 
 
 def pyramid(x: Tensor, num_scale: int) -> list[Tensor]:
@@ -31,28 +33,35 @@ class Connector(nn.Module):
         self.global_to_local = ConvLSTMCell(in_channels=1, hidden=hidden)
         self.cross_scale = cross_scale
 
-    def forward(self, scales: Sequence[Tensor], start: State | None) -> list[Tensor]:
+    def over(self, scales: Sequence[Tensor]) -> Callable[[int, State | None], list[Tensor]]:
+        """For clips of maps, (L, n, 1, H, W), (L, n, 1, H // 2, W // 2) and so on: what connects the scales of a frame.
+
+        It takes the frame's number and the state that the largest scale starts from, and gives the statuses.
+        """
+        sizes = [scale.shape[3:] for scale in scales]
+        return partial(self._connect, self.local_to_global.over(scales), self.global_to_local.over(scales), sizes)
+
+    def _connect(
+        self, to_global: Steps, to_local: Steps, sizes: Sequence[torch.Size], frame: int, start: State | None
+    ) -> list[Tensor]:
         """The status C of every scale in both passes, in the order of computation; the last is that of C^(1, G2L).
 
         Each status is (n, hidden, h, w) of its scale.
-
-        Args:
-            scales: (n, 1, H, W), (n, 1, H // 2, W // 2) and so on.
-            start: the state that the largest scale starts from.
         """
         statuses = []
-        state = self.local_to_global(scales[0], start)
+        state = to_global.step(start, frame=frame)
         statuses.append(state.cell)
-        for x in scales[1:]:
+        for scale in range(1, len(sizes)):
             smaller = State(*(F.avg_pool2d(part, 2) for part in state)) if self.cross_scale else None
-            state = self.local_to_global(x, smaller)
+            state = to_global.step(smaller, clip=scale, frame=frame)
             statuses.append(state.cell)
 
         # The way back starts at the smallest scale, from the state that the way there ended with.
-        state = self.global_to_local(scales[-1], state if self.cross_scale else None)
+        last = len(sizes) - 1
+        state = to_local.step(state if self.cross_scale else None, clip=last, frame=frame)
         statuses.append(state.cell)
-        for x in reversed(scales[:-1]):
-            larger = State(*(F.interpolate(part, x.shape[2:]) for part in state)) if self.cross_scale else None
-            state = self.global_to_local(x, larger)
+        for scale in reversed(range(last)):
+            larger = State(*(F.interpolate(part, sizes[scale]) for part in state)) if self.cross_scale else None
+            state = to_local.step(larger, clip=scale, frame=frame)
             statuses.append(state.cell)
         return statuses

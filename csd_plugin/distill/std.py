@@ -9,6 +9,7 @@ from torch import Tensor
 from csd_plugin.distill.cell import ConvLSTMCell, State
 from csd_plugin.distill.collapse import LOSS_GONE, Freeze, spread
 from csd_plugin.distill.interface import Objective, feature_pairs
+from csd_plugin.distill.processes import mean_over_processes
 from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView, Terms
 
@@ -49,7 +50,7 @@ class STD(Objective):
                 goal = self._last_cell(theirs)
             reached = self._last_cell(ours)
             time = F.mse_loss(reached, goal)
-        self.freeze.freeze_if(time.detach() < LOSS_GONE)
+        self.freeze.freeze_if(mean_over_processes(time.detach()) < LOSS_GONE)
         diagnostics = {"frozen": self.freeze.frozen.float()}
         if self.diagnoses:
             diagnostics |= {"spread_time": spread([goal]), "student_spread_time": spread([reached])}
@@ -58,8 +59,10 @@ class STD(Objective):
     def _last_cell(self, maps: Tensor) -> Tensor:
         """(B, L, 1, H, W) -> (B, hidden, H, W)."""
         state: State | None = None
-        for frame in maps.transpose(0, 1).contiguous():
-            state = self.cell(frame, state)
+        frames = maps.transpose(0, 1).contiguous()
+        steps = self.cell.over([frames])
+        for frame in range(len(frames)):
+            state = steps.step(state, frame=frame)
         assert state is not None
         return state.cell
 

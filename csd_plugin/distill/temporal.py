@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from csd_plugin.distill.cell import ConvLSTMCell, State
+from csd_plugin.distill.cell import ConvLSTMCell, Steps
 
 
 class Aggregator(nn.Module):
@@ -15,6 +14,9 @@ class Aggregator(nn.Module):
         super().__init__()
         self.cell = ConvLSTMCell(in_channels=2, hidden=hidden)
 
-    def forward(self, x: Tensor, hint: Tensor | None, state: State | None) -> State:
-        """x, hint: (n, 1, H, W), no hint being zeros; state of the frame before -> this frame's; its cell is C."""
-        return self.cell(torch.cat([x, torch.zeros_like(x) if hint is None else hint], dim=1), state)
+    def over(self, frames: Tensor) -> Steps:
+        """Steps over maps (L, n, 1, H, W), from the state of the frame before to this frame's, whose cell is C.
+
+        `more` is the spatial hint, (n, 1, H, W).
+        """
+        return self.cell.over([frames])

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from csd_plugin.errors import CSDError
 from csd_plugin.export.quantize import quantise
-from csd_plugin.export.writers import FORMATS, Run, onnx_to_openvino
+from csd_plugin.export.writers import FORMATS, Run
 from csd_plugin.inference.facts import Facts, study
 from csd_plugin.inference.graph import DTYPES, OPSET, Computing, ready, to_onnx
 
-# By how much a file's frames may differ from torch's in fp32, where 1 is white: rounding of each precision
-# through some 20 layers. int8 has no bound, its error is reported.
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+"""By how much a file's frames may differ from torch's in fp32, where 1 is white: rounding of each precision through
+some 20 layers. int8 has no bound, its error is reported."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def export_network(
         output: the name says the kind: .onnx, .xml (OpenVINO IR, with its weights next to it in .bin) or .pt2.
         precision: 'fp32', 'fp16', for .pt2 also 'bf16', or 'int8' (.onnx and .xml).
         opset: of .onnx, by default that of `inference.graph.OPSET`; the other kinds have none.
-        license: of the weights; goes into the file. adapted: the clips that it was fitted to; so does it.
+        license: of the weights, for the file's metadata.
+        adapted: the clips that the network was fitted to, for the metadata.
         windows: (B, T, 3, H, W) float32 in [0, 1] to compare on; without any, made-up ones.
         calibration: the windows that int8 takes its ranges from.
 
@@ -75,16 +76,15 @@ def export_network(
         kinds = ", ".join(f"{suffix} ({form.title})" for suffix, form in FORMATS.items())
         raise CSDError(f"{output}: cannot export to '{output.suffix}'; give a name that ends in one of {kinds}")
     form = FORMATS[output.suffix.lower()]
-    precisions = form.precisions if output.suffix.lower() == ".pt2" else (*form.precisions, "int8")
-    if precision not in precisions:
-        raise CSDError(f"{form.title} can be written in {', '.join(precisions)}, not in {precision}")
+    if precision not in form.precisions:
+        raise CSDError(f"{form.title} can be written in {', '.join(form.precisions)}, not in {precision}")
     if precision == "int8" and not calibration:
         raise CSDError("int8 needs frames to find the range of every layer: give a clip by --calibrate")
     if calibration and precision != "int8":
         raise CSDError(
             f"--calibrate is for int8, but {precision} was asked for: add --int8, or use --check to compare on the clip"
         )
-    if opset is not None and output.suffix.lower() != ".onnx":
+    if opset is not None and not form.has_opset:
         raise CSDError(f"{output}: {form.title} has no ONNX opset; leave --opset out, or write .onnx")
     if not output.parent.is_dir():
         raise CSDError(f"{output}: the folder {output.parent} does not exist; make it first")
@@ -93,13 +93,9 @@ def export_network(
     facts = replace(study(network, license), adapted=adapted)
     reference = ready(network)
     with _beside(output) as temporary:
-        if precision == "int8":
+        if precision == "int8" and form.write_int8:
             ranges = [_to_cells(window, facts.divisor) for window in calibration]
-            model = quantise(to_onnx(reference, facts, opset=opset), ranges)
-            if output.suffix.lower() == ".onnx":
-                temporary.write_bytes(model)
-            else:
-                onnx_to_openvino(model, temporary)
+            form.write_int8(quantise(to_onnx(reference, facts, opset=opset), ranges), temporary)
         else:
             form.write(ready(network, DTYPES[precision]), facts, opset, temporary)
         shown = [_to_cells(window, facts.divisor) for window in windows or _made_up(facts)]
@@ -145,7 +141,7 @@ def _made_up(facts: Facts) -> list[Tensor]:
     """
     generator = torch.Generator().manual_seed(0)
     windows = []
-    longer = facts.num_seen + 3 if facts.layout == "sequence" else facts.num_seen
+    longer = facts.num_seen + 3 if facts.interface.gives_clip else facts.num_seen
     for batch, frames, height, width in ((1, facts.num_seen, 48, 64), (2, longer, 37, 53)):
         coarse = torch.rand(batch, frames * 3, 6, 8, generator=generator)
         pictures = nn.functional.interpolate(coarse, (height, width), mode="bilinear")

@@ -25,17 +25,32 @@ Run = Callable[[Tensor], Tensor]
 
 
 class Format(NamedTuple):
-    """write(network, facts, opset, path), open(path), the precisions that it holds, and a name for people."""
+    """A kind of file.
+
+    Attributes:
+        write: (network, facts, opset, path) -> None.
+        open: the written file, ready to run.
+        precisions: that the network can compute in.
+        title: the kind's name for people.
+        write_int8: (quantised ONNX model, path) -> None; None where there is no int8.
+        has_opset: whether the opset matters to its readers.
+    """
 
     write: Callable[[Computing, Facts, int, Path], None]
     open: Callable[[Path], Run]
     precisions: tuple[str, ...]
     title: str
+    write_int8: Callable[[bytes, Path], None] | None = None
+    has_opset: bool = False
 
 
 def write_onnx(network: Computing, facts: Facts, opset: int, path: Path) -> None:
     """An ONNX graph; the facts are its metadata."""
-    path.write_bytes(to_onnx(network, facts, opset=opset))
+    save_onnx(to_onnx(network, facts, opset=opset), path)
+
+
+def save_onnx(model: bytes, path: Path) -> None:
+    path.write_bytes(model)
 
 
 def open_onnx(path: Path) -> Run:
@@ -83,7 +98,7 @@ def open_program(path: Path) -> Run:
 
 
 FORMATS = {
-    ".onnx": Format(write_onnx, open_onnx, ("fp32", "fp16"), "ONNX"),
-    ".xml": Format(write_openvino, open_openvino, ("fp32", "fp16"), "OpenVINO IR"),
+    ".onnx": Format(write_onnx, open_onnx, ("fp32", "fp16", "int8"), "ONNX", save_onnx, has_opset=True),
+    ".xml": Format(write_openvino, open_openvino, ("fp32", "fp16", "int8"), "OpenVINO IR", onnx_to_openvino),
     ".pt2": Format(write_program, open_program, ("fp32", "bf16", "fp16"), "torch.export"),
 }

@@ -73,7 +73,11 @@ class TorchBackend:
 
 
 class OnnxRuntimeBackend:
-    """An ONNX model, or a network made one, in ONNX Runtime. Its precision is the model's."""
+    """An ONNX model, or a network turned into one, in ONNX Runtime. Its precision is the model's.
+
+    Raises:
+        CSDError: ONNX Runtime is not installed, cannot use the device, or cannot run the model.
+    """
 
     name = "onnxruntime"
     prefers_pairs = False
@@ -112,7 +116,11 @@ class OnnxRuntimeBackend:
 
 
 class OpenVINOBackend:
-    """OpenVINO IR, an ONNX model, or a network made one, in OpenVINO on the CPU."""
+    """OpenVINO IR, an ONNX model, or a network turned into one, in OpenVINO on the CPU.
+
+    Raises:
+        CSDError: OpenVINO is not installed, another device is wanted, or the model cannot be run.
+    """
 
     name = "openvino"
     prefers_pairs = False

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.archs import preset_of
-from csd_plugin.archs.interface import DERAINED, kind_of
+from csd_plugin.archs.interface import DERAINED, KINDS, Interface, kind_of
 from csd_plugin.errors import CSDError
 
 _SIZE, _MANY = 16, 24
@@ -64,16 +64,21 @@ class Facts:
             object.__setattr__(self, "num_future", self.num_frame // 2)
 
     @property
+    def interface(self) -> Interface:
+        """How the network is called."""
+        return Interface(self.num_frame, self.layout)
+
+    @property
     def num_seen(self) -> int:
         """Frames of a window that count: those up to the centre, it, and `num_future`."""
         return self.num_frame // 2 + 1 + self.num_future
 
     def to_metadata(self) -> dict[str, str]:
-        """Strings to store in an exported file; besides the facts, how the input is to be made."""
+        """Strings to store in an exported file: the facts, and how the input is to be made."""
         facts = {name: str(value) for name, value in dataclasses.asdict(self).items() if name != "adapted" or value}
         size = "none, any size will do" if self.divisor == 1 else f"repeat the ends to multiples of {self.divisor}"
         padding = {"padding": f"time: reflect the clip at its ends without repeating them; space: {size}"}
-        if self.layout == "sequence":
+        if self.interface.gives_clip:
             return (
                 facts
                 | padding
@@ -118,7 +123,7 @@ def study(network: nn.Module, license: str = "not stated") -> Facts:
     """The facts of a network, from tiny frames. Raises CSDError for one that is called in a way unknown here."""
     network = without_branches(network)
     layout, divisor = kind_of(network), int(getattr(network, "size_divisor", 1))
-    frames = cast(int, network.num_frame) + (_MANY if layout == "sequence" else 0)
+    frames = cast(int, network.num_frame) + (_MANY if KINDS[layout].gives_clip else 0)
     calls = conv_calls(network, frames)
     # Stride 1 throughout: every layer sees this much further, at half the size twice as far.
     reach = divisor - 1
@@ -129,7 +134,7 @@ def study(network: nn.Module, license: str = "not stated") -> Facts:
     return Facts(
         num_frame=cast(int, network.num_frame),
         reach=int(getattr(network, "reach", reach)),
-        floats=-(-floats // (_SIZE**2 * (frames if layout == "sequence" else 1))),
+        floats=-(-floats // (_SIZE**2 * (frames if KINDS[layout].gives_clip else 1))),
         layout=layout,
         divisor=divisor,
         preset=preset_of(network),

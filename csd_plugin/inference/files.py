@@ -254,9 +254,11 @@ def _resume_at(
 
 
 def sample_windows(source: Path, facts: Facts, *, count: int = 16, size: int = 512) -> list[Tensor]:
-    """Up to `count` windows from all over a clip, (1, T, 3, H, W) float32 in [0, 1], cut to `size` in the middle.
+    """Windows from all parts of a clip, (1, T, 3, H, W) float32 RGB in [0, 1]; T is `facts.num_seen`.
 
-    T is `facts.num_seen`.
+    Args:
+        count: windows at most.
+        size: pixels of a side at most; larger frames are cut to their middle.
     """
     windows: list[Tensor] = []
     with open_reader(source) as reader:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csd_plugin.archs.interface import kind_of
+from csd_plugin.archs.interface import KINDS, kind_of
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.facts import conv_calls, without_branches
 from csd_plugin.inference.fusing import Waiting, can_wait, computed, convolve
@@ -59,7 +59,7 @@ def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
     for call in conv_calls(network):
         if isinstance(call.layer, nn.Conv3d):
             depths.setdefault(call.name, set()).add(call.input_shape[2])
-    one_length = kind_of(network) == "window"
+    one_length = KINDS[kind_of(network)].one_length
     folded = copy.deepcopy(network).eval().requires_grad_(False)
     forms: list[nn.Module] = []
     for name, lengths in depths.items():

@@ -103,7 +103,14 @@ def convolve(
     relu: bool,
     stride: Sequence[int] | None = None,
 ) -> Tensor:
-    """[relu](convolution of x [+ other]) by oneDNN: 2-D or 3-D, channels last; other like the result."""
+    """A 2-D or 3-D convolution by oneDNN, fused with what follows it: relu(convolution(x) + other).
+
+    Args:
+        x: (B, C, [T], H, W), channels-last in memory.
+        padding, stride: one number for each of [T], H, W; stride 1 by default.
+        other: a tensor of the result's shape; None for none.
+        relu: whether the ReLU is applied.
+    """
     ones = [1] * len(padding)
     where: tuple[Any, ...] = (weight, bias, list(padding), list(stride or ones), ones, 1)
     if other is None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from csd_plugin.archs.interface import kind_of
+from csd_plugin.archs.interface import KINDS, kind_of
 from csd_plugin.errors import CSDError
 from csd_plugin.extras import needed_by
 from csd_plugin.inference.facts import Facts
@@ -32,7 +32,8 @@ class Computing(nn.Module):
         super().__init__()
         self.num_frame = int(network.num_frame)  # type: ignore[arg-type]
         self.num_seen = int(getattr(network, "num_seen", self.num_frame))
-        self.layout, self.size_divisor = kind_of(network), int(getattr(network, "size_divisor", 1))
+        self.gives_clip = KINDS[kind_of(network)].gives_clip
+        self.size_divisor = int(getattr(network, "size_divisor", 1))
         self.network = network.to(dtype)
         self.dtype = dtype
 
@@ -120,4 +121,4 @@ def _dynamic(network: Computing) -> tuple[dict[int, torch.export.Dim]]:
     batch, frames, height, width = (torch.export.Dim(name) for name in ("batch", "frames", "height", "width"))
     if network.size_divisor > 1:
         height, width = network.size_divisor * height, network.size_divisor * width  # type: ignore[operator]
-    return ({0: batch, 3: height, 4: width} | ({1: frames} if network.layout == "sequence" else {}),)
+    return ({0: batch, 3: height, 4: width} | ({1: frames} if network.gives_clip else {}),)

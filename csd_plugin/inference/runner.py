@@ -32,9 +32,9 @@ from csd_plugin.inference.tiles import check_finite, split, whole_cells
 
 Frame = TypeVar("Frame", np.ndarray, Tensor)
 
-# How many tensors of the widest layer's size are alive at once: a layer's input and output, the input that a
-# residual pair keeps, and the convolution's own copy in the layout it computes in.
 _LIVE_ACTIVATIONS = 4
+"""How many tensors of the widest layer's size are alive at once: a layer's input and output, the input that a residual
+pair keeps, and the convolution's own copy in the layout it computes in."""
 SEQUENCE = 24
 """Frames that a network of sequences cleans together, as S2VD's authors have it."""
 
@@ -101,7 +101,7 @@ class Derainer:
             self.precision = Precision(precision, "; ".join(slow))
         facts = self.backend.facts
         self.num_frame, self.num_future = facts.num_frame, facts.num_future
-        self._sequences = facts.layout == "sequence"
+        self._sequences = facts.interface.gives_clip
         if self._sequences:
             self.batch = batch or SEQUENCE
             self._windows: WindowStream[Any] = WindowStream(self.num_frame, self.batch)
@@ -145,7 +145,10 @@ class Derainer:
         return [future.result() for future in self.submit_rest()]
 
     def submit(self, frame: Frame) -> list[Future[Frame]]:
-        """`push` for those who go on meanwhile: the clean frames that are now being computed, in order."""
+        """As `push`, without waiting: the clean frames that are now being computed, in order.
+
+        Raises CSDError where the frame's shape or type is not that of the clip's earlier ones.
+        """
         if self._example is None:
             peak_of(frame)
             self._example = frame

@@ -30,11 +30,16 @@ def whole_cells(window: Tensor, divisor: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def split(height: int, width: int, pixels: int, reach: int, divisor: int = 1) -> tuple[tuple[Span, Span], ...]:
-    """Tiles of a frame, (rows, columns) each, that see at most `pixels` pixels and `reach` beyond what they keep.
+    """Tiles of a frame, (rows, columns) each. All see parts of one size, so that memory is used again.
 
-    All begin at multiples of `divisor`. All see parts of one size, so that memory is used again. Among all such grids
-    this is the one with the least to compute; where none is small enough, the finest. They are kept for the next frame:
-    finding them takes longer than a small network.
+    Among all such grids this is the one with the least to compute; where none is small enough, the finest. It is kept
+    for the next frame: finding it takes longer than a small network.
+
+    Args:
+        height, width: of the frame.
+        pixels: that a tile sees at most.
+        reach: pixels that a tile sees to each side of what it keeps.
+        divisor: all tiles begin at multiples of it.
     """
     rows, columns = (
         [_spans(length, count, reach, divisor) for count in range(1, min(-(-length // divisor), 64) + 1)]

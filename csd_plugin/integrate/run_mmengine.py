@@ -24,7 +24,14 @@ from csd_plugin.weights import find_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0, or 2 after one line on stderr, or 130 when interrupted."""
+    """Run a config.
+
+    Args:
+        argv: the command line; by default that of the process.
+
+    Returns:
+        The exit status: 0, 2 after one line on stderr, or 130 when interrupted.
+    """
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("config", type=Path, help="a config of MMEngine, .py")
     parser.add_argument("--work-dir", help="in place of the config's work_dir")

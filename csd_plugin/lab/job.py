@@ -16,6 +16,7 @@ from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.lab import runner
 from csd_plugin.lab.matrix import Frames, Matrix, Run, TestOnly, Weights, read_matrix, runs_of
 from csd_plugin.lab.plan import plan_for
+from csd_plugin.lab.processes import share_of
 from csd_plugin.lab.table import build, costs_of
 from csd_plugin.report.grid import FORMATS, Grid, as_markdown
 
@@ -43,6 +44,7 @@ def make_tables(
     retrain: Sequence[str] = (),
     dry_run: bool = False,
     train: bool = True,
+    processes: int = 1,
     coming: Collection[Path] = (),
 ) -> str:
     """Do what matrix files ask for in the current folder, and write their tables; first the plan, to standard error.
@@ -54,6 +56,7 @@ def make_tables(
         retrain: put the runs of these rows aside first, and those that start from them.
         dry_run: do nothing, and return the plan.
         train: False writes tables of the results that exist.
+        processes: of each training, on this machine; the batch of an option file is shared out.
         coming: data sets that will exist when the runs are done.
 
     Returns:
@@ -61,6 +64,7 @@ def make_tables(
 
     Raises:
         CSDError: a matrix or option file with a mistake, a budget too short, a run that fails.
+        KeyboardInterrupt: a run was stopped by a signal.
     """
     first = tables[0]
     if len({table.matrix.runs for table in tables}) > 1:
@@ -77,20 +81,21 @@ def make_tables(
     for key in set(retrain) - {run.row for run in runs.values()}:
         raise CSDError(f"--retrain {key}: --only leaves this row out; name it there too")
     retrained = runner.with_dependents({run.name for run in runs.values() if run.row in retrain}, runs.values())
-    plan, note = plan_for(runs.values(), space, minutes if train else None, retrained)
+    check_shares(_to_train(runs.values(), retrained), processes)
+    plan, note = plan_for(runs.values(), space, minutes if train else None, retrained, processes)
     runs = plan.fit(runs)
     lines = [*_todo(runs, retrained), str(plan), *filter(None, [note]), *(n for _, notes in possible for n in notes)]
     runner.check_unchanged((run for run in runs.values() if run.name not in retrained), space)
     if dry_run:
         return "\n".join(lines)
     if train:
-        check_machine(runs.values(), retrained)
+        check_machine(runs.values(), retrained, processes)
         print("\n".join(lines), file=sys.stderr, flush=True)
     for name in retrained:
         runner.forget(runs[name])
     plan.keep(space)
     if train:
-        runner.perform(runs, space)
+        runner.perform(runs, space, processes)
     texts = []
     for matrix, (own, notes) in zip([table.matrix for table in tables], possible, strict=True):
         mine = {name: replace(runs[name], test=run.test) for name, run in own.items()}
@@ -145,30 +150,50 @@ def _unavailable(run: Run) -> str:
     return ""
 
 
-def check_machine(runs: Iterable[Run], retrained: Collection[str] = ()) -> None:
-    """Raise CSDError for a missing device of any row, before hours are spent on the first."""
+def check_machine(runs: Iterable[Run], retrained: Collection[str] = (), processes: int = 1) -> None:
+    """Raise CSDError for what any row needs that is not here, before hours are spent on the first."""
     registration.install()
-    from csd_plugin.models.preflight import check_devices
+    from csd_plugin.models.preflight import check_clock, check_devices
 
+    for run in _to_train(runs, retrained):
+        assert run.options is not None
+        num_gpu = gpus_of(run.options["num_gpu"])
+        options = {**run.options, "num_gpu": num_gpu, "is_train": True, "dist": processes > 1}
+        try:
+            check_devices(options, processes)
+            check_clock(options)
+        except CSDError as error:
+            raise CSDError(f"the row {run.row}: {error}") from error
+
+
+def check_shares(runs: Iterable[Run], processes: int) -> None:
+    """Raise CSDError for a row whose batch these processes cannot share."""
     for run in runs:
-        if run.options is not None and (run.name in retrained or runner.state(run) in ("cut", "missing")):
-            num_gpu = gpus_of(run.options["num_gpu"])
+        if run.options is not None:
             try:
-                check_devices({**run.options, "num_gpu": num_gpu, "is_train": True, "dist": False})
+                share_of(run.options, processes)
             except CSDError as error:
                 raise CSDError(f"the row {run.row}: {error}") from error
 
 
+def _to_train(runs: Iterable[Run], retrained: Collection[str]) -> list[Run]:
+    return [
+        run
+        for run in runs
+        if run.options is not None and (run.name in retrained or runner.state(run) in ("interrupted", "missing"))
+    ]
+
+
 def _todo(runs: Mapping[str, Run], retrained: Collection[str]) -> list[str]:
     """One line per run: how far it is, and what it will take."""
-    todo = {"done": "nothing", "trained": "test", "cut": "resume, test", "missing": "train, test"}
+    todo = {"done": "nothing", "trained": "test", "interrupted": "resume, test", "missing": "train, test"}
     lines = []
     for run in runs.values():
         anew: runner.State = "trained" if run.options is None else "missing"
         state = anew if run.name in retrained else runner.state(run)
         shown = "given" if state == "trained" and run.options is None else state  # weights or frames of others
         steps = f"{run.options['train']['total_iter']:,} steps" if run.options else ""
-        lines.append(f"{run.name:<36} {shown:<8} to do: {todo[state]:<15} {steps}".rstrip())
+        lines.append(f"{run.name:<36} {shown:<11} to do: {todo[state]:<15} {steps}".rstrip())
     return lines
 
 

@@ -314,9 +314,20 @@ def _test_options(matrix: Matrix, row: Row, run: Run) -> dict[str, Any] | None:
         return content
     options = run.options or read_yaml(Path(row.base or matrix.base or ""))
     content |= {key: deepcopy(options[key]) for key in ("network_g", "interface_g") if key in options}
+    if isinstance(row.source, Weights):
+        content |= _network_in(run.checkpoint)
     ema = options["train"].get("ema_decay", 0) > 0
     own = {"path.pretrain_network_g": str(run.checkpoint), "path.param_key_g": "params_ema" if ema else "params"}
     return changed(content, own)
+
+
+def _network_in(checkpoint: Path) -> dict[str, Any]:
+    """`network_g` of weights that are there already; nothing where they do not show whose they are."""
+    from csd_plugin.archs.checkpoint import network_of, read_state_dict
+    from csd_plugin.weights.packing import numbers_of
+
+    network = network_of(read_state_dict(checkpoint, "params_ema", fallback=True))
+    return {} if network is None else {"network_g": {"type": type(network).__name__, **numbers_of(network)}}
 
 
 def _merged(path: Path, inside: tuple[Path, ...]) -> dict[str, Any]:

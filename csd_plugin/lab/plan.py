@@ -17,7 +17,8 @@ from csd_plugin.atomic import write_text
 from csd_plugin.bench.measure import finished
 from csd_plugin.devices import forked_random
 from csd_plugin.errors import CSDError
-from csd_plugin.lab.matrix import Run
+from csd_plugin.lab.matrix import Run, changed
+from csd_plugin.lab.processes import one_of, share_of
 from csd_plugin.lab.runner import Workspace, left_behind
 from csd_plugin.plain import parse_json, read_text
 
@@ -63,7 +64,11 @@ class Plan:
 
 
 def plan_for(
-    runs: Iterable[Run], space: Workspace, minutes: float | None, retrained: Collection[str] = ()
+    runs: Iterable[Run],
+    space: Workspace,
+    minutes: float | None,
+    retrained: Collection[str] = (),
+    processes: int = 1,
 ) -> tuple[Plan, str]:
     """The plan to follow, and a note where it is not what `minutes` asks for. Nothing is written.
 
@@ -75,6 +80,7 @@ def plan_for(
         space: where the plan is kept.
         minutes: the budget, None for the plan that is kept.
         retrained: names of runs that will be done anew, so that they do not hold the plan.
+        processes: of each training.
 
     Raises:
         CSDError: a budget too short, a damaged plan.json, a device that does not exist.
@@ -84,7 +90,7 @@ def plan_for(
         return kept, ""
     begun = next((name for name in _launched(space) if name not in retrained and left_behind(name) != "missing"), None)
     if begun is None:
-        return Plan(factor_for(runs, minutes), minutes), ""
+        return Plan(factor_for(runs, minutes, processes), minutes), ""
     note = (
         f"--minutes {minutes:g} is not followed: {begun} has begun, with {kept}, and runs of different lengths could "
         f"not be compared"
@@ -122,10 +128,11 @@ def stretched(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
     return fitted
 
 
-def factor_for(runs: Iterable[Run], minutes: float) -> float:
+def factor_for(runs: Iterable[Run], minutes: float, processes: int = 1) -> float:
     """The factor by which the training of all runs takes `TRAINING_SHARE` of `minutes` on this machine.
 
-    `PROBE_STEPS` steps of each row are timed, on random frames.
+    `PROBE_STEPS` steps of each row are timed, on random frames; of several processes one's share of the work, with its
+    share of the processors.
 
     Raises:
         CSDError: a device that does not exist, or a run that would be left fewer than `MIN_STEPS` steps.
@@ -136,7 +143,8 @@ def factor_for(runs: Iterable[Run], minutes: float) -> float:
     for run in tqdm(training, desc="timing steps", unit="run", disable=None):
         assert run.options is not None
         if run.row not in seconds:
-            seconds[run.row] = step_seconds(run.options)
+            with one_of(processes):
+                seconds[run.row] = step_seconds(changed(run.options, share_of(run.options, processes)))
     iterations = [run.options["train"]["total_iter"] for run in training if run.options is not None]
     total = sum(seconds[run.row] * count for run, count in zip(training, iterations, strict=True))
     if not total:

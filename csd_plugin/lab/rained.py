@@ -19,7 +19,8 @@ from csd_plugin.lab.matrix import Run
 from csd_plugin.plain import parse_json, read_text
 
 DATA = Path("datasets", "rain_clips")
-QUALITY = 75  # of the JPEG files, about that of NTURain's
+QUALITY = 75
+"""JPEG quality of rainy frames, about that of NTURain's."""
 
 
 @dataclass(frozen=True)

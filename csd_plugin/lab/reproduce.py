@@ -8,11 +8,12 @@ from pathlib import Path
 
 from csd_plugin.atomic import write_text
 from csd_plugin.errors import CSDError
-from csd_plugin.lab.job import Table, check_machine, make_tables
+from csd_plugin.lab.job import Table, check_machine, check_shares, make_tables
 from csd_plugin.lab.matrix import Matrix, RainyInput, Row, Run, read_matrix, read_yaml
 from csd_plugin.lab.plan import check_minutes
 from csd_plugin.lab.rained import DATA, find_data, render_rain
 from csd_plugin.lab.runner import Workspace
+from csd_plugin.options import MODELS
 from csd_plugin.report.networks import as_markdown
 from csd_plugin.weights import Score, packing, read_catalogue, read_left
 
@@ -27,6 +28,7 @@ def reproduce(
     validation: Path | None,
     minutes: float | None = None,
     retrain: Sequence[str] = (),
+    processes: int = 1,
     dry_run: bool = False,
 ) -> str:
     """Render rain, train every network of a matrix file for one more slice, test, write the tables, pack the best.
@@ -41,6 +43,7 @@ def reproduce(
         validation: the same for clips to validate on.
         minutes: to which the schedule of a slice is fitted.
         retrain: rows of this slice that are trained again.
+        processes: of each training, on this machine; the batch of an option file is shared out.
         dry_run: do nothing, and return the plan.
 
     Returns:
@@ -58,7 +61,8 @@ def reproduce(
         number += 1
     slices = [Table(path, continued(matrix, n)) for n in range(1, number + 1)]
     runs = list(slices[-1].runs().values())
-    check_machine(runs)
+    check_shares(runs, processes)
+    check_machine(runs, processes=processes)
     data = find_data(clean, validation, runs)
     begun = Workspace(slices[-1].matrix.runs).folder.exists()
     start = "resumed" if begun else f"starting from the weights of slice {number - 1}" if number > 1 else "the first"
@@ -70,10 +74,12 @@ def reproduce(
         )
     if dry_run:
         rain = [f"rain on the clips of {folder} into {DATA}, unless it exists" for folder in data.values()]
-        plan = make_tables(slices[-1:], minutes=minutes, retrain=retrain, dry_run=True, coming=[DATA])
+        plan = make_tables(
+            slices[-1:], minutes=minutes, retrain=retrain, processes=processes, dry_run=True, coming=[DATA]
+        )
         return "\n".join([*rain, plan])
     render_rain(data)
-    text = make_tables(slices[-1:], minutes=minutes, retrain=retrain)
+    text = make_tables(slices[-1:], minutes=minutes, retrain=retrain, processes=processes)
     return "\n".join([text, *pack_best(matrix, slices, Path("results", matrix.name, "weights"))])
 
 
@@ -157,7 +163,7 @@ def _scores_of(run: Run) -> Path:
 def _texts(run: Run, slices: int) -> dict[str, str]:
     assert run.options is not None
     network = run.options["network_g"]
-    distilled = " distilled" if run.options["model_type"] == "DistillModel" else ""
+    distilled = " distilled" if MODELS.get(run.options["model_type"]) else ""
     plan = Path("results", f"{run.name.removesuffix('_' + run.row)}_runs", "options", f"{run.name}.yml")
     options = read_yaml(plan) if plan.is_file() else run.options
     return {

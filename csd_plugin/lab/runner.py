@@ -6,9 +6,7 @@ itself is where the toolbox's users look for it, in experiments/RUN and results/
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -28,8 +26,10 @@ from csd_plugin import limited_yaml, plain
 from csd_plugin.atomic import write_text
 from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
 from csd_plugin.data.layout import SPLITS
+from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError
 from csd_plugin.lab.matrix import Frames, RainyInput, Run
+from csd_plugin.lab.processes import environment, training
 from csd_plugin.lifeline import lifeline
 from csd_plugin.metrics import results
 from csd_plugin.metrics.protocols import to_uint8
@@ -39,7 +39,12 @@ from csd_plugin.metrics.scoring import score_folders
 _PATIENCE = 10.0
 """Seconds that a training has to stop by itself."""
 
-State = Literal["done", "trained", "cut", "missing"]
+_INTERRUPTED = tuple(status for number in (signal.SIGINT, signal.SIGTERM) for status in (128 + number, -number))
+"""Statuses of what a signal has stopped, of itself or not."""
+_STOPPED = re.compile(r"(WARNING: |^error: .*: )(SIGINT|SIGTERM)(: stopped after|$)")
+"""What such a training says; torchrun, which starts several processes, ends with a status of its own."""
+
+State = Literal["done", "trained", "interrupted", "missing"]
 
 
 class Workspace:
@@ -77,12 +82,12 @@ def state(run: Run) -> State:
     return "done" if all(file.is_file() for file in result_files(run)) else "trained"
 
 
-def left_behind(name: str) -> Literal["trained", "cut", "missing"]:
+def left_behind(name: str) -> Literal["trained", "interrupted", "missing"]:
     """How far the training of this name is, judged by its files."""
     folder = Path("experiments", name)
     if (folder / "models" / "net_g_latest.pth").is_file():
         return "trained"
-    return "cut" if any((folder / "training_states").glob("*.state")) else "missing"
+    return "interrupted" if any((folder / "training_states").glob("*.state")) else "missing"
 
 
 def result_files(run: Run) -> list[Path]:
@@ -124,7 +129,7 @@ def check_unchanged(runs: Iterable[Run], space: Workspace) -> None:
         if space.starts(run).is_file():
             began = _read_starts(space.starts(run))
             for start in begins_with(run):
-                if start.is_file() and began.get(str(start), "") != _digest(start):
+                if start.is_file() and began.get(str(start), "") != file_digest(start):
                     raise CSDError(
                         f"the row {run.row} began with {start}, which has changed since; --retrain {run.row} trains it "
                         f"again"
@@ -141,21 +146,25 @@ def _read_starts(file: Path) -> dict[str, str]:
     return began
 
 
-def perform(runs: Mapping[str, Run], space: Workspace) -> None:
+def perform(runs: Mapping[str, Run], space: Workspace, processes: int = 1) -> None:
     """Train and test everything that is not done, in order.
 
-    An interrupted training is resumed from its last saved state the next time. Several processes may work on the same
+    An interrupted training is resumed from its last saved state the next time. Several commands may work on the same
     runs.
+
+    Args:
+        processes: of each training, on this machine.
 
     Raises:
         CSDError: a training or test failed; what was done before stays.
+        KeyboardInterrupt: one was stopped by a signal, or this process by Ctrl-C.
     """
     waiting = [run for run in runs.values() if state(run) != "done"]
     with _ending_what_it_started(), tqdm(total=len(waiting), desc="runs", unit="run", disable=None) as bar:
         for run in waiting:
             with _alone(run, space, bar):
                 bar.set_postfix_str(run.name)
-                _complete(run, space, bar)
+                _complete(run, space, bar, processes)
             bar.update()
 
 
@@ -220,13 +229,13 @@ def _alone(run: Run, space: Workspace, bar: tqdm) -> Iterator[None]:
         lock.release()
 
 
-def _complete(run: Run, space: Workspace, bar: tqdm) -> None:
+def _complete(run: Run, space: Workspace, bar: tqdm, processes: int) -> None:
     """Train and test a run as far as that is not done."""
     if run.options is not None and not run.checkpoint.is_file():
         if state(run) == "missing":
-            digests = {str(start): _digest(start) for start in begins_with(run) if start.is_file()}
+            digests = {str(start): file_digest(start) for start in begins_with(run) if start.is_file()}
             _write(space.starts(run), json.dumps(digests, indent=1) + "\n")
-        _launch("train", run, run.options, space, bar)
+        _launch("train", run, run.options, space, bar, processes)
     if state(run) == "trained":
         assert run.test is not None
         if isinstance(run.source, RainyInput | Frames):
@@ -235,17 +244,19 @@ def _complete(run: Run, space: Workspace, bar: tqdm) -> None:
             _launch("test", run, run.test, space, bar)
 
 
-def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: tqdm) -> None:
+def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: tqdm, processes: int = 1) -> None:
     """Run `python -m csd_plugin.JOB`; its progress goes to the bar, everything else to the log."""
     file, log = space.options(run, job), space.log(run)
     _write(file, yaml.safe_dump(_plain(options), sort_keys=False, allow_unicode=True))
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", f"csd_plugin.{job}", "-opt", str(file)]
-    command += ["--auto_resume"] if job == "train" else []
-    error = ""
+    if job == "train":
+        command = training(file, options, processes)
+    else:
+        command = [sys.executable, "-m", f"csd_plugin.{job}", "-opt", str(file)]
+    error, stopped = "", False
     with (
         log.open("a", encoding="utf-8", buffering=1) as sink,
-        lifeline(_environment()) as line_to_us,
+        lifeline(environment(processes)) as line_to_us,
         subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", **line_to_us
         ) as process,
@@ -259,6 +270,7 @@ def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: 
                     bar.set_postfix_str(f"{run.name}, iteration {progress[1].strip(',')}, {progress[2]} left")
                 elif line.startswith("error:"):
                     error = line.removeprefix("error:").strip()
+                stopped = stopped or bool(_STOPPED.search(line))
         except KeyboardInterrupt as interrupt:
             if not isinstance(interrupt, Terminated):
                 with suppress(subprocess.TimeoutExpired):  # a terminal's Ctrl-C has reached it too
@@ -266,16 +278,10 @@ def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: 
             process.terminate()  # not by SIGINT, which processes in the background ignore
             process.wait()
             raise
-    if process.returncode == 130:
-        raise KeyboardInterrupt
+    if process.returncode in _INTERRUPTED or (process.returncode and stopped):
+        raise KeyboardInterrupt(f"{job} of {run.name}")
     if process.returncode:
         raise CSDError(f"{job} of {run.name} failed: {error or f'status {process.returncode}'} (log: {log})")
-
-
-def _environment() -> dict[str, str]:
-    """Our environment, in which the process can import this same package, even from a checkout."""
-    root = str(Path(__file__).resolve().parents[2])
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
 
 def _rainy(content: Mapping[str, Any]) -> Scores:
@@ -307,10 +313,6 @@ def _given(folder: Path, content: Mapping[str, Any]) -> Scores:
 def _part(clip: ClipScores, frames: Iterable[int]) -> ClipScores:
     names = list(clip.frames)
     return ClipScores({names[i]: clip.frames[names[i]] for i in frames})
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _difference(before: Any, now: Any, where: str = "") -> str:

@@ -238,7 +238,7 @@ def _seconds(networks: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     actions = {}
     for row, (network, interface) in networks.items():
         frames = torch.rand(1, *interface.input_shape(height, width))
-        ready = fold(network) if interface.kind == "window" else network
+        ready = fold(network) if interface.one_length else network
 
         def once(ready: Any = ready, frames: torch.Tensor = frames) -> object:
             with torch.inference_mode():

@@ -18,7 +18,13 @@ _CALLS = {MODELS: "activate", ARCHS: "prepare_imports"}
 
 @dataclass(frozen=True)
 class Linked:
-    """written: files that are new or renewed, `current`: that were there already; hidden: from git, by this file."""
+    """What `link` has done.
+
+    Attributes:
+        written: files that are new or renewed.
+        current: files that were there already.
+        hidden: the file of git by which they are not listed; None where git did not list them.
+    """
 
     written: list[Path]
     current: list[Path]
@@ -26,9 +32,10 @@ class Linked:
 
 
 def link(tree: Tree) -> Linked:
-    """Write what `tree` needs, and hide it from git.
+    """Write what `tree` needs, and hide it from git; either all of it or nothing.
 
-    Raises CSDError for a file of that name that is not ours, and where nothing can be written; then nothing is.
+    Raises:
+        CSDError: a file of that name that is not ours, or a folder that cannot be written to.
     """
     files = {tree.package / name: content_of(name) for name in tree.files}
     current = [file for file, content in files.items() if _ours(file) == content]
@@ -49,9 +56,13 @@ def link(tree: Tree) -> Linked:
 
 
 def unlink(tree: Tree) -> list[Path]:
-    """Take away what `link` has written, here or of an earlier version; the files that were there.
+    """Remove what `link` has written, in this version or an earlier one.
 
-    Raises CSDError for files that are not ours, and where they cannot be removed.
+    Returns:
+        The files that were there.
+
+    Raises:
+        CSDError: files that are not ours, or that cannot be removed.
     """
     files = [tree.package / name for name in _CALLS]
     there = [file for file in files if _ours(file) is not None]
@@ -71,7 +82,11 @@ def missing(tree: Tree) -> list[Path]:
 
 
 def content_of(name: str) -> str:
-    """The text of a file; its first line holds the checksum of the rest, which shows whether somebody changed it."""
+    """The text of a file. Its first line holds the checksum of the rest, so that a change can be seen later.
+
+    Args:
+        name: `trees.MODELS` or `trees.ARCHS`.
+    """
     call = _CALLS[name]
     body = (
         "# Written by csd-plugin. `csd link --undo` removes it; without csd-plugin it does nothing.\n"

@@ -1,4 +1,4 @@
-"""Git's own list of files that are nobody's business: `info/exclude`, which no commit holds.
+"""Git's own list of files that it does not show, `info/exclude`, which is not part of any commit.
 
 Our lines are one block at the top, so that taking it away leaves every other byte as it was.
 """
@@ -18,7 +18,12 @@ _BLOCK = re.compile(rf"{_BEGIN}\n(.*?\n)??{_END}\n", re.DOTALL)
 class Checkout:
     """A working tree of git: a clone, a worktree of one, or a submodule.
 
-    root: its folder. git: its `.git`. shared: that of the clone it is a worktree of, else the same.
+    Args:
+        root: its folder.
+
+    Attributes:
+        git: its `.git`.
+        shared: the `.git` of the clone that it is a worktree of, else the same.
     """
 
     def __init__(self, root: Path) -> None:
@@ -31,10 +36,11 @@ class Checkout:
 
     @property
     def exclude(self) -> Path:
+        """The list."""
         return self.shared / "info" / "exclude"
 
     def hide(self, files: list[Path]) -> bool:
-        """Let git not list these files of the checkout; whether that was new. Raises OSError."""
+        """Let git not list these files of the checkout. Returns whether that was new. Raises OSError."""
         hidden = self._hidden()
         wanted = [self._pattern(file) for file in files]
         if set(wanted) <= set(hidden):
@@ -43,7 +49,7 @@ class Checkout:
         return True
 
     def show(self, files: list[Path]) -> None:
-        """The opposite, but for files that another worktree of the same clone still has. Raises OSError."""
+        """The opposite of `hide`, except for files that another worktree of the clone still has. Raises OSError."""
         hidden = self._hidden()
         gone = {
             self._pattern(file)

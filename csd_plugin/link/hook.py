@@ -1,4 +1,4 @@
-"""`csd link --hook`: one line in the environment's site-packages, by which every Python there waits for BasicSR."""
+"""`csd link --hook`: one line in site-packages, which adds our classes whenever this Python imports BasicSR."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from csd_plugin import atomic
 from csd_plugin.errors import CSDError
 
 NAME = "csd_plugin_hook.pth"
-"""Read in the order of names: after the files by which installers make the plugin's own folder known."""
-# One line is what Python runs. What is printed by an error here would be printed by every program.
+"""Python reads such files in the order of names: this one after those by which installers make our folder known."""
 LINE = r'import sys; exec("try:\n import csd_plugin.link.startup\nexcept (ImportError, OSError):\n pass")' + "\n"
+"""Python runs a single line. It must not print anything, as every program would print it."""
 
 
 def hook_file() -> Path:
-    """Where the line is, or would be, of the Python that runs this."""
+    """Where the line is, or would be, for this Python."""
     return Path(sysconfig.get_path("purelib")) / NAME
 
 
 def set_hook() -> bool:
-    """Write the line; whether it was new. Raises CSDError."""
+    """Write the line. Returns whether it was new. Raises CSDError where it cannot be written."""
     if is_set():
         return False
     try:
@@ -31,7 +31,7 @@ def set_hook() -> bool:
 
 
 def remove_hook() -> bool:
-    """Remove the line; whether it was there. Raises CSDError."""
+    """Remove the line. Returns whether it was there. Raises CSDError where it cannot be removed."""
     there = hook_file().exists()
     try:
         hook_file().unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""What the files call that `csd link` writes, and its import hook. Neither function ever raises.
+"""What is called by the files that `csd link` writes, and by its import hook. Neither function raises anything.
 
-A program may want the toolbox for something that is no business of ours: it goes on, and one line says what is missing.
+A program may use the toolbox without us: it continues, and one line says what is missing.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ def activate() -> None:
     """`csd_plugin.activate()`, also in the middle of the toolbox's own import."""
     from csd_plugin.errors import CSDError, first_line
     from csd_plugin.extras import needed_by
+    from csd_plugin.versions import check_versions
 
     try:
+        check_versions("csd-plugin", toolbox=True)
         with needed_by("csd-plugin"):
             from csd_plugin.activation import activate
 

@@ -13,14 +13,16 @@ from csd_plugin.errors import CSDError
 from csd_plugin.lifeline import lifeline
 
 MODELS, ARCHS = "models/csd_model.py", "archs/csd_arch.py"
-"""What the toolbox imports by itself: it looks through these folders for names that end so."""
+"""The files. The toolbox imports all files in these folders whose names end in `_model.py` and `_arch.py`."""
 
 
 @dataclass(frozen=True)
 class Tree:
     """A package that imports all `models/*_model.py`: BasicSR's own, a fork's, or that of a project built on BasicSR.
 
-    package: its folder. toolbox: whether it is BasicSR itself, or a fork, and no project that imports it.
+    Attributes:
+        package: its folder.
+        toolbox: whether it is BasicSR itself or a fork; else it is a project that imports BasicSR.
     """
 
     package: Path
@@ -33,7 +35,7 @@ class Tree:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """What has to be there; an archs file where `functional_tensor` has to be back before the models come."""
+        """The files that it needs: with ARCHS where `functional_tensor` is imported before the models are."""
         return (MODELS, ARCHS) if self.toolbox and self._wants_functional_tensor() else (MODELS,)
 
     @property
@@ -65,9 +67,13 @@ class Tree:
 
 
 def find_tree(path: Path | None = None) -> Tree:
-    """The toolbox or project at `path`, package or folder above it; without a path, what `import basicsr` finds.
+    """A toolbox or project on disk.
 
-    Raises CSDError where there is none, or more than one.
+    Args:
+        path: the package, or the folder above it; None for what `import basicsr` finds.
+
+    Raises:
+        CSDError: there is none, more than one, or one that is too old.
     """
     if path is None:
         spec = importlib.util.find_spec("basicsr")
@@ -91,7 +97,12 @@ def find_tree(path: Path | None = None) -> Tree:
 
 
 def import_fault(name: str, folder: Path | None = None) -> str:
-    """Why a new process that imports module `name`, from `folder` if it is given, does not know our models; or ''."""
+    """Why importing a module in a new process does not make our models known; empty where it does.
+
+    Args:
+        name: of the module.
+        folder: put in front of the places where Python looks for it.
+    """
     folders = [str(folder)] if folder else []
     command = [sys.executable, "-c", _IMPORT, name, *folders]
     with lifeline() as line_to_us:

@@ -30,56 +30,84 @@ def zero_padded_ssim(x: Tensor, y: Tensor) -> Tensor:
     Returns:
         (B,): the mean over channels and pixels.
     """
-    return _SSIMMap.apply(x.contiguous(), y.contiguous()).mean(dim=(1, 2, 3))
+    return _ssim([x], [y])[:, 0]
 
 
-class _SSIMMap(torch.autograd.Function):
-    """SSIM of every pixel and channel, with its gradient written out: a third of what autograd would keep and do.
+def _ssim(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+    """`zero_padded_ssim` of pairs of images of several sizes, (B, C, h, w) each -> (B, number of sizes)."""
+    means: Tensor = _SSIM.apply(len(xs), *(image.contiguous() for image in (*xs, *ys)))
+    return means
+
+
+class _SSIM(torch.autograd.Function):
+    """Mean SSIM by image and size, with its gradient written out: a third of what autograd would keep and do.
+
+    All sizes of an image lie in one row, so that only filters and means take a launch for each.
 
     With the means m, the moments e2 = E[x^2 + y^2] and exy = E[xy] under the window, and p = mx my, s = mx^2 + my^2:
     SSIM = (2p + C1) (2(exy - p) + C2) / ((s + C1) (e2 - s + C2)).
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        mx, my, e2, exy = _smooth(torch.stack([x, y, x.square().addcmul_(y, y), x * y]))
+    def forward(ctx: Any, count: int, *images: Tensor) -> Tensor:
+        shapes = [image.shape[1:] for image in images[:count]]
+        x, y = (torch.cat([image.flatten(1) for image in part], dim=1) for part in (images[:count], images[count:]))
+        mx, my, e2, exy = _smooth(torch.stack([x, y, x.square().addcmul_(y, y), x * y]), shapes)
         p, s = mx * my, mx.square().addcmul_(my, my)
-        a1, a2 = 2 * p + _C1, 2 * (exy - p) + _C2
-        b1, b2 = s + _C1, e2 - s + _C2
+        a1, a2 = torch.add(torch.tensor(_C1), p, alpha=2), torch.add(torch.tensor(_C2), exy.sub_(p), alpha=2)
+        b1, b2 = s + _C1, e2.sub_(s).add_(_C2)
+        ssim = (a1 * a2).div_(b1 * b2)
         ctx.save_for_backward(x, y, mx, my, a1, a2, b1, b2)
-        return a1 * a2 / (b1 * b2)
+        ctx.shapes = shapes
+        return torch.stack([part.mean(dim=1) for part in ssim.split(_sizes(shapes), dim=1)], dim=1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, mx, my, a1, a2, b1, b2 = ctx.saved_tensors
-        scaled = grad / (b1 * b2)
+        sizes = _sizes(ctx.shapes)
+        # all of it twice, as every gradient of an image wants it
+        by_pixel = [2 / size * grad[:, k, None].expand(-1, size) for k, size in enumerate(sizes)]
+        scaled = torch.cat(by_pixel, dim=1).div_(b1 * b2)
         by_a2 = scaled * a1
-        ssim = scaled * (a1 * a2)
-        by_e2 = -ssim / b2
-        by_p, by_s = 2 * (scaled * a2 - by_a2), by_e2.neg() - ssim / b1
-        moments = [by_e2, 2 * by_a2]
+        ssim = by_a2 * a2
+        by_e2 = ssim / b2  # with the other sign
+        by_s = torch.addcdiv(by_e2, ssim, b1, value=-1)
+        by_p = (scaled * a2).sub_(by_a2)
         wanted = [(mx, my, x, y), (my, mx, y, x)]
-        means = [
-            other * by_p + 2 * mean * by_s
-            for (mean, other, _, _), needed in zip(wanted, ctx.needs_input_grad, strict=True)
-            if needed
-        ]
-        by_square, by_product, *by_means = _smooth(torch.stack(moments + means))
+        needed = [pair for pair, k in zip(wanted, (1, 1 + len(sizes)), strict=True) if ctx.needs_input_grad[k]]
+        means = [(other * by_p).addcmul_(mean, by_s) for mean, other, _, _ in needed]
+        by_square, by_product, *by_means = _smooth(torch.stack([by_e2, by_a2, *means]), ctx.shapes)
         gradients: list[Tensor | None] = []
-        for (_, _, image, partner), needed in zip(wanted, ctx.needs_input_grad, strict=True):
-            gradients.append(by_means.pop(0) + 2 * image * by_square + partner * by_product if needed else None)
-        return gradients[0], gradients[1]
+        for pair in wanted:
+            if not any(pair is one for one in needed):
+                gradients += [None] * len(sizes)
+                continue
+            _, _, image, partner = pair
+            whole = by_means.pop(0).addcmul_(image, by_square, value=-1).addcmul_(partner, by_product)
+            parts = zip(whole.split(sizes, dim=1), ctx.shapes, strict=True)
+            gradients += [part.unflatten(1, shape) for part, shape in parts]
+        return None, *gradients
 
 
-def _smooth(images: Tensor) -> Tensor:
-    """(..., H, W) under the Gaussian window, zeros beyond the borders. It is its own transpose.
+def _sizes(shapes: Sequence[torch.Size]) -> list[int]:
+    return [shape.numel() for shape in shapes]
 
-    Variances are small differences of what comes out, so that rounded products would make them negative.
+
+def _smooth(rows: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
+    """Images (k, B, pixels), their sizes (C, h, w) one after the other, under the Gaussian window; zeros around them.
+
+    It is its own transpose. Variances are small differences of what comes out, so that rounded products would make
+    them negative.
     """
-    height, width = images.shape[-2:]
+    smooth = []
     with exact_float32():
-        return _band(height, images.dtype, images.device) @ (images @ _band(width, images.dtype, images.device))
+        for images, (_, height, width) in zip(rows.split(_sizes(shapes), dim=2), shapes, strict=True):
+            down, across = (_band(length, rows.dtype, rows.device) for length in (height, width))
+            lines = images.unflatten(2, (-1, width)).flatten(0, 1)  # a view: (k * B, C * h, w)
+            columns = torch.bmm(lines, across.expand(len(lines), -1, -1)).view(-1, height, width)
+            smooth.append(torch.bmm(down.expand(len(columns), -1, -1), columns).view(*rows.shape[:2], -1))
+    return torch.cat(smooth, dim=2)
 
 
 @lru_cache(maxsize=64)
@@ -93,6 +121,11 @@ def _band(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return window.where(distance <= WINDOW // 2, 0).to(device, dtype)
 
 
+@lru_cache(maxsize=64)
+def _vector(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=dtype, device=device)
+
+
 class PyramidSSIMLoss(nn.Module):
     """L_recon = sum over p of lambda_p (1 - SSIM(output^p, gt^p)), the paper's Equation 7.
 
@@ -101,9 +134,9 @@ class PyramidSSIMLoss(nn.Module):
     Args:
         scale_weights: the weight of 1 - SSIM at each scale, from full size on; the default is the paper's.
         loss_weight: factor on the sum.
-        l1_weight: adds the mean absolute error at full size, with this weight; the paper has none. It is for the
-            brightness, to which SSIM hardly reacts: at mid grey, two of 255 levels change SSIM by 1e-4, and PSNR from
-            40 to 38 dB.
+        l1_weight: weight of the mean absolute error at full size; the paper has none. It keeps the brightness right, to
+            which SSIM hardly reacts: at mid grey, an error of two of 255 levels changes SSIM by 1e-4, and PSNR from 40
+            to 38 dB.
     """
 
     def __init__(
@@ -128,8 +161,11 @@ class PyramidSSIMLoss(nn.Module):
             # networks may give channels_last, which other kernels, of other roundings, would take than those of `gt`
             output, gt = output.float().contiguous(), gt.float().contiguous()
             loss = self.l1_weight * F.l1_loss(output, gt) if self.l1_weight else output.new_zeros(())
-            for scale, weight in enumerate(self.scale_weights):
-                if scale:
-                    output, gt = F.avg_pool2d(output, 2), F.avg_pool2d(gt, 2)
-                loss = loss + weight * (1 - zero_padded_ssim(output, gt).mean())
+            if self.scale_weights:
+                outputs, truths = [output], [gt]
+                for _ in self.scale_weights[1:]:
+                    outputs.append(F.avg_pool2d(outputs[-1], 2))
+                    truths.append(F.avg_pool2d(truths[-1], 2))
+                weights = _vector(self.scale_weights, output.dtype, output.device)
+                loss = loss + weights.dot(1 - _ssim(outputs, truths).mean(dim=0))
             return self.loss_weight * loss

@@ -26,11 +26,11 @@ STRIP_ROWS = 48
 _HALF = WINDOW // 2
 _KERNEL = cv2.getGaussianKernel(WINDOW, SIGMA, cv2.CV_64F)
 
-# MATLAB's rgb2ycbcr (BT.601, 8 bit): Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255, here times 255000 so that
-# rounding half up is exact integer arithmetic.
 _LUMA_SCALE = 255_000
 _LUMA_RGB = (65_481, 128_553, 24_966)
 _LUMA_OFFSET = 16 * _LUMA_SCALE + _LUMA_SCALE // 2
+"""MATLAB's rgb2ycbcr (BT.601, 8 bit): Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255, here times 255000 so that
+rounding half up is exact integer arithmetic."""
 
 
 def psnr(a: Image, b: Image) -> float:

@@ -44,7 +44,10 @@ def niqe(rgb: Image) -> float | None:
     height, width = rgb.shape[:2]
     rows, columns = height // BLOCK, width // BLOCK
     if rows * columns < 2:
-        raise CSDError(f"an image of {width}x{height} is too small for NIQE, which compares blocks of {BLOCK}x{BLOCK}")
+        raise CSDError(
+            f"frames of {width}x{height} are too small for NIQE, which needs two blocks of {BLOCK}x{BLOCK}; leave niqe "
+            f"out, or score larger frames"
+        )
     evaluator = load_niqe()
     blocks = luma_8bit(rgb)[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK)
     if np.count_nonzero(np.ptp(blocks, axis=(1, 3))) < 2:

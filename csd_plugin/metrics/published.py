@@ -19,7 +19,6 @@ def _row(psnr: str, ssim: str) -> dict[str, Quality]:
     return {clip: Quality(float(p), float(s)) for clip, (p, s) in zip(_CLIPS, pairs, strict=False)}
 
 
-# row name in the tables -> clip -> Quality
 PUBLISHED: dict[str, dict[str, Quality]] = {
     "PReNet": _row(
         "31.40 28.58 30.57 33.62",
@@ -62,3 +61,4 @@ PUBLISHED: dict[str, dict[str, Quality]] = {
         "0.9520 0.9305 0.9358 0.9618 0.9556 0.9600 0.9597 0.9455",
     ),
 }
+"""Row name in the tables -> clip -> Quality."""

@@ -56,7 +56,10 @@ def write(
 
 
 def save(path: Path, result: Result, table: str) -> Path:
-    """Write a result to `path`, a .json, with the .csv and `table` as .md next to it; each in a single step."""
+    """Write a result to `path`, a .json, with the .csv and `table` as .md next to it; each in a single step.
+
+    Raises CSDError where it cannot be written.
+    """
     texts = [json_text(result), csv_text(result), table + "\n"]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

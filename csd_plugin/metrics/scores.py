@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 def without_ends(items: Sequence[Item], skip: tuple[int, int]) -> Sequence[Item]:
-    """`items` but for the first skip[0] and the last skip[1] of them; may be empty."""
+    """`items` without the first skip[0] and the last skip[1]; may be empty. Raises CSDError for negative numbers."""
     first, last = skip
     if first < 0 or last < 0:
         raise CSDError(f"cannot skip a negative number of frames: {first} {last}")
@@ -75,7 +75,10 @@ class Scores:
         return score
 
     def record(self, clip: str, frame: str, score: FrameScore, metrics: Mapping[str, float] | None = None) -> None:
-        """Keep the scores of a frame that was scored elsewhere (a thread, another process), with further metrics."""
+        """Keep the scores of a frame that was scored elsewhere (a thread, another process), with further metrics.
+
+        Raises CSDError for a frame that has scores already.
+        """
         scores = self.clips.setdefault(clip, ClipScores())
         if frame in scores.frames:
             raise CSDError(f"clip {clip}, frame {frame} was scored twice: frame names must differ within a clip")
@@ -84,7 +87,10 @@ class Scores:
             scores.metrics.setdefault(name, {})[frame] = value
 
     def without_ends(self, skip: tuple[int, int]) -> Scores:
-        """The same scores, but for the first skip[0] and last skip[1] frames of every clip."""
+        """The same scores without the first skip[0] and last skip[1] frames of every clip.
+
+        Raises CSDError for a clip that would have none left.
+        """
         clips = {}
         for name, clip in self.clips.items():
             kept = without_ends(tuple(clip.frames), skip)

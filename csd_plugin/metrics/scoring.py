@@ -29,7 +29,11 @@ logger = logging.getLogger(__name__)
 
 
 class FramePair(NamedTuple):
-    """A frame to score, as files. partner: its truth, or where there is none the rainy frame, or itself."""
+    """A frame to score, as files.
+
+    Attributes:
+        partner: its truth; without one the rainy frame, or itself.
+    """
 
     clip: str
     frame: str
@@ -89,7 +93,16 @@ def pair_folders(
     clips: Collection[str] | None = None,
     is_truth: bool = True,
 ) -> list[FramePair]:
-    """Every frame that counts with its truth (or rainy frame), clip by clip, in order. See `score_folders`."""
+    """Every frame that counts with its truth (or rainy frame), clip by clip, in order.
+
+    Args:
+        results, skip, clips: as for `score_folders`.
+        partner: the truth, or without one the rainy frames.
+        is_truth: which of these `partner` is.
+
+    Raises:
+        CSDError: a clip or frame without its partner.
+    """
     kind = "truth" if is_truth else "rainy input"
     result_clips = find_scored_clips(results, ignored=_TRUTH, wanted=clips or ())
     true_clips = find_scored_clips(partner, _RAIN if is_truth else _TRUTH, wanted=result_clips)
@@ -132,8 +145,11 @@ def find_scored_clips(folder: Path, ignored: re.Pattern[str], wanted: Collection
     Args:
         ignored: names of clip folders that do not count where there are others, as NTURain has rain and truth side by
             side.
-        wanted: names of clips; of a root, the first of test, training and real clips that has one of these scenes, else
-            the first, counts.
+        wanted: names of clips; from NTURain's root, the first of test, training and real clips that has one of these
+            scenes is taken, else the first.
+
+    Raises:
+        CSDError: no folder, or one without frames.
     """
     if not folder.is_dir():
         raise CSDError(f"{folder} is not a folder: give one of frames, or of clip folders")

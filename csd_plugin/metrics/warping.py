@@ -48,9 +48,17 @@ class WarpingError(Metric):
 
 
 def warping_error(result: Image, previous: Image, guide: Image, previous_guide: Image) -> float | None:
-    """E_t of a frame, (H, W, 3) uint8 RGB as all four; None where guide and previous_guide show different things.
+    """E_t of a frame. All images are (H, W, 3) uint8 RGB.
 
-    Raises CSDError where sizes differ or are below 12x12.
+    Args:
+        result, previous: the frame and the one before it.
+        guide, previous_guide: frames with the same motion, such as the truth.
+
+    Returns:
+        The error, or None where the two guides show different scenes.
+
+    Raises:
+        CSDError: sizes that differ, or are below 12x12.
     """
     sizes = {image.shape for image in (result, previous, guide, previous_guide)}
     if len(sizes) > 1 or min(result.shape[:2]) < _LEAST_SIDE:

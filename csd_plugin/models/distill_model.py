@@ -60,7 +60,7 @@ class DistillModel(VideoDerainModel):
             path.get(f"strict_load_{label}", True),
             path.get(f"param_key_{label}", "params_ema"),
         )
-        network.eval().requires_grad_(False)
+        self.lay_out(network.eval().requires_grad_(False))
         interface = interface_of(network, self.opt.get(f"interface_{label}"))
         objective = build_objective(self.distillation.objective)
         if self.distillation.adapters:
@@ -80,7 +80,8 @@ class DistillModel(VideoDerainModel):
     def _place_objective(self, objective: nn.Module) -> nn.Module:
         """On the device; wrapped for several processes where it learns, and of equal weights in all where not."""
         if any(p.requires_grad for p in objective.parameters()):
-            return self.model_to_device(objective)
+            # with one target there is no frame before it, so that weights for its state are left out
+            return self.model_to_device(objective, in_parts=clips_of(self.opt).num_target == 1)
         objective.to(self.device)
         if self.opt["dist"]:
             for value in objective.state_dict().values():
@@ -121,7 +122,7 @@ class DistillModel(VideoDerainModel):
     # ------------------------------------------------------------------ training step
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         logged = current_iter % self.opt["logger"]["print_freq"] == 0
-        return self.distiller({"lq": self.lq, "gt": self.gt}, current_iter, logged=logged)
+        return self.distiller({"lq": self.lq, "gt": self.gt, **self.features}, current_iter, logged=logged)
 
     def after_step(self) -> None:
         self.distiller.after_step()
@@ -160,7 +161,7 @@ class DistillModel(VideoDerainModel):
         for teacher in self.teachers:
             state = self.get_bare_model(teacher.objective).state_dict()
             if state:
-                states[_entry(teacher)] = {name: value.cpu() for name, value in state.items()}
+                states[_entry(teacher)] = {name: value.cpu().contiguous() for name, value in state.items()}
         return states
 
     def _objective_path(self, label: int | str) -> Path:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from csd_plugin.errors import CSDError, first_line, out_of_memory
 
-_FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
+FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError, cv2.error)
 """What others' code raises that was made for something else."""
-_METRIC_SIZE = 192  # pixels: NIQE needs two blocks of 96
+IMAGES = ("img", "img2", "previous", "guide", "previous_guide")
+"""What a metric may be handed: result and truth, as the toolbox does, and what `metrics.registered` describes."""
+_METRIC_SIZE = 192
+"""Pixels of a side, on which metrics are tried: NIQE needs two blocks of 96."""
 
 
 def check_loss(loss: nn.Module, size: int) -> None:
@@ -28,7 +32,7 @@ def check_loss(loss: nn.Module, size: int) -> None:
     grey = torch.full_like(noise, 0.5).requires_grad_()
     try:
         value, others = loss(grey, noise), (loss(noise, noise), loss(grey, grey.detach()))
-    except _FAILURES as error:
+    except FAILURES as error:
         if out_of_memory(error):
             raise
         raise CSDError(
@@ -43,12 +47,43 @@ def check_loss(loss: nn.Module, size: int) -> None:
 
 def check_metric(metric: Callable[..., Any], **keywords: Any) -> None:
     """Whether a metric takes images as our validation hands them over, and gives a number. Raises CSDError."""
-    images = np.random.default_rng(0).integers(0, 256, (2, _METRIC_SIZE, _METRIC_SIZE, 3), np.uint8)
-    given = dict(zip(("img", "img2"), images, strict=True))
-    named = given.keys() & inspect.signature(metric).parameters.keys()
     try:
-        value = float(metric(**{name: given[name] for name in named or given}, **keywords))
-    except _FAILURES as error:
+        value = float(_tried(metric, (_METRIC_SIZE, _METRIC_SIZE), keywords))
+    except FAILURES as error:
         raise CSDError(f"it cannot be computed ({first_line(error)}); check its keys, or take another") from error
     if math.isnan(value):
         raise CSDError("it gives no number (nan); check its keys, or take another")
+
+
+def check_metric_size(
+    metric: Callable[..., Any], size: tuple[int, int], keywords: Mapping[str, Any], where: str
+) -> None:
+    """Whether a metric that passes `check_metric` takes frames of this size.
+
+    Args:
+        size: (height, width).
+        keywords: of the metric, in addition to its images.
+        where: the frames are.
+
+    Raises:
+        CSDError: it does not.
+    """
+    height, width = size
+    try:
+        value = _tried(metric, (min(height, _METRIC_SIZE), min(width, _METRIC_SIZE)), keywords)
+        reason = "" if value is None or not math.isnan(value) else "nan"
+    except FAILURES as error:
+        reason = first_line(error)
+    if reason:
+        raise CSDError(
+            f"it cannot be computed on frames of {width}x{height} ({where}): {reason}; leave it out, or take larger "
+            f"frames"
+        )
+
+
+def _tried(metric: Callable[..., Any], size: tuple[int, int], keywords: Mapping[str, Any]) -> Any:
+    """The value of a metric on noise; the images that it names in its signature, or else the toolbox's two."""
+    noise = np.random.default_rng(0).integers(0, 256, (len(IMAGES), *size, 3), np.uint8)
+    given = dict(zip(IMAGES, noise, strict=True))
+    named = given.keys() & inspect.signature(metric).parameters.keys()
+    return metric(**{name: given[name] for name in named or IMAGES[:2]}, **keywords)

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import torch
 from basicsr.data.video_test_dataset import VideoRecurrentTestDataset, VideoTestDataset
 from basicsr.models.sr_model import SRModel
+from basicsr.models.srgan_model import SRGANModel
 from basicsr.models.video_base_model import VideoBaseModel
+from basicsr.models.video_recurrent_gan_model import VideoRecurrentGANModel
 from basicsr.models.video_recurrent_model import VideoRecurrentModel
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from csd_plugin import options
-from csd_plugin.archs.interface import Interface
+from csd_plugin.archs.interface import KINDS, Interface
 from csd_plugin.compat import shape_advice
 from csd_plugin.data.datasets.options import DatasetOptions, TrainingOptions
 from csd_plugin.distill.dry_run import clips_of
 from csd_plugin.errors import CSDError, first_line
 
 _NAMES = ("vid4", "reds4", "redsofficial")
-"""Of the toolbox's test sets of video clips, whatever they hold."""
+"""The toolbox's test sets of video clips, whatever they hold."""
 
 _OF_SHAPES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, NotImplementedError)
 """What networks raise on tensors that they cannot take, CSDError among them."""
@@ -71,6 +75,8 @@ def check_pairs(opt: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:
     if not (model.__module__.startswith("basicsr.") and issubclass(model, SRModel)):
         return
     _check_call(model, opt)
+    if opt["is_train"] and issubclass(model, (SRGANModel, VideoRecurrentGANModel)):
+        _check_adversary(model, opt)
     _check_validation(model, opt)
     ours = {key: content for key, content in opt["datasets"].items() if content.get("type") in options.DATASETS}
     network = build() if ours else None
@@ -88,12 +94,23 @@ def _check_call(model: type, opt: Mapping[str, Any]) -> None:
     if type_ not in options.NETWORKS:
         return
     layout = getattr(ARCH_REGISTRY.get(type_), "layout", "window")
-    if (layout == "sequence") != issubclass(model, VideoRecurrentModel):
-        other = "VideoRecurrentModel" if layout == "sequence" else "VideoBaseModel"
+    if KINDS[layout].gives_clip != issubclass(model, VideoRecurrentModel):
+        other = "VideoRecurrentModel" if KINDS[layout].gives_clip else "VideoBaseModel"
         raise CSDError(
             f"network_g: {type_} is a network of {layout}s, which {name} does not call as such; take model_type: "
             f"VideoDerainModel, or {other}"
         )
+
+
+def _check_adversary(model: type, opt: Mapping[str, Any]) -> None:
+    """What the toolbox's models with a discriminator look up without a look at whether it is there."""
+    needed = ["network_d", "train.gan_opt", "train.optim_d"]
+    needed += ["train.fix_flow"] if issubclass(model, VideoRecurrentGANModel) else []
+    for key in needed:
+        section, _, name = key.rpartition(".")
+        if name not in (opt[section] if section else opt):
+            advice = "write `fix_flow: 0` for none" if name == "fix_flow" else "give it"
+            raise CSDError(f"{key} is missing, which {opt['model_type']} looks up; {advice}")
 
 
 def _check_training(model: Any, opt: Mapping[str, Any], content: Mapping[str, Any], network: Any) -> None:
@@ -155,6 +172,13 @@ def _check_test(model: type, opt: Mapping[str, Any], key: str, content: Mapping[
         raise CSDError(
             f"datasets.{key}: {alone[0]} has no truth, without which {name} stops; leave such clips out (clips: "
             f"a list file), or take model_type: VideoDerainModel"
+        )
+    names = Counter(PurePath(path).stem for path in dataset.data_info["lq_path"])
+    if val.get("save_img") and not issubclass(model, VideoBaseModel) and max(names.values()) > 1:
+        raise CSDError(
+            f"val.save_img: {name} writes frames by their names alone, and {max(names.values())} clips of "
+            f"datasets.{key} have a {names.most_common(1)[0][0]}: only the last would be left; switch it off, choose "
+            f"one clip (clips: a list file), or take model_type: VideoBaseModel or VideoDerainModel"
         )
     height, width = dataset.store.shape(dataset.sequences[0].lq[0])
     _output_shape(network, (1, options_of(content).of(content).num_frame, 3, height, width), opt, key)

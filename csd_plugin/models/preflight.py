@@ -6,7 +6,9 @@ import functools
 import importlib.util
 import inspect
 import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +16,13 @@ from basicsr.models import lr_scheduler
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from torch import nn
 
-from csd_plugin import compat, options
+from csd_plugin import compat, options, peers
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of
+from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
+from csd_plugin.data.features import read_manifest
 from csd_plugin.devices import forked_random
+from csd_plugin.digests import file_digest
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.dry_run import DryRunError, clips_of, dry_run
 from csd_plugin.distill.interface import feature_pairs
@@ -26,30 +31,33 @@ from csd_plugin.distill.settings import Distillation, read_distillation, teacher
 from csd_plugin.errors import CSDError, out_of_memory, suggestion
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.results import load_results
-from csd_plugin.models.mixing import check_loss, check_metric
+from csd_plugin.models.mixing import check_loss, check_metric, check_metric_size
 from csd_plugin.models.pairing import check_foreign_set, check_network, check_pairs, check_role
 from csd_plugin.models.video_derain_model import build_optimizer
 from csd_plugin.options import distils
 from csd_plugin.problems import Problems
 from csd_plugin.types import ClipView
 
-SCHEDULERS = {  # by the names that the toolbox has for them
+SCHEDULERS = {
     "MultiStepLR": lr_scheduler.MultiStepRestartLR,
     "MultiStepRestartLR": lr_scheduler.MultiStepRestartLR,
     "CosineAnnealingRestartLR": lr_scheduler.CosineAnnealingRestartLR,
 }
+"""By the toolbox's names."""
 _LOSS_SIZE = 64
-"""Pixels of a side, on which losses are tried."""
+"""Pixels of a side of the images on which losses are tried."""
 
 
 def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     """Find the data, build the networks and the objective, and load what they start from.
 
-    problems: what has been found before; what needs a section that is not sound is not looked at.
+    Args:
+        opt: the options of a run, which `check_options` has read.
+        problems: mistakes that were found before; checks that need a section with a mistake are skipped.
 
     Raises:
-        CSDError: all that would stop the run: types that nobody has registered, a wrong root, an empty folder, a
-            window longer than the clips, a checkpoint that does not exist or does not fit.
+        CSDError: everything that would stop the run: types that are not registered, a wrong root, an empty folder,
+            windows longer than the clips, frames too small for a metric, a checkpoint that is missing or does not fit.
     """
     problems = Problems("") if problems is None else problems
     problems.attempt(["model_type"], _find_type, MODEL_REGISTRY, opt["model_type"], "model_type")
@@ -58,8 +66,9 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
         with forked_random():
             check_pairs(opt, lambda: _build_network(opt["network_g"], "network_g"))
         return
-    problems.attempt(["num_gpu", "train.distill_opt"], check_devices, opt)
-    problems.attempt(["train"], _check_clock, opt)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if opt["dist"] else 1
+    problems.attempt(["num_gpu", "train.distill_opt"], check_devices, opt, here)
+    problems.attempt(["train"], check_clock, opt)
     problems.attempt(["val"], _check_validation, opt.get("val") or {})
     problems.attempt(["logger"], _check_logger, opt.get("logger") or {})
     if opt["is_train"]:
@@ -81,6 +90,9 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     if with_features and opt["datasets"]["train"]["type"] in options.DATASETS:
         problems.attempt([], _check_features, opt, networks, interfaces)
 
+    if opt["is_train"]:
+        problems.attempt(["datasets.train", "path", "train.distill_opt"], _check_stored, opt, interfaces)
+
     resumed = problems.attempt(["path"], compat.find_resume_state, opt) if opt["is_train"] else None
     for name in needed:
         if not (name == "network_g" and resumed and resumed[0]):
@@ -91,10 +103,18 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
 def check_parts(
     opt: Mapping[str, Any], problems: Problems | None = None
 ) -> tuple[dict[str, nn.Module], dict[str, Interface]]:
-    """What needs neither data nor checkpoints: types, networks, objective, optimizer and schedule.
+    """Check what needs neither data nor checkpoints: types, networks, objective, optimizer and schedule.
 
-    Returns the networks, with their interfaces. A run draws the random numbers that it would draw without this check.
-    Raises CSDError, unless mistakes are added to `problems`; networks that cannot be built are left out then.
+    The random numbers of the run stay what they would be without this check.
+
+    Args:
+        problems: mistakes are added to it; without it, they are raised.
+
+    Returns:
+        The networks that can be built, and their interfaces, both by their names in the options (`network_g`).
+
+    Raises:
+        CSDError: all mistakes, if `problems` is not given.
     """
     found = Problems("") if problems is None else problems
     found.attempt(["model_type"], _find_type, MODEL_REGISTRY, opt["model_type"], "model_type")
@@ -129,7 +149,10 @@ def network_names(opt: Mapping[str, Any]) -> list[str]:
 
 
 def build_networks(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Interface]]:
-    """`network_g`, and in distillation the teachers, as the options describe them, with their interfaces."""
+    """`network_g`, and in distillation the teachers, as the options describe them, with their interfaces.
+
+    Raises CSDError for one that cannot be built, or does not say how it is called.
+    """
     networks = {name: _build_network(opt[name], name) for name in network_names(opt)}
     return networks, {name: _interface(network, opt, name) for name, network in networks.items()}
 
@@ -143,7 +166,7 @@ def _interface(network: nn.Module, opt: Mapping[str, Any], name: str) -> Interfa
 
 
 def checked_objective(distillation: Distillation) -> Objective:
-    """The objective, built, each of whose terms has a weight."""
+    """The objective, built. Raises CSDError for options that it does not take, or terms and weights that differ."""
     objective = build_objective(distillation.objective)
     weighted_sum({term: torch.zeros(()) for term in objective.terms}, distillation.weights_at(1))
     return objective
@@ -176,6 +199,26 @@ def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], interfa
             feature_pairs(method, student, teacher)
 
 
+def _check_stored(opt: Mapping[str, Any], interfaces: Mapping[str, Interface]) -> None:
+    """Whether features that were stored are those of the teacher, at the layers that are compared."""
+    folder = opt["datasets"]["train"].get("features")
+    if not folder:
+        return
+    where = f"datasets.train.features: {folder}"
+    if not distils(opt):
+        raise CSDError(f"{where}: {opt['model_type']} compares no features; leave it out")
+    distillation, stored = read_distillation(opt), read_manifest(Path(folder))
+    if list(distillation.teachers) != ["t"]:
+        raise CSDError(f"{where}: is of one teacher, and there are {len(distillation.teachers)}; leave it out")
+    checkpoint = opt["path"].get("pretrain_network_t")
+    if checkpoint and file_digest(Path(checkpoint)) != stored["network"]:
+        raise CSDError(f"{where}: are not those of {checkpoint}; compute them by this teacher, or name theirs there")
+    layers = distillation.teacher_layers["t"] or [interfaces["network_t"].feature]
+    if OBJECTIVES[distillation.objective["type"]].needs_features and layers != stored["layers"]:
+        compared, there = (", ".join(map(str, names)) for names in (layers, stored["layers"]))
+        raise CSDError(f"{where}: are those of {there}, but {compared} is compared; set taps.teacher to the former")
+
+
 def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> None:
     path, label = paths.get(f"pretrain_{name}"), name.removeprefix("network_")
     if not path:
@@ -187,11 +230,23 @@ def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> N
         raise CSDError(f"path.pretrain_{name}: {error}") from error
 
 
-def check_devices(opt: Mapping[str, Any]) -> None:
-    """Raises CSDError for GPUs that are not here, or that one process cannot use."""
+def check_devices(opt: Mapping[str, Any], processes: int = 1) -> None:
+    """Check that the GPUs of the options are on this machine, and that the processes can use them.
+
+    Args:
+        processes: on this machine.
+
+    Raises:
+        CSDError: they are not here, or one process cannot use them.
+    """
     if opt["num_gpu"] > torch.cuda.device_count():
         raise CSDError(
             f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} were found; use 0 for the CPU, or auto"
+        )
+    if opt["num_gpu"] and processes > torch.cuda.device_count():
+        raise CSDError(
+            f"num_gpu is {opt['num_gpu']}, but {torch.cuda.device_count()} GPUs were found for {processes} processes, "
+            f"which need one each; start fewer, or set num_gpu to 0 for the CPU"
         )
     if opt["num_gpu"] > 1 and not opt["dist"]:
         job = "train" if opt["is_train"] else "test"
@@ -201,7 +256,8 @@ def check_devices(opt: Mapping[str, Any]) -> None:
         )
 
 
-def _check_clock(opt: Mapping[str, Any]) -> None:
+def check_clock(opt: Mapping[str, Any]) -> None:
+    """Raises CSDError for training by the clock in several processes."""
     if opt["is_train"] and opt["train"].get("max_seconds") and opt["dist"]:
         raise CSDError(
             "train.max_seconds is for one process: the clocks of several, and with them their schedules, would differ; "
@@ -219,7 +275,7 @@ def _metrics(val: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_validation(val: dict[str, Any]) -> None:
     for name, metric in _metrics(val).items():
-        keywords = {key: value for key, value in val["metrics"][name].items() if key != "type"}
+        keywords = _without_type(val["metrics"][name])
         check = getattr(metric, "check", None) or functools.partial(check_metric, metric)
         try:
             check(**keywords)
@@ -252,8 +308,8 @@ def _check_keep_best(opt: Mapping[str, Any]) -> None:
 
 
 def _try_optimizer(content: Mapping[str, Any], network: nn.Module) -> None:
-    """Build it; some optimizers say only in their first step what they need."""
-    optim_type, keywords = content.get("type"), {key: value for key, value in content.items() if key != "type"}
+    """Build an optimizer. Some of them state only in their first step what they need."""
+    optim_type, keywords = content.get("type"), _without_type(content)
     weights = [nn.Parameter(torch.zeros_like(weight)) for weight in network.parameters()]
     optimizer = build_optimizer(optim_type, weights, **keywords)
     closure = inspect.signature(optimizer.step).parameters.get("closure")
@@ -273,7 +329,7 @@ def _check_training(train: dict[str, Any], network: nn.Module, problems: Problem
 
 
 def _try_loss(content: dict[str, Any]) -> None:
-    loss = {key: value for key, value in content.items() if key != "type"}
+    loss = _without_type(content)
     cls = _find_type(LOSS_REGISTRY, content.get("type"), "train.pixel_opt.type")
     _construct(cls, loss, "train.pixel_opt")
     of_any_weight = {key: value for key, value in loss.items() if key != "loss_weight"}
@@ -284,7 +340,7 @@ def _try_loss(content: dict[str, Any]) -> None:
 
 
 def _try_schedule(train: dict[str, Any], network: nn.Module) -> None:
-    schedule = {key: value for key, value in train["scheduler"].items() if key != "type"}
+    schedule = _without_type(train["scheduler"])
     _construct(
         _find_type(SCHEDULERS, train["scheduler"].get("type"), "train.scheduler.type"),
         {"optimizer": torch.optim.SGD(network.parameters(), lr=1.0), **schedule},
@@ -301,14 +357,16 @@ def _check_data(opt: dict[str, Any], interfaces: dict[str, Interface], problems:
     if not problems.sound("datasets"):
         return
     for key, content in opt["datasets"].items():
-        size = problems.attempt([f"datasets.{key}"], _check_set, key, content, interfaces)
+        dataset = problems.attempt([f"datasets.{key}"], _check_set, key, content, interfaces)
         if content["phase"] == "train":
             needs = [f"datasets.{key}", "train.total_iter", "train.accumulate", "num_gpu"]
-            problems.attempt(needs, _check_loader, size, content, opt)
+            problems.attempt(needs, _check_loader, dataset and len(dataset), content, opt)
+        elif isinstance(dataset, PairedVideoTestDataset):
+            problems.attempt(["val"], _check_metric_sizes, opt.get("val") or {}, key, dataset)
 
 
-def _check_set(key: str, content: dict[str, Any], interfaces: dict[str, Interface]) -> int | None:
-    """Find a data set's frames. Returns the number of its clips, as far as it is one of ours."""
+def _check_set(key: str, content: dict[str, Any], interfaces: dict[str, Interface]) -> Any:
+    """Find a data set's frames. Returns the data set, if it is one of ours."""
     dataset_type = _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
     if content["type"] not in options.DATASETS:
         if "network_g" in interfaces:
@@ -325,9 +383,19 @@ def _check_set(key: str, content: dict[str, Any], interfaces: dict[str, Interfac
                 f"{reach} frames, {name} needs {needed}; set num_frame to at least {num_frame + needed - reach}"
             )
     try:
-        return len(dataset_type(content))
+        return dataset_type(content)
     except CSDError as error:
         raise CSDError(f"datasets.{key}: {error}") from error
+
+
+def _check_metric_sizes(val: Mapping[str, Any], key: str, dataset: PairedVideoTestDataset) -> None:
+    for name, metric in _metrics(val).items():
+        keywords = _without_type(val["metrics"][name])
+        for size, clip in dataset.sizes().items():
+            try:
+                check_metric_size(metric, size, keywords, f"datasets.{key}, clip {clip}")
+            except CSDError as error:
+                raise CSDError(f"val.metrics.{name}: {error}") from error
 
 
 def _check_loader(num_clip: int | None, content: dict[str, Any], opt: dict[str, Any]) -> None:
@@ -344,12 +412,14 @@ def _check_loader(num_clip: int | None, content: dict[str, Any], opt: dict[str, 
 
     if num_clip is None:
         return
+    if opt["dist"]:
+        peers.check_same({f"datasets.train, {content['type']}: clips of {content['num_frame']} frames": num_clip})
     # The toolbox drops an epoch's last, smaller batch, but counts its epochs as if it did not, and stops early.
     ratio = content.get("dataset_enlarge_ratio", 1)
     batch = content["batch_size_per_gpu"]
     total = int(opt["train"]["total_iter"])
     epochs = math.ceil(total / math.ceil(num_clip * ratio / (batch * opt["world_size"]))) + 1
-    possible = epochs * (math.ceil(num_clip * ratio / opt["world_size"]) // batch)
+    possible = epochs * (num_clip * ratio // (batch * opt["world_size"]))
     if possible < total:
         whole = ratio * batch * opt["world_size"] // math.gcd(num_clip * ratio, batch * opt["world_size"])
         raise CSDError(
@@ -366,6 +436,11 @@ def _find_type(known: Any, name: Any, where: str) -> Any:
     return known.get(name)
 
 
+def _without_type(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A section's keywords of the class that its `type` names."""
+    return {key: value for key, value in content.items() if key != "type"}
+
+
 def _construct(cls: type, keywords: dict[str, Any], where: str) -> Any:
     """An instance, or CSDError for keywords that the class does not take, or whose values are of the wrong kind."""
     try:
@@ -373,8 +448,9 @@ def _construct(cls: type, keywords: dict[str, Any], where: str) -> Any:
     except TypeError as error:
         raise CSDError(f"{where}: {error}; check its keys") from error
     try:
-        return cls(**keywords)
-    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
+        with compat.named_downloads():
+            return cls(**keywords)
+    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, OSError) as error:
         if out_of_memory(error):
             raise
         advice = "" if isinstance(error, CSDError) else "; check its values"
@@ -383,5 +459,4 @@ def _construct(cls: type, keywords: dict[str, Any], where: str) -> Any:
 
 def _build_network(content: dict[str, Any], where: str) -> nn.Module:
     """As the toolbox's build_network, which would start the log before its file is known."""
-    keywords = {key: value for key, value in content.items() if key != "type"}
-    return _construct(_find_type(ARCH_REGISTRY, content.get("type"), f"{where}.type"), keywords, where)
+    return _construct(_find_type(ARCH_REGISTRY, content.get("type"), f"{where}.type"), _without_type(content), where)

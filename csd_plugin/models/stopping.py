@@ -14,7 +14,16 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(SystemExit):
-    """A training that ends because of a signal; `code` is 128 + its number, as a shell has it."""
+    """A training that ends because of a signal; `code` is 128 + its number, as a shell has it.
+
+    together: all processes of the training end now, not this one alone.
+    """
+
+    code: int
+
+    def __init__(self, code: int, *, together: bool = False) -> None:
+        super().__init__(code)
+        self.together = together
 
 
 class StopRequest:

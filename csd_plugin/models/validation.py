@@ -19,15 +19,16 @@ from tqdm import tqdm
 
 from csd_plugin import compat
 from csd_plugin.data.images import write_png
-from csd_plugin.data.windows import join_windows
 from csd_plugin.devices import exact_float32
 from csd_plugin.distill.processes import are_several
+from csd_plugin.errors import CSDError, first_line
 from csd_plugin.inference.folding import fold
 from csd_plugin.metrics import results
 from csd_plugin.metrics.protocols import score_frame, to_uint8
 from csd_plugin.metrics.scores import Scores
 from csd_plugin.metrics.table import WITHOUT_TRUTH, share
 from csd_plugin.models.batches import Item, read_test_item
+from csd_plugin.models.mixing import FAILURES, IMAGES, check_metric_size
 from csd_plugin.models.stopping import REQUEST
 
 
@@ -99,7 +100,7 @@ class ValidationMixin:
                             "clip": item.clip,
                             "frame": item.frame,
                             "score": {} if truth is None else score_frame(result, truth),
-                            "metrics": self._toolbox_metrics(given),
+                            "metrics": self._toolbox_metrics(given, f"clip {item.clip}, frame {item.frame}"),
                         }
                     )
                     if save_img:
@@ -112,7 +113,7 @@ class ValidationMixin:
     def _fastest(self, network: nn.Module) -> nn.Module:
         """Where torch's 3-D convolutions are slow, the same network without them; see `fold`."""
         slow = self.device.type == "cpu" and any(isinstance(layer, nn.Conv3d) for layer in network.modules())
-        known = hasattr(network, "num_frame") and self.interface_of(network).kind == "window"  # type: ignore[attr-defined]
+        known = hasattr(network, "num_frame") and self.interface_of(network).one_length  # type: ignore[attr-defined]
         return fold(network) if slow and known else network
 
     @torch.no_grad()
@@ -120,25 +121,42 @@ class ValidationMixin:
         """(B, T, 3, H, W), of consecutive frames -> (B, 3, H, W) on the CPU; longer windows are cut to their middle."""
         interface = self.interface_of(network)  # type: ignore[attr-defined]
         with exact_float32():
-            if interface.kind == "sequence":
-                return interface.run(network, join_windows(windows).to(self.device), len(windows)).float().cpu()
-            return interface.run(network, windows.to(self.device), 1).float().cpu()
+            clips, num_target = interface.as_clips(windows)
+            return interface.run(network, clips.to(self.device), num_target).float().cpu()
 
     def _wanted(self) -> set[str]:
         """The images that any metric of `val.metrics` names."""
         metrics = self.opt["val"].get("metrics") or {}
         return {image for opt in metrics.values() for image in _images_of(opt["type"])}
 
-    def _toolbox_metrics(self, given: Mapping[str, Any]) -> dict[str, float]:
-        """What `val.metrics` names, as far as the images (RGB) are there that each metric names."""
+    def _toolbox_metrics(self, given: Mapping[str, Any], where: str) -> dict[str, float]:
+        """What `val.metrics` names, as far as the images (RGB) are there that each metric names.
+
+        Raises CSDError where a metric takes no frames of this size; it has no value for others that it cannot take.
+        """
         values = {}
         for metric, opt in (self.opt["val"].get("metrics") or {}).items():
             wanted = _images_of(opt["type"])
             if wanted <= given.keys():
-                value = calculate_metric({name: given[name][..., ::-1] for name in wanted}, dict(opt))
+                try:
+                    value = calculate_metric({name: given[name][..., ::-1] for name in wanted}, dict(opt))
+                except FAILURES as error:
+                    self._explain(metric, opt, given["img"].shape[:2], where, error)
+                    continue
                 if value is not None:
                     values[metric] = float(value)
         return values
+
+    def _explain(
+        self, metric: str, opt: Mapping[str, Any], size: tuple[int, int], where: str, error: Exception
+    ) -> None:
+        """Raise CSDError where a metric failed because of the size of the frames; else say so, and go on."""
+        keywords = {key: value for key, value in opt.items() if key != "type"}
+        try:
+            check_metric_size(METRIC_REGISTRY.get(opt["type"]), size, keywords, where)
+        except CSDError as reason:
+            raise CSDError(f"val.metrics.{metric}: {reason}") from error
+        get_root_logger().warning(f"val.metrics.{metric}: {where} has no value: {first_line(error)}")
 
     def _image_path(self, dataset_name: str, clip: str, frame: str, current_iter: int | str) -> Path:
         folder = Path(self.opt["path"]["visualization"]) / dataset_name
@@ -208,14 +226,10 @@ class ValidationMixin:
         return best
 
 
-_IMAGES = ("img", "img2", "previous", "guide", "previous_guide")
-"""What a metric may be handed: result and truth, as the toolbox does, and what `metrics.registered` describes."""
-
-
 def _images_of(metric: str) -> set[str]:
     """The images that a registered metric names in its signature; if none, the toolbox's two."""
     parameters = inspect.signature(METRIC_REGISTRY.get(metric)).parameters
-    return {name for name in _IMAGES if name in parameters} or {"img", "img2"}
+    return {name for name in IMAGES if name in parameters} or {"img", "img2"}
 
 
 class _Before:

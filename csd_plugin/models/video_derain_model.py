@@ -6,7 +6,7 @@ import signal
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from csd_plugin import compat
+from csd_plugin import compat, peers
 from csd_plugin.archs.checkpoint import load_optimizer, load_weights, read_state_dict, save_plain
 from csd_plugin.archs.interface import Interface, interface_of, run_network
 from csd_plugin.atomic import remove_drafts
-from csd_plugin.data.batches import as_clips, as_float
-from csd_plugin.devices import half_precision_warnings
+from csd_plugin.data.batches import FEATURE, as_clips, as_float
+from csd_plugin.devices import half_precision_warnings, use_channels_last
 from csd_plugin.distill.average import average_warnings, decay_at, update_average
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.losses.ssim import PyramidSSIMLoss
@@ -35,22 +35,25 @@ from csd_plugin.models.stopping import REQUEST, Stopped
 from csd_plugin.models.validation import ValidationMixin
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""By the values of `train.autocast`."""
 
 
 class VideoDerainModel(ValidationMixin, VideoBaseModel):
     """Trains and validates `network_g` on clips, called as its `interfaces` say.
 
-    A batch holds `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), the targets of the clip's middle, or what `as_clips`
-    makes such. All B*L targets go through the network as one batch. Options of its own, all in `train`:
-    `grad_clip` (largest gradient norm, 0 for none), `autocast` (bf16 or fp16 around the networks; losses stay in
-    float32), `compile` (the networks by torch.compile; the average that is validated, and what is saved, are not),
-    `accumulate` (parts in which a batch goes through the networks) and `skip_limit`. An iteration is always one batch
-    of the loader and one optimizer step, in however many parts: schedules, average, checkpoints and data do not see
-    them. Every loss is a mean over clips, so the parts' gradients, weighted by their clips, add to the batch's.
+    A batch holds `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), the clean frames of the clips' middle, or what
+    `as_clips` turns into these; RGB in [0, 1], or bytes. All B*L targets go through the network as one batch.
+
+    An iteration is one batch of the loader and one optimizer step, in however many parts `accumulate` computes it.
+    Every loss is a mean over clips, so the parts' gradients, weighted by their numbers of clips, add up to the batch's.
+
+    Args:
+        opt: the options of a run. In addition to the toolbox's, `train` may hold `grad_clip`, `autocast`, `compile`,
+            `accumulate`, `skip_limit`, `ema_warmup` and `max_seconds`; see `options.TrainSection`.
     """
 
-    samples_done = 0
-    """Of the epoch, by all processes; 0 where the data set does not say."""
+    _position: Tensor | None = None
+    """Places of the latest batch's samples in this process's part of the epoch; None where the data set has none."""
     _saved: tuple[int, int] = (-1, -1)
     """Epoch and iteration of the latest state."""
     skipped = 0
@@ -76,39 +79,60 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self.device.type, enabled=self.autocast_dtype == torch.float16 and self.device.type == "cuda"
         )
         seconds = train_opt.get("max_seconds")
-        self.clock = Clock(seconds) if seconds else None
+        self.clock = Clock(seconds, self.opt.get("began")) if seconds else None
         super().init_training_settings()
+        if self.ema_decay > 0:
+            self.lay_out(self.net_g_ema)
         self.compile_for_training(self.get_bare_model(self.net_g))
 
     @property
     def networks(self) -> list[nn.Module]:
-        """All that a step runs."""
+        """The networks that a step runs."""
         return [self.net_g]
 
     def compile_for_training(self, network: nn.Module) -> None:
-        """Where `train.compile` says so, in place: hooks, weights and their names stay what they are."""
+        """Compile a network in place if `train.compile` is set; hooks, weights and their names stay as they are."""
         if self.opt["train"].get("compile", False):
             functorch_config.donated_buffer = False  # the health monitor goes through a graph more than once
             network.compile()
 
     # ------------------------------------------------------------------ training step
     def feed_data(self, data: dict[str, Any]) -> None:
+        """Take a batch of the training loader.
+
+        Args:
+            data: `lq` and `gt` as `as_clips` takes them; perhaps `key`, the samples' names, and `position`, their
+                places in the epoch.
+
+        Raises:
+            CSDError: clips that do not fit the network, or that lack a part.
+        """
         source = f"datasets.train: {self.opt['datasets']['train'].get('type', 'the loader')}"
         lq, gt = as_clips(data, self.num_frame, source)
         self.lq = as_float(lq.to(self.device, non_blocking=True))
         self.gt = as_float(gt.to(self.device, non_blocking=True))
+        self.features = {
+            key: value.to(self.device, non_blocking=True) for key, value in data.items() if key.startswith(FEATURE)
+        }
         self.sample_names = data.get("key", [])
-        if "position" in data:  # all processes are equally far
-            world_size = self.opt["world_size"]
-            self.samples_done = (int(data["position"].max()) // world_size + 1) * world_size
+        self._position = data.get("position")  # may be on a GPU, so that reading it would wait
+
+    @property
+    def samples_done(self) -> int:
+        """Of the epoch, by all processes, which are equally far; 0 where the data set does not say."""
+        world_size = self.opt["world_size"]
+        return 0 if self._position is None else (int(self._position.max()) // world_size + 1) * world_size
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """One optimizer step for the batch of `feed_data`, then, where a signal has asked for it, save and stop.
+        """One optimizer step for the batch of `feed_data`; after a signal, save and stop.
+
+        Args:
+            current_iter: from 1.
 
         Raises:
-            CSDError: the loss is not finite, or with grad_clip the gradient, and the limit of such batches is reached
-                or a weight is not finite either; this step has touched no weight.
-            Stopped: after a signal; the state is saved.
+            CSDError: the loss (with `grad_clip` also the gradient) is not finite, and either the limit of such batches
+                is reached or a weight is not finite. This step has changed no weight.
+            Stopped: after a signal, or when `train.max_seconds` are over; the state is saved.
         """
         REQUEST.begin_step()
         self._seed_step(current_iter)
@@ -135,21 +159,24 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self.model_ema(decay_at(current_iter, self.ema_decay) if warms_up else self.ema_decay)
         if stop:
             self.save_and_stop(current_iter, stop)
-        if self.clock is not None and self.clock.is_over:
+        if self.clock is not None and self.clock.is_over():
             self._end_by_the_clock(current_iter)
 
     def _backward(self, current_iter: int) -> tuple[dict[str, Tensor], bool, int]:
-        """The gradient of the batch, in parts; nothing of it where a loss is not finite, in whatever process.
+        """Compute the gradient of the batch, in parts. If a loss of any process is not finite, it is not to be used.
 
-        Returns the losses and scalars to log, means over the clips; whether all losses are finite; the signal.
+        Returns:
+            Losses and scalars to log, means over the clips; whether all losses are finite; the signal, or 0.
         """
-        lq, gt = self.lq, self.gt
+        lq, gt, features = self.lq, self.gt, self.features
         count = min(self.accumulate, len(lq))
+        split = {key: value.tensor_split(count) for key, value in features.items()}
         parts = list(zip(lq.tensor_split(count), gt.tensor_split(count), strict=True))
         sums: dict[str, Tensor] = {}
         shares: dict[str, float] = {}
         finite, stop = True, 0
         for number, (self.lq, self.gt) in enumerate(parts, start=1):
+            self.features = {key: values[number - 1] for key, values in split.items()}
             share, last = len(self.lq) / len(lq), number == len(parts)
             with ExitStack() as stack:
                 if not last:  # the last part's backward adds the gradients of all processes
@@ -166,19 +193,19 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                 part = value.detach() if count == 1 else value.detach() * share
                 sums[name] = sums[name] + part if name in sums else part
                 shares[name] = shares.get(name, 0) + share
-        self.lq, self.gt = lq, gt
+        self.lq, self.gt, self.features = lq, gt, features
         means = sums if count == 1 else {name: value / shares[name] for name, value in sums.items()}
         return means, finite, stop
 
     def after_step(self) -> None:
-        """What follows the weights without being learned."""
+        """Update what follows the weights without being learned."""
 
     def synchronised_networks(self) -> list[DistributedDataParallel]:
-        """What adds its gradients over the processes when a backward passes it."""
+        """The networks whose gradients are added over all processes during a backward pass."""
         return [self.net_g] if isinstance(self.net_g, DistributedDataParallel) else []
 
     def _agree(self, finite: bool) -> tuple[bool, int]:
-        """Whether the losses of all processes are finite, and the signal that any has received."""
+        """Whether the losses of all processes are finite, and the signal that any of them has received, or 0."""
         if not self.opt["dist"]:
             return finite, REQUEST.signal
         flags = torch.tensor([not finite, REQUEST.signal], device=self.device)
@@ -187,22 +214,43 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         return not bad, stop
 
     def _skip(self, logged: Mapping[str, Tensor], current_iter: int) -> None:
-        """Leave this batch out, and say so, in the log and in `skipped.txt`; raise CSDError at the limit."""
+        """Leave this batch out, with a line in the log and in `skipped.txt`. Raises CSDError at the limit."""
         self.skipped += 1
-        names = [name for name, value in logged.items() if not torch.isfinite(value).all()] or ["a loss"]
-        clips = ", ".join(map(str, self.sample_names)) or "this batch"
-        cause, hopeless = self._cause(names)
-        line = f"iteration {current_iter}: {', '.join(names)} not finite on {clips}: {cause}"
-        kept = Path(self.opt["path"]["experiments_root"]) / f"skipped{self.opt['rank'] or ''}.txt"
-        with kept.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        bad = [name for name, value in logged.items() if not torch.isfinite(value).all()]
+        mine, hopeless = self._complaint(bad or ["a loss"], current_iter)
+        # of several processes, those whose losses are finite have nothing to say
+        lines = [line for line in peers.of_all(mine if bad else "") if line] or [mine]
+        kept = Path(self.opt["path"]["experiments_root"]) / "skipped.txt"
+        if self.opt["rank"] == 0:
+            with kept.open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
         if hopeless or self.skipped > self.skip_limit:
             more = "" if hopeless else f"; {self.skipped} batches, more than train.skip_limit {self.skip_limit}"
-            raise CSDError(f"{line}{more} ({kept})")
-        get_root_logger().warning(f"{line}. The batch is left out: {self.skipped} so far, {self.skip_limit} may be.")
+            raise CSDError(f"{lines[0]}{more} ({kept})")
+        for line in lines:
+            get_root_logger().warning(
+                f"{line}. The batch is left out ({self.skipped} so far, at most {self.skip_limit})."
+            )
+
+    def _complaint(self, names: Sequence[str], current_iter: int) -> tuple[str, bool]:
+        """What is not finite in this process's batch, why, and what to do; whether all that follow will be so, too."""
+        clips = ", ".join(map(str, self.sample_names)) or "this batch"
+        cause, hopeless = self._cause(names)
+        return f"iteration {current_iter}: {', '.join(names)} not finite on {clips}: {cause}", hopeless
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        with nullcontext() if self.clock is None else self.clock.saves():
+            super().save(epoch, current_iter)
 
     def save_and_stop(self, current_iter: int, number: int) -> None:
-        """Save all of this iteration, and raise Stopped."""
+        """Save the state of this iteration.
+
+        Args:
+            number: of the signal.
+
+        Raises:
+            Stopped: always.
+        """
         self.save(EnlargedSampler.latest_epoch, current_iter)
         if self.opt["dist"]:
             torch.distributed.barrier()  # who leaves first ends the others
@@ -212,17 +260,17 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             get_root_logger().warning(
                 f"{name}: stopped after iteration {current_iter}; --auto_resume resumes from {state}"
             )
-        raise Stopped(128 + number)
+        raise Stopped(128 + number, together=True)
 
     def _end_by_the_clock(self, current_iter: int) -> None:
-        """As after the last iteration: all is saved, and the network as the latest."""
+        """Save the state, and the network as the latest, as after the last iteration. Raises Stopped."""
         self.save(EnlargedSampler.latest_epoch, current_iter)
         self.save(-1, -1)
         get_root_logger().info(f"train.max_seconds: ended after iteration {current_iter:,}")
-        raise Stopped(0)
+        raise Stopped(0, together=True)
 
     def update_learning_rate(self, current_iter: int, warmup_iter: float = -1) -> None:
-        """The toolbox's; by the clock, schedules are as far in `total_iter` as the run is in its time."""
+        """As the toolbox's. With `train.max_seconds`, schedules follow the share of the time that is over."""
         if self.clock is not None and current_iter > 1:
             due = self.clock.iteration(self.opt["train"]["total_iter"])
             for scheduler in self.schedulers:
@@ -231,17 +279,17 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         super().update_learning_rate(current_iter, warmup_iter)
 
     def _seed_step(self, current_iter: int) -> None:
-        """Random numbers inside a network depend on the step, not on how the run came to it."""
+        """Seed by the iteration alone, so that a resumed run draws the same random numbers inside its networks."""
         seed, rank = self.opt.get("manual_seed") or 0, self.opt["rank"]
         set_random_seed(int(np.random.default_rng((seed % 2**64, current_iter, rank)).integers(2**31)))
 
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The weighted terms whose sum is minimised, and scalars to log beside them."""
+        """The weighted terms whose sum is minimised, and further scalars to log."""
         output = self.run_network(self.net_g, self.lq, self.gt.shape[1], self.interface_of(self.net_g))
         return {"l_recon": self.cri_pix(output, self.gt.flatten(0, 1))}, {}
 
     def run_network(self, network: nn.Module, clips: Tensor, num_target: int, interface: Interface) -> Tensor:
-        """The middle L frames of clips (B, N, 3, H, W) by a network of this interface -> (B*L, 3, H, W)."""
+        """`interface.run_network` in the precision of `train.autocast`: (B, N, 3, H, W) -> (B*L, 3, H, W)."""
         return run_network(network, clips, num_target, interface, autocast=self.autocast_dtype)
 
     def interface_of(self, network: nn.Module) -> Interface:
@@ -257,7 +305,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         return [p for group in self.optimizer_g.param_groups for p in group["params"]]
 
     def _cause(self, names: Sequence[str]) -> tuple[str, bool]:
-        """Why these are not finite, and what to do; and whether all that follow will be so, too."""
+        """Why these are not finite, and what to do; and whether all later batches will be like this one."""
         state = self.get_bare_model(self.net_g).state_dict()
         broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
         if broken:
@@ -278,7 +326,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         return OrderedDict(zip(loss_dict, values.cpu().tolist(), strict=True))
 
     def _warn_of_rounding(self, current_iter: int) -> None:
-        """SSIM is at most 1, so that 1 - SSIM below 0 is numbers that were rounded on the way."""
+        """Warn if 1 - SSIM is below 0: as SSIM is at most 1, the device has rounded on the way."""
         recon = self.log_dict["l_recon"]
         if recon < 0 and isinstance(self.cri_pix, PyramidSSIMLoss):
             get_root_logger().warning(
@@ -304,20 +352,41 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         return build_optimizer(optim_type, params, lr=lr, **kwargs)  # BasicSR 1.4.2 itself knows only Adam
 
     def model_ema(self, decay: float = 0.999) -> None:
-        """The toolbox's moving average of the weights in one go, and the buffers, which it leaves out."""
+        """The toolbox's moving average of the weights at once, with the buffers, which the toolbox leaves out."""
         update_average(self.net_g_ema, self.get_bare_model(self.net_g), decay)
 
-    def model_to_device(self, net: nn.Module) -> nn.Module:
-        """The toolbox's, which assumes a GPU under DDP."""
-        if self.device.type == "cpu" and self.opt["dist"]:
-            return DistributedDataParallel(net, find_unused_parameters=self.opt.get("find_unused_parameters", False))
-        return super().model_to_device(net)
+    def model_to_device(self, net: nn.Module, *, in_parts: bool = False) -> nn.Module:
+        """As the toolbox's, which assumes a GPU for several processes.
+
+        Args:
+            in_parts: whether some passes leave some of its weights unused.
+        """
+        self.lay_out(net.to(self.device))
+        if not self.opt["dist"]:
+            return super().model_to_device(net)
+        devices = [torch.cuda.current_device()] if self.device.type == "cuda" else None
+        in_parts = in_parts or self.opt.get("find_unused_parameters", False)
+        return DistributedDataParallel(net, device_ids=devices, find_unused_parameters=in_parts)
+
+    def lay_out(self, network: nn.Module) -> None:
+        """Weights as a GPU's 16 bits want them; before what holds on to them, such as DistributedDataParallel."""
+        if self.device.type == "cuda" and self.is_train and self.opt["train"].get("autocast"):
+            use_channels_last(network)
 
     # ------------------------------------------------------------------ files
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
     ) -> None:
-        """Weights of any file that `read_state_dict` reads; the entry `param_key` if it is there, else another."""
+        """Load the weights of any file that `read_state_dict` reads.
+
+        Args:
+            net: the network, or a wrapper of it for several processes.
+            strict: whether the file has to hold all weights; else the others stay as they are, with a warning.
+            param_key: the file's entry; another one if it is not there.
+
+        Raises:
+            CSDError: a file that cannot be read, or does not fit.
+        """
         logger = get_root_logger()
         net = net.module if isinstance(net, (DataParallel, DistributedDataParallel)) else net
         state = read_state_dict(load_path, param_key, fallback=True)
@@ -331,13 +400,20 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     @master_only
     def save_network(self, net, net_label: str, current_iter: int | str, param_key="params") -> None:
-        """The toolbox's file, written beside and renamed: an interrupted run leaves no half-written checkpoint.
+        """Write the toolbox's file, under another name first: an interruption leaves no half-written checkpoint.
 
-        current_iter: of the name; -1 for `latest`.
+        Args:
+            net: one network, or a list with one for each key.
+            net_label: first part of the file's name, `net_g`.
+            current_iter: second part; -1 for `latest`.
+            param_key: entry in the file, or a list of them.
+
+        Raises:
+            CSDError: the file cannot be written.
         """
         nets, keys = (net, param_key) if isinstance(net, list) else ([net], [param_key])
         content = {
-            key: {name: value.cpu() for name, value in self.get_bare_model(part).state_dict().items()}
+            key: {name: value.cpu().contiguous() for name, value in self.get_bare_model(part).state_dict().items()}
             for part, key in zip(nets, keys, strict=True)
         }
         name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
@@ -345,7 +421,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """As the toolbox's, atomic, and with what else a resumed run needs."""
+        """As the toolbox's, at once or not at all, with all that a resumed run needs. Raises CSDError."""
         if current_iter != -1:
             path = Path(self.opt["path"]["training_states"]) / f"{current_iter}.state"
             save_atomically(self.training_state(epoch, current_iter), path)
@@ -353,7 +429,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self._keep_newest(current_iter)
 
     def _keep_newest(self, current_iter: int) -> None:
-        """Remove the sets of files of earlier iterations beyond `logger.keep_checkpoints`: first what is resumed."""
+        """Remove files of earlier iterations beyond `logger.keep_checkpoints`, each state before its networks."""
         number = self.opt["logger"].get("keep_checkpoints")
         states = compat.saved_states(Path(self.opt["path"]["training_states"]))
         earlier = [state for state in states if int(state.stem) <= current_iter]
@@ -363,7 +439,11 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                 network.unlink(missing_ok=True)
 
     def remember_best(self, name: str, current_iter: int | str) -> None:
-        """After a validation: save the network where it is the best so far, and the best scores with the state."""
+        """After a validation, save the network if it is the best so far, and the best scores with the state.
+
+        Args:
+            name: of the data set.
+        """
         metric = self.opt["logger"].get("keep_best")
         if metric and name == self.opt["datasets"]["val"]["name"]:
             best = self.best_metric_results[name].get(metric)
@@ -377,7 +457,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self.save_training_state(*self._saved)
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
-        """The toolbox's entries, and what else goes on: scaler, warm-up, place in the data, best scores."""
+        """The toolbox's entries, and those of ours: scaler, warm-up, place in the data, best scores."""
         return {
             "epoch": epoch,
             "iter": current_iter,
@@ -393,9 +473,13 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         }
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Go on from a saved state, by the options of now: those of optimizer and schedule may have changed.
+        """Resume from a saved state.
 
-        Where they have, the learning rate is what it would be if they had been so from the start.
+        The options of optimizer and schedule may have changed since. Then the learning rate is what it would be if they
+        had been the same from the start.
+
+        Raises:
+            CSDError: the state of another run.
         """
         train, path, done = self.opt["train"], self.opt["path"]["resume_state"], resume_state["iter"]
         warmup, changes = train.get("warmup_iter", -1), []
@@ -435,7 +519,15 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
 
 def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any) -> torch.optim.Optimizer:
-    """Any optimizer of torch.optim by its name and keywords. Raises CSDError."""
+    """An optimizer of torch.optim.
+
+    Args:
+        optim_type: name of its class.
+        keywords: of its constructor, `lr` among them.
+
+    Raises:
+        CSDError: no such class, or keywords that it does not take.
+    """
     cls = getattr(torch.optim, str(optim_type), None)
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
         raise CSDError(f"train.optim_g.type: {optim_type!r} is not in torch.optim; try Adam or AdamW")

@@ -27,8 +27,8 @@ DIFFERENCE_GAIN = 3
 """How much stronger than it is the thumbnail of the difference shows it."""
 
 _MAX_PROBLEMS = 5
-# The training options' num_frame and gt_size, as the paper has them; smaller clips need other options.
 _TRAINING_FRAMES, _TRAINING_CROP = 11, 128
+"""The training options' num_frame and gt_size, as the paper has them; smaller clips need other options."""
 
 
 @dataclass(frozen=True)

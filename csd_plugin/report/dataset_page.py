@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 
-from csd_plugin.errors import CSDError
 from csd_plugin.report.dataset import DIFFERENCE_GAIN, DatasetFacts, by_split, clips_table
+from csd_plugin.report.text import html
 
 _TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -67,13 +67,9 @@ luma. All from up to {{ facts.samples }} frames per clip. Pictures: rain, truth,
 
 
 def as_html(facts: DatasetFacts) -> str:
-    """Raises CSDError where jinja2, which comes with torch, is not installed."""
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ModuleNotFoundError as error:
-        raise CSDError("HTML pages need jinja2: pip install jinja2") from error
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_TEMPLATE)
-    return template.render(
+    """The page. Raises CSDError as `report.text.html`."""
+    return html(
+        _TEMPLATE,
         facts=facts,
         splits=list(by_split(facts)),
         table=clips_table,

@@ -8,8 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from csd_plugin.errors import CSDError
-from csd_plugin.report.text import markdown
+from csd_plugin.report.text import html, markdown
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,10 @@ _PAGE = """<!doctype html>
   tr:hover td { background: var(--soft); }
 </style>
 <h1>{{ grid.title }}</h1>
-<div class="wide"><table>
-<tr>{% for cell in grid.head %}<th{{ text(loop.index0) }}>{{ cell }}</th>{% endfor %}</tr>
+<div class="wide"><table>{% set text = ' class="text"' | safe %}
+<tr>{% for cell in grid.head %}<th{{ text if loop.index0 < grid.text_columns else '' }}>{{ cell }}</th>{% endfor %}</tr>
 {% for row in grid.rows %}{% set r = loop.index0 %}
-<tr>{% for cell in row %}<td{{ text(loop.index0) }}>
+<tr>{% for cell in row %}<td{{ text if loop.index0 < grid.text_columns else '' }}>
 {%- if (r, loop.index0) in grid.best %}<b>{{ cell }}</b>{% else %}{{ cell }}{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
 {% if grid.notes %}<ul>{% for note in grid.notes %}<li>{{ note }}</li>{% endfor %}</ul>{% endif %}
@@ -107,15 +106,8 @@ _PAGE = """<!doctype html>
 
 
 def as_html(grid: Grid) -> str:
-    """Raises CSDError where jinja2, which comes with torch, is not installed."""
-    try:
-        from jinja2 import Environment, StrictUndefined
-        from markupsafe import Markup
-    except ModuleNotFoundError as error:
-        raise CSDError("HTML pages need jinja2: pip install jinja2") from error
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_PAGE)
-    mark = Markup(' class="text"')
-    return template.render(grid=grid, text=lambda column: mark if column < grid.text_columns else "")
+    """The page. Raises CSDError as `report.text.html`."""
+    return html(_PAGE, grid=grid)
 
 
 FORMATS = {".md": as_markdown, ".csv": as_csv, ".tex": as_latex, ".html": as_html}

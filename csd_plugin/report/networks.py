@@ -12,7 +12,7 @@ import torch
 
 from csd_plugin import extensions
 from csd_plugin.archs import untrained
-from csd_plugin.archs.interface import interface_of
+from csd_plugin.archs.interface import KINDS, interface_of
 from csd_plugin.devices import pick_device
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.runner import Derainer
@@ -116,7 +116,7 @@ def as_text(
 def _what_trains(others: Sequence[Trainable]) -> list[str]:
     rows = [["type", "preset", "parameters", "frames", "package"]]
     for one in others:
-        frames = str(one.num_frame) + (" at least" if one.layout == "sequence" else "")
+        frames = str(one.num_frame) + (" at least" if KINDS[one.layout].gives_clip else "")
         rows.append([one.type, one.preset or "-", f"{one.parameters:,}", frames, one.package])
     example = next((one for one in others if one.preset), others[0])
     named = f"type: {example.type}" + (f", preset: {example.preset}" if example.preset else "")

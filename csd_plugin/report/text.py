@@ -1,8 +1,11 @@
-"""Tables and counts as text, for terminals and Markdown."""
+"""Tables and counts as text, for terminals, Markdown and HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
+
+from csd_plugin.errors import CSDError
 
 
 def counted(number: int, noun: str) -> str:
@@ -35,3 +38,12 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: i
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in (head, rule, *rows)
     )
+
+
+def html(template: str, **values: Any) -> str:
+    """A page from a template of jinja2, which comes with torch. Raises CSDError where it is not installed."""
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ModuleNotFoundError as error:
+        raise CSDError("HTML pages need jinja2: pip install jinja2") from error
+    return Environment(autoescape=True, undefined=StrictUndefined).from_string(template).render(**values)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from csd_plugin.archs import presets_of
 from csd_plugin.archs.checkpoint import as_file, load_network, load_plain
 from csd_plugin.atomic import replacing, write_text
 from csd_plugin.data.video import open_reader
+from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.inference.facts import study
 from csd_plugin.inference.runner import Derainer
@@ -86,7 +86,17 @@ def pack(
     check: tuple[Path, Path] | None,
     folder: Path,
 ) -> Network:
-    """Write the file, whole or not at all."""
+    """Write a network's file, whole or not at all.
+
+    Args:
+        texts: facts that people state, by the names of `TEXTS`.
+        scores: by the names of `weights.SETS`.
+        check: rainy frames and their truth, on which fp16 is compared; None for none.
+        folder: to write to.
+
+    Raises:
+        CSDError: a fact is missing, or the checkpoint cannot be used.
+    """
     source = find_checkpoint(checkpoint)
     network = load_network(source)
     known = under_todays_keys(load_plain(source, "checkpoint").get("facts", {}))
@@ -98,14 +108,13 @@ def pack(
     preset, side = preset_of_any_width(network), 16
     seen = study(network)
     cost = complexity(network, (seen.num_frame, 3, side, side))
-    frames = seen.num_frame if seen.layout == "sequence" else 1
     facts = {
         "name": name,
         **{key: texts[key] for key in TEXTS},
         "preset": preset,
         "numbers": numbers_of(network),
         "parameters": cost.parameters,
-        "multiply_adds": cost.operations // (side**2 * frames),
+        "multiply_adds": cost.operations // (side**2 * seen.interface.num_made),
         "stored_as": "fp16" if half else "fp32",
         "scores": known.get("scores", {}) | dict(scores),
     }
@@ -114,13 +123,16 @@ def pack(
     with replacing(out) as draft:
         draft.write_bytes(as_file({"params": state, "facts": facts}))
         check_same(state, load_network(draft))
-        digest = hashlib.sha256(draft.read_bytes()).hexdigest()
+        digest = file_digest(draft)
     print(f"{out}: {out.stat().st_size:,} bytes, {facts['stored_as']} ({why}), sha256 {digest}")
     return Network(**facts, sha256=digest)
 
 
 def preset_of_any_width(network: nn.Module) -> str:
-    """The preset that a network is but for its channels; the name of a class that has no presets."""
+    """The preset that a network has, whatever its channels; the name of a class that has no presets.
+
+    Raises CSDError for layers that no preset has.
+    """
     presets = presets_of(type(network))
     for name, numbers in presets.items():
         if all(getattr(network, key) == value for key, value in numbers.items() if key != "num_feat"):

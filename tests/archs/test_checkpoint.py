@@ -224,7 +224,7 @@ def test_less_than_half_of_a_network_is_anothers(network):
     before = {name: value.clone() for name, value in own.items()}
     for kept in (0, 1, len(own) // 2 - 1):
         part = {name: value + 1 for name, value in list(own.items())[:kept]} | {"body.0.weight": torch.zeros(1)}
-        with pytest.raises(CSDError, match=rf"net.pth: of the network's {len(own)} tensors it has {kept}; it begins"):
+        with pytest.raises(CSDError, match=rf"net.pth: it has {kept} of the network's {len(own)} tensors; it begins"):
             load_weights(network, part, source="net.pth", strict=False)
         assert same(network.state_dict(), before)
     half = {name: value + 1 for name, value in list(own.items())[: len(own) // 2]}
@@ -234,7 +234,7 @@ def test_less_than_half_of_a_network_is_anothers(network):
 
 def test_a_file_of_another_family_is_refused(tmp_path):
     torch.save({"params": {"head.weight": torch.zeros(3)}}, tmp_path / "net.pth")
-    with pytest.raises(CSDError, match=r"not of a network .* SLDNet, PReNet, S2VD"):
+    with pytest.raises(CSDError, match=r"those of no known network; .* SLDNet, PReNet, S2VD"):
         load_network(tmp_path / "net.pth")
 
 

@@ -46,6 +46,13 @@ def test_the_declared_shape_is_one_that_a_network_of_the_kind_takes(kind, made):
     assert frames.numel() == interface.num_made * 3 * 8 * 12
 
 
+def test_a_layout_that_is_unknown_is_one_line():
+    from csd_plugin.archs.interface import interface_of
+
+    with pytest.raises(CSDError, match="layout 'windows' is unknown; did you mean window"):
+        interface_of(nn.Identity(), {"layout": "windows", "num_frame": 3})
+
+
 @pytest.mark.parametrize("num_target", [1, 3, 5])
 def test_sequences_and_windows_give_the_same_targets(num_target):
     from csd_plugin.archs.interface import interface_of

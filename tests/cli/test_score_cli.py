@@ -222,7 +222,7 @@ def test_metrics_that_cannot_be_measured_are_named(real, nturain, capsys):
     assert "there is no metric 'nique'" in complaint_of(capsys, steady, "--metrics", "nique")
     none = ("--metrics", "lpips", "--lpips-weights", real / "none.pth")
     assert "none.pth does not exist" in complaint_of(capsys, steady, "--truth", truth, *none)
-    assert "is too small for NIQE" in complaint_of(capsys, nturain / "out/a1")
+    assert "are too small for NIQE" in complaint_of(capsys, nturain / "out/a1")
     write_clip(real / "more", {7: frame(0)})
     assert "has no rainy frame" in complaint_of(capsys, real / "more", "--input", truth)
 

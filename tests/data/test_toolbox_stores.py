@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
+import lmdb
 import numpy as np
 import pytest
 import torch
@@ -19,6 +24,7 @@ from csd_plugin.data.datasets.rendered_rain import RenderedRainDataset
 from csd_plugin.data.stores import open_store
 from csd_plugin.errors import CSDError
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZE = {"height": 16, "width": 20}
 # The whole frame, so that random crops and mirrors change nothing.
 WHOLE = {"gt_size": 16, "scale": 1, "use_hflip": False, "use_rot": False, "phase": "train"}
@@ -211,6 +217,85 @@ def test_ours_and_the_toolboxs_own_read_one_store_in_one_process(theirs, toolbox
     first = FileClient("lmdb", db_paths=[str(later)], client_keys=["gt"])
     assert np.array_equal(open_store(later).read("000/00000001.png"), files.read("000/00000001.png"))
     assert first.get("000/00000001", "gt") is not None
+
+
+def test_a_reader_from_before_activation_is_one_line(theirs, tmp_path, toolbox):
+    """Who has opened a store without our repair has a handle that cannot be shared; the other way round too."""
+    from basicsr.utils.file_client import LmdbBackend
+
+    shutil.copytree(theirs / "gt.lmdb", tmp_path / "gt.lmdb")
+    before = LmdbBackend.__new__(LmdbBackend)
+    LmdbBackend.__init__.__wrapped__(before, [str(tmp_path / "gt.lmdb")], ["gt"])
+    with pytest.raises(CSDError, match=r"gt.lmdb: another reader, .* call csd_plugin.activate\(\) before") as caught:
+        open_store(tmp_path / "gt.lmdb")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CSDError, match="another reader"):
+        LmdbBackend([str(tmp_path / "gt.lmdb")], ["gt"])
+    assert before.get("000/00000001", "gt") is not None
+
+    before._client["gt"].close()
+    ours = open_store(tmp_path / "gt.lmdb")
+    with pytest.raises(lmdb.Error, match="already open"):
+        LmdbBackend.__init__.__wrapped__(before, [str(tmp_path / "gt.lmdb")], ["gt"])
+    client = LmdbBackend([str(tmp_path / "gt.lmdb")], ["gt"])
+    assert client.get("000/00000001", "gt") == ours.encoded("000/00000001.png")
+
+
+WORKERS = """
+import sys
+from torch.utils.data import DataLoader, Dataset
+
+if __name__ != "__main__":  # in the worker, as every script that calls it at its top has it; importing it takes long
+    import csd_plugin
+    csd_plugin.activate()
+
+class Both(Dataset):
+    def __init__(self, root):
+        self.root = root
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        from basicsr.utils import FileClient
+        from csd_plugin.data.stores import open_store
+
+        key = f"001/{index + 1:08d}"
+        store = open_store(f"{self.root}/lq.lmdb")
+        client = FileClient("lmdb", db_paths=[f"{self.root}/lq.lmdb", f"{self.root}/gt.lmdb"], client_keys=["lq", "gt"])
+        later = open_store(f"{self.root}/gt.lmdb")
+        return all(client.get(key, k) == s.encoded(f"{key}.png") for k, s in (("lq", store), ("gt", later)))
+
+def equal(context, root):
+    return [bool(item) for item in DataLoader(Both(root), num_workers=1, multiprocessing_context=context)]
+
+if __name__ == "__main__":
+    print(equal("spawn", sys.argv[1]))
+"""
+
+
+def test_a_spawned_worker_opens_a_store_for_both(theirs, tmp_path):
+    """In either order: ours first, of lq, and the toolbox's first, of gt."""
+    (tmp_path / "workers.py").write_text(WORKERS)
+    run = subprocess.run(
+        [sys.executable, "workers.py", str(theirs)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout == "[True, True, True]\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked")
+def test_a_forked_worker_opens_a_store_for_both(theirs, tmp_path, toolbox):
+    for side in ("lq", "gt"):
+        shutil.copytree(theirs / f"{side}.lmdb", tmp_path / f"{side}.lmdb")  # which this process has not opened
+    names = {"__name__": "workers"}
+    exec(WORKERS.replace("csd_plugin.activate()", ""), names)  # the fixture has registered them
+    assert names["equal"]("fork", str(tmp_path)) == [True, True, True]
 
 
 def test_forked_workers_of_both(theirs, toolbox):

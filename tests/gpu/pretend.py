@@ -166,11 +166,38 @@ def check_devices(name: str, args: Any, tensors: list[torch.Tensor], on_gpu: lis
 
 def compute(func: Any, name: str, args: Any, kwargs: dict[str, Any], on_gpu: list[GPUTensor]) -> Any:
     """On the CPU. Convolutions in 16 bits as tensor cores do them, sums in float32; a CPU's library errs there."""
+    if name in FUSED:
+        return FUSED[name](*args, **kwargs)
     halves = [t.dtype for t in on_gpu if t.dtype in (torch.bfloat16, torch.float16)]
     if name not in CONVOLUTIONS or not halves:
         return func(*args, **kwargs)
     out = func(*pytree.tree_map_only(torch.Tensor, torch.Tensor.float, args), **kwargs)
     return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(halves[0]), out)
+
+
+def fused_lstm(gates: Any, others: Any, previous: Any, *biases: Any) -> Any:
+    """As CUDA's kernel: (rows, 4 * hidden) twice, gates in the order i f g o -> hidden, cell and gates, activated."""
+    assert not any(bias is not None for bias in biases)
+    i, f, g, o = (gates + others).chunk(4, dim=1)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    cell = f * previous + i * g
+    return o * cell.tanh(), cell, torch.cat([i, f, g, o], dim=1)
+
+
+def fused_lstm_backward(grad_hidden: Any, grad_cell: Any, previous: Any, cell: Any, gates: Any, has_bias: bool) -> Any:
+    assert not has_bias
+    i, f, g, o = gates.chunk(4, dim=1)
+    through = 0 if grad_cell is None else grad_cell
+    grad_o = torch.zeros_like(o)
+    if grad_hidden is not None:
+        through = through + grad_hidden * o * (1 - cell.tanh().square())
+        grad_o = grad_hidden * cell.tanh() * o * (1 - o)
+    grads = through * g * i * (1 - i), through * previous * f * (1 - f), through * i * (1 - g.square()), grad_o
+    return torch.cat(grads, dim=1), through * f, torch.empty(0)
+
+
+#: What a CPU has no kernel of.
+FUSED = {"aten::_thnn_fused_lstm_cell": fused_lstm, "aten::_thnn_fused_lstm_cell_backward_impl": fused_lstm_backward}
 
 
 def device_of(kwargs: dict[str, Any]) -> torch.device | None:

@@ -1,5 +1,5 @@
-"""The launchers on a GPU. Where there is none, on a pretend one, which has to be loaded before anything is computed:
-so in a process of its own."""
+"""The launchers and objectives on a GPU. Where there is none, on a pretend one, which has to be loaded before anything
+is computed: so in processes of their own."""
 
 from __future__ import annotations
 
@@ -15,18 +15,27 @@ import torch
 HERE = Path(__file__).parent
 
 
-def test_on_a_gpu(tmp_path):
-    """`cases.py`: its tests are listed in the output of one that fails."""
+@pytest.fixture(scope="module")
+def pretend_gpu(tmp_path_factory):
+    """The library to load, or None where there is a real one."""
+    if torch.cuda.is_available():
+        return None
+    try:
+        return guard.build(tmp_path_factory.mktemp("guard"))
+    except guard.CannotBuild as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("file", ["cases.py", "equality.py", "formats.py"])
+def test_on_a_gpu(pretend_gpu, file):
+    """The tests of a file: they are listed in the output of one that fails."""
     arguments, environment = [], {**os.environ, "OMP_NUM_THREADS": "1"}
-    if not torch.cuda.is_available():
-        try:
-            environment["PRETEND_GPU"] = str(guard.build(tmp_path))
-        except guard.CannotBuild as reason:
-            pytest.skip(str(reason))
+    if pretend_gpu is not None:
+        environment["PRETEND_GPU"] = str(pretend_gpu)
         arguments = ["-p", "plugin"]
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments]
     done = subprocess.run(
-        [*command, str(HERE / "cases.py")], env=environment, cwd=HERE.parents[1], capture_output=True, text=True
+        [*command, str(HERE / file)], env=environment, cwd=HERE.parents[1], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

@@ -142,7 +142,10 @@ def test_a_row_has_one_source(files):
     kinds = [row.source.kind for row in matrix.rows.values()]
     assert kinds == ["input", "training", "training", "training", "frames", "weights"]
     assert matrix.rows["frames"].source.frames == str(files / "x")
-    assert runs_of(matrix, path, ["weights"])["tiny_weights"].checkpoint.name == "realtime.pth"
+    shipped = runs_of(matrix, path, ["weights"])["tiny_weights"]
+    assert shipped.checkpoint.name == "realtime.pth"
+    network = shipped.test["network_g"]  # what the weights are of, not what the matrix trains
+    assert (network["type"], network["num_feat"], network["num_frame"]) == ("HalfNet", 32, 3)
 
 
 def test_a_schedule_is_stretched_as_a_whole(tiny_rain):
@@ -170,7 +173,7 @@ class Calls:
         monkeypatch.setattr(runner, "_launch", self._launch)
         self.fail_at = ""
 
-    def _launch(self, job, run, options, space, bar) -> None:
+    def _launch(self, job, run, options, space, bar, processes=1) -> None:
         self.jobs.append(f"{job} {run.name}")
         file = space.options(run, job)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -327,7 +330,7 @@ def test_a_table_that_is_ended_ends_its_training(files, interruptible, number, m
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "train.py").write_text(FOREVER)
-    monkeypatch.setattr(runner, "_environment", lambda: os.environ | {"PYTHONPATH": str(package.parent)})
+    monkeypatch.setattr(runner, "environment", lambda processes: os.environ | {"PYTHONPATH": str(package.parent)})
 
     class Bar(runner.tqdm):
         def set_postfix_str(self, text, *args, **kwargs) -> None:

@@ -57,7 +57,7 @@ def test_niqe_is_the_librarys_and_the_toolboxs():
 
 
 def test_niqe_says_what_it_cannot_judge():
-    with pytest.raises(CSDError, match="120x100 is too small for NIQE"):
+    with pytest.raises(CSDError, match="frames of 120x100 are too small for NIQE"):
         niqe(picture(0, 100, 120))
     flat = picture()
     flat[:96, :192] = 7

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from toolbox import distill_options, train_options
 
+from csd_plugin import train
 from csd_plugin.models import clock
 from csd_plugin.models.clock import Clock
 from csd_plugin.models.video_derain_model import VideoDerainModel
@@ -15,10 +18,17 @@ BY_THE_CLOCK = {"train.total_iter": 100, "train.scheduler": SCHEDULE, "datasets.
 
 
 @pytest.fixture
-def steps_of_ten_seconds(monkeypatch):
-    """Every optimizer step takes ten seconds, and nothing else takes any. Gives the rates of the steps."""
-    now, rates = [0.0], []
+def now(monkeypatch):
+    """The time, in a list; tests move it."""
+    now = [0.0]
     monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def steps_of_ten_seconds(now, monkeypatch):
+    """Every optimizer step takes ten seconds, and nothing else takes any. Gives the rates of the steps."""
+    rates = []
     step = VideoDerainModel._backward
 
     def timed(self, current_iter):
@@ -32,11 +42,32 @@ def steps_of_ten_seconds(monkeypatch):
 
 def test_a_clock():
     running = Clock(60)
-    assert not running.is_over and running.iteration(1000) == 0
+    assert not running.is_over() and running.iteration(1000) == 0
     running.resume(30)
     assert 500 <= running.iteration(1000) < 600
     running.resume(40)
-    assert running.is_over and running.iteration(1000) == 1000
+    assert running.is_over() and running.iteration(1000) == 1000
+
+
+def test_what_is_written_at_the_end_is_in_the_time(launcher, tiny_rain, now, steps_of_ten_seconds, monkeypatch):
+    """Saving takes ten seconds, too, and is done after each step; two more at the end."""
+    save = VideoDerainModel.save_network
+
+    def slow(self, *args, **kwargs):
+        now[0] += 10
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(VideoDerainModel, "save_network", slow)
+    options = train_options(tiny_rain, **BY_THE_CLOCK, **{"train.max_seconds": 100})
+    options["logger"]["save_checkpoint_freq"] = 1
+    assert launcher.train(options) == 0
+    assert len(steps_of_ten_seconds) == 4 and now[0] == 90
+
+
+def test_the_start_of_the_process_is_in_the_time(launcher, tiny_rain, steps_of_ten_seconds, monkeypatch):
+    monkeypatch.setattr(train, "main", partial(train.main, began=-30.0))
+    assert launcher.train(train_options(tiny_rain, **BY_THE_CLOCK, **{"train.max_seconds": 50})) == 0
+    assert len(steps_of_ten_seconds) == 2
 
 
 def test_a_run_ends_in_time_with_its_schedule_at_the_end(launcher, tiny_rain, steps_of_ten_seconds):
@@ -59,9 +90,9 @@ def test_a_resumed_run_has_what_is_left_of_its_time(launcher, tiny_rain, tiny_te
 
 def test_several_processes_have_several_clocks():
     from csd_plugin.errors import CSDError
-    from csd_plugin.models.preflight import _check_clock
+    from csd_plugin.models.preflight import check_clock
 
     opt = {"is_train": True, "dist": True, "train": {"max_seconds": 5}}
     with pytest.raises(CSDError, match="one process"):
-        _check_clock(opt)
-    _check_clock(opt | {"dist": False})
+        check_clock(opt)
+    check_clock(opt | {"dist": False})

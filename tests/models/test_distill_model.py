@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from toolbox import STUDENT, TEACHER, changed, distill_options, equal, train_options
 
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.distill.csd import CSD
 from csd_plugin.distill.dry_run import dry_run
+from csd_plugin.models.distill_model import DistillModel
+from csd_plugin.models.video_derain_model import VideoDerainModel
+from csd_plugin.types import ClipView
 
 NO_WEIGHTS = {"train.distill_opt": {"type": "CSD", "weights": {"spatial": 0.0, "temporal": 0}}}
 
@@ -253,3 +259,31 @@ def test_compiled_networks_train_to_the_same_weights(launcher, tiny_rain, tiny_t
         assert list(plain) == list(ours)
         for name in plain:
             torch.testing.assert_close(ours[name], plain[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("switches", "frames"),
+    [
+        ({}, 1),
+        ({"order": "temporal_first"}, 1),
+        ({"cross_scale": False, "independent": False, "collaborative": False, "adaptor": False}, 2),
+        ({"multi_scale": False, "cross_scale": False, "adaptor": False}, 2),
+    ],
+    ids=["one target", "one target, temporal first", "no states", "no hints"],
+)
+def test_data_parallel_cells_may_have_weights_that_a_pass_leaves_out(tmp_path, switches, frames):
+    """Torch's exchange waits for the gradients of all weights, and fails in the next step if some do not come."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        train = {"batch_size_per_gpu": 1, "num_frame": frames, "num_target": frames, "gt_size": 8}
+        opt = {"dist": True, "datasets": {"train": train}}
+        model = SimpleNamespace(device=torch.device("cpu"), opt=opt, lay_out=lambda network: None)
+        model.model_to_device = partial(VideoDerainModel.model_to_device, model)
+        objective = DistillModel._place_objective(model, CSD(hidden=2, **switches))
+        for _ in range(2):
+            feature, truth = torch.rand(1, frames, 3, 8, 8, requires_grad=True), torch.rand(1, frames, 3, 8, 8)
+            losses = objective(ClipView(truth, {1: (feature,)}), ClipView(truth, {1: (truth,)}), truth).losses
+            sum(losses.values()).backward()
+            assert feature.grad.abs().sum() > 0
+    finally:
+        torch.distributed.destroy_process_group()

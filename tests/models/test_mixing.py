@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
 import pytest
 import torch
 from toolbox import scored_set, train_options
 
+from csd_plugin import registration
 from csd_plugin.errors import CSDError
-from csd_plugin.models.mixing import check_loss, check_metric
+from csd_plugin.models.mixing import check_loss, check_metric, check_metric_size
 
 METRICS = {
     "psnr": {"type": "calculate_psnr", "crop_border": 0},
@@ -63,6 +68,81 @@ def test_metrics_that_are_for_something_else_are_one_line(launcher, tiny_rain, c
     assert launcher.train(options | {"val": {"val_freq": 2, "save_img": False, "metrics": {"m": metric}}}) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: options.yml: line ") and ": val.metrics.m: " in error and words in error
+    assert launcher.written() == []
+
+
+NIQE = {"type": "calculate_niqe", "crop_border": 0, "better": "lower"}
+
+
+def test_frames_that_are_too_small_for_a_metric_are_one_line_before_the_run(launcher, tiny_rain, capfd):
+    options = train_options(tiny_rain)
+    options["datasets"]["val"] = scored_set(tiny_rain)
+    assert launcher.train(options | {"val": {"val_freq": 2, "save_img": False, "metrics": {"niqe": NIQE}}}) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "val.metrics.niqe: it cannot be computed on frames of 40x30 (datasets.val, clip a1): " in error
+    assert error.endswith("leave it out, or take larger frames")
+    assert launcher.written() == []
+
+
+@pytest.mark.parametrize(
+    ("size", "works"), [((95, 640), False), ((96, 96), False), ((96, 192), True), ((480, 640), True)]
+)
+def test_niqe_needs_two_blocks(size, works):
+    registration.install()
+    from basicsr.metrics import calculate_niqe
+
+    if works:
+        check_metric_size(calculate_niqe, size, {"crop_border": 0}, "a1")
+        return
+    with pytest.raises(CSDError, match=f"frames of {size[1]}x{size[0]} .a1.: .*; leave it out"):
+        check_metric_size(calculate_niqe, size, {"crop_border": 0}, "a1")
+
+
+def test_a_metric_that_fails_in_the_middle_of_a_validation(caplog):
+    """By the size of the frames, which show late in data sets of others: a line. By what is in one: it has no value."""
+    registration.install()
+    from basicsr.utils.registry import METRIC_REGISTRY
+
+    from csd_plugin.models.validation import ValidationMixin
+
+    def picky(img, **keywords):
+        if min(img.shape[:2]) < 64 or not img.any():
+            raise IndexError("nothing there")
+        return 1.0
+
+    model = ValidationMixin()
+    model.opt = {"val": {"metrics": {"m": {"type": "picky"}}}}
+    METRIC_REGISTRY._obj_map["picky"] = picky
+    try:
+        assert model._toolbox_metrics({"img": np.full((70, 80, 3), 9, np.uint8)}, "clip c, frame 1") == {"m": 1.0}
+        assert model._toolbox_metrics({"img": np.zeros((70, 80, 3), np.uint8)}, "clip c, frame 2") == {}
+        with pytest.raises(CSDError, match=r"val.metrics.m: .* frames of 70x50 .clip c, frame 3.: nothing there"):
+            model._toolbox_metrics({"img": np.full((50, 70, 3), 9, np.uint8)}, "clip c, frame 3")
+    finally:
+        del METRIC_REGISTRY._obj_map["picky"]
+    assert "val.metrics.m: clip c, frame 2 has no value: nothing there" in caplog.text
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path_factory) -> Path:
+    """Without a network, the folder where torch keeps weights."""
+
+    def refuse(*arguments, **keywords):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    home = tmp_path_factory.mktemp("torch")
+    monkeypatch.setenv("TORCH_HOME", str(home))
+    return home / "hub/checkpoints"
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line(launcher, tiny_rain, capfd, offline):
+    loss = {"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1.0}}
+    assert launcher.train(train_options(tiny_rain, **{"train.pixel_opt": loss})) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: options.yml: line ") and ": train.pixel_opt: vgg19-" in error
+    assert f".pth is not in {offline}, and cannot be downloaded (" in error
+    assert error.endswith(", and put it there") and "https://" in error
     assert launcher.written() == []
 
 

@@ -80,6 +80,17 @@ class TrainingOptions(DatasetOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairedOptions(TrainingOptions):
+    """What PairedVideoDataset takes."""
+
+    features: str | None = option(
+        None,
+        "folder with the teacher's features of these clips (`csd adapt --features`): the teacher is not run; with "
+        "`scale_range: [1, 1]`",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TestOptions(DatasetOptions):
     """What the data sets for validation and tests take."""
 

@@ -34,15 +34,17 @@ class Place(NamedTuple):
 def places(
     length: int, *, seed: int, epoch: int, count: int, rank: int = 0, world_size: int = 1, start: int = 0
 ) -> Iterator[Place]:
-    """One process's share of an epoch, in order.
+    """One process's share of an epoch, in order; all shares are of one length.
+
+    What cannot be shared evenly at the end is left out. Loaders leave out what is no whole batch, so an epoch has the
+    same batches, over all processes, as that of one process with their batches together.
 
     Args:
         length: items of the data set.
         count: samples of the epoch, of all processes: each item count / length times, in a random order.
-        start: positions that are done already. The first ones follow the last where the processes do not share
-            `count` evenly.
+        start: positions that are done already, by however many processes.
     """
     order = np.random.default_rng((seed % 2**64, epoch)).permutation(count) % length
-    total = -(-count // world_size) * world_size
-    for position in range(start + rank, total, world_size):
-        yield Place(seed, epoch, position, int(order[position % count]))
+    rounds = max(count - start, 0) // world_size
+    for position in range(start + rank, start + rounds * world_size, world_size):
+        yield Place(seed, epoch, position, int(order[position]))

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from csd_plugin.data import augment
-from csd_plugin.data.datasets.options import DatasetOptions, TestOptions
+from csd_plugin.data.batches import FEATURE
+from csd_plugin.data.datasets.options import DatasetOptions, PairedOptions, TestOptions, TrainingOptions
 from csd_plugin.data.datasets.training_clips import (
     Options,
     Sample,
@@ -21,6 +22,7 @@ from csd_plugin.data.datasets.training_clips import (
     check_sizes,
     to_tensor,
 )
+from csd_plugin.data.features import open_features
 from csd_plugin.data.layout import find_pairs, find_sequences
 from csd_plugin.data.stores import open_store
 from csd_plugin.data.stores.interface import FrameStore
@@ -36,29 +38,41 @@ class PairedVideoDataset(TrainingDataset):
     An item is a dict: lq (N, 3, gt_size, gt_size), gt (L, 3, gt_size, gt_size), or (3, gt_size, gt_size) of a
     single target, float32 RGB in [0, 1]; key, the clip and its first frame. Items are all runs of N consecutive
     frames of all clips. What is random in them repeats by seed, whatever the number of workers; see `TrainingClips`.
+    With the option `features`, there are also teacher_feature_0, .., float16 (L, C, h, w), see `data.features`.
 
     Args:
-        opt: `TrainingOptions`.
+        opt: `PairedOptions`.
 
     Raises:
         CSDError: data that does not fit together, at construction as far as headers show it.
     """
 
+    options_class: ClassVar[type[TrainingOptions]] = PairedOptions
+
     def __init__(self, opt: Options) -> None:
         self.opt = opt  # where the toolbox looks the name of the set up
-        options = self.options_class.of(opt)
+        options = PairedOptions.of(opt)
         self.store, self.sequences = _open(opt, options, "train")
         self.clips = TrainingClips(self.store, self.sequences, opt)
+        self.features = open_features(Path(options.features)) if options.features else None
+        if self.features is not None:
+            self.clips.align(self.features.grid(self.sequences, self.clips.sizes))
 
     def item(self, sample: Sample) -> dict[str, Any]:
         sequence, frames = sample.sequence, slice(sample.start, sample.start + self.clips.num_frame)
         assert sequence.gt is not None  # checked at construction
         lq, gt = sequence.lq[frames], sequence.gt[frames][self.clips.targets]
-        return {
+        item = {
             "lq": self._crops(lq, sample.plan),
             "gt": self._crops(gt, sample.plan),
             "key": f"{sequence.name}/{lq[0].rpartition('/')[2]}",
         }
+        if self.features is not None:
+            first = sample.start + self.clips.targets.start
+            targets = slice(first, first + self.clips.num_target)
+            features = self.features.crops(sequence.name, targets, sample.size, sample.plan)
+            item |= {f"{FEATURE}{number}": feature for number, feature in enumerate(features)}
+        return item
 
     def _crops(self, keys: Sequence[str], plan: augment.Augmentation) -> Tensor:
         regions = [self.store.read_crop(key, plan.top, plan.left, plan.side, plan.side) for key in keys]
@@ -99,6 +113,10 @@ class PairedVideoTestDataset(Dataset):
             self.data_info["idx"] += [f"{k}/{len(frames)}" for k in range(len(frames))]
         reflect_indices(0, self.num_frame, 1)  # an even num_frame is an error now, not at the first item
         self._enter_worker = WorkerEntry(self.store)
+
+    def sizes(self) -> dict[tuple[int, int], str]:
+        """(height, width) of frames -> the first clip that has such."""
+        return {self.store.shape(sequence.lq[0]): sequence.name for sequence in reversed(self.sequences)}
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -43,10 +43,9 @@ class RenderedRainDataset(TrainingDataset):
     Only what a crop shows is rendered, at the frames' own size: the crop is that of the whole frame with rain, before
     it is scaled. A clip that is run backwards is so before it rains.
 
-    split: where it is in NTURain's layout, whose NAME_GT to take.
-
     Args:
-        opt: `RenderedRainOptions`. dataroot: clean clips, a folder of folders of frames, or an LMDB store of it;
+        opt: `RenderedRainOptions`. Its `dataroot` holds clean clips: a folder of folders of frames, or an LMDB store of
+            it; in NTURain's layout, the folders NAME_GT of its `split`.
 
     Raises:
         CSDError: data that does not fit together, at construction as far as headers show it.

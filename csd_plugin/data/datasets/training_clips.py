@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import cv2
@@ -88,6 +88,17 @@ class TrainingClips:
 
     def __len__(self) -> int:
         return len(self._starts)
+
+    def align(self, grid: int) -> None:
+        """Let crops begin at multiples of `grid` pixels. Raises CSDError where crops cannot be cut so."""
+        options = self._augment_options
+        if options.scale != (1.0, 1.0):
+            raise CSDError("stored features cannot be scaled: set scale_range: [1, 1]")
+        if options.crop % grid:
+            raise CSDError(
+                f"gt_size {options.crop}: the stored features have a cell for each {grid} pixels: take a multiple of it"
+            )
+        self._augment_options = replace(options, grid=grid)
 
     def draw_batch(self, indices: Sequence[int | Place]) -> list[Sample]:
         """The next batch, of places, or of plain indices: for these the calls are counted as batches."""

@@ -47,7 +47,7 @@ def load_samples(source: Path, clips: Sequence[str] | None = None) -> list[Sampl
 
 
 def statistics(params: RainParams, samples: Sequence[Sample], seed: int = 0, quality: int = JPEG_QUALITY):
-    """What `params` do to the samples, every clip weighing the same."""
+    """The statistics of this rain on the samples; each clip has the same weight. `quality` is that of JPEG."""
     per_clip = [clip_statistics(params, sample, seed, quality) for sample in samples]
     return RainStatistics(*(float(np.mean(values)) for values in zip(*per_clip, strict=True)))
 
@@ -74,7 +74,15 @@ def calibrate(
     """Density and opacity at which the rain has the goal's statistics, and those reached; least squares of logarithms.
 
     Mean and brighter share alone hardly distinguish many faint streaks from few strong ones; the darker share does.
-    The rest of `params` stays; density and opacity must not be 0. Raises CSDError where one is more than 15 % off.
+    The rest of `params` stays.
+
+    Args:
+        params: the start; its density and opacity must not be 0.
+        samples: frames of clean clips.
+        goal: the statistics that are wanted.
+
+    Raises:
+        CSDError: a statistic that stays more than 15 % off.
     """
     start = np.log([params.density, params.opacity])
     with tqdm(desc="calibrate", unit="rain", disable=None) as progress:

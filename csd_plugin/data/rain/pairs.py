@@ -77,8 +77,15 @@ def write_pairs(
 
     A folder appears under its name only when it is whole; those that are there already are left as they are. So that
     they all have the same kind of rain, `out/.rain` remembers the options.
-    Raises CSDError as `find_clips` does, for frames that do not decode or change their size, for other options than
-    those remembered, and where nothing can be written.
+
+    Args:
+        source: clean clips, see `find_clips`.
+        clips: only these, by name; None for all.
+        jobs: processes.
+
+    Raises:
+        CSDError: as `find_clips`; frames that cannot be decoded or change their size; other options than those
+            remembered; a folder that cannot be written to.
     """
     found = find_clips(source, clips)
     root = out / SPLITS[options.split]

@@ -12,11 +12,12 @@ from csd_plugin.data.rain.motion import Drift, hash_uniform
 from csd_plugin.data.rain.params import RainParams
 from csd_plugin.data.rain.streaks import SHARPEST, Streaks
 
-_GRAVITY = 9.8  # m/s^2
-_CAMERA_HEIGHT = 1.5  # m above flat ground, the horizon in the middle of the picture
-_GROUND_SEEN = 15.0  # m
-_SPLASH_TIME = 0.2  # s
-_DROPLETS = 4  # of one splash
+_GRAVITY = 9.8
+"""In m/s^2."""
+_CAMERA_HEIGHT, _GROUND_SEEN = 1.5, 15.0
+"""In m: height above flat ground, with the horizon in the middle of the picture; how far the ground is seen."""
+_SPLASH_TIME, _DROPLETS = 0.2, 4
+"""Seconds that a splash lasts, and its droplets."""
 
 
 class Drops:

@@ -18,7 +18,8 @@ _LINEAR = np.arange(65536) / 65535
 _TO_SRGB = np.where(_LINEAR <= 0.0031308, _LINEAR * 12.92, 1.055 * _LINEAR ** (1 / 2.4) - 0.055)
 _TO_SRGB = np.round(_TO_SRGB * 255).astype(np.uint8)
 
-_OVERCAST = (0.30, 0.31, 0.33)  # linear RGB, where no ambient light is given
+_OVERCAST = (0.30, 0.31, 0.33)
+"""Linear RGB, where no ambient light is given."""
 
 
 def ambient_light(frame: np.ndarray) -> tuple[float, float, float]:
@@ -126,8 +127,12 @@ def clip_renderer(
 ) -> RainRenderer:
     """The rain of one version of a clip, whichever other clips are rendered with it.
 
-    first: the clip's first whole frame (H, W, 3) uint8, for its size and light.
-    vary:  draw the rain about `params` instead of taking them as they are.
+    Args:
+        seed: of all clips.
+        clip, variant: the clip's name and the version's number; each pair has its own rain.
+        first: the clip's first whole frame (H, W, 3) uint8, for its size and light.
+        fps: frames per second.
+        vary: draw the rain around `params` instead of taking them as they are.
     """
     digest = hashlib.sha256(f"{seed}/{clip}/{variant}".encode()).digest()
     own_seed = int.from_bytes(digest[:8], "little")

@@ -1,7 +1,7 @@
 """Building of LMDB stores from folders of image files.
 
 A frame and its record are written in one transaction, so a build can end at any moment: what is in the store then is
-whole, and the next build goes on with the rest. The store has its name only when it is complete.
+whole, and the next build continues with the rest. The store has its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ _FIRST_MAP = 2**26
 """Bytes that a store can hold at first; it grows."""
 _BATCH = 2**26
 """Bytes to write in one transaction."""
-_LONGEST_KEY = 511  # LMDB's
+_LONGEST_KEY = 511
+"""Bytes; a limit of LMDB."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,8 @@ def _name(partial: Path, out: Path) -> None:
 class Filling:
     """A raw store that is being filled frame by frame; see `filling`.
 
-    there: the keys, with suffixes, of the frames that it has.
+    Attributes:
+        there: the keys, with suffixes, of the frames that it has.
     """
 
     def __init__(self, out: Path, writer: _Writer, there: set[str]) -> None:
@@ -244,7 +246,17 @@ def _writable(out: Path) -> Iterator[None]:
 
 
 def encode_frame(root: str, key: str, encoding: str, known: str | None) -> tuple[Record, bytes] | None:
-    """(record, value) of an image file; None where its checksum is the known one."""
+    """(record, value) of an image file; None where its checksum is the known one.
+
+    Args:
+        root: folder of the data set.
+        key: the file's path below it.
+        encoding: `source`, `png` or `raw`.
+        known: SHA-256 of the file when it was stored.
+
+    Raises:
+        CSDError: the file cannot be read or decoded.
+    """
     path = Path(root) / key
     try:
         data = path.read_bytes()

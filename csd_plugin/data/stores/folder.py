@@ -16,8 +16,8 @@ from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
 
-# The deepest tree that is walked: parent / root / split / clip / nested clip. It also ends circles of links.
 _MAX_DEPTH = 5
+"""Depth of the tree that is walked: parent / root / split / clip / nested clip. It also ends circles of links."""
 
 
 class FolderStore(DecodingStore):

@@ -41,7 +41,8 @@ except ModuleNotFoundError as error:
 ENCODINGS = ("source", "png", "raw")
 DATA, META_INFO = "data.mdb", "meta_info.txt"
 RECORDS = b"csd"
-HEADER_KEY = b"\0"  # no frame's name
+HEADER_KEY = b"\0"
+"""A name that no frame has."""
 _FORMAT = 1
 
 
@@ -133,16 +134,26 @@ _environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValu
 def environment(folder: Path) -> lmdb.Environment:
     """LMDB's handle of a finished store; the same for the same file, as LMDB must not open one twice in a process.
 
-    It is closed when nobody holds it any more. A forked process goes on with its parent's: without locks, which a
+    It is closed when nobody holds it any more. A forked process continues with its parent's: without locks, which a
     finished store does not need, reading is nothing but looking into the map.
-    Raises lmdb.Error and OSError.
+
+    Raises lmdb.Error and OSError, and CSDError where somebody else has opened it: BasicSR's FileClient before
+    `activate()`, by which it takes the handle from here.
     """
     status = (folder / DATA).stat()
     identity = status.st_dev, status.st_ino
     env = _environments.get(identity)
     if env is None:
         # With the system's readahead, as values have many pages: without, a crop comes from the disk page by page.
-        env = lmdb.Environment(str(folder), readonly=True, lock=False, create=False, max_dbs=1)
+        try:
+            env = lmdb.Environment(str(folder), readonly=True, lock=False, create=False, max_dbs=1)
+        except lmdb.Error as error:
+            if "already open" not in str(error):
+                raise
+            raise CSDError(
+                f"{folder}: another reader, such as BasicSR's FileClient, has opened it in this process; call "
+                f"csd_plugin.activate() before that, so that they share it"
+            ) from error
         _environments[identity] = env
     return env
 

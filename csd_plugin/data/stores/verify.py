@@ -52,10 +52,16 @@ def verify_store(
 ) -> list[Problem]:
     """Compare all frames of a store with their checksums, and with the files below `source` where it is given.
 
-    frames: as for `build_store`.
+    Args:
+        source: the data set's folder.
+        jobs: processes.
+        frames: as for `build_store`.
 
-    Returns what is wrong, in the order of the keys; nothing for a whole store.
-    Raises CSDError where there is no finished store at `path`, or what is there cannot even be listed.
+    Returns:
+        What is wrong, in the order of the keys; nothing for a whole store.
+
+    Raises:
+        CSDError: no finished store at `path`, or one whose keys cannot be listed.
     """
     path = Path(path)
     try:
@@ -93,7 +99,7 @@ class _Contents:
 def _list_contents(path: Path) -> _Contents:
     file = open_file(path)
     if isinstance(file, ToolboxFile):
-        raise CSDError(f"{path}: made by BasicSR, without checksums: nothing to verify it by")
+        raise CSDError(f"{path}: made by BasicSR, without checksums, so it cannot be verified")
     return _Contents(file.header.encoding, dict(file.records()), file.value_keys())
 
 

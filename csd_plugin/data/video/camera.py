@@ -19,12 +19,12 @@ from csd_plugin.data.video.colours import to_rgb
 from csd_plugin.data.video.interface import FrameReader, Position
 from csd_plugin.errors import CSDError
 
-# FFmpeg's device for each system, and what it calls a camera; on Windows cameras have names only.
 _DEVICES = {
     "linux": ("v4l2", "/dev/video{}"),
     "darwin": ("avfoundation", "{}"),
     "win32": ("dshow", "video={}"),
 }
+"""FFmpeg's device for each system, and what it calls a camera; on Windows cameras have names only."""
 _WAIT = 0.005
 _clock = time.monotonic
 _TICK = Fraction(1, 90_000)

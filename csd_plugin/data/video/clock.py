@@ -16,7 +16,7 @@ _HELD = 256
 
 
 class Clock:
-    """Packets of a file, with times that go on from part to part where files were joined (cat a.ts b.ts).
+    """Packets of a file, with times that continue from part to part where files were joined (cat a.ts b.ts).
 
     The pictures show it: where their decoding times jump, another part begins, whose first picture follows the last one
     before it. Sound and subtitles move with the pictures around them.

@@ -16,13 +16,12 @@ from av.video.reformatter import Interpolation
 from csd_plugin.data.images import eight_bits
 from csd_plugin.data.video.scaling import reformat
 
-# Without the last two, pictures get 1.4 grey levels darker on their way from RGB to 8-bit YUV and back.
 INTERPOLATION = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+"""How pictures are scaled. Without the last two, they get 1.4 grey levels darker from RGB to 8-bit YUV and back."""
 
 RGB, BT709, UNSPECIFIED, BT470BG, SMPTE170M, BT2020 = 0, 1, 2, 5, 6, 9
 FULL = 2
 
-# The shares of red and blue in luma, by FFmpeg's number of the matrix.
 _BT601 = (0.299, 0.114)
 _LUMA = {
     BT709: (0.2126, 0.0722),
@@ -34,6 +33,7 @@ _LUMA = {
 }
 # Unspecified is BT.601, as FFmpeg reads it; so is what is reserved, or RGB's number at pixels that are not RGB.
 _LUMA |= dict.fromkeys((UNSPECIFIED, RGB, 3), _BT601)
+"""Shares of red and blue in luma, by FFmpeg's number of the matrix."""
 
 
 class Colours(NamedTuple):
@@ -212,7 +212,7 @@ def _turn(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def side_data(frame: av.VideoFrame) -> Mapping[str, Any]:
-    """What a frame carries besides its pixels, by the names of PyAV's `av.sidedata.sidedata.Type`.
+    """What a frame carries in addition to its pixels, by the names of PyAV's `av.sidedata.sidedata.Type`.
 
     PyAV gives nothing at all of a frame with a kind that it has no name for yet, as JPEG's EXIF: those are taken off.
     """
@@ -266,7 +266,6 @@ class Light(NamedTuple):
 _NEWER_KINDS = 16
 """Kinds of side data, after those that PyAV has names for, that FFmpeg may know."""
 
-# What a frame may carry besides its picture that does not come through an array of pixels.
 _CARRIED = {
     Type.A53_CC: "closed captions",
     Type.DYNAMIC_HDR_PLUS: "HDR10+",
@@ -278,6 +277,7 @@ _CARRIED = {
     Type.SPHERICAL: "projection of 360 degrees",
     Type.FILM_GRAIN_PARAMS: "film grain",
 }
+"""What a frame may carry in addition to its picture, and an array of pixels does not."""
 
 
 def carried(frame: av.VideoFrame) -> list[str]:

@@ -33,20 +33,20 @@ from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
 
-# Containers that hold their own frames. Playlists (HLS, DASH, concat) are left out: a file from a stranger
-# could name any other file of the machine, or an address, to be read into the output.
 _READABLE = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,webp,h264,hevc,av1,obu,ivf,m4v,"
     "mjpeg,jpeg_pipe,yuv4mpegpipe,mxf,nut,wtv,rm,dv"
 )
+"""Containers that hold their own frames. Playlists (HLS, DASH, concat) are left out: a file from a stranger could name
+any other file of the machine, or an address, to be read into the output."""
 
-# FFmpeg's numbers of how two fields make a frame, as a viewer would say it.
 _FIELD_ORDERS = {
     2: "top field first",
     3: "bottom field first",
     4: "top field coded first",
     5: "bottom field coded first",
 }
+"""FFmpeg's numbers of how two fields make a frame, as a viewer would say it."""
 _PROGRESSIVE = 1
 
 
@@ -264,7 +264,7 @@ class VideoReader(FrameReader):
             raise failed
 
     def _lacks(self, packets: int) -> str | None:
-        """What the file says it holds besides what was read, as far as its container is to be trusted in this."""
+        """What the file's header promises and was not read, for containers whose headers can be trusted."""
         kind, told = self._container.format.name, self._stream.frames
         extent = extent_of(self.path, kind)
         if extent.unread:

@@ -33,8 +33,8 @@ _MOST_REORDERED = 64
 _FORMATS = {".m4v": "mp4"}
 """Containers that FFmpeg does not take from the suffix: its own .m4v leaves out much of what MP4 holds."""
 
-# Sound that begins before 0, as AAC's does, would move AVI's pictures by half a place.
 _CONTAINER_OPTIONS = {".avi": {"avoid_negative_ts": "disabled"}}
+"""Sound that begins before 0, as AAC's does, would move AVI's pictures by half a place."""
 
 
 class VideoWriter(FrameWriter):

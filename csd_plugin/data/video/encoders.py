@@ -41,7 +41,6 @@ from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
 
-# Near the source's quality; deraining, not the codec, should decide what a frame looks like.
 _OPTIONS: dict[str, dict[str, str]] = {
     "libx264": {"crf": "16"},
     "libx264rgb": {"crf": "16"},
@@ -52,6 +51,7 @@ _OPTIONS: dict[str, dict[str, str]] = {
     "ffv1": {},
     "prores": {},
 }
+"""Settings near the source's quality: deraining, not the codec, decides what a frame looks like."""
 QUICK_OPTIONS: dict[str, dict[str, str]] = {
     "libx264": {"preset": "ultrafast", "crf": "16"},
     "libx265": {"preset": "ultrafast", "crf": "16"},
@@ -66,13 +66,13 @@ _LIMITED = ("libvpx",)
 """Encoders whose quality setting holds only below a bit rate."""
 _BITS_PER_PIXEL = 1
 """Enough for any picture, where a bit rate must be given and the source's is not known."""
-# How encoders take HDR10: the option, its names of display and light level, units of chromaticity and luminance.
 _STEPS = (Fraction(1, 50_000), Fraction(1, 10_000))
 _LIGHT: dict[str, tuple[str, str, str, tuple[Fraction | None, Fraction | None]]] = {
     "libx264": ("x264-params", "mastering-display", "cll", _STEPS),
     "libx265": ("x265-params", "master-display", "max-cll", _STEPS),
     "libsvtav1": ("svtav1-params", "mastering-display", "content-light", (None, None)),
 }
+"""How encoders take HDR10: the option, its names of display and light level, units of chromaticity and luminance."""
 _FIELDS = {2: "tff=1", 4: "tff=1", 3: "bff=1", 5: "bff=1"}
 _DEEP_CODECS = ("h264", "av1")
 """Codecs that hold more than 8 bits, for containers whose usual one does not."""

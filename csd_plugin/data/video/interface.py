@@ -62,7 +62,7 @@ class Look:
 
 @dataclass(frozen=True)
 class SourceFormat:
-    """What a video file has besides its pixels: a video written from its frames takes this over.
+    """What a video file has in addition to its pixels: a video written from its frames takes this over.
 
     Attributes:
         path: the file, from which the other tracks are copied.

@@ -19,7 +19,8 @@ from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_SIDE = 16384  # twice the width of 8K: beyond, frames fill the memory
+_LONGEST_SIDE = 16384
+"""Twice the width of 8K: beyond, frames fill the memory."""
 
 
 def parse_size(text: str) -> tuple[int, int]:

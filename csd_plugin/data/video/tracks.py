@@ -1,4 +1,4 @@
-"""All that a video file holds besides its picture: sound, subtitles, attachments, covers, chapters and tags."""
+"""All that a video file holds in addition to its picture: sound, subtitles, attachments, covers, chapters and tags."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Tags of the file that was read, not of what it shows.
 _TECHNICAL = re.compile(
     "encoder|software|duration|alpha_mode|(major|compatible)_brands?|minor_version|handler_name|vendor_id|rotate|"
     "(bps|number_of_|_statistics_).*|filename|mimetype|variant_bitrate|is_avc|starttime|totalduration|totaldatarate",
     re.IGNORECASE,
 )
+"""Tags of the file that was read, not of what it shows."""
 _PROBED_PACKETS = 500
 """Packets among which each track's first is looked for."""
 

@@ -13,7 +13,9 @@ from contextlib import suppress
 
 from csd_plugin import compat
 from csd_plugin.extras import needed_by
+from csd_plugin.versions import check_versions
 
+check_versions("csd_plugin.integrate.mmengine")
 with suppress(ModuleNotFoundError):  # the Runner imports it where it is there, even where its compiled part cannot load
     compat.import_torchvision()
 with needed_by("csd_plugin.integrate.mmengine"):

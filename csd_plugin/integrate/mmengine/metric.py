@@ -22,7 +22,11 @@ class DerainingMetric(BaseMetric):
     Averages over each clip's frames, then over the clips, as `csd score` has them. For test sets that give their frames
     in order; several processes share them frame by frame, so that metrics of neighbouring frames need one process.
 
-    also: names of `metrics.METRICS`, with the keywords of each: {"lpips": {"weights": ..}, "warping": {}}.
+    Args:
+        also: names of `metrics.METRICS`, with the keywords of each: {"lpips": {"weights": ..}, "warping": {}}.
+
+    Raises:
+        CSDError: an unknown name, or a package or weights that are missing.
     """
 
     def __init__(self, also: dict[str, dict[str, Any]] | None = None, **keywords: Any) -> None:
@@ -32,7 +36,15 @@ class DerainingMetric(BaseMetric):
         self._before: tuple[str, int, np.ndarray, np.ndarray] | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """data_samples: of each frame its `clip`, `number` in it, `result` and `guide`; `truth`, or None."""
+        """Score frames.
+
+        Args:
+            data_samples: for each frame its `clip`, its `number` in the clip, and its images (H, W, 3) uint8 RGB:
+                `result`, `guide`, and `truth` or None.
+
+        Raises:
+            CSDError: images that cannot be compared, with their clip and frame.
+        """
         for sample in data_samples:
             self.results.append((sample["clip"], sample["number"], *self._scores(sample)))
 
@@ -54,8 +66,8 @@ class DerainingMetric(BaseMetric):
         previous = self._before[2:] if self._before and self._before[:2] == (clip, number - 1) else (None, None)
         self._before = (clip, number, result, guide)
         view = View(result, truth, guide, *previous)
-        values = {name: metric.of(view) for name, metric in self._metrics.items()}
         try:
+            values = {name: metric.of(view) for name, metric in self._metrics.items()}
             score = {} if truth is None else score_frame(result, truth)
         except CSDError as error:
             raise CSDError(f"clip {clip}, frame {number}: {error}") from None

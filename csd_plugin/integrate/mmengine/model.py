@@ -61,7 +61,7 @@ class CSDDistiller(BaseModel):
             raise CSDError("model: teachers are given; give `objective` and `weights` too, such as dict(type='CSD')")
         if precision is not None and precision not in PRECISIONS:
             raise CSDError(f"model.precision is {precision!r}; give {' or '.join(PRECISIONS)}, or leave it out")
-        self.iteration: int | None = None  # told by the hook
+        self.iteration: int | None = None  # set by the hook
         ours = _network(plain(student), "model.student")
         of_teachers = {label: plain(content) for label, content in (teachers or {}).items()}
         shares = {label: content.pop("share", 1.0) for label, content in of_teachers.items()}
@@ -85,8 +85,20 @@ class CSDDistiller(BaseModel):
         )
 
     def forward(self, lq: Tensor, gt: Tensor | None = None, mode: str = "tensor", **names: Any) -> Any:
-        """`loss`: losses and scalars of a batch of clips. `predict`: what `DerainingMetric` takes, for each window of
-        (B, T, 3, H, W). `tensor`: the frames (B, 3, H, W).
+        """What MMEngine asks for.
+
+        Args:
+            lq: clips (B, N, 3, H, W) for `loss`, else windows (B, T, 3, H, W); RGB in [0, 1].
+            gt: the clean frames of their middle, (B, L, 3, H, W) or (B, 3, H, W).
+            mode: `loss`, `predict` or `tensor`.
+            names: `folder` and `idx` of each window, for `predict`.
+
+        Returns:
+            For `loss`, the named losses and scalars of the batch; for `predict`, what `DerainingMetric` takes, for each
+            window; for `tensor`, the frames (B, 3, H, W).
+
+        Raises:
+            CSDError: lists instead of tensors, or clips that do not fit the networks.
         """
         if isinstance(lq, list):
             raise CSDError("the loader gives lists: set collate_fn=dict(type='default_collate') in every loader")

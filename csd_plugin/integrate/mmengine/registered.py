@@ -19,7 +19,13 @@ from csd_plugin.integrate.mmengine.sampler import ClipSampler
 
 
 def register() -> None:
-    """May be called again, after other packages have put more into our tables. Raises CSDError of their faults."""
+    """Put our tables into MMEngine's registries.
+
+    May be called again, after other packages have put more into our tables.
+
+    Raises:
+        CSDError: a class of another package that cannot be loaded.
+    """
     for fault in extensions.load():
         raise fault
     for table in (NETWORKS, OBJECTIVES, options.LOSSES):

@@ -14,6 +14,7 @@ from mmengine.registry import METRICS as ALL_METRICS
 from mmengine.registry import MODELS as ALL_MODELS
 from mmengine.registry import Registry
 
+from csd_plugin import compat
 from csd_plugin.errors import CSDError, suggestion
 
 SCOPE = "csd"
@@ -26,9 +27,16 @@ HOOKS = Registry("csd hook", parent=ALL_HOOKS, scope=SCOPE)
 
 
 def build(content: Mapping[str, Any], where: str) -> Any:
-    """A network, objective or loss of ours, or by `scope.Name` of another project. Raises CSDError.
+    """A network, objective or loss of ours, or by `scope.Name` of another project.
 
     By the class, not by the registry's `build`, for which a scope has to be a package.
+
+    Args:
+        content: its `type` and keywords.
+        where: in the config, for messages.
+
+    Raises:
+        CSDError: a type that is unknown, keywords that it does not take, or weights that it cannot download.
     """
     keywords = dict(content)
     name = keywords.pop("type", None)
@@ -39,7 +47,8 @@ def build(content: Mapping[str, Any], where: str) -> Any:
         inspect.signature(cls).bind(**keywords)
     except TypeError as error:
         raise CSDError(f"{where}: {name}: {error}; check its keys") from error
-    return cls(**keywords)
+    with compat.named_downloads():
+        return cls(**keywords)
 
 
 def plain(content: Any) -> Any:

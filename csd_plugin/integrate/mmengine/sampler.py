@@ -18,7 +18,9 @@ class ClipSampler(Sampler[Place]):
     What a sample draws depends on the seed and its place alone, not on workers or processes: the same run under
     BasicSR, with its `manual_seed`, has the same samples. For `IterBasedTrainLoop`.
 
-    seed: the Runner gives its own.
+    Args:
+        dataset: one of ours that trains.
+        seed: the Runner gives its own.
     """
 
     def __init__(self, dataset: Any, seed: int | None = None) -> None:

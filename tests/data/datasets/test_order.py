@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from csd_plugin.data.datasets.order import Place, places
 
@@ -23,8 +26,20 @@ def test_processes_share_one_order(world_size):
     shares = [list(places(7, seed=1, epoch=0, count=14, rank=r, world_size=world_size)) for r in range(world_size)]
     assert len({len(share) for share in shares}) == 1
     together = sorted((place for share in shares for place in share), key=lambda place: place.position)
-    assert together[:14] == whole
-    assert [place.item for place in together[14:]] == [place.item for place in whole[: len(together) - 14]]
+    assert together == whole[: 14 // world_size * world_size]
+
+
+@given(count=st.integers(1, 60), world_size=st.integers(1, 5), batch=st.integers(1, 6), start=st.integers(0, 60))
+def test_batches_are_those_of_one_process(count, world_size, batch, start):
+    """Whatever the sizes, also from where any other number of processes has stopped."""
+
+    def batches(size, rank=0, world_size=1):
+        share = list(places(7, seed=0, epoch=0, count=count, rank=rank, world_size=world_size, start=start))
+        return [share[i : i + size] for i in range(0, len(share) - size + 1, size)]  # as drop_last has it
+
+    shares = [batches(batch, rank, world_size) for rank in range(world_size)]
+    together = [sorted(itertools.chain(*parts)) for parts in zip(*shares, strict=True)]
+    assert together == [sorted(part) for part in batches(batch * world_size)]
 
 
 @pytest.mark.parametrize("done", [0, 4, 14, 16])

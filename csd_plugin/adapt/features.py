@@ -1,0 +1,104 @@
+"""The teacher's features of a cache's frames, for trainings that compare features: computed once, clip by clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from csd_plugin.adapt.cache import Cache
+from csd_plugin.adapt.shots import Shot
+from csd_plugin.adapt.teacher import Named
+from csd_plugin.archs.interface import Interface, interface_of, run_network
+from csd_plugin.data.batches import as_float
+from csd_plugin.data.features import MANIFEST, open_features, read_manifest, write_features
+from csd_plugin.data.stores import open_store
+from csd_plugin.data.stores.interface import FrameStore
+from csd_plugin.data.windows import reflect_indices
+from csd_plugin.distill.taps import FeatureTap, tap_compared
+from csd_plugin.errors import CSDError
+from csd_plugin.inference.precision import has_bf16
+from csd_plugin.inference.tiles import whole_cells
+from csd_plugin.report.text import counted
+
+_AT_ONCE = 4
+"""Targets that a network of sequences computes together, as they share frames."""
+
+
+def store_features(
+    cache: Cache, network: nn.Module, named: Named, *, device: torch.device, say: Callable[[str], object]
+) -> Path:
+    """Compute what is missing of the features of the frames that are learned from. Returns their folder.
+
+    The feature is the one that the network names for distillation. Raises CSDError: it names none; the folder has
+    those of another network, or damaged ones; they cannot be written.
+    """
+    interface = interface_of(network)
+    taps = tap_compared(network, interface, None)
+    layers = [tap.layer for tap in taps]
+    folder, there = cache.folder / "features", set()
+    if (folder / MANIFEST).exists():
+        there = read_manifest(folder)["clips"].keys()
+    missing = [shot for shot in cache.shots if shot.name not in there]
+    network = network.to(device).eval()
+    store = open_store(cache.store)
+    try:
+        total = sum(shot.length - shot.held for shot in missing)
+        with tqdm(total=total, unit=" frames", desc="features", disable=None) as bar:
+            for shot in missing:
+                computed = _counted(_features(network, interface, taps, store, shot, device), bar)
+                write_features(
+                    folder, shot.name, computed, shot.length - shot.held, network=named.sha256, layers=layers
+                )
+    except OSError as error:
+        raise CSDError(f"{folder}: cannot be written ({error.strerror}): make room, or give another --cache") from error
+    finally:
+        for tap in taps:
+            tap.remove()
+    stored = open_features(folder)
+    total = sum(array.nbytes for arrays in stored.arrays.values() for array in arrays)
+    frames = sum(len(arrays[0]) for arrays in stored.arrays.values())
+    say(f"features of {counted(frames, 'frame')} by {named.name} ({', '.join(layers)}): {folder}, {total / 1e9:.2g} GB")
+    return folder
+
+
+def _features(
+    network: nn.Module,
+    interface: Interface,
+    taps: Sequence[FeatureTap],
+    store: FrameStore,
+    shot: Shot,
+    device: torch.device,
+) -> Iterator[list[np.ndarray]]:
+    """Of each frame that is learned from, the feature at each tap, float16 (h, w, C)."""
+    keys, learned = shot.keys("Rain"), shot.length - shot.held
+    step = _AT_ONCE if interface.kind == "sequence" else 1
+    bf16 = has_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+    divisor = int(getattr(network, "size_divisor", 1))
+    radius = interface.num_frame // 2
+    for first in range(0, learned, step):
+        count = min(step, learned - first)
+        around = [reflect_indices(first, interface.num_frame, shot.length)[:radius]]
+        around += [[first + number] for number in range(count)]
+        around += [reflect_indices(first + count - 1, interface.num_frame, shot.length)[radius + 1 :]]
+        frames = np.stack([store.read(keys[number]) for part in around for number in part])
+        clip = as_float(torch.from_numpy(frames).permute(0, 3, 1, 2)[None].to(device))
+        with torch.no_grad():  # a tap needs what inference mode leaves out
+            run_network(
+                network, whole_cells(clip, divisor), count, interface, autocast=torch.bfloat16 if bf16 else None
+            )
+            views = [interface.features(tap.take(), 1, count, tap.path)[0].permute(0, 2, 3, 1) for tap in taps]
+        arrays = [view.half().cpu().numpy() for view in views]
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise CSDError(f"{shot.name}: features of frame {first + 1} do not fit into 16 bits: compare another layer")
+        yield from ([array[number] for array in arrays] for number in range(count))
+
+
+def _counted(frames: Iterator[list[np.ndarray]], bar: tqdm) -> Iterator[list[np.ndarray]]:
+    for frame in frames:
+        yield frame
+        bar.update()

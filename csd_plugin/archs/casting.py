@@ -1,0 +1,105 @@
+"""Weights in 16 bits, all in one go. Autocast casts each where it is used, in a launch of its own, and frozen ones anew
+in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+#: Which autocast runs in 16 bits, with weights among their arguments.
+_LAYERS = frozenset(
+    (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear)
+)
+
+
+class CastWeights(TorchFunctionMode):
+    """Inside, with an autocast to `dtype`, a network's layers get their weights cast, as autocast would give them.
+
+    Which weights those are the first pass shows. Weights that take no gradient are cast when they have changed.
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._cast = _kept.setdefault(network, _Kept())
+        self._dtype = dtype
+        self._halves: dict[int, Tensor] = {}
+        self._used: dict[int, nn.Parameter] = {}
+
+    def __enter__(self) -> CastWeights:
+        self._halves = self._cast.halves(self._dtype)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        super().__exit__(*exc_info)
+        self._cast.weights = list(self._used.values())
+        self._halves = {}  # the graph has what it needs
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _LAYERS:
+            args = tuple(map(self._half, args))
+            kwargs = {name: self._half(value) for name, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+    def _half(self, value: Any) -> Any:
+        if not isinstance(value, nn.Parameter) or value.dtype != torch.float32:
+            return value
+        self._used[id(value)] = value
+        return self._halves.get(id(value), value)
+
+
+class _Kept:
+    """Of one network: the weights that its layers used in the latest pass, and those that are cast and stay so."""
+
+    def __init__(self) -> None:
+        self.weights: list[nn.Parameter] = []
+        self._frozen: dict[int, Tensor] = {}
+        self._state: list[Any] = []
+
+    def halves(self, dtype: torch.dtype) -> dict[int, Tensor]:
+        """id of a weight -> itself, cast."""
+        learning = [weight for weight in self.weights if torch.is_grad_enabled() and weight.requires_grad]
+        frozen = [weight for weight in self.weights if not (torch.is_grad_enabled() and weight.requires_grad)]
+        state = [dtype, *((id(weight), weight.data_ptr(), weight._version) for weight in frozen)]
+        if state != self._state:
+            self._frozen, self._state = _by_id(frozen, _cast(frozen, dtype)), state
+        return {**self._frozen, **(_by_id(learning, _Cast.apply(dtype, *learning)) if learning else {})}
+
+
+_kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
+
+
+def _by_id(weights: Iterable[Tensor], halves: Iterable[Tensor]) -> dict[int, Tensor]:
+    return {id(weight): half for weight, half in zip(weights, halves, strict=True)}
+
+
+@torch.no_grad()
+def _cast(tensors: list[Any], dtype: torch.dtype) -> list[Tensor]:
+    """Each in this dtype, in one launch on a GPU."""
+    cast = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    if cast:
+        torch._foreach_copy_(cast, tensors)
+    return cast
+
+
+class _Cast(torch.autograd.Function):
+    """(dtype, weights) -> the weights in it."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        return tuple(_cast(list(weights), dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        found = iter(_cast([grad for grad in grads if grad is not None], torch.float32))
+        return None, *(None if grad is None else next(found) for grad in grads)

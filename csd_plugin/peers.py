@@ -1,0 +1,264 @@
+"""Several processes that train one student: one that dies or fails ends all of them, with a line that names it.
+
+Collectives wait for everybody. A process that is gone, on another host above all, would show only at the end of their
+time limit, which has to be long, and nobody would know which one it was. So a thread of each process leaves signs of
+life in the store where they have met, and looks for those of the others; it ends its process, wherever that waits.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import NamedTuple, TypeVar
+
+import torch.distributed as dist
+
+from csd_plugin.distill.processes import are_several, leave_the_others
+from csd_plugin.errors import CSDError, first_line
+
+T = TypeVar("T")
+
+TIME_LIMIT = timedelta(hours=6)
+"""Of a collective: long enough for what the first process does alone, while the others wait."""
+STATUS = 2
+"""Exit status of a process that ends because of another one."""
+
+_BEAT = 2.0
+"""Seconds from one sign of life to the next."""
+_SILENT = 15
+"""Rounds without a sign after which a process is dead: half a minute, as a busy machine may hold one up."""
+_SUSPECT = 3
+"""The same where a collective has failed."""
+_GRACE = 20.0
+"""Seconds that a process has to end by itself after an error."""
+_WELL = "well"
+"""The last sign of a process that has ended as it should."""
+_END = "end"
+"""The key of the line with which the job ends."""
+
+
+class Member(NamedTuple):
+    """A process of the job, as messages name it."""
+
+    rank: int
+    host: str
+    process: int
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (host {self.host}, process {self.process})"
+
+
+class Peers:
+    """The processes of a job, as one of them sees them.
+
+    Args:
+        store: for these processes alone; a connection of its own, as others may block.
+        place: where it is, for messages.
+        members: all processes, by rank.
+        rank: this one's.
+        node: the same for all processes of a host.
+    """
+
+    def __init__(self, store: dist.Store, place: str, members: Sequence[Member], rank: int, node: str) -> None:
+        self.members, self.me = list(members), members[rank]
+        self._store, self._place, self._node = store, place, node
+        self._signs, self._silent = [""] * len(members), [0] * len(members)
+        self._rounds, self._end, self._is_lost = 0, "", False
+        self._suspicious = False
+        self._leaving = threading.Event()
+        self._give_sign("0")
+
+    def start(self) -> None:
+        """Watch the others until `leave` or `fail`. All of them have been built by now."""
+        for target in (self._exchange, self._watch):
+            threading.Thread(target=target, daemon=True).start()
+
+    def find_cause(self) -> None:
+        """To be called where a collective has failed: ends this process, unless no other one is the cause."""
+        self._suspicious = True
+        self._leaving.wait((_SUSPECT + 4) * _BEAT)
+
+    def fail(self, line: str) -> None:
+        """Say why this process ends, so that the others end as well; one process of each host prints the line."""
+        self._leaving.set()
+        deadline = threading.Timer(_GRACE, os._exit, (STATUS,))  # what follows may wait for the others
+        deadline.daemon = True
+        deadline.start()
+        self._tell(f"{self.me}: {line}")
+        time.sleep(2 * _BEAT)  # the store may end with this process
+
+    def leave(self) -> None:
+        """The last call of a process that has done its part; the first process waits for the others."""
+        if self._leaving.is_set():
+            return
+        try:
+            self._give_sign(_WELL)
+            for _ in range(10 * _SILENT if self.me.rank == 0 else 0):  # the store may end with it
+                if all(sign == _WELL for sign in self._read_signs()):
+                    break
+                time.sleep(_BEAT / 10)
+        except RuntimeError:  # it is gone, with all the others
+            pass
+        self._leaving.set()
+
+    # ------------------------------------------------------------------ threads
+    def _exchange(self) -> None:
+        """Signs out and in. Nothing else, as a host that is gone makes it wait."""
+        try:
+            while not self._leaving.is_set():
+                self._give_sign(str(self._rounds + 1))
+                signs = self._read_signs()
+                for rank, (before, now) in enumerate(zip(self._signs, signs, strict=True)):
+                    self._silent[rank] = self._silent[rank] + 1 if now == before else 0
+                self._signs = signs
+                if self._store.check([_END]):
+                    self._end = self._store.get(_END).decode()
+                self._rounds += 1
+                self._leaving.wait(_BEAT)
+        except RuntimeError:
+            self._is_lost = True
+
+    def _watch(self) -> None:
+        rounds = unanswered = 0
+        while not self._leaving.wait(_BEAT):
+            rounds, unanswered = self._rounds, unanswered + 1 if self._rounds == rounds else 0
+            line = self._end or self._cause(unanswered)
+            if line and not self._leaving.is_set():
+                self._tell(line)
+                os._exit(STATUS)
+
+    def _cause(self, unanswered: int) -> str:
+        """The line about a process that is missing; empty where none is."""
+        rounds = _SUSPECT if self._suspicious else _SILENT
+        rest = "this job ends; with --auto_resume it is resumed from its last saved state"
+        if self._is_lost or unanswered >= rounds:
+            self._is_lost = True
+            return f"{self.members[0]} or its torchrun has died, or cannot be reached ({self._place}); {rest}"
+        for member, sign, silent in zip(self.members, self._signs, self._silent, strict=True):
+            if sign == _WELL and (self._suspicious or (member.rank == 0 and silent >= rounds)):
+                return f"{member} has left before the others; {rest}"
+            if sign != _WELL and silent >= rounds:
+                return f"{member} has died, or cannot be reached; {rest}"
+        return ""
+
+    # ------------------------------------------------------------------ the store
+    def _give_sign(self, sign: str) -> None:
+        self._store.set(f"sign{self.me.rank}", sign)
+
+    def _read_signs(self) -> list[str]:
+        return [sign.decode() for sign in self._store.multi_get([f"sign{member.rank}" for member in self.members])]
+
+    def _tell(self, line: str) -> None:
+        """To the others, and to the user where this is the first process of its host that does."""
+        first: list[bool] = []
+        asking = threading.Thread(target=lambda: first.append(self._publish(line)), daemon=True)
+        if not self._is_lost:
+            asking.start()
+            asking.join(_BEAT)  # it may not answer
+        if first[0] if first else os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {line}", file=sys.stderr, flush=True)
+
+    def _publish(self, line: str) -> bool:
+        """Whether no other process of this host has published a line before."""
+        try:
+            self._store.compare_set(_END, "", line)
+            return self._store.add(f"told{self._node}", 1) == 1
+        except RuntimeError:  # torch's errors of a store that is gone
+            return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+_peers: Peers | None = None
+
+
+def watch() -> None:
+    """From now on; every process calls it once torch.distributed has joined them. Without several, nothing is done."""
+    global _peers
+    atexit.register(leave)
+    if not are_several() or dist.get_world_size() == 1:
+        return
+    rank, address, port = dist.get_rank(), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # torchrun keeps its store when it starts processes again
+    name = of_the_first(uuid.uuid4().hex)
+    store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=20))
+    members = of_all(Member(rank, socket.gethostname(), os.getpid()))
+    node = os.environ.get("GROUP_RANK") or os.environ.get("SLURM_NODEID") or socket.gethostname()
+    _peers = Peers(dist.PrefixStore(name, store), f"{address}:{port}", members, rank, node)
+    dist.barrier()
+    _peers.start()
+
+
+def leave() -> None:
+    """To be called before the interpreter ends, which else may abort the threads of the process group."""
+    if _peers is not None:
+        _peers.leave()
+    leave_the_others()
+
+
+def fail(line: str) -> None:
+    """Print an error line; the first of several processes that fails names itself, and ends the others."""
+    if _peers is None:
+        print(f"error: {line}", file=sys.stderr, flush=True)
+    else:
+        _peers.fail(line)
+
+
+def report(kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    """For `ExitStack.push`: an error that nobody has expected ends the others, too."""
+    if _peers is not None and isinstance(error, Exception):
+        _peers.fail(f"{type(error).__name__}: {first_line(error)}")
+
+
+def find_cause() -> None:
+    """Where a collective has failed because another process is gone, end with a line that names that one."""
+    if _peers is not None:
+        _peers.find_cause()
+
+
+# ---------------------------------------------------------------------- what they agree on
+def of_the_first(value: T) -> T:
+    """The first process's value, in all of them."""
+    if not are_several():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, 0)
+    return values[0]
+
+
+def of_all(value: T) -> list[T]:
+    """The values of all processes, by rank."""
+    if not are_several():
+        return [value]
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def check_same(values: Mapping[str, object]) -> None:
+    """Raise CSDError, in all processes, for the first value that is not the same in all.
+
+    Mappings are compared key by key; where files are may differ: what is called `dataroot..` or `clips`.
+    """
+    first, *others = of_all(dict(_flat(values)))
+    for rank, other in enumerate(others, start=1):
+        for name in dict.fromkeys([*first, *other]):
+            if first.get(name) != other.get(name):
+                raise CSDError(
+                    f"{name} is {first.get(name)!r} for rank 0 and {other.get(name)!r} for rank {rank}; give all hosts "
+                    f"the same options and data"
+                )
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """`section.key` and its value, of everything that is no mapping."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif not (key.startswith("dataroot") or key == "clips"):
+            yield f"{prefix}{key}", value

@@ -1,0 +1,38 @@
+"""The oldest Python and packages that this code runs with, and what is said below them.
+
+`docs/troubleshooting.md` has what was run with which versions; `pyproject.toml` has the same numbers for pip.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib import metadata
+
+from csd_plugin.errors import CSDError
+
+PYTHON = "3.11"
+OLDEST = {"av": "18.1", "numpy": "1.26", "torch": "2.4"}
+"""What all of ours needs."""
+TOOLBOX = {"basicsr": "1.4.2", "torchvision": "0.19"}
+"""What training with BasicSR needs in addition."""
+
+
+def check_versions(job: str, *, toolbox: bool = False) -> None:
+    """Raises CSDError for the first that is too old here; what is not installed is somebody else's to say."""
+    if _numbers(sys.version) < _numbers(PYTHON):
+        raise CSDError(f"{job} needs Python {PYTHON} or newer, and this is {sys.version.split()[0]}")
+    for name, oldest in {**OLDEST, **(TOOLBOX if toolbox else {})}.items():
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if _numbers(found) < _numbers(oldest):
+            raise CSDError(
+                f"{job} needs {name} {oldest} or newer, and {found} is installed: pip install '{name}>={oldest}'"
+            )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """(2, 4, 1) of '2.4.1+cpu'."""
+    return tuple(int(number) for number in re.findall(r"\d+", re.split(r"[^\d.]", version)[0]))

@@ -1,0 +1,103 @@
+"""Training with the teacher's stored features is training with the teacher."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from synthetic import moving_scene, rain_on, write_image
+from toolbox import train_options
+
+from csd_plugin.archs.halfnet import HalfNet
+from csd_plugin.cli import main
+
+SIDE, FRAMES = 32, 14
+NARROW = {"type": "HalfNet", "num_frame": 3, "num_feat": 4, "num_pair": 1}
+WIDE = {"type": "HalfNet", "num_frame": 5, "num_feat": 6, "num_pair": 1}
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """`csd adapt --features` on a square clip; its checkpoints are teacher.pth and student.pth."""
+    monkeypatch.chdir(tmp_path)
+    for number, frame in enumerate(rain_on(moving_scene(FRAMES, SIDE, SIDE, 0), 1), start=1):
+        write_image(tmp_path / "garden" / f"{number:05d}.png", frame)
+    torch.manual_seed(0)
+    for name, numbers in (("teacher", WIDE), ("student", NARROW)):
+        network = HalfNet(**{key: value for key, value in numbers.items() if key != "type"})
+        torch.nn.init.normal_(network.tail.weight, std=0.1)
+        torch.save({"params": network.state_dict()}, f"{name}.pth")
+    assert adapt("--features") == 0
+    return tmp_path / "garden.cache"
+
+
+def adapt(*more):
+    files = ["garden", "--teacher", "teacher.pth", "--student", "student.pth", "--out", "garden.pth"]
+    return main(["adapt", *files, "--minutes", "0.01", "--device", "cpu", *more])
+
+
+def options(kept, **changes):
+    """Whole frames as crops, so that features of crops are those of frames."""
+    return train_options(
+        kept / "frames.lmdb",
+        **{
+            "model_type": "DistillModel",
+            "network_g": NARROW,
+            "network_t": WIDE,
+            "path.pretrain_network_g": str(kept.parent / "student.pth"),
+            "path.pretrain_network_t": str(kept.parent / "teacher.pth"),
+            "datasets.train.gt_size": SIDE,
+            "datasets.train.num_frame": 6,
+            "datasets.train.use_hflip": False,
+            "datasets.train.random_reverse": False,
+            "datasets.train.dataset_enlarge_ratio": 1,
+            "train.total_iter": 2,
+            "train.distill_opt": {"type": "CSD", "hidden": 4, "weights": {"spatial": 0.1, "temporal": 0.1}},
+        }
+        | changes,
+    )
+
+
+def losses(launcher):
+    return {name: float(value) for name, value in launcher.models[-1].log_dict.items() if name.startswith("l_")}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_losses_are_those_with_the_teacher(kept, launcher, monkeypatch, accumulate):
+    assert launcher.train(options(kept, name="live", **{"train.accumulate": accumulate})) == 0
+    live = losses(launcher)
+    stored = {"datasets.train.features": str(kept / "features"), "train.accumulate": accumulate}
+    monkeypatch.setattr(
+        "csd_plugin.distill.distiller.Distiller._teacher_view", lambda *_: pytest.fail("the teacher was run")
+    )
+    assert launcher.train(options(kept, name="stored", **stored)) == 0
+    assert losses(launcher) == pytest.approx(live, rel=2e-2)  # its features in bf16, and stored as fp16
+    assert live["l_distill"] > 1e-4
+
+
+def test_it_continues_and_says_where_they_are(kept, capsys):
+    assert adapt("--features", "--overwrite") == 0
+    said = capsys.readouterr().out
+    assert "features of 11 frames by teacher.pth (tail)" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"datasets.train.scale_range": [0.8, 1.2]}, "set scale_range: [1, 1]"),
+        ({"datasets.train.gt_size": 31}, "a multiple of"),
+        ({"path.pretrain_network_t": "student.pth", "network_t": NARROW}, "are not those of"),
+        ({"train.distill_opt.taps": {"student": ["body.0"], "teacher": ["body.0"]}}, "set taps.teacher to the former"),
+        ({"model_type": "VideoDerainModel", "train.distill_opt": None}, "compares no features"),
+        ({"datasets.train.features": "nowhere"}, "holds no features"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(kept, launcher, capsys, change, said):
+    given = {"datasets.train.features": str(kept / "features")} | change
+    assert launcher.train(options(kept, **given)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_one_network_is_needed(kept, capsys):
+    for more in (["--ensemble"], ["--teacher", "teacher.pth", "student.pth"]):
+        assert adapt("--features", "--overwrite", *more) == 2
+        assert "give one --teacher, without --ensemble" in capsys.readouterr().err

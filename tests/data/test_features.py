@@ -1,0 +1,119 @@
+"""Stored features: crops are those of the frames, however turned; nothing but what was written is read."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from csd_plugin.data import augment
+from csd_plugin.data.features import MANIFEST, open_features, write_features
+from csd_plugin.errors import CSDError
+from csd_plugin.types import PairedSequence
+
+FRAMES, HEIGHT, WIDTH = 5, 24, 32  # cells of 2 pixels
+
+
+def frames(clip: int = 0) -> np.ndarray:
+    """Each number says where it is from: frame, row and column."""
+    grid = np.indices((FRAMES, HEIGHT // 2, WIDTH // 2))
+    return np.moveaxis(grid, 0, -1).astype(np.float16) + clip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number, name in enumerate(("one", "two")):
+        whole = ([frame, frame[::2, ::2]] for frame in frames(100 * number))
+        write_features(tmp_path / "f", name, whole, FRAMES, network="abc", layers=["tail", "deep.0"])
+    return tmp_path / "f"
+
+
+def sequence(name: str, length: int = FRAMES) -> PairedSequence:
+    keys = tuple(f"{name}/{number}" for number in range(length))
+    return PairedSequence(name, keys, keys)
+
+
+def test_crops_are_turned_as_frames_are(folder):
+    features = open_features(folder)
+    assert (features.network, features.layers) == ("abc", ("tail", "deep.0"))
+    grid = features.grid([sequence("one"), sequence("two")], [(HEIGHT, WIDTH)] * 2)
+    assert grid == 4  # the second layer's cell
+    options = augment.AugmentOptions(crop=16, vflip=True, rot=True, reverse=True, grid=grid)
+    rng, turned = np.random.default_rng(0), set()
+    for _ in range(100):
+        plan = augment.draw(rng, HEIGHT, WIDTH, options, "two")
+        turned.add((plan.hflip, plan.vflip, plan.rot, plan.reverse))
+        got = features.crops("two", slice(1, 4), (HEIGHT, WIDTH), plan)
+        # the same on the frames themselves, whose pixels are bytes: row, column and frame of each cell
+        pixels = np.repeat(np.repeat(frames(), 2, axis=1), 2, axis=2).astype(np.uint8)[1:4]
+        regions = pixels[:, plan.top : plan.top + 16, plan.left : plan.left + 16]
+        expected = augment.apply(plan, list(regions))[:, ::2, ::2].transpose(0, 3, 1, 2) + 100.0
+        assert np.array_equal(got[0].numpy(), expected)
+        assert got[1].shape == (3, 3, 4, 4)
+    assert len(turned) == 16
+
+
+def test_alignment_changes_no_other_draw():
+    plain, aligned = (augment.AugmentOptions(crop=16, rot=True, grid=grid) for grid in (1, 4))
+    for seed in range(20):
+        one, other = (
+            augment.draw(np.random.default_rng(seed), HEIGHT, WIDTH, options, "clip") for options in (plain, aligned)
+        )
+        assert other == augment.Augmentation(**{**vars(one), "top": one.top // 4 * 4, "left": one.left // 4 * 4})
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "size", "said"),
+    [
+        ("three", FRAMES, (HEIGHT, WIDTH), "no features of the clip three"),
+        ("one", FRAMES + 1, (HEIGHT, WIDTH), "one has 6 frames of 32x24"),
+        ("one", FRAMES, (HEIGHT, 2 * WIDTH), "compute them again"),
+    ],
+)
+def test_other_clips_are_refused(folder, name, length, size, said):
+    with pytest.raises(CSDError, match=said):
+        open_features(folder).grid([sequence(name, length)], [size])
+
+
+def test_features_of_another_network_are_not_mixed_in(folder):
+    with pytest.raises(CSDError, match="another network or of other layers"):
+        write_features(folder, "three", [], 0, network="other", layers=["tail", "deep.0"])
+
+
+def _edited(change):
+    def edit(folder):
+        content = json.loads((folder / MANIFEST).read_text())
+        change(content)
+        (folder / MANIFEST).write_text(json.dumps(content))
+
+    return edit
+
+
+def _flip_a_byte(folder):
+    content = bytearray((folder / "two.0.npy").read_bytes())
+    content[-7] ^= 1
+    (folder / "two.0.npy").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / MANIFEST).write_text("{"),
+        lambda folder: (folder / MANIFEST).write_text("[1]"),
+        lambda folder: (folder / MANIFEST).unlink(),
+        lambda folder: (folder / "one.1.npy").unlink(),
+        lambda folder: (folder / "one.1.npy").write_bytes(b"no array"),
+        lambda folder: np.save(folder / "one.0.npy", np.array([{}], dtype=object), allow_pickle=True),
+        lambda folder: np.save(folder / "one.0.npy", frames().astype(np.float32)),
+        _flip_a_byte,
+        _edited(lambda content: content.update(format=2)),
+        _edited(lambda content: content["clips"].update({"../one": content["clips"]["one"]})),
+        _edited(lambda content: content["clips"]["one"].pop()),
+        _edited(lambda content: content.update(layers=[1, 2])),
+    ],
+)
+def test_damaged_features_are_refused(folder, damage):
+    damage(folder)
+    with pytest.raises(CSDError, match=r"features|not what was written"):
+        open_features(folder)

@@ -1,0 +1,165 @@
+"""What is computed on a GPU in fewer launches has the numbers of the plain way: a real one, or the pretend one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from cases import gpu
+from torch import nn
+
+from csd_plugin.archs import casting, interface
+from csd_plugin.archs.halfnet import HalfNet
+from csd_plugin.archs.interface import interface_of, run_network
+from csd_plugin.archs.prenet import PReNet
+from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.devices import use_channels_last
+from csd_plugin.distill import cell
+from csd_plugin.distill.csd import CSD
+from csd_plugin.distill.std import STD
+from csd_plugin.losses.ssim import PyramidSSIMLoss
+from csd_plugin.types import ClipView
+
+OBJECTIVES = {
+    "all of CSD": lambda: CSD(hidden=4),
+    "MS": lambda: CSD(hidden=4, cross_scale=False, independent=False, collaborative=False, adaptor=False),
+    "ITA": lambda: CSD(hidden=4, multi_scale=False, cross_scale=False, collaborative=False, adaptor=False),
+    "CTA": lambda: CSD(hidden=4, multi_scale=False, cross_scale=False, independent=False, adaptor=False),
+    "no adaptor": lambda: CSD(hidden=4, adaptor=False),
+    "temporal first": lambda: CSD(hidden=4, order="temporal_first"),
+    "teacher's state not detached": lambda: CSD(hidden=4, detach_teacher_state=False),
+    "averaged cells": lambda: CSD(hidden=4, cells="averaged"),
+    "STD": lambda: STD(hidden=4),
+}
+
+
+def both(objective, device):
+    """Losses and diagnostics, and the gradients of features and weights, on a device; all of it brought back."""
+    drawn = torch.Generator().manual_seed(5)
+    ours, theirs = (torch.rand(2, 3, channels, 21, 10, generator=drawn) for channels in (3, 5))
+    ours, theirs, truth = ours.to(device).requires_grad_(), theirs.to(device), torch.zeros(2, 3, 3, 21, 10).to(device)
+    terms = objective.to(device)(ClipView(truth, {1: (ours,)}), ClipView(truth, {1: (theirs,)}), truth)
+    torch.stack(list(terms.losses.values())).sum().backward()
+    weights = [weight.grad for weight in objective.parameters() if weight.requires_grad]
+    found = [*terms.losses.values(), *terms.diagnostics.values(), ours.grad, *weights]
+    return [torch.zeros(()) if value is None else value.detach().cpu().float() for value in found]
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["LSTM kernel", "no LSTM kernel"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives(name, kernel, monkeypatch):
+    torch.manual_seed(3)
+    objective = OBJECTIVES[name]()
+    expected = both(copy.deepcopy(objective), "cpu")
+    used = []
+    if not kernel:
+        monkeypatch.setattr(cell, "_has_fused_lstm", lambda device: False)
+    fused = cell._FusedGates.forward
+    monkeypatch.setattr(cell._FusedGates, "forward", lambda *args: used.append(True) or fused(*args))
+    with gpu():
+        found = both(objective, "cuda")
+    assert bool(used) == kernel
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item() + 1e-8)
+
+
+@pytest.mark.parametrize("wrong", ["fails", "has gates in another order"])
+def test_without_an_lstm_kernel_that_is_ours_cells_do_without_and_say_so(wrong, monkeypatch, caplog):
+    def kernel(*gates):
+        if wrong == "fails":
+            raise NotImplementedError("no such kernel")
+        return plain(gates[0].flip(1), *gates[1:])
+
+    plain = torch.ops.aten._thnn_fused_lstm_cell
+    monkeypatch.setattr(torch.ops.aten, "_thnn_fused_lstm_cell", kernel)
+    with gpu():
+        assert not cell._has_fused_lstm.__wrapped__(torch.device("cuda", 0))
+    assert "without torch's LSTM kernel on cuda:0" in caplog.text
+
+
+class Mixed(nn.Module):
+    """Layers of which some are frozen, some used twice, and a weight that no layer is given as it is."""
+
+    num_frame = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice, self.frozen = (nn.Conv2d(n, 4, 3, padding=1) for n in (3, 4, 4))
+        self.last = nn.Conv2d(4, 3, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, window):
+        x = self.twice(self.twice(torch.relu(self.first(window[:, 0]))))
+        x = self.frozen(self.norm(x))
+        return nn.functional.conv2d(x, 2 * self.last.weight, bias=self.last.bias)
+
+
+NETWORKS = {
+    "student1": lambda: SLDNet(preset="student1", num_feat=4, init_type="kaiming"),
+    "branches": lambda: HalfNet(preset="tiny", num_feat=4, branches=True),
+    "recurrent": lambda: PReNet(num_feat=4),
+    "mixed": Mixed,
+}
+
+
+def trained(network, *, learns=True):
+    """Outputs and weights of three steps in bf16."""
+    network = network.to("cuda")
+    use_channels_last(network)
+    optimizer = torch.optim.SGD([weight for weight in network.parameters() if weight.requires_grad], lr=0.1)
+    clips = torch.rand(1, 4, 3, 12, 12, generator=torch.Generator().manual_seed(1)).to("cuda")
+    outputs = []
+    for _ in range(3):
+        with torch.set_grad_enabled(learns):
+            outputs.append(run_network(network, clips, 2, interface_of(network), autocast=torch.bfloat16))
+        if learns:
+            optimizer.zero_grad()
+            outputs[-1].square().mean().backward()
+            optimizer.step()
+        else:
+            with torch.no_grad():
+                next(network.parameters()).mul_(1.5)  # as an average that follows
+    return [value.detach().cpu() for value in (*outputs, *network.state_dict().values())]
+
+
+@pytest.mark.parametrize("learns", [True, False], ids=["learning", "frozen"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_weights_that_are_cast_at_once_are_those_that_autocast_casts(name, learns, monkeypatch):
+    torch.manual_seed(0)
+    network = NETWORKS[name]()
+    cast = copy.deepcopy(network)
+    with gpu():
+        ours = trained(cast, learns=learns)
+        monkeypatch.setattr(interface, "_is_compiled", lambda network: True)
+        theirs = trained(network, learns=learns)
+    assert casting._kept[cast].weights and network not in casting._kept
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_frozen_network_is_cast_once():
+    network = SLDNet(preset="teacher", num_feat=4).requires_grad_(False)
+    with gpu() as counting:
+        network, clips = network.to("cuda"), torch.rand(1, 7, 3, 16, 12).to("cuda")
+        for _ in range(3):
+            if counting is not None:
+                counting.forget()
+            run_network(network, clips, 1, interface_of(network), autocast=torch.bfloat16)
+    if counting is not None:
+        assert not counting.launches["aten::_foreach_copy_"] and counting.launches["aten::_to_copy"] <= 2
+
+
+def test_the_loss_of_an_image():
+    drawn = torch.Generator().manual_seed(2)
+    output, truth = (torch.rand(2, 3, 34, 27, generator=drawn) for _ in range(2))
+    gradients, losses = [], []
+    for device in ("cpu", "cuda"):
+        with gpu():
+            ours = output.to(device).contiguous(memory_format=torch.channels_last).requires_grad_()
+            loss = PyramidSSIMLoss(l1_weight=0.5)(ours, truth.to(device))
+            loss.backward()
+            losses.append(loss.item())
+            gradients.append(ours.grad.cpu())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-9)
