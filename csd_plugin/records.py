@@ -28,7 +28,7 @@ def optional_records() -> Iterator[None]:
         if not (isinstance(arguments.exc_value, OSError) and refused_by_disk(arguments.exc_value)):
             hook(arguments)
 
-    logging.Handler.handleError = say_lost_lines  # type: ignore[method-assign]
+    logging.Handler.handleError = say_lost_lines  # type: ignore[assignment, method-assign]
     threading.excepthook = say_or_pass_on
     try:
         yield

@@ -116,7 +116,7 @@ def why_not() -> str:
         return f"the kernel gives no seccomp listener ({error.strerror})"
 
 
-def run_on(disk: Disk, function: Callable[[], int], folder: Path, log: Path, seconds: float = 120) -> Ended:
+def run_on(disk: Disk, function: Callable[[], int], folder: Path, log: Path, seconds: float = 900) -> Ended:
     """Call a function in a forked process, what is below `folder` being on `disk`; its output goes to `log`.
 
     Whatever processes it starts are on the disk, too, and are ended with it. Raises OSError where there is no seccomp.

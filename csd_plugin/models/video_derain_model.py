@@ -119,8 +119,10 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     @property
     def samples_done(self) -> int:
         """Of the epoch, by all processes, which are equally far; 0 where the data set does not say."""
+        if self._position is None:
+            return 0
         world_size = self.opt["world_size"]
-        return 0 if self._position is None else (int(self._position.max()) // world_size + 1) * world_size
+        return (int(self._position.max()) // world_size + 1) * world_size
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One optimizer step for the batch of `feed_data`; after a signal, save and stop.
