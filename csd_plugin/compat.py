@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from csd_plugin import peers
 from csd_plugin.data.stores.lmdb import DATA, environment
 from csd_plugin.errors import CSDError, first_line
+from csd_plugin.lifeline import lifeline
 from csd_plugin.records import Board
 
 _torchvision_schemas: list[Any] = []  # a Library unregisters its operators when it is collected
@@ -410,7 +411,9 @@ def _take_places_of_slurm(port: int | None) -> None:
     if "MASTER_ADDR" not in os.environ:
         command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
         try:
-            names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+            with lifeline() as line_to_us:
+                listed = subprocess.run(command, capture_output=True, text=True, check=True, **line_to_us)
+            names = listed.stdout.split()
             os.environ["MASTER_ADDR"] = names[0]
         except (OSError, subprocess.CalledProcessError, IndexError) as error:
             raise CSDError("--launcher slurm: scontrol does not name the first host; set MASTER_ADDR to it") from error

@@ -26,7 +26,11 @@ def schema() -> Schema:
     objectives = _typed({name: options.objective_section(name) for name in options.OBJECTIVES}, closed=True)
     objectives["properties"] |= {
         "taps": _of(options.TapsSection),
-        "weights": {"additionalProperties": {"anyOf": [{"type": "number"}, _of(options.WeightSection)]}},
+        "weights": {
+            "additionalProperties": {
+                "anyOf": [{"type": "number"}, _of(options.WeightSection), _of(options.BalanceSection)]
+            }
+        },
     }
     train = _of(options.TrainSection)
     train["properties"] |= {

@@ -24,8 +24,8 @@ from csd_plugin.metrics.scores import Scores
 from csd_plugin.options import check_file, check_options
 
 OPTIONS = Path(__file__).resolve().parents[1] / "options"
-# matrix files are others: tests/lab
-FILES = sorted(f.relative_to(OPTIONS) for f in OPTIONS.rglob("*.yml") if "matrix" not in f.parts)
+# matrix files are others: tests/lab; so are those that start from what csd adapt makes: tests/adapt
+FILES = sorted(f.relative_to(OPTIONS) for f in OPTIONS.rglob("*.yml") if not {"matrix", "adapt"} & set(f.parts))
 PAPER = [path for path in FILES if path.parts[0] in ("train", "distill") and "cpu" not in path.stem]
 
 

@@ -18,6 +18,7 @@ import json
 import os
 import pickle
 import random
+import re
 import resource
 import shutil
 import signal
@@ -844,11 +845,16 @@ def judge(ground: Ground, case: Case, written_to: Path | None = None) -> tuple[s
         outcome = MEMORY
     elif "Traceback" in said or os.WIFSIGNALED(status):
         outcome = TRACEBACK
-    elif os.WEXITSTATUS(status) == 2 and "error: " in said:
+    elif (os.WEXITSTATUS(status) == 2 and "error: " in said) or reported(case, said):
         outcome = REFUSED
     else:
         outcome = ACCEPTED if os.WEXITSTATUS(status) == 0 else TRACEBACK
     return outcome, said, memory
+
+
+def reported(case: Case, said: str) -> bool:
+    """Whether a command that lists problems, and whose status is 0 then too, has listed one."""
+    return case.command[0] == "data" and re.search(r"\b[1-9]\d* problems? found:", said) is not None
 
 
 def written(ground: Ground, case: Case) -> set[bytes]:

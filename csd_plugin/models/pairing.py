@@ -75,7 +75,7 @@ def check_pairs(opt: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:
     if not (model.__module__.startswith("basicsr.") and issubclass(model, SRModel)):
         return
     _check_call(model, opt)
-    if opt["is_train"] and issubclass(model, (SRGANModel, VideoRecurrentGANModel)):
+    if opt.get("is_train") and issubclass(model, (SRGANModel, VideoRecurrentGANModel)):
         _check_adversary(model, opt)
     _check_validation(model, opt)
     ours = {key: content for key, content in opt["datasets"].items() if content.get("type") in options.DATASETS}

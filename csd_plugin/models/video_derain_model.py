@@ -51,6 +51,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             `accumulate`, `skip_limit`, `ema_warmup` and `max_seconds`; see `options.TrainSection`.
     """
 
+    features: Mapping[str, Tensor] = {}
+    """The teacher's, where they come with the batch; see `data.batches`."""
     _position: Tensor | None = None
     """Places of the latest batch's samples in this process's part of the epoch; None where the data set has none."""
     _saved: tuple[int, int] = (-1, -1)

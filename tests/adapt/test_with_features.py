@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from synthetic import moving_scene, rain_on, write_image
 from toolbox import train_options
 
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.cli import main
+from csd_plugin.weights import find_checkpoint
 
+ROOT = Path(__file__).resolve().parents[2]
 SIDE, FRAMES = 32, 14
 NARROW = {"type": "HalfNet", "num_frame": 3, "num_feat": 4, "num_pair": 1}
 WIDE = {"type": "HalfNet", "num_frame": 5, "num_feat": 6, "num_pair": 1}
@@ -101,3 +106,20 @@ def test_one_network_is_needed(kept, capsys):
     for more in (["--ensemble"], ["--teacher", "teacher.pth", "student.pth"]):
         assert adapt("--features", "--overwrite", *more) == 2
         assert "give one --teacher, without --ensemble" in capsys.readouterr().err
+
+
+def test_the_option_file_for_it_trains(tmp_path, monkeypatch, launcher):
+    """As the page about adapting says, with the networks that ship."""
+    monkeypatch.chdir(tmp_path)
+    for number, frame in enumerate(rain_on(moving_scene(FRAMES, 96, 100, 0), 1), start=1):
+        write_image(tmp_path / "garden" / f"{number:05d}.png", frame)
+    files = ["garden", "--teacher", "wide", "--student", "tiny", "--out", "garden.pth", "--features"]
+    assert main(["adapt", *files, "--minutes", "0.01", "--device", "cpu"]) == 0
+    options = yaml.safe_load((ROOT / "options/adapt/adapt_cpu.yml").read_text(encoding="utf-8"))
+    options["datasets"]["train"] |= {"num_worker_per_gpu": 0, "persistent_workers": False, "dataset_enlarge_ratio": 1}
+    options["train"]["total_iter"] = options["val"]["val_freq"] = 2
+    options["logger"] |= {"print_freq": 1, "use_tb_logger": False}
+    options["path"]["pretrain_network_t"] = str(find_checkpoint("wide"))
+    options["path"]["pretrain_network_g"] = str(find_checkpoint("tiny"))
+    assert launcher.train(options) == 0
+    assert losses(launcher)["l_distill"] > 0
