@@ -161,4 +161,6 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CSDError(f"{folder}: cannot make this folder ({error.strerror})") from error
+        broken = folder.is_symlink() and not folder.exists()
+        why = "it is a link to nothing; remove the link" if broken else error.strerror
+        raise CSDError(f"{folder}: cannot make this folder ({why})") from error
