@@ -253,4 +253,4 @@ def _path_of(thread: int, arguments: list[int], position: int, at: int | None) -
 
 def place_of(path: Path) -> str:
     """The path without numbers and made-up names: writes of one place are of one kind."""
-    return re.sub(r"\d+", "#", re.sub(r"(?<=/)tmp\w{8}\b|[0-9a-f]{16,}", "*", f"/{path.as_posix()}")[1:])
+    return re.sub(r"\d+", "#", re.sub(r"(?<=[/.])tmp\w{8}\b|[0-9a-f]{16,}", "*", f"/{path.as_posix()}")[1:])

@@ -154,7 +154,7 @@ def _made_up(facts: Facts) -> list[Tensor]:
 def _beside(output: Path) -> Iterator[Path]:
     """A path in a hidden folder next to the output; what is written there moves to its place if all went well."""
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.tmp", dir=output.parent) as folder:
             temporary = Path(folder) / output.name
             yield temporary
             # The file that names the others comes last.
