@@ -44,6 +44,8 @@ SCHEDULERS = {
     "CosineAnnealingRestartLR": lr_scheduler.CosineAnnealingRestartLR,
 }
 """By the toolbox's names."""
+_MOST_BY_THE_CLOCK = 1_000_000
+"""Iterations of a schedule by the clock: each is a step of the scheduler, some 20 microseconds."""
 _LOSS_SIZE = 64
 """Pixels of a side of the images on which losses are tried."""
 
@@ -257,11 +259,20 @@ def check_devices(opt: Mapping[str, Any], processes: int = 1) -> None:
 
 
 def check_clock(opt: Mapping[str, Any]) -> None:
-    """Raises CSDError for training by the clock in several processes."""
-    if opt["is_train"] and opt["train"].get("max_seconds") and opt["dist"]:
+    """Raises CSDError for training by the clock in several processes, or by a schedule that is too long for it."""
+    train = opt.get("train") or {}
+    if not (opt["is_train"] and train.get("max_seconds")):
+        return
+    if opt["dist"]:
         raise CSDError(
             "train.max_seconds is for one process: the clocks of several, and with them their schedules, would differ; "
             "set total_iter"
+        )
+    total = train.get("total_iter", 0)
+    if total > _MOST_BY_THE_CLOCK:
+        raise CSDError(
+            f"train.max_seconds: the schedule is stepped through all of total_iter, and {total:,} steps take too long; "
+            f"set total_iter (and periods) to {_MOST_BY_THE_CLOCK:,} or less"
         )
 
 

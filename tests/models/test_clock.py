@@ -96,3 +96,14 @@ def test_several_processes_have_several_clocks():
     with pytest.raises(CSDError, match="one process"):
         check_clock(opt)
     check_clock(opt | {"dist": False})
+
+
+def test_a_schedule_by_the_clock_is_one_that_can_be_stepped_through():
+    from csd_plugin.errors import CSDError
+    from csd_plugin.models.preflight import check_clock
+
+    opt = {"is_train": True, "dist": False, "train": {"max_seconds": 5, "total_iter": 10**9}}
+    with pytest.raises(CSDError, match="set total_iter"):
+        check_clock(opt)
+    check_clock(opt | {"train": {"max_seconds": 5, "total_iter": 200_000}})
+    check_clock(opt | {"train": {"total_iter": 10**9}})
