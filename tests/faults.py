@@ -25,6 +25,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from forks import end_with
+
 OPEN, WRITE, RENAME, MKDIR, LINK, SYNC, SIZE = OPERATIONS = ("open", "write", "rename", "mkdir", "link", "sync", "size")
 
 # By system call: the operation, the argument that holds the file, and for paths the argument that holds the folder
@@ -125,7 +127,7 @@ def run_on(disk: Disk, function: Callable[[], int], folder: Path, log: Path, sec
     pid = os.fork()
     if pid == 0:
         ours.close()
-        _become(function, theirs, log)
+        end_with(lambda: _watched(function, theirs), log)
     theirs.close()
     try:
         message, listeners, _, _ = socket.recv_fds(ours, 1, 1)
@@ -141,34 +143,18 @@ def run_on(disk: Disk, function: Callable[[], int], folder: Path, log: Path, sec
     return Ended(status, log.read_text(errors="replace"), disk)
 
 
-def _become(function: Callable[[], int], theirs: socket.socket, log: Path) -> None:
-    """In the child: never returns."""
-    status = 1
+def _watched(function: Callable[[], int], theirs: socket.socket) -> int:
+    """In the child: the function, once its writes are asked for."""
+    os.setsid()
     try:
-        os.setsid()
-        target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(target, 1)
-        os.dup2(target, 2)
-        sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
-        try:
-            listener = _listen()
-        except OSError as error:
-            theirs.send(bytes([error.errno or errno.EPERM]))
-            os._exit(1)
-        socket.send_fds(theirs, [b"\0"], [listener])
-        os.close(listener)
-        theirs.close()
-        status = function()
-    except SystemExit as left:
-        status = left.code if isinstance(left.code, int) else 1
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status or 0)
+        listener = _listen()
+    except OSError as error:
+        theirs.send(bytes([error.errno or errno.EPERM]))
+        return 1
+    socket.send_fds(theirs, [b"\0"], [listener])
+    os.close(listener)
+    theirs.close()
+    return function()
 
 
 def _listen() -> int:

@@ -54,7 +54,7 @@ class Command:
 
     Attributes:
         before: command lines whose results are there already; they must stay, or be replaced as a whole.
-        again: what is added to complete a run that was cut off.
+        again: what is added to complete a run that was cut off, and the file from which such a run goes on.
         varies: pattern of files that are not the same in two runs: they must be readable.
         grows: pattern of what may be there unfinished, under a name that says so, or as a log.
         skipped: pattern of places that other commands have shown.
@@ -62,7 +62,7 @@ class Command:
 
     line: tuple[str, ...]
     before: tuple[tuple[str, ...], ...] = ()
-    again: tuple[str, ...] = ()
+    again: tuple[str, str] | None = None
     varies: str = r"\Z.\A"
     grows: str = r"\Z.\A"
     skipped: str = r"\Z.\A"
@@ -83,7 +83,7 @@ def _commands() -> dict[str, Command]:
     of_run = r"training_states/|models/|visualization/|metrics/|_archived_"
     table = r"results/table/|results/.*\.(json|csv|md|html|tex)$"
     return {
-        "derain to a folder": Command((*to_folder, *net), again=("--resume",)),
+        "derain to a folder": Command((*to_folder, *net), again=("--resume", "out/clean")),
         "derain over a folder": Command((*to_folder, *net, "--overwrite"), before=((*to_folder, *other),)),
         "derain to mkv": Command(("derain", frames, "out/clean.mkv", *net), varies=_VIDEO),
         "derain over mp4": Command((*to_video, *net, "--overwrite"), before=((*to_video, *other),), varies=_VIDEO),
@@ -109,7 +109,8 @@ def _commands() -> dict[str, Command]:
             ("export", "in/net.pth", "out/n.onnx", "--int8", "--calibrate", frames), varies=r"\.onnx$"
         ),
         "adapt": Command(
-            (*adapt, "--minutes", "0.02", "--device", "cpu"), again=("--resume",), varies=r"g\.pth|g_report|\.state$",
+            (*adapt, "--minutes", "0.02", "--device", "cpu"), again=("--resume", "out/g.cache/g.state"),
+            varies=r"g\.pth|g_report|\.state$",
             grows=r"g\.cache/",
         ),
         "link": Command(("link", "out/tree/basicsr"), before=(("copy the toolbox",),)),
@@ -301,7 +302,9 @@ def judge(world: World, command: Command, reference: Reference, write: Write, er
         return outcome
     if ended.status == reference.status:
         return outcome
-    repeated = world.run([*command.line, *command.again], Disk())
+    flag, state = command.again or ("", "")
+    goes_on = bool(flag) and (world.folder / state).exists()
+    repeated = world.run([*command.line, flag] if goes_on else command.line, Disk())
     if repeated.status != reference.status:
         return STUCK, f"{ended.said}\nand then on a good disk: {repeated.said}"
     other = _difference(world.results(), reference.results, command)

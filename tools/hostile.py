@@ -18,7 +18,6 @@ import json
 import os
 import pickle
 import random
-import re
 import resource
 import shutil
 import signal
@@ -26,7 +25,6 @@ import struct
 import sys
 import tarfile
 import tempfile
-import traceback
 import zipfile
 import zlib
 from collections import Counter
@@ -39,6 +37,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from forks import end_with  # noqa: E402
 
 REFUSED, TRACEBACK, ACCEPTED, RAN, ESCAPED, MEMORY, SLOW = OUTCOMES = (
     "refused", "traceback", "accepted", "ran code", "got out", "memory", "slow"
@@ -830,7 +830,7 @@ def judge(ground: Ground, case: Case, written_to: Path | None = None) -> tuple[s
     log = ground.folder / "log"
     pid = os.fork()
     if pid == 0:
-        run(case.command, log)
+        end_with(lambda: limited(case.command), log)
     _, status, usage = os.wait4(pid, 0)
     said = log.read_text(errors="replace")
     log.unlink()
@@ -853,8 +853,9 @@ def judge(ground: Ground, case: Case, written_to: Path | None = None) -> tuple[s
 
 
 def reported(case: Case, said: str) -> bool:
-    """Whether a command that lists problems, and whose status is 0 then too, has listed one."""
-    return case.command[0] == "data" and re.search(r"\b[1-9]\d* problems? found:", said) is not None
+    """Whether a command that lists problems, and whose status is 0 then too, has listed a file of the case."""
+    _, found, listed = said.partition(" found:\n")
+    return case.command[0] == "data" and bool(found) and f"  {case.out}/" in listed
 
 
 def written(ground: Ground, case: Case) -> set[bytes]:
@@ -869,28 +870,14 @@ def tree(folder: Path, without: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if without not in (path, *path.parents)}
 
 
-def run(command: Sequence[str], log: Path) -> None:
-    """In a child process: the command, its output in the log; never returns."""
+def limited(command: Sequence[str]) -> int:
+    """In a child process: the command, with bounds of time and memory."""
     signal.alarm(PATIENCE)
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
-    target = os.open(log, os.O_WRONLY | os.O_CREAT)
-    for stream in (1, 2):
-        os.dup2(target, stream)
-    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
     # what is asked for beyond this fails, before the machine suffers
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + 2 * MOST_MEMORY, used + 2 * MOST_MEMORY))
-    status = 1
-    try:
-        status = start(command)
-    except SystemExit as left:
-        status = left.code if isinstance(left.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status or 0)
+    return start(command)
 
 
 def start(command: Sequence[str]) -> int:
