@@ -72,9 +72,12 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The text in UTF-8, its lines ended as they are here."""
-    with replacing(path) as draft:
-        draft.write_text(text, encoding="utf-8", newline="\n")
+    """The text in UTF-8, its lines ended as they are here. Raises OSError, with a file's name."""
+    try:
+        with replacing(path) as draft:
+            draft.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:  # a full disk does not say where
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
