@@ -44,6 +44,10 @@ class StoredFeatures:
     layers: tuple[str, ...]
     arrays: Mapping[str, tuple[np.ndarray, ...]] = field(repr=False)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For worker processes that are spawned: they map the files themselves; pickled arrays would be copies."""
+        return _reopen, (self.folder, self.network, self.layers, tuple(self.arrays))
+
     def grid(self, sequences: Iterable[PairedSequence], sizes: Iterable[tuple[int, int]]) -> int:
         """Pixels of a frame's side for one cell of the coarsest feature; crops have to begin and end at multiples.
 
@@ -92,11 +96,14 @@ class StoredFeatures:
 def open_features(folder: Path) -> StoredFeatures:
     """The features in a folder, after their checksums were compared. Raises CSDError."""
     content = read_manifest(folder)
-    clips = {
-        name: tuple(_open_array(folder, name, number, one) for number, one in enumerate(arrays))
-        for name, arrays in content["clips"].items()
-    }
-    return StoredFeatures(folder, content["network"], tuple(content["layers"]), clips)
+    stored = _reopen(folder, content["network"], tuple(content["layers"]), tuple(content["clips"]))
+    for clip, entries in content["clips"].items():
+        for number, (array, entry) in enumerate(zip(stored.arrays[clip], entries, strict=True)):
+            known = array.dtype == np.float16 and array.ndim == 4 and list(array.shape) == entry["shape"]
+            if not known or _checksum(array) != entry["crc"]:
+                path = _file(folder, clip, number)
+                raise CSDError(f"{path}: not what was written; remove {folder}, and compute the features again")
+    return stored
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -177,16 +184,17 @@ def _is_manifest(content: Any) -> bool:
     ) and all(isinstance(layer, str) for layer in layers)
 
 
-def _open_array(folder: Path, clip: str, number: int, entry: Mapping[str, Any]) -> np.ndarray:
-    path = _file(folder, clip, number)
+def _reopen(folder: Path, network: str, layers: tuple[str, ...], clips: Iterable[str]) -> StoredFeatures:
+    """The features of clips, without a look at their numbers. Raises CSDError for a file that is no array."""
+    arrays = {clip: tuple(_map(_file(folder, clip, number)) for number in range(len(layers))) for clip in clips}
+    return StoredFeatures(folder, network, layers, arrays)
+
+
+def _map(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise CSDError(f"{path}: missing or damaged; remove {folder}, and compute the features again") from error
-    known = array.dtype == np.float16 and array.ndim == 4 and list(array.shape) == entry["shape"]
-    if not known or _checksum(array) != entry["crc"]:
-        raise CSDError(f"{path}: not what was written; remove {folder}, and compute the features again")
-    return array
+        raise CSDError(f"{path}: missing or damaged; remove {path.parent}, and compute the features again") from error
 
 
 def _checksum(array: np.ndarray) -> int:

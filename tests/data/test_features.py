@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -52,6 +53,19 @@ def test_crops_are_turned_as_frames_are(folder):
         assert np.array_equal(got[0].numpy(), expected)
         assert got[1].shape == (3, 3, 4, 4)
     assert len(turned) == 16
+
+
+def test_workers_that_are_spawned_open_the_files(folder):
+    features = open_features(folder)
+    sent = pickle.dumps(features)
+    assert b"one" in sent
+    assert not any(frame.tobytes() in sent for frame in frames())
+    got = pickle.loads(sent)
+    assert (got.folder, got.network, got.layers) == (features.folder, features.network, features.layers)
+    plan = augment.draw(np.random.default_rng(0), HEIGHT, WIDTH, augment.AugmentOptions(crop=16, grid=4), "two")
+    for clip in ("one", "two"):
+        crops = [one.crops(clip, slice(0, 3), (HEIGHT, WIDTH), plan) for one in (got, features)]
+        assert all(np.array_equal(one, other) for one, other in zip(*crops, strict=True))
 
 
 def test_alignment_changes_no_other_draw():
