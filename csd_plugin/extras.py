@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from csd_plugin.errors import CSDError
 from csd_plugin.versions import check_versions
 
-_EXTRAS = {  # of pyproject.toml, by the modules that its packages hold
+_EXTRAS = {
     "train": ("filelock", "mmengine", "pydantic", "scipy", "tensorboard", "yaml"),
     "archives": ("libarchive", "rarfile"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
@@ -17,6 +17,7 @@ _EXTRAS = {  # of pyproject.toml, by the modules that its packages hold
     "figures": ("matplotlib",),
     "metrics": ("lpips", "mmeval"),
 }
+"""Of pyproject.toml, by the modules that their packages hold."""
 _EXTRA_OF = {module: extra for extra, modules in _EXTRAS.items() for module in modules}
 _COMMANDS = {
     "safetensors": "pip install safetensors",

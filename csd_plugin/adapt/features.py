@@ -21,7 +21,7 @@ from csd_plugin.data.stores.interface import FrameStore
 from csd_plugin.data.windows import reflect_indices
 from csd_plugin.distill.taps import FeatureTap, tap_compared
 from csd_plugin.errors import CSDError
-from csd_plugin.inference.precision import has_bf16
+from csd_plugin.inference.precision import computes_bf16
 from csd_plugin.inference.tiles import whole_cells
 from csd_plugin.report.text import counted
 
@@ -40,15 +40,14 @@ def store_features(
     interface = interface_of(network)
     taps = tap_compared(network, interface, None)
     layers = [tap.layer for tap in taps]
-    folder, there = cache.folder / "features", set()
-    if (folder / MANIFEST).exists():
-        there = read_manifest(folder)["clips"].keys()
+    folder = cache.folder / "features"
+    there = read_manifest(folder)["clips"] if (folder / MANIFEST).exists() else {}
     missing = [shot for shot in cache.shots if shot.name not in there]
     network = network.to(device).eval()
     store = open_store(cache.store)
     try:
-        total = sum(shot.length - shot.held for shot in missing)
-        with tqdm(total=total, unit=" frames", desc="features", disable=None) as bar:
+        count = sum(shot.length - shot.held for shot in missing)
+        with tqdm(total=count, unit=" frames", desc="features", disable=None) as bar:
             for shot in missing:
                 computed = _counted(_features(network, interface, taps, store, shot, device), bar)
                 write_features(
@@ -60,9 +59,9 @@ def store_features(
         for tap in taps:
             tap.remove()
     stored = open_features(folder)
-    total = sum(array.nbytes for arrays in stored.arrays.values() for array in arrays)
+    size = sum(array.nbytes for arrays in stored.arrays.values() for array in arrays)
     frames = sum(len(arrays[0]) for arrays in stored.arrays.values())
-    say(f"features of {counted(frames, 'frame')} by {named.name} ({', '.join(layers)}): {folder}, {total / 1e9:.2g} GB")
+    say(f"features of {counted(frames, 'frame')} by {named.name} ({', '.join(layers)}): {folder}, {size / 1e9:.2g} GB")
     return folder
 
 
@@ -77,15 +76,14 @@ def _features(
     """The feature at each tap for each frame that is learned from, float16 (h, w, C)."""
     keys, learned = shot.keys("Rain"), shot.length - shot.held
     step = _AT_ONCE if interface.gives_clip else 1
-    bf16 = has_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+    bf16 = computes_bf16(device)
     divisor = int(getattr(network, "size_divisor", 1))
     radius = interface.num_frame // 2
     for first in range(0, learned, step):
         count = min(step, learned - first)
-        around = [reflect_indices(first, interface.num_frame, shot.length)[:radius]]
-        around += [[first + number] for number in range(count)]
-        around += [reflect_indices(first + count - 1, interface.num_frame, shot.length)[radius + 1 :]]
-        frames = np.stack([store.read(keys[number]) for part in around for number in part])
+        before = reflect_indices(first, interface.num_frame, shot.length)[:radius]
+        after = reflect_indices(first + count - 1, interface.num_frame, shot.length)[radius + 1 :]
+        frames = np.stack([store.read(keys[index]) for index in (*before, *range(first, first + count), *after)])
         clip = as_float(torch.from_numpy(frames).permute(0, 3, 1, 2)[None].to(device))
         with torch.no_grad():  # a tap needs what inference mode leaves out
             run_network(

@@ -19,7 +19,7 @@ from csd_plugin.archs.checkpoint import load_optimizer, load_weights, weights_in
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.distill.average import decay_at, update_average
 from csd_plugin.errors import CSDError, first_line
-from csd_plugin.inference.precision import has_bf16
+from csd_plugin.inference.precision import computes_bf16
 from csd_plugin.inference.streaming import ahead
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 
@@ -66,7 +66,7 @@ class Learner:
         self.loss = PyramidSSIMLoss(l1_weight=0.5)
         self.optimizer = torch.optim.Adam(self.network.parameters(), rate, betas=(0.9, 0.99), fused=True)
         self.progress = Progress()
-        self.autocast = has_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+        self.autocast = computes_bf16(device)
 
     def learn(
         self, batches: Batches, seconds: float, look: Callable[[nn.Module], float], save: Callable[[], object]

@@ -114,7 +114,7 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
     guards = scoring.validation_clips(plan.validation) if plan.validation else []
     cache = open_cache(plan.cache_folder, plan.inputs, teacher, ensemble=plan.ensemble, most=plan.frames, say=say)
     if plan.features:
-        _store_features(plan, cache, say)
+        _store_features(plan, cache, teacher, say)
     learner, batches = _learner(plan, start), _batches(plan, start, cache)
     clips = scoring.held_back(cache)
     looked_at = scoring.affordable(start, clips, plan.device, _LOOKING * 60 * plan.minutes)
@@ -165,12 +165,12 @@ def _check(plan: Plan) -> Path:
     return source
 
 
-def _store_features(plan: Plan, cache: Cache, say: Callable[[str], object]) -> None:
+def _store_features(plan: Plan, cache: Cache, teacher: Teacher, say: Callable[[str], object]) -> None:
     path = find_teacher(plan.teachers[0])
     network = runnable(path)
     if not isinstance(network, nn.Module):
         raise CSDError(f"--features: {path} is an exported network, whose layers cannot be seen: give its checkpoint")
-    store_features(cache, network, named(path), device=pick_device(plan.device), say=say)
+    store_features(cache, network, teacher.networks[0], device=pick_device(plan.device), say=say)
 
 
 def _learner(plan: Plan, start: nn.Module) -> Learner:

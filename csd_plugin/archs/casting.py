@@ -13,10 +13,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-#: Which autocast runs in 16 bits, with weights among their arguments.
 _LAYERS = frozenset(
     (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear)
 )
+"""Which autocast runs in 16 bits, with weights among their arguments."""
 
 
 class CastWeights(TorchFunctionMode):

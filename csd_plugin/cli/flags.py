@@ -1,4 +1,4 @@
-"""Types of command-line flags: numbers within bounds. What is outside them ends in one line and exit status 2."""
+"""Command-line flags that commands share, and types of flags: what is out of bounds is one line, exit status 2."""
 
 from __future__ import annotations
 
@@ -56,6 +56,17 @@ def rate(text: str) -> Fraction:
             return value
     raise argparse.ArgumentTypeError(
         f"{text!r} is not a frame rate from 1/1000 to 1000 per second, such as 25, 29.97 or 30000/1001"
+    )
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """`--nproc-per-node` of the commands that train rows, named as torchrun names it."""
+    parser.add_argument(
+        "--nproc-per-node",
+        metavar="N",
+        type=jobs,
+        default=1,
+        help="train each row in N processes of torchrun, which share its batch (default: 1)",
     )
 
 

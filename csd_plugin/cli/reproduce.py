@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from csd_plugin.cli.flags import jobs, minutes
+from csd_plugin.cli.flags import add_processes, minutes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,13 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ROW",
         help="train these rows of a slice that has begun, and those that start from them, again",
     )
-    parser.add_argument(
-        "--nproc-per-node",
-        metavar="N",
-        type=jobs,
-        default=1,
-        help="train each row in N processes of torchrun, which share its batch (default: 1)",
-    )
+    add_processes(parser)
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, without doing it")
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from csd_plugin.cli.flags import jobs, minutes
+from csd_plugin.cli.flags import add_processes, minutes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,13 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--minutes", type=minutes, metavar="M", help="fit all schedules to M minutes")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="do only these rows, and the rows they start from")
-    parser.add_argument(
-        "--nproc-per-node",
-        metavar="N",
-        type=jobs,
-        default=1,
-        help="train each row in N processes of torchrun, which share its batch (default: 1)",
-    )
+    add_processes(parser)
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, without doing it")
     parser.add_argument("--no-train", action="store_true", help="write the table from the results that exist")
     parser.add_argument(

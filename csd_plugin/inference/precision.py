@@ -58,6 +58,11 @@ def has_bf16() -> bool:
     return any(test is not None and test() for test in tests)
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a device, the CPU or a GPU of CUDA, multiplies bf16 natively."""
+    return has_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+
+
 def rainy_clip(length: int = _FRAMES, size: tuple[int, int] = _SIZE) -> list[np.ndarray]:
     """Made-up uint8 frames of (width, height): a scene that drifts, grain, and in each frame other bright streaks."""
     random = np.random.default_rng(0)

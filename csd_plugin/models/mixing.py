@@ -22,6 +22,11 @@ _METRIC_SIZE = 192
 """Pixels of a side, on which metrics are tried: NIQE needs two blocks of 96."""
 
 
+def keywords_of(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords in a section of the option file, for the class or function that its `type` names."""
+    return {key: value for key, value in section.items() if key != "type"}
+
+
 def check_loss(loss: nn.Module, size: int) -> None:
     """Whether a loss compares an output (1, 3, size, size) with the truth, as `train.pixel_opt` is asked to.
 

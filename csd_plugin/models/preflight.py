@@ -31,7 +31,7 @@ from csd_plugin.distill.settings import Distillation, read_distillation, teacher
 from csd_plugin.errors import CSDError, out_of_memory, suggestion
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.results import load_results
-from csd_plugin.models.mixing import check_loss, check_metric, check_metric_size
+from csd_plugin.models.mixing import check_loss, check_metric, check_metric_size, keywords_of
 from csd_plugin.models.pairing import check_foreign_set, check_network, check_pairs, check_role
 from csd_plugin.models.video_derain_model import build_optimizer
 from csd_plugin.options import distils
@@ -286,7 +286,7 @@ def _metrics(val: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_validation(val: dict[str, Any]) -> None:
     for name, metric in _metrics(val).items():
-        keywords = _without_type(val["metrics"][name])
+        keywords = keywords_of(val["metrics"][name])
         check = getattr(metric, "check", None) or functools.partial(check_metric, metric)
         try:
             check(**keywords)
@@ -320,7 +320,7 @@ def _check_keep_best(opt: Mapping[str, Any]) -> None:
 
 def _try_optimizer(content: Mapping[str, Any], network: nn.Module) -> None:
     """Build an optimizer. Some of them state only in their first step what they need."""
-    optim_type, keywords = content.get("type"), _without_type(content)
+    optim_type, keywords = content.get("type"), keywords_of(content)
     weights = [nn.Parameter(torch.zeros_like(weight)) for weight in network.parameters()]
     optimizer = build_optimizer(optim_type, weights, **keywords)
     closure = inspect.signature(optimizer.step).parameters.get("closure")
@@ -340,7 +340,7 @@ def _check_training(train: dict[str, Any], network: nn.Module, problems: Problem
 
 
 def _try_loss(content: dict[str, Any]) -> None:
-    loss = _without_type(content)
+    loss = keywords_of(content)
     cls = _find_type(LOSS_REGISTRY, content.get("type"), "train.pixel_opt.type")
     _construct(cls, loss, "train.pixel_opt")
     of_any_weight = {key: value for key, value in loss.items() if key != "loss_weight"}
@@ -351,7 +351,7 @@ def _try_loss(content: dict[str, Any]) -> None:
 
 
 def _try_schedule(train: dict[str, Any], network: nn.Module) -> None:
-    schedule = _without_type(train["scheduler"])
+    schedule = keywords_of(train["scheduler"])
     _construct(
         _find_type(SCHEDULERS, train["scheduler"].get("type"), "train.scheduler.type"),
         {"optimizer": torch.optim.SGD(network.parameters(), lr=1.0), **schedule},
@@ -401,7 +401,7 @@ def _check_set(key: str, content: dict[str, Any], interfaces: dict[str, Interfac
 
 def _check_metric_sizes(val: Mapping[str, Any], key: str, dataset: PairedVideoTestDataset) -> None:
     for name, metric in _metrics(val).items():
-        keywords = _without_type(val["metrics"][name])
+        keywords = keywords_of(val["metrics"][name])
         for size, clip in dataset.sizes().items():
             try:
                 check_metric_size(metric, size, keywords, f"datasets.{key}, clip {clip}")
@@ -447,11 +447,6 @@ def _find_type(known: Any, name: Any, where: str) -> Any:
     return known.get(name)
 
 
-def _without_type(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A section's keywords of the class that its `type` names."""
-    return {key: value for key, value in content.items() if key != "type"}
-
-
 def _construct(cls: type, keywords: dict[str, Any], where: str) -> Any:
     """An instance, or CSDError for keywords that the class does not take, or whose values are of the wrong kind."""
     try:
@@ -470,4 +465,4 @@ def _construct(cls: type, keywords: dict[str, Any], where: str) -> Any:
 
 def _build_network(content: dict[str, Any], where: str) -> nn.Module:
     """As the toolbox's build_network, which would start the log before its file is known."""
-    return _construct(_find_type(ARCH_REGISTRY, content.get("type"), f"{where}.type"), _without_type(content), where)
+    return _construct(_find_type(ARCH_REGISTRY, content.get("type"), f"{where}.type"), keywords_of(content), where)

@@ -28,7 +28,7 @@ from csd_plugin.metrics.protocols import score_frame, to_uint8
 from csd_plugin.metrics.scores import Scores
 from csd_plugin.metrics.table import WITHOUT_TRUTH, share
 from csd_plugin.models.batches import Item, read_test_item
-from csd_plugin.models.mixing import FAILURES, IMAGES, check_metric_size
+from csd_plugin.models.mixing import FAILURES, IMAGES, check_metric_size, keywords_of
 from csd_plugin.models.stopping import REQUEST
 
 
@@ -151,9 +151,8 @@ class ValidationMixin:
         self, metric: str, opt: Mapping[str, Any], size: tuple[int, int], where: str, error: Exception
     ) -> None:
         """Raise CSDError where a metric failed because of the size of the frames; else say so, and go on."""
-        keywords = {key: value for key, value in opt.items() if key != "type"}
         try:
-            check_metric_size(METRIC_REGISTRY.get(opt["type"]), size, keywords, where)
+            check_metric_size(METRIC_REGISTRY.get(opt["type"]), size, keywords_of(opt), where)
         except CSDError as reason:
             raise CSDError(f"val.metrics.{metric}: {reason}") from error
         get_root_logger().warning(f"val.metrics.{metric}: {where} has no value: {first_line(error)}")
