@@ -115,7 +115,7 @@ def test_the_version_is_the_same_everywhere():
 
 
 def test_the_readme_stays_short_and_its_picture_light():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 750
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 700
     assert (ROOT / "docs" / "before_after.webp").stat().st_size < 1.5e6
     assert (ROOT / "docs" / "adapt.webp").stat().st_size < 0.3e6
 
