@@ -19,27 +19,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import yaml
-
 from csd_plugin import compat, peers, registration
-from csd_plugin.errors import CSDError, one_line, refused_by_disk
+from csd_plugin.errors import CSDError, one_line
 from csd_plugin.locks import alone
 from csd_plugin.options import MODELS, find_problems, safe_ordered_yaml
-from csd_plugin.problems import Problems, ProblemsError
+from csd_plugin.problems import FILE_ERRORS, Problems, named_in, reading_error
 from csd_plugin.weights import NETWORKS, find_checkpoint
 
 Parsed = tuple[dict[str, Any], argparse.Namespace]
 Parse = Callable[..., Parsed]
 
-FILE_ERRORS = (
-    FileNotFoundError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-    UnicodeDecodeError,
-    yaml.YAMLError,
-)
-"""What reading an option file may raise, in addition to CSDError."""
 _DEBUG_INTERVALS = {"val": ("val_freq",), "logger": ("print_freq", "save_checkpoint_freq")}
 """What the toolbox shortens with --debug, and where `debug` is in the name."""
 _SAME_EVERYWHERE = ("model_type", "network_", "train", "datasets")
@@ -123,20 +112,6 @@ def find_shipped(paths: dict[str, Any]) -> None:
             paths[key] = str(find_checkpoint(value))
 
 
-def reading_error(error: Exception) -> str:
-    """One line, or one for each problem, for what `parse_checked` raises."""
-    if isinstance(error, FileNotFoundError):
-        return f"{error.filename} does not exist; check the path"
-    if isinstance(error, OSError):
-        return refused_by_disk(error) or f"{str(error.strerror or error).lower()}; check the path"
-    if isinstance(error, UnicodeDecodeError):
-        return "the option file is not text"
-    if isinstance(error, yaml.YAMLError):
-        return "the option file is not valid YAML: " + " ".join(str(error).split())
-    assert isinstance(error, CSDError)
-    return str(error) if isinstance(error, ProblemsError) else one_line(error)
-
-
 def _checking(parse_options: Parse) -> Parse:
     options = importlib.import_module("basicsr.utils.options")
     their_resume: dict[str, Any] = {}  # of each script that has called
@@ -173,15 +148,12 @@ def _checking(parse_options: Parse) -> Parse:
 
 def _is_ours() -> bool:
     """Whether the options of the command line are for a model of ours, as far as they can be read at all."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("-opt", type=Path)
-    parser.add_argument("--force_yml", nargs="+", default=[])
-    given = parser.parse_known_args()[0]
-    forced = [change.partition("=")[2] for change in given.force_yml if change.startswith("model_type=")]
+    file, changes = named_in(sys.argv[1:])
+    forced = [change.partition("=")[2] for change in changes if change.startswith("model_type=")]
     if forced:
         return _is_meant(forced[-1])
     try:
-        found = _MODEL_TYPE.search(given.opt.read_text(encoding="utf-8", errors="replace")) if given.opt else None
+        found = _MODEL_TYPE.search(file.read_text(encoding="utf-8", errors="replace")) if file else None
     except OSError:
         return False
     return found is not None and _is_meant(found[1])

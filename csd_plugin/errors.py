@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import difflib
 import errno
+import json
 import os
+import sys
+import time
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 
 
 class CSDError(ValueError):
@@ -63,6 +68,21 @@ def users_line(error: Exception) -> str:
     if isinstance(error, CSDError):
         return str(error)
     return refused_by_disk(error) if isinstance(error, OSError) else out_of_memory(error)
+
+
+def announce(line: str) -> None:
+    """Print the line with which a launcher ends."""
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    put_into_summary(line)
+
+
+def put_into_summary(line: str) -> None:
+    """Give the line to torchrun, whose own traceback then ends with it; elsewhere do nothing."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        message = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": message}), encoding="utf-8")
 
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")

@@ -1,12 +1,11 @@
-"""Packages that only some jobs need: what is said where one is missing."""
+"""Packages that only some jobs need: what is reported if one is missing."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, announce
 from csd_plugin.versions import check_versions
 
 _EXTRAS = {
@@ -54,5 +53,5 @@ def or_exit(job: str) -> Iterator[None]:
         with needed_by(job):
             yield
     except CSDError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        announce(str(error))
         raise SystemExit(2) from error

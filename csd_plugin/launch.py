@@ -10,13 +10,14 @@ from types import ModuleType
 from typing import Any
 
 from csd_plugin import compat, peers, registration
-from csd_plugin.activation import FILE_ERRORS, output_of, parse_checked, reading_error
+from csd_plugin.activation import output_of, parse_checked
 from csd_plugin.distill.processes import are_several
 from csd_plugin.errors import CSDError, out_of_memory
 from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.lifeline import end_with_starter
 from csd_plugin.locks import alone
 from csd_plugin.models.stopping import REQUEST, Stopped
+from csd_plugin.problems import FILE_ERRORS, reading_error
 from csd_plugin.records import optional_records
 from csd_plugin.unread import ending_quietly
 

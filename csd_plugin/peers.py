@@ -23,7 +23,7 @@ from typing import NamedTuple, TypeVar
 import torch.distributed as dist
 
 from csd_plugin.distill.processes import are_several, leave_the_others
-from csd_plugin.errors import CSDError, first_line, out_of_memory
+from csd_plugin.errors import CSDError, announce, first_line, out_of_memory, put_into_summary
 
 T = TypeVar("T")
 
@@ -159,6 +159,7 @@ class Peers:
 
     def _tell(self, line: str) -> None:
         """To the others, and to the user where this is the first process of its host that does."""
+        put_into_summary(line)
         first: list[bool] = []
         asking = threading.Thread(target=lambda: first.append(self._publish(line)), daemon=True)
         if not self._is_lost:
@@ -197,7 +198,7 @@ def watch() -> None:
 
 
 def leave() -> None:
-    """To be called before the interpreter ends, which else may abort the threads of the process group."""
+    """To be called before the interpreter ends, which may otherwise abort the threads of the process group."""
     if _peers is not None:
         _peers.leave()
     leave_the_others()
@@ -206,7 +207,7 @@ def leave() -> None:
 def fail(line: str) -> None:
     """Print an error line; the first of several processes that fails names itself, and ends the others."""
     if _peers is None:
-        print(f"error: {line}", file=sys.stderr, flush=True)
+        announce(line)
     else:
         _peers.fail(line)
 

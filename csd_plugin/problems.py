@@ -1,22 +1,73 @@
-"""All that is wrong with an option file, as one error: every problem with its file, line and key."""
+"""All that is wrong with an option file, as one error: every problem with its file, line and key.
+
+Nothing here needs torch or the toolbox, so that a launcher can report a file that cannot be read without them.
+"""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from csd_plugin.errors import CSDError, suggestion
+from csd_plugin.errors import CSDError, one_line, refused_by_disk, suggestion
 from csd_plugin.limited_yaml import LimitedLoader
 
 _KEY = re.compile(r"\w+(\.[\w/-]+)*")
 _MOST_SHOWN = 100
 
+FILE_ERRORS = (
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    UnicodeDecodeError,
+    yaml.YAMLError,
+)
+"""What reading an option file may raise, in addition to CSDError."""
+
 T = TypeVar("T")
+
+
+def named_in(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The option file of a launcher's command line, if it has one, and what --force_yml changes in it."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-opt", type=Path)
+    parser.add_argument("--force_yml", nargs="+", default=[])
+    given = parser.parse_known_args(argv)[0]
+    return given.opt, given.force_yml
+
+
+def check_readable(argv: Sequence[str]) -> None:
+    """Raise CSDError where the option file of a command line cannot be read, or is not YAML, whatever it says."""
+    file = named_in(argv)[0]
+    if file is None:
+        return
+    try:
+        with file.open(encoding="utf-8") as stream:
+            LimitedLoader(stream).get_single_node()
+    except (CSDError, *FILE_ERRORS) as error:
+        raise CSDError(reading_error(error)) from error
+    except RecursionError:
+        pass  # whoever reads the values says so
+
+
+def reading_error(error: Exception) -> str:
+    """One line, or one for each problem, for what reading an option file raises."""
+    if isinstance(error, FileNotFoundError):
+        return f"{error.filename} does not exist; check the path"
+    if isinstance(error, OSError):
+        return refused_by_disk(error) or f"{str(error.strerror or error).lower()}; check the path"
+    if isinstance(error, UnicodeDecodeError):
+        return "the option file is not text"
+    if isinstance(error, yaml.YAMLError):
+        return "the option file is not valid YAML: " + " ".join(str(error).split())
+    assert isinstance(error, CSDError)
+    return str(error) if isinstance(error, ProblemsError) else one_line(error)
 
 
 class ProblemsError(CSDError):

@@ -12,6 +12,11 @@ BEGAN = time.monotonic()
 
 # At module level, so that spawned loader workers, which import this module again, have it too.
 with or_exit("csd_plugin.train"):
+    if __name__ == "__main__":  # first, as the other imports take seconds
+        from csd_plugin.problems import check_readable
+
+        check_readable(sys.argv[1:])
+
     from csd_plugin import compat, registration
 
     registration.install()

@@ -177,6 +177,54 @@ def test_option_files_that_are_none(refuses, launcher, tiny_rain, capfd, monkeyp
     assert capfd.readouterr().err == "error: .: is a directory; check the path\n"
 
 
+# As `python -m csd_plugin.JOB`, then what has been imported by its end.
+MODULE = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_module(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    print(end.code, *({"torch", "basicsr", "cv2"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("job", ["train", "test"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "options.yml does not exist; check the path"),
+        ("name: [1, 2", 'the option file is not valid YAML: while parsing a flow sequence in "options.yml", line 1'),
+        ("x" * 2**20 + "x", "options.yml: more than 1 MB of YAML"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_said_before_slow_imports(job, text, message, tmp_path):
+    if text:
+        (tmp_path / "options.yml").write_text(text)
+    run = subprocess.run(
+        [sys.executable, "-c", MODULE, f"csd_plugin.{job}", "-opt", "options.yml"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.stdout == "2\n"
+    assert run.stderr.startswith(f"error: {message}") and run.stderr.count("\n") == 1
+
+
+def test_the_line_is_in_the_summary_of_torchrun(tmp_path, monkeypatch, capfd):
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    from csd_plugin import train
+
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    monkeypatch.setattr(sys, "argv", ["train", "-opt", "missing.yml"])
+    assert train.main() == 2
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(file))
+    assert "missing.yml does not exist; check the path" in str(ChildFailedError("train", {0: failure}))
+
+
 def test_mistakes_of_form_and_of_what_is_named_are_one_list(launcher, tiny_rain, capfd):
     wrong = {
         "train.ema_decya": 0.5,
