@@ -49,6 +49,9 @@ class Metric:
     function: ClassVar[str | None] = None
     """The `type` in `val.metrics`; None where the toolbox has such a function itself."""
 
+    def check_size(self, height: int, width: int) -> None:
+        """Raise CSDError for frames that are too small. Each size is checked before anything is computed."""
+
     def __call__(self, view: View) -> float | None:
         """The value of a frame whose view has what is needed; None where it has none. Raises CSDError."""
         raise NotImplementedError

@@ -31,6 +31,9 @@ class NIQE(Metric):
     def __init__(self) -> None:
         load_niqe()
 
+    def check_size(self, height: int, width: int) -> None:
+        _blocks_of(height, width)
+
     def __call__(self, view: View) -> float | None:
         return niqe(view.result)
 
@@ -41,13 +44,7 @@ def niqe(rgb: Image) -> float | None:
     None where fewer than two blocks have any structure (a black frame). Raises CSDError where mmeval is missing, and
     for an image of fewer than two blocks.
     """
-    height, width = rgb.shape[:2]
-    rows, columns = height // BLOCK, width // BLOCK
-    if rows * columns < 2:
-        raise CSDError(
-            f"frames of {width}x{height} are too small for NIQE, which needs two blocks of {BLOCK}x{BLOCK}; leave niqe "
-            f"out, or score larger frames"
-        )
+    rows, columns = _blocks_of(*rgb.shape[:2])
     evaluator = load_niqe()
     blocks = luma_8bit(rgb)[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK)
     if np.count_nonzero(np.ptp(blocks, axis=(1, 3))) < 2:
@@ -56,6 +53,17 @@ def niqe(rgb: Image) -> float | None:
     with np.errstate(all="ignore"):  # of blocks without structure, which it leaves out
         value = float(evaluator.compute_niqe(rgb, "rgb", *official))
     return value if math.isfinite(value) else None
+
+
+def _blocks_of(height: int, width: int) -> tuple[int, int]:
+    """(rows, columns) of whole blocks in a frame of this size. Raises CSDError for fewer than two blocks."""
+    rows, columns = height // BLOCK, width // BLOCK
+    if rows * columns < 2:
+        raise CSDError(
+            f"frames of {width}x{height} are too small for NIQE, which needs two blocks of {BLOCK}x{BLOCK}; leave niqe "
+            f"out, or score larger frames"
+        )
+    return rows, columns
 
 
 @lru_cache(maxsize=1)

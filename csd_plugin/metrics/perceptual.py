@@ -37,6 +37,13 @@ class PerceptualDistance(Metric):
     def __init__(self, *, weights: str | Path | None = None) -> None:
         self._distance = LPIPS(Path(weights) if weights else None)
 
+    def check_size(self, height: int, width: int) -> None:
+        if min(height, width) < _LEAST:
+            raise CSDError(
+                f"frames of {width}x{height} are too small for LPIPS, which needs {_LEAST}x{_LEAST}; leave lpips out, "
+                f"or score larger frames"
+            )
+
     def __call__(self, view: View) -> float | None:
         assert view.truth is not None
         return self._distance(view.result, view.truth)
@@ -57,7 +64,7 @@ class LPIPS:
         with needed_by("LPIPS"):
             import lpips
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # it calls torchvision in the way of its time
+            warnings.simplefilter("ignore", UserWarning)  # it calls torchvision in an outdated way
             self._network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
         _load_alexnet(self._network.net, path)
 

@@ -7,13 +7,14 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from csd_plugin.data.images import decode_image, frames_in
+from csd_plugin.data.images import decode_image, frames_in, header_shape
 from csd_plugin.data.layout import SPLITS, natural_key, number_columns
 from csd_plugin.data.links import refuse_way_out
 from csd_plugin.errors import CSDError
@@ -63,16 +64,17 @@ def score_folders(
         metrics: further metrics, as `open_metrics` gives them.
         skip: how many frames at both ends of every true clip do not count, and need no result.
         clips: of several clips, score these only; default: all that `results` holds.
-        jobs: threads (OpenCV and numpy let go of the interpreter's lock while they compute); default: one a processor.
+        jobs: threads (OpenCV and numpy release the interpreter's lock while they compute); default: one per processor.
 
     Raises:
-        CSDError: a folder without frames, a result without truth, a frame without result, sizes that differ, a file
-            that is no image.
+        CSDError: a folder without frames, a result without truth, a frame without result, frames too small for a
+            metric, sizes that differ, a file that is no image.
     """
     partner = truth or guide
     pairs = (
         _alone(results, skip, clips) if partner is None else pair_folders(results, partner, skip, clips, bool(truth))
     )
+    _check_sizes(pairs, (metrics or {}).values())
     before = [None, *pairs[:-1]]
     score = partial(_score_pair, has_truth=truth is not None, metrics=metrics or {})
     scores = Scores(skip=skip)
@@ -239,6 +241,22 @@ def _numbers(files: Sequence[Path]) -> list[str]:
             f"name the results like their true frames"
         )
     return [str(number) for number in changing[0]]
+
+
+def _check_sizes(pairs: Iterable[FramePair], metrics: Collection[Metric]) -> None:
+    """Raise CSDError for frames that are too small for a metric, by their headers, before hours are spent on others."""
+    first: dict[tuple[int, int], FramePair] = {}
+    for pair in pairs if metrics else ():
+        with suppress(OSError), pair.result.open("rb") as file:
+            shape = header_shape(file)
+            if shape:
+                first.setdefault(shape, pair)
+    for shape, pair in first.items():
+        try:
+            for metric in metrics:
+                metric.check_size(*shape)
+        except CSDError as error:
+            raise CSDError(f"clip {pair.clip}, {pair.result}: {error}") from None
 
 
 def _score_pair(

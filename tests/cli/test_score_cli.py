@@ -227,6 +227,12 @@ def test_metrics_that_cannot_be_measured_are_named(real, nturain, capsys):
     assert "has no rainy frame" in complaint_of(capsys, real / "more", "--input", truth)
 
 
+def test_a_frame_too_small_for_a_metric_is_found_before_any_is_scored(real, monkeypatch, capsys):
+    monkeypatch.setattr("csd_plugin.metrics.scoring._score_pair", lambda *_, **__: pytest.fail("a frame was scored"))
+    write_clip(real / "steady", {4: frame(0, (90, 300))})
+    assert "steady/00004.png: frames of 300x90 are too small for NIQE" in complaint_of(capsys, real / "steady")
+
+
 def complaint_of(capsys, *arguments):
     assert main(["score", *map(str, arguments)]) == 2
     error = capsys.readouterr().err
