@@ -46,7 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fixed", action="store_true", help="exactly the preset's rain, without variation")
     parser.add_argument("--seed", type=int, default=0, help="each seed gives different rain (default 0)")
     parser.add_argument("--fps", type=rate, default=Fraction(25), help="frame rate of folders of frames (default 25)")
-    parser.add_argument("--layout", choices=("training", "testing"), default="training")
+    parser.add_argument(
+        "--layout",
+        choices=("training", "testing"),
+        default="training",
+        help="names of clip folders in OUT, see above (default training)",
+    )
     parser.add_argument("--variants", type=int, default=1, metavar="K", help="rainy versions of each clip (default 1)")
     parser.add_argument(
         "--format", choices=("jpg", "png"), default="jpg", help="file format of rainy frames (default jpg)"

@@ -28,7 +28,7 @@ DIFFERENCE_GAIN = 3
 
 _MAX_PROBLEMS = 5
 _TRAINING_FRAMES, _TRAINING_CROP = 11, 128
-"""The training options' num_frame and gt_size, as the paper has them; smaller clips need other options."""
+"""Frames of a training clip and pixels of a crop's side, as the paper has them; smaller clips need other options."""
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,15 @@ def _sizes(store: FrameStore, sequence: PairedSequence) -> tuple[str, list[str]]
 def _too_small_to_train(sequence: PairedSequence, size: str) -> list[str]:
     problems = []
     if len(sequence.lq) < _TRAINING_FRAMES:
-        problems.append(f"{sequence.name}: {len(sequence.lq)} frames are fewer than num_frame {_TRAINING_FRAMES}")
+        problems.append(
+            f"{sequence.name}: {counted(len(sequence.lq), 'frame')}, fewer than the {_TRAINING_FRAMES} that training "
+            f"takes at a time; to train on this clip, lower num_frame in the option file"
+        )
     if size and min(map(int, size.split("x"))) < _TRAINING_CROP:
-        problems.append(f"{sequence.name}: frames of {size} are smaller than gt_size {_TRAINING_CROP}")
+        problems.append(
+            f"{sequence.name}: frames of {size} are smaller than the crops of {_TRAINING_CROP}x{_TRAINING_CROP} that "
+            f"training takes; to train on this clip, lower gt_size in the option file"
+        )
     return problems
 
 

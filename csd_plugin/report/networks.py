@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from csd_plugin import extensions
 from csd_plugin.archs import untrained
@@ -73,7 +74,8 @@ def seconds_a_frame(networks: Mapping[str, Network]) -> dict[str, float]:
     """Name -> about how long a frame of `SIZE` takes here and now, from a trial of one of all that are built alike."""
     alike = {name: json.dumps(network.numbers, sort_keys=True) for name, network in networks.items()}
     tried = {key: networks[name].path for name, key in alike.items()}
-    seconds = {key: Derainer(path).seconds_a_frame(*SIZE) for key, path in tried.items()}
+    timing = tqdm(tried.items(), desc="timing", unit="network", disable=None)
+    seconds = {key: Derainer(path).seconds_a_frame(*SIZE) for key, path in timing}
     return {name: seconds[key] for name, key in alike.items()}
 
 
