@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import yaml
 from filelock import FileLock, Timeout
@@ -35,9 +35,7 @@ from csd_plugin.metrics import results
 from csd_plugin.metrics.protocols import to_uint8
 from csd_plugin.metrics.scores import ClipScores, Scores
 from csd_plugin.metrics.scoring import score_folders
-
-_PATIENCE = 10.0
-"""Seconds that a training has to stop by itself."""
+from csd_plugin.models.stopping import STOPPING
 
 _INTERRUPTED = tuple(status for number in (signal.SIGINT, signal.SIGTERM) for status in (128 + number, -number))
 """Statuses of what a signal has stopped, of itself or not."""
@@ -192,16 +190,12 @@ def score_frames(run: Run) -> None:
         )
 
 
-class Terminated(KeyboardInterrupt):
-    """A SIGTERM, which unlike Ctrl-C has reached this process alone."""
-
-
 @contextmanager
 def _ending_what_it_started() -> Iterator[None]:
     """Make a SIGTERM an exception, so that no training is left running unnoticed."""
 
     def terminate(*_: object) -> None:
-        raise Terminated
+        raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():  # others receive no signals
         yield
@@ -258,7 +252,13 @@ def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: 
         log.open("a", encoding="utf-8", buffering=1) as sink,
         lifeline(environment(processes)) as line_to_us,
         subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", **line_to_us
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            process_group=0,  # a terminal's Ctrl-C comes from us alone: a second signal would not let it save
+            **line_to_us,
         ) as process,
     ):
         assert process.stderr is not None
@@ -271,18 +271,27 @@ def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: 
                 elif line.startswith("error:"):
                     error = line.removeprefix("error:").strip()
                 stopped = stopped or bool(_STOPPED.search(line))
-        except KeyboardInterrupt as interrupt:
-            if not isinstance(interrupt, Terminated):
-                with suppress(subprocess.TimeoutExpired):  # a terminal's Ctrl-C has reached it too
-                    process.wait(_PATIENCE)
-            process.terminate()  # not by SIGINT, which processes in the background ignore
-            sink.writelines(process.stderr)  # what it says until it has ended
-            process.wait()
+        except KeyboardInterrupt:
+            _stop(process, sink)
             raise
     if process.returncode in _INTERRUPTED or (process.returncode and stopped):
         raise KeyboardInterrupt(f"{job} of {run.name}")
     if process.returncode:
         raise CSDError(f"{job} of {run.name} failed: {error or f'status {process.returncode}'} (log: {log})")
+
+
+def _stop(process: subprocess.Popen[str], sink: TextIO) -> None:
+    """Let a training end its step and save; a second Ctrl-C ends it at once."""
+    assert process.stderr is not None
+    for _ in range(2):
+        process.terminate()  # not by SIGINT, which processes in the background ignore
+        with suppress(KeyboardInterrupt):
+            for line in process.stderr:  # what it says until it has ended
+                sink.write(line)
+                if line.startswith(STOPPING):
+                    tqdm.write(STOPPING, file=sys.stderr)
+            break
+    process.wait()
 
 
 def _rainy(content: Mapping[str, Any]) -> Scores:

@@ -11,6 +11,8 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPPING = "stopping when this step is done and saved; once more to leave at once"
+"""What a training says after the first of them."""
 
 
 class Stopped(SystemExit):
@@ -66,7 +68,7 @@ class StopRequest:
             return
         if self._stepping and not self.signal:
             self.signal = number
-            _say("stopping when this step is done and saved; once more to leave at once")
+            _say(STOPPING)
             return
         name = signal.Signals(number).name
         _say(f"{name}: left at once; what came after the last saved state is lost" if self._stepping else name)

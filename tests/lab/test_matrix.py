@@ -300,11 +300,14 @@ def test_processes_that_share_runs_do_not_meet_in_one(files, monkeypatch, tmp_pa
 
 # Trains until it is ended; the sleep has an end so that a test that fails has one.
 FOREVER = """
-import signal, sys, time
+import os, signal, sys, time
 from pathlib import Path
 
 def end(*_):
-    Path("ended").touch()
+    print("stopping when this step is done and saved; once more to leave at once", file=sys.stderr, flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("a second signal, before anything was saved"))
+    time.sleep(0.5)
+    Path("saved").write_text(str(os.getpgrp()))
     sys.exit(1)
 
 signal.signal(signal.SIGTERM, end)
@@ -323,9 +326,8 @@ def interruptible():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_table_that_is_ended_ends_its_training(files, interruptible, number, monkeypatch, tmp_path):
+def test_a_table_that_is_ended_lets_its_training_save(files, interruptible, number, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner, "_PATIENCE", 0.2)
     package = tmp_path / "elsewhere" / "csd_plugin"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -342,7 +344,9 @@ def test_a_table_that_is_ended_ends_its_training(files, interruptible, number, m
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         runner.perform(runs, runner.Workspace("tiny"))
-    assert (tmp_path / "ended").exists()
+    assert capsys.readouterr().err.count("stopping when this step is done and saved") == 1
+    group = (tmp_path / "saved").read_text()
+    assert group != str(os.getpgrp()), "a terminal's Ctrl-C would be its second signal"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
