@@ -524,24 +524,12 @@ def _check_distillation(opt: Mapping[str, Any], problems: Problems) -> None:
     if isinstance(content.get("type"), str) and content["type"] not in OBJECTIVES:
         text = f"{where}.type {content['type']!r} is unknown{suggestion(content['type'], OBJECTIVES)}"
         problems.add(f"{where}.type", text)
-    taps = content["taps"] if isinstance(content.get("taps"), Mapping) else {}
+    taps = _section_in(content, "taps")
     _check(taps, TapsSection, f"{where}.taps.", problems)
-    weights = content["weights"] if isinstance(content.get("weights"), Mapping) else {}
-    for term, weight in weights.items():
+    for term, weight in _section_in(content, "weights").items():
         if isinstance(weight, Mapping):
-            place = f"{where}.weights.{term}"
-            section: type[BaseModel] = BalanceSection if is_balanced(weight) else WeightSection
-            _check(weight, section, f"{place}.", problems)
-            problems.attempt([place], _told_in, place, check_weight, weight)
-            compared = opt["train"]["pixel_opt"] if isinstance(opt["train"].get("pixel_opt"), Mapping) else {}
-            if is_balanced(weight) and compared.get("loss_weight", 1) == 0:
-                problems.add(
-                    place,
-                    f"{place}: balance needs a reconstruction loss to compare with, but train.pixel_opt.loss_weight is "
-                    f"0; give it one, or the term a number as its weight",
-                )
-    teachers = content["teachers"] if isinstance(content.get("teachers"), Mapping) else {}
-    tapped = taps["teacher"] if isinstance(taps.get("teacher"), Mapping) else {}
+            _check_changing_weight(weight, f"{where}.weights.{term}", _section_in(opt["train"], "pixel_opt"), problems)
+    teachers, tapped = _section_in(content, "teachers"), _section_in(taps, "teacher")
     networks = [f"network_{label}" for label in {"t", *labels, *teachers, *tapped}]
     problems.attempt(
         [f"{where}.teachers", *networks], _told_in, f"{where}.teachers", teacher_shares, labels, content.get("teachers")
@@ -554,6 +542,25 @@ def _check_distillation(opt: Mapping[str, Any], problems: Problems) -> None:
         key = f"path.pretrain_network_{label}"
         if path is not None and not path.get(f"pretrain_network_{label}"):
             problems.add(key, f"{key} is missing: name the teacher's checkpoint")
+
+
+def _check_changing_weight(
+    weight: Mapping[str, Any], place: str, reconstruction: Mapping[str, Any], problems: Problems
+) -> None:
+    section: type[BaseModel] = BalanceSection if is_balanced(weight) else WeightSection
+    _check(weight, section, f"{place}.", problems)
+    problems.attempt([place], _told_in, place, check_weight, weight)
+    if is_balanced(weight) and reconstruction.get("loss_weight", 1) == 0:
+        problems.add(
+            place,
+            f"{place}: balance needs a reconstruction loss to compare with, but train.pixel_opt.loss_weight is 0; give "
+            f"it one, or the term a number as its weight",
+        )
+
+
+def _section_in(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The section of this name; empty where there is none, or something else."""
+    return content[key] if isinstance(content.get(key), Mapping) else {}
 
 
 def _taught_by(opt: Mapping[str, Any]) -> list[str]:

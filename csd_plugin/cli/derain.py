@@ -28,7 +28,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from csd_plugin.data.video.interface import FrameReader
+    from csd_plugin.inference.files import Derained
     from csd_plugin.inference.runner import Derainer
     from csd_plugin.metrics.scores import Scores
 
@@ -175,13 +176,19 @@ def run(args: argparse.Namespace) -> None:
         begin=lambda reader: say(expectation(model, derainer, reader)),
         observe=score,
     )
-    say(f"{counted(done.num_frames, 'frame')} written to {args.output}")
+    for line in _summary(done, args.output, scores):
+        say(line)
+
+
+def _summary(done: Derained, output: Path, scores: Scores) -> Iterator[str]:
+    """What is printed at the end; `scores` are empty where there was no truth."""
+    yield f"{counted(done.num_frames, 'frame')} written to {output}"
     if done.delay:
-        say(lateness(done.delay, done.dropped))
+        yield lateness(done.delay, done.dropped)
     if done.cuts:
-        say(f"{counted(len(done.cuts), 'scene cut')}, before frames {', '.join(map(str, done.cuts))}")
-    if args.compare and done.num_frames:
-        say(comparison(scores))
+        yield f"{counted(len(done.cuts), 'scene cut')}, before frames {', '.join(map(str, done.cuts))}"
+    if scores.clips:
+        yield comparison(scores)
 
 
 def position(text: str) -> int | Fraction:

@@ -174,31 +174,10 @@ class ValidationMixin:
             return
         true = dict.fromkeys(frame["clip"] for frame in frames if frame["score"])
         alone = [clip for clip in dict.fromkeys(frame["clip"] for frame in frames) if clip not in true]
+        self._write(name, scores, alone, current_iter)
         summary = scores.summary()
-
-        training = self.opt["is_train"]
-        folder = (
-            Path(self.opt["path"]["experiments_root"]) / "metrics"
-            if training
-            else Path(self.opt["path"]["results_root"])
-        )
-        results.write(
-            folder,
-            f"{name}_{current_iter}" if training else name,
-            scores,
-            {
-                "network": self.opt["name"],
-                "dataset": name,
-                "iteration": current_iter if training else None,
-                "options": dict(self.opt["network_g"]),
-                "checkpoint": self.opt["path"].get("pretrain_network_g"),
-                "parameters": sum(p.numel() for p in self.net_g.parameters()),
-                **({WITHOUT_TRUTH: alone} if alone else {}),
-            },
-            baseline=self.opt["val"].get("baseline"),
-        )
         best = self._update_best(name, summary, current_iter)
-        if training:
+        if self.opt["is_train"]:
             self.remember_best(name, current_iter)  # type: ignore[attr-defined]
         lines = [f"Validation {name}{share(list(true), [*true, *alone]) if true else ''}"]
         for metric, value in summary.items():
@@ -210,6 +189,25 @@ class ValidationMixin:
             for clip, clip_scores in scores.clips.items():
                 for protocol, quality in clip_scores.average().items():
                     tb_logger.add_scalar(f"metrics/{name}/{protocol}/psnr/{clip}", quality.psnr, current_iter)
+
+    def _write(self, name: str, scores: Scores, alone: list[str], current_iter: int | str) -> None:
+        """The scores and what they are of, to where a training or a test has its own."""
+        training, paths = self.opt["is_train"], self.opt["path"]
+        results.write(
+            Path(paths["experiments_root"]) / "metrics" if training else Path(paths["results_root"]),
+            f"{name}_{current_iter}" if training else name,
+            scores,
+            {
+                "network": self.opt["name"],
+                "dataset": name,
+                "iteration": current_iter if training else None,
+                "options": dict(self.opt["network_g"]),
+                "checkpoint": paths.get("pretrain_network_g"),
+                "parameters": sum(p.numel() for p in self.net_g.parameters()),
+                **({WITHOUT_TRUTH: alone} if alone else {}),
+            },
+            baseline=self.opt["val"].get("baseline"),
+        )
 
     def _update_best(
         self, name: str, summary: dict[str, float], current_iter: int | str
