@@ -98,7 +98,7 @@ def _register(registry: Any, cls: Any) -> None:
 
 
 def _give_way(registries: Any) -> None:
-    """Let a class of another package take a name of ours, which else is an error while that package is imported."""
+    """Let a class of another package take a name of ours; without this, importing that package would fail."""
     register = registries._do_register
     if hasattr(register, "__wrapped__"):
         return

@@ -1,4 +1,4 @@
-"""The oldest Python and packages that this code runs with, and what is said below them.
+"""The oldest Python and packages that this code runs with, and the error for older ones.
 
 `docs/troubleshooting.md` has what was run with which versions; `pyproject.toml` has the same numbers for pip.
 """

@@ -432,7 +432,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--each", type=int, default=2, metavar="N", help="writes of each place (default 2: first, last)"
     )
-    parser.add_argument("--sample", type=int, metavar="N", help="only so many of all, by chance")
+    parser.add_argument("--sample", type=int, metavar="N", help="only N of all, at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="folder for the files (default: a temporary one)")
     args = parser.parse_args(argv)

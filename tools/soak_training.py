@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 MOST_GROWTH = 0.02
 """Of the memory, from the second quarter to the last one."""
 LOOKS = 12
-"""A sample is the highest of so many looks: workers come and go."""
+"""A sample is the highest of this number of looks: workers come and go."""
 
 
 @dataclass(frozen=True)

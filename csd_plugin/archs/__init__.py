@@ -1,6 +1,6 @@
 """The table of networks. A network is one file in this folder and one line here.
 
-What a class may say of itself, for those who run it without an option file:
+What a class may say about itself, for those who run it without an option file:
 
     num_frame, layout, feature_tap, size_divisor    how it is called and tapped; see `interface`
     presets                                         name -> keywords of the constructor

@@ -199,7 +199,7 @@ def _is_compiled(network: nn.Module) -> bool:
 
 
 def interface_of(network: nn.Module, declared: Mapping[str, Any] | None = None) -> Interface:
-    """What a network, not wrapped, says of itself, or options say of it, which come first.
+    """What a network, not wrapped, says about itself, or options say of it, which come first.
 
     Args:
         declared: `num_frame`, `layout`, `feature`.
@@ -221,7 +221,7 @@ def interface_of(network: nn.Module, declared: Mapping[str, Any] | None = None) 
 
 
 def kind_of(network: object) -> str:
-    """One of `DERAINED`: what the network says of itself, else 'window'. Raises CSDError for any other."""
+    """One of `DERAINED`: what the network says about itself, else 'window'. Raises CSDError for any other."""
     kind = getattr(network, "layout", "window")
     if kind not in DERAINED:
         raise CSDError(

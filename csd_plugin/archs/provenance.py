@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: where its network comes from."""
+"""What a checkpoint says about itself: where its network comes from."""
 
 from __future__ import annotations
 

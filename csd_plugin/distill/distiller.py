@@ -41,7 +41,7 @@ class Teacher:
         objective: an `Objective`, or a data parallel wrapper of one; its cells learn with the student.
         label: `t`, or among several teachers another for each; it begins the names of their terms.
         share: of the distillation loss; those of all teachers add to 1.
-        interface: how the network is called; by default what it says of itself.
+        interface: how the network is called; by default what it says about itself.
         layers: of the network that the objective compares, `conv7` or `conv7:output`; by default its feature.
 
     Raises:
@@ -76,7 +76,7 @@ class Distiller(nn.Module):
         reconstruction: frames and truth, (B*L, 3, H, W) in [0, 1] each, to a scalar.
         weights: of the objectives' terms: numbers, schedules, or balances, see `schedule` and `balance`. While all are
             0 no teacher is run. A resumed loop has to give `balance.measured` back what it was.
-        interface: how the student is called; by default what it says of itself.
+        interface: how the student is called; by default what it says about itself.
         layers: of the student that are compared, in the order of the teachers' layers; by default its feature.
         autocast: what the networks compute in; None leaves it to an autocast around `forward`. Losses are float32.
         examine_every: iterations between two looks at whether the terms teach, see `health`; 0 for none. The first

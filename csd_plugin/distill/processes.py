@@ -13,7 +13,7 @@ def are_several() -> bool:
 
 
 def leave_the_others() -> None:
-    """To be called before the interpreter ends, which else may abort the threads of the process group."""
+    """To be called before the interpreter ends, which may otherwise abort the threads of the process group."""
     if are_several():
         torch.distributed.destroy_process_group()
 

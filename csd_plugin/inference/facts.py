@@ -28,7 +28,7 @@ class ConvCall(NamedTuple):
 
 
 _MOST = {"num_frame": 999, "reach": 4096, "divisor": 4096, "floats": 99_999}
-"""Of a network that an exported file holds: what it says of itself sizes the memory that it gets."""
+"""Of a network that an exported file holds: what it says about itself sizes the memory that it gets."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Extent(NamedTuple):
 
 
 def extent_of(path: Path, container: str) -> Extent:
-    """What a file says of itself; nothing where its kind, given by FFmpeg's name, says nothing."""
+    """What a file says about itself; nothing where its kind, given by FFmpeg's name, says nothing."""
     find = next((function for name, function in _FINDERS.items() if name in container), None)
     with path.open("rb") as file:
         if find is not None:
