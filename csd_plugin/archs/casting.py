@@ -13,8 +13,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from csd_plugin.archs.fused import fused
+
 _LAYERS = frozenset(
-    (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear)
+    (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear, fused)
 )
 """Which autocast runs in 16 bits, with weights among their arguments."""
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from csd_plugin.archs.fused import conv_relu
 from csd_plugin.archs.presets import resolve_preset
 from csd_plugin.errors import CSDError
 
@@ -147,12 +148,12 @@ class HalfNet(nn.Module):
         x = blocks
         if x.device.type == "cpu":  # CPU kernels take longer in the default layout
             x = x.contiguous(memory_format=torch.channels_last)
-        x = torch.relu(self.head(x))
+        x = conv_relu(self.head, x)
         before = (self.num_pair + 1) // 2 if self.num_deep else self.num_pair
         for pair in self.body[:before]:
             x = pair(x)
         if self.num_deep:
-            deep = torch.relu(self.down(x))
+            deep = conv_relu(self.down, x)
             for pair in self.deep:
                 deep = pair(deep)
             x = torch.relu(F.pixel_shuffle(self.up(deep), 2) + x)
@@ -214,7 +215,7 @@ class _Pair(nn.Module):
         self.conv2 = _BranchedConv(channels) if branches else nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.conv2(torch.relu(self.conv1(x))) + x)
+        return conv_relu(self.conv2, conv_relu(self.conv1, x), x)
 
 
 class _BranchedConv(nn.Module):

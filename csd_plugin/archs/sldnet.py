@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.archs.fused import conv_relu
 from csd_plugin.archs.presets import resolve_preset
+from csd_plugin.archs.short_conv import ShortConv3d
 from csd_plugin.errors import CSDError
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -113,7 +115,7 @@ class SLDNet(nn.Module):
         if self.num_frame == 1:
             return nn.Conv2d(in_channels, out_channels, 3, padding=1)
         kernel, padding = ((2, 3, 3), (0, 1, 1)) if shortens else ((3, 3, 3), (1, 1, 1))
-        return nn.Conv3d(in_channels, out_channels, kernel, padding=padding)
+        return ShortConv3d(in_channels, out_channels, kernel, padding=padding)
 
     def forward(self, window: Tensor) -> Tensor:
         """(B, num_frame, 3, H, W) rainy frames in [0, 1] -> (B, 3, H, W), the clean centre frame, not clamped.
@@ -132,13 +134,12 @@ class SLDNet(nn.Module):
         # The default layout takes a CPU 1.1 to 1.8 times as long; tensor cores would transpose every layer.
         if x.device.type == "cpu" or (x.is_cuda and torch.is_autocast_enabled("cuda")):
             x = x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
-        x = torch.relu(self.conv1(x))
+        x = conv_relu(self.conv1, x)
         for pair in range(self.num_pair):
             first = 3 * pair + 2
-            inner = torch.relu(layers[f"conv{first}"](x))  # type: ignore[misc]
-            x = torch.relu(layers[f"conv{first + 1}"](inner) + x)  # type: ignore[misc]
+            x = conv_relu(layers[f"conv{first + 1}"], conv_relu(layers[f"conv{first}"], x), x)  # type: ignore[arg-type]
             if pair < self.num_transition:
-                x = torch.relu(layers[f"conv{first + 2}"](x))  # type: ignore[misc]
+                x = conv_relu(layers[f"conv{first + 2}"], x)  # type: ignore[arg-type]
         x = layers[TAIL](x)  # type: ignore[misc]
         return x if self.num_frame == 1 else x.squeeze(2)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
 from cases import gpu
 from torch import nn
 
-from csd_plugin.archs import casting, interface
+from csd_plugin.archs import casting, fused, interface
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.interface import interface_of, run_network
 from csd_plugin.archs.prenet import PReNet
@@ -163,3 +164,89 @@ def test_the_loss_of_an_image():
             gradients.append(ours.grad.cpu())
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-9)
+
+
+WATCHED = {"student1": "conv7", "tiny": "head"}
+FUSING = {
+    "student1": lambda: SLDNet(preset="student1", num_feat=4, init_type="kaiming"),
+    "tiny": lambda: HalfNet(preset="tiny", num_feat=4),
+}
+
+
+def passed(network, *, autocast, device="cuda"):
+    """The frames of a pass, and all gradients of what comes back through it."""
+    network = network.to(device)
+    clips = torch.rand(1, 4, 3, 12, 12, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
+    frames = run_network(network, clips, 2, interface_of(network), autocast=autocast)
+    frames.square().mean().backward()
+    gradients = [weight.grad for weight in network.parameters()]
+    return [value.detach().cpu().float() for value in (frames, clips.grad, *gradients)]
+
+
+def _error(found, exact):
+    return (torch.linalg.vector_norm(found - exact) / torch.linalg.vector_norm(exact)).item()
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bf16"])
+@pytest.mark.parametrize("name", FUSING)
+def test_a_convolution_with_its_sum_and_relu_is_as_exact_as_they_are_one_by_one(name, autocast, monkeypatch):
+    torch.manual_seed(0)
+    network = FUSING[name]()
+    exact = passed(copy.deepcopy(network), autocast=None, device="cpu")
+    used, operation, results = [], fused._by_cudnn, {}
+    monkeypatch.setattr(fused, "_by_cudnn", lambda *args: used.append(True) or operation(*args))
+    for suits in (True, False):
+        monkeypatch.setattr(fused, "_suits_here", lambda *args, suits=suits: suits)
+        with gpu():
+            results[suits] = passed(copy.deepcopy(network), autocast=autocast)
+        assert bool(used) == suits
+        used.clear()
+    errors = {suits: sum(_error(*pair) for pair in zip(results[suits], exact, strict=True)) for suits in results}
+    assert errors[True] <= 1.2 * errors[False] + 1e-5 * len(exact)
+
+
+@pytest.mark.parametrize("name", FUSING)
+def test_a_layer_with_a_hook_is_called_as_it_is(name):
+    network, seen = FUSING[name](), []
+    network.get_submodule(WATCHED[name]).register_forward_hook(lambda layer, args, out: seen.append(out.min().item()))
+    with gpu():
+        passed(network, autocast=None)
+    assert len(seen) == 1 and seen[0] < 0  # before its ReLU
+
+
+REFUSALS = {
+    "is not there": (AttributeError, "no such operation"),
+    "refuses": (RuntimeError, "unable to find an engine"),
+    "gives other numbers": (None, "it gives other numbers"),
+    "is slower": (None, None),
+}
+
+
+@pytest.mark.skipif("plugin" not in sys.modules, reason="of a real GPU's operations")
+@pytest.mark.parametrize("how", REFUSALS)
+def test_an_operation_that(how, monkeypatch, caplog):
+    """does not serve: convolutions go without it, and the log says why, once; what is slower is no fault."""
+    error, line = REFUSALS[how]
+    operation = fused._by_cudnn
+
+    def by_cudnn(*args):
+        if error is not None:
+            raise error(line)
+        return operation(*args) * (2 if how == "gives other numbers" else 1)
+
+    torch.manual_seed(0)
+    network = FUSING["student1"]()
+    expected = passed(copy.deepcopy(network), autocast=None, device="cpu")
+    monkeypatch.setattr(fused, "_by_cudnn", by_cudnn)
+    fused.forget()
+    with gpu() as counting:
+        monkeypatch.setattr(fused, "is_slower", lambda *_: how == "is slower")
+        passed(copy.deepcopy(network), autocast=None)
+        counting.forget()
+        found = passed(network, autocast=None)
+    fused.forget()
+    assert not [name for name in counting.launches if "cudnn" in name]
+    assert caplog.text.count("without cuDNN's sum and ReLU on cuda:0") == (0 if line is None else 1)
+    assert line is None or line in caplog.text
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item() + 1e-8)

@@ -196,8 +196,25 @@ def fused_lstm_backward(grad_hidden: Any, grad_cell: Any, previous: Any, cell: A
     return torch.cat(grads, dim=1), through * f, torch.empty(0)
 
 
+def convolution_relu(x: Any, weight: Any, bias: Any, *how: Any) -> Any:
+    return convolution_add_relu(x, weight, None, 1.0, bias, *how)
+
+
+def convolution_add_relu(x: Any, weight: Any, other: Any, alpha: Any, bias: Any, *how: Any) -> Any:
+    """As cuDNN's: summed in float32 and rounded once."""
+    stride, padding, dilation, groups = how
+    terms = (None if value is None else value.float() for value in (x, weight, bias))
+    out = torch.ops.aten.convolution(*terms, stride, padding, dilation, False, [0] * len(stride), groups)
+    return (out if other is None else out + alpha * other.float()).relu().to(x.dtype)
+
+
 #: What a CPU has no kernel of.
-FUSED = {"aten::_thnn_fused_lstm_cell": fused_lstm, "aten::_thnn_fused_lstm_cell_backward_impl": fused_lstm_backward}
+FUSED = {
+    "aten::_thnn_fused_lstm_cell": fused_lstm,
+    "aten::_thnn_fused_lstm_cell_backward_impl": fused_lstm_backward,
+    "aten::cudnn_convolution_relu": convolution_relu,
+    "aten::cudnn_convolution_add_relu": convolution_add_relu,
+}
 
 
 def device_of(kwargs: dict[str, Any]) -> torch.device | None:

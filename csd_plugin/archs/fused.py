@@ -1,0 +1,155 @@
+"""A convolution with the sum and the ReLU after it, on a GPU in one launch and one pass over memory.
+
+cuDNN's operations for it have no public name in torch, no gradient, and are not there for all sizes. So each size is
+tried at its first use, and takes them only where they give what the plain operations give, and are no slower.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
+
+from csd_plugin.archs.short_conv import ShortConv3d
+from csd_plugin.errors import first_line
+
+logger = logging.getLogger(__name__)
+
+_LAYERS = (nn.Conv2d, nn.Conv3d, ShortConv3d)
+"""Which compute on a GPU what these of torch do."""
+_TOLERANCE = {torch.float32: 1e-2, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+"""Of results, as a share of the largest: TF32 and 16 bits round each operation."""
+_TIMES = 3
+_suits: dict[tuple[Any, ...], bool] = {}
+"""What was found out, by all that it may depend on."""
+_told: set[str] = set()
+
+
+def conv_relu(layer: nn.Module, x: Tensor, other: Tensor | None = None) -> Tensor:
+    """relu(layer(x) + other).
+
+    Args:
+        layer: called as it is where it has hooks, which want to see what comes of it, and on CPUs.
+    """
+    if x.is_cuda and type(layer) in _LAYERS and not torch.compiler.is_compiling() and not _is_watched(layer):
+        return fused(x, layer.weight, layer.bias, other, layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
+    return _sum_relu(layer(x), other)
+
+
+def fused(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None, *how: Any) -> Tensor:
+    """relu(convolution + other) on a GPU.
+
+    Args:
+        how: stride, padding, dilation, groups.
+    """
+    if has_torch_function((x, weight)):
+        return handle_torch_function(fused, (x, weight), x, weight, bias, other, *how)
+    if torch.is_autocast_enabled("cuda"):
+        dtype = torch.get_autocast_dtype("cuda")
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias, other = (None if value is None else value.to(dtype) for value in (bias, other))
+    with torch.autocast("cuda", enabled=False):
+        if _suits_here(x, weight, bias, other, how):
+            return _ConvReLU.apply(x, weight, bias, other, how)  # type: ignore[no-any-return]
+        return _by_torch(x, weight, bias, other, how)
+
+
+class _ConvReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None, how: Any) -> Tensor:
+        result = _by_cudnn(x, weight, bias, other, how)
+        ctx.save_for_backward(x, weight, result)
+        ctx.how, ctx.biases = how, None if bias is None else list(bias.shape)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, weight, result = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.how
+        grad = torch.ops.aten.threshold_backward(grad, result, 0)
+        none = [0] * len(stride)
+        gradients = torch.ops.aten.convolution_backward(
+            grad, x, weight, ctx.biases, stride, padding, dilation, False, none, groups, ctx.needs_input_grad[:3]
+        )
+        return *gradients, grad if ctx.needs_input_grad[3] else None, None
+
+
+def _by_cudnn(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None, how: Any) -> Tensor:
+    if other is None:
+        return torch.ops.aten.cudnn_convolution_relu(x, weight, bias, *how)  # type: ignore[no-any-return]
+    return torch.ops.aten.cudnn_convolution_add_relu(x, weight, other, 1.0, bias, *how)  # type: ignore[no-any-return]
+
+
+def _by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None, how: Any) -> Tensor:
+    convolve = F.conv3d if x.dim() == 5 else F.conv2d
+    return _sum_relu(convolve(x, weight, bias, *how), other)
+
+
+def _sum_relu(x: Tensor, other: Tensor | None) -> Tensor:
+    return torch.relu(x if other is None else x + other)
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+
+
+def _suits_here(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None, how: Any) -> bool:
+    key = (x.device, x.dtype, x.shape, x.stride(), weight.shape, weight.stride(), bias is None, other is None, how)
+    if key not in _suits:
+        reason = _objection(x, weight, bias, other, how)
+        _suits[key] = reason is None
+        if reason not in (None, _SLOWER, *_told):
+            _told.add(str(reason))
+            logger.warning("some convolutions run without cuDNN's sum and ReLU on %s: %s", x.device, reason)
+    return _suits[key]
+
+
+_SLOWER = "it is slower"
+
+
+@torch.no_grad()
+def _objection(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None, how: Any) -> str | None:
+    """Why these do not go through cuDNN's operations; None: they may."""
+    ours, theirs = (partial(way, x, weight, bias, other, how) for way in (_by_cudnn, _by_torch))
+    expected = theirs()
+    try:
+        found = ours()
+    except (RuntimeError, AttributeError, TypeError) as error:  # NotImplementedError is one; of another torch
+        return first_line(error)
+    if found.shape != expected.shape or found.dtype != expected.dtype or found.stride() != expected.stride():
+        return "it gives another shape"
+    limit = _TOLERANCE.get(x.dtype, 0.0) * expected.abs().max().float()
+    if not bool((found.float() - expected.float()).abs().max() <= limit):
+        return "it gives other numbers"
+    return _SLOWER if is_slower(ours, theirs, x.device) else None
+
+
+def forget() -> None:
+    """What was found out: every size is tried again."""
+    _suits.clear()
+    _told.clear()
+
+
+def is_slower(one: Callable[[], object], other: Callable[[], object], device: torch.device) -> bool:
+    """Whether the one takes longer; both have run before."""
+    return _seconds(one, device) > _seconds(other, device)
+
+
+def _seconds(action: Callable[[], object], device: torch.device) -> float:
+    taken = []
+    for _ in range(_TIMES):
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        action()
+        torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - began)
+    return min(taken)
