@@ -89,13 +89,20 @@ def use_channels_last(network: nn.Module) -> None:
             layer.to(memory_format=_CHANNELS_LAST[layer.weight.dim()])  # type: ignore[call-overload]
 
 
+def gpu_has_bf16(device: torch.device) -> bool:
+    """Whether this GPU multiplies bf16: CUDA's do since Ampere. torch's own answer counts emulation in.
+
+    Of other kinds nobody says so, and they count as not.
+    """
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _AMPERE
+
+
 def half_precision_warnings(networks: Iterable[nn.Module], dtype: torch.dtype, device: torch.device) -> list[str]:
     """What is slow about these networks in bf16 or fp16 on this device, a line each."""
     if device.type != "cuda":
         return []
     lines = []
-    capability = torch.cuda.get_device_capability(device)
-    if dtype == torch.bfloat16 and capability < _AMPERE:
+    if dtype == torch.bfloat16 and not gpu_has_bf16(device):
         name = torch.cuda.get_device_name(device)
         lines.append(f"{name} has no bf16 (GPUs have since Ampere): torch emulates it, slowly; use fp16, or float32")
     cudnn = torch.backends.cudnn.version() or 0

@@ -11,6 +11,7 @@ from torch import nn
 from csd_plugin import devices
 from csd_plugin.devices import exact_float32, forked_random, gpus_of, half_precision_warnings, pick_device
 from csd_plugin.errors import CSDError
+from csd_plugin.inference.precision import computes_bf16
 
 
 @pytest.mark.parametrize("name", ["", "-1", "cuda:-1", "cuda:9999", "cuda:1e30", "cpu:-3", "cpu:99", "meta", "mps:77"])
@@ -97,3 +98,11 @@ def test_what_a_gpu_does_slowly_in_16_bits_is_said(monkeypatch):
     for capability, cudnn, version in (((8, 0), 91500, "2.9.1"), ((9, 0), 91002, "2.8.0"), ((9, 0), 91002, "2.10.0")):
         TwoGPUs(monkeypatch, capability=capability, cudnn=cudnn, version=version)
         assert half_precision_warnings([deep], torch.bfloat16, gpu) == []
+
+
+def test_bf16_that_a_gpu_emulates_does_not_count(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+    for capability, native in (((7, 5), False), ((8, 0), True)):
+        TwoGPUs(monkeypatch, capability=capability)
+        assert computes_bf16(torch.device("cuda:1")) == native
+    assert not computes_bf16(torch.device("mps"))

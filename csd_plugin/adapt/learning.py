@@ -130,7 +130,7 @@ class Learner:
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), _GRAD_CLIP)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        if not torch.isfinite(torch.stack([loss.detach(), norm])).all():  # asked once, as it waits for a GPU
             raise CSDError(f"step {progress.step}: loss or gradient is not finite: lower --rate")
         self.optimizer.step()
         progress.step += 1

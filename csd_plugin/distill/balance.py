@@ -66,7 +66,7 @@ class Balance:
             CSDError: the reconstruction has no gradient. One that is not finite changes nothing.
         """
         norms = gradient_norms({"": recon, **losses}, parameters, scale=scale, together=True)
-        reference, *others = torch.stack(list(norms.values())).tolist()
+        reference, *others = torch.stack(list(norms.values())).cpu().tolist()
         if not math.isfinite(reference):
             return  # the step is left out
         if reference == 0:

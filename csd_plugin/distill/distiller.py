@@ -203,9 +203,9 @@ class Distiller(nn.Module):
             return self.reconstruction(output, gt.flatten(0, 1))
 
     def _changing(self, weights: Mapping[str, float], device: torch.device) -> dict[str, Tensor]:
-        """Those weights that are no fixed numbers, to be logged."""
+        """Those weights that are no fixed numbers, to be logged. A GPU fills them in; to copy them there would wait."""
         changing = [term for term, weight in self.weights.items() if isinstance(weight, Mapping)]
-        return {f"weight/{term}": torch.tensor(weights[term], device=device) for term in changing}
+        return {f"weight/{term}": torch.full((), weights[term], device=device) for term in changing}
 
     def _balanced(
         self, weights: Mapping[str, float], iteration: int, recon: Tensor, terms: Sequence[Terms]

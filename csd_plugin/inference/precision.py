@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import torch
 
+from csd_plugin.devices import gpu_has_bf16
+
 LEAST = 45.0
 """dB that frames in bf16 must be near those in fp32: far above what rain, and any network, leaves of a frame."""
 
@@ -59,8 +61,8 @@ def has_bf16() -> bool:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether a device, the CPU or a GPU of CUDA, multiplies bf16 natively."""
-    return has_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+    """Whether a device multiplies bf16 natively."""
+    return has_bf16() if device.type == "cpu" else gpu_has_bf16(device)
 
 
 def rainy_clip(length: int = _FRAMES, size: tuple[int, int] = _SIZE) -> list[np.ndarray]:

@@ -155,7 +155,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         else:
             self._skip(logged, current_iter)
         if self.skipped:
-            logged["skipped"] = torch.tensor(float(self.skipped), device=self.device)
+            logged["skipped"] = torch.full((), float(self.skipped), device=self.device)  # a copy would wait
         if current_iter % self.opt["logger"]["print_freq"] == 0:  # reading them waits for a GPU
             self.log_dict = self.reduce_loss_dict(OrderedDict(logged))
             self._warn_of_rounding(current_iter)
