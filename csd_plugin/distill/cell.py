@@ -105,7 +105,7 @@ class _FusedSteps(Steps):
         self._of_more, self._of_hidden = of_more, _channels_last(of_hidden)
         self._of_both = _channels_last(torch.cat([of_more, of_hidden], dim=1)) if of_more.shape[1] else None
         self._gates = [
-            _channels_last(F.conv2d(frames.flatten(0, 1), of_clips, bias, padding=1)).unflatten(0, frames.shape[:2])
+            F.conv2d(_thin_last(frames.flatten(0, 1)), of_clips, bias, padding=1).unflatten(0, frames.shape[:2])
             for frames in clips
         ]
         self._by_frame = [gates.unbind() for gates in self._gates]
@@ -142,6 +142,11 @@ def _together(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def _thin_last(x: Tensor) -> Tensor:
+    """channels_last also where there is one channel: it lies the same, but convolutions go by the strides."""
+    return x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2) if x.shape[1] == 1 else _channels_last(x)
 
 
 class _ThinConv(torch.autograd.Function):

@@ -7,10 +7,8 @@ import torch
 from cases import LAUNCHES, gpu, step_options
 from torch import nn
 
-from csd_plugin import registration
 from csd_plugin.models.probe import Probe
 
-registration.install()
 STEPS = 2
 
 
