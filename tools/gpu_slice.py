@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import json
 import multiprocessing
 import os
 import platform
 import shutil
 import signal
-import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +25,17 @@ VALIDATION = ("davis_bmx-trees", "davis_cows", "udacity_solidWhiteRight")
 VALIDATION_FRAMES = 28  # the test looks at frames 11 to 25, in windows of 7
 LEAST_FRAMES = 12  # of a training clip: windows of 11
 DATA = Path("datasets/rain_clips")
+TRAINING, VALIDATING = "Dataset_Training_Synthetic", "Dataset_Testing_Synthetic"
 JPEG_QUALITY = 75
-SAVED_EVERY = 60  # seconds
-PATIENCE = 20.0  # seconds after the deadline, for a step and a checkpoint
+SAVED_EVERY = 60.0  # seconds at most
+TAR_ENTRY, TAR_END = 512, 20480  # bytes: of a header, and to which contents are filled up; at a tar's end
+MARGIN = 10.0  # seconds after --seconds, when all that is left is ended
 CONTEXT_GIB = 1.0  # of a GPU's memory, that a process takes for itself
+#: Processes are forks of one that has imported these and has touched no GPU: so many of them begin at once.
+PROCESSES = multiprocessing.get_context("forkserver")
+PRELOADED = ("csd_plugin.train", "csd_plugin.test", "csd_plugin.models.probe", "csd_plugin.data.rain.renderer")
+#: how a training ends that has not failed: by its clock, or told to, with or without having saved, or killed
+ENDED = (0, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL)
 #: `--cpu`: what a rehearsal without a GPU changes, so that some steps fit
 SMALL = {
     "num_gpu": 0,
@@ -36,6 +46,7 @@ SMALL = {
     "logger.print_freq": 5,
 }
 SMALL_WIDTH = 4
+SMALL_CLIPS, SMALL_FRAMES = 4, 14
 
 
 class SliceError(RuntimeError):
@@ -48,18 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     pack = jobs.add_parser("pack-clips")
     pack.add_argument("source", type=Path)
     pack.add_argument("target", type=Path)
-    pack.add_argument("--kilobytes", type=int, required=True, help="that all of them may have")
+    pack.add_argument("--bytes", type=int, required=True, help="that all of them may take in a tar file")
     run = jobs.add_parser("run")
-    run.add_argument("--seconds", type=float, default=480, help="of training (default 480)")
+    run.add_argument("--seconds", type=float, default=540, help="for all of it (default 540)")
     run.add_argument("--out", type=Path, default=Path("slice"), help="folder for all that is made (default slice)")
     run.add_argument("--clips", type=Path, default=ROOT / "clips", help="with train/ and validation/ (default: packed)")
     run.add_argument("--before", type=Path, default=ROOT / "before", help="weights to start from (default: packed)")
     run.add_argument("--networks", nargs="+", metavar="ROW", help="rows of options/matrix/gpu_slice.yml (default all)")
+    run.add_argument("--measure", action="store_true", help="measure alone: no rain, no training")
     run.add_argument("--cpu", action="store_true", help="rehearse without a GPU: narrow networks, small crops")
     args = parser.parse_args(argv)
     try:
         if args.job == "pack-clips":
-            print(pack_clips(args.source, args.target, args.kilobytes))
+            print(pack_clips(args.source, args.target, args.bytes))
         else:
             run_slice(args)
     except (SliceError, ValueError) as error:  # CSDError is a ValueError
@@ -69,17 +81,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 # ---------------------------------------------------------------------- clips
-def pack_clips(source: Path, target: Path, kilobytes: int) -> str:
+def pack_clips(source: Path, target: Path, room: int) -> str:
     """Copy the first frames of each clip: of those for validation what the test looks at, of others what fits."""
     clips = {folder.name: sorted(folder.iterdir()) for folder in sorted(source.iterdir()) if folder.is_dir()}
     missing = [name for name in VALIDATION if name not in clips]
     if missing:
         raise SliceError(f"{source} lacks the validation clip {missing[0]}")
-    left = kilobytes * 1000
+    left = room - TAR_END - TAR_ENTRY * (len(clips) + 3)  # folders
     for name in VALIDATION:
-        left -= copy_frames(clips.pop(name)[:VALIDATION_FRAMES], target / "validation" / name)
+        frames = clips.pop(name)[:VALIDATION_FRAMES]
+        left -= packed_size(frames)
+        copy_frames(frames, target / "validation" / name)
     count = max(map(len, clips.values()), default=0)
-    while count >= LEAST_FRAMES and sum(f.stat().st_size for clip in clips.values() for f in clip[:count]) > left:
+    while count >= LEAST_FRAMES and sum(packed_size(clip[:count]) for clip in clips.values()) > left:
         count -= 1
     if count < LEAST_FRAMES:
         raise SliceError(f"{source}: {LEAST_FRAMES} frames of every clip do not fit into {max(left, 0) // 1000} KB")
@@ -88,19 +102,68 @@ def pack_clips(source: Path, target: Path, kilobytes: int) -> str:
     return f"{len(clips)} clips to train on, their first {count} frames; {len(VALIDATION)} to validate on"
 
 
-def copy_frames(frames: Sequence[Path], folder: Path) -> int:
-    """Bytes copied."""
+def packed_size(frames: Iterable[Path]) -> int:
+    """Bytes in a tar file."""
+    return sum(TAR_ENTRY * (1 - -frame.stat().st_size // TAR_ENTRY) for frame in frames)
+
+
+def copy_frames(frames: Sequence[Path], folder: Path) -> None:
     folder.mkdir(parents=True)
     for frame in frames:
         shutil.copyfile(frame, folder / frame.name)
-    return sum(frame.stat().st_size for frame in frames)
 
 
 # ---------------------------------------------------------------------- a slice
+@dataclass(frozen=True)
+class Deadlines:
+    """When each part is over, by `time.monotonic()`. What is not done by then is left out, and the table says so.
+
+    Every part ends by the clock of this process, which stops the others: a slow machine gets less done, not later.
+    Start-up, which has been measured by then, comes off first.
+
+    Args:
+        ready: when start-up was over.
+        end: of it all.
+    """
+
+    ready: float
+    end: float
+
+    def _at(self, share: float) -> float:
+        return self.ready + share * max(self.end - self.ready, 0.0)
+
+    @property
+    def rendered(self) -> float:
+        return self._at(0.2)
+
+    @property
+    def measured(self) -> float:
+        return self._at(0.35)
+
+    @property
+    def trained(self) -> float:
+        """Trainings have ended by themselves, or are told to, which makes them save."""
+        return self._at(0.8)
+
+    @property
+    def saved(self) -> float:
+        """Those that are still there are killed."""
+        return self._at(0.88)
+
+    @property
+    def tested(self) -> float:
+        return self._at(0.96)
+
+    @property
+    def saves_every(self) -> float:
+        """Seconds between two saves of a training."""
+        return min(SAVED_EVERY, self._at(0.1) - self.ready)
+
+
 @dataclass
 class Network:
-    """options, test: contents of option files. start: weights that it starts from. step: seconds, alone. memory: GiB
-    at most, 0 on a CPU."""
+    """options, test: contents of option files. start: weights that it starts from. step, forward: seconds, alone.
+    memory: GiB at most, 0 on a CPU. before: iterations of earlier slices in this folder."""
 
     row: str
     name: str
@@ -109,6 +172,7 @@ class Network:
     start: Path | None = None
     step: float = 0.0
     memory: float = 0.0
+    before: int = 0
     note: str = ""
 
     @property
@@ -126,30 +190,73 @@ class Network:
         """What a training can be resumed from, oldest first."""
         return sorted(self.folder.glob("training_states/*.state"), key=lambda file: int(file.stem))
 
+    @property
+    def steps(self) -> int:
+        """Iterations whose weights are on the disk."""
+        return int(self.states[-1].stem) if self.states else 0
+
 
 def run_slice(args: argparse.Namespace) -> None:
-    began = time.monotonic()
+    began = began_at()
+    end = began + args.seconds
     clips, before = args.clips.resolve(), args.before.resolve()
-    check_machine(args.cpu)
-    for part in ("train", "validation"):
-        if not (clips / part).is_dir():
-            raise SliceError(f"{clips} has no folder {part}; pack clips, or give --clips")
     args.out.mkdir(parents=True, exist_ok=True)
     os.chdir(args.out)
-    render_rain(clips)
-    networks = plan(args.networks, before, args.cpu)
-    measure(networks, args.cpu)
-    train(networks, args.seconds)
-    test(networks)
-    print(write_results(networks, args.seconds))
-    say(f"all of it took {time.monotonic() - began:.0f} s")
+    Path("table.md").unlink(missing_ok=True)
+    signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, max(end + MARGIN - time.monotonic(), 0.1))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by way of `finally`
+    PROCESSES.set_forkserver_preload(list(PRELOADED))
+    importlib.import_module("multiprocessing.forkserver").ensure_running()  # it imports beside this process
+    try:
+        networks = elsewhere(plan, args.networks, before, args.cpu)
+        deadlines = Deadlines(time.monotonic(), end)
+        say(f"ready after {deadlines.ready - began:.0f} s")
+        write_table(networks, args.seconds, "not begun")
+        room = elsewhere(check_machine, args.cpu)
+        if not args.measure:
+            render_rain(clips, args.cpu, deadlines.rendered)
+        measure(networks, args.cpu, deadlines.tested if args.measure else deadlines.measured)
+        if not args.measure:
+            train(networks, room, deadlines)
+            elsewhere(keep_weights, networks)
+            write_table(networks, args.seconds)  # scores come later
+            test(networks, deadlines.tested)
+        print(elsewhere(write_table, networks, args.seconds), flush=True)
+    finally:
+        end_children()
+    say(f"all of it took {time.monotonic() - began:.1f} of {args.seconds:g} s")
+
+
+def began_at() -> float:
+    """When the command did, by `time.monotonic()`: the shell script says so, as it installs packages first."""
+    return time.monotonic() - max(time.time() - float(os.environ.get("GPU_SLICE_BEGAN", "inf")), 0.0)
+
+
+def give_up(*_: object) -> None:
+    """After the last moment: stop everything. What was saved and written by then stays."""
+    end_children()
+    table = Path("table.md")
+    print(table.read_text() if table.is_file() else "nothing was begun", flush=True)
+    os.write(2, f"error: not done {MARGIN:g} s after --seconds; what is saved so far is in the table\n".encode())
+    os._exit(3)
+
+
+def end_children() -> None:
+    """Those that are still there, where this process ends before they do, and the one that they are forks of."""
+    stop(multiprocessing.active_children(), time.monotonic() + 2)
+    server = getattr(importlib.import_module("multiprocessing.forkserver"), "_forkserver", None)
+    number = getattr(server, "_forkserver_pid", None)  # which looks for its starter's end only when it has imported
+    if number is not None:
+        os.kill(number, signal.SIGKILL)
 
 
 def say(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
 
 
-def check_machine(cpu: bool) -> None:
+def check_machine(cpu: bool) -> float:
+    """GiB of the GPU's memory that are free. Raises SliceError where something is missing."""
     import torch
 
     say(f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} processors")
@@ -160,60 +267,107 @@ def check_machine(cpu: bool) -> None:
         facts = torch.cuda.get_device_properties(0)
         cudnn = torch.backends.cudnn.version()
         say(f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}, cuDNN {cudnn}")
-    elif cpu:
-        say("no GPU: a rehearsal of narrow networks, whose weights are of no use")
-    else:
+        return torch.cuda.mem_get_info()[0] / 2**30
+    if not cpu:
         raise SliceError("torch finds no GPU; --cpu rehearses without one")
+    say("no GPU: a rehearsal of narrow networks, whose weights are of no use")
+    return float("inf")
 
 
-def render_rain(clips: Path) -> None:
-    """The rain of `csd reproduce`: four versions of each training clip, one of each validation clip.
+# ---------------------------------------------------------------------- rain
+def render_rain(clips: Path, cpu: bool, until: float) -> None:
+    """The rain of `csd reproduce`, as far as time goes: four versions of a training clip, one of others.
 
     Not by `csd rain`, which reads videos too: PyAV's wheel would take half of what may travel.
+    Raises SliceError where not even one training clip gets done.
     """
     began = time.monotonic()
-    tasks = [
-        (
-            clip,
-            DATA / split / (f"{clip.name}_Rain_{version:02d}" if versions > 1 else f"{clip.name}_Rain"),
-            seed,
-            version,
-        )
-        for part, split, versions, seed in (
-            ("train", "Dataset_Training_Synthetic", 4, 0),
-            ("validation", "Dataset_Testing_Synthetic", 1, 1000),
-        )
-        for clip in sorted((clips / part).iterdir())
-        for version in range(1, versions + 1)
-    ]
-    with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, len(tasks))) as pool:
-        pool.starmap(rain_on, [task for task in tasks if not task[1].is_dir()], chunksize=1)
-    say(f"rain rendered in {time.monotonic() - began:.0f} s")
+    tasks = [task for task in rain_tasks(clips, cpu) if not task.target.is_dir()]
+    workers = min(os.cpu_count() or 1, len(tasks))
+    done = 0
+    with PROCESSES.Pool(max(workers, 1)) as pool:  # which ends with the block, whatever is left
+        results = pool.imap_unordered(rain_on, tasks)
+        try:
+            for _ in tasks:
+                results.next(max(until - time.monotonic(), 0.01))  # type: ignore[attr-defined]
+                done += 1
+        except multiprocessing.TimeoutError:
+            pass
+    training = complete(DATA / TRAINING)
+    say(f"rain rendered on {done} of {len(tasks)} clips in {time.monotonic() - began:.0f} s")
+    if not training:
+        raise SliceError(f"no training clip was rendered in {time.monotonic() - began:.0f} s; give more --seconds")
 
 
-def rain_on(clip: Path, target: Path, seed: int, version: int) -> None:
-    """A folder of rainy frames and, with the first version, the clean ones next to it."""
+@dataclass(frozen=True)
+class Rain:
+    """clip: its clean frames, of which `frames` count. target: the folder of rainy ones, beside the clean `truth`."""
+
+    clip: Path
+    target: Path
+    truth: Path
+    frames: int | None
+    seed: int
+    version: int
+
+
+def rain_tasks(clips: Path, cpu: bool) -> list[Rain]:
+    """Validation first, then a first version of every training clip, then the others. Raises SliceError."""
+    tasks = []
+    for part, split, versions, seed in (("validation", VALIDATING, 1, 1000), ("train", TRAINING, 4, 0)):
+        if not (clips / part).is_dir():
+            raise SliceError(f"{clips} has no folder {part}; pack clips, or give --clips")
+        folders = sorted((clips / part).iterdir())[: SMALL_CLIPS if cpu else None]
+        for version in range(1, 2 if cpu else versions + 1):
+            for clip in folders:
+                name = f"{clip.name}_Rain_{version:02d}" if versions > 1 else f"{clip.name}_Rain"
+                folder, frames = DATA / split, SMALL_FRAMES if cpu else None
+                tasks.append(Rain(clip, folder / name, folder / f"{clip.name}_GT", frames, seed, version))
+    return tasks
+
+
+def rain_on(task: Rain) -> None:
+    """A folder of rainy frames and, with the first version and before them, the clean ones next to it."""
     import cv2
 
     from csd_plugin.data.rain import PRESETS
     from csd_plugin.data.rain.renderer import clip_renderer
 
     cv2.setNumThreads(1)
-    draft, rain = target.with_name(f".{target.name}"), None
-    draft.mkdir(parents=True, exist_ok=True)
-    for number, file in enumerate(sorted(clip.iterdir())):
-        frame = cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB)
-        rain = rain or clip_renderer(PRESETS["nturain"], seed, clip.name, version, frame)
-        rainy = cv2.cvtColor(rain.render(frame, number), cv2.COLOR_RGB2BGR)
-        cv2.imwrite(str(draft / f"{number + 1:05d}.jpg"), rainy, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    if version == 1:
-        clean = target.with_name(f"{clip.name}_GT")
-        clean.mkdir(exist_ok=True)
-        for number, file in enumerate(sorted(clip.iterdir())):
-            shutil.copyfile(file, clean / f"{number + 1:05d}{file.suffix.lower()}")
-    draft.rename(target)
+    files = sorted(task.clip.iterdir())[: task.frames]
+    if task.version == 1 and not task.truth.is_dir():
+        with draft_of(task.truth) as draft:
+            for number, file in enumerate(files):
+                shutil.copyfile(file, draft / f"{number + 1:05d}{file.suffix.lower()}")
+    rain = None
+    with draft_of(task.target) as draft:
+        for number, file in enumerate(files):
+            frame = cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB)
+            rain = rain or clip_renderer(PRESETS["nturain"], task.seed, task.clip.name, task.version, frame)
+            rainy = cv2.cvtColor(rain.render(frame, number), cv2.COLOR_RGB2BGR)
+            cv2.imwrite(str(draft / f"{number + 1:05d}.jpg"), rainy, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
 
 
+@contextmanager
+def draft_of(folder: Path) -> Iterator[Path]:
+    """A folder that gets its name when it is whole."""
+    draft = folder.with_name(f".{folder.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    yield draft
+    draft.rename(folder)
+
+
+def complete(split: Path) -> list[str]:
+    """Remove what is half rendered: drafts, and truth without rain. Returns the clips that are left."""
+    rainy = {folder.name.split("_Rain")[0] for folder in split.glob("[!.]*_Rain*")}
+    for folder in split.glob("*"):
+        if folder.name.startswith(".") or folder.name.removesuffix("_GT") not in {*rainy, folder.name}:
+            shutil.rmtree(folder)
+    return sorted(rainy)
+
+
+# ---------------------------------------------------------------------- networks
 def plan(rows: Sequence[str] | None, before: Path, cpu: bool) -> list[Network]:
     """The networks of the matrix, starting from the weights of the slice before where it left any."""
     from csd_plugin.lab.matrix import changed, read_matrix, runs_of
@@ -224,11 +378,12 @@ def plan(rows: Sequence[str] | None, before: Path, cpu: bool) -> list[Network]:
         options, test = run.options, changed(run.test, {"num_gpu": int(not cpu)})
         if cpu:
             options = changed(options, SMALL | {"network_g.num_feat": SMALL_WIDTH})
-            test = changed(test, {"network_g.num_feat": SMALL_WIDTH, "datasets.test_1.frame_range": [11, 11]})
+            test = changed(test, {"network_g.num_feat": SMALL_WIDTH, "datasets.test_1.frame_range": [7, 7]})
         start = start_of(run.row, before, cpu)
         if start is not None:
             options = changed(options, {"path.pretrain_network_g": str(start), "path.param_key_g": "params"})
         network = Network(run.row, run.name, options, test, start)
+        network.before = network.steps
         say(f"{run.row}: from {(network.states or [start])[-1] or 'the beginning'}")
         networks.append(network)
     return networks
@@ -240,93 +395,200 @@ def start_of(row: str, before: Path, cpu: bool) -> Path | None:
     return next((file for file in (before / f"{row}.pth", *shipped) if file.is_file()), None)
 
 
-def measure(networks: Sequence[Network], cpu: bool) -> None:
-    """Seconds and memory of a step of each network alone; of the teacher, the share of the device's own rate."""
+# ---------------------------------------------------------------------- measuring
+def measure(networks: Sequence[Network], cpu: bool, until: float) -> None:
+    """Seconds and memory of a step of each network alone, in a process of its own; what it does not get to is noted."""
+    file = Path("measured.json")
+    file.unlink(missing_ok=True)
+    child = start(measure_all, [(network.row, network.options) for network in networks], cpu, file.resolve(), log=None)
+    wait([child], until)
+    stop([child], until)
+    found = json.loads(file.read_text()) if file.is_file() else {}
+    for network in networks:
+        facts = found.get(network.row, {"note": "left out: not measured in time"})
+        network.step, network.memory = facts.get("step", 0.0), facts.get("memory", 0.0)
+        network.note = facts.get("note", "")
+        if network.note:
+            say(f"{network.row} {network.note}")
+
+
+def measure_all(networks: Sequence[tuple[str, dict[str, Any]]], cpu: bool, file: Path) -> None:
+    """Into the file, network by network: step (s), memory (GiB), or a note of what failed."""
     import torch
 
-    from csd_plugin import registration
+    from csd_plugin.bench.measure import MatrixRate
+    from csd_plugin.errors import first_line
 
-    registration.install()
+    device = torch.device("cpu" if cpu else "cuda:0")
+    if cpu:
+        torch.set_num_threads(
+            1
+        )  # as the trainings that run beside each other; on a busy machine two wait for each other
+    rate = MatrixRate(device, torch.float32 if cpu else torch.bfloat16).measure()
+    say(f"matrix products: {2 * rate / 1e12:.2f} TFLOP/s in {'fp32' if cpu else 'bf16'}")
+    found: dict[str, dict[str, Any]] = {}
+    for row, options in networks:
+        try:
+            found[row] = measure_one(row, options, device, rate)
+        except (RuntimeError, ValueError) as error:  # too little memory, for one
+            found[row] = {"note": f"left out: measuring it failed: {first_line(error)}"}
+        draft = file.with_suffix(".part")
+        draft.write_text(json.dumps(found))
+        draft.rename(file)
+
+
+def measure_one(row: str, options: Mapping[str, Any], device: Any, rate: float) -> dict[str, Any]:
+    """Of the forward pass and the whole step also the share of the device's own rate, as a line."""
+    import torch
+
     from csd_plugin.archs.interface import run_network
-    from csd_plugin.bench.measure import MatrixRate, finished, seconds
+    from csd_plugin.bench.measure import finished, seconds
     from csd_plugin.bench.operations import operations
     from csd_plugin.models.probe import Probe
 
-    device = torch.device("cpu" if cpu else "cuda")
-    rate = MatrixRate(device, torch.float32 if cpu else torch.bfloat16).measure()
-    say(f"matrix products: {2 * rate / 1e12:.2f} TFLOP/s in {'fp32' if cpu else 'bf16'}")
-    for network in networks:
-        if not cpu:
-            torch.cuda.reset_peak_memory_stats()
-        probe = Probe(network.options)
-        step = finished(probe.step, device)
-        step()
-        network.step = min(seconds(step) for _ in range(2 if cpu else 10))
-        network.memory = 0.0 if cpu else torch.cuda.max_memory_allocated() / 2**30
-        model = probe.model
-        useful = operations(model.net_g, model.num_frame).useful * model.gt.numel() / 3
+    on_gpu, times = device.type == "cuda", 10 if device.type == "cuda" else 2
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    probe = Probe(options)
+    model, step = probe.model, finished(probe.step, device)
+    step()
+    took = min(seconds(step) for _ in range(times))
+    memory = torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else 0.0
+    useful = operations(model.net_g, model.num_frame).useful * model.gt.numel() / 3
 
-        def forward(model: Any = model) -> None:
-            with torch.no_grad():
-                run_network(
-                    model.net_g,
-                    model.lq,
-                    model.gt.shape[1],
-                    model.interface_of(model.net_g),
-                    autocast=model.autocast_dtype,
-                )
+    def forward() -> None:
+        with torch.no_grad():
+            interface = model.interface_of(model.net_g)
+            run_network(model.net_g, model.lq, model.gt.shape[1], interface, autocast=model.autocast_dtype)
 
-        once = finished(forward, device)
-        once()
-        ahead = min(seconds(once) for _ in range(2 if cpu else 10))
-        say(
-            f"{network.row}: step {1e3 * network.step:.1f} ms ({3 * useful / network.step / rate:.1%} of matrix "
-            f"products), forward {1e3 * ahead:.1f} ms ({useful / ahead / rate:.1%}), {network.memory:.1f} GiB"
-        )
-        del probe, model, step, once
-        if not cpu:
-            torch.cuda.empty_cache()
+    once = finished(forward, device)
+    once()
+    ahead = min(seconds(once) for _ in range(times))
+    say(
+        f"{row}: step {1e3 * took:.1f} ms ({3 * useful / took / rate:.1%} of matrix products), forward "
+        f"{1e3 * ahead:.1f} ms ({useful / ahead / rate:.1%}), {memory:.1f} GiB"
+    )
+    return {"step": took, "memory": memory}
 
 
-def train(networks: Sequence[Network], length: float) -> None:
+# ---------------------------------------------------------------------- processes
+def start(target: Callable[..., None], *arguments: Any, log: Path | None) -> Any:
+    """A process that has imported everything already. log: where its output goes; None: to this one's."""
+    child = PROCESSES.Process(target=in_child, args=(target, arguments, log))
+    child.start()
+    return child
+
+
+def elsewhere(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns, called in such a process: this one imports nothing that takes long."""
+    with PROCESSES.Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def in_child(target: Callable[..., None], arguments: Sequence[Any], log: Path | None) -> None:
+    if log is not None:
+        with log.open("a", encoding="utf-8") as sink:
+            os.dup2(sink.fileno(), 1)
+            os.dup2(sink.fileno(), 2)
+    multiprocessing.set_start_method("fork", force=True)  # a loader's workers would import everything anew
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    target(*arguments)
+
+
+def end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def launch(job: str, network: Network, options: Mapping[str, Any], processes: int) -> Any:
+    """`csd_plugin.train` or `.test` of this network, one of so many at a time."""
+    import yaml
+
+    file, log = Path("options", f"{network.row}_{job}.yml"), Path("logs", f"{network.row}.log")
+    for path in (file, log):
+        path.parent.mkdir(exist_ok=True)
+    file.write_text(yaml.safe_dump(dict(options), sort_keys=False), encoding="utf-8")
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    return start(launched, job, str(file), threads, time.monotonic(), log=log.resolve())
+
+
+def launched(job: str, file: str, threads: int, began: float) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    module = importlib.import_module(f"csd_plugin.{job}")
+    trains = job == "train"
+    sys.argv = [f"csd_plugin.{job}", "-opt", file, *(["--auto_resume"] if trains else [])]
+    sys.exit(module.main(began) if trains else module.main())
+
+
+def wait(children: Iterable[Any], until: float) -> None:
+    """For all of them, but no longer than this."""
+    for child in children:
+        child.join(max(until - time.monotonic(), 0.0))
+
+
+def stop(children: Iterable[Any], until: float) -> list[Any]:
+    """Tell those that are still there to end, and kill them at `until`. Returns those that had to be told."""
+    late = [child for child in children if child.is_alive()]
+    for child in late:
+        child.terminate()
+    wait(late, until)
+    for child in late:
+        child.kill()
+        child.join()
+    return late
+
+
+# ---------------------------------------------------------------------- training
+def train(networks: Sequence[Network], room: float, deadlines: Deadlines) -> None:
     """All that fit into the GPU's memory at once, each in a process; they end by the clock, or are stopped."""
     began = time.monotonic()
-    chosen = fitting(networks, free_memory(), resident_memory())
-    processes = {}
+    if all(network.note for network in networks):
+        return
+    chosen = fitting([one for one in networks if not one.note], room, elsewhere(resident_memory))
+    spent = elsewhere(seconds_before, chosen)
+    children = {}
     for network in chosen:
-        left = length - (time.monotonic() - began)
-        network.options["train"]["max_seconds"] = round(seconds_before(network) + left, 1)
-        network.options["logger"]["save_checkpoint_freq"] = max(1, round(SAVED_EVERY / (network.step * len(chosen))))
-        processes[network.row] = launch("train", network, network.options, len(chosen))
+        left = deadlines.trained - time.monotonic()
+        if left <= 0:
+            network.note = "not begun: no time was left"
+            continue
+        network.options["train"]["max_seconds"] = round(spent[network.row] + left, 1)
+        every = deadlines.saves_every / (network.step * len(chosen))
+        network.options["logger"]["save_checkpoint_freq"] = max(1, round(every))
+        children[network.row] = launch("train", network, network.options, len(chosen))
+    wait(children.values(), deadlines.trained)
+    late = stop(children.values(), deadlines.saved)
     for network in chosen:
-        process = processes[network.row]
-        try:
-            process.wait(max(0.0, began + length + PATIENCE - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)  # which saves
-            network.note = "stopped late"
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        if process.returncode not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):  # the last: it had ended by itself
-            network.note = f"training failed with status {process.returncode}: {last_error(network)}"
-    say(f"{len(chosen)} networks trained for {time.monotonic() - began:.0f} s")
+        if network.row in children:
+            child = children[network.row]
+            network.note = how_it_ended(network, child.exitcode, child in late)
+    ended = "; ".join(f"{one.row} {one.steps - one.before:,}" for one in chosen)
+    say(f"{len(children)} networks trained for {time.monotonic() - began:.0f} s; steps: {ended}")
 
 
-def seconds_before(network: Network) -> float:
-    """Those that a training has had which is resumed, as its clock counts them."""
+def how_it_ended(network: Network, status: int, late: bool) -> str:
+    """Of a training: nothing where it did so by its clock. late: it was told to, or killed."""
+    if status not in ENDED or (status == -signal.SIGKILL and not late):
+        return f"training failed with status {status}: {last_error(network)}"
+    if network.steps == network.before:
+        return "not begun: its first step was not done in time" if late else "no step was saved"
+    if status == -signal.SIGKILL:
+        return f"killed: it took longer to end; weights of its last save, step {network.steps:,}"
+    return "stopped: its step at the end took longer than those before" if late else ""
+
+
+def seconds_before(networks: Sequence[Network]) -> dict[str, float]:
+    """By row, those that a training has had which is resumed, as its clock counts them."""
     import torch
 
-    return float(torch.load(network.states[-1], map_location="cpu")["seconds"]) if network.states else 0.0
-
-
-def free_memory() -> float:
-    """GiB of the GPU."""
-    import torch
-
-    return torch.cuda.mem_get_info()[0] / 2**30 if torch.cuda.is_available() else float("inf")
+    newest = {network.row: network.states[-1] for network in networks if network.states}
+    had = {row: float(torch.load(state, map_location="cpu")["seconds"]) for row, state in newest.items()}
+    return {network.row: had.get(network.row, 0.0) for network in networks}
 
 
 def resident_memory() -> float:
@@ -334,7 +596,7 @@ def resident_memory() -> float:
     import cv2
 
     total = 0
-    for clip in (DATA / "Dataset_Training_Synthetic").iterdir():
+    for clip in (DATA / TRAINING).iterdir():
         frames = sorted(clip.iterdir())
         total += len(frames) * cv2.imread(str(frames[0])).nbytes
     return total / 2**30
@@ -354,67 +616,80 @@ def fitting(networks: Sequence[Network], room: float, resident: float) -> list[N
     return chosen
 
 
-def launch(job: str, network: Network, options: Mapping[str, Any], processes: int) -> subprocess.Popen[Any]:
-    import yaml
-
-    file, log = Path("options", f"{network.row}_{job}.yml"), Path("logs", f"{network.row}.log")
-    for path in (file, log):
-        path.parent.mkdir(exist_ok=True)
-    file.write_text(yaml.safe_dump(dict(options), sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", f"csd_plugin.{job}", "-opt", str(file)]
-    command += ["--auto_resume"] if job == "train" else []
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
-    with log.open("a", encoding="utf-8") as sink:
-        return subprocess.Popen(command, stdout=sink, stderr=sink, env=environment)
-
-
 def last_error(network: Network) -> str:
     lines = Path("logs", f"{network.row}.log").read_text(encoding="utf-8", errors="replace").splitlines()
     return next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "no output")
 
 
-def test(networks: Sequence[Network]) -> None:
-    """Those that have weights, at once: whole frames of the validation clips."""
-    ready = [network for network in networks if network.newest is not None]
-    processes = {}
-    for network in ready:
-        options = network.test | {"path": network.test["path"] | {"pretrain_network_g": str(network.newest)}}
-        processes[network.row] = launch("test", network, options, len(ready))
-    for network in ready:
-        if processes[network.row].wait():
-            network.note = f"test failed: {last_error(network)}"
+# ---------------------------------------------------------------------- results
+def test(networks: Sequence[Network], until: float) -> None:
+    """Those that have weights, on whole frames of the validation clips; as many at once as there are processors."""
+    for network in networks:  # scores of earlier slices are not those of these weights
+        result_of(network).unlink(missing_ok=True)
+    waiting = [network for network in networks if network.newest is not None]
+    if not (DATA / VALIDATING).is_dir():
+        waiting = []
+    running: dict[str, tuple[Network, Any]] = {}
+    at_once = os.cpu_count() or 1
+    while (waiting or running) and time.monotonic() < until:
+        while waiting and len(running) < at_once:
+            network = waiting.pop(0)
+            options = network.test | {"path": network.test["path"] | {"pretrain_network_g": str(network.newest)}}
+            running[network.row] = network, launch("test", network, options, at_once)
+        for row, (network, child) in list(running.items()):
+            child.join(0.02)
+            if child.exitcode is not None:
+                del running[row]
+                if child.exitcode:
+                    add_note(network, f"test failed: {last_error(network)}")
+    for network, child in running.values():
+        child.kill()
+        child.join()
+        add_note(network, "not tested: no time was left")
+    for network in waiting:
+        add_note(network, "not tested: no time was left")
 
 
-def write_results(networks: Sequence[Network], length: float) -> str:
-    """Weights by row, for the next slice too, and the table. Returns the table.
+def result_of(network: Network) -> Path:
+    return Path("results", network.name, "validation.json")
 
-    A network that has not trained keeps the weights that it would have started from.
-    """
+
+def add_note(network: Network, note: str) -> None:
+    network.note = "; ".join(filter(None, (network.note, note)))
+
+
+def keep_weights(networks: Sequence[Network]) -> None:
+    """By row, for the next slice too. A network that has not trained keeps those that it would have started from."""
     import torch
 
-    from csd_plugin.metrics.results import load_results
-
     Path("weights").mkdir(exist_ok=True)
-    lines = [
-        f"A slice of {length:g} s; PSNR in dB / SSIM of the luma on {', '.join(VALIDATION)}, frames 11 to 25.",
-        "",
-        "| network | steps | ms of a step alone | validation | |",
-        "| --- | ---: | ---: | ---: | --- |",
-    ]
     for network in networks:
-        kept, score = Path("weights", f"{network.row}.pth"), "-"
+        kept = Path("weights", f"{network.row}.pth")
         if network.newest is not None:
             weights = torch.load(network.newest, map_location="cpu", weights_only=True)
             torch.save({"params": weights.get("params_ema", weights["params"])}, kept)
         elif network.start is not None:
             shutil.copyfile(network.start, kept)
-        results = Path("results", network.name, "validation.json")
+
+
+def write_table(networks: Sequence[Network], length: float, note: str = "") -> str:
+    """`table.md`; returns it. note: for networks that have none."""
+    lines = [
+        f"A slice of {length:g} s; PSNR in dB / SSIM of the luma on {', '.join(VALIDATION)}.",
+        "",
+        "| network | steps | of this slice | ms of a step alone | validation | |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for network in networks:
+        score, results = "-", result_of(network)
         if results.is_file():
+            from csd_plugin.metrics.results import load_results
+
             found = load_results(results).scores.summary()
             score = f"{found['nturain_y/psnr']:.2f} / {found['nturain_y/ssim']:.4f}"
-        steps = int(network.states[-1].stem) if network.states else 0
-        alone = f"{1e3 * network.step:.1f}"
-        lines.append(f"| {network.row} | {steps:,} | {alone} | {score} | {network.note} |")
+        alone, steps = f"{1e3 * network.step:.1f}" if network.step else "-", network.steps
+        new = steps - network.before
+        lines.append(f"| {network.row} | {steps:,} | {new:,} | {alone} | {score} | {network.note or note} |")
     text = "\n".join(lines)
     Path("table.md").write_text(text + "\n", encoding="utf-8")
     return text

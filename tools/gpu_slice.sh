@@ -1,14 +1,21 @@
 #!/usr/bin/env bash
-# A slice of training on a machine with one GPU and no network, lent for minutes.
+# A slice of training on a machine with one GPU and no network, rented for minutes.
 #
 #   bash tools/gpu_slice.sh pack --clips CLEAN [--before SLICE/weights] [--python 3.12] OUT.tar   here: all that travels
-#   bash tools/gpu_slice.sh run [--seconds 480] [--out slice] [--cpu] ..                  there, in the unpacked folder
+#   bash tools/gpu_slice.sh run [--seconds 540] [--out slice] [--measure] [--cpu] ..              there, unpacked
 #
 # `pack` fetches the wheels that such a machine lacks and takes of every clip as many frames as fit, below 60 MB in all.
 # `run` installs them, checks the machine, renders the rain, measures, trains several networks side by side, tests them,
 # and leaves weights, logs and a table in the folder --out. Networks start from the weights of the slice before, else
 # from those that ship. With the same --out again, trainings are resumed.
+# `--seconds` are for all of it, from this command's start to its table. On a slow machine less gets done, not later:
+# what has not begun, or was cut off, is named in the table. Should anything hang, all of it is ended 10 seconds later.
 # The machine brings Python, torch, NumPy, OpenCV, PyYAML, SciPy and scikit-image.
+#
+# Where a command may run for ten minutes and brings back what lies in $OUT, two commands, with slice.tar at hand:
+#   mkdir s && tar -xf slice.tar -C s && cd s && bash tools/gpu_slice.sh run --measure --seconds 120 --out "$OUT"
+#   mkdir -p s && tar -xf slice.tar -C s && cd s && { bash tools/gpu_slice.sh run --seconds 540; cd slice && cp -r weights logs table.md measured.json "$OUT"; }
+# The next slice, on a new machine, goes on from these weights: pack with --before.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 limit_mb=60
@@ -37,10 +44,10 @@ pack() {
     git -C "$here" archive HEAD csd_plugin options tools pyproject.toml | tar -x -C "$stage"
     fetch_wheels "$stage/wheels" "$python"
     if [ -n "$before" ]; then cp -r "$before" "$stage/before"; fi
-    local left=$((limit_mb * 1000 - $(du -sk --apparent-size "$stage" | cut -f1) - 500)) # for tar's own
-    python3 "$here/tools/gpu_slice.py" pack-clips "$clips" "$stage/clips" --kilobytes "$left"
+    local left=$((limit_mb * 1000000 - $(tar -cf - -C "$stage" . | wc -c)))
+    python3 "$here/tools/gpu_slice.py" pack-clips "$clips" "$stage/clips" --bytes "$left"
     tar -cf "$out" -C "$stage" .
-    echo "$out: $(($(stat -c %s "$out") / 1000000)) MB"
+    echo "$out: $(stat -c %s "$out") bytes"
 }
 
 fetch_wheels() { # folder, Python version: built here where a package comes as source alone
@@ -63,6 +70,8 @@ fetch_wheels() { # folder, Python version: built here where a package comes as s
 
 run() {
     local python=${PYTHON:-python3} site
+    export GPU_SLICE_BEGAN # what is done before Python begins counts too
+    GPU_SLICE_BEGAN=$(date +%s.%N)
     site=$(mktemp -d)
     "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$here"/wheels/*.whl ||
         fail "the wheels do not fit this machine's Python ($("$python" --version)): pack again with --python"

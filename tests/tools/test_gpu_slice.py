@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,11 +79,13 @@ def test_networks_are_started_in_order_as_long_as_the_gpu_has_room(tool, capsys,
 def test_the_room_is_what_the_gpu_says(tool, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 * 2**30, 80 * 2**30))
-    assert tool.free_memory() == 3
+    facts = SimpleNamespace(name="a GPU", total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
+    assert tool.check_machine(cpu=False) == 3
 
 
 def test_weights_come_back_of_what_trained_and_of_what_did_not(tool, slice_folder):
-    trained, waited, new = network(tool, "trained"), network(tool, "waited"), network(tool, "new")
+    trained, waited, new = network(tool, "trained", before=4), network(tool, "waited"), network(tool, "new")
     waited.start = slice_folder / "before.pth"
     torch.save({"params": {"a": torch.tensor(1.0)}}, waited.start)
     models, states = trained.folder / "models", trained.folder / "training_states"
@@ -89,8 +95,119 @@ def test_weights_come_back_of_what_trained_and_of_what_did_not(tool, slice_folde
             {"params": {"a": torch.tensor(0.0)}, "params_ema": {"a": torch.tensor(value)}}, models / f"net_g_{name}.pth"
         )
     torch.save({"seconds": 12.5}, states / "7.state")
-    table = tool.write_results([trained, waited, new], 60)
+    networks = [trained, waited, new]
+    tool.keep_weights(networks)
+    table = tool.write_table(networks, 60, "not begun")
     kept = {file.stem: torch.load(file)["params"]["a"].item() for file in (slice_folder / "weights").iterdir()}
     assert kept == {"trained": 3.0, "waited": 1.0}
-    assert "| trained | 7 |" in table and "| new | 0 |" in table
-    assert tool.seconds_before(trained) == 12.5 and tool.seconds_before(new) == 0
+    assert "| trained | 7 | 3 |" in table and "| new | 0 | 0 | - | - | not begun |" in table
+    assert tool.seconds_before(networks) == {"trained": 12.5, "waited": 0, "new": 0}
+
+
+def test_parts_of_a_slice_end_in_order_within_it_whatever_start_up_took(tool):
+    for ready in (3.0, 50.0, 60.0, 75.0):
+        deadlines = tool.Deadlines(ready=ready, end=60.0)
+        ends = [getattr(deadlines, part) for part in ("rendered", "measured", "trained", "saved", "tested")]
+        assert ends == sorted(ends) and ready <= ends[0] and ends[-1] <= max(ready, 60)
+        assert deadlines.saves_every <= tool.SAVED_EVERY
+
+
+@pytest.mark.parametrize(
+    ("status", "steps", "late", "note"),
+    [
+        (0, 9, False, ""),
+        (143, 9, True, "stopped: "),
+        (-9, 9, True, "killed: it took longer to end; weights of its last save, step 9"),
+        (-15, 4, True, "not begun: its first step was not done in time"),
+        (-9, 9, False, "training failed with status -9"),
+        (2, 9, False, "training failed with status 2: error: no such clip"),
+    ],
+)
+def test_how_a_training_ended_is_said(tool, slice_folder, status, steps, late, note):
+    one = network(tool, "row", before=4)
+    (one.folder / "training_states").mkdir(parents=True)
+    (one.folder / f"training_states/{steps}.state").touch()
+    Path("logs").mkdir()
+    Path("logs/row.log").write_text("error: no such clip\n")
+    found = tool.how_it_ended(one, status, late)
+    assert found.startswith(note) and bool(found) == bool(note)
+
+
+def test_half_rendered_clips_are_removed(tool, slice_folder):
+    for folder in ("a_GT", "a_Rain_01", ".a_Rain_02", "b_GT", ".c_GT"):
+        (slice_folder / "rain" / folder).mkdir(parents=True)
+    assert tool.complete(slice_folder / "rain") == ["a"]
+    assert sorted(folder.name for folder in (slice_folder / "rain").iterdir()) == ["a_GT", "a_Rain_01"]
+
+
+def test_clips_are_packed_into_the_room_there_is(tool, tmp_path):
+    for name in (*tool.VALIDATION, "x", "y"):
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        for number in range(30):
+            (tmp_path / "clips" / name / f"{number:02d}.jpg").write_bytes(bytes(1000 + number))
+    room = 300_000
+    assert "2 clips" in tool.pack_clips(tmp_path / "clips", tmp_path / "packed", room)
+    with tarfile.open(tmp_path / "all.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.add(tmp_path / "packed", "clips")
+    assert 0.8 * room < (tmp_path / "all.tar").stat().st_size <= room
+    with pytest.raises(tool.SliceError, match="do not fit"):
+        tool.pack_clips(tmp_path / "clips", tmp_path / "less", 150_000)
+
+
+#: A slice whose trainings and tests do what no machine does in time.
+STUCK = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import gpu_slice as tool
+
+def stuck(*_):
+    time.sleep(600)
+
+def planned(*_):
+    return [tool.Network("row", "row", {}, {})]
+
+def checked(*_):
+    return 0.0
+
+if __name__ == "__main__":
+    tool.MARGIN, tool.PRELOADED = 1.0, ()
+    if sys.argv[2] == "start-up":
+        tool.plan = stuck
+    else:
+        tool.plan, tool.check_machine = planned, checked
+        tool.render_rain = lambda *_: None
+        tool.measure_all = stuck
+    sys.exit(tool.main(["run", "--cpu", "--seconds", "3"]))
+"""
+
+
+@pytest.mark.parametrize(("what", "status"), [("start-up", 3), ("measuring", 0)])
+def test_a_slice_ends_whatever_hangs(tmp_path, what, status):
+    """Its own clock ends what hangs in another process, and in the end itself."""
+    (tmp_path / "stuck.py").write_text(STUCK)
+    command = [sys.executable, str(tmp_path / "stuck.py"), str(ROOT / "tools"), what]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == status, done.stdout + done.stderr
+    if what == "start-up":
+        assert "error: not done 1 s after --seconds" in done.stderr
+    else:
+        assert "left out: not measured in time" in (tmp_path / "slice/table.md").read_text()
+
+
+def test_what_is_imported_before_trainings_fork_touches_no_gpu(tool):
+    """A process that has asked CUDA for anything cannot be forked."""
+    program = """
+import importlib, sys, torch
+def refuse(*_, **__):
+    raise SystemExit("asked for a GPU")
+for name in ("is_available", "_lazy_init", "device_count", "current_device", "get_device_capability"):
+    setattr(torch.cuda, name, refuse)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+assert torch.get_num_threads() and "csd_plugin.train" in sys.modules
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *tool.PRELOADED], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
