@@ -2,6 +2,7 @@
 
     python tools/doors.py                            trees made from the installed BasicSR
     python tools/doors.py ~/BasicSR ~/Real-ESRGAN    and copies of these checkouts
+    python tools/doors.py --door "csd link"          by one door
 
 A door is `csd_plugin.activate()` in train.py, `csd link PATH` or `csd link --hook`. A tree is BasicSR itself or a
 project on it. All of it are copies in a temporary folder, with an environment of their own. Each pair trains a tiny
@@ -422,8 +423,10 @@ def main() -> int:
     parser.add_argument(
         "checkouts", metavar="CHECKOUT", type=Path, nargs="*", help="of BasicSR, of a fork, or of a project on it"
     )
+    parser.add_argument("--door", choices=DOORS, action="append", help="only this one; may be given again")
+    args = parser.parse_args()
     makers: list[Callable[..., Tree]] = [released, example_project, packaged_project]
-    makers += [partial(checked_out, checkout=checkout) for checkout in parser.parse_args().checkouts]
+    makers += [partial(checked_out, checkout=checkout) for checkout in args.checkouts]
 
     failed = 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -435,7 +438,7 @@ def main() -> int:
         print(f"| tree | door | train | validate | resume | test | {len(faults)} faulty files | undone |")
         print("|---|---|---|---|---|---|---|---|")
         for number, maker in enumerate(makers):
-            for door in DOORS:
+            for door in args.door or DOORS:
                 tree = maker(base / f"tree_{number}_{DOORS.index(door)}", python)
                 before = sources(tree)
                 open_door(tree, door)
