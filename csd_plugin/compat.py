@@ -29,6 +29,7 @@ from csd_plugin.data.stores.lmdb import DATA, environment
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.lifeline import lifeline
 from csd_plugin.records import Board
+from csd_plugin.versions import OPTIONS_OF_TODAY
 
 _torchvision_schemas: list[Any] = []  # a Library unregisters its operators when it is collected
 
@@ -67,7 +68,13 @@ def import_torchvision() -> None:
 
 
 def repair_toolbox() -> None:
-    """Repairs that serve everybody who uses our classes, in our launchers and in the toolbox's own train.py."""
+    """Repairs that serve everybody who uses our classes, in our launchers and in the toolbox's own train.py.
+
+    Raises CSDError for a toolbox that is too old: a clone has no version that `versions` could look at.
+    """
+    options = importlib.import_module("basicsr.utils.options")
+    if not hasattr(options, OPTIONS_OF_TODAY):
+        raise CSDError(f"{options.__file__}: an older BasicSR, without --force_yml; use 1.4.2 or newer")
     misc = importlib.import_module("basicsr.utils.misc")
     if hasattr(misc.check_resume, "__wrapped__"):
         return

@@ -8,18 +8,20 @@ from contextlib import contextmanager
 from csd_plugin.errors import CSDError, announce
 from csd_plugin.versions import check_versions
 
+_ALWAYS = ("PIL", "av", "cv2", "filelock", "jinja2", "lmdb", "numpy", "safetensors", "torch", "tqdm")
+"""The dependencies of pyproject.toml, by the modules that their packages hold."""
 _EXTRAS = {
-    "train": ("filelock", "mmengine", "pydantic", "scipy", "tensorboard", "yaml"),
+    "train": ("mmengine", "pydantic", "scipy", "tensorboard", "yaml"),
     "archives": ("libarchive", "rarfile"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "openvino": ("openvino",),
     "figures": ("matplotlib",),
     "metrics": ("lpips", "mmeval"),
 }
-"""Of pyproject.toml, by the modules that their packages hold."""
-_EXTRA_OF = {module: extra for extra, modules in _EXTRAS.items() for module in modules}
+"""Its extras, likewise."""
+_IN_SOURCES = {module: f"pip install '.[{extra}]'" for extra, modules in _EXTRAS.items() for module in modules}
+_IN_SOURCES |= dict.fromkeys(_ALWAYS, "pip install .")
 _COMMANDS = {
-    "safetensors": "pip install safetensors",
     "torchvision": "pip install torchvision, the version that goes with your torch",
     "basicsr": "pip install --no-build-isolation basicsr==1.4.2",  # its setup.py needs torch
 }
@@ -34,8 +36,8 @@ def needed_by(job: str) -> Iterator[None]:
         module = (error.name or "").partition(".")[0]
         if module in _COMMANDS:
             command = _COMMANDS[module]
-        elif module in _EXTRA_OF:
-            command = f"pip install '.[{_EXTRA_OF[module]}]' in the folder of csd-plugin's sources"
+        elif module in _IN_SOURCES:
+            command = f"{_IN_SOURCES[module]} in the folder of csd-plugin's sources"
         else:
             raise
         fault = "" if isinstance(error, ModuleNotFoundError) else f", which cannot be imported ({error})"

@@ -16,6 +16,8 @@ OLDEST = {"av": "18.1", "numpy": "1.26", "torch": "2.4"}
 """What all of ours needs."""
 TOOLBOX = {"basicsr": "1.4.2", "torchvision": "0.19"}
 """What training with BasicSR needs in addition."""
+OPTIONS_OF_TODAY = "_postprocess_yml_value"
+"""What `basicsr.utils.options` has since 1.3.4.2: a clone without it is too old. Clones are not installed packages."""
 
 
 def check_versions(job: str, *, toolbox: bool = False) -> None:

@@ -61,10 +61,11 @@ def _run_job(argv: Sequence[str] | None) -> int:
     job = overview.parse_args(argv[:1]).job
     try:
         check_versions(f"csd {job}")
+        with needed_by(f"csd {job}"):
+            module = importlib.import_module(f"csd_plugin.cli.{job}")
     except CSDError as error:
         return _fail(job, str(error))
 
-    module = importlib.import_module(f"csd_plugin.cli.{job}")
     parser = argparse.ArgumentParser(
         prog=f"csd {job}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from csd_plugin import atomic
 from csd_plugin.errors import CSDError
 from csd_plugin.link.git import Checkout, checkout_of
+from csd_plugin.link.standalone import call_linked
 from csd_plugin.link.trees import ARCHS, MODELS, Tree
 
 _MARK = "# csd link "
@@ -87,16 +89,10 @@ def content_of(name: str) -> str:
     Args:
         name: `trees.MODELS` or `trees.ARCHS`.
     """
-    call = _CALLS[name]
     body = (
         "# Written by csd-plugin. `csd link --undo` removes it; without csd-plugin it does nothing.\n"
-        "try:\n"
-        "    from csd_plugin.link import linked\n"
-        "except ImportError as error:\n"
-        '    if not (error.name or "").startswith("csd_plugin"):\n'
-        "        raise\n"
-        "else:\n"
-        f"    linked.{call}()\n"
+        f"{inspect.getsource(call_linked)}\n\n"
+        f'{call_linked.__name__}("{_CALLS[name]}")\n'
     )
     return f"{_MARK}{_checksum(body)}\n{body}"
 

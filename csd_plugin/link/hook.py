@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import sysconfig
 from pathlib import Path
 
 from csd_plugin import atomic
 from csd_plugin.errors import CSDError
+from csd_plugin.link.standalone import call_linked, wait_for_toolbox
 
 NAME = "csd_plugin_hook.pth"
-"""Python reads such files in the order of names: this one after those by which installers make our folder known."""
-LINE = r'import sys; exec("try:\n import csd_plugin.link.startup\nexcept (ImportError, OSError):\n pass")' + "\n"
-"""Python runs a single line. It must not print anything, as every program would print it."""
+"""Python runs the lines of such files at its start."""
+
+
+def _line() -> str:
+    """Python runs a single line. It imports nothing of ours: csd-plugin may be exchanged meanwhile, or be gone."""
+    functions = "\n\n".join(inspect.getsource(function) for function in (call_linked, wait_for_toolbox))
+    text = f"# Written by csd-plugin; `csd link --hook --undo` removes it.\n{functions}\nwait_for_toolbox()\n"
+    return f"import sys; exec({text!r}, {{'__name__': 'csd_plugin_hook'}})\n"
+
+
+LINE = _line()
 
 
 def hook_file() -> Path:

@@ -11,9 +11,12 @@ from pathlib import Path
 
 from csd_plugin.errors import CSDError
 from csd_plugin.lifeline import lifeline
+from csd_plugin.versions import OPTIONS_OF_TODAY
 
 MODELS, ARCHS = "models/csd_model.py", "archs/csd_arch.py"
 """The files. The toolbox imports all files in these folders whose names end in `_model.py` and `_arch.py`."""
+_OPTIONS = "def ordered_yaml"
+"""In `utils/options.py` of every BasicSR."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,7 @@ class Tree:
 
     def _version(self) -> str:
         for file in (self.package / "version.py", self.package.parent / "VERSION"):
-            try:
-                found = re.search(r"\d+(\.\d+)+", file.read_text(encoding="utf-8", errors="replace"))
-            except OSError:
-                continue
+            found = re.search(r"\d+(\.\d+)+", _text(file))
             if found:
                 return f" {found[0]}"
         return ""
@@ -63,7 +63,7 @@ class Tree:
         """Whether it imports what torchvision 0.17 has moved. Its networks are imported before its data sets."""
         data = self.package / "data" / "degradations.py"
         scans = _scans(self.package / "archs" / "__init__.py", "_arch.py")
-        return scans and data.is_file() and "functional_tensor" in data.read_text(encoding="utf-8", errors="replace")
+        return scans and "functional_tensor" in _text(data)
 
 
 def find_tree(path: Path | None = None) -> Tree:
@@ -91,9 +91,11 @@ def find_tree(path: Path | None = None) -> Tree:
         names = ", ".join(folder.name for folder in found)
         raise CSDError(f"{path}: more than one package imports its *_model.py ({names}); give the folder of one")
     package = found[0]
-    if (package / "utils").is_dir() and not (package / "utils" / "registry.py").is_file():
-        raise CSDError(f"{package}: an older BasicSR, without registries; 1.3 and later can be linked")
-    return Tree(package, toolbox=(package / "utils" / "registry.py").is_file())
+    options, registry = _text(package / "utils" / "options.py"), (package / "utils" / "registry.py").is_file()
+    toolbox = registry or _OPTIONS in options  # a project may have an utils of its own
+    if toolbox and not (registry and OPTIONS_OF_TODAY in options):
+        raise CSDError(f"{package}: an older BasicSR, without registries or --force_yml; 1.4.2 and later can be linked")
+    return Tree(package, toolbox)
 
 
 def import_fault(name: str, folder: Path | None = None) -> str:
@@ -140,8 +142,13 @@ def _is_scanned(folder: Path) -> bool:
 
 def _scans(init: Path, ending: str) -> bool:
     """Whether a package's `__init__` imports its files of this ending."""
-    try:
-        text = init.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
+    text = _text(init)
     return ending in text and "import_module" in text
+
+
+def _text(file: Path) -> str:
+    """Of a file; empty where there is none."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -71,26 +71,96 @@ def test_the_variable_switches_it_off(toolbox):
     assert python(SPEAKING + "import basicsr", path=(ROOT, toolbox), CSD_NO_HOOK="1").stdout == "toolbox\n"
 
 
-def test_other_programs_pay_for_three_small_files():
+def test_other_programs_import_nothing_for_it():
     loaded = "print(*sorted(sys.modules))"  # `os` is there in every Python that reads .pth files
     more = set(python(loaded).stdout.split()) - set(python(loaded, before="import os\n").stdout.split())
-    assert more == {"csd_plugin", "csd_plugin.link", "csd_plugin.link.startup"}
+    assert more == set()
 
 
-@pytest.mark.parametrize("left", [None, "", "raise PermissionError(13, 'Permission denied')"])
-def test_without_the_plugin_nothing_happens_and_nothing_is_said(tmp_path, left):
-    if left is not None:
-        (tmp_path / "csd_plugin").mkdir()
-        (tmp_path / "csd_plugin" / "__init__.py").write_text(left)
-    run = python("print('started')", path=(tmp_path,))
-    assert (run.returncode, run.stdout, run.stderr) == (0, "started\n", "")
+def test_environments_in_environments_have_one_hook():
+    count = "print(sum(hasattr(finder, 'waits_for') for finder in sys.meta_path))"
+    assert python(hook.LINE + count).stdout == "1\n"
 
 
-def test_what_cannot_be_activated_is_one_line_and_the_program_goes_on(toolbox):
-    """Here there are no site-packages: torch is missing."""
+def test_finders_that_ask_all_others_do_not_go_round(toolbox):
+    """Hooks of other packages look for modules as ours does."""
+    asking = """
+class Asking:
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        others = [finder for finder in sys.meta_path if finder is not cls]
+        return next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
+sys.meta_path.%s
+"""
+    for place in ("insert(0, Asking)", "append(Asking)"):
+        run = python(SPEAKING + asking % place + "import basicsr", path=(ROOT, toolbox))
+        assert run.stdout.split() == ["before", "toolbox", "after"], run.stderr
+
+
+ONE_LINE = "csd-plugin is not active: "
+
+
+@pytest.mark.parametrize("left", [(), ("csd_plugin/__pycache__/a.pyc",), ("csd_plugin/link/__pycache__/a.pyc",)])
+def test_where_the_plugin_is_gone_nothing_is_said(toolbox, left):
+    """Or what pip leaves: what Python has compiled, files of others."""
+    for name in left:
+        (toolbox / name).parent.mkdir(parents=True)
+        (toolbox / name).touch()
+    run = python("import basicsr\nprint('goes on')", path=(toolbox,))
+    assert (run.returncode, run.stdout, run.stderr) == (0, "toolbox\ngoes on\n", "")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"csd_plugin/__init__.py": ""},  # an older version, or what is written so far
+        {"csd_plugin/__init__.py": "raise PermissionError(13, 'Permission denied')"},
+        {"csd_plugin/__init__.py": "cut o"},
+        {"csd_plugin/__init__.py": "\0"},
+        {"csd_plugin/__init__.py": "", "csd_plugin/link/__init__.py": "", "csd_plugin/link/linked.py": ""},
+        {"csd_plugin/__init__.py": "", "csd_plugin/link/linked.py": "import a_package_that_is_not_there"},
+        {"~sd_plugin/__init__.py": ""},  # so pip names what it is removing
+        {"~sd_plugin-0.2.0.dist-info/METADATA": ""},
+        {"csd_plugin-0.2.0.dist-info/METADATA": ""},
+    ],
+)
+def test_a_plugin_in_part_is_one_line_for_those_who_use_the_toolbox(toolbox, files):
+    for name, text in files.items():
+        (toolbox / name).parent.mkdir(parents=True, exist_ok=True)
+        (toolbox / name).write_text(text)
+    run = python("import basicsr\nprint('goes on')", path=(toolbox,))
+    assert (run.returncode, run.stdout) == (0, "toolbox\ngoes on\n")
+    assert len(run.stderr.splitlines()) == 1
+    assert run.stderr.startswith(ONE_LINE) and run.stderr.endswith("install csd-plugin again\n")
+    assert python("print('started')", path=(toolbox,)).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("torch", "words"),
+    [
+        (None, "needs the package torch"),
+        ("raise ImportError('cut off', name='torch')", "torch, which cannot be imported (cut off)"),
+        ("import a_package_that_is_not_there", "No module named 'a_package_that_is_not_there'; if pip is running"),
+        ("raise OSError('libcudart.so: cannot open shared object file')", "libcudart.so: cannot open"),
+        ("cut o", "SyntaxError: invalid syntax"),
+        ("raise AttributeError('a half')", "AttributeError: a half ("),
+        ("raise SystemError('a half')", "torch/__init__.py, line 1); if pip is running"),
+    ],
+)
+def test_what_cannot_be_activated_is_one_line_and_the_program_goes_on(toolbox, torch, words):
+    """There are no site-packages here."""
+    if torch is not None:
+        (toolbox / "torch").mkdir()
+        (toolbox / "torch" / "__init__.py").write_text(torch)
     run = python("import basicsr\nprint('goes on')", path=(ROOT, toolbox))
-    assert run.returncode == 0 and run.stdout.split() == ["toolbox", "goes", "on"]
-    assert "csd-plugin is not active: " in run.stderr and "Traceback" not in run.stderr
+    assert (run.returncode, run.stdout) == (0, "toolbox\ngoes on\n")
+    assert len(run.stderr.splitlines()) == 1 and run.stderr.startswith(ONE_LINE) and words in run.stderr
+
+
+def test_a_plugin_that_pip_brings_back_in_time_is_active(toolbox):
+    """It is looked for when the toolbox is imported, not when Python starts."""
+    code = f"sys.path.insert(0, {str(ROOT)!r})\n" + SPEAKING + "import basicsr"
+    assert python(code, path=(toolbox,)).stdout.split() == ["before", "toolbox", "after"]
 
 
 @pytest.fixture
@@ -136,8 +206,7 @@ def test_python_itself_reads_the_line_at_its_start(tmp_path):
     # no numpy, no torch: it is set all the same, and says that it cannot work
     said = run("-m", "csd_plugin", "link", "--hook")
     assert said.returncode == 1 and "linked, but does not work yet" in said.stderr and "wrote" in said.stdout
-    (file,) = (tmp_path / "env").rglob(hook.NAME)
-    file.with_name("a_paths.pth").write_text(f"{ROOT}\n")
-    assert run("-c", "import sys; print('csd_plugin.link.startup' in sys.modules)").stdout == "True\n"
+    waits = "import sys; print(any(hasattr(finder, 'waits_for') for finder in sys.meta_path))"
+    assert run("-c", waits).stdout == "True\n"
     assert run("-m", "csd_plugin", "link", "--hook", "--undo").returncode == 0
-    assert run("-c", "import sys; print('csd_plugin.link.startup' in sys.modules)").stdout == "False\n"
+    assert run("-c", waits).stdout == "False\n"

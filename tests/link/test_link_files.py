@@ -28,6 +28,7 @@ def write_tree(folder: Path, *, toolbox: bool = True, old_torchvision: bool = Tr
     if toolbox:
         (folder / "utils").mkdir()
         (folder / "utils" / "registry.py").touch()
+        (folder / "utils" / "options.py").write_text("def ordered_yaml(): ...\ndef _postprocess_yml_value(): ...\n")
         (folder / "version.py").write_text("__version__ = '1.4.2'\n")
         (folder / "data").mkdir()
         where = "functional_tensor" if old_torchvision else "functional"
@@ -112,6 +113,13 @@ def test_each_tree_gets_what_it_needs(link, tmp_path, options, written):
     assert sorted(set(bytes_below(package)) - before) == written
 
 
+def test_a_project_may_have_utils_of_its_own(link, tmp_path):
+    package = write_tree(tmp_path / "restorer", toolbox=False)
+    (package / "utils").mkdir()
+    (package / "utils" / "options.py").write_text("import argparse\n")
+    assert link(tmp_path)[1].startswith("the project restorer in ")
+
+
 def test_without_a_path_it_is_what_import_basicsr_finds(link, tmp_path, monkeypatch):
     package = write_tree(tmp_path / "basicsr")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
@@ -144,6 +152,10 @@ def lay_link(package):
         (lambda package: (package / "models" / "csd_model.py").mkdir(), "csd_model.py: is not from `csd link`"),
         (edit, "csd_model.py: was changed after"),
         (lambda package: (package / "utils" / "registry.py").unlink(), "an older BasicSR, without registries"),
+        (
+            lambda package: (package / "utils" / "options.py").write_text("def parse(): ..."),
+            "; 1.4.2 and later",
+        ),
         (lambda package: (package / "models" / "__init__.py").unlink(), "no BasicSR, and no project"),
         (lambda package: write_tree(package.with_name("other")), "more than one package"),
     ],
@@ -217,34 +229,43 @@ def test_worktrees_share_the_list_and_submodules_have_their_own(link, clone, tmp
     assert "??" not in git(tmp_path / "project", "status", "--porcelain")
 
 
-@pytest.mark.parametrize("name", ["models/csd_model.py", "archs/csd_arch.py"])
-@pytest.mark.parametrize("left", [None, "folder", "older version"])
-def test_the_files_do_nothing_once_the_plugin_is_gone(tmp_path, name, left):
-    if left:  # what an uninstallation may leave, or a version that knew no `link`
-        (tmp_path / "csd_plugin").mkdir()
-    if left == "older version":
-        (tmp_path / "csd_plugin" / "__init__.py").touch()
-    (tmp_path / "file.py").write_text(files.content_of(name))
-    run = subprocess.run(
-        [sys.executable, "-ISc", f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import file"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+@pytest.fixture(params=["models/csd_model.py", "archs/csd_arch.py"])
+def imported(request, tmp_path):
+    """imported() -> (exit status, stdout, stderr) of a program that imports a file of `csd link` and goes on."""
+
+    def run():
+        (tmp_path / "file.py").write_text(files.content_of(request.param))
+        code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import file; print('goes on')"
+        process = subprocess.run([sys.executable, "-ISc", code], capture_output=True, text=True, check=False)
+        return process.returncode, process.stdout, process.stderr
+
+    return run
 
 
-def test_another_missing_package_is_not_taken_for_the_plugin(tmp_path):
-    (tmp_path / "csd_plugin" / "link").mkdir(parents=True)
-    (tmp_path / "csd_plugin" / "link" / "linked.py").write_text("import a_package_that_is_not_there\n")
-    (tmp_path / "file.py").write_text(files.content_of("models/csd_model.py"))
-    run = subprocess.run(
-        [sys.executable, "-ISc", f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import file"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "a_package_that_is_not_there" in run.stderr
+@pytest.mark.parametrize("left", [None, "csd_plugin", "csd_plugin/link"])
+def test_the_files_do_nothing_once_the_plugin_is_gone(imported, tmp_path, left):
+    if left:  # an uninstallation may leave folders
+        (tmp_path / left).mkdir(parents=True)
+    assert imported() == (0, "goes on\n", "")
+
+
+@pytest.mark.parametrize(
+    ("linked", "words"),
+    [
+        (None, "No module named 'csd_plugin.link'"),  # a version that knew no `link`, or half of one that does
+        ("import a_package_that_is_not_there\n", "No module named 'a_package_that_is_not_there'"),
+        ("cut o", "SyntaxError"),
+    ],
+)
+def test_a_broken_plugin_is_one_line_and_the_program_goes_on(imported, tmp_path, linked, words):
+    (tmp_path / "csd_plugin").mkdir()
+    (tmp_path / "csd_plugin" / "__init__.py").touch()
+    if linked is not None:
+        (tmp_path / "csd_plugin" / "link").mkdir()
+        (tmp_path / "csd_plugin" / "link" / "linked.py").write_text(linked)
+    status, said, error = imported()
+    assert (status, said) == (0, "goes on\n")
+    assert error.startswith("csd-plugin is not active: ") and words in error and error.count("\n") == 1
 
 
 def test_the_tool_is_the_command(tmp_path):
