@@ -14,13 +14,16 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import yaml
+
 from csd_plugin import compat, peers, registration
 from csd_plugin.errors import CSDError, one_line
+from csd_plugin.limited_yaml import MOST_YAML
 from csd_plugin.locks import alone
 from csd_plugin.options import MODELS, find_problems, safe_ordered_yaml
 from csd_plugin.problems import FILE_ERRORS, Problems, named_in, reading_error
@@ -34,7 +37,9 @@ _DEBUG_INTERVALS = {"val": ("val_freq",), "logger": ("print_freq", "save_checkpo
 _SAME_EVERYWHERE = ("model_type", "network_", "train", "datasets")
 """How the keys begin in which the processes of a job have to agree, but for places of files."""
 _held = ExitStack()
-"""The lock of somebody else's script, to the end of its process."""
+"""The locks of somebody else's script, to the end of its process."""
+_outputs: set[Path] = set()
+"""What they are of: a notebook may train again what it has trained."""
 _MODEL_TYPE = re.compile(r"""(?:^|[{,])[ \t]*['"]?model_type['"]?\s*:\s*['"]?(\w+)""", re.MULTILINE)
 
 
@@ -136,7 +141,10 @@ def _checking(parse_options: Parse) -> Parse:
         except (CSDError, *FILE_ERRORS) as error:
             peers.fail(reading_error(error))
             raise SystemExit(2) from error
-        _held.enter_context(alone(output_of(parsed[0])))
+        output = output_of(parsed[0]).resolve()
+        if output not in _outputs:
+            _held.enter_context(alone(output))
+            _outputs.add(output)
         if is_train:
             from csd_plugin.models.stopping import REQUEST  # here as well
 
@@ -149,14 +157,31 @@ def _checking(parse_options: Parse) -> Parse:
 def _is_ours() -> bool:
     """Whether the options of the command line are for a model of ours, as far as they can be read at all."""
     file, changes = named_in(sys.argv[1:])
-    forced = [change.partition("=")[2] for change in changes if change.startswith("model_type=")]
-    if forced:
-        return _is_meant(forced[-1])
-    try:
-        found = _MODEL_TYPE.search(file.read_text(encoding="utf-8", errors="replace")) if file else None
-    except OSError:
-        return False
-    return found is not None and _is_meant(found[1])
+    forced = [change.partition("=") for change in changes]
+    named = [value.strip() for key, _, value in forced if key.strip() == "model_type"]
+    if not named and file:
+        try:
+            named = [_model_type(file.read_text(encoding="utf-8-sig", errors="replace"))]
+        except OSError:
+            return False
+    return bool(named) and _is_meant(named[-1])
+
+
+class _Lenient(yaml.SafeLoader):
+    """Data as BasicSR reads it, but nothing of what a file asks Python to run."""
+
+
+_Lenient.add_multi_constructor("", lambda loader, suffix, node: None)
+
+
+def _model_type(text: str) -> str:
+    """What an option file gives as model_type; where it is no valid YAML, what looks like that."""
+    if len(text) <= MOST_YAML:
+        with suppress(yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError):
+            content = yaml.load(text, Loader=_Lenient)
+            return str(content.get("model_type")) if isinstance(content, dict) else ""
+    found = _MODEL_TYPE.search(text)
+    return found[1] if found else ""
 
 
 def _is_meant(model_type: str) -> bool:

@@ -29,7 +29,8 @@ def check_versions(job: str, *, toolbox: bool = False) -> None:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-        if _numbers(found) < _numbers(oldest):
+        # pip may have been cut off before it had written the version
+        if found is not None and _numbers(found) < _numbers(oldest):
             raise CSDError(
                 f"{job} needs {name} {oldest} or newer, and {found} is installed: pip install '{name}>={oldest}'"
             )

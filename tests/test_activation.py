@@ -12,6 +12,8 @@ import torch
 import yaml
 from toolbox import changed, equal, train_options
 
+from csd_plugin import activation
+
 ROOT = Path(__file__).resolve().parents[1]
 OWN = """
 import csd_plugin
@@ -121,3 +123,57 @@ def test_files_for_other_models_are_read_as_before(own):
     run = own(text, script=OTHERS)
     assert run.returncode == 0, run.stderr[-2000:]
     assert "as before" in run.stdout
+
+
+OURS = "VideoDerainModel"
+
+
+@pytest.mark.parametrize(
+    ("text", "model_type"),
+    [
+        (f"name: a\nmodel_type: {OURS}  # stage 1\n", OURS),
+        (f"network_g:\n  model_type: theirs\nmodel_type: {OURS}\n", OURS),
+        (f"network_g:\n  model_type: {OURS}\nmodel_type: SRModel\n", "SRModel"),
+        (f"# model_type: SRModel\n'model_type': !!str {OURS}\n", OURS),
+        (f"name: &m {OURS}\nmodel_type: *m\n", OURS),
+        (f"base: &b {{model_type: {OURS}}}\n<<: *b\n", OURS),
+        (f'{{"name": "a",\n "model_type": "{OURS}"}}', OURS),
+        (f"model_type: {OURS}\nmodel_type: SRModel\n", "SRModel"),  # the toolbox takes the last
+        (f"mine: !!python/object/apply:os.mkdir [hacked]\nother: !mine 1\nmodel_type: {OURS}\n", OURS),
+        (f"model_type: {OURS}\nname: [\n", OURS),  # no valid YAML
+        (f"model_type: {OURS}\nname: 2026-13-41\n", OURS),  # no valid date
+        (f"model_type: {OURS}\nname: {'[' * 5000}\n", OURS),
+        ("name: a\n", "None"),
+        ("- model_type\n", ""),
+        ("", ""),
+    ],
+)
+def test_what_a_file_gives_as_its_model(text, model_type, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert activation._model_type(text) == model_type
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "ours"),
+    [
+        ([], True),
+        (["--force_yml", "name=b", "model_type=SRModel"], False),
+        (["--force_yml", "model_type=SRModel", " model_type = DistillModel"], True),
+    ],
+)
+def test_the_file_is_ours_as_its_editor_has_written_it(flags, ours, tmp_path, monkeypatch):
+    """Some editors write a mark of Unicode first."""
+    (tmp_path / "run.yml").write_text(f"model_type: {OURS}\r\nname: a\r\n", encoding="utf-8-sig")
+    monkeypatch.setattr(sys, "argv", ["train.py", "-opt", str(tmp_path / "run.yml"), *flags])
+    activation.registration.install()
+    assert activation._is_ours() is ours
+
+
+AGAIN = "    train_pipeline(path.dirname(path.abspath(__file__)))\n"
+
+
+def test_a_notebook_trains_again_what_it_has_trained(own, tiny_rain, tmp_path):
+    run = own(train_options(tiny_rain), script=OWN + AGAIN)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert len(list((tmp_path / "experiments").glob("run*"))) == 2  # the first one was put aside

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from csd_plugin import versions
+from csd_plugin import extras, versions
 from csd_plugin.cli import main
 from csd_plugin.errors import CSDError
 
@@ -50,6 +50,19 @@ def test_what_is_too_old_is_named_with_what_to_do(installed, found, words):
     with pytest.raises(CSDError) as caught:
         versions.check_versions("csd job", toolbox=True)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_package_that_pip_has_half_installed_is_not_judged(tmp_path, monkeypatch):
+    (tmp_path / "numpy-0.1.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    versions.check_versions("csd job", toolbox=True)
+
+
+def test_every_package_that_pip_brings_has_its_command():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {re.match(r"[\w-]+", line)[0].lower() for line in project["dependencies"]}
+    packages = metadata.packages_distributions()
+    assert needed == {packages[module][0].lower() for module in extras._ALWAYS}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +103,7 @@ OLD = "import importlib.metadata as m; v = m.version; m.version = lambda name: '
         (
             "from csd_plugin.link import linked; linked.activate()",
             0,
-            "csd-plugin is not active: csd-plugin needs numpy",
+            "csd-plugin is not active: it needs numpy",
         ),
     ],
 )

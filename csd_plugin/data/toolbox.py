@@ -9,6 +9,7 @@ seven frames, they are named as Vimeo90KDataset wants them: t1_Rain_01/0001/im1 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ def _arrange(folder: FolderStore, keys: list[str], split: str) -> Arranged:
 
 def _check_name(name: str, root: Path) -> None:
     """The toolbox ends keys at the first dot, splits lines at spaces, and writes ASCII."""
-    if not name.isascii() or any(character in name for character in ". /"):
+    if not re.fullmatch(r"[!-~]+", name) or any(character in name for character in "./"):
         raise CSDError(f"{root}: BasicSR cannot read the clip {name!r}: rename it, without dots, spaces and accents")
 
 

@@ -71,7 +71,7 @@ def test_safetensors_load_by_their_content(tmp_path, network, name, prefix):
 def test_safetensors_without_the_package_say_how_to_get_it(tmp_path, monkeypatch):
     (tmp_path / "net.safetensors").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    refused(tmp_path / "net.safetensors", "needs the package safetensors", "pip install safetensors")
+    refused(tmp_path / "net.safetensors", "needs the package safetensors", "pip install . in the folder of csd-plugin")
 
 
 class Holder(torch.nn.Module):

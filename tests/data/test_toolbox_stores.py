@@ -137,7 +137,11 @@ def test_what_basicsr_cannot_read_is_not_written(long_clips, tmp_path, capsys, f
 
 @pytest.mark.parametrize(
     ("clips", "words"),
-    [({f"{TEST}/a.1": ("GT", "Rain")}, "cannot read the clip 'a.1'"), ({f"{TEST}/a1": ("Rain",)}, "no clips with")],
+    [
+        ({f"{TEST}/a.1": ("GT", "Rain")}, "cannot read the clip 'a.1'"),
+        ({f"{TEST}/a\t1": ("GT", "Rain")}, r"cannot read the clip 'a\t1'"),
+        ({f"{TEST}/a1": ("Rain",)}, "no clips with"),
+    ],
 )
 def test_clips_that_basicsr_cannot_have(tmp_path, capsys, clips, words):
     root = write_ntu_rain(tmp_path / "in", frames=2, height=8, width=8, clips=clips)
