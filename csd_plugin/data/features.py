@@ -6,6 +6,7 @@ features they are, of which layers, and checksums.
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -100,8 +101,8 @@ def open_features(folder: Path) -> StoredFeatures:
     for clip, entries in content["clips"].items():
         for number, (array, entry) in enumerate(zip(stored.arrays[clip], entries, strict=True)):
             known = array.dtype == np.float16 and array.ndim == 4 and list(array.shape) == entry["shape"]
-            if not known or _checksum(array) != entry["crc"]:
-                path = _file(folder, clip, number)
+            path = _file(folder, clip, number)
+            if not known or _checksum(path) != entry["crc"]:
                 raise CSDError(f"{path}: not what was written; remove {folder}, and compute the features again")
     return stored
 
@@ -197,9 +198,16 @@ def _map(path: Path) -> np.ndarray:
         raise CSDError(f"{path}: missing or damaged; remove {path.parent}, and compute the features again") from error
 
 
-def _checksum(array: np.ndarray) -> int:
-    """CRC-32 of its numbers, frame by frame."""
+def _checksum(path: Path) -> int:
+    """CRC-32 of an array's numbers. Of a file that stays as it is, they are read once in a process."""
+    found = path.stat()
+    return _checksum_of(path.resolve(), found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _checksum_of(path: Path, *version: int) -> int:
+    """Frame by frame; the checks before a run ask, and then its data set, and the files are large."""
     crc = 0
-    for frame in array:
+    for frame in _map(path):
         crc = zlib.crc32(np.ascontiguousarray(frame).data, crc)
     return crc

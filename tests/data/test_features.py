@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 
 import numpy as np
 import pytest
 
-from csd_plugin.data import augment
+from csd_plugin.data import augment, features
 from csd_plugin.data.features import MANIFEST, open_features, write_features
 from csd_plugin.errors import CSDError
 from csd_plugin.types import PairedSequence
@@ -130,4 +131,16 @@ def _flip_a_byte(folder):
 def test_damaged_features_are_refused(folder, damage):
     damage(folder)
     with pytest.raises(CSDError, match=r"features|not what was written"):
+        open_features(folder)
+
+
+def test_the_numbers_of_a_file_are_compared_once_until_it_changes(folder, monkeypatch):
+    open_features(folder)
+    path = folder / "two.1.npy"
+    monkeypatch.setattr(features.zlib, "crc32", lambda *numbers: pytest.fail("read again"))
+    open_features(folder)
+    monkeypatch.undo()
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    os.utime(path, (1, 1))
+    with pytest.raises(CSDError, match=r"two\.1\.npy: not what was written"):
         open_features(folder)
