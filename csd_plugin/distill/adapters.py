@@ -71,6 +71,9 @@ class AdaptedObjective(Objective):
     def warnings(self, features: Sequence[Sequence[int]]) -> list[str]:
         return self.objective.warnings(features)
 
+    def weights_without_use(self) -> list[nn.Parameter]:
+        return self.objective.weights_without_use()
+
     def after_step(self) -> None:
         self.objective.after_step()
 

@@ -231,9 +231,8 @@ class CSD(Objective):
             adaptor=adaptor,
             temporal_first=order == "temporal_first",
         ).requires_grad_(cells != "frozen")
-        if self.cells.connector is not None and not cross_scale:  # every scale starts at zero
-            for cell in (self.cells.connector.local_to_global, self.cells.connector.global_to_local):
-                cell.weight_hidden.requires_grad_(False)
+        for weight in self.weights_without_use():
+            weight.requires_grad_(False)
         self.averaged_cells = copy.deepcopy(self.cells).requires_grad_(False) if cells == "averaged" else None
         until_collapsed = FreezeOnCollapse(count=len(self.terms), fraction=collapse_fraction)
         self.freeze = until_collapsed if cells == "joint_until_collapsed" else None
@@ -242,6 +241,12 @@ class CSD(Objective):
     def terms(self) -> tuple[str, ...]:
         modules = {"spatial": self.cells.connector, "temporal": self.cells.aggregator}
         return tuple(name for name, module in modules.items() if module is not None)
+
+    def weights_without_use(self) -> list[nn.Parameter]:
+        connector = self.cells.connector
+        if connector is None or connector.cross_scale:
+            return []
+        return [cell.weight_hidden for cell in (connector.local_to_global, connector.global_to_local)]
 
     def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
         """The terms and diagnostics of the class docstring; `target` is not used."""

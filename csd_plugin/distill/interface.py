@@ -55,6 +55,10 @@ class Objective(nn.Module):
         """
         return []
 
+    def weights_without_use(self) -> list[nn.Parameter]:
+        """Weights that the options leave without effect; they do not learn."""
+        return []
+
     def after_step(self) -> None:
         """Called once after each optimizer step, for what follows the weights without being learned."""
 

@@ -20,7 +20,7 @@ from csd_plugin.distill.dry_run import clips_of
 from csd_plugin.distill.fidelity import filled, mismatches, report
 from csd_plugin.distill.objective import build_objective
 from csd_plugin.distill.settings import read_distillation
-from csd_plugin.models.resuming import numbers
+from csd_plugin.models.resuming import numbers, without_weights
 from csd_plugin.models.video_derain_model import VideoDerainModel, save_atomically
 
 
@@ -141,13 +141,22 @@ class DistillModel(VideoDerainModel):
         return state if monitor is None else state | {"health": monitor.start}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        super().resume_training(resume_state)
+        super().resume_training(self._of_todays_weights(resume_state))
         if self._objective_states():
             path = self._objective_path(resume_state["iter"])
             for teacher in self.teachers:
                 state = read_state_dict(path, _entry(teacher))
                 load_weights(self.get_bare_model(teacher.objective), state, source=str(path))
             get_root_logger().info(f"Resumed the objective from {path}.")
+
+    def _of_todays_weights(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A state in which weights without use learn too, as they did until 26 November 2026, without these."""
+        objectives = [self.get_bare_model(teacher.objective) for teacher in self.teachers]
+        idle = {id(p) for objective in objectives for p in objective.weights_without_use()}
+        weights = [p for objective in objectives for p in objective.parameters() if p.requires_grad or id(p) in idle]
+        earlier = [*super().parameters_to_optimize(), *weights]
+        places = [place for place, p in enumerate(earlier) if id(p) in idle]
+        return without_weights(state, places, len(earlier)) if places else state
 
     def _resume_rest(self, resume_state: Mapping[str, Any]) -> None:
         super()._resume_rest(resume_state)

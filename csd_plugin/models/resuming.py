@@ -110,6 +110,25 @@ def by_options(
     }
 
 
+def without_weights(state: dict[str, Any], places: Sequence[int], count: int) -> dict[str, Any]:
+    """A training state whose first optimizer leaves out the weights at these places of its one group.
+
+    Args:
+        count: of the weights that it has then; a state with another number, or of another form, is given as it is.
+    """
+    try:
+        first, *others = state["optimizers"]
+        [group] = first["param_groups"]
+        kept = [number for place, number in enumerate(group["params"]) if place not in places]
+        if len(group["params"]) != count:
+            return state
+        found = {new: first["state"][old] for new, old in enumerate(kept) if old in first["state"]}
+    except UNREADABLE:
+        return state
+    group = {**group, "params": list(range(len(kept)))}
+    return {**state, "optimizers": [{**first, "state": found, "param_groups": [group]}, *others]}
+
+
 def _change(name: str, old: Any, new: Any) -> list[str]:
     old, new = _plain(old), _plain(new)
     return [] if old == new else [f"{name} {old} -> {new}"]

@@ -131,6 +131,28 @@ def test_resume_restores_the_cells_and_the_frozen_teacher(launcher, tiny_rain, t
     assert all(equal(adam[i], after[4]["state"][i]) for i in adam)
 
 
+@pytest.mark.parametrize("adapters", [None, ["conv1x1"]])
+def test_a_state_from_when_weights_without_use_learned_is_resumed(
+    launcher, tiny_rain, tiny_teacher, monkeypatch, adapters
+):
+    taps = {"student": ["conv22"], "teacher": ["conv22"], "adapters": adapters}
+    more = {"cross_scale": False, "adaptor": False} | ({"taps": taps} if adapters else {})
+    changes = {f"train.distill_opt.{key}": value for key, value in more.items()} | {"train.total_iter": 4}
+    options = changed(distill_options(tiny_rain, tiny_teacher), changes)
+    assert launcher.train(changed(options, {"name": "whole"})) == 0
+    with monkeypatch.context() as earlier:
+        earlier.setattr(CSD, "weights_without_use", lambda self: [])
+        assert launcher.train(changed(options, {"train.total_iter": 2})) == 0
+    assert launcher.train(options, "--auto_resume") == 0
+    whole, first, last = launcher.models
+    ours, theirs, old = (
+        len(model.optimizer_g.state_dict()["param_groups"][0]["params"]) for model in (last, whole, first)
+    )
+    assert ours == theirs == old - 2
+    for one, other in zip(_networks(last), _networks(whole), strict=True):
+        assert equal(one.state_dict(), other.state_dict())
+
+
 def _networks(model) -> list[torch.nn.Module]:
     taught_by = [net for teacher in model.teachers for net in (teacher.objective, teacher.network)]
     return [model.net_g, model.net_g_ema, *taught_by]
