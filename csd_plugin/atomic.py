@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, at
 
 _LONGEST_NAME = 255
 """Bytes of a file's name, on every usual file system."""
@@ -76,8 +76,8 @@ def write_text(path: Path, text: str) -> None:
     try:
         with replacing(path) as draft:
             draft.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:  # a full disk does not say where
-        raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
+    except OSError as error:
+        raise at(Path(error.filename or path), error) from error
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:

@@ -40,14 +40,20 @@ def refused_by_disk(error: OSError) -> str:
     return f"{where}{str(error.strerror or error).lower()}; {advice}"
 
 
+def at(path: Path, error: OSError) -> OSError:
+    """The same error with the name of a file, which a disk that is full while it is written does not say."""
+    return OSError(error.errno, error.strerror, str(path))
+
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a disk answers that has no room."""
+_WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _NO_ROOM, _GONE = "make room there, and run again", "check that its disk is there, and run again"
 _DISK = {
     **dict.fromkeys(FULL, _NO_ROOM),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "check its permissions, or give another place"),
     **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT), _GONE),
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG), "check the path"),
+    **dict.fromkeys(_WRONG_PATH, "check the path"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "too many files are open; raise the limit (ulimit -n)"),
 }
 

@@ -18,7 +18,7 @@ from PIL import Image
 from csd_plugin.atomic import replacing
 from csd_plugin.data.layout import IMAGE_SUFFIXES, is_frame_name, natural_key
 from csd_plugin.data.links import refuse_way_out
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, at
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,12 @@ def one_depth(frames: Iterable[np.ndarray]) -> list[np.ndarray]:
 
 
 def write_png(path: Path, frame: np.ndarray) -> None:
-    """Write RGB (H, W, 3), uint8 or uint16, so that the file appears whole or not at all. Raises CSDError."""
+    """Write RGB (H, W, 3), uint8 or uint16, so that the file appears whole or not at all.
+
+    Raises:
+        CSDError: more pixels than PNG has.
+        OSError: it cannot be written; with the file's name.
+    """
     done, data = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 3])
     if not done:
         raise CSDError(f"{path}: OpenCV cannot write {frame.shape[1]}x{frame.shape[0]} pixels as PNG")
@@ -151,7 +156,7 @@ def write_png(path: Path, frame: np.ndarray) -> None:
         with replacing(path) as draft:
             draft.write_bytes(data.tobytes())
     except OSError as error:
-        raise CSDError(f"{path}: cannot be written ({error.strerror})") from error
+        raise at(path, error) from error
 
 
 _EXIF_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)

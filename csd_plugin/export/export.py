@@ -161,4 +161,6 @@ def _beside(output: Path) -> Iterator[Path]:
             for path in sorted(Path(folder).iterdir(), key=lambda path: path == temporary):
                 path.replace(output.with_name(path.name))
     except OSError as error:
-        raise CSDError(f"{output}: cannot be written ({error.strerror or error})") from error
+        raise CSDError(
+            f"{output}: cannot be written ({error.strerror or error}); make room there, or give another place"
+        ) from error

@@ -22,7 +22,7 @@ from csd_plugin.data.rain.clips import CleanClip, find_clips
 from csd_plugin.data.rain.params import RainParams
 from csd_plugin.data.rain.renderer import clip_renderer
 from csd_plugin.data.video import open_reader, open_writer
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, at
 from csd_plugin.plain import parse_json, read_text
 
 _MOST_VARIANTS = 999
@@ -85,7 +85,8 @@ def write_pairs(
 
     Raises:
         CSDError: as `find_clips`; frames that cannot be decoded or change their size; other options than those
-            remembered; a folder that cannot be written to.
+            remembered.
+        OSError: a folder that cannot be written to.
     """
     found = find_clips(source, clips)
     root = out / SPLITS[options.split]
@@ -97,7 +98,7 @@ def write_pairs(
         root.mkdir(parents=True, exist_ok=True)
         _remember(out / ".rain" / f"{options.split}.json", options)
     except OSError as error:
-        raise CSDError(f"{out}: cannot be written to ({error.strerror})") from error
+        raise at(out, error) from error
 
     tasks = [task for task in tasks if not task[0].exists()]
     if min(jobs, len(tasks)) > 1:
@@ -175,7 +176,7 @@ def _write_folder(
             _write_rainy(scratch, clip, variant, options, tick)
         scratch.rename(target)
     except OSError as error:
-        raise CSDError(f"{target}: cannot be written ({error.strerror})") from error
+        raise at(target, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
