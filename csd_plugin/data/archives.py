@@ -6,6 +6,7 @@ reading with a CSDError: names that lead outside the folder they are unpacked in
 
 from __future__ import annotations
 
+import io
 import lzma
 import os
 import re
@@ -26,10 +27,22 @@ from csd_plugin.extras import needed_by
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip", ".rar")
 
+OTHER_SUFFIXES = (".7z", ".zst", ".tzst", ".lz4", ".lz", ".lzma", ".ace", ".arj", ".cab", ".cpio", ".iso", ".z", ".sit")
+"""Of archives that are not read."""
+_OTHERS = {
+    b"7z\xbc\xaf\x27\x1c": "7z", b"\x28\xb5\x2f\xfd": "Zstandard", b"\x04\x22\x4d\x18": "LZ4", b"LZIP": "lzip",
+    b"MSCF": "CAB", b"!<arch>": "ar", b"\x1f\x9d": "compress", b"07070": "cpio", b"\x60\xea": "ARJ",
+}  # fmt: skip
+"""What they begin with."""
+
 _RAR4, _RAR5, _ZIP = b"Rar!\x1a\x07\x00", b"Rar!\x1a\x07\x01\x00", (b"PK\x03\x04", b"PK\x05\x06")
 
 _MAX_ENTRY = 256 * 2**20
 """Bytes of an entry, unpacked: a 16-bit frame of 8K takes 200 MB."""
+_MAX_ENTRIES = 100_000
+"""Of an archive: an hour of video at 25 frames per second has 90,000."""
+_MAX_LIST = 64 * 2**20
+"""Bytes of a ZIP's list of entries, which is read as a whole."""
 _MAX_RATIO, _ALWAYS_ALLOWED = 100, 2**30
 _ENTRY_OVERHEAD = 1024
 _CHUNK = 256 * 2**10
@@ -76,6 +89,17 @@ def archive_stem(name: str) -> str:
     return name[: len(name) - len(suffix)] or name
 
 
+def is_other_archive_name(name: str) -> bool:
+    """Whether a file of this name is an archive of a kind that is not read."""
+    return name.lower().endswith(OTHER_SUFFIXES)
+
+
+def unread_kind(path: Path, kind: str = "") -> CSDError:
+    """The error for an archive of a kind that is not read."""
+    what = f"{kind} archives are" if kind else "archives of this kind are"
+    return CSDError(f"{path}: {what} not read, only ZIP, RAR and TAR: unpack it yourself and give the folder")
+
+
 def members(path: Path) -> Iterator[Member]:
     """The files of an archive in their order, folders left out; its content decides what kind it is.
 
@@ -87,6 +111,8 @@ def members(path: Path) -> Iterator[Member]:
         size = path.stat().st_size
     except OSError as error:
         raise CSDError(f"{path}: cannot be read ({error.strerror}): check the path and its permissions") from error
+    if other := next((kind for magic, kind in _OTHERS.items() if start.startswith(magic)), ""):
+        raise unread_kind(path, other)
     if start.startswith((_RAR4, _RAR5)):
         found = _rar_members(path, "rar5" if start.startswith(_RAR5) else "rar")
     elif start.startswith(_ZIP):
@@ -95,7 +121,8 @@ def members(path: Path) -> Iterator[Member]:
         found = _tar_members(path)
 
     unpacked = 0
-    for member in found:
+    for number, member in enumerate(found, 1):
+        _check_count(path, number)
         unpacked += member.size + _ENTRY_OVERHEAD
         if member.size > _MAX_ENTRY:
             raise CSDError(
@@ -126,7 +153,12 @@ def _rar_members(path: Path, kind: str) -> Iterator[Member]:
 
 def _rar_headers(path: Path, rarfile: Any) -> list[Any]:
     kinds: list[int] = []
-    with rarfile.RarFile(path, errors="strict", info_callback=lambda block: kinds.append(block.type)) as listing:
+
+    def note(block: Any) -> None:
+        kinds.append(block.type)
+        _check_count(path, len(kinds))
+
+    with rarfile.RarFile(path, errors="strict", info_callback=note) as listing:
         headers = listing.infolist()
         if listing.needs_password() and not headers:
             raise CSDError(f"{path}: is encrypted: unpack the archive yourself and give the folder")
@@ -176,15 +208,35 @@ def rar_libraries() -> tuple[Any, Any]:
 
 
 def _zip_members(path: Path) -> Iterator[Member]:
-    with _said_in_one_line(path), zipfile.ZipFile(path) as archive:
+    with _said_in_one_line(path), _ZipFile(path) as file, zipfile.ZipFile(file) as archive:
+        file.is_listed = True
+        _check_count(path, len(archive.infolist()))
         if len(archive.infolist()) != _counted_in_zip(path, archive):
             raise CSDError(f"{path}: its list of files is damaged: get the archive again")
         for info in archive.infolist():
-            name = _inner_name(path, info.filename)
-            _refuse(path, name, link=stat.S_ISLNK(info.external_attr >> 16), encrypted=info.flag_bits & 1)
+            name = _inner_name(path, info.orig_filename)  # `filename` ends at a NUL
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            _refuse(
+                path,
+                name,
+                link=kind == stat.S_IFLNK,
+                special=kind not in (0, stat.S_IFREG, stat.S_IFDIR),
+                encrypted=info.flag_bits & 1,
+            )
             archive.open(info).close()  # compares its name, which no checksum covers, with the other place that has it
             if not info.is_dir():
                 yield Member(name, info.file_size, _reader_of_zip(path, archive, info))
+
+
+class _ZipFile(io.FileIO):
+    """A ZIP's file; while its entries are being listed, nothing longer than a list of frames is read."""
+
+    is_listed = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if not self.is_listed and (size or 0) > _MAX_LIST:
+            raise zipfile.BadZipFile("its list of files is far too long")
+        return super().read(-1 if size is None else size) or b""
 
 
 def _counted_in_zip(path: Path, archive: zipfile.ZipFile) -> int:
@@ -223,9 +275,10 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 def _tar_members(path: Path) -> Iterator[Member]:
     with _said_in_one_line(path), tarfile.open(path, tarinfo=_StrictTarInfo) as archive:
-        for info in archive:
+        for number, info in enumerate(archive, 1):
+            _check_count(path, number)
             name = _inner_name(path, info.name)
-            _refuse(path, name, link=info.issym() or info.islnk())
+            _refuse(path, name, link=info.issym() or info.islnk(), special=info.isdev())
             if info.isfile():
                 yield Member(name, info.size, _reader_of_tar(path, archive, info))
         # The checksums of compressed archives come last, behind what tarfile looks at.
@@ -263,11 +316,18 @@ def _said_in_one_line(path: Path, *damage: type[Exception]) -> Iterator[None]:
         ) from error
 
 
-def _refuse(path: Path, name: str, link: bool, encrypted: bool | int = False) -> None:
+def _check_count(path: Path, number: int) -> None:
+    if number > _MAX_ENTRIES:
+        raise CSDError(f"{path}: more than {_MAX_ENTRIES:,} files: unpack it yourself and give the folder")
+
+
+def _refuse(path: Path, name: str, link: bool, special: bool = False, encrypted: bool | int = False) -> None:
     if encrypted:
         raise CSDError(f"{path}: {name!r} is encrypted: unpack the archive yourself and give the folder")
     if link:
         raise CSDError(f"{path}: {name!r} is a link, and links are not followed: give an archive of plain files")
+    if special:
+        raise CSDError(f"{path}: {name!r} is a device or pipe: give an archive of plain files")
 
 
 def _inner_name(path: Path, name: str) -> str:

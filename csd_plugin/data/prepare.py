@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from csd_plugin.atomic import link_or_copy
-from csd_plugin.data.archives import archive_stem, is_archive_name, members
+from csd_plugin.data.archives import archive_stem, is_archive_name, is_other_archive_name, members, unread_kind
 from csd_plugin.data.images import decode_image, header_shape, write_png
 from csd_plugin.data.layout import SPLITS, is_frame_name, natural_key
 from csd_plugin.data.links import refuse_way_out
@@ -147,6 +147,8 @@ def _find(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int, result: 
             _sort_in(frames, homeless, naming, file.path.parent, file.virtual, str(file.path), file.size)
         elif is_archive_name(file.path.name):
             archives.append(file)
+        elif is_other_archive_name(file.path.name):
+            result.failed.append(unread_kind(file.path))
         elif file.path.suffix.lower() in VIDEO_SUFFIXES:
             place = naming(str(PurePosixPath(file.virtual).with_suffix("") / "1.png"))
             if place is None:
@@ -230,7 +232,7 @@ def _sort_in(
 def _list_archive(path: Path, tick: Callable[[], object]) -> list[tuple[str, int]]:
     """(name, size) of all files. Raises CSDError, also for an archive of archives."""
     listing = [(member.name, member.size) for member in members(path)]
-    nested = next((name for name, _ in listing if is_archive_name(name)), None)
+    nested = next((name for name, _ in listing if is_archive_name(name) or is_other_archive_name(name)), None)
     if nested:
         raise CSDError(f"{path}: holds further archives ({nested}): unpack it yourself and give the folder")
     tick()
@@ -273,6 +275,14 @@ def _one_of_each(found: list[Clip], out: Path, result: Prepared) -> list[Clip]:
     for clips in same.values():
         clips.sort(key=lambda clip: (clip.source.resolve() != clip.target(out).resolve(), not clip.source.is_dir()))
         first = clips[0]
+        if like := next((clip for clip in clips if clip.folder != first.folder), None):
+            result.failed.append(
+                CSDError(
+                    f"{first.source}: the clips {first.folder} and {like.folder} ({like.source}) differ in upper and "
+                    f"lower case only: rename or remove one"
+                )
+            )
+            continue
         other = next((clip for clip in clips if _content(clip) != _content(first)), None)
         if other or (first.is_video and len(clips) > 1):
             result.failed.append(

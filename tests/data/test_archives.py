@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rar_files import RarEntry, need_rar_reader, rar4, rar5
 
+from csd_plugin.data import archives
 from csd_plugin.data.archives import archive_stem, is_archive_name, members
 from csd_plugin.errors import CSDError
 
@@ -107,6 +108,58 @@ def test_names_that_a_zip_has_twice(tmp_path):
     path.write_bytes(data)
     with pytest.raises(CSDError, match="differ"):
         list(members(path))
+
+
+@pytest.mark.parametrize("kind", [tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE])
+def test_devices_in_a_tar(tmp_path, kind):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as file:
+        entry = tarfile.TarInfo("a/1.png")
+        entry.type = kind
+        file.addfile(entry)
+    assert "'a/1.png' is a device or pipe" in failing(path)
+
+
+def test_devices_in_a_zip(tmp_path):
+    entry = zipfile.ZipInfo("a/1.png")
+    entry.external_attr = 0o010644 << 16
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr(entry, b"")
+    assert "'a/1.png' is a device or pipe" in failing(tmp_path / "x.zip")
+
+
+def test_names_with_a_nul_in_a_zip(tmp_path):
+    """zipfile shows such a name up to the NUL."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("a/1.png?.exe", b"x")
+    path = tmp_path / "y.zip"
+    path.write_bytes((tmp_path / "x.zip").read_bytes().replace(b"?", b"\0"))
+    assert "cannot be printed" in failing(path)
+
+
+@pytest.mark.parametrize("kind", [".zip", ".tar", "rar4", "rar5"])
+def test_more_files_than_frames_of_a_clip(tmp_path, monkeypatch, kind):
+    path = tmp_path / "x"
+    path.write_bytes(archive(kind, [(f"a/{number}.png", b"x") for number in range(5)]))
+    assert len(unpack(path)) == 5
+    monkeypatch.setattr(archives, "_MAX_ENTRIES", 3)
+    assert "more than 3 files" in failing(path)
+
+
+def test_a_list_that_is_far_too_long_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "x.zip"
+    path.write_bytes(archive(".zip", [(f"a/{number}.png", b"x") for number in range(50)]))
+    monkeypatch.setattr(archives, "_MAX_LIST", 1000)
+    assert "list of files is far too long" in failing(path)
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [(b"7z\xbc\xaf\x27\x1c\0\4", "7z"), (b"\x28\xb5\x2f\xfd", "Zstandard"), (b"MSCF", "CAB"), (b"LZIP", "lzip")],
+)
+def test_kinds_that_are_not_read(tmp_path, start, kind):
+    (tmp_path / "x.zip").write_bytes(start + bytes(99))
+    assert f"{kind} archives are not read, only ZIP, RAR and TAR" in failing(tmp_path / "x.zip")
 
 
 def test_absurd_sizes(tmp_path):

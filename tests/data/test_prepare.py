@@ -206,6 +206,23 @@ def test_the_same_clip_twice(whole, tmp_path):
     assert not (tmp_path / "other" / TEST).exists()
 
 
+def test_clips_that_differ_in_case_only(whole, tmp_path):
+    shutil.copytree(whole / TEST / "a1_GT", tmp_path / "in" / "one" / "a1_GT")
+    shutil.copytree(whole / TEST / "a1_GT", tmp_path / "in" / "two" / "A1_GT")
+    (failed,) = prepare([tmp_path / "in"], tmp_path / "out", by_name()).failed
+    assert "differ in upper and lower case only" in str(failed)
+
+
+@pytest.mark.parametrize("name", ["a1_Rain.7z", "a1_Rain.TAR.ZST", "a1_Rain.cab"])
+def test_archives_of_kinds_that_are_not_read(whole, tmp_path, name):
+    shutil.copytree(whole / TEST / "a1_GT", tmp_path / "in" / "a1_GT")
+    (tmp_path / "in" / name).write_bytes(b"x")
+    (failed,) = prepare([tmp_path / "in"], tmp_path / "out", by_name()).failed
+    assert f"{name}: archives of this kind are not read, only ZIP, RAR and TAR" in str(failed)
+    (failed,) = prepare([tmp_path / "in" / name], tmp_path / "other", by_name()).failed
+    assert name in str(failed)
+
+
 def test_videos(tmp_path):
     frames = moving_scene(5, 32, 48, seed=3)
     for name in ("a1_GT", "a1_Rain"):

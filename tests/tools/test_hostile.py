@@ -29,8 +29,7 @@ def hostile():
 
 def test_no_harm_is_done(hostile, tmp_path, capsys):
     assert hostile.main(["--count", "27", "--seed", "4", "--work", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert "all                  27" in out
+    assert "all                    27" in capsys.readouterr().out
 
 
 def test_harm_is_seen(hostile, tmp_path, monkeypatch):
