@@ -57,6 +57,10 @@ class Member(NamedTuple):
         return f"rank {self.rank} (host {self.host}, process {self.process})"
 
 
+def _named(members: Sequence[Member]) -> str:
+    return f"{', '.join(map(str, members))} {'has' if len(members) == 1 else 'have'}"
+
+
 class Peers:
     """The processes of a job, as one of them sees them.
 
@@ -66,11 +70,20 @@ class Peers:
         members: all processes, by rank.
         rank: this one's.
         node: the same for all processes of a host.
+        resume: the flag that resumes such a job.
     """
 
-    def __init__(self, store: dist.Store, place: str, members: Sequence[Member], rank: int, node: str) -> None:
+    def __init__(
+        self,
+        store: dist.Store,
+        place: str,
+        members: Sequence[Member],
+        rank: int,
+        node: str,
+        resume: str = "--auto_resume",
+    ) -> None:
         self.members, self.me = list(members), members[rank]
-        self._store, self._place, self._node = store, place, node
+        self._store, self._place, self._node, self._resume = store, place, node, resume
         self._signs, self._silent = [""] * len(members), [0] * len(members)
         self._rounds, self._end, self._is_lost = 0, "", False
         self._suspicious = False
@@ -139,15 +152,20 @@ class Peers:
     def _cause(self, unanswered: int) -> str:
         """The line about a process that is missing; empty where none is."""
         rounds = _SUSPECT if self._suspicious else _SILENT
-        rest = "this job ends; with --auto_resume it is resumed from its last saved state"
+        rest = f"this job ends; with {self._resume} it is resumed from its last saved state"
         if self._is_lost or unanswered >= rounds:
             self._is_lost = True
-            return f"{self.members[0]} or its torchrun has died, or cannot be reached ({self._place}); {rest}"
-        for member, sign, silent in zip(self.members, self._signs, self._silent, strict=True):
+            first = self.members[0]
+            beside = [member for member in self.members if member.host == first.host != self.me.host]
+            return f"{_named(beside or [first])} died, or torchrun there, or cannot be reached ({self._place}); {rest}"
+        found = list(zip(self.members, self._signs, self._silent, strict=True))
+        for member, sign, silent in found:
             if sign == _WELL and (self._suspicious or (member.rank == 0 and silent >= rounds)):
                 return f"{member} has left before the others; {rest}"
-            if sign != _WELL and silent >= rounds:
-                return f"{member} has died, or cannot be reached; {rest}"
+        if any(sign != _WELL and silent >= rounds for _, sign, silent in found):
+            # of a host that is gone, all are silent, though not from the same round on
+            lost = [member for member, sign, silent in found if sign != _WELL and silent > rounds // 2]
+            return f"{_named(lost)} died, or cannot be reached; {rest}"
         return ""
 
     # ------------------------------------------------------------------ the store
@@ -180,8 +198,12 @@ class Peers:
 _peers: Peers | None = None
 
 
-def watch() -> None:
-    """From now on; every process calls it once torch.distributed has joined them. Without several, nothing is done."""
+def watch(resume: str = "--auto_resume") -> None:
+    """From now on; every process calls it once torch.distributed has joined them. Without several, nothing is done.
+
+    Args:
+        resume: the flag that resumes such a job, for messages.
+    """
     global _peers
     atexit.register(leave)
     if not are_several() or dist.get_world_size() == 1:
@@ -192,7 +214,7 @@ def watch() -> None:
     store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=20))
     members = of_all(Member(rank, socket.gethostname(), os.getpid()))
     node = os.environ.get("GROUP_RANK") or os.environ.get("SLURM_NODEID") or socket.gethostname()
-    _peers = Peers(dist.PrefixStore(name, store), f"{address}:{port}", members, rank, node)
+    _peers = Peers(dist.PrefixStore(name, store), f"{address}:{port}", members, rank, node, resume)
     dist.barrier()
     _peers.start()
 

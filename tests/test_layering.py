@@ -90,7 +90,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"compat", "registration", "launch"},
     "test": {"compat", "registration", "launch"},
     # other frameworks' adapters
-    "integrate": {"archs", "compat", "data", "distill", "extensions", "metrics", "options", "weights"},
+    "integrate": {"archs", "compat", "data", "distill", "extensions", "metrics", "options", "peers", "weights"},
     # the commands: what a job needs, and `cli.flags`, whose types of flags the benches take too
     "lab": {
         "archs",

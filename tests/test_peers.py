@@ -81,6 +81,24 @@ def test_a_process_that_dies_is_named_and_ends_the_others(tmp_path, way):
     assert "died" in line and "--auto_resume" in line
 
 
+HOST = """
+if rank:
+    print("ready", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+while True:
+    time.sleep(0.1)
+"""
+
+
+def test_all_processes_of_a_host_that_dies_are_named(tmp_path):
+    survivor, *victims = launch(HOST, "", tmp_path, count=3)
+    status, [line] = ended(survivor)
+    names = [f"rank {rank} (host {socket.gethostname()}, process {p.pid})" for rank, p in enumerate(victims, start=1)]
+    for victim in victims:
+        victim.communicate()
+    assert status == 2 and line.startswith(f"error: {names[0]}, {names[1]} have died")
+
+
 COLLECTIVE = """
 import torch
 if rank == 1:

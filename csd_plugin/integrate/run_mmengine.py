@@ -3,7 +3,8 @@
     python -m csd_plugin.integrate.run_mmengine options/mmengine/tiny_csd_cpu.py
     torchrun --nproc_per_node 2 -m csd_plugin.integrate.run_mmengine CONFIG.py --launcher pytorch
 
-Without a GPU several processes exchange by gloo. Mistakes are one line, and the exit code 2.
+Without a GPU several processes exchange by gloo. They watch each other: where one dies, all end, and name it. Mistakes
+are one line, and the exit code 2.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import argparse
 import gc
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
 
-from csd_plugin.distill.processes import are_several, leave_the_others
+from csd_plugin import peers
+from csd_plugin.distill.processes import are_several
 from csd_plugin.errors import CSDError, one_line, out_of_memory
 from csd_plugin.weights import find_checkpoint
 
@@ -39,10 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--test", metavar="CHECKPOINT", help="score this checkpoint on the config's test set")
     parser.add_argument("--launcher", choices=("none", "pytorch"), default="none", help="pytorch: under torchrun")
     try:
-        _run(parser.parse_args(argv))
-        if are_several():
-            gc.collect()  # what is wrapped for several processes goes before their threads do
-            distributed.barrier()  # who leaves first may abort the others
+        with ExitStack() as stack:
+            stack.push(peers.report)
+            stack.enter_context(peers.explained())
+            _run(parser.parse_args(argv))
+            if are_several():
+                gc.collect()  # what is wrapped for several processes goes before their threads do
+                distributed.barrier()  # who leaves first may abort the others
     except CSDError as error:
         return _fail(one_line(error))
     except (MemoryError, RuntimeError) as error:
@@ -52,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; --resume resumes from the last checkpoint", 130)
     finally:
-        leave_the_others()
+        peers.leave()
     return 0
 
 
@@ -75,10 +81,14 @@ def _run(arguments: argparse.Namespace) -> None:
 
     if arguments.test:
         config.load_from, config.resume = str(find_checkpoint(arguments.test)), False
-        Runner.from_cfg(config).test()
     else:
         config.resume = arguments.resume or config.get("resume", False)
-        Runner.from_cfg(config).train()
+    runner = Runner.from_cfg(config)
+    peers.watch("--resume")
+    if arguments.test:
+        runner.test()
+    else:
+        runner.train()
 
 
 def _read(path: Path) -> Any:
@@ -93,7 +103,7 @@ def _read(path: Path) -> Any:
 
 
 def _fail(message: str, status: int = 2) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    peers.fail(message)
     return status
 
 

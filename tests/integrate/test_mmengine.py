@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -299,6 +300,52 @@ def test_two_processes_train_one_student(tmp_path, tiny_rain, tiny_teacher, stud
     together = read_state_dict(tmp_path / "work" / "iter_2.pth")
     for name, value in alone.model.distiller.student.state_dict().items():
         torch.testing.assert_close(together[name], value, rtol=1e-3, atol=1e-5)
+
+
+WATCHED = """
+import os, signal, sys
+from csd_plugin import peers
+from csd_plugin.integrate.mmengine.model import CSDDistiller
+from csd_plugin.integrate.run_mmengine import main
+
+peers._BEAT = 0.1
+forward = CSDDistiller.forward
+
+def dying(self, *given, **named):
+    if self.iteration == 2 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return forward(self, *given, **named)
+
+CSDDistiller.forward = dying
+sys.exit(main(["config.py", "--launcher", "pytorch"]))
+"""
+
+
+def test_a_process_that_dies_is_named_by_the_other(tmp_path, tiny_rain, tiny_teacher, student):
+    """Each is on a host of its own, as it were: no launcher ends the one that is left."""
+    content = config(tmp_path, tiny_rain, tiny_teacher, student, **{"train_cfg.max_iters": 10**6})
+    (tmp_path / "config.py").write_text("\n".join(f"{key} = {value!r}" for key, value in content.items()))
+    (tmp_path / "watched.py").write_text(WATCHED)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    shared = os.environ | place | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
+    survivor, victim = (
+        subprocess.Popen(
+            [sys.executable, "watched.py"],
+            cwd=tmp_path,
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": "0", "GROUP_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    )
+    _, said = survivor.communicate(timeout=300)
+    victim.communicate()
+    [line] = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert f"rank 1 (host {socket.gethostname()}, process {victim.pid}) has died" in line and "with --resume it" in line
+    assert survivor.returncode == 2
 
 
 AMP_ON_A_CPU = """
