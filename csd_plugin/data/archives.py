@@ -41,6 +41,8 @@ _MAX_ENTRY = 256 * 2**20
 """Bytes of an entry, unpacked: a 16-bit frame of 8K takes 200 MB."""
 _MAX_ENTRIES = 100_000
 """Of an archive: an hour of video at 25 frames per second has 90,000."""
+_LONGEST_NAME = 4096
+"""Characters of an entry's path, as of any path on Linux."""
 _MAX_LIST = 64 * 2**20
 """Bytes of a ZIP's list of entries, which is read as a whole."""
 _MAX_RATIO, _ALWAYS_ALLOWED = 100, 2**30
@@ -332,6 +334,8 @@ def _refuse(path: Path, name: str, link: bool, special: bool = False, encrypted:
 
 def _inner_name(path: Path, name: str) -> str:
     """The name with '/' between folders, if it stays inside. Backslashes separate folders in names from Windows."""
+    if len(name) > _LONGEST_NAME:
+        raise CSDError(f"{path}: an entry's name has {len(name):,} characters: archive not trusted")
     parts = name.replace("\\", "/").split("/")
     if parts[0] == "" or ".." in parts or re.match("[A-Za-z]:", name) or not name.isprintable():
         raise CSDError(

@@ -137,6 +137,12 @@ def test_names_with_a_nul_in_a_zip(tmp_path):
     assert "cannot be printed" in failing(path)
 
 
+@pytest.mark.parametrize("kind", [".zip", ".tar"])
+def test_names_longer_than_paths(tmp_path, kind):
+    (tmp_path / "x").write_bytes(archive(kind, [(f"a/{'b' * 5000}/1.png", b"x")]))
+    assert "name has 5,008 characters" in failing(tmp_path / "x")
+
+
 @pytest.mark.parametrize("kind", [".zip", ".tar", "rar4", "rar5"])
 def test_more_files_than_frames_of_a_clip(tmp_path, monkeypatch, kind):
     path = tmp_path / "x"
