@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -233,14 +235,13 @@ def test_videos_in_stripes_and_in_a_file(scene, tmp_path):
         assert len(list(reader)) == FRAMES
 
 
-def test_a_disk_that_is_full_leaves_nothing(scene, tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
-
-    def full(self, path, **_):
-        path.write_bytes(b"half")
+@pytest.mark.parametrize("suffix", ["png", "pdf"])
+def test_a_disk_that_is_full_leaves_nothing(scene, tmp_path, monkeypatch, suffix):
+    def full(self, data):
+        self.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Figure, "savefig", full)
-    with pytest.raises(CSDError, match=r"x\.png: cannot be written .No space left"):
-        draw_slices(scene, tmp_path / "x.png", end=2)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(CSDError, match=rf"x\.{suffix}: cannot be written .No space left"):
+        draw_slices(scene, tmp_path / f"x.{suffix}", end=2)
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,9 @@ class Sheet:
         """Write it as the kind of file that the suffix names, whole or not at all. Raises CSDError."""
         try:
             with replacing(path) as draft:
-                self.figure.savefig(draft, dpi=DPI)
+                drawn = io.BytesIO()  # matplotlib's PDF writer stumbles over a disk that is full
+                self.figure.savefig(drawn, dpi=DPI, format=path.suffix[1:].lower())
+                draft.write_bytes(drawn.getvalue())
         except OSError as error:
             raise CSDError(f"{path}: cannot be written ({error.strerror or error}); give another path") from error
 
