@@ -41,6 +41,9 @@ CLIPS = 3
 """Clips of a batch."""
 _LOOKING = 0.008
 """Share of the time that one look at the held-back frames may take."""
+_STEADIER = 1.1
+"""A teacher whose frames flicker more than this times the student's own results is warned of. Two that helped had 0.6
+and 0.8 times, and one that cost 4 dB had 1.5 times, see docs/adapt.md."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,9 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
         _store_features(plan, cache, teacher, say)
     learner, batches = _learner(plan, start), _batches(plan, start, cache)
     clips = scoring.held_back(cache)
+    doubt = _doubt(start, clips, plan.device)
+    for line in doubt:
+        say(f"warning: {line}")
     looked_at = scoring.affordable(start, clips, plan.device, _LOOKING * 60 * plan.minutes)
     setting = _setting(plan, source, cache)
     if plan.resume:
@@ -140,7 +146,7 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
         raise
     best = copy.deepcopy(start)
     best.load_state_dict(learner.best)
-    _report(plan, teacher, cache, learner, {"before": start, "after": best}, clips, guards, say)
+    _report(plan, teacher, cache, learner, {"before": start, "after": best}, clips, guards, doubt, say)
 
 
 def _check(plan: Plan) -> Path:
@@ -202,6 +208,19 @@ def _nearness(network: nn.Module, clips: list[scoring.Clip], device: str) -> flo
     return scoring.nearness(scoring.cleaned(network, clips, device), clips)
 
 
+def _doubt(start: nn.Module, clips: list[scoring.Clip], device: str) -> list[str]:
+    """A line, where the teacher seems to leave more of the rain than the student does as it is."""
+    ours = scoring.flicker(scoring.cleaned(start, clips, device), clips)
+    theirs = scoring.flicker([clip.clean for clip in clips], clips)
+    if ours is None or theirs is None or theirs <= _STEADIER * ours:
+        return []
+    return [
+        f"the teacher's frames flicker more than the student's own results ({theirs:.2f} against {ours:.2f}): it may "
+        f"leave rain that the student removes now, and the student would learn to leave it; look at some of its "
+        f"frames, or try another --teacher"
+    ]
+
+
 def _setting(plan: Plan, source: Path, cache: Cache) -> dict[str, Any]:
     """What must be the same when a run is continued."""
     return {
@@ -259,6 +278,7 @@ def _report(
     networks: dict[str, nn.Module],
     clips: list[scoring.Clip],
     guards: list[scoring.Clip],
+    doubt: list[str],
     say: Callable[[str], object],
 ) -> None:
     """The page, and the lines that say the same."""
@@ -290,6 +310,7 @@ def _report(
         lines=[
             f"{counted(cache.frames, 'frame')}, {sum(map(len, rainy))} of them held back; "
             f"{learner.progress.step:,} steps in {learner.progress.seconds / 60:.1f} minutes",
+            *doubt,
             guard,
         ],
     )

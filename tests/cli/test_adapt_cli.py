@@ -64,6 +64,18 @@ def test_from_rain_to_a_network_that_derains(work, capsys):
     assert f"{after:.2f}" in page and "garden_report.png" in page and (work / "garden_report.png").exists()
 
 
+def test_a_teacher_that_leaves_the_rain_is_warned_of(work, capsys):
+    """This one changes nothing. Nothing flickers in the white pictures of the second student."""
+    assert adapt() == 0
+    assert "flicker more" not in capsys.readouterr().out  # the first one leaves the rain too
+    student = load_network(work / "student.pth")
+    student.tail.bias.data.fill_(1.0)
+    torch.save({"params": student.state_dict()}, work / "student.pth")
+    assert adapt("--overwrite") == 0
+    assert "warning: the teacher's frames flicker more than the student's own results" in capsys.readouterr().out
+    assert "flicker more than the student's own results" in (work / "garden_report.md").read_text(encoding="utf-8")
+
+
 def test_the_teacher_works_once_and_other_rain_is_kept_and_scored(work, capsys, monkeypatch):
     assert adapt("--cache", "frames") == 0
     clean = Teacher.clean
