@@ -59,13 +59,16 @@ def test_results_and_gradients_are_those_of_conv3d(shape, frames, weight, monkey
 
 def test_where_nothing_is_learned_or_in_16_bits_it_is_torchs_own(monkeypatch):
     layer, x = ShortConv3d(3, 4, 3, padding=1), torch.rand(1, 3, 1, 5, 5)
-    flat = counted(monkeypatch)
+    theirs, forward = [], nn.Conv3d.forward
+    monkeypatch.setattr(nn.Conv3d, "forward", lambda layer, x: theirs.append(layer) or forward(layer, x))
+    layer(x)
+    assert not theirs
     with torch.no_grad():
         layer(x)
     with torch.autocast("cpu", torch.bfloat16):
         layer(x)
     layer.double()(x.double())
-    assert flat == []
+    assert len(theirs) == 3
 
 
 @pytest.mark.parametrize("preset", ["teacher", "student1", "student2"])

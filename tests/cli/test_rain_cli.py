@@ -157,7 +157,8 @@ def test_frames_that_do_not_decode_or_fit(clean, tmp_path, capsys):
 
 def test_a_target_that_cannot_be_written(clean, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in failing(capsys, clean, tmp_path / "file" / "out")
+    out = tmp_path / "file" / "out"
+    assert f"{out}: not a directory; check the path" in failing(capsys, clean, out)
 
 
 def test_clips_of_one_name(clean, tmp_path, capsys):
