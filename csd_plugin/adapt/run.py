@@ -79,7 +79,7 @@ class Plan:
     pairs: Path | None = None
     keep: float = 0.3
     validation: Path | None = None
-    rate: float = 5e-4
+    rate: float = 2e-3
     features: bool = False
     device: str = "auto"
     seed: int = 0

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep", type=number(0, 1), metavar="SHARE", help="share of --pairs in what is learned (default 0.3)"
     )
     parser.add_argument("--validation", metavar="DATA", type=Path, help="pairs to score before and after")
-    parser.add_argument("--rate", type=number(1e-8, 1.0), default=5e-4, help="highest learning rate (default 0.0005)")
+    parser.add_argument("--rate", type=number(1e-8, 1.0), default=2e-3, help="highest learning rate (default 0.002)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     present = parser.add_mutually_exclusive_group()
     present.add_argument("--resume", action="store_true", help="continue a stopped run; more --minutes prolong it")
