@@ -196,6 +196,7 @@ except SystemExit as end:
         ("name: [1, 2", 'the option file is not valid YAML: while parsing a flow sequence in "options.yml", line 1'),
         ("x" * 2**20 + "x", "options.yml: more than 1 MB of YAML"),
     ],
+    ids=["missing", "no YAML", "too long"],  # pytest puts the id into the environment, which has limits
 )
 def test_a_file_that_cannot_be_read_is_said_before_slow_imports(job, text, message, tmp_path):
     if text:
