@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ from csd_plugin.devices import pick_device
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import GRAPH_SUFFIXES
 from csd_plugin.inference.runner import Derainer
+from csd_plugin.metrics.image_quality import Image
 from csd_plugin.metrics.protocols import Quality
 from csd_plugin.report.text import counted
 from csd_plugin.weights import find_checkpoint, under_todays_keys
@@ -100,6 +101,19 @@ class Plan:
         return self.out.with_name(f"{self.out.stem}_report.md")
 
 
+class _Before(NamedTuple):
+    """The held-back frames before the student learns.
+
+    Attributes:
+        results: the student's, clip by clip.
+        flicker, teachers_flicker: of these results, and of the teacher's frames.
+    """
+
+    results: list[list[Image]]
+    flicker: float | None
+    teachers_flicker: float | None
+
+
 def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
     """Adapt the student to the inputs, and write its checkpoint and a page about it.
 
@@ -120,8 +134,8 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
         _store_features(plan, cache, teacher, say)
     learner, batches = _learner(plan, start), _batches(plan, start, cache)
     clips = scoring.held_back(cache)
-    doubt = _doubt(start, clips, plan.device)
-    for line in doubt:
+    before = _before(start, clips, plan.device)
+    for line in _doubt(before):
         say(f"warning: {line}")
     looked_at = scoring.affordable(start, clips, plan.device, _LOOKING * 60 * plan.minutes)
     setting = _setting(plan, source, cache)
@@ -146,7 +160,7 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
         raise
     best = copy.deepcopy(start)
     best.load_state_dict(learner.best)
-    _report(plan, teacher, cache, learner, {"before": start, "after": best}, clips, guards, doubt, say)
+    _report(plan, teacher, cache, learner, {"before": start, "after": best}, clips, before, guards, say)
 
 
 def _check(plan: Plan) -> Path:
@@ -208,10 +222,14 @@ def _nearness(network: nn.Module, clips: list[scoring.Clip], device: str) -> flo
     return scoring.nearness(scoring.cleaned(network, clips, device), clips)
 
 
-def _doubt(start: nn.Module, clips: list[scoring.Clip], device: str) -> list[str]:
+def _before(start: nn.Module, clips: list[scoring.Clip], device: str) -> _Before:
+    results = scoring.cleaned(start, clips, device)
+    return _Before(results, scoring.flicker(results, clips), scoring.flicker([clip.clean for clip in clips], clips))
+
+
+def _doubt(before: _Before) -> list[str]:
     """A line, where the teacher seems to leave more of the rain than the student does as it is."""
-    ours = scoring.flicker(scoring.cleaned(start, clips, device), clips)
-    theirs = scoring.flicker([clip.clean for clip in clips], clips)
+    ours, theirs = before.flicker, before.teachers_flicker
     if ours is None or theirs is None or theirs <= _STEADIER * ours:
         return []
     return [
@@ -277,17 +295,18 @@ def _report(
     learner: Learner,
     networks: dict[str, nn.Module],
     clips: list[scoring.Clip],
+    before: _Before,
     guards: list[scoring.Clip],
-    doubt: list[str],
     say: Callable[[str], object],
 ) -> None:
     """The page, and the lines that say the same."""
     height, width = clips[0].rainy[0].shape[:2]
-    results = {name: scoring.cleaned(network, clips, plan.device) for name, network in networks.items()}
+    results = {"before": before.results, "after": scoring.cleaned(networks["after"], clips, plan.device)}
+    flicker = {"before": before.flicker, "after": scoring.flicker(results["after"], clips)}
     rows = {
         name: Row(
             scoring.nearness(results[name], clips),
-            scoring.flicker(results[name], clips),
+            flicker[name],
             scoring.naturalness(results[name]),
             Derainer(network, precision="auto", device=plan.device).seconds_a_frame(width, height),
         )
@@ -295,7 +314,7 @@ def _report(
     }
     theirs, rainy = [clip.clean for clip in clips], [clip.rainy[clip.scored] for clip in clips]
     seconds = teacher.seconds_a_frame(width, height)
-    rows["teacher"] = Row(None, scoring.flicker(theirs, clips), scoring.naturalness(theirs), seconds)
+    rows["teacher"] = Row(None, before.teachers_flicker, scoring.naturalness(theirs), seconds)
     rows["rain"] = Row(scoring.nearness(rainy, clips), scoring.flicker(rainy, clips), scoring.naturalness(rainy), None)
     guard = _guard(plan, networks, guards)
     frame = len(clips[0].clean) // 2
@@ -310,12 +329,13 @@ def _report(
         lines=[
             f"{counted(cache.frames, 'frame')}, {sum(map(len, rainy))} of them held back; "
             f"{learner.progress.step:,} steps in {learner.progress.seconds / 60:.1f} minutes",
-            *doubt,
+            *_doubt(before),
             guard,
         ],
     )
-    before, after = rows["before"].psnr, rows["after"].psnr
-    say(f"held-back frames, PSNR to the teacher: {before:.2f} dB before, {after:.2f} dB after")
+    say(
+        f"held-back frames, PSNR to the teacher: {rows['before'].psnr:.2f} dB before, {rows['after'].psnr:.2f} dB after"
+    )
     if not learner.progress.looked or learner.progress.best > max(score for _, score in learner.progress.looked):
         say("no gain on the held-back frames: the checkpoint holds the student as it was")
     say(guard)
