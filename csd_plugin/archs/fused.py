@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
 from csd_plugin.archs.short_conv import ShortConv3d
+from csd_plugin.devices import NOT_SERVED
 from csd_plugin.errors import first_line
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def _objection(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | N
     expected = theirs()
     try:
         found = ours()
-    except (RuntimeError, AttributeError, TypeError) as error:  # NotImplementedError is one; of another torch
+    except NOT_SERVED as error:
         return first_line(error)
     if found.shape != expected.shape or found.dtype != expected.dtype or found.stride() != expected.stride():
         return "it gives another shape"

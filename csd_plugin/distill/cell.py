@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from csd_plugin.devices import NOT_SERVED
 from csd_plugin.errors import first_line
 
 logger = logging.getLogger(__name__)
@@ -284,7 +285,7 @@ def _has_fused_lstm(device: torch.device) -> bool:
         if all(torch.allclose(ours.cpu(), theirs, atol=1e-5) for ours, theirs in zip(found, expected, strict=True)):
             return True
         reason = "other results"
-    except RuntimeError as error:  # NotImplementedError is one
+    except NOT_SERVED as error:
         reason = first_line(error)
     logger.warning("the cells of objectives run without torch's LSTM kernel on %s, slower: %s", device, reason)
     return False

@@ -65,11 +65,13 @@ def test_objectives(name, kernel, monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item() + 1e-8)
 
 
-@pytest.mark.parametrize("wrong", ["fails", "has gates in another order"])
+@pytest.mark.parametrize("wrong", ["fails", "is not there", "has gates in another order"])
 def test_without_an_lstm_kernel_that_is_ours_cells_do_without_and_say_so(wrong, monkeypatch, caplog):
     def kernel(*gates):
         if wrong == "fails":
             raise NotImplementedError("no such kernel")
+        if wrong == "is not there":
+            raise AttributeError("no such operation")
         return plain(gates[0].flip(1), *gates[1:])
 
     plain = torch.ops.aten._thnn_fused_lstm_cell
