@@ -23,7 +23,7 @@ import yaml
 
 from csd_plugin import compat, peers, registration
 from csd_plugin.errors import CSDError, one_line
-from csd_plugin.limited_yaml import MOST_YAML
+from csd_plugin.limited_yaml import LimitedLoader
 from csd_plugin.locks import alone
 from csd_plugin.options import MODELS, find_problems, safe_ordered_yaml
 from csd_plugin.problems import FILE_ERRORS, Problems, named_in, reading_error
@@ -167,8 +167,8 @@ def _is_ours() -> bool:
     return bool(named) and _is_meant(named[-1])
 
 
-class _Lenient(yaml.SafeLoader):
-    """Data as BasicSR reads it, but nothing of what a file asks Python to run."""
+class _Lenient(LimitedLoader):
+    """Takes files that ask Python to run something, and does nothing of it."""
 
 
 _Lenient.add_multi_constructor("", lambda loader, suffix, node: None)
@@ -176,10 +176,9 @@ _Lenient.add_multi_constructor("", lambda loader, suffix, node: None)
 
 def _model_type(text: str) -> str:
     """What an option file gives as model_type; where it is no valid YAML, what looks like that."""
-    if len(text) <= MOST_YAML:
-        with suppress(yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError):
-            content = yaml.load(text, Loader=_Lenient)
-            return str(content.get("model_type")) if isinstance(content, dict) else ""
+    with suppress(CSDError, yaml.YAMLError):
+        content = yaml.load(text, Loader=_Lenient)
+        return str(content.get("model_type")) if isinstance(content, dict) else ""
     found = _MODEL_TYPE.search(text)
     return found[1] if found else ""
 
