@@ -162,8 +162,8 @@ class Deadlines:
 
 @dataclass
 class Network:
-    """options, test: contents of option files. start: weights that it starts from. step, forward: seconds, alone.
-    memory: GiB at most, 0 on a CPU. before: iterations of earlier slices in this folder."""
+    """options, test: contents of option files. start: weights that it starts from. step: seconds, alone. memory: GiB
+    at most, 0 on a CPU. before: iterations of earlier slices in this folder."""
 
     row: str
     name: str
@@ -416,14 +416,13 @@ def measure_all(networks: Sequence[tuple[str, dict[str, Any]]], cpu: bool, file:
     """Into the file, network by network: step (s), memory (GiB), or a note of what failed."""
     import torch
 
+    from csd_plugin.atomic import write_text
     from csd_plugin.bench.measure import MatrixRate
     from csd_plugin.errors import first_line
 
     device = torch.device("cpu" if cpu else "cuda:0")
     if cpu:
-        torch.set_num_threads(
-            1
-        )  # as the trainings that run beside each other; on a busy machine two wait for each other
+        torch.set_num_threads(1)  # as trainings beside each other have; on a busy machine two wait for each other
     rate = MatrixRate(device, torch.float32 if cpu else torch.bfloat16).measure()
     say(f"matrix products: {2 * rate / 1e12:.2f} TFLOP/s in {'fp32' if cpu else 'bf16'}")
     found: dict[str, dict[str, Any]] = {}
@@ -432,9 +431,7 @@ def measure_all(networks: Sequence[tuple[str, dict[str, Any]]], cpu: bool, file:
             found[row] = measure_one(row, options, device, rate)
         except (RuntimeError, ValueError) as error:  # too little memory, for one
             found[row] = {"note": f"left out: measuring it failed: {first_line(error)}"}
-        draft = file.with_suffix(".part")
-        draft.write_text(json.dumps(found))
-        draft.rename(file)
+        write_text(file, json.dumps(found))
 
 
 def measure_one(row: str, options: Mapping[str, Any], device: Any, rate: float) -> dict[str, Any]:

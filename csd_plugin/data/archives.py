@@ -123,8 +123,7 @@ def members(path: Path) -> Iterator[Member]:
         found = _tar_members(path)
 
     unpacked = 0
-    for number, member in enumerate(found, 1):
-        _check_count(path, number)
+    for member in found:
         unpacked += member.size + _ENTRY_OVERHEAD
         if member.size > _MAX_ENTRY:
             raise CSDError(

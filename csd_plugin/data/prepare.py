@@ -23,7 +23,7 @@ from csd_plugin.data.naming import Naming, file_name, frame_labels, missing_clip
 from csd_plugin.data.parallel import run_all
 from csd_plugin.data.video import open_reader
 from csd_plugin.data.video.interface import VIDEO_SUFFIXES
-from csd_plugin.errors import FULL, CSDError
+from csd_plugin.errors import FULL, CSDError, at
 
 _SPARE_BYTES = 64 * 2**20
 
@@ -369,7 +369,7 @@ def _write_clips(source: Path, clips: list[Clip], out: Path, keep_going: bool, t
             scratch[clip].rename(clip.target(out))
     except OSError as error:
         if error.errno in FULL or Path(error.filename2 or error.filename or "").is_relative_to(out):
-            raise OSError(error.errno, error.strerror, str(error.filename or out)) from error
+            raise at(Path(error.filename or out), error) from error
         raise CSDError(f"{error.filename or source}: {error.strerror}: {source} was not prepared") from error
     finally:
         for folder in scratch.values():

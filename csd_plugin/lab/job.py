@@ -12,7 +12,7 @@ from csd_plugin import registration
 from csd_plugin.atomic import write_text
 from csd_plugin.data.datasets.options import ROOTS
 from csd_plugin.devices import gpus_of
-from csd_plugin.errors import CSDError, at, suggestion
+from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.lab import runner
 from csd_plugin.lab.matrix import Frames, Matrix, Run, TestOnly, Weights, read_matrix, runs_of
 from csd_plugin.lab.plan import plan_for
@@ -209,10 +209,7 @@ def _schedule_notes(matrix: Matrix, runs: dict[str, Run]) -> list[str]:
 
 
 def _save(grid: Grid, folder: Path) -> str:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for suffix, form in FORMATS.items():
-            write_text(folder / f"table{suffix}", form(grid))
-    except OSError as error:
-        raise at(Path(error.filename or folder), error) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, form in FORMATS.items():
+        write_text(folder / f"table{suffix}", form(grid))
     return f"written: {folder}/table.md, .csv, .tex, .html"

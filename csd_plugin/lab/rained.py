@@ -14,7 +14,7 @@ from csd_plugin.data.rain import PRESETS
 from csd_plugin.data.rain.clips import CleanClip, find_clips
 from csd_plugin.data.rain.pairs import PairOptions, write_pairs
 from csd_plugin.data.video import open_reader
-from csd_plugin.errors import CSDError, at
+from csd_plugin.errors import CSDError
 from csd_plugin.lab.matrix import Run
 from csd_plugin.plain import parse_json, read_text
 
@@ -111,11 +111,8 @@ def render_rain(data: Mapping[Part, Path]) -> None:
 
 
 def _note(part: Part, record: Record) -> None:
-    try:
-        part.record.parent.mkdir(parents=True, exist_ok=True)
-        write_text(part.record, json.dumps(asdict(record), indent=1) + "\n")
-    except OSError as error:
-        raise at(Path(error.filename or DATA), error) from error
+    part.record.parent.mkdir(parents=True, exist_ok=True)
+    write_text(part.record, json.dumps(asdict(record), indent=1) + "\n")
 
 
 def _frames_needed(runs: Iterable[Run], part: Part) -> Mapping[str, int]:
