@@ -16,9 +16,6 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """By the number of a tensor's axes."""
 _FIXED_CUDNN = 91500
 """9.15, as torch.backends.cudnn.version() gives it."""
-NOT_SERVED = (RuntimeError, AttributeError, TypeError)
-"""What an operation of torch without a public name raises: where a device or size refuses it, where another torch does
-not have it, and where it takes other arguments there."""
 
 
 def pick_device(device: str | torch.device) -> torch.device:

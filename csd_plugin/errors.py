@@ -91,6 +91,9 @@ def put_into_summary(line: str) -> None:
             Path(file).write_text(json.dumps({"message": message}), encoding="utf-8")
 
 
+NOT_SERVED = (RuntimeError, AttributeError, TypeError)
+"""What an operation of torch without a public name raises: where a device or size refuses it, where another torch does
+not have it, and where it takes other arguments there."""
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")
 
 

@@ -19,8 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
 from csd_plugin.archs.short_conv import ShortConv3d
-from csd_plugin.devices import NOT_SERVED
-from csd_plugin.errors import first_line
+from csd_plugin.errors import NOT_SERVED, first_line
 
 logger = logging.getLogger(__name__)
 

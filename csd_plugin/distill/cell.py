@@ -23,8 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from csd_plugin.devices import NOT_SERVED
-from csd_plugin.errors import first_line
+from csd_plugin.errors import NOT_SERVED, first_line
 
 logger = logging.getLogger(__name__)
 
