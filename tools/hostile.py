@@ -136,7 +136,7 @@ class Ground:
     def _succeed(self, *command: str) -> None:
         outcome, said, _ = judge(self, Case("good", list(command), self.good), self.good)
         if outcome != ACCEPTED:
-            raise RuntimeError(f"{command} was to succeed: {said}")
+            raise RuntimeError(f"{command} was to succeed: {outcome}: {said}")
 
     def fresh(self) -> Path:
         shutil.rmtree(self.bad, ignore_errors=True)
