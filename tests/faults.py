@@ -46,6 +46,10 @@ _FILTER, _NEW_LISTENER, _NO_NEW_PRIVILEGES = 1, 8, 38
 _ASK, _ALLOW = 0x7FC00000, 0x7FFF0000
 _RECEIVE, _SEND, _CONTINUE = 0xC0502100, 0xC0182101, 1
 _QUESTION, _ANSWER = struct.Struct("<QIIiIQ6Q"), struct.Struct("<QqiI")
+_MADE_UP = re.compile(
+    r"(?<=[/.])tmp\w{8}\b|(?<=/ort\.quant\.)\w{8}\b|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{16,}"
+)
+"""What names have that are different each time: tempfile's, onnxruntime's, UUIDs and digests."""
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -239,4 +243,4 @@ def _path_of(thread: int, arguments: list[int], position: int, at: int | None) -
 
 def place_of(path: Path) -> str:
     """The path without numbers and made-up names: writes of one place are of one kind."""
-    return re.sub(r"\d+", "#", re.sub(r"(?<=[/.])tmp\w{8}\b|[0-9a-f]{16,}", "*", f"/{path.as_posix()}")[1:])
+    return re.sub(r"\d+", "#", _MADE_UP.sub("*", f"/{path.as_posix()}")[1:])
