@@ -58,6 +58,12 @@ _DISK = {
 }
 
 
+def cannot_write(path: Path, error: OSError) -> CSDError:
+    """What to raise where a file or folder could not be written: the place, the reason, and what to do about it."""
+    advice = _DISK.get(error.errno or 0, "give another place")
+    return CSDError(f"{path}: cannot be written ({error.strerror or error}); {advice}")
+
+
 def out_of_memory(error: Exception) -> str:
     """The line to print where memory ran out, of Python, numpy, a GPU or torch's allocator; else empty.
 

@@ -19,7 +19,7 @@ from csd_plugin.data.stores.build import filling
 from csd_plugin.data.stores.lmdb import open_file, split_key
 from csd_plugin.data.stores.verify import check_values
 from csd_plugin.digests import file_digest
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.plain import parse_json
 from csd_plugin.report.text import counted, duration
 
@@ -94,7 +94,7 @@ def open_cache(
             folder.mkdir(parents=True, exist_ok=True)
             write_text(manifest, json.dumps(asked | {"shots": listed}, indent=1) + "\n")
         except OSError as error:
-            raise CSDError(f"{folder}: cannot be written ({error.strerror}); give another --cache") from error
+            raise cannot_write(folder, error) from error
     cache = Cache(folder, named, tuple(shots))
     if cache.store.exists():
         _verify(cache)

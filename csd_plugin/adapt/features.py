@@ -20,7 +20,7 @@ from csd_plugin.data.stores import open_store
 from csd_plugin.data.stores.interface import FrameStore
 from csd_plugin.data.windows import reflect_indices
 from csd_plugin.distill.taps import FeatureTap, tap_compared
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.inference.precision import computes_bf16
 from csd_plugin.inference.tiles import whole_cells
 from csd_plugin.report.text import counted
@@ -54,7 +54,7 @@ def store_features(
                     folder, shot.name, computed, shot.length - shot.held, network=named.sha256, layers=layers
                 )
     except OSError as error:
-        raise CSDError(f"{folder}: cannot be written ({error.strerror}): make room, or give another --cache") from error
+        raise cannot_write(folder, error) from error
     finally:
         for tap in taps:
             tap.remove()

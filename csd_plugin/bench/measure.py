@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from csd_plugin.atomic import replacing, write_text
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, cannot_write
 
 _SIDES = {"cpu": 1024, "cuda": 8192}
 _SIDE = 4096
@@ -168,7 +168,7 @@ def save_report(path: Path, content: Mapping[str, Any], table: str, plot: Callab
             with replacing(written[2]) as draft:
                 figure.savefig(draft, format="png", dpi=120)
     except OSError as error:
-        raise CSDError(f"{path}: cannot be written ({error.strerror}); give another path") from error
+        raise cannot_write(path, error) from error
     return "written: " + ", ".join(str(target) for target in written)
 
 

@@ -56,9 +56,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _write(path: Path, text: str) -> None:
     from csd_plugin.atomic import write_text
-    from csd_plugin.errors import CSDError
+    from csd_plugin.errors import cannot_write
 
     try:
         write_text(path, text)
     except OSError as error:
-        raise CSDError(f"{path}: cannot be written ({error.strerror}): give another file") from error
+        raise cannot_write(path, error) from error

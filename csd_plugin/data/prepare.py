@@ -23,7 +23,7 @@ from csd_plugin.data.naming import Naming, file_name, frame_labels, missing_clip
 from csd_plugin.data.parallel import run_all
 from csd_plugin.data.video import open_reader
 from csd_plugin.data.video.interface import VIDEO_SUFFIXES
-from csd_plugin.errors import FULL, CSDError, at
+from csd_plugin.errors import FULL, CSDError, at, cannot_write
 
 _SPARE_BYTES = 64 * 2**20
 
@@ -340,7 +340,7 @@ def _write_all(clips: list[Clip], out: Path, jobs: int, keep_going: bool, result
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CSDError(f"{out}: cannot be written to ({error.strerror}): give another folder") from error
+        raise cannot_write(out, error) from error
     weights = [sum(max(len(clip.frames), 1) for clip in of_source) for _, of_source, *_ in tasks]
     try:
         written = run_all(_write_clips, tasks, jobs, "frames", "frame", weights)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.export.quantize import quantise
 from csd_plugin.export.writers import FORMATS, Run
 from csd_plugin.inference.facts import Facts, study
@@ -161,6 +161,4 @@ def _beside(output: Path) -> Iterator[Path]:
             for path in sorted(Path(folder).iterdir(), key=lambda path: path == temporary):
                 path.replace(output.with_name(path.name))
     except OSError as error:
-        raise CSDError(
-            f"{output}: cannot be written ({error.strerror or error}); make room there, or give another place"
-        ) from error
+        raise cannot_write(output, error) from error

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from csd_plugin.atomic import write_text
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.metrics.protocols import PROTOCOLS, FrameScore, Quality
 from csd_plugin.metrics.scores import ClipScores, Result, Scores
 from csd_plugin.metrics.table import comparison_table
@@ -66,7 +66,7 @@ def save(path: Path, result: Result, table: str) -> Path:
         for file, text in reversed(list(zip(files_written(path), texts, strict=True))):  # the one that others read last
             write_text(file, text)
     except OSError as error:
-        raise CSDError(f"cannot write the results {path}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
     return path
 
 

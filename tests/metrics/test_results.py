@@ -308,7 +308,7 @@ def test_nothing_half_written(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full_disk)
-    with pytest.raises(CSDError, match=r"cannot write the results .*x\.json: No space left"):
+    with pytest.raises(CSDError, match=r"x\.json: cannot be written .No space left on device.; make room"):
         results.write(tmp_path, "x", scores_of({"a": [31]}), meta)
     assert path.read_text() == old
     assert {file.name for file in tmp_path.iterdir()} == {"x.json", "x.csv", "x.md"}

@@ -23,7 +23,7 @@ from csd_plugin.data.images import (
 )
 from csd_plugin.data.layout import frame_numbers, is_frame_name
 from csd_plugin.data.video.interface import EmptyPart, FrameReader, FrameWriter, Position, frame_number
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, cannot_write
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +161,6 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        broken = folder.is_symlink() and not folder.exists()
-        why = "it is a link to nothing; remove the link" if broken else error.strerror
-        raise CSDError(f"{folder}: cannot make this folder ({why})") from error
+        if folder.is_symlink() and not folder.exists():
+            raise CSDError(f"{folder}: cannot be written (it is a link to nothing); remove the link") from error
+        raise cannot_write(folder, error) from error

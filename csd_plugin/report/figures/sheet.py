@@ -11,7 +11,7 @@ import numpy as np
 
 from csd_plugin.atomic import refuse_inputs, replacing
 from csd_plugin.data.images import files_of
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.extras import needed_by
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Sheet:
                 self.figure.savefig(drawn, dpi=DPI, format=path.suffix[1:].lower())
                 draft.write_bytes(drawn.getvalue())
         except OSError as error:
-            raise CSDError(f"{path}: cannot be written ({error.strerror or error}); give another path") from error
+            raise cannot_write(path, error) from error
 
 
 def check_output(path: Path, inputs: Iterable[Path]) -> None:

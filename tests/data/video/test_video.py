@@ -193,7 +193,7 @@ def test_outputs_that_cannot_be(tmp_path):
             "in.mp4": "is the input too",
             "out.m3u8": "cannot write '.m3u8'",
             "there.mp4": "exists already; replace it with --overwrite",
-            "in.mp4/out.mp4": "cannot make this folder",
+            "in.mp4/out.mp4": "in.mp4: cannot be written",
         }.items():
             with pytest.raises(CSDError, match=message), open_writer(tmp_path / target, like=reader) as writer:
                 writer.write(picture(0))
