@@ -74,17 +74,21 @@ def parse_checked(parse_options: Parse, root_path: str, is_train: bool) -> Parse
 
     Raises CSDError, UnicodeDecodeError and yaml.YAMLError for a file that is none, and OSError.
     """
+    changes = named_in(sys.argv[1:])[1]
+    for change in changes:
+        if change.count("=") != 1:
+            raise CSDError(f"--force_yml: {change} is not of the form section:key=value")
     try:
         opt, args = parse_options(root_path, is_train)
     except (CSDError, UnicodeDecodeError):
         raise
     except (KeyError, TypeError, ValueError) as error:  # the file has been checked by now
         raise CSDError(f"--force_yml: {error} does not fit the option file; give section:key=value") from error
-    _force_intervals(opt, args.force_yml or [])
+    _force_intervals(opt, changes)
     # not at the top: it needs the toolbox, whose own import may end in a call of `activate`
     from csd_plugin.models.preflight import check_run
 
-    problems = Problems(args.opt)
+    problems = Problems(args.opt, changes)
     find_problems(opt, problems)
     find_shipped(opt["path"])
     if opt["dist"]:

@@ -85,10 +85,12 @@ class Problems:
 
     Args:
         source: the file that they are in, where their lines are looked up; empty for none.
+        forced: what --force_yml changes in it, as `section:key=value`.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, forced: Iterable[str] = ()) -> None:
         self.source = source
+        self._forced = {change.partition("=")[0].strip().replace(":", ".") for change in forced}
         self._found: dict[str, list[str]] = {}
         self._placed: list[tuple[int, str]] = []
         self._meant: set[str] = set()
@@ -141,9 +143,11 @@ class Problems:
             return
         lines = _Lines(self.source)
         placed: list[tuple[int | None, str]] = [*self._placed]
-        placed += [(lines.of(key), text) for key, texts in self._found.items() for text in texts]
+        inside = {key: texts for key, texts in self._found.items() if key not in self._forced}
+        placed += [(lines.of(key), text) for key, texts in inside.items() for text in texts]
         placed.sort(key=lambda place: place[0] or 0)
-        where = ((f"{self.source}: line {line}" if line else self.source, text) for line, text in placed)
+        where = [(f"{self.source}: line {line}" if line else self.source, text) for line, text in placed]
+        where += [("--force_yml", text) for key, texts in self._found.items() if key not in inside for text in texts]
         raise ProblemsError(self.source, [f"{place}: {text}" for place, text in where])
 
 

@@ -89,7 +89,8 @@ def feature_pairs(
         if ours.shape[:2] != theirs.shape[:2] or ours.shape[3:] != theirs.shape[3:]:
             raise CSDError(
                 f"{method}: at input scale {scale} the student's feature is {_size(ours)} and the teacher's "
-                f"{_size(theirs)}; batch, frames, height and width must agree; tap layers of one size, or adapt them"
+                f"{_size(theirs)}; batch, frames, height and width must agree; tap layers of one size, or give "
+                f"`adapters: [resize]` in `taps`"
             )
         pairs.append((ours, theirs.detach()))
     return pairs

@@ -128,11 +128,11 @@ importlib.import_module(sys.argv[1])
 from basicsr.utils.registry import MODEL_REGISTRY
 sys.exit(0 if any(cls.__module__.startswith("csd_plugin.") for _, cls in MODEL_REGISTRY) else {_UNKNOWN})
 """
-_CURES = {
+_CURES = {  # the first that fits
     "operator torchvision::": "; `csd link --hook` repairs a torchvision without its compiled part",
     "functional_tensor": "; link the BasicSR that it imports as well (`csd link`), or use `csd link --hook`",
+    ".version'": "; a clone's setup.py makes its version.py: run `python setup.py --version` there",
     "No module named 'basicsr": "; install BasicSR: pip install --no-build-isolation basicsr==1.4.2",
-    ".version'": "; a clone has no version.py before `pip install --no-build-isolation -e .`",
 }
 
 

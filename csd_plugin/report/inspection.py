@@ -142,16 +142,25 @@ def _warnings(
     sizes = [sum(p.numel() for p in networks[name].parameters()) for name in ("network_g", teacher)]
     if sizes[1] < sizes[0]:
         texts.append(f"{teacher} has {sizes[1]:,} parameters, fewer than the student, which has {sizes[0]:,}")
+    _check_pairs(runs["network_g"].features, runs[teacher].features, teacher, objective)
+    return texts + objective.warnings(list(runs["network_g"].features.values()))
 
-    features = [list(runs[name].features.items()) for name in ("network_g", teacher)]
-    if len(features[0]) != len(features[1]):
-        texts.append(f"the student has {len(features[0])} taps and {teacher} {len(features[1])}; they pair in order")
-    for (ours, a), (theirs, b) in zip(*features, strict=False):
+
+def _check_pairs(
+    ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], teacher: str, objective: Objective
+) -> None:
+    """Raise CSDError for features that the objective would refuse in the first step."""
+    key = "train.distill_opt.taps"
+    if len(ours) != len(theirs):
+        raise CSDError(
+            f"{key}: {len(ours)} of the student, {len(theirs)} of {teacher}; they pair in order, give as many"
+        )
+    for (name, a), (other, b) in zip(ours.items(), theirs.items(), strict=True):
         if a[3:] != b[3:] and not objective.resizes:
-            texts.append(
-                f"{ours} of the student is {a[3]}x{a[4]}, {theirs} of {teacher} {b[3]}x{b[4]}: they must agree"
+            raise CSDError(
+                f"{key}: {name} of the student is {a[3]}x{a[4]}, {other} of {teacher} {b[3]}x{b[4]}; tap layers of one "
+                f"size, or give `adapters: [resize]` with them"
             )
-    return texts + objective.warnings([shape for _, shape in features[0]])
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -278,3 +278,9 @@ def test_the_tool_is_the_command(tmp_path):
         env={**os.environ, "PYTHONPATH": ""},
     )
     assert run.returncode == 1 and "not linked" in run.stderr
+
+
+def test_a_clone_that_was_not_set_up_is_told_what_to_do(tmp_path):
+    (tmp_path / "basicsr").mkdir()
+    (tmp_path / "basicsr" / "__init__.py").write_text("from .version import __version__\n")
+    assert trees.import_fault("basicsr", tmp_path).endswith("run `python setup.py --version` there")
