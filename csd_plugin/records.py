@@ -6,8 +6,10 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
 
 from csd_plugin.errors import refused_by_disk
 
@@ -37,19 +39,12 @@ def optional_records() -> Iterator[None]:
         threading.excepthook = hook
 
 
-class Board:
-    """A TensorBoard writer, or nothing from the moment on at which it cannot write."""
+class _Optional:
+    """What is written as long as that works."""
 
-    def __init__(self, start: Callable[[], Any]) -> None:
-        self._writer: Any = None
+    def __init__(self, what: object) -> None:
+        self._what = what
         self._broken = False
-        self._attempt(lambda: setattr(self, "_writer", start()))
-
-    def add_scalar(self, *arguments: Any, **keywords: Any) -> None:
-        self._attempt(lambda: self._writer.add_scalar(*arguments, **keywords))
-
-    def close(self) -> None:
-        self._attempt(lambda: self._writer.close())
 
     def _attempt(self, action: Callable[[], object]) -> None:
         if self._broken:
@@ -58,10 +53,56 @@ class Board:
             action()
         except OSError as error:
             self._broken = True
-            _tell("tensorboard", error)
+            _tell(str(self._what), error)
+
+
+class Board(_Optional):
+    """A TensorBoard writer, or nothing from the moment on at which it cannot write."""
+
+    def __init__(self, start: Callable[[], Any]) -> None:
+        super().__init__("tensorboard")
+        self._writer: Any = None
+        self._attempt(lambda: setattr(self, "_writer", start()))
+
+    def add_scalar(self, *arguments: Any, **keywords: Any) -> None:
+        self._attempt(lambda: self._writer.add_scalar(*arguments, **keywords))
+
+    def close(self) -> None:
+        self._attempt(lambda: self._writer.close())
+
+
+class Log(_Optional):
+    """A file that lines are added to, or nothing from the moment on at which it cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._path = path
+        self._file: TextIO | None = None
+        self._attempt(self._open)
+
+    def _open(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, line: str) -> None:
+        if self._file is not None:
+            self._attempt(partial(self._file.write, line))
+
+    def close(self) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # of what a full disk has not taken
+                self._file.close()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _tell(what: str, error: OSError) -> None:
     """To standard error itself: the log may be what cannot be written."""
+    if str(error.filename) == what:
+        error = OSError(error.errno, error.strerror)  # said once
     reason = refused_by_disk(error).partition(";")[0] or str(error)
     print(f"warning: {what}: {reason}; the run goes on without it", file=sys.stderr, flush=True)

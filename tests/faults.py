@@ -47,7 +47,7 @@ _ASK, _ALLOW = 0x7FC00000, 0x7FFF0000
 _RECEIVE, _SEND, _CONTINUE = 0xC0502100, 0xC0182101, 1
 _QUESTION, _ANSWER = struct.Struct("<QIIiIQ6Q"), struct.Struct("<QqiI")
 _MADE_UP = re.compile(
-    r"(?<=[/.])tmp\w{8}\b|(?<=/ort\.quant\.)\w{8}\b|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{16,}"
+    r"(?<=^/tmp/)\w{8}$|(?<=[/.])tmp\w{8}\b|(?<=/ort\.quant\.)\w{8}\b|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{16,}"
 )
 """What names have that are different each time: tempfile's, onnxruntime's, UUIDs and digests."""
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC

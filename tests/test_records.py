@@ -6,10 +6,11 @@ import errno
 import logging
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from csd_plugin.records import Board, optional_records
+from csd_plugin.records import Board, Log, optional_records
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
@@ -79,3 +80,20 @@ def test_only_disks_are_taken_out_of_threads(capfd):
         assert threading.excepthook == passed_on.append
     finally:
         threading.excepthook = before
+
+
+def test_a_file_of_lines_without_room_is_one_line(tmp_path, capfd):
+    with Log(tmp_path / "logs" / "one.log") as log:
+        log.write("first\n")
+    with Log(tmp_path / "logs" / "one.log") as log:
+        log.write("second\n")
+    assert (tmp_path / "logs" / "one.log").read_text() == "first\nsecond\n"
+    (tmp_path / "file").touch()
+    places = [tmp_path / "file" / "one.log", *([Path("/dev/full")] if sys.platform == "linux" else [])]
+    for place in places:
+        with Log(place) as log:
+            log.write("first\n")
+            log.write("second\n")
+    said = capfd.readouterr().err.splitlines()
+    assert [line.startswith("warning: ") for line in said] == [True] * len(places)
+    assert said[1:] == ["warning: /dev/full: no space left on device; the run goes on without it"][: len(said) - 1]

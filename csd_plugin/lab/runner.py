@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
@@ -36,6 +36,7 @@ from csd_plugin.metrics.protocols import to_uint8
 from csd_plugin.metrics.scores import ClipScores, Scores
 from csd_plugin.metrics.scoring import score_folders
 from csd_plugin.models.stopping import STOPPING
+from csd_plugin.records import Log
 
 _INTERRUPTED = tuple(status for number in (signal.SIGINT, signal.SIGTERM) for status in (128 + number, -number))
 """Statuses of what a signal has stopped, of itself or not."""
@@ -239,17 +240,16 @@ def _complete(run: Run, space: Workspace, bar: tqdm, processes: int) -> None:
 
 
 def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: tqdm, processes: int = 1) -> None:
-    """Run `python -m csd_plugin.JOB`; its progress goes to the bar, everything else to the log."""
+    """Run `python -m csd_plugin.JOB`; its progress goes to the bar, all it says to the log."""
     file, log = space.options(run, job), space.log(run)
     _write(file, yaml.safe_dump(_plain(options), sort_keys=False, allow_unicode=True))
-    log.parent.mkdir(parents=True, exist_ok=True)
     if job == "train":
         command = training(file, options, processes)
     else:
         command = [sys.executable, "-m", f"csd_plugin.{job}", "-opt", str(file)]
     error, stopped = "", False
     with (
-        log.open("a", encoding="utf-8", buffering=1) as sink,
+        Log(log) as sink,
         lifeline(environment(processes)) as line_to_us,
         subprocess.Popen(
             command,
@@ -280,7 +280,7 @@ def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: 
         raise CSDError(f"{job} of {run.name} failed: {error or f'status {process.returncode}'} (log: {log})")
 
 
-def _stop(process: subprocess.Popen[str], sink: TextIO) -> None:
+def _stop(process: subprocess.Popen[str], sink: Log) -> None:
     """Let a training end its step and save; a second Ctrl-C ends it at once."""
     assert process.stderr is not None
     for _ in range(2):
