@@ -8,7 +8,6 @@ other files the toolbox does what it did.
 from __future__ import annotations
 
 import argparse
-import difflib
 import functools
 import importlib
 import re
@@ -25,7 +24,7 @@ from csd_plugin import compat, peers, registration
 from csd_plugin.errors import CSDError, one_line
 from csd_plugin.limited_yaml import LimitedLoader
 from csd_plugin.locks import alone
-from csd_plugin.options import MODELS, find_problems, safe_ordered_yaml
+from csd_plugin.options import MODELS, find_problems, meant_model, safe_ordered_yaml
 from csd_plugin.problems import FILE_ERRORS, Problems, named_in, reading_error
 from csd_plugin.weights import NETWORKS, find_checkpoint
 
@@ -189,9 +188,7 @@ def _model_type(text: str) -> str:
 
 def _is_meant(model_type: str) -> bool:
     """Whether it is a model of ours, or a near miss of one that nobody else has."""
-    registered = importlib.import_module("basicsr.utils.registry").MODEL_REGISTRY
-    near = difflib.get_close_matches(model_type, MODELS, n=1, cutoff=0.8)
-    return model_type in MODELS or (model_type not in registered and bool(near))
+    return model_type in MODELS or bool(meant_model(model_type))
 
 
 @contextmanager

@@ -440,6 +440,8 @@ def load_resume_state(opt: dict) -> dict | None:
     for line in damage if opt["rank"] == 0 else []:
         print(f"warning: {line}; resuming from {path}", file=sys.stderr, flush=True)
     if path is None:
+        if opt["auto_resume"] and opt["rank"] == 0:
+            print(f"no state in {opt['path']['training_states']}; training starts anew", file=sys.stderr, flush=True)
         return None
     if opt["rank"] and not Path(path).is_file():
         raise CSDError(

@@ -57,3 +57,6 @@ def or_exit(job: str) -> Iterator[None]:
     except CSDError as error:
         announce(str(error))
         raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        announce("interrupted")
+        raise SystemExit(130) from None

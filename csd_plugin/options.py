@@ -14,8 +14,9 @@ import inspect
 import math
 import operator
 import re
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -440,10 +441,28 @@ def check_options(opt: Mapping[str, Any], source: str) -> None:
     problems.raise_any()
 
 
+def meant_model(model_type: str) -> str:
+    """The model of ours that a mistyped `model_type` means; empty where it means none, or the toolbox knows it."""
+    return _meant(model_type, MODELS, "MODEL_REGISTRY")
+
+
+def _meant(name: str, ours: Collection[str], registry: str) -> str:
+    """The nearest of our names to one that neither we nor the toolbox has; empty where none is near."""
+    theirs = getattr(sys.modules.get("basicsr.utils.registry"), registry, None)
+    if theirs is None or name in ours or not list(theirs) or name in theirs:
+        return ""
+    near = difflib.get_close_matches(name, ours, n=1, cutoff=0.8)
+    return near[0] if near else ""
+
+
 def find_problems(opt: Mapping[str, Any], problems: Problems) -> None:
     """Add all that is wrong with the form of options; what they name is `models.preflight`'s to find."""
     if opt.get("model_type", "") not in MODELS and isinstance(opt.get("model_type"), str):
-        return  # somebody else's model: its options are not ours to judge
+        meant = meant_model(opt["model_type"])
+        if not meant:
+            return  # somebody else's model: its options are not ours to judge
+        problems.add("model_type", f"model_type: {opt['model_type']!r} is unknown; did you mean {meant}?")
+        opt = {**opt, "model_type": meant}
     path = opt["path"] if isinstance(opt.get("path"), Mapping) else {}
     labels = teacher_labels((*opt, *path), stems=TEACHER_KEYS)
     _check(opt, _with_teachers(RunSection, labels), "", problems)
@@ -459,11 +478,11 @@ def find_problems(opt: Mapping[str, Any], problems: Problems) -> None:
     if isinstance(opt.get("datasets"), Mapping):
         for key, content in opt["datasets"].items():
             if problems.sound(f"datasets.{key}"):
-                _check_typed(content, datasets, f"datasets.{key}", problems)
+                _check_typed(content, datasets, f"datasets.{key}", problems, "DATASET_REGISTRY")
     networks = {name: section_of(cls) for name, cls in NETWORKS.items()}
     for key in ("network_g", *(f"network_{label}" for label in labels)):
         if opt.get(key):
-            _check_typed(opt[key], networks, key, problems)
+            _check_typed(opt[key], networks, key, problems, "ARCH_REGISTRY")
     for key, instead in OF_OTHER_MODELS.items():
         where, _, name = key.rpartition(".")
         content = opt.get(where) if where else opt
@@ -596,11 +615,16 @@ def _told_in(where: str, check: Callable[..., Any], *arguments: Any) -> None:
         raise CSDError(f"{where}: {error}") from error
 
 
-def _check_typed(content: Any, known: Mapping[str, type[BaseModel]], where: str, problems: Problems) -> None:
-    """Check a section by its `type`; types of other packages are theirs to check."""
+def _check_typed(
+    content: Any, known: Mapping[str, type[BaseModel]], where: str, problems: Problems, registry: str = ""
+) -> None:
+    """Check a section by its `type`, or by the one that is meant; types of other packages are theirs to check."""
     if not isinstance(content, Mapping):
         return  # which the section around it says
     kind = content.get("type")
+    if isinstance(kind, str) and registry and (meant := _meant(kind, known, registry)):
+        problems.add(f"{where}.type", f"{where}.type: {kind!r} is unknown; did you mean {meant}?")
+        kind = meant
     _check(content, known.get(kind, TypedSection) if isinstance(kind, str) else TypedSection, f"{where}.", problems)
 
 

@@ -275,7 +275,7 @@ COSINE = {"type": "CosineAnnealingRestartLR", "restart_weights": [1]}
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"model_type": "DistilModel"}, ["model_type", "'DistilModel'", "did you mean DistillModel"]),
+        ({"model_type": "VideoDerainModl"}, ["model_type: 'VideoDerainModl'", "did you mean VideoDerainModel"]),
         ({"datasets.train.type": "PairedVideoDataste"}, ["datasets.train.type", "did you mean PairedVideoDataset"]),
         ({"network_g.type": "SLDnet"}, ["network_g.type", "did you mean SLDNet"]),
         ({"network_g.preset": "student4"}, ["unknown preset 'student4'", "student3"]),

@@ -6,6 +6,7 @@ import io
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -117,7 +118,9 @@ def load_plain(path: str | Path, what: str) -> Any:
         return _load_safetensors(path, what)
     try:
         _check_archive(path, what)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # of others, which are refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
     except CSDError:
         raise
     except pickle.UnpicklingError as error:  # torch's own text would have the user run it

@@ -1,4 +1,10 @@
-"""Measure data loading, inference and training on this machine; `csd bench NAME --help` explains how."""
+"""Measure data loading, inference and training on this machine; `csd bench NAME --help` explains how.
+
+examples:
+  csd bench realtime
+  csd bench infer --networks realtime wide
+  csd bench data datasets/NTURain
+"""
 
 from __future__ import annotations
 

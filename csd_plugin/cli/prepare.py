@@ -103,7 +103,8 @@ def _report(prepared: Prepared, out: Path) -> bool:
         clips = [clip for clip in prepared.clips if clip.split == split]
         if clips:
             print(f"{split:<6}{len(clips):>4} folders: {_first([clip.folder for clip in clips])}")
-    print(f"folders written below {out}: {prepared.new} of {len(prepared.clips)}")
+    if prepared.clips:
+        print(f"folders written below {out}: {prepared.new} of {len(prepared.clips)}")
     for split, names in prepared.missing.items():
         everything = len(names) == len(PUBLISHED[split])
         print(f"missing of NTURain, {split}: {f'all {len(names)} folders' if everything else _first(names)}")

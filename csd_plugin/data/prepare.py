@@ -327,8 +327,11 @@ def _check_space(clips: Iterable[Clip], out: Path) -> None:
     needed = sum(frame.size for clip in clips if not clip.source.is_dir() for frame in clip.frames)
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
-    if needed + _SPARE_BYTES > free:
-        raise CSDError(f"{out}: {needed >> 20} MB will be unpacked, but only {free >> 20} MB are free: make room")
+    if needed and needed + _SPARE_BYTES > free:
+        raise CSDError(
+            f"{out}: {needed >> 20} MB will be unpacked, and {_SPARE_BYTES >> 20} MB are to stay free, but only "
+            f"{free >> 20} MB are free: make room"
+        )
 
 
 def _write_all(clips: list[Clip], out: Path, jobs: int, keep_going: bool, result: Prepared) -> int:

@@ -159,7 +159,8 @@ def perform(runs: Mapping[str, Run], space: Workspace, processes: int = 1) -> No
         KeyboardInterrupt: one was stopped by a signal, or this process by Ctrl-C.
     """
     waiting = [run for run in runs.values() if state(run) != "done"]
-    with _ending_what_it_started(), tqdm(total=len(waiting), desc="runs", unit="run", disable=None) as bar:
+    shown = "{desc}: {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # runs differ: what is left is said of the current one
+    with _ending_what_it_started(), tqdm(total=len(waiting), desc="runs", bar_format=shown, disable=None) as bar:
         for run in waiting:
             with _alone(run, space, bar):
                 bar.set_postfix_str(run.name)
@@ -267,7 +268,9 @@ def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: 
                 sink.write(line)
                 progress = re.search(r"iter:\s*([\d,]+).*?eta: ([\d:, day]+)", line)
                 if progress:
-                    bar.set_postfix_str(f"{run.name}, iteration {progress[1].strip(',')}, {progress[2]} left")
+                    bar.set_postfix_str(
+                        f"{run.name}, iteration {progress[1].strip(',')}, {progress[2].strip(' ,')} left"
+                    )
                 elif line.startswith("error:"):
                     error = line.removeprefix("error:").strip()
                 stopped = stopped or bool(_STOPPED.search(line))

@@ -63,6 +63,7 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     """
     problems = Problems("") if problems is None else problems
     problems.attempt(["model_type"], _find_type, MODEL_REGISTRY, opt["model_type"], "model_type")
+    opt = {**opt, "model_type": options.meant_model(opt["model_type"]) or opt["model_type"]}
     if opt["model_type"] not in options.MODELS:
         problems.raise_any()
         with forked_random():
@@ -120,6 +121,7 @@ def check_parts(
     """
     found = Problems("") if problems is None else problems
     found.attempt(["model_type"], _find_type, MODEL_REGISTRY, opt["model_type"], "model_type")
+    opt = {**opt, "model_type": options.meant_model(opt["model_type"]) or opt["model_type"]}
     for key, content in opt["datasets"].items() if found.sound("datasets") else ():
         where = f"datasets.{key}.type"
         found.attempt([where], _find_type, DATASET_REGISTRY, content.get("type"), where)

@@ -232,6 +232,35 @@ def test_all_mistakes_are_listed_with_their_lines(inspect):
     assert numbers == sorted(numbers)
 
 
+def test_a_mistyped_type_hides_no_mistake_behind_it(inspect):
+    """Also where the toolbox could not even read the file: what is meant is checked."""
+    wrong = options(
+        **{
+            "model_type": "DistilModel",
+            "manual_seed": "zero",
+            "datasets.train.type": "PairedVideoDatset",
+            "datasets.train.gt_sise": 3,
+            "network_g.type": "SLDNett",
+            "network_g.num_feet": 4,
+            "train.distill_opt.type": "CSDD",
+            "train.total_iter": "many",
+        }
+    )
+    status, _, err = inspect(wrong)
+    assert status == 2 and err.splitlines()[0] == "csd inspect: error: x.yml: 8 problems"
+    for words in (
+        "model_type: 'DistilModel' is unknown; did you mean DistillModel?",
+        "manual_seed is 'zero'",
+        "datasets.train.type: 'PairedVideoDatset' is unknown; did you mean PairedVideoDataset?",
+        "gt_sise is unknown; did you mean gt_size?",
+        "network_g.type: 'SLDNett' is unknown; did you mean SLDNet?",
+        "num_feet is unknown; did you mean num_feat?",
+        "'CSDD' is unknown; did you mean CSD?",
+        "train.total_iter is 'many'",
+    ):
+        assert words in err
+
+
 # ---------------------------------------------------------------------- the schema
 @pytest.fixture(scope="module")
 def validator():

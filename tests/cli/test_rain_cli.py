@@ -94,14 +94,14 @@ def test_an_interrupted_run_is_completed(clean, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pairs, "_write_frame", interrupted)
     assert main(["rain", str(clean), str(out)]) == 130
     split = out / "Dataset_Training_Synthetic"
-    assert sorted(path.name for path in split.iterdir()) == ["street_GT", "street_Rain_01", "walk_GT"]
+    assert sorted(path.name for path in split.iterdir()) == ["street_GT", "street_Rain_01"]
     (split / ".walk_Rain_01.part").mkdir()  # as a killed run leaves it
     (split / ".walk_Rain_01.part" / "00009.jpg").write_bytes(b"")
 
     monkeypatch.undo()
     capsys.readouterr()
     assert main(["rain", str(clean), str(out)]) == 0
-    assert "1 folder written" in capsys.readouterr().out
+    assert "2 folders written" in capsys.readouterr().out
     assert tree(out) == tree(whole)
     assert main(["rain", str(clean), str(out)]) == 0
     assert "already" in capsys.readouterr().out
@@ -169,3 +169,23 @@ def test_clips_of_one_name(clean, tmp_path, capsys):
 def test_an_error_in_a_worker_is_one_line_too(clean, tmp_path, capsys):
     (clean / "walk" / "IMG_11.jpg").write_bytes(b"")
     assert "IMG_11.jpg" in failing(capsys, clean, tmp_path / "out", "--jobs", "2")
+
+
+def test_what_is_refused_leaves_no_clean_clip_and_no_options(clean, tmp_path, capsys):
+    out = tmp_path / "out"
+    damaged = sorted((clean / "walk").iterdir())[-1]
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:60])
+    assert damaged.name in failing(capsys, clean, out, "--clips", "walk")
+    assert not [path for path in out.rglob("*") if path.is_file() and path.parent.name != ".rain"]
+    damaged.write_bytes(whole)
+    assert main(["rain", str(clean), str(out), "--clips", "walk", "--preset", "heavy"]) == 0
+
+
+def test_a_header_without_end_is_not_copied(tmp_path, capsys):
+    png = bytearray(cv2.imencode(".png", np.zeros((40, 48, 3), np.uint8))[1].tobytes())
+    png[16:24] = (60000).to_bytes(4, "big") * 2
+    (tmp_path / "clean" / "hu").mkdir(parents=True)
+    (tmp_path / "clean" / "hu" / "000.png").write_bytes(png)
+    assert "000.png" in failing(capsys, tmp_path / "clean", tmp_path / "out", "--jobs", "2")
+    assert not list((tmp_path / "out").rglob("*.png"))

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from csd_plugin.atomic import write_text
-from csd_plugin.data.images import rounded
+from csd_plugin.data.images import check_pixels, rounded
 from csd_plugin.data.layout import SPLITS
 from csd_plugin.data.parallel import run_all
 from csd_plugin.data.rain.clips import CleanClip, find_clips
@@ -92,8 +92,8 @@ def write_pairs(
     root = out / SPLITS[options.split]
     tasks: list[tuple[Path, CleanClip, int]] = []
     for clip in found:
-        tasks.append((root / f"{clip.name}_GT", clip, 0))
         tasks += [(root / options.rainy_name(clip.name, v), clip, v) for v in range(1, options.variants + 1)]
+        tasks.append((root / f"{clip.name}_GT", clip, 0))  # last: a frame that cannot be decoded is found before
     try:
         root.mkdir(parents=True, exist_ok=True)
         _remember(out / ".rain" / f"{options.split}.json", options)
@@ -132,9 +132,10 @@ def rain_on_video(source: Path, out: Path, options: PairOptions, *, overwrite: b
 
 
 def _remember(path: Path, options: PairOptions) -> None:
-    """Keep the options in a new file, or compare them with those of an old one."""
+    """Keep the options in a file, or compare them with those that the rain there was made with."""
     new = options.record()
-    if path.exists():
+    made = any((path.parent.parent / SPLITS[options.split]).glob("*_Rain*"))
+    if path.exists() and made:
         try:
             old = parse_json(read_text(path))
         except ValueError:
@@ -142,7 +143,9 @@ def _remember(path: Path, options: PairOptions) -> None:
                 f"{path}: is not valid JSON: remove it, and the folders whose options it describes"
             ) from None
         if old != new:
-            raise CSDError(f"{path.parent.parent}: holds rain made with other options ({path}): give another OUT")
+            raise CSDError(
+                f"{path.parent.parent}: holds rain made with other options ({path}): give another OUT, or move it away"
+            )
         return
     path.parent.mkdir(exist_ok=True)
     write_text(path, json.dumps(new, indent=1))
@@ -184,7 +187,9 @@ def _write_folder(
 def _write_clean(folder: Path, clip: CleanClip, options: PairOptions, tick: Callable[[], object]) -> None:
     if all(path.suffix.lower() in _COPIED_SUFFIXES for path in clip.files):
         for number, path in enumerate(clip.files, 1):
-            shutil.copyfile(path, folder / f"{number:05d}{path.suffix.lower()}")
+            data = path.read_bytes()
+            check_pixels(data, str(path))
+            (folder / f"{number:05d}{path.suffix.lower()}").write_bytes(data)
             tick()
     else:
         for number, frame in enumerate(clip.frames(options.keep_going), 1):
