@@ -184,7 +184,8 @@ def _too_small_to_train(sequence: PairedSequence, size: str) -> list[str]:
     if size and min(map(int, size.split("x"))) < _TRAINING_CROP:
         problems.append(
             f"{sequence.name}: frames of {size} are smaller than the crops of {_TRAINING_CROP}x{_TRAINING_CROP} that "
-            f"training takes; to train on this clip, lower gt_size in the option file"
+            f"training takes, and are enlarged as far as scale_range allows; to train on them as they are, lower "
+            f"gt_size in the option file"
         )
     return problems
 
