@@ -207,6 +207,11 @@ def open_backend(
     takes = {".xml": ("openvino",), ".onnx": ("onnxruntime", "openvino")}.get(suffix, tuple(BACKENDS))
     if backend not in takes:
         raise CSDError(f"{network} runs in {' or '.join(takes)}, not in {backend}; give a checkpoint to run it there")
+    if backend == "onnxruntime" and isinstance(model, Path) and precision != "fp32":
+        raise CSDError(
+            f"{model}: ONNX Runtime computes in the precision of the file, not in {precision}; export it in the one "
+            f"that you want, and leave the precision out here"
+        )
     return BACKENDS[backend](model, precision, device)
 
 

@@ -192,7 +192,9 @@ class Derainer:
         facts = self.backend.facts
         tiles = split(height, width, self._pixels, facts.reach, facts.divisor)
         sides = [(span.seen.stop - span.seen.start) for span in tiles[0]]
-        tile = torch.randint(256, (*(min(side, _TRIAL_SIDE) for side in sides), 3), device=self.device).byte()
+        # other runtimes share out work that is too little for their threads, and would seem slower than they are
+        most = _TRIAL_SIDE if isinstance(self.backend, TorchBackend) else 2 * _TRIAL_SIDE
+        tile = torch.randint(256, (*(min(side, most) for side in sides), 3), device=self.device).byte()
         frames = self.batch + self.num_frame - 1
         windows = [[tile] * frames] if self._sequences else [[tile] * self.num_frame] * self.batch
         computed = len(tiles) * sides[0] * sides[1] / (self.batch * tile.shape[0] * tile.shape[1])

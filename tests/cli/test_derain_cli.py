@@ -248,3 +248,14 @@ def test_encoding_and_precision_are_what_was_asked_for(frames, model, capsys, en
     assert derain(frames / "rain", frames / "out.mp4", *options) == 0
     assert effort in (frames / "out.mp4").read_bytes()  # x264 writes its settings into the stream
     assert capsys.readouterr().out.splitlines()[0].endswith("; in fp32")
+
+
+def test_an_onnx_file_says_its_own_precision(frames, model, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert main(["export", str(model), str(tmp_path / "net.onnx")]) == 0
+    capsys.readouterr()
+    assert derain(frames / "rain", frames / "out", "--model", tmp_path / "net.onnx") == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("; in the precision of its file")
+    assert derain(frames / "rain", frames / "o2", "--model", tmp_path / "net.onnx", "--precision", "bf16") == 2
+    assert "computes in the precision of the file, not in bf16" in capsys.readouterr().err

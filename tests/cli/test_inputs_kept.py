@@ -380,13 +380,15 @@ def test_a_frame_on_standard_input_that_no_memory_holds(tmp_path, derain, capsys
     assert "no memory for a frame of 16384x16384" in last_line(capsys)
 
 
-def test_sixteen_bits_are_computed_in_fp32(tmp_path, derain, capsys):
+def test_sixteen_bits_are_computed_in_fp32(tmp_path, derain, capsys, caplog):
     """bf16 holds 8 bits: frames of 16 came back up to 128 levels off."""
     random = np.random.default_rng(0)
     for number in range(3):
         write_png(folder_of(tmp_path) / f"{number}.png", random.integers(0, 65536, (16, 16, 3), np.uint16))
     assert derain(tmp_path / "deep", tmp_path / "out") == 0
     assert "in fp32" in capsys.readouterr().out
+    assert derain(tmp_path / "deep", tmp_path / "out.mp4") == 0
+    assert "holds 10 bits per channel here, the input has 16" in caplog.text
 
 
 def test_transparency_of_images_is_named(tmp_path, derain, caplog):
