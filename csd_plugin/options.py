@@ -392,7 +392,8 @@ def rename(name: str, new: str) -> None:
 
 def distils(opt: Mapping[str, Any]) -> bool:
     """Whether the options are of a training run of our models with teachers."""
-    return bool(opt["is_train"]) and MODELS.get(opt.get("model_type", ""), False)
+    model_type = opt.get("model_type")
+    return bool(opt["is_train"]) and isinstance(model_type, str) and MODELS.get(model_type, False)
 
 
 def check_file(content: Any, source: str, twice: Iterable[tuple[int, str]] = ()) -> None:
@@ -457,11 +458,12 @@ def _meant(name: str, ours: Collection[str], registry: str) -> str:
 
 def find_problems(opt: Mapping[str, Any], problems: Problems) -> None:
     """Add all that is wrong with the form of options; what they name is `models.preflight`'s to find."""
-    if opt.get("model_type", "") not in MODELS and isinstance(opt.get("model_type"), str):
-        meant = meant_model(opt["model_type"])
+    model_type = opt.get("model_type")
+    if isinstance(model_type, str) and model_type not in MODELS:
+        meant = meant_model(model_type)
         if not meant:
             return  # somebody else's model: its options are not ours to judge
-        problems.add("model_type", f"model_type: {opt['model_type']!r} is unknown; did you mean {meant}?")
+        problems.add("model_type", f"model_type: {model_type!r} is unknown; did you mean {meant}?")
         opt = {**opt, "model_type": meant}
     path = opt["path"] if isinstance(opt.get("path"), Mapping) else {}
     labels = teacher_labels((*opt, *path), stems=TEACHER_KEYS)

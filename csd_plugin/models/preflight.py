@@ -62,8 +62,7 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
             windows longer than the clips, frames too small for a metric, a checkpoint that is missing or does not fit.
     """
     problems = Problems("") if problems is None else problems
-    problems.attempt(["model_type"], _find_type, MODEL_REGISTRY, opt["model_type"], "model_type")
-    opt = {**opt, "model_type": options.meant_model(opt["model_type"]) or opt["model_type"]}
+    opt = _with_model_meant(opt, problems)
     if opt["model_type"] not in options.MODELS:
         problems.raise_any()
         with forked_random():
@@ -120,8 +119,7 @@ def check_parts(
         CSDError: all mistakes, if `problems` is not given.
     """
     found = Problems("") if problems is None else problems
-    found.attempt(["model_type"], _find_type, MODEL_REGISTRY, opt["model_type"], "model_type")
-    opt = {**opt, "model_type": options.meant_model(opt["model_type"]) or opt["model_type"]}
+    opt = _with_model_meant(opt, found)
     for key, content in opt["datasets"].items() if found.sound("datasets") else ():
         where = f"datasets.{key}.type"
         found.attempt([where], _find_type, DATASET_REGISTRY, content.get("type"), where)
@@ -145,6 +143,13 @@ def check_parts(
     if problems is None:
         found.raise_any()
     return networks, interfaces
+
+
+def _with_model_meant(opt: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
+    """The options; an unknown model is a problem, and where it means one of ours, they are judged as that one's."""
+    name = opt["model_type"]
+    problems.attempt(["model_type"], _find_type, MODEL_REGISTRY, name, "model_type")
+    return {**opt, "model_type": options.meant_model(name) or name}
 
 
 def network_names(opt: Mapping[str, Any]) -> list[str]:

@@ -79,6 +79,7 @@ def test_layers_of_any_network_of_the_toolbox(inspect):
     ("changes", "words"),
     [
         ({"model_type": "DistilModel"}, "did you mean DistillModel?"),
+        ({"model_type": ["DistillModel"]}, "model_type is ['DistillModel']: input should be a valid string"),
         ({"datasets.train.type": "PairedVideoDatset"}, "did you mean PairedVideoDataset?"),
         ({"train.optim_g.type": "Adan"}, "'Adan'"),
         ({"train.optim_g.betaz": [0.9, 0.99]}, "betaz is unknown; did you mean betas?"),
