@@ -76,13 +76,12 @@ class Log(_Optional):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._path = path
         self._file: TextIO | None = None
-        self._attempt(self._open)
+        self._attempt(partial(self._open, path))
 
-    def _open(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+    def _open(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, line: str) -> None:
         if self._file is not None:

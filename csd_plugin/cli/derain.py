@@ -213,8 +213,6 @@ def expectation(model: Path, derainer: Derainer, reader: FrameReader) -> str:
     seconds = derainer.seconds_a_frame(*reader.size)
     whole = "" if reader.num_read is None else f", {duration(seconds * reader.num_read)} in all"
     how, why = derainer.precision
-    if derainer.backend.name == "onnxruntime" and model.suffix.lower() == ".onnx":
-        how = "the precision of its file"
     precision = f"in {how} ({why})" if why else f"in {how}"
     waits = ""
     if reader.live:

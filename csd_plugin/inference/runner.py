@@ -99,6 +99,9 @@ class Derainer:
         if isinstance(self.backend, TorchBackend) and precision not in ("auto", "fp32"):
             slow = half_precision_warnings([self.backend.network], DTYPES[precision], self.device)
             self.precision = Precision(precision, "; ".join(slow))
+        in_file = isinstance(network, str | Path) and Path(network).suffix.lower() == ".onnx"
+        if in_file and self.backend.name == "onnxruntime":
+            self.precision = Precision("the precision of its file")
         facts = self.backend.facts
         self.num_frame, self.num_future = facts.num_frame, facts.num_future
         self._sequences = facts.interface.gives_clip
@@ -184,8 +187,8 @@ class Derainer:
     def seconds_a_frame(self, width: int, height: int) -> float:
         """About how long a frame of this size takes in the network, here and now, from a trial on a small part of one.
 
-        The trial takes some tenths of a second, or what four parts of 128x128 take if that is longer. Reading and
-        writing, which run at the same time, are not in it.
+        The trial takes some tenths of a second, or what four parts of 128x128 take if that is longer (of 256x256
+        in other runtimes than torch). Reading and writing, which run at the same time, are not in it.
         """
         if self._blocks is not None:
             return self._seconds_in_blocks(self._blocks, width, height)

@@ -17,7 +17,7 @@ import numpy as np
 
 from csd_plugin.atomic import draft_of
 from csd_plugin.data.video.clock import Clock
-from csd_plugin.data.video.colours import BT709, Colours, depth_of, from_rgb
+from csd_plugin.data.video.colours import BT709, Colours, from_rgb
 from csd_plugin.data.video.decode import open_input
 from csd_plugin.data.video.encoders import Setup, choose
 from csd_plugin.data.video.interface import FrameReader, FrameWriter, Look, SourceFormat
@@ -130,9 +130,6 @@ class VideoWriter(FrameWriter):
             reorder=not self._constant,
             quick=self._quick,
         )
-        if source is None and frame.dtype == np.uint16:
-            bits = depth_of(self._setup.pix_fmt)
-            logger.warning("%s: %s holds %d bits per channel here, the input has 16", self.path, form, bits)
         try:
             self._stream = self._setup.add_to(container, rate)
         except ValueError as error:
@@ -255,7 +252,7 @@ class VideoWriter(FrameWriter):
 def _look(frame: np.ndarray) -> Look:
     """What a video's pictures are to be where they come from no video, as far as it can hold it."""
     pix_fmt = "yuv420p" if frame.dtype == np.uint8 else "yuv420p10le"
-    return Look(pix_fmt, Colours(BT709, 0, BT709, BT709))
+    return Look(pix_fmt, Colours(BT709, 0, BT709, BT709), depth=8 * frame.dtype.itemsize)
 
 
 def _steady_rate(source: SourceFormat, offset: Fraction) -> Fraction:

@@ -203,7 +203,7 @@ def _say_what_changes(path: Path, form: str, look: Look, setup: Setup) -> None:
     written = setup.encoder.canonical_name
     if look.codec and look.codec != written:
         logger.warning("%s: %s cannot be written into %s here, %s is taken", path, look.codec, form, written)
-    before, after = depth_of(look.pix_fmt), depth_of(setup.pix_fmt)
+    before, after = max(look.depth, depth_of(look.pix_fmt)), depth_of(setup.pix_fmt)
     if after < before:
         logger.warning("%s: %s holds %d bits per channel here, the input has %d", path, written, after, before)
     lost = []

@@ -49,6 +49,7 @@ class Look:
         pixel_aspect: width of a pixel over its height, as the picture is shown; None where nothing says.
         field_order: FFmpeg's number, 1 for whole pictures.
         light: HDR10 data.
+        depth: bits per channel of the input, where it has more than `pix_fmt`; 0 where it has not.
     """
 
     pix_fmt: str
@@ -58,6 +59,7 @@ class Look:
     pixel_aspect: Fraction | None = None
     field_order: int = 1
     light: Light = field(default_factory=Light)
+    depth: int = 0
 
 
 @dataclass(frozen=True)
