@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import importlib.util
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 from csd_plugin.errors import CSDError, announce
 from csd_plugin.versions import check_versions
@@ -27,21 +28,44 @@ _COMMANDS = {
 }
 
 
+_LAUNCHERS = (*_ALWAYS, *_COMMANDS, *_EXTRAS["train"])
+"""What training and testing with the toolbox need, in the order in which it is to be installed."""
+
+
 @contextmanager
-def needed_by(job: str) -> Iterator[None]:
-    """Around imports, or a whole job: a package that is missing, or broken, is a CSDError that says what to do."""
+def needed_by(job: str, others: Iterable[str] = ()) -> Iterator[None]:
+    """Around imports, or a whole job: a package that is missing, or broken, is a CSDError that says what to do.
+
+    Args:
+        others: modules that the job will need too; those that are missing are named in the same line.
+    """
     try:
         yield
     except ImportError as error:
         module = (error.name or "").partition(".")[0]
-        if module in _COMMANDS:
-            command = _COMMANDS[module]
-        elif module in _IN_SOURCES:
-            command = f"{_IN_SOURCES[module]} in the folder of csd-plugin's sources"
-        else:
+        if module not in _COMMANDS and module not in _IN_SOURCES:
             raise
-        fault = "" if isinstance(error, ModuleNotFoundError) else f", which cannot be imported ({error})"
-        raise CSDError(f"{job} needs the package {module}{fault}: {command}") from error
+        if not isinstance(error, ModuleNotFoundError):
+            raise CSDError(
+                f"{job} needs the package {module}, which cannot be imported ({error}): {_commands([module])}"
+            ) from error
+        missing = [other for other in others if other == module or not _is_there(other)] or [module]
+        plural = "s" * (len(missing) > 1)
+        raise CSDError(f"{job} needs the package{plural} {', '.join(missing)}: {_commands(missing)}") from error
+
+
+def _is_there(module: str) -> bool:
+    with suppress(ImportError):
+        return importlib.util.find_spec(module) is not None
+    return False
+
+
+def _commands(modules: Iterable[str]) -> str:
+    """What installs them, each command once."""
+    commands = [
+        _COMMANDS.get(module) or f"{_IN_SOURCES[module]} in the folder of csd-plugin's sources" for module in modules
+    ]
+    return "; ".join(dict.fromkeys(commands))
 
 
 @contextmanager
@@ -52,7 +76,7 @@ def or_exit(job: str) -> Iterator[None]:
     """
     try:
         check_versions(job, toolbox=True)
-        with needed_by(job):
+        with needed_by(job, _LAUNCHERS):
             yield
     except CSDError as error:
         announce(str(error))

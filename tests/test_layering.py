@@ -312,6 +312,23 @@ def test_other_jobs_start_without_the_toolbox(job):
     assert "usage: csd" in python(WITHOUT + "from csd_plugin.cli import main; main(sys.argv[1:])", job, "--help")
 
 
+def run_without(missing, command):
+    program, *arguments = command.split()
+    start = "from csd_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
+    if program != "csd":
+        start = f"import runpy; runpy.run_module('csd_plugin.{program}', run_name='__main__')"
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT.replace('("basicsr", "torchvision")', repr(missing)) + start, *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+    )
+    assert run.returncode == 2, run.stderr[-2000:]
+    return run
+
+
 @pytest.mark.parametrize(
     ("missing", "command"),
     [
@@ -326,18 +343,13 @@ def test_other_jobs_start_without_the_toolbox(job):
     ],
 )
 def test_a_missing_package_is_one_line_that_says_how_to_get_it(missing, command):
-    program, *arguments = command.split()
-    start = "from csd_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
-    if program != "csd":
-        start = f"import runpy; runpy.run_module('csd_plugin.{program}', run_name='__main__')"
-    run = subprocess.run(
-        [sys.executable, "-c", WITHOUT.replace('("basicsr", "torchvision")', repr((missing,))) + start, *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT,
-    )
-    assert run.returncode == 2, run.stderr[-2000:]
+    run = run_without((missing,), command)
     assert f"needs the package {missing}: pip install" in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_all_missing_packages_are_named_at_once():
+    run = run_without(("lmdb", "basicsr", "torchvision", "yaml", "scipy"), "train -opt options/train/student2_cpu.yml")
+    (line,) = run.stderr.strip().splitlines()
+    assert "needs the packages lmdb, torchvision, basicsr, scipy, yaml: pip install . in the folder" in line
+    assert line.count("pip install") == 4 and line.count("'.[train]'") == 1

@@ -7,6 +7,7 @@ import logging
 import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -142,8 +143,18 @@ def one_depth(frames: Iterable[np.ndarray]) -> list[np.ndarray]:
     return list(map(sixteen_bits, frames)) if any(frame.dtype == np.uint16 for frame in frames) else frames
 
 
-def write_png(path: Path, frame: np.ndarray) -> None:
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_FIRST_END = len(_PNG_START) + 25
+"""Where a PNG file's first chunk, of a fixed size, ends."""
+_NOTE = b"csd_plugin\x00"
+_LONGEST_NOTE = 2**14
+
+
+def write_png(path: Path, frame: np.ndarray, note: str = "") -> None:
     """Write RGB (H, W, 3), uint8 or uint16, so that the file appears whole or not at all.
+
+    Args:
+        note: ASCII, kept as a text in the file; see `note_in_png`.
 
     Raises:
         CSDError: more pixels than PNG has.
@@ -154,9 +165,25 @@ def write_png(path: Path, frame: np.ndarray) -> None:
         raise CSDError(f"{path}: OpenCV cannot write {frame.shape[1]}x{frame.shape[0]} pixels as PNG")
     try:
         with replacing(path) as draft:
-            draft.write_bytes(data.tobytes())
+            draft.write_bytes(_with_note(data.tobytes(), note) if note else data.tobytes())
     except OSError as error:
         raise at(path, error) from error
+
+
+def _with_note(data: bytes, note: str) -> bytes:
+    text = b"tEXt" + _NOTE + note.encode("ascii")
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    return data[:_PNG_FIRST_END] + chunk + data[_PNG_FIRST_END:]
+
+
+def note_in_png(path: Path) -> str:
+    """The note that `write_png` has left in a file; empty for other files. Raises OSError."""
+    with path.open("rb") as file:
+        start = file.read(_PNG_FIRST_END + 8)
+        size, kind = struct.unpack(">I4s", start[_PNG_FIRST_END:].ljust(8, b"\0"))
+        text = file.read(size) if kind == b"tEXt" and size < _LONGEST_NOTE else b""
+    is_note = start.startswith(_PNG_START) and text.startswith(_NOTE)
+    return text.removeprefix(_NOTE).decode("ascii", "replace") if is_note else ""
 
 
 _EXIF_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
@@ -164,7 +191,6 @@ _EXIF_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 
 MOST_PIXELS = 2**27
 """Most pixels of a frame: four times 8K."""
-_PNG_START = b"\x89PNG\r\n\x1a\n"
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 
 

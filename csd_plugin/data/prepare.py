@@ -340,6 +340,7 @@ def _write_all(clips: list[Clip], out: Path, jobs: int, keep_going: bool, result
     for clip in clips:
         by_source[clip.source, clip.folder if clip.source.is_dir() else ""].append(clip)
     tasks = [(source, of_source, out, keep_going) for (source, _), of_source in by_source.items()]
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -349,9 +350,9 @@ def _write_all(clips: list[Clip], out: Path, jobs: int, keep_going: bool, result
         written = run_all(_write_clips, tasks, jobs, "frames", "frame", weights)
         result.failed += [error for error in written if isinstance(error, CSDError)]
     finally:
-        for split_folder in {clip.target(out).parent for clip in clips}:
+        for folder in (*{clip.target(out).parent for clip in clips}, *made):
             with contextlib.suppress(OSError):
-                split_folder.rmdir()  # where nothing was written into it
+                folder.rmdir()  # where nothing was written into it
     return sum(clip.target(out).is_dir() for clip in clips)
 
 

@@ -8,7 +8,7 @@ import signal
 import threading
 from array import array
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from fractions import Fraction
@@ -96,10 +96,11 @@ def derain_file(
             "keep_going (--keep-going) may leave out frames that the truth (--compare) needs: use only one of the two"
         )
     context, inputs = derainer.num_frame // 2, [truth] if truth else []
+    made_by = derainer.made_by and derainer.made_by | {"clip": source.resolve().name}
     with ExitStack() as stack:
         if resume:
             num_panel = 1 + side_by_side * (2 if truth else 1)
-            resumed = _resume_at(source, output, start, end, fps, num_panel, inputs)
+            resumed = _resume_at(source, output, start, end, fps, num_panel, inputs, made_by)
             if resumed is None:
                 return Derained(0, [])
             start = resumed
@@ -115,7 +116,9 @@ def derain_file(
         true_frames = _truth(true_reader, reader) if true_reader else None
         hurries = reader.live or derainer.in_real_time if quick is None else quick
         replace = overwrite or resume
-        writer = stack.enter_context(open_writer(output, like=reader, overwrite=replace, quick=hurries, inputs=inputs))
+        writer = stack.enter_context(
+            open_writer(output, like=reader, overwrite=replace, quick=hurries, inputs=inputs, made_by=made_by)
+        )
         if begin:
             begin(reader)
         stack.enter_context(_interrupt_ends(reader))
@@ -232,15 +235,16 @@ def _resume_at(
     fps: Fraction,
     num_panel: int,
     inputs: list[Path],
+    made_by: Mapping[str, str],
 ) -> int | None:
     """The number of the first frame whose file is not there yet; None if all are known to be.
 
     Args:
         num_panel: pictures side by side in a frame that is written.
-        inputs: as `open_writer` has it.
+        inputs, made_by: as `open_writer` has them.
 
     Raises:
-        CSDError: where frames of another size are there.
+        CSDError: where frames of another size, or made by something else, are there.
     """
     if comes_once(source):
         raise CSDError(
@@ -248,7 +252,7 @@ def _resume_at(
         )
     with ExitStack() as stack:
         reader = stack.enter_context(open_reader(source, start=start, end=end, fps=fps))
-        writer = stack.enter_context(open_writer(output, like=reader, overwrite=True, inputs=inputs))
+        writer = stack.enter_context(open_writer(output, like=reader, overwrite=True, inputs=inputs, made_by=made_by))
         done = writer.resume_at((reader.size[0] * num_panel, reader.size[1]))
         return None if done is None else reader.first + done
 

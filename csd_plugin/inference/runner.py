@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.devices import half_precision_warnings
+from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import TorchBackend, open_backend
 from csd_plugin.inference.blocks import BlockPath, Seen
@@ -76,6 +77,8 @@ class Derainer:
     Attributes:
         precision: what was taken, and why.
         num_future: frames after a frame that are waited for before it is cleaned.
+        made_by: what clean frames depend on, the network's file with its digest, and the precision; empty for a network
+            that comes from no file.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class Derainer:
         in_file = isinstance(network, str | Path) and Path(network).suffix.lower() == ".onnx"
         if in_file and self.backend.name == "onnxruntime":
             self.precision = Precision("the precision of its file")
+        self.made_by = {} if isinstance(network, nn.Module) else _made_by(Path(network), self.precision.name)
         facts = self.backend.facts
         self.num_frame, self.num_future = facts.num_frame, facts.num_future
         self._sequences = facts.interface.gives_clip
@@ -254,6 +258,13 @@ class Derainer:
             clean = clean[..., y.inner, x.inner].permute(0, 2, 3, 1).clamp(0, 1)
             output[:, y.kept, x.kept] = clean if peak == 1 else (clean * peak).round_()
         return output
+
+
+def _made_by(path: Path, precision: str) -> dict[str, str]:
+    weights = path.with_suffix(".bin")  # of OpenVINO, which has them in a file of their own
+    files = [path, weights] if path.suffix.lower() == ".xml" and weights.is_file() else [path]
+    digest = "".join(file_digest(file)[:12] for file in files)
+    return {"network": f"{path.name} ({digest})", "precision": precision}
 
 
 def _usual_time(action: Callable[[], object]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -230,6 +231,30 @@ def test_frames_of_another_size_are_not_gone_on_with(frames, model, capsys):
     assert sorted((frames / "out").iterdir()) == before
     assert derain(frames / "rain", frames / "out", "--model", model, "--resume", "--start", 3) == 0  # a further part
     assert len(list((frames / "out").iterdir())) == 4
+
+
+def test_frames_of_another_network_clip_or_precision_are_not_gone_on_with(frames, model, tmp_path, capsys, caplog):
+    other, again = tmp_path / "other.pth", tmp_path / "renamed" / Path(model).name
+    torch.save({"params": SLDNet(preset="student2", num_feat=4).state_dict()}, other)
+    again.parent.mkdir()
+    shutil.copy(model, again)
+    shutil.copytree(frames / "rain", frames / "snow")
+    out = frames / "out"
+    assert derain(frames / "rain", out, "--model", model, "--precision", "fp32", "--end", 2) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for source, flags, message in (
+        ("rain", ["--model", other, "--precision", "fp32"], f"its network was '{Path(model).name} ("),
+        ("rain", ["--model", model, "--precision", "bf16"], "its precision was 'fp32', now it is 'bf16'"),
+        ("snow", ["--model", model, "--precision", "fp32"], "its clip was 'rain', now it is 'snow'"),
+    ):
+        capsys.readouterr()
+        assert derain(frames / source, out, "--resume", *flags) == 2
+        assert "00000.png: " + message in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    cv2.imwrite(str(out / "00000.png"), cv2.imread(str(out / "00000.png")))  # as other programs write it
+    assert derain(frames / "rain", out, "--resume", "--model", again, "--precision", "fp32") == 0
+    assert "3 frames written" in capsys.readouterr().out
+    assert "1 of its frames do not say what they were made by" in caplog.text
 
 
 def test_the_time_of_a_part_counts_the_frames_around_it(frames, model, monkeypatch, capsys):

@@ -203,7 +203,7 @@ def test_the_same_clip_twice(whole, tmp_path):
     write_image(source / "extracted" / "a1_GT" / "00005.jpg", moving_scene(1, 24, 32, 0)[0])
     (failed,) = prepare([source], tmp_path / "other", by_name()).failed
     assert "different frames" in str(failed)
-    assert not (tmp_path / "other" / TEST).exists()
+    assert not (tmp_path / "other").exists()
 
 
 def test_clips_that_differ_in_case_only(whole, tmp_path):
@@ -366,4 +366,4 @@ def test_a_failure_leaves_no_empty_folders_and_is_what_is_said(tmp_path, capsys)
         zipped.writestr("00001.png", b"no image")
     assert csd(["prepare", str(archive), str(out)]) == 2
     assert f"{archive}: 00001.png: no readable image" in capsys.readouterr().err
-    assert list(out.iterdir()) == []
+    assert not out.exists()

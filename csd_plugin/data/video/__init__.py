@@ -10,7 +10,7 @@ with more than 8 bits per channel, uint16 over its full range.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -74,6 +74,7 @@ def open_writer(
     overwrite: bool = False,
     quick: bool = False,
     inputs: Collection[Path] = (),
+    made_by: Mapping[str, str] | None = None,
 ) -> FrameWriter:
     """Open an output: a video file if the name ends in one of `VIDEO_SUFFIXES`, else a folder of PNG files.
 
@@ -85,6 +86,7 @@ def open_writer(
         overwrite: replace a video that is there, and frames of the same names in a folder.
         quick: encode a video in less time and more bytes, see `QUICK_OPTIONS`.
         inputs: what else is read while the output is written: files, folders or patterns.
+        made_by: what the frames depend on, for files of frames, see `FolderWriter`.
 
     Raises:
         CSDError: a kind of file that is not written, a video or frames that are there already, or an output that is
@@ -95,9 +97,10 @@ def open_writer(
         return PipeWriter()
     inputs = (like.path, *inputs)
     if path.is_dir() or not path.suffix:
-        return FolderWriter(path, like=like, overwrite=overwrite, inputs=inputs)
+        return FolderWriter(path, like=like, overwrite=overwrite, inputs=inputs, made_by=made_by)
     if NUMBER.search(path.name) and path.suffix.lower() == ".png":
-        return FolderWriter(path.parent, like=like, pattern=path.name, overwrite=overwrite, inputs=inputs)
+        pattern, path = path.name, path.parent
+        return FolderWriter(path, like=like, pattern=pattern, overwrite=overwrite, inputs=inputs, made_by=made_by)
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         kinds = " ".join(VIDEO_SUFFIXES)
         raise CSDError(f"{path}: cannot write '{path.suffix}'; use {kinds}, or no suffix for a folder of PNG files")

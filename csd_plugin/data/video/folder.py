@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from csd_plugin.data.images import (
     eight_bits,
     files_of,
     is_see_through,
+    note_in_png,
     nth_name,
     number_in,
     read_image,
@@ -23,7 +25,7 @@ from csd_plugin.data.images import (
 )
 from csd_plugin.data.layout import frame_numbers, is_frame_name
 from csd_plugin.data.video.interface import EmptyPart, FrameReader, FrameWriter, Position, frame_number
-from csd_plugin.errors import CSDError, cannot_write
+from csd_plugin.errors import CSDError, at, cannot_write
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +96,7 @@ class FolderWriter(FrameWriter):
 
     Args:
         inputs: all that is read, files, folders and patterns; nothing of it may be written to.
+        made_by: what the frames depend on, by name. It is kept in every file; a run that resumes compares it.
     """
 
     def __init__(
@@ -104,11 +107,14 @@ class FolderWriter(FrameWriter):
         pattern: str | None = None,
         overwrite: bool = False,
         inputs: Collection[Path] = (),
+        made_by: Mapping[str, str] | None = None,
     ) -> None:
         make_folder(path)  # first, as a path through a folder that is not there yet leads nowhere
         if any(given.is_dir() and same_place(path, given) for given in inputs):
             raise CSDError(f"{path} is the input too; give the output another folder")
         self.path, self._like, self._pattern, self._written = path, like, pattern, 0
+        self._made_by = dict(made_by or {})
+        self._note = json.dumps(self._made_by) if made_by else ""
         refuse_inputs(self._frames(), [file for given in inputs for file in files_of(given)])
         if not overwrite and (there := self._there()):
             raise CSDError(
@@ -135,7 +141,7 @@ class FolderWriter(FrameWriter):
         return self.path / name
 
     def write(self, frame: np.ndarray) -> None:
-        write_png(self._file(self._written), frame)
+        write_png(self._file(self._written), frame, self._note)
         self._written += 1
 
     def resume_at(self, size: tuple[int, int]) -> int | None:
@@ -146,8 +152,40 @@ class FolderWriter(FrameWriter):
                 f"same clip and options"
             )
         count = self._like.num_frames if self._like.counted else None
-        done = next(i for i in itertools.count() if i == count or not self._file(i).exists())
+        unknown = 0
+        for done in itertools.count():
+            if done == count:
+                break
+            try:
+                unknown += not self._made_alike(self._file(done))
+            except FileNotFoundError:
+                break
+        if unknown and self._made_by:
+            logger.warning(
+                "%s: %s of its frames do not say what they were made by; they are taken as they are",
+                *(self.path, unknown),
+            )
         return None if done == count else done
+
+    def _made_alike(self, file: Path) -> bool:
+        """Whether a frame says that it was made by what makes the others. Raises CSDError where it says otherwise."""
+        try:
+            then = json.loads(note_in_png(file) or "{}")
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise at(file, error) from error
+        except ValueError:
+            return False
+        if not (isinstance(then, dict) and then and self._made_by):
+            return False
+        for name, now in self._made_by.items():
+            if then.get(name) != now:
+                raise CSDError(
+                    f"{file}: its {name} was {str(then.get(name))[:80]!r}, now it is {now!r}; --resume needs the same, "
+                    f"--overwrite makes the frames again"
+                )
+        return True
 
     def close(self) -> None:
         pass  # every frame is finished as it is written

@@ -200,7 +200,7 @@ class FrameWriter(ABC):
             size: (width, height) of the frames to be written.
 
         Raises:
-            CSDError: an output that is written as a whole, or that has frames of another size.
+            CSDError: an output that is written as a whole, or that has other frames, by size or by what made them.
         """
         raise CSDError(f"{self.path}: only a folder of frames can be resumed; for a video, run again without --resume")
 
