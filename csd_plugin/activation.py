@@ -77,16 +77,18 @@ def parse_checked(parse_options: Parse, root_path: str, is_train: bool) -> Parse
     for change in changes:
         if change.count("=") != 1:
             raise CSDError(f"--force_yml: {change} is not of the form section:key=value")
+    # not at the top: it needs the toolbox, whose own import may end in a call of `activate`
+    from csd_plugin.models.preflight import check_parts, check_run
+
+    reading = importlib.import_module("basicsr.utils.options")
     try:
-        opt, args = parse_options(root_path, is_train)
+        with _replaced(reading, ordered_yaml=functools.partial(safe_ordered_yaml, check_parts)):
+            opt, args = parse_options(root_path, is_train)
     except (CSDError, UnicodeDecodeError):
         raise
     except (KeyError, TypeError, ValueError) as error:  # the file has been checked by now
         raise CSDError(f"--force_yml: {error} does not fit the option file; give section:key=value") from error
     _force_intervals(opt, changes)
-    # not at the top: it needs the toolbox, whose own import may end in a call of `activate`
-    from csd_plugin.models.preflight import check_run
-
     problems = Problems(args.opt, changes)
     find_problems(opt, problems)
     find_shipped(opt["path"])
@@ -139,7 +141,7 @@ def _checking(parse_options: Parse) -> Parse:
             return parse_options(root_path, is_train)
         try:
             registration.extend()
-            with _replaced(options, ordered_yaml=safe_ordered_yaml, init_dist=compat.init_dist):
+            with _replaced(options, init_dist=compat.init_dist):
                 parsed = parse_checked(parse_options, root_path, is_train)
         except (CSDError, *FILE_ERRORS) as error:
             peers.fail(reading_error(error))

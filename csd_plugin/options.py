@@ -396,13 +396,20 @@ def distils(opt: Mapping[str, Any]) -> bool:
     return bool(opt["is_train"]) and isinstance(model_type, str) and MODELS.get(model_type, False)
 
 
-def check_file(content: Any, source: str, twice: Iterable[tuple[int, str]] = ()) -> None:
+Further = Callable[[dict[str, Any], Problems], object]
+"""Adds what is wrong with the parts that options name to the problems that were found before."""
+
+
+def check_file(
+    content: Any, source: str, twice: Iterable[tuple[int, str]] = (), further: Further | None = None
+) -> None:
     """Check what the toolbox takes for granted while it reads an option file, before it does.
 
     Args:
         content: the file, read.
         source: its name, for messages.
         twice: keys that are in their section twice, as lines and what to say about them.
+        further: asked too where something is wrong with a file of our models, so that all is said at once.
 
     Raises:
         CSDError: the file is not a mapping, has a key twice, or one of `name`, `num_gpu`, `datasets` and `path` is not
@@ -423,7 +430,11 @@ def check_file(content: Any, source: str, twice: Iterable[tuple[int, str]] = ())
                 meant = difflib.get_close_matches(str(key), ("train", "val", "test"), 1)
                 problems.add(f"datasets.{key}", text, meant=[f"datasets.{name}" for name in meant])
     if problems:
-        find_problems({**content, "is_train": "train" in content}, problems)
+        opt = {**content, "is_train": "train" in content}
+        find_problems(opt, problems)
+        name = opt.get("model_type")
+        if further is not None and isinstance(name, str) and (name in MODELS or meant_model(name)):
+            further(opt, problems)
     problems.raise_any()
 
 
@@ -675,10 +686,13 @@ def _key_of(location: tuple[int | str, ...], content: Any) -> str:
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
-def safe_ordered_yaml() -> tuple[type, type]:
+def safe_ordered_yaml(further: Further | None = None) -> tuple[type, type]:
     """The toolbox's YAML loader runs any Python that a file asks for; this one knows data only, and checks it.
 
     The toolbox reads only option files with it, and uses what it finds there without a check.
+
+    Args:
+        further: see `check_file`.
 
     The loader raises CSDError for keys that are not text.
     """
@@ -687,7 +701,7 @@ def safe_ordered_yaml() -> tuple[type, type]:
         def get_single_data(self) -> Any:
             self.twice: list[tuple[int, str]] = []
             content = super().get_single_data()
-            check_file(content, self.name, self.twice)
+            check_file(content, self.name, self.twice, further)
             content = _Options(content)
             if content.get("model_type") in MODELS:
                 # the toolbox would take all, by threads of one process
@@ -738,11 +752,11 @@ def read_options(path: Path) -> dict[str, Any]:
     return opt
 
 
-def load_options(path: Path) -> dict[str, Any]:
-    """As `read_options`, checked only as far as `check_file` does. Raises CSDError."""
+def load_options(path: Path, further: Further | None = None) -> dict[str, Any]:
+    """As `read_options`, checked only as far as `check_file` does, which explains `further`. Raises CSDError."""
     try:
         with path.open(encoding="utf-8") as file:
-            opt = yaml.load(file, Loader=safe_ordered_yaml()[0])
+            opt = yaml.load(file, Loader=safe_ordered_yaml(further)[0])
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CSDError(f"{path}: cannot be read as an option file: {' '.join(str(error).split())}") from error
     for key, content in opt["datasets"].items():

@@ -21,7 +21,7 @@ from csd_plugin.errors import CSDError
 from csd_plugin.metrics import results
 from csd_plugin.metrics.protocols import score_frame
 from csd_plugin.metrics.scores import Scores
-from csd_plugin.options import check_file, check_options
+from csd_plugin.options import check_file, check_options, load_options
 
 OPTIONS = Path(__file__).resolve().parents[1] / "options"
 # matrix files are others: tests/lab; so are those that start from what csd adapt makes: tests/adapt
@@ -322,9 +322,31 @@ def test_stage_1_needs_no_teacher():
 
 def test_an_empty_section_val_is_as_none(monkeypatch):
     """`--debug` of the toolbox writes into `val` where it is there."""
-    monkeypatch.setattr(options, "check_file", lambda content, source, twice: None)
+    monkeypatch.setattr(options, "check_file", lambda *_: None)
     content = yaml.load("name: x\nval: ~\n", Loader=options.safe_ordered_yaml()[0])
     assert "val" not in content
     content["val"] = {}
     content["val"] = None  # as --force_yml does it
     assert "val" not in content
+
+
+def test_mistakes_in_parts_are_in_the_same_list_as_those_that_the_toolbox_would_meet_first(tmp_path):
+    """Without a right `num_gpu`, the toolbox cannot read the file; what it names is looked for all the same."""
+    from csd_plugin.models.preflight import check_parts
+
+    options = changed(
+        full_options(), {"num_gpu": "many", "train.optim_g.type": "Adamm", "network_g.preset": "student9"}
+    )
+    options["train"]["pixel_opt"] = {"type": "PyramidSSIMLosss"}
+    (tmp_path / "x.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
+    with pytest.raises(CSDError) as caught:
+        load_options(tmp_path / "x.yml", check_parts)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 5
+    for words in ("num_gpu is 'many'", "'Adamm' is not in torch.optim", "preset 'student9'", "PyramidSSIMLosss"):
+        assert sum(words in line for line in lines) == 1
+    for model_type in (["DistillModel"], "SRModel", 3):  # of nobody, or somebody else's
+        (tmp_path / "x.yml").write_text(yaml.safe_dump(options | {"model_type": model_type}), encoding="utf-8")
+        with pytest.raises(CSDError) as caught:
+            load_options(tmp_path / "x.yml", check_parts)
+        assert "Adamm" not in str(caught.value)

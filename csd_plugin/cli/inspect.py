@@ -49,10 +49,6 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(schema(), indent=1))
         return
 
-    from csd_plugin.options import find_problems, load_options
-    from csd_plugin.problems import Problems
     from csd_plugin.report.inspection import inspect
 
-    opt, problems = load_options(args.options), Problems(str(args.options))
-    find_problems(opt, problems)
-    print(inspect(opt, problems, size=args.size, all_layers=args.layers))
+    print(inspect(args.options, size=args.size, all_layers=args.layers))

@@ -6,6 +6,7 @@ Nothing is computed for the shapes, and no data or checkpoint is needed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -20,23 +21,23 @@ from csd_plugin.distill.schedule import Weight, is_balanced, is_ever_on
 from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.errors import CSDError
 from csd_plugin.models.preflight import check_parts, checked_objective
-from csd_plugin.options import distils
+from csd_plugin.options import distils, find_problems, load_options
 from csd_plugin.problems import Problems
 from csd_plugin.report.complexity import complexity
 
 
-def inspect(opt: Mapping[str, Any], problems: Problems, *, size: int | None = None, all_layers: bool = False) -> str:
-    """The report, as text of several lines.
+def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) -> str:
+    """The report on an option file, as text of several lines.
 
     Args:
-        opt: options, with `is_train`.
-        problems: what has been found in them.
         size: of the crops, by default the training set's, or 128.
         all_layers: list the layers that can be tapped, with their outputs' shapes.
 
     Raises:
         CSDError: all problems, and what `check_parts` finds; layers that are not there, windows that do not fit.
     """
+    opt, problems = load_options(path, check_parts), Problems(str(path))
+    find_problems(opt, problems)
     networks, interfaces = check_parts(opt, problems)
     problems.raise_any()
     clips = clips_of(opt, size)
