@@ -176,12 +176,17 @@ def run(args: argparse.Namespace) -> None:
         begin=lambda reader: say(expectation(model, derainer, reader)),
         observe=score,
     )
-    for line in _summary(done, args.output, scores):
+    for line in _summary(done, args.output, scores, args.compare if args.resume else None):
         say(line)
 
 
-def _summary(done: Derained, output: Path, scores: Scores) -> Iterator[str]:
-    """What is printed at the end; `scores` are empty where there was no truth."""
+def _summary(done: Derained, output: Path, scores: Scores, resumed: Path | None) -> Iterator[str]:
+    """What is printed at the end.
+
+    Args:
+        scores: empty where there was no truth, or no frame.
+        resumed: the truth of a run that has resumed another.
+    """
     yield f"{counted(done.num_frames, 'frame')} written to {output}"
     if done.delay:
         yield lateness(done.delay, done.dropped)
@@ -189,6 +194,8 @@ def _summary(done: Derained, output: Path, scores: Scores) -> Iterator[str]:
         yield f"{counted(len(done.cuts), 'scene cut')}, before frames {', '.join(map(str, done.cuts))}"
     if scores.clips:
         yield comparison(scores)
+    if resumed:
+        yield f"scored: the frames written now; csd score {output} --truth {resumed} scores all of them"
 
 
 def position(text: str) -> int | Fraction:

@@ -144,6 +144,7 @@ def one_depth(frames: Iterable[np.ndarray]) -> list[np.ndarray]:
 
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 _PNG_FIRST_END = len(_PNG_START) + 25
 """Where a PNG file's first chunk, of a fixed size, ends."""
 _NOTE = b"csd_plugin\x00"
@@ -176,12 +177,28 @@ def _with_note(data: bytes, note: str) -> bytes:
     return data[:_PNG_FIRST_END] + chunk + data[_PNG_FIRST_END:]
 
 
+def is_whole_png(path: Path) -> bool:
+    """Whether a file is there and is a PNG that was not cut short. Raises OSError, with the file's name."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_PNG_START))
+            file.seek(max(file.seek(0, io.SEEK_END) - len(_PNG_END), 0))
+            return start == _PNG_START and file.read() == _PNG_END
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise at(path, error) from error
+
+
 def note_in_png(path: Path) -> str:
-    """The note that `write_png` has left in a file; empty for other files. Raises OSError."""
-    with path.open("rb") as file:
-        start = file.read(_PNG_FIRST_END + 8)
-        size, kind = struct.unpack(">I4s", start[_PNG_FIRST_END:].ljust(8, b"\0"))
-        text = file.read(size) if kind == b"tEXt" and size < _LONGEST_NOTE else b""
+    """The note that `write_png` has left in a file; empty for other files. Raises OSError, with the file's name."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_PNG_FIRST_END + 8)
+            size, kind = struct.unpack(">I4s", start[_PNG_FIRST_END:].ljust(8, b"\0"))
+            text = file.read(size) if kind == b"tEXt" and size < _LONGEST_NOTE else b""
+    except OSError as error:
+        raise at(path, error) from error
     is_note = start.startswith(_PNG_START) and text.startswith(_NOTE)
     return text.removeprefix(_NOTE).decode("ascii", "replace") if is_note else ""
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from csd_plugin.data.images import one_depth
 from csd_plugin.data.video import open_reader, open_writer
 from csd_plugin.data.video.interface import EmptyPart, FrameReader, Position
+from csd_plugin.data.video.origin import Origin, origin_of_clip
 from csd_plugin.data.video.pipes import comes_once
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.cuts import CutDetector
@@ -96,9 +97,11 @@ def derain_file(
             "keep_going (--keep-going) may leave out frames that the truth (--compare) needs: use only one of the two"
         )
     context, inputs = derainer.num_frame // 2, [truth] if truth else []
-    made_by = derainer.made_by and derainer.made_by | {"clip": source.resolve().name}
+    made_by = _made_by(derainer, source, truth if side_by_side else None)
     with ExitStack() as stack:
         if resume:
+            if truth:  # also where nothing is left to do
+                open_reader(truth, fps=fps).close()
             num_panel = 1 + side_by_side * (2 if truth else 1)
             resumed = _resume_at(source, output, start, end, fps, num_panel, inputs, made_by)
             if resumed is None:
@@ -112,7 +115,7 @@ def derain_file(
             if resume:  # all frames are there: only reading to the end shows how many a raw stream has
                 return Derained(0, [])
             raise
-        true_reader = stack.enter_context(open_reader(truth, start=start, end=end, fps=fps)) if truth else None
+        true_reader = stack.enter_context(_open_truth(truth, reader, end, fps)) if truth else None
         true_frames = _truth(true_reader, reader) if true_reader else None
         hurries = reader.live or derainer.in_real_time if quick is None else quick
         replace = overwrite or resume
@@ -227,6 +230,19 @@ def paired(frames: Iterable[np.ndarray], derainer: Derainer, depth: int = 4) -> 
         yield Pair(rainy, clean.result(), begins_shot)
 
 
+def _made_by(derainer: Derainer, source: Path, truth: Path | None) -> dict[str, Origin]:
+    """What the frames depend on, for files of them; empty where it is not known of all of it.
+
+    Args:
+        truth: where it is shown beside them.
+    """
+    parts = {"clip": source} | ({"truth": truth} if truth else {})
+    if not derainer.made_by or any(comes_once(path) for path in parts.values()):
+        return {}
+    origins = {kind: origin_of_clip(path) for kind, path in parts.items()}
+    return derainer.made_by | {kind: origin for kind, origin in origins.items() if origin}
+
+
 def _resume_at(
     source: Path,
     output: Path,
@@ -235,7 +251,7 @@ def _resume_at(
     fps: Fraction,
     num_panel: int,
     inputs: list[Path],
-    made_by: Mapping[str, str],
+    made_by: Mapping[str, Origin],
 ) -> int | None:
     """The number of the first frame whose file is not there yet; None if all are known to be.
 
@@ -277,6 +293,13 @@ def sample_windows(source: Path, facts: Facts, *, count: int = 16, size: int = 5
 def _cut(frame: np.ndarray, top: int, left: int, size: int) -> Tensor:
     pixels = frame[top : top + size, left : left + size].astype(np.float32) / peak_of(frame)
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _open_truth(truth: Path, rainy: FrameReader, end: Position | None, fps: Fraction) -> FrameReader:
+    """The true frames of the same numbers, whatever the rates of the two clips. Raises CSDError."""
+    if not (end is None or isinstance(end, int)):
+        end = rainy.first + rainy.num_frames if rainy.counted and rainy.num_frames is not None else None
+    return open_reader(truth, start=rainy.first, end=end, fps=fps)
 
 
 def _truth(truth: FrameReader, rainy: FrameReader) -> Iterator[np.ndarray]:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.data.video.origin import Origin
 from csd_plugin.devices import half_precision_warnings
 from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError
@@ -105,7 +106,9 @@ class Derainer:
         in_file = isinstance(network, str | Path) and Path(network).suffix.lower() == ".onnx"
         if in_file and self.backend.name == "onnxruntime":
             self.precision = Precision("the precision of its file")
-        self.made_by = {} if isinstance(network, nn.Module) else _made_by(Path(network), self.precision.name)
+        self.made_by: dict[str, Origin] = {}
+        if not isinstance(network, nn.Module):
+            self.made_by = _made_by(Path(network), self.precision.name)
         facts = self.backend.facts
         self.num_frame, self.num_future = facts.num_frame, facts.num_future
         self._sequences = facts.interface.gives_clip
@@ -260,11 +263,11 @@ class Derainer:
         return output
 
 
-def _made_by(path: Path, precision: str) -> dict[str, str]:
+def _made_by(path: Path, precision: str) -> dict[str, Origin]:
     weights = path.with_suffix(".bin")  # of OpenVINO, which has them in a file of their own
     files = [path, weights] if path.suffix.lower() == ".xml" and weights.is_file() else [path]
-    digest = "".join(file_digest(file)[:12] for file in files)
-    return {"network": f"{path.name} ({digest})", "precision": precision}
+    network = Origin(path.name, "".join(file_digest(file)[:12] for file in files))
+    return {"network": network, "precision": Origin(precision, precision)}
 
 
 def _usual_time(action: Callable[[], object]) -> float:

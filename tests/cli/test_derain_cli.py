@@ -18,6 +18,7 @@ import torch
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.cli import main
 from csd_plugin.cli.derain import chosen, duration, position
+from csd_plugin.data.images import write_png
 from csd_plugin.data.video import open_reader
 from csd_plugin.weights import DEFAULT, FASTEST, FOR_CAMERAS, NETWORKS
 
@@ -234,27 +235,63 @@ def test_frames_of_another_size_are_not_gone_on_with(frames, model, capsys):
 
 
 def test_frames_of_another_network_clip_or_precision_are_not_gone_on_with(frames, model, tmp_path, capsys, caplog):
-    other, again = tmp_path / "other.pth", tmp_path / "renamed" / Path(model).name
+    other, again = tmp_path / "elsewhere" / "net_g.pth", tmp_path / "elsewhere" / "renamed.pth"
+    other.parent.mkdir()
     torch.save({"params": SLDNet(preset="student2", num_feat=4).state_dict()}, other)
-    again.parent.mkdir()
     shutil.copy(model, again)
-    shutil.copytree(frames / "rain", frames / "snow")
-    out = frames / "out"
-    assert derain(frames / "rain", out, "--model", model, "--precision", "fp32", "--end", 2) == 0
+    shutil.copytree(frames / "rain", frames / "snow")  # the same under another name
+    shutil.copytree(frames / "truth", frames / "other" / "rain")  # another under the same name
+    shutil.copytree(frames / "rain", frames / "longer" / "rain")
+    shutil.copy(frames / "rain" / "00004.png", frames / "longer" / "rain" / "00005.png")
+    out, fp32 = frames / "out", ["--precision", "fp32"]
+    assert derain(frames / "rain", out, "--model", model, *fp32, "--end", 2) == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     for source, flags, message in (
-        ("rain", ["--model", other, "--precision", "fp32"], f"its network was '{Path(model).name} ("),
-        ("rain", ["--model", model, "--precision", "bf16"], "its precision was 'fp32', now it is 'bf16'"),
-        ("snow", ["--model", model, "--precision", "fp32"], "its clip was 'rain', now it is 'snow'"),
+        ("rain", ["--model", other, *fp32], "its network was net_g.pth ("),
+        ("rain", ["--model", model, "--precision", "bf16"], "its precision was fp32, now it is bf16"),
+        ("other/rain", ["--model", model, *fp32], "its clip was rain ("),
+        ("longer/rain", ["--model", model, *fp32], ", 5 frames), now it is rain ("),
+        ("rain/%05d.png", ["--model", model, *fp32, "--compare", frames / "no"], "no does not exist"),
     ):
         capsys.readouterr()
         assert derain(frames / source, out, "--resume", *flags) == 2
-        assert "00000.png: " + message in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     cv2.imwrite(str(out / "00000.png"), cv2.imread(str(out / "00000.png")))  # as other programs write it
-    assert derain(frames / "rain", out, "--resume", "--model", again, "--precision", "fp32") == 0
-    assert "3 frames written" in capsys.readouterr().out
+    (out / "00001.png").write_bytes(before["00001.png"][:-1])  # as a power failure may leave it
+    assert derain(frames / "snow", out, "--resume", "--model", again, *fp32, "--compare", frames / "truth") == 0
+    said = capsys.readouterr().out
+    assert "4 frames written" in said and "scored: the frames written now; csd score" in said
     assert "1 of its frames do not say what they were made by" in caplog.text
+    assert derain(frames / "snow", out, "--resume", "--model", again, *fp32) == 0
+    assert "0 frames written" in capsys.readouterr().out
+
+
+def test_side_by_side_goes_on_with_the_same_truth_only(frames, model, capsys):
+    out, flags = frames / "out", ["--model", model, "--side-by-side", "--precision", "fp32"]
+    assert derain(frames / "rain", out, *flags, "--compare", frames / "truth", "--end", 2) == 0
+    assert derain(frames / "rain", out, *flags, "--compare", frames / "rain", "--resume") == 2
+    assert "its truth was truth (" in capsys.readouterr().err
+
+
+def test_frames_with_hostile_notes_are_taken_as_they_are(frames, model, caplog):
+    out = frames / "out"
+    assert derain(frames / "rain", out, "--model", model) == 0
+    for number, note in enumerate(("[" * 9000, "[1]", '{"network": 3}')):
+        write_png(out / f"{number:05d}.png", np.zeros((24, 32, 3), np.uint8), note)
+    status = derain(frames / "rain", out, "--model", model, "--resume")
+    assert status == 2  # the third says that it has no network
+
+
+def test_the_truth_begins_where_the_part_does_whatever_its_rate(frames, model, capsys):
+    said = []
+    assert derain(frames / "rain", frames / "rain10.mkv", "--model", model, "--fps", 10) == 0
+    for rate in (10, 20):
+        capsys.readouterr()
+        part = ["--start", "0.2s", "--end", "0.4s", "--model", model, "--overwrite", "--fps", rate]
+        assert derain(frames / "rain10.mkv", frames / "out.mkv", *part, "--compare", frames / "truth") == 0
+        said.append([line for line in capsys.readouterr().out.splitlines() if "dB" in line])
+    assert said[0] == said[1] != []
 
 
 def test_the_time_of_a_part_counts_the_frames_around_it(frames, model, monkeypatch, capsys):

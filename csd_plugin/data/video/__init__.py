@@ -21,6 +21,7 @@ from csd_plugin.data.video.decode import VideoReader
 from csd_plugin.data.video.encode import VideoWriter
 from csd_plugin.data.video.folder import FolderReader, FolderWriter, make_folder
 from csd_plugin.data.video.interface import PIPE, VIDEO_SUFFIXES, FrameReader, FrameWriter, Position
+from csd_plugin.data.video.origin import Origin
 from csd_plugin.data.video.pipes import PipeReader, PipeWriter
 from csd_plugin.data.video.webp import WebPReader, is_webp
 from csd_plugin.errors import CSDError
@@ -74,7 +75,7 @@ def open_writer(
     overwrite: bool = False,
     quick: bool = False,
     inputs: Collection[Path] = (),
-    made_by: Mapping[str, str] | None = None,
+    made_by: Mapping[str, Origin] | None = None,
 ) -> FrameWriter:
     """Open an output: a video file if the name ends in one of `VIDEO_SUFFIXES`, else a folder of PNG files.
 

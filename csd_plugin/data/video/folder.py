@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from fractions import Fraction
@@ -16,6 +14,7 @@ from csd_plugin.data.images import (
     eight_bits,
     files_of,
     is_see_through,
+    is_whole_png,
     note_in_png,
     nth_name,
     number_in,
@@ -25,7 +24,8 @@ from csd_plugin.data.images import (
 )
 from csd_plugin.data.layout import frame_numbers, is_frame_name
 from csd_plugin.data.video.interface import EmptyPart, FrameReader, FrameWriter, Position, frame_number
-from csd_plugin.errors import CSDError, at, cannot_write
+from csd_plugin.data.video.origin import Origin, as_note, differs
+from csd_plugin.errors import CSDError, cannot_write
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class FolderWriter(FrameWriter):
 
     Args:
         inputs: all that is read, files, folders and patterns; nothing of it may be written to.
-        made_by: what the frames depend on, by name. It is kept in every file; a run that resumes compares it.
+        made_by: what the frames depend on, by its kind. It is kept in every file; a run that resumes compares it.
     """
 
     def __init__(
@@ -107,14 +107,14 @@ class FolderWriter(FrameWriter):
         pattern: str | None = None,
         overwrite: bool = False,
         inputs: Collection[Path] = (),
-        made_by: Mapping[str, str] | None = None,
+        made_by: Mapping[str, Origin] | None = None,
     ) -> None:
         make_folder(path)  # first, as a path through a folder that is not there yet leads nowhere
         if any(given.is_dir() and same_place(path, given) for given in inputs):
             raise CSDError(f"{path} is the input too; give the output another folder")
         self.path, self._like, self._pattern, self._written = path, like, pattern, 0
         self._made_by = dict(made_by or {})
-        self._note = json.dumps(self._made_by) if made_by else ""
+        self._note = as_note(self._made_by) if made_by else ""
         refuse_inputs(self._frames(), [file for given in inputs for file in files_of(given)])
         if not overwrite and (there := self._there()):
             raise CSDError(
@@ -145,21 +145,17 @@ class FolderWriter(FrameWriter):
         self._written += 1
 
     def resume_at(self, size: tuple[int, int]) -> int | None:
-        there = self._there()
+        there = min(filter(is_whole_png, self._frames()), default=None)
         if there and (found := read_image(there).shape[1::-1]) != size:
             raise CSDError(
                 f"{there} is {found[0]}x{found[1]}, frames would now be {size[0]}x{size[1]}; --resume needs the "
                 f"same clip and options"
             )
         count = self._like.num_frames if self._like.counted else None
-        unknown = 0
-        for done in itertools.count():
-            if done == count:
-                break
-            try:
-                unknown += not self._made_alike(self._file(done))
-            except FileNotFoundError:
-                break
+        done, unknown = 0, 0
+        while done != count and is_whole_png(file := self._file(done)):
+            unknown += not self._made_alike(file)
+            done += 1
         if unknown and self._made_by:
             logger.warning(
                 "%s: %s of its frames do not say what they were made by; they are taken as they are",
@@ -169,23 +165,10 @@ class FolderWriter(FrameWriter):
 
     def _made_alike(self, file: Path) -> bool:
         """Whether a frame says that it was made by what makes the others. Raises CSDError where it says otherwise."""
-        try:
-            then = json.loads(note_in_png(file) or "{}")
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise at(file, error) from error
-        except ValueError:
-            return False
-        if not (isinstance(then, dict) and then and self._made_by):
-            return False
-        for name, now in self._made_by.items():
-            if then.get(name) != now:
-                raise CSDError(
-                    f"{file}: its {name} was {str(then.get(name))[:80]!r}, now it is {now!r}; --resume needs the same, "
-                    f"--overwrite makes the frames again"
-                )
-        return True
+        difference = differs(note_in_png(file), self._made_by)
+        if difference and self._made_by:
+            raise CSDError(f"{file}: {difference}; --resume needs the same, --overwrite makes the frames again")
+        return difference is not None
 
     def close(self) -> None:
         pass  # every frame is finished as it is written
