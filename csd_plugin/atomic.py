@@ -72,10 +72,13 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The text in UTF-8, its lines ended as they are here. Raises OSError, with a file's name."""
+    """The text in UTF-8, its lines ended as they are here. Raises OSError, with a file's name.
+
+    Bytes of files' names that are no UTF-8 are written as \\udcff, which JSON reads as it was.
+    """
     try:
         with replacing(path) as draft:
-            draft.write_text(text, encoding="utf-8", newline="\n")
+            draft.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     except OSError as error:
         raise at(Path(error.filename or path), error) from error
 

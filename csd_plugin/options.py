@@ -318,15 +318,15 @@ class WeightSection(Section):
     """A weight of `train.distill_opt.weights` that changes: see `distill.schedule`."""
 
     schedule: str = Field(description="the way from start to end: constant, linear, cosine, stop_at")
-    start: float = Field(description="in the first iteration")
-    end: float = Field(0.0, description="in all after the first `iters`")
+    start: float = Field(ge=-1e6, le=1e6, description="in the first iteration")
+    end: float = Field(0.0, ge=-1e6, le=1e6, description="in all after the first `iters`")
     iters: float | None = Field(None, gt=0, description="iterations on the way")
 
 
 class BalanceSection(Section):
     """A weight of `train.distill_opt.weights` that follows the measured ratio of gradients: see `distill.balance`."""
 
-    balance: float = Field(gt=0, description="the term's gradient, as a share of the reconstruction's")
+    balance: float = Field(gt=0, le=1e6, description="the term's gradient, as a share of the reconstruction's")
     until: Steps | None = Field(None, description="the last iteration in which the term counts")
 
 

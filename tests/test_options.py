@@ -21,7 +21,7 @@ from csd_plugin.errors import CSDError
 from csd_plugin.metrics import results
 from csd_plugin.metrics.protocols import score_frame
 from csd_plugin.metrics.scores import Scores
-from csd_plugin.options import check_file, check_options, load_options
+from csd_plugin.options import check_file, check_options, find_problems, load_options
 
 OPTIONS = Path(__file__).resolve().parents[1] / "options"
 # matrix files are others: tests/lab; so are those that start from what csd adapt makes: tests/adapt
@@ -328,6 +328,40 @@ def test_an_empty_section_val_is_as_none(monkeypatch):
     content["val"] = {}
     content["val"] = None  # as --force_yml does it
     assert "val" not in content
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"datasets.val_2.name": "v"}, "datasets.val_2.name: 'v' is the name of datasets.val too"),
+        (
+            {"val.metrics": {"x": {"type": "calculate_psnr", "crop_border": 0, "better": "Lower"}}},
+            "x.better is 'Lower'",
+        ),
+        ({"val.metrics": {"rgb/psnr": {"type": "calculate_psnr", "crop_border": 0}}}, "this is measured anyway"),
+        ({"train.distill_opt.ema_decay": 0.5}, "ema_decay is without effect unless cells is averaged"),
+        ({"train.distill_opt.collapse_fraction": 0.9}, "unless cells is joint_until_collapsed"),
+        ({"train.distill_opt.weights": {"spatial": {"balance": 1e300}, "temporal": 0.1}}, "balance"),
+        ({"train.distill_opt.weights": {"spatial": {"schedule": "constant", "start": 1e30}, "temporal": 0.1}}, "start"),
+    ],
+    ids=str,
+)
+def test_what_would_be_ignored_or_wrong_is_told(changes, words, tmp_path):
+    from csd_plugin import registration
+    from csd_plugin.models.preflight import check_run
+    from csd_plugin.problems import Problems
+
+    registration.install()
+    options = full_options()
+    options["datasets"]["val_2"] = {**options["datasets"]["val"], "name": "w"}
+    options = parsed(changed(options, changes))
+    for key, content in options["datasets"].items():
+        content["phase"] = key.split("_")[0]
+    problems = Problems("")
+    find_problems(options, problems)
+    with pytest.raises(CSDError) as caught:
+        check_run(options, problems)
+    assert words in str(caught.value)
 
 
 def test_mistakes_in_parts_are_in_the_same_list_as_those_that_the_toolbox_would_meet_first(tmp_path):

@@ -24,7 +24,7 @@ from csd_plugin.adapt.teacher import Teacher, find_teacher, named, open_teacher,
 from csd_plugin.archs.checkpoint import load_network, load_plain, save_plain
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.archs.provenance import facts_in
-from csd_plugin.atomic import refuse_inputs
+from csd_plugin.atomic import refuse_inputs, same_place
 from csd_plugin.data.images import files_of
 from csd_plugin.data.stores import open_store
 from csd_plugin.devices import pick_device
@@ -129,6 +129,7 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
     start = load_network(source)
     teacher = open_teacher(plan.teachers, ensemble=plan.ensemble, device=plan.device)
     guards = scoring.validation_clips(plan.validation) if plan.validation else []
+    _check_pairs(plan, start)
     cache = open_cache(plan.cache_folder, plan.inputs, teacher, ensemble=plan.ensemble, most=plan.frames, say=say)
     if plan.features:
         _store_features(plan, cache, teacher, say)
@@ -172,6 +173,17 @@ def _check(plan: Plan) -> Path:
         raise CSDError(f"--out {plan.out}: the name of a checkpoint ends in .pth")
     if not plan.out.parent.is_dir():
         raise CSDError(f"--out {plan.out}: the folder {plan.out.parent} does not exist; make it first")
+    exported = [name for name in plan.teachers if Path(name).suffix.lower() in GRAPH_SUFFIXES]
+    if plan.features and exported:
+        raise CSDError(
+            f"--features: {exported[0]} is an exported network, whose layers cannot be seen: give its checkpoint"
+        )
+    places = [path.resolve() for path in plan.inputs]
+    for path, place in zip(plan.inputs, places, strict=True):
+        if places.count(place) > 1:
+            raise CSDError(f"{path} is given twice; give each video or folder once")
+        if same_place(path, plan.cache_folder):
+            raise CSDError(f"--cache {plan.cache_folder}: is an input; give the cache another folder")
     if plan.features and (plan.ensemble or len(plan.teachers) > 1):
         raise CSDError("--features: are those of one network: give one --teacher, without --ensemble")
     read = [file for path in plan.inputs for file in files_of(path)]
@@ -186,10 +198,8 @@ def _check(plan: Plan) -> Path:
 
 
 def _store_features(plan: Plan, cache: Cache, teacher: Teacher, say: Callable[[str], object]) -> None:
-    path = find_teacher(plan.teachers[0])
-    network = runnable(path)
-    if not isinstance(network, nn.Module):
-        raise CSDError(f"--features: {path} is an exported network, whose layers cannot be seen: give its checkpoint")
+    network = runnable(find_teacher(plan.teachers[0]))
+    assert isinstance(network, nn.Module)  # see `_check`
     store_features(cache, network, teacher.networks[0], device=pick_device(plan.device), say=say)
 
 
@@ -204,6 +214,15 @@ def _batches(plan: Plan, start: nn.Module, cache: Cache) -> Batches:
     kept = other_pairs(plan.pairs, num_frame=num_frame, crop=crop) if plan.pairs else None
     camera = camera_pairs(cache.store, num_frame=num_frame, crop=crop)
     return Batches(camera, kept, keep=plan.keep, clips=CLIPS, seed=plan.seed)
+
+
+def _check_pairs(plan: Plan, start: nn.Module) -> None:
+    """Raise CSDError for pairs that cannot be learned from, before the teacher has worked for minutes."""
+    if plan.pairs:
+        try:
+            other_pairs(plan.pairs, num_frame=interface_of(start).num_frame, crop=_SMALLEST)
+        except CSDError as error:
+            raise CSDError(f"--pairs {plan.pairs}: {error}") from error
 
 
 def _crop(cache: Cache) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_job(argv: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may have what a terminal cannot show
     overview = argparse.ArgumentParser(
         prog="csd",
         description="Video deraining and distillation of video restoration networks.",

@@ -34,7 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csd_plugin.cli.flags import rate, whole
+from csd_plugin.cli.flags import rate, refuse_idle, whole
 from csd_plugin.errors import CSDError
 from csd_plugin.report.text import counted, duration
 from csd_plugin.weights import DEFAULT, FASTEST, FOR_CAMERAS, NETWORKS, find_checkpoint, shipped_as
@@ -141,6 +141,7 @@ def run(args: argparse.Namespace) -> None:
         raise CSDError(
             f"--size {args.size}: only raw frames on standard input need a size; leave it out for {args.source}"
         )
+    _refuse_idle(args)
     size = parse_size(args.size) if args.size else None
     keep_freed_memory()
     model = chosen(args.model, args.fast, args.source)
@@ -178,6 +179,18 @@ def run(args: argparse.Namespace) -> None:
     )
     for line in _summary(done, args.output, scores, args.compare if args.resume else None):
         say(line)
+
+
+def _refuse_idle(args: argparse.Namespace) -> None:
+    """Raise CSDError for flags that have no effect on this kind of input or output."""
+    from csd_plugin.data.video.interface import VIDEO_SUFFIXES
+
+    if args.source.is_file() and not args.compare:
+        refuse_idle(args, add_arguments, ["fps"], "a video knows its own rate")
+    if args.source.is_dir():
+        refuse_idle(args, add_arguments, ["keep_going"], "IN is a folder, and only frames of a video can be left out")
+    if args.output.suffix.lower() not in VIDEO_SUFFIXES:
+        refuse_idle(args, add_arguments, ["encoding"], "OUT is no video")
 
 
 def _summary(done: Derained, output: Path, scores: Scores, resumed: Path | None) -> Iterator[str]:

@@ -17,6 +17,7 @@ import argparse
 from pathlib import Path
 
 from csd_plugin.cli.flags import whole
+from csd_plugin.errors import CSDError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,11 +49,17 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.archs.provenance import adapted_to, facts_in
     from csd_plugin.atomic import refuse_inputs
     from csd_plugin.data.images import files_of
+    from csd_plugin.data.video.pipes import comes_once
     from csd_plugin.export.export import export_network
     from csd_plugin.inference.facts import study
     from csd_plugin.inference.files import sample_windows
     from csd_plugin.weights import find_checkpoint, under_todays_keys
 
+    for flag, clip in (("--calibrate", args.calibrate), ("--check", args.check)):
+        if clip is not None and comes_once(clip):
+            raise CSDError(f"{flag} {clip}: frames that come only once cannot be used; give a video or a folder")
+    if args.license is not None and not args.license.isprintable():
+        raise CSDError("--license: has characters that no text has; give plain text")
     checkpoint = find_checkpoint(args.checkpoint)
     written = [args.output, *([args.output.with_suffix(".bin")] if args.output.suffix.lower() == ".xml" else [])]
     clips = [file for clip in (args.calibrate, args.check) if clip for file in files_of(clip)]

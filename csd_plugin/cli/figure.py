@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csd_plugin.cli.flags import number, whole
+from csd_plugin.errors import CSDError
 
 if TYPE_CHECKING:
     from csd_plugin.report.figures.crops import Box
@@ -39,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--boxes",
         metavar="N",
         type=whole(1, 36),
-        default=2,
         help="number of details, chosen where input and methods differ most (default 2)",
     )
     crops.add_argument(
@@ -80,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     video.add_argument(
         "--height", metavar="PIXELS", type=whole(16, 8192), help="height of the pictures (default: the clip's)"
     )
+    video.add_argument("--overwrite", action="store_true", help="replace an existing video")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -94,8 +95,10 @@ def run(args: argparse.Namespace) -> None:
 def _crops(args: argparse.Namespace, scene: Scene) -> str:
     from csd_plugin.report.figures.crops import draw_crops
 
-    number = _chosen(args, scene)
-    boxes = draw_crops(scene, args.out, number=number, boxes=args.box, choose=args.boxes, protocol=args.protocol)
+    if args.box and args.boxes is not None:
+        raise CSDError("--box and --boxes: give the details, or how many are to be chosen, not both")
+    number, choose = _chosen(args, scene), 2 if args.boxes is None else args.boxes
+    boxes = draw_crops(scene, args.out, number=number, boxes=args.box, choose=choose, protocol=args.protocol)
     return f"frame {number}, --box " + " --box ".join(",".join(map(str, box)) for box in boxes)
 
 
@@ -127,7 +130,9 @@ def _slice(args: argparse.Namespace, scene: Scene) -> str:
 def _video(args: argparse.Namespace, scene: Scene) -> str:
     from csd_plugin.report.figures.comparison import write_comparison
 
-    count = write_comparison(scene, args.out, start=args.start, end=args.end, split=args.split, height=args.height)
+    count = write_comparison(
+        scene, args.out, start=args.start, end=args.end, split=args.split, height=args.height, overwrite=args.overwrite
+    )
     return f"{count} frames"
 
 

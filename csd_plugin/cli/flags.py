@@ -6,10 +6,12 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from fractions import Fraction
 from typing import TypeVar
+
+from csd_plugin.errors import CSDError
 
 Number = TypeVar("Number", int, float)
 
@@ -68,6 +70,24 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="train each row in N processes of torchrun, which share its batch (default: 1)",
     )
+
+
+def refuse_idle(
+    args: argparse.Namespace, add_arguments: Callable[[argparse.ArgumentParser], None], names: Iterable[str], why: str
+) -> None:
+    """Raise CSDError where one of these flags was given though it has no effect.
+
+    Args:
+        add_arguments: of the command, which knows their defaults.
+        names: as `args` has them.
+        why: they have none, after "as".
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != parser.get_default(name)]
+    if given:
+        plural = len(given) > 1
+        raise CSDError(f"{' '.join(given)}: without effect, as {why}; leave {'them' if plural else 'it'} out")
 
 
 def _bounded(convert: type[Number], wanted: str, minimum: Number, maximum: Number) -> Callable[[str], Number]:

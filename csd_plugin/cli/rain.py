@@ -102,13 +102,16 @@ def _draw_sheet(args: argparse.Namespace, params: RainParams) -> None:
     from csd_plugin.data.rain.pairs import find_clips
     from csd_plugin.data.rain.sheet import write_contact_sheet
 
+    if args.contact_sheet.suffix.lower() != ".png":
+        raise CSDError(f"--contact-sheet {args.contact_sheet}: it is a PNG file; give a name that ends in .png")
     clips = find_clips(args.source, args.clips)
     refuse_inputs([args.contact_sheet], [file for clip in clips for file in clip.files])
-    write_contact_sheet(args.contact_sheet, clips, {**PRESETS, args.preset: params})
+    write_contact_sheet(args.contact_sheet, clips, {**PRESETS, args.preset: params}, args.seed)
     print(f"contact sheet: {args.contact_sheet}")
 
 
 def _write_pairs(args: argparse.Namespace, params: RainParams) -> None:
+    from csd_plugin.cli.flags import refuse_idle
     from csd_plugin.data.rain.pairs import PairOptions, rain_on_video, write_pairs
     from csd_plugin.data.video.interface import VIDEO_SUFFIXES
     from csd_plugin.report.text import counted
@@ -124,7 +127,10 @@ def _write_pairs(args: argparse.Namespace, params: RainParams) -> None:
         fps=float(args.fps),
         keep_going=args.keep_going,
     )
-    if args.out.suffix.lower() in VIDEO_SUFFIXES:
+    is_video = args.out.suffix.lower() in VIDEO_SUFFIXES
+    idle = ("clips", "variants", "layout", "format", "quality", "jobs") if is_video else ("overwrite",)
+    refuse_idle(args, add_arguments, idle, f"OUT is a {'video' if is_video else 'folder'}")
+    if is_video:
         count = rain_on_video(args.source, args.out, options, overwrite=args.overwrite)
         print(f"{counted(count, 'frame')} written to {args.out}")
         return

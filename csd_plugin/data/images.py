@@ -69,6 +69,7 @@ def numbered(pattern: Path) -> list[Path]:
     """The files that a pattern such as frames_%05d.png means, by number. Raises CSDError for none, or a gap."""
     if not pattern.parent.is_dir():
         raise CSDError(f"{pattern}: the folder {pattern.parent} does not exist; check the path")
+    refuse_two_numbers(pattern.name)
     files = _numbered(pattern)
     if not files:
         raise CSDError(f"{pattern}: no file matches; check the folder and the number of digits")
@@ -82,6 +83,12 @@ def _numbered(pattern: Path) -> dict[int, Path]:
     """Number -> file, of the files that a pattern means."""
     found = ((number_in(pattern.name, file.name), file) for file in pattern.parent.iterdir())
     return {number: refuse_way_out(file, pattern.parent) for number, file in found if number is not None}
+
+
+def refuse_two_numbers(pattern: str) -> None:
+    """Raise CSDError for a pattern that does not say which of its numbers is the frame's."""
+    if len(NUMBER.findall(pattern)) > 1:
+        raise CSDError(f"{pattern}: a pattern has one number, which counts the frames; write the others out")
 
 
 def number_in(pattern: str, name: str) -> int | None:
@@ -105,16 +112,21 @@ def read_image(path: Path) -> np.ndarray:
         raise CSDError(f"{path}: cannot be read ({error.strerror or error}): restore the file") from error
 
 
-def is_see_through(path: Path) -> bool:
-    """Whether any pixel of an image file is transparent, as far as Pillow shows it."""
+def lost_in(path: Path) -> list[str]:
+    """What of an image file no frame holds, as far as Pillow shows it."""
     try:
         with Image.open(path) as image:
-            if "A" not in image.getbands():
-                return "transparency" in image.info
-            lowest, _ = image.getchannel("A").getextrema()
-            return float(cast(float, lowest)) < 255
-    except (OSError, Image.DecompressionBombError, SyntaxError, ValueError):
-        return False
+            pages = ["all of its pictures but the first"] if getattr(image, "n_frames", 1) > 1 else []
+            return pages + (["transparency"] if _is_see_through(image) else [])
+    except (OSError, EOFError, Image.DecompressionBombError, SyntaxError, ValueError):
+        return []
+
+
+def _is_see_through(image: Image.Image) -> bool:
+    if "A" not in image.getbands():
+        return "transparency" in image.info
+    lowest, _ = image.getchannel("A").getextrema()
+    return float(cast(float, lowest)) < 255
 
 
 def eight_bits(frame: np.ndarray) -> np.ndarray:

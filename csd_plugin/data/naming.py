@@ -114,7 +114,7 @@ def file_name(label: str, suffix: str) -> str:
     """
     if label.isascii() and label.isdecimal():
         return label.zfill(5) + suffix
-    numbers = re.findall(r"[0-9]{1,18}", label)
+    numbers = re.findall(r"[0-9]+", label)
     if not numbers:
         raise CSDError(f"frame {label + suffix!r} has no number in its name: number the frames in order")
     return f"{int(numbers[-1]):05d}{suffix}"

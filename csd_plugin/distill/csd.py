@@ -24,6 +24,7 @@ from csd_plugin.types import ClipView, Terms
 SCALE_SOURCES = ("feature", "frames")
 ORDERS = ("spatial_first", "temporal_first")
 CELLS = ("joint", "joint_until_collapsed", "frozen", "averaged")
+_EMA_DECAY, _COLLAPSE_FRACTION = 0.999, 0.5
 PASSES = 2
 """Passes of the Connector."""
 
@@ -187,8 +188,8 @@ class CSD(Objective):
         independent: bool = True,
         collaborative: bool = True,
         adaptor: bool = True,
-        ema_decay: float = 0.999,
-        collapse_fraction: float = 0.5,
+        ema_decay: float = _EMA_DECAY,
+        collapse_fraction: float = _COLLAPSE_FRACTION,
     ) -> None:
         super().__init__()
         temporal = independent or collaborative
@@ -206,6 +207,12 @@ class CSD(Objective):
             raise CSDError(f"CSD: ema_decay must be at least 0 and below 1, not {ema_decay}")
         if not 0 < collapse_fraction < 1:
             raise CSDError(f"CSD: collapse_fraction must be between 0 and 1, not {collapse_fraction}")
+        for key, given, of, usual in (
+            ("ema_decay", ema_decay, "averaged", _EMA_DECAY),
+            ("collapse_fraction", collapse_fraction, "joint_until_collapsed", _COLLAPSE_FRACTION),
+        ):
+            if given != usual and cells != of:
+                raise CSDError(f"CSD: {key} is without effect unless cells is {of}; leave it out, or set cells")
         if not (multi_scale or temporal):
             raise CSDError("CSD: all parts are switched off; switch on multi_scale, independent or collaborative")
         if cross_scale and not multi_scale:

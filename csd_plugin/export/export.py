@@ -129,8 +129,13 @@ def _compare(run: Run, reference: Computing, windows: Sequence[Tensor]) -> tuple
 
 
 def _to_cells(window: Tensor, divisor: int) -> Tensor:
-    """(B, T, 3, H, W) cut to multiples of `divisor`."""
+    """(B, T, 3, H, W) cut to multiples of `divisor`. Raises CSDError where nothing is left."""
     height, width = (length // divisor * divisor for length in window.shape[-2:])
+    if not (height and width):
+        raise CSDError(
+            f"the frames are {window.shape[-1]}x{window.shape[-2]}, the network needs at least {divisor}x{divisor}; "
+            f"give a clip of larger frames"
+        )
     return window[..., :height, :width]
 
 

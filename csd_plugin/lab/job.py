@@ -18,6 +18,7 @@ from csd_plugin.lab.matrix import Frames, Matrix, Run, TestOnly, Weights, read_m
 from csd_plugin.lab.plan import plan_for
 from csd_plugin.lab.processes import share_of
 from csd_plugin.lab.table import build, costs_of
+from csd_plugin.problems import Problems, ProblemsError
 from csd_plugin.report.grid import FORMATS, Grid, as_markdown
 
 
@@ -81,6 +82,8 @@ def make_tables(
     for key in set(retrain) - {run.row for run in runs.values()}:
         raise CSDError(f"--retrain {key}: --only leaves this row out; name it there too")
     retrained = runner.with_dependents({run.name for run in runs.values() if run.row in retrain}, runs.values())
+    if train:
+        check_rows(_to_train(runs.values(), retrained))
     check_shares(_to_train(runs.values(), retrained), processes)
     plan, note = plan_for(runs.values(), space, minutes if train else None, retrained, processes)
     runs = plan.fit(runs)
@@ -164,6 +167,26 @@ def check_machine(runs: Iterable[Run], retrained: Collection[str] = (), processe
             check_clock(options)
         except CSDError as error:
             raise CSDError(f"the row {run.row}: {error}") from error
+
+
+def check_rows(runs: Iterable[Run]) -> None:
+    """Raise CSDError for all mistakes in the options of these rows, before hours are spent on the first."""
+    from csd_plugin.models.preflight import check_parts
+    from csd_plugin.options import find_problems
+
+    lines: dict[str, None] = {}
+    for run in runs:
+        assert run.options is not None
+        problems = Problems(f"the row {run.row}")
+        options = {**run.options, "is_train": True}
+        find_problems(options, problems)
+        check_parts(options, problems)
+        try:
+            problems.raise_any()
+        except ProblemsError as error:
+            lines |= dict.fromkeys(error.lines)
+    if lines:
+        raise ProblemsError("the rows", list(lines))
 
 
 def check_shares(runs: Iterable[Run], processes: int) -> None:

@@ -21,6 +21,7 @@ Paths are relative to the file. `set` changes single keys, `section.key: value`;
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from pydantic_core import PydanticCustomError
 
 from csd_plugin import limited_yaml
 from csd_plugin.errors import CSDError, suggestion
+from csd_plugin.metrics.published import PUBLISHED
 from csd_plugin.weights import find_checkpoint
 
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
@@ -223,20 +225,27 @@ def runs_of(matrix: Matrix, source: Path, only: list[str] | None = None) -> dict
         for seed in seeds:
             name = run_name(matrix, key, seed)
             if name in runs:
+                if runs[name].row != key:
+                    raise CSDError(
+                        f"{source}: rows.{key} and rows.{runs[name].row} would both be experiments/{name}; rename one"
+                    )
                 continue
             begun = {}
             for network, other in row.start.items():
                 other_seed = _seed_of(matrix, other, seed)
                 add(other, [other_seed])
                 begun[network] = runs[run_name(matrix, other, other_seed)].checkpoint
-            checkpoint = (
-                find_checkpoint(row.source.weights)
-                if isinstance(row.source, Weights)
-                else Path("experiments", name, "models", "net_g_latest.pth")
-            )
-            options = _training_options(matrix, row, name, seed, begun) if row.trains else None
-            run = Run(name, key, seed, row.source, checkpoint, options)
-            runs[name] = replace(run, test=_test_options(matrix, row, run) if row.shown else None)
+            try:
+                checkpoint = (
+                    find_checkpoint(row.source.weights)
+                    if isinstance(row.source, Weights)
+                    else Path("experiments", name, "models", "net_g_latest.pth")
+                )
+                options = _training_options(matrix, row, name, seed, begun) if row.trains else None
+                run = Run(name, key, seed, row.source, checkpoint, options)
+                runs[name] = replace(run, test=_test_options(matrix, row, run) if row.shown else None)
+            except CSDError as error:
+                raise CSDError(f"{source}: rows.{key}: {error}") from error
 
     for key, row in matrix.rows.items():
         if key in (only or [key for key, row in matrix.rows.items() if row.shown]):
@@ -296,6 +305,11 @@ def _training_options(matrix: Matrix, row: Row, name: str, seed: int, begun: Map
     keys = {f"path.param_key_{net.removeprefix('network_')}": "params_ema" for net in begun}
     own = {"name": name, "manual_seed": seed}
     options = changed(options, starts | keys | matrix.set | row.set | own)
+    for section in ("datasets", "network_g", "path", "train", "logger"):
+        if not isinstance(options.get(section), Mapping):
+            raise CSDError(
+                f"{row.base or matrix.base} with its changes has no section {section}, so nothing trains by it"
+            )
     if options.get("val") is None:  # the toolbox would open what it never looks at
         options["datasets"] = {key: value for key, value in options["datasets"].items() if not key.startswith("val")}
     return options
@@ -362,6 +376,8 @@ def _with_paths(content: dict[str, Any], path: Path) -> dict[str, Any]:
     if isinstance(content.get("include"), list):
         content["include"] = [placed(value) for value in content["include"]]
     if isinstance(content.get("rows"), dict):
+        if len({str(name) for name in content["rows"]}) < len(content["rows"]):
+            raise CSDError(f"{path}: rows: two keys differ in quotes only; rename one")
         content["rows"] = {
             str(name): {k: placed(v) if k in ("base", "test_only", "frames") else v for k, v in (row or {}).items()}
             for name, row in content["rows"].items()
@@ -369,8 +385,30 @@ def _with_paths(content: dict[str, Any], path: Path) -> dict[str, Any]:
     return content
 
 
+_ROW = re.compile(r"\w[\w.+-]*")
+_OWN = {
+    "name": "a run is named by its row; change the row's key, or `runs`",
+    "manual_seed": "give `seeds`, of the row or of the matrix",
+}
+"""Keys of option files that rows set in their own way."""
+
+
 def _check_rows(matrix: Matrix, path: Path) -> None:
+    for key in (*matrix.set, *(key for row in matrix.rows.values() for key in row.set)):
+        if key in _OWN:
+            raise CSDError(f"{path}: set.{key}: {_OWN[key]}")
     for name, row in matrix.rows.items():
+        if not _ROW.fullmatch(name):
+            raise CSDError(
+                f"{path}: rows.{name}: a row's key, of which a folder is named, has letters, digits and _.+-"
+            )
+        idle = [key for key in ("seeds", "set", "start") if getattr(row, key)]
+        if idle and not row.trains:
+            raise CSDError(f"{path}: rows.{name}.{idle[0]}: without effect, as this row is not trained; leave it out")
+        if isinstance(row.published, str) and row.published not in PUBLISHED:
+            raise CSDError(
+                f"{path}: rows.{name}.published: {row.published!r} is unknown{suggestion(row.published, PUBLISHED)}"
+            )
         if (row.trains or (row.has_weights and row.shown)) and not (row.base or matrix.base):
             raise CSDError(f"{path}: rows.{name} has no option file: give the row or the matrix a base")
         for network, other in row.start.items():

@@ -99,8 +99,9 @@ def plan_for(
 
 
 def stretched(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """Training options with a schedule `factor` times as long: iterations, warm-up, periods, milestones, intervals.
+    """Training options with a schedule `factor` times as long: iterations, warm-up, periods, milestones, restarts.
 
+    Intervals and `max_seconds` too.
     So are the schedules of the weights of distillation.
     """
 
@@ -115,6 +116,10 @@ def stretched(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
     for key in ("periods", "milestones"):
         if key in scheduler:
             scheduler[key] = [scaled(count) for count in scheduler[key]]
+    if "restarts" in scheduler:  # the first is at iteration 0
+        scheduler["restarts"] = [scaled(count) if count else 0 for count in scheduler["restarts"]]
+    if train.get("max_seconds"):
+        train["max_seconds"] *= factor
     missing = train["total_iter"] - sum(scheduler.get("periods", [train["total_iter"]]))
     if missing > 0:  # rounding: the toolbox's cosine knows no rate beyond its last period
         scheduler["periods"][-1] += missing

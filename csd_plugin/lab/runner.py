@@ -26,7 +26,7 @@ from csd_plugin import limited_yaml, plain
 from csd_plugin.atomic import write_text
 from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
 from csd_plugin.data.layout import SPLITS
-from csd_plugin.digests import file_digest
+from csd_plugin.digests import file_digest, text_digest
 from csd_plugin.errors import CSDError
 from csd_plugin.lab.matrix import Frames, RainyInput, Run
 from csd_plugin.lab.processes import environment, training
@@ -76,9 +76,48 @@ def state(run: Run) -> State:
         left = left_behind(run.name)
         if left != "trained":
             return left
-    if run.test is None:
+    if run.test is None or not _untested(run):
         return "done"
-    return "done" if all(file.is_file() for file in result_files(run)) else "trained"
+    return "trained"
+
+
+def _untested(run: Run) -> list[str]:
+    """Its test sets that have no result here, or one of what has changed since: of the set, the network, the frames."""
+    before, now = _read_tested(run), _tested_by(run)
+    return [
+        name
+        for (name, made_by), file in zip(now.items(), result_files(run), strict=True)
+        if not file.is_file() or before.get(name, made_by) != made_by
+    ]
+
+
+def _tested_file(run: Run) -> Path:
+    return Path("results", run.name, "tested.json")
+
+
+def _read_tested(run: Run) -> dict[str, str]:
+    """What the results were made by, by test set; nothing of results that this program has not made."""
+    try:
+        content = plain.parse_json(plain.read_text(_tested_file(run)))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _tested_by(run: Run) -> dict[str, str]:
+    """A digest, for each test set, of all that its result depends on, but for the data set's own frames."""
+    test = run.test or {}
+    parts: list[Any] = [{key: test.get(key) for key in ("network_g", "interface_g", "val")}]
+    weights = test.get("path", {}).get("pretrain_network_g")
+    if weights and Path(weights).is_file():
+        parts.append(file_digest(Path(weights)))
+    if isinstance(run.source, Frames):
+        files = sorted(file for file in Path(run.source.frames).rglob("*") if file.is_file())
+        parts += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return {
+        content["name"]: text_digest(json.dumps(_plain([*parts, content]), sort_keys=True, default=str))
+        for content in test.get("datasets", {}).values()
+    }
 
 
 def left_behind(name: str) -> Literal["trained", "interrupted", "missing"]:
@@ -234,10 +273,12 @@ def _complete(run: Run, space: Workspace, bar: tqdm, processes: int) -> None:
         _launch("train", run, run.options, space, bar, processes)
     if state(run) == "trained":
         assert run.test is not None
+        made_by = _tested_by(run)
         if isinstance(run.source, RainyInput | Frames):
             score_frames(run)
         else:
             _launch("test", run, run.test, space, bar)
+        _write(_tested_file(run), json.dumps(_read_tested(run) | made_by, indent=1) + "\n")
 
 
 def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: tqdm, processes: int = 1) -> None:
@@ -273,6 +314,8 @@ def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: 
                     )
                 elif line.startswith("error:"):
                     error = line.removeprefix("error:").strip()
+                elif error and line.startswith(f"{file}: "):  # one of several problems
+                    error += "\n" + line.strip()
                 stopped = stopped or bool(_STOPPED.search(line))
         except KeyboardInterrupt:
             _stop(process, sink)

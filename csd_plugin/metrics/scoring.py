@@ -222,7 +222,7 @@ def _by_key(files: Sequence[Path], keys: Iterable[str]) -> dict[str, Path]:
     by_key: dict[str, Path] = {}
     for key, file in zip(keys, files, strict=True):
         if key in by_key:
-            raise CSDError(f"{by_key[key]} and {file} are both frame {key}: keep one of them")
+            raise CSDError(f"{by_key[key]} and {file} are both {key}: keep one of them")
         by_key[key] = file
     return by_key
 

@@ -292,7 +292,13 @@ def _metrics(val: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_validation(val: dict[str, Any]) -> None:
+    protocols = [f"{protocol}/{value}" for protocol in PROTOCOLS for value in Quality._fields]
     for name, metric in _metrics(val).items():
+        if name in protocols:
+            raise CSDError(f"val.metrics.{name}: this is measured anyway; give the metric another name")
+        better = val["metrics"][name].get("better", "higher")
+        if better not in ("higher", "lower"):
+            raise CSDError(f"val.metrics.{name}.better is {better!r}, expected higher or lower")
         keywords = keywords_of(val["metrics"][name])
         check = getattr(metric, "check", None) or functools.partial(check_metric, metric)
         try:
@@ -323,6 +329,10 @@ def _check_keep_best(opt: Mapping[str, Any]) -> None:
     known += opt["val"].get("metrics") or {}
     if metric not in known:
         raise CSDError(f"logger.keep_best: {metric!r} is unknown{suggestion(metric, known)}")
+    content = opt["datasets"]["val"]
+    without_truth = content.get("dataroot_lq") and not (content.get("dataroot_gt") or content.get("dataroot"))
+    if content.get("type") in options.DATASETS and without_truth and metric not in (opt["val"].get("metrics") or {}):
+        raise CSDError(f"logger.keep_best: {metric} needs the truth, and datasets.val has none; give it dataroot_gt")
 
 
 def _try_optimizer(content: Mapping[str, Any], network: nn.Module) -> None:
@@ -374,7 +384,14 @@ def _try_schedule(train: dict[str, Any], network: nn.Module) -> None:
 def _check_data(opt: dict[str, Any], interfaces: dict[str, Interface], problems: Problems) -> None:
     if not problems.sound("datasets"):
         return
+    named: dict[str, str] = {}
     for key, content in opt["datasets"].items():
+        if content["phase"] != "train" and (other := named.setdefault(content["name"], key)) != key:
+            problems.add(
+                f"datasets.{key}.name",
+                f"datasets.{key}.name: {content['name']!r} is the name of datasets.{other} too; give it another, as "
+                f"scores are kept by name",
+            )
         dataset = problems.attempt([f"datasets.{key}"], _check_set, key, content, interfaces)
         if content["phase"] == "train":
             needs = [f"datasets.{key}", "train.total_iter", "train.accumulate", "num_gpu"]

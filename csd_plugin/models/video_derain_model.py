@@ -524,6 +524,10 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         if resume_state.get("scaler"):
             self.scaler.load_state_dict(resume_state["scaler"])
         self.best_metric_results = best_scores(resume_state.get("best", {}))
+        metric = self.opt["logger"].get("keep_best")
+        if metric and not (Path(self.opt["path"]["models"]) / "net_g_best.pth").is_file():
+            for best in self.best_metric_results.values():  # of the networks that are kept from here on
+                best.pop(metric, None)
 
 
 def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any) -> torch.optim.Optimizer:

@@ -186,3 +186,16 @@ def test_a_checkpoint_that_is_there_is_not_replaced_by_chance(work, capsys):
     assert adapt() == 2
     assert "garden.pth exists already" in capsys.readouterr().err
     assert (work / "garden.pth").read_text() == "mine"
+
+
+def test_what_would_be_found_after_the_teachers_work_is_found_before(work, capsys):
+    for more, words in (
+        (["--pairs", "nowhere"], "--pairs nowhere: data root nowhere does not exist"),
+        (["--cache", "garden"], "--cache garden: is an input"),
+    ):
+        assert adapt(*more) == 2
+        assert words in capsys.readouterr().err
+    files = ["garden", "./garden", "--teacher", "teacher.pth", "--student", "student.pth", "--out", "garden.pth"]
+    assert main(["adapt", *files]) == 2
+    assert "garden is given twice" in capsys.readouterr().err
+    assert sorted(path.name for path in work.iterdir()) == ["garden", "student.pth", "teacher.pth"]

@@ -42,6 +42,10 @@ def test_video(clip, tmp_path, capsys):
     assert main(["figure", "video", *clip, *arguments]) == 0
     assert "3 frames" in capsys.readouterr().out
     assert out.exists()
+    before = out.read_bytes()
+    assert main(["figure", "video", *clip, "--models", "realtime", "--out", str(out)]) == 2
+    assert "exists already; replace it with --overwrite" in capsys.readouterr().err and out.read_bytes() == before
+    assert main(["figure", "video", *clip, "--models", "realtime", "--out", str(out), "--overwrite"]) == 0
 
 
 def complaint(capsys, *arguments):
@@ -56,6 +60,8 @@ def test_what_does_not_fit_is_one_line(clip, tmp_path, capsys, monkeypatch):
     assert "no checkpoint none" in complaint(capsys, "crops", *clip, "--models", "none", *out)
     assert "does not exist" in complaint(capsys, "crops", "--clip", str(tmp_path / "none"), *out)
     assert "ends in .png" in complaint(capsys, "crops", *clip, "--out", str(tmp_path / "x.doc"))
+    assert "not both" in complaint(capsys, "crops", *clip, "--box", "0,0,9,9", "--boxes", "2", *out)
+    assert "at least 2x2" in complaint(capsys, "crops", *clip, "--box", "0,0,1,1", *out)
     assert "make it first" in complaint(capsys, "slice", *clip, "--out", str(tmp_path / "none/x.png"))
     assert "no frames from 7" in complaint(capsys, "errors", *clip, "--frame", "7", *out)
     assert "pictures side by side do not fit" in complaint(capsys, "crops", *clip, *["--box=0,0,9,9"] * 60, *out)

@@ -132,6 +132,42 @@ def test_contact_sheet(clean, tmp_path):
     assert picture.shape[1] == 5 * (WIDTH + 4) and picture.shape[0] > 2 * HEIGHT
 
 
+def test_contact_sheets_follow_the_seed_and_take_the_smallest_frames(clean, tmp_path, capsys):
+    sheets = []
+    for seed in ("0", "77"):
+        assert main(["rain", str(clean), "--contact-sheet", str(tmp_path / "s.png"), "--seed", seed]) == 0
+        sheets.append((tmp_path / "s.png").read_bytes())
+    assert sheets[0] != sheets[1]
+    (tmp_path / "dots").mkdir()
+    cv2.imwrite(str(tmp_path / "dots/1.png"), np.zeros((1, 1, 3), np.uint8))
+    assert main(["rain", str(tmp_path / "dots"), "--contact-sheet", str(tmp_path / "s.png")]) == 0
+    assert "ends in .png" in failing(capsys, clean, "--contact-sheet", tmp_path / "s.jpg")
+
+
+def test_flags_without_effect_are_refused(clean, tmp_path, capsys):
+    more = ["--clips", "walk", "--variants", "3", "--quality", "3", "--jobs", "2"]
+    error = failing(capsys, clean / "walk", tmp_path / "x.mp4", *more)
+    assert "--clips --variants --quality --jobs: without effect, as OUT is a video" in error
+    assert "--overwrite: without effect, as OUT is a folder" in failing(capsys, clean, tmp_path / "x", "--overwrite")
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_other_clips_of_the_same_names_are_not_taken_for_done(clean, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["rain", str(clean), str(out), "--clips", "walk", "walk", "street"]) == 0
+    assert main(["rain", str(clean), str(out)]) == 0
+    before = tree(out)
+    for clip, message in (("walk", "walk_GT: holds other frames than"), ("street", "street_GT: holds other")):
+        other = tmp_path / f"other_{clip}"
+        shutil.copytree(clean / clip, other / clip)
+        first = sorted((other / clip).iterdir(), key=lambda path: len(path.name))[0]
+        cv2.imwrite(str(first), np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
+        assert message in failing(capsys, other, out)
+    (clean / "walk" / "IMG_99.jpg").write_bytes((clean / "walk" / "IMG_9.jpg").read_bytes())
+    assert "walk_GT: holds other frames than" in failing(capsys, clean, out)
+    assert tree(out) == before
+
+
 def test_missing_empty_and_unknown(clean, tmp_path, capsys):
     assert "no such folder" in failing(capsys, tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "empty").mkdir()

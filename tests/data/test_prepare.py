@@ -319,6 +319,8 @@ def test_the_number_that_changes_is_kept(tmp_path, name):
 
 
 def test_frames_keep_their_numbers(tmp_path):
+    stamp = "1609459200123456789"  # nanoseconds
+    assert file_name(f"cam_{stamp}", ".png") == f"{stamp}.png"
     assert [file_name(label, ".jpg") for label in ("00001", "7", "img_0012", "0000000123", "cam2_x9")] == [
         "00001.jpg",
         "00007.jpg",

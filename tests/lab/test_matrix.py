@@ -126,6 +126,16 @@ def test_an_included_matrix_is_added_to(files):
         ({"base": None}, "has no option file"),
         ({"base": "nowhere.yml"}, "nowhere.yml: cannot be read"),
         ({"include": ["other.yml"]}, "includes itself"),
+        ({"rows": {"alone_seed1": {}}}, "rows.alone_seed1 and rows.alone would both be experiments/tiny_alone_seed1"),
+        ({"rows": {"../../k": {}}}, "rows.../../k: a row's key"),
+        ({"rows": {"csd": {"published": "student9"}}}, "rows.csd.published: 'student9' is unknown"),
+        ({"rows": {"csd": {"set": {"manual_seed": 7}}}}, "set.manual_seed: give `seeds`"),
+        ({"rows": {"w": {"weights": "realtime", "seeds": [1]}}}, "rows.w.seeds: without effect"),
+        ({"rows": {"w": {"weights": "nothere.pth"}}}, "rows.w: there is no checkpoint nothere.pth"),
+        ({"rows": {"csd": {"set": {"train": None}}}}, "rows.csd: "),
+        ({"rows": {"csd": {"set": {"logger": None}}}}, "has no section logger"),
+        ({"rows": {"csd": {"set": {"datasets": None}}}}, "has no section datasets"),
+        ({"base": "test.yml"}, "has no section logger"),
     ],
 )
 def test_mistakes_are_one_line(files, changes, message, capsys):
@@ -133,6 +143,56 @@ def test_mistakes_are_one_line(files, changes, message, capsys):
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
     assert not any(Path().iterdir())
+
+
+def test_mistakes_in_the_options_of_all_rows_are_found_before_the_first_is_trained(files, capsys):
+    wrong = {"train.optim_g.lrr": 0.5, "train.totl_iter": 3, "train.pixel_opt.type": "NoLoss", "num_gpu": None}
+    path = matrix_of(files, rows={"csd": {"set": wrong}, "alone": {"set": {"network_g.preset": "student9"}}})
+    for more in ([], ["--dry-run"], ["--minutes", "5", "--dry-run"]):
+        assert main(["table", str(path), *more]) == 2
+        error = capsys.readouterr().err
+        for words in ("the row csd: train.optim_g.lrr", "csd: train.totl_iter", "csd: num_gpu", "alone: network_g"):
+            assert words in error
+        assert not Path("experiments").exists()
+
+
+def test_results_are_made_again_when_what_they_are_of_has_changed(files, tiny_rain):
+    """Weights and frames that are given, and test sets."""
+    weights, frames = files / "net.pth", files / "frames"
+    clip = next(path for path in (tiny_rain / "Dataset_Testing_Synthetic").iterdir() if path.name.endswith("_Rain"))
+
+    def save(seed: int) -> None:
+        state = SLDNet(**{k: v for k, v in STUDENT.items() if k != "type"}).state_dict()
+        torch.save({"params": {name: value + 0.01 * seed for name, value in state.items()}}, weights)
+
+    def of_clip(kind: str) -> None:
+        (frames / clip.name.removesuffix("_Rain")).mkdir(parents=True, exist_ok=True)
+        for file in clip.with_name(clip.name.replace("_Rain", kind)).iterdir():
+            (frames / clip.name.removesuffix("_Rain") / file.name).write_bytes(file.read_bytes())
+
+    save(0)
+    of_clip("_Rain")
+    rows = {"w": {"weights": str(weights)}, "f": {"frames": str(frames)}}
+    only = {"alone": None, "csd": None, "input": None, "teacher": None} | rows
+    tests = yaml.safe_load((files / "test.yml").read_text())
+    tests["datasets"]["test_1"]["clips"] = [clip.name.removesuffix("_Rain")]
+    write(files / "test.yml", tests)
+    path = matrix_of(files, baseline=None, rows=only)
+    scores = []
+    for change in (None, None, lambda: save(1), lambda: of_clip("_GT")):
+        if change is not None:
+            change()
+        todo = make_tables([Table.read(path)], dry_run=True)
+        make_tables([Table.read(path)])
+        scores.append([json.loads(Path(f"results/tiny_{row}/rain.json").read_text())["average"] for row in rows])
+        assert ("to do: test" in todo) == (change is not None or len(scores) == 1)
+    assert scores[0] == scores[1]
+    assert scores[2][0] != scores[1][0] and scores[2][1] == scores[1][1]
+    assert scores[3][0] == scores[2][0] and scores[3][1] != scores[2][1]
+    tests["datasets"]["test_1"]["frame_range"] = [1, 2]
+    write(files / "test.yml", tests)
+    make_tables([Table.read(path)])
+    assert json.loads(Path("results/tiny_w/rain.json").read_text())["average"] != scores[3][0]
 
 
 def test_a_row_has_one_source(files):

@@ -104,7 +104,7 @@ def find_clips(source: Path, names: Sequence[str] | None = None) -> list[CleanCl
     for name in names or ():
         if name not in clips:
             raise CSDError(f"{source}: no clip {name!r}: it has {', '.join(clips)}")
-    return list(clips.values()) if names is None else [clips[name] for name in names]
+    return list(clips.values()) if names is None else [clips[name] for name in dict.fromkeys(names)]
 
 
 def _images(folder: Path, root: Path) -> tuple[Path, ...]:

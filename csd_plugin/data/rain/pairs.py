@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from csd_plugin.atomic import write_text
-from csd_plugin.data.images import check_pixels, rounded
+from csd_plugin.data.images import check_pixels, eight_bits, read_image, rounded
 from csd_plugin.data.layout import SPLITS
 from csd_plugin.data.parallel import run_all
 from csd_plugin.data.rain.clips import CleanClip, find_clips
@@ -100,6 +100,8 @@ def write_pairs(
     except OSError as error:
         raise at(out, error) from error
 
+    for clip in found:
+        _check_same(clip, root / f"{clip.name}_GT")
     tasks = [task for task in tasks if not task[0].exists()]
     if min(jobs, len(tasks)) > 1:
         _write_in_parallel(tasks, options, min(jobs, len(tasks)))
@@ -149,6 +151,23 @@ def _remember(path: Path, options: PairOptions) -> None:
         return
     path.parent.mkdir(exist_ok=True)
     write_text(path, json.dumps(new, indent=1))
+
+
+def _check_same(clip: CleanClip, folder: Path) -> None:
+    """Raise CSDError where the clean copy that is there already is another clip's, by length and first frame."""
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    if not there:
+        return
+    same = clip.is_video or len(there) == len(clip.files)
+    if same and all(path.suffix.lower() in _COPIED_SUFFIXES for path in clip.files):
+        same = there[0].read_bytes() == clip.files[0].read_bytes()
+    elif same:
+        same = np.array_equal(eight_bits(read_image(there[0])), next(clip.frames(keep_going=True)))
+    if not same:
+        raise CSDError(
+            f"{folder}: holds other frames than {clip.files[0].parent if not clip.is_video else clip.files[0]}; give "
+            f"another OUT, or rename the clip"
+        )
 
 
 def _write_in_parallel(tasks: list[tuple[Path, CleanClip, int]], options: PairOptions, jobs: int) -> None:

@@ -51,10 +51,10 @@ def _band(clip: CleanClip, rains: Mapping[str, RainParams], seed: int) -> np.nda
 def _column(title: str, frames: list[np.ndarray]) -> np.ndarray:
     """The first frame, below it a detail of every frame, enlarged to fill the width."""
     height, width = frames[0].shape[:2]
-    rows = slice(height // 2, height // 2 + height // 4)
+    rows = slice(height // 2, height // 2 + max(1, height // 4))
     columns = slice(width // 3, width // 3 + max(1, width // (2 * len(frames))))
     strip = np.concatenate([frame[rows, columns] for frame in frames], axis=1)
-    strip = cv2.resize(strip, (width, strip.shape[0] * width // strip.shape[1]), interpolation=cv2.INTER_CUBIC)
+    strip = cv2.resize(strip, (width, max(1, strip.shape[0] * width // strip.shape[1])), interpolation=cv2.INTER_CUBIC)
     column = np.concatenate([frames[0], np.zeros((_GAP, width, 3), np.uint8), strip])
     cv2.putText(column, title, (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 0, 0), 4, cv2.LINE_AA)
     cv2.putText(column, title, (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (255, 255, 255), 1, cv2.LINE_AA)

@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from csd_plugin.atomic import refuse_inputs
-from csd_plugin.data.images import NUMBER, files_of, images_in, numbered
+from csd_plugin.data.images import NUMBER, files_of, images_in, numbered, refuse_two_numbers
 from csd_plugin.data.video.camera import CameraReader, is_camera
 from csd_plugin.data.video.decode import VideoReader
 from csd_plugin.data.video.encode import VideoWriter
@@ -100,6 +100,7 @@ def open_writer(
     if path.is_dir() or not path.suffix:
         return FolderWriter(path, like=like, overwrite=overwrite, inputs=inputs, made_by=made_by)
     if NUMBER.search(path.name) and path.suffix.lower() == ".png":
+        refuse_two_numbers(path.name)
         pattern, path = path.name, path.parent
         return FolderWriter(path, like=like, pattern=pattern, overwrite=overwrite, inputs=inputs, made_by=made_by)
     if path.suffix.lower() not in VIDEO_SUFFIXES:

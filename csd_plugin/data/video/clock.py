@@ -65,9 +65,10 @@ class Clock:
             time_base = packet.time_base
             decoded = packet.dts * time_base + self._shift
             shown = decoded if packet.pts is None else packet.pts * time_base + self._shift
-            if self._now is not None and (
-                decoded < self._now - _BACK or (self._skips is not None and decoded > self._now + self._skips)
-            ):
+            # Times of decoding that a container does not hold are guessed, and may step back alone.
+            back = self._now is not None and decoded < self._now - _BACK and shown < self._end - _BACK
+            ahead = self._now is not None and self._skips is not None and decoded > self._now + self._skips
+            if back or ahead:
                 # By times of display: those of decoding, where a container does not hold them, differ between parts.
                 self._shift += self._end - shown
                 decoded, shown = decoded + self._end - shown, self._end

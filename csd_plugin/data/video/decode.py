@@ -201,9 +201,8 @@ class VideoReader(FrameReader):
         stream, end = self._stream, None
         if "mp4" in self._container.format.name and stream.duration:
             end = (stream.start_time or 0) + stream.duration
-        elif clock := re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)", stream.metadata.get("DURATION", "")):
-            hours, minutes, rest = map(Fraction, clock.groups())
-            end = round((3600 * hours + 60 * minutes + rest) / self.time_base)
+        elif seconds := _tagged_end(stream):
+            end = round(seconds / self.time_base)
         return end - self._starts[-1] if end is not None and end > self._starts[-1] else None
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
@@ -284,13 +283,24 @@ class VideoReader(FrameReader):
         logger.warning("%s; what cannot be read is left out", message)
 
     def _count(self) -> int | None:
-        seconds = Fraction(self._container.duration, av.time_base) if self._container.duration else None
+        seconds = _tagged_end(self._stream)
+        if seconds is None and self._container.duration:
+            seconds = Fraction(self._container.duration, av.time_base)
         total = self._stream.frames or (None if seconds is None else round(seconds * self.fps))
         if total is None:
             return None
         last = total if self._end is None else min(total, frame_number(self._end, self.fps))
         self.trail = min(self._context, total - last)
         return max(1, last - self._skipped)
+
+
+def _tagged_end(stream: av.VideoStream) -> Fraction | None:
+    """When its last picture ends, in seconds, where a tag of Matroska says so: its sound may be longer."""
+    clock = re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)", stream.metadata.get("DURATION", ""))
+    if clock is None:
+        return None
+    hours, minutes, rest = map(Fraction, clock.groups())
+    return 3600 * hours + 60 * minutes + rest
 
 
 def open_input(path: Path) -> av.container.InputContainer:

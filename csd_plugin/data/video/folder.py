@@ -13,8 +13,8 @@ from csd_plugin.atomic import refuse_inputs, same_place
 from csd_plugin.data.images import (
     eight_bits,
     files_of,
-    is_see_through,
     is_whole_png,
+    lost_in,
     note_in_png,
     nth_name,
     number_in,
@@ -55,13 +55,14 @@ class FolderReader(FrameReader):
         self.trail = len(self._files) - self.lead - self.num_frames
         self._first = read_image(self._files[0])
         self.size = (self._first.shape[1], self._first.shape[0])
-        if is_see_through(self._files[0]):
-            logger.warning("%s: the images' transparency is left out", path)
+        self._said: set[str] = set()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         deep, rounded = self._first.dtype == np.uint16, False
+        self._say_what_is_lost(self._files[0])
         yield self._first
         for file in self._files[1:]:
+            self._say_what_is_lost(file)
             frame = read_image(file)
             if not deep and not rounded and frame.dtype == np.uint16:
                 logger.warning("%s has 16 bits, the frames before it have 8: such frames are rounded to 8 bits", file)
@@ -74,6 +75,12 @@ class FolderReader(FrameReader):
                     f"a clip has frames of one size"
                 )
             yield frame
+
+    def _say_what_is_lost(self, file: Path) -> None:
+        for lost in lost_in(file):
+            if lost not in self._said:
+                logger.warning("%s: %s is left out, and of further images of the clip", file, lost)
+                self._said.add(lost)
 
     def in_part(self, index: int) -> bool:
         return 0 <= index - self.lead < self.num_frames

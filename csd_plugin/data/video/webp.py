@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageSequence
 
 from csd_plugin.data.video.interface import EmptyPart, FrameReader, Position, reached
 from csd_plugin.errors import CSDError
+
+logger = logging.getLogger(__name__)
 
 _UNTIMED = 100
 """Milliseconds of a picture that the file gives none, as in browsers."""
@@ -51,12 +55,16 @@ class WebPReader(FrameReader):
         self.fps = len(numbers) / seconds[-1]
         with self._open() as image:
             self.size = image.size
+        self._said = False
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for number, image in enumerate(self._images()):
             if number >= self.first + self.num_frames + self.trail:
                 return
             if number >= self.first - self.lead:
+                if not self._said and image.mode == "RGBA" and cast(int, image.getchannel("A").getextrema()[0]) < 255:
+                    logger.warning("%s: transparency (alpha) is left out", self.path)
+                    self._said = True
                 yield np.asarray(image.convert("RGB"))
 
     def in_part(self, index: int) -> bool:

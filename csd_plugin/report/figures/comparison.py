@@ -19,7 +19,14 @@ _LINE = 2
 
 
 def write_comparison(
-    scene: Scene, out: Path, *, start: int = 0, end: int | None = None, split: bool = False, height: int | None = None
+    scene: Scene,
+    out: Path,
+    *,
+    start: int = 0,
+    end: int | None = None,
+    split: bool = False,
+    height: int | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Write a video (or a folder, or pattern, of PNG files) that shows input, methods and truth at the same time.
 
@@ -27,6 +34,7 @@ def write_comparison(
         start, end: the frames, from `start` up to, not with, `end`; default: the whole clip.
         split: one picture, cut into vertical stripes, each of another column; else whole pictures side by side.
         height: of the pictures in pixels; default: the clip's.
+        overwrite: see `open_writer`.
 
     Returns:
         How many frames were written. Raises CSDError as `open_writer` and `Scene.frames` do.
@@ -36,7 +44,7 @@ def write_comparison(
     count = 0
     with (
         open_reader(scene.clip, start=start, end=end) as reader,
-        open_writer(out, like=reader, overwrite=True, inputs=scene.inputs) as writer,
+        open_writer(out, like=reader, overwrite=overwrite, inputs=scene.inputs) as writer,
         tqdm(total=reader.num_frames, unit="frame", desc=out.name, disable=None) as bar,
     ):
         labels: dict[str, np.ndarray] = {}
@@ -73,7 +81,7 @@ def _stripes(pictures: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> 
 def _resized(frame: np.ndarray, height: int | None) -> np.ndarray:
     if height is None or height == frame.shape[0]:
         return frame
-    width = round(frame.shape[1] * height / frame.shape[0])
+    width = max(round(frame.shape[1] * height / frame.shape[0]), 1)
     return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
 
 

@@ -16,6 +16,8 @@ from csd_plugin.report.figures.sheet import COLOURS, GAP, LINE, PAGE_WIDTH, Shee
 from csd_plugin.report.figures.sources import INPUT, TRUTH, Scene
 
 _SHARE = 6
+_LEAST = 2
+"""Pixels of a detail's side."""
 """A box that is chosen is one sixth of the frame's width and height."""
 
 
@@ -82,7 +84,7 @@ def find_boxes(frames: Mapping[str, Image], count: int) -> list[Box]:
     shown = shown if len(shown) > 1 else list(frames.values())
     spread = np.std(np.stack(shown).astype(np.float32), axis=0).mean(axis=2)
     height, width = spread.shape
-    box_width, box_height = max(width // _SHARE, 1), max(height // _SHARE, 1)
+    box_width, box_height = max(width // _SHARE, _LEAST), max(height // _SHARE, _LEAST)
     # sums[y, x] is that of the box whose top left corner is there
     integral = cv2.integral(spread)
     sums = (
@@ -101,7 +103,12 @@ def find_boxes(frames: Mapping[str, Image], count: int) -> list[Box]:
 
 def check_box(box: Box, width: int, height: int) -> None:
     """Raise CSDError for a box that is not within a frame of this size."""
-    if min(box) < 0 or min(box.width, box.height) < 2 or box.x + box.width > width or box.y + box.height > height:
+    if min(box.width, box.height) < _LEAST:
+        raise CSDError(
+            f"box {','.join(map(str, box))} (x,y,width,height): a detail has at least {_LEAST}x{_LEAST} pixels; give a "
+            f"larger box, or a clip of larger frames"
+        )
+    if min(box) < 0 or box.x + box.width > width or box.y + box.height > height:
         raise CSDError(f"box {','.join(map(str, box))} (x,y,width,height) is not within the frame of {width}x{height}")
 
 

@@ -77,7 +77,9 @@ class Sheet:
     def text(self, text: str, x: float, y: float, room: float, **style: Any) -> None:
         """One line at (x, y), vertically centred there, at most `room` inches long."""
         upright = "center" if style.get("rotation") else "center_baseline"
-        drawn = self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=FONT_SIZE, va=upright, **style)
+        drawn = self.figure.text(
+            x / self.width, 1 - y / self.height, text, fontsize=FONT_SIZE, va=upright, parse_math=False, **style
+        )
         extent = drawn.get_window_extent(self.canvas.get_renderer())
         length = (extent.height if style.get("rotation") else extent.width) / DPI
         if length > room:
