@@ -183,10 +183,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _refuse_idle(args: argparse.Namespace) -> None:
     """Raise CSDError for flags that have no effect on this kind of input or output."""
+    from csd_plugin.data.video.camera import is_camera
     from csd_plugin.data.video.interface import VIDEO_SUFFIXES
 
-    if args.source.is_file() and not args.compare:
-        refuse_idle(args, add_arguments, ["fps"], "a video knows its own rate")
+    if (args.source.is_file() or is_camera(args.source)) and not args.compare:
+        refuse_idle(args, add_arguments, ["fps"], "IN knows its own rate")
     if args.source.is_dir():
         refuse_idle(args, add_arguments, ["keep_going"], "IN is a folder, and only frames of a video can be left out")
     if args.output.suffix.lower() not in VIDEO_SUFFIXES:

@@ -14,7 +14,7 @@ import argparse
 import json
 from pathlib import Path
 
-from csd_plugin.cli.flags import whole
+from csd_plugin.cli.flags import refuse_idle, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
     compat.repair_launch()
 
     if args.schema:
+        refuse_idle(args, add_arguments, ["size", "layers"], "--schema is of no single file")
         from csd_plugin.schema import schema
 
         print(json.dumps(schema(), indent=1))

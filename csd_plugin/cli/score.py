@@ -84,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
     score = partial(score_folders, truth=args.truth, guide=args.input, metrics=metrics, skip=skip, jobs=args.jobs)
 
     scores = score(args.results)
-    result = Result(args.name or args.results.resolve().name, dataset, scores)
+    name = " ".join((args.name or args.results.resolve().name).split())  # a table has it in one line
+    result = Result(name, dataset, scores)
     difference = other_frames(result, baseline)
     if difference:
         raise CSDError(

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.cli import main
@@ -265,6 +266,41 @@ def test_frames_of_another_network_clip_or_precision_are_not_gone_on_with(frames
     assert "1 of its frames do not say what they were made by" in caplog.text
     assert derain(frames / "snow", out, "--resume", "--model", again, *fp32) == 0
     assert "0 frames written" in capsys.readouterr().out
+
+
+def test_flags_without_effect_are_refused(frames, model, capsys):
+    assert derain(frames / "rain", frames / "in.mp4", "--model", model, "--fps", 10) == 0
+    for arguments, message in (
+        ([frames / "in.mp4", frames / "out", "--fps", 60], "--fps: without effect, as IN knows its own rate"),
+        (["camera:0", frames / "out.mp4", "--fps", 60], "--fps: without effect"),
+        ([frames / "rain", frames / "out", "--encoding", "small"], "--encoding: without effect, as OUT is no video"),
+        ([frames / "rain", frames / "out", "--keep-going"], "--keep-going: without effect, as IN is a folder"),
+    ):
+        capsys.readouterr()
+        assert derain(*arguments, "--model", model) == 2
+        assert message in capsys.readouterr().err
+    assert not (frames / "out").exists()
+
+
+@pytest.mark.parametrize("pattern", ["c%d_%05d.png", "%03d%03d.png"])
+def test_a_pattern_has_one_number(frames, model, pattern, capsys):
+    for source, output in ((frames / pattern, frames / "out"), (frames / "rain", frames / "out" / pattern)):
+        assert derain(source, output, "--model", model) == 2
+        assert "a pattern has one number" in capsys.readouterr().err
+
+
+def test_what_images_lose_is_said(frames, model, caplog):
+    """Transparency also where it comes later; further pages."""
+    rain = sorted((frames / "rain").iterdir())
+    clear = cv2.cvtColor(cv2.imread(str(rain[2])), cv2.COLOR_BGR2BGRA)
+    clear[0, 0, 3] = 7
+    cv2.imwrite(str(rain[2]), clear)
+    pages = [Image.fromarray(np.zeros((24, 32, 3), np.uint8)) for _ in range(3)]
+    rain[4].unlink()
+    pages[0].save(rain[4].with_suffix(".tif"), save_all=True, append_images=pages[1:])
+    assert derain(frames / "rain", frames / "out", "--model", model) == 0
+    assert "00002.png: left out: transparency" in caplog.text
+    assert "00004.tif: left out: all of its pictures but the first" in caplog.text
 
 
 def test_side_by_side_goes_on_with_the_same_truth_only(frames, model, capsys):

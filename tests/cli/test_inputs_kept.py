@@ -398,7 +398,7 @@ def test_transparency_of_images_is_named(tmp_path, derain, caplog):
         pixels[:4, :, 3] = 100 if number == 0 else 255
         cv2.imwrite(str(folder / f"{number}.png"), pixels)
     assert derain(folder, tmp_path / "out") == 0
-    assert caplog.text.count("transparency is left out") == 1
+    assert caplog.text.count("left out: transparency") == 1
 
 
 def folder_of(tmp_path):

@@ -11,6 +11,8 @@ from av.format import Flags
 
 _BACK, _AHEAD = Fraction(1, 10), Fraction(10)
 """Seconds by which decoding times may step back, or skip ahead, before another part of the file has begun."""
+_REORDERED = 17
+"""Frames by which one may be shown earlier than another that is decoded before it, and one more."""
 _HELD = 256
 """Packets without pictures that are kept, at most, until the next picture shows which part they belong to."""
 
@@ -65,8 +67,10 @@ class Clock:
             time_base = packet.time_base
             decoded = packet.dts * time_base + self._shift
             shown = decoded if packet.pts is None else packet.pts * time_base + self._shift
-            # Times of decoding that a container does not hold are guessed, and may step back alone.
-            back = self._now is not None and decoded < self._now - _BACK and shown < self._end - _BACK
+            # Times of decoding that a container does not hold are guessed, and may step back alone; those of display do
+            # so within the order of decoding, but not at a key frame.
+            least = _BACK if packet.is_keyframe else max(_REORDERED * self._step, _BACK)
+            back = self._now is not None and decoded < self._now - _BACK and shown < self._end - least
             ahead = self._now is not None and self._skips is not None and decoded > self._now + self._skips
             if back or ahead:
                 # By times of display: those of decoding, where a container does not hold them, differ between parts.

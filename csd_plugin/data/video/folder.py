@@ -79,7 +79,7 @@ class FolderReader(FrameReader):
     def _say_what_is_lost(self, file: Path) -> None:
         for lost in lost_in(file):
             if lost not in self._said:
-                logger.warning("%s: %s is left out, and of further images of the clip", file, lost)
+                logger.warning("%s: left out: %s; also of further images of the clip", file, lost)
                 self._said.add(lost)
 
     def in_part(self, index: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -14,6 +15,7 @@ from PIL import Image
 from videos import SIZE, differ, make_video, packets, picture, read
 
 from csd_plugin.data.video import open_reader, open_writer
+from csd_plugin.data.video.clock import Clock
 from csd_plugin.errors import CSDError
 
 
@@ -52,6 +54,29 @@ def test_times_go_on_where_streams_were_joined(tmp_path, starts, caplog):
     assert np.allclose(steps, 0.04, atol=1e-4)
     assert [record.message for record in caplog.records if "clock starts anew" in record.message]
     assert times[0] == one_begins[0]
+
+
+def packet_of(stream, dts, pts, *, key=False):
+    return SimpleNamespace(stream=stream, dts=dts, pts=pts, time_base=Fraction(1, 1000), duration=40, is_keyframe=key)
+
+
+@pytest.mark.parametrize(
+    ("packets", "jumps"),
+    [
+        # what FFmpeg guesses for a short Matroska file with frames that are shown in another order
+        ([(23, 23, True), (183, 183, False), (None, 103, False), (63, 63, False), (143, 143, False)], 0),
+        ([(0, 0, True), (40, 40, False), (80, 80, False), (120, 120, False), (0, 0, True)], 1),
+        ([(9000, 9000, True), (9040, 9040, False), (0, 0, False), (40, 40, False)], 1),
+    ],
+)
+def test_guessed_times_of_decoding_are_no_join(packets, jumps):
+    container = SimpleNamespace(format=SimpleNamespace(flags=0))
+    video = SimpleNamespace(index=0, container=container, average_rate=Fraction(25))
+    made = [packet_of(video, dts, pts, key=key) for dts, pts, key in packets]
+    container.demux = lambda *streams: iter(made)
+    clock = Clock(video)
+    assert len(list(clock.packets(video))) == len(packets)
+    assert clock.jumps == jumps
 
 
 def test_a_clock_that_is_full_is_no_join(tmp_path, caplog):
