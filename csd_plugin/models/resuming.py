@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,8 +13,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from csd_plugin.errors import CSDError
+from csd_plugin.plain import parse_json
 
 _BY_SCHEDULE = ("params", "lr")
+_PLACES_AND_SPEED = {
+    *("name", "phase", "scale", "dataroot", "dataroot_lq", "dataroot_gt", "features", "io_backend", "cache_mb"),
+    *("num_worker_per_gpu", "persistent_workers", "pin_memory", "prefetch_mode", "num_prefetch_queue", "resumed_at"),
+}
+"""Options of a training set that may differ from machine to machine, with the same results."""
+_LEARNED_BY = ("pixel_opt", "distill_opt", "autocast", "accumulate", "ema_decay", "grad_clip")
+_LONGEST = 200
 
 
 UNREADABLE = (ValueError, AssertionError, TypeError, LookupError, AttributeError)
@@ -90,6 +99,34 @@ def option_changes(
             changes += _change(key, saved[key], getattr(scheduler, key))
     changes += _change("warmup_iter", state.get("warmup_iter", warmup_iter), warmup_iter)
     return list(dict.fromkeys(changes))
+
+
+def learns_by(opt: Mapping[str, Any]) -> str:
+    """What of a run's options decides on what it learns, but for optimizer and schedule, as JSON."""
+    data = {key: value for key, value in opt["datasets"].get("train", {}).items() if key not in _PLACES_AND_SPEED}
+    parts = {"datasets.train": data, "network_g": opt["network_g"]}
+    parts |= {f"train.{key}": opt["train"].get(key) for key in _LEARNED_BY}
+    return json.dumps(parts, sort_keys=True, default=str)
+
+
+def changes_of_learning(saved: object, now: str) -> list[str]:
+    """What two texts of `learns_by` have differently; nothing where the saved one is missing or no such text."""
+    try:
+        before, after = _flat(parse_json(str(saved))), _flat(parse_json(now))
+    except ValueError:
+        return []
+    keys = [key for key in after | before if before.get(key) != after.get(key)] if before else []
+    return [f"{key} {before.get(key)} -> {after.get(key)}"[:_LONGEST] for key in keys]
+
+
+def _flat(value: Any, where: str = "") -> dict[str, Any]:
+    """Nested mappings by `section.key`."""
+    if not isinstance(value, Mapping):
+        return {where: value} if where else {}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{where}.{key}".lstrip("."))
+    return flat
 
 
 def by_options(

@@ -29,7 +29,15 @@ from csd_plugin.distill.average import average_warnings, decay_at, update_averag
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.clock import Clock
-from csd_plugin.models.resuming import UNREADABLE, best_scores, by_options, check_form, option_changes
+from csd_plugin.models.resuming import (
+    UNREADABLE,
+    best_scores,
+    by_options,
+    changes_of_learning,
+    check_form,
+    learns_by,
+    option_changes,
+)
 from csd_plugin.models.stopping import REQUEST, Stopped
 from csd_plugin.models.validation import ValidationMixin
 
@@ -60,8 +68,11 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     skipped = 0
     """Batches of this run whose loss or gradient was not finite."""
 
+    _learns_by = ""
+
     def init_training_settings(self) -> None:
         train_opt = self.opt["train"]
+        self._learns_by = learns_by(self.opt)
         for line in average_warnings(train_opt):
             get_root_logger().warning(line)
         for key in ("models", "training_states") if self.opt["rank"] == 0 else ():
@@ -473,6 +484,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             "schedulers": [s.state_dict() for s in self.schedulers],
             "scaler": self.scaler.state_dict(),
             "manual_seed": self.opt.get("manual_seed"),
+            "learns_by": self._learns_by,
             "samples": self.samples_done,
             "skipped": self.skipped,
             "best": {name: dict(best) for name, best in getattr(self, "best_metric_results", {}).items()},
@@ -501,11 +513,17 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                 load_optimizer(optimizer, saved)
             super().resume_training(resume_state)
             self._resume_rest(resume_state)
+            relearned = changes_of_learning(resume_state.get("learns_by"), self._learns_by)
         except UNREADABLE as error:
             raise CSDError(
                 f"path.resume_state: {path} belongs to another run: "
                 f"{first_line(error)}; give the options that it was made with, or another name"
             ) from error
+        if relearned:
+            get_root_logger().warning(
+                f"{path}: options have changed since: {', '.join(relearned)}. The first {done} iterations have learned "
+                f"by the earlier ones."
+            )
         if changes:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
@@ -524,7 +542,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         if resume_state.get("scaler"):
             self.scaler.load_state_dict(resume_state["scaler"])
         self.best_metric_results = best_scores(resume_state.get("best", {}))
-        metric = self.opt["logger"].get("keep_best")
+        metric = self.opt.get("logger", {}).get("keep_best")
         if metric and not (Path(self.opt["path"]["models"]) / "net_g_best.pth").is_file():
             for best in self.best_metric_results.values():  # of the networks that are kept from here on
                 best.pop(metric, None)

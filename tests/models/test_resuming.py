@@ -12,6 +12,7 @@ from toolbox import changed, equal, train_options
 
 from csd_plugin.compat import load_resume_state
 from csd_plugin.errors import CSDError
+from csd_plugin.models.resuming import changes_of_learning, learns_by
 from csd_plugin.models.video_derain_model import VideoDerainModel
 
 TOTAL = 12
@@ -105,6 +106,32 @@ def test_learning_rates_are_those_of_a_run_that_was_so_from_the_start(before, no
         **Model(now).optimizer_g.param_groups[0],
         **{"lr": expected[-1], "params": []},
     }
+
+
+def test_what_a_resumed_run_learns_from_otherwise_is_named():
+    """Crops, batches, losses and networks; not what differs from machine to machine, nor files of older versions."""
+    data = {"gt_size": 32, "batch_size_per_gpu": 2, "dataroot": "a", "num_worker_per_gpu": 1}
+    opt = {
+        "datasets": {"train": data},
+        "network_g": {"type": "SLDNet"},
+        "train": {"pixel_opt": {"type": "PyramidSSIMLoss"}, "distill_opt": {"weights": {"spatial": 0.1}}},
+    }
+    before = learns_by(opt)
+    elsewhere = {**opt, "datasets": {"train": {**data, "dataroot": "b", "num_worker_per_gpu": 8}}}
+    assert changes_of_learning(before, learns_by(elsewhere)) == []
+    other = {
+        **opt,
+        "datasets": {"train": {**data, "gt_size": 16}},
+        "train": {"pixel_opt": {"type": "L1Loss"}, "distill_opt": {"weights": {"spatial": {"balance": 0.3}}}},
+    }
+    assert sorted(changes_of_learning(before, learns_by(other))) == [
+        "datasets.train.gt_size 32 -> 16",
+        "train.distill_opt.weights.spatial 0.1 -> None",
+        "train.distill_opt.weights.spatial.balance None -> 0.3",
+        "train.pixel_opt.type PyramidSSIMLoss -> L1Loss",
+    ]
+    for damaged in (None, "", "[", 3, "[1]"):
+        assert changes_of_learning(damaged, before) == []
 
 
 def test_the_optimizers_moments_are_kept(said):
