@@ -19,6 +19,7 @@ from csd_plugin.limited_yaml import LimitedLoader
 
 _KEY = re.compile(r"\w+(\.[\w/-]+)*")
 _MOST_SHOWN = 100
+_SINGLE_KEYS = "; --force_yml takes no sections, but each of their keys by itself: section:name:key=value"
 
 FILE_ERRORS = (
     FileNotFoundError,
@@ -147,7 +148,8 @@ class Problems:
         placed += [(lines.of(key), text) for key, texts in inside.items() for text in texts]
         placed.sort(key=lambda place: place[0] or 0)
         where = [(f"{self.source}: line {line}" if line else self.source, text) for line, text in placed]
-        where += [("--force_yml", text) for key, texts in self._found.items() if key not in inside for text in texts]
+        forced = [text for key, texts in self._found.items() if key not in inside for text in texts]
+        where += [("--force_yml", text + (_SINGLE_KEYS if "valid dictionary" in text else "")) for text in forced]
         raise ProblemsError(self.source, [f"{place}: {text}" for place, text in where])
 
 

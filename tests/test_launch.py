@@ -373,6 +373,8 @@ def test_values_forced_from_the_command_line(refuses, launcher, tiny_rain):
         refuses(options, f"--force_yml: {change} is not of the form section:key=value", flags=["--force_yml", change])
     refuses(options, "--force_yml", flags=["--force_yml", "train:ema_decay=!!floatx"])
     refuses(options, "--force_yml: train.ema_deca is unknown", flags=["--force_yml", "train:ema_deca=0.5"])
+    section = "train:pixel_opt={type: PyramidSSIMLoss}"
+    refuses(options, "takes no sections, but each of their keys", flags=["--force_yml", section])
     assert launcher.train(options, "--force_yml", "train:ema_decay=0.5", "name=forced") == 0
     assert launcher.models[-1].ema_decay == 0.5
     assert (launcher.folder / "experiments/forced").is_dir()

@@ -152,7 +152,7 @@ class FolderWriter(FrameWriter):
         self._written += 1
 
     def resume_at(self, size: tuple[int, int]) -> int | None:
-        there = min(filter(is_whole_png, self._frames()), default=None)
+        there = next(filter(is_whole_png, sorted(self._frames())), None)
         if there and (found := read_image(there).shape[1::-1]) != size:
             raise CSDError(
                 f"{there} is {found[0]}x{found[1]}, frames would now be {size[0]}x{size[1]}; --resume needs the "
