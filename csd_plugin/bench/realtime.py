@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from csd_plugin.data.video.origin import Origin
+
 NONE = "none"
 """The row without a network."""
 
@@ -191,6 +193,7 @@ class Untouched:
 
         self.num_frame, self.num_future, self.at_once = 1, 0, 1
         self.precision = Precision("-")
+        self.made_by: dict[str, Origin] = {}
 
     def submit(self, frame: np.ndarray) -> list[Future[np.ndarray]]:
         from csd_plugin.inference.lanes import there
