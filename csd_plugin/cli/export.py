@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> None:
     for flag, clip in (("--calibrate", args.calibrate), ("--check", args.check)):
         if clip is not None and comes_once(clip):
             raise CSDError(f"{flag} {clip}: frames that come only once cannot be used; give a video or a folder")
-    if args.license is not None and not args.license.isprintable():
-        raise CSDError("--license: has characters that no text has; give plain text")
+    if args.license is not None and any("\ud800" <= letter <= "\udfff" for letter in args.license):
+        raise CSDError("--license: is not text; give it in the encoding of this terminal")
     checkpoint = find_checkpoint(args.checkpoint)
     written = [args.output, *([args.output.with_suffix(".bin")] if args.output.suffix.lower() == ".xml" else [])]
     clips = [file for clip in (args.calibrate, args.check) if clip for file in files_of(clip)]

@@ -99,9 +99,8 @@ def plan_for(
 
 
 def stretched(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """Training options with a schedule `factor` times as long: iterations, warm-up, periods, milestones, restarts.
+    """Training options with a schedule `factor` times as long: all that is counted in iterations, and `max_seconds`.
 
-    Intervals and `max_seconds` too.
     So are the schedules of the weights of distillation.
     """
 

@@ -83,11 +83,11 @@ def state(run: Run) -> State:
 
 def _untested(run: Run) -> list[str]:
     """Its test sets that have no result here, or one of what has changed since: of the set, the network, the frames."""
-    before, now = _read_tested(run), _tested_by(run)
+    before = _read_tested(run)
     return [
         name
-        for (name, made_by), file in zip(now.items(), result_files(run), strict=True)
-        if not file.is_file() or before.get(name, made_by) != made_by
+        for name, made_by in _tested_by(run).items()
+        if not _result_file(run, name).is_file() or before.get(name, made_by) != made_by
     ]
 
 
@@ -131,7 +131,11 @@ def left_behind(name: str) -> Literal["trained", "interrupted", "missing"]:
 def result_files(run: Run) -> list[Path]:
     """Where the test pipeline writes the scores of each test set."""
     sets = (run.test or {}).get("datasets", {})
-    return [Path("results", run.name, f"{content['name']}.json") for content in sets.values()]
+    return [_result_file(run, content["name"]) for content in sets.values()]
+
+
+def _result_file(run: Run, dataset: str) -> Path:
+    return Path("results", run.name, f"{dataset}.json")
 
 
 def begins_with(run: Run) -> list[Path]:

@@ -222,6 +222,9 @@ def test_a_schedule_is_stretched_as_a_whole(tiny_rain):
     assert half["train"]["distill_opt"]["weights"]["b"] == {"schedule": "stop_at", "start": 0.1, "iters": 250}
     assert half["train"]["distill_opt"]["weights"]["c"] == {"balance": 0.3, "until": 400}
     assert options["train"]["total_iter"] == 1000 and weights["c"]["until"] == 800
+    options["train"] |= {"max_seconds": 60, "scheduler": {"type": "MultiStepRestartLR", "restarts": [0, 600]}}
+    half = stretched(options, 0.5)["train"]
+    assert half["max_seconds"] == 30 and half["scheduler"]["restarts"] == [0, 300]
 
 
 class Calls:
