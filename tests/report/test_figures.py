@@ -210,14 +210,16 @@ def test_feature_maps_have_a_scale_each_or_one(scene, tmp_path, drawn, monkeypat
         assert np.abs(small[0, -1].astype(int) - large[0, WIDTH // 3]).max() <= 12
 
 
-def test_labels_and_frames_of_every_kind(folder, tmp_path):
+def test_labels_and_frames_of_every_kind(folder, tmp_path, caplog, recwarn):
     """Labels are no formulas, and the smallest frames and the thinnest have details and videos too."""
     for name, (height, width) in {"small": (11, 11), "thin": (300, 2)}.items():
         for number in range(2):
             write_image(tmp_path / name / f"{number}.png", np.full((height, width, 3), 9 * number, np.uint8))
-        scene = Scene(tmp_path / name, None, (Method("a$\\bad$", tmp_path / name),), "cpu")
+        methods = (Method("a$\\bad$", tmp_path / name), Method("漢字", tmp_path / name))
+        scene = Scene(tmp_path / name, None, methods, "cpu")
         draw_crops(scene, tmp_path / "out.png", number=0, boxes=[], choose=2, protocol="rgb")
         assert write_comparison(scene, tmp_path / f"{name}_video", height=16) == 2
+    assert caplog.text.count("lacks characters") == 2 and not any("Glyph" in str(one.message) for one in recwarn)
 
 
 def test_videos_side_by_side(scene, tmp_path):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,8 @@ from csd_plugin.extras import needed_by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+logger = logging.getLogger(__name__)
 
 PAGE_WIDTH = 7.16
 """Inches: the text width of a two-column paper, over both columns."""
@@ -41,6 +46,7 @@ class Sheet:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
         self.width, self.height = width, height
+        self._lacks_glyphs = False
         self.figure = Figure(figsize=(width, height), dpi=DPI)
         self.canvas = FigureCanvasAgg(self.figure)
 
@@ -80,17 +86,32 @@ class Sheet:
         drawn = self.figure.text(
             x / self.width, 1 - y / self.height, text, fontsize=FONT_SIZE, va=upright, parse_math=False, **style
         )
-        extent = drawn.get_window_extent(self.canvas.get_renderer())
+        with self._glyphs_said():
+            extent = drawn.get_window_extent(self.canvas.get_renderer())
         length = (extent.height if style.get("rotation") else extent.width) / DPI
         if length > room:
             drawn.set_fontsize(FONT_SIZE * room / length)
+
+    @contextmanager
+    def _glyphs_said(self) -> Iterator[None]:
+        """Inside, one line takes the place of matplotlib's warnings about each character that its font lacks."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        for warning in caught:
+            if "missing from" not in str(warning.message):
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+            elif not self._lacks_glyphs:
+                logger.warning("the font of figures lacks characters of the labels; they are drawn as boxes")
+                self._lacks_glyphs = True
 
     def save(self, path: Path) -> None:
         """Write it as the kind of file that the suffix names, whole or not at all. Raises CSDError."""
         try:
             with replacing(path) as draft:
                 drawn = io.BytesIO()  # matplotlib's PDF writer stumbles over a disk that is full
-                self.figure.savefig(drawn, dpi=DPI, format=path.suffix[1:].lower())
+                with self._glyphs_said():
+                    self.figure.savefig(drawn, dpi=DPI, format=path.suffix[1:].lower())
                 draft.write_bytes(drawn.getvalue())
         except OSError as error:
             raise cannot_write(path, error) from error
