@@ -27,7 +27,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csd_plugin.cli.flags import jobs, rate
+from csd_plugin.cli.flags import jobs, rate, refuse_idle
 from csd_plugin.errors import CSDError
 from csd_plugin.extras import needed_by
 
@@ -111,7 +111,6 @@ def _draw_sheet(args: argparse.Namespace, params: RainParams) -> None:
 
 
 def _write_pairs(args: argparse.Namespace, params: RainParams) -> None:
-    from csd_plugin.cli.flags import refuse_idle
     from csd_plugin.data.rain.pairs import PairOptions, rain_on_video, write_pairs
     from csd_plugin.data.video.interface import VIDEO_SUFFIXES
     from csd_plugin.report.text import counted

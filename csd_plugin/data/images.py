@@ -117,12 +117,13 @@ def lost_in(path: Path) -> list[str]:
     try:
         with Image.open(path) as image:
             pages = ["all of its pictures but the first"] if getattr(image, "n_frames", 1) > 1 else []
-            return pages + (["transparency"] if _is_see_through(image) else [])
+            return pages + (["transparency"] if is_see_through(image) else [])
     except (OSError, EOFError, Image.DecompressionBombError, SyntaxError, ValueError):
         return []
 
 
-def _is_see_through(image: Image.Image) -> bool:
+def is_see_through(image: Image.Image) -> bool:
+    """Whether any pixel is transparent."""
     if "A" not in image.getbands():
         return "transparency" in image.info
     lowest, _ = image.getchannel("A").getextrema()

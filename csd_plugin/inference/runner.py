@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,9 +107,7 @@ class Derainer:
         in_file = isinstance(network, str | Path) and Path(network).suffix.lower() == ".onnx"
         if in_file and self.backend.name == "onnxruntime":
             self.precision = Precision("the precision of its file")
-        self.made_by: dict[str, Origin] = {}
-        if not isinstance(network, nn.Module):
-            self.made_by = _made_by(Path(network), self.precision.name)
+        self._file = None if isinstance(network, nn.Module) else Path(network)
         facts = self.backend.facts
         self.num_frame, self.num_future = facts.num_frame, facts.num_future
         self._sequences = facts.interface.gives_clip
@@ -124,6 +123,11 @@ class Derainer:
         self._lanes = Lanes(torch.get_num_threads()) if self._blocks else None
         self._ready: list[list[Any]] = []
         self._example: np.ndarray | Tensor | None = None
+
+    @cached_property
+    def made_by(self) -> dict[str, Origin]:
+        """What clean frames depend on; the network's file is read for it."""
+        return _made_by(self._file, self.precision.name) if self._file else {}
 
     @property
     def at_once(self) -> int:

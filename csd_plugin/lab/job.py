@@ -203,7 +203,7 @@ def _to_train(runs: Iterable[Run], retrained: Collection[str]) -> list[Run]:
     return [
         run
         for run in runs
-        if run.options is not None and (run.name in retrained or runner.state(run) in ("interrupted", "missing"))
+        if run.options is not None and (run.name in retrained or runner.left_behind(run.name) != "trained")
     ]
 
 

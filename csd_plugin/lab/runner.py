@@ -159,7 +159,7 @@ def check_unchanged(runs: Iterable[Run], space: Workspace) -> None:
     """Raise CSDError where a run was begun with options or weights that differ from those of the matrix now."""
     for run in runs:
         file = space.options(run, "train")
-        if run.options is None or not file.is_file() or state(run) == "missing":
+        if run.options is None or not file.is_file() or left_behind(run.name) == "missing":
             continue
         before = limited_yaml.read_yaml(file)
         different = _difference(before, run.options)
@@ -271,7 +271,7 @@ def _alone(run: Run, space: Workspace, bar: tqdm) -> Iterator[None]:
 def _complete(run: Run, space: Workspace, bar: tqdm, processes: int) -> None:
     """Train and test a run as far as that is not done."""
     if run.options is not None and not run.checkpoint.is_file():
-        if state(run) == "missing":
+        if left_behind(run.name) == "missing":
             digests = {str(start): file_digest(start) for start in begins_with(run) if start.is_file()}
             _write(space.starts(run), json.dumps(digests, indent=1) + "\n")
         _launch("train", run, run.options, space, bar, processes)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from PIL import Image, ImageSequence
 
+from csd_plugin.data.images import is_see_through
 from csd_plugin.data.video.interface import EmptyPart, FrameReader, Position, reached
 from csd_plugin.errors import CSDError
 
@@ -62,7 +62,7 @@ class WebPReader(FrameReader):
             if number >= self.first + self.num_frames + self.trail:
                 return
             if number >= self.first - self.lead:
-                if not self._said and image.mode == "RGBA" and cast(int, image.getchannel("A").getextrema()[0]) < 255:
+                if not self._said and is_see_through(image):
                     logger.warning("%s: transparency (alpha) is left out", self.path)
                     self._said = True
                 yield np.asarray(image.convert("RGB"))
