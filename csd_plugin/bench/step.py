@@ -8,15 +8,15 @@ All train a student with CSD's default options on the same random clips, from th
              backward passes per frame over graphs that are kept through the clip; one optimizer step at its end, as
              today's torch refuses those in between
 The columns:
-  s/step, steps/s   medians over rounds in which all take turns; with one thread, the processor's time, which other
+  s/step, steps/s   medians over rounds in which all take turns; with one thread of a CPU, its time, which other
                     programs hardly affect
   x time            this time divided by ours in the same round (median)
-  peak MiB          the most memory that a separate process held over two steps
+  peak MiB          the most memory that a separate process held over two steps; of a GPU, the GPU's
   +MiB, x memory    the part of it that the steps needed once torch, networks and clips were loaded; divided by ours
 
 examples:
   csd bench step --teacher-width 32 --profile --json step.json
-  csd bench step --student student2 --batch 4 --size 128 --precision bf16
+  csd bench step --student student2 --batch 4 --size 128 --precision bf16 --device cuda
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=("fp32", "bf16"), default="fp32", help="precision of the networks (default fp32)"
     )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default cpu)")
     parser.add_argument("--threads", type=jobs, default=1, metavar="N", help="number of threads (default 1)")
     add_rounds(parser, 3)
     parser.add_argument("--profile", action="store_true", help="also show where the time of our step goes")

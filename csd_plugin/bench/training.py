@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.archs.sldnet import SLDNet
-from csd_plugin.bench.measure import in_turns, median, peak_memory
+from csd_plugin.bench.measure import finished, in_turns, median, peak_memory
 from csd_plugin.bench.patterns import TERM_WEIGHT, PerFrame, Released
 from csd_plugin.bench.process import answer, measured_apart
+from csd_plugin.devices import exact_float32, pick_device
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.report.text import markdown
@@ -34,7 +35,10 @@ _LR = 1e-4
 
 @dataclass(frozen=True)
 class Settings:
-    """Networks are presets; a width of None is the preset's. Clips of size x size; precision: fp32 or bf16."""
+    """Networks are presets; a width of None is the preset's. Clips of size x size; precision: fp32 or bf16.
+
+    Threads are the CPU's. device: as `devices.pick_device` takes it.
+    """
 
     student: str
     teacher: str
@@ -45,6 +49,7 @@ class Settings:
     num_target: int
     precision: str
     threads: int
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class StepRow:
 
     Attributes:
         seconds: of each round, for one step.
-        peak, before: the most memory in MiB, in all and before the first step.
+        peak, before: the most memory in MiB, in all and before the first step; of a GPU its own, by torch's count.
     """
 
     contender: str
@@ -65,7 +70,7 @@ class StepRow:
 class Bench:
     """A model as an option file describes it, random clips, and the plain steps from the same weights.
 
-    Raises CSDError for settings that make no networks.
+    Raises CSDError for settings that make no networks, and for a device that is not there.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -75,11 +80,13 @@ class Bench:
         from csd_plugin.models.probe import Probe
 
         torch.manual_seed(0)
-        self.settings = settings
+        self.device = pick_device(settings.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # the one that `num_gpu: 1` is
         probe = Probe(_options(settings))
         self.model = cast("DistillModel", probe.model)
-        self.lq, self.gt = probe.batch["lq"], probe.batch["gt"]
         self.model.feed_data(probe.batch)
+        self.lq, self.gt = self.model.lq, self.model.gt
 
     def plain(self, cls: type[PerFrame]) -> PerFrame:
         model, [teacher] = self.model, self.model.teachers
@@ -95,9 +102,9 @@ class Bench:
     def step(self, contender: str) -> Callable[[], object]:
         """What one step of a contender is."""
         if contender == OURS:
-            return lambda: self.model.optimize_parameters(1)
+            return finished(lambda: self.model.optimize_parameters(1), self.device)
         plain = self.plain(Released if contender == RELEASED else PerFrame)
-        return lambda: plain.step(self.lq, self.gt)
+        return finished(lambda: plain.step(self.lq, self.gt), self.device)
 
 
 def _options(settings: Settings) -> dict[str, Any]:
@@ -117,7 +124,7 @@ def _options(settings: Settings) -> dict[str, Any]:
     }
     return {
         "model_type": "DistillModel",
-        "num_gpu": 0,
+        "num_gpu": int(torch.device(settings.device).type == "cuda"),
         "datasets": {"train": clips},
         "network_g": networks["student"],
         "network_t": networks["teacher"],
@@ -142,11 +149,13 @@ def verify(settings: Settings) -> float:
     Raises CSDError where it is above `TOLERANCE`: what is timed would not be the same.
     """
     bench = Bench(replace(settings, precision="fp32"))
-    losses, _ = bench.model.compute_losses(1)
-    total = torch.stack(list(losses.values())).sum()
-    total.backward()
     plain = bench.plain(PerFrame)
-    differences = [_difference(torch.tensor(plain.gradients(bench.lq, bench.gt)), total.detach())]
+    with exact_float32():
+        losses, _ = bench.model.compute_losses(1)
+        total = torch.stack(list(losses.values())).sum()
+        total.backward()
+        value = plain.gradients(bench.lq, bench.gt)
+    differences = [_difference(torch.tensor(value), total.detach().cpu())]
     ours: Sequence[nn.Parameter] = bench.model.optimized_parameters()
     theirs = [*plain.student.parameters(), *plain.cells.parameters()]
     differences += [_difference(b.grad, a.grad) for a, b in zip(ours, theirs, strict=True)]
@@ -170,15 +179,27 @@ def measure(settings: Settings, rounds: int) -> list[StepRow]:
         torch.set_num_threads(settings.threads)
         bench = Bench(settings)
         steps = {name: bench.step(name) for name in CONTENDERS}
-        times = in_turns(steps, rounds, "bench step", _clock(settings.threads))
+        times = in_turns(steps, rounds, "bench step", _clock(settings))
     finally:
         torch.set_num_threads(threads)
     return [StepRow(name, times[name], *_footprint(settings, name)) for name in CONTENDERS]
 
 
-def _clock(threads: int) -> Callable[[], float]:
-    """For one thread the processor's time, on which other programs have little effect; for several, wall-clock time."""
-    return time.process_time if threads == 1 else time.perf_counter
+def _clock(settings: Settings) -> Callable[[], float]:
+    """For one thread of a CPU its time, on which other programs have little effect; otherwise wall-clock time."""
+    on_cpu = torch.device(settings.device).type == "cpu"
+    return time.process_time if on_cpu and settings.threads == 1 else time.perf_counter
+
+
+def _clock_at_ends(settings: Settings, device: torch.device) -> Callable[[], float]:
+    """The clock, once the device has done what it was given so far."""
+    clock, wait = _clock(settings), finished(lambda: None, device)
+
+    def now() -> float:
+        wait()
+        return clock()
+
+    return now
 
 
 def _footprint(settings: Settings, contender: str) -> tuple[float, float]:
@@ -191,11 +212,16 @@ def footprint(settings: Settings, contender: str) -> tuple[float, float]:
     """MiB that this process has held at most, after two steps and before the first."""
     keep_freed_memory()
     torch.set_num_threads(settings.threads)
-    step = Bench(settings).step(contender)
-    before = peak_memory()
+    bench = Bench(settings)
+    step, before = bench.step(contender), _peak_memory(bench.device)
     for _ in range(2):
         step()
-    return peak_memory(), before
+    return _peak_memory(bench.device), before
+
+
+def _peak_memory(device: torch.device) -> float:
+    """MiB that this process has held at most on the device."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_memory()
 
 
 def profile(settings: Settings, rounds: int) -> dict[str, list[float]]:
@@ -203,8 +229,8 @@ def profile(settings: Settings, rounds: int) -> dict[str, list[float]]:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(settings.threads)
-        model = Bench(settings).model
-        watch = Stopwatch(model, _clock(settings.threads))
+        bench = Bench(settings)
+        watch = Stopwatch(bench.model, _clock_at_ends(settings, bench.device))
         parts: dict[str, list[float]] = {}
         for number in range(rounds + 1):
             for part, seconds in watch.time_step().items():

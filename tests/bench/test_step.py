@@ -136,6 +136,7 @@ def test_report(tmp_path, capsys):
         (["--student-width", "2"], "num_feat is 2, expected at least 3"),
         (["--size", "3", "--teacher-width", "3"], "is too small for 3 scales"),
         (["--json", "step.txt"], "the name must end in .json"),
+        (["--device", "cuda:7"], "device 'cuda:7' cannot be used"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys):
