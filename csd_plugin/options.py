@@ -159,6 +159,12 @@ class TrainSection(ToolboxSection):
         description="run the networks with torch.compile: a minute or more to start, then faster on a GPU; needs "
         "Triton on a GPU, a C++ compiler on a CPU",
     )
+    cuda_graph: bool = Field(
+        False,
+        description="on a GPU: record the losses and gradients of a step, and replay them in one launch; for small "
+        "networks, whose steps wait for Python. Needs the memory of a step once more. In one process; what cannot be "
+        "recorded is launched as usual, with a warning",
+    )
     accumulate: int = Field(
         1,
         ge=1,

@@ -59,6 +59,7 @@ class AdaptedObjective(Objective):
             nn.init.zeros_(bias)  # a student's feature may be hundreds of times smaller than what it starts as
         self.register_buffer("gain", torch.full((len(self.convs),), torch.nan), persistent=bool(self.convs))
         self.learns_scale = bool(self.convs)
+        self._scaled: set[int] = set()  # taps that have their gain, so that a GPU is asked once
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -92,9 +93,10 @@ class AdaptedObjective(Objective):
     def _widened(self, tap: int, frames: Tensor, theirs: Tensor) -> Tensor:
         """What the convolution of a tap makes of the student's feature, which `gain` has brought to scale."""
         with torch.no_grad():
-            if self.gain[tap].isnan():
+            if tap not in self._scaled and self.gain[tap].isnan():
                 widened = self.convs[tap](frames)  # its bias is zero still
                 sizes = mean_over_processes(torch.stack([theirs.square().mean(), widened.square().mean()]))
                 # A feature that is nothing but zeros has no scale.
                 self.gain[tap] = torch.where(sizes.min() > 0, (sizes[0] / sizes[1]).sqrt(), 1.0)
+        self._scaled.add(tap)
         return self.convs[tap](frames * self.gain[tap])

@@ -46,10 +46,14 @@ class Balance:
         """
         if iteration == self._last:
             return []
-        on = [term for term in self.shares if weights.get(term)]
-        terms = [term for term in on if iteration % EVERY == 0 or term not in self.measured]
+        terms = self.wants(iteration, weights)
         self._last = iteration if terms else self._last
         return terms
+
+    def wants(self, iteration: int, weights: Mapping[str, float]) -> list[str]:
+        """The terms that an iteration measures."""
+        on = [term for term in self.shares if weights.get(term)]
+        return [term for term in on if iteration % EVERY == 0 or term not in self.measured]
 
     def measure(
         self, recon: Tensor, losses: Mapping[str, Tensor], parameters: Iterable[nn.Parameter], *, scale: float = 1.0

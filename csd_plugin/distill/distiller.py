@@ -151,6 +151,18 @@ class Distiller(nn.Module):
             tap.forget()
         return {"l_recon": self._reconstruct(output, gt)}, self._changing(weights, lq.device)
 
+    def repeats(self, iteration: int, *, logged: bool) -> tuple[float, ...] | None:
+        """What this iteration computes beside its batch: equal for iterations that do the same; None: it does more.
+
+        Asks, and changes nothing.
+        """
+        weights = self.balance.at({term: weight_at(weight, iteration) for term, weight in self.weights.items()})
+        if self.teachers and any(weights.values()):
+            looks = self.monitor is not None and (iteration % self.examine_every == 0 or not self.monitor.start)
+            if logged or looks or self.balance.wants(iteration, weights):
+                return None
+        return tuple(weights.values())
+
     def after_step(self) -> None:
         """To be called after each optimizer step: what follows the weights without being learned."""
         for teacher in self.teachers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,9 @@ class DistillModel(VideoDerainModel):
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         logged = current_iter % self.opt["logger"]["print_freq"] == 0
         return self.distiller({"lq": self.lq, "gt": self.gt, **self.features}, current_iter, logged=logged)
+
+    def repeats(self, current_iter: int) -> Hashable:
+        return self.distiller.repeats(current_iter, logged=current_iter % self.opt["logger"]["print_freq"] == 0)
 
     def after_step(self) -> None:
         self.distiller.after_step()

@@ -71,6 +71,7 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if opt["dist"] else 1
     problems.attempt(["num_gpu", "train.distill_opt"], check_devices, opt, here)
     problems.attempt(["train"], check_clock, opt)
+    problems.attempt(["train"], check_graph, opt)
     problems.attempt(["val"], _check_validation, opt.get("val") or {})
     problems.attempt(["logger"], _check_logger, opt.get("logger") or {})
     if opt["is_train"]:
@@ -281,6 +282,12 @@ def check_clock(opt: Mapping[str, Any]) -> None:
             f"train.max_seconds: the schedule is stepped through all of total_iter, and {total:,} steps take too long; "
             f"set total_iter (and periods) to {_MOST_BY_THE_CLOCK:,} or less"
         )
+
+
+def check_graph(opt: Mapping[str, Any]) -> None:
+    """Raises CSDError for steps that are recorded in several processes, which add their gradients between them."""
+    if opt["is_train"] and opt["dist"] and opt["train"].get("cuda_graph"):
+        raise CSDError("train.cuda_graph is for one process; leave it out of a run of several")
 
 
 def _metrics(val: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from csd_plugin.models.resuming import (
     learns_by,
     option_changes,
 )
+from csd_plugin.models.step_graph import Computed, StepGraph
 from csd_plugin.models.stopping import REQUEST, Stopped
 from csd_plugin.models.validation import ValidationMixin
 
@@ -56,7 +57,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     Args:
         opt: the options of a run. In addition to the toolbox's, `train` may hold `grad_clip`, `autocast`, `compile`,
-            `accumulate`, `skip_limit`, `ema_warmup` and `max_seconds`; see `options.TrainSection`.
+            `cuda_graph`, `accumulate`, `skip_limit`, `ema_warmup` and `max_seconds`; see `options.TrainSection`.
     """
 
     features: Mapping[str, Tensor] = {}
@@ -65,6 +66,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     """Places of the latest batch's samples in this process's part of the epoch; None where the data set has none."""
     _saved: tuple[int, int] = (-1, -1)
     """Epoch and iteration of the latest state."""
+    step_graph: StepGraph | None = None
+    """What records and replays steps, where that is wanted."""
     skipped = 0
     """Batches of this run whose loss or gradient was not finite."""
 
@@ -93,6 +96,11 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         seconds = train_opt.get("max_seconds")
         self.clock = Clock(seconds, self.opt.get("began")) if seconds else None
         super().init_training_settings()
+        if train_opt.get("cuda_graph"):
+            if self.device.type == "cuda":
+                self.step_graph = StepGraph(self.optimized_parameters(), get_root_logger().warning)
+            else:
+                get_root_logger().warning("train.cuda_graph has no effect without a GPU.")
         if self.ema_decay > 0:
             self.lay_out(self.net_g_ema)
         self.compile_for_training(self.get_bare_model(self.net_g))
@@ -178,14 +186,31 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         if self.clock is not None and self.clock.is_over():
             self._end_by_the_clock(current_iter)
 
-    def _backward(self, current_iter: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute the gradient of the batch, in parts. If a loss of any process is not finite, it is not to be used.
+    def _backward(self, current_iter: int) -> Computed:
+        """Compute the gradient of the batch. If a loss of any process is not finite, it is not to be used.
 
         Returns:
             Losses and scalars to log, means over the clips; whether all losses are finite, which a GPU does not know
             yet.
         """
-        lq, gt, features = self.lq, self.gt, self.features
+        given = self.lq, self.gt, self.features
+        batch = {"lq": self.lq, "gt": self.gt, **self.features}
+        if self.step_graph is None:
+            return self._compute(batch, current_iter)
+        try:
+            key = self.repeats(current_iter)
+            return self.step_graph.run(lambda there: self._compute(there, current_iter), batch, key)
+        finally:
+            self.lq, self.gt, self.features = given
+
+    def repeats(self, current_iter: int) -> Hashable:
+        """What this step's losses depend on beside the batch and the weights; None where it is like no other."""
+        return ()
+
+    def _compute(self, batch: Mapping[str, Tensor], current_iter: int) -> Computed:
+        """Losses and gradients of a batch, in parts."""
+        lq, gt = batch["lq"], batch["gt"]
+        features = {key: value for key, value in batch.items() if key.startswith(FEATURE)}
         count = min(self.accumulate, len(lq))
         split = {key: value.tensor_split(count) for key, value in features.items()}
         parts = list(zip(lq.tensor_split(count), gt.tensor_split(count), strict=True))

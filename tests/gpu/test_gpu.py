@@ -26,7 +26,7 @@ def pretend_gpu(tmp_path_factory):
         pytest.skip(str(reason))
 
 
-@pytest.mark.parametrize("file", ["cases.py", "equality.py", "formats.py"])
+@pytest.mark.parametrize("file", ["cases.py", "equality.py", "formats.py", "graphs.py"])
 def test_on_a_gpu(pretend_gpu, file):
     """The tests of a file: they are listed in the output of one that fails."""
     arguments, environment = [], {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,111 @@
+"""A step's losses and gradients as one launch on a GPU: recorded once as a CUDA graph, and replayed.
+
+A step launches some hundred operations, and networks of a few channels take a GPU less time than Python takes to launch
+them: measured on an H200, the step of `realtime` (4 clips of 5 targets, 128 pixels, bf16) kept it busy for 3.7 of
+15.2 ms. What lies outside of the graph, such as the optimizer's step, is launched as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from csd_plugin.errors import NOT_SERVED, first_line
+
+Batch = dict[str, Tensor]
+Computed = tuple[dict[str, Tensor], Tensor]
+"""Losses and scalars by name, and whether all losses are finite."""
+Compute = Callable[[Batch], Computed]
+
+_USUAL_STEPS = 3
+"""Alike, before they are recorded: libraries choose their algorithms in them, and take their memory."""
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A graph, where it finds its batch, and where it leaves what it computes."""
+
+    graph: Any
+    batch: Batch
+    computed: Computed
+    gradients: list[Tensor | None]
+
+
+class StepGraph:
+    """Computes steps on a GPU; those that repeat the ones before with other numbers are replayed.
+
+    Args:
+        parameters: get their gradients in every step.
+        warn: takes a line where steps cannot be recorded; they are launched as without this, then.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], warn: Callable[[str], object]) -> None:
+        self._parameters, self._warn = parameters, warn
+        self._key: Hashable = None
+        self._alike = 0
+        self._recorded: _Recorded | None = None
+        self._refused = False
+        self._stream: torch.cuda.Stream | None = None
+
+    def run(self, compute: Compute, batch: Batch, key: Hashable) -> Computed:
+        """What `compute` makes of the batch, and in the parameters their gradients.
+
+        Args:
+            compute: losses and backward pass; finds no gradients in the parameters.
+            key: all that the step depends on beside numbers in tensors that stay; None: it is like no other.
+
+        Returns:
+            Tensors that the next step may overwrite.
+        """
+        if key is None or self._refused:
+            return compute(batch)
+        key = (key, *((name, value.shape, value.dtype) for name, value in batch.items()))
+        if key != self._key:
+            self._key, self._alike, self._recorded = key, 0, None
+        if self._recorded is None and self._alike == _USUAL_STEPS:
+            self._recorded = self._record(compute, batch)
+        if self._recorded is None:
+            self._alike += 1
+            return compute(batch) if self._refused else self._beside(lambda: compute(batch))
+        return self._replay(self._recorded, batch)
+
+    def _replay(self, recorded: _Recorded, batch: Mapping[str, Tensor]) -> Computed:
+        for name, value in batch.items():
+            recorded.batch[name].copy_(value)
+        recorded.graph.replay()
+        for parameter, gradient in zip(self._parameters, recorded.gradients, strict=True):
+            parameter.grad = gradient
+        return dict(recorded.computed[0]), recorded.computed[1]
+
+    def _beside(self, action: Callable[[], Computed]) -> Computed:
+        """In a stream of its own, as the recording: gradients are added up in the stream that they were made in."""
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
+        usual = torch.cuda.current_stream()
+        self._stream.wait_stream(usual)
+        with torch.cuda.stream(self._stream):
+            done = action()
+        usual.wait_stream(self._stream)
+        return done
+
+    def _record(self, compute: Compute, batch: Batch) -> _Recorded | None:
+        """None where it cannot be, said once. Nothing is computed."""
+        batch = {name: value.clone() for name, value in batch.items()}
+        graph = torch.cuda.CUDAGraph()
+        for parameter in self._parameters:
+            parameter.grad = None
+        try:
+            # other threads may use the GPU meanwhile, such as one that loads data
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                computed = compute(batch)
+        except NOT_SERVED as error:
+            self._refused = True
+            self._warn(f"train.cuda_graph: the step cannot be recorded, and is launched as usual: {first_line(error)}")
+            for parameter in self._parameters:
+                parameter.grad = None
+            return None
+        return _Recorded(graph, batch, computed, [parameter.grad for parameter in self._parameters])

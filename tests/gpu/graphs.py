@@ -1,0 +1,42 @@
+"""Steps that a real GPU replays compute what launched ones do. A pretend one cannot record."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import LAUNCHES, PRETENDS, gpu, step_options
+
+from csd_plugin.models.probe import Probe
+
+pytestmark = pytest.mark.skipif(PRETENDS or not torch.cuda.is_available(), reason="needs a real GPU")
+STEPS = 9
+
+
+def trained(objective, **train):
+    """The model after some steps on batches that differ, and its last losses."""
+    options = step_options(objective, **train)
+    options["num_gpu"], options["logger"]["print_freq"] = 1, STEPS
+    torch.manual_seed(8)
+    probe = Probe(options)
+    generator = torch.Generator().manual_seed(9)
+    for number in range(1, STEPS + 1):
+        lq = torch.rand(probe.batch["lq"].shape, generator=generator)
+        first = (lq.shape[1] - probe.batch["gt"].shape[1]) // 2
+        gt = lq[:, first : first + probe.batch["gt"].shape[1]].clone()
+        probe.model.feed_data(probe.batch | {"lq": lq, "gt": gt * 0.9})
+        probe.model.optimize_parameters(number)
+    return probe.model
+
+
+@pytest.mark.parametrize("autocast", [None, "bf16"])
+@pytest.mark.parametrize("objective", LAUNCHES)
+def test_weights_are_those_of_launched_steps(objective, autocast):
+    settings = {"autocast": autocast, "grad_clip": 1.0, "health": False}
+    with gpu():
+        expected = trained(objective, **settings)
+        replayed = trained(objective, cuda_graph=True, **settings)
+    assert replayed.step_graph._recorded is not None and not replayed.step_graph._refused
+    tolerance = 1e-3 if autocast is None else 3e-2
+    assert replayed.log_dict["l_recon"] == pytest.approx(expected.log_dict["l_recon"], rel=tolerance)
+    for ours, theirs in zip(replayed.net_g_ema.parameters(), expected.net_g_ema.parameters(), strict=True):
+        assert (ours - theirs).norm() <= tolerance * theirs.norm() + 1e-4

@@ -1,0 +1,154 @@
+"""Which steps are recorded and replayed. A graph that computes when it is replayed stands for a GPU's;
+tests/gpu/graphs.py has a real one."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from csd_plugin.distill.balance import Balance
+from csd_plugin.distill.distiller import Distiller
+from csd_plugin.errors import CSDError
+from csd_plugin.models.preflight import check_graph
+from csd_plugin.models.step_graph import StepGraph
+
+
+class Graph:
+    """Replays what was computed while it was recorded, into the same tensors."""
+
+    recording: Graph | None = None
+
+    def __init__(self):
+        self.replays, self.again = 0, None
+
+    def replay(self):
+        self.replays += 1
+        self.again()
+
+
+class Stream:
+    def wait_stream(self, other):
+        pass
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    made = []
+
+    def graph():
+        made.append(Graph())
+        return made[-1]
+
+    @contextmanager
+    def record(graph, stream, capture_error_mode):
+        Graph.recording = graph
+        yield
+        Graph.recording = None
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    return made
+
+
+class Steps:
+    """loss = (weight x).sum(), with what runs in Python counted."""
+
+    def __init__(self):
+        self.weight, self.idle, self.warnings = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1)), []
+        self.launched = 0
+        self.graph = StepGraph([self.weight, self.idle], self.warnings.append)
+
+    def compute(self, batch):
+        self.launched += 1
+        loss = (self.weight * batch["lq"]).sum()
+        loss.backward()
+        computed = {"l_recon": loss.detach().clone()}, torch.isfinite(loss)
+        recorded = Graph.recording
+        if recorded is not None:
+            gradient = self.weight.grad
+
+            def again():
+                computed[0]["l_recon"].copy_((self.weight.detach() * batch["lq"]).sum())
+                gradient.copy_(batch["lq"])
+
+            recorded.again = again
+            computed[0]["l_recon"].zero_()  # recording computes nothing
+            gradient.zero_()
+        return computed
+
+    def step(self, value, key=(), size=2):
+        self.weight.grad = self.idle.grad = None
+        batch = {"lq": torch.full((size,), float(value))}
+        losses, finite = self.graph.run(self.compute, batch, key)
+        losses["more"] = torch.zeros(())  # the caller may
+        assert bool(finite) and self.idle.grad is None
+        assert torch.equal(self.weight.grad, torch.full((2,), float(value)))
+        assert float(losses["l_recon"]) == 2 * value
+
+
+def test_the_fourth_step_of_a_kind_is_recorded_and_replayed_from_then_on(graphs):
+    steps = Steps()
+    for value in range(1, 7):
+        steps.step(value)
+    assert steps.launched == 4 and graphs[0].replays == 3
+
+
+def test_steps_of_their_own_are_launched_between(graphs):
+    steps = Steps()
+    for number in range(1, 11):
+        steps.step(number, key=None if number % 5 == 0 else "usual")
+    assert len(graphs) == 1 and graphs[0].replays == 5 and steps.launched == 3 + 1 + 2
+
+
+def test_another_kind_of_step_is_recorded_anew(graphs):
+    steps = Steps()
+    for number in range(10):
+        steps.step(number, key=number >= 5)
+    assert [graph.replays for graph in graphs] == [2, 2]
+    for number in range(5):  # keys that change in each step
+        steps.step(number, key=f"weight {number}")
+    assert len(graphs) == 2
+
+
+def test_what_cannot_be_recorded_is_launched_and_said_once(graphs, monkeypatch):
+    @contextmanager
+    def refuse(*_, **__):
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    steps = Steps()
+    for number in range(8):
+        steps.step(number)
+    assert len(steps.warnings) == 1 and "operation not permitted when stream is capturing" in steps.warnings[0]
+    assert "more" not in steps.warnings[0] and len(graphs) == 1
+
+
+def test_steps_of_a_distiller_that_do_more(monkeypatch):
+    """Logged steps, those that are looked at, and those that measure balances; asking changes nothing."""
+    weights = {"spatial": 0.1, "temporal": {"balance": 0.3}}
+    distiller = Distiller.__new__(Distiller)
+    nn.Module.__init__(distiller)
+    distiller.weights, distiller.balance = weights, Balance(weights)
+    distiller.teachers, distiller.monitor, distiller.examine_every = ["one"], None, 10
+    assert distiller.repeats(1, logged=False) is None  # its balance was not measured yet
+    distiller.balance.measured["temporal"] = 2.0
+    assert distiller.repeats(1, logged=False) == (0.1, 2.0) == distiller.repeats(2, logged=False)
+    assert distiller.repeats(2, logged=True) is None and distiller.repeats(20, logged=False) is None
+    distiller.monitor = type("Monitor", (), {"start": {"ratio": 1.0}})()
+    assert distiller.repeats(11, logged=False) == (0.1, 2.0) and distiller.repeats(10, logged=False) is None
+    distiller.weights = {"spatial": 0, "temporal": 0}  # no teacher runs, so that there is nothing to look at
+    assert distiller.repeats(10, logged=True) == (0, 0)
+
+
+def test_several_processes_are_refused():
+    options = {"is_train": True, "dist": True, "train": {"cuda_graph": True}}
+    with pytest.raises(CSDError, match=r"train\.cuda_graph is for one process"):
+        check_graph(options)
+    check_graph(options | {"dist": False})
