@@ -1,4 +1,4 @@
-"""The work of `gpu_slice.sh`: choose clips that travel; check, render, measure, train side by side, test."""
+"""The work of `gpu_slice.sh`: choose clips that travel; check, render, measure, train in turns, test."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ MATRIX = ROOT / "options/matrix/gpu_slice.yml"
 VALIDATION = ("davis_bmx-trees", "davis_cows", "udacity_solidWhiteRight")
 VALIDATION_FRAMES = 28  # the test looks at frames 11 to 25, in windows of 7
 LEAST_FRAMES = 12  # of a training clip: windows of 11
-DATA = Path("datasets/rain_clips")
+DATA, MEASURED = Path("datasets/rain_clips"), Path("measured.json")
 TRAINING, VALIDATING = "Dataset_Training_Synthetic", "Dataset_Testing_Synthetic"
-JPEG_QUALITY = 75
+VERSIONS = 6  # of the rain on a training clip
+JPEG_QUALITIES = (75, 95, 85)  # by version, in turns; validation clips have the first
 SAVED_EVERY = 60.0  # seconds at most
+START_UP = 8.0  # seconds of a training before its first step
+LONGEST_END = 45.0  # seconds for saving and testing
 TAR_ENTRY, TAR_END = 512, 20480  # bytes: of a header, and to which contents are filled up; at a tar's end
 MARGIN = 10.0  # seconds after --seconds, when all that is left is ended
 CONTEXT_GIB = 1.0  # of a GPU's memory, that a process takes for itself
@@ -65,7 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--out", type=Path, default=Path("slice"), help="folder for all that is made (default slice)")
     run.add_argument("--clips", type=Path, default=ROOT / "clips", help="with train/ and validation/ (default: packed)")
     run.add_argument("--before", type=Path, default=ROOT / "before", help="weights to start from (default: packed)")
-    run.add_argument("--networks", nargs="+", metavar="ROW", help="rows of options/matrix/gpu_slice.yml (default all)")
+    run.add_argument(
+        "--networks",
+        nargs="+",
+        type=row_and_share,
+        metavar="ROW[=SHARE]",
+        help="rows of options/matrix/gpu_slice.yml, and how much of the time each gets beside the others (default all, "
+        "and 1)",
+    )
     run.add_argument("--measure", action="store_true", help="measure alone: no rain, no training")
     run.add_argument("--cpu", action="store_true", help="rehearse without a GPU: narrow networks, small crops")
     args = parser.parse_args(argv)
@@ -78,6 +88,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def row_and_share(text: str) -> tuple[str, float]:
+    """'teacher=3' -> ('teacher', 3.0). Raises ValueError."""
+    row, equals, share = text.partition("=")
+    number = float(share) if equals else 1.0
+    if not 0 < number < float("inf"):
+        raise ValueError(text)
+    return row, number
 
 
 # ---------------------------------------------------------------------- clips
@@ -140,19 +159,24 @@ class Deadlines:
     def measured(self) -> float:
         return self._at(0.35)
 
+    def _before_end(self, share: float) -> float:
+        """Of what follows the trainings, which long slices take no more time for."""
+        end = self._at(1.0)
+        return end - share * min(end - self._at(0.8), LONGEST_END)
+
     @property
     def trained(self) -> float:
         """Trainings have ended by themselves, or are told to, which makes them save."""
-        return self._at(0.8)
+        return self._before_end(1.0)
 
     @property
     def saved(self) -> float:
         """Those that are still there are killed."""
-        return self._at(0.88)
+        return self._before_end(0.6)
 
     @property
     def tested(self) -> float:
-        return self._at(0.96)
+        return self._before_end(0.2)
 
     @property
     def saves_every(self) -> float:
@@ -162,14 +186,15 @@ class Deadlines:
 
 @dataclass
 class Network:
-    """options, test: contents of option files. start: weights that it starts from. step: seconds, alone. memory: GiB
-    at most, 0 on a CPU. before: iterations of earlier slices in this folder."""
+    """options, test: contents of option files. start: weights that it starts from. share: of the time, beside those of
+    the others. step: seconds. memory: GiB at most, 0 on a CPU. before: iterations of earlier slices in this folder."""
 
     row: str
     name: str
     options: dict[str, Any]
     test: dict[str, Any]
     start: Path | None = None
+    share: float = 1.0
     step: float = 0.0
     memory: float = 0.0
     before: int = 0
@@ -214,9 +239,10 @@ def run_slice(args: argparse.Namespace) -> None:
         say(f"ready after {deadlines.ready - began:.0f} s")
         write_table(networks, args.seconds, "not begun")
         room = elsewhere(check_machine, args.cpu)
+        measuring = start_measuring(networks, args.cpu)  # needs the GPU, and rain the processors
         if not args.measure:
             render_rain(clips, args.cpu, deadlines.rendered)
-        measure(networks, args.cpu, deadlines.tested if args.measure else deadlines.measured)
+        end_measuring(measuring, networks, deadlines.tested if args.measure else deadlines.measured)
         if not args.measure:
             train(networks, room, deadlines)
             elsewhere(keep_weights, networks)
@@ -276,14 +302,14 @@ def check_machine(cpu: bool) -> float:
 
 # ---------------------------------------------------------------------- rain
 def render_rain(clips: Path, cpu: bool, until: float) -> None:
-    """The rain of `csd reproduce`, as far as time goes: four versions of a training clip, one of others.
+    """The rain of `csd reproduce`, as far as time goes: several versions of a training clip, one of others.
 
     Not by `csd rain`, which reads videos too: PyAV's wheel would take half of what may travel.
     Raises SliceError where not even one training clip gets done.
     """
     began = time.monotonic()
     tasks = [task for task in rain_tasks(clips, cpu) if not task.target.is_dir()]
-    workers = min(os.cpu_count() or 1, len(tasks))
+    workers = min(max((os.cpu_count() or 1) - 1, 1), len(tasks))  # one measures
     done = 0
     with PROCESSES.Pool(max(workers, 1)) as pool:  # which ends with the block, whatever is left
         results = pool.imap_unordered(rain_on, tasks)
@@ -314,7 +340,7 @@ class Rain:
 def rain_tasks(clips: Path, cpu: bool) -> list[Rain]:
     """Validation first, then a first version of every training clip, then the others. Raises SliceError."""
     tasks = []
-    for part, split, versions, seed in (("validation", VALIDATING, 1, 1000), ("train", TRAINING, 4, 0)):
+    for part, split, versions, seed in (("validation", VALIDATING, 1, 1000), ("train", TRAINING, VERSIONS, 0)):
         if not (clips / part).is_dir():
             raise SliceError(f"{clips} has no folder {part}; pack clips, or give --clips")
         folders = sorted((clips / part).iterdir())[: SMALL_CLIPS if cpu else None]
@@ -339,13 +365,13 @@ def rain_on(task: Rain) -> None:
         with draft_of(task.truth) as draft:
             for number, file in enumerate(files):
                 shutil.copyfile(file, draft / f"{number + 1:05d}{file.suffix.lower()}")
-    rain = None
+    rain, quality = None, JPEG_QUALITIES[(task.version - 1) % len(JPEG_QUALITIES)]
     with draft_of(task.target) as draft:
         for number, file in enumerate(files):
             frame = cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB)
             rain = rain or clip_renderer(PRESETS["nturain"], task.seed, task.clip.name, task.version, frame)
             rainy = cv2.cvtColor(rain.render(frame, number), cv2.COLOR_RGB2BGR)
-            cv2.imwrite(str(draft / f"{number + 1:05d}.jpg"), rainy, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+            cv2.imwrite(str(draft / f"{number + 1:05d}.jpg"), rainy, [cv2.IMWRITE_JPEG_QUALITY, quality])
 
 
 @contextmanager
@@ -368,12 +394,13 @@ def complete(split: Path) -> list[str]:
 
 
 # ---------------------------------------------------------------------- networks
-def plan(rows: Sequence[str] | None, before: Path, cpu: bool) -> list[Network]:
+def plan(rows: Sequence[tuple[str, float]] | None, before: Path, cpu: bool) -> list[Network]:
     """The networks of the matrix, starting from the weights of the slice before where it left any."""
+    shares = dict(rows or ())
     from csd_plugin.lab.matrix import changed, read_matrix, runs_of
 
     networks = []
-    for run in runs_of(read_matrix(MATRIX), MATRIX, list(rows) if rows else None).values():
+    for run in runs_of(read_matrix(MATRIX), MATRIX, list(shares) or None).values():
         assert run.options is not None and run.test is not None
         options, test = run.options, changed(run.test, {"num_gpu": int(not cpu)})
         if cpu:
@@ -382,7 +409,7 @@ def plan(rows: Sequence[str] | None, before: Path, cpu: bool) -> list[Network]:
         start = start_of(run.row, before, cpu)
         if start is not None:
             options = changed(options, {"path.pretrain_network_g": str(start), "path.param_key_g": "params"})
-        network = Network(run.row, run.name, options, test, start)
+        network = Network(run.row, run.name, options, test, start, shares.get(run.row, 1.0))
         network.before = network.steps
         say(f"{run.row}: from {(network.states or [start])[-1] or 'the beginning'}")
         networks.append(network)
@@ -396,14 +423,18 @@ def start_of(row: str, before: Path, cpu: bool) -> Path | None:
 
 
 # ---------------------------------------------------------------------- measuring
-def measure(networks: Sequence[Network], cpu: bool, until: float) -> None:
-    """Seconds and memory of a step of each network alone, in a process of its own; what it does not get to is noted."""
-    file = Path("measured.json")
-    file.unlink(missing_ok=True)
-    child = start(measure_all, [(network.row, network.options) for network in networks], cpu, file.resolve(), log=None)
+def start_measuring(networks: Sequence[Network], cpu: bool) -> Any:
+    """A process that writes seconds and memory of a step of each network to MEASURED."""
+    MEASURED.unlink(missing_ok=True)
+    given = [(network.row, network.options) for network in networks]
+    return start(measure_all, given, cpu, MEASURED.resolve(), log=None)
+
+
+def end_measuring(child: Any, networks: Sequence[Network], until: float) -> None:
+    """Take over what it has found by then; what it has not got to is noted."""
     wait([child], until)
     stop([child], until)
-    found = json.loads(file.read_text()) if file.is_file() else {}
+    found = json.loads(MEASURED.read_text()) if MEASURED.is_file() else {}
     for network in networks:
         facts = found.get(network.row, {"note": "left out: not measured in time"})
         network.step, network.memory = facts.get("step", 0.0), facts.get("memory", 0.0)
@@ -421,8 +452,9 @@ def measure_all(networks: Sequence[tuple[str, dict[str, Any]]], cpu: bool, file:
     from csd_plugin.errors import first_line
 
     device = torch.device("cpu" if cpu else "cuda:0")
+    torch.backends.cudnn.benchmark = True  # as trainings have
     if cpu:
-        torch.set_num_threads(1)  # as trainings beside each other have; on a busy machine two wait for each other
+        torch.set_num_threads(1)  # as trainings have
     rate = MatrixRate(device, torch.float32 if cpu else torch.bfloat16).measure()
     say(f"matrix products: {2 * rate / 1e12:.2f} TFLOP/s in {'fp32' if cpu else 'bf16'}")
     found: dict[str, dict[str, Any]] = {}
@@ -500,22 +532,21 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-def launch(job: str, network: Network, options: Mapping[str, Any], processes: int) -> Any:
-    """`csd_plugin.train` or `.test` of this network, one of so many at a time."""
+def launch(job: str, network: Network, options: Mapping[str, Any]) -> Any:
+    """`csd_plugin.train` or `.test` of this network, with one thread: on a busy machine several wait for each other."""
     import yaml
 
     file, log = Path("options", f"{network.row}_{job}.yml"), Path("logs", f"{network.row}.log")
     for path in (file, log):
         path.parent.mkdir(exist_ok=True)
     file.write_text(yaml.safe_dump(dict(options), sort_keys=False), encoding="utf-8")
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    return start(launched, job, str(file), threads, time.monotonic(), log=log.resolve())
+    return start(launched, job, str(file), time.monotonic(), log=log.resolve())
 
 
-def launched(job: str, file: str, threads: int, began: float) -> None:
+def launched(job: str, file: str, began: float) -> None:
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     module = importlib.import_module(f"csd_plugin.{job}")
     trains = job == "train"
     sys.argv = [f"csd_plugin.{job}", "-opt", file, *(["--auto_resume"] if trains else [])]
@@ -542,22 +573,32 @@ def stop(children: Iterable[Any], until: float) -> list[Any]:
 
 # ---------------------------------------------------------------------- training
 def train(networks: Sequence[Network], room: float, deadlines: Deadlines) -> None:
-    """All that fit into the GPU's memory at once, each in a process; they end by the clock, or are stopped."""
+    """One after the other, each in a process; they end by the clock, or are stopped.
+
+    Beside each other they would share the GPU in slices of time, and lose some: measured on an H200, three together
+    (teacher, realtime and a wide one) kept it busy for 60 % of the time, with steps that took two to three times as
+    long as alone. Only the start of the next one, which hardly needs it, is beside the training before.
+    """
     began = time.monotonic()
     if all(network.note for network in networks):
         return
     chosen = fitting([one for one in networks if not one.note], room, elsewhere(resident_memory))
     spent = elsewhere(seconds_before, chosen)
-    children = {}
-    for network in chosen:
-        left = deadlines.trained - time.monotonic()
-        if left <= 0:
+    children: dict[str, Any] = {}
+    turn_begins = began
+    for place, network in enumerate(chosen):
+        turn = (deadlines.trained - turn_begins) * network.share / sum(one.share for one in chosen[place:])
+        if turn <= 0:
             network.note = "not begun: no time was left"
             continue
-        network.options["train"]["max_seconds"] = round(spent[network.row] + left, 1)
-        every = deadlines.saves_every / (network.step * len(chosen))
+        turn_ends = turn_begins + turn
+        network.options["train"]["max_seconds"] = round(spent[network.row] + turn_ends - time.monotonic(), 1)
+        every = deadlines.saves_every / network.step
         network.options["logger"]["save_checkpoint_freq"] = max(1, round(every))
-        children[network.row] = launch("train", network, network.options, len(chosen))
+        child = children[network.row] = launch("train", network, network.options)
+        ahead = 0.0 if network is chosen[-1] else min(START_UP, turn / 2)
+        child.join(max(turn_ends - ahead - time.monotonic(), 0.0))
+        turn_begins = turn_ends if child.is_alive() else time.monotonic()
     wait(children.values(), deadlines.trained)
     late = stop(children.values(), deadlines.saved)
     for network in chosen:
@@ -600,15 +641,14 @@ def resident_memory() -> float:
 
 
 def fitting(networks: Sequence[Network], room: float, resident: float) -> list[Network]:
-    """In order, as long as the GPU has room; each process also needs some memory for itself and its clips."""
+    """Those for which the GPU has room, also while the one before ends; a process needs some for itself and clips."""
     chosen = []
     for network in networks:
-        needed = 1.2 * network.memory + resident + CONTEXT_GIB
+        needed = 2 * (1.2 * network.memory + resident + CONTEXT_GIB)
         if needed <= room:
             chosen.append(network)
-            room -= needed
         else:
-            network.note = f"left out: needs {needed:.1f} GiB, {room:.1f} are left"
+            network.note = f"left out: two like it need {needed:.1f} GiB, the GPU has {room:.1f}"
             say(f"{network.row} {network.note}")
     return chosen
 
@@ -632,7 +672,7 @@ def test(networks: Sequence[Network], until: float) -> None:
         while waiting and len(running) < at_once:
             network = waiting.pop(0)
             options = network.test | {"path": network.test["path"] | {"pretrain_network_g": str(network.newest)}}
-            running[network.row] = network, launch("test", network, options, at_once)
+            running[network.row] = network, launch("test", network, options)
         for row, (network, child) in list(running.items()):
             child.join(0.02)
             if child.exitcode is not None:

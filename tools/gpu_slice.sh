@@ -5,8 +5,8 @@
 #   bash tools/gpu_slice.sh run [--seconds 540] [--out slice] [--measure] [--cpu] ..              there, unpacked
 #
 # `pack` fetches the wheels that such a machine lacks and takes of every clip as many frames as fit, below 60 MB in all.
-# `run` installs them, checks the machine, renders the rain, measures, trains several networks side by side, tests them,
-# and leaves weights, logs and a table in the folder --out. Networks start from the weights of the slice before, else
+# `run` installs them, checks the machine, renders the rain, measures, trains several networks in turns, tests them, and
+# leaves weights, logs and a table in the folder --out. Networks start from the weights of the slice before, else
 # from those that ship. With the same --out again, trainings are resumed.
 # `--seconds` are for all of it, from this command's start to its table. On a slow machine less gets done, not later:
 # what has not begun, or was cut off, is named in the table. Should anything hang, all of it is ended 10 seconds later.

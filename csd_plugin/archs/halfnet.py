@@ -25,6 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"num_frame": 3, "num_feat": 16, "num_pair": 1, "num_deep": 3, "causal": False},
     "causal": {"num_frame": 5, "num_feat": 32, "num_pair": 4, "num_deep": 2, "causal": True},
     "wide": {"num_frame": 5, "num_feat": 64, "num_pair": 4, "num_deep": 6, "causal": False},
+    "large": {"num_frame": 5, "num_feat": 96, "num_pair": 6, "num_deep": 8, "causal": False},
 }
 _BLOCK = 2
 """Pixels of a block's side."""

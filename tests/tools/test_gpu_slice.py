@@ -62,18 +62,63 @@ def test_weights_of_the_slice_before_come_first(tool, tmp_path):
     assert tool.start_of("tiny", tmp_path, cpu=True) is None  # narrow networks cannot take what ships
 
 
-@pytest.mark.parametrize(
-    ("room", "started"),
-    [(100, "abcd"), (42, "abd"), (41, "ab"), (15.9, "d"), (3, "")],
-)
-def test_networks_are_started_in_order_as_long_as_the_gpu_has_room(tool, capsys, room, started):
-    """Each needs 1.2 times what its step does, 2 GiB for its clips and 1 for itself: 16, 21, 27 and 4.2 GiB."""
+@pytest.mark.parametrize(("room", "fit"), [(100, "abcd"), (50, "abd"), (41, "ad"), (8.3, "")])
+def test_networks_for_which_the_gpu_has_no_room_are_left_out(tool, capsys, room, fit):
+    """Each needs 1.2 times what its step does, 2 GiB for its clips and 1 for itself, twice: 32, 42, 54 and 8.4 GiB."""
     facts = {"a": 13 / 1.2, "b": 18 / 1.2, "c": 24 / 1.2, "d": 1.0}
     networks = [network(tool, row, memory=memory) for row, memory in facts.items()]
-    assert "".join(one.row for one in tool.fitting(networks, room, 2.0)) == started
-    left_out = [one.row for one in networks if one.note.startswith("left out: needs")]
-    assert "".join(left_out) == "".join(row for row in facts if row not in started)
+    assert "".join(one.row for one in tool.fitting(networks, room, 2.0)) == fit
+    left_out = [one.row for one in networks if one.note.startswith("left out: two like it need")]
+    assert "".join(left_out) == "".join(row for row in facts if row not in fit)
     assert all(f"{row} left out" in capsys.readouterr().out for row in left_out[:1])
+
+
+@pytest.mark.parametrize(("text", "share"), [("teacher", 1.0), ("teacher=2.5", 2.5)])
+def test_shares_of_the_time(tool, text, share):
+    assert tool.row_and_share(text) == ("teacher", share)
+
+
+@pytest.mark.parametrize("text", ["teacher=", "teacher=0", "teacher=-1", "teacher=inf", "teacher=much", "teacher=nan"])
+def test_shares_that_are_none_are_refused(tool, text, capsys):
+    with pytest.raises(SystemExit):
+        tool.main(["run", "--networks", text])
+    assert "--networks" in capsys.readouterr().err
+
+
+def test_each_network_has_its_turn(tool, slice_folder, monkeypatch):
+    """By its share of the time; one that ends early leaves the rest to those that come."""
+    now = [100.0]
+    monkeypatch.setattr(tool.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(tool, "elsewhere", lambda function, *_: {"resident_memory": 1.0}.get(function.__name__, spent))
+    monkeypatch.setattr(tool, "how_it_ended", lambda *_: "")
+    lasts = {"a": 1000.0, "b": 5.0, "c": 1000.0}
+    spent, begun = dict.fromkeys(lasts, 7.0), {}
+
+    class Child:
+        exitcode = 0
+
+        def __init__(self, row, seconds):
+            self.ends = now[0] + min(seconds, lasts[row])
+
+        def join(self, seconds):
+            now[0] = min(self.ends, now[0] + max(seconds, 0)) if self.is_alive() else now[0]
+
+        def is_alive(self):
+            return now[0] < self.ends
+
+    def launch(job, one, options):
+        begun[one.row] = (now[0], options["train"]["max_seconds"] - 7)
+        return Child(one.row, options["train"]["max_seconds"] - 7)
+
+    monkeypatch.setattr(tool, "launch", launch)
+    networks = [network(tool, row, step=0.5, share=2.0 if row == "a" else 1.0) for row in lasts]
+    for one in networks:
+        one.options |= {"train": {}, "logger": {}}
+    tool.train(networks, 80.0, tool.Deadlines(ready=100.0, end=245.0))  # trained at 216 s
+    assert begun["a"] == (100, 58)  # half of the time
+    assert begun["b"] == (158 - tool.START_UP, 29 + tool.START_UP)  # and a start beside the one before
+    assert begun["c"] == (155, 216 - 155)  # b was over before its turn had begun
+    assert now[0] == 216
 
 
 def test_the_room_is_what_the_gpu_says(tool, monkeypatch):
