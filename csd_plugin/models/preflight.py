@@ -24,10 +24,11 @@ from csd_plugin.data.features import read_manifest
 from csd_plugin.devices import forked_random
 from csd_plugin.digests import file_digest
 from csd_plugin.distill import OBJECTIVES
-from csd_plugin.distill.dry_run import DryRunError, clips_of, dry_run
+from csd_plugin.distill.dry_run import Clips, Dry, DryRunError, clips_of, dry_run
 from csd_plugin.distill.interface import feature_pairs
 from csd_plugin.distill.objective import Objective, build_objective, weighted_sum
 from csd_plugin.distill.settings import Distillation, read_distillation, teacher_labels
+from csd_plugin.distill.taps import tap_compared
 from csd_plugin.errors import CSDError, out_of_memory, suggestion
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.results import load_results
@@ -198,7 +199,7 @@ def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], interfa
     views = {}
     for name, layers in distillation.layers().items():
         try:
-            dry = dry_run(networks[name], interfaces[name], clips_of(opt), layers, tapped=True)
+            dry = placed_dry_run(opt, name, networks[name], interfaces[name], clips_of(opt), layers, tapped=True)
         except DryRunError:
             return
         shapes = tuple(torch.empty(()).expand(shape) for shape in dry.features.values())
@@ -207,6 +208,30 @@ def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], interfa
     for teacher in views.values():
         if "resize" not in distillation.adapters:
             feature_pairs(method, student, teacher)
+
+
+def placed_dry_run(
+    opt: Mapping[str, Any],
+    name: str,
+    network: nn.Module,
+    interface: Interface,
+    clips: Clips,
+    layers: list[str] | None,
+    *,
+    tapped: bool,
+) -> Dry:
+    """`dry_run` of `network_g` or a teacher, whose errors begin with the key that they are about."""
+    where = "train.distill_opt.taps"
+    try:
+        for tap in tap_compared(network, interface, layers) if tapped else ():
+            tap.remove()
+        section = f"interface_{name.removeprefix('network_')}"
+        where = section if opt.get(section) else name
+        return dry_run(network, interface, clips, layers, tapped=tapped)
+    except DryRunError:
+        raise
+    except CSDError as error:
+        raise CSDError(f"{where}: {error}") from error
 
 
 def _check_stored(opt: Mapping[str, Any], interfaces: Mapping[str, Interface]) -> None:

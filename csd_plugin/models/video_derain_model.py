@@ -25,7 +25,7 @@ from csd_plugin.archs.interface import Interface, interface_of, run_network
 from csd_plugin.atomic import remove_drafts
 from csd_plugin.data.batches import FEATURE, as_clips, as_float
 from csd_plugin.devices import half_precision_warnings, use_channels_last
-from csd_plugin.distill.average import average_warnings, decay_at, update_average
+from csd_plugin.distill.average import decay_at, update_average
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.clock import Clock
@@ -38,6 +38,7 @@ from csd_plugin.models.resuming import (
     learns_by,
     option_changes,
 )
+from csd_plugin.models.short_runs import short_run_warnings
 from csd_plugin.models.step_graph import Computed, StepGraph
 from csd_plugin.models.stopping import REQUEST, Stopped
 from csd_plugin.models.validation import ValidationMixin
@@ -76,7 +77,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     def init_training_settings(self) -> None:
         train_opt = self.opt["train"]
         self._learns_by = learns_by(self.opt)
-        for line in average_warnings(train_opt):
+        for line in short_run_warnings(train_opt):
             get_root_logger().warning(line)
         for key in ("models", "training_states") if self.opt["rank"] == 0 else ():
             remove_drafts(Path(self.opt["path"][key]))

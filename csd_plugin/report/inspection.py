@@ -13,14 +13,14 @@ from torch import nn
 
 from csd_plugin.archs.interface import Interface
 from csd_plugin.distill.adapters import AdaptedObjective
-from csd_plugin.distill.average import average_warnings
-from csd_plugin.distill.dry_run import GIB, Clips, Dry, clips_of, dry_run
+from csd_plugin.distill.dry_run import GIB, Clips, Dry, clips_of
 from csd_plugin.distill.fidelity import mismatches, report
 from csd_plugin.distill.objective import Objective, build_objective
 from csd_plugin.distill.schedule import Weight, is_balanced, is_ever_on
 from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.errors import CSDError
-from csd_plugin.models.preflight import check_parts, checked_objective
+from csd_plugin.models.preflight import check_parts, checked_objective, placed_dry_run
+from csd_plugin.models.short_runs import short_run_warnings
 from csd_plugin.options import distils, find_problems, load_options
 from csd_plugin.problems import Problems
 from csd_plugin.report.complexity import complexity
@@ -52,13 +52,19 @@ def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) ->
     ]
     if (parts := (opt.get("train") or {}).get("accumulate", 1)) > 1:
         lines[0] += f"; {parts} such parts are a batch of {opt['datasets']['train']['batch_size_per_gpu']}"
-    runs = {}
+    runs: dict[str, Dry] = {}
     for name, network in networks.items():
-        runs[name] = dry_run(network, interfaces[name], clips, taps.get(name), tapped=name in taps)
+        run = problems.attempt(
+            [], placed_dry_run, opt, name, network, interfaces[name], clips, taps.get(name), tapped=name in taps
+        )
+        if run is None:
+            continue
+        runs[name] = run
         lines += ["", *_describe(name, network, interfaces[name], clips, runs[name], learns=_learns(name, opt))]
         if all_layers:
             lines += [f"             {path:<28} {_shape(shape)}" for path, shape in runs[name].layers.items()]
-    warnings = average_warnings(opt["train"]) if opt["is_train"] else []
+    problems.raise_any()
+    warnings = short_run_warnings(opt["train"]) if opt["is_train"] else []
     if distillation is not None:
         objectives = {label: _objective(distillation, runs, f"network_{label}") for label in distillation.teachers}
         learned = sum(p.numel() for of in objectives.values() for p in of.parameters() if p.requires_grad)

@@ -179,7 +179,14 @@ def test_a_test_file(inspect, tmp_path):
     ("content", "words"),
     [
         ("a: [", "cannot be read as an option file"),
-        (changed(options(), {"train.distill_opt.taps": {"student": ["conv99"]}}), "'conv99': SLDNet has no such layer"),
+        (
+            changed(options(), {"train.distill_opt.taps": {"student": ["conv99"]}}),
+            "x.yml: line 36: train.distill_opt.taps: feature tap 'conv99': SLDNet has no such layer",
+        ),
+        (
+            changed(options(), {"interface_t": {"layout": "image"}}),
+            "x.yml: line 13: interface_t: SLDNet: the input has shape",
+        ),
         (changed(options(), {"network_g.preset": "student9"}), "unknown preset 'student9'"),
     ],
 )
