@@ -63,6 +63,16 @@ def test_weights_that_follow_gradients_go_on_too(launcher, tiny_rain, tiny_teach
     assert_same(whole, cut)
 
 
+def test_a_fused_optimizer_goes_on_too(launcher, tiny_rain, capfd):
+    """And a GPU's option in the same file, which is said to have no effect here."""
+    options = train_options(tiny_rain, **{"train.optim_g.fused": True, "train.cuda_graph": True})
+    whole, cut = resumed_and_whole(launcher, options, cut=2, total=4)
+    assert whole["4.state"]["optimizers"][0]["param_groups"][0]["fused"]
+    assert_same(whole, cut)
+    if not torch.cuda.is_available():
+        assert "train.cuda_graph has no effect without a GPU" in capfd.readouterr().err
+
+
 def test_the_cut_may_be_anywhere_in_the_epochs(launcher, tiny_rain):
     """At the very end of the first epoch, and inside the second."""
     options = train_options(tiny_rain)
