@@ -11,7 +11,7 @@ An adapted network is for that camera: on other rain it can be worse than before
 other pairs; --validation scores the network on pairs before and after. See docs/adapt.md.
 
 examples:
-  csd adapt garden.mp4 --teacher wide --student realtime --out garden.pth
+  csd adapt garden.mp4 --teacher large --student realtime --out garden.pth
   csd adapt monday.mp4 tuesday.mp4 --teacher s2vd.pt --student realtime --out road.pth --minutes 20
   csd adapt frames/ --teacher s2vd.pt wide --ensemble --student realtime --out road.pth \\
     --pairs datasets/rain_clips --validation datasets/rain_clips
