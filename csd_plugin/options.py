@@ -162,8 +162,9 @@ class TrainSection(ToolboxSection):
     cuda_graph: bool = Field(
         False,
         description="on a GPU: record the losses and gradients of a step, and replay them in one launch; for small "
-        "networks, whose steps wait for Python. Needs the memory of a step once more. In one process; what cannot be "
-        "recorded is launched as usual, with a warning",
+        "networks, whose steps wait for Python. Needs the memory of a step once more. In one process. What cannot be "
+        "recorded is launched as usual, with a warning; logged steps of a distillation are launched, too. What a "
+        "network or an objective of your own decides in Python stays as it was in the step that was recorded",
     )
     accumulate: int = Field(
         1,

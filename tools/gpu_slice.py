@@ -23,13 +23,14 @@ ROOT = Path(__file__).resolve().parents[1]
 MATRIX = ROOT / "options/matrix/gpu_slice.yml"
 VALIDATION = ("davis_bmx-trees", "davis_cows", "udacity_solidWhiteRight")
 VALIDATION_FRAMES = 28  # the test looks at frames 11 to 25, in windows of 7
-LEAST_FRAMES = 12  # of a training clip: windows of 11
+LEAST_FRAMES = 12  # of a training clip: clips of 9
 DATA, MEASURED = Path("datasets/rain_clips"), Path("measured.json")
 TRAINING, VALIDATING = "Dataset_Training_Synthetic", "Dataset_Testing_Synthetic"
 VERSIONS = 6  # of the rain on a training clip
 JPEG_QUALITIES = (75, 95, 85)  # by version, in turns; validation clips have the first
 SAVED_EVERY = 60.0  # seconds at most
 START_UP = 8.0  # seconds of a training before its first step
+LEAST_TURN = 1.0  # seconds
 LONGEST_END = 45.0  # seconds for saving and testing
 TAR_ENTRY, TAR_END = 512, 20480  # bytes: of a header, and to which contents are filled up; at a tar's end
 MARGIN = 10.0  # seconds after --seconds, when all that is left is ended
@@ -91,11 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def row_and_share(text: str) -> tuple[str, float]:
-    """'teacher=3' -> ('teacher', 3.0). Raises ValueError."""
+    """'teacher=3' -> ('teacher', 3.0). Raises argparse.ArgumentTypeError."""
     row, equals, share = text.partition("=")
-    number = float(share) if equals else 1.0
-    if not 0 < number < float("inf"):
-        raise ValueError(text)
+    try:
+        number = float(share) if equals else 1.0
+    except ValueError:
+        number = 0.0
+    if not row or not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: give ROW or ROW=SHARE, a share above 0")
     return row, number
 
 
@@ -397,6 +401,8 @@ def complete(split: Path) -> list[str]:
 def plan(rows: Sequence[tuple[str, float]] | None, before: Path, cpu: bool) -> list[Network]:
     """The networks of the matrix, starting from the weights of the slice before where it left any."""
     shares = dict(rows or ())
+    if len(shares) < len(rows or ()):
+        raise SliceError("--networks names a row twice")
     from csd_plugin.lab.matrix import changed, read_matrix, runs_of
 
     networks = []
@@ -576,7 +582,7 @@ def train(networks: Sequence[Network], room: float, deadlines: Deadlines) -> Non
     """One after the other, each in a process; they end by the clock, or are stopped.
 
     Beside each other they would share the GPU in slices of time, and lose some: measured on an H200, three together
-    (teacher, realtime and a wide one) kept it busy for 60 % of the time, with steps that took two to three times as
+    (teacher, large, realtime) kept it busy for 60 % of the time, with steps that took two to three times as
     long as alone. Only the start of the next one, which hardly needs it, is beside the training before.
     """
     began = time.monotonic()
@@ -588,7 +594,7 @@ def train(networks: Sequence[Network], room: float, deadlines: Deadlines) -> Non
     turn_begins = began
     for place, network in enumerate(chosen):
         turn = (deadlines.trained - turn_begins) * network.share / sum(one.share for one in chosen[place:])
-        if turn <= 0:
+        if turn < LEAST_TURN:
             network.note = "not begun: no time was left"
             continue
         turn_ends = turn_begins + turn
@@ -642,13 +648,16 @@ def resident_memory() -> float:
 
 def fitting(networks: Sequence[Network], room: float, resident: float) -> list[Network]:
     """Those for which the GPU has room, also while the one before ends; a process needs some for itself and clips."""
-    chosen = []
+    chosen: list[Network] = []
+    before = 0.0
     for network in networks:
-        needed = 2 * (1.2 * network.memory + resident + CONTEXT_GIB)
-        if needed <= room:
+        needed = 1.2 * network.memory + resident + CONTEXT_GIB
+        if before + needed <= room:
             chosen.append(network)
+            before = needed
         else:
-            network.note = f"left out: two like it need {needed:.1f} GiB, the GPU has {room:.1f}"
+            beside = f" beside the {before:.1f} of {chosen[-1].row}" if chosen else ""
+            network.note = f"left out: needs {needed:.1f} GiB{beside}, the GPU has {room:.1f}"
             say(f"{network.row} {network.note}")
     return chosen
 

@@ -5,7 +5,7 @@
 
 Give the file as `path.pretrain_network_g` to the larger network, with `param_key_g: params`. What is new has the
 network's own start, but adds nothing yet: channels that were there do not see new ones, and new pairs of convolutions
-add zero. All of it learns. Numbers that are not given stay; they can only grow.
+add zero. All of it learns. Numbers that are not given stay; they can only grow. OUT must not exist yet.
 """
 
 from __future__ import annotations
@@ -21,23 +21,28 @@ from torch import Tensor, nn
 from csd_plugin.archs.checkpoint import load_network, save_plain
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.cli.flags import whole
 from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.weights import find_checkpoint
 
 NUMBERS = ("num_feat", "num_pair", "num_deep")
+MOST_PARAMETERS = 10**9
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="a file, or the name of a shipped network")
     parser.add_argument("out", type=Path, help="the file to write")
-    parser.add_argument("--num-feat", type=int, metavar="C", help="channels")
-    parser.add_argument("--num-pair", type=int, metavar="N", help="residual pairs; of the half-resolution family")
-    parser.add_argument("--num-deep", type=int, metavar="N", help="those at a quarter of the resolution")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is new (default 0)")
+    number = whole(1, 4096)
+    parser.add_argument("--num-feat", type=number, metavar="C", help="channels")
+    parser.add_argument("--num-pair", type=number, metavar="N", help="residual pairs; of the half-resolution family")
+    parser.add_argument("--num-deep", type=number, metavar="N", help="those at a quarter of the resolution")
+    parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, metavar="N", help="of what is new (default 0)")
     args = parser.parse_args(argv)
     try:
         given = {name: getattr(args, name) for name in NUMBERS if getattr(args, name) is not None}
+        if args.out.exists() or not args.out.name:
+            raise CSDError(f"{args.out} exists already; give the name of a new file")
         network = load_network(find_checkpoint(args.checkpoint))
         torch.manual_seed(args.seed)
         large = grown(network, given)
@@ -67,6 +72,14 @@ def grown(network: nn.Module, given: Mapping[str, int]) -> nn.Module:
             raise CSDError(f"--{name.replace('_', '-')}: {type(network).__name__} does not grow so")
         if value < numbers[name] or (name == "num_deep" and not numbers[name]):
             raise CSDError(f"--{name.replace('_', '-')} {value}: the network has {numbers[name]}, and can only grow")
+    if all(numbers[name] == value for name, value in given.items()):
+        raise CSDError("nothing grows: give a larger number than the network has")
+    with torch.device("meta"):
+        count = sum(weight.numel() for weight in type(network)(**numbers | dict(given)).parameters())
+    if count > MOST_PARAMETERS:
+        raise CSDError(
+            f"the network would have {count:,} parameters, more than {MOST_PARAMETERS:,}; give smaller numbers"
+        )
     large = type(network)(**numbers | dict(given))
     places = _places(network, large)
     state = network.state_dict()

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=("fp32", "bf16"), default="fp32", help="precision of the networks (default fp32)"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, auto (default cpu)")
     parser.add_argument("--threads", type=jobs, default=1, metavar="N", help="number of threads (default 1)")
     add_rounds(parser, 3)
     parser.add_argument("--profile", action="store_true", help="also show where the time of our step goes")
@@ -54,9 +54,11 @@ def run(args: argparse.Namespace) -> None:
 
     from csd_plugin.bench.measure import check_report, publish
     from csd_plugin.bench.training import Settings, draw, measure, profile, profile_table, step_table, verify
+    from csd_plugin.devices import pick_device
     from csd_plugin.inference.memory import keep_freed_memory
 
     check_report(args.json)
+    args.device = str(pick_device(args.device))
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     keep_freed_memory()
     apart = verify(settings)

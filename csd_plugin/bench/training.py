@@ -16,7 +16,7 @@ from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.bench.measure import finished, in_turns, median, peak_memory
 from csd_plugin.bench.patterns import TERM_WEIGHT, PerFrame, Released
 from csd_plugin.bench.process import answer, measured_apart
-from csd_plugin.devices import exact_float32, pick_device
+from csd_plugin.devices import exact_float32
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.report.text import markdown
@@ -37,7 +37,7 @@ _LR = 1e-4
 class Settings:
     """Networks are presets; a width of None is the preset's. Clips of size x size; precision: fp32 or bf16.
 
-    Threads are the CPU's. device: as `devices.pick_device` takes it.
+    Threads are the CPU's. device: as `devices.pick_device` names it.
     """
 
     student: str
@@ -70,7 +70,7 @@ class StepRow:
 class Bench:
     """A model as an option file describes it, random clips, and the plain steps from the same weights.
 
-    Raises CSDError for settings that make no networks, and for a device that is not there.
+    Raises CSDError for settings that make no networks.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -80,7 +80,7 @@ class Bench:
         from csd_plugin.models.probe import Probe
 
         torch.manual_seed(0)
-        self.device = pick_device(settings.device)
+        self.device = torch.device(settings.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # the one that `num_gpu: 1` is
         probe = Probe(_options(settings))

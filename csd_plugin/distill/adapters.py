@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,10 @@ class AdaptedObjective(Objective):
         self.register_buffer("gain", torch.full((len(self.convs),), torch.nan), persistent=bool(self.convs))
         self.learns_scale = bool(self.convs)
         self._scaled: set[int] = set()  # taps that have their gain, so that a GPU is asked once
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._scaled.clear()
 
     @property
     def terms(self) -> tuple[str, ...]:

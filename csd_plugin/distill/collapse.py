@@ -34,13 +34,18 @@ class Freeze(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("frozen", torch.tensor(False))
-        self._held = self.frozen
         self._kept: list[Tensor] = []
+        """Whether they were frozen, and the weights: the same tensors in every step, which a CUDA graph writes into."""
 
+    @torch.no_grad()
     def hold(self, weights: Iterable[nn.Parameter]) -> None:
         """Remember the weights as they are, and whether they are frozen by now."""
-        self._held = self.frozen.clone()
-        self._kept = [weight.detach().clone() for weight in weights]
+        now = [self.frozen, *weights]
+        if not self._kept or self._kept[0].device != self.frozen.device:
+            self._kept = [value.detach().clone() for value in now]
+            return
+        for kept, value in zip(self._kept, now, strict=True):
+            kept.copy_(value)
 
     def freeze_if(self, condition: Tensor) -> None:
         """From the next step on."""
@@ -53,8 +58,9 @@ class Freeze(nn.Module):
         Whether there is anything to undo is left to the device, since asking it would make a GPU's step wait.
         """
         if self._kept:
-            for weight, kept in zip(weights, self._kept, strict=True):
-                weight.copy_(torch.where(self._held, kept, weight))
+            held, *before = self._kept
+            for weight, kept in zip(weights, before, strict=True):
+                weight.copy_(torch.where(held, kept, weight))
 
 
 class FreezeOnCollapse(Freeze):

@@ -29,6 +29,7 @@ from csd_plugin.distill.average import decay_at, update_average
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.clock import Clock
+from csd_plugin.models.idle_options import idle_options
 from csd_plugin.models.resuming import (
     UNREADABLE,
     best_scores,
@@ -38,7 +39,6 @@ from csd_plugin.models.resuming import (
     learns_by,
     option_changes,
 )
-from csd_plugin.models.short_runs import short_run_warnings
 from csd_plugin.models.step_graph import Computed, StepGraph
 from csd_plugin.models.stopping import REQUEST, Stopped
 from csd_plugin.models.validation import ValidationMixin
@@ -77,7 +77,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     def init_training_settings(self) -> None:
         train_opt = self.opt["train"]
         self._learns_by = learns_by(self.opt)
-        for line in short_run_warnings(train_opt):
+        for line in idle_options(self.opt):
             get_root_logger().warning(line)
         for key in ("models", "training_states") if self.opt["rank"] == 0 else ():
             remove_drafts(Path(self.opt["path"][key]))
@@ -97,11 +97,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         seconds = train_opt.get("max_seconds")
         self.clock = Clock(seconds, self.opt.get("began")) if seconds else None
         super().init_training_settings()
-        if train_opt.get("cuda_graph"):
-            if self.device.type == "cuda":
-                self.step_graph = StepGraph(self.optimized_parameters(), get_root_logger().warning)
-            else:
-                get_root_logger().warning("train.cuda_graph has no effect without a GPU.")
+        if train_opt.get("cuda_graph") and self.device.type == "cuda":
+            self.step_graph = StepGraph(self.optimized_parameters(), get_root_logger().warning)
         if self.ema_decay > 0:
             self.lay_out(self.net_g_ema)
         self.compile_for_training(self.get_bare_model(self.net_g))
@@ -205,8 +202,11 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self.lq, self.gt, self.features = given
 
     def repeats(self, current_iter: int) -> Hashable:
-        """What this step's losses depend on beside the batch and the weights; None where it is like no other."""
-        return ()
+        """What this step's losses depend on beside the batch and the weights; None where it is like no other.
+
+        Subclasses with losses of their own say so for these.
+        """
+        return () if type(self).compute_losses is VideoDerainModel.compute_losses else None
 
     def _compute(self, batch: Mapping[str, Tensor], current_iter: int) -> Computed:
         """Losses and gradients of a batch, in parts."""

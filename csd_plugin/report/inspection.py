@@ -19,8 +19,8 @@ from csd_plugin.distill.objective import Objective, build_objective
 from csd_plugin.distill.schedule import Weight, is_balanced, is_ever_on
 from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.errors import CSDError
+from csd_plugin.models.idle_options import idle_options
 from csd_plugin.models.preflight import check_parts, checked_objective, placed_dry_run
-from csd_plugin.models.short_runs import short_run_warnings
 from csd_plugin.options import distils, find_problems, load_options
 from csd_plugin.problems import Problems
 from csd_plugin.report.complexity import complexity
@@ -64,7 +64,7 @@ def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) ->
         if all_layers:
             lines += [f"             {path:<28} {_shape(shape)}" for path, shape in runs[name].layers.items()]
     problems.raise_any()
-    warnings = short_run_warnings(opt["train"]) if opt["is_train"] else []
+    warnings = idle_options(opt) if opt["is_train"] else []
     if distillation is not None:
         objectives = {label: _objective(distillation, runs, f"network_{label}") for label in distillation.teachers}
         learned = sum(p.numel() for of in objectives.values() for p in of.parameters() if p.requires_grad)

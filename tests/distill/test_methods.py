@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from reference_csd import conv_lstm
+from torch import nn
 
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.adapters import AdaptedObjective
+from csd_plugin.distill.collapse import Freeze
 from csd_plugin.distill.objective import build_objective
 from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView
@@ -208,3 +210,23 @@ def test_an_objective_warns_of_what_its_features_cost(adapted):
     assert objective.warnings(features) == [f"FAKD's affinities take {20 * 3:.1f} GiB with pool 1; raise it"]
     assert build_objective({"type": "FAKD", "pool": 4}).warnings(features) == []
     assert build_objective({"type": "SRKD"}).warnings(features) == []
+
+
+def test_a_freeze_keeps_its_tensors_which_a_cuda_graph_writes_into():
+    """What a replay puts there counts, also after steps that were launched."""
+    freeze, weight = Freeze(), nn.Parameter(torch.ones(2))
+    freeze.hold([weight])
+    held, kept = freeze._kept
+    freeze.hold([weight])  # a launched step
+    held.fill_(True)  # as a replay does
+    kept.fill_(3.0)
+    with torch.no_grad():
+        weight.fill_(8.0)
+    freeze.restore([weight])
+    assert weight.tolist() == [3.0, 3.0]
+    freeze.freeze_if(torch.tensor(True))
+    freeze.hold([weight])
+    with torch.no_grad():
+        weight.fill_(9.0)
+    freeze.restore([weight])
+    assert weight.tolist() == [3.0, 3.0]

@@ -62,13 +62,14 @@ def test_weights_of_the_slice_before_come_first(tool, tmp_path):
     assert tool.start_of("tiny", tmp_path, cpu=True) is None  # narrow networks cannot take what ships
 
 
-@pytest.mark.parametrize(("room", "fit"), [(100, "abcd"), (50, "abd"), (41, "ad"), (8.3, "")])
+@pytest.mark.parametrize(("room", "fit"), [(100, "abcd"), (47, "abd"), (36, "ad"), (16, "a"), (15.9, "d"), (4, "")])
 def test_networks_for_which_the_gpu_has_no_room_are_left_out(tool, capsys, room, fit):
-    """Each needs 1.2 times what its step does, 2 GiB for its clips and 1 for itself, twice: 32, 42, 54 and 8.4 GiB."""
+    """Each needs 1.2 times what its step does, 2 GiB for its clips and 1 for itself: 16, 21, 27 and 4.2 GiB, beside
+    the one before."""
     facts = {"a": 13 / 1.2, "b": 18 / 1.2, "c": 24 / 1.2, "d": 1.0}
     networks = [network(tool, row, memory=memory) for row, memory in facts.items()]
     assert "".join(one.row for one in tool.fitting(networks, room, 2.0)) == fit
-    left_out = [one.row for one in networks if one.note.startswith("left out: two like it need")]
+    left_out = [one.row for one in networks if one.note.startswith("left out: needs")]
     assert "".join(left_out) == "".join(row for row in facts if row not in fit)
     assert all(f"{row} left out" in capsys.readouterr().out for row in left_out[:1])
 
@@ -82,7 +83,12 @@ def test_shares_of_the_time(tool, text, share):
 def test_shares_that_are_none_are_refused(tool, text, capsys):
     with pytest.raises(SystemExit):
         tool.main(["run", "--networks", text])
-    assert "--networks" in capsys.readouterr().err
+    assert f"--networks: {text!r}: give ROW or ROW=SHARE, a share above 0" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_row_twice_is_refused(tool, tmp_path):
+    with pytest.raises(tool.SliceError, match="names a row twice"):
+        tool.plan([("tiny", 1.0), ("tiny", 2.0)], tmp_path, cpu=True)
 
 
 def test_each_network_has_its_turn(tool, slice_folder, monkeypatch):

@@ -49,7 +49,6 @@ SMALL = {
     ("name", "given"),
     [
         *((name, {"num_feat": 7}) for name in SMALL),
-        *((name, {}) for name in ("teacher", "half")),
         *(("half", {"num_pair": pairs, "num_deep": 2 + pairs % 2}) for pairs in (4, 5, 6, 9)),
         ("flat", {"num_feat": 5, "num_pair": 5}),
         ("causal", {"num_feat": 5, "num_pair": 7, "num_deep": 4}),
@@ -79,6 +78,9 @@ def test_it_computes_the_same_and_all_of_it_learns(tool, name, given):
         ("half", {"num_deep": 1}, "--num-deep 1: the network has 2"),
         ("flat", {"num_deep": 1}, "--num-deep 1: the network has 0"),
         ("teacher", {"num_pair": 8}, "--num-pair: SLDNet does not grow so"),
+        ("half", {}, "nothing grows"),
+        ("half", {"num_feat": 4, "num_pair": 3}, "nothing grows"),
+        ("half", {"num_feat": 4096, "num_pair": 100}, r"would have 33,\S+ parameters, more than 1,000,000,000"),
     ],
 )
 def test_what_it_cannot_become(tool, name, given, message):
@@ -98,7 +100,20 @@ def test_the_command(tool, tmp_path, capsys):
     grown = load_network(out)
     assert said == f"{out}: {sum(p.numel() for p in grown.parameters()):,} parameters, grown from 73,820\n"
     assert (grown.num_feat, grown.num_pair, grown.num_deep) == (20, 1, 4)
-    assert tool.main(["tiny", str(tmp_path / "no/grown.pth")]) == 2
-    assert tool.main(["tinny", str(out)]) == 2
+    before = out.read_bytes()
+    for wrong in ([str(out), str(out)], ["tiny", str(tmp_path)], ["tiny", ""]):
+        assert tool.main([*wrong, "--num-feat", "24"]) == 2
+        assert capsys.readouterr().err.endswith("exists already; give the name of a new file\n")
+    assert out.read_bytes() == before
+    assert tool.main(["tiny", str(tmp_path / "no/grown.pth"), "--num-feat", "24"]) == 2
+    assert tool.main(["tinny", str(tmp_path / "new.pth"), "--num-feat", "24"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2 and "no/grown.pth" in errors[0] and "tinny" in errors[1]
+    for flag, value in (
+        ("--num-feat", "9" * 20),
+        ("--num-pair", "0"),
+        ("--seed", "9" * 20),
+    ):
+        with pytest.raises(SystemExit):
+            tool.main(["tiny", str(tmp_path / "new.pth"), flag, value])
+        assert flag in capsys.readouterr().err

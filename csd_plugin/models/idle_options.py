@@ -1,0 +1,29 @@
+"""Options of a run that have not the effect that they are there for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from csd_plugin.devices import gpus_of
+from csd_plugin.distill.average import average_warnings
+from csd_plugin.options import distils
+
+
+def idle_options(opt: Mapping[str, Any]) -> list[str]:
+    """A line each: averages and a warm-up that are long for `total_iter` steps, a graph that records nothing."""
+    train_opt = opt["train"]
+    warmup, total = train_opt.get("warmup_iter", -1), train_opt["total_iter"]
+    lines = average_warnings(train_opt)
+    if warmup >= total and not train_opt.get("max_seconds"):
+        lines.append(
+            f"train.warmup_iter {int(warmup):,} is not over before total_iter {int(total):,}: the learning rate hardly "
+            f"gets to optim_g.lr; a tenth of the steps or less fits"
+        )
+    if train_opt.get("cuda_graph") and not gpus_of(opt["num_gpu"]):
+        lines.append("train.cuda_graph has no effect without a GPU")
+    elif train_opt.get("cuda_graph") and distils(opt) and opt["logger"]["print_freq"] == 1:
+        lines.append(
+            "train.cuda_graph has no effect with logger.print_freq 1: logged steps of a distillation are launched"
+        )
+    return lines

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+
+from csd_plugin.models.idle_options import idle_options
+
+LONG = {"total_iter": 1000, "ema_decay": 0}
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ({}, []),
+        ({"warmup_iter": -1}, []),
+        ({"warmup_iter": 999}, []),
+        ({"warmup_iter": 1000}, ["train.warmup_iter 1,000 is not over before total_iter 1,000:"]),
+        ({"warmup_iter": 1234567.0}, ["train.warmup_iter 1,234,567 is not over"]),
+        ({"warmup_iter": 5000, "max_seconds": 60}, []),  # how many steps there will be is not known
+        ({"cuda_graph": True}, ["train.cuda_graph has no effect without a GPU"]),
+        ({"warmup_iter": 5000, "ema_decay": 0.9999}, ["train.ema_decay 0.9999 is long", "train.warmup_iter 5,000"]),
+    ],
+)
+def test_what_is_said(train, said):
+    found = idle_options({"is_train": True, "num_gpu": 0, "train": LONG | train, "logger": {"print_freq": 1}})
+    assert len(found) == len(said) and all(line.startswith(start) for line, start in zip(found, said, strict=True))
+
+
+def test_a_distillation_whose_steps_are_all_logged_records_none():
+    run = {"is_train": True, "model_type": "DistillModel", "num_gpu": 1, "train": LONG | {"cuda_graph": True}}
+    assert "logger.print_freq 1" in idle_options(run | {"logger": {"print_freq": 1}})[0]
+    assert idle_options(run | {"logger": {"print_freq": 2}}) == []
+    assert idle_options(run | {"model_type": "VideoDerainModel", "logger": {"print_freq": 1}}) == []
