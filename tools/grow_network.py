@@ -107,7 +107,7 @@ def _take_over(new: Tensor, old: Tensor) -> None:
 
 
 def _places(small: nn.Module, large: nn.Module) -> dict[str, str]:
-    """Layers of the large network that stand elsewhere in the small one; '' as a name: nowhere.
+    """Layers of the large network that stand elsewhere in the small one, or nowhere.
 
     The pairs at half resolution lie on both sides of those at a quarter: new ones come last on each side.
     """

@@ -191,9 +191,9 @@ def _clock(settings: Settings) -> Callable[[], float]:
     return time.process_time if on_cpu and settings.threads == 1 else time.perf_counter
 
 
-def _clock_at_ends(settings: Settings, device: torch.device) -> Callable[[], float]:
+def _clock_at_ends(settings: Settings) -> Callable[[], float]:
     """The clock, once the device has done what it was given so far."""
-    clock, wait = _clock(settings), finished(lambda: None, device)
+    clock, wait = _clock(settings), finished(lambda: None, torch.device(settings.device))
 
     def now() -> float:
         wait()
@@ -229,8 +229,7 @@ def profile(settings: Settings, rounds: int) -> dict[str, list[float]]:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(settings.threads)
-        bench = Bench(settings)
-        watch = Stopwatch(bench.model, _clock_at_ends(settings, bench.device))
+        watch = Stopwatch(Bench(settings).model, _clock_at_ends(settings))
         parts: dict[str, list[float]] = {}
         for number in range(rounds + 1):
             for part, seconds in watch.time_step().items():

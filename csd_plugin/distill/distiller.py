@@ -138,7 +138,7 @@ class Distiller(nn.Module):
             CSDError: batches that are too short or do not pair, or a term that teaches nothing.
         """
         lq, gt = map(as_float, as_clips(batch, self.num_frame, "the batch"))
-        weights = self.balance.at({term: weight_at(weight, iteration) for term, weight in self.weights.items()})
+        weights = self._weights_at(iteration)
         if self.teachers and any(weights.values()):
             looks = self.monitor is not None and self._is_due(self.monitor, iteration)
             for module in self.objectives.modules():
@@ -156,9 +156,9 @@ class Distiller(nn.Module):
 
         Asks, and changes nothing.
         """
-        weights = self.balance.at({term: weight_at(weight, iteration) for term, weight in self.weights.items()})
+        weights = self._weights_at(iteration)
         if self.teachers and any(weights.values()):
-            looks = self.monitor is not None and (iteration % self.examine_every == 0 or not self.monitor.start)
+            looks = self.monitor is not None and self._wants_look(self.monitor, iteration)
             if logged or looks or self.balance.wants(iteration, weights):
                 return None
         return tuple(weights.values())
@@ -201,9 +201,15 @@ class Distiller(nn.Module):
                 scalars |= self._examine(self.monitor, losses["l_recon"], student, compared)
         return losses, scalars
 
+    def _weights_at(self, iteration: int) -> dict[str, float]:
+        return self.balance.at({term: weight_at(weight, iteration) for term, weight in self.weights.items()})
+
+    def _wants_look(self, monitor: HealthMonitor, iteration: int) -> bool:
+        return iteration % self.examine_every == 0 or not monitor.start
+
     def _is_due(self, monitor: HealthMonitor, iteration: int) -> bool:
         """Whether this batch is looked at: one per iteration, where a batch goes through in parts the first of them."""
-        due = (iteration % self.examine_every == 0 or not monitor.start) and iteration != self._examined
+        due = self._wants_look(monitor, iteration) and iteration != self._examined
         self._examined = iteration if due else self._examined
         return due
 

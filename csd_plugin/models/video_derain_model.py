@@ -193,9 +193,9 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         """
         given = self.lq, self.gt, self.features
         batch = {"lq": self.lq, "gt": self.gt, **self.features}
-        if self.step_graph is None:
-            return self._compute(batch, current_iter)
         try:
+            if self.step_graph is None:
+                return self._compute(batch, current_iter)
             key = self.repeats(current_iter)
             return self.step_graph.run(lambda there: self._compute(there, current_iter), batch, key)
         finally:
@@ -209,7 +209,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         return () if type(self).compute_losses is VideoDerainModel.compute_losses else None
 
     def _compute(self, batch: Mapping[str, Tensor], current_iter: int) -> Computed:
-        """Losses and gradients of a batch, in parts."""
+        """Losses and gradients of a batch, in parts, each of which is `lq`, `gt` and `features` meanwhile."""
         lq, gt = batch["lq"], batch["gt"]
         features = {key: value for key, value in batch.items() if key.startswith(FEATURE)}
         count = min(self.accumulate, len(lq))
@@ -233,7 +233,6 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                 part = value.detach() if count == 1 else value.detach() * share
                 sums[name] = sums[name] + part if name in sums else part
                 shares[name] = shares.get(name, 0) + share
-        self.lq, self.gt, self.features = lq, gt, features
         means = sums if count == 1 else {name: value / shares[name] for name, value in sums.items()}
         return means, torch.isfinite(torch.stack(totals)).all()
 
