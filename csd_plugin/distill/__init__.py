@@ -17,6 +17,7 @@ OBJECTIVES: Table[type[Objective]] = Table(
         "SRKD": "csd_plugin.distill.srkd:SRKD",
         "STD": "csd_plugin.distill.std:STD",
         "FAKD": "csd_plugin.distill.fakd:FAKD",
+        "CRD": "csd_plugin.distill.crd:CRD",
         "OutputDistillation": "csd_plugin.distill.output:OutputDistillation",
         "TeacherTruthBlend": "csd_plugin.distill.blend:TeacherTruthBlend",
     }

@@ -9,10 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd_plugin.distill.interface import Objective, feature_pairs
-from csd_plugin.errors import CSDError
+from csd_plugin.distill.pixels import Pixels
 from csd_plugin.types import ClipView, Terms
-
-_GIB = 2**30
 
 
 class FAKD(Objective):
@@ -33,9 +31,7 @@ class FAKD(Objective):
 
     def __init__(self, *, pool: int = 4, max_gib: float = 8.0) -> None:
         super().__init__()
-        if pool < 1 or max_gib <= 0:
-            raise CSDError(f"FAKD: pool is {pool} and max_gib {max_gib}, expected at least 1 and more than 0")
-        self.pool, self.max_gib = pool, max_gib
+        self.pixels = Pixels("FAKD", "affinities", pool, max_gib).checked()
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -45,7 +41,7 @@ class FAKD(Objective):
         """The terms of the class docstring."""
         with torch.autocast(target.device.type, enabled=False):
             pairs = feature_pairs("FAKD", student, teacher)
-            self._check_memory(pairs)
+            self.pixels.check([ours for ours, _ in pairs])
             differences = [F.l1_loss(self._affinity(ours), self._affinity(theirs)) for ours, theirs in pairs]
             losses = {
                 "affinity": torch.stack(differences).sum(),
@@ -55,29 +51,9 @@ class FAKD(Objective):
         return Terms(losses, {})
 
     def warnings(self, features: Sequence[Sequence[int]]) -> list[str]:
-        needed = self._affinity_gib(features)
-        return [f"FAKD's affinities take {needed:.1f} GiB with pool {self.pool}; raise it"] if needed > 1 else []
+        return self.pixels.warnings(features)
 
     def _affinity(self, feature: Tensor) -> Tensor:
         """(B, L, C, h, w) -> (B * L, n, n), n = (h // pool) (w // pool); cosines, from -1 to 1."""
-        columns = F.normalize(F.avg_pool2d(feature.flatten(0, 1).float(), self.pool).flatten(2), dim=1)
+        columns = self.pixels.columns(feature)
         return columns.transpose(1, 2) @ columns
-
-    def _check_memory(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        needed = self._affinity_gib([ours.shape for ours, _ in pairs])
-        if needed > self.max_gib:
-            height, width = pairs[0][0].shape[3:]
-            raise CSDError(
-                f"FAKD: affinities of features of {height}x{width}, pooled by {self.pool}, take {needed:.1f} GiB, more "
-                f"than max_gib {self.max_gib:g}; raise pool, or use smaller crops or batches"
-            )
-        if min(pairs[0][0].shape[3:]) < self.pool:
-            raise CSDError(f"FAKD: features are smaller than pool {self.pool}; lower it")
-
-    def _affinity_gib(self, features: Sequence[Sequence[int]]) -> float:
-        """What pairs of features (B, L, C, h, w) take: both matrices of every frame, and the gradient of one."""
-        floats = 3 * sum(
-            batch * frames * ((height // self.pool) * (width // self.pool)) ** 2
-            for batch, frames, _, height, width in features
-        )
-        return 4 * floats / _GIB

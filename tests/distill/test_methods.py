@@ -103,6 +103,48 @@ def test_fakd(pool):
     torch.testing.assert_close(result["teacher"], (student.output - teacher.output).abs().mean())
 
 
+@pytest.mark.parametrize(("pool", "temperature"), [(1, 0.1), (2, 0.5), (4, 0.1)])
+def test_crd(pool, temperature):
+    student, teacher = view(1, (4, 5)), view(2, (4, 5))
+    result = losses(build_objective({"type": "CRD", "pool": pool, "temperature": temperature}), student, teacher)
+    rows, columns = HEIGHT // pool, WIDTH // pool
+    expected = 0
+    for ours, theirs in zip(student.features[1], teacher.features[1], strict=True):
+        terms = []
+        for pair in zip(frames(ours), frames(theirs), strict=True):
+            pixels = []
+            for frame in pair:
+                pooled = [
+                    frame[:, pool * y : pool * (y + 1), pool * x : pool * (x + 1)].mean(dim=(1, 2))
+                    for y in range(rows)
+                    for x in range(columns)
+                ]
+                mean = sum(pooled) / len(pooled)
+                pixels.append([(pixel - mean) / (pixel - mean).square().sum().sqrt() for pixel in pooled])
+            for i, pixel in enumerate(pixels[0]):
+                likeness = torch.stack([(torch.dot(pixel, other) / temperature).exp() for other in pixels[1]])
+                terms.append(-(likeness[i] / likeness.sum()).log())
+        expected += torch.stack(terms).mean()
+    torch.testing.assert_close(result["contrast"], expected.float())  # which it is computed in
+
+
+def test_crd_of_features_that_tell_no_pixel_from_another():
+    constant = torch.tensor([0.3, 0.0, 7.0, 1e-3]).view(4, 1, 1).repeat(BATCH, FRAMES, 1, HEIGHT, WIDTH)
+    flat = ClipView(clean(), {1: (constant.requires_grad_(),)})
+    loss = losses(build_objective({"type": "CRD", "pool": 1}), flat, view(2))["contrast"]
+    torch.testing.assert_close(loss, torch.tensor(HEIGHT * WIDTH).log(), rtol=1e-2, atol=0)
+    loss.backward()
+    assert flat.features[1][0].grad.isfinite().all()
+
+
+def test_crd_is_lower_the_better_pixels_are_told_apart():
+    objective = build_objective({"type": "CRD", "pool": 1})
+    same, other = losses(objective, view(1), view(1)), losses(objective, view(1), view(2))
+    moved = ClipView(clean(), {1: (view(1).features[1][0].roll(1, dims=3),)})
+    assert same["contrast"] < other["contrast"]
+    assert same["contrast"] < losses(objective, view(1), moved)["contrast"]
+
+
 def test_plain_objectives():
     student, teacher = view(1), view(2)
     output = losses(build_objective({"type": "OutputDistillation"}), student, teacher)
@@ -125,7 +167,7 @@ def test_gradients_reach_the_student_and_not_the_teacher(name):
         assert all(t.grad is None for t in (teacher.output, *teacher.features[1]))
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", sorted(set(OTHERS) - {"CRD"}))
 def test_terms_on_the_teacher_vanish_where_the_student_equals_it(name):
     objective = build_objective({"type": name} | ({"share": 1.0} if name == "TeacherTruthBlend" else {}))
     raw = objective(view(1), view(1), clean()).losses
@@ -134,7 +176,7 @@ def test_terms_on_the_teacher_vanish_where_the_student_equals_it(name):
     assert all(loss > 0 for loss in other.values())
 
 
-@pytest.mark.parametrize("name", ["SRKD", "STD", "FAKD"])
+@pytest.mark.parametrize("name", ["SRKD", "STD", "FAKD", "CRD"])
 def test_autocast_changes_nothing(name):
     objective = build_objective({"type": name})
     pair = view(1, dtype=torch.float32), view(2, dtype=torch.float32)
@@ -180,6 +222,10 @@ def test_what_does_not_fit_is_told():
     small = ClipView(target, {1: (torch.rand(BATCH, FRAMES, 4, 3, 9),)})
     with pytest.raises(CSDError, match="smaller than pool 4"):
         build_objective({"type": "FAKD"})(small, small, target)
+    with pytest.raises(
+        CSDError, match=r"CRD: the student's feature has 4 channels and the teacher's 6; give `adapters"
+    ):
+        build_objective({"type": "CRD"})(view(1), view(2, (6,)), target)
     large = ClipView(target, {1: (torch.rand(1, 1, 1, 1, 1).expand(4, 5, 2, 128, 128),)})
     with pytest.raises(CSDError, match=r"128x128, pooled by 1, take 60\.0 GiB, more than max_gib 8; raise pool"):
         build_objective({"type": "FAKD", "pool": 1})(large, large, target)
@@ -191,6 +237,9 @@ def test_what_does_not_fit_is_told():
         ({"type": "STD", "hidden": 0}, "hidden is 0"),
         ({"type": "FAKD", "pool": 0}, "pool is 0"),
         ({"type": "FAKD", "max_gib": 0}, "max_gib 0"),
+        ({"type": "CRD", "temperature": 0}, "temperature is 0"),
+        ({"type": "CRD", "temperature": float("nan")}, "temperature is nan"),
+        ({"type": "CRD", "pool": 0}, "CRD: pool is 0"),
         ({"type": "TeacherTruthBlend", "share": 1.5}, r"share is 1\.5"),
         ({"type": "SRKD", "hidden": 3}, "option 'hidden' is unknown"),
     ],

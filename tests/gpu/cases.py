@@ -115,6 +115,7 @@ RUNS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "SRKD": ({"type": "SRKD", "weights": {"maps": 1.0}}, RESIDENT),
     "STD": ({"type": "STD", "hidden": 4, "weights": {"space": 0.1, "time": 0.1}}, RENDERED),
     "FAKD": ({"type": "FAKD", "weights": {"affinity": 1.0, "truth": 0.5, "teacher": 0.5}}, {}),
+    "CRD": ({"type": "CRD", "weights": {"contrast": 0.1}, "taps": {"adapters": ["conv1x1"]}}, {}),
     "OutputDistillation": ({"type": "OutputDistillation", "weights": {"output": 1.0}}, PREFETCHED),
     "TeacherTruthBlend": ({"type": "TeacherTruthBlend", "weights": {"blend": 1.0}}, RESIDENT),
 }
@@ -248,6 +249,7 @@ LAUNCHES = {
     "SRKD": 220,
     "STD": 295,
     "FAKD": 265,
+    "CRD": 265,
     "OutputDistillation": 210,
     "TeacherTruthBlend": 212,
 }
@@ -260,6 +262,7 @@ MOVED = {
     "SRKD": 47,
     "STD": 76,
     "FAKD": 49,
+    "CRD": 49,
     "OutputDistillation": 47,
     "TeacherTruthBlend": 47,
 }

@@ -1,0 +1,65 @@
+"""CRD: "Contrastive Representation Distillation" (Tian et al., ICLR 2020), of a frame's pixels in place of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from csd_plugin.distill.interface import Objective, feature_pairs
+from csd_plugin.distill.pixels import Pixels
+from csd_plugin.errors import CSDError
+from csd_plugin.types import ClipView, Terms
+
+
+class CRD(Objective):
+    """The student's feature of a pixel is to tell this pixel from the others of its frame in the teacher's feature.
+
+    Columns of a feature, one for each pixel, less their mean over the frame, at unit length. Term `contrast`: InfoNCE,
+    the cross entropy of a softmax over the teacher's pixels of cosine / temperature, in which the pixel itself is the
+    right one; a mean over batch, frames and pixels, summed over taps. It is log n for features that say nothing of n
+    pixels, and no 0 for equal ones, as neighbours are alike. Widths must agree: `adapters: [conv1x1]` in `taps` learns
+    a projection, as the paper has.
+
+    Args:
+        temperature: of the softmax; the lower, the more the most similar pixels count.
+        pool: features are average-pooled by this factor first; the matrix of an unpooled 128x128 frame takes 1 GiB.
+        max_gib: refuse to compute matrices that together take more.
+
+    Raises:
+        CSDError: wrong numbers, or, in `forward`, unequal widths or matrices that are too large.
+    """
+
+    def __init__(self, *, temperature: float = 0.1, pool: int = 4, max_gib: float = 8.0) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise CSDError(f"CRD: temperature is {temperature}, expected more than 0")
+        self.temperature = temperature
+        self.pixels = Pixels("CRD", "similarities", pool, max_gib).checked()
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        return ("contrast",)
+
+    def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
+        """The term of the class docstring; `target` is not used."""
+        with torch.autocast(target.device.type, enabled=False):
+            pairs = feature_pairs("CRD", student, teacher)
+            self.pixels.check([ours for ours, _ in pairs])
+            return Terms({"contrast": torch.stack([self._contrast(*pair) for pair in pairs]).sum()}, {})
+
+    def warnings(self, features: Sequence[Sequence[int]]) -> list[str]:
+        return self.pixels.warnings(features)
+
+    def _contrast(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        if ours.shape[2] != theirs.shape[2]:
+            raise CSDError(
+                f"CRD: the student's feature has {ours.shape[2]} channels and the teacher's {theirs.shape[2]}; give "
+                f"`adapters: [conv1x1]` in `taps`"
+            )
+        ours, theirs = (self.pixels.columns(feature, centred=True) for feature in (ours, theirs))
+        similarities = ours.transpose(1, 2) @ theirs / self.temperature
+        # of each pixel with itself; written out, as cross_entropy would want a tensor of their numbers
+        own = similarities.diagonal(dim1=1, dim2=2)
+        return (similarities.logsumexp(dim=2) - own).mean()
