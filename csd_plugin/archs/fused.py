@@ -27,6 +27,8 @@ _LAYERS = (nn.Conv2d, nn.Conv3d, ShortConv3d)
 """Which compute on a GPU what these of torch do."""
 _TOLERANCE = {torch.float32: 1e-2, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 """Of results, as a share of the largest: TF32 and 16 bits round each operation."""
+_AT_ONCE = 8
+"""Channels of 16 bits that tensor cores take at once: a head of 3 leaves most of them idle."""
 _TIMES = 3
 _suits: dict[tuple[Any, ...], bool] = {}
 """What was found out, by all that it may depend on."""
@@ -57,9 +59,17 @@ def fused(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None, 
         x, weight = x.to(dtype), weight.to(dtype)
         bias, other = (None if value is None else value.to(dtype) for value in (bias, other))
     with torch.autocast("cuda", enabled=False):
+        if _padding_pays(x, weight, bias, other, how):
+            x, weight = _padded(x, weight)
         if _suits_here(x, weight, bias, other, how):
             return _ConvReLU.apply(x, weight, bias, other, how)  # type: ignore[no-any-return]
         return _by_torch(x, weight, bias, other, how)
+
+
+def _padded(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with as many channels more, of zeros, as tensor cores want: the same results."""
+    zeros = [0, 0] * (x.dim() - 2) + [0, -x.shape[1] % _AT_ONCE]
+    return F.pad(x, zeros), F.pad(weight, zeros)
 
 
 class _ConvReLU(torch.autograd.Function):
@@ -110,6 +120,26 @@ def _suits_here(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | 
         if reason not in (None, _SLOWER, *_told):
             _told.add(str(reason))
             logger.warning("some convolutions run without cuDNN's sum and ReLU on %s: %s", x.device, reason)
+    return _suits[key]
+
+
+def _padding_pays(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None, how: Any) -> bool:
+    """Whether channels of zeros make it faster, with the copies that they take; tried at the first use of each size."""
+    groups = how[-1]
+    if x.dtype not in (torch.float16, torch.bfloat16) or x.shape[1] % _AT_ONCE == 0 or groups != 1:
+        return False
+    key = ("padded", x.device, x.dtype, x.shape, x.stride(), weight.shape, weight.stride(), how)
+    if key not in _suits:
+
+        def plain() -> Tensor:
+            return _by_torch(x, weight, bias, other, how)
+
+        def padded() -> Tensor:
+            return _by_torch(*_padded(x, weight), bias, other, how)
+
+        with torch.no_grad():
+            plain(), padded()
+            _suits[key] = is_slower(plain, padded, x.device)
     return _suits[key]
 
 

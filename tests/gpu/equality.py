@@ -207,6 +207,49 @@ def test_a_convolution_with_its_sum_and_relu_is_as_exact_as_they_are_one_by_one(
     assert errors[True] <= 1.2 * errors[False] + 1e-5 * len(exact)
 
 
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bf16"])
+@pytest.mark.parametrize("suits", [False, True], ids=["by torch", "by cuDNN"])
+@pytest.mark.parametrize("name", FUSING)
+def test_channels_of_zeros_change_nothing(name, suits, autocast, monkeypatch):
+    torch.manual_seed(0)
+    network = FUSING[name]()
+    exact = passed(copy.deepcopy(network), autocast=None, device="cpu")
+    seen, padded, results = [], fused._padded, {}
+    monkeypatch.setattr(fused, "_padded", lambda *args: seen.append(padded(*args)) or seen[-1])
+    monkeypatch.setattr(fused, "_suits_here", lambda *args: suits)
+    for pays in (True, False):
+        monkeypatch.setattr(fused, "_padding_pays", lambda x, *_, pays=pays: pays and x.shape[1] % 8 != 0)
+        with gpu():
+            results[pays] = passed(copy.deepcopy(network), autocast=autocast)
+        assert bool(seen) == pays
+        assert all(x.shape[1] == weight.shape[1] and x.shape[1] % 8 == 0 for x, weight in seen)
+        seen.clear()
+    errors = {pays: sum(_error(*pair) for pair in zip(results[pays], exact, strict=True)) for pays in results}
+    assert errors[True] <= 1.2 * errors[False] + 1e-5 * len(exact)
+
+
+@pytest.mark.skipif("plugin" not in sys.modules, reason="a real GPU decides by its clock")
+def test_channels_of_zeros_are_for_16_bits_and_where_they_are_faster(monkeypatch):
+    padded = fused._padded
+    for faster, autocast, expected in (
+        (True, torch.bfloat16, True),
+        (False, torch.bfloat16, False),
+        (True, None, False),
+    ):
+        used = []
+        monkeypatch.setattr(fused, "_padded", lambda *args, used=used: used.append(1) or padded(*args))
+        fused.forget()
+        with gpu():
+            # the clock is asked whether what is there takes longer
+            monkeypatch.setattr(fused, "is_slower", lambda *_, faster=faster: faster)
+            network = FUSING["student1"]()
+            passed(network, autocast=autocast)
+            used.clear()
+            passed(network, autocast=autocast)
+        assert bool(used) == expected
+    fused.forget()
+
+
 @pytest.mark.parametrize("name", FUSING)
 def test_a_layer_with_a_hook_is_called_as_it_is(name):
     network, seen = FUSING[name](), []
