@@ -2,6 +2,7 @@
 
 All train a student with CSD's default options on the same random clips, from the same weights:
   csd        ours: the step of a DistillModel
+  csd, graph on a GPU: the same with train.cuda_graph and a fused optimizer
   per frame  the same losses and gradients in the simplest way: window by window through both networks, frame by frame
              and cell by cell through the objective, then one backward pass; its numbers are checked against ours first
   released   the pattern of the authors' released code: networks run again on pooled frames for each scale, with six
@@ -11,7 +12,7 @@ The columns:
   s/step, steps/s   medians over rounds in which all take turns; with one thread of a CPU, its time, which other
                     programs hardly affect
   x time            this time divided by ours in the same round (median)
-  peak MiB          the most memory that a separate process held over two steps; of a GPU, the GPU's
+  peak MiB          the most memory that a separate process held over two steps; of a GPU, what torch held there
   +MiB, x memory    the part of it that the steps needed once torch, networks and clips were loaded; divided by ours
 
 examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -24,11 +25,17 @@ from csd_plugin.report.text import markdown
 if TYPE_CHECKING:
     from csd_plugin.models.distill_model import DistillModel
 
-OURS, PER_FRAME, RELEASED = "csd", "per frame", "released"
+OURS, GRAPH, PER_FRAME, RELEASED = "csd", "csd, graph", "per frame", "released"
 CONTENDERS = (OURS, PER_FRAME, RELEASED)
+"""On a GPU there is ours once more, recorded as a CUDA graph; see `contenders`."""
+_TO_RECORD = 4
+"""Steps until ours is recorded, the recording included."""
+_CHECKED_BATCH, _CHECKED_SIZE = 2, 32
+"""Of the clips on which numbers are compared, at most: the comparison takes no longer for large settings."""
 
 TOLERANCE = 1e-4
-"""How far the plain step's loss may be from ours, and its gradients, each in relation to the largest of its tensor."""
+"""How far the plain step's loss may be from ours, and its gradients, each in relation to the largest of its tensor. On
+a GPU ten times as far: its libraries add in another order for every size."""
 
 _LR = 1e-4
 
@@ -70,10 +77,14 @@ class StepRow:
 class Bench:
     """A model as an option file describes it, random clips, and the plain steps from the same weights.
 
-    Raises CSDError for settings that make no networks.
+    Args:
+        graph: whether the model records its step as a CUDA graph, with a fused optimizer.
+
+    Raises:
+        CSDError: settings that make no networks.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, graph: bool = False) -> None:
         from csd_plugin.registration import install
 
         install()
@@ -83,7 +94,7 @@ class Bench:
         self.device = torch.device(settings.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # the one that `num_gpu: 1` is
-        probe = Probe(_options(settings))
+        probe = Probe(_options(settings, graph))
         self.model = cast("DistillModel", probe.model)
         self.model.feed_data(probe.batch)
         self.lq, self.gt = self.model.lq, self.model.gt
@@ -101,13 +112,22 @@ class Bench:
 
     def step(self, contender: str) -> Callable[[], object]:
         """What one step of a contender is."""
-        if contender == OURS:
+        if contender in (OURS, GRAPH):
             return finished(lambda: self.model.optimize_parameters(1), self.device)
         plain = self.plain(Released if contender == RELEASED else PerFrame)
         return finished(lambda: plain.step(self.lq, self.gt), self.device)
 
 
-def _options(settings: Settings) -> dict[str, Any]:
+def contenders(settings: Settings) -> tuple[str, ...]:
+    """Who is measured, ours first."""
+    return (OURS, GRAPH, PER_FRAME, RELEASED) if _on_gpu(settings) else CONTENDERS
+
+
+def _on_gpu(settings: Settings) -> bool:
+    return torch.device(settings.device).type == "cuda"
+
+
+def _options(settings: Settings, graph: bool) -> dict[str, Any]:
     """As an option file has them."""
     networks = {}
     for role in ("student", "teacher"):
@@ -124,7 +144,7 @@ def _options(settings: Settings) -> dict[str, Any]:
     }
     return {
         "model_type": "DistillModel",
-        "num_gpu": int(torch.device(settings.device).type == "cuda"),
+        "num_gpu": int(_on_gpu(settings)),
         "datasets": {"train": clips},
         "network_g": networks["student"],
         "network_t": networks["teacher"],
@@ -134,7 +154,8 @@ def _options(settings: Settings) -> dict[str, Any]:
             "ema_decay": 0,
             "health": False,  # it measures now and then, not in every step
             "autocast": "bf16" if settings.precision == "bf16" else None,
-            "optim_g": {"type": "Adam", "lr": _LR},
+            "optim_g": {"type": "Adam", "lr": _LR, **({"fused": True} if graph else {})},
+            "cuda_graph": graph,
             "scheduler": {"type": "MultiStepLR", "milestones": [1000], "gamma": 0.5},
             "total_iter": 1,
             "pixel_opt": {"type": "PyramidSSIMLoss"},
@@ -146,9 +167,10 @@ def _options(settings: Settings) -> dict[str, Any]:
 def verify(settings: Settings) -> float:
     """Whether the plain step computes our numbers, in fp32: the largest difference of loss and gradients, relative.
 
-    Raises CSDError where it is above `TOLERANCE`: what is timed would not be the same.
+    On a few small clips. Raises CSDError where it is too large, see `TOLERANCE`: what is timed would not be the same.
     """
-    bench = Bench(replace(settings, precision="fp32"))
+    batch, size = min(settings.batch, _CHECKED_BATCH), min(settings.size, _CHECKED_SIZE)
+    bench = Bench(replace(settings, precision="fp32", batch=batch, size=size))
     plain = bench.plain(PerFrame)
     with exact_float32():
         losses, _ = bench.model.compute_losses(1)
@@ -160,7 +182,7 @@ def verify(settings: Settings) -> float:
     theirs = [*plain.student.parameters(), *plain.cells.parameters()]
     differences += [_difference(b.grad, a.grad) for a, b in zip(ours, theirs, strict=True)]
     worst = max(differences)
-    if not worst <= TOLERANCE:
+    if not worst <= TOLERANCE * (10 if _on_gpu(settings) else 1):
         raise CSDError(f"the step per frame and ours differ by {worst:.1e}; please report this")
     return worst
 
@@ -173,22 +195,29 @@ def _difference(theirs: Tensor | None, ours: Tensor | None) -> float:
 
 
 def measure(settings: Settings, rounds: int) -> list[StepRow]:
-    """All contenders, in turns for the time, each in a process of its own for the memory."""
-    threads = torch.get_num_threads()
+    """All contenders, in turns for the time, each on its own for the memory."""
+    names, threads = contenders(settings), torch.get_num_threads()
     try:
         torch.set_num_threads(settings.threads)
-        bench = Bench(settings)
-        steps = {name: bench.step(name) for name in CONTENDERS}
-        times = in_turns(steps, rounds, "bench step", _clock(settings))
+        times = _times(settings, names, rounds)
     finally:
         torch.set_num_threads(threads)
-    return [StepRow(name, times[name], *_footprint(settings, name)) for name in CONTENDERS]
+    return [StepRow(name, times[name], *_footprint(settings, name)) for name in names]
+
+
+def _times(settings: Settings, names: Sequence[str], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contender's steps. Nothing of the contenders is kept."""
+    bench = Bench(settings)
+    steps = {name: (Bench(settings, graph=True) if name == GRAPH else bench).step(name) for name in names}
+    if GRAPH in steps:
+        for _ in range(_TO_RECORD):
+            steps[GRAPH]()
+    return in_turns(steps, rounds, "bench step", _clock(settings))
 
 
 def _clock(settings: Settings) -> Callable[[], float]:
     """For one thread of a CPU its time, on which other programs have little effect; otherwise wall-clock time."""
-    on_cpu = torch.device(settings.device).type == "cpu"
-    return time.process_time if on_cpu and settings.threads == 1 else time.perf_counter
+    return time.process_time if settings.threads == 1 and not _on_gpu(settings) else time.perf_counter
 
 
 def _clock_at_ends(settings: Settings) -> Callable[[], float]:
@@ -203,18 +232,22 @@ def _clock_at_ends(settings: Settings) -> Callable[[], float]:
 
 
 def _footprint(settings: Settings, contender: str) -> tuple[float, float]:
+    """As `footprint`; of a CPU, whose memory nobody counts by contender, in a process of its own."""
+    if _on_gpu(settings):
+        gc.collect()  # models hold on to each other
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(settings.device)
+        return footprint(settings, contender)
     arguments = [contender, json.dumps(asdict(settings))]
     peak, before = measured_apart(__name__, arguments, f"memory of {contender}")
     return peak, before
 
 
 def footprint(settings: Settings, contender: str) -> tuple[float, float]:
-    """MiB that this process has held at most, after two steps and before the first."""
-    keep_freed_memory()
-    torch.set_num_threads(settings.threads)
-    bench = Bench(settings)
+    """MiB that this process has held at most, after some steps and before the first."""
+    bench = Bench(settings, graph=contender == GRAPH)
     step, before = bench.step(contender), _peak_memory(bench.device)
-    for _ in range(2):
+    for _ in range(_TO_RECORD + 1 if contender == GRAPH else 2):
         step()
     return _peak_memory(bench.device), before
 
@@ -338,5 +371,13 @@ def draw(figure: Any, rows: Sequence[StepRow], parts: dict[str, list[float]]) ->
         panels[2].tick_params(axis="y", labelsize=7)
 
 
+def _footprint_here() -> tuple[float, float]:
+    """What the arguments of this process ask for."""
+    settings = Settings(**json.loads(sys.argv[2]))
+    keep_freed_memory()
+    torch.set_num_threads(settings.threads)
+    return footprint(settings, sys.argv[1])
+
+
 if __name__ == "__main__":
-    answer(lambda: footprint(Settings(**json.loads(sys.argv[2])), sys.argv[1]))
+    answer(_footprint_here)

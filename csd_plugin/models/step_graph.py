@@ -95,10 +95,10 @@ class StepGraph:
     def _record(self, compute: Compute, batch: Batch) -> _Recorded | None:
         """None where it cannot be, said once. Nothing is computed."""
         batch = {name: value.clone() for name, value in batch.items()}
-        graph = torch.cuda.CUDAGraph()
         for parameter in self._parameters:
             parameter.grad = None
         try:
+            graph = torch.cuda.CUDAGraph()
             # other threads may use the GPU meanwhile, such as one that loads data
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 computed = compute(batch)

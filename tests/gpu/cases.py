@@ -24,6 +24,7 @@ from csd_plugin.archs import fused
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.bench import training
 from csd_plugin.devices import exact_float32
 from csd_plugin.distill import csd, temporal
 from csd_plugin.distill.objective import build_objective
@@ -364,3 +365,27 @@ def test_a_step_of_adapt_waits_once():
         counting.forget()
         learner._step(batch, 0.5)
     assert len(counting.waits) == 1, counting.waits
+
+
+def test_the_benchmark_of_a_step(monkeypatch):
+    if PRETENDS:  # it has no memory of its own
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *_: None)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 2**20)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    settings = training.Settings(
+        student="student2",
+        teacher="teacher",
+        student_width=4,
+        teacher_width=5,
+        batch=3,
+        size=40,
+        num_target=2,
+        precision="bf16",
+        threads=1,
+        device="cuda:0",
+    )
+    with gpu():
+        assert training.verify(settings) <= 10 * training.TOLERANCE
+        rows = training.measure(settings, 2)
+    assert [row.contender for row in rows] == ["csd", "csd, graph", "per frame", "released"]
+    assert all(len(row.seconds) == 2 and min(row.seconds) > 0 and row.peak >= row.before > 0 for row in rows)
