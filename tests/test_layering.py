@@ -125,6 +125,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "devices",
         "distill.average",
+        "distill.step_graph",
         "distill.taps",
         "inference",
         "losses",

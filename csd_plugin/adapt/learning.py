@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,13 @@ from csd_plugin.adapt.batches import TARGETS, Batch, Batches
 from csd_plugin.archs.checkpoint import load_optimizer, load_weights, weights_in
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.distill.average import decay_at, update_average
+from csd_plugin.distill.step_graph import Computed, StepGraph
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.inference.precision import computes_bf16
 from csd_plugin.inference.streaming import ahead
 from csd_plugin.losses.ssim import PyramidSSIMLoss
+
+logger = logging.getLogger(__name__)
 
 _LOOKS = 12
 """Comparisons of the average with the teacher, in the whole time."""
@@ -67,6 +71,8 @@ class Learner:
         self.optimizer = torch.optim.Adam(self.network.parameters(), rate, betas=(0.9, 0.99), fused=True)
         self.progress = Progress()
         self.autocast = computes_bf16(device)
+        parameters = list(self.network.parameters())
+        self._graph = StepGraph(parameters, logger.warning) if device.type == "cuda" else None
 
     def learn(
         self, batches: Batches, seconds: float, look: Callable[[nn.Module], float], save: Callable[[], object]
@@ -123,18 +129,23 @@ class Learner:
         progress = self.progress
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate * rate_at(share, progress.step)
-        rainy, clean = (frames.to(self.device, non_blocking=True) for frames in batch)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            output = self.interface.run(self.network, rainy, TARGETS)
-        loss: Tensor = self.loss(output.float(), clean.flatten(0, 1))
+        frames = {name: value.to(self.device, non_blocking=True) for name, value in batch._asdict().items()}
         self.optimizer.zero_grad()
-        loss.backward()
+        _, finite = self._graph.run(self._compute, frames, key=()) if self._graph else self._compute(frames)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), _GRAD_CLIP)
-        if not torch.isfinite(torch.stack([loss.detach(), norm])).all():  # asked once, as it waits for a GPU
+        if not finite & torch.isfinite(norm):  # asked once, as it waits for a GPU
             raise CSDError(f"step {progress.step}: loss or gradient is not finite: lower --rate")
         self.optimizer.step()
         progress.step += 1
         update_average(self.average, self.network, decay_at(progress.step, _EMA))
+
+    def _compute(self, frames: dict[str, Tensor]) -> Computed:
+        """The gradients of a batch; whether its loss is finite."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            output = self.interface.run(self.network, frames["rainy"], TARGETS)
+        loss: Tensor = self.loss(output.float(), frames["clean"].flatten(0, 1))
+        loss.backward()
+        return {"loss": loss.detach()}, torch.isfinite(loss.detach())
 
     def _look(self, look: Callable[[nn.Module], float], now: Callable[[], float], bar: tqdm) -> None:
         score = look(self.average)

@@ -26,6 +26,7 @@ from csd_plugin.atomic import remove_drafts
 from csd_plugin.data.batches import FEATURE, as_clips, as_float
 from csd_plugin.devices import half_precision_warnings, use_channels_last
 from csd_plugin.distill.average import decay_at, update_average
+from csd_plugin.distill.step_graph import Computed, StepGraph
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.clock import Clock
@@ -39,7 +40,6 @@ from csd_plugin.models.resuming import (
     learns_by,
     option_changes,
 )
-from csd_plugin.models.step_graph import Computed, StepGraph
 from csd_plugin.models.stopping import REQUEST, Stopped
 from csd_plugin.models.validation import ValidationMixin
 

@@ -19,6 +19,7 @@ import torch
 from toolbox import changed, distill_options, equal, scored_set, scoring_options, train_options
 
 from csd_plugin import registration
+from csd_plugin.adapt.batches import Batch
 from csd_plugin.adapt.learning import Learner
 from csd_plugin.archs import fused
 from csd_plugin.archs.halfnet import HalfNet
@@ -360,7 +361,7 @@ def test_weights_that_follow_gradients_are_those_of_the_cpu():
 def test_a_step_of_adapt_waits_once():
     with gpu() as counting:
         learner = Learner(HalfNet(preset="tiny", num_feat=4), rate=1e-3, device=torch.device("cuda", 0))
-        batch = torch.rand(1, 5, 3, 16, 16).to("cuda"), torch.rand(1, 3, 3, 16, 16).to("cuda")
+        batch = Batch(torch.rand(1, 5, 3, 16, 16).to("cuda"), torch.rand(1, 3, 3, 16, 16).to("cuda"))
         learner._step(batch, 0.5)
         counting.forget()
         learner._step(batch, 0.5)

@@ -6,6 +6,9 @@ import pytest
 import torch
 from cases import LAUNCHES, gpu, step_options
 
+from csd_plugin.adapt.batches import Batch
+from csd_plugin.adapt.learning import Learner
+from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.models.probe import Probe
 
 STEPS, LOGGED_EVERY = 10, 5
@@ -39,3 +42,24 @@ def test_weights_are_those_of_launched_steps(objective, autocast):
     assert replayed.log_dict["l_recon"] == pytest.approx(expected.log_dict["l_recon"], rel=tolerance)
     for ours, theirs in zip(replayed.net_g_ema.parameters(), expected.net_g_ema.parameters(), strict=True):
         assert (ours - theirs).norm() <= tolerance * theirs.norm() + 1e-4
+
+
+def adapted(*, launched):
+    """The average of a learner after some steps, and whether they were replayed."""
+    torch.manual_seed(8)
+    learner = Learner(HalfNet(preset="tiny", num_feat=8), rate=1e-3, device=torch.device("cuda", 0))
+    if launched:
+        learner._graph = None
+    generator = torch.Generator().manual_seed(9)
+    for _ in range(STEPS):
+        rainy = torch.rand(2, 5, 3, 32, 32, generator=generator)
+        learner._step(Batch(rainy, rainy[:, 1:4] * 0.9), 0.5)
+    return learner.average, learner._graph is not None and learner._graph._recorded is not None
+
+
+def test_weights_of_adapt_are_those_of_launched_steps():
+    with gpu():
+        (expected, launched), (replayed, recorded) = adapted(launched=True), adapted(launched=False)
+    assert recorded and not launched
+    for ours, theirs in zip(replayed.parameters(), expected.parameters(), strict=True):
+        assert (ours - theirs).norm() <= 3e-2 * theirs.norm() + 1e-4

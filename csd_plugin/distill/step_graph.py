@@ -104,7 +104,7 @@ class StepGraph:
                 computed = compute(batch)
         except NOT_SERVED as error:
             self._refused = True
-            self._warn(f"train.cuda_graph: the step cannot be recorded, and is launched as usual: {first_line(error)}")
+            self._warn(f"the step cannot be recorded as a CUDA graph, and is launched as usual: {first_line(error)}")
             for parameter in self._parameters:
                 parameter.grad = None
             return None

@@ -11,9 +11,9 @@ from torch import nn
 
 from csd_plugin.distill.balance import Balance
 from csd_plugin.distill.distiller import Distiller
+from csd_plugin.distill.step_graph import StepGraph
 from csd_plugin.errors import CSDError
 from csd_plugin.models.preflight import check_graph
-from csd_plugin.models.step_graph import StepGraph
 
 
 class Graph:
