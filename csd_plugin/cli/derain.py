@@ -241,7 +241,23 @@ def expectation(model: Path, derainer: Derainer, reader: FrameReader) -> str:
         late = seconds * derainer.at_once + derainer.num_future / float(reader.fps)
         waits = f"; each frame will be about {1000 * late:.0f} ms late"
         waits += f", as it waits for {counted(derainer.num_future, 'later frame')}" if derainer.num_future else ""
+        waits += too_slow(seconds, float(reader.fps))
     return f"{name}: about {seconds:.2g} s per frame{whole}; {precision}{waits}"
+
+
+def too_slow(seconds: float, rate: float) -> str:
+    """What follows where a camera's frames come faster than they are cleaned; else nothing.
+
+    Args:
+        seconds: that a frame takes.
+        rate: of the camera, in frames per second.
+    """
+    if seconds * rate <= 1:
+        return ""
+    return (
+        f"; the camera gives {rate:.3g} frames per second, so about {1 - 1 / (seconds * rate):.0%} of them will be "
+        f"dropped: csd models shows faster networks"
+    )
 
 
 def adapted(model: Path, derainer: Derainer) -> str:

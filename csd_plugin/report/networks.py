@@ -22,6 +22,8 @@ from csd_plugin.weights import FOLDER, RAINY, SETS, Network, Score, best_of, fas
 
 SIZE = (640, 480)
 """Width and height of the frames for which times and operations are given: those of NTURain."""
+_RATE = 25
+"""Frames per second of a video, usually."""
 _PROTOCOLS = {"nturain_y": "luma", "rgb": "RGB"}
 
 logger = logging.getLogger(__name__)
@@ -71,11 +73,14 @@ def trainable() -> list[Trainable]:
 
 
 def seconds_a_frame(networks: Mapping[str, Network]) -> dict[str, float]:
-    """Name -> about how long a frame of `SIZE` takes here and now, from a trial of one of all that are built alike."""
+    """Name -> about how long a frame of `SIZE` takes here and now, from a trial of one of all that are built alike.
+
+    In the number format that `csd derain` takes.
+    """
     alike = {name: json.dumps(network.numbers, sort_keys=True) for name, network in networks.items()}
     tried = {key: networks[name].path for name, key in alike.items()}
     timing = tqdm(tried.items(), desc="timing", unit="network", disable=None)
-    seconds = {key: Derainer(path).seconds_a_frame(*SIZE) for key, path in timing}
+    seconds = {key: Derainer(path, precision="auto").seconds_a_frame(*SIZE) for key, path in timing}
     return {name: seconds[key] for name, key in alike.items()}
 
 
@@ -100,12 +105,14 @@ def as_text(
         rows.append([name, *size, *scores, network.what])
     rows.append(["rainy input", "", "", "", *(_score(rainy.get(which), "nturain_y") for which in SETS), ""])
     width, height = SIZE
+    keep_up = [name for name in networks if seconds[name] * _RATE <= 1]
     return "\n".join(
         [
             *aligned(rows, left=(0, len(rows[0]) - 1)),
             "",
-            f"csd derain uses {best}, the best on the validation clips; in real time on two cores: --fast, {fastest}.",
-            f"s/frame: measured on this machine, now: {width}x{height}, {_computer()}, fp32.",
+            f"csd derain uses {best}, the best on the validation clips; with --fast, {fastest}.",
+            f"s/frame: measured on this machine, now: {width}x{height}, {_computer()}, as csd derain computes. Fast "
+            f"enough for {_RATE} frames per second: {', '.join(keep_up) or 'none'}.",
             "Scores: PSNR in dB / SSIM of the luma, as in the published tables"
             + "".join(f"; {which}: {_about(rainy[which])}" for which in SETS if which in rainy)
             + ".",

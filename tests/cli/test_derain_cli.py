@@ -18,7 +18,7 @@ from PIL import Image
 
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.cli import main
-from csd_plugin.cli.derain import chosen, duration, position
+from csd_plugin.cli.derain import chosen, duration, position, too_slow
 from csd_plugin.data.images import write_png
 from csd_plugin.data.video import open_reader
 from csd_plugin.weights import DEFAULT, FASTEST, FOR_CAMERAS, NETWORKS
@@ -357,3 +357,16 @@ def test_an_onnx_file_says_its_own_precision(frames, model, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[0].endswith("; in the precision of its file")
     assert derain(frames / "rain", frames / "o2", "--model", tmp_path / "net.onnx", "--precision", "bf16") == 2
     assert "computes in the precision of the file, not in bf16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate", "words"),
+    [
+        (0.04, 25.0, ""),
+        (0.06, 25.0, "the camera gives 25 frames per second, so about 33% of them will be dropped"),
+        (0.1, 29.97, "the camera gives 30 frames per second, so about 67% of them will be dropped"),
+    ],
+)
+def test_a_camera_that_is_too_fast_is_said_before_it_begins(seconds, rate, words):
+    said = too_slow(seconds, rate)
+    assert words in said and bool(words) == bool(said)

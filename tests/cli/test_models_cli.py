@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
+
 from csd_plugin import archs
 from csd_plugin.cli import main
 from csd_plugin.report import networks
@@ -22,6 +24,19 @@ def test_a_table_to_choose_by(capsys, monkeypatch):
     rainy, _, chosen = rows[len(NETWORKS) : len(NETWORKS) + 3]
     assert rainy[2] == f"{RAINY['validation']['nturain_y']['psnr']:.2f}"
     assert chosen[:4] == ["csd", "derain", "uses", f"{DEFAULT},"] and chosen[-1] == f"{FASTEST}."
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        ({"tiny": 0.02, "realtime": 0.04}, "Fast enough for 25 frames per second: tiny, realtime."),
+        ({}, "Fast enough for 25 frames per second: none."),
+    ],
+)
+def test_those_that_keep_up_here_are_named(capsys, monkeypatch, seconds, words):
+    monkeypatch.setattr(networks, "seconds_a_frame", lambda shown: dict.fromkeys(shown, 0.041) | seconds)
+    assert main(["models"]) == 0
+    assert words in capsys.readouterr().out
 
 
 def test_what_can_be_trained_is_listed_below(capsys, monkeypatch):
@@ -61,7 +76,8 @@ def test_networks_built_alike_are_as_fast(monkeypatch):
     tried = []
 
     class Derainer:
-        def __init__(self, path) -> None:
+        def __init__(self, path, *, precision) -> None:
+            assert precision == "auto"  # as csd derain computes
             tried.append(path)
 
         def seconds_a_frame(self, *_) -> float:
