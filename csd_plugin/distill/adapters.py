@@ -74,6 +74,12 @@ class AdaptedObjective(Objective):
         features = {scale: self._adapt(ours, teacher.features[scale]) for scale, ours in student.features.items()}
         return self.objective(ClipView(student.output, features), teacher, target)
 
+    def check(self, student: ClipView, teacher: ClipView) -> None:
+        adapters = {"conv1x1"} if self.convs else set()
+        self.objective.check(
+            adapted_shapes(student, teacher, adapters | ({"resize"} if self.resizes else set())), teacher
+        )
+
     def warnings(self, features: Sequence[Sequence[int]]) -> list[str]:
         return self.objective.warnings(features)
 
@@ -105,3 +111,17 @@ class AdaptedObjective(Objective):
                 self.gain[tap] = torch.where(sizes.min() > 0, (sizes[0] / sizes[1]).sqrt(), 1.0)
         self._scaled.add(tap)
         return self.convs[tap](frames * self.gain[tap])
+
+
+def adapted_shapes(student: ClipView, teacher: ClipView, adapters: Iterable[str]) -> ClipView:
+    """The student's features in the shapes that adapters bring them to, without values; unequal numbers stay so."""
+    adapters, features = set(adapters), {}
+    for scale, of_scale in student.features.items():
+        shapes = [list(feature.shape) for feature in of_scale]
+        for shape, theirs in zip(shapes, teacher.features.get(scale, ()), strict=False):
+            if "conv1x1" in adapters:
+                shape[2] = theirs.shape[2]
+            if "resize" in adapters:
+                shape[3:] = theirs.shape[3:]
+        features[scale] = tuple(torch.empty(()).expand(shape) for shape in shapes)
+    return ClipView(student.output, features)

@@ -42,22 +42,27 @@ class CRD(Objective):
     def terms(self) -> tuple[str, ...]:
         return ("contrast",)
 
+    def check(self, student: ClipView, teacher: ClipView) -> None:
+        pairs = feature_pairs("CRD", student, teacher)
+        self.pixels.check([ours for ours, _ in pairs])
+        for ours, theirs in pairs:
+            if ours.shape[2] != theirs.shape[2]:
+                raise CSDError(
+                    f"CRD: the student's feature has {ours.shape[2]} channels and the teacher's {theirs.shape[2]}; "
+                    f"give `adapters: [conv1x1]` in `taps`"
+                )
+
     def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
         """The term of the class docstring; `target` is not used."""
         with torch.autocast(target.device.type, enabled=False):
+            self.check(student, teacher)
             pairs = feature_pairs("CRD", student, teacher)
-            self.pixels.check([ours for ours, _ in pairs])
             return Terms({"contrast": torch.stack([self._contrast(*pair) for pair in pairs]).sum()}, {})
 
     def warnings(self, features: Sequence[Sequence[int]]) -> list[str]:
         return self.pixels.warnings(features)
 
     def _contrast(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        if ours.shape[2] != theirs.shape[2]:
-            raise CSDError(
-                f"CRD: the student's feature has {ours.shape[2]} channels and the teacher's {theirs.shape[2]}; give "
-                f"`adapters: [conv1x1]` in `taps`"
-            )
         ours, theirs = (self.pixels.columns(feature, centred=True) for feature in (ours, theirs))
         similarities = ours.transpose(1, 2) @ theirs / self.temperature
         # of each pixel with itself; written out, as cross_entropy would want a tensor of their numbers

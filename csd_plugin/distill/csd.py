@@ -255,6 +255,14 @@ class CSD(Objective):
             return []
         return [cell.weight_hidden for cell in (connector.local_to_global, connector.global_to_local)]
 
+    def check(self, student: ClipView, teacher: ClipView) -> None:
+        [(ours, _)] = feature_pairs("CSD", student, teacher, count=1)
+        height, width = ours.shape[3:]
+        if min(height, width) < 2 ** (self.num_scale - 1):
+            raise CSDError(
+                f"CSD: a feature of {height}x{width} is too small for {self.num_scale} scales; use larger crops"
+            )
+
     def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
         """The terms and diagnostics of the class docstring; `target` is not used."""
         if self.freeze is not None:
@@ -301,6 +309,7 @@ class CSD(Objective):
 
     def _maps(self, student: ClipView, teacher: ClipView) -> tuple[list[Tensor], list[Tensor]]:
         """Student's and teacher's maps, each a list of (L, B, 1, h, w), one per scale, largest first."""
+        self.check(student, teacher)
         scales = []
         for scale in self.input_scales:
             [(ours, theirs)] = feature_pairs("CSD", student, teacher, scale=scale, count=1)
@@ -308,10 +317,6 @@ class CSD(Objective):
             scales.append(tuple(maps.transpose(0, 1).contiguous() for maps in self.aggregate(ours, theirs)))
 
         height, width = scales[0][0].shape[3:]
-        if min(height, width) < 2 ** (self.num_scale - 1):
-            raise CSDError(
-                f"CSD: a feature of {height}x{width} is too small for {self.num_scale} scales; use larger crops"
-            )
         if len(scales) < self.num_scale:
             student_maps, teacher_maps = (
                 [scale.unflatten(0, maps.shape[:2]) for scale in pyramid(maps.flatten(0, 1), self.num_scale)]

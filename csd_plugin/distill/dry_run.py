@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import (
 from csd_plugin.archs.interface import Interface
 from csd_plugin.distill.taps import tap_compared
 from csd_plugin.errors import CSDError
+from csd_plugin.types import ClipView
 
 GIB = 2**30
 
@@ -51,6 +52,10 @@ class Dry:
     features: dict[str, tuple[int, ...]] = field(default_factory=dict)
     kept: int = 0
     largest: int = 0
+
+    def view(self) -> ClipView:
+        """Its features, which have no values, as an objective sees them."""
+        return ClipView(torch.empty(0), {1: tuple(torch.empty(()).expand(shape) for shape in self.features.values())})
 
 
 def clips_of(opt: Mapping[str, Any], size: int | None = None) -> Clips:

@@ -37,11 +37,14 @@ class FAKD(Objective):
     def terms(self) -> tuple[str, ...]:
         return ("affinity", "truth", "teacher")
 
+    def check(self, student: ClipView, teacher: ClipView) -> None:
+        self.pixels.check([ours for ours, _ in feature_pairs("FAKD", student, teacher)])
+
     def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
         """The terms of the class docstring."""
         with torch.autocast(target.device.type, enabled=False):
+            self.check(student, teacher)
             pairs = feature_pairs("FAKD", student, teacher)
-            self.pixels.check([ours for ours, _ in pairs])
             differences = [F.l1_loss(self._affinity(ours), self._affinity(theirs)) for ours, theirs in pairs]
             losses = {
                 "affinity": torch.stack(differences).sum(),

@@ -47,6 +47,15 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def check(self, student: ClipView, teacher: ClipView) -> None:
+        """Raise CSDError for features that `forward` would refuse. It is called before a run; only shapes are seen.
+
+        Args:
+            student, teacher: as for `forward`, with the features of input scale 1 alone.
+        """
+        if self.needs_features:
+            feature_pairs(type(self).__name__, student, teacher)
+
     def warnings(self, features: Sequence[Sequence[int]]) -> list[str]:
         """What to say before a run, a line each.
 

@@ -39,6 +39,9 @@ class STD(Objective):
     def terms(self) -> tuple[str, ...]:
         return ("space", "time")
 
+    def check(self, student: ClipView, teacher: ClipView) -> None:
+        feature_pairs("STD", student, teacher, count=1)
+
     def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
         """The terms of the class docstring; `target` is not used."""
         self.freeze.hold(self.cell.parameters())

@@ -24,8 +24,8 @@ from csd_plugin.data.features import read_manifest
 from csd_plugin.devices import forked_random
 from csd_plugin.digests import file_digest
 from csd_plugin.distill import OBJECTIVES
+from csd_plugin.distill.adapters import adapted_shapes
 from csd_plugin.distill.dry_run import Clips, Dry, DryRunError, clips_of, dry_run
-from csd_plugin.distill.interface import feature_pairs
 from csd_plugin.distill.objective import Objective, build_objective, weighted_sum
 from csd_plugin.distill.settings import Distillation, read_distillation, teacher_labels
 from csd_plugin.distill.taps import tap_compared
@@ -191,10 +191,9 @@ def _try_objective(opt: Mapping[str, Any]) -> None:
 
 
 def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], interfaces: dict[str, Interface]) -> None:
-    """Look for the layers that are tapped, and whether their features pair, by a dry run."""
+    """Look for the layers that are tapped, and whether their features suit the objective, by a dry run."""
     distillation = read_distillation(opt)
-    method = distillation.objective["type"]
-    if not (distillation.teaches and OBJECTIVES[method].needs_features):
+    if not (distillation.teaches and OBJECTIVES[distillation.objective["type"]].needs_features):
         return
     views = {}
     for name, layers in distillation.layers().items():
@@ -202,12 +201,20 @@ def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], interfa
             dry = placed_dry_run(opt, name, networks[name], interfaces[name], clips_of(opt), layers, tapped=True)
         except DryRunError:
             return
-        shapes = tuple(torch.empty(()).expand(shape) for shape in dry.features.values())
-        views[name] = ClipView(torch.empty(0), {1: shapes})
+        views[name] = dry.view()
     student = views.pop("network_g")
+    with forked_random():
+        objective = checked_objective(distillation)
     for teacher in views.values():
-        if "resize" not in distillation.adapters:
-            feature_pairs(method, student, teacher)
+        check_features(objective, adapted_shapes(student, teacher, distillation.adapters), teacher)
+
+
+def check_features(objective: Objective, student: ClipView, teacher: ClipView) -> None:
+    """`Objective.check`, whose errors begin with the key that they are about."""
+    try:
+        objective.check(student, teacher)
+    except CSDError as error:
+        raise CSDError(f"train.distill_opt: {error}") from error
 
 
 def placed_dry_run(

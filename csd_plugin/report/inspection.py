@@ -20,7 +20,7 @@ from csd_plugin.distill.schedule import Weight, is_balanced, is_ever_on
 from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.errors import CSDError
 from csd_plugin.models.idle_options import idle_options
-from csd_plugin.models.preflight import check_parts, checked_objective, placed_dry_run
+from csd_plugin.models.preflight import check_features, check_parts, checked_objective, placed_dry_run
 from csd_plugin.options import distils, find_problems, load_options
 from csd_plugin.problems import Problems
 from csd_plugin.report.complexity import complexity
@@ -149,7 +149,9 @@ def _warnings(
     sizes = [sum(p.numel() for p in networks[name].parameters()) for name in ("network_g", teacher)]
     if sizes[1] < sizes[0]:
         texts.append(f"{teacher} has {sizes[1]:,} parameters, fewer than the student, which has {sizes[0]:,}")
-    _check_pairs(runs["network_g"].features, runs[teacher].features, teacher, objective)
+    ours, theirs = runs["network_g"], runs[teacher]
+    _check_pairs(ours.features, theirs.features, teacher, objective)
+    check_features(objective, ours.view(), theirs.view())
     return texts + objective.warnings(list(runs["network_g"].features.values()))
 
 

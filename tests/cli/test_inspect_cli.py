@@ -99,6 +99,14 @@ def test_layers_of_any_network_of_the_toolbox(inspect):
             },
             "conv22 of the student is 24x24, body of network_t 12x12",
         ),
+        (
+            {
+                "network_t": {"type": "S2VD", "num_feat": 6, "num_block": 1},
+                "train.distill_opt": {"type": "CRD", "weights": {"contrast": 1.0}, "taps": {"adapters": ["resize"]}},
+            },
+            "train.distill_opt: CRD: the student's feature has 4 channels and the teacher's 6",
+        ),
+        ({"train.distill_opt.num_scale": 9}, "CSD: a feature of 24x24 is too small for 9 scales"),
     ],
 )
 def test_what_training_would_refuse_is_refused(inspect, changes, words):
@@ -117,6 +125,7 @@ def test_what_training_would_refuse_is_refused(inspect, changes, words):
                 "train.distill_opt": {
                     "type": "FAKD",
                     "pool": 1,
+                    "max_gib": 16,
                     "weights": {"affinity": 10.0, "truth": 0.5, "teacher": 0.5},
                 },
                 "datasets.train.gt_size": 128,

@@ -84,6 +84,35 @@ def test_wrong_taps_are_told_before_anything_is_written(launcher, tiny_rain, tin
     assert launcher.written() == []
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("CSD", {"num_scale": 9}, "train.distill_opt: CSD: a feature of 24x24 is too small for 9 scales"),
+        ("FAKD", {"pool": 64}, "train.distill_opt: FAKD: features are smaller than pool 64"),
+        ("FAKD", {"pool": 1, "max_gib": 1e-6}, "more than max_gib 1e-06"),
+        ("CRD", {"pool": 64}, "train.distill_opt: CRD: features are smaller than pool 64"),
+        ("CRD", {"taps": {"teacher": ["conv1"]}}, "the student's feature has 4 channels and the teacher's 3; give `ad"),
+        ("CRD", {"taps": {"teacher": ["conv1"], "adapters": ["resize"]}}, "4 channels and the teacher's 3"),
+        ("STD", {"taps": {"student": ["conv7", "conv22"], "teacher": ["conv7", "conv22"]}}, "STD: needs 1 feature(s)"),
+    ],
+)
+def test_features_that_it_would_refuse_are_told_before_anything_is_written(
+    launcher, tiny_rain, tiny_teacher, capsys, name, changes, words
+):
+    options = options_of(tiny_rain, tiny_teacher, name)
+    options["train"]["distill_opt"] |= changes
+    assert launcher.train(options) == 2
+    assert words in capsys.readouterr().err
+    assert launcher.written() == []
+
+
+def test_contrast_is_learned_through_an_adapter(launcher, tiny_rain, tiny_teacher):
+    options = options_of(tiny_rain, tiny_teacher, "CRD")
+    options["train"]["distill_opt"]["taps"] = {"teacher": ["conv1"], "adapters": ["conv1x1"]}
+    assert launcher.train(options) == 0
+    assert launcher.models[-1].teachers[0].objective.convs[0].weight.grad.any()
+
+
 def test_a_network_of_sequences_teaches_and_learns(launcher, tiny_rain, tiny_teacher):
     small = {"type": "S2VD", "num_feat": 4, "num_block": 1}
     checkpoint = launcher.folder / "s2vd.pth"
