@@ -6,6 +6,7 @@ import difflib
 import errno
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -75,11 +76,29 @@ def out_of_memory(error: Exception) -> str:
     return f"not enough memory ({first_line(error)}); use smaller frames, batches or networks"
 
 
+def lost_loader(error: Exception) -> str:
+    """The line to print where a process that loads data was ended from outside; else empty. torch says so in words."""
+    said = f"{error} {error.__cause__}"
+    if not re.search(r"DataLoader worker .* (exited unexpectedly|is killed)", said):
+        return ""
+    found = re.search(r"is killed by signal: ([\w ]+)", said)
+    signal = found[1] if found else ""
+    causes = {
+        "Bus error": "a file of the data set was cut short while it was read, or the shared memory of this machine "
+        "(/dev/shm) is full",
+        "Killed": "the machine may have run out of memory: use fewer workers (num_worker_per_gpu), or a smaller "
+        "cache_mb",
+    }
+    cause = causes.get(signal, "something outside of it ended it")
+    how = signal.lower() or "by itself"
+    return f"a process that loads data has ended ({how}): {cause}; --auto_resume continues a training"
+
+
 def users_line(error: Exception) -> str:
     """What to print for an error that the user, a disk or the memory is the cause of; empty for others."""
     if isinstance(error, CSDError):
         return str(error)
-    return refused_by_disk(error) if isinstance(error, OSError) else out_of_memory(error)
+    return refused_by_disk(error) if isinstance(error, OSError) else out_of_memory(error) or lost_loader(error)
 
 
 def announce(line: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from csd_plugin import compat, peers, registration
 from csd_plugin.activation import output_of, parse_checked
 from csd_plugin.distill.processes import are_several
-from csd_plugin.errors import CSDError, out_of_memory
+from csd_plugin.errors import CSDError, lost_loader, users_line
 from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.lifeline import end_with_starter
 from csd_plugin.locks import alone
@@ -68,9 +68,11 @@ def _run(pipeline: Callable[[str], None]) -> int:
     except (CSDError, *FILE_ERRORS, OSError) as error:
         return _fail(reading_error(error))
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not users_line(error):
             raise
-        return _fail(out_of_memory(error))
+        if lost_loader(error):  # torch raises it again, somewhere, for as long as it hears of children
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return _fail(users_line(error))
     except Stopped as stopped:
         if not stopped.together and are_several():
             peers.fail(signal.Signals(stopped.code - 128).name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -347,6 +348,32 @@ def test_memory_that_runs_out_is_one_line(launcher, tiny_rain, monkeypatch, capf
     assert launcher.train(train_options(tiny_rain)) == 2
     [line] = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
     assert line.startswith("error: not enough memory (") and line.endswith("smaller frames, batches or networks")
+
+
+# As `python -m csd_plugin.train`, with loader processes that a signal ends.
+ENDED = """
+import os, sys
+from csd_plugin import train
+from csd_plugin.data.datasets.training_clips import TrainingDataset
+
+number = int(sys.argv.pop())
+TrainingDataset.__getitems__ = lambda *_: os.kill(os.getpid(), number)
+sys.exit(train.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(signal.SIGBUS, "bus error): a file of the data"), (signal.SIGKILL, "killed): the machine")]
+)
+def test_a_loader_that_is_ended_from_outside_is_one_line(tmp_path, tiny_rain, number, words):
+    options = changed(train_options(tiny_rain), {"datasets.train.num_worker_per_gpu": 1})
+    (tmp_path / "options.yml").write_text(yaml.safe_dump(options))
+    command = [sys.executable, "-c", ENDED, "-opt", "options.yml", str(int(number))]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 2 and "Traceback" not in run.stderr
+    line = run.stderr.splitlines()[-1]
+    assert line.startswith(f"error: a process that loads data has ended ({words}") and line.endswith("a training")
 
 
 def test_distillation_options_that_do_not_go_together(refuses, tiny_rain, tiny_teacher):

@@ -124,12 +124,26 @@ def load_plain(path: str | Path, what: str) -> Any:
     except CSDError:
         raise
     except pickle.UnpicklingError as error:  # torch's own text would have the user run it
-        raise CSDError(
+        raise _exported(path, what) or CSDError(
             f"{what} {path} is damaged, or holds more than tensors and plain data, so it is not loaded; "
             f"take another copy, or save it again as a plain state dict"
         ) from error
     except DAMAGED as error:
-        raise CSDError(f"{what} {path} cannot be read: it is cut short or damaged; use another copy") from error
+        cut = CSDError(f"{what} {path} cannot be read: it is cut short or damaged; use another copy")
+        raise _exported(path, what) or cut from error
+
+
+def _exported(path: Path, what: str) -> CSDError | None:
+    """What to say of a file of `csd export` that is no checkpoint; None for others."""
+    graph = path.with_suffix(".xml")
+    if path.suffix.lower() == ".bin" and graph.is_file():
+        return CSDError(f"{what} {path} holds the weights of {graph}; give {graph}")
+    if path.suffix.lower() == ".pt2":
+        return CSDError(
+            f"{what} {path} is a program for torch.export.load, and is not run here; export .onnx or .xml, or give the "
+            f"checkpoint"
+        )
+    return None
 
 
 def save_plain(content: Any, path: Path, *, synced: bool = False) -> None:

@@ -40,11 +40,15 @@ JOBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one job; 0 on success, 2 with one line on stderr where the user has to mend something.
+    """Run one job; 0 on success, 2 with one line on stderr where the user has to mend something, 130 after Ctrl-C.
 
     Silent, and 141 as after SIGPIPE, where the reader of the output has closed it: `csd .. | head`.
     """
-    return ending_quietly(lambda: _run_job(argv))
+    try:
+        return ending_quietly(lambda: _run_job(argv))
+    except KeyboardInterrupt:  # while the job was imported, which takes seconds
+        print("csd: interrupted before it began", file=sys.stderr)
+        return 130
 
 
 def _run_job(argv: Sequence[str] | None) -> int:

@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def interrupted(args: argparse.Namespace) -> str:
     if args.out.exists():
         return f"the best network so far is in {args.out}; --resume continues"
-    return "the teacher's frames so far are kept; the same command continues"
+    return "the same command continues with the teacher's frames so far"
 
 
 def run(args: argparse.Namespace) -> None:

@@ -65,9 +65,7 @@ def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
             raise CSDError(f"loss weight {name!r} is unknown{suggestion(name, losses)}")
     for name in losses:
         if name not in weights:
-            raise CSDError(
-                f"loss {name!r} has no weight; give it one in addition to {', '.join(sorted(weights)) or 'no others'}"
-            )
+            raise CSDError(f"loss {name!r} has no weight; give each of {', '.join(losses)} one, 0 to leave it out")
     if not losses:
         raise CSDError("there is no loss to optimise; give at least one a weight")
     first, *others = (weights[name] * loss for name, loss in losses.items())

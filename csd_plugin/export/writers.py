@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from csd_plugin.digests import file_digest
 from csd_plugin.extras import needed_by
-from csd_plugin.inference.backends import OnnxRuntimeBackend, OpenVINOBackend
+from csd_plugin.inference.backends import WEIGHTS_DIGEST, OnnxRuntimeBackend, OpenVINOBackend, weights_of
 from csd_plugin.inference.facts import Facts
 from csd_plugin.inference.graph import Computing, dynamic_program, to_onnx
 
@@ -63,10 +64,16 @@ def write_openvino(network: Computing, facts: Facts, opset: int, path: Path) -> 
 
 
 def onnx_to_openvino(model: bytes, path: Path) -> None:
-    """Write IR: `path` (.xml) and the weights next to it (.bin), in the precision that the model has."""
+    """Write IR: `path` (.xml) and the weights next to it (.bin), in the precision that the model has.
+
+    The first says which weights are its own: OpenVINO takes any file of that size.
+    """
     with needed_by("OpenVINO IR"):
         import openvino
-    openvino.save_model(openvino.Core().read_model(model, b""), path, compress_to_fp16=False)
+    graph = openvino.Core().read_model(model, b"")
+    openvino.save_model(graph, path, compress_to_fp16=False)
+    graph.set_rt_info(file_digest(weights_of(path)), ["framework", WEIGHTS_DIGEST])
+    openvino.save_model(graph, path, compress_to_fp16=False)
 
 
 def open_openvino(path: Path) -> Run:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.devices import exact_float32, pick_device
+from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.extras import needed_by
 from csd_plugin.inference.blocks import BlockPath
@@ -26,6 +28,8 @@ from csd_plugin.inference.graph import DTYPES, INPUT, ready, to_onnx
 
 GRAPH_SUFFIXES = (".onnx", ".xml")
 """Files that `csd export` writes and `Derainer` takes in place of a checkpoint."""
+WEIGHTS_DIGEST = "weights_sha256"
+"""The entry of an .xml file's metadata that says which .bin file is its own."""
 
 
 class Backend(Protocol):
@@ -134,8 +138,9 @@ class OpenVINOBackend:
         core = openvino.Core()
         self._source = source = str(network) if isinstance(network, Path) else "the network"
         try:
-            if isinstance(network, Path) and network.suffix == ".xml":
-                model = core.read_model(network)
+            if isinstance(network, Path) and network.suffix.lower() == ".xml":
+                _check_weights(network)
+                model = core.read_model(network, weights_of(network))
             else:
                 model = core.read_model(_onnx_bytes(network, "fp32"), b"")
             # Inside it computes fp16 in bf16 where the CPU has only that.
@@ -146,9 +151,8 @@ class OpenVINOBackend:
             }
             self._request = core.compile_model(model, "CPU", how).create_infer_request()
         except RuntimeError as error:
-            raise CSDError(
-                f"{source} is not a model that OpenVINO can run ({first_line(error)}); export it again"
-            ) from error
+            said = str(error).strip().splitlines()[-1:] or [type(error).__name__]  # first come lines of its source
+            raise CSDError(f"{source} is not a model that OpenVINO can run ({said[0]}); export it again") from error
         self.facts = Facts.from_metadata(_openvino_metadata(model), source)
 
     def __call__(self, window: Tensor) -> Tensor:
@@ -157,6 +161,26 @@ class OpenVINOBackend:
         except RuntimeError as error:
             raise CSDError(f"{self._source}: OpenVINO cannot run it ({first_line(error)})") from error
         return torch.from_numpy(np.array(self._request.get_output_tensor().data, np.float32))
+
+
+def weights_of(graph: Path) -> Path:
+    """Where OpenVINO has the weights of a graph, .xml."""
+    return graph.with_suffix(".bin")
+
+
+def _check_weights(graph: Path) -> None:
+    """Raise CSDError for weights that are missing, damaged or another graph's: OpenVINO computes with any.
+
+    Files that `csd export` wrote before 27 November 2026 do not say which are theirs.
+    """
+    weights = weights_of(graph)
+    if not weights.is_file():
+        raise CSDError(f"{weights}, the weights of {graph}, is missing: put it back next to it, or export it again")
+    said = re.search(rb'<%s value="([0-9a-f]{64})"' % WEIGHTS_DIGEST.encode(), graph.read_bytes())
+    if said and said[1].decode() != file_digest(weights):
+        raise CSDError(
+            f"{weights} does not hold the weights of {graph}: it is damaged, or another network's; export it again"
+        )
 
 
 BACKENDS: dict[str, Callable[[Any, str, str | torch.device], Backend]] = {

@@ -105,7 +105,7 @@ def test_an_interrupted_teacher_is_continued(work, capsys, monkeypatch):
 
     monkeypatch.setattr(Teacher, "clean", interrupted)
     assert adapt() == 130
-    assert "the teacher's frames so far are kept; the same command continues" in capsys.readouterr().err
+    assert "the same command continues with the teacher's frames so far" in capsys.readouterr().err
     monkeypatch.setattr(Teacher, "clean", clean)
     assert adapt() == 0
 

@@ -55,6 +55,15 @@ def test_memory_that_runs_out_is_one_line(monkeypatch, capsys, error):
     assert line.startswith("csd models: error: not enough memory (") and line.count("\n") == 1
 
 
+def test_ctrl_c_while_a_job_is_imported_is_one_line(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("csd_plugin.cli.importlib.import_module", interrupted)
+    assert main(["models"]) == 130
+    assert capsys.readouterr().err == "csd: interrupted before it began\n"
+
+
 def test_other_errors_are_not_taken_for_it(monkeypatch):
     def run(args):
         raise RuntimeError("a bug")

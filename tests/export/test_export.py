@@ -103,6 +103,38 @@ def test_openvino_ir(network, tmp_path):
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(given, expected, strict=True)) <= 1
 
 
+def test_openvino_ir_knows_its_weights(network, tmp_path):
+    """OpenVINO takes any .bin file that is long enough, and computes with it."""
+    pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
+    export_network(network, tmp_path / "s.xml")
+    weights, other = (tmp_path / "s.bin").read_bytes(), tmp_path / "moved.xml"
+    (tmp_path / "s.xml").rename(other)
+    with pytest.raises(CSDError, match=r"moved\.bin, the weights of .*moved\.xml, is missing: put it back"):
+        Derainer(other)
+    other.with_suffix(".bin").write_bytes(weights)
+    Derainer(other)
+    for wrong in (weights[:-1] + bytes([weights[-1] ^ 1]), weights + b"more", bytes(len(weights)), weights[:100], b""):
+        other.with_suffix(".bin").write_bytes(wrong)
+        with pytest.raises(CSDError, match=r"moved\.bin does not hold the weights of .*moved\.xml"):
+            Derainer(other)
+    other.with_suffix(".bin").write_bytes(weights)
+    other.write_text(other.read_text()[:3000])
+    with pytest.raises(CSDError, match=r"moved\.xml is not a model that OpenVINO can run \((?!Exception from)"):
+        Derainer(other)
+
+
+def test_files_that_are_no_checkpoint_are_named(network, tmp_path):
+    export_network(network, tmp_path / "s.pt2")
+    with pytest.raises(CSDError, match=r"s\.pt2 is a program for torch\.export\.load, and is not run here"):
+        Derainer(tmp_path / "s.pt2")
+    (tmp_path / "a.bin").write_bytes(bytes(range(256)))
+    with pytest.raises(CSDError, match=r"a\.bin is damaged|a\.bin cannot be read"):
+        Derainer(tmp_path / "a.bin")
+    (tmp_path / "a.xml").touch()
+    with pytest.raises(CSDError, match=r"a\.bin holds the weights of .*a\.xml; give .*a\.xml"):
+        Derainer(tmp_path / "a.bin")
+
+
 def test_int8_reports_what_it_costs(network, windows, tmp_path):
     done = export_network(network, tmp_path / "s.onnx", precision="int8", calibration=windows[:2], windows=windows[2:])
     assert 25 < done.psnr < 70 and done.windows == 2

@@ -19,6 +19,7 @@ made, without records, are read here too, by their meta_info.txt.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -164,8 +165,8 @@ class LmdbFile:
     It is never closed, as arrays that were handed out look into its map.
     """
 
-    def __init__(self, folder: Path, env: lmdb.Environment) -> None:
-        self.folder, self._env = folder, env
+    def __init__(self, folder: Path, env: lmdb.Environment, length: _Length) -> None:
+        self.folder, self._env, self._length = folder, env, length
         with _reading(folder):
             self._values = env.begin(buffers=True)
             self._records = env.begin(db=env.open_db(RECORDS, create=False))
@@ -177,11 +178,13 @@ class LmdbFile:
     def value(self, key: str) -> memoryview | None:
         """What is stored under the key (without suffix): a view into the map, or None."""
         with _reading(self.folder):
+            self._length.check()
             return self._values.get(key.encode())
 
     def record(self, key: str) -> Record | None:
         """The frame's record, by its key without suffix."""
         with _reading(self.folder):
+            self._length.check()
             data = self._records.get(key.encode())
         return None if data is None else parse_record(data, self.folder)
 
@@ -202,8 +205,8 @@ class LmdbFile:
 class ToolboxFile(LmdbFile):
     """An open store that BasicSR's `make_lmdb_from_imgs` has made: what is known of its frames is in meta_info.txt."""
 
-    def __init__(self, folder: Path, env: lmdb.Environment) -> None:
-        self.folder, self._env = folder, env
+    def __init__(self, folder: Path, env: lmdb.Environment, length: _Length) -> None:
+        self.folder, self._env, self._length = folder, env, length
         self.header = Header("source", within="", complete=True)
         try:
             lines = (folder / META_INFO).read_text(encoding="utf-8").splitlines()
@@ -261,20 +264,34 @@ def open_file(folder: Path) -> LmdbFile:
 def _open(folder: Path) -> LmdbFile:
     with _reading(folder):
         env = environment(folder)
-        _check_length(folder, env)
+        length = _Length(folder, env)
+        length.check()
         try:
             env.open_db(RECORDS, create=False)
         except lmdb.NotFoundError:
-            return ToolboxFile(folder, env)
-    return LmdbFile(folder, env)
+            return ToolboxFile(folder, env, length)
+    return LmdbFile(folder, env, length)
 
 
-def _check_length(folder: Path, env: lmdb.Environment) -> None:
-    """Looking at what is missing of a file would end the process."""
-    expected = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    size = (folder / DATA).stat().st_size
-    if size < expected:
-        raise CSDError(f"{folder}: {DATA} is cut short, {size} bytes of {expected}: build the store again")
+class _Length:
+    """Whether a store's file is as long as its pages say: looking at what is missing of it would end the process.
+
+    Of the file that is open, whatever has its name since. Nothing can be done about one that is cut short while a frame
+    is being read.
+    """
+
+    def __init__(self, folder: Path, env: lmdb.Environment) -> None:
+        self._folder = folder
+        self._file = (folder / DATA).open("rb", buffering=0)
+        self._expected = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+
+    def check(self) -> None:
+        """Raise CSDError where it is not."""
+        size = os.fstat(self._file.fileno()).st_size
+        if size < self._expected:
+            raise CSDError(
+                f"{self._folder}: {DATA} is cut short, {size} bytes of {self._expected}: build the store again"
+            )
 
 
 def open_lmdb(folder: Path, cache_mb: float = 0) -> FrameStore:

@@ -211,6 +211,23 @@ def test_damaged_stores_are_refused(stores, tmp_path, damage, message):
     assert "\n" not in str(error.value) and "damaged.lmdb" in str(error.value)
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_store_that_is_cut_short_while_it_is_in_use(stores, tmp_path, encoding):
+    """Looking at what is missing would end the process with a bus error."""
+    folder = tmp_path / "cut.lmdb"
+    shutil.copytree(stores[encoding], folder)
+    store = open_store(folder)
+    keys = store.keys()
+    before = store.read(keys[-1]).copy()
+    moved = tmp_path / "moved.lmdb"
+    folder.rename(moved)  # the open file stays
+    assert np.array_equal(store.read(keys[-1]), before)
+    os.truncate(moved / "data.mdb", 8192)
+    for action in (store.read, store.shape):
+        with pytest.raises(CSDError, match=r"cut\.lmdb.*data\.mdb is cut short, 8192 bytes of"):
+            action(keys[0])
+
+
 def test_lmdbs_of_others_are_refused(tmp_path):
     with lmdb.open(str(tmp_path / "x.lmdb")) as env, env.begin(write=True) as txn:
         txn.put(b"a", b"b")
