@@ -76,9 +76,11 @@ def out_of_memory(error: Exception) -> str:
     return f"not enough memory ({first_line(error)}); use smaller frames, batches or networks"
 
 
-def lost_loader(error: Exception) -> str:
+def lost_loader(error: BaseException | None) -> str:
     """The line to print where a process that loads data was ended from outside; else empty. torch says so in words."""
-    said = f"{error} {error.__cause__}"
+    said, one = "", error
+    while one is not None:  # torch raises from a signal's handler, in the midst of whatever runs then
+        said, one = f"{said} {one}", one.__cause__ or one.__context__
     if not re.search(r"DataLoader worker .* (exited unexpectedly|is killed)", said):
         return ""
     found = re.search(r"is killed by signal: ([\w ]+)", said)
@@ -89,7 +91,7 @@ def lost_loader(error: Exception) -> str:
         "Killed": "the machine may have run out of memory: use fewer workers (num_worker_per_gpu), or a smaller "
         "cache_mb",
     }
-    cause = causes.get(signal, "something outside of it ended it")
+    cause = causes.get(signal, "something outside of it ended it, perhaps for want of memory")
     how = signal.lower() or "by itself"
     return f"a process that loads data has ended ({how}): {cause}; --auto_resume continues a training"
 

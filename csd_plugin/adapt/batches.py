@@ -22,6 +22,9 @@ TARGETS = 3
 """Frames of a clip that are learned from."""
 _ENDS = 8
 """One clip in this many ends with its last target."""
+_SCALES = (0.8, 1.2)
+"""By how much the camera's frames and the teacher's are enlarged together: few frames teach more so, by 0.16 dB on
+later frames, and more than a wider range, see docs/adapt.md."""
 
 
 class Batch(NamedTuple):
@@ -110,7 +113,8 @@ def camera_pairs(store: Path, *, num_frame: int, crop: int) -> PairedVideoDatase
     Raises:
         CSDError: the store holds no clip that is long enough.
     """
-    return PairedVideoDataset(_options("the camera's frames", store, num_frame, crop))
+    options = _options("the camera's frames", store, num_frame, crop)
+    return PairedVideoDataset(options | {"scale_range": _SCALES})
 
 
 def other_pairs(path: Path, *, num_frame: int, crop: int) -> TrainingDataset:
