@@ -15,6 +15,7 @@ from csd_plugin import options
 
 Schema = dict[str, Any]
 
+_TEACHER = r"t([2-9]|[1-9]\d+)?"
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -25,7 +26,7 @@ def schema() -> Schema:
     losses = _typed({name: options.section_of(cls) for name, cls in options.LOSSES.items()})
     objectives = _typed({name: options.objective_section(name) for name in options.OBJECTIVES}, closed=True)
     objectives["properties"] |= {
-        "taps": _of(options.TapsSection),
+        "taps": {"anyOf": [_of(options.TapsSection), {"type": "null"}]},
         "weights": {
             "additionalProperties": {
                 "anyOf": [{"type": "number"}, _of(options.WeightSection), _of(options.BalanceSection)]
@@ -56,8 +57,8 @@ def schema() -> Schema:
         del ours["properties"][key]
     ours["properties"]["network_g"] = networks
     ours["patternProperties"] = {
-        r"^network_t\d*$": {"anyOf": [networks, {"type": "null"}]},
-        r"^interface_(g|t\d*)$": {"anyOf": [_of(options.InterfaceSection), {"type": "null"}]},
+        rf"^network_{_TEACHER}$": {"anyOf": [networks, {"type": "null"}]},
+        rf"^interface_(g|{_TEACHER})$": {"anyOf": [_of(options.InterfaceSection), {"type": "null"}]},
     }
     of_ours = {"properties": {"model_type": {"enum": list(options.MODELS)}}, "required": ["model_type"]}
     return {
