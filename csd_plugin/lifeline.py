@@ -39,6 +39,27 @@ def end_with_starter() -> None:
         threading.Thread(target=_watch, daemon=True).start()
 
 
+class Terminated(KeyboardInterrupt):
+    """By a SIGTERM: schedulers, service managers and containers send it, and wait some seconds."""
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """While this lasts, a SIGTERM is as a Ctrl-C: what was begun is put away, and nothing is left running unnoticed."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # others receive no signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def outlive_sigterm() -> None:
     """In a loader's worker: after a SIGTERM, work on for a minute.
 

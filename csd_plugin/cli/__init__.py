@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from contextlib import ExitStack
 from csd_plugin import __version__
 from csd_plugin.errors import CSDError, users_line
 from csd_plugin.extras import needed_by
+from csd_plugin.lifeline import Terminated, sigterm_interrupts
 from csd_plugin.locks import alone
 from csd_plugin.unread import ending_quietly
 from csd_plugin.versions import check_versions
@@ -79,7 +81,7 @@ def _run_job(argv: Sequence[str] | None) -> int:
     module.add_arguments(parser)
     args = parser.parse_args(argv[1:])
     try:
-        with needed_by(f"csd {job}"), ExitStack() as locks:
+        with needed_by(f"csd {job}"), sigterm_interrupts(), ExitStack() as locks:
             for output in module.outputs(args) if hasattr(module, "outputs") else ():
                 locks.enter_context(alone(output))
             return module.run(args) or 0
@@ -90,8 +92,10 @@ def _run_job(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt as interrupt:
         where = f" in {interrupt}" if str(interrupt) else ""
         hint = f"; {module.interrupted(args)}" if hasattr(module, "interrupted") else ""
-        print(f"csd {job}: interrupted{where}{hint}", file=sys.stderr)
-        return 130
+        terminated = isinstance(interrupt, Terminated)
+        how = "stopped by SIGTERM" if terminated else "interrupted"
+        print(f"csd {job}: {how}{where}{hint}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
 
 
 def _fail(job: str, problem: str) -> int:

@@ -72,8 +72,8 @@ def derain_file(
     Reading, network and writing overlap in three threads; memory does not grow with the clip. Frames of a part
     are those of the whole clip: the frames around it are read too. (Networks of sequences begin their runs of frames
     where the part begins, which shows a little.) Windows never hold frames of two shots. A camera's clip ends with
-    Ctrl-C, and its output is whole then; frames that come faster than they are cleaned and written are dropped (see
-    `CameraReader`), so that the delay does not grow.
+    Ctrl-C or SIGTERM, and its output is whole then; frames that come faster than they are cleaned and written are
+    dropped (see `CameraReader`), so that the delay does not grow.
 
     Args:
         size: (width, height) of a pipe's frames.
@@ -181,21 +181,26 @@ def progress(reader: FrameReader) -> tqdm:
 
 @contextlib.contextmanager
 def _interrupt_ends(reader: FrameReader) -> Iterator[None]:
-    """The first Ctrl-C ends a live clip, and what came of it is finished; the second interrupts as elsewhere."""
+    """The first Ctrl-C or SIGTERM ends a live clip, and what came of it is finished; the next one does as elsewhere."""
     if not reader.live or threading.current_thread() is not threading.main_thread():
         yield
         return
-    usual = signal.getsignal(signal.SIGINT)
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def as_usual() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
     def stop(*_: object) -> None:
-        signal.signal(signal.SIGINT, usual)
+        as_usual()
         reader.stop()
 
-    signal.signal(signal.SIGINT, stop)
+    for number in usual:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, usual)
+        as_usual()
 
 
 class Pair(NamedTuple):

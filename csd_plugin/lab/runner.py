@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
@@ -30,7 +29,7 @@ from csd_plugin.digests import file_digest, text_digest
 from csd_plugin.errors import CSDError
 from csd_plugin.lab.matrix import Frames, RainyInput, Run
 from csd_plugin.lab.processes import environment, training
-from csd_plugin.lifeline import lifeline
+from csd_plugin.lifeline import lifeline, sigterm_interrupts
 from csd_plugin.metrics import results
 from csd_plugin.metrics.protocols import to_uint8
 from csd_plugin.metrics.scores import ClipScores, Scores
@@ -203,7 +202,7 @@ def perform(runs: Mapping[str, Run], space: Workspace, processes: int = 1) -> No
     """
     waiting = [run for run in runs.values() if state(run) != "done"]
     shown = "{desc}: {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # runs differ: what is left is said of the current one
-    with _ending_what_it_started(), tqdm(total=len(waiting), desc="runs", bar_format=shown, disable=None) as bar:
+    with sigterm_interrupts(), tqdm(total=len(waiting), desc="runs", bar_format=shown, disable=None) as bar:
         for run in waiting:
             with _alone(run, space, bar):
                 bar.set_postfix_str(run.name)
@@ -233,23 +232,6 @@ def score_frames(run: Run) -> None:
         results.write(
             Path("results", run.name), content["name"], scores, {"network": run.row, "dataset": content["name"]}
         )
-
-
-@contextmanager
-def _ending_what_it_started() -> Iterator[None]:
-    """Make a SIGTERM an exception, so that no training is left running unnoticed."""
-
-    def terminate(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # others receive no signals
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

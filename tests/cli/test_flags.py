@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from fractions import Fraction
@@ -62,6 +63,22 @@ def test_ctrl_c_while_a_job_is_imported_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("csd_plugin.cli.importlib.import_module", interrupted)
     assert main(["models"]) == 130
     assert capsys.readouterr().err == "csd: interrupted before it began\n"
+
+
+def test_sigterm_ends_a_job_as_ctrl_c_does(monkeypatch, capsys):
+    put_away = []
+
+    def run(args):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            put_away.append(True)
+
+    monkeypatch.setattr("csd_plugin.cli.models.run", run)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["models"]) == 143
+    assert put_away and signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().err == "csd models: stopped by SIGTERM\n"
 
 
 def test_other_errors_are_not_taken_for_it(monkeypatch):

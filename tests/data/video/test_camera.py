@@ -153,25 +153,30 @@ def test_a_device_that_has_nothing_yet_is_asked_again(plugged_in):
         assert len(list(reader)) in (7, 8)  # the packet that the fake lost, or not
 
 
-def test_ctrl_c_ends_with_a_whole_file(plugged_in, model, tmp_path, capsys):
-    plugged_in(lambda number: signal.raise_signal(signal.SIGINT) if number == 5 else None)
-    handler = signal.getsignal(signal.SIGINT)
+ENDING = pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+
+
+@ENDING
+def test_a_signal_ends_with_a_whole_file(plugged_in, model, tmp_path, capsys, ending):
+    plugged_in(lambda number: signal.raise_signal(ending) if number == 5 else None)
+    handler = signal.getsignal(ending)
     assert main(["derain", "camera:0", str(tmp_path / "out.mp4"), "--model", model, "--device", "cpu"]) == 0
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(ending) is handler
     times = begins(tmp_path / "out.mp4")
     assert 1 <= len(times) <= 8 and f"{len(times)} frames written" in capsys.readouterr().out
     assert times == [Fraction(t, 1000) for t in (0, 40, 80, 200, 240, 280, 320, 360)][: len(times)]
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_second_ctrl_c_interrupts_and_leaves_no_file(plugged_in, model, tmp_path, capsys):
+@ENDING
+def test_a_second_signal_interrupts_and_leaves_no_file(plugged_in, model, tmp_path, capsys, ending):
     def twice(number: int) -> None:
         if number in (3, 4):
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(ending)
 
     plugged_in(twice)
     status = main(["derain", "camera:0", str(tmp_path / "out.mp4"), "--model", model, "--device", "cpu"])
-    assert status in (0, 130)  # 0: the first had ended it already
+    assert status in (0, 128 + ending)  # 0: the first had ended it already
     assert (tmp_path / "out.mp4").exists() == (status == 0) and not list(tmp_path.glob(".*"))
     capsys.readouterr()
 
