@@ -215,16 +215,23 @@ class Derainer:
         return _usual_time(lambda: self._derain(windows, 255)) * computed
 
     def _seconds_in_blocks(self, blocks: BlockPath, width: int, height: int) -> float:
-        """`seconds_a_frame` where frames go through the network at the same time."""
-        high, wide = min(height, _BLOCKS_TRIAL_SIDE), min(width, _BLOCKS_TRIAL_SIDE)
-        frame = np.random.default_rng(0).integers(0, 256, (high, wide, 3), np.uint8)
-        window = [blocks.take(frame)] * self.backend.facts.num_seen
+        """`seconds_a_frame` where frames go through the network at the same time.
 
-        def trial() -> None:
-            for clean in [self._start(window) for _ in range(self.at_once)]:
-                clean.result()
+        Small parts show what large networks take; of small networks they would miss what memory costs.
+        """
+        for side in (_TRIAL_SIDE, _BLOCKS_TRIAL_SIDE):
+            high, wide = min(height, side), min(width, side)
+            frame = np.random.default_rng(0).integers(0, 256, (high, wide, 3), np.uint8)
+            window = [blocks.take(frame)] * self.backend.facts.num_seen
 
-        return _usual_time(trial) / self.at_once * (height * width) / (high * wide)
+            def trial(window: list[Seen] = window) -> None:
+                for clean in [self._start(window) for _ in range(self.at_once)]:
+                    clean.result()
+
+            seconds = _usual_time(trial) / self.at_once * (height * width) / (high * wide)
+            if seconds * (_BLOCKS_TRIAL_SIDE**2 / (height * width)) > _TRIAL_SECONDS / 4:
+                break
+        return seconds
 
     def _finish(self, count: int, example: np.ndarray | Tensor) -> list[Future[Any]]:
         """Compute the first `count` of the windows that are ready."""
