@@ -91,9 +91,8 @@ def lost_loader(error: BaseException | None) -> str:
         "Killed": "the machine may have run out of memory: use fewer workers (num_worker_per_gpu), or a smaller "
         "cache_mb",
     }
-    cause = causes.get(signal, "something outside of it ended it, perhaps for want of memory")
-    how = signal.lower() or "by itself"
-    return f"a process that loads data has ended ({how}): {cause}; --auto_resume continues a training"
+    cause = causes.get(signal, "the machine may have run out of memory, or something else has ended it")
+    return f"a process that loads data has ended{f' ({signal.lower()})' if signal else ''}: {cause}"
 
 
 def users_line(error: Exception) -> str:

@@ -70,9 +70,11 @@ def _run(pipeline: Callable[[str], None]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not users_line(error):
             raise
-        if lost_loader(error):  # torch raises it again, somewhere, for as long as it hears of children
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        return _fail(users_line(error))
+        hint = ""
+        if lost_loader(error):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise it again, somewhere
+            hint = "; --auto_resume continues the training" if trains else ""
+        return _fail(users_line(error) + hint)
     except Stopped as stopped:
         if not stopped.together and are_several():
             peers.fail(signal.Signals(stopped.code - 128).name)

@@ -57,7 +57,7 @@ def sigterm_interrupts() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: of a handler that is not Python's
 
 
 def outlive_sigterm() -> None:

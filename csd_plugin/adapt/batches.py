@@ -23,8 +23,8 @@ TARGETS = 3
 _ENDS = 8
 """One clip in this many ends with its last target."""
 _SCALES = (0.8, 1.2)
-"""By how much the camera's frames and the teacher's are enlarged together: 0.16 dB on later frames of the rain on which
-this was chosen, more than a wider range, see docs/adapt.md."""
+"""By what factor the camera's frames and the teacher's are scaled together: +0.15 dB on later frames of the rain on
+which this was chosen, more than by a wider range, see docs/adapt.md."""
 
 
 class Batch(NamedTuple):

@@ -12,7 +12,7 @@ The columns:
   s/step, steps/s   medians over rounds in which all take turns; with one thread of a CPU, its time, which other
                     programs hardly affect
   x time            this time divided by ours in the same round (median)
-  peak MiB          the most memory that a separate process held over two steps; of a GPU, what torch held there
+  peak MiB          the most memory that a separate process held over two steps; of a GPU, that torch held there
   +MiB, x memory    the part of it that the steps needed once torch, networks and clips were loaded; divided by ours
 
 examples:

@@ -18,6 +18,7 @@ from csd_plugin.bench.measure import finished, in_turns, median, peak_memory
 from csd_plugin.bench.patterns import TERM_WEIGHT, PerFrame, Released
 from csd_plugin.bench.process import answer, measured_apart
 from csd_plugin.devices import exact_float32
+from csd_plugin.distill.step_graph import USUAL_STEPS
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.report.text import markdown
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 OURS, GRAPH, PER_FRAME, RELEASED = "csd", "csd, graph", "per frame", "released"
 CONTENDERS = (OURS, PER_FRAME, RELEASED)
 """On a GPU there is ours once more, recorded as a CUDA graph; see `contenders`."""
-_TO_RECORD = 4
+_TO_RECORD = USUAL_STEPS + 1
 """Steps until ours is recorded, the recording included."""
 _CHECKED_BATCH, _CHECKED_SIZE = 2, 32
 """Of the clips on which numbers are compared, at most: the comparison takes no longer for large settings."""

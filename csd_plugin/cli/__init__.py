@@ -42,14 +42,15 @@ JOBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one job; 0 on success, 2 with one line on stderr where the user has to mend something, 130 after Ctrl-C.
+    """Run one job; 0 on success, 2 with one line on stderr where the user has to mend something, 130 after Ctrl-C,
+    143 after SIGTERM.
 
     Silent, and 141 as after SIGPIPE, where the reader of the output has closed it: `csd .. | head`.
     """
     try:
         return ending_quietly(lambda: _run_job(argv))
-    except KeyboardInterrupt:  # while the job was imported, which takes seconds
-        print("csd: interrupted before it began", file=sys.stderr)
+    except KeyboardInterrupt:  # outside of the job: its import alone takes seconds
+        print("csd: interrupted", file=sys.stderr)
         return 130
 
 

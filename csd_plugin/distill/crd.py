@@ -46,6 +46,8 @@ class CRD(Objective):
         pairs = feature_pairs("CRD", student, teacher)
         self.pixels.check([ours for ours, _ in pairs])
         for ours, theirs in pairs:
+            if self.pixels.count(ours) < 2:
+                raise CSDError(f"CRD: a feature of one pixel, pooled by {self.pixels.pool}, has no others; lower pool")
             if ours.shape[2] != theirs.shape[2]:
                 raise CSDError(
                     f"CRD: the student's feature has {ours.shape[2]} channels and the teacher's {theirs.shape[2]}; "
@@ -65,6 +67,5 @@ class CRD(Objective):
     def _contrast(self, ours: Tensor, theirs: Tensor) -> Tensor:
         ours, theirs = (self.pixels.columns(feature, centred=True) for feature in (ours, theirs))
         similarities = ours.transpose(1, 2) @ theirs / self.temperature
-        # of each pixel with itself; written out, as cross_entropy would want a tensor of their numbers
-        own = similarities.diagonal(dim1=1, dim2=2)
+        own = (ours * theirs).sum(dim=1) / self.temperature  # their diagonal, without a gradient of their size
         return (similarities.logsumexp(dim=2) - own).mean()

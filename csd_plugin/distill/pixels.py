@@ -52,6 +52,10 @@ class Pixels(NamedTuple):
         # squares: a norm has no gradient at 0
         return columns / (columns.square().sum(dim=1, keepdim=True) + rounding.square()).sqrt()
 
+    def count(self, feature: Tensor) -> int:
+        """Pixels of a frame."""
+        return (feature.shape[3] // self.pool) * (feature.shape[4] // self.pool)
+
     def check(self, features: Sequence[Tensor]) -> None:
         """Raise CSDError where the matrices of these features, (B, L, C, h, w), take too much, or have no pixel."""
         needed = self.gib([feature.shape for feature in features])

@@ -21,7 +21,7 @@ Computed = tuple[dict[str, Tensor], Tensor]
 """Losses and scalars by name, and whether all losses are finite."""
 Compute = Callable[[Batch], Computed]
 
-_USUAL_STEPS = 3
+USUAL_STEPS = 3
 """Alike, before they are recorded: libraries choose their algorithms in them, and take their memory."""
 
 
@@ -66,7 +66,7 @@ class StepGraph:
         key = (key, *((name, value.shape, value.dtype) for name, value in batch.items()))
         if key != self._key:
             self._key, self._alike, self._recorded = key, 0, None
-        if self._recorded is None and self._alike == _USUAL_STEPS:
+        if self._recorded is None and self._alike == USUAL_STEPS:
             self._recorded = self._record(compute, batch)
         if self._recorded is None:
             self._alike += 1

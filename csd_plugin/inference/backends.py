@@ -151,16 +151,22 @@ class OpenVINOBackend:
             }
             self._request = core.compile_model(model, "CPU", how).create_infer_request()
         except RuntimeError as error:
-            said = str(error).strip().splitlines()[-1:] or [type(error).__name__]  # first come lines of its source
-            raise CSDError(f"{source} is not a model that OpenVINO can run ({said[0]}); export it again") from error
+            raise CSDError(
+                f"{source} is not a model that OpenVINO can run ({_last_line(error)}); export it again"
+            ) from error
         self.facts = Facts.from_metadata(_openvino_metadata(model), source)
 
     def __call__(self, window: Tensor) -> Tensor:
         try:
             self._request.infer([window.contiguous().numpy()], share_inputs=True)
         except RuntimeError as error:
-            raise CSDError(f"{self._source}: OpenVINO cannot run it ({first_line(error)})") from error
+            raise CSDError(f"{self._source}: OpenVINO cannot run it ({_last_line(error)})") from error
         return torch.from_numpy(np.array(self._request.get_output_tensor().data, np.float32))
+
+
+def _last_line(error: Exception) -> str:
+    """What OpenVINO says, after lines of its own source."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def weights_of(graph: Path) -> Path:

@@ -189,7 +189,7 @@ def _interrupt_ends(reader: FrameReader) -> Iterator[None]:
 
     def as_usual() -> None:
         for number, handler in usual.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: of a handler that is not Python's
 
     def stop(*_: object) -> None:
         as_usual()

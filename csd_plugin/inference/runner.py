@@ -25,7 +25,7 @@ from csd_plugin.data.video.origin import Origin
 from csd_plugin.devices import half_precision_warnings
 from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError
-from csd_plugin.inference.backends import TorchBackend, open_backend
+from csd_plugin.inference.backends import TorchBackend, open_backend, weights_of
 from csd_plugin.inference.blocks import BlockPath, Seen
 from csd_plugin.inference.graph import DTYPES
 from csd_plugin.inference.lanes import Lanes, there
@@ -195,14 +195,17 @@ class Derainer:
         """Windows in one forward."""
         return 1 if self._sequences else self.batch
 
-    def seconds_a_frame(self, width: int, height: int) -> float:
+    def seconds_a_frame(self, width: int, height: int, *, closely: bool = False) -> float:
         """About how long a frame of this size takes in the network, here and now, from a trial on a small part of one.
 
-        The trial takes some tenths of a second, or what four parts of 128x128 take if that is longer (of 256x256
-        in other runtimes than torch). Reading and writing, which run at the same time, are not in it.
+        The trial takes about a second, or what four parts of 128x128 take if that is longer (of 256x256 in other
+        runtimes than torch). Reading and writing, which run at the same time, are not in it.
+
+        Args:
+            closely: measure networks for real time on a large part, however long it takes: for benchmarks.
         """
         if self._blocks is not None:
-            return self._seconds_in_blocks(self._blocks, width, height)
+            return self._seconds_in_blocks(self._blocks, width, height, closely=closely)
         facts = self.backend.facts
         tiles = split(height, width, self._pixels, facts.reach, facts.divisor)
         sides = [(span.seen.stop - span.seen.start) for span in tiles[0]]
@@ -214,12 +217,12 @@ class Derainer:
         computed = len(tiles) * sides[0] * sides[1] / (self.batch * tile.shape[0] * tile.shape[1])
         return _usual_time(lambda: self._derain(windows, 255)) * computed
 
-    def _seconds_in_blocks(self, blocks: BlockPath, width: int, height: int) -> float:
+    def _seconds_in_blocks(self, blocks: BlockPath, width: int, height: int, *, closely: bool) -> float:
         """`seconds_a_frame` where frames go through the network at the same time.
 
         Small parts show what large networks take; of small networks they would miss what memory costs.
         """
-        for side in (_TRIAL_SIDE, _BLOCKS_TRIAL_SIDE):
+        for side in (_BLOCKS_TRIAL_SIDE,) if closely else (_TRIAL_SIDE, _BLOCKS_TRIAL_SIDE):
             high, wide = min(height, side), min(width, side)
             frame = np.random.default_rng(0).integers(0, 256, (high, wide, 3), np.uint8)
             window = [blocks.take(frame)] * self.backend.facts.num_seen
@@ -229,7 +232,8 @@ class Derainer:
                     clean.result()
 
             seconds = _usual_time(trial) / self.at_once * (height * width) / (high * wide)
-            if seconds * (_BLOCKS_TRIAL_SIDE**2 / (height * width)) > _TRIAL_SECONDS / 4:
+            takes_long = seconds * (_BLOCKS_TRIAL_SIDE**2 / (height * width)) > _TRIAL_SECONDS / 4
+            if takes_long or side >= max(height, width):
                 break
         return seconds
 
@@ -275,7 +279,7 @@ class Derainer:
 
 
 def _made_by(path: Path, precision: str) -> dict[str, Origin]:
-    weights = path.with_suffix(".bin")  # of OpenVINO, which has them in a file of their own
+    weights = weights_of(path)
     files = [path, weights] if path.suffix.lower() == ".xml" and weights.is_file() else [path]
     network = Origin(path.name, "".join(file_digest(file)[:12] for file in files))
     return {"network": network, "precision": Origin(precision, precision)}

@@ -98,7 +98,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         self.clock = Clock(seconds, self.opt.get("began")) if seconds else None
         super().init_training_settings()
         if train_opt.get("cuda_graph") and self.device.type == "cuda":
-            self.step_graph = StepGraph(self.optimized_parameters(), get_root_logger().warning)
+            warn = get_root_logger().warning
+            self.step_graph = StepGraph(self.optimized_parameters(), lambda line: warn(f"train.cuda_graph: {line}"))
         if self.ema_decay > 0:
             self.lay_out(self.net_g_ema)
         self.compile_for_training(self.get_bare_model(self.net_g))

@@ -5,14 +5,14 @@ Nothing is computed for the shapes, and no data or checkpoint is needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from csd_plugin.archs.interface import Interface
-from csd_plugin.distill.adapters import AdaptedObjective
+from csd_plugin.distill.adapters import AdaptedObjective, adapted_shapes
 from csd_plugin.distill.dry_run import GIB, Clips, Dry, clips_of
 from csd_plugin.distill.fidelity import mismatches, report
 from csd_plugin.distill.objective import Objective, build_objective
@@ -79,7 +79,7 @@ def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) ->
             lines += [f"             network_{label:<20} share {of:.3g}" for label, of in distillation.teachers.items()]
         warnings += mismatches(opt)
         for label, objective in objectives.items():
-            warnings += _warnings(objective, f"network_{label}", networks, interfaces, runs)
+            warnings += _warnings(objective, f"network_{label}", networks, interfaces, runs, distillation.adapters)
         off = [term for term, weight in distillation.weights.items() if not is_ever_on(weight)]
         warnings += [f"the weight of {term} is 0: it has no effect" for term in off]
     lines += [f"warning    {text}" for text in warnings]
@@ -140,6 +140,7 @@ def _warnings(
     networks: Mapping[str, nn.Module],
     interfaces: Mapping[str, Interface],
     runs: Mapping[str, Dry],
+    adapters: Sequence[str],
 ) -> list[str]:
     """What is odd about one teacher and the student."""
     texts = []
@@ -152,7 +153,8 @@ def _warnings(
     ours, theirs = runs["network_g"], runs[teacher]
     _check_pairs(ours.features, theirs.features, teacher, objective)
     check_features(objective, ours.view(), theirs.view())
-    return texts + objective.warnings(list(runs["network_g"].features.values()))
+    compared = adapted_shapes(ours.view(), theirs.view(), adapters).features[1]
+    return texts + objective.warnings([tuple(feature.shape) for feature in compared])
 
 
 def _check_pairs(

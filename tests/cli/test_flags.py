@@ -62,7 +62,7 @@ def test_ctrl_c_while_a_job_is_imported_is_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr("csd_plugin.cli.importlib.import_module", interrupted)
     assert main(["models"]) == 130
-    assert capsys.readouterr().err == "csd: interrupted before it began\n"
+    assert capsys.readouterr().err == "csd: interrupted\n"
 
 
 def test_sigterm_ends_a_job_as_ctrl_c_does(monkeypatch, capsys):

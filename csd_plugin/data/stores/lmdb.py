@@ -191,6 +191,7 @@ class LmdbFile:
     def records(self) -> Iterator[tuple[str, Record]]:
         """(key without suffix, record) of all frames."""
         with _reading(self.folder):
+            self._length.check()
             for key, data in self._records.cursor():
                 if key != HEADER_KEY:
                     yield key.decode(errors="replace"), parse_record(data, self.folder)
@@ -198,6 +199,7 @@ class LmdbFile:
     def value_keys(self) -> list[str]:
         """Everything that is stored, keys without suffix."""
         with _reading(self.folder):
+            self._length.check()
             keys = [bytes(key) for key in self._values.cursor().iternext(values=False)]
         return [key.decode(errors="replace") for key in keys if key != RECORDS]
 
