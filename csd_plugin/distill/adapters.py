@@ -50,7 +50,7 @@ class AdaptedObjective(Objective):
             raise CSDError(
                 f"adapters: {len(student)} taps of the student and {len(teacher)} of the teacher do not pair"
             )
-        self.objective = objective
+        self.objective, self.adapters = objective, frozenset(adapters)
         self.input_scales = objective.input_scales
         self.needs_features = objective.needs_features
         self.resizes = "resize" in adapters
@@ -75,10 +75,7 @@ class AdaptedObjective(Objective):
         return self.objective(ClipView(student.output, features), teacher, target)
 
     def check(self, student: ClipView, teacher: ClipView) -> None:
-        adapters = {"conv1x1"} if self.convs else set()
-        self.objective.check(
-            adapted_shapes(student, teacher, adapters | ({"resize"} if self.resizes else set())), teacher
-        )
+        self.objective.check(adapted_shapes(student, teacher, self.adapters), teacher)
 
     def warnings(self, features: Sequence[Sequence[int]]) -> list[str]:
         return self.objective.warnings(features)
