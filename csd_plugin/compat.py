@@ -19,10 +19,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, distributed, multiprocessing
 from torch._functorch import config as functorch_config
-from torch.autograd.function import once_differentiable
 
 from csd_plugin import peers
 from csd_plugin.data.stores.lmdb import DATA, environment
@@ -280,89 +278,6 @@ def uncompiled(network: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         network._compiled_call_impl = compiled
-
-
-def repair_bf16_conv3d() -> None:
-    """Right gradients from `nn.Conv3d` in bf16 on a CPU.
-
-    oneDNN (3.12, in torch 2.13) on CPUs with bf16 instructions gives wrong weight gradients of 3-D convolutions: memory
-    that nobody wrote, numbers that are not finite, or writes beyond its memory. Which sizes are hit depends on the
-    CPU's instructions. Forward results of a single frame between padding can be wrong too. Its 2-D convolutions are
-    right, so these two are computed by them; the rest stays 3-D.
-    """
-    conv_forward = torch.nn.Conv3d._conv_forward
-    if hasattr(conv_forward, "__wrapped__"):
-        return
-
-    @functools.wraps(conv_forward)
-    def repaired(self: torch.nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if dtype != torch.bfloat16 or x.device.type != "cpu" or x.dim() != 5:
-            return conv_forward(self, x, weight, bias)
-        padding = self.padding
-        if isinstance(padding, str) or self.padding_mode != "zeros":
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), (0, 0, 0)
-        # after the padding, which autocast computes in float32
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        taps = [tap for tap, reach in _reaches(x, weight, self.stride[0], padding[0], self.dilation[0]) if reach]
-        if len(taps) == 1 and x.shape[2] == 1 and weight.shape[2] == 2 * padding[0] // self.dilation[0] + 1:
-            flat = (self.stride[1:], padding[1:], self.dilation[1:], self.groups)
-            return F.conv2d(x.squeeze(2), weight[:, :, taps[0]], bias, *flat).unsqueeze(2)
-        if not torch.is_grad_enabled():
-            return F.conv3d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
-        return _Conv3dByTaps.apply(x, weight, bias, self.stride, padding, self.dilation, self.groups)
-
-    torch.nn.Conv3d._conv_forward = repaired  # type: ignore[method-assign,assignment]
-
-
-def _reaches(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> list[tuple[int, range]]:
-    """For each tap in time: its number, and the output frames for which it sees a frame, not the padding."""
-    frames, taps = x.shape[2], weight.shape[2]
-    after = (frames + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
-    reaches = []
-    for tap in range(taps):
-        shift = padding - tap * dilation  # output frame o sees input frame o * stride - shift
-        reaches.append((tap, range(max(0, -(-shift // stride)), min(after, (frames - 1 + shift) // stride + 1))))
-    return reaches
-
-
-class _Conv3dByTaps(torch.autograd.Function):
-    """F.conv3d whose weight gradient is that of a 2-D convolution for each tap in time, frames being the batch."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding, dilation, groups):  # type: ignore[override]
-        ctx.save_for_backward(x, weight)
-        ctx.settings = (stride, padding, dilation, groups)
-        return F.conv3d(x, weight, bias, stride, padding, dilation, groups)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):  # type: ignore[override]
-        x, weight = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.settings
-        gradient_of = torch.ops.aten.convolution_backward
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            how = (None, stride, padding, dilation, False, (0, 0, 0), groups, (True, False, False))
-            grad_x = gradient_of(grad, x, weight, *how)[0]
-        if ctx.needs_input_grad[1]:
-            flat = (None, stride[1:], padding[1:], dilation[1:], False, (0, 0), groups, (False, True, False))
-            grad_weight = torch.zeros_like(weight)
-            for tap, reach in _reaches(x, weight, stride[0], padding[0], dilation[0]):
-                if reach:
-                    first = reach.start * stride[0] + tap * dilation[0] - padding[0]
-                    seen = _as_batch(x, slice(first, first + (len(reach) - 1) * stride[0] + 1, stride[0]))
-                    wanted = _as_batch(grad, slice(reach.start, reach.stop))
-                    grad_weight[:, :, tap] = gradient_of(wanted, seen, weight[:, :, tap], *flat)[1]
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad.sum((0, 2, 3, 4))
-        return grad_x, grad_weight, grad_bias, None, None, None, None
-
-
-def _as_batch(x: Tensor, frames: slice) -> Tensor:
-    """(B, C, T, H, W) -> (B * frames, C, H, W), channels last: what lies so is not copied if all frames are taken."""
-    return x.permute(0, 2, 3, 4, 1)[:, frames].flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def init_dist(launcher: str, backend: str = "nccl", port: int | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.archs.bf16_conv3d import computes_in_bf16, repair_bf16_conv3d
 from csd_plugin.archs.casting import CastWeights
 from csd_plugin.data.windows import join_windows, slice_windows, target_slice, window_slice
 from csd_plugin.errors import CSDError, suggestion
@@ -146,6 +147,8 @@ class Interface:
         Raises:
             CSDError: where a clip is too short, or the network does not give frames of the size that it is given.
         """
+        if computes_in_bf16(clips) and not torch.compiler.is_compiling():
+            repair_bf16_conv3d()
         frames = KINDS[self.kind].run(network, clips, num_target, self.num_frame)
         expected = (clips.shape[0] * num_target, *clips.shape[2:])
         if frames.shape != expected:

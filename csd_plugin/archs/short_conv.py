@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from csd_plugin.archs.bf16_conv3d import conv_forward
+
 
 class ShortConv3d(nn.Conv3d):
     """nn.Conv3d that learns faster from one or two frames on a CPU; the same numbers, and the same weights.
@@ -16,6 +18,8 @@ class ShortConv3d(nn.Conv3d):
     for one; from three frames on, where zeros would fill the weight, 1.2 to 1.4. In bf16 they take as long either way,
     and on a GPU it would cost the launches that make the weight.
     """
+
+    _conv_forward = conv_forward  # type: ignore[assignment]
 
     def forward(self, input: Tensor) -> Tensor:
         if not self._is_flat(input):

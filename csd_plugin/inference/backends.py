@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.archs.bf16_conv3d import repair_bf16_conv3d
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.devices import exact_float32, pick_device
 from csd_plugin.digests import file_digest
@@ -66,6 +67,8 @@ class TorchBackend:
         self.network = ready(network, DTYPES[precision], ALL_FILLED).to(self.device)
         still_plain = any(isinstance(layer, nn.Conv3d) for layer in self.network.modules())
         on_cpu = self.device.type == "cpu"
+        if still_plain and on_cpu and precision == "bf16":
+            repair_bf16_conv3d()
         self.prefers_pairs = on_cpu and still_plain
         in_blocks = on_cpu and hasattr(network, "forward_blocks")
         self.blocks = BlockPath(network, self.facts, DTYPES[precision]) if in_blocks else None  # type: ignore[arg-type]

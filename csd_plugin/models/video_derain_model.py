@@ -87,8 +87,6 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         self.autocast_dtype: torch.dtype | None = None
         if train_opt.get("autocast"):
             self.autocast_dtype = AUTOCAST_DTYPES[train_opt["autocast"]]
-            if self.device.type == "cpu":
-                compat.repair_bf16_conv3d()
             for line in half_precision_warnings(self.networks, self.autocast_dtype, self.device):
                 get_root_logger().warning(f"train.autocast: {line}")
         self.scaler = torch.amp.GradScaler(

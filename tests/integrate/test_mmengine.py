@@ -354,10 +354,6 @@ wrapper.is_cuda_available = lambda: True  # it asks for a GPU, and then computes
 """
 
 
-@pytest.mark.skipif(
-    torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported(),
-    reason="with torch 2.13 on a CPU with AVX512-BF16 and without AMX a summed gradient had an inf: not understood yet",
-)
 def test_two_processes_sum_gradients_in_half_precision(tmp_path, tiny_rain, tiny_teacher, student):
     """A step after every second iteration, of gradients in bf16 that two processes exchange by gloo.
 

@@ -1,0 +1,114 @@
+"""Right results of 3-D convolutions in bf16 on a CPU.
+
+oneDNN (3.12, in torch 2.13) on CPUs with AVX-512 gives wrong weight gradients of 3-D convolutions, transposed ones too:
+memory that nobody wrote, numbers that are not finite, or writes beyond its memory. Which sizes are hit depends on the
+CPU's instructions: without AMX those with fewer frames than the weight has taps, with AMX others. Forward results of a
+single frame between padding can be wrong too. Its 2-D convolutions are right, so these two are computed by them; the
+rest stays 3-D. Transposed ones, which few networks for video have, are computed in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+_of_torch = nn.Conv3d._conv_forward
+_transposed_of_torch = nn.ConvTranspose3d.forward
+
+
+def repair_bf16_conv3d() -> None:
+    """Let every 3-D convolution of this process compute as those here: of other people's networks too.
+
+    `archs.interface` and the backends call it before a network computes in bf16 on a CPU.
+    """
+    nn.Conv3d._conv_forward = conv_forward  # type: ignore[method-assign,assignment]
+    nn.ConvTranspose3d.forward = _transposed  # type: ignore[method-assign]
+
+
+def computes_in_bf16(x: Tensor) -> bool:
+    """Whether a convolution of this would be in bf16 on a CPU."""
+    if x.device.type != "cpu":
+        return False
+    cast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
+    return (torch.get_autocast_dtype("cpu") if cast else x.dtype) == torch.bfloat16
+
+
+def conv_forward(self: nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What `nn.Conv3d._conv_forward` gives, and right gradients, in bf16 on a CPU; elsewhere that itself."""
+    if not computes_in_bf16(x) or x.dim() != 5:
+        return _of_torch(self, x, weight, bias)
+    padding = self.padding
+    if isinstance(padding, str) or self.padding_mode != "zeros":
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), (0, 0, 0)
+    # after the padding, which autocast computes in float32
+    x, weight = x.to(torch.bfloat16), weight.to(torch.bfloat16)
+    bias = None if bias is None else bias.to(torch.bfloat16)
+    taps = [tap for tap, reach in _reaches(x, weight, self.stride[0], padding[0], self.dilation[0]) if reach]
+    if len(taps) == 1 and x.shape[2] == 1 and weight.shape[2] == 2 * padding[0] // self.dilation[0] + 1:
+        flat = (self.stride[1:], padding[1:], self.dilation[1:], self.groups)
+        return F.conv2d(x.squeeze(2), weight[:, :, taps[0]], bias, *flat).unsqueeze(2)
+    if not torch.is_grad_enabled():
+        return F.conv3d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+    return _Conv3dByTaps.apply(x, weight, bias, self.stride, padding, self.dilation, self.groups)  # type: ignore[no-any-return]
+
+
+def _transposed(self: nn.ConvTranspose3d, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+    """`nn.ConvTranspose3d.forward`, in float32 where it would be in bf16 on a CPU."""
+    if not computes_in_bf16(input) or self.weight.dtype != torch.float32:
+        return _transposed_of_torch(self, input, output_size)
+    with torch.autocast("cpu", enabled=False):
+        return _transposed_of_torch(self, input.float(), output_size).bfloat16()
+
+
+def _reaches(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> list[tuple[int, range]]:
+    """For each tap in time: its number, and the output frames for which it sees a frame, not the padding."""
+    frames, taps = x.shape[2], weight.shape[2]
+    after = (frames + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+    reaches = []
+    for tap in range(taps):
+        shift = padding - tap * dilation  # output frame o sees input frame o * stride - shift
+        reaches.append((tap, range(max(0, -(-shift // stride)), min(after, (frames - 1 + shift) // stride + 1))))
+    return reaches
+
+
+class _Conv3dByTaps(torch.autograd.Function):
+    """F.conv3d whose weight gradient is that of a 2-D convolution for each tap in time, frames being the batch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, weight)
+        ctx.how = how  # stride, padding, dilation, groups
+        return F.conv3d(x, weight, bias, *how)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.how
+        gradient_of = torch.ops.aten.convolution_backward
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            how = (None, stride, padding, dilation, False, (0, 0, 0), groups, (True, False, False))
+            grad_x = gradient_of(grad, x, weight, *how)[0]
+        if ctx.needs_input_grad[1]:
+            flat = (None, stride[1:], padding[1:], dilation[1:], False, (0, 0), groups, (False, True, False))
+            grad_weight = torch.zeros_like(weight)
+            for tap, reach in _reaches(x, weight, stride[0], padding[0], dilation[0]):
+                if reach:
+                    first = reach.start * stride[0] + tap * dilation[0] - padding[0]
+                    seen = _as_batch(x, slice(first, first + (len(reach) - 1) * stride[0] + 1, stride[0]))
+                    wanted = _as_batch(grad, slice(reach.start, reach.stop))
+                    grad_weight[:, :, tap] = gradient_of(wanted, seen, weight[:, :, tap], *flat)[1]
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum((0, 2, 3, 4))
+        return grad_x, grad_weight, grad_bias, None, None, None, None
+
+
+def _as_batch(x: Tensor, frames: slice) -> Tensor:
+    """(B, C, T, H, W) -> (B * frames, C, H, W), channels last: what lies so is not copied if all frames are taken."""
+    return x.permute(0, 2, 3, 4, 1)[:, frames].flatten(0, 1).permute(0, 3, 1, 2)
