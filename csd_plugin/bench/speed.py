@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import BACKENDS, GRAPH_SUFFIXES, open_backend
 from csd_plugin.inference.facts import Facts
 from csd_plugin.inference.graph import DTYPES
+from csd_plugin.inference.tiles import whole_cells
 from csd_plugin.report.text import markdown
 from csd_plugin.weights import NETWORKS as SHIPPED
 from csd_plugin.weights import find_checkpoint
@@ -128,7 +129,8 @@ def measure(
                 title = f"{size[0]}x{size[1]}, {number} threads"
                 rates: dict[str, list[float]] = {name: [] for name in actions}
                 times = in_turns(actions, rounds, title, before=partial(_note_rate, rates, rates_of))
-                for (name, backend), (_, frames, _) in ready.items():
+                for (name, backend), run in ready.items():
+                    frames = run.num_counted
                     per_frame = {key: [took / (batch * frames) for took in values] for key, values in times.items()}
                     key, plain = f"{name} {backend}", per_frame.get(f"{name} plain")
                     rows.append(
@@ -172,8 +174,18 @@ def _find_untrained(name: str) -> Untrained | None:
     return next((network for network in untrained() if network.name == name), None)
 
 
-Run = tuple[int, int, Callable[[Tensor], Tensor]]
-"""Frames that go in, those that count, and what computes."""
+class Run(NamedTuple):
+    """What computes, the frames that go in, those that count, and what heights and widths are multiples of."""
+
+    compute: Callable[[Tensor], Tensor]
+    num_frame: int
+    num_counted: int
+    divisor: int
+
+    @classmethod
+    def of(cls, facts: Facts | nn.Module, compute: Callable[[Tensor], Tensor]) -> Run:
+        divisor = facts.divisor if isinstance(facts, Facts) else getattr(facts, "size_divisor", 1)
+        return cls(compute, *_lengths(facts), int(divisor))
 
 
 def _ready(
@@ -182,20 +194,20 @@ def _ready(
     """(backend, what to run) for those that take the network."""
     if module is None:
         backend = open_backend(name, device=device)
-        yield backend.name, (*_lengths(backend.facts), backend)
+        yield backend.name, Run.of(backend.facts, backend)
         return
     for spelled in backends:
         runtime, precision = spelled.partition(":")[0], _precision(spelled)
         if precision not in DTYPES:
             raise CSDError(f"--backends {spelled}: the precision is one of {', '.join(DTYPES)}")
         if runtime in ("plain", "compiled"):
-            yield spelled, (*_lengths(module), _as_trained(module, runtime == "compiled", DTYPES[precision], device))
+            yield spelled, Run.of(module, _as_trained(module, runtime == "compiled", DTYPES[precision], device))
         elif runtime not in BACKENDS:
             known = ", ".join(BACKENDS)
             raise CSDError(f"--backends {spelled}: expected plain, compiled or one of {known}, e.g. torch:bf16")
         else:
             options = {"backend": runtime, "precision": precision, "device": device}
-            yield spelled, (*_lengths(module), open_backend(module, **options))  # type: ignore[arg-type]
+            yield spelled, Run.of(module, open_backend(module, **options))  # type: ignore[arg-type]
 
 
 def _precision(backend: str) -> str:
@@ -225,12 +237,13 @@ def _lengths(facts: Facts | nn.Module) -> tuple[int, int]:
 
 
 def _action(run: Run, size: tuple[int, int], device: torch.device, batch: int) -> Callable[[], object]:
-    num_frame, _, compute = run
-    window = torch.rand(batch, num_frame, 3, size[1], size[0], generator=torch.Generator().manual_seed(0)).to(device)
+    width, height = size
+    window = torch.rand(batch, run.num_frame, 3, height, width, generator=torch.Generator().manual_seed(0))
+    window = whole_cells(window, run.divisor).to(device)
 
     def once() -> object:
         with torch.inference_mode():
-            return compute(window)
+            return run.compute(window)
 
     return finished(once, device)
 

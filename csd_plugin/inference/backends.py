@@ -39,6 +39,7 @@ class Backend(Protocol):
     Attributes:
         prefers_pairs: a window alone takes much longer than half of two.
         blocks: a shorter way for frames of whole numbers, where there is one.
+        own_precision: of a file that fixes it, for people; empty where the precision that was asked for is computed.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Backend(Protocol):
     device: torch.device
     prefers_pairs: bool
     blocks: BlockPath | None
+    own_precision: str
 
     def __call__(self, window: Tensor) -> Tensor:
         """(B, T, 3, H, W) float32 in [0, 1] -> (B, 3, H, W), of sequences (B, T, 3, H, W), not clamped; on `device`.
@@ -58,6 +60,7 @@ class TorchBackend:
     """The network in torch, in its fastest exact form, on the CPU or CUDA, in any of the three precisions."""
 
     name = "torch"
+    own_precision = ""
 
     def __init__(self, network: nn.Module, precision: str, device: str | torch.device) -> None:
         self.device = pick_device(device)
@@ -104,6 +107,7 @@ class OnnxRuntimeBackend:
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads rest
         options.log_severity_level = 3
+        self.own_precision = "the precision of its file" if isinstance(network, Path) else ""
         model = _onnx_bytes(network, precision)
         self._source = source = str(network) if isinstance(network, Path) else "the network"
         self._errors = tuple(_runtime_errors(runtime))
@@ -152,6 +156,8 @@ class OpenVINOBackend:
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
                 "PERFORMANCE_HINT": "LATENCY",
             }
+            quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+            self.own_precision = f"int8 where its file says so, else {precision}" if quantised else ""
             self._request = core.compile_model(model, "CPU", how).create_infer_request()
         except RuntimeError as error:
             raise CSDError(

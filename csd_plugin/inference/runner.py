@@ -104,9 +104,8 @@ class Derainer:
         if isinstance(self.backend, TorchBackend) and precision not in ("auto", "fp32"):
             slow = half_precision_warnings([self.backend.network], DTYPES[precision], self.device)
             self.precision = Precision(precision, "; ".join(slow))
-        in_file = isinstance(network, str | Path) and Path(network).suffix.lower() == ".onnx"
-        if in_file and self.backend.name == "onnxruntime":
-            self.precision = Precision("the precision of its file")
+        if self.backend.own_precision:
+            self.precision = Precision(self.backend.own_precision)
         self._file = None if isinstance(network, nn.Module) else Path(network)
         facts = self.backend.facts
         self.num_frame, self.num_future = facts.num_frame, facts.num_future

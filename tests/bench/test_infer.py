@@ -127,6 +127,16 @@ def test_batches_and_compiled_networks(tmp_path, capsys, monkeypatch):
     assert "fp32" in capsys.readouterr().out.splitlines()[-3]
 
 
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
+def test_frames_of_any_size_are_timed(runtime, tmp_path, capsys):
+    """Of 1x1 too: networks of half the resolution get whole cells, as `csd derain` gives them."""
+    for module in () if runtime == "torch" else (runtime, "onnxscript"):
+        pytest.importorskip(module)
+    arguments = ["--networks", "tiny", "--backends", runtime, "--sizes", "1x1", "3x2", "--rounds", "1"]
+    assert main(["bench", "infer", *arguments]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.count(f"| {runtime} |") == 2
+
+
 def test_growth_reports(tmp_path, capsys):
     report = tmp_path / "growth.json"
     options = ["--size", "24x16", "--frames", "2", "--steps", "2"]

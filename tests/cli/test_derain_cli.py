@@ -359,6 +359,19 @@ def test_an_onnx_file_says_its_own_precision(frames, model, tmp_path, capsys):
     assert "computes in the precision of the file, not in bf16" in capsys.readouterr().err
 
 
+def test_a_quantised_file_says_so(frames, model, tmp_path, capsys):
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    for name, options in (("whole.xml", ()), ("int8.xml", ("--int8", "--calibrate", str(frames / "rain")))):
+        assert main(["export", str(model), str(tmp_path / name), *options]) == 0
+    capsys.readouterr()
+    for name, words in (("whole.xml", "; in fp32"), ("int8.xml", "; in int8 where its file says so, else fp32")):
+        options = ("--model", tmp_path / name, "--precision", "fp32")
+        assert derain(frames / "rain", frames / Path(name).stem, *options) == 0
+        assert capsys.readouterr().out.splitlines()[0].endswith(words)
+
+
 @pytest.mark.parametrize(
     ("seconds", "rate", "words"),
     [
