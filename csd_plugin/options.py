@@ -325,8 +325,8 @@ class WeightSection(Section):
     """A weight of `train.distill_opt.weights` that changes: see `distill.schedule`."""
 
     schedule: str = Field(description="the way from start to end: constant, linear, cosine, stop_at")
-    start: float = Field(ge=-1e6, le=1e6, description="in the first iteration")
-    end: float = Field(0.0, ge=-1e6, le=1e6, description="in all after the first `iters`")
+    start: float = Field(ge=0, le=1e6, description="in the first iteration")
+    end: float = Field(0.0, ge=0, le=1e6, description="in all after the first `iters`")
     iters: float | None = Field(None, gt=0, description="iterations on the way")
 
 
@@ -568,6 +568,8 @@ def _check_distillation(opt: Mapping[str, Any], problems: Problems) -> None:
     for term, weight in _section_in(content, "weights").items():
         if isinstance(weight, Mapping):
             _check_changing_weight(weight, f"{where}.weights.{term}", _section_in(opt["train"], "pixel_opt"), problems)
+        elif isinstance(weight, int | float):
+            problems.attempt([f"{where}.weights.{term}"], _told_in, f"{where}.weights.{term}", check_weight, weight)
     teachers, tapped = _section_in(content, "teachers"), _section_in(taps, "teacher")
     networks = [f"network_{label}" for label in {"t", *labels, *teachers, *tapped}]
     problems.attempt(

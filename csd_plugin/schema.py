@@ -29,7 +29,7 @@ def schema() -> Schema:
         "taps": {"anyOf": [_of(options.TapsSection), {"type": "null"}]},
         "weights": {
             "additionalProperties": {
-                "anyOf": [{"type": "number"}, _of(options.WeightSection), _of(options.BalanceSection)]
+                "anyOf": [{"type": "number", "minimum": 0}, _of(options.WeightSection), _of(options.BalanceSection)]
             }
         },
     }

@@ -239,6 +239,8 @@ def test_other_peoples_models_are_left_alone():
         ({"train.distill_opt.type": "CDS"}, "train.distill_opt.type 'CDS' is unknown; did you mean CSD?"),
         ({"train.distill_opt.weights": ...}, "train.distill_opt.weights is missing"),
         ({"train.distill_opt.weights.spatial": "0.1"}, "weights.spatial is '0.1': input should be a valid number"),
+        ({"train.distill_opt.weights.spatial": -0.1}, "weights.spatial: a weight is -0.1, expected 0 or more"),
+        ({"train.distill_opt.weights.temporal.end": -1.0}, "weights.temporal.end is -1.0"),
         ({"train.distill_opt.num_scale": "3"}, "num_scale is '3'"),
         ({"train.distill_opt.weights.temporal.schedule": "lin"}, "weights.temporal: schedule 'lin' is unknown"),
         ({"train.distill_opt.weights.temporal.start": ...}, "weights.temporal.start is missing"),

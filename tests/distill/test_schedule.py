@@ -59,6 +59,8 @@ def test_what_holds_for_all(name, start, end, iters):
         ({"schedule": "cosin", "start": 1.0}, "'cosin' is unknown; did you mean cosine"),
         ({"schedule": "linear", "start": 1.0}, "linear needs iters"),
         ({"schedule": "constant", "start": 1.0, "end": 0.0}, "takes no end"),
+        (-0.1, "a weight is -0.1, expected 0 or more"),
+        (float("nan"), "a weight is nan"),
     ],
 )
 def test_keys_that_do_not_go_together(weight, words):
