@@ -51,6 +51,10 @@ class Clock:
         step = min((later - earlier for earlier, later in pairwise(self._steps)), default=0.0)
         return self.spent >= self.seconds or self.spent + step + _SAVES_AT_THE_END * self._saving > self.seconds
 
-    def iteration(self, total_iter: float) -> int:
-        """Where a schedule of this many iterations is by now."""
-        return int(min(self.spent / self.seconds, 1) * total_iter)
+    def iteration(self, total_iter: float, before: float = 0.0) -> int:
+        """Where a schedule of this many iterations is by now.
+
+        Args:
+            before: seconds of earlier processes that `resume` has not been told.
+        """
+        return int(min((self.spent + before) / self.seconds, 1) * total_iter)

@@ -313,13 +313,19 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         raise Stopped(0, together=True)
 
     def update_learning_rate(self, current_iter: int, warmup_iter: float = -1) -> None:
-        """As the toolbox's. With `train.max_seconds`, schedules follow the share of the time that is over."""
-        if self.clock is not None and current_iter > 1:
-            due = self.clock.iteration(self.opt["train"]["total_iter"])
-            for scheduler in self.schedulers:
-                for _ in range(due - scheduler.last_epoch - 1):
-                    scheduler.step()
-        super().update_learning_rate(current_iter, warmup_iter)
+        """As the toolbox's. With `train.max_seconds`, schedules follow the share of the time that is over, alone."""
+        if self.clock is None or current_iter == 1:
+            super().update_learning_rate(current_iter, warmup_iter)
+            return
+        due = self.clock.iteration(self.opt["train"]["total_iter"])
+        for scheduler in self.schedulers:
+            for _ in range(due - scheduler.last_epoch):
+                scheduler.step()
+        schedulers, self.schedulers = self.schedulers, []  # which the toolbox would step once more
+        try:
+            super().update_learning_rate(current_iter, warmup_iter)
+        finally:
+            self.schedulers = schedulers
 
     def _seed_step(self, current_iter: int) -> None:
         """Seed by the iteration alone, so that a resumed run draws the same random numbers inside its networks."""
@@ -530,6 +536,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         try:
             if done < train["total_iter"]:
                 changes = option_changes(resume_state, self.optimizers, self.schedulers, warmup)
+            if self._is_beyond_the_clock(resume_state):
+                changes.append("train.max_seconds")
             if changes:
                 resume_state = by_options(resume_state, self.optimizers, self.schedulers)
             check_form(resume_state, self.training_state(0, 0), "the state")
@@ -557,6 +565,13 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
                 f"{path}: options have changed since: {', '.join(changes)}. They apply as if set from the start: the "
                 f"learning rate of iteration {done} is {self.get_current_learning_rate()[0]:.4g}."
             )
+
+    def _is_beyond_the_clock(self, resume_state: Mapping[str, Any]) -> bool:
+        """Whether schedules are further than the share of the time that is over, as `train.max_seconds` grew."""
+        if self.clock is None:
+            return False
+        due = self.clock.iteration(self.opt["train"]["total_iter"], before=resume_state.get("seconds", 0.0))
+        return any(saved["last_epoch"] > due for saved in resume_state["schedulers"])
 
     def _resume_rest(self, resume_state: Mapping[str, Any]) -> None:
         """What the toolbox does not know of. Raises one of `UNREADABLE` for what no run has saved."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -40,6 +41,11 @@ def steps_of_ten_seconds(now, monkeypatch):
     return rates
 
 
+def rate_at(share):
+    """Of a cosine from 0.001."""
+    return 0.0005 * (1 + math.cos(math.pi * share))
+
+
 def test_a_clock():
     running = Clock(60)
     assert not running.is_over() and running.iteration(1000) == 0
@@ -74,8 +80,7 @@ def test_a_run_ends_in_time_with_its_schedule_at_the_end(launcher, tiny_rain, st
     assert launcher.train(train_options(tiny_rain, **BY_THE_CLOCK, **{"train.max_seconds": 50})) == 0
     rates = steps_of_ten_seconds
     assert len(rates) == 5 and rates == sorted(rates, reverse=True)
-    expected = [0.0005 * (1 + torch.cos(torch.tensor(torch.pi * part)).item()) for part in (0, 0.2, 0.4, 0.6, 0.8)]
-    assert rates == pytest.approx(expected, rel=1e-3)
+    assert rates == pytest.approx([rate_at(share) for share in (0, 0.2, 0.4, 0.6, 0.8)], rel=1e-3)
     assert torch.equal(launcher.weights("net_g_5")["conv1.weight"], launcher.weights("net_g_latest")["conv1.weight"])
 
 
@@ -84,8 +89,31 @@ def test_a_resumed_run_has_what_is_left_of_its_time(launcher, tiny_rain, tiny_te
     assert launcher.train(options) == 0
     options["train"]["max_seconds"] = 50
     assert launcher.train(options, "--auto_resume") == 0
-    assert len(steps_of_ten_seconds) == 5
+    rates = steps_of_ten_seconds
+    assert rates == pytest.approx([rate_at(share) for share in (0, 0.33, 0.66, 0.6, 0.8)], rel=1e-3)
     launcher.weights("net_g_5"), launcher.weights("objective_latest")
+
+
+def test_a_much_longer_time_goes_back_to_where_the_schedule_is_then(launcher, tiny_rain, steps_of_ten_seconds, capfd):
+    """Its own part of the time counts, not how far it had come, and another rate as if it had been there before."""
+    options = train_options(tiny_rain, **BY_THE_CLOCK, **{"train.max_seconds": 30})
+    assert launcher.train(options) == 0
+    options["train"]["max_seconds"] = 300
+    options["train"]["optim_g"]["lr"] = 2e-3
+    assert launcher.train(options, "--auto_resume") == 0
+    assert "options have changed since: lr 0.001 -> 0.002, train.max_seconds" in capfd.readouterr().err
+    rates = steps_of_ten_seconds
+    assert rates[3:] == pytest.approx(
+        [2 * rate_at(int(100 * part / 30) / 100) for part in range(3, 30)], rel=1e-3, abs=2e-7
+    )
+
+
+def test_steps_that_outnumber_total_iter_follow_the_clock_still(launcher, tiny_rain, now, steps_of_ten_seconds):
+    options = train_options(tiny_rain, **BY_THE_CLOCK, **{"train.max_seconds": 300})
+    options["train"]["scheduler"]["periods"] = [20]
+    options["train"]["total_iter"] = 20
+    assert launcher.train(options) == 0
+    assert steps_of_ten_seconds == pytest.approx([rate_at(int(2 * step / 3) / 20) for step in range(20)], rel=1e-3)
 
 
 def test_several_processes_have_several_clocks():
