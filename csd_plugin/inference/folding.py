@@ -17,6 +17,7 @@ On the CPU the sum and the ReLU after a layer are computed with it, see `fusing`
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import partial
 from typing import cast
 
@@ -47,7 +48,8 @@ def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
         least: fold layers of whose blocks at least this part is filled.
 
     Returns:
-        A copy in eval mode without gradients: same call, same frames up to rounding.
+        A copy in eval mode without gradients: same call, same frames up to rounding. That is tried out, on noise, as
+        networks may change in place what a form is yet to read; where frames differ, slower forms are taken.
 
     Raises CSDError for weights that are not finite: a ReLU in the fast forms would hide them.
     """
@@ -59,8 +61,27 @@ def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
     for call in conv_calls(network):
         if isinstance(call.layer, nn.Conv3d):
             depths.setdefault(call.name, set()).add(call.input_shape[2])
+    plain = copy.deepcopy(network).eval().requires_grad_(False)
+    window = torch.rand(1, cast(int, network.num_frame), 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    window = window.to(next(network.parameters()))
+    with torch.inference_mode():
+        expected = plain(window)
+    for waits in (True, False):
+        folded = _in_forms(plain, depths, least, waits=waits)
+        if _gives(folded, window, expected):
+            return folded
+    return plain
+
+
+def _in_forms(network: nn.Module, depths: Mapping[str, set[int]], least: float, *, waits: bool) -> nn.Module:
+    """A copy with every convolution in its form.
+
+    Args:
+        depths: by the name of a 3-D convolution, the numbers of frames that it is given.
+        waits: whether results may wait for what follows, see `fusing`.
+    """
     one_length = KINDS[kind_of(network)].one_length
-    folded = copy.deepcopy(network).eval().requires_grad_(False)
+    folded = copy.deepcopy(network)
     forms: list[nn.Module] = []
     for name, lengths in depths.items():
         parent, _, child = name.rpartition(".")
@@ -69,9 +90,9 @@ def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
             continue
         form: nn.Module
         if one_length and len(lengths) == 1 and filled(convolution, *lengths) >= least:
-            form = FoldedConv3d(convolution, *lengths)
+            form = FoldedConv3d(convolution, *lengths, waits=waits)
         else:
-            form = DirectConv(convolution)
+            form = DirectConv(convolution, waits=waits)
         forms.append(form)
         setattr(folded.get_submodule(parent), child, form)
     if forms and len(forms) == len(depths) and all(isinstance(form, FoldedConv3d) for form in forms):
@@ -79,10 +100,22 @@ def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
     for name, layer in list(folded.named_modules()):
         if isinstance(layer, nn.Conv2d) and _is_plain(layer):
             parent, _, child = name.rpartition(".")
-            setattr(folded.get_submodule(parent), child, DirectConv(layer))
+            setattr(folded.get_submodule(parent), child, DirectConv(layer, waits=waits))
         elif isinstance(layer, nn.Conv2d):
             layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return folded
+
+
+def _gives(network: nn.Module, window: Tensor, expected: Tensor) -> bool:
+    """Whether that comes of the window, up to rounding."""
+    try:
+        with torch.inference_mode():
+            result = network(window)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # something between looks at layers
+        return False
+    if result.shape != expected.shape:
+        return False
+    return bool((result - expected).abs().max() <= 1e-4 * expected.abs().max() + 1e-6)
 
 
 def filled(convolution: nn.Conv3d, num_frame: int) -> float:
@@ -107,8 +140,9 @@ class FoldedConv3d(nn.Module):
     bias: Tensor | None
     flat: bool = False
 
-    def __init__(self, convolution: nn.Conv3d, num_frame: int) -> None:
+    def __init__(self, convolution: nn.Conv3d, num_frame: int, *, waits: bool = True) -> None:
         super().__init__()
+        self.waits = waits
         weight = convolution.weight.detach()  # (C', C, k, 3, 3)
         kernel, padding = weight.shape[2], int(convolution.padding[0])
         self.after = num_frame + 2 * padding - kernel + 1
@@ -124,7 +158,7 @@ class FoldedConv3d(nn.Module):
 
     def forward(self, x: Tensor | Waiting) -> Tensor | Waiting:
         x = cast(Tensor, computed(x))
-        if can_wait(x):
+        if self.waits and can_wait(x):
             x = fold_time(x)
             height, width = result_size(x, self.weight, self.padding)
             if self.flat:
@@ -150,8 +184,9 @@ class DirectConv(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, convolution: nn.Conv2d | nn.Conv3d) -> None:
+    def __init__(self, convolution: nn.Conv2d | nn.Conv3d, *, waits: bool = True) -> None:
         super().__init__()
+        self.waits = waits
         flat = isinstance(convolution, nn.Conv2d)
         self._format = torch.channels_last if flat else torch.channels_last_3d
         self._plain = F.conv2d if flat else F.conv3d
@@ -162,7 +197,7 @@ class DirectConv(nn.Module):
 
     def forward(self, x: Tensor | Waiting) -> Tensor | Waiting:
         x = cast(Tensor, computed(x)).contiguous(memory_format=self._format)
-        if can_wait(x):
+        if self.waits and can_wait(x):
             size = result_size(x, self.weight, self.padding, self.stride)
             return Waiting(partial(self._compute, x), (len(x), len(self.weight), *size))
         return self._plain(x, self.weight, self.bias, padding=self.padding, stride=self.stride)
@@ -213,13 +248,8 @@ def _stay_flat(folded: nn.Module, layers: list[FoldedConv3d]) -> None:
     window = torch.rand(2, num_frame, 3, 6, 7, generator=generator).to(layers[0].weight)
     with torch.inference_mode():
         expected = folded(window)
-        for layer in layers[:-1]:
-            layer.flat = True
-        try:
-            result = folded(window)
-            same = result.shape == expected.shape and bool(torch.allclose(result, expected, rtol=1e-4, atol=1e-5))
-        except (RuntimeError, ValueError, IndexError):  # a dimension is missing: something between looks at time
-            same = False
-    if not same:
+    for layer in layers[:-1]:
+        layer.flat = True
+    if not _gives(folded, window, expected):
         for layer in layers:
             layer.flat = False

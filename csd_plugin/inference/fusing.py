@@ -2,6 +2,8 @@
 
 Networks are left as they are written: a convolution gives a `Waiting`, which stands for its result. What follows,
 `torch.relu(waiting)` or `waiting + x` and then a ReLU, goes into the same oneDNN call; anything else gets the result.
+What happens in place happens to the `Waiting`, which others may hold. A tensor that a `Waiting` is yet to read must not
+change: `folding.fold` tries out whether a network keeps to that.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-_RELU = (torch.relu, torch.Tensor.relu, F.relu, F.relu_)
+_RELU = (torch.relu, torch.Tensor.relu, F.relu)
+_RELU_IN_PLACE = (torch.relu_, torch.Tensor.relu_, F.relu_)
 _ADD = (torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
 
 Compute = Callable[[Tensor | None, bool], Tensor]
@@ -37,13 +40,27 @@ class Waiting:
     def relu(self) -> Tensor:
         return self._compute(self._other, True) if self._value is None else torch.relu(self._value)
 
+    def relu_(self) -> Waiting:
+        self._value = self.relu()
+        return self
+
     def __add__(self, other: Any) -> Any:
         other = computed(other)
-        alike = isinstance(other, Tensor) and other.shape == self.shape
-        free = self._other is None and self._value is None  # one sum goes along, and none of what is computed already
-        return Waiting(self._compute, self.shape, other) if alike and free else self.value() + other
+        return Waiting(self._compute, self.shape, other) if self._takes(other) else self.value() + other
 
     __radd__ = __add__
+
+    def __iadd__(self, other: Any) -> Waiting:
+        other = computed(other)
+        if self._takes(other):
+            self._other = other
+        else:
+            self._value = self.value().add_(other)
+        return self
+
+    def _takes(self, other: Any) -> bool:
+        """Whether this goes along: one sum does, and none with what is computed already."""
+        return isinstance(other, Tensor) and other.shape == self.shape and self._other is None and self._value is None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.value(), name)
@@ -51,8 +68,9 @@ class Waiting:
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        if func in _RELU and isinstance(args[0], Waiting):
-            return args[0].relu()
+        if func in (*_RELU, *_RELU_IN_PLACE) and args and isinstance(args[0], Waiting):
+            in_place = func in _RELU_IN_PLACE or True in (*args[1:], *(kwargs or {}).values())
+            return args[0].relu_() if in_place else args[0].relu()
         if func in _ADD and len(args) == 2 and not kwargs:
             one, two = args if isinstance(args[0], Waiting) else args[::-1]
             return one + two
@@ -61,7 +79,8 @@ class Waiting:
 
 _OPERATORS = (
     "sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul and rand or ror xor rxor "
-    "neg pos abs invert lt le gt ge eq ne getitem setitem len iter contains bool int float"
+    "neg pos abs invert lt le gt ge eq ne getitem setitem len iter contains bool int float "
+    "isub imul itruediv ifloordiv imod ipow iand ior ixor"
 )
 """Python looks these up on the class, past `__getattr__`; they are the result's own."""
 

@@ -72,6 +72,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     skipped = 0
     """Batches of this run whose loss or gradient was not finite."""
 
+    schedulers: list[Any]
     _learns_by = ""
 
     def init_training_settings(self) -> None:
@@ -321,7 +322,8 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         for scheduler in self.schedulers:
             for _ in range(due - scheduler.last_epoch):
                 scheduler.step()
-        schedulers, self.schedulers = self.schedulers, []  # which the toolbox would step once more
+        schedulers = self.schedulers
+        self.schedulers = []  # which the toolbox would step once more
         try:
             super().update_learning_rate(current_iter, warmup_iter)
         finally:
