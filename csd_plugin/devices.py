@@ -76,7 +76,7 @@ def _rounding() -> list[tuple[Any, str, Any]]:
     backends: Any = torch.backends  # whose parts depend on the version
     cuda, cudnn, mkldnn = backends.cuda, backends.cudnn, backends.mkldnn
     if hasattr(cuda.matmul, "fp32_precision"):  # torch 2.9; reading its older switches fails once these are used
-        operations = [cuda.matmul, cudnn.conv, mkldnn.matmul, mkldnn.conv]
+        operations = [cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
         return [(operation, "fp32_precision", "ieee") for operation in operations]
     return [(cudnn, "allow_tf32", False), (cuda.matmul, "allow_tf32", False)]
 

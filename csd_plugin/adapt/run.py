@@ -20,7 +20,7 @@ from csd_plugin.adapt.cache import Cache, open_cache
 from csd_plugin.adapt.features import store_features
 from csd_plugin.adapt.learning import Learner
 from csd_plugin.adapt.page import Row, write_page
-from csd_plugin.adapt.teacher import Teacher, find_teacher, named, open_teacher, runnable
+from csd_plugin.adapt.teacher import Named, Teacher, find_teacher, named, open_teacher, runnable, weights_of
 from csd_plugin.archs.checkpoint import load_network, load_plain, save_plain
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.archs.provenance import facts_in
@@ -187,7 +187,8 @@ def _check(plan: Plan) -> Path:
     if plan.features and (plan.ensemble or len(plan.teachers) > 1):
         raise CSDError("--features: are those of one network: give one --teacher, without --ensemble")
     read = [file for path in plan.inputs for file in files_of(path)]
-    refuse_inputs([plan.out], [source, *read, *(Path(name) for name in plan.teachers if Path(name).is_file())])
+    teachers = [find_teacher(name) for name in plan.teachers]
+    refuse_inputs([plan.out], [source, *read, *teachers, *map(weights_of, teachers)])
     if plan.resume and not plan.state.exists():
         raise CSDError(f"--resume: there is no {plan.state} to continue from; leave --resume out")
     if plan.out.exists() and not (plan.resume or plan.overwrite):
@@ -198,9 +199,12 @@ def _check(plan: Plan) -> Path:
 
 
 def _store_features(plan: Plan, cache: Cache, teacher: Teacher, say: Callable[[str], object]) -> None:
-    network = runnable(find_teacher(plan.teachers[0]))
+    path = find_teacher(plan.teachers[0])
+    network = runnable(path)
     assert isinstance(network, nn.Module)  # see `_check`
-    store_features(cache, network, teacher.networks[0], device=pick_device(plan.device), say=say)
+    # by its weights, as a training names them
+    features_of = Named(teacher.networks[0].name, named(weights_of(path)).sha256)
+    store_features(cache, network, features_of, device=pick_device(plan.device), say=say)
 
 
 def _learner(plan: Plan, start: nn.Module) -> Learner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ OPTIONS = (".yml", ".yaml")
 
 @dataclass(frozen=True)
 class Named:
-    """A network's name for people, and the SHA-256 of its file."""
+    """A network's name for people, and the SHA-256 of its file; of an option file with that of the weights it names."""
 
     name: str
     sha256: str
@@ -155,11 +156,10 @@ def _from_options(path: Path) -> nn.Module:
     registration.install()
     registration.extend()
     opt = read_options(path)
+    weights = weights_of(path)
     networks, interfaces = build_networks(dict(opt) | {"is_train": False})
-    network, interface, weights = networks["network_g"], interfaces["network_g"], opt["path"].get("pretrain_network_g")
-    if not weights:
-        raise CSDError(f"{path}: path.pretrain_network_g is missing: name the teacher's weights there")
-    state = read_state_dict(find_checkpoint(weights), opt["path"].get("param_key_g", "params_ema"), fallback=True)
+    network, interface = networks["network_g"], interfaces["network_g"]
+    state = read_state_dict(weights, opt["path"].get("param_key_g", "params_ema"), fallback=True)
     load_weights(network, state, source=f"checkpoint {weights}")
     if not interface.has_time:
         return _OfImages(network, int(getattr(network, "size_divisor", 1))).eval()
@@ -168,11 +168,30 @@ def _from_options(path: Path) -> nn.Module:
     return network.eval()
 
 
+def weights_of(path: Path) -> Path:
+    """The file with a network's weights: itself, or the one that an option file names. Raises CSDError."""
+    if path.suffix.lower() not in OPTIONS:
+        return path
+    from csd_plugin import registration
+    from csd_plugin.options import read_options
+
+    registration.install()
+    weights = read_options(path)["path"].get("pretrain_network_g")
+    if not weights:
+        raise CSDError(f"{path}: path.pretrain_network_g is missing: name the teacher's weights there")
+    return find_checkpoint(weights)
+
+
 def named(path: Path) -> Named:
-    """The name and digest of a network's file. Raises CSDError where it cannot be read."""
+    """The name and digest of a network. Raises CSDError where a file of it cannot be read."""
     shipped = shipped_as(path)
+    digests = [_digest(file) for file in dict.fromkeys((path, weights_of(path)))]
+    digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return Named(shipped.name if shipped else path.name, digest)
+
+
+def _digest(path: Path) -> str:
     try:
-        digest = file_digest(path)
+        return file_digest(path)
     except OSError as error:
         raise CSDError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    return Named(shipped.name if shipped else path.name, digest)

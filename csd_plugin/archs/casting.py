@@ -23,12 +23,14 @@ _LAYERS = frozenset(
 
 class CastWeights(TorchFunctionMode):
     """Inside, with an autocast to `dtype`, a network's layers get their weights cast, as autocast would give them.
+    Where a network switches autocast off for a part, that part gets them as they are.
 
     Which weights those are the first pass shows. Weights that take no gradient are cast when they have changed.
     """
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, network: nn.Module, dtype: torch.dtype, device_type: str = "cuda") -> None:
         super().__init__()
+        self._device_type = device_type
         self._cast = _kept.setdefault(network, _Kept())
         self._dtype = dtype
         self._halves: dict[int, Tensor] = {}
@@ -46,10 +48,14 @@ class CastWeights(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if func in _LAYERS:
+        if func in _LAYERS and self._casts():
             args = tuple(map(self._half, args))
             kwargs = {name: self._half(value) for name, value in kwargs.items()}
         return func(*args, **kwargs)
+
+    def _casts(self) -> bool:
+        on = torch.is_autocast_enabled(self._device_type)
+        return on and torch.get_autocast_dtype(self._device_type) == self._dtype
 
     def _half(self, value: Any) -> Any:
         if not isinstance(value, nn.Parameter) or value.dtype != torch.float32:

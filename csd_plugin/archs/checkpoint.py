@@ -262,16 +262,21 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     try:
         optimizer.load_state_dict(state)
         kept = [
-            (p, value)
+            (p, name, value)
             for group in optimizer.param_groups
             for p in group["params"]
-            for value in optimizer.state[p].values()
+            for name, value in optimizer.state[p].items()
         ]
     except DAMAGED as error:
         raise CSDError(f"its optimizer's state does not fit {type(optimizer).__name__}: {first_line(error)}") from error
-    for parameter, value in kept:
-        if isinstance(value, Tensor) and not (is_plain(value.cpu()) and _of_weight(value.shape, parameter.shape)):
+    for parameter, name, value in kept:
+        if not isinstance(value, Tensor):
+            continue
+        if not (is_plain(value.cpu()) and _of_weight(value.shape, parameter.shape)):
             raise CSDError(f"its optimizer has a {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
+        if value.shape == parameter.shape and value.stride() != parameter.stride():
+            # fused optimizers go through memory, in which a weight lies by its device and precision
+            optimizer.state[parameter][name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _of_weight(shape: torch.Size, weight: torch.Size) -> bool:

@@ -38,7 +38,9 @@ class Kind:
         count = captured.shape[0]
         if captured.ndim not in (4, 5) or not count or count % (batch * num_target):
             return None
-        captured = captured.mean(dim=2) if captured.ndim == 5 else captured
+        if captured.ndim == 5:  # (.., C, T, H, W), or (.., T, C, H, W), of which frames are the fewer
+            time_first = captured.shape[1] == num_frame < captured.shape[2]
+            captured = captured.mean(dim=1 if time_first else 2)
         features = captured.unflatten(0, (batch, num_target, -1))
         return features.squeeze(2) if features.shape[2] == 1 else features.mean(dim=2)
 

@@ -122,7 +122,15 @@ def peak_memory() -> float:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    return {"processors": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
+    found: dict[str, Any] = {
+        "processors": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        found |= {"gpus": names, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return found
 
 
 def check_report(path: Path | None) -> None:

@@ -143,12 +143,12 @@ class Released(PerFrame):
     input_scales = tuple(2**scale for scale in range(NUM_SCALE))
 
     def gradients(self, lq: Tensor, gt: Tensor) -> float:
-        total = 0.0
+        total = torch.zeros((), device=lq.device)
         for terms in self._frames(lq, gt):
             for term in terms:
                 term.backward(retain_graph=True)
-                total += float(term.detach())
-        return total
+                total += term.detach()
+        return float(total)
 
 
 def _maps(student: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 
 from csd_plugin import extensions
 from csd_plugin.archs import Untrained, untrained
+from csd_plugin.archs.casting import CastWeights
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.interface import KINDS, kind_of
 from csd_plugin.bench.measure import MatrixRate, finished, in_turns, median
 from csd_plugin.bench.operations import Operations, operations
-from csd_plugin.devices import pick_device
+from csd_plugin.devices import exact_float32, pick_device, use_channels_last
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import BACKENDS, GRAPH_SUFFIXES, open_backend
 from csd_plugin.inference.facts import Facts
@@ -218,14 +220,23 @@ def _precision(backend: str) -> str:
 def _as_trained(
     module: nn.Module, compiles: bool, dtype: torch.dtype, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """The network as it is in training, with autocast."""
-    network = copy.deepcopy(module).to(device)
+    """The network as it is in training, with autocast; in fp32 as exact as what it is compared with."""
+    network, half = copy.deepcopy(module).to(device), dtype != torch.float32
+    if half and device.type == "cuda":
+        use_channels_last(network)
     if compiles:
+        torch.compiler.reset()  # after eight sizes of a class of networks the ninth would run as it is written
         network.compile()
 
     def compute(window: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return network(window)
+        with ExitStack() as stack:
+            if half:
+                stack.enter_context(torch.autocast(device.type, dtype))
+            else:
+                stack.enter_context(exact_float32())
+            if half and device.type == "cuda" and not compiles:
+                stack.enter_context(CastWeights(network, dtype))
+            return network(window)  # type: ignore[no-any-return]
 
     return compute
 

@@ -6,7 +6,8 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -197,22 +198,34 @@ def _difference(theirs: Tensor | None, ours: Tensor | None) -> float:
 
 def measure(settings: Settings, rounds: int) -> list[StepRow]:
     """All contenders, in turns for the time, each on its own for the memory."""
-    names, threads = contenders(settings), torch.get_num_threads()
+    with _as_in_training(settings):
+        times = _times(settings, contenders(settings), rounds)
+        return [StepRow(name, taken, *_footprint(settings, name)) for name, taken in times.items()]
+
+
+@contextmanager
+def _as_in_training(settings: Settings) -> Iterator[None]:
+    """That many threads, and algorithms of cuDNN that were timed, as the toolbox has them."""
+    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     try:
         torch.set_num_threads(settings.threads)
-        times = _times(settings, names, rounds)
+        torch.backends.cudnn.benchmark = True
+        yield
     finally:
         torch.set_num_threads(threads)
-    return [StepRow(name, times[name], *_footprint(settings, name)) for name in names]
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def _times(settings: Settings, names: Sequence[str], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender's steps. Nothing of the contenders is kept."""
-    bench = Bench(settings)
-    steps = {name: (Bench(settings, graph=True) if name == GRAPH else bench).step(name) for name in names}
-    if GRAPH in steps:
+    """Seconds of each contender's steps, without what should have been recorded and was not, which has been said then.
+    Nothing of the contenders is kept."""
+    bench, recording = Bench(settings), Bench(settings, graph=True) if GRAPH in names else None
+    steps = {name: (recording if recording and name == GRAPH else bench).step(name) for name in names}
+    if recording is not None:
         for _ in range(_TO_RECORD):
             steps[GRAPH]()
+        if recording.model.step_graph is None or not recording.model.step_graph.records:
+            del steps[GRAPH]
     return in_turns(steps, rounds, "bench step", _clock(settings))
 
 
@@ -254,15 +267,13 @@ def footprint(settings: Settings, contender: str) -> tuple[float, float]:
 
 
 def _peak_memory(device: torch.device) -> float:
-    """MiB that this process has held at most on the device."""
-    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_memory()
+    """MiB that this process has held at most on the device; of a GPU with what torch keeps for its graphs."""
+    return torch.cuda.max_memory_reserved(device) / 2**20 if device.type == "cuda" else peak_memory()
 
 
 def profile(settings: Settings, rounds: int) -> dict[str, list[float]]:
     """Where the time of our step goes: part -> seconds in each round, by hooks on what the step runs."""
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(settings.threads)
+    with _as_in_training(settings):
         watch = Stopwatch(Bench(settings).model, _clock_at_ends(settings))
         parts: dict[str, list[float]] = {}
         for number in range(rounds + 1):
@@ -271,8 +282,6 @@ def profile(settings: Settings, rounds: int) -> dict[str, list[float]]:
             if not number:  # warms up
                 parts.clear()
         return parts
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Stopwatch:

@@ -251,9 +251,12 @@ class CSD(Objective):
 
     def weights_without_use(self) -> list[nn.Parameter]:
         connector = self.cells.connector
-        if connector is None or connector.cross_scale:
+        if connector is None:
             return []
-        return [cell.weight_hidden for cell in (connector.local_to_global, connector.global_to_local)]
+        if not connector.cross_scale:
+            return [cell.weight_hidden for cell in (connector.local_to_global, connector.global_to_local)]
+        # with one scale and without hints, every frame's first cell starts from no status
+        return [] if self.num_scale > 1 or self.adaptor else [connector.local_to_global.weight_hidden]
 
     def check(self, student: ClipView, teacher: ClipView) -> None:
         [(ours, _)] = feature_pairs("CSD", student, teacher, count=1)

@@ -350,6 +350,8 @@ def _check(teachers: Sequence[Teacher], weights: Mapping[str, Weight]) -> None:
         raise CSDError(f"the teachers' shares add to {total:g}, expected 1: give each its `share`")
     if len({teacher.label for teacher in teachers}) < len(teachers):
         raise CSDError("two teachers have one label: give each its own, such as t and t2")
+    if weights and not teachers:
+        raise CSDError(f"weights of {', '.join(weights)} are given, and no teacher: give one, or leave the weights out")
     for weight in weights.values():
         check_weight(weight)
     for teacher in teachers:

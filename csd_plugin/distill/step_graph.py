@@ -7,7 +7,9 @@ them: measured on an H200, the step of `realtime` (4 clips of 5 targets, 128 pix
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +24,10 @@ Computed = tuple[dict[str, Tensor], Tensor]
 Compute = Callable[[Batch], Computed]
 
 USUAL_STEPS = 3
-"""Alike, before they are recorded: libraries choose their algorithms in them, and take their memory."""
+"""Alike, before they are recorded: libraries choose their algorithms in them, and take their memory. The last of them
+shows whether the step waits for the GPU, which cannot be recorded."""
+_WAITS = "synchronizing CUDA operation"
+"""In what torch says of an operation that waits."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +68,34 @@ class StepGraph:
         """
         if key is None or self._refused:
             return compute(batch)
+        device = self._parameters[0].device
+        # streams and graphs are those of the thread's GPU, which may be another one
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return self._run(compute, batch, key)
+
+    @property
+    def records(self) -> bool:
+        """Whether the latest step was replayed, or recorded for the next."""
+        return self._recorded is not None
+
+    def _run(self, compute: Compute, batch: Batch, key: Hashable) -> Computed:
         key = (key, *((name, value.shape, value.dtype) for name, value in batch.items()))
         if key != self._key:
             self._key, self._alike, self._recorded = key, 0, None
         if self._recorded is None and self._alike == USUAL_STEPS:
             self._recorded = self._record(compute, batch)
-        if self._recorded is None:
-            self._alike += 1
-            return compute(batch) if self._refused else self._beside(lambda: compute(batch))
-        return self._replay(self._recorded, batch)
+        if self._recorded is not None:
+            return self._replay(self._recorded, batch)
+        if self._refused:
+            return compute(batch)
+        self._alike += 1
+        if self._alike < USUAL_STEPS:
+            return self._beside(lambda: compute(batch))
+        with _waits_seen() as waits:
+            done = self._beside(lambda: compute(batch))
+        if waits:
+            self._refuse(waits[0])
+        return done
 
     def _replay(self, recorded: _Recorded, batch: Mapping[str, Tensor]) -> Computed:
         for name, value in batch.items():
@@ -97,15 +121,44 @@ class StepGraph:
         batch = {name: value.clone() for name, value in batch.items()}
         for parameter in self._parameters:
             parameter.grad = None
+        usual = torch.cuda.current_stream()
         try:
             graph = torch.cuda.CUDAGraph()
             # other threads may use the GPU meanwhile, such as one that loads data
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 computed = compute(batch)
         except NOT_SERVED as error:
-            self._refused = True
-            self._warn(f"the step cannot be recorded as a CUDA graph, and is launched as usual: {first_line(error)}")
+            torch.cuda.set_stream(usual)  # torch leaves its own in place where the recording cannot be ended
+            cause = error.__context__  # the end of a broken recording fails too
+            self._refuse(first_line(cause if isinstance(cause, Exception) else error))
             for parameter in self._parameters:
                 parameter.grad = None
             return None
         return _Recorded(graph, batch, computed, [parameter.grad for parameter in self._parameters])
+
+    def _refuse(self, reason: str) -> None:
+        self._refused = True
+        self._warn(f"the step cannot be recorded as a CUDA graph, and is launched as usual: {reason}")
+
+
+@contextmanager
+def _waits_seen() -> Iterator[list[str]]:
+    """Inside, what waits for the GPU, in torch's words, is listed.
+
+    A recording that such an operation breaks off can leave torch's allocator and random numbers unusable.
+    """
+    waits: list[str] = []
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield waits
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    for warning in caught:
+        if _WAITS in str(warning.message):
+            place = f"{warning.filename}:{warning.lineno}"
+            waits.append(f"it waits for the GPU at {place}")
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

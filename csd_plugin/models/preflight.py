@@ -253,7 +253,8 @@ def _check_stored(opt: Mapping[str, Any], interfaces: Mapping[str, Interface]) -
     if list(distillation.teachers) != ["t"]:
         raise CSDError(f"{where}: is of one teacher, and there are {len(distillation.teachers)}; leave it out")
     checkpoint = opt["path"].get("pretrain_network_t")
-    if checkpoint and file_digest(Path(checkpoint)) != stored["network"]:
+    there = checkpoint and Path(checkpoint).is_file()  # else its own check says so
+    if there and file_digest(Path(checkpoint)) != stored["network"]:
         raise CSDError(f"{where}: are not those of {checkpoint}; compute them by this teacher, or name theirs there")
     layers = distillation.teacher_layers["t"] or [str(interfaces["network_t"].feature)]
     if OBJECTIVES[distillation.objective["type"]].needs_features and layers != stored["layers"]:

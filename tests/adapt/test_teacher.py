@@ -7,7 +7,7 @@ import pytest
 import torch
 from synthetic import moving_scene, rain_on
 
-from csd_plugin.adapt.teacher import SelfEnsemble, agreed, open_teacher
+from csd_plugin.adapt.teacher import SelfEnsemble, agreed, open_teacher, weights_of
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import SLDNet
@@ -89,6 +89,11 @@ val: {save_img: false}
         for name in (options, tmp_path / "net.pth")
     )
     np.testing.assert_array_equal(by_options, by_weights)
+    before = open_teacher([str(options)], ensemble=False).networks
+    assert open_teacher([str(options)], ensemble=False).networks == before
+    torch.save({"params": SLDNet(preset="student3", num_feat=4).state_dict()}, tmp_path / "net.pth")
+    assert open_teacher([str(options)], ensemble=False).networks != before  # other weights by the same options
+    assert weights_of(options) == weights_of(tmp_path / "net.pth") == tmp_path / "net.pth"
     options.write_text(text.replace("NET", "~"), encoding="utf-8")
     with pytest.raises(CSDError, match="pretrain_network_g is missing"):
         open_teacher([str(options)], ensemble=False)

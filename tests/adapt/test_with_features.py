@@ -94,6 +94,7 @@ def test_it_continues_and_says_where_they_are(kept, capsys):
         ({"train.distill_opt.taps": {"student": ["body.0"], "teacher": ["body.0"]}}, "set taps.teacher to the former"),
         ({"model_type": "VideoDerainModel", "train.distill_opt": None}, "compares no features"),
         ({"datasets.train.features": "nowhere"}, "holds no features"),
+        ({"path.pretrain_network_t": "gone.pth"}, "gone.pth does not exist"),
     ],
 )
 def test_what_does_not_fit_is_one_line(kept, launcher, capsys, change, said):

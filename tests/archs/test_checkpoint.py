@@ -8,9 +8,10 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from csd_plugin.archs import NETWORKS
-from csd_plugin.archs.checkpoint import load_network, load_weights, read_state_dict
+from csd_plugin.archs.checkpoint import load_network, load_optimizer, load_weights, read_state_dict
 from csd_plugin.archs.sldnet import PRESETS, SLDNet
 from csd_plugin.errors import CSDError
 
@@ -255,3 +256,35 @@ def test_damaged_files_load_or_are_refused_in_one_line(tmp_path, network, new_fo
             refusals += 1
             assert "damaged.pth" in str(error) and "\n" not in str(error)
     assert refusals > 50
+
+
+@pytest.mark.parametrize("before", [torch.contiguous_format, torch.channels_last])
+def test_what_an_optimizer_keeps_lies_in_memory_as_its_weights_do(before, tmp_path):
+    """A run may go on with another device or precision, by which weights lie otherwise; fused steps go by the bytes."""
+    after = torch.channels_last if before == torch.contiguous_format else torch.contiguous_format
+    torch.manual_seed(0)
+    gradient = torch.randn(4, 3, 3, 3)
+
+    def learner(memory_format, fused):
+        layer = nn.Conv2d(3, 4, 3, bias=False)
+        with torch.no_grad():
+            layer.weight.copy_(torch.arange(108.0).view(4, 3, 3, 3))
+        layer.to(memory_format=memory_format)
+        return layer.weight, torch.optim.Adam([layer.weight], lr=0.1, fused=fused)
+
+    def step(weight, optimizer, scale):
+        weight.grad = torch.empty_like(weight).copy_(scale * gradient)
+        optimizer.step()
+
+    weight, optimizer = learner(before, fused=False)
+    step(weight, optimizer, 1.0)
+    torch.save(optimizer.state_dict(), tmp_path / "state.pth")
+    state = torch.load(tmp_path / "state.pth")
+    ours, resumed = learner(after, fused=True)
+    with torch.no_grad():
+        ours.copy_(weight)
+    load_optimizer(resumed, state)
+    for optimizer_, weight_ in ((optimizer, weight), (resumed, ours)):
+        step(weight_, optimizer_, -0.5)
+    torch.testing.assert_close(ours, weight)
+    assert all(value.stride() == ours.stride() for value in resumed.state[ours].values() if value.dim())

@@ -268,6 +268,24 @@ def test_exports_are_written_over_no_input(tmp_path, model, capsys):
     assert weights.read_bytes() == before
 
 
+def test_adapted_networks_are_written_over_no_teacher(tmp_path, model, capsys):
+    """Also where an option file names its weights."""
+    (tmp_path / "weights.pth").write_bytes(Path(model).read_bytes())
+    before = content(tmp_path)
+    (tmp_path / "teacher.yml").write_text(
+        "name: one\nmodel_type: VideoDerainModel\nnum_gpu: 0\n"
+        "datasets:\n  test_1: {name: a, type: PairedVideoTestDataset, dataroot: x, num_frame: 1}\n"
+        "network_g: {type: SLDNet, preset: student2, num_feat: 4}\n"
+        f"path: {{pretrain_network_g: {tmp_path / 'weights.pth'}}}\nval: {{save_img: false}}\n"
+    )
+    rain = folder(tmp_path / "rain")
+    for teacher in ("weights.pth", "teacher.yml"):
+        arguments = ("adapt", rain, "--teacher", tmp_path / teacher, "--student", "tiny", "--overwrite")
+        assert run(*arguments, "--out", tmp_path / "weights.pth") == 2
+        assert "weights.pth is the input too" in last_line(capsys)
+    assert (tmp_path / "weights.pth").read_bytes() == before[tmp_path / "weights.pth"]
+
+
 def test_reports_on_data_are_written_over_no_input(tiny_rain, tmp_path, capsys):
     image = next(tiny_rain.rglob("*.png"))
     before = image.read_bytes()

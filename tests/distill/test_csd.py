@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -123,6 +125,24 @@ def test_shapes_agree(batch, frames, size, num_scale):
     objective = build(num_scale=num_scale)
     student, teacher = features(batch, frames, size)
     assert_agrees(objective, student, teacher, ALL, aggregation="sum_squared_standardized", num_scale=num_scale)
+
+
+@pytest.mark.parametrize("order", ["spatial_first", "temporal_first"])
+@pytest.mark.parametrize("num_scale", [1, 2])
+def test_every_weight_that_learns_gets_a_gradient(num_scale, order):
+    """Several processes wait for each; with two targets or more."""
+    built = 0
+    for count in range(1, 6):
+        for switches in itertools.combinations(SWITCHES, count):
+            try:
+                objective = build(switches, num_scale=num_scale, order=order)
+            except CSDError:  # these do not go together
+                continue
+            torch.stack(list(run(objective, *features(frames=2)).losses.values())).sum().backward()
+            idle = [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None]
+            assert not idle, switches
+            built += 1
+    assert built > 7
 
 
 def test_cell_gradients_by_finite_differences():

@@ -3,6 +3,7 @@ tests/gpu/graphs.py has a real one."""
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -53,6 +54,9 @@ def graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda _: None)
     return made
 
 
@@ -128,6 +132,50 @@ def test_what_cannot_be_recorded_is_launched_and_said_once(graphs, monkeypatch):
         steps.step(number)
     assert len(steps.warnings) == 1 and "operation not permitted when stream is capturing" in steps.warnings[0]
     assert "more" not in steps.warnings[0] and len(graphs) == 1
+
+
+def test_what_a_broken_recording_said_first_is_said(graphs, monkeypatch):
+    @contextmanager
+    def broken(*_, **__):
+        try:
+            yield
+            raise RuntimeError("operation not permitted: the cause")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    streams = []
+    monkeypatch.setattr(torch.cuda, "graph", broken)
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    steps = Steps()
+    for number in range(8):
+        steps.step(number)
+    [line] = steps.warnings
+    assert line.endswith("launched as usual: operation not permitted: the cause")
+    assert len(streams) == 1  # torch leaves the recording's in place
+
+
+def test_steps_that_wait_for_the_gpu_are_not_begun_to_be_recorded(graphs, monkeypatch):
+    """In torch's own mode, in which it warns of them."""
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    steps = Steps()
+    compute = steps.compute
+
+    def waiting(batch):
+        if modes[-1:] == ["warn"]:
+            warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
+            warnings.warn("another", UserWarning, stacklevel=1)
+        return compute(batch)
+
+    steps.compute = waiting
+    with pytest.warns(UserWarning, match="another") as told:
+        for number in range(8):
+            steps.step(number)
+    [line] = steps.warnings
+    assert "it waits for the GPU at " in line and "test_step_graph.py:" in line
+    assert not graphs and modes == ["warn", 0] and steps.launched == 8
+    assert len(told) == 1
+    assert not steps.graph.records
 
 
 def test_steps_of_a_distiller_that_do_more(monkeypatch):

@@ -371,7 +371,7 @@ def test_a_step_of_adapt_waits_once():
 def test_the_benchmark_of_a_step(monkeypatch):
     if PRETENDS:  # it has no memory of its own
         monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *_: None)
-        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 2**20)
+        monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda *_: 2**20)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     settings = training.Settings(
         student="student2",
@@ -388,5 +388,6 @@ def test_the_benchmark_of_a_step(monkeypatch):
     with gpu():
         assert training.verify(settings) <= 10 * training.TOLERANCE
         rows = training.measure(settings, 2)
-    assert [row.contender for row in rows] == ["csd", "csd, graph", "per frame", "released"]
+    recorded = [] if PRETENDS else ["csd, graph"]
+    assert [row.contender for row in rows] == ["csd", *recorded, "per frame", "released"]
     assert all(len(row.seconds) == 2 and min(row.seconds) > 0 and row.peak >= row.before > 0 for row in rows)

@@ -12,7 +12,7 @@ from torch import nn
 
 from csd_plugin.archs import casting, fused, interface
 from csd_plugin.archs.halfnet import HalfNet
-from csd_plugin.archs.interface import interface_of, run_network
+from csd_plugin.archs.interface import Interface, interface_of, run_network
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.devices import use_channels_last
@@ -141,6 +141,33 @@ def test_weights_that_are_cast_at_once_are_those_that_autocast_casts(name, learn
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+class InPart(nn.Module):
+    """A network that computes a part in float32 under any autocast, as flows and attention often do."""
+
+    num_frame = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
+
+    def forward(self, window):
+        x = self.first(window[:, 0])
+        with torch.autocast("cuda", enabled=False):
+            return self.second(x.float())
+
+
+def test_a_part_without_autocast_gets_its_weights_as_they_are():
+    torch.manual_seed(0)
+    network = InPart()
+    clips, results = torch.rand(2, 1, 3, 8, 8), []
+    with gpu():
+        network = network.to("cuda")
+        for _ in range(3):  # the first pass shows which weights are cast
+            results.append(run_network(network, clips.to("cuda"), 1, Interface(1, "window"), autocast=torch.bfloat16))
+    assert all(torch.equal(result.cpu(), results[0].cpu()) for result in results)
+    assert casting._kept[network].weights == [network.first.weight, network.first.bias]
+
+
 def test_a_frozen_network_is_cast_once():
     network = SLDNet(preset="teacher", num_feat=4).requires_grad_(False)
     with gpu() as counting:
@@ -205,6 +232,24 @@ def test_a_convolution_with_its_sum_and_relu_is_as_exact_as_they_are_one_by_one(
         used.clear()
     errors = {suits: sum(_error(*pair) for pair in zip(results[suits], exact, strict=True)) for suits in results}
     assert errors[True] <= 1.2 * errors[False] + 1e-5 * len(exact)
+
+
+def test_a_trial_without_room_decides_nothing(monkeypatch):
+    """The layer itself may fit; and later there may be room for the trial."""
+    torch.manual_seed(0)
+    network = FUSING["tiny"]()
+    exact = passed(copy.deepcopy(network), autocast=None, device="cpu")
+
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(fused, "_by_cudnn", full)
+    monkeypatch.setattr(fused, "_suits", {})
+    monkeypatch.setattr(fused, "_told", set())
+    with gpu():
+        found = passed(copy.deepcopy(network), autocast=None)
+    assert not fused._suits and not fused._told
+    assert sum(_error(*pair) for pair in zip(found, exact, strict=True)) < 1e-3 * len(exact)
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bf16"])
