@@ -48,7 +48,7 @@ class Freeze(nn.Module):
             kept.copy_(value)
 
     def freeze_if(self, condition: Tensor) -> None:
-        """From the next step on."""
+        """From the next call of `hold` on: the next step, or the next part of this one."""
         self.frozen |= condition
 
     @torch.no_grad()

@@ -140,7 +140,8 @@ class CSD(Objective):
     Diagnostics: `spread_spatial`, `spread_temporal`: deviation of the teacher's status over frames, batch and
     pixels, averaged over channels, scales and passes (a falling loss means nothing when it falls with these), and
     `student_spread_spatial`, `student_spread_temporal` of the student's;
-    `correlation`: Pearson's, of teacher's and student's map over a frame's pixels, averaged over frames.
+    `correlation`: Pearson's, of teacher's and student's map over a frame's pixels, averaged over frames;
+    `frozen`, with `cells: joint_until_collapsed`: 1 once the cells are frozen.
 
     Args:
         aggregation: how channels become a map: `sum_squared_standardized`, for networks of any widths;
