@@ -190,6 +190,7 @@ def imports() -> list[tuple[str, str, str]]:
             else:
                 continue
             found += [(part, name, f"{relative}:{node.lineno}") for name in names]
+    assert found
     return found
 
 

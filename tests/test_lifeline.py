@@ -86,8 +86,9 @@ def test_a_training_and_its_loader_end_with_a_killed_table(tmp_path, tiny_rain):
 
 def test_processes_are_started_in_ways_that_end_them():
     """Pools are `data.workers.Processes`; commands start within a `lifeline`. Torch's loaders see to themselves."""
-    wrong = []
-    for path in sorted(PACKAGE.rglob("*.py")):
+    wrong, files = [], sorted(PACKAGE.rglob("*.py"))
+    assert files
+    for path in files:
         text = path.read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(text)):
             name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from csd_plugin.distill.balance import Balance
-from csd_plugin.distill.distiller import Distiller
+from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.distill.csd import CSD
+from csd_plugin.distill.distiller import Distiller, Teacher
 from csd_plugin.distill.step_graph import StepGraph
 from csd_plugin.errors import CSDError
+from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.preflight import check_graph
 
 
@@ -178,21 +180,29 @@ def test_steps_that_wait_for_the_gpu_are_not_begun_to_be_recorded(graphs, monkey
     assert not steps.graph.records
 
 
-def test_steps_of_a_distiller_that_do_more(monkeypatch):
+def distiller(examine_every, **weights) -> Distiller:
+    student, teacher = (SLDNet(preset=preset, num_feat=4) for preset in ("student2", "teacher"))
+    teachers = [Teacher(teacher, CSD(hidden=2))]
+    return Distiller(student, teachers, PyramidSSIMLoss(), weights=weights, examine_every=examine_every)
+
+
+def test_steps_of_a_distiller_that_do_more():
     """Logged steps, those that are looked at, and those that measure balances; asking changes nothing."""
     weights = {"spatial": 0.1, "temporal": {"balance": 0.3}}
-    distiller = Distiller.__new__(Distiller)
-    nn.Module.__init__(distiller)
-    distiller.weights, distiller.balance = weights, Balance(weights)
-    distiller.teachers, distiller.monitor, distiller.examine_every = ["one"], None, 10
-    assert distiller.repeats(1, logged=False) is None  # its balance was not measured yet
-    distiller.balance.measured["temporal"] = 2.0
-    assert distiller.repeats(1, logged=False) == (0.1, 2.0) == distiller.repeats(2, logged=False)
-    assert distiller.repeats(2, logged=True) is None and distiller.repeats(20, logged=False) is None
-    distiller.monitor = type("Monitor", (), {"start": {"ratio": 1.0}})()
-    assert distiller.repeats(11, logged=False) == (0.1, 2.0) and distiller.repeats(10, logged=False) is None
-    distiller.weights = {"spatial": 0, "temporal": 0}  # no teacher runs, so that there is nothing to look at
-    assert distiller.repeats(10, logged=True) == (0, 0)
+    unwatched = distiller(0, **weights)
+    assert unwatched.repeats(1, logged=False) is None  # its balance was not measured yet
+    unwatched.balance.measured["temporal"] = 2.0
+    assert unwatched.repeats(1, logged=False) == (0.1, 2.0) == unwatched.repeats(2, logged=False)
+    assert unwatched.repeats(2, logged=True) is None and unwatched.repeats(20, logged=False) is None
+
+    watched = distiller(10, **weights)
+    watched.balance.measured["temporal"] = 2.0
+    assert watched.repeats(11, logged=False) is None  # the first one is looked at
+    watched.monitor.start["ratio"] = 1.0
+    assert watched.repeats(11, logged=False) == (0.1, 2.0) and watched.repeats(10, logged=False) is None
+
+    idle = distiller(10, spatial=0, temporal=0)  # no teacher runs, so that there is nothing to look at
+    assert idle.repeats(10, logged=True) == (0, 0)
 
 
 def test_several_processes_are_refused():

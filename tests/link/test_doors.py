@@ -86,6 +86,7 @@ def test_a_tree_trains_validates_resumes_tests_and_refuses(doors, python, data, 
     if "csd link" in opened:
         tree.environment = whole
     before = doors.sources(tree)
+    assert before
     for door in opened:
         doors.open_door(tree, door)
     (tmp_path / "faults").mkdir()

@@ -23,6 +23,7 @@ def resumed_and_whole(launcher, options, *, cut: int, total: int) -> list[dict[s
 def left_behind(launcher, name):
     experiment = launcher.folder / "experiments" / name
     files = {path.name: path for path in sorted(experiment.glob("models/*_latest.pth"))}
+    assert "net_g_latest.pth" in files
     newest = max(experiment.glob("training_states/*.state"), key=lambda path: int(path.stem))
     content = {name: torch.load(path, weights_only=True) for name, path in files.items()}
     return content | {newest.name: torch.load(newest, weights_only=True)}
@@ -59,7 +60,7 @@ def test_weights_that_follow_gradients_go_on_too(launcher, tiny_rain, tiny_teach
     options = distill_options(tiny_rain, tiny_teacher)
     options["train"]["distill_opt"]["weights"] = {"spatial": {"balance": 0.3}, "temporal": {"balance": 0.1, "until": 4}}
     whole, cut = resumed_and_whole(launcher, options, cut=3, total=6)
-    assert set(whole["6.state"]["balance"]) == {"spatial", "temporal"}
+    assert set(whole["6.state"]["balance"]) == {"spatial", "temporal"} and "objective_latest.pth" in whole
     assert_same(whole, cut)
 
 

@@ -14,6 +14,7 @@ from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.models.distill_model import DistillModel
 
 SGD = {"type": "SGD", "lr": 0.003}  # Adam makes steps of rounding errors
+OBJECTIVE = "objective_latest.pth"
 BALANCED = {"spatial": {"balance": 0.3}, "temporal": {"balance": 0.1}}
 
 
@@ -38,14 +39,17 @@ def halved(options: dict) -> dict:
     return changed(options, {"datasets.train.batch_size_per_gpu": batch // 2})
 
 
-def assert_same_weights(one: Path, two: Path, *, rtol: float = 1e-4, atol: float = 1e-6) -> None:
-    """Every tensor of the last checkpoints."""
-    for path in sorted(one.glob("models/*_latest.pth")):
-        ours, theirs = torch.load(path), torch.load(two / "models" / path.name)
-        assert ours.keys() == theirs.keys()
+def assert_same_weights(one: Path, two: Path, *objective: str, rtol: float = 1e-4, atol: float = 1e-6) -> None:
+    """Every tensor of the last checkpoints, those of a distillation's objective too."""
+    files = [sorted(path.name for path in (run / "models").glob("*_latest.pth")) for run in (one, two)]
+    assert files[0] == files[1] == ["net_g_latest.pth", *objective]
+    for file in files[0]:
+        ours, theirs = (torch.load(run / "models" / file) for run in (one, two))
+        assert ours.keys() == theirs.keys() and ours
         for key in ours:
+            assert ours[key].keys() == theirs[key].keys() and ours[key]
             for name, weight in ours[key].items():
-                torch.testing.assert_close(theirs[key][name], weight, rtol=rtol, atol=atol, msg=f"{path.name} {name}")
+                torch.testing.assert_close(theirs[key][name], weight, rtol=rtol, atol=atol, msg=f"{file} {name}")
 
 
 def test_stage_1_with_validation(launcher, real, tmp_path, shared):
@@ -71,7 +75,7 @@ def test_distillation_by_adapters_and_balanced_weights(launcher, real, tmp_path,
     """Student, average, cells and adapters."""
     taps = {"train.distill_opt.taps": {"adapters": ["conv1x1"]}, "train.distill_opt.weights": BALANCED}
     one, two = one_and_two(launcher, changed(distill_options(tmp_path, tiny_teacher, **real), taps), tmp_path)
-    assert_same_weights(one, two)
+    assert_same_weights(one, two, OBJECTIVE)
 
 
 def test_distillation_in_bf16_and_in_parts(launcher, real, tmp_path, tiny_teacher):
@@ -152,4 +156,4 @@ def test_what_goes_wrong_in_one_process(launcher, tmp_path, tiny_rain, tiny_teac
     resumed = torchrun(other, halved(options), "--auto_resume")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert "iter: 2." in resumed.stderr
-    assert_same_weights(launcher.folder / "experiments/run", experiment)
+    assert_same_weights(launcher.folder / "experiments/run", experiment, OBJECTIVE)

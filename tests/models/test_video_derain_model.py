@@ -44,6 +44,7 @@ def test_resume_restores_weights_average_optimizer_and_schedule(launcher, tiny_r
     assert restored["scheduler"] == first.schedulers[0].state_dict()
     before, after = first.optimizer_g.state_dict(), restored["optimizer"]
     assert before["param_groups"] == after["param_groups"]
+    assert before["state"].keys() == after["state"].keys() and before["state"]
     assert all(equal(before["state"][i], after["state"][i]) for i in before["state"])
     # halved at iterations 1 and 3, counted from the first run's start
     assert launcher.models[-1].get_current_learning_rate() == [0.00025]
