@@ -1,4 +1,5 @@
-"""Whether all of a file can have been read: its end may be missing, and other files may be joined on behind it."""
+"""Whether all of a file can have been read: its end may be missing, other files may be joined on behind it, and parts
+of it may be damaged in a way that readers pass over in silence."""
 
 from __future__ import annotations
 
@@ -8,6 +9,16 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_CLUSTER = b"\x1f\x43\xb6\x75"
+_PARTS = {
+    *(_CLUSTER, b"\x11\x4d\x9b\x74", b"\x15\x49\xa9\x66", b"\x16\x54\xae\x6b", b"\x1c\x53\xbb\x6b"),
+    *(b"\x19\x41\xa4\x69", b"\x10\x43\xa7\x70", b"\x12\x54\xc3\x67"),
+}
+"""What a segment holds: clusters of frames, and SeekHead, Info, Tracks, Cues, Attachments, Chapters, Tags."""
+_FILLING = {b"\xec", b"\xbf"}
+"""Void and CRC-32, which are everywhere."""
+_OF_CLUSTERS = {b"\xe7", b"\xa7", b"\xab", b"\xa3", b"\xa0", b"\xaf", b"\x58\x54", *_FILLING}
+"""Timestamp, Position, PrevSize, SimpleBlock, BlockGroup, EncryptedBlock, SilentTracks."""
 _READ_SEGMENTS = 2
 """Matroska files joined into one of which FFmpeg reads the pictures."""
 _HEADERS = {"asf": 16, "flv": 13, "apng": 16}
@@ -21,10 +32,12 @@ class Extent(NamedTuple):
     Attributes:
         missing: bytes that it lacks at its end.
         unread: files joined on behind it that readers pass over.
+        broken: where its parts do not fit together, so that readers leave frames out; None where they do.
     """
 
     missing: int
     unread: int
+    broken: int | None = None
 
 
 def extent_of(path: Path, container: str) -> Extent:
@@ -33,7 +46,8 @@ def extent_of(path: Path, container: str) -> Extent:
     with path.open("rb") as file:
         if find is not None:
             end, unread = find(file)
-            return Extent(max(0, (end or 0) - _length(file)), unread)
+            broken = _broken_matroska(file) if find is _matroska else None
+            return Extent(max(0, (end or 0) - _length(file)), unread, broken)
         header = next((length for name, length in _HEADERS.items() if name == container), 0)
         return Extent(0, _count(file, file.read(header)) - 1 if header else 0)
 
@@ -55,6 +69,47 @@ def _matroska(file: BinaryIO) -> _Found:
             return None, 0
         end, segments = file.tell() + size, segments + 1
     return end, max(0, segments - _READ_SEGMENTS)
+
+
+def _broken_matroska(file: BinaryIO) -> int | None:
+    """The first place in a file of one segment at which no element can begin, or one is longer than what holds it."""
+    file.seek(4)
+    file.seek(_ebml_size(file) or 0, os.SEEK_CUR)
+    if file.read(4) != _SEGMENT:
+        return None
+    size, length = _ebml_size(file), _length(file)
+    at = file.tell()
+    end = length if size is None else min(at + size, length)
+    inside, in_cluster = end, False  # the end of what is being read: the segment, or a cluster
+    while at < end:
+        if at >= inside:
+            inside, in_cluster = end, False
+        file.seek(at)
+        name = _ebml_name(file)
+        if name in _PARTS:  # which end a cluster without a size, as live streams have them
+            inside, in_cluster = end, name == _CLUSTER
+        elif name is None or (name not in _OF_CLUSTERS if in_cluster else name not in _FILLING and len(name) < 4):
+            return at
+        size = _ebml_size(file)
+        begin = file.tell()
+        if name == _CLUSTER:
+            inside = end if size is None else begin + size
+            if inside > length:
+                return None  # the end is missing
+            at = begin
+        elif size is None or begin + size > inside:
+            return at if inside < length else None
+        else:
+            at = begin + size
+    return None
+
+
+def _ebml_name(file: BinaryIO) -> bytes | None:
+    """The identifier of the element that comes next, None where there is none: of one to four bytes."""
+    first = file.read(1)
+    if not first or first[0] < 0x10:
+        return None
+    return first + file.read(8 - first[0].bit_length())
 
 
 def _ebml_size(file: BinaryIO) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,6 +151,29 @@ def test_a_missing_end_is_found_by_the_file_s_own_size(tmp_path, name, codec, sh
     with pytest.raises(CSDError, match="is damaged after frame"):
         read(tmp_path / name)
     assert 0 < len(read(tmp_path / name, keep_going=True)[0]) <= 30
+
+
+@pytest.mark.parametrize("clusters", [{}, {"cluster_time_limit": "400"}, {"live": "1"}], ids=["one", "many", "live"])
+def test_frames_of_matroska_are_not_lost_in_silence(tmp_path, clusters):
+    """Readers pass over what is damaged, up to the next cluster."""
+    times = [40 * i for i in range(60)]
+    whole = make_video(tmp_path / "whole.mkv", size=(160, 120), times=times, options=clusters)
+    data, lost = whole.read_bytes(), 0
+    assert len(read(whole)[0]) == 60
+    for seed in range(16):
+        drawn = random.Random(seed)
+        first, length = drawn.randrange(len(data) // 10, len(data) * 9 // 10), drawn.choice([300, 3000])
+        damaged = tmp_path / f"damaged_{seed}.mkv"
+        damaged.write_bytes(
+            data[:first] + bytes(byte ^ 255 for byte in data[first : first + length]) + data[first + length :]
+        )
+        try:
+            assert len(read(damaged)[0]) == 60, seed
+        except CSDError as error:
+            assert "is damaged after frame" in str(error)
+            lost += 1
+            assert len(read(damaged, keep_going=True)[0]) <= 60
+    assert lost >= 4
 
 
 def test_a_change_of_size_is_named_by_the_input_and_each_side_can_be_had(tmp_path):
