@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> None:
         refuse_inputs([path], [args.path] if is_store else [])
         if path.exists() and is_frame_name(path.name):
             raise CSDError(f"{path} is an existing image; give the report another name")
+        if not path.parent.is_dir():
+            raise CSDError(f"{path}: the folder {path.parent} does not exist; make it first")
     facts = examine(args.path, args.samples, args.decode, args.jobs)
     print(as_text(facts), end="")
     if args.html:

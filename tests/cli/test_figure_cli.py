@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 from synthetic import moving_scene, rain_on, write_image
 
@@ -33,6 +34,16 @@ def test_pictures(clip, tmp_path, capsys, kind, more, said):
     out = tmp_path / "out.png"
     assert main(["figure", kind, *clip, "--models", "realtime", "--out", str(out), *more]) == 0
     assert capsys.readouterr().out == f"{said}\nwritten: {out}\n"
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (9, 2)])
+def test_details_of_frames_that_are_smaller_than_a_detail(tmp_path, size):
+    for i in range(3):
+        write_image(tmp_path / f"rain/{i:05d}.png", np.full((*size, 3), 50 * i, np.uint8))
+    out = tmp_path / "out.png"
+    arguments = ["--clip", str(tmp_path / "rain"), "--models", "tiny", "--out", str(out)]
+    assert main(["figure", "crops", *arguments]) == 0
     assert out.read_bytes().startswith(b"\x89PNG")
 
 

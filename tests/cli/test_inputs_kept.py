@@ -286,6 +286,13 @@ def test_adapted_networks_are_written_over_no_teacher(tmp_path, model, capsys):
     assert (tmp_path / "weights.pth").read_bytes() == before[tmp_path / "weights.pth"]
 
 
+def test_rain_is_written_into_no_folder_of_clean_clips(tmp_path, capsys):
+    folder(tmp_path / "clips" / "one")
+    before = sorted(tmp_path.rglob("*"))
+    assert run("rain", tmp_path / "clips", tmp_path / "clips" / ".." / "clips") == 2
+    assert "is the input too" in last_line(capsys) and sorted(tmp_path.rglob("*")) == before
+
+
 def test_reports_on_data_are_written_over_no_input(tiny_rain, tmp_path, capsys):
     image = next(tiny_rain.rglob("*.png"))
     before = image.read_bytes()
@@ -294,6 +301,8 @@ def test_reports_on_data_are_written_over_no_input(tiny_rain, tmp_path, capsys):
     both = tmp_path / "facts"
     assert run("data", tiny_rain, "--html", both, "--json", tmp_path / "x" / ".." / "facts") == 2
     assert "give two different files" in last_line(capsys) and not both.exists()
+    assert run("data", tiny_rain, "--json", tmp_path / "nowhere" / "facts.json") == 2
+    assert "make it first" in last_line(capsys)
 
 
 # --- damaged and slow files, in every command -------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from csd_plugin.atomic import write_text
+from csd_plugin.atomic import same_place, write_text
 from csd_plugin.data.images import check_pixels, eight_bits, read_image, rounded
 from csd_plugin.data.layout import SPLITS
 from csd_plugin.data.parallel import run_all
@@ -84,11 +84,13 @@ def write_pairs(
         jobs: processes.
 
     Raises:
-        CSDError: as `find_clips`; frames that cannot be decoded or change their size; other options than those
-            remembered.
+        CSDError: as `find_clips`; `out` is `source`; frames that cannot be decoded or change their size; other options
+            than those remembered.
         OSError: a folder that cannot be written to.
     """
     found = find_clips(source, clips)
+    if same_place(source, out):  # whose clips would be the rainy ones, too, the next time
+        raise CSDError(f"{out} is the input too; give the output another name")
     root = out / SPLITS[options.split]
     tasks: list[tuple[Path, CleanClip, int]] = []
     for clip in found:

@@ -84,7 +84,7 @@ def find_boxes(frames: Mapping[str, Image], count: int) -> list[Box]:
     shown = shown if len(shown) > 1 else list(frames.values())
     spread = np.std(np.stack(shown).astype(np.float32), axis=0).mean(axis=2)
     height, width = spread.shape
-    box_width, box_height = max(width // _SHARE, _LEAST), max(height // _SHARE, _LEAST)
+    box_width, box_height = (min(max(side // _SHARE, _LEAST), side) for side in (width, height))
     # sums[y, x] is that of the box whose top left corner is there
     integral = cv2.integral(spread)
     sums = (
