@@ -18,16 +18,18 @@ class Schedule(NamedTuple):
     Attributes:
         share: of the way that is done, of the share of `iters` that is over; both 0 to 1.
         moves: whether it takes `end` and `iters`.
+        gradual: whether it is another weight in every step on the way.
     """
 
     share: Callable[[float], float]
     moves: bool = True
+    gradual: bool = False
 
 
 SCHEDULES = {
     "constant": Schedule(lambda over: 0.0, moves=False),
-    "linear": Schedule(lambda over: over),
-    "cosine": Schedule(lambda over: (1 - math.cos(math.pi * over)) / 2),
+    "linear": Schedule(lambda over: over, gradual=True),
+    "cosine": Schedule(lambda over: (1 - math.cos(math.pi * over)) / 2, gradual=True),
     "stop_at": Schedule(lambda over: float(over == 1)),
 }
 """By name."""
@@ -50,6 +52,11 @@ def weight_at(weight: Weight, iteration: int) -> float:
 def is_balanced(weight: Weight) -> bool:
     """Whether the weight follows the measured ratio of gradients."""
     return isinstance(weight, Mapping) and "balance" in weight
+
+
+def is_gradual(weight: Weight) -> bool:
+    """Whether the weight is another one in every step, for a time."""
+    return isinstance(weight, Mapping) and not is_balanced(weight) and SCHEDULES[weight["schedule"]].gradual
 
 
 def is_ever_on(weight: Weight) -> bool:

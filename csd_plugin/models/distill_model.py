@@ -125,6 +125,8 @@ class DistillModel(VideoDerainModel):
         return self.distiller({"lq": self.lq, "gt": self.gt, **self.features}, current_iter, logged=logged)
 
     def repeats(self, current_iter: int) -> Hashable:
+        if type(self).compute_losses is not DistillModel.compute_losses:
+            return None
         return self.distiller.repeats(current_iter, logged=current_iter % self.opt["logger"]["print_freq"] == 0)
 
     def after_step(self) -> None:

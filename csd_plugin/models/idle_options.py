@@ -7,6 +7,7 @@ from typing import Any
 
 from csd_plugin.devices import gpus_of
 from csd_plugin.distill.average import average_warnings
+from csd_plugin.distill.schedule import is_gradual
 from csd_plugin.options import distils
 
 
@@ -26,4 +27,14 @@ def idle_options(opt: Mapping[str, Any]) -> list[str]:
         lines.append(
             "train.cuda_graph has no effect with logger.print_freq 1: logged steps of a distillation are launched"
         )
+    elif train_opt.get("cuda_graph") and distils(opt) and (moving := _moving(train_opt["distill_opt"]["weights"])):
+        lines.append(
+            f"train.cuda_graph records nothing while the weight of {moving} moves: only steps of the same weights are "
+            f"replayed"
+        )
     return lines
+
+
+def _moving(weights: Mapping[str, Any]) -> str:
+    """The terms whose weights are others in every step, for a time."""
+    return " and ".join(term for term, weight in weights.items() if isinstance(weight, Mapping) and is_gradual(weight))

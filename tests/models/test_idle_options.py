@@ -26,7 +26,24 @@ def test_what_is_said(train, said):
 
 
 def test_a_distillation_whose_steps_are_all_logged_records_none():
-    run = {"is_train": True, "model_type": "DistillModel", "num_gpu": 1, "train": LONG | {"cuda_graph": True}}
+    train = LONG | {"cuda_graph": True, "distill_opt": {"weights": {"spatial": 0.1}}}
+    run = {"is_train": True, "model_type": "DistillModel", "num_gpu": 1, "train": train}
     assert "logger.print_freq 1" in idle_options(run | {"logger": {"print_freq": 1}})[0]
     assert idle_options(run | {"logger": {"print_freq": 2}}) == []
     assert idle_options(run | {"model_type": "VideoDerainModel", "logger": {"print_freq": 1}}) == []
+
+
+@pytest.mark.parametrize(
+    ("temporal", "said"),
+    [
+        ({"schedule": "linear", "start": 1, "iters": 9}, True),
+        ({"schedule": "cosine", "start": 1, "iters": 9}, True),
+        ({"schedule": "stop_at", "start": 1, "iters": 9}, False),
+        ({"schedule": "constant", "start": 1}, False),
+        ({"balance": 0.3}, False),
+    ],
+)
+def test_weights_that_move_record_nothing(temporal, said):
+    train = LONG | {"cuda_graph": True, "distill_opt": {"weights": {"spatial": 0.1, "temporal": temporal}}}
+    run = {"is_train": True, "model_type": "DistillModel", "num_gpu": 1, "train": train, "logger": {"print_freq": 9}}
+    assert [("the weight of temporal moves" in line) for line in idle_options(run)] == [True] * said
