@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from csd_plugin.adapt.batches import TARGETS, Batch, Batches
 from csd_plugin.archs.checkpoint import load_optimizer, load_weights, weights_in
-from csd_plugin.archs.interface import interface_of
+from csd_plugin.archs.interface import interface_of, run_network
+from csd_plugin.devices import use_channels_last
 from csd_plugin.distill.average import decay_at, update_average
 from csd_plugin.distill.step_graph import Computed, StepGraph
 from csd_plugin.errors import CSDError, first_line
@@ -64,13 +65,15 @@ class Learner:
 
     def __init__(self, network: nn.Module, *, rate: float, device: torch.device) -> None:
         self.network, self.device, self._rate = network.to(device).train(), device, rate
+        self._precision = torch.bfloat16 if computes_bf16(device) else None
+        if self._precision and device.type == "cuda":
+            use_channels_last(self.network)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.best = _detached(self.average)
         self.interface = interface_of(network)
         self.loss = PyramidSSIMLoss(l1_weight=0.5)
         self.optimizer = torch.optim.Adam(self.network.parameters(), rate, betas=(0.9, 0.99), fused=True)
         self.progress = Progress()
-        self.autocast = computes_bf16(device)
         parameters = list(self.network.parameters())
         self._graph = StepGraph(parameters, logger.warning) if device.type == "cuda" else None
 
@@ -141,9 +144,8 @@ class Learner:
 
     def _compute(self, frames: dict[str, Tensor]) -> Computed:
         """The gradients of a batch; whether its loss is finite."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            output = self.interface.run(self.network, frames["rainy"], TARGETS)
-        loss: Tensor = self.loss(output.float(), frames["clean"].flatten(0, 1))
+        output = run_network(self.network, frames["rainy"], TARGETS, self.interface, autocast=self._precision)
+        loss: Tensor = self.loss(output, frames["clean"].flatten(0, 1))
         loss.backward()
         return {"loss": loss.detach()}, torch.isfinite(loss.detach())
 
@@ -185,8 +187,9 @@ def rate_at(share: float, step: int) -> float:
 
 
 def _detached(network: nn.Module) -> dict[str, Tensor]:
-    """A copy of its weights, on the CPU."""
-    return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+    """A copy of its weights, on the CPU, in torch's usual layout."""
+    copies = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+    return {name: value.contiguous() for name, value in copies.items()}
 
 
 @contextmanager
