@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -9,6 +11,8 @@ from csd_plugin import extensions
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics import METRICS
 from csd_plugin.metrics.image_quality import Image
+
+logger = logging.getLogger(__name__)
 
 
 class View(NamedTuple):
@@ -61,6 +65,19 @@ class Metric:
         lacks_truth = self.needs_truth and view.truth is None
         lacks_previous = self.temporal and (view.previous is None or view.previous_guide is None)
         return None if lacks_truth or lacks_previous else self(view)
+
+
+def values_of(metrics: Mapping[str, Metric], view: View, where: str) -> dict[str, float]:
+    """The values of a frame, of those metrics that have one.
+
+    NaN is no value, as no mean with it is a number: a warning names the frame, which is at `where`. Raises CSDError.
+    """
+    values = {name: metric.of(view) for name, metric in metrics.items()}
+    numbers = {name: float(value) for name, value in values.items() if value is not None}
+    for name, number in numbers.items():
+        if math.isnan(number):
+            logger.warning("%s: %s has no value: it is nan", name, where)
+    return {name: number for name, number in numbers.items() if not math.isnan(number)}
 
 
 def open_metrics(

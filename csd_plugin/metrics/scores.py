@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -77,8 +78,9 @@ class Scores:
     def record(self, clip: str, frame: str, score: FrameScore, metrics: Mapping[str, float] | None = None) -> None:
         """Keep the scores of a frame that was scored elsewhere (a thread, another process), with further metrics.
 
-        Raises CSDError for a frame that has scores already.
+        Raises CSDError for a frame that has scores already, and for NaN, with which no average is a number.
         """
+        _refuse_nan(score, metrics or {}, f"clip {clip}, frame {frame}")
         scores = self.clips.setdefault(clip, ClipScores())
         if frame in scores.frames:
             raise CSDError(f"clip {clip}, frame {frame} was scored twice: frame names must differ within a clip")
@@ -132,6 +134,15 @@ class Scores:
             for metric, value in quality._asdict().items()
         }
         return protocols | self.metric_means()
+
+
+def _refuse_nan(score: FrameScore, metrics: Mapping[str, float], where: str) -> None:
+    """Raise CSDError for scores of a frame that are no numbers."""
+    # MMEngine hands qualities back as plain tuples
+    qualities = [item for quality in score.values() for item in zip(Quality._fields, quality, strict=True)]
+    for name, number in [*qualities, *metrics.items()]:
+        if math.isnan(number):
+            raise CSDError(f"{where}: its {name} is nan; leave out what has no value")
 
 
 def _mean(scores: Iterable[FrameScore]) -> FrameScore:

@@ -19,7 +19,7 @@ from csd_plugin.data.layout import SPLITS, natural_key, number_columns
 from csd_plugin.data.links import refuse_way_out
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.image_quality import Image
-from csd_plugin.metrics.metric import Metric, View
+from csd_plugin.metrics.metric import Metric, View, values_of
 from csd_plugin.metrics.protocols import FrameScore, score_frame
 from csd_plugin.metrics.scores import Scores, without_ends
 
@@ -276,11 +276,11 @@ def _score_pair(
         view = view._replace(previous=previous, previous_guide=guide)
     try:
         quality = score_frame(result, partner) if has_truth else {}
-        values = {name: metric.of(view) for name, metric in metrics.items()}
+        values = values_of(metrics, view, f"clip {pair.clip}, {pair.result}")
     except CSDError as error:
         against = f" against {pair.partner}" if pair.partner != pair.result else ""
         raise CSDError(f"clip {pair.clip}, {pair.result}{against}: {error}") from None
-    return quality, {name: value for name, value in values.items() if value is not None}
+    return quality, values
 
 
 def _read(path: Path) -> Image:

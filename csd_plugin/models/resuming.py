@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -59,9 +60,14 @@ def numbers(saved: Mapping[str, Any]) -> dict[str, float]:
 
 
 def best_scores(saved: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, Any]]]:
-    """The best value of each metric on each set, with its iteration; raises one of `UNREADABLE` for others."""
+    """The best value of each metric on each set, with its iteration; raises one of `UNREADABLE` for others.
+
+    Without NaN, which earlier versions kept as the best for ever.
+    """
     return {
-        str(name): {str(metric): (float(value), at) for metric, (value, at) in best.items()}
+        str(name): {
+            str(metric): (float(value), at) for metric, (value, at) in best.items() if not math.isnan(float(value))
+        }
         for name, best in saved.items()
     }
 

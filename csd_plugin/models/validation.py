@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -139,12 +140,12 @@ class ValidationMixin:
             wanted = _images_of(opt["type"])
             if wanted <= given.keys():
                 try:
-                    value = calculate_metric({name: given[name][..., ::-1] for name in wanted}, dict(opt))
+                    value = _number(calculate_metric({name: given[name][..., ::-1] for name in wanted}, dict(opt)))
                 except FAILURES as error:
                     self._explain(metric, opt, given["img"].shape[:2], where, error)
                     continue
                 if value is not None:
-                    values[metric] = float(value)
+                    values[metric] = value
         return values
 
     def _explain(
@@ -175,7 +176,8 @@ class ValidationMixin:
         true = dict.fromkeys(frame["clip"] for frame in frames if frame["score"])
         alone = [clip for clip in dict.fromkeys(frame["clip"] for frame in frames) if clip not in true]
         self._write(name, scores, alone, current_iter)
-        summary = scores.summary()
+        # Frames have no NaN, but the mean of inf and -inf is one, and it would neither be better nor worse than others.
+        summary = {metric: value for metric, value in scores.summary().items() if not math.isnan(value)}
         best = self._update_best(name, summary, current_iter)
         if self.opt["is_train"]:
             self.remember_best(name, current_iter)  # type: ignore[attr-defined]
@@ -221,6 +223,16 @@ class ValidationMixin:
             if metric not in best or (value <= best[metric][0] if lower else value >= best[metric][0]):
                 best[metric] = (value, current_iter)
         return best
+
+
+def _number(value: Any) -> float | None:
+    """What a metric gives as a number; None is none. Raises ValueError for NaN, with which no mean is a number."""
+    if value is None:
+        return None
+    number = float(value)
+    if math.isnan(number):
+        raise ValueError("it is nan")
+    return number
 
 
 def _images_of(metric: str) -> set[str]:

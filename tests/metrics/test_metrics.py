@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 
 import cv2
@@ -12,10 +13,11 @@ import torch
 
 from csd_plugin import registration
 from csd_plugin.errors import CSDError
-from csd_plugin.metrics import METRICS, WITHOUT_TRUTH
-from csd_plugin.metrics.metric import View, open_metrics
+from csd_plugin.metrics import METRICS, WITHOUT_TRUTH, results
+from csd_plugin.metrics.metric import Metric, View, open_metrics
 from csd_plugin.metrics.niqe import niqe
 from csd_plugin.metrics.perceptual import ALEXNET, LPIPS
+from csd_plugin.metrics.scoring import score_folders
 from csd_plugin.metrics.warping import warping_error
 
 
@@ -136,6 +138,24 @@ def test_the_toolbox_gets_a_function_of_a_metric(alexnet):
         warping(**bgr)
     previous = {"previous": bgr["img2"], "guide": bgr["img"], "previous_guide": bgr["img2"]}
     assert warping(**bgr, **previous) == warping_error(result, truth, result, truth)
+
+
+class NothingOfBlack(Metric):
+    """The mean, but of black frames nan."""
+
+    def __call__(self, view):
+        return float(view.result.mean()) if view.result.any() else math.nan
+
+
+def test_nan_is_said_and_is_no_value(tmp_path, caplog):
+    for name, level in (("1.png", 0), ("2.png", 9)):
+        cv2.imwrite(str(tmp_path / name), np.full((16, 16, 3), level, np.uint8))
+    scores = score_folders(tmp_path, None, metrics={"mine": NothingOfBlack()})
+    (clip,) = scores.clips.values()
+    assert list(clip.metrics["mine"].values()) == [9.0]
+    assert f"mine: clip {tmp_path.name}, {tmp_path / '1.png'} has no value: it is nan" in caplog.text
+    path = results.write(tmp_path, "scores", scores, {"network": "n", "dataset": "d"})
+    assert results.load_results(path).scores == scores
 
 
 def test_packages_that_are_missing_are_named(alexnet, monkeypatch):

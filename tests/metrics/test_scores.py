@@ -106,6 +106,22 @@ def test_a_frame_counts_once():
         scores.record("a", "00001", scores.clips["a"].frames["00001"])
 
 
+@pytest.mark.parametrize(
+    ("score", "metrics", "name"),
+    [
+        ({}, {"warping": 1.0, "niqe": math.nan}, "niqe"),
+        ({"nturain_y": Quality(math.nan, 0.5), "rgb": Quality(20.0, 0.5)}, {}, "psnr"),
+        ({"nturain_y": Quality(20.0, 0.5), "rgb": Quality(20.0, math.nan)}, {}, "ssim"),
+    ],
+)
+def test_nan_is_no_score(score, metrics, name):
+    """A results file with it would be refused as damaged."""
+    scores = made_up({"a": 1})
+    with pytest.raises(CSDError, match=f"clip b, frame 2: its {name} is nan; leave out"):
+        scores.record("b", "2", score, metrics)
+    assert list(scores.clips) == ["a"]
+
+
 def test_nothing_has_no_average():
     with pytest.raises(CSDError, match="no scores to average"):
         Scores().average()

@@ -12,6 +12,7 @@ from toolbox import scored_set, train_options
 
 from csd_plugin import registration
 from csd_plugin.errors import CSDError
+from csd_plugin.metrics.results import load_results
 from csd_plugin.models.mixing import check_loss, check_metric, check_metric_size
 
 METRICS = {
@@ -124,6 +125,23 @@ def test_a_metric_that_fails_in_the_middle_of_a_validation(caplog, monkeypatch):
     finally:
         del METRIC_REGISTRY._obj_map["picky"]
     assert "val.metrics.m: clip c, frame 2 has no value: nothing there" in caplog.text
+
+
+def test_nan_in_a_validation_is_no_value_and_never_the_best(launcher, tiny_rain, monkeypatch, capfd):
+    registration.install()
+    given = iter([np.nan, 5.0, 4.0, 4.0])  # the toolbox validates once more at the end
+    monkeypatch.setattr("csd_plugin.models.validation.calculate_metric", lambda *_: next(given))
+    metrics = {"m": METRICS["psnr"] | {"better": "lower"}}
+    options = train_options(tiny_rain, **{"logger.keep_best": "m", "train.total_iter": 3})
+    options["datasets"]["val"] = scored_set(tiny_rain, clips=["a1"], frame_range=[1, 1])
+    assert launcher.train(options | {"val": {"val_freq": 1, "save_img": False, "metrics": metrics}}) == 0
+    said = capfd.readouterr().err
+    assert "WARNING: val.metrics.m: clip a1, frame 00001 has no value: it is nan" in said
+    folder = launcher.folder / "experiments/run"
+    means = [load_results(folder / f"metrics/rain_{i}.json").scores.metric_means() for i in (1, 2, 3)]
+    assert means == [{}, {"m": 5.0}, {"m": 4.0}]
+    assert launcher.models[-1].best_metric_results["rain"]["m"] == (4.0, 3)
+    assert (folder / "models/net_g_best.pth").is_file()
 
 
 @pytest.fixture

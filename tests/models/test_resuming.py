@@ -198,6 +198,14 @@ def test_a_state_with_what_no_run_saves_is_one_line(key, value):
     assert "\n" not in str(caught.value)
 
 
+def test_a_best_score_that_is_nan_is_forgotten():
+    """Nothing is better than it, by any comparison."""
+    model = Model(options(MULTI))
+    best = {"rain": {"psnr": (30.0, 2), "niqe": (float("nan"), 4)}}
+    model.resume_training(model.saved(6) | {"best": best})
+    assert model.best_metric_results == {"rain": {"psnr": (30.0, 2)}}
+
+
 def test_moments_of_other_weights_are_refused():
     model = Model(options(MULTI))
     model.rates(1, 2)

@@ -11,7 +11,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
 from csd_plugin.errors import CSDError
-from csd_plugin.metrics.metric import View, open_metrics
+from csd_plugin.metrics.metric import View, open_metrics, values_of
 from csd_plugin.metrics.protocols import score_frame
 from csd_plugin.metrics.scores import Scores
 
@@ -67,8 +67,8 @@ class DerainingMetric(BaseMetric):
         self._before = (clip, number, result, guide)
         view = View(result, truth, guide, *previous)
         try:
-            values = {name: metric.of(view) for name, metric in self._metrics.items()}
+            values = values_of(self._metrics, view, f"clip {clip}, frame {number}")
             score = {} if truth is None else score_frame(result, truth)
         except CSDError as error:
             raise CSDError(f"clip {clip}, frame {number}: {error}") from None
-        return score, {name: float(value) for name, value in values.items() if value is not None}
+        return score, values
