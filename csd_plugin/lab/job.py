@@ -15,7 +15,7 @@ from csd_plugin.devices import gpus_of
 from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.lab import runner
 from csd_plugin.lab.matrix import Frames, Matrix, Run, TestOnly, Weights, read_matrix, runs_of
-from csd_plugin.lab.plan import plan_for
+from csd_plugin.lab.plan import length_of, plan_for
 from csd_plugin.lab.processes import share_of
 from csd_plugin.lab.table import build, costs_of
 from csd_plugin.problems import Problems, ProblemsError
@@ -215,20 +215,20 @@ def _todo(runs: Mapping[str, Run], retrained: Collection[str]) -> list[str]:
         anew: runner.State = "trained" if run.options is None else "missing"
         state = anew if run.name in retrained else runner.state(run)
         shown = "given" if state == "trained" and run.options is None else state  # weights or frames of others
-        steps = f"{run.options['train']['total_iter']:,} steps" if run.options else ""
+        steps = length_of(run.options) if run.options else ""
         lines.append(f"{run.name:<36} {shown:<11} to do: {todo[state]:<15} {steps}".rstrip())
     return lines
 
 
 def _schedule_notes(matrix: Matrix, runs: dict[str, Run]) -> list[str]:
-    """How many steps each shown row was trained for."""
-    steps: dict[int, list[str]] = {}
+    """How many steps each shown row was trained for, or for what time."""
+    lengths: dict[str, list[str]] = {}
     for run in runs.values():
         if run.options and matrix.rows[run.row].shown and run.checkpoint.is_file():
-            labels = steps.setdefault(int(run.options["train"]["total_iter"]), [])
+            labels = lengths.setdefault(length_of(run.options), [])
             label = matrix.rows[run.row].label or run.row
             labels += [label] if label not in labels else []
-    return [f"{count:,} steps: {', '.join(labels)}" for count, labels in steps.items()]
+    return [f"{length}: {', '.join(labels)}" for length, labels in lengths.items()]
 
 
 def _save(grid: Grid, folder: Path) -> str:

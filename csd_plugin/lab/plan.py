@@ -99,9 +99,9 @@ def plan_for(
 
 
 def stretched(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """Training options with a schedule `factor` times as long: all that is counted in iterations, and `max_seconds`.
+    """Training options with a schedule `factor` times as long: what is counted in iterations, and `max_seconds`.
 
-    So are the schedules of the weights of distillation.
+    So are the schedules of the weights of distillation. `logger.print_freq` stays, as a log is read at the same pace.
     """
 
     def scaled(count: float) -> int:
@@ -136,7 +136,7 @@ def factor_for(runs: Iterable[Run], minutes: float, processes: int = 1) -> float
     """The factor by which the training of all runs takes `TRAINING_SHARE` of `minutes` on this machine.
 
     `PROBE_STEPS` steps of each row are timed, on random frames; of several processes one's share of the work, with its
-    share of the processors.
+    share of the processors. A row by the clock (`train.max_seconds`) takes no longer than that says.
 
     Raises:
         CSDError: a device that does not exist, or a run that would be left fewer than `MIN_STEPS` steps.
@@ -149,7 +149,7 @@ def factor_for(runs: Iterable[Run], minutes: float, processes: int = 1) -> float
         if run.row not in seconds:
             with one_of(processes):
                 seconds[run.row] = step_seconds(changed(run.options, share_of(run.options, processes)))
-    iterations = [run.options["train"]["total_iter"] for run in training if run.options is not None]
+    iterations = [_steps(run.options, seconds[run.row]) for run in training if run.options is not None]
     total = sum(seconds[run.row] * count for run, count in zip(training, iterations, strict=True))
     if not total:
         return 1.0
@@ -160,6 +160,18 @@ def factor_for(runs: Iterable[Run], minutes: float, processes: int = 1) -> float
             f"{minutes:g} minutes leave a run fewer than {MIN_STEPS} steps; give at least {math.ceil(needed)} minutes"
         )
     return factor
+
+
+def _steps(options: Mapping[str, Any], seconds: float) -> float:
+    """The steps, of so many seconds each, after which a run ends, by its iterations or by its clock."""
+    return min(options["train"]["total_iter"], (options["train"].get("max_seconds") or math.inf) / seconds)
+
+
+def length_of(options: Mapping[str, Any]) -> str:
+    """`1,000 steps`; of a run by the clock, also in what time."""
+    train = options["train"]
+    clock = train.get("max_seconds")
+    return f"at most {train['total_iter']:,} steps in {clock:g} s" if clock else f"{train['total_iter']:,} steps"
 
 
 def check_minutes(minutes: float) -> None:

@@ -10,7 +10,7 @@ from csd_plugin.atomic import write_text
 from csd_plugin.errors import CSDError
 from csd_plugin.lab.job import Table, check_machine, check_shares, make_tables
 from csd_plugin.lab.matrix import Matrix, RainyInput, Row, Run, read_matrix, read_yaml
-from csd_plugin.lab.plan import check_minutes
+from csd_plugin.lab.plan import check_minutes, length_of
 from csd_plugin.lab.rained import DATA, find_data, render_rain
 from csd_plugin.lab.runner import Workspace
 from csd_plugin.options import MODELS
@@ -169,6 +169,6 @@ def _texts(run: Run, slices: int) -> dict[str, str]:
     return {
         "what": f"{network.get('preset', network['type'])}{distilled}",
         "trained_on": f"clean clips with rendered rain ({DATA})",
-        "recipe": f"csd reproduce, {run.name}, best of {slices} slices: {options['train']['total_iter']} iterations",
+        "recipe": f"csd reproduce, {run.name}, best of {slices} slices: {length_of(options)}",
         "license": "not stated",
     }

@@ -225,6 +225,7 @@ def test_a_schedule_is_stretched_as_a_whole(tiny_rain):
     options["train"] |= {"max_seconds": 60, "scheduler": {"type": "MultiStepRestartLR", "restarts": [0, 600]}}
     half = stretched(options, 0.5)["train"]
     assert half["max_seconds"] == 30 and half["scheduler"]["restarts"] == [0, 300]
+    assert stretched(options, 0.5)["logger"]["print_freq"] == options["logger"]["print_freq"]
 
 
 class Calls:
@@ -456,6 +457,22 @@ def test_a_budget_sets_all_schedules_once(files, ten_seconds_a_step, monkeypatch
     # All that has begun is done anew: the new budget holds.
     other, note = plan_for(runs.values(), space, THREEFOLD / 3, {"tiny_teacher"})
     assert steps(other.fit(runs)) == steps(runs) and not note
+
+
+def test_a_budget_counts_rows_by_the_clock_as_that_says(files, ten_seconds_a_step, monkeypatch, tmp_path, capsys):
+    """Not as the iterations of their schedule, which are meant to be more than fit."""
+    monkeypatch.chdir(tmp_path)
+    clock = {"train.total_iter": 1000, "train.max_seconds": 20}
+    teacher = {"start": {"network_t": "teacher"}}
+    path = matrix_of(files, rows={"csd": {**teacher, "set": clock}})
+    runs = runs_of(read_matrix(path), path)
+    plan, _ = plan_for(runs.values(), runner.Workspace("tiny"), THREEFOLD)
+    assert plan.factor == pytest.approx(3) and steps(plan.fit(runs)) == [3, 6, 6, 3000]
+    assert plan.fit(runs)["tiny_csd"].options["train"]["max_seconds"] == pytest.approx(60)
+    runs["tiny_csd"].options["train"]["max_seconds"] = 1e9  # its iterations are over before
+    assert plan_for(runs.values(), runner.Workspace("tiny"), 5 * 60)[0].factor == pytest.approx(4 * 3600 / 10050)
+    assert main(["table", str(path), "--dry-run"]) == 0
+    assert "train, test     at most 1,000 steps in 20 s" in capsys.readouterr().out
 
 
 def test_a_budget_that_comes_after_the_first_steps_changes_nothing(files, ten_seconds_a_step, monkeypatch, tmp_path):
