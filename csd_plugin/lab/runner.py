@@ -42,6 +42,9 @@ _INTERRUPTED = tuple(status for number in (signal.SIGINT, signal.SIGTERM) for st
 _STOPPED = re.compile(r"(WARNING: |^error: .*: )(SIGINT|SIGTERM)(: stopped after|$)")
 """What such a training says; torchrun, which starts several processes, ends with a status of its own."""
 
+_LOADED = {"param_key_g": "params", "strict_load_g": True}
+"""How weights are loaded: keys of `path`, with the toolbox's defaults."""
+
 State = Literal["done", "trained", "interrupted", "missing"]
 
 
@@ -107,9 +110,12 @@ def _tested_by(run: Run) -> dict[str, str]:
     """A digest, for each test set, of all that its result depends on, but for the data set's own frames."""
     test = run.test or {}
     parts: list[Any] = [{key: test.get(key) for key in ("network_g", "interface_g", "val")}]
-    weights = test.get("path", {}).get("pretrain_network_g")
+    paths = test.get("path", {})
+    weights = paths.get("pretrain_network_g")
     if weights and Path(weights).is_file():
         parts.append(file_digest(Path(weights)))
+        loaded = {key: paths.get(key, default) for key, default in _LOADED.items()}
+        parts += [loaded] * (loaded != _LOADED | {"param_key_g": "params_ema"})  # so results of earlier versions stay
     if isinstance(run.source, Frames):
         files = sorted(file for file in Path(run.source.frames).rglob("*") if file.is_file())
         parts += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

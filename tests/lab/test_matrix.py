@@ -17,6 +17,7 @@ from toolbox import STUDENT, distill_options, scored_set, train_options
 
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.cli import main
+from csd_plugin.digests import file_digest, text_digest
 from csd_plugin.errors import CSDError
 from csd_plugin.lab import runner
 from csd_plugin.lab.job import Table, make_tables
@@ -193,6 +194,34 @@ def test_results_are_made_again_when_what_they_are_of_has_changed(files, tiny_ra
     write(files / "test.yml", tests)
     make_tables([Table.read(path)])
     assert json.loads(Path("results/tiny_w/rain.json").read_text())["average"] != scores[3][0]
+
+
+def test_results_are_made_again_when_weights_are_loaded_otherwise(files):
+    """Those of the entry `params_ema`, the usual one, have the digest of earlier versions."""
+    weights = files / "net.pth"
+    state = SLDNet(**{k: v for k, v in STUDENT.items() if k != "type"}).state_dict()
+    torch.save({"params": state, "params_ema": {name: value + 0.01 for name, value in state.items()}}, weights)
+    tests = yaml.safe_load((files / "test.yml").read_text())
+    rows = {"alone": None, "csd": None, "input": None, "teacher": None, "w": {"test_only": str(files / "mine.yml")}}
+    path = matrix_of(files, baseline=None, rows=rows)
+    averages, digests = [], []
+    for entry in ("params_ema", "params"):
+        write(files / "mine.yml", tests | {"path": {"pretrain_network_g": str(weights), "param_key_g": entry}})
+        assert "to do: test" in make_tables([Table.read(path)], dry_run=True)
+        make_tables([Table.read(path)])
+        averages.append(json.loads(Path("results/tiny_w/rain.json").read_text())["average"])
+        digests.append(json.loads(Path("results/tiny_w/tested.json").read_text())["rain"])
+    assert averages[0] != averages[1]
+    parts = [{"network_g": tests["network_g"], "interface_g": None, "val": tests["val"]}, file_digest(weights)]
+    before = json.dumps([*parts, tests["datasets"]["test_1"]], sort_keys=True)
+    assert digests[0] == text_digest(before) != digests[1]
+
+    def todo(**loaded) -> bool:
+        write(files / "mine.yml", tests | {"path": {"pretrain_network_g": str(weights), **loaded}})
+        return "to do: test" in make_tables([Table.read(path)], dry_run=True)
+
+    assert not todo()  # the toolbox then takes `params`
+    assert todo(strict_load_g=False) and todo(param_key_g="params_ema") and not todo(strict_load_g=True)
 
 
 def test_a_row_has_one_source(files):
