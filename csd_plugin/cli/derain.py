@@ -4,14 +4,15 @@ IN is a video file, a folder of images, a pattern of image files (frames_%05d.pn
 standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows). Ctrl-C, SIGTERM or --end ends a camera. If
 its frames come faster than they are cleaned, some are dropped, so that the delay does not grow.
 OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, a pattern (clean_%05d.png), - for raw frames on
-standard output, else a folder of PNG files. A video keeps the codec, time stamps, colours, bit depth, sound, subtitles,
-chapters and tags of IN. What OUT's kind of file cannot hold is named in one line. The video appears under its name only
-when it is complete.
+standard output, else a folder of PNG files; a new name that ends as another kind of file does (clean.png, clean.gif) is
+refused. A video keeps the codec, time stamps, colours, bit depth, sound, subtitles, chapters and tags of IN. What OUT's
+kind of file cannot hold is named in one line. The video appears under its name only when it is complete.
 Frames of a folder keep their names, those of a pattern their numbers, and both keep 16 bits. They are written one by
 one; --resume continues a stopped run. Existing output is replaced only with --overwrite.
 
 Scene cuts are found and reported. No frame is cleaned with frames of another shot. A part (--start, --end) gets the
-same frames as in the whole video.
+same frames as in the whole video, but for networks of sequences, such as S2VD: they begin where the part does, so its
+frames differ a little.
 
 examples:
   csd derain rain.mp4 clean.mp4

@@ -10,6 +10,7 @@ with more than 8 bits per channel, uint16 over its full range.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +26,9 @@ from csd_plugin.data.video.origin import Origin
 from csd_plugin.data.video.pipes import PipeReader, PipeWriter
 from csd_plugin.data.video.webp import WebPReader, is_webp
 from csd_plugin.errors import CSDError
+
+_KIND = re.compile(r"\.[0-9]*[A-Za-z][A-Za-z0-9]*")
+"""A suffix that says what kind of file it is: .mp4 or .3gp, but not what follows a dot in v1.2 or in v1.2_new."""
 
 
 def open_reader(
@@ -79,6 +83,7 @@ def open_writer(
 ) -> FrameWriter:
     """Open an output: a video file if the name ends in one of `VIDEO_SUFFIXES`, else a folder of PNG files.
 
+    Names that end as other files do, in .xyz, are refused where no such folder is; clean_v1.2 is a folder.
     A name such as clean_%05d.png is a pattern of PNG files; '-' is raw rgb24 frames on standard output.
 
     Args:
@@ -97,7 +102,7 @@ def open_writer(
     if path == PIPE:
         return PipeWriter()
     inputs = (like.path, *inputs)
-    if path.is_dir() or not path.suffix:
+    if path.is_dir() or not _KIND.fullmatch(path.suffix):
         return FolderWriter(path, like=like, overwrite=overwrite, inputs=inputs, made_by=made_by)
     if NUMBER.search(path.name) and path.suffix.lower() == ".png":
         refuse_two_numbers(path.name)

@@ -192,6 +192,9 @@ def test_outputs_that_cannot_be(tmp_path):
         for target, message in {
             "in.mp4": "is the input too",
             "out.m3u8": "cannot write '.m3u8'",
+            "out_v1.2.xyz": "cannot write '.xyz'",
+            "out.3gp": "cannot write '.3gp'",
+            "out.png": "cannot write '.png'",
             "there.mp4": "exists already; replace it with --overwrite",
             "in.mp4/out.mp4": "in.mp4: cannot be written",
         }.items():
@@ -202,6 +205,15 @@ def test_outputs_that_cannot_be(tmp_path):
             writer.write(picture(0))
             with pytest.raises(CSDError, match="frame 1 is 32x48"):
                 writer.write(picture(0)[:, :32])
+
+
+@pytest.mark.parametrize("name", ["clean_v1.2", "clean_v1.2_new", "2026.11.27", "rain 50%.", "there.xyz"])
+def test_a_folder_may_have_a_dot_in_its_name(tmp_path, name):
+    (tmp_path / "there.xyz").mkdir()
+    with open_reader(make_video(tmp_path / "in.mp4")) as reader:
+        with open_writer(tmp_path / name, like=reader) as writer:
+            writer.write(picture(0))
+        assert [file.name for file in (tmp_path / name).iterdir()] == ["00001.png"]
 
 
 def test_context_around_a_part(tmp_path):
