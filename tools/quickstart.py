@@ -1,7 +1,8 @@
 """From nothing to a derained clip by a shipped network, then to a distilled student: data, training, scores, pictures.
 
     python tools/quickstart.py            moving scenes made from photographs that scikit-image ships
-    python tools/quickstart.py FOLDER     a folder of clean clips (rain is rendered), or one in NTURain's layout
+    python tools/quickstart.py FOLDER     a folder of clean clips, folders of frames or videos (rain is rendered), or
+                                          one in NTURain's layout
 
 Everything is written to ./quickstart (for FOLDER: ./quickstart_NAME). The same command continues an interrupted run.
 """
@@ -23,6 +24,7 @@ import yaml
 from csd_plugin.atomic import write_text
 from csd_plugin.cli import main as csd
 from csd_plugin.data.layout import find_sequences
+from csd_plugin.data.rain.clips import find_clips
 from csd_plugin.data.scenes import moving_scene
 from csd_plugin.data.stores import open_store
 from csd_plugin.errors import CSDError
@@ -86,10 +88,10 @@ def prepare_data(source: Path | None) -> Path:
         return source
     say("training and test pairs: rendered rain on clean clips")
     clean = source or make_scenes(Path("clean"))
-    clips = sorted(path.name for path in clean.iterdir() if path.is_dir())
+    clips = sorted(clip.name for clip in find_clips(clean))
     if len(clips) < 2:
         raise CSDError(
-            f"{clean} has {len(clips)} folders of frames; give at least 2 clips, one to train on and one to test"
+            f"{clean} has one clip, {clips[0]}; give at least 2, folders or videos: one to train on, one to test"
         )
     held_out = clips[-1:]
     for flags, chosen in (

@@ -9,7 +9,10 @@ from pathlib import Path
 import cv2
 import pytest
 import yaml
+from videos import make_video, picture
 
+from csd_plugin.data.layout import find_sequences
+from csd_plugin.data.stores import open_store
 from csd_plugin.metrics.results import load_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +72,26 @@ def test_a_folder_that_is_not_there_is_one_line(quickstart, capsys):
     ]
 
 
-def test_one_clip_is_too_few(quickstart, tmp_path, capsys):
+def test_one_clip_is_too_few(quickstart, tmp_path, capsys, monkeypatch):
     (tmp_path / "clips" / "only").mkdir(parents=True)
     assert quickstart.main(["clips"]) == 2
-    assert "at least 2 clips" in capsys.readouterr().err
+    assert "no images, folders of images or video files in it" in capsys.readouterr().err
+    make_video(tmp_path / "clips" / "mine.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert quickstart.main(["clips"]) == 2
+    assert "clips has one clip, mine; give at least 2, folders or videos" in capsys.readouterr().err
+
+
+def test_clips_may_be_whatever_csd_rain_takes(quickstart, tmp_path):
+    """Videos, next to folders of frames; what is no clip does not count."""
+    source = tmp_path / "clips"
+    for name in ("b", "z_notes", ".z"):
+        (source / name).mkdir(parents=True)
+    for name in ("a.mp4", "c.mp4"):
+        make_video(source / name)
+    for number in range(9):
+        cv2.imwrite(str(source / "b" / f"{number}.png"), picture(number))
+    data = quickstart.prepare_data(source)
+    keys = open_store(str(data)).keys()
+    assert {s.name for s in find_sequences(keys, "train")} == {"a_Rain_01", "a_Rain_02", "b_Rain_01", "b_Rain_02"}
+    assert {s.name for s in find_sequences(keys, "test")} == {"c"}
