@@ -403,6 +403,11 @@ def distils(opt: Mapping[str, Any]) -> bool:
     return bool(opt["is_train"]) and isinstance(model_type, str) and MODELS.get(model_type, False)
 
 
+def is_taught(opt: Mapping[str, Any]) -> bool:
+    """Whether a training by these options has teachers, and a weight with which they teach; all 0 is training alone."""
+    return MODELS.get(opt["model_type"], False) and read_distillation(opt).teaches
+
+
 Further = Callable[[dict[str, Any], Problems], object]
 """Adds what is wrong with the parts that options name to the problems that were found before."""
 

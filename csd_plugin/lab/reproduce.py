@@ -13,7 +13,7 @@ from csd_plugin.lab.matrix import Matrix, RainyInput, Row, Run, read_matrix, rea
 from csd_plugin.lab.plan import check_minutes, length_of
 from csd_plugin.lab.rained import DATA, find_data, render_rain
 from csd_plugin.lab.runner import Workspace
-from csd_plugin.options import MODELS
+from csd_plugin.options import is_taught
 from csd_plugin.report.networks import as_markdown
 from csd_plugin.weights import Score, packing, read_catalogue, read_left
 
@@ -163,7 +163,7 @@ def _scores_of(run: Run) -> Path:
 def _texts(run: Run, slices: int) -> dict[str, str]:
     assert run.options is not None
     network = run.options["network_g"]
-    distilled = " distilled" if MODELS.get(run.options["model_type"]) else ""
+    distilled = " distilled" if is_taught(run.options) else ""
     plan = Path("results", f"{run.name.removesuffix('_' + run.row)}_runs", "options", f"{run.name}.yml")
     options = read_yaml(plan) if plan.is_file() else run.options
     return {

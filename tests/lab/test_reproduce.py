@@ -16,7 +16,7 @@ from toolbox import STUDENT, distill_options, scored_set, train_options
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.cli import main
 from csd_plugin.lab.matrix import read_matrix, runs_of
-from csd_plugin.lab.reproduce import continued
+from csd_plugin.lab.reproduce import _texts, continued
 
 
 @pytest.fixture
@@ -59,6 +59,18 @@ def test_a_further_slice_starts_from_the_weights_of_the_one_before(matrix, tmp_p
     path = second["r_slice2_small"].options["path"]
     assert path["pretrain_network_g"] == "experiments/r_slice1_small/models/net_g_latest.pth"
     assert path["pretrain_network_t"] == "experiments/r_slice2_teacher/models/net_g_latest.pth"
+
+
+def test_a_row_whose_weights_are_all_0_is_no_distilled_network(matrix):
+    content = yaml.safe_load(matrix.read_text())
+    student = content["rows"]["small"]
+    weights = {"none": {"spatial": 0, "temporal": 0.0}, "one": {"spatial": 0, "temporal": 0.1}}
+    rows = {name: {**student, "set": {"train.distill_opt.weights": value}} for name, value in weights.items()}
+    write(matrix, content | {"rows": content["rows"] | rows})
+    runs = runs_of(read_matrix(matrix), matrix)
+    what = {row: _texts(runs[f"r_{row}"], 1)["what"] for row in ("teacher", "small", *rows)}
+    alone, taught = "student2", "student2 distilled"
+    assert what == {"teacher": alone, "small": taught, "none": alone, "one": taught}
 
 
 def test_from_clean_clips_to_packed_networks_in_two_slices(matrix, clips, launcher, monkeypatch, capsys):
