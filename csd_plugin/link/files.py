@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class Linked:
 
 
 def link(tree: Tree) -> Linked:
-    """Write what `tree` needs, and hide it from git; either all of it or nothing.
+    """Write what `tree` needs, and hide it from git; either all of it or nothing: an earlier version then stays.
 
     Raises:
         CSDError: a file of that name that is not ours, or a folder that cannot be written to.
@@ -43,17 +43,19 @@ def link(tree: Tree) -> Linked:
     current = [file for file, content in files.items() if _ours(file) == content]
     checkout = _checkout(tree)
     hidden, written = False, []
+    before: dict[Path, bytes | None] = {}
     try:
+        before = {file: _bytes_of(file) for file in [*files, *([checkout.exclude] if checkout else [])]}
         hidden = checkout is not None and checkout.hide(list(files))
         for file, content in files.items():
             if file not in current:
                 atomic.write_text(file, content)
                 written.append(file)
-    except OSError as error:
-        _take_away(file for file in written if file not in current)
-        if hidden and checkout:
-            checkout.show(list(files))
-        raise _read_only(tree, error) from error
+    except BaseException as error:  # Ctrl-C too
+        _put_back(before)
+        if isinstance(error, OSError):
+            raise _read_only(tree, error) from error
+        raise
     return Linked(written, current, checkout.exclude if checkout and hidden else None)
 
 
@@ -120,6 +122,20 @@ def _take_away(files: Iterable[Path]) -> None:
         file.unlink(missing_ok=True)
         for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
             compiled.unlink()
+
+
+def _bytes_of(file: Path) -> bytes | None:
+    return file.read_bytes() if file.is_file() else None
+
+
+def _put_back(before: Mapping[Path, bytes | None]) -> None:
+    """Files as they were: earlier versions too, and None where there was nothing."""
+    for file, content in before.items():
+        if content is None:
+            _take_away([file])
+        elif _bytes_of(file) != content:
+            with atomic.replacing(file) as draft:
+                draft.write_bytes(content)
 
 
 def _checkout(tree: Tree) -> Checkout | None:

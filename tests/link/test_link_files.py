@@ -192,6 +192,34 @@ def test_what_cannot_be_written_leaves_nothing_half_done(link, clone, monkeypatc
     assert bytes_below(clone) == before
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), KeyboardInterrupt()])
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_renewal_that_fails_leaves_the_version_before(link, clone, monkeypatch, error, listed):
+    content_of = files.content_of
+    old = content_of("models/csd_model.py").partition("\n")[2] + "# of an earlier version\n"
+    older = f"{files._MARK}{files._checksum(old)}\n{old}"
+    monkeypatch.setattr(files, "content_of", lambda name: older)
+    assert link(clone / "my [fork]")[0] == 0
+    (clone / "my [fork]/basicsr/archs/csd_arch.py").unlink()
+    if not listed:
+        (clone / ".git/info/exclude").write_text("*.log\n")
+    before = bytes_below(clone)
+    write = atomic.write_text
+
+    def refuse(path, text):
+        if path.name == "csd_arch.py":
+            raise error
+        write(path, text)
+
+    monkeypatch.setattr(files, "content_of", content_of)
+    monkeypatch.setattr(atomic, "write_text", refuse)
+    assert link(clone / "my [fork]")[0] in (2, 130)
+    assert bytes_below(clone) == before
+    monkeypatch.setattr(atomic, "write_text", write)
+    assert link(clone / "my [fork]")[0] == 0
+    assert bytes_below(clone)["my [fork]/basicsr/models/csd_model.py"].decode() == content_of("models/csd_model.py")
+
+
 @pytest.mark.parametrize("exclude", [None, b"", b"*.log\n", b"no newline", b"\xff\n"])
 def test_git_lists_nothing_of_it(link, clone, exclude):
     file = clone / ".git" / "info" / "exclude"
