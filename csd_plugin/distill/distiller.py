@@ -20,7 +20,7 @@ from csd_plugin.distill.dry_run import Clips, dry_run
 from csd_plugin.distill.health import HealthMonitor
 from csd_plugin.distill.interface import Objective
 from csd_plugin.distill.objective import Comparison, by_name, weighted_sum
-from csd_plugin.distill.schedule import Weight, check_weight, weight_at
+from csd_plugin.distill.schedule import Weight, check_weight, is_ever_on, weight_at
 from csd_plugin.distill.taps import FeatureTap, tap_compared
 from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView, Terms
@@ -350,10 +350,11 @@ def _check(teachers: Sequence[Teacher], weights: Mapping[str, Weight]) -> None:
         raise CSDError(f"the teachers' shares add to {total:g}, expected 1: give each its `share`")
     if len({teacher.label for teacher in teachers}) < len(teachers):
         raise CSDError("two teachers have one label: give each its own, such as t and t2")
-    if weights and not teachers:
-        raise CSDError(f"weights of {', '.join(weights)} are given, and no teacher: give one, or leave the weights out")
     for weight in weights.values():
         check_weight(weight)
+    idle = [term for term, weight in weights.items() if is_ever_on(weight)] if not teachers else []
+    if idle:
+        raise CSDError(f"weights of {', '.join(idle)} are given, and no teacher: give one, or leave the weights out")
     for teacher in teachers:
         zeros = {term: torch.zeros(()) for term in bare(teacher.objective).terms}
         weighted_sum(zeros, {term: weight_at(weight, 1) for term, weight in weights.items()})

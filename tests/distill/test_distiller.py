@@ -173,6 +173,12 @@ def test_what_does_not_go_together_is_said_at_once(teachers, weights, words):
         distiller(*(teacher(**keywords) for keywords in teachers), weights=weights)
 
 
+def test_weights_need_a_teacher():
+    with pytest.raises(CSDError, match="weights of spacial are given, and no teacher"):
+        Distiller(student(), [], PyramidSSIMLoss(), weights={"spacial": 0.1, "temporal": 0})
+    Distiller(student(), [], PyramidSSIMLoss(), weights=dict.fromkeys(WEIGHTS, 0))
+
+
 def test_a_network_that_names_no_layer_needs_one_only_where_features_are_compared():
     ours = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1))
     ours.num_frame, ours.layout = 1, "image"

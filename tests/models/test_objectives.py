@@ -165,7 +165,7 @@ def test_features_of_a_sequence_are_those_of_its_targets():
         layout.features(captured, batch=2, num_target=2, layer="tail")
 
 
-@pytest.mark.parametrize("shape", [(6, 4, 5, 5), (6, 4, 3, 5, 5), (18, 4, 5, 5)])
+@pytest.mark.parametrize("shape", [(6, 4, 5, 5), (6, 4, 3, 5, 5), (6, 3, 4, 5, 5), (18, 4, 5, 5)])
 def test_features_of_windows_are_averaged_over_what_time_they_have(shape):
     from csd_plugin.archs.interface import Interface
 
@@ -173,7 +173,8 @@ def test_features_of_windows_are_averaged_over_what_time_they_have(shape):
     features = Interface(num_frame=3, kind="window").features(captured, batch=2, num_target=3, layer="tail")
     assert features.shape == (2, 3, 4, 5, 5)
     frames = {(18, 4, 5, 5): captured[3:6], (6, 4, 5, 5): captured[1:2]}.get(shape)
-    expected = captured[1].mean(dim=1) if frames is None else frames.mean(dim=0)
+    time = 0 if shape[1] == 3 else 1  # before the channels, or after
+    expected = captured[1].mean(dim=time) if frames is None else frames.mean(dim=0)
     torch.testing.assert_close(features[0, 1], expected)
     with pytest.raises(CSDError, match="holds no feature"):
         Interface(num_frame=3, kind="window").features(torch.rand(6, 4), batch=2, num_target=3, layer="tail")
