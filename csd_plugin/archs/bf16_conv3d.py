@@ -21,9 +21,11 @@ _transposed_of_torch = nn.ConvTranspose3d.forward
 
 
 def repair_bf16_conv3d() -> None:
-    """Let every 3-D convolution of this process compute as those here: of other people's networks too.
+    """Let every `nn.Conv3d` and `nn.ConvTranspose3d` of this process compute as those here, other people's too.
 
-    `archs.interface` and the backends call it before a network computes in bf16 on a CPU.
+    `archs.interface`, the backends and a `Distiller` call it: networks in bf16 on a CPU come through them. What calls
+    `F.conv3d` itself stays as it is. From then on these layers cannot be scripted (`torch.jit.script`), and in bf16 on
+    a CPU have no second derivatives.
     """
     nn.Conv3d._conv_forward = conv_forward  # type: ignore[method-assign,assignment]
     nn.ConvTranspose3d.forward = _transposed  # type: ignore[method-assign]
@@ -39,8 +41,10 @@ def computes_in_bf16(x: Tensor) -> bool:
 
 def conv_forward(self: nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What `nn.Conv3d._conv_forward` gives, and right gradients, in bf16 on a CPU; elsewhere that itself."""
-    if not computes_in_bf16(x) or x.dim() != 5:
+    if not computes_in_bf16(x) or x.dim() not in (4, 5):
         return _of_torch(self, x, weight, bias)
+    if x.dim() == 4:  # a clip alone, without a batch
+        return conv_forward(self, x[None], weight, bias)[0]
     padding = self.padding
     if isinstance(padding, str) or self.padding_mode != "zeros":
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
@@ -59,10 +63,23 @@ def conv_forward(self: nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None
 
 def _transposed(self: nn.ConvTranspose3d, input: Tensor, output_size: list[int] | None = None) -> Tensor:
     """`nn.ConvTranspose3d.forward`, in float32 where it would be in bf16 on a CPU."""
-    if not computes_in_bf16(input) or self.weight.dtype != torch.float32:
+    if not computes_in_bf16(input):
         return _transposed_of_torch(self, input, output_size)
+    how = self.stride, self.padding, self.kernel_size, 3, self.dilation
+    padding = self._output_padding(input, output_size, *how)  # type: ignore[arg-type]
+    bias = None if self.bias is None else self.bias.float()
     with torch.autocast("cpu", enabled=False):
-        return _transposed_of_torch(self, input.float(), output_size).bfloat16()
+        exact = F.conv_transpose3d(
+            input.float(),
+            self.weight.float(),
+            bias,
+            self.stride,
+            self.padding,  # type: ignore[arg-type]  # a transposed one takes no word
+            padding,
+            self.groups,
+            self.dilation,
+        )
+    return exact.bfloat16()
 
 
 def _reaches(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> list[tuple[int, range]]:

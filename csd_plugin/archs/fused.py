@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -33,6 +34,8 @@ _TIMES = 3
 _suits: dict[tuple[Any, ...], bool] = {}
 """What was found out, by all that it may depend on."""
 _told: set[str] = set()
+_full: Counter[tuple[Any, ...]] = Counter()
+"""How often there was no memory for a trial."""
 
 
 def conv_relu(layer: nn.Module, x: Tensor, other: Tensor | None = None) -> Tensor:
@@ -116,10 +119,12 @@ def _suits_here(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | 
     sizes = (x.device, x.dtype, x.shape, x.stride(), weight.shape, weight.stride(), bias is None, other is None, how)
     key = (*sizes, *_how_cudnn_computes())
     if key not in _suits:
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():  # a trial waits, which a recording cannot
+            return False
         try:
             reason = _objection(x, weight, bias, other, how)
         except torch.cuda.OutOfMemoryError:  # the trial needs more than the layer; later there may be room
-            return False
+            return _has_no_room(key)
         _suits[key] = reason is None
         if reason not in (None, _SLOWER, *_told):
             _told.add(str(reason))
@@ -139,8 +144,8 @@ def _padding_pays(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor 
     groups = how[-1]
     if x.dtype not in (torch.float16, torch.bfloat16) or x.shape[1] % _AT_ONCE == 0 or groups != 1:
         return False
-    key = ("padded", x.device, x.dtype, x.shape, x.stride(), weight.shape, weight.stride(), how)
-    if key not in _suits:
+    key = (x.device, "padded", x.dtype, x.shape, x.stride(), weight.shape, weight.stride(), how, *_how_cudnn_computes())
+    if key not in _suits and not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
 
         def plain() -> Tensor:
             return _by_torch(x, weight, bias, other, how)
@@ -153,10 +158,22 @@ def _padding_pays(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor 
                 plain(), padded()
                 _suits[key] = is_slower(plain, padded, x.device)
         except torch.cuda.OutOfMemoryError:
-            return False
-    return _suits[key]
+            return _has_no_room(key)
+    return _suits.get(key, False)
 
 
+def _has_no_room(key: tuple[Any, ...]) -> bool:
+    """False, for good after a few times: each failure makes the allocator give up all that it keeps."""
+    _full[key] += 1
+    if _full[key] == _TIMES:
+        _suits[key] = False
+        if _NO_ROOM not in _told:
+            _told.add(_NO_ROOM)
+            logger.warning("some convolutions run without cuDNN's sum and ReLU on %s: %s", key[0], _NO_ROOM)
+    return False
+
+
+_NO_ROOM = "there is no memory for trying them"
 _SLOWER = "it is slower"
 
 
@@ -183,6 +200,7 @@ def _objection(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | N
 def forget() -> None:
     """What was found out: every size is tried again."""
     _suits.clear()
+    _full.clear()
     _told.clear()
 
 

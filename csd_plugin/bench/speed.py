@@ -176,6 +176,10 @@ def _find_untrained(name: str) -> Untrained | None:
     return next((network for network in untrained() if network.name == name), None)
 
 
+_MOST_FORMS = 256
+"""Sizes and precisions of one class of networks that are compiled; beyond eight, torch would run them as written."""
+
+
 class Run(NamedTuple):
     """What computes, the frames that go in, those that count, and what heights and widths are multiples of."""
 
@@ -220,12 +224,14 @@ def _precision(backend: str) -> str:
 def _as_trained(
     module: nn.Module, compiles: bool, dtype: torch.dtype, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """The network as it is in training, with autocast; in fp32 as exact as what it is compared with."""
+    """The network as it is in training, with autocast; in fp32 without TF32, as the backends compute."""
     network, half = copy.deepcopy(module).to(device), dtype != torch.float32
     if half and device.type == "cuda":
         use_channels_last(network)
     if compiles:
-        torch.compiler.reset()  # after eight sizes of a class of networks the ninth would run as it is written
+        config: Any = torch._dynamo.config
+        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # until torch 2.6
+        setattr(config, limit, _MOST_FORMS)
         network.compile()
 
     def compute(window: Tensor) -> Tensor:

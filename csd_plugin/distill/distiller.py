@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from csd_plugin.archs.bf16_conv3d import repair_bf16_conv3d
 from csd_plugin.archs.interface import Interface, interface_of, run_network
 from csd_plugin.data.batches import as_clips, as_float, features_of
 from csd_plugin.distill.adapters import AdaptedObjective
@@ -104,6 +105,8 @@ class Distiller(nn.Module):
     ) -> None:
         super().__init__()
         _check(teachers, weights)
+        if any(parameter.device.type == "cpu" for parameter in student.parameters()):
+            repair_bf16_conv3d()  # also where all of this is compiled
         self.student, self.reconstruction = student, reconstruction
         self.objectives = nn.ModuleDict({teacher.label: teacher.objective for teacher in teachers})
         self.teachers = list(teachers)  # a list: no modules of this one

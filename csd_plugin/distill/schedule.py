@@ -71,11 +71,11 @@ def is_ever_on(weight: Weight) -> bool:
 def check_weight(weight: Weight) -> None:
     """Raise CSDError for an unknown schedule, keys that do not go together, and numbers below 0, which would drive the
     student away from its teacher; names and types are right."""
-    if not isinstance(weight, Mapping):
-        if not 0 <= weight < math.inf:
-            raise CSDError(f"a weight is {weight}, expected 0 or more")
-        return
-    if is_balanced(weight):
+    numbers = [weight.get(key, 0) for key in ("start", "end", "balance")] if isinstance(weight, Mapping) else [weight]
+    for number in numbers:
+        if not 0 <= number < math.inf:
+            raise CSDError(f"a weight is {number}, expected 0 or more")
+    if not isinstance(weight, Mapping) or is_balanced(weight):
         return
     name = weight["schedule"]
     if name not in SCHEDULES:

@@ -28,6 +28,8 @@ USUAL_STEPS = 3
 shows whether the step waits for the GPU, which cannot be recorded."""
 _WAITS = "synchronizing CUDA operation"
 """In what torch says of an operation that waits."""
+_OF_THE_MODE = "debug mode"
+"""In what torch says once of looking for them."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class StepGraph:
         self._key: Hashable = None
         self._alike = 0
         self._recorded: _Recorded | None = None
-        self._refused = False
+        self._refused = self._waited = False
         self._stream: torch.cuda.Stream | None = None
 
     def run(self, compute: Compute, batch: Batch, key: Hashable) -> Computed:
@@ -75,7 +77,7 @@ class StepGraph:
 
     @property
     def records(self) -> bool:
-        """Whether the latest step was replayed, or recorded for the next."""
+        """Whether the latest step was replayed."""
         return self._recorded is not None
 
     def _run(self, compute: Compute, batch: Batch, key: Hashable) -> Computed:
@@ -93,8 +95,10 @@ class StepGraph:
             return self._beside(lambda: compute(batch))
         with _waits_seen() as waits:
             done = self._beside(lambda: compute(batch))
-        if waits:
+        if waits and self._waited:
             self._refuse(waits[0])
+        elif waits:  # perhaps another thread did, which may: look once more
+            self._waited, self._alike = True, USUAL_STEPS - 1
         return done
 
     def _replay(self, recorded: _Recorded, batch: Mapping[str, Tensor]) -> Computed:
@@ -160,5 +164,5 @@ def _waits_seen() -> Iterator[list[str]]:
         if _WAITS in str(warning.message):
             place = f"{warning.filename}:{warning.lineno}"
             waits.append(f"it waits for the GPU at {place}")
-        else:
+        elif _OF_THE_MODE not in str(warning.message):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

@@ -17,6 +17,7 @@ On the CPU the sum and the ReLU after a layer are computed with it, see `fusing`
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import cast
@@ -29,6 +30,8 @@ from csd_plugin.archs.interface import KINDS, kind_of
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.facts import conv_calls, without_branches
 from csd_plugin.inference.fusing import Waiting, can_wait, computed, convolve
+
+logger = logging.getLogger(__name__)
 
 # Folding pays while at least this part of the weight's blocks is filled. Measured per useful product as a part of the
 # machine's matrix products, the 2-D form and oneDNN's 3-D one reach with 64 channels 0.39 and 0.88 at 19/49 (T = 7),
@@ -49,9 +52,10 @@ def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
 
     Returns:
         A copy in eval mode without gradients: same call, same frames up to rounding. That is tried out, on noise, as
-        networks may change in place what a form is yet to read; where frames differ, slower forms are taken.
+        networks may change in place what a layer has not read yet; where frames differ, slower forms are taken, which
+        is said.
 
-    Raises CSDError for weights that are not finite: a ReLU in the fast forms would hide them.
+    Raises CSDError for weights that are not finite: a ReLU in the fast forms would hide them; for what gives no frame.
     """
     network = without_branches(network)
     for name, weight in network.state_dict().items():
@@ -62,18 +66,49 @@ def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
         if isinstance(call.layer, nn.Conv3d):
             depths.setdefault(call.name, set()).add(call.input_shape[2])
     plain = copy.deepcopy(network).eval().requires_grad_(False)
-    window = torch.rand(1, cast(int, network.num_frame), 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    window = window.to(next(network.parameters()))
-    with torch.inference_mode():
-        expected = plain(window)
+    trial = _Trial(plain)
     for waits in (True, False):
-        folded = _in_forms(plain, depths, least, waits=waits)
-        if _gives(folded, window, expected):
+        folded = _in_forms(plain, depths, least, trial, waits=waits)
+        if trial.passes(folded):
             return folded
+        _say_slower(type(network).__name__)
     return plain
 
 
-def _in_forms(network: nn.Module, depths: Mapping[str, set[int]], least: float, *, waits: bool) -> nn.Module:
+class _Trial:
+    """Noise, and what a network makes of it, in each order of memory that frames come in.
+
+    Layers copy the one, and share the other with what comes after.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        shape, weight = (1, cast(int, network.num_frame), 3, 16, 16), next(network.parameters())
+        noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(weight)
+        together = noise.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)  # the channels of a pixel
+        self._windows = (noise, together)
+        with torch.inference_mode():
+            self._expected = [network(window.clone()) for window in self._windows]
+        if not isinstance(self._expected[0], Tensor):
+            raise CSDError(f"{type(network).__name__} gives a {type(self._expected[0]).__name__} instead of a frame")
+
+    def passes(self, network: nn.Module) -> bool:
+        """Whether the same comes of it, up to rounding."""
+        return all(map(partial(_gives, network), self._windows, self._expected))
+
+
+_slower: set[str] = set()
+"""Networks of which it was said."""
+
+
+def _say_slower(name: str) -> None:
+    if name not in _slower:
+        _slower.add(name)
+        logger.warning("%s runs in a slower form: it changes tensors in place, or looks into its layers", name)
+
+
+def _in_forms(
+    network: nn.Module, depths: Mapping[str, set[int]], least: float, trial: _Trial, *, waits: bool
+) -> nn.Module:
     """A copy with every convolution in its form.
 
     Args:
@@ -96,7 +131,7 @@ def _in_forms(network: nn.Module, depths: Mapping[str, set[int]], least: float, 
         forms.append(form)
         setattr(folded.get_submodule(parent), child, form)
     if forms and len(forms) == len(depths) and all(isinstance(form, FoldedConv3d) for form in forms):
-        _stay_flat(folded, cast("list[FoldedConv3d]", forms))
+        _stay_flat(folded, cast("list[FoldedConv3d]", forms), trial)
     for name, layer in list(folded.named_modules()):
         if isinstance(layer, nn.Conv2d) and _is_plain(layer):
             parent, _, child = name.rpartition(".")
@@ -110,7 +145,7 @@ def _gives(network: nn.Module, window: Tensor, expected: Tensor) -> bool:
     """Whether that comes of the window, up to rounding."""
     try:
         with torch.inference_mode():
-            result = network(window)
+            result = network(window.clone())
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # something between looks at layers
         return False
     if result.shape != expected.shape:
@@ -236,20 +271,15 @@ def _is_plain(convolution: nn.Conv2d | nn.Conv3d) -> bool:
     )
 
 
-def _stay_flat(folded: nn.Module, layers: list[FoldedConv3d]) -> None:
+def _stay_flat(folded: nn.Module, layers: list[FoldedConv3d], trial: _Trial) -> None:
     """Leave time folded from the first layer to the last, where nothing between them minds.
 
     Torch needs no time for unfolding; graph runtimes then see convolutions, activations and sums only, which
     they fuse. Between the layers of a chain stand activations and sums as a rule, which do not care; whether it
     is so here is tried out.
     """
-    num_frame = cast(int, folded.num_frame)
-    generator = torch.Generator().manual_seed(0)
-    window = torch.rand(2, num_frame, 3, 6, 7, generator=generator).to(layers[0].weight)
-    with torch.inference_mode():
-        expected = folded(window)
     for layer in layers[:-1]:
         layer.flat = True
-    if not _gives(folded, window, expected):
+    if not trial.passes(folded):
         for layer in layers:
             layer.flat = False

@@ -115,7 +115,8 @@ def _tested_by(run: Run) -> dict[str, str]:
     if weights and Path(weights).is_file():
         parts.append(file_digest(Path(weights)))
         loaded = {key: paths.get(key, default) for key, default in _LOADED.items()}
-        parts += [loaded] * (loaded != _LOADED | {"param_key_g": "params_ema"})  # so results of earlier versions stay
+        if loaded != _LOADED | {"param_key_g": "params_ema"}:  # else as earlier versions had it, whose results stay
+            parts.append(loaded)
     if isinstance(run.source, Frames):
         files = sorted(file for file in Path(run.source.frames).rglob("*") if file.is_file())
         parts += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

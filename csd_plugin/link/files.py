@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,13 +130,14 @@ def _bytes_of(file: Path) -> bytes | None:
 
 
 def _put_back(before: Mapping[Path, bytes | None]) -> None:
-    """Files as they were: earlier versions too, and None where there was nothing."""
+    """Files as they were: earlier versions too, and None where there was nothing. Each on its own, as far as it can be."""
     for file, content in before.items():
-        if content is None:
-            _take_away([file])
-        elif _bytes_of(file) != content:
-            with atomic.replacing(file) as draft:
-                draft.write_bytes(content)
+        with suppress(OSError):  # such as a full disk, of which the first error tells
+            if content is None:
+                _take_away([file])
+            elif _bytes_of(file) != content:
+                with atomic.replacing(file) as draft:
+                    draft.write_bytes(content)
 
 
 def _checkout(tree: Tree) -> Checkout | None:

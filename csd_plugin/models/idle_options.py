@@ -29,12 +29,11 @@ def idle_options(opt: Mapping[str, Any]) -> list[str]:
         )
     elif train_opt.get("cuda_graph") and distils(opt) and (moving := _moving(train_opt["distill_opt"]["weights"])):
         lines.append(
-            f"train.cuda_graph records nothing while the weight of {moving} moves: only steps of the same weights are "
-            f"replayed"
+            f"train.cuda_graph records nothing while weights move ({moving}): only steps of the same weights are replayed"
         )
     return lines
 
 
 def _moving(weights: Mapping[str, Any]) -> str:
     """The terms whose weights are others in every step, for a time."""
-    return " and ".join(term for term, weight in weights.items() if isinstance(weight, Mapping) and is_gradual(weight))
+    return ", ".join(term for term, weight in weights.items() if isinstance(weight, Mapping) and is_gradual(weight))

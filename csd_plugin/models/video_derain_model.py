@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import warnings
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ from csd_plugin.models.validation import ValidationMixin
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """By the values of `train.autocast`."""
+_WHOLE = 0.95
+"""Share of a time that counts as all of it."""
 
 
 class VideoDerainModel(ValidationMixin, VideoBaseModel):
@@ -181,8 +183,10 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
             self.model_ema(decay_at(current_iter, self.ema_decay) if warms_up else self.ema_decay)
         if stop:
             self.save_and_stop(current_iter, stop)
-        if self.clock is not None and self.clock.is_over():
-            self._end_by_the_clock(current_iter)
+        if self.clock is not None:
+            if self.clock.is_over():
+                self._end_by_the_clock(current_iter)
+            self._warn_of_time_left(self.clock, current_iter)
 
     def _backward(self, current_iter: int) -> Computed:
         """Compute the gradient of the batch. If a loss of any process is not finite, it is not to be used.
@@ -313,6 +317,14 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         get_root_logger().info(f"train.max_seconds: ended after iteration {current_iter:,}")
         raise Stopped(0, together=True)
 
+    def _warn_of_time_left(self, clock: Clock, current_iter: int) -> None:
+        total = int(self.opt["train"]["total_iter"])
+        if current_iter == total and (share := clock.iteration(total) / total) < _WHOLE:
+            get_root_logger().warning(
+                f"train.max_seconds: all {total:,} iterations were done in {share:.0%} of the time, before the "
+                f"learning rate was at the end of its schedule: raise train.total_iter"
+            )
+
     def update_learning_rate(self, current_iter: int, warmup_iter: float = -1) -> None:
         """As the toolbox's. With `train.max_seconds`, schedules follow the share of the time that is over, alone."""
         if self.clock is None or current_iter == 1:
@@ -322,12 +334,28 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         for scheduler in self.schedulers:
             for _ in range(due - scheduler.last_epoch):
                 scheduler.step()
-        schedulers = self.schedulers
-        self.schedulers = []  # which the toolbox would step once more
-        try:
+        with self._schedulers_held():
             super().update_learning_rate(current_iter, warmup_iter)
+
+    @contextmanager
+    def _schedulers_held(self) -> Iterator[None]:
+        """The toolbox's steps of schedulers inside are none."""
+        schedulers, self.schedulers = self.schedulers, []
+        try:
+            yield
         finally:
             self.schedulers = schedulers
+
+    def _replay_rates(self, done: int, warmup_iter: float) -> None:
+        """Bring new schedulers to where they are after this many iterations."""
+        if self.clock is None:
+            for iteration in range(1, done + 1):
+                self.update_learning_rate(iteration, warmup_iter)
+            return
+        with self._schedulers_held():  # milestones that are passed in the warm-up are lost with it
+            for iteration in range(1, int(min(done, warmup_iter)) + 1):
+                super().update_learning_rate(iteration, warmup_iter)
+        self.update_learning_rate(max(done, 2), warmup_iter)
 
     def _seed_step(self, current_iter: int) -> None:
         """Seed by the iteration alone, so that a resumed run draws the same random numbers inside its networks."""
@@ -561,19 +589,22 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         if changes:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-                for iteration in range(1, done + 1):
-                    self.update_learning_rate(iteration, warmup_iter=warmup)
+                self._replay_rates(done, warmup)
             get_root_logger().warning(
                 f"{path}: options have changed since: {', '.join(changes)}. They apply as if set from the start: the "
                 f"learning rate of iteration {done} is {self.get_current_learning_rate()[0]:.4g}."
             )
 
     def _is_beyond_the_clock(self, resume_state: Mapping[str, Any]) -> bool:
-        """Whether schedules are further than the share of the time that is over, as `train.max_seconds` grew."""
+        """Whether schedules are further than the share of the time that is over; without a clock, than the iterations.
+
+        So it is where `train.max_seconds` grew, or went.
+        """
         if self.clock is None:
-            return False
-        due = self.clock.iteration(self.opt["train"]["total_iter"], before=resume_state.get("seconds", 0.0))
-        return any(saved["last_epoch"] > due for saved in resume_state["schedulers"])
+            due = resume_state["iter"]
+        else:
+            due = self.clock.iteration(self.opt["train"]["total_iter"], before=resume_state.get("seconds", 0.0))
+        return any(saved.get("last_epoch", 0) > due for saved in resume_state["schedulers"])
 
     def _resume_rest(self, resume_state: Mapping[str, Any]) -> None:
         """What the toolbox does not know of. Raises one of `UNREADABLE` for what no run has saved."""

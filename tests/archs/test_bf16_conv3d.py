@@ -87,8 +87,24 @@ def test_transposed_ones(frames):
     assert_right(conv, x, conv)
     with torch.autocast("cpu", torch.bfloat16):
         assert conv(x).dtype == torch.bfloat16
+    conv.zero_grad()
     half = conv.to(torch.bfloat16)(x.bfloat16(), output_size=list(x.shape[2:]))
     assert half.dtype == torch.bfloat16 and half.shape == x.shape
+    towards = torch.randn_like(half)
+    half.backward(towards)
+    ours = conv.weight.grad.float()
+    exact = conv.float()
+    exact.zero_grad()
+    exact(x.bfloat16().float()).backward(towards.float())
+    assert (ours - exact.weight.grad).norm() < 0.02 * exact.weight.grad.norm()
+
+
+@pytest.mark.usefixtures("repaired")
+@pytest.mark.parametrize("layer", [nn.Conv3d, nn.ConvTranspose3d])
+def test_a_clip_alone(layer):
+    torch.manual_seed(0)
+    conv = layer(16, 16, 3, padding=1)
+    assert_right(conv, torch.randn(16, 2, 12, 12, requires_grad=True), conv)
 
 
 class Foreign(nn.Module):

@@ -10,7 +10,7 @@ from csd_plugin.distill.schedule import SCHEDULES, check_weight, is_ever_on, wei
 from csd_plugin.distill.settings import teacher_shares
 from csd_plugin.errors import CSDError
 
-numbers = st.floats(-2, 2, allow_nan=False)
+numbers = st.floats(0, 2, allow_nan=False)
 
 
 def scheduled(name, start=0.3, end=0.1, iters=4):
@@ -60,6 +60,9 @@ def test_what_holds_for_all(name, start, end, iters):
         ({"schedule": "linear", "start": 1.0}, "linear needs iters"),
         ({"schedule": "constant", "start": 1.0, "end": 0.0}, "takes no end"),
         (-0.1, "a weight is -0.1, expected 0 or more"),
+        ({"schedule": "linear", "start": -1.0, "iters": 5}, "a weight is -1.0"),
+        ({"schedule": "linear", "start": 1.0, "end": -0.5, "iters": 5}, "a weight is -0.5"),
+        ({"balance": -0.3}, "a weight is -0.3"),
         (float("nan"), "a weight is nan"),
     ],
 )

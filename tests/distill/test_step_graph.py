@@ -166,6 +166,7 @@ def test_steps_that_wait_for_the_gpu_are_not_begun_to_be_recorded(graphs, monkey
     def waiting(batch):
         if modes[-1:] == ["warn"]:
             warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
+            warnings.warn("Synchronization debug mode is a prototype feature", UserWarning, stacklevel=1)
             warnings.warn("another", UserWarning, stacklevel=1)
         return compute(batch)
 
@@ -175,9 +176,26 @@ def test_steps_that_wait_for_the_gpu_are_not_begun_to_be_recorded(graphs, monkey
             steps.step(number)
     [line] = steps.warnings
     assert "it waits for the GPU at " in line and "test_step_graph.py:" in line
-    assert not graphs and modes == ["warn", 0] and steps.launched == 8
-    assert len(told) == 1
+    assert not graphs and modes == ["warn", 0] * 2 and steps.launched == 8
+    assert {str(one.message) for one in told} == {"another"}
     assert not steps.graph.records
+
+
+def test_what_another_thread_waited_for_once_is_forgotten(graphs, monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    steps = Steps()
+    compute = steps.compute
+
+    def disturbed(batch):
+        if modes == ["warn"]:
+            warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
+        return compute(batch)
+
+    steps.compute = disturbed
+    for number in range(8):
+        steps.step(number)
+    assert steps.graph.records and graphs[0].replays == 4 and not steps.warnings
 
 
 def distiller(examine_every, **weights) -> Distiller:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from csd_plugin.inference import folding, fusing
 from csd_plugin.inference.folding import ALL_FILLED, DirectConv, FoldedConv3d
 from csd_plugin.inference.fusing import Waiting, computed
 from csd_plugin.inference.graph import ready
+from csd_plugin.inference.runner import Derainer
 from csd_plugin.weights import NETWORKS, find_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -103,11 +105,69 @@ class Curious(Careless):
         return torch.relu(y)
 
 
-@pytest.mark.parametrize("network", [Careless(before=True), Careless(before=False), Curious(before=True)])
+class Shared(Careless):
+    """Changes its input, which a layer shares where it need not copy it."""
+
+    def forward(self, window):
+        x = window[:, 0] - 0.5
+        skip = self.first(x)
+        y = self.second(nn.ReLU(inplace=True)(x))
+        return torch.relu(skip) + y
+
+
+class Changing(Careless):
+    """Changes what it is given."""
+
+    def forward(self, window):
+        x = window[:, 0]
+        x -= 0.5
+        return torch.relu(self.second(torch.relu(self.first(x))))
+
+
+class Deep(Curious):
+    """With 3-D layers, which stay folded if they can."""
+
+    def __init__(self, *, before: bool) -> None:
+        super().__init__(before=before)
+        self.first, self.second = (nn.Conv3d(3, 3, (1, 3, 3), padding=(0, 1, 1)) for _ in range(2))
+
+    def forward(self, window):
+        y = self.first(window.transpose(1, 2))
+        if not isinstance(y, torch.Tensor):
+            raise TypeError("no tensor")
+        return torch.relu(self.second(y)).squeeze(2)
+
+
+@pytest.mark.parametrize("network", [Careless, Shared, Changing, Curious, Deep])
+@pytest.mark.parametrize("before", [True, False])
 @torch.inference_mode()
-def test_networks_that_cannot_wait_give_their_frames(network):
-    window = torch.rand(1, 1, 3, 12, 14)
-    torch.testing.assert_close(computed(folding.fold(network)(window)), network(window), rtol=1e-5, atol=1e-5)
+def test_networks_that_cannot_wait_give_their_frames(network, before):
+    torch.manual_seed(0)
+    network = network(before=before)
+    window = torch.rand(1, 12, 14, 1, 3).permute(0, 3, 4, 1, 2)
+    for layout in (window, window.contiguous()):
+        found = computed(folding.fold(network)(layout.clone()))
+        torch.testing.assert_close(found, network(layout.clone()), rtol=1e-5, atol=1e-5)
+
+
+def test_the_frames_of_a_careless_network_are_derained_by_it_and_that_is_said(caplog):
+    torch.manual_seed(0)
+    network = Shared(before=True).eval()
+    folding._slower.clear()
+    frames = [np.random.default_rng(i).integers(0, 256, (20, 24, 3), np.uint8) for i in range(3)]
+    found = list(Derainer(network, device="cpu")(frames))
+    [record] = caplog.records
+    assert record.getMessage().startswith("Shared runs in a slower form")
+    with torch.inference_mode():
+        for ours, frame in zip(found, frames, strict=True):
+            window = torch.from_numpy(frame).permute(2, 0, 1)[None, None] / 255
+            exact = (network(window)[0].clamp(0, 1) * 255).permute(1, 2, 0).numpy()
+            assert np.abs(ours - exact).max() <= 0.51
+
+
+def test_a_network_that_changes_its_input_keeps_the_fast_form():
+    folded = folding.fold(Changing(before=True))
+    assert isinstance(folded.first, DirectConv) and folded.first.waits
 
 
 def test_one_convolution_into_the_next(pair):

@@ -108,12 +108,35 @@ def test_a_much_longer_time_goes_back_to_where_the_schedule_is_then(launcher, ti
     )
 
 
-def test_steps_that_outnumber_total_iter_follow_the_clock_still(launcher, tiny_rain, now, steps_of_ten_seconds):
+def test_steps_that_outnumber_total_iter_follow_the_clock_still(launcher, tiny_rain, steps_of_ten_seconds, capfd):
     options = train_options(tiny_rain, **BY_THE_CLOCK, **{"train.max_seconds": 300})
     options["train"]["scheduler"]["periods"] = [20]
     options["train"]["total_iter"] = 20
     assert launcher.train(options) == 0
     assert steps_of_ten_seconds == pytest.approx([rate_at(int(2 * step / 3) / 20) for step in range(20)], rel=1e-3)
+    assert "all 20 iterations were done in 65% of the time" in capfd.readouterr().err
+
+
+def test_without_a_clock_a_resumed_run_goes_by_its_iterations(launcher, tiny_rain, steps_of_ten_seconds):
+    options = train_options(tiny_rain, **BY_THE_CLOCK, **{"train.max_seconds": 30})
+    options["train"]["scheduler"]["periods"] = [9]
+    options["train"]["total_iter"] = 9
+    assert launcher.train(options) == 0
+    del options["train"]["max_seconds"]
+    assert launcher.train(options, "--auto_resume") == 0
+    assert steps_of_ten_seconds[3:] == pytest.approx([rate_at(step / 9) for step in range(3, 9)], abs=2e-7)
+
+
+def test_milestones_that_are_passed_are_not_lost_with_the_warm_up(launcher, tiny_rain, steps_of_ten_seconds):
+    steps = {"type": "MultiStepRestartLR", "milestones": [60], "gamma": 0.1}
+    options = train_options(tiny_rain, **BY_THE_CLOCK | {"train.scheduler": steps}, **{"train.max_seconds": 80})
+    options["train"]["warmup_iter"] = 3
+    assert launcher.train(options) == 0
+    before = list(steps_of_ten_seconds)
+    options["train"]["max_seconds"] = 120
+    assert launcher.train(options, "--auto_resume") == 0
+    rates = steps_of_ten_seconds[len(before) :]
+    assert before[4] == pytest.approx(rates[0] * 10, rel=1e-3) and len(set(rates)) == 1
 
 
 def test_several_processes_have_several_clocks():

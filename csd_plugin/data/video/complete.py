@@ -77,16 +77,20 @@ def _broken_matroska(file: BinaryIO) -> int | None:
     file.seek(_ebml_size(file) or 0, os.SEEK_CUR)
     if file.read(4) != _SEGMENT:
         return None
-    size, length = _ebml_size(file), _length(file)
+    segment, length = _ebml_size(file), _length(file)
     at = file.tell()
-    end = length if size is None else min(at + size, length)
+    if segment is not None and at + segment > length:
+        return None  # the end is missing
+    end = length if segment is None else at + segment
     inside, in_cluster = end, False  # the end of what is being read: the segment, or a cluster
     while at < end:
         if at >= inside:
             inside, in_cluster = end, False
         file.seek(at)
         name = _ebml_name(file)
-        if name in _PARTS:  # which end a cluster without a size, as live streams have them
+        if segment is None and (name == _EBML or _is_over(file)):
+            return None
+        if name in _PARTS:  # which end a cluster without a size
             inside, in_cluster = end, name == _CLUSTER
         elif name is None or (name not in _OF_CLUSTERS if in_cluster else name not in _FILLING and len(name) < 4):
             return at
@@ -102,6 +106,15 @@ def _broken_matroska(file: BinaryIO) -> int | None:
         else:
             at = begin + size
     return None
+
+
+def _is_over(file: BinaryIO) -> bool:
+    """Whether nothing follows, or zeros alone: a live recording was ended, and room that was kept for it is left."""
+    at, rest = file.tell(), file.read(1)
+    if rest == b"\0":
+        rest = file.read(_CHUNK)
+    file.seek(at)
+    return not rest.strip(b"\0")
 
 
 def _ebml_name(file: BinaryIO) -> bytes | None:

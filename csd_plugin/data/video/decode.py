@@ -272,7 +272,7 @@ class VideoReader(FrameReader):
         if ("mp4" in kind and packets < told) or (extent.missing and (kind != "avi" or packets < told)):
             return "the file ends before its time"
         if extent.broken is not None:  # readers of Matroska go on behind such a place, and say nothing
-            return f"its data is damaged at byte {extent.broken:,}, and frames from there on are missing"
+            return f"its data is damaged at byte {extent.broken:,}, and frames after it are missing"
         return None
 
     def _damaged(self, frame: int, reason: str) -> None:

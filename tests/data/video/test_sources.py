@@ -17,6 +17,7 @@ from videos import SIZE, differ, make_video, packets, picture, read
 
 from csd_plugin.data.video import open_reader, open_writer
 from csd_plugin.data.video.clock import Clock
+from csd_plugin.data.video.complete import extent_of
 from csd_plugin.errors import CSDError
 
 
@@ -174,6 +175,36 @@ def test_frames_of_matroska_are_not_lost_in_silence(tmp_path, clusters):
             lost += 1
             assert len(read(damaged, keep_going=True)[0]) <= 60
     assert lost >= 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"live": "1"},
+        {"write_crc32": "1"},
+        {"dash": "1"},
+        {"reserve_index_space": "9000"},
+        {"cluster_time_limit": "100"},
+    ],
+    ids=str,
+)
+def test_matroska_of_all_kinds_is_whole(tmp_path, options):
+    """A browser gives neither the recording nor its clusters a size; joined, cut, or with room left they are whole."""
+    made = make_video(tmp_path / "in.mkv", times=[40 * i for i in range(30)], options=options)
+    assert extent_of(made, "matroska").broken is None and len(read(made)[0]) == 30
+    data = made.read_bytes()
+    if options == {"live": "1"}:
+        first = data.index(b"\x1f\x43\xb6\x75") + 4
+        length = 9 - data[first].bit_length()
+        data = data[:first] + b"\x01" + b"\xff" * 7 + data[first + length :]
+        made.write_bytes(data + bytes(5000))
+        assert extent_of(made, "matroska").broken is None
+        for cut in range(len(data) - 40, len(data)):
+            made.write_bytes(data[:cut])
+            assert extent_of(made, "matroska").broken is None
+    for count in (1, 2, 3):
+        made.write_bytes(data * count)
+        assert extent_of(made, "matroska").broken is None
 
 
 def test_a_change_of_size_is_named_by_the_input_and_each_side_can_be_had(tmp_path):
