@@ -130,7 +130,7 @@ def _bytes_of(file: Path) -> bytes | None:
 
 
 def _put_back(before: Mapping[Path, bytes | None]) -> None:
-    """Files as they were: earlier versions too, and None where there was nothing. Each on its own, as far as it can be."""
+    """Files as they were: earlier versions too, and None where there was nothing. Each as far as it can be."""
     for file, content in before.items():
         with suppress(OSError):  # such as a full disk, of which the first error tells
             if content is None:

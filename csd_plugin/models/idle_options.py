@@ -29,7 +29,7 @@ def idle_options(opt: Mapping[str, Any]) -> list[str]:
         )
     elif train_opt.get("cuda_graph") and distils(opt) and (moving := _moving(train_opt["distill_opt"]["weights"])):
         lines.append(
-            f"train.cuda_graph records nothing while weights move ({moving}): only steps of the same weights are replayed"
+            f"train.cuda_graph records nothing while weights move ({moving}): only steps of equal weights are replayed"
         )
     return lines
 
