@@ -112,6 +112,7 @@ def _draw_sheet(args: argparse.Namespace, params: RainParams) -> None:
 
 def _write_pairs(args: argparse.Namespace, params: RainParams) -> None:
     from csd_plugin.data.rain.pairs import PairOptions, rain_on_video, write_pairs
+    from csd_plugin.data.video import check_kind
     from csd_plugin.data.video.interface import VIDEO_SUFFIXES
     from csd_plugin.report.text import counted
 
@@ -126,6 +127,7 @@ def _write_pairs(args: argparse.Namespace, params: RainParams) -> None:
         fps=float(args.fps),
         keep_going=args.keep_going,
     )
+    check_kind(args.out)
     is_video = args.out.suffix.lower() in VIDEO_SUFFIXES
     idle = ("clips", "variants", "layout", "format", "quality", "jobs") if is_video else ("overwrite",)
     refuse_idle(args, add_arguments, idle, f"OUT is a {'video' if is_video else 'folder'}")

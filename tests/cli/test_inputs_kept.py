@@ -291,6 +291,8 @@ def test_rain_is_written_into_no_folder_of_clean_clips(tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     assert run("rain", tmp_path / "clips", tmp_path / "clips" / ".." / "clips") == 2
     assert "is the input too" in last_line(capsys) and sorted(tmp_path.rglob("*")) == before
+    assert run("rain", tmp_path / "clips", tmp_path / "rain.gif") == 2
+    assert "cannot write '.gif'" in last_line(capsys) and sorted(tmp_path.rglob("*")) == before
 
 
 def test_reports_on_data_are_written_over_no_input(tiny_rain, tmp_path, capsys):

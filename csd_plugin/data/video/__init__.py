@@ -102,17 +102,27 @@ def open_writer(
     if path == PIPE:
         return PipeWriter()
     inputs = (like.path, *inputs)
-    if path.is_dir() or not _KIND.fullmatch(path.suffix):
+    if not names_a_file(path):
         return FolderWriter(path, like=like, overwrite=overwrite, inputs=inputs, made_by=made_by)
     if NUMBER.search(path.name) and path.suffix.lower() == ".png":
         refuse_two_numbers(path.name)
         pattern, path = path.name, path.parent
         return FolderWriter(path, like=like, pattern=pattern, overwrite=overwrite, inputs=inputs, made_by=made_by)
-    if path.suffix.lower() not in VIDEO_SUFFIXES:
-        kinds = " ".join(VIDEO_SUFFIXES)
-        raise CSDError(f"{path}: cannot write '{path.suffix}'; use {kinds}, or no suffix for a folder of PNG files")
+    check_kind(path)
     make_folder(path.parent)
     refuse_inputs([path], [file for given in inputs for file in files_of(given)])
     if path.exists() and not overwrite:
         raise CSDError(f"{path} exists already; replace it with --overwrite, or give another name")
     return VideoWriter(path, like=like, replace=overwrite, quick=quick)
+
+
+def names_a_file(path: Path) -> bool:
+    """Whether a name ends as files' do, and is no folder's that is there: clean_v1.2 ends as folders do."""
+    return bool(_KIND.fullmatch(path.suffix)) and not path.is_dir()
+
+
+def check_kind(path: Path) -> None:
+    """Raise CSDError for the name of a file that is no video's which can be written."""
+    if names_a_file(path) and path.suffix.lower() not in VIDEO_SUFFIXES:
+        kinds = " ".join(VIDEO_SUFFIXES)
+        raise CSDError(f"{path}: cannot write '{path.suffix}'; use {kinds}, or no suffix for a folder of PNG files")
