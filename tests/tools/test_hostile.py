@@ -48,6 +48,7 @@ def test_harm_is_seen(hostile, tmp_path, monkeypatch):
         print("csd inspect: error: no", file=sys.stderr)
         return 2
 
+    monkeypatch.setattr(hostile, "MOST_MEMORY", 2**40)  # what this process, which is forked, has grown to counts too
     assert outcome(refusing) == hostile.REFUSED
     assert outcome(lambda command: 0) == hostile.ACCEPTED
     assert outcome(lambda command: 1 / 0) == hostile.TRACEBACK
