@@ -41,7 +41,7 @@ class Waiting:
         return self._compute(self._other, True) if self._value is None else torch.relu(self._value)
 
     def relu_(self) -> Waiting:
-        self._value = self.relu()
+        self._value = self._compute(self._other, True) if self._value is None else torch.relu_(self._value)
         return self
 
     def __add__(self, other: Any) -> Any:

@@ -59,6 +59,7 @@ FOLLOWS = {
     "relu in place": lambda y, x: (nn.ReLU(inplace=True)(y), y),
     "relu in place, by position": lambda y, x: (F.relu(y, True), y),
     "relu_": lambda y, x: (F.relu_(y), torch.relu_(y), y.relu_(), y),
+    "relu in place, seen by a view": lambda y, x: (view := y[:], F.relu_(y), view)[1:],
     "relu in place of a sum": lambda y, x: (nn.ReLU(inplace=True)(y + x), y),
     "augmented sum": lambda y, x: (torch.relu(operator.iadd(y, x)), y),
     "augmented sums": lambda y, x: (operator.iadd(operator.iadd(y, x), x), operator.iadd(y, 1), y),
