@@ -188,8 +188,8 @@ def rate_at(share: float, step: int) -> float:
 
 def _detached(network: nn.Module) -> dict[str, Tensor]:
     """A copy of its weights, on the CPU, in torch's usual layout."""
-    copies = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-    return {name: value.contiguous() for name, value in copies.items()}
+    usual = {"copy": True, "memory_format": torch.contiguous_format}
+    return {name: value.detach().to("cpu", **usual) for name, value in network.state_dict().items()}
 
 
 @contextmanager

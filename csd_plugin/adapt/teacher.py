@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -156,7 +157,7 @@ def _from_options(path: Path) -> nn.Module:
     registration.install()
     registration.extend()
     opt = read_options(path)
-    weights = weights_of(path)
+    weights = _weights_in(opt, path)
     networks, interfaces = build_networks(dict(opt) | {"is_train": False})
     network, interface = networks["network_g"], interfaces["network_g"]
     state = read_state_dict(weights, opt["path"].get("param_key_g", "params_ema"), fallback=True)
@@ -176,7 +177,11 @@ def weights_of(path: Path) -> Path:
     from csd_plugin.options import read_options
 
     registration.install()
-    weights = read_options(path)["path"].get("pretrain_network_g")
+    return _weights_in(read_options(path), path)
+
+
+def _weights_in(opt: Mapping[str, Any], path: Path) -> Path:
+    weights = opt["path"].get("pretrain_network_g")
     if not weights:
         raise CSDError(f"{path}: path.pretrain_network_g is missing: name the teacher's weights there")
     return find_checkpoint(weights)

@@ -28,9 +28,8 @@ class CastWeights(TorchFunctionMode):
     Which weights those are the first pass shows. Weights that take no gradient are cast when they have changed.
     """
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype, device_type: str = "cuda") -> None:
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self._device_type = device_type
         self._cast = _kept.setdefault(network, _Kept())
         self._dtype = dtype
         self._halves: dict[int, Tensor] = {}
@@ -54,8 +53,7 @@ class CastWeights(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _casts(self) -> bool:
-        on = torch.is_autocast_enabled(self._device_type)
-        return on and torch.get_autocast_dtype(self._device_type) == self._dtype
+        return torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == self._dtype
 
     def _half(self, value: Any) -> Any:
         if not isinstance(value, nn.Parameter) or value.dtype != torch.float32:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -190,12 +190,18 @@ def run_network(
     Raises:
         CSDError: as `Interface.run`.
     """
-    with ExitStack() as stack:
-        if autocast is not None:
-            stack.enter_context(torch.autocast(clips.device.type, autocast))
-            if clips.is_cuda and not _is_compiled(network):  # a compiler fuses casts with what follows
-                stack.enter_context(CastWeights(network, autocast))
+    with nullcontext() if autocast is None else in_precision(network, autocast, clips.device):
         return interface.run(network, clips, num_target).float()
+
+
+@contextmanager
+def in_precision(network: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Inside, the network computes in 16 bits on this device, as it does in training."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, dtype))
+        if device.type == "cuda" and not _is_compiled(network):  # a compiler fuses casts with what follows
+            stack.enter_context(CastWeights(network, dtype))
+        yield
 
 
 def _is_compiled(network: nn.Module) -> bool:

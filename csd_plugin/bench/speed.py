@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,8 @@ from torch import Tensor, nn
 
 from csd_plugin import extensions
 from csd_plugin.archs import Untrained, untrained
-from csd_plugin.archs.casting import CastWeights
 from csd_plugin.archs.checkpoint import load_network
-from csd_plugin.archs.interface import KINDS, kind_of
+from csd_plugin.archs.interface import KINDS, in_precision, kind_of
 from csd_plugin.bench.measure import MatrixRate, finished, in_turns, median
 from csd_plugin.bench.operations import Operations, operations
 from csd_plugin.devices import exact_float32, pick_device, use_channels_last
@@ -235,13 +233,7 @@ def _as_trained(
         network.compile()
 
     def compute(window: Tensor) -> Tensor:
-        with ExitStack() as stack:
-            if half:
-                stack.enter_context(torch.autocast(device.type, dtype))
-            else:
-                stack.enter_context(exact_float32())
-            if half and device.type == "cuda" and not compiles:
-                stack.enter_context(CastWeights(network, dtype))
+        with in_precision(network, dtype, device) if half else exact_float32():
             return network(window)  # type: ignore[no-any-return]
 
     return compute

@@ -156,21 +156,34 @@ def test_what_a_broken_recording_said_first_is_said(graphs, monkeypatch):
     assert len(streams) == 1  # torch leaves the recording's in place
 
 
-def test_steps_that_wait_for_the_gpu_are_not_begun_to_be_recorded(graphs, monkeypatch):
-    """In torch's own mode, in which it warns of them."""
+@pytest.fixture
+def modes(monkeypatch):
+    """What torch's way of looking for waits was set to."""
     modes = []
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-    steps = Steps()
-    compute = steps.compute
+    return modes
 
-    def waiting(batch):
-        if modes[-1:] == ["warn"]:
-            warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
-            warnings.warn("Synchronization debug mode is a prototype feature", UserWarning, stacklevel=1)
-            warnings.warn("another", UserWarning, stacklevel=1)
-        return compute(batch)
 
-    steps.compute = waiting
+class WarnedSteps(Steps):
+    """Of which torch says these lines whenever `when` holds."""
+
+    def __init__(self, when, *lines):
+        super().__init__()
+        self.when, self.lines = when, lines
+
+    def compute(self, batch):
+        for line in self.lines if self.when() else ():
+            warnings.warn(line, UserWarning, stacklevel=1)
+        return super().compute(batch)
+
+
+WAITS = "called a synchronizing CUDA operation"
+
+
+def test_steps_that_wait_for_the_gpu_are_not_begun_to_be_recorded(graphs, modes):
+    """In torch's own mode, in which it warns of them."""
+    told_once = "Synchronization debug mode is a prototype feature"
+    steps = WarnedSteps(lambda: modes[-1:] == ["warn"], WAITS, told_once, "another")
     with pytest.warns(UserWarning, match="another") as told:
         for number in range(8):
             steps.step(number)
@@ -181,18 +194,8 @@ def test_steps_that_wait_for_the_gpu_are_not_begun_to_be_recorded(graphs, monkey
     assert not steps.graph.records
 
 
-def test_what_another_thread_waited_for_once_is_forgotten(graphs, monkeypatch):
-    modes = []
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-    steps = Steps()
-    compute = steps.compute
-
-    def disturbed(batch):
-        if modes == ["warn"]:
-            warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
-        return compute(batch)
-
-    steps.compute = disturbed
+def test_what_another_thread_waited_for_once_is_forgotten(graphs, modes):
+    steps = WarnedSteps(lambda: modes == ["warn"], WAITS)
     for number in range(8):
         steps.step(number)
     assert steps.graph.records and graphs[0].replays == 4 and not steps.warnings
