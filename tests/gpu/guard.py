@@ -1,5 +1,5 @@
-"""Makes a CPU build of torch believe in GPUs, far enough for tensors to say that they are on one and for autograd to go
-through them: a device guard and hooks that do nothing, in C++.
+"""Makes a torch that finds no GPU believe in some, far enough for tensors to say that they are on one and for autograd
+to go through them: a device guard and hooks that do nothing, in C++.
 
 To be installed before the first backward pass of a process, because autograd starts its threads for devices then.
 """
@@ -44,7 +44,7 @@ struct PretendHooks final : CUDAHooksInterface {
 
 extern "C" bool install() {
   auto& slot = c10::impl::device_guard_impl_registry[static_cast<size_t>(c10::DeviceType::CUDA)];
-  if (slot.load() == nullptr) slot.store(new Guard());
+  slot.store(new Guard());  // of a torch that was built with CUDA too, whose own counts no GPU
   auto* hooks = const_cast<at::CUDAHooksInterface*>(&at::detail::getCUDAHooks());
   if (!hooks->hasCUDA()) new (hooks) at::PretendHooks(at::CUDAHooksArgs{});  // no data, only a table of functions
   return at::detail::getCUDAHooks().hasCUDA();
@@ -75,6 +75,7 @@ def build(folder: Path) -> Path:
 
 def install(library: Path) -> None:
     """For the rest of this process."""
+    importlib.import_module("torch")  # first: the libraries of a torch built with CUDA bring a guard of their own
     function = ctypes.CDLL(str(library)).install
     function.restype = ctypes.c_bool
     assert function()

@@ -305,9 +305,10 @@ class PretendGPU(TorchDispatchMode):
         torch._C._ensureCUDADeviceGuardSet()
         self._lift = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)
-        for name, value in self._of_torch_cuda().items():
-            self._patched.append((torch.cuda, name, getattr(torch.cuda, name)))
-            setattr(torch.cuda, name, value)
+        answers = [(torch.cuda, name, value) for name, value in self._of_torch_cuda().items()]
+        for owner, name, value in [*answers, (torch.backends.cudnn, "version", lambda: None)]:
+            self._patched.append((owner, name, getattr(owner, name)))
+            setattr(owner, name, value)
         _updated_together().append(GPUTensor)
         _gpu = self
         super().__enter__()
