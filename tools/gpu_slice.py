@@ -23,13 +23,13 @@ ROOT = Path(__file__).resolve().parents[1]
 MATRIX = ROOT / "options/matrix/gpu_slice.yml"
 VALIDATION = ("davis_bmx-trees", "davis_cows", "udacity_solidWhiteRight")
 VALIDATION_FRAMES = 28  # the test looks at frames 11 to 25, in windows of 7
-LEAST_FRAMES = 12  # of a training clip: clips of 9
+LEAST_FRAMES = 9  # of a training clip, which `num_frame` asks for
 DATA, MEASURED = Path("datasets/rain_clips"), Path("measured.json")
 TRAINING, VALIDATING = "Dataset_Training_Synthetic", "Dataset_Testing_Synthetic"
-VERSIONS = 6  # of the rain on a training clip
+VERSIONS = 10  # of the rain on a training clip
 JPEG_QUALITIES = (75, 95, 85)  # by version, in turns; validation clips have the first
 SAVED_EVERY = 60.0  # seconds at most
-START_UP = 8.0  # seconds of a training before its first step
+START_UP = 20.0  # seconds of a training before its first step
 LEAST_TURN = 1.0  # seconds
 LONGEST_END = 45.0  # seconds for saving and testing
 TAR_ENTRY, TAR_END = 512, 20480  # bytes: of a header, and to which contents are filled up; at a tar's end
@@ -40,6 +40,12 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PRELOADED = ("csd_plugin.train", "csd_plugin.test", "csd_plugin.models.probe", "csd_plugin.data.rain.renderer")
 #: how a training ends that has not failed: by its clock, or told to, with or without having saved, or killed
 ENDED = (0, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL)
+#: `--measure`: ways to compute a step, the last one that of the trainings
+WAYS: dict[str, dict[str, Any]] = {
+    "launched": {"train.cuda_graph": False, "train.optim_g.fused": False},
+    "compiled": {"train.cuda_graph": False, "train.optim_g.fused": False, "train.compile": True},
+    "as a graph": {},
+}
 #: `--cpu`: what a rehearsal without a GPU changes, so that some steps fit
 SMALL = {
     "num_gpu": 0,
@@ -77,7 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="rows of options/matrix/gpu_slice.yml, and how much of the time each gets beside the others (default all, "
         "and 1)",
     )
-    run.add_argument("--measure", action="store_true", help="measure alone: no rain, no training")
+    run.add_argument(
+        "--measure",
+        action="store_true",
+        help="measure alone, no rain, no training: the step of each network launched, compiled and as a graph",
+    )
     run.add_argument("--cpu", action="store_true", help="rehearse without a GPU: narrow networks, small crops")
     args = parser.parse_args(argv)
     try:
@@ -243,7 +253,8 @@ def run_slice(args: argparse.Namespace) -> None:
         say(f"ready after {deadlines.ready - began:.0f} s")
         write_table(networks, args.seconds, "not begun")
         room = elsewhere(check_machine, args.cpu)
-        measuring = start_measuring(networks, args.cpu)  # needs the GPU, and rain the processors
+        ways = WAYS if args.measure and not args.cpu else {"": {}}
+        measuring = start_measuring(networks, args.cpu, ways)  # needs the GPU, and rain the processors
         if not args.measure:
             render_rain(clips, args.cpu, deadlines.rendered)
         end_measuring(measuring, networks, deadlines.tested if args.measure else deadlines.measured)
@@ -429,10 +440,12 @@ def start_of(row: str, before: Path, cpu: bool) -> Path | None:
 
 
 # ---------------------------------------------------------------------- measuring
-def start_measuring(networks: Sequence[Network], cpu: bool) -> Any:
-    """A process that writes seconds and memory of a step of each network to MEASURED."""
+def start_measuring(networks: Sequence[Network], cpu: bool, ways: Mapping[str, dict[str, Any]]) -> Any:
+    """A process that writes seconds and memory of a step of each network to MEASURED. ways: as WAYS."""
+    from csd_plugin.lab.matrix import changed
+
     MEASURED.unlink(missing_ok=True)
-    given = [(network.row, network.options) for network in networks]
+    given = [(one.row, way, changed(one.options, change)) for one in networks for way, change in ways.items()]
     return start(measure_all, given, cpu, MEASURED.resolve(), log=None)
 
 
@@ -449,8 +462,12 @@ def end_measuring(child: Any, networks: Sequence[Network], until: float) -> None
             say(f"{network.row} {network.note}")
 
 
-def measure_all(networks: Sequence[tuple[str, dict[str, Any]]], cpu: bool, file: Path) -> None:
-    """Into the file, network by network: step (s), memory (GiB), or a note of what failed."""
+def measure_all(given: Sequence[tuple[str, str, dict[str, Any]]], cpu: bool, file: Path) -> None:
+    """Into the file, network by network: step (s), memory (GiB), or a note of what failed; of several ways, the last.
+
+    Args:
+        given: row, way, and the options of a training.
+    """
     import torch
 
     from csd_plugin.atomic import write_text
@@ -464,15 +481,17 @@ def measure_all(networks: Sequence[tuple[str, dict[str, Any]]], cpu: bool, file:
     rate = MatrixRate(device, torch.float32 if cpu else torch.bfloat16).measure()
     say(f"matrix products: {2 * rate / 1e12:.2f} TFLOP/s in {'fp32' if cpu else 'bf16'}")
     found: dict[str, dict[str, Any]] = {}
-    for row, options in networks:
+    for row, way, options in given:
+        title = f"{row}, {way}" if way else row
         try:
-            found[row] = measure_one(row, options, device, rate)
+            found[row] = measure_one(title, options, device, rate)
         except (RuntimeError, ValueError) as error:  # too little memory, for one
             found[row] = {"note": f"left out: measuring it failed: {first_line(error)}"}
+            say(f"{title}: {first_line(error)}")
         write_text(file, json.dumps(found))
 
 
-def measure_one(row: str, options: Mapping[str, Any], device: Any, rate: float) -> dict[str, Any]:
+def measure_one(title: str, options: Mapping[str, Any], device: Any, rate: float) -> dict[str, Any]:
     """Of the forward pass and the whole step also the share of the device's own rate, as a line."""
     import torch
 
@@ -501,7 +520,7 @@ def measure_one(row: str, options: Mapping[str, Any], device: Any, rate: float) 
     once()
     ahead = min(seconds(once) for _ in range(times))
     say(
-        f"{row}: step {1e3 * took:.1f} ms ({3 * useful / took / rate:.1%} of matrix products), forward "
+        f"{title}: step {1e3 * took:.1f} ms ({3 * useful / took / rate:.1%} of matrix products), forward "
         f"{1e3 * ahead:.1f} ms ({useful / ahead / rate:.1%}), {memory:.1f} GiB"
     )
     return {"step": took, "memory": memory}

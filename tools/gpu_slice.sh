@@ -2,6 +2,7 @@
 # A slice of training on a machine with one GPU and no network, rented for minutes.
 #
 #   bash tools/gpu_slice.sh pack --clips CLEAN [--before SLICE/weights] [--python 3.12] OUT.tar   here: all that travels
+#   bash tools/gpu_slice.sh check [--seconds 300] [--out check]                                   there, unpacked
 #   bash tools/gpu_slice.sh run [--seconds 540] [--out slice] [--measure] [--cpu] ..              there, unpacked
 #
 # `pack` fetches the wheels that such a machine lacks and takes of every clip as many frames as fit, below 60 MB in all.
@@ -12,9 +13,12 @@
 # what has not begun, or was cut off, is named in the table. Should anything hang, all of it is ended 10 seconds later.
 # The machine brings Python, torch, NumPy, OpenCV, PyYAML, SciPy and scikit-image.
 #
-# Where a command may run for ten minutes and brings back what lies in $OUT, two commands, with slice.tar at hand:
-#   mkdir s && tar -xf slice.tar -C s && cd s && bash tools/gpu_slice.sh run --measure --seconds 120 --out "$OUT"
-#   mkdir -p s && tar -xf slice.tar -C s && cd s && { bash tools/gpu_slice.sh run --seconds 540; cd slice && cp -r weights logs table.md measured.json "$OUT"; }
+# `check` needs no clips: the tests for GPUs, where pytest is there, and `csd bench step` and `infer`, within --seconds.
+#
+# Where a command may run for ten minutes and brings back what lies in $OUT, in files of some size, with slice.tar there:
+#   mkdir s && tar -xf slice.tar -C s && cd s && bash tools/gpu_slice.sh check; tar -czf "$OUT/check.tar.gz" check
+#   mkdir -p s && tar -xf slice.tar -C s && cd s && { bash tools/gpu_slice.sh run --seconds 540; cd slice && \
+#       tar -cf - weights logs table.md measured.json | split -b 15M - "$OUT/slice.tar."; }
 # The next slice, on a new machine, goes on from these weights: pack with --before.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -41,7 +45,7 @@ pack() {
     [ -d "$clips" ] && [ -n "$out" ] || fail "pack: give --clips FOLDER of clean clips, and OUT.tar"
     stage=$(mktemp -d) # for the trap, which runs after this function
     trap 'rm -rf "$stage"' EXIT
-    git -C "$here" archive HEAD csd_plugin options tools pyproject.toml | tar -x -C "$stage"
+    git -C "$here" archive HEAD csd_plugin options tools tests pyproject.toml | tar -x -C "$stage"
     fetch_wheels "$stage/wheels" "$python"
     if [ -n "$before" ]; then cp -r "$before" "$stage/before"; fi
     local left=$((limit_mb * 1000000 - $(tar -cf - -C "$stage" . | wc -c)))
@@ -68,18 +72,57 @@ fetch_wheels() { # folder, Python version: built here where a package comes as s
         -d "$1" "pydantic-core==$core"
 }
 
-run() {
-    local python=${PYTHON:-python3} site
-    export GPU_SLICE_BEGAN # what is done before Python begins counts too
-    GPU_SLICE_BEGAN=$(date +%s.%N)
+install() { # sets python; what is carried, beside what the machine has
+    local site
+    python=${PYTHON:-python3}
     site=$(mktemp -d)
     "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$here"/wheels/*.whl ||
         fail "the wheels do not fit this machine's Python ($("$python" --version)): pack again with --python"
-    PYTHONPATH="$here:$site" PYTHONUNBUFFERED=1 exec "$python" "$here/tools/gpu_slice.py" run "$@"
+    export PYTHONPATH="$here:$site" PYTHONUNBUFFERED=1
+}
+
+check() {
+    local out=check seconds=300 began=$SECONDS failed=0
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --out) out=$2 && shift 2 ;;
+        --seconds) seconds=$2 && shift 2 ;;
+        *) fail "check: $1 is unknown; see the head of $0" ;;
+        esac
+    done
+    install
+    mkdir -p "$out"
+    out=$(cd "$out" && pwd) && cd "$here"
+    part step 25 -m csd_plugin bench step --device cuda --precision bf16 --batch 4 --size 128 --num-target 5 --rounds 5 \
+        --json "$out/step.json"
+    part ways 30 tools/gpu_slice.py run --measure --seconds $((seconds * 3 / 10)) --out "$out/measured" \
+        --networks realtime large student1 teacher
+    part infer 25 -m csd_plugin bench infer --device cuda --networks tiny realtime large --sizes 640x480 --rounds 3 \
+        --backends plain torch torch:bf16 compiled:bf16 --json "$out/infer.json"
+    export PYTHONPATH="$here/tests/gpu:$PYTHONPATH"
+    part tests 100 -m pytest -q -p no:cacheprovider tests/gpu/{cases,equality,formats,graphs}.py
+    return $failed
+}
+
+part() { # name, share of the time in percent, arguments of Python: of `check`
+    local name=$1 limit=$((seconds * $2 / 100)) left=$((seconds - SECONDS + began)) status=0
+    shift 2
+    timeout $((limit < left ? limit : left > 1 ? left : 1)) "$python" "$@" >"$out/$name.log" 2>&1 || status=$?
+    [ $status = 0 ] || failed=1
+    echo "== $name: status $status after $((SECONDS - began)) s of $seconds; the end of $out/$name.log:"
+    tail -n 25 "$out/$name.log"
+}
+
+run() {
+    export GPU_SLICE_BEGAN # what is done before Python begins counts too
+    GPU_SLICE_BEGAN=$(date +%s.%N)
+    install
+    exec "$python" "$here/tools/gpu_slice.py" run "$@"
 }
 
 case ${1:-} in
 pack) shift && pack "$@" ;;
+check) shift && check "$@" ;;
 run) shift && run "$@" ;;
-*) fail "say pack or run; see the head of $0" ;;
+*) fail "say pack, check or run; see the head of $0" ;;
 esac

@@ -117,6 +117,7 @@ def test_each_network_has_its_turn(tool, slice_folder, monkeypatch):
         return Child(one.row, options["train"]["max_seconds"] - 7)
 
     monkeypatch.setattr(tool, "launch", launch)
+    monkeypatch.setattr(tool, "START_UP", 8.0)
     networks = [network(tool, row, step=0.5, share=2.0 if row == "a" else 1.0) for row in lasts]
     for one in networks:
         one.options |= {"train": {}, "logger": {}}
@@ -222,9 +223,9 @@ def checked(*_):
     return 0.0
 
 if __name__ == "__main__":
-    tool.MARGIN, tool.PRELOADED = 1.0, ()
+    tool.PRELOADED = ()
     if sys.argv[2] == "start-up":
-        tool.plan = stuck
+        tool.plan, tool.MARGIN = stuck, 1.0
     else:
         tool.plan, tool.check_machine = planned, checked
         tool.render_rain = lambda *_: None
