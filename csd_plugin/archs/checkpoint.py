@@ -152,7 +152,7 @@ def save_plain(content: Any, path: Path, *, synced: bool = False) -> None:
         draft.write_bytes(as_file(content))
 
 
-def as_file(content: Any) -> memoryview:
+def as_file(content: Any) -> bytes:
     """What torch.save writes of it, the same under every name.
 
     To a disk it is written by others: torch's writer puts the file's name into it, and where a write fails in the
@@ -160,7 +160,7 @@ def as_file(content: Any) -> memoryview:
     """
     file = io.BytesIO()
     torch.save(content, file)
-    return file.getbuffer()
+    return file.getvalue()  # not a view of it: where writing fails, Python 3.12.1 crashes on those
 
 
 def _check_archive(path: Path, what: str) -> None:

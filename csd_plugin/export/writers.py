@@ -91,7 +91,7 @@ def write_program(network: Computing, facts: Facts, opset: int, path: Path) -> N
         warnings.simplefilter("ignore", UserWarning)  # folded weights are views of one another's storage
         file = io.BytesIO()  # where a write to a disk fails in the middle, torch's writer ends the whole process
         torch.export.save(program, file, extra_files={"metadata.json": metadata})
-    path.write_bytes(file.getbuffer())
+    path.write_bytes(file.getvalue())  # not a view of it: where writing fails, Python 3.12.1 crashes on those
 
 
 def open_program(path: Path) -> Run:
