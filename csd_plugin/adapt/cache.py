@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from csd_plugin.data.stores.lmdb import open_file, split_key
 from csd_plugin.data.stores.verify import check_values
 from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError, cannot_write
+from csd_plugin.locks import alone
 from csd_plugin.plain import parse_json
 from csd_plugin.report.text import counted, duration
 
@@ -81,27 +83,33 @@ def open_cache(
         "ensemble": ensemble,
         "frames": most,
     }
+    # what is complete, several commands may read
+    with nullcontext() if (folder / _STORE).exists() else alone(folder):
+        cache = Cache(folder, named, tuple(_shots(folder, inputs, named, asked)))
+        if cache.store.exists():
+            _verify(cache)
+            say(f"{counted(cache.frames, 'frame')} cleaned by the teacher are in {folder}")
+        else:
+            _fill(cache, teacher, say)
+    return cache
+
+
+def _shots(folder: Path, inputs: Sequence[Path], named: Sequence[Named], asked: dict[str, Any]) -> list[Shot]:
+    """Those that the folder's manifest has; without one, new ones, that are listed there. Raises CSDError."""
     manifest = folder / _MANIFEST
     if manifest.exists():
         # the inputs may have moved since
         sources = {one.sha256: str(path) for one, path in zip(named, inputs, strict=True)}
-        shots = _known_shots(manifest, asked, sources)
-    else:
-        shots = find_shots(inputs, most)
-        numbers = {str(path): number for number, path in reversed(list(enumerate(inputs)))}
-        listed = [asdict(shot) | {"source": numbers[shot.source]} for shot in shots]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(manifest, json.dumps(asked | {"shots": listed}, indent=1) + "\n")
-        except OSError as error:
-            raise cannot_write(folder, error) from error
-    cache = Cache(folder, named, tuple(shots))
-    if cache.store.exists():
-        _verify(cache)
-        say(f"{counted(cache.frames, 'frame')} cleaned by the teacher are in {folder}")
-    else:
-        _fill(cache, teacher, say)
-    return cache
+        return _known_shots(manifest, asked, sources)
+    shots = find_shots(inputs, asked["frames"])
+    numbers = {str(path): number for number, path in reversed(list(enumerate(inputs)))}
+    listed = [asdict(shot) | {"source": numbers[shot.source]} for shot in shots]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(manifest, json.dumps(asked | {"shots": listed}, indent=1) + "\n")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    return shots
 
 
 def _known_shots(manifest: Path, asked: Mapping[str, Any], sources: Mapping[str, str]) -> list[Shot]:

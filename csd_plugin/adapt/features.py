@@ -23,6 +23,7 @@ from csd_plugin.distill.taps import FeatureTap, tap_compared
 from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.inference.precision import computes_bf16
 from csd_plugin.inference.tiles import whole_cells
+from csd_plugin.locks import alone
 from csd_plugin.report.text import counted
 
 _AT_ONCE = 4
@@ -41,13 +42,13 @@ def store_features(
     taps = tap_compared(network, interface, None)
     layers = [tap.layer for tap in taps]
     folder = cache.folder / "features"
-    there = read_manifest(folder)["clips"] if (folder / MANIFEST).exists() else {}
-    missing = [shot for shot in cache.shots if shot.name not in there]
     network = network.to(device).eval()
     store = open_store(cache.store)
     try:
-        count = sum(shot.length - shot.held for shot in missing)
-        with tqdm(total=count, unit=" frames", desc="features", disable=None) as bar:
+        with alone(folder), tqdm(total=0, unit=" frames", desc="features", disable=None) as bar:
+            there = read_manifest(folder)["clips"] if (folder / MANIFEST).exists() else {}
+            missing = [shot for shot in cache.shots if shot.name not in there]
+            bar.reset(sum(shot.length - shot.held for shot in missing))
             for shot in missing:
                 computed = _counted(_features(network, interface, taps, store, shot, device), bar)
                 write_features(

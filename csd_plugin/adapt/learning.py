@@ -95,10 +95,15 @@ class Learner:
                 self._step(next(coming), now() / seconds)
                 bar.n = min(round(now()), bar.total)
                 bar.update(0)
-                if now() >= seconds or now() > seconds / _LOOKS * (len(self.progress.looked) + 1):
+                if now() >= seconds or now() > self._looked_at + seconds / _LOOKS:
                     self._look(look, now, bar)
                     self.progress.seconds = now()
                     save()
+
+    @property
+    def _looked_at(self) -> float:
+        """When the latest comparison was, of an earlier run too: more time that it gets has looks of its own."""
+        return self.progress.looked[-1][0] if self.progress.looked else 0.0
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs, for torch.save."""

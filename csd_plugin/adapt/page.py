@@ -36,6 +36,11 @@ class Row(NamedTuple):
     seconds: float | None
 
 
+def picture_of(page: Path) -> Path:
+    """The picture that is written next to a page."""
+    return page.with_suffix(".png")
+
+
 def write_page(
     path: Path,
     *,
@@ -53,7 +58,7 @@ def write_page(
         pictures: label -> one frame, from left to right; the first is the rainy one.
         lines: paragraphs below the table.
     """
-    picture = path.with_suffix(".png")
+    picture = picture_of(path)
     write_png(picture, _strips(pictures))
     head = ["", "PSNR to the teacher, dB", "flicker", "NIQE", f"ms per frame, {size[0]}x{size[1]}"]
     table = [

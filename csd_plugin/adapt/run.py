@@ -19,7 +19,7 @@ from csd_plugin.adapt.batches import Batches, camera_pairs, other_pairs
 from csd_plugin.adapt.cache import Cache, open_cache
 from csd_plugin.adapt.features import store_features
 from csd_plugin.adapt.learning import Learner
-from csd_plugin.adapt.page import Row, write_page
+from csd_plugin.adapt.page import Row, picture_of, write_page
 from csd_plugin.adapt.teacher import Named, Teacher, find_teacher, named, open_teacher, runnable, weights_of
 from csd_plugin.archs.checkpoint import load_network, load_plain, save_plain
 from csd_plugin.archs.interface import interface_of
@@ -40,6 +40,8 @@ CROP, _SMALLEST = 96, 32
 """Pixels of a crop's side; of the smallest that a network learns from."""
 CLIPS = 3
 """Clips of a batch."""
+_SEED = 0
+"""Of the order of what is learned from, and of crops."""
 _LOOKING = 0.008
 """Share of the time that one look at the held-back frames may take."""
 _STEADIER = 1.1
@@ -83,7 +85,6 @@ class Plan:
     rate: float = 2e-3
     features: bool = False
     device: str = "auto"
-    seed: int = 0
     resume: bool = False
     overwrite: bool = False
 
@@ -93,12 +94,17 @@ class Plan:
 
     @property
     def state(self) -> Path:
-        """What an interrupted run is continued from."""
-        return self.cache_folder / f"{self.out.stem}.state"
+        """What an interrupted run is continued from: next to `out`, as outputs may share a cache."""
+        return self.out.with_suffix(".state")
 
     @property
     def page(self) -> Path:
         return self.out.with_name(f"{self.out.stem}_report.md")
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """All files that are written, without the cache's."""
+        return self.out, self.state, self.page, picture_of(self.page)
 
 
 class _Before(NamedTuple):
@@ -147,8 +153,8 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
         except CSDError as error:
             raise CSDError(f"--resume: {plan.state}: {error}; remove it, and leave --resume out") from error
         say(f"continued after {learner.progress.seconds / 60:.1f} minutes, {learner.progress.step:,} steps")
-    else:
-        learner.progress.best = _nearness(start, looked_at, plan.device)
+    # of an earlier run's best, too: it was looked at on as many frames as that run's time allowed
+    learner.progress.best = _nearness(_with(start, learner.best), looked_at, plan.device)
 
     def save() -> None:
         save_plain({"setting": setting, **learner.state()}, plan.state)
@@ -159,9 +165,8 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
     except KeyboardInterrupt:
         save()
         raise
-    best = copy.deepcopy(start)
-    best.load_state_dict(learner.best)
-    _report(plan, teacher, cache, learner, {"before": start, "after": best}, clips, before, guards, say)
+    networks = {"before": start, "after": _with(start, learner.best)}
+    _report(plan, teacher, cache, learner, networks, clips, before, guards, say)
 
 
 def _check(plan: Plan) -> Path:
@@ -186,16 +191,25 @@ def _check(plan: Plan) -> Path:
             raise CSDError(f"--cache {plan.cache_folder}: is an input; give the cache another folder")
     if plan.features and (plan.ensemble or len(plan.teachers) > 1):
         raise CSDError("--features: are those of one network: give one --teacher, without --ensemble")
+    _check_outputs(plan, source)
+    return source
+
+
+def _check_outputs(plan: Plan, source: Path) -> None:
+    """Raise CSDError where one of them is read, or would be lost."""
+    for path in plan.inputs:
+        if same_place(path, plan.out.parent):
+            raise CSDError(
+                f"--out {plan.out}: the report's picture would be one of the frames in {path}: give another folder"
+            )
     read = [file for path in plan.inputs for file in files_of(path)]
     teachers = [find_teacher(name) for name in plan.teachers]
-    refuse_inputs([plan.out], [source, *read, *teachers, *map(weights_of, teachers)])
+    refuse_inputs(plan.outputs, [source, *read, *teachers, *map(weights_of, teachers)])
     if plan.resume and not plan.state.exists():
         raise CSDError(f"--resume: there is no {plan.state} to continue from; leave --resume out")
-    if plan.out.exists() and not (plan.resume or plan.overwrite):
-        raise CSDError(
-            f"{plan.out} exists already; replace it with --overwrite, continue it with --resume, or rename it"
-        )
-    return source
+    there = next((path for path in plan.outputs if path.exists()), None)
+    if there and not (plan.resume or plan.overwrite):
+        raise CSDError(f"{there} exists already; replace it with --overwrite, continue it with --resume, or rename it")
 
 
 def _store_features(plan: Plan, cache: Cache, teacher: Teacher, say: Callable[[str], object]) -> None:
@@ -208,7 +222,7 @@ def _store_features(plan: Plan, cache: Cache, teacher: Teacher, say: Callable[[s
 
 
 def _learner(plan: Plan, start: nn.Module) -> Learner:
-    torch.manual_seed(plan.seed)
+    torch.manual_seed(_SEED)
     return Learner(copy.deepcopy(start), rate=plan.rate, device=pick_device(plan.device))
 
 
@@ -217,7 +231,7 @@ def _batches(plan: Plan, start: nn.Module, cache: Cache) -> Batches:
     crop = _crop(cache)
     kept = other_pairs(plan.pairs, num_frame=num_frame, crop=crop) if plan.pairs else None
     camera = camera_pairs(cache.store, num_frame=num_frame, crop=crop)
-    return Batches(camera, kept, keep=plan.keep, clips=CLIPS, seed=plan.seed)
+    return Batches(camera, kept, keep=plan.keep, clips=CLIPS, seed=_SEED)
 
 
 def _check_pairs(plan: Plan, start: nn.Module) -> None:
@@ -239,6 +253,12 @@ def _crop(cache: Cache) -> int:
             f"{sizes[size]}: frames of {size[1]}x{size[0]} are too small to learn from: {_SMALLEST} pixels are needed"
         )
     return min(CROP, min(size) // 4 * 4)
+
+
+def _with(start: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
+    network = copy.deepcopy(start)
+    network.load_state_dict(weights)
+    return network
 
 
 def _nearness(network: nn.Module, clips: list[scoring.Clip], device: str) -> float:
@@ -359,7 +379,7 @@ def _report(
     say(
         f"held-back frames, PSNR to the teacher: {rows['before'].psnr:.2f} dB before, {rows['after'].psnr:.2f} dB after"
     )
-    if not learner.progress.looked or learner.progress.best > max(score for _, score in learner.progress.looked):
+    if all(torch.equal(weight, learner.best[name]) for name, weight in networks["before"].state_dict().items()):
         say("no gain on the held-back frames: the checkpoint holds the student as it was")
     say(guard)
     say(f"written: {plan.out} and {plan.page}; the teacher's frames stay in {cache.folder} for other students")

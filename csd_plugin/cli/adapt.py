@@ -70,6 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     present.add_argument("--overwrite", action="store_true", help="replace OUT")
 
 
+def outputs(args: argparse.Namespace) -> list[Path]:
+    return [args.out]
+
+
 def interrupted(args: argparse.Namespace) -> str:
     if args.out.exists():
         return f"the best network so far is in {args.out}; --resume continues"

@@ -14,6 +14,7 @@ from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.provenance import adapted_to, facts_in
 from csd_plugin.cli import main
+from csd_plugin.locks import alone
 
 FRAMES = 14
 
@@ -167,7 +168,7 @@ def load_frame(work):
         (["--student", "net.onnx"], "an exported network cannot learn"),
         (["--student", "nothing"], "there is no checkpoint nothing"),
         (["--keep", "0.3"], "there are no pairs to mix in"),
-        (["--resume"], "there is no garden.cache/garden.state to continue from"),
+        (["--resume"], "there is no garden.state to continue from"),
         (["--validation", "garden"], "--validation garden: no Dataset_Testing_Synthetic/NAME_Rain"),
         (["--pairs", "nothing"], "nothing"),
     ],
@@ -199,3 +200,65 @@ def test_what_would_be_found_after_the_teachers_work_is_found_before(work, capsy
     assert main(["adapt", *files]) == 2
     assert "garden is given twice" in capsys.readouterr().err
     assert sorted(path.name for path in work.iterdir()) == ["garden", "student.pth", "teacher.pth"]
+
+
+def test_a_run_that_gets_more_time_is_looked_at_on_the_way_there(work, capsys, monkeypatch):
+    looked = []
+    look = learning.Learner._look
+    monkeypatch.setattr(learning.Learner, "_look", lambda self, *more: looked.append(1) or look(self, *more))
+    assert adapt(minutes="0.02") == 0
+    first = len(looked)
+    assert adapt("--resume", minutes="0.2") == 0
+    assert first > 6 and len(looked) - first > 6
+
+
+def test_the_best_of_an_earlier_run_is_compared_on_the_same_frames(work, capsys, monkeypatch):
+    """How many are looked at goes by the time; here more of them, on which everything has another score."""
+    assert adapt(minutes="0.02") == 0
+    earlier = torch.load(work / "garden.state")["best"]
+    scores = []
+
+    def scored(network, *_):
+        scores.append(-1.0 if scores else 5.0)  # nothing is better than what was there
+        return scores[-1]
+
+    monkeypatch.setattr(run, "_nearness", scored)
+    assert adapt("--resume", minutes="0.04") == 0
+    state = torch.load(work / "garden.state")
+    assert state["progress"]["best"] == 5.0 and len(scores) > 1
+    assert all(torch.equal(state["best"][name], weight) for name, weight in earlier.items())
+    assert "holds the student as it was" not in capsys.readouterr().out
+
+
+def test_a_cache_is_filled_by_one_command_and_read_by_many(work, capsys):
+    with alone(work / "garden.cache"):
+        assert adapt() == 2
+    assert "garden.cache: another command is writing there now" in capsys.readouterr().err
+    assert not (work / "garden.cache").exists()
+    assert adapt() == 0
+    with alone(work / "garden.cache"):
+        assert adapt("--overwrite") == 0
+    with alone(work / "garden.pth"):
+        assert adapt("--overwrite") == 2
+    assert "garden.pth: another command is writing there now" in capsys.readouterr().err
+
+
+def test_outputs_that_share_a_cache_have_states_of_their_own(work, capsys):
+    assert adapt("--cache", "frames") == 0
+    (work / "other").mkdir()
+    assert adapt("--cache", "frames", "--out", "other/garden.pth", "--rate", "0.02") == 0
+    assert adapt("--cache", "frames", "--resume", minutes="0.02") == 0
+
+
+@pytest.mark.parametrize("name", ["garden.state", "garden_report.md", "garden_report.png"])
+def test_no_other_file_is_replaced_by_chance(work, capsys, name):
+    (work / name).write_text("mine")
+    assert adapt() == 2
+    assert f"{name} exists already" in capsys.readouterr().err
+    assert (work / name).read_text() == "mine"
+
+
+def test_the_report_does_not_become_a_frame(work, capsys):
+    assert adapt("--out", "garden/mine.pth") == 2
+    assert "--out garden/mine.pth: the report's picture would be one of the frames in garden" in capsys.readouterr().err
+    assert len(list((work / "garden").iterdir())) == FRAMES
