@@ -51,7 +51,7 @@ class Image(Kind):
     has_time = False
 
     def run(self, network: nn.Module, clips: Tensor, num_target: int, num_frame: int) -> Tensor:
-        return network(clips[:, target_slice(clips.shape[1], num_target)].flatten(0, 1))
+        return network(_copied(clips[:, target_slice(clips.shape[1], num_target)]).flatten(0, 1))
 
 
 class Window(Kind):
@@ -60,7 +60,7 @@ class Window(Kind):
     one_length = True
 
     def run(self, network: nn.Module, clips: Tensor, num_target: int, num_frame: int) -> Tensor:
-        return network(slice_windows(clips, num_target, num_frame).contiguous())
+        return network(_copied(slice_windows(clips, num_target, num_frame)))
 
 
 class Sequence(Kind):
@@ -70,7 +70,7 @@ class Sequence(Kind):
 
     def run(self, network: nn.Module, clips: Tensor, num_target: int, num_frame: int) -> Tensor:
         seen = clips[:, window_slice(clips.shape[1], num_target, num_frame)]
-        return _middle(network(seen.contiguous()), num_frame).flatten(0, 1)
+        return _middle(network(_copied(seen)), num_frame).flatten(0, 1)
 
     def features(self, captured: Tensor, batch: int, num_target: int, num_frame: int) -> Tensor | None:
         shape, seen = captured.shape, num_target + num_frame - 1
@@ -79,6 +79,11 @@ class Sequence(Kind):
         if captured.ndim == 5 and shape[0] == batch and seen in shape[1:3]:
             return _middle(captured.transpose(1, 2) if shape[2] == seen else captured, num_frame)
         return None
+
+
+def _copied(frames: Tensor) -> Tensor:
+    """Frames that a network may change in place: others get the same clips after it."""
+    return frames.clone(memory_format=torch.contiguous_format)
 
 
 def _middle(frames: Tensor, num_frame: int) -> Tensor:

@@ -32,8 +32,9 @@ def operations(network: nn.Module, num_frame: int | None = None) -> Operations:
         num_frame: by default the network's.
     """
     one_length = KINDS[kind_of(network)].one_length
-    counts = [_count(call, one_length) for call in conv_calls(network, num_frame)]
-    return Operations(sum(useful for useful, _ in counts) / 256, sum(folded for _, folded in counts) / 256)
+    side, calls = conv_calls(network, num_frame)
+    counts = [_count(call, one_length) for call in calls]
+    return Operations(sum(useful for useful, _ in counts) / side**2, sum(folded for _, folded in counts) / side**2)
 
 
 def _count(call: ConvCall, one_length: bool) -> tuple[float, float]:

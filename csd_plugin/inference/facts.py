@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 from csd_plugin.archs import preset_of
 from csd_plugin.archs.interface import DERAINED, KINDS, Interface, kind_of
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, first_line
 
-_SIZE, _MANY = 16, 24
+_SIDES, _MANY = (16, 64, 256), 24
+"""Pixels of the frames that a network is studied on, the first that it takes: some have windows or padding that are
+larger than the smallest; frames of a sequence beyond num_frame."""
+REFUSALS = (RuntimeError, ValueError, AssertionError, LookupError)
+"""What networks raise at frames that are too small."""
 _ALL = -1
 
 
@@ -124,17 +128,17 @@ def study(network: nn.Module, license: str = "not stated") -> Facts:
     network = without_branches(network)
     layout, divisor = kind_of(network), int(getattr(network, "size_divisor", 1))
     frames = cast(int, network.num_frame) + (_MANY if KINDS[layout].gives_clip else 0)
-    calls = conv_calls(network, frames)
+    side, calls = conv_calls(network, frames)
     # Stride 1 throughout: every layer sees this much further, at half the size twice as far.
     reach = divisor - 1
     for call in calls:
-        pixels = _SIZE // min(call.input_shape[-1], _SIZE)
+        pixels = side // min(call.input_shape[-1], side)
         reach += pixels * call.layer.dilation[-1] * (call.layer.kernel_size[-1] // 2)
-    floats = max((max(call.input_shape.numel(), call.output_shape.numel()) for call in calls), default=3 * _SIZE**2)
+    floats = max((max(call.input_shape.numel(), call.output_shape.numel()) for call in calls), default=3 * side**2)
     return Facts(
         num_frame=cast(int, network.num_frame),
         reach=int(getattr(network, "reach", reach)),
-        floats=-(-floats // (_SIZE**2 * (frames if KINDS[layout].gives_clip else 1))),
+        floats=-(-floats // (side**2 * (frames if KINDS[layout].gives_clip else 1))),
         layout=layout,
         divisor=divisor,
         preset=preset_of(network),
@@ -148,14 +152,32 @@ def without_branches(network: nn.Module) -> nn.Module:
     return network.merged() if hasattr(network, "merged") else network  # type: ignore[operator]
 
 
-def conv_calls(network: nn.Module, num_frame: int | None = None) -> list[ConvCall]:
-    """Every use of a convolution in one forward pass of a (1, num_frame, 3, 16, 16) window, in order.
+def conv_calls(network: nn.Module, num_frame: int | None = None) -> tuple[int, list[ConvCall]]:
+    """Every use of a convolution in one forward pass of a small window, in order.
 
     Args:
         num_frame: by default the network's; of a sequence any number.
+
+    Returns:
+        The side of the window's square frames, and the uses.
+
+    Raises CSDError for a network that takes none of these sizes.
     """
-    calls: list[ConvCall] = []
     network = without_branches(network)
+    refusals = []
+    for side in _SIDES:
+        try:
+            return side, _conv_calls(network, num_frame or cast(int, network.num_frame), side)
+        except REFUSALS as error:
+            refusals.append(error)
+    raise CSDError(
+        f"{type(network).__name__} runs on no frames of {' or '.join(f'{side}x{side}' for side in _SIDES)}: "
+        f"{first_line(refusals[0])}"
+    ) from refusals[0]
+
+
+def _conv_calls(network: nn.Module, num_frame: int, side: int) -> list[ConvCall]:
+    calls: list[ConvCall] = []
 
     def note(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         calls.append(ConvCall(name, cast("nn.Conv2d | nn.Conv3d", layer), inputs[0].shape, output.shape))
@@ -169,8 +191,7 @@ def conv_calls(network: nn.Module, num_frame: int | None = None) -> list[ConvCal
     try:
         with torch.inference_mode():
             weight = next(network.parameters())
-            frames = num_frame or cast(int, network.num_frame)
-            network.eval()(weight.new_zeros(1, frames, 3, _SIZE, _SIZE))
+            network.eval()(weight.new_zeros(1, num_frame, 3, side, side))
     finally:
         network.train(was_training)
         for hook in hooks:

@@ -61,12 +61,17 @@ def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
     for name, weight in network.state_dict().items():
         if weight.is_floating_point() and not weight.isfinite().all():
             raise CSDError(f"the network is broken: its weight {name} holds NaN or infinity; use another checkpoint")
+    plain = copy.deepcopy(network).eval().requires_grad_(False)
+    try:
+        side, calls = conv_calls(network)
+    except CSDError:  # it may take the frames that it is for
+        _say_slower(type(network).__name__)
+        return plain
     depths: dict[str, set[int]] = {}
-    for call in conv_calls(network):
+    for call in calls:
         if isinstance(call.layer, nn.Conv3d):
             depths.setdefault(call.name, set()).add(call.input_shape[2])
-    plain = copy.deepcopy(network).eval().requires_grad_(False)
-    trial = _Trial(plain)
+    trial = _Trial(plain, side)
     for waits in (True, False):
         folded = _in_forms(plain, depths, least, trial, waits=waits)
         if trial.passes(folded):
@@ -81,8 +86,8 @@ class _Trial:
     Layers copy the one, and share the other with what comes after.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        shape, weight = (1, cast(int, network.num_frame), 3, 16, 16), next(network.parameters())
+    def __init__(self, network: nn.Module, side: int) -> None:
+        shape, weight = (1, cast(int, network.num_frame), 3, side, side), next(network.parameters())
         noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(weight)
         together = noise.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)  # the channels of a pixel
         self._windows = (noise, together)
@@ -103,7 +108,10 @@ _slower: set[str] = set()
 def _say_slower(name: str) -> None:
     if name not in _slower:
         _slower.add(name)
-        logger.warning("%s runs in a slower form: it changes tensors in place, or looks into its layers", name)
+        logger.warning(
+            "%s runs in a slower form: it changes tensors in place, looks into its layers, or takes no small frames",
+            name,
+        )
 
 
 def _in_forms(

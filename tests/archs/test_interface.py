@@ -63,6 +63,31 @@ def test_sequences_and_windows_give_the_same_targets(num_target):
     assert results[0].shape == (2 * num_target, 3, 4, 5)
 
 
+class Shifts:
+    """Changes what it is given in place."""
+
+    def forward(self, frames):
+        return super().forward(frames.sub_(0.5))
+
+
+class Same(nn.Identity):
+    num_frame, layout = 1, "image"
+
+
+@pytest.mark.parametrize("kind", [Same, Mean, MeanOfWindow])
+@pytest.mark.parametrize(("batch", "length", "num_target"), [(1, 3, 1), (2, 3, 1), (2, 5, 3), (1, 3, 3)])
+def test_a_network_that_changes_frames_in_place_changes_its_own(kind, batch, length, num_target):
+    from csd_plugin.archs.interface import interface_of
+
+    if length - num_target + 1 < kind.num_frame:
+        pytest.skip("too short for a window")
+    network = type("Shifting", (Shifts, kind), {})()
+    clips = torch.rand(batch, length, 3, 4, 5)
+    before = clips.clone()
+    interface_of(network).run(network, clips, num_target)
+    assert torch.equal(clips, before)
+
+
 def test_a_clip_that_is_too_short_is_told():
     from csd_plugin.archs.interface import interface_of
 

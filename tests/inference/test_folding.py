@@ -9,7 +9,11 @@ from torch import nn
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import PRESETS, SLDNet
+from csd_plugin.bench.operations import operations
+from csd_plugin.errors import CSDError
+from csd_plugin.inference.facts import study
 from csd_plugin.inference.folding import ALL_FILLED, MIN_FILLED, DirectConv, FoldedConv3d, filled, fold
+from csd_plugin.inference.runner import Derainer
 
 
 def tiny(preset: str) -> SLDNet:
@@ -105,3 +109,39 @@ def test_other_networks_keep_what_cannot_be_folded():
     kinds = {name: type(layer) for name, layer in folded.named_modules()}
     assert kinds["body.0"] is kinds["tail"] is FoldedConv3d and kinds["shared"] is DirectConv
     assert kinds["replicate"] is kinds["grouped"] is nn.Conv3d
+
+
+class Wide(nn.Module):
+    """It mirrors `padding` pixels at each end, so that smaller frames are refused."""
+
+    num_frame = 3
+
+    def __init__(self, padding):
+        super().__init__()
+        self.body = nn.Conv3d(3, 3, 3, padding=1)
+        self.padding = padding
+
+    def forward(self, window):
+        inner = self.body(window.transpose(1, 2))[:, :, 1]
+        wide = nn.functional.pad(inner, [self.padding] * 4, mode="reflect")
+        return window[:, 1] + 0.1 * nn.functional.interpolate(wide, window.shape[-2:])
+
+
+@pytest.mark.parametrize(("padding", "folds"), [(8, True), (18, True), (70, True), (260, False)])
+def test_networks_that_take_no_small_frames_run(padding, folds, caplog):
+    torch.manual_seed(0)
+    network = Wide(padding).eval()
+    folded = fold(network)
+    assert (type(folded.body) is FoldedConv3d) == folds and ("takes no small frames" in caplog.text) != folds
+    size = padding + 5
+    with torch.inference_mode():
+        window = torch.rand(1, 3, 3, size, size)
+        torch.testing.assert_close(folded(window), network(window))
+    if folds:
+        clip = (255 * torch.rand(3, size, size, 3)).byte().numpy()
+        for precision in ("fp32", "auto"):
+            assert len(list(Derainer(network, device="cpu", precision=precision)(clip))) == 3
+        assert operations(network).useful == 7 * 81
+    else:
+        with pytest.raises(CSDError, match=r"Wide runs on no frames of 16x16 or 64x64 or 256x256: .*adding"):
+            study(network)
