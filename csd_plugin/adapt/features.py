@@ -14,6 +14,7 @@ from csd_plugin.adapt.cache import Cache
 from csd_plugin.adapt.shots import Shot
 from csd_plugin.adapt.teacher import Named
 from csd_plugin.archs.interface import Interface, interface_of, run_network
+from csd_plugin.atomic import remove_drafts
 from csd_plugin.data.batches import as_float
 from csd_plugin.data.features import MANIFEST, open_features, read_manifest, write_features
 from csd_plugin.data.stores import open_store
@@ -42,18 +43,11 @@ def store_features(
     taps = tap_compared(network, interface, None)
     layers = [tap.layer for tap in taps]
     folder = cache.folder / "features"
-    network = network.to(device).eval()
-    store = open_store(cache.store)
     try:
-        with alone(folder), tqdm(total=0, unit=" frames", desc="features", disable=None) as bar:
-            there = read_manifest(folder)["clips"] if (folder / MANIFEST).exists() else {}
-            missing = [shot for shot in cache.shots if shot.name not in there]
-            bar.reset(sum(shot.length - shot.held for shot in missing))
-            for shot in missing:
-                computed = _counted(_features(network, interface, taps, store, shot, device), bar)
-                write_features(
-                    folder, shot.name, computed, shot.length - shot.held, network=named.sha256, layers=layers
-                )
+        if _missing(cache, folder):
+            with alone(folder):  # another command's file half written is none that was left
+                remove_drafts(folder)
+                _compute(cache, folder, network.to(device).eval(), interface, taps, named.sha256, device)
     except OSError as error:
         raise cannot_write(folder, error) from error
     finally:
@@ -64,6 +58,32 @@ def store_features(
     frames = sum(len(arrays[0]) for arrays in stored.arrays.values())
     say(f"features of {counted(frames, 'frame')} by {named.name} ({', '.join(layers)}): {folder}, {size / 1e9:.2g} GB")
     return folder
+
+
+def _missing(cache: Cache, folder: Path) -> list[Shot]:
+    """The shots whose features are not in the folder yet. Raises CSDError."""
+    there = read_manifest(folder)["clips"] if (folder / MANIFEST).exists() else {}
+    return [shot for shot in cache.shots if shot.name not in there]
+
+
+def _compute(
+    cache: Cache,
+    folder: Path,
+    network: nn.Module,
+    interface: Interface,
+    taps: Sequence[FeatureTap],
+    sha256: str,
+    device: torch.device,
+) -> None:
+    """What is missing, clip by clip. Raises CSDError and OSError."""
+    missing = _missing(cache, folder)
+    store = open_store(cache.store)
+    layers = [tap.layer for tap in taps]
+    count = sum(shot.length - shot.held for shot in missing)
+    with tqdm(total=count, unit=" frames", desc="features", disable=None) as bar:
+        for shot in missing:
+            computed = _counted(_features(network, interface, taps, store, shot, device), bar)
+            write_features(folder, shot.name, computed, shot.length - shot.held, network=sha256, layers=layers)
 
 
 def _features(

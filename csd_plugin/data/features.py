@@ -150,18 +150,30 @@ def write_features(
 
 
 def _write_arrays(drafts: Sequence[Path], frames: Iterable[Sequence[np.ndarray]], count: int) -> list[dict[str, Any]]:
-    """Shape and checksum of each array."""
-    arrays: list[np.ndarray] = []
+    """Shape and checksum of each array.
+
+    Frame by frame, by ordinary calls: a disk that is full is an error then, where a map would end the process.
+    """
+    shapes: list[tuple[int, ...]] = []
     checksums = [0] * len(drafts)
-    for number, features in enumerate(frames):
-        arrays = arrays or [
-            np.lib.format.open_memmap(draft, mode="w+", dtype=np.float16, shape=(count, *feature.shape))
-            for draft, feature in zip(drafts, features, strict=True)
-        ]
-        for layer, (array, feature) in enumerate(zip(arrays, features, strict=True)):
-            array[number] = feature
-            checksums[layer] = zlib.crc32(np.ascontiguousarray(feature).data, checksums[layer])
-    return [{"shape": list(array.shape), "crc": crc} for array, crc in zip(arrays, checksums, strict=True)]
+    with ExitStack() as stack:
+        files = [stack.enter_context(draft.open("wb")) for draft in drafts]
+        for _, features in zip(range(count), frames, strict=True):
+            if not shapes:
+                shapes = [(count, *feature.shape) for feature in features]
+                for file, shape in zip(files, shapes, strict=True):
+                    np.lib.format.write_array_header_1_0(file, _header(shape))
+            for layer, (file, feature) in enumerate(zip(files, features, strict=True)):
+                if feature.shape != shapes[layer][1:]:
+                    raise ValueError(f"a frame's feature of {feature.shape} after those of {shapes[layer][1:]}")
+                data = np.ascontiguousarray(feature, np.float16).data
+                file.write(data)
+                checksums[layer] = zlib.crc32(data, checksums[layer])
+    return [{"shape": list(shape), "crc": crc} for shape, crc in zip(shapes, checksums, strict=True)]
+
+
+def _header(shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
 
 
 def _file(folder: Path, clip: str, number: int) -> Path:

@@ -12,6 +12,7 @@ from toolbox import train_options
 
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.cli import main
+from csd_plugin.locks import alone
 from csd_plugin.weights import find_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +84,20 @@ def test_it_continues_and_says_where_they_are(kept, capsys):
     assert adapt("--features", "--overwrite") == 0
     said = capsys.readouterr().out
     assert "features of 11 frames by teacher.pth (tail)" in said
+
+
+def test_what_a_command_that_was_killed_left_is_removed_where_no_other_one_writes(kept, capsys):
+    folder = kept / "features"
+    (folder / "features.json").unlink()
+    left = folder / ".garden.0.4711.part.npy"
+    left.write_bytes(b"half")
+    with alone(folder):
+        assert adapt("--features", "--overwrite") == 2
+    assert "features: another command is writing there now" in capsys.readouterr().err and left.exists()
+    assert adapt("--features", "--overwrite") == 0
+    assert not left.exists() and (folder / "features.json").exists()
+    with alone(folder):  # nothing is missing
+        assert adapt("--features", "--overwrite") == 0
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from csd_plugin.archs.prenet import PReNet
 from csd_plugin.cli import main
 from csd_plugin.locks import alone
 
+ROOT = Path(__file__).resolve().parents[2]
 KB = 1024
 
 
@@ -80,6 +82,28 @@ def test_a_disk_that_takes_nothing_is_a_line(given, small_disk, capfd, name, dis
     left = [path for path in out.rglob("*") if path.is_file()]
     assert not [path for path in left if ".part" in path.name or path.suffix in (".mkv", ".pt2")], left
     assert all(path.stat().st_size for path in left)
+
+
+STORE = """
+import sys
+from pathlib import Path
+import numpy as np
+from csd_plugin.data.features import write_features
+
+frame = np.zeros((64, 64, 4), np.float16)
+try:
+    write_features(Path(sys.argv[1], "f"), "clip", ([frame] for _ in range(64)), 64, network="abc", layers=["tail"])
+except OSError as error:
+    sys.exit(error.strerror)
+"""
+
+
+def test_features_on_a_disk_that_fills_up_are_an_error(small_disk):
+    """In a process of its own: written through a map they would end it."""
+    out = small_disk(256 * KB)
+    done = subprocess.run([sys.executable, "-c", STORE, str(out)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (1, "No space left on device")
+    assert not list((out / "f").iterdir())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -34,6 +35,22 @@ def folder(tmp_path):
 def sequence(name: str, length: int = FRAMES) -> PairedSequence:
     keys = tuple(f"{name}/{number}" for number in range(length))
     return PairedSequence(name, keys, keys)
+
+
+def test_files_are_what_numpy_writes(folder):
+    stored = frames(100)
+    for number, array in enumerate((stored, stored[:, ::2, ::2])):
+        with io.BytesIO() as expected:
+            np.save(expected, array)
+            assert (folder / f"two.{number}.npy").read_bytes() == expected.getvalue()
+
+
+@pytest.mark.parametrize("count", [FRAMES - 1, FRAMES + 1])
+def test_a_clip_of_another_length_is_not_stored(folder, count):
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(ValueError, match="zip"):
+        write_features(folder, "three", ([f, f] for f in frames()), count, network="abc", layers=["tail", "deep.0"])
+    assert sorted(path.name for path in folder.iterdir()) == before
 
 
 def test_crops_are_turned_as_frames_are(folder):
