@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,8 +62,9 @@ class Line:
         return statistics.fmean(values) if values else None
 
     def deviation(self, dataset: str, protocol: str, metric: str) -> float | None:
+        """None of one seed, and where one is infinite: the PSNR of a frame that is its truth."""
         values = [getattr(quality, metric) for quality in self.averages.get(dataset, {}).get(protocol, [])]
-        return statistics.stdev(values) if len(values) > 1 else None
+        return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
 def build(matrix: Matrix, runs: Mapping[str, Run], costs: Mapping[str, Cost], notes: Sequence[str] = ()) -> Grid:
@@ -142,7 +144,7 @@ def orderings(lines: Sequence[Line], dataset: str) -> list[str]:
             within = f", within the seeds' deviation of {spread:.2f}" if spread >= below - above else ""
             notes.append(
                 f"published: {upper.label} over {lower.label} by {gap:.2f} dB; "
-                f"here on {dataset}: {above - below:+.2f} dB{within}"
+                f"here on {dataset}: {_difference(above, below)} dB{within}"
             )
     agreed = len(known) - 1 - len(notes)
     return [f"{agreed} of {len(known) - 1} neighbours in the published order stand in that order on {dataset}", *notes]
@@ -203,7 +205,12 @@ def _clip_cell(qualities: Sequence[Quality] | None) -> str:
 
 def _gain(line: Line, base: Line, dataset: str) -> str:
     ours, theirs = line.mean(dataset, PROTOCOL, "psnr"), base.mean(dataset, PROTOCOL, "psnr")
-    return NONE if line is base or ours is None or theirs is None else f"{ours - theirs:+.2f}"
+    return NONE if line is base or ours is None or theirs is None else _difference(ours, theirs)
+
+
+def _difference(one: float, other: float) -> str:
+    """`inf - inf`, of two perfect results, is no number."""
+    return NONE if math.isnan(one - other) else f"{one - other:+.2f}"
 
 
 def _best(values: Sequence[float | None]) -> int | None:

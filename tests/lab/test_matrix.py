@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import threading
@@ -23,6 +24,11 @@ from csd_plugin.lab import runner
 from csd_plugin.lab.job import Table, make_tables
 from csd_plugin.lab.matrix import read_matrix, runs_of
 from csd_plugin.lab.plan import plan_for, stretched
+from csd_plugin.lab.table import build
+from csd_plugin.metrics.protocols import PROTOCOLS, Quality
+from csd_plugin.metrics.results import write as write_results
+from csd_plugin.metrics.scores import Scores
+from csd_plugin.report.grid import as_markdown
 
 
 def write(path: Path, content: dict) -> Path:
@@ -566,6 +572,31 @@ def test_what_is_not_here_is_left_out_and_said(files, launcher, monkeypatch, cap
     assert main(["table", str(matrix_of(files, baseline=None, rows=rows))]) == 0
     text = capsys.readouterr().out
     assert "spac: left out" in text and "| SpacCNN | - |" in text
+
+
+def test_frames_that_are_their_truth_do_not_keep_a_table_from_being_written(files):
+    """Their PSNR is infinite: it has no deviation over seeds, and no difference from another such one."""
+
+    def scored(run: str, *psnrs: float) -> None:
+        scores = Scores()
+        for number, psnr in enumerate(psnrs):
+            scores.record("clip", str(number), dict.fromkeys(PROTOCOLS, Quality(psnr, 1.0)))
+        write_results(Path("results", run), "rain", scores, {"network": run, "dataset": "rain"})
+
+    path = files / "matrix.yml"
+    scored("tiny_input", 30.0)
+    scored("tiny_csd", 31.0, math.inf)
+    matrix = read_matrix(path)
+    for seeds in ((33.0, math.inf), (math.inf, math.inf)):
+        for run, psnr in zip(("tiny_alone", "tiny_alone_seed1"), seeds, strict=True):
+            scored(run, psnr)
+        grid = build(matrix, runs_of(matrix, path), {})
+        rows = {row[0]: dict(zip(grid.head, row, strict=True)) for row in grid.rows}
+        assert rows["alone (2 seeds)"]["rain Y PSNR"] == "inf" and rows["alone (2 seeds)"]["rain Y ΔPSNR"] == "-"
+        assert rows["alone (2 seeds)"]["rain Y SSIM"] == "1.0000 ± 0.0000"
+        assert rows["CSD"]["rain Y ΔPSNR"] == "-" and rows["rainy input"]["rain Y ΔPSNR"] == "-inf"
+        assert not any("nan" in text for text in [*grid.notes, *as_markdown(grid).split()])
+        assert "here on rain: - dB" in grid.notes[1]
 
 
 def test_table_2_counts_its_networks(tmp_path, monkeypatch, capsys):
