@@ -22,6 +22,7 @@ from csd_plugin.cli import main
 from csd_plugin.data.datasets.paired_video import PairedVideoDataset, PairedVideoTestDataset
 from csd_plugin.data.datasets.rendered_rain import RenderedRainDataset
 from csd_plugin.data.stores import open_store
+from csd_plugin.data.stores.build import build_store
 from csd_plugin.errors import CSDError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,6 +193,10 @@ def test_our_data_sets_read_them_as_they_read_the_folders(theirs, kind, options,
     assert len(one) == len(other) > 0
     for a, b in zip(one, other, strict=True):
         assert torch.equal(a["lq"], b["lq"]) and torch.equal(a["gt"], b["gt"])
+
+
+def test_one_that_is_there_is_taken_without_checksums(theirs):
+    assert build_store(theirs / "lq", theirs / "lq.lmdb").new == 0
 
 
 def test_a_test_set_without_truth(theirs):

@@ -126,6 +126,17 @@ def test_other_encodings_do_not_mix(folder, tmp_path, monkeypatch):
         build_store(folder, out)
 
 
+def test_a_store_of_files_that_changed_since_is_not_taken_for_theirs(folder, tmp_path):
+    out = tmp_path / "x.lmdb"
+    build_store(folder, out)
+    before = (out / "data.mdb").read_bytes()
+    for name in ("c0/3.png", "c1/0.png"):
+        (folder / name).write_bytes(flip_byte((folder / name).read_bytes()))
+    with pytest.raises(CSDError, match=r"x\.lmdb: exists already, and files have changed .*c0/3\.png and 1 more\)"):
+        build_store(folder, out)
+    assert (out / "data.mdb").read_bytes() == before
+
+
 def test_one_builder_at_a_time(folder, tmp_path):
     with (
         build._only_builder(tmp_path),
