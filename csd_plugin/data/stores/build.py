@@ -124,11 +124,13 @@ def _by_stem(folder: FolderStore) -> dict[str, str]:
 
 def _check_keys(frames: Mapping[str, str], root: Path) -> None:
     for stem, file in frames.items():
-        if not stem.isprintable() or len(stem.encode()) > _LONGEST_KEY:
-            raise CSDError(
-                f"{root}: {file!r} cannot be a frame's key (not printable, or more than {_LONGEST_KEY} bytes): "
-                f"rename the file"
-            )
+        if stem.encode() == RECORDS:
+            reason = "the records of a store have this one"
+        elif not stem.isprintable() or len(stem.encode()) > _LONGEST_KEY:
+            reason = f"not printable, or more than {_LONGEST_KEY} bytes"
+        else:
+            continue
+        raise CSDError(f"{root}: {file!r} cannot be a frame's key ({reason}): rename the file")
 
 
 def _check_same(out: Path, root: Path, frames: Mapping[str, str], encoding: str) -> None:

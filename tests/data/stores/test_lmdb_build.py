@@ -152,6 +152,7 @@ def test_one_builder_at_a_time(folder, tmp_path):
         (lambda folder: (folder / "c0" / "1.jpg").write_bytes(b""), "x.lmdb", r"two files for the same frame, c0/1"),
         (lambda folder: (folder / "c1" / "3.png").write_bytes(b"x"), "x.lmdb", r"c1/3\.png: no readable image"),
         (lambda folder: (folder / "c1" / "3.png").rename(folder / "c1" / "3\n.png"), "x.lmdb", "rename the file"),
+        (lambda folder: (folder / "c1" / "3.png").rename(folder / "csd.png"), "x.lmdb", "this one.: rename the file"),
         (shutil.rmtree, "x.lmdb", "clips does not exist"),
         (lambda folder: shutil.rmtree(folder) or folder.mkdir(), "x.lmdb", "no images found"),
         (lambda folder: None, "x", "name ends in .lmdb: give x.lmdb"),
