@@ -724,21 +724,31 @@ def add_note(network: Network, note: str) -> None:
 
 
 def keep_weights(networks: Sequence[Network]) -> None:
-    """By row, for the next slice too. A network that has not trained keeps those that it would have started from."""
+    """By row, for the next slice too. A network that has not trained keeps those that it would have started from.
+
+    Those that are there already, of a slice before in this folder, stay until the new ones are whole.
+    """
     import torch
 
+    from csd_plugin.atomic import remove_drafts, replacing
+
     Path("weights").mkdir(exist_ok=True)
+    remove_drafts(Path("weights"))  # they would travel, too
     for network in networks:
         kept = Path("weights", f"{network.row}.pth")
         if network.newest is not None:
             weights = torch.load(network.newest, map_location="cpu", weights_only=True)
-            torch.save({"params": weights.get("params_ema", weights["params"])}, kept)
+            with replacing(kept) as draft:
+                torch.save({"params": weights.get("params_ema", weights["params"])}, draft)
         elif network.start is not None:
-            shutil.copyfile(network.start, kept)
+            with replacing(kept) as draft:
+                shutil.copyfile(network.start, draft)
 
 
 def write_table(networks: Sequence[Network], length: float, note: str = "") -> str:
     """`table.md`; returns it. note: for networks that have none."""
+    from csd_plugin.atomic import write_text
+
     lines = [
         f"A slice of {length:g} s; PSNR in dB / SSIM of the luma on {', '.join(VALIDATION)}.",
         "",
@@ -756,7 +766,7 @@ def write_table(networks: Sequence[Network], length: float, note: str = "") -> s
         new = steps - network.before
         lines.append(f"| {network.row} | {steps:,} | {new:,} | {alone} | {score} | {network.note or note} |")
     text = "\n".join(lines)
-    Path("table.md").write_text(text + "\n", encoding="utf-8")
+    write_text(Path("table.md"), text + "\n")
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import subprocess
@@ -155,6 +156,30 @@ def test_weights_come_back_of_what_trained_and_of_what_did_not(tool, slice_folde
     assert kept == {"trained": 3.0, "waited": 1.0}
     assert "| trained | 7 | 3 |" in table and "| new | 0 | 0 | - | - | not begun |" in table
     assert tool.seconds_before(networks) == {"trained": 12.5, "waited": 0, "new": 0}
+
+
+def test_what_a_disk_has_no_room_for_leaves_what_was_there(tool, slice_folder, monkeypatch):
+    def half(*given):
+        Path(given[1]).write_bytes(b"half")  # of either: what, where to
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    trained, waited = network(tool, "trained"), network(tool, "waited", start=slice_folder / "before.pth")
+    torch.save({"params": {}}, waited.start)
+    (trained.folder / "models").mkdir(parents=True)
+    torch.save({"params": {}}, trained.folder / "models/net_g_7.pth")
+    tool.keep_weights([trained, waited])
+    tool.write_table([trained], 60)
+    files = [Path("weights/trained.pth"), Path("weights/waited.pth"), Path("table.md")]
+    before = [file.read_bytes() for file in files]
+    Path("weights/.trained.4711.part.pth").touch()
+    monkeypatch.setattr(torch, "save", half)
+    monkeypatch.setattr(tool.shutil, "copyfile", half)
+    monkeypatch.setattr(Path, "write_text", lambda path, *_, **__: half(None, path))
+    for function, *given in ((tool.keep_weights, [trained]), (tool.keep_weights, [waited]), (tool.write_table, [], 90)):
+        with pytest.raises(OSError, match="No space"):
+            function(*given)
+    assert [file.read_bytes() for file in files] == before
+    assert sorted(Path("weights").iterdir()) == files[:2] and not list(Path().glob(".table*"))
 
 
 def test_parts_of_a_slice_end_in_order_within_it_whatever_start_up_took(tool):
