@@ -22,6 +22,7 @@ Paths are relative to the file. `set` changes single keys, `section.key: value`;
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -306,13 +307,19 @@ def _training_options(matrix: Matrix, row: Row, name: str, seed: int, begun: Map
     own = {"name": name, "manual_seed": seed}
     options = changed(options, starts | keys | matrix.set | row.set | own)
     for section in ("datasets", "network_g", "path", "train", "logger"):
-        if not isinstance(options.get(section), Mapping):
-            raise CSDError(
-                f"{row.base or matrix.base} with its changes has no section {section}, so nothing trains by it"
-            )
+        _section(options, section, f"{row.base or matrix.base} with its changes", "nothing trains by it")
     if options.get("val") is None:  # the toolbox would open what it never looks at
-        options["datasets"] = {key: value for key, value in options["datasets"].items() if not key.startswith("val")}
+        options["datasets"] = {
+            key: value for key, value in options["datasets"].items() if not str(key).startswith("val")
+        }
     return options
+
+
+def _section(options: Mapping[str, Any], name: str, source: str, so: str) -> Mapping[str, Any]:
+    section = options.get(name)
+    if not isinstance(section, Mapping):
+        raise CSDError(f"{source} has no section {name}, so {so}")
+    return section
 
 
 def _test_options(matrix: Matrix, row: Row, run: Run) -> dict[str, Any] | None:
@@ -320,7 +327,11 @@ def _test_options(matrix: Matrix, row: Row, run: Run) -> dict[str, Any] | None:
         return {"network_g": row.source.network, "datasets": {}}
     if isinstance(row.source, TestOnly):
         content = read_yaml(Path(row.source.test_only)) | {"name": run.name}
-        return content | ({"datasets": read_yaml(Path(matrix.test))["datasets"]} if matrix.test else {})
+        if not matrix.test:
+            return content
+        return content | {
+            "datasets": _section(read_yaml(Path(matrix.test)), "datasets", matrix.test, "it tests nothing")
+        }
     if not matrix.test:
         return None
     content = read_yaml(Path(matrix.test)) | {"name": run.name}
@@ -330,7 +341,9 @@ def _test_options(matrix: Matrix, row: Row, run: Run) -> dict[str, Any] | None:
     content |= {key: deepcopy(options[key]) for key in ("network_g", "interface_g") if key in options}
     if isinstance(row.source, Weights):
         content |= _network_in(run.checkpoint)
-    ema = options["train"].get("ema_decay", 0) > 0
+    train = _section(options, "train", str(row.base or matrix.base), "how its weights were averaged is not known")
+    decay = train.get("ema_decay", 0)
+    ema = isinstance(decay, int | float) and decay > 0  # what it is instead, the checks of options say
     own = {"path.pretrain_network_g": str(run.checkpoint), "path.param_key_g": "params_ema" if ema else "params"}
     return changed(content, own)
 
@@ -344,16 +357,40 @@ def _network_in(checkpoint: Path) -> dict[str, Any]:
     return {} if network is None else {"network_g": {"type": type(network).__name__, **numbers_of(network)}}
 
 
+_SET = "{train.total_iter: 1000}"
+
+
 def _merged(path: Path, inside: tuple[Path, ...]) -> dict[str, Any]:
     """The file's content over that of its includes, all paths made relative to the current folder."""
     path = path.resolve()
     if path in inside:
         raise CSDError(f"{path}: includes itself")
-    own = _with_paths(read_yaml(path), path)
+    own = read_yaml(path)
+    _check_shapes(own, path)
+    own = _with_paths(own, path)
     content: dict[str, Any] = {}
     for other in own.get("include") or []:
         content = _over(content, _merged(Path(other), (*inside, path)))
     return _over(content, own)
+
+
+def _check_shapes(content: Mapping[str, Any], path: Path) -> None:
+    """Raise CSDError for what cannot be merged or would be lost by it; the rest is checked when all files are one."""
+    include = content.get("include") or []
+    if not (isinstance(include, list) and all(isinstance(name, str) for name in include)):
+        raise CSDError(f"{path}: include: give a list of files, as [networks.yml], in place of {reprlib.repr(include)}")
+    _check_mapping(content.get("rows"), f"{path}: rows", "{csd: {label: CSD}}")
+    _check_mapping(content.get("set"), f"{path}: set", _SET)
+    for name, row in (content.get("rows") or {}).items():
+        where = f"{path}: rows.{name}"
+        _check_mapping(row, where, "{base: student1.yml}")
+        _check_mapping((row or {}).get("set"), f"{where}.set", _SET)
+        _check_mapping((row or {}).get("start"), f"{where}.start", "{network_t: teacher}")
+
+
+def _check_mapping(value: Any, where: str, example: str) -> None:
+    if value is not None and not isinstance(value, dict):
+        raise CSDError(f"{where}: give keys and their values, as {example}, in place of {reprlib.repr(value)}")
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -143,6 +143,28 @@ def test_an_included_matrix_is_added_to(files):
         ({"rows": {"csd": {"set": {"logger": None}}}}, "has no section logger"),
         ({"rows": {"csd": {"set": {"datasets": None}}}}, "has no section datasets"),
         ({"base": "test.yml"}, "has no section logger"),
+        ({"rows": {"csd": "student1.yml"}}, "other.yml: rows.csd: give keys and their values"),
+        ({"rows": {"csd": 0}}, "other.yml: rows.csd: give keys and their values"),
+        ({"rows": {"csd": {"set": [1]}}}, "other.yml: rows.csd.set: give keys and their values"),
+        (
+            {"rows": {"csd": {"start": "teacher"}}},
+            "rows.csd.start: give keys and their values, as {network_t: teacher}",
+        ),
+        ({"set": ["train.total_iter"]}, "other.yml: set: give keys and their values"),
+        ({"include": 5}, "other.yml: include: give a list of files, as [networks.yml], in place of 5"),
+        ({"include": [3]}, "other.yml: include: give a list of files, as [networks.yml], in place of [3]"),
+        ({"include": "matrix.yml"}, "include: give a list of files, as [networks.yml], in place of 'matrix.yml'"),
+        ({"seeds": 5}, "other.yml: seeds: input should be a valid list"),
+        ({"base": 5}, "other.yml: base: input should be a valid string"),
+        ({"test": "matrix.yml", "rows": {"t": {"test_only": "test.yml"}}}, "matrix.yml has no section datasets"),
+        (
+            {"rows": {"teacher": {"base": "test.yml", "weights": "tiny", "shown": True}}},
+            "test.yml has no section train",
+        ),
+        (
+            {"rows": {"csd": {"start": {"network_t": "teacher"}, "set": {"train.ema_decay": "x"}}}},
+            "csd: train.ema_decay",
+        ),
     ],
 )
 def test_mistakes_are_one_line(files, changes, message, capsys):
@@ -152,13 +174,37 @@ def test_mistakes_are_one_line(files, changes, message, capsys):
     assert not any(Path().iterdir())
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"rows": ["csd"]}, "rows: give keys and their values, as {csd: {label: CSD}}, in place of ['csd']"),
+        ({"rows": {"csd": {"set": "train"}}}, "rows.csd.set: give keys and their values"),
+        ({"set": [1]}, "set: give keys and their values"),
+        ([1], "is not a mapping"),
+    ],
+)
+def test_mistakes_of_an_included_file_have_its_name(files, content, message, capsys):
+    """Also those that what includes it would cover."""
+    write(files / "more.yml", content)
+    assert main(["table", str(matrix_of(files, include=["more.yml"])), "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert f"{files / 'more.yml'}: {message}" in error and len(error.splitlines()) == 1
+
+
 def test_mistakes_in_the_options_of_all_rows_are_found_before_the_first_is_trained(files, capsys):
     wrong = {"train.optim_g.lrr": 0.5, "train.totl_iter": 3, "train.pixel_opt.type": "NoLoss", "num_gpu": None}
-    path = matrix_of(files, rows={"csd": {"set": wrong}, "alone": {"set": {"network_g.preset": "student9"}}})
+    rows = {"csd": {"set": wrong}, "alone": {"set": {"network_g.preset": "student9"}}}
+    path = matrix_of(files, rows=rows | {"odd": {"set": {"datasets": {5: {}}}}})
     for more in ([], ["--dry-run"], ["--minutes", "5", "--dry-run"]):
         assert main(["table", str(path), *more]) == 2
         error = capsys.readouterr().err
-        for words in ("the row csd: train.optim_g.lrr", "csd: train.totl_iter", "csd: num_gpu", "alone: network_g"):
+        for words in (
+            "the row csd: train.optim_g.lrr",
+            "csd: train.totl_iter",
+            "csd: num_gpu",
+            "alone: network_g",
+            "odd: datasets.5",
+        ):
             assert words in error
         assert not Path("experiments").exists()
 
