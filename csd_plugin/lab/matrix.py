@@ -15,8 +15,9 @@
       spaccnn: {label: SpacCNN, frames: ../../results/SpacCNN}
       shipped: {weights: tiny}
 
-Paths are relative to the file. `set` changes single keys, `section.key: value`; `start` says by whose trained networks
-`network_g` and `network_t` begin.
+`include`, `base`, `test`, `test_only` and `frames` are relative to the file. `weights` is a network of this package, or
+a checkpoint, whose path is relative to the current folder, as those in option files are. `set` changes single keys,
+`section.key: value`; `start` says by whose trained networks `network_g` and `network_t` begin.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Training(_Strict):
 
 
 class Weights(_Strict):
-    """Weights that are there already: a checkpoint's path, or the name of a network of this package."""
+    """Weights that are there already: a checkpoint's path from the current folder, or a network of this package."""
 
     kind: Literal["weights"]
     weights: str = Field(min_length=1)
