@@ -98,7 +98,8 @@ def agreed(frames: Sequence[np.ndarray]) -> np.ndarray:
 class SelfEnsemble(nn.Module):
     """The mean of a network's results for mirrored frames (left and right, top and bottom) and reversed clips.
 
-    It is called as the network is. A causal network sees no later frames, so its clips are not reversed.
+    It is called as the network is. A causal network sees no later frames, so its clips are not reversed; nor are those
+    of a network of single images, as it would compute the same again.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -109,7 +110,8 @@ class SelfEnsemble(nn.Module):
         self.layout, self.size_divisor, self.reach = facts.layout, facts.divisor, facts.reach
         self._gives_clip = facts.interface.gives_clip
         self._turns = ((), (-1,), (-2,), (-2, -1))
-        self._reverses = (False, True) if facts.num_future == facts.num_frame // 2 else (False,)
+        reversible = facts.num_future == facts.num_frame // 2 and (facts.num_frame > 1 or self._gives_clip)
+        self._reverses = (False, True) if reversible else (False,)
 
     def forward(self, clip: Tensor) -> Tensor:
         """(B, T, 3, H, W) -> (B, 3, H, W), of sequences (B, T, 3, H, W)."""

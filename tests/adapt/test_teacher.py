@@ -9,6 +9,7 @@ from synthetic import moving_scene, rain_on
 
 from csd_plugin.adapt.teacher import SelfEnsemble, agreed, open_teacher, weights_of
 from csd_plugin.archs.halfnet import HalfNet
+from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.errors import CSDError
@@ -44,6 +45,28 @@ def test_an_ensemble_does_not_care_how_the_clip_is_turned(network, reverses):
         assert not torch.allclose(plain, network(clip), atol=1e-4)
         for axes in ([-1], [-2], [-1, -2], *([[1], [1, -1]] if reverses else [])):
             torch.testing.assert_close(turned_back(ensemble(clip.flip(axes)), axes), plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "passes"),
+    [
+        (PReNet(num_feat=4, num_stage=2), 4),
+        (SLDNet(preset="student2", num_feat=4), 8),
+        (S2VD(num_frame=1, num_feat=4, num_block=1), 8),  # whose results depend on more frames in longer clips
+    ],
+    ids=["image", "window", "sequence"],
+)
+def test_a_network_of_single_images_computes_nothing_twice(network, passes):
+    network = random_weights(network)
+    ensemble, given = SelfEnsemble(network).eval(), []
+    ensemble.network.register_forward_hook(lambda _, inputs, output: given.append(inputs[0].clone()))
+    clip = torch.rand(1, max(network.num_frame, 3 if ensemble.layout == "sequence" else 1), 3, 8, 12)
+    with torch.no_grad():
+        mean = ensemble(clip)
+        assert len(given) == passes and len({one.numpy().tobytes() for one in given}) == passes
+        if passes == 4:
+            turned = [network(clip.flip(axes)).flip(axes) for axes in ([], [-1], [-2], [-1, -2]) for _ in range(2)]
+            torch.testing.assert_close(mean, sum(turned) / 8)
 
 
 def test_two_agree_on_the_mean_and_three_leave_the_odd_one_out():
