@@ -47,22 +47,23 @@ def prepare_imports() -> None:
 def import_torchvision() -> None:
     """Import torchvision; where its compiled operators cannot load, declare the two schemas its Python part needs."""
     schemas = {
-        "torchvision::nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "torchvision::qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     }
-    for _ in range(len(schemas) + 1):
-        try:
-            importlib.import_module("torchvision")
-            return
-        except RuntimeError as error:
-            missing = next((name for name in schemas if f"operator {name} does not exist" in str(error)), None)
-            if missing is None:
-                raise
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(schemas.pop(missing))
-            _torchvision_schemas.append(library)
-            for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
-                del sys.modules[module]  # the failed import left half-made modules behind
+    try:
+        importlib.import_module("torchvision")
+        return
+    except RuntimeError as error:
+        if not any(f"operator torchvision::{name} does not exist" in str(error) for name in schemas):
+            raise
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name, schema in schemas.items():  # at once: what a second import registers, a third cannot (torch 2.11)
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(schema)
+    _torchvision_schemas.append(library)
+    for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
+        del sys.modules[module]  # the failed import left half-made modules behind
+    importlib.import_module("torchvision")
 
 
 def repair_toolbox() -> None:

@@ -78,7 +78,9 @@ def make_python(folder: Path) -> Path:
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     own = Path(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip())
     packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    (own / "a_paths.pth").write_text("\n".join([*packages, str(ROOT)]) + "\n", encoding="utf-8")
+    # with what their .pth files do: Python 3.12 has its distutils from one of setuptools
+    lines = [f"import site; site.addsitedir({path!r})" for path in [*packages, str(ROOT)]]
+    (own / "a_paths.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return python
 
 

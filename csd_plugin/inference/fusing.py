@@ -132,6 +132,9 @@ def convolve(
     """
     ones = [1] * len(padding)
     where: tuple[Any, ...] = (weight, bias, list(padding), list(stride or ones), ones, 1)
+    if other is not None and other.shape[2:].numel() == 1:  # oneDNN of torch 2.11 refuses to add a single pixel
+        result = torch.ops.mkldnn._convolution_pointwise(x, *where, "none", [], "") + other
+        return result.relu_() if relu else result
     if other is None:
         return torch.ops.mkldnn._convolution_pointwise(x, *where, "relu" if relu else "none", [], "")
     return torch.ops.mkldnn._convolution_pointwise.binary(

@@ -25,12 +25,17 @@ from csd_plugin.weights import NETWORKS, find_checkpoint
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
 
+@pytest.fixture(params=[(6, 7), (1, 1)], ids=["", "a pixel"])
+def size(request):
+    return request.param
+
+
 @pytest.fixture(params=[lambda layer: FoldedConv3d(layer, 2), DirectConv], ids=["folded", "direct"])
-def pair(request):
+def pair(request, size):
     """A 3-D convolution, the same in another form, and an input."""
     torch.manual_seed(0)
     layer = nn.Conv3d(4, 4, 3, padding=1).requires_grad_(False)
-    return layer, request.param(layer), torch.randn(1, 4, 2, 6, 7)
+    return layer, request.param(layer), torch.randn(1, 4, 2, *size)
 
 
 FOLLOWS = {

@@ -132,6 +132,7 @@ def test_each_network_has_its_turn(tool, slice_folder, monkeypatch):
 def test_the_room_is_what_the_gpu_says(tool, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: None)  # asks the GPU, where torch was built with it
     facts = SimpleNamespace(name="a GPU", total_memory=80 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
     assert tool.check_machine(cpu=False) == 3

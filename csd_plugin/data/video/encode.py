@@ -259,6 +259,7 @@ def _steady_rate(source: SourceFormat, offset: Fraction) -> Fraction:
     """The lowest of the likely constant rates at which no two frames of a file have one place."""
     with open_input(source.path) as container:
         stream = cast("av.VideoStream", container.streams[source.index])
+        base = stream.base_rate or source.fps
         try:
             stamps = sorted({packet.pts for packet in Clock(stream).packets(stream) if packet.pts is not None})
         except av.FFmpegError:
@@ -267,7 +268,6 @@ def _steady_rate(source: SourceFormat, offset: Fraction) -> Fraction:
     if len(times) < 2:
         return source.fps
     shortest = min(later - earlier for earlier, later in pairwise(times))
-    base = stream.base_rate or source.fps
     likely = [base] if base <= 4 * source.fps else []
     for rate in (*likely, source.fps):
         places = [round(time * rate) for time in times]
