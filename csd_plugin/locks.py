@@ -13,8 +13,10 @@ from csd_plugin.errors import CSDError
 
 
 @contextmanager
-def alone(output: Path) -> Iterator[None]:
-    """Inside, no other process has the same output, by whatever spelling. Raises CSDError where one has it now.
+def alone(output: Path, *, wait: bool = False) -> Iterator[None]:
+    """Inside, no other process has the same output, by whatever spelling.
+
+    Where one has it now, raises CSDError, or waits for its end.
 
     The lock is the system's, which ends it with its process, however that ends; its file is with other temporary ones,
     so that nothing is left next to the output.
@@ -27,7 +29,7 @@ def alone(output: Path) -> Iterator[None]:
     folder.mkdir(mode=0o700, exist_ok=True)
     lock = FileLock(folder / f"{name}.lock")
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(blocking=wait)
     except Timeout as error:
         raise CSDError(
             f"{output}: another command is writing there now; wait until it has ended, or give another output"

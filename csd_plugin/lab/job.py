@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from csd_plugin.lab.matrix import Frames, Matrix, Run, TestOnly, Weights, read_m
 from csd_plugin.lab.plan import length_of, plan_for
 from csd_plugin.lab.processes import share_of
 from csd_plugin.lab.table import build, costs_of
+from csd_plugin.locks import alone
 from csd_plugin.problems import Problems, ProblemsError
 from csd_plugin.report.grid import FORMATS, Grid, as_markdown
 
@@ -85,20 +87,28 @@ def make_tables(
     if train:
         check_rows(_to_train(runs.values(), retrained))
     check_shares(_to_train(runs.values(), retrained), processes)
-    plan, note = plan_for(runs.values(), space, minutes if train else None, retrained, processes)
-    runs = plan.fit(runs)
-    lines = [*_todo(runs, retrained), str(plan), *filter(None, [note]), *(n for _, notes in possible for n in notes)]
-    runner.check_unchanged((run for run in runs.values() if run.name not in retrained), space)
-    if dry_run:
-        return "\n".join(lines)
-    if train:
-        check_machine(runs.values(), retrained, processes)
-        print("\n".join(lines), file=sys.stderr, flush=True)
-    for name in retrained:
-        runner.forget(runs[name])
-    plan.keep(space)
+    # commands that begin together follow one plan, that of the first
+    with nullcontext() if dry_run else alone(space.plan, wait=True):
+        plan, note = plan_for(runs.values(), space, minutes if train else None, retrained, processes)
+        runs, all_notes = plan.fit(runs), [*filter(None, [note]), *(n for _, notes in possible for n in notes)]
+        lines = [*_todo(runs, retrained), str(plan), *all_notes]
+        runner.check_unchanged((run for run in runs.values() if run.name not in retrained), space)
+        if dry_run:
+            return "\n".join(lines)
+        if train:
+            check_machine(runs.values(), retrained, processes)
+            print("\n".join(lines), file=sys.stderr, flush=True)
+        runner.forget([runs[name] for name in retrained], space)
+        plan.keep(space)
     if train:
         runner.perform(runs, space, processes)
+    return _written(tables, runs, possible)
+
+
+def _written(
+    tables: Sequence[Table], runs: Mapping[str, Run], possible: Sequence[tuple[dict[str, Run], list[str]]]
+) -> str:
+    """The tables as Markdown, written as files too."""
     texts = []
     for matrix, (own, notes) in zip([table.matrix for table in tables], possible, strict=True):
         mine = {name: replace(runs[name], test=run.test) for name, run in own.items()}

@@ -11,8 +11,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
@@ -64,8 +64,11 @@ class Workspace:
         """The digests of the checkpoints that its training began with."""
         return self.folder / "starts" / f"{run.name}.json"
 
-    def lock(self, run: Run) -> Path:
-        return self.folder / "locks" / f"{run.name}.lock"
+    def lock(self, run: Run) -> FileLock:
+        """Who has it works on the run."""
+        path = self.folder / "locks" / f"{run.name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path)
 
     @property
     def plan(self) -> Path:
@@ -217,14 +220,30 @@ def perform(runs: Mapping[str, Run], space: Workspace, processes: int = 1) -> No
             bar.update()
 
 
-def forget(run: Run) -> None:
-    """Rename a run's experiment and results, so that it is done again; nothing is deleted."""
-    for folder in (Path("experiments", run.name), Path("results", run.name)):
-        if folder.exists():
-            number = 1
-            while (aside := folder.with_name(f"{folder.name}_before{number}")).exists():
-                number += 1
-            folder.rename(aside)
+def forget(runs: Sequence[Run], space: Workspace) -> None:
+    """Rename the experiments and results of runs, so that they are done again; nothing is deleted.
+
+    Raises CSDError where another command is at work on one of them; all stay what they are then.
+    """
+    with ExitStack() as locks:
+        for run in runs:
+            try:
+                locks.enter_context(space.lock(run).acquire(blocking=False))
+            except Timeout as error:
+                raise CSDError(
+                    f"{run.name} cannot be done again: another command is at work on it; wait until it has ended"
+                ) from error
+        for run in runs:
+            for folder in (Path("experiments", run.name), Path("results", run.name)):
+                if folder.exists():
+                    _put_aside(folder)
+
+
+def _put_aside(folder: Path) -> None:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}_before{number}")).exists():
+        number += 1
+    folder.rename(aside)
 
 
 def score_frames(run: Run) -> None:
@@ -244,8 +263,7 @@ def score_frames(run: Run) -> None:
 @contextmanager
 def _alone(run: Run, space: Workspace, bar: tqdm) -> Iterator[None]:
     """Only one of the processes that share runs works on this run; the others wait, and then find it done."""
-    space.lock(run).parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(space.lock(run))
+    lock = space.lock(run)
     try:
         lock.acquire(blocking=False)
     except Timeout:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from toolbox import STUDENT, distill_options, scored_set, train_options
 
 from csd_plugin.archs.sldnet import SLDNet
@@ -23,8 +24,9 @@ from csd_plugin.errors import CSDError
 from csd_plugin.lab import runner
 from csd_plugin.lab.job import Table, make_tables
 from csd_plugin.lab.matrix import read_matrix, runs_of
-from csd_plugin.lab.plan import plan_for, stretched
+from csd_plugin.lab.plan import Plan, plan_for, stretched
 from csd_plugin.lab.table import build
+from csd_plugin.locks import alone
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.results import write as write_results
 from csd_plugin.metrics.scores import Scores
@@ -379,6 +381,10 @@ def test_what_starts_from_a_row_goes_with_it(files, launcher, monkeypatch, capsy
     assert main(["table", matrix, "--only", "csd", "--retrain", "teacher", "--dry-run"]) == 0
     states = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines()[:2])
     assert states == {"tiny_teacher": "missing", "tiny_csd": "missing"}
+    with FileLock("results/tiny_runs/locks/tiny_csd.lock"):  # another command is at work on it
+        assert main(["table", matrix, "--only", "csd", "--retrain", "teacher"]) == 2
+    assert "tiny_csd cannot be done again: another command is at work on it" in capsys.readouterr().err
+    assert not list(Path("experiments").glob("*_before1"))
     assert main(["table", matrix, "--only", "csd", "--retrain", "teacher"]) == 0
     assert calls.jobs == ["train tiny_teacher", "train tiny_csd", "test tiny_csd"]
     assert Path("experiments/tiny_csd_before1").is_dir() and not Path("experiments/tiny_alone_before1").exists()
@@ -500,6 +506,27 @@ def test_a_dry_run_tells_what_is_given_from_what_was_trained(files, monkeypatch,
     assert main(["table", str(files / "matrix.yml"), "--dry-run"]) == 0
     states = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines()[:3])
     assert states == {"tiny_input": "given", "tiny_teacher": "missing", "tiny_alone": "missing"}
+
+
+def test_one_command_at_a_time_decides_on_the_plan(files, launcher, monkeypatch):
+    """It is kept before another one looks for it."""
+    monkeypatch.chdir(launcher.folder)
+    Calls(launcher, monkeypatch)
+    held = []
+
+    def seen(name, function):
+        def call(*given, **more):
+            with pytest.raises(CSDError, match="another command"), alone(runner.Workspace("tiny").plan):
+                pass
+            held.append(name)
+            return function(*given, **more)
+
+        return call
+
+    monkeypatch.setattr("csd_plugin.lab.job.plan_for", seen("found", plan_for))
+    monkeypatch.setattr(Plan, "keep", seen("kept", Plan.keep))
+    assert main(["table", str(files / "matrix.yml"), "--only", "teacher"]) == 0
+    assert held == ["found", "kept"]
 
 
 @pytest.fixture
