@@ -262,3 +262,13 @@ def test_the_report_does_not_become_a_frame(work, capsys):
     assert adapt("--out", "garden/mine.pth") == 2
     assert "--out garden/mine.pth: the report's picture would be one of the frames in garden" in capsys.readouterr().err
     assert len(list((work / "garden").iterdir())) == FRAMES
+
+
+def test_what_helps_on_some_frames_alone_is_not_shipped(work, capsys, monkeypatch):
+    """On those that are looked at on the way anything is better than the student; the teacher brightens the others."""
+    monkeypatch.setattr(run, "_nearness", lambda network, *_: float(network.tail.bias[0] != 0.1))
+    monkeypatch.setattr(learning, "rate_at", lambda *_: -1.0)  # away from the teacher
+    assert adapt() == 0
+    assert "the checkpoint holds the student as it was" in capsys.readouterr().out
+    student, kept = (load_network(work / name).state_dict() for name in ("student.pth", "garden.pth"))
+    assert all(torch.equal(student[name], kept[name]) for name in student)
