@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from csd_plugin.data.images import decode_image
+from csd_plugin.data.images import decode_image, eight_bits
 from csd_plugin.data.layout import tail_from_split
 from csd_plugin.data.stores.folder import FolderStore
 from csd_plugin.data.stores.lmdb import (
@@ -39,6 +40,8 @@ from csd_plugin.data.stores.lmdb import (
 from csd_plugin.data.workers import Processes
 from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError
+
+logger = logging.getLogger(__name__)
 
 _FIRST_MAP = 2**26
 """Bytes that a store can hold at first; it grows."""
@@ -173,19 +176,37 @@ def _build(folder: FolderStore, frames: Mapping[str, str], out: Path, encoding: 
     partial.mkdir(parents=True, exist_ok=True)
     with _only_builder(partial), _Writer(partial, Header(encoding, tail_from_split(folder.root), False)) as writer:
         known = writer.keep_only(frames)
-        new = 0
+        new, rounded = 0, list[str]()
         stems = sorted(frames)
         tasks = ((str(folder.root), frames[stem], encoding, known.get(stem)) for stem in stems)
         with Processes(jobs) if jobs > 1 else contextlib.nullcontext() as processes:
             results = processes.map(encode_frame, tasks) if processes else (encode_frame(*task) for task in tasks)
             progress = tqdm(results, desc=f"{out.name} ({encoding})", total=len(frames), unit="frame", disable=None)
             named = ((stem, *result) for stem, result in zip(stems, progress, strict=True) if result is not None)
-            for batch in _batches(named):
+            for batch in _batches(_counted(named, rounded)):
                 writer.write(batch)
                 new += len(batch)
+        if rounded and encoding != "source":
+            logger.warning(
+                "%s: %d of %d frames have more than 8 bits per channel, rounded to 8 (%s is the first)",
+                out,
+                len(rounded),
+                new,
+                rounded[0],
+            )
         writer.finish()
     _name(partial, out)
     return new
+
+
+def _counted(
+    frames: Iterable[tuple[str, Record, bytes, bool]], rounded: list[str]
+) -> Iterator[tuple[str, Record, bytes]]:
+    """What is written of them. Notes in `rounded` which had more than 8 bits."""
+    for stem, record, value, deep in frames:
+        if deep:
+            rounded.append(stem)
+        yield stem, record, value
 
 
 def _name(partial: Path, out: Path) -> None:
@@ -269,8 +290,8 @@ def _writable(out: Path) -> Iterator[None]:
         ) from error
 
 
-def encode_frame(root: str, key: str, encoding: str, known: str | None) -> tuple[Record, bytes] | None:
-    """(record, value) of an image file; None where its checksum is the known one.
+def encode_frame(root: str, key: str, encoding: str, known: str | None) -> tuple[Record, bytes, bool] | None:
+    """Record and value of an image file, and whether it has more than 8 bits; None where its checksum is the known one.
 
     Args:
         root: folder of the data set.
@@ -289,12 +310,12 @@ def encode_frame(root: str, key: str, encoding: str, known: str | None) -> tuple
     digest = hashlib.sha256(data).hexdigest()
     if digest == known:
         return None
-    frame = decode_image(data, str(path))  # also of `source`: damage shows now, not in a training's third hour
-    value = _VALUES[encoding](data, frame)
+    frame = decode_image(data, str(path), deep=True)  # also of `source`: damage shows now, not hours later
+    value = _VALUES[encoding](data, eight_bits(frame))
     suffix = split_key(key)[1]
     height, width = frame.shape[:2]
     value_digest = digest if encoding == "source" else hashlib.sha256(value).hexdigest()
-    return Record(suffix, height, width, len(value), digest, value_digest), value
+    return Record(suffix, height, width, len(value), digest, value_digest), value, frame.dtype == np.uint16
 
 
 def _png(frame: np.ndarray) -> bytes:

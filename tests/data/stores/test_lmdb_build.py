@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import lmdb
 import numpy as np
 import pytest
@@ -47,6 +48,18 @@ def test_jobs_do_not_matter(folder, tmp_path):
         assert (report.frames, report.new) == (12, 12)
     assert content(tmp_path / "1.lmdb") == content(tmp_path / "2.lmdb")
     assert (tmp_path / "1.lmdb" / "meta_info.txt").read_text() == (tmp_path / "2.lmdb" / "meta_info.txt").read_text()
+
+
+@pytest.mark.parametrize("encoding", ["source", "png", "raw"])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_bits_that_are_dropped_are_said(folder, tmp_path, caplog, encoding, jobs):
+    deep = np.arange(40 * 52 * 3, dtype=np.uint16).reshape(40, 52, 3) * 10
+    cv2.imwrite(str(folder / "c1" / "3.png"), deep)
+    build_store(folder, tmp_path / "a.lmdb", encoding, jobs)
+    line = "1 of 12 frames have more than 8 bits per channel, rounded to 8 (c1/3 is the first)"
+    assert (line in caplog.text) == (encoding != "source")
+    frame = open_store(tmp_path / "a.lmdb").read("c1/3.png")
+    assert np.array_equal(frame[..., ::-1], np.round(deep / 257).astype(np.uint8))
 
 
 def test_the_map_grows(folder, tmp_path, monkeypatch):
