@@ -33,8 +33,8 @@ Lightning, MMEngine and others write."""
 
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|network|distiller|student)\.)+")
 """What data parallel, torch.compile, averages and trainers put before the names of the network that they hold."""
-_OF_STUDENT = re.compile(r"^(?:(?:module|_orig_mod|distiller)\.)*student\.")
-"""The names of a student's weights in a `Distiller`, or a model that holds one."""
+_OF_DISTILLER = re.compile(r"^((?:(?:module|_orig_mod|distiller)\.)*)(student|objectives|reconstruction)\.")
+"""The names of all weights of a `Distiller`: what holds it, and its part."""
 _NO_WEIGHT = "n_averaged"
 """The counter of torch's AveragedModel."""
 
@@ -70,6 +70,14 @@ def weights_in(content: Any, path: str, param_key: str | None = None, *, fallbac
     Raises:
         CSDError: no state dict of tensors, or no entry `param_key`.
     """
+    state = entry_in(content, path, param_key, fallback=fallback)
+    names = [name for name in _of_student(state) if name != _NO_WEIGHT]
+    bare = _without_wrappers(names)
+    return {bare[name]: state[name] for name in names}
+
+
+def entry_in(content: Any, path: str, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
+    """`weights_in` with all names as the file has them, for what is no network that something may have wrapped."""
     if not isinstance(content, Mapping):
         raise CSDError(f"checkpoint {path} holds a {type(content).__name__}, expected a dict of tensors")
 
@@ -84,10 +92,7 @@ def weights_in(content: Any, path: str, param_key: str | None = None, *, fallbac
         raise CSDError(
             f"checkpoint {path} holds no state dict of tensors; expected one of the keys {', '.join(PARAM_KEYS)}"
         )
-    if any(map(_OF_STUDENT.match, map(str, content))):
-        content = {name: value for name, value in content.items() if _OF_STUDENT.match(str(name))}
-    bare = _without_wrappers(map(str, content))
-    return {bare[str(name)]: value for name, value in content.items() if name != _NO_WEIGHT}
+    return {str(name): value for name, value in content.items()}
 
 
 def is_plain(value: Any) -> bool:
@@ -99,6 +104,22 @@ def is_plain(value: Any) -> bool:
         and not (value.is_complex() or value.is_quantized)
         and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
     )
+
+
+def _of_student(names: Iterable[str]) -> list[str]:
+    """Those of a student where the names are of a `Distiller`, or of a model that holds one; else all of them.
+
+    A network may have a part `student` of its own: it has other parts beside it than a distiller.
+    """
+    names = list(names)
+    parts = {name: match for name in names if (match := _OF_DISTILLER.match(name))}
+    of_student = [name for name, match in parts.items() if match[2] == "student"]
+    holders = {parts[name][1] for name in of_student}
+    if len(holders) != 1:
+        return names
+    [holder] = holders
+    inside = [name for name in names if name.startswith(holder) and name != _NO_WEIGHT]
+    return of_student if all(name in parts and parts[name][1] == holder for name in inside) else names
 
 
 def _without_wrappers(names: Iterable[str]) -> dict[str, str]:

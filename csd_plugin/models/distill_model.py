@@ -12,7 +12,7 @@ from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from csd_plugin.archs.checkpoint import load_weights, read_state_dict
+from csd_plugin.archs.checkpoint import entry_in, load_plain, load_weights
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.devices import forked_random
 from csd_plugin.distill.distiller import Compared, Distiller, Teacher, adapted
@@ -149,8 +149,9 @@ class DistillModel(VideoDerainModel):
         super().resume_training(self._of_todays_weights(resume_state))
         if self._objective_states():
             path = self._objective_path(resume_state["iter"])
+            content = load_plain(path, "checkpoint")
             for teacher in self.teachers:
-                state = read_state_dict(path, _entry(teacher))
+                state = entry_in(content, str(path), _entry(teacher))
                 load_weights(self.get_bare_model(teacher.objective), state, source=str(path))
             get_root_logger().info(f"Resumed the objective from {path}.")
 

@@ -98,6 +98,33 @@ def test_names_stay_apart_where_a_prefix_alone_tells_them_apart(tmp_path):
     assert same(read_state_dict(tmp_path / "net.pth"), state)
 
 
+def named(*names):
+    return {name: torch.full((1,), float(number)) for number, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "distiller.", "module.distiller."])
+@pytest.mark.parametrize("others", [(), ("objectives.t.cell.weight",), ("objectives.t.w", "reconstruction.seen")])
+def test_of_a_distillers_weights_the_students_are_taken(tmp_path, prefix, others):
+    state = prefixed(prefix, named("student.conv.weight", "student.tail.bias", *others)) | {"n_averaged": torch.ones(1)}
+    torch.save({"state_dict": state}, tmp_path / "net.pth")
+    assert same(read_state_dict(tmp_path / "net.pth"), named("conv.weight", "tail.bias"))
+    if "distiller." in prefix:  # what holds it may have weights of its own
+        torch.save({"state_dict": state | named("metric.seen")}, tmp_path / "net.pth")
+        assert same(read_state_dict(tmp_path / "net.pth"), named("conv.weight", "tail.bias"))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize("others", [("tail",), ("teacher", "objectives"), ("body", "reconstruction")])
+def test_a_network_may_have_a_part_that_is_called_student(tmp_path, prefix, others):
+    def network():
+        return nn.ModuleDict({name: nn.Linear(2, 3) for name in ("student", *others)})
+
+    first, second = network(), network()
+    torch.save({"params": prefixed(prefix, first.state_dict())}, tmp_path / "net.pth")
+    assert load_weights(second, read_state_dict(tmp_path / "net.pth"), source="net.pth") == []
+    assert same(first.state_dict(), second.state_dict())
+
+
 def test_the_authors_old_file_format_loads(tmp_path, network):
     torch.save({"three_dim_model": network.state_dict()}, tmp_path / "net.pth", _use_new_zipfile_serialization=False)
     assert same(read_state_dict(tmp_path / "net.pth"), network.state_dict())

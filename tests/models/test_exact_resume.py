@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from toolbox import changed, distill_options, equal, scored_set, train_options
+from torch import nn
+from torch.nn import functional as F
 
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.data.datasets.paired_video import PairedVideoDataset
+from csd_plugin.distill import OBJECTIVES
+from csd_plugin.distill.interface import Objective, feature_pairs
+from csd_plugin.types import Terms
 
 
 def resumed_and_whole(launcher, options, *, cut: int, total: int) -> list[dict[str, dict[str, torch.Tensor]]]:
@@ -61,6 +66,36 @@ def test_weights_that_follow_gradients_go_on_too(launcher, tiny_rain, tiny_teach
     options["train"]["distill_opt"]["weights"] = {"spatial": {"balance": 0.3}, "temporal": {"balance": 0.1, "until": 4}}
     whole, cut = resumed_and_whole(launcher, options, cut=3, total=6)
     assert set(whole["6.state"]["balance"]) == {"spatial", "temporal"} and "objective_latest.pth" in whole
+    assert_same(whole, cut)
+
+
+class Heads(Objective):
+    """Somebody's own: a head for each network, by its name, and batch norm, which keeps means and a count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.teacher, self.norm = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3)
+
+    @property
+    def terms(self):
+        return ("heads",)
+
+    def forward(self, student, teacher, target):
+        [(ours, theirs)] = feature_pairs("Heads", student, teacher, count=1)
+        ours, theirs = self.norm(self.student(ours.flatten(0, 1))), self.teacher(theirs.flatten(0, 1))
+        return Terms({"heads": F.mse_loss(ours, theirs)}, {})
+
+
+def own_objective(monkeypatch, cls, data, teacher, weight=0.1):
+    monkeypatch.setitem(OBJECTIVES._rows, cls.__name__, cls)
+    objective = {"type": cls.__name__, "weights": {"heads": weight}}
+    return distill_options(data, teacher, **{"train.distill_opt": objective})
+
+
+def test_an_objective_with_parts_of_any_name_goes_on(launcher, tiny_rain, tiny_teacher, monkeypatch):
+    options = own_objective(monkeypatch, Heads, tiny_rain, tiny_teacher)
+    whole, cut = resumed_and_whole(launcher, options, cut=2, total=4)
+    assert {"student.weight", "teacher.weight", "norm.running_mean"} <= whole["objective_latest.pth"]["params"].keys()
     assert_same(whole, cut)
 
 
