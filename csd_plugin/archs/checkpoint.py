@@ -101,7 +101,7 @@ def is_plain(value: Any) -> bool:
         isinstance(value, Tensor)
         and value.layout is torch.strided
         and value.device.type == "cpu"
-        and not (value.is_complex() or value.is_quantized)
+        and not value.is_quantized
         and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
     )
 
@@ -246,6 +246,12 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
                 f"{source}: {name} has shape {tuple(state[name].shape)}, the network expects {tuple(own[name].shape)}; "
                 f"the checkpoint is of another size: make the network's options match it"
             )
+        if name in state and own[name].is_complex() != state[name].is_complex():  # torch would drop a part of them
+            there, here = ("complex", "real") if state[name].is_complex() else ("real", "complex")
+            raise CSDError(
+                f"{source}: {name} has {there} numbers, the network expects {here} ones; the checkpoint is of another "
+                f"network: make the network's options match it"
+            )
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if strict and (missing or unexpected):
         what = f"lacks {missing[0]}" if missing else f"has {unexpected[0]}, unknown to the network"
@@ -266,6 +272,11 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
 def load_network(path: str | Path, param_key: str | None = None) -> nn.Module:
     """A ready network of one of `NETWORKS` in eval mode; its numbers are read off the weights. Raises CSDError."""
     state = read_state_dict(path, param_key)
+    for name in (name for name, value in state.items() if value.is_complex()):  # runtimes are for real numbers
+        raise CSDError(
+            f"checkpoint {path}: {name} has complex numbers; networks with such weights are trained and tested by "
+            f"option files (csd_plugin.train, csd_plugin.test) alone"
+        )
     network, faults = network_of(state), []
     if network is None or not _fits(network, state):  # other packages are imported only where they are needed
         faults = list(extensions.load())

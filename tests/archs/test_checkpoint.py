@@ -247,6 +247,36 @@ def test_a_checkpoint_of_another_size_names_the_layer_and_changes_nothing(networ
     assert load_weights(network, fewer, source="net.pth", strict=False) == ["conv13.bias", "conv13.weight"]
 
 
+class Spectral(nn.Module):
+    def __init__(self, dtype=torch.cfloat):
+        super().__init__()
+        self.gain = nn.Parameter(torch.randn(3, dtype=dtype))
+
+
+def test_complex_weights_and_what_an_optimizer_keeps_of_them_load(tmp_path):
+    first, second = Spectral(), Spectral()
+    optimizers = [torch.optim.Adam(network.parameters()) for network in (first, second)]
+    first.gain.abs().sum().backward()
+    optimizers[0].step()
+    torch.save({"params": first.state_dict()}, tmp_path / "net.pth")
+    torch.save(optimizers[0].state_dict(), tmp_path / "1.state")
+    load_weights(second, read_state_dict(tmp_path / "net.pth"), source="net.pth")
+    load_optimizer(optimizers[1], torch.load(tmp_path / "1.state"))
+    assert same(first.state_dict(), second.state_dict())
+    assert same(*(optimizer.state_dict()["state"][0] for optimizer in optimizers))
+    with pytest.raises(CSDError, match=r"net\.pth: gain has complex numbers; .* option files"):
+        load_network(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("dtypes", [(torch.cfloat, torch.float), (torch.float, torch.cfloat)])
+def test_complex_weights_are_not_taken_for_real_ones(dtypes):
+    there, here = map(Spectral, dtypes)
+    before = here.gain.clone()
+    with pytest.raises(CSDError, match=r"net\.pth: gain has \w+ numbers, the network expects \w+ ones"):
+        load_weights(here, there.state_dict(), source="net.pth")
+    assert torch.equal(here.gain, before)
+
+
 def test_less_than_half_of_a_network_is_anothers(network):
     own = network.state_dict()
     before = {name: value.clone() for name, value in own.items()}

@@ -99,6 +99,34 @@ def test_an_objective_with_parts_of_any_name_goes_on(launcher, tiny_rain, tiny_t
     assert_same(whole, cut)
 
 
+class Spectral(nn.Module):
+    """Somebody's own network of images, with complex weights."""
+
+    layout, feature_tap = "image", "tail"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
+        self.gain = nn.Parameter(torch.randn(4, 1, 1, dtype=torch.cfloat))
+
+    def forward(self, image):
+        spectrum = torch.fft.rfft2(self.head(image)) * self.gain
+        return image + self.tail(torch.fft.irfft2(spectrum, s=image.shape[-2:]))
+
+
+def test_complex_weights_learn_teach_and_go_on(launcher, tiny_rain, monkeypatch):
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, "Spectral", Spectral)
+    teacher = launcher.folder / "teacher.pth"
+    torch.save({"params": Spectral().state_dict()}, teacher)
+    networks = {key: {"type": "Spectral"} for key in ("network_g", "network_t")}
+    options = distill_options(tiny_rain, teacher, **networks, **{"train.health": False, "train.grad_clip": 0.1})
+    whole, cut = resumed_and_whole(launcher, options, cut=2, total=4)
+    assert whole["net_g_latest.pth"]["params"]["gain"].is_complex()
+    assert_same(whole, cut)
+
+
 def test_a_fused_optimizer_goes_on_too(launcher, tiny_rain, capfd):
     """And a GPU's option in the same file, which is said to have no effect here."""
     options = train_options(tiny_rain, **{"train.optim_g.fused": True, "train.cuda_graph": True})
