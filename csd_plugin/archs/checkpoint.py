@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from csd_plugin import extensions
 from csd_plugin.archs import NETWORKS
@@ -226,7 +227,7 @@ def _load_safetensors(path: Path, what: str) -> dict[str, Tensor]:
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> list[str]:
     """Put a state dict into a network, or raise CSDError with the reason, the network unchanged.
 
-    Prefixes of wrappers do not matter, in either.
+    Prefixes of wrappers do not matter, in either. Lazy modules take the sizes of the file, or stay without any.
 
     Args:
         state: name -> tensor.
@@ -240,8 +241,9 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
     full = {bare: name for name, bare in _without_wrappers(own).items()}
     bare_names = _without_wrappers(state)
     state = {full.get(bare_names[name], name): value for name, value in state.items()}
+    lazy = {name for name, value in own.items() if is_lazy(value)}
     for name in own:
-        if name in state and own[name].shape != state[name].shape:
+        if name in state and name not in lazy and own[name].shape != state[name].shape:
             raise CSDError(
                 f"{source}: {name} has shape {tuple(state[name].shape)}, the network expects {tuple(own[name].shape)}; "
                 f"the checkpoint is of another size: make the network's options match it"
@@ -252,7 +254,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
                 f"{source}: {name} has {there} numbers, the network expects {here} ones; the checkpoint is of another "
                 f"network: make the network's options match it"
             )
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    missing, unexpected = sorted(own.keys() - state.keys() - lazy), sorted(state.keys() - own.keys())
     if strict and (missing or unexpected):
         what = f"lacks {missing[0]}" if missing else f"has {unexpected[0]}, unknown to the network"
         raise CSDError(
@@ -304,6 +306,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     for parameter, name, value in kept:
         if not isinstance(value, Tensor):
             continue
+        if is_lazy(parameter):
+            raise CSDError("its optimizer knows a lazy weight, whose size is in no file; is objective_N.pth gone?")
         if not (is_plain(value.cpu()) and _of_weight(value.shape, parameter.shape)):
             raise CSDError(f"its optimizer has a {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
         if value.shape == parameter.shape and value.stride() != parameter.stride():

@@ -11,6 +11,7 @@ from basicsr.archs import build_network
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from csd_plugin.archs.checkpoint import entry_in, load_plain, load_weights
 from csd_plugin.archs.interface import interface_of
@@ -20,6 +21,7 @@ from csd_plugin.distill.dry_run import clips_of
 from csd_plugin.distill.fidelity import filled, mismatches, report
 from csd_plugin.distill.objective import build_objective
 from csd_plugin.distill.settings import read_distillation
+from csd_plugin.errors import CSDError
 from csd_plugin.models.resuming import numbers, without_weights
 from csd_plugin.models.video_derain_model import VideoDerainModel, save_atomically
 
@@ -146,13 +148,22 @@ class DistillModel(VideoDerainModel):
         return state if monitor is None else state | {"health": monitor.start}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
+        path = self._objective_path(resume_state["iter"])
+        if found := path.is_file():
+            self._resume_objectives(path)
+        # after them: lazy modules have the sizes of their weights from the file
         super().resume_training(self._of_todays_weights(resume_state))
-        if self._objective_states():
-            path = self._objective_path(resume_state["iter"])
-            content = load_plain(path, "checkpoint")
-            for teacher in self.teachers:
-                state = entry_in(content, str(path), _entry(teacher))
-                load_weights(self.get_bare_model(teacher.objective), state, source=str(path))
+        if not found and self._objective_states():
+            raise CSDError(f"{path} does not exist, which the run has saved with its state; use another state")
+
+    def _resume_objectives(self, path: Path) -> None:
+        content, learn = load_plain(path, "checkpoint"), False
+        for teacher in self.teachers:
+            objective = self.get_bare_model(teacher.objective)
+            if objective.state_dict():
+                load_weights(objective, entry_in(content, str(path), _entry(teacher)), source=str(path))
+                learn = True
+        if learn:
             get_root_logger().info(f"Resumed the objective from {path}.")
 
     def _of_todays_weights(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -171,12 +182,16 @@ class DistillModel(VideoDerainModel):
             self.distiller.monitor.start = numbers(resume_state.get("health", {}))
 
     def _objective_states(self) -> dict[str, dict[str, Tensor]]:
-        """The objectives' weights, by entry of their file; none without distillation, or for a method without any."""
+        """The objectives' weights, by entry of their file; none without distillation, or for a method without any.
+
+        Without those of lazy modules that have not seen a batch.
+        """
         states = {}
         for teacher in self.teachers:
             state = self.get_bare_model(teacher.objective).state_dict()
+            state = {name: value.cpu().contiguous() for name, value in state.items() if not is_lazy(value)}
             if state:
-                states[_entry(teacher)] = {name: value.cpu().contiguous() for name, value in state.items()}
+                states[_entry(teacher)] = state
         return states
 
     def _objective_path(self, label: int | str) -> Path:

@@ -15,6 +15,7 @@ import torch
 from basicsr.models import lr_scheduler
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from csd_plugin import compat, options, peers
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
@@ -185,7 +186,9 @@ def checked_objective(distillation: Distillation) -> Objective:
 
 def _try_objective(opt: Mapping[str, Any]) -> None:
     try:
-        checked_objective(read_distillation(opt))
+        objective = checked_objective(read_distillation(opt))
+        if opt.get("dist"):  # their gradients are added by a wrapper that wants all sizes
+            _check_sizes(objective, "which several processes cannot train")
     except CSDError as error:
         raise CSDError(f"train.distill_opt: {error}") from error
 
@@ -529,4 +532,19 @@ def _construct(cls: type, keywords: dict[str, Any], where: str) -> Any:
 
 def _build_network(content: dict[str, Any], where: str) -> nn.Module:
     """As the toolbox's build_network, which would start the log before its file is known."""
-    return _construct(_find_type(ARCH_REGISTRY, content.get("type"), f"{where}.type"), keywords_of(content), where)
+    cls = _find_type(ARCH_REGISTRY, content.get("type"), f"{where}.type")
+    network: nn.Module = _construct(cls, keywords_of(content), where)
+    try:
+        _check_sizes(network, "which optimizer, average and checks need before")
+    except CSDError as error:
+        raise CSDError(f"{where}: {error}") from error
+    return network
+
+
+def _check_sizes(module: nn.Module, why: str) -> None:
+    """Raises CSDError for weights of lazy modules."""
+    for name in (name for name, value in module.state_dict().items() if is_lazy(value)):
+        raise CSDError(
+            f"{type(module).__name__}: {name} is lazy: it gets its size from the first batch, {why}; use a layer with "
+            f"sizes, such as Conv2d for LazyConv2d"
+        )

@@ -189,6 +189,14 @@ def test_resume_does_not_fall_back_to_the_start_where_the_checkpoint_is_gone(lau
     assert "net_g_2.pth does not exist" in capsys.readouterr().err
 
 
+def test_resume_does_not_go_on_with_fresh_cells_where_theirs_are_gone(launcher, tiny_rain, tiny_teacher, capsys):
+    options = distill_options(tiny_rain, tiny_teacher)
+    assert launcher.train(options) == 0
+    (launcher.folder / "experiments/run/models/objective_2.pth").unlink()
+    assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 2
+    assert "objective_2.pth does not exist, which the run has saved" in capsys.readouterr().err
+
+
 def test_cells_that_are_averaged_follow_each_step(launcher, tiny_rain, tiny_teacher):
     options = distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 1})
     options["train"]["distill_opt"] |= {"cells": "averaged", "ema_decay": 0.5}

@@ -12,6 +12,7 @@ from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.data.datasets.paired_video import PairedVideoDataset
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.interface import Objective, feature_pairs
+from csd_plugin.errors import CSDError
 from csd_plugin.types import Terms
 
 
@@ -86,6 +87,22 @@ class Heads(Objective):
         return Terms({"heads": F.mse_loss(ours, theirs)}, {})
 
 
+class LazyHeads(Heads):
+    """The same, which learns from the first batch how many channels the features have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.teacher, self.norm = nn.LazyConv2d(3, 1), nn.LazyConv2d(3, 1), nn.LazyBatchNorm2d()
+
+
+class OnlyLazyHeads(LazyHeads):
+    """Without batch norm, whose count is there from the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.Identity()
+
+
 def own_objective(monkeypatch, cls, data, teacher, weight=0.1):
     monkeypatch.setitem(OBJECTIVES._rows, cls.__name__, cls)
     objective = {"type": cls.__name__, "weights": {"heads": weight}}
@@ -97,6 +114,61 @@ def test_an_objective_with_parts_of_any_name_goes_on(launcher, tiny_rain, tiny_t
     whole, cut = resumed_and_whole(launcher, options, cut=2, total=4)
     assert {"student.weight", "teacher.weight", "norm.running_mean"} <= whole["objective_latest.pth"]["params"].keys()
     assert_same(whole, cut)
+
+
+@pytest.mark.parametrize("objective", [LazyHeads, OnlyLazyHeads])
+@pytest.mark.parametrize("seen", [True, False])
+def test_an_objective_with_lazy_modules_goes_on(launcher, tiny_rain, tiny_teacher, monkeypatch, objective, seen):
+    """Also where it has not seen a batch before the cut."""
+    weight = 0.1 if seen else {"schedule": "stop_at", "start": 0, "end": 0.1, "iters": 2}
+    options = own_objective(monkeypatch, objective, tiny_rain, tiny_teacher, weight)
+    whole, cut = resumed_and_whole(launcher, options, cut=2, total=4)
+    assert whole["objective_latest.pth"]["params"]["student.weight"].shape == (3, 4, 1, 1)
+    assert_same(whole, cut)
+
+
+def test_lazy_modules_of_a_state_without_their_weights_are_one_line(
+    launcher, tiny_rain, tiny_teacher, monkeypatch, capsys
+):
+    options = own_objective(monkeypatch, OnlyLazyHeads, tiny_rain, tiny_teacher)
+    assert launcher.train(options) == 0
+    (launcher.folder / "experiments/run/models/objective_2.pth").unlink()
+    assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 2
+    assert (
+        "belongs to another run: its optimizer knows a lazy weight, whose size is in no file"
+        in capsys.readouterr().err.splitlines()[-1]
+    )
+
+
+class Lazy(nn.Module):
+    """Somebody's own network, which does not say how many channels it takes."""
+
+    layout, feature_tap = "image", "tail"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.tail = nn.LazyConv2d(4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
+
+
+@pytest.mark.parametrize("role", ["network_g", "network_t"])
+def test_lazy_networks_are_refused_before_anything_is_written(
+    launcher, tiny_rain, tiny_teacher, monkeypatch, capsys, role
+):
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, "Lazy", Lazy)
+    assert launcher.train(distill_options(tiny_rain, tiny_teacher, **{role: {"type": "Lazy"}})) == 2
+    assert f"{role}: Lazy: head.weight is lazy: it gets its size" in capsys.readouterr().err
+    assert launcher.written() == []
+
+
+def test_several_processes_refuse_an_objective_with_lazy_modules(tiny_rain, tiny_teacher, monkeypatch):
+    from csd_plugin.models.preflight import check_parts
+
+    options = own_objective(monkeypatch, LazyHeads, tiny_rain, tiny_teacher)
+    check_parts({**options, "is_train": True, "dist": False})
+    with pytest.raises(CSDError, match=r"train\.distill_opt: LazyHeads: student\.weight is lazy: .* several processes"):
+        check_parts({**options, "is_train": True, "dist": True})
 
 
 class Spectral(nn.Module):
