@@ -22,7 +22,7 @@ from csd_plugin.distill.fidelity import filled, mismatches, report
 from csd_plugin.distill.objective import build_objective
 from csd_plugin.distill.settings import read_distillation
 from csd_plugin.errors import CSDError
-from csd_plugin.models.resuming import numbers, without_weights
+from csd_plugin.models.resuming import numbers, weights_digest, without_weights
 from csd_plugin.models.video_derain_model import VideoDerainModel, save_atomically
 
 
@@ -51,6 +51,7 @@ class DistillModel(VideoDerainModel):
             # Stage 1 draws none of these numbers: without the fork, its data and ours would differ.
             with forked_random():
                 self.teachers = [self._build_teacher(*item) for item in self.distillation.teachers.items()]
+        self._taught_by = {teacher.label: weights_digest(teacher.network.state_dict()) for teacher in self.teachers}
         super().init_training_settings()
 
     def _build_teacher(self, label: str, share: float) -> Teacher:

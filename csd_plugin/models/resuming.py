@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import itertools
 import json
@@ -10,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -24,6 +27,8 @@ _PLACES_AND_SPEED = {
 """Options of a training set that may differ from machine to machine, with the same results."""
 _LEARNED_BY = ("pixel_opt", "distill_opt", "autocast", "accumulate", "ema_decay", "grad_clip")
 _LONGEST = 200
+_DIGITS = 12
+"""Of a digest: as many as people compare."""
 
 
 UNREADABLE = (ValueError, AssertionError, TypeError, LookupError, AttributeError)
@@ -107,21 +112,47 @@ def option_changes(
     return list(dict.fromkeys(changes))
 
 
-def learns_by(opt: Mapping[str, Any]) -> str:
-    """What of a run's options decides on what it learns, but for optimizer and schedule, as JSON."""
+def learns_by(opt: Mapping[str, Any], taught_by: Mapping[str, str] | None = None) -> str:
+    """What of a run's options decides on what it learns, but for optimizer and schedule, as JSON.
+
+    Without the seed, as that of the saved state goes on.
+
+    Args:
+        taught_by: label of each teacher that is run -> `weights_digest` of it: not its file, which may move.
+    """
     data = {key: value for key, value in opt["datasets"].get("train", {}).items() if key not in _PLACES_AND_SPEED}
-    parts = {"datasets.train": data, "network_g": opt["network_g"]}
+    parts = {"datasets.train": data, "network_g": opt["network_g"], "interface_g": opt.get("interface_g")}
     parts |= {f"train.{key}": opt["train"].get(key) for key in _LEARNED_BY}
-    return json.dumps(parts, sort_keys=True, default=str)
+    parts["train.ema_warmup"] = opt["train"].get("ema_warmup", True)
+    teachers: dict[str, Any] = {}
+    for label, digest in (taught_by or {}).items():
+        teachers |= {key: opt.get(key) for key in (f"network_{label}", f"interface_{label}")}
+        teachers[f"pretrain_network_{label}"] = f"weights {digest[:_DIGITS]}"
+    return json.dumps({**parts, "teachers": teachers}, sort_keys=True, default=str)
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a network's tensors and their names, in hexadecimal; the same on every device and in every file."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def changes_of_learning(saved: object, now: str) -> list[str]:
-    """What two texts of `learns_by` have differently; nothing where the saved one is missing or no such text."""
+    """What two texts of `learns_by` have differently, in parts that both have: earlier versions wrote fewer.
+
+    Nothing where the saved one is missing or no such text.
+    """
     try:
-        before, after = _flat(parse_json(str(saved))), _flat(parse_json(now))
+        texts = parse_json(str(saved)), parse_json(now)
     except ValueError:
         return []
-    keys = [key for key in after | before if before.get(key) != after.get(key)] if before else []
+    if not all(isinstance(text, Mapping) for text in texts):
+        return []
+    before, after = (_flat({key: text[key] for key in text if key in texts[0] and key in texts[1]}) for text in texts)
+    keys = [key for key in after | before if before.get(key) != after.get(key)]
     return [f"{key} {before.get(key)} -> {after.get(key)}"[:_LONGEST] for key in keys]
 
 

@@ -76,10 +76,12 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     schedulers: list[Any]
     _learns_by = ""
+    _taught_by: Mapping[str, str] = {}
+    """Label of each teacher -> `weights_digest` of it."""
 
     def init_training_settings(self) -> None:
         train_opt = self.opt["train"]
-        self._learns_by = learns_by(self.opt)
+        self._learns_by = learns_by(self.opt, self._taught_by)
         for line in idle_options(self.opt):
             get_root_logger().warning(line)
         for key in ("models", "training_states") if self.opt["rank"] == 0 else ():

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from toolbox import changed, equal, train_options
+from toolbox import changed, distill_options, equal, train_options
 
 from csd_plugin.compat import load_resume_state
 from csd_plugin.errors import CSDError
-from csd_plugin.models.resuming import changes_of_learning, learns_by
+from csd_plugin.models.resuming import changes_of_learning, learns_by, weights_digest
 from csd_plugin.models.video_derain_model import VideoDerainModel
 
 TOTAL = 12
@@ -130,8 +131,76 @@ def test_what_a_resumed_run_learns_from_otherwise_is_named():
         "train.distill_opt.weights.spatial.balance None -> 0.3",
         "train.pixel_opt.type PyramidSSIMLoss -> L1Loss",
     ]
-    for damaged in (None, "", "[", 3, "[1]"):
+    for damaged in (None, "", "[", 3, "[1]", "{}"):
         assert changes_of_learning(damaged, before) == []
+
+
+def test_earlier_versions_knew_less_of_what_a_run_learns_from():
+    opt = {
+        "datasets": {"train": {"gt_size": 32}},
+        "network_g": {"type": "SLDNet"},
+        "network_t": {"type": "SLDNet"},
+        "interface_g": {"layout": "window"},
+        "train": {"ema_decay": 0.9},
+    }
+    now = learns_by(opt, {"t": "f" * 64})
+    text = json.loads(now)
+    earlier = {key: text[key] for key in text if key not in ("interface_g", "teachers", "train.ema_warmup")}
+    assert changes_of_learning(json.dumps(earlier), now) == []
+    assert changes_of_learning(json.dumps({**earlier, "train.ema_decay": 0.5}), now) == ["train.ema_decay 0.5 -> 0.9"]
+    assert changes_of_learning(learns_by({**opt, "train": {"ema_decay": 0.9, "ema_warmup": True}}), now) == [
+        "teachers.network_t.type None -> SLDNet",
+        "teachers.pretrain_network_t None -> weights ffffffffffff",
+    ]
+
+
+def test_a_digest_of_weights_is_of_all_that_they_are():
+    state = {
+        "a": torch.zeros(2, 3),
+        "b": torch.zeros((), dtype=torch.long),
+        "c": torch.zeros(0, 2),
+        "d": torch.zeros(1),
+    }
+    others = [
+        {**state, "a": torch.zeros(3, 2)},
+        {**state, "b": torch.tensor(1)},
+        {**state, "d": torch.zeros(1, dtype=torch.bfloat16)},
+        {**state, "d": torch.tensor([1j])},
+        {name.replace("d", "e"): value for name, value in state.items()},
+    ]
+    assert len({weights_digest(other) for other in [state, *others]}) == 1 + len(others)
+    strided = {name: value.clone() for name, value in reversed(state.items())} | {"a": torch.zeros(3, 2).t()}
+    assert weights_digest(strided) == weights_digest(state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "change"),
+    [
+        ({}, ""),
+        ({"path.pretrain_network_t": "moved.pth"}, ""),
+        ({"path.pretrain_network_t": "saved_again.pth"}, ""),
+        ({"path.pretrain_network_t": "other.pth"}, "teachers.pretrain_network_t weights"),
+        ({"path.param_key_t": "params"}, "teachers.pretrain_network_t weights"),
+        ({"network_t.init_type": "kaiming"}, "teachers.network_t.init_type None -> kaiming"),
+        ({"interface_t": {"layout": "window", "num_frame": 7}}, "teachers.interface_t.num_frame None -> 7"),
+        ({"interface_g": {"layout": "window", "num_frame": 3}}, "interface_g.num_frame None -> 3"),
+        ({"train.ema_warmup": True}, ""),
+        ({"train.ema_warmup": False}, "train.ema_warmup True -> False"),
+    ],
+)
+def test_another_teacher_or_average_of_a_resumed_run_is_named(
+    launcher, tiny_rain, tiny_teacher, capfd, changes, change
+):
+    options = distill_options(tiny_rain, tiny_teacher)
+    assert launcher.train(options) == 0
+    weights = torch.load(tiny_teacher, weights_only=True)
+    torch.save(weights, launcher.folder / "moved.pth")
+    torch.save(weights["params_ema"], launcher.folder / "saved_again.pth")
+    torch.save({"params": weights["params"]}, launcher.folder / "other.pth")
+    capfd.readouterr()
+    assert launcher.train(changed(options, {"train.total_iter": 3, **changes}), "--auto_resume") == 0
+    said = [line for line in capfd.readouterr().err.splitlines() if "options have changed since" in line]
+    assert len(said) == bool(change) and all(change in line and "The first 2 iterations" in line for line in said)
 
 
 def test_the_optimizers_moments_are_kept(said):
