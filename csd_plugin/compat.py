@@ -367,8 +367,12 @@ def load_resume_state(opt: dict) -> dict | None:
     opt["path"]["resume_state"] = path
     state = _read_state(path)
     check_resume(opt, state["iter"])
+    seed = state.get("manual_seed")
+    if seed is not None and seed != opt["manual_seed"]:  # another in the file, or drawn anew where there is none
+        if opt["rank"] == 0:
+            print(f"{path}: the run goes on with its manual_seed {seed}", file=sys.stderr, flush=True)
+        opt["manual_seed"] = content["manual_seed"] = seed
     if state.get("samples"):
-        content["manual_seed"] = state["manual_seed"]
         content["resumed_at"] = (state["epoch"], state["samples"])
     else:
         # other people's data sets draw by the global state: they would draw again what the first iterations have seen
@@ -416,6 +420,8 @@ def _check_set(state: Path, models: Path) -> None:
 
 _NEVER_REACHED = 10**12
 """Iterations, epochs, samples of one."""
+_SEEDS = 2**32
+"""numpy takes those below."""
 
 
 def _read_state(path: str | Path) -> dict[str, Any]:
@@ -428,8 +434,9 @@ def _read_state(path: str | Path) -> dict[str, Any]:
         value = state.get(key)
         if not (type(value) is int and 0 <= value < _NEVER_REACHED) and (needed or value is not None):
             raise CSDError(f"path.resume_state: {path}: {key} is {value!r:.60}, which no run has; use another copy")
-    if not isinstance(state.get("manual_seed"), (int, type(None))):
-        raise CSDError(f"path.resume_state: {path}: manual_seed is not a number; use another copy")
+    seed = state.get("manual_seed")
+    if seed is not None and not (type(seed) is int and 0 <= seed < _SEEDS):
+        raise CSDError(f"path.resume_state: {path}: manual_seed is {seed!r:.60}, which is no seed; use another copy")
     name = Path(path).stem
     if name.isdigit() and int(name) != state["iter"]:
         raise CSDError(f"path.resume_state: {path} is of iteration {state['iter']}; use another copy, or rename it")

@@ -232,6 +232,22 @@ def test_random_numbers_inside_a_network_go_on(launcher, tiny_rain, monkeypatch)
     assert not equal(whole["net_g_latest.pth"]["params"], launcher.weights("net_g_2", "whole"))
 
 
+@pytest.mark.parametrize("seed", [4, None])
+def test_the_seed_goes_on(launcher, tiny_rain, monkeypatch, capfd, seed):
+    """Whatever the file says then, or where each start draws one: data and network draw by the first, in every part."""
+    forward = SLDNet.forward
+    monkeypatch.setattr(
+        SLDNet, "forward", lambda self, window: torch.dropout(forward(self, window), 0.5, self.training)
+    )
+    options = train_options(tiny_rain, **{"train.total_iter": 3, "logger.save_checkpoint_freq": 1})
+    assert launcher.train(changed(options, {"name": "whole"})) == 0
+    for last in (1, 2, 3):
+        now = {"name": "cut", "train.total_iter": last, "manual_seed": 3 if last == 1 else seed}
+        assert launcher.train(changed(options, now), *(["--auto_resume"] if last > 1 else [])) == 0
+    assert capfd.readouterr().err.count("the run goes on with its manual_seed 3") == 2
+    assert_same(*(left_behind(launcher, name) for name in ("whole", "cut")))
+
+
 def test_the_best_scores_are_remembered(launcher, tiny_rain):
     options = train_options(tiny_rain, **{"datasets.val": scored_set(tiny_rain)})
     options["val"] = {"val_freq": 1, "save_img": False}

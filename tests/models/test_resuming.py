@@ -287,14 +287,28 @@ def test_moments_of_other_weights_are_refused():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"iter": "2"}, {"iter": True}, {"iter": -2}, {"iter": 10**18}, {"epoch": None}, {"samples": "x"}, {"iter": 3}],
+    [
+        *(
+            {"iter": "2"},
+            {"iter": True},
+            {"iter": -2},
+            {"iter": 10**18},
+            {"epoch": None},
+            {"samples": "x"},
+            {"iter": 3},
+        ),
+        *({"manual_seed": "x"}, {"manual_seed": True}, {"manual_seed": -1}, {"manual_seed": 2**32}),
+    ],
 )
 def test_a_state_that_counts_as_no_run_does_is_refused(tmp_path, wrong):
     state = {"iter": 2, "epoch": 0, "samples": 4, "manual_seed": 3, "optimizers": [], "schedulers": []}
     path = tmp_path / "2.state"
     torch.save(state | wrong, path)
     opt = {"datasets": {"train": {}}, "manual_seed": 3, "rank": 0, "auto_resume": False}
-    with pytest.raises(CSDError, match=r"2\.state(: (iter|epoch|samples) is .* which no run has| is of iteration 3)"):
+    with pytest.raises(
+        CSDError,
+        match=r"2\.state(: (iter|epoch|samples) is .* which no run has|: manual_seed is .* no seed| is of iteration 3)",
+    ):
         load_resume_state(opt | {"path": {"resume_state": str(path), "training_states": str(tmp_path)}})
 
 
