@@ -79,7 +79,7 @@ def repair_toolbox() -> None:
         return
     _give_places()
     _share_stores()
-    fixed = _keep_unsaved_networks(misc.check_resume)
+    fixed = _resume_saved_networks(misc.check_resume)
     # train.py binds the name from basicsr.utils; if it has done so already, replace it there too
     for module in ("basicsr.utils.misc", "basicsr.utils", "basicsr.train"):
         if module in sys.modules and hasattr(sys.modules[module], "check_resume"):
@@ -134,22 +134,31 @@ def _share_stores() -> None:
     backend.__init__ = __init__
 
 
-def _keep_unsaved_networks(check_resume: Any) -> Any:
-    """On resume the toolbox points every network at a saved file, even a frozen teacher that was never saved."""
+def _resume_saved_networks(check_resume: Any) -> Any:
+    """On resume the toolbox points every network at a saved file, even a frozen teacher that was never saved.
+
+    The entries to be read it changes only from params_ema to params, for all networks alike. Of a saved file that is
+    params, where any other name could mean the average; a network that was not saved keeps file and entry.
+    """
 
     @functools.wraps(check_resume)
     def wrapper(opt: dict, resume_iter: int) -> None:
-        before = dict(opt["path"])
+        paths, before = opt["path"], dict(opt["path"])
         check_resume(opt, resume_iter)
-        # every model saves network_g: where its file is gone, that must be said, not covered by its first start
-        for key in [key for key in opt if key.startswith("network_") and key != "network_g"]:
+        if not paths.get("resume_state"):
+            return
+        for key in [key for key in opt if key.startswith("network_")]:
             pretrain, param_key = f"pretrain_{key}", f"param_key_{key.removeprefix('network_')}"
-            start, resumed = before.get(pretrain), opt["path"].get(pretrain)
-            if start is None or (resumed != start and Path(resumed or "").is_file()):
-                continue
-            opt["path"][pretrain] = start
-            if param_key in before:
-                opt["path"][param_key] = before[param_key]
+            start, resumed = before.get(pretrain), paths.get(pretrain)
+            ignored = key in (before.get("ignore_resume_networks") or ())
+            there = resumed != start and Path(resumed or "").is_file()
+            # every model saves network_g: where its file is gone, that must be said, not covered by its first start
+            if not ignored and (key == "network_g" or there):
+                paths[param_key] = "params"
+            elif start is not None:
+                paths[pretrain] = start
+                if param_key in before:
+                    paths[param_key] = before[param_key]
 
     return wrapper
 

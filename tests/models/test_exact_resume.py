@@ -199,6 +199,37 @@ def test_complex_weights_learn_teach_and_go_on(launcher, tiny_rain, monkeypatch)
     assert_same(whole, cut)
 
 
+@pytest.mark.parametrize("key", ["params", "params_ema", "state_dict", None, "absent"])
+def test_the_student_goes_on_whatever_entry_it_started_from(launcher, tiny_rain, key):
+    """And not its average, which is in the saved file, too."""
+    start = launcher.folder / "start.pth"
+    torch.save({"state_dict": SLDNet(preset="student2", num_feat=4).state_dict()}, start)
+    options = train_options(tiny_rain, **{"path.pretrain_network_g": str(start)})
+    options["path"] |= {} if key == "absent" else {"param_key_g": key}
+    assert_same(*resumed_and_whole(launcher, options, cut=2, total=4))
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_what_is_loaded_on_resume_has_its_entry(tmp_path, ignored):
+    """Also of a network that starts anew, and of one that was never saved."""
+    from basicsr.utils.misc import check_resume
+
+    networks = {"network_g": {}, "network_d": {}, "network_t": {}}
+    names = [name.removeprefix("network_") for name in networks]
+    path = {"resume_state": "4.state", "models": str(tmp_path)}
+    path |= {f"pretrain_network_{name}": f"start_{name}.pth" for name in names}
+    path |= {f"param_key_{name}": "params_ema" if name == "t" else "mine" for name in names}
+    path |= {"param_key_g": "params_ema", "ignore_resume_networks": ["network_g"]} if ignored else {}
+    (tmp_path / "net_d_4.pth").touch()
+    opt = {**networks, "path": path.copy()}
+    check_resume(opt, 4)
+    saved = {f"pretrain_network_{name}": str(tmp_path / f"net_{name}_4.pth") for name in "gd"}
+    entries = {"param_key_g": "params", "param_key_d": "params"}
+    if ignored:
+        del saved["pretrain_network_g"], entries["param_key_g"]
+    assert opt["path"] == path | saved | entries
+
+
 def test_a_fused_optimizer_goes_on_too(launcher, tiny_rain, capfd):
     """And a GPU's option in the same file, which is said to have no effect here."""
     options = train_options(tiny_rain, **{"train.optim_g.fused": True, "train.cuda_graph": True})
