@@ -18,6 +18,8 @@ from toolbox import changed, distill_options, equal, scored_set, scoring_options
 
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.distill import OBJECTIVES
+from csd_plugin.distill.interface import Objective
 from csd_plugin.errors import CSDError
 from csd_plugin.weights import FASTEST, NETWORKS, find_checkpoint
 
@@ -386,6 +388,38 @@ def test_a_loader_that_is_ended_from_outside_is_one_line(tmp_path, tiny_rain, nu
     [line] = [line for line in run.stderr.splitlines() if "error: " in line]
     assert "error: a process that loads data has ended" in line and line.endswith("continues the training")
     assert words in line or "something else" in line  # torch may notice before it hears which signal it was
+
+
+def raises(error):
+    def __init__(self):
+        raise error
+
+    return __init__
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("small"), "KeyError: 'small'; check its values"),
+        (IndexError("list index out of range"), "IndexError: list index out of range; check its values"),
+        (AttributeError("None has no such thing"), "None has no such thing; check its values"),
+        (ImportError("No module named 'mamba_ssm'"), "No module named 'mamba_ssm'; install what it needs"),
+        (NotImplementedError(), "NotImplementedError; check its values"),
+        (RuntimeError("of two\nlines"), "of two; check its values"),
+        (CSDError("give it less"), "give it less"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
+)
+def test_what_constructors_raise(refuses, tiny_rain, tiny_teacher, monkeypatch, error, words):
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, "Own", type("Own", (torch.nn.Module,), {"__init__": raises(error)}))
+    line = refuses(train_options(tiny_rain, network_g={"type": "Own"}), f"network_g: {words}")
+    assert line.endswith(words)
+    monkeypatch.setitem(OBJECTIVES._rows, "Own", type("Own", (Objective,), {"__init__": raises(error)}))
+    objective = {"type": "Own", "weights": {"own": 0.1}}
+    options = distill_options(tiny_rain, tiny_teacher, **{"train.distill_opt": objective})
+    assert refuses(options, f"train.distill_opt: {words}").endswith(words)
 
 
 def test_distillation_options_that_do_not_go_together(refuses, tiny_rain, tiny_teacher):

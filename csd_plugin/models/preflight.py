@@ -7,7 +7,8 @@ import importlib.util
 import inspect
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from csd_plugin.distill.dry_run import Clips, Dry, DryRunError, clips_of, dry_ru
 from csd_plugin.distill.objective import Objective, build_objective, weighted_sum
 from csd_plugin.distill.settings import Distillation, read_distillation, teacher_labels
 from csd_plugin.distill.taps import tap_compared
-from csd_plugin.errors import CSDError, out_of_memory, suggestion
+from csd_plugin.errors import CSDError, first_line, out_of_memory, suggestion
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.results import load_results
 from csd_plugin.models.mixing import check_loss, check_metric, check_metric_size, keywords_of
@@ -50,6 +51,12 @@ _MOST_BY_THE_CLOCK = 1_000_000
 """Iterations of a schedule by the clock: each is a step of the scheduler, some 20 microseconds."""
 _LOSS_SIZE = 64
 """Pixels of a side of the images on which losses are tried."""
+
+_OF_CONSTRUCTORS = (
+    TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, OSError, LookupError, AttributeError,
+    ImportError,
+)  # fmt: skip
+"""What constructors raise on options that they cannot take, or where something is missing; CSDError among them."""
 
 
 def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
@@ -185,12 +192,10 @@ def checked_objective(distillation: Distillation) -> Objective:
 
 
 def _try_objective(opt: Mapping[str, Any]) -> None:
-    try:
+    with _as_mistakes("train.distill_opt"):
         objective = checked_objective(read_distillation(opt))
         if opt.get("dist"):  # their gradients are added by a wrapper that wants all sizes
             _check_sizes(objective, "which several processes cannot train")
-    except CSDError as error:
-        raise CSDError(f"train.distill_opt: {error}") from error
 
 
 def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], interfaces: dict[str, Interface]) -> None:
@@ -520,14 +525,26 @@ def _construct(cls: type, keywords: dict[str, Any], where: str) -> Any:
         inspect.signature(cls).bind(**keywords)
     except TypeError as error:
         raise CSDError(f"{where}: {error}; check its keys") from error
+    with _as_mistakes(where), compat.named_downloads():
+        return cls(**keywords)
+
+
+@contextmanager
+def _as_mistakes(where: str) -> Iterator[None]:
+    """What constructors raise inside, which may be people's own, as CSDError that begins with the key."""
     try:
-        with compat.named_downloads():
-            return cls(**keywords)
-    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, OSError) as error:
+        yield
+    except _OF_CONSTRUCTORS as error:
         if out_of_memory(error):
             raise
-        advice = "" if isinstance(error, CSDError) else "; check its values"
-        raise CSDError(f"{where}: {error or type(error).__name__}{advice}") from error
+        text, advice = first_line(error), "; check its values"
+        if isinstance(error, CSDError):
+            text, advice = str(error), ""
+        elif isinstance(error, ImportError):
+            advice = "; install what it needs"
+        elif isinstance(error, LookupError):  # which says the key alone
+            text = f"{type(error).__name__}: {text}"
+        raise CSDError(f"{where}: {text}{advice}") from error
 
 
 def _build_network(content: dict[str, Any], where: str) -> nn.Module:
