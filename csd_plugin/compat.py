@@ -384,6 +384,13 @@ def load_resume_state(opt: dict) -> dict | None:
     if state.get("samples"):
         content["resumed_at"] = (state["epoch"], state["samples"])
     else:
+        if opt["rank"] == 0 and state["iter"] < opt["train"]["total_iter"]:
+            print(
+                f"warning: {path} has no place in the data of {content.get('type')}: epoch {state['epoch']} starts "
+                f"anew, so the run differs from one without a stop",
+                file=sys.stderr,
+                flush=True,
+            )
         # other people's data sets draw by the global state: they would draw again what the first iterations have seen
         set_random_seed(opt["manual_seed"] + opt["rank"] + state["iter"])
     return state

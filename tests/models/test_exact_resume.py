@@ -7,6 +7,7 @@ import torch
 from toolbox import changed, distill_options, equal, scored_set, train_options
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.data.datasets.paired_video import PairedVideoDataset
@@ -294,12 +295,43 @@ def test_the_best_scores_are_remembered(launcher, tiny_rain):
     assert resumed["nturain_y/psnr"] == (99.0, 1)
 
 
-def test_a_state_without_a_place_in_the_data_is_resumed_from_the_epochs_start(launcher, tiny_rain):
+def test_a_state_without_a_place_in_the_data_is_resumed_from_the_epochs_start(launcher, tiny_rain, capfd):
+    """Of an earlier version."""
     options = train_options(tiny_rain)
     assert launcher.train(options) == 0
     path = launcher.folder / "experiments/run/training_states/2.state"
     state = torch.load(path, weights_only=True)
+    assert state["samples"]
     for key in ("samples", "manual_seed", "best"):
         del state[key]
     torch.save(state, path)
+    assert launcher.train(options, "--auto_resume") == 0  # is at its end
+    assert "no place in the data" not in capfd.readouterr().err
     assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 0
+    assert "2.state has no place in the data of PairedVideoDataset: epoch 0 starts anew" in capfd.readouterr().err
+
+
+class OwnClips(Dataset):
+    """Somebody's own clips, which draw by torch and have no `places`."""
+
+    def __init__(self, opt):
+        self.size = opt["gt_size"]
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        clip = torch.rand(4, 3, self.size, self.size)
+        return {"lq": clip, "gt": 0.9 * clip[1:3]}
+
+
+def test_data_sets_of_others_start_their_epoch_anew_with_a_line(launcher, tiny_rain, monkeypatch, capfd):
+    from basicsr.utils.registry import DATASET_REGISTRY
+
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "OwnClips", OwnClips)
+    options = train_options(tiny_rain, **{"datasets.train.type": "OwnClips"})
+    assert launcher.train(options) == 0
+    assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 0
+    said = [line for line in capfd.readouterr().err.splitlines() if "has no place in the data of OwnClips" in line]
+    assert len(said) == 1 and said[0].startswith("warning: ")
+    assert said[0].endswith("epoch 0 starts anew, so the run differs from one without a stop")
