@@ -22,7 +22,7 @@ from csd_plugin.distill.health import HealthMonitor
 from csd_plugin.distill.interface import Objective
 from csd_plugin.distill.objective import Comparison, by_name, weighted_sum
 from csd_plugin.distill.schedule import Weight, check_weight, is_ever_on, weight_at
-from csd_plugin.distill.taps import FeatureTap, tap_compared
+from csd_plugin.distill.taps import FeatureTap, listening, quiet, tap_compared
 from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView, Terms
 
@@ -62,7 +62,7 @@ class Teacher:
         self.network, self.objective, self.label, self.share = network, objective, label, share
         network.eval().requires_grad_(False)
         self.interface = interface or interface_of(network)
-        self.taps = tap_compared(network, self.interface, layers) if bare(objective).needs_features else []
+        self.taps = quiet(tap_compared(network, self.interface, layers)) if bare(objective).needs_features else []
 
 
 class Distiller(nn.Module):
@@ -114,7 +114,7 @@ class Distiller(nn.Module):
         self.interface = interface or interface_of(bare(student))
         self.student_taps: list[FeatureTap] = []
         if any(teacher.taps for teacher in teachers):
-            self.student_taps = tap_compared(bare(student), self.interface, layers)
+            self.student_taps = quiet(tap_compared(bare(student), self.interface, layers))
         self.autocast, self.examine_every, self.scaler, self.warn = autocast, examine_every, scaler, warn
         self.monitor = HealthMonitor() if teachers and examine_every else None
         self._examined = 0
@@ -150,8 +150,6 @@ class Distiller(nn.Module):
             stored = self._stored_view(features_of(batch), gt)
             return self._distill(lq, gt, weights, iteration, looks, stored)
         output = run_network(self.student, lq, gt.shape[1], self.interface, autocast=self.autocast)
-        for tap in self.student_taps:
-            tap.forget()
         return {"l_recon": self._reconstruct(output, gt)}, self._changing(weights, lq.device)
 
     def repeats(self, iteration: int, *, logged: bool) -> tuple[float, ...] | None:
@@ -298,7 +296,7 @@ class Distiller(nn.Module):
         self,
         network: nn.Module,
         interface: Interface,
-        taps: Sequence[FeatureTap],
+        taps: list[FeatureTap],
         clips: Tensor,
         num_target: int,
         scales: Iterable[int],
@@ -308,9 +306,10 @@ class Distiller(nn.Module):
         outputs, features = {}, {}
         for scale in scales:
             clip = clips if scale == 1 else F.avg_pool2d(clips.flatten(0, 1), scale).unflatten(0, clips.shape[:2])
-            frames = run_network(network, clip, num_target, interface, autocast=self.autocast)
+            with listening(taps):
+                frames = run_network(network, clip, num_target, interface, autocast=self.autocast)
+                features[scale] = tuple(interface.features(tap.take(), batch, num_target, tap.path) for tap in taps)
             outputs[scale] = frames.unflatten(0, (batch, num_target))
-            features[scale] = tuple(interface.features(tap.take(), batch, num_target, tap.path) for tap in taps)
         return ClipView(outputs[1], features)
 
     def _apply(self, *arguments: Any, **keywords: Any) -> Distiller:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ WRAPPED = ("module", "_orig_mod")
 class FeatureTap:
     """Captures the input or output of one module at each forward pass of a network.
 
-    `take()` gives the tensor of the last pass; `remove()`, or leaving a `with` block, detaches the tap.
+    `take()` gives the tensor of the last pass; `remove()`, or leaving a `with` block, detaches the tap. While `listens`
+    is false nothing is captured, as of passes that nobody compares.
 
     Args:
         network: any module, or a wrapper that holds it as `.module`.
@@ -37,7 +39,7 @@ class FeatureTap:
     def __init__(self, network: nn.Module, path: str, kind: str = "input") -> None:
         if kind not in KINDS:
             raise CSDError(f"feature tap {path!r}: kind must be one of {', '.join(KINDS)}, not {kind!r}")
-        self.path, self.kind = path, kind
+        self.path, self.kind, self.listens = path, kind, True
         self._captured: Any = None
         self._version = 0
         module = _find(network, path)
@@ -67,7 +69,7 @@ class FeatureTap:
             raise CSDError(
                 f"feature tap {self.path!r}: its {self.kind} is a {type(captured).__name__}, not a tensor; tap another"
             )
-        if captured._version != self._version:
+        if not captured.is_inference() and captured._version != self._version:
             raise CSDError(
                 f"feature tap {self.path!r}: a later layer changes its {self.kind} in place; tap that layer's output"
             )
@@ -95,11 +97,34 @@ class FeatureTap:
         self._capture(output)
 
     def _capture(self, value: Any) -> None:
+        if not self.listens:
+            return
         if isinstance(value, Tensor):
-            # compiled code does not count changes in place, by which `take` would know of them
-            value = value.clone() if self._copies or torch.compiler.is_compiling() else value
-            self._version = value._version
+            # compiled code and inference mode do not count changes in place, by which `take` would know of them
+            if self._copies or torch.compiler.is_compiling() or value.is_inference():
+                value = value.clone()
+            if torch.compiler.is_compiling() or not value.is_inference():
+                self._version = value._version
         self._captured = value
+
+
+@contextmanager
+def listening(taps: list[FeatureTap]) -> Iterator[None]:
+    """Inside, these taps capture; before and after it they do not, and hold nothing: no pass is kept or mixed up."""
+    for tap in taps:
+        tap.listens = True
+    try:
+        yield
+    finally:
+        quiet(taps)
+
+
+def quiet(taps: list[FeatureTap]) -> list[FeatureTap]:
+    """These taps, which capture nothing until they listen again."""
+    for tap in taps:
+        tap.listens = False
+        tap.forget()
+    return taps
 
 
 def tap_compared(network: nn.Module, interface: Interface, layers: list[str] | None) -> list[FeatureTap]:

@@ -202,3 +202,21 @@ def test_adapters_learn_in_addition():
     assert d.objectives["t"].convs[0].weight.shape[:2] == (4, 6)
     assert id(d.objectives["t"].convs[0].weight) in {id(p) for p in d.parameters()}
     assert d(batch())[0]["l_distill"] > 0
+
+
+def test_passes_of_the_networks_beside_the_distiller_leave_nothing_behind():
+    d = distiller()
+    window = batch()["lq"][:, :3]
+    losses, _ = d(batch(), 1)
+    d.student(window)
+    with torch.inference_mode():
+        d.student(window)
+    copy.deepcopy(d.student)  # a feature with its graph could not be copied
+    again, _ = d(batch(), 1)
+    assert equal(again, losses)
+
+
+def test_inference_mode_gives_the_same_losses():
+    losses, _ = distiller(examine_every=0)(batch(), 1)
+    with torch.inference_mode():
+        assert equal(distiller(examine_every=0)(batch(), 1)[0], losses)

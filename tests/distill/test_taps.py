@@ -9,7 +9,7 @@ import torch
 from torch import distributed, nn
 from torch.optim.swa_utils import AveragedModel
 
-from csd_plugin.distill.taps import FeatureTap
+from csd_plugin.distill.taps import FeatureTap, listening, quiet
 from csd_plugin.errors import CSDError
 
 
@@ -239,3 +239,27 @@ def test_a_change_in_place_that_no_layer_declares_is_told():
         net(torch.rand(1, 3, 5, 4))
         with pytest.raises(CSDError, match="changes its output in place"):
             tap.take()
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_tensors_of_inference_mode_are_captured_as_they_were(inplace):
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace)) if inplace else Adds()
+    layer = "0" if inplace else "body"
+    x = torch.rand(1, 3, 5, 4) - 0.5
+    with FeatureTap(net, layer, "output") as tap, torch.inference_mode():
+        net(x)
+        assert torch.equal(tap.take(), net[0](x) if inplace else x + 1)
+
+
+def test_quiet_taps_capture_only_where_they_listen(net):
+    x = torch.rand(1, 3, 1, 5, 4)
+    taps = quiet([FeatureTap(net, "tail")])
+    net(x)
+    with listening(taps):
+        with pytest.raises(CSDError, match="did not run"):
+            taps[0].take()
+        net(x)
+        assert torch.equal(taps[0].take(), net.body(x).squeeze(2))
+        net(x)
+    with pytest.raises(CSDError, match="did not run"):
+        taps[0].take()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from toolbox import STUDENT, TEACHER, changed, distill_options, equal, train_options
+from toolbox import STUDENT, TEACHER, changed, distill_options, equal, scored_set, train_options
 
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.distill.csd import CSD
@@ -289,6 +289,18 @@ def test_compiled_networks_train_to_the_same_weights(launcher, tiny_rain, tiny_t
         assert list(plain) == list(ours)
         for name in plain:
             torch.testing.assert_close(ours[name], plain[name], rtol=1e-3, atol=1e-5)
+
+
+def test_runs_without_an_average_validate_the_student_that_is_tapped(launcher, tiny_rain, tiny_teacher):
+    """On a CPU its 3-D convolutions are folded for that, which tries the network in inference mode."""
+    options = distill_options(tiny_rain, tiny_teacher, **{"train.ema_decay": 0, "train.total_iter": 3})
+    options["datasets"]["val"] = scored_set(tiny_rain)
+    weights = []
+    for name, every in (("often", 1), ("once", 3)):
+        validation = {"val_freq": every, "save_img": False}
+        assert launcher.train(changed(options, {"name": name, "val": validation})) == 0
+        weights.append(launcher.weights("net_g_latest", name))
+    assert equal(*weights)
 
 
 @pytest.mark.parametrize(
