@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +14,20 @@ from csd_plugin.archs.bf16_conv3d import computes_in_bf16, repair_bf16_conv3d
 from csd_plugin.archs.casting import CastWeights
 from csd_plugin.data.windows import join_windows, slice_windows, target_slice, window_slice
 from csd_plugin.errors import CSDError, suggestion
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What a layer was given, or gave, in one pass of its network.
+
+    Attributes:
+        calls: a tensor for each time that it ran, in order; at least one.
+        volumetric: the layer is one of torch's for volumes, so that of five axes the second has channels and the third
+            frames.
+    """
+
+    calls: tuple[Tensor, ...]
+    volumetric: bool = False
 
 
 class Kind:
@@ -33,16 +47,28 @@ class Kind:
         """As `Interface.run`, not checked."""
         raise NotImplementedError
 
-    def features(self, captured: Tensor, batch: int, num_target: int, num_frame: int) -> Tensor | None:
-        """As `Interface.features`; None for any other shape."""
-        count = captured.shape[0]
-        if captured.ndim not in (4, 5) or not count or count % (batch * num_target):
+    def num_seen(self, num_target: int, num_frame: int) -> int:
+        """Frames that a network sees at once: of the window of one target, or of the sequence of all."""
+        return num_frame
+
+    def joined(self, calls: tuple[Tensor, ...], batch: int, num_target: int, num_frame: int) -> Tensor | None:
+        """The feature of all frames from calls of a layer for one frame after the other; None if they are not that."""
+        return torch.stack(calls).mean(dim=0) if _are_frames(calls, num_frame, batch * num_target) else None
+
+    def features(
+        self, captured: Tensor, batch: int, num_target: int, num_frame: int, *, volumetric: bool = False
+    ) -> Tensor | None:
+        """As `Interface.features`, of four or five axes; None for any other shape."""
+        if captured.ndim == 5:
+            axis = 2 if volumetric else _time_axis(captured, range(1, num_frame + 1))
+            if axis is None:
+                return None
+            captured = captured.mean(dim=axis) if captured.shape[axis] > 1 else captured.squeeze(axis)
+        frames, rest = divmod(captured.shape[0], batch * num_target)
+        if rest or not 1 <= frames <= num_frame:
             return None
-        if captured.ndim == 5:  # (.., C, T, H, W), or (.., T, C, H, W), of which frames are the fewer
-            time_first = captured.shape[1] == num_frame < captured.shape[2]
-            captured = captured.mean(dim=1 if time_first else 2)
-        features = captured.unflatten(0, (batch, num_target, -1))
-        return features.squeeze(2) if features.shape[2] == 1 else features.mean(dim=2)
+        features = captured.unflatten(0, (batch, num_target, frames))
+        return features.squeeze(2) if frames == 1 else features.mean(dim=2)
 
 
 class Image(Kind):
@@ -72,13 +98,39 @@ class Sequence(Kind):
         seen = clips[:, window_slice(clips.shape[1], num_target, num_frame)]
         return _middle(network(_copied(seen)), num_frame).flatten(0, 1)
 
-    def features(self, captured: Tensor, batch: int, num_target: int, num_frame: int) -> Tensor | None:
-        shape, seen = captured.shape, num_target + num_frame - 1
-        if captured.ndim == 4 and shape[0] == batch * seen:
-            return _middle(captured.unflatten(0, (batch, seen)), num_frame)
-        if captured.ndim == 5 and shape[0] == batch and seen in shape[1:3]:
-            return _middle(captured.transpose(1, 2) if shape[2] == seen else captured, num_frame)
-        return None
+    def num_seen(self, num_target: int, num_frame: int) -> int:
+        return num_target + num_frame - 1
+
+    def joined(self, calls: tuple[Tensor, ...], batch: int, num_target: int, num_frame: int) -> Tensor | None:
+        fit = _are_frames(calls, self.num_seen(num_target, num_frame), batch)
+        return torch.stack(calls, dim=1).flatten(0, 1) if fit else None
+
+    def features(
+        self, captured: Tensor, batch: int, num_target: int, num_frame: int, *, volumetric: bool = False
+    ) -> Tensor | None:
+        count, seen = captured.shape[0], self.num_seen(num_target, num_frame)
+        if captured.ndim == 5:
+            length = seen if count == batch else 1
+            axis = 2 if volumetric else _time_axis(captured, range(length, length + 1))
+            if axis is None or captured.shape[axis] != length:
+                return None
+            captured = captured.movedim(axis, 1).flatten(0, 1)
+        return _middle(captured.unflatten(0, (batch, seen)), num_frame) if len(captured) == batch * seen else None
+
+
+def _are_frames(calls: tuple[Tensor, ...], num_seen: int, count: int) -> bool:
+    """Whether a layer ran once for each frame of a network's `count` windows or sequences."""
+    return len(calls) == num_seen > 1 and all(
+        call.ndim == 4 and call.shape == calls[0].shape and call.shape[0] == count for call in calls
+    )
+
+
+def _time_axis(captured: Tensor, lengths: range) -> int | None:
+    """The axis of (.., C, T, h, w) or (.., T, C, h, w) that has frames, of one of these lengths; None if not clear."""
+    one, other = (length in lengths for length in captured.shape[1:3])
+    if captured.shape[1] == captured.shape[2] == 1:
+        return 2 if other else None  # either way the same
+    return None if one == other else 1 if one else 2
 
 
 def _copied(frames: Tensor) -> Tensor:
@@ -165,21 +217,49 @@ class Interface:
             )
         return frames
 
-    def features(self, captured: Tensor, batch: int, num_target: int, layer: str) -> Tensor:
+    def features(
+        self,
+        captured: Captured,
+        batch: int,
+        num_target: int,
+        layer: str,
+        warn: Callable[[str], object] = lambda line: None,
+    ) -> Tensor:
         """What a tap of `layer` captured while `run` ran on `batch` clips -> (B, L, C, h, w).
 
         Args:
-            captured: of images and windows (B*L, C, h, w), (B*L, C, T', h, w) or (B*L*T', C, h, w), averaged over time;
-                of a sequence of T frames (B, C, T, h, w), (B, T, C, h, w) or (B*T, C, h, w).
+            captured: of images and windows (B*L, C, h, w), (B*L, C, T', h, w), (B*L, T', C, h, w) or (B*L*T', C, h, w),
+                averaged over time, with T' up to T; of a sequence of T frames (B, C, T, h, w), (B, T, C, h, w) or
+                (B*T, C, h, w). Calls for one frame after the other, T of (B*L, C, h, w) or (B, C, h, w), are taken
+                together. Of any other calls, such as stages, the last counts.
+            warn: takes a line where only the last of several calls counts.
 
         Raises:
-            CSDError: any other shape.
+            CSDError: any other shape; C and T', or T, that cannot be told apart.
         """
-        features = KINDS[self.kind].features(captured, batch, num_target, self.num_frame)
+        kind, calls = KINDS[self.kind], captured.calls
+        seen = kind.num_seen(num_target, self.num_frame)
+        joined = kind.joined(calls, batch, num_target, self.num_frame) if len(calls) > 1 else None
+        tensor = calls[-1] if joined is None else joined
+        features = None
+        if tensor.ndim in (4, 5):
+            features = kind.features(tensor, batch, num_target, self.num_frame, volumetric=captured.volumetric)
+        runs = ""
+        if len(calls) > 1 and joined is None:
+            runs = f"ran {len(calls)} times in one pass of {seen} frame{'s' if seen > 1 else ''}"
         if features is None:
+            last = f", the last of a layer that {runs}," if runs else ""
+            unclear = f", or not clearly: which axis has frames, of which there are {seen}?" * (tensor.ndim == 5)
             raise CSDError(
-                f"feature tap {layer!r}: a tensor of shape {tuple(captured.shape)} holds no feature for each of "
-                f"{batch} x {num_target} targets; tap another layer"
+                f"feature tap {layer!r}: a tensor of shape {tuple(tensor.shape)}{last} holds no feature for each of "
+                f"{batch} x {num_target} targets{unclear}; tap another layer"
+            )
+        if runs:
+            sizes = list(dict.fromkeys("x".join(map(str, call.shape[-2:])) for call in calls))
+            on = f", on {' and '.join(sizes)} pixels" if len(sizes) > 1 else ""
+            warn(
+                f"feature tap {layer!r}: the layer {runs}{on}, and only the last of them is compared; where they are "
+                f"not stages of one result, tap a layer that runs once, or once for each frame"
             )
         return features
 

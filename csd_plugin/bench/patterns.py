@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from csd_plugin.archs.interface import interface_of
 from csd_plugin.distill.csd import AlignmentCells
 from csd_plugin.distill.taps import FeatureTap
 
@@ -105,7 +106,8 @@ class PerFrame:
                 window = F.avg_pool2d(window.flatten(0, 1), scale).unflatten(0, window.shape[:2])
             with torch.autocast(lq.device.type, self.autocast, enabled=self.autocast is not None):
                 outputs.append(network(window).float())
-            features.append(self._taps[network].take())
+            tap = self._taps[network]
+            features.append(interface_of(network).features(tap.take(), len(window), 1, tap.path)[:, 0])
         return outputs[0], features
 
     def _spatial(self, maps: list[Tensor], start: State | None) -> tuple[list[list[Tensor]], Tensor]:

@@ -83,7 +83,7 @@ class Distiller(nn.Module):
         examine_every: iterations between two looks at whether the terms teach, see `health`; 0 for none. The first
             batch is looked at too.
         scaler: the one that the loop's loss goes through, where it trains in fp16.
-        warn: takes what the looks find, a line each.
+        warn: takes what the looks find, and what is compared only in part, a line each.
 
     Raises:
         CSDError: shares that do not add to 1, terms and weights that do not go together, layers that are not there.
@@ -118,6 +118,7 @@ class Distiller(nn.Module):
         self.autocast, self.examine_every, self.scaler, self.warn = autocast, examine_every, scaler, warn
         self.monitor = HealthMonitor() if teachers and examine_every else None
         self._examined = 0
+        self._warned: set[str] = set()
 
     @property
     def num_frame(self) -> int:
@@ -214,6 +215,11 @@ class Distiller(nn.Module):
         self._examined = iteration if due else self._examined
         return due
 
+    def _warn_once(self, line: str) -> None:
+        if line not in self._warned:
+            self._warned.add(line)
+            self.warn(line)
+
     def _prefix(self, teacher: Teacher) -> str:
         return f"{teacher.label}/" if len(self.teachers) > 1 else ""
 
@@ -308,7 +314,9 @@ class Distiller(nn.Module):
             clip = clips if scale == 1 else F.avg_pool2d(clips.flatten(0, 1), scale).unflatten(0, clips.shape[:2])
             with listening(taps):
                 frames = run_network(network, clip, num_target, interface, autocast=self.autocast)
-                features[scale] = tuple(interface.features(tap.take(), batch, num_target, tap.path) for tap in taps)
+                features[scale] = tuple(
+                    interface.features(tap.take(), batch, num_target, tap.path, self._warn_once) for tap in taps
+                )
             outputs[scale] = frames.unflatten(0, (batch, num_target))
         return ClipView(outputs[1], features)
 

@@ -11,12 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csd_plugin.archs.interface import Interface
+from csd_plugin.archs.interface import Captured, Interface
 from csd_plugin.errors import CSDError
 
 KINDS = ("input", "output")
 LISTED = 30
 """Layers that a message names, the nearest first: all of a small network."""
+_VOLUMETRIC = (
+    nn.Conv3d,
+    nn.ConvTranspose3d,
+    nn.BatchNorm3d,
+    nn.InstanceNorm3d,
+    nn.Dropout3d,
+    nn.MaxPool3d,
+    nn.AvgPool3d,
+    nn.AdaptiveMaxPool3d,
+    nn.AdaptiveAvgPool3d,
+)
+"""Layers of which torch says what the axes of their input and output are: (B, C, T, H, W)."""
 WRAPPED = ("module", "_orig_mod")
 """Attributes under which wrappers (data parallel, averaging, compiled) keep the network."""
 
@@ -24,8 +36,8 @@ WRAPPED = ("module", "_orig_mod")
 class FeatureTap:
     """Captures the input or output of one module at each forward pass of a network.
 
-    `take()` gives the tensor of the last pass; `remove()`, or leaving a `with` block, detaches the tap. While `listens`
-    is false nothing is captured, as of passes that nobody compares.
+    `take()` gives the tensors of the last pass; `remove()`, or leaving a `with` block, detaches the tap. While
+    `listens` is false nothing is captured, as of passes that nobody compares.
 
     Args:
         network: any module, or a wrapper that holds it as `.module`.
@@ -40,9 +52,10 @@ class FeatureTap:
         if kind not in KINDS:
             raise CSDError(f"feature tap {path!r}: kind must be one of {', '.join(KINDS)}, not {kind!r}")
         self.path, self.kind, self.listens = path, kind, True
-        self._captured: Any = None
-        self._version = 0
+        self._captured: list[Any] = []
+        self._versions: list[int | None] = []
         module = _find(network, path)
+        self._volumetric = isinstance(module, _VOLUMETRIC)
         # An activation that works in place would change what is captured after it was.
         self._copies = any(getattr(layer, "inplace", False) for layer in network.modules())
         if kind == "input":
@@ -56,28 +69,30 @@ class FeatureTap:
         """What is tapped as options name it, see `tap_layers`."""
         return self.path if self.kind == "input" else f"{self.path}:{self.kind}"
 
-    def take(self) -> Tensor:
-        """The feature of the last forward pass, graph and all, and forget it; a time axis of length 1 is squeezed.
+    def take(self) -> Captured:
+        """The tensors since the last call, graph and all, one for each run of the module, and forget them.
 
-        (B, C, 1, H, W) -> (B, C, H, W); other shapes as they are. Raises CSDError if the module was not run since
-        the last call, or what it was given is no tensor.
+        Raises CSDError if the module was not run, or what it was given is no tensor, or was changed in place.
         """
-        captured, self._captured = self._captured, None
-        if captured is None:
+        captured, versions = self._captured, self._versions
+        self.forget()
+        if not captured:
             raise CSDError(f"feature tap {self.path!r}: the module did not run in this forward pass; tap one that does")
-        if not isinstance(captured, Tensor):
-            raise CSDError(
-                f"feature tap {self.path!r}: its {self.kind} is a {type(captured).__name__}, not a tensor; tap another"
-            )
-        if not captured.is_inference() and captured._version != self._version:
-            raise CSDError(
-                f"feature tap {self.path!r}: a later layer changes its {self.kind} in place; tap that layer's output"
-            )
-        return captured.squeeze(2) if captured.ndim == 5 else captured
+        for value, version in zip(captured, versions, strict=True):
+            if not isinstance(value, Tensor):
+                raise CSDError(
+                    f"feature tap {self.path!r}: its {self.kind} is a {type(value).__name__}, not a tensor; tap another"
+                )
+            if version is not None and value._version != version:
+                raise CSDError(
+                    f"feature tap {self.path!r}: a later layer changes its {self.kind} in place; tap that layer's "
+                    f"output"
+                )
+        return Captured(tuple(captured), self._volumetric)
 
     def forget(self) -> None:
         """Let go of what was captured, and so of its graph, where nobody takes it."""
-        self._captured = None
+        self._captured, self._versions = [], []
 
     def remove(self) -> None:
         self._handle.remove()
@@ -99,13 +114,16 @@ class FeatureTap:
     def _capture(self, value: Any) -> None:
         if not self.listens:
             return
+        version = None
         if isinstance(value, Tensor):
             # compiled code and inference mode do not count changes in place, by which `take` would know of them
-            if self._copies or torch.compiler.is_compiling() or value.is_inference():
+            if torch.compiler.is_compiling() or value.is_inference():
                 value = value.clone()
-            if torch.compiler.is_compiling() or not value.is_inference():
-                self._version = value._version
-        self._captured = value
+            else:
+                value = value.clone() if self._copies else value
+                version = value._version
+        self._captured.append(value)
+        self._versions.append(version)
 
 
 @contextmanager

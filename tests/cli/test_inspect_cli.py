@@ -101,10 +101,10 @@ def test_layers_of_any_network_of_the_toolbox(inspect):
         ),
         (
             {
-                "network_t": {"type": "S2VD", "num_feat": 6, "num_block": 1},
+                "network_t": {"type": "S2VD", "num_feat": 5, "num_block": 1},
                 "train.distill_opt": {"type": "CRD", "weights": {"contrast": 1.0}, "taps": {"adapters": ["resize"]}},
             },
-            "train.distill_opt: CRD: the student's feature has 4 channels and the teacher's 6",
+            "train.distill_opt: CRD: the student's feature has 4 channels and the teacher's 5",
         ),
         ({"train.distill_opt.num_scale": 9}, "CSD: a feature of 24x24 is too small for 9 scales"),
     ],
@@ -150,12 +150,12 @@ def test_a_fidelity_and_where_the_file_differs_from_it(inspect):
 
 
 def test_adapters_are_counted(inspect):
-    teacher = {"type": "S2VD", "num_feat": 6, "num_block": 1}
+    teacher = {"type": "S2VD", "num_feat": 5, "num_block": 1}
     taps = {"student": ["conv22"], "teacher": ["body.0"], "adapters": ["conv1x1", "resize"]}
     section = {"type": "SRKD", "weights": {"maps": 1.0}, "taps": taps}
     status, out, err = inspect(options(network_t=teacher, **{"train.distill_opt": section}))
     assert status == 0, err
-    assert f"SRKD; {4 * 6 + 6} parameters learn in addition to the student" in out
+    assert f"SRKD; {4 * 5 + 5} parameters learn in addition to the student" in out
     assert "resize them" not in out
 
 

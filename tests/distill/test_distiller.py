@@ -9,12 +9,14 @@ import torch
 from toolbox import equal
 
 from csd_plugin.archs.interface import interface_of
+from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.distill.csd import CSD
 from csd_plugin.distill.distiller import Compared, Distiller, Teacher, adapted
 from csd_plugin.distill.dry_run import Clips
 from csd_plugin.distill.health import gradient_norms
 from csd_plugin.distill.output import OutputDistillation
+from csd_plugin.distill.srkd import SRKD
 from csd_plugin.errors import CSDError
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 
@@ -220,3 +222,47 @@ def test_inference_mode_gives_the_same_losses():
     losses, _ = distiller(examine_every=0)(batch(), 1)
     with torch.inference_mode():
         assert equal(distiller(examine_every=0)(batch(), 1)[0], losses)
+
+
+class Recurrent(torch.nn.Module):
+    """A sequence, one frame after the other, each with what the one before left."""
+
+    layout, num_frame, feature_tap = "sequence", 3, "tail"
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.tail = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 3, 3, padding=1)
+
+    def forward(self, sequence):
+        state, frames, self.states = 0.0, [], []
+        for frame in sequence.unbind(1):
+            state = torch.relu(self.head(frame)) + 0.5 * state
+            self.states.append(state)
+            frames.append(frame + self.tail(state))
+        return torch.stack(frames, dim=1)
+
+
+def test_recurrent_networks_are_compared_frame_by_frame():
+    torch.manual_seed(0)
+    ours, theirs = Recurrent(), Recurrent()
+    d = Distiller(ours, [Teacher(theirs, SRKD())], PyramidSSIMLoss(), weights={"maps": 1.0}, warn=pytest.fail)
+    seen = []
+    d.teachers[0].objective.register_forward_pre_hook(lambda _, views: seen.extend(views[:2]))
+    losses, _ = d(batch(frames=4, targets=2), 1)
+    losses["l_distill"].backward()
+    assert ours.head.weight.grad.any()
+    with torch.no_grad():
+        for network, view in zip((ours, theirs), seen, strict=True):
+            network(batch(frames=4)["lq"])
+            torch.testing.assert_close(view.features[1][0], torch.stack(network.states[1:3], dim=1))
+
+
+def test_a_layer_of_which_only_the_last_run_is_compared_is_named_once():
+    stages = {"num_stage": 3, "num_feat": 4}
+    said = []
+    d = Distiller(
+        PReNet(**stages), [Teacher(PReNet(**stages), SRKD())], PyramidSSIMLoss(), weights={"maps": 1}, warn=said.append
+    )
+    for iteration in (1, 2):
+        d(batch(), iteration)
+    assert len(said) == 1 and "'conv.0': the layer ran 3 times in one pass of 1 frame" in said[0]

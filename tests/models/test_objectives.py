@@ -126,12 +126,12 @@ def test_a_network_of_sequences_teaches_and_learns(launcher, tiny_rain, tiny_tea
 
 def test_adapters_bridge_widths_and_sizes_and_learn_beside_the_student(launcher, tiny_rain, capsys):
     checkpoint = launcher.folder / "s2vd.pth"
-    torch.save(S2VD(num_feat=6, num_block=1).state_dict(), checkpoint)
-    options = options_of(tiny_rain, checkpoint, "FAKD", network_t={"type": "S2VD", "num_feat": 6, "num_block": 1})
+    torch.save(S2VD(num_feat=5, num_block=1).state_dict(), checkpoint)
+    options = options_of(tiny_rain, checkpoint, "FAKD", network_t={"type": "S2VD", "num_feat": 5, "num_block": 1})
     taps = {"student": ["conv22"], "teacher": ["body.0"]}  # half the size
     options["train"]["distill_opt"]["taps"] = taps
     assert launcher.train(options) == 2
-    words = "FAKD: at input scale 1 the student's feature is 2x2x4x24x24 and the teacher's 2x2x6x12x12"
+    words = "FAKD: at input scale 1 the student's feature is 2x2x4x24x24 and the teacher's 2x2x5x12x12"
     assert words in capsys.readouterr().err
     assert launcher.written() == ["s2vd.pth"]
     options["train"]["distill_opt"]["taps"] = taps | {"adapters": ["conv1x1", "resize"]}
@@ -144,7 +144,7 @@ def test_adapters_bridge_widths_and_sizes_and_learn_beside_the_student(launcher,
         for name, value in model.teachers[0].objective.state_dict().items()
         if name.startswith(("convs.", "gain"))
     }
-    assert convs["convs.0.weight"].shape == (6, 4, 1, 1)
+    assert convs["convs.0.weight"].shape == (5, 4, 1, 1)
     assert model.teachers[0].objective.convs[0].weight.grad.any()
     assert set(launcher.weights("objective_latest", "adapted")) == set(convs)
     assert set(launcher.weights("net_g_latest", "adapted")) == set(model.net_g.state_dict())
@@ -152,29 +152,29 @@ def test_adapters_bridge_widths_and_sizes_and_learn_beside_the_student(launcher,
 
 
 def test_features_of_a_sequence_are_those_of_its_targets():
-    from csd_plugin.archs.interface import Interface
+    from csd_plugin.archs.interface import Captured, Interface
 
     layout = Interface(num_frame=5, kind="sequence")
     captured = torch.arange(7.0).view(1, 1, 7, 1, 1).expand(2, 3, 7, 4, 4)
     frames_second, flat = captured.transpose(1, 2), captured.transpose(1, 2).flatten(0, 1)
     for form in (captured, frames_second, flat):
-        features = layout.features(form, batch=2, num_target=3, layer="tail")
+        features = layout.features(Captured((form,)), batch=2, num_target=3, layer="tail")
         assert features.shape == (2, 3, 3, 4, 4)
         assert features[0, :, 0, 0, 0].tolist() == [2, 3, 4]
     with pytest.raises(CSDError, match=r"'tail': a tensor of shape \(2, 3, 7, 4, 4\).* 2 x 2 targets"):
-        layout.features(captured, batch=2, num_target=2, layer="tail")
+        layout.features(Captured((captured,)), batch=2, num_target=2, layer="tail")
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 5, 5), (6, 4, 3, 5, 5), (6, 3, 4, 5, 5), (18, 4, 5, 5)])
 def test_features_of_windows_are_averaged_over_what_time_they_have(shape):
-    from csd_plugin.archs.interface import Interface
+    from csd_plugin.archs.interface import Captured, Interface
 
-    captured = torch.rand(shape)
-    features = Interface(num_frame=3, kind="window").features(captured, batch=2, num_target=3, layer="tail")
+    window, captured = Interface(num_frame=3, kind="window"), torch.rand(shape)
+    features = window.features(Captured((captured,)), batch=2, num_target=3, layer="tail")
     assert features.shape == (2, 3, 4, 5, 5)
     frames = {(18, 4, 5, 5): captured[3:6], (6, 4, 5, 5): captured[1:2]}.get(shape)
     time = 0 if shape[1] == 3 else 1  # before the channels, or after
     expected = captured[1].mean(dim=time) if frames is None else frames.mean(dim=0)
     torch.testing.assert_close(features[0, 1], expected)
     with pytest.raises(CSDError, match="holds no feature"):
-        Interface(num_frame=3, kind="window").features(torch.rand(6, 4), batch=2, num_target=3, layer="tail")
+        window.features(Captured((torch.rand(6, 4),)), batch=2, num_target=3, layer="tail")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from csd_plugin.archs.checkpoint import load_network
+from csd_plugin.archs.interface import interface_of
 from csd_plugin.data.images import eight_bits
 from csd_plugin.data.video import open_reader
 from csd_plugin.data.windows import reflect_indices
@@ -141,8 +142,8 @@ def feature_of(method: Method, scene: Scene, number: int, tap: str = "") -> Tens
         window = [near[i] for i in reflect_indices(reader.lead, 2 * _reach(network) + 1, len(near))]
         pixels = torch.from_numpy(np.stack([eight_bits(frame) for frame in window])).to(device)
         network.to(device)(pixels.permute(0, 3, 1, 2)[None].float() / 255)
-        feature = tapped.take()[0].float().cpu()
-    return feature.mean(dim=1) if feature.ndim == 4 else feature
+        feature = interface_of(network).features(tapped.take(), 1, 1, tapped.path)
+    return feature[0, 0].float().cpu()
 
 
 def _reach(network: torch.nn.Module) -> int:
