@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
     UnsupportedFakeTensorException,
 )
@@ -21,6 +23,8 @@ from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView
 
 GIB = 2**30
+_OF_TORCH = vars(nn.Module()).keys()
+"""Attributes of every module: its parameters, buffers, modules and hooks."""
 
 
 class DryRunError(CSDError):
@@ -73,16 +77,16 @@ def clips_of(opt: Mapping[str, Any], size: int | None = None) -> Clips:
 
 
 def dry_run(network: nn.Module, interface: Interface, clips: Clips, layers: list[str] | None, *, tapped: bool) -> Dry:
-    """Run a network on a batch without computing anything.
+    """Run a network on a batch without computing anything: a copy of it, as networks keep and count things in passes.
 
     Args:
         layers: what is tapped where `tapped` says so, by default the interface's feature.
 
     Raises:
-        DryRunError: a network that decides by what it computes.
+        DryRunError: a network that decides by what it computes, or cannot be copied.
         CSDError: windows or layers that do not fit.
     """
-    dry = Dry()
+    dry, network = Dry(), _copied(network)
 
     def record(path: str, module: nn.Module, output: Any) -> None:
         if isinstance(output, Tensor):
@@ -91,11 +95,9 @@ def dry_run(network: nn.Module, interface: Interface, clips: Clips, layers: list
             dry.kept += 0 if any(True for _ in module.children()) else size
             dry.largest = max(dry.largest, size)
 
-    handles = [
-        module.register_forward_hook(lambda module, _, output, path=path: record(path, module, output))
-        for path, module in network.named_modules()
-        if path
-    ]
+    for path, module in network.named_modules():
+        if path:
+            module.register_forward_hook(lambda module, _, output, path=path: record(path, module, output))
     taps = tap_compared(network, interface, layers) if tapped else []
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
@@ -108,6 +110,37 @@ def dry_run(network: nn.Module, interface: Interface, clips: Clips, layers: list
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
         raise DryRunError(f"{type(network).__name__} decides by what it computes, and cannot be dry-run") from error
     finally:
-        for handle in (*handles, *taps):
-            handle.remove()
+        for tap in taps:
+            tap.remove()
     return dry
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """A copy, also where modules hold what has none. Raises DryRunError.
+
+    Tensors that a pass left in them, such as old `weight_norm`'s weights, are let go of their graph; of caches with
+    such tensors the container is another. Things like locks are shared, and tensors that an earlier dry run left.
+    """
+    kept = [value for module in network.modules() for name, value in vars(module).items() if name not in _OF_TORCH]
+    known: dict[int, Any] = {}
+    for value in (*kept, *network.buffers()):
+        if isinstance(value, FakeTensor):
+            known[id(value)] = value
+        elif isinstance(value, Tensor) and not value.is_leaf:
+            known[id(value)] = value.detach().clone()
+    for value in kept:
+        if id(value) not in known and _copy(copy.deepcopy, value, dict(known)) is None:
+            apart = _copy(copy.copy, value)
+            known[id(value)] = value if apart is None else apart
+    apart = _copy(copy.deepcopy, network, known)
+    if apart is None:
+        raise DryRunError(f"{type(network).__name__} cannot be copied, and so not be dry-run")
+    return apart
+
+
+def _copy(how: Callable[..., Any], *arguments: Any) -> Any:
+    """None where it fails, for whatever reason the methods of other people's classes have."""
+    try:
+        return how(*arguments)
+    except Exception:
+        return None
