@@ -130,6 +130,8 @@ class Distiller(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The losses of a batch, weighted: their sum is what is minimised; and scalars to log with them.
 
+        Without gradients (`torch.no_grad`) nothing is looked at or balanced; balances not measured yet count as their share.
+
         Returns `l_recon` and `l_distill`, scalars; and raw terms (`l_spatial`), `status/..`, `weight/..`, `health/..`.
 
         Args:
@@ -211,7 +213,8 @@ class Distiller(nn.Module):
 
     def _is_due(self, monitor: HealthMonitor, iteration: int) -> bool:
         """Whether this batch is looked at: one per iteration, where a batch goes through in parts the first of them."""
-        due = self._wants_look(monitor, iteration) and iteration != self._examined
+        # without gradients, as in a validation, there are none to look at
+        due = torch.is_grad_enabled() and self._wants_look(monitor, iteration) and iteration != self._examined
         self._examined = iteration if due else self._examined
         return due
 
@@ -236,7 +239,7 @@ class Distiller(nn.Module):
         self, weights: Mapping[str, float], iteration: int, recon: Tensor, terms: Sequence[Terms]
     ) -> Mapping[str, float]:
         """The weights, after those that follow gradients were measured, where it is time to."""
-        due = self.balance.due(iteration, weights)
+        due = self.balance.due(iteration, weights) if torch.is_grad_enabled() else []
         if not due:
             return weights
         shares = [teacher.share for teacher in self.teachers]

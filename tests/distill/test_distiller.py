@@ -218,10 +218,23 @@ def test_passes_of_the_networks_beside_the_distiller_leave_nothing_behind():
     assert equal(again, losses)
 
 
-def test_inference_mode_gives_the_same_losses():
-    losses, _ = distiller(examine_every=0)(batch(), 1)
-    with torch.inference_mode():
-        assert equal(distiller(examine_every=0)(batch(), 1)[0], losses)
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_losses_without_gradients_are_the_same_and_the_looks_of_training_wait(without):
+    """As in a validation, between two iterations of training or before the first."""
+    weights = {"spatial": {"balance": 0.3}, "temporal": 0.1}
+    trained, d = distiller(weights=weights), distiller(weights=weights)
+    with without():
+        d.eval()(batch(), 1)
+        d.train()
+    assert d.balance.measured == {} and d.monitor.start == {}
+    for iteration in (1, 100):
+        losses, scalars = trained(batch(), iteration)
+        ours, looked = d(batch(), iteration)
+        assert equal(ours, losses) and looked.keys() == scalars.keys() and "health/grad_recon" in looked
+        with without():
+            again, looked = d(batch(), iteration)
+        assert not any(name.startswith("health/") for name in looked)
+        assert equal(again, losses)
 
 
 class Recurrent(torch.nn.Module):
