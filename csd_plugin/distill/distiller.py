@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from csd_plugin.archs.bf16_conv3d import repair_bf16_conv3d
 from csd_plugin.archs.interface import Interface, interface_of, run_network
@@ -60,6 +61,7 @@ class Teacher:
         layers: list[str] | None = None,
     ) -> None:
         self.network, self.objective, self.label, self.share = network, objective, label, share
+        self.froze = [parameter for parameter in network.parameters() if parameter.requires_grad]
         network.eval().requires_grad_(False)
         self.interface = interface or interface_of(network)
         self.taps = quiet(tap_compared(network, self.interface, layers)) if bare(objective).needs_features else []
@@ -86,7 +88,8 @@ class Distiller(nn.Module):
         warn: takes what the looks find, and what is compared only in part, a line each.
 
     Raises:
-        CSDError: shares that do not add to 1, terms and weights that do not go together, layers that are not there.
+        CSDError: shares that do not add to 1, terms and weights that do not go together, layers that are not there; a
+            teacher that has weights which the student learns.
     """
 
     def __init__(
@@ -105,6 +108,8 @@ class Distiller(nn.Module):
     ) -> None:
         super().__init__()
         _check(teachers, weights)
+        for teacher in teachers:
+            _check_apart(student, teacher)
         if any(parameter.device.type == "cpu" for parameter in student.parameters()):
             repair_bf16_conv3d()  # also where all of this is compiled
         self.student, self.reconstruction = student, reconstruction
@@ -130,7 +135,8 @@ class Distiller(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The losses of a batch, weighted: their sum is what is minimised; and scalars to log with them.
 
-        Without gradients (`torch.no_grad`) nothing is looked at or balanced; balances not measured yet count as their share.
+        Without gradients (`torch.no_grad`) nothing is looked at or balanced; a balance that was not measured yet counts
+        as its share.
 
         Returns `l_recon` and `l_distill`, scalars; and raw terms (`l_spatial`), `status/..`, `weight/..`, `health/..`.
 
@@ -371,3 +377,30 @@ def _check(teachers: Sequence[Teacher], weights: Mapping[str, Weight]) -> None:
     for teacher in teachers:
         zeros = {term: torch.zeros(()) for term in bare(teacher.objective).terms}
         weighted_sum(zeros, {term: weight_at(weight, 1) for term, weight in weights.items()})
+
+
+def _check_apart(student: nn.Module, teacher: Teacher) -> None:
+    """Raise CSDError where weights that the student learns are the teacher's too, or in the same memory.
+
+    What was frozen before it became the teacher's may be shared. The others take gradients again, for another try.
+    """
+    frozen = {id(parameter) for parameter in teacher.froze}
+    theirs = {_memory(parameter) for parameter in teacher.network.parameters()}
+    shared = {
+        name: parameter
+        for name, parameter in bare(student).named_parameters()
+        if _memory(parameter) in theirs and (parameter.requires_grad or id(parameter) in frozen)
+    }
+    for parameter in shared.values():
+        parameter.requires_grad_(True)
+    if shared:
+        raise CSDError(
+            f"the teacher {teacher.label} has {len(shared)} weights of the student, such as {next(iter(shared))}, and "
+            f"would freeze or follow them: give it layers of its own, as copy.deepcopy makes them"
+        )
+
+
+def _memory(parameter: nn.Parameter) -> tuple[torch.device, int]:
+    """Where its numbers are; of one that has none, such as a lazy one, itself."""
+    there = 0 if is_lazy(parameter) or parameter.is_meta else parameter.untyped_storage().data_ptr()
+    return parameter.device, there or id(parameter)

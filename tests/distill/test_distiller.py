@@ -279,3 +279,35 @@ def test_a_layer_of_which_only_the_last_run_is_compared_is_named_once():
     for iteration in (1, 2):
         d(batch(), iteration)
     assert len(said) == 1 and "'conv.0': the layer ran 3 times in one pass of 1 frame" in said[0]
+
+
+def _itself(ours):
+    return ours
+
+
+def _one_layer(ours):
+    theirs = student()
+    theirs.conv1 = ours.conv1
+    return theirs
+
+
+def _one_memory(ours):
+    theirs = student().requires_grad_(False)
+    theirs.load_state_dict(ours.state_dict(), assign=True)
+    return theirs
+
+
+@pytest.mark.parametrize("share", [_itself, _one_layer, _one_memory])
+def test_a_teacher_does_not_freeze_its_student(share):
+    ours = student()
+    with pytest.raises(CSDError, match=r"the teacher t has \d+ weights of the student, such as conv1.weight"):
+        Distiller(ours, [Teacher(share(ours), CSD(hidden=4))], PyramidSSIMLoss(), weights=WEIGHTS)
+    assert all(parameter.requires_grad for parameter in ours.parameters())
+    Distiller(ours, [Teacher(copy.deepcopy(ours), CSD(hidden=4))], PyramidSSIMLoss(), weights=WEIGHTS)
+
+
+def test_a_layer_that_nobody_learns_may_be_shared():
+    ours, theirs = student(), student()
+    theirs.conv1 = ours.conv1.requires_grad_(False)
+    Distiller(ours, [Teacher(theirs, CSD(hidden=4))], PyramidSSIMLoss(), weights=WEIGHTS)
+    assert not ours.conv1.weight.requires_grad and ours.conv2.weight.requires_grad
