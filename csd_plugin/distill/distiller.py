@@ -150,6 +150,7 @@ class Distiller(nn.Module):
             CSDError: batches that are too short or do not pair, or a term that teaches nothing.
         """
         lq, gt = map(as_float, as_clips(batch, self.num_frame, "the batch"))
+        gt = gt.float()  # as the networks' frames are, whatever they compute in
         weights = self._weights_at(iteration)
         if self.teachers and any(weights.values()):
             looks = self.monitor is not None and self._is_due(self.monitor, iteration)
@@ -330,10 +331,12 @@ class Distiller(nn.Module):
         return ClipView(outputs[1], features)
 
     def _apply(self, *arguments: Any, **keywords: Any) -> Distiller:
-        """What `.to()` and its like go through: the teachers come along."""
+        """What `.to()` and its like go through: the teachers come along, and objectives compute in float32."""
         for teacher in self.teachers:
             teacher.network._apply(*arguments, **keywords)
-        return super()._apply(*arguments, **keywords)
+        super()._apply(*arguments, **keywords)
+        self.objectives.float()
+        return self
 
 
 class Compared(NamedTuple):

@@ -30,20 +30,40 @@ def gradient_norms(
         scale: what losses are multiplied by on the way, as a gradient scaler does, so that half precision holds them.
         together: of several processes, which all call this, the norm of the mean of their gradients: that of the
             whole batch. Otherwise nothing is exchanged, and it is that of this process's share.
+
+    Raises:
+        CSDError: a network with layers whose gradients torch gives together only.
     """
     leaves = [parameter for parameter in parameters if parameter.requires_grad]
     norms = {}
     for name, loss in losses.items():
         norm = torch.zeros((), device=loss.device)
         if loss.requires_grad and leaves:
-            gradients = torch.autograd.grad(scale * loss, leaves, retain_graph=True, allow_unused=True)
-            given = [g for g in gradients if g is not None]
+            given = _gradients(scale * loss, leaves)
             if together and given and are_several():
                 given = [mean_over_processes(torch.cat([g.float().flatten() for g in given]))]
-            of_each = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in given]
+            of_each = [
+                torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)).float() for g in given
+            ]
             norm = torch.linalg.vector_norm(torch.stack(of_each)) / scale if of_each else norm
         norms[name] = norm
     return norms
+
+
+def _gradients(loss: Tensor, leaves: list[nn.Parameter]) -> list[Tensor]:
+    """Those that there are, as dense real numbers. Raises CSDError, see `gradient_norms`."""
+    try:
+        gradients = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "checkpoint" not in str(error).lower():
+            raise
+        raise CSDError(
+            "the student uses torch.utils.checkpoint, whose gradients cannot be looked at one loss at a time: call it "
+            "with use_reentrant=False; or leave out train.health (false; of a Distiller, examine_every=0) and weights "
+            "with `balance`"
+        ) from error
+    given = [g.to_dense() for g in gradients if g is not None]
+    return [torch.view_as_real(g.resolve_conj()) if g.is_complex() else g for g in given]
 
 
 def scale_ratios(student: ClipView, teacher: ClipView) -> list[Tensor]:

@@ -11,6 +11,7 @@ from toolbox import equal
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.csd import CSD
 from csd_plugin.distill.distiller import Compared, Distiller, Teacher, adapted
 from csd_plugin.distill.dry_run import Clips
@@ -311,3 +312,22 @@ def test_a_layer_that_nobody_learns_may_be_shared():
     theirs.conv1 = ours.conv1.requires_grad_(False)
     Distiller(ours, [Teacher(theirs, CSD(hidden=4))], PyramidSSIMLoss(), weights=WEIGHTS)
     assert not ours.conv1.weight.requires_grad and ours.conv2.weight.requires_grad
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+@pytest.mark.parametrize("adapters", [[], ["conv1x1", "resize"]])
+@pytest.mark.parametrize("all_of_it", [True, False], ids=["the distiller", "the networks"])
+def test_networks_in_float64_are_compared_in_float32(name, adapters, all_of_it):
+    networks = student(), SLDNet(preset="teacher", num_feat=4)
+    objective = OBJECTIVES[name]()
+    if adapters:
+        ours, theirs = (Compared(network, interface_of(network), None) for network in networks)
+        objective = adapted(objective, adapters, student=ours, teacher=theirs, clips=Clips(2, 8, 2, 24))
+    if not all_of_it:
+        networks = [network.double() for network in networks]
+    weights = {term: {"balance": 0.1} for term in objective.terms}
+    d = Distiller(networks[0], [Teacher(networks[1], objective)], PyramidSSIMLoss(), weights=weights)
+    losses, scalars = (d.double() if all_of_it else d)({key: value.double() for key, value in batch().items()})
+    sum(losses.values()).backward()
+    assert {value.dtype for value in (*losses.values(), *scalars.values())} == {torch.float32}
+    assert {p.grad.dtype for p in d.student.parameters()} == {torch.float64}

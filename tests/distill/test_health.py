@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from csd_plugin.distill.health import HealthMonitor, check_gradients, gradient_norms, scale_ratios
 from csd_plugin.errors import CSDError
@@ -34,6 +35,42 @@ def test_gradients_too_small_for_half_precision_are_measured_scaled():
     loss = (weight.half() * 1e-3).float().sum() * 1e-6  # 1e-9 in half precision is 0
     assert gradient_norms({"x": loss}, [weight])["x"] == 0
     assert gradient_norms({"x": loss}, [weight], scale=2.0**16)["x"] == pytest.approx(1e-9, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64, torch.complex128])
+@pytest.mark.parametrize("several", [False, True])
+def test_norms_of_weights_of_other_kinds_of_numbers(dtype, several, monkeypatch):
+    if several:  # as the mean over processes that all have the same
+        monkeypatch.setattr("csd_plugin.distill.health.are_several", lambda: True)
+        monkeypatch.setattr("csd_plugin.distill.health.mean_over_processes", lambda gradients: gradients)
+    weight, other = nn.Parameter(torch.tensor([1.5, -2.0], dtype=dtype)), nn.Parameter(torch.ones(1))
+    if weight.is_complex():
+        weight = nn.Parameter(weight.detach() * (1 + 2j))
+    loss = weight.abs().square().sum().float() / 2 + other.sum()
+    norms = gradient_norms({"x": loss}, [weight, other], together=several)
+    expected = (weight.detach().abs().square().sum().item() + 1) ** 0.5
+    assert norms["x"].dtype == torch.float32 and norms["x"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_norms_of_sparse_gradients():
+    table = nn.Embedding(4, 2, sparse=True)
+    assert gradient_norms({"x": table(torch.tensor([1, 1, 3])).sum()}, table.parameters())["x"] == 10**0.5
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_layers_that_are_computed_again_on_the_way_back(reentrant):
+    torch.manual_seed(0)
+    first, second, x = nn.Linear(3, 4), nn.Linear(4, 2), torch.rand(5, 3)
+
+    def norms(output):
+        return gradient_norms({"x": output.square().mean()}, [*first.parameters(), *second.parameters()])
+
+    expected, output = norms(second(first(x))), checkpoint(second, first(x), use_reentrant=reentrant)
+    if reentrant:
+        with pytest.raises(CSDError, match=r"call it with use_reentrant=False; or leave out train.health .* `balance`"):
+            norms(output)
+    else:
+        torch.testing.assert_close(norms(output), expected)
 
 
 def test_scale_ratios_pair_by_pair():
