@@ -8,7 +8,7 @@ from decimal import ROUND_UP, Context, Decimal
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _LARGE_SHARE = 0.05
 
@@ -25,13 +25,35 @@ def decay_at(step: int, decay: float) -> float:
 
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """average = decay * average + (1 - decay) * network for all weights; buffers (BatchNorm's) are copied."""
+    """average = decay * average + (1 - decay) * network for all weights; buffers (BatchNorm's) are copied.
+
+    Buffers that are saved become those of the network, whatever their size. Of others, such as caches of the size of
+    the frames, those of equal size are copied where that can be; the average makes the rest itself.
+    """
     weights = dict(network.named_parameters())
     averaged = dict(average.named_parameters())
     torch._foreach_lerp_(list(averaged.values()), [weights[name].data for name in averaged], 1 - decay)
-    buffers = dict(network.named_buffers())
-    for name, buffer in average.named_buffers():
-        buffer.copy_(buffers[name])
+    modules = dict(network.named_modules())
+    for path, module in average.named_modules():
+        if path in modules:
+            _copy_buffers(module, modules[path])
+
+
+def _copy_buffers(average: nn.Module, network: nn.Module) -> None:
+    """Those of one module, not of its children."""
+    for name in dict.fromkeys((*average._buffers, *network._buffers)):
+        ours, theirs = average._buffers.get(name), network._buffers.get(name)
+        if ours is not None and theirs is not None and ours.shape == theirs.shape and _is_writable(ours):
+            ours.copy_(theirs)
+        elif name in network._buffers and name not in network._non_persistent_buffers_set:
+            average.register_buffer(name, None if theirs is None else theirs.clone())
+
+
+def _is_writable(buffer: Tensor) -> bool:
+    """Not those of inference mode, nor expanded ones, whose numbers share memory."""
+    return not buffer.is_inference() and not any(
+        stride == 0 and size > 1 for size, stride in zip(buffer.shape, buffer.stride(), strict=True)
+    )
 
 
 def average_warnings(train_opt: Mapping[str, Any]) -> list[str]:

@@ -59,8 +59,8 @@ def _gradients(loss: Tensor, leaves: list[nn.Parameter]) -> list[Tensor]:
             raise
         raise CSDError(
             "the student uses torch.utils.checkpoint, whose gradients cannot be looked at one loss at a time: call it "
-            "with use_reentrant=False; or leave out train.health (false; of a Distiller, examine_every=0) and weights "
-            "with `balance`"
+            "with use_reentrant=False, which weights with `balance` need; or set train.health: false (of a Distiller, "
+            "examine_every=0)"
         ) from error
     given = [g.to_dense() for g in gradients if g is not None]
     return [torch.view_as_real(g.resolve_conj()) if g.is_complex() else g for g in given]

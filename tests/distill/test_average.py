@@ -45,6 +45,48 @@ def test_weights_are_averaged_and_buffers_copied():
     assert average[1].running_mean.tolist() == [5.0] * 3
 
 
+class Buffers(nn.Module):
+    """Saved buffers that change: of size, from none and to none; and a cache that is not saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        for name in ("grows", "shrinks", "ends"):
+            self.register_buffer(name, torch.zeros(2))
+        self.register_buffer("begins", None)
+        self.register_buffer("table", torch.zeros(2), persistent=False)
+        self.register_buffer("cache", torch.zeros(2), persistent=False)
+
+
+def test_buffers_that_change_are_followed_as_far_as_they_are_saved():
+    average, network = (nn.Sequential(nn.Identity(), Buffers()) for _ in range(2))
+    changing = network[1]
+    changing.grows, changing.shrinks, changing.begins, changing.ends = *map(torch.ones, (3, 1, 4)), None
+    changing.register_buffer("late", torch.ones(2))
+    changing.register_buffer("late_cache", torch.ones(2), persistent=False)
+    changing.table, changing.cache = torch.ones(2), torch.ones(5)
+    average[1].register_buffer("own_cache", torch.zeros(2), persistent=False)
+    for _ in range(2):
+        update_average(average, network, 0.9)
+        assert equal(average[1].state_dict(), network[1].state_dict())
+    assert average[1].state_dict().keys() == {"weight", "grows", "shrinks", "begins", "late"}
+    assert average[1].table.tolist() == [1, 1] and average[1].cache.tolist() == [0, 0]
+    changing.grows.fill_(7)
+    assert average[1].grows.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_buffers_that_cannot_be_written_to_are_replaced_if_they_are_saved(persistent):
+    average, network = nn.Linear(1, 1), nn.Linear(1, 1)
+    with torch.inference_mode():
+        average.register_buffer("inferred", torch.zeros(3), persistent)
+    average.register_buffer("expanded", torch.zeros(1).expand(3), persistent)
+    for name in ("inferred", "expanded"):
+        network.register_buffer(name, torch.ones(3), persistent)
+    update_average(average, network, 0.9)
+    assert average.inferred.tolist() == average.expanded.tolist() == [float(persistent)] * 3
+
+
 def _followed(launcher, monkeypatch) -> list[float]:
     """The decays that a run's average is updated with, but for the copy at its start."""
     from csd_plugin.models.video_derain_model import VideoDerainModel
