@@ -242,7 +242,8 @@ def _as_trained(
 def _lengths(facts: Facts | nn.Module) -> tuple[int, int]:
     """Frames that go into one pass, and those of them that count."""
     count = _SEQUENCE if KINDS[kind_of(facts)].gives_clip else 1
-    return int(facts.num_frame) + count - 1, count  # type: ignore[arg-type]
+    seen = getattr(facts, "num_seen", facts.num_frame)  # an exported network takes only those that count
+    return int(seen) + count - 1, count  # type: ignore[arg-type]
 
 
 def _action(run: Run, size: tuple[int, int], device: torch.device, batch: int) -> Callable[[], object]:

@@ -212,7 +212,7 @@ class Derainer:
         most = _TRIAL_SIDE if isinstance(self.backend, TorchBackend) else 2 * _TRIAL_SIDE
         tile = torch.randint(256, (*(min(side, most) for side in sides), 3), device=self.device).byte()
         frames = self.batch + self.num_frame - 1
-        windows = [[tile] * frames] if self._sequences else [[tile] * self.num_frame] * self.batch
+        windows = [[tile] * frames] if self._sequences else [[tile] * facts.num_seen] * self.batch
         computed = len(tiles) * sides[0] * sides[1] / (self.batch * tile.shape[0] * tile.shape[1])
         return _usual_time(lambda: self._derain(windows, 255)) * computed
 
@@ -258,8 +258,8 @@ class Derainer:
     def _derain(self, windows: list[list[Tensor]], peak: float) -> Tensor:
         """B windows of T frames (H, W, 3), values 0 .. peak -> their clean frames (B, H, W, 3), of the same type.
 
-        Of sequences, one of N frames -> the N - num_frame + 1 that count. Frames stay in the type they came in but
-        for the tile that is at work.
+        T is `facts.num_seen`; exported networks take no other number. Of sequences, one of N frames -> the
+        N - num_frame + 1 that count. Frames stay in the type they came in but for the tile that is at work.
         """
         first, facts = windows[0][0], self.backend.facts
         height, width = first.shape[:2]

@@ -137,6 +137,15 @@ def test_frames_of_any_size_are_timed(runtime, tmp_path, capsys):
     assert capsys.readouterr().out.count(f"| {runtime} |") == 2
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_network_that_sees_part_of_its_window_is_timed_in_every_runtime(runtime, capsys):
+    for module in (runtime, "onnxscript"):
+        pytest.importorskip(module)
+    arguments = ["--networks", "causal", "--backends", "plain", runtime, "--sizes", "16x12", "--rounds", "1"]
+    assert main(["bench", "infer", *arguments]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.count(f"| {runtime} |") == 1
+
+
 def test_growth_reports(tmp_path, capsys):
     report = tmp_path / "growth.json"
     options = ["--size", "24x16", "--frames", "2", "--steps", "2"]

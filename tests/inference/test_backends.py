@@ -96,6 +96,14 @@ def test_other_networks_run_too(make, backend):
         assert torch.allclose(open_backend(network, backend=backend)(window), network(window), atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_trial_gives_a_network_the_frames_that_it_takes(backend, batch):
+    need(backend)
+    network = HalfNet(preset="causal", num_feat=4, num_pair=1, num_deep=1, branches=True)
+    assert Derainer(network, backend=backend, device="cpu", batch=batch).seconds_a_frame(64, 48) > 0
+
+
 def test_facts_are_those_of_the_network(network):
     student = SLDNet(preset="student1")
     assert study(student) == Facts(num_frame=3, reach=22, floats=48, preset="student1")
