@@ -203,6 +203,16 @@ def is_whole_png(path: Path) -> bool:
         raise at(path, error) from error
 
 
+def is_cut_png(path: Path) -> bool:
+    """Whether a file is the beginning of a PNG, as a power failure leaves it, be it empty. Raises OSError."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_PNG_START))
+    except OSError as error:
+        raise at(path, error) from error
+    return _PNG_START.startswith(start) and not is_whole_png(path)
+
+
 def note_in_png(path: Path) -> str:
     """The note that `write_png` has left in a file; empty for other files. Raises OSError, with the file's name."""
     try:

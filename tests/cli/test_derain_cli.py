@@ -268,6 +268,43 @@ def test_frames_of_another_network_clip_or_precision_are_not_gone_on_with(frames
     assert "0 frames written" in capsys.readouterr().out
 
 
+def test_frames_behind_a_gap_are_not_replaced_by_those_of_another_network(frames, model, tmp_path, capsys):
+    other, fp32 = tmp_path / "other.pth", ["--precision", "fp32"]
+    torch.save({"params": SLDNet(preset="student2", num_feat=4).state_dict()}, other)
+    assert derain(frames / "rain", frames / "in.mp4", "--model", model) == 0
+    for source, first in (("rain", 0), ("in.mp4", 1)):
+        for name, gap in ((f"{source}_out", 0), (f"{source}_out", 2), (f"{source}_out/c%d.png", 1)):
+            out = frames / name
+            assert derain(frames / source, out, "--model", model, *fp32, "--overwrite") == 0
+            whole = {file.name: file.read_bytes() for file in frames.glob(f"{source}_out/*")}
+            number = gap + (1 if "%" in name else first)
+            missing = out.with_name(f"c{number}.png") if "%" in name else out / f"{number:05d}.png"
+            missing.unlink()
+            capsys.readouterr()
+            assert derain(frames / source, out, "--model", other, *fp32, "--resume") == 2
+            assert "its network was net_g.pth (" in capsys.readouterr().err
+            assert derain(frames / source, out, "--model", model, *fp32, "--resume") == 0
+            assert {file.name: file.read_bytes() for file in frames.glob(f"{source}_out/*")} == whole
+
+
+@pytest.mark.parametrize("source", ["rain", "in.mp4"])
+@pytest.mark.parametrize("kind", [".png", ".jpg"])
+def test_pictures_of_others_are_not_replaced_by_a_run_that_resumes(frames, model, source, kind, capsys):
+    assert derain(frames / "rain", frames / "in.mp4", "--model", model) == 0
+    out = frames / "out"
+    out.mkdir()
+    mine = cv2.imencode(kind, np.full((24, 32, 3), 9, np.uint8))[1].tobytes()
+    (out / "00003.png").write_bytes(mine)  # also a picture of another kind under such a name
+    assert derain(frames / source, out, "--model", model, "--resume") == 2
+    error = capsys.readouterr().err
+    assert "00003.png: does not say what it was made by" in error and "--overwrite does so" in error
+    assert [file.read_bytes() for file in out.iterdir()] == [mine]
+    part = ["--model", model, "--resume", "--end", "2"]  # frames before it
+    assert derain(frames / source, out, *part) == 0 and (out / "00003.png").read_bytes() == mine
+    (out / "00003.png").write_bytes(mine[:4])
+    assert derain(frames / source, out, "--model", model, "--resume") == (kind == ".jpg") * 2
+
+
 def test_flags_without_effect_are_refused(frames, model, capsys):
     assert derain(frames / "rain", frames / "in.mp4", "--model", model, "--fps", 10) == 0
     for arguments, message in (

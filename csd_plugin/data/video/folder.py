@@ -13,6 +13,7 @@ from csd_plugin.atomic import refuse_inputs, same_place
 from csd_plugin.data.images import (
     eight_bits,
     files_of,
+    is_cut_png,
     is_whole_png,
     lost_in,
     note_in_png,
@@ -168,13 +169,46 @@ class FolderWriter(FrameWriter):
                 "%s: %s of its frames do not say what they were made by; they are taken as they are",
                 *(self.path, unknown),
             )
-        return None if done == count else done
+        if done == count:
+            return None
+        self._refuse_others(done, count)
+        return done
+
+    def _refuse_others(self, done: int, count: int | None) -> None:
+        """Raise CSDError for a file that would be replaced and that no run of the same network and clip wrote."""
+        for file in self._behind(done, count):
+            difference = differs(note_in_png(file), self._made_by)
+            if difference:
+                raise _made_otherwise(file, difference)
+            if difference is None and not is_cut_png(file):
+                raise CSDError(
+                    f"{file}: does not say what it was made by, and a frame before it is missing, so --resume would "
+                    f"replace it; --overwrite does so, or give another folder"
+                )
+
+    def _behind(self, done: int, count: int | None) -> Iterator[Path]:
+        """Files that are there under the names of the part's frames from `done` on.
+
+        Args:
+            count: frames of the part; None where not known.
+        """
+        if count is not None:
+            yield from filter(Path.exists, map(self._file, range(done, count)))
+            return
+        source = self._like.source_format
+        if source and isinstance(source.end, int):
+            count = source.end - self._like.first
+        for file in sorted(self._frames()):  # a video may have any number of frames, and numbers them in their names
+            number = number_in(self._pattern or "%05d.png", file.name)
+            index = -1 if number is None else number - self._like.number(0)
+            if index >= done and (count is None or index < count):
+                yield file
 
     def _made_alike(self, file: Path) -> bool:
         """Whether a frame says that it was made by what makes the others. Raises CSDError where it says otherwise."""
         difference = differs(note_in_png(file), self._made_by)
         if difference and self._made_by:
-            raise CSDError(f"{file}: {difference}; --resume needs the same, --overwrite makes the frames again")
+            raise _made_otherwise(file, difference)
         return difference is not None
 
     def close(self) -> None:
@@ -182,6 +216,10 @@ class FolderWriter(FrameWriter):
 
     def abort(self) -> None:
         pass
+
+
+def _made_otherwise(file: Path, difference: str) -> CSDError:
+    return CSDError(f"{file}: {difference}; --resume needs the same, --overwrite makes the frames again")
 
 
 def make_folder(folder: Path) -> None:
