@@ -191,6 +191,19 @@ def test_raw_frames_through_pipes(frames, model, monkeypatch, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("closed, stream", [("<&-", "input"), (">&-", "output"), ("<&- >&-", "input"), ("2>&-", "")])
+def test_closed_pipes_are_one_line_and_lines_are_no_frames(frames, model, closed, stream):
+    clip = np.zeros((2, 24, 32, 3), np.uint8).tobytes()
+    call = [sys.executable, "-m", "csd_plugin", "derain", "-", "-", "--model", model, "--size", "32x24"]
+    run = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *call], input=clip, capture_output=True)
+    if stream:
+        assert run.returncode == 2 and run.stdout == b""
+        lines = run.stderr.decode().strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith(f"csd derain: error: standard {stream} is closed: "), lines
+    else:  # without standard error, what would be said there does not come among the frames
+        assert run.returncode == 0 and len(run.stdout) == len(clip)
+
+
 def test_cuts_are_reported(frames, model, capsys):
     for number in range(3, 5):
         cv2.imwrite(str(frames / "rain" / f"{number:05d}.png"), np.full((24, 32, 3), (200, 20, 40), np.uint8))

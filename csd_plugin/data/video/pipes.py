@@ -44,6 +44,8 @@ class PipeReader(FrameReader):
     ) -> None:
         if size is None:
             raise CSDError("raw frames on standard input do not contain their size: give --size WIDTHxHEIGHT")
+        if sys.stdin is None:  # so Python has it where it was closed before the start
+            raise CSDError("standard input is closed: pipe raw frames into it, or give a file or folder in place of -")
         self.path, self.size, self.fps, self.time_base = PIPE, size, fps, 1 / fps
         self._until = None if end is None else frame_number(end, fps)
         self.first = frame_number(start, fps)
@@ -103,10 +105,14 @@ class PipeReader(FrameReader):
 
 
 class PipeWriter(FrameWriter):
-    """Frames to standard output; deep ones are rounded to 8 bits."""
+    """Frames to standard output; deep ones are rounded to 8 bits. Raises CSDError where it is closed."""
 
     path = PIPE
     _said = False
+
+    def __init__(self) -> None:
+        if sys.stdout is None:
+            raise CSDError("standard output is closed: pipe it into a program or file, or give an output in place of -")
 
     def write(self, frame: np.ndarray) -> None:
         if frame.dtype != np.uint8 and not self._said:
