@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         )
     rows = [row for row in (baseline, result) if row]
     if args.input:
-        rainy = Result("rainy input", dataset, score(args.input, clips=list(scores.clips)))
+        rainy = Result("rainy input", dataset, score(args.input, clips=list(scores.clips), of_input=True))
         rows = [rainy, *rows]
         baseline = baseline or rainy
 

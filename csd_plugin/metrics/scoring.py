@@ -50,6 +50,7 @@ def score_folders(
     metrics: Mapping[str, Metric] | None = None,
     skip: tuple[int, int] = (0, 0),
     clips: Collection[str] | None = None,
+    of_input: bool = False,
     jobs: int | None = None,
 ) -> Scores:
     """Score every frame of one clip, or of a folder of clips, against its truth, or without one.
@@ -64,6 +65,7 @@ def score_folders(
         metrics: further metrics, as `open_metrics` gives them.
         skip: how many frames at both ends of every true clip do not count, and need no result.
         clips: of several clips, score these only; default: all that `results` holds.
+        of_input: `results` are the rainy frames themselves, of which messages then speak.
         jobs: threads (OpenCV and numpy release the interpreter's lock while they compute); default: one per processor.
 
     Raises:
@@ -72,7 +74,9 @@ def score_folders(
     """
     partner = truth or guide
     pairs = (
-        _alone(results, skip, clips) if partner is None else pair_folders(results, partner, skip, clips, bool(truth))
+        _alone(results, skip, clips)
+        if partner is None
+        else pair_folders(results, partner, skip, clips, is_truth=bool(truth), of_input=of_input)
     )
     _check_sizes(pairs, (metrics or {}).values())
     before = [None, *pairs[:-1]]
@@ -94,11 +98,12 @@ def pair_folders(
     skip: tuple[int, int] = (0, 0),
     clips: Collection[str] | None = None,
     is_truth: bool = True,
+    of_input: bool = False,
 ) -> list[FramePair]:
     """Every frame that counts with its truth (or rainy frame), clip by clip, in order.
 
     Args:
-        results, skip, clips: as for `score_folders`.
+        results, skip, clips, of_input: as for `score_folders`.
         partner: the truth, or without one the rainy frames.
         is_truth: which of these `partner` is.
 
@@ -118,13 +123,16 @@ def pair_folders(
             raise CSDError(
                 f"clip {clip} of {results} has no {kind} in {partner}, which holds {_some(list(true_clips))}"
             )
+    absent = sorted(set(clips or ()) - set(result_clips)) if of_input and len(clips or ()) > 1 else []
+    if absent:
+        logger.warning("%s: no rainy frames of %s; the row of the rainy input leaves them out", results, _some(absent))
     unscored = sorted(true_clips.keys() - set(partner_of.values()))
     if unscored and clips is None:
         logger.warning("%s: no results for %s; the average leaves them out", results, _some(unscored))
     return [
         FramePair(clip, *frame)
         for clip, files in result_clips.items()
-        for frame in _pair_frames(clip, files, true_clips[partner_of[clip]], skip, kind)
+        for frame in _pair_frames(clip, files, true_clips[partner_of[clip]], skip, kind, of_input)
     ]
 
 
@@ -188,7 +196,7 @@ def _scene(clip: str) -> str:
 
 
 def _pair_frames(
-    clip: str, results: Sequence[Path], truths: Sequence[Path], skip: tuple[int, int], kind: str
+    clip: str, results: Sequence[Path], truths: Sequence[Path], skip: tuple[int, int], kind: str, of_input: bool
 ) -> list[tuple[str, Path, Path]]:
     """(name, result, truth or rainy frame, which `kind` says) of each frame that counts."""
     result_of = _by_key(results, [file.stem for file in results])
@@ -208,14 +216,21 @@ def _pair_frames(
         raise CSDError(f"clip {clip}: skipping {skip[0]} and {skip[1]} of its {len(truths)} frames leaves none")
     missing = [file for key, file in kept if key not in result_of]
     if missing:
+        lacks = f"{len(missing)} of {len(kept)} frames have no result, the first is that of {missing[0]}"
+        way_out = "derain the others first"
+        if of_input:
+            folder = results[0].parent
+            lacks = f"{folder} lacks {len(missing)} of {len(kept)} rainy frames, the first that of {missing[0]}"
+            way_out = "add the others, or leave --input out"
         there = [key in result_of for key in truth_of]
-        ends = there.index(True), there[::-1].index(True)
-        of_a_part = sum(there) == len(there) - sum(ends)
-        raise CSDError(
-            f"clip {clip}: {len(missing)} of {len(kept)} frames have no result, the first is that of {missing[0]}; "
-            + (f"--skip {ends[0]} {ends[1]} scores the frames that exist" if of_a_part else "derain the others first")
-        )
+        raise CSDError(f"clip {clip}: {lacks}; {_skip_to(there) or way_out}")
     return [(truth.stem, result_of[key], truth) for key, truth in kept]
+
+
+def _skip_to(there: Sequence[bool]) -> str:
+    """How to score the frames that are there, if only some at the ends are not; else empty."""
+    ends = there.index(True), there[::-1].index(True)
+    return f"--skip {ends[0]} {ends[1]} scores the frames that exist" if sum(there) == len(there) - sum(ends) else ""
 
 
 def _by_key(files: Sequence[Path], keys: Iterable[str]) -> dict[str, Path]:

@@ -240,6 +240,22 @@ def complaint_of(capsys, *arguments):
     return error
 
 
+def test_rainy_frames_that_are_missing_are_said_of_their_folder(nturain, capsys, caplog):
+    out, root = nturain / "out", nturain / "NTURain"
+    rain, truth = (root / f"Dataset_Testing_Synthetic/a1_{kind}" for kind in ("Rain", "GT"))
+    (rain / "00003.png").unlink()
+    error = complaint_of(capsys, out / "a1", "--truth", truth, "--input", rain)
+    assert f"clip a1: {rain} lacks 1 of 5 rainy frames, the first that of {truth / '00003.png'}; add the" in error
+    for number in (4, 5):
+        (rain / f"0000{number}.png").unlink()
+    error = complaint_of(capsys, out, "--truth", root, "--input", root)
+    assert f"{rain} lacks 3 of 5 rainy frames" in error and "; --skip 0 3 scores the frames that exist" in error
+    assert main(["score", *map(str, (out / "a1", "--truth", truth, "--input", rain)), "--skip", "0", "3"]) == 0
+    shutil.rmtree(rain)
+    assert main(["score", *map(str, (out, "--truth", root, "--input", root))]) == 0
+    assert "no rainy frames of a1; the row of the rainy input leaves them out" in caplog.text
+
+
 def test_what_does_not_fit_is_named(nturain, capsys):
     out, truth = nturain / "out", nturain / "NTURain"
     synthetic = truth / "Dataset_Testing_Synthetic"
