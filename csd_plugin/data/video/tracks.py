@@ -148,7 +148,7 @@ class Tracks:
             yield begin, packet
 
     def _move(self, packet: av.Packet) -> Fraction | None:
-        """Give a packet the output's time, and return it in seconds; None for one that has none, or no data."""
+        """Give a packet the output's time, and return it in seconds; None for one without time or data, or over."""
         if packet.stream.type == "video" and packet.size:  # a cover
             packet.pts = packet.dts = 0
             return Fraction(0)
@@ -157,6 +157,12 @@ class Tracks:
             return None
         shown = decoded if packet.pts is None else packet.pts
         shift = round(self._offset / packet.time_base)
+        if packet.stream.type == "subtitle" and shown < shift:
+            # One that is shown already begins with the part: for negative times muxers move all other tracks.
+            packet.duration = (packet.duration or 0) + shown - shift
+            if packet.duration <= 0:
+                return None
+            decoded = shown = shift
         # Muxers refuse time that stands still.
         packet.dts = max(decoded - shift, self._last.get(packet.stream.index, decoded - shift - 1) + 1)
         packet.pts = max(shown - shift, packet.dts)

@@ -226,6 +226,28 @@ def test_matroska_keeps_everything(everything, copied, tmp_path):
 
 
 @needs_ffmpeg
+@pytest.mark.parametrize("name, codec", [("out.mkv", "ass"), ("out.mkv", "subrip"), ("out.mp4", "mov_text")])
+def test_a_subtitle_that_began_before_a_part_begins_with_it(copied, tmp_path, name, codec):
+    """Of several that overlap, too; pictures and chapters stay where they are."""
+    spans = [("00,100", "01,200"), ("00,200", "00,400"), ("00,300", "00,900"), ("01,400", "01,600")]
+    if codec == "mov_text":  # which has one at a time
+        del spans[1:3]
+    texts = [f"{n}\n00:00:{a} --> 00:00:{b}\ntext {n}\n\n" for n, (a, b) in enumerate(spans)]
+    (tmp_path / "s.srt").write_text("".join(texts))
+    (tmp_path / "m.txt").write_text(";FFMETADATA1\n[CHAPTER]\nTIMEBASE=1/1000\nSTART=1000\nEND=2000\ntitle=Two\n")
+    more = ("-i", tmp_path / "s.srt", "-i", tmp_path / "m.txt", "-map", 0, "-map", 1, "-map_chapters", 2)
+    source = make(tmp_path / f"in{Path(name).suffix}", *more, *X264, "-bf", "0", "-c:s", codec, seconds=2)
+    out, lines = copied(source, name, start=15)
+    assert not lines and times(out)[0] == 0 and len(times(out)) == 35
+    shown = probe(out, "-show_packets", "-select_streams", "s:0")["packets"]
+    spans = [(float(one["pts_time"]), float(one["duration_time"])) for one in shown if int(one["size"]) > 2]
+    wanted = [(0, 0.6), (0, 0.3), (0.8, 0.2)] if codec != "mov_text" else [(0, 0.6), (0.8, 0.2)]
+    assert np.allclose(spans, wanted, atol=0.003)
+    if name == "out.mkv":  # the first of MP4's chapters is at 0
+        assert float(probe(out)["chapters"][0]["start_time"]) == pytest.approx(0.4, abs=0.002)
+
+
+@needs_ffmpeg
 def test_what_a_container_does_not_hold_is_one_line(everything, copied):
     source = everything("in.mkv", "ass")
     out, lines = copied(source, "out.mp4")
