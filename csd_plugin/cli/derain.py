@@ -178,8 +178,10 @@ def run(args: argparse.Namespace) -> None:
         begin=lambda reader: say(expectation(model, derainer, reader)),
         observe=score,
     )
-    for line in _summary(done, args.output, scores, args.compare if args.resume else None):
+    for line in _summary(done, args.output, scores):
         say(line)
+    if args.resume and args.compare:
+        say(f"scored: the frames written now{_how_to_score_all(args)}")
 
 
 def _refuse_idle(args: argparse.Namespace) -> None:
@@ -195,13 +197,8 @@ def _refuse_idle(args: argparse.Namespace) -> None:
         refuse_idle(args, add_arguments, ["encoding"], "OUT is no video")
 
 
-def _summary(done: Derained, output: Path, scores: Scores, resumed: Path | None) -> Iterator[str]:
-    """What is printed at the end.
-
-    Args:
-        scores: empty where there was no truth, or no frame.
-        resumed: the truth of a run that has resumed another.
-    """
+def _summary(done: Derained, output: Path, scores: Scores) -> Iterator[str]:
+    """What is printed at the end; `scores` are empty where there was no truth, or no frame."""
     yield f"{counted(done.num_frames, 'frame')} written to {output}"
     if done.delay:
         yield lateness(done.delay, done.dropped)
@@ -209,8 +206,14 @@ def _summary(done: Derained, output: Path, scores: Scores, resumed: Path | None)
         yield f"{counted(len(done.cuts), 'scene cut')}, before frames {', '.join(map(str, done.cuts))}"
     if scores.clips:
         yield comparison(scores)
-    if resumed:
-        yield f"scored: the frames written now; csd score {output} --truth {resumed} scores all of them"
+
+
+def _how_to_score_all(args: argparse.Namespace) -> str:
+    """The command for the frames of all runs; empty where there is none: it takes folders of whole clean clips."""
+    whole_clip = args.start == 0 and args.end is None
+    if args.side_by_side or not (whole_clip and args.compare.is_dir()) or args.output.suffix.lower() == ".png":
+        return ""
+    return f"; csd score {args.output} --truth {args.compare} scores all of them"
 
 
 def position(text: str) -> int | Fraction:

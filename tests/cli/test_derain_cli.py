@@ -318,6 +318,19 @@ def test_pictures_of_others_are_not_replaced_by_a_run_that_resumes(frames, model
     assert derain(frames / source, out, "--model", model, "--resume") == (kind == ".jpg") * 2
 
 
+@pytest.mark.parametrize(
+    "target, flags, leads", [("out", [], True), ("out", ["--side-by-side"], False), ("out", ["--start", 1], False),
+                             ("out", ["--end", 4], False), ("out/c%d.png", [], False)],
+)  # fmt: skip
+def test_the_way_to_score_all_frames_is_shown_where_it_leads_there(frames, model, target, flags, leads, capsys):
+    options = ["--model", model, *flags, "--compare", frames / "truth", "--resume"]
+    assert derain(frames / "rain", frames / target, *options) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("scored: the frames written now") and ("csd score" in last) == leads
+    if leads:
+        assert main(["score", *last.partition("; csd score ")[2].removesuffix(" scores all of them").split()]) == 0
+
+
 def test_flags_without_effect_are_refused(frames, model, capsys):
     assert derain(frames / "rain", frames / "in.mp4", "--model", model, "--fps", 10) == 0
     for arguments, message in (
