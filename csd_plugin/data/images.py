@@ -275,6 +275,15 @@ def check_pixels(data: bytes, where: str) -> None:
         raise CSDError(f"{where}: its header says more than {MOST_PIXELS >> 20} million pixels, so it is not decoded")
 
 
+def is_one_image(path: Path) -> bool:
+    """Whether a file is an image, by its header, and of one picture: an animation is a clip."""
+    try:
+        with Image.open(path) as image:
+            return getattr(image, "n_frames", 1) == 1
+    except (OSError, Image.DecompressionBombError, SyntaxError, ValueError):
+        return False
+
+
 def header_shape(file: BinaryIO) -> tuple[int, int] | None:
     """(height, width) as `decode_image` will give them, from an image's header; None where only decoding shows it."""
     try:

@@ -16,7 +16,7 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from csd_plugin.data.images import MOST_PIXELS
+from csd_plugin.data.images import MOST_PIXELS, is_one_image
 from csd_plugin.data.video.clock import Clock
 from csd_plugin.data.video.colours import Colours, Light, carried, has_alpha, to_rgb, turns_sideways
 from csd_plugin.data.video.complete import extent_of
@@ -315,6 +315,10 @@ def open_input(path: Path) -> av.container.InputContainer:
     except (av.FFmpegError, OSError) as error:
         if path.stat().st_size == 0:
             raise CSDError(f"{path} is empty (0 bytes)") from error
+        if is_one_image(path):
+            raise CSDError(
+                f"{path} is a single image: give its folder, or a pattern such as frames_%05d.png, for its clip"
+            ) from error
         raise CSDError(f"{path}: not a video file that can be read, or damaged ({error.strerror or error})") from error
 
 

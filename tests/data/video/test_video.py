@@ -158,7 +158,13 @@ def test_what_is_no_video_is_one_clear_line(tmp_path):
         container.mux(stream.encode(silence))
         container.mux(stream.encode(None))
     (tmp_path / "folder").mkdir()
+    for name in ("frame.png", "frame.tif", "frame.mp4"):  # by what it is, whatever its name says
+        kind = ".png" if name == "frame.mp4" else name[-4:]
+        (tmp_path / name).write_bytes(cv2.imencode(kind, picture(0))[1].tobytes())
     for name, message in {
+        "frame.png": "is a single image: give its folder, or a pattern",
+        "frame.tif": "is a single image",
+        "frame.mp4": "is a single image",
         "nothing.mp4": "does not exist",
         "empty.mp4": "empty",
         "text.mp4": "not a video",
