@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -74,7 +75,7 @@ def write_page(
     text = [
         f"# {title}",
         f"A held-back frame, with details below it. From left to right: {', '.join(pictures)}.",
-        f"![{', '.join(pictures)}]({picture.name})",
+        f"![{', '.join(pictures)}]({quote(picture.name)})",
         markdown(head, table),
         *lines,
         "The table is measured on the held-back frames, which the network did not learn from. PSNR to the teacher "
