@@ -89,7 +89,17 @@ def score_folders(
         for pair, (quality, values) in zip(pairs, pool.map(score, pairs, before), strict=True):
             scores.record(pair.clip, pair.frame, quality, values)
             bar.update()
+    if not of_input:  # which has the same frames, and was said of the results
+        _say_what_has_no_value(scores, metrics or {})
     return scores
+
+
+def _say_what_has_no_value(scores: Scores, metrics: Mapping[str, Metric]) -> None:
+    """A line for each metric that compares a frame with the one before, and clips of which one frame counts."""
+    single = [name for name, clip in scores.clips.items() if len(clip.frames) == 1]
+    for metric in metrics.values() if single else ():
+        if metric.temporal:
+            logger.warning("clip %s: no %s, which needs two frames: only one counts", *(_some(single), metric.title))
 
 
 def pair_folders(

@@ -240,6 +240,17 @@ def complaint_of(capsys, *arguments):
     return error
 
 
+@pytest.mark.parametrize("options", [(), ("--truth",), ("--input",)])
+def test_one_frame_has_no_warping_error_and_that_is_said(real, caplog, capsys, options):
+    folders = [str(real / "flicker"), *(word for option in options for word in (option, str(real / "ra1_Rain")))]
+    assert main(["score", *folders, "--metrics", "warping", "niqe", "--skip", "1", "1"]) == 0
+    assert caplog.text.count("no warping error, which needs two frames: only one counts") == 1
+    assert "NIQE" in capsys.readouterr().out and "no NIQE" not in caplog.text
+    caplog.clear()
+    assert main(["score", *folders, "--metrics", "warping", "--skip", "1", "0"]) == 0
+    assert not caplog.text
+
+
 def test_rainy_frames_that_are_missing_are_said_of_their_folder(nturain, capsys, caplog):
     out, root = nturain / "out", nturain / "NTURain"
     rain, truth = (root / f"Dataset_Testing_Synthetic/a1_{kind}" for kind in ("Rain", "GT"))
