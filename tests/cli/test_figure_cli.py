@@ -50,6 +50,20 @@ def test_details_of_frames_that_are_smaller_than_a_detail(tmp_path, capsys, size
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("kind", ["crops", "slice", "errors"])
+def test_frames_so_narrow_that_a_figure_would_fill_the_memory_are_one_line(tmp_path, capsys, monkeypatch, kind):
+    monkeypatch.setattr("csd_plugin.report.figures.sheet.Sheet.save", lambda *_: pytest.fail("it was drawn"))
+    for i in range(2):
+        for name in ("rain", "truth"):
+            write_image(tmp_path / f"{name}/{i:05d}.png", np.full((900, 2, 3), 50 * i, np.uint8))
+    out = tmp_path / "out.png"
+    folders = ["--clip", str(tmp_path / "rain"), "--truth", str(tmp_path / "truth")]
+    folders = folders[: 4 if kind == "errors" else 2]  # SSIM takes none so small
+    arguments = [*folders, "--models", f"again={tmp_path / 'rain'}", "--out", str(out)]
+    assert "frames of 2x900 make a figure" in complaint(capsys, kind, *arguments)
+    assert not out.exists()
+
+
 def test_video(clip, tmp_path, capsys):
     out = tmp_path / "out.mp4"
     arguments = ["--models", f"again={clip[1]}", "--split", "--out", str(out)]

@@ -62,7 +62,7 @@ def draw_crops(
     detail_tall = max(detail * box.height / box.width for box in boxes)
     captions = _captions(frames, protocol)
     lines = max(map(len, captions.values()))
-    sheet = Sheet(PAGE_WIDTH, tall + GAP + detail_tall + lines * LINE + GAP)
+    sheet = Sheet(PAGE_WIDTH, tall + GAP + detail_tall + lines * LINE + GAP, frames[INPUT].shape)
     for left, (label, frame) in zip(lefts(len(frames), column), frames.items(), strict=True):
         axes = sheet.image(frame, left, 0, column, tall)
         for box, colour, at in zip(boxes, _colours(len(boxes)), lefts(len(boxes), detail, left), strict=True):

@@ -40,7 +40,7 @@ def draw_errors(scene: Scene, out: Path, *, number: int, peak: float | None = No
     columns = len(errors) + 1
     column = row_width(columns, PAGE_WIDTH - GAP - _BAR - _TICKS)
     tall = column * height / width
-    sheet = Sheet(PAGE_WIDTH, tall + 2 * LINE + GAP)
+    sheet = Sheet(PAGE_WIDTH, tall + 2 * LINE + GAP, truth.shape)
     truth_left, *map_lefts = lefts(columns, column)
     sheet.image(truth, truth_left, 0, column, tall)
     sheet.caption([TRUTH, "mean |error|"], truth_left, tall + GAP / 2, column)

@@ -97,7 +97,7 @@ def _row(frames: dict[str, Picture], maps: dict[str, Picture], labels: Sequence[
     """Input, maps and truth side by side."""
     column = row_width(len(labels))
     tall = column * frames[INPUT].pixels.shape[0] / frames[INPUT].pixels.shape[1]
-    sheet = Sheet(PAGE_WIDTH, tall + GAP / 2 + LINE)
+    sheet = Sheet(PAGE_WIDTH, tall + GAP / 2 + LINE, frames[INPUT].pixels.shape)
     for left, label in zip(lefts(len(labels), column), labels, strict=True):
         (frames | maps)[label].draw(sheet, left, 0, column, tall)
         sheet.caption([label], left, tall + GAP / 2, column)
@@ -110,7 +110,7 @@ def _rows(frames: dict[str, Picture], rows: Sequence[dict[str, Picture]], taps: 
     tall = column * frames[INPUT].pixels.shape[0] / frames[INPUT].pixels.shape[1]
     tops = lefts(len(rows), tall)
     first, *others = lefts(len(rows[0]) + 1, column)
-    sheet = Sheet(PAGE_WIDTH, tops[-1] + tall + GAP / 2 + LINE)
+    sheet = Sheet(PAGE_WIDTH, tops[-1] + tall + GAP / 2 + LINE, frames[INPUT].pixels.shape)
     for top, (label, frame) in zip(tops, frames.items(), strict=False):
         _tag(frame.draw(sheet, first, top, column, tall), label, (0, 1), (3, -3))
     for top, row, tap in zip(tops, rows, taps, strict=True):

@@ -29,6 +29,8 @@ LINE = 0.145
 """Inches: white between panels; height of a line of caption."""
 _NARROWEST = 0.04
 """Inches of the narrowest panel."""
+_HIGHEST = 60.0
+"""Inches of the highest figure: 18000 pixels, and some hundred MB of memory."""
 FONT_SIZE = 8.0
 DPI = 300
 COLOURS = ("#ffd60a", "#00c2ff", "#ff4d6d", "#7cfc00")
@@ -38,10 +40,16 @@ COLOURS = ("#ffd60a", "#00c2ff", "#ff4d6d", "#7cfc00")
 class Sheet:
     """A figure of one size whose panels are placed in inches from its top left corner.
 
-    It is drawn by matplotlib's own canvas, without pyplot and its state. Raises CSDError where matplotlib is missing.
+    It is drawn by matplotlib's own canvas, without pyplot and its state. Raises CSDError where matplotlib is missing,
+    and for a figure that is so high that it would fill the memory, of frames of the shape (H, W, ..).
     """
 
-    def __init__(self, width: float, height: float) -> None:
+    def __init__(self, width: float, height: float, shape: tuple[int, ...]) -> None:
+        if height > _HIGHEST:
+            raise CSDError(
+                f"frames of {shape[1]}x{shape[0]} make a figure {height:.0f} inches high, at most {_HIGHEST:.0f} are "
+                f"drawn: give a clip of wider frames, wider details or fewer rows"
+            )
         with needed_by("a figure"):
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure

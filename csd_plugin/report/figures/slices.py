@@ -62,7 +62,7 @@ def _rows(first: np.ndarray, strips: dict[str, np.ndarray], row: int) -> Sheet:
     tall = shown * first.shape[0] / first.shape[1]
     strip_tall = max((tall - (len(strips) - 1) * GAP) / len(strips), _LEAST_STRIP)
     height = len(strips) * (strip_tall + GAP) - GAP
-    sheet = Sheet(PAGE_WIDTH, max(tall, height) + LINE)
+    sheet = Sheet(PAGE_WIDTH, max(tall, height) + LINE, first.shape)
     frame = sheet.image(first, 0, 0, shown, tall)
     frame.axhline(row, color=COLOURS[0], linewidth=1)
     left = shown + _LABEL
@@ -78,7 +78,7 @@ def _columns(first: np.ndarray, strips: dict[str, np.ndarray], column: int) -> S
     """The frame and the strips (H, T, 3) side by side, all of one height."""
     shown = _FRAME * PAGE_WIDTH
     tall = shown * first.shape[0] / first.shape[1]
-    sheet = Sheet(PAGE_WIDTH, tall + 2 * LINE)
+    sheet = Sheet(PAGE_WIDTH, tall + 2 * LINE, first.shape)
     frame = sheet.image(first, 0, 0, shown, tall)
     frame.axvline(column, color=COLOURS[0], linewidth=1)
     sheet.caption([f"column {column}, marked"], 0, tall, shown)
