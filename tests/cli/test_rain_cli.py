@@ -41,6 +41,18 @@ def failing(capsys, *argv) -> str:
     return message
 
 
+def test_a_missing_frame_is_said(clean, tmp_path, caplog):
+    """Not of every second frame, or of names that are times: nothing is missing there."""
+    (clean / "walk" / "IMG_10.jpg").unlink()
+    for name, numbers in (("second", (2, 4, 6)), ("times", (1000, 1033, 1067, 1100))):
+        (clean / name).mkdir()
+        for number in numbers:
+            shutil.copy(clean / "street" / "IMG_9.bmp", clean / name / f"{number}.bmp")
+    assert main(["rain", str(clean), str(tmp_path / "out")]) == 0
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and said[0].startswith("clip walk: there is no frame 10 between 9 and 12; its 3 frames")
+
+
 def test_training_layout(clean, tmp_path):
     out = tmp_path / "out"
     assert main(["rain", str(clean), str(out), "--variants", "2"]) == 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -16,7 +18,7 @@ from tqdm import tqdm
 
 from csd_plugin.atomic import same_place, write_text
 from csd_plugin.data.images import check_pixels, eight_bits, read_image, rounded
-from csd_plugin.data.layout import SPLITS
+from csd_plugin.data.layout import SPLITS, frame_numbers
 from csd_plugin.data.parallel import run_all
 from csd_plugin.data.rain.clips import CleanClip, find_clips
 from csd_plugin.data.rain.params import RainParams
@@ -24,6 +26,8 @@ from csd_plugin.data.rain.renderer import clip_renderer
 from csd_plugin.data.video import open_reader, open_writer
 from csd_plugin.errors import CSDError, at
 from csd_plugin.plain import parse_json, read_text
+
+logger = logging.getLogger(__name__)
 
 _MOST_VARIANTS = 999
 _COPIED_SUFFIXES = {".jpg", ".jpeg", ".png"}
@@ -104,6 +108,7 @@ def write_pairs(
 
     for clip in found:
         _check_same(clip, root / f"{clip.name}_GT")
+        _say_gaps(clip)
     tasks = [task for task in tasks if not task[0].exists()]
     if min(jobs, len(tasks)) > 1:
         _write_in_parallel(tasks, options, min(jobs, len(tasks)))
@@ -113,6 +118,20 @@ def write_pairs(
             for task in tasks:
                 _write_folder(*task, options, progress.update)
     return len(tasks)
+
+
+def _say_gaps(clip: CleanClip) -> None:
+    """A line where numbers of frames are missing: the rain, and the pairs' names, go on as if none was."""
+    numbers = None if clip.is_video else frame_numbers([file.stem for file in clip.files])
+    steps = [b - a for a, b in pairwise(numbers or ())]
+    # every fifth frame of a video, or the times of a camera, lack nothing
+    if numbers and steps and max(steps) > min(steps) and not any(step % min(steps) for step in steps):
+        first = next(number + min(steps) for number, step in zip(numbers, steps, strict=False) if step > min(steps))
+        logger.warning(
+            "clip %s: there is no frame %s between %s and %s; its %s frames are taken as following each other, and "
+            "their pairs get new numbers",
+            *(clip.name, first, numbers[0], numbers[-1], len(numbers)),
+        )
 
 
 def rain_on_video(source: Path, out: Path, options: PairOptions, *, overwrite: bool = False) -> int:
