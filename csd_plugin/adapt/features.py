@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,8 @@ from csd_plugin.inference.precision import computes_bf16
 from csd_plugin.inference.tiles import whole_cells
 from csd_plugin.locks import alone
 from csd_plugin.report.text import counted
+
+_warn_once = cache(logging.getLogger(__name__).warning)
 
 _AT_ONCE = 4
 """Targets that a network of sequences computes together, as they share frames."""
@@ -110,7 +114,8 @@ def _features(
             run_network(
                 network, whole_cells(clip, divisor), count, interface, autocast=torch.bfloat16 if bf16 else None
             )
-            views = [interface.features(tap.take(), 1, count, tap.path)[0].permute(0, 2, 3, 1) for tap in taps]
+            stored = [interface.features(tap.take(), 1, count, tap.path, _warn_once) for tap in taps]
+            views = [feature[0].permute(0, 2, 3, 1) for feature in stored]
         arrays = [view.half().cpu().numpy() for view in views]
         if not all(np.isfinite(array).all() for array in arrays):
             raise CSDError(f"{shot.name}: features of frame {first + 1} do not fit into 16 bits: compare another layer")
