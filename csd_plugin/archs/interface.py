@@ -86,7 +86,7 @@ class Window(Kind):
     one_length = True
 
     def run(self, network: nn.Module, clips: Tensor, num_target: int, num_frame: int) -> Tensor:
-        return network(_copied(slice_windows(clips, num_target, num_frame)))
+        return network(slice_windows(clips, num_target, num_frame))
 
 
 class Sequence(Kind):

@@ -65,10 +65,11 @@ def window_slice(num_input: int, num_target: int, num_frame: int) -> slice:
 def slice_windows(clip: Tensor, num_target: int, num_frame: int) -> Tensor:
     """(B, N, 3, H, W) -> (B*L, T, 3, H, W): one centred window of T = `num_frame` for each of L = `num_target`.
 
-    Targets of one clip follow each other. Nothing is copied but the result itself.
+    Targets of one clip follow each other. Nothing is copied but the result itself, which is always new memory.
     """
     covered = clip[:, window_slice(clip.shape[1], num_target, num_frame)]
-    return covered.unfold(1, num_frame, 1).movedim(-1, 2).flatten(0, 1)
+    windows = covered.unfold(1, num_frame, 1).movedim(-1, 2)
+    return windows.clone(memory_format=torch.contiguous_format).flatten(0, 1)
 
 
 def join_windows(windows: Tensor) -> Tensor:

@@ -404,6 +404,9 @@ def _check_apart(student: nn.Module, teacher: Teacher) -> None:
 
 
 def _memory(parameter: nn.Parameter) -> tuple[torch.device, int]:
-    """Where its numbers are; of one that has none, such as a lazy one, itself."""
-    there = 0 if is_lazy(parameter) or parameter.is_meta else parameter.untyped_storage().data_ptr()
+    """Where its numbers are; of one that has none, such as a lazy one, or keeps them in other tensors, itself."""
+    try:
+        there = 0 if is_lazy(parameter) or parameter.is_meta else parameter.untyped_storage().data_ptr()
+    except RuntimeError:  # classes of tensors that hold others, as quantized or distributed ones do
+        there = 0
     return parameter.device, there or id(parameter)
