@@ -102,10 +102,20 @@ def _broken_matroska(file: BinaryIO) -> int | None:
                 return None  # the end is missing
             at = begin
         elif size is None or begin + size > inside:
-            return at if inside < length else None
+            return at if inside < length or _goes_on(file) else None
         else:
             at = begin + size
     return None
+
+
+def _goes_on(file: BinaryIO) -> bool:
+    """Whether another cluster follows somewhere: what is longer than the file is damaged then, and not cut short."""
+    before = b""
+    while rest := file.read(_CHUNK):
+        if _CLUSTER in before + rest:
+            return True
+        before = rest[1 - len(_CLUSTER) :]
+    return False
 
 
 def _is_over(file: BinaryIO) -> bool:

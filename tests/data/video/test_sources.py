@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,22 +158,17 @@ def test_frames_of_matroska_are_not_lost_in_silence(tmp_path, clusters):
     """Readers pass over what is damaged, up to the next cluster."""
     times = [40 * i for i in range(60)]
     whole = make_video(tmp_path / "whole.mkv", size=(160, 120), times=times, options=clusters)
-    data, lost = whole.read_bytes(), 0
+    data = whole.read_bytes()
     assert len(read(whole)[0]) == 60
-    for seed in range(16):
-        drawn = random.Random(seed)
-        first, length = drawn.randrange(len(data) // 10, len(data) * 9 // 10), drawn.choice([300, 3000])
-        damaged = tmp_path / f"damaged_{seed}.mkv"
-        damaged.write_bytes(
-            data[:first] + bytes(byte ^ 255 for byte in data[first : first + length]) + data[first + length :]
-        )
-        try:
-            assert len(read(damaged)[0]) == 60, seed
-        except CSDError as error:
-            assert "is damaged after frame" in str(error)
-            lost += 1
-            assert len(read(damaged, keep_going=True)[0]) <= 60
-    assert lost >= 4
+    with av.open(str(whole)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    for number in range(1, 59, 6):
+        head = slice(places[number] - 3, places[number])  # what says that a block of this length follows
+        damaged = tmp_path / f"damaged_{number}.mkv"
+        damaged.write_bytes(data[: head.start] + bytes(byte ^ 255 for byte in data[head]) + data[head.stop :])
+        with pytest.raises(CSDError, match="is damaged after frame"):
+            read(damaged)
+        assert len(read(damaged, keep_going=True)[0]) < 60
 
 
 @pytest.mark.parametrize(
