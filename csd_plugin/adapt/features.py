@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from csd_plugin.inference.tiles import whole_cells
 from csd_plugin.locks import alone
 from csd_plugin.report.text import counted
 
-_warn_once = cache(logging.getLogger(__name__).warning)
+_warn_once = functools.cache(logging.getLogger(__name__).warning)
 
 _AT_ONCE = 4
 """Targets that a network of sequences computes together, as they share frames."""
