@@ -559,7 +559,7 @@ def test_an_interrupted_run_promises_nothing_where_nothing_is_saved(launcher, ti
 
 
 def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
-    from csd_plugin.models.video_derain_model import save_atomically
+    from csd_plugin.models.checkpoints import save_atomically
 
     path = tmp_path / "net_g_latest.pth"
     save_atomically({"params": {"w": torch.ones(2)}}, path)

@@ -22,8 +22,9 @@ from csd_plugin.distill.fidelity import filled, mismatches, report
 from csd_plugin.distill.objective import build_objective
 from csd_plugin.distill.settings import read_distillation
 from csd_plugin.errors import CSDError
+from csd_plugin.models.checkpoints import save_atomically
 from csd_plugin.models.resuming import numbers, weights_digest, without_weights
-from csd_plugin.models.video_derain_model import VideoDerainModel, save_atomically
+from csd_plugin.models.video_derain_model import VideoDerainModel
 
 
 class DistillModel(VideoDerainModel):

@@ -36,7 +36,7 @@ from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.results import load_results
 from csd_plugin.models.mixing import check_loss, check_metric, check_metric_size, keywords_of
 from csd_plugin.models.pairing import check_foreign_set, check_network, check_pairs, check_role
-from csd_plugin.models.video_derain_model import build_optimizer
+from csd_plugin.models.schedules import build_optimizer
 from csd_plugin.options import distils
 from csd_plugin.problems import Problems
 from csd_plugin.types import ClipView

@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-import signal
-import warnings
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from basicsr.data.data_sampler import EnlargedSampler
-from basicsr.models.video_base_model import VideoBaseModel
 from basicsr.utils import get_root_logger, set_random_seed
-from basicsr.utils.dist_util import master_only
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parallel import DistributedDataParallel
 
 from csd_plugin import compat, peers
-from csd_plugin.archs.checkpoint import load_optimizer, load_weights, read_state_dict, save_plain
 from csd_plugin.archs.interface import Interface, interface_of, run_network
-from csd_plugin.atomic import remove_drafts
 from csd_plugin.data.batches import FEATURE, as_clips, as_float
 from csd_plugin.devices import half_precision_warnings, use_channels_last
 from csd_plugin.distill.average import decay_at, update_average
 from csd_plugin.distill.step_graph import Computed, StepGraph
-from csd_plugin.errors import CSDError, first_line
+from csd_plugin.errors import CSDError
 from csd_plugin.losses.ssim import PyramidSSIMLoss
-from csd_plugin.models.clock import Clock
+from csd_plugin.models.checkpoints import CheckpointedModel
 from csd_plugin.models.idle_options import idle_options
-from csd_plugin.models.resuming import (
-    UNREADABLE,
-    best_scores,
-    by_options,
-    changes_of_learning,
-    check_form,
-    learns_by,
-    option_changes,
-)
-from csd_plugin.models.stopping import REQUEST, Stopped
+from csd_plugin.models.stopping import REQUEST
 from csd_plugin.models.validation import ValidationMixin
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,7 +33,7 @@ _WHOLE = 0.95
 """Share of a time that counts as all of it."""
 
 
-class VideoDerainModel(ValidationMixin, VideoBaseModel):
+class VideoDerainModel(ValidationMixin, CheckpointedModel):
     """Trains and validates `network_g` on clips, called as its `interfaces` say.
 
     A batch holds `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), the clean frames of the clips' middle, or what
@@ -65,27 +49,13 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
 
     features: Mapping[str, Tensor] = {}
     """The teacher's, where they come with the batch; see `data.batches`."""
-    _position: Tensor | None = None
-    """Places of the latest batch's samples in this process's part of the epoch; None where the data set has none."""
-    _saved: tuple[int, int] = (-1, -1)
-    """Epoch and iteration of the latest state."""
     step_graph: StepGraph | None = None
     """What records and replays steps, where that is wanted."""
-    skipped = 0
-    """Batches of this run whose loss or gradient was not finite."""
-
-    schedulers: list[Any]
-    _learns_by = ""
-    _taught_by: Mapping[str, str] = {}
-    """Label of each teacher -> `weights_digest` of it."""
 
     def init_training_settings(self) -> None:
         train_opt = self.opt["train"]
-        self._learns_by = learns_by(self.opt, self._taught_by)
         for line in idle_options(self.opt):
             get_root_logger().warning(line)
-        for key in ("models", "training_states") if self.opt["rank"] == 0 else ():
-            remove_drafts(Path(self.opt["path"][key]))
         self.grad_clip: float = train_opt.get("grad_clip", 0.0)
         self.accumulate: int = train_opt.get("accumulate", 1)
         self.skip_limit: int = train_opt.get("skip_limit", 10)
@@ -97,8 +67,6 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast_dtype == torch.float16 and self.device.type == "cuda"
         )
-        seconds = train_opt.get("max_seconds")
-        self.clock = Clock(seconds, self.opt.get("began")) if seconds else None
         super().init_training_settings()
         if train_opt.get("cuda_graph") and self.device.type == "cuda":
             warn = get_root_logger().warning
@@ -138,14 +106,6 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         }
         self.sample_names = data.get("key", [])
         self._position = data.get("position")  # may be on a GPU, so that reading it would wait
-
-    @property
-    def samples_done(self) -> int:
-        """Of the epoch, by all processes, which are equally far; 0 where the data set does not say."""
-        if self._position is None:
-            return 0
-        world_size = self.opt["world_size"]
-        return (int(self._position.max()) // world_size + 1) * world_size
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One optimizer step for the batch of `feed_data`; after a signal, save and stop.
@@ -288,77 +248,6 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         cause, hopeless = self._cause(names)
         return f"iteration {current_iter}: {', '.join(names)} not finite on {clips}: {cause}", hopeless
 
-    def save(self, epoch: int, current_iter: int) -> None:
-        with nullcontext() if self.clock is None else self.clock.saves():
-            super().save(epoch, current_iter)
-
-    def save_and_stop(self, current_iter: int, number: int) -> None:
-        """Save the state of this iteration.
-
-        Args:
-            number: of the signal.
-
-        Raises:
-            Stopped: always.
-        """
-        self.save(EnlargedSampler.latest_epoch, current_iter)
-        if self.opt["dist"]:
-            torch.distributed.barrier()  # who leaves first ends the others
-        if self.opt["rank"] == 0:
-            state = Path(self.opt["path"]["training_states"]) / f"{current_iter}.state"
-            name = signal.Signals(number).name
-            get_root_logger().warning(
-                f"{name}: stopped after iteration {current_iter}; --auto_resume resumes from {state}"
-            )
-        raise Stopped(128 + number, together=True)
-
-    def _end_by_the_clock(self, current_iter: int) -> None:
-        """Save the state, and the network as the latest, as after the last iteration. Raises Stopped."""
-        self.save(EnlargedSampler.latest_epoch, current_iter)
-        self.save(-1, -1)
-        get_root_logger().info(f"train.max_seconds: ended after iteration {current_iter:,}")
-        raise Stopped(0, together=True)
-
-    def _warn_of_time_left(self, clock: Clock, current_iter: int) -> None:
-        total = int(self.opt["train"]["total_iter"])
-        if current_iter == total and (share := clock.iteration(total) / total) < _WHOLE:
-            get_root_logger().warning(
-                f"train.max_seconds: all {total:,} iterations were done in {share:.0%} of the time, before the "
-                f"learning rate was at the end of its schedule: raise train.total_iter"
-            )
-
-    def update_learning_rate(self, current_iter: int, warmup_iter: float = -1) -> None:
-        """As the toolbox's. With `train.max_seconds`, schedules follow the share of the time that is over, alone."""
-        if self.clock is None or current_iter == 1:
-            super().update_learning_rate(current_iter, warmup_iter)
-            return
-        due = self.clock.iteration(self.opt["train"]["total_iter"])
-        for scheduler in self.schedulers:
-            for _ in range(due - scheduler.last_epoch):
-                scheduler.step()
-        with self._schedulers_held():
-            super().update_learning_rate(current_iter, warmup_iter)
-
-    @contextmanager
-    def _schedulers_held(self) -> Iterator[None]:
-        """The toolbox's steps of schedulers inside are none."""
-        schedulers, self.schedulers = self.schedulers, []
-        try:
-            yield
-        finally:
-            self.schedulers = schedulers
-
-    def _replay_rates(self, done: int, warmup_iter: float) -> None:
-        """Bring new schedulers to where they are after this many iterations."""
-        if self.clock is None:
-            for iteration in range(1, done + 1):
-                self.update_learning_rate(iteration, warmup_iter)
-            return
-        with self._schedulers_held():  # milestones that are passed in the warm-up are lost with it
-            for iteration in range(1, int(min(done, warmup_iter)) + 1):
-                super().update_learning_rate(iteration, warmup_iter)
-        self.update_learning_rate(max(done, 2), warmup_iter)
-
     def _seed_step(self, current_iter: int) -> None:
         """Seed by the iteration alone, so that a resumed run draws the same random numbers inside its networks."""
         seed, rank = self.opt.get("manual_seed") or 0, self.opt["rank"]
@@ -381,9 +270,6 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
     def num_frame(self) -> int:
         """Frames of the longest window that a network needs for a target."""
         return self.interface_of(self.net_g).num_frame
-
-    def optimized_parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer_g.param_groups for p in group["params"]]
 
     def _cause(self, names: Sequence[str]) -> tuple[str, bool]:
         """Why these are not finite, and what to do; and whether all later batches will be like this one."""
@@ -419,19 +305,7 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         """Clip, and return the norm before."""
         return nn.utils.clip_grad_norm_(self.optimized_parameters(), self.grad_clip)
 
-    # ------------------------------------------------------------------ optimizer, EMA, devices
-    def setup_optimizers(self) -> None:
-        optim_opt = self.opt["train"]["optim_g"]
-        optim_type = optim_opt.pop("type")
-        self.optimizer_g = self.get_optimizer(optim_type, self.parameters_to_optimize(), **optim_opt)
-        self.optimizers.append(self.optimizer_g)
-
-    def parameters_to_optimize(self) -> list[nn.Parameter]:
-        return [p for p in self.net_g.parameters() if p.requires_grad]
-
-    def get_optimizer(self, optim_type: str, params: list[nn.Parameter], lr: float, **kwargs: Any):
-        return build_optimizer(optim_type, params, lr=lr, **kwargs)  # BasicSR 1.4.2 itself knows only Adam
-
+    # ------------------------------------------------------------------ average, devices
     def model_ema(self, decay: float = 0.999) -> None:
         """The toolbox's moving average of the weights at once, with the buffers, which the toolbox leaves out."""
         update_average(self.net_g_ema, self.get_bare_model(self.net_g), decay)
@@ -453,199 +327,3 @@ class VideoDerainModel(ValidationMixin, VideoBaseModel):
         """Weights as a GPU's 16 bits want them; before what holds on to them, such as DistributedDataParallel."""
         if self.device.type == "cuda" and self.is_train and self.opt["train"].get("autocast"):
             use_channels_last(network)
-
-    # ------------------------------------------------------------------ files
-    def load_network(
-        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
-    ) -> None:
-        """Load the weights of any file that `read_state_dict` reads.
-
-        Args:
-            net: the network, or a wrapper of it for several processes.
-            strict: whether the file has to hold all weights; else the others stay as they are, with a warning.
-            param_key: the file's entry; another one if it is not there.
-
-        Raises:
-            CSDError: a file that cannot be read, or does not fit.
-        """
-        logger = get_root_logger()
-        net = net.module if isinstance(net, (DataParallel, DistributedDataParallel)) else net
-        state = read_state_dict(load_path, param_key, fallback=True)
-        missing = load_weights(net, state, source=f"checkpoint {load_path}", strict=strict)
-        size = len(net.state_dict())
-        logger.info(f"Loaded {size - len(missing)} of {size} tensors of {net.__class__.__name__} from {load_path}.")
-        if missing:
-            logger.warning(
-                f"{load_path} lacks {len(missing)} of them, such as {missing[0]}; they keep their initial values."
-            )
-
-    @master_only
-    def save_network(self, net, net_label: str, current_iter: int | str, param_key="params") -> None:
-        """Write the toolbox's file, under another name first: an interruption leaves no half-written checkpoint.
-
-        Args:
-            net: one network, or a list with one for each key.
-            net_label: first part of the file's name, `net_g`.
-            current_iter: second part; -1 for `latest`.
-            param_key: entry in the file, or a list of them.
-
-        Raises:
-            CSDError: the file cannot be written.
-        """
-        nets, keys = (net, param_key) if isinstance(net, list) else ([net], [param_key])
-        content = {
-            key: {name: value.cpu().contiguous() for name, value in self.get_bare_model(part).state_dict().items()}
-            for part, key in zip(nets, keys, strict=True)
-        }
-        name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
-        save_atomically(content, Path(self.opt["path"]["models"]) / name)
-
-    @master_only
-    def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """As the toolbox's, at once or not at all, with all that a resumed run needs. Raises CSDError."""
-        if current_iter != -1:
-            path = Path(self.opt["path"]["training_states"]) / f"{current_iter}.state"
-            save_atomically(self.training_state(epoch, current_iter), path)
-            self._saved = (epoch, current_iter)
-            self._keep_newest(current_iter)
-
-    def _keep_newest(self, current_iter: int) -> None:
-        """Remove files of earlier iterations beyond `logger.keep_checkpoints`, each state before its networks."""
-        number = self.opt["logger"].get("keep_checkpoints")
-        states = compat.saved_states(Path(self.opt["path"]["training_states"]))
-        earlier = [state for state in states if int(state.stem) <= current_iter]
-        for state in earlier[number:] if number else []:
-            state.unlink(missing_ok=True)
-            for network in Path(self.opt["path"]["models"]).glob(f"*_{state.stem}.pth"):
-                network.unlink(missing_ok=True)
-
-    def remember_best(self, name: str, current_iter: int | str) -> None:
-        """After a validation, save the network if it is the best so far, and the best scores with the state.
-
-        Args:
-            name: of the data set.
-        """
-        metric = self.opt["logger"].get("keep_best")
-        if metric and name == self.opt["datasets"]["val"]["name"]:
-            best = self.best_metric_results[name].get(metric)
-            if best is None:
-                get_root_logger().warning(f"logger.keep_best: {name} has no {metric}, so no best network is kept.")
-            elif best[1] == current_iter:
-                averaged = getattr(self, "net_g_ema", None)
-                networks = [self.net_g] if averaged is None else [self.net_g, averaged]
-                self.save_network(networks, "net_g", "best", ["params", "params_ema"][: len(networks)])
-        if self._saved[1] == current_iter:  # which was saved before its validation
-            self.save_training_state(*self._saved)
-
-    def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
-        """The toolbox's entries, and those of ours: scaler, warm-up, place in the data, best scores."""
-        return {
-            "epoch": epoch,
-            "iter": current_iter,
-            "optimizers": [o.state_dict() for o in self.optimizers],
-            "schedulers": [s.state_dict() for s in self.schedulers],
-            "scaler": self.scaler.state_dict(),
-            "manual_seed": self.opt.get("manual_seed"),
-            "learns_by": self._learns_by,
-            "samples": self.samples_done,
-            "skipped": self.skipped,
-            "best": {name: dict(best) for name, best in getattr(self, "best_metric_results", {}).items()},
-            "warmup_iter": self.opt["train"].get("warmup_iter", -1),
-            "seconds": self.clock.spent if self.clock is not None else 0.0,
-        }
-
-    def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Resume from a saved state.
-
-        The options of optimizer and schedule may have changed since. Then the learning rate is what it would be if they
-        had been the same from the start.
-
-        Raises:
-            CSDError: the state of another run.
-        """
-        train, path, done = self.opt["train"], self.opt["path"]["resume_state"], resume_state["iter"]
-        warmup, changes = train.get("warmup_iter", -1), []
-        try:
-            if done < train["total_iter"]:
-                changes = option_changes(resume_state, self.optimizers, self.schedulers, warmup)
-            if self._is_beyond_the_clock(resume_state):
-                changes.append("train.max_seconds")
-            if changes:
-                resume_state = by_options(resume_state, self.optimizers, self.schedulers)
-            check_form(resume_state, self.training_state(0, 0), "the state")
-            for optimizer, saved in zip(self.optimizers, resume_state["optimizers"], strict=True):
-                load_optimizer(optimizer, saved)
-            super().resume_training(resume_state)
-            self._resume_rest(resume_state)
-            relearned = changes_of_learning(resume_state.get("learns_by"), self._learns_by)
-        except UNREADABLE as error:
-            raise CSDError(
-                f"path.resume_state: {path} belongs to another run: "
-                f"{first_line(error)}; give the options that it was made with, or another name"
-            ) from error
-        if relearned:
-            get_root_logger().warning(
-                f"{path}: options have changed since: {', '.join(relearned)}. The first {done} iterations have learned "
-                f"by the earlier ones."
-            )
-        if changes:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-                self._replay_rates(done, warmup)
-            get_root_logger().warning(
-                f"{path}: options have changed since: {', '.join(changes)}. They apply as if set from the start: the "
-                f"learning rate of iteration {done} is {self.get_current_learning_rate()[0]:.4g}."
-            )
-
-    def _is_beyond_the_clock(self, resume_state: Mapping[str, Any]) -> bool:
-        """Whether schedules are further than the share of the time that is over; without a clock, than the iterations.
-
-        So it is where `train.max_seconds` grew, or went.
-        """
-        if self.clock is None:
-            due = resume_state["iter"]
-        else:
-            due = self.clock.iteration(self.opt["train"]["total_iter"], before=resume_state.get("seconds", 0.0))
-        return any(saved.get("last_epoch", 0) > due for saved in resume_state["schedulers"])
-
-    def _resume_rest(self, resume_state: Mapping[str, Any]) -> None:
-        """What the toolbox does not know of. Raises one of `UNREADABLE` for what no run has saved."""
-        self.skipped = resume_state.get("skipped", 0)
-        if self.clock is not None:
-            self.clock.resume(resume_state.get("seconds", 0.0))
-        if resume_state.get("scaler"):
-            self.scaler.load_state_dict(resume_state["scaler"])
-        self.best_metric_results = best_scores(resume_state.get("best", {}))
-        metric = self.opt.get("logger", {}).get("keep_best")
-        if metric and not (Path(self.opt["path"]["models"]) / "net_g_best.pth").is_file():
-            for best in self.best_metric_results.values():  # of the networks that are kept from here on
-                best.pop(metric, None)
-
-
-def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any) -> torch.optim.Optimizer:
-    """An optimizer of torch.optim.
-
-    Args:
-        optim_type: name of its class.
-        keywords: of its constructor, `lr` among them.
-
-    Raises:
-        CSDError: no such class, or keywords that it does not take.
-    """
-    cls = getattr(torch.optim, str(optim_type), None)
-    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
-        raise CSDError(f"train.optim_g.type: {optim_type!r} is not in torch.optim; try Adam or AdamW")
-    try:
-        return cls(params, **keywords)  # type: ignore[call-arg]
-    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
-        raise CSDError(f"train.optim_g: {str(error).removeprefix('Optimizer.')}; check its keys") from error
-
-
-def save_atomically(content: Any, path: Path) -> None:
-    """torch.save to a temporary name in the same folder, to the disk, then rename. Raises CSDError."""
-    try:
-        save_plain(content, path, synced=True)
-    except OSError as error:
-        raise CSDError(
-            f"{path}: cannot be written ({error.strerror or error}); make room there and resume with --auto_resume"
-        ) from error

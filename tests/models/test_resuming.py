@@ -61,9 +61,7 @@ class Model(VideoDerainModel):
 def said(monkeypatch):
     """What the model has logged."""
     lines = []
-    monkeypatch.setattr(
-        "csd_plugin.models.video_derain_model.get_root_logger", lambda: SimpleNamespace(warning=lines.append)
-    )
+    monkeypatch.setattr("csd_plugin.models.checkpoints.get_root_logger", lambda: SimpleNamespace(warning=lines.append))
     return lines
 
 

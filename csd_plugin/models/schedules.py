@@ -1,0 +1,107 @@
+"""A run's optimizer and learning rate: any optimizer of torch.optim, and schedules by iterations or by the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from basicsr.models.video_base_model import VideoBaseModel
+from basicsr.utils import get_root_logger
+from torch import nn
+
+from csd_plugin.errors import CSDError
+from csd_plugin.models.clock import Clock
+
+_WHOLE = 0.95
+"""Share of a time that counts as all of it."""
+
+
+class ScheduledModel(VideoBaseModel):
+    """The toolbox's model with one optimizer, `optimizer_g`, of any class of torch.optim.
+
+    With `train.max_seconds`, `clock` ends the run, and schedules follow the share of the time that is over.
+    """
+
+    clock: Clock | None = None
+    schedulers: list[Any]
+
+    def init_training_settings(self) -> None:
+        seconds = self.opt["train"].get("max_seconds")
+        self.clock = Clock(seconds, self.opt.get("began")) if seconds else None
+        super().init_training_settings()
+
+    def setup_optimizers(self) -> None:
+        optim_opt = self.opt["train"]["optim_g"]
+        optim_type = optim_opt.pop("type")
+        self.optimizer_g = self.get_optimizer(optim_type, self.parameters_to_optimize(), **optim_opt)
+        self.optimizers.append(self.optimizer_g)
+
+    def parameters_to_optimize(self) -> list[nn.Parameter]:
+        return [p for p in self.net_g.parameters() if p.requires_grad]
+
+    def get_optimizer(self, optim_type: str, params: list[nn.Parameter], lr: float, **kwargs: Any):
+        return build_optimizer(optim_type, params, lr=lr, **kwargs)  # BasicSR 1.4.2 itself knows only Adam
+
+    def optimized_parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer_g.param_groups for p in group["params"]]
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: float = -1) -> None:
+        """As the toolbox's. With `train.max_seconds`, schedules follow the share of the time that is over, alone."""
+        if self.clock is None or current_iter == 1:
+            super().update_learning_rate(current_iter, warmup_iter)
+            return
+        due = self.clock.iteration(self.opt["train"]["total_iter"])
+        for scheduler in self.schedulers:
+            for _ in range(due - scheduler.last_epoch):
+                scheduler.step()
+        with self._schedulers_held():
+            super().update_learning_rate(current_iter, warmup_iter)
+
+    @contextmanager
+    def _schedulers_held(self) -> Iterator[None]:
+        """The toolbox's steps of schedulers inside are none."""
+        schedulers, self.schedulers = self.schedulers, []
+        try:
+            yield
+        finally:
+            self.schedulers = schedulers
+
+    def _replay_rates(self, done: int, warmup_iter: float) -> None:
+        """Bring new schedulers to where they are after this many iterations."""
+        if self.clock is None:
+            for iteration in range(1, done + 1):
+                self.update_learning_rate(iteration, warmup_iter)
+            return
+        with self._schedulers_held():  # milestones that are passed in the warm-up are lost with it
+            for iteration in range(1, int(min(done, warmup_iter)) + 1):
+                super().update_learning_rate(iteration, warmup_iter)
+        self.update_learning_rate(max(done, 2), warmup_iter)
+
+    def _warn_of_time_left(self, clock: Clock, current_iter: int) -> None:
+        total = int(self.opt["train"]["total_iter"])
+        if current_iter == total and (share := clock.iteration(total) / total) < _WHOLE:
+            get_root_logger().warning(
+                f"train.max_seconds: all {total:,} iterations were done in {share:.0%} of the time, before the "
+                f"learning rate was at the end of its schedule: raise train.total_iter"
+            )
+
+
+def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any) -> torch.optim.Optimizer:
+    """An optimizer of torch.optim.
+
+    Args:
+        optim_type: name of its class.
+        keywords: of its constructor, `lr` among them.
+
+    Raises:
+        CSDError: no such class, or keywords that it does not take.
+    """
+    cls = getattr(torch.optim, str(optim_type), None)
+    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+        raise CSDError(f"train.optim_g.type: {optim_type!r} is not in torch.optim; try Adam or AdamW")
+    try:
+        return cls(params, **keywords)  # type: ignore[call-arg]
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise CSDError(f"train.optim_g: {str(error).removeprefix('Optimizer.')}; check its keys") from error
