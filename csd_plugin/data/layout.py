@@ -77,6 +77,18 @@ def frame_numbers(names: Sequence[str]) -> tuple[int, ...] | None:
     return min(rising, key=lambda column: column[-1] - column[0], default=None) if names else None
 
 
+def first_gap(numbers: Sequence[int]) -> int | None:
+    """Index of the frame behind which the first numbers are missing; None where no frame is.
+
+    Every fifth frame of a video, or frames that a camera names by their times, lack nothing.
+    """
+    steps = [b - a for a, b in pairwise(numbers)]
+    usual = min(steps, default=0)
+    if usual <= 0 or any(step % usual for step in steps):
+        return None
+    return next((index for index, step in enumerate(steps) if step > usual), None)
+
+
 def find_sequences(
     keys: Iterable[str],
     split: str,
@@ -368,7 +380,7 @@ def _say_once(sequences: list[PairedSequence], rainy: list[_Clip], truth: dict[s
     unused = sorted(set(truth) - scenes, key=natural_key)
     if unused:
         logger.warning("clean clips without rainy ones, not used: %d (%s)", len(unused), ", ".join(unused[:3]))
-    gaps = [gap for sequence in sequences if (gap := _first_gap(sequence))]
+    gaps = [gap for sequence in sequences if (gap := _gap_in(sequence))]
     if gaps:
         logger.warning(
             "frames are missing inside %d clips, and the frames around a gap count as neighbours: %s",
@@ -377,14 +389,8 @@ def _say_once(sequences: list[PairedSequence], rainy: list[_Clip], truth: dict[s
         )
 
 
-def _first_gap(sequence: PairedSequence) -> str | None:
-    """'clip: last frame before the gap -> first after it', where the numbers advance by more than their usual step."""
-    numbers = [_number(key) for key in sequence.lq]
-    steps = [b - a for a, b in pairwise(numbers) if a is not None and b is not None]
-    if not steps or len(steps) != len(numbers) - 1:
-        return None
-    usual = max(min(steps), 1)
-    for i, step in enumerate(steps):
-        if step > usual:
-            return f"{sequence.name}: {_stem(sequence.lq[i])} -> {_stem(sequence.lq[i + 1])}"
-    return None
+def _gap_in(sequence: PairedSequence) -> str | None:
+    """'clip: last frame before the first gap -> first after it'."""
+    numbers = [number for key in sequence.lq if (number := _number(key)) is not None]
+    i = first_gap(numbers) if len(numbers) == len(sequence.lq) else None
+    return None if i is None else f"{sequence.name}: {_stem(sequence.lq[i])} -> {_stem(sequence.lq[i + 1])}"

@@ -50,7 +50,7 @@ def test_a_missing_frame_is_said(clean, tmp_path, caplog):
             shutil.copy(clean / "street" / "IMG_9.bmp", clean / name / f"{number}.bmp")
     assert main(["rain", str(clean), str(tmp_path / "out")]) == 0
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 1 and said[0].startswith("clip walk: there is no frame 10 between 9 and 12; its 3 frames")
+    assert len(said) == 1 and said[0].startswith("clip walk: frames are missing between IMG_9 and IMG_11; its 3 frames")
 
 
 def test_training_layout(clean, tmp_path):

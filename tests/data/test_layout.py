@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from csd_plugin.data.layout import find_sequences, frame_numbers, natural_key
+from csd_plugin.data.layout import find_sequences, first_gap, frame_numbers, natural_key
 from csd_plugin.errors import CSDError
 
 TRAIN, TEST, REAL = "Dataset_Training_Synthetic", "Dataset_Testing_Synthetic", "Dataset_Testing_RealRain"
@@ -91,6 +91,22 @@ def test_frames_pair_by_the_number_that_changes(pattern):
 )
 def test_the_number_of_a_frame(names, numbers):
     assert frame_numbers(names) == numbers
+
+
+@pytest.mark.parametrize(
+    "numbers, gap",
+    [
+        ((1, 2, 3, 5, 6, 9), 2),
+        ((0, 5, 10, 20), 2),
+        ((0, 5, 10, 15), None),
+        ((1000, 1033, 1067, 1100), None),
+        ((7,), None),
+        ((), None),
+        ((3, 3, 9), None),
+    ],
+)
+def test_a_gap_is_where_the_usual_step_is_taken_several_times_at_once(numbers, gap):
+    assert first_gap(numbers) == gap
 
 
 def test_frames_pair_by_name_where_numbers_repeat():

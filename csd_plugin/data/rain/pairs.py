@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from csd_plugin.atomic import same_place, write_text
 from csd_plugin.data.images import check_pixels, eight_bits, read_image, rounded
-from csd_plugin.data.layout import SPLITS, frame_numbers
+from csd_plugin.data.layout import SPLITS, first_gap, frame_numbers
 from csd_plugin.data.parallel import run_all
 from csd_plugin.data.rain.clips import CleanClip, find_clips
 from csd_plugin.data.rain.params import RainParams
@@ -122,15 +121,13 @@ def write_pairs(
 
 def _say_gaps(clip: CleanClip) -> None:
     """A line where numbers of frames are missing: the rain, and the pairs' names, go on as if none was."""
-    numbers = None if clip.is_video else frame_numbers([file.stem for file in clip.files])
-    steps = [b - a for a, b in pairwise(numbers or ())]
-    # every fifth frame of a video, or the times of a camera, lack nothing
-    if numbers and steps and max(steps) > min(steps) and not any(step % min(steps) for step in steps):
-        first = next(number + min(steps) for number, step in zip(numbers, steps, strict=False) if step > min(steps))
+    names = [] if clip.is_video else [file.stem for file in clip.files]
+    gap = first_gap(frame_numbers(names) or ())
+    if gap is not None:
         logger.warning(
-            "clip %s: there is no frame %s between %s and %s; its %s frames are taken as following each other, and "
-            "their pairs get new numbers",
-            *(clip.name, first, numbers[0], numbers[-1], len(numbers)),
+            "clip %s: frames are missing between %s and %s; its %s frames are taken as following each other, and their "
+            "pairs get new numbers",
+            *(clip.name, names[gap], names[gap + 1], len(names)),
         )
 
 

@@ -7,7 +7,7 @@ import re
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -48,6 +48,19 @@ _FIELD_ORDERS = {
 }
 """FFmpeg's numbers of how two fields make a frame, as a viewer would say it."""
 _PROGRESSIVE = 1
+_KEEP_GOING = "keep_going (--keep-going of csd derain, rain and prepare)"
+
+
+@dataclass
+class _Count:
+    """What has gone into a decoder, and what has come out."""
+
+    packets: int = 0
+    unshown: int = 0
+    """Packets that are there for others that build on them, as in front of an edit list."""
+    frames: int = 0
+    patched: int = 0
+    interlaced: bool = False
 
 
 class VideoReader(FrameReader):
@@ -206,29 +219,34 @@ class VideoReader(FrameReader):
         return end - self._starts[-1] if end is not None and end > self._starts[-1] else None
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
-        packets, frames = 0, 0
+        count = _Count()
         demuxer = self._packets()
         while True:
             try:
                 packet, is_cut = next(demuxer, (None, False))
                 if packet is None:
                     break
-                packets += packet.size > 0
+                count.packets += packet.size > 0
+                count.unshown += packet.is_discard
                 if is_cut:
-                    self._damaged(frames, "its data is cut off")
+                    self._damaged(count.frames, "its data is cut off")
                     continue
                 # AVI has the times of decoding only: one place after the other, whichever frame is shown then.
                 if packet.size and packet.dts is not None and self._container.format.name == "avi":
                     self._places.append(packet.dts)
                 decoded = packet.decode()
             except av.FFmpegError as error:
-                self._damaged(frames, error.strerror or str(error))
+                self._damaged(count.frames, error.strerror or str(error))
                 continue
             for frame in decoded:
+                count.interlaced |= frame.interlaced_frame
+                if frame.is_corrupt:
+                    self._patched(count)
                 yield frame
-                frames += 1
-        if reason := self._lacks(packets):
-            self._damaged(frames, reason)
+                count.frames += 1
+        self._say_what_is_hidden(count)
+        if reason := self._lacks(count.packets):
+            self._damaged(count.frames, reason)
 
     def _packets(self) -> Iterator[tuple[av.Packet, bool]]:
         """Each packet of the stream, and whether data of it is missing. Raises av.FFmpegError."""
@@ -278,11 +296,31 @@ class VideoReader(FrameReader):
     def _damaged(self, frame: int, reason: str) -> None:
         message = f"{self.path}: the video is damaged after frame {frame} ({reason})"
         if not self._keep_going:
-            raise CSDError(
-                f"{message}; keep_going (--keep-going of csd derain, rain and prepare) leaves out what cannot be read"
-            )
+            raise CSDError(f"{message}; {_KEEP_GOING} leaves out what cannot be read")
         self._whole = False
         logger.warning("%s; what cannot be read is left out", message)
+
+    def _patched(self, count: _Count) -> None:
+        """The decoder has filled parts of a frame from others; those that build on it show them too."""
+        message = f"{self.path}: the video is damaged in frame {count.frames}, whose picture the decoder has patched up"
+        if not self._keep_going:
+            raise CSDError(f"{message}; {_KEEP_GOING} takes it as it is")
+        count.patched += 1
+        if count.patched == 1:
+            logger.warning("%s; it is taken as it is", message)
+
+    def _say_what_is_hidden(self, count: _Count) -> None:
+        """What `_patched` and `_damaged` have not said of a file that was read to its end."""
+        if count.patched > 1:
+            logger.warning("%s: %d frames in all are patched up", self.path, count.patched)
+        lost = count.packets - count.unshown - count.frames
+        if lost > 0 and self._whole and not count.interlaced:  # a picture of two fields may be two packets
+            logger.warning(
+                "%s: %d of its pictures cannot be decoded, as at the start of a part of a video, or in a damaged "
+                "one; they are left out",
+                self.path,
+                lost,
+            )
 
     def _count(self) -> int | None:
         seconds = _tagged_end(self._stream)

@@ -23,7 +23,7 @@ from csd_plugin.data.images import (
     sixteen_bits,
     write_png,
 )
-from csd_plugin.data.layout import frame_numbers, is_frame_name
+from csd_plugin.data.layout import first_gap, frame_numbers, is_frame_name
 from csd_plugin.data.video.interface import EmptyPart, FrameReader, FrameWriter, Position, frame_number
 from csd_plugin.data.video.origin import Origin, as_note, differs
 from csd_plugin.errors import CSDError, cannot_write
@@ -60,6 +60,7 @@ class FolderReader(FrameReader):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         deep, rounded = self._first.dtype == np.uint16, False
+        self._say_what_is_missing()
         self._say_what_is_lost(self._files[0])
         yield self._first
         for file in self._files[1:]:
@@ -82,6 +83,15 @@ class FolderReader(FrameReader):
             if lost not in self._said:
                 logger.warning("%s: left out: %s; also of further images of the clip", file, lost)
                 self._said.add(lost)
+
+    def _say_what_is_missing(self) -> None:
+        names = [file.stem for file in self._files]
+        gap = first_gap(frame_numbers(names) or ())
+        if gap is not None:
+            logger.warning(
+                "%s: frames are missing between %s and %s; those that are there are taken as following each other",
+                *(self.path, names[gap], names[gap + 1]),
+            )
 
     def in_part(self, index: int) -> bool:
         return 0 <= index - self.lead < self.num_frames

@@ -153,6 +153,43 @@ def test_a_missing_end_is_found_by_the_file_s_own_size(tmp_path, name, codec, sh
     assert 0 < len(read(tmp_path / name, keep_going=True)[0]) <= 30
 
 
+@pytest.mark.parametrize("name, codec", [("in.mp4", "libx264"), ("in.mkv", "libx264"), ("in.avi", "mpeg4")])
+def test_pictures_that_the_decoder_patches_up_are_named(tmp_path, name, codec, caplog):
+    """FFmpeg fills damaged parts from other frames, and goes on as if nothing had been."""
+    whole = make_stream(tmp_path / name, frames=24, codec=codec, size=(320, 240))
+    with av.open(str(whole)) as container:
+        place, size = max(((p.pos, p.size) for p in container.demux(video=0) if p.size), key=lambda found: found[1])
+    data = bytearray(whole.read_bytes())
+    body = slice(place + size // 4, place + size // 2)
+    data[body] = np.random.default_rng(0).bytes(body.stop - body.start)
+    damaged = tmp_path / f"damaged_{name}"
+    damaged.write_bytes(data)
+    with pytest.raises(
+        CSDError, match=r"is damaged in frame \d+, whose picture the decoder has patched up; keep_going"
+    ):
+        read(damaged)
+    assert len(read(damaged, keep_going=True)[0]) == 24
+    assert [line for line in caplog.messages if "patched up; it is taken as it is" in line]
+
+
+def test_pictures_in_front_of_the_first_whole_one_are_counted(tmp_path, caplog):
+    """A recording that begins in the middle: its first pictures build on ones that are not there."""
+    whole, late = tmp_path / "whole.ts", tmp_path / "late.ts"
+    with av.open(str(whole), "w") as container:
+        video = container.add_stream("mpeg2video", rate=25)
+        video.width, video.height, video.pix_fmt, video.gop_size = (*SIZE, "yuv420p", 10)
+        for number in range(40):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture(number % 10), "rgb24")))
+        container.mux(video.encode(None))
+    assert len(read(whole)[0]) == 40 and not caplog.messages
+    with av.open(str(whole)) as container:
+        found = [packet for packet in container.demux(video=0) if packet.size]
+    late.write_bytes(whole.read_bytes()[found[3].pos :])
+    lost = next(number for number, packet in enumerate(found[3:]) if packet.is_keyframe)
+    assert lost > 0 and len(read(late)[0]) == 37 - lost
+    assert [line for line in caplog.messages if f"{lost} of its pictures cannot be decoded" in line]
+
+
 @pytest.mark.parametrize("clusters", [{}, {"cluster_time_limit": "400"}, {"live": "1"}], ids=["one", "many", "live"])
 def test_frames_of_matroska_are_not_lost_in_silence(tmp_path, clusters):
     """Readers pass over what is damaged, up to the next cluster."""

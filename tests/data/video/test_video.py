@@ -119,6 +119,16 @@ def test_folders_keep_names_and_order_and_skip_what_is_no_image(tmp_path):
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["00002.png", "00003.png"]
 
 
+def test_a_folder_with_missing_numbers_says_so(tmp_path, caplog):
+    for number in (1, 2, 4, 5, 8):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), picture(number))
+    with open_reader(tmp_path) as reader:
+        assert len(list(reader)) == 5
+    assert [message.split(": ")[1] for message in caplog.messages] == [
+        "frames are missing between 2 and 4; those that are there are taken as following each other"
+    ]
+
+
 def test_an_error_leaves_no_file_and_the_old_output_as_it_was(tmp_path):
     source = make_video(tmp_path / "in.mp4", audio=1)
     (tmp_path / "out.mp4").write_bytes(b"old")
