@@ -64,6 +64,8 @@ def comparison_table(results: Sequence[Result], *, baseline: Result | None = Non
         further = _metrics_table(results, clips, baseline)
         legend = "↑ higher is better, ↓ lower is better" if "↑" in further else "↓ lower is better"
         sections.append(f"**Further metrics** ({legend})\n\n{further}")
+    if published and (known := _published_clips(scored)):
+        sections.append(_published_note(others or results, known))
     sections += [
         f"No gain of {_name(result)}: {difference}"
         for result in (others if baseline is not None else [])
@@ -111,12 +113,27 @@ def _name(result: Result) -> str:
     return result.network + (f" (without the first {first} and last {last} frames)" if first or last else "")
 
 
+def _published_clips(clips: Sequence[str]) -> list[str]:
+    return [clip for clip in clips if any(clip in numbers for numbers in published_numbers.PUBLISHED.values())]
+
+
 def _published_rows(clips: Sequence[str]) -> list[_ScoreRow]:
     return [
         _ScoreRow(f"{name} (published)", numbers)
         for name, numbers in published_numbers.PUBLISHED.items()
         if any(clip in numbers for clip in clips)
     ]
+
+
+def _published_note(results: Sequence[Result], clips: Sequence[str]) -> str:
+    """What the published rows are over, and the results: the frames are compared by their reader alone."""
+    counts = {
+        clip: sorted({len(r.scores.clips[clip].frames) for r in results if clip in r.scores.clips}) for clip in clips
+    }
+    numbers = ", ".join(f"{clip} {' or '.join(map(str, found))}" for clip, found in counts.items())
+    return (
+        f"Published rows are over all frames of NTURain's own clips; these are the frames of each clip here: {numbers}."
+    )
 
 
 def _table(rows: Sequence[_ScoreRow], clips: Sequence[str], base: _ScoreRow | None) -> str:

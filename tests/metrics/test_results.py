@@ -128,7 +128,15 @@ def test_published_numbers_stand_beside_ours_in_luma_only():
     assert rows["S2VD (published)"][2:6] == ["36.39", "33.06", "34.73", "+1.23"]
     assert [row[0] for row in table_cells(text, protocol=1)] == ["network", "ours", ""]
     elsewhere = Result("ours", "mine", scores_of({"walk": [33]}))
-    assert "published)" not in comparison_table([elsewhere], published=True)
+    assert "published" not in comparison_table([elsewhere], published=True).replace("in the published NTURain", "")
+
+
+def test_the_frames_beside_published_rows_are_counted():
+    """Part of a clip is compared with the published whole, which nobody sees in the numbers."""
+    whole, part = (Result(name, "NTURain", scores_of({"a1": [33] * count})) for name, count in (("w", 4), ("p", 2)))
+    text = comparison_table([whole, part], published=True)
+    assert "own clips; these are the frames of each clip here: a1 2 or 4." in text
+    assert "these are the frames" not in comparison_table([whole, part])
 
 
 def test_published_clips_average_to_the_published_averages():
