@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -178,22 +179,14 @@ def conv_calls(network: nn.Module, num_frame: int | None = None) -> tuple[int, l
 
 def _conv_calls(network: nn.Module, num_frame: int, side: int) -> list[ConvCall]:
     calls: list[ConvCall] = []
+    network = copy.deepcopy(network).eval()  # it may keep tensors, and those of inference are of no use to others
 
     def note(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         calls.append(ConvCall(name, cast("nn.Conv2d | nn.Conv3d", layer), inputs[0].shape, output.shape))
 
-    hooks = [
-        layer.register_forward_hook(lambda layer, inputs, output, name=name: note(name, layer, inputs, output))
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.Conv3d)
-    ]
-    was_training = network.training
-    try:
-        with torch.inference_mode():
-            weight = next(network.parameters())
-            network.eval()(weight.new_zeros(1, num_frame, 3, side, side))
-    finally:
-        network.train(was_training)
-        for hook in hooks:
-            hook.remove()
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d):
+            layer.register_forward_hook(lambda layer, inputs, output, name=name: note(name, layer, inputs, output))
+    with torch.inference_mode():
+        network(next(network.parameters()).new_zeros(1, num_frame, 3, side, side))
     return calls

@@ -67,6 +67,31 @@ def test_the_original_is_left_alone():
     assert not any(p.requires_grad for p in folded.parameters())
 
 
+class Keeping(nn.Module):
+    """It makes a mask at its first call, and keeps it."""
+
+    num_frame = 1
+    mask = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv3d(3, 3, 3, padding=1)
+
+    def forward(self, window):
+        if self.mask is None:
+            self.mask = torch.full((), 0.5, device=window.device)
+        return self.body(window.transpose(1, 2))[:, :, 0] * self.body.weight.mean() * self.mask
+
+
+def test_a_network_that_keeps_tensors_trains_on():
+    """Those of a validation belong to inference: no gradient goes through them."""
+    network = Keeping()
+    fold(network)
+    operations(network)
+    network(torch.rand(1, 1, 3, 8, 8)).sum().backward()
+    assert network.body.weight.grad is not None
+
+
 def test_the_cheaper_form_is_chosen_by_counting():
     three = nn.Conv3d(4, 4, 3, padding=1)
     assert filled(three, 7) == 19 / 49 and filled(three, 3) == 7 / 9 and filled(three, 2) == filled(three, 1) == 1
