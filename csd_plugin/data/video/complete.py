@@ -4,7 +4,7 @@ of it may be damaged in a way that readers pass over in silence."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -19,6 +19,8 @@ _FILLING = {b"\xec", b"\xbf"}
 """Void and CRC-32, which are everywhere."""
 _OF_CLUSTERS = {b"\xe7", b"\xa7", b"\xab", b"\xa3", b"\xa0", b"\xaf", b"\x58\x54", *_FILLING}
 """Timestamp, Position, PrevSize, SimpleBlock, BlockGroup, EncryptedBlock, SilentTracks."""
+_TRACKS, _TRACK_ENTRY, _TRACK_NUMBER = b"\x16\x54\xae\x6b", b"\xae", b"\xd7"
+_SIMPLE_BLOCK, _BLOCK_GROUP, _BLOCK = b"\xa3", b"\xa0", b"\xa1"
 _READ_SEGMENTS = 2
 """Matroska files joined into one of which FFmpeg reads the pictures."""
 _HEADERS = {"asf": 16, "flv": 13, "apng": 16}
@@ -72,7 +74,10 @@ def _matroska(file: BinaryIO) -> _Found:
 
 
 def _broken_matroska(file: BinaryIO) -> int | None:
-    """The first place in a file of one segment at which no element can begin, or one is longer than what holds it."""
+    """The first place in a file of one segment at which no element can begin, or one is longer than what holds it.
+
+    Or at which there is a block of none of its tracks, which readers leave out.
+    """
     file.seek(4)
     file.seek(_ebml_size(file) or 0, os.SEEK_CUR)
     if file.read(4) != _SEGMENT:
@@ -83,6 +88,7 @@ def _broken_matroska(file: BinaryIO) -> int | None:
         return None  # the end is missing
     end = length if segment is None else at + segment
     inside, in_cluster = end, False  # the end of what is being read: the segment, or a cluster
+    tracks: set[int] = set()
     while at < end:
         if at >= inside:
             inside, in_cluster = end, False
@@ -104,8 +110,44 @@ def _broken_matroska(file: BinaryIO) -> int | None:
         elif size is None or begin + size > inside:
             return at if inside < length or _goes_on(file) else None
         else:
+            if name == _TRACKS:
+                tracks |= _track_numbers(file, begin + size)
+            elif tracks and name in (_SIMPLE_BLOCK, _BLOCK_GROUP) and not _is_of(file, name, begin + size, tracks):
+                return at
             at = begin + size
     return None
+
+
+def _track_numbers(file: BinaryIO, end: int) -> set[int]:
+    """Those of the tracks that are described from here to `end`."""
+    return {
+        int.from_bytes(file.read(length), "big")
+        for entry, size in _children(file, end)
+        if entry == _TRACK_ENTRY
+        for name, length in _children(file, file.tell() + size)
+        if name == _TRACK_NUMBER
+    }
+
+
+def _is_of(file: BinaryIO, name: bytes, end: int, tracks: set[int]) -> bool:
+    """Whether the block, or the group of one, whose content begins here is of one of the tracks."""
+    if name == _BLOCK_GROUP and not any(child == _BLOCK for child, _ in _children(file, end)):
+        return False
+    return _ebml_size(file) in tracks  # a track's number is written as a size is
+
+
+def _children(file: BinaryIO, end: int) -> Iterator[tuple[bytes, int]]:
+    """Name and size of each element from here to `end`; the file is at its content meanwhile."""
+    at = file.tell()
+    while at < end:
+        file.seek(at)
+        name, size = _ebml_name(file), _ebml_size(file)
+        if name is None or size is None:
+            return
+        at = file.tell() + size
+        if at > end:
+            return
+        yield name, size
 
 
 def _goes_on(file: BinaryIO) -> bool:

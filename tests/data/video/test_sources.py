@@ -199,8 +199,9 @@ def test_frames_of_matroska_are_not_lost_in_silence(tmp_path, clusters):
     assert len(read(whole)[0]) == 60
     with av.open(str(whole)) as container:
         places = [packet.pos for packet in container.demux(video=0) if packet.size]
-    for number in range(1, 59, 6):
-        head = slice(places[number] - 3, places[number])  # what says that a block of this length follows
+    lengths = {number: slice(places[number] - 3, places[number]) for number in range(1, 59, 6)}
+    tracks = {number: slice(places[number], places[number] + 1) for number in range(3, 59, 12)}
+    for number, head in (lengths | tracks).items():  # what says that a block of this length follows, and of which track
         damaged = tmp_path / f"damaged_{number}.mkv"
         damaged.write_bytes(data[: head.start] + bytes(byte ^ 255 for byte in data[head]) + data[head.stop :])
         with pytest.raises(CSDError, match="is damaged after frame"):
