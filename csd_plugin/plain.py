@@ -1,8 +1,15 @@
-"""Text files of strangers, read within limits: JSON and lists. For YAML see `limited_yaml`."""
+"""Text files of strangers, read within limits: JSON and lists. For YAML see `limited_yaml`.
+
+Below `parse_json` are the readers of what is in such a file. Each gives a value of one kind within bounds, or raises
+ValueError with the name of what is wrong there, which the caller puts behind the name of the file.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import reprlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +17,10 @@ from csd_plugin.errors import CSDError
 
 MOST_TEXT = 2**26
 """Characters of a file."""
+_MOST_DIGITS = 300
+"""Of a whole number; a float holds all of these."""
+_LONGEST_NAME = 200
+"""Bytes of a file's name, so that there is room for what is put behind it."""
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
@@ -21,9 +32,102 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
     return text
 
 
-def parse_json(text: str | bytes) -> Any:
-    """As `json.loads`, but that any text that it does not read raises ValueError, nested ones and long numbers too."""
+def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
+    """As `json.loads`, but that any text that it does not read raises ValueError, nested ones and long numbers too.
+
+    Args:
+        finite: numbers that are no number, infinite, or too large for a float raise it too. Strict JSON has none of
+            the first two.
+    """
+    if not isinstance(text, str):
+        text = text.decode(json.detect_encoding(text), "surrogatepass")
     try:
-        return json.loads(text)
+        return (_FINITE if finite else _ANY).decode(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _refuse(word: str) -> float:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _refuse(reprlib.repr(digits))
+
+
+def _short(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits is too long")
+    return int(digits)
+
+
+_ANY = json.JSONDecoder()
+_FINITE = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite, parse_int=_short)
+
+
+def as_json_has_it(value: Any) -> Any:
+    """Nested dicts and lists, with texts for what JSON has no number for: nan, and inf and -inf, see `score_number`."""
+    if isinstance(value, dict):
+        return {key: as_json_has_it(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json_has_it(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def score_number(value: Any, what: str) -> float:
+    """A number that may be infinite, for which JSON has the texts 'inf' and '-inf'."""
+    infinite = value in ("inf", "-inf") or (isinstance(value, float) and math.isinf(value))
+    return float(value) if infinite else number(value, what, -math.inf, math.inf)
+
+
+def number(value: Any, what: str, least: float, most: float) -> float:
+    """A finite number between bounds, which belong to them."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{what} is {reprlib.repr(value)}, no number")
+    if not (least <= value <= most and abs(value) <= sys.float_info.max):
+        raise ValueError(f"{what} is {reprlib.repr(value)}, not from {least:g} to {most:g}")
+    return float(value)
+
+
+def whole_number(value: Any, what: str, least: int, most: int) -> int:
+    """A whole number between bounds, which belong to them; 3.0 and true are none."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{what} is {reprlib.repr(value)}, not a whole number from {least} to {most}")
+    return value
+
+
+def plain_text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"{what} is {reprlib.repr(value)}, no text")
+    return value
+
+
+def file_name(value: Any, what: str) -> str:
+    """A name that, with something put behind it, is that of a file in the folder where it is put: no path."""
+    name = plain_text(value, what)
+    if not name.isprintable() or name in ("", ".", "..") or set(name) & set("/\\:"):
+        raise ValueError(f"{what} is {reprlib.repr(name)}, not the name of a file")
+    if len(name.encode()) > _LONGEST_NAME:
+        raise ValueError(f"{what} is {reprlib.repr(name)}, longer than the names of files are")
+    return name
+
+
+def entries(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{what} is {reprlib.repr(value)}, no list")
+    return value
+
+
+def section(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is {reprlib.repr(value)}, no section of keys and values")
+    return value
+
+
+def section_of(value: Any, what: str, keys: frozenset[str]) -> dict[str, Any]:
+    """A section with these keys, no less and no more."""
+    content = section(value, what)
+    for key in sorted(keys ^ content.keys()):
+        raise ValueError(f"{what} {'lacks' if key in keys else 'has the unknown key'} {reprlib.repr(key)}")
+    return content

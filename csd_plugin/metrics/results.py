@@ -20,7 +20,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,21 @@ from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.metrics.protocols import PROTOCOLS, FrameScore, Quality
 from csd_plugin.metrics.scores import ClipScores, Result, Scores
 from csd_plugin.metrics.table import comparison_table
-from csd_plugin.plain import parse_json, read_text
+from csd_plugin.plain import (
+    as_json_has_it,
+    entries,
+    parse_json,
+    plain_text,
+    read_text,
+    score_number,
+    section,
+    whole_number,
+)
 
 FORMAT = "csd-results"
 VERSION = 1
 METRICS_KEY = "measures"
+_MOST_SKIPPED = 10**9
 
 
 def write(
@@ -141,43 +150,43 @@ def load_results(path: Path | str) -> Result:
         raise CSDError(f"{path}: results of version {content.get('version')!r}, but this csd reads version {VERSION}")
     try:
         return _parse(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError) as error:
         raise CSDError(f"{path}: a damaged results file ({type(error).__name__}: {error}); score again") from None
 
 
 def _parse(content: dict[str, Any]) -> Result:
-    first, last = (int(count) for count in content["skip"])
+    """Raises KeyError and ValueError."""
+    first, last = (whole_number(count, "skip", 0, _MOST_SKIPPED) for count in entries(content["skip"], "skip"))
     scores = Scores(skip=(first, last))
-    for clip_name, clip in content["clips"].items():
-        for name, plain in clip["frames"].items():
-            metrics = {str(metric): _number(value) for metric, value in plain.get(METRICS_KEY, {}).items()}
-            scores.record(str(clip_name), str(name), _score(plain), metrics)
+    for clip_name, clip in section(content["clips"], "clips").items():
+        where = f"clips.{plain_text(clip_name, 'a clip')}"
+        for name, frame in section(section(clip, where)["frames"], where).items():
+            at = f"{where}.{plain_text(name, 'a frame')}"
+            values = section(section(frame, at).get(METRICS_KEY, {}), at).items()
+            metrics = {metric: score_number(value, f"{at}.{metric}") for metric, value in values}
+            scores.record(clip_name, name, _score(frame, at), metrics)
     scores.average()  # raises where there is no clip, or a clip without frames
-    return Result(str(content["network"]), str(content["dataset"]), scores, dict(content["facts"]))
+    network, dataset = (plain_text(content[key], key) for key in ("network", "dataset"))
+    return Result(network, dataset, scores, section(content["facts"], "facts"))
 
 
-def _score(plain: dict[str, Any]) -> FrameScore:
-    if plain.keys() == {METRICS_KEY}:
+def _score(frame: dict[str, Any], at: str) -> FrameScore:
+    """Raises KeyError and ValueError."""
+    if frame.keys() == {METRICS_KEY}:
         return {}
-    return {name: Quality(_number(plain[name]["psnr"]), _number(plain[name]["ssim"])) for name in PROTOCOLS}
-
-
-def _number(plain: Any) -> float:
-    number = float(plain)
-    if math.isnan(number):
-        raise ValueError("a score is NaN")
-    return number
+    found = {name: section(frame[name], f"{at}.{name}") for name in PROTOCOLS}
+    return {
+        name: Quality(*(score_number(one[key], f"{at}.{name}.{key}") for key in Quality._fields))
+        for name, one in found.items()
+    }
 
 
 def _plain(score: FrameScore, metrics: Mapping[str, float]) -> dict[str, dict[str, float | str]]:
     """Both in the JSON form; metrics are left out where there are none and the frame has a truth."""
-    sections: dict[str, Mapping[str, float]] = {protocol: quality._asdict() for protocol, quality in score.items()}
+    sections: dict[str, Any] = {protocol: quality._asdict() for protocol, quality in score.items()}
     if metrics or not score:
-        sections[METRICS_KEY] = metrics
-    return {
-        section: {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-        for section, values in sections.items()
-    }
+        sections[METRICS_KEY] = dict(metrics)
+    return as_json_has_it(sections)
 
 
 def _dump(value: Any) -> str:

@@ -146,7 +146,7 @@ def changes_of_learning(saved: object, now: str) -> list[str]:
     Nothing where the saved one is missing or no such text.
     """
     try:
-        texts = parse_json(str(saved)), parse_json(now)
+        texts = parse_json(str(saved), finite=False), parse_json(now, finite=False)  # options may be .inf
     except ValueError:
         return []
     if not all(isinstance(text, Mapping) for text in texts):

@@ -186,9 +186,20 @@ def test_wrong_files_are_named(tmp_path, content, complaint):
 def test_damaged_numbers_are_refused(tmp_path):
     path = results.write(tmp_path, "x", scores_of({"a": [30]}), {"network": "n", "dataset": "d"})
     good = path.read_text()
-    for damage in (('"psnr": 30', '"psnr": "NaN"'), ('"psnr": 30', '"psnr": []'), ('"00001"', '"00001": 3, "2"')):
+    assert '"psnr": 30, ' in good
+    numbers = ('"NaN"', "[]", "true", '"30"', "NaN", "Infinity", "1e999", "9" * 400)
+    for damage in (
+        *(('"psnr": 30, ', f'"psnr": {number}, ') for number in numbers),
+        ('"00001"', '"00001": 3, "2"'),
+        ('"skip": [0, 0]', '"skip": [0, -1]'),
+        ('"skip": [0, 0]', '"skip": ["0", 0.5]'),
+        ('"skip": [0, 0]', '"skip": "00"'),
+        ('"facts": {}', '"facts": [["a", 1]]'),
+        ('"network": "n"', '"network": 3'),
+    ):
+        assert damage[0] in good
         path.write_text(good.replace(*damage))
-        with pytest.raises(CSDError, match="damaged"):
+        with pytest.raises(CSDError, match=r"damaged|not JSON"):
             load_results(path)
 
 
