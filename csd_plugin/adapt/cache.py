@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from csd_plugin.adapt.shots import Shot, find_shots
+from csd_plugin.adapt.shots import Shot, as_noted, find_shots, from_notes
 from csd_plugin.adapt.teacher import Named, Teacher
 from csd_plugin.atomic import write_text
 from csd_plugin.data.images import files_of
@@ -22,7 +22,7 @@ from csd_plugin.data.stores.verify import check_values
 from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.locks import alone
-from csd_plugin.plain import parse_json
+from csd_plugin.plain import parse_json, read_text, section
 from csd_plugin.report.text import counted, duration
 
 _FORMAT = 1
@@ -85,7 +85,7 @@ def open_cache(
     }
     # what is complete, several commands may read
     with nullcontext() if (folder / _STORE).exists() else alone(folder):
-        cache = Cache(folder, named, tuple(_shots(folder, inputs, named, asked)))
+        cache = Cache(folder, named, tuple(_shots(folder, inputs, asked)))
         if cache.store.exists():
             _verify(cache)
             say(f"{counted(cache.frames, 'frame')} cleaned by the teacher are in {folder}")
@@ -94,34 +94,29 @@ def open_cache(
     return cache
 
 
-def _shots(folder: Path, inputs: Sequence[Path], named: Sequence[Named], asked: dict[str, Any]) -> list[Shot]:
+def _shots(folder: Path, inputs: Sequence[Path], asked: dict[str, Any]) -> list[Shot]:
     """Those that the folder's manifest has; without one, new ones, that are listed there. Raises CSDError."""
     manifest = folder / _MANIFEST
     if manifest.exists():
-        # the inputs may have moved since
-        sources = {one.sha256: str(path) for one, path in zip(named, inputs, strict=True)}
-        return _known_shots(manifest, asked, sources)
+        return _known_shots(manifest, asked, inputs)
     shots = find_shots(inputs, asked["frames"])
-    numbers = {str(path): number for number, path in reversed(list(enumerate(inputs)))}
-    listed = [asdict(shot) | {"source": numbers[shot.source]} for shot in shots]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(manifest, json.dumps(asked | {"shots": listed}, indent=1) + "\n")
+        write_text(manifest, json.dumps(asked | {"shots": as_noted(shots, inputs)}, indent=1) + "\n")
     except OSError as error:
         raise cannot_write(folder, error) from error
     return shots
 
 
-def _known_shots(manifest: Path, asked: Mapping[str, Any], sources: Mapping[str, str]) -> list[Shot]:
+def _known_shots(manifest: Path, asked: Mapping[str, Any], inputs: Sequence[Path]) -> list[Shot]:
     """The shots of a cache that is there. Raises CSDError where it is not the one that is asked for."""
     try:
-        there = parse_json(manifest.read_text(encoding="utf-8"))
+        there = section(parse_json(read_text(manifest)), "it")
         differing = [key for key in asked if there.get(key) != asked[key]]
         if not differing:
-            digests = [one["sha256"] for one in there["inputs"]]
-            return [Shot(**{**shot, "source": sources[digests[shot["source"]]]}) for shot in there["shots"]]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise CSDError(f"{manifest}: damaged: remove {manifest.parent}, and start again") from error
+            return from_notes(there.get("shots"), inputs, asked["frames"])
+    except (OSError, ValueError) as error:
+        raise CSDError(f"{manifest}: damaged ({error}): remove {manifest.parent}, and start again") from error
     raise CSDError(
         f"{manifest.parent}: its frames were made with other {', '.join(differing)}: give another --cache, or remove it"
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from csd_plugin.data.video.camera import is_camera
 from csd_plugin.data.video.interface import PIPE, EmptyPart
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.cuts import CutDetector
+from csd_plugin.plain import entries, file_name, section_of, whole_number
 from csd_plugin.report.text import counted
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,10 @@ _LEARNED = 9
 """Fewest frames of a shot that are learned from: three targets with windows of seven frames."""
 _HELD = (3, 12)
 """Fewest and most frames of a shot that are held back; between these bounds it is a tenth."""
+_LAST = 10**9
+"""Largest number of a frame in a video."""
+_NAME = re.compile(r"\d+-[A-Za-z0-9.-]+-\d+")
+"""Of a shot: the input's number, what is left of its name, the first frame."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,47 @@ def find_shots(inputs: Sequence[Path], most: int) -> list[Shot]:
             f"judge the result: give longer clips"
         )
     return shots
+
+
+def as_noted(shots: Sequence[Shot], inputs: Sequence[Path]) -> list[dict[str, Any]]:
+    """What a manifest keeps of shots; their sources are numbers of inputs, which may move."""
+    numbers = {str(path): number for number, path in reversed(list(enumerate(inputs)))}
+    return [asdict(shot) | {"source": numbers[shot.source]} for shot in shots]
+
+
+def from_notes(notes: Any, inputs: Sequence[Path], most: int) -> list[Shot]:
+    """The shots that `as_noted` has noted, of inputs that are the same, wherever they are now.
+
+    Args:
+        most: as it was given to `find_shots`.
+
+    Raises:
+        ValueError: what that function cannot have found.
+    """
+    shots = [_from_note(note, f"shots.{number}", inputs) for number, note in enumerate(entries(notes, "shots"))]
+    if len({shot.name for shot in shots}) < len(shots):
+        raise ValueError("shots: two have one name")
+    if not any(shot.held for shot in shots):
+        raise ValueError("shots: none has frames that are held back")
+    if sum(shot.length for shot in shots) > max(most, len(inputs) * (_LEARNED + _HELD[0])):
+        raise ValueError(f"shots: more than {most} frames")
+    return shots
+
+
+def _from_note(note: Any, what: str, inputs: Sequence[Path]) -> Shot:
+    """Raises ValueError."""
+    content = section_of(note, what, frozenset(field.name for field in fields(Shot)))
+    name = file_name(content["name"], f"{what}.name")
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{what}.name is {name!r:.60}, not the name of a shot")
+    length = whole_number(content["length"], f"{what}.length", _LEARNED, _LONGEST)
+    return Shot(
+        name,
+        str(inputs[whole_number(content["source"], f"{what}.source", 0, len(inputs) - 1)]),
+        whole_number(content["start"], f"{what}.start", 0, _LAST),
+        length,
+        whole_number(content["held"], f"{what}.held", 0, min(_HELD[1], length - _LEARNED)),
+    )
 
 
 def _pieces(path: Path, most: int) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from synthetic import moving_scene, write_image
 
-from csd_plugin.adapt.shots import find_shots
+from csd_plugin.adapt.shots import as_noted, find_shots, from_notes
 from csd_plugin.data.layout import find_sequences
 from csd_plugin.errors import CSDError
 
@@ -61,3 +61,47 @@ def test_what_cannot_be_used(tmp_path):
             find_shots([Path(source)], most=300)
     with pytest.raises(CSDError, match="does not exist"):
         find_shots([tmp_path / "nothing.mp4"], most=300)
+
+
+def test_shots_are_read_as_they_were_noted(tmp_path):
+    inputs = [clip(tmp_path / "one", 20), clip(tmp_path / "two", 9)]
+    shots = find_shots(inputs, most=30)
+    moved = [path.rename(path.with_name(f"moved_{path.name}")) for path in inputs]
+    read = from_notes(as_noted(shots, inputs), moved, 30)
+    assert [shot.source for shot in read] == [str(moved[0]), str(moved[1])]
+    assert as_noted(read, moved) == as_noted(shots, inputs)
+    assert read[0].keys("Rain") == shots[0].keys("Rain")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"length": length} for length in (1.5, float("nan"), 0, -5, 8, 151, 10**8, True, None)),
+        *({"held": held} for held in ("3", 12, 16, 99, -4, True)),
+        *({"start": start} for start in (-3, "0", 10**30, 0.0)),
+        *(
+            {"name": name}
+            for name in ("../../outside", "..", "a\0b", 5, "", "1-a-0/x", "garden", "1-a-0\n", "1-\ud800-0")
+        ),
+        *({"source": source} for source in (-1, 1, "0", True, 0.0, 10**30)),
+        {"more": 1},
+    ],
+)
+def test_shots_that_were_not_found_are_not_read(change):
+    note = {"name": "1-a-000000", "source": 0, "start": 0, "length": 20, "held": 3}
+    assert from_notes([note], [Path("a")], 30)[0].length == 20
+    with pytest.raises(ValueError, match=r"shots\.0"):
+        from_notes([{**note, **change}], [Path("a")], 30)
+
+
+@pytest.mark.parametrize("notes", ["none", None, [], {}, [3], "twice", "long", "nothing held", "lacking"])
+def test_lists_of_shots_are_whole(notes):
+    note = {"name": "1-a-000000", "source": 0, "start": 0, "length": 20, "held": 3}
+    lists = {
+        "twice": [note, note],
+        "long": [note, {**note, "name": "1-a-000020"}],
+        "nothing held": [{**note, "held": 0}],
+        "lacking": [{key: note[key] for key in ("name", "source", "start", "length")}],
+    }
+    with pytest.raises(ValueError, match="shots"):
+        from_notes(lists.get(notes, notes) if isinstance(notes, str) else notes, [Path("a")], 30)
