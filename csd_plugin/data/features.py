@@ -7,7 +7,9 @@ features they are, of which layers, and checksums.
 from __future__ import annotations
 
 import functools
+import io
 import json
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,12 +23,20 @@ from torch import Tensor
 
 from csd_plugin.atomic import replacing, write_text
 from csd_plugin.data.augment import Augmentation
+from csd_plugin.data.links import refuse_way_out
 from csd_plugin.errors import CSDError
-from csd_plugin.plain import parse_json, read_text
+from csd_plugin.plain import entries, file_name, parse_json, plain_text, read_text, section, whole_number
 from csd_plugin.types import PairedSequence
 
 MANIFEST = "features.json"
 _FORMAT = 1
+_LARGEST = 2**31 - 1
+"""Of an array's four lengths; the size of its file bounds them together."""
+_START = 10
+"""Bytes of a file before its header's text: the magic word, the version, and the text's length."""
+_SHAPE = ("frames", "h", "w", "C")
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,8 @@ class StoredFeatures:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For worker processes that are spawned: they map the files themselves; pickled arrays would be copies."""
-        return _reopen, (self.folder, self.network, self.layers, tuple(self.arrays))
+        shapes = {clip: [array.shape for array in arrays] for clip, arrays in self.arrays.items()}
+        return _reopen, (self.folder, self.network, self.layers, shapes)
 
     def grid(self, sequences: Iterable[PairedSequence], sizes: Iterable[tuple[int, int]]) -> int:
         """Pixels of a frame's side for one cell of the coarsest feature; crops have to begin and end at multiples.
@@ -97,13 +108,14 @@ class StoredFeatures:
 def open_features(folder: Path) -> StoredFeatures:
     """The features in a folder, after their checksums were compared. Raises CSDError."""
     content = read_manifest(folder)
-    stored = _reopen(folder, content["network"], tuple(content["layers"]), tuple(content["clips"]))
-    for clip, entries in content["clips"].items():
-        for number, (array, entry) in enumerate(zip(stored.arrays[clip], entries, strict=True)):
-            known = array.dtype == np.float16 and array.ndim == 4 and list(array.shape) == entry["shape"]
+    clips = content["clips"].items()
+    shapes = {clip: [tuple(one["shape"]) for one in arrays] for clip, arrays in clips}
+    stored = _reopen(folder, content["network"], tuple(content["layers"]), shapes)
+    for clip, arrays in clips:
+        for number, one in enumerate(arrays):
             path = _file(folder, clip, number)
-            if not known or _checksum(path) != entry["crc"]:
-                raise CSDError(f"{path}: not what was written; remove {folder}, and compute the features again")
+            if _checksum(path, tuple(one["shape"])) != one["crc"]:
+                raise _changed(path)
     return stored
 
 
@@ -118,8 +130,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise CSDError(f"{path}: cannot be read ({error}); compute the features again") from error
-    if not _is_manifest(content):
-        raise CSDError(f"{path}: damaged, or of another version; remove {folder}, and compute the features again")
+    try:
+        _check_manifest(content)
+    except ValueError as error:
+        raise CSDError(
+            f"{path}: damaged, or of another version ({error}); remove {folder}, and compute the features again"
+        ) from error
     return content
 
 
@@ -154,7 +170,7 @@ def _write_arrays(drafts: Sequence[Path], frames: Iterable[Sequence[np.ndarray]]
 
     Frame by frame, by ordinary calls: a disk that is full is an error then, where a map would end the process.
     """
-    shapes: list[tuple[int, ...]] = []
+    shapes: list[Shape] = []
     checksums = [0] * len(drafts)
     with ExitStack() as stack:
         files = [stack.enter_context(draft.open("wb")) for draft in drafts]
@@ -162,7 +178,7 @@ def _write_arrays(drafts: Sequence[Path], frames: Iterable[Sequence[np.ndarray]]
             if not shapes:
                 shapes = [(count, *feature.shape) for feature in features]
                 for file, shape in zip(files, shapes, strict=True):
-                    np.lib.format.write_array_header_1_0(file, _header(shape))
+                    file.write(_header(shape))
             for layer, (file, feature) in enumerate(zip(files, features, strict=True)):
                 if feature.shape != shapes[layer][1:]:
                     raise ValueError(f"a frame's feature of {feature.shape} after those of {shapes[layer][1:]}")
@@ -172,54 +188,89 @@ def _write_arrays(drafts: Sequence[Path], frames: Iterable[Sequence[np.ndarray]]
     return [{"shape": list(shape), "crc": crc} for shape, crc in zip(shapes, checksums, strict=True)]
 
 
-def _header(shape: tuple[int, ...]) -> dict[str, Any]:
-    return {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
+def _header(shape: Shape) -> bytes:
+    """What numpy begins a file of float16 numbers with."""
+    stream = io.BytesIO()
+    kind = np.lib.format.dtype_to_descr(np.dtype(np.float16))
+    np.lib.format.write_array_header_1_0(stream, {"descr": kind, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
 
 
 def _file(folder: Path, clip: str, number: int) -> Path:
-    return folder / f"{clip}.{number}.npy"
+    """The file of a clip's array. Raises CSDError for a name that would be another file's."""
+    try:
+        return folder / f"{file_name(clip, 'the name of a clip')}.{number}.npy"
+    except ValueError as error:
+        raise CSDError(f"{folder}: {error}; rename the clip, and compute the features again") from error
 
 
-def _is_manifest(content: Any) -> bool:
-    """Whether it has all that is read, and clips' names that are no paths."""
-    if not isinstance(content, dict) or content.get("format") != _FORMAT or not isinstance(content.get("clips"), dict):
-        return False
-    layers = content.get("layers")
-    if not isinstance(content.get("network"), str) or not isinstance(layers, list) or not layers:
-        return False
-    return all(
-        name == Path(name).name
-        and "\\" not in name
-        and isinstance(arrays, list)
-        and len(arrays) == len(layers)
-        and all(isinstance(one, dict) and {"shape", "crc"} <= one.keys() for one in arrays)
-        for name, arrays in content["clips"].items()
-    ) and all(isinstance(layer, str) for layer in layers)
+def _check_manifest(content: Any) -> None:
+    """Raises ValueError where something that is read is missing, or something else; `_file` looks at clips' names."""
+    whole_number(section(content, "it").get("format"), "format", _FORMAT, _FORMAT)
+    plain_text(content.get("network"), "network")
+    layers = [plain_text(layer, "layers") for layer in entries(content.get("layers"), "layers")]
+    if not layers:
+        raise ValueError("there are no layers")
+    for clip, arrays in section(content.get("clips"), "clips").items():
+        where = f"clips.{clip!r:.60}"
+        if len(entries(arrays, where)) != len(layers):
+            raise ValueError(f"{where} has {len(arrays)} arrays of {len(layers)} layers")
+        for one in arrays:
+            whole_number(section(one, where).get("crc"), f"{where}.crc", 0, 2**32 - 1)
+            shape = entries(one.get("shape"), f"{where}.shape")
+            if len(shape) != len(_SHAPE):
+                raise ValueError(f"{where}.shape has {len(shape)} numbers, not {', '.join(_SHAPE)}")
+            for length in shape:
+                whole_number(length, f"{where}.shape", 1, _LARGEST)
 
 
-def _reopen(folder: Path, network: str, layers: tuple[str, ...], clips: Iterable[str]) -> StoredFeatures:
-    """The features of clips, without a look at their numbers. Raises CSDError for a file that is no array."""
-    arrays = {clip: tuple(_map(_file(folder, clip, number)) for number in range(len(layers))) for clip in clips}
+def _reopen(
+    folder: Path, network: str, layers: tuple[str, ...], shapes: Mapping[str, Sequence[Shape]]
+) -> StoredFeatures:
+    """The features of clips, without a look at their numbers. Raises CSDError for a file that is no such array."""
+    arrays = {
+        clip: tuple(_map(_file(folder, clip, number), shape) for number, shape in enumerate(those))
+        for clip, those in shapes.items()
+    }
     return StoredFeatures(folder, network, layers, arrays)
 
 
-def _map(path: Path) -> np.ndarray:
+def _map(path: Path, shape: Shape) -> np.ndarray:
+    """The numbers of a file, float16, read from the disk where they are used.
+
+    Its header is compared with what the writer puts there, not parsed: numpy takes a header for a part of a program,
+    and a pickle for an array. Versions of numpy pad it differently.
+    """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        size, start = refuse_way_out(path, path.parent).stat().st_size, b""
+        if size > _START:  # a pipe has none, and would be waited for
+            with path.open("rb") as file:
+                start = file.read(_START)
+                start += file.read(min(int.from_bytes(start[-2:], "little"), size))
+        expected = _header(shape)
+        numbers = math.prod(shape) * np.dtype(np.float16).itemsize
+        fits = start[: _START - 2] == expected[: _START - 2] and start[_START:].split() == expected[_START:].split()
+        if not fits or size != len(start) + numbers:
+            raise _changed(path)
+        return np.memmap(path, np.float16, "r", len(start), shape)
+    except OSError as error:
         raise CSDError(f"{path}: missing or damaged; remove {path.parent}, and compute the features again") from error
 
 
-def _checksum(path: Path) -> int:
+def _changed(path: Path) -> CSDError:
+    return CSDError(f"{path}: not what was written; remove {path.parent}, and compute the features again")
+
+
+def _checksum(path: Path, shape: Shape) -> int:
     """CRC-32 of an array's numbers. Of a file that stays as it is, they are read once in a process."""
     found = path.stat()
-    return _checksum_of(path.resolve(), found.st_ino, found.st_size, found.st_mtime_ns)
+    return _checksum_of(path.resolve(), shape, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4096)
-def _checksum_of(path: Path, *version: int) -> int:
+def _checksum_of(path: Path, shape: Shape, *version: int) -> int:
     """Frame by frame; the checks before a run ask, and then its data set, and the files are large."""
     crc = 0
-    for frame in _map(path):
+    for frame in _map(path, shape):
         crc = zlib.crc32(np.ascontiguousarray(frame).data, crc)
     return crc

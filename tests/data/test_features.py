@@ -113,6 +113,50 @@ def test_features_of_another_network_are_not_mixed_in(folder):
         write_features(folder, "three", [], 0, network="other", layers=["tail", "deep.0"])
 
 
+def test_features_of_another_numpy_are_read(folder):
+    """Versions of numpy pad a header by different numbers of spaces."""
+    path = folder / "one.0.npy"
+    content = path.read_bytes()
+    length = int.from_bytes(content[8:10], "little")
+    header = content[10 : 10 + length].rstrip() + b" " * 200 + b"\n"
+    path.write_bytes(content[:8] + len(header).to_bytes(2, "little") + header + content[10 + length :])
+    assert np.array_equal(open_features(folder).arrays["one"][0], frames())
+
+
+@pytest.mark.parametrize("clip", ["../../outside", "/outside", "a\\b", "..", "a\0", "\ud800"])
+def test_features_of_a_clip_with_a_path_for_a_name_are_not_written(folder, clip):
+    before = sorted(folder.parent.parent.rglob("*"))
+    with pytest.raises(CSDError, match="the name of a clip is "):
+        write_features(folder, clip, ([f, f] for f in frames()), FRAMES, network="abc", layers=["tail", "deep.0"])
+    assert sorted(folder.parent.parent.rglob("*")) == before
+
+
+def _header(text):
+    """An array whose header is this text, with which numpy's reader would do as it says."""
+
+    def write(folder):
+        data = text.encode().ljust(117) + b"\n"
+        content = b"\x93NUMPY\1\0" + len(data).to_bytes(2, "little") + data + frames().tobytes()
+        (folder / "one.0.npy").write_bytes(content)
+
+    return write
+
+
+def _archive(folder):
+    with (folder / "one.0.npy").open("wb") as file:
+        np.savez(file, a=frames())
+
+
+def _lead_out(folder):
+    path = folder / "one.0.npy"
+    path.rename(folder.parent / "outside.npy")
+    path.symlink_to(folder.parent / "outside.npy")
+
+
+def _entry(**values):
+    return _edited(lambda content: content["clips"]["one"][0].update(values))
+
+
 def _edited(change):
     def edit(folder):
         content = json.loads((folder / MANIFEST).read_text())
@@ -142,12 +186,37 @@ def _flip_a_byte(folder):
         _edited(lambda content: content.update(format=2)),
         _edited(lambda content: content["clips"].update({"../one": content["clips"]["one"]})),
         _edited(lambda content: content["clips"]["one"].pop()),
+        _edited(lambda content: content["clips"].update({"a\0b": content["clips"]["one"]})),
+        _edited(lambda content: content["clips"].update({"a" * 300: content["clips"]["one"]})),
         _edited(lambda content: content.update(layers=[1, 2])),
+        _edited(lambda content: content.update(layers=[])),
+        _edited(lambda content: content.update(format=True)),
+        _edited(lambda content: content.update(clips=[])),
+        _entry(shape=[FRAMES, 0, 0, 3]),
+        _entry(shape=[-FRAMES, 12, 16, -3]),
+        _entry(shape=[10**30, 1, 1, 1]),
+        _entry(shape=[True, 12, 16, 3]),
+        _entry(shape=[5.0, 12, 16, 3]),
+        _entry(shape=[FRAMES, 12, 48]),
+        _entry(shape=[FRAMES, 16, 12, 3]),
+        _entry(shape=7),
+        _entry(crc=True),
+        _entry(crc=None),
+        _archive,
+        _lead_out,
+        _header("(" * 9000),
+        _header("-" * 9000 + "1"),
+        _header(f"{{'descr': '<f2', 'fortran_order': False, 'shape': ({10**30}, 1, 1, 1), }}"),
+        _header("{'descr': '<f2', 'fortran_order': False, 'shape': (True, 12, 16, 3), }"),
+        _header("{'descr': '<f2', 'fortran_order': True, 'shape': (5, 12, 16, 3), }"),
+        lambda folder: (folder / "one.0.npy").write_bytes((folder / "one.0.npy").read_bytes() + b"\0"),
+        lambda folder: ((folder / "one.0.npy").unlink(), (folder / "one.0.npy").mkdir()),
+        lambda folder: ((folder / "one.0.npy").unlink(), os.mkfifo(folder / "one.0.npy")),
     ],
 )
 def test_damaged_features_are_refused(folder, damage):
     damage(folder)
-    with pytest.raises(CSDError, match=r"features|not what was written"):
+    with pytest.raises(CSDError, match=r"compute the features again|set CSD_FOLLOW_LINKS|csd adapt --features"):
         open_features(folder)
 
 
