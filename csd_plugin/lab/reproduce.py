@@ -15,7 +15,7 @@ from csd_plugin.lab.rained import DATA, find_data, render_rain
 from csd_plugin.lab.runner import Workspace
 from csd_plugin.options import is_taught
 from csd_plugin.report.networks import as_markdown
-from csd_plugin.weights import Score, packing, read_catalogue, read_left
+from csd_plugin.weights import CATALOGUE, Network, Score, packing, read_catalogue, read_left
 
 CHOSEN_BY = "validation"
 """The test set by which the best slice of a network is chosen."""
@@ -56,6 +56,8 @@ def reproduce(
     if minutes is not None:
         check_minutes(minutes)
     matrix = read_matrix(path)
+    packed = Path("results", matrix.name, "weights")
+    _catalogue(packed)  # a damaged one is said before anything is trained
     number = 1
     while Path("results", f"{matrix.name}_slice{number}", "table.md").is_file():
         number += 1
@@ -80,7 +82,7 @@ def reproduce(
         return "\n".join([*rain, plan])
     render_rain(data)
     text = make_tables(slices[-1:], minutes=minutes, retrain=retrain, processes=processes)
-    return "\n".join([text, *pack_best(matrix, slices, Path("results", matrix.name, "weights"))])
+    return "\n".join([text, *pack_best(matrix, slices, packed)])
 
 
 def continued(matrix: Matrix, number: int) -> Matrix:
@@ -110,10 +112,7 @@ def pack_best(matrix: Matrix, slices: list[Table], folder: Path) -> list[str]:
         Lines that say what was packed, and what was left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    catalogue = folder / "networks.json"
-    if not catalogue.is_file():
-        write_text(catalogue, '{"rainy": {}, "networks": {}}\n')
-    (networks, rainy), left = read_catalogue(folder), read_left(folder)
+    networks, rainy, left = _catalogue(folder)
     notes = []
     by_slice = [(table.matrix.runs, table.runs()) for table in slices]
     for name, row in matrix.rows.items():
@@ -131,6 +130,16 @@ def pack_best(matrix: Matrix, slices: list[Table], folder: Path) -> list[str]:
     packing.write_catalogue(folder, networks, rainy, left)
     write_text(folder / "networks.md", as_markdown(networks, rainy) + "\n")
     return [*notes, f"packed: {', '.join(networks)} into {folder}"]
+
+
+def _catalogue(folder: Path) -> tuple[dict[str, Network], dict[str, Score], dict[str, Network]]:
+    """What was packed before: the networks, scores of the rainy frames, and networks that were left out since.
+
+    Raises CSDError for a file that is no catalogue.
+    """
+    if not (folder / CATALOGUE).exists():
+        return {}, {}, {}
+    return *read_catalogue(folder), read_left(folder)
 
 
 def _comparable(runs: Sequence[Run]) -> tuple[dict[str, Score], str]:

@@ -17,6 +17,7 @@ from csd_plugin.archs.interface import KINDS, interface_of
 from csd_plugin.devices import pick_device
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.runner import Derainer
+from csd_plugin.plain import as_json_has_it
 from csd_plugin.report.text import aligned, counted, markdown
 from csd_plugin.weights import FOLDER, RAINY, SETS, Network, Score, best_of, fastest_of
 
@@ -157,7 +158,7 @@ def as_json(
         ],
         "trainable": [asdict(one) for one in others],
     }
-    return json.dumps(content, indent=1, ensure_ascii=False)
+    return json.dumps(as_json_has_it(content), indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def as_markdown(networks: Mapping[str, Network], rainy: Mapping[str, Score] = RAINY) -> str:

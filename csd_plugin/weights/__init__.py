@@ -5,15 +5,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from csd_plugin.errors import CSDError
+from csd_plugin.plain import (
+    entries,
+    file_name,
+    number,
+    parse_json,
+    plain_text,
+    read_text,
+    score_number,
+    section,
+    section_of,
+    whole_number,
+)
 
 FOLDER = Path(__file__).parent
+CATALOGUE = "networks.json"
+_PROTOCOLS = ("nturain_y", "rgb")
+"""Names of `metrics.protocols.PROTOCOLS`, which need its libraries."""
+_MOST_FRAMES = 10**12
 SETS = ("validation", "a1")
 """What networks are scored on: rainy clips kept apart from training, by which they are chosen, and NTURain's a1."""
 
@@ -21,7 +36,9 @@ REAL_TIME = 40_000
 """Multiply-adds for one pixel with which two cores keep up with 640x480 at 25 frames per second, or nearly."""
 
 Score = Mapping[str, Any]
-"""clips, frames, skip; and of each protocol, `nturain_y` and `rgb`: psnr in dB and ssim, averages over the clips."""
+"""clips, frames, skip; and of each protocol, `nturain_y` and `rgb`: psnr in dB and ssim, averages over the clips.
+
+The PSNR of frames that are equal to the truth is infinite; the file has it as the text `inf`, as results do."""
 
 
 _FORMER_KEYS = {"licence": "license"}
@@ -70,16 +87,74 @@ class Network:
 
 
 def read_catalogue(folder: Path) -> tuple[dict[str, Network], dict[str, Score]]:
-    """The networks of a folder by their names; and the scores of the rainy frames that they were given."""
-    content = json.loads((folder / "networks.json").read_text(encoding="utf-8"))
-    networks = content["networks"].items()
-    return {name: Network(name=name, **under_todays_keys(facts)) for name, facts in networks}, content["rainy"]
+    """The networks of a folder by their names; and the scores of the rainy frames that they were given.
+
+    Raises CSDError for a file that is no catalogue.
+    """
+    networks, rainy, _ = _read(folder / CATALOGUE)
+    return networks, rainy
 
 
 def read_left(folder: Path) -> dict[str, Network]:
-    """What a folder's catalogue keeps of networks that shipped once: all but their files."""
-    left = json.loads((folder / "networks.json").read_text(encoding="utf-8")).get("left", {})
-    return {name: Network(name=name, **under_todays_keys(facts)) for name, facts in left.items()}
+    """What a folder's catalogue keeps of networks that shipped once: all but their files. Raises CSDError."""
+    return _read(folder / CATALOGUE)[2]
+
+
+def _read(path: Path) -> tuple[dict[str, Network], dict[str, Score], dict[str, Network]]:
+    try:
+        content = section(parse_json(read_text(path)), "it")
+        shipped, left = (
+            _networks(content.get(key, default), key) for key, default in (("networks", None), ("left", {}))
+        )
+        return shipped, checked_scores(content.get("rainy"), "rainy"), left
+    except OSError as error:
+        raise CSDError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    except ValueError as error:
+        raise CSDError(f"{path}: damaged ({error}); restore it, or remove it to have a new one made") from error
+
+
+def _networks(value: Any, what: str) -> dict[str, Network]:
+    return {
+        file_name(name, what): _network(name, under_todays_keys(section(facts, f"{what}.{name}")), f"{what}.{name}")
+        for name, facts in section(value, what).items()
+    }
+
+
+def _network(name: str, facts: Mapping[str, Any], what: str) -> Network:
+    """Raises ValueError."""
+    section_of(facts, what, frozenset(field.name for field in fields(Network)) - {"name"})
+    for key in ("what", "preset", "stored_as", "trained_on", "recipe", "license", "sha256"):
+        plain_text(facts[key], f"{what}.{key}")
+    for key in ("parameters", "multiply_adds"):
+        whole_number(facts[key], f"{what}.{key}", 0, 2**62)
+    section(facts["numbers"], f"{what}.numbers")
+    return Network(name=name, **{**facts, "scores": checked_scores(facts["scores"], f"{what}.scores")})
+
+
+def checked_scores(value: Any, what: str) -> dict[str, Score]:
+    """Scores by sets of clips, as a file has them. Raises ValueError for what is none."""
+    return {which: checked_score(one, f"{what}.{which}") for which, one in section(value, what).items()}
+
+
+def checked_score(value: Any, what: str) -> Score:
+    """As `checked_scores`, of one set."""
+    content = section_of(value, what, frozenset(("clips", "frames", "skip", *_PROTOCOLS)))
+    skip = [whole_number(count, f"{what}.skip", 0, _MOST_FRAMES) for count in entries(content["skip"], f"{what}.skip")]
+    if len(skip) != 2:
+        raise ValueError(f"{what}.skip has {len(skip)} numbers, not those of both ends")
+    protocols = {key: section_of(content[key], f"{what}.{key}", frozenset(("psnr", "ssim"))) for key in _PROTOCOLS}
+    return {
+        "clips": [plain_text(clip, f"{what}.clips") for clip in entries(content["clips"], f"{what}.clips")],
+        "frames": whole_number(content["frames"], f"{what}.frames", 0, _MOST_FRAMES),
+        "skip": skip,
+        **{
+            key: {
+                "psnr": score_number(those["psnr"], f"{what}.{key}.psnr"),
+                "ssim": number(those["ssim"], f"{what}.{key}.ssim", -1, 1),
+            }
+            for key, those in protocols.items()
+        },
+    }
 
 
 def best_of(networks: Mapping[str, Network]) -> str:

@@ -25,8 +25,20 @@ from csd_plugin.inference.runner import Derainer
 from csd_plugin.limited_yaml import read_yaml
 from csd_plugin.metrics.protocols import PROTOCOLS, score_frame
 from csd_plugin.metrics.results import load_results
+from csd_plugin.plain import as_json_has_it, plain_text, section
 from csd_plugin.report.complexity import complexity
-from csd_plugin.weights import SETS, Network, Score, best_of, fastest_of, find_checkpoint, under_todays_keys
+from csd_plugin.weights import (
+    CATALOGUE,
+    SETS,
+    Network,
+    Score,
+    best_of,
+    checked_score,
+    checked_scores,
+    fastest_of,
+    find_checkpoint,
+    under_todays_keys,
+)
 
 TEXTS = ("what", "trained_on", "recipe", "license")
 MARKS = ("<!-- networks: tools/pack_network.py writes this table -->", "<!-- end of networks -->")
@@ -75,7 +87,10 @@ def score_of(which: str, path: str) -> Score:
         protocol: {"psnr": round(quality.psnr, 4), "ssim": round(quality.ssim, 6)}
         for protocol, quality in scores.average().items()
     }
-    return {"clips": clips, "frames": frames, "skip": list(scores.skip), **averages}
+    try:
+        return checked_score({"clips": clips, "frames": frames, "skip": list(scores.skip), **averages}, "the average")
+    except ValueError as error:
+        raise CSDError(f"{which}={path}: {error}; score again") from error
 
 
 def pack(
@@ -99,7 +114,7 @@ def pack(
     """
     source = find_checkpoint(checkpoint)
     network = load_network(source)
-    known = under_todays_keys(load_plain(source, "checkpoint").get("facts", {}))
+    known = _facts_in(source)
     texts = {key: known[key] for key in TEXTS if key in known} | dict(texts)
     for key in TEXTS:
         if key not in texts:
@@ -116,7 +131,7 @@ def pack(
         "parameters": cost.parameters,
         "multiply_adds": cost.operations // (side**2 * seen.interface.num_made),
         "stored_as": "fp16" if half else "fp32",
-        "scores": known.get("scores", {}) | dict(scores),
+        "scores": known["scores"] | dict(scores),
     }
     state = _halved(network) if half else network.state_dict()
     out = folder / f"{name}.pth"
@@ -126,6 +141,18 @@ def pack(
         digest = file_digest(draft)
     print(f"{out}: {out.stat().st_size:,} bytes, {facts['stored_as']} ({why}), sha256 {digest}")
     return Network(**facts, sha256=digest)
+
+
+def _facts_in(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself, as far as it is kept: texts and scores. Raises CSDError."""
+    try:
+        known = under_todays_keys(section(load_plain(checkpoint, "checkpoint").get("facts", {}), "facts"))
+        texts = {key: plain_text(known[key], f"facts.{key}") for key in TEXTS if key in known}
+        return {**texts, "scores": checked_scores(known.get("scores", {}), "facts.scores")}
+    except CSDError:
+        raise
+    except ValueError as error:
+        raise CSDError(f"{checkpoint}: {error}; pack the checkpoint of the training") from error
 
 
 def preset_of_any_width(network: nn.Module) -> str:
@@ -200,9 +227,9 @@ def write_catalogue(
         content[key] = {network.name: asdict(network) for network in order}
         for entry in content[key].values():
             del entry["name"]
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-    text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda innermost: " ".join(innermost[0].split()), text)  # a line each
-    write_text(folder / "networks.json", text + "\n")
+    written = json.dumps(as_json_has_it(content), indent=1, ensure_ascii=False, allow_nan=False)
+    written = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda innermost: " ".join(innermost[0].split()), written)  # a line each
+    write_text(folder / CATALOGUE, written + "\n")
 
 
 def report(networks: Mapping[str, Network], rainy: Mapping[str, Score], packed: str | None) -> list[str]:

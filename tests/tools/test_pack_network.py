@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from synthetic import moving_scene, rain_on, write_image
@@ -119,6 +121,35 @@ def test_fp16_where_it_costs_nothing(pack, checkpoint, clip, monkeypatch, capsys
     assert same(loaded, {key: value.to(stored).float() for key, value in weights.items()})
     assert pack(pack.folder / "narrow.pth", "narrow") == 0  # what is fp16 stays so, unasked
     assert read_catalogue(pack.folder)[0]["narrow"].stored_as == {torch.float16: "fp16", torch.float32: "fp32"}[stored]
+
+
+def test_an_infinite_score_is_a_text_in_the_catalogue(pack, checkpoint, tmp_path):
+    scores = Scores()
+    frame = np.zeros((16, 16, 3), np.uint8)
+    scores.add("b1", "00001", frame, frame)
+    equal = write(tmp_path, "equal", scores, {"network": "x", "dataset": "validation"})
+    assert pack(checkpoint, "narrow", "--fact", *TEXTS, "--score", f"validation={equal}") == 0
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    content = json.loads((pack.folder / "networks.json").read_text(), parse_constant=refuse)
+    assert content["networks"]["narrow"]["scores"]["validation"]["rgb"]["psnr"] == "inf"
+    network = read_catalogue(pack.folder)[0]["narrow"]
+    assert network.validated == math.inf
+    assert pack(pack.folder / "narrow.pth", "narrow") == 0  # scores of the checkpoint itself
+    assert read_catalogue(pack.folder)[0]["narrow"].scores == network.scores
+
+
+@pytest.mark.parametrize(
+    "facts", [3, {"what": 3}, {"what": "a\0"}, {"scores": []}, {"scores": {"a1": 3}}, {"scores": {"a1": {"rgb": 1}}}]
+)
+def test_strange_facts_in_a_checkpoint_are_one_line(pack, checkpoint, capsys, facts):
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save(content | {"facts": facts}, checkpoint)
+    assert pack(checkpoint, "narrow", "--fact", *TEXTS) == 2
+    error = capsys.readouterr().err
+    assert f"{checkpoint}: facts" in error and len(error.splitlines()) == 1
 
 
 def test_the_model_cards_table_follows(pack, checkpoint, tmp_path):
