@@ -20,7 +20,7 @@ from csd_plugin.errors import CSDError
 from csd_plugin.lab.matrix import Run, changed
 from csd_plugin.lab.processes import one_of, share_of
 from csd_plugin.lab.runner import Workspace, left_behind
-from csd_plugin.plain import parse_json, read_text
+from csd_plugin.plain import number, parse_json, read_text, section
 
 PROBE_STEPS = 4
 """Optimizer steps of each row that are timed."""
@@ -28,6 +28,10 @@ TRAINING_SHARE = 0.8
 """Part of the budget that training gets; the rest is start-up, validation and tests."""
 MIN_STEPS = 10
 """Optimizer steps that a run must keep."""
+_MOST_MINUTES = 10**7
+"""19 years."""
+_FACTORS = (1e-12, 1e12)
+"""Least and most; a schedule that is stretched by so much has finite numbers still."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +180,8 @@ def length_of(options: Mapping[str, Any]) -> str:
 
 def check_minutes(minutes: float) -> None:
     """Raise CSDError for a time that is no time."""
-    if not 0 < minutes < math.inf:
-        raise CSDError(f"--minutes {minutes:g}: give a time above 0")
+    if not 0 < minutes <= _MOST_MINUTES:
+        raise CSDError(f"--minutes {minutes:g}: give a time above 0, at most {_MOST_MINUTES}")
 
 
 def step_seconds(options: Mapping[str, Any]) -> float:
@@ -200,9 +204,10 @@ def _launched(space: Workspace) -> list[str]:
 
 def _read(path: Path) -> Plan:
     try:
-        content = parse_json(read_text(path))
-        return Plan(float(content["factor"]), float(content["minutes"]))
+        content = section(parse_json(read_text(path)), "it")
+        minutes = number(content.get("minutes"), "minutes", 0, _MOST_MINUTES)
+        return Plan(number(content.get("factor"), "factor", *_FACTORS), minutes)
     except FileNotFoundError:
         return Plan()
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise CSDError(f"{path} is damaged ({error}); remove it to train as the option files say") from error

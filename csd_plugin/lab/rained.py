@@ -12,11 +12,11 @@ from csd_plugin.atomic import write_text
 from csd_plugin.data.layout import SPLITS
 from csd_plugin.data.rain import PRESETS
 from csd_plugin.data.rain.clips import CleanClip, find_clips
-from csd_plugin.data.rain.pairs import PairOptions, write_pairs
+from csd_plugin.data.rain.pairs import MOST_VARIANTS, PairOptions, write_pairs
 from csd_plugin.data.video import open_reader
 from csd_plugin.errors import CSDError
 from csd_plugin.lab.matrix import Run
-from csd_plugin.plain import parse_json, read_text
+from csd_plugin.plain import entries, parse_json, plain_text, read_text, section, whole_number
 
 DATA = Path("datasets", "rain_clips")
 QUALITY = 75
@@ -182,9 +182,10 @@ def _check_there(part: Part) -> None:
 
 def _read(part: Part) -> Record | None:
     try:
-        content = parse_json(read_text(part.record))
-        return Record(tuple(content["clips"]), int(content["variants"]))
+        content = section(parse_json(read_text(part.record)), "it")
+        clips = tuple(plain_text(clip, "clips") for clip in entries(content.get("clips"), "clips"))
+        return Record(clips, whole_number(content.get("variants"), "variants", 1, MOST_VARIANTS))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise CSDError(f"{part.record} is damaged ({error}); remove it to use the clips that exist") from error

@@ -203,9 +203,14 @@ def test_data_made_by_hand_stays_as_it_is(matrix, clips, launcher, monkeypatch, 
     capsys.readouterr()
     assert main(["reproduce", str(matrix), "--validation", str(clips[0])]) == 2
     assert "was made without the clip clip0" in capsys.readouterr().err
-    (Path("datasets/rain_clips/.rain/test_clips.json")).write_text("[")
-    assert main(["reproduce", str(matrix)]) == 2
-    assert "test_clips.json is damaged" in capsys.readouterr().err
+    clips = ('"abc"', '[["a"]]', "[1]", "null", "{}")
+    counts = ("Infinity", "NaN", "9" * 400, "-1", "0", "1.0", "true", '"1"', "1000000000")
+    damaged = ["[", "[]", '{"clips": ["clip1"]}', *(f'{{"clips": {one}, "variants": 1}}' for one in clips)]
+    for content in (*damaged, *(f'{{"clips": ["clip1"], "variants": {count}}}' for count in counts)):
+        (Path("datasets/rain_clips/.rain/test_clips.json")).write_text(content)
+        assert main(["reproduce", str(matrix)]) == 2
+        error = capsys.readouterr().err
+        assert "test_clips.json is damaged" in error and len(error.splitlines()) <= 2
 
 
 def test_later_slices_stay_with_the_clips_of_the_first(matrix, clips, launcher, monkeypatch, tmp_path, capsys):
@@ -229,6 +234,54 @@ def test_later_slices_stay_with_the_clips_of_the_first(matrix, clips, launcher, 
     assert main(["reproduce", str(matrix)]) == 2
     assert "the rain on clip0 is not complete; give --clean again" in capsys.readouterr().err
     assert main(["reproduce", str(matrix), *both]) == 0
+
+
+FACTS = {
+    **dict.fromkeys(("what", "preset", "stored_as", "trained_on", "recipe", "license", "sha256"), "x"),
+    **{"numbers": {}, "parameters": 1, "multiply_adds": 1, "scores": {}},
+}
+SCORE = {
+    **{"clips": ["a"], "frames": 1, "skip": [0, 0]},
+    **{key: {"psnr": 30.0, "ssim": 0.9} for key in ("nturain_y", "rgb")},
+}
+
+
+def catalogue(facts=FACTS, **more):
+    return json.dumps({"rainy": {}, "networks": {"small": facts}, **more}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"[]", b"{}", b"\xff", b"null", b'{"rainy": {}, "networks": []}'),
+        catalogue(3),
+        catalogue(FACTS | {"new": 1}),
+        catalogue({key: FACTS[key] for key in list(FACTS)[1:]}),
+        catalogue(FACTS | {"what": 3}),
+        catalogue(FACTS | {"parameters": "1"}),
+        catalogue(FACTS | {"multiply_adds": float("nan")}),
+        catalogue(FACTS | {"scores": {"validation": {}}}),
+        catalogue(rainy=[]),
+        catalogue(rainy={"validation": SCORE | {"skip": [0]}}),
+        catalogue(rainy={"validation": SCORE | {"rgb": {"psnr": float("inf"), "ssim": 1}}}),
+        catalogue(rainy={"validation": SCORE | {"rgb": {"psnr": "nan", "ssim": 1}}}),
+        catalogue(left=3),
+        catalogue(left={"../x": FACTS}),
+    ],
+)
+def test_a_damaged_catalogue_is_said_before_anything_is_trained(content, matrix, clips, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = Path("results/ours/weights/networks.json")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(catalogue(rainy={"validation": SCORE | {"rgb": {"psnr": "inf", "ssim": 1}}}, left={"old": FACTS}))
+    command = ["reproduce", str(matrix), "--clean", str(clips[0]), "--validation", str(clips[1])]
+    assert main([*command, "--dry-run"]) == 0
+    file.write_bytes(content)
+    capsys.readouterr()
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "networks.json: damaged (" in error and len(error.splitlines()) == 1
+    assert not Path("datasets").exists() and not Path("experiments").exists()
 
 
 def test_a_dry_run_of_the_first_slice_knows_the_data_to_come(matrix, clips, tmp_path, monkeypatch, capsys):

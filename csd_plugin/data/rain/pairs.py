@@ -28,7 +28,7 @@ from csd_plugin.plain import parse_json, read_text
 
 logger = logging.getLogger(__name__)
 
-_MOST_VARIANTS = 999
+MOST_VARIANTS = 999
 _COPIED_SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
@@ -57,8 +57,8 @@ class PairOptions:
     keep_going: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.variants <= (1 if self.split == "test" else _MOST_VARIANTS):
-            allowed = "1 in the test layout" if self.split == "test" else f"1 to {_MOST_VARIANTS}"
+        if not 1 <= self.variants <= (1 if self.split == "test" else MOST_VARIANTS):
+            allowed = "1 in the test layout" if self.split == "test" else f"1 to {MOST_VARIANTS}"
             raise CSDError(f"rain variants = {self.variants}: give {allowed}")
         if not 1 <= self.quality <= 100:
             raise CSDError(f"JPEG quality = {self.quality}: give 1 to 100")
