@@ -35,6 +35,7 @@ class LimitedLoader(yaml.SafeLoader):
             if node is None:
                 return None
             self._check_size(node, {}, ())
+            self._check_texts(node)
             return self.construct_document(node)
         except RecursionError as error:
             raise CSDError(f"{self.name}: nested too deeply") from error
@@ -55,6 +56,22 @@ class LimitedLoader(yaml.SafeLoader):
             if sizes[id(node)] > _MOST_NODES:
                 raise CSDError(f"{self.name}: more than {_MOST_NODES:,} values, aliases (*name) followed; write it out")
         return sizes[id(node)]
+
+    def _check_texts(self, node: yaml.Node) -> None:
+        """Raise CSDError for a key or value with a NUL, which no name of a file and no other text here has."""
+        waiting, seen = [(node, "")], set()
+        while waiting:
+            node, where = waiting.pop()
+            if isinstance(node, yaml.ScalarNode):
+                if "\0" in node.value:
+                    line = node.start_mark.line + 1
+                    raise CSDError(f"{self.name}: line {line}: {where or 'the value'}: a NUL character; remove it")
+            elif id(node) not in seen:  # what aliases stand for is looked at once
+                seen.add(id(node))
+                parts = node.value if isinstance(node, yaml.MappingNode) else ((None, part) for part in node.value)
+                for key, value in parts:
+                    name = where if key is None else f"{where}.{key.value}".lstrip(".")
+                    waiting += [(value, name)] if key is None else [(key, where), (value, name)]
 
 
 def _refuse_binary(loader: LimitedLoader, node: yaml.Node) -> None:

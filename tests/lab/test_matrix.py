@@ -134,6 +134,10 @@ def test_an_included_matrix_is_added_to(files):
         ({"rows": {"csd": {"seeds": []}}}, "rows.csd.seeds"),
         ({"base": None}, "has no option file"),
         ({"base": "nowhere.yml"}, "nowhere.yml: cannot be read"),
+        ({"base": "a\0.yml"}, ": base: a NUL character"),
+        ({"include": ["matrix.yml", "a\0"]}, "include: a NUL character"),
+        ({"rows": {"csd": {"frames": "a\0"}}}, "rows.csd.frames: a NUL character"),
+        ({"rows": {"csd\0": {}}}, "rows: a NUL character"),
         ({"include": ["other.yml"]}, "includes itself"),
         ({"rows": {"alone_seed1": {}}}, "rows.alone_seed1 and rows.alone would both be experiments/tiny_alone_seed1"),
         ({"rows": {"../../k": {}}}, "rows.../../k: a row's key"),
@@ -596,7 +600,19 @@ def test_a_budget_that_comes_after_the_first_steps_changes_nothing(files, ten_se
     assert steps(plan.fit(runs)) == [3, 6, 6, 6] and not note
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"minutes": 3}', '{"minutes": 3, "factor": "x"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "null",
+        '{"minutes": 3}',
+        *(f'{{"minutes": 3, "factor": {factor}}}' for factor in ('"x"', "-1", "0", "true", "NaN", "Infinity", "1e999")),
+        '{"minutes": 3, "factor": %s}' % ("9" * 400),
+        '{"minutes": 3, "factor": 1e300}',
+        *(f'{{"minutes": {minutes}, "factor": 2}}' for minutes in ("null", "-3", '"3"', "Infinity", "1e300")),
+    ],
+)
 def test_a_damaged_plan_is_one_line(files, content, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     plan = runner.Workspace("tiny").plan
