@@ -22,7 +22,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -32,7 +32,7 @@ import numpy as np
 from csd_plugin.data.links import refuse_way_out
 from csd_plugin.data.stores.interface import DecodingStore, FrameStore
 from csd_plugin.errors import CSDError
-from csd_plugin.plain import parse_json
+from csd_plugin.plain import parse_json, plain_text, read_text, section, section_of, whole_number
 
 try:
     import lmdb
@@ -45,6 +45,8 @@ RECORDS = b"csd"
 HEADER_KEY = b"\0"
 """A name that no frame has."""
 _FORMAT = 1
+_LONGEST, _LARGEST = 2**31 - 1, 2**40
+"""Pixels of a frame's side, and bytes of what is stored of it, at most."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,9 @@ class Record:
         return f"{key}{self.suffix} ({self.height},{self.width},3) {int(encoding == 'png')}"
 
 
+_OF_HEADER, _OF_RECORD = (frozenset(field.name for field in fields(kind)) for kind in (Header, Record))
+
+
 def split_key(key: str) -> tuple[str, str]:
     """'a1_GT/00001.jpg' -> ('a1_GT/00001', '.jpg')."""
     stem, dot, suffix = key.rpartition(".")
@@ -99,34 +104,35 @@ def parse_header(data: bytes, folder: Path) -> Header:
     if content.pop("format", None) != _FORMAT:
         raise CSDError(f"{folder}: not a store of this version of `csd prepare`: build it again")
     try:
-        header = Header(**content)
-    except TypeError as error:
+        header = Header(**section_of(content, "the header", _OF_HEADER))
+        plain_text(header.within, "within")
+    except ValueError as error:
         raise _damaged(folder) from error
-    if header.encoding not in ENCODINGS:
+    if header.encoding not in ENCODINGS or not isinstance(header.complete, bool):
         raise _damaged(folder)
     return header
 
 
 def parse_record(data: bytes, folder: Path) -> Record:
     """Raises CSDError, beginning with the store's folder, for what is no record."""
+    content = _parse_json(data, folder)
     try:
-        record = Record(**_parse_json(data, folder))
-    except TypeError as error:
+        record = Record(**section_of(content, "a record", _OF_RECORD))
+        for text in (record.suffix, record.source, record.value):
+            plain_text(text, "a text")
+        for side in (record.height, record.width):
+            whole_number(side, "a side", 1, _LONGEST)
+        whole_number(record.size, "size", 0, _LARGEST)
+    except ValueError as error:
         raise _damaged(folder) from error
-    texts, numbers = (record.suffix, record.source, record.value), (record.height, record.width, record.size)
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
-        raise _damaged(folder)
     return record
 
 
 def _parse_json(data: bytes, folder: Path) -> dict[str, Any]:
     try:
-        content = parse_json(bytes(data))
+        return section(parse_json(bytes(data)), "it")
     except ValueError as error:
         raise _damaged(folder) from error
-    if not isinstance(content, dict):
-        raise _damaged(folder)
-    return content
 
 
 _environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()
@@ -211,7 +217,7 @@ class ToolboxFile(LmdbFile):
         self.folder, self._env, self._length = folder, env, length
         self.header = Header("source", within="", complete=True)
         try:
-            lines = (folder / META_INFO).read_text(encoding="utf-8").splitlines()
+            lines = read_text(folder / META_INFO).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise CSDError(
                 f"{folder}: neither a store of `csd prepare` nor one of BasicSR ({META_INFO} cannot be read): build it "
@@ -228,7 +234,7 @@ class ToolboxFile(LmdbFile):
         yield from self._frames.items()
 
 
-_LINE = re.compile(r"(?P<key>.+)(?P<suffix>\.\w+) \((?P<height>\d+),(?P<width>\d+)(,\d+)?\) \d+")
+_LINE = re.compile(r"(?P<key>.+)(?P<suffix>\.\w+) \((?P<height>\d{1,9}),(?P<width>\d{1,9})(,\d+)?\) \d+")
 
 
 def _parse_line(line: str, folder: Path) -> tuple[str, Record]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -203,12 +204,38 @@ def rewrite_header(data):
         (rewrite_header(b'{"format": 1, "encoding": "raw"}'), "damaged"),
         (rewrite_header(b'{"format": 1, "encoding": "jp2", "within": "", "complete": true}'), "damaged"),
         (rewrite_header(b'{"format": 1, "encoding": "raw", "within": "", "complete": false}'), "half built"),
+        (rewrite_header(b'{"format": 1, "encoding": "raw", "within": 3, "complete": true}'), "damaged"),
+        (rewrite_header(b'{"format": 1, "encoding": "raw", "within": "a\\u0000", "complete": true}'), "damaged"),
+        (rewrite_header(b'{"format": 1, "encoding": "raw", "within": "", "complete": 1e999}'), "damaged"),
     ],
 )
 def test_damaged_stores_are_refused(stores, tmp_path, damage, message):
     with pytest.raises(CSDError, match=message) as error:
         open_store(damaged(stores, tmp_path, damage))
     assert "\n" not in str(error.value) and "damaged.lmdb" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"height": -48, "width": -64},
+        {"height": True},
+        {"width": 0},
+        {"size": -1},
+        {"suffix": 3},
+        {"x": 1},
+        {"size": 1.0},
+    ],
+)
+def test_records_that_no_frame_has_are_refused(stores, tmp_path, change):
+    def damage(store):
+        with lmdb.open(str(store), max_dbs=1) as env, env.begin(write=True) as txn:
+            records = env.open_db(b"csd", txn=txn)
+            key, data = next((key, data) for key, data in txn.cursor(db=records) if key != b"\0")
+            txn.put(key, json.dumps(json.loads(data) | change).encode(), db=records)
+
+    with pytest.raises(CSDError, match=r"damaged\.lmdb: data\.mdb is damaged"):
+        open_store(damaged(stores, tmp_path, damage)).keys()
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
