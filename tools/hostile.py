@@ -147,7 +147,18 @@ class Ground:
 def adapting(folder: Path) -> list[str]:
     files = ("--teacher", "half.pth", "--student", "half.pth", "--out", "garden.pth")
     paths = [str(folder / word) if "." in word else word for word in files]
-    return ["adapt", str(folder / "garden"), *paths, "--minutes", "0.01", "--frames", "12", "--device", "cpu"]
+    return [
+        "adapt",
+        str(folder / "garden"),
+        *paths,
+        "--minutes",
+        "0.01",
+        "--frames",
+        "12",
+        "--features",
+        "--device",
+        "cpu",
+    ]
 
 
 Maker = Callable[[Ground, random.Random], Case]
@@ -388,6 +399,53 @@ def adapt_state(ground: Ground, rng: random.Random) -> Case:
     name = rng.choice(list(makers))
     state.write_bytes(makers[name]())
     return Case(f"state: {name}, adapt", [*adapting(target), "--resume"], ground.bad)
+
+
+def caches(ground: Ground, rng: random.Random) -> Case:
+    """What `csd adapt` has kept, and reads back: its manifest, features and their facts."""
+    folder = ground.adapted
+    target = ground.fresh() / "adapt"
+    shutil.copytree(folder, target)
+    cache = target / "garden.cache"
+    features = cache / "features"
+    array = next(features.glob("*.npy"))
+    odd = rng.choice((None, True, 1.5, -1, 10**30, "../../../out", "a\0b", "", [], {}, float("nan"), float("inf")))
+    deep = rng.choice(("(" * 9000, "-" * 9000 + "1", "{'shape': (True, 1, 1, 1)}"))
+
+    def changed_json(file: Path, change: Callable[[Any], object]) -> None:
+        content = json.loads(file.read_text())
+        change(content)
+        file.write_text(json.dumps(content))
+
+    def in_manifest(change: Callable[[Any], object]) -> Callable[[], object]:
+        return lambda: changed_json(cache / "manifest.json", change)
+
+    def in_facts(change: Callable[[Any], object]) -> Callable[[], object]:
+        return lambda: changed_json(features / "features.json", change)
+
+    def renamed(content: Any) -> None:
+        content["clips"][rng.choice(("../../../out", "/out", "a\0", ".."))] = next(iter(content["clips"].values()))
+
+    def header() -> None:
+        array.write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(deep)) + deep.encode() + array.read_bytes()[128:])
+
+    keys = ("name", "source", "start", "length", "held")
+    makers: dict[str, Callable[[], object]] = {
+        **{f"shot's {key}": in_manifest(lambda m, key=key: m["shots"][0].update({key: odd})) for key in keys},
+        "shots": in_manifest(lambda content: content.update(shots=odd)),
+        "bytes": lambda: (cache / "manifest.json").write_bytes(rng.randbytes(999)),
+        "clip": in_facts(renamed),
+        "clips": in_facts(lambda content: content.update(clips=odd if odd != {} else [])),
+        "shape": in_facts(lambda content: next(iter(content["clips"].values()))[0]["shape"].__setitem__(1, odd)),
+        "crc": in_facts(lambda content: next(iter(content["clips"].values()))[0].update(crc=odd)),
+        "header": header,
+        "cut": lambda: array.write_bytes(array.read_bytes()[: rng.randrange(999)]),
+        "link": lambda: (array.unlink(), array.symlink_to(ground.secret)),
+        "pipe": lambda: (array.unlink(), os.mkfifo(array)),
+    }
+    name = rng.choice(list(makers))
+    makers[name]()
+    return Case(f"cache: {name}, {odd!r}", [*adapting(target), "--overwrite"], ground.bad)
 
 
 # --- exported networks, results -----------------------------------------------------------------------------------
@@ -976,6 +1034,7 @@ MAKERS: dict[str, Maker] = {
     "matrix": matrices,
     "checkpoint": checkpoints,
     "state": states,
+    "cache": caches,
     "graph": graphs,
     "result": results,
     "image": images,
