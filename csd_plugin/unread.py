@@ -1,28 +1,86 @@
-"""Commands whose output nobody reads to its end: `csd .. | head`."""
+"""Commands whose output nobody reads to its end, `csd .. | head`, or cannot be written, `csd .. > FILE`."""
 
 from __future__ import annotations
 
 import os
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from csd_plugin.errors import announce, at, refused_by_disk
 
 STATUS = 141
 """As after SIGPIPE."""
+OUTPUT = Path("standard output")
+"""Its name in errors."""
+_REFUSED = 2
 
 
 def ending_quietly(command: Callable[[], int]) -> int:
-    """The command's status; `STATUS`, silently, where the reader of standard output has closed it."""
-    try:
+    """The command's status; `STATUS`, silently, where the reader of standard output has closed it.
+
+    Where standard output cannot be written, at least 2, after a line; a command that has failed has given its own.
+    """
+    status = 0
+    with _named_output() as faults:
         try:
-            return command()
-        finally:
-            print(end="", flush=True)  # a closed pipe is noticed here, not while the interpreter ends
-    except BrokenPipeError:
-        if not _reader_is_gone():
-            raise  # another pipe broke
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - what is buffered would fail again at the end
-        return STATUS
+            try:
+                status = command()
+            finally:
+                print(end="", flush=True)  # a closed pipe or full disk is noticed here, not as the interpreter ends
+        except BrokenPipeError:
+            if not _reader_is_gone():
+                raise  # another pipe broke
+            _drop_output()
+            return STATUS
+        except OSError as error:
+            if error not in faults:
+                raise
+        except SystemExit as end:  # of argparse, which drops the errors of a help text
+            if end.code or not faults:
+                raise
+    if not faults:
+        return status
+    _drop_output()
+    if status < _REFUSED:
+        announce(refused_by_disk(faults[0]))
+    return max(status, _REFUSED)
+
+
+@contextmanager
+def _named_output() -> Iterator[list[OSError]]:
+    """Inside, errors of standard output bear its name, but for those of a closed pipe; they are also in the list."""
+    faults: list[OSError] = []
+    stream: Any = sys.stdout
+    if stream is None:  # closed
+        yield faults
+        return
+
+    def named(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            try:
+                return method(*arguments)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                faults.append(at(OUTPUT, error))
+                raise faults[-1] from error
+
+        return call
+
+    stream.write, stream.flush = named(stream.write), named(stream.flush)
+    try:
+        yield faults
+    finally:
+        del stream.write, stream.flush
+
+
+def _drop_output() -> None:
+    """What is buffered would fail again at the end."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - it stays open until the end
 
 
 def _reader_is_gone() -> bool:

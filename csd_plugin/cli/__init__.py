@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one job; 0 on success, 2 with one line on stderr where the user has to mend something, 130 after Ctrl-C,
     143 after SIGTERM.
 
-    Silent, and 141 as after SIGPIPE, where the reader of the output has closed it: `csd .. | head`.
+    Silent, and 141 as after SIGPIPE, where the reader of the output has closed it: `csd .. | head`. 2 also where the
+    output cannot be written.
     """
     try:
         return ending_quietly(lambda: _run_job(argv))

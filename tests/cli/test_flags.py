@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import pytest
+from synthetic import write_image
 
 from csd_plugin.cli import main
 from csd_plugin.cli.flags import LARGEST, number, rate, whole
@@ -101,3 +104,55 @@ def test_a_reader_that_closes_its_end_ends_a_job_silently(words):
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+WITH_A_FULL_DISK = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+NO_ROOM = "error: standard output: no space left on device; make room there, and run again"
+
+
+def on_a_full_disk(*command, **environment):
+    """A command of Python's with a full disk behind standard output: (status, lines of error)."""
+    with Path("/dev/full").open("w") as full:
+        run = [sys.executable, *command]
+        done = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
+    assert "Traceback" not in done.stderr
+    return done.returncode, [line for line in done.stderr.splitlines() if "error: " in line]
+
+
+@WITH_A_FULL_DISK
+@pytest.mark.parametrize("words", [["models", "--path", "tiny"], ["derain", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_full_disk_behind_standard_output_is_a_line(words, unbuffered):
+    """As `csd models > FILE`."""
+    status, [line] = on_a_full_disk("-m", "csd_plugin", *words, PYTHONUNBUFFERED=unbuffered)
+    assert status == 2 and line.removeprefix("csd models: ") == NO_ROOM
+
+
+@WITH_A_FULL_DISK
+def test_frames_for_a_full_disk_are_a_line(tmp_path):
+    for name in "ab":
+        write_image(tmp_path / "rain" / f"{name}.png", np.full((24, 32, 3), 90, np.uint8))
+    words = ["derain", str(tmp_path / "rain"), "-", "--model", "tiny"]
+    assert on_a_full_disk("-m", "csd_plugin", *words) == (2, [f"csd derain: {NO_ROOM}"])
+
+
+@WITH_A_FULL_DISK
+@pytest.mark.parametrize(
+    ("ends", "line"),
+    [
+        ("print('x' * 100_000)", f"csd models: {NO_ROOM}"),
+        ("print(1); raise CSDError('its own mistake')", "csd models: error: its own mistake"),
+        ("print(1); return 1", NO_ROOM),
+    ],
+)
+def test_a_job_on_a_full_disk_gives_one_line(ends, line):
+    code = f"""
+import sys
+from csd_plugin.cli import main, models
+from csd_plugin.errors import CSDError
+def run(args):
+    {ends}
+models.run = run
+sys.exit(main(["models"]))
+"""
+    assert on_a_full_disk("-c", code, PYTHONUNBUFFERED="") == (2, [line])

@@ -15,7 +15,8 @@ import numpy as np
 from csd_plugin.data.images import eight_bits
 from csd_plugin.data.video.camera import is_camera
 from csd_plugin.data.video.interface import PIPE, EmptyPart, FrameReader, FrameWriter, Position, frame_number
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, at
+from csd_plugin.unread import OUTPUT
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,10 @@ class PipeReader(FrameReader):
 
 
 class PipeWriter(FrameWriter):
-    """Frames to standard output; deep ones are rounded to 8 bits. Raises CSDError where it is closed."""
+    """Frames to standard output; deep ones are rounded to 8 bits.
+
+    Raises CSDError where it is closed, and OSError where it does not take them.
+    """
 
     path = PIPE
     _said = False
@@ -121,8 +125,10 @@ class PipeWriter(FrameWriter):
         try:
             sys.stdout.buffer.write(np.ascontiguousarray(eight_bits(frame)).data)
             sys.stdout.buffer.flush()
-        except OSError as error:
+        except BrokenPipeError as error:
             raise CSDError(f"standard output was closed by its reader ({error.strerror})") from error
+        except OSError as error:
+            raise at(OUTPUT, error) from error
 
     def close(self) -> None:
         pass  # every frame is out already
