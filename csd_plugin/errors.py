@@ -33,11 +33,16 @@ def first_line(error: Exception) -> str:
 
 
 def refused_by_disk(error: OSError) -> str:
-    """The line to print where a disk is full, read-only, out of order or gone, or forbids; else empty."""
+    """The line to print where a disk is full, read-only, out of order or gone, or forbids, or for any error of a file.
+
+    Empty for an error that names no file, and is no disk's.
+    """
     advice = _DISK.get(error.errno or 0)
-    if advice is None:
+    if advice is None and error.filename is None:
         return ""
-    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+    advice = advice or "check what is there, or give another place"
+    file = error.filename2 if error.errno in _IN_THE_WAY and error.filename2 else error.filename
+    where = f"{os.fsdecode(file)}: " if file else ""
     return f"{where}{str(error.strerror or error).lower()}; {advice}"
 
 
@@ -49,12 +54,15 @@ def at(path: Path, error: OSError) -> OSError:
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a disk answers that has no room."""
 _WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_IN_THE_WAY = (errno.EEXIST, errno.ENOTEMPTY)
 _NO_ROOM, _GONE = "make room there, and run again", "check that its disk is there, and run again"
 _DISK = {
     **dict.fromkeys(FULL, _NO_ROOM),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "check its permissions, or give another place"),
     **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT), _GONE),
     **dict.fromkeys(_WRONG_PATH, "check the path"),
+    **dict.fromkeys(_IN_THE_WAY, "remove what is there, or give another place"),
+    errno.EBUSY: "end what uses it, or give another place",
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "too many files are open; raise the limit (ulimit -n)"),
 }
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -128,3 +131,43 @@ def test_a_lock_ends_with_what_holds_it(tmp_path):
         with alone(tmp_path / "out"):
             pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_has_taken_the_place_of_the_locks_is_named(given, tmp_path, monkeypatch, capfd):
+    """Temporary folders are everyone's, and the name of ours is known."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with alone(tmp_path / "out"):
+        [locks] = tmp_path.iterdir()
+    shutil.rmtree(locks)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for occupy in (locks.touch, lambda: locks.symlink_to(elsewhere)):
+        occupy()
+        assert main(commands(given, tmp_path)["rain"]) == 2
+        assert f"error: {locks}: is not a folder of yours" in capfd.readouterr().err
+        locks.unlink()
+    if hasattr(os, "getuid") and os.getuid() == 0:
+        locks.mkdir()
+        os.chown(locks, 12345, 12345)
+        assert main(commands(given, tmp_path)["rain"]) == 2
+        assert f"error: {locks}: is not a folder of yours" in capfd.readouterr().err
+    assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize("error", ["EEXIST", "ENOTEMPTY", "EINVAL", "ENOTSUP", "EBUSY", "EXDEV", "EMLINK"])
+def test_any_error_of_a_file_is_a_line_that_names_it(monkeypatch, capfd, error):
+    def run(args):
+        raise OSError(getattr(errno, error), "The Reason", "a/file")
+
+    monkeypatch.setattr("csd_plugin.cli.models.run", run)
+    assert main(["models"]) == 2
+    assert capfd.readouterr().err.startswith("csd models: error: a/file: the reason; ")
+
+
+def test_an_error_of_the_system_that_names_no_file_is_not_hidden(monkeypatch):
+    def run(args):
+        raise OSError(errno.EINVAL, "a bug")
+
+    monkeypatch.setattr("csd_plugin.cli.models.run", run)
+    with pytest.raises(OSError, match="a bug"):
+        main(["models"])
