@@ -54,6 +54,17 @@ def remove_drafts(folder: Path) -> None:
             draft.unlink(missing_ok=True)
 
 
+def remove(path: Path) -> None:
+    """Remove whatever has this name: a folder with all that is in it, a file, or a link, but not where it leads.
+
+    Raises OSError.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def draft_of(path: Path) -> Path:
     """A hidden name next to `path`, with its suffix, that no other process takes, and no longer than names may be."""
     tail = f".{os.getpid()}.part{path.suffix}"

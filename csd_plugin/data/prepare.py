@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from csd_plugin.atomic import link_or_copy
+from csd_plugin.atomic import link_or_copy, remove
 from csd_plugin.data.archives import archive_stem, is_archive_name, is_other_archive_name, members, unread_kind
 from csd_plugin.data.images import decode_image, header_shape, write_png
 from csd_plugin.data.layout import SPLITS, is_frame_name, natural_key
@@ -310,10 +310,14 @@ def _content(clip: Clip) -> list[tuple[str, int]]:
 def _is_there(clip: Clip, out: Path, result: Prepared) -> bool:
     """Whether the clip needs no writing; one that is there with other frames is a failure."""
     target = clip.target(out)
-    if not target.is_dir():
+    if not os.path.lexists(target):
         return False
+    if not target.is_dir():
+        result.failed.append(CSDError(f"{target}: is no folder: remove it, so that the clip can be written there"))
+        return True
     there = sorted((file.name, file.stat().st_size) for file in target.iterdir() if is_frame_name(file.name))
-    if not clip.is_video and there != sorted(_content(clip)) and target.resolve() != clip.source.resolve():
+    differs = not there if clip.is_video else there != sorted(_content(clip))
+    if differs and target.resolve() != clip.source.resolve():
         result.failed.append(
             CSDError(
                 f"{target}: has other frames than {clip.source}: delete it so that it is made again, or move it away"
@@ -365,7 +369,7 @@ def _write_clips(source: Path, clips: list[Clip], out: Path, keep_going: bool, t
     scratch = {clip: clip.target(out).with_name(f".{clip.folder}.part") for clip in clips}
     try:
         for folder in scratch.values():
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             folder.mkdir(parents=True)
         decode = partial(_decode_video, keep_going=keep_going)
         write = decode if clips[0].is_video else _link_files if source.is_dir() else _unpack
@@ -377,7 +381,8 @@ def _write_clips(source: Path, clips: list[Clip], out: Path, keep_going: bool, t
         raise CSDError(f"{error.filename or source}: {error.strerror}: {source} was not prepared") from error
     finally:
         for folder in scratch.values():
-            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove(folder)
 
 
 def _unpack(source: Path, clips: list[Clip], scratch: dict[Clip, Path], tick: Callable[[], object]) -> Iterator[Clip]:

@@ -206,7 +206,7 @@ def test_frames_that_do_not_decode_or_fit(clean, tmp_path, capsys):
 def test_a_target_that_cannot_be_written(clean, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "out"
-    assert f"{out}: not a directory; check the path" in failing(capsys, clean, out)
+    assert f"{out / 'Dataset_Training_Synthetic'}: not a directory; check the path" in failing(capsys, clean, out)
 
 
 def test_clips_of_one_name(clean, tmp_path, capsys):
@@ -237,3 +237,45 @@ def test_a_header_without_end_is_not_copied(tmp_path, capsys):
     (tmp_path / "clean" / "hu" / "000.png").write_bytes(png)
     assert "000.png" in failing(capsys, tmp_path / "clean", tmp_path / "out", "--jobs", "2")
     assert not list((tmp_path / "out").rglob("*.png"))
+
+
+@pytest.mark.parametrize("name", ["walk_GT", "walk_Rain_01"])
+def test_only_a_whole_folder_is_taken_for_done(clean, tmp_path, capsys, name):
+    place = tmp_path / "pairs" / "Dataset_Training_Synthetic" / name
+    place.parent.mkdir(parents=True)
+    for occupy, remove in ((place.touch, place.unlink), (place.mkdir, place.rmdir)):
+        occupy()
+        assert f"{place}: is no folder of frames; remove it" in failing(capsys, clean, tmp_path / "pairs")
+        remove()
+    place.symlink_to("nowhere")
+    assert f"{place}: is no folder of frames; remove it" in failing(capsys, clean, tmp_path / "pairs")
+
+
+def test_a_folder_that_has_lost_frames_is_not_taken_for_done(clean, tmp_path, capsys):
+    assert main(["rain", str(clean), str(tmp_path / "pairs")]) == 0
+    capsys.readouterr()
+    rainy = tmp_path / "pairs" / "Dataset_Training_Synthetic" / "walk_Rain_01"
+    (rainy / "00002.jpg").unlink()
+    assert f"{rainy}: has {FRAMES - 1} frames, and the clip {FRAMES}; remove it" in failing(
+        capsys, clean, tmp_path / "pairs"
+    )
+
+
+def test_whatever_has_the_name_of_what_is_half_written_gives_way(clean, tmp_path):
+    split = tmp_path / "pairs" / "Dataset_Training_Synthetic"
+    split.mkdir(parents=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "picture.png").write_bytes(b"mine")
+    (split / ".walk_GT.part").touch()
+    (split / ".street_GT.part").symlink_to(tmp_path / "mine")
+    assert main(["rain", str(clean), str(tmp_path / "pairs")]) == 0
+    assert len(list((split / "street_GT").iterdir())) == FRAMES and not list(split.glob(".*"))
+    assert tree(tmp_path / "mine") == {"picture.png": b"mine"}
+
+
+@pytest.mark.parametrize("occupy", [lambda path: path.touch(), lambda path: path.symlink_to("nowhere")])
+def test_what_has_the_place_of_the_options_is_named(clean, tmp_path, capsys, occupy):
+    (tmp_path / "pairs").mkdir()
+    occupy(tmp_path / "pairs" / ".rain")
+    message = failing(capsys, clean, tmp_path / "pairs")
+    assert f"{tmp_path / 'pairs' / '.rain'}: file exists; remove what is there" in message

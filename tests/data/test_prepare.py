@@ -370,3 +370,21 @@ def test_a_failure_leaves_no_empty_folders_and_is_what_is_said(tmp_path, capsys)
     assert csd(["prepare", str(archive), str(out)]) == 2
     assert f"{archive}: 00001.png: no readable image" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_only_a_folder_is_taken_for_a_clip_that_is_there(whole, tmp_path):
+    target = tmp_path / "out" / TRAIN / "t1_GT"
+    target.parent.mkdir(parents=True)
+    target.touch()
+    result = prepare([whole], tmp_path / "out", by_name())
+    [error] = result.failed
+    assert str(error).startswith(f"{target}: is no folder: remove it") and result.new == 5
+
+
+def test_whatever_has_the_name_of_what_is_half_written_gives_way(whole, tmp_path):
+    half = tmp_path / "out" / TRAIN
+    half.mkdir(parents=True)
+    (half / ".t1_GT.part").touch()
+    (half / ".t1_Rain_01.part").symlink_to("nowhere")
+    assert prepare([whole], tmp_path / "out", by_name()).failed == []
+    assert tree(tmp_path / "out") == tree(whole)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
+import os
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from csd_plugin.atomic import same_place, write_text
+from csd_plugin.atomic import remove, same_place, write_text
 from csd_plugin.data.images import check_pixels, eight_bits, read_image, rounded
-from csd_plugin.data.layout import SPLITS, first_gap, frame_numbers
+from csd_plugin.data.layout import SPLITS, first_gap, frame_numbers, is_frame_name
 from csd_plugin.data.parallel import run_all
 from csd_plugin.data.rain.clips import CleanClip, find_clips
 from csd_plugin.data.rain.params import RainParams
@@ -88,7 +88,7 @@ def write_pairs(
 
     Raises:
         CSDError: as `find_clips`; `out` is `source`; frames that cannot be decoded or change their size; other options
-            than those remembered.
+            than those remembered; something else in the place of a folder.
         OSError: a folder that cannot be written to.
     """
     found = find_clips(source, clips)
@@ -103,12 +103,12 @@ def write_pairs(
         root.mkdir(parents=True, exist_ok=True)
         _remember(out / ".rain" / f"{options.split}.json", options)
     except OSError as error:
-        raise at(out, error) from error
+        raise at(Path(error.filename or out), error) from error
 
     for clip in found:
         _check_same(clip, root / f"{clip.name}_GT")
         _say_gaps(clip)
-    tasks = [task for task in tasks if not task[0].exists()]
+    tasks = [task for task in tasks if not _is_there(task[0], task[1])]
     if min(jobs, len(tasks)) > 1:
         _write_in_parallel(tasks, options, min(jobs, len(tasks)))
     else:
@@ -173,7 +173,7 @@ def _remember(path: Path, options: PairOptions) -> None:
 
 def _check_same(clip: CleanClip, folder: Path) -> None:
     """Raise CSDError where the clean copy that is there already is another clip's, by length and first frame."""
-    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    there = _frames_in(folder)
     if not there:
         return
     same = clip.is_video or len(there) == len(clip.files)
@@ -186,6 +186,22 @@ def _check_same(clip: CleanClip, folder: Path) -> None:
             f"{folder}: holds other frames than {clip.files[0].parent if not clip.is_video else clip.files[0]}; give "
             f"another OUT, or rename the clip"
         )
+
+
+def _is_there(folder: Path, clip: CleanClip) -> bool:
+    """Whether a clip's folder is there. Raises CSDError for anything else; the length of a video is not seen."""
+    if not os.path.lexists(folder):
+        return False
+    there, wanted = len(_frames_in(folder)), len(clip.files)
+    if there and (clip.is_video or there == wanted):
+        return True
+    what = f"has {there} frames, and the clip {wanted}" if there else "is no folder of frames"
+    raise CSDError(f"{folder}: {what}; remove it, so that it is made again, or give another OUT")
+
+
+def _frames_in(folder: Path) -> list[Path]:
+    """By name; none where there is no folder."""
+    return sorted(file for file in folder.iterdir() if is_frame_name(file.name)) if folder.is_dir() else []
 
 
 def _write_in_parallel(tasks: list[tuple[Path, CleanClip, int]], options: PairOptions, jobs: int) -> None:
@@ -207,8 +223,8 @@ def _write_folder(
     """Fill a hidden folder next to the target, then give it its name; variant 0 is the clean clip."""
     scratch = target.with_name(f".{target.name}.part")
     tick = tick or (lambda: None)
-    shutil.rmtree(scratch, ignore_errors=True)
     try:
+        remove(scratch)
         scratch.mkdir(parents=True)
         if variant == 0:
             _write_clean(scratch, clip, options, tick)
@@ -218,7 +234,8 @@ def _write_folder(
     except OSError as error:
         raise at(target, error) from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            remove(scratch)
 
 
 def _write_clean(folder: Path, clip: CleanClip, options: PairOptions, tick: Callable[[], object]) -> None:
