@@ -25,14 +25,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 
 from csd_plugin.bench.flags import add_report, add_rounds
-from csd_plugin.cli.flags import jobs, number, whole
+from csd_plugin.cli.flags import jobs, number, path_given, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataroot", metavar="PATH", type=Path, help="folder of a data set in NTURain's layout")
+    parser.add_argument("dataroot", metavar="PATH", type=path_given, help="folder of a data set in NTURain's layout")
     parser.add_argument("--split", default="train", choices=("train", "test"), help="which clips (default train)")
     parser.add_argument("--clips", nargs="+", metavar="NAME", help="only these clips")
     parser.add_argument(
@@ -55,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=number(0.001, 3600), default=2.0, help="length of each measurement (default 2)"
     )
     parser.add_argument("--jobs", type=jobs, default=1, metavar="N", help="processes that build stores (default 1)")
-    parser.add_argument("--work", type=Path, metavar="FOLDER", help="folder for the stores (default: a temporary one)")
+    parser.add_argument(
+        "--work", type=path_given, metavar="FOLDER", help="folder for the stores (default: a temporary one)"
+    )
     add_report(parser, plotted=False)
 
 

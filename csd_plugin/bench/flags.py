@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from csd_plugin.cli.flags import whole
+from csd_plugin.cli.flags import path_given, whole
 
 
 def add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
@@ -33,4 +32,4 @@ def _add_several(parser: argparse.ArgumentParser, flag: str, metavar: str, what:
 def add_report(parser: argparse.ArgumentParser, *, plotted: bool = True) -> None:
     """`--json`: where `measure.publish` writes."""
     written = "the table (.md) and a plot (.png) next to them" if plotted else "the table (.md) next to them"
-    parser.add_argument("--json", type=Path, metavar="FILE", help=f"write the figures, with {written}")
+    parser.add_argument("--json", type=path_given, metavar="FILE", help=f"write the figures, with {written}")

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from csd_plugin.bench.flags import add_networks, add_report, add_sizes
 from csd_plugin.bench.process import answer, measured_apart
-from csd_plugin.cli.flags import number, whole
+from csd_plugin.cli.flags import number, path_given, whole
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -61,7 +61,9 @@ class RealtimeRow(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", nargs="?", metavar="FILE", type=Path, help="rainy video or folder (default: made up)")
+    parser.add_argument(
+        "file", nargs="?", metavar="FILE", type=path_given, help="rainy video or folder (default: made up)"
+    )
     add_networks(parser, "realtime", "tiny")
     add_sizes(parser, "640x480", "1280x720", "1920x1080")
     parser.add_argument(

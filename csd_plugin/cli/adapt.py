@@ -22,12 +22,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from csd_plugin.cli.flags import minutes, number, whole
+from csd_plugin.cli.flags import minutes, number, path_given, whole
 from csd_plugin.errors import CSDError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", metavar="RAIN", nargs="+", type=Path, help="rainy videos or folders of frames")
+    parser.add_argument("inputs", metavar="RAIN", nargs="+", type=path_given, help="rainy videos or folders of frames")
     parser.add_argument(
         "--teacher",
         metavar="NETWORK",
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "option files with network_g and its weights; the results of several are averaged",
     )
     parser.add_argument("--student", metavar="NETWORK", required=True, help="name in `csd models`, or a checkpoint")
-    parser.add_argument("--out", metavar="OUT.pth", type=Path, required=True, help="checkpoint to write")
+    parser.add_argument("--out", metavar="OUT.pth", type=path_given, required=True, help="checkpoint to write")
     parser.add_argument("--minutes", type=minutes, default=10.0, help="time for the student to learn (default 10)")
     parser.add_argument(
         "--ensemble",
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frames", type=whole(12), default=300, metavar="N", help="frames for the teacher to clean (default 300)"
     )
-    parser.add_argument("--cache", metavar="FOLDER", type=Path, help="the teacher's frames (default: OUT.cache)")
+    parser.add_argument("--cache", metavar="FOLDER", type=path_given, help="the teacher's frames (default: OUT.cache)")
     parser.add_argument(
         "--features",
         action="store_true",
@@ -56,13 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pairs",
         metavar="DATA",
-        type=Path,
+        type=path_given,
         help="other pairs to learn from as well, or clean clips to render rain on, so that other rain is not forgotten",
     )
     parser.add_argument(
         "--keep", type=number(0, 1), metavar="SHARE", help="share of --pairs in what is learned (default 0.3)"
     )
-    parser.add_argument("--validation", metavar="DATA", type=Path, help="pairs to score before and after")
+    parser.add_argument("--validation", metavar="DATA", type=path_given, help="pairs to score before and after")
     parser.add_argument("--rate", type=number(1e-8, 1.0), default=2e-3, help="highest learning rate (default 0.002)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     present = parser.add_mutually_exclusive_group()

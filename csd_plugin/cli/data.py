@@ -16,14 +16,16 @@ import argparse
 import os
 from pathlib import Path
 
-from csd_plugin.cli.flags import jobs, whole
+from csd_plugin.cli.flags import jobs, path_given, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     processes = min(os.cpu_count() or 1, 8)
-    parser.add_argument("path", metavar="PATH", type=Path, help="folder or LMDB store")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a web page with thumbnails of every clip")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report for programs")
+    parser.add_argument("path", metavar="PATH", type=path_given, help="folder or LMDB store")
+    parser.add_argument(
+        "--html", type=path_given, metavar="FILE", help="write a web page with thumbnails of every clip"
+    )
+    parser.add_argument("--json", type=path_given, metavar="FILE", help="write the report for programs")
     parser.add_argument(
         "--samples", type=whole(1), default=16, metavar="N", help="frames to measure per clip (default 16)"
     )

@@ -35,7 +35,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csd_plugin.cli.flags import rate, refuse_idle, whole
+from csd_plugin.cli.flags import path_given, rate, refuse_idle, whole
 from csd_plugin.errors import CSDError
 from csd_plugin.report.text import counted, duration
 from csd_plugin.weights import DEFAULT, FASTEST, FOR_CAMERAS, NETWORKS, find_checkpoint, shipped_as
@@ -50,8 +50,10 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="IN", type=Path, help="video file, folder, pattern of images, camera:0, or -")
-    parser.add_argument("output", metavar="OUT", type=Path, help="video file, folder or pattern to write, or -")
+    parser.add_argument(
+        "source", metavar="IN", type=path_given, help="video file, folder, pattern of images, camera:0, or -"
+    )
+    parser.add_argument("output", metavar="OUT", type=path_given, help="video file, folder or pattern to write, or -")
     model = parser.add_mutually_exclusive_group()
     model.add_argument(
         "--model",
@@ -76,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="replace an existing video, or frames with the same names"
     )
     parser.add_argument("--side-by-side", action="store_true", help="write the rainy and the clean frame side by side")
-    parser.add_argument("--compare", metavar="GT", type=Path, help="the true clean frames: report PSNR and SSIM")
+    parser.add_argument("--compare", metavar="GT", type=path_given, help="the true clean frames: report PSNR and SSIM")
     parser.add_argument(
         "--encoding",
         choices=("auto", "quick", "small"),

@@ -16,22 +16,27 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from csd_plugin.cli.flags import whole
+from csd_plugin.cli.flags import path_given, whole
 from csd_plugin.errors import CSDError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the network's checkpoint, or a name in `csd models`")
-    parser.add_argument("output", metavar="OUT", type=Path, help="file to write: .onnx, .xml or .pt2")
+    parser.add_argument("output", metavar="OUT", type=path_given, help="file to write: .onnx, .xml or .pt2")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument(
         "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="number format of the layers (default fp32)"
     )
     precision.add_argument("--int8", action="store_true", help="quantise to 8-bit integers; needs --calibrate")
     parser.add_argument(
-        "--calibrate", metavar="CLIP", type=Path, help="rainy video or folder, from which int8 gets its value ranges"
+        "--calibrate",
+        metavar="CLIP",
+        type=path_given,
+        help="rainy video or folder, from which int8 gets its value ranges",
     )
-    parser.add_argument("--check", metavar="CLIP", type=Path, help="rainy clip to compare on (default: made-up frames)")
+    parser.add_argument(
+        "--check", metavar="CLIP", type=path_given, help="rainy clip to compare on (default: made-up frames)"
+    )
     parser.add_argument("--opset", type=whole(1), metavar="N", help="version of the ONNX operators (default 18)")
     parser.add_argument(
         "--license",

@@ -17,10 +17,9 @@ examples:
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csd_plugin.cli.flags import number, whole
+from csd_plugin.cli.flags import number, path_given, whole
 from csd_plugin.errors import CSDError
 
 if TYPE_CHECKING:
@@ -139,8 +138,10 @@ def _video(args: argparse.Namespace, scene: Scene) -> str:
 def _kind(kinds, name: str, draw, title: str) -> argparse.ArgumentParser:
     parser = kinds.add_parser(name, help=title, description=title[0].upper() + title[1:] + ".")
     parser.set_defaults(draw=draw)
-    parser.add_argument("--clip", metavar="RAIN", type=Path, required=True, help="the rainy clip: video or folder")
-    parser.add_argument("--truth", metavar="GT", type=Path, help="its clean truth")
+    parser.add_argument(
+        "--clip", metavar="RAIN", type=path_given, required=True, help="the rainy clip: video or folder"
+    )
+    parser.add_argument("--truth", metavar="GT", type=path_given, help="its clean truth")
     parser.add_argument(
         "--models",
         metavar="METHOD",
@@ -148,7 +149,7 @@ def _kind(kinds, name: str, draw, title: str) -> argparse.ArgumentParser:
         default=[],
         help="[LABEL=] a shipped network such as realtime, a checkpoint, or a folder or video of results",
     )
-    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="file to write")
+    parser.add_argument("--out", metavar="FILE", type=path_given, required=True, help="file to write")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     return parser
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from fractions import Fraction
+from pathlib import Path
 from typing import TypeVar
 
 from csd_plugin.errors import CSDError
@@ -38,6 +39,13 @@ def number(minimum: float, maximum: float | None = None) -> Callable[[str], floa
     if maximum is None:
         return _bounded(float, f"a finite number of at least {minimum}", minimum, sys.float_info.max)
     return _bounded(float, f"a number from {minimum} to {maximum}", minimum, maximum)
+
+
+def path_given(text: str) -> Path:
+    """The type of every path. An empty one, such as a shell's variable that is not set, would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty: give a name, or . for the current folder")
+    return Path(text)
 
 
 def jobs(text: str) -> int:

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from csd_plugin.cli.flags import refuse_idle, whole
+from csd_plugin.cli.flags import path_given, refuse_idle, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "options",
         metavar="OPTIONS.yml",
-        type=Path,
+        type=path_given,
         nargs="?",
         help="an option file for csd_plugin.train or csd_plugin.test",
     )

@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+
+from csd_plugin.cli.flags import path_given
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", type=Path, nargs="?", help="a clone, fork, package or project")
+    parser.add_argument("path", metavar="PATH", type=path_given, nargs="?", help="a clone, fork, package or project")
     parser.add_argument("--hook", action="store_true", help="hook into `import basicsr` of this Python instead")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="say whether it is linked and works; change nothing")

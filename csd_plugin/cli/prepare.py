@@ -33,7 +33,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csd_plugin.cli.flags import jobs
+from csd_plugin.cli.flags import jobs, path_given
 from csd_plugin.data.layout import SPLITS
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ ENCODINGS = ("source", "png", "raw")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     processes = min(os.cpu_count() or 1, 8)
-    parser.add_argument("inputs", metavar="IN", type=Path, nargs="+", help="archives, folders, video files")
-    parser.add_argument("out", metavar="OUT", type=Path, help="the folder of the data set")
+    parser.add_argument("inputs", metavar="IN", type=path_given, nargs="+", help="archives, folders, video files")
+    parser.add_argument("out", metavar="OUT", type=path_given, help="the folder of the data set")
     parser.add_argument("--pattern", metavar="'RAIN GT'", help="where frames of other data sets are, see above")
     parser.add_argument("--split", choices=tuple(SPLITS), help="split of clips whose name or folder does not show it")
     parser.add_argument(

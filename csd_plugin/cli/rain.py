@@ -27,7 +27,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csd_plugin.cli.flags import jobs, rate, refuse_idle
+from csd_plugin.cli.flags import jobs, path_given, rate, refuse_idle
 from csd_plugin.errors import CSDError
 from csd_plugin.extras import needed_by
 
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from csd_plugin.data.rain import PRESETS
 
-    parser.add_argument("source", metavar="IN", type=Path, help="clean clips")
-    parser.add_argument("out", metavar="OUT", type=Path, nargs="?", help="folder for pairs, or a video file")
+    parser.add_argument("source", metavar="IN", type=path_given, help="clean clips")
+    parser.add_argument("out", metavar="OUT", type=path_given, nargs="?", help="folder for pairs, or a video file")
     parser.add_argument("--clips", nargs="+", metavar="NAME", help="only these clips")
     parser.add_argument("--preset", default="nturain", help=f"{', '.join(PRESETS)} (default nturain)")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="change quantities of the preset")
@@ -60,7 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=jobs, default=1, metavar="N", help="processes (default 1)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing video file")
     parser.add_argument("--keep-going", action="store_true", help="skip what cannot be read in a damaged video")
-    parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="draw clean and rainy frames side by side")
+    parser.add_argument(
+        "--contact-sheet", type=path_given, metavar="PNG", help="draw clean and rainy frames side by side"
+    )
     parser.add_argument(
         "--calibrate", action="store_true", help="fit the preset to NTURain's statistics on the clips of IN"
     )

@@ -12,16 +12,17 @@ examples:
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from csd_plugin.cli.flags import add_processes, minutes
+from csd_plugin.cli.flags import add_processes, minutes, path_given
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("matrix", metavar="MATRIX.yml", type=Path, help="the networks, as a matrix file of `csd table`")
-    parser.add_argument("--clean", metavar="FOLDER", type=Path, help="clean clips to train on")
     parser.add_argument(
-        "--validation", metavar="FOLDER", type=Path, help="other clean clips, to choose the best weights by"
+        "matrix", metavar="MATRIX.yml", type=path_given, help="the networks, as a matrix file of `csd table`"
+    )
+    parser.add_argument("--clean", metavar="FOLDER", type=path_given, help="clean clips to train on")
+    parser.add_argument(
+        "--validation", metavar="FOLDER", type=path_given, help="other clean clips, to choose the best weights by"
     )
     parser.add_argument(
         "--minutes", metavar="M", type=minutes, help="length of this slice (default: the option files' schedules)"

@@ -21,17 +21,18 @@ from __future__ import annotations
 import argparse
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
-from csd_plugin.cli.flags import jobs, whole
+from csd_plugin.cli.flags import jobs, path_given, whole
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics import METRICS, WITHOUT_TRUTH
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("results", metavar="RESULTS", type=Path, help="frames to score")
-    parser.add_argument("--truth", metavar="GT", type=Path, help="the clean truth")
-    parser.add_argument("--input", metavar="RAIN", type=Path, help="the rainy frames, scored as a row of their own")
+    parser.add_argument("results", metavar="RESULTS", type=path_given, help="frames to score")
+    parser.add_argument("--truth", metavar="GT", type=path_given, help="the clean truth")
+    parser.add_argument(
+        "--input", metavar="RAIN", type=path_given, help="the rainy frames, scored as a row of their own"
+    )
     parser.add_argument(
         "--metrics",
         nargs="+",
@@ -40,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{' '.join(WITHOUT_TRUTH)})",
     )
     parser.add_argument(
-        "--lpips-weights", metavar="FILE.pth", type=Path, help="torchvision's AlexNet (default: torch's own cache)"
+        "--lpips-weights",
+        metavar="FILE.pth",
+        type=path_given,
+        help="torchvision's AlexNet (default: torch's own cache)",
     )
     parser.add_argument(
         "--skip",
@@ -50,9 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=(0, 0),
         help="leave out FIRST frames at the start and LAST at the end of each clip",
     )
-    parser.add_argument("--out", metavar="FILE.json", type=Path, help="write the scores, with .csv and .md next to it")
     parser.add_argument(
-        "--baseline", metavar="FILE.json", type=Path, help="show the gain over these scores (default: the input)"
+        "--out", metavar="FILE.json", type=path_given, help="write the scores, with .csv and .md next to it"
+    )
+    parser.add_argument(
+        "--baseline", metavar="FILE.json", type=path_given, help="show the gain over these scores (default: the input)"
     )
     parser.add_argument("--published", action="store_true", help="show published NTURain numbers for the same clips")
     parser.add_argument("--name", help="name of the results in tables (default: their folder's)")

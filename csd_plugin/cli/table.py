@@ -16,14 +16,17 @@ examples:
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from csd_plugin.cli.flags import add_processes, minutes
+from csd_plugin.cli.flags import add_processes, minutes, path_given
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "matrix", metavar="MATRIX.yml", type=Path, nargs="+", help="a matrix file, or several that share their runs"
+        "matrix",
+        metavar="MATRIX.yml",
+        type=path_given,
+        nargs="+",
+        help="a matrix file, or several that share their runs",
     )
     parser.add_argument("--minutes", type=minutes, metavar="M", help="fit all schedules to M minutes")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="do only these rows, and the rows they start from")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from synthetic import write_image
 
-from csd_plugin.cli import main
+from csd_plugin.cli import JOBS, main
 from csd_plugin.cli.flags import LARGEST, number, rate, whole
 
 NONSENSE = ("", "abc", "nan", "inf", "-inf", "1e999999999", "9" * 5000, "--", "1/0", "0x10")
@@ -156,3 +157,36 @@ models.run = run
 sys.exit(main(["models"]))
 """
     assert on_a_full_disk("-c", code, PYTHONUNBUFFERED="") == (2, [line])
+
+
+def parsers(parser):
+    """It, and those of its kinds."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for kind in action.choices.values():
+                yield from parsers(kind)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_an_empty_path_is_refused_wherever_a_path_is_taken(job):
+    """As of a shell's variable that is not set: pathlib takes it for the current folder."""
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"csd_plugin.cli.{job}").add_arguments(parser)
+    for action in (action for own in parsers(parser) for action in own._actions):
+        try:
+            taken = action.type("")  # type: ignore[misc]
+        except (TypeError, ValueError, argparse.ArgumentTypeError):  # no type, a number, or refused
+            continue
+        assert not isinstance(taken, Path), action
+
+
+@pytest.mark.parametrize(
+    "words", [["derain", "IN", ""], ["rain", "IN", ""], ["prepare", "IN", ""], ["score", "IN", "--out", ""]]
+)
+def test_an_empty_output_is_not_the_current_folder(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2 and not list(tmp_path.iterdir())
+    assert "the path is empty: give a name, or . for the current folder" in capsys.readouterr().err
