@@ -14,6 +14,7 @@ from csd_plugin.errors import CSDError, at
 
 _LONGEST_NAME = 255
 """Bytes of a file's name, on every usual file system."""
+_BEGINNING = 4096
 _DRAFT = re.compile(r"\.\d+\.part(\.\w+)?$")
 
 
@@ -110,6 +111,30 @@ def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
             if identity and (output := there.get(identity)):
                 name = "" if output == file else f", {file}"
                 raise CSDError(f"{output} is the input too{name}; give the output another name")
+
+
+def refuse_strangers(path: Path, sign: bytes, beside: Iterable[Path] = ()) -> None:
+    """Raise CSDError where what would be replaced is not what an earlier run of such a command has written, or empty.
+
+    Args:
+        path: the file to be written, which a user has named.
+        sign: pattern of how such a file begins, within its first 4 KB.
+        beside: files that are written with it, which nobody has named: they are only its own where it is there.
+    """
+    if _begins(path, sign):
+        return
+    for file in (path, *beside):
+        if os.path.lexists(file) and not (file.is_file() and file.stat().st_size == 0):
+            raise CSDError(
+                f"{file}: is there already, and is not what this command writes; give another name, or remove it"
+            )
+
+
+def _begins(path: Path, sign: bytes) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return re.match(sign, file.read(_BEGINNING), re.DOTALL) is not None
 
 
 def same_place(one: Path, other: Path) -> bool:

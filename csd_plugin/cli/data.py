@@ -34,28 +34,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from csd_plugin.atomic import refuse_inputs
-    from csd_plugin.data.layout import is_frame_name
+    from csd_plugin.atomic import refuse_inputs, refuse_strangers
     from csd_plugin.errors import CSDError
-    from csd_plugin.report.dataset import as_json, as_text, examine
-    from csd_plugin.report.dataset_page import as_html
+    from csd_plugin.report import dataset, dataset_page
 
     written = [path for path in (args.html, args.json) if path]
     if len({path.resolve() for path in written}) < len(written):
         raise CSDError(f"--html and --json are both {args.html}: give two different files")
+    signs = {args.html: dataset_page.SIGN, args.json: dataset.SIGN}
     for path in written:  # an image, or the store, may lie next to what is written
         is_store = args.path.is_file() or (args.path / "data.mdb").exists()
         refuse_inputs([path], [args.path] if is_store else [])
-        if path.exists() and is_frame_name(path.name):
-            raise CSDError(f"{path} is an existing image; give the report another name")
+        refuse_strangers(path, signs[path])
         if not path.parent.is_dir():
             raise CSDError(f"{path}: the folder {path.parent} does not exist; make it first")
-    facts = examine(args.path, args.samples, args.decode, args.jobs)
-    print(as_text(facts), end="")
+    facts = dataset.examine(args.path, args.samples, args.decode, args.jobs)
+    print(dataset.as_text(facts), end="")
     if args.html:
-        _write(args.html, as_html(facts))
+        _write(args.html, dataset_page.as_html(facts))
     if args.json:
-        _write(args.json, as_json(facts))
+        _write(args.json, dataset.as_json(facts))
 
 
 def _write(path: Path, text: str) -> None:

@@ -52,10 +52,11 @@ def outputs(args: argparse.Namespace) -> list[Path]:
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.archs.checkpoint import load_network
     from csd_plugin.archs.provenance import adapted_to, facts_in
-    from csd_plugin.atomic import refuse_inputs
+    from csd_plugin.atomic import refuse_inputs, refuse_strangers
     from csd_plugin.data.images import files_of
     from csd_plugin.data.video.pipes import comes_once
-    from csd_plugin.export.export import export_network
+    from csd_plugin.export.export import export_network, files_written
+    from csd_plugin.export.writers import FORMATS
     from csd_plugin.inference.facts import study
     from csd_plugin.inference.files import sample_windows
     from csd_plugin.weights import find_checkpoint, under_todays_keys
@@ -66,9 +67,12 @@ def run(args: argparse.Namespace) -> None:
     if args.license is not None and any("\ud800" <= letter <= "\udfff" for letter in args.license):
         raise CSDError("--license: is not text; give it in the encoding of this terminal")
     checkpoint = find_checkpoint(args.checkpoint)
-    written = [args.output, *([args.output.with_suffix(".bin")] if args.output.suffix.lower() == ".xml" else [])]
+    written = files_written(args.output)
     clips = [file for clip in (args.calibrate, args.check) if clip for file in files_of(clip)]
     refuse_inputs(written, [checkpoint, *clips])
+    form = FORMATS.get(args.output.suffix.lower())
+    if form is not None:  # else the export says so
+        refuse_strangers(args.output, form.sign, written[1:])
     network, known = load_network(checkpoint), under_todays_keys(facts_in(checkpoint))
     facts = study(network)
     calibration = sample_windows(args.calibrate, facts) if args.calibrate else []

@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from csd_plugin.atomic import refuse_inputs
     from csd_plugin.metrics.metric import open_metrics
-    from csd_plugin.metrics.results import files_written, load_results, save
+    from csd_plugin.metrics.results import files_written, load_results, refuse_strangers, save
     from csd_plugin.metrics.scores import Result
     from csd_plugin.metrics.scoring import score_folders
     from csd_plugin.metrics.table import comparison_table, other_frames
@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         raise CSDError(f"--out {args.out}: the name must end in .json")
     if args.out:
         refuse_inputs(files_written(args.out), [path for path in (args.baseline, args.lpips_weights) if path])
+        refuse_strangers(args.out)
     baseline = load_results(args.baseline) if args.baseline else None
     names = args.metrics if args.metrics is not None else [] if args.truth else WITHOUT_TRUTH
     if any(METRICS[name].uses_torchvision for name in names if name in METRICS):

@@ -42,6 +42,11 @@ class Exported:
     psnr: float
 
 
+def files_written(output: Path) -> list[Path]:
+    """What `export_network` writes: the file, and the weights of OpenVINO IR next to it."""
+    return [output, *([output.with_suffix(".bin")] if output.suffix.lower() == ".xml" else [])]
+
+
 def export_network(
     network: nn.Module,
     output: str | Path,

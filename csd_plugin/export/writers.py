@@ -33,6 +33,7 @@ class Format(NamedTuple):
         open: the written file, ready to run.
         precisions: that the network can compute in.
         title: the kind's name for people.
+        sign: pattern of how such a file begins.
         write_int8: (quantised ONNX model, path) -> None; None where there is no int8.
         has_opset: whether the opset matters to its readers.
     """
@@ -41,6 +42,7 @@ class Format(NamedTuple):
     open: Callable[[Path], Run]
     precisions: tuple[str, ...]
     title: str
+    sign: bytes
     write_int8: Callable[[bytes, Path], None] | None = None
     has_opset: bool = False
 
@@ -105,7 +107,9 @@ def open_program(path: Path) -> Run:
 
 
 FORMATS = {
-    ".onnx": Format(write_onnx, open_onnx, ("fp32", "fp16", "int8"), "ONNX", save_onnx, has_opset=True),
-    ".xml": Format(write_openvino, open_openvino, ("fp32", "fp16", "int8"), "OpenVINO IR", onnx_to_openvino),
-    ".pt2": Format(write_program, open_program, ("fp32", "bf16", "fp16"), "torch.export"),
+    ".onnx": Format(write_onnx, open_onnx, ("fp32", "fp16", "int8"), "ONNX", rb"\x08", save_onnx, has_opset=True),
+    ".xml": Format(
+        write_openvino, open_openvino, ("fp32", "fp16", "int8"), "OpenVINO IR", rb".*<net\b", onnx_to_openvino
+    ),
+    ".pt2": Format(write_program, open_program, ("fp32", "bf16", "fp16"), "torch.export", rb"PK\x03\x04"),
 }

@@ -24,7 +24,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from csd_plugin.atomic import write_text
+from csd_plugin import atomic
 from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.metrics.protocols import PROTOCOLS, FrameScore, Quality
 from csd_plugin.metrics.scores import ClipScores, Result, Scores
@@ -73,7 +73,7 @@ def save(path: Path, result: Result, table: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for file, text in reversed(list(zip(files_written(path), texts, strict=True))):  # the one that others read last
-            write_text(file, text)
+            atomic.write_text(file, text)
     except OSError as error:
         raise cannot_write(path, error) from error
     return path
@@ -82,6 +82,17 @@ def save(path: Path, result: Result, table: str) -> Path:
 def files_written(path: Path) -> list[Path]:
     """What `save` writes for `path`, a .json: it, and the .csv and .md next to it."""
     return [path.with_name(path.name.removesuffix(".json") + suffix) for suffix in (".json", ".csv", ".md")]
+
+
+def refuse_strangers(path: Path) -> None:
+    """Raise CSDError where `save` would replace what is not a result."""
+    signs = (
+        rb'\{\s*"format":\s*"' + FORMAT.encode() + b'"',
+        b"network,dataset,clip,protocol,",
+        rb"\*\*[^\n]+\n\n\| network \|",
+    )
+    for file, sign in zip(files_written(path), signs, strict=True):
+        atomic.refuse_strangers(file, sign)
 
 
 def json_text(result: Result) -> str:

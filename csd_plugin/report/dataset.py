@@ -276,6 +276,10 @@ def as_text(facts: DatasetFacts) -> str:
     return "\n".join([*lines, *(f"  {problem}" for problem in facts.problems)]) + "\n"
 
 
+SIGN = rb'\{\s*"path": "[^\n]*",\s*"samples": \d'
+"""How the text of `as_json` begins."""
+
+
 def as_json(facts: DatasetFacts) -> str:
     """Everything but the pictures. A PSNR of equal frames is null: JSON has no infinity."""
     clips = []

@@ -7,6 +7,8 @@ import base64
 from csd_plugin.report.dataset import DIFFERENCE_GAIN, DatasetFacts, by_split, clips_table
 from csd_plugin.report.text import html
 
+SIGN = b"(?i)<!doctype html>"
+"""How a page begins."""
 _TEMPLATE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">

@@ -19,6 +19,7 @@ from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.cli import main
 from csd_plugin.data.images import write_png
 from csd_plugin.data.video import open_reader
+from csd_plugin.errors import CSDError
 
 
 @pytest.fixture(scope="module")
@@ -299,12 +300,81 @@ def test_reports_on_data_are_written_over_no_input(tiny_rain, tmp_path, capsys):
     image = next(tiny_rain.rglob("*.png"))
     before = image.read_bytes()
     assert run("data", tiny_rain, "--html", image) == 2
-    assert "is an existing image" in last_line(capsys) and image.read_bytes() == before
+    assert "is not what this command writes" in last_line(capsys) and image.read_bytes() == before
     both = tmp_path / "facts"
     assert run("data", tiny_rain, "--html", both, "--json", tmp_path / "x" / ".." / "facts") == 2
     assert "give two different files" in last_line(capsys) and not both.exists()
     assert run("data", tiny_rain, "--json", tmp_path / "nowhere" / "facts.json") == 2
     assert "make it first" in last_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["s.json", "s.md", "s.csv"])
+def test_scores_replace_scores_alone(tmp_path, capsys, name):
+    clip, truth, file = folder(tmp_path / "a1"), folder(tmp_path / "truth", offset=2), tmp_path / name
+    score = partial(run, "score", clip, "--truth", truth, "--out", tmp_path / "s.json")
+    assert (score(), score()) == (0, 0)
+    (tmp_path / "s.json").unlink()
+    assert score() == 0  # as after a run that was ended between its files
+    file.write_text("# My project\n")
+    before = content(tmp_path)
+    assert score() == 2
+    assert f"{file}: is there already, and is not what this command writes; give another name" in last_line(capsys)
+    assert content(tmp_path) == before
+    file.write_text("")  # as of mktemp
+    assert score() == 0
+
+
+@pytest.mark.parametrize(("out", "name"), [("n.xml", "n.bin"), ("n.xml", "n.xml"), ("n.onnx", "n.onnx")])
+def test_exports_replace_exports_alone(tmp_path, capsys, out, name):
+    """A .bin file is a network's where its .xml file is there."""
+    pytest.importorskip({"n.xml": "openvino", "n.onnx": "onnxruntime"}[out])
+    (tmp_path / name).write_bytes(b"mine")
+    assert run("export", "tiny", tmp_path / out) == 2
+    assert f"{tmp_path / name}: is there already, and is not what this command writes" in last_line(capsys)
+    assert content(tmp_path) == {tmp_path / name: b"mine"}
+    (tmp_path / name).unlink()
+    assert run("export", "tiny", tmp_path / out) == 0 and run("export", "tiny", tmp_path / out) == 0
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg", "jpg", "tif"])
+def test_figures_replace_pictures_of_their_kind_alone(tmp_path, capsys, suffix):
+    out = tmp_path / f"f.{suffix}"
+    draw = partial(run, "figure", "slice", "--clip", folder(tmp_path / "rain"), "--out", out)
+    assert (draw(), draw()) == (0, 0)
+    out.write_text("my notes")
+    assert draw() == 2
+    assert f"{out}: is there already, and is not what this command writes" in last_line(capsys)
+    assert out.read_text() == "my notes"
+    out.unlink()
+    out.symlink_to("nowhere")
+    assert draw() == 2 and out.is_symlink()
+
+
+def test_reports_and_sheets_replace_their_kind_alone(tiny_rain, tmp_path, capsys):
+    clips = folder(tmp_path / "clips" / "one").parent
+    for name, *words in (
+        ("page", "data", tiny_rain, "--html"), ("facts", "data", tiny_rain, "--json"),
+        ("sheet.png", "rain", clips, "--contact-sheet"),
+    ):  # fmt: skip
+        out = tmp_path / name
+        assert (run(*words, out), run(*words, out)) == (0, 0)
+        out.write_text('{"mine": 1}')
+        assert run(*words, out) == 2
+        assert f"{out}: is there already, and is not what this command writes" in last_line(capsys)
+        assert out.read_text() == '{"mine": 1}'
+
+
+@pytest.mark.parametrize("name", ["b.json", "b.md", "b.png"])
+def test_measurements_replace_measurements_alone(tmp_path, name):
+    from csd_plugin.bench import measure
+
+    report = tmp_path / "b.json"
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(CSDError, match=rf"{name}: is there already"):
+        measure.check_report(report)
+    (tmp_path / name).unlink()
+    measure.save_report(report, {"machine": {"cpu": "x"}}, "a table", lambda figure: figure.text(0, 0, "a plot"))
+    measure.check_report(report)
 
 
 # --- damaged and slow files, in every command -------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from csd_plugin.atomic import refuse_inputs, replacing
+from csd_plugin.atomic import refuse_inputs, refuse_strangers, replacing
 from csd_plugin.data.images import files_of
 from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.extras import needed_by
@@ -126,13 +126,27 @@ class Sheet:
 
 
 def check_output(path: Path, inputs: Iterable[Path]) -> None:
-    """Before anything is computed: raise CSDError where `Sheet.save` could not write there, or over an input."""
-    kinds = (".png", ".pdf", ".svg", ".jpg", ".tif")
-    if path.suffix.lower() not in kinds:
-        raise CSDError(f"--out {path}: a picture's name ends in {' '.join(kinds)}")
+    """Before anything is computed: raise CSDError where `Sheet.save` could not write there.
+
+    Nor may it replace an input, or anything but a picture of that kind.
+    """
+    sign = _SIGNS.get(path.suffix.lower())
+    if sign is None:
+        raise CSDError(f"--out {path}: a picture's name ends in {' '.join(_SIGNS)}")
     if not path.parent.is_dir():
         raise CSDError(f"--out {path}: the folder {path.parent} does not exist; make it first")
     refuse_inputs([path], [file for given in inputs for file in files_of(given)])
+    refuse_strangers(path, sign)
+
+
+_SIGNS = {
+    ".png": rb"\x89PNG\r\n",
+    ".pdf": rb"%PDF-",
+    ".svg": rb".*<svg\b",
+    ".jpg": rb"\xff\xd8\xff",
+    ".tif": rb"II\*\x00|MM\x00\*",
+}
+"""Suffix -> how such a file begins."""
 
 
 def row_width(columns: int, room: float = PAGE_WIDTH) -> float:
