@@ -5,14 +5,20 @@ Our lines are one block at the top, so that taking it away leaves every other by
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from csd_plugin import atomic
+from csd_plugin.plain import read_text
+
+logger = logging.getLogger(__name__)
 
 _BEGIN, _END = "# csd link", "# end of csd link"
 _BLOCK = re.compile(rf"{_BEGIN}\n(.*?\n)??{_END}\n", re.DOTALL)
+_WORKTREE = re.compile(r'^\s*worktree\s*=\s*"?(.+?)"?\s*$', re.MULTILINE)
 
 
 class Checkout:
@@ -20,19 +26,12 @@ class Checkout:
 
     Args:
         root: its folder.
-
-    Attributes:
-        git: its `.git`.
-        shared: the `.git` of the clone that it is a worktree of, else the same.
+        shared: the git folder of the clone, or of the submodule.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, shared: Path) -> None:
         self.root = root
-        self.git = root / ".git"
-        if self.git.is_file():  # "gitdir: PATH", of a worktree or a submodule
-            self.git = root / self.git.read_text(encoding="utf-8").partition(":")[2].strip()
-        common = self.git / "commondir"
-        self.shared = self.git / common.read_text(encoding="utf-8").strip() if common.is_file() else self.git
+        self.shared = shared
 
     @property
     def exclude(self) -> Path:
@@ -64,7 +63,9 @@ class Checkout:
         yield self.root
         yield self.shared.parent
         for link in self.shared.glob("worktrees/*/gitdir"):
-            yield Path(link.read_text(encoding="utf-8").strip()).parent
+            place = _text_of(link)
+            if place is not None:
+                yield (link.parent / place).parent
 
     def _pattern(self, file: Path) -> str:
         """With what has a meaning in patterns taken literally."""
@@ -90,8 +91,61 @@ class Checkout:
 
 
 def checkout_of(path: Path) -> Checkout | None:
-    """The working tree that `path` lies in."""
+    """The working tree that `path` lies in; none, and a line, where its git folder is not surely its own."""
     for folder in (path, *path.parents):
         if (folder / ".git").exists():
-            return Checkout(folder)
+            try:
+                shared = _git_folder(folder)
+            except (OSError, ValueError, RuntimeError):  # names that are none, and links in a circle
+                shared = None
+            if shared is not None:
+                return Checkout(folder, shared)
+            logger.warning(
+                "%s: does not lead to a git folder of this working tree; git's list of hidden files is left alone",
+                folder / ".git",
+            )
+            return None
     return None
+
+
+def _git_folder(root: Path) -> Path | None:
+    """What a working tree shares with the other ones of its clone; None where that does not name this one.
+
+    A `.git` file, which comes with a clone of somebody's, could lead to any folder.
+    """
+    git = root / ".git"
+    if git.is_symlink():
+        return None
+    if git.is_dir():
+        shared: Path | None = git
+    else:
+        key, _, place = (_text_of(git) or "").partition(":")
+        where = root / place.strip()
+        shared = (_of_worktree(where, git) or _of_submodule(where, root)) if key == "gitdir" else None
+    if shared is None or not os.path.lexists(shared / "HEAD") or (shared / "info").is_symlink():
+        return None
+    return shared
+
+
+def _of_worktree(where: Path, git: Path) -> Path | None:
+    """The clone's git folder, where it has `where` for the worktree whose `.git` this is."""
+    back, common = _text_of(where / "gitdir"), _text_of(where / "commondir")
+    if back is None or common is None:
+        return None
+    shared = (where / common).resolve()
+    is_its = (where / back).resolve() == git.resolve() and where.resolve().parent == shared / "worktrees"
+    return shared if is_its else None
+
+
+def _of_submodule(where: Path, root: Path) -> Path | None:
+    """`where`, if that is the git folder of the submodule in `root`."""
+    found = _WORKTREE.search(_text_of(where / "config") or "")
+    return where.resolve() if found and (where / found[1]).resolve() == root.resolve() else None
+
+
+def _text_of(file: Path) -> str | None:
+    """The text of a file; None where there is no file, or no text in it."""
+    try:
+        return read_text(file).strip() if file.is_file() else None
+    except (OSError, ValueError):
+        return None

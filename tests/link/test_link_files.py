@@ -257,6 +257,41 @@ def test_worktrees_share_the_list_and_submodules_have_their_own(link, clone, tmp
     assert "??" not in git(tmp_path / "project", "status", "--porcelain")
 
 
+@pytest.mark.parametrize(
+    "leads",
+    [
+        b"gitdir: ../clone/.git",  # of somebody else
+        b"gitdir: ../clone/.git/worktrees/tree",  # of another worktree
+        b"gitdir: own",  # made up, which says that it belongs to the other clone
+        b"gitdir: nowhere",
+        b"gitdir: a\0b",
+        b"\xff\xfe no text",
+        None,  # a link
+    ],
+)
+def test_a_git_file_that_leads_elsewhere_is_not_followed(link, clone, tmp_path, caplog, leads):
+    git(clone, "worktree", "add", "-q", "../tree")
+    before = bytes_below(clone)
+    package = write_tree(tmp_path / "theirs" / "basicsr")
+    root = package.parent
+    (root / "own").mkdir()
+    (root / "own" / "HEAD").write_text("ref: refs/heads/main\n")
+    (root / "own" / "gitdir").write_text(str(root / ".git"))
+    (root / "own" / "commondir").write_text(str(clone / ".git"))
+    if leads is None:
+        (root / ".git").symlink_to(clone / ".git")
+    else:
+        (root / ".git").write_bytes(leads)
+    for words in ((), ("--undo",)):
+        caplog.clear()
+        status, said, error = link(package, *words)
+        assert (status, error) == (0, "") and "hidden" not in said
+        [record] = caplog.records
+        assert f"{root / '.git'}: does not lead to a git folder of this working tree" in record.getMessage()
+        assert bytes_below(clone) == before
+    assert not (package / "models" / "csd_model.py").exists() and not (root / "own" / "info").exists()
+
+
 @pytest.fixture(params=["models/csd_model.py", "archs/csd_arch.py"])
 def imported(request, tmp_path):
     """imported() -> (exit status, stdout, stderr) of a program that imports a file of `csd link` and goes on."""
