@@ -117,12 +117,21 @@ def lost_in(path: Path) -> list[str]:
     try:
         with Image.open(path) as image:
             pages = ["all of its pictures but the first"] if getattr(image, "n_frames", 1) > 1 else []
-            return pages + (["transparency"] if is_see_through(image) else [])
+            return pages + lost_of(image)
     except (OSError, EOFError, Image.DecompressionBombError, SyntaxError, ValueError):
         return []
 
 
-def is_see_through(image: Image.Image) -> bool:
+def lost_of(image: Image.Image) -> list[str]:
+    """What of an open image no array of its pixels holds."""
+    lost = ["transparency"] if _is_see_through(image) else []
+    profile = image.info.get("icc_profile") or b""
+    if profile and not any("sRGB".encode(encoding) in profile for encoding in ("ascii", "utf-16-be")):
+        lost.append("colour profile (ICC)")  # of other colours than those that readers take pixels for without one
+    return lost
+
+
+def _is_see_through(image: Image.Image) -> bool:
     """Whether any pixel is transparent."""
     if "A" not in image.getbands():
         return "transparency" in image.info

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from videos import SIZE, make_video, picture, read
 
 from csd_plugin.archs.sldnet import SLDNet
@@ -498,6 +499,22 @@ def test_transparency_of_images_is_named(tmp_path, derain, caplog):
         cv2.imwrite(str(folder / f"{number}.png"), pixels)
     assert derain(folder, tmp_path / "out") == 0
     assert caplog.text.count("left out: transparency") == 1
+
+
+@pytest.mark.parametrize("name", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize(("profile", "said"), [("lab", 1), ("sRGB", 0)])
+def test_a_colour_profile_of_images_is_named(tmp_path, derain, caplog, name, profile, said):
+    """Of the kinds that frames have; an animation is a clip, too."""
+    cms = pytest.importorskip("PIL.ImageCms")
+    icc = cms.ImageCmsProfile(cms.createProfile(profile.upper() if profile == "lab" else profile)).tobytes()
+    picture, folder = Image.new("RGB", (32, 24), (80, 120, 40)), folder_of(tmp_path)
+    for number in range(3):
+        picture.save(folder / f"{number}.{name}", icc_profile=icc)
+    picture.save(tmp_path / "clip.webp", save_all=True, append_images=[picture.rotate(9)], icc_profile=icc)
+    assert derain(folder, tmp_path / "out") == 0
+    assert caplog.text.count("left out: colour profile (ICC)") == said
+    assert derain(tmp_path / "clip.webp", tmp_path / "out2") == 0
+    assert caplog.text.count("left out: colour profile (ICC)") == 2 * said
 
 
 def folder_of(tmp_path):

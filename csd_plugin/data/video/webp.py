@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageSequence
 
-from csd_plugin.data.images import is_see_through
+from csd_plugin.data.images import lost_of
 from csd_plugin.data.video.interface import EmptyPart, FrameReader, Position, reached
 from csd_plugin.errors import CSDError
 
@@ -55,16 +55,17 @@ class WebPReader(FrameReader):
         self.fps = len(numbers) / seconds[-1]
         with self._open() as image:
             self.size = image.size
-        self._said = False
+        self._said: set[str] = set()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for number, image in enumerate(self._images()):
             if number >= self.first + self.num_frames + self.trail:
                 return
             if number >= self.first - self.lead:
-                if not self._said and is_see_through(image):
-                    logger.warning("%s: transparency (alpha) is left out", self.path)
-                    self._said = True
+                for lost in lost_of(image):
+                    if lost not in self._said:
+                        logger.warning("%s: left out: %s", self.path, lost)
+                        self._said.add(lost)
                 yield np.asarray(image.convert("RGB"))
 
     def in_part(self, index: int) -> bool:
