@@ -20,11 +20,11 @@ from typing import Any
 
 import yaml
 
-from csd_plugin import compat, peers, registration
+from csd_plugin import compat, forced, peers, registration
 from csd_plugin.errors import CSDError, one_line
 from csd_plugin.limited_yaml import LimitedLoader
 from csd_plugin.locks import alone
-from csd_plugin.options import MODELS, find_problems, meant_model, safe_ordered_yaml
+from csd_plugin.options import MODELS, find_problems, known_keys, meant_model, safe_ordered_yaml
 from csd_plugin.problems import FILE_ERRORS, Problems, named_in, reading_error
 from csd_plugin.weights import NETWORKS, find_checkpoint
 
@@ -74,21 +74,21 @@ def parse_checked(parse_options: Parse, root_path: str, is_train: bool) -> Parse
     Raises CSDError, UnicodeDecodeError and yaml.YAMLError for a file that is none, and OSError.
     """
     changes = named_in(sys.argv[1:])[1]
-    for change in changes:
-        if change.count("=") != 1:
-            raise CSDError(f"--force_yml: {change} is not of the form section:key=value")
+    forced.check_changes(changes, *known_keys())
     # not at the top: it needs the toolbox, whose own import may end in a call of `activate`
     from csd_plugin.models.preflight import check_parts, check_run
 
     reading = importlib.import_module("basicsr.utils.options")
+    value_of = forced.reader(reading._postprocess_yml_value)
+    ordered_yaml = functools.partial(safe_ordered_yaml, check_parts)
     try:
-        with _replaced(reading, ordered_yaml=functools.partial(safe_ordered_yaml, check_parts)):
+        with _replaced(reading, ordered_yaml=ordered_yaml, _postprocess_yml_value=value_of):
             opt, args = parse_options(root_path, is_train)
     except (CSDError, UnicodeDecodeError):
         raise
     except (KeyError, TypeError, ValueError) as error:  # the file has been checked by now
         raise CSDError(f"--force_yml: {error} does not fit the option file; give section:key=value") from error
-    _force_intervals(opt, changes)
+    _force_intervals(opt, changes, value_of)
     problems = Problems(args.opt, changes)
     find_problems(opt, problems)
     find_shipped(opt["path"])
@@ -99,9 +99,8 @@ def parse_checked(parse_options: Parse, root_path: str, is_train: bool) -> Parse
     return opt, args
 
 
-def _force_intervals(opt: dict[str, Any], changes: list[str]) -> None:
+def _force_intervals(opt: dict[str, Any], changes: list[str], value_of: Callable[[str], Any]) -> None:
     """The intervals that --force_yml gives, where --debug has put its own in their place."""
-    value_of = importlib.import_module("basicsr.utils.options")._postprocess_yml_value
     for change in changes:
         name, _, value = (part.strip() for part in change.partition("="))
         section, _, key = name.partition(":")
@@ -162,8 +161,8 @@ def _checking(parse_options: Parse) -> Parse:
 def _is_ours() -> bool:
     """Whether the options of the command line are for a model of ours, as far as they can be read at all."""
     file, changes = named_in(sys.argv[1:])
-    forced = [change.partition("=") for change in changes]
-    named = [value.strip() for key, _, value in forced if key.strip() == "model_type"]
+    pairs = [change.partition("=") for change in changes]
+    named = [value.strip() for key, _, value in pairs if key.strip() == "model_type"]
     if not named and file:
         try:
             named = [_model_type(file.read_text(encoding="utf-8-sig", errors="replace"))]

@@ -389,6 +389,17 @@ SECTIONS: dict[str, type[BaseModel]] = {
 }
 
 
+def known_keys() -> tuple[set[str], dict[str, Collection[str]]]:
+    """Of our models' files: the keys of the top level, and of each section that the toolbox reads too."""
+    sections: dict[str, type[BaseModel]] = {
+        "path": PathSection,
+        "train": TrainSection,
+        "val": ValSection,
+        "logger": LoggerSection,
+    }
+    return set(RunSection.model_fields), {name: set(section.model_fields) for name, section in sections.items()}
+
+
 def rename(name: str, new: str) -> None:
     """Know a class of ours by another name from now on, as its own has become another package's."""
     tables: tuple[MutableMapping[str, Any], ...] = (DATASETS, NETWORKS, LOSSES, MODELS)
@@ -728,6 +739,9 @@ def safe_ordered_yaml(further: Further | None = None) -> tuple[type, type]:
     def mapping(loader: Loader, node: yaml.MappingNode) -> OrderedDict:
         content: OrderedDict = OrderedDict()
         for written, _ in node.value:
+            if written.tag == "tag:yaml.org,2002:merge":
+                line = written.start_mark.line + 1
+                raise CSDError(f"{loader.name}: line {line}: merge keys (<<) are not read; write the keys out")
             if written.tag != "tag:yaml.org,2002:str":
                 line = written.start_mark.line + 1
                 raise CSDError(f"{loader.name}: line {line}: the key {_shown(written)} is no text; put it in quotes")
@@ -751,8 +765,12 @@ class _Options(OrderedDict):
     def __setitem__(self, key: str, value: Any) -> None:
         if key in ("val", "dist_params") and value is None:
             self.pop(key, None)
-        else:
-            super().__setitem__(key, value)
+            return
+        if isinstance(self.get(key), Mapping) and not isinstance(value, Mapping):
+            raise CSDError(f"--force_yml: {key} is a section: give its keys one by one, as in {key}:name=value")
+        if key in ("name", "model_type") and not isinstance(value, str):
+            raise CSDError(f"--force_yml: {key} is {value!r}, which is no text; give a name with a letter in it")
+        super().__setitem__(key, value)
 
 
 def _shown(node: yaml.Node) -> str:

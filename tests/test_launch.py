@@ -16,6 +16,7 @@ import yaml
 from synthetic import REAL, TEST, TRAIN, write_ntu_rain
 from toolbox import changed, distill_options, equal, scored_set, scoring_options, train_options
 
+from csd_plugin import compat, forced
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.distill import OBJECTIVES
@@ -439,12 +440,60 @@ def test_validation_options_are_checked_before_the_training(refuses, tiny_rain):
     refuses(changed(options, {"val.baseline": "none.json"}), "val.baseline", "none.json", "test that network first")
 
 
+SLIPS = {
+    "train.total_iter=2": "train.total_iter=2: colons stand between keys: train:total_iter=2",
+    "train:optim_g:train.lr=2": "train:optim_g:train.lr=2: colons stand between keys",
+    "total_iter=3": "total_iter=3: total_iter is a key of train: train:total_iter=3",
+    "print_freq=3": "print_freq=3: print_freq is a key of logger: logger:print_freq=3",
+    'train:"x=3': 'train:"x=3 is not of the form section:key=value',
+    "train::x=3": "train::x=3 is not of the form section:key=value",
+    "train:scheduler:milestones=[4, 8": "[4, 8 is no list",
+    "name=007": "name is 7, which is no text",
+    "name=~": "name is None, which is no text",
+    "datasets=3": "datasets is a section: give its keys one by one",
+    "logger=~": "logger is a section",
+}
+"""Change -> what is said of it."""
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("-1", -1),
+        ("007", 7),
+        ("1e-4", 1e-4),
+        ("-.5E2", -50.0),
+        ("!!float 1e-4", 1e-4),
+        ("3.", 3.0),
+        ("true", True),
+        ("~", None),
+        ("None", None),
+        ("[t1, t2]", ["t1", "t2"]),
+        ("[0.8, 1e-1, -3]", [0.8, 0.1, -3]),
+        ("['a b', \"c\", ~, none, true, '1']", ["a b", "c", None, None, True, "1"]),
+        ("[[1, 2], []]", [[1, 2], []]),
+        ("e-4", "e-4"),
+        ("1.2.3", "1.2.3"),
+        ("clips/a", "clips/a"),
+    ],
+)
+def test_forced_values_are_what_they_are_in_a_file(text, value):
+    compat.prepare_imports()
+    theirs = importlib.import_module("basicsr.utils.options")._postprocess_yml_value
+    found = forced.reader(theirs)(text)
+    assert found == value and type(found) is type(value)
+
+
 def test_values_forced_from_the_command_line(refuses, launcher, tiny_rain):
     options = train_options(tiny_rain)
     refuses(options, "--force_yml", "trian", flags=["--force_yml", "trian:ema_decay=0.5"])
     for change in ("train:ema_decay", "name=a=b"):
         refuses(options, f"--force_yml: {change} is not of the form section:key=value", flags=["--force_yml", change])
     refuses(options, "--force_yml", flags=["--force_yml", "train:ema_decay=!!floatx"])
+    code = "train:scheduler:milestones=[__import__('os').getpid()]"  # which the toolbox would run
+    refuses(options, "train.scheduler.milestones.0", "__import__", flags=["--force_yml", code])
+    for change, message in SLIPS.items():
+        refuses(options, f"--force_yml: {message}", flags=["--force_yml", change])
     refuses(options, "--force_yml: train.ema_deca is unknown", flags=["--force_yml", "train:ema_deca=0.5"])
     section = "train:pixel_opt={type: PyramidSSIMLoss}"
     refuses(options, "takes no sections, but each of their keys", flags=["--force_yml", section])

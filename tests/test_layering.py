@@ -76,7 +76,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compat": {"options", "archs", "data.stores", "peers"},
     "schema": {"options"},
     "registration": {"compat", "extensions", "options", "archs", "data", "losses", "metrics", "models"},
-    "activation": {"compat", "peers", "registration", "models", "options", "weights"},
+    "forced": {"errors", "limited_yaml"},
+    "activation": {"compat", "forced", "peers", "registration", "models", "options", "weights"},
     "link": {"activation", "compat"},
     "launch": {
         "activation",
