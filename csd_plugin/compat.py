@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import http.client
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -191,6 +192,20 @@ def _optional_board(init_tb_logger: Any) -> Any:
         return Board(lambda: init_tb_logger(log_dir=log_dir))
 
     return wrapper
+
+
+_ONE_SET = "Multiple validation datasets are *only* supported by SRModel."
+
+
+def keep_quiet_about_sets() -> None:
+    """What the toolbox warns of at each validation is not so for our models, which take any number of sets."""
+    log = logging.getLogger("basicsr")
+    if _is_news not in log.filters:
+        log.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.msg != _ONE_SET
 
 
 @contextmanager

@@ -440,6 +440,18 @@ def test_validation_options_are_checked_before_the_training(refuses, tiny_rain):
     refuses(changed(options, {"val.baseline": "none.json"}), "val.baseline", "none.json", "test that network first")
 
 
+def test_the_entry_of_a_checkpoint_is_named_and_no_slip_takes_another(refuses, launcher, capfd, tiny_rain):
+    """The toolbox takes `params` where the file lacks what the options name."""
+    start = SLDNet(preset="student2", num_feat=4).state_dict()
+    torch.save({"params": start, "params_ema": start}, launcher.folder / "both.pth")
+    torch.save({"params": start}, launcher.folder / "one.pth")
+    both = {"path.pretrain_network_g": "both.pth", "path.param_key_g": "params_emma"}
+    refuses(train_options(tiny_rain, **both), "path.pretrain_network_g", "both.pth has no entry 'params_emma'")
+    one = {"path.pretrain_network_g": "one.pth", "path.param_key_g": "params_ema"}
+    assert launcher.train(train_options(tiny_rain, **one)) == 0
+    assert "tensors of SLDNet from one.pth (params)" in capfd.readouterr().err
+
+
 SLIPS = {
     "train.total_iter=2": "train.total_iter=2: colons stand between keys: train:total_iter=2",
     "train:optim_g:train.lr=2": "train:optim_g:train.lr=2: colons stand between keys",

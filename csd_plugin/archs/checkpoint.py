@@ -82,9 +82,7 @@ def entry_in(content: Any, path: str, param_key: str | None = None, *, fallback:
     if not isinstance(content, Mapping):
         raise CSDError(f"checkpoint {path} holds a {type(content).__name__}, expected a dict of tensors")
 
-    key = next((key for key in PARAM_KEYS if key in content), None)
-    if param_key is not None and (param_key in content or not fallback):
-        key = param_key
+    key = entry_name(content, param_key, fallback=fallback)
     if key is not None:
         if key not in content:
             raise CSDError(f"checkpoint {path} has no entry {key!r}; it has {', '.join(map(str, list(content)[:8]))}")
@@ -94,6 +92,13 @@ def entry_in(content: Any, path: str, param_key: str | None = None, *, fallback:
             f"checkpoint {path} holds no state dict of tensors; expected one of the keys {', '.join(PARAM_KEYS)}"
         )
     return {str(name): value for name, value in content.items()}
+
+
+def entry_name(content: Mapping[str, Any], param_key: str | None = None, *, fallback: bool = False) -> str | None:
+    """The entry of a checkpoint that `weights_in` takes; None where the file is one state dict."""
+    if param_key is not None and (param_key in content or not fallback):
+        return param_key
+    return next((key for key in PARAM_KEYS if key in content), None)
 
 
 def is_plain(value: Any) -> bool:

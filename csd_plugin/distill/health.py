@@ -119,13 +119,14 @@ class HealthMonitor:
             scale: see `gradient_norms`.
 
         Raises:
-            CSDError: a term that has a weight and teaches nothing.
+            CSDError: a term that has a weight and has never taught anything, in no process.
         """
         losses = by_name(compared, lambda one: one.terms.losses)
         weights = by_name(compared, lambda one: one.weights)
         weighted = {name: weights[name] * loss for name, loss in losses.items() if weights[name]}
         norms = gradient_norms({"recon": recon, **weighted}, parameters, scale=scale)
-        check_gradients({name: float(norms[name]) for name in weighted}, _floats(losses))
+        of_all = _over_processes({name: norms[name] for name in weighted})
+        check_gradients({n: norm for n, norm in of_all.items() if f"grad_{n}" not in self.start}, _floats(losses))
         ratios = by_name(compared, lambda one: _scales(student, one))
 
         measured = {f"grad_{name}": norm for name, norm in norms.items()}
@@ -133,10 +134,14 @@ class HealthMonitor:
         measured |= {f"ratio_{name}": norms[name] / norms["recon"] for name in weighted}
         measured |= {f"scale_{name}": ratio for name, ratio in ratios.items()}
         spreads = by_name(compared, _spreads)
-        return measured, self.warnings(_floats(losses), _floats(spreads), _floats(ratios))
+        return measured, self.warnings(_floats(losses), _floats(spreads), _floats(ratios), of_all)
 
     def warnings(
-        self, losses: Mapping[str, float], spreads: Mapping[str, float], ratios: Mapping[str, float]
+        self,
+        losses: Mapping[str, float],
+        spreads: Mapping[str, float],
+        ratios: Mapping[str, float],
+        norms: Mapping[str, float],
     ) -> list[str]:
         """What is wrong now and was not at the last call, a line each.
 
@@ -144,8 +149,17 @@ class HealthMonitor:
             losses: raw, by term.
             spreads: of the teacher's status, for those terms that have one.
             ratios: of the student's feature to the teacher's, by tap.
+            norms: of the gradients of terms with a weight.
         """
         wrong = {}
+        for term, norm in norms.items():
+            if norm > 0:
+                self.start.setdefault(f"grad_{term}", norm)
+            elif norm == 0 and losses[term] != 0:
+                wrong[f"grad_{term}"] = (
+                    f"the term {term} gives the student no gradient in this batch, as where its tapped feature is zero "
+                    f"everywhere; it has given one before"
+                )
         for term, loss in losses.items():
             self.start.setdefault(f"loss_{term}", loss)
         for term, spread in spreads.items():
@@ -177,6 +191,12 @@ def _spreads(one: Comparison) -> dict[str, Tensor]:
     """The spread of the teacher's status, for the terms that have one."""
     found = {term: one.terms.diagnostics.get(f"spread_{term}") for term in one.terms.losses}
     return {term: spread for term, spread in found.items() if spread is not None}
+
+
+def _over_processes(norms: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means over all processes, which are zero where it is zero in each: a crop may teach nothing, the batch all."""
+    means = mean_over_processes(torch.stack(list(norms.values()))).cpu().tolist() if norms else []
+    return dict(zip(norms, means, strict=True))
 
 
 def _floats(scalars: Mapping[str, Tensor]) -> dict[str, float]:

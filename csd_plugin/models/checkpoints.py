@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from csd_plugin import compat
-from csd_plugin.archs.checkpoint import load_optimizer, load_weights, read_state_dict, save_plain
+from csd_plugin.archs.checkpoint import entry_name, load_optimizer, load_plain, load_weights, save_plain, weights_in
 from csd_plugin.atomic import remove_drafts
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.models.resuming import (
@@ -68,10 +68,13 @@ class CheckpointedModel(ScheduledModel):
         """
         logger = get_root_logger()
         net = net.module if isinstance(net, (DataParallel, DistributedDataParallel)) else net
-        state = read_state_dict(load_path, param_key, fallback=True)
+        content = load_plain(load_path, "checkpoint")
+        state = weights_in(content, str(load_path), param_key, fallback=True)
         missing = load_weights(net, state, source=f"checkpoint {load_path}", strict=strict)
         size = len(net.state_dict())
-        logger.info(f"Loaded {size - len(missing)} of {size} tensors of {net.__class__.__name__} from {load_path}.")
+        entry = entry_name(content, param_key, fallback=True)
+        of_file = f"{load_path} ({entry})" if entry else load_path
+        logger.info(f"Loaded {size - len(missing)} of {size} tensors of {net.__class__.__name__} from {of_file}.")
         if missing:
             logger.warning(
                 f"{load_path} lacks {len(missing)} of them, such as {missing[0]}; they keep their initial values."

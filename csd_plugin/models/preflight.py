@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from csd_plugin import compat, options, peers
-from csd_plugin.archs.checkpoint import load_weights, read_state_dict
+from csd_plugin.archs.checkpoint import PARAM_KEYS, load_plain, load_weights, weights_in
 from csd_plugin.archs.interface import Interface, interface_of
 from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
 from csd_plugin.data.features import read_manifest
@@ -274,8 +274,10 @@ def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> N
     path, label = paths.get(f"pretrain_{name}"), name.removeprefix("network_")
     if not path:
         return
+    key = paths.get(f"param_key_{label}")
     try:
-        state = read_state_dict(path, paths.get(f"param_key_{label}"), fallback=True)
+        content = load_plain(path, "checkpoint")
+        state = weights_in(content, str(path), key, fallback=key in PARAM_KEYS)
         load_weights(network, state, source=f"checkpoint {path}", strict=paths.get(f"strict_load_{label}", True))
     except CSDError as error:
         raise CSDError(f"path.pretrain_{name}: {error}") from error

@@ -54,6 +54,7 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
 
     def init_training_settings(self) -> None:
         train_opt = self.opt["train"]
+        compat.keep_quiet_about_sets()
         for line in idle_options(self.opt):
             get_root_logger().warning(line)
         self.grad_clip: float = train_opt.get("grad_clip", 0.0)

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from csd_plugin.distill import health
 from csd_plugin.distill.health import HealthMonitor, check_gradients, gradient_norms, scale_ratios
+from csd_plugin.distill.objective import Comparison
 from csd_plugin.errors import CSDError
-from csd_plugin.types import ClipView
+from csd_plugin.types import ClipView, Terms
 
 
 def test_norms_are_those_of_each_loss_by_itself_and_leave_the_step_alone():
@@ -93,11 +95,36 @@ def test_a_term_without_gradient_is_an_error_unless_nothing_is_left_to_learn():
         check_gradients({"spatial": 1.0, "temporal": 0.0}, {"spatial": 0.3, "temporal": 0.2})
 
 
+def test_a_term_that_has_taught_may_rest(monkeypatch):
+    """One crop with a feature of zeros ends no run; a term that has never taught anything does, unless others learn."""
+    weight = torch.ones(3, requires_grad=True)
+
+    def examined(monitor, factor, others=0.0):
+        monkeypatch.setattr(health, "mean_over_processes", lambda norms: norms + others)
+        terms = Terms({"spatial": (factor * weight).square().sum() + 1}, {})
+        view = ClipView(torch.zeros(1), {})
+        compared = {"": Comparison(view, terms, {"spatial": 0.5}, (), learns_scale=True)}
+        return monitor.examine(weight.sum(), view, compared, [weight])[1]
+
+    with pytest.raises(CSDError, match="term spatial is 1 and has a weight, but gives the student no gradient"):
+        examined(HealthMonitor(), 0.0)
+    assert examined(HealthMonitor(), 0.0, others=1.0) == []
+    monitor = HealthMonitor()
+    assert examined(monitor, 1.0) == []
+    resumed = HealthMonitor()
+    resumed.start = dict(monitor.start)
+    for one in (monitor, resumed):
+        [message] = examined(one, 0.0)
+        assert "the term spatial gives the student no gradient in this batch" in message
+        assert examined(one, 0.0) == [] and examined(one, 1.0) == []
+        assert len(examined(one, 0.0)) == 1
+
+
 def test_collapse_is_a_spread_that_goes_with_the_loss_told_once_until_cured():
     monitor = HealthMonitor()
 
     def told(loss, spread):
-        return monitor.warnings({"temporal": loss, "other": 1.0}, {"temporal": spread}, {})
+        return monitor.warnings({"temporal": loss, "other": 1.0}, {"temporal": spread}, {}, {})
 
     assert told(1.0, 2.0) == []
     assert told(0.5, 0.2) == []
@@ -111,7 +138,7 @@ def test_collapse_is_a_spread_that_goes_with_the_loss_told_once_until_cured():
 
     resumed = HealthMonitor()
     resumed.start = dict(monitor.start)
-    assert len(resumed.warnings({"temporal": 0.1}, {"temporal": 0.05}, {})) == 1
+    assert len(resumed.warnings({"temporal": 0.1}, {"temporal": 0.05}, {}, {})) == 1
 
 
 @pytest.mark.parametrize(
@@ -119,7 +146,7 @@ def test_collapse_is_a_spread_that_goes_with_the_loss_told_once_until_cured():
 )
 def test_features_of_another_scale_are_told(ratio, warns):
     monitor = HealthMonitor()
-    messages = monitor.warnings({}, {}, {"conv22": ratio})
+    messages = monitor.warnings({}, {}, {"conv22": ratio}, {})
     assert len(messages) == warns
     assert all(f"at conv22 is {ratio:.3g} times as large" in message for message in messages)
-    assert monitor.warnings({}, {}, {"conv22": ratio}) == []
+    assert monitor.warnings({}, {}, {"conv22": ratio}, {}) == []
