@@ -102,8 +102,35 @@ class CheckpointedModel(ScheduledModel):
         save_atomically(content, Path(self.opt["path"]["models"]) / name)
 
     def save(self, epoch: int, current_iter: int) -> None:
+        """As the toolbox's, which asks for -1 at the end of a training.
+
+        Raises:
+            CSDError: the training has ended before `train.total_iter`; the state of its last iteration is saved.
+        """
+        if current_iter == -1:
+            self._check_complete()
+        self._save(epoch, current_iter)
+
+    def _save(self, epoch: int, current_iter: int) -> None:
         with nullcontext() if self.clock is None else self.clock.saves():
-            super().save(epoch, current_iter)
+            self.save_files(epoch, current_iter)
+
+    def save_files(self, epoch: int, current_iter: int) -> None:
+        """Write networks and state; -1 for the latest, without a state. Raises CSDError."""
+        super().save(epoch, current_iter)
+
+    def _check_complete(self) -> None:
+        """The toolbox counts epochs, not iterations, and takes it for the end when they are over."""
+        done, total = self.iteration, int(self.opt["train"]["total_iter"])
+        if done >= total:
+            return
+        if done and done != self._saved[1]:
+            self._save(EnlargedSampler.latest_epoch, done)
+        raise CSDError(
+            f"datasets.train: training has ended after {done} of {total} iterations, as its epochs are over; start "
+            f"with a larger dataset_enlarge_ratio, or resume with the batch_size_per_gpu and dataset_enlarge_ratio "
+            f"that the run began with"
+        )
 
     @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
@@ -190,7 +217,7 @@ class CheckpointedModel(ScheduledModel):
     def _end_by_the_clock(self, current_iter: int) -> None:
         """Save the state, and the network as the latest, as after the last iteration. Raises Stopped."""
         self.save(EnlargedSampler.latest_epoch, current_iter)
-        self.save(-1, -1)
+        self._save(-1, -1)
         get_root_logger().info(f"train.max_seconds: ended after iteration {current_iter:,}")
         raise Stopped(0, together=True)
 
@@ -204,6 +231,7 @@ class CheckpointedModel(ScheduledModel):
             CSDError: the state of another run.
         """
         train, path, done = self.opt["train"], self.opt["path"]["resume_state"], resume_state["iter"]
+        self.iteration = done
         warmup, changes = train.get("warmup_iter", -1), []
         try:
             if done < train["total_iter"]:

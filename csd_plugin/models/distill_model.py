@@ -137,12 +137,12 @@ class DistillModel(VideoDerainModel):
         self.distiller.after_step()
 
     # ------------------------------------------------------------------ files
-    def save(self, epoch: int, current_iter: int) -> None:
+    def save_files(self, epoch: int, current_iter: int) -> None:
         states = self._objective_states()
         if states and self.opt["rank"] == 0:
             label = "latest" if current_iter == -1 else current_iter
             save_atomically(states, self._objective_path(label))
-        super().save(epoch, current_iter)
+        super().save_files(epoch, current_iter)
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
         state, monitor = super().training_state(epoch, current_iter), self.distiller.monitor

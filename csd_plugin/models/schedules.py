@@ -26,6 +26,8 @@ class ScheduledModel(VideoBaseModel):
 
     clock: Clock | None = None
     schedulers: list[Any]
+    iteration = 0
+    """The latest that has begun."""
 
     def init_training_settings(self) -> None:
         seconds = self.opt["train"].get("max_seconds")
@@ -49,6 +51,7 @@ class ScheduledModel(VideoBaseModel):
 
     def update_learning_rate(self, current_iter: int, warmup_iter: float = -1) -> None:
         """As the toolbox's. With `train.max_seconds`, schedules follow the share of the time that is over, alone."""
+        self.iteration = current_iter
         if self.clock is None or current_iter == 1:
             super().update_learning_rate(current_iter, warmup_iter)
             return

@@ -71,6 +71,17 @@ def test_weights_that_follow_gradients_go_on_too(launcher, tiny_rain, tiny_teach
     assert_same(whole, cut)
 
 
+def test_a_resumed_run_whose_epochs_are_over_is_no_finished_one(launcher, tiny_rain, capfd):
+    options = train_options(tiny_rain, **{"datasets.train.batch_size_per_gpu": 8, "train.total_iter": 4})
+    assert launcher.train(options) == 0  # an epoch each
+    (launcher.folder / "experiments/run/models/net_g_latest.pth").unlink()
+    longer = {"datasets.train.batch_size_per_gpu": 1, "train.total_iter": 6}
+    assert launcher.train(changed(options, longer), "--auto_resume") == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: datasets.train: training has ended after 4 of 6 iterations")
+    assert not (launcher.folder / "experiments/run/models/net_g_latest.pth").exists()
+
+
 class Heads(Objective):
     """Somebody's own: a head for each network, by its name, and batch norm, which keeps means and a count."""
 
