@@ -237,6 +237,24 @@ def named_downloads() -> Iterator[None]:
             module.download_url_to_file = fetch
 
 
+@contextmanager
+def without_log() -> Iterator[None]:
+    """Around classes that are built on trial: what the toolbox's classes log there is dropped.
+
+    The first of their messages would start the log before its file is known, and the run would have none.
+    """
+    started = importlib.import_module("basicsr.utils.logger").initialized_logger
+    log = logging.getLogger("basicsr")
+    before, disabled = dict(started), log.disabled
+    started["basicsr"] = log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = disabled
+        started.clear()
+        started.update(before)
+
+
 def _record_streams() -> None:
     """The toolbox's CUDAPrefetcher copies batches on a stream of its own and does not say that others read them: the
     memory of a batch could be given to the next one while the step still reads it."""

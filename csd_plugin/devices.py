@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -44,13 +46,21 @@ def gpus_of(num_gpu: int | str) -> int:
     return int(torch.cuda.is_available()) if num_gpu == "auto" else int(num_gpu)
 
 
-def forked_random() -> AbstractContextManager[None]:
-    """What is drawn inside changes no later random number: of the CPU, and of the GPU that this thread uses.
+@contextmanager
+def forked_random() -> Iterator[None]:
+    """What is drawn inside changes no later random number: of Python, numpy and torch, on the CPU and on the GPU that
+    this thread uses.
 
     torch's fork_rng alone starts every GPU of the machine, and warns where there are several.
     """
     in_use = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    return torch.random.fork_rng(devices=in_use)
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=in_use):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 @contextmanager

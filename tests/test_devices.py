@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -57,12 +59,18 @@ def test_drawn_numbers_of_the_gpu_in_use_alone_are_kept(monkeypatch):
 
 
 def test_what_is_drawn_inside_changes_no_later_number():
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
+    def draw():
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
+
+    def seed():
+        torch.manual_seed(1), np.random.seed(1), random.seed(1)
+
+    seed()
+    expected = draw()
+    seed()
     with forked_random():
-        torch.rand(5)
-    assert torch.equal(torch.rand(3), expected)
+        draw()
+    assert draw() == expected
 
 
 def test_auto_is_one_gpu_for_one_process(monkeypatch):

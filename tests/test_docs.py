@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from synthetic import TRAIN, write_ntu_rain
 
-from csd_plugin import __version__
+from csd_plugin import __version__, registration
 from csd_plugin.bench import BENCHMARKS
 from csd_plugin.cli import JOBS
+from csd_plugin.data.toolbox import build_for_toolbox
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -106,6 +108,21 @@ def test_python_that_is_shown_compiles_and_finds_what_it_imports(page):
 def test_option_files_that_are_named_exist(page):
     named = re.findall(r"(?<![\w/])((?:options|tools)/[\w/]+\.(?:yml|py|sh|md))", page.read_text(encoding="utf-8"))
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_a_training_set_of_the_toolbox_that_is_shown_is_complete(tmp_path):
+    """All that REDSDataset, read by its own code, and the toolbox's loader look up."""
+    registration.install()
+    from basicsr.data import build_dataloader, build_dataset
+
+    root = write_ntu_rain(tmp_path / "data/NTURain", 100, 30, 40, ".png", {f"{TRAIN}/t1": ("GT", "Rain_01")})
+    build_for_toolbox(root, "png")
+    text = (ROOT / "docs" / "toolboxes.md").read_text(encoding="utf-8")
+    [shown] = [code for code in re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S) if "type: REDSDataset" in code]
+    content = yaml.safe_load(shown.replace("data/NTURain", str(root)))["datasets"]["train"]
+    content |= {"phase": "train", "scale": 1, "gt_size": 24}
+    batch = next(iter(build_dataloader(build_dataset(content), content | {"num_worker_per_gpu": 0}, num_gpu=0)))
+    assert batch["lq"].shape == (content["batch_size_per_gpu"], content["num_frame"], 3, 24, 24)
 
 
 def test_the_version_is_the_same_everywhere():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
@@ -43,6 +44,25 @@ def check_role(key: str, content: Mapping[str, Any]) -> None:
     if trains != (content["phase"] == "train"):
         use, other = ("training", "PairedVideoTestDataset") if trains else ("tests", "PairedVideoDataset")
         raise CSDError(f"datasets.{key}: {content['type']} is for {use}; take type: {other}")
+
+
+def check_loader_options(key: str, content: Mapping[str, Any]) -> None:
+    """Raises CSDError where a set that is not ours lacks what the toolbox's loader looks up, or has it of another kind.
+
+    Of our sets the form of the options is checked.
+    """
+    if not isinstance(content.get("name"), str):
+        raise CSDError(f"datasets.{key}.name is {content.get('name')!r}: give the set a name")
+    if content["phase"] != "train":
+        return
+    for name, least in {"batch_size_per_gpu": 1, "num_worker_per_gpu": 0}.items():
+        value = content.get(name)
+        if type(value) is not int or value < least:
+            said = f"is {value!r}" if name in content else "is missing"
+            raise CSDError(f"datasets.{key}.{name} {said}: give a whole number, {least} or more")
+    ratio = content.get("dataset_enlarge_ratio", 1)
+    if type(ratio) not in (int, float) or not 0 < ratio < math.inf:
+        raise CSDError(f"datasets.{key}.dataset_enlarge_ratio is {ratio!r}: give a number above 0")
 
 
 def check_foreign_set(key: str, content: Mapping[str, Any], num_frame: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import inspect
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from basicsr.data.video_test_dataset import VideoTestDataset
 from basicsr.models import lr_scheduler
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from torch import nn
@@ -21,6 +23,7 @@ from torch.nn.parameter import is_lazy
 from csd_plugin import compat, options, peers
 from csd_plugin.archs.checkpoint import PARAM_KEYS, load_plain, load_weights, weights_in
 from csd_plugin.archs.interface import Interface, interface_of
+from csd_plugin.data.batches import as_clips
 from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
 from csd_plugin.data.features import read_manifest
 from csd_plugin.devices import forked_random
@@ -31,11 +34,12 @@ from csd_plugin.distill.dry_run import Clips, Dry, DryRunError, clips_of, dry_ru
 from csd_plugin.distill.objective import Objective, build_objective, weighted_sum
 from csd_plugin.distill.settings import Distillation, read_distillation, teacher_labels
 from csd_plugin.distill.taps import tap_compared
-from csd_plugin.errors import CSDError, first_line, out_of_memory, suggestion
+from csd_plugin.errors import CSDError, first_line, out_of_memory, refused_by_disk, suggestion
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.results import load_results
+from csd_plugin.models.batches import read_test_item
 from csd_plugin.models.mixing import check_loss, check_metric, check_metric_size, keywords_of
-from csd_plugin.models.pairing import check_foreign_set, check_network, check_pairs, check_role
+from csd_plugin.models.pairing import check_foreign_set, check_loader_options, check_network, check_pairs, check_role
 from csd_plugin.models.schedules import build_optimizer
 from csd_plugin.options import distils
 from csd_plugin.problems import Problems
@@ -436,7 +440,7 @@ def _check_data(opt: dict[str, Any], interfaces: dict[str, Interface], problems:
         return
     named: dict[str, str] = {}
     for key, content in opt["datasets"].items():
-        if content["phase"] != "train" and (other := named.setdefault(content["name"], key)) != key:
+        if content["phase"] != "train" and (other := named.setdefault(content.get("name", key), key)) != key:
             problems.add(
                 f"datasets.{key}.name",
                 f"datasets.{key}.name: {content['name']!r} is the name of datasets.{other} too; give it another, as "
@@ -445,18 +449,19 @@ def _check_data(opt: dict[str, Any], interfaces: dict[str, Interface], problems:
         dataset = problems.attempt([f"datasets.{key}"], _check_set, key, content, interfaces)
         if content["phase"] == "train":
             needs = [f"datasets.{key}", "train.total_iter", "train.accumulate", "num_gpu"]
-            problems.attempt(needs, _check_loader, dataset and len(dataset), content, opt)
+            problems.attempt(needs, _check_loader, dataset, content, opt)
         elif isinstance(dataset, PairedVideoTestDataset):
             problems.attempt(["val"], _check_metric_sizes, opt.get("val") or {}, key, dataset)
 
 
 def _check_set(key: str, content: dict[str, Any], interfaces: dict[str, Interface]) -> Any:
-    """Find a data set's frames. Returns the data set, if it is one of ours."""
+    """Find a data set's frames. Returns the data set."""
     dataset_type = _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
     if content["type"] not in options.DATASETS:
+        check_loader_options(key, content)
         if "network_g" in interfaces:
             check_foreign_set(key, content, interfaces["network_g"].num_frame)
-        return None
+        return _try_foreign_set(dataset_type, key, content, interfaces)
     check_role(key, content)
     num_frame, num_target = content["num_frame"], content.get("num_target", 1)
     reach = num_frame - num_target + 1
@@ -473,6 +478,35 @@ def _check_set(key: str, content: dict[str, Any], interfaces: dict[str, Interfac
         raise CSDError(f"datasets.{key}: {error}") from error
 
 
+def _try_foreign_set(cls: Any, key: str, content: dict[str, Any], interfaces: dict[str, Interface]) -> Any:
+    """Build a data set that is not ours as the toolbox does, and read its first item.
+
+    Without what lasts: it gets options of its own, as many change them, and is closed with the last reference to it.
+    """
+    own = copy.deepcopy(content)
+    if own.get("cache_data") and isinstance(cls, type) and issubclass(cls, VideoTestDataset):
+        own["cache_data"] = False  # else all frames would be read, twice
+    with forked_random(), compat.without_log(), compat.named_downloads():
+        with _as_mistakes(f"datasets.{key}", own):
+            dataset = cls(own)
+            length = len(dataset)
+        if not length:
+            raise CSDError(f"datasets.{key}: {content['type']} finds nothing; check its folders and lists")
+        if "network_g" not in interfaces:
+            return dataset
+        if content["phase"] == "train":
+            with _as_mistakes(f"datasets.{key}", own):
+                item = dict(dataset[0])
+            pair = {name: item[name] for name in ("lq", "gt") if isinstance(item.get(name), torch.Tensor)}
+            batch = {name: value.expand(content["batch_size_per_gpu"], *value.shape) for name, value in pair.items()}
+            seen = max(interface.num_frame for interface in interfaces.values())
+            as_clips(batch, seen, f"datasets.{key}: {content['type']}")
+        else:
+            with _as_mistakes(f"datasets.{key}", own):
+                read_test_item(dataset, 0, interfaces["network_g"].num_frame)
+    return dataset
+
+
 def _check_metric_sizes(val: Mapping[str, Any], key: str, dataset: PairedVideoTestDataset) -> None:
     for name, metric in _metrics(val).items():
         keywords = keywords_of(val["metrics"][name])
@@ -483,7 +517,7 @@ def _check_metric_sizes(val: Mapping[str, Any], key: str, dataset: PairedVideoTe
                 raise CSDError(f"val.metrics.{name}: {error}") from error
 
 
-def _check_loader(num_clip: int | None, content: dict[str, Any], opt: dict[str, Any]) -> None:
+def _check_loader(dataset: Any, content: dict[str, Any], opt: dict[str, Any]) -> None:
     if content.get("persistent_workers") and not content.get("num_worker_per_gpu"):
         raise CSDError("datasets.train: persistent_workers needs num_worker_per_gpu of 1 or more; switch it off")
     parts = opt["train"].get("accumulate", 1)
@@ -495,21 +529,27 @@ def _check_loader(num_clip: int | None, content: dict[str, Any], opt: dict[str, 
     if content.get("prefetch_mode") == "cuda" and not (content.get("pin_memory") and opt["num_gpu"]):
         raise CSDError("datasets.train: prefetch_mode: cuda needs pin_memory: true and a GPU; leave it out")
 
-    if num_clip is None:
+    if dataset is None:
         return
+    kind = f"clips of {content['num_frame']} frames" if content["type"] in options.DATASETS else "samples"
     if opt["dist"]:
-        peers.check_same({f"datasets.train, {content['type']}: clips of {content['num_frame']} frames": num_clip})
-    # The toolbox drops an epoch's last, smaller batch, but counts its epochs as if it did not, and stops early.
-    ratio = content.get("dataset_enlarge_ratio", 1)
-    batch = content["batch_size_per_gpu"]
-    total = int(opt["train"]["total_iter"])
-    epochs = math.ceil(total / math.ceil(num_clip * ratio / (batch * opt["world_size"]))) + 1
-    possible = epochs * (num_clip * ratio // (batch * opt["world_size"]))
+        peers.check_same({f"datasets.train, {content['type']}: {kind}": len(dataset)})
+    _check_epochs(dataset, kind, content, opt)
+
+
+def _check_epochs(dataset: Any, kind: str, content: dict[str, Any], opt: dict[str, Any]) -> None:
+    """The toolbox drops an epoch's last, smaller batch, but counts its epochs as if it did not, and stops early."""
+    count, ratio, batch = len(dataset), content.get("dataset_enlarge_ratio", 1), content["batch_size_per_gpu"]
+    world_size, total = opt["world_size"], int(opt["train"]["total_iter"])
+    epochs = math.ceil(total / math.ceil(count * ratio / (batch * world_size))) + 1
+    share = count * ratio / world_size  # the toolbox's sampler rounds it up, that of `places` down
+    possible = epochs * ((math.floor(share) if hasattr(dataset, "places") else math.ceil(share)) // batch)
     if possible < total:
-        whole = ratio * batch * opt["world_size"] // math.gcd(num_clip * ratio, batch * opt["world_size"])
+        least = math.ceil(ratio)
+        whole = least * batch * world_size // math.gcd(count * least, batch * world_size)
         raise CSDError(
-            f"datasets.train: with {num_clip} clips of {content['num_frame']} frames and batches of {batch}, training "
-            f"would end after {possible} of {total} iterations; set dataset_enlarge_ratio to {whole}"
+            f"datasets.train: with {count} {kind} and batches of {batch}, training would end after {possible} of "
+            f"{total} iterations; set dataset_enlarge_ratio to {whole}"
         )
 
 
@@ -527,13 +567,16 @@ def _construct(cls: type, keywords: dict[str, Any], where: str) -> Any:
         inspect.signature(cls).bind(**keywords)
     except TypeError as error:
         raise CSDError(f"{where}: {error}; check its keys") from error
-    with _as_mistakes(where), compat.named_downloads():
+    with _as_mistakes(where), compat.without_log(), compat.named_downloads():
         return cls(**keywords)
 
 
 @contextmanager
-def _as_mistakes(where: str) -> Iterator[None]:
-    """What constructors raise inside, which may be people's own, as CSDError that begins with the key."""
+def _as_mistakes(where: str, looked_up: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """What constructors raise inside, which may be people's own, as CSDError that begins with the key.
+
+    looked_up: options that they get as one dict, where a key of it may be missing.
+    """
     try:
         yield
     except _OF_CONSTRUCTORS as error:
@@ -544,6 +587,11 @@ def _as_mistakes(where: str) -> Iterator[None]:
             text, advice = str(error), ""
         elif isinstance(error, ImportError):
             advice = "; install what it needs"
+        elif isinstance(error, OSError) and refused_by_disk(error):
+            text, advice = refused_by_disk(error), ""
+        elif isinstance(error, KeyError) and looked_up is not None and error.args[0] not in looked_up:
+            where = f"{where}.{error.args[0]}"
+            text, advice = f"{looked_up['type']} looks it up, and it is missing", "; give it"
         elif isinstance(error, LookupError):  # which says the key alone
             text = f"{type(error).__name__}: {text}"
         raise CSDError(f"{where}: {text}{advice}") from error

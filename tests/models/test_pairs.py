@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from synthetic import moving_scene, rain_on, write_image
-from toolbox import STUDENT, TEACHER, changed, distill_options, scored_set, scoring_options, train_options
+from toolbox import STUDENT, TEACHER, changed, distill_options, equal, scored_set, scoring_options, train_options
 from torch.nn import functional as F
 
 from csd_plugin.archs.sldnet import SLDNet
@@ -249,8 +249,109 @@ def test_pairs_that_cannot_be_are_one_line(launcher, toolbox_data, tiny_teacher,
         options = distill_options(toolbox_data, tiny_teacher, **train)
     assert launcher.train(options) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: datasets.train: ")
+    assert error.startswith("error: options.yml: line ") and ": datasets.train: " in error
     assert all(word in error for word in words), error
+    assert launcher.written() == []
+
+
+LACKING = [
+    ("io_backend", "PairedImageDataset looks it up, and it is missing; give it"),
+    ("gt_size", "PairedImageDataset looks it up, and it is missing; give it"),
+    ("dataroot_flow", "REDSDataset looks it up, and it is missing; give it"),
+    ("interval_list", "REDSDataset looks it up, and it is missing; give it"),
+    ("batch_size_per_gpu", " is missing: give a whole number, 1 or more"),
+    ("num_worker_per_gpu", " is missing: give a whole number, 0 or more"),
+    ("name", " is None: give the set a name"),
+]
+
+
+@pytest.mark.parametrize(("key", "words"), LACKING)
+def test_what_a_set_of_the_toolbox_lacks_is_said_before_the_start(launcher, toolbox_data, capfd, key, words):
+    kind = words.split()[0] if words[0] != " " else "REDSDataset"
+    content = training_set(toolbox_data, kind, 3)
+    del content[key]
+    network = {"network_g": STUDENT if kind == "REDSDataset" else SINGLE}
+    assert launcher.train(train_options(toolbox_data, **{"datasets.train": content}, **network)) == 2
+    [error] = capfd.readouterr().err.strip().splitlines()
+    assert f": datasets.train.{key}" in error and words in error
+    assert launcher.written() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"io_backend": None}, "datasets.val.io_backend: PairedImageDataset looks it up, and it is missing; give it"),
+        ({"dataroot_gt": "nowhere"}, "datasets.val: nowhere: no such file or directory; check the path"),
+        ({"name": None}, "datasets.val.name is None: give the set a name"),
+    ],
+)
+def test_a_validation_set_of_the_toolbox_is_found_before_the_start(launcher, toolbox_data, capfd, changes, words):
+    options = train_options(toolbox_data, network_g=SINGLE, val={"val_freq": 2, "save_img": False})
+    options["datasets"] = {
+        "train": training_set(toolbox_data, "PairedImageDataset", 1),
+        "val": test_set(toolbox_data, "PairedImageDataset", **changes),
+    }
+    assert launcher.train(options) == 2
+    [error] = capfd.readouterr().err.strip().splitlines()
+    assert words in error
+    assert launcher.written() == []
+
+
+@pytest.fixture
+def twelve(launcher, toolbox_data):
+    """Options of a training on twelve images, with batches of a given size."""
+    for kind in ("gt", "lq"):
+        folder = launcher.folder / "few" / kind
+        folder.mkdir(parents=True)
+        for i in range(12):
+            os.link(toolbox_data / f"reds/{kind}/001/{i:08d}.png", folder / f"{i}.png")
+
+    def options(batch: int) -> dict:
+        few = training_set(toolbox_data, "PairedImageDataset", 1, batch) | roots(Path("few"), "{}")
+        return train_options(toolbox_data, network_g=SINGLE, **{"datasets.train": few, "train.total_iter": 52})
+
+    return options
+
+
+@pytest.mark.parametrize(("batch", "done", "ratio"), [(16, 0, 4), (27, 0, 9), (7, 27, 7)])
+def test_sets_of_the_toolbox_that_end_too_soon(launcher, twelve, capfd, monkeypatch, batch, done, ratio):
+    from csd_plugin.models import preflight
+
+    assert launcher.train(twelve(batch)) == 2
+    [error] = capfd.readouterr().err.strip().splitlines()
+    assert f": datasets.train: with 12 samples and batches of {batch}, training would end after {done} of 52" in error
+    assert error.endswith(f"set dataset_enlarge_ratio to {ratio}")
+    assert launcher.written() == ["few"]
+    enlarged = {"datasets.train.dataset_enlarge_ratio": ratio, "train.total_iter": 3, "name": "enlarged"}
+    assert launcher.train(changed(twelve(batch), enlarged)) == 0
+
+    monkeypatch.setattr(preflight, "_check_epochs", lambda *arguments: None)  # so many it does
+    assert launcher.train(twelve(batch)) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: datasets.train: training has ended after {done} of 52 iterations, as its epochs")
+    experiment = launcher.folder / "experiments/run"
+    states = {int(path.stem) for path in experiment.glob("training_states/*.state")}
+    assert max(states, default=0) == done
+    assert not (experiment / "models/net_g_latest.pth").exists()
+
+
+@pytest.mark.parametrize("kind", ["REDSDataset", "PairedImageDataset"])
+def test_the_trial_of_a_set_of_the_toolbox_changes_nothing_of_the_run(
+    launcher, toolbox_data, batches, monkeypatch, kind
+):
+    from csd_plugin.models import preflight
+
+    network = STUDENT if kind == "REDSDataset" else SINGLE
+    options = train_options(toolbox_data, **{"datasets.train": training_set(toolbox_data, kind, 3)}, network_g=network)
+    assert launcher.train(options) == 0
+    experiment = launcher.folder / "experiments"
+    assert "is built." in next(experiment.glob("run/train_run_*.log")).read_text()
+    tried = len(batches)
+    monkeypatch.setattr(preflight, "_try_foreign_set", lambda *arguments: None)
+    assert launcher.train(changed(options, {"name": "untried"})) == 0
+    for one, two in zip(batches[:tried], batches[tried:], strict=True):
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    assert equal(launcher.weights("net_g_latest"), launcher.weights("net_g_latest", "untried"))
 
 
 @pytest.mark.parametrize("stage", [1, 2])
