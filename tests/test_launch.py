@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 import os
 import signal
@@ -494,6 +495,28 @@ def test_forced_values_are_what_they_are_in_a_file(text, value):
     theirs = importlib.import_module("basicsr.utils.options")._postprocess_yml_value
     found = forced.reader(theirs)(text)
     assert found == value and type(found) is type(value)
+
+
+WANDB = {"logger.wandb": {"project": "rain", "resume_id": None}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (WANDB, "logger.wandb: it is sent what TensorBoard is; set logger.use_tb_logger to true"),
+        (
+            WANDB | {"logger.use_tb_logger": True},
+            "logger.wandb: wandb is not installed; pip install wandb, or leave it",
+        ),
+        ({"logger.use_tb_logger": True}, "logger.use_tb_logger: tensorboard is not installed; pip install tensorboard"),
+    ],
+)
+def test_boards_that_are_not_there(refuses, launcher, tiny_rain, monkeypatch, changes, words):
+    missing = "tensorboard" if changes.keys() == {"logger.use_tb_logger"} else "wandb"
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find_spec(name))
+    refuses(train_options(tiny_rain, **changes), words)
+    assert launcher.train(train_options(tiny_rain, **changes), "--debug") == 0  # where the toolbox uses neither
 
 
 def test_values_forced_from_the_command_line(refuses, launcher, tiny_rain):

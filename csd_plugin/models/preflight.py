@@ -86,8 +86,8 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     problems.attempt(["train"], check_clock, opt)
     problems.attempt(["train"], check_graph, opt)
     problems.attempt(["val"], _check_validation, opt.get("val") or {})
-    problems.attempt(["logger"], _check_logger, opt.get("logger") or {})
     if opt["is_train"]:
+        problems.attempt(["name", "logger"], _check_boards, opt)
         problems.attempt(["logger", "val", "datasets"], _check_keep_best, opt)
     networks, interfaces = check_parts(opt, problems)
 
@@ -138,6 +138,7 @@ def check_parts(
         where = f"datasets.{key}.type"
         found.attempt([where], _find_type, DATASET_REGISTRY, content.get("type"), where)
     found.attempt(["val"], _metrics, opt.get("val") or {})
+    found.attempt(["name", "logger"], _boards, opt)
     networks, interfaces = {}, {}
     with forked_random():
         for name in network_names(opt):
@@ -366,11 +367,29 @@ def _check_validation(val: dict[str, Any]) -> None:
             raise CSDError(f"val.baseline: {error}; test that network first, or leave val.baseline out") from error
 
 
-def _check_logger(logger: Mapping[str, Any]) -> None:
-    if logger.get("use_tb_logger") and importlib.util.find_spec("tensorboard") is None:
+def _boards(opt: Mapping[str, Any]) -> dict[str, str]:
+    """The packages that a training logs with -> the key that asks for them, by the toolbox's rules.
+
+    Raises CSDError for Weights & Biases without TensorBoard.
+    """
+    logger = opt.get("logger") or {}
+    if not opt["is_train"] or "debug" in opt["name"]:
+        return {}
+    boards = {"tensorboard": "use_tb_logger"} if logger.get("use_tb_logger") else {}
+    if (logger.get("wandb") or {}).get("project") is None:
+        return boards
+    if not boards:
         raise CSDError(
-            "logger.use_tb_logger: tensorboard is not installed; pip install tensorboard, or set it to false"
+            "logger.wandb: it is sent what TensorBoard is; set logger.use_tb_logger to true, or leave wandb out"
         )
+    return boards | {"wandb": "wandb"}
+
+
+def _check_boards(opt: Mapping[str, Any]) -> None:
+    for package, key in _boards(opt).items():
+        if importlib.util.find_spec(package) is None:
+            instead = "set it to false" if key == "use_tb_logger" else "leave it out"
+            raise CSDError(f"logger.{key}: {package} is not installed; pip install {package}, or {instead}")
 
 
 def _check_keep_best(opt: Mapping[str, Any]) -> None:

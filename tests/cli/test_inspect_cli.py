@@ -106,6 +106,7 @@ def test_layers_of_any_network_of_the_toolbox(inspect):
             },
             "train.distill_opt: CRD: the student's feature has 4 channels and the teacher's 5",
         ),
+        ({"logger.wandb": {"project": "rain"}}, "logger.wandb: it is sent what TensorBoard is"),
         ({"train.distill_opt.num_scale": 9}, "CSD: a feature of 24x24 is too small for 9 scales"),
     ],
 )
