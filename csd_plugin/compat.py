@@ -387,8 +387,10 @@ def _take_places_of_slurm(port: int | None) -> None:
 def load_resume_state(opt: dict) -> dict | None:
     """The toolbox's function of this name, which needs a GPU: here the state is loaded to the CPU, as data only.
 
+    A state of another experiment begins a new one, with the networks that were saved with it.
+
     Raises:
-        CSDError: the state file does not exist, cannot be read, or is no training state.
+        CSDError: the state file does not exist, cannot be read, or is no training state; there are no networks with it.
     """
     from basicsr.utils import check_resume, set_random_seed
 
@@ -408,7 +410,12 @@ def load_resume_state(opt: dict) -> dict | None:
         )
     opt["path"]["resume_state"] = path
     state = _read_state(path)
+    own = opt["path"]["models"]
+    opt["path"]["models"] = str(networks_with(Path(path), Path(own)))
     check_resume(opt, state["iter"])
+    opt["path"]["models"] = own
+    if opt["rank"] == 0 and not Path(opt["path"]["experiments_root"]).exists():
+        _make_folders(opt["path"])
     seed = state.get("manual_seed")
     if seed is not None and seed != opt["manual_seed"]:  # another in the file, or drawn anew where there is none
         if opt["rank"] == 0:
@@ -427,6 +434,28 @@ def load_resume_state(opt: dict) -> dict | None:
         # other people's data sets draw by the global state: they would draw again what the first iterations have seen
         set_random_seed(opt["manual_seed"] + opt["rank"] + state["iter"])
     return state
+
+
+def networks_with(state: Path, own: Path) -> Path:
+    """The folder of the networks that were saved with a training state, which may be another experiment's.
+
+    Args:
+        own: of the experiment that resumes; it is meant where the state lies in no experiment.
+    """
+    there = state.parent.parent / own.name
+    return there if state.parent.name == "training_states" and there.is_dir() else own
+
+
+def _make_folders(paths: Mapping[str, Any]) -> None:
+    """The folders of an experiment that begins with another's state; the toolbox makes those of a new start alone."""
+    network = paths.get("pretrain_network_g")  # none where it is ignored
+    if network and not Path(network).is_file():
+        raise CSDError(
+            f"path.resume_state: {paths['resume_state']}: {network} does not exist, which was saved with it; copy both "
+            f"files, or give an experiment's state where it is"
+        )
+    for key in ("experiments_root", "models", "training_states", "log", "visualization"):
+        Path(paths[key]).mkdir(parents=True, exist_ok=True)
 
 
 def find_resume_state(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:

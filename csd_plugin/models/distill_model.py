@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from csd_plugin import compat
 from csd_plugin.archs.checkpoint import entry_in, load_plain, load_weights
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.devices import forked_random
@@ -141,7 +142,7 @@ class DistillModel(VideoDerainModel):
         states = self._objective_states()
         if states and self.opt["rank"] == 0:
             label = "latest" if current_iter == -1 else current_iter
-            save_atomically(states, self._objective_path(label))
+            save_atomically(states, Path(self.opt["path"]["models"]) / f"objective_{label}.pth")
         super().save_files(epoch, current_iter)
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
@@ -150,7 +151,9 @@ class DistillModel(VideoDerainModel):
         return state if monitor is None else state | {"health": monitor.start}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        path = self._objective_path(resume_state["iter"])
+        paths = self.opt["path"]
+        folder = compat.networks_with(Path(paths["resume_state"]), Path(paths["models"]))
+        path = folder / f"objective_{resume_state['iter']}.pth"
         if found := path.is_file():
             self._resume_objectives(path)
         # after them: lazy modules have the sizes of their weights from the file
@@ -195,9 +198,6 @@ class DistillModel(VideoDerainModel):
             if state:
                 states[_entry(teacher)] = state
         return states
-
-    def _objective_path(self, label: int | str) -> Path:
-        return Path(self.opt["path"]["models"]) / f"objective_{label}.pth"
 
 
 def _entry(teacher: Teacher) -> str:

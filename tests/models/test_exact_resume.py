@@ -71,6 +71,33 @@ def test_weights_that_follow_gradients_go_on_too(launcher, tiny_rain, tiny_teach
     assert_same(whole, cut)
 
 
+def test_a_run_goes_on_under_another_name(launcher, tiny_rain, tiny_teacher):
+    """With the networks and cells of the state's experiment, also where the new one has some of its own."""
+    steps = {"train.total_iter": 4, "logger.save_checkpoint_freq": 2}
+    options = distill_options(tiny_rain, tiny_teacher, name="whole", **steps)
+    assert launcher.train(options) == 0
+    state = {"path.resume_state": "experiments/whole/training_states/2.state"}
+    assert launcher.train(changed(options, {"name": "branch", **state})) == 0
+    assert_same(left_behind(launcher, "whole"), left_behind(launcher, "branch"))
+    assert (launcher.folder / "experiments/branch/options.yml").is_file()
+    assert list((launcher.folder / "experiments/branch").glob("train_branch_*.log"))
+
+    assert launcher.train(changed(options, {"name": "other", "manual_seed": 4})) == 0
+    assert launcher.train(changed(options, {"name": "other", **state})) == 0
+    assert_same(left_behind(launcher, "whole"), left_behind(launcher, "other"))
+
+
+def test_a_state_without_its_networks_begins_no_experiment(launcher, tiny_rain, capfd):
+    options = train_options(tiny_rain)
+    assert launcher.train(options) == 0
+    (launcher.folder / "experiments/run/training_states/2.state").rename("2.state")
+    capfd.readouterr()
+    assert launcher.train(changed(options, {"name": "branch", "path.resume_state": "2.state"})) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: path.resume_state: 2.state: ") and "branch/models/net_g_2.pth does not" in error
+    assert not (launcher.folder / "experiments/branch").exists()
+
+
 def test_a_resumed_run_whose_epochs_are_over_is_no_finished_one(launcher, tiny_rain, capfd):
     options = train_options(tiny_rain, **{"datasets.train.batch_size_per_gpu": 8, "train.total_iter": 4})
     assert launcher.train(options) == 0  # an epoch each
