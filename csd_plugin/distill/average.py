@@ -57,20 +57,19 @@ def _is_writable(buffer: Tensor) -> bool:
 
 
 def average_warnings(train_opt: Mapping[str, Any]) -> list[str]:
-    """What is odd about `train.ema_decay` for a run of `train.total_iter` steps."""
+    """What is odd about `train.ema_decay` for a run of `train.total_iter` steps.
+
+    With the warm-up nothing is: a decay that the run never gets to changes nothing, and the start is forgotten.
+    """
+    if train_opt.get("ema_warmup", True):
+        return []
     decay, steps = train_opt.get("ema_decay") or 0, int(train_opt["total_iter"])
     share = decay**steps
     if share <= _LARGE_SHARE:
         return []
-    fitting = f"ema_decay {_fitting_decay(steps)} or less fits"
-    if train_opt.get("ema_warmup", True):
-        return [
-            f"train.ema_decay {decay} is long for {steps:,} steps: a constant decay would leave {share:.0%} of the "
-            f"start in the average, so that it never gets beyond its warm-up; {fitting} this run"
-        ]
     return [
         f"train.ema_decay {decay} without ema_warmup: after {steps:,} steps the average that is tested is still "
-        f"{share:.0%} start; {fitting}, or leave ema_warmup on"
+        f"{share:.0%} start; ema_decay {_fitting_decay(steps)} or less fits, or leave ema_warmup on"
     ]
 
 
