@@ -78,9 +78,10 @@ def write_page(
         f"![{', '.join(pictures)}]({quote(picture.name)})",
         markdown(head, table),
         *lines,
-        "The table is measured on the held-back frames, which the network did not learn from. PSNR to the teacher "
-        "shows how well the network copies the teacher, mistakes included. Flicker is the warping error along the "
-        "motion of the rainy frames. NIQE measures how natural frames look. For both, lower is better. Times were "
+        "The table is measured on the held-back frames, which the network did not learn from. PSNR and flicker are "
+        "averaged over the frames of each shot, and then over shots, as `csd score` does with clips. PSNR to the "
+        "teacher shows how well the network copies the teacher, mistakes included. Flicker is the warping error along "
+        "the motion of the rainy frames. NIQE measures how natural frames look. For both, lower is better. Times were "
         "measured on this machine right after training, and depend on its load.",
     ]
     write_text(path, "\n\n".join(text) + "\n")

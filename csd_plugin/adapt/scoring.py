@@ -110,9 +110,15 @@ def cleaned(network: nn.Module, clips: Sequence[Clip], device: str) -> list[list
 
 
 def nearness(results: Sequence[Sequence[Image]], clips: Sequence[Clip]) -> float:
-    """Mean PSNR of the luma over all frames, in dB; at most 100 per frame, so that equal frames count, too."""
-    pairs = ((a, b) for ours, clip in zip(results, clips, strict=True) for a, b in zip(ours, clip.clean, strict=True))
-    return float(np.mean([min(psnr(luma_8bit(ours), luma_8bit(theirs)), 100.0) for ours, theirs in pairs]))
+    """PSNR of the luma in dB, averaged over frames and then over clips, as `Scores` does.
+
+    A frame has at most 100 dB, so that equal frames count, too.
+    """
+    means = []
+    for frames, clip in zip(results, clips, strict=True):
+        pairs = zip(frames, clip.clean, strict=True)
+        means.append(np.mean([min(psnr(luma_8bit(ours), luma_8bit(theirs)), 100.0) for ours, theirs in pairs]))
+    return float(np.mean(means))
 
 
 def quality(network: nn.Module, clips: Sequence[Clip], device: str) -> Quality:
@@ -139,15 +145,19 @@ def affordable(network: nn.Module, clips: Sequence[Clip], device: str, seconds: 
 
 
 def flicker(results: Sequence[Sequence[Image]], clips: Sequence[Clip]) -> float | None:
-    """Mean warping error along the motion of the rainy frames; None where there is none."""
-    errors = []
+    """Warping error along the motion of the rainy frames, averaged over frames and then over the clips that have one.
+
+    None where none has one.
+    """
+    means = []
     for frames, clip in zip(results, clips, strict=True):
-        rainy = clip.rainy[clip.scored]
+        rainy, errors = clip.rainy[clip.scored], []
         for number in range(1, len(frames)):
             now, before = slice(number, number + 1), slice(number - 1, number)
             error = warping_error(*frames[now], *frames[before], *rainy[now], *rainy[before])
             errors += [] if error is None else [error]
-    return float(np.mean(errors)) if errors else None
+        means += [np.mean(errors)] if errors else []
+    return float(np.mean(means)) if means else None
 
 
 def naturalness(results: Sequence[Sequence[Image]]) -> float | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from synthetic import moving_scene, rain_on
 
-from csd_plugin.adapt.scoring import Clip, cleaned, nearness
+from csd_plugin.adapt.scoring import Clip, cleaned, flicker, nearness, quality
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.inference.runner import Derainer
 
@@ -30,3 +31,16 @@ def test_equal_frames_are_near_but_not_infinitely():
     clip = Clip("a", scene, scene)
     assert nearness([scene], [clip]) == 100
     assert 30 < nearness([[frame + 1 for frame in scene]], [clip]) < 60
+
+
+def test_averages_are_those_of_clips_as_csd_score_has_them():
+    """A clip of two frames counts as much as one of eight."""
+    scenes = [moving_scene(length, 96, 96, seed) for seed, length in enumerate((2, 8))]
+    clips = [Clip(str(number), rain_on(scene, number), scene) for number, scene in enumerate(scenes)]
+    results = [[frame + 8 for frame in scenes[0]], [frame // 2 + number for number, frame in enumerate(scenes[1])]]
+    for mean in (nearness, flicker):
+        apart = [mean([result], [clip]) for result, clip in zip(results, clips, strict=True)]
+        assert apart[0] != pytest.approx(apart[1], rel=0.1)
+        assert mean(results, clips) == pytest.approx(sum(apart) / 2)
+    network = SLDNet(preset="student2", num_feat=4)
+    assert nearness(cleaned(network, clips, "cpu"), clips) == pytest.approx(quality(network, clips, "cpu").psnr)
