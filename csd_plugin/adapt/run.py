@@ -134,7 +134,8 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
     source = _check(plan)
     start = load_network(source)
     teacher = open_teacher(plan.teachers, ensemble=plan.ensemble, device=plan.device)
-    guards = scoring.validation_clips(plan.validation) if plan.validation else []
+    context = interface_of(start).num_frame // 2
+    guards = scoring.validation_clips(plan.validation, context) if plan.validation else []
     _check_pairs(plan, start)
     cache = open_cache(plan.cache_folder, plan.inputs, teacher, ensemble=plan.ensemble, most=plan.frames, say=say)
     if plan.features:
@@ -401,4 +402,13 @@ def _guard(plan: Plan, networks: dict[str, nn.Module], guards: list[scoring.Clip
         name: scoring.quality(network, guards, plan.device) for name, network in networks.items()
     }
     shown = ", ".join(f"{score.psnr:.2f} dB / {score.ssim:.4f} {name}" for name, score in scores.items())
-    return f"{plan.validation}, {counted(len(guards), 'clip')}, PSNR and SSIM of the luma: {shown}"
+    return f"{plan.validation}, {_scored(guards)}, PSNR and SSIM of the luma: {shown}"
+
+
+def _scored(clips: list[scoring.Clip]) -> str:
+    """Which frames of which clips these are."""
+    names: dict[tuple[int, int], list[str]] = {}
+    for clip in clips:
+        names.setdefault((clip.number, clip.number + len(clip.clean) - 1), []).append(clip.name)
+    parts = [f"frames {first} to {last} of {', '.join(those)}" for (first, last), those in names.items()]
+    return f"{counted(len(clips), 'clip')} ({'; '.join(parts)})"

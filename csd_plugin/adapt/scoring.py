@@ -37,12 +37,14 @@ class Clip:
         rainy: with `lead` frames before those that are scored, and perhaps some after them, for the windows at both
             ends.
         clean: the truth of those that are scored; for a camera, the teacher's frames.
+        number: of the first that is scored, in its clip or shot, from 1.
     """
 
     name: str
     rainy: list[Image]
     clean: list[Image]
     lead: int = 0
+    number: int = 1
 
     @property
     def scored(self) -> slice:
@@ -63,15 +65,16 @@ def held_back(cache: Cache) -> list[Clip]:
         if shot.held:
             rainy = [store.read(key).copy() for key in shot.keys("Rain")[first - _CONTEXT :]]
             clean = [store.read(key).copy() for key in shot.keys("GT")[first:]]
-            clips.append(Clip(shot.name, rainy, clean, _CONTEXT))
+            clips.append(Clip(shot.name, rainy, clean, _CONTEXT, first + 1))
     return clips
 
 
-def validation_clips(path: Path) -> list[Clip]:
+def validation_clips(path: Path, context: int) -> list[Clip]:
     """The middle frames of each test clip that has a truth, or else of the training clips.
 
     Args:
         path: a data set in NTURain's layout, or an LMDB store of it.
+        context: rainy frames around those that are scored, where the clip has them.
 
     Raises:
         CSDError: no such data set, or no clip with truth in it.
@@ -85,9 +88,10 @@ def validation_clips(path: Path) -> list[Clip]:
     for sequence in sequences:
         if sequence.gt is not None:
             first = max(len(sequence.lq) - _CLIP_FRAMES, 0) // 2
-            part = slice(first, first + _CLIP_FRAMES)
-            rainy, clean = ([store.read(key).copy() for key in side[part]] for side in (sequence.lq, sequence.gt))
-            clips.append(Clip(sequence.name, rainy, clean))
+            stop, lead = first + _CLIP_FRAMES, min(context, first)
+            rainy = [store.read(key).copy() for key in sequence.lq[first - lead : stop + context]]
+            clean = [store.read(key).copy() for key in sequence.gt[first:stop]]
+            clips.append(Clip(sequence.name, rainy, clean, lead, first + 1))
     if not clips:
         raise CSDError(f"--validation {path}: no clip with truth: give a data set with NAME_GT and NAME_Rain")
     return clips

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from synthetic import moving_scene, rain_on
+from synthetic import TEST, moving_scene, rain_on, write_ntu_rain
 
-from csd_plugin.adapt.scoring import Clip, cleaned, flicker, nearness, quality
+from csd_plugin.adapt.scoring import Clip, cleaned, flicker, nearness, quality, validation_clips
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.inference.runner import Derainer
 
@@ -31,6 +31,18 @@ def test_equal_frames_are_near_but_not_infinitely():
     clip = Clip("a", scene, scene)
     assert nearness([scene], [clip]) == 100
     assert 30 < nearness([[frame + 1 for frame in scene]], [clip]) < 60
+
+
+def test_validation_frames_are_scored_as_they_are_in_their_clip(tmp_path):
+    write_ntu_rain(tmp_path, frames=26, height=24, width=32, clips={f"{TEST}/a1": ("GT", "Rain")})
+    torch.manual_seed(0)
+    network = SLDNet(preset="student2", num_feat=4)
+    [clip] = validation_clips(tmp_path, context=3)
+    [everything] = validation_clips(tmp_path, context=30)
+    assert len(everything.rainy) == 26 and clip.number == everything.number == 6
+    [frames], [expected] = (cleaned(network, [one], "cpu") for one in (clip, everything))
+    np.testing.assert_array_equal(frames, expected)
+    assert len(frames) == len(clip.clean) == 16
 
 
 def test_averages_are_those_of_clips_as_csd_score_has_them():

@@ -87,7 +87,7 @@ def test_the_teacher_works_once_and_other_rain_is_kept_and_scored(work, capsys, 
     assert adapt(*more) == 0
     said = capsys.readouterr().out
     assert "14 frames cleaned by the teacher are in frames" in said
-    assert "data, 1 clip, PSNR and SSIM of the luma:" in said
+    assert "data, 1 clip (frames 1 to 9 of a1), PSNR and SSIM of the luma:" in said
     assert facts_in(work / "garden.pth")["adapted"]["kept"] == 0.5
 
     monkeypatch.setattr(Teacher, "clean", clean)
@@ -177,6 +177,13 @@ def test_a_manifest_that_no_run_has_written_is_one_line(work, capsys, damage, sa
     error = capsys.readouterr().err
     assert f"manifest.json: damaged ({said}" in error and len(error.splitlines()) == 1
     assert "remove garden.cache, and start again" in error and set(work.rglob("*")) == before
+
+
+def test_the_report_names_the_frames_of_validation(work, capsys):
+    write_ntu_rain(work / "data", frames=20, height=48, width=56)
+    assert adapt("--validation", "data") == 0
+    for text in (capsys.readouterr().out, (work / "garden_report.md").read_text(encoding="utf-8")):
+        assert "data, 1 clip (frames 3 to 18 of a1), PSNR and SSIM of the luma:" in text
 
 
 def load_frame(work):
