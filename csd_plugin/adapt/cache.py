@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,8 @@ from csd_plugin.locks import alone
 from csd_plugin.plain import parse_json, read_text, section
 from csd_plugin.report.text import counted, duration
 
-_FORMAT = 1
+_FORMAT = 2
+"""Of what a cache holds. In 1, the ends of a shot were cleaned without the frames around it."""
 _STORE, _MANIFEST = "frames.lmdb", "manifest.json"
 
 
@@ -117,6 +119,11 @@ def _known_shots(manifest: Path, asked: Mapping[str, Any], inputs: Sequence[Path
             return from_notes(there.get("shots"), inputs, asked["frames"])
     except (OSError, ValueError) as error:
         raise CSDError(f"{manifest}: damaged ({error}): remove {manifest.parent}, and start again") from error
+    if there.get("format") in range(1, _FORMAT):
+        raise CSDError(
+            f"{manifest.parent}: its frames were made by an older version, which cleaned the ends of shots worse: "
+            f"remove it, or give another --cache; the teacher cleans them again"
+        )
     raise CSDError(
         f"{manifest.parent}: its frames were made with other {', '.join(differing)}: give another --cache, or remove it"
     )
@@ -142,14 +149,16 @@ def _fill(cache: Cache, teacher: Teacher, say: Callable[[str], object]) -> None:
         missing = [shot for shot, pair in keys.items() if not store.there.issuperset(pair[0] + pair[1])]
         count = sum(shot.length for shot in missing)
         if missing:
-            height, width = next(missing[0].read()).shape[:2]
-            seconds = teacher.seconds_a_frame(width, height)
+            height, width = next(missing[0].read())[0].shape[:2]
+            seconds, around = teacher.seconds_a_frame(width, height), 2 * teacher.context * len(missing)
             say(
-                f"the teacher cleans {counted(count, 'frame')}: about {seconds:.2g} s each, {duration(seconds * count)}"
+                f"the teacher cleans {counted(count, 'frame')}{f', and up to {around} around them' if around else ''}: "
+                f"about {seconds:.2g} s each, {duration(seconds * (count + around))}"
             )
         with tqdm(total=count, unit=" frames", desc="teacher", disable=None) as bar:
             for shot in missing:
-                for rainy_key, clean_key, (rainy, clean) in zip(*keys[shot], teacher.clean(shot.read), strict=True):
+                read = functools.partial(shot.read, teacher.context)
+                for rainy_key, clean_key, (rainy, clean) in zip(*keys[shot], teacher.clean(read), strict=True):
                     store.write(rainy_key, rainy)
                     store.write(clean_key, clean)
                     bar.update()

@@ -98,17 +98,29 @@ def _features(
     shot: Shot,
     device: torch.device,
 ) -> Iterator[list[np.ndarray]]:
-    """The feature at each tap for each frame that is learned from, float16 (h, w, C)."""
+    """The feature at each tap for each frame that is learned from, float16 (h, w, C).
+
+    The windows are those of the teacher's frames: at the shot's ends they reach into the frames around it.
+    """
     keys, learned = shot.keys("Rain"), shot.length - shot.held
     step = _AT_ONCE if interface.gives_clip else 1
     bf16 = computes_bf16(device)
     divisor = int(getattr(network, "size_divisor", 1))
     radius = interface.num_frame // 2
+    before, after = shot.around(radius)
+    lead, seen = len(before), len(before) + shot.length + len(after)
+
+    def read(index: int) -> np.ndarray:
+        if index < lead:
+            return before[index]
+        return store.read(keys[index - lead]) if index < lead + shot.length else after[index - lead - shot.length]
+
     for first in range(0, learned, step):
         count = min(step, learned - first)
-        before = reflect_indices(first, interface.num_frame, shot.length)[:radius]
-        after = reflect_indices(first + count - 1, interface.num_frame, shot.length)[radius + 1 :]
-        frames = np.stack([store.read(keys[index]) for index in (*before, *range(first, first + count), *after)])
+        begin, end = lead + first, lead + first + count
+        left = reflect_indices(begin, interface.num_frame, seen)[:radius]
+        right = reflect_indices(end - 1, interface.num_frame, seen)[radius + 1 :]
+        frames = np.stack([read(index) for index in (*left, *range(begin, end), *right)])
         clip = as_float(torch.from_numpy(frames).permute(0, 3, 1, 2)[None].to(device))
         with torch.no_grad():  # a tap needs what inference mode leaves out
             run_network(

@@ -141,7 +141,7 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
     if plan.features:
         _store_features(plan, cache, teacher, say)
     learner, batches = _learner(plan, start), _batches(plan, start, cache)
-    clips = scoring.held_back(cache)
+    clips = scoring.held_back(cache, context)
     before = _before(start, clips, plan.device)
     for line in _doubt(before):
         say(f"warning: {line}")

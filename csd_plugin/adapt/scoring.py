@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from csd_plugin.adapt.cache import Cache
+from csd_plugin.archs.interface import interface_of
 from csd_plugin.data.layout import find_sequences
 from csd_plugin.data.stores import open_store
 from csd_plugin.data.stores.interface import FrameStore
@@ -25,8 +26,6 @@ from csd_plugin.types import PairedSequence
 
 _NIQE_FRAMES, _CLIP_FRAMES = 6, 16
 """Frames on which NIQE is computed; frames from the middle of each clip for validation."""
-_CONTEXT = 3
-"""Frames around those that are scored, where the clip has them."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +50,30 @@ class Clip:
         """The rainy frames that are scored."""
         return slice(self.lead, self.lead + len(self.clean))
 
-    def first(self, frames: int) -> Clip:
-        """The same with fewer frames scored."""
-        return replace(self, rainy=self.rainy[: self.lead + frames + _CONTEXT], clean=self.clean[:frames])
+    def first(self, frames: int, context: int) -> Clip:
+        """The same with fewer frames scored, and up to `context` after them."""
+        return replace(self, rainy=self.rainy[: self.lead + frames + context], clean=self.clean[:frames])
 
 
-def held_back(cache: Cache) -> list[Clip]:
-    """The frames of a cache that are not learned from."""
+def held_back(cache: Cache, context: int) -> list[Clip]:
+    """The frames of a cache that are not learned from.
+
+    Args:
+        context: frames of the same scene around those that are scored, where the video has them.
+
+    Raises:
+        CSDError: a frame after them cannot be read.
+    """
     store = open_store(cache.store)
     clips = []
     for shot in cache.shots:
         first = shot.length - shot.held
         if shot.held:
-            rainy = [store.read(key).copy() for key in shot.keys("Rain")[first - _CONTEXT :]]
+            lead = min(context, first)
+            rainy = [store.read(key).copy() for key in shot.keys("Rain")[first - lead :]]
             clean = [store.read(key).copy() for key in shot.keys("GT")[first:]]
-            clips.append(Clip(shot.name, rainy, clean, _CONTEXT, first + 1))
+            _, after = shot.around(context)
+            clips.append(Clip(shot.name, rainy + after, clean, lead, first + 1))
     return clips
 
 
@@ -141,11 +149,12 @@ def affordable(network: nn.Module, clips: Sequence[Clip], device: str, seconds: 
         seconds: for one pass over all of them.
     """
     began = time.perf_counter()
-    tried = clips[0].first(1)
+    context = interface_of(network).num_frame // 2
+    tried = clips[0].first(1, context)
     cleaned(network, [tried], device)
     each = (time.perf_counter() - began) / len(tried.rainy)
-    frames = max(int(seconds / each / len(clips)) - 2 * _CONTEXT, 1)
-    return [clip.first(frames) for clip in clips]
+    frames = max(int(seconds / each / len(clips)) - 2 * context, 1)
+    return [clip.first(frames, context) for clip in clips]
 
 
 def flicker(results: Sequence[Sequence[Image]], clips: Sequence[Clip]) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from csd_plugin.data.images import rounded
+from csd_plugin.data.images import eight_bits, rounded
 from csd_plugin.data.layout import SPLITS
 from csd_plugin.data.video import open_reader
 from csd_plugin.data.video.camera import is_camera
@@ -67,10 +67,40 @@ class Shot:
             for number in range(self.length)
         ]
 
-    def read(self) -> Iterator[np.ndarray]:
-        """The frames, (H, W, 3) uint8 RGB. Raises CSDError where one cannot be read."""
-        with open_reader(self.source, start=self.start, end=self.start + self.length) as reader:
-            yield from rounded(reader, self.source)
+    def read(self, context: int = 0) -> Iterator[tuple[np.ndarray, bool]]:
+        """The frames, (H, W, 3) uint8 RGB, and whether each is one of the shot: a window reaches beyond its ends.
+
+        Args:
+            context: frames of the same scene before and after the shot that are read too, where the video has them.
+
+        Raises:
+            CSDError: a frame cannot be read.
+        """
+        detector, before, begun = CutDetector(), list[np.ndarray](), False
+        with open_reader(self.source, start=self.start, end=self.start + self.length, context=context) as reader:
+            for index, frame in enumerate(rounded(reader, self.source)):
+                cut, own = detector.cut(frame), reader.in_part(index)
+                if cut and begun and not own:
+                    return
+                if cut and not begun:
+                    before.clear()
+                begun = begun or own
+                if not begun:
+                    before.append(frame)  # a cut may follow
+                    continue
+                while before:
+                    yield before.pop(0), False
+                yield frame, own
+
+    def around(self, context: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The frames that `read` gives before those of the shot, and after them."""
+        sides: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+        begun = False
+        for frame, own in self.read(context):
+            begun = begun or own
+            if not own:
+                sides[begun].append(frame)
+        return sides
 
 
 def find_shots(inputs: Sequence[Path], most: int) -> list[Shot]:
@@ -169,7 +199,7 @@ def _between_cuts(path: Path, first: int, length: int) -> Iterator[tuple[int, in
     """(first frame, frames) of the shots in a run of frames."""
     detector, cuts, number = CutDetector(), [0], 0
     with open_reader(path, start=first, end=first + length) as reader:
-        for number, frame in enumerate(reader, start=1):
+        for number, frame in enumerate(map(eight_bits, reader), start=1):  # as `Shot.read` sees them
             if detector.cut(frame) and number > 1:
                 cuts.append(number - 1)
     for begin, end in zip(cuts, [*cuts[1:], number], strict=True):

@@ -42,14 +42,21 @@ class Teacher:
     def __init__(self, networks: Sequence[Named], derainers: Sequence[Derainer]) -> None:
         self.networks, self.derainers = tuple(networks), tuple(derainers)
 
-    def clean(self, read: Callable[[], Iterator[np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Each frame of a clip and the cleaned one, both (H, W, 3) uint8 RGB; of several networks their `agreed` one.
+    @property
+    def context(self) -> int:
+        """Frames before and after a frame that the networks' windows hold, at most."""
+        return max(derainer.num_frame // 2 for derainer in self.derainers)
+
+    def clean(self, read: Callable[[], Iterator[tuple[np.ndarray, bool]]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Each frame of a shot and the cleaned one, both (H, W, 3) uint8 RGB; of several networks their `agreed` one.
 
         Args:
-            read: gives the clip's frames, anew at every call.
+            read: gives the shot with the `context` around it, anew at every call, see `Shot.read`.
         """
-        for rainy, *cleaned in zip(read(), *(derainer(read()) for derainer in self.derainers), strict=True):
-            yield rainy, agreed(cleaned)
+        results = [derainer(frame for frame, _ in read()) for derainer in self.derainers]
+        for (rainy, own), *cleaned in zip(read(), *results, strict=True):
+            if own:
+                yield rainy, agreed(cleaned)
 
     def seconds_a_frame(self, width: int, height: int) -> float:
         """Estimated seconds per frame on this machine, from a trial."""

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from synthetic import moving_scene, write_image
 
-from csd_plugin.adapt.shots import as_noted, find_shots, from_notes
+from csd_plugin.adapt.shots import Shot, as_noted, find_shots, from_notes
+from csd_plugin.data.images import read_image
 from csd_plugin.data.layout import find_sequences
 from csd_plugin.errors import CSDError
 
@@ -51,6 +52,28 @@ def test_no_shot_holds_a_cut_and_short_ones_are_left_out(tmp_path, caplog):
     shots = find_shots([clip(tmp_path / "cuts", 20, 4, 15)], most=300)
     assert [(shot.start, shot.length) for shot in shots] == [(0, 20), (24, 15)]
     assert "1 shot of fewer than 9 frames, left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "context", "first", "last"),
+    [
+        (7, 9, 2, 5, 17),
+        (7, 9, 5, 5, 19),  # cuts before frames 5 and 20
+        (5, 15, 3, 5, 19),
+        (0, 5, 3, 0, 4),
+        (22, 9, 40, 20, 33),
+        (7, 9, 0, 7, 15),
+    ],
+)
+def test_frames_around_a_shot_are_those_of_its_scene(tmp_path, start, length, context, first, last):
+    folder = clip(tmp_path / "cuts", 5, 15, 14)
+    shot = Shot("1-cuts-000000", str(folder), start, length, 0)
+    frames, own = zip(*shot.read(context), strict=True)
+    assert [*own] == [start <= number < start + length for number in range(first, last + 1)]
+    for number, frame in enumerate(frames, start=first + 1):
+        np.testing.assert_array_equal(frame, read_image(folder / f"{number:05d}.png"))
+    before, after = shot.around(context)
+    assert (len(before), len(after)) == (start - first, last + 1 - start - length)
 
 
 def test_what_cannot_be_used(tmp_path):

@@ -15,6 +15,11 @@ from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.errors import CSDError
 
 
+def whole(frames):
+    """What reads frames that are all the shot's own."""
+    return lambda: ((frame, True) for frame in frames)
+
+
 def random_weights(network):
     torch.manual_seed(0)
     for parameter in network.parameters():
@@ -87,9 +92,20 @@ def test_several_networks_clean_a_clip_frame_by_frame(tmp_path):
     frames = rain_on(moving_scene(5, 24, 32, 0), 1)
     pair, *single = (open_teacher(chosen, ensemble=False) for chosen in (paths, paths[:1], paths[1:]))
     assert [one.name for one in pair.networks] == ["0.pth", "1.pth"]
-    both, first, second = ([clean for _, clean in teacher.clean(lambda: iter(frames))] for teacher in (pair, *single))
+    both, first, second = ([clean for _, clean in teacher.clean(whole(frames))] for teacher in (pair, *single))
     for mean, a, b in zip(both, first, second, strict=True):
         np.testing.assert_allclose(mean, (a.astype(float) + b) / 2, atol=0.51)
+
+
+def test_a_shot_is_cleaned_as_a_part_of_its_clip(tmp_path):
+    torch.save({"params": random_weights(SLDNet(preset="student2", num_feat=4)).state_dict()}, tmp_path / "net.pth")
+    teacher = open_teacher([str(tmp_path / "net.pth")], ensemble=False)
+    frames = rain_on(moving_scene(16, 24, 32, 0), 1)
+    expected = [clean for _, clean in teacher.clean(whole(frames))][5:10]
+    seen = range(5 - teacher.context, 10 + teacher.context)
+    rainy, clean = zip(*teacher.clean(lambda: ((frames[n], 5 <= n < 10) for n in seen)), strict=True)
+    np.testing.assert_array_equal(rainy, frames[5:10])
+    np.testing.assert_array_equal(clean, expected)
 
 
 def test_option_files_name_networks_too(tmp_path):
@@ -108,7 +124,7 @@ val: {save_img: false}
     options.write_text(text.replace("NET", str(tmp_path / "net.pth")), encoding="utf-8")
     frames = rain_on(moving_scene(2, 24, 32, 0), 1)
     by_options, by_weights = (
-        [clean for _, clean in open_teacher([str(name)], ensemble=False).clean(lambda: iter(frames))]
+        [clean for _, clean in open_teacher([str(name)], ensemble=False).clean(whole(frames))]
         for name in (options, tmp_path / "net.pth")
     )
     np.testing.assert_array_equal(by_options, by_weights)

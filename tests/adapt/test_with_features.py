@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from synthetic import moving_scene, rain_on, write_image
 from toolbox import train_options
 
+from csd_plugin.adapt import shots
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.cli import main
+from csd_plugin.data.features import open_features
+from csd_plugin.data.stores import open_store
 from csd_plugin.locks import alone
 from csd_plugin.weights import find_checkpoint
 
@@ -78,6 +82,31 @@ def test_losses_are_those_with_the_teacher(kept, launcher, monkeypatch, accumula
     assert launcher.train(options(kept, name="stored", **stored)) == 0
     assert losses(launcher) == pytest.approx(live, rel=2e-2)  # its features in bf16, and stored as fp16
     assert live["l_distill"] > 1e-4
+
+
+def test_shots_of_a_long_video_have_the_labels_and_features_that_they_have_in_it(kept, monkeypatch):
+    monkeypatch.setattr(shots, "_RUN", 12)
+    for number, frame in enumerate(rain_on(moving_scene(40, SIDE, SIDE, 3), 1), start=1):
+        write_image(Path("long") / f"{number:05d}.png", frame)
+    files = ["long", "--teacher", "teacher.pth", "--student", "student.pth", "--out", "long.pth", "--features"]
+    for name, frames in (("whole", "40"), ("parts", "24")):
+        more = ["--minutes", "0.01", "--device", "cpu", "--cache", name, "--frames", frames, "--overwrite"]
+        assert main(["adapt", *files, *more]) == 0
+    whole, parts = (open_store(Path(name) / "frames.lmdb") for name in ("whole", "parts"))
+    [everything] = open_features(Path("whole/features")).arrays["1-long-000000"]
+    stored = open_features(Path("parts/features")).arrays
+    clean = {key.rpartition("/")[2]: whole.read(key).copy() for key in whole.keys() if "_GT/" in key}  # noqa: SIM118
+    for start in (0, 28):
+        name = f"1-long-{start:06d}"
+        keys = [key for key in parts.keys() if f"{name}_GT/" in key]  # noqa: SIM118
+        assert len(keys) == 12
+        for key in keys:
+            number = int(Path(key).stem) + start
+            np.testing.assert_array_equal(parts.read(key), clean[f"{number:05d}.png"])
+        [array] = stored[name]
+        there = everything[start : start + 9]  # but for the end, which is held back there
+        assert len(array) == 9 and len(there) >= 8
+        np.testing.assert_array_equal(array[: len(there)], there)
 
 
 def test_it_continues_and_says_where_they_are(kept, capsys):

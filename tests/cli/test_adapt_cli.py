@@ -179,6 +179,18 @@ def test_a_manifest_that_no_run_has_written_is_one_line(work, capsys, damage, sa
     assert "remove garden.cache, and start again" in error and set(work.rglob("*")) == before
 
 
+def test_a_cache_of_an_older_version_is_not_mixed_with_todays(work, capsys):
+    assert adapt() == 0
+    manifest = work / "garden.cache" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 1}))
+    capsys.readouterr()
+    assert adapt("--overwrite") == 2
+    error = capsys.readouterr().err
+    assert "garden.cache: its frames were made by an older version" in error and len(error.splitlines()) == 1
+    assert "remove it, or give another --cache" in error
+    assert adapt("--overwrite", "--cache", "new.cache") == 0
+
+
 def test_the_report_names_the_frames_of_validation(work, capsys):
     write_ntu_rain(work / "data", frames=20, height=48, width=56)
     assert adapt("--validation", "data") == 0
