@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -108,6 +110,15 @@ def test_the_model_card_has_these_scores():
         for score in scores.values():
             for protocol in PROTOCOLS:
                 assert f"{score[protocol]['psnr']:.2f} / {score[protocol]['ssim']:.4f}" in card
+
+
+def test_every_line_of_the_log_of_a1_has_the_fields_of_its_head():
+    with (FOLDER / "a1_log.csv").open(encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    assert len(head) == 8 and rows
+    assert [row for row in rows if len(row) != len(head)] == []
+    frames = [row[head.index("frames")] for row in rows]
+    assert [text for text in frames if not re.fullmatch(r"\d+-\d+", text)] == []
 
 
 @pytest.mark.parametrize("name", NETWORKS)
