@@ -49,22 +49,37 @@ class Cost:
 
 @dataclass
 class Line:
-    """A row's figures: test set -> protocol -> the average of each seed, and of each clip over seeds."""
+    """A row's figures.
+
+    Attributes:
+        label: its name in the table.
+        published: what a paper reports for it.
+        trained: whether its figures depend on a seed.
+        averages: test set -> protocol -> seed -> the average.
+        clips: test set -> clip -> the average of each seed, by the published protocol.
+    """
 
     label: str
     published: PublishedScore | None
-    averages: dict[str, dict[str, list[Quality]]] = field(default_factory=dict)
+    trained: bool
+    averages: dict[str, dict[str, dict[int, Quality]]] = field(default_factory=dict)
     clips: dict[str, dict[str, list[Quality]]] = field(default_factory=dict)
-    seeds: int = 0
+
+    def of_seeds(self, dataset: str, protocol: str, metric: str) -> dict[int, float]:
+        averages = self.averages.get(dataset, {}).get(protocol, {})
+        return {seed: getattr(quality, metric) for seed, quality in averages.items()}
 
     def mean(self, dataset: str, protocol: str, metric: str) -> float | None:
-        values = [getattr(quality, metric) for quality in self.averages.get(dataset, {}).get(protocol, [])]
+        values = self.of_seeds(dataset, protocol, metric).values()
         return statistics.fmean(values) if values else None
 
     def deviation(self, dataset: str, protocol: str, metric: str) -> float | None:
-        """None of one seed, and where one is infinite: the PSNR of a frame that is its truth."""
-        values = [getattr(quality, metric) for quality in self.averages.get(dataset, {}).get(protocol, [])]
-        return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+        return _deviation(list(self.of_seeds(dataset, protocol, metric).values()))
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    """None of one value, and where one is infinite: the PSNR of a frame that is its truth."""
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
 def build(matrix: Matrix, runs: Mapping[str, Run], costs: Mapping[str, Cost], notes: Sequence[str] = ()) -> Grid:
@@ -74,7 +89,7 @@ def build(matrix: Matrix, runs: Mapping[str, Run], costs: Mapping[str, Cost], no
         matrix: its rows and columns.
         runs: of its rows.
         costs: by row, for the columns that `complexity` and `speed` ask for.
-        notes: come below the table, after those on orderings.
+        notes: come below the table, after those on seeds and orderings.
     """
     lines = {key: _line(key, row, runs) for key, row in matrix.rows.items() if row.shown}
     datasets = list(dict.fromkeys(name for line in lines.values() for name in line.averages))
@@ -111,7 +126,8 @@ def build(matrix: Matrix, runs: Mapping[str, Run], costs: Mapping[str, Cost], no
             [f"{p.ssim:.4f}" if (p := line.published) and p.ssim is not None else NONE for line in lines.values()],
         )
     best = {(row, column) for column, row in enumerate(stressed, start=1) if row >= 0 and len(lines) > 1}
-    notes = [*(orderings(list(lines.values()), datasets[0]) if datasets else []), *notes]
+    seeds = _seed_notes(list(lines.values()), base, datasets) if base is not None else []
+    notes = [*seeds, *(orderings(list(lines.values()), datasets[0]) if datasets else []), *notes]
     rows = [list(cells) for cells in zip(*columns, strict=True)]
     return Grid(matrix.title or matrix.name, head, rows, 1, frozenset(best), notes)
 
@@ -161,23 +177,23 @@ def _line(key: str, row: Row, runs: Mapping[str, Run]) -> Line:
         published = PublishedScore(
             psnr=statistics.fmean(clip.psnr for clip in clips), ssim=statistics.fmean(clip.ssim for clip in clips)
         )
-    line = Line(row.label or key, published)
+    line = Line(row.label or key, published, row.trains)
+    seeds = set()
     for run in runs.values():
         if run.row == key:
-            files = [file for file in result_files(run) if file.is_file()]
-            line.seeds += bool(files)
-            for file in files:
-                _add(line, file)
-    if line.seeds > 1:
-        line.label += f" ({line.seeds} seeds)"
+            for file in filter(Path.is_file, result_files(run)):
+                seeds.add(run.seed)
+                _add(line, run.seed, file)
+    if len(seeds) > 1:
+        line.label += f" ({len(seeds)} seeds)"
     return line
 
 
-def _add(line: Line, file: Path) -> None:
+def _add(line: Line, seed: int, file: Path) -> None:
     result = load_results(file)
     averages = line.averages.setdefault(result.dataset, {})
     for protocol, quality in result.scores.average().items():
-        averages.setdefault(protocol, []).append(quality)
+        averages.setdefault(protocol, {})[seed] = quality
     clips = line.clips.setdefault(result.dataset, {})
     for name, clip in result.scores.clips.items():
         if PROTOCOL in clip.average():
@@ -204,8 +220,45 @@ def _clip_cell(qualities: Sequence[Quality] | None) -> str:
 
 
 def _gain(line: Line, base: Line, dataset: str) -> str:
-    ours, theirs = line.mean(dataset, PROTOCOL, "psnr"), base.mean(dataset, PROTOCOL, "psnr")
-    return NONE if line is base or ours is None or theirs is None else _difference(ours, theirs)
+    """The mean of the differences, seed by seed; their deviation where there are several."""
+    pairs = _pairs(line, base, dataset)
+    if line is base or not pairs:
+        return NONE
+    differences = [ours - theirs for ours, theirs in pairs.values()]
+    mean, deviation = statistics.fmean(differences), _deviation(differences)
+    if math.isnan(mean):  # of two perfect results
+        return NONE
+    return f"{mean:+.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+
+def _pairs(line: Line, base: Line, dataset: str) -> dict[int, tuple[float, float]]:
+    """Seed -> the PSNR of both, for seeds that both have. What is not trained has the same for every seed."""
+    ours, theirs = (row.of_seeds(dataset, PROTOCOL, "psnr") for row in (line, base))
+    if ours and not line.trained:
+        ours = dict.fromkeys(theirs, *ours.values())
+    elif theirs and not base.trained:
+        theirs = dict.fromkeys(ours, *theirs.values())
+    return {seed: (ours[seed], theirs[seed]) for seed in ours if seed in theirs}
+
+
+def _seed_notes(lines: Sequence[Line], base: Line, datasets: Sequence[str]) -> list[str]:
+    """Which seeds are compared, where those are not all of both rows: one line for all rows of which it is the same."""
+    found: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for dataset in datasets:
+        theirs = base.of_seeds(dataset, PROTOCOL, "psnr")
+        for line in lines:
+            ours = line.of_seeds(dataset, PROTOCOL, "psnr")
+            both = tuple(sorted(ours.keys() & theirs.keys()))
+            if line.trained and base.trained and ours and theirs and not len(both) == len(ours) == len(theirs):
+                found.setdefault((dataset, both), []).append(line.label)
+    notes = []
+    for (dataset, seeds), labels in found.items():
+        if seeds:
+            over = f"over seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} of {base.label}"
+        else:
+            over = f"none, as {base.label} has no seed in common"
+        notes.append(f"{dataset} Y ΔPSNR of {', '.join(labels)}: {over}")
+    return notes
 
 
 def _difference(one: float, other: float) -> str:

@@ -30,7 +30,6 @@ from csd_plugin.locks import alone
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.results import write as write_results
 from csd_plugin.metrics.scores import Scores
-from csd_plugin.report.grid import as_markdown
 
 
 def write(path: Path, content: dict) -> Path:
@@ -91,6 +90,21 @@ def matrix_of(files: Path, **changes) -> Path:
     content = yaml.safe_load((files / "matrix.yml").read_text())
     rows = content["rows"] | changes.pop("rows", {})
     return write(files / "other.yml", content | changes | {"rows": {k: v for k, v in rows.items() if v is not None}})
+
+
+def scored(run: str, *psnrs: float, clip: str = "clip") -> None:
+    """Results of a run on the set `rain`: one clip, with these frames."""
+    scores = Scores()
+    for number, psnr in enumerate(psnrs):
+        scores.record(clip, str(number), dict.fromkeys(PROTOCOLS, Quality(psnr, 1.0)))
+    write_results(Path("results", run), "rain", scores, {"network": run, "dataset": "rain"})
+
+
+def table_of(path: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """label -> heading -> cell, and the notes, of the results that are there."""
+    matrix = read_matrix(path)
+    grid = build(matrix, runs_of(matrix, path), {})
+    return {row[0]: dict(zip(grid.head, row, strict=True)) for row in grid.rows}, list(grid.notes)
 
 
 def test_rows_are_differences_and_start_from_others(files):
@@ -666,26 +680,53 @@ def test_what_is_not_here_is_left_out_and_said(files, launcher, monkeypatch, cap
 def test_frames_that_are_their_truth_do_not_keep_a_table_from_being_written(files):
     """Their PSNR is infinite: it has no deviation over seeds, and no difference from another such one."""
 
-    def scored(run: str, *psnrs: float) -> None:
-        scores = Scores()
-        for number, psnr in enumerate(psnrs):
-            scores.record("clip", str(number), dict.fromkeys(PROTOCOLS, Quality(psnr, 1.0)))
-        write_results(Path("results", run), "rain", scores, {"network": run, "dataset": "rain"})
-
     path = files / "matrix.yml"
     scored("tiny_input", 30.0)
     scored("tiny_csd", 31.0, math.inf)
-    matrix = read_matrix(path)
     for seeds in ((33.0, math.inf), (math.inf, math.inf)):
         for run, psnr in zip(("tiny_alone", "tiny_alone_seed1"), seeds, strict=True):
             scored(run, psnr)
-        grid = build(matrix, runs_of(matrix, path), {})
-        rows = {row[0]: dict(zip(grid.head, row, strict=True)) for row in grid.rows}
+        rows, notes = table_of(path)
         assert rows["alone (2 seeds)"]["rain Y PSNR"] == "inf" and rows["alone (2 seeds)"]["rain Y ΔPSNR"] == "-"
         assert rows["alone (2 seeds)"]["rain Y SSIM"] == "1.0000 ± 0.0000"
-        assert rows["CSD"]["rain Y ΔPSNR"] == "-" and rows["rainy input"]["rain Y ΔPSNR"] == "-inf"
-        assert not any("nan" in text for text in [*grid.notes, *as_markdown(grid).split()])
-        assert "here on rain: - dB" in grid.notes[1]
+        assert rows["CSD"]["rain Y ΔPSNR"] == ("+inf" if seeds[0] == 33 else "-")
+        assert rows["rainy input"]["rain Y ΔPSNR"] == "-inf"
+        assert not any("nan" in text for text in [*notes, *(cell for row in rows.values() for cell in row.values())])
+        assert "here on rain: - dB" in notes[2]
+
+
+def test_a_gain_is_over_the_seeds_that_both_rows_have(files):
+    """A seed of one row and the mean of other seeds differ by more than the rows do."""
+    rows = {
+        "csd": {"label": "CSD", "start": {"network_t": "teacher"}},
+        "all": {"start": {"network_t": "teacher"}, "seeds": [0, 1, 2]},
+        "other": {"start": {"network_t": "teacher"}, "seeds": [7]},
+    }
+    path = matrix_of(files, rows=rows)
+    scored("tiny_input", 30.0)
+    scored("tiny_csd", 35.1)
+    for number, (base, every) in enumerate(((35.0, 35.2), (34.0, 34.4))):
+        scored("tiny_alone" + "_seed1" * number, base)
+        scored("tiny_all" + "_seed1" * number, every)
+    scored("tiny_all_seed2", 40.0)
+    scored("tiny_other", 36.0)
+    rows, notes = table_of(path)
+    gains = {label: row["rain Y ΔPSNR"] for label, row in rows.items()}
+    assert gains == {
+        "rainy input": "-4.50 ± 0.71",  # the same for all seeds
+        "alone (2 seeds)": "-",
+        "CSD": "+0.10",
+        "all (3 seeds)": "+0.30 ± 0.14",
+        "other": "-",
+    }
+    assert notes[:3] == [
+        "rain Y ΔPSNR of CSD: over seed 0 of alone (2 seeds)",
+        "rain Y ΔPSNR of all (3 seeds): over seeds 0, 1 of alone (2 seeds)",
+        "rain Y ΔPSNR of other: none, as alone (2 seeds) has no seed in common",
+    ]
+    Path("results/tiny_alone_seed1/rain.json").unlink()
+    rows, notes = table_of(path)
+    assert rows["CSD"]["rain Y ΔPSNR"] == "+0.10" and not any("of CSD" in note for note in notes)
 
 
 def test_table_2_counts_its_networks(tmp_path, monkeypatch, capsys):
