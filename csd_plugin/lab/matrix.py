@@ -109,7 +109,7 @@ class Row(_Strict):
     start: dict[str, str] = Field(default_factory=dict, description="network_g, network_t: the row they start from")
     seeds: list[Seed] | None = Field(None, min_length=1)
     source: Source = Field(Training(), discriminator="kind", description="one of SOURCE_KEYS, in the file")
-    published: PublishedScore | str | None = Field(None, description="numbers, or a row of metrics/published.py")
+    published: PublishedScore | str | None = Field(None, description="an average, or a row of metrics/published.py")
     shown: bool = True
 
     @model_validator(mode="before")
@@ -155,6 +155,7 @@ class Matrix(_Strict):
     complexity: bool = Field(False, description="columns: parameters, multiply-adds")
     speed: bool = Field(False, description="column: measured seconds per frame")
     clips: bool = Field(False, description="a column for each clip, in addition to the average")
+    published_of: str = Field("", description="the clips that published averages are of, for the heading")
     rows: dict[str, Row] = Field(min_length=1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -47,23 +47,38 @@ class Cost:
     seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class Published:
+    """What a paper reports: PSNR in dB and SSIM on the 8-bit luma, averages over clips.
+
+    Attributes:
+        of: what these clips are, for people; empty where that is not known.
+        clips: their names, where the paper has a number for each.
+    """
+
+    psnr: float
+    ssim: float | None
+    of: str
+    clips: frozenset[str] | None = None
+
+
 @dataclass
 class Line:
     """A row's figures.
 
     Attributes:
         label: its name in the table.
-        published: what a paper reports for it.
         trained: whether its figures depend on a seed.
         averages: test set -> protocol -> seed -> the average.
         clips: test set -> clip -> the average of each seed, by the published protocol.
+        published: what a paper reports for it.
     """
 
     label: str
-    published: PublishedScore | None
     trained: bool
     averages: dict[str, dict[str, dict[int, Quality]]] = field(default_factory=dict)
     clips: dict[str, dict[str, list[Quality]]] = field(default_factory=dict)
+    published: Published | None = None
 
     def of_seeds(self, dataset: str, protocol: str, metric: str) -> dict[int, float]:
         averages = self.averages.get(dataset, {}).get(protocol, {})
@@ -89,12 +104,11 @@ def build(matrix: Matrix, runs: Mapping[str, Run], costs: Mapping[str, Cost], no
         matrix: its rows and columns.
         runs: of its rows.
         costs: by row, for the columns that `complexity` and `speed` ask for.
-        notes: come below the table, after those on seeds and orderings.
+        notes: come below the table, after those on seeds, clips and orderings.
     """
-    lines = {key: _line(key, row, runs) for key, row in matrix.rows.items() if row.shown}
+    lines = _lines(matrix, runs)
     datasets = list(dict.fromkeys(name for line in lines.values() for name in line.averages))
     base = lines.get(matrix.baseline) if matrix.baseline else None
-    published = any(line.published for line in lines.values())
 
     head = [""]
     columns: list[list[str]] = [[line.label for line in lines.values()]]
@@ -119,17 +133,14 @@ def build(matrix: Matrix, runs: Mapping[str, Run], costs: Mapping[str, Cost], no
                 add(f"{dataset} {short} {metric.upper()}", cells, _best(values))
         if base is not None:
             add(f"{dataset} Y ΔPSNR", [_gain(line, base, dataset) for line in lines.values()])
-    if published:
-        add("published PSNR", [f"{line.published.psnr:.2f}" if line.published else NONE for line in lines.values()])
-        add(
-            "published SSIM",
-            [f"{p.ssim:.4f}" if (p := line.published) and p.ssim is not None else NONE for line in lines.values()],
-        )
+    for title, cells in _published_columns(lines.values()).items():
+        add(title, cells)
     best = {(row, column) for column, row in enumerate(stressed, start=1) if row >= 0 and len(lines) > 1}
-    seeds = _seed_notes(list(lines.values()), base, datasets) if base is not None else []
-    notes = [*seeds, *(orderings(list(lines.values()), datasets[0]) if datasets else []), *notes]
+    own = _seed_notes(list(lines.values()), base, datasets) if base is not None else []
+    own += _published_notes(matrix, lines)
+    own += orderings(list(lines.values()), datasets[0]) if datasets else []
     rows = [list(cells) for cells in zip(*columns, strict=True)]
-    return Grid(matrix.title or matrix.name, head, rows, 1, frozenset(best), notes)
+    return Grid(matrix.title or matrix.name, head, rows, 1, frozenset(best), [*own, *notes])
 
 
 def costs_of(matrix: Matrix, runs: Mapping[str, Run]) -> dict[str, Cost]:
@@ -146,38 +157,58 @@ def costs_of(matrix: Matrix, runs: Mapping[str, Run]) -> dict[str, Cost]:
 
 
 def orderings(lines: Sequence[Line], dataset: str) -> list[str]:
-    """How many neighbours of the published order keep that order here, and one line for each pair that does not."""
+    """How many neighbours of the published order keep that order here, and one line for each pair that does not.
+
+    Nothing where they do not stand for one set of clips: in the paper, or here. Published ties have no order.
+    """
     known = [(line, here) for line in lines if line.published and (here := line.mean(dataset, PROTOCOL, "psnr"))]
-    if len(known) < 2:
+    if not _of_one_set([line for line, _ in known], dataset):
         return []
     known.sort(key=lambda pair: pair[0].published.psnr)  # type: ignore[union-attr]
-    notes = []
+    pairs, notes = 0, []
     for (lower, below), (upper, above) in pairwise(known):
         assert lower.published is not None and upper.published is not None
         gap = upper.published.psnr - lower.published.psnr
-        if gap and above <= below:
+        pairs += gap > 0
+        if gap > 0 and above <= below:
             spread = max(_spread(line, dataset) for line in (lower, upper))
             within = f", within the seeds' deviation of {spread:.2f}" if spread >= below - above else ""
             notes.append(
                 f"published: {upper.label} over {lower.label} by {gap:.2f} dB; "
                 f"here on {dataset}: {_difference(above, below)} dB{within}"
             )
-    agreed = len(known) - 1 - len(notes)
-    return [f"{agreed} of {len(known) - 1} neighbours in the published order stand in that order on {dataset}", *notes]
+    if not pairs:
+        return []
+    return [
+        f"{pairs - len(notes)} of {pairs} neighbours in the published order stand in that order on {dataset}",
+        *notes,
+    ]
+
+
+def _of_one_set(lines: Sequence[Line], dataset: str) -> bool:
+    """Whether these rows have figures of the same clips: of a paper, and here; also both, where clips are known."""
+    scored = {frozenset(line.clips.get(dataset, ())) for line in lines}
+    published = {line.published.of for line in lines if line.published}
+    clips = {line.published.clips for line in lines if line.published} - {None}
+    return len(scored) == 1 and len(published) == 1 and clips <= scored
 
 
 def _spread(line: Line, dataset: str) -> float:
     return line.deviation(dataset, PROTOCOL, "psnr") or 0.0
 
 
+def _lines(matrix: Matrix, runs: Mapping[str, Run]) -> dict[str, Line]:
+    """All rows that are shown. Published figures of a row without results are of the clips of the others."""
+    lines = {key: _line(key, row, runs) for key, row in matrix.rows.items() if row.shown}
+    scored = {key: {clip for clips in line.clips.values() for clip in clips} for key, line in lines.items()}
+    every = {clip for clips in scored.values() for clip in clips}
+    for key, line in lines.items():
+        line.published = _published(matrix, matrix.rows[key], scored[key] or every)
+    return lines
+
+
 def _line(key: str, row: Row, runs: Mapping[str, Run]) -> Line:
-    published = row.published
-    if isinstance(published, str):
-        clips = PUBLISHED[published].values()
-        published = PublishedScore(
-            psnr=statistics.fmean(clip.psnr for clip in clips), ssim=statistics.fmean(clip.ssim for clip in clips)
-        )
-    line = Line(row.label or key, published, row.trains)
+    line = Line(row.label or key, row.trains)
     seeds = set()
     for run in runs.values():
         if run.row == key:
@@ -198,6 +229,48 @@ def _add(line: Line, seed: int, file: Path) -> None:
     for name, clip in result.scores.clips.items():
         if PROTOCOL in clip.average():
             clips.setdefault(name, []).append(clip.average()[PROTOCOL])
+
+
+def _published(matrix: Matrix, row: Row, scored: Collection[str]) -> Published | None:
+    """A row's published figures; those of single clips over the clips that were scored, or all if none was yet."""
+    if row.published is None:
+        return None
+    if isinstance(row.published, PublishedScore):
+        return Published(row.published.psnr, row.published.ssim, matrix.published_of)
+    known = PUBLISHED[row.published]
+    clips = [clip for clip in known if clip in scored or not scored]
+    if not clips:
+        return None
+    psnr, ssim = (statistics.fmean(getattr(known[clip], metric) for clip in clips) for metric in Quality._fields)
+    return Published(psnr, ssim, ", ".join(clips), frozenset(clips))
+
+
+def _published_columns(lines: Collection[Line]) -> dict[str, list[str]]:
+    """Heading -> cells; the headings say which clips the figures are of, if that is the same for all."""
+    figures = [line.published for line in lines]
+    if not any(figures):
+        return {}
+    of = {published.of for published in figures if published}
+    of_what = f" ({of.pop()})" if len(of) == 1 and of != {""} else ""
+    return {
+        f"published PSNR{of_what}": [f"{p.psnr:.2f}" if p else NONE for p in figures],
+        f"published SSIM{of_what}": [f"{p.ssim:.4f}" if p and p.ssim is not None else NONE for p in figures],
+    }
+
+
+def _published_notes(matrix: Matrix, lines: Mapping[str, Line]) -> list[str]:
+    """Which clips the published figures are of, if not of the same for all rows, and rows that have none for theirs."""
+    labels: dict[str, list[str]] = {}
+    for key, line in lines.items():
+        if matrix.rows[key].published is not None:
+            labels.setdefault(line.published.of if line.published else NONE, []).append(line.label)
+    absent = labels.pop(NONE, [])
+    notes = []
+    if len(labels) > 1:
+        notes += [f"published for {', '.join(names)}: of {of or 'unnamed clips'}" for of, names in labels.items()]
+    if absent:
+        notes.append(f"published for {', '.join(absent)}: nothing of the clips here")
+    return notes
 
 
 def _cost_columns(matrix: Matrix):

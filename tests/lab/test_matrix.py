@@ -368,7 +368,7 @@ def test_a_matrix_is_trained_taken_up_again_and_written(files, launcher, monkeyp
     assert calls.jobs == []
     text = capsys.readouterr().out
     assert "| CSD | " in text and "rainy input" in text and "alone (2 seeds)" in text
-    assert "±" in text and "36.70" in text
+    assert "±" in text and "| 37.00 |" in text and "published for CSD: of a1, b1" in text
 
     with Path("results/table/table.csv").open(encoding="utf-8") as file:
         head, *rows = list(csv.reader(file))
@@ -379,7 +379,7 @@ def test_a_matrix_is_trained_taken_up_again_and_written(files, launcher, monkeyp
     assert by_name["CSD"]["parameters"] == f"{parameters:,}"
     assert by_name["rainy input"]["parameters"] == "-"
     assert r"\caption{A \& B}" in Path("results/table/table.tex").read_text(encoding="utf-8")
-    assert "<td>36.70</td>" in Path("results/table/table.html").read_text(encoding="utf-8")
+    assert "<td>37.00</td>" in Path("results/table/table.html").read_text(encoding="utf-8")
 
     # Other options for a row that is trained: said, not mixed; --retrain puts the old run aside.
     other = matrix_of(files, set={"network_t": {**STUDENT, "num_feat": 5}, "train.grad_clip": 1.0})
@@ -680,7 +680,7 @@ def test_what_is_not_here_is_left_out_and_said(files, launcher, monkeypatch, cap
 def test_frames_that_are_their_truth_do_not_keep_a_table_from_being_written(files):
     """Their PSNR is infinite: it has no deviation over seeds, and no difference from another such one."""
 
-    path = files / "matrix.yml"
+    path = matrix_of(files, rows={"csd": {"label": "CSD", "published": {"psnr": 36.0}}})
     scored("tiny_input", 30.0)
     scored("tiny_csd", 31.0, math.inf)
     for seeds in ((33.0, math.inf), (math.inf, math.inf)):
@@ -692,7 +692,7 @@ def test_frames_that_are_their_truth_do_not_keep_a_table_from_being_written(file
         assert rows["CSD"]["rain Y ΔPSNR"] == ("+inf" if seeds[0] == 33 else "-")
         assert rows["rainy input"]["rain Y ΔPSNR"] == "-inf"
         assert not any("nan" in text for text in [*notes, *(cell for row in rows.values() for cell in row.values())])
-        assert "here on rain: - dB" in notes[2]
+        assert any("here on rain: - dB" in note for note in notes)
 
 
 def test_a_gain_is_over_the_seeds_that_both_rows_have(files):
@@ -727,6 +727,45 @@ def test_a_gain_is_over_the_seeds_that_both_rows_have(files):
     Path("results/tiny_alone_seed1/rain.json").unlink()
     rows, notes = table_of(path)
     assert rows["CSD"]["rain Y ΔPSNR"] == "+0.10" and not any("of CSD" in note for note in notes)
+
+
+def test_published_numbers_are_of_the_clips_that_were_scored(files):
+    rows = {"alone": None, "input": None, "csd": {"published": "student1 + CSD"}, "before": {"published": "student1"}}
+    path = matrix_of(files, baseline=None, rows=rows)
+    figures, notes = table_of(path)  # nothing was scored: all eight
+    title = "published PSNR (a1, a2, a3, a4, b1, b2, b3, b4)"
+    assert [row[title] for row in figures.values()] == ["36.70", "35.17"] and not notes
+
+    scored("tiny_csd", 34.0, clip="a1")
+    figures, notes = table_of(path)  # of a row that has no result yet too
+    assert [row["published PSNR (a1)"] for row in figures.values()] == ["36.81", "35.49"] and not notes
+    assert [row["published SSIM (a1)"] for row in figures.values()] == ["0.9757", "0.9723"]
+    scored("tiny_before", 33.0, clip="a1")
+    assert table_of(path)[1] == ["1 of 1 neighbours in the published order stand in that order on rain"]
+
+    scored("tiny_before", 33.0, clip="a3")
+    figures, notes = table_of(path)
+    assert [row["published PSNR"] for row in figures.values()] == ["36.81", "34.49"]
+    assert notes == ["published for csd: of a1", "published for before: of a3"]
+    scored("tiny_before", 33.0, clip="mine")
+    figures, notes = table_of(path)
+    assert [row["published PSNR (a1)"] for row in figures.values()] == ["36.81", "-"]
+    assert notes == ["published for before: nothing of the clips here"]
+
+
+def test_published_ties_have_no_order(files):
+    published = {"alone": 35.0, "csd": 35.5, "tied": 35.5, "best": 36.0}
+    rows = {key: {"seeds": [0], "published": {"psnr": psnr}} for key, psnr in published.items()}
+    path = matrix_of(files, baseline=None, published_of="five clips", rows=rows | {"input": None})
+    for key, psnr in {"alone": 30.0, "csd": 31.0, "tied": 32.0, "best": 29.0}.items():
+        scored(f"tiny_{key}", psnr)
+    figures, notes = table_of(path)
+    assert figures["alone"]["published PSNR (five clips)"] == "35.00"
+    assert notes[0] == "1 of 2 neighbours in the published order stand in that order on rain"
+    path = matrix_of(
+        files, baseline=None, rows={key: rows[key] for key in ("csd", "tied")} | dict.fromkeys(("alone", "input"))
+    )
+    assert table_of(path)[1] == []
 
 
 def test_table_2_counts_its_networks(tmp_path, monkeypatch, capsys):
