@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from csd_plugin.bench.measure import peak_memory
 from csd_plugin.bench.process import answer, measured_apart
-from csd_plugin.report.text import markdown
+from csd_plugin.report.text import markdown, three_digits
 
 _FRAMES = 8
 
@@ -103,7 +103,7 @@ def growth_table(points: Sequence[Point]) -> str:
             str(point.factor),
             f"{point.width}x{point.height}",
             str(point.frames),
-            f"{point.seconds:.3f}",
+            three_digits(point.seconds),
             f"{1e6 * point.seconds / (point.width * point.height):.2f}",
             f"{point.peak:.0f}",
             f"{point.peak - point.before:.0f}",

@@ -25,7 +25,7 @@ from csd_plugin.inference.backends import BACKENDS, GRAPH_SUFFIXES, open_backend
 from csd_plugin.inference.facts import Facts
 from csd_plugin.inference.graph import DTYPES
 from csd_plugin.inference.tiles import whole_cells
-from csd_plugin.report.text import markdown
+from csd_plugin.report.text import markdown, three_digits
 from csd_plugin.weights import NETWORKS as SHIPPED
 from csd_plugin.weights import find_checkpoint
 
@@ -267,7 +267,7 @@ def speed_table(rows: Sequence[SpeedRow]) -> str:
     cells = []
     for row in rows:
         took = median(row.seconds)
-        line = [row.network, row.backend, f"{row.size[0]}x{row.size[1]}", str(row.threads), f"{took:.3f}"]
+        line = [row.network, row.backend, f"{row.size[0]}x{row.size[1]}", str(row.threads), three_digits(took)]
         line.append("-" if row.faster is None else f"{row.faster:.1f}")
         if row.operations is None or row.useful is None or row.reached is None:
             line += ["-"] * 4

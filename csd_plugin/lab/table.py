@@ -20,6 +20,7 @@ from csd_plugin.metrics.protocols import Quality
 from csd_plugin.metrics.published import PROTOCOL, PUBLISHED
 from csd_plugin.metrics.results import load_results
 from csd_plugin.report.grid import Grid
+from csd_plugin.report.text import three_digits
 
 COUNTED_SIZE = 128
 """Side of the frames whose operations are counted, as in the paper's Table 2."""
@@ -278,7 +279,7 @@ def _cost_columns(matrix: Matrix):
         yield "parameters", lambda cost: f"{cost.parameters:,}" if cost.parameters else NONE
         yield "G multiply-adds", lambda cost: f"{cost.operations / 1e9:.2f}" if cost.operations else NONE
     if matrix.speed:
-        yield "s/frame", lambda cost: f"{cost.seconds:.2f}" if cost.seconds else NONE
+        yield "s/frame", lambda cost: three_digits(cost.seconds) if cost.seconds else NONE
 
 
 def _cell(line: Line, dataset: str, protocol: str, metric: str, decimals: int) -> str:

@@ -18,7 +18,7 @@ from csd_plugin.devices import pick_device
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.runner import Derainer
 from csd_plugin.plain import as_json_has_it
-from csd_plugin.report.text import aligned, counted, markdown
+from csd_plugin.report.text import aligned, counted, markdown, three_digits
 from csd_plugin.weights import FOLDER, RAINY, SETS, Network, Score, best_of, fastest_of
 
 SIZE = (640, 480)
@@ -102,7 +102,7 @@ def as_text(
     rows = [["network", "parameters", "frames", "s/frame", *SETS, "what it is"]]
     for name, network in networks.items():
         scores = [_score(network.scores.get(which), "nturain_y") for which in SETS]
-        size = [f"{network.parameters:,}", str(network.numbers["num_frame"]), f"{seconds[name]:.2f}"]
+        size = [f"{network.parameters:,}", str(network.numbers["num_frame"]), three_digits(seconds[name])]
         rows.append([name, *size, *scores, network.what])
     rows.append(["rainy input", "", "", "", *(_score(rainy.get(which), "nturain_y") for which in SETS), ""])
     width, height = SIZE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -19,6 +20,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.{0 if seconds >= 10 else 1}f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def three_digits(number: float) -> str:
+    """A positive number to three digits that count, without an exponent: '0.00784', '1.50', '1234'."""
+    return f"{number:.{max(0, 2 - math.floor(math.log10(number)))}f}"
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:

@@ -769,10 +769,14 @@ def test_published_ties_have_no_order(files):
 
 
 def test_table_2_counts_its_networks(tmp_path, monkeypatch, capsys):
+    """Seconds per frame have three digits that count: fast networks differ."""
+    seconds = {"teacher": 1.5, "student1": 0.0078, "student2": 0.013, "student3": 12.0}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("csd_plugin.lab.table._seconds", lambda networks: dict.fromkeys(networks, 1.5))
+    monkeypatch.setattr("csd_plugin.lab.table._seconds", lambda networks: {name: seconds[name] for name in networks})
     assert main(["table", str(OPTIONS / "matrix" / "table2.yml")]) == 0
-    assert "| student1 | 136,563 | 5.76 | 1.50 |" in capsys.readouterr().out.replace("**", "")
+    text = capsys.readouterr().out.replace("**", "")
+    assert "| student1 | 136,563 | 5.76 | 0.00780 |" in text
+    assert [f"| {cell} |" in text for cell in ("1.50", "0.0130", "12.0")] == [True] * 3
 
 
 def test_without_validation_in_training_its_data_need_not_be_there(files):
