@@ -16,7 +16,8 @@
       shipped: {weights: tiny}
 
 `include`, `base`, `test`, `test_only` and `frames` are relative to the file. `weights` is a network of this package, or
-a checkpoint, whose path is relative to the current folder, as those in option files are. `set` changes single keys,
+a checkpoint, whose path is relative to the current folder, as those in option files are; which network it is, the
+weights say, or else `base`. `set` changes single keys,
 `section.key: value`; `start` says by whose trained networks `network_g` and `network_t` begin.
 """
 
@@ -339,6 +340,15 @@ def _test_options(matrix: Matrix, row: Row, run: Run) -> dict[str, Any] | None:
     content = read_yaml(Path(matrix.test)) | {"name": run.name}
     if not row.has_weights:
         return content
+    loaded = {"path.pretrain_network_g": str(run.checkpoint), "path.param_key_g": "params_ema"}
+    if isinstance(row.source, Weights) and not (row.base or matrix.base):
+        network = _network_in(run.checkpoint)
+        if not network:
+            raise CSDError(
+                f"{run.checkpoint} does not show which network its weights are of; "
+                f"give the row a base, whose network_g does"
+            )
+        return changed(content | network, loaded)
     options = run.options or read_yaml(Path(row.base or matrix.base or ""))
     content |= {key: deepcopy(options[key]) for key in ("network_g", "interface_g") if key in options}
     if isinstance(row.source, Weights):
@@ -346,8 +356,7 @@ def _test_options(matrix: Matrix, row: Row, run: Run) -> dict[str, Any] | None:
     train = _section(options, "train", str(row.base or matrix.base), "how its weights were averaged is not known")
     decay = train.get("ema_decay", 0)
     ema = isinstance(decay, int | float) and decay > 0  # what it is instead, the checks of options say
-    own = {"path.pretrain_network_g": str(run.checkpoint), "path.param_key_g": "params_ema" if ema else "params"}
-    return changed(content, own)
+    return changed(content, loaded if ema else loaded | {"path.param_key_g": "params"})
 
 
 def _network_in(checkpoint: Path) -> dict[str, Any]:
@@ -448,7 +457,7 @@ def _check_rows(matrix: Matrix, path: Path) -> None:
             raise CSDError(
                 f"{path}: rows.{name}.published: {row.published!r} is unknown{suggestion(row.published, PUBLISHED)}"
             )
-        if (row.trains or (row.has_weights and row.shown)) and not (row.base or matrix.base):
+        if row.trains and not (row.base or matrix.base):
             raise CSDError(f"{path}: rows.{name} has no option file: give the row or the matrix a base")
         for network, other in row.start.items():
             if network not in ("network_g", "network_t"):

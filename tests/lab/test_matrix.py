@@ -296,6 +296,24 @@ def test_results_are_made_again_when_weights_are_loaded_otherwise(files):
     assert todo(strict_load_g=False) and todo(param_key_g="params_ema") and not todo(strict_load_g=True)
 
 
+def test_given_weights_need_no_option_file(files):
+    others = dict.fromkeys(("input", "teacher", "alone", "csd"))
+    rows = others | {"b": {"label": "tiny", "weights": "tiny"}}
+    path = matrix_of(files, base=None, baseline=None, rows=rows)
+    test = runs_of(read_matrix(path), path)["tiny_b"].test
+    assert (test["network_g"]["type"], test["network_g"]["num_feat"]) == ("HalfNet", 16)
+    make_tables([Table.read(path)])
+    with_base = matrix_of(files, name="with_base", runs="other", baseline=None, rows=rows)
+    make_tables([Table.read(with_base)])
+    scores = [json.loads(Path(f"results/{runs}_b/rain.json").read_text())["average"] for runs in ("tiny", "other")]
+    assert scores[0] == scores[1]
+
+    torch.save({"params": {"some.weight": torch.zeros(3)}}, files / "unknown.pth")
+    path = matrix_of(files, base=None, baseline=None, rows=others | {"b": {"weights": str(files / "unknown.pth")}})
+    with pytest.raises(CSDError, match=r"rows\.b: .*unknown\.pth does not show which network .*give the row a base"):
+        runs_of(read_matrix(path), path)
+
+
 def test_a_row_has_one_source(files):
     rows = {"frames": {"frames": "x"}, "weights": {"weights": "realtime", "input": False, "frames": None}}
     path = matrix_of(files, rows=rows)
