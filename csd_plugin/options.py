@@ -178,8 +178,8 @@ class TrainSection(ToolboxSection):
         10,
         ge=0,
         le=_LONGEST,
-        description="the run ends after more than this number of batches whose loss (with `grad_clip`, also the "
-        "gradient) is not finite; they are left out, and `experiments/NAME/skipped.txt` lists their clips",
+        description="batches whose loss (with `grad_clip`, also the gradient) is not finite are skipped, and "
+        "`experiments/NAME/skipped.txt` lists their clips; the run ends when more than this many have been skipped",
     )
     max_seconds: float | None = Field(
         None,
