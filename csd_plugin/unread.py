@@ -55,7 +55,8 @@ def _named_output() -> Iterator[list[OSError]]:
     """Inside, errors of standard output bear its name, but for those of a closed pipe; they are also in the list."""
     faults: list[OSError] = []
     stream: Any = sys.stdout
-    if stream is None:  # closed
+    # closed; one that takes no attributes; or another command of this process names them
+    if stream is None or "write" in getattr(stream, "__dict__", "write"):
         yield faults
         return
 

@@ -81,6 +81,6 @@ def test_what_is_wrong_is_logged_once_and_the_start_survives_a_resume(launcher, 
     assert len([line for line in warnings if "the student's feature at conv22 is" in line]) == 1
 
     start = launcher.models[-1].distiller.monitor.start
-    assert set(start) == {f"{what}_{term}" for what in ("loss", "spread") for term in ("spatial", "temporal")}
+    assert set(start) == {f"{what}_{term}" for what in ("grad", "loss", "spread") for term in ("spatial", "temporal")}
     assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 0
     assert launcher.models[-1].distiller.monitor.start == start

@@ -17,7 +17,10 @@ LONG = {"total_iter": 1000, "ema_decay": 0}
         ({"warmup_iter": 1234567.0}, ["train.warmup_iter 1,234,567 is not over"]),
         ({"warmup_iter": 5000, "max_seconds": 60}, []),  # how many steps there will be is not known
         ({"cuda_graph": True}, ["train.cuda_graph has no effect without a GPU"]),
-        ({"warmup_iter": 5000, "ema_decay": 0.9999}, ["train.ema_decay 0.9999 is long", "train.warmup_iter 5,000"]),
+        (
+            {"warmup_iter": 5000, "ema_decay": 0.9999, "ema_warmup": False},
+            ["train.ema_decay 0.9999 without ema_warmup", "train.warmup_iter 5,000"],
+        ),
     ],
 )
 def test_what_is_said(train, said):
