@@ -36,6 +36,7 @@ def check_changes(changes: Sequence[str], top: Collection[str], inner: dict[str,
         top: the keys of a file's top level that are known.
         inner: section -> its known keys.
     """
+    known = {*top, *inner, *(key for keys in inner.values() for key in keys)}
     for change in changes:
         if change.count("=") != 1:
             raise CSDError(f"--force_yml: {change} is not of the form section:key=value")
@@ -44,7 +45,7 @@ def check_changes(changes: Sequence[str], top: Collection[str], inner: dict[str,
         if not all(map(_KEY.fullmatch, parts)):
             raise CSDError(f"--force_yml: {change} is not of the form section:key=value")
         for part in parts:
-            if part.partition(".")[0] in inner and "." in part:
+            if "." in part and part.partition(".")[0] in known:
                 raise CSDError(f"--force_yml: {change}: colons stand between keys: {key.replace('.', ':')}={value}")
         homes = [section for section, keys in inner.items() if key in keys]
         if homes and key not in top:

@@ -455,6 +455,9 @@ def test_the_entry_of_a_checkpoint_is_named_and_no_slip_takes_another(refuses, l
 
 SLIPS = {
     "train.total_iter=2": "train.total_iter=2: colons stand between keys: train:total_iter=2",
+    "datasets.train.dataroot=x": "datasets.train.dataroot=x: colons stand between keys: datasets:train:dataroot=x",
+    "train:optim_g.lr=1": "train:optim_g.lr=1: colons stand between keys: train:optim_g:lr=1",
+    "network_g.preset=tiny": "network_g.preset=tiny: colons stand between keys: network_g:preset=tiny",
     "train:optim_g:train.lr=2": "train:optim_g:train.lr=2: colons stand between keys",
     "total_iter=3": "total_iter=3: total_iter is a key of train: train:total_iter=3",
     "print_freq=3": "print_freq=3: print_freq is a key of logger: logger:print_freq=3",
