@@ -89,6 +89,12 @@ def first_gap(numbers: Sequence[int]) -> int | None:
     return next((index for index, step in enumerate(steps) if step > usual), None)
 
 
+def gap_between(names: Sequence[str]) -> tuple[str, str] | None:
+    """The names before and behind the first gap in the numbers of frames; None where no frame is missing."""
+    gap = first_gap(frame_numbers(names) or ())
+    return None if gap is None else (names[gap], names[gap + 1])
+
+
 def find_sequences(
     keys: Iterable[str],
     split: str,

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from csd_plugin.atomic import remove, same_place, write_text
 from csd_plugin.data.images import check_pixels, eight_bits, read_image, rounded
-from csd_plugin.data.layout import SPLITS, first_gap, frame_numbers, is_frame_name
+from csd_plugin.data.layout import SPLITS, gap_between, is_frame_name
 from csd_plugin.data.parallel import run_all
 from csd_plugin.data.rain.clips import CleanClip, find_clips
 from csd_plugin.data.rain.params import RainParams
@@ -121,13 +121,12 @@ def write_pairs(
 
 def _say_gaps(clip: CleanClip) -> None:
     """A line where numbers of frames are missing: the rain, and the pairs' names, go on as if none was."""
-    names = [] if clip.is_video else [file.stem for file in clip.files]
-    gap = first_gap(frame_numbers(names) or ())
+    gap = None if clip.is_video else gap_between([file.stem for file in clip.files])
     if gap is not None:
         logger.warning(
             "clip %s: frames are missing between %s and %s; its %s frames are taken as following each other, and their "
             "pairs get new numbers",
-            *(clip.name, names[gap], names[gap + 1], len(names)),
+            *(clip.name, *gap, len(clip.files)),
         )
 
 

@@ -23,7 +23,7 @@ from csd_plugin.data.images import (
     sixteen_bits,
     write_png,
 )
-from csd_plugin.data.layout import first_gap, frame_numbers, is_frame_name
+from csd_plugin.data.layout import frame_numbers, gap_between, is_frame_name
 from csd_plugin.data.video.interface import EmptyPart, FrameReader, FrameWriter, Position, frame_number
 from csd_plugin.data.video.origin import Origin, as_note, differs
 from csd_plugin.errors import CSDError, cannot_write
@@ -85,12 +85,11 @@ class FolderReader(FrameReader):
                 self._said.add(lost)
 
     def _say_what_is_missing(self) -> None:
-        names = [file.stem for file in self._files]
-        gap = first_gap(frame_numbers(names) or ())
+        gap = gap_between([file.stem for file in self._files])
         if gap is not None:
             logger.warning(
                 "%s: frames are missing between %s and %s; those that are there are taken as following each other",
-                *(self.path, names[gap], names[gap + 1]),
+                *(self.path, *gap),
             )
 
     def in_part(self, index: int) -> bool:
