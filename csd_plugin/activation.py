@@ -20,12 +20,15 @@ from typing import Any
 
 import yaml
 
-from csd_plugin import compat, forced, peers, registration
+from csd_plugin import compat, peers, registration
 from csd_plugin.errors import CSDError, one_line
 from csd_plugin.limited_yaml import LimitedLoader
 from csd_plugin.locks import alone
-from csd_plugin.options import MODELS, find_problems, known_keys, meant_model, safe_ordered_yaml
-from csd_plugin.problems import FILE_ERRORS, Problems, named_in, reading_error
+from csd_plugin.options import force_yml
+from csd_plugin.options.checks import find_problems, meant_model
+from csd_plugin.options.files import safe_ordered_yaml
+from csd_plugin.options.problems import FILE_ERRORS, Problems, named_in, reading_error
+from csd_plugin.options.sections import MODELS, known_keys
 from csd_plugin.weights import NETWORKS, find_checkpoint
 
 Parsed = tuple[dict[str, Any], argparse.Namespace]
@@ -74,12 +77,12 @@ def parse_checked(parse_options: Parse, root_path: str, is_train: bool) -> Parse
     Raises CSDError, UnicodeDecodeError and yaml.YAMLError for a file that is none, and OSError.
     """
     changes = named_in(sys.argv[1:])[1]
-    forced.check_changes(changes, *known_keys())
+    force_yml.check_changes(changes, *known_keys())
     # not at the top: it needs the toolbox, whose own import may end in a call of `activate`
     from csd_plugin.models.preflight import check_parts, check_run
 
     reading = importlib.import_module("basicsr.utils.options")
-    value_of = forced.reader(reading._postprocess_yml_value)
+    value_of = force_yml.reader(reading._postprocess_yml_value)
     ordered_yaml = functools.partial(safe_ordered_yaml, check_parts)
     try:
         with _replaced(reading, ordered_yaml=ordered_yaml, _postprocess_yml_value=value_of):

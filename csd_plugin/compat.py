@@ -167,7 +167,7 @@ def _resume_saved_networks(check_resume: Any) -> Any:
 def repair_launch() -> None:
     """Repairs for our launchers: options read as data only, resume and several processes without a GPU; batches that
     stay in a GPU's memory while they are read; losses that compare like with like."""
-    from csd_plugin.options import safe_ordered_yaml
+    from csd_plugin.options.files import safe_ordered_yaml
 
     options = importlib.import_module("basicsr.utils.options")
     options.ordered_yaml = safe_ordered_yaml  # type: ignore[attr-defined]

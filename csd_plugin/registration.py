@@ -6,9 +6,10 @@ import functools
 import logging
 from typing import Any
 
-from csd_plugin import compat, extensions, options
+from csd_plugin import compat, extensions
 from csd_plugin.archs import NETWORKS
 from csd_plugin.errors import CSDError
+from csd_plugin.options import sections
 
 PREFIX = "CSD_"
 """Begins the name of a class of ours whose own name is another package's."""
@@ -35,15 +36,16 @@ def install() -> None:
     _give_way(Registry)
 
     from csd_plugin.data.datasets import DATASETS
-    from csd_plugin.losses.ssim import PyramidSSIMLoss
+    from csd_plugin.losses import LOSSES
     from csd_plugin.metrics import METRICS
     from csd_plugin.metrics.registered import as_function
 
-    for network in filter(_is_ours, NETWORKS.values()):
+    for network in filter(_is_ours, list(NETWORKS.values())):  # a class that gives way is renamed in its table
         _register(ARCH_REGISTRY, network)
-    for dataset in filter(_is_ours, DATASETS.values()):
+    for dataset in filter(_is_ours, list(DATASETS.values())):
         _register(DATASET_REGISTRY, dataset)
-    _register(LOSS_REGISTRY, PyramidSSIMLoss)
+    for loss in filter(_is_ours, list(LOSSES.values())):
+        _register(LOSS_REGISTRY, loss)
     for metric in filter(_is_ours, METRICS.values()):
         if metric.function is not None:
             _register(METRIC_REGISTRY, as_function(metric))
@@ -117,7 +119,7 @@ def _give_way(registries: Any) -> None:
 def _rename(registry: Any, ours: Any, owner: Any) -> None:
     name = PREFIX + ours.__name__
     registry._do_register(name, ours)
-    options.rename(ours.__name__, name)
+    sections.rename(ours.__name__, name)
     logger.warning(
         "%s in BasicSR's registry of type %r is that of %s; csd-plugin's is %s: write that in option files",
         *(ours.__name__, registry._name, owner.__module__, name),

@@ -10,7 +10,7 @@ from csd_plugin.extras import or_exit
 # At module level, so that spawned loader workers, which import this module again, have it too.
 with or_exit("csd_plugin.test"):
     if __name__ == "__main__":  # first, as the other imports take seconds
-        from csd_plugin.problems import check_readable
+        from csd_plugin.options.problems import check_readable
 
         check_readable(sys.argv[1:])
 

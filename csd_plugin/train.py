@@ -13,7 +13,7 @@ BEGAN = time.monotonic()
 # At module level, so that spawned loader workers, which import this module again, have it too.
 with or_exit("csd_plugin.train"):
     if __name__ == "__main__":  # first, as the other imports take seconds
-        from csd_plugin.problems import check_readable
+        from csd_plugin.options.problems import check_readable
 
         check_readable(sys.argv[1:])
 

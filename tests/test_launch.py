@@ -17,12 +17,13 @@ import yaml
 from synthetic import REAL, TEST, TRAIN, write_ntu_rain
 from toolbox import changed, distill_options, equal, scored_set, scoring_options, train_options
 
-from csd_plugin import compat, forced
+from csd_plugin import compat
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.interface import Objective
 from csd_plugin.errors import CSDError
+from csd_plugin.options import force_yml
 from csd_plugin.weights import FASTEST, NETWORKS, find_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -496,7 +497,7 @@ SLIPS = {
 def test_forced_values_are_what_they_are_in_a_file(text, value):
     compat.prepare_imports()
     theirs = importlib.import_module("basicsr.utils.options")._postprocess_yml_value
-    found = forced.reader(theirs)(text)
+    found = force_yml.reader(theirs)(text)
     assert found == value and type(found) is type(value)
 
 

@@ -217,7 +217,7 @@ def test_their_options_are_checked(patched, tiny_rain, tiny_teacher, tmp_path, k
         **{"datasets.train.type": "DarkVideoDataset"},
     )
     (tmp_path / "options.yml").write_text(yaml.safe_dump(changed(options, {key: value})))
-    code = "import pathlib; from csd_plugin import options; options.read_options(pathlib.Path('options.yml'))"
+    code = "import pathlib, csd_plugin.options.files as files; files.read_options(pathlib.Path('options.yml'))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

@@ -16,12 +16,17 @@ import yaml
 from synthetic import REAL, TEST, TRAIN, write_image
 from toolbox import changed, distill_options, train_options
 
-from csd_plugin import options
+from csd_plugin.archs import NETWORKS
+from csd_plugin.data.datasets import DATASETS
+from csd_plugin.distill import OBJECTIVES
 from csd_plugin.errors import CSDError
+from csd_plugin.losses import LOSSES
 from csd_plugin.metrics import results
 from csd_plugin.metrics.protocols import score_frame
 from csd_plugin.metrics.scores import Scores
-from csd_plugin.options import check_file, check_options, find_problems, load_options
+from csd_plugin.options import files, sections
+from csd_plugin.options.checks import check_file, check_options, find_problems
+from csd_plugin.options.files import load_options, safe_ordered_yaml
 
 OPTIONS = Path(__file__).resolve().parents[1] / "options"
 # matrix files are others: tests/lab; so are those that start from what csd adapt makes: tests/adapt
@@ -56,7 +61,7 @@ def workplace(tmp_path_factory) -> Path:
     for path in FILES:
         opt = yaml.safe_load((OPTIONS / path).read_text())
         keywords = {key: value for key, value in opt["network_g"].items() if key != "type"}
-        state = options.NETWORKS[opt["network_g"]["type"]](**keywords).state_dict()
+        state = NETWORKS[opt["network_g"]["type"]](**keywords).state_dict()
         if "train" in opt:
             file = folder / "experiments" / opt["name"] / "models" / "net_g_latest.pth"
             file.parent.mkdir(parents=True)
@@ -128,12 +133,12 @@ def test_a_student_meets_the_same_data_and_schedule_in_both_stages(path):
 
 def test_every_key_is_explained_beside_the_files():
     text = (OPTIONS / "README.md").read_text()
-    classes = [options.RunSection, options.TrainSection]
-    classes += [options.dataset_section(cls) for cls in options.DATASETS.values()]
-    classes += [options.ValSection, options.LoggerSection, options.TapsSection, options.InterfaceSection]
-    classes += [options.WeightSection]
-    classes += [options.objective_section(name) for name in options.OBJECTIVES]
-    classes += [options.section_of(cls) for cls in (*options.NETWORKS.values(), *options.LOSSES.values())]
+    classes = [sections.RunSection, sections.TrainSection]
+    classes += [sections.dataset_section(cls) for cls in DATASETS.values()]
+    classes += [sections.ValSection, sections.LoggerSection, sections.TapsSection, sections.InterfaceSection]
+    classes += [sections.WeightSection]
+    classes += [sections.objective_section(name) for name in OBJECTIVES]
+    classes += [sections.section_of(cls) for cls in (*NETWORKS.values(), *LOSSES.values())]
     keys = {key for cls in classes for key in cls.model_fields}
     assert [key for key in sorted(keys) if f"`{key}`" not in text and f"`{key}: " not in text] == []
     assert [str(path) for path in FILES if path.parts[0] not in text] == []
@@ -324,8 +329,8 @@ def test_stage_1_needs_no_teacher():
 
 def test_an_empty_section_val_is_as_none(monkeypatch):
     """`--debug` of the toolbox writes into `val` where it is there."""
-    monkeypatch.setattr(options, "check_file", lambda *_: None)
-    content = yaml.load("name: x\nval: ~\n", Loader=options.safe_ordered_yaml()[0])
+    monkeypatch.setattr(files, "check_file", lambda *_: None)
+    content = yaml.load("name: x\nval: ~\n", Loader=safe_ordered_yaml()[0])
     assert "val" not in content
     content["val"] = {}
     content["val"] = None  # as --force_yml does it
@@ -351,7 +356,7 @@ def test_an_empty_section_val_is_as_none(monkeypatch):
 def test_what_would_be_ignored_or_wrong_is_told(changes, words, tmp_path):
     from csd_plugin import registration
     from csd_plugin.models.preflight import check_run
-    from csd_plugin.problems import Problems
+    from csd_plugin.options.problems import Problems
 
     registration.install()
     options = full_options()

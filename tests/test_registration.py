@@ -11,7 +11,11 @@ import pytest
 import torch
 from toolbox import changed, distill_options, train_options
 
-from csd_plugin import compat, options, registration
+from csd_plugin import compat, registration
+from csd_plugin.archs import NETWORKS
+from csd_plugin.data.datasets import DATASETS
+from csd_plugin.losses import LOSSES
+from csd_plugin.options.sections import MODELS
 
 NAMES = {
     "ARCH_REGISTRY": {"SLDNet", "PReNet", "S2VD", "HalfNet"},
@@ -43,9 +47,12 @@ def restored(monkeypatch):
     """The registries, which are as they were after the test, and so are the names that option files are checked by."""
     for registry in registries().values():
         monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
-    for table in ("DATASETS", "NETWORKS", "LOSSES", "MODELS"):
-        monkeypatch.setattr(options, table, dict(getattr(options, table)))
-    return registries()
+    for table in (DATASETS, NETWORKS, LOSSES):
+        monkeypatch.setattr(table, "_rows", dict(table._rows))
+    models = dict(MODELS)
+    yield registries()
+    MODELS.clear()
+    MODELS.update(models)
 
 
 def somebodys(name, base=object):

@@ -298,7 +298,8 @@ def training(**changes: Any) -> dict[str, Any]:
 
 def bases() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(name, job, options) of runs that together have all our sections."""
-    from csd_plugin.options import NETWORKS, OBJECTIVES
+    from csd_plugin.archs import NETWORKS
+    from csd_plugin.distill import OBJECTIVES
 
     data = "datasets.train"
     yield "training", "train", training()
@@ -368,21 +369,24 @@ def section_type(options: Mapping[str, Any], path: str) -> str:
 
 def numbers_of(options: Mapping[str, Any]) -> list[str]:
     """Paths of all keys that take numbers: those that are there, and those that their sections may have."""
-    from csd_plugin import options as described
+    from csd_plugin.archs import NETWORKS
+    from csd_plugin.data.datasets import DATASETS
+    from csd_plugin.losses import LOSSES
+    from csd_plugin.options import sections
 
     paths = dict.fromkeys(_there(options, ""))
     training_ = options.get("train") or {}
-    known: dict[str, Any] = {"": described.RunSection, **described.SECTIONS}
-    known |= {"train.optim_g": described.OptimizerSection, "train.scheduler": described.SchedulerSection}
+    known: dict[str, Any] = {"": sections.RunSection, **sections.SECTIONS}
+    known |= {"train.optim_g": sections.OptimizerSection, "train.scheduler": sections.SchedulerSection}
     for key, content in options["datasets"].items():
-        known[f"datasets.{key}"] = described.dataset_section(described.DATASETS[content["type"]])
+        known[f"datasets.{key}"] = sections.dataset_section(DATASETS[content["type"]])
     for key in ("network_g", "network_t"):
-        if key in options and options[key]["type"] in described.NETWORKS:
-            known[key] = described.section_of(described.NETWORKS[options[key]["type"]])
+        if key in options and options[key]["type"] in NETWORKS:
+            known[key] = sections.section_of(NETWORKS[options[key]["type"]])
     if training_:
-        known["train.pixel_opt"] = described.section_of(described.LOSSES["PyramidSSIMLoss"])
+        known["train.pixel_opt"] = sections.section_of(LOSSES["PyramidSSIMLoss"])
     if "distill_opt" in training_:
-        known["train.distill_opt"] = described.objective_section(training_["distill_opt"]["type"])
+        known["train.distill_opt"] = sections.objective_section(training_["distill_opt"]["type"])
     for where, section in known.items():
         if where and _value(options, where) is None:
             continue

@@ -1,8 +1,8 @@
 """The tables of keys in options/README.md, from the classes that read these keys; `--check` only compares.
 
 A table is what stands between `<!-- table: NAME, by tools/option_tables.py -->` and `<!-- end of table -->`. Names,
-meanings and defaults are those of the option dataclasses, the sections of `csd_plugin.options`, and the constructors
-of networks, losses and objectives, whose docstrings describe them under Args.
+meanings and defaults are those of the option dataclasses, of `csd_plugin.options.sections`, and of the constructors of
+networks, losses and objectives, whose docstrings describe them under Args.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from csd_plugin.data.datasets import DATASETS
 from csd_plugin.data.datasets.options import TestOptions, TrainingOptions
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.losses.ssim import PyramidSSIMLoss
-from csd_plugin.options import TrainSection, ValSection
+from csd_plugin.options.sections import TrainSection, ValSection
 
 README = Path(__file__).resolve().parents[1] / "options" / "README.md"
 _TABLE = re.compile(r"(<!-- table: (\w+), by tools/option_tables\.py -->\n\n).*?(\n\n<!-- end of table -->)", re.DOTALL)

@@ -161,7 +161,7 @@ def _from_options(path: Path) -> nn.Module:
     """`network_g` of an option file with its weights, also one of the toolbox's own networks. Raises CSDError."""
     from csd_plugin import registration
     from csd_plugin.models.preflight import build_networks
-    from csd_plugin.options import read_options
+    from csd_plugin.options.files import read_options
 
     registration.install()
     registration.extend()
@@ -183,7 +183,7 @@ def weights_of(path: Path) -> Path:
     if path.suffix.lower() not in OPTIONS:
         return path
     from csd_plugin import registration
-    from csd_plugin.options import read_options
+    from csd_plugin.options.files import read_options
 
     registration.install()
     return _weights_in(read_options(path), path)

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.schema:
         refuse_idle(args, add_arguments, ["size", "layers"], "--schema is of no single file")
-        from csd_plugin.schema import schema
+        from csd_plugin.options.schema import schema
 
         print(json.dumps(schema(), indent=1))
         return

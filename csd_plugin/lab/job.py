@@ -20,7 +20,7 @@ from csd_plugin.lab.plan import length_of, plan_for
 from csd_plugin.lab.processes import share_of
 from csd_plugin.lab.table import build, costs_of
 from csd_plugin.locks import alone
-from csd_plugin.problems import Problems, ProblemsError
+from csd_plugin.options.problems import Problems, ProblemsError
 from csd_plugin.report.grid import FORMATS, Grid, as_markdown
 
 
@@ -182,7 +182,7 @@ def check_machine(runs: Iterable[Run], retrained: Collection[str] = (), processe
 def check_rows(runs: Iterable[Run]) -> None:
     """Raise CSDError for all mistakes in the options of these rows, before hours are spent on the first."""
     from csd_plugin.models.preflight import check_parts
-    from csd_plugin.options import find_problems
+    from csd_plugin.options.checks import find_problems
 
     lines: dict[str, None] = {}
     for run in runs:

@@ -13,7 +13,7 @@ from csd_plugin.lab.matrix import Matrix, RainyInput, Row, Run, read_matrix, rea
 from csd_plugin.lab.plan import check_minutes, length_of
 from csd_plugin.lab.rained import DATA, find_data, render_rain
 from csd_plugin.lab.runner import Workspace
-from csd_plugin.options import is_taught
+from csd_plugin.options.checks import is_taught
 from csd_plugin.report.networks import as_markdown
 from csd_plugin.weights import CATALOGUE, Network, Score, packing, read_catalogue, read_left
 

@@ -8,7 +8,7 @@ from typing import Any
 from csd_plugin.devices import gpus_of
 from csd_plugin.distill.average import average_warnings
 from csd_plugin.distill.schedule import is_gradual
-from csd_plugin.options import distils
+from csd_plugin.options.checks import distils
 
 
 def idle_options(opt: Mapping[str, Any]) -> list[str]:

@@ -19,9 +19,10 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGIST
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from csd_plugin import options
+from csd_plugin.archs import NETWORKS
 from csd_plugin.archs.interface import Interface
 from csd_plugin.compat import shape_advice
+from csd_plugin.data.datasets import DATASETS
 from csd_plugin.data.datasets.options import DatasetOptions, TrainingOptions
 from csd_plugin.distill.dry_run import clips_of
 from csd_plugin.errors import CSDError, first_line
@@ -35,7 +36,7 @@ _OF_SHAPES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, A
 
 def options_of(content: Mapping[str, Any]) -> type[DatasetOptions]:
     """The class of the options of a data set that is in our table."""
-    return options.DATASETS[content["type"]].options_class  # type: ignore[attr-defined]
+    return DATASETS[content["type"]].options_class  # type: ignore[attr-defined]
 
 
 def check_role(key: str, content: Mapping[str, Any]) -> None:
@@ -98,7 +99,7 @@ def check_pairs(opt: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:
     if opt.get("is_train") and issubclass(model, (SRGANModel, VideoRecurrentGANModel)):
         _check_adversary(model, opt)
     _check_validation(model, opt)
-    ours = {key: content for key, content in opt["datasets"].items() if content.get("type") in options.DATASETS}
+    ours = {key: content for key, content in opt["datasets"].items() if content.get("type") in DATASETS}
     network = build() if ours else None
     for key, content in ours.items():
         check_role(key, content)
@@ -111,7 +112,7 @@ def check_pairs(opt: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:
 def _check_call(model: type, opt: Mapping[str, Any]) -> None:
     """Networks of sequences belong to the toolbox's recurrent models, those of windows and images to the others."""
     name, type_ = opt["model_type"], opt.get("network_g", {}).get("type")
-    if type_ not in options.NETWORKS:
+    if type_ not in NETWORKS:
         return
     layout = getattr(ARCH_REGISTRY.get(type_), "layout", "window")
     gives_clip = Interface(1, layout).gives_clip

@@ -20,10 +20,11 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTR
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from csd_plugin import compat, options, peers
+from csd_plugin import compat, peers
 from csd_plugin.archs.checkpoint import PARAM_KEYS, load_plain, load_weights, weights_in
 from csd_plugin.archs.interface import Interface, interface_of
 from csd_plugin.data.batches import as_clips
+from csd_plugin.data.datasets import DATASETS
 from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
 from csd_plugin.data.features import read_manifest
 from csd_plugin.devices import forked_random
@@ -41,8 +42,9 @@ from csd_plugin.models.batches import read_test_item
 from csd_plugin.models.mixing import check_loss, check_metric, check_metric_size, keywords_of
 from csd_plugin.models.pairing import check_foreign_set, check_loader_options, check_network, check_pairs, check_role
 from csd_plugin.models.schedules import build_optimizer
-from csd_plugin.options import distils
-from csd_plugin.problems import Problems
+from csd_plugin.options.checks import distils, meant_model
+from csd_plugin.options.problems import Problems
+from csd_plugin.options.sections import MODELS
 from csd_plugin.types import ClipView
 
 SCHEDULERS = {
@@ -76,7 +78,7 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     """
     problems = Problems("") if problems is None else problems
     opt = _with_model_meant(opt, problems)
-    if opt["model_type"] not in options.MODELS:
+    if opt["model_type"] not in MODELS:
         problems.raise_any()
         with forked_random():
             check_pairs(opt, lambda: _build_network(opt["network_g"], "network_g"))
@@ -103,7 +105,7 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
             for name in needed:
                 problems.attempt(["datasets.train"], check_network, name, networks[name], interfaces[name], opt)
     with_features = distils(opt) and complete and problems.sound("datasets", "train.distill_opt", *needed)
-    if with_features and opt["datasets"]["train"]["type"] in options.DATASETS:
+    if with_features and opt["datasets"]["train"]["type"] in DATASETS:
         problems.attempt([], _check_features, opt, networks, interfaces)
 
     if opt["is_train"]:
@@ -149,7 +151,7 @@ def check_parts(
             interface = found.attempt([section], _interface, network, opt, name)
             if interface is not None:
                 networks[name], interfaces[name] = network, interface
-        if opt["is_train"] and opt["model_type"] in options.MODELS:
+        if opt["is_train"] and opt["model_type"] in MODELS:
             if distils(opt):
                 found.attempt(["train.distill_opt"], _try_objective, opt)
             # without a network that can be built, any shows whether optimizer and schedule can be
@@ -164,7 +166,7 @@ def _with_model_meant(opt: Mapping[str, Any], problems: Problems) -> dict[str, A
     """The options; an unknown model is a problem, and where it means one of ours, they are judged as that one's."""
     name = opt["model_type"]
     problems.attempt(["model_type"], _find_type, MODEL_REGISTRY, name, "model_type")
-    return {**opt, "model_type": options.meant_model(name) or name}
+    return {**opt, "model_type": meant_model(name) or name}
 
 
 def network_names(opt: Mapping[str, Any]) -> list[str]:
@@ -404,7 +406,7 @@ def _check_keep_best(opt: Mapping[str, Any]) -> None:
         raise CSDError(f"logger.keep_best: {metric!r} is unknown{suggestion(metric, known)}")
     content = opt["datasets"]["val"]
     without_truth = content.get("dataroot_lq") and not (content.get("dataroot_gt") or content.get("dataroot"))
-    if content.get("type") in options.DATASETS and without_truth and metric not in (opt["val"].get("metrics") or {}):
+    if content.get("type") in DATASETS and without_truth and metric not in (opt["val"].get("metrics") or {}):
         raise CSDError(f"logger.keep_best: {metric} needs the truth, and datasets.val has none; give it dataroot_gt")
 
 
@@ -476,7 +478,7 @@ def _check_data(opt: dict[str, Any], interfaces: dict[str, Interface], problems:
 def _check_set(key: str, content: dict[str, Any], interfaces: dict[str, Interface]) -> Any:
     """Find a data set's frames. Returns the data set."""
     dataset_type = _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
-    if content["type"] not in options.DATASETS:
+    if content["type"] not in DATASETS:
         check_loader_options(key, content)
         if "network_g" in interfaces:
             check_foreign_set(key, content, interfaces["network_g"].num_frame)
@@ -550,7 +552,7 @@ def _check_loader(dataset: Any, content: dict[str, Any], opt: dict[str, Any]) ->
 
     if dataset is None:
         return
-    kind = f"clips of {content['num_frame']} frames" if content["type"] in options.DATASETS else "samples"
+    kind = f"clips of {content['num_frame']} frames" if content["type"] in DATASETS else "samples"
     if opt["dist"]:
         peers.check_same({f"datasets.train, {content['type']}: {kind}": len(dataset)})
     _check_epochs(dataset, kind, content, opt)

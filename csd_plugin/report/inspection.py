@@ -21,8 +21,9 @@ from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.errors import CSDError
 from csd_plugin.models.idle_options import idle_options
 from csd_plugin.models.preflight import check_features, check_parts, checked_objective, placed_dry_run
-from csd_plugin.options import distils, find_problems, load_options
-from csd_plugin.problems import Problems
+from csd_plugin.options.checks import distils, find_problems
+from csd_plugin.options.files import load_options
+from csd_plugin.options.problems import Problems
 from csd_plugin.report.complexity import complexity
 
 

@@ -811,7 +811,7 @@ OPTIONS = Path(__file__).resolve().parents[2] / "options"
 @pytest.mark.parametrize("path", sorted((OPTIONS / "matrix").glob("*.yml")), ids=lambda path: path.stem)
 def test_every_row_of_our_matrix_files_passes_the_checks_of_a_run(path, tmp_path, monkeypatch):
     from csd_plugin.archs.s2vd import S2VD
-    from csd_plugin.options import check_options
+    from csd_plugin.options.checks import check_options
 
     monkeypatch.chdir(tmp_path)  # where users put S2VD's weights
     torch.save(S2VD(num_feat=2, num_block=1).state_dict(), "s2vd_derainer_rho05.pt")

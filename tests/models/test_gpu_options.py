@@ -11,7 +11,7 @@ import yaml
 from toolbox import distill_options, scored_set, scoring_options, train_options
 
 from csd_plugin import devices
-from csd_plugin.options import read_options
+from csd_plugin.options.files import read_options
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from csd_plugin.archs import NETWORKS
 from csd_plugin.data.datasets import DATASETS
 from csd_plugin.distill import OBJECTIVES
-from csd_plugin.options import TrainSection, dataset_section
+from csd_plugin.options.sections import TrainSection, dataset_section
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "options" / "README.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from csd_plugin import extensions, options
+from csd_plugin import extensions
 from csd_plugin.archs import NETWORKS
 from csd_plugin.data.datasets import DATASETS as OUR_DATASETS
 from csd_plugin.data.datasets.options import TrainingOptions
@@ -16,6 +16,8 @@ from csd_plugin.integrate.mmengine.metric import DerainingMetric
 from csd_plugin.integrate.mmengine.model import CSDDistiller
 from csd_plugin.integrate.mmengine.registries import DATASETS, HOOKS, METRICS, MODELS, SAMPLERS, taking_options
 from csd_plugin.integrate.mmengine.sampler import ClipSampler
+from csd_plugin.losses import LOSSES
+from csd_plugin.options.checks import check_dataset
 
 
 def register() -> None:
@@ -28,7 +30,7 @@ def register() -> None:
     """
     for fault in extensions.load():
         raise fault
-    for table in (NETWORKS, OBJECTIVES, options.LOSSES):
+    for table in (NETWORKS, OBJECTIVES, LOSSES):
         for name in table:
             MODELS.register_module(name, force=True, module=table[name])  # type: ignore[index]
     for name, dataset in OUR_DATASETS.items():
@@ -43,4 +45,4 @@ def register() -> None:
 def _check(name: str, trains: bool, content: Mapping[str, Any]) -> None:
     """As option files are checked; what is there for BasicSR's loader alone, the config's loader has."""
     loader = {"batch_size_per_gpu": 1, "num_worker_per_gpu": 0} if trains else {}
-    options.check_dataset({"name": name, "type": name, **loader, **content}, f"dataset {name}")
+    check_dataset({"name": name, "type": name, **loader, **content}, f"dataset {name}")

@@ -11,7 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from csd_plugin import options
+from csd_plugin.archs import NETWORKS
+from csd_plugin.data.datasets import DATASETS
+from csd_plugin.distill import OBJECTIVES
+from csd_plugin.losses import LOSSES
+from csd_plugin.options import sections
 
 Schema = dict[str, Any]
 
@@ -21,53 +25,53 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 def schema() -> Schema:
     """The schema of files of our models; those of other models pass as far as the toolbox itself needs them."""
-    networks = _typed({name: options.section_of(cls) for name, cls in options.NETWORKS.items()})
-    datasets = _typed({name: options.dataset_section(cls) for name, cls in options.DATASETS.items()})
-    losses = _typed({name: options.section_of(cls) for name, cls in options.LOSSES.items()})
-    objectives = _typed({name: options.objective_section(name) for name in options.OBJECTIVES}, closed=True)
+    networks = _typed({name: sections.section_of(cls) for name, cls in NETWORKS.items()})
+    datasets = _typed({name: sections.dataset_section(cls) for name, cls in DATASETS.items()})
+    losses = _typed({name: sections.section_of(cls) for name, cls in LOSSES.items()})
+    objectives = _typed({name: sections.objective_section(name) for name in OBJECTIVES}, closed=True)
     objectives["properties"] |= {
-        "taps": {"anyOf": [_of(options.TapsSection), {"type": "null"}]},
+        "taps": {"anyOf": [_of(sections.TapsSection), {"type": "null"}]},
         "weights": {
             "additionalProperties": {
-                "anyOf": [{"type": "number", "minimum": 0}, _of(options.WeightSection), _of(options.BalanceSection)]
+                "anyOf": [{"type": "number", "minimum": 0}, _of(sections.WeightSection), _of(sections.BalanceSection)]
             }
         },
     }
-    train = _of(options.TrainSection)
+    train = _of(sections.TrainSection)
     train["properties"] |= {
-        "optim_g": _of(options.OptimizerSection),
-        "scheduler": _of(options.SchedulerSection),
+        "optim_g": _of(sections.OptimizerSection),
+        "scheduler": _of(sections.SchedulerSection),
         "pixel_opt": losses,
         "distill_opt": objectives,
     }
-    ours = _of(options.RunSection)
+    ours = _of(sections.RunSection)
     ours["properties"] |= {
-        "model_type": {"enum": list(options.MODELS)},
+        "model_type": {"enum": list(sections.MODELS)},
         "datasets": {
             "type": "object",
             "patternProperties": {"^(train|val|test)(_.*)?$": datasets},
             "additionalProperties": False,
         },
-        "path": _of(options.PathSection),
+        "path": _of(sections.PathSection),
         "train": train,
-        "val": {"anyOf": [_of(options.ValSection), {"type": "null"}]},
-        "logger": _of(options.LoggerSection),
+        "val": {"anyOf": [_of(sections.ValSection), {"type": "null"}]},
+        "logger": _of(sections.LoggerSection),
     }
     for key in ("network_t", "interface_g", "interface_t"):  # those of all teachers follow
         del ours["properties"][key]
     ours["properties"]["network_g"] = networks
     ours["patternProperties"] = {
         rf"^network_{_TEACHER}$": {"anyOf": [networks, {"type": "null"}]},
-        rf"^interface_(g|{_TEACHER})$": {"anyOf": [_of(options.InterfaceSection), {"type": "null"}]},
+        rf"^interface_(g|{_TEACHER})$": {"anyOf": [_of(sections.InterfaceSection), {"type": "null"}]},
     }
-    of_ours = {"properties": {"model_type": {"enum": list(options.MODELS)}}, "required": ["model_type"]}
+    of_ours = {"properties": {"model_type": {"enum": list(sections.MODELS)}}, "required": ["model_type"]}
     return {
         "$schema": _DIALECT,
         "title": "csd-plugin option file",
         "type": "object",
         "if": of_ours,
         "then": ours,
-        "else": _of(options.FileSection),
+        "else": _of(sections.FileSection),
     }
 
 

@@ -1,0 +1,344 @@
+"""The checks of an option file's form: everything that `sections` does not describe is an error in one line.
+
+What the options name, such as files and layers, is for `models.preflight` to check.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+from pydantic import BaseModel, ValidationError, create_model
+
+from csd_plugin.archs import NETWORKS
+from csd_plugin.data.datasets import DATASETS
+from csd_plugin.distill import OBJECTIVES
+from csd_plugin.distill.schedule import check_weight, is_balanced
+from csd_plugin.distill.settings import read_distillation, teacher_labels, teacher_shares
+from csd_plugin.errors import CSDError, suggestion
+from csd_plugin.losses import LOSSES
+from csd_plugin.options.problems import Problems
+from csd_plugin.options.sections import (
+    MODELS,
+    OF_OTHER_MODELS,
+    SECTIONS,
+    TEACHER_KEYS,
+    BalanceSection,
+    FileSection,
+    InterfaceSection,
+    OptimizerSection,
+    RunSection,
+    SchedulerSection,
+    TapsSection,
+    TypedSection,
+    WeightSection,
+    dataset_section,
+    objective_section,
+    section_of,
+)
+
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+Further = Callable[[dict[str, Any], Problems], object]
+"""Adds what is wrong with the parts that options name to the problems that were found before."""
+
+
+def distils(opt: Mapping[str, Any]) -> bool:
+    """Whether the options are of a training run of our models with teachers."""
+    model_type = opt.get("model_type")
+    return bool(opt["is_train"]) and isinstance(model_type, str) and MODELS.get(model_type, False)
+
+
+def is_taught(opt: Mapping[str, Any]) -> bool:
+    """Whether a training by these options has teachers, and a weight with which they teach; all 0 is training alone."""
+    return MODELS.get(opt["model_type"], False) and read_distillation(opt).teaches
+
+
+def check_file(
+    content: Any, source: str, twice: Iterable[tuple[int, str]] = (), further: Further | None = None
+) -> None:
+    """Check what the toolbox takes for granted while it reads an option file, before it does.
+
+    Args:
+        content: the file, read.
+        source: its name, for messages.
+        twice: keys that are in their section twice, as lines and what to say about them.
+        further: asked too where something is wrong with a file of our models, so that all is said at once.
+
+    Raises:
+        CSDError: the file is not a mapping, has a key twice, or one of `name`, `num_gpu`, `datasets` and `path` is not
+            right: then all that is wrong with the file.
+    """
+    if isinstance(content, Mapping) and "rows" in content:
+        raise CSDError(f"{source}: a matrix, not an option file; csd table {source} --dry-run shows what it holds")
+    if not isinstance(content, Mapping):
+        raise CSDError(f"{source}: not an option file, which has sections such as name:, datasets:, network_g:")
+    problems = Problems(source)
+    for line, text in twice:
+        problems.add_at(line, text)
+    _check(content, FileSection, "", problems)
+    if problems.sound("datasets"):
+        for key in content["datasets"]:
+            if key.split("_")[0] not in ("train", "val", "test"):
+                text = f"datasets.{key} is unknown; name data sets train, val, val_2 .. or test_1 .."
+                meant = difflib.get_close_matches(str(key), ("train", "val", "test"), 1)
+                problems.add(f"datasets.{key}", text, meant=[f"datasets.{name}" for name in meant])
+    if problems:
+        opt = {**content, "is_train": "train" in content}
+        find_problems(opt, problems)
+        name = opt.get("model_type")
+        if further is not None and isinstance(name, str) and (name in MODELS or meant_model(name)):
+            further(opt, problems)
+    problems.raise_any()
+
+
+def check_options(opt: Mapping[str, Any], source: str) -> None:
+    """Check a parsed option file.
+
+    Args:
+        opt: the options, as the toolbox parsed them.
+        source: the file they came from, for the message.
+
+    Raises:
+        CSDError: all mistakes: file, line, key, what is wrong, the nearest known key.
+    """
+    problems = Problems(source)
+    find_problems(opt, problems)
+    problems.raise_any()
+
+
+def meant_model(model_type: str) -> str:
+    """The model of ours that a mistyped `model_type` means; empty where it means none, or the toolbox knows it."""
+    return _meant(model_type, MODELS, "MODEL_REGISTRY")
+
+
+def _meant(name: str, ours: Collection[str], registry: str) -> str:
+    """The nearest of our names to one that neither we nor the toolbox has; empty where none is near."""
+    theirs = getattr(sys.modules.get("basicsr.utils.registry"), registry, None)
+    if theirs is None or name in ours or not list(theirs) or name in theirs:
+        return ""
+    near = difflib.get_close_matches(name, ours, n=1, cutoff=0.8)
+    return near[0] if near else ""
+
+
+def find_problems(opt: Mapping[str, Any], problems: Problems) -> None:
+    """Add all that is wrong with the form of options; what they name is `models.preflight`'s to find."""
+    model_type = opt.get("model_type")
+    if isinstance(model_type, str) and model_type not in MODELS:
+        meant = meant_model(model_type)
+        if not meant:
+            return  # somebody else's model: its options are not ours to judge
+        problems.add("model_type", f"model_type: {model_type!r} is unknown; did you mean {meant}?")
+        opt = {**opt, "model_type": meant}
+    path = opt["path"] if isinstance(opt.get("path"), Mapping) else {}
+    labels = teacher_labels((*opt, *path), stems=TEACHER_KEYS)
+    _check(opt, _with_teachers(RunSection, labels), "", problems)
+    sections = SECTIONS | {f"interface_{label}": InterfaceSection for label in labels}
+    for key, section in sections.items():
+        if isinstance(opt.get(key), Mapping):
+            _check(opt[key], _with_teachers(section, labels), f"{key}.", problems)
+    for required in ("train", "logger") if opt["is_train"] else ("val",):
+        if opt.get(required) is None:
+            problems.add(required, f"the section {required} is missing")
+
+    datasets = {name: dataset_section(cls) for name, cls in DATASETS.items()}
+    if isinstance(opt.get("datasets"), Mapping):
+        for key, content in opt["datasets"].items():
+            if problems.sound(f"datasets.{key}"):
+                _check_typed(content, datasets, f"datasets.{key}", problems, "DATASET_REGISTRY")
+    networks = {name: section_of(cls) for name, cls in NETWORKS.items()}
+    for key in ("network_g", *(f"network_{label}" for label in labels)):
+        if opt.get(key):
+            _check_typed(opt[key], networks, key, problems, "ARCH_REGISTRY")
+    for key, instead in OF_OTHER_MODELS.items():
+        where, _, name = key.rpartition(".")
+        content = opt.get(where) if where else opt
+        if isinstance(content, Mapping) and content.get(name):
+            problems.add(key, f"{key}: models of csd-plugin {instead}; remove it")
+    if opt["is_train"]:
+        _check_training(opt, problems)
+
+
+def _check_training(opt: Mapping[str, Any], problems: Problems) -> None:
+    if isinstance(opt.get("datasets"), Mapping) and "train" not in opt["datasets"]:
+        problems.add("datasets.train", "datasets.train is missing")
+    if isinstance(opt.get("val"), Mapping) and opt["val"] and opt["val"].get("val_freq") is None:
+        problems.add("val.val_freq", "val.val_freq is missing: give the steps between validations")
+    train = opt.get("train")
+    if not isinstance(train, Mapping):
+        return
+    _check_numbers(train, "train.", problems)
+    typed: dict[str, type[BaseModel]] = {"optim_g": OptimizerSection, "scheduler": SchedulerSection}
+    for key, section in typed.items():
+        if isinstance(train.get(key), Mapping):
+            _check(train[key], section, f"train.{key}.", problems)
+    losses = {name: section_of(cls) for name, cls in LOSSES.items()}
+    if "pixel_opt" in train:
+        _check_typed(train["pixel_opt"], losses, "train.pixel_opt", problems)
+    if distils(opt):
+        _check_distillation(opt, problems)
+
+
+def _with_teachers(section: type[BaseModel], labels: Iterable[str]) -> type[BaseModel]:
+    """The section with what it has for the first teacher, `.._t`, for others too: `.._t2`."""
+    fields: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        if name.endswith("_t"):
+            fields |= {name.removesuffix("t") + label: (field.annotation, field) for label in labels}
+    return create_model(section.__name__, __base__=section, **fields) if fields else section
+
+
+def _check_distillation(opt: Mapping[str, Any], problems: Problems) -> None:
+    if not opt.get("network_t"):
+        problems.add("network_t", "the section network_t is missing: a DistillModel needs its teacher")
+    labels = teacher_labels(opt)
+    path = opt["path"] if isinstance(opt.get("path"), Mapping) else None
+    for label in teacher_labels((*opt, *(path or {})), stems=TEACHER_KEYS):
+        key = f"network_{label}"
+        if not opt.get(key) and problems.sound(key):
+            problems.add(key, f"the section {key} is missing, but other keys belong to that teacher")
+    content = opt["train"].get("distill_opt")
+    where = "train.distill_opt"
+    if not content:
+        if problems.sound(where):
+            problems.add(where, f"{where} is missing; `type: CSD` is the paper's")
+        return
+    objectives = {name: objective_section(name) for name in OBJECTIVES}
+    _check_typed(content, objectives, where, problems)
+    if not isinstance(content, Mapping):
+        return
+    if isinstance(content.get("type"), str) and content["type"] not in OBJECTIVES:
+        text = f"{where}.type {content['type']!r} is unknown{suggestion(content['type'], OBJECTIVES)}"
+        problems.add(f"{where}.type", text)
+    taps = _section_in(content, "taps")
+    _check(taps, TapsSection, f"{where}.taps.", problems)
+    for term, weight in _section_in(content, "weights").items():
+        if isinstance(weight, Mapping):
+            _check_changing_weight(weight, f"{where}.weights.{term}", _section_in(opt["train"], "pixel_opt"), problems)
+        elif isinstance(weight, int | float):
+            problems.attempt([f"{where}.weights.{term}"], _told_in, f"{where}.weights.{term}", check_weight, weight)
+    teachers, tapped = _section_in(content, "teachers"), _section_in(taps, "teacher")
+    networks = [f"network_{label}" for label in {"t", *labels, *teachers, *tapped}]
+    problems.attempt(
+        [f"{where}.teachers", *networks], _told_in, f"{where}.teachers", teacher_shares, labels, content.get("teachers")
+    )
+    for label in tapped:
+        if label not in labels and problems.sound(f"network_{label}"):
+            key = f"{where}.taps.teacher.{label}"
+            problems.add(key, f"{key} is unknown{suggestion(label, labels)}")
+    for label in problems.attempt([where, *networks], _taught_by, opt) or ():
+        key = f"path.pretrain_network_{label}"
+        if path is not None and not path.get(f"pretrain_network_{label}"):
+            problems.add(key, f"{key} is missing: name the teacher's checkpoint")
+
+
+def _check_changing_weight(
+    weight: Mapping[str, Any], place: str, reconstruction: Mapping[str, Any], problems: Problems
+) -> None:
+    section: type[BaseModel] = BalanceSection if is_balanced(weight) else WeightSection
+    _check(weight, section, f"{place}.", problems)
+    problems.attempt([place], _told_in, place, check_weight, weight)
+    if is_balanced(weight) and reconstruction.get("loss_weight", 1) == 0:
+        problems.add(
+            place,
+            f"{place}: balance needs a reconstruction loss to compare with, but train.pixel_opt.loss_weight is 0; give "
+            f"it one, or the term a number as its weight",
+        )
+
+
+def _section_in(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The section of this name; empty where there is none, or something else."""
+    return content[key] if isinstance(content.get(key), Mapping) else {}
+
+
+def _taught_by(opt: Mapping[str, Any]) -> list[str]:
+    return list(read_distillation(opt).taught_by())
+
+
+def check_dataset(content: Mapping[str, Any], source: str) -> None:
+    """Check the keys of a data set of `DATASETS`, for those who have no option file. Raises CSDError."""
+    problems = Problems(source)
+    _check(content, dataset_section(DATASETS[content["type"]]), "", problems)
+    problems.raise_any()
+
+
+def _check_numbers(content: Any, where: str, problems: Problems) -> None:
+    """All numbers of a section, also of optimizers and losses that are not described here: torch can take them."""
+    for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
+        place = f"{where}{key}"
+        if isinstance(value, Mapping | list):
+            _check_numbers(value, f"{place}.", problems)
+        elif not problems.sound(place):
+            continue
+        elif isinstance(value, float) and not math.isfinite(value):
+            problems.add(place, f"{place} is {value}: give a finite number")
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            problems.add(place, f"{place} is too large: a whole number has to be below 2^63")
+
+
+def _told_in(where: str, check: Callable[..., Any], *arguments: Any) -> None:
+    """Let a part of the package check what it reads; a mistake is reported with its place."""
+    try:
+        check(*arguments)
+    except CSDError as error:
+        raise CSDError(f"{where}: {error}") from error
+
+
+def _check_typed(
+    content: Any, known: Mapping[str, type[BaseModel]], where: str, problems: Problems, registry: str = ""
+) -> None:
+    """Check a section by its `type`, or by the one that is meant; types of other packages are theirs to check."""
+    if not isinstance(content, Mapping):
+        return  # which the section around it says
+    kind = content.get("type")
+    if isinstance(kind, str) and registry and (meant := _meant(kind, known, registry)):
+        problems.add(f"{where}.type", f"{where}.type: {kind!r} is unknown; did you mean {meant}?")
+        kind = meant
+    _check(content, known.get(kind, TypedSection) if isinstance(kind, str) else TypedSection, f"{where}.", problems)
+
+
+def _check(content: Mapping[str, Any], section: type[BaseModel], where: str, problems: Problems) -> None:
+    """Check one section; `where` is what the message puts before a key of it."""
+    known = section.model_fields
+    for key in content:
+        if f"{where}{key}" in OF_OTHER_MODELS:
+            continue
+        if key not in known and difflib.get_close_matches(str(key), known, 1, cutoff=0.8):
+            problems.unknown(where, str(key), known)
+    try:
+        section.model_validate(dict(content))
+        return
+    except ValidationError as error:
+        found = error.errors()
+    seen = set()
+    for each in found:
+        key, value = _key_of(each["loc"], content), each["input"]
+        place = f"{where}{key}"
+        if key in seen or (each["type"] != "extra_forbidden" and not problems.sound(place)):
+            continue  # another member of a union, or found already
+        seen.add(key)
+        if each["type"] == "extra_forbidden":
+            problems.unknown(where, key, known)
+        elif each["type"] == "missing":
+            problems.add(place, f"{place} is missing")
+        else:
+            message = f"{place} is {value!r}: {each['msg'][:1].lower()}{each['msg'][1:]}"
+            if isinstance(value, str) and _EXPONENT.fullmatch(value):
+                message += f"; YAML reads {value} as text; write !!float {value}"
+            problems.add(place, message)
+
+
+def _key_of(location: tuple[int | str, ...], content: Any) -> str:
+    """`scale_range.0` of pydantic's location, which also names the member of a union that it tried."""
+    parts = [str(location[0])]
+    for part, inner in pairwise(location):
+        content = content[part]
+        if not (isinstance(inner, int) or (isinstance(content, Mapping) and inner in content)):
+            break
+        parts.append(str(inner))
+    return ".".join(parts)

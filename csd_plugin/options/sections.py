@@ -1,0 +1,394 @@
+"""What our sections of an option file may hold: names, types and ranges.
+
+Networks, losses and objectives are described by their constructors: keyword, type, default. Data sets, which
+BasicSR hands one dict, are described here, and so are the keys that BasicSR and our models read in its own sections:
+there only near misses of known keys are errors, so that other people's keys pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import operator
+import re
+from collections.abc import Collection, Mapping, MutableMapping
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+
+from csd_plugin.archs import NETWORKS
+from csd_plugin.data.datasets import DATASETS
+from csd_plugin.distill import OBJECTIVES
+from csd_plugin.losses import LOSSES
+
+_MOST = 1024
+"""Most layers, channels, frames or clips: more than anybody trains with, and they fit into memory."""
+_LARGEST = 2**31 - 1
+"""The largest whole number that torch, numpy and the toolbox take everywhere."""
+_LONGEST = 10**9
+"""Most steps of a run."""
+
+Steps = Annotated[float, Field(ge=1, le=_LONGEST, multiple_of=1)]
+"""A whole number of steps, which YAML may give as 5e3."""
+
+
+def _stays_inside(name: str) -> str:
+    """Names become folders and files below experiments/ and results/."""
+    if name.startswith(("/", "\\", "~")) or ".." in re.split(r"[/\\]", name) or not name.isprintable():
+        raise ValueError("it must stay inside the folders of results")
+    return name
+
+
+Name = Annotated[str, Field(min_length=1), AfterValidator(_stays_inside)]
+
+
+class Section(BaseModel):
+    """A section of ours: unknown keys are errors. Strict: what is checked is what the classes get, unconverted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+class ToolboxSection(BaseModel):
+    """A section of the toolbox, as far as our models rely on it: keys that are not near misses pass."""
+
+    model_config = ConfigDict(
+        extra="allow", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, protected_namespaces=()
+    )
+
+
+class TypedSection(ToolboxSection):
+    """What the toolbox builds by its type."""
+
+    type: str
+
+
+class FileSection(ToolboxSection):
+    """The top level, as far as the toolbox itself relies on it."""
+
+    name: Name = Field(description="names experiments/NAME and results/NAME")
+    model_type: str = Field(description="VideoDerainModel or DistillModel")
+    num_gpu: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        description="0 for the CPU, auto for a GPU if there is one"
+    )
+    datasets: dict[str, dict] = Field(description="train, val, val_2 .. or test_1, test_2 ..")
+    path: dict
+    manual_seed: int | None = Field(None, ge=0, le=_LARGEST)
+
+
+class RunSection(FileSection):
+    """The top level for our models."""
+
+    network_g: dict = Field(description="the network that is trained or tested")
+    network_t: dict | None = Field(None, description="the teacher of a DistillModel")
+    interface_g: dict | None = Field(None, description="how network_g is called, if it does not say so itself")
+    interface_t: dict | None = Field(None, description="how network_t is called")
+    train: dict | None = None
+    val: dict | None = None
+    logger: dict | None = None
+    scale: Literal[1] = 1
+    dist_params: dict | None = None
+    find_unused_parameters: bool = False
+
+
+class InterfaceSection(Section):
+    """`interface_g`, `interface_t`: how a network is called that does not say so itself."""
+
+    layout: Literal["image", "window", "sequence"] | None = Field(None, description="what goes in and comes out")
+    num_frame: int | None = Field(None, gt=0, le=_MOST, description="frames from which a target is computed, odd")
+    feature: str | None = Field(None, description="the layer compared in distillation: `body.7`, `body.7:output`")
+
+
+class PathSection(ToolboxSection):
+    """`path`. The toolbox adds the folders that it makes."""
+
+    pretrain_network_g: str | None = Field(None, description="weights to start from")
+    pretrain_network_t: str | None = Field(None, description="the teacher's weights")
+    param_key_g: str | None = Field(None, description="entry of that file: params, params_ema")
+    param_key_t: str | None = Field(None, description="entry of the teacher's file; by default params_ema")
+    strict_load_g: bool = True
+    strict_load_t: bool = True
+    resume_state: str | None = Field(None, description="a .state file to resume from")
+    ignore_resume_networks: list[str] | str | None = None
+    experiments_root: str | None = None
+    models: str | None = None
+    training_states: str | None = None
+    log: str | None = None
+    visualization: str | None = None
+    results_root: str | None = None
+
+
+class TrainSection(ToolboxSection):
+    """`train`."""
+
+    total_iter: Steps = Field(description="optimizer steps")
+    optim_g: dict = Field(description="`type`, any optimizer of torch.optim, `lr` and its other keywords")
+    scheduler: dict = Field(
+        description="`MultiStepLR` (`milestones`, `gamma`) or `CosineAnnealingRestartLR` (`periods`, "
+        "`restart_weights`, `eta_min`)"
+    )
+    pixel_opt: dict = Field(description="the reconstruction loss, `type: PyramidSSIMLoss`, see below")
+    warmup_iter: float = Field(-1, ge=-1, le=_LONGEST, description="steps of linear warm-up, -1 for none")
+    ema_decay: float = Field(
+        0, ge=0, lt=1, description="decay of the averaged weights `params_ema`, which are validated; 0 for none"
+    )
+    ema_warmup: bool = Field(
+        True,
+        description="the average warms up: its decay at step n is at most (1 + n) / (10 + n), so that short runs "
+        "forget their start",
+    )
+    grad_clip: float = Field(0, ge=0, description="largest norm of the gradient, 0 for none")
+    autocast: Literal["bf16", "fp16"] | None = Field(
+        None, description="`bf16` or `fp16` inside the networks; by default float32"
+    )
+    compile: bool = Field(
+        False,
+        description="run the networks with torch.compile: a minute or more to start, then faster on a GPU; needs "
+        "Triton on a GPU, a C++ compiler on a CPU",
+    )
+    cuda_graph: bool = Field(
+        False,
+        description="on a GPU: record the losses and gradients of a step, and replay them in one launch; for small "
+        "networks, whose steps wait for Python. Needs the memory of a step once more. In one process. What cannot be "
+        "recorded is launched as usual, with a warning; logged steps of a distillation are launched, too. What a "
+        "network or an objective of your own decides in Python stays as it was in the step that was recorded",
+    )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        le=_MOST,
+        description="parts in which a batch goes through the networks, one after the other. `batch_size_per_gpu: 4` "
+        "with `accumulate: 4` needs the memory of one clip, and trains as a batch of 4 does. An iteration is still "
+        "one optimizer step",
+    )
+    skip_limit: int = Field(
+        10,
+        ge=0,
+        le=_LONGEST,
+        description="batches whose loss (with `grad_clip`, also the gradient) is not finite are skipped, and "
+        "`experiments/NAME/skipped.txt` lists their clips; the run ends when more than this many have been skipped",
+    )
+    max_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=_LONGEST,
+        description="end the training after this time, from the start of its process to its last file. The schedule "
+        "then follows the share of the time that is over, so set `total_iter` (and `periods`) well above the steps "
+        "that fit",
+    )
+    health: bool = Field(
+        True,
+        description="for a `DistillModel`: measure what each term does to the student, on logged iterations (see "
+        "below)",
+    )
+    distill_opt: dict | None = Field(
+        None,
+        description="for a `DistillModel`: `type`, its `weights` (one for each of its terms) and options; `teachers`",
+    )
+
+
+class OptimizerSection(TypedSection):
+    """`train.optim_g`: an optimizer of torch.optim and its keywords; what most of them take."""
+
+    lr: float = Field(gt=0, description="learning rate")
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] | None = Field(None, min_length=2, max_length=2)
+    etas: list[float] | None = Field(None, min_length=2, max_length=2, description="of Rprop")
+    weight_decay: float | None = Field(None, ge=0)
+    momentum: float | None = Field(None, ge=0, le=1)
+
+
+class SchedulerSection(TypedSection):
+    """`train.scheduler`: what the toolbox's schedules take."""
+
+    milestones: list[Steps] | None = Field(None, description="steps after which the rate falls")
+    gamma: float | None = Field(None, gt=0, description="factor of the rate at each milestone")
+    restarts: list[Annotated[float, Field(ge=0, le=_LONGEST, multiple_of=1)]] | None = None
+    restart_weights: list[Annotated[float, Field(gt=0)]] | None = None
+    periods: list[Steps] | None = Field(None, description="steps of each cosine")
+    eta_min: float | None = Field(None, ge=0, description="the rate at the end of each period")
+
+
+class ValSection(ToolboxSection):
+    """`val`."""
+
+    save_img: bool = Field(description="write the derained frames")
+    val_freq: Steps | None = Field(None, description="steps between validations; required in training")
+    suffix: Annotated[str, AfterValidator(_stays_inside), Field(pattern=r"^[^/\\]*$")] | None = Field(
+        None, description="added to the names of written frames"
+    )
+    batch_size: int = Field(
+        2,
+        gt=0,
+        le=_MOST,
+        description="windows that go through the network at once; for S2VD the frames that it sees together",
+    )
+    metrics: dict[str, dict] | None = Field(
+        None, description="BasicSR's metrics and ours, in addition to both protocols"
+    )
+    baseline: str | None = Field(None, description="a results `.json`: the table shows the gain over it")
+    pbar: bool = Field(True, description="show a progress bar")
+
+
+class LoggerSection(ToolboxSection):
+    """`logger`."""
+
+    print_freq: Steps
+    save_checkpoint_freq: Steps
+    use_tb_logger: bool
+    keep_checkpoints: int | None = Field(None, ge=1, le=_LONGEST, description="newest sets of files kept; default: all")
+    keep_best: str | None = Field(
+        None,
+        description="nturain_y/psnr or one of val.metrics: net_g_best.pth is the best of datasets.val by it",
+    )
+    wandb: dict | None = None
+
+
+class DatasetSection(Section):
+    """What the toolbox adds to the options of a data set, and its type."""
+
+    name: Name
+    type: str
+    phase: str = "train"
+    scale: int = 1
+
+
+def dataset_section(cls: type) -> type[Section]:
+    """The section of a data set, from its `options_class`."""
+    hints = get_type_hints(cls.options_class)  # type: ignore[attr-defined]
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(cls.options_class):  # type: ignore[attr-defined]
+        hint, about = hints[field.name], field.metadata
+        limits = {"description": about["description"], "strict": _strict(hint), **about["limits"]}
+        default = ... if about["required"] else field.default
+        fields[field.name] = (_each(hint, about["each"]) if about["each"] else hint, Field(default, **limits))
+    return create_model(f"{cls.__name__}Section", __base__=DatasetSection, **fields)
+
+
+def _each(hint: Any, limits: Mapping[str, Any]) -> Any:
+    """A tuple of numbers, or None, with limits for every number."""
+    members = get_args(hint)
+    if get_origin(hint) is tuple:
+        return tuple[tuple(Annotated[member, Field(**limits)] for member in members)]  # type: ignore[misc]
+    return functools.reduce(operator.or_, [_each(member, limits) for member in members]) if members else hint
+
+
+def _strict(hint: Any) -> bool | None:
+    """False for a tuple, or None: YAML has it as a list. Its members are strict."""
+    return False if any(get_origin(kind) is tuple for kind in (hint, *get_args(hint))) else None
+
+
+def section_of(cls: type) -> type[BaseModel]:
+    """The section that a class takes: the keywords of its constructor, by their types and defaults, and `type`."""
+    try:
+        hints = get_type_hints(cls.__init__)  # type: ignore[misc]
+    except NameError:  # a class of another package, whose hints are there for type checkers alone
+        hints = {}
+    fields: dict[str, Any] = {}
+    base: type[BaseModel] = Section
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            base = ToolboxSection
+        elif parameter.kind is not parameter.VAR_POSITIONAL:
+            hint = hints.get(name, Any)
+            default = ... if parameter.default is parameter.empty else parameter.default
+            counts = hint in (int, int | None)  # the constructor knows how few are too few
+            fields[name] = (hint, Field(default, le=_MOST if counts else None, strict=_strict(hint)))
+    return create_model(f"{cls.__name__}Section", __base__=base, type=(str, ...), **fields)
+
+
+class TapsSection(Section):
+    """`train.distill_opt.taps`: the layers whose features are compared, in pairs; by default those of the networks."""
+
+    student: list[str] | None = Field(None, min_length=1, description="module paths, `conv7` or `conv7:output`")
+    teacher: list[str] | dict[str, list[str]] | None = Field(
+        None, min_length=1, description="the same number as for the student; several teachers: t: [..], t2: [..]"
+    )
+    adapters: list[Literal["conv1x1", "resize"]] | None = Field(
+        None, description="conv1x1: the student's features in the teacher's width; resize: in its size"
+    )
+
+
+class WeightSection(Section):
+    """A weight of `train.distill_opt.weights` that changes: see `distill.schedule`."""
+
+    schedule: str = Field(description="the way from start to end: constant, linear, cosine, stop_at")
+    start: float = Field(ge=0, le=1e6, description="in the first iteration")
+    end: float = Field(0.0, ge=0, le=1e6, description="in all after the first `iters`")
+    iters: float | None = Field(None, gt=0, description="iterations on the way")
+
+
+class BalanceSection(Section):
+    """A weight of `train.distill_opt.weights` that follows the measured ratio of gradients: see `distill.balance`."""
+
+    balance: float = Field(gt=0, le=1e6, description="the term's gradient, as a share of the reconstruction's")
+    until: Steps | None = Field(None, description="the last iteration in which the term counts")
+
+
+def objective_section(name: str) -> type[BaseModel]:
+    """`train.distill_opt` of one objective: its constructor's keywords, weights of terms and teachers, and the taps."""
+    fields: dict[str, Any] = {
+        "weights": (dict[str, float | dict[str, Any]], ...),
+        "teachers": (dict[str, float] | None, None),
+        "taps": (dict | None, None),
+    }
+    objective = OBJECTIVES[name]
+    if objective.fidelities:
+        named: Any = Literal[objective.fidelities]
+        fields["fidelity"] = (named | None, None)
+    return create_model("ObjectiveSection", __base__=section_of(objective), **fields)
+
+
+MODELS = {"VideoDerainModel": False, "DistillModel": True}
+"""Our models by name, and whether they learn from teachers."""
+TEACHER_KEYS = ("network_", "interface_", "pretrain_network_", "param_key_", "strict_load_")
+"""What begins the keys, of the top level and of `path`, that each teacher has for itself: `network_t2`."""
+
+_NO_DISCRIMINATOR, _ONE_LOSS = "have no discriminator", "train with pixel_opt alone"
+OF_OTHER_MODELS = {
+    "network_d": _NO_DISCRIMINATOR,
+    "path.pretrain_network_d": _NO_DISCRIMINATOR,
+    "path.param_key_d": _NO_DISCRIMINATOR,
+    "path.strict_load_d": _NO_DISCRIMINATOR,
+    "train.gan_opt": _NO_DISCRIMINATOR,
+    "train.optim_d": _NO_DISCRIMINATOR,
+    "train.net_d_iters": _NO_DISCRIMINATOR,
+    "train.net_d_init_iters": _NO_DISCRIMINATOR,
+    "train.perceptual_opt": _ONE_LOSS,
+    "train.ldl_opt": _ONE_LOSS,
+    "train.feature_matching_opt": _ONE_LOSS,
+    "train.fix_flow": "train all weights from the first step",
+    "train.tsa_iter": "train all weights from the first step",
+    "train.flow_lr_mul": "have one learning rate",
+    "train.dcn_lr_mul": "have one learning rate",
+    "val.flip_seq": "validate frames as they are",
+    "val.center_frame_only": "validate all frames",
+}
+"""Keys that the toolbox's other models read, and what ours do: without an error they would be dropped in silence."""
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "interface_g": InterfaceSection,
+    "interface_t": InterfaceSection,
+    "path": PathSection,
+    "train": TrainSection,
+    "val": ValSection,
+    "logger": LoggerSection,
+}
+
+
+def known_keys() -> tuple[set[str], dict[str, Collection[str]]]:
+    """Of our models' files: the keys of the top level, and of each section that the toolbox reads too."""
+    sections: dict[str, type[BaseModel]] = {
+        "path": PathSection,
+        "train": TrainSection,
+        "val": ValSection,
+        "logger": LoggerSection,
+    }
+    return set(RunSection.model_fields), {name: set(section.model_fields) for name, section in sections.items()}
+
+
+def rename(name: str, new: str) -> None:
+    """Know a class of ours by another name from now on, as its own has become another package's."""
+    tables: tuple[MutableMapping[str, Any], ...] = (DATASETS, NETWORKS, LOSSES, MODELS)
+    for table in tables:
+        if name in table:
+            table[new] = table.pop(name)
