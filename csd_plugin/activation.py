@@ -29,6 +29,7 @@ from csd_plugin.options.checks import find_problems, meant_model
 from csd_plugin.options.files import safe_ordered_yaml
 from csd_plugin.options.problems import FILE_ERRORS, Problems, named_in, reading_error
 from csd_plugin.options.sections import MODELS, known_keys
+from csd_plugin.resume_states import load_resume_state
 from csd_plugin.weights import NETWORKS, find_checkpoint
 
 Parsed = tuple[dict[str, Any], argparse.Namespace]
@@ -134,7 +135,7 @@ def _checking(parse_options: Parse) -> Parse:
         ours = _is_ours()
         if "load_resume_state" in script:  # where the pipeline that calls us will look it up
             theirs = their_resume.setdefault(script["__name__"], script["load_resume_state"])
-            script["load_resume_state"] = compat.load_resume_state if ours else theirs
+            script["load_resume_state"] = load_resume_state if ours else theirs
         if not ours:
             try:
                 registration.extend()

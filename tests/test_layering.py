@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"types", "devices"},
     "losses": {"types", "devices"},
     "metrics": {"types", "extensions", "data.layout", "data.images", "data.links"},
-    "weights": {"types", "archs", "data.video", "inference", "metrics", "report"},
+    "weights": {"types", "archs", "data.video", "inference", "metrics"},
     "distill": {"types", "losses", "archs", "data.batches"},
     "inference": {"types", "devices", "archs", "data.windows", "data.images", "data.video"},
     "export": {"types", "archs", "inference"},
@@ -71,10 +71,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "devices",
         "inference.folding",
         "peers",
+        "resume_states",
     },
-    "compat": {"options", "archs", "data.stores", "peers"},
+    "compat": {"options", "data.stores", "peers", "resume_states"},
+    "resume_states": {"archs", "peers"},
     "registration": {"compat", "extensions", "options", "archs", "data", "losses", "metrics", "models"},
-    "activation": {"compat", "peers", "registration", "models", "options", "weights"},
+    "activation": {"compat", "peers", "registration", "resume_states", "models", "options", "weights"},
     "link": {"activation", "compat"},
     "launch": {
         "activation",
@@ -179,7 +181,7 @@ ALWAYS = {
     "__version__",
 }
 # `bench` measures the toolbox's own readers beside ours.
-TOOLBOX = {"compat", "registration", "activation", "models", "train", "test", "bench"}
+TOOLBOX = {"compat", "resume_states", "registration", "activation", "models", "train", "test", "bench"}
 
 
 def imports() -> list[tuple[str, str, str]]:

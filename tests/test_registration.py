@@ -16,6 +16,7 @@ from csd_plugin.archs import NETWORKS
 from csd_plugin.data.datasets import DATASETS
 from csd_plugin.losses import LOSSES
 from csd_plugin.options.sections import MODELS
+from csd_plugin.resume_states import find_resume_state
 
 NAMES = {
     "ARCH_REGISTRY": {"SLDNet", "PReNet", "S2VD", "HalfNet"},
@@ -175,10 +176,10 @@ def test_the_newest_state_is_found(tmp_path):
     (tmp_path / ".2000.state.77").write_bytes(b"")
     paths = {"training_states": str(tmp_path), "models": str(tmp_path), "resume_state": "mine.state"}
     opt = {"auto_resume": True, "path": paths}
-    assert compat.find_resume_state(opt) == (str(tmp_path / "1000.state"), [])
-    assert compat.find_resume_state(opt | {"auto_resume": False}) == ("mine.state", [])
+    assert find_resume_state(opt) == (str(tmp_path / "1000.state"), [])
+    assert find_resume_state(opt | {"auto_resume": False}) == ("mine.state", [])
     opt["path"]["training_states"] = str(tmp_path / "none")
-    assert compat.find_resume_state(opt) == ("mine.state", [])
+    assert find_resume_state(opt) == ("mine.state", [])
 
 
 def prepared(tmp_path: Path, torchvision: str) -> subprocess.CompletedProcess:

@@ -116,8 +116,8 @@ def kill_once(folder: Path, rng: random.Random, after: float) -> bool:
 def look(folder: Path) -> tuple[str, int]:
     """The newest state, and how many of the files that have their names cannot be read."""
     from csd_plugin.archs.checkpoint import load_plain
-    from csd_plugin.compat import saved_states
     from csd_plugin.errors import CSDError
+    from csd_plugin.resume_states import saved_states
 
     experiment, bad = folder / "experiments" / "run", 0
     for path in [*experiment.glob("models/[!.]*.pth"), *experiment.glob("training_states/[!.]*.state")]:

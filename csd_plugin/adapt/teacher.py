@@ -160,7 +160,7 @@ def runnable(path: Path, *, ensemble: bool = False) -> nn.Module | Path:
 def _from_options(path: Path) -> nn.Module:
     """`network_g` of an option file with its weights, also one of the toolbox's own networks. Raises CSDError."""
     from csd_plugin import registration
-    from csd_plugin.models.preflight import build_networks
+    from csd_plugin.models.building import build_networks
     from csd_plugin.options.files import read_options
 
     registration.install()

@@ -347,7 +347,7 @@ def _best(values: Sequence[float | None]) -> int | None:
 
 def _build(options: Mapping[str, Any]) -> tuple[Any, Any]:
     """A network with random weights, and how it is called."""
-    from csd_plugin.models.preflight import build_networks
+    from csd_plugin.models.building import build_networks
 
     with forked_random():
         networks, interfaces = build_networks({**options, "is_train": False})
@@ -355,7 +355,7 @@ def _build(options: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _cost(network: Any, interface: Any, seconds: float | None, *, counted: bool) -> Cost:
-    from csd_plugin.report.complexity import complexity
+    from csd_plugin.archs.complexity import complexity
 
     parameters = sum(p.numel() for p in network.parameters())
     if not counted:

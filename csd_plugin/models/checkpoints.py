@@ -16,7 +16,6 @@ from basicsr.utils.dist_util import master_only
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from csd_plugin import compat
 from csd_plugin.archs.checkpoint import entry_name, load_optimizer, load_plain, load_weights, save_plain, weights_in
 from csd_plugin.atomic import remove_drafts
 from csd_plugin.errors import CSDError, first_line
@@ -31,6 +30,7 @@ from csd_plugin.models.resuming import (
 )
 from csd_plugin.models.schedules import ScheduledModel
 from csd_plugin.models.stopping import Stopped
+from csd_plugin.resume_states import saved_states
 
 
 class CheckpointedModel(ScheduledModel):
@@ -144,7 +144,7 @@ class CheckpointedModel(ScheduledModel):
     def _keep_newest(self, current_iter: int) -> None:
         """Remove files of earlier iterations beyond `logger.keep_checkpoints`, each state before its networks."""
         number = self.opt["logger"].get("keep_checkpoints")
-        states = compat.saved_states(Path(self.opt["path"]["training_states"]))
+        states = saved_states(Path(self.opt["path"]["training_states"]))
         earlier = [state for state in states if int(state.stem) <= current_iter]
         for state in earlier[number:] if number else []:
             state.unlink(missing_ok=True)

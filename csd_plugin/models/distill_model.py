@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from csd_plugin import compat
 from csd_plugin.archs.checkpoint import entry_in, load_plain, load_weights
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.devices import forked_random
@@ -26,6 +25,7 @@ from csd_plugin.errors import CSDError
 from csd_plugin.models.checkpoints import save_atomically
 from csd_plugin.models.resuming import numbers, weights_digest, without_weights
 from csd_plugin.models.video_derain_model import VideoDerainModel
+from csd_plugin.resume_states import networks_with
 
 
 class DistillModel(VideoDerainModel):
@@ -152,7 +152,7 @@ class DistillModel(VideoDerainModel):
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         paths = self.opt["path"]
-        folder = compat.networks_with(Path(paths["resume_state"]), Path(paths["models"]))
+        folder = networks_with(Path(paths["resume_state"]), Path(paths["models"]))
         path = folder / f"objective_{resume_state['iter']}.pth"
         if found := path.is_file():
             self._resume_objectives(path)

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib.util
 import inspect
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.data.video_test_dataset import VideoTestDataset
 from basicsr.models import lr_scheduler
-from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from csd_plugin import compat, peers
 from csd_plugin.archs.checkpoint import PARAM_KEYS, load_plain, load_weights, weights_in
-from csd_plugin.archs.interface import Interface, interface_of
-from csd_plugin.data.batches import as_clips
+from csd_plugin.archs.interface import Interface
 from csd_plugin.data.datasets import DATASETS
-from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
 from csd_plugin.data.features import read_manifest
 from csd_plugin.devices import forked_random
 from csd_plugin.digests import file_digest
@@ -33,18 +26,29 @@ from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.adapters import adapted_shapes
 from csd_plugin.distill.dry_run import Clips, Dry, DryRunError, clips_of, dry_run
 from csd_plugin.distill.objective import Objective, build_objective, weighted_sum
-from csd_plugin.distill.settings import Distillation, read_distillation, teacher_labels
+from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.distill.taps import tap_compared
-from csd_plugin.errors import CSDError, first_line, out_of_memory, refused_by_disk, suggestion
+from csd_plugin.errors import CSDError, suggestion
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.results import load_results
-from csd_plugin.models.batches import read_test_item
-from csd_plugin.models.mixing import check_loss, check_metric, check_metric_size, keywords_of
-from csd_plugin.models.pairing import check_foreign_set, check_loader_options, check_network, check_pairs, check_role
+from csd_plugin.models.building import (
+    as_mistakes,
+    build_interface,
+    build_network,
+    check_sizes,
+    construct,
+    find_metrics,
+    find_type,
+    network_names,
+)
+from csd_plugin.models.data_checks import check_data
+from csd_plugin.models.mixing import check_loss, check_metric, keywords_of
+from csd_plugin.models.pairing import check_network, check_pairs
 from csd_plugin.models.schedules import build_optimizer
 from csd_plugin.options.checks import distils, meant_model
 from csd_plugin.options.problems import Problems
 from csd_plugin.options.sections import MODELS
+from csd_plugin.resume_states import find_resume_state
 from csd_plugin.types import ClipView
 
 SCHEDULERS = {
@@ -57,12 +61,6 @@ _MOST_BY_THE_CLOCK = 1_000_000
 """Iterations of a schedule by the clock: each is a step of the scheduler, some 20 microseconds."""
 _LOSS_SIZE = 64
 """Pixels of a side of the images on which losses are tried."""
-
-_OF_CONSTRUCTORS = (
-    TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, OSError, LookupError, AttributeError,
-    ImportError,
-)  # fmt: skip
-"""What constructors raise on options that they cannot take, or where something is missing; CSDError among them."""
 
 
 def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
@@ -81,7 +79,7 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     if opt["model_type"] not in MODELS:
         problems.raise_any()
         with forked_random():
-            check_pairs(opt, lambda: _build_network(opt["network_g"], "network_g"))
+            check_pairs(opt, lambda: build_network(opt["network_g"], "network_g"))
         return
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if opt["dist"] else 1
     problems.attempt(["num_gpu", "train.distill_opt"], check_devices, opt, here)
@@ -97,7 +95,7 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     if distils(opt):
         taught_by = problems.attempt(["train.distill_opt"], lambda: read_distillation(opt).taught_by())
         needed += [f"network_{label}" for label in taught_by or ()]
-    _check_data(opt, {name: interfaces[name] for name in needed if name in interfaces}, problems)
+    check_data(opt, {name: interfaces[name] for name in needed if name in interfaces}, problems)
     complete = all(name in networks for name in needed)
     needed = [name for name in needed if name in networks]
     if opt["is_train"]:
@@ -111,7 +109,7 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     if opt["is_train"]:
         problems.attempt(["datasets.train", "path", "train.distill_opt"], _check_stored, opt, interfaces)
 
-    resumed = problems.attempt(["path"], compat.find_resume_state, opt) if opt["is_train"] else None
+    resumed = problems.attempt(["path"], find_resume_state, opt) if opt["is_train"] else None
     for name in needed:
         if not (name == "network_g" and resumed and resumed[0]):
             problems.attempt([f"path.pretrain_{name}"], _check_checkpoint, opt["path"], name, networks[name])
@@ -138,17 +136,17 @@ def check_parts(
     opt = _with_model_meant(opt, found)
     for key, content in opt["datasets"].items() if found.sound("datasets") else ():
         where = f"datasets.{key}.type"
-        found.attempt([where], _find_type, DATASET_REGISTRY, content.get("type"), where)
-    found.attempt(["val"], _metrics, opt.get("val") or {})
+        found.attempt([where], find_type, DATASET_REGISTRY, content.get("type"), where)
+    found.attempt(["val"], find_metrics, opt.get("val") or {})
     found.attempt(["name", "logger"], _boards, opt)
     networks, interfaces = {}, {}
     with forked_random():
         for name in network_names(opt):
-            network = found.attempt([name], _build_network, opt.get(name), name)
+            network = found.attempt([name], build_network, opt.get(name), name)
             if network is None:
                 continue
             section = f"interface_{name.removeprefix('network_')}"
-            interface = found.attempt([section], _interface, network, opt, name)
+            interface = found.attempt([section], build_interface, network, opt, name)
             if interface is not None:
                 networks[name], interfaces[name] = network, interface
         if opt["is_train"] and opt["model_type"] in MODELS:
@@ -165,30 +163,8 @@ def check_parts(
 def _with_model_meant(opt: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
     """The options; an unknown model is a problem, and where it means one of ours, they are judged as that one's."""
     name = opt["model_type"]
-    problems.attempt(["model_type"], _find_type, MODEL_REGISTRY, name, "model_type")
+    problems.attempt(["model_type"], find_type, MODEL_REGISTRY, name, "model_type")
     return {**opt, "model_type": meant_model(name) or name}
-
-
-def network_names(opt: Mapping[str, Any]) -> list[str]:
-    """`network_g`, and in distillation the teachers."""
-    return ["network_g", *(f"network_{label}" for label in teacher_labels(opt) if distils(opt))]
-
-
-def build_networks(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Interface]]:
-    """`network_g`, and in distillation the teachers, as the options describe them, with their interfaces.
-
-    Raises CSDError for one that cannot be built, or does not say how it is called.
-    """
-    networks = {name: _build_network(opt[name], name) for name in network_names(opt)}
-    return networks, {name: _interface(network, opt, name) for name, network in networks.items()}
-
-
-def _interface(network: nn.Module, opt: Mapping[str, Any], name: str) -> Interface:
-    section = f"interface_{name.removeprefix('network_')}"
-    try:
-        return interface_of(network, opt.get(section))
-    except CSDError as error:
-        raise CSDError(f"{name}: {error} in the section {section}") from error
 
 
 def checked_objective(distillation: Distillation) -> Objective:
@@ -199,10 +175,10 @@ def checked_objective(distillation: Distillation) -> Objective:
 
 
 def _try_objective(opt: Mapping[str, Any]) -> None:
-    with _as_mistakes("train.distill_opt"):
+    with as_mistakes("train.distill_opt"):
         objective = checked_objective(read_distillation(opt))
         if opt.get("dist"):  # their gradients are added by a wrapper that wants all sizes
-            _check_sizes(objective, "which several processes cannot train")
+            check_sizes(objective, "which several processes cannot train")
 
 
 def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], interfaces: dict[str, Interface]) -> None:
@@ -340,17 +316,9 @@ def check_graph(opt: Mapping[str, Any]) -> None:
         raise CSDError("train.cuda_graph is for one process; leave it out of a run of several")
 
 
-def _metrics(val: Mapping[str, Any]) -> dict[str, Any]:
-    """The registered metric of each name in the section `val`. Raises CSDError for types that nobody has registered."""
-    return {
-        name: _find_type(METRIC_REGISTRY, content.get("type"), f"val.metrics.{name}.type")
-        for name, content in (val.get("metrics") or {}).items()
-    }
-
-
 def _check_validation(val: dict[str, Any]) -> None:
     protocols = [f"{protocol}/{value}" for protocol in PROTOCOLS for value in Quality._fields]
-    for name, metric in _metrics(val).items():
+    for name, metric in find_metrics(val).items():
         if name in protocols:
             raise CSDError(f"val.metrics.{name}: this is measured anyway; give the metric another name")
         better = val["metrics"][name].get("better", "higher")
@@ -433,19 +401,19 @@ def _check_training(train: dict[str, Any], network: nn.Module, problems: Problem
 
 def _try_loss(content: dict[str, Any]) -> None:
     loss = keywords_of(content)
-    cls = _find_type(LOSS_REGISTRY, content.get("type"), "train.pixel_opt.type")
-    _construct(cls, loss, "train.pixel_opt")
+    cls = find_type(LOSS_REGISTRY, content.get("type"), "train.pixel_opt.type")
+    construct(cls, loss, "train.pixel_opt")
     of_any_weight = {key: value for key, value in loss.items() if key != "loss_weight"}
     try:
-        check_loss(_construct(cls, of_any_weight, "train.pixel_opt"), _LOSS_SIZE)
+        check_loss(construct(cls, of_any_weight, "train.pixel_opt"), _LOSS_SIZE)
     except CSDError as error:
         raise CSDError(f"train.pixel_opt: {content['type']}: {error}") from error
 
 
 def _try_schedule(train: dict[str, Any], network: nn.Module) -> None:
     schedule = keywords_of(train["scheduler"])
-    _construct(
-        _find_type(SCHEDULERS, train["scheduler"].get("type"), "train.scheduler.type"),
+    construct(
+        find_type(SCHEDULERS, train["scheduler"].get("type"), "train.scheduler.type"),
         {"optimizer": torch.optim.SGD(network.parameters(), lr=1.0), **schedule},
         "train.scheduler",
     )
@@ -453,186 +421,4 @@ def _try_schedule(train: dict[str, Any], network: nn.Module) -> None:
     if end < total:  # the toolbox would stop there with an error of its own
         raise CSDError(
             f"train.scheduler.periods end at iteration {end:g}, train.total_iter is {total:g}; make them equal"
-        )
-
-
-def _check_data(opt: dict[str, Any], interfaces: dict[str, Interface], problems: Problems) -> None:
-    if not problems.sound("datasets"):
-        return
-    named: dict[str, str] = {}
-    for key, content in opt["datasets"].items():
-        if content["phase"] != "train" and (other := named.setdefault(content.get("name", key), key)) != key:
-            problems.add(
-                f"datasets.{key}.name",
-                f"datasets.{key}.name: {content['name']!r} is the name of datasets.{other} too; give it another, as "
-                f"scores are kept by name",
-            )
-        dataset = problems.attempt([f"datasets.{key}"], _check_set, key, content, interfaces)
-        if content["phase"] == "train":
-            needs = [f"datasets.{key}", "train.total_iter", "train.accumulate", "num_gpu"]
-            problems.attempt(needs, _check_loader, dataset, content, opt)
-        elif isinstance(dataset, PairedVideoTestDataset):
-            problems.attempt(["val"], _check_metric_sizes, opt.get("val") or {}, key, dataset)
-
-
-def _check_set(key: str, content: dict[str, Any], interfaces: dict[str, Interface]) -> Any:
-    """Find a data set's frames. Returns the data set."""
-    dataset_type = _find_type(DATASET_REGISTRY, content.get("type"), f"datasets.{key}.type")
-    if content["type"] not in DATASETS:
-        check_loader_options(key, content)
-        if "network_g" in interfaces:
-            check_foreign_set(key, content, interfaces["network_g"].num_frame)
-        return _try_foreign_set(dataset_type, key, content, interfaces)
-    check_role(key, content)
-    num_frame, num_target = content["num_frame"], content.get("num_target", 1)
-    reach = num_frame - num_target + 1
-    for name, interface in interfaces.items():
-        needed = interface.num_frame
-        if needed > reach and (name == "network_g" or content["phase"] == "train"):
-            raise CSDError(
-                f"datasets.{key}: num_frame {num_frame} with num_target {num_target} gives windows of "
-                f"{reach} frames, {name} needs {needed}; set num_frame to at least {num_frame + needed - reach}"
-            )
-    try:
-        return dataset_type(content)
-    except CSDError as error:
-        raise CSDError(f"datasets.{key}: {error}") from error
-
-
-def _try_foreign_set(cls: Any, key: str, content: dict[str, Any], interfaces: dict[str, Interface]) -> Any:
-    """Build a data set that is not ours as the toolbox does, and read its first item.
-
-    Without what lasts: it gets options of its own, as many change them, and is closed with the last reference to it.
-    """
-    own = copy.deepcopy(content)
-    if own.get("cache_data") and isinstance(cls, type) and issubclass(cls, VideoTestDataset):
-        own["cache_data"] = False  # else all frames would be read, twice
-    with forked_random(), compat.without_log(), compat.named_downloads():
-        with _as_mistakes(f"datasets.{key}", own):
-            dataset = cls(own)
-            length = len(dataset)
-        if not length:
-            raise CSDError(f"datasets.{key}: {content['type']} finds nothing; check its folders and lists")
-        if "network_g" not in interfaces:
-            return dataset
-        if content["phase"] == "train":
-            with _as_mistakes(f"datasets.{key}", own):
-                item = dict(dataset[0])
-            pair = {name: item[name] for name in ("lq", "gt") if isinstance(item.get(name), torch.Tensor)}
-            batch = {name: value.expand(content["batch_size_per_gpu"], *value.shape) for name, value in pair.items()}
-            seen = max(interface.num_frame for interface in interfaces.values())
-            as_clips(batch, seen, f"datasets.{key}: {content['type']}")
-        else:
-            with _as_mistakes(f"datasets.{key}", own):
-                read_test_item(dataset, 0, interfaces["network_g"].num_frame)
-    return dataset
-
-
-def _check_metric_sizes(val: Mapping[str, Any], key: str, dataset: PairedVideoTestDataset) -> None:
-    for name, metric in _metrics(val).items():
-        keywords = keywords_of(val["metrics"][name])
-        for size, clip in dataset.sizes().items():
-            try:
-                check_metric_size(metric, size, keywords, f"datasets.{key}, clip {clip}")
-            except CSDError as error:
-                raise CSDError(f"val.metrics.{name}: {error}") from error
-
-
-def _check_loader(dataset: Any, content: dict[str, Any], opt: dict[str, Any]) -> None:
-    if content.get("persistent_workers") and not content.get("num_worker_per_gpu"):
-        raise CSDError("datasets.train: persistent_workers needs num_worker_per_gpu of 1 or more; switch it off")
-    parts = opt["train"].get("accumulate", 1)
-    if parts > content.get("batch_size_per_gpu", 1):
-        raise CSDError(
-            f"train.accumulate: {parts} parts of batches of {content['batch_size_per_gpu']} clips; batch_size_per_gpu "
-            f"is the whole batch: raise it, or lower train.accumulate"
-        )
-    if content.get("prefetch_mode") == "cuda" and not (content.get("pin_memory") and opt["num_gpu"]):
-        raise CSDError("datasets.train: prefetch_mode: cuda needs pin_memory: true and a GPU; leave it out")
-
-    if dataset is None:
-        return
-    kind = f"clips of {content['num_frame']} frames" if content["type"] in DATASETS else "samples"
-    if opt["dist"]:
-        peers.check_same({f"datasets.train, {content['type']}: {kind}": len(dataset)})
-    _check_epochs(dataset, kind, content, opt)
-
-
-def _check_epochs(dataset: Any, kind: str, content: dict[str, Any], opt: dict[str, Any]) -> None:
-    """The toolbox drops an epoch's last, smaller batch, but counts its epochs as if it did not, and stops early."""
-    count, ratio, batch = len(dataset), content.get("dataset_enlarge_ratio", 1), content["batch_size_per_gpu"]
-    world_size, total = opt["world_size"], int(opt["train"]["total_iter"])
-    epochs = math.ceil(total / math.ceil(count * ratio / (batch * world_size))) + 1
-    share = count * ratio / world_size  # the toolbox's sampler rounds it up, that of `places` down
-    possible = epochs * ((math.floor(share) if hasattr(dataset, "places") else math.ceil(share)) // batch)
-    if possible < total:
-        least = math.ceil(ratio)
-        whole = least * batch * world_size // math.gcd(count * least, batch * world_size)
-        raise CSDError(
-            f"datasets.train: with {count} {kind} and batches of {batch}, training would end after {possible} of "
-            f"{total} iterations; set dataset_enlarge_ratio to {whole}"
-        )
-
-
-def _find_type(known: Any, name: Any, where: str) -> Any:
-    """What a registry of the toolbox, or a dict, has under this name; the toolbox's own error is a traceback."""
-    names = list(known.keys())
-    if name not in names and f"{name}_basicsr" not in names:  # a suffix that the toolbox's registries look for too
-        raise CSDError(f"{where}: {name!r} is unknown{suggestion(name, names)}")
-    return known.get(name)
-
-
-def _construct(cls: type, keywords: dict[str, Any], where: str) -> Any:
-    """An instance, or CSDError for keywords that the class does not take, or whose values are of the wrong kind."""
-    try:
-        inspect.signature(cls).bind(**keywords)
-    except TypeError as error:
-        raise CSDError(f"{where}: {error}; check its keys") from error
-    with _as_mistakes(where), compat.without_log(), compat.named_downloads():
-        return cls(**keywords)
-
-
-@contextmanager
-def _as_mistakes(where: str, looked_up: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """What constructors raise inside, which may be people's own, as CSDError that begins with the key.
-
-    looked_up: options that they get as one dict, where a key of it may be missing.
-    """
-    try:
-        yield
-    except _OF_CONSTRUCTORS as error:
-        if out_of_memory(error):
-            raise
-        text, advice = first_line(error), "; check its values"
-        if isinstance(error, CSDError):
-            text, advice = str(error), ""
-        elif isinstance(error, ImportError):
-            advice = "; install what it needs"
-        elif isinstance(error, OSError) and refused_by_disk(error):
-            text, advice = refused_by_disk(error), ""
-        elif isinstance(error, KeyError) and looked_up is not None and error.args[0] not in looked_up:
-            where = f"{where}.{error.args[0]}"
-            text, advice = f"{looked_up['type']} looks it up, and it is missing", "; give it"
-        elif isinstance(error, LookupError):  # which says the key alone
-            text = f"{type(error).__name__}: {text}"
-        raise CSDError(f"{where}: {text}{advice}") from error
-
-
-def _build_network(content: dict[str, Any], where: str) -> nn.Module:
-    """As the toolbox's build_network, which would start the log before its file is known."""
-    cls = _find_type(ARCH_REGISTRY, content.get("type"), f"{where}.type")
-    network: nn.Module = _construct(cls, keywords_of(content), where)
-    try:
-        _check_sizes(network, "which optimizer, average and checks need before")
-    except CSDError as error:
-        raise CSDError(f"{where}: {error}") from error
-    return network
-
-
-def _check_sizes(module: nn.Module, why: str) -> None:
-    """Raises CSDError for weights of lazy modules."""
-    for name in (name for name, value in module.state_dict().items() if is_lazy(value)):
-        raise CSDError(
-            f"{type(module).__name__}: {name} is lazy: it gets its size from the first batch, {why}; use a layer with "
-            f"sizes, such as Conv2d for LazyConv2d"
         )

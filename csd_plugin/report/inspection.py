@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from csd_plugin.archs.complexity import complexity
 from csd_plugin.archs.interface import Interface
 from csd_plugin.distill.adapters import AdaptedObjective, adapted_shapes
 from csd_plugin.distill.dry_run import GIB, Clips, Dry, clips_of
@@ -24,7 +25,6 @@ from csd_plugin.models.preflight import check_features, check_parts, checked_obj
 from csd_plugin.options.checks import distils, find_problems
 from csd_plugin.options.files import load_options
 from csd_plugin.options.problems import Problems
-from csd_plugin.report.complexity import complexity
 
 
 def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) -> str:

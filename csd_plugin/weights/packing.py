@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from csd_plugin.archs import presets_of
 from csd_plugin.archs.checkpoint import as_file, load_network, load_plain
+from csd_plugin.archs.complexity import complexity
 from csd_plugin.atomic import replacing, write_text
 from csd_plugin.data.video import open_reader
 from csd_plugin.digests import file_digest
@@ -26,7 +27,6 @@ from csd_plugin.limited_yaml import read_yaml
 from csd_plugin.metrics.protocols import PROTOCOLS, score_frame
 from csd_plugin.metrics.results import load_results
 from csd_plugin.plain import as_json_has_it, plain_text, section
-from csd_plugin.report.complexity import complexity
 from csd_plugin.weights import (
     CATALOGUE,
     SETS,

@@ -315,7 +315,7 @@ def twelve(launcher, toolbox_data):
 
 @pytest.mark.parametrize(("batch", "done", "ratio"), [(16, 0, 4), (27, 0, 9), (7, 27, 7)])
 def test_sets_of_the_toolbox_that_end_too_soon(launcher, twelve, capfd, monkeypatch, batch, done, ratio):
-    from csd_plugin.models import preflight
+    from csd_plugin.models import data_checks
 
     assert launcher.train(twelve(batch)) == 2
     [error] = capfd.readouterr().err.strip().splitlines()
@@ -325,7 +325,7 @@ def test_sets_of_the_toolbox_that_end_too_soon(launcher, twelve, capfd, monkeypa
     enlarged = {"datasets.train.dataset_enlarge_ratio": ratio, "train.total_iter": 3, "name": "enlarged"}
     assert launcher.train(changed(twelve(batch), enlarged)) == 0
 
-    monkeypatch.setattr(preflight, "_check_epochs", lambda *arguments: None)  # so many it does
+    monkeypatch.setattr(data_checks, "_check_epochs", lambda *arguments: None)  # so many it does
     assert launcher.train(twelve(batch)) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"error: datasets.train: training has ended after {done} of 52 iterations, as its epochs")
@@ -339,7 +339,7 @@ def test_sets_of_the_toolbox_that_end_too_soon(launcher, twelve, capfd, monkeypa
 def test_the_trial_of_a_set_of_the_toolbox_changes_nothing_of_the_run(
     launcher, toolbox_data, batches, monkeypatch, kind
 ):
-    from csd_plugin.models import preflight
+    from csd_plugin.models import data_checks
 
     network = STUDENT if kind == "REDSDataset" else SINGLE
     options = train_options(toolbox_data, **{"datasets.train": training_set(toolbox_data, kind, 3)}, network_g=network)
@@ -347,7 +347,7 @@ def test_the_trial_of_a_set_of_the_toolbox_changes_nothing_of_the_run(
     experiment = launcher.folder / "experiments"
     assert "is built." in next(experiment.glob("run/train_run_*.log")).read_text()
     tried = len(batches)
-    monkeypatch.setattr(preflight, "_try_foreign_set", lambda *arguments: None)
+    monkeypatch.setattr(data_checks, "_try_foreign_set", lambda *arguments: None)
     assert launcher.train(changed(options, {"name": "untried"})) == 0
     for one, two in zip(batches[:tried], batches[tried:], strict=True):
         assert all(torch.equal(one[key], two[key]) for key in one)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from toolbox import changed, distill_options, equal, train_options
 
-from csd_plugin.compat import load_resume_state
 from csd_plugin.errors import CSDError
 from csd_plugin.models.resuming import changes_of_learning, learns_by, weights_digest
 from csd_plugin.models.video_derain_model import VideoDerainModel
+from csd_plugin.resume_states import load_resume_state
 
 TOTAL = 12
 MULTI = {"type": "MultiStepLR", "milestones": [3, 6], "gamma": 0.5}

@@ -20,12 +20,12 @@ import torch
 
 from csd_plugin import weights
 from csd_plugin.archs.checkpoint import load_network
+from csd_plugin.archs.complexity import complexity
 from csd_plugin.data.rain import PRESETS, RainRenderer, ambient_light
 from csd_plugin.data.scenes import moving_scene
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import open_backend
 from csd_plugin.metrics.protocols import PROTOCOLS, score_frame, to_uint8
-from csd_plugin.report.complexity import complexity
 from csd_plugin.weights import (
     DEFAULT,
     FASTEST,

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from csd_plugin.archs.complexity import complexity
 from csd_plugin.archs.sldnet import SLDNet
-from csd_plugin.report.complexity import complexity
 
 # preset -> parameters, multiply-adds + bias adds at 128x128
 GOLDEN = {

@@ -1,0 +1,119 @@
+"""What options name, found and built as BasicSR would, but that a mistake is one line with its key."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from csd_plugin import compat
+from csd_plugin.archs.interface import Interface, interface_of
+from csd_plugin.distill.settings import teacher_labels
+from csd_plugin.errors import CSDError, first_line, out_of_memory, refused_by_disk, suggestion
+from csd_plugin.models.mixing import keywords_of
+from csd_plugin.options.checks import distils
+
+_OF_CONSTRUCTORS = (
+    TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, OSError, LookupError, AttributeError,
+    ImportError,
+)  # fmt: skip
+"""What constructors raise on options that they cannot take, or where something is missing; CSDError among them."""
+
+
+def network_names(opt: Mapping[str, Any]) -> list[str]:
+    """`network_g`, and in distillation the teachers."""
+    return ["network_g", *(f"network_{label}" for label in teacher_labels(opt) if distils(opt))]
+
+
+def build_networks(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Interface]]:
+    """`network_g`, and in distillation the teachers, as the options describe them, with their interfaces.
+
+    Raises CSDError for one that cannot be built, or does not say how it is called.
+    """
+    networks = {name: build_network(opt[name], name) for name in network_names(opt)}
+    return networks, {name: build_interface(network, opt, name) for name, network in networks.items()}
+
+
+def build_network(content: dict[str, Any], where: str) -> nn.Module:
+    """As the toolbox's build_network, which would start the log before its file is known."""
+    cls = find_type(ARCH_REGISTRY, content.get("type"), f"{where}.type")
+    network: nn.Module = construct(cls, keywords_of(content), where)
+    try:
+        check_sizes(network, "which optimizer, average and checks need before")
+    except CSDError as error:
+        raise CSDError(f"{where}: {error}") from error
+    return network
+
+
+def build_interface(network: nn.Module, opt: Mapping[str, Any], name: str) -> Interface:
+    section = f"interface_{name.removeprefix('network_')}"
+    try:
+        return interface_of(network, opt.get(section))
+    except CSDError as error:
+        raise CSDError(f"{name}: {error} in the section {section}") from error
+
+
+def find_metrics(val: Mapping[str, Any]) -> dict[str, Any]:
+    """The registered metric of each name in the section `val`. Raises CSDError for types that nobody has registered."""
+    return {
+        name: find_type(METRIC_REGISTRY, content.get("type"), f"val.metrics.{name}.type")
+        for name, content in (val.get("metrics") or {}).items()
+    }
+
+
+def find_type(known: Any, name: Any, where: str) -> Any:
+    """What a registry of the toolbox, or a dict, has under this name; the toolbox's own error is a traceback."""
+    names = list(known.keys())
+    if name not in names and f"{name}_basicsr" not in names:  # a suffix that the toolbox's registries look for too
+        raise CSDError(f"{where}: {name!r} is unknown{suggestion(name, names)}")
+    return known.get(name)
+
+
+def construct(cls: type, keywords: dict[str, Any], where: str) -> Any:
+    """An instance, or CSDError for keywords that the class does not take, or whose values are of the wrong kind."""
+    try:
+        inspect.signature(cls).bind(**keywords)
+    except TypeError as error:
+        raise CSDError(f"{where}: {error}; check its keys") from error
+    with as_mistakes(where), compat.without_log(), compat.named_downloads():
+        return cls(**keywords)
+
+
+@contextmanager
+def as_mistakes(where: str, looked_up: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """What constructors raise inside, which may be people's own, as CSDError that begins with the key.
+
+    looked_up: options that they get as one dict, where a key of it may be missing.
+    """
+    try:
+        yield
+    except _OF_CONSTRUCTORS as error:
+        if out_of_memory(error):
+            raise
+        text, advice = first_line(error), "; check its values"
+        if isinstance(error, CSDError):
+            text, advice = str(error), ""
+        elif isinstance(error, ImportError):
+            advice = "; install what it needs"
+        elif isinstance(error, OSError) and refused_by_disk(error):
+            text, advice = refused_by_disk(error), ""
+        elif isinstance(error, KeyError) and looked_up is not None and error.args[0] not in looked_up:
+            where = f"{where}.{error.args[0]}"
+            text, advice = f"{looked_up['type']} looks it up, and it is missing", "; give it"
+        elif isinstance(error, LookupError):  # which says the key alone
+            text = f"{type(error).__name__}: {text}"
+        raise CSDError(f"{where}: {text}{advice}") from error
+
+
+def check_sizes(module: nn.Module, why: str) -> None:
+    """Raises CSDError for weights of lazy modules."""
+    for name in (name for name, value in module.state_dict().items() if is_lazy(value)):
+        raise CSDError(
+            f"{type(module).__name__}: {name} is lazy: it gets its size from the first batch, {why}; use a layer with "
+            f"sizes, such as Conv2d for LazyConv2d"
+        )

@@ -1,0 +1,144 @@
+"""The training state that a run resumes from: found, checked and loaded, with the networks that were saved with it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from csd_plugin import peers
+from csd_plugin.archs.checkpoint import load_plain
+from csd_plugin.errors import CSDError
+
+_NEVER_REACHED = 10**12
+"""Iterations, epochs, samples of one."""
+_SEEDS = 2**32
+"""numpy takes those below."""
+
+
+def load_resume_state(opt: dict) -> dict | None:
+    """The toolbox's function of this name, which needs a GPU: here the state is loaded to the CPU, as data only.
+
+    A state of another experiment begins a new one, with the networks that were saved with it.
+
+    Raises:
+        CSDError: the state file does not exist, cannot be read, or is no training state; there are no networks with it.
+    """
+    from basicsr.utils import check_resume, set_random_seed
+
+    content = opt["datasets"]["train"]
+    content["manual_seed"] = opt["manual_seed"]
+    path, damage = peers.of_the_first(find_resume_state(opt))
+    for line in damage if opt["rank"] == 0 else []:
+        print(f"warning: {line}; resuming from {path}", file=sys.stderr, flush=True)
+    if path is None:
+        if opt["auto_resume"] and opt["rank"] == 0:
+            print(f"no state in {opt['path']['training_states']}; training starts anew", file=sys.stderr, flush=True)
+        return None
+    if opt["rank"] and not Path(path).is_file():
+        raise CSDError(
+            f"{path} is not on this host, and rank 0 resumes from it; let all hosts share the folder experiments/, or "
+            f"copy it"
+        )
+    opt["path"]["resume_state"] = path
+    state = _read_state(path)
+    own = opt["path"]["models"]
+    opt["path"]["models"] = str(networks_with(Path(path), Path(own)))
+    check_resume(opt, state["iter"])
+    opt["path"]["models"] = own
+    if opt["rank"] == 0 and not Path(opt["path"]["experiments_root"]).exists():
+        _make_folders(opt["path"])
+    seed = state.get("manual_seed")
+    if seed is not None and seed != opt["manual_seed"]:  # another in the file, or drawn anew where there is none
+        if opt["rank"] == 0:
+            print(f"{path}: the run goes on with its manual_seed {seed}", file=sys.stderr, flush=True)
+        opt["manual_seed"] = content["manual_seed"] = seed
+    if state.get("samples"):
+        content["resumed_at"] = (state["epoch"], state["samples"])
+    else:
+        if opt["rank"] == 0 and state["iter"] < opt["train"]["total_iter"]:
+            print(
+                f"warning: {path} has no place in the data of {content.get('type')}: epoch {state['epoch']} starts "
+                f"anew, so the run differs from one without a stop",
+                file=sys.stderr,
+                flush=True,
+            )
+        # other people's data sets draw by the global state: they would draw again what the first iterations have seen
+        set_random_seed(opt["manual_seed"] + opt["rank"] + state["iter"])
+    return state
+
+
+def find_resume_state(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """The state to resume from: with --auto_resume the newest whole one of this experiment, else `path.resume_state`.
+
+    Whole: the state and the networks that were saved with it can be read. Returns what is wrong with newer ones, too.
+
+    Raises:
+        CSDError: there are states, but none is whole.
+    """
+    damage: list[str] = []
+    for path in saved_states(Path(opt["path"]["training_states"])) if opt["auto_resume"] else []:
+        try:
+            _check_set(path, Path(opt["path"]["models"]))
+        except CSDError as error:
+            damage.append(str(error))
+        else:
+            return str(path), damage
+    if damage:
+        raise CSDError(f"{damage[0]}; no state of {opt['path']['training_states']} can be resumed")
+    return opt["path"].get("resume_state"), []
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """The training states of an experiment, newest first."""
+    return sorted(
+        (path for path in folder.glob("*.state") if path.stem.isdigit()), key=lambda path: int(path.stem), reverse=True
+    )
+
+
+def networks_with(state: Path, own: Path) -> Path:
+    """The folder of the networks that were saved with a training state, which may be another experiment's.
+
+    Args:
+        own: of the experiment that resumes; it is meant where the state lies in no experiment.
+    """
+    there = state.parent.parent / own.name
+    return there if state.parent.name == "training_states" and there.is_dir() else own
+
+
+def _make_folders(paths: Mapping[str, Any]) -> None:
+    """The folders of an experiment that begins with another's state; the toolbox makes those of a new start alone."""
+    network = paths.get("pretrain_network_g")  # none where it is ignored
+    if network and not Path(network).is_file():
+        raise CSDError(
+            f"path.resume_state: {paths['resume_state']}: {network} does not exist, which was saved with it; copy both "
+            f"files, or give an experiment's state where it is"
+        )
+    for key in ("experiments_root", "models", "training_states", "log", "visualization"):
+        Path(paths[key]).mkdir(parents=True, exist_ok=True)
+
+
+def _check_set(state: Path, models: Path) -> None:
+    """Raise CSDError unless a state and the networks of its iteration can be read."""
+    iteration = _read_state(state)["iter"]
+    network = models / f"net_g_{iteration}.pth"  # what every model saves
+    for path in {network, *models.glob(f"*_{iteration}.pth")}:
+        load_plain(path, "checkpoint")
+
+
+def _read_state(path: str | Path) -> dict[str, Any]:
+    state = load_plain(path, "path.resume_state:")
+    if not isinstance(state, dict) or not {"iter", "epoch", "optimizers", "schedulers"} <= state.keys():
+        raise CSDError(f"path.resume_state: {path} is not a training state; give a file from training_states/")
+    for key, needed in {"iter": True, "epoch": True, "samples": False}.items():
+        value = state.get(key)
+        if not (type(value) is int and 0 <= value < _NEVER_REACHED) and (needed or value is not None):
+            raise CSDError(f"path.resume_state: {path}: {key} is {value!r:.60}, which no run has; use another copy")
+    seed = state.get("manual_seed")
+    if seed is not None and not (type(seed) is int and 0 <= seed < _SEEDS):
+        raise CSDError(f"path.resume_state: {path}: manual_seed is {seed!r:.60}, which is no seed; use another copy")
+    name = Path(path).stem
+    if name.isdigit() and int(name) != state["iter"]:
+        raise CSDError(f"path.resume_state: {path} is of iteration {state['iter']}; use another copy, or rename it")
+    return state
