@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.models import lr_scheduler
 from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 from torch import nn
 
@@ -44,19 +43,13 @@ from csd_plugin.models.building import (
 from csd_plugin.models.data_checks import check_data
 from csd_plugin.models.mixing import check_loss, check_metric, keywords_of
 from csd_plugin.models.pairing import check_network, check_pairs
-from csd_plugin.models.schedules import build_optimizer
+from csd_plugin.models.schedules import SCHEDULERS, build_optimizer
 from csd_plugin.options.checks import distils, meant_model
 from csd_plugin.options.problems import Problems
 from csd_plugin.options.sections import MODELS
 from csd_plugin.resume_states import find_resume_state
 from csd_plugin.types import ClipView
 
-SCHEDULERS = {
-    "MultiStepLR": lr_scheduler.MultiStepRestartLR,
-    "MultiStepRestartLR": lr_scheduler.MultiStepRestartLR,
-    "CosineAnnealingRestartLR": lr_scheduler.CosineAnnealingRestartLR,
-}
-"""By the toolbox's names."""
 _MOST_BY_THE_CLOCK = 1_000_000
 """Iterations of a schedule by the clock: each is a step of the scheduler, some 20 microseconds."""
 _LOSS_SIZE = 64

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from basicsr.models import lr_scheduler
 from basicsr.models.video_base_model import VideoBaseModel
 from basicsr.utils import get_root_logger
 from torch import nn
@@ -16,6 +17,31 @@ from csd_plugin.models.clock import Clock
 
 _WHOLE = 0.95
 """Share of a time that counts as all of it."""
+
+
+class MultiStepRestartLR(lr_scheduler.MultiStepRestartLR):
+    """The toolbox's schedule, whose rate depends on the iteration alone.
+
+    The toolbox multiplies the rate that it finds, which after a warm-up is that of its last step.
+    """
+
+    def get_lr(self) -> list[float]:
+        """Of each group: its first rate, by the latest restart and the milestones that were passed since."""
+        begun = max((restart for restart in self.restarts if restart <= self.last_epoch), default=None)
+        factor = 1.0 if begun is None else self.restart_weights[self.restarts.index(begun)]
+        rates = [group["initial_lr"] * factor for group in self.optimizer.param_groups]
+        for milestone in sorted(self.milestones):
+            if (-1 if begun is None else begun) < milestone <= self.last_epoch:
+                rates = [rate * self.gamma ** self.milestones[milestone] for rate in rates]
+        return rates
+
+
+SCHEDULERS: dict[str, Any] = {
+    "MultiStepLR": MultiStepRestartLR,
+    "MultiStepRestartLR": MultiStepRestartLR,
+    "CosineAnnealingRestartLR": lr_scheduler.CosineAnnealingRestartLR,
+}
+"""By the toolbox's names. The rate of each depends on the iteration alone."""
 
 
 class ScheduledModel(VideoBaseModel):
@@ -39,6 +65,12 @@ class ScheduledModel(VideoBaseModel):
         optim_type = optim_opt.pop("type")
         self.optimizer_g = self.get_optimizer(optim_type, self.parameters_to_optimize(), **optim_opt)
         self.optimizers.append(self.optimizer_g)
+
+    def setup_schedulers(self) -> None:
+        """As the toolbox's, by `SCHEDULERS`."""
+        schedule = dict(self.opt["train"]["scheduler"])
+        build = SCHEDULERS[schedule.pop("type")]
+        self.schedulers += [build(optimizer, **schedule) for optimizer in self.optimizers]
 
     def parameters_to_optimize(self) -> list[nn.Parameter]:
         return [p for p in self.net_g.parameters() if p.requires_grad]
@@ -77,9 +109,6 @@ class ScheduledModel(VideoBaseModel):
             for iteration in range(1, done + 1):
                 self.update_learning_rate(iteration, warmup_iter)
             return
-        with self._schedulers_held():  # milestones that are passed in the warm-up are lost with it
-            for iteration in range(1, int(min(done, warmup_iter)) + 1):
-                super().update_learning_rate(iteration, warmup_iter)
         self.update_learning_rate(max(done, 2), warmup_iter)
 
     def _warn_of_time_left(self, clock: Clock, current_iter: int) -> None:

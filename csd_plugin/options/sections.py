@@ -128,7 +128,12 @@ class TrainSection(ToolboxSection):
         "`restart_weights`, `eta_min`)"
     )
     pixel_opt: dict = Field(description="the reconstruction loss, `type: PyramidSSIMLoss`, see below")
-    warmup_iter: float = Field(-1, ge=-1, le=_LONGEST, description="steps of linear warm-up, -1 for none")
+    warmup_iter: float = Field(
+        -1,
+        ge=-1,
+        le=_LONGEST,
+        description="steps of linear warm-up to `lr`, -1 for none; from then on the rate is the schedule's",
+    )
     ema_decay: float = Field(
         0, ge=0, lt=1, description="decay of the averaged weights `params_ema`, which are validated; 0 for none"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,9 @@ TOTAL = 12
 MULTI = {"type": "MultiStepLR", "milestones": [3, 6], "gamma": 0.5}
 COSINE = {"type": "CosineAnnealingRestartLR", "periods": [6], "restart_weights": [1], "eta_min": 1e-7}
 LONGER = COSINE | {"periods": [12]}
+RESTARTS = {"type": "MultiStepRestartLR", "milestones": [2, 7], "gamma": 0.5}
+RAMP = [0.025, 0.05, 0.075]
+"""The rates of a warm-up over 4 steps to 0.1, which ends with the third."""
 
 
 def options(scheduler, lr=0.1, warmup=-1, total=TOTAL, **optimizer):
@@ -105,6 +109,63 @@ def test_learning_rates_are_those_of_a_run_that_was_so_from_the_start(before, no
         **Model(now).optimizer_g.param_groups[0],
         **{"lr": expected[-1], "params": []},
     }
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        (MULTI, [0.05] * 3 + [0.025] * 6),  # the milestones 3 and 6 are passed before the steps 4 and 7
+        (MULTI | {"milestones": [2, 2, 7]}, [0.025] * 4 + [0.0125] * 5),
+        (MULTI | {"milestones": [9]}, [0.1] * 6 + [0.05] * 3),
+        (RESTARTS | {"restarts": [0, 5], "restart_weights": [1, 2]}, [0.05] * 2 + [0.2] * 2 + [0.1] * 5),
+        (RESTARTS | {"restarts": [2], "restart_weights": [0.4]}, [0.04] * 4 + [0.02] * 5),
+        (LONGER | {"eta_min": 0}, [0.05 * (1 + math.cos(math.pi * step / 12)) for step in range(3, 12)]),
+        (
+            COSINE | {"periods": [4, 8], "restart_weights": [1, 0.5], "eta_min": 0},
+            [0.05 * (1 + math.cos(math.pi * 3 / 4)), 0.0]
+            + [0.025 * (1 + math.cos(math.pi * step / 8)) for step in range(1, 8)],
+        ),
+    ],
+)
+def test_after_a_warm_up_the_rate_is_what_the_schedule_says(scheduler, expected, said):
+    """Step by step, also where a run is resumed after any of them."""
+    settings = options(scheduler, warmup=4)
+    rates = Model(settings).rates(1, TOTAL)
+    assert rates == pytest.approx(RAMP + expected, abs=1e-12)
+    for done in range(1, TOTAL):
+        model, resumed = Model(settings), Model(settings)
+        model.rates(1, done)
+        resumed.resume_training(model.saved(done))
+        assert resumed.rates(done + 1, TOTAL) == rates[done:]
+    assert not said
+
+
+def test_a_rate_that_an_earlier_version_left_behind_is_mended(said):
+    """It stayed at that of the warm-up's last step until the next milestone."""
+    settings = options(MULTI | {"milestones": [9]}, warmup=4)
+    model, resumed = Model(settings), Model(settings)
+    model.rates(1, 6)
+    state = model.saved(6)
+    state["optimizers"][0]["param_groups"][0]["lr"] = RAMP[-1]
+    state["schedulers"][0]["_last_lr"] = RAMP[-1:]
+    resumed.resume_training(state)
+    assert resumed.rates(7, TOTAL) == pytest.approx([0.1] * 3 + [0.05] * 3)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"restarts": [0, 4], "restart_weights": [1, 0.7]}, {"restarts": [3, 9], "restart_weights": [2, 0.3]}]
+)
+def test_without_a_warm_up_rates_are_the_toolboxs(more):
+    from basicsr.models import lr_scheduler
+
+    schedule = {"milestones": [2, 2, 4, 7, 11], "gamma": 0.3, **more}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    theirs, expected = lr_scheduler.MultiStepRestartLR(optimizer, **schedule), []
+    for _ in range(TOTAL):
+        expected += theirs.get_last_lr()
+        optimizer.step()
+        theirs.step()
+    assert Model(options({"type": "MultiStepLR", **schedule})).rates(1, TOTAL) == expected
 
 
 def test_what_a_resumed_run_learns_from_otherwise_is_named():
