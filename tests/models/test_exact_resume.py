@@ -14,6 +14,7 @@ from csd_plugin.data.datasets.paired_video import PairedVideoDataset
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.interface import Objective, feature_pairs
 from csd_plugin.errors import CSDError
+from csd_plugin.models.video_derain_model import VideoDerainModel
 from csd_plugin.types import Terms
 
 
@@ -61,6 +62,19 @@ def test_distillation_goes_on_to_the_last_bit(launcher, tiny_rain, tiny_teacher,
     whole, cut = resumed_and_whole(launcher, options, cut=3, total=6)
     assert "objective_latest.pth" in whole
     assert_same(whole, cut)
+
+
+def test_clips_in_their_own_order_go_on_with_the_next_one(launcher, tiny_rain, monkeypatch):
+    """Cut in the middle of the second epoch of two batches."""
+    seen = []
+    feed = VideoDerainModel.feed_data
+    monkeypatch.setattr(VideoDerainModel, "feed_data", lambda self, data: (seen.append(data["key"]), feed(self, data)))
+    ordered = {"use_shuffle": False, "dataset_enlarge_ratio": 1}
+    options = changed(train_options(tiny_rain), {f"datasets.train.{key}": value for key, value in ordered.items()})
+    whole, cut = resumed_and_whole(launcher, options, cut=3, total=6)
+    assert_same(whole, cut)
+    of_an_epoch = [[f"{clip}_Rain_01/{first:05d}.png" for first in (1, 2)] for clip in ("t1", "t2")]
+    assert seen == 2 * 3 * of_an_epoch
 
 
 def test_weights_that_follow_gradients_go_on_too(launcher, tiny_rain, tiny_teacher):

@@ -76,7 +76,11 @@ class TrainingOptions(DatasetOptions):
     )
     pin_memory: bool = option(False, "batches in page-locked memory, from which copies to a GPU are faster")
     persistent_workers: bool = option(False, "workers are kept from one epoch to the next")
-    use_shuffle: bool = option(True, "draw clips in random order")
+    use_shuffle: bool = option(
+        True,
+        "a random order of the runs of `num_frame` frames, another in each epoch; false: clip after clip by name, of "
+        "each all its runs from the first frame on. Crops and mirroring are random all the same",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

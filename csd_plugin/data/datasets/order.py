@@ -32,7 +32,15 @@ class Place(NamedTuple):
 
 
 def places(
-    length: int, *, seed: int, epoch: int, count: int, rank: int = 0, world_size: int = 1, start: int = 0
+    length: int,
+    *,
+    seed: int,
+    epoch: int,
+    count: int,
+    shuffle: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
+    start: int = 0,
 ) -> Iterator[Place]:
     """One process's share of an epoch, in order; all shares are of one length.
 
@@ -41,10 +49,11 @@ def places(
 
     Args:
         length: items of the data set.
-        count: samples of the epoch, of all processes: each item count / length times, in a random order.
+        count: samples of the epoch, of all processes: each item count / length times.
+        shuffle: in a random order, another in each epoch; else from the first item to the last, again and again.
         start: positions that are done already, by however many processes.
     """
-    order = np.random.default_rng((seed % 2**64, epoch)).permutation(count) % length
+    order = np.random.default_rng((seed % 2**64, epoch)).permutation(count) if shuffle else range(count)
     rounds = max(count - start, 0) // world_size
     for position in range(start + rank, start + rounds * world_size, world_size):
-        yield Place(seed, epoch, position, int(order[position]))
+        yield Place(seed, epoch, position, int(order[position]) % length)

@@ -157,11 +157,13 @@ class TrainingDataset(Dataset):
         samples of it, of all processes, that were done before.
         """
         stopped_in, done = self.opt.get("resumed_at") or (None, 0)
+        options = TrainingOptions.of(self.opt)
         return places(
             len(self),
             seed=int(self.opt.get("manual_seed", torch.initial_seed())),
             epoch=epoch,
-            count=len(self) * TrainingOptions.of(self.opt).dataset_enlarge_ratio,
+            count=len(self) * options.dataset_enlarge_ratio,
+            shuffle=options.use_shuffle,
             rank=rank,
             world_size=world_size,
             start=done if epoch == stopped_in else 0,

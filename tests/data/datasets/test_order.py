@@ -20,6 +20,17 @@ def test_every_item_comes_as_often_as_asked_for(length, ratio):
     assert [place.position for place in epoch] == list(range(length * ratio))
 
 
+def test_an_order_that_is_not_shuffled_is_that_of_the_items():
+    """In every epoch, shared by processes, and from where a run was cut; draws differ by epoch all the same."""
+    for epoch in (0, 1):
+        whole = list(places(3, seed=1, epoch=epoch, count=6, shuffle=False))
+        assert [place.item for place in whole] == [0, 1, 2, 0, 1, 2]
+        assert [place.position for place in whole] == list(range(6))
+        assert {(place.seed, place.epoch) for place in whole} == {(1, epoch)}
+        parts = [places(3, seed=1, epoch=epoch, count=6, shuffle=False, rank=r, world_size=2, start=2) for r in (0, 1)]
+        assert sorted(itertools.chain(*parts), key=lambda place: place.position) == whole[2:]
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 def test_processes_share_one_order(world_size):
     whole = list(places(7, seed=1, epoch=0, count=14))

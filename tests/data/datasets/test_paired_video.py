@@ -110,6 +110,17 @@ def test_runs_repeat_by_seed_and_epochs_differ(root):
     assert not torch.equal(first[0]["lq"], epoch(again, seed=2)[0]["lq"])
 
 
+def test_clips_that_are_not_shuffled_come_by_name_and_frame(root):
+    dataset = PairedVideoDataset({"dataroot": root, **AUGMENTED, "manual_seed": 1, "use_shuffle": False})
+    clips = [f"{clip}/{first:05d}.png" for clip in ("t1_Rain_01", "t1_Rain_02", "t2_Rain_01") for first in range(1, 8)]
+    first, second = ([dataset[place] for place in dataset.places(epoch=epoch)] for epoch in (0, 1))
+    assert [item["key"] for item in first] == [item["key"] for item in second] == clips
+    assert not any(torch.equal(a["lq"], b["lq"]) for a, b in zip(first, second, strict=True))  # drawn anew
+    shuffled = PairedVideoDataset({"dataroot": root, **AUGMENTED, "manual_seed": 1})
+    keys = [[shuffled[place]["key"] for place in shuffled.places(epoch=epoch)] for epoch in (0, 1)]
+    assert keys[0] != keys[1] and sorted(keys[0]) == sorted(keys[1]) == clips
+
+
 def test_the_number_of_workers_does_not_matter(root):
     dataset = PairedVideoDataset({"dataroot": root, **AUGMENTED, "cache_mb": 1})
     one = epoch(dataset, seed=1, num_workers=1)
