@@ -42,8 +42,8 @@ class HalfNet(nn.Module):
         num_deep: residual pairs at a quarter of the resolution with twice the channels, in the middle of the others.
         causal: use only the window's first half and the target, (num_frame + 1) / 2 frames, so that a camera's picture
             need not wait for frames to come.
-        branches: while training, add a 1x1 convolution and, where the channels agree, the input itself to every 3x3
-            convolution of a pair; `merged` turns them into one 3x3 convolution with the same results.
+        branches: while training, add a 1x1 convolution to every 3x3 convolution of a pair; `merged` turns both into one
+            3x3 convolution with the same results.
 
     Raises:
         CSDError: numbers that do not make a network.
