@@ -11,6 +11,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from csd_plugin.extras import needed_by
 
+FRAME_SIZE = (640, 480)
+"""Width and height of the frames for which times are given, and operations in lists of networks: NTURain's."""
+
 
 @dataclass(frozen=True)
 class Complexity:

@@ -294,6 +294,11 @@ def _is_compiled(network: nn.Module) -> bool:
     return torch.compiler.is_compiling() or any(compiled)
 
 
+def interface_section(name: str) -> str:
+    """The section of options that says how a network is called, by the network's: `interface_t` of `network_t`."""
+    return f"interface_{name.removeprefix('network_')}"
+
+
 def interface_of(network: nn.Module, declared: Mapping[str, Any] | None = None) -> Interface:
     """What a network, not wrapped, says about itself, or options say of it, which come first.
 

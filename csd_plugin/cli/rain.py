@@ -23,6 +23,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,6 +101,7 @@ def _calibrate(args: argparse.Namespace, params: RainParams) -> RainParams:
 
 def _draw_sheet(args: argparse.Namespace, params: RainParams) -> None:
     from csd_plugin.atomic import refuse_inputs, refuse_strangers
+    from csd_plugin.data.images import PNG_START
     from csd_plugin.data.rain import PRESETS
     from csd_plugin.data.rain.pairs import find_clips
     from csd_plugin.data.rain.sheet import write_contact_sheet
@@ -108,7 +110,7 @@ def _draw_sheet(args: argparse.Namespace, params: RainParams) -> None:
         raise CSDError(f"--contact-sheet {args.contact_sheet}: it is a PNG file; give a name that ends in .png")
     clips = find_clips(args.source, args.clips)
     refuse_inputs([args.contact_sheet], [file for clip in clips for file in clip.files])
-    refuse_strangers(args.contact_sheet, rb"\x89PNG\r\n")
+    refuse_strangers(args.contact_sheet, re.escape(PNG_START))
     write_contact_sheet(args.contact_sheet, clips, {**PRESETS, args.preset: params}, args.seed)
     print(f"contact sheet: {args.contact_sheet}")
 

@@ -165,9 +165,10 @@ def one_depth(frames: Iterable[np.ndarray]) -> list[np.ndarray]:
     return list(map(sixteen_bits, frames)) if any(frame.dtype == np.uint16 for frame in frames) else frames
 
 
-_PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_START = b"\x89PNG\r\n\x1a\n"
+"""How a PNG file begins."""
 _PNG_END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
-_PNG_FIRST_END = len(_PNG_START) + 25
+_PNG_FIRST_END = len(PNG_START) + 25
 """Where a PNG file's first chunk, of a fixed size, ends."""
 _NOTE = b"csd_plugin\x00"
 _LONGEST_NOTE = 2**14
@@ -203,9 +204,9 @@ def is_whole_png(path: Path) -> bool:
     """Whether a file is there and is a PNG that was not cut short. Raises OSError, with the file's name."""
     try:
         with path.open("rb") as file:
-            start = file.read(len(_PNG_START))
+            start = file.read(len(PNG_START))
             file.seek(max(file.seek(0, io.SEEK_END) - len(_PNG_END), 0))
-            return start == _PNG_START and file.read() == _PNG_END
+            return start == PNG_START and file.read() == _PNG_END
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -216,10 +217,10 @@ def is_cut_png(path: Path) -> bool:
     """Whether a file is the beginning of a PNG, as a power failure leaves it, be it empty. Raises OSError."""
     try:
         with path.open("rb") as file:
-            start = file.read(len(_PNG_START))
+            start = file.read(len(PNG_START))
     except OSError as error:
         raise at(path, error) from error
-    return _PNG_START.startswith(start) and not is_whole_png(path)
+    return PNG_START.startswith(start) and not is_whole_png(path)
 
 
 def note_in_png(path: Path) -> str:
@@ -231,7 +232,7 @@ def note_in_png(path: Path) -> str:
             text = file.read(size) if kind == b"tEXt" and size < _LONGEST_NOTE else b""
     except OSError as error:
         raise at(path, error) from error
-    is_note = start.startswith(_PNG_START) and text.startswith(_NOTE)
+    is_note = start.startswith(PNG_START) and text.startswith(_NOTE)
     return text.removeprefix(_NOTE).decode("ascii", "replace") if is_note else ""
 
 
@@ -268,7 +269,7 @@ def decode_image(data: bytes, where: str, *, deep: bool = False) -> np.ndarray:
 
 def check_pixels(data: bytes, where: str) -> None:
     """Raise CSDError for a header that says more pixels than any frame has: decoders take its memory at once."""
-    if data.startswith(_PNG_START):
+    if data.startswith(PNG_START):
         width, height = struct.unpack(">II", data[16:24].ljust(8, b"\0"))
     else:
         try:

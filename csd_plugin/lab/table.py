@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from csd_plugin.archs.complexity import FRAME_SIZE, complexity
 from csd_plugin.bench.measure import in_turns, median
 from csd_plugin.devices import forked_random
 from csd_plugin.lab.matrix import Frames, Matrix, PublishedScore, RainyInput, Row, Run
@@ -24,8 +25,6 @@ from csd_plugin.report.text import three_digits
 
 COUNTED_SIZE = 128
 """Side of the frames whose operations are counted, as in the paper's Table 2."""
-TIMED_SIZE = (640, 480)
-"""Width and height of the frames that are timed, those of NTURain."""
 ROUNDS = 3
 """How often each network is timed."""
 
@@ -40,7 +39,7 @@ class Cost:
     Attributes:
         parameters: their number.
         operations: multiply-adds and bias additions of one frame of 128x128.
-        seconds: time of one frame of 640x480.
+        seconds: time of one frame of `FRAME_SIZE`.
     """
 
     parameters: int | None = None
@@ -355,8 +354,6 @@ def _build(options: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _cost(network: Any, interface: Any, seconds: float | None, *, counted: bool) -> Cost:
-    from csd_plugin.archs.complexity import complexity
-
     parameters = sum(p.numel() for p in network.parameters())
     if not counted:
         return Cost(parameters, None, seconds)
@@ -365,10 +362,10 @@ def _cost(network: Any, interface: Any, seconds: float | None, *, counted: bool)
 
 
 def _seconds(networks: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
-    """All in turns, each in its fastest exact form, one frame of 640x480."""
+    """All in turns, each in its fastest exact form, one frame of `FRAME_SIZE`."""
     from csd_plugin.inference.folding import fold
 
-    width, height = TIMED_SIZE
+    width, height = FRAME_SIZE
     actions = {}
     for row, (network, interface) in networks.items():
         frames = torch.rand(1, *interface.input_shape(height, width))

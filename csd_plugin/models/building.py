@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from csd_plugin import compat
-from csd_plugin.archs.interface import Interface, interface_of
+from csd_plugin.archs.interface import Interface, interface_of, interface_section
 from csd_plugin.distill.settings import teacher_labels
 from csd_plugin.errors import CSDError, first_line, out_of_memory, refused_by_disk, suggestion
 from csd_plugin.models.mixing import keywords_of
@@ -51,7 +51,7 @@ def build_network(content: dict[str, Any], where: str) -> nn.Module:
 
 
 def build_interface(network: nn.Module, opt: Mapping[str, Any], name: str) -> Interface:
-    section = f"interface_{name.removeprefix('network_')}"
+    section = interface_section(name)
     try:
         return interface_of(network, opt.get(section))
     except CSDError as error:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from csd_plugin.archs import NETWORKS
-from csd_plugin.archs.interface import Interface
+from csd_plugin.archs.interface import Interface, interface_section
 from csd_plugin.compat import shape_advice
 from csd_plugin.data.datasets import DATASETS
 from csd_plugin.data.datasets.options import DatasetOptions, TrainingOptions
@@ -218,7 +218,7 @@ def check_network(name: str, network: nn.Module, interface: Interface, opt: Mapp
     except _OF_SHAPES as error:
         raise CSDError(
             f"{name}: {type(network).__name__} fails on clips {frames} ({first_line(error)}); check its options, "
-            f"interface_{name.removeprefix('network_')} and datasets.train.gt_size"
+            f"{interface_section(name)} and datasets.train.gt_size"
         ) from error
 
 

@@ -16,7 +16,7 @@ from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGIST
 from torch import nn
 
 from csd_plugin.archs.checkpoint import PARAM_KEYS, load_plain, load_weights, weights_in
-from csd_plugin.archs.interface import Interface
+from csd_plugin.archs.interface import Interface, interface_section
 from csd_plugin.data.datasets import DATASETS
 from csd_plugin.data.features import read_manifest
 from csd_plugin.devices import forked_random
@@ -138,7 +138,7 @@ def check_parts(
             network = found.attempt([name], build_network, opt.get(name), name)
             if network is None:
                 continue
-            section = f"interface_{name.removeprefix('network_')}"
+            section = interface_section(name)
             interface = found.attempt([section], build_interface, network, opt, name)
             if interface is not None:
                 networks[name], interfaces[name] = network, interface
@@ -216,7 +216,7 @@ def placed_dry_run(
     try:
         for tap in tap_compared(network, interface, layers) if tapped else ():
             tap.remove()
-        section = f"interface_{name.removeprefix('network_')}"
+        section = interface_section(name)
         where = section if opt.get(section) else name
         return dry_run(network, interface, clips, layers, tapped=tapped)
     except DryRunError:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from csd_plugin import extensions
 from csd_plugin.archs import untrained
+from csd_plugin.archs.complexity import FRAME_SIZE
 from csd_plugin.archs.interface import KINDS, interface_of
 from csd_plugin.devices import pick_device
 from csd_plugin.errors import CSDError
@@ -21,8 +22,6 @@ from csd_plugin.plain import as_json_has_it
 from csd_plugin.report.text import aligned, counted, markdown, three_digits
 from csd_plugin.weights import FOLDER, RAINY, SETS, Network, Score, best_of, fastest_of
 
-SIZE = (640, 480)
-"""Width and height of the frames for which times and operations are given: those of NTURain."""
 _RATE = 25
 """Frames per second of a video, usually."""
 _PROTOCOLS = {"nturain_y": "luma", "rgb": "RGB"}
@@ -74,14 +73,14 @@ def trainable() -> list[Trainable]:
 
 
 def seconds_a_frame(networks: Mapping[str, Network]) -> dict[str, float]:
-    """Name -> about how long a frame of `SIZE` takes here and now, from a trial of one of all that are built alike.
+    """Name -> about how long a frame of `FRAME_SIZE` takes here and now, by a trial of one of all that are built alike.
 
     In the number format that `csd derain` takes.
     """
     alike = {name: json.dumps(network.numbers, sort_keys=True) for name, network in networks.items()}
     tried = {key: networks[name].path for name, key in alike.items()}
     timing = tqdm(tried.items(), desc="timing", unit="network", disable=None)
-    seconds = {key: Derainer(path, precision="auto").seconds_a_frame(*SIZE) for key, path in timing}
+    seconds = {key: Derainer(path, precision="auto").seconds_a_frame(*FRAME_SIZE) for key, path in timing}
     return {name: seconds[key] for name, key in alike.items()}
 
 
@@ -95,7 +94,7 @@ def as_text(
 
     Args:
         networks, rainy: the catalogue of `weights`.
-        seconds: name -> seconds per frame of `SIZE`.
+        seconds: name -> seconds per frame of `FRAME_SIZE`.
         others: see `trainable`.
     """
     best, fastest = best_of(networks), fastest_of(networks)
@@ -105,7 +104,7 @@ def as_text(
         size = [f"{network.parameters:,}", str(network.numbers["num_frame"]), three_digits(seconds[name])]
         rows.append([name, *size, *scores, network.what])
     rows.append(["rainy input", "", "", "", *(_score(rainy.get(which), "nturain_y") for which in SETS), ""])
-    width, height = SIZE
+    width, height = FRAME_SIZE
     keep_up = [name for name in networks if seconds[name] * _RATE <= 1]
     return "\n".join(
         [
@@ -148,7 +147,7 @@ def as_json(
     content = {
         "default": best_of(networks),
         "fast": fastest_of(networks),
-        "seconds_a_frame": {"size": list(SIZE), "by": _computer()},
+        "seconds_a_frame": {"size": list(FRAME_SIZE), "by": _computer()},
         "rainy": dict(rainy),
         "networks": [
             asdict(network)
@@ -165,10 +164,10 @@ def as_markdown(networks: Mapping[str, Network], rainy: Mapping[str, Score] = RA
     """The model card's table: what is the same on every machine."""
     pairs = [(which, protocol) for which in SETS for protocol in _PROTOCOLS]
     titles = [f"{which}, {_PROTOCOLS[protocol]}" for which, protocol in pairs]
-    head = ["network", "what", "parameters", f"multiply-adds, {SIZE[0]}x{SIZE[1]}", *titles]
+    head = ["network", "what", "parameters", f"multiply-adds, {FRAME_SIZE[0]}x{FRAME_SIZE[1]}", *titles]
     rows = []
     for name, network in networks.items():
-        cost = f"{network.multiply_adds * SIZE[0] * SIZE[1] / 1e9:.1f} G"
+        cost = f"{network.multiply_adds * FRAME_SIZE[0] * FRAME_SIZE[1] / 1e9:.1f} G"
         scores = [_score(network.scores.get(which), protocol) for which, protocol in pairs]
         rows.append([f"`{name}`", network.what, f"{network.parameters:,}", cost, *scores])
     rows.append(["rainy input", "", "", "", *(_score(rainy.get(which), protocol) for which, protocol in pairs)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from csd_plugin.atomic import refuse_inputs, refuse_strangers, replacing
-from csd_plugin.data.images import files_of
+from csd_plugin.data.images import PNG_START, files_of
 from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.extras import needed_by
 
@@ -140,13 +141,13 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
 
 
 _SIGNS = {
-    ".png": rb"\x89PNG\r\n",
+    ".png": re.escape(PNG_START),
     ".pdf": rb"%PDF-",
     ".svg": rb".*<svg\b",
     ".jpg": rb"\xff\xd8\xff",
     ".tif": rb"II\*\x00|MM\x00\*",
 }
-"""Suffix -> how such a file begins."""
+"""Suffix -> how such a file begins, as a regular expression."""
 
 
 def row_width(columns: int, room: float = PAGE_WIDTH) -> float:
