@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 import yaml
 from toolbox import changed, equal, train_options
 
@@ -45,14 +45,8 @@ def own(tmp_path):
         (tmp_path / "train.py").write_text(script)
         text = yaml.safe_dump(options, sort_keys=False) if isinstance(options, dict) else options
         (tmp_path / "run.yml").write_text(text)
-        return subprocess.run(
-            [sys.executable, "train.py", "-opt", "run.yml", *flags],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        return warm.python("train.py", "-opt", "run.yml", *flags, cwd=tmp_path, environment=environment)
 
     return run
 

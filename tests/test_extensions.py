@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+import warm
 import yaml
 from synthetic import write_image
 from toolbox import distill_options
@@ -90,9 +90,11 @@ def scratch(tmp_path) -> Path:
 
 def run(folder: Path, options: dict, cwd: Path) -> subprocess.CompletedProcess:
     (cwd / "options.yml").write_text(yaml.safe_dump(options))
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
-    command = [sys.executable, "-m", "csd_plugin.train", "-opt", "options.yml"]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    return warm.python("-m", "csd_plugin.train", "-opt", "options.yml", cwd=cwd, environment=with_package(folder))
+
+
+def with_package(folder: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
 
 
 @pytest.mark.parametrize("way", [TABLE, REGISTRY], ids=["table", "registry"])
@@ -131,8 +133,7 @@ def csd(folder: Path, *commands: list[str]) -> subprocess.CompletedProcess:
 
 
 def python(folder: Path, code: str) -> subprocess.CompletedProcess:
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    return warm.python("-c", code, environment=with_package(folder))
 
 
 @pytest.fixture

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(
@@ -22,9 +21,6 @@ MODULES = sorted(
 # Children of a process that has all that is heavy and not ours.
 FIRST = """
 import json, os, sys, traceback
-import cv2, numpy, pydantic, torch, torch._dynamo, torch._functorch.config, yaml
-import scipy.ndimage, scipy.special, scipy.stats, setuptools, PIL.Image, av, tqdm
-torch.set_num_threads(1)
 assert not {"csd_plugin", "basicsr"} & set(sys.modules)
 failed = {}
 for name in json.loads(sys.argv[1]):
@@ -46,13 +42,8 @@ print(json.dumps(failed))
 
 
 def python(code: str, *arguments: str, paths: tuple[Path, ...] = (ROOT,)) -> str:
-    run = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
+    run = warm.python("-c", code, *arguments, environment=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout
 

@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 import pytest
+import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "csd_plugin"
@@ -184,6 +186,7 @@ ALWAYS = {
 TOOLBOX = {"compat", "resume_states", "registration", "activation", "models", "train", "test", "bench"}
 
 
+@cache
 def imports() -> list[tuple[str, str, str]]:
     """(part, module that it imports, where) for every import in the package, also those inside functions."""
     found = []
@@ -296,6 +299,8 @@ class Blocked:
         if name.split(".")[0] in ("basicsr", "torchvision"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocked())
+for name in [name for name in sys.modules if name.split(".")[0] in ("basicsr", "torchvision")]:
+    del sys.modules[name]
 """
 
 
@@ -313,7 +318,7 @@ def test_a_video_is_derained_without_the_toolbox(tmp_path):
     for i, frame in enumerate(rain_on(moving_scene(4, 24, 32, 0), 1), start=1):
         write_image(tmp_path / "rain" / f"{i:05d}.png", frame)
     torch.save({"params": SLDNet(preset="student2", num_feat=4).state_dict()}, tmp_path / "net.pth")
-    code = WITHOUT + "from csd_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = WITHOUT + "import csd_plugin.metrics.scores; from csd_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = [str(tmp_path / "rain"), str(tmp_path / "clean"), "--model", str(tmp_path / "net.pth")]
     python(code, "derain", *arguments)
     assert len(list((tmp_path / "clean").glob("*.png"))) == 4
@@ -329,14 +334,8 @@ def run_without(missing, command):
     start = "from csd_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
     if program != "csd":
         start = f"import runpy; runpy.run_module('csd_plugin.{program}', run_name='__main__')"
-    run = subprocess.run(
-        [sys.executable, "-c", WITHOUT.replace('("basicsr", "torchvision")', repr(missing)) + start, *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT,
-    )
+    code = WITHOUT.replace('("basicsr", "torchvision")', repr(missing)) + start
+    run = warm.python("-c", code, *arguments, cwd=ROOT, environment=os.environ | {"PYTHONPATH": str(ROOT)})
     assert run.returncode == 2, run.stderr[-2000:]
     return run
 

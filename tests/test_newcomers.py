@@ -6,12 +6,11 @@ import filecmp
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 import yaml
 from toolbox import changed, distill_options
 
@@ -129,14 +128,7 @@ def patched(tmp_path_factory) -> Path:
 
 
 def run(folder: Path, cwd: Path, module: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = warm.python("-m", module, *arguments, cwd=cwd, environment=os.environ | {"PYTHONPATH": str(folder)})
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -218,12 +210,5 @@ def test_their_options_are_checked(patched, tiny_rain, tiny_teacher, tmp_path, k
     )
     (tmp_path / "options.yml").write_text(yaml.safe_dump(changed(options, {key: value})))
     code = "import pathlib, csd_plugin.options.files as files; files.read_options(pathlib.Path('options.yml'))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(patched)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = warm.python("-c", code, cwd=tmp_path, environment=os.environ | {"PYTHONPATH": str(patched)})
     assert message in done.stderr.splitlines()[-1]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 
 from csd_plugin import compat, peers
 from csd_plugin.errors import CSDError
@@ -33,7 +32,7 @@ print("joined", flush=True)
 """
 
 
-def launch(act: str, way: str, folder: Path, count: int = 2) -> list[subprocess.Popen]:
+def launch(act: str, way: str, folder: Path, count: int = 2) -> list[warm.Child]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -45,14 +44,11 @@ def launch(act: str, way: str, folder: Path, count: int = 2) -> list[subprocess.
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         environment = os.environ | {key: str(value) for key, value in names.items()} | {"PYTHONPATH": paths}
         environment.pop("LOCAL_RANK", None)
-        command = [sys.executable, str(script), way]
-        processes.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
+        processes.append(warm.begin(script, way, environment=environment))
     return processes
 
 
-def ended(process: subprocess.Popen) -> tuple[int, list[str]]:
+def ended(process: warm.Child) -> tuple[int, list[str]]:
     """Its status, and the error lines that it has printed."""
     _, said = process.communicate(timeout=120)
     return process.returncode, [line for line in said.splitlines() if line.startswith("error: ")]
@@ -182,12 +178,9 @@ def test_srun_s_variables_join_processes(tmp_path):
     slurm = {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "local[1-2]", "SLURM_NODEID": "0"}
     clean = {key: value for key, value in os.environ.items() if key not in ("RANK", "MASTER_ADDR", "MASTER_PORT")}
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SLURM.format(port=port)],
-            env=clean | paths | slurm | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        warm.begin(
+            *("-c", SLURM.format(port=port)),
+            environment=clean | paths | slurm | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
         )
         for rank in range(2)
     ]

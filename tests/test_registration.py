@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from toolbox import changed, distill_options, train_options
 
 from csd_plugin import compat, registration
@@ -194,13 +194,7 @@ def prepared(tmp_path: Path, torchvision: str) -> subprocess.CompletedProcess:
         "from torchvision.transforms.functional_tensor import rgb_to_grayscale; print(rgb_to_grayscale(0))"
     )
     paths = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[1])])
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return warm.python("-c", code, environment=os.environ | {"PYTHONPATH": paths})
 
 
 def test_a_torchvision_without_its_compiled_part_imports(tmp_path):

@@ -126,14 +126,6 @@ def test_positions():
         derain("in.mp4", "out.mp4", "--start", "soon")
 
 
-def test_the_path_to_frames_needs_no_training_toolbox():
-    code = (
-        "import sys; sys.modules['basicsr'] = None; "
-        "import csd_plugin.inference.files, csd_plugin.cli.derain, csd_plugin.metrics.scores"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_patterns_of_images(frames, model, capsys):
     for number in range(5):
         (frames / "rain" / f"{number:05d}.png").rename(frames / "rain" / f"f_{number + 7:03d}.png")
