@@ -13,9 +13,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 import yaml
 from synthetic import REAL, TEST, TRAIN, write_ntu_rain
-from toolbox import changed, distill_options, equal, scored_set, scoring_options, train_options
+from toolbox import (
+    begin_two,
+    changed,
+    distill_options,
+    equal,
+    scored_set,
+    scoring_options,
+    train_options,
+    two_processes,
+)
 
 from csd_plugin import compat
 from csd_plugin.archs.checkpoint import load_network
@@ -384,9 +394,8 @@ def test_a_loader_that_is_ended_from_outside_is_one_line(tmp_path, tiny_rain, nu
     changes = {f"datasets.train.{key}": value for key, value in changes.items()}
     options = changed(train_options(tiny_rain), changes | {"train.total_iter": 100})
     (tmp_path / "options.yml").write_text(yaml.safe_dump(options))
-    command = [sys.executable, "-c", ENDED, "-opt", "options.yml", str(int(number))]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = warm.python("-c", ENDED, "-opt", "options.yml", int(number), cwd=tmp_path, environment=environment)
     assert run.returncode == 2
     [line] = [line for line in run.stderr.splitlines() if "error: " in line]
     assert "error: a process that loads data has ended" in line and line.endswith("continues the training")
@@ -670,14 +679,8 @@ def typed(
     if options is not None:
         (folder / "options.yml").write_text(yaml.safe_dump(options, sort_keys=False))
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, "-m", *arguments, "-opt", "options.yml"],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment
+    return warm.python("-m", *arguments, "-opt", "options.yml", cwd=folder, environment=environment)
 
 
 def test_a_mistake_as_typed(tmp_path, tiny_rain):
@@ -746,7 +749,7 @@ print("agreed", flush=True)
 
 
 def test_two_processes_train_one_student(tmp_path, tiny_rain, tiny_teacher):
-    """torchrun with gloo, two teachers, which rest in the second step: gradients are synchronised, one process writes,
+    """By gloo, with two teachers, which rest in the second step: gradients are synchronised, one process writes,
     both validate."""
     options = distill_options(tiny_rain, tiny_teacher, val={"val_freq": 2, "save_img": False})
     options |= {"network_t2": options["network_t"]}
@@ -755,10 +758,11 @@ def test_two_processes_train_one_student(tmp_path, tiny_rain, tiny_teacher):
         options["train"]["distill_opt"]["weights"][term] = {"schedule": "stop_at", "start": 0.1, "iters": 1}
     options["datasets"]["val"] = scored_set(tiny_rain)
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "two.py", "--launcher", "pytorch"]
-    run = typed(tmp_path, *launch, options=options)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("agreed") == 2
+    (tmp_path / "options.yml").write_text(yaml.safe_dump(options, sort_keys=False))
+    for process in begin_two(tmp_path, "two.py", "--launcher", "pytorch", "-opt", "options.yml"):
+        out, error = process.communicate()
+        assert process.returncode == 0, error[-3000:]
+        assert out.count("agreed") == 1
     experiment = tmp_path / "experiments/run"
     assert {path.name for path in (experiment / "models").iterdir()} == {
         *("net_g_2.pth", "net_g_latest.pth", "objective_2.pth", "objective_latest.pth")
@@ -776,8 +780,7 @@ def test_two_processes_train_the_student_of_one(tmp_path, tiny_rain, tiny_teache
     assert launcher.train(options) == 0
     options["datasets"]["train"]["batch_size_per_gpu"] = 2
     options["train"]["accumulate"] = 2
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "csd_plugin.train"]
-    run = typed(tmp_path, *launch, "--launcher", "pytorch", options=options)
+    run = two_processes(tmp_path, options)
     assert run.returncode == 0, run.stderr[-3000:]
     for file, keys in {"net_g_latest.pth": ("params", "params_ema"), "objective_latest.pth": None}.items():
         one, two = (torch.load(f / "experiments/run/models" / file) for f in (launcher.folder, tmp_path))

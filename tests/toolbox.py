@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 import subprocess
 import sys
 from copy import deepcopy
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 import yaml
 from synthetic import TEST, TRAIN, write_ntu_rain
 
@@ -134,21 +136,42 @@ def changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def torchrun(
-    folder: Path, options: dict[str, Any], *flags: str, script: Path | None = None, timeout: float = 300
+    folder: Path, options: dict[str, Any], *flags: str, script: Path | None = None, timeout: int = 300
 ) -> subprocess.CompletedProcess[str]:
     """`csd_plugin.train`, or a script in its place, in two processes of torchrun."""
     (folder / "options.yml").write_text(yaml.safe_dump(options, sort_keys=False))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     module = ["-m", "csd_plugin.train"] if script is None else [str(script)]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, *launch, *module, "--launcher", "pytorch", "-opt", "options.yml", *flags],
+    return warm.python(
+        *(*launch, *module, "--launcher", "pytorch", "-opt", "options.yml", *flags),
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
+        environment=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         timeout=timeout,
     )
+
+
+def begin_two(folder: Path, *command: Any, hosts: int = 1, **environment: str) -> list[warm.Child]:
+    """`python COMMAND` as torchrun would begin it, of ranks 0 and 1 on one host or two; none is ended for the other."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    shared = os.environ | place | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment
+    shared["LOCAL_WORLD_SIZE"] = str(2 // hosts)
+    ranks = [{"RANK": str(i), "LOCAL_RANK": str(i % (2 // hosts)), "GROUP_RANK": str(i * hosts // 2)} for i in range(2)]
+    return [warm.begin(*command, cwd=folder, environment=shared | rank) for rank in ranks]
+
+
+def two_processes(folder: Path, options: dict[str, Any], *flags: str) -> subprocess.CompletedProcess[str]:
+    """`csd_plugin.train` in two processes, their outputs one after the other: `torchrun` without its own start."""
+    (folder / "options.yml").write_text(yaml.safe_dump(options, sort_keys=False))
+    command = ["-m", "csd_plugin.train", "--launcher", "pytorch", "-opt", "options.yml", *flags]
+    processes = begin_two(folder, *command)
+    said = [process.communicate() for process in processes]
+    out, err = ("".join(texts) for texts in zip(*said, strict=True))
+    status = next(filter(None, (process.returncode for process in processes)), 0)
+    return subprocess.CompletedProcess(command, status, out, err)
 
 
 class Launcher:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from toolbox import STUDENT, TEACHER, changed, equal, scored_set
+from toolbox import STUDENT, TEACHER, begin_two, changed, equal, scored_set
 
 from csd_plugin.archs.checkpoint import load_network, read_state_dict
 from csd_plugin.archs.sldnet import SLDNet
@@ -283,19 +280,19 @@ def test_a_scalar_with_loss_in_its_name_is_not_minimised():
         model.parse_losses({"loss_recon": torch.tensor(float("nan"))})
 
 
-def run(*arguments: str, folder: Path, launcher: tuple[str, ...] = ("-m",)) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, *launcher, "csd_plugin.integrate.run_mmengine", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+def train_two(folder: Path) -> None:
+    """The runner of config.py in two processes."""
+    command = ("-m", "csd_plugin.integrate.run_mmengine", "config.py", "--launcher", "pytorch")
+    for process in begin_two(folder, *command, CUDA_VISIBLE_DEVICES="-1"):
+        _, said = process.communicate()
+        assert process.returncode == 0, said[-3000:]
 
 
 def test_two_processes_train_one_student(tmp_path, tiny_rain, tiny_teacher, student):
-    """torchrun with gloo: half of the batch each gives the student of one process."""
+    """By gloo: half of the batch each gives the student of one process."""
     content = config(tmp_path, tiny_rain, tiny_teacher, student, **{"train_dataloader.batch_size": 1})
     (tmp_path / "config.py").write_text("\n".join(f"{key} = {value!r}" for key, value in content.items()))
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
-    done = run("config.py", "--launcher", "pytorch", folder=tmp_path, launcher=torchrun)
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_two(tmp_path)
     alone = train(config(tmp_path / "alone", tiny_rain, tiny_teacher, student))
     together = read_state_dict(tmp_path / "work" / "iter_2.pth")
     for name, value in alone.model.distiller.student.state_dict().items():
@@ -326,21 +323,7 @@ def test_a_process_that_dies_is_named_by_the_other(tmp_path, tiny_rain, tiny_tea
     content = config(tmp_path, tiny_rain, tiny_teacher, student, **{"train_cfg.max_iters": 10**6})
     (tmp_path / "config.py").write_text("\n".join(f"{key} = {value!r}" for key, value in content.items()))
     (tmp_path / "watched.py").write_text(WATCHED)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
-    shared = os.environ | place | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
-    survivor, victim = (
-        subprocess.Popen(
-            [sys.executable, "watched.py"],
-            cwd=tmp_path,
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": "0", "GROUP_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    )
+    survivor, victim = begin_two(tmp_path, "watched.py", hosts=2, CUDA_VISIBLE_DEVICES="-1")
     _, said = survivor.communicate(timeout=300)
     victim.communicate()
     [line] = [line for line in said.splitlines() if line.startswith("error: ")]
@@ -366,9 +349,7 @@ def test_two_processes_sum_gradients_in_half_precision(tmp_path, tiny_rain, tiny
     content["custom_imports"]["imports"] = ["amp_on_a_cpu", *content["custom_imports"]["imports"]]
     (tmp_path / "amp_on_a_cpu.py").write_text(AMP_ON_A_CPU)
     (tmp_path / "config.py").write_text("\n".join(f"{key} = {value!r}" for key, value in content.items()))
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
-    done = run("config.py", "--launcher", "pytorch", folder=tmp_path, launcher=torchrun)
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_two(tmp_path)
 
     alone = {"train_dataloader.batch_size": 4, "train_cfg.max_iters": 1, **same_rate}
     whole = train(config(tmp_path / "alone", tiny_rain, tiny_teacher, student, **alone))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toolbox import changed, distill_options, scored_set, torchrun, train_options
+from toolbox import changed, distill_options, scored_set, torchrun, train_options, two_processes
 
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.models.distill_model import DistillModel
@@ -59,7 +59,7 @@ def test_stage_1_with_validation(launcher, real, tmp_path, shared):
     assert launcher.train(options) == 0
     other = tmp_path / "other"
     other.mkdir()
-    run = torchrun(other, halved(options))
+    run = two_processes(other, halved(options))
     assert run.returncode == 0, run.stderr[-3000:]
     one, two = (folder / "experiments/run" for folder in (launcher.folder, other))
     assert_same_weights(one, two)
@@ -100,7 +100,7 @@ def one_and_two(launcher, options: dict, tmp_path: Path) -> tuple[Path, Path]:
     assert launcher.train(options) == 0
     other = tmp_path / "other"
     other.mkdir()
-    run = torchrun(other, halved(options))
+    run = two_processes(other, halved(options))
     assert run.returncode == 0, run.stderr[-3000:]
     return launcher.folder / "experiments/run", other / "experiments/run"
 
@@ -153,7 +153,7 @@ def test_what_goes_wrong_in_one_process(launcher, tmp_path, tiny_rain, tiny_teac
     assert len((experiment / "skipped.txt").read_text().splitlines()) == 1
     assert [path.name for path in (experiment / "training_states").iterdir()] == ["2.state"]
 
-    resumed = torchrun(other, halved(options), "--auto_resume")
+    resumed = two_processes(other, halved(options), "--auto_resume")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert "iter: 2." in resumed.stderr
     assert_same_weights(launcher.folder / "experiments/run", experiment, OBJECTIVE)
