@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 
 import cv2
 import pytest
+import warm
 import yaml
 from videos import make_video, picture
 
@@ -45,7 +47,17 @@ def quickstart(tmp_path, monkeypatch):
     return module
 
 
+def in_a_fork(job, run, options, space, bar, processes=1):
+    """A run of `csd table` that starts at once; how it is started otherwise is in tests/lab."""
+    file = space.options(run, job)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(options, sort_keys=False))
+    done = warm.python("-m", f"csd_plugin.{job}", "-opt", file, environment=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_from_nothing_to_a_table_and_a_picture_and_again(quickstart, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("csd_plugin.lab.runner._launch", in_a_fork)
     assert quickstart.main([]) == 0
     work = tmp_path / "quickstart"
     table = (work / "table.md").read_text(encoding="utf-8")
