@@ -30,10 +30,10 @@ NEEDS_A_REAL_ONE = pytest.mark.skipif(not torch.cuda.is_available(), reason="a p
 
 
 @pytest.mark.parametrize(
-    "file", ["cases.py", "equality.py", "formats.py", pytest.param("graphs.py", marks=NEEDS_A_REAL_ONE)]
+    "files", [["cases.py"], ["equality.py", "formats.py"], pytest.param(["graphs.py"], marks=NEEDS_A_REAL_ONE)], ids=str
 )
-def test_on_a_gpu(pretend_gpu, file):
-    """The tests of a file: they are listed in the output of one that fails."""
+def test_on_a_gpu(pretend_gpu, files):
+    """The tests of these files: they are listed in the output of one that fails."""
     arguments, environment = [], {**os.environ, "OMP_NUM_THREADS": "1"}
     if pretend_gpu is not None:
         environment["PRETEND_GPU"] = str(pretend_gpu)
@@ -41,6 +41,10 @@ def test_on_a_gpu(pretend_gpu, file):
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments]
     done = subprocess.run(
-        [*command, str(HERE / file)], env=environment, cwd=HERE.parents[1], capture_output=True, text=True
+        [*command, *(str(HERE / file) for file in files)],
+        env=environment,
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
