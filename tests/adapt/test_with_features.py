@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +27,27 @@ NARROW = {"type": "HalfNet", "num_frame": 3, "num_feat": 4, "num_pair": 1}
 WIDE = {"type": "HalfNet", "num_frame": 5, "num_feat": 6, "num_pair": 1}
 
 
-@pytest.fixture
-def kept(tmp_path, monkeypatch):
-    """`csd adapt --features` on a square clip; its checkpoints are teacher.pth and student.pth."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """A folder in which `csd adapt --features` has run on a square clip, by teacher.pth and student.pth."""
+    folder = tmp_path_factory.mktemp("adapted")
     for number, frame in enumerate(rain_on(moving_scene(FRAMES, SIDE, SIDE, 0), 1), start=1):
-        write_image(tmp_path / "garden" / f"{number:05d}.png", frame)
+        write_image(folder / "garden" / f"{number:05d}.png", frame)
     torch.manual_seed(0)
     for name, numbers in (("teacher", WIDE), ("student", NARROW)):
         network = HalfNet(**{key: value for key, value in numbers.items() if key != "type"})
         torch.nn.init.normal_(network.tail.weight, std=0.1)
-        torch.save({"params": network.state_dict()}, f"{name}.pth")
-    assert adapt("--features") == 0
+        torch.save({"params": network.state_dict()}, folder / f"{name}.pth")
+    with contextlib.chdir(folder):
+        assert adapt("--features") == 0
+    return folder
+
+
+@pytest.fixture
+def kept(adapted, tmp_path, monkeypatch):
+    """The cache in a copy of that folder, which is the current one."""
+    shutil.copytree(adapted, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     return tmp_path / "garden.cache"
 
 
