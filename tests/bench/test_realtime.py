@@ -12,7 +12,7 @@ from csd_plugin.bench.realtime import Paced, RealtimeRow, realtime_table
 from csd_plugin.cli import main
 
 
-def test_reports(tmp_path, capsys):
+def test_reports(tmp_path, capsys, forked):
     report = tmp_path / "r.json"
     options = ["--networks", "tiny", "--sizes", "32x24", "--frames", "6", "--rate", "500"]
     assert main(["bench", "realtime", *options, "--json", str(report)]) == 0

@@ -110,7 +110,7 @@ def test_parts_of_a_step_in_their_order():
         assert all(seconds > 0 for seconds in parts.values())
 
 
-def test_report(tmp_path, capsys):
+def test_report(tmp_path, capsys, forked):
     report = tmp_path / "step.json"
     options = ["--student", "student2", "--student-width", "4", "--teacher-width", "4", "--size", "16"]
     arguments = ["bench", "step", *options, "--num-target", "2", "--rounds", "1", "--profile", "--json", str(report)]
