@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -22,6 +22,9 @@ from csd_plugin.lab.table import build, costs_of
 from csd_plugin.locks import alone
 from csd_plugin.options.problems import Problems, ProblemsError
 from csd_plugin.report.grid import FORMATS, Grid, as_markdown
+
+_LAST = ".md"
+"""Suffix of the table that is written last: where it is, the others are."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ def make_tables(
     train: bool = True,
     processes: int = 1,
     coming: Collection[Path] = (),
+    finish: Callable[[], Iterable[str]] = tuple,
 ) -> str:
     """Do what matrix files ask for in the current folder, and write their tables; first the plan, to standard error.
 
@@ -61,9 +65,10 @@ def make_tables(
         train: False writes tables of the results that exist.
         processes: of each training, on this machine; the batch of an option file is shared out.
         coming: data sets that will exist when the runs are done.
+        finish: is called when the runs are done, before tables are written; gives lines to say below them.
 
     Returns:
-        The tables as Markdown, or the plan.
+        The tables as Markdown and the lines of `finish`, or the plan.
 
     Raises:
         CSDError: a matrix or option file with a mistake, a budget too short, a run that fails.
@@ -102,7 +107,8 @@ def make_tables(
         plan.keep(space)
     if train:
         runner.perform(runs, space, processes)
-    return _written(tables, runs, possible)
+    said = list(finish())
+    return "\n".join([_written(tables, runs, possible), *said])
 
 
 def _written(
@@ -113,7 +119,7 @@ def _written(
     for matrix, (own, notes) in zip([table.matrix for table in tables], possible, strict=True):
         mine = {name: replace(runs[name], test=run.test) for name, run in own.items()}
         grid = build(matrix, mine, costs_of(matrix, mine), [*notes, *_schedule_notes(matrix, mine)])
-        texts.append(as_markdown(grid) + "\n" + _save(grid, Path("results", matrix.name)))
+        texts.append(as_markdown(grid) + "\n" + _save(grid, _folder(matrix)))
     return "\n\n".join(texts)
 
 
@@ -241,8 +247,17 @@ def _schedule_notes(matrix: Matrix, runs: dict[str, Run]) -> list[str]:
     return [f"{length}: {', '.join(labels)}" for length, labels in lengths.items()]
 
 
+def is_written(matrix: Matrix) -> bool:
+    """Whether all that `make_tables` does for a matrix was done before, to the end."""
+    return (_folder(matrix) / f"table{_LAST}").is_file()
+
+
 def _save(grid: Grid, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
-    for suffix, form in FORMATS.items():
-        write_text(folder / f"table{suffix}", form(grid))
+    for suffix in sorted(FORMATS, key=lambda suffix: suffix == _LAST):
+        write_text(folder / f"table{suffix}", FORMATS[suffix](grid))
     return f"written: {folder}/table.md, .csv, .tex, .html"
+
+
+def _folder(matrix: Matrix) -> Path:
+    return Path("results", matrix.name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from csd_plugin.atomic import write_text
 from csd_plugin.errors import CSDError
-from csd_plugin.lab.job import Table, check_machine, check_shares, make_tables
+from csd_plugin.lab.job import Table, check_machine, check_shares, is_written, make_tables
 from csd_plugin.lab.matrix import Matrix, RainyInput, Row, Run, read_matrix, read_yaml
 from csd_plugin.lab.plan import check_minutes, length_of
 from csd_plugin.lab.rained import DATA, find_data, render_rain
@@ -59,7 +59,7 @@ def reproduce(
     packed = Path("results", matrix.name, "weights")
     _catalogue(packed)  # a damaged one is said before anything is trained
     number = 1
-    while Path("results", f"{matrix.name}_slice{number}", "table.md").is_file():
+    while is_written(continued(matrix, number)):
         number += 1
     slices = [Table(path, continued(matrix, n)) for n in range(1, number + 1)]
     runs = list(slices[-1].runs().values())
@@ -81,8 +81,14 @@ def reproduce(
         )
         return "\n".join([*rain, plan])
     render_rain(data)
-    text = make_tables(slices[-1:], minutes=minutes, retrain=retrain, processes=processes)
-    return "\n".join([text, *pack_best(matrix, slices, packed)])
+    # packed before the tables are written: a slice that was interrupted on the way is not done, and is completed
+    return make_tables(
+        slices[-1:],
+        minutes=minutes,
+        retrain=retrain,
+        processes=processes,
+        finish=lambda: pack_best(matrix, slices, packed),
+    )
 
 
 def continued(matrix: Matrix, number: int) -> Matrix:

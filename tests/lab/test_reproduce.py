@@ -15,8 +15,11 @@ from toolbox import STUDENT, distill_options, scored_set, train_options
 
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.cli import main
+from csd_plugin.lab import job
 from csd_plugin.lab.matrix import read_matrix, runs_of
 from csd_plugin.lab.reproduce import _texts, continued
+from csd_plugin.report.grid import FORMATS
+from csd_plugin.weights import packing
 
 
 @pytest.fixture
@@ -112,10 +115,20 @@ def test_a_slice_takes_the_same_command_up_again(matrix, clips, launcher, monkey
     assert "slice 1, the first" in capsys.readouterr().err
     calls.jobs.clear()
     calls.fail_at = ""
-    assert main([*command, "--minutes", "1"]) == 0  # a budget that comes too late is no reason to stop
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "write_catalogue", interrupt)
+        assert main([*command, "--minutes", "1"]) == 130  # a budget that comes too late is no reason to stop
     said = capsys.readouterr().err
     assert "slice 1, resumed" in said and "--minutes 1 is not followed: r_slice1_teacher has begun" in said
     assert calls.jobs == ["train r_slice1_small", "test r_slice1_small"]
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "FORMATS", FORMATS | {".html": interrupt})
+        assert main(command) == 130
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert "slice 1, resumed" in said.err and "packed: small, teacher into" in said.out
+    assert len(calls.jobs) == 2  # nothing was trained for what was interrupted after it
+    assert {file.name for file in Path("results/ours_slice1").iterdir()} == {f"table{suffix}" for suffix in FORMATS}
 
     networks = Path("results/ours/weights/networks.md").read_text()
     rainy = json.loads(Path("results/r_slice1_input/validation.json").read_text())["average"]["nturain_y"]["psnr"]
@@ -234,6 +247,10 @@ def test_later_slices_stay_with_the_clips_of_the_first(matrix, clips, launcher, 
     assert main(["reproduce", str(matrix)]) == 2
     assert "the rain on clip0 is not complete; give --clean again" in capsys.readouterr().err
     assert main(["reproduce", str(matrix), *both]) == 0
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 FACTS = {
