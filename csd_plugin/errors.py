@@ -103,10 +103,21 @@ def lost_loader(error: BaseException | None) -> str:
     return f"a process that loads data has ended{f' ({signal.lower()})' if signal else ''}: {cause}"
 
 
+def odd_name(error: UnicodeEncodeError) -> str:
+    """The line to print where a library does not take a file's name, for bytes that are no UTF-8; empty for others."""
+    if not re.search("[\udc80-\udcff]", error.object):
+        return ""
+    name = error.object if len(error.object) < _LONGEST_SHOWN else f"{error.object[:_LONGEST_SHOWN]}.."
+    shown = " ".join(name.split()).encode(errors="backslashreplace").decode()
+    return f"{shown}: the name has bytes that are no UTF-8, which is not possible here; rename it"
+
+
 def users_line(error: Exception) -> str:
     """What to print for an error that the user, a disk or the memory is the cause of; empty for others."""
     if isinstance(error, CSDError):
         return str(error)
+    if isinstance(error, UnicodeEncodeError):
+        return odd_name(error)
     return refused_by_disk(error) if isinstance(error, OSError) else out_of_memory(error) or lost_loader(error)
 
 
@@ -128,6 +139,8 @@ def put_into_summary(line: str) -> None:
 NOT_SERVED = (RuntimeError, AttributeError, TypeError)
 """What an operation of torch without a public name raises: where a device or size refuses it, where another torch does
 not have it, and where it takes other arguments there."""
+_LONGEST_SHOWN = 300
+"""Characters of what is shown."""
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from csd_plugin import compat, peers, registration
 from csd_plugin.activation import output_of, parse_checked
 from csd_plugin.distill.processes import are_several
-from csd_plugin.errors import CSDError, lost_loader, users_line
+from csd_plugin.errors import CSDError, lost_loader, odd_name, users_line
 from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.lifeline import end_with_starter
 from csd_plugin.locks import alone
@@ -42,6 +43,8 @@ def run(pipeline: Callable[[str], None], module: ModuleType, began: float | None
     plain = getattr(parse_options, "__wrapped__", parse_options)  # `activate` may have been there before
 
     def parse_and_check(root_path: str, is_train: bool = True) -> Any:
+        for name in (root_path, *sys.argv):
+            _check_name(name)
         registration.extend()
         parsed = parse_checked(plain, root_path, is_train)
         locks.enter_context(alone(output_of(parsed[0])))
@@ -55,6 +58,14 @@ def run(pipeline: Callable[[str], None], module: ModuleType, began: float | None
             return ending_quietly(lambda: _run(pipeline))
     finally:
         module.parse_options = parse_options  # type: ignore[attr-defined]
+
+
+def _check_name(name: str) -> None:
+    """Raise CSDError for what the toolbox, TensorBoard and others could not write into their files."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise CSDError(odd_name(error)) from error
 
 
 def _run(pipeline: Callable[[str], None]) -> int:

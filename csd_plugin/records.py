@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,12 +17,21 @@ from csd_plugin.errors import refused_by_disk
 
 @contextmanager
 def optional_records() -> Iterator[None]:
-    """Inside, log files that cannot be written are said once, and so is what TensorBoard's thread meets."""
+    """Inside, log files that cannot be written are said once, and so is what TensorBoard's thread meets.
+
+    Bytes of files' names that are no UTF-8 are written as \\udcff.
+    """
     handle_error, hook = logging.Handler.handleError, threading.excepthook
     told: set[logging.Handler] = set()
 
     def say_lost_lines(handler: logging.Handler, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
+        if isinstance(error, UnicodeEncodeError) and isinstance(handler, logging.StreamHandler):
+            stream = handler.stream
+            if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="backslashreplace")
+                handler.emit(record)
+                return
         if isinstance(handler, logging.FileHandler) and isinstance(error, OSError) and handler not in told:
             told.add(handler)
             _tell(handler.baseFilename, error)
@@ -81,7 +91,7 @@ class Log(_Optional):
 
     def _open(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
     def write(self, line: str) -> None:
         if self._file is not None:

@@ -355,6 +355,11 @@ def test_numbers_that_cannot_be_meant(refuses, tiny_rain, changes, words):
     refuses(changed(train_options(tiny_rain), changes), *words)
 
 
+def test_names_that_the_toolbox_cannot_write_are_said_before_the_run(refuses, tiny_rain):
+    words = ("name=a\\udcff: the name has bytes that are no UTF-8", "rename it")
+    refuses(train_options(tiny_rain), *words, flags=("--force_yml", "name=a\udcff"))
+
+
 def test_memory_that_runs_out_is_one_line(launcher, tiny_rain, monkeypatch, capfd):
     def build_model(opt):
         return torch.empty(2**48)

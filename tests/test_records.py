@@ -29,6 +29,25 @@ def test_a_log_without_room_is_one_line(capfd):
     assert capfd.readouterr().err == "warning: /dev/full: no space left on device; the run goes on without it\n"
 
 
+def test_a_log_takes_names_that_are_no_utf8(tmp_path, capfd):
+    log = logging.getLogger("test_records")
+    log.propagate = False
+    handler = logging.FileHandler(tmp_path / "run.log", encoding="utf-8")
+    log.addHandler(handler)
+    try:
+        with optional_records():
+            log.warning("from %s", "a\udcff.png")
+            log.warning("and on")
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+    with Log(tmp_path / "own.log") as own:
+        own.write("a\udcff.png")
+    assert (tmp_path / "run.log").read_text().splitlines() == ["from a\\udcff.png", "and on"]
+    assert (tmp_path / "own.log").read_text() == "a\\udcff.png"
+    assert capfd.readouterr().err == ""
+
+
 class Writer:
     """One that can write `room` numbers."""
 

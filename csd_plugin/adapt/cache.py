@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -20,7 +19,7 @@ from csd_plugin.data.images import files_of
 from csd_plugin.data.stores.build import filling
 from csd_plugin.data.stores.lmdb import open_file, split_key
 from csd_plugin.data.stores.verify import check_values
-from csd_plugin.digests import file_digest
+from csd_plugin.digests import file_digest, text_digest
 from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.locks import alone
 from csd_plugin.plain import parse_json, read_text, section
@@ -176,4 +175,4 @@ def _digest(path: Path) -> str:
         lines = [f"{file.name} {file_digest(file)}" for file in files]
     except OSError as error:
         raise CSDError(f"{path}: cannot be read ({error.strerror}): restore it") from error
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return text_digest("\n".join(lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -75,7 +76,7 @@ def write_page(
     text = [
         f"# {title}",
         f"A held-back frame, with details below it. From left to right: {', '.join(pictures)}.",
-        f"![{', '.join(pictures)}]({quote(picture.name)})",
+        f"![{', '.join(pictures)}]({quote(os.fsencode(picture.name))})",
         markdown(head, table),
         *lines,
         "The table is measured on the held-back frames, which the network did not learn from. PSNR and flicker are "

@@ -90,7 +90,7 @@ def _run_job(argv: Sequence[str] | None) -> int:
             for output in module.outputs(args) if hasattr(module, "outputs") else ():
                 locks.enter_context(alone(output))
             return module.run(args) or 0
-    except (CSDError, OSError, MemoryError, RuntimeError) as error:
+    except (CSDError, OSError, MemoryError, RuntimeError, UnicodeEncodeError) as error:
         if not users_line(error):
             raise
         return _fail(job, users_line(error))

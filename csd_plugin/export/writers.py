@@ -97,7 +97,8 @@ def write_program(network: Computing, facts: Facts, opset: int, path: Path) -> N
 
 
 def open_program(path: Path) -> Run:
-    program = torch.export.load(path).module()
+    with path.open("rb") as file:  # torch takes no name with bytes that are no UTF-8
+        program = torch.export.load(file).module()
 
     def run(window: Tensor) -> Tensor:
         with torch.inference_mode():

@@ -81,6 +81,8 @@ class Facts:
     def to_metadata(self) -> dict[str, str]:
         """Strings to store in an exported file: the facts, and how the input is to be made."""
         facts = {name: str(value) for name, value in dataclasses.asdict(self).items() if name != "adapted" or value}
+        # names of clips may have bytes that are no UTF-8, which is all that these files take
+        facts = {name: value.encode(errors="backslashreplace").decode() for name, value in facts.items()}
         size = "none, any size will do" if self.divisor == 1 else f"repeat the ends to multiples of {self.divisor}"
         padding = {"padding": f"time: reflect the clip at its ends without repeating them; space: {size}"}
         if self.interface.gives_clip:

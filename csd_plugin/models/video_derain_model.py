@@ -233,7 +233,7 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
         lines = of_those_with(losses) or of_those_with(bad) or [mine]
         kept = Path(self.opt["path"]["experiments_root"]) / "skipped.txt"
         if self.opt["rank"] == 0:
-            with kept.open("a", encoding="utf-8") as file:
+            with kept.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(f"{line}\n" for line in lines)
         if hopeless or self.skipped > self.skip_limit:
             more = "" if hopeless else f"; {self.skipped} batches, more than train.skip_limit {self.skip_limit}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 
 import cv2
 import numpy as np
@@ -78,6 +80,14 @@ def test_testing_layout_with_chosen_clips_preset_and_lossless_frames(clean, tmp_
     assert sequence.name == "walk" and sequence.lq[0].endswith("walk_Rain/00001.png")
     store = FolderStore(out)
     np.testing.assert_array_equal(store.read(sequence.lq[2]), store.read(sequence.gt[2]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such names")
+def test_clips_of_names_that_are_no_utf8_are_rendered(clean, tmp_path):
+    (clean / "walk").rename(clean / os.fsdecode(b"w\xff"))
+    assert main(["rain", str(clean), str(tmp_path / "out")]) == 0
+    rain = tmp_path / "out" / "Dataset_Training_Synthetic" / os.fsdecode(b"w\xff_Rain_01")
+    assert len(list(rain.iterdir())) == FRAMES
 
 
 def test_same_command_same_bytes_whichever_clips_and_processes(clean, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from csd_plugin.data.rain.params import RainParams, random_params
 from csd_plugin.data.rain.particles import Drops, Splashes, Veil
 from csd_plugin.data.rain.streaks import draw_streaks
+from csd_plugin.digests import text_digest
 from csd_plugin.errors import CSDError
 
 _SRGB = np.arange(256) / 255
@@ -134,7 +134,7 @@ def clip_renderer(
         fps: frames per second.
         vary: draw the rain around `params` instead of taking them as they are.
     """
-    digest = hashlib.sha256(f"{seed}/{clip}/{variant}".encode()).digest()
+    digest = bytes.fromhex(text_digest(f"{seed}/{clip}/{variant}"))
     own_seed = int.from_bytes(digest[:8], "little")
     if vary:
         params = random_params(params, np.random.default_rng(own_seed))

@@ -127,10 +127,10 @@ def _by_stem(folder: FolderStore) -> dict[str, str]:
 
 def _check_keys(frames: Mapping[str, str], root: Path) -> None:
     for stem, file in frames.items():
-        if stem.encode() == RECORDS:
-            reason = "the records of a store have this one"
-        elif not stem.isprintable() or len(stem.encode()) > _LONGEST_KEY:
+        if not stem.isprintable() or len(stem.encode()) > _LONGEST_KEY:
             reason = f"not printable, or more than {_LONGEST_KEY} bytes"
+        elif stem.encode() == RECORDS:
+            reason = "the records of a store have this one"
         else:
             continue
         raise CSDError(f"{root}: {file!r} cannot be a frame's key ({reason}): rename the file")
@@ -348,7 +348,7 @@ class _Writer:
     def __init__(self, folder: Path, header: Header) -> None:
         self.folder, self.header = folder, header
         # LMDB's own lock is a mapped file, whose first use on a full disk ends the process.
-        self._env = lmdb.open(str(folder), map_size=_FIRST_MAP, max_dbs=1, lock=os.name == "nt")
+        self._env = lmdb.open(os.fsencode(folder), map_size=_FIRST_MAP, max_dbs=1, lock=os.name == "nt")
         self._records = self._env.open_db(RECORDS)
 
     def __enter__(self) -> _Writer:

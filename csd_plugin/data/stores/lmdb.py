@@ -153,7 +153,7 @@ def environment(folder: Path) -> lmdb.Environment:
     if env is None:
         # With the system's readahead, as values have many pages: without, a crop comes from the disk page by page.
         try:
-            env = lmdb.Environment(str(folder), readonly=True, lock=False, create=False, max_dbs=1)
+            env = lmdb.Environment(os.fsencode(folder), readonly=True, lock=False, create=False, max_dbs=1)
         except lmdb.Error as error:
             if "already open" not in str(error):
                 raise

@@ -50,6 +50,19 @@ def test_jobs_do_not_matter(folder, tmp_path):
     assert (tmp_path / "1.lmdb" / "meta_info.txt").read_text() == (tmp_path / "2.lmdb" / "meta_info.txt").read_text()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such names")
+def test_folders_may_have_names_that_are_no_utf8_and_frames_may_not(folder, tmp_path):
+    odd = folder.rename(tmp_path / os.fsdecode(b"clips\xff"))
+    out = tmp_path / os.fsdecode(b"\xff.lmdb")
+    assert build_store(odd, out).frames == 12
+    assert verify_store(out, odd) == [] and len(open_store(out).keys()) == 12
+    (odd / "c1" / "3.png").rename(odd / "c1" / os.fsdecode(b"\xff.png"))
+    with pytest.raises(
+        CSDError, match=r"'c1/\\udcff.png' cannot be a frame's key \(not printable, .*: rename the file"
+    ):
+        build_store(odd, tmp_path / "other.lmdb")
+
+
 @pytest.mark.parametrize("encoding", ["source", "png", "raw"])
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_bits_that_are_dropped_are_said(folder, tmp_path, caplog, encoding, jobs):
