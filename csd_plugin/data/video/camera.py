@@ -51,11 +51,12 @@ class CameraReader(FrameReader):
     live = True
 
     def __init__(self, path: Path, *, start: Position, end: Position | None) -> None:
+        super().__init__(path)
         if start:
             raise CSDError(f"{path}: a camera's frames begin now; leave out --start")
         if end is not None and end <= 0:
             raise CSDError(f"{path}: no frames before {end}; give a later --end")
-        self.path, self._end = path, end
+        self._end = end
         self._stopped, self.dropped, self._waited = False, 0, 0.0
         self._container = open_device(path)
         self._stream = self._container.streams.video[0]
@@ -76,7 +77,7 @@ class CameraReader(FrameReader):
         self._behind = _clock() - float(_seen(first))
         self.size = (first.width, first.height)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def _read(self) -> Iterator[np.ndarray]:
         began: Fraction | None = None
         for frame in self._in_time(chain([self._first], self._frames)):
             if self._stopped:
@@ -109,7 +110,7 @@ class CameraReader(FrameReader):
     def name(self, index: int) -> str:
         return f"{index + 1:05d}"
 
-    def close(self) -> None:
+    def _let_go(self) -> None:
         self._container.close()
 
     def _in_time(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:

@@ -69,7 +69,7 @@ class VideoReader(FrameReader):
     def __init__(
         self, path: Path, *, start: Position, end: Position | None, keep_going: bool, context: int = 0
     ) -> None:
-        self.path = path
+        super().__init__(path)
         self._start, self._end, self._context = start, end, context
         self._keep_going = keep_going
         self._container = open_input(path)
@@ -122,9 +122,9 @@ class VideoReader(FrameReader):
     def source_format(self) -> SourceFormat:
         return replace(self._format, cut=self._cut)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def _read(self) -> Iterator[np.ndarray]:
         if self._first is None:
-            raise RuntimeError("a video is read once; open it again")
+            raise CSDError(f"{self.path}: a reader gives a video's frames once; open it again")
         first, self._first = self._first, None
         self._say_what_is_lost(first)
         yield to_rgb(first)
@@ -140,7 +140,7 @@ class VideoReader(FrameReader):
     def name(self, index: int) -> str:
         return f"{self._skipped + index + 1:05d}"
 
-    def close(self) -> None:
+    def _let_go(self) -> None:
         self._container.close()
 
     def _say_what_is_lost(self, first: av.VideoFrame) -> None:

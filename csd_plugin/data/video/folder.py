@@ -39,6 +39,7 @@ class FolderReader(FrameReader):
     def __init__(
         self, path: Path, files: list[Path], *, start: Position, end: Position | None, fps: Fraction, context: int
     ) -> None:
+        super().__init__(path)
         self.first = frame_number(start, fps)
         last = len(files) if end is None else min(frame_number(end, fps), len(files))
         if self.first >= last:
@@ -49,7 +50,6 @@ class FolderReader(FrameReader):
         self.lead = min(context, self.first)
         self._files = files[self.first - self.lead : last + context]
         self._numbers = frame_numbers([file.stem for file in files])
-        self.path = path
         self.fps = fps
         self.time_base = 1 / fps
         self.num_frames: int = last - self.first
@@ -58,7 +58,7 @@ class FolderReader(FrameReader):
         self.size = (self._first.shape[1], self._first.shape[0])
         self._said: set[str] = set()
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def _read(self) -> Iterator[np.ndarray]:
         deep, rounded = self._first.dtype == np.uint16, False
         self._say_what_is_missing()
         self._say_what_is_lost(self._files[0])
@@ -103,9 +103,6 @@ class FolderReader(FrameReader):
 
     def number(self, index: int) -> int:
         return self._numbers[self.first + index] if self._numbers else super().number(index)
-
-    def close(self) -> None:
-        pass  # no file stays open between frames
 
 
 class FolderWriter(FrameWriter):

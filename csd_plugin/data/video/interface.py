@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -120,6 +121,11 @@ class FrameReader(ABC):
     counted: bool = False
     dropped: int = 0
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._closed = False
+        self._in_use = threading.Lock()
+
     @property
     def num_read(self) -> int | None:
         """How many frames come in all, the part and its context; an estimate where `num_frames` or `trail` is."""
@@ -130,12 +136,26 @@ class FrameReader(ABC):
         """What a video written from these frames takes over; None where there are only pixels."""
         return None
 
-    @abstractmethod
     def __iter__(self) -> Iterator[np.ndarray]:
         """RGB (H, W, 3), uint8 or uint16: the part, and up to `context` frames around it (see `open_reader`).
 
-        Raises CSDError naming the frame that cannot be read.
+        Each is an array of its own, to which nothing is written later.
+
+        Raises CSDError naming the frame that cannot be read, and where the reader was closed.
         """
+        frames = self._read()
+        while True:
+            with self._in_use:  # a file that is closed while a thread reads from it ends the process
+                if self._closed:
+                    raise CSDError(f"{self.path}: closed before all of its frames were read; open it again")
+                frame = next(frames, None)
+            if frame is None:
+                return
+            yield frame
+
+    @abstractmethod
+    def _read(self) -> Iterator[np.ndarray]:
+        """The frames, as `__iter__` gives them."""
 
     @abstractmethod
     def in_part(self, index: int) -> bool:
@@ -153,9 +173,15 @@ class FrameReader(ABC):
         """The number that a pattern's name of the part's index-th frame holds; it rises with every frame."""
         return self.first + index + 1
 
-    @abstractmethod
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file, when the frame that another thread is reading is there. A second time does nothing."""
+        with self._in_use:
+            if not self._closed:
+                self._closed = True
+                self._let_go()
+
+    def _let_go(self) -> None:  # noqa: B027
+        """What `close` does; nothing where no file stays open between frames."""
 
     def age(self, index: int) -> float:
         """Seconds since a live clip's index-th frame came."""

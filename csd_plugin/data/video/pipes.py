@@ -43,11 +43,12 @@ class PipeReader(FrameReader):
     def __init__(
         self, size: tuple[int, int] | None, *, start: Position, end: Position | None, fps: Fraction, context: int
     ) -> None:
+        super().__init__(PIPE)
         if size is None:
             raise CSDError("raw frames on standard input do not contain their size: give --size WIDTHxHEIGHT")
         if sys.stdin is None:  # so Python has it where it was closed before the start
             raise CSDError("standard input is closed: pipe raw frames into it, or give a file or folder in place of -")
-        self.path, self.size, self.fps, self.time_base = PIPE, size, fps, 1 / fps
+        self.size, self.fps, self.time_base = size, fps, 1 / fps
         self._until = None if end is None else frame_number(end, fps)
         self.first = frame_number(start, fps)
         if self._until is not None and self._until <= self.first:
@@ -57,7 +58,7 @@ class PipeReader(FrameReader):
         self._context = context
         self.trail = 0 if self._until is None else context
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def _read(self) -> Iterator[np.ndarray]:
         before: deque[np.ndarray] = deque(maxlen=self.lead)
         for number, frame in enumerate(self._frames()):
             if number < self.first:
@@ -74,7 +75,7 @@ class PipeReader(FrameReader):
     def _frames(self) -> Iterator[np.ndarray]:
         width, height = self.size
         count, length = 0, width * height * 3
-        while data := self._read(length):
+        while data := self._bytes(length):
             if len(data) < length:
                 raise CSDError(
                     f"standard input ends inside frame {count}: {len(data)} of {length} bytes; are they rgb24, "
@@ -85,7 +86,7 @@ class PipeReader(FrameReader):
         if not count:
             raise CSDError("standard input is empty: no frame came")
 
-    def _read(self, length: int) -> bytes:
+    def _bytes(self, length: int) -> bytes:
         try:
             return sys.stdin.buffer.read(length)
         except (MemoryError, OverflowError) as error:
@@ -100,9 +101,6 @@ class PipeReader(FrameReader):
 
     def name(self, index: int) -> str:
         return f"{self.first + index + 1:05d}"
-
-    def close(self) -> None:
-        pass  # standard input is not ours to close
 
 
 class PipeWriter(FrameWriter):

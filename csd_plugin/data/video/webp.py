@@ -40,7 +40,7 @@ class WebPReader(FrameReader):
     counted = True
 
     def __init__(self, path: Path, *, start: Position, end: Position | None, context: int) -> None:
-        self.path = path
+        super().__init__(path)
         self._durations = [int(image.info.get("duration", 0)) or _UNTIMED for image in self._images()]
         self._starts = list(accumulate(self._durations, initial=0))
         numbers = range(len(self._durations))
@@ -57,7 +57,7 @@ class WebPReader(FrameReader):
             self.size = image.size
         self._said: set[str] = set()
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def _read(self) -> Iterator[np.ndarray]:
         for number, image in enumerate(self._images()):
             if number >= self.first + self.num_frames + self.trail:
                 return
@@ -76,9 +76,6 @@ class WebPReader(FrameReader):
 
     def name(self, index: int) -> str:
         return f"{self.first + index + 1:05d}"
-
-    def close(self) -> None:
-        pass  # no file stays open
 
     def _open(self) -> Image.Image:
         try:

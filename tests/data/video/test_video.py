@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -245,3 +247,43 @@ def test_context_around_a_part(tmp_path):
         assert all(np.array_equal(frame, whole[i]) for frame, i in zip(frames, expected, strict=True))
     with pytest.raises(CSDError, match="no frames in the part"):
         open_reader(tmp_path / "in.mp4", start=5, end=5, context=2)
+
+
+@pytest.mark.parametrize("kind", ["video", "folder"])
+def test_a_reader_that_was_closed_says_so(tmp_path, kind):
+    source = make_video(tmp_path / "in.mp4")
+    if kind == "folder":
+        copy(source, tmp_path / "frames")
+        source = tmp_path / "frames"
+    with open_reader(source) as reader:
+        begun = iter(reader)
+        next(begun)
+    for frames in (begun, iter(reader)):
+        with pytest.raises(CSDError, match="closed before all of its frames were read"):
+            list(frames)
+    reader.close()  # once more is no mistake
+    with open_reader(tmp_path / "in.mp4") as reader:
+        list(reader)
+        with pytest.raises(CSDError, match="once; open it again"):
+            list(reader)
+
+
+def test_closing_waits_for_the_frame_that_a_thread_reads(tmp_path):
+    reader = open_reader(make_video(tmp_path / "in.mp4"))
+    reading, go_on, closed = threading.Event(), threading.Event(), []
+    read_ = reader._read
+
+    def slowly():
+        for frame in read_():
+            reading.set()
+            go_on.wait(10)
+            yield frame
+
+    reader._read = slowly
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(lambda: next(iter(reader)))
+        reading.wait(10)
+        closing = threads.submit(lambda: closed.append(reader.close()))
+        assert not closed
+        go_on.set()
+        assert first.result().shape == (48, 64, 3) and closing.result() is None and closed == [None]
