@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from typing import Any
 
 _VARIABLE = "CSD_LIFELINE"
 """Set where standard input is such a pipe."""
 _GRACE = 60
 """Seconds that a worker works on after a SIGTERM."""
+saves_on_sigterm = threading.Event()
+"""Set while this process, which trains, answers a SIGTERM by ending its step and saving (`models.stopping`)."""
 
 
 @contextmanager
@@ -61,14 +65,24 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 def outlive_sigterm() -> None:
-    """In a loader's worker: after a SIGTERM, work on for a minute.
+    """In a loader's worker: after a SIGTERM, work on for a minute; end at once where its own process sent it.
 
     Schedulers and service managers send it to all processes of a job. The one that trains ends its step and saves,
-    for which it needs the batches of its workers; then it ends them itself.
+    for which it needs the batches of its workers; then it ends them itself. Only for workers of a process that
+    `saves_on_sigterm`. Without effect on systems that do not tell who sent a signal.
     """
-    if hasattr(signal, "alarm") and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
+    if hasattr(signal, "sigwaitinfo") and threading.current_thread() is threading.main_thread():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_late, daemon=True).start()
+
+
+def _end_late() -> None:
+    owner = parent_process()
+    sent: signal.struct_siginfo | None = signal.sigwaitinfo({signal.SIGTERM})
+    end = time.monotonic() + _GRACE
+    while sent is not None and (owner is None or sent.si_pid != owner.pid):
+        sent = signal.sigtimedwait({signal.SIGTERM}, max(0.0, end - time.monotonic()))
+    os._exit(0)
 
 
 def _watch() -> None:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from csd_plugin.lifeline import saves_on_sigterm
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPING = "stopping when this step is done and saved; once more to leave at once"
 """What a training says after the first of them."""
@@ -46,6 +48,7 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._receive)
+            saves_on_sigterm.set()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -55,6 +58,7 @@ class StopRequest:
         try:
             yield
         finally:
+            saves_on_sigterm.clear()
             if threading.current_thread() is threading.main_thread():
                 for number, handler in before.items():
                     signal.signal(number, handler)

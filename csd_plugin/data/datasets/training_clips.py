@@ -19,7 +19,7 @@ from csd_plugin.data.datasets.order import Place, places
 from csd_plugin.data.stores.interface import FrameStore
 from csd_plugin.data.windows import clip_starts, target_slice
 from csd_plugin.errors import CSDError
-from csd_plugin.lifeline import outlive_sigterm
+from csd_plugin.lifeline import outlive_sigterm, saves_on_sigterm
 from csd_plugin.types import PairedSequence
 
 Options = Mapping[str, Any]
@@ -184,10 +184,14 @@ class TrainingDataset(Dataset):
 
 
 class WorkerEntry:
-    """Prepares a loader's worker for work on a store, once. Returns the worker; None in the main process."""
+    """Prepares a loader's worker for work on a store, once. Returns the worker; None in the main process.
+
+    It is made in the main process, as spawned workers do not know what that one does on a SIGTERM.
+    """
 
     def __init__(self, store: FrameStore) -> None:
         self._store = store
+        self._outlives_sigterm = saves_on_sigterm.is_set()
         self._entered = False
 
     def __call__(self) -> Any:
@@ -195,7 +199,8 @@ class WorkerEntry:
         if worker is not None and not self._entered:
             # OpenCV's thread pool does not survive a fork, and workers are parallel already.
             cv2.setNumThreads(0)
-            outlive_sigterm()
+            if self._outlives_sigterm:
+                outlive_sigterm()
             self._store.enter_worker(worker.num_workers)
             self._entered = True
         return worker

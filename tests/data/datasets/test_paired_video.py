@@ -1,5 +1,8 @@
 import logging
 import pickle
+import subprocess
+import sys
+import threading
 from collections import Counter
 
 import numpy as np
@@ -8,6 +11,7 @@ import torch
 from synthetic import TEST, TRAIN, moving_scene, rain_on, write_image, write_ntu_rain
 from torch.utils.data import DataLoader
 
+from csd_plugin.data.datasets import training_clips
 from csd_plugin.data.datasets.paired_video import PairedVideoDataset, PairedVideoTestDataset
 from csd_plugin.data.datasets.rendered_rain import RenderedRainDataset
 from csd_plugin.data.datasets.resident_video import ResidentVideoDataset
@@ -187,6 +191,26 @@ def test_unequal_sizes_are_found_at_construction(mutable):
     with pytest.raises(CSDError, match=rf"t2_Rain_01: {odd} is 48x40, but .*t2_Rain_01/00001.png is 52x40"):
         PairedVideoDataset({"dataroot": mutable, **SMALL})
     assert len(PairedVideoDataset({"dataroot": mutable, **SMALL, "clips": ["t1"]})) == 2 * 3
+
+
+@pytest.mark.parametrize("saves", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_sigterm_of_others_alone_is_outlived_by_workers_of_a_training_that_saves_on_it(root, monkeypatch, saves, own):
+    monkeypatch.setattr(training_clips, "saves_on_sigterm", asked := threading.Event())
+    if saves:
+        asked.set()
+    batches = iter(DataLoader(PairedVideoDataset({"dataroot": root, **SMALL}), num_workers=1))
+    next(batches)
+    [worker] = batches._workers
+    send = [sys.executable, "-c", f"import os, signal; os.kill({worker.pid}, signal.SIGTERM)"]
+    if saves and not own:
+        subprocess.run(send, check=True)
+        assert len(list(batches)) == 3 * 7 - 1
+        return
+    with pytest.raises(RuntimeError, match=r"exited unexpectedly|killed by signal"):
+        worker.terminate() if own else subprocess.run(send, check=True)  # a process that ends terminates its workers
+        worker.join()
+        list(batches)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
