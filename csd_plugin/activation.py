@@ -36,13 +36,13 @@ Parsed = tuple[dict[str, Any], argparse.Namespace]
 Parse = Callable[..., Parsed]
 
 _DEBUG_INTERVALS = {"val": ("val_freq",), "logger": ("print_freq", "save_checkpoint_freq")}
-"""What the toolbox shortens with --debug, and where `debug` is in the name."""
+"""The intervals that BasicSR shortens with --debug, and for names that contain `debug`."""
 _SAME_EVERYWHERE = ("model_type", "network_", "train", "datasets")
-"""How the keys begin in which the processes of a job have to agree, but for places of files."""
+"""Beginnings of the keys that must be equal in all processes of a job, except for paths of files."""
 _held = ExitStack()
 """The locks of somebody else's script, to the end of its process."""
 _outputs: set[Path] = set()
-"""What they are of: a notebook may train again what it has trained."""
+"""The outputs that are locked already: a notebook may train the same run twice."""
 _MODEL_TYPE = re.compile(r"""(?:^|[{,])[ \t]*['"]?model_type['"]?\s*:\s*['"]?(\w+)""", re.MULTILINE)
 
 
@@ -75,7 +75,7 @@ def activate(*, extensions: bool = True) -> None:
 def parse_checked(parse_options: Parse, root_path: str, is_train: bool) -> Parsed:
     """The toolbox's `parse_options`, for a file of our models: read as data, checked, shipped names resolved.
 
-    Raises CSDError, UnicodeDecodeError and yaml.YAMLError for a file that is none, and OSError.
+    Raises CSDError, UnicodeDecodeError or yaml.YAMLError if the file is not an option file, and OSError.
     """
     changes = named_in(sys.argv[1:])[1]
     force_yml.check_changes(changes, *known_keys())
@@ -176,7 +176,7 @@ def _is_ours() -> bool:
 
 
 class _Lenient(LimitedLoader):
-    """Takes files that ask Python to run something, and does nothing of it."""
+    """Accepts Python tags in a file, but does not run them."""
 
 
 _Lenient.add_multi_constructor("", lambda loader, suffix, node: None)

@@ -198,7 +198,7 @@ _ONE_SET = "Multiple validation datasets are *only* supported by SRModel."
 
 
 def keep_quiet_about_sets() -> None:
-    """What the toolbox warns of at each validation is not so for our models, which take any number of sets."""
+    """Hide a warning of BasicSR that does not apply: our models take any number of validation sets."""
     log = logging.getLogger("basicsr")
     if _is_news not in log.filters:
         log.addFilter(_is_news)
@@ -314,7 +314,7 @@ def keep_graphs() -> None:
 
 @contextmanager
 def uncompiled(network: torch.nn.Module) -> Iterator[None]:
-    """Run as written inside, whatever `network.compile()` has made of it; torch has no public way back."""
+    """Inside, run the network uncompiled; torch has no public way to undo `network.compile()`."""
     compiled = getattr(network, "_compiled_call_impl", None)
     network._compiled_call_impl = None
     try:

@@ -20,7 +20,7 @@ _loaded: set[tuple[str, str]] = set()
 
 
 def load() -> Iterator[CSDError]:
-    """Call the functions of other packages, each until it has worked once in a process; what went wrong in them."""
+    """Call the entry point of each other package until it has worked once in this process. Yields their errors."""
     for point in entry_points(group=GROUP):
         try:
             _load(point)

@@ -1,4 +1,4 @@
-"""YAML files of strangers, read within limits: what is in them is data, whatever it says it is."""
+"""Untrusted YAML files, read within limits, and as plain data only."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Peers:
             threading.Thread(target=target, daemon=True).start()
 
     def find_cause(self) -> None:
-        """To be called where a collective has failed: ends this process, unless no other one is the cause."""
+        """Call this after a failed collective: it ends this process if another process is the cause."""
         self._suspicious = True
         self._leaving.wait((_SUSPECT + 4) * _BEAT)
 
@@ -199,7 +199,7 @@ _peers: Peers | None = None
 
 
 def watch(resume: str = "--auto_resume") -> None:
-    """From now on; every process calls it once torch.distributed has joined them. Without several, nothing is done.
+    """Start to watch. Every process calls this once torch.distributed has started; one process alone does nothing.
 
     Args:
         resume: the flag that resumes such a job, for messages.
@@ -242,7 +242,7 @@ def report(kind: type[BaseException] | None, error: BaseException | None, trace:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """A collective that fails inside as another process is gone ends this one, with a line that names that one."""
+    """If a collective fails inside because another process is gone, end this one with a line that names it."""
     try:
         yield
     except RuntimeError as error:

@@ -1,7 +1,7 @@
 """Text files of strangers, read within limits: JSON and lists. For YAML see `limited_yaml`.
 
-Below `parse_json` are the readers of what is in such a file. Each gives a value of one kind within bounds, or raises
-ValueError with the name of what is wrong there, which the caller puts behind the name of the file.
+The functions below `parse_json` check the values of such a file. Each returns a value of one kind within bounds, or
+raises ValueError that names the wrong value; the caller adds the name of the file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
 
 
 def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
-    """As `json.loads`, but that any text that it does not read raises ValueError, nested ones and long numbers too.
+    """Like `json.loads`, but raises ValueError for every text that it cannot read: also deep nesting and long numbers.
 
     Args:
         finite: numbers that are no number, infinite, or too large for a float raise it too. Strict JSON has none of
@@ -84,7 +84,7 @@ def score_number(value: Any, what: str) -> float:
 def number(value: Any, what: str, least: float, most: float) -> float:
     """A finite number between bounds, which belong to them."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{what} is {reprlib.repr(value)}, no number")
+        raise ValueError(f"{what} is {reprlib.repr(value)}, not a number")
     if not (least <= value <= most and abs(value) <= sys.float_info.max):
         raise ValueError(f"{what} is {reprlib.repr(value)}, not from {least:g} to {most:g}")
     return float(value)
@@ -99,7 +99,7 @@ def whole_number(value: Any, what: str, least: int, most: int) -> int:
 
 def plain_text(value: Any, what: str) -> str:
     if not isinstance(value, str) or "\0" in value:
-        raise ValueError(f"{what} is {reprlib.repr(value)}, no text")
+        raise ValueError(f"{what} is {reprlib.repr(value)}, not a text")
     return value
 
 
@@ -115,13 +115,13 @@ def file_name(value: Any, what: str) -> str:
 
 def entries(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError(f"{what} is {reprlib.repr(value)}, no list")
+        raise ValueError(f"{what} is {reprlib.repr(value)}, not a list")
     return value
 
 
 def section(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{what} is {reprlib.repr(value)}, no section of keys and values")
+        raise ValueError(f"{what} is {reprlib.repr(value)}, not a section of keys and values")
     return value
 
 

@@ -67,7 +67,7 @@ class _Optional:
 
 
 class Board(_Optional):
-    """A TensorBoard writer, or nothing from the moment on at which it cannot write."""
+    """A TensorBoard writer that stops writing after its first write error."""
 
     def __init__(self, start: Callable[[], Any]) -> None:
         super().__init__("tensorboard")

@@ -20,7 +20,7 @@ _SEEDS = 2**32
 def load_resume_state(opt: dict) -> dict | None:
     """The toolbox's function of this name, which needs a GPU: here the state is loaded to the CPU, as data only.
 
-    A state of another experiment begins a new one, with the networks that were saved with it.
+    A state of another experiment starts a new experiment from the networks that were saved with it.
 
     Raises:
         CSDError: the state file does not exist, cannot be read, or is no training state; there are no networks with it.

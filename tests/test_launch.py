@@ -479,8 +479,8 @@ SLIPS = {
     'train:"x=3': 'train:"x=3 is not of the form section:key=value',
     "train::x=3": "train::x=3 is not of the form section:key=value",
     "train:scheduler:milestones=[4, 8": "[4, 8 is no list",
-    "name=007": "name is 7, which is no text",
-    "name=~": "name is None, which is no text",
+    "name=007": "name is 7, not a text",
+    "name=~": "name is None, not a text",
     "datasets=3": "datasets is a section: give its keys one by one",
     "logger=~": "logger is a section",
 }

@@ -39,7 +39,7 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """Time everything `rounds` times, one after the other in each round, so that a busy machine slows all alike.
 
-    Everybody runs once before, uncounted.
+    Each runs once before, untimed.
 
     Args:
         contenders: name -> what is timed.

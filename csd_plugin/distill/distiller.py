@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class Teacher:
-    """One frozen network, and what the student is compared with it by.
+    """A frozen network, and the objective that compares the student with it.
 
     Args:
         network: is put into eval mode, and its weights take no gradient from here on.
@@ -404,7 +404,7 @@ def _check_apart(student: nn.Module, teacher: Teacher) -> None:
 
 
 def _memory(parameter: nn.Parameter) -> tuple[torch.device, int]:
-    """Where its numbers are; of one that has none, such as a lazy one, or keeps them in other tensors, itself."""
+    """Where a parameter's numbers are stored; the parameter itself if it has no storage of its own, as lazy ones."""
     try:
         there = 0 if is_lazy(parameter) or parameter.is_meta else parameter.untyped_storage().data_ptr()
     except RuntimeError:  # classes of tensors that hold others, as quantized or distributed ones do

@@ -31,7 +31,7 @@ MIN_STEPS = 10
 _MOST_MINUTES = 10**7
 """19 years."""
 _FACTORS = (1e-12, 1e12)
-"""Least and most; a schedule that is stretched by so much has finite numbers still."""
+"""Smallest and largest factor; schedules stretched by these still have finite numbers."""
 
 
 @dataclass(frozen=True)

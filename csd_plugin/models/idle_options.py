@@ -1,4 +1,4 @@
-"""Options of a run that have not the effect that they are there for."""
+"""Options that have no effect in this run."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from csd_plugin.errors import CSDError, first_line, out_of_memory
 
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError, cv2.error)
-"""What others' code raises that was made for something else."""
+"""What other packages' code raises when it is used for something that it was not made for."""
 IMAGES = ("img", "img2", "previous", "guide", "previous_guide")
 """What a metric may be handed: result and truth, as the toolbox does, and what `metrics.registered` describes."""
 _METRIC_SIZE = 192

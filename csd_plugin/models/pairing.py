@@ -84,7 +84,7 @@ def check_foreign_set(key: str, content: Mapping[str, Any], num_frame: int) -> N
 
 
 def check_pairs(opt: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:
-    """Whether a model of the toolbox can work with what is ours in the options. Models of others are passed by.
+    """Whether a model of the toolbox can work with what is ours in the options. Other packages' models are not checked.
 
     Args:
         build: makes the network.

@@ -36,7 +36,7 @@ UNREADABLE = (ValueError, AssertionError, TypeError, LookupError, AttributeError
 
 
 def check_form(saved: Any, own: Any, where: str) -> None:
-    """Raise CSDError where a file has other kinds of things than a run saves, as far as both have them.
+    """Raise CSDError where a value in a file is of a kind that a run never saves there.
 
     Args:
         own: what this run would save now.
@@ -113,7 +113,7 @@ def option_changes(
 
 
 def learns_by(opt: Mapping[str, Any], taught_by: Mapping[str, str] | None = None) -> str:
-    """What of a run's options decides on what it learns, but for optimizer and schedule, as JSON.
+    """The options that change what a run learns, except optimizer and schedule, as JSON.
 
     Without the seed, as that of the saved state goes on.
 
@@ -143,7 +143,7 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 def changes_of_learning(saved: object, now: str) -> list[str]:
     """What two texts of `learns_by` have differently, in parts that both have: earlier versions wrote fewer.
 
-    Nothing where the saved one is missing or no such text.
+    Empty if the saved one is missing or cannot be read.
     """
     try:
         texts = parse_json(str(saved), finite=False), parse_json(now, finite=False)  # options may be .inf

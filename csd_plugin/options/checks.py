@@ -45,7 +45,7 @@ from csd_plugin.options.sections import (
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 Further = Callable[[dict[str, Any], Problems], object]
-"""Adds what is wrong with the parts that options name to the problems that were found before."""
+"""Adds problems with the parts that the options name to those found before."""
 
 
 def distils(opt: Mapping[str, Any]) -> bool:
@@ -55,7 +55,7 @@ def distils(opt: Mapping[str, Any]) -> bool:
 
 
 def is_taught(opt: Mapping[str, Any]) -> bool:
-    """Whether a training by these options has teachers, and a weight with which they teach; all 0 is training alone."""
+    """Whether a training by these options distils: it has teachers, and a weight that is not 0."""
     return MODELS.get(opt["model_type"], False) and read_distillation(opt).teaches
 
 
@@ -67,7 +67,7 @@ def check_file(
     Args:
         content: the file, read.
         source: its name, for messages.
-        twice: keys that are in their section twice, as lines and what to say about them.
+        twice: duplicate keys, as (line, message).
         further: asked too where something is wrong with a file of our models, so that all is said at once.
 
     Raises:
@@ -268,7 +268,7 @@ def check_dataset(content: Mapping[str, Any], source: str) -> None:
 
 
 def _check_numbers(content: Any, where: str, problems: Problems) -> None:
-    """All numbers of a section, also of optimizers and losses that are not described here: torch can take them."""
+    """Check that torch can take every number of a section, also those of optimizers and losses not described here."""
     for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
         place = f"{where}{key}"
         if isinstance(value, Mapping | list):

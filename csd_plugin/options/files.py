@@ -49,7 +49,7 @@ def safe_ordered_yaml(further: Further | None = None) -> tuple[type, type]:
                 raise CSDError(f"{loader.name}: line {line}: merge keys (<<) are not read; write the keys out")
             if written.tag != "tag:yaml.org,2002:str":
                 line = written.start_mark.line + 1
-                raise CSDError(f"{loader.name}: line {line}: the key {_shown(written)} is no text; put it in quotes")
+                raise CSDError(f"{loader.name}: line {line}: the key {_shown(written)} is not a text; put it in quotes")
         for (key, value), (written, _) in zip(loader.construct_pairs(node, deep=True), node.value, strict=True):
             if key in content:
                 loader.twice.append((written.start_mark.line + 1, f"{key} appears twice in its section; keep one"))
@@ -74,7 +74,7 @@ class _Options(OrderedDict):
         if isinstance(self.get(key), Mapping) and not isinstance(value, Mapping):
             raise CSDError(f"--force_yml: {key} is a section: give its keys one by one, as in {key}:name=value")
         if key in ("name", "model_type") and not isinstance(value, str):
-            raise CSDError(f"--force_yml: {key} is {value!r}, which is no text; give a name with a letter in it")
+            raise CSDError(f"--force_yml: {key} is {value!r}, not a text; give a name that contains a letter")
         super().__setitem__(key, value)
 
 

@@ -21,7 +21,7 @@ _KEY = re.compile(r"[^\s:=\"'\\]+")
 
 
 class _ListLoader(LimitedLoader):
-    """A list's parts are what they would be alone, so that 1e-4 is a number and none is none."""
+    """Reads the items of a list like single values: 1e-4 is a number, and none is null."""
 
 
 _ListLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"{_NUMBER.pattern}$"), list("+-.0123456789"))
@@ -29,7 +29,7 @@ _ListLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"[Nn]one
 
 
 def check_changes(changes: Sequence[str], top: Collection[str], inner: dict[str, Collection[str]]) -> None:
-    """Raise CSDError for the first change that is none, or that would make a key where nobody looks for it.
+    """Raise CSDError for the first malformed change, or one that would make a key that nobody reads.
 
     Args:
         changes: of the command line.

@@ -58,7 +58,7 @@ class Colours(NamedTuple):
         return is_rgb(pix_fmt) or is_grey(pix_fmt) or self.matrix in _LUMA
 
     def for_format(self, pix_fmt: str) -> Colours:
-        """These, where pixels are stored so: RGB has no matrix, YUV one that is known here."""
+        """These colours, made valid for a pixel format: RGB has no matrix, YUV a known one."""
         if is_rgb(pix_fmt):
             return self._replace(matrix=RGB, range=FULL)
         if self.matrix in _LUMA and self.matrix != RGB:

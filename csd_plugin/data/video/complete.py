@@ -151,7 +151,7 @@ def _children(file: BinaryIO, end: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _goes_on(file: BinaryIO) -> bool:
-    """Whether another cluster follows somewhere: what is longer than the file is damaged then, and not cut short."""
+    """Whether a later cluster exists: an element that is longer than the file is then damaged, not cut short."""
     before = b""
     while rest := file.read(_CHUNK):
         if _CLUSTER in before + rest:
