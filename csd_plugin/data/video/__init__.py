@@ -21,7 +21,15 @@ from csd_plugin.data.video.camera import CameraReader, is_camera
 from csd_plugin.data.video.decode import VideoReader
 from csd_plugin.data.video.encode import VideoWriter
 from csd_plugin.data.video.folder import FolderReader, FolderWriter, make_folder
-from csd_plugin.data.video.interface import PIPE, VIDEO_SUFFIXES, FrameReader, FrameWriter, Position
+from csd_plugin.data.video.interface import (
+    PIPE,
+    VIDEO_SUFFIXES,
+    FrameReader,
+    FrameWriter,
+    Position,
+    position_of,
+    rate_of,
+)
 from csd_plugin.data.video.origin import Origin
 from csd_plugin.data.video.pipes import PipeReader, PipeWriter
 from csd_plugin.data.video.webp import WebPReader, is_webp
@@ -47,16 +55,18 @@ def open_reader(
         path: a video file or animated WebP; a folder of images, which are taken in the natural order of their names; a
             pattern of image files such as frames_%05d.png; '-', raw rgb24 frames of `size` on standard input; or a
             camera, see `is_camera`, which has no `start` and no `context`.
-        start, end: the part to read: from the frame at `start` up to, not with, the one at `end`.
+        start, end: the part to read: from the frame at `start` up to, not with, the one at `end`. Whole numbers are
+            frames, fractions and floats are seconds.
         fps: the rate of images and pipes; a video file knows its own.
         context: read up to this number of frames before and after the part too; `in_part` says which they are.
         size: (width, height) of a pipe's frames.
         keep_going: leave out frames of a video that cannot be decoded, with a warning, instead of stopping.
 
     Raises:
-        CSDError: nothing there, not a video, no picture in it, no camera, or an empty part.
+        CSDError: nothing there, not a video, no picture in it, no camera, an empty part, or one that is not a part.
     """
-    path = Path(path)
+    path, fps = Path(path), rate_of(fps)
+    start, end = position_of(start, "start"), None if end is None else position_of(end, "end")
     if path == PIPE:
         return PipeReader(size, start=start, end=end, fps=fps, context=context)
     if is_camera(path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -22,6 +24,40 @@ PIPE = Path("-")
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 """Files that `open_writer` makes; `open_reader` looks at the content and takes more."""
+
+
+_FINEST = 10**6
+"""Parts of a second, or of a frame, that floats tell apart."""
+
+
+def position_of(value: object, what: str) -> Position:
+    """A place in a clip: whole numbers of any kind are frames, other real numbers seconds.
+
+    Args:
+        what: the name of the value, for messages.
+
+    Raises:
+        CSDError: not a number, or before the clip's start.
+    """
+    place: Position | None = None
+    if isinstance(value, bool):
+        pass
+    elif isinstance(value, numbers.Integral):
+        place = int(value)
+    elif isinstance(value, numbers.Rational):
+        place = Fraction(value)
+    elif isinstance(value, numbers.Real) and math.isfinite(value):
+        place = Fraction(float(value)).limit_denominator(_FINEST)  # 0.08 is meant as 2/25
+    if place is None or place < 0:
+        raise CSDError(f"{what} is {value!r}: give the number of a frame from 0, or seconds as a Fraction or float")
+    return place
+
+
+def rate_of(fps: object) -> Fraction:
+    """Frames per second, from a number of any kind. Raises CSDError unless it is above 0."""
+    if isinstance(fps, numbers.Real) and not isinstance(fps, bool) and math.isfinite(fps) and float(fps) > 0:
+        return Fraction(fps) if isinstance(fps, numbers.Rational) else Fraction(float(fps)).limit_denominator(_FINEST)
+    raise CSDError(f"fps is {fps!r}: give frames per second, above 0")
 
 
 def frame_number(position: Position, fps: Fraction) -> int:

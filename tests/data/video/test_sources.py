@@ -389,6 +389,26 @@ def test_the_number_of_a_name_is_the_part_that_changes(tmp_path, names, numbers)
     assert {path.name for path in (tmp_path / "part").iterdir()} == {f"c_{number}.png" for number in numbers[1:]}
 
 
+@pytest.mark.parametrize(
+    ("start", "first"), [(np.int64(2), 2), (np.uint8(2), 2), (0.08, 2), (np.float32(0.08), 2), (Fraction(2, 25), 2)]
+)
+def test_whole_numbers_of_any_kind_are_frames_and_others_seconds(tmp_path, start, first):
+    for number in range(5):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((4, 4, 3), np.uint8))
+    with open_reader(tmp_path, start=start) as reader:
+        assert (reader.first, reader.num_frames, len(list(reader))) == (first, 5 - first, 5 - first)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"start": -2}, {"end": -1}, {"start": True}, {"start": float("nan")}, {"end": "2"}, {"fps": 0}, {"fps": -25}],
+)
+def test_what_is_no_part_of_a_clip_is_one_line(tmp_path, wrong):
+    cv2.imwrite(str(tmp_path / "1.png"), np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(CSDError, match=rf"{next(iter(wrong))} is .*: give "):
+        open_reader(tmp_path, **wrong)
+
+
 @pytest.mark.parametrize("names", [("1.png", "1.jpg"), ("a.PNG", "a.png"), ("F1.png", "f1.png"), ("1.tif", "1.webp")])
 def test_one_frame_in_two_files_is_refused_with_both_names(tmp_path, names):
     folder = numbered_names(tmp_path, ["0.png", *names])
