@@ -93,7 +93,7 @@ class OnnxRuntimeBackend:
     prefers_pairs = False
     blocks: BlockPath | None = None
 
-    def __init__(self, network: nn.Module | Path, precision: str, device: str | torch.device) -> None:
+    def __init__(self, network: nn.Module | Path | bytes, precision: str, device: str | torch.device) -> None:
         runtime = _import("onnxruntime")
         cuda = "CUDAExecutionProvider" in runtime.get_available_providers()
         self.device = torch.device("cpu")  # where frames wait; the runtime carries them to its own
@@ -109,6 +109,7 @@ class OnnxRuntimeBackend:
         options.log_severity_level = 3
         self.own_precision = "the precision of its file" if isinstance(network, Path) else ""
         model = _onnx_bytes(network, precision)
+        self._made_of = (network if isinstance(network, Path) else model, precision, device)
         self._source = source = str(network) if isinstance(network, Path) else "the network"
         self._errors = tuple(_runtime_errors(runtime))
         try:
@@ -118,6 +119,10 @@ class OnnxRuntimeBackend:
         if wanted.type == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
             raise CSDError(f"ONNX Runtime cannot use {wanted} and would compute on the CPU; try --device cpu")
         self.facts = Facts.from_metadata(self._session.get_modelmeta().custom_metadata_map, source)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies open the file, or the model's bytes, again: the runtime's own objects cannot be copied."""
+        return type(self), self._made_of
 
     def __call__(self, window: Tensor) -> Tensor:
         try:
@@ -137,7 +142,7 @@ class OpenVINOBackend:
     prefers_pairs = False
     blocks: BlockPath | None = None
 
-    def __init__(self, network: nn.Module | Path, precision: str, device: str | torch.device) -> None:
+    def __init__(self, network: nn.Module | Path | bytes, precision: str, device: str | torch.device) -> None:
         openvino = _import("openvino")
         if device != "auto" and torch.device(device).type != "cpu":
             raise CSDError(f"OpenVINO runs on the CPU here, not on {device}; use --device cpu, or another backend")
@@ -149,7 +154,9 @@ class OpenVINOBackend:
                 _check_weights(network)
                 model = core.read_model(network)
             else:
+                network = network if isinstance(network, Path) else _onnx_bytes(network, "fp32")
                 model = core.read_model(_onnx_bytes(network, "fp32"), b"")
+            self._made_of = (network, precision, device)
             # Inside it computes fp16 in bf16 where the CPU has only that.
             how = {
                 "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[precision],
@@ -164,6 +171,10 @@ class OpenVINOBackend:
                 f"{source} is not a model that OpenVINO can run ({_last_line(error)}); export it again"
             ) from error
         self.facts = Facts.from_metadata(_openvino_metadata(model), source)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As `OnnxRuntimeBackend` does."""
+        return type(self), self._made_of
 
     def __call__(self, window: Tensor) -> Tensor:
         try:
@@ -267,7 +278,9 @@ def _runtime_for_onnx() -> str:
     return "onnxruntime" if installed("onnxruntime") or not installed("openvino") else "openvino"
 
 
-def _onnx_bytes(network: nn.Module | Path, precision: str) -> bytes:
+def _onnx_bytes(network: nn.Module | Path | bytes, precision: str) -> bytes:
+    if isinstance(network, bytes):
+        return network
     if isinstance(network, Path):
         return network.read_bytes()
     return to_onnx(ready(network, DTYPES[precision]), study(network))

@@ -7,6 +7,7 @@ processors that made 50 to 200 ms of a network's 13; frames side by side took 25
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,24 +22,36 @@ MOST = 4
 
 
 class Lanes:
-    """Up to `MOST` threads, which share `num_threads` of torch's evenly.
+    """Up to `MOST` threads, which share torch's evenly. They start with the first work, in each process anew.
+
+    A process that is forked has none of the threads of its parent.
+
+    Args:
+        num_threads: of torch's, where the work is expected to be done.
 
     Attributes:
-        count: how many there are.
+        count: how many there are, at most.
     """
 
     def __init__(self, num_threads: int) -> None:
         self.count = min(num_threads, MOST)
-        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="lane")
-        # torch's number is each thread's own, but the last one set is that of threads to come.
-        all_started = threading.Barrier(self.count)
-        for started in [self._pool.submit(_begin, num_threads // self.count, all_started) for _ in range(self.count)]:
-            started.result()
-        torch.set_num_threads(num_threads)
+        self._starting: dict[int, Future[ThreadPoolExecutor]] = {}
 
     def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
         """Compute it in the next lane that is free."""
-        return self._pool.submit(function, *args)
+        mine: Future[ThreadPoolExecutor] = Future()
+        pool = self._starting.setdefault(os.getpid(), mine)  # atomic: a lock may be held by another thread at a fork
+        if pool is mine:
+            try:
+                mine.set_result(_started(self.count))
+            except BaseException as error:
+                del self._starting[os.getpid()]
+                mine.set_exception(error)
+                raise
+        return pool.result().submit(function, *args)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"count": self.count, "_starting": {}}
 
 
 def there(result: Result) -> Future[Result]:
@@ -46,6 +59,19 @@ def there(result: Result) -> Future[Result]:
     future: Future[Result] = Future()
     future.set_result(result)
     return future
+
+
+def _started(count: int) -> ThreadPoolExecutor:
+    """Up to `count` threads that have their part of the threads that torch has here."""
+    num_threads = torch.get_num_threads()
+    count = min(count, num_threads)
+    pool = ThreadPoolExecutor(count, thread_name_prefix="lane")
+    # torch's number is each thread's own, but the last one set is that of threads to come.
+    all_started = threading.Barrier(count)
+    for started in [pool.submit(_begin, num_threads // count, all_started) for _ in range(count)]:
+        started.result()
+    torch.set_num_threads(num_threads)
+    return pool
 
 
 def _begin(num_threads: int, all_started: threading.Barrier) -> None:

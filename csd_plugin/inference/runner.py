@@ -54,6 +54,9 @@ class Derainer:
     result comes that many frames late (and up to `batch` - 1 more); with a causal network it reaches back only, and
     the result comes at once. Memory does not grow with the clip.
 
+    It can be copied and pickled. In a process that is forked it works with one of torch's threads, as loaders' workers
+    have it; torch and other runtimes may hang there with more (give those processes a copy, by `spawn`).
+
     Networks of sequences clean `batch` frames together and see num_frame // 2 more at both ends; as they look
     further where they can, a frame's result depends a little on where in the clip that run of frames begins.
 

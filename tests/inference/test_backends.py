@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from unittest import mock
 
@@ -62,6 +63,7 @@ def test_same_frames_at_once_pushed_batched_and_in_tiles(network, clip, expected
     pushed = [clean for frame in clip for clean in derainer.push(frame)]
     assert len(pushed) == len(clip) - 1
     assert np.array_equal(np.stack(pushed + derainer.flush()), at_once)
+    assert np.array_equal(list(pickle.loads(pickle.dumps(derainer))(clip)), at_once)
     assert next(iter(derainer(clip[:1]))).shape == clip[0].shape  # another clip, of one frame
 
     derainer.batch = 4

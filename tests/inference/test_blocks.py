@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import os
+import pickle
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from forks import end_with
 from torch.nn import functional as F
 
 from csd_plugin.archs.halfnet import HalfNet
@@ -182,3 +187,29 @@ def test_a_result_that_is_not_finite_is_one_line():
     torch.nn.init.constant_(network.tail.weight, 3e38)
     with pytest.raises(CSDError, match="NaN or infinity"):
         list(Derainer(network, device="cpu")(clip_of(2, 8, 8)))
+
+
+def test_a_derainer_works_in_a_forked_process_and_leaves_its_threads_to_the_parent(tmp_path):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        derainer, clip = Derainer(network_of("tiny"), device="cpu"), clip_of(4, 8, 12)
+        expected = list(derainer(clip))
+
+        def derains() -> int:
+            torch.set_num_threads(1)  # as in a loader's worker
+            return int(not np.array_equal(list(derainer(clip)), expected)) or torch.get_num_threads() - 1
+
+        if (process := os.fork()) == 0:
+            signal.alarm(60)
+            end_with(derains, tmp_path / "log")
+        assert os.waitpid(process, 0)[1] == 0, (tmp_path / "log").read_text()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda derainer: pickle.loads(pickle.dumps(derainer))])
+def test_copies_give_the_same_frames(copied):
+    derainer, clip = Derainer(network_of("tiny"), device="cpu"), clip_of(4, 8, 12)
+    expected = list(derainer(clip))
+    assert np.array_equal(list(copied(derainer)(clip)), expected)
