@@ -137,6 +137,8 @@ def _without_wrappers(names: Iterable[str]) -> dict[str, str]:
 def load_plain(path: str | Path, what: str) -> Any:
     """What torch.save or safetensors wrote, as data only, on CPU. `what` begins the message of CSDError."""
     path = Path(path)
+    if path.is_dir():
+        raise CSDError(f"{what} {path} is a folder; name a file in it")
     if not path.is_file():
         raise CSDError(f"{what} {path} does not exist; check the path")
     if path.stat().st_size > MOST_BYTES:
@@ -277,7 +279,15 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
 
 
 def load_network(path: str | Path, param_key: str | None = None) -> nn.Module:
-    """A ready network of one of `NETWORKS` in eval mode; its numbers are read off the weights. Raises CSDError."""
+    """A ready network of one of `NETWORKS` in eval mode; its numbers are read off the weights. Raises CSDError.
+
+    torch's random numbers go on as if it had not been called.
+    """
+    with torch.random.fork_rng(devices=()):  # layers begin at random
+        return _load_network(path, param_key)
+
+
+def _load_network(path: str | Path, param_key: str | None) -> nn.Module:
     state = read_state_dict(path, param_key)
     for name in (name for name, value in state.items() if value.is_complex()):  # runtimes are for real numbers
         raise CSDError(
@@ -332,13 +342,26 @@ def network_of(state: Mapping[str, Tensor]) -> nn.Module | None:
     """
     claimed = None
     for cls in NETWORKS.values():
-        numbers = cls.numbers_from_state(state) if hasattr(cls, "numbers_from_state") else None
+        numbers = _numbers_from(cls, state)
         if numbers is not None:
             network = cls(**numbers)
             if _fits(network, state):
                 return network
             claimed = network if claimed is None else claimed
     return claimed
+
+
+def _numbers_from(cls: type[nn.Module], state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """`cls.numbers_from_state`, where the class has it. Raises CSDError where it does not take others' weights."""
+    if not hasattr(cls, "numbers_from_state"):
+        return None
+    try:
+        return cls.numbers_from_state(state)
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise CSDError(
+            f"{cls.__module__}.{cls.__qualname__}.numbers_from_state fails for weights that may be another network's: "
+            f"{first_line(error)}; let it return None for them"
+        ) from error
 
 
 def _fits(network: nn.Module, state: Mapping[str, Tensor]) -> bool:

@@ -122,6 +122,8 @@ def _check(a: Image, b: Image) -> None:
         raise CSDError(f"images to compare differ in size: {_size(a)} and {_size(b)}")
     if a.ndim not in (2, 3):
         raise CSDError(f"an image to compare must be (H, W) or (H, W, C), not of shape {a.shape}")
+    if not a.size:
+        raise CSDError(f"images to compare are empty: {_size(a)}")
 
 
 def _size(image: Image) -> str:

@@ -56,6 +56,27 @@ def test_every_form_of_checkpoint_loads(tmp_path, network, wrap):
     assert same(load_network(tmp_path / "net.pth").state_dict(), network.state_dict())
 
 
+def test_random_numbers_go_on_as_if_nothing_had_been_loaded(tmp_path, network):
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    load_network(tmp_path / "net.pth")
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_class_that_cannot_take_others_weights_is_named(tmp_path, monkeypatch):
+    class Hasty(nn.Module):
+        @staticmethod
+        def numbers_from_state(state):
+            return {"num_feat": len(state["conv.weight"])}
+
+    monkeypatch.setattr(NETWORKS, "_rows", {"Hasty": Hasty})
+    torch.save({"params": {"other.weight": torch.zeros(3)}}, tmp_path / "net.pth")
+    with pytest.raises(CSDError, match=r"Hasty\.numbers_from_state fails .*'conv.weight'; let it return None"):
+        load_network(tmp_path / "net.pth")
+
+
 @pytest.mark.parametrize("name", ["net.safetensors", "net.pth"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
 def test_safetensors_load_by_their_content(tmp_path, network, name, prefix):
@@ -225,7 +246,7 @@ def test_files_without_weights_are_refused(tmp_path, content, words):
 
 def test_what_is_not_there_or_no_file_is_refused(tmp_path):
     refused(tmp_path / "net.pth", "does not exist")
-    refused(tmp_path, "does not exist")
+    refused(tmp_path, "is a folder")
     (tmp_path / "net.pth").write_text("not a checkpoint")
     refused(tmp_path / "net.pth")
 

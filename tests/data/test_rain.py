@@ -226,9 +226,19 @@ def test_presets_are_ordered():
 
 @pytest.mark.parametrize("field", [field.name for field in fields(RainParams)])
 def test_a_parameter_out_of_range_is_named(field):
-    for wrong in (-1e9, 1e9, float("nan"), "much"):
+    for wrong in (-1e9, 1e9, float("nan"), "much", True):
         with pytest.raises(CSDError, match=f"rain parameter {field} = "):
             replace(RainParams(), **{field: wrong})
+
+
+def test_parameters_may_be_numbers_of_numpy():
+    assert RainParams(density=np.float32(500), near=np.int64(2)) == RainParams(density=500.0, near=2)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint16), np.zeros((4, 4))])
+def test_ambient_light_of_what_is_no_frame_is_one_line(wrong):
+    with pytest.raises(CSDError, match=r"give \(H, W, 3\) uint8"):
+        ambient_light(wrong)
 
 
 def test_near_must_be_less_than_far():

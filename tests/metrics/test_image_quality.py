@@ -102,3 +102,5 @@ def test_what_cannot_be_compared_says_so():
         ssim(a[:10], b[:10])
     with pytest.raises(CSDError, match="must be uint8, not uint8 and float32"):
         ssim(a, b.astype(np.float32))
+    with pytest.raises(CSDError, match="empty: 30x0x3"):
+        psnr(a[:0], b[:0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -83,7 +84,7 @@ class RainParams:
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not low <= value <= high:
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= float(value) <= high:
                 raise CSDError(f"rain parameter {name} = {value!r}: give a number in [{low:g}, {high:g}]")
         if self.near >= self.far:
             raise CSDError(f"rain parameter near = {self.near:g}: must be less than far = {self.far:g}")

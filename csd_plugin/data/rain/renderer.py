@@ -28,7 +28,12 @@ def ambient_light(frame: np.ndarray) -> tuple[float, float, float]:
     A drop shows nearly all its surroundings, in which bright areas weigh most: the mean of the linear image weighted by
     itself. Half of its colour is taken away, as much of what a drop sees is sky outside the picture, and grey.
     Take it once per clip, say from the first frame: taken from crops it would differ between them.
+
+    Raises:
+        CSDError: not such a frame, or an empty one.
     """
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+        raise CSDError(f"ambient light: a frame of shape {frame.shape}, {frame.dtype}; give (H, W, 3) uint8")
     linear = _TO_LINEAR[frame[::4, ::4]].reshape(-1, 3).astype(np.float64)
     weight = linear.sum(1) + 1e-6
     colour = (linear * weight[:, None]).sum(0) / weight.sum()
