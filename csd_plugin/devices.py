@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -68,17 +70,46 @@ def exact_float32() -> Iterator[None]:
     """float32 is multiplied as float32 inside, by convolutions and matrix products of all devices.
 
     By default torch lets a GPU's convolutions round to TF32, ten bits; `torch.set_float32_matmul_precision` lets
-    matrix products do so, and a CPU's round to bf16.
+    matrix products do so, and a CPU's round to bf16. Torch has one such setting for all threads: it is what it was once
+    all of them are outside.
     """
-    places = _rounding()
-    before = [getattr(owner, name) for owner, name, _ in places]
-    for owner, name, exact in places:
-        setattr(owner, name, exact)
+    _exactness.enter()
     try:
         yield
     finally:
-        for (owner, name, _), value in zip(places, before, strict=True):
-            setattr(owner, name, value)
+        _exactness.leave()
+
+
+class _Exactness:
+    """How many are inside `exact_float32`, in all threads, and what was set before the first of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: list[tuple[Any, str, Any]] = []
+        if hasattr(os, "register_at_fork"):  # a child has no thread that would unlock it
+            os.register_at_fork(
+                before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._lock.release
+            )
+
+    def enter(self) -> None:
+        with self._lock:
+            places = _rounding()
+            if not self._inside:
+                self._before = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
+            for owner, name, exact in places:
+                setattr(owner, name, exact)
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                for owner, name, value in self._before:
+                    setattr(owner, name, value)
+
+
+_exactness = _Exactness()
 
 
 def _rounding() -> list[tuple[Any, str, Any]]:

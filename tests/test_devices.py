@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -94,6 +95,28 @@ def test_float32_is_exact_inside_whatever_was_set_before():
     finally:
         torch.set_float32_matmul_precision("highest")
     assert [getattr(owner, name) for owner, name, _ in devices._rounding()] != rounding or rounding == before
+
+
+def test_float32_is_exact_until_the_last_thread_is_outside():
+    """One thread comes in while another is inside, which leaves first."""
+
+    def now():
+        return [getattr(owner, name) for owner, name, _ in devices._rounding()]
+
+    first, second = exact_float32(), exact_float32()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        rounding = now()
+        with ThreadPoolExecutor(1) as thread:
+            first.__enter__()
+            exact = now()
+            thread.submit(second.__enter__).result()
+            first.__exit__(None, None, None)
+            assert now() == exact != rounding
+            thread.submit(second.__exit__, None, None, None).result()
+        assert now() == rounding
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_what_a_gpu_does_slowly_in_16_bits_is_said(monkeypatch):

@@ -267,8 +267,9 @@ def _maps(rows: Tensor, size: torch.Size) -> Tensor:
 @lru_cache(maxsize=64)
 def _lstm_order(hidden: int, device: torch.device) -> Tensor:
     """Where the LSTM's gates i f g o are among ours, i f o g."""
-    i, f, o, g = torch.arange(4 * hidden).split(hidden)
-    return torch.cat([i, f, g, o]).to(device)
+    with torch.inference_mode(False):  # it is kept, and later steps may need gradients
+        i, f, o, g = torch.arange(4 * hidden).split(hidden)
+        return torch.cat([i, f, g, o]).to(device)
 
 
 @lru_cache(maxsize=64)

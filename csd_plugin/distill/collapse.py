@@ -26,7 +26,8 @@ class Freeze(nn.Module):
     """Lets weights learn until it has to freeze them, once and for good.
 
     Its buffers are saved with an objective, so that a resumed run continues with them, and all processes of one follow
-    the first. An objective calls `hold` before it computes with the weights, and `restore` after each step.
+    the first. An objective calls `hold` before it computes with the weights, and `restore` after each step. Without
+    gradients nothing is learned, so nothing is remembered or frozen.
     """
 
     frozen: Tensor
@@ -37,19 +38,21 @@ class Freeze(nn.Module):
         self._kept: list[Tensor] = []
         """Whether they were frozen, and the weights: the same tensors in every step, which a CUDA graph writes into."""
 
-    @torch.no_grad()
     def hold(self, weights: Iterable[nn.Parameter]) -> None:
         """Remember the weights as they are, and whether they are frozen by now."""
+        if not torch.is_grad_enabled():
+            return
         now = [self.frozen, *weights]
         if not self._kept or self._kept[0].device != self.frozen.device:
             self._kept = [value.detach().clone() for value in now]
             return
         for kept, value in zip(self._kept, now, strict=True):
-            kept.copy_(value)
+            kept.copy_(value.detach())
 
     def freeze_if(self, condition: Tensor) -> None:
         """From the next call of `hold` on: the next step, or the next part of this one."""
-        self.frozen |= condition
+        if torch.is_grad_enabled():
+            self.frozen |= condition
 
     @torch.no_grad()
     def restore(self, weights: Iterable[nn.Parameter]) -> None:
@@ -77,10 +80,11 @@ class FreezeOnCollapse(Freeze):
         self.fraction = fraction
         self.register_buffer("start", torch.full((count,), torch.nan))
 
-    @torch.no_grad()
     def watch(self, losses: Iterable[Tensor], spreads: Iterable[Tensor]) -> None:
         """losses, spreads: scalars, `count` of each; several processes decide by their means."""
-        here = torch.stack([torch.stack(list(losses)), torch.stack(list(spreads))])
+        if not torch.is_grad_enabled():
+            return
+        here = torch.stack([torch.stack(list(losses)), torch.stack(list(spreads))]).detach()
         loss, now = mean_over_processes(here).unbind()
         self.start.copy_(torch.where(self.start.isnan(), now, self.start))
         self.freeze_if(((loss < LOSS_GONE) | (now < self.fraction * self.start)).any())

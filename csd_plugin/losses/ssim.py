@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from csd_plugin.devices import exact_float32
@@ -62,8 +62,9 @@ class _SSIM(torch.autograd.Function):
         return torch.stack([part.mean(dim=1) for part in ssim.split(_sizes(shapes), dim=1)], dim=1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # by create_graph; `once_differentiable` is silent where `grad` is a constant
+            raise CSDError("PyramidSSIMLoss has no second derivatives; call backward or grad without create_graph")
         x, y, mx, my, a1, a2, b1, b2 = ctx.saved_tensors
         sizes = _sizes(ctx.shapes)
         # all of it twice, as every gradient of an image wants it
@@ -103,11 +104,19 @@ def _smooth(rows: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
     smooth = []
     with exact_float32():
         for images, (_, height, width) in zip(rows.split(_sizes(shapes), dim=2), shapes, strict=True):
-            down, across = (_band(length, rows.dtype, rows.device) for length in (height, width))
+            down, across = (_constant(_band, length, rows) for length in (height, width))
             lines = images.unflatten(2, (-1, width)).flatten(0, 1)  # a view: (k * B, C * h, w)
             columns = torch.bmm(lines, across.expand(len(lines), -1, -1)).view(-1, height, width)
             smooth.append(torch.bmm(down.expand(len(columns), -1, -1), columns).view(*rows.shape[:2], -1))
     return torch.cat(smooth, dim=2)
+
+
+def _constant(make: Any, what: Any, like: Tensor) -> Tensor:
+    """A constant in the precision and place of a tensor, made once; anew for the stand-ins of a dry run."""
+    make = make.__wrapped__ if isinstance(like, FakeTensor) else make
+    with torch.inference_mode(False):  # it is kept, and later losses may need gradients
+        constant: Tensor = make(what, like.dtype, like.device)
+    return constant
 
 
 @lru_cache(maxsize=64)
@@ -129,7 +138,8 @@ def _vector(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device
 class PyramidSSIMLoss(nn.Module):
     """L_recon = sum over p of lambda_p (1 - SSIM(output^p, gt^p)), the paper's Equation 7.
 
-    Scale p+1 is scale p after 2x2 average pooling. Computed in float32, under any autocast.
+    Scale p+1 is scale p after 2x2 average pooling. Computed in float32, under any autocast. It has no second
+    derivatives: gradients with `create_graph=True` raise CSDError.
 
     Args:
         scale_weights: the weight of 1 - SSIM at each scale, from full size on; the default is the paper's.
@@ -166,6 +176,6 @@ class PyramidSSIMLoss(nn.Module):
                 for _ in self.scale_weights[1:]:
                     outputs.append(F.avg_pool2d(outputs[-1], 2))
                     truths.append(F.avg_pool2d(truths[-1], 2))
-                weights = _vector(self.scale_weights, output.dtype, output.device)
+                weights = _constant(_vector, self.scale_weights, output)
                 loss = loss + weights.dot(1 - _ssim(outputs, truths).mean(dim=0))
             return self.loss_weight * loss

@@ -11,7 +11,7 @@ from toolbox import equal
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import SLDNet
-from csd_plugin.distill import OBJECTIVES
+from csd_plugin.distill import OBJECTIVES, cell
 from csd_plugin.distill.csd import CSD
 from csd_plugin.distill.distiller import Compared, Distiller, Teacher, adapted
 from csd_plugin.distill.dry_run import Clips
@@ -19,6 +19,7 @@ from csd_plugin.distill.health import gradient_norms
 from csd_plugin.distill.output import OutputDistillation
 from csd_plugin.distill.srkd import SRKD
 from csd_plugin.errors import CSDError
+from csd_plugin.losses import ssim
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 
 WEIGHTS = {"spatial": 0.1, "temporal": 0.1}
@@ -331,3 +332,33 @@ def test_networks_in_float64_are_compared_in_float32(name, adapters, all_of_it):
     sum(losses.values()).backward()
     assert {value.dtype for value in (*losses.values(), *scalars.values())} == {torch.float32}
     assert {p.grad.dtype for p in d.student.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_a_validation_before_and_between_steps_changes_nothing(name):
+    """The first forward pass of a process, under inference mode, must leave nothing behind that steps cannot use."""
+
+    def steps(*, validated: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        objective = OBJECTIVES[name]()
+        compared = Teacher(SLDNet(preset="teacher", num_feat=4), objective)
+        d = Distiller(student(), [compared], PyramidSSIMLoss(), weights=dict.fromkeys(objective.terms, 0.1))
+        optimizer = torch.optim.SGD(d.parameters(), lr=0.1)
+        alike = {key: torch.full_like(value, 0.5) for key, value in batch().items()}  # losses of which are next to none
+        for iteration in (1, 2):
+            if validated:
+                with torch.inference_mode():
+                    d(alike, iteration)
+            sum(d(batch(), iteration)[0].values()).backward()
+            optimizer.step()
+            d.after_step()
+            optimizer.zero_grad()
+        return d.state_dict()
+
+    clear_kept()
+    assert equal(steps(validated=True), steps(validated=False))
+
+
+def clear_kept() -> None:
+    for kept in (ssim._band, ssim._vector, cell._lstm_order):
+        kept.cache_clear()

@@ -10,6 +10,7 @@ import pytorch_msssim
 import torch
 from scipy.ndimage import correlate1d
 from skimage.metrics import structural_similarity
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from csd_plugin.errors import CSDError
@@ -222,3 +223,19 @@ def test_rounded_matrix_products_and_channels_last_change_nothing(dtype):
     for exact, rounded in zip(*results.values(), strict=True):
         assert torch.equal(exact, rounded)
     assert 0 < results["highest"][0] < 0.05
+
+
+def test_what_a_dry_run_has_made_is_not_kept():
+    loss, images = PyramidSSIMLoss(), torch.rand(2, 1, 3, 44, 46).unbind()
+    with FakeTensorMode() as mode:
+        loss(*map(mode.from_tensor, images))
+    before = loss(*images)
+    with FakeTensorMode() as mode:
+        loss(*map(mode.from_tensor, images))
+    assert torch.equal(loss(*images), before)
+
+
+def test_second_derivatives_are_refused():
+    image, truth = torch.rand(2, 1, 3, 32, 32).requires_grad_()
+    with pytest.raises(CSDError, match="no second derivatives"):
+        torch.autograd.grad(PyramidSSIMLoss()(image, truth), image, create_graph=True)
