@@ -8,6 +8,7 @@ other files the toolbox does what it did.
 from __future__ import annotations
 
 import argparse
+import atexit
 import functools
 import importlib
 import re
@@ -41,6 +42,7 @@ _SAME_EVERYWHERE = ("model_type", "network_", "train", "datasets")
 """Beginnings of the keys that must be equal in all processes of a job, except for paths of files."""
 _held = ExitStack()
 """The locks of somebody else's script, to the end of its process."""
+atexit.register(_held.close)
 _outputs: set[Path] = set()
 """The outputs that are locked already: a notebook may train the same run twice."""
 _MODEL_TYPE = re.compile(r"""(?:^|[{,])[ \t]*['"]?model_type['"]?\s*:\s*['"]?(\w+)""", re.MULTILINE)

@@ -68,11 +68,15 @@ def remove(path: Path) -> None:
 
 def draft_of(path: Path) -> Path:
     """A hidden name next to `path`, with its suffix, that no other process takes, and no longer than names may be."""
-    tail = f".{os.getpid()}.part{path.suffix}"
-    draft = path.with_name(f".{path.stem}{tail}")
-    if len(os.fsencode(draft.name)) > _LONGEST_NAME:
-        draft = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}{tail}")
-    return draft
+    return path.with_name(hidden_name(path.stem, f".{os.getpid()}.part{path.suffix}"))
+
+
+def hidden_name(name: str, tail: str) -> str:
+    """`.NAME` with the tail; where names may not be that long, a digest is in NAME's place."""
+    hidden = f".{name}{tail}"
+    if len(os.fsencode(hidden)) > _LONGEST_NAME:
+        hidden = f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{tail}"
+    return hidden
 
 
 def link_or_copy(source: Path, target: Path) -> None:

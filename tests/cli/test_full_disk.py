@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -124,34 +122,6 @@ def test_two_trainings_of_one_name_are_refused(launcher, tiny_rain, capfd):
         assert launcher.train(train_options(tiny_rain)) == 2
     assert "experiments/run: another command is writing there now" in capfd.readouterr().err
     assert launcher.written() == []
-
-
-def test_a_lock_ends_with_what_holds_it(tmp_path):
-    for _ in range(2):
-        with alone(tmp_path / "out"):
-            pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_has_taken_the_place_of_the_locks_is_named(given, tmp_path, monkeypatch, capfd):
-    """Temporary folders are everyone's, and the name of ours is known."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with alone(tmp_path / "out"):
-        [locks] = tmp_path.iterdir()
-    shutil.rmtree(locks)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    for occupy in (locks.touch, lambda: locks.symlink_to(elsewhere)):
-        occupy()
-        assert main(commands(given, tmp_path)["rain"]) == 2
-        assert f"error: {locks}: is not a folder of yours" in capfd.readouterr().err
-        locks.unlink()
-    if hasattr(os, "getuid") and os.getuid() == 0:
-        locks.mkdir()
-        os.chown(locks, 12345, 12345)
-        assert main(commands(given, tmp_path)["rain"]) == 2
-        assert f"error: {locks}: is not a folder of yours" in capfd.readouterr().err
-    assert not list(elsewhere.iterdir())
 
 
 @pytest.mark.parametrize("error", ["EEXIST", "ENOTEMPTY", "EINVAL", "ENOTSUP", "EBUSY", "EXDEV", "EMLINK"])

@@ -40,6 +40,7 @@ from csd_plugin.data.stores.lmdb import (
 from csd_plugin.data.workers import Processes
 from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError
+from csd_plugin.locks import alone
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def build_store(
         _check_same(out, folder.root, frames, encoding)
     else:
         try:
-            with _writable(out):
+            with _writable(out), alone(out):
                 new = _build(folder, frames, out, encoding, jobs)
         except BrokenProcessPool:
             raise CSDError(
@@ -174,7 +175,7 @@ def _build(folder: FolderStore, frames: Mapping[str, str], out: Path, encoding: 
     """The number of frames that were not in the partial store yet."""
     partial = out.with_name(f"{out.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
-    with _only_builder(partial), _Writer(partial, Header(encoding, tail_from_split(folder.root), False)) as writer:
+    with _Writer(partial, Header(encoding, tail_from_split(folder.root), False)) as writer:
         known = writer.keep_only(frames)
         new, rounded = 0, list[str]()
         stems = sorted(frames)
@@ -259,23 +260,25 @@ def filling(out: Path, keys: Sequence[str]) -> Iterator[Filling]:
     """
     partial = out.with_name(f"{out.name}.partial")
     stems = {split_key(key)[0]: key for key in keys}
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as locks:
         with _writable(out):
+            locks.enter_context(alone(out))
             partial.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_only_builder(partial))
-            writer = stack.enter_context(_Writer(partial, Header("raw", "", False)))
-            store = Filling(out, writer, {stems[stem] for stem in writer.keep_only(stems)})
-        try:
-            yield store
-        finally:
-            store.flush()
-        missing = set(keys) - store.there
-        if missing:
-            raise ValueError(f"frames that were never put in: {sorted(missing)[:3]}")
+        with contextlib.ExitStack() as stack:
+            with _writable(out):
+                writer = stack.enter_context(_Writer(partial, Header("raw", "", False)))
+                store = Filling(out, writer, {stems[stem] for stem in writer.keep_only(stems)})
+            try:
+                yield store
+            finally:
+                store.flush()
+            missing = set(keys) - store.there
+            if missing:
+                raise ValueError(f"frames that were never put in: {sorted(missing)[:3]}")
+            with _writable(out):
+                writer.finish()
         with _writable(out):
-            writer.finish()
-    with _writable(out):
-        _name(partial, out)
+            _name(partial, out)
 
 
 @contextlib.contextmanager
@@ -412,22 +415,6 @@ class _Writer:
                 return
             except lmdb.MapFullError:
                 self._env.set_mapsize(2 * self._env.info()["map_size"])
-
-
-@contextlib.contextmanager
-def _only_builder(partial: Path) -> Iterator[None]:
-    """Nobody else may build here meanwhile; the system forgets the lock of a process that was killed."""
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows
-        yield
-        return
-    with (partial / "build.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CSDError(f"{partial}: another process is building this store: wait until it has finished") from None
-        yield
 
 
 def _sync(folder: Path) -> None:

@@ -20,6 +20,7 @@ from csd_plugin.data.stores.build import build_store
 from csd_plugin.data.stores.lmdb import open_file
 from csd_plugin.data.stores.verify import verify_store
 from csd_plugin.errors import CSDError
+from csd_plugin.locks import alone
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -164,12 +165,9 @@ def test_a_store_of_files_that_changed_since_is_not_taken_for_theirs(folder, tmp
 
 
 def test_one_builder_at_a_time(folder, tmp_path):
-    with (
-        build._only_builder(tmp_path),
-        pytest.raises(CSDError, match="another process"),
-        build._only_builder(tmp_path),
-    ):
-        pass
+    with alone(tmp_path / "x.lmdb"), pytest.raises(CSDError, match=r"x\.lmdb: another command is writing there now"):
+        build_store(folder, tmp_path / "x.lmdb")
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize(
