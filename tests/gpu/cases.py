@@ -1,4 +1,4 @@
-"""What the launchers do on a GPU: a real one, or the pretend one where `test_gpu.py` has loaded it.
+"""What the launchers do on a GPU: a real one, or the pretend one where `conftest.py` has loaded it.
 
 The losses are those of the same run on the CPU; seeded mistakes with devices are caught; steps wait and launch little.
 """

@@ -1,4 +1,4 @@
-"""`pytest -p plugin`: runs that ask for a GPU get the pretend one. In a process of its own, see `test_gpu.py`."""
+"""`pytest -p plugin`: runs that ask for a GPU get the pretend one. In a process of its own, see `conftest.py`."""
 
 from __future__ import annotations
 
