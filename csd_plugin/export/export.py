@@ -168,7 +168,19 @@ def _beside(output: Path) -> Iterator[Path]:
             temporary = Path(folder) / output.name
             yield temporary
             # The file that names the others comes last.
-            for path in sorted(Path(folder).iterdir(), key=lambda path: path == temporary):
-                path.replace(output.with_name(path.name))
+            drafts = sorted(Path(folder).iterdir(), key=lambda path: path == temporary)
+            _take_their_names({draft: output.with_name(draft.name) for draft in drafts})
     except OSError as error:
         raise cannot_write(output, error) from error
+
+
+def _take_their_names(files: dict[Path, Path]) -> None:
+    """Give each file its name; a signal in between comes when all have theirs, as those of two exports do not fit."""
+    try:
+        for draft, path in files.items():
+            draft.replace(path)
+    except KeyboardInterrupt:
+        for draft, path in files.items():
+            if draft.exists():
+                draft.replace(path)
+        raise

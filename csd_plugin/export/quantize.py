@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from torch import Tensor
 
+from csd_plugin.errors import cannot_write
 from csd_plugin.extras import needed_by
 from csd_plugin.inference.graph import INPUT
 
@@ -24,7 +25,7 @@ def quantise(model: bytes, windows: Iterable[Tensor]) -> bytes:
         windows: (B, T, 3, H, W) float32; the range of every activation is measured on them.
 
     Raises:
-        CSDError: ONNX Runtime or onnx is not installed.
+        CSDError: ONNX Runtime or onnx is not installed, or the temporary folder cannot be written.
     """
     with needed_by("int8"):
         import onnx
@@ -40,8 +41,8 @@ def quantise(model: bytes, windows: Iterable[Tensor]) -> bytes:
 
     graph = onnx.load_model_from_string(model)
     convolutions = [node.name for node in graph.graph.node if node.op_type == "Conv"]
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        path = Path(folder) / "int8.onnx"
+    with _scratch() as folder, _quiet():
+        path = folder / "int8.onnx"
         quantize_static(
             graph,
             path,
@@ -56,6 +57,16 @@ def quantise(model: bytes, windows: Iterable[Tensor]) -> bytes:
         quantised = onnx.load_model(path)
     onnx.helper.set_model_props(quantised, {entry.key: entry.value for entry in graph.metadata_props})
     return quantised.SerializeToString()
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A temporary folder. Raises CSDError with its name, as it is not the output, where it cannot be written."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise cannot_write(Path(tempfile.gettempdir()), error) from error
 
 
 @contextlib.contextmanager

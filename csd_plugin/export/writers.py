@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from csd_plugin.digests import file_digest
+from csd_plugin.errors import first_line
 from csd_plugin.extras import needed_by
 from csd_plugin.inference.backends import WEIGHTS_DIGEST, OnnxRuntimeBackend, OpenVINOBackend, weights_of
 from csd_plugin.inference.facts import Facts
@@ -23,6 +24,8 @@ from csd_plugin.inference.graph import Computing, dynamic_program, to_onnx
 
 Run = Callable[[Tensor], Tensor]
 """(B, T, 3, H, W) -> (B, 3, H, W), both float32."""
+_ASKED_FOR = 2**20
+"""Bytes: more than a disk has left that was too full for the rest of a file."""
 
 
 class Format(NamedTuple):
@@ -68,14 +71,31 @@ def write_openvino(network: Computing, facts: Facts, opset: int, path: Path) -> 
 def onnx_to_openvino(model: bytes, path: Path) -> None:
     """Write IR: `path` (.xml) and the weights next to it (.bin), in the precision that the model has.
 
-    The first says which weights are its own: OpenVINO takes any file of that size.
+    The first says which weights are its own: OpenVINO takes any file of that size. Raises OSError.
     """
     with needed_by("OpenVINO IR"):
         import openvino
+
+    def save() -> None:
+        try:
+            openvino.save_model(graph, path, compress_to_fp16=False)
+        except RuntimeError as error:
+            raise _reason(path, error) from error
+
     graph = openvino.Core().read_model(model, b"")
-    openvino.save_model(graph, path, compress_to_fp16=False)
+    save()
     graph.set_rt_info(file_digest(weights_of(path)), ["framework", WEIGHTS_DIGEST])
-    openvino.save_model(graph, path, compress_to_fp16=False)
+    save()
+
+
+def _reason(path: Path, error: RuntimeError) -> OSError:
+    """Why a library could not write: it says no more than "iostream error" of a disk, which is asked again here."""
+    try:
+        with path.open("ab") as file:
+            file.write(bytes(_ASKED_FOR))
+    except OSError as reason:
+        return reason
+    return OSError(0, first_line(error))
 
 
 def open_openvino(path: Path) -> Run:

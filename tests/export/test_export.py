@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,6 +21,8 @@ from csd_plugin.cli import main
 from csd_plugin.errors import CSDError
 from csd_plugin.export import export as module
 from csd_plugin.export.export import export_network
+from csd_plugin.export.quantize import quantise
+from csd_plugin.export.writers import onnx_to_openvino
 from csd_plugin.inference.runner import Derainer
 from csd_plugin.weights import DEFAULT, NETWORKS
 
@@ -106,6 +110,39 @@ def test_openvino_ir(network, tmp_path):
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(given, expected, strict=True)) <= 1
 
 
+def test_openvino_ir_on_a_full_disk_is_one_line(onnx_file, tmp_path):
+    """OpenVINO says "iostream error" of it."""
+    pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    model = onnx_file.read_bytes()
+    line = r"/s\.xml: cannot be written \(File too large\); make room there, and run again$"
+    with pytest.raises(CSDError, match=line), module._beside(tmp_path / "s.xml") as draft:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+        try:
+            onnx_to_openvino(model, draft)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pair_of_files_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    replace = Path.replace
+
+    def interrupted(draft, path):
+        replace(draft, path)
+        monkeypatch.setattr(Path, "replace", replace)
+        raise KeyboardInterrupt
+
+    for name in ("s.xml", "s.bin"):
+        (tmp_path / name).write_text("older")
+    with pytest.raises(KeyboardInterrupt), module._beside(tmp_path / "s.xml") as draft:
+        draft.write_text("new")
+        draft.with_suffix(".bin").write_text("new")
+        monkeypatch.setattr(Path, "replace", interrupted)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"s.xml": "new", "s.bin": "new"}
+
+
 def test_openvino_ir_knows_its_weights(network, tmp_path):
     """OpenVINO takes any .bin file that is long enough, and computes with it."""
     pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
@@ -148,6 +185,12 @@ def test_int8_reports_what_it_costs(network, windows, tmp_path):
     assert Derainer(tmp_path / "s.onnx").num_frame == 3  # the metadata are there
     with pytest.raises(CSDError, match="give a clip by --calibrate"):
         export_network(network, tmp_path / "t.onnx", precision="int8")
+
+
+def test_a_temporary_folder_that_is_gone_is_not_the_output(windows, onnx_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(CSDError, match=r"/gone: cannot be written \("):
+        quantise(onnx_file.read_bytes(), windows)
 
 
 HALF = {
