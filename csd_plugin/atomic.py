@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from csd_plugin.errors import CSDError, at
+from csd_plugin.errors import CSDError, at, cannot_write
 
 _LONGEST_NAME = 255
 """Bytes of a file's name, on every usual file system."""
-_BEGINNING = 4096
+_BEGINNING, _PIECE = 4096, 2**20
+"""Bytes that are read of a file, and that are written at once."""
 _DRAFT = re.compile(r"\.\d+\.part(\.\w+)?$")
 
 
@@ -139,6 +140,25 @@ def _begins(path: Path, sign: bytes) -> bool:
         return False
     with path.open("rb") as file:
         return re.match(sign, file.read(_BEGINNING), re.DOTALL) is not None
+
+
+def refuse_unwritable(path: Path, size: int = 1) -> None:
+    """Raise CSDError where a file of so many bytes cannot be written, before the work that it is for; by a trial.
+
+    Nothing is tried where its folder is not there yet.
+    """
+    if not path.parent.is_dir():
+        return
+    draft = draft_of(path)
+    try:
+        try:
+            with draft.open("wb") as file:
+                for begin in range(0, size, _PIECE):
+                    file.write(bytes(min(_PIECE, size - begin)))
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def same_place(one: Path, other: Path) -> bool:

@@ -24,7 +24,7 @@ from csd_plugin.adapt.teacher import Named, Teacher, find_teacher, named, open_t
 from csd_plugin.archs.checkpoint import load_network, load_plain, save_plain
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.archs.provenance import facts_in
-from csd_plugin.atomic import refuse_inputs, same_place
+from csd_plugin.atomic import refuse_inputs, refuse_unwritable, same_place
 from csd_plugin.data.images import files_of
 from csd_plugin.data.stores import open_store
 from csd_plugin.devices import pick_device
@@ -44,6 +44,9 @@ _SEED = 0
 """Of the order of what is learned from, and of crops."""
 _LOOKING = 0.008
 """Share of the time that one look at the held-back frames may take."""
+_KEPT = 24
+"""Bytes that are written for a parameter: in float32 the network, its average, the best one in both files, and two of
+the optimizer."""
 _STEADIER = 1.1
 """A teacher whose frames flicker more than this times the student's own results is warned of. Two that helped had 0.6
 and 0.8 times, and one that cost 4 dB had 1.5 times, see docs/adapt.md."""
@@ -137,6 +140,7 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
     context = interface_of(start).num_frame // 2
     guards = scoring.validation_clips(plan.validation, context) if plan.validation else []
     _check_pairs(plan, start)
+    refuse_unwritable(plan.out, _KEPT * sum(parameter.numel() for parameter in start.parameters()))
     cache = open_cache(plan.cache_folder, plan.inputs, teacher, ensemble=plan.ensemble, most=plan.frames, say=say)
     if plan.features:
         _store_features(plan, cache, teacher, say)
@@ -156,6 +160,9 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
         say(f"continued after {learner.progress.seconds / 60:.1f} minutes, {learner.progress.step:,} steps")
     # of an earlier run's best, too: it was looked at on as many frames as that run's time allowed
     learner.progress.best = _nearness(_with(start, learner.best), looked_at, plan.device)
+
+    if plan.overwrite:
+        plan.state.unlink(missing_ok=True)  # --resume after this run, however it ends, must not continue another one
 
     def save() -> None:
         save_plain({"setting": setting, **learner.state()}, plan.state)

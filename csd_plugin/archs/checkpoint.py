@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from csd_plugin import extensions
 from csd_plugin.archs import NETWORKS
 from csd_plugin.atomic import replacing
-from csd_plugin.errors import CSDError, first_line
+from csd_plugin.errors import CSDError, at, first_line
 from csd_plugin.extras import needed_by
 
 DAMAGED = (
@@ -176,9 +176,12 @@ def _exported(path: Path, what: str) -> CSDError | None:
 
 
 def save_plain(content: Any, path: Path, *, synced: bool = False) -> None:
-    """A checkpoint or state that appears whole or not at all; see `replacing`. Raises OSError."""
-    with replacing(path, synced=synced) as draft:
-        draft.write_bytes(as_file(content))
+    """A checkpoint or state that appears whole or not at all; see `replacing`. Raises OSError, with its name."""
+    try:
+        with replacing(path, synced=synced) as draft:
+            draft.write_bytes(as_file(content))
+    except OSError as error:
+        raise at(path, error) from error
 
 
 def as_file(content: Any) -> bytes:

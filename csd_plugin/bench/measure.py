@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from csd_plugin.atomic import refuse_strangers, replacing, write_text
+from csd_plugin.atomic import refuse_strangers, refuse_unwritable, replacing, write_text
 from csd_plugin.errors import CSDError, cannot_write
 
 _SIDES = {"cpu": 1024, "cuda": 8192}
@@ -142,6 +142,7 @@ def check_report(path: Path | None) -> None:
     if not path.parent.is_dir():
         raise CSDError(f"--json {path}: the folder {path.parent} does not exist; make it first")
     refuse_strangers(path, rb'\{\s*"machine": \{', [path.with_suffix(".md"), path.with_suffix(".png")])
+    refuse_unwritable(path)
 
 
 def publish(

@@ -20,6 +20,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
 from csd_plugin.cli.flags import minutes, number, path_given, whole
@@ -71,13 +72,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def outputs(args: argparse.Namespace) -> list[Path]:
+    args.earlier = _version(args.out)
     return [args.out]
 
 
 def interrupted(args: argparse.Namespace) -> str:
-    if args.out.exists():
+    if args.resume or _version(args.out) != args.earlier:
         return f"the best network so far is in {args.out}; --resume continues"
-    return "the same command continues with the teacher's frames so far"
+    kept = f"; {args.out} is as it was" if args.out.exists() else ""
+    return f"the same command continues with the teacher's frames so far{kept}"
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What is another one when the file has been replaced; None without a file."""
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def run(args: argparse.Namespace) -> None:

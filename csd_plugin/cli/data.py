@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from csd_plugin.atomic import refuse_inputs, refuse_strangers
+    from csd_plugin.atomic import refuse_inputs, refuse_strangers, refuse_unwritable
     from csd_plugin.errors import CSDError
     from csd_plugin.report import dataset, dataset_page
 
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
         refuse_strangers(path, signs[path])
         if not path.parent.is_dir():
             raise CSDError(f"{path}: the folder {path.parent} does not exist; make it first")
+        refuse_unwritable(path)
     facts = dataset.examine(args.path, args.samples, args.decode, args.jobs)
     print(dataset.as_text(facts), end="")
     if args.html:

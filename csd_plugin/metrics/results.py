@@ -85,7 +85,7 @@ def files_written(path: Path) -> list[Path]:
 
 
 def refuse_strangers(path: Path) -> None:
-    """Raise CSDError where `save` would replace what is not a result."""
+    """Raise CSDError where `save` would replace what is not a result, or could not write."""
     signs = (
         rb'\{\s*"format":\s*"' + FORMAT.encode() + b'"',
         b"network,dataset,clip,protocol,",
@@ -93,6 +93,7 @@ def refuse_strangers(path: Path) -> None:
     )
     for file, sign in zip(files_written(path), signs, strict=True):
         atomic.refuse_strangers(file, sign)
+    atomic.refuse_unwritable(path)
 
 
 def json_text(result: Result) -> str:

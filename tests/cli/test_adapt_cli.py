@@ -11,7 +11,7 @@ from synthetic import moving_scene, rain_on, write_image, write_ntu_rain
 
 from csd_plugin.adapt import learning, run
 from csd_plugin.adapt.teacher import Teacher
-from csd_plugin.archs.checkpoint import load_network
+from csd_plugin.archs.checkpoint import load_network, save_plain
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.provenance import adapted_to, facts_in
 from csd_plugin.cli import main
@@ -131,6 +131,47 @@ def test_an_interrupted_student_leaves_its_best_and_is_continued(work, capsys, m
     assert adapt("--resume", minutes="0.02") == 0
     assert "continued after" in capsys.readouterr().out
     assert facts_in(work / "garden.pth")["adapted"]["steps"] > 3
+
+
+def test_what_is_replaced_is_not_taken_for_this_run(work, capsys, monkeypatch):
+    assert adapt() == 0
+    earlier = (work / "garden.pth").read_bytes()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.scoring, "held_back", interrupted)
+        assert adapt("--overwrite") == 130
+    said = capsys.readouterr().err
+    assert "the same command continues with the teacher's frames so far; garden.pth is as it was" in said
+
+    def killed(*_):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learning.Learner, "learn", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            adapt("--overwrite")
+    assert (work / "garden.pth").read_bytes() == earlier
+    assert adapt("--resume") == 2  # not with the state of the run that was to be replaced
+    assert "--resume: there is no garden.state to continue from" in capsys.readouterr().err
+
+
+def test_a_disk_without_room_is_said_before_the_teacher_works(work, capsys, monkeypatch):
+    resource = pytest.importorskip("resource", reason="limits of a file's size")
+    monkeypatch.setattr(Teacher, "clean", lambda *_: pytest.fail("the teacher was asked"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # less than the student, as on a full disk
+    try:
+        assert adapt() == 2
+        with pytest.raises(OSError, match=r"garden\.state"):  # and later the file has a name, too
+            save_plain(list(range(1000)), work / "garden.state")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    line = "csd adapt: error: garden.pth: cannot be written (File too large); make room there, and run again\n"
+    assert capsys.readouterr().err == line
+    assert sorted(path.name for path in work.iterdir()) == ["garden", "student.pth", "teacher.pth"]
 
 
 def test_what_did_not_help_is_not_shipped(work, capsys, monkeypatch):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from csd_plugin.atomic import refuse_inputs, refuse_strangers, replacing
+from csd_plugin.atomic import refuse_inputs, refuse_strangers, refuse_unwritable, replacing
 from csd_plugin.data.images import PNG_START, files_of
 from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.extras import needed_by
@@ -138,6 +138,7 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
         raise CSDError(f"--out {path}: the folder {path.parent} does not exist; make it first")
     refuse_inputs([path], [file for given in inputs for file in files_of(given)])
     refuse_strangers(path, sign)
+    refuse_unwritable(path)
 
 
 _SIGNS = {
