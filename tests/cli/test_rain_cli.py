@@ -116,14 +116,14 @@ def test_an_interrupted_run_is_completed(clean, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pairs, "_write_frame", interrupted)
     assert main(["rain", str(clean), str(out)]) == 130
     split = out / "Dataset_Training_Synthetic"
-    assert sorted(path.name for path in split.iterdir()) == ["street_GT", "street_Rain_01"]
+    assert sorted(path.name for path in split.iterdir()) == ["street_GT", "street_Rain_01", "walk_GT"]
     (split / ".walk_Rain_01.part").mkdir()  # as a killed run leaves it
     (split / ".walk_Rain_01.part" / "00009.jpg").write_bytes(b"")
 
     monkeypatch.undo()
     capsys.readouterr()
     assert main(["rain", str(clean), str(out)]) == 0
-    assert "2 folders written" in capsys.readouterr().out
+    assert "1 folder written" in capsys.readouterr().out
     assert tree(out) == tree(whole)
     assert main(["rain", str(clean), str(out)]) == 0
     assert "already" in capsys.readouterr().out
@@ -188,6 +188,30 @@ def test_other_clips_of_the_same_names_are_not_taken_for_done(clean, tmp_path, c
     (clean / "walk" / "IMG_99.jpg").write_bytes((clean / "walk" / "IMG_9.jpg").read_bytes())
     assert "walk_GT: holds other frames than" in failing(capsys, clean, out)
     assert tree(out) == before
+
+
+def test_rain_of_an_interrupted_run_is_not_paired_with_another_clip_of_the_name(clean, tmp_path, monkeypatch, capsys):
+    out, other = tmp_path / "out", tmp_path / "other"
+    for file in sorted((clean / "walk").iterdir()):
+        other.joinpath("walk").mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(other / "walk" / file.name), np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
+    write = pairs._write_folder
+
+    def interrupted(target, clip, variant, *rest):
+        if target.name == "walk_Rain_02":
+            raise KeyboardInterrupt
+        write(target, clip, variant, *rest)
+
+    monkeypatch.setattr(pairs, "_write_folder", interrupted)
+    assert main(["rain", str(clean), str(out), "--clips", "walk", "--variants", "2"]) == 130
+    monkeypatch.undo()
+    capsys.readouterr()
+    before = tree(out)
+    assert "walk_GT: holds other frames than" in failing(capsys, other, out, "--variants", "2")
+    shutil.rmtree(out / "Dataset_Training_Synthetic" / "walk_GT")  # earlier versions wrote it last
+    message = failing(capsys, other, out, "--variants", "2")
+    assert "walk_Rain_01: its clean frames, walk_GT, are missing" in message
+    assert [name for name in tree(out) if "Rain" in name] == [name for name in before if "Rain" in name]
 
 
 def test_missing_empty_and_unknown(clean, tmp_path, capsys):

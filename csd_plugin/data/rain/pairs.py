@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
@@ -16,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from csd_plugin.atomic import remove, same_place, write_text
-from csd_plugin.data.images import check_pixels, eight_bits, read_image, rounded
+from csd_plugin.data.images import eight_bits, read_image, rounded
 from csd_plugin.data.layout import SPLITS, gap_between, is_frame_name
 from csd_plugin.data.parallel import run_all
 from csd_plugin.data.rain.clips import CleanClip, find_clips
@@ -97,8 +99,8 @@ def write_pairs(
     root = out / SPLITS[options.split]
     tasks: list[tuple[Path, CleanClip, int]] = []
     for clip in found:
+        tasks.append((root / f"{clip.name}_GT", clip, 0))  # first: it says whose the rain beside it is
         tasks += [(root / options.rainy_name(clip.name, v), clip, v) for v in range(1, options.variants + 1)]
-        tasks.append((root / f"{clip.name}_GT", clip, 0))  # last: a frame that cannot be decoded is found before
     try:
         root.mkdir(parents=True, exist_ok=True)
         _remember(out / ".rain" / f"{options.split}.json", options)
@@ -107,6 +109,7 @@ def write_pairs(
 
     for clip in found:
         _check_same(clip, root / f"{clip.name}_GT")
+        _refuse_orphans(clip, root)
         _say_gaps(clip)
     tasks = [task for task in tasks if not _is_there(task[0], task[1])]
     if min(jobs, len(tasks)) > 1:
@@ -187,6 +190,19 @@ def _check_same(clip: CleanClip, folder: Path) -> None:
         )
 
 
+def _refuse_orphans(clip: CleanClip, root: Path) -> None:
+    """Raise CSDError for rain without the clean copy, by which alone it can be told that it is this clip's."""
+    truth = root / f"{clip.name}_GT"
+    if os.path.lexists(truth):
+        return
+    for folder in sorted(root.glob(f"{glob.escape(clip.name)}_Rain*")):
+        if re.fullmatch(r"_Rain(_\d+)?", folder.name.removeprefix(clip.name)) and _frames_in(folder):
+            raise CSDError(
+                f"{folder}: its clean frames, {truth.name}, are missing, and it may be of another clip; remove it, "
+                f"so that it is made again, or give another OUT"
+            )
+
+
 def _is_there(folder: Path, clip: CleanClip) -> bool:
     """Whether a clip's folder is there. Raises CSDError for anything else; the length of a video is not seen."""
     if not os.path.lexists(folder):
@@ -204,10 +220,12 @@ def _frames_in(folder: Path) -> list[Path]:
 
 
 def _write_in_parallel(tasks: list[tuple[Path, CleanClip, int]], options: PairOptions, jobs: int) -> None:
-    with closing(run_all(_write_one, [(*task, options) for task in tasks], jobs, "rain", "folder")) as results:
-        for result in results:
-            if isinstance(result, CSDError):
-                raise result
+    """All clean folders first: no rain is there without its truth."""
+    for part in ([task for task in tasks if not task[2]], [task for task in tasks if task[2]]):
+        with closing(run_all(_write_one, [(*task, options) for task in part], jobs, "rain", "folder")) as results:
+            for result in results:
+                if isinstance(result, CSDError):
+                    raise result
 
 
 def _write_one(target: Path, clip: CleanClip, variant: int, options: PairOptions, tick: Callable[[], object]) -> None:
@@ -238,16 +256,15 @@ def _write_folder(
 
 
 def _write_clean(folder: Path, clip: CleanClip, options: PairOptions, tick: Callable[[], object]) -> None:
-    if all(path.suffix.lower() in _COPIED_SUFFIXES for path in clip.files):
-        for number, path in enumerate(clip.files, 1):
-            data = path.read_bytes()
-            check_pixels(data, str(path))
-            (folder / f"{number:05d}{path.suffix.lower()}").write_bytes(data)
-            tick()
-    else:
-        for number, frame in enumerate(clip.frames(options.keep_going), 1):
+    """Frames are decoded also where files are copied: what cannot be rained on is refused before anything is there."""
+    copied = all(path.suffix.lower() in _COPIED_SUFFIXES for path in clip.files)
+    for number, frame in enumerate(clip.frames(options.keep_going), 1):
+        if copied:
+            path = clip.files[number - 1]
+            (folder / f"{number:05d}{path.suffix.lower()}").write_bytes(path.read_bytes())
+        else:
             _write_frame(folder / f"{number:05d}.png", frame, 100)
-            tick()
+        tick()
 
 
 def _write_rainy(folder: Path, clip: CleanClip, variant: int, options: PairOptions, tick: Callable[[], object]) -> None:
