@@ -1,7 +1,12 @@
-"""Commands whose output nobody reads to its end, `csd .. | head`, or cannot be written, `csd .. > FILE`."""
+"""Commands whose output nobody reads to its end, `csd .. | head`, or cannot be written, `csd .. > FILE`.
+
+And those whose terminal is closed while they work.
+"""
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import select
 import sys
@@ -24,6 +29,7 @@ def ending_quietly(command: Callable[[], int]) -> int:
 
     Where standard output cannot be written, at least 2, after a line; a command that has failed has given its own.
     """
+    outlast_terminal()
     status = 0
     with _named_output() as faults:
         try:
@@ -48,6 +54,31 @@ def ending_quietly(command: Callable[[], int]) -> int:
     if status < _REFUSED:
         announce(refused_by_disk(faults[0]))
     return max(status, _REFUSED)
+
+
+def outlast_terminal() -> None:
+    """From now on, what is said to a terminal that has been closed is lost, and nothing else: writing is no error."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and stream.isatty() and not isinstance(_raw(stream), _Terminal):
+            stream.flush()
+            raw = _Terminal(stream.fileno(), "w", closefd=False)
+            lasting = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True)
+            setattr(sys, name, lasting)
+
+
+class _Terminal(io.FileIO):
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.ENXIO):
+                raise
+            return memoryview(data).nbytes
+
+
+def _raw(stream: io.TextIOWrapper) -> object:
+    return getattr(stream.buffer, "raw", None)
 
 
 @contextmanager

@@ -84,6 +84,46 @@ def test_a_training_and_its_loader_end_with_a_killed_table(tmp_path, tiny_rain):
     kill_and_look(command, tmp_path, 2, lambda: log.is_file() and "iter:" in log.read_text())
 
 
+# A command of a terminal, which it works in until that is closed.
+IN_A_TERMINAL = """
+import fcntl, signal, sys, termios
+from pathlib import Path
+from csd_plugin.lifeline import Terminated, endings_interrupt
+from csd_plugin.unread import ending_quietly
+
+def work():
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    try:
+        with endings_interrupt():
+            print("begun", flush=True)
+            signal.pause()
+    except Terminated as ended:
+        for stream in (sys.stdout, sys.stderr):
+            print("putting away", file=stream, flush=True)
+        Path(sys.argv[1]).write_text(signal.Signals(ended.number).name)
+    return 0
+
+sys.exit(ending_quietly(work))
+"""
+
+
+def test_a_command_whose_terminal_is_closed_puts_its_work_away(tmp_path):
+    pty = pytest.importorskip("pty", reason="terminals of POSIX")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL, str(tmp_path / "kept")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    assert os.read(ours, 1000).startswith(b"begun")
+    os.close(ours)
+    assert process.wait(60) == 0 and (tmp_path / "kept").read_text() == "SIGHUP"
+
+
 def test_processes_are_started_in_ways_that_end_them():
     """Pools are `data.workers.Processes`; commands start within a `lifeline`. Torch's loaders see to themselves."""
     wrong, files = [], sorted(PACKAGE.rglob("*.py"))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+
+import pytest
 
 from csd_plugin.unread import ending_quietly
 
@@ -38,3 +41,21 @@ def test_a_command_inside_another_leaves_standard_output_as_it_was(monkeypatch):
     assert output.getvalue() == "inner\n" and vars(output) == before
     assert ending_quietly(lambda: print("later") or 0) == 0
     assert output.getvalue() == "inner\nlater\n"
+
+
+def test_a_terminal_that_is_closed_is_no_error(monkeypatch):
+    pty = pytest.importorskip("pty", reason="terminals of POSIX")
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, terminal)
+
+        def work() -> int:
+            print("before", flush=True)
+            assert os.read(ours, 100) == b"before\r\n"
+            os.close(ours)
+            for stream in (sys.stdout, sys.stderr):
+                print("after", file=stream, flush=True)
+            return 0
+
+        assert ending_quietly(work) == 0

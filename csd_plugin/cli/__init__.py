@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from csd_plugin import __version__
 from csd_plugin.errors import CSDError, users_line
 from csd_plugin.extras import needed_by
-from csd_plugin.lifeline import Terminated, sigterm_interrupts
+from csd_plugin.lifeline import Terminated, endings_interrupt
 from csd_plugin.locks import alone
 from csd_plugin.unread import ending_quietly
 from csd_plugin.versions import check_versions
@@ -44,7 +44,7 @@ JOBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one job; 0 on success, 2 with one line on stderr where the user has to mend something, 130 after Ctrl-C,
-    143 after SIGTERM.
+    143 after SIGTERM, 129 after SIGHUP.
 
     Silent, and 141 as after SIGPIPE, where the reader of the output has closed it: `csd .. | head`. 2 also where the
     output cannot be written.
@@ -86,7 +86,7 @@ def _run_job(argv: Sequence[str] | None) -> int:
     module.add_arguments(parser)
     args = parser.parse_args(argv[1:])
     try:
-        with needed_by(f"csd {job}"), sigterm_interrupts(), ExitStack() as locks:
+        with needed_by(f"csd {job}"), endings_interrupt(), ExitStack() as locks:
             for output in module.outputs(args) if hasattr(module, "outputs") else ():
                 locks.enter_context(alone(output))
             return module.run(args) or 0
@@ -97,10 +97,10 @@ def _run_job(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt as interrupt:
         where = f" in {interrupt}" if str(interrupt) else ""
         hint = f"; {module.interrupted(args)}" if hasattr(module, "interrupted") else ""
-        terminated = isinstance(interrupt, Terminated)
-        how = "stopped by SIGTERM" if terminated else "interrupted"
+        number = interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT
+        how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
         print(f"csd {job}: {how}{where}{hint}", file=sys.stderr)
-        return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+        return 128 + number
 
 
 def _fail(job: str, problem: str) -> int:

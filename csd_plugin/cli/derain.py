@@ -1,8 +1,8 @@
 """Remove rain from a video, a folder of frames or a pipe.
 
 IN is a video file, a folder of images, a pattern of image files (frames_%05d.png), - for raw rgb24 frames on
-standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows). Ctrl-C, SIGTERM or --end ends a camera. If
-its frames come faster than they are cleaned, some are dropped, so that the delay does not grow.
+standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows). Ctrl-C, SIGTERM, a closed terminal or
+--end ends a camera. If its frames come faster than they are cleaned, some are dropped, so that the delay does not grow.
 OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, a pattern (clean_%05d.png), - for raw frames on
 standard output, else a folder of PNG files; a new name that ends as another kind of file does (clean.png, clean.gif) is
 refused. A video keeps the codec, time stamps, colours, bit depth, sound, subtitles, chapters and tags of IN. What OUT's

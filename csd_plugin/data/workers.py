@@ -12,6 +12,8 @@ from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from typing import Any, TypeVar
 
+from csd_plugin.lifeline import ignore_hangups
+
 T = TypeVar("T")
 
 _AHEAD = 4
@@ -48,7 +50,8 @@ class Processes:
 
 
 def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller's to handle, as what closes a terminal
+    ignore_hangups()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

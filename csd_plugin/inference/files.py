@@ -31,6 +31,7 @@ from csd_plugin.inference.cuts import CutDetector
 from csd_plugin.inference.facts import Facts
 from csd_plugin.inference.runner import Derainer, peak_of
 from csd_plugin.inference.streaming import WindowStream, ahead
+from csd_plugin.lifeline import heard, ignore_hangups
 
 Observer = Callable[[str, np.ndarray, np.ndarray, np.ndarray | None], None]
 """Called with each frame's name, the rainy frame, the clean one, and the truth if there is one."""
@@ -72,8 +73,8 @@ def derain_file(
     Reading, network and writing overlap in three threads; memory does not grow with the clip. Frames of a part
     are those of the whole clip: the frames around it are read too. (Networks of sequences begin their runs of frames
     where the part begins, which shows a little.) Windows never hold frames of two shots. A camera's clip ends with
-    Ctrl-C or SIGTERM, and its output is whole then; frames that come faster than they are cleaned and written are
-    dropped (see `CameraReader`), so that the delay does not grow.
+    Ctrl-C, SIGTERM or SIGHUP, and its output is whole then; frames that come faster than they are cleaned and
+    written are dropped (see `CameraReader`), so that the delay does not grow.
 
     Args:
         size: (width, height) of a pipe's frames.
@@ -181,17 +182,22 @@ def progress(reader: FrameReader) -> tqdm:
 
 @contextlib.contextmanager
 def _interrupt_ends(reader: FrameReader) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends a live clip, and what came of it is finished; the next one does as elsewhere."""
+    """The first Ctrl-C, SIGTERM or SIGHUP ends a live clip, and what came of it is finished.
+
+    The next one does as elsewhere, but for a SIGHUP.
+    """
     if not reader.live or threading.current_thread() is not threading.main_thread():
         yield
         return
-    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, *heard())}
 
     def as_usual() -> None:
         for number, handler in usual.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: of a handler that is not Python's
+            if signal.getsignal(number) is stop:  # not a SIGHUP that is ignored since
+                signal.signal(number, handler or signal.SIG_DFL)  # None: of a handler that is not Python's
 
     def stop(*_: object) -> None:
+        ignore_hangups()
         as_usual()
         reader.stop()
 

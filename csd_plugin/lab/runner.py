@@ -29,7 +29,7 @@ from csd_plugin.digests import file_digest, text_digest
 from csd_plugin.errors import CSDError
 from csd_plugin.lab.matrix import Frames, RainyInput, Run
 from csd_plugin.lab.processes import environment, training
-from csd_plugin.lifeline import lifeline, sigterm_interrupts
+from csd_plugin.lifeline import ENDING, endings_interrupt, lifeline
 from csd_plugin.metrics import results
 from csd_plugin.metrics.protocols import to_uint8
 from csd_plugin.metrics.scores import ClipScores, Scores
@@ -37,9 +37,10 @@ from csd_plugin.metrics.scoring import score_folders
 from csd_plugin.models.stopping import STOPPING
 from csd_plugin.records import Log
 
-_INTERRUPTED = tuple(status for number in (signal.SIGINT, signal.SIGTERM) for status in (128 + number, -number))
+_SIGNALS = (signal.SIGINT, *ENDING)
+_INTERRUPTED = tuple(status for number in _SIGNALS for status in (128 + number, -number))
 """Statuses of what a signal has stopped, of itself or not."""
-_STOPPED = re.compile(r"(WARNING: |^error: .*: )(SIGINT|SIGTERM)(: stopped after|$)")
+_STOPPED = re.compile(rf"(WARNING: |^error: .*: )({'|'.join(one.name for one in _SIGNALS)})(: stopped after|$)")
 """What such a training says; torchrun, which starts several processes, ends with a status of its own."""
 
 _LOADED = {"param_key_g": "params", "strict_load_g": True}
@@ -212,7 +213,7 @@ def perform(runs: Mapping[str, Run], space: Workspace, processes: int = 1) -> No
     """
     waiting = [run for run in runs.values() if state(run) != "done"]
     shown = "{desc}: {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # runs differ: what is left is said of the current one
-    with sigterm_interrupts(), tqdm(total=len(waiting), desc="runs", bar_format=shown, disable=None) as bar:
+    with endings_interrupt(), tqdm(total=len(waiting), desc="runs", bar_format=shown, disable=None) as bar:
         for run in waiting:
             with _alone(run, space, bar):
                 bar.set_postfix_str(run.name)

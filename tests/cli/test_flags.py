@@ -17,6 +17,7 @@ from synthetic import write_image
 
 from csd_plugin.cli import JOBS, main
 from csd_plugin.cli.flags import LARGEST, number, rate, whole
+from csd_plugin.lifeline import ENDING, endings_interrupt
 
 NONSENSE = ("", "abc", "nan", "inf", "-inf", "1e999999999", "9" * 5000, "--", "1/0", "0x10")
 
@@ -76,20 +77,35 @@ def test_ctrl_c_while_a_job_is_imported_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "csd: interrupted\n"
 
 
-def test_sigterm_ends_a_job_as_ctrl_c_does(monkeypatch, capsys):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_a_job_as_ctrl_c_does(monkeypatch, capsys, number, status):
+    """The SIGHUP that comes after it, from the shell, the system or a service manager, does not disturb that."""
     put_away = []
 
     def run(args):
         try:
-            signal.raise_signal(signal.SIGTERM)
+            with endings_interrupt():  # as jobs that others call have it
+                signal.raise_signal(number)
         finally:
+            signal.raise_signal(signal.SIGHUP)
             put_away.append(True)
 
     monkeypatch.setattr("csd_plugin.cli.models.run", run)
-    before = signal.getsignal(signal.SIGTERM)
-    assert main(["models"]) == 143
-    assert put_away and signal.getsignal(signal.SIGTERM) is before
-    assert capsys.readouterr().err == "csd models: stopped by SIGTERM\n"
+    before = [signal.getsignal(one) for one in ENDING]
+    assert main(["models"]) == status
+    assert put_away and [signal.getsignal(one) for one in ENDING] == before
+    assert capsys.readouterr().err == f"csd models: stopped by {number.name}\n"
+
+
+def test_a_hangup_that_is_ignored_ends_nothing(monkeypatch):
+    """`nohup csd ..`."""
+    monkeypatch.setattr("csd_plugin.cli.models.run", lambda args: signal.raise_signal(signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(["models"]) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_other_errors_are_not_taken_for_it(monkeypatch):

@@ -512,7 +512,7 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_a_table_that_is_ended_lets_its_training_save(files, interruptible, number, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     package = tmp_path / "elsewhere" / "csd_plugin"

@@ -106,7 +106,7 @@ STOPPED = "2026-01-01 WARNING: SIGTERM: stopped after iteration 3; --auto_resume
     ("said", "status", "words"),
     [
         ("", 143, "csd table: interrupted in train of tiny_teacher; the same command resumes"),
-        ("", 130, "csd table: interrupted in train of tiny_teacher; the same command resumes"),
+        ("", 129, "csd table: interrupted in train of tiny_teacher; the same command resumes"),
         (STOPPED, 1, "csd table: interrupted in train of tiny_teacher; the same command resumes"),
         ("error: rank 1 (host a, process 7): SIGTERM", 1, "csd table: interrupted in train of tiny_teacher"),
         ("Sending process 12 closing signal SIGTERM", 1, "train of tiny_teacher failed: status 1"),

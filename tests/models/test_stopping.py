@@ -18,6 +18,7 @@ from toolbox import changed, distill_options, equal, scored_set, train_options
 
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.distill_model import DistillModel
+from csd_plugin.models.stopping import Stopped, StopRequest
 from csd_plugin.models.validation import ValidationMixin
 from csd_plugin.models.video_derain_model import VideoDerainModel
 
@@ -54,6 +55,35 @@ def test_a_signal_ends_the_step_and_saves_all(launcher, tiny_rain, tiny_teacher,
     whole, resumed = launcher.weights("net_g_latest", "whole"), launcher.weights("net_g_latest")
     assert equal(whole, resumed)
     assert equal(*(launcher.weights("objective_latest", name) for name in ("whole", "run")))
+
+
+@pytest.fixture
+def request_of_a_step():
+    """One that is listening during a step."""
+    stop = StopRequest()
+    with stop.listening():
+        stop.begin_step()
+        yield stop
+
+
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_hangup_is_never_the_second_signal(request_of_a_step, first):
+    """A closed terminal sends it more than once, service managers after SIGTERM."""
+    signal.raise_signal(first)
+    signal.raise_signal(signal.SIGHUP)
+    assert request_of_a_step.signal == first
+    with pytest.raises(Stopped):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_training_under_nohup_goes_on():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest().listening():
+            signal.raise_signal(signal.SIGHUP)  # before the first step, where others end at once
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_signal_leaves_at_once(launcher, tiny_rain, monkeypatch, capfd):
@@ -98,10 +128,10 @@ OWN = "import csd_plugin; csd_plugin.activate(); from basicsr.train import train
     ("command", "number"),
     [
         (["-m", "csd_plugin.train"], signal.SIGINT),
-        (["-m", "csd_plugin.train"], signal.SIGTERM),
+        (["-m", "csd_plugin.train"], signal.SIGHUP),
         (["-c", OWN], signal.SIGTERM),
     ],
-    ids=["ours, SIGINT", "ours, SIGTERM", "the toolbox's, SIGTERM"],
+    ids=["ours, SIGINT", "ours, SIGHUP", "the toolbox's, SIGTERM"],
 )
 def test_a_process_with_workers_is_stopped(tmp_path, tiny_rain, command, number):
     """As terminals (Ctrl-C) and schedulers do it: the signal reaches the loader's workers, too."""

@@ -19,7 +19,7 @@ from csd_plugin.data.datasets.order import Place, places
 from csd_plugin.data.stores.interface import FrameStore
 from csd_plugin.data.windows import clip_starts, target_slice
 from csd_plugin.errors import CSDError
-from csd_plugin.lifeline import outlive_sigterm, saves_on_sigterm
+from csd_plugin.lifeline import outlive_endings, saves_on_ending
 from csd_plugin.types import PairedSequence
 
 Options = Mapping[str, Any]
@@ -191,7 +191,7 @@ class WorkerEntry:
 
     def __init__(self, store: FrameStore) -> None:
         self._store = store
-        self._outlives_sigterm = saves_on_sigterm.is_set()
+        self._outlives_endings = saves_on_ending.is_set()
         self._entered = False
 
     def __call__(self) -> Any:
@@ -199,8 +199,8 @@ class WorkerEntry:
         if worker is not None and not self._entered:
             # OpenCV's thread pool does not survive a fork, and workers are parallel already.
             cv2.setNumThreads(0)
-            if self._outlives_sigterm:
-                outlive_sigterm()
+            if self._outlives_endings:
+                outlive_endings()
             self._store.enter_worker(worker.num_workers)
             self._entered = True
         return worker

@@ -196,7 +196,7 @@ def test_unequal_sizes_are_found_at_construction(mutable):
 @pytest.mark.parametrize("saves", [False, True])
 @pytest.mark.parametrize("own", [False, True])
 def test_a_sigterm_of_others_alone_is_outlived_by_workers_of_a_training_that_saves_on_it(root, monkeypatch, saves, own):
-    monkeypatch.setattr(training_clips, "saves_on_sigterm", asked := threading.Event())
+    monkeypatch.setattr(training_clips, "saves_on_ending", asked := threading.Event())
     if saves:
         asked.set()
     batches = iter(DataLoader(PairedVideoDataset({"dataroot": root, **SMALL}), num_workers=1))

@@ -156,9 +156,15 @@ def test_a_device_that_has_nothing_yet_is_asked_again(plugged_in):
 ENDING = pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 
 
-@ENDING
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_with_a_whole_file(plugged_in, model, tmp_path, capsys, ending):
-    plugged_in(lambda number: signal.raise_signal(ending) if number == 5 else None)
+    """A terminal that is closed sends SIGHUP more than once, and service managers after another signal."""
+
+    def twice(number: int) -> None:
+        if number in (5, 6):
+            signal.raise_signal(ending if number == 5 else signal.SIGHUP)
+
+    plugged_in(twice)
     handler = signal.getsignal(ending)
     assert main(["derain", "camera:0", str(tmp_path / "out.mp4"), "--model", model, "--device", "cpu"]) == 0
     assert signal.getsignal(ending) is handler
