@@ -197,16 +197,16 @@ class Untouched:
         self.precision = Precision("-")
         self.made_by: dict[str, Origin] = {}
 
-    def submit(self, frame: np.ndarray) -> list[Future[np.ndarray]]:
+    def begin(self) -> Untouched:
+        return self
+
+    def submit(self, frame: np.ndarray, *, own: bool = False) -> list[Future[np.ndarray]]:
         from csd_plugin.inference.lanes import there
 
         return [there(frame)]
 
-    def submit_rest(self) -> list[Future[np.ndarray]]:
+    def finish(self) -> list[Future[np.ndarray]]:
         return []
-
-    def reset(self) -> None:
-        pass
 
     def seconds_a_frame(self, width: int, height: int, *, closely: bool) -> float:
         return 0.0

@@ -139,6 +139,15 @@ def _is_see_through(image: Image.Image) -> bool:
     return float(cast(float, lowest)) < 255
 
 
+def no_frame(frame: object) -> str:
+    """Why something is not a frame, RGB (H, W, 3) of uint8 or uint16; empty for one."""
+    if not isinstance(frame, np.ndarray):
+        return f"a {type(frame).__name__} is not a frame: expected an array, uint8 or uint16 (H, W, 3)"
+    if frame.ndim != 3 or frame.shape[2] != 3 or not frame.size or frame.dtype not in (np.uint8, np.uint16):
+        return f"an array of shape {frame.shape}, {frame.dtype}, is not a frame: expected uint8 or uint16 (H, W, 3)"
+    return ""
+
+
 def eight_bits(frame: np.ndarray) -> np.ndarray:
     """uint8 as it is, uint16 (full range) rounded."""
     return frame if frame.dtype == np.uint8 else ((frame.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -166,6 +167,7 @@ class OpenVINOBackend:
             quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
             self.own_precision = f"int8 where its file says so, else {precision}" if quantised else ""
             self._request = core.compile_model(model, "CPU", how).create_infer_request()
+            self._in_use = threading.Lock()  # a request computes one window at a time
         except RuntimeError as error:
             raise CSDError(
                 f"{source} is not a model that OpenVINO can run ({_last_line(error)}); export it again"
@@ -177,11 +179,12 @@ class OpenVINOBackend:
         return type(self), self._made_of
 
     def __call__(self, window: Tensor) -> Tensor:
-        try:
-            self._request.infer([window.contiguous().numpy()], share_inputs=True)
-        except RuntimeError as error:
-            raise CSDError(f"{self._source}: OpenVINO cannot run it ({_last_line(error)})") from error
-        return torch.from_numpy(np.array(self._request.get_output_tensor().data, np.float32))
+        with self._in_use:
+            try:
+                self._request.infer([window.contiguous().numpy()], share_inputs=True)
+            except RuntimeError as error:
+                raise CSDError(f"{self._source}: OpenVINO cannot run it ({_last_line(error)})") from error
+            return torch.from_numpy(np.array(self._request.get_output_tensor().data, np.float32))
 
 
 def _last_line(error: Exception) -> str:

@@ -221,20 +221,22 @@ def paired(frames: Iterable[np.ndarray], derainer: Derainer, depth: int = 4) -> 
     """Each frame with its clean one, in order; every shot is derained as a clip of its own.
 
     Frames are read and cleaned ahead, in threads of their own, up to `depth` that wait for the network, and up to
-    `depth` that wait to be taken here.
+    `depth` that wait to be taken here. Rainy frames of a reader are those that later windows hold: only to be read.
     """
+    own = isinstance(frames, FrameReader)
     waiting: deque[tuple[np.ndarray, bool]] = deque()
     detector = CutDetector()
 
     def started() -> Iterator[tuple[np.ndarray, bool, Future[np.ndarray]]]:
-        derainer.reset()
+        clip = derainer.begin()
         for frame in ahead(frames, depth):
-            cut = detector.cut(frame)
-            rest = derainer.submit_rest() if cut else []
+            cut, rest = detector.cut(frame), []
+            if cut:
+                rest, clip = clip.finish(), derainer.begin()
             waiting.append((frame, cut))
-            for clean in (*rest, *derainer.submit(frame)):
+            for clean in (*rest, *clip.submit(frame, own=own)):
                 yield (*waiting.popleft(), clean)
-        for clean in derainer.submit_rest():
+        for clean in clip.finish():
             yield (*waiting.popleft(), clean)
 
     for rainy, begins_shot, clean in ahead(started(), depth + derainer.at_once - 1):

@@ -8,6 +8,8 @@ or, for frames that come one at a time, `push` each and `flush` at the end.
 
 from __future__ import annotations
 
+import math
+import os
 import statistics
 import time
 from collections import deque
@@ -21,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.data.images import no_frame
+from csd_plugin.data.video.interface import FrameReader
 from csd_plugin.data.video.origin import Origin
 from csd_plugin.devices import half_precision_warnings
 from csd_plugin.digests import file_digest
@@ -31,7 +35,7 @@ from csd_plugin.inference.graph import DTYPES
 from csd_plugin.inference.lanes import Lanes, there
 from csd_plugin.inference.precision import Precision, pick_precision
 from csd_plugin.inference.streaming import WindowStream
-from csd_plugin.inference.tiles import check_finite, split, whole_cells
+from csd_plugin.inference.tiles import Span, check_finite, split, whole_cells
 
 Frame = TypeVar("Frame", np.ndarray, Tensor)
 
@@ -52,7 +56,10 @@ class Derainer:
     [0, 1]; they come back as the same kind, one for one, of any size that does not change within a clip.
     A frame's window reaches num_frame // 2 frames to both sides and is reflected at the clip's ends, so its
     result comes that many frames late (and up to `batch` - 1 more); with a causal network it reaches back only, and
-    the result comes at once. Memory does not grow with the clip.
+    the result comes at once. Memory does not grow with the clip. Frames are copied, as others may write to them; those
+    that a reader gives are not.
+
+    Every call has a clip of its own, so that several may be under way, also in threads. `push` and `flush` have one.
 
     It can be copied and pickled. In a process that is forked it works with one of torch's threads, as loaders' workers
     have it; torch and other runtimes may hang there with more (give those processes a copy, by `spawn`).
@@ -115,16 +122,13 @@ class Derainer:
         self._sequences = facts.interface.gives_clip
         if self._sequences:
             self.batch = batch or SEQUENCE
-            self._windows: WindowStream[Any] = WindowStream(self.num_frame, self.batch)
             computed = self.batch + self.num_frame - 1
         else:
             computed = self.batch = batch or (2 if self.backend.prefers_pairs else 1)
-            self._windows = WindowStream(self.num_frame, num_future=self.num_future)
         self._pixels = memory * 2**20 // (_LIVE_ACTIVATIONS * 4 * facts.floats * computed)
         self._blocks = self.backend.blocks
         self._lanes = Lanes(torch.get_num_threads()) if self._blocks else None
-        self._ready: list[list[Any]] = []
-        self._example: np.ndarray | Tensor | None = None
+        self._pushed: Clip | None = None
 
     @cached_property
     def made_by(self) -> dict[str, Origin]:
@@ -142,55 +146,57 @@ class Derainer:
         return self._blocks is not None
 
     def __call__(self, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """The clean frames of one clip, in order, each as soon as it can be computed."""
-        self.reset()
+        """The clean frames of one clip, in order, each as soon as it can be computed.
+
+        Raises CSDError for what holds no frames; where a frame comes that is none, or of another kind than the first.
+        """
+        if isinstance(frames, str | os.PathLike):
+            raise CSDError(
+                f"{os.fspath(frames)!r} is a path, not frames: give `open_reader(path)` of csd_plugin.data.video"
+            )
+        try:
+            coming = iter(frames)
+        except TypeError as error:
+            raise CSDError(
+                f"a {type(frames).__name__} holds no frames: give a list, a generator or a reader"
+            ) from error
+        return self._derained(coming, own=isinstance(frames, FrameReader))
+
+    def _derained(self, frames: Iterator[Frame], *, own: bool) -> Iterator[Frame]:
+        clip = self.begin()
         coming: deque[Future[Frame]] = deque()
-        for frame in frames:
-            coming += self.submit(frame)
-            while coming and (len(coming) > self.at_once or coming[0].done()):
+        try:
+            for frame in frames:
+                coming += clip.submit(frame, own=own)
+                while coming and (len(coming) > self.at_once or coming[0].done()):
+                    yield coming.popleft().result()
+            coming += clip.finish()
+            while coming:
                 yield coming.popleft().result()
-        for future in (*coming, *self.submit_rest()):
-            yield future.result()
+        finally:
+            for future in coming:
+                future.cancel()
 
     def push(self, frame: Frame) -> list[Frame]:
         """Take the next frame; give the clean frames that are now ready. Raises CSDError for another size or kind."""
-        return [future.result() for future in self.submit(frame)]
+        if self._pushed is None:
+            self._pushed = self.begin()
+        return [future.result() for future in self._pushed.submit(frame)]
 
     def flush(self) -> list[Any]:
         """The clip has ended: give its last frames, and be ready for another clip."""
-        return [future.result() for future in self.submit_rest()]
-
-    def submit(self, frame: Frame) -> list[Future[Frame]]:
-        """As `push`, without waiting: the clean frames that are now being computed, in order.
-
-        Raises CSDError where the frame's shape or type is not that of the clip's earlier ones.
-        """
-        if self._example is None:
-            peak_of(frame)
-            self._example = frame
-        elif frame.shape != self._example.shape or frame.dtype != self._example.dtype:
-            raise CSDError(
-                f"a frame of shape {tuple(frame.shape)}, {frame.dtype}, after frames of shape "
-                f"{tuple(self._example.shape)}, {self._example.dtype}: a clip has frames of one kind"
-            )
-        if self._blocks is not None and isinstance(frame, np.ndarray):
-            self._ready += self._windows.push(self._blocks.take(frame))
-        else:
-            self._ready += self._windows.push(to_pixels(frame, self.device))
-        return self._finish(len(self._ready) // self._windows_at_once * self._windows_at_once, frame)
-
-    def submit_rest(self) -> list[Future[Any]]:
-        """`flush` for those who go on meanwhile."""
-        example = self._example
-        self._ready += self._windows.flush()
-        frames = self._finish(len(self._ready), example) if example is not None else []
-        self.reset()
-        return frames
+        clip, self._pushed = self._pushed, None
+        return [future.result() for future in clip.finish()] if clip else []
 
     def reset(self) -> None:
         """Forget what was pushed: the next frame begins a clip."""
-        self._windows.flush()
-        self._ready, self._example = [], None
+        self._pushed = None
+
+    def begin(self) -> Clip:
+        """A clip, whose frames are given one at a time, for those who go on while they are computed."""
+        if self._sequences:
+            return Clip(self, WindowStream(self.num_frame, self.batch))
+        return Clip(self, WindowStream(self.num_frame, num_future=self.num_future))
 
     @property
     def _windows_at_once(self) -> int:
@@ -239,16 +245,21 @@ class Derainer:
                 break
         return seconds
 
-    def _finish(self, count: int, example: np.ndarray | Tensor) -> list[Future[Any]]:
-        """Compute the first `count` of the windows that are ready."""
+    def _waiting(self, frame: np.ndarray | Tensor, *, own: bool) -> Any:
+        """A frame as it waits in its windows; one that is not our `own` is copied."""
+        if self._blocks is not None and isinstance(frame, np.ndarray):
+            return self._blocks.take(frame if own else frame.copy())
+        return to_pixels(frame, self.device, own=own)
+
+    def _compute(self, windows: list[list[Any]], example: np.ndarray | Tensor) -> list[Future[Any]]:
+        """The clean frames of windows of `_waiting` frames, of the example's kind."""
         frames: list[Future[Any]] = []
-        for start in range(0, count, self._windows_at_once):
-            windows = self._ready[start : min(start + self._windows_at_once, count)]
+        for start in range(0, len(windows), self._windows_at_once):
+            together = windows[start : start + self._windows_at_once]
             if self._blocks is not None and isinstance(example, np.ndarray):
-                frames += [self._start(window) for window in windows]
+                frames += [self._start(window) for window in together]
             else:
-                frames += [there(from_pixels(out, example)) for out in self._derain(windows, peak_of(example))]
-        del self._ready[:count]
+                frames += [there(from_pixels(out, example)) for out in self._derain(together, peak_of(example))]
         return frames
 
     def _start(self, window: list[Seen]) -> Future[np.ndarray]:
@@ -257,7 +268,6 @@ class Derainer:
         pixels = self._pixels * 4 // (self._blocks.itemsize * self._lanes.count)
         return self._lanes.submit(self._blocks.clean, window, pixels)
 
-    @torch.inference_mode()
     def _derain(self, windows: list[list[Tensor]], peak: float) -> Tensor:
         """B windows of T frames (H, W, 3), values 0 .. peak -> their clean frames (B, H, W, 3), of the same type.
 
@@ -267,17 +277,76 @@ class Derainer:
         first, facts = windows[0][0], self.backend.facts
         height, width = first.shape[:2]
         count = len(windows[0]) - self.num_frame + 1 if self._sequences else len(windows)
-        output = first.new_empty(count, height, width, 3)
-        for y, x in split(height, width, self._pixels, facts.reach, facts.divisor):
-            tiles = [torch.stack([frame[y.seen, x.seen] for frame in window], dim=2) for window in windows]
-            seen = torch.stack(tiles).permute(0, 3, 4, 1, 2)  # (B, h, w, T, 3) in memory: channels of a pixel together
-            clean = self.backend(whole_cells(seen.float() / peak, facts.divisor))
-            if self._sequences:
-                clean = clean[0].narrow(0, self.num_frame // 2, count)
-            check_finite(clean)
-            clean = clean[..., y.inner, x.inner].permute(0, 2, 3, 1).clamp(0, 1)
-            output[:, y.kept, x.kept] = clean if peak == 1 else (clean * peak).round_()
+        output = first.new_empty(count, height, width, 3)  # outside of inference mode: others may train with it
+        with torch.inference_mode():
+            for y, x in split(height, width, self._pixels, facts.reach, facts.divisor):
+                self._derain_tile(windows, y, x, peak, output)
         return output
+
+    def _derain_tile(self, windows: list[list[Tensor]], y: Span, x: Span, peak: float, output: Tensor) -> None:
+        """One tile of `_derain`, written to its place in the output."""
+        facts = self.backend.facts
+        tiles = [torch.stack([frame[y.seen, x.seen] for frame in window], dim=2) for window in windows]
+        seen = torch.stack(tiles).permute(0, 3, 4, 1, 2)  # (B, h, w, T, 3) in memory: channels of a pixel together
+        clean = self.backend(whole_cells(seen.float() / peak, facts.divisor))
+        if self._sequences:
+            clean = clean[0].narrow(0, self.num_frame // 2, len(output))
+        check_finite(clean)
+        clean = clean[..., y.inner, x.inner].permute(0, 2, 3, 1).clamp(0, 1)
+        output[:, y.kept, x.kept] = clean if peak == 1 else (clean * peak).round_()
+
+
+class Clip:
+    """A clip on its way through a `Derainer`; others may be under way at the same time.
+
+    Args:
+        windows: of the derainer's length, without frames yet.
+    """
+
+    def __init__(self, derainer: Derainer, windows: WindowStream[Any]) -> None:
+        self._derainer, self._windows = derainer, windows
+        self._ready: list[list[Any]] = []
+        self._example: np.ndarray | Tensor | None = None
+        self._count = 0
+
+    def submit(self, frame: Frame, *, own: bool = False) -> list[Future[Frame]]:
+        """Take the next frame; give the clean frames that are now being computed, in order.
+
+        Args:
+            own: nobody writes to the frame's memory as long as the clip lasts, so that no copy is needed.
+
+        Raises:
+            CSDError: what is no frame, or one whose shape or type is not that of the clip's earlier ones.
+        """
+        self._check(frame)
+        self._ready += self._windows.push(self._derainer._waiting(frame, own=own))
+        together = self._derainer._windows_at_once
+        return self._compute(len(self._ready) // together * together)
+
+    def finish(self) -> list[Future[Any]]:
+        """The clip has ended: give its last frames."""
+        self._ready += self._windows.flush()
+        return self._compute(len(self._ready))
+
+    def _compute(self, count: int) -> list[Future[Any]]:
+        """The clean frames of the first `count` of the windows that are ready."""
+        windows, self._ready = self._ready[:count], self._ready[count:]
+        return self._derainer._compute(windows, self._example) if self._example is not None else []
+
+    def _check(self, frame: np.ndarray | Tensor) -> None:
+        peak_of(frame)
+        if self._example is None:
+            self._example = frame
+        elif frame.shape != self._example.shape or frame.dtype != self._example.dtype:
+            raise CSDError(
+                f"a frame of shape {tuple(frame.shape)}, {frame.dtype}, after frames of shape "
+                f"{tuple(self._example.shape)}, {self._example.dtype}: a clip has frames of one kind"
+            )
+        if isinstance(frame, Tensor) and not math.isfinite(float(frame.detach().sum(dtype=torch.float32))):
+            raise CSDError(
+                f"frame {self._count} of the clip, counted from 0, holds NaN or infinity: give values in [0, 1]"
+            )
+        self._count += 1
 
 
 def _made_by(path: Path, precision: str) -> dict[str, Origin]:
@@ -305,19 +374,25 @@ def peak_of(frame: np.ndarray | Tensor) -> float:
             raise CSDError(
                 f"a tensor of shape {tuple(frame.shape)}, {frame.dtype}, is not a frame: expected float (3, H, W)"
             )
+        if not frame.numel() or frame.is_meta:
+            raise CSDError(f"a tensor of shape {tuple(frame.shape)} on {frame.device} is not a frame: it has no pixels")
         return 1.0
-    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype not in (np.uint8, np.uint16):
-        raise CSDError(
-            f"an array of shape {frame.shape}, {frame.dtype}, is not a frame: expected uint8 or uint16 (H, W, 3)"
-        )
+    if reason := no_frame(frame):
+        raise CSDError(reason)
     return float(np.iinfo(frame.dtype).max)
 
 
-def to_pixels(frame: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """A frame -> (H, W, 3) on the device: uint8, int32 for uint16 (of which torch knows little), or float."""
+def to_pixels(frame: np.ndarray | Tensor, device: torch.device, *, own: bool = False) -> Tensor:
+    """A frame -> (H, W, 3) on the device: uint8, int32 for uint16 (of which torch knows little), or float.
+
+    Args:
+        own: the frame's memory may be shared; else it is copied.
+    """
     if isinstance(frame, Tensor):
-        return frame.permute(1, 2, 0).to(device)
+        return frame.detach().permute(1, 2, 0).to(device, copy=not own)
     wanted = np.uint8 if frame.dtype == np.uint8 else np.int32
+    if not own:
+        return torch.from_numpy(np.array(frame, wanted, order="C")).to(device)
     return torch.from_numpy(np.require(frame, wanted, ["C", "W"])).to(device)  # torch has no read-only tensors
 
 

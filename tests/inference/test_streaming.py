@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -9,8 +12,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from videos import make_video
 
+from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.data.video import open_reader
 from csd_plugin.data.windows import reflect_indices
 from csd_plugin.errors import CSDError
 from csd_plugin.inference import runner
@@ -188,3 +194,84 @@ def test_mistakes_are_one_line(network):
         broken.conv1.bias.fill_(float("nan"))
     with pytest.raises(CSDError, match="NaN"):
         list(Derainer(broken, device="cpu")(clip_of(2)))
+
+
+@pytest.fixture(scope="module", params=["plain", "blocks"])
+def derainer(request, network) -> Derainer:
+    return Derainer(network if request.param == "plain" else HalfNet(preset="tiny", num_feat=4).eval(), device="cpu")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, torch.float32])
+def test_frames_may_be_used_again_by_those_who_gave_them(derainer, kind):
+    clip = clip_of(6, np.uint16 if kind is torch.float32 else kind, 16, 18)
+    frames: list = list(clip)
+    if kind is torch.float32:
+        frames = list(torch.from_numpy(clip.astype(np.float32) / 65535).permute(0, 3, 1, 2))
+    expected = [np.asarray(frame).copy() for frame in derainer(copy.deepcopy(frames))]
+
+    def one_buffer():
+        buffer = frames[0].clone() if isinstance(frames[0], torch.Tensor) else frames[0].copy()
+        for frame in frames:
+            buffer[:] = frame
+            yield buffer
+
+    assert np.array_equal([np.asarray(frame) for frame in derainer(one_buffer())], expected)
+    pushed = [clean for frame in one_buffer() for clean in derainer.push(frame)] + derainer.flush()
+    assert np.array_equal([np.asarray(frame) for frame in pushed], expected)
+
+
+def test_frames_of_a_reader_are_not_copied(derainer, tmp_path):
+    taken = []
+    note = mock.patch.object(derainer, "_waiting", side_effect=lambda frame, own: taken.append(own) or frame)
+    with note, mock.patch.object(derainer, "_compute", return_value=[]):
+        with open_reader(make_video(tmp_path / "in.mp4")) as reader:
+            list(derainer(reader))
+        list(derainer(clip_of(2)))
+    assert taken == [True] * 8 + [False] * 2
+
+
+def test_clips_of_one_derainer_do_not_mix(derainer):
+    one, other = clip_of(5, height=16), clip_of(6, height=16)
+    expected = list(derainer(one)), list(derainer(other))
+    left = derainer(one)
+    next(left)
+    left.close()
+    pushed = [clean for frame in other for clean in derainer.push(frame)]
+    a, b = derainer(one), derainer(other)
+    first = [next(a), next(b), next(a)]
+    with ThreadPoolExecutor(2) as threads:
+        rest, side = threads.submit(list, a), threads.submit(lambda: list(derainer(other)))
+        assert np.array_equal([first[0], first[2], *rest.result()], expected[0])
+        assert np.array_equal(side.result(), expected[1])
+    assert np.array_equal([first[1], *b], expected[1])
+    assert np.array_equal(pushed + derainer.flush(), expected[1])
+
+
+def test_clean_tensors_may_be_changed_and_trained_with(derainer):
+    tensors = [torch.rand(3, 16, 18).requires_grad_() for _ in range(3)]
+    weight = torch.ones(1, requires_grad=True)
+    for frame in derainer(tensors):
+        (frame * weight).square().sum().backward()
+        assert not frame.requires_grad
+        frame.mul_(255)
+    assert weight.grad.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("frames", "reason"),
+    [
+        (None, "a NoneType holds no frames"),
+        ("clip.mp4", "is a path, not frames"),
+        (Path("clip.mp4"), "is a path, not frames"),
+        ([[[1, 2, 3]]], "a list is not a frame"),
+        ([None], "a NoneType is not a frame"),
+        ([np.zeros((0, 4, 3), np.uint8)], "is not a frame"),
+        ([torch.zeros(3, 0, 4)], "no pixels"),
+        ([torch.zeros(3, 4, 4, device="meta")], "no pixels"),
+        ([torch.zeros(3, 16, 16), torch.full((3, 16, 16), float("nan"))], "frame 1 of the clip.*NaN"),
+        ([np.zeros((16, 16, 3), np.uint8), [1]], "a list is not a frame"),
+    ],
+)
+def test_what_is_no_frame_is_one_line(derainer, frames, reason):
+    with pytest.raises(CSDError, match=reason):
+        list(derainer(frames))
