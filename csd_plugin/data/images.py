@@ -190,9 +190,11 @@ def write_png(path: Path, frame: np.ndarray, note: str = "") -> None:
         note: ASCII, kept as a text in the file; see `note_in_png`.
 
     Raises:
-        CSDError: more pixels than PNG has.
+        CSDError: another kind of array, or more pixels than PNG has.
         OSError: it cannot be written; with the file's name.
     """
+    if reason := no_frame(frame):
+        raise CSDError(f"{path}: {reason}")
     done, data = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 3])
     if not done:
         raise CSDError(f"{path}: OpenCV cannot write {frame.shape[1]}x{frame.shape[0]} pixels as PNG")

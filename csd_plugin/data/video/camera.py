@@ -102,6 +102,8 @@ class CameraReader(FrameReader):
         return True
 
     def stamp(self, index: int) -> tuple[int, int]:
+        if index >= len(self._starts):
+            raise self.no_such(index)
         return self._starts[index], max(1, round(1 / (self.fps * _TICK)))
 
     def age(self, index: int) -> float:

@@ -135,6 +135,8 @@ class VideoReader(FrameReader):
         return 0 <= index - self.lead < len(self._starts)
 
     def stamp(self, index: int) -> tuple[int, int]:
+        if index >= len(self._starts):
+            raise self.no_such(index)
         return self._starts[index], self._durations[index]
 
     def name(self, index: int) -> str:

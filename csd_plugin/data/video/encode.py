@@ -49,13 +49,13 @@ class VideoWriter(FrameWriter):
     """
 
     def __init__(self, path: Path, *, like: FrameReader, replace: bool = True, quick: bool = False) -> None:
-        self.path, self._like, self._replace, self._quick = path, like, replace, quick
+        super().__init__(path)
+        self._like, self._replace, self._quick = like, replace, quick
         self._draft = draft_of(path)
         self._container: av.container.OutputContainer | None = None
         self._setup: Setup
         self._tracks: Tracks | None = None
         self._tick: Fraction
-        self._written = 0
         self._last: av.VideoFrame | None = None
         self._begins = array("q")
         self._end = 0
@@ -64,12 +64,12 @@ class VideoWriter(FrameWriter):
         self._first_decoded: int | None = None
         self._repeated = self._skipped = 0
 
-    def write(self, frame: np.ndarray) -> None:
+    def _put(self, frame: np.ndarray) -> None:
         with self._named_errors():
             if self._container is None:
                 self._container = self._begin(frame)
-            picture = self._picture(frame)
-            begin = round(self._seconds(self._written, 0) / self._tick)
+            picture = from_rgb(frame, self._setup.pix_fmt, self._setup.colours)
+            begin = round(self._seconds(self._count, 0) / self._tick)
             if self._constant:
                 self._show_until(begin, self._last or picture)
                 if begin < len(self._begins):
@@ -80,21 +80,20 @@ class VideoWriter(FrameWriter):
                 # Encoders and containers refuse time that stands still.
                 self._show(picture, max(begin, self._begins[-1] + 1) if self._begins else begin)
             self._last = picture
-            self._written += 1
 
-    def close(self) -> None:
+    def _finish(self) -> None:
         if self._container is None or self._last is None:
             raise CSDError(f"{self.path}: no frame was written")
         try:
             with self._named_errors():
-                self._finish(self._container, self._last)
+                self._write_rest(self._container, self._last)
         except BaseException:
-            self.abort()
+            self._remove()
             raise
         if self._tracks:
             self._tracks.close()
 
-    def abort(self) -> None:
+    def _remove(self) -> None:
         if self._tracks:
             self._tracks.close()
         if self._container is not None:
@@ -142,9 +141,9 @@ class VideoWriter(FrameWriter):
         self._tick = 1 / rate if self._constant else self._stream.time_base or like.time_base
         return container
 
-    def _finish(self, container: av.container.OutputContainer, last: av.VideoFrame) -> None:
+    def _write_rest(self, container: av.container.OutputContainer, last: av.VideoFrame) -> None:
         """Write what is left, and give the file its name."""
-        end = self._seconds(self._written - 1, 1)
+        end = self._seconds(self._count - 1, 1)
         self._end = max(round(end / self._tick), self._begins[-1] + 1)
         if self._constant:
             self._show_until(self._end, last)
@@ -168,16 +167,6 @@ class VideoWriter(FrameWriter):
         if not self._replace and self.path.exists():
             raise CSDError(f"{self.path} was written by another program meanwhile; give another name, or --overwrite")
         self._draft.replace(self.path)
-
-    def _picture(self, pixels: np.ndarray) -> av.VideoFrame:
-        """Pixels -> a frame as the encoder takes it."""
-        width, height = self._setup.size
-        if pixels.shape[:2] != (height, width):
-            raise CSDError(
-                f"{self.path}: frame {self._written} is {pixels.shape[1]}x{pixels.shape[0]}, "
-                f"the video is {width}x{height}"
-            )
-        return from_rgb(pixels, self._setup.pix_fmt, self._setup.colours)
 
     def _seconds(self, index: int, frames: int) -> Fraction:
         """The output's time at which the index-th frame begins, or, for `frames` of 1, ends."""

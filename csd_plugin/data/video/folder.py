@@ -99,9 +99,13 @@ class FolderReader(FrameReader):
         return index, 1
 
     def name(self, index: int) -> str:
+        if index >= self.num_frames:
+            raise self.no_such(index)
         return self._files[self.lead + index].stem
 
     def number(self, index: int) -> int:
+        if index >= self.num_frames:
+            raise self.no_such(index)
         return self._numbers[self.first + index] if self._numbers else super().number(index)
 
 
@@ -123,10 +127,11 @@ class FolderWriter(FrameWriter):
         inputs: Collection[Path] = (),
         made_by: Mapping[str, Origin] | None = None,
     ) -> None:
+        super().__init__(path)
         make_folder(path)  # first, as a path through a folder that is not there yet leads nowhere
         if any(given.is_dir() and same_place(path, given) for given in inputs):
             raise CSDError(f"{path} is the input too; give the output another folder")
-        self.path, self._like, self._pattern, self._written = path, like, pattern, 0
+        self._like, self._pattern = like, pattern
         self._made_by = dict(made_by or {})
         self._note = as_note(self._made_by) if made_by else ""
         refuse_inputs(self._frames(), [file for given in inputs for file in files_of(given)])
@@ -154,9 +159,8 @@ class FolderWriter(FrameWriter):
             name = nth_name(self._pattern, self._like.number(index))
         return self.path / name
 
-    def write(self, frame: np.ndarray) -> None:
-        write_png(self._file(self._written), frame, self._note)
-        self._written += 1
+    def _put(self, frame: np.ndarray) -> None:
+        write_png(self._file(self._count), frame, self._note)
 
     def resume_at(self, size: tuple[int, int]) -> int | None:
         there = next(filter(is_whole_png, sorted(self._frames())), None)
@@ -216,12 +220,6 @@ class FolderWriter(FrameWriter):
         if difference and self._made_by:
             raise _made_otherwise(file, difference)
         return difference is not None
-
-    def close(self) -> None:
-        pass  # every frame is finished as it is written
-
-    def abort(self) -> None:
-        pass
 
 
 def _made_otherwise(file: Path, difference: str) -> CSDError:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from csd_plugin.data.images import no_frame
 from csd_plugin.data.video.colours import Colours, Light
 from csd_plugin.errors import CSDError
 
@@ -209,6 +210,13 @@ class FrameReader(ABC):
         """The number that a pattern's name of the part's index-th frame holds; it rises with every frame."""
         return self.first + index + 1
 
+    def no_such(self, index: int) -> CSDError:
+        """What `stamp`, `name` and `number` raise for a frame that the part has not, or that was not read yet."""
+        return CSDError(
+            f"{self.path}: frame {index} of the part, counted from 0, has not been read, so one that is written has no "
+            f"time or name; write one frame for each that is read"
+        )
+
     def close(self) -> None:
         """Let go of the file, when the frame that another thread is reading is there. A second time does nothing."""
         with self._in_use:
@@ -243,17 +251,49 @@ class FrameWriter(ABC):
 
     path: Path
 
-    @abstractmethod
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._ended = False
+        self._count = 0
+        self._kind: tuple[tuple[int, ...], np.dtype] | None = None
+
     def write(self, frame: np.ndarray) -> None:
-        """RGB (H, W, 3), uint8 or uint16, all of one size. Raises CSDError."""
+        """RGB (H, W, 3), uint8 or uint16, all of one size and type. Raises CSDError, also after the end."""
+        if self._ended:
+            raise CSDError(f"{self.path}: frame {self._count} came after the output was closed; open it again")
+        if reason := no_frame(frame):
+            raise CSDError(f"{self.path}: frame {self._count}: {reason}")
+        kind = (frame.shape, frame.dtype)
+        self._kind = self._kind or kind
+        if kind != self._kind:
+            raise CSDError(
+                f"{self.path}: frame {self._count} is {_named(*kind)}, those before it are {_named(*self._kind)}: "
+                f"write frames of one size and type"
+            )
+        self._put(frame)
+        self._count += 1
 
     @abstractmethod
+    def _put(self, frame: np.ndarray) -> None:
+        """Write the `_count`-th frame, counted from 0, as `write` does."""
+
     def close(self) -> None:
-        """Finish the output; only now does a video appear under its name."""
+        """Finish the output; only now does a video appear under its name. After the end it does nothing."""
+        if not self._ended:
+            self._ended = True
+            self._finish()
 
-    @abstractmethod
+    def _finish(self) -> None:  # noqa: B027
+        """What `close` does; nothing where every frame is finished as it is written."""
+
     def abort(self) -> None:
-        """Leave no unfinished file behind."""
+        """Leave no unfinished file behind. After the end it does nothing."""
+        if not self._ended:
+            self._ended = True
+            self._remove()
+
+    def _remove(self) -> None:  # noqa: B027
+        """What `abort` does; nothing where no file is unfinished between frames."""
 
     def resume_at(self, size: tuple[int, int]) -> int | None:
         """The first frame, counted from 0 in the part, that no earlier run has written; None if all are there.
@@ -274,3 +314,8 @@ class FrameWriter(ABC):
             self.close()
         else:
             self.abort()
+
+
+def _named(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    """A frame's size and type, for people."""
+    return f"{shape[1]}x{shape[0]} of {dtype}"

@@ -109,14 +109,14 @@ class PipeWriter(FrameWriter):
     Raises CSDError where it is closed, and OSError where it does not take them.
     """
 
-    path = PIPE
     _said = False
 
     def __init__(self) -> None:
+        super().__init__(PIPE)
         if sys.stdout is None:
             raise CSDError("standard output is closed: pipe it into a program or file, or give an output in place of -")
 
-    def write(self, frame: np.ndarray) -> None:
+    def _put(self, frame: np.ndarray) -> None:
         if frame.dtype != np.uint8 and not self._said:
             logger.warning("standard output: more than 8 bits per channel, rounded to 8")
             self._said = True
@@ -127,9 +127,3 @@ class PipeWriter(FrameWriter):
             raise CSDError(f"standard output was closed by its reader ({error.strerror})") from error
         except OSError as error:
             raise at(OUTPUT, error) from error
-
-    def close(self) -> None:
-        pass  # every frame is out already
-
-    def abort(self) -> None:
-        pass

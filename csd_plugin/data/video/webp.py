@@ -72,6 +72,8 @@ class WebPReader(FrameReader):
         return 0 <= index - self.lead < self.num_frames
 
     def stamp(self, index: int) -> tuple[int, int]:
+        if index >= self.num_frames:
+            raise self.no_such(index)
         return self._starts[self.first + index], self._durations[self.first + index]
 
     def name(self, index: int) -> str:

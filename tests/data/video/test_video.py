@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from videos import differ, make_video, packets, picture, read
 
+from csd_plugin.data.images import write_png
 from csd_plugin.data.video import open_reader, open_writer
 from csd_plugin.errors import CSDError
 
@@ -287,3 +288,72 @@ def test_closing_waits_for_the_frame_that_a_thread_reads(tmp_path):
         assert not closed
         go_on.set()
         assert first.result().shape == (48, 64, 3) and closing.result() is None and closed == [None]
+
+
+@pytest.fixture(params=["out.mp4", "out", "out_%03d.png", "-"])
+def output(request, tmp_path, capsysbinary) -> Path:
+    """Every kind."""
+    return Path("-") if request.param == "-" else tmp_path / request.param
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        picture(1) / 255.0,
+        picture(1).astype(np.float32),
+        picture(1).astype(np.int64),
+        picture(1) > 100,
+        picture(1)[..., 0],
+        np.dstack([picture(1), picture(1)[..., 0]]),
+        picture(1)[:0],
+        picture(1).tolist(),
+        None,
+    ],
+    ids=lambda wrong: f"{type(wrong).__name__}-{getattr(wrong, 'dtype', '')}-{np.ndim(wrong)}",
+)
+def test_what_is_no_frame_is_not_written(tmp_path, output, wrong):
+    with open_reader(make_video(tmp_path / "in.mp4")) as reader, open_writer(output, like=reader) as writer:
+        for frame in reader:
+            writer.write(frame)
+            with pytest.raises(CSDError, match=r"frame \d: an? .* is not a frame"):
+                writer.write(wrong)
+            with pytest.raises(CSDError, match="64x48 of uint16, those before it are 64x48 of uint8"):
+                writer.write(frame.astype(np.uint16) * 257)
+            with pytest.raises(CSDError, match="32x48 of uint8, those before it are 64x48"):
+                writer.write(np.ascontiguousarray(frame[:, :32]))
+
+
+def test_a_writer_ends_once(tmp_path, output):
+    source = make_video(tmp_path / "in.mp4")
+    with open_reader(source) as reader, open_writer(output, like=reader) as writer:
+        for frame in reader:
+            writer.write(frame)
+        writer.close()
+        writer.close()
+        writer.abort()  # what is whole stays
+        with pytest.raises(CSDError, match="frame 8 came after the output was closed"):
+            writer.write(frame)
+    if output.suffix == ".mp4":
+        assert len(read(output)[0]) == 8
+    elif output != Path("-"):
+        assert len(list(tmp_path.glob("**/*.png"))) == 8
+
+
+@pytest.mark.parametrize(("kind", "name"), [("video", "out.mp4"), ("folder", "out"), ("folder", "out_%03d.png")])
+def test_a_frame_more_than_were_read_is_one_line(tmp_path, kind, name):
+    source = make_video(tmp_path / "in.mp4")
+    if kind == "folder":
+        copy(source, tmp_path / "frames")
+        source = tmp_path / "frames"
+    with open_reader(source, end=3, context=2) as reader, open_writer(tmp_path / name, like=reader) as writer:
+        frames = list(reader)
+        for frame in frames[:3]:
+            writer.write(frame)
+        with pytest.raises(CSDError, match="frame 3 of the part, counted from 0, has not been read"):
+            writer.write(frames[3])
+
+
+def test_arrays_that_are_no_picture_are_not_written_as_png(tmp_path):
+    with pytest.raises(CSDError, match=r"x.png: an array of shape \(4, 4, 4\)"):
+        write_png(tmp_path / "x.png", np.zeros((4, 4, 4), np.uint8))
+    assert not list(tmp_path.iterdir())
