@@ -209,7 +209,10 @@ class Interface:
         if computes_in_bf16(clips) and not torch.compiler.is_compiling():
             repair_bf16_conv3d()
         frames = KINDS[self.kind].run(network, clips, num_target, self.num_frame)
-        expected = (clips.shape[0] * num_target, *clips.shape[2:])
+        return self.checked(frames, (clips.shape[0] * num_target, *clips.shape[2:]))
+
+    def checked(self, frames: Tensor, expected: tuple[int, ...]) -> Tensor:
+        """What a network gives. Raises CSDError where it has not the expected shape."""
         if frames.shape != expected:
             raise CSDError(
                 f"the network gives {tuple(frames.shape)} where frames {expected} are needed; check its layout "

@@ -24,7 +24,7 @@ from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.extras import needed_by
 from csd_plugin.inference.blocks import BlockPath
-from csd_plugin.inference.facts import Facts, study
+from csd_plugin.inference.facts import Facts, as_it_is, study
 from csd_plugin.inference.folding import ALL_FILLED
 from csd_plugin.inference.graph import DTYPES, INPUT, ready, to_onnx
 
@@ -79,7 +79,7 @@ class TorchBackend:
 
     def __call__(self, window: Tensor) -> Tensor:
         # what computes in 16 bits rounds anyway; what is asked for in fp32 must not
-        with torch.inference_mode(), exact_float32():
+        with as_it_is(), exact_float32():
             return self.network(window)
 
 
@@ -286,7 +286,8 @@ def _onnx_bytes(network: nn.Module | Path | bytes, precision: str) -> bytes:
         return network
     if isinstance(network, Path):
         return network.read_bytes()
-    return to_onnx(ready(network, DTYPES[precision]), study(network))
+    facts = study(network)
+    return to_onnx(ready(network, DTYPES[precision]), facts)
 
 
 def _openvino_metadata(model: Any) -> dict[str, str]:

@@ -20,6 +20,8 @@ from csd_plugin.inference.folding import ALL_FILLED, fold
 from csd_plugin.inference.tiles import check_finite, split
 
 _BLOCK = 2
+_OUTPUT = 3 * _BLOCK**2
+"""Numbers of a block."""
 _WHITE = 255
 
 
@@ -72,7 +74,9 @@ class BlockPath:
         clean = np.empty_like(frame)
         for y, x in split(height, width, pixels, facts.reach, facts.divisor):
             rows, columns = (slice(s.start // _BLOCK, s.stop // _BLOCK) for s in (y.seen, x.seen))
-            added = from_blocks(self._network.forward_blocks(self._input(window, rows, columns)))
+            seen = self._input(window, rows, columns)
+            made = self._network.forward_blocks(seen)
+            added = from_blocks(facts.interface.checked(made, (1, _OUTPUT, *seen.shape[2:])))
             rainy = frame[y.kept, x.kept]
             rows, columns = (slice(s.start, s.start + n) for s, n in zip((y.inner, x.inner), rainy.shape, strict=False))
             clean[y.kept, x.kept] = _add(rainy, added[rows, columns])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from csd_plugin.archs import preset_of
-from csd_plugin.archs.interface import DERAINED, KINDS, Interface, kind_of
+from csd_plugin.archs.interface import DERAINED, KINDS, Interface, interface_of, kind_of
 from csd_plugin.errors import CSDError, first_line
 
 _SIDES, _MANY = (16, 64, 256), 24
@@ -128,6 +130,7 @@ class Facts:
 
 def study(network: nn.Module, license: str = "not stated") -> Facts:
     """The facts of a network, from tiny frames. Raises CSDError for one that is called in a way unknown here."""
+    check_network(network)
     network = without_branches(network)
     layout, divisor = kind_of(network), int(getattr(network, "size_divisor", 1))
     frames = cast(int, network.num_frame) + (_MANY if KINDS[layout].gives_clip else 0)
@@ -148,6 +151,29 @@ def study(network: nn.Module, license: str = "not stated") -> Facts:
         license=license,
         num_future=int(getattr(network, "num_future", _ALL)),
     )
+
+
+def check_network(network: nn.Module) -> None:
+    """Raise CSDError for a network that does not say how it is called, or has no weights."""
+    kind_of(network)
+    interface_of(network)
+    for name, weight in network.state_dict(keep_vars=True).items():
+        if isinstance(weight, Tensor) and weight.is_meta:
+            raise CSDError(f"{type(network).__name__} has no weights: {name} is on the device meta; load a checkpoint")
+
+
+@contextmanager
+def as_it_is() -> Iterator[None]:
+    """Inside, networks compute without gradients, and in the precision of their weights, whatever holds outside."""
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
+
+
+def zeros_for(network: nn.Module, *shape: int) -> Tensor:
+    """Zeros of the type, and on the device, of a network's weights; in float32 on the CPU where it has none."""
+    tensors = chain(network.parameters(), network.buffers())
+    weight = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(()))
+    return weight.new_zeros(shape)
 
 
 def without_branches(network: nn.Module) -> nn.Module:
@@ -189,6 +215,6 @@ def _conv_calls(network: nn.Module, num_frame: int, side: int) -> list[ConvCall]
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Conv3d):
             layer.register_forward_hook(lambda layer, inputs, output, name=name: note(name, layer, inputs, output))
-    with torch.inference_mode():
-        network(next(network.parameters()).new_zeros(1, num_frame, 3, side, side))
+    with as_it_is():
+        network(zeros_for(network, 1, num_frame, 3, side, side))
     return calls

@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csd_plugin.archs.interface import KINDS, kind_of
+from csd_plugin.archs.interface import KINDS, interface_of, kind_of
 from csd_plugin.errors import CSDError
-from csd_plugin.inference.facts import conv_calls, without_branches
+from csd_plugin.inference.facts import as_it_is, conv_calls, without_branches, zeros_for
 from csd_plugin.inference.fusing import Waiting, can_wait, computed, convolve
 
 logger = logging.getLogger(__name__)
@@ -87,14 +87,16 @@ class _Trial:
     """
 
     def __init__(self, network: nn.Module, side: int) -> None:
-        shape, weight = (1, cast(int, network.num_frame), 3, side, side), next(network.parameters())
-        noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(weight)
+        shape = (1, cast(int, network.num_frame), 3, side, side)
+        noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(zeros_for(network))
         together = noise.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)  # the channels of a pixel
         self._windows = (noise, together)
-        with torch.inference_mode():
+        with as_it_is():
             self._expected = [network(window.clone()) for window in self._windows]
         if not isinstance(self._expected[0], Tensor):
             raise CSDError(f"{type(network).__name__} gives a {type(self._expected[0]).__name__} instead of a frame")
+        interface = interface_of(network)
+        interface.checked(self._expected[0], shape if interface.gives_clip else (1, *shape[2:]))
 
     def passes(self, network: nn.Module) -> bool:
         """Whether the same comes of it, up to rounding."""
@@ -152,7 +154,7 @@ def _in_forms(
 def _gives(network: nn.Module, window: Tensor, expected: Tensor) -> bool:
     """Whether that comes of the window, up to rounding."""
     try:
-        with torch.inference_mode():
+        with as_it_is():
             result = network(window.clone())
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # something between looks at layers
         return False

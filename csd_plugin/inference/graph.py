@@ -48,7 +48,7 @@ def ready(network: nn.Module, dtype: torch.dtype = torch.float32, least: float =
 
 def dynamic_program(network: Computing) -> torch.export.ExportedProgram:
     """The network's graph for any batch, height and width."""
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
         return torch.export.export(network, _example(network), dynamic_shapes=_dynamic(network))
 
 
@@ -70,7 +70,7 @@ def to_onnx(network: Computing, facts: Facts, *, opset: int = OPSET) -> bytes:
     newest = onnx.defs.onnx_opset_version()
     if not 1 <= opset <= newest:
         raise CSDError(f"ONNX opset {opset} is unknown to the installed onnx {onnx.__version__}; give up to {newest}")
-    with _quiet():
+    with _quiet(), torch.autocast("cpu", enabled=False):
         exported = torch.onnx.export(
             network,
             _example(network),

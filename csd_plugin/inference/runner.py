@@ -84,7 +84,8 @@ class Derainer:
             by what the network sees, so that the result is that of the whole frame.
 
     Raises:
-        CSDError: an unreadable checkpoint, a backend that is not installed, or a device that is not there.
+        CSDError: an unreadable checkpoint, a backend that is not installed, or a device that is not there; a network
+            that does not say how it is called, has no weights, or gives no frames of the size that it is given.
 
     Attributes:
         precision: what was taken, and why.
@@ -103,6 +104,8 @@ class Derainer:
         batch: int | None = None,
         memory: int = 512,
     ) -> None:
+        if (batch is not None and batch < 1) or memory < 1:
+            raise CSDError(f"batch is {batch} and memory {memory}; give 1 or more, or leave them out")
         if precision == "auto":
             self.precision = pick_precision(
                 lambda precision: Derainer(network, backend=backend, precision=precision, device=device)
@@ -288,7 +291,9 @@ class Derainer:
         facts = self.backend.facts
         tiles = [torch.stack([frame[y.seen, x.seen] for frame in window], dim=2) for window in windows]
         seen = torch.stack(tiles).permute(0, 3, 4, 1, 2)  # (B, h, w, T, 3) in memory: channels of a pixel together
-        clean = self.backend(whole_cells(seen.float() / peak, facts.divisor))
+        window = whole_cells(seen.float() / peak, facts.divisor)
+        expected = window.shape if self._sequences else (len(window), *window.shape[2:])
+        clean = facts.interface.checked(self.backend(window), expected)
         if self._sequences:
             clean = clean[0].narrow(0, self.num_frame // 2, len(output))
         check_finite(clean)

@@ -239,3 +239,72 @@ def test_what_a_gpu_does_slowly_is_said_with_the_precision(network, monkeypatch)
     monkeypatch.setattr("csd_plugin.inference.runner.half_precision_warnings", lambda *_: ["slow here"])
     assert Derainer(network, device="cpu", precision="bf16").precision == ("bf16", "slow here")
     assert Derainer(network, device="cpu").precision == ("fp32", "")
+
+
+class Custom(nn.Module):
+    """One frame in, and what `made` gives of it out."""
+
+    num_frame = 1
+
+    def __init__(self, made, **said):
+        super().__init__()
+        self.made = made
+        for name, value in said.items():
+            setattr(self, name, value)
+
+    def forward(self, window):
+        return self.made(window[:, 0])
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda x: nn.functional.interpolate(x, scale_factor=2),
+        lambda x: x.mean(1, keepdim=True),
+        lambda x: x[..., 1:-1, 1:-1],
+        lambda x: x[:, None],
+        lambda x: x[0],
+    ],
+    ids=["twice", "grey", "smaller", "5d", "3d"],
+)
+def test_what_a_network_of_your_own_gives_is_checked(made):
+    with pytest.raises(CSDError, match=r"the network gives \(.*\) where frames \(1, 3, 16, 16\) are needed; check"):
+        Derainer(Custom(made), device="cpu")
+    only_small = Custom(lambda x: x if x.shape[-1] == 16 else made(x))  # which the first trial does not show
+    with pytest.raises(CSDError, match=r"the network gives \(.*\) where frames \(1, 3, 18, 20\) are needed; check"):
+        list(Derainer(only_small, device="cpu")([np.zeros((18, 20, 3), np.uint8)]))
+
+
+def test_a_network_without_weights_runs_and_one_on_meta_or_without_a_window_is_refused(clip):
+    assert np.array_equal(list(Derainer(Custom(lambda x: x), device="cpu")(clip)), clip)
+    with pytest.raises(CSDError, match=r"Custom does not say how it is called; give `layout`.* and `num_frame`"):
+        Derainer(Custom(lambda x: x, num_frame=None), device="cpu")
+    with torch.device("meta"):
+        empty = SLDNet(preset="student2", num_feat=3)
+    with pytest.raises(CSDError, match=r"SLDNet has no weights: .* is on the device meta"):
+        Derainer(empty, device="cpu")
+
+
+@pytest.mark.parametrize("how", [{"batch": 0}, {"batch": -1}, {"memory": 0}])
+def test_numbers_out_of_range_are_one_line(network, how):
+    with pytest.raises(CSDError, match="give 1 or more"):
+        Derainer(network, device="cpu", **how)
+
+
+@pytest.mark.parametrize("make", [lambda: SLDNet(preset="student2", num_feat=8), lambda: HalfNet(preset="tiny")])
+def test_autocast_outside_changes_nothing(make, clip, caplog):
+    torch.manual_seed(0)
+    network = make().eval()
+    expected = list(Derainer(network, device="cpu")(clip))
+    with torch.autocast("cpu", torch.bfloat16):
+        derainer = Derainer(network, device="cpu")
+        assert np.array_equal(list(derainer(clip)), expected)
+    assert derainer.precision.name == "fp32" and "slower" not in caplog.text
+    assert np.array_equal(list(derainer(clip)), expected)
+
+
+def test_a_graph_that_is_made_under_autocast_computes_fp32(network, clip, expected):
+    need("onnxruntime")
+    with torch.autocast("cpu", torch.bfloat16):
+        frames = list(Derainer(network, backend="onnxruntime", device="cpu")(clip))
+    assert np.abs(np.stack(frames) - expected).max() < 0.51
