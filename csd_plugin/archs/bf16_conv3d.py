@@ -4,17 +4,22 @@ oneDNN (3.12, in torch 2.13) on CPUs with AVX-512 gives wrong weight gradients o
 memory that nobody wrote, numbers that are not finite, or writes beyond its memory. Which sizes are hit depends on the
 CPU's instructions: without AMX those with fewer frames than the weight has taps, with AMX others. Forward results of a
 single frame between padding can be wrong too. Its 2-D convolutions are right, so these two are computed by them; the
-rest stays 3-D. Transposed ones, which few networks for video have, are computed in float32.
+rest stays 3-D. Transposed ones, which few networks for video have, are computed in float32, as are second derivatives
+and what transforms of `torch.func` ask for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import update_wrapper
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from csd_plugin.versions import under_transforms
 
 _of_torch = nn.Conv3d._conv_forward
 _transposed_of_torch = nn.ConvTranspose3d.forward
@@ -24,11 +29,10 @@ def repair_bf16_conv3d() -> None:
     """Let every `nn.Conv3d` and `nn.ConvTranspose3d` of this process compute as those here, other people's too.
 
     `archs.interface`, the backends and a `Distiller` call it: networks in bf16 on a CPU come through them. What calls
-    `F.conv3d` itself stays as it is. From then on these layers cannot be scripted (`torch.jit.script`), and in bf16 on
-    a CPU have no second derivatives.
+    `F.conv3d` itself stays as it is, and so does what is scripted (`torch.jit.script`).
     """
-    nn.Conv3d._conv_forward = conv_forward  # type: ignore[method-assign,assignment]
-    nn.ConvTranspose3d.forward = _transposed  # type: ignore[method-assign]
+    nn.Conv3d._conv_forward = _repaired  # type: ignore[method-assign]
+    nn.ConvTranspose3d.forward = _transposed_repaired  # type: ignore[method-assign]
 
 
 def computes_in_bf16(x: Tensor) -> bool:
@@ -56,30 +60,44 @@ def conv_forward(self: nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None
     if len(taps) == 1 and x.shape[2] == 1 and weight.shape[2] == 2 * padding[0] // self.dilation[0] + 1:
         flat = (self.stride[1:], padding[1:], self.dilation[1:], self.groups)
         return F.conv2d(x.squeeze(2), weight[:, :, taps[0]], bias, *flat).unsqueeze(2)
+    how = (self.stride, padding, self.dilation, self.groups)
+    if under_transforms():
+        return _in_float32(F.conv3d, x, weight, bias, *how)
     if not torch.is_grad_enabled():
-        return F.conv3d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
-    return _Conv3dByTaps.apply(x, weight, bias, self.stride, padding, self.dilation, self.groups)  # type: ignore[no-any-return]
+        return F.conv3d(x, weight, bias, *how)
+    return _Conv3dByTaps.apply(x, weight, bias, *how)  # type: ignore[no-any-return]
 
 
 def _transposed(self: nn.ConvTranspose3d, input: Tensor, output_size: list[int] | None = None) -> Tensor:
     """`nn.ConvTranspose3d.forward`, in float32 where it would be in bf16 on a CPU."""
     if not computes_in_bf16(input):
         return _transposed_of_torch(self, input, output_size)
-    how = self.stride, self.padding, self.kernel_size, 3, self.dilation
-    padding = self._output_padding(input, output_size, *how)  # type: ignore[arg-type]
-    bias = None if self.bias is None else self.bias.float()
+    sizes = self.stride, self.padding, self.kernel_size, 3, self.dilation
+    added = self._output_padding(input, output_size, *sizes)  # type: ignore[arg-type]
+    how = self.stride, self.padding, added, self.groups, self.dilation
+    return _in_float32(F.conv_transpose3d, input, self.weight, self.bias, *how)
+
+
+def _in_float32(convolve: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
+    """What a convolution gives in bf16, without torch's fault in whatever derivative."""
     with torch.autocast("cpu", enabled=False):
-        exact = F.conv_transpose3d(
-            input.float(),
-            self.weight.float(),
-            bias,
-            self.stride,
-            self.padding,  # type: ignore[arg-type]  # a transposed one takes no word
-            padding,
-            self.groups,
-            self.dilation,
-        )
-    return exact.bfloat16()
+        return convolve(x.float(), weight.float(), None if bias is None else bias.float(), *how).bfloat16()
+
+
+def _in_place_of(theirs: Any, ours: Callable[..., Tensor]) -> Any:
+    """A method that does what `ours` does, where `torch.jit.script` sees `theirs`.
+
+    It compiles the source that a wrapper wraps, with the names of the module that the wrapper says it comes from.
+    """
+
+    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        return ours(self, *args, **kwargs)
+
+    wrapper = FunctionType(method.__code__, theirs.__globals__, theirs.__name__, None, method.__closure__)
+    return update_wrapper(wrapper, theirs)
+
+
+_repaired, _transposed_repaired = _in_place_of(_of_torch, conv_forward), _in_place_of(_transposed_of_torch, _transposed)
 
 
 def _reaches(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> list[tuple[int, range]]:
@@ -103,27 +121,41 @@ class _Conv3dByTaps(torch.autograd.Function):
         return F.conv3d(x, weight, bias, *how)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.how
-        gradient_of = torch.ops.aten.convolution_backward
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            how = (None, stride, padding, dilation, False, (0, 0, 0), groups, (True, False, False))
-            grad_x = gradient_of(grad, x, weight, *how)[0]
-        if ctx.needs_input_grad[1]:
-            flat = (None, stride[1:], padding[1:], dilation[1:], False, (0, 0), groups, (False, True, False))
-            grad_weight = torch.zeros_like(weight)
-            for tap, reach in _reaches(x, weight, stride[0], padding[0], dilation[0]):
-                if reach:
-                    first = reach.start * stride[0] + tap * dilation[0] - padding[0]
-                    seen = _as_batch(x, slice(first, first + (len(reach) - 1) * stride[0] + 1, stride[0]))
-                    wanted = _as_batch(grad, slice(reach.start, reach.stop))
-                    grad_weight[:, :, tap] = gradient_of(wanted, seen, weight[:, :, tap], *flat)[1]
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad.sum((0, 2, 3, 4))
+        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # it will be differentiated once more
+        grad_x, grad_weight = (_gradients_in_float32 if again else _gradients_by_taps)(ctx, grad)
+        grad_bias = grad.sum((0, 2, 3, 4)) if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias, None, None, None, None
+
+
+def _gradients_by_taps(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Of a frame and of the weight, where they are needed."""
+    x, weight = ctx.saved_tensors
+    stride, padding, dilation, groups = ctx.how
+    gradient_of = torch.ops.aten.convolution_backward
+    grad_x = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        how = (None, stride, padding, dilation, False, (0, 0, 0), groups, (True, False, False))
+        grad_x = gradient_of(grad, x, weight, *how)[0]
+    if ctx.needs_input_grad[1]:
+        flat = (None, stride[1:], padding[1:], dilation[1:], False, (0, 0), groups, (False, True, False))
+        grad_weight = torch.zeros_like(weight)
+        for tap, reach in _reaches(x, weight, stride[0], padding[0], dilation[0]):
+            if reach:
+                first = reach.start * stride[0] + tap * dilation[0] - padding[0]
+                seen = _as_batch(x, slice(first, first + (len(reach) - 1) * stride[0] + 1, stride[0]))
+                wanted = _as_batch(grad, slice(reach.start, reach.stop))
+                grad_weight[:, :, tap] = gradient_of(wanted, seen, weight[:, :, tap], *flat)[1]
+    return grad_x, grad_weight
+
+
+def _gradients_in_float32(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The same, to be differentiated."""
+    needed = ctx.needs_input_grad[:2]
+    wanted = [value for value, needs in zip(ctx.saved_tensors, needed, strict=True) if needs]
+    result = _in_float32(F.conv3d, *ctx.saved_tensors, None, *ctx.how)
+    found = iter(torch.autograd.grad(result, wanted, grad, create_graph=True) if wanted else ())
+    return tuple(next(found) if needs else None for needs in needed)
 
 
 def _as_batch(x: Tensor, frames: slice) -> Tensor:

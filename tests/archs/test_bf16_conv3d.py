@@ -138,6 +138,53 @@ def test_a_layer_of_our_networks_whoever_calls_it():
     assert_right(conv, torch.rand(2, 16, 2, 12, 12, requires_grad=True), conv)
 
 
+LAYERS = pytest.mark.parametrize("layer", [nn.Conv3d, nn.ConvTranspose3d])
+
+
+def penalty(layer: nn.Module, x: Tensor) -> list[Tensor]:
+    """Gradients of the size of a gradient."""
+    result = layer(x).float().tanh().sum()
+    [gradient] = torch.autograd.grad(result, x, create_graph=True)
+    return list(torch.autograd.grad(gradient.float().square().sum(), (x, layer.weight)))
+
+
+def of_func(layer: nn.Module, x: Tensor) -> list[Tensor]:
+    """Gradients of weights and of each clip, by transforms."""
+    weights = dict(layer.named_parameters())
+
+    def loss(weights, x):
+        return torch.func.functional_call(layer, weights, (x,)).float().tanh().sum()
+
+    gradients, by_x = torch.func.grad(loss, argnums=(0, 1))(weights, x)
+    by_clip = torch.func.vmap(torch.func.grad(loss, argnums=1), in_dims=(None, 0))(weights, x)
+    return [*gradients.values(), by_x, by_clip]
+
+
+@pytest.mark.usefixtures("repaired")
+@LAYERS
+@pytest.mark.parametrize("asked", [penalty, of_func])
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_higher_derivatives_and_transforms(layer, asked, frames):
+    torch.manual_seed(0)
+    conv = layer(8, 8, 3, padding=1)
+    x = torch.randn(2, 8, frames, 8, 8, requires_grad=True)
+    exact = asked(conv, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = asked(conv, x)
+    for one, other in zip(exact, ours, strict=True):
+        assert (other - one).norm() < 0.03 * one.norm()
+
+
+@pytest.mark.usefixtures("repaired")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("layer", "mode"), [(nn.Conv3d, "zeros"), (nn.Conv3d, "circular"), (nn.ConvTranspose3d, "zeros")]
+)
+def test_the_repaired_layers_can_be_scripted(layer, mode):
+    conv, x = nn.Sequential(layer(3, 3, 3, padding=1, padding_mode=mode)), torch.rand(1, 3, 3, 8, 8)
+    assert torch.equal(torch.jit.script(conv)(x), conv(x))
+
+
 @pytest.mark.usefixtures("repaired")
 def test_the_repaired_convolution_compiles():
     torch.manual_seed(0)
