@@ -99,15 +99,24 @@ class AdaptedObjective(Objective):
         return tuple(adapted)
 
     def _widened(self, tap: int, frames: Tensor, theirs: Tensor) -> Tensor:
-        """What the convolution of a tap makes of the student's feature, which `gain` has brought to scale."""
+        """What the convolution of a tap makes of the student's feature, which `gain` has brought to scale.
+
+        The first batch that is learned from sets it; before, batches without gradients have their own.
+        """
+        learns = torch.is_grad_enabled()
+        gain = self.gain[tap]
         with torch.no_grad():
-            if tap not in self._scaled and self.gain[tap].isnan():
+            if tap not in self._scaled and gain.isnan():
                 widened = self.convs[tap](frames)  # its bias is zero still
-                sizes = mean_over_processes(torch.stack([theirs.square().mean(), widened.square().mean()]))
+                sizes = torch.stack([theirs.square().mean(), widened.square().mean()])
+                sizes = mean_over_processes(sizes) if learns else sizes
                 # A feature that is nothing but zeros has no scale.
-                self.gain[tap] = torch.where(sizes.min() > 0, (sizes[0] / sizes[1]).sqrt(), 1.0)
-        self._scaled.add(tap)
-        return self.convs[tap](frames * self.gain[tap])
+                gain = torch.where(sizes.min() > 0, (sizes[0] / sizes[1]).sqrt(), 1.0)
+                if learns:
+                    self.gain[tap] = gain
+        if learns:
+            self._scaled.add(tap)
+        return self.convs[tap](frames * gain)
 
 
 def adapted_shapes(student: ClipView, teacher: ClipView, adapters: Iterable[str]) -> ClipView:

@@ -26,8 +26,8 @@ class Freeze(nn.Module):
     """Lets weights learn until it has to freeze them, once and for good.
 
     Its buffers are saved with an objective, so that a resumed run continues with them, and all processes of one follow
-    the first. An objective calls `hold` before it computes with the weights, and `restore` after each step. Without
-    gradients nothing is learned, so nothing is remembered or frozen.
+    the first. An objective calls `hold` before it computes with the weights, and `restore` after each step. What is
+    computed without gradients, as in a validation, changes nothing.
     """
 
     frozen: Tensor
@@ -42,17 +42,18 @@ class Freeze(nn.Module):
         """Remember the weights as they are, and whether they are frozen by now."""
         if not torch.is_grad_enabled():
             return
-        now = [self.frozen, *weights]
+        now = [self.frozen, *(weight.detach() for weight in weights)]
         if not self._kept or self._kept[0].device != self.frozen.device:
-            self._kept = [value.detach().clone() for value in now]
+            self._kept = [value.clone() for value in now]
             return
         for kept, value in zip(self._kept, now, strict=True):
-            kept.copy_(value.detach())
+            kept.copy_(value)
 
-    def freeze_if(self, condition: Tensor) -> None:
-        """From the next call of `hold` on: the next step, or the next part of this one."""
+    def freeze_if_gone(self, loss: Tensor) -> None:
+        """Where the mean of this loss over all processes is: from the next call of `hold` on, which is that of the next
+        step, or of the next part of this one."""
         if torch.is_grad_enabled():
-            self.frozen |= condition
+            self.frozen |= mean_over_processes(loss.detach()) < LOSS_GONE
 
     @torch.no_grad()
     def restore(self, weights: Iterable[nn.Parameter]) -> None:
@@ -87,4 +88,4 @@ class FreezeOnCollapse(Freeze):
         here = torch.stack([torch.stack(list(losses)), torch.stack(list(spreads))]).detach()
         loss, now = mean_over_processes(here).unbind()
         self.start.copy_(torch.where(self.start.isnan(), now, self.start))
-        self.freeze_if(((loss < LOSS_GONE) | (now < self.fraction * self.start)).any())
+        self.frozen |= ((loss < LOSS_GONE) | (now < self.fraction * self.start)).any()

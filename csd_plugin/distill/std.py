@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csd_plugin.distill.cell import ConvLSTMCell, State
-from csd_plugin.distill.collapse import LOSS_GONE, Freeze, spread
+from csd_plugin.distill.collapse import Freeze, spread
 from csd_plugin.distill.interface import Objective, feature_pairs
-from csd_plugin.distill.processes import mean_over_processes
 from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView, Terms
 
@@ -53,7 +52,7 @@ class STD(Objective):
                 goal = self._last_cell(theirs)
             reached = self._last_cell(ours)
             time = F.mse_loss(reached, goal)
-        self.freeze.freeze_if(mean_over_processes(time.detach()) < LOSS_GONE)
+        self.freeze.freeze_if_gone(time)
         diagnostics = {"frozen": self.freeze.frozen.float()}
         if self.diagnoses:
             diagnostics |= {"spread_time": spread([goal]), "student_spread_time": spread([reached])}

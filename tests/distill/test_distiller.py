@@ -12,12 +12,14 @@ from csd_plugin.archs.interface import interface_of
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.distill import OBJECTIVES, cell
+from csd_plugin.distill.adapters import AdaptedObjective
 from csd_plugin.distill.csd import CSD
 from csd_plugin.distill.distiller import Compared, Distiller, Teacher, adapted
 from csd_plugin.distill.dry_run import Clips
 from csd_plugin.distill.health import gradient_norms
 from csd_plugin.distill.output import OutputDistillation
 from csd_plugin.distill.srkd import SRKD
+from csd_plugin.distill.std import STD
 from csd_plugin.errors import CSDError
 from csd_plugin.losses import ssim
 from csd_plugin.losses.ssim import PyramidSSIMLoss
@@ -76,6 +78,39 @@ def test_one_that_is_restored_continues():
     again.teachers[0].network.load_state_dict(d.teachers[0].network.state_dict())
     for ours, theirs in zip(d(batch(), 5), again(batch(), 5), strict=True):
         assert equal(ours, theirs)
+
+
+def until_collapsed() -> AdaptedObjective:
+    """What learns on a condition, behind an adapter that goes by the first batch."""
+    feature = [(2, 2, 4, 24, 24)]
+    csd = CSD(hidden=4, cells="joint_until_collapsed", adaptor=False)
+    return AdaptedObjective(csd, adapters=["conv1x1"], student=feature, teacher=feature)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("objective", [until_collapsed, STD])
+def test_what_is_computed_without_gradients_changes_no_training(objective, mode):
+    def build():
+        torch.manual_seed(0)
+        learner = SLDNet(preset="teacher", num_feat=4)
+        teacher = Teacher(copy.deepcopy(learner), objective())  # nothing is left to learn from
+        weights = dict.fromkeys(teacher.objective.terms, 1.0)
+        return Distiller(learner, [teacher], PyramidSSIMLoss(), weights=weights)
+
+    def step(d):
+        with torch.no_grad():
+            next(d.student.parameters()).mul_(1.5)
+        losses, scalars = d(batch(), 1)
+        sum(losses.values()).backward()
+        return [*losses.values(), *scalars.values(), *(p.grad for p in d.parameters() if p.grad is not None)]
+
+    d, validated = build(), build()
+    with mode():
+        assert validated(batch(), 1)[1].keys() >= {"status/frozen"}
+    pairs = zip(d.state_dict().values(), validated.state_dict().values(), strict=True)
+    assert all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in pairs)
+    assert all(torch.equal(a, b) for a, b in zip(step(d), step(validated), strict=True))
+    validated.after_step()
 
 
 def test_while_all_weights_are_zero_no_teacher_is_run(monkeypatch):

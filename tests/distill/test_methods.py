@@ -276,7 +276,7 @@ def test_a_freeze_keeps_its_tensors_which_a_cuda_graph_writes_into():
         weight.fill_(8.0)
     freeze.restore([weight])
     assert weight.tolist() == [3.0, 3.0]
-    freeze.freeze_if(torch.tensor(True))
+    freeze.freeze_if_gone(torch.tensor(0.0))
     freeze.hold([weight])
     with torch.no_grad():
         weight.fill_(9.0)
