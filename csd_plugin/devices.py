@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache, wraps
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from csd_plugin.errors import CSDError, first_line
+from csd_plugin.versions import under_transforms
 
 _AMPERE = (8, 0)
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -120,6 +122,24 @@ def _rounding() -> list[tuple[Any, str, Any]]:
         operations = [cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
         return [(operation, "fp32_precision", "ieee") for operation in operations]
     return [(cudnn, "allow_tf32", False), (cuda.matmul, "allow_tf32", False)]
+
+
+def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function that makes each of its tensors once, and keeps the latest 64, for whoever asks next.
+
+    They serve a training, also where the first to ask is in inference mode. What is made for code that is compiled,
+    or inside transforms of `torch.func` and a `FakeTensorMode`, is of use there alone, and not kept.
+    """
+    kept = lru_cache(maxsize=64)(make)
+
+    @wraps(make)
+    def get(*key: Any) -> Tensor:
+        if torch.compiler.is_compiling() or under_transforms() or type(torch.empty(0)) is not Tensor:
+            return make(*key)
+        with torch.inference_mode(False):
+            return kept(*key)
+
+    return get
 
 
 def use_channels_last(network: nn.Module) -> None:

@@ -36,6 +36,13 @@ def check_versions(job: str, *, toolbox: bool = False) -> None:
             )
 
 
+def under_transforms() -> bool:
+    """Whether transforms of `torch.func` (`grad`, `vmap`, ..) are at work, for which torch has no public name."""
+    import torch  # here, as this module checks torch before it is imported
+
+    return torch._C._are_functorch_transforms_active()
+
+
 def _numbers(version: str) -> tuple[int, ...]:
     """(2, 4, 1) of '2.4.1+cpu'."""
     return tuple(int(number) for number in re.findall(r"\d+", re.split(r"[^\d.]", version)[0]))

@@ -90,7 +90,8 @@ def _by_id(weights: Iterable[Tensor], halves: Iterable[Tensor]) -> dict[int, Ten
 @torch.no_grad()
 def _cast(tensors: list[Any], dtype: torch.dtype) -> list[Tensor]:
     """Each in this dtype, in one launch on a GPU."""
-    cast = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    with torch.inference_mode(False):  # those that are kept serve a training, too
+        cast = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
     if cast:
         torch._foreach_copy_(cast, tensors)
     return cast

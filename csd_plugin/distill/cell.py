@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from csd_plugin.devices import constant
 from csd_plugin.errors import NOT_SERVED, first_line
 
 logger = logging.getLogger(__name__)
@@ -264,12 +265,11 @@ def _maps(rows: Tensor, size: torch.Size) -> Tensor:
     return rows.view(size[0], *size[2:], -1).permute(0, 3, 1, 2)
 
 
-@lru_cache(maxsize=64)
+@constant
 def _lstm_order(hidden: int, device: torch.device) -> Tensor:
     """Where the LSTM's gates i f g o are among ours, i f o g."""
-    with torch.inference_mode(False):  # it is kept, and later steps may need gradients
-        i, f, o, g = torch.arange(4 * hidden).split(hidden)
-        return torch.cat([i, f, g, o]).to(device)
+    i, f, o, g = torch.arange(4 * hidden).split(hidden)
+    return torch.cat([i, f, g, o]).to(device)
 
 
 @lru_cache(maxsize=64)

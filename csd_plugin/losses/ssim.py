@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
-from csd_plugin.devices import exact_float32
+from csd_plugin.devices import constant, exact_float32
 from csd_plugin.errors import CSDError
 
 WINDOW, SIGMA = 11, 1.5
@@ -104,22 +102,14 @@ def _smooth(rows: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
     smooth = []
     with exact_float32():
         for images, (_, height, width) in zip(rows.split(_sizes(shapes), dim=2), shapes, strict=True):
-            down, across = (_constant(_band, length, rows) for length in (height, width))
+            down, across = (_band(length, rows.dtype, rows.device) for length in (height, width))
             lines = images.unflatten(2, (-1, width)).flatten(0, 1)  # a view: (k * B, C * h, w)
             columns = torch.bmm(lines, across.expand(len(lines), -1, -1)).view(-1, height, width)
             smooth.append(torch.bmm(down.expand(len(columns), -1, -1), columns).view(*rows.shape[:2], -1))
     return torch.cat(smooth, dim=2)
 
 
-def _constant(make: Any, what: Any, like: Tensor) -> Tensor:
-    """A constant in the precision and place of a tensor, made once; anew for the stand-ins of a dry run."""
-    make = make.__wrapped__ if isinstance(like, FakeTensor) else make
-    with torch.inference_mode(False):  # it is kept, and later losses may need gradients
-        constant: Tensor = make(what, like.dtype, like.device)
-    return constant
-
-
-@lru_cache(maxsize=64)
+@constant
 def _band(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The symmetric matrix (length, length) that filters rows of this length."""
     places = torch.arange(length, dtype=torch.float64)
@@ -130,7 +120,7 @@ def _band(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return window.where(distance <= WINDOW // 2, 0).to(device, dtype)
 
 
-@lru_cache(maxsize=64)
+@constant
 def _vector(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=dtype, device=device)
 
@@ -176,6 +166,6 @@ class PyramidSSIMLoss(nn.Module):
                 for _ in self.scale_weights[1:]:
                     outputs.append(F.avg_pool2d(outputs[-1], 2))
                     truths.append(F.avg_pool2d(truths[-1], 2))
-                weights = _constant(_vector, self.scale_weights, output)
+                weights = _vector(self.scale_weights, output.dtype, output.device)
                 loss = loss + weights.dot(1 - _ssim(outputs, truths).mean(dim=0))
             return self.loss_weight * loss

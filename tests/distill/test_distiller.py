@@ -11,7 +11,7 @@ from toolbox import equal
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import SLDNet
-from csd_plugin.distill import OBJECTIVES, cell
+from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.adapters import AdaptedObjective
 from csd_plugin.distill.csd import CSD
 from csd_plugin.distill.distiller import Compared, Distiller, Teacher, adapted
@@ -21,7 +21,6 @@ from csd_plugin.distill.output import OutputDistillation
 from csd_plugin.distill.srkd import SRKD
 from csd_plugin.distill.std import STD
 from csd_plugin.errors import CSDError
-from csd_plugin.losses import ssim
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 
 WEIGHTS = {"spatial": 0.1, "temporal": 0.1}
@@ -390,10 +389,4 @@ def test_a_validation_before_and_between_steps_changes_nothing(name):
             optimizer.zero_grad()
         return d.state_dict()
 
-    clear_kept()
     assert equal(steps(validated=True), steps(validated=False))
-
-
-def clear_kept() -> None:
-    for kept in (ssim._band, ssim._vector, cell._lstm_order):
-        kept.cache_clear()

@@ -181,6 +181,16 @@ def test_a_frozen_network_is_cast_once():
         assert not counting.launches["aten::_foreach_copy_"] and counting.launches["aten::_to_copy"] <= 2
 
 
+def test_weights_that_were_cast_in_inference_mode_can_be_learned_through():
+    kept = casting._Kept()  # on a CPU, as the pretend GPU has no inference mode
+    kept.weights = [nn.Parameter(torch.rand(4, 3, 3, 3), requires_grad=False)]
+    with torch.inference_mode():
+        [half] = kept.halves(torch.bfloat16).values()
+    frames = torch.rand(1, 3, 8, 8, dtype=torch.bfloat16, requires_grad=True)
+    nn.functional.conv2d(frames, half).sum().backward()
+    assert list(kept.halves(torch.bfloat16).values()) == [half]
+
+
 def test_the_loss_of_an_image():
     drawn = torch.Generator().manual_seed(2)
     output, truth = (torch.rand(2, 3, 34, 27, generator=drawn) for _ in range(2))
