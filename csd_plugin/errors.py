@@ -41,7 +41,8 @@ def refused_by_disk(error: OSError) -> str:
     if advice is None and error.filename is None:
         return ""
     advice = advice or "check what is there, or give another place"
-    file = error.filename2 if error.errno in _IN_THE_WAY and error.filename2 else error.filename
+    about_target = error.errno in (*_IN_THE_WAY, *FULL)  # of two names, as where a file is copied
+    file = error.filename2 if about_target and error.filename2 else error.filename
     where = f"{os.fsdecode(file)}: " if file else ""
     return f"{where}{str(error.strerror or error).lower()}; {advice}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import math
@@ -30,6 +31,7 @@ from toolbox import (
 from csd_plugin import compat
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.data import workers
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.interface import Objective
 from csd_plugin.errors import CSDError
@@ -353,6 +355,15 @@ def test_options_of_another_world(refuses, tiny_rain, changes, words):
 def test_numbers_that_cannot_be_meant(refuses, tiny_rain, changes, words):
     """The others of every section are tried by tools/fuzz_numbers.py."""
     refuses(changed(train_options(tiny_rain), changes), *words)
+
+
+def test_loader_processes_need_shared_memory(refuses, tiny_rain, monkeypatch):
+    def refused():
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(workers, "Lock", refused)
+    options = train_options(tiny_rain, **{"datasets.train.num_worker_per_gpu": 1})
+    refuses(options, "cannot be used (Read-only file system)", "or set datasets.train.num_worker_per_gpu: 0")
 
 
 def test_names_that_the_toolbox_cannot_write_are_said_before_the_run(refuses, tiny_rain):

@@ -376,8 +376,8 @@ def _write_clips(source: Path, clips: list[Clip], out: Path, keep_going: bool, t
         for clip in write(source, clips, scratch, tick):
             scratch[clip].rename(clip.target(out))
     except OSError as error:
-        if error.errno in FULL or Path(error.filename2 or error.filename or "").is_relative_to(out):
-            raise at(Path(error.filename or out), error) from error
+        if error.errno in FULL or Path(error.filename or "").is_relative_to(out):
+            raise at(out, error) from error  # not the hidden file, nor, as of a copy that has no room, the input
         raise CSDError(f"{error.filename or source}: {error.strerror}: {source} was not prepared") from error
     finally:
         for folder in scratch.values():

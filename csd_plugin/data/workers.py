@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import Lock, connection, get_context, parent_process
 from typing import Any, TypeVar
 
+from csd_plugin.errors import CSDError
 from csd_plugin.lifeline import ignore_hangups
 
 T = TypeVar("T")
@@ -20,13 +23,29 @@ _AHEAD = 4
 """Per process, waiting or at work: enough to keep all busy, few enough to hold their results in memory."""
 
 
+def check_shared_memory(cure: str) -> None:
+    """Raise CSDError where processes cannot share memory here, which several need, and name no file for.
+
+    Args:
+        cure: what else to do about it.
+    """
+    try:
+        Lock()
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+        place = "the shared memory of this machine" + (" (/dev/shm)" if sys.platform == "linux" else "")
+        raise CSDError(f"{place} cannot be used ({error.strerror or error}); make it usable, or {cure}") from error
+
+
 class Processes:
     """`jobs` spawned processes that run functions, as a context manager.
 
-    They live no longer than the caller, however that ends.
+    They live no longer than the caller, however that ends. Raises CSDError where this machine has no shared memory.
     """
 
     def __init__(self, jobs: int) -> None:
+        check_shared_memory("use --jobs 1")
         self.jobs = jobs
         self._pool = ProcessPoolExecutor(jobs, get_context("spawn"), _prepare_worker)
 

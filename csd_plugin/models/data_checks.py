@@ -16,6 +16,7 @@ from csd_plugin.archs.interface import Interface
 from csd_plugin.data.batches import as_clips
 from csd_plugin.data.datasets import DATASETS
 from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
+from csd_plugin.data.workers import check_shared_memory
 from csd_plugin.devices import forked_random
 from csd_plugin.errors import CSDError
 from csd_plugin.models.batches import read_test_item
@@ -110,6 +111,8 @@ def _check_metric_sizes(val: Mapping[str, Any], key: str, dataset: PairedVideoTe
 def _check_loader(dataset: Any, content: dict[str, Any], opt: dict[str, Any]) -> None:
     if content.get("persistent_workers") and not content.get("num_worker_per_gpu"):
         raise CSDError("datasets.train: persistent_workers needs num_worker_per_gpu of 1 or more; switch it off")
+    if content.get("num_worker_per_gpu"):
+        check_shared_memory("set datasets.train.num_worker_per_gpu: 0")
     parts = opt["train"].get("accumulate", 1)
     if parts > content.get("batch_size_per_gpu", 1):
         raise CSDError(

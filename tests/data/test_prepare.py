@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import zipfile
@@ -13,6 +14,7 @@ from synthetic import REAL, TEST, TRAIN, moving_scene, write_image, write_ntu_ra
 
 from csd_plugin.cli import main as csd
 from csd_plugin.data import prepare as module
+from csd_plugin.data import workers
 from csd_plugin.data.layout import find_sequences
 from csd_plugin.data.naming import PUBLISHED, by_name, by_pattern, file_name, missing_clips
 from csd_plugin.data.prepare import prepare
@@ -153,7 +155,7 @@ def test_folders_are_linked_or_copied(whole, tmp_path, monkeypatch):
     assert (tmp_path / "linked" / frame).samefile(whole / frame)
 
     def no_links(*_):
-        raise OSError(18, "Invalid cross-device link")
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", no_links)
     prepare([whole], tmp_path / "copied", by_name())
@@ -353,6 +355,36 @@ def test_no_room(whole, tmp_path, monkeypatch):
     with pytest.raises(CSDError, match="make room"):
         prepare([source], tmp_path / "out", by_name())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_not_the_inputs_fault(whole, tmp_path, monkeypatch, capsys):
+    resource = pytest.importorskip("resource", reason="limits of a file's size")
+
+    def no_links(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", no_links)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        assert csd(["prepare", str(whole), str(tmp_path / "out"), "--jobs", "1"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = f"csd prepare: error: {tmp_path / 'out'}: file too large; make room there, and run again\n"
+    assert capsys.readouterr().err == said
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_shared_memory_there_is_one_process(whole, tmp_path, monkeypatch, capsys):
+    def refused():
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(workers, "Lock", refused)
+    assert csd(["prepare", str(whole), str(tmp_path / "out"), "--jobs", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "the shared memory of this machine" in error and "cannot be used (Read-only file system)" in error
+    assert error.endswith("or use --jobs 1\n") and error.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert csd(["prepare", str(whole), str(tmp_path / "out"), "--jobs", "1"]) == 0
 
 
 def test_the_published_list():
