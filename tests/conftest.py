@@ -22,6 +22,16 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _short_trials():
+    """Four runs say how long a frame takes, not some tenths of a second of them: times are not what is tested."""
+    from csd_plugin.inference import runner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "_TRIAL_SECONDS", 0.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real NTURain frames: $CSD_SHARED, or `shared` beside the checkout. Skips where there is none."""

@@ -46,6 +46,8 @@ SEQUENCE = 24
 """Frames that a network of sequences cleans together, as S2VD's authors have it."""
 
 _TRIAL_SIDE, _TRIAL_SECONDS = 128, 0.4
+_LONG_SECONDS = 0.1
+"""A block that would take longer is not tried."""
 _BLOCKS_TRIAL_SIDE = 512
 
 
@@ -243,7 +245,7 @@ class Derainer:
                     clean.result()
 
             seconds = _usual_time(trial) / self.at_once * (height * width) / (high * wide)
-            takes_long = seconds * (_BLOCKS_TRIAL_SIDE**2 / (height * width)) > _TRIAL_SECONDS / 4
+            takes_long = seconds * (_BLOCKS_TRIAL_SIDE**2 / (height * width)) > _LONG_SECONDS
             if takes_long or side >= max(height, width):
                 break
         return seconds
