@@ -195,29 +195,29 @@ def test_damaged_frames_are_not_learned_from(work, capsys):
     assert "1 frame damaged or missing" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (lambda shot, _: {"shots": [shot | {"name": "../../outside"}]}, "shots.0.name is '../../outside'"),
-        (lambda shot, _: {"shots": [shot | {"length": 10**8}]}, "shots.0.length"),
-        (lambda shot, _: {"shots": [shot | {"held": float("nan")}]}, "NaN is no number"),
-        (lambda *_: {"shots": []}, "shots"),
-        (lambda *_: {"shots": None}, "shots"),
-        (lambda _, content: [content], "it is ["),
-    ],
-)
-def test_a_manifest_that_no_run_has_written_is_one_line(work, capsys, damage, said):
+DAMAGES = [
+    (lambda shot, _: {"shots": [shot | {"name": "../../outside"}]}, "shots.0.name is '../../outside'"),
+    (lambda shot, _: {"shots": [shot | {"length": 10**8}]}, "shots.0.length"),
+    (lambda shot, _: {"shots": [shot | {"held": float("nan")}]}, "NaN is no number"),
+    (lambda *_: {"shots": []}, "shots"),
+    (lambda *_: {"shots": None}, "shots"),
+    (lambda _, content: [content], "it is ["),
+]
+
+
+def test_a_manifest_that_no_run_has_written_is_one_line(work, capsys):
     assert adapt("--features") == 0
     manifest = work / "garden.cache" / "manifest.json"
     content = json.loads(manifest.read_text())
-    damaged = damage(content["shots"][0], content)
-    manifest.write_text(json.dumps(content | damaged if isinstance(damaged, dict) else damaged))
-    before = set(work.rglob("*"))
-    capsys.readouterr()
-    assert adapt("--features", "--overwrite") == 2
-    error = capsys.readouterr().err
-    assert f"manifest.json: damaged ({said}" in error and len(error.splitlines()) == 1
-    assert "remove garden.cache, and start again" in error and set(work.rglob("*")) == before
+    for damage, said in DAMAGES:
+        damaged = damage(content["shots"][0], content)
+        manifest.write_text(json.dumps(content | damaged if isinstance(damaged, dict) else damaged))
+        before = set(work.rglob("*"))
+        capsys.readouterr()
+        assert adapt("--features", "--overwrite") == 2, said
+        error = capsys.readouterr().err
+        assert f"manifest.json: damaged ({said}" in error and len(error.splitlines()) == 1
+        assert "remove garden.cache, and start again" in error and set(work.rglob("*")) == before
 
 
 def test_a_cache_of_an_older_version_is_not_mixed_with_todays(work, capsys):
