@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -19,6 +20,7 @@ from csd_plugin.data.windows import reflect_indices
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import BACKENDS, open_backend
 from csd_plugin.inference.facts import Facts, study
+from csd_plugin.inference.graph import ready, to_onnx
 from csd_plugin.inference.runner import Derainer
 
 NAMES = tuple(BACKENDS)
@@ -80,30 +82,53 @@ def test_bf16_is_near(network, clip, expected, backend):
     assert np.abs(frames - expected).max() < 12
 
 
-@pytest.mark.parametrize("backend", NAMES)
-@pytest.mark.parametrize(
-    "make",
-    [
+def for_backend(network: nn.Module, backend: str, folder: Path) -> nn.Module | Path:
+    """The network, or what it is exported as: once for both runtimes, as that takes longest."""
+    need(backend)
+    if backend == "torch":
+        return network
+    file = folder / "net.onnx"
+    if not file.exists():
+        file.write_bytes(to_onnx(ready(network), study(network)))
+    return file
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
         lambda: SLDNet(preset="teacher", num_feat=3),
         lambda: PReNet(num_stage=2, num_feat=4),
         lambda: HalfNet(preset="wide", num_feat=4, num_deep=1, branches=True),
     ],
+    ids=["SLDNet", "PReNet", "HalfNet"],
 )
-def test_other_networks_run_too(make, backend):
-    need(backend)
+def other(request, tmp_path_factory):
+    """A network, and the folder of what it is exported as."""
     torch.manual_seed(0)
-    network = make().eval()
+    return request.param().eval(), tmp_path_factory.mktemp("other")
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_other_networks_run_too(other, backend):
+    network, folder = other
     window = torch.rand(1, network.num_frame, 3, 24, 20)
+    opened = open_backend(for_backend(network, backend, folder), backend=backend)
     with torch.no_grad():
-        assert torch.allclose(open_backend(network, backend=backend)(window), network(window), atol=1e-5)
+        assert torch.allclose(opened(window), network(window), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory):
+    network = HalfNet(preset="causal", num_feat=4, num_pair=1, num_deep=1, branches=True)
+    return network.eval(), tmp_path_factory.mktemp("causal")
 
 
 @pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("batch", [1, 2])
-def test_the_trial_gives_a_network_the_frames_that_it_takes(backend, batch):
-    need(backend)
-    network = HalfNet(preset="causal", num_feat=4, num_pair=1, num_deep=1, branches=True)
-    assert Derainer(network, backend=backend, device="cpu", batch=batch).seconds_a_frame(64, 48) > 0
+def test_the_trial_gives_a_network_the_frames_that_it_takes(causal, backend, batch):
+    network, folder = causal
+    derainer = Derainer(for_backend(network, backend, folder), backend=backend, device="cpu", batch=batch)
+    assert derainer.seconds_a_frame(64, 48) > 0
 
 
 def test_facts_are_those_of_the_network(network):
