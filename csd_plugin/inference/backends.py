@@ -24,9 +24,10 @@ from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.extras import needed_by
 from csd_plugin.inference.blocks import BlockPath
-from csd_plugin.inference.facts import Facts, as_it_is, study
+from csd_plugin.inference.facts import Facts, study
 from csd_plugin.inference.folding import ALL_FILLED
 from csd_plugin.inference.graph import DTYPES, INPUT, ready, to_onnx
+from csd_plugin.inference.trials import as_it_is
 
 GRAPH_SUFFIXES = (".onnx", ".xml")
 """Files that `csd export` writes and `Derainer` takes in place of a checkpoint."""

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from csd_plugin.archs import preset_of
+from csd_plugin import archs
 from csd_plugin.archs.interface import DERAINED, KINDS, Interface, interface_of, kind_of
 from csd_plugin.errors import CSDError, first_line
+from csd_plugin.inference.trials import REFUSALS, as_it_is, tried_reach, zeros_for
 
 _SIDES, _MANY = (16, 64, 256), 24
 """Pixels of the frames that a network is studied on, the first that it takes: some have windows or padding that are
 larger than the smallest; frames of a sequence beyond num_frame."""
-REFUSALS = (RuntimeError, ValueError, AssertionError, LookupError)
-"""What networks raise at frames that are too small."""
 _ALL = -1
 
 
@@ -34,7 +31,9 @@ class ConvCall(NamedTuple):
     output_shape: torch.Size
 
 
-_MOST = {"num_frame": 999, "reach": 4096, "divisor": 4096, "floats": 99_999}
+WHOLE = 4096
+"""A reach by which frames are not cut into tiles."""
+_MOST = {"num_frame": 999, "reach": WHOLE, "divisor": 4096, "floats": 99_999}
 """Of a network that an exported file holds: what it says about itself sizes the memory that it gets."""
 
 
@@ -46,7 +45,7 @@ class Facts:
         num_frame: frames of the window in whose centre the clean one is.
         num_future: frames after the centre that count; by default num_frame // 2, all of them. Windows are given to the
             network without the others.
-        reach: how many pixels to each side a result depends on, at most.
+        reach: how many pixels to each side a result depends on, at most; `WHOLE` where that is not known.
         floats: numbers that the largest activation holds for each pixel of a window, or of a frame of a sequence.
         layout: 'window', (B, num_frame, 3, H, W) in [0, 1] -> (B, 3, H, W); or 'sequence', (B, N, 3, H, W) ->
             (B, N, 3, H, W), of which all but num_frame // 2 frames at both ends count.
@@ -129,28 +128,45 @@ class Facts:
 
 
 def study(network: nn.Module, license: str = "not stated") -> Facts:
-    """The facts of a network, from tiny frames. Raises CSDError for one that is called in a way unknown here."""
+    """The facts of a network, from tiny frames. Raises CSDError for one that is called in a way unknown here.
+
+    A network may say its `reach`. Else it is counted in the layers and, for networks that are not ours, tried out.
+    """
     check_network(network)
     network = without_branches(network)
     layout, divisor = kind_of(network), int(getattr(network, "size_divisor", 1))
     frames = cast(int, network.num_frame) + (_MANY if KINDS[layout].gives_clip else 0)
     side, calls = conv_calls(network, frames)
-    # Stride 1 throughout: every layer sees this much further, at half the size twice as far.
+    reach = getattr(network, "reach", None)
+    if reach is None:
+        reach = _counted_reach(calls, side, divisor)
+        if not _is_ours(network):  # whose tests compare tiles with whole frames
+            tried = tried_reach(network, reach, side=side, num_frame=frames, divisor=divisor)
+            reach = WHOLE if tried is None else tried
+    floats = max((max(call.input_shape.numel(), call.output_shape.numel()) for call in calls), default=3 * side**2)
+    return Facts(
+        num_frame=cast(int, network.num_frame),
+        reach=int(cast(int, reach)),
+        floats=-(-floats // (side**2 * (frames if KINDS[layout].gives_clip else 1))),
+        layout=layout,
+        divisor=divisor,
+        preset=archs.preset_of(network),
+        license=license,
+        num_future=int(getattr(network, "num_future", _ALL)),
+    )
+
+
+def _counted_reach(calls: list[ConvCall], side: int, divisor: int) -> int:
+    """Stride 1 throughout: every layer sees this much further, at half the size twice as far."""
     reach = divisor - 1
     for call in calls:
         pixels = side // min(call.input_shape[-1], side)
         reach += pixels * call.layer.dilation[-1] * (call.layer.kernel_size[-1] // 2)
-    floats = max((max(call.input_shape.numel(), call.output_shape.numel()) for call in calls), default=3 * side**2)
-    return Facts(
-        num_frame=cast(int, network.num_frame),
-        reach=int(getattr(network, "reach", reach)),
-        floats=-(-floats // (side**2 * (frames if KINDS[layout].gives_clip else 1))),
-        layout=layout,
-        divisor=divisor,
-        preset=preset_of(network),
-        license=license,
-        num_future=int(getattr(network, "num_future", _ALL)),
-    )
+    return reach
+
+
+def _is_ours(network: nn.Module) -> bool:
+    return type(network).__module__.startswith(f"{archs.__name__}.")
 
 
 def check_network(network: nn.Module) -> None:
@@ -160,20 +176,6 @@ def check_network(network: nn.Module) -> None:
     for name, weight in network.state_dict(keep_vars=True).items():
         if isinstance(weight, Tensor) and weight.is_meta:
             raise CSDError(f"{type(network).__name__} has no weights: {name} is on the device meta; load a checkpoint")
-
-
-@contextmanager
-def as_it_is() -> Iterator[None]:
-    """Inside, networks compute without gradients, and in the precision of their weights, whatever holds outside."""
-    with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        yield
-
-
-def zeros_for(network: nn.Module, *shape: int) -> Tensor:
-    """Zeros of the type, and on the device, of a network's weights; in float32 on the CPU where it has none."""
-    tensors = chain(network.parameters(), network.buffers())
-    weight = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(()))
-    return weight.new_zeros(shape)
 
 
 def without_branches(network: nn.Module) -> nn.Module:

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from csd_plugin.archs.interface import KINDS, interface_of, kind_of
 from csd_plugin.errors import CSDError
-from csd_plugin.inference.facts import as_it_is, conv_calls, without_branches, zeros_for
+from csd_plugin.inference.facts import conv_calls, without_branches
 from csd_plugin.inference.fusing import Waiting, can_wait, computed, convolve
+from csd_plugin.inference.trials import as_it_is, zeros_for
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from csd_plugin.devices import gpu_has_bf16
-from csd_plugin.inference.facts import REFUSALS
+from csd_plugin.inference.trials import REFUSALS
 
 LEAST = 45.0
 """dB that frames in bf16 must be near those in fp32: far above what rain, and any network, leaves of a frame."""

@@ -8,6 +8,7 @@ or, for frames that come one at a time, `push` each and `flush` at the end.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import statistics
@@ -31,11 +32,14 @@ from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import TorchBackend, open_backend, weights_of
 from csd_plugin.inference.blocks import BlockPath, Seen
+from csd_plugin.inference.facts import WHOLE
 from csd_plugin.inference.graph import DTYPES
 from csd_plugin.inference.lanes import Lanes, there
 from csd_plugin.inference.precision import Precision, pick_precision
 from csd_plugin.inference.streaming import WindowStream
 from csd_plugin.inference.tiles import Span, check_finite, split, whole_cells
+
+logger = logging.getLogger(__name__)
 
 Frame = TypeVar("Frame", np.ndarray, Tensor)
 
@@ -72,7 +76,8 @@ class Derainer:
     Args:
         network: a checkpoint, an exported .onnx or .xml, or a network: (B, T, 3, H, W) in [0, 1] -> (B, 3, H, W),
             with `num_frame` = T, or of `layout` 'sequence' to the same shape. What runs is a copy in its fastest
-            exact form, see `fold`.
+            exact form, see `fold`. It may say as attributes what its frames are multiples of (`size_divisor`) and how
+            many pixels to each side a result depends on (`reach`).
         backend: 'auto', 'torch', 'onnxruntime' or 'openvino'; see `open_backend`. In fp32 all give the same frames.
         precision: 'fp32' (also on GPUs, where torch would round to TF32 by itself), or 'bf16' (about twice as fast on
             CPUs that have it; on real rain a third of the values of a trained student2 move by a grey level, 52 dB
@@ -83,7 +88,9 @@ class Derainer:
             could not be folded, which run many times slower one window at a time. For sequences, the frames that
             are cleaned together, by default 24.
         memory: MiB that the layers' activations may take; larger frames go through in tiles, which overlap
-            by what the network sees, so that the result is that of the whole frame.
+            by what the network sees, so that the result is that of the whole frame. How far it sees is counted in its
+            layers, and tried out for networks that are not ours. Where a result depends on all of the frame, as with a
+            mean over it, there are no tiles, and a line says so where that takes more memory.
 
     Raises:
         CSDError: an unreadable checkpoint, a backend that is not installed, or a device that is not there; a network
@@ -133,6 +140,7 @@ class Derainer:
         self._pixels = memory * 2**20 // (_LIVE_ACTIVATIONS * 4 * facts.floats * computed)
         self._blocks = self.backend.blocks
         self._lanes = Lanes(torch.get_num_threads()) if self._blocks else None
+        self._memory = memory
         self._pushed: Clip | None = None
 
     @cached_property
@@ -267,6 +275,16 @@ class Derainer:
                 frames += [there(from_pixels(out, example)) for out in self._derain(together, peak_of(example))]
         return frames
 
+    def warn_of_memory(self, height: int, width: int) -> None:
+        """Say it where frames of this size would be cut into tiles, and cannot be."""
+        facts = self.backend.facts
+        if facts.reach >= WHOLE and height * width > self._pixels:
+            logger.warning(
+                "%s: a result depends on all of the frame, as far as could be tried out, so frames of %dx%d are not "
+                "cut into tiles and take more than %d MiB; if it depends on fewer pixels, set `reach` on the network",
+                *(facts.preset, width, height, self._memory),
+            )
+
     def _start(self, window: list[Seen]) -> Future[np.ndarray]:
         assert self._blocks is not None and self._lanes is not None
         # Each lane has its part of the memory, and numbers may be half as large as those that `_pixels` counts on.
@@ -344,6 +362,7 @@ class Clip:
         peak_of(frame)
         if self._example is None:
             self._example = frame
+            self._derainer.warn_of_memory(*(frame.shape[1:] if isinstance(frame, Tensor) else frame.shape[:2]))
         elif frame.shape != self._example.shape or frame.dtype != self._example.dtype:
             raise CSDError(
                 f"a frame of shape {tuple(frame.shape)}, {frame.dtype}, after frames of shape "

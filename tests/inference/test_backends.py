@@ -19,7 +19,7 @@ from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.data.windows import reflect_indices
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import BACKENDS, open_backend
-from csd_plugin.inference.facts import Facts, study
+from csd_plugin.inference.facts import WHOLE, Facts, study
 from csd_plugin.inference.graph import ready, to_onnx
 from csd_plugin.inference.runner import Derainer
 
@@ -333,3 +333,78 @@ def test_a_graph_that_is_made_under_autocast_computes_fp32(network, clip, expect
     with torch.autocast("cpu", torch.bfloat16):
         frames = list(Derainer(network, backend="onnxruntime", device="cpu")(clip))
     assert np.abs(np.stack(frames) - expected).max() < 0.51
+
+
+class Attention(nn.Module):
+    """Scaled by a mean over the frame."""
+
+    num_frame = 1
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, window):
+        frame = window[:, 0]
+        return frame + 0.2 * self.body(frame) * frame.mean((-2, -1), keepdim=True).sigmoid()
+
+
+class ByFunctions(nn.Module):
+    """A filter of 9x9 that no layer shows."""
+
+    num_frame = 1
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(3, 3, 9, 9) / 243)
+
+    def forward(self, window):
+        return nn.functional.conv2d(window[:, 0], self.weight, padding=4)
+
+
+class Pooled(nn.Module):
+    """Half the size inside, and back by a transposed convolution, which counts for nothing."""
+
+    num_frame, size_divisor = 1, 2
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(3, 3, 10, stride=2, padding=4)
+
+    def forward(self, window):
+        return window[:, 0] + 0.2 * self.up(nn.functional.avg_pool2d(window[:, 0], 2))
+
+
+class Plain(nn.Module):
+    """Counted as it is."""
+
+    num_frame = 1
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)))
+
+    def forward(self, window):
+        return window[:, 0] + 0.2 * self.body(window[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("make", "reach"), [(Attention, WHOLE), (ByFunctions, 4), (Pooled, 4), (Plain, 3)], ids=lambda made: str(made)
+)
+def test_tiles_of_a_network_of_your_own_leave_no_seam(make, reach, caplog):
+    torch.manual_seed(0)
+    network = make().eval()
+    frame = np.random.default_rng(0).integers(0, 256, (300, 400, 3)).astype(np.uint8)
+    frame[:, 200:] //= 8  # a mean over the frame is not that of a tile
+    (whole,) = Derainer(network, device="cpu")([frame])
+    assert not caplog.records
+    tiled = Derainer(network, device="cpu", memory=1)
+    assert tiled.backend.facts.reach == reach
+    assert np.abs(next(tiled([frame])).astype(int) - whole).max() <= 1
+    assert ("frames of 400x300 are not cut into tiles" in caplog.text) == (reach == WHOLE)
+
+
+def test_a_network_may_say_its_reach():
+    network = Attention()
+    network.reach = 20
+    assert study(network).reach == 20
