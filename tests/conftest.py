@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ def _short_trials():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "_TRIAL_SECONDS", 0.0)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hangups_end():
+    """As in a terminal, also where the tests are started by `nohup`, which processes of tests would inherit."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

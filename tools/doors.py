@@ -349,7 +349,7 @@ class Job:
 
 # Runs each script as the main program, in a fork of a process that has the toolbox already: its import takes longest.
 _FORKS = """
-import json, os, runpy, sys
+import atexit, json, os, runpy, sys
 door, jobs = json.loads(sys.argv[1])
 exec(door)
 import basicsr.train, basicsr.test
@@ -366,6 +366,7 @@ for script, output, *arguments in jobs:
         except BaseException:
             code = 1
             sys.excepthook(*sys.exc_info())
+        atexit._run_exitfuncs()
         sys.stderr.flush()
         os._exit(code)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

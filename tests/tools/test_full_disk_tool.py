@@ -46,7 +46,7 @@ def test_a_full_disk_is_one_line_for_all_clips(full_disk, tmp_path):
     ended = world.run(("prepare", "in/data", "out/data", "--jobs", "1"), Disk((("mkdir", place), 1)))
     assert ended.status == 2
     [line] = ended.said.splitlines()
-    assert line.startswith("csd prepare: error: out/data/") and "no space left on device; make room there" in line
+    assert line.startswith("csd prepare: error: out/data: ") and "no space left on device; make room there" in line
 
 
 def leave_half():
