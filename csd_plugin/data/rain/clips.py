@@ -47,9 +47,14 @@ class CleanClip:
         if self.is_video:
             with open_reader(self.files[0], keep_going=keep_going) as reader:
                 yield from rounded(reader, self.files[0])
-            return
+        else:
+            yield from rounded(self.images(), self.files[0].parent)
+
+    def images(self) -> Iterator[np.ndarray]:
+        """The image files of a clip that is no video, decoded: as `frames`, but uint8 or uint16 as they are."""
         first = None
-        for path, frame in zip(self.files, rounded(map(read_image, self.files), self.files[0].parent), strict=True):
+        for path in self.files:
+            frame = read_image(path)
             first = frame.shape if first is None else first
             if frame.shape != first:
                 raise CSDError(

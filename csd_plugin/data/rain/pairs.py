@@ -258,7 +258,7 @@ def _write_folder(
 def _write_clean(folder: Path, clip: CleanClip, options: PairOptions, tick: Callable[[], object]) -> None:
     """Frames are decoded also where files are copied: what cannot be rained on is refused before anything is there."""
     copied = all(path.suffix.lower() in _COPIED_SUFFIXES for path in clip.files)
-    for number, frame in enumerate(clip.frames(options.keep_going), 1):
+    for number, frame in enumerate(clip.images() if copied else clip.frames(options.keep_going), 1):
         if copied:
             path = clip.files[number - 1]
             (folder / f"{number:05d}{path.suffix.lower()}").write_bytes(path.read_bytes())
