@@ -143,9 +143,9 @@ def _begins(path: Path, sign: bytes) -> bool:
 
 
 def refuse_unwritable(path: Path, size: int = 1) -> None:
-    """Raise CSDError where a file of so many bytes cannot be written, before the work that it is for; by a trial.
+    """Check, before long work, that its result can be written: write as many bytes, and remove them again.
 
-    Nothing is tried where its folder is not there yet.
+    Does nothing if the folder does not exist yet. Raises CSDError if the bytes cannot be written.
     """
     if not path.parent.is_dir():
         return

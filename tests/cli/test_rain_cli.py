@@ -82,7 +82,7 @@ def test_testing_layout_with_chosen_clips_preset_and_lossless_frames(clean, tmp_
     np.testing.assert_array_equal(store.read(sequence.lq[2]), store.read(sequence.gt[2]))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such names")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes file names that are not UTF-8")
 def test_clips_of_names_that_are_no_utf8_are_rendered(clean, tmp_path):
     (clean / "walk").rename(clean / os.fsdecode(b"w\xff"))
     assert main(["rain", str(clean), str(tmp_path / "out")]) == 0

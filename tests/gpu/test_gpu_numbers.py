@@ -10,6 +10,8 @@ def test_objectives_and_formats(passes_on_a_gpu):
     passes_on_a_gpu("equality.py", "formats.py")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a pretend GPU records no graphs")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="CUDA graphs need a real GPU: the pretend one cannot record them"
+)
 def test_graphs(passes_on_a_gpu):
     passes_on_a_gpu("graphs.py")

@@ -37,9 +37,9 @@ class PairedVideoDataset(TrainingDataset):
 
     An item is a dict: lq (N, 3, gt_size, gt_size), gt (L, 3, gt_size, gt_size), or (3, gt_size, gt_size) of a
     single target, float32 RGB in [0, 1]; key, the clip and its first frame. Items are all runs of N consecutive
-    frames of all clips. What is random in them repeats by seed; `TrainingClips` says how far
-    the number of workers matters.
-    With the option `features`, there are also teacher_feature_0, .., float16 (L, C, h, w), see `data.features`.
+    frames of all clips. What is random in them repeats by seed; `TrainingClips` says how far the number of workers
+    matters. With the option `features`, there are also teacher_feature_0, .., float16 (L, C, h, w), see
+    `data.features`.
 
     Args:
         opt: `PairedOptions`.

@@ -186,7 +186,7 @@ class TrainingDataset(Dataset):
 class WorkerEntry:
     """Prepares a loader's worker for work on a store, once. Returns the worker; None in the main process.
 
-    It is made in the main process, as spawned workers do not know what that one does on a SIGTERM.
+    It is made in the main process, as spawned workers do not know what that one does on a signal that ends it.
     """
 
     def __init__(self, store: FrameStore) -> None:

@@ -51,7 +51,7 @@ def test_jobs_do_not_matter(folder, tmp_path):
     assert (tmp_path / "1.lmdb" / "meta_info.txt").read_text() == (tmp_path / "2.lmdb" / "meta_info.txt").read_text()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such names")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes file names that are not UTF-8")
 def test_folders_may_have_names_that_are_no_utf8_and_frames_may_not(folder, tmp_path):
     odd = folder.rename(tmp_path / os.fsdecode(b"clips\xff"))
     out = tmp_path / os.fsdecode(b"\xff.lmdb")
