@@ -232,10 +232,12 @@ class Derainer:
         sides = [(span.seen.stop - span.seen.start) for span in tiles[0]]
         # other runtimes share out work that is too little for their threads, and would seem slower than they are
         most = _TRIAL_SIDE if isinstance(self.backend, TorchBackend) else 2 * _TRIAL_SIDE
-        tile = torch.randint(256, (*(min(side, most) for side in sides), 3), device=self.device).byte()
+        high, wide = (min(side, most) for side in sides)
+        noise = np.random.default_rng(0).integers(0, 256, (high, wide, 3), np.uint8)
+        tile = torch.from_numpy(noise).to(self.device)
         frames = self.batch + self.num_frame - 1
         windows = [[tile] * frames] if self._sequences else [[tile] * facts.num_seen] * self.batch
-        computed = len(tiles) * sides[0] * sides[1] / (self.batch * tile.shape[0] * tile.shape[1])
+        computed = len(tiles) * sides[0] * sides[1] / (self.batch * high * wide)
         return _usual_time(lambda: self._derain(windows, 255)) * computed
 
     def _seconds_in_blocks(self, blocks: BlockPath, width: int, height: int, *, closely: bool) -> float:

@@ -128,7 +128,9 @@ def causal(tmp_path_factory):
 def test_the_trial_gives_a_network_the_frames_that_it_takes(causal, backend, batch):
     network, folder = causal
     derainer = Derainer(for_backend(network, backend, folder), backend=backend, device="cpu", batch=batch)
+    before = torch.get_rng_state()
     assert derainer.seconds_a_frame(64, 48) > 0
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_facts_are_those_of_the_network(network):
