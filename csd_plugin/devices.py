@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, wraps
+from functools import cache, lru_cache, wraps
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,7 @@ class _Exactness:
 _exactness = _Exactness()
 
 
+@cache
 def _rounding() -> list[tuple[Any, str, Any]]:
     """(where, the setting's name there, its exact value) of all that may round float32."""
     backends: Any = torch.backends  # whose parts depend on the version
@@ -130,14 +131,17 @@ def constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     They serve a training, also where the first to ask is in inference mode. What is made for code that is compiled,
     or inside transforms of `torch.func` and a `FakeTensorMode`, is of use there alone, and not kept.
     """
-    kept = lru_cache(maxsize=64)(make)
+
+    @lru_cache(maxsize=64)
+    def kept(*key: Any) -> Tensor:
+        with torch.inference_mode(False):
+            return make(*key)
 
     @wraps(make)
     def get(*key: Any) -> Tensor:
         if torch.compiler.is_compiling() or under_transforms() or type(torch.empty(0)) is not Tensor:
             return make(*key)
-        with torch.inference_mode(False):
-            return kept(*key)
+        return kept(*key)
 
     return get
 

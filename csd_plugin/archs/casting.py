@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -106,7 +105,8 @@ class _Cast(torch.autograd.Function):
         return tuple(_cast(list(weights), dtype))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # they will be differentiated once more
+            return None, *(None if grad is None else grad.float() for grad in grads)
         found = iter(_cast([grad for grad in grads if grad is not None], torch.float32))
         return None, *(None if grad is None else next(found) for grad in grads)

@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from csd_plugin.devices import constant
-from csd_plugin.errors import NOT_SERVED, first_line
+from csd_plugin.errors import NOT_SERVED, CSDError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -198,6 +197,7 @@ class _Gates(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_hidden: Tensor | None, grad_cell: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        _refuse_second_derivatives()
         gates, previous, tanh_cell = ctx.saved_tensors
         i, f, o, g = gates.chunk(4, dim=1)
         grad_gates = torch.empty_like(gates)
@@ -243,8 +243,8 @@ class _FusedGates(torch.autograd.Function):
         return _maps(hidden, size), _maps(cell, size)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_hidden: Tensor | None, grad_cell: Tensor | None) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivatives()
         if grad_hidden is None and grad_cell is None:
             return None, None, None
         grads = (None if grad is None else _rows(grad) for grad in (grad_hidden, grad_cell))
@@ -253,6 +253,14 @@ class _FusedGates(torch.autograd.Function):
         )
         all_grads = [_maps(rows, ctx.size) for rows in (grad_gates, grad_gates, grad_before)]
         return tuple(grad if needed else None for grad, needed in zip(all_grads, ctx.needs_input_grad, strict=True))
+
+
+def _refuse_second_derivatives() -> None:
+    """In a backward pass: raises CSDError where it is recorded, to be differentiated once more."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise CSDError(
+            "the cells of objectives have no second derivatives: leave create_graph out of their backward pass"
+        )
 
 
 def _rows(maps: Tensor) -> Tensor:

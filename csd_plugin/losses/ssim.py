@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,13 @@ from torch.nn import functional as F
 
 from csd_plugin.devices import constant, exact_float32
 from csd_plugin.errors import CSDError
+from csd_plugin.versions import under_transforms
 
 WINDOW, SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
+
+Shape = tuple[int, ...]
+"""(C, h, w) of one size."""
 
 
 def zero_padded_ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -32,24 +37,33 @@ def zero_padded_ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _ssim(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
-    """`zero_padded_ssim` of pairs of images of several sizes, (B, C, h, w) each -> (B, number of sizes)."""
-    means: Tensor = _SSIM.apply(len(xs), *(image.contiguous() for image in (*xs, *ys)))
+    """`zero_padded_ssim` of pairs of images of several sizes, (B, C, h, w) each -> (B, number of sizes).
+
+    All sizes of an image lie in one row, so that only filters and means take a launch for each.
+    """
+    shapes = [tuple(image.shape[1:]) for image in xs]
+    x, y = (torch.cat([image.flatten(1) for image in images], dim=1) for images in (xs, ys))
+    means: Tensor = _means(x, y, shapes) if under_transforms() else _SSIM.apply(x, y, shapes)
     return means
 
 
-class _SSIM(torch.autograd.Function):
-    """Mean SSIM by image and size, with its gradient written out: a third of what autograd would keep and do.
-
-    All sizes of an image lie in one row, so that only filters and means take a launch for each.
+def _means(x: Tensor, y: Tensor, shapes: Sequence[Shape]) -> Tensor:
+    """SSIM by image and size, of rows (B, pixels of all sizes), for derivatives of any order.
 
     With the means m, the moments e2 = E[x^2 + y^2] and exy = E[xy] under the window, and p = mx my, s = mx^2 + my^2:
     SSIM = (2p + C1) (2(exy - p) + C2) / ((s + C1) (e2 - s + C2)).
     """
+    mx, my, e2, exy = _smooth(torch.stack([x, y, x * x + y * y, x * y]), shapes)
+    p, s = mx * my, mx * mx + my * my
+    ssim = (2 * p + _C1) * (2 * (exy - p) + _C2) / ((s + _C1) * (e2 - s + _C2))
+    return _by_size(ssim, shapes)
+
+
+class _SSIM(torch.autograd.Function):
+    """`_means` with its gradient written out: a third of what autograd would keep and do."""
 
     @staticmethod
-    def forward(ctx: Any, count: int, *images: Tensor) -> Tensor:
-        shapes = [image.shape[1:] for image in images[:count]]
-        x, y = (torch.cat([image.flatten(1) for image in part], dim=1) for part in (images[:count], images[count:]))
+    def forward(ctx: Any, x: Tensor, y: Tensor, shapes: Sequence[Shape]) -> Tensor:
         mx, my, e2, exy = _smooth(torch.stack([x, y, x.square().addcmul_(y, y), x * y]), shapes)
         p, s = mx * my, mx.square().addcmul_(my, my)
         a1, a2 = torch.add(torch.tensor(_C1), p, alpha=2), torch.add(torch.tensor(_C2), exy.sub_(p), alpha=2)
@@ -57,13 +71,16 @@ class _SSIM(torch.autograd.Function):
         ssim = (a1 * a2).div_(b1 * b2)
         ctx.save_for_backward(x, y, mx, my, a1, a2, b1, b2)
         ctx.shapes = shapes
-        return torch.stack([part.mean(dim=1) for part in ssim.split(_sizes(shapes), dim=1)], dim=1)
+        return _by_size(ssim, shapes)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # by create_graph; `once_differentiable` is silent where `grad` is a constant
-            raise CSDError("PyramidSSIMLoss has no second derivatives; call backward or grad without create_graph")
         x, y, mx, my, a1, a2, b1, b2 = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # it will be differentiated once more
+            wanted = [row for row, needs in zip((x, y), needed, strict=True) if needs]
+            found = iter(torch.autograd.grad(_means(x, y, ctx.shapes), wanted, grad, create_graph=True))
+            return *(next(found) if needs else None for needs in needed), None
         sizes = _sizes(ctx.shapes)
         # all of it twice, as every gradient of an image wants it
         by_pixel = [2 / size * grad[:, k, None].expand(-1, size) for k, size in enumerate(sizes)]
@@ -73,39 +90,39 @@ class _SSIM(torch.autograd.Function):
         by_e2 = ssim / b2  # with the other sign
         by_s = torch.addcdiv(by_e2, ssim, b1, value=-1)
         by_p = (scaled * a2).sub_(by_a2)
-        wanted = [(mx, my, x, y), (my, mx, y, x)]
-        needed = [pair for pair, k in zip(wanted, (1, 1 + len(sizes)), strict=True) if ctx.needs_input_grad[k]]
-        means = [(other * by_p).addcmul_(mean, by_s) for mean, other, _, _ in needed]
+        pairs = [pair for pair, needs in zip(((mx, my), (my, mx)), needed, strict=True) if needs]
+        means = [(other * by_p).addcmul_(mean, by_s) for mean, other in pairs]
         by_square, by_product, *by_means = _smooth(torch.stack([by_e2, by_a2, *means]), ctx.shapes)
-        gradients: list[Tensor | None] = []
-        for pair in wanted:
-            if not any(pair is one for one in needed):
-                gradients += [None] * len(sizes)
-                continue
-            _, _, image, partner = pair
-            whole = by_means.pop(0).addcmul_(image, by_square, value=-1).addcmul_(partner, by_product)
-            parts = zip(whole.split(sizes, dim=1), ctx.shapes, strict=True)
-            gradients += [part.unflatten(1, shape) for part, shape in parts]
-        return None, *gradients
+        gradients: list[Tensor | None] = [None, None, None]
+        for k, (row, partner) in enumerate(((x, y), (y, x))):
+            if needed[k]:
+                gradients[k] = by_means.pop(0).addcmul_(row, by_square, value=-1).addcmul_(partner, by_product)
+        return tuple(gradients)
 
 
-def _sizes(shapes: Sequence[torch.Size]) -> list[int]:
-    return [shape.numel() for shape in shapes]
+def _by_size(pixels: Tensor, shapes: Sequence[Shape]) -> Tensor:
+    """Means (B, number of sizes) of rows (B, pixels of all sizes)."""
+    return torch.stack([part.mean(dim=1) for part in pixels.split(_sizes(shapes), dim=1)], dim=1)
 
 
-def _smooth(rows: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
+def _sizes(shapes: Sequence[Shape]) -> list[int]:
+    return [math.prod(shape) for shape in shapes]
+
+
+def _smooth(rows: Tensor, shapes: Sequence[Shape]) -> Tensor:
     """Images (k, B, pixels), their sizes (C, h, w) one after the other, under the Gaussian window; zeros around them.
 
     It is its own transpose. Variances are small differences of what comes out, so that rounded products would make
     them negative.
     """
+    lengths = {length for _, *size in shapes for length in size}
+    bands = {length: _band(length, rows.dtype, rows.device) for length in lengths}
     smooth = []
     with exact_float32():
         for images, (_, height, width) in zip(rows.split(_sizes(shapes), dim=2), shapes, strict=True):
-            down, across = (_band(length, rows.dtype, rows.device) for length in (height, width))
             lines = images.unflatten(2, (-1, width)).flatten(0, 1)  # a view: (k * B, C * h, w)
-            columns = torch.bmm(lines, across.expand(len(lines), -1, -1)).view(-1, height, width)
-            smooth.append(torch.bmm(down.expand(len(columns), -1, -1), columns).view(*rows.shape[:2], -1))
+            columns = torch.bmm(lines, bands[width].expand(len(lines), -1, -1)).view(-1, height, width)
+            smooth.append(torch.bmm(bands[height].expand(len(columns), -1, -1), columns).view(*rows.shape[:2], -1))
     return torch.cat(smooth, dim=2)
 
 

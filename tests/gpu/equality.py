@@ -20,6 +20,7 @@ from csd_plugin.devices import use_channels_last
 from csd_plugin.distill import cell
 from csd_plugin.distill.csd import CSD
 from csd_plugin.distill.std import STD
+from csd_plugin.errors import CSDError
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.types import ClipView
 
@@ -189,6 +190,29 @@ def test_weights_that_were_cast_in_inference_mode_can_be_learned_through():
     frames = torch.rand(1, 3, 8, 8, dtype=torch.bfloat16, requires_grad=True)
     nn.functional.conv2d(frames, half).sum().backward()
     assert list(kept.halves(torch.bfloat16).values()) == [half]
+
+
+@pytest.mark.parametrize("fuses", [True, False])
+def test_cells_refuse_second_derivatives(fuses, monkeypatch):
+    monkeypatch.setattr(cell, "_has_fused_lstm", lambda device: fuses)
+    with gpu():
+        maps = torch.rand(2, 1, 5, 6).to("cuda").requires_grad_()
+        hidden, _ = cell.ConvLSTMCell(in_channels=1, hidden=4).to("cuda")(maps, None)
+        with pytest.raises(CSDError, match="no second derivatives"):
+            torch.autograd.grad(hidden.sum(), maps, create_graph=True)
+
+
+def test_second_derivatives_of_what_takes_fewer_launches(monkeypatch):
+    monkeypatch.setattr(fused, "_by_cudnn", fused._by_torch)  # on a CPU
+    shapes = ((1, 2, 5, 4), (3, 2, 3, 3), (3,), (1, 3, 5, 4))
+    values = [torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    how = ((1, 1), (1, 1), (1, 1), 1)
+    assert torch.autograd.gradgradcheck(lambda *values: fused._ConvReLU.apply(*values, how), values)
+    weight = torch.rand(4, requires_grad=True)
+    [half] = casting._Cast.apply(torch.bfloat16, weight)
+    [gradient] = torch.autograd.grad(half.square().sum(), weight, create_graph=True)
+    gradient.sum().backward()
+    assert weight.grad.tolist() == [2.0] * 4
 
 
 def test_the_loss_of_an_image():
