@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
+from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any, Literal, TypeVar
 
 from csd_plugin.data.datasets.field import option
+from csd_plugin.errors import CSDError
 
 MOST = 1024
 """Frames, targets, clips of a batch: far more than anybody trains with, few enough not to fill the memory."""
+
+_MISTYPED = 0.8
+"""How near an unknown key is to a known one, by difflib, where it is meant for it: the toolbox's own are not."""
+_KINDS: dict[str, tuple[Any, str]] = {
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "bool": (bool, "true or false"),
+}
+"""By the type of an option."""
+_SAID = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
 
 Self = TypeVar("Self", bound="DatasetOptions")
 
@@ -39,8 +53,30 @@ class DatasetOptions:
 
     @classmethod
     def of(cls: type[Self], opt: Mapping[str, Any]) -> Self:
-        """From the toolbox's dict, which has other keys too."""
+        """From the toolbox's dict, which has other keys too.
+
+        Raises CSDError for keys that are nearly one of these, and for numbers of the wrong kind or out of range. Option
+        files are checked for more.
+        """
+        known = [each.name for each in fields(cls)]
+        for key in opt:
+            near = get_close_matches(str(key), known, n=1, cutoff=_MISTYPED)
+            if near and key not in known:
+                raise CSDError(f"option {key!r} of a data set is unknown; did you mean {near[0]}?")
+        for each in fields(cls):
+            if each.name in opt:
+                _check_number(each, opt[each.name])
         return cls(**{each.name: opt[each.name] for each in fields(cls) if each.name in opt})
+
+
+def _check_number(field: Field[Any], value: Any) -> None:
+    kind, expected = _KINDS.get(getattr(field.type, "__name__", str(field.type)), (object, ""))
+    limits = field.metadata["limits"]
+    if not isinstance(value, kind) or (kind is not bool and expected and isinstance(value, bool)):
+        raise CSDError(f"option {field.name} of a data set is {value!r}: give {expected}")
+    if expected and not all(getattr(operator, how)(value, limit) for how, limit in limits.items()):
+        allowed = " and ".join(f"{_SAID[how]} {limit}" for how, limit in limits.items())
+        raise CSDError(f"option {field.name} of a data set is {value!r}: give {expected} {allowed}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ class PairedVideoDataset(TrainingDataset):
         opt: `PairedOptions`.
 
     Raises:
-        CSDError: data that does not fit together, at construction as far as headers show it.
+        CSDError: wrong options; data that does not fit together, at construction as far as headers show it.
     """
 
     options_class: ClassVar[type[TrainingOptions]] = PairedOptions

@@ -279,6 +279,28 @@ def test_test_options_that_do_not_fit(root, change, message):
         PairedVideoTestDataset({"dataroot": root, "num_frame": 3, **change})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gt_sise": 32}, "'gt_sise' of a data set is unknown; did you mean gt_size"),
+        ({"use_flip": False}, "'use_flip' of a data set is unknown; did you mean use_.flip"),
+        ({"gt_size": "32"}, "gt_size of a data set is '32': give a whole number"),
+        ({"num_frame": True}, "num_frame of a data set is True: give a whole number"),
+        ({"num_target": 0}, "num_target of a data set is 0: give a whole number above 0 and of at most 1024"),
+        ({"use_rot": "no"}, "use_rot of a data set is 'no': give true or false"),
+    ],
+)
+def test_training_options_are_checked_without_an_option_file_too(root, change, message):
+    with pytest.raises(CSDError, match=message):
+        PairedVideoDataset({"dataroot": root, **SMALL, **change})
+
+
+def test_keys_of_others_and_numbers_of_numpy_are_taken(root):
+    theirs = {"name": "t", "type": "PairedVideoDataset", "phase": "train", "scale": 1, "io_backend": {"type": "disk"}}
+    dataset = PairedVideoDataset({"dataroot": root, **SMALL, **theirs, "gt_size": np.int64(21)})
+    assert dataset[0]["lq"].shape == (7, 3, 21, 21)
+
+
 def test_rain_and_truth_of_different_sizes(mutable):
     for file in (mutable / TEST / "a1_GT").iterdir():
         write_image(file, moving_scene(1, 20, 26, 0)[0])
