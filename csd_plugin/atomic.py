@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from csd_plugin.errors import CSDError, at, cannot_write
@@ -16,29 +19,56 @@ _LONGEST_NAME = 255
 """Bytes of a file's name, on every usual file system."""
 _BEGINNING, _PIECE = 4096, 2**20
 """Bytes that are read of a file, and that are written at once."""
-_DRAFT = re.compile(r"\.\d+\.part(\.\w+)?$")
+_DRAFT = re.compile(r"\.(?:([0-9a-f]{6})-)?(\d+)\.part(\.\w+)?$")
+"""How a draft's name ends: `_machine`, which those of earlier versions lack, process, suffix."""
+_OLD = 24 * 3600
+"""Seconds without a change after which a draft is dead whose process cannot be looked for."""
 
 
 @contextmanager
 def replacing(path: Path, *, synced: bool = False) -> Iterator[Path]:
     """A hidden name next to `path`, with its suffix, to write to: it takes the place of `path` at the end.
 
-    After an error what was there before is there still, and nothing else. Processes do not meet under one name.
+    After an error what was there before is there still, and nothing else. Processes do not meet under one name. Errors
+    of the hidden file bear the name of `path`.
 
     Args:
         synced: the file is on the disk before it gets its name, and has it there at the end: it survives a power
             failure.
     """
-    draft = draft_of(path)
-    try:
+    with _drafting(path) as draft:
         yield draft
         if synced:
             _sync(draft)
         draft.replace(path)
         if synced and os.name != "nt":  # Windows opens no folders
             _sync(path.parent)
+
+
+@contextmanager
+def draft_folder(path: Path) -> Iterator[Path]:
+    """An empty hidden folder next to `path`, which is removed at the end with what is left in it.
+
+    Errors of files in it bear the name of `path`.
+    """
+    with _drafting(path) as draft:
+        remove(draft)
+        draft.mkdir()
+        yield draft
+
+
+@contextmanager
+def _drafting(path: Path) -> Iterator[Path]:
+    draft = draft_of(path)
+    try:
+        yield draft
+    except OSError as error:
+        if Path(str(error.filename)).is_relative_to(draft):
+            raise at(path, error) from error
+        raise
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # of the disk, which would hide the error that brought us here
+            remove(draft)
 
 
 def _sync(path: Path) -> None:
@@ -51,9 +81,8 @@ def _sync(path: Path) -> None:
 
 def remove_drafts(folder: Path) -> None:
     """Remove what writers that were killed have left half written; for a folder that nobody else writes to now."""
-    for draft in folder.glob(".*.part*"):
-        if _DRAFT.search(draft.name):
-            draft.unlink(missing_ok=True)
+    for draft, _ in _drafts_in(folder) if folder.is_dir() else ():
+        remove(draft)
 
 
 def remove(path: Path) -> None:
@@ -68,8 +97,65 @@ def remove(path: Path) -> None:
 
 
 def draft_of(path: Path) -> Path:
-    """A hidden name next to `path`, with its suffix, that no other process takes, and no longer than names may be."""
-    return path.with_name(hidden_name(path.stem, f".{os.getpid()}.part{path.suffix}"))
+    """A hidden name next to `path`, with its suffix, that no other process takes, and no longer than names may be.
+
+    Drafts of `path` that are dead are removed. A process looks for them once in each folder, so that one which writes
+    many files does not list them all each time.
+    """
+    draft = path.with_name(hidden_name(path.stem, f".{_machine()}-{os.getpid()}.part{path.suffix}"))
+    for left in _dead_drafts(draft.parent.absolute()).pop(_label(draft), ()):
+        with suppress(OSError):
+            remove(left)
+    return draft
+
+
+@cache
+def _dead_drafts(folder: Path) -> dict[str, list[Path]]:
+    """The drafts in a folder that are dead, by `_label`; none of a folder that cannot be read."""
+    found: dict[str, list[Path]] = {}
+    with suppress(OSError):
+        for draft, match in _drafts_in(folder):
+            if _is_dead(draft, match):
+                found.setdefault(_label(draft), []).append(draft)
+    return found
+
+
+def _drafts_in(folder: Path) -> Iterator[tuple[Path, re.Match[str]]]:
+    """Raises OSError."""
+    for path in folder.iterdir():
+        if path.name[0] == "." and (match := _DRAFT.search(path.name)):
+            yield path, match
+
+
+def _label(draft: Path) -> str:
+    """What the drafts of one output share."""
+    return _DRAFT.sub(r"\3", draft.name)
+
+
+def _is_dead(draft: Path, match: re.Match[str]) -> bool:
+    """Whether its process is gone; where that cannot be told, as on another machine, whether it is old.
+
+    A number that another process has since is taken for the writer's: such a draft is removed later.
+    """
+    machine, process = match[1], int(match[2])
+    if machine == _machine() and os.name != "nt":
+        try:
+            os.kill(process, 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+        except PermissionError:
+            pass
+        return False
+    return time.time() - draft.lstat().st_mtime > _OLD
+
+
+@cache
+def _machine() -> str:
+    """The same in all processes that see each other by their numbers: of one host, and of one container there."""
+    names = platform.node()
+    with suppress(OSError):
+        names += str(Path("/proc/self/ns/pid").readlink())
+    return hashlib.sha256(os.fsencode(names)).hexdigest()[:6]
 
 
 def hidden_name(name: str, tail: str) -> str:

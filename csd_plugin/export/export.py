@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.atomic import draft_folder
 from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.export.quantize import quantise
 from csd_plugin.export.writers import FORMATS, Run
@@ -164,11 +164,11 @@ def _made_up(facts: Facts) -> list[Tensor]:
 def _beside(output: Path) -> Iterator[Path]:
     """A path in a hidden folder next to the output; what is written there moves to its place if all went well."""
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.tmp", dir=output.parent) as folder:
-            temporary = Path(folder) / output.name
+        with draft_folder(output) as folder:
+            temporary = folder / output.name
             yield temporary
             # The file that names the others comes last.
-            drafts = sorted(Path(folder).iterdir(), key=lambda path: path == temporary)
+            drafts = sorted(folder.iterdir(), key=lambda path: path == temporary)
             _take_their_names({draft: output.with_name(draft.name) for draft in drafts})
     except OSError as error:
         raise cannot_write(output, error) from error

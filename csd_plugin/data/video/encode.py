@@ -100,7 +100,8 @@ class VideoWriter(FrameWriter):
             # Closing writes the file's end, which may fail for the very reason that brought us here.
             with contextlib.suppress(av.FFmpegError, OSError):
                 self._container.close()
-        self._draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._draft.unlink(missing_ok=True)
 
     def _begin(self, frame: np.ndarray) -> av.container.OutputContainer:
         """Open the file and the encoder for frames like this one."""
