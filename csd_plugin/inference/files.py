@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from csd_plugin.data.images import one_depth
 from csd_plugin.data.video import open_reader, open_writer
-from csd_plugin.data.video.interface import EmptyPart, FrameReader, Position
+from csd_plugin.data.video.interface import EmptyPart, FrameReader, Position, position_of
 from csd_plugin.data.video.origin import Origin, origin_of_clip
 from csd_plugin.data.video.pipes import comes_once
 from csd_plugin.errors import CSDError
@@ -97,6 +97,7 @@ def derain_file(
         raise CSDError(
             "keep_going (--keep-going) may leave out frames that the truth (--compare) needs: use only one of the two"
         )
+    start, end = position_of(start, "start"), None if end is None else position_of(end, "end")
     context, inputs = derainer.num_frame // 2, [truth] if truth else []
     made_by = _made_by(derainer, source, truth if side_by_side else None)
     with ExitStack() as stack:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from fractions import Fraction
 from pathlib import Path
 from unittest import mock
 
@@ -56,6 +57,17 @@ def times_of_sound(path: Path) -> list[float]:
     with av.open(str(path)) as container:
         stream = container.streams.audio[0]
         return [round(float(p.pts * p.time_base), 5) for p in container.demux(stream) if p.size]
+
+
+@pytest.mark.parametrize(("start", "end"), [(np.int64(2), np.int64(6)), (0.08, Fraction(6, 25))])
+def test_a_part_is_given_by_numbers_of_any_kind_also_to_be_resumed(start, end, derainer, tmp_path):
+    source = make_video(tmp_path / "in.mp4")
+    derain_file(source, tmp_path / "out", derainer, start=start, end=end, truth=source)
+    names = [f"{number:05d}.png" for number in (3, 4, 5, 6)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    (tmp_path / "out" / names[-1]).unlink()
+    assert derain_file(source, tmp_path / "out", derainer, start=start, end=end, resume=True).num_frames == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
 def test_no_more_frames_are_under_way_than_there_is_room_for(derainer):

@@ -67,6 +67,8 @@ def open_reader(
     """
     path, fps = Path(path), rate_of(fps)
     start, end = position_of(start, "start"), None if end is None else position_of(end, "end")
+    if context < 0:
+        raise CSDError(f"context is {context}: give a number of frames from 0")
     if path == PIPE:
         return PipeReader(size, start=start, end=end, fps=fps, context=context)
     if is_camera(path):

@@ -248,6 +248,8 @@ def test_context_around_a_part(tmp_path):
         assert all(np.array_equal(frame, whole[i]) for frame, i in zip(frames, expected, strict=True))
     with pytest.raises(CSDError, match="no frames in the part"):
         open_reader(tmp_path / "in.mp4", start=5, end=5, context=2)
+    with pytest.raises(CSDError, match="context is -1: give a number of frames from 0"):
+        open_reader(tmp_path / "in.mp4", context=-1)
 
 
 @pytest.mark.parametrize("kind", ["video", "folder"])
