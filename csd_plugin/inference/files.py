@@ -97,28 +97,24 @@ def derain_file(
         raise CSDError(
             "keep_going (--keep-going) may leave out frames that the truth (--compare) needs: use only one of the two"
         )
-    start, end = position_of(start, "start"), None if end is None else position_of(end, "end")
-    context, inputs = derainer.num_frame // 2, [truth] if truth else []
-    made_by = _made_by(derainer, source, truth if side_by_side else None)
+    part = _Part(source, position_of(start, "start"), None if end is None else position_of(end, "end"), fps)
+    inputs, made_by = [truth] if truth else [], _made_by(derainer, source, truth if side_by_side else None)
     with ExitStack() as stack:
         if resume:
             if truth:  # also where nothing is left to do
                 open_reader(truth, fps=fps).close()
             num_panel = 1 + side_by_side * (2 if truth else 1)
-            resumed = _resume_at(source, output, start, end, fps, num_panel, inputs, made_by)
+            resumed = _resume_at(part, output, num_panel, inputs, made_by)
             if resumed is None:
                 return Derained(0, [])
-            start = resumed
+            part = part._replace(start=resumed)
         try:
-            reader = stack.enter_context(
-                open_reader(source, start=start, end=end, fps=fps, keep_going=keep_going, context=context, size=size)
-            )
+            reader = stack.enter_context(part.open(keep_going=keep_going, context=derainer.num_frame // 2, size=size))
         except EmptyPart:
             if resume:  # all frames are there: only reading to the end shows how many a raw stream has
                 return Derained(0, [])
             raise
-        true_reader = stack.enter_context(_open_truth(truth, reader, end, fps)) if truth else None
-        true_frames = _truth(true_reader, reader) if true_reader else None
+        true_frames = _truth(stack.enter_context(_open_truth(truth, reader, part)), reader) if truth else None
         hurries = reader.live or derainer.in_real_time if quick is None else quick
         replace = overwrite or resume
         writer = stack.enter_context(
@@ -139,18 +135,37 @@ def derain_file(
             true = next(true_frames, None) if true_frames else None
             if truth and true is None:
                 raise _unpaired(truth, source, count, of_truth=count)
-            panels = [frame for frame in (pair.rainy, pair.clean, true) if frame is not None]
-            writer.write(np.concatenate(one_depth(panels), axis=1) if side_by_side else pair.clean)
+            writer.write(_panels(pair, true) if side_by_side else pair.clean)
             if observe:
                 observe(reader.name(count), pair.rainy, pair.clean, true)
             count += 1
             if reader.live:
                 delay.append(reader.age(index))
             bar.update()
-        truth_goes_on = true_frames is not None and end is None and next(true_frames, None) is not None
+        truth_goes_on = true_frames is not None and part.end is None and next(true_frames, None) is not None
     if truth and truth_goes_on:
         raise CSDError(f"{_unpaired(truth, source, count)}; {output} is complete, but its scores would be wrong")
     return Derained(count, cuts, delay, reader.dropped)
+
+
+class _Part(NamedTuple):
+    """What is to be read; see `open_reader`."""
+
+    source: Path
+    start: Position
+    end: Position | None
+    fps: Fraction
+
+    def open(self, *, keep_going: bool = False, context: int = 0, size: tuple[int, int] | None = None) -> FrameReader:
+        return open_reader(
+            self.source,
+            start=self.start,
+            end=self.end,
+            fps=self.fps,
+            keep_going=keep_going,
+            context=context,
+            size=size,
+        )
 
 
 def has_deep_frames(source: Path) -> bool:
@@ -244,6 +259,12 @@ def paired(frames: Iterable[np.ndarray], derainer: Derainer, depth: int = 4) -> 
         yield Pair(rainy, clean.result(), begins_shot)
 
 
+def _panels(pair: Pair, true: np.ndarray | None) -> np.ndarray:
+    """Rainy frame, clean frame and, where there is one, truth side by side, with the depth of the deepest."""
+    panels = [pair.rainy, pair.clean] if true is None else [pair.rainy, pair.clean, true]
+    return np.concatenate(one_depth(panels), axis=1)
+
+
 def _made_by(derainer: Derainer, source: Path, truth: Path | None) -> dict[str, Origin]:
     """What the frames depend on, for files of them; empty where it is not known of all of it.
 
@@ -258,14 +279,7 @@ def _made_by(derainer: Derainer, source: Path, truth: Path | None) -> dict[str, 
 
 
 def _resume_at(
-    source: Path,
-    output: Path,
-    start: Position,
-    end: Position | None,
-    fps: Fraction,
-    num_panel: int,
-    inputs: list[Path],
-    made_by: Mapping[str, Origin],
+    part: _Part, output: Path, num_panel: int, inputs: list[Path], made_by: Mapping[str, Origin]
 ) -> int | None:
     """The number of the first frame whose file is not there yet; None if all are known to be.
 
@@ -276,12 +290,12 @@ def _resume_at(
     Raises:
         CSDError: where frames of another size, or made by something else, are there.
     """
-    if comes_once(source):
+    if comes_once(part.source):
         raise CSDError(
-            f"{source}: frames from a pipe or camera cannot be read again, so --resume needs a file or a folder"
+            f"{part.source}: frames from a pipe or camera cannot be read again, so --resume needs a file or a folder"
         )
     with ExitStack() as stack:
-        reader = stack.enter_context(open_reader(source, start=start, end=end, fps=fps))
+        reader = stack.enter_context(part.open())
         writer = stack.enter_context(open_writer(output, like=reader, overwrite=True, inputs=inputs, made_by=made_by))
         done = writer.resume_at((reader.size[0] * num_panel, reader.size[1]))
         return None if done is None else reader.first + done
@@ -309,11 +323,12 @@ def _cut(frame: np.ndarray, top: int, left: int, size: int) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _open_truth(truth: Path, rainy: FrameReader, end: Position | None, fps: Fraction) -> FrameReader:
+def _open_truth(truth: Path, rainy: FrameReader, part: _Part) -> FrameReader:
     """The true frames of the same numbers, whatever the rates of the two clips. Raises CSDError."""
+    end = part.end
     if not (end is None or isinstance(end, int)):
         end = rainy.first + rainy.num_frames if rainy.counted and rainy.num_frames is not None else None
-    return open_reader(truth, start=rainy.first, end=end, fps=fps)
+    return open_reader(truth, start=rainy.first, end=end, fps=part.fps)
 
 
 def _truth(truth: FrameReader, rainy: FrameReader) -> Iterator[np.ndarray]:
