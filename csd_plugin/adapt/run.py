@@ -110,6 +110,17 @@ class Plan:
         return self.out, self.state, self.page, picture_of(self.page)
 
 
+class _Run(NamedTuple):
+    """What learns from what."""
+
+    plan: Plan
+    source: Path
+    start: nn.Module
+    teacher: Teacher
+    cache: Cache
+    learner: Learner
+
+
 class _Before(NamedTuple):
     """The held-back frames before the student learns.
 
@@ -121,6 +132,13 @@ class _Before(NamedTuple):
     results: list[list[Image]]
     flicker: float | None
     teachers_flicker: float | None
+
+
+class _After(NamedTuple):
+    """The network that is kept, and its results on the held-back frames, clip by clip."""
+
+    network: nn.Module
+    results: list[list[Image]]
 
 
 def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
@@ -144,13 +162,27 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
     cache = open_cache(plan.cache_folder, plan.inputs, teacher, ensemble=plan.ensemble, most=plan.frames, say=say)
     if plan.features:
         _store_features(plan, cache, teacher, say)
-    learner, batches = _learner(plan, start), _batches(plan, start, cache)
+    run = _Run(plan, source, start, teacher, cache, _learner(plan, start))
+    batches = _batches(plan, start, cache)
     clips = scoring.held_back(cache, context)
     before = _before(start, clips, plan.device)
     for line in _doubt(before):
         say(f"warning: {line}")
-    looked_at = scoring.affordable(start, clips, plan.device, _LOOKING * 60 * plan.minutes)
-    setting = _setting(plan, source, cache)
+    _learn(run, batches, scoring.affordable(start, clips, plan.device, _LOOKING * 60 * plan.minutes), say)
+    _report(run, clips, before, _after(run, clips, before), guards, say)
+
+
+def _learn(run: _Run, batches: Batches, looked_at: list[scoring.Clip], say: Callable[[str], object]) -> None:
+    """Until the time is over, saving the state and the best network so far.
+
+    Args:
+        looked_at: the held-back frames that there is time to look at on the way.
+
+    Raises:
+        CSDError: an earlier state that does not fit.
+        KeyboardInterrupt: after all has been saved.
+    """
+    plan, learner, setting = run.plan, run.learner, _setting(run)
     if plan.resume:
         state = _saved(plan.state, setting)
         try:
@@ -159,26 +191,23 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
             raise CSDError(f"--resume: {plan.state}: {error}; remove it, and leave --resume out") from error
         say(f"continued after {learner.progress.seconds / 60:.1f} minutes, {learner.progress.step:,} steps")
     # of an earlier run's best, too: it was looked at on as many frames as that run's time allowed
-    learner.progress.best = _nearness(_with(start, learner.best), looked_at, plan.device)
-
+    learner.progress.best = _nearness(_with(run.start, learner.best), looked_at, plan.device)
     if plan.overwrite:
         plan.state.unlink(missing_ok=True)  # --resume after this run, however it ends, must not continue another one
 
     def save() -> None:
-        save_plain({"setting": setting, **learner.state()}, plan.state)
-        _write(plan, source, teacher, cache, learner)
+        _save(run, setting)
 
     try:
         learner.learn(batches, 60 * plan.minutes, lambda average: _nearness(average, looked_at, plan.device), save)
     except KeyboardInterrupt:
         save()
         raise
-    networks = {"before": start, "after": _with(start, learner.best)}
-    after = scoring.cleaned(networks["after"], clips, plan.device)
-    if scoring.nearness(after, clips) < scoring.nearness(before.results, clips):  # fewer were looked at on the way
-        networks["after"], after, learner.best = start, before.results, start.state_dict()
-        save()
-    _report(plan, teacher, cache, learner, networks, clips, before, after, guards, say)
+
+
+def _save(run: _Run, setting: dict[str, Any]) -> None:
+    save_plain({"setting": setting, **run.learner.state()}, run.plan.state)
+    _write(run)
 
 
 def _check(plan: Plan) -> Path:
@@ -294,11 +323,12 @@ def _doubt(before: _Before) -> list[str]:
     ]
 
 
-def _setting(plan: Plan, source: Path, cache: Cache) -> dict[str, Any]:
+def _setting(run: _Run) -> dict[str, Any]:
     """What must be the same when a run is continued."""
+    plan = run.plan
     return {
-        "--student": named(source).sha256,
-        "videos, teachers or frames": hashlib.sha256((cache.folder / "manifest.json").read_bytes()).hexdigest(),
+        "--student": named(run.source).sha256,
+        "videos, teachers or frames": hashlib.sha256((run.cache.folder / "manifest.json").read_bytes()).hexdigest(),
         "--pairs": str(plan.pairs),
         "--keep": plan.keep if plan.pairs else None,
         "--rate": plan.rate,
@@ -316,23 +346,24 @@ def _saved(path: Path, setting: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key != "setting"}
 
 
-def _write(plan: Plan, source: Path, teacher: Teacher, cache: Cache, learner: Learner) -> None:
+def _write(run: _Run) -> None:
     """The best network so far, with where it comes from."""
+    plan, cache, learner = run.plan, run.cache, run.learner
     clips = ", ".join(one.name for one in cache.inputs)
-    teachers = " and ".join(one.name for one in teacher.networks) + (", self-ensemble" if plan.ensemble else "")
-    known = under_todays_keys(facts_in(source))
+    teachers = " and ".join(one.name for one in run.teacher.networks) + (", self-ensemble" if plan.ensemble else "")
+    known = under_todays_keys(facts_in(run.source))
     minutes = round(learner.progress.seconds / 60, 2)
     kept = f"; {plan.keep:.0%} other pairs ({plan.pairs})" if plan.pairs else ""
     facts = {
-        "what": f"{named(source).name} adapted to {clips}",
+        "what": f"{named(run.source).name} adapted to {clips}",
         "trained_on": f"{counted(cache.frames, 'rainy frame')} of {clips}, cleaned by {teachers}{kept}",
         "recipe": f"csd adapt, {learner.progress.step:,} steps in {minutes:g} minutes",
         "license": known.get("license", "not stated"),
         "adapted": {
             "clips": [asdict(one) for one in cache.inputs],
-            "teachers": [asdict(one) for one in teacher.networks],
+            "teachers": [asdict(one) for one in run.teacher.networks],
             "ensemble": plan.ensemble,
-            "student": asdict(named(source)),
+            "student": asdict(named(run.source)),
             "minutes": minutes,
             "steps": learner.progress.step,
             "kept": plan.keep if plan.pairs else 0.0,
@@ -343,62 +374,85 @@ def _write(plan: Plan, source: Path, teacher: Teacher, cache: Cache, learner: Le
     save_plain({"params": learner.best, "facts": facts}, plan.out)
 
 
+def _after(run: _Run, clips: list[scoring.Clip], before: _Before) -> _After:
+    """What was learned; the student as it was, which is saved then, where that comes nearer to the teacher."""
+    best, device = _with(run.start, run.learner.best), run.plan.device
+    results = scoring.cleaned(best, clips, device)
+    if scoring.nearness(results, clips) >= scoring.nearness(before.results, clips):
+        return _After(best, results)
+    run.learner.best = run.start.state_dict()  # fewer frames were looked at on the way
+    _save(run, _setting(run))
+    return _After(run.start, before.results)
+
+
 def _report(
-    plan: Plan,
-    teacher: Teacher,
-    cache: Cache,
-    learner: Learner,
-    networks: dict[str, nn.Module],
+    run: _Run,
     clips: list[scoring.Clip],
     before: _Before,
-    after: list[list[Image]],
+    after: _After,
     guards: list[scoring.Clip],
     say: Callable[[str], object],
 ) -> None:
     """The page, and the lines that say the same."""
+    plan, guard, rows = run.plan, _guard(run, after, guards), _rows(run, clips, before, after)
+    _write_page(run, clips, before, after, rows, guard)
+    say(
+        f"held-back frames, PSNR to the teacher: {rows['before'].psnr:.2f} dB before, {rows['after'].psnr:.2f} dB after"
+    )
+    if all(torch.equal(weight, run.learner.best[name]) for name, weight in run.start.state_dict().items()):
+        say("no gain on the held-back frames: the checkpoint holds the student as it was")
+    say(guard)
+    say(f"written: {plan.out} and {plan.page}; the teacher's frames stay in {run.cache.folder} for other students")
+
+
+def _rows(run: _Run, clips: list[scoring.Clip], before: _Before, after: _After) -> dict[str, Row]:
+    """How near the held-back frames come to the teacher's, how they look, and what each takes."""
     height, width = clips[0].rainy[0].shape[:2]
-    results = {"before": before.results, "after": after}
-    flicker = {"before": before.flicker, "after": scoring.flicker(results["after"], clips)}
     rows = {
         name: Row(
-            scoring.nearness(results[name], clips),
-            flicker[name],
-            scoring.naturalness(results[name]),
-            Derainer(network, precision="auto", device=plan.device).seconds_a_frame(width, height),
+            scoring.nearness(results, clips),
+            flicker,
+            scoring.naturalness(results),
+            Derainer(network, precision="auto", device=run.plan.device).seconds_a_frame(width, height),
         )
-        for name, network in networks.items()
+        for name, network, results, flicker in (
+            ("before", run.start, before.results, before.flicker),
+            ("after", after.network, after.results, scoring.flicker(after.results, clips)),
+        )
     }
-    theirs, rainy = [clip.clean for clip in clips], [clip.rainy[clip.scored] for clip in clips]
-    seconds = teacher.seconds_a_frame(width, height)
-    rows["teacher"] = Row(None, before.teachers_flicker, scoring.naturalness(theirs), seconds)
+    clean, rainy = [clip.clean for clip in clips], [clip.rainy[clip.scored] for clip in clips]
+    seconds = run.teacher.seconds_a_frame(width, height)
+    rows["teacher"] = Row(None, before.teachers_flicker, scoring.naturalness(clean), seconds)
     rows["rain"] = Row(scoring.nearness(rainy, clips), scoring.flicker(rainy, clips), scoring.naturalness(rainy), None)
-    guard = _guard(plan, networks, guards)
-    frame = len(clips[0].clean) // 2
-    pictures = {"rain": rainy, "before": results["before"], "after": results["after"], "teacher": theirs}
+    return rows
+
+
+def _write_page(
+    run: _Run, clips: list[scoring.Clip], before: _Before, after: _After, rows: dict[str, Row], guard: str
+) -> None:
+    plan, cache, learner = run.plan, run.cache, run.learner
+    first = clips[0]
+    number = len(first.clean) // 2
+    rainy = first.rainy[first.scored]
+    pictures = {"rain": rainy, "before": before.results[0], "after": after.results[0], "teacher": first.clean}
+    held_back = sum(len(clip.clean) for clip in clips)
     write_page(
         plan.page,
         title=f"{plan.out.name}: {named(find_checkpoint(plan.student)).name} adapted to "
         f"{', '.join(one.name for one in cache.inputs)}",
         rows=rows,
-        size=(width, height),
-        pictures={label: frames[0][frame] for label, frames in pictures.items()},
+        size=(rainy[0].shape[1], rainy[0].shape[0]),
+        pictures={label: frames[number] for label, frames in pictures.items()},
         lines=[
-            f"{counted(cache.frames, 'frame')}, {sum(map(len, rainy))} of them held back; "
+            f"{counted(cache.frames, 'frame')}, {held_back} of them held back; "
             f"{learner.progress.step:,} steps in {learner.progress.seconds / 60:.1f} minutes",
             *_doubt(before),
             guard,
         ],
     )
-    say(
-        f"held-back frames, PSNR to the teacher: {rows['before'].psnr:.2f} dB before, {rows['after'].psnr:.2f} dB after"
-    )
-    if all(torch.equal(weight, learner.best[name]) for name, weight in networks["before"].state_dict().items()):
-        say("no gain on the held-back frames: the checkpoint holds the student as it was")
-    say(guard)
-    say(f"written: {plan.out} and {plan.page}; the teacher's frames stay in {cache.folder} for other students")
 
 
-def _guard(plan: Plan, networks: dict[str, nn.Module], guards: list[scoring.Clip]) -> str:
+def _guard(run: _Run, after: _After, guards: list[scoring.Clip]) -> str:
     """One line: how good the network is on other rain, before and after."""
     if not guards:
         return (
@@ -406,10 +460,11 @@ def _guard(plan: Plan, networks: dict[str, nn.Module], guards: list[scoring.Clip
             "scores it, and --pairs mixes other rain in"
         )
     scores: dict[str, Quality] = {
-        name: scoring.quality(network, guards, plan.device) for name, network in networks.items()
+        name: scoring.quality(network, guards, run.plan.device)
+        for name, network in (("before", run.start), ("after", after.network))
     }
     shown = ", ".join(f"{score.psnr:.2f} dB / {score.ssim:.4f} {name}" for name, score in scores.items())
-    return f"{plan.validation}, {_scored(guards)}, PSNR and SSIM of the luma: {shown}"
+    return f"{run.plan.validation}, {_scored(guards)}, PSNR and SSIM of the luma: {shown}"
 
 
 def _scored(clips: list[scoring.Clip]) -> str:
