@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -24,6 +24,12 @@ from csd_plugin.types import ClipView, Terms
 SCALE_SOURCES = ("feature", "frames")
 ORDERS = ("spatial_first", "temporal_first")
 CELLS = ("joint", "joint_until_collapsed", "frozen", "averaged")
+_CHOICES: dict[str, Collection[str]] = {
+    "aggregation": AGGREGATIONS,
+    "scale_source": SCALE_SOURCES,
+    "order": ORDERS,
+    "cells": CELLS,
+}
 _EMA_DECAY, _COLLAPSE_FRACTION = 0.999, 0.5
 PASSES = 2
 """Passes of the Connector."""
@@ -194,36 +200,9 @@ class CSD(Objective):
     ) -> None:
         super().__init__()
         temporal = independent or collaborative
-        for key, value, known in (
-            ("aggregation", aggregation, AGGREGATIONS),
-            ("scale_source", scale_source, SCALE_SOURCES),
-            ("order", order, ORDERS),
-            ("cells", cells, CELLS),
-        ):
-            if value not in known:
-                raise CSDError(f"CSD: {key} {value!r} is unknown{suggestion(value, known)}")
-        if num_scale < 1 or hidden < 1:
-            raise CSDError(f"CSD: num_scale ({num_scale}) and hidden ({hidden}) must be at least 1")
-        if not 0 <= ema_decay < 1:
-            raise CSDError(f"CSD: ema_decay must be at least 0 and below 1, not {ema_decay}")
-        if not 0 < collapse_fraction < 1:
-            raise CSDError(f"CSD: collapse_fraction must be between 0 and 1, not {collapse_fraction}")
-        for key, given, of, usual in (
-            ("ema_decay", ema_decay, "averaged", _EMA_DECAY),
-            ("collapse_fraction", collapse_fraction, "joint_until_collapsed", _COLLAPSE_FRACTION),
-        ):
-            if given != usual and cells != of:
-                raise CSDError(f"CSD: {key} is without effect unless cells is {of}; leave it out, or set cells")
-        if not (multi_scale or temporal):
-            raise CSDError("CSD: all parts are switched off; switch on multi_scale, independent or collaborative")
-        if cross_scale and not multi_scale:
-            raise CSDError("CSD: cross_scale needs multi_scale; switch it on or cross_scale off")
-        if adaptor and not (multi_scale and cross_scale and temporal):
-            raise CSDError(
-                "CSD: adaptor needs multi_scale, cross_scale and one of independent, collaborative; "
-                "switch them on or adaptor off"
-            )
-
+        _check_choices(aggregation=aggregation, scale_source=scale_source, order=order, cells=cells)
+        _check_numbers(cells, num_scale, hidden, ema_decay, collapse_fraction)
+        _check_modules(multi_scale=multi_scale, cross_scale=cross_scale, temporal=temporal, adaptor=adaptor)
         self.aggregate = AGGREGATIONS[aggregation]
         self.num_scale = num_scale if multi_scale else 1
         if scale_source == "frames":
@@ -343,6 +322,39 @@ class CSD(Objective):
             targets = [status.detach() for status in traces.teacher.of_time()]
             streams.append(_distance(self.cells.collaborate(student_map, traces.teacher), targets))
         return torch.stack(streams).sum()
+
+
+def _check_choices(**given: str) -> None:
+    for key, value in given.items():
+        if value not in _CHOICES[key]:
+            raise CSDError(f"CSD: {key} {value!r} is unknown{suggestion(value, _CHOICES[key])}")
+
+
+def _check_numbers(cells: str, num_scale: int, hidden: int, ema_decay: float, collapse_fraction: float) -> None:
+    if num_scale < 1 or hidden < 1:
+        raise CSDError(f"CSD: num_scale ({num_scale}) and hidden ({hidden}) must be at least 1")
+    if not 0 <= ema_decay < 1:
+        raise CSDError(f"CSD: ema_decay must be at least 0 and below 1, not {ema_decay}")
+    if not 0 < collapse_fraction < 1:
+        raise CSDError(f"CSD: collapse_fraction must be between 0 and 1, not {collapse_fraction}")
+    for key, given, of, usual in (
+        ("ema_decay", ema_decay, "averaged", _EMA_DECAY),
+        ("collapse_fraction", collapse_fraction, "joint_until_collapsed", _COLLAPSE_FRACTION),
+    ):
+        if given != usual and cells != of:
+            raise CSDError(f"CSD: {key} is without effect unless cells is {of}; leave it out, or set cells")
+
+
+def _check_modules(*, multi_scale: bool, cross_scale: bool, temporal: bool, adaptor: bool) -> None:
+    if not (multi_scale or temporal):
+        raise CSDError("CSD: all parts are switched off; switch on multi_scale, independent or collaborative")
+    if cross_scale and not multi_scale:
+        raise CSDError("CSD: cross_scale needs multi_scale; switch it on or cross_scale off")
+    if adaptor and not (multi_scale and cross_scale and temporal):
+        raise CSDError(
+            "CSD: adaptor needs multi_scale, cross_scale and one of independent, collaborative; "
+            "switch them on or adaptor off"
+        )
 
 
 def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
