@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from csd_plugin import compat, extensions
@@ -23,32 +24,13 @@ def install() -> None:
     A name that a class of another package has, or takes later, is that package's: ours is then `CSD_NAME`.
     """
     compat.prepare_imports()
-    from basicsr.utils.registry import (
-        ARCH_REGISTRY,
-        DATASET_REGISTRY,
-        LOSS_REGISTRY,
-        METRIC_REGISTRY,
-        MODEL_REGISTRY,
-        Registry,
-    )
+    from basicsr.utils.registry import MODEL_REGISTRY, Registry
 
     compat.repair_toolbox()
     _give_way(Registry)
-
-    from csd_plugin.data.datasets import DATASETS
-    from csd_plugin.losses import LOSSES
-    from csd_plugin.metrics import METRICS
-    from csd_plugin.metrics.registered import as_function
-
-    for network in filter(_is_ours, list(NETWORKS.values())):  # a class that gives way is renamed in its table
-        _register(ARCH_REGISTRY, network)
-    for dataset in filter(_is_ours, list(DATASETS.values())):
-        _register(DATASET_REGISTRY, dataset)
-    for loss in filter(_is_ours, list(LOSSES.values())):
-        _register(LOSS_REGISTRY, loss)
-    for metric in filter(_is_ours, METRICS.values()):
-        if metric.function is not None:
-            _register(METRIC_REGISTRY, as_function(metric))
+    for registry, rows in _tables():
+        for _, obj in filter(_has_ours, rows):
+            _register(registry, obj)
 
     from csd_plugin.models.distill_model import DistillModel
     from csd_plugin.models.video_derain_model import VideoDerainModel
@@ -58,24 +40,31 @@ def install() -> None:
 
 
 def extend() -> None:
-    """After `install`, what other packages have: the toolbox knows the networks in our table. Raises CSDError."""
-    from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY
+    """After `install`, what other packages have put into our tables. Raises CSDError."""
+    for fault in extensions.load():
+        raise fault
+    for registry, rows in _tables():
+        for name, obj in rows:
+            _register_theirs(registry, name, obj)
+
+
+def _tables() -> Iterator[tuple[Any, list[tuple[str, Any]]]]:
+    """A registry of BasicSR's, and the names and objects that our table has for it. Raises CSDError."""
+    from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
 
     from csd_plugin.data.datasets import DATASETS
+    from csd_plugin.losses import LOSSES
     from csd_plugin.metrics import METRICS
     from csd_plugin.metrics.registered import as_function
 
-    for fault in extensions.load():
-        raise fault
-    for name, network in NETWORKS.items():
-        _register_theirs(ARCH_REGISTRY, name, network)
     for name, dataset in DATASETS.items():
         if not hasattr(dataset, "options_class"):
             raise CSDError(f"{dataset.__module__}: the data set {name} needs an options_class; see data/datasets")
-        _register_theirs(DATASET_REGISTRY, name, dataset)
-    for metric in METRICS.values():
-        if metric.function is not None:
-            _register_theirs(METRIC_REGISTRY, metric.function, as_function(metric))
+    # lists, as a class that gives way is renamed in its table
+    yield ARCH_REGISTRY, list(NETWORKS.items())
+    yield DATASET_REGISTRY, list(DATASETS.items())
+    yield LOSS_REGISTRY, list(LOSSES.items())
+    yield METRIC_REGISTRY, [(each.function, as_function(each)) for each in METRICS.values() if each.function]
 
 
 def _register_theirs(registry: Any, name: str, obj: Any) -> None:
@@ -126,5 +115,9 @@ def _rename(registry: Any, ours: Any, owner: Any) -> None:
     )
 
 
-def _is_ours(cls: Any) -> bool:
-    return cls.__module__.startswith("csd_plugin.")
+def _has_ours(row: tuple[str, Any]) -> bool:
+    return _is_ours(row[1])
+
+
+def _is_ours(obj: Any) -> bool:
+    return obj.__module__.startswith("csd_plugin.")

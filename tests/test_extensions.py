@@ -60,19 +60,31 @@ class Edges(Objective):
         return Terms({"edges": (ours - theirs.detach()).abs().mean()}, {})
 
 
+class Absolute(nn.Module):
+    def __init__(self, power=2.0):
+        super().__init__()
+        self.power = power
+
+    def forward(self, output, gt):
+        return (output - gt).abs().pow(self.power).mean()
+
+
 def register():
     OBJECTIVES["Edges"] = Edges
 """
 # ours, which is known everywhere; and the toolbox's, for training alone
 TABLE = """
     from csd_plugin.archs import NETWORKS
+    from csd_plugin.losses import LOSSES
 
     NETWORKS["Blur"] = Blur
+    LOSSES["Absolute"] = Absolute
 """
 REGISTRY = """
-    from basicsr.utils.registry import ARCH_REGISTRY
+    from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 
     ARCH_REGISTRY.register(Blur)
+    LOSS_REGISTRY.register(Absolute)
 """
 
 
@@ -98,7 +110,7 @@ def with_package(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("way", [TABLE, REGISTRY], ids=["table", "registry"])
-def test_a_network_and_an_objective_of_another_package_train_by_options_alone(
+def test_a_network_a_loss_and_an_objective_of_another_package_train_by_options_alone(
     scratch, tiny_rain, tiny_teacher, tmp_path, way
 ):
     (scratch / "scratch_derain.py").write_text(PACKAGE + way)
@@ -106,7 +118,10 @@ def test_a_network_and_an_objective_of_another_package_train_by_options_alone(
         tiny_rain,
         tiny_teacher,
         network_g={"type": "Blur", "width": 5},
-        **{"train.distill_opt": {"type": "Edges", "step": 2, "weights": {"edges": 0.5}}},
+        **{
+            "train.distill_opt": {"type": "Edges", "step": 2, "weights": {"edges": 0.5}},
+            "train.pixel_opt": {"type": "Absolute", "power": 1.5},
+        },
     )
     done = run(scratch, options, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
