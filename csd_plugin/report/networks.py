@@ -178,7 +178,7 @@ def card_tables(networks: Mapping[str, Network], left: Mapping[str, Network], ra
     """What ships; and what did, until something better and faster came."""
     tables = as_markdown(networks, rainy)
     if left:
-        tables += "\n\nThese shipped before, and left when a network came that is faster and has a better PSNR on the "
+        tables += "\n\nThese shipped before. Each was dropped for a network that is faster and has a better PSNR on the "
         tables += "validation clips:\n\n"
         tables += as_markdown(left, rainy)
     return tables
