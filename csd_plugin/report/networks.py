@@ -178,8 +178,8 @@ def card_tables(networks: Mapping[str, Network], left: Mapping[str, Network], ra
     """What ships; and what did, until something better and faster came."""
     tables = as_markdown(networks, rainy)
     if left:
-        tables += "\n\nThese shipped before. Each was dropped for a network that is faster and has a better PSNR on the "
-        tables += "validation clips:\n\n"
+        tables += "\n\nThese shipped before. Each was dropped for a network that is faster and has a better PSNR on "
+        tables += "the validation clips:\n\n"
         tables += as_markdown(left, rainy)
     return tables
 
