@@ -155,8 +155,14 @@ def run(args: argparse.Namespace) -> None:
         device=args.device,
         memory=args.memory,
     )
-    say = partial(print, file=sys.stderr if str(args.output) == "-" else sys.stdout, flush=True)
+    say = partial(print, file=sys.stderr if args.output == PIPE else sys.stdout, flush=True)
     scores = Scores()
+    num_panel = 1 + args.side_by_side * (2 if args.compare else 1)
+
+    def begin(reader: FrameReader) -> None:
+        say(expectation(model, derainer, reader))
+        if args.output == PIPE:
+            say(f"{raw_format(reader, num_panel)} on standard output")
 
     def score(name: str, rainy: np.ndarray, clean: np.ndarray, truth: np.ndarray | None) -> None:
         if truth is not None:
@@ -177,7 +183,7 @@ def run(args: argparse.Namespace) -> None:
         side_by_side=args.side_by_side,
         truth=args.compare,
         keep_going=args.keep_going,
-        begin=lambda reader: say(expectation(model, derainer, reader)),
+        begin=begin,
         observe=score,
     )
     for line in _summary(done, args.output, scores):
@@ -249,6 +255,16 @@ def expectation(model: Path, derainer: Derainer, reader: FrameReader) -> str:
         waits += f", as it waits for {counted(derainer.num_future, 'later frame')}" if derainer.num_future else ""
         waits += too_slow(seconds, float(reader.fps))
     return f"{name}: about {seconds:.2g} s per frame{whole}; {precision}{waits}"
+
+
+def raw_format(reader: FrameReader, num_panel: int) -> str:
+    """What a player has to be told of frames without a header.
+
+    Args:
+        num_panel: pictures side by side in a frame.
+    """
+    width, height = reader.size
+    return f"raw rgb24 frames of {width * num_panel}x{height}, {float(reader.fps):.5g} per second,"
 
 
 def too_slow(seconds: float, rate: float) -> str:

@@ -168,6 +168,7 @@ def test_raw_frames_through_pipes(frames, model, monkeypatch, capsys):
     command = [sys.executable, "-m", "csd_plugin", "derain", "-", "-", "--model", model, "--device", "cpu"]
     run = subprocess.run([*command, "--size", "32x24"], input=clip.tobytes(), capture_output=True)
     assert run.returncode == 0 and b"5 frames written" in run.stderr and b" s per frame; in " in run.stderr
+    assert b"raw rgb24 frames of 32x24, 25 per second, on standard output" in run.stderr
     assert derain(frames / "rain", frames / "out", "--model", model) == 0
     files = np.stack([cv2.imread(str(path))[:, :, ::-1] for path in sorted((frames / "out").iterdir())])
     assert np.array_equal(np.frombuffer(run.stdout, np.uint8).reshape(clip.shape), files)
@@ -181,6 +182,14 @@ def test_raw_frames_through_pipes(frames, model, monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
         assert derain("-", frames / "o", "--model", model, *options) == 2
         assert message in capsys.readouterr().err
+
+
+def test_raw_frames_are_as_wide_as_is_said(frames, model):
+    command = [sys.executable, "-m", "csd_plugin", "derain", frames / "rain", "-", "--model", model, "--side-by-side"]
+    for flags, width in (([], 64), (["--compare", frames / "rain"], 96)):
+        run = subprocess.run([*command, *flags, "--fps", "30000/1001"], capture_output=True)
+        assert run.returncode == 0 and f"frames of {width}x24, 29.97 per second".encode() in run.stderr
+        assert len(run.stdout) == 5 * width * 24 * 3
 
 
 @pytest.mark.parametrize("closed, stream", [("<&-", "input"), (">&-", "output"), ("<&- >&-", "input"), ("2>&-", "")])
