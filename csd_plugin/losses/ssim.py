@@ -145,8 +145,7 @@ def _vector(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device
 class PyramidSSIMLoss(nn.Module):
     """L_recon = sum over p of lambda_p (1 - SSIM(output^p, gt^p)), the paper's Equation 7.
 
-    Scale p+1 is scale p after 2x2 average pooling. Computed in float32, under any autocast. It has no second
-    derivatives: gradients with `create_graph=True` raise CSDError.
+    Scale p+1 is scale p after 2x2 average pooling. Computed in float32, under any autocast.
 
     Args:
         scale_weights: the weight of 1 - SSIM at each scale, from full size on; the default is the paper's.

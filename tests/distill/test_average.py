@@ -131,6 +131,8 @@ def test_the_average_of_a_run_is_the_one_that_the_formula_gives(launcher, tiny_r
     [
         ({"ema_decay": 0.999, "total_iter": 500, "ema_warmup": False}, ["61%", "0.994"]),
         ({"ema_decay": 0.999, "total_iter": 1000, "ema_warmup": False}, ["37%", "still"]),
+        ({"ema_decay": 0.999, "total_iter": 2900, "ema_warmup": False}, ["5%", "still"]),
+        ({"ema_decay": 0.999, "total_iter": 3000, "ema_warmup": False}, None),  # 4.97 %
         ({"ema_decay": 0.999, "total_iter": 8000, "ema_warmup": False}, None),
         ({"ema_decay": 0.999, "total_iter": 500}, None),
         ({"ema_decay": 0.999, "total_iter": 2500, "ema_warmup": True}, None),

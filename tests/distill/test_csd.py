@@ -129,7 +129,7 @@ def test_shapes_agree(batch, frames, size, num_scale):
 
 @pytest.mark.parametrize("order", ["spatial_first", "temporal_first"])
 @pytest.mark.parametrize("num_scale", [1, 2])
-def test_every_weight_that_learns_gets_a_gradient(num_scale, order):
+def test_the_weights_that_learn_are_those_that_get_a_gradient(num_scale, order):
     """Several processes wait for each; with two targets or more."""
     built = 0
     for count in range(1, 6):
@@ -138,9 +138,11 @@ def test_every_weight_that_learns_gets_a_gradient(num_scale, order):
                 objective = build(switches, num_scale=num_scale, order=order)
             except CSDError:  # these do not go together
                 continue
+            learning = {name for name, weight in objective.named_parameters() if weight.requires_grad}
+            objective.requires_grad_()  # what does not learn is without use, and nothing else
             torch.stack(list(run(objective, *features(frames=2)).losses.values())).sum().backward()
-            idle = [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None]
-            assert not idle, switches
+            used = {name for name, weight in objective.named_parameters() if weight.grad is not None}
+            assert learning == used, switches
             built += 1
     assert built > 7
 
@@ -153,6 +155,14 @@ def test_cell_gradients_by_finite_differences():
     assert gradcheck(lambda x, h, c, *_: tuple(cell(x, State(h, c))), (x, hidden, status, *weights))
     assert gradcheck(lambda x, *_: cell(x, None).hidden, (x, *weights))
     assert gradcheck(lambda x, h, c, *_: cell(x, State(h, c)).cell, (x, hidden, status, *weights))
+
+
+def test_a_cell_starts_as_one_convolution_of_input_and_hidden_does():
+    torch.manual_seed(0)
+    cell, usual = ConvLSTMCell(in_channels=24, hidden=8), torch.nn.Conv2d(24 + 8, 4 * 8, 3)
+    for ours in (cell.weight_input, cell.weight_hidden):
+        for size in (torch.max, torch.mean):
+            torch.testing.assert_close(size(ours.abs()), size(usual.weight.abs()), rtol=0.05, atol=0)
 
 
 def test_gradients_run_back_through_all_frames():
@@ -251,6 +261,17 @@ def test_cells_learn_until_collapsed_and_are_kept_then():
     assert all(torch.equal(a, b) for a, b in zip(kept, step()[0], strict=True))
 
 
+@pytest.mark.parametrize("module", ["connector", "aggregator"])
+def test_one_status_that_collapses_freezes_all_cells(module):
+    objective = build(ROWS[6], cells="joint_until_collapsed")
+    student, teacher = features()
+    assert run(objective, student, teacher).diagnostics["frozen"] == 0
+    with torch.no_grad():  # a status that ignores what goes in
+        for name, weight in getattr(objective.cells, module).named_parameters():
+            weight.mul_(0.01 if name.endswith("weight_input") else 1)
+    assert run(objective, student, teacher).diagnostics["frozen"] == 1
+
+
 def test_cells_are_kept_when_nothing_is_left_to_align():
     objective = build(cells="joint_until_collapsed")
     student, _ = features()
@@ -323,9 +344,15 @@ def test_autocast_leaves_losses_in_float32():
         ({"cells": "freeze"}, "did you mean frozen"),
         ({"scale_source": "frame"}, "did you mean frames"),
         ({"order": "temporal_frist"}, "did you mean temporal_first"),
-        ({"num_scale": 0}, "at least 1"),
-        ({"ema_decay": 1.0}, "ema_decay"),
-        ({"collapse_fraction": 0.0}, "collapse_fraction"),
+        ({"num_scale": 0}, r"num_scale \(0\) and hidden \(16\) must be at least 1"),
+        ({"hidden": 0}, r"num_scale \(3\) and hidden \(0\) must be at least 1"),
+        ({"cells": "averaged", "ema_decay": 1.0}, r"ema_decay must be at least 0 and below 1, not 1\.0"),
+        ({"ema_decay": 0.9}, "ema_decay is without effect unless cells is averaged"),
+        *(
+            ({"cells": "joint_until_collapsed", "collapse_fraction": share}, f"between 0 and 1, not {share}")
+            for share in (0.0, 1.0)
+        ),
+        ({"collapse_fraction": 0.3}, "collapse_fraction is without effect unless cells is joint_until_collapsed"),
     ],
 )
 def test_options_that_do_not_go_together(options, message):

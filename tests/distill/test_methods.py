@@ -210,6 +210,10 @@ def test_stds_cell_stops_learning_once_its_loss_is_small():
     again.load_state_dict(objective.state_dict())
     assert again.freeze.frozen
 
+    blind = build_objective({"type": "STD", "hidden": 3})
+    torch.nn.init.zeros_(blind.cell.weight_input)  # no difference in time, however far apart the maps are
+    assert blind(*apart, clean()).losses["space"] > 0.01 and blind.freeze.frozen
+
 
 def test_what_does_not_fit_is_told():
     target = clean()

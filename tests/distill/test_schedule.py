@@ -64,6 +64,7 @@ def test_what_holds_for_all(name, start, end, iters):
         ({"schedule": "linear", "start": 1.0, "end": -0.5, "iters": 5}, "a weight is -0.5"),
         ({"balance": -0.3}, "a weight is -0.3"),
         (float("nan"), "a weight is nan"),
+        (float("inf"), "a weight is inf"),
     ],
 )
 def test_keys_that_do_not_go_together(weight, words):

@@ -12,6 +12,7 @@ from scipy.ndimage import correlate1d
 from skimage.metrics import structural_similarity
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from csd_plugin.errors import CSDError
 from csd_plugin.losses.ssim import PyramidSSIMLoss, zero_padded_ssim
@@ -145,6 +146,13 @@ def test_the_absolute_error_comes_on_top():
     tensors = [torch.from_numpy(image).float() for image in (x, y)]
     expected = float(PyramidSSIMLoss()(*tensors)) + 0.5 * np.abs(x - y).mean()
     assert float(PyramidSSIMLoss(l1_weight=0.5)(*tensors)) == pytest.approx(expected, abs=1e-6)
+    alone = PyramidSSIMLoss(scale_weights=[], l1_weight=0.5)
+    assert float(alone(*tensors)) == pytest.approx(0.5 * np.abs(x - y).mean(), abs=1e-6)
+
+
+def test_a_loss_of_nothing_is_refused():
+    with pytest.raises(CSDError, match="scale_weights is empty and l1_weight 0, nothing is left to learn from"):
+        PyramidSSIMLoss(scale_weights=[])
 
 
 def test_equal_images_cost_nothing_and_the_gradient_leads_to_them():
@@ -242,6 +250,18 @@ def test_only_the_gradient_that_is_needed_is_made():
     assert x.grad is not None and y.grad is None
 
 
+class Rounds(TorchFunctionMode):
+    """A device that rounds matrices where GPUs may; a CPU does so from some size on, if at all."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        products = torch.backends.cuda.matmul
+        newer = hasattr(products, "fp32_precision")  # torch 2.9
+        allowed = products.fp32_precision == "tf32" if newer else products.allow_tf32
+        if func in (torch.bmm, torch.matmul, torch.mm) and allowed:
+            args = [factor.bfloat16().float() for factor in args]
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rounded_matrix_products_and_channels_last_change_nothing(dtype):
     """What a network gives under autocast, on a device that is allowed to round: near 1 the loss would go below 0."""
@@ -252,9 +272,10 @@ def test_rounded_matrix_products_and_channels_last_change_nothing(dtype):
     for precision in ("highest", "medium"):  # on a CPU medium is bf16, on a GPU TF32
         torch.set_float32_matmul_precision(precision)
         try:
-            given = output.contiguous(memory_format=torch.channels_last).requires_grad_()
-            value = loss(given, gt)
-            results[precision] = (value.detach(), *torch.autograd.grad(value, given))
+            with Rounds():
+                given = output.contiguous(memory_format=torch.channels_last).requires_grad_()
+                value = loss(given, gt)
+                results[precision] = (value.detach(), *torch.autograd.grad(value, given))
         finally:
             torch.set_float32_matmul_precision("highest")
     for exact, rounded in zip(*results.values(), strict=True):
