@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -93,6 +95,19 @@ def test_a_convolution_starts_at_the_teachers_scale_and_keeps_the_gain(small):
     resumed.load_state_dict(objective.state_dict())
     resumed(teacher_sized := view(OURS), teacher, teacher_sized.output)
     assert torch.equal(resumed.gain, gain)
+
+
+def test_a_state_from_before_the_first_batch_takes_its_gain_from_the_next():
+    objective = AdaptedObjective(Direct(), adapters=["conv1x1", "resize"], student=[OURS], teacher=[THEIRS])
+    start = copy.deepcopy(objective.state_dict())
+    student, teacher = view(OURS), view(THEIRS)
+    first = objective(student, teacher, student.output).losses["direct"]
+    gain = objective.gain.clone()
+    objective.load_state_dict(start)
+    assert objective.gain.isnan().all()
+    smaller = ClipView(student.output, {1: (student.features[1][0] / 4,)})
+    torch.testing.assert_close(objective(smaller, teacher, student.output).losses["direct"], first)
+    torch.testing.assert_close(objective.gain, 4 * gain)
 
 
 def test_features_of_zeros_leave_the_gain_at_one():

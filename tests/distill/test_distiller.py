@@ -306,6 +306,34 @@ def test_recurrent_networks_are_compared_frame_by_frame():
             torch.testing.assert_close(view.features[1][0], torch.stack(network.states[1:3], dim=1))
 
 
+class Mirror(torch.nn.Module):
+    """Gives the frame that it is shown, which is its feature too."""
+
+    layout, num_frame, feature_tap = "image", 1, "last"
+
+    def __init__(self):
+        super().__init__()
+        self.last = torch.nn.Conv2d(3, 3, 1, bias=False)
+        torch.nn.init.dirac_(self.last.weight)
+
+    def forward(self, frame):
+        return self.last(frame)
+
+
+def test_smaller_scales_are_those_of_averaged_frames():
+    teacher = Teacher(Mirror(), CSD(hidden=2, scale_source="frames"))
+    d, seen = Distiller(Mirror(), [teacher], PyramidSSIMLoss(), weights=WEIGHTS, warn=print), []
+    teacher.objective.register_forward_pre_hook(lambda _, views: seen.extend(views[:2]))
+    d(batch(), 1)
+    middle = batch()["lq"][:, 3:5]
+    for view in seen:
+        assert list(view.features) == [1, 2, 4]
+        for scale, [feature] in view.features.items():
+            blocks = middle.unflatten(4, (-1, scale)).unflatten(3, (-1, scale)).mean(dim=(4, 6))
+            torch.testing.assert_close(feature, blocks)
+    assert len(seen) == 2
+
+
 def test_a_layer_of_which_only_the_last_run_is_compared_is_named_once():
     stages = {"num_stage": 3, "num_feat": 4}
     said = []
