@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from csd_plugin.adapt.batches import TARGETS, Batches, _ended, other_pairs
-from csd_plugin.adapt.learning import rate_at
 from csd_plugin.data.datasets.rendered_rain import RenderedRainDataset
 from csd_plugin.data.windows import reflect_indices
 
@@ -66,10 +65,3 @@ def test_pairs_and_clean_clips_are_told_apart_by_their_names(tiny_rain, tmp_path
     assert isinstance(rendered, RenderedRainDataset)
     for dataset in (paired, rendered):
         assert dataset[0]["lq"].shape == (TARGETS + 2, 3, 16, 16)
-
-
-def test_the_rate_rises_at_first_and_follows_the_clock():
-    assert rate_at(0.0, 0) < 0.05
-    assert rate_at(0.0, 100) == 1.0
-    rates = [rate_at(share / 10, 1000) for share in range(11)]
-    assert rates == sorted(rates, reverse=True) and 0 < rates[-1] < 0.02 and rate_at(1.5, 1000) == rates[-1]

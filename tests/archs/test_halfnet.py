@@ -42,22 +42,45 @@ def test_it_starts_near_the_identity_at_any_size(preset, size):
     assert (result - window[:, network.num_frame // 2]).abs().mean() < 0.02
 
 
-def test_the_plain_formula():
-    network = randomised(num_frame=3, num_feat=4, num_pair=2)
-    window = torch.rand(1, 3, 3, 6, 8)
+@pytest.mark.parametrize(("num_pair", "num_deep", "before"), [(2, 0, 2), (4, 2, 2), (3, 1, 2), (1, 3, 1)])
+def test_the_plain_formula(num_pair, num_deep, before):
+    network = randomised(num_frame=3, num_feat=4, num_pair=num_pair, num_deep=num_deep)
+    window = torch.rand(1, 3, 3, 12, 8)
     x = torch.cat(
         [window[0, t, c, dy::2, dx::2][None] for t in range(3) for c in range(3) for dy in (0, 1) for dx in (0, 1)]
     )
-    x = F.relu(network.head(x[None]))
-    for pair in network.body:
-        x = F.relu(pair.conv2(F.relu(pair.conv1(x))) + x)
-    x = network.tail(x)[0]
+
+    def through(pairs, x):
+        for pair in pairs:
+            x = F.relu(pair.conv2(F.relu(pair.conv1(x))) + x)
+        return x
+
+    x = through(network.body[:before], F.relu(network.head(x[None])))
+    if num_deep:
+        deep = network.up(through(network.deep, F.relu(network.down(x))))
+        raised = x.clone()
+        for c in range(4):
+            for dy in (0, 1):
+                for dx in (0, 1):
+                    raised[:, c, dy::2, dx::2] += deep[:, 4 * c + 2 * dy + dx]
+        x = F.relu(raised)
+    x = network.tail(through(network.body[before:], x))[0]
     expected = window[0, 1].clone()
     for c in range(3):
         for dy in (0, 1):
             for dx in (0, 1):
                 expected[c, dy::2, dx::2] += x[4 * c + 2 * dy + dx]
     torch.testing.assert_close(network(window)[0], expected)
+
+
+def test_pairs_start_near_the_identity_too():
+    """Their second convolution starts a tenth as large as the first, of any depth, with branches or without."""
+    torch.manual_seed(0)
+    for branches in (False, True):
+        network = HalfNet(preset="realtime", branches=branches)
+        for pair in (*network.body, *network.deep):
+            first, second = ((conv.conv3x3 if branches else conv).weight for conv in (pair.conv1, pair.conv2))
+            assert second.std().item() == pytest.approx(0.1 * first.std().item(), rel=0.05)
 
 
 def test_sizes_that_do_not_divide_are_completed_by_repeating_the_ends():
