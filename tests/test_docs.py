@@ -64,11 +64,27 @@ def parser_of(job: str) -> argparse.ArgumentParser:
     return parser
 
 
+def links(page: Path) -> list[str]:
+    """What a page links to, but for other sites."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    return [target for target in targets if not target.startswith("http")]
+
+
+def python_code(page: Path) -> list[str]:
+    """The blocks of Python that a page shows."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_links_and_code_are_found():
+    readme = ROOT / "README.md"
+    assert {"docs/distillation.md", "docs/results.md"} <= {target.partition("#")[0] for target in links(readme)}
+    assert any("#" in target for page in PAGES for target in links(page))
+    assert any("import Distiller" in code for code in python_code(ROOT / "docs" / "plain_pytorch.md"))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-        if target.startswith("http"):
-            continue
+    for target in links(page):
         path, _, fragment = target.partition("#")
         linked = (page.parent / path) if path else page
         assert linked.exists(), target
@@ -97,7 +113,7 @@ def test_commands_have_flags_that_exist(command, capsys):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_that_is_shown_compiles_and_finds_what_it_imports(page):
-    for code in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+    for code in python_code(page):
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("csd_plugin"):
                 module = importlib.import_module(str(node.module))

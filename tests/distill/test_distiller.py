@@ -137,6 +137,21 @@ def test_the_first_batch_and_each_nth_are_examined():
     assert not any(name.startswith("health/") for name in unwatched(batch())[1])
 
 
+def test_of_a_batch_in_parts_the_first_is_examined():
+    d = distiller(examine_every=3)
+    looked = [any(name.startswith("health/") for name in d(batch(), part)[1]) for part in (1, 1, 2, 2, 3, 3)]
+    assert looked == [True, False, False, False, True, False]
+
+
+def test_what_is_examined_or_logged_is_diagnosed_and_nothing_else():
+    d = distiller(examine_every=3)
+    diagnosed = [
+        {"status/spread_spatial", "status/correlation"} <= d(batch(), iteration, logged=logged)[1].keys()
+        for iteration, logged in ((1, False), (2, False), (2, True), (3, False), (4, False))
+    ]
+    assert diagnosed == [True, False, True, True, False]
+
+
 def test_balanced_weights_keep_the_ratio_that_health_logs_and_end():
     weights = {"spatial": {"balance": 0.3}, "temporal": {"balance": 0.1, "until": 2}}
     d = distiller(weights=weights, examine_every=1)
