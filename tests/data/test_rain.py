@@ -54,6 +54,24 @@ def test_any_crop_rendered_alone_is_that_crop_of_the_whole(seed, t, rows, column
     np.testing.assert_array_equal(rain.render(frame[window], t, top, left), rain.render(frame, t)[window])
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6), radius=st.sampled_from([1.5, 20.0]), wind=st.floats(-1.2, 1.2), cut=st.integers(1, 79)
+)
+@example(seed=0, radius=20.0, wind=1.1, cut=14)
+def test_part_of_a_streak_of_any_width_is_that_part_of_the_whole(seed, radius, wind, cut):
+    rng = np.random.default_rng(seed)
+    x0, y0, fall = rng.uniform(20, 60, (3, 5))
+    streaks = Streaks(x0, y0, x0 + wind * fall / 2, y0 + fall / 2, np.full(5, radius), np.ones(5))
+    for number in range(5):
+        one = streaks.take(np.array([number]))
+        whole = draw_streaks(one, 0, 0, 80, 80)
+        np.testing.assert_array_equal(draw_streaks(one, cut, 0, 80 - cut, 80), whole[cut:])
+        np.testing.assert_array_equal(draw_streaks(one, 0, 0, cut, 80), whole[:cut])
+        np.testing.assert_array_equal(draw_streaks(one, 0, cut, 80, 80 - cut), whole[:, cut:])
+        np.testing.assert_array_equal(draw_streaks(one, 0, 0, 80, cut), whole[:, :cut])
+
+
 def test_streaks_equal_a_plain_drawing_of_them():
     """Against the definition: profile (1 - d^2)^2 across the streak, straight ramps at its ends, pixel by pixel."""
     rng = np.random.default_rng(0)
@@ -87,10 +105,15 @@ def test_the_rain_is_a_function_of_its_seed_and_of_time():
     assert not np.array_equal(forth[0], RainRenderer(EVERYTHING, 8, HEIGHT, WIDTH).render(frame, 0))
 
 
-def test_a_drop_moves_by_its_velocity_from_frame_to_frame():
+MOTIONS = [{}, {"pan": 60.0}, {"shake": 2.0}, {"turbulence": 2.0, "gust": 3.0}]
+"""Of the air and the camera."""
+
+
+@pytest.mark.parametrize("motion", MOTIONS, ids=str)
+def test_a_drop_moves_by_its_velocity_from_frame_to_frame(motion):
     """In a frame that is exposed throughout, a streak begins where that of the frame before it ended."""
     fps = 200.0
-    rain = RainRenderer(one_drop(exposure=1 / fps, wind=3.0, density=200.0), 1, HEIGHT, WIDTH, fps)
+    rain = RainRenderer(one_drop(exposure=1 / fps, wind=3.0, density=200.0, **motion), 1, HEIGHT, WIDTH, fps)
     for t in (0, 17, 4000):
         now, then = rain._drops.at(t / fps), rain._drops.at((t + 1) / fps)
         inside = (now.y1 > 0) & (now.y1 < HEIGHT) & (now.x1 > 0) & (now.x1 < WIDTH)
@@ -116,6 +139,27 @@ def test_wind_turns_the_streaks_and_a_still_camera_keeps_them_upright():
         assert np.all(np.sign(lean.round(9)) == np.sign(wind))
 
 
+def test_a_camera_that_turns_right_moves_the_drops_left():
+    for pan in (-20.0, 10.0):
+        streaks = RainRenderer(one_drop(pan=pan, density=100.0), 3, HEIGHT, WIDTH)._drops.at(0.4)
+        turned = np.radians(pan) / 60  # within the exposure; the focal length is 1.5 frame heights
+        np.testing.assert_allclose(streaks.x1 - streaks.x0, -turned * 1.5 * HEIGHT)
+
+
+def test_drops_are_as_many_as_deep_and_as_fast_as_they_should_be():
+    drops = RainRenderer(one_drop(density=9000.0, near=2.0, far=9.0, aperture=0.0), 1, HEIGHT, WIDTH)._drops
+    assert len(drops.at(0.0).x0) == round(9000 * WIDTH / HEIGHT)
+    depth = 1.5 * HEIGHT / drops._scale
+    nearer = np.mean(depth < 6.0)
+    assert nearer == pytest.approx((6**3 - 2**3) / (9**3 - 2**3), abs=0.02) and 2 < depth.min() and depth.max() < 9
+    diameter = 2000 * np.sqrt(drops._radius**2 - 1.5**2) / drops._scale  # mm, wider than the sharpest
+    assert diameter.min() == pytest.approx(0.5 * 1.5, rel=0.01) and diameter.max() == pytest.approx(3 * 1.5, rel=0.01)
+    for wide, fast in ((1.0, 4.03), (2.0, 6.49), (3.0, 8.06)):  # mm, m/s: measured by Gunn and Kinzer, 1949
+        alike = np.abs(diameter - wide) < 0.02
+        assert alike.any()
+        np.testing.assert_allclose((drops._fall / drops._scale)[alike], fast, rtol=0.05)
+
+
 def test_near_drops_are_faster_and_blurred_out_of_focus():
     def drops(**changes: float):
         return RainRenderer(one_drop(density=9000.0, near=0.5, **changes), 1, HEIGHT, WIDTH)._drops
@@ -138,16 +182,28 @@ def test_drift_is_the_integral_of_a_bounded_velocity():
     assert np.ptp(velocity) > 1
 
 
-def test_drops_give_way_to_the_next_outside_the_picture():
-    """From one frame to the next, what is seen only moves: nothing appears or vanishes inside."""
-    fps = 400.0
-    params = one_drop(density=300.0, wind=2.0, exposure=1 / 100, near=1.0)
-    rain = RainRenderer(params, 5, HEIGHT, WIDTH, fps)
-    for t in range(60):
-        now, then = rain._drops.at(t / fps), rain._drops.at((t + 1) / fps)
-        jumped = (np.abs(then.y0 - now.y0) > HEIGHT / 2) | (np.abs(then.x0 - now.x0) > WIDTH / 2)
-        for streaks in (now, then):
-            assert draw_streaks(streaks.take(np.flatnonzero(jumped)), 0, 0, HEIGHT, WIDTH).max(initial=0) == 0
+@pytest.mark.parametrize("motion", MOTIONS, ids=str)
+def test_drops_give_way_to_the_next_outside_the_picture(motion):
+    """What is seen only moves: where a drop jumps, nearly nothing is seen of it the moment before and the one after."""
+    params = one_drop(density=300.0, wind=2.0, exposure=1 / 100, near=1.0, **motion)
+    drops = RainRenderer(params, 5, HEIGHT, WIDTH)._drops
+
+    def jumped(early: float, late: float) -> np.ndarray:
+        now, then = drops.at(early), drops.at(late)
+        return (np.abs(then.y0 - now.y0) > HEIGHT / 2) | (np.abs(then.x0 - now.x0) > WIDTH / 2)
+
+    jumps = 0
+    for begin in np.arange(0, 0.15, 0.0025):
+        for number in np.flatnonzero(jumped(begin, begin + 0.0025)):
+            early, late = begin, begin + 0.0025
+            while late - early > 1e-8:
+                middle = (early + late) / 2
+                early, late = (early, middle) if jumped(early, middle)[number] else (middle, late)
+            for moment in (early, late):
+                drop = drops.at(moment).take(np.array([number]))
+                assert draw_streaks(drop, 0, 0, HEIGHT, WIDTH).max() < 0.01 * drop.depth
+            jumps += 1
+    assert jumps > 50
 
 
 # --- light --------------------------------------------------------------------------------------------------------

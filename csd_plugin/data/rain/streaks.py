@@ -41,7 +41,8 @@ class Streaks(NamedTuple):
 def draw_streaks(streaks: Streaks, top: int, left: int, height: int, width: int) -> np.ndarray:
     """Sum of the streaks' optical depths in a window of the frame: (height, width) float64."""
     s = streaks
-    reach = 2 * s.radius  # across a slanted streak as far as sqrt(2) radius, beyond its ends one radius
+    # beyond its ends a streak goes on by one radius, and there, slanted, has sqrt(2) radius to each side of its axis
+    reach = 2.5 * s.radius
     touches = (
         (np.minimum(s.x0, s.x1) - reach < left + width)
         & (np.maximum(s.x0, s.x1) + reach > left - 1)
