@@ -11,6 +11,7 @@ from toolbox import equal
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.data.batches import FEATURE
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.adapters import AdaptedObjective
 from csd_plugin.distill.csd import CSD
@@ -224,6 +225,33 @@ def test_two_teachers_have_shares_and_names():
 def test_what_does_not_go_together_is_said_at_once(teachers, weights, words):
     with pytest.raises(CSDError, match=words):
         distiller(*(teacher(**keywords) for keywords in teachers), weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("teachers", "scales", "count", "words"),
+    [
+        (1, "feature", 2, "the batch has 2 stored features, 1 are compared"),
+        (1, "frames", 1, r"compares frames pooled by \(1, 2, 4\) too"),
+        (2, "feature", 1, "features of one teacher, and there are several"),
+    ],
+)
+def test_stored_features_that_do_not_suffice(teachers, scales, count, words):
+    made = [
+        Teacher(student(), CSD(hidden=4, scale_source=scales), label=f"t{number}", share=1 / teachers)
+        for number in range(teachers)
+    ]
+    stored = {f"{FEATURE}{number}": torch.rand(2, 2, 4, 24, 24) for number in range(count)}
+    with pytest.raises(CSDError, match=words):
+        distiller(*made)(batch() | stored)
+
+
+def test_an_objective_without_features_goes_by_any_that_are_stored():
+    teacher = Teacher(student(), OutputDistillation())
+    stored = {f"{FEATURE}{number}": torch.rand(2, 2, 4, 24, 24) for number in range(2)}
+    d = distiller(teacher, weights={"output": 1.0})
+    losses, _ = d(batch() | stored)
+    frames = interface_of(d.student).run(d.student, batch()["lq"], 2)  # the truth stands for the teacher's
+    torch.testing.assert_close(losses["l_distill"], (frames - batch()["gt"].flatten(0, 1)).abs().mean())
 
 
 def test_weights_need_a_teacher():

@@ -134,7 +134,9 @@ def test_collapse_is_a_spread_that_goes_with_the_loss_told_once_until_cured():
     assert told(0.1, 0.04) == []
     assert told(0.1, 1.0) == []
     assert len(told(0.1, 0.05)) == 1
+    assert told(0.1, 1.0) == []
     assert told(1.5, 0.05) == []  # the loss is no smaller: nobody is misled
+    assert len(told(0.9, 0.05)) == 1
 
     resumed = HealthMonitor()
     resumed.start = dict(monitor.start)

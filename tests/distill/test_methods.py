@@ -77,6 +77,16 @@ def test_std():
     torch.testing.assert_close(result["time"], (ours - theirs).square().mean())
 
 
+def test_affinities_of_several_taps_are_summed():
+    student, teacher = view(1, (4, 5)), view(2, (4, 5))
+
+    def affinity(taps):
+        views = (ClipView(seen.output, {1: seen.features[1][taps]}) for seen in (student, teacher))
+        return losses(build_objective({"type": "FAKD"}), *views)["affinity"]
+
+    torch.testing.assert_close(affinity(slice(2)), affinity(slice(1)) + affinity(slice(1, 2)))
+
+
 @pytest.mark.parametrize("pool", [1, 2, 4])
 def test_fakd(pool):
     student, teacher = view(1), view(2, (6,))
@@ -236,6 +246,7 @@ def test_what_does_not_fit_is_told():
     large = ClipView(target, {1: (torch.rand(1, 1, 1, 1, 1).expand(4, 5, 2, 128, 128),)})
     with pytest.raises(CSDError, match=r"128x128, pooled by 1, take 60\.0 GiB, more than max_gib 8; raise pool"):
         build_objective({"type": "FAKD", "pool": 1})(large, large, target)
+    build_objective({"type": "FAKD", "pool": 1, "max_gib": 60.0}).check(large, large)  # which is not more
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csd_plugin.distill.schedule import SCHEDULES, check_weight, is_ever_on, weight_at
-from csd_plugin.distill.settings import teacher_shares
+from csd_plugin.distill.settings import teacher_labels, teacher_shares
 from csd_plugin.errors import CSDError
 
 numbers = st.floats(0, 2, allow_nan=False)
@@ -70,6 +70,11 @@ def test_what_holds_for_all(name, start, end, iters):
 def test_keys_that_do_not_go_together(weight, words):
     with pytest.raises(CSDError, match=words):
         check_weight(weight)
+
+
+def test_labels_of_teachers_go_by_their_numbers():
+    keys = ["network_t10", "network_g", "network_t2", "network_t", "network_t1", "network_t02", "network_tx", "path"]
+    assert teacher_labels(keys) == ["t", "t2", "t10"]
 
 
 def test_shares_of_teachers():

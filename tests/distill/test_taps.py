@@ -80,9 +80,11 @@ def test_each_forward_pass_is_taken_once(net):
         one(tap)
 
 
-def test_removed_tap_captures_nothing(net):
+def test_removed_tap_captures_nothing_and_keeps_nothing(net):
     with FeatureTap(net, "tail") as tap:
-        pass
+        net(torch.rand(1, 3, 1, 5, 4))
+    with pytest.raises(CSDError, match="did not run"):
+        one(tap)
     net(torch.rand(1, 3, 1, 5, 4))
     assert not net.tail._forward_pre_hooks
     with pytest.raises(CSDError, match="did not run"):
