@@ -44,8 +44,8 @@ class Drops:
         median = np.cbrt((p.near**3 + p.far**3) / 2)
         self._depth = p.opacity * (diameter / p.drop_size) * (median / depth) * (SHARPEST / self._radius)
 
-        # a slot's world is the picture and a margin in which one drop can give way to the next unseen, but for less than
-        # a hundredth of a slanted one in the corner: a wider margin would change the rain of every seed
+        # a slot's world is the picture and a margin in which one drop can give way to the next unseen, but for less
+        # than a hundredth of a slanted one in the corner: a wider margin would change the rain of every seed
         fastest_x = np.abs(self._side) + self._wind.fastest * self._scale + self._pan.fastest
         self._margin_x = fastest_x * p.exposure + 2 * self._radius
         self._margin_y = (self._fall + self._tilt.fastest) * p.exposure + 2 * self._radius
