@@ -55,6 +55,23 @@ def test_a_clock():
     assert running.is_over() and running.iteration(1000) == 1000
 
 
+def test_a_validation_between_two_steps_is_not_taken_for_the_length_of_a_step(now):
+    running = Clock(100)
+    for now[0] in (10, 20, 80):  # the last after a validation of fifty seconds
+        assert not running.is_over()
+    now[0] = 95
+    assert running.is_over()
+
+
+def test_the_slowest_of_the_saves_is_reckoned_with(now):
+    running = Clock(100)
+    for seconds in (10, 1):
+        with running.saves():
+            now[0] += seconds
+    for now[0], over in ((75, False), (78, True)):  # a step of three seconds, and ten for each of two files
+        assert running.is_over() == over
+
+
 def test_what_is_written_at_the_end_is_in_the_time(launcher, tiny_rain, now, steps_of_ten_seconds, monkeypatch):
     """Saving takes ten seconds, too, and is done after each step; two more at the end."""
     save = VideoDerainModel.save_network
