@@ -46,6 +46,20 @@ def test_slow_light_is_no_cut():
     assert cuts(np.full((30, 40, 3), level, np.uint8) for level in range(20, 240, 10)) == []
 
 
+@pytest.mark.parametrize(("rows", "found"), [(7, []), (8, [1])])
+def test_more_than_a_quarter_of_the_colours_change_at_a_cut(rows, found):
+    before = np.full((27, 48, 3), 40, np.uint8)  # as large as what is compared
+    after = before.copy()
+    after[:rows] = 200  # 0.259 or 0.296 of it
+    assert cuts([before, after]) == found
+
+
+@pytest.mark.parametrize(("level", "found"), [(131, []), (133, [1])])
+def test_a_cut_is_more_than_a_step_of_light(level, found):
+    """By 11 or 13 grey levels; either way all pixels count as of another colour."""
+    assert cuts(np.full((30, 40, 3), grey, np.uint8) for grey in (120, level)) == found
+
+
 def test_real_clips(shared):
     root = shared / "data" / "NTURain"
     rain = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,14 @@ from csd_plugin.inference import precision
 from csd_plugin.inference.precision import Precision, psnr_between, rainy_clip
 from csd_plugin.inference.runner import Derainer
 from csd_plugin.weights import DEFAULT, FASTEST, find_checkpoint
+
+
+def test_psnr_is_that_of_the_mean_error_of_all_frames():
+    dark, one, white = (np.full((4, 6, 3), level, np.uint8) for level in (0, 1, 255))
+    assert psnr_between([dark], [white]) == psnr_between([white], [dark]) == 0
+    assert psnr_between([dark], [one]) == psnr_between([one], [dark]) == pytest.approx(48.1308, abs=1e-4)
+    assert psnr_between([dark, one], [one, one]) == pytest.approx(48.1308 + 3.0103, abs=1e-4)
+    assert psnr_between([white], [white]) == np.inf
 
 
 @pytest.fixture

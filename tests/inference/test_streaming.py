@@ -72,6 +72,28 @@ def test_tiles_cover_the_frame_once_and_see_all_that_they_need(height, width, pi
     assert (kept == 1).all()
 
 
+def cost(tiles) -> tuple[int, int]:
+    """Pixels that a tile sees, which is the same for all, and those that all of them see together."""
+    [area] = {(y.seen.stop - y.seen.start) * (x.seen.stop - x.seen.start) for y, x in tiles}
+    return area, area * len(tiles)
+
+
+@settings(deadline=None)
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    pixels=st.integers(1, 4000),
+    reach=st.integers(0, 9),
+    divisor=st.integers(1, 4),
+)
+def test_tiles_fit_into_memory_and_more_of_it_means_no_more_work(height, width, pixels, reach, divisor):
+    finest, _ = cost(split(height, width, 1, reach, divisor))
+    area, work = cost(split(height, width, pixels, reach, divisor))
+    assert area <= max(pixels, finest)
+    assert cost(split(height, width, max(pixels, finest) + 500, reach, divisor))[1] <= work
+    assert len(split(height, width, height * width, reach, divisor)) == 1
+
+
 def test_ahead_keeps_order_and_raises_where_the_item_would_come():
     def items():
         yield from range(5)
