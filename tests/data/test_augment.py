@@ -45,6 +45,7 @@ def test_draws_cover_what_is_asked_for_and_nothing_else():
     assert sides <= set(range(10, 51)) and len(sides) > 35
     for flag in ("hflip", "vflip", "rot", "reverse"):
         assert 140 < sum(getattr(plan, flag) for plan in plans) < 260
+    assert len({(plan.hflip, plan.vflip, plan.rot, plan.reverse) for plan in plans}) == 16
     quiet = [draw(rng, 9, 60, AugmentOptions(crop=9, hflip=False), "a1") for _ in range(900)]
     assert {(plan.top, plan.side, plan.hflip, plan.vflip, plan.rot, plan.reverse) for plan in quiet} == {
         (0, 9, False, False, False, False)

@@ -65,12 +65,18 @@ def test_crops_are_turned_as_frames_are(folder):
         turned.add((plan.hflip, plan.vflip, plan.rot, plan.reverse))
         got = features.crops("two", slice(1, 4), (HEIGHT, WIDTH), plan)
         # the same on the frames themselves, whose pixels are bytes: row, column and frame of each cell
-        pixels = np.repeat(np.repeat(frames(), 2, axis=1), 2, axis=2).astype(np.uint8)[1:4]
-        regions = pixels[:, plan.top : plan.top + 16, plan.left : plan.left + 16]
-        expected = augment.apply(plan, list(regions))[:, ::2, ::2].transpose(0, 3, 1, 2) + 100.0
-        assert np.array_equal(got[0].numpy(), expected)
-        assert got[1].shape == (3, 3, 4, 4)
+        for feature, stored, cell in zip(got, (frames(), frames()[:, ::2, ::2]), (2, 4), strict=True):
+            pixels = np.repeat(np.repeat(stored, cell, axis=1), cell, axis=2).astype(np.uint8)[1:4]
+            regions = pixels[:, plan.top : plan.top + 16, plan.left : plan.left + 16]
+            expected = augment.apply(plan, list(regions))[:, ::cell, ::cell].transpose(0, 3, 1, 2) + 100.0
+            assert np.array_equal(feature.numpy(), expected)
     assert len(turned) == 16
+
+
+def test_crops_begin_where_cells_of_all_layers_begin(tmp_path):
+    cells = ([np.zeros((24 // cell, 36 // cell, 2), np.float16) for cell in (4, 6)] for _ in range(FRAMES))
+    write_features(tmp_path / "f", "one", cells, FRAMES, network="abc", layers=["tail", "deep.0"])
+    assert open_features(tmp_path / "f").grid([sequence("one")], [(24, 36)]) == 12
 
 
 def test_workers_that_are_spawned_open_the_files(folder):
