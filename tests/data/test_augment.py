@@ -3,11 +3,12 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from csd_plugin.data.augment import Augmentation, AugmentOptions, apply, draw
+from csd_plugin.data.augment import Augmentation, AugmentOptions, apply, apply_to_tensor, draw
 from csd_plugin.errors import CSDError
 
 PLAIN = Augmentation(top=3, left=5, side=9, crop=9, hflip=False, vflip=False, rot=False, reverse=False)
@@ -51,6 +52,14 @@ def test_draws_cover_what_is_asked_for_and_nothing_else():
         (0, 9, False, False, False, False)
     }
     assert {plan.left for plan in quiet} == set(range(52))
+    upright = [draw(rng, 60, 9, AugmentOptions(crop=9), "a1") for _ in range(900)]
+    assert {plan.top for plan in upright} == set(range(52)) and {plan.left for plan in upright} == {0}
+
+
+@pytest.mark.parametrize(("scale", "side"), [(1.25, 17), (1.3, 16), (0.8, 26), (0.7, 30)])
+def test_a_region_is_as_near_to_its_scale_as_whole_pixels_are(scale, side):
+    options = AugmentOptions(crop=21, scale=(scale, scale))
+    assert draw(np.random.default_rng(0), 60, 80, options, "a1").side == side  # 21 / scale, rounded
 
 
 def test_plain_crop_is_the_region():
@@ -77,6 +86,18 @@ def test_scaling_resizes_the_region_as_pillow_does(side):
     slow = [Image.fromarray(region).resize((11, 11), Image.Resampling.BICUBIC) for region in regions(plan)]
     difference = apply(plan, regions(plan)).astype(int) - np.stack(slow)
     assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("side", [7, 11, 20])
+@pytest.mark.parametrize("flag", ["hflip", "vflip", "rot", "reverse"])
+def test_tensors_are_augmented_as_frames_are_also_where_contrast_is_sharp(side, flag):
+    """Bicubic weights go beyond black and white there."""
+    plan = replace(PLAIN, side=side, crop=11, **{flag: True})
+    sharp = [(region > 127).astype(np.uint8) * 255 for region in regions(plan)]
+    found = apply_to_tensor(plan, torch.from_numpy(np.stack(sharp)))
+    assert found.dtype == torch.float32 and found.min() == 0 and found.max() == 1
+    expected = apply(plan, sharp).astype(int).transpose(0, 3, 1, 2)
+    assert np.abs((found * 255).round().int().numpy() - expected).max() <= 1
 
 
 @pytest.mark.parametrize("options", [{"crop": 0}, {"crop": 8, "scale": (2.0, 1.0)}, {"crop": 8, "scale": (0.0, 1.0)}])
