@@ -116,7 +116,9 @@ def apply_to_tensor(plan: Augmentation, regions: Tensor) -> Tensor:
     """
     region = regions.permute(0, 3, 1, 2).float()
     if plan.side != plan.crop:
-        region = _scaled(region, plan.crop).round_().clamp_(0, 255)
+        # bytes are scaled along rows, then along columns, and lie between black and white after the first, too
+        wide = _scaled(region, (plan.side, plan.crop)).clamp_(0, 255)
+        region = _scaled(wide, (plan.crop, plan.crop)).round_().clamp_(0, 255)
     if plan.rot:
         region = region.transpose(2, 3)
     turned = [axis for axis, turns in ((0, plan.reverse), (2, plan.vflip), (3, plan.hflip)) if turns]
@@ -125,9 +127,9 @@ def apply_to_tensor(plan: Augmentation, regions: Tensor) -> Tensor:
 
 def _resize(frames: np.ndarray, size: int) -> np.ndarray:
     """(frames, h, w, 3) to (frames, size, size, 3)."""
-    return _scaled(torch.from_numpy(frames).permute(0, 3, 1, 2), size).permute(0, 2, 3, 1).numpy()
+    return _scaled(torch.from_numpy(frames).permute(0, 3, 1, 2), (size, size)).permute(0, 2, 3, 1).numpy()
 
 
-def _scaled(planes: Tensor, size: int) -> Tensor:
-    """(n, 3, h, w) to (n, 3, size, size), bicubic, of wider support where it shrinks, as MATLAB's is."""
-    return F.interpolate(planes, size=(size, size), mode="bicubic", antialias=True)
+def _scaled(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    """(n, 3, h, w) to (n, 3, *size), bicubic, of wider support where it shrinks, as MATLAB's is."""
+    return F.interpolate(planes, size=size, mode="bicubic", antialias=True)

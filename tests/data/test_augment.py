@@ -91,7 +91,7 @@ def test_scaling_resizes_the_region_as_pillow_does(side):
 @pytest.mark.parametrize("side", [7, 11, 20])
 @pytest.mark.parametrize("flag", ["hflip", "vflip", "rot", "reverse"])
 def test_tensors_are_augmented_as_frames_are_also_where_contrast_is_sharp(side, flag):
-    """Bicubic weights go beyond black and white there."""
+    """Bicubic weights go beyond black and white there, in rows before it comes to columns."""
     plan = replace(PLAIN, side=side, crop=11, **{flag: True})
     sharp = [(region > 127).astype(np.uint8) * 255 for region in regions(plan)]
     found = apply_to_tensor(plan, torch.from_numpy(np.stack(sharp)))
