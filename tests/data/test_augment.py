@@ -52,6 +52,8 @@ def test_draws_cover_what_is_asked_for_and_nothing_else():
         (0, 9, False, False, False, False)
     }
     assert {plan.left for plan in quiet} == set(range(52))
+    shrunk = {draw(rng, 60, 80, AugmentOptions(crop=20, scale=(0.5, 0.8)), "a1").side for _ in range(400)}
+    assert shrunk == set(range(25, 41))
     upright = [draw(rng, 60, 9, AugmentOptions(crop=9), "a1") for _ in range(900)]
     assert {plan.top for plan in upright} == set(range(52)) and {plan.left for plan in upright} == {0}
 

@@ -243,7 +243,10 @@ def test_data_info_follows_the_toolbox(root):
     assert len(dataset) == 3 * 4
     assert Counter(dataset.data_info["folder"]) == {"t1_Rain_01": 4, "t1_Rain_02": 4, "t2_Rain_01": 4}
     assert dataset.data_info["idx"][:5] == ["0/4", "1/4", "2/4", "3/4", "0/4"]
-    assert dataset.data_info["lq_path"][0].endswith("t1_Rain_01/00003.png")
+    frames = [f"{clip}/{number:05d}.png" for clip in ("t1_Rain_01", "t1_Rain_02", "t2_Rain_01") for number in range(3, 7)]
+    truth = [frame.replace("_Rain_01", "_GT").replace("_Rain_02", "_GT") for frame in frames]
+    for key, expected in (("lq_path", frames), ("gt_path", truth)):
+        assert [path.removeprefix(f"{TRAIN}/") for path in dataset.data_info[key]] == expected
     for i in range(len(dataset)):
         item = dataset[i]
         assert [item[key] for key in ("folder", "idx", "lq_path")] == [
