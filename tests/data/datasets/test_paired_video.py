@@ -15,6 +15,7 @@ from csd_plugin.data.datasets import training_clips
 from csd_plugin.data.datasets.paired_video import PairedVideoDataset, PairedVideoTestDataset
 from csd_plugin.data.datasets.rendered_rain import RenderedRainDataset
 from csd_plugin.data.datasets.resident_video import ResidentVideoDataset
+from csd_plugin.data.features import write_features
 from csd_plugin.data.layout import find_sequences
 from csd_plugin.data.stores import open_store
 from csd_plugin.errors import CSDError
@@ -102,6 +103,24 @@ def test_plain_crops_are_parts_of_the_frames(root):
     part = np.s_[top : top + 21, left : left + 21]
     assert all(np.array_equal(lq[i], rain[i][part]) for i in range(7))
     assert all(np.array_equal(gt[i], clean[i + 2][part]) for i in range(3))
+
+
+def test_stored_features_are_those_of_the_targets_and_their_crop(root, tmp_path):
+    """Each cell of 4x4 pixels says frame, row and column."""
+    grid = np.moveaxis(np.indices((13, 10, 13)), 0, -1).astype(np.float16)
+    for clip in ("t1_Rain_01", "t1_Rain_02", "t2_Rain_01"):
+        write_features(tmp_path / "f", clip, ([frame] for frame in grid), 13, network="abc", layers=["tail"])
+    options = {"dataroot": root, **SMALL, "gt_size": 20, "use_hflip": False}
+    dataset = PairedVideoDataset({**options, "features": str(tmp_path / "f")})
+    clean = moving_scene(13, 40, 52, 0)
+    for start in (0, 3, 6):
+        item = dataset[start]
+        feature = item["teacher_feature_0"].numpy()
+        assert feature.shape == (3, 3, 5, 5) and feature.dtype == np.float16
+        assert feature[:, 0, 0, 0].tolist() == [start + 2, start + 3, start + 4]
+        top, left = (4 * int(number) for number in feature[0, 1:, 0, 0])
+        first = (item["gt"][0] * 255).round().permute(1, 2, 0).numpy().astype(np.uint8)
+        assert np.array_equal(first, clean[start + 2][top : top + 20, left : left + 20])
 
 
 def test_runs_repeat_by_seed_and_epochs_differ(root):
