@@ -57,6 +57,22 @@ def test_now_and_then_a_clip_ends_with_its_last_target():
     assert torch.equal(_ended(frames[:3]), frames[:3])  # a network of single frames
 
 
+class Counted(Numbers):
+    """Clips of seven frames, each frame its number."""
+
+    def __getitems__(self, drawn):
+        return [{"lq": torch.arange(7.0), "gt": torch.zeros(TARGETS)} for _ in drawn]
+
+
+@pytest.mark.parametrize("clips", [1, 3, 8])
+def test_one_clip_in_eight_ends_whatever_the_size_of_batches(clips):
+    batches = Batches(Counted(0.0), None, keep=0.0, clips=clips, seed=0)
+    seen = torch.cat([batch.rainy for batch in itertools.islice(batches.since(0), 240 // clips)])
+    ended = (seen == torch.tensor([0.0, 1, 2, 3, 4, 3, 2])).all(dim=1)
+    assert ended.nonzero().flatten().tolist() == list(range(0, 240, 8))
+    assert (seen[~ended] == torch.arange(7.0)).all()
+
+
 def test_pairs_and_clean_clips_are_told_apart_by_their_names(tiny_rain, tmp_path):
     paired = other_pairs(tiny_rain, num_frame=3, crop=16)
     assert not isinstance(paired, RenderedRainDataset)

@@ -108,6 +108,14 @@ def test_a_shot_is_cleaned_as_a_part_of_its_clip(tmp_path):
     np.testing.assert_array_equal(clean, expected)
 
 
+def test_networks_of_other_windows_have_the_frames_of_the_longest(tmp_path):
+    networks = {"one": HalfNet(num_frame=1, num_feat=4, num_pair=1), "five": HalfNet(preset="wide", num_feat=4)}
+    for name, network in networks.items():
+        torch.save({"params": random_weights(network).state_dict()}, tmp_path / f"{name}.pth")
+    for order in (["one", "five"], ["five", "one"]):
+        assert open_teacher([str(tmp_path / f"{name}.pth") for name in order], ensemble=False).context == 2
+
+
 def test_option_files_name_networks_too(tmp_path):
     torch.save({"params": SLDNet(preset="student3", num_feat=4).state_dict()}, tmp_path / "net.pth")
     text = """
