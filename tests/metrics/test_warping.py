@@ -65,6 +65,24 @@ def test_what_leaves_the_frame_or_is_hidden_does_not_count():
     assert warping_error(dirty, moved(0), moved(5), moved(0)) < 0.005
 
 
+def test_neither_does_what_leaves_it_at_the_top():
+    now, before = (np.ascontiguousarray(moved(by).transpose(1, 0, 2)) for by in (5, 0))
+    flow, valid = correspondence(now, before)
+    assert np.abs(flow[10:-10, 10:-10] - [0, -5]).max() < 0.5
+    assert not valid[:4].any() and valid[8:].mean() > 0.95
+
+
+def test_nor_what_something_was_before():
+    """A square moves by 8 pixels over what stands still, and uncovers some of it."""
+    frames = []
+    for left in (38, 30):
+        frames.append(moved(0, seed=1))
+        frames[-1][20:50, left : left + 30] = moved(0, seed=2)[:30, :30]
+    _, valid = correspondence(*frames)
+    assert valid[20:50, 30:38].mean() < 0.3
+    assert valid[25:45, 43:63].mean() > 0.9 and valid[:15].mean() > 0.9
+
+
 def test_a_scene_cut_has_no_error():
     before, after = moved(0), 255 - moved(0)
     assert correspondence(after, before)[1].mean() < 0.25
