@@ -12,13 +12,15 @@ import av
 import numpy as np
 import pytest
 import torch
+from synthetic import write_image
 from videos import make_video, packets, picture, read
 
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.data.video import open_reader
 from csd_plugin.inference import files
-from csd_plugin.inference.files import derain_file, paired, progress
+from csd_plugin.inference.facts import study
+from csd_plugin.inference.files import derain_file, paired, progress, sample_windows
 from csd_plugin.inference.runner import Derainer
 
 COUNT = 150
@@ -68,6 +70,20 @@ def test_a_part_is_given_by_numbers_of_any_kind_also_to_be_resumed(start, end, d
     (tmp_path / "out" / names[-1]).unlink()
     assert derain_file(source, tmp_path / "out", derainer, start=start, end=end, resume=True).num_frames == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+
+
+def test_sampled_windows_are_from_all_parts_of_the_clip_and_of_the_middle_of_its_frames(tmp_path):
+    place = np.arange(20)[:, None] * 4 + np.arange(30)[None]  # row and column
+    for number in range(40):
+        frame = np.stack([np.full((20, 30), number), place, place], axis=2).astype(np.uint8)
+        write_image(tmp_path / "clip" / f"{number:03d}.png", frame)
+    facts = study(HalfNet(preset="tiny", num_feat=4))
+    windows = sample_windows(tmp_path / "clip", facts, count=4, size=8)
+    found = [[255 * frame[0, 0, 0].item() for frame in window[0]] for window in windows]
+    assert [np.round(numbers).tolist() for numbers in found] == [[1, 0, 1], [9, 10, 11], [19, 20, 21], [29, 30, 31]]
+    for window in windows:
+        assert window.shape == (1, 3, 3, 8, 8) and window.dtype == torch.float32
+        assert np.array_equal((255 * window[0, 0, 1]).round().int().numpy(), place[6:14, 11:19])
 
 
 def test_no_more_frames_are_under_way_than_there_is_room_for(derainer):

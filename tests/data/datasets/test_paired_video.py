@@ -262,7 +262,9 @@ def test_data_info_follows_the_toolbox(root):
     assert len(dataset) == 3 * 4
     assert Counter(dataset.data_info["folder"]) == {"t1_Rain_01": 4, "t1_Rain_02": 4, "t2_Rain_01": 4}
     assert dataset.data_info["idx"][:5] == ["0/4", "1/4", "2/4", "3/4", "0/4"]
-    frames = [f"{clip}/{number:05d}.png" for clip in ("t1_Rain_01", "t1_Rain_02", "t2_Rain_01") for number in range(3, 7)]
+    frames = [
+        f"{clip}/{number:05d}.png" for clip in ("t1_Rain_01", "t1_Rain_02", "t2_Rain_01") for number in range(3, 7)
+    ]
     truth = [frame.replace("_Rain_01", "_GT").replace("_Rain_02", "_GT") for frame in frames]
     for key, expected in (("lq_path", frames), ("gt_path", truth)):
         assert [path.removeprefix(f"{TRAIN}/") for path in dataset.data_info[key]] == expected
