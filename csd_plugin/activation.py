@@ -1,8 +1,8 @@
 """The plugin in training scripts that are not ours: `csd_plugin.activate()`.
 
-It wraps the toolbox's `parse_options`, which every script calls first. For option files of our models alone, options
-are read as data, checked, and completed with the paths of shipped networks, and training resumes without a GPU. For all
-other files the toolbox does what it did.
+It wraps the toolbox's `parse_options`, which every script calls first. Only for option files of our models, options
+are read as data, checked, and completed with the paths of shipped networks, and training resumes without a GPU. All
+other files are handled as before.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ Parse = Callable[..., Parsed]
 _DEBUG_INTERVALS = {"val": ("val_freq",), "logger": ("print_freq", "save_checkpoint_freq")}
 """The intervals that BasicSR shortens with --debug, and for names that contain `debug`."""
 _SAME_EVERYWHERE = ("model_type", "network_", "train", "datasets")
-"""Beginnings of the keys that must be equal in all processes of a job, except for paths of files."""
+"""Beginnings of the keys whose values must be equal in all processes of a job, except for file paths."""
 _held = ExitStack()
-"""The locks of somebody else's script, to the end of its process."""
+"""The locks that a script other than ours holds until its process ends."""
 atexit.register(_held.close)
 _outputs: set[Path] = set()
 """The outputs that are locked already: a notebook may train the same run twice."""
@@ -49,7 +49,7 @@ _MODEL_TYPE = re.compile(r"""(?:^|[{,])[ \t]*['"]?model_type['"]?\s*:\s*['"]?(\w
 
 
 def activate(*, extensions: bool = True) -> None:
-    """Make our classes known to BasicSR, and let its scripts check our option files. May be called again.
+    """Register our classes with BasicSR, and let its scripts check our option files. May be called again.
 
     Call it in your own train.py and test.py, before the pipeline runs; before or after `import basicsr`. Mistakes in
     option files of our models end the script in one line with exit status 2.
@@ -59,7 +59,7 @@ def activate(*, extensions: bool = True) -> None:
             needed while the toolbox itself is being imported, as their classes may need all of it.
 
     Raises:
-        CSDError: classes of other packages that cannot be loaded.
+        CSDError: classes of another package cannot be loaded.
     """
     registration.install()
     if extensions:
@@ -68,16 +68,16 @@ def activate(*, extensions: bool = True) -> None:
     if hasattr(parse_options, "__wrapped__"):
         return
     checking = _checking(parse_options)
-    for module in list(sys.modules.values()):  # scripts have bound the name by now, the one that runs among them
+    for module in list(sys.modules.values()):  # scripts, the running one among them, have bound the name by now
         if getattr(module, "parse_options", None) is parse_options:
             module.parse_options = checking  # type: ignore[attr-defined]
     sys.excepthook = functools.partial(_in_one_line, sys.excepthook)
 
 
 def parse_checked(parse_options: Parse, root_path: str, is_train: bool) -> Parsed:
-    """The toolbox's `parse_options`, for a file of our models: read as data, checked, shipped names resolved.
+    """The toolbox's `parse_options` for a file of our models: options read as data, checked, shipped names resolved.
 
-    Raises CSDError, UnicodeDecodeError or yaml.YAMLError if the file is not an option file, and OSError.
+    Raises CSDError, UnicodeDecodeError or yaml.YAMLError if the file is not an option file, and OSError if unreadable.
     """
     changes = named_in(sys.argv[1:])[1]
     force_yml.check_changes(changes, *known_keys())
@@ -99,14 +99,14 @@ def parse_checked(parse_options: Parse, root_path: str, is_train: bool) -> Parse
     find_problems(opt, problems)
     find_shipped(opt["path"])
     if opt["dist"]:
-        opt["manual_seed"] = peers.of_the_first(opt["manual_seed"])  # which each has drawn where it is not given
+        opt["manual_seed"] = peers.of_the_first(opt["manual_seed"])  # without one in the file, each has drawn its own
         peers.check_same({key: value for key, value in opt.items() if key.startswith(_SAME_EVERYWHERE)})
     check_run(opt, problems)
     return opt, args
 
 
 def _force_intervals(opt: dict[str, Any], changes: list[str], value_of: Callable[[str], Any]) -> None:
-    """The intervals that --force_yml gives, where --debug has put its own in their place."""
+    """Restore the intervals that --force_yml gives, which --debug has replaced with its own."""
     for change in changes:
         name, _, value = (part.strip() for part in change.partition("="))
         section, _, key = name.partition(":")
@@ -115,13 +115,13 @@ def _force_intervals(opt: dict[str, Any], changes: list[str], value_of: Callable
 
 
 def output_of(opt: dict[str, Any]) -> Path:
-    """The folder that a run writes to, and nobody else meanwhile; one for each process but the first."""
+    """The folder that a run locks and writes to; each process but the first has a lock of its own."""
     folder = opt["path"]["experiments_root" if opt["is_train"] else "results_root"]
     return Path(folder if opt["rank"] == 0 else f"{folder}_{opt['rank']}")
 
 
 def find_shipped(paths: dict[str, Any]) -> None:
-    """Put files in the place of names of networks that come with the package: `pretrain_network_g: realtime`."""
+    """Replace names of shipped networks with their files, as in `pretrain_network_g: realtime`."""
     for key, value in paths.items():
         if key.startswith("pretrain_network") and value in NETWORKS:
             paths[key] = str(find_checkpoint(value))
@@ -185,7 +185,7 @@ _Lenient.add_multi_constructor("", lambda loader, suffix, node: None)
 
 
 def _model_type(text: str) -> str:
-    """What an option file gives as model_type; where it is no valid YAML, what looks like that."""
+    """The model_type of an option file; if the file is not valid YAML, the first text that looks like one."""
     with suppress(CSDError, yaml.YAMLError):
         content = yaml.load(text, Loader=_Lenient)
         return str(content.get("model_type")) if isinstance(content, dict) else ""

@@ -1,4 +1,4 @@
-"""Outputs: files that appear whole or not at all, and never in the place of an input."""
+"""Outputs: files that appear complete or not at all, and never replace an input."""
 
 from __future__ import annotations
 
@@ -16,40 +16,39 @@ from pathlib import Path
 from csd_plugin.errors import CSDError, at, cannot_write
 
 _LONGEST_NAME = 255
-"""Bytes of a file's name, on every usual file system."""
+"""The most bytes of a file name on all common file systems."""
 _BEGINNING, _PIECE = 4096, 2**20
-"""Bytes that are read of a file, and that are written at once."""
+"""Bytes that are read from the start of a file, or written at once."""
 _DRAFT = re.compile(r"\.(?:([0-9a-f]{6})-)?(\d+)\.part(\.\w+)?$")
-"""How a draft's name ends: `_machine`, which those of earlier versions lack, process, suffix."""
+"""The end of a draft's name: `_machine` (drafts of earlier versions lack it), process number, suffix."""
 _OLD = 24 * 3600
-"""Seconds without a change after which a draft is dead whose process cannot be looked for."""
+"""Seconds without a change after which a draft is abandoned if its process cannot be looked up."""
 
 
 @contextmanager
 def replacing(path: Path, *, synced: bool = False) -> Iterator[Path]:
-    """A hidden name next to `path`, with its suffix, to write to: it takes the place of `path` at the end.
+    """Give a hidden draft next to `path`, with its suffix, to write to; it replaces `path` at the end.
 
-    After an error what was there before is there still, and nothing else. Processes do not meet under one name. Errors
-    of the hidden file bear the name of `path`.
+    After an error, `path` is unchanged and the draft is removed. Every process has a draft of its own. Errors of the
+    draft carry the name of `path`.
 
     Args:
-        synced: the file is on the disk before it gets its name, and has it there at the end: it survives a power
-            failure.
+        synced: flush the file and its name to the disk, so that it survives a power failure.
     """
     with _drafting(path) as draft:
         yield draft
         if synced:
             _sync(draft)
         draft.replace(path)
-        if synced and os.name != "nt":  # Windows opens no folders
+        if synced and os.name != "nt":  # Windows cannot open folders
             _sync(path.parent)
 
 
 @contextmanager
 def draft_folder(path: Path) -> Iterator[Path]:
-    """An empty hidden folder next to `path`, which is removed at the end with what is left in it.
+    """Give an empty hidden folder next to `path`; it is removed at the end, with what is left in it.
 
-    Errors of files in it bear the name of `path`.
+    Errors of files in it carry the name of `path`.
     """
     with _drafting(path) as draft:
         remove(draft)
@@ -67,7 +66,7 @@ def _drafting(path: Path) -> Iterator[Path]:
             raise at(path, error) from error
         raise
     finally:
-        with suppress(OSError):  # of the disk, which would hide the error that brought us here
+        with suppress(OSError):  # a further error of the disk would hide the first one
             remove(draft)
 
 
@@ -80,13 +79,13 @@ def _sync(path: Path) -> None:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what writers that were killed have left half written; for a folder that nobody else writes to now."""
+    """Remove the drafts that killed writers have left in a folder; nobody else may write to it now."""
     for draft, _ in _drafts_in(folder) if folder.is_dir() else ():
         remove(draft)
 
 
 def remove(path: Path) -> None:
-    """Remove whatever has this name: a folder with all that is in it, a file, or a link, but not where it leads.
+    """Remove whatever has this name: a folder with its contents, a file, or a link, but not the link's target.
 
     Raises OSError.
     """
@@ -97,10 +96,10 @@ def remove(path: Path) -> None:
 
 
 def draft_of(path: Path) -> Path:
-    """A hidden name next to `path`, with its suffix, that no other process takes, and no longer than names may be.
+    """A hidden name next to `path`, with its suffix, unique to this process, and no longer than names may be.
 
-    Drafts of `path` that are dead are removed. A process looks for them once in each folder, so that one which writes
-    many files does not list them all each time.
+    Abandoned drafts of `path` are removed. A process looks for them once per folder, as listing a folder for each of
+    many files would be slow.
     """
     draft = path.with_name(hidden_name(path.stem, f".{_machine()}-{os.getpid()}.part{path.suffix}"))
     for left in _dead_drafts(draft.parent.absolute()).pop(_label(draft), ()):
@@ -111,7 +110,7 @@ def draft_of(path: Path) -> Path:
 
 @cache
 def _dead_drafts(folder: Path) -> dict[str, list[Path]]:
-    """The drafts in a folder that are dead, by `_label`; none of a folder that cannot be read."""
+    """The abandoned drafts in a folder, by `_label`; none if the folder cannot be read."""
     found: dict[str, list[Path]] = {}
     with suppress(OSError):
         for draft, match in _drafts_in(folder):
@@ -128,14 +127,14 @@ def _drafts_in(folder: Path) -> Iterator[tuple[Path, re.Match[str]]]:
 
 
 def _label(draft: Path) -> str:
-    """What the drafts of one output share."""
+    """The part of the name that all drafts of one output share."""
     return _DRAFT.sub(r"\3", draft.name)
 
 
 def _is_dead(draft: Path, match: re.Match[str]) -> bool:
-    """Whether its process is gone; where that cannot be told, as on another machine, whether it is old.
+    """Whether the draft's process is gone; if that cannot be known, as for another machine's, whether the draft is old.
 
-    A number that another process has since is taken for the writer's: such a draft is removed later.
+    If another process has the writer's number by now, the draft counts as alive, and is removed later.
     """
     machine, process = match[1], int(match[2])
     if machine == _machine() and os.name != "nt":
@@ -151,7 +150,7 @@ def _is_dead(draft: Path, match: re.Match[str]) -> bool:
 
 @cache
 def _machine() -> str:
-    """The same in all processes that see each other by their numbers: of one host, and of one container there."""
+    """An identifier of the host and container, within which process numbers are unique."""
     names = platform.node()
     with suppress(OSError):
         names += str(Path("/proc/self/ns/pid").readlink())
@@ -159,7 +158,7 @@ def _machine() -> str:
 
 
 def hidden_name(name: str, tail: str) -> str:
-    """`.NAME` with the tail; where names may not be that long, a digest is in NAME's place."""
+    """`.NAME` with the tail; a digest replaces NAME if the result would be too long."""
     hidden = f".{name}{tail}"
     if len(os.fsencode(hidden)) > _LONGEST_NAME:
         hidden = f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{tail}"
@@ -167,7 +166,7 @@ def hidden_name(name: str, tail: str) -> str:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system gives none. Raises OSError."""
+    """Make a hard link to a file, or a copy if the file system has no links. Raises OSError."""
     try:
         os.link(os.path.realpath(source), target)
     except OSError:  # another file system, or one without links
@@ -175,9 +174,9 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The text in UTF-8, its lines ended as they are here. Raises OSError, with a file's name.
+    """Write a text in UTF-8, with this system's line ends. Raises OSError, with a file's name.
 
-    Bytes of files' names that are no UTF-8 are written as \\udcff, which JSON reads as it was.
+    Bytes of file names that are not valid UTF-8 are written as \\udcff, which JSON decodes to the same name.
     """
     try:
         with replacing(path) as draft:
@@ -187,10 +186,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Raise CSDError where an output is a file that is read, by whatever spelling, link or case.
+    """Raise CSDError if an output is also an input, under whatever spelling, link or case.
 
     Args:
-        outputs: files to be written; those that are not there yet are no input.
+        outputs: files to be written; those that do not exist yet cannot be inputs.
         inputs: files and folders; of a folder, the files directly in it.
     """
     there = {identity: output for output in outputs if (identity := _identity(output))}
@@ -201,23 +200,24 @@ def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
             identity = _identity(file)
             if identity and (output := there.get(identity)):
                 name = "" if output == file else f", {file}"
-                raise CSDError(f"{output} is the input too{name}; give the output another name")
+                raise CSDError(f"{output} is also the input{name}; give the output another name")
 
 
 def refuse_strangers(path: Path, sign: bytes, beside: Iterable[Path] = ()) -> None:
-    """Raise CSDError where what would be replaced is not what an earlier run of such a command has written, or empty.
+    """Raise CSDError if a file would be replaced that is neither empty nor written by an earlier run of the command.
 
     Args:
-        path: the file to be written, which a user has named.
-        sign: pattern of how such a file begins, within its first 4 KB.
-        beside: files that are written with it, which nobody has named: they are only its own where it is there.
+        path: the file to be written, which the user has named.
+        sign: pattern of the beginning of such a file, within its first 4 KB.
+        beside: files that are written with it, which the user has not named: they may be replaced only together with
+            such a file.
     """
     if _begins(path, sign):
         return
     for file in (path, *beside):
         if os.path.lexists(file) and not (file.is_file() and file.stat().st_size == 0):
             raise CSDError(
-                f"{file}: is there already, and is not what this command writes; give another name, or remove it"
+                f"{file}: already exists, and is not a file of this command; give another name, or remove it"
             )
 
 
@@ -248,12 +248,12 @@ def refuse_unwritable(path: Path, size: int = 1) -> None:
 
 
 def same_place(one: Path, other: Path) -> bool:
-    """Whether both are there and one file or folder."""
+    """Whether both exist and are the same file or folder."""
     return (identity := _identity(one)) is not None and identity == _identity(other)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What all names of one file or folder share; None where there is nothing."""
+    """The identity that all names of one file or folder share; None if there is none."""
     try:
         found = path.stat()
     except (OSError, ValueError):

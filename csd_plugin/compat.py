@@ -1,7 +1,7 @@
-"""All that depends on a version of BasicSR, torchvision or torch, in one place.
+"""Everything that depends on a version of BasicSR, torchvision or torch, in one place.
 
 `prepare_imports()` must run before BasicSR is imported, in every process; `repair_toolbox()` after it.
-Both may be called again. Each repair names what it repairs and acts only where the fault is there.
+Both may be called again. Each repair says what it repairs, and acts only if the fault is present.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ def import_torchvision() -> None:
         if not any(f"operator torchvision::{name} does not exist" in str(error) for name in schemas):
             raise
     library = torch.library.Library("torchvision", "FRAGMENT")
-    for name, schema in schemas.items():  # at once: what a second import registers, a third cannot (torch 2.11)
+    for (
+        name,
+        schema,
+    ) in schemas.items():  # before any second import, whose registrations would make a third one fail (torch 2.11)
         if not hasattr(torch.ops.torchvision, name):
             library.define(schema)
     _torchvision_schemas.append(library)
@@ -68,13 +71,13 @@ def import_torchvision() -> None:
 
 
 def repair_toolbox() -> None:
-    """Repairs that serve everybody who uses our classes, in our launchers and in the toolbox's own train.py.
+    """Apply the repairs for everybody who uses our classes, in our launchers and in the toolbox's own train.py.
 
-    Raises CSDError for a toolbox that is too old: a clone has no version that `versions` could look at.
+    Raises CSDError for a toolbox that is too old; a clone has no version that `versions` could check.
     """
     options = importlib.import_module("basicsr.utils.options")
     if not hasattr(options, OPTIONS_OF_TODAY):
-        raise CSDError(f"{options.__file__}: an older BasicSR, without --force_yml; use 1.4.2 or newer")
+        raise CSDError(f"{options.__file__}: this BasicSR is too old (no --force_yml); use 1.4.2 or newer")
     misc = importlib.import_module("basicsr.utils.misc")
     if hasattr(misc.check_resume, "__wrapped__"):
         return
@@ -88,10 +91,10 @@ def repair_toolbox() -> None:
 
 
 def _give_places() -> None:
-    """The toolbox's sampler, for data sets that have `places`: these instead of indices.
+    """Make the toolbox's sampler give `places` instead of indices, for data sets that have them.
 
-    The toolbox starts the epoch of a resumed run anew, and lets processes draw apart from each other. The method is
-    changed in place, as scripts have bound the class already.
+    The toolbox itself starts the epoch of a resumed run from the beginning, and its processes draw independently. The
+    method is replaced in place, as scripts have bound the class already.
     """
     sampler = importlib.import_module("basicsr.data.data_sampler").EnlargedSampler
     iterate = sampler.__iter__
@@ -107,14 +110,16 @@ def _give_places() -> None:
 
     @functools.wraps(set_epoch)
     def record_epoch(self: Any, epoch: int) -> None:
-        sampler.latest_epoch = epoch  # for a model that saves its state when it is stopped: the loop keeps it to itself
+        sampler.latest_epoch = (
+            epoch  # for a model that saves its state when it is stopped: the training loop does not pass it on
+        )
         set_epoch(self, epoch)
 
     sampler.set_epoch = record_epoch
 
 
 def _share_stores() -> None:
-    """The toolbox's LMDB reader takes the handle that somebody has already: LMDB opens no store twice in a process."""
+    """Make the toolbox's LMDB reader share open handles, as LMDB cannot open a store twice in a process."""
     lmdb_module = importlib.import_module("lmdb")
     backend = importlib.import_module("basicsr.utils.file_client").LmdbBackend
     init, open_new = backend.__init__, lmdb_module.open
@@ -136,10 +141,12 @@ def _share_stores() -> None:
 
 
 def _resume_saved_networks(check_resume: Any) -> Any:
-    """On resume the toolbox points every network at a saved file, even a frozen teacher that was never saved.
+    """Repair the paths of networks on resume: the toolbox points every network at a saved file, even a frozen teacher
+    that was never saved.
 
-    The entries to be read it changes only from params_ema to params, for all networks alike. Of a saved file that is
-    params, where any other name could mean the average; a network that was not saved keeps file and entry.
+    The toolbox changes the entry to be read only from params_ema to params, and for all networks alike. Here a saved
+    network is read from params, as any other name could mean its average, and a network that was not saved keeps its
+    file and entry.
     """
 
     @functools.wraps(check_resume)
@@ -153,7 +160,7 @@ def _resume_saved_networks(check_resume: Any) -> Any:
             start, resumed = before.get(pretrain), paths.get(pretrain)
             ignored = key in (before.get("ignore_resume_networks") or ())
             there = resumed != start and Path(resumed or "").is_file()
-            # every model saves network_g: where its file is gone, that must be said, not covered by its first start
+            # every model saves network_g: a missing file must be an error, not a restart from its first weights
             if not ignored and (key == "network_g" or there):
                 paths[param_key] = "params"
             elif start is not None:
@@ -165,8 +172,11 @@ def _resume_saved_networks(check_resume: Any) -> Any:
 
 
 def repair_launch() -> None:
-    """Repairs for our launchers: options read as data only, resume and several processes without a GPU; batches that
-    stay in a GPU's memory while they are read; losses that compare like with like."""
+    """Apply the repairs for our launchers.
+
+    Options are read as data only; resume and several processes work without a GPU; batches stay in GPU memory while
+    they are read; losses refuse shapes that differ.
+    """
     from csd_plugin.options.files import safe_ordered_yaml
 
     options = importlib.import_module("basicsr.utils.options")
@@ -183,7 +193,7 @@ def repair_launch() -> None:
 
 
 def _optional_board(init_tb_logger: Any) -> Any:
-    """The toolbox ends a training whose TensorBoard files cannot be written."""
+    """Let a training go on if its TensorBoard files cannot be written; the toolbox would end it."""
     if hasattr(init_tb_logger, "__wrapped__"):
         return init_tb_logger
 
@@ -210,10 +220,10 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def named_downloads() -> Iterator[None]:
-    """Around classes that fetch weights by torch.hub: a failure is a line that says which file, and where to put it.
+    """Around classes that fetch weights by torch.hub: a failure is one line that says which file, and where to put it.
 
     Raises:
-        CSDError: a file that is not there cannot be downloaded.
+        CSDError: a missing file cannot be downloaded.
     """
     fetch = torch.hub.download_url_to_file
 
@@ -239,9 +249,9 @@ def named_downloads() -> Iterator[None]:
 
 @contextmanager
 def without_log() -> Iterator[None]:
-    """Around classes that are built on trial: what the toolbox's classes log there is dropped.
+    """Inside, drop what the toolbox's classes log; for classes that are built as a trial.
 
-    The first of their messages would start the log before its file is known, and the run would have none.
+    Their first message would start the logger before its file is known, and the run would have no log file.
     """
     started = importlib.import_module("basicsr.utils.logger").initialized_logger
     log = logging.getLogger("basicsr")
@@ -256,8 +266,11 @@ def without_log() -> Iterator[None]:
 
 
 def _record_streams() -> None:
-    """The toolbox's CUDAPrefetcher copies batches on a stream of its own and does not say that others read them: the
-    memory of a batch could be given to the next one while the step still reads it."""
+    """Make the toolbox's CUDAPrefetcher record which streams read its batches.
+
+    It copies batches on a stream of its own, so without the record the memory of a batch could be reused for the next
+    one while the step still reads it.
+    """
     prefetcher = importlib.import_module("basicsr.data.prefetch_dataloader").CUDAPrefetcher
     following = prefetcher.next
     if hasattr(following, "__wrapped__"):
@@ -275,13 +288,13 @@ def _record_streams() -> None:
 
 
 def _checking_shapes(build_loss: Any) -> Any:
-    """Torch repeats the smaller of two tensors to the other's shape: a wrong number of frames would train, wrongly."""
+    """Make losses refuse different shapes: torch would broadcast them, and so train on the wrong frames unnoticed."""
 
     def check(loss: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
         shapes = [tuple(argument.shape) for argument in arguments[:2] if isinstance(argument, Tensor)]
         if len(shapes) == 2 and shapes[0] != shapes[1]:
             raise CSDError(
-                f"{type(loss).__name__}: the network gives {shapes[0]}, and the truth is {shapes[1]}; "
+                f"{type(loss).__name__}: the network's output is {shapes[0]}, but the truth is {shapes[1]}; "
                 f"{shape_advice(*shapes)}"
             )
 
@@ -295,7 +308,7 @@ def _checking_shapes(build_loss: Any) -> Any:
 
 
 def shape_advice(output: tuple[int, ...], truth: tuple[int, ...]) -> str:
-    """What to do where a model of the toolbox compares an output of one shape with a truth of another."""
+    """What to do if a model of the toolbox compares an output of one shape with a truth of another."""
     if output[-3:] != truth[-3:]:
         return "check that network_g and the data are of the same scale and colours"
     if len(output) == 4:
@@ -307,7 +320,7 @@ def shape_advice(output: tuple[int, ...], truth: tuple[int, ...]) -> str:
 
 
 def keep_graphs() -> None:
-    """Let compiled networks go backward through a graph more than once, as others do; torch 2.4 always lets them."""
+    """Let compiled networks run backward through a graph more than once, as others can; torch 2.4 always allows it."""
     if hasattr(functorch_config, "donated_buffer"):
         functorch_config.donated_buffer = False
 
@@ -324,11 +337,11 @@ def uncompiled(network: torch.nn.Module) -> Iterator[None]:
 
 
 def init_dist(launcher: str, backend: str = "nccl", port: int | None = None) -> None:
-    """The toolbox's init_dist, for processes with and without GPUs; they watch each other from then on.
+    """Replaces the toolbox's init_dist, for processes with and without GPUs; from then on they watch each other.
 
-    Tensors of GPUs go through nccl, those of CPUs through gloo: `num_gpu: 0` needs no GPU where there are some.
+    GPU tensors go through nccl, CPU tensors through gloo, so `num_gpu: 0` also works on machines with GPUs.
 
-    Raises CSDError where nothing has started several processes, or they cannot meet.
+    Raises CSDError if the launcher has not set up several processes, or if they cannot connect.
     """
     if launcher == "slurm":
         _take_places_of_slurm(port)
@@ -339,7 +352,7 @@ def init_dist(launcher: str, backend: str = "nccl", port: int | None = None) -> 
         )
     if torch.cuda.is_available():
         if multiprocessing.get_start_method(allow_none=True) is None:
-            multiprocessing.set_start_method("spawn")  # a loader's worker cannot be forked from what uses a GPU
+            multiprocessing.set_start_method("spawn")  # workers cannot be forked from a process with a GPU
         local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
         torch.cuda.set_device(local % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl" if backend == "nccl" else backend
@@ -351,13 +364,13 @@ def init_dist(launcher: str, backend: str = "nccl", port: int | None = None) -> 
     except (distributed.DistNetworkError, distributed.DistStoreError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise CSDError(
-            f"rank {os.environ['RANK']}: the processes of this job cannot meet at {place} ({first_line(error)}); check "
-            f"that the first host is reached there"
+            f"rank {os.environ['RANK']}: the processes of this job cannot connect at {place} ({first_line(error)}); "
+            f"check that the first host can be reached there"
         ) from error
 
 
 def _take_places_of_slurm(port: int | None) -> None:
-    """What torch.distributed reads from the environment, by what srun has put there."""
+    """Set the environment variables that torch.distributed reads from those that srun sets."""
     slurm = {
         "RANK": "SLURM_PROCID",
         "WORLD_SIZE": "SLURM_NTASKS",
@@ -372,7 +385,7 @@ def _take_places_of_slurm(port: int | None) -> None:
         )
     os.environ |= {name: os.environ[theirs] for name, theirs in slurm.items()}
     if port is not None or "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(port or 29500)  # torch.distributed's own
+        os.environ["MASTER_PORT"] = str(port or 29500)  # the default port of torch.distributed
     if "MASTER_ADDR" not in os.environ:
         command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
         try:

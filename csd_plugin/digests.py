@@ -1,4 +1,4 @@
-"""Which file it is, whatever its name."""
+"""Digests, which identify a file whatever its name."""
 
 from __future__ import annotations
 

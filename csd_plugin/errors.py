@@ -1,4 +1,4 @@
-"""The one exception that users see as a single line."""
+"""The exception that users see as a single line, and the lines for errors of disks, memory and data loaders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 class CSDError(ValueError):
-    """A mistake in what the user gave us, that the user can mend.
+    """A mistake in the user's input, which the user can fix.
 
     `str(error)` is one line: what is wrong, where (file, key, clip, frame), and what to do.
     The command lines print it without a traceback and exit with status 2.
@@ -28,14 +28,14 @@ def one_line(error: CSDError) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What another library's error says first, or its type where it says nothing."""
+    """The first line of another library's error, or its type if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def refused_by_disk(error: OSError) -> str:
-    """The line to print where a disk is full, read-only, out of order or gone, or forbids, or for any error of a file.
+    """The line to print if a disk is full, read-only, faulty, gone or not permitted, or for any other error of a file.
 
-    Empty for an error that names no file, and is no disk's.
+    Empty for an error that names no file and does not come from a disk.
     """
     advice = _DISK.get(error.errno or 0)
     if advice is None and error.filename is None:
@@ -48,12 +48,12 @@ def refused_by_disk(error: OSError) -> str:
 
 
 def at(path: Path, error: OSError) -> OSError:
-    """The same error with the name of a file, which a disk that is full while it is written does not say."""
+    """The same error with a file's name, which the error of a disk that fills up during writing lacks."""
     return OSError(error.errno, error.strerror, str(path))
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a disk answers that has no room."""
+"""The errors of a disk that has no room."""
 _WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _IN_THE_WAY = (errno.EEXIST, errno.ENOTEMPTY)
 _NO_ROOM, _GONE = "make room there, and run again", "check that its disk is there, and run again"
@@ -69,15 +69,15 @@ _DISK = {
 
 
 def cannot_write(path: Path, error: OSError) -> CSDError:
-    """What to raise where a file or folder could not be written: the place, the reason, and what to do about it."""
+    """The error to raise if a file or folder could not be written: the place, the reason, and what to do about it."""
     advice = _DISK.get(error.errno or 0, "give another place")
     return CSDError(f"{path}: cannot be written ({error.strerror or error}); {advice}")
 
 
 def out_of_memory(error: Exception) -> str:
-    """The line to print where memory ran out, of Python, numpy, a GPU or torch's allocator; else empty.
+    """The line to print if Python, numpy, a GPU or torch's allocator ran out of memory; else empty.
 
-    The allocator of the CPU raises a RuntimeError that says so in words only.
+    The CPU allocator raises a plain RuntimeError, which only its message identifies.
     """
     text = str(error)
     if not isinstance(error, MemoryError) and not any(words in text for words in _NO_MEMORY):
@@ -86,9 +86,9 @@ def out_of_memory(error: Exception) -> str:
 
 
 def lost_loader(error: BaseException | None) -> str:
-    """The line to print where a process that loads data was ended from outside; else empty. torch says so in words."""
+    """The line to print if a data loader's process was killed; else empty. Only the message of the error shows it."""
     said, one = "", error
-    while one is not None:  # torch raises from a signal's handler, in the midst of whatever runs then
+    while one is not None:  # torch raises in a signal handler, in the middle of whatever runs
         said, one = f"{said} {one}", one.__cause__ or one.__context__
     if not re.search(r"DataLoader worker .* (exited unexpectedly|is killed)", said):
         return ""
@@ -105,16 +105,16 @@ def lost_loader(error: BaseException | None) -> str:
 
 
 def odd_name(error: UnicodeEncodeError) -> str:
-    """The line to print where a library does not take a file's name, for bytes that are no UTF-8; empty for others."""
+    """The line to print if a library refuses a file's name because it is not valid UTF-8; empty for other errors."""
     if not re.search("[\udc80-\udcff]", error.object):
         return ""
     name = error.object if len(error.object) < _LONGEST_SHOWN else f"{error.object[:_LONGEST_SHOWN]}.."
     shown = " ".join(name.split()).encode(errors="backslashreplace").decode()
-    return f"{shown}: the name has bytes that are no UTF-8, which is not possible here; rename it"
+    return f"{shown}: the name is not valid UTF-8, which is not supported here; rename it"
 
 
 def users_line(error: Exception) -> str:
-    """What to print for an error that the user, a disk or the memory is the cause of; empty for others."""
+    """The line to print for an error caused by the user, a disk or a lack of memory; empty for other errors."""
     if isinstance(error, CSDError):
         return str(error)
     if isinstance(error, UnicodeEncodeError):
@@ -129,7 +129,7 @@ def announce(line: str) -> None:
 
 
 def put_into_summary(line: str) -> None:
-    """Give the line to torchrun, whose own traceback then ends with it; elsewhere do nothing."""
+    """Pass the line to torchrun, so that its traceback ends with it; without torchrun do nothing."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
         message = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
@@ -138,15 +138,15 @@ def put_into_summary(line: str) -> None:
 
 
 NOT_SERVED = (RuntimeError, AttributeError, TypeError)
-"""What an operation of torch without a public name raises: where a device or size refuses it, where another torch does
-not have it, and where it takes other arguments there."""
+"""What a private operation of torch raises: if a device or size is not supported, if this version of torch lacks it, or
+if it takes other arguments there."""
 _LONGEST_SHOWN = 300
-"""Characters of what is shown."""
+"""Characters of a name in a message."""
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")
 
 
 def suggestion(name: object, known: Iterable[str]) -> str:
-    """What a message says behind a name that is not known: '; did you mean NEAREST?', or the list of what is known."""
+    """The end of a message about an unknown name: '; did you mean NEAREST?', or the list of known names."""
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known) or 'none'}"

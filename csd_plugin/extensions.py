@@ -20,7 +20,7 @@ _loaded: set[tuple[str, str]] = set()
 
 
 def load() -> Iterator[CSDError]:
-    """Call the entry point of each other package until it has worked once in this process. Yields their errors."""
+    """Call the entry points that have not yet succeeded in this process. Yields their errors."""
     for point in entry_points(group=GROUP):
         try:
             _load(point)
@@ -36,6 +36,6 @@ def _load(point: EntryPoint) -> None:
     except (ImportError, AttributeError, TypeError, KeyError, AssertionError) as error:  # the registries assert
         raise CSDError(
             f"the package behind the entry point {point.name} = {point.value} cannot be registered "
-            f"({type(error).__name__}: {error}); mend or uninstall it"
+            f"({type(error).__name__}: {error}); fix or uninstall it"
         ) from error
     _loaded.add((point.name, point.value))

@@ -10,7 +10,7 @@ from csd_plugin.errors import CSDError, announce
 from csd_plugin.versions import check_versions
 
 _ALWAYS = ("PIL", "av", "cv2", "filelock", "jinja2", "lmdb", "numpy", "safetensors", "torch", "tqdm")
-"""The dependencies of pyproject.toml, by the modules that their packages hold."""
+"""The dependencies of pyproject.toml, by the names under which they are imported."""
 _EXTRAS = {
     "train": ("mmengine", "pydantic", "scipy", "tensorboard", "yaml"),
     "archives": ("libarchive", "rarfile"),
@@ -34,10 +34,10 @@ _LAUNCHERS = (*_ALWAYS, *_COMMANDS, *_EXTRAS["train"])
 
 @contextmanager
 def needed_by(job: str, others: Iterable[str] = ()) -> Iterator[None]:
-    """Around imports, or a whole job: a package that is missing, or broken, is a CSDError that says what to do.
+    """Around imports or a whole job: raise CSDError, with what to do, for a missing or broken package.
 
     Args:
-        others: modules that the job will need too; those that are missing are named in the same line.
+        others: modules that the job also needs; missing ones are named in the same line.
     """
     try:
         yield
@@ -61,7 +61,7 @@ def _is_there(module: str) -> bool:
 
 
 def _commands(modules: Iterable[str]) -> str:
-    """What installs them, each command once."""
+    """The commands that install them, each once."""
     commands = [
         _COMMANDS.get(module) or f"{_IN_SOURCES[module]} in the folder of csd-plugin's sources" for module in modules
     ]
@@ -70,9 +70,9 @@ def _commands(modules: Iterable[str]) -> str:
 
 @contextmanager
 def or_exit(job: str) -> Iterator[None]:
-    """`needed_by` while the toolbox and ours are imported, where nobody catches errors: the process ends with status 2.
+    """`needed_by` for the imports of the launchers, where nobody catches errors: the process ends with status 2.
 
-    So it does where versions are too old.
+    The same happens if a version is too old.
     """
     try:
         check_versions(job, toolbox=True)

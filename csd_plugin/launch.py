@@ -29,11 +29,11 @@ def run(pipeline: Callable[[str], None], module: ModuleType, began: float | None
     Args:
         pipeline: `train_pipeline` or `test_pipeline`.
         module: where the pipeline looks `parse_options` up.
-        began: by `time.monotonic()`, when the run did, if before its model.
+        began: when the run began, by `time.monotonic()`, if that was before its model was built.
 
     Returns:
-        0, or 2 after one line on stderr, or 130 when interrupted; a training that a signal has stopped, 128 + its
-        number.
+        The exit status: 0; 2 after one line on stderr; 130 when interrupted; 128 + the signal's number for a training
+        that a signal has stopped.
     """
     end_with_starter()
     keep_freed_memory()
@@ -61,7 +61,7 @@ def run(pipeline: Callable[[str], None], module: ModuleType, began: float | None
 
 
 def _check_name(name: str) -> None:
-    """Raise CSDError for what the toolbox, TensorBoard and others could not write into their files."""
+    """Raise CSDError for a name that the toolbox, TensorBoard and others could not write into their files."""
     try:
         name.encode()
     except UnicodeEncodeError as error:
@@ -83,7 +83,7 @@ def _run(pipeline: Callable[[str], None]) -> int:
             raise
         hint = ""
         if lost_loader(error):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise it again, somewhere
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise it again, anywhere
             hint = "; --auto_resume continues the training" if trains else ""
         return _fail(users_line(error) + hint)
     except Stopped as stopped:

@@ -1,7 +1,7 @@
-"""Processes that live as long as the one that started them: no longer, however that ends; and not less.
+"""Child processes that end when their parent ends, however it ends, and not before.
 
-The starter keeps the writing end of a pipe whose reading end is the standard input of the process that it starts.
-Nothing is ever written; the system closes the pipe with its owner. Works the same on all systems.
+The parent keeps the writing end of a pipe whose reading end is the child's standard input. Nothing is ever written; the
+system closes the pipe when the parent ends. This works on all systems.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from multiprocessing import parent_process
 from typing import Any
 
 _VARIABLE = "CSD_LIFELINE"
-"""Set where standard input is such a pipe."""
+"""The environment variable that is set if standard input is such a pipe."""
 _GRACE = 60
-"""Seconds that a worker works on after a signal."""
+"""Seconds for which a worker goes on after a signal."""
 _HANGUP = getattr(signal, "SIGHUP", None)
-"""Windows has none."""
+"""None on Windows."""
 ENDING: tuple[signal.Signals, ...] = tuple(filter(None, (signal.SIGTERM, _HANGUP)))
-"""What ends a command from outside, beside Ctrl-C. Schedulers, service managers and containers send SIGTERM, and wait
-some seconds; a terminal that is closed sends SIGHUP."""
+"""The signals, other than Ctrl-C, that end a command from outside. Schedulers, service managers and containers send
+SIGTERM, and wait some seconds; a terminal that is closed sends SIGHUP."""
 saves_on_ending = threading.Event()
 """Set while this process, which trains, answers one of `ENDING` by ending its step and saving (`models.stopping`)."""
 
 
 @contextmanager
 def lifeline(environment: dict[str, str] | None = None) -> Iterator[dict[str, Any]]:
-    """Keywords stdin and env for `subprocess`, for a command that calls `end_with_starter`.
+    """Give the keywords stdin and env for `subprocess`, for a command that calls `end_with_starter`.
 
-    The process has to end inside: it is stopped where this does.
+    The process must end inside this context: the end of the context stops it.
     """
     reading, writing = os.pipe()
     try:
@@ -43,13 +43,13 @@ def lifeline(environment: dict[str, str] | None = None) -> Iterator[dict[str, An
 
 
 def end_with_starter() -> None:
-    """End this process at once when its starter, which gave it a `lifeline`, has ended; without one do nothing."""
-    if os.environ.pop(_VARIABLE, None):  # processes that this one starts have other pipes
+    """From now on, end this process at once when the parent that gave it a `lifeline` ends; without one do nothing."""
+    if os.environ.pop(_VARIABLE, None):  # this process's own children have other pipes
         threading.Thread(target=_watch, daemon=True).start()
 
 
 class Terminated(KeyboardInterrupt):
-    """By one of `ENDING`, whose number it has."""
+    """Raised by one of `ENDING`, whose number it holds."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -57,14 +57,14 @@ class Terminated(KeyboardInterrupt):
 
 
 def heard() -> tuple[signal.Signals, ...]:
-    """Those of `ENDING` that end this process: not a SIGHUP that is ignored, as `nohup` has it."""
+    """Those of `ENDING` that end this process: not SIGHUP where it is ignored, as under `nohup`."""
     return tuple(number for number in ENDING if number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN)
 
 
 def ignore_hangups() -> None:
-    """From now on. To be called by a handler of signals: a SIGHUP is never the second one, that asks for haste.
+    """Ignore SIGHUP from now on. For signal handlers: a SIGHUP must not count as a second signal that asks for haste.
 
-    The shell and the system each send one where a terminal is closed, and service managers one after a SIGTERM.
+    When a terminal is closed, the shell and the system each send one; service managers send one after a SIGTERM.
     """
     if _HANGUP is not None:
         signal.signal(_HANGUP, signal.SIG_IGN)
@@ -72,12 +72,9 @@ def ignore_hangups() -> None:
 
 @contextmanager
 def endings_interrupt() -> Iterator[None]:
-    """While this lasts, those of `ENDING` are as a Ctrl-C.
+    """Inside, the signals of `ENDING` act like Ctrl-C: drafts are removed, and nothing is left running unnoticed."""
 
-    What was begun is put away, and nothing is left running unnoticed.
-    """
-
-    is_main = threading.current_thread() is threading.main_thread()  # others receive no signals
+    is_main = threading.current_thread() is threading.main_thread()  # others cannot handle signals
     if not is_main or signal.getsignal(signal.SIGTERM) is _terminate:
         yield
         return
@@ -86,7 +83,7 @@ def endings_interrupt() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: of a handler that is not Python's
+            signal.signal(number, handler or signal.SIG_DFL)  # None: the handler was not installed from Python
 
 
 def _terminate(number: int, _: object) -> None:
@@ -95,11 +92,11 @@ def _terminate(number: int, _: object) -> None:
 
 
 def outlive_endings() -> None:
-    """In a loader's worker: after one of `ENDING`, work on for a minute; end at once where its own process sent it.
+    """In a loader's worker: after one of `ENDING`, go on for a minute; end at once if the training process sent it.
 
     Schedulers, service managers and terminals send it to all processes of a job. The one that trains ends its step and
-    saves, for which it needs the batches of its workers; then it ends them itself. Only for workers of a process that
-    `saves_on_ending`. Without effect on systems that do not tell who sent a signal.
+    saves, for which it needs its workers' batches; then it ends them itself. Only for workers of a process that
+    `saves_on_ending`. No effect on systems that do not tell who sent a signal.
     """
     if hasattr(signal, "sigwaitinfo") and threading.current_thread() is threading.main_thread():
         endings = set(heard())

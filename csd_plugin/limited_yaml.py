@@ -10,15 +10,15 @@ import yaml
 from csd_plugin.errors import CSDError
 
 MOST_YAML = 2**20
-"""Characters of a file."""
+"""The largest file, in characters."""
 _MOST_NODES = 100_000
-"""Keys and values of a file, each alias counted as all that it stands for."""
+"""The most keys and values of a file, each alias counted as everything that it stands for."""
 
 
 class LimitedLoader(yaml.SafeLoader):
     """Data only, of limited size and depth. Raises CSDError and yaml.YAMLError, and nothing else.
 
-    It takes text, or an open file, whose name its errors begin with.
+    It takes text, or an open file, whose name then begins its errors.
     """
 
     def __init__(self, stream: str | IO[str]) -> None:
@@ -66,7 +66,7 @@ class LimitedLoader(yaml.SafeLoader):
                 if "\0" in node.value:
                     line = node.start_mark.line + 1
                     raise CSDError(f"{self.name}: line {line}: {where or 'the value'}: a NUL character; remove it")
-            elif id(node) not in seen:  # what aliases stand for is looked at once
+            elif id(node) not in seen:  # the target of several aliases is checked once
                 seen.add(id(node))
                 parts = node.value if isinstance(node, yaml.MappingNode) else ((None, part) for part in node.value)
                 for key, value in parts:
@@ -75,7 +75,7 @@ class LimitedLoader(yaml.SafeLoader):
 
 
 def _refuse_binary(loader: LimitedLoader, node: yaml.Node) -> None:
-    raise yaml.constructor.ConstructorError(None, None, "binary data have no place here", node.start_mark)
+    raise yaml.constructor.ConstructorError(None, None, "binary data are not allowed here", node.start_mark)
 
 
 LimitedLoader.add_constructor("tag:yaml.org,2002:binary", _refuse_binary)

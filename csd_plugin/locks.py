@@ -1,4 +1,4 @@
-"""Two commands do not write to one output at the same time, on one machine or on several that share its folder."""
+"""Locks that keep two commands from writing to one output, on one machine or on several that share its folder."""
 
 from __future__ import annotations
 
@@ -19,20 +19,24 @@ _Release = Callable[[], None]
 
 
 class _Taken(Exception):
-    """Somebody else has the lock."""
+    """Another process has the lock."""
 
 
 @contextmanager
 def alone(output: Path, *, wait: bool = False) -> Iterator[None]:
-    """Inside, no other process has the same output, by whatever spelling.
+    """Inside, no other process can lock the same output, however its path is spelled.
 
-    Where one has it now, raises CSDError, or waits for its end.
+    If another process has the lock now, raises CSDError, or waits until it is released.
 
-    The lock is the system's, which ends it with its process, however that ends. It is on a hidden, empty file beside
-    the output, which all who can write there meet at; the file is gone where nobody has the lock, but for one of a
-    process that was killed, which the next one removes. Where no file can be made there, or be locked, it is
-    among temporary files: those of one user with the same TMPDIR meet at it. Raises CSDError where something else is
-    in the place of these.
+    The operating system releases the lock when its process ends, however it ends. The lock is on a hidden, empty file
+    beside the output, so it works between all users who can write there. The file is removed with the lock; one that a
+    killed process leaves is removed by the next process. If no file can be made or locked there, the lock is in the
+    folder of temporary files, and works between processes of one user with the same TMPDIR. Raises CSDError if
+    something else is in the place of that folder.
+
+    Args:
+        output: a file or folder, which need not exist.
+        wait: for another process, instead of raising.
     """
     real = Path(os.path.realpath(output))
     try:
@@ -42,7 +46,7 @@ def alone(output: Path, *, wait: bool = False) -> Iterator[None]:
             release = _held(_folder() / f"{_digest(real)}.lock", wait)
     except _Taken as error:
         raise CSDError(
-            f"{output}: another command is writing there now; wait until it has ended, or give another output"
+            f"{output}: another command is writing there now; wait until it ends, or give another output"
         ) from error
     try:
         yield
@@ -51,20 +55,20 @@ def alone(output: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def _beside(output: Path, wait: bool) -> _Release:
-    """Take the lock in the output's folder, or in the nearest one above it that is there. Raises OSError and _Taken.
+    """Take the lock in the output's folder, or in the nearest existing folder above it. Raises OSError and _Taken.
 
-    The folders on the way may be made at any time. A command that looks later then finds its place further down, and
-    looks for those who have come before them in the folders above.
+    Folders in between may be made at any time. A later command then locks further down, so it also checks the folders
+    above for locks taken before.
     """
     while True:
         *missing, folder = _up_to_a_folder(output)
         release = _held(_file(folder, output), wait)
         try:
-            if missing and missing[-1].is_dir():  # it was made before the lock was there: not all would see the lock
+            if missing and missing[-1].is_dir():  # made before we had the lock, so others may not see it
                 release()
                 continue
             for above in folder.parents:
-                with suppress(OSError):  # of folders that may not be looked into
+                with suppress(OSError):  # folders that we may not look into
                     if os.path.lexists(left := _file(above, output)):
                         _held(left, wait)()
         except BaseException:
@@ -74,7 +78,7 @@ def _beside(output: Path, wait: bool) -> _Release:
 
 
 def _up_to_a_folder(output: Path) -> list[Path]:
-    """The folders above an output, from its own on, up to the first that is there. Raises OSError without any."""
+    """The folders above an output, from its own up to the first that exists. Raises OSError if none does."""
     way = []
     for parent in output.parents:
         way.append(parent)
@@ -84,7 +88,7 @@ def _up_to_a_folder(output: Path) -> list[Path]:
 
 
 def _file(folder: Path, output: Path) -> Path:
-    """The file for the lock of an output in one of the folders above it."""
+    """The lock file of an output, in one of the folders above it."""
     name = output.name if folder == output.parent else _digest(output.relative_to(folder))[:16]
     return folder / hidden_name(name, _MARK)
 
@@ -94,28 +98,30 @@ def _digest(path: Path) -> str:
 
 
 def _folder() -> Path:
-    """Where the locks are that cannot be beside their outputs, made if need be.
+    """The folder for locks that cannot be beside their outputs; made if needed.
 
-    Everyone can tell its name, and take it before us.
+    Its name can be predicted, so another user may have made it first. Raises CSDError then.
     """
-    user = os.getuid() if hasattr(os, "getuid") else None  # on Windows temporary files are each user's own
+    user = os.getuid() if hasattr(os, "getuid") else None  # on Windows every user has a folder of temporary files
     folder = Path(tempfile.gettempdir(), f"csd_plugin_locks{'' if user is None else user}")
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or user not in (None, found.st_uid):
-        raise CSDError(f"{folder}: is not a folder of yours, which the locks are kept in; remove it, or set TMPDIR")
+        raise CSDError(
+            f"{folder}: not a folder of yours, but locks are kept there; remove it, or set TMPDIR to another folder"
+        )
     return folder
 
 
 # ---------------------------------------------------------------------- one file
 def _held(file: Path, wait: bool) -> _Release:
-    """Make the file if need be, and lock it; what is returned ends that, and removes it. Raises OSError and _Taken."""
+    """Make the file if needed and lock it; the result unlocks and removes it. Raises OSError and _Taken."""
     return _held_on_windows(file, wait) if os.name == "nt" else _held_on_posix(file, wait)
 
 
 def _held_on_windows(file: Path, wait: bool) -> _Release:
-    from filelock import FileLock, Timeout  # which removes its file
+    from filelock import FileLock, Timeout  # it removes its file itself
 
     lock = FileLock(file)
     try:
@@ -137,23 +143,23 @@ def _held_on_posix(file: Path, wait: bool) -> _Release:
         except BlockingIOError as error:
             os.close(handle)
             raise _Taken from error
-        except OSError as error:  # this file system has no locks, so that nobody has this one
+        except OSError as error:  # this file system has no locks, so nobody can hold this one
             if is_new:
                 file.unlink(missing_ok=True)
             os.close(handle)
             raise at(file, error) from error
-        except BaseException:  # while it waits
+        except BaseException:  # an interrupt during the wait
             os.close(handle)
             raise
-        os.close(handle)  # who had it has removed it
+        os.close(handle)  # its last owner has removed it
 
     owner = os.getpid()
 
     def release() -> None:
-        if os.getpid() != owner:  # a fork of it, which has the lock as long as its owner
+        if os.getpid() != owner:  # a forked child: the lock is its parent's to release
             return
         with suppress(OSError):
-            if _is_still(file, handle) and not os.fstat(handle).st_size:  # what has content is somebody else's
+            if _is_still(file, handle) and not os.fstat(handle).st_size:  # a file with content is not a lock
                 file.unlink()
         os.close(handle)
 
@@ -161,13 +167,13 @@ def _held_on_posix(file: Path, wait: bool) -> _Release:
 
 
 def _opened(file: Path) -> tuple[int, bool]:
-    """A handle of the file, and whether it was made now. Raises OSError, as where something else is in its place."""
+    """A handle of the file, and whether we made it. Raises OSError, also if something else is in its place."""
     safely = os.O_NOFOLLOW | os.O_NONBLOCK
     while True:
         with suppress(FileExistsError):
             handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | safely, 0o666)
             with suppress(OSError):
-                os.fchmod(handle, 0o666)  # other users of the folder lock it as well; NFS asks for the right to write
+                os.fchmod(handle, 0o666)  # for the folder's other users; NFS grants locks only to those who may write
             return handle, True
         with suppress(FileNotFoundError):  # it has just been removed
             try:
@@ -177,7 +183,7 @@ def _opened(file: Path) -> tuple[int, bool]:
 
 
 def _is_still(file: Path, handle: int) -> bool:
-    """Whether the file has its name, which another one may have by now."""
+    """Whether the name still belongs to this file, and not to a newer one."""
     try:
         return os.path.samestat(os.lstat(file), os.fstat(handle))
     except FileNotFoundError:

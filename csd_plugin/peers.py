@@ -1,8 +1,8 @@
-"""Several processes that train one student: one that dies or fails ends all of them, with a line that names it.
+"""Several processes that train one student: if one dies or fails, all end, with a line that names it.
 
-Collectives wait for everybody. A process that is gone, on another host above all, would show only at the end of their
-time limit, which has to be long, and nobody would know which one it was. So a thread of each process leaves signs of
-life in the store where they have met, and looks for those of the others; it ends its process, wherever that waits.
+Collectives wait for every process. A lost process, especially on another host, would be noticed only after their
+timeout, which has to be long, and without its name. So a thread of each process writes heartbeats to the store through
+which the processes have met, and reads those of the others; it ends its process wherever that waits.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from csd_plugin.errors import CSDError, announce, first_line, out_of_memory, put
 T = TypeVar("T")
 
 TIME_LIMIT = timedelta(hours=1)
-"""Of a collective, and until all have come: long enough for what the first does alone, while the others wait."""
+"""Timeout of a collective and of the start: longer than what rank 0 does alone while the others wait."""
 STATUS = 2
 """Exit status of a process that ends because of another one."""
 
 _BEAT = 2.0
-"""Seconds from one sign of life to the next."""
+"""Seconds between two heartbeats."""
 _SILENT = 15
-"""Rounds without a sign after which a process is dead: half a minute, as a busy machine may hold one up."""
+"""Rounds without a heartbeat after which a process counts as dead: half a minute, as a busy machine may delay one."""
 _SUSPECT = 3
-"""The same where a collective has failed."""
+"""The same after a failed collective."""
 _GRACE = 20.0
-"""Seconds that a process has to end by itself after an error."""
+"""Seconds in which a process may end by itself after an error."""
 _WELL = "well"
-"""The last sign of a process that has ended as it should."""
+"""The last heartbeat of a process that has ended normally."""
 _END = "end"
-"""The key of the line with which the job ends."""
+"""The store's key for the line with which the job ends."""
 
 
 class Member(NamedTuple):
-    """A process of the job, as messages name it."""
+    """A process of the job, as it is named in messages."""
 
     rank: int
     host: str
@@ -65,12 +65,12 @@ class Peers:
     """The processes of a job, as one of them sees them.
 
     Args:
-        store: for these processes alone; a connection of its own, as others may block.
-        place: where it is, for messages.
+        store: for these processes alone, over a connection of its own, as others may block.
+        place: the store's address, for messages.
         members: all processes, by rank.
-        rank: this one's.
-        node: the same for all processes of a host.
-        resume: the flag that resumes such a job.
+        rank: this process's rank.
+        node: a label that all processes of a host share.
+        resume: the flag that resumes the job, for messages.
     """
 
     def __init__(
@@ -91,26 +91,26 @@ class Peers:
         self._give_sign("0")
 
     def start(self) -> None:
-        """Watch the others until `leave` or `fail`. All of them have been built by now."""
+        """Watch the others until `leave` or `fail`. Call it once every process has its `Peers`."""
         for target in (self._exchange, self._watch):
             threading.Thread(target=target, daemon=True).start()
 
     def find_cause(self) -> None:
-        """Call this after a failed collective: it ends this process if another process is the cause."""
+        """After a failed collective: end this process if another process is the cause."""
         self._suspicious = True
         self._leaving.wait((_SUSPECT + 4) * _BEAT)
 
     def fail(self, line: str) -> None:
         """Say why this process ends, so that the others end as well; one process of each host prints the line."""
         self._leaving.set()
-        deadline = threading.Timer(_GRACE, os._exit, (STATUS,))  # what follows may wait for the others
+        deadline = threading.Timer(_GRACE, os._exit, (STATUS,))  # the calls below may wait for the others
         deadline.daemon = True
         deadline.start()
         self._tell(f"{self.me}: {line}")
         time.sleep(2 * _BEAT)  # the store may end with this process
 
     def leave(self) -> None:
-        """The last call of a process that has done its part; the first process waits for the others."""
+        """Say that this process has ended normally; rank 0 waits for the others."""
         if self._leaving.is_set():
             return
         try:
@@ -119,13 +119,13 @@ class Peers:
                 if all(sign == _WELL for sign in self._read_signs()):
                     break
                 time.sleep(_BEAT / 10)
-        except RuntimeError:  # it is gone, with all the others
+        except RuntimeError:  # the store is gone, and so are the others
             pass
         self._leaving.set()
 
     # ------------------------------------------------------------------ threads
     def _exchange(self) -> None:
-        """Signs out and in. Nothing else, as a host that is gone makes it wait."""
+        """Write and read heartbeats. Nothing else may be done here, as a lost host blocks this thread."""
         try:
             while not self._leaving.is_set():
                 self._give_sign(str(self._rounds + 1))
@@ -150,9 +150,9 @@ class Peers:
                 os._exit(STATUS)
 
     def _cause(self, unanswered: int) -> str:
-        """The line about a process that is missing; empty where none is."""
+        """The line about a missing process; empty if none is missing."""
         rounds = _SUSPECT if self._suspicious else _SILENT
-        rest = f"this job ends; with {self._resume} it is resumed from its last saved state"
+        rest = f"this job ends; {self._resume} resumes it from its last saved state"
         if self._is_lost or unanswered >= rounds:
             self._is_lost = True
             first = self.members[0]
@@ -163,7 +163,7 @@ class Peers:
             if sign == _WELL and (self._suspicious or (member.rank == 0 and silent >= rounds)):
                 return f"{member} has left before the others; {rest}"
         if any(sign != _WELL and silent >= rounds for _, sign, silent in found):
-            # of a host that is gone, all are silent, though not from the same round on
+            # all processes of a lost host fall silent, though not in the same round
             lost = [member for member, sign, silent in found if sign != _WELL and silent > rounds // 2]
             return f"{_named(lost)} died, or cannot be reached; {rest}"
         return ""
@@ -176,22 +176,22 @@ class Peers:
         return [sign.decode() for sign in self._store.multi_get([f"sign{member.rank}" for member in self.members])]
 
     def _tell(self, line: str) -> None:
-        """To the others, and to the user where this is the first process of its host that does."""
+        """Send a line to the others, and print it if this is the first process of its host to do so."""
         put_into_summary(line)
         first: list[bool] = []
         asking = threading.Thread(target=lambda: first.append(self._publish(line)), daemon=True)
         if not self._is_lost:
             asking.start()
-            asking.join(_BEAT)  # it may not answer
+            asking.join(_BEAT)  # the store may not answer
         if first[0] if first else os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {line}", file=sys.stderr, flush=True)
 
     def _publish(self, line: str) -> bool:
-        """Whether no other process of this host has published a line before."""
+        """Publish the line; whether this is the first process of its host to do so."""
         try:
             self._store.compare_set(_END, "", line)
             return self._store.add(f"told{self._node}", 1) == 1
-        except RuntimeError:  # torch's errors of a store that is gone
+        except RuntimeError:  # torch's error for a store that is gone
             return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
@@ -199,7 +199,7 @@ _peers: Peers | None = None
 
 
 def watch(resume: str = "--auto_resume") -> None:
-    """Start to watch. Every process calls this once torch.distributed has started; one process alone does nothing.
+    """Start watching. Every process calls this after torch.distributed has started; does nothing for a single process.
 
     Args:
         resume: the flag that resumes such a job, for messages.
@@ -209,7 +209,7 @@ def watch(resume: str = "--auto_resume") -> None:
     if not are_several() or dist.get_world_size() == 1:
         return
     rank, address, port = dist.get_rank(), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # torchrun keeps its store when it starts processes again
+    # torchrun keeps its store when it restarts processes
     name = of_the_first(uuid.uuid4().hex)
     store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=20))
     members = of_all(Member(rank, socket.gethostname(), os.getpid()))
@@ -220,7 +220,7 @@ def watch(resume: str = "--auto_resume") -> None:
 
 
 def leave() -> None:
-    """To be called before the interpreter ends, which may otherwise abort the threads of the process group."""
+    """Stop watching. Call it before the interpreter exits, which may otherwise abort threads of the process group."""
     if _peers is not None:
         _peers.leave()
     leave_the_others()
@@ -235,7 +235,7 @@ def fail(line: str) -> None:
 
 
 def report(kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-    """For `ExitStack.push`: an error that nobody has expected ends the others, too."""
+    """For `ExitStack.push`: an unexpected error ends the other processes, too."""
     if _peers is not None and isinstance(error, Exception):
         _peers.fail(f"{type(error).__name__}: {first_line(error)}")
 
@@ -248,7 +248,7 @@ def explained() -> Iterator[None]:
     except RuntimeError as error:
         if _peers is not None and not out_of_memory(error):
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, to all the others: the line comes first
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to the others; the line comes first
             _peers.find_cause()
         raise
 
@@ -273,9 +273,9 @@ def of_all(value: T) -> list[T]:
 
 
 def check_same(values: Mapping[str, object]) -> None:
-    """Raise CSDError, in all processes, for the first value that is not the same in all.
+    """Raise CSDError, in all processes, for the first value that differs between them.
 
-    Mappings are compared key by key; where files are may differ: what is called `dataroot..` or `clips`.
+    Mappings are compared key by key. File locations may differ: keys called `dataroot..` or `clips`.
     """
     first, *others = of_all(dict(_flat(values)))
     for rank, other in enumerate(others, start=1):
@@ -288,7 +288,7 @@ def check_same(values: Mapping[str, object]) -> None:
 
 
 def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """`section.key` and its value, of everything that is no mapping."""
+    """`section.key` and its value, for everything that is not a mapping."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

@@ -1,7 +1,7 @@
-"""Text files of strangers, read within limits: JSON and lists. For YAML see `limited_yaml`.
+"""Untrusted text files, read within limits: JSON and lists. For YAML see `limited_yaml`.
 
 The functions below `parse_json` check the values of such a file. Each returns a value of one kind within bounds, or
-raises ValueError that names the wrong value; the caller adds the name of the file.
+raises a ValueError that names the wrong value; the caller adds the name of the file.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 from csd_plugin.errors import CSDError
 
 MOST_TEXT = 2**26
-"""Characters of a file."""
+"""The largest file, in characters."""
 _MOST_DIGITS = 300
-"""Of a whole number; a float holds all of these."""
+"""The most digits of a whole number; a float can hold such a number."""
 _LONGEST_NAME = 200
-"""Bytes of a file's name, so that there is room for what is put behind it."""
+"""Bytes of a file name, so that there is room for a suffix."""
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
@@ -33,11 +33,10 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
 
 
 def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
-    """Like `json.loads`, but raises ValueError for every text that it cannot read: also deep nesting and long numbers.
+    """Like `json.loads`, but raises ValueError for all text that it cannot read, also deep nesting and long numbers.
 
     Args:
-        finite: numbers that are no number, infinite, or too large for a float raise it too. Strict JSON has none of
-            the first two.
+        finite: also refuse NaN and infinities, which strict JSON lacks, and numbers too large for a float.
     """
     if not isinstance(text, str):
         text = text.decode(json.detect_encoding(text), "surrogatepass")
@@ -48,7 +47,7 @@ def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
 
 
 def _refuse(word: str) -> float:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def _finite(digits: str) -> float:
@@ -67,7 +66,7 @@ _FINITE = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite, parse_in
 
 
 def as_json_has_it(value: Any) -> Any:
-    """Nested dicts and lists, with texts for what JSON has no number for: nan, and inf and -inf, see `score_number`."""
+    """Nested dicts and lists, with strings for what JSON has no numbers for: nan, inf and -inf (see `score_number`)."""
     if isinstance(value, dict):
         return {key: as_json_has_it(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -76,13 +75,13 @@ def as_json_has_it(value: Any) -> Any:
 
 
 def score_number(value: Any, what: str) -> float:
-    """A number that may be infinite, for which JSON has the texts 'inf' and '-inf'."""
+    """A number that may be infinite: the strings 'inf' and '-inf' in JSON."""
     infinite = value in ("inf", "-inf") or (isinstance(value, float) and math.isinf(value))
     return float(value) if infinite else number(value, what, -math.inf, math.inf)
 
 
 def number(value: Any, what: str, least: float, most: float) -> float:
-    """A finite number between bounds, which belong to them."""
+    """A finite number between bounds, inclusive."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{what} is {reprlib.repr(value)}, not a number")
     if not (least <= value <= most and abs(value) <= sys.float_info.max):
@@ -91,7 +90,7 @@ def number(value: Any, what: str, least: float, most: float) -> float:
 
 
 def whole_number(value: Any, what: str, least: int, most: int) -> int:
-    """A whole number between bounds, which belong to them; 3.0 and true are none."""
+    """A whole number between bounds, inclusive; 3.0 and true are not whole numbers."""
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{what} is {reprlib.repr(value)}, not a whole number from {least} to {most}")
     return value
@@ -99,17 +98,17 @@ def whole_number(value: Any, what: str, least: int, most: int) -> int:
 
 def plain_text(value: Any, what: str) -> str:
     if not isinstance(value, str) or "\0" in value:
-        raise ValueError(f"{what} is {reprlib.repr(value)}, not a text")
+        raise ValueError(f"{what} is {reprlib.repr(value)}, not text")
     return value
 
 
 def file_name(value: Any, what: str) -> str:
-    """A name that, with something put behind it, is that of a file in the folder where it is put: no path."""
+    """A plain file name, not a path, short enough to take a suffix."""
     name = plain_text(value, what)
     if not name.isprintable() or name in ("", ".", "..") or set(name) & set("/\\:"):
-        raise ValueError(f"{what} is {reprlib.repr(name)}, not the name of a file")
+        raise ValueError(f"{what} is {reprlib.repr(name)}, not a file name")
     if len(name.encode()) > _LONGEST_NAME:
-        raise ValueError(f"{what} is {reprlib.repr(name)}, longer than the names of files are")
+        raise ValueError(f"{what} is {reprlib.repr(name)}, too long for a file name")
     return name
 
 
@@ -126,7 +125,7 @@ def section(value: Any, what: str) -> dict[str, Any]:
 
 
 def section_of(value: Any, what: str, keys: frozenset[str]) -> dict[str, Any]:
-    """A section with these keys, no less and no more."""
+    """A section with exactly these keys."""
     content = section(value, what)
     for key in sorted(keys ^ content.keys()):
         raise ValueError(f"{what} {'lacks' if key in keys else 'has the unknown key'} {reprlib.repr(key)}")

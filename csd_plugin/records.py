@@ -1,4 +1,4 @@
-"""Logs and TensorBoard's files: where they cannot be written, a run goes on without them, and says so once."""
+"""Logs and TensorBoard files: if they cannot be written, a run continues without them, and says so once."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from csd_plugin.errors import refused_by_disk
 
 @contextmanager
 def optional_records() -> Iterator[None]:
-    """Inside, log files that cannot be written are said once, and so is what TensorBoard's thread meets.
+    """Inside, a log file or a TensorBoard file that cannot be written causes one warning and no traceback.
 
-    Bytes of files' names that are no UTF-8 are written as \\udcff.
+    Bytes of file names that are not valid UTF-8 are written as \\udcff.
     """
     handle_error, hook = logging.Handler.handleError, threading.excepthook
     told: set[logging.Handler] = set()
@@ -50,7 +50,7 @@ def optional_records() -> Iterator[None]:
 
 
 class _Optional:
-    """What is written as long as that works."""
+    """An output that is dropped, with a warning, after its first write error."""
 
     def __init__(self, what: object) -> None:
         self._what = what
@@ -82,7 +82,7 @@ class Board(_Optional):
 
 
 class Log(_Optional):
-    """A file that lines are added to, or nothing from the moment on at which it cannot be written."""
+    """A file that lines are appended to, until a write fails; from then on lines are dropped."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -99,7 +99,7 @@ class Log(_Optional):
 
     def close(self) -> None:
         if self._file is not None:
-            with suppress(OSError):  # of what a full disk has not taken
+            with suppress(OSError):  # the buffered lines do not fit on a full disk
                 self._file.close()
 
     def __enter__(self) -> Log:
@@ -110,8 +110,8 @@ class Log(_Optional):
 
 
 def _tell(what: str, error: OSError) -> None:
-    """To standard error itself: the log may be what cannot be written."""
+    """Warn on standard error itself, as it may be the log that cannot be written."""
     if str(error.filename) == what:
-        error = OSError(error.errno, error.strerror)  # said once
+        error = OSError(error.errno, error.strerror)  # the line already begins with the name
     reason = refused_by_disk(error).partition(";")[0] or str(error)
     print(f"warning: {what}: {reason}; the run goes on without it", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Our tables of classes in the toolbox's registries, and those of other packages."""
+"""Registers our tables of classes, and those of other packages, in the toolbox's registries."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from csd_plugin.errors import CSDError
 from csd_plugin.options import sections
 
 PREFIX = "CSD_"
-"""Begins the name of a class of ours whose own name is another package's."""
+"""The prefix of a class of ours whose own name is taken by another package."""
 
 logger = logging.getLogger(__name__)
 
 
 def install() -> None:
-    """Make our networks, data sets, losses, metrics and models known to BasicSR. May be called again.
+    """Register our networks, data sets, losses, metrics and models with BasicSR. May be called again.
 
-    A name that a class of another package has, or takes later, is that package's: ours is then `CSD_NAME`.
+    If a class of another package has one of our names, now or later, our class gives way: it becomes `CSD_NAME`.
     """
     compat.prepare_imports()
     from basicsr.utils.registry import MODEL_REGISTRY, Registry
@@ -40,7 +40,7 @@ def install() -> None:
 
 
 def extend() -> None:
-    """After `install`, what other packages have put into our tables. Raises CSDError."""
+    """After `install`, register what other packages have added to our tables. Raises CSDError."""
     for fault in extensions.load():
         raise fault
     for registry, rows in _tables():
@@ -68,7 +68,7 @@ def _tables() -> Iterator[tuple[Any, list[tuple[str, Any]]]]:
 
 
 def _register_theirs(registry: Any, name: str, obj: Any) -> None:
-    """What another package has put into a table of ours. Raises CSDError where the name is taken."""
+    """Register what another package has put into a table of ours. Raises CSDError if the name is taken."""
     present = dict(iter(registry))
     if any(known is obj for known in present.values()):
         return
@@ -78,7 +78,7 @@ def _register_theirs(registry: Any, name: str, obj: Any) -> None:
 
 
 def _register(registry: Any, cls: Any) -> None:
-    """A class or function of ours under its name, or under `CSD_NAME` where another has that."""
+    """Register a class or function of ours under its name, or under `CSD_NAME` if that is taken."""
     present = dict(iter(registry))
     if any(known is cls for known in present.values()):
         return
@@ -89,7 +89,7 @@ def _register(registry: Any, cls: Any) -> None:
 
 
 def _give_way(registries: Any) -> None:
-    """Let a class of another package take a name of ours; without this, importing that package would fail."""
+    """Let another package register a class under a name of ours; otherwise importing that package would fail."""
     register = registries._do_register
     if hasattr(register, "__wrapped__"):
         return
@@ -110,7 +110,7 @@ def _rename(registry: Any, ours: Any, owner: Any) -> None:
     registry._do_register(name, ours)
     sections.rename(ours.__name__, name)
     logger.warning(
-        "%s in BasicSR's registry of type %r is that of %s; csd-plugin's is %s: write that in option files",
+        "%s in BasicSR's registry of type %r belongs to %s; csd-plugin's is %s: write that in option files",
         *(ours.__name__, registry._name, owner.__module__, name),
     )
 

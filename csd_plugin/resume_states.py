@@ -12,18 +12,18 @@ from csd_plugin.archs.checkpoint import load_plain
 from csd_plugin.errors import CSDError
 
 _NEVER_REACHED = 10**12
-"""Iterations, epochs, samples of one."""
+"""The largest number of iterations, epochs or samples of an epoch."""
 _SEEDS = 2**32
-"""numpy takes those below."""
+"""Seeds are smaller: numpy's bound."""
 
 
 def load_resume_state(opt: dict) -> dict | None:
-    """The toolbox's function of this name, which needs a GPU: here the state is loaded to the CPU, as data only.
+    """Replaces the toolbox's function, which needs a GPU: this one loads the state to the CPU, and as data only.
 
     A state of another experiment starts a new experiment from the networks that were saved with it.
 
     Raises:
-        CSDError: the state file does not exist, cannot be read, or is no training state; there are no networks with it.
+        CSDError: the state file does not exist, cannot be read or is not a training state, or its networks are missing.
     """
     from basicsr.utils import check_resume, set_random_seed
 
@@ -34,7 +34,11 @@ def load_resume_state(opt: dict) -> dict | None:
         print(f"warning: {line}; resuming from {path}", file=sys.stderr, flush=True)
     if path is None:
         if opt["auto_resume"] and opt["rank"] == 0:
-            print(f"no state in {opt['path']['training_states']}; training starts anew", file=sys.stderr, flush=True)
+            print(
+                f"no state in {opt['path']['training_states']}; training starts from the beginning",
+                file=sys.stderr,
+                flush=True,
+            )
         return None
     if opt["rank"] and not Path(path).is_file():
         raise CSDError(
@@ -50,32 +54,32 @@ def load_resume_state(opt: dict) -> dict | None:
     if opt["rank"] == 0 and not Path(opt["path"]["experiments_root"]).exists():
         _make_folders(opt["path"])
     seed = state.get("manual_seed")
-    if seed is not None and seed != opt["manual_seed"]:  # another in the file, or drawn anew where there is none
+    if seed is not None and seed != opt["manual_seed"]:  # the file has another one, or none and it was drawn anew
         if opt["rank"] == 0:
-            print(f"{path}: the run goes on with its manual_seed {seed}", file=sys.stderr, flush=True)
+            print(f"{path}: the run continues with its manual_seed {seed}", file=sys.stderr, flush=True)
         opt["manual_seed"] = content["manual_seed"] = seed
     if state.get("samples"):
         content["resumed_at"] = (state["epoch"], state["samples"])
     else:
         if opt["rank"] == 0 and state["iter"] < opt["train"]["total_iter"]:
             print(
-                f"warning: {path} has no place in the data of {content.get('type')}: epoch {state['epoch']} starts "
-                f"anew, so the run differs from one without a stop",
+                f"warning: {path} has no position in the data of {content.get('type')}: epoch {state['epoch']} starts "
+                f"again, so the run differs from an uninterrupted one",
                 file=sys.stderr,
                 flush=True,
             )
-        # other people's data sets draw by the global state: they would draw again what the first iterations have seen
+        # other packages' data sets use the global generator, and would repeat the draws of the first iterations
         set_random_seed(opt["manual_seed"] + opt["rank"] + state["iter"])
     return state
 
 
 def find_resume_state(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:
-    """The state to resume from: with --auto_resume the newest whole one of this experiment, else `path.resume_state`.
+    """The state to resume from: with --auto_resume this experiment's newest complete one, else `path.resume_state`.
 
-    Whole: the state and the networks that were saved with it can be read. Returns what is wrong with newer ones, too.
+    Complete: the state and the networks saved with it can be read. Also returns what is wrong with newer states.
 
     Raises:
-        CSDError: there are states, but none is whole.
+        CSDError: there are states, but none is complete.
     """
     damage: list[str] = []
     for path in saved_states(Path(opt["path"]["training_states"])) if opt["auto_resume"] else []:
@@ -101,19 +105,19 @@ def networks_with(state: Path, own: Path) -> Path:
     """The folder of the networks that were saved with a training state, which may be another experiment's.
 
     Args:
-        own: of the experiment that resumes; it is meant where the state lies in no experiment.
+        own: the folder of the experiment that resumes, which is returned if the state lies in no experiment.
     """
     there = state.parent.parent / own.name
     return there if state.parent.name == "training_states" and there.is_dir() else own
 
 
 def _make_folders(paths: Mapping[str, Any]) -> None:
-    """The folders of an experiment that begins with another's state; the toolbox makes those of a new start alone."""
-    network = paths.get("pretrain_network_g")  # none where it is ignored
+    """Make the folders of an experiment that begins with another's state; the toolbox makes them for new runs only."""
+    network = paths.get("pretrain_network_g")  # None if it is ignored
     if network and not Path(network).is_file():
         raise CSDError(
-            f"path.resume_state: {paths['resume_state']}: {network} does not exist, which was saved with it; copy both "
-            f"files, or give an experiment's state where it is"
+            f"path.resume_state: {paths['resume_state']}: {network}, which was saved with it, does not exist; copy "
+            f"both files, or give the state in its experiment's own folder"
         )
     for key in ("experiments_root", "models", "training_states", "log", "visualization"):
         Path(paths[key]).mkdir(parents=True, exist_ok=True)
@@ -122,7 +126,7 @@ def _make_folders(paths: Mapping[str, Any]) -> None:
 def _check_set(state: Path, models: Path) -> None:
     """Raise CSDError unless a state and the networks of its iteration can be read."""
     iteration = _read_state(state)["iter"]
-    network = models / f"net_g_{iteration}.pth"  # what every model saves
+    network = models / f"net_g_{iteration}.pth"  # every model saves this one
     for path in {network, *models.glob(f"*_{iteration}.pth")}:
         load_plain(path, "checkpoint")
 
@@ -134,10 +138,12 @@ def _read_state(path: str | Path) -> dict[str, Any]:
     for key, needed in {"iter": True, "epoch": True, "samples": False}.items():
         value = state.get(key)
         if not (type(value) is int and 0 <= value < _NEVER_REACHED) and (needed or value is not None):
-            raise CSDError(f"path.resume_state: {path}: {key} is {value!r:.60}, which no run has; use another copy")
+            raise CSDError(
+                f"path.resume_state: {path}: {key} is {value!r:.60}, which is not possible; use another copy"
+            )
     seed = state.get("manual_seed")
     if seed is not None and not (type(seed) is int and 0 <= seed < _SEEDS):
-        raise CSDError(f"path.resume_state: {path}: manual_seed is {seed!r:.60}, which is no seed; use another copy")
+        raise CSDError(f"path.resume_state: {path}: manual_seed is {seed!r:.60}, which is not a seed; use another copy")
     name = Path(path).stem
     if name.isdigit() and int(name) != state["iter"]:
         raise CSDError(f"path.resume_state: {path} is of iteration {state['iter']}; use another copy, or rename it")

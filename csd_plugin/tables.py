@@ -1,4 +1,4 @@
-"""Tables of what goes by a name: a row says where it is, and is imported when it is first asked for."""
+"""Tables of objects by name: a row says where the object is, which is imported when it is first needed."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Table(MutableMapping[str, T]):
         return row
 
     def __setitem__(self, name: str, row: T) -> None:
-        """Raises KeyError where the name is that of something else."""
+        """Raises KeyError if the name is taken by another object."""
         if name in self._rows and self[name] is not row:
-            raise KeyError(f"there is another {name} in this table; take another name")
+            raise KeyError(f"there is another {name} in this table; use another name")
         self._rows[name] = row
 
     def __delitem__(self, name: str) -> None:

@@ -23,7 +23,7 @@ with or_exit("csd_plugin.test"):
 
 
 def main() -> int:
-    """Test as the command line says; 0, or 2 after one line on stderr."""
+    """Test as the command line says; return the exit status: 0, or 2 after one line on stderr."""
     import basicsr.test
 
     return launch.run(basicsr.test.test_pipeline, basicsr.test)

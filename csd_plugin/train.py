@@ -26,9 +26,9 @@ with or_exit("csd_plugin.train"):
 
 
 def main(began: float | None = None) -> int:
-    """Train as the command line says; 0, or 2 after one line on stderr.
+    """Train as the command line says; return the exit status: 0, or 2 after one line on stderr.
 
-    began: by `time.monotonic()`, from when on `train.max_seconds` counts; by default from the start of the model.
+    began: when `train.max_seconds` starts to count, by `time.monotonic()`; by default when the model is built.
     """
     import basicsr.train
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:  # scoring and rain need no torch
 
 @dataclass(frozen=True)
 class PairedSequence:
-    """One rainy clip and, where it exists, its clean truth, as names only.
+    """One rainy clip and, if there is one, its ground truth, as names only.
 
     Attributes:
-        lq, gt: frame keys in display order: paths relative to the data root, '/' separated. With a truth, as long as
-            each other.
+        lq, gt: frame keys in display order: paths relative to the data root, separated by '/'. Both have the same
+            length.
     """
 
     name: str
@@ -34,9 +34,9 @@ class ClipView:
 
     Attributes:
         output: (B, L, 3, H, W), the network's frames.
-        features: input scale -> one tensor (B, L, C, H/scale, W/scale) per tap. Scale 1 are the frames as they are;
-            scale 2 and 4, present only if the objective's `input_scales` ask for them, come from running the network on
-            2x2 and 4x4 average-pooled frames.
+        features: input scale -> one tensor (B, L, C, H/scale, W/scale) per tap. Scale 1 is the unscaled frames;
+            scales 2 and 4, present only if the objective's `input_scales` ask for them, come from running the network
+            on 2x2 and 4x4 average-pooled frames.
     """
 
     output: Tensor

@@ -1,6 +1,6 @@
-"""Commands whose output nobody reads to its end, `csd .. | head`, or cannot be written, `csd .. > FILE`.
+"""Commands whose output is not read to its end (`csd .. | head`) or cannot be written (`csd .. > FILE`).
 
-And those whose terminal is closed while they work.
+Also commands whose terminal is closed while they run.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from csd_plugin.errors import announce, at, refused_by_disk
 STATUS = 141
 """As after SIGPIPE."""
 OUTPUT = Path("standard output")
-"""Its name in errors."""
+"""The name of standard output in errors."""
 _REFUSED = 2
 
 
 def ending_quietly(command: Callable[[], int]) -> int:
-    """The command's status; `STATUS`, silently, where the reader of standard output has closed it.
+    """Run a command and return its status; `STATUS`, silently, if the reader of standard output has closed it.
 
-    Where standard output cannot be written, at least 2, after a line; a command that has failed has given its own.
+    If standard output cannot be written, the status is at least 2, and one line says so unless the command has failed
+    with a line of its own.
     """
     outlast_terminal()
     status = 0
@@ -45,7 +46,7 @@ def ending_quietly(command: Callable[[], int]) -> int:
         except OSError as error:
             if error not in faults:
                 raise
-        except SystemExit as end:  # of argparse, which drops the errors of a help text
+        except SystemExit as end:  # from argparse, which ignores errors of printing a help text
             if end.code or not faults:
                 raise
     if not faults:
@@ -57,7 +58,7 @@ def ending_quietly(command: Callable[[], int]) -> int:
 
 
 def outlast_terminal() -> None:
-    """From now on, what is said to a terminal that has been closed is lost, and nothing else: writing is no error."""
+    """From now on, writing to a terminal that has been closed is no error: the text is lost and the command goes on."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper) and stream.isatty() and not isinstance(_raw(stream), _Terminal):
@@ -83,10 +84,10 @@ def _raw(stream: io.TextIOWrapper) -> object:
 
 @contextmanager
 def _named_output() -> Iterator[list[OSError]]:
-    """Inside, errors of standard output bear its name, but for those of a closed pipe; they are also in the list."""
+    """Inside, errors of standard output, other than a closed pipe, carry its name; the list collects them."""
     faults: list[OSError] = []
     stream: Any = sys.stdout
-    # closed; one that takes no attributes; or another command of this process names them
+    # stdout is closed, takes no attributes, or is wrapped by another command of this process
     if stream is None or "write" in getattr(stream, "__dict__", "write"):
         yield faults
         return
@@ -111,12 +112,12 @@ def _named_output() -> Iterator[list[OSError]]:
 
 
 def _drop_output() -> None:
-    """What is buffered would fail again at the end."""
+    """Send the rest to nowhere: buffered text would fail again as the interpreter ends."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - it stays open until the end
 
 
 def _reader_is_gone() -> bool:
-    """Whether nobody reads standard output any more, which need not hold anything that a flush would show it by."""
+    """Whether nobody reads standard output any more; a flush shows it only if something is buffered."""
     try:
         print(end="", flush=True)
         events = select.poll()

@@ -1,6 +1,6 @@
 """The oldest Python and packages that this code runs with, and the error for older ones.
 
-`docs/troubleshooting.md` has what was run with which versions; `pyproject.toml` has the same numbers for pip.
+`docs/troubleshooting.md` lists the tested versions; `pyproject.toml` has the same numbers for pip.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from csd_plugin.errors import CSDError
 
 PYTHON = "3.11"
 OLDEST = {"av": "18.1", "numpy": "1.26", "torch": "2.4"}
-"""What all of ours needs."""
+"""What the whole package needs."""
 TOOLBOX = {"basicsr": "1.4.2", "torchvision": "0.19"}
 """What training with BasicSR needs in addition."""
 OPTIONS_OF_TODAY = "_postprocess_yml_value"
@@ -21,7 +21,7 @@ OPTIONS_OF_TODAY = "_postprocess_yml_value"
 
 
 def check_versions(job: str, *, toolbox: bool = False) -> None:
-    """Raises CSDError for the first that is too old here; what is not installed is somebody else's to say."""
+    """Raise CSDError for the first package that is too old. Missing packages are reported where they are imported."""
     if _numbers(sys.version) < _numbers(PYTHON):
         raise CSDError(f"{job} needs Python {PYTHON} or newer, and this is {sys.version.split()[0]}")
     for name, oldest in {**OLDEST, **(TOOLBOX if toolbox else {})}.items():
@@ -29,7 +29,7 @@ def check_versions(job: str, *, toolbox: bool = False) -> None:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-        # pip may have been cut off before it had written the version
+        # None after an interrupted pip, which had not yet written the version
         if found is not None and _numbers(found) < _numbers(oldest):
             raise CSDError(
                 f"{job} needs {name} {oldest} or newer, and {found} is installed: pip install '{name}>={oldest}'"
@@ -37,7 +37,7 @@ def check_versions(job: str, *, toolbox: bool = False) -> None:
 
 
 def under_transforms() -> bool:
-    """Whether transforms of `torch.func` (`grad`, `vmap`, ..) are at work, for which torch has no public name."""
+    """Whether transforms of `torch.func` (`grad`, `vmap`, ..) are active; torch has no public name for it."""
     import torch  # here, as this module checks torch before it is imported
 
     return torch._C._are_functorch_transforms_active()

@@ -367,7 +367,7 @@ def test_loader_processes_need_shared_memory(refuses, tiny_rain, monkeypatch):
 
 
 def test_names_that_the_toolbox_cannot_write_are_said_before_the_run(refuses, tiny_rain):
-    words = ("name=a\\udcff: the name has bytes that are no UTF-8", "rename it")
+    words = ("name=a\\udcff: the name is not valid UTF-8", "rename it")
     refuses(train_options(tiny_rain), *words, flags=("--force_yml", "name=a\udcff"))
 
 
@@ -480,11 +480,11 @@ def test_the_entry_of_a_checkpoint_is_named_and_no_slip_takes_another(refuses, l
 
 
 SLIPS = {
-    "train.total_iter=2": "train.total_iter=2: colons stand between keys: train:total_iter=2",
-    "datasets.train.dataroot=x": "datasets.train.dataroot=x: colons stand between keys: datasets:train:dataroot=x",
-    "train:optim_g.lr=1": "train:optim_g.lr=1: colons stand between keys: train:optim_g:lr=1",
-    "network_g.preset=tiny": "network_g.preset=tiny: colons stand between keys: network_g:preset=tiny",
-    "train:optim_g:train.lr=2": "train:optim_g:train.lr=2: colons stand between keys",
+    "train.total_iter=2": "train.total_iter=2: separate keys by colons: train:total_iter=2",
+    "datasets.train.dataroot=x": "datasets.train.dataroot=x: separate keys by colons: datasets:train:dataroot=x",
+    "train:optim_g.lr=1": "train:optim_g.lr=1: separate keys by colons: train:optim_g:lr=1",
+    "network_g.preset=tiny": "network_g.preset=tiny: separate keys by colons: network_g:preset=tiny",
+    "train:optim_g:train.lr=2": "train:optim_g:train.lr=2: separate keys by colons",
     "total_iter=3": "total_iter=3: total_iter is a key of train: train:total_iter=3",
     "print_freq=3": "print_freq=3: print_freq is a key of logger: logger:print_freq=3",
     'train:"x=3': 'train:"x=3 is not of the form section:key=value',
@@ -532,7 +532,7 @@ WANDB = {"logger.wandb": {"project": "rain", "resume_id": None}}
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (WANDB, "logger.wandb: it is sent what TensorBoard is; set logger.use_tb_logger to true"),
+        (WANDB, "logger.wandb: it copies TensorBoard's log; set logger.use_tb_logger to true"),
         (
             WANDB | {"logger.use_tb_logger": True},
             "logger.wandb: wandb is not installed; pip install wandb, or leave it",
@@ -560,7 +560,7 @@ def test_values_forced_from_the_command_line(refuses, launcher, tiny_rain):
         refuses(options, f"--force_yml: {message}", flags=["--force_yml", change])
     refuses(options, "--force_yml: train.ema_deca is unknown", flags=["--force_yml", "train:ema_deca=0.5"])
     section = "train:pixel_opt={type: PyramidSSIMLoss}"
-    refuses(options, "takes no sections, but each of their keys", flags=["--force_yml", section])
+    refuses(options, "takes no sections, only single keys of them", flags=["--force_yml", section])
     assert launcher.train(options, "--force_yml", "train:ema_decay=0.5", "name=forced") == 0
     assert launcher.models[-1].ema_decay == 0.5
     assert (launcher.folder / "experiments/forced").is_dir()

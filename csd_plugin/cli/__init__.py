@@ -1,8 +1,8 @@
 """`csd <job>`: one file per job, imported only when it is called.
 
-A job's module holds `add_arguments(parser)` and `run(args) -> int | None`; its docstring is the help text. It may hold
-`interrupted(args) -> str`: what a person can do after Ctrl-C; and `outputs(args) -> list[Path]`: where no other command
-may write at the same time.
+A job's module holds `add_arguments(parser)` and `run(args) -> int | None`; its docstring is the help text. It may also
+hold `interrupted(args) -> str`, which says what to do after Ctrl-C, and `outputs(args) -> list[Path]`: paths that no
+other command may write to at the same time.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from csd_plugin.unread import ending_quietly
 from csd_plugin.versions import check_versions
 
 JOBS = {
-    "prepare": "bring archives, folders or videos into the data set's layout, and into LMDB",
+    "prepare": "convert archives, folders or videos to the data set's layout, and to LMDB",
     "data": "report what a data set holds, and any problems",
-    "rain": "put rendered rain on clean clips",
+    "rain": "add rendered rain to clean clips",
     "derain": "remove rain from a video or a folder of frames",
     "adapt": "fit a small network to a camera, without clean frames",
     "models": "list the networks: size, speed and scores of those shipped, presets to train",
@@ -35,23 +35,23 @@ JOBS = {
     "score": "score a folder of results against the truth",
     "table": "train and test the rows of a results table, and write it",
     "figure": "draw pictures for papers: crops, error maps, features, slices through time, videos",
-    "reproduce": "train the shipped networks again, or your own in the same way, from clean clips",
+    "reproduce": "retrain the shipped networks, or train your own the same way, from clean clips",
     "export": "write a network as ONNX, OpenVINO or torch.export",
-    "link": "make our models known to a BasicSR or Real-ESRGAN whose train.py is left as it is",
+    "link": "register our models in BasicSR or Real-ESRGAN without changing its train.py",
     "bench": "measure inference, training and data loading on this machine",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one job; 0 on success, 2 with one line on stderr where the user has to mend something, 130 after Ctrl-C,
-    143 after SIGTERM, 129 after SIGHUP.
+    """Run one job and return its exit status.
 
-    Silent, and 141 as after SIGPIPE, where the reader of the output has closed it: `csd .. | head`. 2 also where the
-    output cannot be written.
+    0 on success; 2, with one line on stderr, where the user has to fix something or the output cannot be written;
+    130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP. 141, as after SIGPIPE, and silently, where the reader of the
+    output has closed it: `csd .. | head`.
     """
     try:
         return ending_quietly(lambda: _run_job(argv))
-    except KeyboardInterrupt:  # outside of the job: its import alone takes seconds
+    except KeyboardInterrupt:  # before the job runs: its imports alone take seconds
         print("csd: interrupted", file=sys.stderr)
         return 130
 

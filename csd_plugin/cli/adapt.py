@@ -1,6 +1,6 @@
 """Adapt a small network to a camera, without clean frames: it learns what a larger network makes of its rainy ones.
 
-RAIN are videos or folders of rainy frames from one camera, at best from different hours. The teacher cleans up to
+RAIN are videos or folders of rainy frames from one camera, ideally from different hours. The teacher cleans up to
 --frames of them once, and its results are kept in the cache. Then the student learns from them for --minutes. Ctrl-C
 stops it at any time: the best network so far is in OUT, and --resume continues.
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ensemble",
         action="store_true",
-        help="average the teacher's results over mirrored and reversed clips: takes eight times as long",
+        help="average the teacher's results over mirrored and reversed clips; takes eight times as long",
     )
     parser.add_argument(
         "--frames", type=whole(12), default=300, metavar="N", help="frames for the teacher to clean (default 300)"
@@ -61,7 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="other pairs to learn from as well, or clean clips to render rain on, so that other rain is not forgotten",
     )
     parser.add_argument(
-        "--keep", type=number(0, 1), metavar="SHARE", help="share of --pairs in what is learned (default 0.3)"
+        "--keep",
+        type=number(0, 1),
+        metavar="SHARE",
+        help="share of clips from --pairs in the training batches (default 0.3)",
     )
     parser.add_argument("--validation", metavar="DATA", type=path_given, help="pairs to score before and after")
     parser.add_argument("--rate", type=number(1e-8, 1.0), default=2e-3, help="highest learning rate (default 0.002)")
@@ -79,12 +82,12 @@ def outputs(args: argparse.Namespace) -> list[Path]:
 def interrupted(args: argparse.Namespace) -> str:
     if args.resume or _version(args.out) != args.earlier:
         return f"the best network so far is in {args.out}; --resume continues"
-    kept = f"; {args.out} is as it was" if args.out.exists() else ""
+    kept = f"; {args.out} is unchanged" if args.out.exists() else ""
     return f"the same command continues with the teacher's frames so far{kept}"
 
 
 def _version(path: Path) -> tuple[int, int] | None:
-    """What is another one when the file has been replaced; None without a file."""
+    """A value that changes when the file is replaced; None without a file."""
     with suppress(OSError):
         found = path.stat()
         return found.st_ino, found.st_mtime_ns
@@ -95,7 +98,9 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.adapt.run import Plan, adapt
 
     if args.keep is not None and not args.pairs:
-        raise CSDError(f"--keep {args.keep:g}: there are no pairs to mix in; give them by --pairs, or leave --keep out")
+        raise CSDError(
+            f"--keep {args.keep:g}: there are no pairs to mix in; give them with --pairs, or leave --keep out"
+        )
     adapt(
         Plan(
             inputs=tuple(args.inputs),

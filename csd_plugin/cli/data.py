@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html", type=path_given, metavar="FILE", help="write a web page with thumbnails of every clip"
     )
-    parser.add_argument("--json", type=path_given, metavar="FILE", help="write the report for programs")
+    parser.add_argument("--json", type=path_given, metavar="FILE", help="write the report in machine-readable form")
     parser.add_argument(
         "--samples", type=whole(1), default=16, metavar="N", help="frames to measure per clip (default 16)"
     )
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     if len({path.resolve() for path in written}) < len(written):
         raise CSDError(f"--html and --json are both {args.html}: give two different files")
     signs = {args.html: dataset_page.SIGN, args.json: dataset.SIGN}
-    for path in written:  # an image, or the store, may lie next to what is written
+    for path in written:  # an image or the store may be in the folder of the output
         is_store = args.path.is_file() or (args.path / "data.mdb").exists()
         refuse_inputs([path], [args.path] if is_store else [])
         refuse_strangers(path, signs[path])

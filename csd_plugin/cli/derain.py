@@ -1,18 +1,19 @@
 """Remove rain from a video, a folder of frames or a pipe.
 
 IN is a video file, a folder of images, a pattern of image files (frames_%05d.png), - for raw rgb24 frames on
-standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows). Ctrl-C, SIGTERM, a closed terminal or
---end ends a camera. If its frames come faster than they are cleaned, some are dropped, so that the delay does not grow.
+standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows). A camera is read until --end, Ctrl-C,
+SIGTERM or the end of its terminal. If its frames arrive faster than they can be cleaned, some are dropped, so that the
+delay does not grow.
 OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, a pattern (clean_%05d.png), - for raw frames on
-standard output, else a folder of PNG files; a new name that ends as another kind of file does (clean.png, clean.gif) is
-refused. A video keeps the codec, time stamps, colours, bit depth, sound, subtitles, chapters and tags of IN. What OUT's
-kind of file cannot hold is named in one line. The video appears under its name only when it is complete.
+standard output, else a folder of PNG files; a new name with the ending of another kind of file (clean.png, clean.gif)
+is refused. A video keeps the codec, time stamps, colours, bit depth, sound, subtitles, chapters and tags of IN. What
+OUT's format cannot hold is named in one line. The video appears under its name only when it is complete.
 Frames of a folder keep their names, those of a pattern their numbers, and both keep 16 bits. They are written one by
 one; --resume continues a stopped run. Existing output is replaced only with --overwrite.
 
-Scene cuts are found and reported. No frame is cleaned with frames of another shot. A part (--start, --end) gets the
-same frames as in the whole video, but for networks of sequences, such as S2VD: they begin where the part does, so its
-frames differ a little.
+Scene cuts are detected and reported. No frame is cleaned with frames of another shot. The frames of a part (--start,
+--end) are the same as in the whole video, except with recurrent networks such as S2VD: these start where the part
+starts, so its frames differ slightly.
 
 examples:
   csd derain rain.mp4 clean.mp4
@@ -67,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--end", type=position, metavar="AT", help="the frame after the last one, in the same form as --start"
     )
     parser.add_argument("--fps", type=rate, default=Fraction(25), help="frame rate of images and pipes (default 25)")
-    parser.add_argument("--size", metavar="WxH", help="of the frames on standard input")
+    parser.add_argument("--size", metavar="WxH", help="size of the frames on standard input")
     present = parser.add_mutually_exclusive_group()
     present.add_argument(
         "--resume",
@@ -78,12 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="replace an existing video, or frames with the same names"
     )
     parser.add_argument("--side-by-side", action="store_true", help="write the rainy and the clean frame side by side")
-    parser.add_argument("--compare", metavar="GT", type=path_given, help="the true clean frames: report PSNR and SSIM")
+    parser.add_argument("--compare", metavar="GT", type=path_given, help="the ground truth: report PSNR and SSIM")
     parser.add_argument(
         "--encoding",
         choices=("auto", "quick", "small"),
         default="auto",
-        help="of a video: quick takes less time, small gives a smaller file of the same quality (default auto: quick "
+        help="of a video: quick is faster, small makes a smaller file of the same quality (default auto: quick "
         "for cameras and real-time networks, else small)",
     )
     parser.add_argument("--keep-going", action="store_true", help="skip what cannot be read in a damaged video")
@@ -123,7 +124,7 @@ def outputs(args: argparse.Namespace) -> list[Path]:
 
 
 def chosen(model: str | None, fast: bool, source: Path) -> Path:
-    """The checkpoint that the flags mean; by default a camera's frames must not wait. Raises CSDError."""
+    """The checkpoint that the flags select; a camera gets a fast one by default. Raises CSDError."""
     from csd_plugin.data.video.camera import is_camera
 
     if model is None and (fast or is_camera(source)):
@@ -198,15 +199,15 @@ def _refuse_idle(args: argparse.Namespace) -> None:
     from csd_plugin.data.video.interface import VIDEO_SUFFIXES
 
     if (args.source.is_file() or is_camera(args.source)) and not args.compare:
-        refuse_idle(args, add_arguments, ["fps"], "IN knows its own rate")
+        refuse_idle(args, add_arguments, ["fps"], "IN has a frame rate of its own")
     if args.source.is_dir():
         refuse_idle(args, add_arguments, ["keep_going"], "IN is a folder, and only frames of a video can be left out")
     if args.output.suffix.lower() not in VIDEO_SUFFIXES:
-        refuse_idle(args, add_arguments, ["encoding"], "OUT is no video")
+        refuse_idle(args, add_arguments, ["encoding"], "OUT is not a video")
 
 
 def _summary(done: Derained, output: Path, scores: Scores) -> Iterator[str]:
-    """What is printed at the end; `scores` are empty where there was no truth, or no frame."""
+    """The lines to print at the end; `scores` is empty without a truth or without frames."""
     yield f"{counted(done.num_frames, 'frame')} written to {output}"
     if done.delay:
         yield lateness(done.delay, done.dropped)
@@ -217,7 +218,7 @@ def _summary(done: Derained, output: Path, scores: Scores) -> Iterator[str]:
 
 
 def _how_to_score_all(args: argparse.Namespace) -> str:
-    """The command for the frames of all runs; empty where there is none: it takes folders of whole clean clips."""
+    """The command that scores the frames of all runs; empty if `csd score`, which takes whole clips, cannot."""
     whole_clip = args.start == 0 and args.end is None
     if args.side_by_side or not (whole_clip and args.compare.is_dir()) or args.output.suffix.lower() == ".png":
         return ""
@@ -238,7 +239,7 @@ def position(text: str) -> int | Fraction:
 
 
 def expectation(model: Path, derainer: Derainer, reader: FrameReader) -> str:
-    """One line: the network, from a trial how long it will take, the precision, and how late a camera's frames are."""
+    """One line: the network, the expected time (from a trial), the precision, and the delay of a camera's frames."""
     shipped = shipped_as(model)
     name = f"{shipped.name} ({shipped.parameters:,} parameters)" if shipped else str(model)
     camera = adapted(model, derainer)
@@ -268,10 +269,10 @@ def raw_format(reader: FrameReader, num_panel: int) -> str:
 
 
 def too_slow(seconds: float, rate: float) -> str:
-    """What follows where a camera's frames come faster than they are cleaned; else nothing.
+    """The end of that line if a camera's frames arrive faster than they can be cleaned; else empty.
 
     Args:
-        seconds: that a frame takes.
+        seconds: per frame.
         rate: of the camera, in frames per second.
     """
     if seconds * rate <= 1:
@@ -283,7 +284,7 @@ def too_slow(seconds: float, rate: float) -> str:
 
 
 def adapted(model: Path, derainer: Derainer) -> str:
-    """The clips that a network was fitted to, as its file says; empty for others."""
+    """The clips that a network was adapted to, as its file says; empty for other networks."""
     from csd_plugin.archs.provenance import adapted_to, facts_in
     from csd_plugin.inference.backends import GRAPH_SUFFIXES
 
@@ -296,7 +297,7 @@ def lateness(delay: Sequence[float], dropped: int) -> str:
     import numpy as np
 
     median, most = (1000 * float(np.percentile(delay, part)) for part in (50, 99))
-    left_out = f"; {dropped} of {len(delay) + dropped} frames dropped, as they came faster than they were cleaned"
+    left_out = f"; {dropped} of {len(delay) + dropped} frames dropped, as they arrived faster than they were cleaned"
     return f"delay per frame: {median:.0f} ms (median), {most:.0f} ms (99 %){left_out if dropped else ', none dropped'}"
 
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibrate",
         metavar="CLIP",
         type=path_given,
-        help="rainy video or folder, from which int8 gets its value ranges",
+        help="rainy video or folder from which --int8 takes its value ranges",
     )
     parser.add_argument(
         "--check", metavar="CLIP", type=path_given, help="rainy clip to compare on (default: made-up frames)"
@@ -63,20 +63,20 @@ def run(args: argparse.Namespace) -> None:
 
     for flag, clip in (("--calibrate", args.calibrate), ("--check", args.check)):
         if clip is not None and comes_once(clip):
-            raise CSDError(f"{flag} {clip}: frames that come only once cannot be used; give a video or a folder")
+            raise CSDError(f"{flag} {clip}: frames of a camera or pipe can be read only once; give a video or a folder")
     if args.license is not None and any("\ud800" <= letter <= "\udfff" for letter in args.license):
-        raise CSDError("--license: is not text; give it in the encoding of this terminal")
+        raise CSDError("--license: not valid text; give it in the encoding of this terminal")
     checkpoint = find_checkpoint(args.checkpoint)
     written = files_written(args.output)
     clips = [file for clip in (args.calibrate, args.check) if clip for file in files_of(clip)]
     refuse_inputs(written, [checkpoint, *clips])
     form = FORMATS.get(args.output.suffix.lower())
-    if form is not None:  # else the export says so
+    if form is not None:  # an unknown ending is the export's to refuse
         refuse_strangers(args.output, form.sign, written[1:])
     network, known = load_network(checkpoint), under_todays_keys(facts_in(checkpoint))
     facts = study(network)
     calibration = sample_windows(args.calibrate, facts) if args.calibrate else []
-    # int8 is compared on other frames than it was calibrated on.
+    # int8 is compared on frames that it was not calibrated on.
     windows = sample_windows(args.check, facts) if args.check else calibration[1::2]
     exported = export_network(
         network,

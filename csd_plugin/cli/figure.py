@@ -141,7 +141,7 @@ def _kind(kinds, name: str, draw, title: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--clip", metavar="RAIN", type=path_given, required=True, help="the rainy clip: video or folder"
     )
-    parser.add_argument("--truth", metavar="GT", type=path_given, help="its clean truth")
+    parser.add_argument("--truth", metavar="GT", type=path_given, help="its ground truth")
     parser.add_argument(
         "--models",
         metavar="METHOD",

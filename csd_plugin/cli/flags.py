@@ -1,4 +1,4 @@
-"""Command-line flags that commands share, and types of flags: what is out of bounds is one line, exit status 2."""
+"""Flags that several commands share, and types of flags; a value out of range ends in one line and exit status 2."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LARGEST = 2**31 - 1
 """The largest whole number that the libraries below take everywhere: a C int."""
 
 MOST_JOBS = min(max(32, 4 * (os.cpu_count() or 1)), 61 if sys.platform == "win32" else LARGEST)
-"""Processes or threads of one command: a few for each processor; the pools of Windows hold 61."""
+"""The most processes or threads of one command: a few per processor; process pools on Windows hold at most 61."""
 
 _SLOWEST, _FASTEST = Fraction(1, 1000), Fraction(1000)
 _RATE = re.compile(r"\d{1,9}/\d{1,9}|\d{1,9}(\.\d{0,15})?|\.\d{1,15}", re.ASCII)
@@ -42,7 +42,7 @@ def number(minimum: float, maximum: float | None = None) -> Callable[[str], floa
 
 
 def path_given(text: str) -> Path:
-    """The type of every path. An empty one, such as a shell's variable that is not set, would be the current folder."""
+    """The type of every path. Refuses an empty one, such as an unset shell variable: it would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty: give a name, or . for the current folder")
     return Path(text)
@@ -54,7 +54,7 @@ def jobs(text: str) -> int:
 
 
 def minutes(text: str) -> float:
-    """The type of a flag that takes a budget of time: half a second to some two years."""
+    """The type of a flag that takes a time budget in minutes: from half a second to about two years."""
     return number(0.01, 1_000_000)(text)
 
 
@@ -83,12 +83,12 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 def refuse_idle(
     args: argparse.Namespace, add_arguments: Callable[[argparse.ArgumentParser], None], names: Iterable[str], why: str
 ) -> None:
-    """Raise CSDError where one of these flags was given though it has no effect.
+    """Raise CSDError if one of these flags was given although it has no effect here.
 
     Args:
-        add_arguments: of the command, which knows their defaults.
-        names: as `args` has them.
-        why: they have none, after "as".
+        add_arguments: the command's function, which sets the flags' defaults.
+        names: of the flags, as attributes of `args`.
+        why: the reason, as the message gives it after "as".
     """
     parser = argparse.ArgumentParser(add_help=False)
     add_arguments(parser)
@@ -102,7 +102,7 @@ def _bounded(convert: type[Number], wanted: str, minimum: Number, maximum: Numbe
     def parse(text: str) -> Number:
         with suppress(ValueError):
             value = convert(text)
-            if minimum <= value <= maximum:  # NaN is not
+            if minimum <= value <= maximum:  # NaN fails this
                 return value
         raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
 

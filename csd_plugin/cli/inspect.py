@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     compat.repair_launch()
 
     if args.schema:
-        refuse_idle(args, add_arguments, ["size", "layers"], "--schema is of no single file")
+        refuse_idle(args, add_arguments, ["size", "layers"], "--schema is not about a single file")
         from csd_plugin.options.schema import schema
 
         print(json.dumps(schema(), indent=1))

@@ -1,6 +1,6 @@
-"""Make our models known to a BasicSR, or to a project built on it, whose own train.py is left as it is.
+"""Register our models in BasicSR, or in a project built on it, without changing its train.py.
 
-PATH is a clone, a fork, an installed package, or a project in the pattern of BasicSR-examples and Real-ESRGAN: the
+PATH is a clone, a fork, an installed package, or a project structured like BasicSR-examples and Real-ESRGAN: the
 package or the folder above it. Without PATH it is the BasicSR that this Python imports. One file is written there,
 models/csd_model.py (for BasicSR 1.4.2 also archs/csd_arch.py). It does nothing once csd-plugin is uninstalled, and git
 does not list it. --hook writes one line into site-packages instead: for toolboxes that must not be touched, and for
@@ -11,8 +11,8 @@ Exit status: 0 if all is well; 1 if it is not linked, or is linked but does not 
 examples:
   csd link                       the installed BasicSR
   csd link ~/Real-ESRGAN
-  csd link ~/BasicSR --check     whether it is linked, and works: imports it in a new process
-  csd link ~/BasicSR --undo      every byte as it was
+  csd link ~/BasicSR --check     report whether it is linked and works: imports it in a new process
+  csd link ~/BasicSR --undo      restore every byte
   csd link --hook
   csd link --hook --undo
 """
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", type=path_given, nargs="?", help="a clone, fork, package or project")
     parser.add_argument("--hook", action="store_true", help="hook into `import basicsr` of this Python instead")
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--check", action="store_true", help="say whether it is linked and works; change nothing")
+    action.add_argument("--check", action="store_true", help="report whether it is linked and works; change nothing")
     action.add_argument("--undo", action="store_true", help="remove what was written")
 
 
@@ -37,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
     from csd_plugin.errors import CSDError
 
     if args.hook and args.path:
-        raise CSDError(f"--hook is for all BasicSRs of this Python, not for {args.path}; leave one of them out")
+        raise CSDError(
+            f"--hook is for every BasicSR of this Python, not for {args.path} alone; leave one of the two out"
+        )
     return _hook(args) if args.hook else _files(args)
 
 
@@ -60,7 +62,7 @@ def _files(args: argparse.Namespace) -> int:
         for file in linked.written:
             print(f"wrote {file}")
         for file in linked.current:
-            print(f"is there already: {file}")
+            print(f"already there: {file}")
         if linked.hidden:
             print(f"hidden from git by {linked.hidden}")
     return _verdict(tree.fault())
@@ -76,7 +78,7 @@ def _hook(args: argparse.Namespace) -> int:
     if args.check and not hook.is_set():
         return _told(f"no hook: {file} is missing or of another version; run `csd link --hook`")
     if not args.check:
-        print(f"wrote {file}" if hook.set_hook() else f"is there already: {file}")
+        print(f"wrote {file}" if hook.set_hook() else f"already there: {file}")
     return _verdict(trees.import_fault("basicsr"))
 
 

@@ -1,11 +1,11 @@
-"""List the shipped networks: size, speed on this machine, scores, and what they are; and those that can be trained.
+"""List the shipped networks (size, speed on this machine, scores, purpose) and the networks that can be trained.
 
 `csd derain --model NAME`, `csd export NAME` and, in option files, `pretrain_network_g: NAME` take them by name.
 
 examples:
   csd models
   csd models --json
-  csd models --path realtime        the file
+  csd models --path realtime        print its file's path
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from csd_plugin.weights import NETWORKS, RAINY
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="all facts about them, for programs")
+    form.add_argument("--json", action="store_true", help="print all facts about them in machine-readable form")
     form.add_argument("--path", choices=NETWORKS, metavar="NAME", help=f"print the file's path: {', '.join(NETWORKS)}")
 
 

@@ -1,11 +1,11 @@
-"""Bring NTURain's archives, or any paired clips, into one folder to train on, and into an LMDB store.
+"""Convert NTURain's archives, or any paired clips, to one folder to train on, and to an LMDB store.
 
 IN is any mix of archives (RAR 4 and 5, ZIP, TAR), video files, and folders of them or of extracted frames. NTURain's
 folders are made in OUT. Frames keep their bytes; those of videos become PNG files:
   Dataset_Training_Synthetic/t1_GT, t1_Rain_01 ..    Dataset_Testing_Synthetic/a1_GT, a1_Rain ..
   Dataset_Testing_RealRain/ra1_Rain ..
 IN is only read. Frames from folders are hard-linked if the disk can do that, else copied. Clips that exist already are
-kept, so the same command completes an interrupted run. RAR needs the extra 'archives'.
+kept, so the same command completes an interrupted run. RAR files need the extra 'archives'.
 
 A clip is a folder, archive or video named NAME_GT, NAME_Rain or NAME_Rain_NN. The split of NTURain's own clips is known
 by their names; for others give --split. For other layouts, --pattern "RAIN GT" describes how the paths of rainy and of
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     processes = min(os.cpu_count() or 1, 8)
     parser.add_argument("inputs", metavar="IN", type=path_given, nargs="+", help="archives, folders, video files")
     parser.add_argument("out", metavar="OUT", type=path_given, help="the folder of the data set")
-    parser.add_argument("--pattern", metavar="'RAIN GT'", help="where frames of other data sets are, see above")
+    parser.add_argument("--pattern", metavar="'RAIN GT'", help="where the frames of other data sets are, see above")
     parser.add_argument("--split", choices=tuple(SPLITS), help="split of clips whose name or folder does not show it")
     parser.add_argument(
         "--lmdb",
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="reader",
         choices=("csd", "basicsr"),
         default="csd",
-        help="who reads the store: our data sets (csd, the default), or BasicSR's own (basicsr): then each split is "
+        help="which data sets read the store: ours (csd, the default), or BasicSR's own (basicsr): then each split is "
         "two stores, OUT_SPLIT_lq.lmdb and OUT_SPLIT_gt.lmdb, and a list of its clips",
     )
     parser.add_argument("--verify", action="store_true", help="compare every frame of the store with OUT")
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report(prepared: Prepared, out: Path) -> bool:
-    """Print what was done; whether something failed."""
+    """Print what was done; return whether anything failed."""
     from csd_plugin.data.census import take_census
     from csd_plugin.data.naming import PUBLISHED
     from csd_plugin.data.stores import open_store
@@ -119,13 +119,13 @@ def _report(prepared: Prepared, out: Path) -> bool:
 
 
 def _first(names: Sequence[str], most: int = 8) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of the others."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _store(out: Path, encoding: str, jobs: int, verify: bool) -> bool:
-    """Build the store, and verify it where asked to; whether it is wrong."""
+    """Build the store, and verify it if asked to; return whether it has problems."""
     from csd_plugin.data.stores.build import build_store
     from csd_plugin.data.stores.verify import verify_store
 
@@ -135,7 +135,7 @@ def _store(out: Path, encoding: str, jobs: int, verify: bool) -> bool:
 
 
 def _stores_for_basicsr(out: Path, encoding: str, jobs: int, verify: bool) -> bool:
-    """The same in the arrangement of BasicSR's data sets."""
+    """The same, as pairs of stores that BasicSR's own data sets read."""
     from csd_plugin.data.toolbox import build_for_toolbox
 
     problems = False
@@ -158,7 +158,7 @@ def _print_built(store: Path, report: BuildReport) -> None:
 
 
 def _verdict(found: Mapping[Path, Sequence[Problem]]) -> bool:
-    """Print what is wrong in each store; whether anything is."""
+    """Print the problems of each store; return whether there are any."""
     for store, problems in found.items():
         for problem in problems:
             print(f"csd prepare: error: {store}: {problem}", file=sys.stderr)

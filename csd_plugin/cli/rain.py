@@ -1,6 +1,6 @@
-"""Put rendered rain on clean clips: training or test pairs in NTURain's folder layout.
+"""Add rendered rain to clean clips: training or test pairs in NTURain's folder layout.
 
-IN is a folder of clips (sub-folders of frames, video files), one folder of frames or one video file. OUT gets, for
+IN is a folder of clips (subfolders of frames, video files), one folder of frames or one video file. OUT gets, for
 every clip,
   Dataset_Training_Synthetic/<clip>_GT        the clean frames, copied byte for byte where they are JPEG or PNG
   Dataset_Training_Synthetic/<clip>_Rain_01   the first rainy version, _Rain_02 the second, ...
@@ -107,7 +107,9 @@ def _draw_sheet(args: argparse.Namespace, params: RainParams) -> None:
     from csd_plugin.data.rain.sheet import write_contact_sheet
 
     if args.contact_sheet.suffix.lower() != ".png":
-        raise CSDError(f"--contact-sheet {args.contact_sheet}: it is a PNG file; give a name that ends in .png")
+        raise CSDError(
+            f"--contact-sheet {args.contact_sheet}: the contact sheet is a PNG file; give a name that ends in .png"
+        )
     clips = find_clips(args.source, args.clips)
     refuse_inputs([args.contact_sheet], [file for clip in clips for file in clip.files])
     refuse_strangers(args.contact_sheet, re.escape(PNG_START))

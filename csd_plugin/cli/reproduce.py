@@ -1,4 +1,4 @@
-"""Train the shipped networks again, or your own in the same way: rain, teacher, students, distillation, table.
+"""Retrain the shipped networks, or train your own the same way: rain, teacher, students, distillation, table.
 
 Each call trains one slice, fitted to --minutes. The next call starts from its weights, with a fresh optimizer and
 warm-up; an interrupted slice is resumed. Everything is written to the current folder: rain to datasets/rain_clips, runs
@@ -22,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--clean", metavar="FOLDER", type=path_given, help="clean clips to train on")
     parser.add_argument(
-        "--validation", metavar="FOLDER", type=path_given, help="other clean clips, to choose the best weights by"
+        "--validation",
+        metavar="FOLDER",
+        type=path_given,
+        help="other clean clips, on which the best weights are chosen",
     )
     parser.add_argument(
         "--minutes", metavar="M", type=minutes, help="length of this slice (default: the option files' schedules)"
@@ -33,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="ROW",
-        help="train these rows of a slice that has begun, and those that start from them, again",
+        help="train these rows of a slice that has begun again, and the rows that start from them",
     )
     add_processes(parser)
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, without doing it")

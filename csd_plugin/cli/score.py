@@ -1,7 +1,7 @@
-"""Score frames against their truth: PSNR and SSIM on 8-bit luma, as in the published NTURain tables, and on RGB.
+"""Score frames against the ground truth: PSNR and SSIM on 8-bit luma, as in the published NTURain tables, and on RGB.
 
-RESULTS and GT are folders of frames, or folders of clip folders. GT and RAIN may also be NTURain's root: its test clips
-are used, or its training or real clips if RESULTS holds those. Clips pair by name, frames by name or number.
+RESULTS and GT are folders of frames, or folders of clip folders. GT and RAIN may also be NTURain's root: then its test
+clips are used, or its training or real clips if RESULTS holds those. Clips pair by name, frames by name or number.
 
 Real rain has no truth. Without --truth, two metrics are measured: NIQE (how natural frames look; needs the extra
 'metrics') and the warping error (how much the video flickers; motion is estimated on --input, or else on RESULTS). For
@@ -29,7 +29,7 @@ from csd_plugin.metrics import METRICS, WITHOUT_TRUTH
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", metavar="RESULTS", type=path_given, help="frames to score")
-    parser.add_argument("--truth", metavar="GT", type=path_given, help="the clean truth")
+    parser.add_argument("--truth", metavar="GT", type=path_given, help="the ground truth")
     parser.add_argument(
         "--input", metavar="RAIN", type=path_given, help="the rainy frames, scored as a row of their own"
     )
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     if any(METRICS[name].uses_torchvision for name in names if name in METRICS):
         from csd_plugin.compat import prepare_imports
 
-        with suppress(ImportError):  # without torchvision, the metric says so
+        with suppress(ImportError):  # the metric reports a missing torchvision itself
             prepare_imports()
     options = {"lpips": {"weights": args.lpips_weights}}
     metrics = open_metrics(names, has_truth=args.truth is not None, options=options)
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     difference = other_frames(result, baseline)
     if difference:
         raise CSDError(
-            f"--baseline {args.baseline} has scores of other frames: {difference}; score the same frames (--skip)"
+            f"--baseline {args.baseline} has scores of different frames: {difference}; score the same frames (--skip)"
         )
     rows = [row for row in (baseline, result) if row]
     if args.input:

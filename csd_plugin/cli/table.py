@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="ROW",
-        help="train these rows, and those that start from them, again; old runs are kept under other names",
+        help="train these rows again, and the rows that start from them; old runs are kept under other names",
     )
 
 

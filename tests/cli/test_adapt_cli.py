@@ -144,7 +144,7 @@ def test_what_is_replaced_is_not_taken_for_this_run(work, capsys, monkeypatch):
         patch.setattr(run.scoring, "held_back", interrupted)
         assert adapt("--overwrite") == 130
     said = capsys.readouterr().err
-    assert "the same command continues with the teacher's frames so far; garden.pth is as it was" in said
+    assert "the same command continues with the teacher's frames so far; garden.pth is unchanged" in said
 
     def killed(*_):
         raise RuntimeError("killed")
@@ -177,7 +177,7 @@ def test_a_disk_without_room_is_said_before_the_teacher_works(work, capsys, monk
 def test_what_did_not_help_is_not_shipped(work, capsys, monkeypatch):
     monkeypatch.setattr(run, "_nearness", lambda network, *_: -float(network.tail.bias[0] < 0.1))
     assert adapt() == 0
-    assert "the checkpoint holds the student as it was" in capsys.readouterr().out
+    assert "the checkpoint holds the unchanged student" in capsys.readouterr().out
     student, kept = (load_network(work / name).state_dict() for name in ("student.pth", "garden.pth"))
     assert all(torch.equal(student[name], kept[name]) for name in student)
 
@@ -250,7 +250,7 @@ def load_frame(work):
     [
         (["--out", "garden.pt"], "ends in .pth"),
         (["--out", "nowhere/garden.pth"], "the folder nowhere does not exist"),
-        (["--out", "student.pth"], "student.pth is the input too"),
+        (["--out", "student.pth"], "student.pth is also the input"),
         (["--student", "net.onnx"], "an exported network cannot learn"),
         (["--student", "nothing"], "there is no checkpoint nothing"),
         (["--keep", "0.3"], "there are no pairs to mix in"),
@@ -313,7 +313,7 @@ def test_the_best_of_an_earlier_run_is_compared_on_the_same_frames(work, capsys,
     state = torch.load(work / "garden.state")
     assert state["progress"]["best"] == 5.0 and len(scores) > 1
     assert all(torch.equal(state["best"][name], weight) for name, weight in earlier.items())
-    assert "holds the student as it was" not in capsys.readouterr().out
+    assert "holds the unchanged student" not in capsys.readouterr().out
 
 
 def test_a_cache_is_filled_by_one_command_and_read_by_many(work, capsys):
@@ -355,6 +355,6 @@ def test_what_helps_on_some_frames_alone_is_not_shipped(work, capsys, monkeypatc
     monkeypatch.setattr(run, "_nearness", lambda network, *_: float(network.tail.bias[0] != 0.1))
     monkeypatch.setattr(learning, "rate_at", lambda *_: -1.0)  # away from the teacher
     assert adapt() == 0
-    assert "the checkpoint holds the student as it was" in capsys.readouterr().out
+    assert "the checkpoint holds the unchanged student" in capsys.readouterr().out
     student, kept = (load_network(work / name).state_dict() for name in ("student.pth", "garden.pth"))
     assert all(torch.equal(student[name], kept[name]) for name in student)

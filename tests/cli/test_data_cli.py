@@ -63,7 +63,7 @@ def test_every_problem_is_listed(broken, capsys):
     text = capsys.readouterr().out
     for words in (
         "t2_Rain_01: 8 rainy and 9 clean frames",
-        "a1_Rain/00002.png: no readable image",
+        "a1_Rain/00002.png: not a readable image",
         "b1_GT/00004.png: is 20x20, most frames of the clip are 40x30",
         "odd <i>",
         "without rainy ones, not used: 1 (t3)",
@@ -75,7 +75,7 @@ def test_every_problem_is_listed(broken, capsys):
 
 
 def test_headers_alone_do_not_find_damaged_pixels(broken):
-    assert not [problem for problem in examine(broken, samples=1).problems if "no readable image" in problem]
+    assert not [problem for problem in examine(broken, samples=1).problems if "not a readable image" in problem]
 
 
 def test_processes_give_the_same(broken):

@@ -110,7 +110,7 @@ def test_mistakes_are_one_line_and_leave_nothing(frames, model, capsys):
         ((frames / "rain", frames / "o.mp4", "--model", "nothing.pth"), "there is no checkpoint nothing.pth"),
         ((frames / "bad.mp4", frames / "o.mp4", "--model", model), "not a video"),
         ((frames / "rain", frames / "o.mp4", "--model", model, "--compare", frames / "short"), "ends after 1 frames"),
-        ((frames / "rain", frames / "rain", "--model", model), "is the input too"),
+        ((frames / "rain", frames / "rain", "--model", model), "is also the input"),
     ):
         assert derain(*arguments) == 2
         error = capsys.readouterr().err.strip()
@@ -277,7 +277,7 @@ def test_frames_of_another_network_clip_or_precision_are_not_gone_on_with(frames
     assert derain(frames / "snow", out, "--resume", "--model", again, *fp32, "--compare", frames / "truth") == 0
     said = capsys.readouterr().out
     assert "4 frames written" in said and "scored: the frames written now; csd score" in said
-    assert "1 of its frames do not say what they were made by" in caplog.text
+    assert "1 of its frames do not state their origin" in caplog.text
     assert derain(frames / "snow", out, "--resume", "--model", again, *fp32) == 0
     assert "0 frames written" in capsys.readouterr().out
 
@@ -311,7 +311,7 @@ def test_pictures_of_others_are_not_replaced_by_a_run_that_resumes(frames, model
     (out / "00003.png").write_bytes(mine)  # also a picture of another kind under such a name
     assert derain(frames / source, out, "--model", model, "--resume") == 2
     error = capsys.readouterr().err
-    assert "00003.png: does not say what it was made by" in error and "--overwrite does so" in error
+    assert "00003.png: does not state its origin" in error and "use --overwrite for that" in error
     assert [file.read_bytes() for file in out.iterdir()] == [mine]
     part = ["--model", model, "--resume", "--end", "2"]  # frames before it
     assert derain(frames / source, out, *part) == 0 and (out / "00003.png").read_bytes() == mine
@@ -335,9 +335,9 @@ def test_the_way_to_score_all_frames_is_shown_where_it_leads_there(frames, model
 def test_flags_without_effect_are_refused(frames, model, capsys):
     assert derain(frames / "rain", frames / "in.mp4", "--model", model, "--fps", 10) == 0
     for arguments, message in (
-        ([frames / "in.mp4", frames / "out", "--fps", 60], "--fps: without effect, as IN knows its own rate"),
+        ([frames / "in.mp4", frames / "out", "--fps", 60], "--fps: without effect, as IN has a frame rate of its own"),
         (["camera:0", frames / "out.mp4", "--fps", 60], "--fps: without effect"),
-        ([frames / "rain", frames / "out", "--encoding", "small"], "--encoding: without effect, as OUT is no video"),
+        ([frames / "rain", frames / "out", "--encoding", "small"], "--encoding: without effect, as OUT is not a video"),
         ([frames / "rain", frames / "out", "--keep-going"], "--keep-going: without effect, as IN is a folder"),
     ):
         capsys.readouterr()
@@ -364,7 +364,7 @@ def test_what_images_lose_is_said(frames, model, caplog):
     pages[0].save(rain[4].with_suffix(".tif"), save_all=True, append_images=pages[1:])
     assert derain(frames / "rain", frames / "out", "--model", model) == 0
     assert "00002.png: left out: transparency" in caplog.text
-    assert "00004.tif: left out: all of its pictures but the first" in caplog.text
+    assert "00004.tif: left out: all pictures but the first" in caplog.text
 
 
 def test_side_by_side_goes_on_with_the_same_truth_only(frames, model, capsys):

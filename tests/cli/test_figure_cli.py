@@ -72,7 +72,7 @@ def test_video(clip, tmp_path, capsys):
     assert out.exists()
     before = out.read_bytes()
     assert main(["figure", "video", *clip, "--models", "realtime", "--out", str(out)]) == 2
-    assert "exists already; replace it with --overwrite" in capsys.readouterr().err and out.read_bytes() == before
+    assert "already exists; replace it with --overwrite" in capsys.readouterr().err and out.read_bytes() == before
     assert main(["figure", "video", *clip, "--models", "realtime", "--out", str(out), "--overwrite"]) == 0
 
 

@@ -64,7 +64,7 @@ def test_memory_that_runs_out_is_one_line(monkeypatch, capsys, error):
 def test_a_name_that_a_library_does_not_take_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("csd_plugin.cli.models.run", lambda args: "clips/\udcff.mp4".encode())
     assert main(["models"]) == 2
-    line = "csd models: error: clips/\\udcff.mp4: the name has bytes that are no UTF-8"
+    line = "csd models: error: clips/\\udcff.mp4: the name is not valid UTF-8"
     assert capsys.readouterr().err.startswith(line)
 
 

@@ -110,7 +110,7 @@ def test_resuming_what_is_done_whatever_the_source_tells_of_its_length(tmp_path,
         assert "0 frames written" in capsys.readouterr().out
     assert content(tmp_path / "out") == before
     assert derain(source, tmp_path / "out", "--resume", "--start", count) == 2
-    assert "no frames in the part asked for" in last_line(capsys)
+    assert "no frames between --start and --end" in last_line(capsys)
 
 
 @pytest.mark.parametrize("longer", ["rain", "truth"])
@@ -176,7 +176,7 @@ def test_derain_writes_to_no_input(tmp_path, derain, capsys):
             if mode == "--resume" and str(arguments[1]).endswith("mp4"):
                 continue
             assert derain(*arguments, mode) == 2
-            assert "is the input too" in last_line(capsys)
+            assert "is also the input" in last_line(capsys)
     assert content(clip, truth, video) == before
 
 
@@ -191,7 +191,7 @@ def test_rain_writes_to_no_input(tmp_path, capsys):
         (tmp_path, "--contact-sheet", tmp_path / "clip" / ".." / "clip" / "00001.png", "--clips", "clip"),
     ):
         assert run("rain", *arguments) == 2
-        assert "is the input too" in last_line(capsys)
+        assert "is also the input" in last_line(capsys)
     assert content(clip, video) == before
 
 
@@ -208,9 +208,9 @@ def test_figures_are_drawn_over_no_input(tmp_path, capsys):
         ("video", video, ("--truth", video)),
     ):
         assert run("figure", kind, "--clip", clip, "--models", f"mine={results}", *more, "--out", out) == 2
-        assert "is the input too" in last_line(capsys)
+        assert "is also the input" in last_line(capsys)
     assert run("figure", "crops", "--clip", clip / "%05d.png", "--out", clip / "00001.png") == 2
-    assert "is the input too" in last_line(capsys)
+    assert "is also the input" in last_line(capsys)
     assert content(clip, results, video) == before
 
 
@@ -231,11 +231,11 @@ def test_scores_are_written_over_no_input(tmp_path, capsys):
     (tmp_path / "link.json").symlink_to(base)
     for out, more in ((base, ()), (tmp_path / "link.json", ())):
         assert run("score", clip, "--truth", truth, "--baseline", base, "--out", out, *more) == 2
-        assert "is the input too" in last_line(capsys)
+        assert "is also the input" in last_line(capsys)
     weights = tmp_path / "weights.csv"
     arguments = ("--metrics", "lpips", "--lpips-weights", weights, "--out", tmp_path / "weights.json")
     assert run("score", clip, "--truth", truth, *arguments) == 2
-    assert "weights.csv is the input too" in last_line(capsys)
+    assert "weights.csv is also the input" in last_line(capsys)
     (tmp_path / "link.json").unlink()
     assert content(tmp_path) == before
 
@@ -266,7 +266,7 @@ def test_exports_are_written_over_no_input(tmp_path, model, capsys):
     before = weights.read_bytes()
     for out in ("net.xml", "net.onnx"):  # OpenVINO keeps its weights in a .bin beside
         assert run("export", weights, tmp_path / out) == 2
-        assert "is the input too" in last_line(capsys)
+        assert "is also the input" in last_line(capsys)
     assert weights.read_bytes() == before
 
 
@@ -284,7 +284,7 @@ def test_adapted_networks_are_written_over_no_teacher(tmp_path, model, capsys):
     for teacher in ("weights.pth", "teacher.yml"):
         arguments = ("adapt", rain, "--teacher", tmp_path / teacher, "--student", "tiny", "--overwrite")
         assert run(*arguments, "--out", tmp_path / "weights.pth") == 2
-        assert "weights.pth is the input too" in last_line(capsys)
+        assert "weights.pth is also the input" in last_line(capsys)
     assert (tmp_path / "weights.pth").read_bytes() == before[tmp_path / "weights.pth"]
 
 
@@ -292,7 +292,7 @@ def test_rain_is_written_into_no_folder_of_clean_clips(tmp_path, capsys):
     folder(tmp_path / "clips" / "one")
     before = sorted(tmp_path.rglob("*"))
     assert run("rain", tmp_path / "clips", tmp_path / "clips" / ".." / "clips") == 2
-    assert "is the input too" in last_line(capsys) and sorted(tmp_path.rglob("*")) == before
+    assert "is also the input" in last_line(capsys) and sorted(tmp_path.rglob("*")) == before
     assert run("rain", tmp_path / "clips", tmp_path / "rain.gif") == 2
     assert "cannot write '.gif'" in last_line(capsys) and sorted(tmp_path.rglob("*")) == before
 
@@ -301,7 +301,7 @@ def test_reports_on_data_are_written_over_no_input(tiny_rain, tmp_path, capsys):
     image = next(tiny_rain.rglob("*.png"))
     before = image.read_bytes()
     assert run("data", tiny_rain, "--html", image) == 2
-    assert "is not what this command writes" in last_line(capsys) and image.read_bytes() == before
+    assert "is not a file of this command" in last_line(capsys) and image.read_bytes() == before
     both = tmp_path / "facts"
     assert run("data", tiny_rain, "--html", both, "--json", tmp_path / "x" / ".." / "facts") == 2
     assert "give two different files" in last_line(capsys) and not both.exists()
@@ -319,7 +319,7 @@ def test_scores_replace_scores_alone(tmp_path, capsys, name):
     file.write_text("# My project\n")
     before = content(tmp_path)
     assert score() == 2
-    assert f"{file}: is there already, and is not what this command writes; give another name" in last_line(capsys)
+    assert f"{file}: already exists, and is not a file of this command; give another name" in last_line(capsys)
     assert content(tmp_path) == before
     file.write_text("")  # as of mktemp
     assert score() == 0
@@ -331,7 +331,7 @@ def test_exports_replace_exports_alone(tmp_path, capsys, out, name):
     pytest.importorskip({"n.xml": "openvino", "n.onnx": "onnxruntime"}[out])
     (tmp_path / name).write_bytes(b"mine")
     assert run("export", "tiny", tmp_path / out) == 2
-    assert f"{tmp_path / name}: is there already, and is not what this command writes" in last_line(capsys)
+    assert f"{tmp_path / name}: already exists, and is not a file of this command" in last_line(capsys)
     assert content(tmp_path) == {tmp_path / name: b"mine"}
     (tmp_path / name).unlink()
     assert run("export", "tiny", tmp_path / out) == 0 and run("export", "tiny", tmp_path / out) == 0
@@ -344,7 +344,7 @@ def test_figures_replace_pictures_of_their_kind_alone(tmp_path, capsys, suffix):
     assert (draw(), draw()) == (0, 0)
     out.write_text("my notes")
     assert draw() == 2
-    assert f"{out}: is there already, and is not what this command writes" in last_line(capsys)
+    assert f"{out}: already exists, and is not a file of this command" in last_line(capsys)
     assert out.read_text() == "my notes"
     out.unlink()
     out.symlink_to("nowhere")
@@ -361,7 +361,7 @@ def test_reports_and_sheets_replace_their_kind_alone(tiny_rain, tmp_path, capsys
         assert (run(*words, out), run(*words, out)) == (0, 0)
         out.write_text('{"mine": 1}')
         assert run(*words, out) == 2
-        assert f"{out}: is there already, and is not what this command writes" in last_line(capsys)
+        assert f"{out}: already exists, and is not a file of this command" in last_line(capsys)
         assert out.read_text() == '{"mine": 1}'
 
 
@@ -371,7 +371,7 @@ def test_measurements_replace_measurements_alone(tmp_path, name):
 
     report = tmp_path / "b.json"
     (tmp_path / name).write_text("mine")
-    with pytest.raises(CSDError, match=rf"{name}: is there already"):
+    with pytest.raises(CSDError, match=rf"{name}: already exists"):
         measure.check_report(report)
     (tmp_path / name).unlink()
     measure.save_report(report, {"machine": {"cpu": "x"}}, "a table", lambda figure: figure.text(0, 0, "a plot"))
@@ -477,7 +477,7 @@ def test_a_frame_on_standard_input_that_no_memory_holds(tmp_path, derain, capsys
 
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(Full()))
     assert derain("-", tmp_path / "out", "--size", "16384x16384") == 2
-    assert "no memory for a frame of 16384x16384" in last_line(capsys)
+    assert "not enough memory for a frame of 16384x16384" in last_line(capsys)
 
 
 def test_sixteen_bits_are_computed_in_fp32(tmp_path, derain, capsys, caplog):

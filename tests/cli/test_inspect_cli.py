@@ -68,7 +68,7 @@ def test_layers_of_any_network_of_the_toolbox(inspect):
         "--layers",
     )
     assert status == 0, err
-    assert "t alone (image)" in out
+    assert "only t (image)" in out
     assert [line.split(None, 1)[1] for line in out.splitlines() if line.split()[:1] == ["head"]] == ["4 x 16 x 32 x 32"]
     assert [line.split(None, 1)[1] for line in out.splitlines() if line.split()[:1] == ["conv_1"]] == [
         "4 x 64 x 32 x 32"
@@ -106,7 +106,7 @@ def test_layers_of_any_network_of_the_toolbox(inspect):
             },
             "train.distill_opt: CRD: the student's feature has 4 channels and the teacher's 5",
         ),
-        ({"logger.wandb": {"project": "rain"}}, "logger.wandb: it is sent what TensorBoard is"),
+        ({"logger.wandb": {"project": "rain"}}, "logger.wandb: it copies TensorBoard's log"),
         ({"train.distill_opt.num_scale": 9}, "CSD: a feature of 24x24 is too small for 9 scales"),
     ],
 )

@@ -45,9 +45,9 @@ def test_frames_that_do_not_pair_are_told(tiny_rain, tmp_path, capsys):
 def test_clean_clips_are_sent_on_to_csd_rain(tmp_path, capsys):
     write_image(tmp_path / "clean" / "walk" / "00001.png", np.zeros((8, 8, 3), np.uint8))
     assert prepare(tmp_path / "clean", tmp_path / "out") == 2
-    assert "`csd rain` puts rain on clean clips" in capsys.readouterr().err
+    assert "`csd rain` adds rain to clean clips" in capsys.readouterr().err
     assert main(["data", str(tmp_path / "clean")]) == 0
-    assert "`csd rain` puts rain on clean clips" in capsys.readouterr().out
+    assert "`csd rain` adds rain to clean clips" in capsys.readouterr().out
 
 
 def test_failures_give_status_2(tiny_rain, tmp_path, capsys):

@@ -179,14 +179,17 @@ def test_other_clips_of_the_same_names_are_not_taken_for_done(clean, tmp_path, c
     assert main(["rain", str(clean), str(out), "--clips", "walk", "walk", "street"]) == 0
     assert main(["rain", str(clean), str(out)]) == 0
     before = tree(out)
-    for clip, message in (("walk", "walk_GT: holds other frames than"), ("street", "street_GT: holds other")):
+    for clip, message in (
+        ("walk", "walk_GT: its frames are not those of"),
+        ("street", "street_GT: its frames are not those of"),
+    ):
         other = tmp_path / f"other_{clip}"
         shutil.copytree(clean / clip, other / clip)
         first = sorted((other / clip).iterdir(), key=lambda path: len(path.name))[0]
         cv2.imwrite(str(first), np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
         assert message in failing(capsys, other, out)
     (clean / "walk" / "IMG_99.jpg").write_bytes((clean / "walk" / "IMG_9.jpg").read_bytes())
-    assert "walk_GT: holds other frames than" in failing(capsys, clean, out)
+    assert "walk_GT: its frames are not those of" in failing(capsys, clean, out)
     assert tree(out) == before
 
 
@@ -207,7 +210,7 @@ def test_rain_of_an_interrupted_run_is_not_paired_with_another_clip_of_the_name(
     monkeypatch.undo()
     capsys.readouterr()
     before = tree(out)
-    assert "walk_GT: holds other frames than" in failing(capsys, other, out, "--variants", "2")
+    assert "walk_GT: its frames are not those of" in failing(capsys, other, out, "--variants", "2")
     shutil.rmtree(out / "Dataset_Training_Synthetic" / "walk_GT")  # earlier versions wrote it last
     message = failing(capsys, other, out, "--variants", "2")
     assert "walk_Rain_01: its clean frames, walk_GT, are missing" in message
@@ -279,10 +282,10 @@ def test_only_a_whole_folder_is_taken_for_done(clean, tmp_path, capsys, name):
     place.parent.mkdir(parents=True)
     for occupy, remove in ((place.touch, place.unlink), (place.mkdir, place.rmdir)):
         occupy()
-        assert f"{place}: is no folder of frames; remove it" in failing(capsys, clean, tmp_path / "pairs")
+        assert f"{place}: is not a folder of frames; remove it" in failing(capsys, clean, tmp_path / "pairs")
         remove()
     place.symlink_to("nowhere")
-    assert f"{place}: is no folder of frames; remove it" in failing(capsys, clean, tmp_path / "pairs")
+    assert f"{place}: is not a folder of frames; remove it" in failing(capsys, clean, tmp_path / "pairs")
 
 
 def test_a_folder_that_has_lost_frames_is_not_taken_for_done(clean, tmp_path, capsys):

@@ -203,8 +203,11 @@ def test_stage_1_needs_no_teacher():
             {"val.metrics": {"x": {"type": "calculate_psnr", "crop_border": 0, "better": "Lower"}}},
             "x.better is 'Lower'",
         ),
-        ({"val.metrics": {"rgb/psnr": {"type": "calculate_psnr", "crop_border": 0}}}, "this is measured anyway"),
-        ({"train.distill_opt.ema_decay": 0.5}, "ema_decay is without effect unless cells is averaged"),
+        (
+            {"val.metrics": {"rgb/psnr": {"type": "calculate_psnr", "crop_border": 0}}},
+            "this name is taken by what is always measured",
+        ),
+        ({"train.distill_opt.ema_decay": 0.5}, "ema_decay has no effect unless cells is averaged"),
         ({"train.distill_opt.collapse_fraction": 0.9}, "unless cells is joint_until_collapsed"),
         ({"train.distill_opt.weights": {"spatial": {"balance": 1e300}, "temporal": 0.1}}, "balance"),
         ({"train.distill_opt.weights": {"spatial": {"schedule": "constant", "start": 1e30}, "temporal": 0.1}}, "start"),

@@ -49,5 +49,5 @@ def test_mistakes_in_parts_are_in_the_same_list_as_those_that_the_toolbox_would_
 def test_merge_keys_are_refused_as_what_they_are(tmp_path):
     """They cannot be put in quotes, as other keys that are no text."""
     (tmp_path / "x.yml").write_text("a: &a {b: 1}\nc: {<<: *a, d: 2}\n")
-    with pytest.raises(CSDError, match=r"x.yml: line 2: merge keys \(<<\) are not read; write the keys out"):
+    with pytest.raises(CSDError, match=r"x.yml: line 2: merge keys \(<<\) are not supported; write the keys out"):
         load_options(tmp_path / "x.yml")
