@@ -86,7 +86,7 @@ ODD_VIDEOS = (
     Odd("the same, --keep-going", "cut_on.mp4", _cut(options=_FIRST), options=("--keep-going",)),
     Odd("text", "text.mp4", lambda path, _: path.write_text("no video\n" * 100), "not a video file"),
     Odd("noise", "noise.mkv", lambda path, _: path.write_bytes(random.Random(0).randbytes(5000)), "not a video file"),
-    Odd("sound only", "sound.mp4", _sound_only, "no video in this file"),
+    Odd("sound only", "sound.mp4", _sound_only, "no decodable video in this file"),
     Odd("0 bytes", "empty.mp4", lambda path, _: path.touch(), r"is empty \(0 bytes\)"),
     Odd("a folder named so", "folder.mp4", lambda path, _: path.mkdir(), "holds no images"),
 )

@@ -1,7 +1,7 @@
 """Archives of frames read as a stream: RAR 4 and 5 by rarfile and libarchive, ZIP and TAR by the standard library.
 
-Archives come from strangers. Nothing here writes a file, and entries that no honest archive of frames has end the
-reading with a CSDError: names that lead outside the folder they are unpacked into, links, encryption, absurd sizes.
+Archives are untrusted. Nothing here writes a file, and entries that no honest archive of frames contains raise a
+CSDError: names that lead outside the folder they are unpacked into, links, encryption, absurd sizes.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from csd_plugin.extras import needed_by
 ARCHIVE_SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip", ".rar")
 
 OTHER_SUFFIXES = (".7z", ".zst", ".tzst", ".lz4", ".lz", ".lzma", ".ace", ".arj", ".cab", ".cpio", ".iso", ".z", ".sit")
-"""Of archives that are not read."""
+"""Suffixes of archives that are recognised but not read."""
 _OTHERS = {
     b"7z\xbc\xaf\x27\x1c": "7z", b"\x28\xb5\x2f\xfd": "Zstandard", b"\x04\x22\x4d\x18": "LZ4", b"LZIP": "lzip",
     b"MSCF": "CAB", b"!<arch>": "ar", b"\x1f\x9d": "compress", b"07070": "cpio", b"\x60\xea": "ARJ",
 }  # fmt: skip
-"""What they begin with."""
+"""The first bytes of such archives, and what they are called."""
 
 _RAR4, _RAR5, _ZIP = b"Rar!\x1a\x07\x00", b"Rar!\x1a\x07\x01\x00", (b"PK\x03\x04", b"PK\x05\x06")
 
 _MAX_ENTRY = 256 * 2**20
-"""Bytes of an entry, unpacked: a 16-bit frame of 8K takes 200 MB."""
+"""The most bytes of an unpacked entry; a 16-bit 8K frame takes 200 MB."""
 _MAX_ENTRIES = 100_000
-"""Of an archive: an hour of video at 25 frames per second has 90,000."""
+"""The most entries of an archive; an hour of video at 25 frames per second has 90,000."""
 _LONGEST_NAME = 4096
-"""Characters of an entry's path, as of any path on Linux."""
+"""The most characters of an entry's path: Linux's limit for any path."""
 _MAX_LIST = 64 * 2**20
-"""Bytes of a ZIP's list of entries, which is read as a whole."""
+"""The most bytes of a ZIP's list of entries, which is read as a whole."""
 _MAX_RATIO, _ALWAYS_ALLOWED = 100, 2**30
 _ENTRY_OVERHEAD = 1024
 _CHUNK = 256 * 2**10
@@ -72,7 +72,7 @@ class Member:
     Attributes:
         name: its path inside, '/' separated, without '.' and '..'.
         size: in bytes.
-        read: gives its content, to be called before the next member is asked for; CSDError for damage.
+        read: returns its content; call it before the next member is requested. Raises CSDError for damage.
     """
 
     name: str
@@ -86,7 +86,7 @@ def is_archive_name(name: str) -> bool:
 
 
 def archive_stem(name: str) -> str:
-    """The name without the suffix, `t1_GT` of `t1_GT.tar.gz`; names of other files as they are."""
+    """The name without the suffix, `t1_GT` of `t1_GT.tar.gz`; names of other files unchanged."""
     suffix = next((suffix for suffix in ARCHIVE_SUFFIXES if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)] or name
 
@@ -99,13 +99,13 @@ def is_other_archive_name(name: str) -> bool:
 def unread_kind(path: Path, kind: str = "") -> CSDError:
     """The error for an archive of a kind that is not read."""
     what = f"{kind} archives are" if kind else "archives of this kind are"
-    return CSDError(f"{path}: {what} not read, only ZIP, RAR and TAR: unpack it yourself and give the folder")
+    return CSDError(f"{path}: {what} not supported, only ZIP, RAR and TAR: unpack it yourself and give the folder")
 
 
 def members(path: Path) -> Iterator[Member]:
-    """The files of an archive in their order, folders left out; its content decides what kind it is.
+    """The files of an archive in their order, without folders; the content decides which kind of archive it is.
 
-    Raises CSDError for what is no archive, is damaged, encrypted or not to be trusted.
+    Raises CSDError for a file that is not an archive, or is damaged, encrypted or not to be trusted.
     """
     try:
         with path.open("rb") as file:
@@ -127,16 +127,16 @@ def members(path: Path) -> Iterator[Member]:
         unpacked += member.size + _ENTRY_OVERHEAD
         if member.size > _MAX_ENTRY:
             raise CSDError(
-                f"{path}: {member.name} unpacks to {member.size} bytes, which is too large for a frame: not unpacked"
+                f"{path}: {member.name} unpacks to {member.size} bytes, too many for a frame: unpack it yourself"
             )
         if unpacked > _ALWAYS_ALLOWED + _MAX_RATIO * size:
-            raise CSDError(f"{path}: {size} bytes unpack to more than {unpacked}, which images do not: not unpacked")
+            raise CSDError(f"{path}: {size} bytes unpack to over {unpacked}, too many for images: unpack it yourself")
         yield member
 
 
 # --- RAR ----------------------------------------------------------------------------------------------------------
 
-# rarfile reads the headers, of which it misses nothing; libarchive unpacks, and leaves checksums of stored files alone.
+# rarfile reads all headers; libarchive unpacks, but does not check the checksums of stored (uncompressed) files.
 
 
 def _rar_members(path: Path, kind: str) -> Iterator[Member]:
@@ -146,7 +146,7 @@ def _rar_members(path: Path, kind: str) -> Iterator[Member]:
         with libarchive.file_reader(str(path), format_name=kind, filter_name="none") as entries:
             for header, entry in zip_longest(headers, entries):
                 if header is None or entry is None:
-                    raise CSDError(f"{path}: its two readers find different files in it: get the archive again")
+                    raise CSDError(f"{path}: damaged: its two readers find different files: get the archive again")
                 if not header.is_dir():
                     read = _reader_of_rar(path, header, entry, libarchive.ArchiveError)
                     yield Member(_inner_name(path, header.filename), header.file_size, read)
@@ -162,9 +162,9 @@ def _rar_headers(path: Path, rarfile: Any) -> list[Any]:
     with rarfile.RarFile(path, errors="strict", info_callback=note) as listing:
         headers = listing.infolist()
         if listing.needs_password() and not headers:
-            raise CSDError(f"{path}: is encrypted: unpack the archive yourself and give the folder")
+            raise CSDError(f"{path}: encrypted: unpack the archive yourself and give the folder")
         if len(listing.volumelist()) > 1:
-            raise CSDError(f"{path}: is one of several volumes: unpack them yourself, and give the folder")
+            raise CSDError(f"{path}: one of several volumes: unpack them yourself, and give the folder")
     if not {rarfile.RAR_BLOCK_ENDARC, rarfile.RAR5_BLOCK_ENDARC}.intersection(kinds):
         raise CSDError(f"{path}: ends early, or was made by a RAR before 3: get it again, or unpack it yourself")
     for header in headers:
@@ -191,14 +191,14 @@ def _reader_of_rar(path: Path, header: Any, entry: Any, damage: type[Exception])
 
 
 def rar_libraries() -> tuple[Any, Any]:
-    """The modules (libarchive, rarfile). Raises CSDError that says what is to be installed."""
+    """The modules (libarchive, rarfile). Raises CSDError that says what to install."""
     try:
         with needed_by("a RAR archive"):
             import libarchive
             import rarfile
-    except (OSError, AttributeError, TypeError) as error:  # how ctypes says that the C library is not there
+    except (OSError, AttributeError, TypeError) as error:  # what ctypes raises without the C library
         raise CSDError(
-            "RAR archives need the system's libarchive: apt-get install libarchive13 (Ubuntu 24.04 and on: "
+            "RAR archives need the system's libarchive: apt-get install libarchive13 (Ubuntu 24.04 and later: "
             "libarchive13t64), brew install libarchive or conda install libarchive"
         ) from error
     rarfile.RAR_MAX_COMMENT = -1  # comments of archives would be unpacked by whatever unrar is on the PATH
@@ -224,24 +224,24 @@ def _zip_members(path: Path) -> Iterator[Member]:
                 special=kind not in (0, stat.S_IFREG, stat.S_IFDIR),
                 encrypted=info.flag_bits & 1,
             )
-            archive.open(info).close()  # compares its name, which no checksum covers, with the other place that has it
+            archive.open(info).close()  # compares the two copies of its name, which no checksum covers
             if not info.is_dir():
                 yield Member(name, info.file_size, _reader_of_zip(path, archive, info))
 
 
 class _ZipFile(io.FileIO):
-    """A ZIP's file; while its entries are being listed, nothing longer than a list of frames is read."""
+    """A ZIP's file; while its entries are being listed, a read that is too long for a list of frames is refused."""
 
     is_listed = False
 
     def read(self, size: int | None = -1, /) -> bytes:
         if not self.is_listed and (size or 0) > _MAX_LIST:
-            raise zipfile.BadZipFile("its list of files is far too long")
+            raise zipfile.BadZipFile("its list of files is too long")
         return super().read(-1 if size is None else size) or b""
 
 
 def _counted_in_zip(path: Path, archive: zipfile.ZipFile) -> int:
-    """How many files the archive says it has, with which zipfile does not compare those that it finds."""
+    """The number of files that the archive states, which zipfile does not compare with what it finds."""
     with path.open("rb") as file:
         file.seek(-_ZIP_END.size - len(archive.comment), os.SEEK_END)
         signature, count = _ZIP_END.unpack(file.read(_ZIP_END.size))
@@ -262,7 +262,7 @@ def _reader_of_zip(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) 
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """tarfile takes whatever is no header for the archive's end; here only the real one, a block of zeros, is."""
+    """A header that is strict about the end: tarfile takes any non-header for it, here only a block of zeros is."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _StrictTarInfo:
@@ -285,7 +285,7 @@ def _tar_members(path: Path) -> Iterator[Member]:
         # The checksums of compressed archives come last, behind what tarfile looks at.
         assert archive.fileobj is not None
         if len(archive.fileobj.read(_MAX_TAIL)) == _MAX_TAIL:
-            raise CSDError(f"{path}: more than {_MAX_TAIL >> 20} MB after its end: this archive is not trusted")
+            raise CSDError(f"{path}: more than {_MAX_TAIL >> 20} MB after its end: archive not trusted")
 
 
 def _reader_of_tar(path: Path, archive: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], bytes]:
@@ -305,7 +305,7 @@ def _reader_of_tar(path: Path, archive: tarfile.TarFile, info: tarfile.TarInfo) 
 
 @contextmanager
 def _said_in_one_line(path: Path, *damage: type[Exception]) -> Iterator[None]:
-    """Make CSDErrors of all errors that mean damage; `damage`: more of them."""
+    """Turn all errors that mean damage into a CSDError of one line; `damage`: further types of them."""
     kinds: tuple[type[Exception], ...] = (OSError, *_DAMAGE, *damage)
     try:
         yield

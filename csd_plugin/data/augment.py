@@ -1,7 +1,7 @@
 """Random crop, scale, flips and time reversal: drawn once from an explicit generator, applied alike to rain and truth.
 
-The scale is never applied to whole frames: the region of the source that becomes the crop is cut out first
-and resized then, so a sample costs what its area does.
+The scale is never applied to whole frames: the region of the source that becomes the crop is cut out first, then
+resized, so the cost of a sample depends only on its area.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from csd_plugin.errors import CSDError
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """What may be drawn.
+    """What is drawn at random.
 
     Attributes:
         crop: side of the square crop, in pixels; any number.
-        scale: (low, high), by how much frames are enlarged, drawn uniformly.
-        hflip: mirror left and right, with probability 1/2; so are the following.
+        scale: (low, high), the factor by which frames are enlarged, drawn uniformly.
+        hflip: mirror left and right, with probability 1/2, like vflip, rot and reverse.
         vflip: mirror top and bottom.
-        rot: exchange rows and columns (with the flips: all rotations by 90 degrees).
+        rot: transpose (with the flips: all rotations by multiples of 90 degrees).
         reverse: run the clip backwards.
         grid: regions begin at multiples of this many pixels.
     """
@@ -42,7 +42,7 @@ class AugmentOptions:
 
     def __post_init__(self) -> None:
         if self.crop < 1:
-            raise CSDError(f"gt_size: {self.crop} is not a crop size: give 1 or more")
+            raise CSDError(f"gt_size: {self.crop} is not a crop size in pixels: give 1 or more")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise CSDError(f"scale_range: [{self.scale[0]}, {self.scale[1]}] must be positive and ascending")
 
@@ -64,7 +64,7 @@ class Augmentation:
 def draw(rng: np.random.Generator, height: int, width: int, options: AugmentOptions, clip: str) -> Augmentation:
     """Draw the augmentation of one sample; always takes the same number of draws.
 
-    Where the smaller scales need a larger region than the frame has, the range is cut at what fits.
+    If the smallest scales need a larger region than the frame has, the range is limited to what fits.
 
     Args:
         height, width: of the frames.
@@ -110,9 +110,9 @@ def apply(plan: Augmentation, regions: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def apply_to_tensor(plan: Augmentation, regions: Tensor) -> Tensor:
-    """The same on whatever device: uint8 (n, side, side, 3) -> float32 (n, 3, crop, crop) in [0, 1].
+    """`apply` on any device: uint8 (n, side, side, 3) -> float32 (n, 3, crop, crop) in [0, 1].
 
-    Scaled crops are rounded to grey levels as those of `apply` are, and within one of them.
+    Scaled crops are rounded to grey levels, and differ from those of `apply` by at most one of them.
     """
     region = regions.permute(0, 3, 1, 2).float()
     if plan.side != plan.crop:
@@ -131,5 +131,5 @@ def _resize(frames: np.ndarray, size: int) -> np.ndarray:
 
 
 def _scaled(planes: Tensor, size: tuple[int, int]) -> Tensor:
-    """(n, 3, h, w) to (n, 3, *size), bicubic, of wider support where it shrinks, as MATLAB's is."""
+    """(n, 3, h, w) to (n, 3, *size), bicubic; with antialiasing when shrinking, as in MATLAB."""
     return F.interpolate(planes, size=size, mode="bicubic", antialias=True)

@@ -1,4 +1,4 @@
-"""Training batches of anybody's data sets, as clips and targets: one axis for frames, one for targets."""
+"""Training batches of any data set, as clips and targets: with one axis for frames and one for targets."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from csd_plugin.errors import CSDError
 
 
 def as_clips(batch: Mapping[str, Any], num_frame: int, source: str) -> tuple[Tensor, Tensor]:
-    """A training batch as clips and targets: lq (B, N, 3, H, W), gt (B, L, 3, H, W), of their middle.
+    """A training batch as clips and the targets in their middle: lq (B, N, 3, H, W), gt (B, L, 3, H, W).
 
-    Taken as they are: clips with the targets of their middle, as our data sets give them. Where an axis is missing,
-    there is one of it: lq (B, 3, H, W) are single frames, gt (B, 3, H, W) is the truth of each clip's middle frame, as
-    REDSDataset gives it. Where every frame has its truth, as in REDSRecurrentDataset, the targets are those that have
-    whole windows.
+    Batches that have clips with the targets of their middle, as our data sets give, are unchanged. A missing axis means
+    one frame: lq (B, 3, H, W) is single frames, gt (B, 3, H, W) is the truth of each clip's middle frame, as from
+    REDSDataset. If every frame has its truth, as from REDSRecurrentDataset, the targets are the frames with complete
+    windows.
 
     Args:
         num_frame: frames of the longest window that a network needs.
-        source: where the batch is from, to begin messages with.
+        source: the data set, which begins the messages.
 
     Raises:
-        CSDError: a batch without lq or gt, frames and targets that do not go together, clips that are too short.
+        CSDError: a batch lacks lq or gt, its frames and targets do not match, or its clips are too short.
     """
     missing = [key for key in ("lq", "gt") if not isinstance(batch.get(key), Tensor)]
     if missing:
         raise CSDError(
             f"{source} gives no {missing[0]}; these models learn from pairs of rainy (lq) and clean "
-            f"(gt) frames: take PairedVideoDataset, or the toolbox's REDSDataset or PairedImageDataset"
+            f"(gt) frames: use PairedVideoDataset, or the toolbox's REDSDataset or PairedImageDataset"
         )
     lq, gt = batch["lq"], batch["gt"]
     given = f"{source} gives lq {tuple(lq.shape)} and gt {tuple(gt.shape)}"
@@ -47,7 +47,7 @@ def as_clips(batch: Mapping[str, Any], num_frame: int, source: str) -> tuple[Ten
     frames, targets = lq.shape[1], gt.shape[1]
     if frames == 1 and num_frame > 1:
         raise CSDError(
-            f"{given}, single frames, and a network sees {num_frame}: take a data set of clips, such as "
+            f"{given}, single frames, but a network needs {num_frame}: use a data set of clips, such as "
             f"PairedVideoDataset or the toolbox's REDSDataset, or networks of single frames"
         )
     if targets > frames or (targets == frames and frames < num_frame):
@@ -57,26 +57,27 @@ def as_clips(batch: Mapping[str, Any], num_frame: int, source: str) -> tuple[Ten
         return lq, gt[:, radius : frames - radius]
     if (frames - targets) % 2:
         raise CSDError(
-            f"{given}: {frames} frames have no middle of {targets}; set its num_frame to {frames + 1} or {frames - 1}"
+            f"{given}: {targets} targets cannot be centred in {frames} frames; set num_frame to {frames + 1} or "
+            f"{frames - 1}"
         )
     if frames - targets + 1 < num_frame:
         raise CSDError(
-            f"{given}: windows of {frames - targets + 1} frames, and a network sees {num_frame}; set its num_frame "
+            f"{given}: windows of {frames - targets + 1} frames, but a network needs {num_frame}; set its num_frame "
             f"to {targets + num_frame - 1} or more"
         )
     return lq, gt
 
 
 FEATURE = "teacher_feature_"
-"""Begins the keys of a batch under which the teacher's features come with it; the number of the layer follows."""
+"""The prefix of the keys under which the teacher's features come with a batch; the layer's number follows."""
 
 
 def features_of(batch: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    """The teacher's features that come with a batch, (B, L, C, h, w) of each layer; none where it has to be run."""
+    """The teacher's features in a batch, (B, L, C, h, w) per layer; empty if the teacher has to be run."""
     count = sum(key.startswith(FEATURE) for key in batch)
     return tuple(batch[f"{FEATURE}{number}"] for number in range(count))
 
 
 def as_float(frames: Tensor) -> Tensor:
-    """Frames of a data set with `as_uint8`, 0 .. 255, as float in [0, 1]; others as they are."""
+    """Frames as float in [0, 1]: those of a data set with `as_uint8` are divided by 255, others are unchanged."""
     return frames.float().div_(255) if frames.dtype == torch.uint8 else frames

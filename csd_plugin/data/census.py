@@ -1,4 +1,4 @@
-"""All clips of a data set with all that is wrong with its layout, where the datasets stop at the first mistake."""
+"""All clips of a data set, and everything that is wrong with its layout; data sets stop at the first mistake."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from csd_plugin.types import PairedSequence
 
 @dataclass(frozen=True)
 class Census:
-    """What is in a data set.
+    """The contents of a data set.
 
     Attributes:
         clips: (split, sequence); the split is None for folders of images outside NTURain's layout, one clip each.
-        problems: one line each, what the datasets refuse and what they pass over.
+        problems: one line each: what the data sets refuse, and what they skip.
     """
 
     clips: list[tuple[str | None, PairedSequence]]
@@ -29,10 +29,10 @@ class Census:
 
 
 def take_census(store: FrameStore, root: Path) -> Census:
-    """The clips of every split that can be used.
+    """All usable clips of every split.
 
     Args:
-        root: what the store's keys are relative to, as for `find_sequences`.
+        root: the folder that the store's keys are relative to, as for `find_sequences`.
 
     Raises:
         CSDError: there are no frames.
@@ -51,8 +51,8 @@ def take_census(store: FrameStore, root: Path) -> Census:
                 clips += [(split, sequence) for sequence in _usable(keys, split, names, root, problems)]
         if not clips and not problems:
             problems.append(
-                f"{root}: is not in NTURain's layout ({SPLITS['train']}/..): `csd prepare` brings pairs there, "
-                f"`csd rain` puts rain on clean clips"
+                f"{root}: not in NTURain's layout ({SPLITS['train']}/..): `csd prepare` converts pairs to it, "
+                f"`csd rain` adds rain to clean clips"
             )
     if not clips:
         for folder in sorted(folders, key=natural_key):
@@ -66,7 +66,7 @@ def _parts(root: Path, folder: str) -> tuple[str, ...]:
 
 
 def _usable(keys: list[str], split: str, names: list[str], root: Path, problems: list[str]) -> list[PairedSequence]:
-    """All clips of the split, or if that is refused, those that are not refused one by one."""
+    """All clips of the split, or, if these are refused together, those that are accepted one by one."""
     try:
         return find_sequences(keys, split, root=root)
     except CSDError:
@@ -74,7 +74,7 @@ def _usable(keys: list[str], split: str, names: list[str], root: Path, problems:
     found = []
     rainy = [name for name in names if is_clip_name(name) and not name.lower().endswith("_gt")]
     choices: list[list[str] | None] = [[name] for name in sorted(rainy, key=natural_key)]
-    for chosen in choices or [None]:  # without a rainy clip: only to hear the reason
+    for chosen in choices or [None]:  # without a rainy clip: only to get the reason
         try:
             found += find_sequences(keys, split, clips=chosen, root=root)
         except CSDError as error:
@@ -84,7 +84,7 @@ def _usable(keys: list[str], split: str, names: list[str], root: Path, problems:
 
 @contextmanager
 def _collected_warnings() -> Iterator[list[str]]:
-    """What the data layer logs meanwhile goes into the list, not to the terminal."""
+    """Inside, warnings of the data layer go into the list, not to the terminal."""
     lines: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]

@@ -1,7 +1,7 @@
-"""A network's features of whole frames, computed once and kept on disk; training reads crops of them.
+"""A network's features of whole frames, computed once and stored on disk; training reads crops of them.
 
-A folder holds one array for each clip and layer, `CLIP.N.npy`, float16 (frames, h, w, C), and `features.json`: whose
-features they are, of which layers, and checksums.
+A folder holds one array per clip and layer, `CLIP.N.npy`, float16 (frames, h, w, C), and `features.json`: the network,
+the layers, and checksums.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from csd_plugin.types import PairedSequence
 MANIFEST = "features.json"
 _FORMAT = 1
 _LARGEST = 2**31 - 1
-"""Of an array's four lengths; the size of its file bounds them together."""
+"""The most of each length of an array; the size of its file bounds their product."""
 _START = 10
-"""Bytes of a file before its header's text: the magic word, the version, and the text's length."""
+"""Bytes of a file before the text of its header: magic number, version, and length of the text."""
 _SHAPE = ("frames", "h", "w", "C")
 
 Shape = tuple[int, ...]
@@ -41,13 +41,13 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """The features in a folder.
+    """The features stored in a folder.
 
     Attributes:
-        folder: where they are.
-        network: SHA-256 of the file of the network that gave them.
-        layers: of the network, as `taps` name them.
-        arrays: clip -> one array (frames, h, w, C) per layer, float16, read from the disk where it is used.
+        folder: the folder.
+        network: SHA-256 of the file of the network that computed them.
+        layers: the network's layers, as `taps` names them.
+        arrays: clip -> one array (frames, h, w, C) per layer, float16, memory-mapped.
     """
 
     folder: Path
@@ -56,43 +56,43 @@ class StoredFeatures:
     arrays: Mapping[str, tuple[np.ndarray, ...]] = field(repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For worker processes that are spawned: they map the files themselves; pickled arrays would be copies."""
+        """For spawned worker processes: they map the files themselves, as pickled arrays would be copies."""
         shapes = {clip: [array.shape for array in arrays] for clip, arrays in self.arrays.items()}
         return _reopen, (self.folder, self.network, self.layers, shapes)
 
     def grid(self, sequences: Iterable[PairedSequence], sizes: Iterable[tuple[int, int]]) -> int:
-        """Pixels of a frame's side for one cell of the coarsest feature; crops have to begin and end at multiples.
+        """Pixels of a frame's side per cell of the coarsest feature; crops must begin and end at multiples of it.
 
         Args:
             sequences, sizes: clips, and (height, width) of their frames.
 
         Raises:
-            CSDError: a clip without features, or with those of other frames.
+            CSDError: a clip has no features, or features of other frames.
         """
         grid = 1
         for sequence, (height, width) in zip(sequences, sizes, strict=True):
             if sequence.name not in self.arrays:
-                raise CSDError(f"{self.folder}: no features of the clip {sequence.name}; compute them with its frames")
+                raise CSDError(f"{self.folder}: no features of the clip {sequence.name}; compute them with this clip")
             for array in self.arrays[sequence.name]:
                 cell = -(-height // array.shape[1])
                 fits = cell * array.shape[1] >= height and cell == -(-width // array.shape[2])
                 if len(array) != len(sequence.lq) or not fits:
                     raise CSDError(
-                        f"{self.folder}: {sequence.name} has {len(sequence.lq)} frames of {width}x{height}, its "
+                        f"{self.folder}: {sequence.name} has {len(sequence.lq)} frames of {width}x{height}, but its "
                         f"features are {len(array)} of {array.shape[2]}x{array.shape[1]}: compute them again"
                     )
                 grid = int(np.lcm(grid, cell))
         return grid
 
     def crops(self, clip: str, frames: slice, size: tuple[int, int], plan: Augmentation) -> list[Tensor]:
-        """The features of a crop, float16 (L, C, h, w) of each layer, mirrored and reversed as the crop is.
+        """The features of a crop, float16 (L, C, h, w) per layer, mirrored and reversed like the crop.
 
-        They are the mirrored features of the frames, not features of mirrored frames.
+        These are mirrored features of the frames, not features of mirrored frames.
 
         Args:
-            frames: the L targets, by their numbers in the clip.
+            frames: the L targets, by their indices in the clip.
             size: (height, width) of the clip's frames.
-            plan: its region begins at multiples of `grid`, and is not scaled.
+            plan: its region must begin at multiples of `grid`, and must not be scaled.
         """
         return [self._crop(array[frames], -(-size[0] // array.shape[1]), plan) for array in self.arrays[clip]]
 
@@ -106,7 +106,7 @@ class StoredFeatures:
 
 
 def open_features(folder: Path) -> StoredFeatures:
-    """The features in a folder, after their checksums were compared. Raises CSDError."""
+    """The features in a folder, after a comparison with their checksums. Raises CSDError."""
     content = read_manifest(folder)
     clips = content["clips"].items()
     shapes = {clip: [tuple(one["shape"]) for one in arrays] for clip, arrays in clips}
@@ -120,13 +120,13 @@ def open_features(folder: Path) -> StoredFeatures:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """`features.json`: format, network, layers, and clips: name -> crc and shape of each array. Raises CSDError."""
+    """`features.json`: format, network, layers, and clips: name -> shape and checksum per array. Raises CSDError."""
     path = folder / MANIFEST
     try:
         content = parse_json(read_text(path))
     except FileNotFoundError as error:
         raise CSDError(
-            f"{folder} holds no features: there is no {MANIFEST}; `csd adapt --features` writes it"
+            f"{folder} holds no features, as there is no {MANIFEST}; `csd adapt --features` writes it"
         ) from error
     except (OSError, ValueError) as error:
         raise CSDError(f"{path}: cannot be read ({error}); compute the features again") from error
@@ -145,12 +145,12 @@ def write_features(
     """Add a clip's features to a folder.
 
     Args:
-        frames: of each of `count` frames the feature of each layer, float16 (h, w, C).
+        frames: for each of `count` frames, the feature of each layer, float16 (h, w, C).
         network: SHA-256 of the network's file.
 
     Raises:
         CSDError: the folder has features of another network or other layers.
-        OSError: it cannot be written; what was there is there still.
+        OSError: it cannot be written; the folder is unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"format": _FORMAT, "network": network, "layers": list(layers), "clips": {}}
@@ -166,9 +166,9 @@ def write_features(
 
 
 def _write_arrays(drafts: Sequence[Path], frames: Iterable[Sequence[np.ndarray]], count: int) -> list[dict[str, Any]]:
-    """Shape and checksum of each array.
+    """Write the arrays; shape and checksum of each.
 
-    Frame by frame, by ordinary calls: a disk that is full is an error then, where a map would end the process.
+    They are written frame by frame: a full disk then raises an error; with a memory map, it would end the process.
     """
     shapes: list[Shape] = []
     checksums = [0] * len(drafts)
@@ -189,7 +189,7 @@ def _write_arrays(drafts: Sequence[Path], frames: Iterable[Sequence[np.ndarray]]
 
 
 def _header(shape: Shape) -> bytes:
-    """What numpy begins a file of float16 numbers with."""
+    """The header that numpy writes before an array of float16."""
     stream = io.BytesIO()
     kind = np.lib.format.dtype_to_descr(np.dtype(np.float16))
     np.lib.format.write_array_header_1_0(stream, {"descr": kind, "fortran_order": False, "shape": shape})
@@ -197,7 +197,7 @@ def _header(shape: Shape) -> bytes:
 
 
 def _file(folder: Path, clip: str, number: int) -> Path:
-    """The file of a clip's array. Raises CSDError for a name that would be another file's."""
+    """The file of a clip's array. Raises CSDError for a name that cannot be part of a file name."""
     try:
         return folder / f"{file_name(clip, 'the name of a clip')}.{number}.npy"
     except ValueError as error:
@@ -205,7 +205,7 @@ def _file(folder: Path, clip: str, number: int) -> Path:
 
 
 def _check_manifest(content: Any) -> None:
-    """Raises ValueError where something that is read is missing, or something else; `_file` looks at clips' names."""
+    """Raise ValueError if an entry that is needed is missing or invalid; `_file` checks clips' names."""
     whole_number(section(content, "it").get("format"), "format", _FORMAT, _FORMAT)
     plain_text(content.get("network"), "network")
     layers = [plain_text(layer, "layers") for layer in entries(content.get("layers"), "layers")]
@@ -227,7 +227,7 @@ def _check_manifest(content: Any) -> None:
 def _reopen(
     folder: Path, network: str, layers: tuple[str, ...], shapes: Mapping[str, Sequence[Shape]]
 ) -> StoredFeatures:
-    """The features of clips, without a look at their numbers. Raises CSDError for a file that is no such array."""
+    """The features of clips, their values unchecked. Raises CSDError for a file that is not such an array."""
     arrays = {
         clip: tuple(_map(_file(folder, clip, number), shape) for number, shape in enumerate(those))
         for clip, those in shapes.items()
@@ -236,14 +236,14 @@ def _reopen(
 
 
 def _map(path: Path, shape: Shape) -> np.ndarray:
-    """The numbers of a file, float16, read from the disk where they are used.
+    """A file's values, float16, memory-mapped.
 
-    Its header is compared with what the writer puts there, not parsed: numpy takes a header for a part of a program,
-    and a pickle for an array. Versions of numpy pad it differently.
+    Its header is compared with what the writer puts there, not parsed: numpy evaluates a header as Python literals, and
+    accepts pickles. The padding of the header depends on numpy's version.
     """
     try:
         size, start = refuse_way_out(path, path.parent).stat().st_size, b""
-        if size > _START:  # a pipe has none, and would be waited for
+        if size > _START:  # a pipe has no size, and opening it would block
             with path.open("rb") as file:
                 start = file.read(_START)
                 start += file.read(min(int.from_bytes(start[-2:], "little"), size))
@@ -262,14 +262,14 @@ def _changed(path: Path) -> CSDError:
 
 
 def _checksum(path: Path, shape: Shape) -> int:
-    """CRC-32 of an array's numbers. Of a file that stays as it is, they are read once in a process."""
+    """CRC-32 of an array's values, which are read once per process while the file does not change."""
     found = path.stat()
     return _checksum_of(path.resolve(), shape, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4096)
 def _checksum_of(path: Path, shape: Shape, *version: int) -> int:
-    """Frame by frame; the checks before a run ask, and then its data set, and the files are large."""
+    """Read frame by frame, as the files are large; cached, as the checks before a run and its data set both ask."""
     crc = 0
     for frame in _map(path, shape):
         crc = zlib.crc32(np.ascontiguousarray(frame).data, crc)

@@ -1,4 +1,4 @@
-"""Image files: one, a folder of them, and the numbered files that a pattern means."""
+"""Image files: single ones, folders of them, and the numbered files of a pattern."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from csd_plugin.errors import CSDError, at
 logger = logging.getLogger(__name__)
 
 NUMBER = re.compile(r"%0?\d?d")
-"""What stands for the number in a pattern such as frames_%05d.png."""
+"""The placeholder of the number in a pattern such as frames_%05d.png."""
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The images of a folder in their natural order; other files are not looked at.
+    """The images of a folder in natural order; other files are ignored.
 
-    Raises CSDError for none, for links out of the folder, and as `refuse_doubles` does.
+    Raises CSDError if there are none, for links out of the folder, and as `refuse_doubles` does.
     """
     files = [file for file in frames_in(folder, folder) if file.is_file()]
     if not files:
@@ -40,12 +40,12 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def frames_in(folder: Path, root: Path) -> Iterator[Path]:
-    """What has an image's name in a folder. Raises CSDError for links that lead out of `root`, see `data.links`."""
+    """The files in a folder that are named like images. Raises CSDError for links out of `root`, see `data.links`."""
     return (refuse_way_out(file, root) for file in folder.iterdir() if is_frame_name(file.name))
 
 
 def refuse_doubles(files: Iterable[Path]) -> None:
-    """Raise CSDError where two images of a clip have one name but for suffix and case: a frame is there once."""
+    """Raise CSDError if two images of a clip differ only in suffix or case: a frame must exist once."""
     seen: dict[str, Path] = {}
     for file in sorted(files):
         other = seen.setdefault(file.stem.casefold(), file)
@@ -57,7 +57,7 @@ def refuse_doubles(files: Iterable[Path]) -> None:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that an input consists of: a folder's or pattern's images, or the file; none of what is not there."""
+    """The files that an input consists of: a folder's or pattern's images, or the file; empty if it does not exist."""
     if path.is_dir():
         return list(frames_in(path, path))
     if NUMBER.search(path.name) and not path.exists() and path.parent.is_dir():
@@ -66,7 +66,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def numbered(pattern: Path) -> list[Path]:
-    """The files that a pattern such as frames_%05d.png means, by number. Raises CSDError for none, or a gap."""
+    """The files of a pattern such as frames_%05d.png, in order of number. Raises CSDError for none, or for a gap."""
     if not pattern.parent.is_dir():
         raise CSDError(f"{pattern}: the folder {pattern.parent} does not exist; check the path")
     refuse_two_numbers(pattern.name)
@@ -80,22 +80,22 @@ def numbered(pattern: Path) -> list[Path]:
 
 
 def _numbered(pattern: Path) -> dict[int, Path]:
-    """Number -> file, of the files that a pattern means."""
+    """Number -> file, for the files of a pattern."""
     found = ((number_in(pattern.name, file.name), file) for file in pattern.parent.iterdir())
     return {number: refuse_way_out(file, pattern.parent) for number, file in found if number is not None}
 
 
 def refuse_two_numbers(pattern: str) -> None:
-    """Raise CSDError for a pattern that does not say which of its numbers is the frame's."""
+    """Raise CSDError for a pattern with several numbers, of which any could be the frame's."""
     if len(NUMBER.findall(pattern)) > 1:
         raise CSDError(f"{pattern}: a pattern has one number, which counts the frames; write the others out")
 
 
 def number_in(pattern: str, name: str) -> int | None:
-    """The number to which a pattern such as frames_%05d.png gives this name; None where there is none."""
+    """The number for which a pattern such as frames_%05d.png gives this name; None if there is none."""
     before, after = (re.escape(part) for part in NUMBER.split(pattern, maxsplit=1))
     match = re.fullmatch(f"{before}([0-9]+){after}", name)
-    # %d and %05d write a number in one way only: file_7 is not file_00007's place.
+    # %d and %05d write a number in one way only: file_7 is not what %05d gives for 7.
     return int(match[1]) if match and nth_name(pattern, int(match[1])) == name else None
 
 
@@ -105,7 +105,7 @@ def nth_name(pattern: str, number: int) -> str:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """RGB (H, W, 3), uint8, or uint16 of a file of 16 bits; see `decode_image` for other kinds. Raises CSDError."""
+    """RGB (H, W, 3): uint8, or uint16 for a 16-bit file; see `decode_image` for other kinds. Raises CSDError."""
     try:
         return decode_image(path.read_bytes(), str(path), deep=True)
     except OSError as error:
@@ -113,21 +113,21 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def lost_in(path: Path) -> list[str]:
-    """What of an image file no frame holds, as far as Pillow shows it."""
+    """What a frame cannot hold of an image file, in words, as far as Pillow shows it."""
     try:
         with Image.open(path) as image:
-            pages = ["all of its pictures but the first"] if getattr(image, "n_frames", 1) > 1 else []
+            pages = ["all pictures but the first"] if getattr(image, "n_frames", 1) > 1 else []
             return pages + lost_of(image)
     except (OSError, EOFError, Image.DecompressionBombError, SyntaxError, ValueError):
         return []
 
 
 def lost_of(image: Image.Image) -> list[str]:
-    """What of an open image no array of its pixels holds."""
+    """What an array of pixels cannot hold of an open image, in words."""
     lost = ["transparency"] if _is_see_through(image) else []
     profile = image.info.get("icc_profile") or b""
     if profile and not any("sRGB".encode(encoding) in profile for encoding in ("ascii", "utf-16-be")):
-        lost.append("colour profile (ICC)")  # of other colours than those that readers take pixels for without one
+        lost.append("colour profile (ICC)")  # for colours other than the default that readers assume
     return lost
 
 
@@ -140,7 +140,7 @@ def _is_see_through(image: Image.Image) -> bool:
 
 
 def no_frame(frame: object) -> str:
-    """Why something is not a frame, RGB (H, W, 3) of uint8 or uint16; empty for one."""
+    """Why an object is not a frame, RGB (H, W, 3) of uint8 or uint16; empty if it is one."""
     if not isinstance(frame, np.ndarray):
         return f"a {type(frame).__name__} is not a frame: expected an array, uint8 or uint16 (H, W, 3)"
     if frame.ndim != 3 or frame.shape[2] != 3 or not frame.size or frame.dtype not in (np.uint8, np.uint16):
@@ -149,12 +149,12 @@ def no_frame(frame: object) -> str:
 
 
 def eight_bits(frame: np.ndarray) -> np.ndarray:
-    """uint8 as it is, uint16 (full range) rounded."""
+    """A frame as uint8: uint16 (full range) is rounded, uint8 unchanged."""
     return frame if frame.dtype == np.uint8 else ((frame.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def rounded(frames: Iterable[np.ndarray], what: object) -> Iterator[np.ndarray]:
-    """uint8 frames; where deeper ones come, one line says that they are rounded, and of what they are."""
+    """The frames as uint8; one line warns if deeper ones are rounded, and names `what` they belong to."""
     said = False
     for frame in frames:
         if frame.dtype != np.uint8 and not said:
@@ -164,40 +164,42 @@ def rounded(frames: Iterable[np.ndarray], what: object) -> Iterator[np.ndarray]:
 
 
 def sixteen_bits(frame: np.ndarray) -> np.ndarray:
-    """uint16 (full range) as it is, uint8 exactly."""
+    """A frame as uint16 (full range): uint8 is converted exactly, uint16 unchanged."""
     return frame if frame.dtype == np.uint16 else frame.astype(np.uint16) * 257
 
 
 def one_depth(frames: Iterable[np.ndarray]) -> list[np.ndarray]:
-    """Frames of 8 and 16 bits, all of them as the deepest is."""
+    """Frames of 8 and 16 bits, all converted to the larger depth among them."""
     frames = list(frames)
     return list(map(sixteen_bits, frames)) if any(frame.dtype == np.uint16 for frame in frames) else frames
 
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
-"""How a PNG file begins."""
+"""The first bytes of a PNG file."""
 _PNG_END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 _PNG_FIRST_END = len(PNG_START) + 25
-"""Where a PNG file's first chunk, of a fixed size, ends."""
+"""The end of a PNG file's first chunk, which has a fixed size."""
 _NOTE = b"csd_plugin\x00"
 _LONGEST_NOTE = 2**14
 
 
 def write_png(path: Path, frame: np.ndarray, note: str = "") -> None:
-    """Write RGB (H, W, 3), uint8 or uint16, so that the file appears whole or not at all.
+    """Write RGB (H, W, 3), uint8 or uint16; the file appears complete or not at all.
 
     Args:
-        note: ASCII, kept as a text in the file; see `note_in_png`.
+        note: ASCII text to store in the file; see `note_in_png`.
 
     Raises:
-        CSDError: another kind of array, or more pixels than PNG has.
+        CSDError: the array is not a frame, or too large for PNG.
         OSError: it cannot be written; with the file's name.
     """
     if reason := no_frame(frame):
         raise CSDError(f"{path}: {reason}")
     done, data = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 3])
     if not done:
-        raise CSDError(f"{path}: OpenCV cannot write {frame.shape[1]}x{frame.shape[0]} pixels as PNG")
+        raise CSDError(
+            f"{path}: OpenCV cannot write a PNG of {frame.shape[1]}x{frame.shape[0]} pixels; use smaller frames"
+        )
     try:
         with replacing(path) as draft:
             draft.write_bytes(_with_note(data.tobytes(), note) if note else data.tobytes())
@@ -212,7 +214,7 @@ def _with_note(data: bytes, note: str) -> bytes:
 
 
 def is_whole_png(path: Path) -> bool:
-    """Whether a file is there and is a PNG that was not cut short. Raises OSError, with the file's name."""
+    """Whether a file exists and is a PNG that was not cut short. Raises OSError, with the file's name."""
     try:
         with path.open("rb") as file:
             start = file.read(len(PNG_START))
@@ -225,7 +227,7 @@ def is_whole_png(path: Path) -> bool:
 
 
 def is_cut_png(path: Path) -> bool:
-    """Whether a file is the beginning of a PNG, as a power failure leaves it, be it empty. Raises OSError."""
+    """Whether a file is the (possibly empty) beginning of a PNG, as a power failure leaves it. Raises OSError."""
     try:
         with path.open("rb") as file:
             start = file.read(len(PNG_START))
@@ -235,7 +237,7 @@ def is_cut_png(path: Path) -> bool:
 
 
 def note_in_png(path: Path) -> str:
-    """The note that `write_png` has left in a file; empty for other files. Raises OSError, with the file's name."""
+    """The note that `write_png` has stored in a file; empty for other files. Raises OSError, with the file's name."""
     try:
         with path.open("rb") as file:
             start = file.read(_PNG_FIRST_END + 8)
@@ -251,7 +253,7 @@ _EXIF_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 
 
 MOST_PIXELS = 2**27
-"""Most pixels of a frame: four times 8K."""
+"""The most pixels of a frame: four times 8K."""
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 
 
@@ -260,17 +262,17 @@ def decode_image(data: bytes, where: str, *, deep: bool = False) -> np.ndarray:
 
     Grey becomes three equal channels, alpha is dropped, EXIF orientation is applied. 16 bits are rounded to 8, or,
     if `deep`, kept as uint16.
-    Raises CSDError, beginning with `where`, for what is no image, is cut short, or has other pixel types.
+    Raises CSDError, beginning with `where`, for data that is not an image, is cut short, or has other pixel types.
     """
     check_pixels(data, where)
     if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
         raise CSDError(f"{where}: the JPEG ends early ({len(data)} bytes): restore the file")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error:  # what OpenCV asserts: that there are bytes at all, and sizes within its limits
+    except cv2.error:  # OpenCV refuses empty data and sizes beyond its limits
         image = None
     if image is None:
-        raise CSDError(f"{where}: no readable image ({len(data)} bytes, damaged or cut short): restore the file")
+        raise CSDError(f"{where}: not a readable image ({len(data)} bytes, damaged or cut short): restore the file")
     if image.dtype == np.uint16 and not deep:
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if image.dtype not in (np.uint8, np.uint16):
@@ -279,7 +281,7 @@ def decode_image(data: bytes, where: str, *, deep: bool = False) -> np.ndarray:
 
 
 def check_pixels(data: bytes, where: str) -> None:
-    """Raise CSDError for a header that says more pixels than any frame has: decoders take its memory at once."""
+    """Raise CSDError for a header with more pixels than any frame has, as decoders allocate their memory at once."""
     if data.startswith(PNG_START):
         width, height = struct.unpack(">II", data[16:24].ljust(8, b"\0"))
     else:
@@ -293,11 +295,13 @@ def check_pixels(data: bytes, where: str) -> None:
         except (OSError, SyntaxError, ValueError, struct.error, OverflowError, TypeError, LookupError):
             return  # unknown to Pillow, or damaged: OpenCV has limits of its own
     if width * height > MOST_PIXELS:
-        raise CSDError(f"{where}: its header says more than {MOST_PIXELS >> 20} million pixels, so it is not decoded")
+        raise CSDError(
+            f"{where}: its header states more than {MOST_PIXELS >> 20} million pixels: not decoded; use smaller frames"
+        )
 
 
 def is_one_image(path: Path) -> bool:
-    """Whether a file is an image, by its header, and of one picture: an animation is a clip."""
+    """Whether a file is an image of one picture, by its header: an animation is a clip."""
     try:
         with Image.open(path) as image:
             return getattr(image, "n_frames", 1) == 1
@@ -306,23 +310,23 @@ def is_one_image(path: Path) -> bool:
 
 
 def header_shape(file: BinaryIO) -> tuple[int, int] | None:
-    """(height, width) as `decode_image` will give them, from an image's header; None where only decoding shows it."""
+    """(height, width) as `decode_image` will return them, from an image's header; None if only decoding shows them."""
     try:
         with Image.open(file) as image:
-            # Pillow would decode a whole PNG to look for orientation behind its pixels.
+            # Pillow would decode a whole PNG to look for an orientation after its pixels.
             exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
             if exif.get(_EXIF_ORIENTATION) in _LYING:
-                return None  # lying on its side: formats differ in which of the two sizes they report
+                return None  # rotated by 90 degrees: formats differ in which of the two sizes they report
             return image.height, image.width
     except (OSError, Image.DecompressionBombError, SyntaxError, ValueError):
         return None
 
 
 def _jpeg_is_whole(data: bytes) -> bool:
-    """Whether the end marker follows the first scan; decoders fill what is missing with grey and only warn."""
+    """Whether the end marker follows the first scan; decoders fill a missing part with grey and only warn."""
     if data.endswith(_JPEG_END):
         return True
-    # Some writers add bytes behind the end, and embedded thumbnails have ends of their own: walk to the scan.
+    # Some writers add bytes after the end marker, and embedded thumbnails have their own: walk to the scan.
     at = len(_JPEG_START)
     while at + 4 <= len(data) and data[at] == 0xFF:
         if data[at + 1] == _JPEG_SCAN:

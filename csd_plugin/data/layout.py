@@ -6,7 +6,7 @@ NTURain's layout, for any clip names:
     Dataset_Testing_Synthetic/   NAME_GT/  NAME_Rain/                         split test
     Dataset_Testing_RealRain/    NAME_Rain/                                   split real
 
-Names may come from a folder or from the list of an archive: only keys are looked at.
+Only keys are examined, so names may come from a folder or from the list of an archive.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ SPLITS = {
 }
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 _NUMBER = r"\d{1,18}"
-"""A longer one is not the number of a frame, and slow to read."""
+"""The most digits of a frame's number; longer ones are something else, and slow to parse."""
 _CLIP_FOLDER = re.compile(r"(?P<scene>.+)_(?:(?P<truth>GT)|Rain(?:_\d+)?)", re.IGNORECASE)
 
 
 def is_frame_name(name: str) -> bool:
-    """Whether a file of this name is an image; hidden files (also those that macOS puts next to images) are not."""
+    """Whether a file of this name is an image; hidden files, such as those of macOS beside images, are not."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def is_clip_name(folder: str) -> bool:
-    """Whether a folder of this name is a clip."""
+    """Whether a folder of this name is a clip of NTURain's layout."""
     return _CLIP_FOLDER.fullmatch(folder) is not None
 
 
 def tail_from_split(path: str | Path) -> str:
-    """The part of a path from its innermost folder that is a split's on, '/' separated; '' where there is none."""
+    """The part of a path from its innermost split folder on, '/' separated; '' if there is none."""
     parts = Path(os.path.normpath(Path(path).absolute())).parts
     at = max((i for i, part in enumerate(parts) if part in SPLITS.values()), default=len(parts))
     return "/".join(parts[at:])
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key by which frame2 comes before frame10."""
+    """Sort key that puts frame2 before frame10."""
     parts = re.findall(rf"{_NUMBER}|\D+", name)
     return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts)
 
@@ -78,9 +78,9 @@ def frame_numbers(names: Sequence[str]) -> tuple[int, ...] | None:
 
 
 def first_gap(numbers: Sequence[int]) -> int | None:
-    """Index of the frame behind which the first numbers are missing; None where no frame is.
+    """Index of the frame after which the first numbers are missing; None if no frame is missing.
 
-    Every fifth frame of a video, or frames that a camera names by their times, lack nothing.
+    Equal steps, as in every fifth frame of a video, and frames named by a camera's time stamps are not gaps.
     """
     steps = [b - a for a, b in pairwise(numbers)]
     usual = min(steps, default=0)
@@ -90,7 +90,7 @@ def first_gap(numbers: Sequence[int]) -> int | None:
 
 
 def gap_between(names: Sequence[str]) -> tuple[str, str] | None:
-    """The names before and behind the first gap in the numbers of frames; None where no frame is missing."""
+    """The names before and after the first gap in the numbers of frames; None if no frame is missing."""
     gap = first_gap(frame_numbers(names) or ())
     return None if gap is None else (names[gap], names[gap + 1])
 
@@ -110,11 +110,11 @@ def find_sequences(
         keys: frames below `root`, '/' separated (see FrameStore.keys).
         split: train (truth is required), test, real (truth is used where it exists).
         clips: a text file with one clip per line (# begins a comment), or the names themselves; a name is that of a
-            scene (`t1`: all its rainy versions) or of a rainy folder (`t1_Rain_02`). None: all.
-        root: what the keys are relative to; it may also be the folder above the data set, or the split's own.
+            scene (`t1`: all its rainy versions) or of a rainy folder (`t1_Rain_02`). None: all clips.
+        root: the folder that the keys are relative to; also the folder above the data set, or the split's own.
 
     Raises:
-        CSDError: a wrong root, an unknown clip, and frames that do not pair.
+        CSDError: the root is wrong, a clip is unknown, or frames do not pair.
     """
     if split not in SPLITS:
         raise CSDError(f"split: {split!r} is unknown: give one of {', '.join(SPLITS)}")
@@ -132,16 +132,16 @@ def find_clean_clips(
     clips: str | Path | Sequence[str] | None = None,
     root: str | Path = "",
 ) -> list[PairedSequence]:
-    """Clean clips to render rain on, in natural order: folders of frames, each with itself as its own truth.
+    """Clean clips to render rain on, in natural order: folders of frames, each its own truth.
 
-    Any folder of frames is one, by its path. Of NTURain's layout, only the split's NAME_GT are.
+    Any folder of frames is a clip, named by its path. In NTURain's layout, only the split's NAME_GT are.
 
     Args:
         keys, clips, root: as for `find_sequences`; a name is a folder's path below the root, its last part, or its
             scene.
 
     Raises:
-        CSDError: where there is none, and for an unknown name.
+        CSDError: there are no clips, or a name is unknown.
     """
     if split not in SPLITS:
         raise CSDError(f"split: {split!r} is unknown: give one of {', '.join(SPLITS)}")
@@ -171,16 +171,16 @@ def find_clean_clips(
 def find_pairs(
     keys: Iterable[str], truth: bool, *, clips: str | Path | Sequence[str] | None = None
 ) -> list[PairedSequence]:
-    """The clips of a `JoinedStore` of lq and gt, in natural order: each folder of lq, with that of gt of the same path.
+    """The clips of a `JoinedStore` of lq and gt, in natural order: each folder of lq with gt's folder of the same path.
 
-    A sequence is named after its folder's path, with `_` for `/`; frames without a folder are one clip, `clip`.
+    A sequence is named after its folder's path, with `_` for `/`; frames outside any folder are one clip, `clip`.
 
     Args:
         truth: whether there is a gt.
         clips: as for `find_sequences`.
 
     Raises:
-        CSDError: an unknown clip, one without its partner, or frames that do not pair.
+        CSDError: a clip is unknown or has no partner, or frames do not pair.
     """
     found: dict[str, dict[str, list[str]]] = {"lq": defaultdict(list), "gt": defaultdict(list)}
     for key in keys:
@@ -207,7 +207,7 @@ def find_pairs(
 
 @dataclass(frozen=True)
 class _Clip:
-    """One folder of frames: t1_Rain_02 has the scene t1, and so has t1_GT."""
+    """One folder of frames. The scene of t1_Rain_02 and of t1_GT is t1."""
 
     path: str
     name: str
@@ -255,7 +255,7 @@ def _clip_folders(keys: list[str], split: str, root: str | Path) -> tuple[list[_
 
 
 def _split_folder(parts: Sequence[str]) -> str | None:
-    """The innermost folder of a path that is a split's."""
+    """The innermost split folder of a path."""
     return next((part for part in reversed(parts) if part in SPLITS.values()), None)
 
 
@@ -274,10 +274,10 @@ def _wrong_root(root: str | Path, split: str, keys: list[str], splits_seen: set[
 
 
 def _choose(rainy: list[_Clip], clips: str | Path | Sequence[str], where: str) -> list[_Clip]:
-    """The clips that are named, of all; `where` these are, for the message."""
+    """Those of the rainy clips that are named; `where` says in the message what was searched."""
     source, names = _read_names(clips)
     if not names:
-        raise CSDError(f"{source}: names no clip: give one per line, or leave `clips` out for all")
+        raise CSDError(f"{source}: names no clips: give one per line, or leave `clips` out for all")
     labels = {label for clip in rainy for label in _labels(clip)}
     for name in names:
         if name not in labels:
@@ -292,7 +292,7 @@ def _labels(clip: _Clip) -> tuple[str, ...]:
 
 
 def _read_names(clips: str | Path | Sequence[str]) -> tuple[str, list[str]]:
-    """(where the names are from, the names)."""
+    """(source of the names, the names)."""
     if not isinstance(clips, str | Path):
         return "clips", list(clips)
     try:
@@ -308,7 +308,7 @@ def _read_names(clips: str | Path | Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _pair(rain: _Clip, truth: _Clip | None, split: str) -> PairedSequence:
-    """Pair by name, or else by number; every frame of either side must have its partner."""
+    """Pair by name, or else by number; every frame of both sides must have its partner."""
     _refuse_doubles(rain)
     lq = tuple(sorted(rain.keys, key=natural_key))
     if truth is None:
@@ -346,7 +346,7 @@ def _refuse_doubles(clip: _Clip) -> None:
 
 
 def _labelled(keys: list[str], labels: Callable[[list[str]], Iterable[Any]]) -> dict[Any, str] | None:
-    """Label -> key, or None where two keys share a label or one has none."""
+    """Label -> key, or None if two keys share a label or one has none."""
     keys = sorted(keys, key=natural_key)
     labelled = dict(zip(labels(keys), keys, strict=False))
     return labelled if len(labelled) == len(keys) and None not in labelled else None
@@ -361,12 +361,12 @@ def _last_numbers(keys: list[str]) -> list[int | None]:
 
 
 def _rising_numbers(keys: list[str]) -> Sequence[int]:
-    """The numbers that change where the last ones do not, as in 00000_x2.png, 00001_x2.png; none where none does."""
+    """The numbers that change where the last ones do not, as in 00000_x2.png, 00001_x2.png; none if none do."""
     return frame_numbers(_stems(keys)) or ()
 
 
 def _stem(key: str) -> str:
-    """The file name without an image suffix; keys of archives may have none."""
+    """The file name without an image suffix; keys in archives may have none."""
     name = key.rpartition("/")[2]
     return name.rpartition(".")[0] if name.lower().endswith(IMAGE_SUFFIXES) else name
 
@@ -378,7 +378,7 @@ def _number(key: str) -> int | None:
 
 
 def _say_once(sequences: list[PairedSequence], rainy: list[_Clip], truth: dict[str, _Clip], split: str) -> None:
-    """One line for each kind of harmless oddity."""
+    """Warn, with one line for each kind of harmless oddity."""
     blind = [sequence.name for sequence in sequences if sequence.gt is None]
     if blind and split != "real":
         logger.warning("clips without clean frames, which cannot be scored: %d (%s)", len(blind), ", ".join(blind[:3]))
@@ -389,7 +389,7 @@ def _say_once(sequences: list[PairedSequence], rainy: list[_Clip], truth: dict[s
     gaps = [gap for sequence in sequences if (gap := _gap_in(sequence))]
     if gaps:
         logger.warning(
-            "frames are missing inside %d clips, and the frames around a gap count as neighbours: %s",
+            "frames are missing in the middle of %d clips; the frames around a gap count as neighbours: %s",
             len(gaps),
             "; ".join(gaps[:3]),
         )

@@ -1,4 +1,4 @@
-"""From the path of a frame, wherever it lies, to its place in NTURain's layout."""
+"""From the path of a frame, wherever it is, to its place in NTURain's layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
     "test": tuple(f"{scene}{number}_{end}" for scene in "ab" for number in range(1, 5) for end in ("GT", "Rain")),
     "real": ("ra1_Rain", "ra2_Rain", "ra3_Rain", "ra4_Rain", "rb1_Rain", "rb2_Rain", "rb3_Rain"),
 }
-"""What NTURain consists of. The paper names Rain_01 to Rain_03 of each of eight scenes; the archives hold one more."""
+"""The clips of NTURain. The paper has Rain_01 to Rain_03 of each of eight scenes; the archives hold one more."""
 _PUBLISHED_SCENES = {"train": r"t\d+_.*", "test": r"[ab]\d+_.*", "real": r"r[ab]\d+_.*"}
 _PLACEHOLDERS = {"{clip}": r"(?P<clip>[^/]+)", "{version}": r"(?P<version>\d+)", "{frame}": r"(?P<frame>[^/]*\d[^/]*)"}
 
@@ -28,9 +28,9 @@ class Place:
     """Where a frame belongs.
 
     Attributes:
-        split: None where the name does not say it.
-        folder: of the clip, such as t1_Rain_01.
-        label: of the frame in it.
+        split: None if the name does not show it.
+        folder: the clip's, such as t1_Rain_01.
+        label: the frame's in it.
     """
 
     split: str | None
@@ -39,13 +39,13 @@ class Place:
 
 
 Naming = Callable[[str], Place | None]
-"""The place of a frame whose path, '/' separated, is given; None for what belongs to no clip."""
+"""A function from a frame's path ('/' separated) to its place; None for files that belong to no clip."""
 
 
 def by_name(split: str | None = None) -> Naming:
     """The innermost folder named NAME_GT, NAME_Rain or NAME_Rain_NN is the clip.
 
-    Its split is that of the split's folder around it, or else of NTURain's clip of this name, or else `split`.
+    Its split is that of the split folder around it, or else that of NTURain's clip of this name, or else `split`.
     """
 
     def place(path: str) -> Place | None:
@@ -61,12 +61,12 @@ def by_name(split: str | None = None) -> Naming:
 
 
 def by_pattern(pattern: str, split: str | None = None) -> Naming:
-    """One pattern for rainy frames and, behind a space, one for clean frames: 'rain/{clip}/{frame} gt/{clip}/{frame}'.
+    """One pattern for rainy frames and, after a space, one for clean frames: 'rain/{clip}/{frame} gt/{clip}/{frame}'.
 
     The end of the path, without its suffix, must match. {clip} is (a part of) one folder's or file's name, {frame}
-    another with a digit in it, {version} the number of a rainy version, * anything without '/'. Without `split` clips
-    are for training, or, where there is no pattern for clean frames, real ones.
-    Raises CSDError for patterns that name no clip and frame.
+    another with a digit in it, {version} the number of a rainy version, * anything without '/'. Without `split`, clips
+    are for training, or, if there is no pattern for clean frames, real ones.
+    Raises CSDError for patterns without a clip or frame.
     """
     templates = pattern.split()
     if len(templates) not in (1, 2):
@@ -100,15 +100,15 @@ def _compile(template: str) -> re.Pattern[str]:
 
 
 def frame_labels(labels: Sequence[str]) -> list[str]:
-    """Labels of one clip's frames, in order, as `file_name` takes them: where the last number in them stays the same,
-    the one that changes, as of 00000_x2, 00001_x2."""
+    """Labels of one clip's frames, in order, as `file_name` needs them: if their last number never changes, as in
+    00000_x2, 00001_x2, the number that does."""
     last = [found[-1] for label in labels if (found := re.findall(r"[0-9]+", label))]
     numbers = frame_numbers(labels) if len(set(last)) < len(labels) else None
     return list(labels) if numbers is None else [f"{number:05d}" for number in numbers]
 
 
 def file_name(label: str, suffix: str) -> str:
-    """The name of a frame in the layout: numbers of five digits and more as they are, else the label's last number.
+    """The name of a frame in the layout: a label of five or more digits as it is, else the label's last number.
 
     Raises CSDError for a label without a number.
     """
@@ -121,7 +121,7 @@ def file_name(label: str, suffix: str) -> str:
 
 
 def missing_clips(present: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Split -> the folders of NTURain that are not in `present`, (split, folder); empty where no folder is there."""
+    """Split -> the folders of NTURain that are not in `present`, (split, folder); empty if none of them is there."""
     there = {(split, folder.casefold()) for split, folder in present}
     missing = {
         split: [name for name in names if (split, name.casefold()) not in there] for split, names in PUBLISHED.items()

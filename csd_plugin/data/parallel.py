@@ -1,4 +1,4 @@
-"""Tasks that may fail one by one, in this process or in several, with a progress bar."""
+"""Tasks, each of which may fail alone, in this process or in several, with a progress bar."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def run_all(
     unit: str,
     weights: Sequence[int] | None = None,
 ) -> Generator[Any, None, None]:
-    """The result of each task, or the CSDError that it ended with, in their order.
+    """The result of each task, or the CSDError that ended it, in the order of the tasks.
 
     Args:
-        function: called with a task's values and `tick`, which it calls as often as the task's weight says.
+        function: called with a task's values and `tick`, which it calls as many times as the task's weight.
 
     Raises:
-        CSDError: where a process died.
+        CSDError: a process died.
     """
     weights = weights or [1] * len(tasks)
     with tqdm(total=sum(weights), desc=title, unit=unit, disable=None, leave=False) as progress:
@@ -43,7 +43,7 @@ def run_all(
         except BrokenProcessPool as error:
             raise CSDError(
                 "a process ended while reading or writing (out of memory, or a file that crashes its reader): "
-                "run again with --jobs 1 to see which"
+                "run again with --jobs 1 to see which one"
             ) from error
 
 

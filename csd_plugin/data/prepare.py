@@ -1,4 +1,4 @@
-"""Archives, extracted folders and video files, in any mix, to one data set in NTURain's layout."""
+"""Converts archives, extracted folders and video files, in any mix, to one data set in NTURain's layout."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _SPARE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame as it was found.
+    """One frame as it was found in the input.
 
     Attributes:
-        source: its path, or its name inside an archive.
-        name: in the layout.
+        source: its path, or its name in an archive.
+        name: its name in the layout.
         size: in bytes.
     """
 
@@ -45,11 +45,11 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """One clip as it was found.
+    """One clip as it was found in the input.
 
     Attributes:
-        source: the archive, the video file or a folder that its frames are in.
-        frames: empty for a video, where only decoding shows them.
+        source: the archive, the video file or a folder that holds its frames.
+        frames: empty for a video, as only decoding shows them.
     """
 
     split: str
@@ -67,14 +67,14 @@ class Clip:
 
 @dataclass
 class Prepared:
-    """What `prepare` did.
+    """What `prepare` has done.
 
     Attributes:
-        clips: all that were found, in the order of their names.
+        clips: all clips that were found, in the order of their names.
         new: how many of them this run wrote.
-        failed: what could not be read or written, while all else was.
-        notes: harmless things to know, such as files left out.
-        missing: split -> clips that NTURain has and these do not.
+        failed: errors of clips and archives that could not be read or written; the others were.
+        notes: harmless facts, such as files that were left out.
+        missing: split -> clips of NTURain that were not found.
     """
 
     clips: list[Clip] = field(default_factory=list)
@@ -85,24 +85,23 @@ class Prepared:
 
 
 def prepare(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int = 1, *, keep_going: bool = False) -> Prepared:
-    """Bring all clips below `inputs` into the folder `out`; clips that are there already are left as they are.
+    """Convert all clips below `inputs` to the folder `out`; clips that are already there stay unchanged.
 
-    A clip's folder appears under its name only when it is whole, so an interrupted run is completed by another one.
+    A clip's folder appears under its name only when it is complete, so running again completes an interrupted run.
     All archives are listed before anything is written.
 
     Args:
-        inputs: folders, archives and video files; they are only read. Files of folders are linked where the file system
-            can, otherwise copied. `out` may be one of them.
-        naming: which clip a frame belongs to, see `data.naming`.
+        inputs: folders, archives and video files; they are only read. Files in folders are hard-linked if the file
+            system allows it, otherwise copied. `out` may be one of them.
+        naming: finds the clip that a frame belongs to, see `data.naming`.
         jobs: processes that read archives and write clips.
-        keep_going: leave out frames of a damaged video that cannot be read, with a warning, instead of failing its
-            clip.
+        keep_going: leave out unreadable frames of a damaged video, with a warning, instead of failing its clip.
 
     Returns:
-        What was done, also what is wrong with single archives and clips.
+        What was done, including the errors of single archives and clips.
 
     Raises:
-        CSDError: nothing to prepare, or nothing can be written.
+        CSDError: there is nothing to prepare, or `out` cannot be written.
     """
     result = Prepared()
     found = _find(inputs, out, naming, jobs, result)
@@ -111,7 +110,7 @@ def prepare(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int = 1, *,
         what = result.notes[0] if result.notes else "no frame, archive or video file"
         raise CSDError(
             f"{inputs[0]}: no clips found ({what}): name folders or archives NAME_GT, NAME_Rain or NAME_Rain_NN, "
-            f"or give --pattern; `csd rain` puts rain on clean clips"
+            f"or give --pattern; `csd rain` adds rain to clean clips"
         )
     todo = [clip for clip in result.clips if not _is_there(clip, out, result)]
     _check_space(todo, out)
@@ -137,7 +136,7 @@ _Frames = dict[tuple[Path, str | None, str], list[tuple[str, str, str, int]]]
 
 
 def _find(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int, result: Prepared) -> list[Clip]:
-    """The clips of all inputs, some perhaps more than once."""
+    """The clips of all inputs; some may be found more than once."""
     frames: _Frames = defaultdict(list)
     archives: list[_File] = []
     strays: Counter[str] = Counter()
@@ -178,7 +177,7 @@ def _find(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int, result: 
 
 
 def _walk(root: Path, out: Path) -> Iterator[_File]:
-    """The files below an input, or the input itself, without hidden ones and without what is in `out` below it."""
+    """The files below an input, or the input itself, without hidden ones and without those in `out` below it."""
     start = "/".join(root.absolute().parts[-2:])
     if root.is_file():
         yield _File(root, start, root.stat().st_size)
@@ -200,7 +199,7 @@ def _walk(root: Path, out: Path) -> Iterator[_File]:
 
 
 def _refuse_special(path: Path) -> None:
-    """What would be waited for."""
+    """Raise CSDError for a pipe or device, whose reading might never end."""
     kind = os.lstat(path).st_mode
     if not any(is_kind(kind) for is_kind in (stat.S_ISLNK, stat.S_ISREG, stat.S_ISDIR)):
         raise CSDError(f"{path}: neither a file nor a folder, but a pipe or device: remove it")
@@ -211,7 +210,7 @@ def _raise(error: OSError) -> None:
 
 
 def _is_to_be_entered(folder: Path, out: Path, seen: set[Path]) -> bool:
-    """Not hidden, not the output, and no link to where we have been."""
+    """Whether to enter a folder: it is not hidden, not the output, and not a link to a folder entered before."""
     real = folder.resolve()
     if folder.name.startswith((".", "__MACOSX")) or real == out.resolve() or real in seen:
         return False
@@ -264,9 +263,9 @@ def _named(source: Path, found: Iterable[tuple[str, str, str, int]]) -> tuple[Fr
 
 
 def _one_of_each(found: list[Clip], out: Path, result: Prepared) -> list[Clip]:
-    """One of the places where the same clip was found: what is in `out` already before others, folders before others.
+    """One source for each clip that was found more than once: first `out` itself, then folders, then archives.
 
-    Clips that differ from one place to the other are failures.
+    Clips whose sources differ are failures.
     """
     same: dict[tuple[str, str], list[Clip]] = defaultdict(list)
     for clip in found:
@@ -278,8 +277,8 @@ def _one_of_each(found: list[Clip], out: Path, result: Prepared) -> list[Clip]:
         if like := next((clip for clip in clips if clip.folder != first.folder), None):
             result.failed.append(
                 CSDError(
-                    f"{first.source}: the clips {first.folder} and {like.folder} ({like.source}) differ in upper and "
-                    f"lower case only: rename or remove one"
+                    f"{first.source}: the clips {first.folder} and {like.folder} ({like.source}) differ only in upper "
+                    f"and lower case: rename or remove one"
                 )
             )
             continue
@@ -287,7 +286,7 @@ def _one_of_each(found: list[Clip], out: Path, result: Prepared) -> list[Clip]:
         if other or (first.is_video and len(clips) > 1):
             result.failed.append(
                 CSDError(
-                    f"{first.folder}: {first.source} and {(other or clips[1]).source} have different frames for it: "
+                    f"{first.folder}: {first.source} and {(other or clips[1]).source} have different frames: "
                     f"give only one of them"
                 )
             )
@@ -308,38 +307,38 @@ def _content(clip: Clip) -> list[tuple[str, int]]:
 
 
 def _is_there(clip: Clip, out: Path, result: Prepared) -> bool:
-    """Whether the clip needs no writing; one that is there with other frames is a failure."""
+    """Whether the clip exists already; if it exists with other frames, that is a failure."""
     target = clip.target(out)
     if not os.path.lexists(target):
         return False
     if not target.is_dir():
-        result.failed.append(CSDError(f"{target}: is no folder: remove it, so that the clip can be written there"))
+        result.failed.append(CSDError(f"{target}: not a folder: remove it, so that the clip can be written there"))
         return True
     there = sorted((file.name, file.stat().st_size) for file in target.iterdir() if is_frame_name(file.name))
     differs = not there if clip.is_video else there != sorted(_content(clip))
     if differs and target.resolve() != clip.source.resolve():
         result.failed.append(
             CSDError(
-                f"{target}: has other frames than {clip.source}: delete it so that it is made again, or move it away"
+                f"{target}: its frames are not those of {clip.source}: delete it, so that it is made again, or move it"
             )
         )
     return True
 
 
 def _check_space(clips: Iterable[Clip], out: Path) -> None:
-    """Raises CSDError where what archives hold will not fit. Links need no space; what videos need is not known."""
+    """Raise CSDError if the contents of archives will not fit. Links need no space; that of videos is not known."""
     needed = sum(frame.size for clip in clips if not clip.source.is_dir() for frame in clip.frames)
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if needed and needed + _SPARE_BYTES > free:
         raise CSDError(
-            f"{out}: {needed >> 20} MB will be unpacked, and {_SPARE_BYTES >> 20} MB are to stay free, but only "
+            f"{out}: {needed >> 20} MB will be unpacked, and {_SPARE_BYTES >> 20} MB must stay free, but only "
             f"{free >> 20} MB are free: make room"
         )
 
 
 def _write_all(clips: list[Clip], out: Path, jobs: int, keep_going: bool, result: Prepared) -> int:
-    """Write the clips, an archive's by one process in one go; how many were written."""
+    """Write the clips, those of one archive by one process in one pass; the number of clips written."""
     by_source: dict[tuple[Path, str], list[Clip]] = defaultdict(list)
     for clip in clips:
         by_source[clip.source, clip.folder if clip.source.is_dir() else ""].append(clip)
@@ -356,15 +355,15 @@ def _write_all(clips: list[Clip], out: Path, jobs: int, keep_going: bool, result
     finally:
         for folder in (*{clip.target(out).parent for clip in clips}, *made):
             with contextlib.suppress(OSError):
-                folder.rmdir()  # where nothing was written into it
+                folder.rmdir()  # removed only if nothing was written into it
     return sum(clip.target(out).is_dir() for clip in clips)
 
 
 def _write_clips(source: Path, clips: list[Clip], out: Path, keep_going: bool, tick: Callable[[], object]) -> None:
     """Fill hidden folders next to the targets; each gets its name when it has all its frames.
 
-    Raises CSDError for what is wrong with the source, and OSError for what all clips would meet: a disk that is full,
-    or does not take what is written.
+    Raises CSDError for faults of the source, and OSError for what would affect all clips: a disk that is full or
+    refuses to be written.
     """
     scratch = {clip: clip.target(out).with_name(f".{clip.folder}.part") for clip in clips}
     try:
@@ -377,7 +376,7 @@ def _write_clips(source: Path, clips: list[Clip], out: Path, keep_going: bool, t
             scratch[clip].rename(clip.target(out))
     except OSError as error:
         if error.errno in FULL or Path(error.filename or "").is_relative_to(out):
-            raise at(out, error) from error  # not the hidden file, nor, as of a copy that has no room, the input
+            raise at(out, error) from error  # names neither the hidden file nor, after a failed copy, the input
         raise CSDError(f"{error.filename or source}: {error.strerror}: {source} was not prepared") from error
     finally:
         for folder in scratch.values():
@@ -386,7 +385,7 @@ def _write_clips(source: Path, clips: list[Clip], out: Path, keep_going: bool, t
 
 
 def _unpack(source: Path, clips: list[Clip], scratch: dict[Clip, Path], tick: Callable[[], object]) -> Iterator[Clip]:
-    """Write the frames as they come, and yield each clip after its last one."""
+    """Write the frames in the archive's order, and yield each clip after its last one."""
     wanted = {frame.source: (clip, frame) for clip in clips for frame in clip.frames}
     waiting = {clip: len(clip.frames) for clip in clips}
     for member in members(source):
@@ -429,7 +428,7 @@ def _decode_video(
 
 
 def _check_header(file: Any, where: str) -> None:
-    """Raises CSDError for what is no image. Pixels are not looked at: `csd data --decode` does."""
+    """Raise CSDError for a file that is not an image. Pixels are not checked: `csd data --decode` does that."""
     if header_shape(file) is None:
         file.seek(0)
         decode_image(file.read(), where)

@@ -9,13 +9,13 @@ import numpy as np
 
 
 def moving_scene(photo: np.ndarray, num_frame: int, size: tuple[int, int], seed: int) -> Iterator[np.ndarray]:
-    """A camera that pans, zooms and turns over a photograph, while a part of it moves on its own.
+    """The frames of a camera that pans, zooms and turns over a photograph, while an object in it moves on its own.
 
     Args:
         photo: (H, W, 3) uint8, at least as large as the frames.
         num_frame: frames to make.
         size: (height, width) of the frames.
-        seed: another seed, other paths.
+        seed: of the random paths.
 
     Yields:
         (height, width, 3) uint8, in the channel order of the photograph.
@@ -47,12 +47,12 @@ def moving_scene(photo: np.ndarray, num_frame: int, size: tuple[int, int], seed:
 
 
 def _path(ends: np.ndarray, num_frame: int) -> np.ndarray:
-    """(2, ...) -> (num_frame, ...): evenly from the first to the second."""
+    """(2, ...) -> (num_frame, ...): linearly from the first to the second."""
     return np.linspace(ends[0], ends[1], num_frame)
 
 
 def _view(photo: np.ndarray, center: np.ndarray, zoom: float, angle: float, size: tuple[int, int]) -> np.ndarray:
-    """What a camera over `center` sees: pixels are averaged over `zoom` first, so that nothing flickers."""
+    """The view of a camera over `center`: pixels are averaged over `zoom` first, so that nothing flickers."""
     height, width = size
     turn = cv2.getRotationMatrix2D((0, 0), angle, zoom)[:, :2]
     offset = center - turn @ np.array([width / 2, height / 2])

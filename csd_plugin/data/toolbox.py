@@ -1,10 +1,10 @@
-"""A data set in the arrangement of BasicSR's own data sets: two LMDB stores, rain and truth, with equal keys.
+"""A data set as BasicSR's own data sets need it: two LMDB stores, rain and truth, with equal keys.
 
     OUT_train_lq.lmdb, OUT_train_gt.lmdb   t1_Rain_01/00000000, ..: frames are numbered from 0 in every clip
     OUT_train_meta_info.txt                `t1_Rain_01 116 (480,640,3)`: the clips, for `meta_info_file`
 
-REDSDataset and REDSRecurrentDataset read frames 0 to 99 of clips, PairedImageDataset all frames. Where every clip has
-seven frames, they are named as Vimeo90KDataset wants them: t1_Rain_01/0001/im1 to im7.
+REDSDataset and REDSRecurrentDataset read frames 0 to 99 of a clip, PairedImageDataset reads all frames. If every clip
+has seven frames, they are named as Vimeo90KDataset expects: t1_Rain_01/0001/im1 to im7.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ ENCODINGS = ("source", "png")
 _SEPTUPLET = 7
 """Frames of a clip of Vimeo-90K."""
 _REDS = 100
-"""Frames of a clip of REDS; the toolbox has the number in its code."""
+"""Frames of a clip of REDS; the number is fixed in the toolbox's code."""
 _READ_BY_REDS = "REDSDataset, REDSRecurrentDataset"
 _READ_BY_VIMEO = "Vimeo90KDataset, Vimeo90KRecurrentDataset"
 
 
 @dataclass(frozen=True)
 class Arranged:
-    """One split as the toolbox wants it.
+    """One split, arranged for the toolbox.
 
     Attributes:
         split: `train` or `test`.
@@ -40,7 +40,7 @@ class Arranged:
         clips: lines of meta_info_file.
         septuplets: whether all clips have the seven frames that Vimeo90KDataset reads.
         left_out: clips without truth.
-        short: clips that REDSDataset cannot read.
+        short: clips that are too short for REDSDataset.
     """
 
     split: str
@@ -52,7 +52,7 @@ class Arranged:
     short: list[str]
 
     def notes(self) -> list[str]:
-        """What the toolbox will not read, in lines."""
+        """What the toolbox's data sets will and will not read, as lines."""
         lines = []
         if self.left_out:
             lines.append(f"{self.split}: clips without truth are left out: {', '.join(self.left_out)}")
@@ -79,7 +79,7 @@ def arrange(root: Path) -> list[Arranged]:
     arranged = [_arrange(folder, keys, split) for split in splits]
     arranged = [each for each in arranged if each.lq]
     if not arranged:
-        raise CSDError(f"{root}: no clips with clean frames, which BasicSR's data sets need")
+        raise CSDError(f"{root}: no clip has clean frames, which BasicSR's data sets need: give a data set of pairs")
     return arranged
 
 
@@ -107,14 +107,14 @@ def _arrange(folder: FolderStore, keys: list[str], split: str) -> Arranged:
 
 
 def _check_name(name: str, root: Path) -> None:
-    """The toolbox ends keys at the first dot, splits lines at spaces, and writes ASCII."""
+    """Raise CSDError unless the toolbox can read it: it ends keys at the first dot, splits at spaces, writes ASCII."""
     if not re.fullmatch(r"[!-~]+", name) or any(character in name for character in "./"):
         raise CSDError(f"{root}: BasicSR cannot read the clip {name!r}: rename it, without dots, spaces and accents")
 
 
 @dataclass(frozen=True)
 class ToolboxStores:
-    """What was written for a split: the stores of lq and gt, and the file for `meta_info_file`."""
+    """The files of a split: the stores of lq and gt, and the list for `meta_info_file`."""
 
     arranged: Arranged
     stores: dict[str, Path]
@@ -122,13 +122,13 @@ class ToolboxStores:
     meta_info: Path
 
     def verify(self, root: Path, jobs: int) -> dict[Path, list[Problem]]:
-        """Compare every frame with its file below `root`; what is wrong in each store."""
+        """Compare every frame with its file below `root`; the problems of each store."""
         sides = {"lq": self.arranged.lq, "gt": self.arranged.gt}
         return {path: verify_store(path, root, jobs, sides[side]) for side, path in self.stores.items()}
 
 
 def build_for_toolbox(root: Path, encoding: str = "source", jobs: int = 1) -> list[ToolboxStores]:
-    """Build the stores of every split next to `root`; what is there already, and the same, stays. Raises CSDError."""
+    """Build the stores of every split next to `root`; existing ones that are the same stay. Raises CSDError."""
     if encoding not in ENCODINGS:
         raise CSDError(f"encoding {encoding!r}: BasicSR reads image files: give one of {', '.join(ENCODINGS)}")
     built = []

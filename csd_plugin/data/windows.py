@@ -1,4 +1,4 @@
-"""Which frames a window holds: integers, and one slicing of a tensor.
+"""The frames of a window: indices, and one function that slices a tensor.
 
 A clip of N frames carries L targets in its middle (N - L even). A network of T frames (T odd) sees, for
 each target, the T frames centred on it.
@@ -15,8 +15,8 @@ from csd_plugin.errors import CSDError
 def reflect_indices(center: int, num_frame: int, length: int) -> list[int]:
     """Indices of the `num_frame` frames around `center` in a clip of `length`, reflected at its ends.
 
-    The end frames are not repeated: -1 becomes 1. Clips shorter than the window are reflected as often as
-    it takes; a clip of one frame gives that frame.
+    The end frames are not repeated: -1 becomes 1. Clips shorter than the window are reflected repeatedly; a clip of
+    one frame gives that frame.
 
     Raises:
         CSDError: an even `num_frame`, or a centre outside the clip.
@@ -31,12 +31,12 @@ def reflect_indices(center: int, num_frame: int, length: int) -> list[int]:
 
 
 def clip_starts(length: int, num_frame: int) -> range:
-    """First frames of all the runs of `num_frame` consecutive frames in a clip of `length`; empty if there is none."""
+    """The first frames of all runs of `num_frame` consecutive frames in a clip of `length`; empty if there is none."""
     return range(max(length - num_frame + 1, 0))
 
 
 def target_slice(num_frame: int, num_target: int) -> slice:
-    """Where the `num_target` middle frames of a clip of `num_frame` are. Raises CSDError where there is no middle."""
+    """The slice of the `num_target` middle frames of `num_frame`. Raises CSDError if there is no such middle."""
     if not 1 <= num_target <= num_frame or (num_frame - num_target) % 2:
         raise CSDError(
             f"a clip of num_frame={num_frame} frames has no middle of num_target={num_target}: "
@@ -49,23 +49,23 @@ def target_slice(num_frame: int, num_target: int) -> slice:
 def window_slice(num_input: int, num_target: int, num_frame: int) -> slice:
     """The frames of a clip of `num_input` that the windows of all its targets cover together.
 
-    Raises CSDError where a window of `num_frame` reaches beyond the clip.
+    Raises CSDError if a window of `num_frame` extends beyond the clip.
     """
     _check_odd(num_frame)
     targets = target_slice(num_input, num_target)
     radius = num_frame // 2
     if radius > targets.start:
         raise CSDError(
-            f"the network sees {num_frame} frames, but a clip of {num_input} with {num_target} targets gives windows "
-            f"of {2 * targets.start + 1} at most: set num_frame of the dataset to {num_target + num_frame - 1} or more"
+            f"the network needs {num_frame} frames, but a clip of {num_input} with {num_target} targets gives windows "
+            f"of {2 * targets.start + 1} at most: set num_frame of the data set to {num_target + num_frame - 1} or more"
         )
     return slice(targets.start - radius, targets.stop + radius)
 
 
 def slice_windows(clip: Tensor, num_target: int, num_frame: int) -> Tensor:
-    """(B, N, 3, H, W) -> (B*L, T, 3, H, W): one centred window of T = `num_frame` for each of L = `num_target`.
+    """(B, N, 3, H, W) -> (B*L, T, 3, H, W): one centred window of T = `num_frame` for each of L = `num_target` targets.
 
-    Targets of one clip follow each other. Nothing is copied but the result itself, which is always new memory.
+    The targets of a clip are consecutive. Only the result is copied; it is always new memory.
     """
     covered = clip[:, window_slice(clip.shape[1], num_target, num_frame)]
     windows = covered.unfold(1, num_frame, 1).movedim(-1, 2)
@@ -73,9 +73,9 @@ def slice_windows(clip: Tensor, num_target: int, num_frame: int) -> Tensor:
 
 
 def join_windows(windows: Tensor) -> Tensor:
-    """(L, T, 3, H, W) -> (1, L + T - 1, 3, H, W): the clip whose windows these are, which `slice_windows` undoes.
+    """(L, T, 3, H, W) -> (1, L + T - 1, 3, H, W): the clip that `slice_windows` cuts into these windows.
 
-    The windows' centres follow each other in one clip; at its ends the frames are those that reflection gives.
+    The windows' centres must be consecutive frames of one clip; beyond its ends, the frames are reflected ones.
     """
     radius = windows.shape[1] // 2
     return torch.cat([windows[0, :radius], windows[:, radius], windows[-1, radius + 1 :]])[None]

@@ -1,4 +1,4 @@
-"""Work dealt to processes, for jobs over many frames."""
+"""Processes that share the work on many frames."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from csd_plugin.lifeline import ignore_hangups
 T = TypeVar("T")
 
 _AHEAD = 4
-"""Per process, waiting or at work: enough to keep all busy, few enough to hold their results in memory."""
+"""Tasks per process, waiting or running: enough to keep all busy, few enough to hold their results in memory."""
 
 
 def check_shared_memory(cure: str) -> None:
-    """Raise CSDError where processes cannot share memory here, which several need, and name no file for.
+    """Raise CSDError, with advice, if processes cannot share memory on this machine.
 
     Args:
-        cure: what else to do about it.
+        cure: another way out, for the message.
     """
     try:
         Lock()
@@ -41,7 +41,7 @@ def check_shared_memory(cure: str) -> None:
 class Processes:
     """`jobs` spawned processes that run functions, as a context manager.
 
-    They live no longer than the caller, however that ends. Raises CSDError where this machine has no shared memory.
+    They end when the caller ends, however it ends. Raises CSDError if this machine has no shared memory.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -56,9 +56,9 @@ class Processes:
         self._pool.shutdown(cancel_futures=True)
 
     def map(self, function: Callable[..., T], tasks: Iterable[tuple[Any, ...]]) -> Iterator[T]:
-        """`function(*task)` of all tasks, in their order, with few of them at a time in memory.
+        """`function(*task)` for all tasks, in their order, with only a few in memory at a time.
 
-        Raises what `function` raises, and BrokenProcessPool where a process dies.
+        Raises what `function` raises, and BrokenProcessPool if a process dies.
         """
         waiting: deque[Future[T]] = deque()
         remaining = iter(tasks)
@@ -69,7 +69,7 @@ class Processes:
 
 
 def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller's to handle, as what closes a terminal
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller handles it, like the end of a terminal
     ignore_hangups()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -156,7 +156,7 @@ def test_a_list_that_is_far_too_long_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "x.zip"
     path.write_bytes(archive(".zip", [(f"a/{number}.png", b"x") for number in range(50)]))
     monkeypatch.setattr(archives, "_MAX_LIST", 1000)
-    assert "list of files is far too long" in failing(path)
+    assert "list of files is too long" in failing(path)
 
 
 @pytest.mark.parametrize(
@@ -165,14 +165,14 @@ def test_a_list_that_is_far_too_long_is_not_read(tmp_path, monkeypatch):
 )
 def test_kinds_that_are_not_read(tmp_path, start, kind):
     (tmp_path / "x.zip").write_bytes(start + bytes(99))
-    assert f"{kind} archives are not read, only ZIP, RAR and TAR" in failing(tmp_path / "x.zip")
+    assert f"{kind} archives are not supported, only ZIP, RAR and TAR" in failing(tmp_path / "x.zip")
 
 
 def test_absurd_sizes(tmp_path):
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
         zipped.writestr("t1_GT/00001.png", bytes(300 * 2**20))
-    assert "too large for a frame" in failing(path)
+    assert "too many for a frame" in failing(path)
 
     one = bytes(2 * 2**20)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
@@ -184,7 +184,7 @@ def test_absurd_sizes(tmp_path):
     end[8:12] = count.to_bytes(2, "little") * 2
     end[12:16] = (count * len(entry)).to_bytes(4, "little")
     path.write_bytes(bytes(many[:start]) + bytes(entry) * count + bytes(end))
-    with pytest.raises(CSDError, match="unpack to more than"):
+    with pytest.raises(CSDError, match="unpack to over"):
         list(members(path))
 
 

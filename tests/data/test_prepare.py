@@ -183,7 +183,7 @@ def test_one_bad_archive_does_not_stop_the_others(whole, tmp_path):
             ("all", "holds further archives"),
             ("t2", "get it again"),
             ("t3", "leads outside"),
-            ("t4", "no readable image"),
+            ("t4", "not a readable image"),
         ],
         strict=True,
     ):
@@ -213,7 +213,7 @@ def test_clips_that_differ_in_case_only(whole, tmp_path):
     shutil.copytree(whole / TEST / "a1_GT", tmp_path / "in" / "one" / "a1_GT")
     shutil.copytree(whole / TEST / "a1_GT", tmp_path / "in" / "two" / "A1_GT")
     (failed,) = prepare([tmp_path / "in"], tmp_path / "out", by_name()).failed
-    assert "differ in upper and lower case only" in str(failed)
+    assert "differ only in upper and lower case" in str(failed)
 
 
 @pytest.mark.parametrize("name", ["a1_Rain.7z", "a1_Rain.TAR.ZST", "a1_Rain.cab"])
@@ -221,7 +221,7 @@ def test_archives_of_kinds_that_are_not_read(whole, tmp_path, name):
     shutil.copytree(whole / TEST / "a1_GT", tmp_path / "in" / "a1_GT")
     (tmp_path / "in" / name).write_bytes(b"x")
     (failed,) = prepare([tmp_path / "in"], tmp_path / "out", by_name()).failed
-    assert f"{name}: archives of this kind are not read, only ZIP, RAR and TAR" in str(failed)
+    assert f"{name}: archives of this kind are not supported, only ZIP, RAR and TAR" in str(failed)
     (failed,) = prepare([tmp_path / "in" / name], tmp_path / "other", by_name()).failed
     assert name in str(failed)
 
@@ -400,7 +400,7 @@ def test_a_failure_leaves_no_empty_folders_and_is_what_is_said(tmp_path, capsys)
     with zipfile.ZipFile(archive, "w") as zipped:
         zipped.writestr("00001.png", b"no image")
     assert csd(["prepare", str(archive), str(out)]) == 2
-    assert f"{archive}: 00001.png: no readable image" in capsys.readouterr().err
+    assert f"{archive}: 00001.png: not a readable image" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -410,7 +410,7 @@ def test_only_a_folder_is_taken_for_a_clip_that_is_there(whole, tmp_path):
     target.touch()
     result = prepare([whole], tmp_path / "out", by_name())
     [error] = result.failed
-    assert str(error).startswith(f"{target}: is no folder: remove it") and result.new == 5
+    assert str(error).startswith(f"{target}: not a folder: remove it") and result.new == 5
 
 
 def test_whatever_has_the_name_of_what_is_half_written_gives_way(whole, tmp_path):

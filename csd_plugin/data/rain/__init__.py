@@ -1,4 +1,4 @@
-"""Rain on clean video: what rain (`RainParams`), and a renderer of it on frames and crops (`RainRenderer`).
+"""Rain on clean video: its parameters (`RainParams`), and a renderer for frames and crops (`RainRenderer`).
 
     rain = RainRenderer(random_params("nturain", rng), seed=1, height=360, width=640, ambient=ambient_light(frames[0]))
     rainy = rain.render(frames[5], 5)

@@ -1,4 +1,4 @@
-"""Measure what a rain does to clean clips, and fit a preset to statistics of a real data set."""
+"""Measures what a rain does to clean clips, and fits a preset to the statistics of a real data set."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from csd_plugin.data.rain.statistics import RainStatistics, difference_counts, s
 from csd_plugin.errors import CSDError
 
 JPEG_QUALITY = 60
-"""Quality at which clean and rainy frames are encoded, each on its own, before they are compared: NTURain's frames are
-JPEGs, whose noise is what makes values darker under rain that only brightens. The low frequencies of the data set's
+"""JPEG quality at which clean and rainy frames are encoded, separately, before they are compared: NTURain's frames are
+JPEGs, whose noise makes some values darker even under rain that only brightens. The low frequencies of the data set's
 real clip ra1 are quantised as at quality 62."""
 _GRID_SHIFT = 4
-"""Pixels cut off before, so that blocks of an earlier JPEG encoding do not coincide with ours and hide its noise."""
+"""Pixels cut off first, so that blocks of an earlier JPEG encoding do not coincide with ours and hide its noise."""
 
 
 _FITTED = ("mean", "brighter", "darker")
@@ -30,30 +30,30 @@ _TOLERANCE = 0.15
 
 
 NTURAIN = RainStatistics(mean=2.15, median=0, brighter=7.0, darker=0.46)
-"""Of NTURain's test clip a1: four published numbers are all that calibration takes from it, no frame is looked at."""
+"""Statistics of NTURain's test clip a1: calibration uses only these four published numbers, and none of its frames."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Whole clean frames of one clip by their number; the first one gives the light."""
+    """Whole clean frames of one clip, by number; the first one gives the ambient light."""
 
     clip: str
     frames: dict[int, np.ndarray]
 
 
 def load_samples(source: Path, clips: Sequence[str] | None = None) -> list[Sample]:
-    """Four frames of every clip below `source`; CSDError as in `find_clips`."""
+    """Four frames of every clip below `source`. Raises CSDError like `find_clips`."""
     return [Sample(clip.name, clip.pick((0.25, 0.5, 0.75))) for clip in find_clips(source, clips)]
 
 
 def statistics(params: RainParams, samples: Sequence[Sample], seed: int = 0, quality: int = JPEG_QUALITY):
-    """The statistics of this rain on the samples; each clip has the same weight. `quality` is that of JPEG."""
+    """The statistics of this rain on the samples; all clips have equal weight. `quality` is that of JPEG, 1 to 100."""
     per_clip = [clip_statistics(params, sample, seed, quality) for sample in samples]
     return RainStatistics(*(float(np.mean(values)) for values in zip(*per_clip, strict=True)))
 
 
 def clip_statistics(params: RainParams, sample: Sample, seed: int, quality: int) -> RainStatistics:
-    """How rain with these parameters, after JPEG of a quality, differs from the sample's frames."""
+    """The statistics of rain with these parameters on the sample's frames, after JPEG encoding."""
     rain = clip_renderer(params, seed, sample.clip, 1, sample.frames[0], vary=False)
     counts = [
         difference_counts(_through_jpeg(rain.render(frame, number), quality), _through_jpeg(frame, quality))
@@ -71,18 +71,18 @@ def _through_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
 def calibrate(
     params: RainParams, samples: Sequence[Sample], goal: RainStatistics = NTURAIN, seed: int = 0
 ) -> tuple[RainParams, RainStatistics]:
-    """Density and opacity at which the rain has the goal's statistics, and those reached; least squares of logarithms.
+    """Fit density and opacity to the goal's statistics; the fitted parameters and the statistics that they reach.
 
-    Mean and brighter share alone hardly distinguish many faint streaks from few strong ones; the darker share does.
-    The rest of `params` stays.
+    A least-squares fit of logarithms. Mean and brighter share alone hardly distinguish many faint streaks from few
+    strong ones; the darker share does. All other `params` stay.
 
     Args:
-        params: the start; its density and opacity must not be 0.
+        params: the starting point; density and opacity must not be 0.
         samples: frames of clean clips.
-        goal: the statistics that are wanted.
+        goal: the statistics to reach.
 
     Raises:
-        CSDError: a statistic that stays more than 15 % off.
+        CSDError: a statistic stays more than 15 % off.
     """
     start = np.log([params.density, params.opacity])
     with tqdm(desc="calibrate", unit="rain", disable=None) as progress:
@@ -96,7 +96,7 @@ def calibrate(
             progress.update()
             return np.log([max(getattr(got, name), 1e-3) / getattr(goal, name) for name in _FITTED])
 
-        # steps wide enough to rise above the grain of counted streaks
+        # steps large enough to exceed the granularity of counted streaks
         found = least_squares(gaps, start, bounds=(start - 2, start + 2), diff_step=0.05, xtol=1e-2, ftol=1e-2)
     reached = statistics(tried(found.x), samples, seed)
     if np.abs(found.fun).max() > _TOLERANCE:

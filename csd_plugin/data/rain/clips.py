@@ -1,4 +1,4 @@
-"""Clean clips to rain on: folders of frames and video files."""
+"""Clean clips to render rain on: folders of frames and video files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from csd_plugin.data.video.interface import VIDEO_SUFFIXES
 from csd_plugin.errors import CSDError
 
 _LOOKED_AT = 50
-"""Frames of a video that `pick` chooses from, which has to decode all before the last one picked."""
+"""The first frames of a video, from which `pick` chooses, as all frames before the last one have to be decoded."""
 
 
 @dataclass(frozen=True)
 class CleanClip:
-    """One clip to put rain on.
+    """One clip to render rain on.
 
     Attributes:
         files: the images in order, or the one video file.
@@ -36,13 +36,13 @@ class CleanClip:
         return self.files[0].suffix.lower() in VIDEO_SUFFIXES
 
     def frames(self, keep_going: bool = False) -> Iterator[np.ndarray]:
-        """(H, W, 3) uint8 RGB, all of one size.
+        """(H, W, 3) uint8 RGB, all of the same size.
 
         Args:
-            keep_going: leave out frames of a video that cannot be read, with a warning.
+            keep_going: leave out unreadable frames of a video, with a warning.
 
         Raises:
-            CSDError: naming the frame that cannot be read or differs.
+            CSDError: a frame, which is named, cannot be read or has another size.
         """
         if self.is_video:
             with open_reader(self.files[0], keep_going=keep_going) as reader:
@@ -51,27 +51,27 @@ class CleanClip:
             yield from rounded(self.images(), self.files[0].parent)
 
     def images(self) -> Iterator[np.ndarray]:
-        """The image files of a clip that is no video, decoded: as `frames`, but uint8 or uint16 as they are."""
+        """The decoded image files of a clip that is not a video: like `frames`, but uint8 or uint16 as stored."""
         first = None
         for path in self.files:
             frame = read_image(path)
             first = frame.shape if first is None else first
             if frame.shape != first:
                 raise CSDError(
-                    f"{path}: {frame.shape[1]}x{frame.shape[0]} pixels, the first frame of the clip has "
-                    f"{first[1]}x{first[0]}: all frames of a clip must have one size"
+                    f"{path}: {frame.shape[1]}x{frame.shape[0]} pixels, but the first frame of the clip has "
+                    f"{first[1]}x{first[0]}: all frames of a clip must have the same size"
                 )
             yield frame
 
     def pick(self, shares: Sequence[float]) -> dict[int, np.ndarray]:
-        """Frames by their number, the first one and those at these shares in [0, 1] of the clip's length."""
+        """Frames by number: the first one, and those at these shares, in [0, 1], of the clip's length."""
         if self.is_video:
             frames = list(islice(self.frames(), _LOOKED_AT))
             return {n: frames[n] for n in _numbers(shares, len(frames))}
         return {n: eight_bits(read_image(self.files[n])) for n in _numbers(shares, len(self.files))}
 
     def rate(self, of_folders: float) -> float:
-        """Frames per second; folders do not know theirs."""
+        """Frames per second; `of_folders` for folders, which have no rate of their own."""
         if not self.is_video:
             return of_folders
         with open_reader(self.files[0]) as reader:
@@ -85,7 +85,7 @@ def find_clips(source: Path, names: Sequence[str] | None = None) -> list[CleanCl
         names: only these, in this order.
 
     Raises:
-        CSDError: a name that is not there, or no clip at all.
+        CSDError: a name does not exist, or there are no clips.
     """
     if source.is_file() and source.suffix.lower() in VIDEO_SUFFIXES:
         found = [CleanClip(source.stem, (source,))]

@@ -1,4 +1,4 @@
-"""How wind and camera move in time, and numbers drawn from hashes: what lets the renderer jump to any frame."""
+"""The motion of wind and camera over time, and random numbers from hashes, so that the renderer can start anywhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Drift(NamedTuple):
-    """A steady velocity and three slow waves about it, integrated exactly: `position` needs no history."""
+    """A steady velocity plus three slow waves, integrated exactly: `position` needs no history."""
 
     steady: float
     amplitude: np.ndarray
@@ -23,11 +23,11 @@ class Drift(NamedTuple):
 
     @property
     def fastest(self) -> float:
-        """No velocity is larger, in either direction."""
+        """An upper bound of the speed, in either direction."""
         return abs(self.steady) + float(self.amplitude.sum())
 
     def position(self, t: float) -> float:
-        """The way from time 0 to `t`, in s."""
+        """The displacement from time 0 to `t`, in s."""
         waves = self.amplitude / self.omega * (np.cos(self.phase) - np.cos(self.omega * t + self.phase))
         return float(self.steady * t + waves.sum())
 

@@ -1,4 +1,4 @@
-"""Rainy and clean frames on disk, in NTURain's folder layout, from clean clips."""
+"""Writes rainy and clean frames, in NTURain's folder layout, from clean clips."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _COPIED_SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 @dataclass(frozen=True)
 class PairOptions:
-    """How pairs are written.
+    """Options for writing pairs.
 
     Attributes:
         split: 'train' (`NAME_GT`, `NAME_Rain_01` ..) or 'test' (`NAME_GT`, `NAME_Rain`), see `data.layout`.
-        variants: rainy versions of every clip, 1 to 999; exactly 1 of a test clip.
-        vary: every version gets a rain of its own about `params`; otherwise all have `params` and differ by seed.
+        variants: rainy versions of every clip, 1 to 999; must be 1 for test clips.
+        vary: every version gets its own rain, drawn around `params`; otherwise all have `params` and only seeds differ.
         suffix: '.jpg' or '.png' of rainy frames.
         quality: of JPEG, 1 to 100.
-        fps: of clips that are folders of frames.
-        keep_going: leave out frames of a damaged video that cannot be read, with a warning, instead of stopping.
+        fps: frames per second of clips that are folders of frames.
+        keep_going: leave out unreadable frames of a damaged video, with a warning, instead of stopping.
     """
 
     params: RainParams
@@ -69,7 +69,7 @@ class PairOptions:
         return f"{clip}_Rain" if self.split == "test" else f"{clip}_Rain_{variant:02d}"
 
     def record(self) -> dict[str, object]:
-        """What decides on the pixels of a rainy folder."""
+        """All options on which the pixels of a rainy folder depend."""
         kept = asdict(self)
         del kept["split"], kept["variants"], kept["keep_going"]
         return kept
@@ -80,8 +80,8 @@ def write_pairs(
 ) -> int:
     """Write clean and rainy folders for every clip below `out`, and return how many folders were new.
 
-    A folder appears under its name only when it is whole; those that are there already are left as they are. So that
-    they all have the same kind of rain, `out/.rain` remembers the options.
+    A folder appears under its name only when it is complete; folders that exist already stay unchanged. `out/.rain`
+    records the options, so that all folders have the same kind of rain.
 
     Args:
         source: clean clips, see `find_clips`.
@@ -89,17 +89,17 @@ def write_pairs(
         jobs: processes.
 
     Raises:
-        CSDError: as `find_clips`; `out` is `source`; frames that cannot be decoded or change their size; other options
-            than those remembered; something else in the place of a folder.
-        OSError: a folder that cannot be written to.
+        CSDError: as for `find_clips`; `out` is `source`; frames cannot be decoded or change their size; the options
+            differ from the recorded ones; something else is in the place of a folder.
+        OSError: a folder cannot be written to.
     """
     found = find_clips(source, clips)
-    if same_place(source, out):  # whose clips would be the rainy ones, too, the next time
-        raise CSDError(f"{out} is the input too; give the output another name")
+    if same_place(source, out):  # next time, the rainy clips would be inputs, too
+        raise CSDError(f"{out} is also the input; give the output another name")
     root = out / SPLITS[options.split]
     tasks: list[tuple[Path, CleanClip, int]] = []
     for clip in found:
-        tasks.append((root / f"{clip.name}_GT", clip, 0))  # first: it says whose the rain beside it is
+        tasks.append((root / f"{clip.name}_GT", clip, 0))  # first: it shows which clip the rain beside it belongs to
         tasks += [(root / options.rainy_name(clip.name, v), clip, v) for v in range(1, options.variants + 1)]
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -123,20 +123,20 @@ def write_pairs(
 
 
 def _say_gaps(clip: CleanClip) -> None:
-    """A line where numbers of frames are missing: the rain, and the pairs' names, go on as if none was."""
+    """Warn where numbers of frames are missing, as the rain and the pairs' names continue across the gap."""
     gap = None if clip.is_video else gap_between([file.stem for file in clip.files])
     if gap is not None:
         logger.warning(
-            "clip %s: frames are missing between %s and %s; its %s frames are taken as following each other, and their "
+            "clip %s: frames are missing between %s and %s; its %s frames are treated as consecutive, and their "
             "pairs get new numbers",
             *(clip.name, *gap, len(clip.files)),
         )
 
 
 def rain_on_video(source: Path, out: Path, options: PairOptions, *, overwrite: bool = False) -> int:
-    """One clip (video file or folder of frames) with rain to one video file; returns the number of frames.
+    """Write one clip (video file or folder of frames) with rain to a video file; returns the number of frames.
 
-    Raises CSDError as `open_reader` and `open_writer` do.
+    Raises CSDError like `open_reader` and `open_writer`.
     """
     rate = Fraction(options.fps).limit_denominator(1_000_000)
     with (
@@ -154,16 +154,14 @@ def rain_on_video(source: Path, out: Path, options: PairOptions, *, overwrite: b
 
 
 def _remember(path: Path, options: PairOptions) -> None:
-    """Keep the options in a file, or compare them with those that the rain there was made with."""
+    """Record the options in a file, or compare them with the recorded ones."""
     new = options.record()
     made = any((path.parent.parent / SPLITS[options.split]).glob("*_Rain*"))
     if path.exists() and made:
         try:
             old = parse_json(read_text(path))
         except ValueError:
-            raise CSDError(
-                f"{path}: is not valid JSON: remove it, and the folders whose options it describes"
-            ) from None
+            raise CSDError(f"{path}: not valid JSON: remove it, and the folders whose options it describes") from None
         if old != new:
             raise CSDError(
                 f"{path.parent.parent}: holds rain made with other options ({path}): give another OUT, or move it away"
@@ -174,7 +172,7 @@ def _remember(path: Path, options: PairOptions) -> None:
 
 
 def _check_same(clip: CleanClip, folder: Path) -> None:
-    """Raise CSDError where the clean copy that is there already is another clip's, by length and first frame."""
+    """Raise CSDError if the existing clean copy belongs to another clip, by length and first frame."""
     there = _frames_in(folder)
     if not there:
         return
@@ -185,42 +183,42 @@ def _check_same(clip: CleanClip, folder: Path) -> None:
         same = np.array_equal(eight_bits(read_image(there[0])), next(clip.frames(keep_going=True)))
     if not same:
         raise CSDError(
-            f"{folder}: holds other frames than {clip.files[0].parent if not clip.is_video else clip.files[0]}; give "
-            f"another OUT, or rename the clip"
+            f"{folder}: its frames are not those of {clip.files[0].parent if not clip.is_video else clip.files[0]}; "
+            f"give another OUT, or rename the clip"
         )
 
 
 def _refuse_orphans(clip: CleanClip, root: Path) -> None:
-    """Raise CSDError for rain without the clean copy, by which alone it can be told that it is this clip's."""
+    """Raise CSDError for rain without its clean copy, as only that shows to which clip the rain belongs."""
     truth = root / f"{clip.name}_GT"
     if os.path.lexists(truth):
         return
     for folder in sorted(root.glob(f"{glob.escape(clip.name)}_Rain*")):
         if re.fullmatch(r"_Rain(_\d+)?", folder.name.removeprefix(clip.name)) and _frames_in(folder):
             raise CSDError(
-                f"{folder}: its clean frames, {truth.name}, are missing, and it may be of another clip; remove it, "
+                f"{folder}: its clean frames, {truth.name}, are missing, so it may be of another clip; remove it, "
                 f"so that it is made again, or give another OUT"
             )
 
 
 def _is_there(folder: Path, clip: CleanClip) -> bool:
-    """Whether a clip's folder is there. Raises CSDError for anything else; the length of a video is not seen."""
+    """Whether a clip's folder exists. Raises CSDError if it is not complete; the length of a video is not checked."""
     if not os.path.lexists(folder):
         return False
     there, wanted = len(_frames_in(folder)), len(clip.files)
     if there and (clip.is_video or there == wanted):
         return True
-    what = f"has {there} frames, and the clip {wanted}" if there else "is no folder of frames"
+    what = f"has {there} frames, and the clip {wanted}" if there else "is not a folder of frames"
     raise CSDError(f"{folder}: {what}; remove it, so that it is made again, or give another OUT")
 
 
 def _frames_in(folder: Path) -> list[Path]:
-    """By name; none where there is no folder."""
+    """The frames in a folder, by name; empty if there is no folder."""
     return sorted(file for file in folder.iterdir() if is_frame_name(file.name)) if folder.is_dir() else []
 
 
 def _write_in_parallel(tasks: list[tuple[Path, CleanClip, int]], options: PairOptions, jobs: int) -> None:
-    """All clean folders first: no rain is there without its truth."""
+    """Write all clean folders first, as there must be no rain without its truth."""
     for part in ([task for task in tasks if not task[2]], [task for task in tasks if task[2]]):
         with closing(run_all(_write_one, [(*task, options) for task in part], jobs, "rain", "folder")) as results:
             for result in results:
@@ -229,7 +227,7 @@ def _write_in_parallel(tasks: list[tuple[Path, CleanClip, int]], options: PairOp
 
 
 def _write_one(target: Path, clip: CleanClip, variant: int, options: PairOptions, tick: Callable[[], object]) -> None:
-    """As `_write_folder`, counted as one."""
+    """`_write_folder`, counted as one step."""
     _write_folder(target, clip, variant, options)
     tick()
 
@@ -256,7 +254,7 @@ def _write_folder(
 
 
 def _write_clean(folder: Path, clip: CleanClip, options: PairOptions, tick: Callable[[], object]) -> None:
-    """Frames are decoded also where files are copied: what cannot be rained on is refused before anything is there."""
+    """Write the clean frames. Copied files are decoded, too: unusable ones must be refused before any rain is made."""
     copied = all(path.suffix.lower() in _COPIED_SUFFIXES for path in clip.files)
     for number, frame in enumerate(clip.images() if copied else clip.frames(options.keep_going), 1):
         if copied:

@@ -1,4 +1,4 @@
-"""What a rain is: physical quantities with units, the presets, and variations of them."""
+"""The parameters of rain: physical quantities with units, the presets, and random variations."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class RainParams:
-    """One kind of rain, seen by one camera. Lengths on the picture follow from the geometry, at any frame size.
+    """One kind of rain, seen by one camera. Its size on the picture follows from the geometry, at any frame size.
 
     Attributes:
         density: streaks seen at one moment in an area of (frame height)^2 [0, 50000].
         near, far: depths in m between which drops fall [0.2, 100], [0.3, 500], near < far. Every drop has a depth of
-            its own; a depth holds drops in proportion to its square, so that near streaks are few, fast and large.
+            its own; the density of drops grows with the square of the depth, so near streaks are few, fast and large.
         drop_size: mean drop diameter in mm [0.2, 6]; diameters are exponential (Marshall and Palmer 1948) from half to
             three times the mean.
         speed: factor on the terminal velocity of a drop (Atlas et al. 1973; 4 to 9 m/s) [0.05, 5].
-        wind: wind across the picture in m/s, positive to the right [-30, 30]; it sets the direction of the streaks.
+        wind: wind across the picture in m/s, positive to the right [-30, 30]; it gives the direction of the streaks.
         gust: amplitude in m/s of the slow drift of the wind over some seconds [0, 15].
         turbulence: standard deviation in m/s of the drops' own sideways velocities [0, 5].
         exposure: exposure time of a frame in s [0.0005, 0.2]: a streak is the drop's path within it.
@@ -51,15 +51,15 @@ class RainParams:
             drops are more opaque, blurred ones less.
         brightness: radiance of a drop relative to the ambient light [0, 20]; above 1 as drops gather the sky's light.
         focus: depth in m that is sharp [0.2, 500].
-        aperture: diameter of the lens opening in m [0, 0.1]: drops away from the focus blur by it; 0 is a pinhole.
+        aperture: diameter of the lens opening in m [0, 0.1]: it blurs drops that are out of focus; 0 is a pinhole.
         focal: focal length in frame heights [0.3, 20]; 1.5 is a vertical field of view of 37 degrees.
-        pan: steady turn of the camera in degrees/s, positive to the right [-180, 180].
-        shake: amplitude in degrees of the camera's trembling [0, 10].
+        pan: constant turn of the camera in degrees/s, positive to the right [-180, 180].
+        shake: amplitude in degrees of the camera shake [0, 10].
         veil: optical depth of the far rain that merges into a drifting fog, at the top of the picture [0, 5]; 0 none.
         splash: visible splashes per second and m^2 of ground [0, 200], seen 1.5 m above it; 0 none.
 
     Raises:
-        CSDError: naming the field and its range.
+        CSDError: a value is out of its range; names the field and the range.
     """
 
     density: float = 1500.0
@@ -100,14 +100,14 @@ PRESETS: dict[str, RainParams] = {
 
 
 def find_preset(name: str) -> RainParams:
-    """The preset of that name; CSDError naming the nearest one where there is none."""
+    """The preset of that name. Raises CSDError, which suggests the nearest name."""
     if name not in PRESETS:
         raise CSDError(f"rain preset {name!r} is unknown{suggestion(name, PRESETS)}")
     return PRESETS[name]
 
 
 def override(params: RainParams, settings: Sequence[str]) -> RainParams:
-    """`params` with fields replaced by settings like 'wind=3'. CSDError names a wrong one."""
+    """`params` with fields replaced by settings like 'wind=3'. Raises CSDError, which names a wrong one."""
     changes = {}
     for setting in settings:
         name, _, value = setting.partition("=")
@@ -121,10 +121,10 @@ def override(params: RainParams, settings: Sequence[str]) -> RainParams:
 
 
 def random_params(preset: str | RainParams, rng: np.random.Generator) -> RainParams:
-    """A rain like the preset but not the same, so that every clip and epoch can have its own.
+    """A rain similar to the preset, so that every clip and epoch can have its own.
 
-    Quantities are multiplied by uniform factors about 1 (density 0.5 to 1.5), which keeps the preset's brightening on
-    average; wind blows either way, and the camera turns a little.
+    Quantities are multiplied by uniform random factors around 1 (density 0.5 to 1.5), which preserve the preset's
+    brightening on average; the wind may blow either way, and the camera turns a little.
     """
     base = find_preset(preset) if isinstance(preset, str) else preset
 

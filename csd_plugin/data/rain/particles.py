@@ -1,7 +1,7 @@
-"""What is in the air at a moment: falling drops, splashes on the ground, and the fog of the far rain.
+"""Everything in the air at a moment: falling drops, splashes on the ground, and the fog of distant rain.
 
-Each of a fixed number of slots holds one drop, or one splash, after the other. All that changes from one to the next is
-drawn from a hash of (slot, number of the drop): the state at any time is computed without those before it.
+Each of a fixed number of slots holds one drop, or one splash, after the other. Everything that differs between them is
+drawn from a hash of (slot, number of the drop), so the state at any time is computed without the states before.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from csd_plugin.data.rain.streaks import SHARPEST, Streaks
 _GRAVITY = 9.8
 """In m/s^2."""
 _CAMERA_HEIGHT, _GROUND_SEEN = 1.5, 15.0
-"""In m: height above flat ground, with the horizon in the middle of the picture; how far the ground is seen."""
+"""In m: the camera's height above flat ground, with the horizon in the middle; how far the ground is seen."""
 _SPLASH_TIME, _DROPLETS = 0.2, 4
-"""Seconds that a splash lasts, and its droplets."""
+"""Seconds that a splash lasts; its number of droplets."""
 
 
 class Drops:
-    """Drops that fall through the picture, each at its own depth, size and velocity."""
+    """Drops that fall through the picture, each with its own depth, size and velocity."""
 
     def __init__(self, params: RainParams, height: int, width: int, rng: np.random.Generator) -> None:
         p = params
@@ -44,8 +44,8 @@ class Drops:
         median = np.cbrt((p.near**3 + p.far**3) / 2)
         self._depth = p.opacity * (diameter / p.drop_size) * (median / depth) * (SHARPEST / self._radius)
 
-        # a slot's world is the picture and a margin in which one drop can give way to the next unseen, but for less
-        # than a hundredth of a slanted one in the corner: a wider margin would change the rain of every seed
+        # a slot covers the picture plus a margin, in which one drop can replace another unseen, except for less than a
+        # hundredth of a slanted one in the corner: a wider margin would change the rain of every seed
         fastest_x = np.abs(self._side) + self._wind.fastest * self._scale + self._pan.fastest
         self._margin_x = fastest_x * p.exposure + 2 * self._radius
         self._margin_y = (self._fall + self._tilt.fastest) * p.exposure + 2 * self._radius
@@ -80,7 +80,7 @@ class Drops:
 
 
 class Splashes:
-    """Small crowns of droplets thrown up from flat ground, at rest in the picture."""
+    """Small crowns of droplets thrown up from flat ground, at a fixed place in the picture."""
 
     def __init__(self, params: RainParams, height: int, width: int, rng: np.random.Generator) -> None:
         self._exposure = params.exposure
@@ -124,7 +124,7 @@ class Splashes:
 
 
 class Veil:
-    """Fog of rain too far to be seen as drops: thicker toward the top, where scenes are farther, in slow patches."""
+    """Fog of rain too far to be seen as drops: thicker toward the top, where scenes are farther away, and patchy."""
 
     def __init__(self, params: RainParams, height: int, width: int, rng: np.random.Generator) -> None:
         nearness = np.clip((np.arange(height) / height - 0.3) / 0.7, 0, 1)
@@ -136,7 +136,7 @@ class Veil:
         self._omega = rng.uniform(0.3, 1.2, (3, 1))  # 1/s
 
     def at(self, time: float, rows: slice, columns: slice) -> np.ndarray:
-        """Optical depth (rows, columns), float64. Sines are of whole rows and columns: crops equal the whole."""
+        """Optical depth (rows, columns), float64. Sines cover whole rows and columns, so crops equal the whole."""
         along = self._in_x + self._phase + self._omega * time
         patches = np.zeros((rows.stop - rows.start, columns.stop - columns.start))
         for x, y in zip(along, self._in_y, strict=True):

@@ -1,4 +1,4 @@
-"""Rain on video frames, composited in linear light."""
+"""Renders rain on video frames, composited in linear light."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _TO_SRGB = np.where(_LINEAR <= 0.0031308, _LINEAR * 12.92, 1.055 * _LINEAR ** (1
 _TO_SRGB = np.round(_TO_SRGB * 255).astype(np.uint8)
 
 _OVERCAST = (0.30, 0.31, 0.33)
-"""Linear RGB, where no ambient light is given."""
+"""The ambient light, linear RGB, if none is given."""
 
 
 def ambient_light(frame: np.ndarray) -> tuple[float, float, float]:
     """The light that drops gather, linear RGB in [0, 1], from a whole frame (H, W, 3) uint8.
 
-    A drop shows nearly all its surroundings, in which bright areas weigh most: the mean of the linear image weighted by
-    itself. Half of its colour is taken away, as much of what a drop sees is sky outside the picture, and grey.
-    Take it once per clip, say from the first frame: taken from crops it would differ between them.
+    A drop shows nearly all its surroundings, in which bright areas weigh most: hence the mean of the linear image,
+    weighted by itself. Half of the colour is removed, as much of what a drop shows is grey sky outside the picture.
+    Call it once per clip, for example on the first frame: the light of crops would differ between them.
 
     Raises:
         CSDError: not such a frame, or an empty one.
@@ -42,20 +42,20 @@ def ambient_light(frame: np.ndarray) -> tuple[float, float, float]:
 
 
 class RainRenderer:
-    """The rain of one clip: a function of (params, seed, frame size, fps, ambient) and of the frame number alone.
+    """The rain of one clip: a function only of (params, seed, frame size, fps, ambient) and of the frame number.
 
-    There is no state: frames come in any order, and any crop rendered alone equals that crop of the whole frame bit
-    for bit, at a cost that goes with its area.
+    It has no state: frames can be rendered in any order, and any crop rendered alone equals that crop of the whole
+    frame bit for bit, at a cost proportional to its area.
 
     Args:
-        params: what rain.
+        params: the kind of rain.
         seed: any integer.
         height, width: size of the *whole* frames in pixels.
         fps: frames per second of the clip, in (0, 1000].
-        ambient: linear RGB >= 0 of the light around, see `ambient_light`; a grey sky where not given.
+        ambient: linear RGB >= 0 of the ambient light, see `ambient_light`; by default a grey sky.
 
     Raises:
-        CSDError: sizes, rates or light that cannot be.
+        CSDError: a size, rate or light is impossible.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class RainRenderer:
         ambient: Sequence[float] | None = None,
     ) -> None:
         if height < 1 or width < 1:
-            raise CSDError(f"rain on frames of {width}x{height} pixels: give the size of whole frames")
+            raise CSDError(f"rain on frames of {width}x{height} pixels: give the height and width of whole frames")
         if not 0 < fps <= 1000:
             raise CSDError(f"rain at fps = {fps:g}: give a rate in (0, 1000]")
         light = np.asarray(_OVERCAST if ambient is None else ambient, np.float32)
@@ -76,38 +76,38 @@ class RainRenderer:
             raise CSDError(f"rain in ambient light {ambient!r}: give linear RGB, three numbers >= 0")
         self.params, self.seed, self.height, self.width, self.fps = params, int(seed), height, width, float(fps)
         self._fog_light, self._drop_light = light, light * np.float32(params.brightness)
-        # one stream each, so that adding splashes or a veil leaves the drops where they are
+        # separate streams, so that adding splashes or a veil does not move the drops
         streams = [np.random.default_rng(s) for s in np.random.SeedSequence(self.seed % 2**64).spawn(3)]
         self._drops = Drops(params, height, width, streams[0])
         self._splashes = Splashes(params, height, width, streams[1]) if params.splash else None
         self._veil = Veil(params, height, width, streams[2]) if params.veil else None
 
     def optical_depth(self, t: int, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """The streaks and splashes alone: (height, width) float64 >= 0, for a window of frame `t`."""
+        """The optical depth of streaks and splashes alone: (height, width) float64 >= 0, for a window of frame `t`."""
         streaks = self._drops.at(t / self.fps)
         if self._splashes:
             streaks = streaks.join(self._splashes.at(t / self.fps))
         return draw_streaks(streaks, top, left, height, width)
 
     def render(self, frame: np.ndarray, t: int, top: int = 0, left: int = 0) -> np.ndarray:
-        """`frame` with the rain of frame number `t` on it.
+        """`frame` with the rain of frame number `t`.
 
         Args:
             frame: (h, w, 3) uint8 RGB, the window of the whole frame whose upper left pixel is (top, left).
-            t: from 0.
+            t: the frame's number in the clip, from 0.
 
         Returns:
-            A new array like it.
+            A new array of the same shape and type.
 
         Raises:
-            CSDError: the window does not lie in the frame.
+            CSDError: the window does not lie in the frame, or is not uint8 (h, w, 3).
         """
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             raise CSDError(f"rain on a frame {frame.dtype} {frame.shape}: give uint8 (h, w, 3)")
         height, width = frame.shape[:2]
         if top < 0 or left < 0 or top + height > self.height or left + width > self.width:
             raise CSDError(
-                f"rain on a window {width}x{height} at x = {left}, y = {top}: the frames are {self.width}x{self.height}"
+                f"rain on a window {width}x{height} at x = {left}, y = {top}: must lie in {self.width}x{self.height}"
             )
         linear = _TO_LINEAR[frame]
         if self._veil:
@@ -122,7 +122,7 @@ class RainRenderer:
 
 def _cover(linear: np.ndarray, depth: np.ndarray, light: np.ndarray) -> None:
     """Put a medium of optical depth (h, w) that shines with `light` (3,) before the picture (h, w, 3), in place."""
-    # close to 1 - exp(-depth), of operations that IEEE arithmetic rounds alike in a crop and in the whole
+    # close to 1 - exp(-depth), but only with operations that IEEE arithmetic rounds alike in a crop and in the whole
     alpha = (depth / (1 + depth)).astype(np.float32)[..., None]
     linear += alpha * (light - linear)
 
@@ -130,14 +130,14 @@ def _cover(linear: np.ndarray, depth: np.ndarray, light: np.ndarray) -> None:
 def clip_renderer(
     params: RainParams, seed: int, clip: str, variant: int, first: np.ndarray, *, fps: float = 25.0, vary: bool = True
 ) -> RainRenderer:
-    """The rain of one version of a clip, whichever other clips are rendered with it.
+    """The rain of one version of a clip, independent of which other clips are rendered.
 
     Args:
-        seed: of all clips.
+        seed: shared by all clips.
         clip, variant: the clip's name and the version's number; each pair has its own rain.
         first: the clip's first whole frame (H, W, 3) uint8, for its size and light.
         fps: frames per second.
-        vary: draw the rain around `params` instead of taking them as they are.
+        vary: draw the rain around `params` instead of using them exactly.
     """
     digest = bytes.fromhex(text_digest(f"{seed}/{clip}/{variant}"))
     own_seed = int.from_bytes(digest[:8], "little")

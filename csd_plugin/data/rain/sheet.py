@@ -20,9 +20,9 @@ _SHOWN = (5, 6, 11)
 
 
 def contact_sheet(clips: Sequence[CleanClip], rains: Mapping[str, RainParams], seed: int = 0) -> np.ndarray:
-    """One band per clip (at most three, spread over all): the clean frame and, per rain, a frame and details of it.
+    """One band per clip (at most three, spread over all): the clean frame and, per rain, a frame and its details.
 
-    The details are of two consecutive frames and a later one, at about twice their size.
+    The details come from two consecutive frames and a later one, at about twice their size.
     Returns (H, W, 3) uint8 RGB.
     """
     chosen = dict.fromkeys(np.linspace(0, len(clips) - 1, _BANDS).astype(int))
@@ -33,7 +33,7 @@ def contact_sheet(clips: Sequence[CleanClip], rains: Mapping[str, RainParams], s
 
 
 def write_contact_sheet(path: Path, clips: Sequence[CleanClip], rains: Mapping[str, RainParams], seed: int = 0) -> None:
-    """`contact_sheet` as a PNG file; CSDError where a frame cannot be read or the file not written."""
+    """Write `contact_sheet` to a PNG file. Raises CSDError if a frame cannot be read or the file not written."""
     write_png(path, contact_sheet(clips, rains, seed))
 
 
@@ -49,7 +49,7 @@ def _band(clip: CleanClip, rains: Mapping[str, RainParams], seed: int) -> np.nda
 
 
 def _column(title: str, frames: list[np.ndarray]) -> np.ndarray:
-    """The first frame, below it a detail of every frame, enlarged to fill the width."""
+    """The first frame, and below it a detail of every frame, enlarged to fill the width."""
     height, width = frames[0].shape[:2]
     rows = slice(height // 2, height // 2 + max(1, height // 4))
     columns = slice(width // 3, width // 3 + max(1, width // (2 * len(frames))))

@@ -1,4 +1,4 @@
-"""What rain changes in frames, in four numbers."""
+"""The changes that rain makes to frames, in four numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LEVELS = np.arange(-255, 256)
 
 
 class RainStatistics(NamedTuple):
-    """Of Rain - GT over all RGB values, in 8-bit grey levels; brighter, darker: percentages beyond +10 and -10."""
+    """Statistics of Rain - GT over all RGB values, in 8-bit grey levels; brighter, darker: percentages beyond ±10."""
 
     mean: float
     median: float
@@ -19,12 +19,12 @@ class RainStatistics(NamedTuple):
 
 
 def difference_counts(rainy: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """How often each difference -255 .. 255 is there, (511,), in two uint8 arrays of one shape."""
+    """The counts of the differences -255 .. 255, (511,), between two uint8 arrays of the same shape."""
     return np.bincount((rainy.astype(np.int16) - clean).ravel() + 255, minlength=len(_LEVELS))
 
 
 def statistics_of(counts: np.ndarray) -> RainStatistics:
-    """From `difference_counts`, or sums of them."""
+    """The statistics of `difference_counts`, or of sums of them."""
     share = counts / counts.sum()
     return RainStatistics(
         mean=float(share @ _LEVELS),

@@ -1,8 +1,8 @@
-"""Antialiased streaks added into a map, vectorised over all their pixels; a crop costs what it shows.
+"""Draws antialiased streaks into a map, vectorised over all their pixels; the cost is that of the visible part.
 
 Coordinates are those of the whole frame: the centre of the pixel in row i and column j is (x, y) = (j, i).
-Only additions, products and roots are used per pixel, which IEEE arithmetic rounds alike wherever an element stands in
-an array: a crop drawn alone equals that crop of the whole, bit for bit.
+Per pixel, only additions, products and roots are used, which IEEE arithmetic rounds alike wherever an element is in an
+array: a crop drawn alone equals that crop of the whole, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Streaks(NamedTuple):
     """n straight streaks; every field (n,) float64.
 
     Attributes:
-        x0, y0, x1, y1: ends in pixels.
-        radius: half the width in pixels where the profile reaches 0, at least SHARPEST.
+        x0, y0, x1, y1: the ends, in pixels.
+        radius: half the width, in pixels, where the profile reaches 0; at least SHARPEST.
         depth: optical depth on the axis.
     """
 
@@ -60,7 +60,7 @@ def draw_streaks(streaks: Streaks, top: int, left: int, height: int, width: int)
 
 
 def _accumulate(s: Streaks, top: int, left: int, height: int, width: int) -> np.ndarray:
-    """Streaks that run more along y than along x: row by row, a few pixels to both sides of the axis."""
+    """Streaks that are steeper than 45 degrees: row by row, a few pixels on both sides of the axis."""
     down = s.y1 >= s.y0
     xa, ya = np.where(down, s.x0, s.x1), np.where(down, s.y0, s.y1)
     xb, yb = np.where(down, s.x1, s.x0), np.where(down, s.y1, s.y0)
@@ -80,7 +80,7 @@ def _accumulate(s: Streaks, top: int, left: int, height: int, width: int) -> np.
     strength = s.depth[which] * ends
     reach = (s.radius * secant)[which]
 
-    # one entry per pixel: across the axis a biweight profile, whose sum over pixels hardly depends on where they lie
+    # one entry per pixel: a biweight profile across the axis, whose sum over pixels hardly depends on their position
     column = np.ceil(x - reach)
     offset = (column - x) / reach
     step = 1 / reach
@@ -100,4 +100,4 @@ def _accumulate(s: Streaks, top: int, left: int, height: int, width: int) -> np.
     if not cells:
         return np.zeros((height, width))
     total = np.bincount(np.concatenate(cells), np.concatenate(values), minlength=height * width)
-    return total.reshape(height, width).astype(np.float64, copy=False)  # of nothing, bincount counts in integers
+    return total.reshape(height, width).astype(np.float64, copy=False)  # bincount of an empty array returns integers

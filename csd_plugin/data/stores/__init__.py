@@ -14,7 +14,7 @@ def open_store(path: str | Path | FrameStore, cache_mb: float = 0) -> FrameStore
 
     A store that is open already is returned as it is.
     cache_mb limits the memory for decoded frames, of all loader workers together; raw stores need none.
-    Raises CSDError where there is no store, or one that is half built or damaged.
+    Raises CSDError if there is no store, or one that is incomplete or damaged.
     """
     if isinstance(path, FrameStore):
         return path

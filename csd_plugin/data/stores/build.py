@@ -1,7 +1,7 @@
-"""Building of LMDB stores from folders of image files.
+"""Builds LMDB stores from folders of image files.
 
-A frame and its record are written in one transaction, so a build can end at any moment: what is in the store then is
-whole, and the next build continues with the rest. The store has its name only when it is complete.
+A frame and its record are written in one transaction, so a build may be interrupted at any moment: the frames in the
+store are complete, and the next build adds the rest. The store gets its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ from csd_plugin.locks import alone
 logger = logging.getLogger(__name__)
 
 _FIRST_MAP = 2**26
-"""Bytes that a store can hold at first; it grows."""
+"""Bytes that a store can hold at first; it grows as needed."""
 _BATCH = 2**26
-"""Bytes to write in one transaction."""
+"""Bytes to write in one transaction, about."""
 _LONGEST_KEY = 511
-"""Bytes; a limit of LMDB."""
+"""The longest key in bytes, a limit of LMDB."""
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What `build_store` did.
+    """What `build_store` has done.
 
     Attributes:
-        frames: in the store.
-        new: of these, those that this run wrote.
-        source_bytes, store_bytes: sizes of the files.
+        frames: the number of frames in the store.
+        new: how many of them this run has written.
+        source_bytes, store_bytes: sizes of the image files and of the store.
     """
 
     frames: int
@@ -77,18 +77,18 @@ def build_store(
 ) -> BuildReport:
     """Build the store `out` (a new folder NAME.lmdb) from all images in folders below `source`.
 
-    Until all frames are in it, the store is OUT.partial: a run that was interrupted, however, is taken up by the next
-    one with the frames that are missing or whose files have changed. A store that is there already is left as it is,
-    where it has the same frames, of files that have not changed; BasicSR's stores have no checksums to compare.
+    Until all frames are in it, the store is OUT.partial: after an interruption of any kind, the next run continues it
+    with the frames that are missing or whose files have changed. A store that exists already stays unchanged, if it has
+    the same frames from files that have not changed; BasicSR's stores have no checksums to compare.
 
     Args:
         encoding: source (the files' own bytes), png or raw (decoded pixels).
         jobs: processes that read and encode.
-        frames: key in the store, without suffix -> path below `source`; by default all images, by their own paths.
+        frames: key in the store, without suffix -> path below `source`; by default all images, by their paths.
 
     Raises:
-        CSDError: frames that cannot be decoded, for an OUT that holds something else, and where nothing can be written;
-            `source` and earlier stores stay as they are.
+        CSDError: frames cannot be decoded, OUT holds something else, or nothing can be written; `source` and earlier
+            stores are unchanged.
     """
     folder, out = FolderStore(source), Path(out)
     if encoding not in ENCODINGS:
@@ -107,16 +107,16 @@ def build_store(
                 new = _build(folder, frames, out, encoding, jobs)
         except BrokenProcessPool:
             raise CSDError(
-                f"{out}: a process was killed, perhaps for lack of memory: run this again with fewer jobs"
+                f"{out}: a process was killed, perhaps for lack of memory: run again with fewer jobs"
             ) from None
     source_bytes = sum((folder.root / key).stat().st_size for key in frames.values())
     return BuildReport(len(frames), new, source_bytes, sum(file.stat().st_size for file in out.iterdir()))
 
 
 def _by_stem(folder: FolderStore) -> dict[str, str]:
-    """Key without suffix -> key, of all frames."""
+    """Key without suffix -> key, for all frames."""
     frames: dict[str, str] = {}
-    for key in folder.keys():  # noqa: SIM118, a store is no mapping
+    for key in folder.keys():  # noqa: SIM118, a store is not a mapping
         stem = split_key(key)[0]
         if stem in frames:
             raise CSDError(f"{folder.root}: two files for the same frame, {frames[stem]} and {key}: remove one of them")
@@ -131,17 +131,17 @@ def _check_keys(frames: Mapping[str, str], root: Path) -> None:
         if not stem.isprintable() or len(stem.encode()) > _LONGEST_KEY:
             reason = f"not printable, or more than {_LONGEST_KEY} bytes"
         elif stem.encode() == RECORDS:
-            reason = "the records of a store have this one"
+            reason = "reserved for the records of a store"
         else:
             continue
         raise CSDError(f"{root}: {file!r} cannot be a frame's key ({reason}): rename the file")
 
 
 def _check_same(out: Path, root: Path, frames: Mapping[str, str], encoding: str) -> None:
-    """Whether the store that is there already is the one that is asked for."""
+    """Raise CSDError unless the existing store is the requested one."""
     there = open_file(out)
     if there.header.encoding != encoding:
-        raise CSDError(f"{out}: exists already, as {there.header.encoding}: give another name, or remove it")
+        raise CSDError(f"{out}: exists already, with encoding {there.header.encoding}: give another name, or remove it")
     records = dict(there.records())
     wanted = {stem + split_key(file)[1] for stem, file in frames.items()}
     differing = wanted ^ {stem + record.suffix for stem, record in records.items()}
@@ -150,7 +150,7 @@ def _check_same(out: Path, root: Path, frames: Mapping[str, str], encoding: str)
             f"{out}: exists already, with other frames ({min(differing)} and {len(differing) - 1} more): "
             f"give another name, or remove it"
         )
-    # a twentieth of the time that building takes
+    # takes a twentieth of the time of building
     progress = tqdm(sorted(frames.items()), desc=f"{out.name} (compared)", unit="frame", disable=None)
     changed = [file for stem, file in progress if records[stem].source not in ("", _digest(root / file))]
     if changed:
@@ -172,7 +172,7 @@ def _unreadable(path: Path, error: OSError) -> CSDError:
 
 
 def _build(folder: FolderStore, frames: Mapping[str, str], out: Path, encoding: str, jobs: int) -> int:
-    """The number of frames that were not in the partial store yet."""
+    """Write the missing frames to the partial store; how many were missing."""
     partial = out.with_name(f"{out.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     with _Writer(partial, Header(encoding, tail_from_split(folder.root), False)) as writer:
@@ -203,7 +203,7 @@ def _build(folder: FolderStore, frames: Mapping[str, str], out: Path, encoding: 
 def _counted(
     frames: Iterable[tuple[str, Record, bytes, bool]], rounded: list[str]
 ) -> Iterator[tuple[str, Record, bytes]]:
-    """What is written of them. Notes in `rounded` which had more than 8 bits."""
+    """Those of the frames that are to be written; adds to `rounded` the keys of those that had more than 8 bits."""
     for stem, record, value, deep in frames:
         if deep:
             rounded.append(stem)
@@ -223,7 +223,7 @@ class Filling:
     """A raw store that is being filled frame by frame; see `filling`.
 
     Attributes:
-        there: the keys, with suffixes, of the frames that it has.
+        there: the keys, with suffixes, of the frames that are in it already.
     """
 
     def __init__(self, out: Path, writer: _Writer, there: set[str]) -> None:
@@ -232,7 +232,7 @@ class Filling:
         self._waiting: list[tuple[str, Record, bytes]] = []
 
     def write(self, key: str, frame: np.ndarray) -> None:
-        """Put in a frame, (H, W, 3) uint8 RGB. Raises CSDError where it cannot be written."""
+        """Put in a frame, (H, W, 3) uint8 RGB. Raises CSDError if it cannot be written."""
         stem, suffix = split_key(key)
         value = frame.tobytes()
         digest = hashlib.sha256(value).hexdigest()
@@ -242,7 +242,7 @@ class Filling:
             self.flush()
 
     def flush(self) -> None:
-        """What was put in survives from here on."""
+        """Write everything that was put in; from here on it survives an interruption."""
         if self._waiting:
             with _writable(self._out):
                 self._writer.write(self._waiting)
@@ -251,12 +251,12 @@ class Filling:
 
 @contextlib.contextmanager
 def filling(out: Path, keys: Sequence[str]) -> Iterator[Filling]:
-    """The raw store `out` of frames that come from elsewhere than image files: `keys`, with suffixes, in any order.
+    """Fill the raw store `out` with frames that do not come from image files: `keys`, with suffixes, in any order.
 
     Until all are there it is OUT.partial, and keeps what an interrupted filling has put in; frames of other keys are
-    removed. It gets its name where all are there at the end of the `with` block, which is a must.
+    removed. All keys must be there at the end of the `with` block; then the store gets its name.
 
-    Raises CSDError where nothing can be written, or somebody else fills it.
+    Raises CSDError if nothing can be written, or if another process fills it.
     """
     partial = out.with_name(f"{out.name}.partial")
     stems = {split_key(key)[0]: key for key in keys}
@@ -283,24 +283,24 @@ def filling(out: Path, keys: Sequence[str]) -> Iterator[Filling]:
 
 @contextlib.contextmanager
 def _writable(out: Path) -> Iterator[None]:
-    """Turns what writing to a store raises into the line for the user."""
+    """Turn the errors of writing to a store into one line for the user."""
     try:
         yield
     except (lmdb.Error, OSError) as error:
         raise CSDError(
             f"{out}: cannot be written ({_reason(error)}, {_free_megabytes(out)} MB are free): make room or fix its "
-            f"permissions, then run this again to continue"
+            f"permissions, then run again to continue"
         ) from error
 
 
 def encode_frame(root: str, key: str, encoding: str, known: str | None) -> tuple[Record, bytes, bool] | None:
-    """Record and value of an image file, and whether it has more than 8 bits; None where its checksum is the known one.
+    """Record and value of an image file, and whether it has more than 8 bits; None if its checksum is the known one.
 
     Args:
         root: folder of the data set.
         key: the file's path below it.
         encoding: `source`, `png` or `raw`.
-        known: SHA-256 of the file when it was stored.
+        known: SHA-256 of the file when it was stored; None if it was not.
 
     Raises:
         CSDError: the file cannot be read or decoded.
@@ -313,7 +313,7 @@ def encode_frame(root: str, key: str, encoding: str, known: str | None) -> tuple
     digest = hashlib.sha256(data).hexdigest()
     if digest == known:
         return None
-    frame = decode_image(data, str(path), deep=True)  # also of `source`: damage shows now, not hours later
+    frame = decode_image(data, str(path), deep=True)  # for `source`, too: damage must show now, not hours later
     value = _VALUES[encoding](data, eight_bits(frame))
     suffix = split_key(key)[1]
     height, width = frame.shape[:2]
@@ -346,11 +346,11 @@ def _batches(frames: Iterable[tuple[str, Record, bytes]]) -> Iterator[list[tuple
 
 
 class _Writer:
-    """A partial store, open for writing. Raises CSDError where it is of another encoding or version."""
+    """A partial store, open for writing. Raises CSDError if it has another encoding or version."""
 
     def __init__(self, folder: Path, header: Header) -> None:
         self.folder, self.header = folder, header
-        # LMDB's own lock is a mapped file, whose first use on a full disk ends the process.
+        # LMDB's own lock is a mapped file, whose first use on a full disk would end the process.
         self._env = lmdb.open(os.fsencode(folder), map_size=_FIRST_MAP, max_dbs=1, lock=os.name == "nt")
         self._records = self._env.open_db(RECORDS)
 
@@ -361,14 +361,14 @@ class _Writer:
         self._env.close()
 
     def keep_only(self, frames: Iterable[str]) -> dict[str, str]:
-        """Remove what is not of `frames`; return the source files' checksums of those that are there."""
+        """Remove all frames but these; return the checksums of the source files of those that are in the store."""
         with self._env.begin(db=self._records) as reading:
             found = reading.get(HEADER_KEY)
             if found is not None:
                 there = parse_header(found, self.folder).encoding
                 if there != self.header.encoding:
                     raise CSDError(
-                        f"{self.folder}: an interrupted build of a {there} store: finish it in that form, or remove it"
+                        f"{self.folder}: an interrupted build of a {there} store: finish it with that, or remove it"
                     )
             records = {key.decode(): data for key, data in reading.cursor() if key != HEADER_KEY}
         known = {key: parse_record(data, self.folder).source for key, data in records.items()}
@@ -392,7 +392,7 @@ class _Writer:
         self._write(put)
 
     def finish(self) -> None:
-        """Write meta_info.txt, and the header that says that nothing is missing."""
+        """Write meta_info.txt, and the header that marks the store as complete."""
         with self._env.begin(db=self._records) as reading:
             records = {key.decode(): data for key, data in reading.cursor() if key != HEADER_KEY}
         lines = [
@@ -407,7 +407,7 @@ class _Writer:
         self._write(lambda transaction: transaction.put(HEADER_KEY, done.dump(), db=self._records))
 
     def _write(self, change: Callable[[lmdb.Transaction], object]) -> None:
-        """`change` in one transaction, in a map as large as it takes."""
+        """Run `change` in one transaction, enlarging the map as needed."""
         while True:
             try:
                 with self._env.begin(write=True) as transaction:
@@ -418,7 +418,7 @@ class _Writer:
 
 
 def _sync(folder: Path) -> None:
-    """Make a renaming last; where folders cannot be opened (Windows) the system sees to it."""
+    """Make a renaming permanent; where folders cannot be opened (Windows), the system does it."""
     with contextlib.suppress(PermissionError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -432,6 +432,6 @@ def _reason(error: Exception) -> str:
 
 
 def _free_megabytes(path: Path) -> int:
-    """LMDB reports a full disk as any other error of writing: the number shows it."""
+    """Free space, for messages: LMDB reports a full disk like any other error of writing."""
     there = next(parent for parent in path.absolute().parents if parent.is_dir())
     return shutil.disk_usage(there).free // 2**20

@@ -17,11 +17,11 @@ from csd_plugin.errors import CSDError
 logger = logging.getLogger(__name__)
 
 _MAX_DEPTH = 5
-"""Depth of the tree that is walked: parent / root / split / clip / nested clip. It also ends circles of links."""
+"""Most levels of folders: parent / root / split / clip / nested clip. The limit also ends circles of links."""
 
 
 class FolderStore(DecodingStore):
-    """Image files in folders below `root`. Raises CSDError where `root` is no folder."""
+    """Image files in folders below `root`. Raises CSDError if `root` is not a folder."""
 
     def __init__(self, root: str | Path, cache_mb: float = 0) -> None:
         super().__init__(cache_mb)
@@ -32,7 +32,7 @@ class FolderStore(DecodingStore):
         self._shapes: dict[str, tuple[int, int]] = {}
 
     def keys(self) -> list[str]:
-        """All image files, to a depth of five folders; what else there is, is ignored and said in one warning."""
+        """All image files, down to five levels of folders; one warning names the files that are ignored."""
         frames: list[str] = []
         strays: Counter[str] = Counter()
         empty: list[str] = []
@@ -95,7 +95,7 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
                     if entry.is_dir():
                         if not entry.name.startswith((".", "__MACOSX")) and not entry.name.endswith(LMDB_SUFFIXES):
                             subfolders.append(entry.name)
-                    elif entry.is_file():  # a pipe or device would be waited for
+                    elif entry.is_file():  # reading a pipe or device might never end
                         files.append(entry.name)
                     if entry.is_symlink() and (is_frame_name(entry.name) or entry.name in subfolders[-1:]):
                         refuse_way_out(root / folder / entry.name, root)

@@ -1,4 +1,4 @@
-"""What all stores of frames are: the interface, and what those of image files share."""
+"""The interface of all stores of frames, and what stores of image files share."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ LMDB_SUFFIXES = (".lmdb", ".lmdb.partial")
 
 
 class FrameStore(ABC):
-    """Frames by key. Keys are paths relative to the data root, '/' separated.
+    """Frames by key. Keys are paths relative to the data root, separated by '/'.
 
-    A store can be pickled, and serves in forked and spawned loader workers. It is not to be shared by threads.
+    A store can be pickled, and works in forked and spawned loader workers. Threads must not share it.
 
     Attributes:
-        root: what the keys are relative to, for layouts; of a store that is one file, where they were once.
+        root: the folder that the keys are relative to, for layouts; for an LMDB store, where the source's folder was.
     """
 
     root: Path
 
     @abstractmethod
     def keys(self) -> list[str]:
-        """All frames, sorted as strings."""
+        """The keys of all frames, sorted as strings."""
 
     @abstractmethod
     def read(self, key: str) -> np.ndarray:
-        """The frame, uint8 RGB (H, W, 3); not to be written to. Raises CSDError where it cannot be decoded."""
+        """The frame, uint8 RGB (H, W, 3); do not write to it. Raises CSDError if it cannot be decoded."""
 
     @abstractmethod
     def shape(self, key: str) -> tuple[int, int]:
-        """(height, width) of the frame, without decoding it where that can be avoided."""
+        """(height, width) of the frame; it is decoded only if there is no other way."""
 
     def read_crop(self, key: str, top: int, left: int, height: int, width: int) -> np.ndarray:
         """A part of the frame, uint8 RGB (height, width, 3); the part must lie inside the frame."""
@@ -53,8 +53,8 @@ class FrameStore(ABC):
 class DecodingStore(FrameStore):
     """A store of image files' bytes, wherever they are.
 
-    With `cache_mb`, the last used decoded frames are kept, in at most that many MB (2^20 bytes). The workers of a
-    loader have an equal share each, and keep it as long as they live: without `persistent_workers` that is one epoch.
+    With `cache_mb`, the most recently used decoded frames are kept, in at most that many MB (2^20 bytes). The workers
+    of a loader get equal shares, and keep their frames while they live: without `persistent_workers`, for one epoch.
     """
 
     def __init__(self, cache_mb: float = 0) -> None:
@@ -66,7 +66,7 @@ class DecodingStore(FrameStore):
 
     @abstractmethod
     def where(self, key: str) -> str:
-        """The frame's place, to begin messages with."""
+        """The frame's location, to begin messages with."""
 
     def read(self, key: str) -> np.ndarray:
         frame = self._cache.get(key)
@@ -81,7 +81,7 @@ class DecodingStore(FrameStore):
         self._cache = FrameCache(self._cache.limit // num_workers)
 
     def _known_shape(self, key: str, decoded: tuple[int, int]) -> tuple[int, int]:
-        """What `shape` has said or will say of a frame that was decoded to this."""
+        """The shape that `shape` gives for a frame, which was decoded to this one."""
         del decoded
         return self.shape(key)
 
@@ -90,13 +90,13 @@ class DecodingStore(FrameStore):
         known = self._known_shape(key, (height, width))
         if known != (height, width):
             raise CSDError(
-                f"{self.where(key)}: {width}x{height} pixels, but its header or an earlier reading said "
+                f"{self.where(key)}: {width}x{height} pixels, but its header or an earlier read said "
                 f"{known[1]}x{known[0]}: restore the file and start again"
             )
 
 
 class FrameCache:
-    """The last used frames, in at most `limit` bytes. Copies that are sent to another process start empty."""
+    """The most recently used frames, in at most `limit` bytes. Copies for other processes start empty."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -110,7 +110,7 @@ class FrameCache:
         return frame
 
     def put(self, key: str, frame: np.ndarray) -> None:
-        """Keep `frame`, dropping the longest unused; one that is larger than the limit is not kept."""
+        """Keep `frame`, dropping the least recently used ones; a frame larger than the limit is not kept."""
         if frame.nbytes > self.limit or key in self._frames:
             return
         while self.size + frame.nbytes > self.limit:

@@ -1,4 +1,4 @@
-"""Several stores as one: rain in one place, truth in another."""
+"""Several stores as one: rain from one place, truth from another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from csd_plugin.data.stores.interface import FrameStore
 
 
 class JoinedStore(FrameStore):
-    """The frames of `stores`, each key after the name of its store: `lq/000/00000001.png`."""
+    """The frames of `stores`, with the name of the store before each key: `lq/000/00000001.png`."""
 
     def __init__(self, stores: Mapping[str, FrameStore]) -> None:
         self.stores = dict(stores)

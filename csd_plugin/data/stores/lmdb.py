@@ -2,18 +2,18 @@
 
 A store is a folder NAME.lmdb of two files:
 
-    data.mdb       frames: key without its suffix -> value; in a database of its own, `csd`, key -> record (JSON)
-    meta_info.txt  a line for each frame in BasicSR's format: `a1_GT/00001.jpg (480,640,3) 1`
+    data.mdb       frames: key without its suffix -> value; in a second database, `csd`, key -> record (JSON)
+    meta_info.txt  one line per frame in BasicSR's format: `a1_GT/00001.jpg (480,640,3) 1`
 
-What a value is, is the store's encoding:
+The store's encoding says what a value is:
 
     source  the image file's bytes, untouched
     png     the frame as PNG, 8-bit RGB
     raw     the frame's pixels, uint8 RGB, row after row
 
-While a store is being built it is NAME.lmdb.partial. BasicSR's FileClient opens `source` and `png` stores; its data
-sets want rain and truth in two stores with equal keys, which `data.toolbox` arranges. Stores that BasicSR's tools have
-made, without records, are read here too, by their meta_info.txt.
+While a store is being built, it is NAME.lmdb.partial. BasicSR's FileClient opens `source` and `png` stores; its data
+sets need rain and truth in two stores with equal keys, which `data.toolbox` builds. Stores made by BasicSR's tools,
+which have no records, can be read here too, through their meta_info.txt.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ ENCODINGS = ("source", "png", "raw")
 DATA, META_INFO = "data.mdb", "meta_info.txt"
 RECORDS = b"csd"
 HEADER_KEY = b"\0"
-"""A name that no frame has."""
+"""A key that no frame has."""
 _FORMAT = 1
 _LONGEST, _LARGEST = 2**31 - 1, 2**40
-"""Pixels of a frame's side, and bytes of what is stored of it, at most."""
+"""The most pixels of a frame's side, and the most bytes of its value."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What holds for the whole store.
+    """Facts about the whole store.
 
     Attributes:
-        within: where the source's folder was, from its split's folder on; see `layout.tail_from_split`.
+        within: the path of the source's folder, from its split folder on; see `layout.tail_from_split`.
     """
 
     encoding: str
@@ -67,11 +67,11 @@ class Header:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a frame.
+    """Facts about a frame.
 
     Attributes:
-        size: bytes of what is stored.
-        source, value: SHA-256 of the image file that it comes from, and of what is stored.
+        size: of the value, in bytes.
+        source, value: SHA-256 of the source image file, and of the value.
     """
 
     suffix: str
@@ -99,7 +99,7 @@ def split_key(key: str) -> tuple[str, str]:
 
 
 def parse_header(data: bytes, folder: Path) -> Header:
-    """Raises CSDError, beginning with the store's folder, for what is no header of this version."""
+    """The header in JSON. Raises CSDError, beginning with the store's folder, if it is not one of this version."""
     content = _parse_json(data, folder)
     if content.pop("format", None) != _FORMAT:
         raise CSDError(f"{folder}: not a store of this version of `csd prepare`: build it again")
@@ -114,7 +114,7 @@ def parse_header(data: bytes, folder: Path) -> Header:
 
 
 def parse_record(data: bytes, folder: Path) -> Record:
-    """Raises CSDError, beginning with the store's folder, for what is no record."""
+    """The record in JSON. Raises CSDError, beginning with the store's folder, if it is not a record."""
     content = _parse_json(data, folder)
     try:
         record = Record(**section_of(content, "a record", _OF_RECORD))
@@ -139,19 +139,19 @@ _environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValu
 
 
 def environment(folder: Path) -> lmdb.Environment:
-    """LMDB's handle of a finished store; the same for the same file, as LMDB must not open one twice in a process.
+    """LMDB's handle of a finished store; the same one for the same file, as LMDB must not open it twice in a process.
 
-    It is closed when nobody holds it any more. A forked process continues with its parent's: without locks, which a
-    finished store does not need, reading is nothing but looking into the map.
+    It is closed when nothing refers to it any more. A forked process goes on with its parent's: without locks, which a
+    finished store does not need, reading only accesses the map.
 
-    Raises lmdb.Error and OSError, and CSDError where somebody else has opened it: BasicSR's FileClient before
-    `activate()`, by which it takes the handle from here.
+    Raises lmdb.Error and OSError, and CSDError if another reader has opened the store: BasicSR's FileClient before
+    `activate()`, which makes it take the handle from here.
     """
     status = (folder / DATA).stat()
     identity = status.st_dev, status.st_ino
     env = _environments.get(identity)
     if env is None:
-        # With the system's readahead, as values have many pages: without, a crop comes from the disk page by page.
+        # With the system's readahead, as values span many pages: without it, a crop is read page by page.
         try:
             env = lmdb.Environment(os.fsencode(folder), readonly=True, lock=False, create=False, max_dbs=1)
         except lmdb.Error as error:
@@ -168,7 +168,7 @@ def environment(folder: Path) -> lmdb.Environment:
 class LmdbFile:
     """An open store of `csd prepare`, for reading. Use `open_file`.
 
-    It is never closed, as arrays that were handed out look into its map.
+    It is never closed, as the arrays that it has given out are views into its map.
     """
 
     def __init__(self, folder: Path, env: lmdb.Environment, length: _Length) -> None:
@@ -179,10 +179,10 @@ class LmdbFile:
             header = self._records.get(HEADER_KEY)
         self.header = parse_header(header or b"{}", folder)
         if not self.header.complete:
-            raise CSDError(f"{folder}: the store is half built: run `csd prepare` again to complete it")
+            raise CSDError(f"{folder}: the store is incomplete: run `csd prepare` again to complete it")
 
     def value(self, key: str) -> memoryview | None:
-        """What is stored under the key (without suffix): a view into the map, or None."""
+        """The value of the key (without suffix), as a view into the map, or None."""
         with _reading(self.folder):
             self._length.check()
             return self._values.get(key.encode())
@@ -203,7 +203,7 @@ class LmdbFile:
                     yield key.decode(errors="replace"), parse_record(data, self.folder)
 
     def value_keys(self) -> list[str]:
-        """Everything that is stored, keys without suffix."""
+        """The keys of all values, without suffix."""
         with _reading(self.folder):
             self._length.check()
             keys = [bytes(key) for key in self._values.cursor().iternext(values=False)]
@@ -211,7 +211,7 @@ class LmdbFile:
 
 
 class ToolboxFile(LmdbFile):
-    """An open store that BasicSR's `make_lmdb_from_imgs` has made: what is known of its frames is in meta_info.txt."""
+    """An open store made by BasicSR's `make_lmdb_from_imgs`; the facts about its frames are in meta_info.txt."""
 
     def __init__(self, folder: Path, env: lmdb.Environment, length: _Length) -> None:
         self.folder, self._env, self._length = folder, env, length
@@ -238,7 +238,7 @@ _LINE = re.compile(r"(?P<key>.+)(?P<suffix>\.\w+) \((?P<height>\d{1,9}),(?P<widt
 
 
 def _parse_line(line: str, folder: Path) -> tuple[str, Record]:
-    """(key, what is known) of `000/00000000.png (720,1280,3) 1`; no checksums."""
+    """(key, record without checksums) of a line such as `000/00000000.png (720,1280,3) 1`."""
     found = _LINE.fullmatch(line)
     if found is None:
         raise CSDError(f"{folder}: {META_INFO}: {line[:80]!r} is not `KEY.png (HEIGHT,WIDTH,3) LEVEL`: build it again")
@@ -250,16 +250,16 @@ _open_files: dict[tuple[int, int], LmdbFile] = {}
 
 
 def open_file(folder: Path) -> LmdbFile:
-    """The store in `folder`; the same object again for the same file, as LMDB must not open one twice in a process.
+    """The store in `folder`; the same object for the same file, as LMDB must not open it twice in a process.
 
-    Raises CSDError where there is no store, or one that is half built or damaged.
+    Raises CSDError if there is no store, or one that is incomplete or damaged.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     try:
         status = refuse_way_out(folder / DATA, folder).stat()
     except OSError as error:
         if partial.exists():
-            cure = "it is half built: run `csd prepare` again to complete it"
+            cure = "it is incomplete: run `csd prepare` again to complete it"
         else:
             cure = "give a store of `csd prepare`, or a folder of image files"
         raise CSDError(f"{folder}: no {DATA} ({error.strerror}): {cure}") from error
@@ -282,10 +282,10 @@ def _open(folder: Path) -> LmdbFile:
 
 
 class _Length:
-    """Whether a store's file is as long as its pages say: looking at what is missing of it would end the process.
+    """Checks that a store's file is as long as its pages say: accessing a missing part would end the process.
 
-    Of the file that is open, whatever has its name since. Nothing can be done about one that is cut short while a frame
-    is being read.
+    The check is of the open file, whatever has its name now. It cannot help if the file is cut short while a frame is
+    being read.
     """
 
     def __init__(self, folder: Path, env: lmdb.Environment) -> None:
@@ -294,7 +294,7 @@ class _Length:
         self._expected = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
 
     def check(self) -> None:
-        """Raise CSDError where it is not."""
+        """Raise CSDError if the file is too short."""
         size = os.fstat(self._file.fileno()).st_size
         if size < self._expected:
             raise CSDError(
@@ -309,7 +309,7 @@ def open_lmdb(folder: Path, cache_mb: float = 0) -> FrameStore:
 
 
 class _LmdbStore(FrameStore):
-    """What both kinds share. The file is opened in each process when it is first needed."""
+    """The common part of both kinds. Each process opens the file when it is first needed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -348,7 +348,7 @@ class _LmdbStore(FrameStore):
 
 
 class EncodedLmdbStore(_LmdbStore, DecodingStore):
-    """Image files' bytes, original (`source`) or as PNG. cache_mb: see DecodingStore."""
+    """A store of image files' bytes, original (`source`) or as PNG. cache_mb: see DecodingStore."""
 
     def __init__(self, folder: Path, cache_mb: float = 0) -> None:
         _LmdbStore.__init__(self, folder)
@@ -359,7 +359,7 @@ class EncodedLmdbStore(_LmdbStore, DecodingStore):
 
 
 class RawLmdbStore(_LmdbStore):
-    """Pixels. Frames and crops are views into the memory map: only the rows of a crop are ever fetched."""
+    """A store of pixels. Frames and crops are views into the memory map, so a crop loads only its own rows."""
 
     def read(self, key: str) -> np.ndarray:
         height, width = self.shape(key)
@@ -372,7 +372,7 @@ class RawLmdbStore(_LmdbStore):
 
 
 class _reading:
-    """Turns what LMDB raises into the line for the user; a class, as it is on the way of every frame."""
+    """Turns LMDB's errors into one line for the user; a class, for speed, as it is used for every frame."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Whether an LMDB store still holds what was put into it."""
+"""Checks whether an LMDB store still holds what was put into it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from csd_plugin.data.workers import Processes
 from csd_plugin.errors import CSDError
 
 _TOGETHER = 32
-"""Frames of one task."""
+"""Frames per task."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One frame or file of a store that is not as it was built; `str` is a line that says so.
+    """One frame or file of a store that differs from what was built; `str` is a line about it.
 
     Attributes:
         kind: changed, missing, extra or truncated.
         key: the frame, or a file of the store.
-        detail: in words.
+        detail: what is wrong, in words.
     """
 
     kind: str
@@ -50,7 +50,7 @@ def verify_store(
     jobs: int = 1,
     frames: Mapping[str, str] | None = None,
 ) -> list[Problem]:
-    """Compare all frames of a store with their checksums, and with the files below `source` where it is given.
+    """Compare all frames of a store with their checksums, and with the files below `source` if it is given.
 
     Args:
         source: the data set's folder.
@@ -58,14 +58,14 @@ def verify_store(
         frames: as for `build_store`.
 
     Returns:
-        What is wrong, in the order of the keys; nothing for a whole store.
+        The problems, in the order of the keys; empty for an intact store.
 
     Raises:
-        CSDError: no finished store at `path`, or one whose keys cannot be listed.
+        CSDError: there is no finished store at `path`, or its keys cannot be listed.
     """
     path = Path(path)
     try:
-        # In processes of their own, as LMDB may take the one along that walks through a damaged file.
+        # In other processes, as LMDB may crash the one that reads a damaged file.
         with Processes(jobs) as processes:
             (contents,) = processes.map(_list_contents, [(path,)])
             problems = _compare_lists(path, contents)
@@ -73,7 +73,7 @@ def verify_store(
             if source is not None:
                 folder = FolderStore(source)
                 if frames is None:
-                    frames = {split_key(key)[0]: key for key in folder.keys()}  # noqa: SIM118, a store is no mapping
+                    frames = {split_key(key)[0]: key for key in folder.keys()}  # noqa: SIM118, a store is not a mapping
                 problems += _compare_with_folder(frames, contents.records)
                 files = {key: split_key(file) for key, file in frames.items()}
                 both = [
@@ -89,7 +89,7 @@ def verify_store(
 
 @dataclass(frozen=True)
 class _Contents:
-    """encoding: of the store; records, stored: frames with a record, and with a value; keys without suffix."""
+    """The store's encoding; its records; and the keys, without suffix, of all values (`stored`)."""
 
     encoding: str
     records: dict[str, Record]
@@ -104,7 +104,7 @@ def _list_contents(path: Path) -> _Contents:
 
 
 def _compare_lists(path: Path, contents: _Contents) -> list[Problem]:
-    """Values without a record, and meta_info.txt; records without a value show when they are read."""
+    """Problems of the lists: values without a record, and meta_info.txt. Missing values show when they are read."""
     expected = Counter(record.meta_info(key, contents.encoding) for key, record in contents.records.items())
     try:
         found = Counter((path / META_INFO).read_text(encoding="utf-8").removesuffix("\n").split("\n"))
@@ -122,7 +122,7 @@ def _compare_lists(path: Path, contents: _Contents) -> list[Problem]:
 
 
 def _compare_with_folder(files: Mapping[str, str], records: dict[str, Record]) -> list[Problem]:
-    """files: key without suffix -> file."""
+    """Problems of frames that are only in the folder or only in the store. files: key without suffix -> file."""
     stored = {key + record.suffix for key, record in records.items()}
     wanted = {key + split_key(file)[1] for key, file in files.items()}
     return [
@@ -146,7 +146,7 @@ def _checked(
 
 
 def check_values(path: Path, frames: list[tuple[str, Record]]) -> list[Problem]:
-    """What is wrong with the data of these frames in a store, by their records."""
+    """The problems of these frames' values in a store, by their records."""
     file = open_file(path)
     problems = []
     for key, record in frames:

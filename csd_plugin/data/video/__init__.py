@@ -36,7 +36,7 @@ from csd_plugin.data.video.webp import WebPReader, is_webp
 from csd_plugin.errors import CSDError
 
 _KIND = re.compile(r"\.[0-9]*[A-Za-z][A-Za-z0-9]*")
-"""A suffix that says what kind of file it is: .mp4 or .3gp, but not what follows a dot in v1.2 or in v1.2_new."""
+"""A suffix that shows the kind of file: .mp4 or .3gp, but not what follows a dot in v1.2 or in v1.2_new."""
 
 
 def open_reader(
@@ -52,18 +52,18 @@ def open_reader(
     """Open a video file, images, a pipe, or a camera.
 
     Args:
-        path: a video file or animated WebP; a folder of images, which are taken in the natural order of their names; a
+        path: a video file or animated WebP; a folder of images, in the natural order of their names; a
             pattern of image files such as frames_%05d.png; '-', raw rgb24 frames of `size` on standard input; or a
-            camera, see `is_camera`, which has no `start` and no `context`.
-        start, end: the part to read: from the frame at `start` up to, not with, the one at `end`. Whole numbers are
+            camera, see `is_camera`, which takes no `start` and no `context`.
+        start, end: the part to read: from the frame at `start` up to, but without, the one at `end`. Whole numbers are
             frames, fractions and floats are seconds.
-        fps: the rate of images and pipes; a video file knows its own.
-        context: read up to this number of frames before and after the part too; `in_part` says which they are.
+        fps: the rate of images and pipes; a video file has its own.
+        context: also read up to this number of frames before and after the part; `in_part` tells them apart.
         size: (width, height) of a pipe's frames.
-        keep_going: leave out frames of a video that cannot be decoded, with a warning, instead of stopping.
+        keep_going: leave out undecodable frames of a video, with a warning, instead of stopping.
 
     Raises:
-        CSDError: nothing there, not a video, no picture in it, no camera, an empty part, or one that is not a part.
+        CSDError: the path does not exist, is not a video or camera, or has no pictures; the part is empty or invalid.
     """
     path, fps = Path(path), rate_of(fps)
     start, end = position_of(start, "start"), None if end is None else position_of(end, "end")
@@ -95,20 +95,20 @@ def open_writer(
 ) -> FrameWriter:
     """Open an output: a video file if the name ends in one of `VIDEO_SUFFIXES`, else a folder of PNG files.
 
-    Names that end as other files do, in .xyz, are refused where no such folder is; clean_v1.2 is a folder.
+    Names that end like other files, in .xyz, are refused unless such a folder exists; clean_v1.2 is a folder.
     A name such as clean_%05d.png is a pattern of PNG files; '-' is raw rgb24 frames on standard output.
 
     Args:
-        like: where the frames come from: the n-th frame written gets the time, or the name, of the n-th frame
-            read; a video also takes over codec, colours, sound and all else that its container holds.
-        overwrite: replace a video that is there, and frames of the same names in a folder.
-        quick: encode a video in less time and more bytes, see `QUICK_OPTIONS`.
-        inputs: what else is read while the output is written: files, folders or patterns.
-        made_by: what the frames depend on, for files of frames, see `FolderWriter`.
+        like: the source of the frames: the n-th frame written gets the time, or the name, of the n-th frame read; a
+            video also takes over codec, colours, sound and everything else that its container can hold.
+        overwrite: replace an existing video, or frames of the same names in a folder.
+        quick: encode a video faster, into a larger file, see `QUICK_OPTIONS`.
+        inputs: files, folders or patterns that are also read while the output is written.
+        made_by: the origins of the frames, stored in image files, see `FolderWriter`.
 
     Raises:
-        CSDError: a kind of file that is not written, a video or frames that are there already, or an output that is
-            an input, by whatever spelling or link.
+        CSDError: the kind of file cannot be written, the video or frames exist already, or an output is also an input,
+            under whatever spelling or link.
     """
     path = Path(path)
     if path == PIPE:
@@ -124,17 +124,17 @@ def open_writer(
     make_folder(path.parent)
     refuse_inputs([path], [file for given in inputs for file in files_of(given)])
     if path.exists() and not overwrite:
-        raise CSDError(f"{path} exists already; replace it with --overwrite, or give another name")
+        raise CSDError(f"{path} already exists; replace it with --overwrite, or give another name")
     return VideoWriter(path, like=like, replace=overwrite, quick=quick)
 
 
 def names_a_file(path: Path) -> bool:
-    """Whether a name ends as files' do, and is no folder's that is there: clean_v1.2 ends as folders do."""
+    """Whether a name ends like a file's, and is not that of an existing folder: clean_v1.2 ends like a folder's."""
     return bool(_KIND.fullmatch(path.suffix)) and not path.is_dir()
 
 
 def check_kind(path: Path) -> None:
-    """Raise CSDError for the name of a file that is no video's which can be written."""
+    """Raise CSDError if a name is that of a file, but not of a video that can be written."""
     if names_a_file(path) and path.suffix.lower() not in VIDEO_SUFFIXES:
         kinds = " ".join(VIDEO_SUFFIXES)
         raise CSDError(f"{path}: cannot write '{path.suffix}'; use {kinds}, or no suffix for a folder of PNG files")

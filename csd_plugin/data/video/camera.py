@@ -1,4 +1,4 @@
-"""Frames of a camera, as they come, through FFmpeg's capture devices."""
+"""Live frames of a camera, through FFmpeg's capture devices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DEVICES = {
     "darwin": ("avfoundation", "{}"),
     "win32": ("dshow", "video={}"),
 }
-"""FFmpeg's device for each system, and what it calls a camera; on Windows cameras have names only."""
+"""FFmpeg's capture device on each system, and how it names a camera; on Windows cameras have names only."""
 _WAIT = 0.005
 _clock = time.monotonic
 _TICK = Fraction(1, 90_000)
@@ -38,14 +38,14 @@ def is_camera(path: Path) -> bool:
 class CameraReader(FrameReader):
     """A camera's frames until `stop` is called, or `end` is reached.
 
-    Time counts from the first frame. Where frames are taken more slowly than they come, those that have waited for
-    longer than a frame lasts are dropped, so that the delay does not grow, and the stamps say when those that are left
-    were seen.
+    Time counts from the first frame. If frames arrive faster than they are taken, those that have waited for longer
+    than a frame's duration are dropped, so that the delay does not grow; the stamps of the others are the times at
+    which they were seen.
 
     Attributes:
-        dropped: frames that were left out so far.
+        dropped: the number of frames dropped so far.
 
-    Raises CSDError where no camera answers, and for a `start`, which a camera has not.
+    Raises CSDError if no camera answers, and for a `start`, which a camera does not have.
     """
 
     live = True
@@ -53,7 +53,7 @@ class CameraReader(FrameReader):
     def __init__(self, path: Path, *, start: Position, end: Position | None) -> None:
         super().__init__(path)
         if start:
-            raise CSDError(f"{path}: a camera's frames begin now; leave out --start")
+            raise CSDError(f"{path}: a camera has no earlier frames; leave out --start")
         if end is not None and end <= 0:
             raise CSDError(f"{path}: no frames before {end}; give a later --end")
         self._end = end
@@ -95,7 +95,7 @@ class CameraReader(FrameReader):
             yield to_rgb(frame)
 
     def stop(self) -> None:
-        """The clip ends with the frame that is being read."""
+        """End the clip with the frame that is being read."""
         self._stopped = True
 
     def in_part(self, index: int) -> bool:
@@ -116,16 +116,16 @@ class CameraReader(FrameReader):
         self._container.close()
 
     def _in_time(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-        """The frames without those that are late, by the camera's clock against ours."""
+        """The frames without late ones, by the camera's clock compared with ours."""
         lasts = float(1 / self.fps)
         for frame in frames:
             behind = _clock() - float(_seen(frame))
-            # One that had to be waited for is as fresh as any; the two clocks may drift apart.
+            # A frame that we had to wait for is not late; the two clocks may drift apart.
             if behind < self._behind or (self._waited > lasts / 2 and frame is not self._first):
                 self._behind = behind
             if behind <= self._behind + lasts:
                 yield frame
-            elif self._starts:  # those before the first one only waited for the network
+            elif self._starts:  # frames before the first only waited for the network to be ready
                 self.dropped += 1
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
@@ -139,7 +139,7 @@ class CameraReader(FrameReader):
                 self._waited = _clock() - asked
                 yield from packet.decode()
                 asked = _clock()
-            except av.BlockingIOError:  # the next frame is not there yet
+            except av.BlockingIOError:  # the next frame has not arrived yet
                 time.sleep(_WAIT)
                 demuxer = self._container.demux(self._stream)
             except av.InvalidDataError:  # the first packets of a stream may be cut
@@ -149,18 +149,18 @@ class CameraReader(FrameReader):
 
 
 def _seen(frame: av.VideoFrame) -> Fraction:
-    """When, in seconds of the camera's clock."""
+    """The time at which the frame was seen, in seconds of the camera's clock."""
     return Fraction(frame.pts or 0) * (frame.time_base or _TICK)
 
 
 def open_device(path: Path) -> Any:
-    """The capture device that a path means, see `is_camera`, open. Raises CSDError where there is none."""
+    """The opened capture device of a path, see `is_camera`. Raises CSDError if there is none."""
     kind, pattern = _DEVICES.get(sys.platform, _DEVICES["linux"])
     name = path.as_posix().removeprefix("camera:")
     try:
         return av.open(name if name.startswith("/dev/") else pattern.format(name), format=kind)
     except ValueError as error:
-        raise CSDError(f"{path}: this PyAV was built without {kind}, which cameras need here") from error
+        raise CSDError(f"{path}: this PyAV was built without {kind}, which cameras need on this system") from error
     except (av.FFmpegError, OSError) as error:
         raise CSDError(
             f"{path}: no camera there ({error.strerror or error}); give camera:0, camera:1, .. or the device's name"

@@ -1,4 +1,4 @@
-"""Times that go on where a file's own start anew."""
+"""Time stamps that continue where a file's own clock restarts."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import av
 from av.format import Flags
 
 _BACK, _AHEAD = Fraction(1, 10), Fraction(10)
-"""Seconds by which decoding times may step back, or skip ahead, before another part of the file has begun."""
+"""Seconds by which decoding times may step back, or skip ahead, within one part of the file."""
 _REORDERED = 17
-"""Frames by which one may be shown earlier than another that is decoded before it, and one more."""
+"""The most frames by which display order may differ from decoding order, plus one."""
 _HELD = 256
-"""Packets without pictures that are kept, at most, until the next picture shows which part they belong to."""
+"""The most packets without pictures that are kept until the next picture shows to which part they belong."""
 
 
 class Clock:
     """Packets of a file, with times that continue from part to part where files were joined (cat a.ts b.ts).
 
-    The pictures show it: where their decoding times jump, another part begins, whose first picture follows the last one
-    before it. Sound and subtitles move with the pictures around them.
+    A jump of the pictures' decoding times shows the start of another part; its first picture follows the last one of
+    the part before. Sound and subtitles are moved with the pictures around them.
 
     Args:
-        video: the stream of the pictures, in a container of the reader's own.
+        video: the stream of pictures, in a container that only this reader uses.
 
     Attributes:
-        jumps: how many parts have begun after the first.
+        jumps: the number of parts that have begun after the first.
     """
 
     def __init__(self, video: av.VideoStream) -> None:
         container = cast("av.container.InputContainer", video.container)
         self._container, self._video = container, video
         rate = video.average_rate or Fraction(25)
-        # Elsewhere a long pause is a long picture; in broadcasts it is another clock, or the same one after its end.
+        # Elsewhere a long pause is a long picture; in broadcasts it is another clock, or the same one after a wrap.
         self._skips = max(_AHEAD, 4 / rate) if container.format.flags & cast(int, Flags.ts_discont.value) else None
         self._step = 1 / rate
         self._shift = self._shift_before = Fraction(0)
@@ -44,7 +44,7 @@ class Clock:
         self.jumps = 0
 
     def packets(self, *streams: Any) -> Iterator[av.Packet]:
-        """The packets of these streams of the container. Times are changed in place. Raises av.FFmpegError."""
+        """The packets of these streams of the container, with their times changed in place. Raises av.FFmpegError."""
         wanted = {stream.index for stream in streams}
         held: list[av.Packet] = []
         for packet in self._container.demux(*{stream.index: stream for stream in (self._video, *streams)}.values()):
@@ -62,18 +62,18 @@ class Clock:
         yield from filter(self._settle, held)
 
     def _follow(self, packet: av.Packet) -> None:
-        """Give a picture its time; where it jumps, another part begins."""
+        """Set a picture's time; a jump of it begins another part."""
         if packet.dts is not None:
             time_base = packet.time_base
             decoded = packet.dts * time_base + self._shift
             shown = decoded if packet.pts is None else packet.pts * time_base + self._shift
-            # Times of decoding that a container does not hold are guessed, and may step back alone; those of display do
-            # so within the order of decoding, but not at a key frame.
+            # Decoding times that a container does not hold are guessed, and may step back alone; display times may do
+            # so within the decoding order, but not at a key frame.
             least = _BACK if packet.is_keyframe else max(_REORDERED * self._step, _BACK)
             back = self._now is not None and decoded < self._now - _BACK and shown < self._end - least
             ahead = self._now is not None and self._skips is not None and decoded > self._now + self._skips
             if back or ahead:
-                # By times of display: those of decoding, where a container does not hold them, differ between parts.
+                # By display times, as guessed decoding times differ between parts.
                 self._shift += self._end - shown
                 decoded, shown = decoded + self._end - shown, self._end
                 self.jumps += 1
@@ -83,7 +83,7 @@ class Clock:
         _move(packet, self._shift)
 
     def _settle(self, packet: av.Packet) -> bool:
-        """Give another packet its time; whether it is kept, and not the part's start over the end of the one before."""
+        """Set another packet's time; whether it is kept, as it does not overlap the end of the part before."""
         if packet.dts is None:
             return True
         time = packet.dts * packet.time_base

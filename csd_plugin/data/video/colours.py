@@ -1,4 +1,4 @@
-"""Decoded frames as RGB arrays and back, exactly, whatever matrix, range and depth a video has; its HDR data."""
+"""Converts decoded frames to RGB arrays and back, exactly, for every matrix, range and depth of video; HDR data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from csd_plugin.data.images import eight_bits
 from csd_plugin.data.video.scaling import reformat
 
 INTERPOLATION = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-"""How pictures are scaled. Without the last two, they get 1.4 grey levels darker from RGB to 8-bit YUV and back."""
+"""swscale's flags. Without the last two, pictures get 1.4 grey levels darker from RGB to 8-bit YUV and back."""
 
 RGB, BT709, UNSPECIFIED, BT470BG, SMPTE170M, BT2020 = 0, 1, 2, 5, 6, 9
 FULL = 2
@@ -31,13 +31,13 @@ _LUMA = {
     7: (0.212, 0.087),  # SMPTE 240M
     BT2020: (0.2627, 0.0593),
 }
-# Unspecified is BT.601, as FFmpeg reads it; so is what is reserved, or RGB's number at pixels that are not RGB.
+# Unspecified is BT.601, as in FFmpeg; so are reserved numbers, and RGB's number with pixels that are not RGB.
 _LUMA |= dict.fromkeys((UNSPECIFIED, RGB, 3), _BT601)
-"""Shares of red and blue in luma, by FFmpeg's number of the matrix."""
+"""Weights of red and blue in luma, by FFmpeg's number of the matrix."""
 
 
 class Colours(NamedTuple):
-    """How a video's numbers mean colours, by FFmpeg's numbers (those of ITU-T H.273 but for the range)."""
+    """The colour space of a video, in FFmpeg's numbers (those of ITU-T H.273, except the range)."""
 
     matrix: int = UNSPECIFIED
     range: int = 0
@@ -50,11 +50,11 @@ class Colours(NamedTuple):
 
     @property
     def full(self) -> bool:
-        """Whether black is 0 and white the largest number."""
+        """Whether black is 0 and white the largest value."""
         return self.range == FULL
 
     def known(self, pix_fmt: str) -> bool:
-        """Whether pixels of this format can be read as these colours."""
+        """Whether pixels of this format with these colours can be converted."""
         return is_rgb(pix_fmt) or is_grey(pix_fmt) or self.matrix in _LUMA
 
     def for_format(self, pix_fmt: str) -> Colours:
@@ -63,29 +63,29 @@ class Colours(NamedTuple):
             return self._replace(matrix=RGB, range=FULL)
         if self.matrix in _LUMA and self.matrix != RGB:
             return self
-        # RGB's own range says nothing of YUV, which is limited wherever nothing else is said.
+        # RGB's range says nothing about YUV, which is limited unless stated otherwise.
         matrix = BT2020 if self.primaries == BT2020 else BT709
         return self._replace(matrix=matrix, range=1 if self.matrix == RGB else self.range)
 
 
 def depth_of(pix_fmt: str) -> int:
-    """Bits of a channel."""
+    """Bits per channel."""
     return max(component.bits for component in av.VideoFormat(pix_fmt).components)
 
 
 def is_rgb(pix_fmt: str) -> bool:
-    """Whether pixels are RGB, also by a palette."""
+    """Whether pixels are RGB, directly or through a palette."""
     form = av.VideoFormat(pix_fmt)
     return form.is_rgb or form.has_palette
 
 
 def is_grey(pix_fmt: str) -> bool:
-    """Whether pixels are luma only, with or without alpha."""
+    """Whether pixels have luma only, with or without alpha."""
     return len(av.VideoFormat(pix_fmt).components) < 3 and not is_rgb(pix_fmt)
 
 
 def has_alpha(pix_fmt: str) -> bool:
-    """Whether pixels of this format have transparency."""
+    """Whether pixels of this format have an alpha channel."""
     return any(component.is_alpha for component in av.VideoFormat(pix_fmt).components)
 
 
@@ -93,7 +93,7 @@ def to_rgb(frame: av.VideoFrame, *, upright: bool = True) -> np.ndarray:
     """The picture as a viewer shows it: (H, W, 3), uint8, or uint16 over its full range for more than 8 bits.
 
     Args:
-        upright: turn and mirror it as the frame says.
+        upright: apply the frame's rotation and mirroring.
     """
     pixels = _pixels(frame)
     matrix = side_data(frame).get("DISPLAYMATRIX") if upright else None
@@ -101,7 +101,7 @@ def to_rgb(frame: av.VideoFrame, *, upright: bool = True) -> np.ndarray:
 
 
 def turns_sideways(frame: av.VideoFrame) -> bool:
-    """Whether `to_rgb` makes width and height change places."""
+    """Whether `to_rgb` exchanges width and height."""
     matrix = side_data(frame).get("DISPLAYMATRIX")
     if matrix is None:
         return False
@@ -122,7 +122,7 @@ def _pixels(frame: av.VideoFrame) -> np.ndarray:
         return np.repeat(np.rint(grey).astype(np.uint16)[..., None], 3, axis=2)
     if is_rgb(name) or depth > 16 or colours.matrix not in _LUMA:
         return frame.to_ndarray(format="rgb48le", interpolation=INTERPOLATION)
-    # swscale's white of 16-bit RGB is 65280 of limited YUV, 65535 of full: it brings chroma to full size only.
+    # Only for the size of chroma: swscale's 16-bit RGB white is 65280 from limited YUV, 65535 from full range.
     planes = _reformat(frame, _one_size(depth), colours)
     to_yuv, offset = _transform(colours, depth)
     from_yuv = np.linalg.inv(to_yuv) * 65535
@@ -133,12 +133,12 @@ def _pixels(frame: av.VideoFrame) -> np.ndarray:
 def from_rgb(pixels: np.ndarray, pix_fmt: str, colours: Colours) -> av.VideoFrame:
     """RGB (H, W, 3), uint8 or uint16 over its full range, as a frame of a format and colours.
 
-    Every number is the nearest: of full range, swscale's own chroma is half a level too low. FFmpeg reads grey formats
-    as of full range, whatever is marked; those of limited range are for encoders whose decoders make YUV of grey.
+    Every value is the nearest one; for full range, swscale's own chroma is half a level too low. FFmpeg reads all grey
+    formats as full range, whatever their mark; limited-range grey is for encoders whose decoders turn grey into YUV.
     """
     depth = min(depth_of(pix_fmt), 16)
     if pix_fmt == "yuv420p" and pixels.dtype == np.uint8 and not colours.full:
-        # The usual video, in a sixth of the time: luma is the nearest, chroma a mean of four pixels in any case.
+        # A shortcut for the usual video, six times as fast: luma is still nearest, and chroma a mean of four pixels.
         rgb = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), "rgb24")
         matrix = SMPTE170M if _LUMA[colours.matrix] == _BT601 else colours.matrix
         frame = reformat(rgb, format=pix_fmt, interpolation=INTERPOLATION, dst_colorspace=matrix, dst_color_range=1)
@@ -153,7 +153,7 @@ def from_rgb(pixels: np.ndarray, pix_fmt: str, colours: Colours) -> av.VideoFram
     else:
         to_yuv, offset = _transform(colours, depth)
         peak = 255 if pixels.dtype == np.uint8 else 65535
-        # Of 16 bits OpenCV's sums are of float32; of 8 they are of ten bits.
+        # OpenCV sums in float32 for 16 bits, but with only ten bits for 8-bit pixels.
         yuv = cv2.transform(pixels.astype(np.uint16), np.hstack([to_yuv / peak, offset[:, None]]))
         one_size = av.VideoFrame(pixels.shape[1], pixels.shape[0], _one_size(depth, grey=is_grey(pix_fmt)))
         for plane, numbers in zip(one_size.planes, cv2.split(np.minimum(yuv, 2**depth - 1)), strict=False):
@@ -167,7 +167,7 @@ def from_rgb(pixels: np.ndarray, pix_fmt: str, colours: Colours) -> av.VideoFram
 
 
 def _reformat(frame: av.VideoFrame, pix_fmt: str, colours: Colours) -> av.VideoFrame:
-    """Another size of chroma or order of planes; numbers mean what they meant."""
+    """The frame with another chroma size or order of planes; the meaning of its values does not change."""
     tags = Colours.of(frame)
     try:
         frame.colorspace, frame.color_range = UNSPECIFIED, 2 if colours.full else 1
@@ -178,7 +178,7 @@ def _reformat(frame: av.VideoFrame, pix_fmt: str, colours: Colours) -> av.VideoF
 
 
 def _one_size(depth: int, *, grey: bool = False) -> str:
-    """The format of planes of one size that holds this depth: luma, and chroma too unless it is grey."""
+    """The format of planes of equal size that holds this depth: luma, and chroma too unless it is grey."""
     name = "gray" if grey else "yuv444p"
     return name if depth <= 8 else f"{name}{depth}le"
 
@@ -190,7 +190,7 @@ def _plane(frame: av.VideoFrame, index: int) -> np.ndarray:
 
 
 def _transform(colours: Colours, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """(3, 3) and (3,): YUV numbers of this depth are the matrix times RGB in [0, 1], plus the offset."""
+    """(3, 3) and (3,): YUV values of this depth are the matrix times RGB in [0, 1], plus the offset."""
     red, blue = _LUMA[colours.matrix]
     luma = np.array([red, 1 - red - blue, blue])
     rows = np.stack([luma, ([0, 0, 1] - luma) / (2 * (1 - blue)), ([1, 0, 0] - luma) / (2 * (1 - red))])
@@ -202,9 +202,9 @@ def _transform(colours: Colours, depth: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _turn(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Turn and mirror by quarter turns as a 3x3 display matrix (9 integers, row by row) says."""
+    """Turn and mirror by quarter turns, as given by a 3x3 display matrix (9 integers, row by row)."""
     a, b, _, c, d = (int(value) for value in matrix[:5])
-    if abs(b) > abs(a):  # x and y change places
+    if abs(b) > abs(a):  # x and y are exchanged
         pixels, flip_x, flip_y = pixels.swapaxes(0, 1), c < 0, b < 0
     else:
         flip_x, flip_y = a < 0, d < 0
@@ -212,9 +212,10 @@ def _turn(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def side_data(frame: av.VideoFrame) -> Mapping[str, Any]:
-    """What a frame carries in addition to its pixels, by the names of PyAV's `av.sidedata.sidedata.Type`.
+    """The side data of a frame, by the names of PyAV's `av.sidedata.sidedata.Type`.
 
-    PyAV gives nothing at all of a frame with a kind that it has no name for yet, as JPEG's EXIF: those are taken off.
+    PyAV returns no side data at all for a frame with a kind that it has no name for yet, such as JPEG's EXIF; those are
+    removed first.
     """
     try:
         return cast("Mapping[str, Any]", frame.side_data)
@@ -230,11 +231,11 @@ def side_data(frame: av.VideoFrame) -> Mapping[str, Any]:
 
 
 class Light(NamedTuple):
-    """HDR10: the display that a video was made on, and how bright it gets. What a file does not say is None.
+    """HDR10: the display on which a video was mastered, and its light levels. What a file does not state is None.
 
     Attributes:
-        display: x and y of red, green, blue and white, then the least and the greatest luminance in cd/m2.
-        levels: the brightest pixel's light, and the brightest frame's mean, in cd/m2.
+        display: x and y of red, green, blue and white, then the lowest and the highest luminance in cd/m2.
+        levels: maximum content light level and maximum frame-average light level, in cd/m2.
     """
 
     display: tuple[Fraction, ...] | None = None
@@ -246,7 +247,7 @@ class Light(NamedTuple):
         found = side_data(frame)
         if (data := found.get("MASTERING_DISPLAY_METADATA")) is not None:
             numbers = np.frombuffer(data, np.int32).tolist()  # type: ignore[call-overload]
-            # AVMasteringDisplayMetadata: ten fractions, then whether primaries and luminance are given.
+            # AVMasteringDisplayMetadata: ten fractions, then flags for primaries and luminance.
             if len(numbers) >= 22 and all(numbers[20:22]) and all(numbers[1:20:2]):
                 display = tuple(Fraction(*numbers[i : i + 2]) for i in range(0, 20, 2))
         if (data := found.get("CONTENT_LIGHT_LEVEL")) is not None:
@@ -255,7 +256,7 @@ class Light(NamedTuple):
         return cls(display, levels)
 
     def is_like(self, other: Light) -> bool:
-        """Whether both say the same, but for the rounding of how a file writes it."""
+        """Whether both are equal up to the rounding of file formats."""
         mine, theirs = (one.display or () for one in (self, other))
         near = len(mine) == len(theirs) and np.allclose(
             [*map(float, mine)], [*map(float, theirs)], atol=1e-3, rtol=1e-3
@@ -264,7 +265,7 @@ class Light(NamedTuple):
 
 
 _NEWER_KINDS = 16
-"""Kinds of side data, after those that PyAV has names for, that FFmpeg may know."""
+"""The number of further kinds of side data that FFmpeg may have, after those that PyAV has names for."""
 
 _CARRIED = {
     Type.A53_CC: "closed captions",
@@ -277,10 +278,10 @@ _CARRIED = {
     Type.SPHERICAL: "projection of 360 degrees",
     Type.FILM_GRAIN_PARAMS: "film grain",
 }
-"""What a frame may carry in addition to its picture, and an array of pixels does not."""
+"""What a frame may carry in addition to its picture, and an array of pixels cannot."""
 
 
 def carried(frame: av.VideoFrame) -> list[str]:
-    """What the frame carries that arrays of pixels do not, but for what `Light` holds."""
+    """What the frame carries that arrays of pixels cannot, except what `Light` holds."""
     found = side_data(frame)
     return sorted({name for kind, name in _CARRIED.items() if found.get(kind.name) is not None})

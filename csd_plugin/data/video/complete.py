@@ -1,5 +1,5 @@
-"""Whether all of a file can have been read: its end may be missing, other files may be joined on behind it, and parts
-of it may be damaged in a way that readers pass over in silence."""
+"""Checks whether a file can be read completely: its end may be missing, other files may be appended to it, and parts of
+it may be damaged in a way that readers skip silently."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ _PARTS = {
     *(_CLUSTER, b"\x11\x4d\x9b\x74", b"\x15\x49\xa9\x66", b"\x16\x54\xae\x6b", b"\x1c\x53\xbb\x6b"),
     *(b"\x19\x41\xa4\x69", b"\x10\x43\xa7\x70", b"\x12\x54\xc3\x67"),
 }
-"""What a segment holds: clusters of frames, and SeekHead, Info, Tracks, Cues, Attachments, Chapters, Tags."""
+"""The parts of a segment: clusters of frames, and SeekHead, Info, Tracks, Cues, Attachments, Chapters, Tags."""
 _FILLING = {b"\xec", b"\xbf"}
-"""Void and CRC-32, which are everywhere."""
+"""Void and CRC-32, which may be anywhere."""
 _OF_CLUSTERS = {b"\xe7", b"\xa7", b"\xab", b"\xa3", b"\xa0", b"\xaf", b"\x58\x54", *_FILLING}
-"""Timestamp, Position, PrevSize, SimpleBlock, BlockGroup, EncryptedBlock, SilentTracks."""
+"""The parts of a cluster: Timestamp, Position, PrevSize, SimpleBlock, BlockGroup, EncryptedBlock, SilentTracks."""
 _TRACKS, _TRACK_ENTRY, _TRACK_NUMBER = b"\x16\x54\xae\x6b", b"\xae", b"\xd7"
 _SIMPLE_BLOCK, _BLOCK_GROUP, _BLOCK = b"\xa3", b"\xa0", b"\xa1"
 _READ_SEGMENTS = 2
-"""Matroska files joined into one of which FFmpeg reads the pictures."""
+"""How many joined Matroska files FFmpeg reads."""
 _HEADERS = {"asf": 16, "flv": 13, "apng": 16}
-"""Bytes with which every file of a kind begins, of kinds of which FFmpeg reads the first of joined files only."""
+"""Length of the header, in bytes, of formats of which FFmpeg reads only the first of joined files."""
 _CHUNK = 2**22
 
 
 class Extent(NamedTuple):
-    """How a file's size differs from what its header says.
+    """The difference between a file and what its header says.
 
     Attributes:
-        missing: bytes that it lacks at its end.
-        unread: files joined on behind it that readers pass over.
-        broken: where its parts do not fit together, so that readers leave frames out; None where they do.
+        missing: bytes missing at its end.
+        unread: files appended to it, which readers skip.
+        broken: byte at which its structure is broken, so that readers leave frames out; None if it is not.
     """
 
     missing: int
@@ -43,7 +43,7 @@ class Extent(NamedTuple):
 
 
 def extent_of(path: Path, container: str) -> Extent:
-    """What a file says about itself; nothing where its kind, given by FFmpeg's name, says nothing."""
+    """What a file's structure shows; nothing for containers (FFmpeg's names) whose structure is not examined."""
     find = next((function for name, function in _FINDERS.items() if name in container), None)
     with path.open("rb") as file:
         if find is not None:
@@ -55,11 +55,11 @@ def extent_of(path: Path, container: str) -> Extent:
 
 
 _Found = tuple[int | None, int]
-"""Where the file should end, None where nothing says so, and how many joined files are not read."""
+"""Where the file should end, or None if unknown, and the number of joined files that are not read."""
 
 
 def _matroska(file: BinaryIO) -> _Found:
-    """Segments, which hold everything, follow each other in joined files."""
+    """Joined files consist of consecutive segments, each of which holds everything of one file."""
     end, segments, length = 0, 0, _length(file)
     while end < length:
         file.seek(end)
@@ -67,16 +67,16 @@ def _matroska(file: BinaryIO) -> _Found:
             break
         file.seek(_ebml_size(file) or 0, os.SEEK_CUR)
         size = _ebml_size(file) if file.read(4) == _SEGMENT else None
-        if size is None:  # written without its size, as live streams are
+        if size is None:  # the size is unknown, as in live streams
             return None, 0
         end, segments = file.tell() + size, segments + 1
     return end, max(0, segments - _READ_SEGMENTS)
 
 
 def _broken_matroska(file: BinaryIO) -> int | None:
-    """The first place in a file of one segment at which no element can begin, or one is longer than what holds it.
+    """The first place in a file of one segment where no element can begin, or where one is longer than its parent.
 
-    Or at which there is a block of none of its tracks, which readers leave out.
+    Or where there is a block of an unknown track, which readers leave out.
     """
     file.seek(4)
     file.seek(_ebml_size(file) or 0, os.SEEK_CUR)
@@ -87,7 +87,7 @@ def _broken_matroska(file: BinaryIO) -> int | None:
     if segment is not None and at + segment > length:
         return None  # the end is missing
     end = length if segment is None else at + segment
-    inside, in_cluster = end, False  # the end of what is being read: the segment, or a cluster
+    inside, in_cluster = end, False  # the end of the current element: the segment, or a cluster
     tracks: set[int] = set()
     while at < end:
         if at >= inside:
@@ -96,7 +96,7 @@ def _broken_matroska(file: BinaryIO) -> int | None:
         name = _ebml_name(file)
         if segment is None and (name == _EBML or _is_over(file)):
             return None
-        if name in _PARTS:  # which end a cluster without a size
+        if name in _PARTS:  # these end a cluster of unknown size
             inside, in_cluster = end, name == _CLUSTER
         elif name is None or (name not in _OF_CLUSTERS if in_cluster else name not in _FILLING and len(name) < 4):
             return at
@@ -119,7 +119,7 @@ def _broken_matroska(file: BinaryIO) -> int | None:
 
 
 def _track_numbers(file: BinaryIO, end: int) -> set[int]:
-    """Those of the tracks that are described from here to `end`."""
+    """The numbers of the tracks that are described from here to `end`."""
     return {
         int.from_bytes(file.read(length), "big")
         for entry, size in _children(file, end)
@@ -130,14 +130,14 @@ def _track_numbers(file: BinaryIO, end: int) -> set[int]:
 
 
 def _is_of(file: BinaryIO, name: bytes, end: int, tracks: set[int]) -> bool:
-    """Whether the block, or the group of one, whose content begins here is of one of the tracks."""
+    """Whether the block, or group of one, whose content begins here belongs to one of the tracks."""
     if name == _BLOCK_GROUP and not any(child == _BLOCK for child, _ in _children(file, end)):
         return False
-    return _ebml_size(file) in tracks  # a track's number is written as a size is
+    return _ebml_size(file) in tracks  # track numbers are encoded like sizes
 
 
 def _children(file: BinaryIO, end: int) -> Iterator[tuple[bytes, int]]:
-    """Name and size of each element from here to `end`; the file is at its content meanwhile."""
+    """Name and size of each element from here to `end`; at each, the file is positioned at its content."""
     at = file.tell()
     while at < end:
         file.seek(at)
@@ -151,7 +151,7 @@ def _children(file: BinaryIO, end: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _goes_on(file: BinaryIO) -> bool:
-    """Whether a later cluster exists: an element that is longer than the file is then damaged, not cut short."""
+    """Whether another cluster follows: then an element that is longer than the file is damaged, not cut short."""
     before = b""
     while rest := file.read(_CHUNK):
         if _CLUSTER in before + rest:
@@ -161,7 +161,7 @@ def _goes_on(file: BinaryIO) -> bool:
 
 
 def _is_over(file: BinaryIO) -> bool:
-    """Whether nothing follows, or zeros alone: a live recording was ended, and room that was kept for it is left."""
+    """Whether only zeros follow, or nothing: reserved space that an ended live recording has left."""
     at, rest = file.tell(), file.read(1)
     if rest == b"\0":
         rest = file.read(_CHUNK)
@@ -170,7 +170,7 @@ def _is_over(file: BinaryIO) -> bool:
 
 
 def _ebml_name(file: BinaryIO) -> bytes | None:
-    """The identifier of the element that comes next, None where there is none: of one to four bytes."""
+    """The identifier of the next element, one to four bytes; None if there is none."""
     first = file.read(1)
     if not first or first[0] < 0x10:
         return None
@@ -178,7 +178,7 @@ def _ebml_name(file: BinaryIO) -> bytes | None:
 
 
 def _ebml_size(file: BinaryIO) -> int | None:
-    """The variable-length integer that comes next; None for the one that means 'not known'."""
+    """The next variable-length integer; None for the one that means 'unknown'."""
     first = file.read(1)
     if not first or not first[0]:
         return None
@@ -189,7 +189,7 @@ def _ebml_size(file: BinaryIO) -> int | None:
 
 
 def _boxes(file: BinaryIO) -> _Found:
-    """MP4 and QuickTime: a second index is another file's, but not among fragments, where it may be repeated."""
+    """MP4 and QuickTime: a second index belongs to another file, except among fragments, where it may be repeated."""
     total, at = _length(file), 0
     kinds: list[bytes] = []
     while at + 8 <= total:
@@ -198,7 +198,7 @@ def _boxes(file: BinaryIO) -> _Found:
         if size == 1:
             size = int.from_bytes(file.read(8), "big")
         kinds.append(kind)
-        if size < 8:  # 0: up to the end of the file, whichever that is
+        if size < 8:  # 0: up to the end of the file, wherever that is
             at = total
             break
         at += size
@@ -206,13 +206,13 @@ def _boxes(file: BinaryIO) -> _Found:
 
 
 def _riff(file: BinaryIO) -> _Found:
-    """The first RIFF chunk, which of files up to 1 GB is all."""
+    """The first RIFF chunk, which is the whole file up to 1 GB."""
     head = file.read(8)
     return (8 + int.from_bytes(head[4:], "little") if head[:4] == b"RIFF" else None), 0
 
 
 def _count(file: BinaryIO, header: bytes) -> int:
-    """How often the header is in the file."""
+    """How many times the header occurs in the file."""
     file.seek(0)
     count, tail = 0, b""
     while chunk := file.read(_CHUNK):

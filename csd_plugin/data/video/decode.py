@@ -1,4 +1,4 @@
-"""Video files, decoded."""
+"""Decodes video files."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ _READABLE = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,webp,h264,hevc,av1,obu,ivf,m4v,"
     "mjpeg,jpeg_pipe,yuv4mpegpipe,mxf,nut,wtv,rm,dv"
 )
-"""Containers that hold their own frames. Playlists (HLS, DASH, concat) are left out: a file from a stranger could name
-any other file of the machine, or an address, to be read into the output."""
+"""Containers that hold their own frames. Playlists (HLS, DASH, concat) are excluded: an untrusted file could name any
+other file of the machine, or an address, to be read into the output."""
 
 _FIELD_ORDERS = {
     2: "top field first",
@@ -46,18 +46,18 @@ _FIELD_ORDERS = {
     4: "top field coded first",
     5: "bottom field coded first",
 }
-"""FFmpeg's numbers of how two fields make a frame, as a viewer would say it."""
+"""FFmpeg's numbers for the order of fields, in a viewer's words."""
 _PROGRESSIVE = 1
 _KEEP_GOING = "keep_going (--keep-going of csd derain, rain and prepare)"
 
 
 @dataclass
 class _Count:
-    """What has gone into a decoder, and what has come out."""
+    """Counts what has gone into a decoder and come out of it."""
 
     packets: int = 0
     unshown: int = 0
-    """Packets that are there for others that build on them, as in front of an edit list."""
+    """Packets that are only decoded for others that depend on them, as before an edit list."""
     frames: int = 0
     patched: int = 0
     interlaced: bool = False
@@ -76,20 +76,20 @@ class VideoReader(FrameReader):
         try:
             pictures = [stream for stream in self._container.streams.video if not is_cover(stream)]
             if not pictures or pictures[0].codec_context is None:
-                raise CSDError(f"{path}: no video in this file that can be decoded; is it complete, and a video?")
+                raise CSDError(f"{path}: no decodable video in this file; is it complete, and a video?")
             self._stream = pictures[0]
             self._stream.thread_type = "AUTO"
             self._stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
             self.fps = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
             self.time_base = self._stream.time_base or 1 / self.fps
-            # Seconds at which the file's own clock shows the clip's start; often not 0, as in MPEG-TS.
+            # The time, in seconds, of the clip's start on the file's own clock; often not 0, as in MPEG-TS.
             self._origin = Fraction(self._container.start_time or 0, av.time_base)
             self._starts, self._durations = array("q"), array("q")
             self._places: deque[int] = deque()
             self._frames = self._part()
             first = next(self._frames, None)
             if first is None:
-                raise EmptyPart(f"{path}: no frames in the part asked for; --end is the frame after the last")
+                raise EmptyPart(f"{path}: no frames between --start and --end; --end is the frame after the last")
         except BaseException:
             self._container.close()
             raise
@@ -97,8 +97,8 @@ class VideoReader(FrameReader):
         look = _look_of(self._stream, first)
         if not look.colours.known(look.pix_fmt):
             raise CSDError(
-                f"{path}: its colours are coded with matrix {look.colours.matrix} of ITU-T H.273, which is not read "
-                f"here; give a copy with a usual one, such as BT.709"
+                f"{path}: its colours use matrix {look.colours.matrix} of ITU-T H.273, which is not supported here; "
+                f"give a copy with a usual one, such as BT.709"
             )
         height, width = to_rgb(first).shape[:2]
         self.size = (width, height)
@@ -124,7 +124,7 @@ class VideoReader(FrameReader):
 
     def _read(self) -> Iterator[np.ndarray]:
         if self._first is None:
-            raise CSDError(f"{self.path}: a reader gives a video's frames once; open it again")
+            raise CSDError(f"{self.path}: a reader gives the frames of a video only once; open it again")
         first, self._first = self._first, None
         self._say_what_is_lost(first)
         yield to_rgb(first)
@@ -146,24 +146,24 @@ class VideoReader(FrameReader):
         self._container.close()
 
     def _say_what_is_lost(self, first: av.VideoFrame) -> None:
-        """One line for each thing that does not come through as pixels."""
+        """Warn, with one line each, about what pixels cannot hold."""
         look, metadata = self._format.look, self._format.metadata
         if look.field_order != _PROGRESSIVE:
             logger.warning(
-                "%s is interlaced, %s: each frame's two fields are taken for one picture; deinterlace first "
+                "%s is interlaced, %s: each frame's two fields are treated as one picture; deinterlace first "
                 "(ffmpeg -vf bwdif) for clean results",
                 self.path,
                 _FIELD_ORDERS[look.field_order],
             )
         seen_through = has_alpha(look.pix_fmt) and first.to_ndarray(format="rgba")[..., 3].min() < 255
-        # WebM's is a stream of its own, which FFmpeg's decoders leave out.
+        # WebM's alpha is a separate stream, which FFmpeg's decoders leave out.
         lost = ["transparency (alpha)"] if seen_through or metadata.get("alpha_mode") == "1" else []
         lost += carried(first)
         if lost:
-            logger.warning("%s: %s is left out of what is written", self.path, ", ".join(lost))
+            logger.warning("%s: %s is left out of the output", self.path, ", ".join(lost))
 
     def _part(self) -> Iterator[av.VideoFrame]:
-        """The frames from start to end, their times noted, and those of the context."""
+        """The frames from start to end, with those of the context; notes their times."""
         self._skipped, self._cut, self._whole = 0, False, True
         before: deque[av.VideoFrame] = deque(maxlen=self._context)
         after = 0
@@ -174,7 +174,7 @@ class VideoReader(FrameReader):
         for number, frame in enumerate(self._decoded()):
             look_before, look = look or _kind_of(frame), _kind_of(frame)
             changed = look != look_before
-            # Some files have no times; in display order time always moves on.
+            # Some files have no times; in display order, time must always advance.
             pts = self._places.popleft() if self._places else frame.pts
             begin = expected if pts is None or pts <= last else pts
             last = begin
@@ -191,7 +191,7 @@ class VideoReader(FrameReader):
                 yield frame
                 continue
             if changed and not self._starts:
-                before.clear()  # no context either
+                before.clear()  # frames of another kind cannot be context
             if not reached(self._start, number, seconds):
                 self._skipped += 1
                 before.append(frame)
@@ -199,7 +199,7 @@ class VideoReader(FrameReader):
             if changed and self._starts:
                 raise CSDError(
                     f"{self.path}: frame {number} is {look}, those before it are {look_before}, and a clip has frames "
-                    f"of one kind: --end {number} takes those before, --start {number} those from there on"
+                    f"of one kind: --end {number} reads those before, --start {number} those from there on"
                 )
             if before:
                 self.lead = len(before)
@@ -212,7 +212,7 @@ class VideoReader(FrameReader):
             self._durations[-1] = self._last_duration() or self._durations[-1]
 
     def _last_duration(self) -> int | None:
-        """Ticks for which the file's last frame is shown, where its container says so better than the frame."""
+        """Ticks for which the file's last frame is shown, if its container knows better than the frame."""
         stream, end = self._stream, None
         if "mp4" in self._container.format.name and stream.duration:
             end = (stream.start_time or 0) + stream.duration
@@ -233,7 +233,7 @@ class VideoReader(FrameReader):
                 if is_cut:
                     self._damaged(count.frames, "its data is cut off")
                     continue
-                # AVI has the times of decoding only: one place after the other, whichever frame is shown then.
+                # AVI has only decoding times: one place after the other, whichever frame is shown then.
                 if packet.size and packet.dts is not None and self._container.format.name == "avi":
                     self._places.append(packet.dts)
                 decoded = packet.decode()
@@ -251,13 +251,13 @@ class VideoReader(FrameReader):
             self._damaged(count.frames, reason)
 
     def _packets(self) -> Iterator[tuple[av.Packet, bool]]:
-        """Each packet of the stream, and whether data of it is missing. Raises av.FFmpegError."""
+        """Each packet of the stream, and whether some of its data is missing. Raises av.FFmpegError."""
         clock = Clock(self._stream)
         waiting: deque[tuple[av.Packet, bool]] = deque()
 
         def judged() -> tuple[av.Packet, bool]:
-            # Where files are joined, a transport stream's packet counters start anew, and one of the two packets before
-            # that place, which is whole, is marked as cut.
+            # Where files are joined, a transport stream's packet counters restart, and one of the two packets before
+            # that place is marked as corrupt although it is complete.
             packet, _ = waiting.popleft()
             return packet, packet.is_corrupt and not any(begins for _, begins in islice(waiting, 2))
 
@@ -268,7 +268,7 @@ class VideoReader(FrameReader):
                 waiting.append((packet, packet.is_keyframe or clock.jumps > jumps))
                 if clock.jumps > jumps == 0:
                     logger.warning(
-                        "%s: its clock starts anew inside, as in joined files; times continue there, and sound that "
+                        "%s: its clock restarts inside, as in joined files; times continue there, and sound that "
                         "would overlap the part before is left out",
                         self.path,
                     )
@@ -283,15 +283,17 @@ class VideoReader(FrameReader):
             raise failed
 
     def _lacks(self, packets: int) -> str | None:
-        """What the file's header promises and was not read, for containers whose headers can be trusted."""
+        """What is missing of what the file's header promises, for containers whose headers can be trusted."""
         kind, told = self._container.format.name, self._stream.frames
         extent = extent_of(self.path, kind)
         if extent.unread:
-            return f"{extent.unread} more joined on behind, where readers of its kind do not look: join with a program"
-        # AVI files have a number of frames too, and some of them a wrong size.
+            return (
+                f"{extent.unread} more files appended, which readers of its kind skip: join them with a video program"
+            )
+        # AVI headers also hold a number of frames, and sometimes a wrong size.
         if ("mp4" in kind and packets < told) or (extent.missing and (kind != "avi" or packets < told)):
-            return "the file ends before its time"
-        if extent.broken is not None:  # readers of Matroska go on behind such a place, and say nothing
+            return "the file ends too early"
+        if extent.broken is not None:  # readers of Matroska continue after such a place silently
             return f"its data is damaged at byte {extent.broken:,}, and frames after it are missing"
         return None
 
@@ -303,22 +305,22 @@ class VideoReader(FrameReader):
         logger.warning("%s; what cannot be read is left out", message)
 
     def _patched(self, count: _Count) -> None:
-        """The decoder has filled parts of a frame from others; those that build on it show them too."""
-        message = f"{self.path}: the video is damaged in frame {count.frames}, whose picture the decoder has patched up"
+        """Report a frame whose missing parts the decoder has filled in from others, as do frames that depend on it."""
+        message = f"{self.path}: the video is damaged in frame {count.frames}, which the decoder has patched up"
         if not self._keep_going:
-            raise CSDError(f"{message}; {_KEEP_GOING} takes it as it is")
+            raise CSDError(f"{message}; {_KEEP_GOING} accepts it")
         count.patched += 1
         if count.patched == 1:
-            logger.warning("%s; it is taken as it is", message)
+            logger.warning("%s; it is used nevertheless", message)
 
     def _say_what_is_hidden(self, count: _Count) -> None:
-        """What `_patched` and `_damaged` have not said of a file that was read to its end."""
+        """Report damage of a file, read to its end, that `_patched` and `_damaged` have not reported."""
         if count.patched > 1:
-            logger.warning("%s: %d frames in all are patched up", self.path, count.patched)
+            logger.warning("%s: %d frames are patched up in all", self.path, count.patched)
         lost = count.packets - count.unshown - count.frames
         if lost > 0 and self._whole and not count.interlaced:  # a picture of two fields may be two packets
             logger.warning(
-                "%s: %d of its pictures cannot be decoded, as at the start of a part of a video, or in a damaged "
+                "%s: %d of its pictures cannot be decoded, as at the start of a cut video, or in a damaged "
                 "one; they are left out",
                 self.path,
                 lost,
@@ -337,7 +339,7 @@ class VideoReader(FrameReader):
 
 
 def _tagged_end(stream: av.VideoStream) -> Fraction | None:
-    """When its last picture ends, in seconds, where a tag of Matroska says so: its sound may be longer."""
+    """The end of its last picture in seconds, if a tag of Matroska gives it, as the sound may be longer."""
     clock = re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)", stream.metadata.get("DURATION", ""))
     if clock is None:
         return None
@@ -346,9 +348,9 @@ def _tagged_end(stream: av.VideoStream) -> Fraction | None:
 
 
 def open_input(path: Path) -> av.container.InputContainer:
-    """A local file that holds its own frames, whatever its name says. Raises CSDError."""
+    """Open a local file that holds its own frames, whatever its name. Raises CSDError."""
     try:
-        # An absolute path is never taken for an address, whatever characters are in it.
+        # FFmpeg never takes an absolute path for an address, whatever its characters.
         return av.open(
             str(path.resolve()), container_options={"format_whitelist": _READABLE, "protocol_whitelist": "file"}
         )
@@ -363,12 +365,12 @@ def open_input(path: Path) -> av.container.InputContainer:
 
 
 def is_cover(stream: av.VideoStream) -> bool:
-    """Whether a stream is a picture that stands for the file, not a clip."""
+    """Whether a stream is a cover picture, not a clip."""
     return bool(stream.disposition & Disposition.attached_pic)
 
 
 def _look_of(stream: av.VideoStream, first: av.VideoFrame) -> Look:
-    """What the pictures of a stream are, from its header and its first frame."""
+    """The look of a stream's pictures, from its header and its first frame."""
     aspect, order = stream.sample_aspect_ratio or None, stream.codec_context.field_order
     return Look(
         pix_fmt=first.format.name,
@@ -382,6 +384,6 @@ def _look_of(stream: av.VideoStream, first: av.VideoFrame) -> Look:
 
 
 def _kind_of(frame: av.VideoFrame) -> str:
-    """What all frames of a clip share: size, and whether 8 bits hold their values."""
+    """What all frames of a clip must share: size, and whether 8 bits hold their values."""
     deep = max(component.bits for component in frame.format.components) > 8
     return f"{frame.width}x{frame.height}{' of more than 8 bits' if deep else ''}"

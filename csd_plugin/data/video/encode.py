@@ -1,4 +1,4 @@
-"""Video files, encoded."""
+"""Encodes video files."""
 
 from __future__ import annotations
 
@@ -27,25 +27,26 @@ from csd_plugin.errors import CSDError
 logger = logging.getLogger(__name__)
 
 _CONSTANT = ("avi",)
-"""Containers whose pictures follow each other at a constant rate, in the order in which they are shown."""
+"""Containers that only have a constant rate, with pictures in display order."""
 _HIGHEST_RATE = Fraction(240)
 _MOST_REORDERED = 64
 _FORMATS = {".m4v": "mp4"}
-"""Containers that FFmpeg does not take from the suffix: its own .m4v leaves out much of what MP4 holds."""
+"""Suffixes of which FFmpeg chooses an unsuitable container: its own .m4v leaves out much of what MP4 can hold."""
 
 _CONTAINER_OPTIONS = {".avi": {"avoid_negative_ts": "disabled"}}
-"""Sound that begins before 0, as AAC's does, would move AVI's pictures by half a place."""
+"""Sound that begins before 0, as AAC's does, would shift AVI's pictures by half a frame."""
 
 
 class VideoWriter(FrameWriter):
-    """Encodes to a temporary file next to the output, which takes its name when all is written.
+    """Encodes to a temporary file next to the output, which gets the output's name when everything is written.
 
-    The encoder is set up when the first frame gives the size, which need not be the reader's. It counts frames; the
-    container gets their times, so these are as exact as the container's own, whatever the encoder knows of rates.
+    The encoder is set up when the first frame gives the size, which may differ from the reader's. It only counts
+    frames; the container gets their times, so these are as exact as the container allows, whatever rates the encoder
+    supports.
 
     Args:
-        replace: what may be there by the end is replaced.
-        quick: encode in less time and more bytes, see `encoders.QUICK_OPTIONS`.
+        replace: at the end, replace an existing file.
+        quick: encode faster, into a larger file, see `encoders.QUICK_OPTIONS`.
     """
 
     def __init__(self, path: Path, *, like: FrameReader, replace: bool = True, quick: bool = False) -> None:
@@ -77,7 +78,7 @@ class VideoWriter(FrameWriter):
                 else:
                     self._show(picture, begin)
             else:
-                # Encoders and containers refuse time that stands still.
+                # Encoders and containers refuse times that do not advance.
                 self._show(picture, max(begin, self._begins[-1] + 1) if self._begins else begin)
             self._last = picture
 
@@ -97,7 +98,7 @@ class VideoWriter(FrameWriter):
         if self._tracks:
             self._tracks.close()
         if self._container is not None:
-            # Closing writes the file's end, which may fail for the very reason that brought us here.
+            # Closing writes the file's end, which may fail for the same reason as before.
             with contextlib.suppress(av.FFmpegError, OSError):
                 self._container.close()
         with contextlib.suppress(OSError):
@@ -109,7 +110,7 @@ class VideoWriter(FrameWriter):
         source = like.source_format
         suffix = self.path.suffix.lower()
         container = av.open(
-            # An absolute path is never taken for an address, whatever characters are in it.
+            # FFmpeg never takes an absolute path for an address, whatever its characters.
             str(self._draft.absolute()),
             "w",
             format=_FORMATS.get(suffix),
@@ -143,7 +144,7 @@ class VideoWriter(FrameWriter):
         return container
 
     def _write_rest(self, container: av.container.OutputContainer, last: av.VideoFrame) -> None:
-        """Write what is left, and give the file its name."""
+        """Write the rest, and give the file its name."""
         end = self._seconds(self._count - 1, 1)
         self._end = max(round(end / self._tick), self._begins[-1] + 1)
         if self._constant:
@@ -157,8 +158,8 @@ class VideoWriter(FrameWriter):
             self._tracks.say_what_is_lost(self._draft)
         if self._repeated or self._skipped:
             logger.warning(
-                "%s: %s holds a constant rate only, %.6g fps: %d frames are repeated and %d left out, so that sound "
-                "stays in step",
+                "%s: %s only has a constant rate, %.6g fps: %d frames are repeated and %d left out, so that sound "
+                "stays in sync",
                 self.path,
                 container.format.name,
                 1 / self._tick,
@@ -166,28 +167,30 @@ class VideoWriter(FrameWriter):
                 self._skipped,
             )
         if not self._replace and self.path.exists():
-            raise CSDError(f"{self.path} was written by another program meanwhile; give another name, or --overwrite")
+            raise CSDError(
+                f"{self.path} has been written by another program meanwhile; give another name, or --overwrite"
+            )
         self._draft.replace(self.path)
 
     def _seconds(self, index: int, frames: int) -> Fraction:
-        """The output's time at which the index-th frame begins, or, for `frames` of 1, ends."""
+        """The output's time, in seconds, at which the index-th frame begins, or, for `frames` of 1, ends."""
         start, duration = self._like.stamp(index)
         return (start + frames * duration) * self._like.time_base - self._offset
 
     def _show_until(self, end: int, picture: av.VideoFrame) -> None:
-        """Repeat a picture at a constant rate up to a time, in ticks."""
+        """At a constant rate, repeat a picture up to a time, in ticks."""
         while len(self._begins) < end:
             self._show(picture, len(self._begins))
             self._repeated += 1
 
     def _show(self, picture: av.VideoFrame, begin: int) -> None:
-        """Encode a picture that is shown from a time on, in the container's ticks."""
+        """Encode a picture that is shown from this time on, in the container's ticks."""
         picture.pts, picture.time_base = len(self._begins), self._stream.codec_context.time_base
         self._begins.append(begin)
         self._mux(self._stream.encode(picture))
 
     def _mux(self, packets: list[av.Packet], ends: bool = False) -> None:
-        """Write packets for whose frames the end is known: it is the beginning of the next, or the video's."""
+        """Write the packets of frames whose end is known: the beginning of the next frame, or the video's end."""
         assert self._container is not None
         self._held.extend(packets)
         while self._held and (ends or (self._held[0].pts or 0) + 1 < len(self._begins)):
@@ -200,7 +203,7 @@ class VideoWriter(FrameWriter):
                 self._first_decoded = packet.dts
             whole = self._first_decoded + self._end - self._begins[0]
             if ends and not self._held and packet.dts + packet.duration < whole:
-                # MP4's length is that of decoding, and the frame shown last, for longer, was decoded before this one.
+                # MP4's length is that of decoding; the last frame shown, for longer, was decoded before this one.
                 packet.dts, packet.duration = begin, self._end - begin
             packet.time_base = self._tick
             packet.stream = self._stream
@@ -209,10 +212,10 @@ class VideoWriter(FrameWriter):
             self._container.mux(packet)
 
     def _order(self, packet: av.Packet, number: int) -> int:
-        """The number of the frame at whose time a packet is decoded, negative before the first."""
+        """The number of the frame at whose time a packet is decoded; negative before the first frame."""
         reordered = self._stream.codec_context.reorder_depth
         given = packet.dts
-        # libx265 gives random numbers where a clip ends before it has reordered any frame.
+        # libx265 returns random numbers if a clip ends before any frame was reordered.
         last = self._decoded
         if given is None or not (-_MOST_REORDERED <= given <= number) or (last is not None and given <= last):
             given = min(number, -reordered if last is None else last + 1)
@@ -220,7 +223,7 @@ class VideoWriter(FrameWriter):
         return given
 
     def _time_of(self, number: int) -> int:
-        """Ticks at which a frame begins; before the first frames follow each other, and after the last is the end."""
+        """Ticks at which a frame begins; frames before the first are consecutive, the one after the last is the end."""
         if number < 0:
             return self._begins[0] + number * max(1, round(1 / (self._like.fps * self._tick)))
         return self._begins[number] if number < len(self._begins) else self._end
@@ -230,7 +233,7 @@ class VideoWriter(FrameWriter):
         try:
             yield
         except OSError as error:
-            reason = f"({error.strerror or error}); is there room, and the right to?"
+            reason = f"({error.strerror or error}); check the free space and the permissions"
             raise CSDError(f"{self.path}: cannot be written {reason}") from error
         except av.FFmpegError as error:
             encoder = self._setup.encoder.name if self._container else "the encoder"
@@ -240,20 +243,20 @@ class VideoWriter(FrameWriter):
 
 
 def _look(frame: np.ndarray) -> Look:
-    """What a video's pictures are to be where they come from no video, as far as it can hold it."""
+    """The look of a video whose frames come from no video, as far as it can hold it."""
     pix_fmt = "yuv420p" if frame.dtype == np.uint8 else "yuv420p10le"
     return Look(pix_fmt, Colours(BT709, 0, BT709, BT709), depth=8 * frame.dtype.itemsize)
 
 
 def _steady_rate(source: SourceFormat, offset: Fraction) -> Fraction:
-    """The lowest of the likely constant rates at which no two frames of a file have one place."""
+    """The lowest of the likely constant rates at which no two frames of a file coincide."""
     with open_input(source.path) as container:
         stream = cast("av.VideoStream", container.streams[source.index])
         base = stream.base_rate or source.fps
         try:
             stamps = sorted({packet.pts for packet in Clock(stream).packets(stream) if packet.pts is not None})
         except av.FFmpegError:
-            return source.fps  # damage: the reader says so
+            return source.fps  # a damaged end: the reader reports it
         times = [stamp * source.time_base - offset for stamp in stamps]
     if len(times) < 2:
         return source.fps

@@ -1,7 +1,7 @@
-"""Which encoder writes a video, and how it is set: found by trying, in memory, what comes back from a file.
+"""Chooses the encoder of a video and its settings, by trials in memory of what a file gives back.
 
-What FFmpeg lists of an encoder or a container is not what they hold: a build of libvpx may lack its ten bits, and raw
-4:2:2 in QuickTime comes back as other colours. So a setup counts only if a picture written with it comes back.
+What FFmpeg lists for an encoder or container is not always what they hold: a build of libvpx may lack its ten bits, and
+raw 4:4:2:2 in QuickTime comes back with other colours. So a setup counts only if a picture survives it.
 """
 
 from __future__ import annotations
@@ -51,41 +51,41 @@ _OPTIONS: dict[str, dict[str, str]] = {
     "ffv1": {},
     "prores": {},
 }
-"""Settings near the source's quality: deraining, not the codec, decides what a frame looks like."""
+"""Settings of quality close to the source's: a frame should look as the deraining, not the codec, makes it."""
 QUICK_OPTIONS: dict[str, dict[str, str]] = {
     "libx264": {"preset": "ultrafast", "crf": "16"},
     "libx265": {"preset": "ultrafast", "crf": "16"},
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
     "libsvtav1": {"preset": "12", "crf": "18"},
 }
-"""What is set otherwise than usual, by encoder. Pictures are as near to their source, in PSNR on real rain, in 0.1,
+"""Settings that differ for `quick`, by encoder. Pictures are as close to their source, in PSNR on real rain, in 0.1,
 0.35, 0.15 and 0.55 of the usual time; files are 1.8, 1.15, 1.1 and 1.2 times as large."""
 
 _OLD_ENCODERS_OPTIONS = {"qmin": "1", "qmax": "4"}
 _LIMITED = ("libvpx",)
-"""Encoders whose quality setting holds only below a bit rate."""
+"""Encoders whose quality setting is only effective below a bit rate."""
 _BITS_PER_PIXEL = 1
-"""Enough for any picture, where a bit rate must be given and the source's is not known."""
+"""Enough for any picture, for encoders that need a bit rate when the source's is not known."""
 _STEPS = (Fraction(1, 50_000), Fraction(1, 10_000))
 _LIGHT: dict[str, tuple[str, str, str, tuple[Fraction | None, Fraction | None]]] = {
     "libx264": ("x264-params", "mastering-display", "cll", _STEPS),
     "libx265": ("x265-params", "master-display", "max-cll", _STEPS),
     "libsvtav1": ("svtav1-params", "mastering-display", "content-light", (None, None)),
 }
-"""How encoders take HDR10: the option, its names of display and light level, units of chromaticity and luminance."""
+"""How encoders take HDR10: the option, its names of display and light level, and the units of both numbers."""
 _FIELDS = {2: "tff=1", 4: "tff=1", 3: "bff=1", 5: "bff=1"}
 _DEEP_CODECS = ("h264", "av1")
-"""Codecs that hold more than 8 bits, for containers whose usual one does not."""
+"""Codecs that hold more than 8 bits, for containers whose usual codec does not."""
 _NOT_EVERYWHERE = Capabilities.hardware | Capabilities.hybrid | Capabilities.experimental
 _USUAL_RATE = Fraction(25)
-"""A rate that encoders take which know some rates only; times are the container's matter."""
+"""A rate for encoders that only accept certain rates; the container gets the actual times."""
 _FARTHEST = 12.0
-"""Mean difference, in levels, of a trial's picture from itself; a picture taken for another format is far beyond."""
+"""The most mean difference, in levels, between a trial's picture and the original; a misread format is far beyond."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """An encoder, set for one size of picture."""
+    """An encoder with its settings, for one size of picture."""
 
     encoder: av.Codec
     pix_fmt: str
@@ -101,9 +101,9 @@ class Setup:
         return self.look.colours
 
     def add_to(self, container: av.container.OutputContainer, mean_rate: Fraction) -> av.VideoStream:
-        """A stream, its encoder open: one tick of its time is a frame.
+        """Add a stream with an open encoder, whose time base is one tick per frame.
 
-        Raises ValueError or av.FFmpegError where the encoder, or the container, does not take this.
+        Raises ValueError or av.FFmpegError if the encoder, or the container, does not accept the setup.
         """
         stream = cast("av.VideoStream", container.add_stream(self.encoder.name, rate=mean_rate))
         context = stream.codec_context
@@ -127,11 +127,11 @@ class Setup:
 
 @contextlib.contextmanager
 def _manners_kept() -> Iterator[None]:
-    """What libsvtav1 changes for the whole process as it opens stays as it is.
+    """Restore what libsvtav1 changes for the whole process when it opens.
 
-    Where it may, as root, it puts its threads and the one that calls it into real-time scheduling, which processes
-    started later inherit: they would take the machine from everybody else. It also writes its settings to standard
-    error, unless the environment says otherwise.
+    As root, it puts its threads and the calling thread into real-time scheduling, which processes started later
+    inherit: they would starve everything else on the machine. It also writes its settings to standard error, unless the
+    environment says otherwise.
     """
     quiet = "SVT_LOG" not in os.environ
     if quiet:
@@ -145,15 +145,15 @@ def _manners_kept() -> Iterator[None]:
             os.environ.pop("SVT_LOG", None)
         if scheduling:
             for thread in (0, *(_threads() - before)):
-                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                with contextlib.suppress(ProcessLookupError):  # the thread has ended meanwhile
                     if os.sched_getscheduler(thread) != scheduling[0]:
                         os.sched_setscheduler(thread, *scheduling)
 
 
 def _threads() -> set[int]:
-    """This process's threads by Linux's numbers; none where they cannot be listed."""
+    """This process's threads by Linux's numbers; empty if they cannot be listed."""
     try:
-        return {int(name) for name in os.listdir("/proc/self/task")}  # noqa: PTH208 - no paths are wanted
+        return {int(name) for name in os.listdir("/proc/self/task")}  # noqa: PTH208 - paths are not needed
     except OSError:
         return set()
 
@@ -168,17 +168,17 @@ def choose(
     reorder: bool,
     quick: bool = False,
 ) -> Setup:
-    """The setup that keeps most of what the pictures are, of those that work here. Losses are one line each.
+    """Of the setups that work here, the one that preserves most of the look. One line warns about each loss.
 
     Args:
         path: the output, for messages.
         form: FFmpeg's name of the container.
         size: (width, height) of the frames.
-        reorder: whether the container can hold frames in another order than they are shown.
-        quick: see `QUICK_OPTIONS`.
+        reorder: whether the container can hold frames in an order other than display order.
+        quick: use `QUICK_OPTIONS`.
 
     Raises:
-        CSDError: nothing works.
+        CSDError: no setup works.
     """
     depth = depth_of(look.pix_fmt)
     best: Setup | None = None
@@ -202,21 +202,21 @@ def choose(
 def _say_what_changes(path: Path, form: str, look: Look, setup: Setup) -> None:
     written = setup.encoder.canonical_name
     if look.codec and look.codec != written:
-        logger.warning("%s: %s cannot be written into %s here, %s is taken", path, look.codec, form, written)
+        logger.warning("%s: %s cannot be written into %s here, %s is used instead", path, look.codec, form, written)
     before, after = max(look.depth, depth_of(look.pix_fmt)), depth_of(setup.pix_fmt)
     if after < before:
         logger.warning("%s: %s holds %d bits per channel here, the input has %d", path, written, after, before)
     lost = []
     wanted, held = look.colours.for_format(setup.pix_fmt), setup.colours
     if wanted.full and not held.full:
-        lost.append("the mark of full range" if is_grey(setup.pix_fmt) else "full range (it is limited now)")
+        lost.append("the mark of full range" if is_grey(setup.pix_fmt) else "full range (limited range is used)")
     marks = zip(("matrix", "primaries", "transfer"), _marks(wanted), _marks(held), strict=True)
     if unmarked := [name for name, mine, theirs in marks if look.codec and mine not in (2, theirs)]:
-        lost.append(f"the mark of the colours' {' and '.join(unmarked)} (unmarked are BT.601)")
+        lost.append(f"the mark of the colours' {' and '.join(unmarked)} (unmarked means BT.601)")
     if look.pixel_aspect not in (None, 1) and setup.look.pixel_aspect != look.pixel_aspect:
-        lost.append(f"the pixels' aspect {look.pixel_aspect}")
+        lost.append(f"the pixel aspect ratio {look.pixel_aspect}")
     if look.field_order > 1 and look.field_order != setup.look.field_order:
-        lost.append("the order of fields (frames are marked as whole pictures)")
+        lost.append("the field order (frames are marked as progressive)")
     if not look.light.is_like(setup.look.light):
         lost.append("HDR10 data (display, light level)")
     if lost:
@@ -224,13 +224,13 @@ def _say_what_changes(path: Path, form: str, look: Look, setup: Setup) -> None:
 
 
 def _marks(colours: Colours) -> tuple[int, int, int]:
-    """Matrix, primaries and transfer, one number for both of BT.601's matrices."""
+    """Matrix, primaries and transfer, with one number for both matrices of BT.601."""
     matrix = SMPTE170M if colours.matrix == BT470BG else colours.matrix
     return matrix, colours.primaries, colours.transfer
 
 
 def _codecs(form: str, source: str | None, depth: int) -> list[str]:
-    """Codecs to try for a container, the first that works and loses no depth is taken."""
+    """Codecs to try for a container; the first one that works without loss of depth is used."""
     with av.open(io.BytesIO(), "w", format=form) as container:
         holds, usual = container.supported_codecs, container.default_video_codec
     wanted = [source, usual, *(_DEEP_CODECS if depth > 8 else ())]
@@ -239,7 +239,7 @@ def _codecs(form: str, source: str | None, depth: int) -> list[str]:
 
 @functools.cache
 def _encoders(codec: str) -> tuple[av.Codec, ...]:
-    """FFmpeg's encoders for a codec, its own choice first, without those of graphics cards; none for some codecs."""
+    """FFmpeg's encoders for a codec, its own choice first, without hardware encoders; empty for some codecs."""
     found: dict[str, av.Codec] = {}
     for name in (codec, *sorted(codecs_available)):
         try:
@@ -254,7 +254,7 @@ def _encoders(codec: str) -> tuple[av.Codec, ...]:
 def _setups(
     form: str, codec: str, look: Look, size: tuple[int, int], rate: Fraction, reorder: bool, quick: bool
 ) -> Iterator[Setup]:
-    """Ways to write a codec, from what loses least, with our settings before the encoder's own."""
+    """Ways to write a codec, those with the least loss first, our settings before the encoder's own."""
     enough = 2 * look.bit_rate or int(size[0] * size[1] * rate * _BITS_PER_PIXEL)
     for encoder, pix_fmt in _formats(codec, look.pix_fmt, every=codec == look.codec):
         ours = _OPTIONS.get(encoder.name, _OLD_ENCODERS_OPTIONS)
@@ -268,10 +268,10 @@ def _setups(
 
 
 def _formats(codec: str, source: str, every: bool) -> list[tuple[av.Codec, str]]:
-    """Encoders of a codec and formats of pixels for them, from what loses least of the source's.
+    """Encoders of a codec with pixel formats, those with the least loss from the source's first.
 
     Args:
-        every: also encoders for kinds of a codec that few players know, as H.264 of RGB.
+        every: include encoders for profiles that few players support, such as H.264 in RGB.
     """
     source = _plain(source)
     coloured = not is_grey(source)
@@ -280,7 +280,7 @@ def _formats(codec: str, source: str, every: bool) -> list[tuple[av.Codec, str]]
         offered = [form.name for form in encoder.video_formats or ()] or [source, "rgb24", "bgr24", "yuv420p"]
         usable = [name for name in dict.fromkeys(map(_plain, offered)) if name in offered and not has_alpha(name)]
         usable = [name for name in usable if min(part.bits for part in av.VideoFormat(name).components) >= 8]
-        # GIF's, for one, are palettes and grey: another codec rather than no colours.
+        # GIF has only palettes and grey: prefer another codec to losing colours.
         usable = [name for name in usable if not (coloured and is_grey(name))]
         while usable:
             best, loss = find_best_pix_fmt_of_list(usable, source)
@@ -292,13 +292,13 @@ def _formats(codec: str, source: str, every: bool) -> list[tuple[av.Codec, str]]
 
 
 def _losses(loss: PixFmtLoss) -> tuple[bool, ...]:
-    """What is lost, the worst first."""
+    """The kinds of loss, the worst first."""
     kinds = (PixFmtLoss.DEPTH, PixFmtLoss.CHROMA, PixFmtLoss.RESOLUTION, PixFmtLoss.COLORSPACE)
     return tuple(bool(loss & kind) for kind in kinds)
 
 
 def _plain(pix_fmt: str) -> str:
-    """A format without alpha, palette, or a range in its name."""
+    """A pixel format without alpha, palette, or a range in its name."""
     form = av.VideoFormat(pix_fmt)
     if form.has_palette or min(part.bits for part in form.components) < 8:
         return "rgb24"
@@ -307,7 +307,7 @@ def _plain(pix_fmt: str) -> str:
 
 
 class _Back(NamedTuple):
-    """A picture that was written and read, and what its file says of it."""
+    """A picture that was written and read back, and the look that its file states."""
 
     frame: av.VideoFrame
     pixel_aspect: Fraction | None
@@ -315,13 +315,13 @@ class _Back(NamedTuple):
 
 
 def _held(form: str, setup: Setup) -> Setup | None:
-    """The setup with what of its look comes back from a file; None where its picture does not come back."""
+    """The setup with those parts of its look that a file gives back; None if its picture does not survive."""
     x, y = np.meshgrid(np.linspace(0, 1, setup.size[0]), np.linspace(0, 1, setup.size[1]))
     channels = [x, x, x] if is_grey(setup.pix_fmt) else [x, y, 1 - x]
     picture = (255 * np.stack(channels, axis=2)).astype(np.uint8)
     back = _come_back(form, setup, picture)
     if back and (colours := _as_read(setup, back.frame)) != setup.colours:
-        # What is not marked is written as a reader takes what is not marked.
+        # Unmarked properties are written as readers interpret them.
         setup = replace(setup, look=replace(setup.look, colours=colours))
         back = _come_back(form, setup, picture)
     if back is None or _as_read(setup, back.frame) != setup.colours:
@@ -334,7 +334,7 @@ def _held(form: str, setup: Setup) -> Setup | None:
 
 
 def _as_read(setup: Setup, frame: av.VideoFrame) -> Colours:
-    """What a reader takes the colours for."""
+    """The colours that a reader will assume."""
     if is_rgb(setup.pix_fmt):
         return setup.colours
     read = Colours.of(frame)
@@ -343,7 +343,7 @@ def _as_read(setup: Setup, frame: av.VideoFrame) -> Colours:
 
 
 def _come_back(form: str, setup: Setup, picture: np.ndarray) -> _Back | None:
-    """The picture, written into a file in memory and read from it; None where that does not work."""
+    """Write a picture to a file in memory and read it back; None if that does not work."""
     file = io.BytesIO()
     try:
         with av.open(file, "w", format=form) as container:
@@ -367,7 +367,7 @@ def write_one(container: av.container.OutputContainer, stream: av.VideoStream, f
 
 
 def _told(encoder: str, options: dict[str, str], look: Look) -> dict[str, str]:
-    """Options that also pass HDR10 and the order of fields to the encoder, where it takes them."""
+    """Options that also pass HDR10 and the field order to the encoder, if it takes them."""
     if encoder == "libx264" and look.field_order in _FIELDS:
         options = _joined(options, "x264-params", [_FIELDS[look.field_order]])
     if encoder not in _LIGHT:
@@ -385,7 +385,7 @@ def _told(encoder: str, options: dict[str, str], look: Look) -> dict[str, str]:
 
 
 def _joined(options: dict[str, str], key: str, parts: list[str]) -> dict[str, str]:
-    """Options with more parts of one of them."""
+    """Options with parts added to one of them."""
     return {**options, key: ":".join([options[key], *parts] if key in options else parts)} if parts else options
 
 

@@ -1,4 +1,4 @@
-"""Folders of image files as clips."""
+"""Reads and writes folders of image files as clips."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class FolderReader(FrameReader):
-    """Image files as a clip of constant rate, of the depth of the first: 8 or 16 bits."""
+    """Image files as a clip of constant rate, with the depth of the first image: 8 or 16 bits."""
 
     counted = True
 
@@ -67,14 +67,16 @@ class FolderReader(FrameReader):
             self._say_what_is_lost(file)
             frame = read_image(file)
             if not deep and not rounded and frame.dtype == np.uint16:
-                logger.warning("%s has 16 bits, the frames before it have 8: such frames are rounded to 8 bits", file)
+                logger.warning(
+                    "%s has 16 bits, but the frames before it have 8: it and others are rounded to 8 bits", file
+                )
                 rounded = True
             frame = sixteen_bits(frame) if deep else eight_bits(frame)
             height, width = frame.shape[:2]
             if (width, height) != self.size:
                 raise CSDError(
-                    f"{file} is {width}x{height}, the frames before it are {self.size[0]}x{self.size[1]}: "
-                    f"a clip has frames of one size"
+                    f"{file} is {width}x{height}, but the frames before it are {self.size[0]}x{self.size[1]}: "
+                    f"a clip needs frames of one size"
                 )
             yield frame
 
@@ -88,7 +90,7 @@ class FolderReader(FrameReader):
         gap = gap_between([file.stem for file in self._files])
         if gap is not None:
             logger.warning(
-                "%s: frames are missing between %s and %s; those that are there are taken as following each other",
+                "%s: frames are missing between %s and %s; the remaining ones are treated as consecutive",
                 *(self.path, *gap),
             )
 
@@ -110,11 +112,11 @@ class FolderReader(FrameReader):
 
 
 class FolderWriter(FrameWriter):
-    """PNG files named after the frames read, or by a pattern. Every file appears whole or not at all.
+    """PNG files named after the frames read, or by a pattern. Every file appears complete or not at all.
 
     Args:
-        inputs: all that is read, files, folders and patterns; nothing of it may be written to.
-        made_by: what the frames depend on, by its kind. It is kept in every file; a run that resumes compares it.
+        inputs: all files, folders and patterns that are read; nothing of them may be written to.
+        made_by: the origins of the frames, by kind. They are stored in every file, and compared by a run that resumes.
     """
 
     def __init__(
@@ -128,9 +130,9 @@ class FolderWriter(FrameWriter):
         made_by: Mapping[str, Origin] | None = None,
     ) -> None:
         super().__init__(path)
-        make_folder(path)  # first, as a path through a folder that is not there yet leads nowhere
+        make_folder(path)  # first, as a path through a missing folder cannot be resolved
         if any(given.is_dir() and same_place(path, given) for given in inputs):
-            raise CSDError(f"{path} is the input too; give the output another folder")
+            raise CSDError(f"{path} is also the input; give the output another folder")
         self._like, self._pattern = like, pattern
         self._made_by = dict(made_by or {})
         self._note = as_note(self._made_by) if made_by else ""
@@ -142,18 +144,18 @@ class FolderWriter(FrameWriter):
             )
 
     def _there(self) -> Path | None:
-        """A frame that an earlier run may have written."""
+        """A frame that an earlier run may have written; None if there is none."""
         return min(self._frames(), default=None)
 
     def _frames(self) -> Iterator[Path]:
-        """Files that are there under names that this writer gives."""
+        """Existing files with names that this writer would give."""
         for file in self.path.iterdir():
             is_png = file.suffix.lower() == ".png" and is_frame_name(file.name)
             if is_png and (self._pattern is None or number_in(self._pattern, file.name) is not None):
                 yield file
 
     def _file(self, index: int) -> Path:
-        """Where the part's index-th frame is written."""
+        """The file of the part's index-th frame."""
         name = f"{self._like.name(index)}.png"
         if self._pattern:
             name = nth_name(self._pattern, self._like.number(index))
@@ -166,7 +168,7 @@ class FolderWriter(FrameWriter):
         there = next(filter(is_whole_png, sorted(self._frames())), None)
         if there and (found := read_image(there).shape[1::-1]) != size:
             raise CSDError(
-                f"{there} is {found[0]}x{found[1]}, frames would now be {size[0]}x{size[1]}; --resume needs the "
+                f"{there} is {found[0]}x{found[1]}, but frames would now be {size[0]}x{size[1]}; --resume needs the "
                 f"same clip and options"
             )
         count = self._like.num_frames if self._like.counted else None
@@ -176,7 +178,7 @@ class FolderWriter(FrameWriter):
             done += 1
         if unknown and self._made_by:
             logger.warning(
-                "%s: %s of its frames do not say what they were made by; they are taken as they are",
+                "%s: %s of its frames do not state their origin; they are kept",
                 *(self.path, unknown),
             )
         if done == count:
@@ -185,22 +187,22 @@ class FolderWriter(FrameWriter):
         return done
 
     def _refuse_others(self, done: int, count: int | None) -> None:
-        """Raise CSDError for a file that would be replaced and that no run of the same network and clip wrote."""
+        """Raise CSDError if a file would be replaced that was not written by a run of the same network and clip."""
         for file in self._behind(done, count):
             difference = differs(note_in_png(file), self._made_by)
             if difference:
                 raise _made_otherwise(file, difference)
             if difference is None and not is_cut_png(file):
                 raise CSDError(
-                    f"{file}: does not say what it was made by, and a frame before it is missing, so --resume would "
-                    f"replace it; --overwrite does so, or give another folder"
+                    f"{file}: does not state its origin, and a frame before it is missing, so --resume would "
+                    f"replace it; use --overwrite for that, or give another folder"
                 )
 
     def _behind(self, done: int, count: int | None) -> Iterator[Path]:
-        """Files that are there under the names of the part's frames from `done` on.
+        """Existing files with the names of the part's frames from `done` on.
 
         Args:
-            count: frames of the part; None where not known.
+            count: frames of the part; None if unknown.
         """
         if count is not None:
             yield from filter(Path.exists, map(self._file, range(done, count)))
@@ -208,14 +210,14 @@ class FolderWriter(FrameWriter):
         source = self._like.source_format
         if source and isinstance(source.end, int):
             count = source.end - self._like.first
-        for file in sorted(self._frames()):  # a video may have any number of frames, and numbers them in their names
+        for file in sorted(self._frames()):  # a video may have any number of frames, which number their names
             number = number_in(self._pattern or "%05d.png", file.name)
             index = -1 if number is None else number - self._like.number(0)
             if index >= done and (count is None or index < count):
                 yield file
 
     def _made_alike(self, file: Path) -> bool:
-        """Whether a frame says that it was made by what makes the others. Raises CSDError where it says otherwise."""
+        """Whether a frame states the same origin as the others. Raises CSDError if it states another one."""
         difference = differs(note_in_png(file), self._made_by)
         if difference and self._made_by:
             raise _made_otherwise(file, difference)
@@ -223,7 +225,7 @@ class FolderWriter(FrameWriter):
 
 
 def _made_otherwise(file: Path, difference: str) -> CSDError:
-    return CSDError(f"{file}: {difference}; --resume needs the same, --overwrite makes the frames again")
+    return CSDError(f"{file}: {difference}; --resume needs the same one, --overwrite makes the frames again")
 
 
 def make_folder(folder: Path) -> None:
@@ -232,5 +234,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if folder.is_symlink() and not folder.exists():
-            raise CSDError(f"{folder}: cannot be written (it is a link to nothing); remove the link") from error
+            raise CSDError(
+                f"{folder}: cannot be written (the target of this link does not exist); remove the link"
+            ) from error
         raise cannot_write(folder, error) from error

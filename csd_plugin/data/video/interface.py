@@ -1,4 +1,4 @@
-"""What readers and writers of frames have in common."""
+"""The interface of readers and writers of frames."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ PIPE = Path("-")
 """Standard input or output, as a path."""
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
-"""Files that `open_writer` makes; `open_reader` looks at the content and takes more."""
+"""The suffixes of files that `open_writer` writes; `open_reader` goes by the content and accepts more."""
 
 
 _FINEST = 10**6
-"""Parts of a second, or of a frame, that floats tell apart."""
+"""The finest fraction of a second, or of a frame, that a float denotes."""
 
 
 def position_of(value: object, what: str) -> Position:
-    """A place in a clip: whole numbers of any kind are frames, other real numbers seconds.
+    """A place in a clip: integers of any type are frame numbers, other real numbers are seconds.
 
     Args:
         what: the name of the value, for messages.
 
     Raises:
-        CSDError: not a number, or before the clip's start.
+        CSDError: the value is not a number, or lies before the clip's start.
     """
     place: Position | None = None
     if isinstance(value, bool):
@@ -48,14 +48,14 @@ def position_of(value: object, what: str) -> Position:
     elif isinstance(value, numbers.Rational):
         place = Fraction(value)
     elif isinstance(value, numbers.Real) and math.isfinite(value):
-        place = Fraction(float(value)).limit_denominator(_FINEST)  # 0.08 is meant as 2/25
+        place = Fraction(float(value)).limit_denominator(_FINEST)  # 0.08 means 2/25
     if place is None or place < 0:
         raise CSDError(f"{what} is {value!r}: give the number of a frame from 0, or seconds as a Fraction or float")
     return place
 
 
 def rate_of(fps: object) -> Fraction:
-    """Frames per second, from a number of any kind. Raises CSDError unless it is above 0."""
+    """Frames per second, from a number of any type. Raises CSDError unless it is above 0."""
     if isinstance(fps, numbers.Real) and not isinstance(fps, bool) and math.isfinite(fps) and float(fps) > 0:
         return Fraction(fps) if isinstance(fps, numbers.Rational) else Fraction(float(fps)).limit_denominator(_FINEST)
     raise CSDError(f"fps is {fps!r}: give frames per second, above 0")
@@ -72,22 +72,22 @@ def reached(position: Position, number: int, seconds: Fraction) -> bool:
 
 
 class EmptyPart(CSDError):
-    """The part of a clip that was asked for has no frame."""
+    """The requested part of a clip contains no frame."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What the pictures of a video are.
+    """The properties of a video's pictures.
 
     Attributes:
-        pix_fmt: FFmpeg's name of the format of pixels.
-        colours: what the numbers of the pixels mean.
-        codec: FFmpeg's name, None where there is none yet.
-        bit_rate: of the source, in bits per second, 0 where it is not known.
-        pixel_aspect: width of a pixel over its height, as the picture is shown; None where nothing says.
-        field_order: FFmpeg's number, 1 for whole pictures.
+        pix_fmt: FFmpeg's name of the pixel format.
+        colours: the colour space of the pixels.
+        codec: FFmpeg's name; None if there is none yet.
+        bit_rate: of the source, in bits per second; 0 if unknown.
+        pixel_aspect: width of a displayed pixel over its height; None if not stated.
+        field_order: FFmpeg's number; 1 for progressive pictures.
         light: HDR10 data.
-        depth: bits per channel of the input, where it has more than `pix_fmt`; 0 where it has not.
+        depth: bits per channel of the input, if more than those of `pix_fmt`; else 0.
     """
 
     pix_fmt: str
@@ -102,16 +102,16 @@ class Look:
 
 @dataclass(frozen=True)
 class SourceFormat:
-    """What a video file has in addition to its pixels: a video written from its frames takes this over.
+    """What a video file has besides pixels; a video written from its frames takes this over.
 
     Attributes:
         path: the file, from which the other tracks are copied.
-        index: the number of the pictures' stream in it.
-        look: what its pictures are.
+        index: the index of the pictures' stream in it.
+        look: the properties of its pictures.
         metadata: the tags of the pictures' stream.
-        fps, time_base: as the reader's.
-        origin: seconds at which the file's own clock shows the clip's start.
-        start, end: the part that is read.
+        fps, time_base: as in the reader.
+        origin: the time of the clip's start on the file's own clock, in seconds.
+        start, end: the part that is read, as given to the reader.
         first: the number of the part's first frame.
         cut: whether the part ended before the file did, as far as it was read.
     """
@@ -137,13 +137,13 @@ class FrameReader(ABC):
         size: (width, height) of every frame, in pixels.
         fps: mean frames per second.
         time_base: seconds in one tick of `stamp`.
-        num_frames: how many frames the part asked for has; None where it is not known.
-        counted: whether `num_frames` is exact; else it is an estimate, or what the file's header says.
+        num_frames: the number of frames of the requested part; None if unknown.
+        counted: whether `num_frames` is exact, rather than an estimate or the number in the file's header.
         first: the number, in the whole clip, of the part's first frame.
-        lead, trail: frames of the context that come before and after the part; where the end of a file is not known
-            yet, `trail` is how many are wanted.
-        live: frames come as they are seen, until `stop` is called.
-        dropped: frames of a live clip that were left out so far, as they came faster than they were taken.
+        lead, trail: frames of the context before and after the part; while the end of a file is not known, `trail` is
+            the number that was asked for.
+        live: frames come as they are captured, until `stop` is called.
+        dropped: frames of a live clip that were dropped so far, as they arrived faster than they were taken.
     """
 
     path: Path
@@ -165,24 +165,24 @@ class FrameReader(ABC):
 
     @property
     def num_read(self) -> int | None:
-        """How many frames come in all, the part and its context; an estimate where `num_frames` or `trail` is."""
+        """The number of frames that will be read, with the context; an estimate if `num_frames` or `trail` is one."""
         return None if self.num_frames is None else self.lead + self.num_frames + self.trail
 
     @property
     def source_format(self) -> SourceFormat | None:
-        """What a video written from these frames takes over; None where there are only pixels."""
+        """What a video written from these frames takes over; None if there are only pixels."""
         return None
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """RGB (H, W, 3), uint8 or uint16: the part, and up to `context` frames around it (see `open_reader`).
 
-        Each is an array of its own, to which nothing is written later.
+        Each is a new array, which is not changed later.
 
-        Raises CSDError naming the frame that cannot be read, and where the reader was closed.
+        Raises CSDError naming a frame that cannot be read, or if the reader was closed.
         """
         frames = self._read()
         while True:
-            with self._in_use:  # a file that is closed while a thread reads from it ends the process
+            with self._in_use:  # closing a file while a thread reads from it would crash the process
                 if self._closed:
                     raise CSDError(f"{self.path}: closed before all of its frames were read; open it again")
                 frame = next(frames, None)
@@ -196,43 +196,43 @@ class FrameReader(ABC):
 
     @abstractmethod
     def in_part(self, index: int) -> bool:
-        """Whether the index-th frame that was read belongs to the part, not to the context."""
+        """Whether the index-th frame that was read belongs to the part rather than the context."""
 
     @abstractmethod
     def stamp(self, index: int) -> tuple[int, int]:
-        """(start, duration) in ticks, of the part's index-th frame, counted from 0, once it was read."""
+        """(start, duration), in ticks, of the part's index-th frame, counted from 0; only once it has been read."""
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """The file name, without suffix, that belongs to the part's index-th frame."""
+        """The file name, without suffix, for the part's index-th frame."""
 
     def number(self, index: int) -> int:
-        """The number that a pattern's name of the part's index-th frame holds; it rises with every frame."""
+        """The number of the part's index-th frame in the names of a pattern; it rises with every frame."""
         return self.first + index + 1
 
     def no_such(self, index: int) -> CSDError:
-        """What `stamp`, `name` and `number` raise for a frame that the part has not, or that was not read yet."""
+        """The error of `stamp`, `name` and `number` for a frame that is not in the part, or not read yet."""
         return CSDError(
-            f"{self.path}: frame {index} of the part, counted from 0, has not been read, so one that is written has no "
-            f"time or name; write one frame for each that is read"
+            f"{self.path}: frame {index} of the part, counted from 0, has not been read, so its output has no time or "
+            f"name; write one frame for each that is read"
         )
 
     def close(self) -> None:
-        """Let go of the file, when the frame that another thread is reading is there. A second time does nothing."""
+        """Release the file, after the frame that another thread is reading. May be called again."""
         with self._in_use:
             if not self._closed:
                 self._closed = True
                 self._let_go()
 
     def _let_go(self) -> None:  # noqa: B027
-        """What `close` does; nothing where no file stays open between frames."""
+        """Release what stays open between frames; nothing by default."""
 
     def age(self, index: int) -> float:
-        """Seconds since a live clip's index-th frame came."""
+        """Seconds since a live clip's index-th frame was captured."""
         raise RuntimeError(f"{self.path} is not live")
 
     def stop(self) -> None:
-        """End a live clip with the frame that is being read; from any thread."""
+        """End a live clip with the frame that is being read; may be called from any thread."""
         raise RuntimeError(f"{self.path} ends by itself")
 
     def __enter__(self) -> FrameReader:
@@ -243,7 +243,7 @@ class FrameReader(ABC):
 
 
 class FrameWriter(ABC):
-    """Takes frames one by one. As a context manager it finishes the output, or removes it if an error came.
+    """Takes frames one by one. As a context manager, it finishes the output, or removes it after an error.
 
     Attributes:
         path: the file or folder.
@@ -258,7 +258,7 @@ class FrameWriter(ABC):
         self._kind: tuple[tuple[int, ...], np.dtype] | None = None
 
     def write(self, frame: np.ndarray) -> None:
-        """RGB (H, W, 3), uint8 or uint16, all of one size and type. Raises CSDError, also after the end."""
+        """Write RGB (H, W, 3), uint8 or uint16, all of one size and type. Raises CSDError, also after the end."""
         if self._ended:
             raise CSDError(f"{self.path}: frame {self._count} came after the output was closed; open it again")
         if reason := no_frame(frame):
@@ -267,7 +267,7 @@ class FrameWriter(ABC):
         self._kind = self._kind or kind
         if kind != self._kind:
             raise CSDError(
-                f"{self.path}: frame {self._count} is {_named(*kind)}, those before it are {_named(*self._kind)}: "
+                f"{self.path}: frame {self._count} is {_named(*kind)}, but those before it are {_named(*self._kind)}: "
                 f"write frames of one size and type"
             )
         self._put(frame)
@@ -275,25 +275,25 @@ class FrameWriter(ABC):
 
     @abstractmethod
     def _put(self, frame: np.ndarray) -> None:
-        """Write the `_count`-th frame, counted from 0, as `write` does."""
+        """Write the `_count`-th frame, counted from 0, for `write`."""
 
     def close(self) -> None:
-        """Finish the output; only now does a video appear under its name. After the end it does nothing."""
+        """Finish the output; only now does a video appear under its name. Later calls do nothing."""
         if not self._ended:
             self._ended = True
             self._finish()
 
     def _finish(self) -> None:  # noqa: B027
-        """What `close` does; nothing where every frame is finished as it is written."""
+        """Finish the output for `close`; nothing to do if every frame is finished when written."""
 
     def abort(self) -> None:
-        """Leave no unfinished file behind. After the end it does nothing."""
+        """Remove unfinished files. Does nothing after the end."""
         if not self._ended:
             self._ended = True
             self._remove()
 
     def _remove(self) -> None:  # noqa: B027
-        """What `abort` does; nothing where no file is unfinished between frames."""
+        """Remove unfinished files for `abort`; nothing to do if no file is unfinished between frames."""
 
     def resume_at(self, size: tuple[int, int]) -> int | None:
         """The first frame, counted from 0 in the part, that no earlier run has written; None if all are there.
@@ -302,7 +302,7 @@ class FrameWriter(ABC):
             size: (width, height) of the frames to be written.
 
         Raises:
-            CSDError: an output that is written as a whole, or that has other frames, by size or by what made them.
+            CSDError: the output is a single file, or has frames of another size or origin.
         """
         raise CSDError(f"{self.path}: only a folder of frames can be resumed; for a video, run again without --resume")
 
@@ -317,5 +317,5 @@ class FrameWriter(ABC):
 
 
 def _named(shape: tuple[int, ...], dtype: np.dtype) -> str:
-    """A frame's size and type, for people."""
+    """A frame's size and type, for messages."""
     return f"{shape[1]}x{shape[0]} of {dtype}"

@@ -1,4 +1,4 @@
-"""What frames were made by, kept in every file of frames, so that only the same run goes on with them."""
+"""The origin of frames, stored in every file of frames, so that only the same run continues them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from csd_plugin.errors import CSDError
 from csd_plugin.plain import parse_json
 
 _START = 2**20
-"""Bytes of a video that tell it from others, with its size."""
+"""Bytes from a video's start that, with its size, identify it."""
 _MOST_SHOWN = 80
 
 
 class Origin(NamedTuple):
-    """Something that frames depend on: what people call it, and what tells it from others of that name."""
+    """Something that frames depend on: its usual name, and an identifier among those of the same name."""
 
     name: str
     identity: str
@@ -30,7 +30,7 @@ class Origin(NamedTuple):
 
 
 def origin_of_clip(path: Path) -> Origin | None:
-    """Of a video, a folder or a pattern of images; None for what cannot be read. A clip that has grown is another."""
+    """The origin for a video, a folder or a pattern; None if it cannot be read. A clip that has grown is another."""
     with suppress(OSError, CSDError):
         if path.is_file():
             with path.open("rb") as file:
@@ -47,12 +47,12 @@ def _digest(data: bytes) -> str:
 
 
 def as_note(made_by: Mapping[str, Origin]) -> str:
-    """ASCII text that holds it."""
+    """The origins as ASCII text."""
     return json.dumps({kind: list(origin) for kind, origin in made_by.items()})
 
 
 def differs(note: str, made_by: Mapping[str, Origin]) -> str | None:
-    """What is not as a frame's note has it, in words; empty where all is. None for a note that does not say."""
+    """How the origin in a frame's note differs, in words; empty if it does not. None if the note has no origin."""
     try:
         then = parse_json(note or "{}")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Raw frames on standard input and output: 8-bit RGB, a row after the other, without any header (rgb24)."""
+"""Raw frames on standard input and output: 8-bit RGB, row by row, without any header (rgb24)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from csd_plugin.unread import OUTPUT
 logger = logging.getLogger(__name__)
 
 _LONGEST_SIDE = 16384
-"""Twice the width of 8K: beyond, frames fill the memory."""
+"""The largest side: twice the width of 8K, beyond which frames would fill the memory."""
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -33,7 +33,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def comes_once(path: Path) -> bool:
-    """Whether a path means frames that cannot be read again: a pipe's or a camera's."""
+    """Whether the frames of a path cannot be read again: those of a pipe or a camera."""
     return path == PIPE or is_camera(path)
 
 
@@ -46,7 +46,7 @@ class PipeReader(FrameReader):
         super().__init__(PIPE)
         if size is None:
             raise CSDError("raw frames on standard input do not contain their size: give --size WIDTHxHEIGHT")
-        if sys.stdin is None:  # so Python has it where it was closed before the start
+        if sys.stdin is None:  # how Python shows that it was closed before the start
             raise CSDError("standard input is closed: pipe raw frames into it, or give a file or folder in place of -")
         self.size, self.fps, self.time_base = size, fps, 1 / fps
         self._until = None if end is None else frame_number(end, fps)
@@ -78,20 +78,22 @@ class PipeReader(FrameReader):
         while data := self._bytes(length):
             if len(data) < length:
                 raise CSDError(
-                    f"standard input ends inside frame {count}: {len(data)} of {length} bytes; are they rgb24, "
+                    f"standard input ends within frame {count}: {len(data)} of {length} bytes; are they rgb24, "
                     f"{width}x{height}?"
                 )
             yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
             count += 1
         if not count:
-            raise CSDError("standard input is empty: no frame came")
+            raise CSDError("standard input is empty: pipe raw frames into it")
 
     def _bytes(self, length: int) -> bytes:
         try:
             return sys.stdin.buffer.read(length)
         except (MemoryError, OverflowError) as error:
             width, height = self.size
-            raise CSDError(f"standard input: no memory for a frame of {width}x{height}; is --size right?") from error
+            raise CSDError(
+                f"standard input: not enough memory for a frame of {width}x{height}; is --size right?"
+            ) from error
 
     def in_part(self, index: int) -> bool:
         return index >= self.lead and (self._until is None or index - self.lead < self._until - self.first)
@@ -104,9 +106,9 @@ class PipeReader(FrameReader):
 
 
 class PipeWriter(FrameWriter):
-    """Frames to standard output; deep ones are rounded to 8 bits.
+    """Writes frames to standard output; deep ones are rounded to 8 bits.
 
-    Raises CSDError where it is closed, and OSError where it does not take them.
+    Raises CSDError if it is closed, and OSError if it cannot be written.
     """
 
     _said = False

@@ -1,7 +1,7 @@
-"""Pixels of a video in another format: by a converter that is set up once, in the thread that asks.
+"""Converts pixels of a video to another format, with a converter that is set up once per thread.
 
-PyAV's own `VideoFrame.reformat` makes a converter for every frame, whose threads have to be waited for: on processors
-that have other things to do, as while a video is derained, that takes ten times as long as the conversion.
+PyAV's own `VideoFrame.reformat` makes a converter for every frame, and waits for its threads: on busy processors, as
+while a video is derained, that takes ten times as long as the conversion.
 """
 
 from __future__ import annotations
@@ -16,6 +16,6 @@ _own = threading.local()
 
 
 def reformat(frame: av.VideoFrame, **how: Any) -> av.VideoFrame:
-    """As `frame.reformat`, with the same pixels."""
+    """Like `frame.reformat`, with the same pixels."""
     kept: dict[str, VideoReformatter] = _own.__dict__.setdefault("kept", {})
     return kept.setdefault(how["format"], VideoReformatter()).reformat(frame, **how, threads=1)

@@ -1,4 +1,4 @@
-"""All that a video file holds in addition to its picture: sound, subtitles, attachments, covers, chapters and tags."""
+"""Everything in a video file besides its picture: sound, subtitles, attachments, covers, chapters and tags."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ _TECHNICAL = re.compile(
     "(bps|number_of_|_statistics_).*|filename|mimetype|variant_bitrate|is_avc|starttime|totalduration|totaldatarate",
     re.IGNORECASE,
 )
-"""Tags of the file that was read, not of what it shows."""
+"""Tags about the file, not about its content."""
 _PROBED_PACKETS = 500
-"""Packets among which each track's first is looked for."""
+"""Packets that are searched for each track's first one."""
 
 
 Way = Callable[[av.container.OutputContainer, Any, "av.Packet | None"], Any]
-"""Adds a track to an output, given its stream and first packet; returns the new stream that is to get its packets."""
+"""Adds a track to an output, given its stream and first packet; returns the new stream, which gets its packets."""
 
 
 class Tracks:
-    """The other tracks of a file, copied into another as they are, in step with the pictures.
+    """The other tracks of a file, copied to another one unchanged, in sync with the pictures.
 
-    What the other container does not hold is left out, and named in one line.
+    What the other container cannot hold is left out, and named in one line.
 
     Args:
-        source: the file, as its reader has it.
-        output: has the picture's stream, and no header yet.
+        source: the file, as described by its reader.
+        output: already has the picture's stream, but no header.
         setup: of the picture's stream.
         offset: the time in the source at which the output begins, in seconds.
     """
@@ -75,13 +75,13 @@ class Tracks:
         self._waiting = next(self._packets, None)
 
     def copy_until(self, seconds: Fraction | None) -> None:
-        """Write what begins before this time of the output; None: all that is left."""
+        """Write the packets that begin before this time of the output; None: all that are left."""
         while self._waiting is not None and (seconds is None or self._waiting[0] < seconds):
             self._output.mux(self._waiting[1])
             self._waiting = next(self._packets, None)
 
     def say_what_is_lost(self, path: Path) -> None:
-        """One line for tags, chapters, and languages of tracks that were copied, that are not in the finished file."""
+        """Warn, in one line, about tags, chapters, and languages of copied tracks that the finished file lacks."""
         lost = []
         with open_input(self._from.path) as before, open_input(path) as after:
             there = {key.lower() for key in after.metadata}
@@ -116,7 +116,7 @@ class Tracks:
             self._copies[stream.index] = copy
 
     def _is_held(self, way: Way, stream: Any, first: av.Packet | None) -> bool:
-        """Whether a track comes back from a file of this kind that also has a picture."""
+        """Whether a track survives in a file of this kind that also has a picture."""
         file, setup = io.BytesIO(), self._setup
         try:
             with av.open(file, "w", format=self._output.format.name) as container:
@@ -133,12 +133,12 @@ class Tracks:
             return False
 
     def _timed(self, packets: Iterator[av.Packet]) -> Iterator[tuple[Fraction, av.Packet]]:
-        """Packets with the output's times; the ones before its start are dropped."""
+        """The packets with the output's times; packets before its start are dropped."""
         while True:
             try:
                 packet = next(packets, None)
             except av.FFmpegError:
-                return  # a damaged end: the pictures' reader says so
+                return  # a damaged end: the pictures' reader reports it
             if packet is None:
                 return
             begin = self._move(packet)
@@ -148,7 +148,7 @@ class Tracks:
             yield begin, packet
 
     def _move(self, packet: av.Packet) -> Fraction | None:
-        """Give a packet the output's time, and return it in seconds; None for one without time or data, or over."""
+        """Set a packet's time for the output, and return it in seconds; None for a packet that is not to be written."""
         if packet.stream.type == "video" and packet.size:  # a cover
             packet.pts = packet.dts = 0
             return Fraction(0)
@@ -158,12 +158,12 @@ class Tracks:
         shown = decoded if packet.pts is None else packet.pts
         shift = round(self._offset / packet.time_base)
         if packet.stream.type == "subtitle" and shown < shift:
-            # One that is shown already begins with the part: for negative times muxers move all other tracks.
+            # A subtitle that is already shown begins with the part: negative times make muxers shift all other tracks.
             packet.duration = (packet.duration or 0) + shown - shift
             if packet.duration <= 0:
                 return None
             decoded = shown = shift
-        # Muxers refuse time that stands still.
+        # Muxers refuse times that do not advance.
         packet.dts = max(decoded - shift, self._last.get(packet.stream.index, decoded - shift - 1) + 1)
         packet.pts = max(shown - shift, packet.dts)
         self._last[packet.stream.index] = packet.dts
@@ -176,7 +176,7 @@ def picture_tags(source: SourceFormat) -> dict[str, str]:
 
 
 def _part_tags(metadata: dict[str, str], source: SourceFormat) -> dict[str, str]:
-    """Tags that hold for a part, too: a timecode is that of the file's first frame."""
+    """Tags that also hold for a part: a timecode, for example, is that of the file's first frame."""
     return {key: value for key, value in _tags(metadata).items() if not source.first or key.lower() != "timecode"}
 
 
@@ -191,7 +191,7 @@ def _named(stream: Any) -> str:
 
 
 def _is_made_anew(stream: Any, source: av.container.InputContainer) -> bool:
-    """Whether a muxer makes this track of what else is kept: QuickTime's of chapters, and of the timecode."""
+    """Whether a muxer makes this track itself from what is kept: QuickTime's tracks for chapters and timecode."""
     if stream.type != "data":
         return False
     made_of_timecode = "timecode" in stream.metadata and any("timecode" in v.metadata for v in source.streams.video)
@@ -199,7 +199,7 @@ def _is_made_anew(stream: Any, source: av.container.InputContainer) -> bool:
 
 
 def _first_packets(path: Path) -> dict[int, av.Packet]:
-    """The first packet with data of each track, as far as the file's beginning has one."""
+    """The first packet with data of each track, if it is in the beginning of the file."""
     found: dict[int, av.Packet] = {}
     with open_input(path) as container:
         try:
@@ -207,7 +207,7 @@ def _first_packets(path: Path) -> dict[int, av.Packet]:
                 if packet.size:
                     found.setdefault(packet.stream.index, packet)
         except av.FFmpegError:
-            pass  # damage: the pictures' reader says so
+            pass  # damage: the pictures' reader reports it
     return found
 
 
@@ -218,7 +218,7 @@ def _as_stream(output: av.container.OutputContainer, stream: Any, first: av.Pack
             template = stack.enter_context(_through_matroska(stream, first)).streams[0]
         copy = output.add_stream_from_template(template, opaque=True)
     if stream.type == "audio" and "channels" in copy.codec_context.layout.name:
-        # AVI says how many channels there are, not which; MP4 wants to know, and the usual ones are meant.
+        # AVI gives the number of channels, not the layout, which MP4 needs; the usual layout is meant.
         with contextlib.suppress(ValueError):
             copy.codec_context.layout = f"{copy.codec_context.layout.nb_channels}c"
     copy.metadata.update(_tags(stream.metadata) if stream.type != "attachment" else stream.metadata)
@@ -227,7 +227,7 @@ def _as_stream(output: av.container.OutputContainer, stream: Any, first: av.Pack
 
 
 def _through_matroska(stream: Any, first: av.Packet) -> av.container.InputContainer:
-    """A file in memory with this track, without AVI's size of a block, by which AVI's own muxer miscounts MP3."""
+    """A file in memory with this track, without AVI's block size, with which its muxer miscounts MP3."""
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as container:
         copy = container.add_stream_from_template(stream, opaque=True)
@@ -236,7 +236,7 @@ def _through_matroska(stream: Any, first: av.Packet) -> av.container.InputContai
 
 
 def _bare(packet: av.Packet, stream: Any) -> av.Packet:
-    """A packet's data as the first of another stream."""
+    """A packet's data, as the first packet of another stream."""
     made = av.Packet(bytes(packet))
     made.pts = made.dts = 0
     made.duration, made.time_base, made.is_keyframe, made.stream = packet.duration, packet.time_base, True, stream
@@ -244,7 +244,7 @@ def _bare(packet: av.Packet, stream: Any) -> av.Packet:
 
 
 def _as_attachment(output: av.container.OutputContainer, stream: Any, first: av.Packet | None) -> None:
-    """A cover, as Matroska has it."""
+    """A cover, as Matroska holds it."""
     if first is None or not is_cover(stream):
         raise ValueError("no cover")
     kind = {"mjpeg": "jpeg"}.get(stream.codec_context.name, stream.codec_context.name)
@@ -260,7 +260,7 @@ def _same_kind(one: Any, other: Any) -> bool:
 
 
 def _family(stream: Any) -> str:
-    """The codec, one name for those of which MP4 has one."""
+    """The codec, with one name for those that MP4 does not tell apart."""
     name = stream.codec_context.codec.canonical_name
     return {"mp2": "mp3"}.get(name, name)
 

@@ -1,4 +1,4 @@
-"""Animated WebP, which FFmpeg does not read."""
+"""Reads animated WebP files, which FFmpeg cannot read."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from csd_plugin.errors import CSDError
 logger = logging.getLogger(__name__)
 
 _UNTIMED = 100
-"""Milliseconds of a picture that the file gives none, as in browsers."""
+"""Milliseconds of a picture that has no duration in the file, as in browsers."""
 
 
 def is_webp(path: Path) -> bool:
-    """Whether a file begins as WebP does, whatever its name says."""
+    """Whether a file's content begins like WebP, whatever its name."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -33,7 +33,7 @@ def is_webp(path: Path) -> bool:
 class WebPReader(FrameReader):
     """The pictures of a WebP file, decoded by Pillow; transparency is dropped.
 
-    The file is gone through once for the times, and again for the pictures. Raises CSDError for a damaged one.
+    The file is read once for the times, and again for the pictures. Raises CSDError for a damaged one.
     """
 
     time_base = Fraction(1, 1000)
@@ -48,7 +48,7 @@ class WebPReader(FrameReader):
         self.first = next((n for n in numbers if reached(start, n, seconds[n])), len(numbers))
         last = next((n for n in numbers if end is not None and reached(end, n, seconds[n])), len(numbers))
         if self.first >= last:
-            raise EmptyPart(f"{path}: no frames in the part asked for; it has {len(numbers)}, counted from 0")
+            raise EmptyPart(f"{path}: no frames between --start and --end; it has {len(numbers)}, counted from 0")
         self.num_frames: int = last - self.first
         self.lead = min(context, self.first)
         self.trail = min(context, len(numbers) - last)
@@ -95,4 +95,4 @@ class WebPReader(FrameReader):
                 raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> CSDError:
-        return CSDError(f"{self.path}: a WebP file that cannot be read, or damaged ({error}); restore it")
+        return CSDError(f"{self.path}: the WebP file is damaged or cannot be read ({error}); restore it")

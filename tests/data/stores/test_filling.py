@@ -23,7 +23,7 @@ def test_an_interrupted_filling_is_continued(tmp_path):
         assert not store.there
         store.write(KEYS[0], frame(0))
         raise KeyboardInterrupt
-    with pytest.raises(CSDError, match="half built"):
+    with pytest.raises(CSDError, match="incomplete"):
         open_store(out)
 
     with filling(out, KEYS) as store:

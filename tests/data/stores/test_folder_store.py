@@ -49,7 +49,7 @@ def test_shape_reads_no_pixels(folder):
     file.write_bytes(file.read_bytes()[:60])
     store = FolderStore(folder)
     assert store.shape("clip/0.png") == (24, 36)
-    with pytest.raises(CSDError, match=r"0\.png: no readable image"):
+    with pytest.raises(CSDError, match=r"0\.png: not a readable image"):
         store.read("clip/0.png")
 
 

@@ -101,9 +101,9 @@ def interrupted(folder, out, monkeypatch, after, encoding="source"):
         with pytest.raises(KeyboardInterrupt):
             build_store(folder, out, encoding)
     assert not out.exists()
-    with pytest.raises(CSDError, match="half built"):
+    with pytest.raises(CSDError, match="incomplete"):
         open_store(out)
-    with pytest.raises(CSDError, match="half built"):
+    with pytest.raises(CSDError, match="incomplete"):
         open_store(out.with_name(f"{out.name}.partial"))
 
 
@@ -174,7 +174,7 @@ def test_one_builder_at_a_time(folder, tmp_path):
     ("change", "out", "message"),
     [
         (lambda folder: (folder / "c0" / "1.jpg").write_bytes(b""), "x.lmdb", r"two files for the same frame, c0/1"),
-        (lambda folder: (folder / "c1" / "3.png").write_bytes(b"x"), "x.lmdb", r"c1/3\.png: no readable image"),
+        (lambda folder: (folder / "c1" / "3.png").write_bytes(b"x"), "x.lmdb", r"c1/3\.png: not a readable image"),
         (lambda folder: (folder / "c1" / "3.png").rename(folder / "c1" / "3\n.png"), "x.lmdb", "rename the file"),
         (lambda folder: (folder / "c1" / "3.png").rename(folder / "csd.png"), "x.lmdb", "this one.: rename the file"),
         (shutil.rmtree, "x.lmdb", "clips does not exist"),

@@ -203,7 +203,7 @@ def rewrite_header(data):
         (rewrite_header(b'{"format": 2}'), "not a store of this version"),
         (rewrite_header(b'{"format": 1, "encoding": "raw"}'), "damaged"),
         (rewrite_header(b'{"format": 1, "encoding": "jp2", "within": "", "complete": true}'), "damaged"),
-        (rewrite_header(b'{"format": 1, "encoding": "raw", "within": "", "complete": false}'), "half built"),
+        (rewrite_header(b'{"format": 1, "encoding": "raw", "within": "", "complete": false}'), "incomplete"),
         (rewrite_header(b'{"format": 1, "encoding": "raw", "within": 3, "complete": true}'), "damaged"),
         (rewrite_header(b'{"format": 1, "encoding": "raw", "within": "a\\u0000", "complete": true}'), "damaged"),
         (rewrite_header(b'{"format": 1, "encoding": "raw", "within": "", "complete": 1e999}'), "damaged"),
@@ -266,7 +266,7 @@ def test_missing_and_half_built(tmp_path):
     with pytest.raises(CSDError, match=r"x\.lmdb: no data\.mdb .*give a store"):
         open_store(tmp_path / "x.lmdb")
     (tmp_path / "x.lmdb.partial").mkdir()
-    with pytest.raises(CSDError, match=r"x\.lmdb: .*half built: run `csd prepare` again"):
+    with pytest.raises(CSDError, match=r"x\.lmdb: .*incomplete: run `csd prepare` again"):
         open_store(tmp_path / "x.lmdb")
 
 

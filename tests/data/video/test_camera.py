@@ -191,7 +191,7 @@ def test_without_a_camera_or_with_what_it_has_not_one_line(plugged_in, model, tm
     for arguments, message in (
         (("/dev/video987",), "/dev/video987: no camera there"),
         (("camera:987",), "camera:987: no camera there"),
-        (("camera:0", "--start", "3"), "a camera's frames begin now"),
+        (("camera:0", "--start", "3"), "a camera has no earlier frames"),
         (("camera:0", "--end", "0"), "give a later --end"),
         (("camera:0", "--resume"), "cannot be read again, so --resume needs"),
     ):

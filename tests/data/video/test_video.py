@@ -128,7 +128,7 @@ def test_a_folder_with_missing_numbers_says_so(tmp_path, caplog):
     with open_reader(tmp_path) as reader:
         assert len(list(reader)) == 5
     assert [message.split(": ")[1] for message in caplog.messages] == [
-        "frames are missing between 2 and 4; those that are there are taken as following each other"
+        "frames are missing between 2 and 4; the remaining ones are treated as consecutive"
     ]
 
 
@@ -209,12 +209,12 @@ def test_outputs_that_cannot_be(tmp_path):
     (tmp_path / "there.mp4").write_text("notes")
     with open_reader(make_video(tmp_path / "in.mp4")) as reader:
         for target, message in {
-            "in.mp4": "is the input too",
+            "in.mp4": "is also the input",
             "out.m3u8": "cannot write '.m3u8'",
             "out_v1.2.xyz": "cannot write '.xyz'",
             "out.3gp": "cannot write '.3gp'",
             "out.png": "cannot write '.png'",
-            "there.mp4": "exists already; replace it with --overwrite",
+            "there.mp4": "already exists; replace it with --overwrite",
             "in.mp4/out.mp4": "in.mp4: cannot be written",
         }.items():
             with pytest.raises(CSDError, match=message), open_writer(tmp_path / target, like=reader) as writer:
@@ -246,7 +246,7 @@ def test_context_around_a_part(tmp_path):
             assert reader.num_read == len(frames)
         assert inside == list(range(start, 8 if end is None else end))
         assert all(np.array_equal(frame, whole[i]) for frame, i in zip(frames, expected, strict=True))
-    with pytest.raises(CSDError, match="no frames in the part"):
+    with pytest.raises(CSDError, match="no frames between"):
         open_reader(tmp_path / "in.mp4", start=5, end=5, context=2)
     with pytest.raises(CSDError, match="context is -1: give a number of frames from 0"):
         open_reader(tmp_path / "in.mp4", context=-1)

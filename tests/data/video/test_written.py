@@ -370,7 +370,7 @@ def test_rgb_is_marked_as_what_is_written(copied, tmp_path, name):
 @needs_ffmpeg
 def test_matrices_that_are_not_read_are_one_line_and_marks_that_cannot_be_are_mended(copied, tmp_path):
     coded = make(tmp_path / "in.mkv", "-c:v", "libx264", "-pix_fmt", "yuv444p", "-colorspace", "ycgco")
-    with pytest.raises(CSDError, match=r"in\.mkv: its colours are coded with matrix 8 of ITU-T H\.273"):
+    with pytest.raises(CSDError, match=r"in\.mkv: its colours use matrix 8 of ITU-T H\.273"):
         open_reader(coded)
     marked = make(tmp_path / "marked.mkv", *X264, "-colorspace", "rgb")  # but 4:2:0
     out, lines = copied(marked, "out.mkv")
@@ -582,7 +582,7 @@ def test_two_programs_that_write_one_name(tmp_path, monkeypatch):
             second.write(same)
         first.close()
         data = out.read_bytes()
-        with pytest.raises(CSDError, match=r"out\.mp4 was written by another program meanwhile"):
+        with pytest.raises(CSDError, match=r"out\.mp4 has been written by another program meanwhile"):
             second.close()
     assert out.read_bytes() == data and sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
     with av.open(str(out)) as container:
