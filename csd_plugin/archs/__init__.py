@@ -1,13 +1,13 @@
 """The table of networks. A network is one file in this folder and one line here.
 
-What a class may say about itself, for those who run it without an option file:
+Optional attributes of a class, used when it is run without an option file:
 
     num_frame, layout, feature_tap, size_divisor    how it is called and tapped; see `interface`
     presets                                         name -> keywords of the constructor
     numbers_from_state(state)                       keywords of the constructor, read off a state dict (name -> tensor)
                                                     of this class; None for one of another class
 
-Networks of other packages come into the same table: see `extensions`.
+Networks of other packages are added to the same table: see `extensions`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NETWORKS: Table[type[nn.Module]] = Table(
 
 
 def presets_of(network: type[nn.Module]) -> Mapping[str, dict[str, Any]]:
-    """Name -> keywords of the constructor; empty for a network that has none."""
+    """Preset name -> keywords of the constructor; empty for a network without presets."""
     return getattr(network, "presets", {})
 
 
@@ -41,7 +41,7 @@ class Untrained(NamedTuple):
 
     Attributes:
         network: its name in `NETWORKS`, and in option files.
-        preset: None for the only one of a class without presets.
+        preset: its name; None for a class without presets.
         numbers: keywords of the constructor.
     """
 
@@ -52,12 +52,12 @@ class Untrained(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What it is called on the command line."""
+        """The network's name on the command line."""
         return self.preset or self.network.lower()
 
 
 def untrained() -> Iterator[Untrained]:
-    """Every preset, and every network that has none and needs no keywords, in the order of the table."""
+    """Every preset, and every network without presets that needs no keywords, in the order of the table."""
     for network, cls in NETWORKS.items():
         presets = presets_of(cls)
         for preset, numbers in presets.items():
@@ -68,7 +68,7 @@ def untrained() -> Iterator[Untrained]:
 
 
 def preset_of(network: nn.Module) -> str:
-    """The preset whose numbers a network has, or else the name of its class."""
+    """The preset that matches a network's numbers, or else the name of its class."""
     for name, numbers in presets_of(type(network)).items():
         if all(getattr(network, key, None) == value for key, value in numbers.items()):
             return name

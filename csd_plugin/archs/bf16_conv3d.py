@@ -1,11 +1,11 @@
-"""Right results of 3-D convolutions in bf16 on a CPU.
+"""Correct results of 3-D convolutions in bf16 on a CPU.
 
-oneDNN (3.12, in torch 2.13) on CPUs with AVX-512 gives wrong weight gradients of 3-D convolutions, transposed ones too:
-memory that nobody wrote, numbers that are not finite, or writes beyond its memory. Which sizes are hit depends on the
-CPU's instructions: without AMX those with fewer frames than the weight has taps, with AMX others. Forward results of a
-single frame between padding can be wrong too. Its 2-D convolutions are right, so these two are computed by them; the
-rest stays 3-D. Transposed ones, which few networks for video have, are computed in float32, as are second derivatives
-and what transforms of `torch.func` ask for.
+On CPUs with AVX-512, oneDNN (3.12, in torch 2.13) computes wrong weight gradients of 3-D convolutions, also transposed
+ones: it reads uninitialised memory, returns values that are not finite, or writes outside its memory. The affected
+sizes depend on the CPU's instructions: without AMX, those with fewer frames than the weight has temporal taps; with
+AMX, other ones. Forward results of a single frame between padding can be wrong, too. Its 2-D convolutions are correct,
+so both cases are computed with them; the rest stays 3-D. Transposed convolutions, which are rare in video networks, are
+computed in float32, as are second derivatives and transforms of `torch.func`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _transposed_of_torch = nn.ConvTranspose3d.forward
 
 
 def repair_bf16_conv3d() -> None:
-    """Let every `nn.Conv3d` and `nn.ConvTranspose3d` of this process compute as those here, other people's too.
+    """Make every `nn.Conv3d` and `nn.ConvTranspose3d` of this process compute like those here, also in others' code.
 
-    `archs.interface`, the backends and a `Distiller` call it: networks in bf16 on a CPU come through them. What calls
-    `F.conv3d` itself stays as it is, and so does what is scripted (`torch.jit.script`).
+    `archs.interface`, the backends and a `Distiller` call it, and networks in bf16 on a CPU go through one of them.
+    Direct calls of `F.conv3d` are not affected, nor is scripted code (`torch.jit.script`).
     """
     nn.Conv3d._conv_forward = _repaired  # type: ignore[method-assign]
     nn.ConvTranspose3d.forward = _transposed_repaired  # type: ignore[method-assign]
 
 
 def computes_in_bf16(x: Tensor) -> bool:
-    """Whether a convolution of this would be in bf16 on a CPU."""
+    """Whether a convolution of this tensor would be computed in bf16 on a CPU."""
     if x.device.type != "cpu":
         return False
     cast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
@@ -44,10 +44,10 @@ def computes_in_bf16(x: Tensor) -> bool:
 
 
 def conv_forward(self: nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What `nn.Conv3d._conv_forward` gives, and right gradients, in bf16 on a CPU; elsewhere that itself."""
+    """The result of `nn.Conv3d._conv_forward`, with correct gradients, in bf16 on a CPU; elsewhere, the original."""
     if not computes_in_bf16(x) or x.dim() not in (4, 5):
         return _of_torch(self, x, weight, bias)
-    if x.dim() == 4:  # a clip alone, without a batch
+    if x.dim() == 4:  # a clip without a batch axis
         return conv_forward(self, x[None], weight, bias)[0]
     padding = self.padding
     if isinstance(padding, str) or self.padding_mode != "zeros":
@@ -69,7 +69,7 @@ def conv_forward(self: nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None
 
 
 def _transposed(self: nn.ConvTranspose3d, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-    """`nn.ConvTranspose3d.forward`, in float32 where it would be in bf16 on a CPU."""
+    """`nn.ConvTranspose3d.forward`, computed in float32 where it would be in bf16 on a CPU."""
     if not computes_in_bf16(input):
         return _transposed_of_torch(self, input, output_size)
     sizes = self.stride, self.padding, self.kernel_size, 3, self.dilation
@@ -79,15 +79,15 @@ def _transposed(self: nn.ConvTranspose3d, input: Tensor, output_size: list[int] 
 
 
 def _in_float32(convolve: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
-    """What a convolution gives in bf16, without torch's fault in whatever derivative."""
+    """A bf16 convolution computed in float32, whose derivatives of any order are free of torch's fault."""
     with torch.autocast("cpu", enabled=False):
         return convolve(x.float(), weight.float(), None if bias is None else bias.float(), *how).bfloat16()
 
 
 def _in_place_of(theirs: Any, ours: Callable[..., Tensor]) -> Any:
-    """A method that does what `ours` does, where `torch.jit.script` sees `theirs`.
+    """A method that behaves like `ours`, but which `torch.jit.script` sees as `theirs`.
 
-    It compiles the source that a wrapper wraps, with the names of the module that the wrapper says it comes from.
+    It compiles the source of the function that a wrapper wraps, with the names of the module that the wrapper states.
     """
 
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
@@ -101,7 +101,7 @@ _repaired, _transposed_repaired = _in_place_of(_of_torch, conv_forward), _in_pla
 
 
 def _reaches(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> list[tuple[int, range]]:
-    """For each tap in time: its number, and the output frames for which it sees a frame, not the padding."""
+    """For each temporal tap: its index, and the output frames for which it sees a frame rather than padding."""
     frames, taps = x.shape[2], weight.shape[2]
     after = (frames + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
     reaches = []
@@ -112,7 +112,7 @@ def _reaches(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int
 
 
 class _Conv3dByTaps(torch.autograd.Function):
-    """F.conv3d whose weight gradient is that of a 2-D convolution for each tap in time, frames being the batch."""
+    """F.conv3d whose weight gradient comes from a 2-D convolution for each temporal tap, with frames as the batch."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:  # type: ignore[override]
@@ -122,14 +122,14 @@ class _Conv3dByTaps(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # it will be differentiated once more
+        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # to be differentiated again
         grad_x, grad_weight = (_gradients_in_float32 if again else _gradients_by_taps)(ctx, grad)
         grad_bias = grad.sum((0, 2, 3, 4)) if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
 def _gradients_by_taps(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Of a frame and of the weight, where they are needed."""
+    """The gradients of the frames and of the weight, if they are needed."""
     x, weight = ctx.saved_tensors
     stride, padding, dilation, groups = ctx.how
     gradient_of = torch.ops.aten.convolution_backward
@@ -150,7 +150,7 @@ def _gradients_by_taps(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | 
 
 
 def _gradients_in_float32(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The same, to be differentiated."""
+    """The same gradients, differentiable."""
     needed = ctx.needs_input_grad[:2]
     wanted = [value for value, needs in zip(ctx.saved_tensors, needed, strict=True) if needs]
     result = _in_float32(F.conv3d, *ctx.saved_tensors, None, *ctx.how)
@@ -159,5 +159,5 @@ def _gradients_in_float32(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _as_batch(x: Tensor, frames: slice) -> Tensor:
-    """(B, C, T, H, W) -> (B * frames, C, H, W), channels last: what lies so is not copied if all frames are taken."""
+    """(B, C, T, H, W) -> (B * frames, C, H, W), channels last; without a copy for such memory and all frames."""
     return x.permute(0, 2, 3, 4, 1)[:, frames].flatten(0, 1).permute(0, 3, 1, 2)

@@ -1,5 +1,5 @@
-"""Weights in 16 bits, all in one go. Autocast casts each where it is used, in a launch of its own, and frozen ones anew
-in every step."""
+"""Casts all weights to 16 bits together. Autocast casts each one where it is used, with a separate launch, and frozen
+ones again in every step."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from csd_plugin.archs.fused import fused
 _LAYERS = frozenset(
     (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear, fused)
 )
-"""Which autocast runs in 16 bits, with weights among their arguments."""
+"""The functions that autocast runs in 16 bits, with weights among their arguments."""
 
 
 class CastWeights(TorchFunctionMode):
-    """Inside, with an autocast to `dtype`, a network's layers get their weights cast, as autocast would give them.
-    Where a network switches autocast off for a part, that part gets them as they are.
+    """Inside, with an autocast to `dtype`, a network's layers get the same cast weights as from autocast. Where a
+    network switches autocast off for a part, that part gets the original weights.
 
-    Which weights those are the first pass shows. Weights that take no gradient are cast when they have changed.
+    The first pass shows which weights these are. Weights without gradients are cast only when they have changed.
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
@@ -42,7 +42,7 @@ class CastWeights(TorchFunctionMode):
     def __exit__(self, *exc_info: Any) -> None:
         super().__exit__(*exc_info)
         self._cast.weights = list(self._used.values())
-        self._halves = {}  # the graph has what it needs
+        self._halves = {}  # autograd's graph holds what it needs
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -62,7 +62,7 @@ class CastWeights(TorchFunctionMode):
 
 
 class _Kept:
-    """Of one network: the weights that its layers used in the latest pass, and those that are cast and stay so."""
+    """For one network: the weights that its layers used in the latest pass, and cast weights that stay valid."""
 
     def __init__(self) -> None:
         self.weights: list[nn.Parameter] = []
@@ -70,7 +70,7 @@ class _Kept:
         self._state: list[Any] = []
 
     def halves(self, dtype: torch.dtype) -> dict[int, Tensor]:
-        """id of a weight -> itself, cast."""
+        """id of a weight -> its cast."""
         learning = [weight for weight in self.weights if torch.is_grad_enabled() and weight.requires_grad]
         frozen = [weight for weight in self.weights if not (torch.is_grad_enabled() and weight.requires_grad)]
         state = [dtype, *((id(weight), weight.data_ptr(), weight._version) for weight in frozen)]
@@ -88,8 +88,8 @@ def _by_id(weights: Iterable[Tensor], halves: Iterable[Tensor]) -> dict[int, Ten
 
 @torch.no_grad()
 def _cast(tensors: list[Any], dtype: torch.dtype) -> list[Tensor]:
-    """Each in this dtype, in one launch on a GPU."""
-    with torch.inference_mode(False):  # those that are kept serve a training, too
+    """All tensors in this dtype, with one launch on a GPU."""
+    with torch.inference_mode(False):  # the kept ones must be usable in training, too
         cast = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
     if cast:
         torch._foreach_copy_(cast, tensors)
@@ -97,7 +97,7 @@ def _cast(tensors: list[Any], dtype: torch.dtype) -> list[Tensor]:
 
 
 class _Cast(torch.autograd.Function):
-    """(dtype, weights) -> the weights in it."""
+    """(dtype, weights) -> the weights in this dtype."""
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -106,7 +106,7 @@ class _Cast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # they will be differentiated once more
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # to be differentiated again
             return None, *(None if grad is None else grad.float() for grad in grads)
         found = iter(_cast([grad for grad in grads if grad is not None], torch.float32))
         return None, *(None if grad is None else next(found) for grad in grads)

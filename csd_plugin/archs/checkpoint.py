@@ -1,4 +1,4 @@
-"""From a checkpoint file to tensors, and to a network. Files are read as data only: they cannot run code."""
+"""Reads checkpoint files as tensors, and as networks. Files are read as data only: they cannot run code."""
 
 from __future__ import annotations
 
@@ -26,50 +26,50 @@ DAMAGED = (
     RuntimeError, ValueError, EOFError, LookupError, AssertionError, AttributeError, TypeError, OSError, struct.error,
     zipfile.BadZipFile, NotImplementedError,
 )  # fmt: skip
-"""What torch's reader raises on files that are cut short or changed: it takes them at their word."""
+"""The errors of torch's reader for files that are cut short or modified, whose content it trusts."""
 
 PARAM_KEYS = ("params_ema", "params", "three_dim_model", "state_dict")
-"""Where a file may keep its weights, best first: the toolbox's averaged and plain weights, the authors' dict, what
-Lightning, MMEngine and others write."""
+"""The entries that may hold the weights, best first: the toolbox's averaged and plain weights, the authors' dict, those
+of Lightning, MMEngine and others."""
 
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|network|distiller|student)\.)+")
-"""What data parallel, torch.compile, averages and trainers put before the names of the network that they hold."""
+"""Prefixes that data parallel, torch.compile, averages and trainers put before a network's names."""
 _OF_DISTILLER = re.compile(r"^((?:(?:module|_orig_mod|distiller)\.)*)(student|objectives|reconstruction)\.")
-"""The names of all weights of a `Distiller`: what holds it, and its part."""
+"""The pattern of all weight names of a `Distiller`: a prefix, and its part."""
 _NO_WEIGHT = "n_averaged"
-"""The counter of torch's AveragedModel."""
+"""The name of the counter in torch's AveragedModel."""
 
 SAFETENSORS = ".safetensors"
 MOST_BYTES = 2**31
-"""Largest checkpoint or training state; those of this field have a hundredth of it."""
+"""The largest checkpoint or training state; those of this field are a hundred times smaller."""
 
 
 def read_state_dict(path: str | Path, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
-    """The weights in a checkpoint: name -> tensor, on CPU, without the prefixes that wrappers add.
+    """The weights in a checkpoint: name -> tensor, on the CPU, without the prefixes of wrappers.
 
     Reads the toolbox's files (`params_ema`, `params`), the authors' (`three_dim_model`), MMEngine's (`state_dict`),
-    bare state dicts, and the same in safetensors. From a `Distiller`'s weights, the student's are taken.
+    bare state dicts, and the same in safetensors. Of a `Distiller`'s weights, the student's are returned.
 
     Args:
-        param_key: take this entry; by default the first of `PARAM_KEYS` that is there.
-        fallback: where the file lacks `param_key`, take the default instead of raising.
+        param_key: the entry to read; by default the first of `PARAM_KEYS` that exists.
+        fallback: if the file lacks `param_key`, read the default entry instead of raising.
 
     Raises:
-        CSDError: no such file, not a checkpoint, an entry that is missing, or a file that holds more than data.
+        CSDError: the file does not exist, is not a checkpoint, lacks the entry, or holds more than data.
     """
     return weights_in(load_plain(path, "checkpoint"), str(path), param_key, fallback=fallback)
 
 
 def weights_in(content: Any, path: str, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
-    """`read_state_dict` of what a checkpoint holds.
+    """`read_state_dict` for the content of a checkpoint.
 
     Args:
-        content: what torch's reader made of the file.
-        path: where it is from, for messages.
+        content: the file's content, as torch's reader returns it.
+        path: the file, for messages.
         param_key, fallback: as for `read_state_dict`.
 
     Raises:
-        CSDError: no state dict of tensors, or no entry `param_key`.
+        CSDError: the content has no state dict of tensors, or no entry `param_key`.
     """
     state = entry_in(content, path, param_key, fallback=fallback)
     names = [name for name in _of_student(state) if name != _NO_WEIGHT]
@@ -78,7 +78,7 @@ def weights_in(content: Any, path: str, param_key: str | None = None, *, fallbac
 
 
 def entry_in(content: Any, path: str, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
-    """`weights_in` with all names as the file has them, for what is no network that something may have wrapped."""
+    """`weights_in` with all names as in the file, for content that is not a network in a wrapper."""
     if not isinstance(content, Mapping):
         raise CSDError(f"checkpoint {path} holds a {type(content).__name__}, expected a dict of tensors")
 
@@ -95,14 +95,14 @@ def entry_in(content: Any, path: str, param_key: str | None = None, *, fallback:
 
 
 def entry_name(content: Mapping[str, Any], param_key: str | None = None, *, fallback: bool = False) -> str | None:
-    """The entry of a checkpoint that `weights_in` takes; None where the file is one state dict."""
+    """The entry of a checkpoint that `weights_in` reads; None if the file is a single state dict."""
     if param_key is not None and (param_key in content or not fallback):
         return param_key
     return next((key for key in PARAM_KEYS if key in content), None)
 
 
 def is_plain(value: Any) -> bool:
-    """Whether it is a tensor of numbers that are there: a file can say any shape of a few bytes."""
+    """Whether it is a tensor whose values are all stored: a file can claim any shape with a few bytes."""
     return (
         isinstance(value, Tensor)
         and value.layout is torch.strided
@@ -113,9 +113,9 @@ def is_plain(value: Any) -> bool:
 
 
 def _of_student(names: Iterable[str]) -> list[str]:
-    """Those of a student where the names are of a `Distiller`, or of a model that holds one; else all of them.
+    """The student's names, if the names are those of a `Distiller`, or of a model that holds one; else all of them.
 
-    A network may have a part `student` of its own: it has other parts beside it than a distiller.
+    A network may itself have a part `student`: then its other parts are not those of a distiller.
     """
     names = list(names)
     parts = {name: match for name in names if (match := _OF_DISTILLER.match(name))}
@@ -129,13 +129,13 @@ def _of_student(names: Iterable[str]) -> list[str]:
 
 
 def _without_wrappers(names: Iterable[str]) -> dict[str, str]:
-    """Name -> the same without what wrappers put before it; as it is where two names would become one."""
+    """Name -> the name without wrappers' prefixes; unchanged if two names would become equal."""
     bare = {name: _WRAPPERS.sub("", name) for name in names}
     return bare if len(set(bare.values())) == len(bare) else {name: name for name in bare}
 
 
 def load_plain(path: str | Path, what: str) -> Any:
-    """What torch.save or safetensors wrote, as data only, on CPU. `what` begins the message of CSDError."""
+    """The content of a file of torch.save or safetensors, as data only, on CPU. `what` begins CSDError's message."""
     path = Path(path)
     if path.is_dir():
         raise CSDError(f"{what} {path} is a folder; name a file in it")
@@ -148,14 +148,14 @@ def load_plain(path: str | Path, what: str) -> Any:
     try:
         _check_archive(path, what)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # of others, which are refused anyway
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # other ones are refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except CSDError:
         raise
-    except pickle.UnpicklingError as error:  # torch's own text would have the user run it
+    except pickle.UnpicklingError as error:  # torch's own message suggests running the code
         raise _exported(path, what) or CSDError(
             f"{what} {path} is damaged, or holds more than tensors and plain data, so it is not loaded; "
-            f"take another copy, or save it again as a plain state dict"
+            f"use another copy, or save it again as a plain state dict"
         ) from error
     except DAMAGED as error:
         cut = CSDError(f"{what} {path} cannot be read: it is cut short or damaged; use another copy")
@@ -163,7 +163,7 @@ def load_plain(path: str | Path, what: str) -> Any:
 
 
 def _exported(path: Path, what: str) -> CSDError | None:
-    """What to say of a file of `csd export` that is no checkpoint; None for others."""
+    """The error for a file of `csd export` that is not a checkpoint; None for other files."""
     graph = path.with_suffix(".xml")
     if path.suffix.lower() == ".bin" and graph.is_file():
         return CSDError(f"{what} {path} holds the weights of {graph}; give {graph}")
@@ -176,7 +176,7 @@ def _exported(path: Path, what: str) -> CSDError | None:
 
 
 def save_plain(content: Any, path: Path, *, synced: bool = False) -> None:
-    """A checkpoint or state that appears whole or not at all; see `replacing`. Raises OSError, with its name."""
+    """Save a checkpoint or state; it appears complete or not at all, see `replacing`. Raises OSError, with its name."""
     try:
         with replacing(path, synced=synced) as draft:
             draft.write_bytes(as_file(content))
@@ -185,21 +185,21 @@ def save_plain(content: Any, path: Path, *, synced: bool = False) -> None:
 
 
 def as_file(content: Any) -> bytes:
-    """What torch.save writes of it, the same under every name.
+    """The bytes that torch.save writes, independent of the file's name.
 
-    To a disk it is written by others: torch's writer puts the file's name into it, and where a write fails in the
-    middle it ends the whole process.
+    Other code writes them to the disk: torch's writer puts the file's name into the file, and if a write fails in the
+    middle, it ends the whole process.
     """
     file = io.BytesIO()
     torch.save(content, file)
-    return file.getvalue()  # not a view of it: where writing fails, Python 3.12.1 crashes on those
+    return file.getvalue()  # not a view: if writing fails, Python 3.12.1 crashes with one
 
 
 def _check_archive(path: Path, what: str) -> None:
-    """Compare a file of torch.save with the checksums stored in it, which torch's own reader does not check.
+    """Compare a file of torch.save with its stored checksums, which torch's own reader ignores.
 
-    torch.save compresses nothing: what says that it unpacks to more than the file holds is a bomb. Files from before
-    torch 1.6 are no archives, and have no checksums.
+    torch.save does not compress: a file that claims to unpack to more than its size is a bomb. Files from before torch
+    1.6 are not archives, and have no checksums.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -214,11 +214,11 @@ def _check_archive(path: Path, what: str) -> None:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By its name, or by its start: the length of a JSON text, then that text."""
+    """Whether it is such a file, by its name or its start: the length of a JSON text, then that text."""
     try:
         with path.open("rb") as file:
             head = file.read(9)
-    except OSError:  # torch's reader meets it again
+    except OSError:  # torch's reader will raise it again
         return False
     length = int.from_bytes(head[:8], "little")
     return path.suffix.lower() == SAFETENSORS or (head[8:] == b"{" and length < path.stat().st_size)
@@ -235,14 +235,14 @@ def _load_safetensors(path: Path, what: str) -> dict[str, Tensor]:
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> list[str]:
-    """Put a state dict into a network, or raise CSDError with the reason, the network unchanged.
+    """Load a state dict into a network. If it does not fit, raise CSDError with the reason; the network is unchanged.
 
-    Prefixes of wrappers do not matter, in either. Lazy modules take the sizes of the file, or stay without any.
+    Prefixes of wrappers do not matter, on either side. Lazy modules get the sizes of the file, or none.
 
     Args:
         state: name -> tensor.
         source: begins the messages.
-        strict: all names must match. Otherwise half of the network's must: fewer are another network's.
+        strict: all names must match. Otherwise half of the network's must, as fewer belong to another network.
 
     Returns:
         The names of the tensors that the state dict lacks.
@@ -255,62 +255,63 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
     for name in own:
         if name in state and name not in lazy and own[name].shape != state[name].shape:
             raise CSDError(
-                f"{source}: {name} has shape {tuple(state[name].shape)}, the network expects {tuple(own[name].shape)}; "
-                f"the checkpoint is of another size: make the network's options match it"
+                f"{source}: {name} has shape {tuple(state[name].shape)}, but the network expects "
+                f"{tuple(own[name].shape)}; the checkpoint is for another size: make the network's options match it"
             )
-        if name in state and own[name].is_complex() != state[name].is_complex():  # torch would drop a part of them
+        if name in state and own[name].is_complex() != state[name].is_complex():  # torch would drop the imaginary part
             there, here = ("complex", "real") if state[name].is_complex() else ("real", "complex")
             raise CSDError(
-                f"{source}: {name} has {there} numbers, the network expects {here} ones; the checkpoint is of another "
-                f"network: make the network's options match it"
+                f"{source}: {name} has {there} numbers, but the network expects {here} ones; the checkpoint is for "
+                f"another network: make the network's options match it"
             )
     missing, unexpected = sorted(own.keys() - state.keys() - lazy), sorted(state.keys() - own.keys())
     if strict and (missing or unexpected):
         what = f"lacks {missing[0]}" if missing else f"has {unexpected[0]}, unknown to the network"
         raise CSDError(
             f"{source}: {what} ({len(missing)} missing, {len(unexpected)} unexpected in all); "
-            f"the checkpoint is of another network: make the network's options match it"
+            f"the checkpoint is for another network: make the network's options match it"
         )
     matched = len(own) - len(missing)
     if 2 * matched < len(own):
         raise CSDError(
-            f"{source}: it has {matched} of the network's {len(own)} tensors; it begins with {next(iter(state))}, the "
-            f"network with {next(iter(own))}: the checkpoint is of another network; make the network's options match it"
+            f"{source}: it has only {matched} of the network's {len(own)} tensors; it begins with {next(iter(state))}, "
+            f"the network with {next(iter(own))}: the checkpoint is for another network; make the network's options "
+            f"match it"
         )
     network.load_state_dict(dict(state), strict=False)
     return missing
 
 
 def load_network(path: str | Path, param_key: str | None = None) -> nn.Module:
-    """A ready network of one of `NETWORKS` in eval mode; its numbers are read off the weights. Raises CSDError.
+    """A trained network of one of `NETWORKS`, in eval mode; its numbers are read off the weights. Raises CSDError.
 
-    torch's random numbers go on as if it had not been called.
+    Does not change torch's random state.
     """
-    with torch.random.fork_rng(devices=()):  # layers begin at random
+    with torch.random.fork_rng(devices=()):  # layers are initialised randomly
         return _load_network(path, param_key)
 
 
 def _load_network(path: str | Path, param_key: str | None) -> nn.Module:
     state = read_state_dict(path, param_key)
-    for name in (name for name, value in state.items() if value.is_complex()):  # runtimes are for real numbers
+    for name in (name for name, value in state.items() if value.is_complex()):  # runtimes only support real numbers
         raise CSDError(
             f"checkpoint {path}: {name} has complex numbers; networks with such weights are trained and tested by "
-            f"option files (csd_plugin.train, csd_plugin.test) alone"
+            f"option files (csd_plugin.train, csd_plugin.test) only"
         )
     network, faults = network_of(state), []
-    if network is None or not _fits(network, state):  # other packages are imported only where they are needed
+    if network is None or not _fits(network, state):  # other packages are imported only if they are needed
         faults = list(extensions.load())
         network = network_of(state)
     if network is None:
         known = ", ".join(name for name, cls in NETWORKS.items() if hasattr(cls, "numbers_from_state"))
         also = "".join(f"; {fault}" for fault in faults)
-        raise CSDError(f"checkpoint {path}: its weights are those of no known network; known: {known}{also}")
+        raise CSDError(f"checkpoint {path}: its weights belong to no known network; known: {known}{also}")
     load_weights(network, state, source=f"checkpoint {path}")
     return network.eval()
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Put what `state_dict` of such an optimizer gave, and a file has kept, into this one. Raises CSDError."""
+    """Load the `state_dict` of a similar optimizer, read from a file, into this one. Raises CSDError."""
     try:
         optimizer.load_state_dict(state)
         kept = [
@@ -325,23 +326,23 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
         if not isinstance(value, Tensor):
             continue
         if is_lazy(parameter):
-            raise CSDError("its optimizer knows a lazy weight, whose size is in no file; is objective_N.pth gone?")
+            raise CSDError("its optimizer has a lazy weight whose size is in no file; is objective_N.pth missing?")
         if not (is_plain(value.cpu()) and _of_weight(value.shape, parameter.shape)):
-            raise CSDError(f"its optimizer has a {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
+            raise CSDError(f"its optimizer has a tensor {tuple(value.shape)} for a weight {tuple(parameter.shape)}")
         if value.shape == parameter.shape and value.stride() != parameter.stride():
-            # fused optimizers go through memory, in which a weight lies by its device and precision
+            # fused optimizers need the state in the memory layout, device and precision of the weight
             optimizer.state[parameter][name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _of_weight(shape: torch.Size, weight: torch.Size) -> bool:
-    """Whether an optimizer keeps such a tensor for a weight: a number, or one for every weight, row or column."""
+    """Whether an optimizer may keep such a tensor for a weight: one number, or one per element, row or column."""
     return not shape or (len(shape) == len(weight) and all(a in (1, b) for a, b in zip(shape, weight, strict=True)))
 
 
 def network_of(state: Mapping[str, Tensor]) -> nn.Module | None:
-    """The network of the table that a state dict is of, with random weights; None where it is of no one.
+    """The network of the table to which a state dict belongs, with random weights; None if it belongs to none.
 
-    If several classes take it for theirs, as names of layers are often alike, it is the first with the same tensors.
+    If several classes accept it, as layers often have the same names, the first one with the same tensors is used.
     """
     claimed = None
     for cls in NETWORKS.values():
@@ -355,7 +356,7 @@ def network_of(state: Mapping[str, Tensor]) -> nn.Module | None:
 
 
 def _numbers_from(cls: type[nn.Module], state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """`cls.numbers_from_state`, where the class has it. Raises CSDError where it does not take others' weights."""
+    """`cls.numbers_from_state`, if the class has it. Raises CSDError if that fails for other networks' weights."""
     if not hasattr(cls, "numbers_from_state"):
         return None
     try:

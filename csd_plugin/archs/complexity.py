@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds and bias additions, as in the paper's Table 2."""
+"""The cost of a network: parameters, multiply-adds and bias additions, as in the paper's Table 2."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.nn.modules.conv import _ConvNd
 from csd_plugin.extras import needed_by
 
 FRAME_SIZE = (640, 480)
-"""Width and height of the frames for which times are given, and operations in lists of networks: NTURain's."""
+"""Width and height of the frames for which times and operations are stated: NTURain's."""
 
 
 @dataclass(frozen=True)
 class Complexity:
-    """What a network costs.
+    """The cost of a network.
 
     Attributes:
         parameters: of the whole network.
@@ -30,18 +30,18 @@ class Complexity:
 
     @property
     def operations(self) -> int:
-        """What the paper's Table 2 calls FLOPs: a multiply-add counts once, a bias addition too."""
+        """The FLOPs of the paper's Table 2: a multiply-add counts as one, and so does a bias addition."""
         return self.multiply_adds + self.bias_adds
 
 
 def complexity(network: nn.Module, input_shape: tuple[int, ...]) -> Complexity:
-    """Count what one forward pass costs, by mmengine's analysis of the traced network.
+    """Count the cost of one forward pass, by mmengine's analysis of the traced network.
 
-    The analysis counts a convolution's multiply-adds but not its bias, one addition an output element: those are
+    The analysis counts a convolution's multiply-adds but not its bias, one addition per output element: these are
     counted here. Activations and additions of whole tensors are left out, as usual.
 
     Args:
-        network: called with one tensor; a copy of it runs on the CPU in eval mode, itself it stays as it is.
+        network: called with one tensor; a copy runs on the CPU in eval mode, the network itself is unchanged.
         input_shape: of one input without the batch, e.g. (num_frame, 3, H, W).
 
     Raises:
@@ -55,7 +55,7 @@ def complexity(network: nn.Module, input_shape: tuple[int, ...]) -> Complexity:
 
     def count_bias(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal bias_adds
-        bias_adds += int(output.numel())  # while it is traced, a tensor
+        bias_adds += int(output.numel())  # a tensor while it is traced
 
     for layer in network.modules():
         if isinstance(layer, _ConvNd | nn.Linear) and layer.bias is not None:

@@ -1,7 +1,7 @@
-"""A convolution with the sum and the ReLU after it, on a GPU in one launch and one pass over memory.
+"""A convolution fused with the sum and the ReLU after it: on a GPU, in one launch and one pass over memory.
 
-cuDNN's operations for it have no public name in torch, no gradient, and are not there for all sizes. So each size is
-tried at its first use, and takes them only where they give what the plain operations give, and are no slower.
+cuDNN's operations for it have no public name in torch and no gradient, and do not exist for all sizes. So each size is
+tried at its first use, and uses them only if they return the same as the plain operations and are not slower.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from csd_plugin.errors import NOT_SERVED, first_line
 logger = logging.getLogger(__name__)
 
 _LAYERS = (nn.Conv2d, nn.Conv3d, ShortConv3d)
-"""Which compute on a GPU what these of torch do."""
+"""The layers whose convolution `fused` can compute."""
 _TOLERANCE = {torch.float32: 1e-2, torch.float16: 2e-2, torch.bfloat16: 6e-2}
-"""Of results, as a share of the largest: TF32 and 16 bits round each operation."""
+"""The largest error, relative to the largest result: TF32 and 16 bits round each operation."""
 _AT_ONCE = 8
-"""Channels of 16 bits that tensor cores take at once: a head of 3 leaves most of them idle."""
+"""Channels of 16 bits that tensor cores process together: an input of 3 would leave most of them idle."""
 _TIMES = 3
 _suits: dict[tuple[Any, ...], bool] = {}
-"""What was found out, by all that it may depend on."""
+"""The findings, by everything that they may depend on."""
 _told: set[str] = set()
 _full: Counter[tuple[Any, ...]] = Counter()
-"""How often there was no memory for a trial."""
+"""The number of trials that failed for lack of memory."""
 
 
 def conv_relu(layer: nn.Module, x: Tensor, other: Tensor | None = None) -> Tensor:
     """relu(layer(x) + other).
 
     Args:
-        layer: called as it is where it has hooks, which want to see what comes of it, and on CPUs.
+        layer: called normally if it has hooks, which need to see its output, and on CPUs.
     """
     if x.is_cuda and type(layer) in _LAYERS and not torch.compiler.is_compiling() and not _is_watched(layer):
         return fused(x, layer.weight, layer.bias, other, layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ def fused(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None, 
 
 
 def _padded(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with as many channels more, of zeros, as tensor cores want: the same results."""
+    """Both tensors with zero channels added up to the number that tensor cores need; the result does not change."""
     zeros = [0, 0] * (x.dim() - 2) + [0, -x.shape[1] % _AT_ONCE]
     return F.pad(x, zeros), F.pad(weight, zeros)
 
@@ -117,11 +117,11 @@ def _suits_here(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | 
     sizes = (x.device, x.dtype, x.shape, x.stride(), weight.shape, weight.stride(), bias is None, other is None, how)
     key = (*sizes, *_how_cudnn_computes())
     if key not in _suits:
-        if x.is_cuda and torch.cuda.is_current_stream_capturing():  # a trial waits, which a recording cannot
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():  # a trial synchronizes, which a recording cannot
             return False
         try:
             reason = _objection(x, weight, bias, other, how)
-        except torch.cuda.OutOfMemoryError:  # the trial needs more than the layer; later there may be room
+        except torch.cuda.OutOfMemoryError:  # a trial needs more memory than the layer; later there may be enough
             return _has_no_room(key)
         _suits[key] = reason is None
         if reason not in (None, _SLOWER, *_told):
@@ -131,14 +131,14 @@ def _suits_here(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | 
 
 
 def _how_cudnn_computes() -> tuple[Any, ...]:
-    """Switches of torch that decide on its algorithms."""
+    """Torch's switches that determine cuDNN's choice of algorithm."""
     cudnn: Any = torch.backends.cudnn
     rounding = cudnn.conv.fp32_precision if hasattr(cudnn, "conv") else cudnn.allow_tf32
     return cudnn.benchmark, cudnn.deterministic, rounding
 
 
 def _padding_pays(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None, how: Any) -> bool:
-    """Whether channels of zeros make it faster, with the copies that they take; tried at the first use of each size."""
+    """Whether zero channels make it faster, including the copies for them; tried at the first use of each size."""
     groups = how[-1]
     if x.dtype not in (torch.float16, torch.bfloat16) or x.shape[1] % _AT_ONCE == 0 or groups != 1:
         return False
@@ -161,7 +161,7 @@ def _padding_pays(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor 
 
 
 def _has_no_room(key: tuple[Any, ...]) -> bool:
-    """False, for good after a few times: each failure makes the allocator give up all that it keeps."""
+    """False; from a few failures on forever, as each failure makes the allocator release its whole cache."""
     _full[key] += 1
     if _full[key] == _TIMES:
         _suits[key] = False
@@ -171,13 +171,13 @@ def _has_no_room(key: tuple[Any, ...]) -> bool:
     return False
 
 
-_NO_ROOM = "there is no memory for trying them"
+_NO_ROOM = "there is not enough memory to try them"
 _SLOWER = "it is slower"
 
 
 @torch.no_grad()
 def _objection(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None, how: Any) -> str | None:
-    """Why these do not go through cuDNN's operations; None: they may."""
+    """Why these arguments must not go through cuDNN's operations; None if they may."""
     ours, theirs = (partial(way, x, weight, bias, other, how) for way in (_by_cudnn, _by_torch))
     expected = theirs()
     try:
@@ -187,23 +187,23 @@ def _objection(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | N
     except NOT_SERVED as error:
         return first_line(error)
     if found.shape != expected.shape or found.dtype != expected.dtype or found.stride() != expected.stride():
-        return "it gives another shape"
-    limit = _TOLERANCE.get(x.dtype, 0.0) * expected.max().float()  # a ReLU leaves nothing below 0
+        return "it returns another shape"
+    limit = _TOLERANCE.get(x.dtype, 0.0) * expected.max().float()  # after a ReLU nothing is below 0
     if not bool(found.sub_(expected).abs_().max() <= limit):  # in place: frames may be large
-        return "it gives other numbers"
+        return "it returns other values"
     del found, expected
     return _SLOWER if is_slower(ours, theirs, x.device) else None
 
 
 def forget() -> None:
-    """What was found out: every size is tried again."""
+    """Discard the findings: every size is tried again."""
     _suits.clear()
     _full.clear()
     _told.clear()
 
 
 def is_slower(one: Callable[[], object], other: Callable[[], object], device: torch.device) -> bool:
-    """Whether the one takes longer; both have run before."""
+    """Whether the first action takes longer; both must have run before."""
     return _seconds(one, device) > _seconds(other, device)
 
 

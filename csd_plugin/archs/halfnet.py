@@ -1,9 +1,9 @@
 """The half-resolution family: plain 2-D convolutions on 2x2 blocks of pixels, for real time on a CPU.
 
-The paper's students work at full resolution through 3-D convolutions. Here the frames of the window and the four
-pixels of each 2x2 block become channels, so that a convolution costs a quarter, and time costs nothing but the first
-layer. An optional second level works on 4x4 blocks with twice the channels. What the network adds to the rainy frame
-is predicted, not the frame.
+The paper's students work at full resolution with 3-D convolutions. Here, the frames of the window and the four pixels
+of each 2x2 block become channels, so that a convolution costs a quarter, and time only costs something in the first
+layer. An optional second level works on 4x4 blocks with twice the channels. The network predicts what is added to the
+rainy frame, not the frame itself.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ PRESETS: dict[str, dict[str, Any]] = {
     "large": {"num_frame": 5, "num_feat": 96, "num_pair": 6, "num_deep": 8, "causal": False},
 }
 _BLOCK = 2
-"""Pixels of a block's side."""
+"""Side of a block, in pixels."""
 
 
 class HalfNet(nn.Module):
-    """Predicts the clean target frame of a window of rainy frames, computing at half resolution.
+    """Predicts the clean target frame of a window of rainy frames, at half resolution.
 
     Args:
-        preset: a row of `PRESETS`; the numbers below replace single entries of it.
-        num_frame: frames in the window, odd, the target in the middle.
+        preset: a row of `PRESETS`; the numbers below override single entries of it.
+        num_frame: frames in the window, odd, with the target in the middle.
         num_feat: channels at half resolution.
         num_pair: residual pairs of 3x3 convolutions at half resolution.
-        num_deep: residual pairs at a quarter of the resolution with twice the channels, in the middle of the others.
+        num_deep: residual pairs at a quarter of the resolution with twice the channels, between the others.
         causal: use only the window's first half and the target, (num_frame + 1) / 2 frames, so that a camera's picture
-            need not wait for frames to come.
-        branches: while training, add a 1x1 convolution to every 3x3 convolution of a pair; `merged` turns both into one
+            need not wait for later frames.
+        branches: in training, add a 1x1 convolution to every 3x3 convolution of a pair; `merged` turns both into one
             3x3 convolution with the same results.
 
     Raises:
-        CSDError: numbers that do not make a network.
+        CSDError: the numbers do not make a valid network.
     """
 
     presets = PRESETS
@@ -79,10 +79,10 @@ class HalfNet(nn.Module):
         self.num_deep: int = numbers["num_deep"]
         self.causal: bool = bool(numbers["causal"])
         self.branches = branches
-        # Frames after the target that count.
+        # Frames after the target that are used.
         self.num_future = 0 if self.causal else self.num_frame // 2
         self.num_seen = self.num_frame // 2 + 1 + self.num_future
-        # Heights and widths should be multiples of this, and tiles begin at such; forward() completes others itself.
+        # Heights and widths should be multiples of this, and tiles begin at multiples; forward() pads others itself.
         self.size_divisor = 2 * _BLOCK if self.num_deep else _BLOCK
 
         width, pixels = self.num_feat, 3 * _BLOCK**2
@@ -93,13 +93,13 @@ class HalfNet(nn.Module):
             self.deep = nn.ModuleList(_Pair(2 * width, branches) for _ in range(self.num_deep))
             self.up = nn.Conv2d(2 * width, 4 * width, 1)
         self.tail = nn.Conv2d(width, pixels, 3, padding=1)
-        # the other weights do not show which of the frames that the head takes is the target
+        # the other weights do not show which frame of the head's input is the target
         self.register_buffer("target", torch.tensor(self.num_frame // 2))
         self._reset_parameters()
 
     @staticmethod
     def numbers_from_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """The constructor's numbers, read off a state dict; None if it is not of this family."""
+        """The constructor's numbers, inferred from a state dict; None if it does not belong to this family."""
         branches = "body.0.conv1.conv3x3.weight" in state
         if not {"head.weight", "tail.weight", "target"} <= state.keys():
             return None
@@ -117,8 +117,8 @@ class HalfNet(nn.Module):
     def forward(self, window: Tensor) -> Tensor:
         """(B, num_frame, 3, H, W) rainy frames in [0, 1] -> (B, 3, H, W), the clean target frame, not clamped.
 
-        It may also be given without the frames that do not count, as (B, num_seen, 3, H, W). A network of single frames
-        takes (B, 3, H, W) too. Raises CSDError for any other shape.
+        The frames that are not used may be left out: (B, num_seen, 3, H, W). A network of single frames also takes
+        (B, 3, H, W). Raises CSDError for any other shape.
         """
         if self.num_frame == 1 and window.dim() == 4:
             window = window.unsqueeze(1)
@@ -137,17 +137,17 @@ class HalfNet(nn.Module):
         return window[:, self.num_frame // 2] + added[..., :height, :width]
 
     def forward_blocks(self, blocks: Tensor) -> Tensor:
-        """What is added to the target, of and in blocks of pixels.
+        """What is added to the target, from and in blocks of pixels.
 
         Args:
-            blocks: (B, num_seen * 12, H/2, W/2), the frames that count as `pixel_unshuffle` makes them; heights and
-                widths of frames are multiples of `size_divisor`.
+            blocks: (B, num_seen * 12, H/2, W/2), the used frames as `pixel_unshuffle` gives them; heights and widths of
+                frames must be multiples of `size_divisor`.
 
         Returns:
             (B, 12, H/2, W/2), for `pixel_shuffle`.
         """
         x = blocks
-        if x.device.type == "cpu":  # CPU kernels take longer in the default layout
+        if x.device.type == "cpu":  # CPU kernels are slower with the default memory layout
             x = x.contiguous(memory_format=torch.channels_last)
         x = conv_relu(self.head, x)
         before = (self.num_pair + 1) // 2 if self.num_deep else self.num_pair
@@ -164,10 +164,10 @@ class HalfNet(nn.Module):
 
     @torch.no_grad()
     def for_pixels(self, white: float = 255) -> HalfNet:
-        """A copy, without branches, whose `forward_blocks` takes pixels as they lie in memory, in 0 .. `white`.
+        """A copy, without branches, whose `forward_blocks` takes pixels in memory order, in 0 .. `white`.
 
-        A block's channels are then in the order of row, column and colour, in place of colour, row and column; this
-        is so for its result too.
+        The order of a block's channels, also in its result, is then row, column, colour instead of colour, row,
+        column.
         """
         network = self.merged()
         colors_last = torch.arange(3 * _BLOCK**2).view(3, _BLOCK, _BLOCK).permute(1, 2, 0).flatten()
@@ -180,7 +180,7 @@ class HalfNet(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> HalfNet:
-        """The same function without branches, with weights of its own; for inference."""
+        """The same function without branches, with its own weights; for inference."""
         numbers = {name: getattr(self, name) for name in PRESETS["realtime"]}
         network = HalfNet(**numbers).to(self.tail.weight)
         state = {name: value for name, value in self.state_dict().items() if ".conv1x1." not in name}
@@ -194,7 +194,7 @@ class HalfNet(nn.Module):
 
     @torch.no_grad()
     def _reset_parameters(self) -> None:
-        """The start: nearly the identity, as the last layer adds next to nothing to the rainy frame."""
+        """Initialise to nearly the identity: the last layer adds almost nothing to the rainy frame."""
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -220,7 +220,7 @@ class _Pair(nn.Module):
 
 
 class _BranchedConv(nn.Module):
-    """A 3x3 convolution that learns as the sum of a 3x3 and a 1x1 convolution, and is computed as one.
+    """A 3x3 convolution that is trained as the sum of a 3x3 and a 1x1 convolution, and computed as one.
 
     The sum of kernels is cheaper than the sum of results, also in training. Source: "RepVGG: Making VGG-style ConvNets
     Great Again" (CVPR 2021), without its normalisation; the pair's own sum serves as the identity.
@@ -240,7 +240,7 @@ class _BranchedConv(nn.Module):
 
 
 def _resolve(preset: str | None, given: Mapping[str, int | None]) -> dict[str, int]:
-    """A preset's numbers with the given ones (not None) in their place, checked. Raises CSDError."""
+    """A preset's numbers, overridden by the given ones (not None), and checked. Raises CSDError."""
     numbers = resolve_preset("HalfNet", PRESETS, preset, given, {"num_deep": 0, "causal": False})
     for name, least in {"num_feat": 1, "num_pair": 1, "num_deep": 0}.items():
         if numbers[name] < least:

@@ -1,4 +1,4 @@
-"""How networks are called, on single images, a window for each target, or a sequence: the one place that knows."""
+"""How to call networks of single images, of a window per target, or of a sequence; only this module knows it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from csd_plugin.errors import CSDError, suggestion
 
 @dataclass(frozen=True)
 class Captured:
-    """What a layer was given, or gave, in one pass of its network.
+    """The inputs or outputs of a layer in one pass of its network.
 
     Attributes:
-        calls: a tensor for each time that it ran, in order; at least one.
-        volumetric: the layer is one of torch's for volumes, so that of five axes the second has channels and the third
+        calls: one tensor for each time that the layer ran, in order; at least one.
+        volumetric: the layer is one of torch's 3-D layers, so of five axes the second is channels and the third is
             frames.
     """
 
@@ -31,12 +31,12 @@ class Captured:
 
 
 class Kind:
-    """How the networks of one kind are called; here and in `KINDS` is all that depends on it.
+    """How to call the networks of one kind; everything that depends on it is here and in `KINDS`.
 
     Attributes:
-        has_time: what goes in has an axis of frames.
-        gives_clip: every frame that goes in comes out; else one.
-        one_length: clips of `num_frame` frames go in, and none of another length.
+        has_time: the input has an axis of frames.
+        gives_clip: the output has all frames of the input; else it is one frame.
+        one_length: the input must have exactly `num_frame` frames.
     """
 
     has_time = True
@@ -44,21 +44,21 @@ class Kind:
     one_length = False
 
     def run(self, network: nn.Module, clips: Tensor, num_target: int, num_frame: int) -> Tensor:
-        """As `Interface.run`, not checked."""
+        """`Interface.run`, without checks."""
         raise NotImplementedError
 
     def num_seen(self, num_target: int, num_frame: int) -> int:
-        """Frames that a network sees at once: of the window of one target, or of the sequence of all."""
+        """Frames that a network sees at once: the window of one target, or the sequence for all targets."""
         return num_frame
 
     def joined(self, calls: tuple[Tensor, ...], batch: int, num_target: int, num_frame: int) -> Tensor | None:
-        """The feature of all frames from calls of a layer for one frame after the other; None if they are not that."""
+        """The feature of all frames, from calls of a layer frame by frame; None if the calls are something else."""
         return torch.stack(calls).mean(dim=0) if _are_frames(calls, num_frame, batch * num_target) else None
 
     def features(
         self, captured: Tensor, batch: int, num_target: int, num_frame: int, *, volumetric: bool = False
     ) -> Tensor | None:
-        """As `Interface.features`, of four or five axes; None for any other shape."""
+        """`Interface.features`, of four or five axes; None for any other shape."""
         if captured.ndim == 5:
             axis = 2 if volumetric else _time_axis(captured, range(1, num_frame + 1))
             if axis is None:
@@ -72,7 +72,7 @@ class Kind:
 
 
 class Image(Kind):
-    """(B, 3, H, W) to the same."""
+    """(B, 3, H, W) to the same shape."""
 
     has_time = False
 
@@ -81,7 +81,7 @@ class Image(Kind):
 
 
 class Window(Kind):
-    """(B, T, 3, H, W) to the centre (B, 3, H, W)."""
+    """(B, T, 3, H, W) to the centre frame (B, 3, H, W)."""
 
     one_length = True
 
@@ -90,7 +90,7 @@ class Window(Kind):
 
 
 class Sequence(Kind):
-    """(B, L + T - 1, 3, H, W) to the same, of which the middle L frames count."""
+    """(B, L + T - 1, 3, H, W) to the same shape, of which the middle L frames count."""
 
     gives_clip = True
 
@@ -119,22 +119,22 @@ class Sequence(Kind):
 
 
 def _are_frames(calls: tuple[Tensor, ...], num_seen: int, count: int) -> bool:
-    """Whether a layer ran once for each frame of a network's `count` windows or sequences."""
+    """Whether a layer ran once for each frame of the network's `count` windows or sequences."""
     return len(calls) == num_seen > 1 and all(
         call.ndim == 4 and call.shape == calls[0].shape and call.shape[0] == count for call in calls
     )
 
 
 def _time_axis(captured: Tensor, lengths: range) -> int | None:
-    """The axis of (.., C, T, h, w) or (.., T, C, h, w) that has frames, of one of these lengths; None if not clear."""
+    """The axis of frames, which has one of these lengths, in (.., C, T, h, w) or (.., T, C, h, w); None if unclear."""
     one, other = (length in lengths for length in captured.shape[1:3])
     if captured.shape[1] == captured.shape[2] == 1:
-        return 2 if other else None  # either way the same
+        return 2 if other else None  # with one frame, both orders are the same
     return None if one == other else 1 if one else 2
 
 
 def _copied(frames: Tensor) -> Tensor:
-    """Frames that a network may change in place: others get the same clips after it."""
+    """A copy of frames that a network may change in place, as others get the same clips afterwards."""
     return frames.clone(memory_format=torch.contiguous_format)
 
 
@@ -145,22 +145,22 @@ def _middle(frames: Tensor, num_frame: int) -> Tensor:
 
 
 KINDS: dict[str, Kind] = {"image": Image(), "window": Window(), "sequence": Sequence()}
-"""By the names that options and networks have for them (`layout`)."""
+"""Kinds by the name that options and networks use for them (`layout`)."""
 DERAINED = tuple(name for name, kind in KINDS.items() if kind.has_time)
-"""The kinds by which `csd derain` and its like run a network."""
+"""The kinds of networks that `csd derain` and similar commands can run."""
 
 
 @dataclass(frozen=True)
 class Interface:
-    """What a network takes and gives, and which of its layers is compared in distillation.
+    """The input and output of a network, and the layer that distillation compares.
 
     Attributes:
-        num_frame: frames T that it computes a target from, centred on it.
-        kind: one of `KINDS`.
-        feature: module whose input is the feature, or `module:output`; None where nobody has named one.
+        num_frame: frames T from which a target, in their centre, is computed.
+        kind: a name in `KINDS`.
+        feature: module whose input is the feature, or `module:output`; None if none was named.
 
     Raises:
-        CSDError: for a kind that is unknown.
+        CSDError: the kind is unknown.
     """
 
     num_frame: int
@@ -173,7 +173,7 @@ class Interface:
 
     @property
     def has_time(self) -> bool:
-        """See `Kind`; so are the next two."""
+        """See `Kind`, as for the next two."""
         return KINDS[self.kind].has_time
 
     @property
@@ -186,15 +186,15 @@ class Interface:
 
     @property
     def num_made(self) -> int:
-        """Frames that come out for each window of `num_frame` frames: all of a sequence, else 1."""
+        """Frames returned for each window of `num_frame` frames: all for a sequence, else 1."""
         return self.num_frame if self.gives_clip else 1
 
     def input_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """What the network takes for one target, without the batch: (T, 3, H, W), or (3, H, W) of single images."""
+        """The input for one target, without the batch: (T, 3, H, W), or (3, H, W) for single images."""
         return (*((self.num_frame,) if self.has_time else ()), 3, height, width)
 
     def as_clips(self, windows: Tensor) -> tuple[Tensor, int]:
-        """Windows of consecutive frames, (B, T, 3, H, W), as `run` takes them: the clips, and targets in each."""
+        """Windows of consecutive frames, (B, T, 3, H, W), in the form for `run`: the clips, and targets per clip."""
         return (join_windows(windows), len(windows)) if self.gives_clip else (windows, 1)
 
     def run(self, network: nn.Module, clips: Tensor, num_target: int) -> Tensor:
@@ -204,7 +204,7 @@ class Interface:
             network: one that is called like this, or a wrapper of it.
 
         Raises:
-            CSDError: where a clip is too short, or the network does not give frames of the size that it is given.
+            CSDError: a clip is too short, or the network's output does not have the size of its input.
         """
         if computes_in_bf16(clips) and not torch.compiler.is_compiling():
             repair_bf16_conv3d()
@@ -212,10 +212,10 @@ class Interface:
         return self.checked(frames, (clips.shape[0] * num_target, *clips.shape[2:]))
 
     def checked(self, frames: Tensor, expected: tuple[int, ...]) -> Tensor:
-        """What a network gives. Raises CSDError where it has not the expected shape."""
+        """The output of a network. Raises CSDError if it does not have the expected shape."""
         if frames.shape != expected:
             raise CSDError(
-                f"the network gives {tuple(frames.shape)} where frames {expected} are needed; check its layout "
+                f"the network returns {tuple(frames.shape)} where frames {expected} are needed; check its layout "
                 f"({self.kind}, num_frame {self.num_frame}), and that its scale is 1"
             )
         return frames
@@ -228,17 +228,17 @@ class Interface:
         layer: str,
         warn: Callable[[str], object] = lambda line: None,
     ) -> Tensor:
-        """What a tap of `layer` captured while `run` ran on `batch` clips -> (B, L, C, h, w).
+        """What a tap of `layer` captured while `run` processed `batch` clips -> (B, L, C, h, w).
 
         Args:
             captured: of images and windows (B*L, C, h, w), (B*L, C, T', h, w), (B*L, T', C, h, w) or (B*L*T', C, h, w),
                 averaged over time, with T' up to T; of a sequence of T frames (B, C, T, h, w), (B, T, C, h, w) or
-                (B*T, C, h, w). Calls for one frame after the other, T of (B*L, C, h, w) or (B, C, h, w), are taken
-                together. Of any other calls, such as stages, the last counts.
-            warn: takes a line where only the last of several calls counts.
+                (B*T, C, h, w). Calls for consecutive frames, T of (B*L, C, h, w) or (B, C, h, w), are joined. Of any
+                other calls, such as stages, the last one counts.
+            warn: called with a line if only the last of several calls counts.
 
         Raises:
-            CSDError: any other shape; C and T', or T, that cannot be told apart.
+            CSDError: the shape is another one, or C and T', or T, cannot be told apart.
         """
         kind, calls = KINDS[self.kind], captured.calls
         seen = kind.num_seen(num_target, self.num_frame)
@@ -261,7 +261,7 @@ class Interface:
             sizes = list(dict.fromkeys("x".join(map(str, call.shape[-2:])) for call in calls))
             on = f", on {' and '.join(sizes)} pixels" if len(sizes) > 1 else ""
             warn(
-                f"feature tap {layer!r}: the layer {runs}{on}, and only the last of them is compared; where they are "
+                f"feature tap {layer!r}: the layer {runs}{on}, and only the last of them is compared; if they are "
                 f"not stages of one result, tap a layer that runs once, or once for each frame"
             )
         return features
@@ -270,13 +270,13 @@ class Interface:
 def run_network(
     network: nn.Module, clips: Tensor, num_target: int, interface: Interface, *, autocast: torch.dtype | None = None
 ) -> Tensor:
-    """`Interface.run`, with frames in float32 whatever the network computes in.
+    """`Interface.run`, which returns frames in float32 whatever the precision of the network.
 
     Args:
-        autocast: the precision of the network; None leaves it to the autocast, or none, that this is called under.
+        autocast: the precision of the network; None keeps the autocast, or none, that is active at the call.
 
     Raises:
-        CSDError: as `Interface.run`.
+        CSDError: as for `Interface.run`.
     """
     with nullcontext() if autocast is None else in_precision(network, autocast, clips.device):
         return interface.run(network, clips, num_target).float()
@@ -284,7 +284,7 @@ def run_network(
 
 @contextmanager
 def in_precision(network: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Inside, the network computes in 16 bits on this device, as it does in training."""
+    """Inside, the network computes in 16 bits on this device, as in training."""
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, dtype))
         if device.type == "cuda" and not _is_compiled(network):  # a compiler fuses casts with what follows
@@ -298,18 +298,18 @@ def _is_compiled(network: nn.Module) -> bool:
 
 
 def interface_section(name: str) -> str:
-    """The section of options that says how a network is called, by the network's: `interface_t` of `network_t`."""
+    """The section of options with a network's interface, by the network's section: `interface_t` of `network_t`."""
     return f"interface_{name.removeprefix('network_')}"
 
 
 def interface_of(network: nn.Module, declared: Mapping[str, Any] | None = None) -> Interface:
-    """What a network, not wrapped, says about itself, or options say of it, which come first.
+    """The interface that a network, without wrappers, states, or that options give, which take precedence.
 
     Args:
-        declared: `num_frame`, `layout`, `feature`.
+        declared: `num_frame`, `layout`, `feature` of the options.
 
     Raises:
-        CSDError: where nobody says how many frames it takes.
+        CSDError: neither states the number of frames.
     """
     given = {key: value for key, value in (declared or {}).items() if value is not None}
     kind = given.get("layout") or getattr(network, "layout", "window")
@@ -318,14 +318,14 @@ def interface_of(network: nn.Module, declared: Mapping[str, Any] | None = None) 
     num_frame = given.get("num_frame") or (getattr(network, "num_frame", None) if single.has_time else 1)
     if not isinstance(num_frame, int):
         raise CSDError(
-            f"{type(network).__name__} does not say how it is called; give `layout` ({', '.join(KINDS)}) and "
+            f"{type(network).__name__} does not state how it is called; give `layout` ({', '.join(KINDS)}) and "
             f"`num_frame` for it"
         )
     return replace(single, num_frame=num_frame)
 
 
 def kind_of(network: object) -> str:
-    """One of `DERAINED`: what the network says about itself, else 'window'. Raises CSDError for any other."""
+    """A network's own layout, else 'window'; one of `DERAINED`. Raises CSDError for any other."""
     kind = getattr(network, "layout", "window")
     if kind not in DERAINED:
         raise CSDError(

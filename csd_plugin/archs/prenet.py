@@ -1,4 +1,4 @@
-"""PReNet: one image at a time, cleaned in stages that share their weights.
+"""PReNet: cleans one image at a time, in stages that share their weights.
 
 Source: "Progressive Image Deraining Networks: A Better and Simpler Baseline" (CVPR 2019).
 """
@@ -19,23 +19,23 @@ _NUM_BLOCK = 5
 class PReNet(nn.Module):
     """Removes rain from a single frame: a video network whose window is one frame.
 
-    Each stage takes the rainy frame and the stage before's result through one convolution, a convolutional LSTM that
-    carries a state from stage to stage, and residual blocks to what is added to the rainy frame. Layers have the
-    names of the authors' checkpoints, which load as they are.
+    In each stage, a convolution takes the rainy frame and the previous stage's result, a convolutional LSTM carries a
+    state from stage to stage, and residual blocks compute what is added to the rainy frame. Layers have the names of
+    the authors' checkpoints, which can be loaded directly.
 
     Args:
-        num_stage: how often the same layers are applied; it cannot be read off the weights.
-        num_feat: channels of all layers but the first and last.
+        num_stage: how many times the same layers are applied; the weights do not show it.
+        num_feat: channels of all layers except the first and last.
 
     Raises:
-        CSDError: a number below 1.
+        CSDError: a number is below 1.
     """
 
     num_frame = 1
     feature_tap = "conv.0"
-    """Module whose *input*, that of the last stage, is the feature: (B, num_feat, H, W)."""
+    """Module whose *input*, in the last stage, is the feature: (B, num_feat, H, W)."""
     size_divisor = 1
-    """Heights and widths that the network takes: any."""
+    """Heights and widths must be multiples of this: any are allowed."""
 
     def __init__(self, *, num_stage: int = 6, num_feat: int = 32) -> None:
         super().__init__()
@@ -54,14 +54,14 @@ class PReNet(nn.Module):
 
     @staticmethod
     def numbers_from_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """The constructor's numbers, as far as a state dict shows them; None if it is not of this family."""
+        """The constructor's numbers, as far as a state dict shows them; None if it does not belong to this family."""
         if not {"conv0.0.weight", "conv_i.0.weight", f"res_conv{_NUM_BLOCK}.2.weight"} <= state.keys():
             return None
         return {"num_feat": state["conv0.0.weight"].shape[0]}
 
     @property
     def reach(self) -> int:
-        """How many pixels away a frame's pixel still counts: thirteen layers in each stage."""
+        """The most pixels to each side that a result depends on: thirteen layers in each stage."""
         return self.num_stage * (3 + 2 * _NUM_BLOCK)
 
     def forward(self, window: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class PReNet(nn.Module):
                 f"PReNet: the input has shape {tuple(window.shape)}, expected (B, 1, 3, H, W): single frames"
             )
         rainy = window.squeeze(1)
-        if rainy.device.type == "cpu":  # CPU kernels take longer in the default layout
+        if rainy.device.type == "cpu":  # CPU kernels are slower with the default memory layout
             rainy = rainy.contiguous(memory_format=torch.channels_last)
         output = rainy
         hidden = cell = torch.zeros_like(rainy[:, :1]).expand(-1, self.num_feat, -1, -1)

@@ -1,4 +1,4 @@
-"""Numbers of a network: a preset's, single ones replaced."""
+"""The numbers of a network: a preset's, with single ones overridden."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def resolve_preset(
         family: the class's name, which begins the messages.
         presets: name -> numbers.
         preset: one of these, or None.
-        given: every number by its name, None where it is the preset's; num_frame is among them.
-        defaults: those that are neither given nor in the preset.
+        given: every number by its name, None if it is the preset's; must contain num_frame.
+        defaults: for numbers that are neither given nor in the preset.
 
     Raises:
-        CSDError: an unknown preset, a number that nobody says, or an even num_frame.
+        CSDError: the preset is unknown, a number is missing, or num_frame is even.
     """
     if preset is not None and preset not in presets:
         raise CSDError(f"{family}: unknown preset {preset!r}, expected one of {', '.join(presets)}")

@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself: where its network comes from."""
+"""The facts that a checkpoint states about the origin of its network."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from csd_plugin.archs.checkpoint import load_plain
 
 
 def facts_in(checkpoint: Path) -> Mapping[str, Any]:
-    """The entry `facts` of a checkpoint, empty where it has none. Raises CSDError where it cannot be read."""
+    """The entry `facts` of a checkpoint; empty if it has none. Raises CSDError if the file cannot be read."""
     content = load_plain(checkpoint, "checkpoint")
     facts = content.get("facts") if isinstance(content, Mapping) else None
     return facts if isinstance(facts, Mapping) else {}
 
 
 def adapted_to(facts: Mapping[str, Any]) -> str:
-    """The clips that `csd adapt` has fitted a network to, as people name them; empty for other networks."""
+    """The names of the clips to which `csd adapt` has adapted a network; empty for other networks."""
     adapted = facts.get("adapted")
     clips = adapted.get("clips") if isinstance(adapted, Mapping) else None
     named = [clip.get("name") for clip in clips if isinstance(clip, Mapping)] if isinstance(clips, list) else []

@@ -1,7 +1,7 @@
-"""The derain network of S2VD: a whole clip at once.
+"""The deraining network of S2VD, which processes a whole clip at once.
 
-Source: "Semi-Supervised Video Deraining with Dynamical Rain Generator" (CVPR 2021); its rain generator, which only
-its training needs, is not here.
+Source: "Semi-Supervised Video Deraining with Dynamical Rain Generator" (CVPR 2021). Its rain generator, which is only
+needed for its training, is not included.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from csd_plugin.errors import CSDError
 
 
 class S2VD(nn.Module):
-    """Maps a sequence of rainy frames to the same number of clean ones.
+    """Maps a sequence of rainy frames to the same number of clean frames.
 
-    At half the size, the pixels of 2x2 in the channels, a residual network finds the rain; at full size, three
-    convolutions finish what the frames are without it. Every convolution is 3x3x3, padded in time by repeating the end
-    frames and in space by zeros. Layers have the names of the authors' checkpoints, which load as they are.
+    At half resolution, with 2x2 blocks of pixels as channels, a residual network estimates the rain; at full
+    resolution, three convolutions refine the frames without it. Every convolution is 3x3x3, padded in time by repeating
+    the end frames and in space by zeros. Layers have the names of the authors' checkpoints, which can be loaded
+    directly.
 
     Args:
-        num_frame: frames from which one result is computed. At both ends of the wanted frames, the network gets
+        num_frame: frames from which one result is computed. At both ends of the target frames, the network gets
             (num_frame - 1) / 2 more. In longer clips it sees up to 22 frames to each side.
         num_feat: channels of the inner layers.
         num_block: residual blocks.
 
     Raises:
-        CSDError: numbers that do not make a network.
+        CSDError: the numbers do not make a valid network.
     """
 
     layout = "sequence"
-    """forward() returns all frames that it is given, not their centre."""
+    """forward() returns all frames of its input, not only their centre."""
     feature_tap = "tail.4"
     """Module whose *input* is the feature: (B, num_feat, T, H, W)."""
     size_divisor = 2
-    """Heights and widths should be multiples of this, and tiles begin at such; forward() completes others itself."""
+    """Heights and widths should be multiples of this, and tiles begin at multiples; forward() pads others itself."""
 
     def __init__(self, *, num_frame: int = 5, num_feat: int = 32, num_block: int = 8) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class S2VD(nn.Module):
 
     @staticmethod
     def numbers_from_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """The constructor's numbers, as far as a state dict shows them; None if it is not of this family."""
+        """The constructor's numbers, as far as a state dict shows them; None if it does not belong to this family."""
         if not {"head.0.conv.weight", "body.0.res.2.conv.weight", "tail.4.conv.weight"} <= state.keys():
             return None
         num_block = next(i for i in count() if f"body.{i}.res.2.conv.weight" not in state)
@@ -76,7 +77,7 @@ class S2VD(nn.Module):
             raise CSDError(f"S2VD: the input has shape {tuple(sequence.shape)}, expected (B, T, 3, H, W)")
         rainy = sequence.transpose(1, 2)
         halves = F.pixel_unshuffle(_even(sequence), 2).transpose(1, 2)
-        if sequence.device.type == "cpu":  # CPU kernels take longer in the default layout
+        if sequence.device.type == "cpu":  # CPU kernels are slower with the default memory layout
             rainy = rainy.contiguous(memory_format=torch.channels_last_3d)
             halves = halves.contiguous(memory_format=torch.channels_last_3d)
         rain = F.pixel_shuffle(self.body(self.head(halves)).transpose(1, 2), 2).transpose(1, 2)
@@ -84,7 +85,7 @@ class S2VD(nn.Module):
 
 
 class _Conv(nn.Module):
-    """A convolution that repeats the end frames."""
+    """A convolution that is padded in time by repeating the end frames."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class _Conv(nn.Module):
 
 
 class _Block(nn.Module):
-    """A residual block, its activations before its convolutions."""
+    """A residual block with its activations before its convolutions."""
 
     def __init__(self, num_feat: int) -> None:
         super().__init__()
@@ -107,7 +108,7 @@ class _Block(nn.Module):
 
 
 def _even(frames: Tensor) -> Tensor:
-    """(B, T, 3, H, W) with the last row or column repeated where their number is odd."""
+    """(B, T, 3, H, W) with the last row or column repeated if their number is odd."""
     if frames.shape[-2] % 2:
         frames = torch.cat([frames, frames[..., -1:, :]], dim=-2)
     if frames.shape[-1] % 2:

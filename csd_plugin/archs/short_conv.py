@@ -10,13 +10,13 @@ from csd_plugin.archs.bf16_conv3d import conv_forward
 
 
 class ShortConv3d(nn.Conv3d):
-    """nn.Conv3d that learns faster from one or two frames on a CPU; the same numbers, and the same weights.
+    """nn.Conv3d that trains faster on one or two frames on a CPU; same results, and the same weights.
 
-    Where every frame that comes out sees every frame that goes in, it is one 2-D convolution over the channels of all
-    frames, whose weight is made of the taps that see frames. oneDNN's gradient of the 3-D weight multiplies with the
-    padding: measured in float32, forward and backward take 0.5 to 0.6 of the time for two frames so, and 0.35 to 0.45
-    for one; from three frames on, where zeros would fill the weight, 1.2 to 1.4. In bf16 they take as long either way,
-    and on a GPU it would cost the launches that make the weight.
+    If every output frame sees every input frame, it is one 2-D convolution over the channels of all frames, whose
+    weight consists of the taps that see frames. oneDNN's gradient of the 3-D weight also multiplies with the padding:
+    measured in float32, forward and backward take 0.5 to 0.6 of the time for two frames, and 0.35 to 0.45 for one; from
+    three frames on, where zeros would fill the weight, 1.2 to 1.4. In bf16 there is no difference, and on a GPU the
+    launches that make the weight would cost more.
     """
 
     _conv_forward = conv_forward  # type: ignore[assignment]
@@ -40,5 +40,5 @@ class ShortConv3d(nn.Conv3d):
         if not torch.is_grad_enabled() or isinstance(padding, str):
             return False
         before, kernel = x.shape[2], self.kernel_size[0]
-        last = before + 2 * padding - kernel  # number of the last frame that comes out
+        last = before + 2 * padding - kernel  # index of the last output frame
         return 0 <= last <= padding and before + padding <= kernel and not torch.compiler.is_compiling()

@@ -37,24 +37,24 @@ class SLDNet(nn.Module):
     one frame are the same layers in 2-D.
 
     Args:
-        preset: a row of `PRESETS`; the numbers below replace single entries of it.
+        preset: a row of `PRESETS`; the numbers below override single entries of it.
         num_frame: frames in the window, odd.
         num_feat: channels between head and tail, at least 3.
         num_pair: residual pairs, 1 to 7.
         num_transition: transitions, num_pair - 1 or num_pair (then the network ends on one), at most 6.
         reducing: layer numbers of the transitions that shorten time, num_frame - 1 of them.
-        init_type: 'identity', the untrained network returns its centre frame to within about 2 grey levels of 255, or
+        init_type: 'identity', so that the untrained network returns its centre frame to within about 2 grey levels, or
             'kaiming'.
 
     Raises:
-        CSDError: numbers that do not make a network.
+        CSDError: the numbers do not make a valid network.
     """
 
     presets = PRESETS
     feature_tap = TAIL
     """Module whose *input*, time squeezed out, is the feature that distillation compares: (B, num_feat, H, W)."""
     size_divisor = 1
-    """Heights and widths that the network takes: any."""
+    """Heights and widths must be multiples of this: any are allowed."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class SLDNet(nn.Module):
 
     @staticmethod
     def numbers_from_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """The constructor's numbers, read off a state dict; None if it is not of this family."""
+        """The constructor's numbers, inferred from a state dict; None if it does not belong to this family."""
         layers = {name.removesuffix(".weight"): weight for name, weight in state.items() if name.endswith(".weight")}
         numbers = {int(name.removeprefix("conv")) for name in layers if name.removeprefix("conv").isdigit()}
         if len(numbers) != len(layers) or not {"conv1", "conv2", "conv3", TAIL} <= set(layers):
@@ -121,7 +121,7 @@ class SLDNet(nn.Module):
     def forward(self, window: Tensor) -> Tensor:
         """(B, num_frame, 3, H, W) rainy frames in [0, 1] -> (B, 3, H, W), the clean centre frame, not clamped.
 
-        A network of single frames takes (B, 3, H, W) too. Raises CSDError for any other shape.
+        A network of single frames also takes (B, 3, H, W). Raises CSDError for any other shape.
         """
         if self.num_frame == 1 and window.dim() == 4:
             window = window.unsqueeze(1)
@@ -132,7 +132,7 @@ class SLDNet(nn.Module):
             )
         layers = self._modules
         x = window.squeeze(1) if self.num_frame == 1 else window.transpose(1, 2)
-        # The default layout takes a CPU 1.1 to 1.8 times as long; tensor cores would transpose every layer.
+        # With the default layout, a CPU takes 1.1 to 1.8 times as long; tensor cores would transpose every layer.
         if x.device.type == "cpu" or (x.is_cuda and torch.is_autocast_enabled("cuda")):
             x = x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
         x = conv_relu(self.conv1, x)
@@ -146,15 +146,15 @@ class SLDNet(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, init_type: str) -> None:
-        """Give all weights their start, from torch's global random state.
+        """Initialise all weights, from torch's global random state.
 
-        'identity': channels 0-2 carry RGB from the head to the tail untouched (frames are >= 0, so every
-        ReLU lets them pass), all else starts small. The tail's other columns add a little: by preset and seed at
-        most 0.2 to 2 grey levels of 255, and 0.1 to 0.4 on average. Short trainings of networks that predict the
-        frame itself otherwise end below their rainy input. 'kaiming': He's, for ReLU.
+        'identity': channels 0-2 carry RGB unchanged from the head to the tail (frames are >= 0, so every ReLU lets them
+        pass), and all other weights are small. The tail's other columns add a little: depending on preset and seed, at
+        most 0.2 to 2 grey levels of 255, and 0.1 to 0.4 on average. Without it, short trainings of networks that
+        predict the frame itself end below their rainy input. 'kaiming': He's initialisation for ReLU.
 
         Raises:
-            CSDError: any other name.
+            CSDError: the name is another one.
         """
         if init_type not in ("identity", "kaiming"):
             raise CSDError(f"SLDNet: init_type is {init_type!r}, expected 'identity' or 'kaiming'")
@@ -175,7 +175,7 @@ class SLDNet(nn.Module):
             weight.mul_(0.01 if name == TAIL else 0.5)
             if name != TAIL and number % 3 == 2:  # the first convolution of a pair is free
                 continue
-            # In time the tap must keep the centre frame on the path: reductions take turns, 1 0 1 0 ..
+            # The temporal tap must keep the centre frame on the path: reductions alternate, 1 0 1 0 ..
             tap: tuple[int, ...] = (1, 1)
             if weight.dim() == 5:
                 tap = ((numbers_seen + 1) % 2, 1, 1) if number in self.reducing else (1, 1, 1)
@@ -186,7 +186,7 @@ class SLDNet(nn.Module):
 
 
 def resolve_numbers(preset: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A preset's numbers with the given ones (not None) in their place, checked. Raises CSDError."""
+    """A preset's numbers, overridden by the given ones (not None), and checked. Raises CSDError."""
     numbers = resolve_preset("SLDNet", PRESETS, preset, given)
     if numbers["num_feat"] < 3:
         raise CSDError(f"SLDNet: num_feat is {numbers['num_feat']}, expected at least 3")

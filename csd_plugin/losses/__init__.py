@@ -1,4 +1,4 @@
-"""The table of losses between a network's frame and the truth. A loss is one file in this folder, and one line here."""
+"""The table of losses between a network's frame and the truth. A loss is one file in this folder and one line here."""
 
 from __future__ import annotations
 

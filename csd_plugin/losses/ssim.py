@@ -18,14 +18,14 @@ WINDOW, SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
 
 Shape = tuple[int, ...]
-"""(C, h, w) of one size."""
+"""(C, h, w) of one scale."""
 
 
 def zero_padded_ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Mean SSIM per image: 11x11 Gaussian, sigma 1.5, data range 1, borders padded by zeros.
+    """Mean SSIM per image: 11x11 Gaussian, sigma 1.5, data range 1, zero padding at the borders.
 
-    Filters are products with banded matrices: libraries filter each channel with a convolution of its own, which takes
-    CPUs four to eight times as long (and longer than a small network).
+    Filters are products with banded matrices: libraries filter each channel with a separate convolution, which takes
+    four to eight times as long on CPUs (and longer than a small network).
 
     Args:
         x, y: (B, C, H, W) float32 in [0, 1].
@@ -39,7 +39,7 @@ def zero_padded_ssim(x: Tensor, y: Tensor) -> Tensor:
 def _ssim(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
     """`zero_padded_ssim` of pairs of images of several sizes, (B, C, h, w) each -> (B, number of sizes).
 
-    All sizes of an image lie in one row, so that only filters and means take a launch for each.
+    All scales of an image are in one row, so that only filters and means need one launch per scale.
     """
     shapes = [tuple(image.shape[1:]) for image in xs]
     x, y = (torch.cat([image.flatten(1) for image in images], dim=1) for images in (xs, ys))
@@ -48,7 +48,7 @@ def _ssim(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
 
 
 def _means(x: Tensor, y: Tensor, shapes: Sequence[Shape]) -> Tensor:
-    """SSIM by image and size, of rows (B, pixels of all sizes), for derivatives of any order.
+    """SSIM by image and scale, for rows (B, pixels of all scales); supports derivatives of any order.
 
     With the means m, the moments e2 = E[x^2 + y^2] and exy = E[xy] under the window, and p = mx my, s = mx^2 + my^2:
     SSIM = (2p + C1) (2(exy - p) + C2) / ((s + C1) (e2 - s + C2)).
@@ -60,7 +60,7 @@ def _means(x: Tensor, y: Tensor, shapes: Sequence[Shape]) -> Tensor:
 
 
 class _SSIM(torch.autograd.Function):
-    """`_means` with its gradient written out: a third of what autograd would keep and do."""
+    """`_means` with an explicit gradient: a third of autograd's memory and work."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, shapes: Sequence[Shape]) -> Tensor:
@@ -77,17 +77,17 @@ class _SSIM(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, mx, my, a1, a2, b1, b2 = ctx.saved_tensors
         needed = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # it will be differentiated once more
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # to be differentiated again
             wanted = [row for row, needs in zip((x, y), needed, strict=True) if needs]
             found = iter(torch.autograd.grad(_means(x, y, ctx.shapes), wanted, grad, create_graph=True))
             return *(next(found) if needs else None for needs in needed), None
         sizes = _sizes(ctx.shapes)
-        # all of it twice, as every gradient of an image wants it
+        # with the factor 2 that the gradient of either image has
         by_pixel = [2 / size * grad[:, k, None].expand(-1, size) for k, size in enumerate(sizes)]
         scaled = torch.cat(by_pixel, dim=1).div_(b1 * b2)
         by_a2 = scaled * a1
         ssim = by_a2 * a2
-        by_e2 = ssim / b2  # with the other sign
+        by_e2 = ssim / b2  # with opposite sign
         by_s = torch.addcdiv(by_e2, ssim, b1, value=-1)
         by_p = (scaled * a2).sub_(by_a2)
         pairs = [pair for pair, needs in zip(((mx, my), (my, mx)), needed, strict=True) if needs]
@@ -101,7 +101,7 @@ class _SSIM(torch.autograd.Function):
 
 
 def _by_size(pixels: Tensor, shapes: Sequence[Shape]) -> Tensor:
-    """Means (B, number of sizes) of rows (B, pixels of all sizes)."""
+    """Means (B, number of scales) of rows (B, pixels of all scales)."""
     return torch.stack([part.mean(dim=1) for part in pixels.split(_sizes(shapes), dim=1)], dim=1)
 
 
@@ -110,9 +110,9 @@ def _sizes(shapes: Sequence[Shape]) -> list[int]:
 
 
 def _smooth(rows: Tensor, shapes: Sequence[Shape]) -> Tensor:
-    """Images (k, B, pixels), their sizes (C, h, w) one after the other, under the Gaussian window; zeros around them.
+    """Images (k, B, pixels), their scales (C, h, w) one after the other, filtered by the Gaussian with zero padding.
 
-    It is its own transpose. Variances are small differences of what comes out, so that rounded products would make
+    The filter is its own transpose. Variances are small differences of its results, so rounded products would make
     them negative.
     """
     lengths = {length for _, *size in shapes for length in size}
@@ -145,7 +145,8 @@ def _vector(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device
 class PyramidSSIMLoss(nn.Module):
     """L_recon = sum over p of lambda_p (1 - SSIM(output^p, gt^p)), the paper's Equation 7.
 
-    Scale p+1 is scale p after 2x2 average pooling. Computed in float32, under any autocast.
+    Scale p+1 is scale p after 2x2 average pooling. Computed in float32, under any autocast. It has derivatives of any
+    order.
 
     Args:
         scale_weights: the weight of 1 - SSIM at each scale, from full size on; the default is the paper's.
@@ -160,21 +161,23 @@ class PyramidSSIMLoss(nn.Module):
     ) -> None:
         super().__init__()
         if not scale_weights and not l1_weight:
-            raise CSDError("PyramidSSIMLoss: scale_weights is empty and l1_weight 0, nothing is left to learn from")
+            raise CSDError(
+                "PyramidSSIMLoss: scale_weights is empty and l1_weight 0, so there is no loss; set one of them"
+            )
         self.scale_weights = tuple(scale_weights)
         self.loss_weight = loss_weight
         self.l1_weight = l1_weight
 
     def forward(self, output: Tensor, gt: Tensor) -> Tensor:
-        """(B, 3, H, W) twice, or (B, L, 3, H, W) twice, in [0, 1] -> scalar. Raises CSDError where shapes differ."""
+        """(B, 3, H, W) twice, or (B, L, 3, H, W) twice, in [0, 1] -> scalar. Raises CSDError if the shapes differ."""
         if output.shape != gt.shape or output.dim() < 4:
             raise CSDError(
                 f"PyramidSSIMLoss compares (B, 3, H, W) or (B, L, 3, H, W) of one shape, not {tuple(output.shape)} and "
-                f"{tuple(gt.shape)}; check num_target of the data set and what the network gives"
+                f"{tuple(gt.shape)}; check num_target of the data set and the network's output"
             )
         output, gt = output.flatten(0, -4), gt.flatten(0, -4)
         with torch.autocast(output.device.type, enabled=False):
-            # networks may give channels_last, which other kernels, of other roundings, would take than those of `gt`
+            # a network's output may be channels_last, for which other kernels, with other rounding, would be used
             output, gt = output.float().contiguous(), gt.float().contiguous()
             loss = self.l1_weight * F.l1_loss(output, gt) if self.l1_weight else output.new_zeros(())
             if self.scale_weights:

@@ -1,1 +1,1 @@
-"""What an option file may hold: `sections` describes it, `checks` applies it, `files` reads files by it."""
+"""The format of option files: `sections` describes it, `checks` applies it, `files` reads files and checks them."""

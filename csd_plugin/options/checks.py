@@ -1,6 +1,6 @@
-"""The checks of an option file's form: everything that `sections` does not describe is an error in one line.
+"""Checks of an option file's form: everything that `sections` does not describe is an error, reported in one line.
 
-What the options name, such as files and layers, is for `models.preflight` to check.
+Whatever the options refer to, such as files and layers, is checked by `models.preflight`.
 """
 
 from __future__ import annotations
@@ -45,34 +45,34 @@ from csd_plugin.options.sections import (
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 Further = Callable[[dict[str, Any], Problems], object]
-"""Adds problems with the parts that the options name to those found before."""
+"""Adds problems of what the options refer to, given those found before."""
 
 
 def distils(opt: Mapping[str, Any]) -> bool:
-    """Whether the options are of a training run of our models with teachers."""
+    """Whether the options describe a training run of our models with teachers."""
     model_type = opt.get("model_type")
     return bool(opt["is_train"]) and isinstance(model_type, str) and MODELS.get(model_type, False)
 
 
 def is_taught(opt: Mapping[str, Any]) -> bool:
-    """Whether a training by these options distils: it has teachers, and a weight that is not 0."""
+    """Whether a training with these options distils: it has teachers, and a weight that is not 0."""
     return MODELS.get(opt["model_type"], False) and read_distillation(opt).teaches
 
 
 def check_file(
     content: Any, source: str, twice: Iterable[tuple[int, str]] = (), further: Further | None = None
 ) -> None:
-    """Check what the toolbox takes for granted while it reads an option file, before it does.
+    """Check, before the toolbox does, what it takes for granted while it reads an option file.
 
     Args:
-        content: the file, read.
-        source: its name, for messages.
+        content: the parsed file.
+        source: the file's name, for messages.
         twice: duplicate keys, as (line, message).
-        further: asked too where something is wrong with a file of our models, so that all is said at once.
+        further: also called if something is wrong with a file of our models, so that everything is reported at once.
 
     Raises:
-        CSDError: the file is not a mapping, has a key twice, or one of `name`, `num_gpu`, `datasets` and `path` is not
-            right: then all that is wrong with the file.
+        CSDError: the file is not a mapping, has a key twice, or one of `name`, `num_gpu`, `datasets` and `path` is
+            invalid; the message then lists everything that is wrong with the file.
     """
     if isinstance(content, Mapping) and "rows" in content:
         raise CSDError(f"{source}: a matrix, not an option file; csd table {source} --dry-run shows what it holds")
@@ -105,7 +105,7 @@ def check_options(opt: Mapping[str, Any], source: str) -> None:
         source: the file they came from, for the message.
 
     Raises:
-        CSDError: all mistakes: file, line, key, what is wrong, the nearest known key.
+        CSDError: lists all mistakes: file, line, key, what is wrong, the nearest known key.
     """
     problems = Problems(source)
     find_problems(opt, problems)
@@ -113,12 +113,12 @@ def check_options(opt: Mapping[str, Any], source: str) -> None:
 
 
 def meant_model(model_type: str) -> str:
-    """The model of ours that a mistyped `model_type` means; empty where it means none, or the toolbox knows it."""
+    """The model of ours that a mistyped `model_type` means; empty if it means none, or the toolbox knows it."""
     return _meant(model_type, MODELS, "MODEL_REGISTRY")
 
 
 def _meant(name: str, ours: Collection[str], registry: str) -> str:
-    """The nearest of our names to one that neither we nor the toolbox has; empty where none is near."""
+    """The nearest of our names to one that neither we nor the toolbox has; empty if none is near."""
     theirs = getattr(sys.modules.get("basicsr.utils.registry"), registry, None)
     if theirs is None or name in ours or not list(theirs) or name in theirs:
         return ""
@@ -127,12 +127,12 @@ def _meant(name: str, ours: Collection[str], registry: str) -> str:
 
 
 def find_problems(opt: Mapping[str, Any], problems: Problems) -> None:
-    """Add all that is wrong with the form of options; what they name is `models.preflight`'s to find."""
+    """Add everything that is wrong with the form of options; `models.preflight` checks what they refer to."""
     model_type = opt.get("model_type")
     if isinstance(model_type, str) and model_type not in MODELS:
         meant = meant_model(model_type)
         if not meant:
-            return  # somebody else's model: its options are not ours to judge
+            return  # another package's model: its options are not checked here
         problems.add("model_type", f"model_type: {model_type!r} is unknown; did you mean {meant}?")
         opt = {**opt, "model_type": meant}
     path = opt["path"] if isinstance(opt.get("path"), Mapping) else {}
@@ -185,7 +185,7 @@ def _check_training(opt: Mapping[str, Any], problems: Problems) -> None:
 
 
 def _with_teachers(section: type[BaseModel], labels: Iterable[str]) -> type[BaseModel]:
-    """The section with what it has for the first teacher, `.._t`, for others too: `.._t2`."""
+    """The section with the keys of the first teacher, `.._t`, repeated for the others: `.._t2`."""
     fields: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         if name.endswith("_t"):
@@ -246,13 +246,13 @@ def _check_changing_weight(
     if is_balanced(weight) and reconstruction.get("loss_weight", 1) == 0:
         problems.add(
             place,
-            f"{place}: balance needs a reconstruction loss to compare with, but train.pixel_opt.loss_weight is 0; give "
-            f"it one, or the term a number as its weight",
+            f"{place}: balance needs a reconstruction loss to compare with, but train.pixel_opt.loss_weight is 0; set "
+            f"that, or give the term a number as its weight",
         )
 
 
 def _section_in(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The section of this name; empty where there is none, or something else."""
+    """The section of this name; empty if it is missing or not a section."""
     return content[key] if isinstance(content.get(key), Mapping) else {}
 
 
@@ -261,7 +261,7 @@ def _taught_by(opt: Mapping[str, Any]) -> list[str]:
 
 
 def check_dataset(content: Mapping[str, Any], source: str) -> None:
-    """Check the keys of a data set of `DATASETS`, for those who have no option file. Raises CSDError."""
+    """Check the keys of a data set of `DATASETS`, for callers without an option file. Raises CSDError."""
     problems = Problems(source)
     _check(content, dataset_section(DATASETS[content["type"]]), "", problems)
     problems.raise_any()
@@ -282,7 +282,7 @@ def _check_numbers(content: Any, where: str, problems: Problems) -> None:
 
 
 def _told_in(where: str, check: Callable[..., Any], *arguments: Any) -> None:
-    """Let a part of the package check what it reads; a mistake is reported with its place."""
+    """Run a check of another part of the package; a mistake is reported with its place."""
     try:
         check(*arguments)
     except CSDError as error:
@@ -292,9 +292,9 @@ def _told_in(where: str, check: Callable[..., Any], *arguments: Any) -> None:
 def _check_typed(
     content: Any, known: Mapping[str, type[BaseModel]], where: str, problems: Problems, registry: str = ""
 ) -> None:
-    """Check a section by its `type`, or by the one that is meant; types of other packages are theirs to check."""
+    """Check a section by its `type`, or by the one that is probably meant; other packages check their own types."""
     if not isinstance(content, Mapping):
-        return  # which the section around it says
+        return  # the section around it reports this
     kind = content.get("type")
     if isinstance(kind, str) and registry and (meant := _meant(kind, known, registry)):
         problems.add(f"{where}.type", f"{where}.type: {kind!r} is unknown; did you mean {meant}?")
@@ -303,7 +303,7 @@ def _check_typed(
 
 
 def _check(content: Mapping[str, Any], section: type[BaseModel], where: str, problems: Problems) -> None:
-    """Check one section; `where` is what the message puts before a key of it."""
+    """Check one section; in messages, `where` precedes its keys."""
     known = section.model_fields
     for key in content:
         if f"{where}{key}" in OF_OTHER_MODELS:
@@ -334,7 +334,7 @@ def _check(content: Mapping[str, Any], section: type[BaseModel], where: str, pro
 
 
 def _key_of(location: tuple[int | str, ...], content: Any) -> str:
-    """`scale_range.0` of pydantic's location, which also names the member of a union that it tried."""
+    """`scale_range.0` for pydantic's location, which also contains the member of a union that was tried."""
     parts = [str(location[0])]
     for part, inner in pairwise(location):
         content = content[part]

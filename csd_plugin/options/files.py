@@ -1,4 +1,4 @@
-"""Option files, read as data only, and checked as they are read."""
+"""Reads option files as data only, and checks them while reading."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from csd_plugin.options.sections import MODELS
 
 
 def safe_ordered_yaml(further: Further | None = None) -> tuple[type, type]:
-    """The toolbox's YAML loader runs any Python that a file asks for; this one knows data only, and checks it.
+    """A replacement for the toolbox's YAML loader, which runs any Python in a file; this one reads data only, and
+    checks it.
 
-    The toolbox reads only option files with it, and uses what it finds there without a check.
+    The toolbox uses it only for option files, whose content it does not check.
 
     Args:
         further: see `check_file`.
 
-    The loader raises CSDError for keys that are not text.
+    The loader raises CSDError for keys that are not strings.
     """
 
     class Loader(LimitedLoader):
@@ -34,7 +35,7 @@ def safe_ordered_yaml(further: Further | None = None) -> tuple[type, type]:
             check_file(content, self.name, self.twice, further)
             content = _Options(content)
             if content.get("model_type") in MODELS:
-                # the toolbox would take all, by threads of one process
+                # the toolbox would use all of them, with threads of one process
                 content["num_gpu"] = gpus_of(content["num_gpu"])
             return content
 
@@ -46,10 +47,12 @@ def safe_ordered_yaml(further: Further | None = None) -> tuple[type, type]:
         for written, _ in node.value:
             if written.tag == "tag:yaml.org,2002:merge":
                 line = written.start_mark.line + 1
-                raise CSDError(f"{loader.name}: line {line}: merge keys (<<) are not read; write the keys out")
+                raise CSDError(f"{loader.name}: line {line}: merge keys (<<) are not supported; write the keys out")
             if written.tag != "tag:yaml.org,2002:str":
                 line = written.start_mark.line + 1
-                raise CSDError(f"{loader.name}: line {line}: the key {_shown(written)} is not a text; put it in quotes")
+                raise CSDError(
+                    f"{loader.name}: line {line}: the key {_shown(written)} is not a string; put it in quotes"
+                )
         for (key, value), (written, _) in zip(loader.construct_pairs(node, deep=True), node.value, strict=True):
             if key in content:
                 loader.twice.append((written.start_mark.line + 1, f"{key} appears twice in its section; keep one"))
@@ -62,9 +65,9 @@ def safe_ordered_yaml(further: Further | None = None) -> tuple[type, type]:
 
 
 class _Options(OrderedDict):
-    """A file's content, in which a section without anything is none at all, also when --force_yml empties it.
+    """A file's content, without its empty sections, also those that --force_yml empties.
 
-    The toolbox's --debug writes into `val` where it is there, and its --launcher slurm unpacks `dist_params`.
+    The toolbox's --debug writes into `val` if it exists, and its --launcher slurm unpacks `dist_params`.
     """
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -74,7 +77,7 @@ class _Options(OrderedDict):
         if isinstance(self.get(key), Mapping) and not isinstance(value, Mapping):
             raise CSDError(f"--force_yml: {key} is a section: give its keys one by one, as in {key}:name=value")
         if key in ("name", "model_type") and not isinstance(value, str):
-            raise CSDError(f"--force_yml: {key} is {value!r}, not a text; give a name that contains a letter")
+            raise CSDError(f"--force_yml: {key} is {value!r}, not a string; give a name that contains a letter")
         super().__setitem__(key, value)
 
 
@@ -83,14 +86,14 @@ def _shown(node: yaml.Node) -> str:
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """An option file as a launcher reads it, but for what a run adds. Raises CSDError."""
+    """An option file as a launcher reads it, without what a run adds. Raises CSDError."""
     opt = load_options(path)
     check_options(opt, str(path))
     return opt
 
 
 def load_options(path: Path, further: Further | None = None) -> dict[str, Any]:
-    """As `read_options`, checked only as far as `check_file` does, which explains `further`. Raises CSDError."""
+    """Like `read_options`, but checked only by `check_file`, which explains `further`. Raises CSDError."""
     try:
         with path.open(encoding="utf-8") as file:
             opt = yaml.load(file, Loader=safe_ordered_yaml(further)[0])

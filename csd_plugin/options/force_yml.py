@@ -1,7 +1,7 @@
-"""What `--force_yml` changes in an option file: `section:key=value`.
+"""Changes of an option file by `--force_yml`: `section:key=value`.
 
-The toolbox runs a value that begins with `[` as Python, takes -1 and 1e-4 for texts, and makes any key that is not
-there. Here values are data, as in the file, and a key that can only be a slip is an error.
+The toolbox runs a value that begins with `[` as Python, reads -1 and 1e-4 as strings, and creates any missing key. Here
+values are data, as in the file, and a key that can only be a typo is an error.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _ListLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"[Nn]one
 
 
 def check_changes(changes: Sequence[str], top: Collection[str], inner: dict[str, Collection[str]]) -> None:
-    """Raise CSDError for the first malformed change, or one that would make a key that nobody reads.
+    """Raise CSDError for the first malformed change, or one that would create a key that nobody reads.
 
     Args:
-        changes: of the command line.
-        top: the keys of a file's top level that are known.
+        changes: from the command line.
+        top: the known keys of a file's top level.
         inner: section -> its known keys.
     """
     known = {*top, *inner, *(key for keys in inner.values() for key in keys)}
@@ -46,20 +46,20 @@ def check_changes(changes: Sequence[str], top: Collection[str], inner: dict[str,
             raise CSDError(f"--force_yml: {change} is not of the form section:key=value")
         for part in parts:
             if "." in part and part.partition(".")[0] in known:
-                raise CSDError(f"--force_yml: {change}: colons stand between keys: {key.replace('.', ':')}={value}")
+                raise CSDError(f"--force_yml: {change}: separate keys by colons: {key.replace('.', ':')}={value}")
         homes = [section for section, keys in inner.items() if key in keys]
         if homes and key not in top:
-            raise CSDError(f"--force_yml: {change}: {key} is a key of {homes[0]}: {homes[0]}:{key}={value}")
+            raise CSDError(f"--force_yml: {change}: {key} is a key of {homes[0]}; give {homes[0]}:{key}={value}")
 
 
 def reader(usual: Callable[[str], Any]) -> Callable[[str], Any]:
-    """The function that reads a value's text, in place of the toolbox's.
+    """A function that reads a value's text, as a replacement for the toolbox's.
 
     Args:
-        usual: the toolbox's, for all but numbers and lists.
+        usual: the toolbox's function, used for all but numbers and lists.
 
     Returns:
-        It raises CSDError for a list that is none.
+        A function that raises CSDError for an invalid list.
     """
 
     def value_of(text: str) -> Any:
@@ -70,6 +70,6 @@ def reader(usual: Callable[[str], Any]) -> Callable[[str], Any]:
         try:
             return yaml.load(text, Loader=_ListLoader)
         except (CSDError, yaml.YAMLError) as error:
-            raise CSDError(f"--force_yml: {text} is no list: {first_line(error)}") from error
+            raise CSDError(f"--force_yml: {text} is not a list: {first_line(error)}") from error
 
     return value_of

@@ -1,6 +1,6 @@
-"""All that is wrong with an option file, as one error: every problem with its file, line and key.
+"""Reports everything that is wrong with an option file as one error: every problem with its file, line and key.
 
-Nothing here needs torch or the toolbox, so that a launcher can report a file that cannot be read without them.
+Nothing here needs torch or the toolbox, so a launcher can report an unreadable file without them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from csd_plugin.limited_yaml import LimitedLoader
 
 _KEY = re.compile(r"\w+(\.[\w/-]+)*")
 _MOST_SHOWN = 100
-_SINGLE_KEYS = "; --force_yml takes no sections, but each of their keys by itself: section:name:key=value"
+_SINGLE_KEYS = "; --force_yml takes no sections, only single keys of them: section:name:key=value"
 
 FILE_ERRORS = (
     FileNotFoundError,
@@ -29,13 +29,13 @@ FILE_ERRORS = (
     UnicodeDecodeError,
     yaml.YAMLError,
 )
-"""What reading an option file may raise, in addition to CSDError."""
+"""The errors of reading an option file, in addition to CSDError."""
 
 T = TypeVar("T")
 
 
 def named_in(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The option file of a launcher's command line, if it has one, and what --force_yml changes in it."""
+    """The option file of a launcher's command line, if it has one, and the changes by --force_yml."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("-opt", type=Path)
     parser.add_argument("--force_yml", nargs="+", default=[])
@@ -44,7 +44,7 @@ def named_in(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def check_readable(argv: Sequence[str]) -> None:
-    """Raise CSDError where the option file of a command line cannot be read, or is not YAML, whatever it says."""
+    """Raise CSDError if the option file of a command line cannot be read, or is not YAML, whatever its content."""
     file = named_in(argv)[0]
     if file is None:
         return
@@ -54,17 +54,17 @@ def check_readable(argv: Sequence[str]) -> None:
     except (CSDError, *FILE_ERRORS) as error:
         raise CSDError(reading_error(error)) from error
     except RecursionError:
-        pass  # whoever reads the values says so
+        pass  # reported later, by whatever reads the values
 
 
 def reading_error(error: Exception) -> str:
-    """One line, or one for each problem, for what reading an option file raises."""
+    """The message for an error of reading an option file: one line, or one for each problem."""
     if isinstance(error, FileNotFoundError):
         return f"{error.filename} does not exist; check the path"
     if isinstance(error, OSError):
         return refused_by_disk(error) or f"{str(error.strerror or error).lower()}; check the path"
     if isinstance(error, UnicodeDecodeError):
-        return "the option file is not text"
+        return "the option file is not UTF-8 text; check the path"
     if isinstance(error, yaml.YAMLError):
         return "the option file is not valid YAML: " + " ".join(str(error).split())
     assert isinstance(error, CSDError)
@@ -72,7 +72,7 @@ def reading_error(error: Exception) -> str:
 
 
 class ProblemsError(CSDError):
-    """The problems of one file: one line for one problem, else a line that counts them and one for each."""
+    """The problems of one file: one line if there is one, else a line that counts them and one line for each."""
 
     def __init__(self, source: str, lines: list[str]) -> None:
         self.lines = lines
@@ -82,11 +82,11 @@ class ProblemsError(CSDError):
 
 
 class Problems:
-    """What has been found so far; each begins with the path of its key, `train.optim_g.lr is -1: ..`.
+    """Collects problems; each begins with the path of its key, `train.optim_g.lr is -1: ..`.
 
     Args:
-        source: the file that they are in, where their lines are looked up; empty for none.
-        forced: what --force_yml changes in it, as `section:key=value`.
+        source: the file with the problems, in which their lines are looked up; empty for none.
+        forced: the changes by --force_yml, as `section:key=value`.
     """
 
     def __init__(self, source: str, forced: Iterable[str] = ()) -> None:
@@ -97,35 +97,35 @@ class Problems:
         self._meant: set[str] = set()
 
     def add(self, key: str, text: str, meant: Iterable[str] = ()) -> None:
-        """Add a problem, unless a mistyped key that was added before is its reason.
+        """Add a problem, unless a mistyped key that was added before is its cause.
 
         Args:
             key: the section and key, joined by dots.
-            text: as the user reads it.
-            meant: the right keys, where this one is mistyped.
+            text: the message for the user.
+            meant: the right keys, if this one is mistyped.
         """
         if key not in self._meant and text not in self._found.get(key, []):
             self._found.setdefault(key, []).append(text)
         self._meant.update(meant)
 
     def add_at(self, line: int, text: str) -> None:
-        """What has a line and no key of its own."""
+        """Add a problem that has a line but no key."""
         self._placed.append((line, text))
 
     def __bool__(self) -> bool:
         return bool(self._found or self._placed)
 
     def unknown(self, prefix: str, key: str, known: Collection[str]) -> None:
-        """A key of the section `prefix` (`train.`) that it does not have."""
+        """Add an unknown key of the section `prefix` (`train.`)."""
         meant = [f"{prefix}{name}" for name in difflib.get_close_matches(key, known, 1)]
         self.add(f"{prefix}{key}", f"{prefix}{key} is unknown{suggestion(key, known)}", meant)
 
     def sound(self, *sections: str) -> bool:
-        """Whether nothing has been found in these sections, what holds them, or what they should have been."""
+        """Whether nothing was found in these sections, in those around them, or in mistyped ones meant for them."""
         return not any(_meet(section, key) for section in sections for key in (*self._found, *self._meant))
 
     def attempt(self, needs: Iterable[str], function: Callable[..., T], *arguments: Any, **keywords: Any) -> T | None:
-        """Call the function if the sections that it needs are sound; a CSDError of it is a problem, too."""
+        """Call the function if the sections that it needs are sound; a CSDError that it raises becomes a problem."""
         if not self.sound(*needs):
             return None
         try:
@@ -139,7 +139,7 @@ class Problems:
             return None
 
     def raise_any(self) -> None:
-        """Raise ProblemsError with all that has been found, in the order of the file."""
+        """Raise ProblemsError with everything that was found, in the order of the file."""
         if not self:
             return
         lines = _Lines(self.source)
@@ -158,7 +158,7 @@ def _meet(one: str, other: str) -> bool:
 
 
 class _Lines:
-    """Where the keys of a file are; nowhere, of what is no file."""
+    """Finds the lines of a file's keys; none if there is no file."""
 
     def __init__(self, source: str) -> None:
         self._root: yaml.Node | None = None
@@ -169,7 +169,7 @@ class _Lines:
             pass
 
     def of(self, key: str) -> int | None:
-        """The line of a key, or of the innermost section around it that is there."""
+        """The line of a key, or of the innermost section around it that exists."""
         node, line = self._root, None
         for part in key.split("."):
             node, mark = _inner(node, part)

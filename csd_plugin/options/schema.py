@@ -1,7 +1,7 @@
-"""Option files as a JSON Schema, by which editors complete keys and mark mistakes as they are typed.
+"""Option files as a JSON Schema, with which editors complete keys and mark mistakes while typing.
 
-It is made of the same sections as the checks before a run, which find more: near misses in the toolbox's sections, and
-what sections say of each other.
+It is generated from the same sections as the checks before a run. These find more: near misses in the toolbox's
+sections, and conditions between sections.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema() -> Schema:
-    """The schema of files of our models; those of other models pass as far as the toolbox itself needs them."""
+    """The schema of files of our models; files of other models pass if they have what the toolbox itself needs."""
     networks = _typed({name: sections.section_of(cls) for name, cls in NETWORKS.items()})
     datasets = _typed({name: sections.dataset_section(cls) for name, cls in DATASETS.items()})
     losses = _typed({name: sections.section_of(cls) for name, cls in LOSSES.items()})
@@ -57,7 +57,7 @@ def schema() -> Schema:
         "val": {"anyOf": [_of(sections.ValSection), {"type": "null"}]},
         "logger": _of(sections.LoggerSection),
     }
-    for key in ("network_t", "interface_g", "interface_t"):  # those of all teachers follow
+    for key in ("network_t", "interface_g", "interface_t"):  # the same for all teachers
         del ours["properties"][key]
     ours["properties"]["network_g"] = networks
     ours["patternProperties"] = {
@@ -76,7 +76,7 @@ def schema() -> Schema:
 
 
 def _of(section: type[BaseModel]) -> Schema:
-    """A section's own schema, without the titles that pydantic makes of names."""
+    """A section's own schema, without the titles that pydantic derives from names."""
     made = section.model_json_schema()
     assert "$defs" not in made  # sections hold no other sections
     return _without_titles(made)
@@ -91,7 +91,7 @@ def _without_titles(content: Any) -> Any:
 
 
 def _typed(sections: Mapping[str, type[BaseModel]], *, closed: bool = False) -> Schema:
-    """A section that its `type` describes; other packages' types pass, unless there are none (`closed`)."""
+    """A section that its `type` describes; types of other packages pass, unless there can be none (`closed`)."""
     names = {"enum": list(sections)}
     known = names if closed else {"anyOf": [names, {"type": "string"}]}
     return {

@@ -1,8 +1,8 @@
-"""What our sections of an option file may hold: names, types and ranges.
+"""The contents of our sections of an option file: names, types and ranges.
 
-Networks, losses and objectives are described by their constructors: keyword, type, default. Data sets, which
-BasicSR hands one dict, are described here, and so are the keys that BasicSR and our models read in its own sections:
-there only near misses of known keys are errors, so that other people's keys pass.
+Networks, losses and objectives are described by their constructors: keyword, type, default. Described here are data
+sets, which get a dict from BasicSR, and the keys that BasicSR and our models read in BasicSR's own sections; in these,
+only near misses of known keys are errors, so that other packages' keys pass.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from csd_plugin.distill import OBJECTIVES
 from csd_plugin.losses import LOSSES
 
 _MOST = 1024
-"""Most layers, channels, frames or clips: more than anybody trains with, and they fit into memory."""
+"""The most layers, channels, frames or clips: more than any training uses, but they fit into memory."""
 _LARGEST = 2**31 - 1
-"""The largest whole number that torch, numpy and the toolbox take everywhere."""
+"""The largest integer that torch, numpy and the toolbox accept everywhere."""
 _LONGEST = 10**9
-"""Most steps of a run."""
+"""The most steps of a run."""
 
 Steps = Annotated[float, Field(ge=1, le=_LONGEST, multiple_of=1)]
-"""A whole number of steps, which YAML may give as 5e3."""
+"""A whole number of steps, which may be written as 5e3 in YAML."""
 
 
 def _stays_inside(name: str) -> str:
-    """Names become folders and files below experiments/ and results/."""
+    """Validate a name, which becomes part of folders and files below experiments/ and results/."""
     if name.startswith(("/", "\\", "~")) or ".." in re.split(r"[/\\]", name) or not name.isprintable():
         raise ValueError("it must stay inside the folders of results")
     return name
@@ -44,13 +44,13 @@ Name = Annotated[str, Field(min_length=1), AfterValidator(_stays_inside)]
 
 
 class Section(BaseModel):
-    """A section of ours: unknown keys are errors. Strict: what is checked is what the classes get, unconverted."""
+    """A section of ours: unknown keys are errors. Strict: the classes get the checked values, without conversion."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
 class ToolboxSection(BaseModel):
-    """A section of the toolbox, as far as our models rely on it: keys that are not near misses pass."""
+    """A section of the toolbox, as far as our models use it: keys that are not near misses pass."""
 
     model_config = ConfigDict(
         extra="allow", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, protected_namespaces=()
@@ -58,13 +58,13 @@ class ToolboxSection(BaseModel):
 
 
 class TypedSection(ToolboxSection):
-    """What the toolbox builds by its type."""
+    """A section whose `type` names a class that the toolbox builds."""
 
     type: str
 
 
 class FileSection(ToolboxSection):
-    """The top level, as far as the toolbox itself relies on it."""
+    """The top level, as far as the toolbox itself needs it."""
 
     name: Name = Field(description="names experiments/NAME and results/NAME")
     model_type: str = Field(description="VideoDerainModel or DistillModel")
@@ -92,15 +92,15 @@ class RunSection(FileSection):
 
 
 class InterfaceSection(Section):
-    """`interface_g`, `interface_t`: how a network is called that does not say so itself."""
+    """`interface_g`, `interface_t`: how to call a network that does not state it itself."""
 
-    layout: Literal["image", "window", "sequence"] | None = Field(None, description="what goes in and comes out")
-    num_frame: int | None = Field(None, gt=0, le=_MOST, description="frames from which a target is computed, odd")
-    feature: str | None = Field(None, description="the layer compared in distillation: `body.7`, `body.7:output`")
+    layout: Literal["image", "window", "sequence"] | None = Field(None, description="the shapes of input and output")
+    num_frame: int | None = Field(None, gt=0, le=_MOST, description="frames from which a target is computed; odd")
+    feature: str | None = Field(None, description="the layer that distillation compares: `body.7`, `body.7:output`")
 
 
 class PathSection(ToolboxSection):
-    """`path`. The toolbox adds the folders that it makes."""
+    """`path`. The toolbox adds the folders that it creates."""
 
     pretrain_network_g: str | None = Field(None, description="weights to start from")
     pretrain_network_t: str | None = Field(None, description="the teacher's weights")
@@ -132,15 +132,15 @@ class TrainSection(ToolboxSection):
         -1,
         ge=-1,
         le=_LONGEST,
-        description="steps of linear warm-up to `lr`, -1 for none; from then on the rate is the schedule's",
+        description="steps of linear warm-up to `lr`, -1 for none; after them, the scheduler sets the rate",
     )
     ema_decay: float = Field(
         0, ge=0, lt=1, description="decay of the averaged weights `params_ema`, which are validated; 0 for none"
     )
     ema_warmup: bool = Field(
         True,
-        description="the average warms up: its decay at step n is at most (1 + n) / (10 + n), so that short runs "
-        "forget their start",
+        description="warm up the average: its decay at step n is at most (1 + n) / (10 + n), so that short runs forget "
+        "their start",
     )
     grad_clip: float = Field(0, ge=0, description="largest norm of the gradient, 0 for none")
     autocast: Literal["bf16", "fp16"] | None = Field(
@@ -153,38 +153,37 @@ class TrainSection(ToolboxSection):
     )
     cuda_graph: bool = Field(
         False,
-        description="on a GPU: record the losses and gradients of a step, and replay them in one launch; for small "
-        "networks, whose steps wait for Python. Needs the memory of a step once more. In one process. What cannot be "
-        "recorded is launched as usual, with a warning; logged steps of a distillation are launched, too. What a "
-        "network or an objective of your own decides in Python stays as it was in the step that was recorded",
+        description="on a GPU: record the losses and gradients of a step as a CUDA graph, and replay it in one launch; "
+        "for small networks, whose steps are limited by Python. Needs the memory of a second step, and a single "
+        "process. What cannot be recorded runs as usual, with a warning; so do logged steps of a distillation. What a "
+        "network or an objective of your own decides in Python stays as it was in the recorded step",
     )
     accumulate: int = Field(
         1,
         ge=1,
         le=_MOST,
-        description="parts in which a batch goes through the networks, one after the other. `batch_size_per_gpu: 4` "
-        "with `accumulate: 4` needs the memory of one clip, and trains as a batch of 4 does. An iteration is still "
-        "one optimizer step",
+        description="number of parts in which a batch goes through the networks, one after the other. "
+        "`batch_size_per_gpu: 4` with `accumulate: 4` needs the memory of one clip, and trains like a batch of 4. An "
+        "iteration is still one optimizer step",
     )
     skip_limit: int = Field(
         10,
         ge=0,
         le=_LONGEST,
         description="batches whose loss (with `grad_clip`, also the gradient) is not finite are skipped, and "
-        "`experiments/NAME/skipped.txt` lists their clips; the run ends when more than this many have been skipped",
+        "`experiments/NAME/skipped.txt` lists their clips; the run ends when more than this many were skipped",
     )
     max_seconds: float | None = Field(
         None,
         gt=0,
         le=_LONGEST,
         description="end the training after this time, from the start of its process to its last file. The schedule "
-        "then follows the share of the time that is over, so set `total_iter` (and `periods`) well above the steps "
+        "then follows the share of the time that has passed, so set `total_iter` (and `periods`) well above the steps "
         "that fit",
     )
     health: bool = Field(
         True,
-        description="for a `DistillModel`: measure what each term does to the student, on logged iterations (see "
-        "below)",
+        description="for a `DistillModel`: on logged iterations, measure how each term affects the student (see below)",
     )
     distill_opt: dict | None = Field(
         None,
@@ -193,7 +192,7 @@ class TrainSection(ToolboxSection):
 
 
 class OptimizerSection(TypedSection):
-    """`train.optim_g`: an optimizer of torch.optim and its keywords; what most of them take."""
+    """`train.optim_g`: an optimizer of torch.optim, and the keywords that most of them take."""
 
     lr: float = Field(gt=0, description="learning rate")
     betas: list[Annotated[float, Field(ge=0, lt=1)]] | None = Field(None, min_length=2, max_length=2)
@@ -203,14 +202,14 @@ class OptimizerSection(TypedSection):
 
 
 class SchedulerSection(TypedSection):
-    """`train.scheduler`: what the toolbox's schedules take."""
+    """`train.scheduler`: the keywords of the toolbox's schedulers."""
 
-    milestones: list[Steps] | None = Field(None, description="steps after which the rate falls")
-    gamma: float | None = Field(None, gt=0, description="factor of the rate at each milestone")
+    milestones: list[Steps] | None = Field(None, description="steps after which the learning rate falls")
+    gamma: float | None = Field(None, gt=0, description="factor on the learning rate at each milestone")
     restarts: list[Annotated[float, Field(ge=0, le=_LONGEST, multiple_of=1)]] | None = None
     restart_weights: list[Annotated[float, Field(gt=0)]] | None = None
-    periods: list[Steps] | None = Field(None, description="steps of each cosine")
-    eta_min: float | None = Field(None, ge=0, description="the rate at the end of each period")
+    periods: list[Steps] | None = Field(None, description="steps of each cosine period")
+    eta_min: float | None = Field(None, ge=0, description="the learning rate at the end of each period")
 
 
 class ValSection(ToolboxSection):
@@ -225,7 +224,7 @@ class ValSection(ToolboxSection):
         2,
         gt=0,
         le=_MOST,
-        description="windows that go through the network at once; for S2VD the frames that it sees together",
+        description="windows that go through the network at once; for S2VD, frames that it processes together",
     )
     metrics: dict[str, dict] | None = Field(
         None, description="BasicSR's metrics and ours, in addition to both protocols"
@@ -240,16 +239,18 @@ class LoggerSection(ToolboxSection):
     print_freq: Steps
     save_checkpoint_freq: Steps
     use_tb_logger: bool
-    keep_checkpoints: int | None = Field(None, ge=1, le=_LONGEST, description="newest sets of files kept; default: all")
+    keep_checkpoints: int | None = Field(
+        None, ge=1, le=_LONGEST, description="how many of the newest sets of files to keep; default: all"
+    )
     keep_best: str | None = Field(
         None,
-        description="nturain_y/psnr or one of val.metrics: net_g_best.pth is the best of datasets.val by it",
+        description="nturain_y/psnr, or one of val.metrics, by which net_g_best.pth is the best on datasets.val",
     )
     wandb: dict | None = None
 
 
 class DatasetSection(Section):
-    """What the toolbox adds to the options of a data set, and its type."""
+    """The keys that the toolbox adds to the options of a data set, and its type."""
 
     name: Name
     type: str
@@ -270,7 +271,7 @@ def dataset_section(cls: type) -> type[Section]:
 
 
 def _each(hint: Any, limits: Mapping[str, Any]) -> Any:
-    """A tuple of numbers, or None, with limits for every number."""
+    """The type hint of a tuple of numbers, or None, with limits for every number."""
     members = get_args(hint)
     if get_origin(hint) is tuple:
         return tuple[tuple(Annotated[member, Field(**limits)] for member in members)]  # type: ignore[misc]
@@ -278,15 +279,15 @@ def _each(hint: Any, limits: Mapping[str, Any]) -> Any:
 
 
 def _strict(hint: Any) -> bool | None:
-    """False for a tuple, or None: YAML has it as a list. Its members are strict."""
+    """False for a tuple, which YAML has as a list, so that it is converted; else None. Its members are strict."""
     return False if any(get_origin(kind) is tuple for kind in (hint, *get_args(hint))) else None
 
 
 def section_of(cls: type) -> type[BaseModel]:
-    """The section that a class takes: the keywords of its constructor, by their types and defaults, and `type`."""
+    """The section of a class: the keywords of its constructor, with their types and defaults, and `type`."""
     try:
         hints = get_type_hints(cls.__init__)  # type: ignore[misc]
-    except NameError:  # a class of another package, whose hints are there for type checkers alone
+    except NameError:  # a class of another package, whose hints are only for type checkers
         hints = {}
     fields: dict[str, Any] = {}
     base: type[BaseModel] = Section
@@ -296,41 +297,41 @@ def section_of(cls: type) -> type[BaseModel]:
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             hint = hints.get(name, Any)
             default = ... if parameter.default is parameter.empty else parameter.default
-            counts = hint in (int, int | None)  # the constructor knows how few are too few
+            counts = hint in (int, int | None)  # the constructor checks the lower limit
             fields[name] = (hint, Field(default, le=_MOST if counts else None, strict=_strict(hint)))
     return create_model(f"{cls.__name__}Section", __base__=base, type=(str, ...), **fields)
 
 
 class TapsSection(Section):
-    """`train.distill_opt.taps`: the layers whose features are compared, in pairs; by default those of the networks."""
+    """`train.distill_opt.taps`: the layers whose features are compared, in pairs; by default the networks' own."""
 
-    student: list[str] | None = Field(None, min_length=1, description="module paths, `conv7` or `conv7:output`")
+    student: list[str] | None = Field(None, min_length=1, description="paths of modules, `conv7` or `conv7:output`")
     teacher: list[str] | dict[str, list[str]] | None = Field(
-        None, min_length=1, description="the same number as for the student; several teachers: t: [..], t2: [..]"
+        None, min_length=1, description="as many as for the student; for several teachers, t: [..], t2: [..]"
     )
     adapters: list[Literal["conv1x1", "resize"]] | None = Field(
-        None, description="conv1x1: the student's features in the teacher's width; resize: in its size"
+        None, description="conv1x1 gives the student's features the teacher's channels; resize, its size"
     )
 
 
 class WeightSection(Section):
     """A weight of `train.distill_opt.weights` that changes: see `distill.schedule`."""
 
-    schedule: str = Field(description="the way from start to end: constant, linear, cosine, stop_at")
-    start: float = Field(ge=0, le=1e6, description="in the first iteration")
-    end: float = Field(0.0, ge=0, le=1e6, description="in all after the first `iters`")
-    iters: float | None = Field(None, gt=0, description="iterations on the way")
+    schedule: str = Field(description="the course from start to end: constant, linear, cosine, stop_at")
+    start: float = Field(ge=0, le=1e6, description="the weight in the first iteration")
+    end: float = Field(0.0, ge=0, le=1e6, description="the weight after the first `iters` iterations")
+    iters: float | None = Field(None, gt=0, description="iterations from start to end")
 
 
 class BalanceSection(Section):
     """A weight of `train.distill_opt.weights` that follows the measured ratio of gradients: see `distill.balance`."""
 
-    balance: float = Field(gt=0, le=1e6, description="the term's gradient, as a share of the reconstruction's")
-    until: Steps | None = Field(None, description="the last iteration in which the term counts")
+    balance: float = Field(gt=0, le=1e6, description="the term's gradient, as a fraction of the reconstruction's")
+    until: Steps | None = Field(None, description="the last iteration in which the term is used")
 
 
 def objective_section(name: str) -> type[BaseModel]:
-    """`train.distill_opt` of one objective: its constructor's keywords, weights of terms and teachers, and the taps."""
+    """`train.distill_opt` of one objective: its constructor's keywords, the weights of its terms, teachers and taps."""
     fields: dict[str, Any] = {
         "weights": (dict[str, float | dict[str, Any]], ...),
         "teachers": (dict[str, float] | None, None),
@@ -346,9 +347,9 @@ def objective_section(name: str) -> type[BaseModel]:
 MODELS = {"VideoDerainModel": False, "DistillModel": True}
 """Our models by name, and whether they learn from teachers."""
 TEACHER_KEYS = ("network_", "interface_", "pretrain_network_", "param_key_", "strict_load_")
-"""What begins the keys, of the top level and of `path`, that each teacher has for itself: `network_t2`."""
+"""The beginnings of the keys, at the top level and in `path`, that each teacher has for itself: `network_t2`."""
 
-_NO_DISCRIMINATOR, _ONE_LOSS = "have no discriminator", "train with pixel_opt alone"
+_NO_DISCRIMINATOR, _ONE_LOSS = "have no discriminator", "train with pixel_opt only"
 OF_OTHER_MODELS = {
     "network_d": _NO_DISCRIMINATOR,
     "path.pretrain_network_d": _NO_DISCRIMINATOR,
@@ -368,7 +369,7 @@ OF_OTHER_MODELS = {
     "val.flip_seq": "validate frames as they are",
     "val.center_frame_only": "validate all frames",
 }
-"""Keys that the toolbox's other models read, and what ours do: without an error they would be dropped in silence."""
+"""Keys that the toolbox's other models read -> what ours do instead; they would otherwise be ignored silently."""
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "interface_g": InterfaceSection,
@@ -381,7 +382,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 
 def known_keys() -> tuple[set[str], dict[str, Collection[str]]]:
-    """Of our models' files: the keys of the top level, and of each section that the toolbox reads too."""
+    """For our models' files: the known keys of the top level, and of each section that the toolbox reads, too."""
     sections: dict[str, type[BaseModel]] = {
         "path": PathSection,
         "train": TrainSection,
@@ -392,7 +393,7 @@ def known_keys() -> tuple[set[str], dict[str, Collection[str]]]:
 
 
 def rename(name: str, new: str) -> None:
-    """Know a class of ours by another name from now on, as its own has become another package's."""
+    """Use a new name for a class of ours from now on, as another package has taken its own."""
     tables: tuple[MutableMapping[str, Any], ...] = (DATASETS, NETWORKS, LOSSES, MODELS)
     for table in tables:
         if name in table:

@@ -254,7 +254,9 @@ def test_what_is_not_there_or_no_file_is_refused(tmp_path):
 def test_a_checkpoint_of_another_size_names_the_layer_and_changes_nothing(network):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     other = SLDNet(preset="student2", num_feat=6).state_dict()
-    with pytest.raises(CSDError, match=r"teacher.pth: conv\d+\.\w+ has shape \(.*6.*\), the network expects \(.*4.*\)"):
+    with pytest.raises(
+        CSDError, match=r"teacher.pth: conv\d+\.\w+ has shape \(.*6.*\), but the network expects \(.*4.*\)"
+    ):
         load_weights(network, other, source="teacher.pth")
     deeper = SLDNet(preset="student1", num_feat=4).state_dict()
     with pytest.raises(CSDError, match=r"conv7\.weight has shape"):
@@ -293,7 +295,7 @@ def test_complex_weights_and_what_an_optimizer_keeps_of_them_load(tmp_path):
 def test_complex_weights_are_not_taken_for_real_ones(dtypes):
     there, here = map(Spectral, dtypes)
     before = here.gain.clone()
-    with pytest.raises(CSDError, match=r"net\.pth: gain has \w+ numbers, the network expects \w+ ones"):
+    with pytest.raises(CSDError, match=r"net\.pth: gain has \w+ numbers, but the network expects \w+ ones"):
         load_weights(here, there.state_dict(), source="net.pth")
     assert torch.equal(here.gain, before)
 
@@ -313,7 +315,7 @@ def test_less_than_half_of_a_network_is_anothers(network):
 
 def test_a_file_of_another_family_is_refused(tmp_path):
     torch.save({"params": {"head.weight": torch.zeros(3)}}, tmp_path / "net.pth")
-    with pytest.raises(CSDError, match=r"those of no known network; .* SLDNet, PReNet, S2VD"):
+    with pytest.raises(CSDError, match=r"weights belong to no known network; .* SLDNet, PReNet, S2VD"):
         load_network(tmp_path / "net.pth")
 
 

@@ -1,7 +1,7 @@
 """The table of data sets. A data set is one file in this folder and one line here.
 
-A class takes BasicSR's dict of options, and names in `options_class` the dataclass that describes them (`options`),
-from which option files are checked. Other packages add theirs: see `extensions`.
+A class takes BasicSR's dict of options. Its `options_class` is the dataclass that describes them (`options`), by which
+option files are checked. Other packages add their own: see `extensions`.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ def option(
     """A field of a dataclass of options.
 
     Args:
-        default: for option files that do not give it.
-        description: what it means, for the table of options/README.md.
-        required: option files have to give it; the default is for those who build the data set themselves.
+        default: the value if an option file does not give one.
+        description: for the table of options/README.md.
+        required: option files must give it; the default serves those who construct the data set themselves.
         each: limits of every number of a tuple: `gt`, `ge`, `lt`, `le`.
-        limits: the same of the value itself.
+        limits: the same limits, of the value itself.
     """
     about = {"required": required, "each": each, "limits": limits, "description": description}
     return field(default=default, metadata=about)

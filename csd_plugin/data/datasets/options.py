@@ -1,4 +1,4 @@
-"""What data sets may be asked for: types, defaults and ranges, stated once. Option files are checked by them."""
+"""The options of data sets: types, defaults and ranges, stated once. Option files are checked against them."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from csd_plugin.data.datasets.field import option
 from csd_plugin.errors import CSDError
 
 MOST = 1024
-"""Frames, targets, clips of a batch: far more than anybody trains with, few enough not to fill the memory."""
+"""The most frames, targets or clips of a batch: more than any training uses, but few enough to fit into memory."""
 
 _MISTYPED = 0.8
-"""How near an unknown key is to a known one, by difflib, where it is meant for it: the toolbox's own are not."""
+"""The similarity, by difflib, from which an unknown key counts as a typo; the toolbox's own keys stay below."""
 _KINDS: dict[str, tuple[Any, str]] = {
     "int": (Integral, "a whole number"),
     "float": (Real, "a number"),
     "bool": (bool, "true or false"),
 }
-"""By the type of an option."""
+"""Option type -> the Python type of its values, and its name in messages."""
 _SAID = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
 
 Self = TypeVar("Self", bound="DatasetOptions")
 
 ROOTS = ("dataroot", "dataroot_lq", "dataroot_gt")
-"""The options that say where frames are."""
+"""The options that say where the frames are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetOptions:
-    """What all data sets take."""
+    """The options of all data sets."""
 
     dataroot: str | None = option(
         None, "folder that holds the `Dataset_*` folders, or an LMDB store of it (`csd prepare --lmdb`)"
     )
     dataroot_lq: str | None = option(
-        None, "instead of `dataroot`: the rainy clips alone, CLIP/FRAME, in a folder or an LMDB store"
+        None, "instead of `dataroot`: only the rainy clips, CLIP/FRAME, in a folder or an LMDB store"
     )
-    dataroot_gt: str | None = option(None, "with `dataroot_lq`: their clean clips, of the same names")
+    dataroot_gt: str | None = option(None, "with `dataroot_lq`: their clean clips, with the same names")
     split: Literal["train", "test", "real"] | None = option(
-        None, "which of these folders: `train`, `test` or `real`; by default `train` for training, else `test`"
+        None, "which `Dataset_*` folder: `train`, `test` or `real`; by default `train` for training, else `test`"
     )
     clips: str | list[str] | None = option(
-        None, "only these clips: their names, or a text file with one name per line; by default all"
+        None, "use only these clips: their names, or a text file with one name per line; by default all"
     )
-    num_frame: int = option(7, "frames of a test window, at least the network's", required=True, gt=0, le=MOST)
+    num_frame: int = option(7, "frames of a test window, not fewer than the network's", required=True, gt=0, le=MOST)
     cache_mb: float = option(0, "memory in MB for decoded frames, for all workers together", ge=0)
 
     @classmethod
     def of(cls: type[Self], opt: Mapping[str, Any]) -> Self:
-        """From the toolbox's dict, which has other keys too.
+        """The options in the toolbox's dict, which also has other keys.
 
-        Raises CSDError for keys that are nearly one of these, and for numbers of the wrong kind or out of range. Option
-        files are checked for more.
+        Raises CSDError for an unknown key that is similar to one of these, and for numbers of the wrong type or out of
+        range. Option files are checked for more.
         """
         known = [each.name for each in fields(cls)]
         for key in opt:
@@ -81,7 +81,7 @@ def _check_number(field: Field[Any], value: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(DatasetOptions):
-    """What the data sets for training take; the keys of the toolbox's loader among them."""
+    """The options of data sets for training, including those of the toolbox's loader."""
 
     num_frame: int = option(11, "frames N of a training clip", required=True, gt=0, le=MOST)
     num_target: int = option(
@@ -97,46 +97,46 @@ class TrainingOptions(DatasetOptions):
     )
     use_hflip: bool = option(True, "mirror left and right")
     use_vflip: bool = option(False, "mirror top and bottom")
-    use_rot: bool = option(False, "exchange rows and columns")
+    use_rot: bool = option(False, "transpose; with both flips, all rotations by multiples of 90 degrees")
     random_reverse: bool = option(False, "run clips backwards, half of the time")
     as_uint8: bool = option(
-        False, "workers hand over samples as bytes, a quarter of the memory traffic; training is the same"
+        False, "workers pass on samples as bytes, with a quarter of the memory traffic; the training is the same"
     )
-    dataset_enlarge_ratio: int = option(1, "how many times an epoch uses every clip", gt=0, le=100_000)
+    dataset_enlarge_ratio: int = option(1, "how many times an epoch goes through all items", gt=0, le=100_000)
 
     batch_size_per_gpu: int = option(1, "clips in a batch", required=True, gt=0, le=MOST)
     num_worker_per_gpu: int = option(0, "loader processes", required=True, ge=0, le=256)
-    # the toolbox's `cpu` loses a worker's error and then waits for ever; workers read ahead without it
+    # the toolbox's `cpu` loses a worker's error and then waits forever; workers read ahead without it
     prefetch_mode: Literal["cuda"] | None = option(
         None, "`cuda`: the next batch is copied to the GPU while the network works; needs `pin_memory`"
     )
-    pin_memory: bool = option(False, "batches in page-locked memory, from which copies to a GPU are faster")
-    persistent_workers: bool = option(False, "workers are kept from one epoch to the next")
+    pin_memory: bool = option(False, "keep batches in page-locked memory, from which copies to a GPU are faster")
+    persistent_workers: bool = option(False, "keep the workers from one epoch to the next")
     use_shuffle: bool = option(
         True,
-        "a random order of the runs of `num_frame` frames, another in each epoch; false: clip after clip by name, of "
-        "each all its runs from the first frame on. Crops and mirroring are random all the same",
+        "use the runs of `num_frame` frames in a random order, different in each epoch; false: clip after clip by "
+        "name, and in each all runs from the first frame on. Crops and mirroring are random in both cases",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedOptions(TrainingOptions):
-    """What PairedVideoDataset takes."""
+    """The options of PairedVideoDataset."""
 
     features: str | None = option(
         None,
-        "folder with the teacher's features of these clips (`csd adapt --features`): the teacher is not run; with "
-        "`scale_range: [1, 1]`",
+        "folder with the teacher's features of these clips (`csd adapt --features`), so that the teacher is not run; "
+        "needs `scale_range: [1, 1]`",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestOptions(DatasetOptions):
-    """What the data sets for validation and tests take."""
+    """The options of data sets for validation and tests."""
 
     __test__ = False  # for pytest
 
     cache_mb: float = option(128, "memory in MB for decoded frames, so that neighbours are decoded once", ge=0)
     frame_range: tuple[int, int] | None = option(
-        None, "first and last frame to score, counted from 1; windows still see the others; by default all"
+        None, "first and last frame to score, counted from 1; windows still include the others; by default all"
     )

@@ -1,6 +1,6 @@
-"""The order of training samples: what is drawn depends on the seed, the epoch and the place in it, on nothing else.
+"""The order of training samples: a draw depends only on the seed, the epoch and the position in it.
 
-So it does not matter how many workers or processes share the work, nor whether a run was resumed on the way.
+So neither the number of workers or processes that share the work matters, nor whether the run was resumed.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import numpy as np
 
 
 class Place(NamedTuple):
-    """Where a sample stands in a run.
+    """The place of a sample in a run.
 
     Attributes:
-        seed: of the run.
-        epoch: from 0.
+        seed: the run's.
+        epoch: counted from 0.
         position: in the epoch, over all processes.
-        item: of the data set.
+        item: its index in the data set.
     """
 
     seed: int
@@ -27,7 +27,7 @@ class Place(NamedTuple):
     item: int
 
     def generator(self) -> np.random.Generator:
-        """The sample's own random numbers."""
+        """The sample's own random generator."""
         return np.random.default_rng((self.seed % 2**64, self.epoch, self.position))
 
 
@@ -42,16 +42,16 @@ def places(
     world_size: int = 1,
     start: int = 0,
 ) -> Iterator[Place]:
-    """One process's share of an epoch, in order; all shares are of one length.
+    """One process's share of an epoch, in order; all shares have the same length.
 
-    What cannot be shared evenly at the end is left out. Loaders leave out what is no whole batch, so an epoch has the
-    same batches, over all processes, as that of one process with their batches together.
+    The rest that cannot be shared evenly at the end is left out. Loaders leave out incomplete batches, so the batches
+    of an epoch, joined over all processes, are those of one process with the larger batch.
 
     Args:
         length: items of the data set.
-        count: samples of the epoch, of all processes: each item count / length times.
-        shuffle: in a random order, another in each epoch; else from the first item to the last, again and again.
-        start: positions that are done already, by however many processes.
+        count: samples of the epoch over all processes; each item is used count / length times.
+        shuffle: a random order, a different one in each epoch; else from the first item to the last, repeatedly.
+        start: positions that are done already, over all processes.
     """
     order = np.random.default_rng((seed % 2**64, epoch)).permutation(count) if shuffle else range(count)
     rounds = max(count - start, 0) // world_size

@@ -35,23 +35,23 @@ from csd_plugin.types import PairedSequence
 class PairedVideoDataset(TrainingDataset):
     """Training clips: N rainy frames and the L clean targets of their middle, cropped and augmented alike.
 
-    An item is a dict: lq (N, 3, gt_size, gt_size), gt (L, 3, gt_size, gt_size), or (3, gt_size, gt_size) of a
-    single target, float32 RGB in [0, 1]; key, the clip and its first frame. Items are all runs of N consecutive
-    frames of all clips. What is random in them repeats by seed; `TrainingClips` says how far the number of workers
-    matters. With the option `features`, there are also teacher_feature_0, .., float16 (L, C, h, w), see
+    An item is a dict: lq (N, 3, gt_size, gt_size) and gt (L, 3, gt_size, gt_size), or (3, gt_size, gt_size) for a
+    single target, float32 RGB in [0, 1]; key, the clip and its first frame. The items are all runs of N consecutive
+    frames of all clips. Random draws repeat with the seed; `TrainingClips` says when they depend on the number of
+    workers. With the option `features`, an item also has teacher_feature_0, .., float16 (L, C, h, w), see
     `data.features`.
 
     Args:
         opt: `PairedOptions`.
 
     Raises:
-        CSDError: wrong options; data that does not fit together, at construction as far as headers show it.
+        CSDError: wrong options, or inconsistent data, at construction as far as headers show it.
     """
 
     options_class: ClassVar[type[TrainingOptions]] = PairedOptions
 
     def __init__(self, opt: Options) -> None:
-        self.opt = opt  # where the toolbox looks the name of the set up
+        self.opt = opt  # where the toolbox looks up the name of the set
         options = PairedOptions.of(opt)
         self.store, self.sequences = _open(opt, options, "train")
         self.clips = TrainingClips(self.store, self.sequences, opt)
@@ -83,22 +83,22 @@ class PairedVideoDataset(TrainingDataset):
 class PairedVideoTestDataset(Dataset):
     """Every frame of every clip in order, each with its neighbours, reflected at the clip's ends.
 
-    An item is a dict: lq (num_frame, 3, H, W) and, where there is truth, gt (3, H, W), float32 RGB in [0, 1];
-    folder, the clip; idx, 'k/n', its number among the n frames of the clip that are asked for; lq_path, its key.
-    `data_info` has folder, idx, lq_path and gt_path (None without truth) of all items, as BasicSR's video
-    test datasets do.
+    An item is a dict: lq (num_frame, 3, H, W) and, if there is truth, gt (3, H, W), float32 RGB in [0, 1];
+    folder, the clip; idx, 'k/n', its number among the n requested frames of the clip; lq_path, its key.
+    `data_info` has folder, idx, lq_path and gt_path (None without truth) of all items, as in BasicSR's video
+    test data sets.
 
     Args:
         opt: `TestOptions`.
 
     Raises:
-        CSDError: data that does not fit together, at construction as far as headers show it.
+        CSDError: wrong options, or inconsistent data, at construction as far as headers show it.
     """
 
     options_class: ClassVar[type[TestOptions]] = TestOptions
 
     def __init__(self, opt: Options) -> None:
-        self.opt = opt  # where the toolbox looks the name of the set up
+        self.opt = opt  # where the toolbox looks up the name of the set
         options = self.options_class.of(opt)
         self.num_frame = options.num_frame
         self.store, self.sequences = _open(opt, options, "test")
@@ -112,11 +112,11 @@ class PairedVideoTestDataset(Dataset):
             self.data_info["gt_path"] += [sequence.gt and sequence.gt[frame] for frame in frames]
             self.data_info["folder"] += [sequence.name] * len(frames)
             self.data_info["idx"] += [f"{k}/{len(frames)}" for k in range(len(frames))]
-        reflect_indices(0, self.num_frame, 1)  # an even num_frame is an error now, not at the first item
+        reflect_indices(0, self.num_frame, 1)  # reports an even num_frame now, not at the first item
         self._enter_worker = WorkerEntry(self.store)
 
     def sizes(self) -> dict[tuple[int, int], str]:
-        """(height, width) of frames -> the first clip that has such."""
+        """(height, width) of frames -> the first clip of that size."""
         return {self.store.shape(sequence.lq[0]): sequence.name for sequence in reversed(self.sequences)}
 
     def __len__(self) -> int:
@@ -139,7 +139,7 @@ class PairedVideoTestDataset(Dataset):
 
 
 def dataroot_of(opt: Options) -> str | Path | FrameStore:
-    """Raises CSDError, naming the data set, where it is missing."""
+    """The option `dataroot`. Raises CSDError, naming the data set, if it is missing."""
     if not opt.get("dataroot"):
         raise CSDError(
             f"dataset {opt.get('name', '')!r}: dataroot is missing: give the data set's folder or LMDB store"
@@ -148,7 +148,7 @@ def dataroot_of(opt: Options) -> str | Path | FrameStore:
 
 
 def _open(opt: Options, options: DatasetOptions, split: str) -> tuple[FrameStore, list[PairedSequence]]:
-    """The frames, of one place or of two, and their clips."""
+    """The store of frames, which joins two places if both are given, and the clips in it."""
     roots = {"lq": options.dataroot_lq, "gt": options.dataroot_gt}
     given = {side: root for side, root in roots.items() if root}
     if not given:

@@ -1,4 +1,4 @@
-"""A data set of clean clips on which rain is rendered as they are read: never the same rain twice."""
+"""A data set that renders rain on clean clips while reading them, so that no rain repeats."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ from csd_plugin.errors import CSDError
 from csd_plugin.types import PairedSequence
 
 _BLOCK = 16
-"""Pixels of JPEG's largest unit, that of halved colour."""
+"""Side of JPEG's largest coding unit in pixels, with subsampled colour."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedRainOptions(TrainingOptions):
-    """What `RenderedRainDataset` takes."""
+    """The options of `RenderedRainDataset`."""
 
     rain: str = option("nturain", "preset of `csd rain` around which the rain varies")
     quality: tuple[int, int] | None = option(
         None,
-        "JPEG qualities [low, high] for rainy frames, as NTURain's are JPEG files",
+        "range [low, high] of the JPEG quality of rainy frames, as NTURain's frames are JPEG files",
         each={"ge": 1, "le": 100},
     )
 
 
 class RenderedRainDataset(TrainingDataset):
-    """Training clips as of `PairedVideoDataset`, whose rain is rendered about a preset, anew in every epoch and sample.
+    """Training clips like those of `PairedVideoDataset`, with rain rendered around a preset, anew for every sample.
 
-    Only what a crop shows is rendered, at the frames' own size: the crop is that of the whole frame with rain, before
-    it is scaled. A clip that is run backwards is so before it rains.
+    Only what a crop shows is rendered, at the frames' own size; the result is as if the whole frame had been rendered
+    and then cropped and scaled. A reversed clip is reversed before the rain is added.
 
     Args:
         opt: `RenderedRainOptions`. Its `dataroot` holds clean clips: a folder of folders of frames, or an LMDB store of
-            it; in NTURain's layout, the folders NAME_GT of its `split`.
+            one; in NTURain's layout, the folders NAME_GT of its `split` are used.
 
     Raises:
-        CSDError: data that does not fit together, at construction as far as headers show it.
+        CSDError: wrong options, or inconsistent data, at construction as far as headers show it.
     """
 
     options_class: ClassVar[type[RenderedRainOptions]] = RenderedRainOptions
 
     def __init__(self, opt: Options) -> None:
-        self.opt = opt  # where the toolbox looks the name of the set up
+        self.opt = opt  # where the toolbox looks up the name of the set
         options = self.options_class.of(opt)
         if options.dataroot_lq or options.dataroot_gt:
-            raise CSDError("RenderedRainDataset makes its rain itself: give the clean clips as dataroot")
+            raise CSDError("RenderedRainDataset renders its rain itself: give the clean clips as dataroot")
         self.preset = find_preset(options.rain)
         self.quality = _quality_range(options.quality)
         self.store = open_store(dataroot_of(opt), options.cache_mb)
@@ -97,7 +97,7 @@ class RenderedRainDataset(TrainingDataset):
 
 
 def through_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
-    """A frame (h, w, 3) uint8 RGB as it is after JPEG of this quality."""
+    """A frame (h, w, 3), uint8 RGB, after compression to JPEG of this quality."""
     _, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     return decode_image(data.tobytes(), "a rainy frame as JPEG")
 
@@ -105,7 +105,7 @@ def through_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
 def _window(plan: augment.Augmentation, height: int, width: int, block: int) -> tuple[int, int, int, int]:
     """(top, left, height, width): the plan's region, widened to blocks of the whole frame.
 
-    So JPEG's blocks lie in the crop where they would lie if the frame had been stored.
+    So JPEG's blocks lie in the crop where they would lie if the whole frame had been stored.
     """
     top, left = plan.top // block * block, plan.left // block * block
     bottom = min(-(-(plan.top + plan.side) // block) * block, height)

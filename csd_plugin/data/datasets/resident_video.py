@@ -1,4 +1,4 @@
-"""Training clips that are decoded once and kept, as bytes, on the device that trains: no loader between."""
+"""Training clips that are decoded once and kept, as bytes, on the training device: no loader in between."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from csd_plugin.errors import CSDError
 
 _OF_LOADERS = ("num_worker_per_gpu", "persistent_workers", "pin_memory", "prefetch_mode", "cache_mb", "as_uint8")
 _FRAMES_PER_WORKER = 100
-"""Fewer are decoded before another process has started."""
+"""Frames per process: for fewer, starting another process would take longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResidentVideoOptions(TrainingOptions):
-    """What `ResidentVideoDataset` takes."""
+    """The options of `ResidentVideoDataset`."""
 
     device: str = option(
         "auto",
@@ -40,18 +40,18 @@ class ResidentVideoOptions(TrainingOptions):
 
 
 class ResidentVideoDataset(PairedVideoDataset):
-    """`PairedVideoDataset` for a GPU that loaders cannot feed: all its frames lie on the device, crops are made there.
+    """`PairedVideoDataset` for a GPU that loaders cannot keep busy: the device holds all frames and makes the crops.
 
-    Frames are decoded at the first batch, by several processes for the time that this takes, and need their pixels'
-    bytes: 0.9 MB for a frame of 640x480; truth that several rainy clips share is kept once. Items are those of
-    `PairedVideoDataset` from the same draws, on the device; scaled crops are the same to within a grey level.
+    Frames are decoded at the first batch, by several processes that then end, and take their pixels' bytes of memory:
+    0.9 MB for a frame of 640x480; truth that several rainy clips share is kept once. Items are those of
+    `PairedVideoDataset` with the same draws, on the device; scaled crops are equal to within one grey level.
 
     Args:
-        opt: `ResidentVideoOptions`; cache_mb and as_uint8 are of no use here.
+        opt: `ResidentVideoOptions`; cache_mb and as_uint8 cannot be used here.
 
     Raises:
-        CSDError: also for options of loaders, which cannot serve it, for a device that is not there, and at the first
-            batch where the device has not the memory.
+        CSDError: also for options of loaders, which cannot be used with it, for a device that is not available, and at
+            the first batch if the device has too little memory.
     """
 
     options_class: ClassVar[type[ResidentVideoOptions]] = ResidentVideoOptions
@@ -60,7 +60,7 @@ class ResidentVideoDataset(PairedVideoDataset):
         given = [key for key in _OF_LOADERS if opt.get(key)]
         if given:
             raise CSDError(
-                f"ResidentVideoDataset keeps its frames on the device that trains; {', '.join(given)} cannot be used "
+                f"ResidentVideoDataset keeps its frames on the training device; {', '.join(given)} cannot be used "
                 f"with it: set num_worker_per_gpu to 0, and leave {', '.join(_OF_LOADERS[1:])} out"
             )
         super().__init__({**opt, "cache_mb": 0})
@@ -69,7 +69,7 @@ class ResidentVideoDataset(PairedVideoDataset):
 
     def __getitems__(self, indices: Sequence[int | Place]) -> list[dict[str, Any]]:
         if get_worker_info() is not None:
-            raise CSDError("ResidentVideoDataset works in the process that trains: set num_worker_per_gpu to 0")
+            raise CSDError("ResidentVideoDataset works only in the training process: set num_worker_per_gpu to 0")
         if not self._frames:
             self._frames = self._decode_all()
         return super().__getitems__(indices)
@@ -79,7 +79,7 @@ class ResidentVideoDataset(PairedVideoDataset):
         return augment.apply_to_tensor(plan, torch.stack([self._frames[key][rows, columns] for key in keys]))
 
     def _decode_all(self) -> dict[str, Tensor]:
-        """Key -> frame, uint8 (H, W, 3) on the device; room for all is made first."""
+        """Key -> frame, uint8 (H, W, 3) on the device; memory for all is allocated first."""
         sizes = {
             key: size
             for sequence, size in zip(self.sequences, self.clips.sizes, strict=True)
@@ -87,7 +87,7 @@ class ResidentVideoDataset(PairedVideoDataset):
         }
         try:
             frames = {key: torch.empty(*size, 3, dtype=torch.uint8, device=self._device) for key, size in sizes.items()}
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it itself
+        except RuntimeError as error:  # includes torch.OutOfMemoryError; the CPU allocator raises RuntimeError itself
             total = sum(height * width * 3 for height, width in sizes.values())
             raise CSDError(
                 f"ResidentVideoDataset: {self._device} has no room for all frames ({total / 2**30:.1f} GiB): use "
@@ -99,7 +99,7 @@ class ResidentVideoDataset(PairedVideoDataset):
 
 
 class _Frames(Dataset):
-    """Whole frames by their place in a list of keys, uint8 (H, W, 3)."""
+    """Whole frames by their index in a list of keys, uint8 (H, W, 3)."""
 
     def __init__(self, store: FrameStore, keys: Sequence[str]) -> None:
         self._store, self._keys = store, keys
@@ -114,8 +114,8 @@ class _Frames(Dataset):
 
 
 def _decoded(store: FrameStore, keys: Sequence[str]) -> tqdm[Tensor]:
-    """The frames in order, with a progress bar. The state of torch's random numbers is left as it was."""
+    """The frames in order, with a progress bar. The state of torch's random generator does not change."""
     workers = min(os.cpu_count() or 1, 8, len(keys) // _FRAMES_PER_WORKER)
-    generator = torch.Generator()  # not the global one, from which the training's draws come
+    generator = torch.Generator()  # not the global one, from which the training draws
     loader = DataLoader(_Frames(store, keys), batch_size=None, num_workers=workers, generator=generator)
     return tqdm(loader, desc="decoding clips", unit="frame", leave=False, delay=2, disable=None)

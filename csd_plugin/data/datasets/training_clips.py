@@ -1,4 +1,4 @@
-"""What the training data sets share: which clip a sample is, how it is cropped, and where its randomness comes from."""
+"""What the training data sets share: the clip of a sample, its crop, and its random generator."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Options = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Sample:
-    """One draw: N frames of `sequence` from `start` on, frames of `size` (height, width), to be cropped by `plan`.
+    """One draw: N frames of `sequence` from `start` on, of `size` (height, width), to be cropped by `plan`.
 
     Attributes:
-        rng: the sample's own, for whatever else is drawn.
+        rng: the sample's own generator, for further draws.
     """
 
     sequence: PairedSequence
@@ -43,21 +43,21 @@ class Sample:
 class TrainingClips:
     """All runs of N consecutive frames of the given sequences, as samples.
 
-    Randomness: every sample has its own generator, seeded by its `Place`: the seed of the run, the epoch, the position
-    in it. The toolbox's sampler gives places for our data sets (`compat`), so that neither workers and processes nor a
-    resume change what is drawn. Other samplers give plain indices. Then the seed is (the loader's base seed, the number
-    of the batch, the place in the batch): torch draws the base seed from its global generator for each epoch, and
-    batches are dealt to workers in turn, so a worker knows the number of its batch from its own count. No two samples
-    share a draw, and the number of workers (1 or more) does not matter, with two limits: with persistent workers it
+    Randomness: every sample has its own generator, seeded by its `Place`: the seed of the run, the epoch, and the
+    position in it. The toolbox's sampler gives places for our data sets (`compat`), so that neither workers and
+    processes nor a resume change what is drawn. Other samplers give plain indices. Then the seed is (the loader's base
+    seed, the batch number, the place in the batch): torch draws the base seed from its global generator for each epoch,
+    and batches are dealt to workers in turn, so a worker knows a batch's number from its own count. No two samples
+    share a draw, and the number of workers (1 or more) does not matter, with two exceptions: with persistent workers it
     does from the second epoch on, as a short last round leaves their counts unequal; and without workers, where torch
-    gives no base seed, the draws are others (seeded by torch's initial seed).
+    gives no base seed, the draws differ (they are seeded by torch's initial seed).
 
     Args:
         opt: `TrainingOptions`, as the toolbox's dict. With one target (num_target 1), gt is (3, gt_size, gt_size),
-            without an axis of targets. as_uint8 is for models that divide by 255 themselves.
+            without an axis for targets. as_uint8 is for models that divide by 255 themselves.
 
     Raises:
-        CSDError: sequences that do not fit the options, from the frames' headers.
+        CSDError: sequences do not fit the options, as far as the frames' headers show.
     """
 
     def __init__(self, store: FrameStore, sequences: Sequence[PairedSequence], opt: Options) -> None:
@@ -90,25 +90,25 @@ class TrainingClips:
         return len(self._starts)
 
     def align(self, grid: int) -> None:
-        """Let crops begin at multiples of `grid` pixels. Raises CSDError where crops cannot be cut so."""
+        """Let crops begin only at multiples of `grid` pixels. Raises CSDError if the options do not allow it."""
         options = self._augment_options
         if options.scale != (1.0, 1.0):
             raise CSDError("stored features cannot be scaled: set scale_range: [1, 1]")
         if options.crop % grid:
             raise CSDError(
-                f"gt_size {options.crop}: the stored features have a cell for each {grid} pixels: take a multiple of it"
+                f"gt_size {options.crop}: the stored features have one cell per {grid} pixels: give a multiple"
             )
         self._augment_options = replace(options, grid=grid)
 
     def draw_batch(self, indices: Sequence[int | Place]) -> list[Sample]:
-        """The next batch, of places, or of plain indices: for these the calls are counted as batches."""
+        """The samples of the next batch, for places or for plain indices; for the latter, calls count the batches."""
         worker = self._enter_worker()
         if isinstance(indices[0], Place):
             return [self._draw(place.item, place.generator()) for place in cast("Sequence[Place]", indices)]
         seed, batch = torch.initial_seed(), self._batches
         if worker is not None:
             if not self._counted_in_worker:
-                self._batches, self._counted_in_worker = 0, True  # the main process may have looked at some items
+                self._batches, self._counted_in_worker = 0, True  # the main process may have read some items before
             seed, batch = worker.seed - worker.id, self._batches * worker.num_workers + worker.id
         self._batches += 1
         return [
@@ -133,9 +133,9 @@ class TrainingClips:
 
 
 class TrainingDataset(Dataset):
-    """What a loader asks of a data set whose items are samples of `clips`; a subclass says what of.
+    """The loader's interface to a data set whose items come from samples of `clips`; a subclass defines `item`.
 
-    Of a single target, an item's gt is that frame, without an axis for targets.
+    With a single target, an item's gt is that frame, without an axis for targets.
     """
 
     options_class: ClassVar[type[TrainingOptions]] = TrainingOptions
@@ -144,17 +144,17 @@ class TrainingDataset(Dataset):
     clips: TrainingClips
 
     def item(self, sample: Sample) -> dict[str, Any]:
-        """The sample's frames, cropped and augmented: lq, gt and key."""
+        """The frames of a sample, cropped and augmented, as a dict of lq, gt and key."""
         raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def places(self, *, epoch: int, rank: int = 0, world_size: int = 1) -> Iterator[Place]:
-        """One process's share of an epoch, `dataset_enlarge_ratio` times all items, from where a resumed run stopped.
+        """One process's share of an epoch of `dataset_enlarge_ratio` times all items, from where a resumed run stopped.
 
-        Two keys of `opt` are not written by people: `manual_seed`, the run's, and `resumed_at`, the epoch and the
-        samples of it, of all processes, that were done before.
+        Two keys of `opt` are set by the program: `manual_seed`, the run's seed, and `resumed_at`, the epoch and the
+        number of its samples, over all processes, that were done before.
         """
         stopped_in, done = self.opt.get("resumed_at") or (None, 0)
         options = TrainingOptions.of(self.opt)
@@ -173,20 +173,20 @@ class TrainingDataset(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int | Place]) -> list[dict[str, Any]]:
-        """One batch; torch's loader calls this. Items of places have their `position`, which a resume needs."""
+        """One batch; torch's loader calls this. Items at places also have their `position`, which a resume needs."""
         items = [self.item(sample) for sample in self.clips.draw_batch(indices)]
         for item, place in zip(items, indices, strict=True):
             if isinstance(place, Place):
                 item["position"] = place.position
-        if self.clips.num_target == 1:  # as the toolbox has it, whose losses would repeat an axis of one
+        if self.clips.num_target == 1:  # as in the toolbox, whose losses would broadcast an axis of length one
             items = [item | {"gt": item["gt"][0]} for item in items]
         return items
 
 
 class WorkerEntry:
-    """Prepares a loader's worker for work on a store, once. Returns the worker; None in the main process.
+    """Prepares a loader's worker, once, for reading from a store. Returns the worker; None in the main process.
 
-    It is made in the main process, as spawned workers do not know what that one does on a signal that ends it.
+    Create it in the main process: spawned workers do not know how that process handles signals that end it.
     """
 
     def __init__(self, store: FrameStore) -> None:
@@ -215,14 +215,14 @@ def to_bytes(frames: np.ndarray) -> Tensor:
     """uint8 (N, H, W, 3) -> uint8 (N, 3, H, W)."""
     planes = np.empty((len(frames), 3, *frames.shape[1:3]), np.uint8)
     for frame, channels in zip(frames, planes, strict=True):
-        cv2.split(frame, list(channels))  # several times faster than a copy of the transposed array
+        cv2.split(frame, list(channels))  # several times faster than copying the transposed array
     return torch.from_numpy(planes)
 
 
 def check_sizes(store: FrameStore, sequences: Sequence[PairedSequence]) -> list[tuple[int, int]]:
     """(height, width) of each sequence, from all frames' headers.
 
-    Raises CSDError naming the first frame whose size is not that of its clip's first rainy frame.
+    Raises CSDError naming the first frame whose size differs from that of its clip's first rainy frame.
     """
     sizes = []
     for sequence in tqdm(sequences, desc="sizes of frames", unit="clip", leave=False, delay=2, disable=None):
@@ -232,7 +232,7 @@ def check_sizes(store: FrameStore, sequences: Sequence[PairedSequence]) -> list[
             if (height, width) != size:
                 raise CSDError(
                     f"{sequence.name}: {key} is {width}x{height}, but {sequence.lq[0]} is {size[1]}x{size[0]}: "
-                    f"restore the frame in the clip's size, or leave the clip out (clips: a list file)"
+                    f"restore the frame at the clip's size, or leave the clip out (clips: a list file)"
                 )
         sizes.append(size)
     return sizes
