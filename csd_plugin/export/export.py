@@ -1,4 +1,4 @@
-"""A network as a file for another runtime, run and compared with torch before it takes its name."""
+"""Exports a network to a file for another runtime, which is run and compared with torch before it gets its name."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from csd_plugin.inference.facts import Facts, study
 from csd_plugin.inference.graph import DTYPES, OPSET, Computing, ready, to_onnx
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
-"""By how much a file's frames may differ from torch's in fp32, where 1 is white: rounding of each precision through
-some 20 layers. int8 has no bound, its error is reported."""
+"""The largest difference of a file's frames from torch's in fp32, where 1 is white: rounding in each precision through
+some 20 layers. int8 has no bound; its error is reported."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how it compares with torch in fp32 on `windows` windows.
+    """The written file, and its comparison with torch in fp32 on `windows` windows.
 
     Attributes:
-        max_difference: the largest, where 1 is white.
+        max_difference: the largest difference, where 1 is white.
         psnr: in dB with white as peak, infinite for equal frames.
     """
 
@@ -43,7 +43,7 @@ class Exported:
 
 
 def files_written(output: Path) -> list[Path]:
-    """What `export_network` writes: the file, and the weights of OpenVINO IR next to it."""
+    """The files that `export_network` writes: the file, and the weights of OpenVINO IR next to it."""
     return [output, *([output.with_suffix(".bin")] if output.suffix.lower() == ".xml" else [])]
 
 
@@ -58,23 +58,23 @@ def export_network(
     windows: Sequence[Tensor] = (),
     calibration: Sequence[Tensor] = (),
 ) -> Exported:
-    """Write a network for any batch, height and width, and check what was written.
+    """Write a network for any batch size, height and width, and check the result.
 
-    The file takes and gives float32 whatever it computes in. It is opened and run as its users will run it, on
-    `windows` and on a batch of an odd size, and only appears under its name when it gives torch's frames.
+    The file's inputs and outputs are float32, whatever its precision. It is opened and run as by its users, on
+    `windows` and on a batch of an odd size, and only appears under its name if its frames match torch's.
 
     Args:
         output: the name says the kind: .onnx, .xml (OpenVINO IR, with its weights next to it in .bin) or .pt2.
         precision: 'fp32', 'fp16', for .pt2 also 'bf16', or 'int8' (.onnx and .xml).
-        opset: of .onnx, by default that of `inference.graph.OPSET`; the other kinds have none.
+        opset: for .onnx, by default `inference.graph.OPSET`; the other kinds have none.
         license: of the weights, for the file's metadata.
-        adapted: the clips that the network was fitted to, for the metadata.
-        windows: (B, T, 3, H, W) float32 in [0, 1] to compare on; without any, made-up ones.
-        calibration: the windows that int8 takes its ranges from.
+        adapted: the clips that the network was adapted to, for the metadata.
+        windows: (B, T, 3, H, W) float32 in [0, 1] to compare on; by default synthetic ones.
+        calibration: the windows from which int8 takes its value ranges.
 
     Raises:
-        CSDError: a kind of file, precision or opset that is not written, a package that is not installed, no
-            calibration for int8 or one for another precision, a folder that is not there, or frames that differ.
+        CSDError: the kind of file, precision or opset is not supported, a package is not installed, calibration is
+            missing for int8 or given for another precision, the folder does not exist, or frames differ.
     """
     output = Path(output)
     if output.suffix.lower() not in FORMATS:
@@ -84,7 +84,7 @@ def export_network(
     if precision not in form.precisions:
         raise CSDError(f"{form.title} can be written in {', '.join(form.precisions)}, not in {precision}")
     if precision == "int8" and not calibration:
-        raise CSDError("int8 needs frames to find the range of every layer: give a clip by --calibrate")
+        raise CSDError("int8 needs frames to find the value range of every layer: give a clip with --calibrate")
     if calibration and precision != "int8":
         raise CSDError(
             f"--calibrate is for int8, but {precision} was asked for: add --int8, or use --check to compare on the clip"
@@ -117,16 +117,16 @@ def export_network(
 
 
 def _compare(run: Run, reference: Computing, windows: Sequence[Tensor]) -> tuple[float, float, int]:
-    """Largest difference and mean squared error over the windows, and how many they are."""
+    """Largest difference and mean squared error over the windows, and the number of windows."""
     largest, squared, numbers, count = 0.0, 0.0, 0, 0
     for window in windows:
         with torch.inference_mode():
             expected = reference(window)
         result = run(window)
         if result.shape != expected.shape:
-            raise CSDError(f"the exported network gives {tuple(result.shape)}, expected {tuple(expected.shape)}")
+            raise CSDError(f"the exported network returns {tuple(result.shape)}, expected {tuple(expected.shape)}")
         difference = (result.clamp(0, 1) - expected.clamp(0, 1)).abs()
-        # NaN is a difference too, and max() of Python's would drop it.
+        # NaN is a difference, too, and Python's max() would drop it.
         largest = max(largest, float(difference.max()) if bool(result.isfinite().all()) else math.inf)
         squared, numbers = squared + float(difference.double().square().sum()), numbers + difference.numel()
         count += len(window)
@@ -134,7 +134,7 @@ def _compare(run: Run, reference: Computing, windows: Sequence[Tensor]) -> tuple
 
 
 def _to_cells(window: Tensor, divisor: int) -> Tensor:
-    """(B, T, 3, H, W) cut to multiples of `divisor`. Raises CSDError where nothing is left."""
+    """(B, T, 3, H, W) cut to multiples of `divisor`. Raises CSDError if nothing is left."""
     height, width = (length // divisor * divisor for length in window.shape[-2:])
     if not (height and width):
         raise CSDError(
@@ -145,9 +145,9 @@ def _to_cells(window: Tensor, divisor: int) -> Tensor:
 
 
 def _made_up(facts: Facts) -> list[Tensor]:
-    """Smooth pictures that move, with noise, in two sizes and batches: the file must take them all.
+    """Smooth moving pictures with noise, in two sizes and batches, all of which the file must accept.
 
-    Of sequences, in two lengths.
+    For sequences, in two lengths.
     """
     generator = torch.Generator().manual_seed(0)
     windows = []
@@ -162,12 +162,12 @@ def _made_up(facts: Facts) -> list[Tensor]:
 
 @contextlib.contextmanager
 def _beside(output: Path) -> Iterator[Path]:
-    """A path in a hidden folder next to the output; what is written there moves to its place if all went well."""
+    """A path in a hidden folder next to the output; files written there are moved to their place if all went well."""
     try:
         with draft_folder(output) as folder:
             temporary = folder / output.name
             yield temporary
-            # The file that names the others comes last.
+            # The file that names the others is moved last.
             drafts = sorted(folder.iterdir(), key=lambda path: path == temporary)
             _take_their_names({draft: output.with_name(draft.name) for draft in drafts})
     except OSError as error:
@@ -175,7 +175,7 @@ def _beside(output: Path) -> Iterator[Path]:
 
 
 def _take_their_names(files: dict[Path, Path]) -> None:
-    """Give each file its name; a signal in between comes when all have theirs, as those of two exports do not fit."""
+    """Give each file its name; signals are delayed until all have theirs, as files of two exports do not match."""
     try:
         for draft, path in files.items():
             draft.replace(path)

@@ -1,4 +1,4 @@
-"""An ONNX model in 8-bit integers, by ONNX Runtime's static post-training quantisation."""
+"""Converts an ONNX model to 8-bit integers, by ONNX Runtime's static post-training quantisation."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from csd_plugin.inference.graph import INPUT
 def quantise(model: bytes, windows: Iterable[Tensor]) -> bytes:
     """The model with its inner convolutions in int8: weights per channel, activations per tensor.
 
-    The first and the last convolution stay as they are: they are where the frame itself, of which 8 bits
-    are wanted, goes in and comes out, and cost little.
+    The first and the last convolution are not changed: the frame itself, which needs 8 bits of precision, goes through
+    them, and they cost little.
 
     Args:
         windows: (B, T, 3, H, W) float32; the range of every activation is measured on them.
@@ -61,7 +61,7 @@ def quantise(model: bytes, windows: Iterable[Tensor]) -> bytes:
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
-    """A temporary folder. Raises CSDError with its name, as it is not the output, where it cannot be written."""
+    """A temporary folder. Raises CSDError, naming it as it is not the output, if it cannot be written."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
@@ -71,7 +71,7 @@ def _scratch() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _quiet():
-    """Without the advice to preprocess, which to_onnx has done."""
+    """Inside, drop the advice to preprocess, which to_onnx has done."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
-"""One function for each kind of file: a ready network -> a file, and the file -> something that computes.
+"""Two functions for each kind of file: from a ready network to a file, and from the file to something that computes.
 
-Both directions are here so that what was written can be run as its users will run it.
+Both directions are here, so that a written file can be run as by its users.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from csd_plugin.inference.graph import Computing, dynamic_program, to_onnx
 Run = Callable[[Tensor], Tensor]
 """(B, T, 3, H, W) -> (B, 3, H, W), both float32."""
 _ASKED_FOR = 2**20
-"""Bytes: more than a disk has left that was too full for the rest of a file."""
+"""Bytes: more than can still be free on a disk that was too full for the rest of a file."""
 
 
 class Format(NamedTuple):
@@ -34,10 +34,10 @@ class Format(NamedTuple):
     Attributes:
         write: (network, facts, opset, path) -> None.
         open: the written file, ready to run.
-        precisions: that the network can compute in.
+        precisions: those that the network can compute in.
         title: the kind's name for people.
-        sign: pattern of how such a file begins.
-        write_int8: (quantised ONNX model, path) -> None; None where there is no int8.
+        sign: pattern of the beginning of such a file.
+        write_int8: (quantised ONNX model, path) -> None; None without int8.
         has_opset: whether the opset matters to its readers.
     """
 
@@ -51,7 +51,7 @@ class Format(NamedTuple):
 
 
 def write_onnx(network: Computing, facts: Facts, opset: int, path: Path) -> None:
-    """An ONNX graph; the facts are its metadata."""
+    """Write an ONNX graph with the facts as metadata."""
     save_onnx(to_onnx(network, facts, opset=opset), path)
 
 
@@ -69,9 +69,9 @@ def write_openvino(network: Computing, facts: Facts, opset: int, path: Path) -> 
 
 
 def onnx_to_openvino(model: bytes, path: Path) -> None:
-    """Write IR: `path` (.xml) and the weights next to it (.bin), in the precision that the model has.
+    """Write IR: `path` (.xml) and the weights next to it (.bin), in the model's precision.
 
-    The first says which weights are its own: OpenVINO takes any file of that size. Raises OSError.
+    The .xml identifies its weights, as OpenVINO accepts any file of that size. Raises OSError.
     """
     with needed_by("OpenVINO IR"):
         import openvino
@@ -89,7 +89,7 @@ def onnx_to_openvino(model: bytes, path: Path) -> None:
 
 
 def _reason(path: Path, error: RuntimeError) -> OSError:
-    """Why a library could not write: it says no more than "iostream error" of a disk, which is asked again here."""
+    """Why a library could not write: it only says "iostream error" about a disk, so this tries again to find out."""
     try:
         with path.open("ab") as file:
             file.write(bytes(_ASKED_FOR))
@@ -104,20 +104,20 @@ def open_openvino(path: Path) -> Run:
 
 
 def write_program(network: Computing, facts: Facts, opset: int, path: Path) -> None:
-    """torch.export's own format; the facts are its extra file 'metadata.json'."""
+    """Write torch.export's own format, with the facts as its extra file 'metadata.json'."""
     program = dynamic_program(network)
-    for node in program.graph.nodes:  # lines of our source, with paths of this machine
+    for node in program.graph.nodes:  # they name lines of our source, with paths of this machine
         node.meta.pop("stack_trace", None)
     metadata = json.dumps(facts.to_metadata(), indent=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # folded weights are views of one another's storage
-        file = io.BytesIO()  # where a write to a disk fails in the middle, torch's writer ends the whole process
+        file = io.BytesIO()  # if a write to a disk fails in the middle, torch's writer ends the whole process
         torch.export.save(program, file, extra_files={"metadata.json": metadata})
-    path.write_bytes(file.getvalue())  # not a view of it: where writing fails, Python 3.12.1 crashes on those
+    path.write_bytes(file.getvalue())  # not a view: if writing fails, Python 3.12.1 crashes with one
 
 
 def open_program(path: Path) -> Run:
-    with path.open("rb") as file:  # torch takes no name with bytes that are no UTF-8
+    with path.open("rb") as file:  # torch accepts only names in valid UTF-8
         program = torch.export.load(file).module()
 
     def run(window: Tensor) -> Tensor:

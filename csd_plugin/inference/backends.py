@@ -1,6 +1,6 @@
-"""What computes: one class for each runtime, all called the same way. `open_backend` picks one.
+"""The runtimes of networks: one class each, all called the same way. `open_backend` picks one.
 
-Threads are torch's in all of them (OMP_NUM_THREADS, torch.set_num_threads).
+All use torch's number of threads (OMP_NUM_THREADS, torch.set_num_threads).
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from csd_plugin.inference.graph import DTYPES, INPUT, ready, to_onnx
 from csd_plugin.inference.trials import as_it_is
 
 GRAPH_SUFFIXES = (".onnx", ".xml")
-"""Files that `csd export` writes and `Derainer` takes in place of a checkpoint."""
+"""Files that `csd export` writes and `Derainer` accepts in place of a checkpoint."""
 WEIGHTS_DIGEST = "weights_sha256"
-"""The entry of an .xml file's metadata that says which .bin file is its own."""
+"""The entry of an .xml file's metadata that identifies its .bin file."""
 
 
 class Backend(Protocol):
     """A network, ready on a device.
 
     Attributes:
-        prefers_pairs: a window alone takes much longer than half of two.
-        blocks: a shorter way for frames of whole numbers, where there is one.
-        own_precision: of a file that fixes it, for people; empty where the precision that was asked for is computed.
+        prefers_pairs: one window alone takes much longer than half of two together.
+        blocks: a faster path for integer frames, if there is one.
+        own_precision: the precision that the file fixes, in words; empty if the requested one is used.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Backend(Protocol):
     own_precision: str
 
     def __call__(self, window: Tensor) -> Tensor:
-        """(B, T, 3, H, W) float32 in [0, 1] -> (B, 3, H, W), of sequences (B, T, 3, H, W), not clamped; on `device`.
+        """(B, T, 3, H, W) float32 in [0, 1] -> (B, 3, H, W), or (B, T, 3, H, W) of sequences, not clamped; on `device`.
 
         T is `facts.num_seen`. Heights and widths are multiples of `facts.divisor`.
         """
@@ -79,7 +79,7 @@ class TorchBackend:
         self.blocks = BlockPath(network, self.facts, DTYPES[precision]) if in_blocks else None  # type: ignore[arg-type]
 
     def __call__(self, window: Tensor) -> Tensor:
-        # what computes in 16 bits rounds anyway; what is asked for in fp32 must not
+        # 16-bit layers round anyway; in fp32 nothing may be rounded
         with as_it_is(), exact_float32():
             return self.network(window)
 
@@ -98,16 +98,16 @@ class OnnxRuntimeBackend:
     def __init__(self, network: nn.Module | Path | bytes, precision: str, device: str | torch.device) -> None:
         runtime = _import("onnxruntime")
         cuda = "CUDAExecutionProvider" in runtime.get_available_providers()
-        self.device = torch.device("cpu")  # where frames wait; the runtime carries them to its own
+        self.device = torch.device("cpu")  # where frames are kept; the runtime copies them to its own device
         wanted = torch.device("cuda" if cuda else "cpu") if device == "auto" else torch.device(device)
         if wanted.type == "cuda" and not cuda:
-            raise CSDError("this ONNX Runtime has no CUDA; install onnxruntime-gpu, or use --device cpu")
+            raise CSDError("this ONNX Runtime has no support for CUDA; install onnxruntime-gpu, or use --device cpu")
         provider: Any = "CPUExecutionProvider"
-        if wanted.type == "cuda":  # as exact as the CPU, on the GPU that was asked for
+        if wanted.type == "cuda":  # as exact as the CPU, on the requested GPU
             provider = ("CUDAExecutionProvider", {"device_id": str(wanted.index or 0), "use_tf32": "0"})
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads rest
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads sleep
         options.log_severity_level = 3
         self.own_precision = "the precision of its file" if isinstance(network, Path) else ""
         model = _onnx_bytes(network, precision)
@@ -123,21 +123,21 @@ class OnnxRuntimeBackend:
         self.facts = Facts.from_metadata(self._session.get_modelmeta().custom_metadata_map, source)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies open the file, or the model's bytes, again: the runtime's own objects cannot be copied."""
+        """Copies open the file, or the model's bytes, again, as the runtime's objects cannot be copied."""
         return type(self), self._made_of
 
     def __call__(self, window: Tensor) -> Tensor:
         try:
             return torch.from_numpy(self._session.run(None, {INPUT: window.contiguous().numpy()})[0])
-        except self._errors as error:  # memory that is not there among them
-            raise CSDError(f"{self._source}: ONNX Runtime cannot run it ({first_line(error)})") from error
+        except self._errors as error:  # including a lack of memory
+            raise CSDError(f"{self._source}: ONNX Runtime failed to run it ({first_line(error)})") from error
 
 
 class OpenVINOBackend:
     """OpenVINO IR, an ONNX model, or a network turned into one, in OpenVINO on the CPU.
 
     Raises:
-        CSDError: OpenVINO is not installed, another device is wanted, or the model cannot be run.
+        CSDError: OpenVINO is not installed, the device is not a CPU, or the model cannot be run.
     """
 
     name = "openvino"
@@ -159,7 +159,7 @@ class OpenVINOBackend:
                 network = network if isinstance(network, Path) else _onnx_bytes(network, "fp32")
                 model = core.read_model(_onnx_bytes(network, "fp32"), b"")
             self._made_of = (network, precision, device)
-            # Inside it computes fp16 in bf16 where the CPU has only that.
+            # OpenVINO itself computes fp16 in bf16 if the CPU has only that.
             how = {
                 "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[precision],
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -168,7 +168,7 @@ class OpenVINOBackend:
             quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
             self.own_precision = f"int8 where its file says so, else {precision}" if quantised else ""
             self._request = core.compile_model(model, "CPU", how).create_infer_request()
-            self._in_use = threading.Lock()  # a request computes one window at a time
+            self._in_use = threading.Lock()  # an inference request computes one window at a time
         except RuntimeError as error:
             raise CSDError(
                 f"{source} is not a model that OpenVINO can run ({_last_line(error)}); export it again"
@@ -176,7 +176,7 @@ class OpenVINOBackend:
         self.facts = Facts.from_metadata(_openvino_metadata(model), source)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As `OnnxRuntimeBackend` does."""
+        """Like that of `OnnxRuntimeBackend`."""
         return type(self), self._made_of
 
     def __call__(self, window: Tensor) -> Tensor:
@@ -184,27 +184,27 @@ class OpenVINOBackend:
             try:
                 self._request.infer([window.contiguous().numpy()], share_inputs=True)
             except RuntimeError as error:
-                raise CSDError(f"{self._source}: OpenVINO cannot run it ({_last_line(error)})") from error
+                raise CSDError(f"{self._source}: OpenVINO failed to run it ({_last_line(error)})") from error
             return torch.from_numpy(np.array(self._request.get_output_tensor().data, np.float32))
 
 
 def _last_line(error: Exception) -> str:
-    """What OpenVINO says, after lines of its own source."""
+    """OpenVINO's own message, which follows lines of its source."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def weights_of(graph: Path) -> Path:
-    """Where OpenVINO has the weights of a graph, .xml."""
+    """The file in which OpenVINO keeps the weights of a graph, .xml."""
     return graph.with_suffix(".bin")
 
 
 def _check_weights(graph: Path) -> None:
-    """Raise CSDError for weights that are missing, damaged or another graph's: OpenVINO computes with any.
+    """Raise CSDError for weights that are missing, damaged or another graph's: OpenVINO accepts any.
 
-    Files that `csd export` wrote before 27 November 2026 do not say which are theirs.
+    Files that `csd export` wrote before 27 November 2026 do not identify their weights.
     """
     weights, content = weights_of(graph), graph.read_bytes()
-    if not content.lstrip().startswith(b"<"):  # another kind of model, of which OpenVINO takes several
+    if not content.lstrip().startswith(b"<"):  # another kind of model, several of which OpenVINO reads
         return
     if not weights.is_file():
         raise CSDError(f"{weights}, the weights of {graph}, is missing: put it back next to it, or export it again")
@@ -231,18 +231,18 @@ def open_backend(
 ) -> Backend:
     """Make a network ready to run.
 
-    'auto' is OpenVINO for its own files (.xml), ONNX Runtime for .onnx, or OpenVINO where that is not installed,
-    and torch for everything else. On CPUs the three take the same time in fp32, as all reach what
-    the machine can multiply (`csd bench infer` shows it); torch starts at once and needs no other package.
+    'auto' is OpenVINO for its own files (.xml), ONNX Runtime for .onnx, or OpenVINO if that is not installed,
+    and torch for everything else. On CPUs, all three take the same time in fp32, as all reach the machine's limit of
+    multiplications (`csd bench infer` shows it); torch starts at once and needs no other package.
 
     Args:
         network: a checkpoint, an exported .onnx or .xml, or a module with `num_frame`.
         backend: 'auto' or a name in `BACKENDS`.
-        precision: 'fp32', 'bf16' or 'fp16': what the layers compute in. ONNX Runtime computes as its model says.
+        precision: 'fp32', 'bf16' or 'fp16', of the layers. ONNX Runtime uses its model's.
 
     Raises:
-        CSDError: an unreadable file, a backend that is not installed or does not take the file, the precision
-            or the device.
+        CSDError: the file is unreadable, or the backend is not installed or does not support the file, the precision or
+            the device.
     """
     if precision not in DTYPES:
         raise CSDError(f"precision is {precision!r}, expected one of {', '.join(DTYPES)}")
@@ -266,7 +266,7 @@ def open_backend(
     if backend == "onnxruntime" and isinstance(model, Path) and precision != "fp32":
         raise CSDError(
             f"{model}: ONNX Runtime computes in the precision of the file, not in {precision}; export it in the one "
-            f"that you want, and leave the precision out here"
+            f"you need, and leave the precision out here"
         )
     return BACKENDS[backend](model, precision, device)
 
@@ -292,13 +292,13 @@ def _onnx_bytes(network: nn.Module | Path | bytes, precision: str) -> bytes:
 
 
 def _openvino_metadata(model: Any) -> dict[str, str]:
-    """What was stored as ONNX metadata: OpenVINO keeps it with the model, also in its own files."""
+    """The ONNX metadata, which OpenVINO keeps with the model, also in its own files."""
     info = model.get_rt_info()
     return {key: str(value.value) for key, value in info["framework"].items()} if "framework" in info else {}
 
 
 def _runtime_errors(runtime: Any) -> list[type[Exception]]:
-    """What ONNX Runtime raises for a model that it cannot run."""
+    """The errors of ONNX Runtime for a model that it cannot run."""
     errors = runtime.capi.onnxruntime_pybind11_state
     names = ("Fail", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "InvalidArgument", "RuntimeException")
     return [getattr(errors, name) for name in names]

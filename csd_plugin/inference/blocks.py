@@ -1,9 +1,9 @@
-"""Frames of whole numbers through a network that computes on 2x2 blocks of pixels, in few passes over memory.
+"""Runs integer frames through a network that computes on 2x2 blocks of pixels, with few passes over memory.
 
-A frame is put in order of blocks once, when it comes, as the bytes that it is. A window is then a join of such frames
-and one conversion to what the layers compute in: in the order and range that the frames have in memory, which the
-network's first and last layer take over (`HalfNet.for_pixels`). What comes out is added to the frame itself, so that
-the precision of the layers touches what is added only.
+A frame is reordered into blocks once, when it arrives, as bytes. A window is then a concatenation of such frames, with
+one conversion to the layers' precision, in the order and range that frames have in memory; the network's first and last
+layers are adapted to these (`HalfNet.for_pixels`). The network's output is added to the frame itself, so the precision
+of the layers only affects what is added.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from csd_plugin.inference.tiles import check_finite, split
 
 _BLOCK = 2
 _OUTPUT = 3 * _BLOCK**2
-"""Numbers of a block."""
+"""Values per block."""
 _WHITE = 255
 
 
 class BlockNetwork(Protocol):
-    """What `HalfNet` offers."""
+    """The interface of `HalfNet` that is used here."""
 
     def for_pixels(self, white: float) -> nn.Module: ...
 
@@ -34,7 +34,7 @@ class BlockNetwork(Protocol):
 
 
 class Seen(NamedTuple):
-    """A frame (H, W, 3), and its blocks (H'/2, W'/2, 12), rows and columns repeated up to whole cells."""
+    """A frame (H, W, 3), and its blocks (H'/2, W'/2, 12), with rows and columns repeated up to whole cells."""
 
     frame: np.ndarray
     blocks: np.ndarray
@@ -44,11 +44,11 @@ class BlockPath:
     """uint8 or uint16 frames through a `BlockNetwork` on the CPU.
 
     Args:
-        network: as trained; what runs is a copy.
-        dtype: what the layers compute in.
+        network: as trained; a copy is run.
+        dtype: of the layers.
 
     Attributes:
-        itemsize: bytes of a number in the layers.
+        itemsize: bytes per value in the layers.
     """
 
     def __init__(self, network: BlockNetwork, facts: Facts, dtype: torch.dtype) -> None:
@@ -57,7 +57,7 @@ class BlockPath:
         self.itemsize = dtype.itemsize
 
     def take(self, frame: np.ndarray) -> Seen:
-        """A frame as it waits in its windows."""
+        """A frame in the form in which its windows keep it."""
         height, width = frame.shape[:2]
         below, right = -height % self._facts.divisor, -width % self._facts.divisor
         whole = np.pad(frame, ((0, below), (0, right), (0, 0)), mode="edge") if below or right else frame
@@ -65,9 +65,9 @@ class BlockPath:
 
     @torch.inference_mode()
     def clean(self, window: list[Seen], pixels: int) -> np.ndarray:
-        """The clean frame of a window of `num_seen` frames, computed in tiles of up to this many pixels.
+        """The clean frame of a window of `num_seen` frames, computed in tiles of up to `pixels` pixels.
 
-        Raises CSDError where the result is not finite.
+        Raises CSDError if the result is not finite.
         """
         facts, frame = self._facts, window[self._facts.num_frame // 2].frame
         height, width = (_BLOCK * length for length in window[0].blocks.shape[:2])
@@ -83,8 +83,8 @@ class BlockPath:
         return clean
 
     def _input(self, window: list[Seen], rows: slice, columns: slice) -> Tensor:
-        """(1, num_seen * 12, h, w) in 0 .. 255, a block's numbers together in memory."""
-        # As 32-bit words, of which there are fewer; they are only moved.
+        """(1, num_seen * 12, h, w) in 0 .. 255, with the values of a block contiguous in memory."""
+        # Moved as 32-bit words, of which there are fewer.
         joined = cv2.merge([seen.blocks[rows, columns].view(np.int32) for seen in window])
         values = joined.view(window[0].blocks.dtype)
         if values.dtype == np.uint8:
@@ -95,9 +95,9 @@ class BlockPath:
 
 
 def to_blocks(frame: np.ndarray) -> np.ndarray:
-    """(H, W, C) -> (H/2, W/2, 4 C): a block's rows, their pixels, their channels; both sides even."""
+    """(H, W, C) -> (H/2, W/2, 4 C): for each block, its rows, their pixels, their channels; both sides must be even."""
     height, width, channels = frame.shape
-    # A pair of neighbours is one item to numpy, which moves those faster than numbers.
+    # Two neighbours as one item, as numpy moves few large items faster.
     pair = np.dtype((np.void, _BLOCK * channels * frame.itemsize))
     pairs = np.ascontiguousarray(frame).reshape(height // _BLOCK, _BLOCK, -1).view(pair)
     blocks = np.ascontiguousarray(pairs.transpose(0, 2, 1))
@@ -105,7 +105,7 @@ def to_blocks(frame: np.ndarray) -> np.ndarray:
 
 
 def from_blocks(blocks: Tensor) -> np.ndarray:
-    """(1, 4 C, H/2, W/2), channels last in memory -> float32 (H, W, C). Raises CSDError where it is not finite."""
+    """(1, 4 C, H/2, W/2), channels last in memory -> float32 (H, W, C). Raises CSDError if it is not finite."""
     _, channels, height, width = blocks.shape
     bits = {2: torch.int16, 4: torch.int32}[blocks.element_size()]
     pair = np.dtype((np.void, channels // _BLOCK * blocks.element_size()))
@@ -118,7 +118,7 @@ def from_blocks(blocks: Tensor) -> np.ndarray:
 
 
 def _add(rainy: np.ndarray, added: np.ndarray) -> np.ndarray:
-    """The rainy frame and what is added to it in grey levels of 255, rounded and kept to its range, in one pass."""
+    """The rainy frame plus what is added, in grey levels of 255, rounded and clipped to its range, in one pass."""
     if rainy.dtype == np.uint8:
         return cv2.add(rainy, added, dtype=cv2.CV_8U)
     return cv2.add(rainy, added / np.float32(_scale(rainy.dtype)), dtype=cv2.CV_16U)

@@ -1,4 +1,4 @@
-"""Where one shot ends and the next begins."""
+"""Detects scene cuts: where one shot ends and the next begins."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import cv2
 import numpy as np
 
 THRESHOLD = 0.26
-"""Part of the picture's colours that must change at a cut.
+"""The share of the picture's colours that must change at a cut.
 
-Measured on 20 clips, of which some have very fast cameras: from one frame to the next at most 0.17 changes, between
-the end of one clip and the beginning of another at least 0.36, and that for all 380 pairs.
+Measured on 20 clips, some with very fast cameras: at most 0.17 changes between consecutive frames, and at least 0.36
+between the end of one clip and the beginning of another, in all 380 pairs.
 """
 MIN_DIFFERENCE = 12.0
-"""Grey levels by which pixels must differ in the mean: a flat picture that slowly brightens is no cut. Cuts
-of the same 380 pairs: at least 33."""
+"""The mean difference of pixels, in grey levels, that a cut must reach: a flat picture that slowly brightens is no cut.
+At the cuts of the same 380 pairs it is at least 33."""
 
 _WIDTH, _HEIGHT = 48, 27
 
 
 class CutDetector:
-    """Looks at frames in order: `cut(frame)` says whether this one begins another shot.
+    """Examines frames in order: `cut(frame)` says whether this one begins another shot.
 
-    It compares how often each of 512 colours occurs in thumbnails of the two frames, which motion hardly
-    changes. A flash of light that fills the picture counts as two cuts, which costs its neighbours' windows a little;
-    a slow cross-fade counts as none.
+    It compares the histograms of 512 colours of thumbnails of the two frames, which motion hardly changes. A flash of
+    light that fills the picture counts as two cuts, which slightly impairs its neighbours; a slow cross-fade counts as
+    none.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class CutDetector:
         self._colors: np.ndarray | None = None
 
     def cut(self, frame: np.ndarray) -> bool:
-        """Whether this frame, RGB (H, W, 3), uint8 or uint16, begins another shot than the one before it."""
+        """Whether this frame, RGB (H, W, 3), uint8 or uint16, begins a new shot."""
         height, width = min(_HEIGHT, frame.shape[0]), min(_WIDTH, frame.shape[1])
         thumbnail = np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), np.int32)
         thumbnail >>= 8 * (frame.itemsize - 1)

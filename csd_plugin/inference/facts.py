@@ -1,4 +1,4 @@
-"""What has to be known of a network to run it, found by running it once: `study`."""
+"""Facts about a network that are needed to run it, determined by running it once: `study`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from csd_plugin.errors import CSDError, first_line
 from csd_plugin.inference.trials import REFUSALS, as_it_is, tried_reach, zeros_for
 
 _SIDES, _MANY = (16, 64, 256), 24
-"""Pixels of the frames that a network is studied on, the first that it takes: some have windows or padding that are
-larger than the smallest; frames of a sequence beyond num_frame."""
+"""Sides, in pixels, of the frames that a network is studied on; the first that it accepts is used, as the windows or
+padding of some are larger than the smallest. And the frames of a sequence in addition to num_frame."""
 _ALL = -1
 
 
 class ConvCall(NamedTuple):
-    """One use of a convolution: shapes are (B, C, H, W) or (B, C, T, H, W)."""
+    """One call of a convolution: shapes are (B, C, H, W) or (B, C, T, H, W)."""
 
     name: str
     layer: nn.Conv2d | nn.Conv3d
@@ -32,27 +32,27 @@ class ConvCall(NamedTuple):
 
 
 WHOLE = 4096
-"""A reach by which frames are not cut into tiles."""
+"""A reach with which frames are not cut into tiles."""
 _MOST = {"num_frame": 999, "reach": WHOLE, "divisor": 4096, "floats": 99_999}
-"""Of a network that an exported file holds: what it says about itself sizes the memory that it gets."""
+"""Upper bounds for a network in an exported file, as the file's own statements determine its share of memory."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a runner needs to know of a network.
+    """The facts about a network that a runner needs.
 
     Attributes:
-        num_frame: frames of the window in whose centre the clean one is.
-        num_future: frames after the centre that count; by default num_frame // 2, all of them. Windows are given to the
-            network without the others.
-        reach: how many pixels to each side a result depends on, at most; `WHOLE` where that is not known.
-        floats: numbers that the largest activation holds for each pixel of a window, or of a frame of a sequence.
+        num_frame: frames of the window, whose centre is the clean frame.
+        num_future: frames after the centre that the network uses; by default num_frame // 2, all of them. The others
+            are not passed to it.
+        reach: the most pixels to each side that a result depends on; `WHOLE` if unknown.
+        floats: values of the largest activation per pixel of a window, or of a frame of a sequence.
         layout: 'window', (B, num_frame, 3, H, W) in [0, 1] -> (B, 3, H, W); or 'sequence', (B, N, 3, H, W) ->
             (B, N, 3, H, W), of which all but num_frame // 2 frames at both ends count.
-        divisor: heights and widths have to be multiples of it, and tiles begin at such.
-        preset: the one of its class that the network is, or the name of the class.
-        license: of the weights, as their maker states it.
-        adapted: the clips that the network was fitted to by `csd adapt`; empty for other networks.
+        divisor: heights and widths must be multiples of it, and tiles begin at multiples.
+        preset: the network's preset, or the name of its class.
+        license: of the weights, as stated by their author.
+        adapted: the clips that the network was adapted to by `csd adapt`; empty for other networks.
     """
 
     num_frame: int
@@ -71,18 +71,18 @@ class Facts:
 
     @property
     def interface(self) -> Interface:
-        """How the network is called."""
+        """The network's interface: how it is called."""
         return Interface(self.num_frame, self.layout)
 
     @property
     def num_seen(self) -> int:
-        """Frames of a window that count: those up to the centre, it, and `num_future`."""
+        """Frames of a window that the network uses: up to the centre, plus `num_future`."""
         return self.num_frame // 2 + 1 + self.num_future
 
     def to_metadata(self) -> dict[str, str]:
-        """Strings to store in an exported file: the facts, and how the input is to be made."""
+        """Strings to store in an exported file: the facts, and how to prepare the input."""
         facts = {name: str(value) for name, value in dataclasses.asdict(self).items() if name != "adapted" or value}
-        # names of clips may have bytes that are no UTF-8, which is all that these files take
+        # names of clips may not be valid UTF-8, which these files require
         facts = {name: value.encode(errors="backslashreplace").decode() for name, value in facts.items()}
         size = "none, any size will do" if self.divisor == 1 else f"repeat the ends to multiples of {self.divisor}"
         padding = {"padding": f"time: reflect the clip at its ends without repeating them; space: {size}"}
@@ -109,7 +109,7 @@ class Facts:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], source: str) -> Facts:
-        """The facts in an exported file. Raises CSDError where `source` does not hold them."""
+        """The facts in an exported file. Raises CSDError if `source` does not hold them."""
         values: dict[str, int | str] = {}
         for field in dataclasses.fields(cls):
             text = metadata.get(field.name)
@@ -117,20 +117,22 @@ class Facts:
             if text is None and field.default is not dataclasses.MISSING:
                 continue
             if text is None or (number and not (text.isdecimal() and len(text) < 7)):
-                raise CSDError(f"{source} does not say its {field.name}: it was not written by `csd export`")
+                raise CSDError(
+                    f"{source} does not state its {field.name}: it was not written by `csd export`; export it again"
+                )
             values[field.name] = int(text) if number else text
         facts = cls(**values)  # type: ignore[arg-type]
         impossible = facts.num_frame % 2 == 0 or facts.num_future > facts.num_frame // 2
         impossible |= any(getattr(facts, name) > most for name, most in _MOST.items())
         if impossible or min(facts.floats, facts.divisor) < 1 or facts.layout not in DERAINED:
-            raise CSDError(f"{source}: its metadata are not valid ({facts}); export it again")
+            raise CSDError(f"{source}: its metadata is not valid ({facts}); export it again")
         return facts
 
 
 def study(network: nn.Module, license: str = "not stated") -> Facts:
-    """The facts of a network, from tiny frames. Raises CSDError for one that is called in a way unknown here.
+    """The facts about a network, from tiny frames. Raises CSDError for one that is called in an unknown way.
 
-    A network may say its `reach`. Else it is counted in the layers and, for networks that are not ours, tried out.
+    A network may state its `reach`. Otherwise it is computed from the layers and, for networks not ours, by trials.
     """
     check_network(network)
     network = without_branches(network)
@@ -140,7 +142,7 @@ def study(network: nn.Module, license: str = "not stated") -> Facts:
     reach = getattr(network, "reach", None)
     if reach is None:
         reach = _counted_reach(calls, side, divisor)
-        if not _is_ours(network):  # whose tests compare tiles with whole frames
+        if not _is_ours(network):  # for ours, tests compare tiles with whole frames
             tried = tried_reach(network, reach, side=side, num_frame=frames, divisor=divisor)
             reach = WHOLE if tried is None else tried
     floats = max((max(call.input_shape.numel(), call.output_shape.numel()) for call in calls), default=3 * side**2)
@@ -157,7 +159,7 @@ def study(network: nn.Module, license: str = "not stated") -> Facts:
 
 
 def _counted_reach(calls: list[ConvCall], side: int, divisor: int) -> int:
-    """Stride 1 throughout: every layer sees this much further, at half the size twice as far."""
+    """The reach computed from the layers: at stride 1, every layer adds to it, and twice as much at half the size."""
     reach = divisor - 1
     for call in calls:
         pixels = side // min(call.input_shape[-1], side)
@@ -170,7 +172,7 @@ def _is_ours(network: nn.Module) -> bool:
 
 
 def check_network(network: nn.Module) -> None:
-    """Raise CSDError for a network that does not say how it is called, or has no weights."""
+    """Raise CSDError for a network that does not state how it is called, or has no weights."""
     kind_of(network)
     interface_of(network)
     for name, weight in network.state_dict(keep_vars=True).items():
@@ -179,20 +181,20 @@ def check_network(network: nn.Module) -> None:
 
 
 def without_branches(network: nn.Module) -> nn.Module:
-    """The network in the form in which it is run: for one with branches its `merged()`."""
+    """The form in which the network is run: `merged()` for one with branches, else itself."""
     return network.merged() if hasattr(network, "merged") else network  # type: ignore[operator]
 
 
 def conv_calls(network: nn.Module, num_frame: int | None = None) -> tuple[int, list[ConvCall]]:
-    """Every use of a convolution in one forward pass of a small window, in order.
+    """Every call of a convolution in one forward pass of a small window, in order.
 
     Args:
-        num_frame: by default the network's; of a sequence any number.
+        num_frame: by default the network's; any number for a sequence.
 
     Returns:
-        The side of the window's square frames, and the uses.
+        The side of the window's square frames, and the calls.
 
-    Raises CSDError for a network that takes none of these sizes.
+    Raises CSDError for a network that accepts none of these sizes.
     """
     network = without_branches(network)
     refusals = []
@@ -209,7 +211,7 @@ def conv_calls(network: nn.Module, num_frame: int | None = None) -> tuple[int, l
 
 def _conv_calls(network: nn.Module, num_frame: int, side: int) -> list[ConvCall]:
     calls: list[ConvCall] = []
-    network = copy.deepcopy(network).eval()  # it may keep tensors, and those of inference are of no use to others
+    network = copy.deepcopy(network).eval()  # the original might keep inference tensors, which cannot be trained with
 
     def note(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         calls.append(ConvCall(name, cast("nn.Conv2d | nn.Conv3d", layer), inputs[0].shape, output.shape))

@@ -1,4 +1,4 @@
-"""A whole job: from a video or a folder of frames to another."""
+"""Derains whole files: from one video or folder of frames to another."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from csd_plugin.inference.streaming import WindowStream, ahead
 from csd_plugin.lifeline import heard, ignore_hangups
 
 Observer = Callable[[str, np.ndarray, np.ndarray, np.ndarray | None], None]
-"""Called with each frame's name, the rainy frame, the clean one, and the truth if there is one."""
+"""Called with each frame's name, the rainy frame, the clean frame, and the truth if there is one."""
 
 
 class Derained(NamedTuple):
-    """How many frames were written, and the numbers, in the clip, of those with which another shot begins.
+    """The number of frames written, and the indices, in the clip, of the frames that begin another shot.
 
-    Of a camera: delay, the seconds from when each frame came until it was written; dropped, frames that were left out
-    as they came faster.
+    For a camera: delay, the seconds from each frame's arrival until it was written; dropped, the number of frames that
+    were left out because they arrived too fast.
     """
 
     num_frames: int
@@ -70,28 +70,28 @@ def derain_file(
 ) -> Derained:
     """Derain a video, images, a pipe or a camera; see `open_reader` and `open_writer` for all kinds.
 
-    Reading, network and writing overlap in three threads; memory does not grow with the clip. Frames of a part
-    are those of the whole clip: the frames around it are read too. (Networks of sequences begin their runs of frames
-    where the part begins, which shows a little.) Windows never hold frames of two shots. A camera's clip ends with
-    Ctrl-C, SIGTERM or SIGHUP, and its output is whole then; frames that come faster than they are cleaned and
-    written are dropped (see `CameraReader`), so that the delay does not grow.
+    Reading, network and writing overlap in three threads; memory does not grow with the clip. The frames of a part are
+    those of the whole clip, as the frames around it are read, too (sequence networks start their runs of frames where
+    the part starts, which makes a small difference). Windows never hold frames of two shots. A camera's clip ends with
+    Ctrl-C, SIGTERM or SIGHUP, and its output is then complete; if frames arrive faster than they are cleaned and
+    written, some are dropped (see `CameraReader`), so that the delay does not grow.
 
     Args:
         size: (width, height) of a pipe's frames.
-        side_by_side: write rainy frame, clean frame and truth side by side, with the depth of the deepest.
-        truth: a video or folder with the same number of frames, of the same size, handed to `observe`. Not with
-            `keep_going`, which may leave out frames.
-        resume: leave out frames that the output, a folder or pattern, has already.
+        side_by_side: write rainy frame, clean frame and truth side by side, with the largest of their depths.
+        truth: a video or folder with the same number of frames, of the same size, which are passed to `observe`. Not
+            with `keep_going`, which may leave out frames.
+        resume: skip frames that already exist in the output, a folder or pattern.
         overwrite: see `open_writer`.
-        quick: encode in less time and more bytes; by default for cameras and networks that are made for real time.
-        begin: called before the first frame, unless there is none left to do.
+        quick: encode faster, into a larger file; the default for cameras and real-time networks.
+        begin: called before the first frame, unless no frame is left to do.
 
     Returns:
-        What was done now. A video that is not finished, for whatever reason, is removed.
+        What this run has done. If it fails, an unfinished video is removed.
 
     Raises:
-        CSDError: as the two functions do, for a truth that does not fit, and for a video to be resumed. Where the
-            truth goes on after the clip's last frame, the output is whole.
+        CSDError: as for these two functions; also for a truth that does not match, and for a video to be resumed. If
+            the truth has more frames than the clip, the output is nevertheless complete.
     """
     if truth and keep_going:
         raise CSDError(
@@ -101,7 +101,7 @@ def derain_file(
     inputs, made_by = [truth] if truth else [], _made_by(derainer, source, truth if side_by_side else None)
     with ExitStack() as stack:
         if resume:
-            if truth:  # also where nothing is left to do
+            if truth:  # checked even if nothing is left to do
                 open_reader(truth, fps=fps).close()
             num_panel = 1 + side_by_side * (2 if truth else 1)
             resumed = _resume_at(part, output, num_panel, inputs, made_by)
@@ -111,7 +111,7 @@ def derain_file(
         try:
             reader = stack.enter_context(part.open(keep_going=keep_going, context=derainer.num_frame // 2, size=size))
         except EmptyPart:
-            if resume:  # all frames are there: only reading to the end shows how many a raw stream has
+            if resume:  # all frames exist: only reading to the end shows how many a raw stream has
                 return Derained(0, [])
             raise
         true_frames = _truth(stack.enter_context(_open_truth(truth, reader, part)), reader) if truth else None
@@ -125,7 +125,7 @@ def derain_file(
         stack.enter_context(_interrupt_ends(reader))
         bar = stack.enter_context(progress(reader))
         count, cuts, delay = 0, [], array("d")
-        # Closed before the reader is, which its threads may be reading from.
+        # Closed before the reader, as its threads may still be reading.
         pairs = stack.enter_context(contextlib.closing(paired(reader, derainer, depth=1 if reader.live else 4)))
         for index, pair in enumerate(pairs):
             if not reader.in_part(index):
@@ -169,9 +169,9 @@ class _Part(NamedTuple):
 
 
 def has_deep_frames(source: Path) -> bool:
-    """Whether a video's or folder's frames have more than 8 bits per channel, of which bf16 would lose some.
+    """Whether a video's or folder's frames have more than 8 bits per channel, some of which bf16 would lose.
 
-    A first look: what is wrong with the source, or left out of it, is said by the job that reads it.
+    Only a first look: faults of the source are reported by the job that reads it.
     """
     if comes_once(source):
         return False
@@ -188,7 +188,7 @@ def has_deep_frames(source: Path) -> bool:
 
 
 def progress(reader: FrameReader) -> tqdm:
-    """A bar that shows frames per second and, where the clip's length is known, the time left."""
+    """A progress bar with frames per second and, if the clip's length is known, the time left."""
     shape = "{l_bar}{bar}| {n_fmt}/{total_fmt} frames, {rate_noinv_fmt}, {remaining} left"
     shape = "{desc}: {n_fmt} frames in {elapsed}, {rate_noinv_fmt}" if reader.num_frames is None else shape
     return tqdm(
@@ -198,9 +198,9 @@ def progress(reader: FrameReader) -> tqdm:
 
 @contextlib.contextmanager
 def _interrupt_ends(reader: FrameReader) -> Iterator[None]:
-    """The first Ctrl-C, SIGTERM or SIGHUP ends a live clip, and what came of it is finished.
+    """Inside, the first Ctrl-C, SIGTERM or SIGHUP ends a live clip, whose output is then finished.
 
-    The next one does as elsewhere, but for a SIGHUP.
+    The next one acts as usual, except a SIGHUP.
     """
     if not reader.live or threading.current_thread() is not threading.main_thread():
         yield
@@ -209,8 +209,8 @@ def _interrupt_ends(reader: FrameReader) -> Iterator[None]:
 
     def as_usual() -> None:
         for number, handler in usual.items():
-            if signal.getsignal(number) is stop:  # not a SIGHUP that is ignored since
-                signal.signal(number, handler or signal.SIG_DFL)  # None: of a handler that is not Python's
+            if signal.getsignal(number) is stop:  # SIGHUP may be ignored by now
+                signal.signal(number, handler or signal.SIG_DFL)  # None: the handler was not installed from Python
 
     def stop(*_: object) -> None:
         ignore_hangups()
@@ -226,7 +226,7 @@ def _interrupt_ends(reader: FrameReader) -> Iterator[None]:
 
 
 class Pair(NamedTuple):
-    """A frame and what became of it."""
+    """A rainy frame and its clean one."""
 
     rainy: np.ndarray
     clean: np.ndarray
@@ -234,10 +234,10 @@ class Pair(NamedTuple):
 
 
 def paired(frames: Iterable[np.ndarray], derainer: Derainer, depth: int = 4) -> Generator[Pair, None, None]:
-    """Each frame with its clean one, in order; every shot is derained as a clip of its own.
+    """Each frame with its clean one, in order; every shot is derained as a separate clip.
 
-    Frames are read and cleaned ahead, in threads of their own, up to `depth` that wait for the network, and up to
-    `depth` that wait to be taken here. Rainy frames of a reader are those that later windows hold: only to be read.
+    Frames are read and cleaned ahead in separate threads: up to `depth` frames wait for the network, and up to `depth`
+    wait to be taken here. Do not write to rainy frames of a reader, as later windows hold the same arrays.
     """
     own = isinstance(frames, FrameReader)
     waiting: deque[tuple[np.ndarray, bool]] = deque()
@@ -266,10 +266,10 @@ def _panels(pair: Pair, true: np.ndarray | None) -> np.ndarray:
 
 
 def _made_by(derainer: Derainer, source: Path, truth: Path | None) -> dict[str, Origin]:
-    """What the frames depend on, for files of them; empty where it is not known of all of it.
+    """The origins of the frames, for image files; empty unless all are known.
 
     Args:
-        truth: where it is shown beside them.
+        truth: given if it is shown beside the frames.
     """
     parts = {"clip": source} | ({"truth": truth} if truth else {})
     if not derainer.made_by or any(comes_once(path) for path in parts.values()):
@@ -281,14 +281,14 @@ def _made_by(derainer: Derainer, source: Path, truth: Path | None) -> dict[str, 
 def _resume_at(
     part: _Part, output: Path, num_panel: int, inputs: list[Path], made_by: Mapping[str, Origin]
 ) -> int | None:
-    """The number of the first frame whose file is not there yet; None if all are known to be.
+    """The index of the first frame whose file does not exist yet; None if all are known to exist.
 
     Args:
-        num_panel: pictures side by side in a frame that is written.
-        inputs, made_by: as `open_writer` has them.
+        num_panel: pictures side by side in an output frame.
+        inputs, made_by: as for `open_writer`.
 
     Raises:
-        CSDError: where frames of another size, or made by something else, are there.
+        CSDError: existing frames have another size or origin, or the source cannot be read again.
     """
     if comes_once(part.source):
         raise CSDError(
@@ -302,11 +302,11 @@ def _resume_at(
 
 
 def sample_windows(source: Path, facts: Facts, *, count: int = 16, size: int = 512) -> list[Tensor]:
-    """Windows from all parts of a clip, (1, T, 3, H, W) float32 RGB in [0, 1]; T is `facts.num_seen`.
+    """Windows from the whole length of a clip, (1, T, 3, H, W) float32 RGB in [0, 1]; T is `facts.num_seen`.
 
     Args:
-        count: windows at most.
-        size: pixels of a side at most; larger frames are cut to their middle.
+        count: the most windows.
+        size: the largest side in pixels; larger frames are cropped to their centre.
     """
     windows: list[Tensor] = []
     with open_reader(source) as reader:
@@ -324,7 +324,7 @@ def _cut(frame: np.ndarray, top: int, left: int, size: int) -> Tensor:
 
 
 def _open_truth(truth: Path, rainy: FrameReader, part: _Part) -> FrameReader:
-    """The true frames of the same numbers, whatever the rates of the two clips. Raises CSDError."""
+    """The true frames with the same indices, whatever the frame rates of the two clips. Raises CSDError."""
     end = part.end
     if not (end is None or isinstance(end, int)):
         end = rainy.first + rainy.num_frames if rainy.counted and rainy.num_frames is not None else None
@@ -332,16 +332,16 @@ def _open_truth(truth: Path, rainy: FrameReader, part: _Part) -> FrameReader:
 
 
 def _truth(truth: FrameReader, rainy: FrameReader) -> Iterator[np.ndarray]:
-    """The true frames. Raises CSDError for another size and, where both are known, another number of frames."""
+    """The true frames. Raises CSDError if their size differs, or their number, if both are known."""
     if truth.size != rainy.size:
         width, height = truth.size
-        raise CSDError(f"{truth.path} is {width}x{height}, {rainy.path} is {rainy.size[0]}x{rainy.size[1]}")
+        raise CSDError(f"{truth.path} is {width}x{height}, but {rainy.path} is {rainy.size[0]}x{rainy.size[1]}")
     if truth.counted and rainy.counted and truth.num_frames != rainy.num_frames:
         raise _unpaired(truth.path, rainy.path, min(truth.num_frames or 0, rainy.num_frames or 0), truth.num_frames)
     return iter(truth)
 
 
 def _unpaired(truth: Path, rainy: Path, common: int, of_truth: int | None = None) -> CSDError:
-    """The error where one clip ends after `common` frames and the other does not; of_truth: where known, its frames."""
+    """The error if only one clip ends after `common` frames; of_truth: the truth's number of frames, if known."""
     ends, goes_on = (truth, rainy) if of_truth == common else (rainy, truth)
     return CSDError(f"{ends} ends after {common} frames, {goes_on} continues; truth and rain must pair frame for frame")

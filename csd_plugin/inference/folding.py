@@ -1,17 +1,17 @@
-"""A trained network in the form that computes the same frames fastest: `fold`.
+"""Turns a trained network into the form that computes the same frames fastest: `fold`.
 
 A window has few frames, so a 3-D convolution over T frames of C channels is one 2-D convolution over T * C
-channels. Its weight is a band of blocks: output frame o sees input frame i through the tap in time i - o + pad,
-where there is one. Taps that only ever see the zero padding have no block and cost nothing: at T = 2 two
+channels. Its weight is a band of blocks: output frame o sees input frame i through the temporal tap i - o + pad,
+if there is one. Taps that only ever see the zero padding have no block and cost nothing: at T = 2 two
 of the six products of a plain 3-D convolution are left out, at T = 1 two of three.
 
-The blocks off the band are zeros that are multiplied all the same. Where they are too many, which is so for long
-windows (19 of 49 blocks are filled at T = 7), the layer stays 3-D and goes to oneDNN directly: torch's own
-dispatch sends small batches of it to a path that is many times slower. oneDNN's 3-D kernel leaves out the padding in
-time too, so that in torch only layers without zero blocks are folded, those of one or two frames; other runtimes want
-2-D layers as far as it goes. Groups of two or three frames folded together were measured too, and lost to both.
+The blocks off the band are zeros, which are multiplied all the same. If there are too many of them, as for long windows
+(19 of 49 blocks are filled at T = 7), the layer stays 3-D and goes to oneDNN directly: torch's own
+dispatch sends small batches to a path that is many times slower. oneDNN's 3-D kernel also skips the padding in time, so
+in torch only layers without zero blocks are folded, those of one or two frames; other runtimes need 2-D layers wherever
+possible. Folding groups of two or three frames together was measured, too, and was slower than both.
 
-On the CPU the sum and the ReLU after a layer are computed with it, see `fusing`.
+On the CPU, the sum and the ReLU after a layer are fused with it, see `fusing`.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ from csd_plugin.inference.trials import as_it_is, zeros_for
 
 logger = logging.getLogger(__name__)
 
-# Folding pays while at least this part of the weight's blocks is filled. Measured per useful product as a part of the
+# Folding pays if at least this share of the weight's blocks is filled. Measured per useful product, relative to the
 # machine's matrix products, the 2-D form and oneDNN's 3-D one reach with 64 channels 0.39 and 0.88 at 19/49 (T = 7),
 # 0.64 and 1.00 at 10/16 (T = 4), 0.82 and 1.09 at 7/9 (T = 3), 0.93 and 0.89 at 1 (T = 2); with 16 channels 0.56 and
 # 0.83 at 10/16, 0.84 and 0.86 at 7/9, 0.68 and 0.93 at 2/3, 1.00 and 0.86 at 1.
 MIN_FILLED, ALL_FILLED = 2 / 3, 1.0
-"""For graphs, and for torch."""
+"""The limits for graphs, and for torch."""
 
 
 def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
-    """The same network for inference, with every convolution in its cheapest exact form.
+    """A copy of the network for inference, with every convolution in its fastest exact form.
 
     Args:
-        network: (B, T, 3, H, W) -> (B, 3, H, W), with `num_frame` = T, or one of sequences, of which no layer can
-            be folded. It is left as it is. Convolutions that are dilated, grouped or not zero-padded, and 3-D ones that
-            are strided, stay what they are; branches (`HalfNet`) are merged.
-        least: fold layers of whose blocks at least this part is filled.
+        network: (B, T, 3, H, W) -> (B, 3, H, W), with `num_frame` = T, or one of sequences, of which no layer can be
+            folded. It is not changed. Convolutions that are dilated, grouped or not zero-padded, and strided 3-D ones,
+            stay as they are; branches (`HalfNet`) are merged.
+        least: fold layers if at least this share of their blocks is filled.
 
     Returns:
-        A copy in eval mode without gradients: same call, same frames up to rounding. That is tried out, on noise, as
-        networks may change in place what a layer has not read yet; where frames differ, slower forms are taken, which
-        is said.
+        A copy in eval mode without gradients: same call, same frames up to rounding. This is verified on noise, as a
+        network may change in place what a layer has not read yet; if frames differ, slower forms are used, with a
+        warning.
 
-    Raises CSDError for weights that are not finite: a ReLU in the fast forms would hide them; for what gives no frame.
+    Raises CSDError for weights that are not finite, as a ReLU in the fast forms would hide them, and for no frame.
     """
     network = without_branches(network)
     for name, weight in network.state_dict().items():
@@ -65,7 +65,7 @@ def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
     plain = copy.deepcopy(network).eval().requires_grad_(False)
     try:
         side, calls = conv_calls(network)
-    except CSDError:  # it may take the frames that it is for
+    except CSDError:  # it may still accept frames of its real size
         _say_slower(type(network).__name__)
         return plain
     depths: dict[str, set[int]] = {}
@@ -82,15 +82,15 @@ def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
 
 
 class _Trial:
-    """Noise, and what a network makes of it, in each order of memory that frames come in.
+    """Noise, and a network's output for it, in each memory order in which frames may come.
 
-    Layers copy the one, and share the other with what comes after.
+    Some layers copy one order, and share the other with what follows.
     """
 
     def __init__(self, network: nn.Module, side: int) -> None:
         shape = (1, cast(int, network.num_frame), 3, side, side)
         noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(zeros_for(network))
-        together = noise.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)  # the channels of a pixel
+        together = noise.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)  # a pixel's channels are contiguous
         self._windows = (noise, together)
         with as_it_is():
             self._expected = [network(window.clone()) for window in self._windows]
@@ -100,19 +100,19 @@ class _Trial:
         interface.checked(self._expected[0], shape if interface.gives_clip else (1, *shape[2:]))
 
     def passes(self, network: nn.Module) -> bool:
-        """Whether the same comes of it, up to rounding."""
+        """Whether the network gives the same output, up to rounding."""
         return all(map(partial(_gives, network), self._windows, self._expected))
 
 
 _slower: set[str] = set()
-"""Networks of which it was said."""
+"""Networks that were warned about already."""
 
 
 def _say_slower(name: str) -> None:
     if name not in _slower:
         _slower.add(name)
         logger.warning(
-            "%s runs in a slower form: it changes tensors in place, looks into its layers, or takes no small frames",
+            "%s runs in a slower form: it changes tensors in place, looks into its layers, or refuses small frames",
             name,
         )
 
@@ -120,11 +120,11 @@ def _say_slower(name: str) -> None:
 def _in_forms(
     network: nn.Module, depths: Mapping[str, set[int]], least: float, trial: _Trial, *, waits: bool
 ) -> nn.Module:
-    """A copy with every convolution in its form.
+    """A copy with every convolution in its fast form.
 
     Args:
-        depths: by the name of a 3-D convolution, the numbers of frames that it is given.
-        waits: whether results may wait for what follows, see `fusing`.
+        depths: name of a 3-D convolution -> the numbers of frames that it is called with.
+        waits: whether results may be computed lazily, with what follows, see `fusing`.
     """
     one_length = KINDS[kind_of(network)].one_length
     folded = copy.deepcopy(network)
@@ -153,11 +153,11 @@ def _in_forms(
 
 
 def _gives(network: nn.Module, window: Tensor, expected: Tensor) -> bool:
-    """Whether that comes of the window, up to rounding."""
+    """Whether the network's output for the window is the expected one, up to rounding."""
     try:
         with as_it_is():
             result = network(window.clone())
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # something between looks at layers
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # it may access layers' attributes
         return False
     if result.shape != expected.shape:
         return False
@@ -165,7 +165,7 @@ def _gives(network: nn.Module, window: Tensor, expected: Tensor) -> bool:
 
 
 def filled(convolution: nn.Conv3d, num_frame: int) -> float:
-    """The part of the folded weight's blocks that are on the band, for an input of `num_frame` frames."""
+    """The share of the folded weight's blocks that are on the band, for an input of `num_frame` frames."""
     kernel, padding = convolution.kernel_size[0], convolution.padding[0]
     after = num_frame + 2 * int(padding) - kernel + 1
     blocks = sum(0 <= i - o + int(padding) < kernel for o in range(after) for i in range(num_frame))
@@ -175,11 +175,11 @@ def filled(convolution: nn.Conv3d, num_frame: int) -> float:
 class FoldedConv3d(nn.Module):
     """A 3-D convolution for inputs of `num_frame` frames, computed as one 2-D convolution.
 
-    (B, C, T, H, W) -> (B, C', T', H, W), as the layer it replaces. In memory the channels of all frames of
-    a pixel lie together, which is what 2-D convolutions like; folding and unfolding move no bytes.
+    (B, C, T, H, W) -> (B, C', T', H, W), like the layer it replaces. In memory, the channels of all frames of a pixel
+    are contiguous, which suits 2-D convolutions; folding and unfolding move no bytes.
 
     Attributes:
-        flat: give (B, T' C', H, W) instead; what comes from such a layer is taken as it is.
+        flat: return (B, T' C', H, W) instead; layers accept such an input unchanged.
     """
 
     weight: Tensor
@@ -225,7 +225,7 @@ class FoldedConv3d(nn.Module):
 
 
 class DirectConv(nn.Module):
-    """A 2-D or 3-D convolution that oneDNN computes on the CPU whatever the batch, channels last in memory."""
+    """A 2-D or 3-D convolution that runs in oneDNN on the CPU whatever the batch size, channels last in memory."""
 
     weight: Tensor
     bias: Tensor | None
@@ -254,9 +254,9 @@ class DirectConv(nn.Module):
 
 
 def fold_time(x: Tensor) -> Tensor:
-    """(B, C, T, H, W) -> (B, T C, H, W), a pixel's channels together in memory; of four dimensions: as it is.
+    """(B, C, T, H, W) -> (B, T C, H, W), a pixel's channels contiguous in memory; four dimensions stay as they are.
 
-    What comes from a folded layer lies so, and no byte is moved.
+    The output of a folded layer has this order already, so no byte is moved.
     """
     if x.dim() == 5:
         x = x.permute(0, 3, 4, 2, 1).flatten(3).permute(0, 3, 1, 2)
@@ -266,7 +266,7 @@ def fold_time(x: Tensor) -> Tensor:
 def result_size(
     x: Tensor, weight: Tensor, padding: tuple[int, ...], stride: tuple[int, ...] | None = None
 ) -> list[int]:
-    """([T], H, W) of the convolution's result, by default at stride 1."""
+    """([T], H, W) of a convolution's result, by default at stride 1."""
     steps = stride or (1,) * len(padding)
     sides = zip(x.shape[2:], weight.shape[2:], padding, steps, strict=True)
     return [(n + 2 * p - k) // s + 1 for n, k, p, s in sides]
@@ -283,11 +283,11 @@ def _is_plain(convolution: nn.Conv2d | nn.Conv3d) -> bool:
 
 
 def _stay_flat(folded: nn.Module, layers: list[FoldedConv3d], trial: _Trial) -> None:
-    """Leave time folded from the first layer to the last, where nothing between them minds.
+    """Keep time folded from the first layer to the last, if nothing between them depends on it.
 
-    Torch needs no time for unfolding; graph runtimes then see convolutions, activations and sums only, which
-    they fuse. Between the layers of a chain stand activations and sums as a rule, which do not care; whether it
-    is so here is tried out.
+    In torch, unfolding takes no time; but graph runtimes then see only convolutions, activations and sums, which they
+    fuse. Between layers there usually are activations and sums, which work on folded tensors; whether this holds for
+    the network is tried out.
     """
     for layer in layers[:-1]:
         layer.flat = True

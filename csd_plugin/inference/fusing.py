@@ -1,9 +1,9 @@
-"""Convolutions on the CPU that take the sum and the ReLU after them along: one pass over memory in place of three.
+"""Convolutions on the CPU, fused with the sum and the ReLU after them: one pass over memory instead of three.
 
-Networks are left as they are written: a convolution gives a `Waiting`, which stands for its result. What follows,
-`torch.relu(waiting)` or `waiting + x` and then a ReLU, goes into the same oneDNN call; anything else gets the result.
-What happens in place happens to the `Waiting`, which others may hold. A tensor that a `Waiting` is yet to read must not
-change: `folding.fold` tries out whether a network keeps to that.
+Networks need no change: a convolution returns a `Waiting`, which stands for its result. A following
+`torch.relu(waiting)`, or `waiting + x` and then a ReLU, goes into the same oneDNN call; any other operation gets the
+result. In-place operations change the `Waiting` itself, which others may hold. A tensor that a `Waiting` has yet to
+read must not change: `folding.fold` tries out whether a network complies.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _RELU_IN_PLACE = (torch.relu_, torch.Tensor.relu_, F.relu_)
 _ADD = (torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
 
 Compute = Callable[[Tensor | None, bool], Tensor]
-"""(what is to be added, whether a ReLU follows) -> the result."""
+"""(tensor to be added or None, whether a ReLU follows) -> the result."""
 
 
 class Waiting:
-    """The result of a convolution, of this shape, not computed yet."""
+    """The result of a convolution, with a known shape, that is not computed yet."""
 
     def __init__(self, compute: Compute, shape: Sequence[int], other: Tensor | None = None) -> None:
         self._compute, self.shape, self._other = compute, torch.Size(shape), other
         self._value: Tensor | None = None
 
     def value(self) -> Tensor:
-        """The result as it is."""
+        """The result, without a further operation."""
         if self._value is None:
             self._value = self._compute(self._other, False)
         return self._value
@@ -59,7 +59,7 @@ class Waiting:
         return self
 
     def _takes(self, other: Any) -> bool:
-        """Whether this goes along: one sum does, and none with what is computed already."""
+        """Whether the sum can be fused: only one, and only with a tensor that is computed already."""
         return isinstance(other, Tensor) and other.shape == self.shape and self._other is None and self._value is None
 
     def __getattr__(self, name: str) -> Any:
@@ -82,7 +82,7 @@ _OPERATORS = (
     "neg pos abs invert lt le gt ge eq ne getitem setitem len iter contains bool int float "
     "isub imul itruediv ifloordiv imod ipow iand ior ixor"
 )
-"""Python looks these up on the class, past `__getattr__`; they are the result's own."""
+"""Python looks these up on the class, bypassing `__getattr__`; they are applied to the result."""
 
 
 def _operator(name: str) -> Callable[..., Any]:
@@ -98,12 +98,12 @@ Waiting.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 def computed(value: Any) -> Any:
-    """A tensor for a `Waiting`; anything else as it is."""
+    """The tensor for a `Waiting`; anything else unchanged."""
     return value.value() if isinstance(value, Waiting) else value
 
 
 def can_wait(x: Tensor) -> bool:
-    """Whether oneDNN convolves tensors like this one; graphs that leave torch hold layers as what they are."""
+    """Whether oneDNN can convolve tensors like this one; not while a graph is exported, which holds plain layers."""
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
@@ -122,13 +122,13 @@ def convolve(
     relu: bool,
     stride: Sequence[int] | None = None,
 ) -> Tensor:
-    """A 2-D or 3-D convolution by oneDNN, fused with what follows it: relu(convolution(x) + other).
+    """A 2-D or 3-D convolution in oneDNN, fused with what follows it: relu(convolution(x) + other).
 
     Args:
         x: (B, C, [T], H, W), channels-last in memory.
         padding, stride: one number for each of [T], H, W; stride 1 by default.
-        other: a tensor of the result's shape; None for none.
-        relu: whether the ReLU is applied.
+        other: a tensor of the result's shape, or None.
+        relu: whether to apply the ReLU.
     """
     ones = [1] * len(padding)
     where: tuple[Any, ...] = (weight, bias, list(padding), list(stride or ones), ones, 1)

@@ -1,4 +1,4 @@
-"""A network as an ONNX graph, which graph runtimes take. The one place where a network leaves torch."""
+"""Exports a network as an ONNX graph for graph runtimes. Only here does a network leave torch."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Computing(nn.Module):
-    """A network that computes in `dtype`: (B, T, 3, H, W) -> (B, 3, H, W), of sequences to the same shape, all float32.
+    """A network that computes in `dtype`: (B, T, 3, H, W) -> (B, 3, H, W), or the same shape for sequences; float32.
 
-    T is `num_seen`, the frames of its window that count.
+    T is `num_seen`, the frames of its window that it uses.
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
@@ -42,31 +42,33 @@ class Computing(nn.Module):
 
 
 def ready(network: nn.Module, dtype: torch.dtype = torch.float32, least: float = MIN_FILLED) -> Computing:
-    """A copy in its fastest exact form, which computes in `dtype`; `least` as in `fold`, for graphs by default."""
+    """A copy in its fastest exact form, which computes in `dtype`; `least` as in `fold`, by default for graphs."""
     return Computing(fold(network, least), dtype).eval()
 
 
 def dynamic_program(network: Computing) -> torch.export.ExportedProgram:
-    """The network's graph for any batch, height and width."""
+    """The network's graph for any batch size, height and width."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         return torch.export.export(network, _example(network), dynamic_shapes=_dynamic(network))
 
 
 def to_onnx(network: Computing, facts: Facts, *, opset: int = OPSET) -> bytes:
-    """An ONNX model of the network with dynamic batch, height and width, its facts as metadata.
+    """An ONNX model of the network with dynamic batch, height and width, and its facts as metadata.
 
-    Input 'window' and output 'frame' are float32 whatever the network computes in.
+    Input 'window' and output 'frame' are float32, whatever the precision of the network.
 
     Raises:
-        CSDError: the packages for it are not installed, the network computes in bfloat16, which no runtime takes
-            from ONNX, or it cannot be written in this opset.
+        CSDError: the packages for it are not installed, the network computes in bfloat16, which no runtime supports
+            in ONNX, or it cannot be written in this opset.
     """
     with needed_by("a network as ONNX"):
         import onnx
         import onnxscript  # noqa: F401  torch's exporter needs it
 
     if network.dtype == torch.bfloat16:
-        raise CSDError("an ONNX model computes in fp32 or fp16 here: runtimes lack bf16 layers; OpenVINO makes its own")
+        raise CSDError(
+            "an ONNX model must compute in fp32 or fp16, as runtimes lack bf16 layers; OpenVINO converts by itself"
+        )
     newest = onnx.defs.onnx_opset_version()
     if not 1 <= opset <= newest:
         raise CSDError(f"ONNX opset {opset} is unknown to the installed onnx {onnx.__version__}; give up to {newest}")
@@ -85,12 +87,12 @@ def to_onnx(network: Computing, facts: Facts, *, opset: int = OPSET) -> bytes:
         raise CSDError("torch could not write this network as ONNX")
     model = exported.model_proto
     written = next(entry.version for entry in model.opset_import if not entry.domain)
-    if written != opset:  # torch writes its own opset and keeps it where a conversion fails
+    if written != opset:  # torch writes its own opset and keeps it if the conversion fails
         raise CSDError(
-            f"this network cannot be written in ONNX opset {opset}, only {written} came out; "
+            f"this network cannot be written in ONNX opset {opset}, but only in {written}; "
             f"give an opset from 16 to {newest}, or none for {OPSET}"
         )
-    for node in model.graph.node:  # where in our source, with paths of this machine, a node comes from
+    for node in model.graph.node:  # each node names its place in our source, with paths of this machine
         del node.metadata_props[:]
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
         del value.metadata_props[:]
@@ -101,7 +103,7 @@ def to_onnx(network: Computing, facts: Facts, *, opset: int = OPSET) -> bytes:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress, warnings and tracebacks of conversions; what counts is checked after it."""
+    """Inside, drop the exporter's progress, warnings and tracebacks; the result is checked afterwards."""
     disabled = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -114,7 +116,7 @@ def _quiet() -> Iterator[None]:
 
 def _example(network: Computing) -> tuple[Tensor]:
     height, width = 17 * network.size_divisor, 19 * network.size_divisor
-    return (torch.zeros(2, network.num_seen, 3, height, width),)  # sizes of 0 and 1 would be taken for constants
+    return (torch.zeros(2, network.num_seen, 3, height, width),)  # sizes of 0 and 1 would become constants
 
 
 def _dynamic(network: Computing) -> tuple[dict[int, torch.export.Dim]]:

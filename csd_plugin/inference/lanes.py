@@ -1,8 +1,8 @@
-"""Threads that each compute frames of their own, in place of all of them together on every layer of one frame.
+"""Threads that compute one frame each, instead of all of them sharing every layer of one frame.
 
-Threads that share a layer wait for the slowest of them at its end, some twenty times for each frame, and where
-decoding, encoding or other programs take a processor meanwhile, each wait lasts as long as those have it. On two busy
-processors that made 50 to 200 ms of a network's 13; frames side by side took 25.
+Threads that share a layer wait for the slowest of them at its end, some twenty times per frame; while decoding,
+encoding or other programs occupy a processor, each wait lasts as long as they do. On two busy processors that turned
+the 13 ms of a network into 50 to 200 ms; frames side by side took 25 ms.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import torch
 Result = TypeVar("Result")
 
 MOST = 4
-"""Lanes at most: each holds a frame's activations, and adds one frame of delay."""
+"""The most lanes: each holds a frame's activations, and adds one frame of delay."""
 
 
 class Lanes:
-    """Up to `MOST` threads, which share torch's evenly. They start with the first work, in each process anew.
+    """Up to `MOST` threads, which share torch's threads evenly. They start with the first work, again in each process.
 
-    A process that is forked has none of the threads of its parent.
+    A forked process has none of the threads of its parent.
 
     Args:
-        num_threads: of torch's, where the work is expected to be done.
+        num_threads: the number of torch's threads where the work will be done.
 
     Attributes:
-        count: how many there are, at most.
+        count: the most threads.
     """
 
     def __init__(self, num_threads: int) -> None:
@@ -38,9 +38,9 @@ class Lanes:
         self._starting: dict[int, Future[ThreadPoolExecutor]] = {}
 
     def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
-        """Compute it in the next lane that is free."""
+        """Run the function in the next free lane."""
         mine: Future[ThreadPoolExecutor] = Future()
-        pool = self._starting.setdefault(os.getpid(), mine)  # atomic: a lock may be held by another thread at a fork
+        pool = self._starting.setdefault(os.getpid(), mine)  # atomic; a lock might be held by another thread at a fork
         if pool is mine:
             try:
                 mine.set_result(_started(self.count))
@@ -55,18 +55,18 @@ class Lanes:
 
 
 def there(result: Result) -> Future[Result]:
-    """What is computed already, for those who wait for it."""
+    """A future for a result that is computed already."""
     future: Future[Result] = Future()
     future.set_result(result)
     return future
 
 
 def _started(count: int) -> ThreadPoolExecutor:
-    """Up to `count` threads that have their part of the threads that torch has here."""
+    """Up to `count` threads, each with its share of torch's threads."""
     num_threads = torch.get_num_threads()
     count = min(count, num_threads)
     pool = ThreadPoolExecutor(count, thread_name_prefix="lane")
-    # torch's number is each thread's own, but the last one set is that of threads to come.
+    # Torch keeps this number per thread, but new threads get the last one that was set anywhere.
     all_started = threading.Barrier(count)
     for started in [pool.submit(_begin, num_threads // count, all_started) for _ in range(count)]:
         started.result()
@@ -76,5 +76,5 @@ def _started(count: int) -> ThreadPoolExecutor:
 
 def _begin(num_threads: int, all_started: threading.Barrier) -> None:
     torch.set_num_threads(num_threads)
-    torch.get_num_threads()  # a thread takes the last number that was set anywhere when it first needs one: now
+    torch.get_num_threads()  # a thread takes over the last number set anywhere when it first reads it: now
     all_started.wait()

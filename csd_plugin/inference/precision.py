@@ -1,4 +1,4 @@
-"""Whether a network may compute in bf16: `pick_precision`."""
+"""Decides whether a network may compute in bf16: `pick_precision`."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from csd_plugin.devices import gpu_has_bf16
 from csd_plugin.inference.trials import REFUSALS
 
 LEAST = 45.0
-"""dB that frames in bf16 must be near those in fp32: far above what rain, and any network, leaves of a frame."""
+"""The least PSNR in dB of bf16 frames against fp32: far above that of rainy or derained frames against the truth."""
 
 _SIZE, _LARGER, _FRAMES = (64, 64), (256, 256), 5
-"""The second one for networks that do not take the first."""
+"""Sizes of the trial's frames; the second one for networks that refuse the first."""
 
 
 class Precision(NamedTuple):
-    """What the layers compute in, and why that was picked, for people; empty where it was asked for."""
+    """The precision of the layers, and the reason for it, for people; empty if the user has chosen it."""
 
     name: str
     why: str = ""
 
 
 class Derains(Protocol):
-    """What is tried."""
+    """A network under trial."""
 
     backend: Any
 
@@ -36,13 +36,13 @@ class Derains(Protocol):
 
 
 def pick_precision(open_in: Callable[[str], Derains]) -> Precision:
-    """'bf16' where the processor multiplies it natively and frames stay within `LEAST` dB of fp32, else 'fp32'.
+    """'bf16' if the processor multiplies it natively and frames stay within `LEAST` dB of fp32, else 'fp32'.
 
-    They are compared on a small made-up rainy clip, always the same, so that a network has the same precision for all
-    videos. On real rain the figure is about the same.
+    They are compared on a small synthetic rainy clip, always the same one, so that a network has the same precision for
+    all videos. On real rain the figure is about the same.
 
     Args:
-        open_in: gives the network in a precision.
+        open_in: returns the network in a given precision.
     """
     if not has_bf16():
         return Precision("fp32", "this CPU has no fast bf16")
@@ -62,7 +62,7 @@ def pick_precision(open_in: Callable[[str], Derains]) -> Precision:
 
 
 def has_bf16() -> bool:
-    """Whether this processor multiplies bf16 (AVX512-BF16 or AMX), as far as torch knows."""
+    """Whether this processor multiplies bf16 natively (AVX512-BF16 or AMX), as far as torch knows."""
     tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(test is not None and test() for test in tests)
 
@@ -73,7 +73,7 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def rainy_clip(length: int = _FRAMES, size: tuple[int, int] = _SIZE) -> list[np.ndarray]:
-    """Made-up uint8 frames of (width, height): a scene that drifts, grain, and in each frame other bright streaks."""
+    """Synthetic uint8 frames of (width, height): a drifting scene, grain, and different streaks in each frame."""
     random = np.random.default_rng(0)
     width, height = size
     wide, high = width + 2 * length, height + length
@@ -94,7 +94,7 @@ def rainy_clip(length: int = _FRAMES, size: tuple[int, int] = _SIZE) -> list[np.
 
 
 def psnr_between(frames: Iterable[np.ndarray], others: Iterable[np.ndarray]) -> float:
-    """PSNR in dB of uint8 frames against others, over all of them; infinite for equal ones."""
+    """PSNR in dB of uint8 frames against others, over all of them; infinite if they are equal."""
     errors = [np.square(a.astype(np.float64) - b).mean() for a, b in zip(frames, others, strict=True)]
     error = float(np.mean(errors))
     return 10 * math.log10(255**2 / error) if error else math.inf

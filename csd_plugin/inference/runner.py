@@ -44,62 +44,62 @@ logger = logging.getLogger(__name__)
 Frame = TypeVar("Frame", np.ndarray, Tensor)
 
 _LIVE_ACTIVATIONS = 4
-"""How many tensors of the widest layer's size are alive at once: a layer's input and output, the input that a residual
-pair keeps, and the convolution's own copy in the layout it computes in."""
+"""The number of tensors of the widest layer's size that exist at once: a layer's input and output, the input that a
+residual pair keeps, and the convolution's own copy in its memory layout."""
 SEQUENCE = 24
-"""Frames that a network of sequences cleans together, as S2VD's authors have it."""
+"""Frames that a sequence network cleans together, as in the code of S2VD's authors."""
 
 _TRIAL_SIDE, _TRIAL_SECONDS = 128, 0.4
 _LONG_SECONDS = 0.1
-"""A block that would take longer is not tried."""
+"""Seconds: a trial of a block that would take longer is not made."""
 _BLOCKS_TRIAL_SIDE = 512
 
 
 class Derainer:
-    """Removes rain from frames that come in display order.
+    """Removes rain from frames in display order.
 
     Frames are RGB, either arrays (H, W, 3) of uint8 or uint16 (full range), or float tensors (3, H, W) in
-    [0, 1]; they come back as the same kind, one for one, of any size that does not change within a clip.
-    A frame's window reaches num_frame // 2 frames to both sides and is reflected at the clip's ends, so its
-    result comes that many frames late (and up to `batch` - 1 more); with a causal network it reaches back only, and
-    the result comes at once. Memory does not grow with the clip. Frames are copied, as others may write to them; those
-    that a reader gives are not.
+    [0, 1]; the clean frames are of the same kind, one for each, of any size that does not change within a clip.
+    A frame's window reaches num_frame // 2 frames to both sides and is reflected at the clip's ends, so its result
+    comes that many frames later (and up to `batch` - 1 more); with a causal network, the window only reaches back, and
+    the result comes at once. Memory does not grow with the clip. Frames are copied, as the caller may change them,
+    except those of our readers.
 
-    Every call has a clip of its own, so that several may be under way, also in threads. `push` and `flush` have one.
+    Every call has its own clip, so several can be in progress, also in threads. `push` and `flush` share one clip.
 
-    It can be copied and pickled. In a process that is forked it works with one of torch's threads, as loaders' workers
-    have it; torch and other runtimes may hang there with more (give those processes a copy, by `spawn`).
+    It can be copied and pickled. In a forked process it uses a single torch thread, as loaders' workers do; torch and
+    other runtimes may hang there with more (give such processes a copy instead, with `spawn`).
 
-    Networks of sequences clean `batch` frames together and see num_frame // 2 more at both ends; as they look
-    further where they can, a frame's result depends a little on where in the clip that run of frames begins.
+    Sequence networks clean `batch` frames together, and see num_frame // 2 more at both ends; as they use all frames
+    that they see, a frame's result depends slightly on where in the clip that run of frames begins.
 
     Args:
         network: a checkpoint, an exported .onnx or .xml, or a network: (B, T, 3, H, W) in [0, 1] -> (B, 3, H, W),
-            with `num_frame` = T, or of `layout` 'sequence' to the same shape. What runs is a copy in its fastest
-            exact form, see `fold`. It may say as attributes what its frames are multiples of (`size_divisor`) and how
+            with `num_frame` = T, or of `layout` 'sequence' to the same shape. A copy in its fastest exact form is run,
+            see `fold`. Attributes may state what the sides of its frames must be multiples of (`size_divisor`), and how
             many pixels to each side a result depends on (`reach`).
         backend: 'auto', 'torch', 'onnxruntime' or 'openvino'; see `open_backend`. In fp32 all give the same frames.
-        precision: 'fp32' (also on GPUs, where torch would round to TF32 by itself), or 'bf16' (about twice as fast on
-            CPUs that have it; on real rain a third of the values of a trained student2 move by a grey level, 52 dB
-            from fp32), or 'fp16' (on GPUs). 'auto' is bf16 where that is fast and this network's frames stay near
-            those of fp32, see `pick_precision`, else fp32.
-        device: 'auto' is CUDA where there is one, else the CPU.
-        batch: windows in one forward; by default 1, or 2 on the CPU for networks with 3-D convolutions that
-            could not be folded, which run many times slower one window at a time. For sequences, the frames that
-            are cleaned together, by default 24.
-        memory: MiB that the layers' activations may take; larger frames go through in tiles, which overlap
-            by what the network sees, so that the result is that of the whole frame. How far it sees is counted in its
-            layers, and tried out for networks that are not ours. Where a result depends on all of the frame, as with a
-            mean over it, there are no tiles, and a line says so where that takes more memory.
+        precision: 'fp32' (exact also on GPUs, where torch would otherwise round to TF32), or 'bf16' (about twice as
+            fast on CPUs that support it; on real rain a third of a trained student2's values change by one grey level,
+            52 dB from fp32), or 'fp16' (on GPUs). 'auto' is bf16 if that is fast and this network's frames stay close
+            to those of fp32, see `pick_precision`, else fp32.
+        device: 'auto' is CUDA if there is a GPU, else the CPU.
+        batch: windows per forward pass; by default 1, or 2 on the CPU for networks with 3-D convolutions that cannot be
+            folded, which run many times slower with a single window. For sequences, the number of frames that are
+            cleaned together, by default 24.
+        memory: MiB for the layers' activations; larger frames are processed in tiles, which overlap by the network's
+            reach, so that the result is that of the whole frame. The reach is computed from its layers, and tried out
+            for networks that are not ours. If a result depends on the whole frame, as with a mean over it, there are no
+            tiles, and a warning says so if that takes more memory.
 
     Raises:
-        CSDError: an unreadable checkpoint, a backend that is not installed, or a device that is not there; a network
-            that does not say how it is called, has no weights, or gives no frames of the size that it is given.
+        CSDError: the checkpoint is unreadable, the backend is not installed, the device is not available, or the
+            network does not state how it is called, has no weights, or returns no frames of its input's size.
 
     Attributes:
-        precision: what was taken, and why.
-        num_future: frames after a frame that are waited for before it is cleaned.
-        made_by: what clean frames depend on, the network's file with its digest, and the precision; empty for a network
+        precision: the precision used, and why.
+        num_future: frames after a frame that are needed before it can be cleaned.
+        made_by: the origins of clean frames: the network's file with its digest, and the precision; empty for a network
             that comes from no file.
     """
 
@@ -145,23 +145,23 @@ class Derainer:
 
     @cached_property
     def made_by(self) -> dict[str, Origin]:
-        """What clean frames depend on; the network's file is read for it."""
+        """The origins of clean frames; reads the network's file."""
         return _made_by(self._file, self.precision.name) if self._file else {}
 
     @property
     def at_once(self) -> int:
-        """Clean frames that are computed at the same time."""
+        """The number of clean frames that are computed at the same time."""
         return self._lanes.count if self._lanes else 1
 
     @property
     def in_real_time(self) -> bool:
-        """Whether the network is one that is made for real time."""
+        """Whether the network is one for real time."""
         return self._blocks is not None
 
     def __call__(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         """The clean frames of one clip, in order, each as soon as it can be computed.
 
-        Raises CSDError for what holds no frames; where a frame comes that is none, or of another kind than the first.
+        Raises CSDError if `frames` holds no frames, or a frame differs in kind from the first.
         """
         if isinstance(frames, str | os.PathLike):
             raise CSDError(
@@ -191,46 +191,46 @@ class Derainer:
                 future.cancel()
 
     def push(self, frame: Frame) -> list[Frame]:
-        """Take the next frame; give the clean frames that are now ready. Raises CSDError for another size or kind."""
+        """Take the next frame; return the clean frames that are now ready. Raises CSDError for another size or kind."""
         if self._pushed is None:
             self._pushed = self.begin()
         return [future.result() for future in self._pushed.submit(frame)]
 
     def flush(self) -> list[Any]:
-        """The clip has ended: give its last frames, and be ready for another clip."""
+        """End the clip: return its last frames, and be ready for another clip."""
         clip, self._pushed = self._pushed, None
         return [future.result() for future in clip.finish()] if clip else []
 
     def reset(self) -> None:
-        """Forget what was pushed: the next frame begins a clip."""
+        """Discard what was pushed: the next frame begins a clip."""
         self._pushed = None
 
     def begin(self) -> Clip:
-        """A clip, whose frames are given one at a time, for those who go on while they are computed."""
+        """A new clip that takes frames one at a time, for callers that go on while these are computed."""
         if self._sequences:
             return Clip(self, WindowStream(self.num_frame, self.batch))
         return Clip(self, WindowStream(self.num_frame, num_future=self.num_future))
 
     @property
     def _windows_at_once(self) -> int:
-        """Windows in one forward."""
+        """Windows per forward pass."""
         return 1 if self._sequences else self.batch
 
     def seconds_a_frame(self, width: int, height: int, *, closely: bool = False) -> float:
-        """About how long a frame of this size takes in the network, here and now, from a trial on a small part of one.
+        """The approximate time for a frame of this size in the network, on this machine now, from a trial on a part.
 
-        The trial takes about a second, or what four parts of 128x128 take if that is longer (of 256x256 in other
-        runtimes than torch). Reading and writing, which run at the same time, are not in it.
+        The trial takes about a second, or as long as four parts of 128x128 if that is longer (256x256 in runtimes other
+        than torch). Reading and writing, which run at the same time, are not included.
 
         Args:
-            closely: measure networks for real time on a large part, however long it takes: for benchmarks.
+            closely: measure real-time networks on a large part, however long it takes; for benchmarks.
         """
         if self._blocks is not None:
             return self._seconds_in_blocks(self._blocks, width, height, closely=closely)
         facts = self.backend.facts
         tiles = split(height, width, self._pixels, facts.reach, facts.divisor)
         sides = [(span.seen.stop - span.seen.start) for span in tiles[0]]
-        # other runtimes share out work that is too little for their threads, and would seem slower than they are
+        # on small parts, other runtimes have too little work for their threads, and would seem slower than they are
         most = _TRIAL_SIDE if isinstance(self.backend, TorchBackend) else 2 * _TRIAL_SIDE
         high, wide = (min(side, most) for side in sides)
         noise = np.random.default_rng(0).integers(0, 256, (high, wide, 3), np.uint8)
@@ -241,9 +241,9 @@ class Derainer:
         return _usual_time(lambda: self._derain(windows, 255)) * computed
 
     def _seconds_in_blocks(self, blocks: BlockPath, width: int, height: int, *, closely: bool) -> float:
-        """`seconds_a_frame` where frames go through the network at the same time.
+        """`seconds_a_frame` for networks that process several frames at the same time.
 
-        Small parts show what large networks take; of small networks they would miss what memory costs.
+        Small parts are representative of large networks; for small ones, they would miss the cost of memory access.
         """
         for side in (_BLOCKS_TRIAL_SIDE,) if closely else (_TRIAL_SIDE, _BLOCKS_TRIAL_SIDE):
             high, wide = min(height, side), min(width, side)
@@ -261,13 +261,13 @@ class Derainer:
         return seconds
 
     def _waiting(self, frame: np.ndarray | Tensor, *, own: bool) -> Any:
-        """A frame as it waits in its windows; one that is not our `own` is copied."""
+        """A frame in the form in which its windows keep it; copied unless it is our `own`."""
         if self._blocks is not None and isinstance(frame, np.ndarray):
             return self._blocks.take(frame if own else frame.copy())
         return to_pixels(frame, self.device, own=own)
 
     def _compute(self, windows: list[list[Any]], example: np.ndarray | Tensor) -> list[Future[Any]]:
-        """The clean frames of windows of `_waiting` frames, of the example's kind."""
+        """The clean frames of windows of `_waiting` frames; of the example's kind."""
         frames: list[Future[Any]] = []
         for start in range(0, len(windows), self._windows_at_once):
             together = windows[start : start + self._windows_at_once]
@@ -278,31 +278,31 @@ class Derainer:
         return frames
 
     def warn_of_memory(self, height: int, width: int) -> None:
-        """Say it where frames of this size would be cut into tiles, and cannot be."""
+        """Warn if frames of this size should be cut into tiles, but cannot be."""
         facts = self.backend.facts
         if facts.reach >= WHOLE and height * width > self._pixels:
             logger.warning(
-                "%s: a result depends on all of the frame, as far as could be tried out, so frames of %dx%d are not "
+                "%s: a result depends on the whole frame, as far as trials show, so frames of %dx%d are not "
                 "cut into tiles and take more than %d MiB; if it depends on fewer pixels, set `reach` on the network",
                 *(facts.preset, width, height, self._memory),
             )
 
     def _start(self, window: list[Seen]) -> Future[np.ndarray]:
         assert self._blocks is not None and self._lanes is not None
-        # Each lane has its part of the memory, and numbers may be half as large as those that `_pixels` counts on.
+        # Each lane has its share of the memory, and values may be half as large as `_pixels` assumes.
         pixels = self._pixels * 4 // (self._blocks.itemsize * self._lanes.count)
         return self._lanes.submit(self._blocks.clean, window, pixels)
 
     def _derain(self, windows: list[list[Tensor]], peak: float) -> Tensor:
         """B windows of T frames (H, W, 3), values 0 .. peak -> their clean frames (B, H, W, 3), of the same type.
 
-        T is `facts.num_seen`; exported networks take no other number. Of sequences, one of N frames -> the
-        N - num_frame + 1 that count. Frames stay in the type they came in but for the tile that is at work.
+        T is `facts.num_seen`; exported networks accept no other number. For sequences, one of N frames -> the
+        N - num_frame + 1 that count. Frames keep their type, except the tile that is being processed.
         """
         first, facts = windows[0][0], self.backend.facts
         height, width = first.shape[:2]
         count = len(windows[0]) - self.num_frame + 1 if self._sequences else len(windows)
-        output = first.new_empty(count, height, width, 3)  # outside of inference mode: others may train with it
+        output = first.new_empty(count, height, width, 3)  # outside inference mode, so that others can train with it
         with torch.inference_mode():
             for y, x in split(height, width, self._pixels, facts.reach, facts.divisor):
                 self._derain_tile(windows, y, x, peak, output)
@@ -312,7 +312,7 @@ class Derainer:
         """One tile of `_derain`, written to its place in the output."""
         facts = self.backend.facts
         tiles = [torch.stack([frame[y.seen, x.seen] for frame in window], dim=2) for window in windows]
-        seen = torch.stack(tiles).permute(0, 3, 4, 1, 2)  # (B, h, w, T, 3) in memory: channels of a pixel together
+        seen = torch.stack(tiles).permute(0, 3, 4, 1, 2)  # (B, h, w, T, 3) in memory: a pixel's channels are contiguous
         window = whole_cells(seen.float() / peak, facts.divisor)
         expected = window.shape if self._sequences else (len(window), *window.shape[2:])
         clean = facts.interface.checked(self.backend(window), expected)
@@ -324,10 +324,10 @@ class Derainer:
 
 
 class Clip:
-    """A clip on its way through a `Derainer`; others may be under way at the same time.
+    """A clip that a `Derainer` is processing; others may be in progress at the same time.
 
     Args:
-        windows: of the derainer's length, without frames yet.
+        windows: a stream of the derainer's length, still without frames.
     """
 
     def __init__(self, derainer: Derainer, windows: WindowStream[Any]) -> None:
@@ -337,13 +337,13 @@ class Clip:
         self._count = 0
 
     def submit(self, frame: Frame, *, own: bool = False) -> list[Future[Frame]]:
-        """Take the next frame; give the clean frames that are now being computed, in order.
+        """Take the next frame; return futures of the clean frames whose computation this starts, in order.
 
         Args:
-            own: nobody writes to the frame's memory as long as the clip lasts, so that no copy is needed.
+            own: the frame's memory does not change while the clip lasts, so no copy is needed.
 
         Raises:
-            CSDError: what is no frame, or one whose shape or type is not that of the clip's earlier ones.
+            CSDError: not a frame, or one that differs in shape or type from the clip's earlier ones.
         """
         self._check(frame)
         self._ready += self._windows.push(self._derainer._waiting(frame, own=own))
@@ -351,12 +351,12 @@ class Clip:
         return self._compute(len(self._ready) // together * together)
 
     def finish(self) -> list[Future[Any]]:
-        """The clip has ended: give its last frames."""
+        """End the clip: return its last frames."""
         self._ready += self._windows.flush()
         return self._compute(len(self._ready))
 
     def _compute(self, count: int) -> list[Future[Any]]:
-        """The clean frames of the first `count` of the windows that are ready."""
+        """The clean frames of the first `count` windows that are ready."""
         windows, self._ready = self._ready[:count], self._ready[count:]
         return self._derainer._compute(windows, self._example) if self._example is not None else []
 
@@ -368,7 +368,7 @@ class Clip:
         elif frame.shape != self._example.shape or frame.dtype != self._example.dtype:
             raise CSDError(
                 f"a frame of shape {tuple(frame.shape)}, {frame.dtype}, after frames of shape "
-                f"{tuple(self._example.shape)}, {self._example.dtype}: a clip has frames of one kind"
+                f"{tuple(self._example.shape)}, {self._example.dtype}: a clip needs frames of one kind"
             )
         if isinstance(frame, Tensor) and not math.isfinite(float(frame.detach().sum(dtype=torch.float32))):
             raise CSDError(
@@ -385,18 +385,18 @@ def _made_by(path: Path, precision: str) -> dict[str, Origin]:
 
 
 def _usual_time(action: Callable[[], object]) -> float:
-    """Seconds that it takes, from some tenths of a second of trials."""
+    """The typical duration of the action in seconds, from some tenths of a second of trials."""
     times: list[float] = []
     while len(times) < 4 or sum(times) < _TRIAL_SECONDS:
         began = time.perf_counter()
         action()
         times.append(time.perf_counter() - began)
-    # The first one is slower (memory, kernels), and so is one that another program interrupts.
+    # The first trial is slower (memory, kernels), and so is one that another program interrupts.
     return statistics.median(times[1:])
 
 
 def peak_of(frame: np.ndarray | Tensor) -> float:
-    """The value of white. Raises CSDError for what is no frame."""
+    """The value of white. Raises CSDError for anything but a frame."""
     if isinstance(frame, Tensor):
         if frame.dim() != 3 or frame.shape[0] != 3 or not frame.is_floating_point():
             raise CSDError(
@@ -411,10 +411,10 @@ def peak_of(frame: np.ndarray | Tensor) -> float:
 
 
 def to_pixels(frame: np.ndarray | Tensor, device: torch.device, *, own: bool = False) -> Tensor:
-    """A frame -> (H, W, 3) on the device: uint8, int32 for uint16 (of which torch knows little), or float.
+    """A frame -> (H, W, 3) on the device: uint8, int32 for uint16 (which torch hardly supports), or float.
 
     Args:
-        own: the frame's memory may be shared; else it is copied.
+        own: the frame's memory may be shared; otherwise it is copied.
     """
     if isinstance(frame, Tensor):
         return frame.detach().permute(1, 2, 0).to(device, copy=not own)
@@ -425,7 +425,7 @@ def to_pixels(frame: np.ndarray | Tensor, device: torch.device, *, own: bool = F
 
 
 def from_pixels(pixels: Tensor, example: np.ndarray | Tensor) -> np.ndarray | Tensor:
-    """(H, W, 3) as `to_pixels` makes it -> a frame of the example's kind."""
+    """(H, W, 3) as made by `to_pixels` -> a frame of the example's kind."""
     if isinstance(example, Tensor):
         return pixels.permute(2, 0, 1).to(example)
     return pixels.cpu().numpy().astype(example.dtype, copy=False)

@@ -1,4 +1,4 @@
-"""Frames in, windows out, as they come; and work done ahead in a thread."""
+"""Streams of windows from single frames, and work done ahead in a thread."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Item = TypeVar("Item")
 
 
 class WindowStream(Generic[Item]):
-    """Centred windows of `num_frame` items, reflected at the ends of the clip as `reflect_indices` says.
+    """Centred windows of `num_frame` items, reflected at the ends of the clip like `reflect_indices`.
 
-    The windows are those of the whole clip, but each is given as soon as its last item is there, and no more
-    items are kept than a window holds.
+    The windows are those of the whole clip, but each is returned as soon as its last item is there, and no more items
+    are kept than a window holds.
 
     Args:
-        together: give the windows of this number of neighbours as one, the items that they cover: `together` +
-            num_frame - 1, at the end of the clip fewer.
-        num_future: items after the centre that count, by default num_frame // 2. Windows end with the last of them, so
-            that with 0 each is there with its centre; at the clip's start only items up to that one are reflected.
+        together: return this number of neighbouring windows as one, which holds the items they cover: `together` +
+            num_frame - 1, fewer at the end of the clip.
+        num_future: items after the centre that are used, by default num_frame // 2. Windows end with the last of them,
+            so with 0 each is complete with its centre; at the clip's start, only items up to that one are reflected.
     """
 
     def __init__(self, num_frame: int, together: int = 1, num_future: int | None = None) -> None:
@@ -34,21 +34,21 @@ class WindowStream(Generic[Item]):
         self._given = 0
 
     def push(self, item: Item) -> list[list[Item]]:
-        """The windows that this item completes: none or one."""
+        """The windows that this item completes: zero or one."""
         self._items.append(item)
         self._pushed += 1
         ready = self._pushed - self._num_future - self._given
         return self._windows(self._given + self._together) if ready == self._together else []
 
     def flush(self) -> list[list[Item]]:
-        """The clip has ended: its last windows. The stream is then ready for another clip."""
+        """End the clip: return its last windows. The stream is then ready for another clip."""
         windows = self._windows(self._pushed)
         self._items.clear()
         self._pushed = self._given = 0
         return windows
 
     def _windows(self, until: int) -> list[list[Item]]:
-        """Windows of the centres up to `until`, which all lie where reflection needs nothing that is gone."""
+        """Windows of the centres up to `until`; reflection for these must not need items that were dropped."""
         first = self._pushed - len(self._items)
         windows = []
         while self._given < until:
@@ -65,9 +65,9 @@ class WindowStream(Generic[Item]):
 
 
 def ahead(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:
-    """The same items, made in a thread of their own up to `depth` before they are asked for.
+    """The same items, produced in a separate thread up to `depth` before they are taken.
 
-    An error in making an item is raised where that item would have come.
+    An error in producing an item is raised in its place.
     """
     end = object()
     iterator = iter(items)

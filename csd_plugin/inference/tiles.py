@@ -1,4 +1,4 @@
-"""Frames in parts that fit into memory, which overlap by what the network sees."""
+"""Splits frames into tiles that fit into memory, which overlap by the network's reach."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from csd_plugin.errors import CSDError
 
 
 class Span(NamedTuple):
-    """A tile in one direction: what the network sees of the frame, what is kept, and where that is in the former."""
+    """A tile along one axis: the part of the frame that the network sees, the part kept, and its place therein."""
 
     seen: slice
     kept: slice
@@ -30,15 +30,15 @@ def whole_cells(window: Tensor, divisor: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def split(height: int, width: int, pixels: int, reach: int, divisor: int = 1) -> tuple[tuple[Span, Span], ...]:
-    """Tiles of a frame, (rows, columns) each. All see parts of one size, so that memory is used again.
+    """Tiles of a frame, as (rows, columns). All see parts of the same size, so that memory is reused.
 
-    Among all such grids this is the one with the least to compute; where none is small enough, the finest. It is kept
-    for the next frame: finding it takes longer than a small network.
+    Of all such grids, this is the one with the least computation, or the finest if none is small enough. It is cached,
+    as finding it takes longer than a small network.
 
     Args:
         height, width: of the frame.
-        pixels: that a tile sees at most.
-        reach: pixels that a tile sees to each side of what it keeps.
+        pixels: the most pixels that a tile sees.
+        reach: pixels that a tile sees on each side of what is kept.
         divisor: all tiles begin at multiples of it.
     """
     rows, columns = (
@@ -55,7 +55,7 @@ def _spans(length: int, count: int, reach: int, divisor: int) -> list[Span]:
     edges = [length * i // count // divisor * divisor for i in range(count)] + [length]
     reach = -(-reach // divisor) * divisor
     size = max(end - begin for begin, end in pairwise(edges)) + 2 * reach
-    size = min(length, size + (length - size) % divisor)  # the last tile ends where the frame does
+    size = min(length, size + (length - size) % divisor)  # the last tile ends at the frame's end
     spans = []
     for begin, end in pairwise(edges):
         first = min(max(begin - reach, 0), length - size)
@@ -68,7 +68,7 @@ def _seen(spans: list[Span]) -> int:
 
 
 def check_finite(result: Tensor) -> None:
-    """Raises CSDError for a network's result that holds NaN or infinity."""
-    # A sum takes a fraction of the time of isfinite(); that of fp16 would leave its range.
+    """Raise CSDError for a network's result that holds NaN or infinity."""
+    # A sum takes a fraction of the time of isfinite(), but would overflow in fp16.
     if not math.isfinite(float(result.sum(dtype=torch.float32))):
         raise CSDError("the network's output holds NaN or infinity: its weights are broken; use another checkpoint")

@@ -1,4 +1,4 @@
-"""What is found out of a network by running it on made-up frames."""
+"""Finds out properties of a network by running it on synthetic frames."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ import torch
 from torch import Tensor, nn
 
 REFUSALS = (RuntimeError, ValueError, AssertionError, LookupError)
-"""What networks raise at frames that are too small."""
+"""The errors of networks for frames that are too small."""
 _REACHES = (4, 8, 16, 32, 64, 128)
 _LONGEST = 512
-"""Pixels of reach beyond which a network is not tried out, as that takes long."""
+"""The largest reach in pixels for which a network is tried out, as that takes long."""
 
 
 @contextmanager
 def as_it_is() -> Iterator[None]:
-    """Inside, networks compute without gradients, and in the precision of their weights, whatever holds outside."""
+    """Inside, networks compute without gradients, in the precision of their weights, whatever is set outside."""
     with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
 
 
 def zeros_for(network: nn.Module, *shape: int) -> Tensor:
-    """Zeros of the type, and on the device, of a network's weights; in float32 on the CPU where it has none."""
+    """Zeros of the type, and on the device, of a network's weights; float32 on the CPU if it has none."""
     tensors = chain(network.parameters(), network.buffers())
     weight = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(()))
     return weight.new_zeros(shape)
 
 
 def tried_reach(network: nn.Module, counted: int, *, side: int, num_frame: int, divisor: int) -> int | None:
-    """How many pixels to each side a result depends on, by comparing tiles with whole frames.
+    """The most pixels to each side that a result depends on, found by comparing tiles with whole frames.
 
     Args:
-        counted: what its layers say, which counts no functions, such as F.conv2d, and no means over the frame.
-        side: a height that it takes.
-        num_frame: frames that it is given.
+        counted: the reach computed from its layers, without functions such as F.conv2d, and means over the frame.
+        side: a height that it accepts.
+        num_frame: frames to give it.
         divisor: its tiles begin at multiples of it.
 
     Returns:
-        `counted`, or the first larger one of a few at which tiles leave no seam, in both directions; None where all do,
-        or where it does not take the frames.
+        `counted`, or the first of a few larger ones at which tiles leave no seam in either direction; None if all do,
+        or if it refuses the frames.
     """
     if counted > _LONGEST:
         return counted
@@ -57,9 +57,9 @@ def tried_reach(network: nn.Module, counted: int, *, side: int, num_frame: int, 
 
 
 def _is_seamless(network: nn.Module, reach: int, side: int, num_frame: int, divisor: int, *, wide: bool) -> bool:
-    """Whether the middle of a long frame is the same where the network sees no more of it than `reach` around it.
+    """Whether the middle of a long frame is unchanged if the network sees no more of it than `reach` around it.
 
-    What it then does not see is much brighter, so that a mean over the frame shows.
+    The part that it does not see is much brighter, so that a mean over the frame would show.
     """
     kept, around = (-(-length // divisor) * divisor for length in (side, reach))
     seen = slice(kept, 2 * kept + 2 * around)
@@ -74,7 +74,7 @@ def _is_seamless(network: nn.Module, reach: int, side: int, num_frame: int, divi
     if not all(
         isinstance(x, Tensor) and x.shape[-2:] == y.shape[-2:] for x, y in zip(made, (whole, tile), strict=True)
     ):
-        raise ValueError("no frames of the size that it is given")
+        raise ValueError("the output has not the size of the input")
     expected, result = (x if wide else x.transpose(-1, -2) for x in made)
     middle = expected[..., kept + around : 2 * kept + around]
     tolerance = max(1e-4, 4 * torch.finfo(frame.dtype).eps)

@@ -183,7 +183,7 @@ def test_int8_reports_what_it_costs(network, windows, tmp_path):
     kinds = [node.op_type for node in onnx.load(tmp_path / "s.onnx").graph.node]
     assert kinds.count("QuantizeLinear") > 12
     assert Derainer(tmp_path / "s.onnx").num_frame == 3  # the metadata are there
-    with pytest.raises(CSDError, match="give a clip by --calibrate"):
+    with pytest.raises(CSDError, match="give a clip with --calibrate"):
         export_network(network, tmp_path / "t.onnx", precision="int8")
 
 

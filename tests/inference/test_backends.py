@@ -203,7 +203,7 @@ def test_a_model_that_is_not_ours_is_one_line(tmp_path):
     graph = onnx.helper.make_graph([node], "g", sides[:1], sides[1:])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
     onnx.save(model, tmp_path / "other.onnx")
-    with pytest.raises(CSDError, match=r"does not say its num_frame.*`csd export`"):
+    with pytest.raises(CSDError, match=r"does not state its num_frame.*`csd export`"):
         open_backend(tmp_path / "other.onnx", backend="onnxruntime")
 
 

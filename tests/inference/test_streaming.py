@@ -207,7 +207,7 @@ def test_mistakes_are_one_line(network):
         derainer.push(np.zeros((4, 4, 3)))
     derainer.reset()
     derainer.push(np.zeros((4, 4, 3), np.uint8))
-    with pytest.raises(CSDError, match="a clip has frames of one kind"):
+    with pytest.raises(CSDError, match="a clip needs frames of one kind"):
         derainer.push(np.zeros((4, 5, 3), np.uint8))
     with pytest.raises(CSDError, match="device 'abacus'"):
         Derainer(network, device="abacus")
