@@ -1,5 +1,5 @@
 """The table of objectives. An objective is one file in this folder, with a subclass of `interface.Objective`, and one
-line here; its name is then a `train.distill_opt.type`. Other packages add theirs: see `extensions`.
+line here; its name is then a `train.distill_opt.type`. Other packages add their own: see `extensions`.
 """
 
 from __future__ import annotations

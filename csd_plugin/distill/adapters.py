@@ -1,4 +1,4 @@
-"""Bridges between features of different widths and sizes, declared in the options."""
+"""Adapters between features of different channels and sizes, declared in the options."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ ADAPTERS = ("conv1x1", "resize")
 
 
 class AdaptedObjective(Objective):
-    """An objective that is shown the student's features in the width and size of the teacher's.
+    """An objective that sees the student's features with the teacher's channels and size.
 
     Args:
-        objective: any; its terms are those of the whole.
-        adapters: `conv1x1`: one learned 1x1 convolution for each tap, from the student's width to the teacher's; it
-            learns with the student and is not part of it. It starts at the teacher's scale, which the first batch
-            shows: what it takes is multiplied by a number that stays what it was then. `resize`: bilinear, without
-            aliasing, to the teacher's height and width.
-        student, teacher: shapes of the features, (B, L, C, h, w) for each tap.
+        objective: any objective; the terms are the same.
+        adapters: `conv1x1`: one learned 1x1 convolution per tap, from the student's channels to the teacher's; it
+            learns with the student but is not part of it. It starts at the teacher's scale, which the first batch
+            determines: its input is multiplied by a factor that then stays constant. `resize`: bilinear, antialiased,
+            to the teacher's height and width.
+        student, teacher: shapes of the features, (B, L, C, h, w) per tap.
 
     Raises:
-        CSDError: an unknown adapter, or unequal numbers of taps.
+        CSDError: an adapter is unknown, or the numbers of taps differ.
     """
 
     gain: Tensor
@@ -57,10 +57,10 @@ class AdaptedObjective(Objective):
         pairs = zip(student, teacher, strict=True)
         self.convs = nn.ModuleList(nn.Conv2d(ours[2], theirs[2], 1) for ours, theirs in pairs if "conv1x1" in adapters)
         for bias in (parameter for name, parameter in self.convs.named_parameters() if name.endswith("bias")):
-            nn.init.zeros_(bias)  # a student's feature may be hundreds of times smaller than what it starts as
+            nn.init.zeros_(bias)  # a random bias could be hundreds of times larger than a student's feature
         self.register_buffer("gain", torch.full((len(self.convs),), torch.nan), persistent=bool(self.convs))
         self.learns_scale = bool(self.convs)
-        self._scaled: set[int] = set()  # taps that have their gain, so that a GPU is asked once
+        self._scaled: set[int] = set()  # taps whose gain is set, to ask a GPU only once
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
@@ -99,18 +99,18 @@ class AdaptedObjective(Objective):
         return tuple(adapted)
 
     def _widened(self, tap: int, frames: Tensor, theirs: Tensor) -> Tensor:
-        """What the convolution of a tap makes of the student's feature, which `gain` has brought to scale.
+        """The student's feature, brought to scale by `gain`, after the convolution of a tap.
 
-        The first batch that is learned from sets it; before, batches without gradients have their own.
+        The first batch with gradients sets the gain; batches without gradients before that use their own.
         """
         learns = torch.is_grad_enabled()
         gain = self.gain[tap]
         with torch.no_grad():
             if tap not in self._scaled and gain.isnan():
-                widened = self.convs[tap](frames)  # its bias is zero still
+                widened = self.convs[tap](frames)  # its bias is still zero
                 sizes = torch.stack([theirs.square().mean(), widened.square().mean()])
                 sizes = mean_over_processes(sizes) if learns else sizes
-                # A feature that is nothing but zeros has no scale.
+                # A feature of zeros has no scale.
                 gain = torch.where(sizes.min() > 0, (sizes[0] / sizes[1]).sqrt(), 1.0)
                 if learns:
                     self.gain[tap] = gain
@@ -120,7 +120,7 @@ class AdaptedObjective(Objective):
 
 
 def adapted_shapes(student: ClipView, teacher: ClipView, adapters: Iterable[str]) -> ClipView:
-    """The student's features in the shapes that adapters bring them to, without values; unequal numbers stay so."""
+    """The student's features, without values, in the shapes after the adapters; unequal numbers of taps stay so."""
     adapters, features = set(adapters), {}
     for scale, of_scale in student.features.items():
         shapes = [list(feature.shape) for feature in of_scale]

@@ -1,4 +1,4 @@
-"""The moving average of the weights (`params_ema`), which is what is validated and tested."""
+"""The moving average of the weights (`params_ema`), which is validated and tested."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _LARGE_SHARE = 0.05
 def decay_at(step: int, decay: float) -> float:
     """The decay of the update after step 1, 2, ..: at most (1 + step) / (10 + step).
 
-    A constant decay keeps decay^steps of the start: 61 % after 500 steps of 0.999. So the average grows with the run
-    instead, over about the last tenth of it, until the decay that was asked for is reached. The form is that of timm
-    and diffusers.
+    A constant decay keeps decay^steps of the initial weights: 61 % after 500 steps of 0.999. So the average's length
+    grows with the run instead, as about its last tenth, until the requested decay is reached. The formula is that of
+    timm and diffusers.
     """
     return min(decay, (1 + step) / (10 + step))
 
@@ -27,8 +27,8 @@ def decay_at(step: int, decay: float) -> float:
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
     """average = decay * average + (1 - decay) * network for all weights; buffers (BatchNorm's) are copied.
 
-    Buffers that are saved become those of the network, whatever their size. Of others, such as caches of the size of
-    the frames, those of equal size are copied where that can be; the average makes the rest itself.
+    Saved buffers become those of the network, whatever their size. Of others, such as caches of the frames' size, those
+    of equal size are copied if they can be; the average creates the rest itself.
     """
     weights = dict(network.named_parameters())
     averaged = dict(average.named_parameters())
@@ -40,7 +40,7 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
 
 
 def _copy_buffers(average: nn.Module, network: nn.Module) -> None:
-    """Those of one module, not of its children."""
+    """Copy the buffers of one module, without its children."""
     for name in dict.fromkeys((*average._buffers, *network._buffers)):
         ours, theirs = average._buffers.get(name), network._buffers.get(name)
         if ours is not None and theirs is not None and ours.shape == theirs.shape and _is_writable(ours):
@@ -50,16 +50,16 @@ def _copy_buffers(average: nn.Module, network: nn.Module) -> None:
 
 
 def _is_writable(buffer: Tensor) -> bool:
-    """Not those of inference mode, nor expanded ones, whose numbers share memory."""
+    """Whether a buffer can be written to: not if made in inference mode, nor if expanded, with shared memory."""
     return not buffer.is_inference() and not any(
         stride == 0 and size > 1 for size, stride in zip(buffer.shape, buffer.stride(), strict=True)
     )
 
 
 def average_warnings(train_opt: Mapping[str, Any]) -> list[str]:
-    """What is odd about `train.ema_decay` for a run of `train.total_iter` steps.
+    """Warnings about `train.ema_decay` for a run of `train.total_iter` steps.
 
-    With the warm-up nothing is: a decay that the run never gets to changes nothing, and the start is forgotten.
+    With the warm-up there are none: a decay that the run never reaches changes nothing, and the start is forgotten.
     """
     if train_opt.get("ema_warmup", True):
         return []
@@ -68,15 +68,15 @@ def average_warnings(train_opt: Mapping[str, Any]) -> list[str]:
     if share <= _LARGE_SHARE:
         return []
     return [
-        f"train.ema_decay {decay} without ema_warmup: after {steps:,} steps the average that is tested is still "
+        f"train.ema_decay {decay} without ema_warmup: after {steps:,} steps the tested average is still "
         f"{share:.0%} start; ema_decay {_fitting_decay(steps)} or less fits, or leave ema_warmup on"
     ]
 
 
 def _fitting_decay(steps: int) -> Decimal:
-    """The largest decay that leaves no more than a small share of the start after these steps, rounded down.
+    """The largest decay that leaves at most a small share of the start after these steps, rounded down.
 
-    To two digits of what it lacks to 1, so that no number of steps rounds it up to a decay that is too long.
+    To two digits of 1 - decay, so that for no number of steps it is rounded up to a decay that is too long.
     """
     lacking = -math.expm1(math.log(_LARGE_SHARE) / max(steps, 1))
     return (1 - Context(prec=2, rounding=ROUND_UP).create_decimal(lacking)).normalize()

@@ -1,4 +1,4 @@
-"""Weights that follow what they do: a term's gradient is kept at a share of the reconstruction's."""
+"""Weights that follow measurements: a term's gradient is kept at a fixed ratio to the reconstruction's."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from csd_plugin.distill.schedule import Weight, is_balanced
 from csd_plugin.errors import CSDError
 
 EVERY = 20
-"""Iterations from one measurement to the next, as each takes a backward pass for every term."""
+"""Iterations between two measurements, as each takes a backward pass per term."""
 _SHARE_OF_NEW = 0.3
-"""Share of a new measurement in the logarithm of the weight: gradients differ from batch to batch."""
+"""Share of a new measurement in the logarithm of the weight, as gradients differ between batches."""
 
 
 class Balance:
-    """The weights of terms with `balance: SHARE`: the term's gradient is SHARE times that of the reconstruction.
+    """The weights of terms with `balance: SHARE`: the norm of the term's gradient is SHARE times the reconstruction's.
 
-    Compared are norms of the gradients of all the student's weights, as `health` has them: the ratio that it logs.
+    The norms are those of the gradients of all the student's weights, as in `health`, which logs their ratio.
 
-    measured: term -> weight, plain numbers; a resumed run takes them over.
+    measured: term -> weight, plain numbers; restored by a resumed run.
     """
 
     def __init__(self, weights: Mapping[str, Weight]) -> None:
@@ -36,13 +36,13 @@ class Balance:
         self._last = 0
 
     def at(self, weights: Mapping[str, float]) -> dict[str, float]:
-        """The weights of an iteration, as `weight_at` has them, with those that were measured; those of 0 stay so."""
+        """The weights of an iteration, as from `weight_at`, with measured ones inserted; weights of 0 stay 0."""
         return {term: self.measured.get(term, weight) if weight else weight for term, weight in weights.items()}
 
     def due(self, iteration: int, weights: Mapping[str, float]) -> list[str]:
-        """The terms to be measured in an iteration: every so often those that are on, and all at their first.
+        """The terms to measure in an iteration: at regular intervals those in use, and every term at its first use.
 
-        Once in an iteration: where a batch goes through in parts, all of them have the weights of the first.
+        Once per iteration: if a batch goes through in parts, all parts have the weights of the first.
         """
         if iteration == self._last:
             return []
@@ -51,7 +51,7 @@ class Balance:
         return terms
 
     def wants(self, iteration: int, weights: Mapping[str, float]) -> list[str]:
-        """The terms that an iteration measures."""
+        """The terms that this iteration would measure."""
         on = [term for term in self.shares if weights.get(term)]
         return [term for term in on if iteration % EVERY == 0 or term not in self.measured]
 
@@ -62,20 +62,20 @@ class Balance:
 
         Args:
             recon: the weighted reconstruction loss.
-            losses: term -> raw loss; with several teachers, their losses weighted by their shares.
+            losses: term -> raw loss; with several teachers, the sum of their losses weighted by their shares.
             parameters: the student's.
             scale: see `gradient_norms`.
 
         Raises:
-            CSDError: the reconstruction has no gradient. One that is not finite changes nothing.
+            CSDError: the reconstruction has no gradient. Gradients that are not finite change nothing.
         """
         norms = gradient_norms({"": recon, **losses}, parameters, scale=scale, together=True)
         reference, *others = torch.stack(list(norms.values())).cpu().tolist()
         if not math.isfinite(reference):
-            return  # the step is left out
+            return  # this step will be skipped
         if reference == 0:
             raise CSDError(
-                "balance: the reconstruction loss gives the student no gradient, so there is nothing to follow; "
+                "balance: the reconstruction loss gives the student no gradient, so terms cannot be balanced with it; "
                 "give pixel_opt a loss_weight, lower the learning rate, or use numbers as weights"
             )
         for term, norm in zip(losses, others, strict=True):

@@ -1,4 +1,4 @@
-"""Distillation to a blend of what the teacher gives and what is true."""
+"""Distillation to a blend of the teacher's frames and the truth."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from csd_plugin.types import ClipView, Terms
 
 
 class TeacherTruthBlend(Objective):
-    """Term `blend`: mean absolute difference of the student's frames and `share` x teacher's + (1 - `share`) x clean.
+    """Term `blend`: mean absolute difference between the student's frames and share * teacher + (1 - share) * clean.
 
     Args:
-        share: from 0, the truth alone, to 1, the teacher alone.
+        share: of the teacher, from 0 (only the truth) to 1 (only the teacher).
     """
 
     needs_features = False
@@ -30,5 +30,5 @@ class TeacherTruthBlend(Objective):
         return ("blend",)
 
     def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
-        """The term of the class docstring."""
+        """The term in the class docstring."""
         return Terms({"blend": F.l1_loss(student.output, target.lerp(teacher.output.detach(), self.share))}, {})

@@ -1,13 +1,13 @@
 """The convolutional LSTM cell that the spatial Connector and the temporal Aggregator are made of.
 
-One 3x3 convolution takes (input, hidden) to the gates i, f, o, g; then
+One 3x3 convolution maps (input, hidden) to the gates i, f, o, g; then
 
     cell = sigmoid(f) * previous cell + sigmoid(i) * tanh(g),    hidden = sigmoid(o) * tanh(cell).
 
-A distillation step applies it dozens of times, so it is written out for speed; no number changes by it. On a CPU the
-convolution is split into the input's and the hidden state's share (no concatenation, and a zero state costs nothing),
-the gates are activated in place, and two gradients are spelled out that autograd finds the long way round. On a GPU the
-input's share of all frames is one launch, and what follows the convolutions another, by torch's own LSTM kernel.
+A distillation step applies it dozens of times, so it is written for speed; the results do not change. On a CPU the
+convolution is split into the input's and the hidden state's part (no concatenation, and a zero state costs nothing),
+the gates are activated in place, and two gradients are explicit that autograd computes in a slower way. On a GPU the
+input's part for all frames is one launch, and everything after the convolutions is another, in torch's own LSTM kernel.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class State(NamedTuple):
-    """What a cell hands on, each (n, hidden, H, W). Where a State is optional, None is the zero state."""
+    """The state of a cell, each tensor (n, hidden, H, W). Where a State is optional, None is the zero state."""
 
     hidden: Tensor
     cell: Tensor
@@ -40,7 +40,7 @@ class ConvLSTMCell(nn.Module):
 
     def __init__(self, *, in_channels: int, hidden: int) -> None:
         super().__init__()
-        bound = 1 / math.sqrt(9 * (in_channels + hidden))  # the usual start of the one convolution these are parts of
+        bound = 1 / math.sqrt(9 * (in_channels + hidden))  # the default initialisation of the whole convolution
 
         def uniform(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
@@ -53,7 +53,7 @@ class ConvLSTMCell(nn.Module):
         return self.over([x.unsqueeze(0)]).step(state)
 
     def over(self, clips: Sequence[Tensor]) -> Steps:
-        """Its steps over the frames of clips, each (L, n, C, H, W); C may lack channels that come with each step."""
+        """The cell's steps over the frames of clips, each (L, n, C, H, W), without channels that only steps provide."""
         fuses = clips[0].is_cuda and _has_fused_lstm(clips[0].device)
         return _FusedSteps(self, clips) if fuses else Steps(self, clips)
 
@@ -68,9 +68,9 @@ class Steps:
         """The state after this frame of this clip.
 
         Args:
-            more: the channels that the clips lack; None is zeros.
+            more: the channels that the clips lack; None means zeros.
         """
-        # Frame by frame even where frames are independent: measured on a CPU, small batches stay in its caches.
+        # Frame by frame even if frames are independent: small batches stay in a CPU's caches, as measured.
         cell, x = self._cell, self._clips[clip][frame]
         weight: Tensor = cell.weight_input
         if more is not None:
@@ -84,15 +84,15 @@ class Steps:
         return State(*_Gates.apply(gates, state.cell))
 
     def cells(self, states: Sequence[State | None], more: Sequence[Tensor | None]) -> list[Tensor]:
-        """The cell after each frame of the first clip, each from a state of its own: (n, hidden, H, W) per frame."""
+        """The cell after each frame of the first clip, each from its own state: (n, hidden, H, W) per frame."""
         steps = enumerate(zip(states, more, strict=True))
         return [self.step(state, extra, frame=frame).cell for frame, (state, extra) in steps]
 
 
 class _FusedSteps(Steps):
-    """On a GPU, where launches cost more than memory: the inputs' share of all frames first, then two for each step.
+    """On a GPU, where launches cost more than memory: the inputs' part of all frames at once, then two launches a step.
 
-    States are channels_last, in which the LSTM's kernel sees every pixel as one of a batch.
+    States are channels_last, so that the LSTM's kernel treats every pixel as a sample of a batch.
     """
 
     def __init__(self, cell: ConvLSTMCell, clips: Sequence[Tensor]) -> None:
@@ -126,13 +126,13 @@ class _FusedSteps(Steps):
         elif more is None:
             others = F.conv2d(state.hidden, self._of_hidden, padding=1)
         else:
-            assert self._of_both is not None  # a cell that is given more has weights for it
+            assert self._of_both is not None  # a cell that takes `more` has weights for it
             others = F.conv2d(torch.cat([more, state.hidden], dim=1), self._of_both, padding=1)
         return State(*_FusedGates.apply(gates, others, None if state is None else state.cell))
 
 
 def _together(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """One batch of them all; None is zeros, among others."""
+    """All parts as one batch; None is zeros, if some parts are tensors."""
     known = next((part for part in parts if part is not None), None)
     if known is None:
         return None
@@ -145,15 +145,15 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _thin_last(x: Tensor) -> Tensor:
-    """channels_last also where there is one channel: it lies the same, but convolutions go by the strides."""
+    """channels_last also for a single channel: the memory is the same, but convolutions look at the strides."""
     return x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2) if x.shape[1] == 1 else _channels_last(x)
 
 
 class _ThinConv(torch.autograd.Function):
     """A 3x3 convolution of an input of one or two channels.
 
-    Only the input's gradient on a CPU differs from conv2d's: its kernels would pad the one or two channels to sixteen
-    and do the work of sixteen. A 1x1 convolution to the nine taps, then summed where they overlap, is several times
+    On a CPU, only the input's gradient differs from conv2d's, whose kernels would pad the one or two channels to
+    sixteen and do the work of sixteen. A 1x1 convolution to the nine taps, summed where they overlap, is several times
     faster. On a GPU all gradients are one launch.
     """
 
@@ -179,7 +179,7 @@ class _ThinConv(torch.autograd.Function):
 
 
 class _Gates(torch.autograd.Function):
-    """(gates i f o g, previous cell or None) -> (hidden, cell). Overwrites `gates`, which nothing else may hold."""
+    """(gates i f o g, previous cell or None) -> (hidden, cell). Overwrites `gates`, which nothing else may use."""
 
     @staticmethod
     def forward(ctx: Any, gates: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -225,10 +225,10 @@ class _Gates(torch.autograd.Function):
 
 
 class _FusedGates(torch.autograd.Function):
-    """(gates i f g o, what adds to them or None, previous cell or None) -> (hidden, cell), by torch's LSTM kernel.
+    """(gates i f g o, addend or None, previous cell or None) -> (hidden, cell), with torch's LSTM kernel.
 
-    torch calls it in nn.LSTMCell on GPUs. By itself it has no public name, and keeps the gates for second derivatives,
-    so its two operations are called here.
+    torch uses it in nn.LSTMCell on GPUs. On its own it has no public name, and it keeps the gates for second
+    derivatives, so its two operations are called here.
     """
 
     @staticmethod
@@ -256,7 +256,7 @@ class _FusedGates(torch.autograd.Function):
 
 
 def _refuse_second_derivatives() -> None:
-    """In a backward pass: raises CSDError where it is recorded, to be differentiated once more."""
+    """In a backward pass: raise CSDError if the pass is recorded for further derivatives."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise CSDError(
             "the cells of objectives have no second derivatives: leave create_graph out of their backward pass"
@@ -264,25 +264,25 @@ def _refuse_second_derivatives() -> None:
 
 
 def _rows(maps: Tensor) -> Tensor:
-    """(n, C, H, W) -> (n * H * W, C), which copies nothing that is channels_last."""
+    """(n, C, H, W) -> (n * H * W, C), without a copy if channels_last."""
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
 def _maps(rows: Tensor, size: torch.Size) -> Tensor:
-    """(n * H * W, C) -> (n, C, H, W), channels_last, of the size of others."""
+    """(n * H * W, C) -> (n, C, H, W), channels_last, of the given size."""
     return rows.view(size[0], *size[2:], -1).permute(0, 3, 1, 2)
 
 
 @constant
 def _lstm_order(hidden: int, device: torch.device) -> Tensor:
-    """Where the LSTM's gates i f g o are among ours, i f o g."""
+    """The indices of the LSTM's gates i f g o among ours, i f o g."""
     i, f, o, g = torch.arange(4 * hidden).split(hidden)
     return torch.cat([i, f, g, o]).to(device)
 
 
 @lru_cache(maxsize=64)
 def _has_fused_lstm(device: torch.device) -> bool:
-    """Whether torch has its LSTM kernel there, and it does what a cell does: tried, as it has no public name."""
+    """Whether torch has its LSTM kernel for this device and it computes a cell: tried out, as it is not public."""
     gates = torch.linspace(-2, 2, 2 * 8 * 3).view(1, 8, 2, 3)
     previous = torch.linspace(-1, 1, 2 * 2 * 3).view(1, 2, 2, 3)
     order = _lstm_order(2, torch.device("cpu"))
@@ -295,10 +295,10 @@ def _has_fused_lstm(device: torch.device) -> bool:
         reason = "other results"
     except NOT_SERVED as error:
         reason = first_line(error)
-    logger.warning("the cells of objectives run without torch's LSTM kernel on %s, slower: %s", device, reason)
+    logger.warning("the cells of objectives run without torch's LSTM kernel on %s, which is slower: %s", device, reason)
     return False
 
 
 def _tanh_(x: Tensor) -> Tensor:
-    """tanh in place. On a CPU through the sigmoid, which torch computes ten times faster there."""
+    """tanh in place. On a CPU by way of the sigmoid, which torch computes ten times faster there."""
     return x.mul_(2).sigmoid_().mul_(2).sub_(1) if x.device.type == "cpu" else x.tanh_()

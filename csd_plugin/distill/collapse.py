@@ -1,4 +1,4 @@
-"""Cells that learn from the loss they define can shrink it by ignoring their input: how to see it, and to stop it."""
+"""Cells that learn from the loss they define can shrink it by ignoring their input: detects this, and stops it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import Tensor, nn
 from csd_plugin.distill.processes import mean_over_processes
 
 LOSS_GONE = 1e-8
-"""A loss below this is as good as none: the cells that define it stop learning (STD's rule)."""
+"""A loss below this counts as zero: the cells that define it stop learning (STD's rule)."""
 
 
 @torch.no_grad()
 def spread(frames: Sequence[Tensor]) -> Tensor:
-    """Deviation per channel over everything else in statuses (B, C, h, w) of frames, averaged over channels."""
-    # By sums: torch.std over these dimensions takes twenty times as long on a CPU.
+    """Standard deviation of the statuses (B, C, h, w) of frames, per channel, averaged over channels."""
+    # From sums: torch.std over these dimensions takes twenty times as long on a CPU.
     mean = torch.stack([x.mean(dim=(0, 2, 3)) for x in frames]).mean(dim=0)
     mean_square = torch.stack([x.square().mean(dim=(0, 2, 3)) for x in frames]).mean(dim=0)
     return (mean_square - mean.square()).clamp_min(0).sqrt().mean()
 
 
 class Freeze(nn.Module):
-    """Lets weights learn until it has to freeze them, once and for good.
+    """Lets weights learn until they are frozen, permanently.
 
-    Its buffers are saved with an objective, so that a resumed run continues with them, and all processes of one follow
-    the first. An objective calls `hold` before it computes with the weights, and `restore` after each step. What is
-    computed without gradients, as in a validation, changes nothing.
+    Its buffers are saved with an objective, so that a resumed run continues with them, and all processes of a job
+    follow the first one. An objective calls `hold` before it computes with the weights, and `restore` after each step.
+    Computations without gradients, as in a validation, change nothing.
     """
 
     frozen: Tensor
@@ -36,10 +36,10 @@ class Freeze(nn.Module):
         super().__init__()
         self.register_buffer("frozen", torch.tensor(False))
         self._kept: list[Tensor] = []
-        """Whether they were frozen, and the weights: the same tensors in every step, which a CUDA graph writes into."""
+        """Whether they are frozen, and the weights held: the same tensors in every step, for CUDA graphs."""
 
     def hold(self, weights: Iterable[nn.Parameter]) -> None:
-        """Remember the weights as they are, and whether they are frozen by now."""
+        """Remember the current weights, and whether they are frozen by now."""
         if not torch.is_grad_enabled():
             return
         now = [self.frozen, *(weight.detach() for weight in weights)]
@@ -50,16 +50,18 @@ class Freeze(nn.Module):
             kept.copy_(value)
 
     def freeze_if_gone(self, loss: Tensor) -> None:
-        """Where the mean of this loss over all processes is: from the next call of `hold` on, which is that of the next
-        step, or of the next part of this one."""
+        """Freeze if the mean of this loss over all processes is below `LOSS_GONE`; effective from the next `hold` on.
+
+        That is the one of the next step, or of the next part of this step.
+        """
         if torch.is_grad_enabled():
             self.frozen |= mean_over_processes(loss.detach()) < LOSS_GONE
 
     @torch.no_grad()
     def restore(self, weights: Iterable[nn.Parameter]) -> None:
-        """Undo the step on frozen weights: gradients of zero would not stop an optimizer with momentum.
+        """Undo the step on frozen weights: with zero gradients, an optimizer with momentum would still move them.
 
-        Whether there is anything to undo is left to the device, since asking it would make a GPU's step wait.
+        The device decides whether there is anything to undo, as asking it would make a GPU's step wait.
         """
         if self._kept:
             held, *before = self._kept
@@ -68,10 +70,10 @@ class Freeze(nn.Module):
 
 
 class FreezeOnCollapse(Freeze):
-    """Freezes when a status spreads less than `fraction` of what it did at first, or a loss is gone.
+    """Freezes when a status spreads less than `fraction` of its initial spread, or a loss is close to zero.
 
     Args:
-        count: of statuses, each with its loss.
+        count: the number of statuses, each with its loss.
     """
 
     start: Tensor

@@ -1,4 +1,4 @@
-"""CRD: "Contrastive Representation Distillation" (Tian et al., ICLR 2020), of a frame's pixels in place of images."""
+"""CRD: "Contrastive Representation Distillation" (Tian et al., ICLR 2020), for pixels of a frame instead of images."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from csd_plugin.types import ClipView, Terms
 
 
 class CRD(Objective):
-    """The student's feature of a pixel is to tell this pixel from the others of its frame in the teacher's feature.
+    """The student's feature of a pixel must identify this pixel among all pixels of the teacher's feature of the frame.
 
-    Columns of a feature, one for each pixel, less their mean over the frame, at unit length. Term `contrast`: InfoNCE,
-    the cross entropy of a softmax over the teacher's pixels of cosine / temperature, in which the pixel itself is the
-    right one; a mean over batch, frames and pixels, summed over taps. It is log n for features that say nothing of n
-    pixels, and no 0 for equal ones, as neighbours are alike. Widths must agree: `adapters: [conv1x1]` in `taps` learns
-    a projection, as the paper has.
+    The feature vectors of the pixels, minus their mean over the frame, are scaled to unit length. Term `contrast`:
+    InfoNCE, the cross entropy of a softmax of cosine / temperature over the teacher's pixels, in which the same pixel
+    is the right class; a mean over batch, frames and pixels, summed over taps. It is log n for features that carry no
+    information about n pixels, and not 0 for equal ones, as neighbours are similar. The numbers of channels must agree:
+    `adapters: [conv1x1]` in `taps` learns a projection, as in the paper.
 
     Args:
-        temperature: of the softmax; the lower, the more the most similar pixels count.
+        temperature: of the softmax; the lower, the more weight the most similar pixels have.
         pool: features are average-pooled by this factor first; the matrix of an unpooled 128x128 frame takes 1 GiB.
-        max_gib: refuse to compute matrices that together take more.
+        max_gib: refuse to compute matrices that take more memory in all.
 
     Raises:
-        CSDError: wrong numbers, or, in `forward`, unequal widths or matrices that are too large.
+        CSDError: an option is out of range, or, in `forward`, channels differ or matrices are too large.
     """
 
     def __init__(self, *, temperature: float = 0.1, pool: int = 4, max_gib: float = 8.0) -> None:
@@ -47,15 +47,15 @@ class CRD(Objective):
         self.pixels.check([ours for ours, _ in pairs])
         for ours, theirs in pairs:
             if self.pixels.count(ours) < 2:
-                raise CSDError(f"CRD: a feature of one pixel, pooled by {self.pixels.pool}, has no others; lower pool")
+                raise CSDError(f"CRD: after pooling by {self.pixels.pool}, a feature has a single pixel; lower pool")
             if ours.shape[2] != theirs.shape[2]:
                 raise CSDError(
-                    f"CRD: the student's feature has {ours.shape[2]} channels and the teacher's {theirs.shape[2]}; "
+                    f"CRD: the student's feature has {ours.shape[2]} channels, the teacher's has {theirs.shape[2]}; "
                     f"give `adapters: [conv1x1]` in `taps`"
                 )
 
     def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
-        """The term of the class docstring; `target` is not used."""
+        """The term in the class docstring; `target` is not used."""
         with torch.autocast(target.device.type, enabled=False):
             self.check(student, teacher)
             pairs = feature_pairs("CRD", student, teacher)
@@ -67,5 +67,7 @@ class CRD(Objective):
     def _contrast(self, ours: Tensor, theirs: Tensor) -> Tensor:
         ours, theirs = (self.pixels.columns(feature, centred=True) for feature in (ours, theirs))
         similarities = ours.transpose(1, 2) @ theirs / self.temperature
-        own = (ours * theirs).sum(dim=1) / self.temperature  # their diagonal, without a gradient of their size
+        own = (ours * theirs).sum(
+            dim=1
+        ) / self.temperature  # the matrix's diagonal, without a gradient of the matrix's size
         return (similarities.logsumexp(dim=2) - own).mean()

@@ -32,12 +32,12 @@ _CHOICES: dict[str, Collection[str]] = {
 }
 _EMA_DECAY, _COLLAPSE_FRACTION = 0.999, 0.5
 PASSES = 2
-"""Passes of the Connector."""
+"""The Connector's passes."""
 
 
 @dataclass
 class Trace:
-    """What one network's maps leave behind in the cells, frame by frame; empty where a module is switched off.
+    """The states of the cells for one network's maps, frame by frame; empty for a module that is switched off.
 
     Attributes:
         spatial: the Connector's statuses, each (B, hidden, h, w).
@@ -50,7 +50,7 @@ class Trace:
     temporal: list[State] = field(default_factory=list)
 
     def of_scale(self, scale: int) -> list[Tensor]:
-        """The statuses of a scale, of both passes."""
+        """The statuses of one scale, of both passes."""
         return [statuses[k] for statuses in self.spatial for k in (scale, len(statuses) - 1 - scale)]
 
     def of_time(self) -> list[Tensor]:
@@ -62,8 +62,8 @@ class AlignmentCells(nn.Module):
     """All modules that learn with the student, shared by the streams; those switched off do not exist.
 
     Args:
-        temporal_first: in each frame the Aggregator goes first, with the spatial hint of the frame before, and the
-            Connector after it, from the state of this frame; otherwise the other way round, as the paper has it.
+        temporal_first: in each frame the Aggregator goes first, with the spatial hint of the previous frame, and the
+            Connector after it, from the state of this frame; otherwise the reverse, as in the paper.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class AlignmentCells(nn.Module):
 
         Args:
             scales: one (L, B, 1, h, w) per scale, largest first.
-            temporal: False leaves the Aggregator out.
+            temporal: False skips the Aggregator.
         """
         trace = Trace()
         connect = None if self.connector is None else self.connector.over(scales)
@@ -94,7 +94,7 @@ class AlignmentCells(nn.Module):
         return trace
 
     def _connect(self, connect: Callable[[int, State | None], list[Tensor]] | None, frame: int, trace: Trace) -> None:
-        """One frame's spatial statuses, from the latest state of the video, and the hint that they give."""
+        """One frame's spatial statuses, from the latest temporal state, and the hint that they give."""
         if connect is None:
             return
         start = trace.temporal[-1] if self.hint is not None and trace.temporal else None
@@ -104,7 +104,7 @@ class AlignmentCells(nn.Module):
 
     @staticmethod
     def _advance(aggregate: Steps | None, frame: int, trace: Trace) -> None:
-        """The state of the video after one more frame, with the latest hint."""
+        """The temporal state after one more frame, with the latest hint."""
         if aggregate is not None:
             hint = trace.hints[-1] if trace.hints else None
             state = trace.temporal[-1] if trace.temporal else None
@@ -113,8 +113,8 @@ class AlignmentCells(nn.Module):
     def collaborate(self, student: Tensor, teacher: Trace) -> list[Tensor]:
         """Per frame of the student's map (L, B, 1, H, W), the collaborative status C_M (B, hidden, H, W).
 
-        Each takes the student's map, the hint that the teacher's own had and the teacher's state of the frame before;
-        the state that comes of it is dropped.
+        Each takes the student's map, the hint that the teacher had, and the teacher's state of the previous frame; the
+        resulting state is dropped.
         """
         assert self.aggregator is not None
         hints: Sequence[Tensor | None] = teacher.hints or [None] * len(student)
@@ -124,58 +124,58 @@ class AlignmentCells(nn.Module):
 
 
 class Traces:
-    """The student's and the teacher's trace of one batch, to be compared."""
+    """The traces of the student and the teacher for one batch, to be compared."""
 
     def __init__(self, student: Trace, teacher: Trace) -> None:
         self.student, self.teacher = student, teacher
 
     def distance(self, statuses: Callable[[Trace], list[Tensor]]) -> Tensor:
-        """Mean absolute difference of these of both, all of one size. The teacher's get no gradient."""
+        """Mean absolute difference between these statuses of both, all of one size. The teacher's get no gradient."""
         return _distance(statuses(self.student), [status.detach() for status in statuses(self.teacher)])
 
 
 class CSD(Objective):
-    """The paper's distillation losses on one feature of teacher and student; their widths may differ.
+    """The paper's distillation losses on one feature of teacher and student; their channels may differ.
 
     Each feature becomes a one-channel map per frame. Frame by frame, the spatial module merges the map's scales and
     compares the merged statuses (term `spatial`, equation 3); the temporal module carries a status through the clip
     and compares the student's, and that of the student's map in the teacher's state, with the teacher's (term
     `temporal`, equation 6); each starts from what the other found (section 2.3). Terms are means over batch, channels
-    and pixels, summed over scales, passes and streams, averaged over frames. All of it is float32 under any autocast.
+    and pixels, summed over scales, passes and streams, averaged over frames. Everything is float32 under any autocast.
 
     Diagnostics: `spread_spatial`, `spread_temporal`: deviation of the teacher's status over frames, batch and
-    pixels, averaged over channels, scales and passes (a falling loss means nothing when it falls with these), and
+    pixels, averaged over channels, scales and passes (a falling loss means nothing if these fall with it), and
     `student_spread_spatial`, `student_spread_temporal` of the student's;
     `correlation`: Pearson's, of teacher's and student's map over a frame's pixels, averaged over frames;
     `frozen`, with `cells: joint_until_collapsed`: 1 once the cells are frozen.
 
     Args:
-        aggregation: how channels become a map: `sum_squared_standardized`, for networks of any widths;
-            `sum_squared_normalized`, each network's map by its own mean and spread, for networks of different
+        aggregation: how channels are reduced to a map: `sum_squared_standardized`, for networks of any widths;
+            `sum_squared_normalized`, each network's map by its own mean and deviation, for networks of different
             families; `mean_squared_standardized`, for equal widths; `mean_squared` (the paper); `sum_squared` (the
             released code).
         scale_source: smaller scales from the pooled `feature`, or from both networks run on pooled `frames` (slower).
         num_scale: scales, each half of the one before.
         hidden: channels of the cells.
-        order: within a frame: `spatial_first` (the paper), or `temporal_first` with the spatial hint of the frame
-            before (the released code).
-        detach_teacher_state: whether gradients of the collaborative stream stop at the teacher's state and hint (in the
-            released code they do not). Targets of the losses never have gradients.
+        order: within a frame: `spatial_first` (the paper), or `temporal_first` with the spatial hint of the previous
+            frame (the released code).
+        detach_teacher_state: stop gradients of the collaborative stream at the teacher's state and hint (the released
+            code does not). Targets of the losses never have gradients.
         cells: `joint`: they learn with the student (the paper), and can make the losses small by ignoring their input;
             `joint_until_collapsed`: they learn until the spread of the teacher's status falls below `collapse_fraction`
-            of its first value, or a loss below 1e-8, and are frozen then, as in STD; `frozen`: they keep their random
-            start; `averaged`: the teacher's are a moving average of the student's, so that the target cannot follow the
-            student at once.
+            of its first value, or a loss below 1e-8, and are then frozen, as in STD; `frozen`: they keep their random
+            initial weights; `averaged`: the teacher's cells are a moving average of the student's, so that the target
+            cannot follow the student at once.
         multi_scale: the paper's MS, in its Table 5.
         cross_scale: the paper's CSC.
         independent: the paper's ITA.
         collaborative: the paper's CTA.
         adaptor: the paper's STA.
-        ema_decay: decay of the moving average, with `cells: averaged`.
+        ema_decay: decay of the moving average with `cells: averaged`.
         collapse_fraction: see `cells`.
 
     Raises:
-        CSDError: options that do not go together, or features that do not fit each other.
+        CSDError: options are incompatible, or features do not match.
     """
 
     fidelities = FIDELITIES
@@ -235,7 +235,7 @@ class CSD(Objective):
             return []
         if not connector.cross_scale:
             return [cell.weight_hidden for cell in (connector.local_to_global, connector.global_to_local)]
-        # with one scale and without hints, every frame's first cell starts from no status
+        # with one scale and without hints, every frame's first cell starts from the zero state
         return [] if self.num_scale > 1 or self.adaptor else [connector.local_to_global.weight_hidden]
 
     def check(self, student: ClipView, teacher: ClipView) -> None:
@@ -247,7 +247,7 @@ class CSD(Objective):
             )
 
     def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
-        """The terms and diagnostics of the class docstring; `target` is not used."""
+        """The terms and diagnostics in the class docstring; `target` is not used."""
         if self.freeze is not None:
             self.freeze.hold(self.cells.parameters())
         with torch.autocast(target.device.type, enabled=False):
@@ -272,10 +272,10 @@ class CSD(Objective):
         return Terms(losses, diagnostics)
 
     def _traces(self, student: list[Tensor], teacher: list[Tensor]) -> Traces:
-        """Those of their maps.
+        """The traces of both networks' maps.
 
-        One after the other on a GPU too: as one batch they take fewer launches, but the teacher's half goes through the
-        backward pass, which moves 2.7 GiB more at the paper's settings.
+        One after the other on a GPU, too: a single batch would take fewer launches, but the teacher's half would go
+        through the backward pass, which moves 2.7 GiB more at the paper's settings.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_teacher_state):
             teacher_trace = (self.cells if self.averaged_cells is None else self.averaged_cells)(teacher)
@@ -291,12 +291,12 @@ class CSD(Objective):
                 average.lerp_(learned, 1 - self.ema_decay)
 
     def _maps(self, student: ClipView, teacher: ClipView) -> tuple[list[Tensor], list[Tensor]]:
-        """Student's and teacher's maps, each a list of (L, B, 1, h, w), one per scale, largest first."""
+        """The student's and the teacher's maps, each a list of (L, B, 1, h, w), one per scale, largest first."""
         self.check(student, teacher)
         scales = []
         for scale in self.input_scales:
             [(ours, theirs)] = feature_pairs("CSD", student, teacher, scale=scale, count=1)
-            # Frames first, so that each frame is one contiguous piece.
+            # Frames first, so that each frame is contiguous.
             scales.append(tuple(maps.transpose(0, 1).contiguous() for maps in self.aggregate(ours, theirs)))
 
         height, width = scales[0][0].shape[3:]
@@ -332,24 +332,24 @@ def _check_choices(**given: str) -> None:
 
 def _check_numbers(cells: str, num_scale: int, hidden: int, ema_decay: float, collapse_fraction: float) -> None:
     if num_scale < 1 or hidden < 1:
-        raise CSDError(f"CSD: num_scale ({num_scale}) and hidden ({hidden}) must be at least 1")
+        raise CSDError(f"CSD: num_scale is {num_scale} and hidden {hidden}, expected at least 1")
     if not 0 <= ema_decay < 1:
-        raise CSDError(f"CSD: ema_decay must be at least 0 and below 1, not {ema_decay}")
+        raise CSDError(f"CSD: ema_decay is {ema_decay}, expected at least 0 and below 1")
     if not 0 < collapse_fraction < 1:
-        raise CSDError(f"CSD: collapse_fraction must be between 0 and 1, not {collapse_fraction}")
+        raise CSDError(f"CSD: collapse_fraction is {collapse_fraction}, expected between 0 and 1")
     for key, given, of, usual in (
         ("ema_decay", ema_decay, "averaged", _EMA_DECAY),
         ("collapse_fraction", collapse_fraction, "joint_until_collapsed", _COLLAPSE_FRACTION),
     ):
         if given != usual and cells != of:
-            raise CSDError(f"CSD: {key} is without effect unless cells is {of}; leave it out, or set cells")
+            raise CSDError(f"CSD: {key} has no effect unless cells is {of}; leave it out, or set cells to that")
 
 
 def _check_modules(*, multi_scale: bool, cross_scale: bool, temporal: bool, adaptor: bool) -> None:
     if not (multi_scale or temporal):
         raise CSDError("CSD: all parts are switched off; switch on multi_scale, independent or collaborative")
     if cross_scale and not multi_scale:
-        raise CSDError("CSD: cross_scale needs multi_scale; switch it on or cross_scale off")
+        raise CSDError("CSD: cross_scale needs multi_scale; switch that on, or cross_scale off")
     if adaptor and not (multi_scale and cross_scale and temporal):
         raise CSDError(
             "CSD: adaptor needs multi_scale, cross_scale and one of independent, collaborative; "
@@ -358,8 +358,8 @@ def _check_modules(*, multi_scale: bool, cross_scale: bool, temporal: bool, adap
 
 
 def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
-    """Mean absolute difference over all elements of equally large tensors."""
-    if ours[0].is_cuda:  # a copy costs it less than launches for each
+    """Mean absolute difference over all elements of tensors of equal size."""
+    if ours[0].is_cuda:  # on a GPU, a copy costs less than launches for each tensor
         return F.l1_loss(torch.cat(list(ours)), torch.cat(list(theirs)))
     return torch.stack([F.l1_loss(a, b) for a, b in zip(ours, theirs, strict=True)]).mean()
 

@@ -1,4 +1,4 @@
-"""Distillation for any training loop: a batch in, named losses out. The loop goes back, steps and saves."""
+"""Distillation for any training loop: a batch in, named losses out. The loop does backward pass, step and saving."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView, Terms
 
 TEACHER_TARGETS = 2
-"""Targets that the teacher computes at once, or those of one clip: more need memory, one alone is slow on a CPU."""
+"""Targets that the teacher computes together, at least one clip: more need memory, a single one is slow on a CPU."""
 TEACHER_TARGETS_ON_GPU = 32
-"""There each part costs its launches."""
+"""The same on a GPU, where each part costs its launches."""
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +39,15 @@ class Teacher:
     """A frozen network, and the objective that compares the student with it.
 
     Args:
-        network: is put into eval mode, and its weights take no gradient from here on.
+        network: is put into eval mode; from here on its weights take no gradient.
         objective: an `Objective`, or a data parallel wrapper of one; its cells learn with the student.
-        label: `t`, or among several teachers another for each; it begins the names of their terms.
-        share: of the distillation loss; those of all teachers add to 1.
-        interface: how the network is called; by default what it says about itself.
-        layers: of the network that the objective compares, `conv7` or `conv7:output`; by default its feature.
+        label: `t`, or, among several teachers, a different one for each; it begins the names of their terms.
+        share: of the distillation loss; the shares of all teachers add to 1.
+        interface: how to call the network; by default as it states itself.
+        layers: the network's layers that the objective compares, `conv7` or `conv7:output`; by default its feature.
 
     Raises:
-        CSDError: nobody says how the network is called, or it has no such layers.
+        CSDError: the network's interface is not stated, or it lacks one of the layers.
     """
 
     def __init__(
@@ -68,28 +68,29 @@ class Teacher:
 
 
 class Distiller(nn.Module):
-    """A student that learns from the truth and from frozen teachers; `forward` gives the losses of a batch.
+    """A student that learns from the truth and from frozen teachers; `forward` returns the losses of a batch.
 
-    Its parameters are the student's and those of the objectives, for one optimizer; so is its state dict (`student.`,
-    `objectives.LABEL.`). Teachers are in neither, but move with `.to()`. Call `after_step` after each optimizer step.
+    Its parameters are those of the student and of the objectives, for one optimizer, and so is its state dict
+    (`student.`, `objectives.LABEL.`). Teachers are in neither, but move with `.to()`. Call `after_step` after each
+    optimizer step.
 
     Args:
         student: may be wrapped for several processes, or compiled.
-        teachers: none leaves the reconstruction loss alone.
-        reconstruction: frames and truth, (B*L, 3, H, W) in [0, 1] each, to a scalar.
+        teachers: if empty, only the reconstruction loss remains.
+        reconstruction: maps frames and truth, (B*L, 3, H, W) in [0, 1] each, to a scalar.
         weights: of the objectives' terms: numbers, schedules, or balances, see `schedule` and `balance`. While all are
-            0 no teacher is run. A resumed loop has to give `balance.measured` back what it was.
-        interface: how the student is called; by default what it says about itself.
-        layers: of the student that are compared, in the order of the teachers' layers; by default its feature.
-        autocast: what the networks compute in; None leaves it to an autocast around `forward`. Losses are float32.
-        examine_every: iterations between two looks at whether the terms teach, see `health`; 0 for none. The first
-            batch is looked at too.
-        scaler: the one that the loop's loss goes through, where it trains in fp16.
-        warn: takes what the looks find, and what is compared only in part, a line each.
+            0, no teacher is run. A resumed loop must restore `balance.measured`.
+        interface: how to call the student; by default as it states itself.
+        layers: the student's layers that are compared, in the order of the teachers' layers; by default its feature.
+        autocast: the networks' precision; None leaves it to an autocast around `forward`. Losses are float32.
+        examine_every: iterations between two examinations of whether the terms teach, see `health`; 0 for none. The
+            first batch is examined, too.
+        scaler: the gradient scaler of the loop, if it trains in fp16.
+        warn: called with each line about what the examinations find, and about calls that are only compared in part.
 
     Raises:
-        CSDError: shares that do not add to 1, terms and weights that do not go together, layers that are not there; a
-            teacher that has weights which the student learns.
+        CSDError: shares do not add to 1, terms and weights do not match, layers are missing, or a teacher has weights
+            that the student learns.
     """
 
     def __init__(
@@ -111,10 +112,10 @@ class Distiller(nn.Module):
         for teacher in teachers:
             _check_apart(student, teacher)
         if any(parameter.device.type == "cpu" for parameter in student.parameters()):
-            repair_bf16_conv3d()  # also where all of this is compiled
+            repair_bf16_conv3d()  # here, too, as all of this may be compiled
         self.student, self.reconstruction = student, reconstruction
         self.objectives = nn.ModuleDict({teacher.label: teacher.objective for teacher in teachers})
-        self.teachers = list(teachers)  # a list: no modules of this one
+        self.teachers = list(teachers)  # a list, so that they are not submodules
         self.weights, self.balance = dict(weights), Balance(weights)
         self.interface = interface or interface_of(bare(student))
         self.student_taps: list[FeatureTap] = []
@@ -127,30 +128,31 @@ class Distiller(nn.Module):
 
     @property
     def num_frame(self) -> int:
-        """Frames of the longest window that a network needs for a target."""
+        """Frames of the longest window that any network needs for a target."""
         return max(self.interface.num_frame, *(teacher.interface.num_frame for teacher in self.teachers), 1)
 
     def forward(
         self, batch: Mapping[str, Any], iteration: int = 1, *, logged: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The losses of a batch, weighted: their sum is what is minimised; and scalars to log with them.
+        """The weighted losses of a batch, whose sum is to be minimised, and scalars to log with them.
 
-        Without gradients (`torch.no_grad`) nothing is looked at or balanced; a balance that was not measured yet counts
+        Without gradients (`torch.no_grad`), nothing is examined or balanced; a balance that was not measured yet counts
         as its share.
 
         Returns `l_recon` and `l_distill`, scalars; and raw terms (`l_spatial`), `status/..`, `weight/..`, `health/..`.
 
         Args:
-            batch: `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), its middle, or what `as_clips` makes such; in [0, 1],
-                or uint8. With the teacher's features (`features_of`) it is not run; `gt` is taken for its frames then.
-            iteration: from 1 on; weights and looks go by it.
-            logged: False leaves out of `status/..` what takes time, where nobody reads it.
+            batch: `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), its middle, or anything that `as_clips` converts to
+                these; in [0, 1], or uint8. With the teacher's features (`features_of`), it is not run, and `gt` stands
+                in for its frames.
+            iteration: counted from 1; weights and examinations depend on it.
+            logged: False skips slow parts of `status/..`, which nobody reads.
 
         Raises:
-            CSDError: batches that are too short or do not pair, or a term that teaches nothing.
+            CSDError: the batch is too short or does not pair, or a term teaches nothing.
         """
         lq, gt = map(as_float, as_clips(batch, self.num_frame, "the batch"))
-        gt = gt.float()  # as the networks' frames are, whatever they compute in
+        gt = gt.float()  # like the networks' frames, whatever their precision
         weights = self._weights_at(iteration)
         if self.teachers and any(weights.values()):
             looks = self.monitor is not None and self._is_due(self.monitor, iteration)
@@ -163,9 +165,9 @@ class Distiller(nn.Module):
         return {"l_recon": self._reconstruct(output, gt)}, self._changing(weights, lq.device)
 
     def repeats(self, iteration: int, *, logged: bool) -> tuple[float, ...] | None:
-        """What this iteration computes beside its batch: equal for iterations that do the same; None: it does more.
+        """What this iteration computes besides its batch: equal for iterations that do the same; None if it does more.
 
-        Asks, and changes nothing.
+        Has no side effects.
         """
         weights = self._weights_at(iteration)
         if self.teachers and any(weights.values()):
@@ -175,7 +177,7 @@ class Distiller(nn.Module):
         return tuple(weights.values())
 
     def after_step(self) -> None:
-        """To be called after each optimizer step: what follows the weights without being learned."""
+        """Update what follows the weights without being learned; call it after each optimizer step."""
         for teacher in self.teachers:
             bare(teacher.objective).after_step()
 
@@ -188,7 +190,7 @@ class Distiller(nn.Module):
         looks: bool,
         stored: ClipView | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        # The teachers first: their layers need their memory before the student's graph takes its own.
+        # The teachers first, to use and free their memory before the student's graph takes its own.
         views = [stored or self._teacher_view(teacher, lq, gt.shape[1]) for teacher in self.teachers]
         scales = dict.fromkeys(scale for teacher in self.teachers for scale in bare(teacher.objective).input_scales)
         student = self._view(self.student, self.interface, self.student_taps, lq, gt.shape[1], scales)
@@ -219,8 +221,8 @@ class Distiller(nn.Module):
         return iteration % self.examine_every == 0 or not monitor.start
 
     def _is_due(self, monitor: HealthMonitor, iteration: int) -> bool:
-        """Whether this batch is looked at: one per iteration, where a batch goes through in parts the first of them."""
-        # without gradients, as in a validation, there are none to look at
+        """Whether this batch is examined: once per iteration; if a batch goes through in parts, the first part."""
+        # without gradients, as in a validation, there is nothing to examine
         due = torch.is_grad_enabled() and self._wants_look(monitor, iteration) and iteration != self._examined
         self._examined = iteration if due else self._examined
         return due
@@ -238,14 +240,14 @@ class Distiller(nn.Module):
             return self.reconstruction(output, gt.flatten(0, 1))
 
     def _changing(self, weights: Mapping[str, float], device: torch.device) -> dict[str, Tensor]:
-        """Those weights that are no fixed numbers, to be logged. A GPU fills them in; to copy them there would wait."""
+        """The weights that are not constant, to be logged. A GPU fills them in, as copying them there would wait."""
         changing = [term for term, weight in self.weights.items() if isinstance(weight, Mapping)]
         return {f"weight/{term}": torch.full((), weights[term], device=device) for term in changing}
 
     def _balanced(
         self, weights: Mapping[str, float], iteration: int, recon: Tensor, terms: Sequence[Terms]
     ) -> Mapping[str, float]:
-        """The weights, after those that follow gradients were measured, where it is time to."""
+        """The weights, after measuring those that follow gradients, if they are due."""
         due = self.balance.due(iteration, weights) if torch.is_grad_enabled() else []
         if not due:
             return weights
@@ -259,7 +261,7 @@ class Distiller(nn.Module):
 
     @property
     def _scale(self) -> float:
-        """What the loop multiplies losses by on their way back."""
+        """The factor by which the loop multiplies losses before the backward pass."""
         return 1.0 if self.scaler is None else float(self.scaler.get_scale())
 
     def _comparison(self, teacher: Teacher, view: ClipView, terms: Terms, weights: Mapping[str, float]) -> Comparison:
@@ -274,29 +276,33 @@ class Distiller(nn.Module):
     def _examine(
         self, monitor: HealthMonitor, recon: Tensor, student: ClipView, compared: Mapping[str, Comparison]
     ) -> dict[str, Tensor]:
-        """What the monitor measures, to be logged with the losses; its warnings go where they are wanted."""
+        """The monitor's measurements, to be logged with the losses; passes on its warnings."""
         measured, warnings = monitor.examine(recon, student, compared, self.student.parameters(), scale=self._scale)
         for warning in warnings:
             self.warn(warning)
         return {f"health/{name}": value for name, value in measured.items()}
 
     def _stored_view(self, features: tuple[Tensor, ...], gt: Tensor) -> ClipView | None:
-        """What comes with a batch in place of the teacher's work. Raises CSDError where that does not suffice."""
+        """The view from features stored with a batch, in the teacher's place. Raises CSDError if they are too few."""
         if not features:
             return None
         if len(self.teachers) > 1:
-            raise CSDError("the batch has features of one teacher, and there are several; leave the stored ones out")
+            raise CSDError(
+                "the batch has stored features of one teacher, but there are several; leave the stored ones out"
+            )
         teacher = self.teachers[0]
         scales = bare(teacher.objective).input_scales
         if scales != (1,):
-            raise CSDError(f"stored features are of whole frames; the objective compares frames pooled by {scales} too")
+            raise CSDError(
+                f"stored features are of unpooled frames, but the objective also compares frames pooled by {scales}"
+            )
         if len(teacher.taps) not in (0, len(features)):
-            raise CSDError(f"the batch has {len(features)} stored features, {len(teacher.taps)} are compared")
+            raise CSDError(f"the batch has {len(features)} stored features, but {len(teacher.taps)} are compared")
         return ClipView(gt, {1: tuple(feature.float() for feature in features)})
 
     @torch.no_grad()
     def _teacher_view(self, teacher: Teacher, lq: Tensor, num_target: int) -> ClipView:
-        """What a teacher makes of the batch, a few clips at a time, as nothing of it is kept but the result."""
+        """A teacher's view of the batch, computed a few clips at a time, as only the result is kept."""
         scales = bare(teacher.objective).input_scales
         views = [
             self._view(teacher.network, teacher.interface, teacher.taps, clips, num_target, scales)
@@ -331,7 +337,7 @@ class Distiller(nn.Module):
         return ClipView(outputs[1], features)
 
     def _apply(self, *arguments: Any, **keywords: Any) -> Distiller:
-        """What `.to()` and its like go through: the teachers come along, and objectives compute in float32."""
+        """Used by `.to()` and similar methods: also moves the teachers, and keeps objectives in float32."""
         for teacher in self.teachers:
             teacher.network._apply(*arguments, **keywords)
         super()._apply(*arguments, **keywords)
@@ -340,7 +346,7 @@ class Distiller(nn.Module):
 
 
 class Compared(NamedTuple):
-    """A network, how it is called, and its layers that are compared; None for the one that its interface names."""
+    """A network, its interface, and its layers that are compared; None for the feature that the interface names."""
 
     network: nn.Module
     interface: Interface
@@ -350,9 +356,9 @@ class Compared(NamedTuple):
 def adapted(
     objective: Objective, adapters: Sequence[str], *, student: Compared, teacher: Compared, clips: Clips
 ) -> AdaptedObjective:
-    """The objective behind adapters, whose widths a dry run of both networks on such clips gives.
+    """The objective with adapters, for whose sizes both networks are dry-run on such clips.
 
-    The networks must not be compiled yet: torch cannot run those dry. Raises CSDError, see `dry_run`.
+    The networks must not be compiled yet, as torch cannot dry-run compiled ones. Raises CSDError, see `dry_run`.
     """
     ours, theirs = (
         list(dry_run(network, interface, clips, layers, tapped=True).features.values())
@@ -362,30 +368,31 @@ def adapted(
 
 
 def bare(module: nn.Module) -> Any:
-    """What a data parallel wrapper holds; other modules as they are."""
+    """The module in a data parallel wrapper; other modules unchanged."""
     return module.module if isinstance(module, DataParallel | DistributedDataParallel) else module
 
 
 def _check(teachers: Sequence[Teacher], weights: Mapping[str, Weight]) -> None:
     total = sum(teacher.share for teacher in teachers)
     if teachers and not math.isclose(total, 1):
-        raise CSDError(f"the teachers' shares add to {total:g}, expected 1: give each its `share`")
+        raise CSDError(f"the teachers' shares add to {total:g}, expected 1: change their `share`")
     if len({teacher.label for teacher in teachers}) < len(teachers):
-        raise CSDError("two teachers have one label: give each its own, such as t and t2")
+        raise CSDError("two teachers have the same label: give each its own, such as t and t2")
     for weight in weights.values():
         check_weight(weight)
     idle = [term for term, weight in weights.items() if is_ever_on(weight)] if not teachers else []
     if idle:
-        raise CSDError(f"weights of {', '.join(idle)} are given, and no teacher: give one, or leave the weights out")
+        raise CSDError(f"weights of {', '.join(idle)} are given, but no teacher: give one, or leave the weights out")
     for teacher in teachers:
         zeros = {term: torch.zeros(()) for term in bare(teacher.objective).terms}
         weighted_sum(zeros, {term: weight_at(weight, 1) for term, weight in weights.items()})
 
 
 def _check_apart(student: nn.Module, teacher: Teacher) -> None:
-    """Raise CSDError where weights that the student learns are the teacher's too, or in the same memory.
+    """Raise CSDError if weights that the student learns also belong to the teacher, or share memory with its weights.
 
-    What was frozen before it became the teacher's may be shared. The others take gradients again, for another try.
+    Weights that were frozen before they became the teacher's may be shared. After the error the others take gradients
+    again, for another attempt.
     """
     frozen = {id(parameter) for parameter in teacher.froze}
     theirs = {_memory(parameter) for parameter in teacher.network.parameters()}
@@ -398,15 +405,15 @@ def _check_apart(student: nn.Module, teacher: Teacher) -> None:
         parameter.requires_grad_(True)
     if shared:
         raise CSDError(
-            f"the teacher {teacher.label} has {len(shared)} weights of the student, such as {next(iter(shared))}, and "
-            f"would freeze or follow them: give it layers of its own, as copy.deepcopy makes them"
+            f"the teacher {teacher.label} shares {len(shared)} weights with the student, such as {next(iter(shared))}, "
+            f"which it would freeze or follow: give it its own layers, for example by copy.deepcopy"
         )
 
 
 def _memory(parameter: nn.Parameter) -> tuple[torch.device, int]:
-    """Where a parameter's numbers are stored; the parameter itself if it has no storage of its own, as lazy ones."""
+    """Where a parameter's values are stored; the parameter itself if it has no storage, like lazy ones."""
     try:
         there = 0 if is_lazy(parameter) or parameter.is_meta else parameter.untyped_storage().data_ptr()
-    except RuntimeError:  # classes of tensors that hold others, as quantized or distributed ones do
+    except RuntimeError:  # tensor classes that wrap others, such as quantized or distributed ones
         there = 0
     return parameter.device, there or id(parameter)

@@ -1,4 +1,4 @@
-"""One network on one batch of clips without computing anything: shapes of layers and features, and memory."""
+"""Runs a network on a batch of clips without computing anything: shapes of layers and features, and memory."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from csd_plugin.types import ClipView
 
 GIB = 2**30
 _OF_TORCH = vars(nn.Module()).keys()
-"""Attributes of every module: its parameters, buffers, modules and hooks."""
+"""The attributes of every module: its parameters, buffers, modules and hooks."""
 
 
 class DryRunError(CSDError):
-    """A network that does not run without computing; it may be all right otherwise."""
+    """The network cannot be run without computing; it may be fine otherwise."""
 
 
 @dataclass(frozen=True)
 class Clips:
-    """A batch as the model gets it: B clips of N frames with L targets in the middle, crops of size x size."""
+    """A batch as the model gets it: B clips of N frames with L targets in the middle, in crops of size x size."""
 
     batch: int
     num_frame: int
@@ -43,12 +43,12 @@ class Clips:
 
 @dataclass
 class Dry:
-    """One network's dry run on a batch.
+    """The dry run of one network on a batch.
 
     Attributes:
-        layers: module path -> shape of its output, in the order they ran.
+        layers: module path -> shape of its output, in the order in which they ran.
         features: tapped layer -> (B, L, C, h, w).
-        kept: bytes of all layers' outputs, which training keeps for the gradients.
+        kept: bytes of all layers' outputs, which training keeps for gradients.
         largest: bytes of the largest of them.
     """
 
@@ -58,13 +58,13 @@ class Dry:
     largest: int = 0
 
     def view(self) -> ClipView:
-        """Its features, which have no values, as an objective sees them."""
+        """Its features, without values, as an objective sees them."""
         return ClipView(torch.empty(0), {1: tuple(torch.empty(()).expand(shape) for shape in self.features.values())})
 
 
 def clips_of(opt: Mapping[str, Any], size: int | None = None) -> Clips:
     """What goes through the networks at once: the training set's batches, or their largest parts (`accumulate`), or
-    single frames of the first test set. `size`: of other crops than its."""
+    single frames of the first test set. `size`: the crop size to use instead of the set's."""
     datasets = opt["datasets"]
     content = datasets.get("train") or next(iter(datasets.values()))
     parts = (opt.get("train") or {}).get("accumulate", 1)
@@ -77,14 +77,14 @@ def clips_of(opt: Mapping[str, Any], size: int | None = None) -> Clips:
 
 
 def dry_run(network: nn.Module, interface: Interface, clips: Clips, layers: list[str] | None, *, tapped: bool) -> Dry:
-    """Run a network on a batch without computing anything: a copy of it, as networks keep and count things in passes.
+    """Run a copy of a network on a batch without computing anything; a copy, as networks may keep state between passes.
 
     Args:
-        layers: what is tapped where `tapped` says so, by default the interface's feature.
+        layers: the layers to tap if `tapped`; by default the interface's feature.
 
     Raises:
-        DryRunError: a network that decides by what it computes, or cannot be copied.
-        CSDError: windows or layers that do not fit.
+        DryRunError: the network's control flow depends on values, or the network cannot be copied.
+        CSDError: windows or layers do not fit.
     """
     dry, network = Dry(), _copied(network)
 
@@ -108,7 +108,9 @@ def dry_run(network: nn.Module, interface: Interface, clips: Clips, layers: list
                 feature = interface.features(tap.take(), clips.batch, clips.num_target, tap.path)
                 dry.features[tap.layer] = tuple(feature.shape)
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
-        raise DryRunError(f"{type(network).__name__} decides by what it computes, and cannot be dry-run") from error
+        raise DryRunError(
+            f"{type(network).__name__} has a control flow that depends on values, and cannot be dry-run"
+        ) from error
     finally:
         for tap in taps:
             tap.remove()
@@ -116,10 +118,11 @@ def dry_run(network: nn.Module, interface: Interface, clips: Clips, layers: list
 
 
 def _copied(network: nn.Module) -> nn.Module:
-    """A copy, also where modules hold what has none. Raises DryRunError.
+    """A copy, even if modules hold objects that cannot be copied. Raises DryRunError.
 
-    Tensors that a pass left in them, such as old `weight_norm`'s weights, are let go of their graph; of caches with
-    such tensors the container is another. Things like locks are shared, and tensors that an earlier dry run left.
+    Tensors that a pass has left in modules, such as the weights of the old `weight_norm`, are detached from their
+    graph; containers of such tensors, such as caches, are copied. Objects like locks are shared, and so are tensors
+    that an earlier dry run has left.
     """
     kept = [value for module in network.modules() for name, value in vars(module).items() if name not in _OF_TORCH]
     known: dict[int, Any] = {}
@@ -134,12 +137,12 @@ def _copied(network: nn.Module) -> nn.Module:
             known[id(value)] = value if apart is None else apart
     apart = _copy(copy.deepcopy, network, known)
     if apart is None:
-        raise DryRunError(f"{type(network).__name__} cannot be copied, and so not be dry-run")
+        raise DryRunError(f"{type(network).__name__} cannot be copied, and so cannot be dry-run")
     return apart
 
 
 def _copy(how: Callable[..., Any], *arguments: Any) -> Any:
-    """None where it fails, for whatever reason the methods of other people's classes have."""
+    """A copy; None if it fails, for whatever reason the classes of other packages have."""
     try:
         return how(*arguments)
     except Exception:

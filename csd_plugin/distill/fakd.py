@@ -14,19 +14,20 @@ from csd_plugin.types import ClipView, Terms
 
 
 class FAKD(Objective):
-    """How a frame's pixels resemble each other in a feature, and the output between teacher and truth.
+    """Affinities of a frame's pixels in a feature, and the student's frames against both the teacher's and the truth.
 
-    Term `affinity`: columns of a feature, one for each pixel, at unit length; their products of all pairs are a matrix
-    of (h w) x (h w); its mean absolute difference between student and teacher, over batch and frames, summed over taps.
-    Terms `truth` and `teacher`: mean absolute difference of the student's frames to the clean ones and the teacher's:
-    the paper's own reconstruction, whose weights are 10, 0.5 and 0.5. Give `pixel_opt` a `loss_weight` of 0 with it.
+    Term `affinity`: the feature vectors of a frame's pixels are scaled to unit length; the products of all pairs are a
+    matrix of (h w) x (h w); its mean absolute difference between student and teacher, over batch and frames, summed
+    over taps. Terms `truth` and `teacher`: mean absolute difference between the student's frames and the clean ones,
+    and the teacher's. The paper's weights are 10, 0.5 and 0.5; these terms are its whole reconstruction, so give
+    `pixel_opt` a `loss_weight` of 0 with it.
 
     Args:
-        pool: features are average-pooled by this factor first; without it the matrix of one 128x128 frame takes 1 GiB.
-        max_gib: refuse to compute matrices that together take more.
+        pool: features are average-pooled by this factor first; without it, the matrix of one 128x128 frame takes 1 GiB.
+        max_gib: refuse to compute matrices that take more memory in all.
 
     Raises:
-        CSDError: wrong numbers, or, in `forward`, matrices that are too large.
+        CSDError: an option is out of range, or, in `forward`, matrices are too large.
     """
 
     def __init__(self, *, pool: int = 4, max_gib: float = 8.0) -> None:
@@ -41,7 +42,7 @@ class FAKD(Objective):
         self.pixels.check([ours for ours, _ in feature_pairs("FAKD", student, teacher)])
 
     def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
-        """The terms of the class docstring."""
+        """The terms in the class docstring."""
         with torch.autocast(target.device.type, enabled=False):
             self.check(student, teacher)
             pairs = feature_pairs("FAKD", student, teacher)

@@ -1,6 +1,6 @@
-"""The paper's and the released code's version of CSD, as presets: `train.distill_opt.fidelity`.
+"""The versions of CSD in the paper and in the released code, as presets: `train.distill_opt.fidelity`.
 
-A preset fills in what an option file leaves out. What the file gives stays as it is; differences are reported.
+A preset fills in what an option file leaves out. Given options stay unchanged; differences are reported.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ POINTS: dict[str, dict[str, Any]] = {
         "datasets.train.num_target": (5, 4),
     }.items()
 }
-"""All points that options can set: path of the key -> by preset. Filled in are those of the objective, and
-`scale_weights` where the loss is `LOSS`; the others are keys that every file has to give."""
+"""All points that options can set: path of the key -> value by preset. Those of the objective are filled in, and
+`scale_weights` if the loss is `LOSS`; the others are keys that every file has to give."""
 
 REMAINS: dict[str, tuple[str, ...]] = {
     "paper": (),
@@ -37,11 +37,11 @@ REMAINS: dict[str, tuple[str, ...]] = {
         "no difference: its loss is -SSIM, here it is 1 - SSIM, with the same gradient",
     ),
 }
-"""What remains different, whatever the options are."""
+"""The differences that remain, whatever the options."""
 
 
 def filled(opt: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a run's options, with what their fidelity sets and they leave out."""
+    """A copy of a run's options, with the values of their fidelity for keys that they leave out."""
     options = copy.deepcopy(dict(opt))
     name = _fidelity(options)
     if name is not None:
@@ -53,7 +53,7 @@ def filled(opt: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def report(opt: Mapping[str, Any]) -> list[str]:
-    """What the fidelity of a run's options, which may be filled, comes to, a line each; none without one."""
+    """A report on the fidelity of a run's options, which may be filled in already, as lines; empty without one."""
     name = _fidelity(opt)
     if name is None:
         return []
@@ -65,11 +65,11 @@ def report(opt: Mapping[str, Any]) -> list[str]:
 
 
 def mismatches(opt: Mapping[str, Any]) -> list[str]:
-    """Where the options say otherwise than their fidelity does, a line each."""
+    """The options that differ from their fidelity's, one line each."""
     name = _fidelity(opt)
     given = {path: (_value(opt, path), by_preset[name]) for path, by_preset in POINTS.items() if name is not None}
     return [
-        f"{path} is {value}, where fidelity: {name} has {wanted}; the file's value is used"
+        f"{path} is {value}, but fidelity: {name} has {wanted}; the file's value is used"
         for path, (value, wanted) in given.items()
         if value != wanted
     ]
@@ -80,7 +80,7 @@ def _fidelity(opt: Mapping[str, Any]) -> str | None:
 
 
 def _locate(opt: Mapping[str, Any], path: str) -> tuple[Any, str]:
-    """The section that a key is in, and the key."""
+    """The section that holds a key, and the key's name."""
     *sections, key = path.split(".")
     section: Any = opt
     for name in sections:

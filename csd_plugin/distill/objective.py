@@ -1,4 +1,4 @@
-"""Building an objective from options, and the one place where losses are weighted."""
+"""Builds an objective from options, and computes the weighted sum of losses."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Comparison:
-    """The student compared with one teacher on one batch.
+    """The comparison of the student with one teacher on one batch.
 
     Attributes:
         terms: the raw losses.
-        weights: of each of them, the teacher's share in it.
-        layers: of the student, those whose features were compared.
+        weights: of each loss, including the teacher's share.
+        layers: the student's layers whose features were compared.
         learns_scale: see `Objective`.
     """
 
@@ -38,14 +38,14 @@ class Comparison:
 
 
 def by_name(compared: Mapping[str, Comparison], part: Callable[[Comparison], Mapping[str, T]]) -> dict[str, T]:
-    """The named things that are `part` of each comparison, in one dict: prefix of the teacher + name -> thing."""
+    """A `part` of each comparison, by name, in one dict: prefix of the teacher + name -> value."""
     return {f"{prefix}{name}": thing for prefix, one in compared.items() for name, thing in part(one).items()}
 
 
 def build_objective(opt: Mapping[str, Any]) -> Objective:
-    """The objective that options describe: `type` names it, all other keys are its constructor's keywords.
+    """The objective that options describe: `type` names it, all other keys are keywords of its constructor.
 
-    Raises CSDError on a missing or unknown type, an unknown keyword and a value that the objective refuses.
+    Raises CSDError for a missing or unknown type, an unknown keyword, or a value that the objective refuses.
     """
     options = dict(opt)
     name = options.pop("type", None)
@@ -65,8 +65,8 @@ def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
             raise CSDError(f"loss weight {name!r} is unknown{suggestion(name, losses)}")
     for name in losses:
         if name not in weights:
-            raise CSDError(f"loss {name!r} has no weight; give each of {', '.join(losses)} one, 0 to leave it out")
+            raise CSDError(f"loss {name!r} has no weight; give each of {', '.join(losses)} one, or 0 to leave it out")
     if not losses:
-        raise CSDError("there is no loss to optimise; give at least one a weight")
+        raise CSDError("there is no loss to optimise; give at least one loss a weight")
     first, *others = (weights[name] * loss for name, loss in losses.items())
     return sum(others, start=first)

@@ -1,4 +1,4 @@
-"""Plain output distillation: be like the teacher."""
+"""Plain output distillation: imitate the teacher's frames."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from csd_plugin.types import ClipView, Terms
 
 
 class OutputDistillation(Objective):
-    """Term `output`: mean absolute difference of the student's frames and the teacher's."""
+    """Term `output`: mean absolute difference between the student's and the teacher's frames."""
 
     needs_features = False
 
@@ -19,5 +19,5 @@ class OutputDistillation(Objective):
         return ("output",)
 
     def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
-        """The term of the class docstring; `target` is not used."""
+        """The term in the class docstring; `target` is not used."""
         return Terms({"output": F.l1_loss(student.output, teacher.output.detach())}, {})

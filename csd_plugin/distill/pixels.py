@@ -1,4 +1,4 @@
-"""A frame's pixels as columns of a feature, all of which are compared with all: what FAKD and CRD are made of."""
+"""A frame's pixels as feature vectors, all of which are compared with all others, for FAKD and CRD."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from csd_plugin.errors import CSDError
 
 _GIB = 2**30
 _RELATIVE_EPS, _FLOOR = 1e-5, 1e-12
-"""Added to a column's length: a share of the mean column's, above what rounding makes of equal ones; and a floor."""
+"""Added to a vector's length: a fraction of the mean vector's, above rounding errors of equal ones; and a minimum."""
 
 
 class Pixels(NamedTuple):
-    """How a feature's pixels are taken, for matrices of all pairs of them in a frame.
+    """How to prepare a feature's pixels for matrices of all pairs of them in a frame.
 
     Attributes:
-        method, matrices: begin the messages, and name what takes the memory in them.
+        method, matrices: the objective and the name of its matrices, for messages.
         pool: features are average-pooled by this factor first.
-        max_gib: refuse to compute matrices that together take more.
+        max_gib: refuse to compute matrices that take more memory in all.
     """
 
     method: str
@@ -30,7 +30,7 @@ class Pixels(NamedTuple):
     max_gib: float
 
     def checked(self) -> Pixels:
-        """Itself. Raises CSDError for wrong numbers."""
+        """Itself. Raises CSDError for invalid numbers."""
         if self.pool < 1 or self.max_gib <= 0:
             raise CSDError(
                 f"{self.method}: pool is {self.pool} and max_gib {self.max_gib}, expected at least 1 and more than 0"
@@ -38,10 +38,10 @@ class Pixels(NamedTuple):
         return self
 
     def columns(self, feature: Tensor, *, centred: bool = False) -> Tensor:
-        """(B, L, C, h, w) -> (B * L, C, n), n = (h // pool) (w // pool); of unit length, float32.
+        """(B, L, C, h, w) -> (B * L, C, n), n = (h // pool) (w // pool): vectors of unit length, float32.
 
         Args:
-            centred: less their mean over the frame's pixels first; those equal to it are next to 0.
+            centred: first subtract their mean over the frame's pixels; vectors equal to it become nearly 0.
         """
         columns = F.avg_pool2d(feature.flatten(0, 1).float(), self.pool).flatten(2)
         if not centred:
@@ -49,7 +49,7 @@ class Pixels(NamedTuple):
         mean = columns.mean(dim=2, keepdim=True)
         columns = columns - mean
         rounding = _RELATIVE_EPS * mean.detach().norm(dim=1, keepdim=True) + _FLOOR
-        # squares: a norm has no gradient at 0
+        # from squares, as a norm has no gradient at 0
         return columns / (columns.square().sum(dim=1, keepdim=True) + rounding.square()).sqrt()
 
     def count(self, feature: Tensor) -> int:
@@ -57,7 +57,7 @@ class Pixels(NamedTuple):
         return (feature.shape[3] // self.pool) * (feature.shape[4] // self.pool)
 
     def check(self, features: Sequence[Tensor]) -> None:
-        """Raise CSDError where the matrices of these features, (B, L, C, h, w), take too much, or have no pixel."""
+        """Raise CSDError if the matrices of these features, (B, L, C, h, w), take too much memory, or have no pixel."""
         needed = self.gib([feature.shape for feature in features])
         if needed > self.max_gib:
             height, width = features[0].shape[3:]
@@ -69,12 +69,12 @@ class Pixels(NamedTuple):
             raise CSDError(f"{self.method}: features are smaller than pool {self.pool}; lower it")
 
     def warnings(self, features: Sequence[Sequence[int]]) -> list[str]:
-        """A line, where the matrices take long and much memory."""
+        """A warning if the matrices take long and much memory."""
         needed = self.gib(features)
         return [f"{self.method}'s {self.matrices} take {needed:.1f} GiB with pool {self.pool}; raise it"] * (needed > 1)
 
     def gib(self, features: Sequence[Sequence[int]]) -> float:
-        """What pairs of features (B, L, C, h, w) take: two matrices of every frame, and the gradient of one."""
+        """Memory for pairs of features (B, L, C, h, w): two matrices per frame, and the gradient of one."""
         floats = 3 * sum(
             batch * frames * ((height // self.pool) * (width // self.pool)) ** 2
             for batch, frames, _, height, width in features

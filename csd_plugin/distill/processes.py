@@ -1,4 +1,4 @@
-"""What several processes that train one student have to agree on."""
+"""Agreement between several processes that train one student."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def are_several() -> bool:
 
 
 def leave_the_others() -> None:
-    """To be called before the interpreter ends, which may otherwise abort the threads of the process group."""
+    """Leave the process group. Call it before the interpreter exits, which may otherwise abort the group's threads."""
     if are_several():
         torch.distributed.destroy_process_group()
 

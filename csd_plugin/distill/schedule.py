@@ -1,4 +1,4 @@
-"""The weight of a loss: a number, or a pure function of the iteration, or one that follows measured gradients."""
+"""The weight of a loss: a number, a pure function of the iteration, or a value that follows measured gradients."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Weight = float | Mapping[str, Any]
 
 
 class Schedule(NamedTuple):
-    """How a weight goes from `start` to `end`.
+    """The course of a weight from `start` to `end`.
 
     Attributes:
-        share: of the way that is done, of the share of `iters` that is over; both 0 to 1.
-        moves: whether it takes `end` and `iters`.
-        gradual: whether it is another weight in every step on the way.
+        share: from the fraction of `iters` that has passed to the fraction of the change that is done; both 0 to 1.
+        moves: whether it uses `end` and `iters`.
+        gradual: whether the weight differs in every step of the change.
     """
 
     share: Callable[[float], float]
@@ -36,9 +36,9 @@ SCHEDULES = {
 
 
 def weight_at(weight: Weight, iteration: int) -> float:
-    """The weight in an iteration, counted from 1: `start` in the first, `end` in all after the first `iters`.
+    """The weight in an iteration, counted from 1: `start` in the first, `end` after the first `iters` iterations.
 
-    Of a balanced one: what it is before anything was measured, and 0 after `until`.
+    For a balanced weight: its value before anything was measured, and 0 after `until`.
     """
     if not isinstance(weight, Mapping):
         return weight
@@ -55,12 +55,12 @@ def is_balanced(weight: Weight) -> bool:
 
 
 def is_gradual(weight: Weight) -> bool:
-    """Whether the weight is another one in every step, for a time."""
+    """Whether the weight changes with every step, for a time."""
     return isinstance(weight, Mapping) and not is_balanced(weight) and SCHEDULES[weight["schedule"]].gradual
 
 
 def is_ever_on(weight: Weight) -> bool:
-    """Whether the weight is other than zero in any iteration."""
+    """Whether the weight is not zero in some iteration."""
     if not isinstance(weight, Mapping):
         return weight != 0
     if is_balanced(weight):
@@ -70,7 +70,7 @@ def is_ever_on(weight: Weight) -> bool:
 
 def check_weight(weight: Weight) -> None:
     """Raise CSDError for an unknown schedule, keys that do not go together, and numbers below 0, which would drive the
-    student away from its teacher; names and types are right."""
+    student away from its teacher. Names and types must have been checked."""
     numbers = [weight.get(key, 0) for key in ("start", "end", "balance")] if isinstance(weight, Mapping) else [weight]
     for number in numbers:
         if not 0 <= number < math.inf:
@@ -86,4 +86,4 @@ def check_weight(weight: Weight) -> None:
             others = ", ".join(other for other, schedule in SCHEDULES.items() if schedule.moves)
             raise CSDError(f"a {name} weight takes no {unused[0]}; remove it, or choose one of {others}")
     elif "iters" not in weight:
-        raise CSDError(f"{name} needs iters, the iterations after which the weight has its end value")
+        raise CSDError(f"{name} needs iters, the number of iterations after which the weight has its end value")

@@ -1,4 +1,4 @@
-"""`train.distill_opt` taken apart: the objective, what its terms weigh, the teachers, the layers that are compared."""
+"""The parts of `train.distill_opt`: the objective, the weights of its terms, the teachers, the compared layers."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from csd_plugin.distill.schedule import Weight, is_ever_on, weight_at
 from csd_plugin.errors import CSDError, suggestion
 
 _LABEL = re.compile(r"t(?:[2-9]|[1-9]\d+)?")
-"""Teachers are called t, t2, t3 .."""
+"""Labels of teachers: t, t2, t3 .."""
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a run distils, as its options say.
+    """The distillation of a run, as its options describe it.
 
     Attributes:
-        objective: `type` and the constructor's keywords; each teacher gets an objective of its own by them.
+        objective: `type` and the constructor's keywords; each teacher gets its own objective with them.
         weights: term -> its weight.
-        teachers: label -> share, which add to 1; `t` for network_t, `t2` for network_t2. Teachers of no share are left
-            out.
-        student_layers, teacher_layers: what is tapped, `conv7` or `conv7:output`; None for the one that a network
+        teachers: label -> share; shares add to 1. `t` is for network_t, `t2` for network_t2. Teachers without a share
+            are left out.
+        student_layers, teacher_layers: the tapped layers, `conv7` or `conv7:output`; None for the one that a network
             names.
         adapters: see `adapters.ADAPTERS`.
     """
@@ -38,15 +38,15 @@ class Distillation:
 
     @property
     def teaches(self) -> bool:
-        """Whether any term has a weight in any iteration."""
+        """Whether any term has a weight in some iteration."""
         return any(is_ever_on(weight) for weight in self.weights.values())
 
     def taught_by(self) -> list[str]:
-        """Labels of the teachers that a run needs: those with a share, or none where no term has a weight."""
+        """Labels of the teachers that a run needs: those with a share, or none if no term has a weight."""
         return list(self.teachers) if self.teaches else []
 
     def layers(self) -> dict[str, list[str] | None]:
-        """What is tapped, by the networks' names in options, the student's first."""
+        """The tapped layers, by the networks' names in options, the student's first."""
         teachers = {f"network_{label}": layers for label, layers in self.teacher_layers.items()}
         return {"network_g": self.student_layers, **teachers}
 
@@ -56,7 +56,7 @@ class Distillation:
 
 
 def read_distillation(opt: Mapping[str, Any]) -> Distillation:
-    """What the options of a run, which `check_options` has passed, say of distillation."""
+    """The distillation of a run from its options, which must have passed `check_options`."""
     objective = dict(filled(opt)["train"]["distill_opt"])
     objective.pop("fidelity", None)
     weights, taps = dict(objective.pop("weights")), objective.pop("taps", None) or {}
@@ -73,16 +73,16 @@ def read_distillation(opt: Mapping[str, Any]) -> Distillation:
 
 
 def teacher_labels(keys: Iterable[str], stems: Iterable[str] = ("network_",)) -> list[str]:
-    """`t`, `t2`, .. of the teachers that options have, by their number: of keys that are a stem and a label."""
+    """The labels `t`, `t2`, .. of the teachers in options, by number: from keys that are a stem plus a label."""
     ends = {str(key).removeprefix(stem) for stem in stems for key in keys if str(key).startswith(stem)}
     return sorted((end for end in ends if _LABEL.fullmatch(end)), key=lambda label: int(label[1:] or 1))
 
 
 def teacher_shares(labels: Iterable[str], weights: Mapping[str, float] | None) -> dict[str, float]:
-    """Each teacher's share of the distillation loss: its weight over the sum of all; equal ones without weights.
+    """Each teacher's share of the distillation loss: its weight divided by the sum of all; equal without weights.
 
-    Only teachers with a share. Raises CSDError for a label that is no teacher's, a teacher without a weight, weights
-    below 0 and none above.
+    Only teachers with a share are returned. Raises CSDError for an unknown label, a teacher without a weight, weights
+    below 0, or none above 0.
     """
     labels = list(labels)
     given = dict.fromkeys(labels, 1.0) if weights is None else dict(weights)

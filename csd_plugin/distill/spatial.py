@@ -1,4 +1,4 @@
-"""Spatial alignment: a frame's map at several scales, merged from local to global and back (the paper, section 2.1)."""
+"""Spatial alignment: a frame's map at several scales, merged from local to global and back (the paper's 2.1)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def pyramid(x: Tensor, num_scale: int) -> list[Tensor]:
 
 
 class Connector(nn.Module):
-    """f_theta of the paper's equations 1 and 2, one cell for each of the two passes.
+    """f_theta in the paper's equations 1 and 2, with one cell for each of the two passes.
 
     Args:
-        cross_scale: whether a scale starts from the state of the scale before it; otherwise each starts from zero.
+        cross_scale: whether a scale starts from the state of the previous scale; otherwise each starts from zero.
     """
 
     def __init__(self, *, hidden: int, cross_scale: bool) -> None:
@@ -34,9 +34,9 @@ class Connector(nn.Module):
         self.cross_scale = cross_scale
 
     def over(self, scales: Sequence[Tensor]) -> Callable[[int, State | None], list[Tensor]]:
-        """For clips of maps, (L, n, 1, H, W), (L, n, 1, H // 2, W // 2) and so on: what connects the scales of a frame.
+        """For clips of maps, (L, n, 1, H, W), (L, n, 1, H // 2, W // 2) ..: a function that connects a frame's scales.
 
-        It takes the frame's number and the state that the largest scale starts from, and gives the statuses.
+        It takes the frame's index and the state from which the largest scale starts, and returns the statuses.
         """
         sizes = [scale.shape[3:] for scale in scales]
         return partial(self._connect, self.local_to_global.over(scales), self.global_to_local.over(scales), sizes)
@@ -44,7 +44,7 @@ class Connector(nn.Module):
     def _connect(
         self, to_global: Steps, to_local: Steps, sizes: Sequence[torch.Size], frame: int, start: State | None
     ) -> list[Tensor]:
-        """The status C of every scale in both passes, in the order of computation; the last is that of C^(1, G2L).
+        """The status C of every scale in both passes, in the order of computation; the last one is C^(1, G2L).
 
         Each status is (n, hidden, h, w) of its scale.
         """
@@ -56,7 +56,7 @@ class Connector(nn.Module):
             state = to_global.step(smaller, clip=scale, frame=frame)
             statuses.append(state.cell)
 
-        # The way back starts at the smallest scale, from the state that the way there ended with.
+        # The second pass starts at the smallest scale, from the state with which the first one ended.
         last = len(sizes) - 1
         state = to_local.step(state if self.cross_scale else None, clip=last, frame=frame)
         statuses.append(state.cell)

@@ -12,10 +12,10 @@ from csd_plugin.types import ClipView, Terms
 
 
 class SRKD(Objective):
-    """Features at several depths, each as one map per frame: the squared mean over channels, the paper's best.
+    """Features at several depths, each as one map per frame: the squared mean over channels, the paper's best choice.
 
-    Term `maps`: the mean squared difference of the student's and the teacher's maps over batch, frames and pixels,
-    summed over the depths. Tap layers of both networks in pairs, shallow to deep; widths may differ.
+    Term `maps`: the mean squared difference between the student's and the teacher's maps over batch, frames and pixels,
+    summed over the depths. Tap layers of both networks in pairs, shallow to deep; their channels may differ.
     """
 
     @property
@@ -23,7 +23,7 @@ class SRKD(Objective):
         return ("maps",)
 
     def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
-        """The term of the class docstring; `target` is not used."""
+        """The term in the class docstring; `target` is not used."""
         with torch.autocast(target.device.type, enabled=False):
             pairs = feature_pairs("SRKD", student, teacher)
             depths = [F.mse_loss(mean_squared(ours), mean_squared(theirs)) for ours, theirs in pairs]

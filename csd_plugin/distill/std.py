@@ -14,11 +14,11 @@ from csd_plugin.types import ClipView, Terms
 
 
 class STD(Objective):
-    """One feature of each network as one map per frame, the sum of squares over channels, compared in space and time.
+    """One feature of each network, as one map per frame (the sum of squares over channels), compared in space and time.
 
-    Term `space`: the mean squared difference of the maps over batch, frames and pixels; the paper writes a norm.
-    Term `time`: one ConvLSTM, shared by both networks, runs over the clip's maps; the mean squared difference of the
-    two cells after the last frame. It learns from that loss until it is below `LOSS_GONE` for a batch.
+    Term `space`: the mean squared difference between the maps over batch, frames and pixels; the paper has a norm.
+    Term `time`: one ConvLSTM, shared by both networks, runs over the clip's maps; the mean squared difference between
+    the two cells after the last frame. It learns from that loss until the loss is below `LOSS_GONE` in a batch.
 
     Diagnostics: `frozen`, 1 from then on; `spread_time`, `student_spread_time`: deviation of the last cells over batch
     and pixels, averaged over channels.
@@ -42,7 +42,7 @@ class STD(Objective):
         feature_pairs("STD", student, teacher, count=1)
 
     def forward(self, student: ClipView, teacher: ClipView, target: Tensor) -> Terms:
-        """The terms of the class docstring; `target` is not used."""
+        """The terms in the class docstring; `target` is not used."""
         self.freeze.hold(self.cell.parameters())
         with torch.autocast(target.device.type, enabled=False):
             [pair] = feature_pairs("STD", student, teacher, count=1)
@@ -59,7 +59,7 @@ class STD(Objective):
         return Terms({"space": space, "time": time}, diagnostics)
 
     def _last_cell(self, maps: Tensor) -> Tensor:
-        """(B, L, 1, H, W) -> (B, hidden, H, W)."""
+        """The cell after the last frame: (B, L, 1, H, W) -> (B, hidden, H, W)."""
         state: State | None = None
         frames = maps.transpose(0, 1).contiguous()
         steps = self.cell.over([frames])

@@ -1,8 +1,8 @@
-"""A step's losses and gradients as one launch on a GPU: recorded once as a CUDA graph, and replayed.
+"""A step's losses and gradients in one launch on a GPU: recorded once as a CUDA graph, then replayed.
 
-A step launches some hundred operations, and networks of a few channels take a GPU less time than Python takes to launch
-them: measured on an H200, the step of `realtime` (4 clips of 5 targets, 128 pixels, bf16) kept it busy for 3.7 of
-15.2 ms. What lies outside of the graph, such as the optimizer's step, is launched as ever.
+A step launches some hundred operations, and for networks of a few channels a GPU computes faster than Python launches:
+measured on an H200, the step of `realtime` (4 clips of 5 targets, 128 pixels, bf16) kept it busy for 3.7 of 15.2 ms.
+What is outside the graph, such as the optimizer's step, is launched as usual.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Computed = tuple[dict[str, Tensor], Tensor]
 Compute = Callable[[Batch], Computed]
 
 USUAL_STEPS = 3
-"""Alike, before they are recorded: libraries choose their algorithms in them, and take their memory. The last of them
-shows whether the step waits for the GPU, which cannot be recorded."""
+"""Equal steps before one is recorded: libraries choose their algorithms in them, and allocate their memory. The last
+one shows whether the step waits for the GPU, which cannot be recorded."""
 _WAITS = "synchronizing CUDA operation"
-"""In what torch says of an operation that waits."""
+"""Part of torch's warning about an operation that waits."""
 _OF_THE_MODE = "debug mode"
-"""In what torch says once of looking for them."""
+"""Part of torch's one-time warning about the search for them."""
 
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A graph, where it finds its batch, and where it leaves what it computes."""
+    """A graph, where it reads its batch, and where it leaves its results."""
 
     graph: Any
     batch: Batch
@@ -43,11 +43,11 @@ class _Recorded:
 
 
 class StepGraph:
-    """Computes steps on a GPU; those that repeat the ones before with other numbers are replayed.
+    """Computes steps on a GPU; steps that repeat earlier ones with other values are replayed.
 
     Args:
         parameters: get their gradients in every step.
-        warn: takes a line where steps cannot be recorded; they are launched as without this, then.
+        warn: called with a line if steps cannot be recorded; they are then launched as usual.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], warn: Callable[[str], object]) -> None:
@@ -59,11 +59,11 @@ class StepGraph:
         self._stream: torch.cuda.Stream | None = None
 
     def run(self, compute: Compute, batch: Batch, key: Hashable) -> Computed:
-        """What `compute` makes of the batch, and in the parameters their gradients.
+        """The result of `compute` for the batch; also sets the parameters' gradients.
 
         Args:
-            compute: losses and backward pass; finds no gradients in the parameters.
-            key: all that the step depends on beside numbers in tensors that stay; None: it is like no other.
+            compute: losses and backward pass; the parameters have no gradients before it.
+            key: everything the step depends on besides values in permanent tensors; None: it is like no other step.
 
         Returns:
             Tensors that the next step may overwrite.
@@ -71,7 +71,7 @@ class StepGraph:
         if key is None or self._refused:
             return compute(batch)
         device = self._parameters[0].device
-        # streams and graphs are those of the thread's GPU, which may be another one
+        # streams and graphs belong to the thread's current GPU, which may be another one
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             return self._run(compute, batch, key)
 
@@ -97,7 +97,7 @@ class StepGraph:
             done = self._beside(lambda: compute(batch))
         if waits and self._waited:
             self._refuse(waits[0])
-        elif waits:  # perhaps another thread did, which may: look once more
+        elif waits:  # perhaps another thread waited, which is allowed: try again
             self._waited, self._alike = True, USUAL_STEPS - 1
         return done
 
@@ -110,7 +110,7 @@ class StepGraph:
         return dict(recorded.computed[0]), recorded.computed[1]
 
     def _beside(self, action: Callable[[], Computed]) -> Computed:
-        """In a stream of its own, as the recording: gradients are added up in the stream that they were made in."""
+        """Run in a separate stream, like recordings: gradients are accumulated in the stream that created them."""
         if self._stream is None:
             self._stream = torch.cuda.Stream()
         usual = torch.cuda.current_stream()
@@ -121,19 +121,19 @@ class StepGraph:
         return done
 
     def _record(self, compute: Compute, batch: Batch) -> _Recorded | None:
-        """None where it cannot be, said once. Nothing is computed."""
+        """Record a graph, without computing anything; None, with one warning, if that is impossible."""
         batch = {name: value.clone() for name, value in batch.items()}
         for parameter in self._parameters:
             parameter.grad = None
         usual = torch.cuda.current_stream()
         try:
             graph = torch.cuda.CUDAGraph()
-            # other threads may use the GPU meanwhile, such as one that loads data
+            # other threads, such as data loaders, may use the GPU meanwhile
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 computed = compute(batch)
         except NOT_SERVED as error:
-            torch.cuda.set_stream(usual)  # torch leaves its own in place where the recording cannot be ended
-            cause = error.__context__  # the end of a broken recording fails too
+            torch.cuda.set_stream(usual)  # torch leaves its own stream set if the recording cannot be ended
+            cause = error.__context__  # ending a broken recording fails, too
             self._refuse(first_line(cause if isinstance(cause, Exception) else error))
             for parameter in self._parameters:
                 parameter.grad = None
@@ -147,9 +147,9 @@ class StepGraph:
 
 @contextmanager
 def _waits_seen() -> Iterator[list[str]]:
-    """Inside, what waits for the GPU, in torch's words, is listed.
+    """Inside, collect torch's warnings about operations that wait for the GPU.
 
-    A recording that such an operation breaks off can leave torch's allocator and random numbers unusable.
+    A recording that such an operation breaks off can leave torch's allocator and random generator unusable.
     """
     waits: list[str] = []
     before = torch.cuda.get_sync_debug_mode()

@@ -1,4 +1,4 @@
-"""Features of any network, by module path, through forward hooks: the network itself is called as ever."""
+"""Features of any network, by module path, through forward hooks: the network is called as usual."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from csd_plugin.errors import CSDError
 
 KINDS = ("input", "output")
 LISTED = 30
-"""Layers that a message names, the nearest first: all of a small network."""
+"""The most layers that a message names, the nearest first: all layers of a small network."""
 _VOLUMETRIC = (
     nn.Conv3d,
     nn.ConvTranspose3d,
@@ -28,24 +28,24 @@ _VOLUMETRIC = (
     nn.AdaptiveMaxPool3d,
     nn.AdaptiveAvgPool3d,
 )
-"""Layers of which torch says what the axes of their input and output are: (B, C, T, H, W)."""
+"""Layers whose input and output have the axes (B, C, T, H, W), according to torch."""
 WRAPPED = ("module", "_orig_mod")
-"""Attributes under which wrappers (data parallel, averaging, compiled) keep the network."""
+"""Attributes in which wrappers (data parallel, averaging, compiled) hold the network."""
 
 
 class FeatureTap:
     """Captures the input or output of one module at each forward pass of a network.
 
-    `take()` gives the tensors of the last pass; `remove()`, or leaving a `with` block, detaches the tap. While
-    `listens` is false nothing is captured, as of passes that nobody compares.
+    `take()` returns the tensors of the last pass; `remove()`, or leaving a `with` block, detaches the tap. While
+    `listens` is false, nothing is captured, as in passes that nobody compares.
 
     Args:
         network: any module, or a wrapper that holds it as `.module`.
-        path: the module's name as `named_modules` gives it, such as `conv22` or `body.7`.
-        kind: `input` or `output`; of several inputs, the first.
+        path: the module's name in `named_modules`, such as `conv22` or `body.7`.
+        kind: `input` or `output`; the first of several inputs.
 
     Raises:
-        CSDError: no such module; the message names the nearest ones.
+        CSDError: there is no such module; the message names the nearest ones.
     """
 
     def __init__(self, network: nn.Module, path: str, kind: str = "input") -> None:
@@ -56,7 +56,7 @@ class FeatureTap:
         self._versions: list[int | None] = []
         module = _find(network, path)
         self._volumetric = isinstance(module, _VOLUMETRIC)
-        # An activation that works in place would change what is captured after it was.
+        # An in-place activation would change the tensor after it was captured.
         self._copies = any(getattr(layer, "inplace", False) for layer in network.modules())
         if kind == "input":
             self._handle = module.register_forward_pre_hook(self._capture_input, with_kwargs=True)
@@ -66,13 +66,13 @@ class FeatureTap:
 
     @property
     def layer(self) -> str:
-        """What is tapped as options name it, see `tap_layers`."""
+        """The tapped layer as named in options, see `tap_layers`."""
         return self.path if self.kind == "input" else f"{self.path}:{self.kind}"
 
     def take(self) -> Captured:
-        """The tensors since the last call, graph and all, one for each run of the module, and forget them.
+        """Return and forget the tensors since the last call, with their graph, one for each run of the module.
 
-        Raises CSDError if the module was not run, or what it was given is no tensor, or was changed in place.
+        Raises CSDError if the module was not run, or if the value is not a tensor, or was changed in place.
         """
         captured, versions = self._captured, self._versions
         self.forget()
@@ -91,7 +91,7 @@ class FeatureTap:
         return Captured(tuple(captured), self._volumetric)
 
     def forget(self) -> None:
-        """Let go of what was captured, and so of its graph, where nobody takes it."""
+        """Discard what was captured, and so its graph, if nobody takes it."""
         self._captured, self._versions = [], []
 
     def remove(self) -> None:
@@ -116,7 +116,7 @@ class FeatureTap:
             return
         version = None
         if isinstance(value, Tensor):
-            # compiled code and inference mode do not count changes in place, by which `take` would know of them
+            # compiled code and inference mode do not count in-place changes, so `take` could not detect them
             if torch.compiler.is_compiling() or value.is_inference():
                 value = value.clone()
             else:
@@ -128,7 +128,7 @@ class FeatureTap:
 
 @contextmanager
 def listening(taps: list[FeatureTap]) -> Iterator[None]:
-    """Inside, these taps capture; before and after it they do not, and hold nothing: no pass is kept or mixed up."""
+    """Inside, these taps capture; before and after, they do not and hold nothing, so that passes cannot be mixed up."""
     for tap in taps:
         tap.listens = True
     try:
@@ -138,7 +138,7 @@ def listening(taps: list[FeatureTap]) -> Iterator[None]:
 
 
 def quiet(taps: list[FeatureTap]) -> list[FeatureTap]:
-    """These taps, which capture nothing until they listen again."""
+    """The same taps, which capture nothing until they listen again."""
     for tap in taps:
         tap.listens = False
         tap.forget()
@@ -146,7 +146,7 @@ def quiet(taps: list[FeatureTap]) -> list[FeatureTap]:
 
 
 def tap_compared(network: nn.Module, interface: Interface, layers: list[str] | None) -> list[FeatureTap]:
-    """Taps of these layers of a network, by default of its one feature. Raises CSDError."""
+    """Taps of these layers of a network, by default of its own feature. Raises CSDError."""
     if layers is None and interface.feature is None:
         raise CSDError(
             f"{type(network).__name__} names no layer for distillation to compare; give its `feature`, or "
@@ -165,7 +165,7 @@ def tap_layers(network: nn.Module, layers: Iterable[str]) -> list[FeatureTap]:
 
 
 def tappable(network: nn.Module) -> dict[str, nn.Module]:
-    """Every module of the network by the path that taps it, wrappers looked through."""
+    """Every module of the network, without wrappers, by the path that taps it."""
     modules = dict(network.named_modules())
     modules.pop("", None)
     for attribute in WRAPPED:
@@ -176,9 +176,9 @@ def tappable(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def _forget_compiled() -> None:
-    """Let torch.compile see which hooks there are: code that it has compiled keeps to those that there were.
+    """Make torch.compile notice the hooks: compiled code keeps the hooks that existed when it was compiled.
 
-    A network does not know whether somebody holds it compiled, so all is compiled anew, at the next call of each.
+    A network does not know whether it is compiled somewhere, so everything is compiled again at its next call.
     """
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

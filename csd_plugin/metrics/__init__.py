@@ -1,7 +1,7 @@
 """The table of metrics. A metric is one file in this folder, with a subclass of `metric.Metric`, and one line here; its
-name is then one for `csd score --metrics`. Other packages add theirs: see `extensions`.
+name can then be given to `csd score --metrics`. Other packages add their own: see `extensions`.
 
-PSNR and SSIM, which are computed of every frame with a truth, are the protocols' (`protocols`).
+PSNR and SSIM, which are computed for every frame with a truth, are part of the protocols (`protocols`).
 """
 
 from __future__ import annotations
@@ -21,4 +21,4 @@ METRICS: Table[type[Metric]] = Table(
     }
 )
 WITHOUT_TRUTH = ("niqe", "warping")
-"""What is computed where there is no truth, unless others are asked for."""
+"""The metrics for frames without a truth, unless others are requested."""

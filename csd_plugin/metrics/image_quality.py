@@ -1,9 +1,8 @@
 """PSNR, SSIM and luma of 8-bit images: pure functions on arrays.
 
-Images are uint8, (H, W) or (H, W, C), values 0 .. 255. scikit-image is the reference these agree with; the tests
-hold them together. They are written out here because a table takes thousands of frames: the squared error is summed in
-integers, and SSIM goes through the image in strips that stay in the processor's cache (5 to 6 times faster, same
-double precision).
+Images are uint8, (H, W) or (H, W, C), values 0 .. 255. The results agree with scikit-image, as tests verify. They are
+implemented here because a table takes thousands of frames: the squared error is summed in integers, and SSIM processes
+the image in strips that fit into the processor's cache (5 to 6 times faster, same double precision).
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ rounding half up is exact integer arithmetic."""
 
 
 def psnr(a: Image, b: Image) -> float:
-    """Peak signal-to-noise ratio in dB over all values of two images; `inf` where they are identical.
+    """Peak signal-to-noise ratio in dB over all values of two images; `inf` if they are identical.
 
-    Raises CSDError where the images are not uint8 of one shape.
+    Raises CSDError unless the images are uint8 of the same shape.
     """
     _check(a, b)
     squared_error = cv2.norm(a, b, cv2.NORM_L2SQR)  # exact: whole numbers below 2 ** 53
@@ -49,11 +48,11 @@ def ssim(a: Image, b: Image) -> float:
     """Structural similarity (Wang et al. 2004), at most 1: mean over the valid area, then over the channels.
 
     11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, data range 255, population covariance.
-    Raises CSDError where the images are not uint8 of one shape, or smaller than the window.
+    Raises CSDError unless the images are uint8 of the same shape, and at least as large as the window.
     """
     _check(a, b)
     if min(a.shape[:2]) < WINDOW:
-        raise CSDError(f"an image of {_size(a)} is too small for SSIM, which needs {WINDOW}x{WINDOW}")
+        raise CSDError(f"an image of {_size(a)} is too small for SSIM, which needs at least {WINDOW}x{WINDOW}")
     planes = zip(_planes(a), _planes(b), strict=True)
     return float(np.mean([_ssim_plane(x, y) for x, y in planes]))
 
@@ -82,9 +81,9 @@ def _ssim_plane(a: Image, b: Image) -> float:
 
 
 def _ssim_map(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(h, w) -> (h - 10, w - 10). In place where it can be, overwriting x and y: memory traffic is the cost here.
+    """(h, w) -> (h - 10, w - 10). In place if possible, overwriting x and y, as memory traffic dominates the cost.
 
-    The two variances only occur as their sum, so four blurs are enough.
+    Only the sum of the two variances is needed, so four blurs are enough.
     """
     mean_x, mean_y = _blur_valid(x), _blur_valid(y)
     product = x * y

@@ -1,4 +1,4 @@
-"""What every metric other than PSNR and SSIM is: images of one frame in, a number out."""
+"""The interface of every metric other than PSNR and SSIM: images of one frame in, a number out."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 
 class View(NamedTuple):
-    """What a metric may look at: images (H, W, 3) uint8 RGB of one frame.
+    """The images available to a metric: (H, W, 3) uint8 RGB, of one frame.
 
     Attributes:
-        truth: None where there is none.
-        guide: what moves as the result should: the truth, the rainy input, or the result itself.
-        previous, previous_guide: of the frame before; None in the first of a clip, and where no metric needs them.
+        truth: None if there is none.
+        guide: an image that moves as the result should: the truth, the rainy input, or the result itself.
+        previous, previous_guide: of the previous frame; None for a clip's first frame, or if no metric needs them.
     """
 
     result: Image
@@ -35,42 +35,42 @@ class Metric:
     """One metric.
 
     To add one: one new file with one subclass, and one line in `metrics.METRICS`. The constructor takes keyword-only
-    options, those of `val.metrics` in an option file. It raises CSDError where weights or a package are missing.
+    options, those of `val.metrics` in an option file. It raises CSDError if weights or a package are missing.
     """
 
     title: ClassVar[str]
-    """In tables, the column's."""
+    """Its heading in tables."""
     decimals: ClassVar[int]
-    """In tables, digits after the point."""
+    """Decimal places in tables."""
     higher_is_better: ClassVar[bool] = False
-    """Which way is up; tables show it by an arrow."""
+    """Which direction is better; tables show it by an arrow."""
     needs_truth: ClassVar[bool] = False
-    """Whether a view has to have the truth; a frame without it has no value."""
+    """Whether it needs the truth; a frame without it has no value."""
     temporal: ClassVar[bool] = False
-    """Whether a view has to have the frame before; the first of a clip has no value."""
+    """Whether it needs the previous frame; the first frame of a clip has no value."""
     uses_torchvision: ClassVar[bool] = False
-    """Whether it imports torchvision, which `compat.prepare_imports` then makes ready."""
+    """Whether it imports torchvision, which `compat.prepare_imports` must prepare."""
     function: ClassVar[str | None] = None
-    """The `type` in `val.metrics`; None where the toolbox has such a function itself."""
+    """The `type` in `val.metrics`; None if the toolbox has such a function itself."""
 
     def check_size(self, height: int, width: int) -> None:
         """Raise CSDError for frames that are too small. Each size is checked before anything is computed."""
 
     def __call__(self, view: View) -> float | None:
-        """The value of a frame whose view has what is needed; None where it has none. Raises CSDError."""
+        """The value for a frame whose view has everything needed; None if it has no value. Raises CSDError."""
         raise NotImplementedError
 
     def of(self, view: View) -> float | None:
-        """The value of a frame; None also where the view lacks what is needed."""
+        """The value for a frame; None also if the view lacks something that is needed."""
         lacks_truth = self.needs_truth and view.truth is None
         lacks_previous = self.temporal and (view.previous is None or view.previous_guide is None)
         return None if lacks_truth or lacks_previous else self(view)
 
 
 def values_of(metrics: Mapping[str, Metric], view: View, where: str) -> dict[str, float]:
-    """The values of a frame, of those metrics that have one.
+    """The values for a frame, of the metrics that have one.
 
-    NaN is no value, as no mean with it is a number: a warning names the frame, which is at `where`. Raises CSDError.
+    NaN counts as no value, as it would make every mean NaN: a warning names the frame by `where`. Raises CSDError.
     """
     values = {name: metric.of(view) for name, metric in metrics.items()}
     numbers = {name: float(value) for name, value in values.items() if value is not None}
@@ -83,13 +83,13 @@ def values_of(metrics: Mapping[str, Metric], view: View, where: str) -> dict[str
 def open_metrics(
     names: Iterable[str], *, has_truth: bool, options: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, Metric]:
-    """Name -> the metric.
+    """Metrics by name, ready to use.
 
     Args:
         options: name -> keywords of its constructor.
 
     Raises:
-        CSDError: an unknown name, a package or weights that are missing, or a truth that one needs.
+        CSDError: a name is unknown, a package or weights are missing, or a metric needs a truth that there is not.
     """
     opened = {}
     for name in names:
@@ -99,6 +99,6 @@ def open_metrics(
             raise CSDError(f"there is no metric {name!r}; there are {', '.join(METRICS)}{also}")
         metric = METRICS[name]
         if metric.needs_truth and not has_truth:
-            raise CSDError(f"{metric.title} compares with the truth: give it by --truth, or leave {name} out")
+            raise CSDError(f"{metric.title} compares with the truth: give that with --truth, or leave {name} out")
         opened[name] = metric(**(options or {}).get(name, {}))
     return opened

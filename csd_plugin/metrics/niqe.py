@@ -1,6 +1,6 @@
-"""NIQE, how natural an image looks without a truth to compare it with: computed by mmeval, an optional package.
+"""NIQE, which rates how natural an image looks without a reference; computed by mmeval, an optional package.
 
-Mittal et al., "Making a completely blind image quality analyzer", 2013. Lower is better. mmeval's is BasicSR's
+Mittal et al., "Making a completely blind image quality analyzer", 2013. Lower is better. mmeval's version is BasicSR's
 `calculate_niqe` (which option files can name in `val.metrics`) in double precision, with the official parameters in its
 wheel; the two differ by some thousandths.
 """
@@ -20,7 +20,7 @@ from csd_plugin.metrics.image_quality import Image, luma_8bit
 from csd_plugin.metrics.metric import Metric, View
 
 BLOCK = 96
-"""Pixels: the side of the blocks that NIQE describes; what is left over at the right and below does not count."""
+"""Side, in pixels, of the blocks that NIQE analyses; the remainder at the right and bottom is ignored."""
 
 
 class NIQE(Metric):
@@ -41,8 +41,8 @@ class NIQE(Metric):
 def niqe(rgb: Image) -> float | None:
     """NIQE of the luma of one image (H, W, 3) uint8 RGB; about 2 to 10, lower is better.
 
-    None where fewer than two blocks have any structure (a black frame). Raises CSDError where mmeval is missing, and
-    for an image of fewer than two blocks.
+    None if fewer than two blocks have any structure (a black frame). Raises CSDError if mmeval is missing, and for an
+    image of fewer than two blocks.
     """
     rows, columns = _blocks_of(*rgb.shape[:2])
     evaluator = load_niqe()
@@ -50,7 +50,7 @@ def niqe(rgb: Image) -> float | None:
     if np.count_nonzero(np.ptp(blocks, axis=(1, 3))) < 2:
         return None
     official = (evaluator.mu_pris_param, evaluator.cov_pris_param, evaluator.gaussian_window)
-    with np.errstate(all="ignore"):  # of blocks without structure, which it leaves out
+    with np.errstate(all="ignore"):  # warnings for blocks without structure, which it leaves out
         value = float(evaluator.compute_niqe(rgb, "rgb", *official))
     return value if math.isfinite(value) else None
 
@@ -68,7 +68,7 @@ def _blocks_of(height: int, width: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=1)
 def load_niqe() -> Any:
-    """mmeval's evaluator, whose `compute_niqe` keeps no state. Raises CSDError where mmeval is missing."""
+    """mmeval's evaluator, whose `compute_niqe` keeps no state. Raises CSDError if mmeval is missing."""
     with needed_by("NIQE"):
         from mmeval import NaturalImageQualityEvaluator
     warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)  # see above

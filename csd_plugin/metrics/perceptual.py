@@ -1,4 +1,4 @@
-"""LPIPS, how different two images look to a network: the `lpips` package on weights that the user has.
+"""LPIPS, which rates how different two images look to a network: the `lpips` package, with the user's weights.
 
 Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric", CVPR 2018, version 0.1 with
 AlexNet. The package holds the weights of its linear layers; AlexNet's are torchvision's file. Nothing is downloaded.
@@ -27,7 +27,7 @@ _LEAST = 32
 
 
 class PerceptualDistance(Metric):
-    """LPIPS of a result and its truth. weights: as `LPIPS` takes them."""
+    """LPIPS of a result and its truth. weights: as for `LPIPS`."""
 
     title, decimals = "LPIPS", 4
     needs_truth = True
@@ -50,13 +50,13 @@ class PerceptualDistance(Metric):
 
 
 class LPIPS:
-    """distance(a, b) of two images (H, W, 3) uint8 RGB of one size: 0 for the same, lower is better.
+    """distance(a, b) of two images (H, W, 3) uint8 RGB of equal size: 0 for identical ones, lower is better.
 
     Args:
-        weights: torchvision's file of AlexNet; default: where torch keeps what it has downloaded.
+        weights: torchvision's file of AlexNet; by default the one in torch's download cache.
 
     Raises:
-        CSDError: lpips or torchvision missing, no such file, or one that holds something else.
+        CSDError: lpips or torchvision is missing, or the file does not exist or holds something else.
     """
 
     def __init__(self, weights: Path | None = None) -> None:
@@ -70,10 +70,10 @@ class LPIPS:
 
     @torch.no_grad()
     def __call__(self, a: Image, b: Image) -> float:
-        """Raises CSDError where the two differ in size or are too small."""
+        """Raises CSDError if the images differ in size or are too small."""
         if a.shape != b.shape or min(a.shape[:2]) < _LEAST:
             sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (a, b))
-            raise CSDError(f"LPIPS compares images of one size, at least {_LEAST}x{_LEAST}; these are {sizes}")
+            raise CSDError(f"LPIPS compares images of equal size, at least {_LEAST}x{_LEAST}; these are {sizes}")
         return float(self._network(_tensor(a), _tensor(b)))
 
 
@@ -85,13 +85,13 @@ def find_weights(weights: Path | None) -> Path:
     if weights:
         raise CSDError(f"{weights} does not exist; give torchvision's {ALEXNET}")
     raise CSDError(
-        f"LPIPS needs torchvision's {ALEXNET}, and nothing is downloaded: "
+        f"LPIPS needs torchvision's {ALEXNET}, which is not downloaded: "
         f"put it into {path.parent}, or give its path (csd score --lpips-weights, val.metrics: weights)"
     )
 
 
 def _load_alexnet(slices: torch.nn.Module, path: Path) -> None:
-    """Weights 'features.3.weight' of torchvision into 'slice2.3.weight' of lpips."""
+    """Load torchvision's weights, 'features.3.weight' .., into those of lpips, 'slice2.3.weight' .."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         state = {name: content[f"features.{name.split('.', 1)[1]}"] for name in slices.state_dict()}

@@ -1,4 +1,4 @@
-"""The two scoring protocols, and the one way from a network's output to the 8-bit frame that is scored."""
+"""The two scoring protocols, and the conversion of a network's output to the 8-bit frame that is scored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # scoring folders of frames needs no torch
 
 
 class Quality(NamedTuple):
-    """How near an image is to the truth.
+    """How close an image is to the truth.
 
     Attributes:
         psnr: in dB, `inf` for identical images.
@@ -27,7 +27,7 @@ class Quality(NamedTuple):
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is compared: `view` turns an 8-bit RGB frame into the uint8 image that PSNR and SSIM see."""
+    """A way to compare: `view` converts an 8-bit RGB frame to the uint8 image for PSNR and SSIM."""
 
     title: str
     view: Callable[[Image], Image]
@@ -45,7 +45,7 @@ FrameScore = dict[str, Quality]
 def score_frame(result: Image, truth: Image) -> FrameScore:
     """Score one frame in every protocol: two (H, W, 3) uint8 RGB images -> protocol -> Quality.
 
-    Raises CSDError where the two are not 8-bit RGB images of one size, at least 11x11.
+    Raises CSDError unless both are 8-bit RGB images of equal size, at least 11x11.
     """
     for name, image in (("result", result), ("truth", truth)):
         if image.ndim != 3 or image.shape[2] != 3:
@@ -60,10 +60,10 @@ def score_frame(result: Image, truth: Image) -> FrameScore:
 def to_uint8(frames: Tensor) -> Image:
     """(..., 3, H, W) float RGB, nominally 0 .. 1 -> (..., H, W, 3) uint8 RGB on the CPU: clamped, then rounded.
 
-    Raises CSDError where a value is NaN, which no 8-bit value can stand for.
+    Raises CSDError for NaN, which no 8-bit value can represent.
     """
     frames = frames.detach().float()
     if frames.isnan().any():
-        raise CSDError("the network's output holds NaN: its weights are broken or its training diverged")
+        raise CSDError("the network's output holds NaN: its weights are broken, or its training diverged")
     pixels = frames.clamp(0, 1).mul(255).round().byte()
     return pixels.movedim(-3, -1).contiguous().cpu().numpy()

@@ -5,10 +5,10 @@
       lpips: {type: calculate_lpips, weights: weights/alexnet-owt-7be5be79.pth, better: lower}
       warping: {type: calculate_warping_error, better: lower}
 
-Images are (H, W, 3) uint8 BGR, as the toolbox has them. Our validation hands a metric what its signature names: `img`,
-`img2` (the truth), `previous` (the result before), `guide` and `previous_guide` (the truth, or without one the rainy
-input); a frame that lacks one of them has no value. A metric's attribute `check`, where it has one, is called with its
-options before a run begins.
+Images are (H, W, 3) uint8 BGR, as in the toolbox. Our validation passes a metric the images in its signature: `img`,
+`img2` (the truth), `previous` (the previous result), `guide` and `previous_guide` (the truth, or without one the rainy
+input); a frame that lacks one of them has no value. If a metric has an attribute `check`, it is called with the
+metric's options before a run begins.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _functions: dict[type[Metric], Callable[..., float | None]] = {}
 
 
 def as_function(metric: type[Metric]) -> Callable[..., float | None]:
-    """The function `metric.function`, the same one at every call; only of a metric that has one.
+    """The function `metric.function`, the same object at every call; only for a metric that has one.
 
     It takes the images that the metric needs, and the keywords of its constructor; others, such as the toolbox's
-    `better`, do not matter. Raises CSDError, also where an image is missing.
+    `better`, are ignored. Raises CSDError, also if an image is missing.
     """
     if metric not in _functions:
         _functions[metric] = _function_of(metric)

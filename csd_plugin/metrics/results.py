@@ -1,6 +1,6 @@
 """One result, the scores of one network on one dataset, as JSON, CSV and Markdown.
 
-The JSON holds every frame and is what the other commands read; the CSV (a row per clip and protocol) and the Markdown
+The JSON holds every frame and is read by other commands; the CSV (one row per clip and protocol) and the Markdown
 table are for people. Its form:
 
     {"format": "csd-results", "version": 1,
@@ -9,10 +9,10 @@ table are for people. Its form:
      "clips": {"a1": {"average": {..}, "frames": {"00001": {"nturain_y": {..}, "rgb": {..}}, ..}}, ..}}
 
 Metrics other than PSNR and SSIM stand next to the protocols, in a frame and in averages: {"nturain_y": {..}, "rgb":
-{..}, "measures": {"niqe": 3.34, "warping": 0.41}}. Frames without a truth have "measures" alone.
+{..}, "measures": {"niqe": 3.34, "warping": 0.41}}. Frames without a truth only have "measures".
 
-The PSNR of identical frames is infinite, which JSON has no number for: it is written as the string "inf".
-Averages are written for other readers; `load_results` works them out from the frames again.
+The PSNR of identical frames is infinite; as JSON has no such number, it is written as the string "inf".
+Averages are written for other readers; `load_results` computes them from the frames again.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ _MOST_SKIPPED = 10**9
 def write(
     folder: Path | str, name: str, scores: Scores, meta: Mapping[str, Any], baseline: Path | str | None = None
 ) -> Path:
-    """Write `name`.json, .csv and .md into `folder`, made if need be; returns the path of the JSON.
+    """Write `name`.json, .csv and .md into `folder`, which is made if needed; returns the path of the JSON.
 
     Args:
-        meta: "network" and "dataset", their names in tables; whatever else is in it becomes the result's facts.
+        meta: "network" and "dataset", their names in tables; all other keys become the result's facts.
         baseline: a results JSON; the Markdown table then shows the gain over it.
 
     Raises:
@@ -67,12 +67,12 @@ def write(
 def save(path: Path, result: Result, table: str) -> Path:
     """Write a result to `path`, a .json, with the .csv and `table` as .md next to it; each in a single step.
 
-    Raises CSDError where it cannot be written.
+    Raises CSDError if it cannot be written.
     """
     texts = [json_text(result), csv_text(result), table + "\n"]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for file, text in reversed(list(zip(files_written(path), texts, strict=True))):  # the one that others read last
+        for file, text in reversed(list(zip(files_written(path), texts, strict=True))):  # the JSON last
             atomic.write_text(file, text)
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -80,12 +80,12 @@ def save(path: Path, result: Result, table: str) -> Path:
 
 
 def files_written(path: Path) -> list[Path]:
-    """What `save` writes for `path`, a .json: it, and the .csv and .md next to it."""
+    """The files that `save` writes for `path`, a .json: this file, and the .csv and .md next to it."""
     return [path.with_name(path.name.removesuffix(".json") + suffix) for suffix in (".json", ".csv", ".md")]
 
 
 def refuse_strangers(path: Path) -> None:
-    """Raise CSDError where `save` would replace what is not a result, or could not write."""
+    """Raise CSDError if `save` would replace a file that is not a result, or could not write."""
     signs = (
         rb'\{\s*"format":\s*"' + FORMAT.encode() + b'"',
         b"network,dataset,clip,protocol,",
@@ -97,7 +97,7 @@ def refuse_strangers(path: Path) -> None:
 
 
 def json_text(result: Result) -> str:
-    """The JSON form above, one frame a line."""
+    """The JSON form above, one frame per line."""
     scores = result.scores
     head = {
         "format": FORMAT,
@@ -121,9 +121,9 @@ def json_text(result: Result) -> str:
 
 
 def csv_text(result: Result) -> str:
-    """A row per clip and protocol, then a row per protocol whose clip is `average`; `frames` counts its frames.
+    """One row per clip and protocol, then one row per protocol with the clip `average`; `frames` counts its frames.
 
-    Where there are further metrics, each has such rows too, and a last column, `value`, holds theirs.
+    Further metrics have such rows, too, with their values in a last column, `value`.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -147,7 +147,7 @@ def csv_text(result: Result) -> str:
 
 
 def load_results(path: Path | str) -> Result:
-    """Read a results JSON. Raises CSDError where the file cannot be read or is not one that `write` made."""
+    """Read a results JSON. Raises CSDError if the file cannot be read or was not made by `write`."""
     try:
         content = parse_json(read_text(Path(path)))
     except OSError as error:
@@ -177,7 +177,7 @@ def _parse(content: dict[str, Any]) -> Result:
             values = section(section(frame, at).get(METRICS_KEY, {}), at).items()
             metrics = {metric: score_number(value, f"{at}.{metric}") for metric, value in values}
             scores.record(clip_name, name, _score(frame, at), metrics)
-    scores.average()  # raises where there is no clip, or a clip without frames
+    scores.average()  # raises if there is no clip, or a clip without frames
     network, dataset = (plain_text(content[key], key) for key in ("network", "dataset"))
     return Result(network, dataset, scores, section(content["facts"], "facts"))
 
@@ -194,7 +194,7 @@ def _score(frame: dict[str, Any], at: str) -> FrameScore:
 
 
 def _plain(score: FrameScore, metrics: Mapping[str, float]) -> dict[str, dict[str, float | str]]:
-    """Both in the JSON form; metrics are left out where there are none and the frame has a truth."""
+    """Both in the JSON form; metrics are left out if there are none and the frame has a truth."""
     sections: dict[str, Any] = {protocol: quality._asdict() for protocol, quality in score.items()}
     if metrics or not score:
         sections[METRICS_KEY] = dict(metrics)

@@ -27,16 +27,16 @@ class ClipScores:
     """The scores of one clip's frames, in display order.
 
     Attributes:
-        frames: frame name -> protocol -> Quality; empty where there is no truth.
-        metrics: metric -> frame name -> value, of metrics other than PSNR and SSIM. A metric may lack frames: one that
-            looks at neighbours has no value for the first.
+        frames: frame name -> protocol -> Quality; empty without a truth.
+        metrics: metric -> frame name -> value, for metrics other than PSNR and SSIM. A metric may lack frames: one that
+            compares neighbours has no value for the first.
     """
 
     frames: dict[str, FrameScore] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def average(self) -> FrameScore:
-        """Mean over the frames that have a truth, per protocol; empty where none has.
+        """Mean over the frames that have a truth, per protocol; empty if none has.
 
         One frame identical to its truth makes the clip's PSNR infinite.
         """
@@ -53,11 +53,11 @@ class ClipScores:
 
 @dataclass
 class Scores:
-    """Every frame that counts, by clip.
+    """All scored frames, by clip.
 
     Attributes:
         clips: clip name -> ClipScores, in the order they were added.
-        skip: how many frames at both ends of every clip were left out; they are not in `clips`.
+        skip: the numbers of frames left out at both ends of every clip; they are not in `clips`.
     """
 
     clips: dict[str, ClipScores] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Scores:
     def add(self, clip: str, frame: str, result: Image, truth: Image) -> FrameScore:
         """Score one frame, (H, W, 3) uint8 RGB against its truth, and keep the scores.
 
-        Raises CSDError, naming clip and frame, where the two cannot be compared.
+        Raises CSDError, naming clip and frame, if the two cannot be compared.
         """
         try:
             score = score_frame(result, truth)
@@ -78,7 +78,7 @@ class Scores:
     def record(self, clip: str, frame: str, score: FrameScore, metrics: Mapping[str, float] | None = None) -> None:
         """Keep the scores of a frame that was scored elsewhere (a thread, another process), with further metrics.
 
-        Raises CSDError for a frame that has scores already, and for NaN, with which no average is a number.
+        Raises CSDError for a frame that already has scores, and for NaN, which would make every average NaN.
         """
         _refuse_nan(score, metrics or {}, f"clip {clip}, frame {frame}")
         scores = self.clips.setdefault(clip, ClipScores())
@@ -108,14 +108,14 @@ class Scores:
         return Scores(clips, (self.skip[0] + skip[0], self.skip[1] + skip[1]))
 
     def average(self) -> FrameScore:
-        """Mean over the clips of their averages, per protocol: a long clip counts no more than a short one.
+        """Mean over the clips of their averages, per protocol: a long clip has no more weight than a short one.
 
         Clips without truth do not count: see `without_truth`.
         """
         return _mean([clip.average() for clip in self.clips.values()])
 
     def without_truth(self) -> list[str]:
-        """The clips that have no part in `average`."""
+        """The clips that are not part of `average`."""
         return [name for name, clip in self.clips.items() if not clip.average()]
 
     def metric_means(self) -> dict[str, float]:
@@ -137,16 +137,16 @@ class Scores:
 
 
 def _refuse_nan(score: FrameScore, metrics: Mapping[str, float], where: str) -> None:
-    """Raise CSDError for scores of a frame that are no numbers."""
+    """Raise CSDError for scores of a frame that are NaN."""
     # MMEngine hands qualities back as plain tuples
     qualities = [item for quality in score.values() for item in zip(Quality._fields, quality, strict=True)]
     for name, number in [*qualities, *metrics.items()]:
         if math.isnan(number):
-            raise CSDError(f"{where}: its {name} is nan; leave out what has no value")
+            raise CSDError(f"{where}: its {name} is nan; leave out metrics without a value")
 
 
 def _mean(scores: Iterable[FrameScore]) -> FrameScore:
-    """Per protocol over those that have it. Raises CSDError where there are none at all."""
+    """Per protocol over those that have it. Raises CSDError if there are none."""
     scores = list(scores)
     if not scores:
         raise CSDError("no frame was scored: there are no scores to average")

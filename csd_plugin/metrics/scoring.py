@@ -1,4 +1,4 @@
-"""Scores of frames that lie in folders, whoever made them."""
+"""Scores frames in folders, whoever made them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 class FramePair(NamedTuple):
-    """A frame to score, as files.
+    """The files of a frame to score.
 
     Attributes:
-        partner: its truth; without one the rainy frame, or itself.
+        partner: its truth; without one, the rainy frame, or the result itself.
     """
 
     clip: str
@@ -55,22 +55,22 @@ def score_folders(
 ) -> Scores:
     """Score every frame of one clip, or of a folder of clips, against its truth, or without one.
 
-    The folders hold frames, or clip folders of frames; either may also be the root of NTURain, of which the split
-    counts that holds the other's clips. Clips pair by name (NTURain's endings _Rain and _GT aside), frames by name or
-    else by number.
+    The folders hold frames, or clip folders of frames; either may also be the root of NTURain, of which the split with
+    the other's clips is used. Clips pair by name (without NTURain's endings _Rain and _GT), frames by name, or else by
+    number.
 
     Args:
-        truth: without it there are only `metrics`.
-        guide: without a truth, the rainy frames: what moves as the results should. Default: the results themselves.
-        metrics: further metrics, as `open_metrics` gives them.
-        skip: how many frames at both ends of every true clip do not count, and need no result.
-        clips: of several clips, score these only; default: all that `results` holds.
-        of_input: `results` are the rainy frames themselves, of which messages then speak.
+        truth: without it, only `metrics` are computed.
+        guide: without a truth, the rainy frames, which move as the results should. Default: the results themselves.
+        metrics: further metrics, from `open_metrics`.
+        skip: the numbers of frames at both ends of every true clip that are left out, and need no result.
+        clips: of several clips, score only these; default: all clips in `results`.
+        of_input: `results` are the rainy frames themselves; messages then say so.
         jobs: threads (OpenCV and numpy release the interpreter's lock while they compute); default: one per processor.
 
     Raises:
-        CSDError: a folder without frames, a result without truth, a frame without result, frames too small for a
-            metric, sizes that differ, a file that is no image.
+        CSDError: a folder has no frames, a result no truth, or a frame no result; frames are too small for a metric, or
+            differ in size; a file is not an image.
     """
     partner = truth or guide
     pairs = (
@@ -89,17 +89,17 @@ def score_folders(
         for pair, (quality, values) in zip(pairs, pool.map(score, pairs, before), strict=True):
             scores.record(pair.clip, pair.frame, quality, values)
             bar.update()
-    if not of_input:  # which has the same frames, and was said of the results
+    if not of_input:  # the same was reported for the results
         _say_what_has_no_value(scores, metrics or {})
     return scores
 
 
 def _say_what_has_no_value(scores: Scores, metrics: Mapping[str, Metric]) -> None:
-    """A line for each metric that compares a frame with the one before, and clips of which one frame counts."""
+    """Warn about each metric that needs the previous frame, for clips of which only one frame is scored."""
     single = [name for name, clip in scores.clips.items() if len(clip.frames) == 1]
     for metric in metrics.values() if single else ():
         if metric.temporal:
-            logger.warning("clip %s: no %s, which needs two frames: only one counts", *(_some(single), metric.title))
+            logger.warning("clip %s: no %s, which needs two frames: only one is scored", *(_some(single), metric.title))
 
 
 def pair_folders(
@@ -110,7 +110,7 @@ def pair_folders(
     is_truth: bool = True,
     of_input: bool = False,
 ) -> list[FramePair]:
-    """Every frame that counts with its truth (or rainy frame), clip by clip, in order.
+    """Every scored frame with its truth (or rainy frame), clip by clip, in order.
 
     Args:
         results, skip, clips, of_input: as for `score_folders`.
@@ -118,7 +118,7 @@ def pair_folders(
         is_truth: which of these `partner` is.
 
     Raises:
-        CSDError: a clip or frame without its partner.
+        CSDError: a clip or frame has no partner.
     """
     kind = "truth" if is_truth else "rainy input"
     result_clips = find_scored_clips(results, ignored=_TRUTH, wanted=clips or ())
@@ -147,7 +147,7 @@ def pair_folders(
 
 
 def _alone(results: Path, skip: tuple[int, int], clips: Collection[str] | None) -> list[FramePair]:
-    """Every frame that counts, its own partner."""
+    """Every scored frame, as its own partner."""
     pairs = []
     for clip, files in find_scored_clips(results, ignored=_TRUTH).items():
         if clips is not None and clip not in clips:
@@ -163,13 +163,12 @@ def find_scored_clips(folder: Path, ignored: re.Pattern[str], wanted: Collection
     """Clip name -> its frames in display order, for a folder of frames, of clip folders, or NTURain's root.
 
     Args:
-        ignored: names of clip folders that do not count where there are others, as NTURain has rain and truth side by
-            side.
-        wanted: names of clips; from NTURain's root, the first of test, training and real clips that has one of these
-            scenes is taken, else the first.
+        ignored: names of clip folders that are ignored if there are others, as NTURain has rain and truth side by side.
+        wanted: names of clips; for NTURain's root, the first of test, training and real clips that has one of these
+            scenes is used, else the first.
 
     Raises:
-        CSDError: no folder, or one without frames.
+        CSDError: not a folder, or a folder without frames.
     """
     if not folder.is_dir():
         raise CSDError(f"{folder} is not a folder: give one of frames, or of clip folders")
@@ -201,20 +200,20 @@ def _clip_name(folder: Path) -> str:
 
 
 def _scene(clip: str) -> str:
-    """The clip whose truth it has: 't1_Rain_02' -> 't1'."""
+    """The clip that has the truth: 't1_Rain_02' -> 't1'."""
     return re.sub(r"_Rain_\d+$", "", clip, flags=re.IGNORECASE)
 
 
 def _pair_frames(
     clip: str, results: Sequence[Path], truths: Sequence[Path], skip: tuple[int, int], kind: str, of_input: bool
 ) -> list[tuple[str, Path, Path]]:
-    """(name, result, truth or rainy frame, which `kind` says) of each frame that counts."""
+    """(name, result, truth or rainy frame as `kind` says) of each scored frame."""
     result_of = _by_key(results, [file.stem for file in results])
     truth_of = _by_key(truths, [file.stem for file in truths])
     if not result_of.keys() <= truth_of.keys():
         result_of, truth_of = _by_key(results, _numbers(results)), _by_key(truths, _numbers(truths))
 
-    # also where ends are skipped: frames counted from 0 instead of 1 would be compared with their neighbours
+    # also if ends are skipped: frames counted from 0 instead of 1 would be compared with their neighbours
     extra = [file for key, file in result_of.items() if key not in truth_of]
     if extra:
         adjective = "true" if kind == "truth" else "rainy"
@@ -238,7 +237,7 @@ def _pair_frames(
 
 
 def _skip_to(there: Sequence[bool]) -> str:
-    """How to score the frames that are there, if only some at the ends are not; else empty."""
+    """How to score the existing frames if only some at the ends are missing; else empty."""
     ends = there.index(True), there[::-1].index(True)
     return f"--skip {ends[0]} {ends[1]} scores the frames that exist" if sum(there) == len(there) - sum(ends) else ""
 
@@ -253,9 +252,9 @@ def _by_key(files: Sequence[Path], keys: Iterable[str]) -> dict[str, Path]:
 
 
 def _numbers(files: Sequence[Path]) -> list[str]:
-    """Frame numbers without leading zeros: of all the numbers in the names, the one that changes from file to file.
+    """Frame numbers without leading zeros: of all numbers in the names, the one that differs between files.
 
-    A network's name or an iteration, which stay, may be in the names too.
+    The names may also contain a constant number, such as a network's or an iteration.
     """
     texts = {re.sub(r"[0-9]+", "0", file.stem) for file in files}
     columns = number_columns(file.stem for file in files)[::-1]
@@ -269,7 +268,7 @@ def _numbers(files: Sequence[Path]) -> list[str]:
 
 
 def _check_sizes(pairs: Iterable[FramePair], metrics: Collection[Metric]) -> None:
-    """Raise CSDError for frames that are too small for a metric, by their headers, before hours are spent on others."""
+    """Raise CSDError for frames that are too small for a metric, by their headers, before hours of work on others."""
     first: dict[tuple[int, int], FramePair] = {}
     for pair in pairs if metrics else ():
         with suppress(OSError), pair.result.open("rb") as file:
@@ -287,10 +286,10 @@ def _check_sizes(pairs: Iterable[FramePair], metrics: Collection[Metric]) -> Non
 def _score_pair(
     pair: FramePair, before: FramePair | None, *, has_truth: bool, metrics: Mapping[str, Metric]
 ) -> tuple[FrameScore, dict[str, float]]:
-    """The scores of a frame, and of the metrics those that have a value for it.
+    """The scores of a frame, and the values of the metrics that have one for it.
 
     Args:
-        before: the pair before it, which is of another clip where this one begins.
+        before: the previous pair, which belongs to another clip if this one begins here.
     """
     result = _read(pair.result)
     partner = result if pair.partner == pair.result else _read(pair.partner)

@@ -1,4 +1,4 @@
-"""Markdown tables like the paper's Table 1: two rows per network, a column per clip, the average and the gain."""
+"""Markdown tables like the paper's Table 1: two rows per network, one column per clip, the average and the gain."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from csd_plugin.metrics.scores import Result
 
 NONE = "-"
 WITHOUT_TRUTH = "without_truth"
-"""The fact of a result that names clips that were there and could not be scored."""
+"""The fact of a result that names clips that existed but could not be scored."""
 DECIMALS = Quality(psnr=2, ssim=4)
 OTHER_DECIMALS = 4
-"""Digits after the point of metrics that an option file names and METRICS does not."""
+"""Decimal places of metrics that an option file names and METRICS does not."""
 
 
 @dataclass(frozen=True)
 class _ScoreRow:
-    """One network in one protocol; clips it was not scored on are missing. Whether it has a gain over the baseline."""
+    """One network in one protocol; clips on which it was not scored are missing. Whether its gain is shown."""
 
     name: str
     clips: dict[str, Quality]
     comparable: bool = True
 
     def average(self, clips: Sequence[str]) -> Quality | None:
-        """Mean over `clips`; None where one is missing, since averages over different clips cannot be compared."""
+        """Mean over `clips`; None if one is missing, since averages over different clips cannot be compared."""
         if not all(clip in self.clips for clip in clips):
             return None
         psnrs, ssims = zip(*(self.clips[clip] for clip in clips), strict=True)
@@ -37,12 +37,12 @@ class _ScoreRow:
 
 
 def comparison_table(results: Sequence[Result], *, baseline: Result | None = None, published: bool = False) -> str:
-    """Several results in one Markdown text, a table per protocol, one of further metrics, rows in the order given.
+    """Several results in one Markdown text: one table per protocol, one of further metrics, rows in the given order.
 
     With a baseline, which becomes the first row unless it is among the results, every other row shows its gain over
-    it; one that was scored on other frames shows none, and a line below says so. The clips shown, which averages are
-    over, are those of the other results. `published` appends the published
-    NTURain numbers of those clips, which exist for the luma protocol only. Raises CSDError where nothing was scored.
+    it; one that was scored on other frames shows none, and a line below says so. The clips shown, over which averages
+    are taken, are those of the other results. `published` appends the published NTURain numbers of these clips, which
+    only exist for the luma protocol. Raises CSDError if nothing was scored.
     """
     others = [result for result in results if result is not baseline]
     clips = list(dict.fromkeys(clip for result in others or results for clip in result.scores.clips))
@@ -80,7 +80,7 @@ def _with_truth(results: Sequence[Result], clips: Sequence[str]) -> list[str]:
 
 
 def share(scored: Sequence[str], clips: Sequence[str]) -> str:
-    """What stands behind a title where scores are not of all clips."""
+    """The addition to a title if scores are not of all clips."""
     if len(scored) == len(clips):
         return ""
     others = ", ".join(clip for clip in clips if clip not in scored)
@@ -88,7 +88,7 @@ def share(scored: Sequence[str], clips: Sequence[str]) -> str:
 
 
 def other_frames(result: Result, baseline: Result | None) -> str | None:
-    """Where a result and its baseline were scored on other frames of a clip, one that shows it; else None."""
+    """A clip that was scored on other frames than in the baseline, with one that shows it; else None."""
     for name, clip in result.scores.clips.items():
         base = baseline.scores.clips.get(name) if baseline is not None else None
         if base is None or clip.frames.keys() == base.frames.keys():
@@ -126,7 +126,7 @@ def _published_rows(clips: Sequence[str]) -> list[_ScoreRow]:
 
 
 def _published_note(results: Sequence[Result], clips: Sequence[str]) -> str:
-    """What the published rows are over, and the results: the frames are compared by their reader alone."""
+    """What the published rows are averages of, and the results; readers have to compare the frames."""
     counts = {
         clip: sorted({len(r.scores.clips[clip].frames) for r in results if clip in r.scores.clips}) for clip in clips
     }
@@ -187,7 +187,7 @@ def _metrics_table(results: Sequence[Result], clips: Sequence[str], baseline: Re
 
 
 def _metric_title(name: str) -> str:
-    """With an arrow that says which way is better, as far as that is known."""
+    """With an arrow that shows which direction is better, if that is known."""
     if name not in METRICS:
         return name
     return f"{METRICS[name].title} {'↑' if METRICS[name].higher_is_better else '↓'}"
@@ -202,7 +202,7 @@ def _any_value(results: Sequence[Result], clip: str, name: str) -> bool:
 
 
 def _metric_average(result: Result, name: str, clips: Sequence[str]) -> float | None:
-    """Mean over `clips`; None where one has no value, or there are none."""
+    """Mean over `clips`; None if one has no value, or there are none."""
     known = [value for clip in clips if (value := _value_of(result, clip, name)) is not None]
     return sum(known) / len(clips) if known and len(known) == len(clips) else None
 
@@ -219,7 +219,7 @@ def _gain(row: _ScoreRow, base: _ScoreRow, clips: Sequence[str]) -> Quality | No
 
 
 def _number(quality: Quality | None, metric: str, sign: str = "") -> str:
-    """`inf - inf`, the gain between two perfect results, is no number."""
+    """`inf - inf`, the gain between two perfect results, is shown as no number."""
     value = getattr(quality, metric) if quality is not None else None
     return _plain_number(value, int(getattr(DECIMALS, metric)), sign)
 

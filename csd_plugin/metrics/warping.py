@@ -1,4 +1,4 @@
-"""How much a video flickers: the warping error between a frame and the one before it, along the optical flow.
+"""The warping error, which measures flicker: the difference between a frame and the one before, along the optical flow.
 
 After Lai et al., "Learning blind video temporal consistency", ECCV 2018. With frames V in [0, 1], the flow F from frame
 t to frame t - 1 and B back, both computed on a *guide* (the truth, or without one the rainy input), the error of frame
@@ -27,8 +27,8 @@ from csd_plugin.metrics.metric import Metric, View
 
 SCALE = 1000.0
 LEAST_SHARE = 0.25
-"""A share of the pixels; where fewer correspond there is a scene cut, and no error. Real clips have 0.55 (a motocross
-jump) to 0.99, cuts between them at most 0.09."""
+"""The least share of corresponding pixels; below it there is a scene cut, and no error. Real clips have 0.55 (a
+motocross jump) to 0.99, cuts between them at most 0.09."""
 
 _LEAST_SIDE = 12
 
@@ -55,15 +55,15 @@ def warping_error(result: Image, previous: Image, guide: Image, previous_guide: 
         guide, previous_guide: frames with the same motion, such as the truth.
 
     Returns:
-        The error, or None where the two guides show different scenes.
+        The error, or None if the two guides show different scenes.
 
     Raises:
-        CSDError: sizes that differ, or are below 12x12.
+        CSDError: the sizes differ, or are below 12x12.
     """
     sizes = {image.shape for image in (result, previous, guide, previous_guide)}
     if len(sizes) > 1 or min(result.shape[:2]) < _LEAST_SIDE:
         shown = ", ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (result, previous, guide, previous_guide))
-        raise CSDError(f"the warping error needs frames of one size, at least 12x12; these are {shown}")
+        raise CSDError(f"the warping error needs frames of equal size, at least 12x12; these are {shown}")
     flow, valid = correspondence(guide, previous_guide)
     if valid.mean() < LEAST_SHARE:
         return None
@@ -72,7 +72,7 @@ def warping_error(result: Image, previous: Image, guide: Image, previous_guide: 
 
 
 def correspondence(guide: Image, previous_guide: Image) -> tuple[Flow, NDArray[np.bool_]]:
-    """Flow (H, W, 2), x first, in pixels, from a frame to the one before; and where it can be relied on, (H, W)."""
+    """Flow (H, W, 2), x first, in pixels, from a frame to the one before; and where it is reliable, (H, W)."""
     now, before = luma_8bit(guide), luma_8bit(previous_guide)
     flow, back = _optical_flow(now, before), _optical_flow(before, now)
     returned = warp(back, flow)
@@ -85,7 +85,7 @@ def correspondence(guide: Image, previous_guide: Image) -> tuple[Flow, NDArray[n
 
 
 def warp(image: NDArray[np.float32], flow: Flow) -> NDArray[np.float32]:
-    """(H, W, C) -> what is at x + flow(x) in it, bilinear, its border repeated outside: (H, W, C)."""
+    """The image (H, W, C) sampled at x + flow(x), bilinear, with its border repeated: (H, W, C)."""
     x, y = _positions(flow)
     return np.asarray(cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32)
 
@@ -97,6 +97,6 @@ def _positions(flow: Flow) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 def _optical_flow(a: Image, b: Image) -> Flow:
-    """Dense inverse search: where each pixel of a (H, W) is in b."""
+    """Dense inverse search: the displacement in b of each pixel of a, both (H, W)."""
     method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     return np.asarray(method.calc(a, b, None), np.float32)  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""The toolbox's adapters. BasicSR is imported before any of them: its own import may end in an import of ours."""
+"""Adapters to the toolbox. BasicSR is imported before any of them: its own import may end in an import of ours."""
 
 from csd_plugin import compat
 

@@ -1,4 +1,4 @@
-"""Items of anybody's test sets, as our models take them."""
+"""Items of any test set, in the form that our models need."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from csd_plugin.errors import CSDError
 
 @dataclass(frozen=True)
 class Item:
-    """What a model is tested on at once.
+    """One item on which a model is tested.
 
     Attributes:
-        run: the same for items whose frames follow each other in one clip.
+        run: equal for items whose frames are consecutive in one clip.
         lq: (T, 3, H, W), a frame and its neighbours.
-        gt: (3, H, W), or None where there is no truth.
+        gt: (3, H, W), or None without truth.
     """
 
     index: int
@@ -30,36 +30,36 @@ class Item:
 
 
 def read_test_item(dataset: Any, index: int, num_frame: int) -> Item:
-    """Item `index` of a test set of ours or of the toolbox: of windows, or of single images.
+    """Item `index` of a test set, ours or the toolbox's, of windows or single images.
 
-    Images are of one clip, named as the set, and no image follows another. A frame is named by its file, and by the
-    folders between the set's root and it where they do not name the clip.
+    Images form one clip, named after the set, and are not consecutive. A frame is named after its file, and after the
+    folders between the set's root and the file unless they name the clip.
 
     Args:
-        num_frame: what the network sees.
+        num_frame: frames that the network needs.
 
     Raises:
-        CSDError: sets of other things than these.
+        CSDError: the set gives something else.
     """
     item, opt, kind = dataset[index], dataset.opt, type(dataset).__name__
     lq, gt, path = item.get("lq"), item.get("gt"), item.get("lq_path")
     where = f"the data set {opt['name']}: {kind}"
     if lq is None:
-        raise CSDError(f"{where} gives no lq; take PairedVideoTestDataset, or the toolbox's VideoTestDataset")
+        raise CSDError(f"{where} gives no lq; use PairedVideoTestDataset, or the toolbox's VideoTestDataset")
     if lq.ndim == 4 and gt is not None and gt.ndim == 4:
         raise CSDError(
-            f"{where} gives whole clips; take type: VideoTestDataset on the same folders, with num_frame: {num_frame} "
+            f"{where} gives whole clips; use type: VideoTestDataset on the same folders, with num_frame: {num_frame} "
             f"and padding: reflection"
         )
     if path is None:
         raise CSDError(
-            f"{where} is for training and does not say which frame is which; take PairedVideoTestDataset, or the "
+            f"{where} is for training and does not identify frames; use PairedVideoTestDataset, or the "
             f"toolbox's VideoTestDataset"
         )
     is_image, path = lq.ndim == 3, Path(path)
     if is_image and num_frame > 1:
         raise CSDError(
-            f"{where} gives single images, and network_g sees {num_frame} frames; take PairedVideoTestDataset, or the "
+            f"{where} gives single images, but network_g needs {num_frame} frames; use PairedVideoTestDataset, or the "
             f"toolbox's VideoTestDataset with num_frame: {num_frame} and padding: reflection"
         )
     clip = str(item.get("folder", opt["name"]))
@@ -74,7 +74,7 @@ def read_test_item(dataset: Any, index: int, num_frame: int) -> Item:
 
 
 def _frame_name(path: Path, clip: str, root: str | None) -> str:
-    """'0001' of ROOT/CLIP/0001.png, '00001_0266_im4' of ROOT/00001/0266/im4.png where another clip is named."""
+    """'0001' for ROOT/CLIP/0001.png, '00001_0266_im4' for ROOT/00001/0266/im4.png if the clip has another name."""
     if root is None or not path.is_relative_to(root):
         return path.stem
     folders = path.relative_to(root).parent.parts

@@ -1,4 +1,4 @@
-"""What options name, found and built as BasicSR would, but that a mistake is one line with its key."""
+"""Finds and builds what options name, like BasicSR, but a mistake is reported in one line with its key."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ _OF_CONSTRUCTORS = (
     TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, OSError, LookupError, AttributeError,
     ImportError,
 )  # fmt: skip
-"""What constructors raise on options that they cannot take, or where something is missing; CSDError among them."""
+"""The errors of constructors for options that they cannot use, or if something is missing; includes CSDError."""
 
 
 def network_names(opt: Mapping[str, Any]) -> list[str]:
-    """`network_g`, and in distillation the teachers."""
+    """`network_g`, and for distillation the teachers."""
     return ["network_g", *(f"network_{label}" for label in teacher_labels(opt) if distils(opt))]
 
 
 def build_networks(opt: Mapping[str, Any]) -> tuple[dict[str, nn.Module], dict[str, Interface]]:
-    """`network_g`, and in distillation the teachers, as the options describe them, with their interfaces.
+    """`network_g`, and for distillation the teachers, built from their options, with their interfaces.
 
-    Raises CSDError for one that cannot be built, or does not say how it is called.
+    Raises CSDError for a network that cannot be built, or does not state how it is called.
     """
     networks = {name: build_network(opt[name], name) for name in network_names(opt)}
     return networks, {name: build_interface(network, opt, name) for name, network in networks.items()}
 
 
 def build_network(content: dict[str, Any], where: str) -> nn.Module:
-    """As the toolbox's build_network, which would start the log before its file is known."""
+    """Build like the toolbox's build_network, which would start the logger before its file is known."""
     cls = find_type(ARCH_REGISTRY, content.get("type"), f"{where}.type")
     network: nn.Module = construct(cls, keywords_of(content), where)
     try:
-        check_sizes(network, "which optimizer, average and checks need before")
+        check_sizes(network, "but optimizer, average and checks need it before")
     except CSDError as error:
         raise CSDError(f"{where}: {error}") from error
     return network
@@ -59,7 +59,7 @@ def build_interface(network: nn.Module, opt: Mapping[str, Any], name: str) -> In
 
 
 def find_metrics(val: Mapping[str, Any]) -> dict[str, Any]:
-    """The registered metric of each name in the section `val`. Raises CSDError for types that nobody has registered."""
+    """The registered metric for each name in the section `val`. Raises CSDError for types that are not registered."""
     return {
         name: find_type(METRIC_REGISTRY, content.get("type"), f"val.metrics.{name}.type")
         for name, content in (val.get("metrics") or {}).items()
@@ -67,15 +67,15 @@ def find_metrics(val: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_type(known: Any, name: Any, where: str) -> Any:
-    """What a registry of the toolbox, or a dict, has under this name; the toolbox's own error is a traceback."""
+    """The entry of a toolbox registry, or a dict, with this name; the toolbox's own error would be a traceback."""
     names = list(known.keys())
-    if name not in names and f"{name}_basicsr" not in names:  # a suffix that the toolbox's registries look for too
+    if name not in names and f"{name}_basicsr" not in names:  # the toolbox's registries also look for this suffix
         raise CSDError(f"{where}: {name!r} is unknown{suggestion(name, names)}")
     return known.get(name)
 
 
 def construct(cls: type, keywords: dict[str, Any], where: str) -> Any:
-    """An instance, or CSDError for keywords that the class does not take, or whose values are of the wrong kind."""
+    """An instance. Raises CSDError for keywords that the class does not take, or values of the wrong type."""
     try:
         inspect.signature(cls).bind(**keywords)
     except TypeError as error:
@@ -86,9 +86,9 @@ def construct(cls: type, keywords: dict[str, Any], where: str) -> Any:
 
 @contextmanager
 def as_mistakes(where: str, looked_up: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """What constructors raise inside, which may be people's own, as CSDError that begins with the key.
+    """Inside, turn errors of constructors, also of other packages, into CSDErrors that begin with the key.
 
-    looked_up: options that they get as one dict, where a key of it may be missing.
+    looked_up: options that they get as one dict, in which a key may be missing.
     """
     try:
         yield
@@ -104,14 +104,14 @@ def as_mistakes(where: str, looked_up: Mapping[str, Any] | None = None) -> Itera
             text, advice = refused_by_disk(error), ""
         elif isinstance(error, KeyError) and looked_up is not None and error.args[0] not in looked_up:
             where = f"{where}.{error.args[0]}"
-            text, advice = f"{looked_up['type']} looks it up, and it is missing", "; give it"
-        elif isinstance(error, LookupError):  # which says the key alone
+            text, advice = f"{looked_up['type']} needs it, but it is missing", "; give it"
+        elif isinstance(error, LookupError):  # its message is only the key
             text = f"{type(error).__name__}: {text}"
         raise CSDError(f"{where}: {text}{advice}") from error
 
 
 def check_sizes(module: nn.Module, why: str) -> None:
-    """Raises CSDError for weights of lazy modules."""
+    """Raise CSDError for weights of lazy modules."""
     for name in (name for name, value in module.state_dict().items() if is_lazy(value)):
         raise CSDError(
             f"{type(module).__name__}: {name} is lazy: it gets its size from the first batch, {why}; use a layer with "

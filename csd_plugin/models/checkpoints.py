@@ -1,4 +1,4 @@
-"""A run's files: networks and states, written at once or not at all, and what a resumed run reads of them."""
+"""A run's files: networks and states, written completely or not at all, and read by a resumed run."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from csd_plugin.resume_states import saved_states
 
 
 class CheckpointedModel(ScheduledModel):
-    """The toolbox's model whose runs can end at any moment, and go on as if they had not."""
+    """The toolbox's model, for runs that can be interrupted at any moment and continue as if they had not been."""
 
     scaler: torch.amp.GradScaler
     skipped = 0
-    """Batches of this run whose loss or gradient was not finite."""
+    """The number of this run's batches whose loss or gradient was not finite."""
     _position: Tensor | None = None
-    """Places of the latest batch's samples in this process's part of the epoch; None where the data set has none."""
+    """Places of the latest batch's samples in this process's part of the epoch; None if the data set has none."""
     _saved: tuple[int, int] = (-1, -1)
-    """Epoch and iteration of the latest state."""
+    """Epoch and iteration of the latest saved state."""
     _learns_by = ""
     _taught_by: Mapping[str, str] = {}
-    """Label of each teacher -> `weights_digest` of it."""
+    """Label of each teacher -> its `weights_digest`."""
 
     def init_training_settings(self) -> None:
         self._learns_by = learns_by(self.opt, self._taught_by)
@@ -60,11 +60,11 @@ class CheckpointedModel(ScheduledModel):
 
         Args:
             net: the network, or a wrapper of it for several processes.
-            strict: whether the file has to hold all weights; else the others stay as they are, with a warning.
-            param_key: the file's entry; another one if it is not there.
+            strict: whether the file must hold all weights; otherwise the missing ones do not change, with a warning.
+            param_key: the file's entry; another one if it is missing.
 
         Raises:
-            CSDError: a file that cannot be read, or does not fit.
+            CSDError: the file cannot be read, or does not fit.
         """
         logger = get_root_logger()
         net = net.module if isinstance(net, (DataParallel, DistributedDataParallel)) else net
@@ -77,18 +77,18 @@ class CheckpointedModel(ScheduledModel):
         logger.info(f"Loaded {size - len(missing)} of {size} tensors of {net.__class__.__name__} from {of_file}.")
         if missing:
             logger.warning(
-                f"{load_path} lacks {len(missing)} of them, such as {missing[0]}; they keep their initial values."
+                f"{load_path} lacks {len(missing)} of them, such as {missing[0]}; these keep their initial values."
             )
 
     @master_only
     def save_network(self, net, net_label: str, current_iter: int | str, param_key="params") -> None:
-        """Write the toolbox's file, under another name first: an interruption leaves no half-written checkpoint.
+        """Write the toolbox's file, first under a temporary name: an interruption leaves no incomplete checkpoint.
 
         Args:
-            net: one network, or a list with one for each key.
+            net: one network, or a list with one network per key.
             net_label: first part of the file's name, `net_g`.
             current_iter: second part; -1 for `latest`.
-            param_key: entry in the file, or a list of them.
+            param_key: the entry in the file, or a list of entries.
 
         Raises:
             CSDError: the file cannot be written.
@@ -102,10 +102,10 @@ class CheckpointedModel(ScheduledModel):
         save_atomically(content, Path(self.opt["path"]["models"]) / name)
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """As the toolbox's, which asks for -1 at the end of a training.
+        """Save like the toolbox, which passes -1 at the end of a training.
 
         Raises:
-            CSDError: the training has ended before `train.total_iter`; the state of its last iteration is saved.
+            CSDError: the training has ended before `train.total_iter`; the state of the last iteration is saved.
         """
         if current_iter == -1:
             self._check_complete()
@@ -116,11 +116,11 @@ class CheckpointedModel(ScheduledModel):
             self.save_files(epoch, current_iter)
 
     def save_files(self, epoch: int, current_iter: int) -> None:
-        """Write networks and state; -1 for the latest, without a state. Raises CSDError."""
+        """Write networks and state; for -1, the latest networks without a state. Raises CSDError."""
         super().save(epoch, current_iter)
 
     def _check_complete(self) -> None:
-        """The toolbox counts epochs, not iterations, and takes it for the end when they are over."""
+        """Raise CSDError if iterations are missing: the toolbox counts epochs, and regards the last one as the end."""
         done, total = self.iteration, int(self.opt["train"]["total_iter"])
         if done >= total:
             return
@@ -134,7 +134,7 @@ class CheckpointedModel(ScheduledModel):
 
     @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """As the toolbox's, at once or not at all, with all that a resumed run needs. Raises CSDError."""
+        """Save like the toolbox, but completely or not at all, with all that a resumed run needs. Raises CSDError."""
         if current_iter != -1:
             path = Path(self.opt["path"]["training_states"]) / f"{current_iter}.state"
             save_atomically(self.training_state(epoch, current_iter), path)
@@ -155,7 +155,7 @@ class CheckpointedModel(ScheduledModel):
         """After a validation, save the network if it is the best so far, and the best scores with the state.
 
         Args:
-            name: of the data set.
+            name: of the data set that was validated.
         """
         metric = self.opt["logger"].get("keep_best")
         if metric and name == self.opt["datasets"]["val"]["name"]:
@@ -166,19 +166,19 @@ class CheckpointedModel(ScheduledModel):
                 averaged = getattr(self, "net_g_ema", None)
                 networks = [self.net_g] if averaged is None else [self.net_g, averaged]
                 self.save_network(networks, "net_g", "best", ["params", "params_ema"][: len(networks)])
-        if self._saved[1] == current_iter:  # which was saved before its validation
+        if self._saved[1] == current_iter:  # its state was saved before its validation
             self.save_training_state(*self._saved)
 
     @property
     def samples_done(self) -> int:
-        """Of the epoch, by all processes, which are equally far; 0 where the data set does not say."""
+        """Samples of the epoch done by all processes together, at equal pace; 0 if the data set has no places."""
         if self._position is None:
             return 0
         world_size = self.opt["world_size"]
         return (int(self._position.max()) // world_size + 1) * world_size
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
-        """The toolbox's entries, and those of ours: scaler, warm-up, place in the data, best scores."""
+        """The toolbox's entries, and ours: scaler, warm-up, place in the data, best scores."""
         return {
             "epoch": epoch,
             "iter": current_iter,
@@ -198,14 +198,14 @@ class CheckpointedModel(ScheduledModel):
         """Save the state of this iteration.
 
         Args:
-            number: of the signal.
+            number: the signal's.
 
         Raises:
             Stopped: always.
         """
         self.save(EnlargedSampler.latest_epoch, current_iter)
         if self.opt["dist"]:
-            torch.distributed.barrier()  # who leaves first ends the others
+            torch.distributed.barrier()  # a process that leaves early would end the others
         if self.opt["rank"] == 0:
             state = Path(self.opt["path"]["training_states"]) / f"{current_iter}.state"
             name = signal.Signals(number).name
@@ -224,11 +224,11 @@ class CheckpointedModel(ScheduledModel):
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Resume from a saved state.
 
-        The options of optimizer and schedule may have changed since. Then the learning rate is what it would be if they
-        had been the same from the start.
+        The options of optimizer and schedule may have changed since. The learning rate is then what it would be with
+        the new options from the start.
 
         Raises:
-            CSDError: the state of another run.
+            CSDError: the state belongs to another run.
         """
         train, path, done = self.opt["train"], self.opt["path"]["resume_state"], resume_state["iter"]
         self.iteration = done
@@ -249,12 +249,12 @@ class CheckpointedModel(ScheduledModel):
         except UNREADABLE as error:
             raise CSDError(
                 f"path.resume_state: {path} belongs to another run: "
-                f"{first_line(error)}; give the options that it was made with, or another name"
+                f"{first_line(error)}; give the options with which it was made, or another name"
             ) from error
         if relearned:
             get_root_logger().warning(
                 f"{path}: options have changed since: {', '.join(relearned)}. The first {done} iterations have learned "
-                f"by the earlier ones."
+                f"with the earlier ones."
             )
         if changes:
             with warnings.catch_warnings():
@@ -266,9 +266,9 @@ class CheckpointedModel(ScheduledModel):
             )
 
     def _is_beyond_the_clock(self, resume_state: Mapping[str, Any]) -> bool:
-        """Whether schedules are further than the share of the time that is over; without a clock, than the iterations.
+        """Whether schedules are further than the elapsed share of the time, or, without a clock, than the iterations.
 
-        So it is where `train.max_seconds` grew, or went.
+        This happens if `train.max_seconds` was raised or removed.
         """
         if self.clock is None:
             due = resume_state["iter"]
@@ -277,7 +277,7 @@ class CheckpointedModel(ScheduledModel):
         return any(saved.get("last_epoch", 0) > due for saved in resume_state["schedulers"])
 
     def _resume_rest(self, resume_state: Mapping[str, Any]) -> None:
-        """What the toolbox does not know of. Raises one of `UNREADABLE` for what no run has saved."""
+        """Resume what the toolbox does not know of. Raises one of `UNREADABLE` for what no run has saved."""
         self.skipped = resume_state.get("skipped", 0)
         if self.clock is not None:
             self.clock.resume(resume_state.get("seconds", 0.0))
@@ -286,12 +286,12 @@ class CheckpointedModel(ScheduledModel):
         self.best_metric_results = best_scores(resume_state.get("best", {}))
         metric = self.opt.get("logger", {}).get("keep_best")
         if metric and not (Path(self.opt["path"]["models"]) / "net_g_best.pth").is_file():
-            for best in self.best_metric_results.values():  # of the networks that are kept from here on
+            for best in self.best_metric_results.values():  # for the networks that are kept from here on
                 best.pop(metric, None)
 
 
 def save_atomically(content: Any, path: Path) -> None:
-    """torch.save to a temporary name in the same folder, to the disk, then rename. Raises CSDError."""
+    """torch.save to a temporary file in the same folder, flushed to the disk, then renamed. Raises CSDError."""
     try:
         save_plain(content, path, synced=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The data sets of a run, built and tried before it begins: frames, clips, epochs and the form of items."""
+"""Builds and tries the data sets of a run before it begins: frames, clips, epochs and the form of items."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def check_data(opt: dict[str, Any], interfaces: dict[str, Interface], problems: 
         if content["phase"] != "train" and (other := named.setdefault(content.get("name", key), key)) != key:
             problems.add(
                 f"datasets.{key}.name",
-                f"datasets.{key}.name: {content['name']!r} is the name of datasets.{other} too; give it another, as "
-                f"scores are kept by name",
+                f"datasets.{key}.name: {content['name']!r} is also the name of datasets.{other}; give it another, as "
+                f"scores are stored by name",
             )
         dataset = problems.attempt([f"datasets.{key}"], _check_set, key, content, interfaces)
         if content["phase"] == "train":
@@ -61,7 +61,7 @@ def _check_set(key: str, content: dict[str, Any], interfaces: dict[str, Interfac
         if needed > reach and (name == "network_g" or content["phase"] == "train"):
             raise CSDError(
                 f"datasets.{key}: num_frame {num_frame} with num_target {num_target} gives windows of "
-                f"{reach} frames, {name} needs {needed}; set num_frame to at least {num_frame + needed - reach}"
+                f"{reach} frames, but {name} needs {needed}; set num_frame to at least {num_frame + needed - reach}"
             )
     try:
         return dataset_type(content)
@@ -70,13 +70,13 @@ def _check_set(key: str, content: dict[str, Any], interfaces: dict[str, Interfac
 
 
 def _try_foreign_set(cls: Any, key: str, content: dict[str, Any], interfaces: dict[str, Interface]) -> Any:
-    """Build a data set that is not ours as the toolbox does, and read its first item.
+    """Build a data set that is not ours, like the toolbox, and read its first item.
 
-    Without what lasts: it gets options of its own, as many change them, and is closed with the last reference to it.
+    Without lasting effects: it gets a copy of its options, as many sets change them, and is closed when dropped.
     """
     own = copy.deepcopy(content)
     if own.get("cache_data") and isinstance(cls, type) and issubclass(cls, VideoTestDataset):
-        own["cache_data"] = False  # else all frames would be read, twice
+        own["cache_data"] = False  # otherwise all frames would be read, twice
     with forked_random(), compat.without_log(), compat.named_downloads():
         with as_mistakes(f"datasets.{key}", own):
             dataset = cls(own)
@@ -131,7 +131,7 @@ def _check_loader(dataset: Any, content: dict[str, Any], opt: dict[str, Any]) ->
 
 
 def _check_epochs(dataset: Any, kind: str, content: dict[str, Any], opt: dict[str, Any]) -> None:
-    """The toolbox drops an epoch's last, smaller batch, but counts its epochs as if it did not, and stops early."""
+    """Check the number of epochs: the toolbox drops an epoch's incomplete last batch, but its count ignores that."""
     count, ratio, batch = len(dataset), content.get("dataset_enlarge_ratio", 1), content["batch_size_per_gpu"]
     world_size, total = opt["world_size"], int(opt["train"]["total_iter"])
     epochs = math.ceil(total / math.ceil(count * ratio / (batch * world_size))) + 1

@@ -29,16 +29,16 @@ from csd_plugin.resume_states import networks_with
 
 
 class DistillModel(VideoDerainModel):
-    """`network_g` learns from `network_t`, `network_t2` .. by the objective of `train.distill_opt`, one step per batch.
+    """`network_g` learns from `network_t`, `network_t2` .. with the objective of `train.distill_opt`, a step per batch.
 
-    `train.distill_opt` holds the objective's `type` and options, the `weights` of its terms, numbers or schedules, and
-    of `teachers`, and the layers that are compared (`taps`, for `student` and `teacher`; by default the one feature
-    that each network names; `adapters` bring the student's to the teacher's width and size).
-    With every weight at zero neither teachers nor objectives are built, and training is stage 1's bit for bit; in
-    iterations where schedules have all weights at zero the teachers are not run. Teachers are frozen, and outside
-    optimizer, EMA and checkpoints; the objectives' own weights (CSD's cells) learn with the student and are saved
-    apart, as `models/objective_N.pth`. With `train.health`, the default, the first iteration and all that are logged
-    show whether the terms teach, see `distill.health`.
+    `train.distill_opt` holds the objective's `type` and options, the `weights` of its terms (numbers or schedules) and
+    of `teachers`, and the compared layers (`taps`, for `student` and `teacher`; by default the feature that each
+    network names; `adapters` bring the student's features to the teacher's channels and size). With every weight at
+    zero, neither teachers nor objectives are built, and training is bit for bit that of stage 1; in iterations in which
+    schedules set all weights to zero, the teachers are not run. Teachers are frozen, and not part of optimizer, EMA and
+    checkpoints; the objectives' own weights (CSD's cells) learn with the student and are saved separately, as
+    `models/objective_N.pth`. With `train.health`, the default, the first iteration and all logged ones show whether the
+    terms teach, see `distill.health`.
     """
 
     def init_training_settings(self) -> None:
@@ -50,7 +50,7 @@ class DistillModel(VideoDerainModel):
         self.distillation = read_distillation(self.opt)
         self.teachers: list[Teacher] = []
         if self.distillation.teaches:
-            # Stage 1 draws none of these numbers: without the fork, its data and ours would differ.
+            # Stage 1 does not draw these random numbers: without the fork, its data and ours would differ.
             with forked_random():
                 self.teachers = [self._build_teacher(*item) for item in self.distillation.teachers.items()]
         self._taught_by = {teacher.label: weights_digest(teacher.network.state_dict()) for teacher in self.teachers}
@@ -79,13 +79,13 @@ class DistillModel(VideoDerainModel):
             )
         placed = self._place_objective(objective)
         teacher = Teacher(network, placed, label=label, share=share, interface=interface, layers=layers)
-        self.compile_for_training(network)  # what is compiled cannot be dry-run: torch crashes
+        self.compile_for_training(network)  # last, as torch crashes in a dry run of a compiled network
         return teacher
 
     def _place_objective(self, objective: nn.Module) -> nn.Module:
-        """On the device; wrapped for several processes where it learns, and of equal weights in all where not."""
+        """Move it to the device; for several processes, wrap it if it learns, else give all the same weights."""
         if any(p.requires_grad for p in objective.parameters()):
-            # with one target there is no frame before it, so that weights for its state are left out
+            # with one target there is no previous frame, so the weights for its state have no gradient
             return self.model_to_device(objective, in_parts=clips_of(self.opt).num_target == 1)
         objective.to(self.device)
         if self.opt["dist"]:
@@ -94,7 +94,7 @@ class DistillModel(VideoDerainModel):
         return objective
 
     def setup_optimizers(self) -> None:
-        """The distiller before them, as its cells learn too; by now the toolbox has built the loss."""
+        """Build the distiller first, as its cells learn, too; the toolbox has built the loss by now."""
         self.distiller = Distiller(
             self.net_g,
             self.teachers,
@@ -156,10 +156,10 @@ class DistillModel(VideoDerainModel):
         path = folder / f"objective_{resume_state['iter']}.pth"
         if found := path.is_file():
             self._resume_objectives(path)
-        # after them: lazy modules have the sizes of their weights from the file
+        # last, as lazy modules get the sizes of their weights from the file
         super().resume_training(self._of_todays_weights(resume_state))
         if not found and self._objective_states():
-            raise CSDError(f"{path} does not exist, which the run has saved with its state; use another state")
+            raise CSDError(f"{path}, which the run has saved with its state, does not exist; use another state")
 
     def _resume_objectives(self, path: Path) -> None:
         content, learn = load_plain(path, "checkpoint"), False
@@ -172,7 +172,7 @@ class DistillModel(VideoDerainModel):
             get_root_logger().info(f"Resumed the objective from {path}.")
 
     def _of_todays_weights(self, state: dict[str, Any]) -> dict[str, Any]:
-        """A state in which weights without use learn too, as they did until 26 November 2026, without these."""
+        """Convert a state from before 26 November 2026, in which weights without use learned, too: without these."""
         objectives = [self.get_bare_model(teacher.objective) for teacher in self.teachers]
         idle = {id(p) for objective in objectives for p in objective.weights_without_use()}
         weights = [p for objective in objectives for p in objective.parameters() if p.requires_grad or id(p) in idle]
@@ -187,9 +187,9 @@ class DistillModel(VideoDerainModel):
             self.distiller.monitor.start = numbers(resume_state.get("health", {}))
 
     def _objective_states(self) -> dict[str, dict[str, Tensor]]:
-        """The objectives' weights, by entry of their file; none without distillation, or for a method without any.
+        """The objectives' weights, by entry of their file; empty without distillation, or if a method has none.
 
-        Without those of lazy modules that have not seen a batch.
+        Lazy modules that have not seen a batch are left out.
         """
         states = {}
         for teacher in self.teachers:
@@ -201,5 +201,5 @@ class DistillModel(VideoDerainModel):
 
 
 def _entry(teacher: Teacher) -> str:
-    """Where `objective_N.pth` has the weights of its objective."""
+    """The entry of `objective_N.pth` with the weights of the teacher's objective."""
     return "params" if teacher.label == "t" else f"params_{teacher.label}"

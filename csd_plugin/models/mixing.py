@@ -1,4 +1,4 @@
-"""Losses and metrics of the toolbox, or of others, under our models: tried once on small pictures before a run."""
+"""Tries losses and metrics of the toolbox, or of others, once on small images before a run of our models."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from csd_plugin.errors import CSDError, first_line, out_of_memory
 
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError, cv2.error)
-"""What other packages' code raises when it is used for something that it was not made for."""
+"""The errors of other packages' code when it is used for something that it was not made for."""
 IMAGES = ("img", "img2", "previous", "guide", "previous_guide")
-"""What a metric may be handed: result and truth, as the toolbox does, and what `metrics.registered` describes."""
+"""The images that a metric may get: result and truth, like in the toolbox, and those in `metrics.registered`."""
 _METRIC_SIZE = 192
-"""Pixels of a side, on which metrics are tried: NIQE needs two blocks of 96."""
+"""Side, in pixels, of the images on which metrics are tried: NIQE needs two blocks of 96."""
 
 
 def keywords_of(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,9 +28,9 @@ def keywords_of(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_loss(loss: nn.Module, size: int) -> None:
-    """Whether a loss compares an output (1, 3, size, size) with the truth, as `train.pixel_opt` is asked to.
+    """Check that a loss compares an output (1, 3, size, size) with the truth, as `train.pixel_opt` must.
 
-    Grey has to be worse than noise where the truth is that noise, and worse than where the truth is grey.
+    A grey output must be worse than noise if the truth is that noise, and worse than if the truth is grey.
     Raises CSDError.
     """
     noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -40,38 +40,36 @@ def check_loss(loss: nn.Module, size: int) -> None:
     except FAILURES as error:
         if out_of_memory(error):
             raise
-        raise CSDError(
-            f"it cannot compare an output with the truth ({first_line(error)}); take another loss"
-        ) from error
+        raise CSDError(f"it cannot compare an output with the truth ({first_line(error)}); use another loss") from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         what = f"a tensor of {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise CSDError(f"it gives {what}, not one number; take another loss, or reduction: mean")
+        raise CSDError(f"it returns {what}, not one number; use another loss, or reduction: mean")
     if not value.requires_grad or not all(value.item() > other.item() for other in others):
-        raise CSDError("it does not compare the output with the truth; take another loss, such as L1Loss")
+        raise CSDError("it does not compare the output with the truth; use another loss, such as L1Loss")
 
 
 def check_metric(metric: Callable[..., Any], **keywords: Any) -> None:
-    """Whether a metric takes images as our validation hands them over, and gives a number. Raises CSDError."""
+    """Check that a metric takes images as our validation passes them, and returns a number. Raises CSDError."""
     try:
         value = float(_tried(metric, (_METRIC_SIZE, _METRIC_SIZE), keywords))
     except FAILURES as error:
-        raise CSDError(f"it cannot be computed ({first_line(error)}); check its keys, or take another") from error
+        raise CSDError(f"it cannot be computed ({first_line(error)}); check its keys, or use another") from error
     if math.isnan(value):
-        raise CSDError("it gives no number (nan); check its keys, or take another")
+        raise CSDError("it returns no number (nan); check its keys, or use another")
 
 
 def check_metric_size(
     metric: Callable[..., Any], size: tuple[int, int], keywords: Mapping[str, Any], where: str
 ) -> None:
-    """Whether a metric that passes `check_metric` takes frames of this size.
+    """Check that a metric that passes `check_metric` can be computed on frames of this size.
 
     Args:
         size: (height, width).
-        keywords: of the metric, in addition to its images.
-        where: the frames are.
+        keywords: the metric's, in addition to its images.
+        where: where the frames are, for the message.
 
     Raises:
-        CSDError: it does not.
+        CSDError: it cannot.
     """
     height, width = size
     try:
@@ -81,13 +79,13 @@ def check_metric_size(
         reason = first_line(error)
     if reason:
         raise CSDError(
-            f"it cannot be computed on frames of {width}x{height} ({where}): {reason}; leave it out, or take larger "
+            f"it cannot be computed on frames of {width}x{height} ({where}): {reason}; leave it out, or use larger "
             f"frames"
         )
 
 
 def _tried(metric: Callable[..., Any], size: tuple[int, int], keywords: Mapping[str, Any]) -> Any:
-    """The value of a metric on noise; the images that it names in its signature, or else the toolbox's two."""
+    """A metric's value on noise, for the images that its signature names, or else the toolbox's two."""
     noise = np.random.default_rng(0).integers(0, 256, (len(IMAGES), *size, 3), np.uint8)
     given = dict(zip(IMAGES, noise, strict=True))
     named = given.keys() & inspect.signature(metric).parameters.keys()

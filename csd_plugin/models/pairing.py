@@ -1,4 +1,4 @@
-"""Models of the toolbox with networks and data sets of ours: what would train on the wrong frames, or break."""
+"""Models of the toolbox with our networks and data sets: finds what would train on the wrong frames, or fail."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ from csd_plugin.distill.dry_run import clips_of
 from csd_plugin.errors import CSDError, first_line
 
 _NAMES = ("vid4", "reds4", "redsofficial")
-"""The toolbox's test sets of video clips, whatever they hold."""
+"""The toolbox's test sets of video clips, whatever they contain."""
 
 _OF_SHAPES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, NotImplementedError)
-"""What networks raise on tensors that they cannot take, CSDError among them."""
+"""The errors of networks for tensors that they cannot process; includes CSDError."""
 
 
 def options_of(content: Mapping[str, Any]) -> type[DatasetOptions]:
-    """The class of the options of a data set that is in our table."""
+    """The options class of a data set in our table."""
     return DATASETS[content["type"]].options_class  # type: ignore[attr-defined]
 
 
 def check_role(key: str, content: Mapping[str, Any]) -> None:
-    """Raises CSDError where a data set of ours for training is to be tested on, or one for tests to be trained on."""
+    """Raise CSDError if a training data set of ours is to be tested on, or a test data set is to be trained on."""
     trains = issubclass(options_of(content), TrainingOptions)
     if trains != (content["phase"] == "train"):
         use, other = ("training", "PairedVideoTestDataset") if trains else ("tests", "PairedVideoDataset")
-        raise CSDError(f"datasets.{key}: {content['type']} is for {use}; take type: {other}")
+        raise CSDError(f"datasets.{key}: {content['type']} is for {use}; use type: {other}")
 
 
 def check_loader_options(key: str, content: Mapping[str, Any]) -> None:
-    """Raises CSDError where a set that is not ours lacks what the toolbox's loader looks up, or has it of another kind.
+    """Raise CSDError if another package's set lacks an option that the toolbox's loader needs, or has a wrong type.
 
-    Of our sets the form of the options is checked.
+    The options of our own sets are checked elsewhere.
     """
     if not isinstance(content.get("name"), str):
         raise CSDError(f"datasets.{key}.name is {content.get('name')!r}: give the set a name")
@@ -67,13 +67,13 @@ def check_loader_options(key: str, content: Mapping[str, Any]) -> None:
 
 
 def check_foreign_set(key: str, content: Mapping[str, Any], num_frame: int) -> None:
-    """Raises CSDError for a test set of the toolbox that our models cannot use, or that has none of its names."""
+    """Raise CSDError for a test set of the toolbox that our models cannot use, or with a name that it refuses."""
     kind = DATASET_REGISTRY.get(content["type"])
     if not (isinstance(kind, type) and issubclass(kind, VideoTestDataset)):
         return
     if issubclass(kind, VideoRecurrentTestDataset):
         raise CSDError(
-            f"datasets.{key}: {content['type']} gives whole clips; take type: VideoTestDataset on the same folders, "
+            f"datasets.{key}: {content['type']} gives whole clips; use type: VideoTestDataset on the same folders, "
             f"with num_frame: {num_frame} and padding: reflection"
         )
     if str(content.get("name")).lower() not in _NAMES:
@@ -84,13 +84,13 @@ def check_foreign_set(key: str, content: Mapping[str, Any], num_frame: int) -> N
 
 
 def check_pairs(opt: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:
-    """Whether a model of the toolbox can work with what is ours in the options. Other packages' models are not checked.
+    """Check that a model of the toolbox can work with our parts in the options. Skips models of other packages.
 
     Args:
         build: makes the network.
 
     Raises:
-        CSDError: what would not work, with its key.
+        CSDError: a combination does not work; the message names its key.
     """
     model = MODEL_REGISTRY.get(opt["model_type"])
     if not (model.__module__.startswith("basicsr.") and issubclass(model, SRModel)):
@@ -110,7 +110,7 @@ def check_pairs(opt: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:
 
 
 def _check_call(model: type, opt: Mapping[str, Any]) -> None:
-    """Networks of sequences belong to the toolbox's recurrent models, those of windows and images to the others."""
+    """Check that sequence networks are used by the toolbox's recurrent models, and others by its other models."""
     name, type_ = opt["model_type"], opt.get("network_g", {}).get("type")
     if type_ not in NETWORKS:
         return
@@ -119,20 +119,20 @@ def _check_call(model: type, opt: Mapping[str, Any]) -> None:
     if gives_clip != issubclass(model, VideoRecurrentModel):
         other = "VideoRecurrentModel" if gives_clip else "VideoBaseModel"
         raise CSDError(
-            f"network_g: {type_} is a network of {layout}s, which {name} does not call as such; take model_type: "
+            f"network_g: {type_} is a network of {layout}s, which {name} does not call as such; use model_type: "
             f"VideoDerainModel, or {other}"
         )
 
 
 def _check_adversary(model: type, opt: Mapping[str, Any]) -> None:
-    """What the toolbox's models with a discriminator look up without a look at whether it is there."""
+    """Check the options that the toolbox's models with a discriminator read without checking that they exist."""
     needed = ["network_d", "train.gan_opt", "train.optim_d"]
     needed += ["train.fix_flow"] if issubclass(model, VideoRecurrentGANModel) else []
     for key in needed:
         section, _, name = key.rpartition(".")
         if name not in (opt[section] if section else opt):
             advice = "write `fix_flow: 0` for none" if name == "fix_flow" else "give it"
-            raise CSDError(f"{key} is missing, which {opt['model_type']} looks up; {advice}")
+            raise CSDError(f"{key} is missing, but {opt['model_type']} needs it; {advice}")
 
 
 def _check_training(model: Any, opt: Mapping[str, Any], content: Mapping[str, Any], network: Any) -> None:
@@ -141,38 +141,38 @@ def _check_training(model: Any, opt: Mapping[str, Any], content: Mapping[str, An
     num_frame, num_target, size = data.num_frame, data.num_target, data.gt_size
     if data.as_uint8:
         raise CSDError(
-            f"datasets.train.as_uint8 is for models of csd-plugin, {name} does not divide by 255: leave it out"
+            f"datasets.train.as_uint8 is for models of csd-plugin; {name} does not divide by 255: leave it out"
         )
     if model.feed_data is not SRModel.feed_data and opt.get("high_order_degradation", True):
         raise CSDError(
             f"model_type: {name} does not take pairs of frames as {content['type']} gives them; set "
-            f"high_order_degradation: false if it is a model of Real-ESRGAN, or take VideoDerainModel"
+            f"high_order_degradation: false if it is a model of Real-ESRGAN, or use VideoDerainModel"
         )
     frames = (2, num_frame, 3, size, size)
     truth = (2, 3, size, size) if num_target == 1 else (2, num_target, 3, size, size)
     output = _output_shape(network, frames, opt, "train")
     if output != truth:
         raise CSDError(
-            f"datasets.train: network_g makes {output} of clips {frames}, and the truth is {truth}: {name} would "
-            f"compare other frames; {shape_advice(output, truth)}"
+            f"datasets.train: network_g turns clips {frames} into {output}, but the truth is {truth}: {name} would "
+            f"compare different frames; {shape_advice(output, truth)}"
         )
 
 
 def _check_validation(model: type, opt: Mapping[str, Any]) -> None:
-    """What the toolbox's models of videos cannot do on any test set."""
+    """Check what the toolbox's video models cannot do on any test set."""
     name, val = opt["model_type"], opt.get("val")
     if not issubclass(model, VideoBaseModel) or val is None or not any(map(_is_tested, opt["datasets"].values())):
         return
     if issubclass(model, VideoRecurrentModel) and opt["num_gpu"] == 0:
         raise CSDError(
-            f"model_type: {name} cannot validate on a CPU; leave the sets that are tested out, or take model_type: "
+            f"model_type: {name} cannot validate on a CPU; leave out the sets that are tested, or use model_type: "
             f"VideoDerainModel"
         )
     if "metrics" not in val:
-        raise CSDError(f"val.metrics is missing, which {name} looks up: write `metrics: ~` for none")
+        raise CSDError(f"val.metrics is missing, but {name} needs it: write `metrics: ~` for none")
     if val["metrics"] and opt["num_gpu"] == 0:
         raise CSDError(
-            f"val.metrics: {name} computes metrics only on a GPU, and num_gpu is 0; write `metrics: ~`, or take "
+            f"val.metrics: {name} computes metrics only on a GPU, but num_gpu is 0; write `metrics: ~`, or use "
             f"model_type: VideoDerainModel"
         )
 
@@ -185,36 +185,36 @@ def _check_test(model: type, opt: Mapping[str, Any], key: str, content: Mapping[
     name, val = opt["model_type"], opt.get("val") or {}
     if issubclass(model, VideoRecurrentModel) and not val.get("center_frame_only"):
         raise CSDError(
-            f"datasets.{key}: {content['type']} gives windows with the truth of their middle frame, and {name} "
-            f"compares whole clips; set val.center_frame_only: true, or take model_type: VideoDerainModel"
+            f"datasets.{key}: {content['type']} gives windows with the truth of their middle frame, but {name} "
+            f"compares whole clips; set val.center_frame_only: true, or use model_type: VideoDerainModel"
         )
     dataset = DATASET_REGISTRY.get(content["type"])(content)
     alone = [sequence.name for sequence in dataset.sequences if sequence.gt is None]
     if alone and (issubclass(model, VideoBaseModel) or val.get("metrics")):
         raise CSDError(
             f"datasets.{key}: {alone[0]} has no truth, without which {name} stops; leave such clips out (clips: "
-            f"a list file), or take model_type: VideoDerainModel"
+            f"a list file), or use model_type: VideoDerainModel"
         )
     names = Counter(PurePath(path).stem for path in dataset.data_info["lq_path"])
     if val.get("save_img") and not issubclass(model, VideoBaseModel) and max(names.values()) > 1:
         raise CSDError(
-            f"val.save_img: {name} writes frames by their names alone, and {max(names.values())} clips of "
-            f"datasets.{key} have a {names.most_common(1)[0][0]}: only the last would be left; switch it off, choose "
-            f"one clip (clips: a list file), or take model_type: VideoBaseModel or VideoDerainModel"
+            f"val.save_img: {name} names frames without their clips, but {max(names.values())} clips of "
+            f"datasets.{key} have a {names.most_common(1)[0][0]}, which would overwrite each other; switch it off, "
+            f"choose one clip (clips: a list file), or use model_type: VideoBaseModel or VideoDerainModel"
         )
     height, width = dataset.store.shape(dataset.sequences[0].lq[0])
     _output_shape(network, (1, options_of(content).of(content).num_frame, 3, height, width), opt, key)
 
 
 def check_network(name: str, network: nn.Module, interface: Interface, opt: Mapping[str, Any]) -> None:
-    """Whether a network that is not ours runs on what our models give it, crops of the training set, or CSDError."""
+    """Raise CSDError unless a network that is not ours runs on the input of our models, crops of the training set."""
     if type(network).__module__.startswith("csd_plugin."):
         return
     frames = (1, interface.num_frame, 3, *(2 * [clips_of(opt).size]))
     try:
         _shape_of(lambda clips: interface.run(network, clips, 1), network, frames, opt)
     except CSDError:
-        return  # the run says what it is about: layers, scales
+        return  # a more specific error follows in the run: layers, scales
     except _OF_SHAPES as error:
         raise CSDError(
             f"{name}: {type(network).__name__} fails on clips {frames} ({first_line(error)}); check its options, "
@@ -223,13 +223,13 @@ def check_network(name: str, network: nn.Module, interface: Interface, opt: Mapp
 
 
 def _output_shape(network: nn.Module, frames: tuple[int, ...], opt: Mapping[str, Any], key: str) -> tuple[int, ...]:
-    """The shape of what a network makes of frames. Raises CSDError where it does not take them."""
+    """The shape of a network's output for frames. Raises CSDError if it cannot process them."""
     try:
         return _shape_of(network, network, frames, opt)
     except _OF_SHAPES as error:
         raise CSDError(
-            f"datasets.{key} gives clips {frames}, which network_g ({type(network).__name__}) does not take "
-            f"({first_line(error)}); set num_frame to what it takes, or take model_type: VideoDerainModel, with an "
+            f"datasets.{key} gives clips {frames}, which network_g ({type(network).__name__}) cannot process "
+            f"({first_line(error)}); set num_frame to what it needs, or use model_type: VideoDerainModel, with an "
             f"interface_g for networks of single images"
         ) from error
 
@@ -237,7 +237,7 @@ def _output_shape(network: nn.Module, frames: tuple[int, ...], opt: Mapping[str,
 def _shape_of(
     run: Callable[[Tensor], Tensor], network: nn.Module, frames: tuple[int, ...], opt: Mapping[str, Any]
 ) -> tuple[int, ...]:
-    """Without computing anything, or where that fails, by running it where the run will."""
+    """The output's shape, by a dry run, or, if that fails, by running the network on the run's device."""
     network.eval()  # normalisation may need more than one value in training
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():

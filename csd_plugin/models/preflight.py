@@ -1,4 +1,4 @@
-"""Mistakes that can be seen before a run writes anything: what options name, data, windows, checkpoints, schedule."""
+"""Mistakes that can be found before a run writes anything: parts, data, windows, checkpoints, schedule."""
 
 from __future__ import annotations
 
@@ -51,21 +51,22 @@ from csd_plugin.resume_states import find_resume_state
 from csd_plugin.types import ClipView
 
 _MOST_BY_THE_CLOCK = 1_000_000
-"""Iterations of a schedule by the clock: each is a step of the scheduler, some 20 microseconds."""
+"""The most iterations of a schedule by the clock: each is a scheduler step of some 20 microseconds."""
 _LOSS_SIZE = 64
-"""Pixels of a side of the images on which losses are tried."""
+"""Side, in pixels, of the images on which losses are tried."""
 
 
 def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
-    """Find the data, build the networks and the objective, and load what they start from.
+    """Find the data, build the networks and the objective, and load their initial weights.
 
     Args:
-        opt: the options of a run, which `check_options` has read.
-        problems: mistakes that were found before; checks that need a section with a mistake are skipped.
+        opt: the options of a run, which have passed `check_options`.
+        problems: mistakes found before; checks that need a section with a mistake are skipped.
 
     Raises:
-        CSDError: everything that would stop the run: types that are not registered, a wrong root, an empty folder,
-            windows longer than the clips, frames too small for a metric, a checkpoint that is missing or does not fit.
+        CSDError: lists everything that would stop the run: types that are not registered, a wrong root, an empty
+            folder, windows longer than the clips, frames too small for a metric, a checkpoint that is missing or does
+            not fit.
     """
     problems = Problems("") if problems is None else problems
     opt = _with_model_meant(opt, problems)
@@ -114,13 +115,13 @@ def check_parts(
 ) -> tuple[dict[str, nn.Module], dict[str, Interface]]:
     """Check what needs neither data nor checkpoints: types, networks, objective, optimizer and schedule.
 
-    The random numbers of the run stay what they would be without this check.
+    The run's random numbers are not changed by this check.
 
     Args:
-        problems: mistakes are added to it; without it, they are raised.
+        problems: collects the mistakes; without it, they are raised.
 
     Returns:
-        The networks that can be built, and their interfaces, both by their names in the options (`network_g`).
+        The networks that could be built, and their interfaces, both by their names in the options (`network_g`).
 
     Raises:
         CSDError: all mistakes, if `problems` is not given.
@@ -145,7 +146,7 @@ def check_parts(
         if opt["is_train"] and opt["model_type"] in MODELS:
             if distils(opt):
                 found.attempt(["train.distill_opt"], _try_objective, opt)
-            # without a network that can be built, any shows whether optimizer and schedule can be
+            # if network_g cannot be built, any module shows whether optimizer and schedule can be
             network = networks.get("network_g", nn.Linear(2, 2, bias=False))
             _check_training(opt.get("train") or {}, network, found)
     if problems is None:
@@ -154,14 +155,14 @@ def check_parts(
 
 
 def _with_model_meant(opt: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
-    """The options; an unknown model is a problem, and where it means one of ours, they are judged as that one's."""
+    """The options; an unknown model is a problem, and if one of ours is meant, the options are checked for that one."""
     name = opt["model_type"]
     problems.attempt(["model_type"], find_type, MODEL_REGISTRY, name, "model_type")
     return {**opt, "model_type": meant_model(name) or name}
 
 
 def checked_objective(distillation: Distillation) -> Objective:
-    """The objective, built. Raises CSDError for options that it does not take, or terms and weights that differ."""
+    """The objective, built. Raises CSDError for options that it refuses, or if terms and weights differ."""
     objective = build_objective(distillation.objective)
     weighted_sum({term: torch.zeros(()) for term in objective.terms}, distillation.weights_at(1))
     return objective
@@ -170,12 +171,12 @@ def checked_objective(distillation: Distillation) -> Objective:
 def _try_objective(opt: Mapping[str, Any]) -> None:
     with as_mistakes("train.distill_opt"):
         objective = checked_objective(read_distillation(opt))
-        if opt.get("dist"):  # their gradients are added by a wrapper that wants all sizes
-            check_sizes(objective, "which several processes cannot train")
+        if opt.get("dist"):  # the wrapper that adds their gradients needs all sizes
+            check_sizes(objective, "so several processes cannot train it")
 
 
 def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], interfaces: dict[str, Interface]) -> None:
-    """Look for the layers that are tapped, and whether their features suit the objective, by a dry run."""
+    """Check that the tapped layers exist, and that their features suit the objective, by a dry run."""
     distillation = read_distillation(opt)
     if not (distillation.teaches and OBJECTIVES[distillation.objective["type"]].needs_features):
         return
@@ -194,7 +195,7 @@ def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], interfa
 
 
 def check_features(objective: Objective, student: ClipView, teacher: ClipView) -> None:
-    """`Objective.check`, whose errors begin with the key that they are about."""
+    """`Objective.check`, whose errors begin with their key."""
     try:
         objective.check(student, teacher)
     except CSDError as error:
@@ -211,7 +212,7 @@ def placed_dry_run(
     *,
     tapped: bool,
 ) -> Dry:
-    """`dry_run` of `network_g` or a teacher, whose errors begin with the key that they are about."""
+    """`dry_run` of `network_g` or a teacher, whose errors begin with their key."""
     where = "train.distill_opt.taps"
     try:
         for tap in tap_compared(network, interface, layers) if tapped else ():
@@ -226,7 +227,7 @@ def placed_dry_run(
 
 
 def _check_stored(opt: Mapping[str, Any], interfaces: Mapping[str, Interface]) -> None:
-    """Whether features that were stored are those of the teacher, at the layers that are compared."""
+    """Check that stored features are those of the teacher, at the layers that are compared."""
     folder = opt["datasets"]["train"].get("features")
     if not folder:
         return
@@ -235,15 +236,19 @@ def _check_stored(opt: Mapping[str, Any], interfaces: Mapping[str, Interface]) -
         raise CSDError(f"{where}: {opt['model_type']} compares no features; leave it out")
     distillation, stored = read_distillation(opt), read_manifest(Path(folder))
     if list(distillation.teachers) != ["t"]:
-        raise CSDError(f"{where}: is of one teacher, and there are {len(distillation.teachers)}; leave it out")
+        raise CSDError(
+            f"{where}: stored features are for one teacher, but there are {len(distillation.teachers)}; leave it out"
+        )
     checkpoint = opt["path"].get("pretrain_network_t")
-    there = checkpoint and Path(checkpoint).is_file()  # else its own check says so
+    there = checkpoint and Path(checkpoint).is_file()  # otherwise its own check reports it
     if there and file_digest(Path(checkpoint)) != stored["network"]:
-        raise CSDError(f"{where}: are not those of {checkpoint}; compute them by this teacher, or name theirs there")
+        raise CSDError(
+            f"{where}: not the features of {checkpoint}; compute them with this teacher, or give their teacher there"
+        )
     layers = distillation.teacher_layers["t"] or [str(interfaces["network_t"].feature)]
     if OBJECTIVES[distillation.objective["type"]].needs_features and layers != stored["layers"]:
         compared, there = (", ".join(names) for names in (layers, stored["layers"]))
-        raise CSDError(f"{where}: are those of {there}, but {compared} is compared; set taps.teacher to the former")
+        raise CSDError(f"{where}: features of {there}, but {compared} is compared; set taps.teacher to the former")
 
 
 def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> None:
@@ -260,13 +265,13 @@ def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> N
 
 
 def check_devices(opt: Mapping[str, Any], processes: int = 1) -> None:
-    """Check that the GPUs of the options are on this machine, and that the processes can use them.
+    """Check that the GPUs of the options exist on this machine, and that the processes can use them.
 
     Args:
-        processes: on this machine.
+        processes: their number on this machine.
 
     Raises:
-        CSDError: they are not here, or one process cannot use them.
+        CSDError: the GPUs do not exist, or one process cannot use them.
     """
     if opt["num_gpu"] > torch.cuda.device_count():
         raise CSDError(
@@ -286,7 +291,7 @@ def check_devices(opt: Mapping[str, Any], processes: int = 1) -> None:
 
 
 def check_clock(opt: Mapping[str, Any]) -> None:
-    """Raises CSDError for training by the clock in several processes, or by a schedule that is too long for it."""
+    """Raise CSDError for training by the clock in several processes, or with a schedule that is too long for it."""
     train = opt.get("train") or {}
     if not (opt["is_train"] and train.get("max_seconds")):
         return
@@ -298,13 +303,13 @@ def check_clock(opt: Mapping[str, Any]) -> None:
     total = train.get("total_iter", 0)
     if total > _MOST_BY_THE_CLOCK:
         raise CSDError(
-            f"train.max_seconds: the schedule is stepped through all of total_iter, and {total:,} steps take too long; "
+            f"train.max_seconds: the schedule goes through all of total_iter, and {total:,} steps take too long; "
             f"set total_iter (and periods) to {_MOST_BY_THE_CLOCK:,} or less"
         )
 
 
 def check_graph(opt: Mapping[str, Any]) -> None:
-    """Raises CSDError for steps that are recorded in several processes, which add their gradients between them."""
+    """Raise CSDError for recorded steps in several processes, which add their gradients in between."""
     if opt["is_train"] and opt["dist"] and opt["train"].get("cuda_graph"):
         raise CSDError("train.cuda_graph is for one process; leave it out of a run of several")
 
@@ -313,7 +318,9 @@ def _check_validation(val: dict[str, Any]) -> None:
     protocols = [f"{protocol}/{value}" for protocol in PROTOCOLS for value in Quality._fields]
     for name, metric in find_metrics(val).items():
         if name in protocols:
-            raise CSDError(f"val.metrics.{name}: this is measured anyway; give the metric another name")
+            raise CSDError(
+                f"val.metrics.{name}: this name is taken by what is always measured; give the metric another name"
+            )
         better = val["metrics"][name].get("better", "higher")
         if better not in ("higher", "lower"):
             raise CSDError(f"val.metrics.{name}.better is {better!r}, expected higher or lower")
@@ -331,7 +338,7 @@ def _check_validation(val: dict[str, Any]) -> None:
 
 
 def _boards(opt: Mapping[str, Any]) -> dict[str, str]:
-    """The packages that a training logs with -> the key that asks for them, by the toolbox's rules.
+    """The packages with which a training logs -> the key that requests them, by the toolbox's rules.
 
     Raises CSDError for Weights & Biases without TensorBoard.
     """
@@ -343,7 +350,7 @@ def _boards(opt: Mapping[str, Any]) -> dict[str, str]:
         return boards
     if not boards:
         raise CSDError(
-            "logger.wandb: it is sent what TensorBoard is; set logger.use_tb_logger to true, or leave wandb out"
+            "logger.wandb: it copies TensorBoard's log; set logger.use_tb_logger to true, or leave wandb out"
         )
     return boards | {"wandb": "wandb"}
 
@@ -372,16 +379,16 @@ def _check_keep_best(opt: Mapping[str, Any]) -> None:
 
 
 def _try_optimizer(content: Mapping[str, Any], network: nn.Module) -> None:
-    """Build an optimizer. Some of them state only in their first step what they need."""
+    """Build an optimizer and try a step, as some report only then what they need."""
     optim_type, keywords = content.get("type"), keywords_of(content)
     weights = [nn.Parameter(torch.zeros_like(weight)) for weight in network.parameters()]
     optimizer = build_optimizer(optim_type, weights, **keywords)
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     reason = ""
     if closure is not None and closure.default is closure.empty:
-        reason = "its step takes a closure that computes the loss again"
+        reason = "its step needs a closure that computes the loss again"
     elif isinstance(optimizer, torch.optim.SparseAdam):
-        reason = "it takes no dense gradients"
+        reason = "it does not support dense gradients"
     if reason:
         raise CSDError(f"train.optim_g: {optim_type} cannot train network_g: {reason}; use Adam or AdamW")
 
@@ -411,7 +418,7 @@ def _try_schedule(train: dict[str, Any], network: nn.Module) -> None:
         "train.scheduler",
     )
     end, total = sum(schedule.get("periods", [math.inf])), train["total_iter"]
-    if end < total:  # the toolbox would stop there with an error of its own
+    if end < total:  # the toolbox would stop there with its own error
         raise CSDError(
-            f"train.scheduler.periods end at iteration {end:g}, train.total_iter is {total:g}; make them equal"
+            f"train.scheduler.periods end at iteration {end:g}, but train.total_iter is {total:g}; make them equal"
         )

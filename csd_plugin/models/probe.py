@@ -1,4 +1,4 @@
-"""A training run's model on random frames, for timing its steps before there are checkpoints or data."""
+"""A training run's model on random frames, to time its steps before there are checkpoints or data."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from csd_plugin.models.preflight import check_devices
 
 
 class Probe:
-    """`step()` is one optimizer step of the run that training options describe: same networks, objective and sizes.
+    """`step()` is one optimizer step of the run that training options describe, with its networks, objective and sizes.
 
-    Weights are random, as nothing that the options start from need exist. What is built is not logged. `model` and
-    `batch`, what it is fed, are there for other uses.
-    Raises CSDError for a device that is not here.
+    Weights are random, as none of the initial weights need exist. Nothing is logged while building. `model` and its
+    input `batch` are available for other uses.
+    Raises CSDError for a device that is not available.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -37,7 +37,7 @@ class Probe:
         level = log.level
         log.setLevel(logging.WARNING)
         try:
-            self._folder = tempfile.TemporaryDirectory()  # there as long as the model, which may write into it
+            self._folder = tempfile.TemporaryDirectory()  # exists as long as the model, which may write into it
             opt["path"] = _random_starts(opt, Path(self._folder.name))
             self.model = build_model(opt)
         finally:
@@ -56,7 +56,7 @@ class Probe:
 
 
 def _random_starts(opt: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The section `path` with random weights for every network but the one that learns, which needs none."""
+    """The section `path` with random weights for every network except the one that learns, which needs none."""
     paths = {key: value for key, value in opt["path"].items() if not key.startswith(("pretrain_", "param_key_"))}
     for key in [key for key in opt if key.startswith("network_") and key != "network_g"]:
         file = folder / f"{key}.pth"

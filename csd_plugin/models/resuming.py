@@ -1,4 +1,4 @@
-"""A resumed run whose options have changed: what its saved state keeps, and what follows the options."""
+"""Resuming a run whose options have changed: what comes from its saved state, and what follows the options."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _PLACES_AND_SPEED = {
     *("name", "phase", "scale", "dataroot", "dataroot_lq", "dataroot_gt", "features", "io_backend", "cache_mb"),
     *("num_worker_per_gpu", "persistent_workers", "pin_memory", "prefetch_mode", "num_prefetch_queue", "resumed_at"),
 }
-"""Options of a training set that may differ from machine to machine, with the same results."""
+"""Options of a training set that may differ between machines without changing results."""
 _LEARNED_BY = ("pixel_opt", "distill_opt", "autocast", "accumulate", "ema_decay", "grad_clip")
 _LONGEST = 200
 _DIGITS = 12
-"""Of a digest: as many as people compare."""
+"""Characters of a digest: as many as people compare."""
 
 
 UNREADABLE = (ValueError, AssertionError, TypeError, LookupError, AttributeError)
-"""What is raised where a state has something else in a place than a run saves there."""
+"""The errors raised if a state holds something other than what a run saves there."""
 
 
 def check_form(saved: Any, own: Any, where: str) -> None:
-    """Raise CSDError where a value in a file is of a kind that a run never saves there.
+    """Raise CSDError if a value in a file is of a type that a run never saves there.
 
     Args:
-        own: what this run would save now.
-        where: begins the message.
+        own: the value that this run would save now.
+        where: the beginning of the message.
     """
     pairs: Iterable[tuple[Any, Any, Any]] = ()
     if isinstance(own, Mapping):
@@ -60,14 +60,14 @@ def check_form(saved: Any, own: Any, where: str) -> None:
 
 
 def numbers(saved: Mapping[str, Any]) -> dict[str, float]:
-    """Plain numbers by name; raises one of `UNREADABLE` for others."""
+    """Plain numbers by name. Raises one of `UNREADABLE` for anything else."""
     return {str(name): float(value) for name, value in saved.items()}
 
 
 def best_scores(saved: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, Any]]]:
-    """The best value of each metric on each set, with its iteration; raises one of `UNREADABLE` for others.
+    """The best value of each metric on each set, with its iteration. Raises one of `UNREADABLE` for anything else.
 
-    Without NaN, which earlier versions kept as the best for ever.
+    Without NaN, which earlier versions kept as the best value forever.
     """
     return {
         str(name): {
@@ -83,16 +83,16 @@ def option_changes(
     schedulers: Sequence[LRScheduler],
     warmup_iter: float,
 ) -> list[str]:
-    """What optimizers and schedulers, built by the options of now, have other than those that were saved.
+    """How optimizers and schedulers, built with the current options, differ from the saved ones.
 
     Args:
-        state: a training state, with `warmup_iter` where a model of ours has saved it.
+        state: a training state, with `warmup_iter` if a model of ours has saved it.
 
     Returns:
-        `lr 0.1 -> 0.2`, each change once.
+        Changes such as `lr 0.1 -> 0.2`, each once.
 
     Raises:
-        CSDError: the state of an optimizer of another kind.
+        CSDError: the state belongs to an optimizer of another kind.
     """
     changes = []
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=False):
@@ -115,10 +115,10 @@ def option_changes(
 def learns_by(opt: Mapping[str, Any], taught_by: Mapping[str, str] | None = None) -> str:
     """The options that change what a run learns, except optimizer and schedule, as JSON.
 
-    Without the seed, as that of the saved state goes on.
+    Without the seed, as the saved state's is kept.
 
     Args:
-        taught_by: label of each teacher that is run -> `weights_digest` of it: not its file, which may move.
+        taught_by: label of each teacher that is run -> its `weights_digest`, rather than its file, which may move.
     """
     data = {key: value for key, value in opt["datasets"].get("train", {}).items() if key not in _PLACES_AND_SPEED}
     parts = {"datasets.train": data, "network_g": opt["network_g"], "interface_g": opt.get("interface_g")}
@@ -132,7 +132,7 @@ def learns_by(opt: Mapping[str, Any], taught_by: Mapping[str, str] | None = None
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a network's tensors and their names, in hexadecimal; the same on every device and in every file."""
+    """SHA-256 of a network's tensors and their names, in hexadecimal; independent of device and file."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
@@ -141,9 +141,9 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def changes_of_learning(saved: object, now: str) -> list[str]:
-    """What two texts of `learns_by` have differently, in parts that both have: earlier versions wrote fewer.
+    """The differences of two texts of `learns_by`, in parts that both have, as earlier versions wrote fewer.
 
-    Empty if the saved one is missing or cannot be read.
+    Empty if the saved text is missing or cannot be read.
     """
     try:
         texts = parse_json(str(saved), finite=False), parse_json(now, finite=False)  # options may be .inf
@@ -157,7 +157,7 @@ def changes_of_learning(saved: object, now: str) -> list[str]:
 
 
 def _flat(value: Any, where: str = "") -> dict[str, Any]:
-    """Nested mappings by `section.key`."""
+    """Nested mappings, flattened to `section.key`."""
     if not isinstance(value, Mapping):
         return {where: value} if where else {}
     flat: dict[str, Any] = {}
@@ -169,7 +169,7 @@ def _flat(value: Any, where: str = "") -> dict[str, Any]:
 def by_options(
     state: Mapping[str, Any], optimizers: Sequence[Optimizer], schedulers: Sequence[LRScheduler]
 ) -> dict[str, Any]:
-    """A training state with the settings of these optimizers, as they are now, and the start of these schedulers."""
+    """A training state with the current settings of these optimizers, and the initial state of these schedulers."""
     saved_optimizers = []
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=False):
         groups = [
@@ -185,10 +185,10 @@ def by_options(
 
 
 def without_weights(state: dict[str, Any], places: Sequence[int], count: int) -> dict[str, Any]:
-    """A training state whose first optimizer leaves out the weights at these places of its one group.
+    """A training state whose first optimizer lacks the weights at these indices of its only group.
 
     Args:
-        count: of the weights that it has then; a state with another number, or of another form, is given as it is.
+        count: the number of weights that remain; a state with another number, or of another form, is unchanged.
     """
     try:
         first, *others = state["optimizers"]
@@ -209,7 +209,7 @@ def _change(name: str, old: Any, new: Any) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Lists for what options and optimizers have as lists, tuples or counts."""
+    """Lists for tuples and counters, which options and optimizers use interchangeably; other values unchanged."""
     if isinstance(value, Counter):
         return sorted(value.elements())
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""A run's optimizer and learning rate: any optimizer of torch.optim, and schedules by iterations or by the clock."""
+"""A run's optimizer and learning rate: any optimizer of torch.optim, and schedules by iteration or by the clock."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from csd_plugin.errors import CSDError
 from csd_plugin.models.clock import Clock
 
 _WHOLE = 0.95
-"""Share of a time that counts as all of it."""
+"""The share of a time that counts as all of it."""
 
 
 class MultiStepRestartLR(lr_scheduler.MultiStepRestartLR):
-    """The toolbox's schedule, whose rate depends on the iteration alone.
+    """The toolbox's schedule, with a rate that depends only on the iteration.
 
-    The toolbox multiplies the rate that it finds, which after a warm-up is that of its last step.
+    The toolbox multiplies the current rate, which after a warm-up is that of the warm-up's last step.
     """
 
     def get_lr(self) -> list[float]:
-        """Of each group: its first rate, by the latest restart and the milestones that were passed since."""
+        """The rate of each group: its initial rate, after the latest restart and the milestones passed since."""
         begun = max((restart for restart in self.restarts if restart <= self.last_epoch), default=None)
         factor = 1.0 if begun is None else self.restart_weights[self.restarts.index(begun)]
         rates = [group["initial_lr"] * factor for group in self.optimizer.param_groups]
@@ -41,19 +41,19 @@ SCHEDULERS: dict[str, Any] = {
     "MultiStepRestartLR": MultiStepRestartLR,
     "CosineAnnealingRestartLR": lr_scheduler.CosineAnnealingRestartLR,
 }
-"""By the toolbox's names. The rate of each depends on the iteration alone."""
+"""Schedulers by the toolbox's names. Their rates depend only on the iteration."""
 
 
 class ScheduledModel(VideoBaseModel):
     """The toolbox's model with one optimizer, `optimizer_g`, of any class of torch.optim.
 
-    With `train.max_seconds`, `clock` ends the run, and schedules follow the share of the time that is over.
+    With `train.max_seconds`, `clock` ends the run, and schedules follow the elapsed share of the time.
     """
 
     clock: Clock | None = None
     schedulers: list[Any]
     iteration = 0
-    """The latest that has begun."""
+    """The latest iteration that has begun."""
 
     def init_training_settings(self) -> None:
         seconds = self.opt["train"].get("max_seconds")
@@ -67,7 +67,7 @@ class ScheduledModel(VideoBaseModel):
         self.optimizers.append(self.optimizer_g)
 
     def setup_schedulers(self) -> None:
-        """As the toolbox's, by `SCHEDULERS`."""
+        """Like the toolbox's, with `SCHEDULERS`."""
         schedule = dict(self.opt["train"]["scheduler"])
         build = SCHEDULERS[schedule.pop("type")]
         self.schedulers += [build(optimizer, **schedule) for optimizer in self.optimizers]
@@ -82,7 +82,7 @@ class ScheduledModel(VideoBaseModel):
         return [p for group in self.optimizer_g.param_groups for p in group["params"]]
 
     def update_learning_rate(self, current_iter: int, warmup_iter: float = -1) -> None:
-        """As the toolbox's. With `train.max_seconds`, schedules follow the share of the time that is over, alone."""
+        """Like the toolbox's; with `train.max_seconds`, schedules only follow the elapsed share of the time."""
         self.iteration = current_iter
         if self.clock is None or current_iter == 1:
             super().update_learning_rate(current_iter, warmup_iter)
@@ -96,7 +96,7 @@ class ScheduledModel(VideoBaseModel):
 
     @contextmanager
     def _schedulers_held(self) -> Iterator[None]:
-        """The toolbox's steps of schedulers inside are none."""
+        """Inside, the toolbox's scheduler steps do nothing."""
         schedulers, self.schedulers = self.schedulers, []
         try:
             yield
@@ -104,7 +104,7 @@ class ScheduledModel(VideoBaseModel):
             self.schedulers = schedulers
 
     def _replay_rates(self, done: int, warmup_iter: float) -> None:
-        """Bring new schedulers to where they are after this many iterations."""
+        """Advance new schedulers to their state after this many iterations."""
         if self.clock is None:
             for iteration in range(1, done + 1):
                 self.update_learning_rate(iteration, warmup_iter)
@@ -116,7 +116,7 @@ class ScheduledModel(VideoBaseModel):
         if current_iter == total and (share := clock.iteration(total) / total) < _WHOLE:
             get_root_logger().warning(
                 f"train.max_seconds: all {total:,} iterations were done in {share:.0%} of the time, before the "
-                f"learning rate was at the end of its schedule: raise train.total_iter"
+                f"learning rate reached the end of its schedule: raise train.total_iter"
             )
 
 
@@ -125,10 +125,10 @@ def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any
 
     Args:
         optim_type: name of its class.
-        keywords: of its constructor, `lr` among them.
+        keywords: of its constructor, including `lr`.
 
     Raises:
-        CSDError: no such class, or keywords that it does not take.
+        CSDError: there is no such class, or it does not accept a keyword.
     """
     cls = getattr(torch.optim, str(optim_type), None)
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):

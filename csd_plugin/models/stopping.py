@@ -1,4 +1,4 @@
-"""Stopping a training from outside: SIGTERM, SIGHUP and Ctrl-C let the step end, and its state is saved."""
+"""Stopping a training from outside: after SIGTERM, SIGHUP or Ctrl-C, the step ends, and its state is saved."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from csd_plugin.lifeline import heard, ignore_hangups, saves_on_ending
 from csd_plugin.unread import outlast_terminal
 
 STOPPING = "stopping when this step is done and saved; once more to leave at once"
-"""What a training says after the first of them."""
+"""The message of a training after the first signal."""
 
 
 class Stopped(SystemExit):
-    """A training that ends because of a signal; `code` is 128 + its number, as a shell has it.
+    """Ends a training after a signal; `code` is 128 + its number, as in a shell.
 
-    together: all processes of the training end now, not this one alone.
+    together: all processes of the training end now, not only this one.
     """
 
     code: int
@@ -31,10 +31,10 @@ class Stopped(SystemExit):
 
 
 class StopRequest:
-    """The SIGINT, or other signal that ends a command, that a training has received while it was listening.
+    """The SIGINT, or other signal that ends a command, that a training has received while listening.
 
-    Before the first step, and after a signal that has been received already, a signal ends the process at once.
-    Otherwise it is kept in `signal`, for whoever trains to look at when a step ends. A SIGHUP is never the second one.
+    Before the first step, and after an earlier signal, a signal ends the process at once. Otherwise it is kept in
+    `signal`, which the training checks at the end of a step. A SIGHUP never counts as the second signal.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class StopRequest:
         self._process = os.getpid()
 
     def listen(self) -> None:
-        """From now on. Signals belong to Python's main thread: elsewhere nothing changes."""
+        """Listen from now on. Only Python's main thread can handle signals: in others this does nothing."""
         self.__init__()  # type: ignore[misc]
         outlast_terminal()
         if threading.current_thread() is threading.main_thread():
@@ -53,7 +53,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, as by `listen`; afterwards signals do what they did before."""
+        """Inside, listen; afterwards, signals act as before."""
         before: dict[Any, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, *heard())}
         self.listen()
         try:
@@ -65,11 +65,11 @@ class StopRequest:
                     signal.signal(number, handler)
 
     def begin_step(self) -> None:
-        """There is something from now on that is worth saving."""
+        """From now on, there is something worth saving."""
         self._stepping = True
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a forked worker of a loader: its owner ends it
+        if os.getpid() != self._process:  # a forked worker of a loader: its parent ends it
             return
         ignore_hangups()
         if self._stepping and not self.signal:
@@ -77,13 +77,13 @@ class StopRequest:
             _say(STOPPING)
             return
         name = signal.Signals(number).name
-        _say(f"{name}: left at once; what came after the last saved state is lost" if self._stepping else name)
+        _say(f"{name}: ended at once; everything after the last saved state is lost" if self._stepping else name)
         raise Stopped(128 + number)
 
 
 def _say(line: str) -> None:
-    """By the system itself: the signal may have come in the middle of a print."""
-    with suppress(OSError):  # of a terminal that is closed
+    """Print through the operating system, as the signal may have come in the middle of a print."""
+    with suppress(OSError):  # the terminal may be closed
         os.write(2, f"{line}\n".encode())
 
 

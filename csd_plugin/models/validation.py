@@ -36,11 +36,11 @@ from csd_plugin.models.stopping import REQUEST
 class ValidationMixin:
     """`validation()` as the toolbox calls it, for models with `net_g` (and `net_g_ema`).
 
-    Frames go through the network `val.batch_size` at a time (default 2; a network of sequences sees that many
-    frames together). Both protocols are scored
-    where there is ground truth, and whatever `val.metrics` names of the toolbox's metrics: those that can do without
-    also where there is none, and those that look at the frame before (see `metrics.registered`). Writes `<set>.json`,
-    `.csv` and `.md` next to the log; with `val.save_img` the frames too, where the toolbox puts them.
+    Frames go through the network `val.batch_size` at a time (default 2; a sequence network processes that many frames
+    together). Both protocols are scored if there is ground truth, and so are the metrics of the toolbox in
+    `val.metrics`: without ground truth, those that do not need it, and those that compare with the previous frame (see
+    `metrics.registered`). Writes `<set>.json`, `.csv` and `.md` next to the log; with `val.save_img`, also the frames,
+    where the toolbox puts them.
     """
 
     opt: dict[str, Any]
@@ -52,13 +52,13 @@ class ValidationMixin:
     ) -> None:
         dataset = dataloader.dataset
         name = dataset.opt["name"]  # type: ignore[attr-defined]
-        if self.opt["is_train"]:  # the toolbox's last validation counts one iteration that it did not train
+        if self.opt["is_train"]:  # the toolbox's last validation counts one iteration too many
             current_iter = min(int(current_iter), int(self.opt["train"]["total_iter"]))
         network = getattr(self, "net_g_ema", None) or self.get_bare_model(self.net_g)  # type: ignore[attr-defined]
         was_training = network.training
         network.eval()
         try:
-            with compat.uncompiled(network):  # whole frames of any size: each would be compiled anew
+            with compat.uncompiled(network):  # whole frames, whose every size would be compiled again
                 mine = self._score_dataset(self._fastest(network), dataset, name, current_iter, save_img)
         finally:
             network.train(was_training)
@@ -69,18 +69,18 @@ class ValidationMixin:
     def _score_dataset(
         self, network: nn.Module, dataset: Dataset, name: str, current_iter: int | str, save_img: bool
     ) -> list[dict[str, Any]]:
-        """This process's share of the frames: index, clip, frame and scores of each, which may be none."""
+        """This process's share of the frames: index, clip, frame, and scores, which may be empty."""
         rank, world_size = get_dist_info()
         size = len(dataset)  # type: ignore[arg-type]
-        # a run of its own: neighbours share decoded frames, and are what a network of sequences needs
+        # consecutive frames: neighbours share decoded frames, and sequence networks need them
         first, end = size * rank // world_size, size * (rank + 1) // world_size
-        # with one more before it, another process's, where a metric looks back
+        # plus the frame before it, of another process, if a metric needs that
         lead = int(0 < first < end and "previous" in self._wanted())
         indices = range(first - lead, end)
         num_frame = self.interface_of(network).num_frame  # type: ignore[attr-defined]
         scored = []
         before = _Before()
-        hidden = True if rank or not self.opt["val"].get("pbar", True) else None  # None: where there is a terminal
+        hidden = True if rank or not self.opt["val"].get("pbar", True) else None  # None: only on a terminal
         with tqdm(total=len(indices), unit="frame", desc=name, disable=hidden) as bar:
             for items in _batches(dataset, indices, self.opt["val"].get("batch_size", 2), num_frame):
                 if self.opt["is_train"] and REQUEST.signal and not self.opt["dist"]:
@@ -112,7 +112,7 @@ class ValidationMixin:
         return scored
 
     def _fastest(self, network: nn.Module) -> nn.Module:
-        """Where torch's 3-D convolutions are slow, the same network without them; see `fold`."""
+        """If torch's 3-D convolutions are slow, the same network without them; see `fold`."""
         slow = self.device.type == "cpu" and any(isinstance(layer, nn.Conv3d) for layer in network.modules())
         known = hasattr(network, "num_frame") and self.interface_of(network).one_length  # type: ignore[attr-defined]
         return fold(network) if slow and known else network
@@ -126,14 +126,14 @@ class ValidationMixin:
             return interface.run(network, clips.to(self.device), num_target).float().cpu()
 
     def _wanted(self) -> set[str]:
-        """The images that any metric of `val.metrics` names."""
+        """The images that any metric in `val.metrics` names."""
         metrics = self.opt["val"].get("metrics") or {}
         return {image for opt in metrics.values() for image in _images_of(opt["type"])}
 
     def _toolbox_metrics(self, given: Mapping[str, Any], where: str) -> dict[str, float]:
-        """What `val.metrics` names, as far as the images (RGB) are there that each metric names.
+        """The values of `val.metrics`, for metrics whose images (RGB) are all given.
 
-        Raises CSDError where a metric takes no frames of this size; it has no value for others that it cannot take.
+        Raises CSDError if a metric refuses this frame size; other failures of a metric mean that it has no value.
         """
         values = {}
         for metric, opt in (self.opt["val"].get("metrics") or {}).items():
@@ -151,7 +151,7 @@ class ValidationMixin:
     def _explain(
         self, metric: str, opt: Mapping[str, Any], size: tuple[int, int], where: str, error: Exception
     ) -> None:
-        """Raise CSDError where a metric failed because of the size of the frames; else say so, and go on."""
+        """Raise CSDError if a metric failed because of the frame size; otherwise warn, and go on."""
         try:
             check_metric_size(METRIC_REGISTRY.get(opt["type"]), size, keywords_of(opt), where)
         except CSDError as reason:
@@ -176,7 +176,7 @@ class ValidationMixin:
         true = dict.fromkeys(frame["clip"] for frame in frames if frame["score"])
         alone = [clip for clip in dict.fromkeys(frame["clip"] for frame in frames) if clip not in true]
         self._write(name, scores, alone, current_iter)
-        # Frames have no NaN, but the mean of inf and -inf is one, and it would neither be better nor worse than others.
+        # Frames have no NaN, but the mean of inf and -inf is one, and would be neither better nor worse than others.
         summary = {metric: value for metric, value in scores.summary().items() if not math.isnan(value)}
         best = self._update_best(name, summary, current_iter)
         if self.opt["is_train"]:
@@ -193,7 +193,7 @@ class ValidationMixin:
                     tb_logger.add_scalar(f"metrics/{name}/{protocol}/psnr/{clip}", quality.psnr, current_iter)
 
     def _write(self, name: str, scores: Scores, alone: list[str], current_iter: int | str) -> None:
-        """The scores and what they are of, to where a training or a test has its own."""
+        """Write the scores, with their facts, to the folder of the training or test."""
         training, paths = self.opt["is_train"], self.opt["path"]
         results.write(
             Path(paths["experiments_root"]) / "metrics" if training else Path(paths["results_root"]),
@@ -214,7 +214,7 @@ class ValidationMixin:
     def _update_best(
         self, name: str, summary: dict[str, float], current_iter: int | str
     ) -> dict[str, tuple[float, Any]]:
-        """Best value of each metric on a set so far, with its iteration; `better: lower` as the toolbox spells it."""
+        """Update the best value of each metric on a set, with its iteration; `better: lower` as in the toolbox."""
         if not hasattr(self, "best_metric_results"):
             self.best_metric_results: dict[str, dict[str, tuple[float, Any]]] = {}
         best = self.best_metric_results.setdefault(name, {})
@@ -226,7 +226,7 @@ class ValidationMixin:
 
 
 def _number(value: Any) -> float | None:
-    """What a metric gives as a number; None is none. Raises ValueError for NaN, with which no mean is a number."""
+    """A metric's value as a number; None stays None. Raises ValueError for NaN, which would make every mean NaN."""
     if value is None:
         return None
     number = float(value)
@@ -242,21 +242,21 @@ def _images_of(metric: str) -> set[str]:
 
 
 class _Before:
-    """The frame before, for metrics that look at neighbours."""
+    """The previous frame, for metrics that compare neighbours."""
 
     def __init__(self) -> None:
         self._run: Any = None
         self._images: dict[str, Any] = {}
 
     def step(self, run: Any, result: Any, guide: Any) -> dict[str, Any]:
-        """The images other than the result itself: `guide`, and where the frame before is of the same run, its two."""
+        """The images other than the result: `guide`, and, if the previous frame is of the same run, its two images."""
         given = {**(self._images if run == self._run else {}), "guide": guide}
         self._run, self._images = run, {"previous": result, "previous_guide": guide}
         return given
 
 
 def _batches(dataset: Dataset, indices: range, batch_size: int, num_frame: int) -> Iterator[list[Item]]:
-    """Items in order, in lists of up to batch_size of one run of frames."""
+    """Items in order, in lists of up to batch_size, each from one run of frames."""
     batch: list[Item] = []
     for index in indices:
         item = read_test_item(dataset, index, num_frame)

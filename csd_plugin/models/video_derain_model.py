@@ -1,4 +1,4 @@
-"""Stage 1: one network trained with the reconstruction loss alone. Also all that stage 2 shares with it."""
+"""Stage 1: one network, trained with only the reconstruction loss. Also everything that stage 2 shares with it."""
 
 from __future__ import annotations
 
@@ -30,17 +30,19 @@ from csd_plugin.models.validation import ValidationMixin
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """By the values of `train.autocast`."""
 _WHOLE = 0.95
-"""Share of a time that counts as all of it."""
+"""The share of a time that counts as all of it."""
 
 
 class VideoDerainModel(ValidationMixin, CheckpointedModel):
-    """Trains and validates `network_g` on clips, called as its `interfaces` say.
+    """Trains and validates `network_g` on clips, called according to its interface.
 
-    A batch holds `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), the clean frames of the clips' middle, or what
-    `as_clips` turns into these; RGB in [0, 1], or bytes. All B*L targets go through the network as one batch.
+    A batch holds `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), the clean frames in the middle of the clips, or
+    anything that `as_clips` converts to these; RGB in [0, 1], or bytes. All B*L targets go through the network as one
+    batch.
 
     An iteration is one batch of the loader and one optimizer step, in however many parts `accumulate` computes it.
-    Every loss is a mean over clips, so the parts' gradients, weighted by their numbers of clips, add up to the batch's.
+    Every loss is a mean over clips, so the gradients of the parts, weighted by their numbers of clips, sum to the
+    batch's.
 
     Args:
         opt: the options of a run. In addition to the toolbox's, `train` may hold `grad_clip`, `autocast`, `compile`,
@@ -48,9 +50,9 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
     """
 
     features: Mapping[str, Tensor] = {}
-    """The teacher's, where they come with the batch; see `data.batches`."""
+    """The teacher's features, if they come with the batch; see `data.batches`."""
     step_graph: StepGraph | None = None
-    """What records and replays steps, where that is wanted."""
+    """Records and replays steps, if requested."""
 
     def init_training_settings(self) -> None:
         train_opt = self.opt["train"]
@@ -82,9 +84,9 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
         return [self.net_g]
 
     def compile_for_training(self, network: nn.Module) -> None:
-        """Compile a network in place if `train.compile` is set; hooks, weights and their names stay as they are."""
+        """Compile a network in place if `train.compile` is set; hooks, weights and their names do not change."""
         if self.opt["train"].get("compile", False):
-            compat.keep_graphs()  # the health monitor goes through one more than once
+            compat.keep_graphs()  # the health monitor runs backward more than once
             network.compile()
 
     # ------------------------------------------------------------------ training step
@@ -92,11 +94,11 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
         """Take a batch of the training loader.
 
         Args:
-            data: `lq` and `gt` as `as_clips` takes them; perhaps `key`, the samples' names, and `position`, their
+            data: `lq` and `gt` as for `as_clips`; optionally `key`, the samples' names, and `position`, their
                 places in the epoch.
 
         Raises:
-            CSDError: clips that do not fit the network, or that lack a part.
+            CSDError: clips do not fit the network, or a part is missing.
         """
         source = f"datasets.train: {self.opt['datasets']['train'].get('type', 'the loader')}"
         lq, gt = as_clips(data, self.num_frame, source)
@@ -106,7 +108,7 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
             key: value.to(self.device, non_blocking=True) for key, value in data.items() if key.startswith(FEATURE)
         }
         self.sample_names = data.get("key", [])
-        self._position = data.get("position")  # may be on a GPU, so that reading it would wait
+        self._position = data.get("position")  # may be on a GPU, where reading it would wait
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One optimizer step for the batch of `feed_data`; after a signal, save and stop.
@@ -115,9 +117,9 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
             current_iter: from 1.
 
         Raises:
-            CSDError: the loss (with `grad_clip` also the gradient) is not finite, and either the limit of such batches
-                is reached or a weight is not finite. This step has changed no weight.
-            Stopped: after a signal, or when `train.max_seconds` are over; the state is saved.
+            CSDError: the loss (with `grad_clip`, also the gradient) is not finite, and the limit of such batches is
+                reached, or a weight is not finite. This step has not changed any weight.
+            Stopped: after a signal, or when `train.max_seconds` have passed; the state is saved.
         """
         REQUEST.begin_step()
         self._seed_step(current_iter)
@@ -128,7 +130,7 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
             losses_finite &= torch.isfinite(logged["grad_norm"])
         finite, stop = self._agree(losses_finite)
         if finite and self.grad_clip > 0 and self.scaler.is_enabled():
-            self.scaler.unscale_(self.optimizer_g)  # which skips steps that are not finite by itself
+            self.scaler.unscale_(self.optimizer_g)  # the scaler itself skips steps that are not finite
             logged["grad_norm"] = self._clip_gradient()
         if finite:
             self.scaler.step(self.optimizer_g)
@@ -138,7 +140,7 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
             self._skip(logged, current_iter)
         if self.skipped:
             logged["skipped"] = torch.full((), float(self.skipped), device=self.device)  # a copy would wait
-        if current_iter % self.opt["logger"]["print_freq"] == 0:  # reading them waits for a GPU
+        if current_iter % self.opt["logger"]["print_freq"] == 0:  # reading them waits for the GPU
             self.log_dict = self.reduce_loss_dict(OrderedDict(logged))
             self._warn_of_rounding(current_iter)
         if finite and self.ema_decay > 0:
@@ -152,11 +154,11 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
             self._warn_of_time_left(self.clock, current_iter)
 
     def _backward(self, current_iter: int) -> Computed:
-        """Compute the gradient of the batch. If a loss of any process is not finite, it is not to be used.
+        """Compute the gradient of the batch, which must not be used if a loss is not finite in any process.
 
         Returns:
-            Losses and scalars to log, means over the clips; whether all losses are finite, which a GPU does not know
-            yet.
+            Losses and scalars to log, means over the clips; and whether all losses are finite, which a GPU may not have
+            computed yet.
         """
         given = self.lq, self.gt, self.features
         batch = {"lq": self.lq, "gt": self.gt, **self.features}
@@ -169,14 +171,14 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
             self.lq, self.gt, self.features = given
 
     def repeats(self, current_iter: int) -> Hashable:
-        """What this step's losses depend on beside the batch and the weights; None where it is like no other.
+        """What this step's losses depend on besides the batch and the weights; None if it is like no other step.
 
-        Subclasses with losses of their own say so for these.
+        Subclasses with other losses override this.
         """
         return () if type(self).compute_losses is VideoDerainModel.compute_losses else None
 
     def _compute(self, batch: Mapping[str, Tensor], current_iter: int) -> Computed:
-        """Losses and gradients of a batch, in parts, each of which is `lq`, `gt` and `features` meanwhile."""
+        """Losses and gradients of a batch, part by part; during a part, `lq`, `gt` and `features` are the part's."""
         lq, gt = batch["lq"], batch["gt"]
         features = {key: value for key, value in batch.items() if key.startswith(FEATURE)}
         count = min(self.accumulate, len(lq))
@@ -189,7 +191,7 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
             self.features = {key: values[number - 1] for key, values in split.items()}
             share, last = len(self.lq) / len(lq), number == len(parts)
             with ExitStack() as stack:
-                if not last:  # the last part's backward adds the gradients of all processes
+                if not last:  # the backward pass of the last part adds the gradients of all processes
                     for network in self.synchronised_networks():
                         stack.enter_context(network.no_sync())
                 losses, scalars = self.compute_losses(current_iter)
@@ -211,7 +213,7 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
         return [self.net_g] if isinstance(self.net_g, DistributedDataParallel) else []
 
     def _agree(self, finite: Tensor) -> tuple[bool, int]:
-        """Whether this holds in all processes, and the signal that any of them has received, or 0. Waits for a GPU."""
+        """Whether this holds in all processes, and the signal that any has received, or 0. Waits for the GPU."""
         if not self.opt["dist"]:
             return bool(finite), REQUEST.signal
         flags = torch.stack([(~finite).long(), torch.full_like(finite, REQUEST.signal, dtype=torch.int64)])
@@ -220,16 +222,16 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
         return not bad, stop
 
     def _skip(self, logged: Mapping[str, Tensor], current_iter: int) -> None:
-        """Leave this batch out, with a line in the log and in `skipped.txt`. Raises CSDError at the limit."""
+        """Skip this batch, with a line in the log and in `skipped.txt`. Raises CSDError at the limit."""
         self.skipped += 1
         bad = [name for name, value in logged.items() if "/" not in name and not torch.isfinite(value).all()]
-        losses = [name for name in bad if name != "grad_norm"]  # which is not finite either if a loss is not
+        losses = [name for name in bad if name != "grad_norm"]  # never finite if a loss is not
         mine, hopeless = self._complaint(losses or bad or ["a loss"], current_iter)
 
         def of_those_with(names: Sequence[str]) -> list[str]:
             return [line for line in peers.of_all(mine if names else "") if line]
 
-        # of several processes, those whose losses are finite have nothing to say
+        # processes whose losses are finite have nothing to report
         lines = of_those_with(losses) or of_those_with(bad) or [mine]
         kept = Path(self.opt["path"]["experiments_root"]) / "skipped.txt"
         if self.opt["rank"] == 0:
@@ -240,17 +242,17 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
             raise CSDError(f"{lines[0]}{more} ({kept})")
         for line in lines:
             get_root_logger().warning(
-                f"{line}. The batch is left out ({self.skipped} so far, at most {self.skip_limit})."
+                f"{line}. The batch is skipped ({self.skipped} so far, at most {self.skip_limit})."
             )
 
     def _complaint(self, names: Sequence[str], current_iter: int) -> tuple[str, bool]:
-        """What is not finite in this process's batch, why, and what to do; whether all that follow will be so, too."""
+        """What is not finite in this process's batch, why, and what to do; whether all later batches will fail, too."""
         clips = ", ".join(map(str, self.sample_names)) or "this batch"
         cause, hopeless = self._cause(names)
         return f"iteration {current_iter}: {', '.join(names)} not finite on {clips}: {cause}", hopeless
 
     def _seed_step(self, current_iter: int) -> None:
-        """Seed by the iteration alone, so that a resumed run draws the same random numbers inside its networks."""
+        """Seed from the iteration only, so that a resumed run draws the same random numbers inside its networks."""
         seed, rank = self.opt.get("manual_seed") or 0, self.opt["rank"]
         set_random_seed(int(np.random.default_rng((seed % 2**64, current_iter, rank)).integers(2**31)))
 
@@ -269,11 +271,11 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
 
     @property
     def num_frame(self) -> int:
-        """Frames of the longest window that a network needs for a target."""
+        """Frames of the longest window that any network needs for a target."""
         return self.interface_of(self.net_g).num_frame
 
     def _cause(self, names: Sequence[str]) -> tuple[str, bool]:
-        """Why these are not finite, and what to do; and whether all later batches will be like this one."""
+        """Why these are not finite, and what to do; and whether all later batches will fail, too."""
         state = self.get_bare_model(self.net_g).state_dict()
         broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
         if broken:
@@ -281,11 +283,11 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
         if not (torch.isfinite(self.lq).all() and torch.isfinite(self.gt).all()):
             return "the frames hold values that are not finite; check these clips", False
         if list(names) == ["grad_norm"]:
-            return "though the loss is; lower train.optim_g.lr or switch train.autocast off", False
+            return "although the loss is; lower train.optim_g.lr, or switch train.autocast off", False
         return "lower train.optim_g.lr, set train.grad_clip, or switch train.autocast off", False
 
     def reduce_loss_dict(self, loss_dict: Mapping[str, Tensor]) -> OrderedDict[str, float]:
-        """The toolbox's means over the processes, at the first of them; all numbers come from the device at once."""
+        """The toolbox's means over the processes, on the first one; all numbers are copied from the device together."""
         values = torch.stack([value.detach().float().mean() for value in loss_dict.values()])
         if self.opt["dist"]:
             torch.distributed.reduce(values, dst=0)
@@ -294,28 +296,28 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
         return OrderedDict(zip(loss_dict, values.cpu().tolist(), strict=True))
 
     def _warn_of_rounding(self, current_iter: int) -> None:
-        """Warn if 1 - SSIM is below 0: as SSIM is at most 1, the device has rounded on the way."""
+        """Warn if 1 - SSIM is below 0: as SSIM is at most 1, this shows rounding on the device."""
         recon = self.log_dict["l_recon"]
         if recon < 0 and isinstance(self.cri_pix, PyramidSSIMLoss):
             get_root_logger().warning(
-                f"iteration {current_iter}: l_recon is {recon:.3g}, and 1 - SSIM cannot be below 0: the device rounds "
-                f"float32 (TF32?); the loss teaches wrongly where it is small"
+                f"iteration {current_iter}: l_recon is {recon:.3g}, but 1 - SSIM cannot be below 0: the device rounds "
+                f"float32 (TF32?); small losses are then wrong: set_float32_matmul_precision('highest') avoids it"
             )
 
     def _clip_gradient(self) -> Tensor:
-        """Clip, and return the norm before."""
+        """Clip the gradient, and return its norm before clipping."""
         return nn.utils.clip_grad_norm_(self.optimized_parameters(), self.grad_clip)
 
     # ------------------------------------------------------------------ average, devices
     def model_ema(self, decay: float = 0.999) -> None:
-        """The toolbox's moving average of the weights at once, with the buffers, which the toolbox leaves out."""
+        """The toolbox's moving average of the weights, updated together, and with the buffers, which it omits."""
         update_average(self.net_g_ema, self.get_bare_model(self.net_g), decay)
 
     def model_to_device(self, net: nn.Module, *, in_parts: bool = False) -> nn.Module:
-        """As the toolbox's, which assumes a GPU for several processes.
+        """Like the toolbox's, which assumes a GPU for several processes.
 
         Args:
-            in_parts: whether some passes leave some of its weights unused.
+            in_parts: whether some passes do not use some of its weights.
         """
         self.lay_out(net.to(self.device))
         if not self.opt["dist"]:
@@ -325,6 +327,6 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
         return DistributedDataParallel(net, device_ids=devices, find_unused_parameters=in_parts)
 
     def lay_out(self, network: nn.Module) -> None:
-        """Weights as a GPU's 16 bits want them; before what holds on to them, such as DistributedDataParallel."""
+        """Convert weights to the layout for a GPU's 16 bits; before wrappers that refer to them, such as DDP."""
         if self.device.type == "cuda" and self.is_train and self.opt["train"].get("autocast"):
             use_channels_last(network)

@@ -199,7 +199,7 @@ def test_batches_of_other_people():
     assert equal(d(as_bytes)[0], d(rounded)[0])
     single = batch(frames=7, targets=1)
     assert equal(d(single)[0], d({"lq": single["lq"], "gt": single["gt"][:, 0]})[0])
-    with pytest.raises(CSDError, match=r"the batch gives lq .* windows of 5 frames, and a network sees 7"):
+    with pytest.raises(CSDError, match=r"the batch gives lq .* windows of 5 frames, but a network needs 7"):
         d(batch(frames=6))
     with pytest.raises(CSDError, match="the batch gives no gt"):
         d({"lq": given["lq"]})
@@ -216,7 +216,7 @@ def test_two_teachers_have_shares_and_names():
     ("teachers", "weights", "words"),
     [
         ([{}, {"label": "t2"}], WEIGHTS, "shares add to 2"),
-        ([{"share": 0.5}, {"share": 0.5}], WEIGHTS, "two teachers have one label"),
+        ([{"share": 0.5}, {"share": 0.5}], WEIGHTS, "two teachers have the same label"),
         ([{}], {"spatial": 0.1}, "loss 'temporal' has no weight"),
         ([{}], WEIGHTS | {"spacial": 0.1}, "'spacial' is unknown.*spatial"),
         ([{}], WEIGHTS | {"spatial": {"schedule": "linear", "start": 1.0}}, "linear needs iters"),
@@ -255,7 +255,7 @@ def test_an_objective_without_features_goes_by_any_that_are_stored():
 
 
 def test_weights_need_a_teacher():
-    with pytest.raises(CSDError, match="weights of spacial are given, and no teacher"):
+    with pytest.raises(CSDError, match="weights of spacial are given, but no teacher"):
         Distiller(student(), [], PyramidSSIMLoss(), weights={"spacial": 0.1, "temporal": 0})
     Distiller(student(), [], PyramidSSIMLoss(), weights=dict.fromkeys(WEIGHTS, 0))
 
@@ -407,7 +407,7 @@ def _one_memory(ours):
 @pytest.mark.parametrize("share", [_itself, _one_layer, _one_memory])
 def test_a_teacher_does_not_freeze_its_student(share):
     ours = student()
-    with pytest.raises(CSDError, match=r"the teacher t has \d+ weights of the student, such as conv1.weight"):
+    with pytest.raises(CSDError, match=r"the teacher t shares \d+ weights with the student, such as conv1.weight"):
         Distiller(ours, [Teacher(share(ours), CSD(hidden=4))], PyramidSSIMLoss(), weights=WEIGHTS)
     assert all(parameter.requires_grad for parameter in ours.parameters())
     Distiller(ours, [Teacher(copy.deepcopy(ours), CSD(hidden=4))], PyramidSSIMLoss(), weights=WEIGHTS)

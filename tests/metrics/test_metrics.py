@@ -87,7 +87,7 @@ def test_lpips_is_the_packages(alexnet):
 
 def test_lpips_says_what_is_missing(alexnet, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(CSDError, match=r"nothing is downloaded.*give its path") as error:
+    with pytest.raises(CSDError, match=r"which is not downloaded.*give its path") as error:
         LPIPS()
     assert "\n" not in str(error.value)
     (tmp_path / "checkpoints").mkdir()

@@ -188,7 +188,7 @@ def test_lazy_modules_of_a_state_without_their_weights_are_one_line(
     (launcher.folder / "experiments/run/models/objective_2.pth").unlink()
     assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 2
     assert (
-        "belongs to another run: its optimizer knows a lazy weight, whose size is in no file"
+        "belongs to another run: its optimizer has a lazy weight whose size is in no file"
         in capsys.readouterr().err.splitlines()[-1]
     )
 
@@ -328,7 +328,7 @@ def test_the_seed_goes_on(launcher, tiny_rain, monkeypatch, capfd, seed):
     for last in (1, 2, 3):
         now = {"name": "cut", "train.total_iter": last, "manual_seed": 3 if last == 1 else seed}
         assert launcher.train(changed(options, now), *(["--auto_resume"] if last > 1 else [])) == 0
-    assert capfd.readouterr().err.count("the run goes on with its manual_seed 3") == 2
+    assert capfd.readouterr().err.count("the run continues with its manual_seed 3") == 2
     assert_same(*(left_behind(launcher, name) for name in ("whole", "cut")))
 
 
@@ -358,9 +358,9 @@ def test_a_state_without_a_place_in_the_data_is_resumed_from_the_epochs_start(la
         del state[key]
     torch.save(state, path)
     assert launcher.train(options, "--auto_resume") == 0  # is at its end
-    assert "no place in the data" not in capfd.readouterr().err
+    assert "no position in the data" not in capfd.readouterr().err
     assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 0
-    assert "2.state has no place in the data of PairedVideoDataset: epoch 0 starts anew" in capfd.readouterr().err
+    assert "2.state has no position in the data of PairedVideoDataset: epoch 0 starts again" in capfd.readouterr().err
 
 
 class OwnClips(Dataset):
@@ -384,6 +384,6 @@ def test_data_sets_of_others_start_their_epoch_anew_with_a_line(launcher, tiny_r
     options = train_options(tiny_rain, **{"datasets.train.type": "OwnClips"})
     assert launcher.train(options) == 0
     assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 0
-    said = [line for line in capfd.readouterr().err.splitlines() if "has no place in the data of OwnClips" in line]
+    said = [line for line in capfd.readouterr().err.splitlines() if "has no position in the data of OwnClips" in line]
     assert len(said) == 1 and said[0].startswith("warning: ")
-    assert said[0].endswith("epoch 0 starts anew, so the run differs from one without a stop")
+    assert said[0].endswith("epoch 0 starts again, so the run differs from an uninterrupted one")

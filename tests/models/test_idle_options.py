@@ -49,4 +49,4 @@ def test_a_distillation_whose_steps_are_all_logged_records_none():
 def test_weights_that_move_record_nothing(temporal, said):
     train = LONG | {"cuda_graph": True, "distill_opt": {"weights": {"spatial": 0.1, "temporal": temporal}}}
     run = {"is_train": True, "model_type": "DistillModel", "num_gpu": 1, "train": train, "logger": {"print_freq": 9}}
-    assert [("weights move (temporal)" in line) for line in idle_options(run)] == [True] * said
+    assert [("weights change (temporal)" in line) for line in idle_options(run)] == [True] * said

@@ -81,7 +81,7 @@ def test_frames_that_are_too_small_for_a_metric_are_one_line_before_the_run(laun
     assert launcher.train(options | {"val": {"val_freq": 2, "save_img": False, "metrics": {"niqe": NIQE}}}) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert "val.metrics.niqe: it cannot be computed on frames of 40x30 (datasets.val, clip a1): " in error
-    assert error.endswith("leave it out, or take larger frames")
+    assert error.endswith("leave it out, or use larger frames")
     assert launcher.written() == []
 
 

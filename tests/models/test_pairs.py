@@ -244,7 +244,7 @@ def test_adapters_where_the_data_set_names_no_frames(launcher, toolbox_data):
         ("REDSDataset", 5, ["a network sees 7; set its num_frame to 7 or more"]),
         ("REDSRecurrentDataset", 5, ["the clips need 7 frames or more; set its num_frame to that"]),
         ("PairedImageDataset", 1, ["PairedImageDataset gives lq (2, 3, 24, 24)", "networks of single frames"]),
-        ("RealESRGANPairedDataset", 1, ["single frames", "take a data set of clips"]),
+        ("RealESRGANPairedDataset", 1, ["single frames", "use a data set of clips"]),
         ("SingleImageDataset", 1, ["SingleImageDataset gives no gt", "learn from pairs", "PairedVideoDataset"]),
     ],
 )
@@ -476,14 +476,14 @@ def test_a_network_of_sequences_sees_no_frames_of_others(launcher, toolbox_data)
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (("VideoRecurrentTestDataset", {"cache_data": True}), ["whole clips; take type: VideoTestDataset", "e: 3"]),
-        (("VideoRecurrentTestDataset", {}), ["whole clips; take type: VideoTestDataset", "num_frame: 3"]),
+        (("VideoRecurrentTestDataset", {"cache_data": True}), ["whole clips; use type: VideoTestDataset", "e: 3"]),
+        (("VideoRecurrentTestDataset", {}), ["whole clips; use type: VideoTestDataset", "num_frame: 3"]),
         (("VideoTestDataset", {"name": "mine"}), ["datasets.test_1.name is 'mine'", "vid4, reds4, redsofficial"]),
-        (("VideoTestDataset", {"num_frame": 1}), ["num_frame of the dataset to 3 or more"]),
+        (("VideoTestDataset", {"num_frame": 1}), ["num_frame of the data set to 3 or more"]),
         (("PairedImageDataset", {}), ["single images, and network_g sees 3 frames", "num_frame: 3"]),
         (("REDSDataset", {}), ["REDSDataset is for training", "VideoTestDataset"]),
         (("Vimeo90KDataset", {}), ["Vimeo90KDataset is for training"]),
-        (("REDSRecurrentDataset", {}), ["whole clips; take type: VideoTestDataset"]),
+        (("REDSRecurrentDataset", {}), ["whole clips; use type: VideoTestDataset"]),
     ],
 )
 def test_test_sets_that_cannot_be_are_one_line(launcher, toolbox_data, identity, capfd, content, words, model):
@@ -547,8 +547,13 @@ def test_the_toolboxs_models_on_our_clips(
     ("model", "network", "frames", "words"),
     [
         ("SRModel", STUDENT, (9, 5), ["does not take", "num_frame"]),
-        ("VideoBaseModel", STUDENT, (3, 3), ["would compare other frames", "set num_target of datasets.train to 1"]),
-        ("VideoBaseModel", STUDENT, (5, 1), ["expected (B, 3, 3, H, W)", "set num_frame to what it takes"]),
+        (
+            "VideoBaseModel",
+            STUDENT,
+            (3, 3),
+            ["would compare different frames", "set num_target of datasets.train to 1"],
+        ),
+        ("VideoBaseModel", STUDENT, (5, 1), ["expected (B, 3, 3, H, W)", "set num_frame to what it needs"]),
         ("VideoBaseModel", SEQUENCE, (5, 5), ["network of sequences", "VideoRecurrentModel"]),
         ("VideoRecurrentModel", STUDENT, (3, 3), ["network of windows", "VideoBaseModel"]),
         ("VideoRecurrentModel", SEQUENCE, (5, 1), ["set num_target of datasets.train to its num_frame"]),

@@ -366,7 +366,7 @@ def test_a_state_that_counts_as_no_run_does_is_refused(tmp_path, wrong):
     opt = {"datasets": {"train": {}}, "manual_seed": 3, "rank": 0, "auto_resume": False}
     with pytest.raises(
         CSDError,
-        match=r"2\.state(: (iter|epoch|samples) is .* which no run has|: manual_seed is .* no seed| is of iteration 3)",
+        match=r"2\.state(: (iter|epoch|samples) is .* not possible|: manual_seed is .* not a seed| is of iteration 3)",
     ):
         load_resume_state(opt | {"path": {"resume_state": str(path), "training_states": str(tmp_path)}})
 

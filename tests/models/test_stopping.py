@@ -93,7 +93,7 @@ def test_a_second_signal_leaves_at_once(launcher, tiny_rain, monkeypatch, capfd)
 
     monkeypatch.setattr(VideoDerainModel, "compute_losses", twice)
     assert launcher.train(train_options(tiny_rain)) == 143
-    assert "left at once; what came after the last saved state is lost" in capfd.readouterr().err
+    assert "ended at once; everything after the last saved state is lost" in capfd.readouterr().err
     assert not list((launcher.folder / "experiments/run/training_states").iterdir())
 
 
