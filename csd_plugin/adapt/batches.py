@@ -1,4 +1,4 @@
-"""Crops to learn from: of the camera's frames, and a share of other pairs so that nothing else is forgotten."""
+"""Training crops: of the camera's frames, and a share of other pairs, so that other rain is not forgotten."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from csd_plugin.data.layout import is_clip_name
 from csd_plugin.data.stores import open_store
 
 TARGETS = 3
-"""Frames of a clip that are learned from."""
+"""Targets per clip."""
 _ENDS = 8
 """One clip in this many ends with its last target."""
 _SCALES = (0.8, 1.2)
-"""By what factor the camera's frames and the teacher's are scaled together: +0.16 dB on later frames of the rain on
-which this was chosen, more than by a wider range, see docs/adapt.md."""
+"""The range of factors by which the camera's frames and the teacher's are scaled together: +0.16 dB on later frames of
+the rain on which it was chosen, more than with a wider range, see docs/adapt.md."""
 
 
 class Batch(NamedTuple):
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
     Attributes:
         rainy: (B, N, 3, s, s).
-        clean: (B, TARGETS, 3, s, s), of the clips' middle.
+        clean: (B, TARGETS, 3, s, s), of the middle of the clips.
     """
 
     rainy: Tensor
@@ -40,14 +40,14 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Batches by their number: an interrupted run continues with those that it would have had.
+    """Batches by number: an interrupted run continues with the same batches.
 
     Args:
         camera: the camera's pairs.
         kept: other pairs; None for none.
         keep: the share of clips from `kept`, 0 to 1.
         clips: per batch.
-        seed: of the order of samples, and of what each of them draws.
+        seed: of the order of samples, and of their random draws.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class Batches:
         self._keep, self._clips = keep if kept else 0.0, clips
 
     def since(self, number: int) -> Iterator[Batch]:
-        """The batches from this one on, without end."""
+        """The batches from this one on, endlessly."""
         return map(self.batch, itertools.count(number))
 
     def batch(self, number: int) -> Batch:
-        """The batch of this number, from 0. Raises CSDError where a frame cannot be read."""
+        """The batch of this number, from 0. Raises CSDError if a frame cannot be read."""
         kept, kept_after = self._num_kept(number), self._num_kept(number + 1)
         own, own_after = number * self._clips - kept, (number + 1) * self._clips - kept_after
         items = self._camera.items(own, own_after)
@@ -72,14 +72,14 @@ class Batches:
         return Batch(torch.stack(rainy), torch.stack([item["gt"] for item in items]))
 
     def _num_kept(self, number: int) -> int:
-        """How many of the clips before this batch are other pairs'."""
+        """How many of the clips before this batch come from other pairs."""
         return int(number * self._clips * self._keep + 1e-6)
 
 
 def _ended(clip: Tensor) -> Tensor:
-    """(N, 3, s, s) as a network sees it where the video ends with the last target: the frames after it are reflected.
+    """(N, 3, s, s) as a network sees it if the video ends with the last target: the frames after it are reflected.
 
-    Without such clips a network learns that the frames on both sides are different ones, and fails at a clip's ends.
+    Without such clips, a network learns that the frames on both sides always differ, and fails at a clip's ends.
     """
     radius = (len(clip) - TARGETS) // 2
     frames = [min(number, 2 * (radius + TARGETS - 1) - number) for number in range(len(clip))]
@@ -87,7 +87,7 @@ def _ended(clip: Tensor) -> Tensor:
 
 
 class _Endless:
-    """The samples of a data set in a random order, again and again."""
+    """The samples of a data set in random order, repeatedly."""
 
     def __init__(self, dataset: TrainingDataset, seed: int) -> None:
         self._dataset, self._seed = dataset, seed
@@ -118,7 +118,7 @@ def camera_pairs(store: Path, *, num_frame: int, crop: int) -> PairedVideoDatase
 
 
 def other_pairs(path: Path, *, num_frame: int, crop: int) -> TrainingDataset:
-    """Crops of a data set of pairs, or, where no folder has a name of NTURain's, of clean clips with rendered rain.
+    """Crops of a data set of pairs, or, if no folder has a name as in NTURain, of clean clips with rendered rain.
 
     Args:
         num_frame: frames T that the network sees for a target.

@@ -1,4 +1,4 @@
-"""Rainy frames and what the teacher made of them, on disk: computed once, continued after an interruption, checked."""
+"""Rainy frames and the teacher's results on disk: computed once, continued after an interruption, and verified."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from csd_plugin.plain import parse_json, read_text, section
 from csd_plugin.report.text import counted, duration
 
 _FORMAT = 2
-"""Of what a cache holds. In 1, the ends of a shot were cleaned without the frames around it."""
+"""The version of a cache's content. In version 1, the ends of a shot were cleaned without the frames around it."""
 _STORE, _MANIFEST = "frames.lmdb", "manifest.json"
 
 
@@ -34,13 +34,13 @@ _STORE, _MANIFEST = "frames.lmdb", "manifest.json"
 class Cache:
     """Pairs of rainy and cleaned frames, in a raw LMDB store in NTURain's layout.
 
-    The frames that are learned from are its clips for training, those held back its clips for tests, so that option
-    files of the toolbox can name `store` as their dataroot.
+    Training frames are its training clips, held-back frames its test clips, so that option files of the toolbox can
+    use `store` as their dataroot.
 
     Attributes:
-        folder: with the store and its manifest.
+        folder: the folder of the store and its manifest.
         inputs: names and digests of the videos.
-        shots: the parts of them that were taken.
+        shots: the parts of them that are used.
     """
 
     folder: Path
@@ -65,12 +65,12 @@ def open_cache(
     most: int,
     say: Callable[[str], object],
 ) -> Cache:
-    """The pairs of these inputs by this teacher: those in `folder`, completed by what is missing there.
+    """The pairs of these inputs by this teacher: those in `folder`, after adding the missing ones.
 
     Args:
         ensemble: whether the teacher is averaged over mirrored and reversed clips.
-        most: frames to take, see `find_shots`.
-        say: takes a line for each thing that is done.
+        most: the most frames, see `find_shots`.
+        say: called with a line for each step.
 
     Raises:
         CSDError: the folder holds pairs of other inputs or teachers, or damaged ones; it cannot be written to; an input
@@ -84,7 +84,7 @@ def open_cache(
         "ensemble": ensemble,
         "frames": most,
     }
-    # what is complete, several commands may read
+    # several commands may read a complete cache
     with nullcontext() if (folder / _STORE).exists() else alone(folder):
         cache = Cache(folder, named, tuple(_shots(folder, inputs, asked)))
         if cache.store.exists():
@@ -96,7 +96,7 @@ def open_cache(
 
 
 def _shots(folder: Path, inputs: Sequence[Path], asked: dict[str, Any]) -> list[Shot]:
-    """Those that the folder's manifest has; without one, new ones, that are listed there. Raises CSDError."""
+    """The shots in the folder's manifest; without one, new shots, which are then listed there. Raises CSDError."""
     manifest = folder / _MANIFEST
     if manifest.exists():
         return _known_shots(manifest, asked, inputs)
@@ -110,7 +110,7 @@ def _shots(folder: Path, inputs: Sequence[Path], asked: dict[str, Any]) -> list[
 
 
 def _known_shots(manifest: Path, asked: Mapping[str, Any], inputs: Sequence[Path]) -> list[Shot]:
-    """The shots of a cache that is there. Raises CSDError where it is not the one that is asked for."""
+    """The shots of an existing cache. Raises CSDError if it is not the requested one."""
     try:
         there = section(parse_json(read_text(manifest)), "it")
         differing = [key for key in asked if there.get(key) != asked[key]]
@@ -129,7 +129,7 @@ def _known_shots(manifest: Path, asked: Mapping[str, Any], inputs: Sequence[Path
 
 
 def _verify(cache: Cache) -> None:
-    """Raise CSDError where the store does not hold what was put into it."""
+    """Raise CSDError if the store does not hold what was put into it."""
     wanted = {key.removesuffix(".png") for shot in cache.shots for kind in ("Rain", "GT") for key in shot.keys(kind)}
     records = dict(open_file(cache.store).records())
     changed = wanted ^ records.keys()
@@ -142,7 +142,7 @@ def _verify(cache: Cache) -> None:
 
 
 def _fill(cache: Cache, teacher: Teacher, say: Callable[[str], object]) -> None:
-    """Clean what is not there yet, shot by shot."""
+    """Clean the missing frames, shot by shot."""
     keys = {shot: (shot.keys("Rain"), shot.keys("GT")) for shot in cache.shots}
     with filling(cache.store, [key for pair in keys.values() for kind in pair for key in kind]) as store:
         missing = [shot for shot, pair in keys.items() if not store.there.issuperset(pair[0] + pair[1])]

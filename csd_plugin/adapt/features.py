@@ -32,16 +32,16 @@ from csd_plugin.report.text import counted
 _warn_once = functools.cache(logging.getLogger(__name__).warning)
 
 _AT_ONCE = 4
-"""Targets that a network of sequences computes together, as they share frames."""
+"""Targets that a sequence network computes together, as they share frames."""
 
 
 def store_features(
     cache: Cache, network: nn.Module, named: Named, *, device: torch.device, say: Callable[[str], object]
 ) -> Path:
-    """Compute what is missing of the features of the frames that are learned from. Returns their folder.
+    """Compute the missing features of the training frames. Returns their folder.
 
-    The feature is the one that the network names for distillation. Raises CSDError: it names none; the folder has
-    those of another network, or damaged ones; they cannot be written.
+    The feature is the one that the network names for distillation. Raises CSDError if it names none, if the folder has
+    features of another network, or damaged ones, or if it cannot be written.
     """
     interface = interface_of(network)
     taps = tap_compared(network, interface, None)
@@ -49,7 +49,7 @@ def store_features(
     folder = cache.folder / "features"
     try:
         if _missing(cache, folder):
-            with alone(folder):  # another command's file half written is none that was left
+            with alone(folder):  # another command's unfinished file must not count as abandoned
                 remove_drafts(folder)
                 _compute(cache, folder, network.to(device).eval(), interface, taps, named.sha256, device)
     except OSError as error:
@@ -79,7 +79,7 @@ def _compute(
     sha256: str,
     device: torch.device,
 ) -> None:
-    """What is missing, clip by clip. Raises CSDError and OSError."""
+    """Compute the missing features, clip by clip. Raises CSDError and OSError."""
     missing = _missing(cache, folder)
     store = open_store(cache.store)
     layers = [tap.layer for tap in taps]
@@ -98,9 +98,9 @@ def _features(
     shot: Shot,
     device: torch.device,
 ) -> Iterator[list[np.ndarray]]:
-    """The feature at each tap for each frame that is learned from, float16 (h, w, C).
+    """The feature at each tap for each training frame, float16 (h, w, C).
 
-    The windows are those of the teacher's frames: at the shot's ends they reach into the frames around it.
+    The windows are those with which the teacher cleaned: at the shot's ends they include the frames around it.
     """
     keys, learned = shot.keys("Rain"), shot.length - shot.held
     step = _AT_ONCE if interface.gives_clip else 1
@@ -122,7 +122,7 @@ def _features(
         right = reflect_indices(end - 1, interface.num_frame, seen)[radius + 1 :]
         frames = np.stack([read(index) for index in (*left, *range(begin, end), *right)])
         clip = as_float(torch.from_numpy(frames).permute(0, 3, 1, 2)[None].to(device))
-        with torch.no_grad():  # a tap needs what inference mode leaves out
+        with torch.no_grad():  # taps need the version counters that inference mode lacks
             run_network(
                 network, whole_cells(clip, divisor), count, interface, autocast=torch.bfloat16 if bf16 else None
             )

@@ -1,4 +1,4 @@
-"""The student's steps until the time is over: the learning rate follows the clock, and the best average is kept."""
+"""Trains the student until the time is over: the learning rate follows the clock, and the best average is kept."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from csd_plugin.losses.ssim import PyramidSSIMLoss
 logger = logging.getLogger(__name__)
 
 _LOOKS = 12
-"""Comparisons of the average with the teacher, in the whole time."""
+"""The number of comparisons of the average with the teacher in the whole time."""
 _WARM_UP, _LAST_RATE = 50, 0.01
-"""Steps of linear warm-up; the rate at the end, as a share of the highest."""
+"""Steps of linear warm-up; the final learning rate as a fraction of the highest."""
 _EMA, _GRAD_CLIP = 0.999, 1.0
 
 
 @dataclass
 class Progress:
-    """How far a run is; a resumed one takes this over.
+    """The progress of a run; restored by a resumed run.
 
     Attributes:
-        seconds: of learning, comparisons with the teacher included.
+        seconds: of training, including comparisons with the teacher.
         best: PSNR to the teacher of the best average, in dB.
         looked: (seconds, dB) of each comparison.
     """
@@ -80,14 +80,14 @@ class Learner:
     def learn(
         self, batches: Batches, seconds: float, look: Callable[[nn.Module], float], save: Callable[[], object]
     ) -> None:
-        """Take steps until `seconds` are over, those of earlier runs included.
+        """Train until `seconds` have passed, including those of earlier runs.
 
         Args:
-            look: gives the score of the average, higher is better; called a dozen times, and at the end.
+            look: returns the score of the average, higher is better; called a dozen times, and at the end.
             save: called after each look.
 
         Raises:
-            CSDError: a loss or gradient that is not finite, or a frame that cannot be read.
+            CSDError: a loss or gradient is not finite, or a frame cannot be read.
         """
         coming = ahead(batches.since(self.progress.step), depth=3)
         with _closing(coming), self._bar(seconds) as bar, self._clock() as now:
@@ -102,11 +102,11 @@ class Learner:
 
     @property
     def _looked_at(self) -> float:
-        """When the latest comparison was, of an earlier run too: more time that it gets has looks of its own."""
+        """When the latest comparison was, also in an earlier run; additional time gets its own comparisons."""
         return self.progress.looked[-1][0] if self.progress.looked else 0.0
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs, for torch.save."""
+        """Everything that a resumed run needs, for torch.save."""
         return {
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -116,7 +116,7 @@ class Learner:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` gave. Raises CSDError for what it cannot have given."""
+        """Continue from the result of `state`. Raises CSDError for anything else."""
         for name, network in (("best", self.average), ("average", self.average), ("network", self.network)):
             load_weights(network, weights_in(state.get(name), name), source=name)
             if name == "best":
@@ -129,11 +129,11 @@ class Learner:
         except (KeyError, TypeError, ValueError) as error:
             raise CSDError(f"its progress cannot be read: {first_line(error)}") from error
         if not (known and isinstance(progress.step, int)):
-            raise CSDError("its progress is that of no run")
+            raise CSDError("its progress is not that of a run")
         self.progress = progress
 
     def _step(self, batch: Batch, share: float) -> None:
-        """One optimizer step, when this share of the time is over."""
+        """One optimizer step, when this share of the time has passed."""
         progress = self.progress
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate * rate_at(share, progress.step)
@@ -141,7 +141,7 @@ class Learner:
         self.optimizer.zero_grad()
         _, finite = self._graph.run(self._compute, frames, key=()) if self._graph else self._compute(frames)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), _GRAD_CLIP)
-        if not finite & torch.isfinite(norm):  # asked once, as it waits for a GPU
+        if not finite & torch.isfinite(norm):  # a single check, as it waits for the GPU
             raise CSDError(f"step {progress.step}: loss or gradient is not finite: lower --rate")
         self.optimizer.step()
         progress.step += 1
@@ -163,7 +163,7 @@ class Learner:
 
     @contextmanager
     def _clock(self) -> Iterator[Callable[[], float]]:
-        """Seconds of learning so far, which are in `progress` afterwards, however it ends."""
+        """Inside, the seconds of training so far; afterwards they are in `progress`, however it ends."""
         before, began = self.progress.seconds, perf_counter()
 
         def now() -> float:
@@ -184,7 +184,7 @@ def rate_at(share: float, step: int) -> float:
     """The learning rate as a share of the highest: half a cosine over the time, after some steps of warm-up.
 
     Args:
-        share: of the time that is over, 0 to 1.
+        share: of the time that has passed, 0 to 1.
         step: from 0.
     """
     cosine = _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
@@ -192,14 +192,14 @@ def rate_at(share: float, step: int) -> float:
 
 
 def _detached(network: nn.Module) -> dict[str, Tensor]:
-    """A copy of its weights, on the CPU, in torch's usual layout."""
+    """A copy of its weights, on the CPU, in torch's default memory layout."""
     usual = {"copy": True, "memory_format": torch.contiguous_format}
     return {name: value.detach().to("cpu", **usual) for name, value in network.state_dict().items()}
 
 
 @contextmanager
 def _closing(batches: Iterator[Batch]) -> Iterator[None]:
-    """Let go of the thread that makes batches."""
+    """Release the thread that makes batches."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The page about an adaptation: a table, and details of one frame before, after and by the teacher."""
+"""The report on an adaptation: a table, and details of one frame before, after and by the teacher."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from csd_plugin.report.figures.sources import INPUT
 from csd_plugin.report.text import markdown
 
 _DETAILS, _ENLARGED, _GAP = 2, 2, 6
-"""Details per frame; the factor by which they are enlarged; white pixels between pictures."""
+"""Details per frame; their magnification; width of the white space between pictures, in pixels."""
 
 
 class Row(NamedTuple):

@@ -37,39 +37,39 @@ from csd_plugin.report.text import counted
 from csd_plugin.weights import find_checkpoint, under_todays_keys
 
 CROP, _SMALLEST = 96, 32
-"""Pixels of a crop's side; of the smallest that a network learns from."""
+"""Side of a crop in pixels; the smallest that a network learns from."""
 CLIPS = 3
-"""Clips of a batch."""
+"""Clips per batch."""
 _SEED = 0
-"""Of the order of what is learned from, and of crops."""
+"""The seed of the order of samples, and of crops."""
 _LOOKING = 0.008
-"""Share of the time that one look at the held-back frames may take."""
+"""The largest share of the time for one comparison on the held-back frames."""
 _KEPT = 24
-"""Bytes that are written for a parameter: in float32 the network, its average, the best one in both files, and two of
-the optimizer."""
+"""Bytes that are written per parameter, in float32: the network, its average, the best one in both files, and two
+values of the optimizer."""
 _STEADIER = 1.1
-"""A teacher whose frames flicker more than this times the student's own results is warned of. Two that helped had 0.6
-and 0.8 times, and one that cost 4 dB had 1.5 times, see docs/adapt.md."""
+"""A warning is given if the teacher's frames flicker more than this times the student's own results. Two teachers that
+helped had 0.6 and 0.8 times, and one that cost 4 dB had 1.5 times, see docs/adapt.md."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do.
+    """What to adapt, and how.
 
     Attributes:
         inputs: rainy videos and folders.
-        teachers: as `open_teacher` takes them.
-        student: as `find_checkpoint` takes it.
+        teachers: as for `open_teacher`.
+        student: as for `find_checkpoint`.
         out: the checkpoint to write, .pth.
-        minutes: of learning, without the teacher's work.
+        minutes: of training, without the teacher's work.
         ensemble: average each teacher over mirrored and reversed clips.
         cache: folder for the teacher's frames; by default next to `out`.
-        frames: that the teacher cleans, see `find_shots`.
+        frames: how many the teacher cleans, see `find_shots`.
         pairs: other pairs, see `other_pairs`.
-        keep: their share of what is learned from, 0 to 1.
+        keep: the share of clips from `pairs` in the batches, 0 to 1.
         validation: pairs that are scored before and after.
         rate: the highest learning rate.
-        features: store the teacher's features too, for trainings that compare them.
+        features: also store the teacher's features, for trainings that compare them.
         resume: continue an interrupted run.
         overwrite: replace `out`.
     """
@@ -97,7 +97,7 @@ class Plan:
 
     @property
     def state(self) -> Path:
-        """What an interrupted run is continued from: next to `out`, as outputs may share a cache."""
+        """The state from which an interrupted run continues: next to `out`, as outputs may share a cache."""
         return self.out.with_suffix(".state")
 
     @property
@@ -106,7 +106,7 @@ class Plan:
 
     @property
     def outputs(self) -> tuple[Path, ...]:
-        """All files that are written, without the cache's."""
+        """All output files, except the cache's."""
         return self.out, self.state, self.page, picture_of(self.page)
 
 
@@ -145,12 +145,12 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
     """Adapt the student to the inputs, and write its checkpoint and a page about it.
 
     Args:
-        say: takes a line for each thing that is done.
+        say: called with a line for each step.
 
     Raises:
-        CSDError: inputs, teachers, student, cache or an earlier state that do not fit; nothing to learn from; a place
-            that cannot be written to.
-        KeyboardInterrupt: by the user; the best network so far is in `plan.out`.
+        CSDError: inputs, teachers, student, cache or an earlier state do not match; there is nothing to learn from; an
+            output cannot be written.
+        KeyboardInterrupt: the user has stopped it; the best network so far is in `plan.out`.
     """
     source = _check(plan)
     start = load_network(source)
@@ -190,7 +190,7 @@ def _learn(run: _Run, batches: Batches, looked_at: list[scoring.Clip], say: Call
         except CSDError as error:
             raise CSDError(f"--resume: {plan.state}: {error}; remove it, and leave --resume out") from error
         say(f"continued after {learner.progress.seconds / 60:.1f} minutes, {learner.progress.step:,} steps")
-    # of an earlier run's best, too: it was looked at on as many frames as that run's time allowed
+    # also for an earlier run's best, which was compared on as many frames as that run's time allowed
     learner.progress.best = _nearness(_with(run.start, learner.best), looked_at, plan.device)
     if plan.overwrite:
         plan.state.unlink(missing_ok=True)  # --resume after this run, however it ends, must not continue another one
@@ -211,7 +211,7 @@ def _save(run: _Run, setting: dict[str, Any]) -> None:
 
 
 def _check(plan: Plan) -> Path:
-    """The student's checkpoint. Raises CSDError where the end of the run would meet an obstacle."""
+    """The student's checkpoint. Raises CSDError for anything that would make the run fail at its end."""
     source = find_checkpoint(plan.student)
     if source.suffix.lower() in GRAPH_SUFFIXES:
         raise CSDError(f"--student {source}: an exported network cannot learn: give its checkpoint")
@@ -222,7 +222,7 @@ def _check(plan: Plan) -> Path:
     exported = [name for name in plan.teachers if Path(name).suffix.lower() in GRAPH_SUFFIXES]
     if plan.features and exported:
         raise CSDError(
-            f"--features: {exported[0]} is an exported network, whose layers cannot be seen: give its checkpoint"
+            f"--features: {exported[0]} is an exported network, whose layers are not accessible: give its checkpoint"
         )
     places = [path.resolve() for path in plan.inputs]
     for path, place in zip(plan.inputs, places, strict=True):
@@ -231,13 +231,13 @@ def _check(plan: Plan) -> Path:
         if same_place(path, plan.cache_folder):
             raise CSDError(f"--cache {plan.cache_folder}: is an input; give the cache another folder")
     if plan.features and (plan.ensemble or len(plan.teachers) > 1):
-        raise CSDError("--features: are those of one network: give one --teacher, without --ensemble")
+        raise CSDError("--features: works with a single network: give one --teacher, without --ensemble")
     _check_outputs(plan, source)
     return source
 
 
 def _check_outputs(plan: Plan, source: Path) -> None:
-    """Raise CSDError where one of them is read, or would be lost."""
+    """Raise CSDError if an output is also an input, or an existing one would be lost."""
     for path in plan.inputs:
         if same_place(path, plan.out.parent):
             raise CSDError(
@@ -250,14 +250,14 @@ def _check_outputs(plan: Plan, source: Path) -> None:
         raise CSDError(f"--resume: there is no {plan.state} to continue from; leave --resume out")
     there = next((path for path in plan.outputs if path.exists()), None)
     if there and not (plan.resume or plan.overwrite):
-        raise CSDError(f"{there} exists already; replace it with --overwrite, continue it with --resume, or rename it")
+        raise CSDError(f"{there} already exists; replace it with --overwrite, continue it with --resume, or rename it")
 
 
 def _store_features(plan: Plan, cache: Cache, teacher: Teacher, say: Callable[[str], object]) -> None:
     path = find_teacher(plan.teachers[0])
     network = runnable(path)
     assert isinstance(network, nn.Module)  # see `_check`
-    # by its weights, as a training names them
+    # by its weights, which identify it in a training
     features_of = Named(teacher.networks[0].name, named(weights_of(path)).sha256)
     store_features(cache, network, features_of, device=pick_device(plan.device), say=say)
 
@@ -276,7 +276,7 @@ def _batches(plan: Plan, start: nn.Module, cache: Cache) -> Batches:
 
 
 def _check_pairs(plan: Plan, start: nn.Module) -> None:
-    """Raise CSDError for pairs that cannot be learned from, before the teacher has worked for minutes."""
+    """Raise CSDError for pairs that cannot be learned from, before the teacher works for minutes."""
     if plan.pairs:
         try:
             other_pairs(plan.pairs, num_frame=interface_of(start).num_frame, crop=_SMALLEST)
@@ -285,7 +285,7 @@ def _check_pairs(plan: Plan, start: nn.Module) -> None:
 
 
 def _crop(cache: Cache) -> int:
-    """The side of crops that all frames have room for. Raises CSDError where that is too small."""
+    """The side of crops that fit into all frames. Raises CSDError if it is too small."""
     store = open_store(cache.store)
     sizes = {store.shape(shot.keys("Rain")[0]): shot.source for shot in cache.shots}
     size = min(sizes, key=min)
@@ -312,7 +312,7 @@ def _before(start: nn.Module, clips: list[scoring.Clip], device: str) -> _Before
 
 
 def _doubt(before: _Before) -> list[str]:
-    """A line, where the teacher seems to leave more of the rain than the student does as it is."""
+    """A warning, if the teacher seems to leave more of the rain than the student does now."""
     ours, theirs = before.flicker, before.teachers_flicker
     if ours is None or theirs is None or theirs <= _STEADIER * ours:
         return []
@@ -324,7 +324,7 @@ def _doubt(before: _Before) -> list[str]:
 
 
 def _setting(run: _Run) -> dict[str, Any]:
-    """What must be the same when a run is continued."""
+    """The settings that must not change when a run is continued."""
     plan = run.plan
     return {
         "--student": named(run.source).sha256,
@@ -336,7 +336,7 @@ def _setting(run: _Run) -> dict[str, Any]:
 
 
 def _saved(path: Path, setting: dict[str, Any]) -> dict[str, Any]:
-    """The state of an interrupted run. Raises CSDError for one of another setting."""
+    """The state of an interrupted run. Raises CSDError if its settings differ."""
     state = load_plain(path, "--resume: the state")
     if not (isinstance(state, dict) and {"setting", "progress", "best"} <= state.keys()):
         raise CSDError(f"--resume: {path} is not a state of csd adapt; remove it, and leave --resume out")
@@ -347,7 +347,7 @@ def _saved(path: Path, setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(run: _Run) -> None:
-    """The best network so far, with where it comes from."""
+    """Write the best network so far, with its origin."""
     plan, cache, learner = run.plan, run.cache, run.learner
     clips = ", ".join(one.name for one in cache.inputs)
     teachers = " and ".join(one.name for one in run.teacher.networks) + (", self-ensemble" if plan.ensemble else "")
@@ -380,7 +380,7 @@ def _after(run: _Run, clips: list[scoring.Clip], before: _Before) -> _After:
     results = scoring.cleaned(best, clips, device)
     if scoring.nearness(results, clips) >= scoring.nearness(before.results, clips):
         return _After(best, results)
-    run.learner.best = run.start.state_dict()  # fewer frames were looked at on the way
+    run.learner.best = run.start.state_dict()  # comparisons during training saw fewer frames
     _save(run, _setting(run))
     return _After(run.start, before.results)
 
@@ -393,14 +393,14 @@ def _report(
     guards: list[scoring.Clip],
     say: Callable[[str], object],
 ) -> None:
-    """The page, and the lines that say the same."""
+    """Write the page, and print lines that say the same."""
     plan, guard, rows = run.plan, _guard(run, after, guards), _rows(run, clips, before, after)
     _write_page(run, clips, before, after, rows, guard)
     say(
         f"held-back frames, PSNR to the teacher: {rows['before'].psnr:.2f} dB before, {rows['after'].psnr:.2f} dB after"
     )
     if all(torch.equal(weight, run.learner.best[name]) for name, weight in run.start.state_dict().items()):
-        say("no gain on the held-back frames: the checkpoint holds the student as it was")
+        say("no gain on the held-back frames: the checkpoint holds the unchanged student")
     say(guard)
     say(f"written: {plan.out} and {plan.page}; the teacher's frames stay in {run.cache.folder} for other students")
 
@@ -453,7 +453,7 @@ def _write_page(
 
 
 def _guard(run: _Run, after: _After, guards: list[scoring.Clip]) -> str:
-    """One line: how good the network is on other rain, before and after."""
+    """One line: the network's quality on other rain, before and after."""
     if not guards:
         return (
             "other rain than this camera's was not scored, and an adapted network can be worse there: --validation "
@@ -468,7 +468,7 @@ def _guard(run: _Run, after: _After, guards: list[scoring.Clip]) -> str:
 
 
 def _scored(clips: list[scoring.Clip]) -> str:
-    """Which frames of which clips these are."""
+    """The scored frames and their clips, in words."""
     names: dict[tuple[int, int], list[str]] = {}
     for clip in clips:
         names.setdefault((clip.number, clip.number + len(clip.clean) - 1), []).append(clip.name)

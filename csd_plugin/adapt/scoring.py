@@ -1,4 +1,4 @@
-"""How near a network is to its teacher on frames that were held back, and how good it is on pairs with truth."""
+"""How close a network is to its teacher on held-back frames, and its quality on pairs with truth."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from csd_plugin.metrics.warping import warping_error
 from csd_plugin.types import PairedSequence
 
 _NIQE_FRAMES, _CLIP_FRAMES = 6, 16
-"""Frames on which NIQE is computed; frames from the middle of each clip for validation."""
+"""Frames for NIQE; frames from the middle of each clip for validation."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames that are scored, (H, W, 3) uint8 RGB each.
+    """Frames to score, (H, W, 3) uint8 RGB each.
 
     Attributes:
-        rainy: with `lead` frames before those that are scored, and perhaps some after them, for the windows at both
+        rainy: the scored frames, with `lead` frames before them, and perhaps some after them, for the windows at both
             ends.
-        clean: the truth of those that are scored; for a camera, the teacher's frames.
-        number: of the first that is scored, in its clip or shot, from 1.
+        clean: the truth of the scored frames; for a camera, the teacher's frames.
+        number: of the first scored frame in its clip or shot, from 1.
     """
 
     name: str
@@ -47,22 +47,22 @@ class Clip:
 
     @property
     def scored(self) -> slice:
-        """The rainy frames that are scored."""
+        """The scored rainy frames, as a slice."""
         return slice(self.lead, self.lead + len(self.clean))
 
     def first(self, frames: int, context: int) -> Clip:
-        """The same with fewer frames scored, and up to `context` after them."""
+        """The clip with only the first `frames` scored, and up to `context` frames after them."""
         return replace(self, rainy=self.rainy[: self.lead + frames + context], clean=self.clean[:frames])
 
 
 def held_back(cache: Cache, context: int) -> list[Clip]:
-    """The frames of a cache that are not learned from.
+    """The held-back frames of a cache.
 
     Args:
-        context: frames of the same scene around those that are scored, where the video has them.
+        context: frames of the same scene around the scored ones, if the video has them.
 
     Raises:
-        CSDError: a frame after them cannot be read.
+        CSDError: a frame around them cannot be read.
     """
     store = open_store(cache.store)
     clips = []
@@ -82,10 +82,10 @@ def validation_clips(path: Path, context: int) -> list[Clip]:
 
     Args:
         path: a data set in NTURain's layout, or an LMDB store of it.
-        context: rainy frames around those that are scored, where the clip has them.
+        context: rainy frames around the scored ones, if the clip has them.
 
     Raises:
-        CSDError: no such data set, or no clip with truth in it.
+        CSDError: there is no such data set, or it has no clip with truth.
     """
     try:
         store = open_store(path)
@@ -109,14 +109,14 @@ def _sequences(store: FrameStore) -> list[PairedSequence]:
     try:
         return find_sequences(store.keys(), "test", root=store.root)
     except CSDError as error:
-        try:  # a data set for training alone
+        try:  # the data set may have only training clips
             return find_sequences(store.keys(), "train", root=store.root)
         except CSDError:
             raise error from None
 
 
 def cleaned(network: nn.Module, clips: Sequence[Clip], device: str) -> list[list[Image]]:
-    """The frames that are scored, derained by a network, clip by clip."""
+    """The scored frames, derained by a network, clip by clip."""
     derainer = Derainer(network, device=device)
     return [list(derainer(clip.rainy))[clip.scored] for clip in clips]
 
@@ -124,7 +124,7 @@ def cleaned(network: nn.Module, clips: Sequence[Clip], device: str) -> list[list
 def nearness(results: Sequence[Sequence[Image]], clips: Sequence[Clip]) -> float:
     """PSNR of the luma in dB, averaged over frames and then over clips, as `Scores` does.
 
-    A frame has at most 100 dB, so that equal frames count, too.
+    A frame counts with at most 100 dB, so that equal frames have a value.
     """
     means = []
     for frames, clip in zip(results, clips, strict=True):
@@ -158,9 +158,9 @@ def affordable(network: nn.Module, clips: Sequence[Clip], device: str, seconds: 
 
 
 def flicker(results: Sequence[Sequence[Image]], clips: Sequence[Clip]) -> float | None:
-    """Warping error along the motion of the rainy frames, averaged over frames and then over the clips that have one.
+    """Warping error along the motion of the rainy frames, averaged over frames, then over the clips that have one.
 
-    None where none has one.
+    None if no clip has one.
     """
     means = []
     for frames, clip in zip(results, clips, strict=True):
@@ -174,7 +174,7 @@ def flicker(results: Sequence[Sequence[Image]], clips: Sequence[Clip]) -> float 
 
 
 def naturalness(results: Sequence[Sequence[Image]]) -> float | None:
-    """Mean NIQE of some frames; None without the package for it, or where frames are too small."""
+    """Mean NIQE of some frames; None if its package is missing, or if frames are too small."""
     frames = [frame for clip in results for frame in clip]
     chosen = frames[:: max(len(frames) // _NIQE_FRAMES, 1)]
     try:

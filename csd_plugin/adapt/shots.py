@@ -1,4 +1,4 @@
-"""Which frames a network is adapted to: shots from all parts of the videos, without cuts inside."""
+"""Selects the frames a network is adapted to: shots from all parts of the videos, without cuts inside."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from csd_plugin.report.text import counted
 logger = logging.getLogger(__name__)
 
 _RUN = 60
-"""Consecutive frames that are taken at one place of a long video."""
+"""Consecutive frames from one place of a long video."""
 _LONGEST = 150
-"""Most frames of a shot: if its cleaning is interrupted, it starts again at the first."""
+"""The most frames of a shot: if its cleaning is interrupted, it starts again at the first."""
 _LEARNED = 9
-"""Fewest frames of a shot that are learned from: three targets with windows of seven frames."""
+"""The fewest training frames of a shot: three targets with windows of seven frames."""
 _HELD = (3, 12)
-"""Fewest and most frames of a shot that are held back; between these bounds it is a tenth."""
+"""The fewest and most held-back frames of a shot; between these bounds it is a tenth."""
 _LAST = 10**9
-"""Largest number of a frame in a video."""
+"""The largest frame number of a video."""
 _NAME = re.compile(r"\d+-[A-Za-z0-9.-]+-\d+")
-"""Of a shot: the input's number, what is left of its name, the first frame."""
+"""The name of a shot: the input's number, what is left of the input's name, the first frame."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Shot:
     """Consecutive frames of one video that show one scene.
 
     Attributes:
-        name: of the clip that they become.
+        name: the name of its clip.
         source: the video or folder.
         start: number of the first frame in it, from 0.
         length: number of frames.
-        held: how many of the last ones are held back.
+        held: how many of the last frames are held back.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Shot:
     held: int
 
     def keys(self, kind: str) -> list[str]:
-        """Keys of the frames in a data set of NTURain's layout; those held back are its test clip.
+        """Keys of the frames in a data set of NTURain's layout; held-back frames are its test clip.
 
         Args:
             kind: `Rain` or `GT`.
@@ -68,10 +68,10 @@ class Shot:
         ]
 
     def read(self, context: int = 0) -> Iterator[tuple[np.ndarray, bool]]:
-        """The frames, (H, W, 3) uint8 RGB, and whether each is one of the shot: a window reaches beyond its ends.
+        """The frames, (H, W, 3) uint8 RGB, and whether each belongs to the shot: windows extend beyond its ends.
 
         Args:
-            context: frames of the same scene before and after the shot that are read too, where the video has them.
+            context: also read this many frames of the same scene before and after the shot, if the video has them.
 
         Raises:
             CSDError: a frame cannot be read.
@@ -93,7 +93,7 @@ class Shot:
                 yield frame, own
 
     def around(self, context: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The frames that `read` gives before those of the shot, and after them."""
+        """The frames that `read` gives before and after those of the shot."""
         sides: tuple[list[np.ndarray], list[np.ndarray]] = [], []
         begun = False
         for frame, own in self.read(context):
@@ -104,17 +104,17 @@ class Shot:
 
 
 def find_shots(inputs: Sequence[Path], most: int) -> list[Shot]:
-    """Shots with about `most` frames together at most, an equal part from each input.
+    """Shots with about `most` frames in all at most, an equal part from each input.
 
     A short input is used whole. From a longer one, runs of 60 frames are taken that are spread evenly over it. Shots
     that are too short to learn from are left out, with a warning.
 
     Raises:
-        CSDError: an input that cannot be read, or not twice (a camera, a pipe); no shot that is long enough.
+        CSDError: an input cannot be read, or not twice (a camera, a pipe), or no shot is long enough.
     """
     for path in inputs:
         if path == PIPE or is_camera(path):
-            raise CSDError(f"{path}: a camera or pipe cannot be read again: record it, and give the video")
+            raise CSDError(f"{path}: a camera or pipe cannot be read twice: record it, and give the video")
     shots: list[Shot] = []
     short = 0
     for number, path in enumerate(inputs, start=1):
@@ -138,23 +138,23 @@ def find_shots(inputs: Sequence[Path], most: int) -> list[Shot]:
 
 
 def as_noted(shots: Sequence[Shot], inputs: Sequence[Path]) -> list[dict[str, Any]]:
-    """What a manifest keeps of shots; their sources are numbers of inputs, which may move."""
+    """What a manifest stores of shots; their sources are indices of inputs, which may be moved."""
     numbers = {str(path): number for number, path in reversed(list(enumerate(inputs)))}
     return [asdict(shot) | {"source": numbers[shot.source]} for shot in shots]
 
 
 def from_notes(notes: Any, inputs: Sequence[Path], most: int) -> list[Shot]:
-    """The shots that `as_noted` has noted, of inputs that are the same, wherever they are now.
+    """The shots that `as_noted` has stored, for the same inputs, wherever they are now.
 
     Args:
-        most: as it was given to `find_shots`.
+        most: as given to `find_shots`.
 
     Raises:
-        ValueError: what that function cannot have found.
+        ValueError: `find_shots` cannot have found this.
     """
     shots = [_from_note(note, f"shots.{number}", inputs) for number, note in enumerate(entries(notes, "shots"))]
     if len({shot.name for shot in shots}) < len(shots):
-        raise ValueError("shots: two have one name")
+        raise ValueError("shots: two have the same name")
     if not any(shot.held for shot in shots):
         raise ValueError("shots: none has frames that are held back")
     if sum(shot.length for shot in shots) > max(most, len(inputs) * (_LEARNED + _HELD[0])):
@@ -179,7 +179,7 @@ def _from_note(note: Any, what: str, inputs: Sequence[Path]) -> Shot:
 
 
 def _pieces(path: Path, most: int) -> Iterator[tuple[int, int]]:
-    """(first frame, frames) of shots with at most `most` frames together."""
+    """(first frame, frames) of shots with at most `most` frames in all."""
     with open_reader(path) as reader:
         there = reader.num_frames
     if there is None or there <= most:
@@ -192,14 +192,14 @@ def _pieces(path: Path, most: int) -> Iterator[tuple[int, int]]:
         try:
             yield from _between_cuts(path, first, length)
         except EmptyPart:  # the number of frames was an estimate
-            logger.warning("%s has no frame %d, though its header says so", path, first)
+            logger.warning("%s has no frame %d, although its header says so", path, first)
 
 
 def _between_cuts(path: Path, first: int, length: int) -> Iterator[tuple[int, int]]:
     """(first frame, frames) of the shots in a run of frames."""
     detector, cuts, number = CutDetector(), [0], 0
     with open_reader(path, start=first, end=first + length) as reader:
-        for number, frame in enumerate(map(eight_bits, reader), start=1):  # as `Shot.read` sees them
+        for number, frame in enumerate(map(eight_bits, reader), start=1):  # like `Shot.read`
             if detector.cut(frame) and number > 1:
                 cuts.append(number - 1)
     for begin, end in zip(cuts, [*cuts[1:], number], strict=True):

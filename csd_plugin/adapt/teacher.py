@@ -1,4 +1,4 @@
-"""The networks that a student learns from: one or several, each perhaps averaged over mirrored and reversed clips."""
+"""The networks that a student learns from: one or several, optionally averaged over mirrored and reversed clips."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIONS = (".yml", ".yaml")
 
 @dataclass(frozen=True)
 class Named:
-    """A network's name for people, and the SHA-256 of its file; of an option file with that of the weights it names."""
+    """A network's name for people, and the SHA-256 of its file; for an option file, with that of its weights."""
 
     name: str
     sha256: str
@@ -44,14 +44,14 @@ class Teacher:
 
     @property
     def context(self) -> int:
-        """Frames before and after a frame that the networks' windows hold, at most."""
+        """The most frames before and after a frame that the networks' windows hold."""
         return max(derainer.num_frame // 2 for derainer in self.derainers)
 
     def clean(self, read: Callable[[], Iterator[tuple[np.ndarray, bool]]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Each frame of a shot and the cleaned one, both (H, W, 3) uint8 RGB; of several networks their `agreed` one.
+        """Each frame of a shot and its cleaned one, both (H, W, 3) uint8 RGB; for several networks, the `agreed` one.
 
         Args:
-            read: gives the shot with the `context` around it, anew at every call, see `Shot.read`.
+            read: returns the shot with the `context` around it, from the start at every call, see `Shot.read`.
         """
         results = [derainer(frame for frame, _ in read()) for derainer in self.derainers]
         for (rainy, own), *cleaned in zip(read(), *results, strict=True):
@@ -64,14 +64,14 @@ class Teacher:
 
 
 def open_teacher(models: Sequence[str], *, ensemble: bool, device: str = "auto") -> Teacher:
-    """The teacher that these networks make together.
+    """The teacher that these networks form together.
 
     Args:
         models: names in `csd models`, checkpoints, files of `csd export`, or option files of the toolbox.
         ensemble: average each network over mirrored and reversed copies of the clip; not for exported files.
 
     Raises:
-        CSDError: a network that cannot be found, read, built or averaged.
+        CSDError: a network cannot be found, read, built or averaged.
     """
     paths = [find_teacher(model) for model in models]
     return Teacher(
@@ -81,14 +81,14 @@ def open_teacher(models: Sequence[str], *, ensemble: bool, device: str = "auto")
 
 
 def find_teacher(model: str) -> Path:
-    """The file that a name in `csd models` or a path stands for. Raises CSDError."""
+    """The file for a name in `csd models` or a path. Raises CSDError."""
     return Path(model) if model.endswith(OPTIONS) else find_checkpoint(model)
 
 
 def agreed(frames: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean of several networks' results for one frame; a result has more weight, the nearer it is to the others.
+    """The mean of several networks' results for one frame; a result has more weight, the closer it is to the others.
 
-    The weight is 1 / (1 + the mean squared difference from the mean of the others, in grey levels). For two networks
+    The weight is 1 / (1 + the mean squared difference from the mean of the others, in grey levels). For two networks,
     this is the plain mean.
 
     Args:
@@ -105,8 +105,8 @@ def agreed(frames: Sequence[np.ndarray]) -> np.ndarray:
 class SelfEnsemble(nn.Module):
     """The mean of a network's results for mirrored frames (left and right, top and bottom) and reversed clips.
 
-    It is called as the network is. A causal network sees no later frames, so its clips are not reversed; nor are those
-    of a network of single images, as it would compute the same again.
+    It is called like the network. A causal network sees no later frames, so its clips are not reversed; nor are those
+    of a network of single images, as the results would be the same.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -148,17 +148,17 @@ class _OfImages(nn.Module):
 
 
 def runnable(path: Path, *, ensemble: bool = False) -> nn.Module | Path:
-    """The network of a checkpoint or of an option file; an exported file as it is. Raises CSDError."""
+    """The network of a checkpoint or an option file; the path of an exported file. Raises CSDError."""
     if path.suffix.lower() in GRAPH_SUFFIXES:
         if ensemble:
-            raise CSDError(f"{path}: --ensemble turns frames inside the network: give the checkpoint, not an export")
+            raise CSDError(f"{path}: --ensemble does not work with exported files: give the checkpoint")
         return path
     network = _from_options(path) if path.suffix.lower() in OPTIONS else load_network(path)
     return SelfEnsemble(network).eval() if ensemble else network
 
 
 def _from_options(path: Path) -> nn.Module:
-    """`network_g` of an option file with its weights, also one of the toolbox's own networks. Raises CSDError."""
+    """`network_g` of an option file with its weights; also the toolbox's own networks. Raises CSDError."""
     from csd_plugin import registration
     from csd_plugin.models.building import build_networks
     from csd_plugin.options.files import read_options
@@ -179,7 +179,7 @@ def _from_options(path: Path) -> nn.Module:
 
 
 def weights_of(path: Path) -> Path:
-    """The file with a network's weights: itself, or the one that an option file names. Raises CSDError."""
+    """The file with a network's weights: the file itself, or the one that an option file names. Raises CSDError."""
     if path.suffix.lower() not in OPTIONS:
         return path
     from csd_plugin import registration
@@ -197,7 +197,7 @@ def _weights_in(opt: Mapping[str, Any], path: Path) -> Path:
 
 
 def named(path: Path) -> Named:
-    """The name and digest of a network. Raises CSDError where a file of it cannot be read."""
+    """The name and digest of a network. Raises CSDError if one of its files cannot be read."""
     shipped = shipped_as(path)
     digests = [_digest(file) for file in dict.fromkeys((path, weights_of(path)))]
     digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Measurements on this machine: every row of a table in one run, so that its ratios hold.
+"""Measurements on this machine: all rows of a table in one run, so that their ratios are meaningful.
 
 A benchmark is one module with a docstring, `add_arguments(parser)` and `run(args) -> int | None`.
 """

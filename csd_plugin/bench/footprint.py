@@ -1,4 +1,4 @@
-"""How `csd bench growth` measures: a process for each point, which prints what it took."""
+"""The measurement of `csd bench growth`: one process per point, which prints its time and memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _FRAMES = 8
 
 
 class Footprint(NamedTuple):
-    """What one process took.
+    """The time and memory of one process.
 
     Attributes:
-        seconds: for each frame.
-        peak, before: the most memory in MB, in all and before the first frame.
+        seconds: per frame.
+        peak, before: the most memory in MB, overall and before the first frame.
     """
 
     seconds: float
@@ -43,20 +43,20 @@ class Point(NamedTuple):
 
 
 def measure(network: str, size: tuple[int, int], frames: int, steps: Sequence[int], memory: int) -> list[Point]:
-    """Both series, one process after the other.
+    """Measure both series, one process after the other.
 
     Args:
-        network: as `csd bench infer` takes it.
+        network: as for `csd bench infer`.
         size: (width, height) of the smallest frames.
-        frames: of the shortest clip.
+        frames: the number of frames of the shortest clip.
         steps: multiples of their pixels and of their number.
         memory: MB for the network, as for `csd derain`.
 
     Raises:
-        CSDError: a process that fails.
+        CSDError: a process fails.
     """
     width, height = size
-    # 2x the pixels is no whole factor of both sides: the width takes it, then the height.
+    # 2x the pixels is not a whole factor for both sides: first the width is doubled, then the height.
     clips: list[tuple[str, int, int, int, int]] = []
     for step in steps:
         across = 2 ** ((step.bit_length()) // 2)
@@ -75,7 +75,7 @@ def _in_a_process(network: str, width: int, height: int, frames: int, memory: in
 
 
 def stream(network: str, width: int, height: int, frames: int, memory: int) -> Footprint:
-    """Derain a made-up clip in this process."""
+    """Derain a synthetic clip in this process."""
     import numpy as np
 
     from csd_plugin.bench.speed import find_network
@@ -84,7 +84,7 @@ def stream(network: str, width: int, height: int, frames: int, memory: int) -> F
 
     keep_freed_memory()
     derainer = Derainer(find_network(network), device="cpu", memory=memory)
-    list(derainer([np.zeros((32, 32, 3), np.uint8)]))  # what is loaded and made only once
+    list(derainer([np.zeros((32, 32, 3), np.uint8)]))  # one-time loading and initialisation
     before = peak_memory()
     picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     began = time.perf_counter()
@@ -95,7 +95,7 @@ def stream(network: str, width: int, height: int, frames: int, memory: int) -> F
 
 
 def growth_table(points: Sequence[Point]) -> str:
-    """As Markdown, one row per clip."""
+    """The points as Markdown, one row per clip."""
     head = ["grows", "x", "size", "frames", "s/frame", "us/pixel", "peak MB", "+MB"]
     rows = [
         [
@@ -114,7 +114,7 @@ def growth_table(points: Sequence[Point]) -> str:
 
 
 def draw(figure: Any, points: Sequence[Point]) -> None:
-    """Time of the clip and memory against the factor, each series a line."""
+    """Draw the clip's time and memory against the factor, one line per series."""
     time_axes, memory_axes = figure.subplots(1, 2)
     for grows in ("pixels", "frames"):
         series = [point for point in points if point.grows == grows]

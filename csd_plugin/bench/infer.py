@@ -1,8 +1,8 @@
 """Seconds per frame: networks x backends x sizes x threads, compared with the machine's own matrix products.
 
 Networks are presets with random weights, prenet or s2vd, names of `csd models`, or checkpoints. Backends are
-  plain        the network as it trains (plain:bf16 with autocast)
-  compiled     the same by torch.compile (compiled:bf16), which takes a minute or more to start
+  plain        the network as in training (plain:bf16 with autocast)
+  compiled     the same with torch.compile (compiled:bf16), which takes a minute or more to start
   torch        the network in its fastest exact form (torch:bf16 in bfloat16)
   onnxruntime  the folded network's graph in ONNX Runtime
   openvino     the same in OpenVINO (openvino:bf16)

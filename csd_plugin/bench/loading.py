@@ -1,4 +1,4 @@
-"""How `csd bench data` measures: stores of one data set, read by the training data set in loader workers."""
+"""The measurement of `csd bench data`: stores of one data set, read by the training data set in loader workers."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ logger = logging.getLogger(__name__)
 
 SCALES = {"no": (1.0, 1.0), "0.4 - 2": (0.4, 2.0)}
 _COLD_BATCHES = 32
-"""Samples read from the disk, at most."""
+"""The most samples that are read from the disk."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured; see `csd bench data --help`.
+    """The settings; see `csd bench data --help`.
 
     Attributes:
         split: `train` or `test`.
         clips: only these; None for all.
         num_frame: rainy frames per sample, and clean ones.
         gt_size: pixels of a crop's side.
-        as_uint8: samples as bytes instead of float32.
+        as_uint8: whether samples are bytes instead of float32.
         batch_size: samples per batch.
         workers: of a loader.
-        rounds: measurements of each row.
+        rounds: how many times each row is measured.
         seconds: length of each measurement.
     """
 
@@ -80,7 +80,7 @@ class Settings:
 
 @dataclass
 class LoadingRow:
-    """One kind of storage at one augmentation: rates in samples per second, sizes in MB, times in seconds."""
+    """One kind of storage with one augmentation: rates in samples per second, sizes in MB, times in seconds."""
 
     frames_from: str
     scale: str
@@ -102,7 +102,7 @@ def measure(dataroot: Path, settings: Settings, jobs: int = 1, work: Path | None
         work: by default a temporary folder.
 
     Raises:
-        CSDError: a data set that cannot be used, or stores that cannot be built.
+        CSDError: the data set cannot be used, or stores cannot be built.
     """
     with tempfile.TemporaryDirectory(prefix="csd-bench-", dir=work) as folder:
         places = _build(dataroot, settings, Path(folder), jobs)
@@ -129,11 +129,11 @@ def measure(dataroot: Path, settings: Settings, jobs: int = 1, work: Path | None
 def _build(
     dataroot: Path, settings: Settings, work: Path, jobs: int
 ) -> dict[str, tuple[Path | FrameStore, list[Path]]]:
-    """Name -> (what a data set takes as its dataroot, the files in which the pixels are)."""
+    """Name -> (dataroot for a data set, the files that hold its pixels)."""
     folder = FolderStore(dataroot)
     sequences = PairedVideoDataset(settings.options(folder, (1.0, 1.0))).sequences
     keys = sorted({key for sequence in sequences for key in (*sequence.lq, *(sequence.gt or ()))})
-    chosen = work / "chosen"  # of a large data set only what is measured
+    chosen = work / "chosen"  # only the measured part of a large data set
     for key in keys:
         (chosen / key).parent.mkdir(parents=True, exist_ok=True)
         link_or_copy(dataroot / key, chosen / key)
@@ -151,7 +151,7 @@ def _build(
 
 
 class _Timed:
-    """A data set whose batches stay in the worker: what arrives is (seconds, samples, private MB, shared MB)."""
+    """A data set whose batches stay in the worker, which sends (seconds, samples, private MB, shared MB) instead."""
 
     def __init__(self, dataset: PairedVideoDataset) -> None:
         self.dataset = dataset
@@ -168,7 +168,7 @@ class _Timed:
 def _worker_rate(
     dataset: PairedVideoDataset, settings: Settings, indices: Iterable[int], row: LoadingRow, seconds: float = math.inf
 ) -> float:
-    """Samples per second that one worker makes of `indices` within `seconds`; its memory goes into the row."""
+    """Samples of `indices` that one worker makes per second, within `seconds`; also fills in the row's memory."""
     spent = samples = 0.0
     began = time.perf_counter()
     for ((took, made, row.private, row.shared),) in _loader(_Timed(dataset), settings, indices, collate_fn=list):
@@ -183,7 +183,7 @@ def _measure_loader(dataset: PairedVideoDataset, settings: Settings, indices: It
     batches = iter(_loader(dataset, settings, indices))
     next(batches)
     row.start.append(time.perf_counter() - began)
-    for _ in range(2 * settings.workers):  # made ahead, while nobody took them
+    for _ in range(2 * settings.workers):  # batches that were made ahead, before anybody took them
         next(batches)
     began = time.perf_counter()
     for count in itertools.count(1):
@@ -196,14 +196,14 @@ def _measure_loader(dataset: PairedVideoDataset, settings: Settings, indices: It
 
 def _loader(dataset: Any, settings: Settings, indices: Iterable[int], **keywords: Any) -> DataLoader:
     torch.manual_seed(0)
-    sampler: Any = indices  # any iterable does
+    sampler: Any = indices  # any iterable works
     return DataLoader(
         dataset, batch_size=settings.batch_size, num_workers=settings.workers, sampler=sampler, **keywords
     )
 
 
 def _every_frame_once(dataset: PairedVideoDataset, settings: Settings) -> list[int]:
-    """Runs of frames that follow each other without overlapping."""
+    """Consecutive runs of frames that do not overlap."""
     indices: list[int] = []
     first = 0
     for sequence in dataset.sequences:
@@ -220,7 +220,7 @@ def _endless(dataset: PairedVideoDataset, seed: int) -> Iterator[int]:
 
 
 def _forget(files: Iterable[Path]) -> bool:
-    """Drop files from the system's cache, where it lets us (Linux)."""
+    """Drop files from the system's cache, if it allows that (Linux)."""
     if not hasattr(os, "posix_fadvise"):
         return False
     for path in files:
@@ -230,7 +230,7 @@ def _forget(files: Iterable[Path]) -> bool:
 
 
 def _memory() -> tuple[float | None, float | None]:
-    """MB of memory that only this process uses, and of what it shares: maps of files, and what it was forked with."""
+    """MB of memory that only this process uses, and that it shares: maps of files, and pages from before its fork."""
     try:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
     except OSError:  # not Linux
@@ -248,7 +248,7 @@ def _size(path: Path) -> int:
 
 
 class _BasicSRStore(FrameStore):
-    """Frames as BasicSR's video data sets read them, whole and one by one."""
+    """Frames read like in BasicSR's video data sets, whole and one by one."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder

@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns, the machine's own speed, and reports."""
+"""What the benchmarks share: measuring in turns, the machine's own speed, and reports."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from csd_plugin.errors import CSDError, cannot_write
 
 _SIDES = {"cpu": 1024, "cuda": 8192}
 _SIDE = 4096
-"""Rows of the matrices that are multiplied, enough to use all of the device; `_SIDE` for other kinds."""
+"""Rows of the multiplied matrices, enough to use the whole device; `_SIDE` for other kinds of device."""
 
 
 def seconds(action: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """How long one call takes."""
+    """The duration of one call."""
     began = clock()
     action()
     return clock() - began
@@ -37,16 +37,16 @@ def in_turns(
     clock: Callable[[], float] = time.perf_counter,
     before: Callable[[str], object] | None = None,
 ) -> dict[str, list[float]]:
-    """Time everything `rounds` times, one after the other in each round, so that a busy machine slows all alike.
+    """Time everything `rounds` times, in turns, so that a busy machine slows all alike.
 
-    Each runs once before, untimed.
+    Each action first runs once, untimed.
 
     Args:
-        contenders: name -> what is timed.
-        rounds: how often each is timed.
+        contenders: name -> action to time.
+        rounds: how many times each is timed.
         title: of the progress bar.
-        clock: gives seconds.
-        before: called with the name of who is timed next.
+        clock: returns seconds.
+        before: called with the name of the contender that is timed next.
 
     Returns:
         name -> seconds of each call.
@@ -65,9 +65,9 @@ def in_turns(
 
 
 class MatrixRate:
-    """How many multiply-adds per second the machine does in matrix products, on a CPU with torch's number of threads.
+    """The machine's multiply-adds per second in matrix products; on a CPU, with torch's number of threads.
 
-    Of the libraries at hand there (torch's own, oneDNN, numpy's), which differ by up to three times, the fastest.
+    On a CPU, the fastest of the available libraries (torch's own, oneDNN, numpy's), which differ by up to three times.
     """
 
     def __init__(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> None:
@@ -80,7 +80,7 @@ class MatrixRate:
         self._best = min(ways, key=lambda way: min(seconds(way) for _ in range(4)))
 
     def measure(self) -> float:
-        """Multiply-adds per second now."""
+        """The current multiply-adds per second."""
         return self._side**3 / min(seconds(self._best) for _ in range(3))
 
 
@@ -96,11 +96,11 @@ def _ways_on_cpu(matrix: torch.Tensor) -> list[Callable[[], object]]:
 
 
 def finished(action: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The action to its end: what runs on another device than the CPU returns before it is done."""
+    """The action, extended to wait for its device: calls for devices other than the CPU return early."""
     if device.type == "cpu":
         return action
     synchronize = getattr(torch, device.type).synchronize
-    which = () if device.type == "mps" else (device,)  # of that kind there is one
+    which = () if device.type == "mps" else (device,)  # there is only one such device
 
     def until_done() -> None:
         action()
@@ -110,9 +110,9 @@ def finished(action: Callable[[], object], device: torch.device) -> Callable[[],
 
 
 def peak_memory() -> float:
-    """MiB that this process has held at most since its start."""
+    """The most MiB that this process has held since its start."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage's figure begins, on Linux, with what the process that started this one held
+    if status.exists():  # on Linux, getrusage's figure starts with that of the parent process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) / 2**10
     import resource
@@ -121,7 +121,7 @@ def peak_memory() -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """A description of the machine on which the figures were measured."""
     found: dict[str, Any] = {
         "processors": os.cpu_count(),
         "python": platform.python_version(),
@@ -134,7 +134,7 @@ def machine() -> dict[str, Any]:
 
 
 def check_report(path: Path | None) -> None:
-    """Before anything is measured: raise CSDError if `save_report` could not write there."""
+    """Before measuring, raise CSDError if `save_report` could not write there."""
     if path is None:
         return
     if path.suffix != ".json":
@@ -155,13 +155,13 @@ def publish(
 
 
 def save_report(path: Path, content: Mapping[str, Any], table: str, plot: Callable[[Any], None] | None = None) -> str:
-    """The figures to `path`, the table next to it as .md and, where matplotlib is installed, the plot as .png.
+    """Write the figures to `path`, the table next to it as .md and, with matplotlib, the plot as .png.
 
     Args:
         plot: draws on a matplotlib Figure.
 
     Returns:
-        A line that says what was written. Raises CSDError where nothing can be.
+        A line that says what was written. Raises CSDError if nothing can be written.
     """
     try:
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""How many multiply-adds of a network's frames are useful, and how many its folded form does."""
+"""Counts the multiply-adds of a network's frames that are useful, and those of its folded form."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from csd_plugin.inference.folding import MIN_FILLED
 
 @dataclass(frozen=True)
 class Operations:
-    """Multiply-adds for each pixel of a frame.
+    """Multiply-adds per pixel of a frame.
 
     Attributes:
-        useful: products of weights and frames; those with the zero padding in time do not count (those with the padding
-            in space, less than one in a hundred, do).
-        folded: with the zero blocks of folded weights.
+        useful: products of weights and frames; those with the zero padding in time are not counted (those with the
+            padding in space, less than one in a hundred, are).
+        folded: including the zero blocks of folded weights.
     """
 
     useful: float
@@ -26,7 +26,7 @@ class Operations:
 
 
 def operations(network: nn.Module, num_frame: int | None = None) -> Operations:
-    """Count every convolution that one window of `network`, (B, num_frame, 3, H, W), goes through.
+    """Count every convolution for one window of `network`, (B, num_frame, 3, H, W).
 
     Args:
         num_frame: by default the network's.
@@ -40,7 +40,7 @@ def operations(network: nn.Module, num_frame: int | None = None) -> Operations:
 def _count(call: ConvCall, one_length: bool) -> tuple[float, float]:
     """(useful, folded) multiply-adds of one call; layers that see clips of several lengths are not folded."""
     layer, after = call.layer, call.output_shape
-    products = layer.weight[0].numel() * after[1] * after[-1] * after[-2]  # for each frame, with all taps in time
+    products = layer.weight[0].numel() * after[1] * after[-1] * after[-2]  # per frame, with all temporal taps
     if isinstance(layer, nn.Conv2d):
         return products, products
     kernel, padding, before = layer.kernel_size[0], int(layer.padding[0]), call.input_shape[2]

@@ -1,8 +1,8 @@
-"""A distillation step written plainly, frame by frame: what `csd bench step` measures our own against.
+"""A distillation step written in the simplest way, frame by frame, with which `csd bench step` compares ours.
 
-The same numbers as a `DistillModel` with the default CSD, from its own weights: `PerFrame` with one backward pass,
-`Released` in the way of the method's first code. Nothing here is shared with the objective's own computation but the
-networks, the image loss and the weights.
+It computes the same values as a `DistillModel` with the default CSD, from the same weights: `PerFrame` with one
+backward pass, `Released` in the way of the authors' released code. It shares only the networks, the image loss and the
+weights with the objective.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ State = tuple[Tensor, Tensor]
 
 
 class PerFrame:
-    """One backward pass over losses that were computed window by window, frame by frame and cell by cell.
+    """One backward pass over losses that are computed window by window, frame by frame and cell by cell.
 
     Args:
         student, teacher: networks of windows with `num_frame` and `feature_tap`.
-        cells: the objective's. Like the student they are copied, so that several contenders learn from the same start.
+        cells: the objective's. They are copied, like the student, so that all contenders start equal.
     """
 
     input_scales: tuple[int, ...] = (1,)
@@ -51,7 +51,7 @@ class PerFrame:
         self.optimizer = torch.optim.Adam([*self.student.parameters(), *self.cells.parameters()], lr=lr)
 
     def step(self, lq: Tensor, gt: Tensor) -> float:
-        """One step on rainy clips (B, N, 3, H, W) and clean targets (B, L, 3, H, W) -> the loss before it."""
+        """One step on rainy clips (B, N, 3, H, W) and clean targets (B, L, 3, H, W) -> the loss before the step."""
         self.optimizer.zero_grad()
         loss = self.gradients(lq, gt)
         self.optimizer.step()
@@ -64,7 +64,7 @@ class PerFrame:
         return float(total.detach())
 
     def _frames(self, lq: Tensor, gt: Tensor) -> Iterator[list[Tensor]]:
-        """The weighted terms of one frame after the other: reconstruction, three scales, two temporal streams.
+        """The weighted terms, frame by frame: reconstruction, three scales, two temporal streams.
 
         All are divided by L, so that their sum over the clip is the loss.
         """
@@ -135,11 +135,11 @@ class PerFrame:
 
 
 class Released(PerFrame):
-    """The way of the method's first code, as far as today's torch runs it.
+    """The way of the authors' released code, as far as today's torch allows it.
 
-    Both networks run again on frames pooled for every scale. Each frame has six backward passes, one for each of its
-    terms, over graphs that are kept through the clip. The optimizer's step, taken there after every pass, comes
-    at the end of the clip here: torch refuses gradients through weights that have changed since.
+    Both networks run again on pooled frames for every scale. Each frame has six backward passes, one per term, over
+    graphs that are kept through the clip. The optimizer's step, which the released code takes after every pass, is at
+    the end of the clip here: torch refuses gradients through weights that have changed.
     """
 
     input_scales = tuple(2**scale for scale in range(NUM_SCALE))
@@ -154,7 +154,7 @@ class Released(PerFrame):
 
 
 def _maps(student: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Standardised squared sums over channels (B, 1, h, w) at every scale, pooled where there is one feature."""
+    """Standardised squared sums over channels (B, 1, h, w) at every scale, pooled if there is only one feature."""
     student_maps, teacher_maps = [], []
     for ours, theirs in zip(student, teacher, strict=True):
         a, b = (feature.float().sum(dim=1, keepdim=True) ** 2 for feature in (ours, theirs.detach()))
@@ -169,7 +169,7 @@ def _maps(student: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], l
 
 
 def _cell(weights: nn.Module, x: Tensor, state: State | None) -> State:
-    """A convolutional LSTM cell: (n, channels, H, W) and the state before, zeros at first -> (hidden, cell)."""
+    """A convolutional LSTM cell: (n, channels, H, W) and the previous state, zeros at first -> (hidden, cell)."""
     weight = torch.cat([weights.weight_input, weights.weight_hidden], dim=1)  # type: ignore[list-item]
     if state is None:
         zeros = x.new_zeros(x.shape[0], weight.shape[0] // 4, *x.shape[2:])

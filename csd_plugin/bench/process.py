@@ -1,4 +1,4 @@
-"""A measurement in a process of its own, whose memory and threads are nobody else's."""
+"""Runs a measurement in a separate process, whose memory and threads nothing else uses."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from csd_plugin.lifeline import end_with_starter, lifeline
 
 
 def measured_apart(module: str, arguments: list[str], what: str) -> Any:
-    """What `python -m module ARGUMENTS` answers by `answer`. Raises CSDError, beginning with `what`."""
+    """The result that `python -m module ARGUMENTS` gives to `answer`. Raises CSDError, beginning with `what`."""
     with lifeline() as line_to_us:
         command = [sys.executable, "-m", module, *arguments]
         run = subprocess.run(command, capture_output=True, text=True, **line_to_us)
     if run.returncode:
-        reason = (run.stderr.strip().splitlines() or ["it was killed, perhaps for want of memory"])[-1]
+        reason = (run.stderr.strip().splitlines() or ["it was killed, perhaps for lack of memory"])[-1]
         raise CSDError(f"{what}: {reason}")
     return json.loads(run.stdout.splitlines()[-1])
 
 
 def answer(measure: Callable[[], Any]) -> None:
-    """The whole of such a process: measure, and print the result as JSON, or an error in one line."""
+    """The main function of such a process: measure, and print the result as JSON, or an error in one line."""
     end_with_starter()
     try:
         print(json.dumps(measure()))

@@ -1,15 +1,16 @@
 """Can this machine derain in real time? Measured from file to file, and from a camera.
 
-FILE, or a made-up rainy clip, is brought to every size, then read, derained and written as `csd derain` does. The first
+FILE, or a synthetic rainy clip, is scaled to every size, then read, derained and written as by `csd derain`. The first
 row of each size has no network: it is the limit that decoding and encoding set. Every row is a separate process. The
 columns:
   fps        frames per second from file to file: reading, network and writing together
   of limit   that as a share of the first row's rate at this size
   read, net, write  ms per frame for each of the three alone, with the whole machine, and its share of the sum. On
             machines with several processors, the three run at the same time
-  delay, 99% ms from the moment a camera of --rate frames per second gives a frame until it is written: the median, and
+  delay, 99% ms from the arrival of a frame, from a camera of --rate frames per second, until it is written: the median,
+  and
             the value that one frame in a hundred exceeds
-  dropped    frames of that camera that were left out because they came faster than they were cleaned
+  dropped    frames of that camera that were left out because they arrived faster than they could be cleaned
   peak MB    the most memory that the process held from file to file
 
 Networks are presets with random weights (as fast as trained ones), names of `csd models`, or checkpoints.
@@ -45,7 +46,7 @@ NONE = "none"
 
 
 class RealtimeRow(NamedTuple):
-    """One network at one size; read, network and write: seconds for each frame alone; delay: those of each frame."""
+    """One network at one size; read, network and write: seconds per frame for each alone; delay: of each frame."""
 
     network: str
     width: int
@@ -62,7 +63,7 @@ class RealtimeRow(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", nargs="?", metavar="FILE", type=path_given, help="rainy video or folder (default: made up)"
+        "file", nargs="?", metavar="FILE", type=path_given, help="rainy video or folder (default: a synthetic clip)"
     )
     add_networks(parser, "realtime", "tiny")
     add_sizes(parser, "640x480", "1280x720", "1920x1080")
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def make_clip(path: Path, source: Path | None, size: tuple[int, int], count: int) -> None:
-    """A video of up to `count` frames of the source, or of made-up ones, in this size. Raises CSDError."""
+    """Make a video of up to `count` frames of the source, or synthetic ones, in this size. Raises CSDError."""
     from itertools import islice
 
     import av
@@ -134,11 +135,11 @@ def make_clip(path: Path, source: Path | None, size: tuple[int, int], count: int
 
 
 def measure(network: str, clip: Path, rate: float) -> RealtimeRow:
-    """One row, in this process.
+    """Measure one row, in this process.
 
     Args:
-        network: as `csd bench infer` takes it, or NONE.
-        rate: of the camera, in frames per second.
+        network: as for `csd bench infer`, or NONE.
+        rate: the camera's, in frames per second.
 
     Raises:
         CSDError: the network or the clip cannot be used.
@@ -188,7 +189,7 @@ def measure(network: str, clip: Path, rate: float) -> RealtimeRow:
 
 
 class Untouched:
-    """Stands for a `Derainer`: frames come back as they are."""
+    """Replaces a `Derainer`, and returns frames unchanged."""
 
     def __init__(self) -> None:
         from csd_plugin.inference.precision import Precision
@@ -213,10 +214,10 @@ class Untouched:
 
 
 class Paced:
-    """Frames at a camera's rate; those that are over before anybody asks for them are dropped.
+    """Frames at a camera's rate; those that nobody takes in time are dropped.
 
     Attributes:
-        came: when each of the others came.
+        came: the arrival time of each frame that was not dropped.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How `csd bench infer` measures."""
+"""The measurement of `csd bench infer`."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from csd_plugin.weights import NETWORKS as SHIPPED
 from csd_plugin.weights import find_checkpoint
 
 _SEQUENCE = 8
-"""Frames that count of one pass of a network of sequences."""
+"""Frames that count in one pass of a sequence network."""
 
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """One contender.
+    """One contender: a network in a backend, at one size and number of threads.
 
     Attributes:
-        seconds: of each round, for one frame.
+        seconds: per frame, for each round.
         rates: the machine's multiply-adds per second just before each round.
-        plain: seconds of the plain network in the same rounds; None where it was not measured.
+        plain: seconds of the plain network in the same rounds; None if it was not measured.
     """
 
     network: str
@@ -54,19 +54,19 @@ class SpeedRow:
 
     @property
     def useful(self) -> float | None:
-        """Useful multiply-adds of a frame."""
+        """Useful multiply-adds per frame."""
         return self.operations.useful * self.size[0] * self.size[1] if self.operations else None
 
     @property
     def reached(self) -> float | None:
-        """Useful multiply-adds done, as a part of those of matrix products: the median over the rounds."""
+        """Useful multiply-adds per second, as a fraction of the matrix products' rate: the median over the rounds."""
         if self.useful is None:
             return None
         return median([self.useful / took / rate for took, rate in zip(self.seconds, self.rates, strict=True)])
 
     @property
     def faster(self) -> float | None:
-        """How many times faster than the plain network, round by round."""
+        """How many times faster than the plain network: the median over the rounds."""
         if self.plain is None:
             return None
         return median([plain / own for plain, own in zip(self.plain, self.seconds, strict=True)])
@@ -76,7 +76,7 @@ class SpeedRow:
 
 
 def default_backends() -> list[str]:
-    """All that are installed."""
+    """All backends that are installed."""
     names = ["plain", "torch", "torch:bf16"]
     if importlib.util.find_spec("onnxscript"):
         names += ["onnxruntime"] if importlib.util.find_spec("onnxruntime") else []
@@ -97,14 +97,14 @@ def measure(
     """Time every combination, in turns.
 
     Args:
-        networks, backends: by the names that `csd bench infer --help` explains.
+        networks, backends: by the names in `csd bench infer --help`.
         sizes: (width, height) of frames.
         threads: numbers of threads.
-        rounds: how often everything is measured.
+        rounds: how many times everything is measured.
         batch: windows in one pass.
 
     Raises:
-        CSDError: an unknown name, or a backend that cannot be used here.
+        CSDError: a name is unknown, or a backend cannot be used here.
     """
     where = pick_device(device)
     modules = {name: None if name.endswith(GRAPH_SUFFIXES) else find_network(name) for name in networks}
@@ -148,19 +148,19 @@ def _note_rate(rates: Mapping[str, list[float]], rates_of: Mapping[str, MatrixRa
 
 
 def find_network(name: str) -> nn.Module:
-    """The network that a name means, in eval mode.
+    """The network of this name, in eval mode.
 
     Args:
         name: a preset, or a network without presets by its name in lower case, both untrained; a network that comes
-            with the package; or the path of a checkpoint. The first that there is counts.
+            with the package; or the path of a checkpoint. The first match is used.
 
     Raises:
-        CSDError: a name of nothing, or a checkpoint that cannot be read.
+        CSDError: the name is unknown, or a checkpoint cannot be read.
     """
     found = _find_untrained(name)
     if found is None and (name in SHIPPED or Path(name).exists()):
         return load_network(find_checkpoint(name))
-    if found is None:  # other packages are imported only where they are needed
+    if found is None:  # other packages are imported only if they are needed
         faults = list(extensions.load())
         found = _find_untrained(name)
     if found is None:
@@ -175,11 +175,11 @@ def _find_untrained(name: str) -> Untrained | None:
 
 
 _MOST_FORMS = 256
-"""Sizes and precisions of one class of networks that are compiled; beyond eight, torch would run them as written."""
+"""Sizes and precisions for which one class of networks is compiled; beyond eight, torch would run it uncompiled."""
 
 
 class Run(NamedTuple):
-    """What computes, the frames that go in, those that count, and what heights and widths are multiples of."""
+    """The function to run, the frames per pass, those that count, and the divisor of heights and widths."""
 
     compute: Callable[[Tensor], Tensor]
     num_frame: int
@@ -195,7 +195,7 @@ class Run(NamedTuple):
 def _ready(
     name: str, module: nn.Module | None, backends: Iterable[str], device: torch.device
 ) -> Iterable[tuple[str, Run]]:
-    """(backend, what to run) for those that take the network."""
+    """(backend, what to run) for the backends that support the network."""
     if module is None:
         backend = open_backend(name, device=device)
         yield backend.name, Run.of(backend.facts, backend)
@@ -222,7 +222,7 @@ def _precision(backend: str) -> str:
 def _as_trained(
     module: nn.Module, compiles: bool, dtype: torch.dtype, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """The network as it is in training, with autocast; in fp32 without TF32, as the backends compute."""
+    """The network as in training, with autocast; in fp32 without TF32, like the backends."""
     network, half = copy.deepcopy(module).to(device), dtype != torch.float32
     if half and device.type == "cuda":
         use_channels_last(network)
@@ -240,9 +240,9 @@ def _as_trained(
 
 
 def _lengths(facts: Facts | nn.Module) -> tuple[int, int]:
-    """Frames that go into one pass, and those of them that count."""
+    """Frames per pass, and how many of them count."""
     count = _SEQUENCE if KINDS[kind_of(facts)].gives_clip else 1
-    seen = getattr(facts, "num_seen", facts.num_frame)  # an exported network takes only those that count
+    seen = getattr(facts, "num_seen", facts.num_frame)  # an exported network only takes the frames it uses
     return int(seen) + count - 1, count  # type: ignore[arg-type]
 
 
@@ -263,7 +263,7 @@ def _count(operations: Operations | None, frames: int) -> Operations | None:
 
 
 def speed_table(rows: Sequence[SpeedRow]) -> str:
-    """As Markdown, with the machine's rate below."""
+    """The rows as Markdown, with the machine's rate below."""
     cells = []
     for row in rows:
         took = median(row.seconds)

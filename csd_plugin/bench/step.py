@@ -1,6 +1,6 @@
 """Seconds and memory of a distillation step, compared with simpler ways to compute it.
 
-All train a student with CSD's default options on the same random clips, from the same weights:
+All contenders train a student with CSD's default options on the same random clips, from the same weights:
   csd        ours: the step of a DistillModel
   csd, graph on a GPU: the same with train.cuda_graph and a fused optimizer
   per frame  the same losses and gradients in the simplest way: window by window through both networks, frame by frame

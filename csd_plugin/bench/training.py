@@ -1,4 +1,4 @@
-"""How `csd bench step` measures."""
+"""The measurement of `csd bench step`."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
 
 OURS, GRAPH, PER_FRAME, RELEASED = "csd", "csd, graph", "per frame", "released"
 CONTENDERS = (OURS, PER_FRAME, RELEASED)
-"""On a GPU there is ours once more, recorded as a CUDA graph; see `contenders`."""
+"""On a GPU, ours is also measured as a recorded CUDA graph; see `contenders`."""
 _TO_RECORD = USUAL_STEPS + 1
-"""Steps until ours is recorded, the recording included."""
+"""Steps until ours is recorded, including the recording."""
 _CHECKED_BATCH, _CHECKED_SIZE = 2, 32
-"""Of the clips on which numbers are compared, at most: the comparison takes no longer for large settings."""
+"""The largest clips on which values are compared, so that large settings do not make the comparison slow."""
 
 TOLERANCE = 1e-4
-"""How far the plain step's loss may be from ours, and its gradients, each in relation to the largest of its tensor. On
-a GPU ten times as far: its libraries add in another order for every size."""
+"""The largest difference between the plain step's loss and ours, and between gradients, each relative to the largest of
+its tensor. Ten times as large on a GPU, whose libraries add in a different order for every size."""
 
 _LR = 1e-4
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Networks are presets; a width of None is the preset's. Clips of size x size; precision: fp32 or bf16.
+    """The settings. Networks are presets; a width of None is the preset's. Clips of size x size; precision: fp32, bf16.
 
-    Threads are the CPU's. device: as `devices.pick_device` names it.
+    Threads are the CPU's. device: as for `devices.pick_device`.
     """
 
     student: str
@@ -66,8 +66,8 @@ class StepRow:
     """One contender.
 
     Attributes:
-        seconds: of each round, for one step.
-        peak, before: the most memory in MiB, in all and before the first step; of a GPU its own, by torch's count.
+        seconds: per step, for each round.
+        peak, before: the most memory in MiB, overall and before the first step; for a GPU its own, as counted by torch.
     """
 
     contender: str
@@ -77,13 +77,13 @@ class StepRow:
 
 
 class Bench:
-    """A model as an option file describes it, random clips, and the plain steps from the same weights.
+    """A model as described by an option file, random clips, and the plain steps from the same weights.
 
     Args:
         graph: whether the model records its step as a CUDA graph, with a fused optimizer.
 
     Raises:
-        CSDError: settings that make no networks.
+        CSDError: the settings do not describe valid networks.
     """
 
     def __init__(self, settings: Settings, *, graph: bool = False) -> None:
@@ -95,7 +95,7 @@ class Bench:
         torch.manual_seed(0)
         self.device = torch.device(settings.device)
         if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # the one that `num_gpu: 1` is
+            torch.cuda.set_device(self.device)  # the GPU that `num_gpu: 1` uses
         probe = Probe(_options(settings, graph))
         self.model = cast("DistillModel", probe.model)
         self.model.feed_data(probe.batch)
@@ -113,7 +113,7 @@ class Bench:
         )
 
     def step(self, contender: str) -> Callable[[], object]:
-        """What one step of a contender is."""
+        """One step of a contender, as a function."""
         if contender in (OURS, GRAPH):
             return finished(lambda: self.model.optimize_parameters(1), self.device)
         plain = self.plain(Released if contender == RELEASED else PerFrame)
@@ -121,7 +121,7 @@ class Bench:
 
 
 def contenders(settings: Settings) -> tuple[str, ...]:
-    """Who is measured, ours first."""
+    """The names of the contenders, ours first."""
     return (OURS, GRAPH, PER_FRAME, RELEASED) if _on_gpu(settings) else CONTENDERS
 
 
@@ -130,7 +130,7 @@ def _on_gpu(settings: Settings) -> bool:
 
 
 def _options(settings: Settings, graph: bool) -> dict[str, Any]:
-    """As an option file has them."""
+    """The settings as options of an option file."""
     networks = {}
     for role in ("student", "teacher"):
         preset, width = getattr(settings, role), getattr(settings, f"{role}_width")
@@ -151,10 +151,10 @@ def _options(settings: Settings, graph: bool) -> dict[str, Any]:
         "network_g": networks["student"],
         "network_t": networks["teacher"],
         "path": {},
-        "logger": {"print_freq": 1_000_000},  # steps that are logged are few
+        "logger": {"print_freq": 1_000_000},  # logged steps are rare in training
         "train": {
             "ema_decay": 0,
-            "health": False,  # it measures now and then, not in every step
+            "health": False,  # it only measures in some steps
             "autocast": "bf16" if settings.precision == "bf16" else None,
             "optim_g": {"type": "Adam", "lr": _LR, **({"fused": True} if graph else {})},
             "cuda_graph": graph,
@@ -167,9 +167,9 @@ def _options(settings: Settings, graph: bool) -> dict[str, Any]:
 
 
 def verify(settings: Settings) -> float:
-    """Whether the plain step computes our numbers, in fp32: the largest difference of loss and gradients, relative.
+    """Check that the plain step computes our values, in fp32; the largest relative difference of loss and gradients.
 
-    On a few small clips. Raises CSDError where it is too large, see `TOLERANCE`: what is timed would not be the same.
+    On a few small clips. Raises CSDError if it is larger than `TOLERANCE`, as the timings would not be comparable.
     """
     batch, size = min(settings.batch, _CHECKED_BATCH), min(settings.size, _CHECKED_SIZE)
     bench = Bench(replace(settings, precision="fp32", batch=batch, size=size))
@@ -190,14 +190,14 @@ def verify(settings: Settings) -> float:
 
 
 def _difference(theirs: Tensor | None, ours: Tensor | None) -> float:
-    """As a share of our largest; a weight that only met zeros has no gradient, which counts as zero."""
+    """Relative to our largest; a weight that only met zeros has no gradient, which counts as zero."""
     zero = torch.zeros(())
     theirs, ours = (zero if x is None else x for x in (theirs, ours))
     return float((theirs - ours).abs().max() / ours.abs().max().clamp_min(1e-12))
 
 
 def measure(settings: Settings, rounds: int) -> list[StepRow]:
-    """All contenders, in turns for the time, each on its own for the memory."""
+    """Measure all contenders: the time in turns, the memory one by one."""
     with _as_in_training(settings):
         times = _times(settings, contenders(settings), rounds)
         return [StepRow(name, taken, *_footprint(settings, name)) for name, taken in times.items()]
@@ -205,7 +205,7 @@ def measure(settings: Settings, rounds: int) -> list[StepRow]:
 
 @contextmanager
 def _as_in_training(settings: Settings) -> Iterator[None]:
-    """That many threads, and algorithms of cuDNN that were timed, as the toolbox has them."""
+    """Inside, use this many threads, and let cuDNN time its algorithms, as in the toolbox."""
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     try:
         torch.set_num_threads(settings.threads)
@@ -217,8 +217,8 @@ def _as_in_training(settings: Settings) -> Iterator[None]:
 
 
 def _times(settings: Settings, names: Sequence[str], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender's steps, without what should have been recorded and was not, which has been said then.
-    Nothing of the contenders is kept."""
+    """Seconds of each contender's steps; without a contender that could not be recorded, which was warned about.
+    The contenders are released at the end."""
     bench, recording = Bench(settings), Bench(settings, graph=True) if GRAPH in names else None
     steps = {name: (recording if recording and name == GRAPH else bench).step(name) for name in names}
     if recording is not None:
@@ -230,12 +230,12 @@ def _times(settings: Settings, names: Sequence[str], rounds: int) -> dict[str, l
 
 
 def _clock(settings: Settings) -> Callable[[], float]:
-    """For one thread of a CPU its time, on which other programs have little effect; otherwise wall-clock time."""
+    """For one thread of a CPU, its CPU time, on which other programs have little effect; otherwise wall-clock time."""
     return time.process_time if settings.threads == 1 and not _on_gpu(settings) else time.perf_counter
 
 
 def _clock_at_ends(settings: Settings) -> Callable[[], float]:
-    """The clock, once the device has done what it was given so far."""
+    """The clock, which first waits for the device."""
     clock, wait = _clock(settings), finished(lambda: None, torch.device(settings.device))
 
     def now() -> float:
@@ -246,9 +246,9 @@ def _clock_at_ends(settings: Settings) -> Callable[[], float]:
 
 
 def _footprint(settings: Settings, contender: str) -> tuple[float, float]:
-    """As `footprint`; of a CPU, whose memory nobody counts by contender, in a process of its own."""
+    """`footprint`; for a CPU, whose memory cannot be counted per contender, in a separate process."""
     if _on_gpu(settings):
-        gc.collect()  # models hold on to each other
+        gc.collect()  # models are in reference cycles
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(settings.device)
         return footprint(settings, contender)
@@ -258,7 +258,7 @@ def _footprint(settings: Settings, contender: str) -> tuple[float, float]:
 
 
 def footprint(settings: Settings, contender: str) -> tuple[float, float]:
-    """MiB that this process has held at most, after some steps and before the first."""
+    """The most MiB that this process has held, overall (after some steps) and before the first step."""
     bench = Bench(settings, graph=contender == GRAPH)
     step, before = bench.step(contender), _peak_memory(bench.device)
     for _ in range(_TO_RECORD + 1 if contender == GRAPH else 2):
@@ -267,19 +267,19 @@ def footprint(settings: Settings, contender: str) -> tuple[float, float]:
 
 
 def _peak_memory(device: torch.device) -> float:
-    """MiB that this process has held at most on the device; of a GPU with what torch keeps for its graphs."""
+    """The most MiB that this process has held on the device; on a GPU, including what torch keeps for its graphs."""
     return torch.cuda.max_memory_reserved(device) / 2**20 if device.type == "cuda" else peak_memory()
 
 
 def profile(settings: Settings, rounds: int) -> dict[str, list[float]]:
-    """Where the time of our step goes: part -> seconds in each round, by hooks on what the step runs."""
+    """The time of the parts of our step: part -> seconds in each round, from hooks on what the step runs."""
     with _as_in_training(settings):
         watch = Stopwatch(Bench(settings).model, _clock_at_ends(settings))
         parts: dict[str, list[float]] = {}
         for number in range(rounds + 1):
             for part, seconds in watch.time_step().items():
                 parts.setdefault(part, []).append(seconds)
-            if not number:  # warms up
+            if not number:  # warm-up
                 parts.clear()
         return parts
 
@@ -287,8 +287,8 @@ def profile(settings: Settings, rounds: int) -> dict[str, list[float]]:
 class Stopwatch:
     """Times the parts of a model's steps.
 
-    Hooks mark where one part ends and the next begins. In the backward pass autograd goes from what was computed last
-    to what was first: reconstruction, objective, student.
+    Hooks mark the end of one part and the beginning of the next. The backward pass goes from the last computed part to
+    the first: reconstruction, objective, student.
     """
 
     def __init__(self, model: DistillModel, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -310,7 +310,7 @@ class Stopwatch:
         model.optimizer_g.register_step_post_hook(lambda *_: self._enter("rest"))
 
     def time_step(self) -> dict[str, float]:
-        """One step -> seconds of each of its parts, in the order in which they ran."""
+        """Run one step; seconds of each of its parts, in the order in which they ran."""
         self._seconds, self._part, self._since = {}, "rest", self._clock()
         self.model.optimize_parameters(1)
         self._enter("rest")
@@ -334,7 +334,7 @@ class Stopwatch:
 
 
 def step_table(rows: Sequence[StepRow]) -> str:
-    """As Markdown, one row a contender."""
+    """The rows as Markdown, one per contender."""
     ours = rows[0]
     cells = []
     for row in rows:
@@ -356,7 +356,7 @@ def step_table(rows: Sequence[StepRow]) -> str:
 
 
 def profile_table(parts: dict[str, list[float]]) -> str:
-    """As Markdown, one row a part of the step."""
+    """The parts as Markdown, one row per part of the step."""
     took = {part: median(seconds) for part, seconds in parts.items()}
     total = sum(took.values())
     rows = [[part, f"{1000 * seconds:.1f}", f"{seconds / total:.1%}"] for part, seconds in took.items()]
@@ -364,7 +364,7 @@ def profile_table(parts: dict[str, list[float]]) -> str:
 
 
 def draw(figure: Any, rows: Sequence[StepRow], parts: dict[str, list[float]]) -> None:
-    """Bars of time and memory, and of the parts of our step where they were measured."""
+    """Draw bars of time and memory, and of the parts of our step if they were measured."""
     panels = figure.subplots(1, 3 if parts else 2)
     names = [row.contender for row in rows]
     colors = [f"C{i}" for i in range(len(rows))]
@@ -382,7 +382,7 @@ def draw(figure: Any, rows: Sequence[StepRow], parts: dict[str, list[float]]) ->
 
 
 def _footprint_here() -> tuple[float, float]:
-    """What the arguments of this process ask for."""
+    """The footprint for the arguments of this process."""
     settings = Settings(**json.loads(sys.argv[2]))
     keep_freed_memory()
     torch.set_num_threads(settings.threads)

@@ -1,1 +1,1 @@
-"""Other training frameworks. Nothing here is imported unless it is asked for by name."""
+"""Other training frameworks. Nothing here is imported unless requested by name."""

@@ -1,10 +1,10 @@
-"""Run a config by MMEngine's Runner: train it, resume it, or test a checkpoint of it.
+"""Run a config with MMEngine's Runner: train it, resume it, or test one of its checkpoints.
 
     python -m csd_plugin.integrate.run_mmengine options/mmengine/tiny_csd_cpu.py
     torchrun --nproc_per_node 2 -m csd_plugin.integrate.run_mmengine CONFIG.py --launcher pytorch
 
-Without a GPU several processes exchange by gloo. They watch each other: where one dies, all end, and name it. Mistakes
-are one line, and the exit code 2.
+Without a GPU, several processes communicate through gloo. They watch each other: if one dies, all end, and name it.
+Mistakes are reported in one line, with exit status 2.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 after one line on stderr, or 130 when interrupted.
     """
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("config", type=Path, help="a config of MMEngine, .py")
-    parser.add_argument("--work-dir", help="in place of the config's work_dir")
-    parser.add_argument("--resume", action="store_true", help="from the last checkpoint in the folder")
+    parser.add_argument("config", type=Path, help="config file of MMEngine, .py")
+    parser.add_argument("--work-dir", help="folder to write to, instead of the config's work_dir")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the folder")
     parser.add_argument("--test", metavar="CHECKPOINT", help="score this checkpoint on the config's test set")
     parser.add_argument("--launcher", choices=("none", "pytorch"), default="none", help="pytorch: under torchrun")
     try:
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stack.enter_context(peers.explained())
             _run(parser.parse_args(argv))
             if are_several():
-                gc.collect()  # what is wrapped for several processes goes before their threads do
-                distributed.barrier()  # who leaves first may abort the others
+                gc.collect()  # wrappers for several processes must be deleted before their threads end
+                distributed.barrier()  # a process that leaves early may abort the others
     except CSDError as error:
         return _fail(one_line(error))
     except (MemoryError, RuntimeError) as error:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    # Imported first: it says what is missing, and repairs torchvision before the Runner looks at it.
+    # Imported first: it reports missing packages, and repairs torchvision before the Runner imports it.
     import csd_plugin.integrate.mmengine  # noqa: F401
 
     config = _read(arguments.config)

@@ -172,7 +172,7 @@ def test_csd_reads_its_checkpoints_and_it_reads_those_of_basicsr(tmp_path, tiny_
     loaded.load_or_resume()
     assert equal(dict(loaded.model.distiller.student.state_dict()), weights)
     torch.save({"params": SLDNet(preset="student3", num_feat=4).state_dict()}, other)
-    with pytest.raises(CSDError, match="the checkpoint is of another"):
+    with pytest.raises(CSDError, match="the checkpoint is for another"):
         runner_of(content | {"load_from": str(other)}).load_or_resume()
 
 
@@ -254,14 +254,14 @@ def test_a_student_alone_learns_from_the_truth(tmp_path, tiny_rain, student):
         ({"train_dataloader.dataset.gt_size": "24"}, "gt_size is '24'"),
         ({"model.teachers.t.checkpoint": ...}, "model.teachers.t.checkpoint is missing"),
         ({"model.teachers.t.checkpoint": "gone.pth"}, "model.teachers.t: there is no checkpoint gone.pth"),
-        ({"model.teachers.t.num_feat": 6}, "model.teachers.t: .* the checkpoint is of another size"),
+        ({"model.teachers.t.num_feat": 6}, "model.teachers.t: .* the checkpoint is for another size"),
         ({"model.objective": {"type": "CSB"}}, "model.objective: type 'CSB' is unknown; did you mean CSD"),
         ({"model.objective.hiden": 4}, "model.objective: .*hiden"),
         ({"model.objective.aggregation": "sum"}, "CSD: aggregation 'sum' is unknown"),
         ({"model.weights": {"spatial": 0.1}}, "loss 'temporal' has no weight"),
         ({"model.objective": ...}, "give `objective` and `weights` too"),
         ({"model.precision": "bf61"}, "model.precision is 'bf61'"),
-        ({"train_dataloader.dataset.num_frame": 6}, "windows of 5 frames, and a network sees 7"),
+        ({"train_dataloader.dataset.num_frame": 6}, "windows of 5 frames, but a network needs 7"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, tiny_rain, tiny_teacher, student, changes, words):

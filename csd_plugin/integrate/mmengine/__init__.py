@@ -1,4 +1,4 @@
-"""Our classes in MMEngine's registries, under the scope `csd`: `custom_imports` of a config names this module.
+"""Our classes in MMEngine's registries, under the scope `csd`; list this module in `custom_imports` of a config.
 
     csd.CSDDistiller, networks, objectives, losses    MODELS
     the table of data sets                            DATASETS, with their options as keywords

@@ -1,4 +1,4 @@
-"""What MMEngine's Runner has to do around the steps and checkpoints of a `CSDDistiller`."""
+"""The work of MMEngine's Runner around the steps and checkpoints of a `CSDDistiller`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _BUFFER = ("history", "counts", "limit")
 
 
 class DistillHook(Hook):
-    """Counts the steps, follows them where cells are averaged, and keeps checkpoints to data.
+    """Counts the steps, updates averaged cells after them, and keeps checkpoints to plain data.
 
-    Checkpoints of MMEngine 0.10 hold objects of its own and numpy's scalars, which torch's safe reader refuses. Here
-    they hold tensors, numbers and text, so that a run resumes and `csd derain` reads them without running code.
-    `load_from` takes any checkpoint that fits the student, BasicSR's too.
+    Checkpoints of MMEngine 0.10 hold its own objects and numpy scalars, which torch's safe reader refuses. With this
+    hook they hold tensors, numbers and text, so that runs can resume, and `csd derain` can read them, without running
+    code from files. `load_from` accepts any checkpoint that fits the student, also BasicSR's.
     """
 
-    priority = "HIGH"  # before EMAHook, which takes what is loaded from `state_dict`
+    priority = "HIGH"  # before EMAHook, which takes its weights from the loaded `state_dict`
 
     def before_train(self, runner: Runner) -> None:
         distiller = _model(runner).distiller
@@ -39,7 +39,7 @@ class DistillHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        if runner.optim_wrapper.should_update():  # not between steps, where gradients are summed over several batches
+        if runner.optim_wrapper.should_update():  # not while gradients are accumulated over several batches
             _model(runner).distiller.after_step()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -48,7 +48,7 @@ class DistillHook(Hook):
         for part, content in (("message_hub", hub), ("meta", checkpoint["meta"])):
             checkpoint[part], dropped = _plain(content, part)
             if dropped:
-                runner.logger.warning(f"The checkpoint leaves out {', '.join(dropped)}: no numbers, text or tensors.")
+                runner.logger.warning(f"The checkpoint leaves out {', '.join(dropped)}: not numbers, text or tensors.")
         start = distiller.monitor.start if distiller.monitor else {}
         checkpoint[STATE] = {"health": dict(start), "balance": dict(distiller.balance.measured)}
 
@@ -79,14 +79,14 @@ def _packed(buffer: HistoryBuffer) -> dict[str, Any]:
 
 
 def _unpacked(packed: Any) -> HistoryBuffer:
-    if isinstance(packed, HistoryBuffer):  # of a file that was saved without this hook, by a torch that reads it
+    if isinstance(packed, HistoryBuffer):  # from a file that was saved without this hook
         return packed
     history, counts, limit = (packed[key] for key in _BUFFER)
     return HistoryBuffer(history.tolist(), counts.tolist(), limit)
 
 
 def _plain(content: Any, where: str) -> tuple[Any, list[str]]:
-    """The content as tensors, numbers, text, and dicts and lists of these; and the places of all else, left out."""
+    """The content as tensors, numbers, text, and dicts and lists of these; and the places of what was left out."""
     if isinstance(content, np.generic):
         return content.item(), []
     if content is None or isinstance(content, torch.Tensor | bool | int | float | str):

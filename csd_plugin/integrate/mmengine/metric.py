@@ -17,16 +17,16 @@ from csd_plugin.metrics.scores import Scores
 
 
 class DerainingMetric(BaseMetric):
-    """PSNR and SSIM by both protocols (`nturain_y/psnr`, `rgb/ssim` ..) where there is truth, and further metrics.
+    """PSNR and SSIM by both protocols (`nturain_y/psnr`, `rgb/ssim` ..) if there is truth, and further metrics.
 
-    Averages over each clip's frames, then over the clips, as `csd score` has them. For test sets that give their frames
-    in order; several processes share them frame by frame, so that metrics of neighbouring frames need one process.
+    Averages over each clip's frames, then over the clips, as in `csd score`. For test sets that give their frames in
+    order; several processes share them frame by frame, so metrics of neighbouring frames need a single process.
 
     Args:
         also: names of `metrics.METRICS`, with the keywords of each: {"lpips": {"weights": ..}, "warping": {}}.
 
     Raises:
-        CSDError: an unknown name, or a package or weights that are missing.
+        CSDError: a name is unknown, or a package or weights are missing.
     """
 
     def __init__(self, also: dict[str, dict[str, Any]] | None = None, **keywords: Any) -> None:
@@ -43,13 +43,13 @@ class DerainingMetric(BaseMetric):
                 `result`, `guide`, and `truth` or None.
 
         Raises:
-            CSDError: images that cannot be compared, with their clip and frame.
+            CSDError: images cannot be compared; names their clip and frame.
         """
         for sample in data_samples:
             self.results.append((sample["clip"], sample["number"], *self._scores(sample)))
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """The averages, and a line in the log where a metric that was asked for has no value."""
+        """The averages; logs a warning if a requested metric has no value."""
         scores = Scores()
         for clip, number, score, metrics in results:
             scores.record(clip, str(number), score, metrics)

@@ -21,26 +21,26 @@ from csd_plugin.weights import find_checkpoint
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 STUDENT = "distiller.student."
-"""Before the names of the student's weights, in a checkpoint of MMEngine."""
+"""The prefix of the student's weights in a checkpoint of MMEngine."""
 
 
 class CSDDistiller(BaseModel):
-    """A `distill.Distiller` for MMEngine's loops; `DistillHook` has to be in `custom_hooks`.
+    """A `distill.Distiller` for MMEngine's loops; needs `DistillHook` in `custom_hooks`.
 
     Args:
         student: a network's `type` and keywords; `checkpoint`, a file of any framework or the name of a shipped
-            network; `interface` (`num_frame`, `layout`, `feature`) where the class does not say; `layers` compared.
-        teachers: label -> the same, with `share`, its weight among several. None: the student learns from the truth
-            alone, as teachers do in their turn.
-        objective: its `type` and keywords; each teacher has one of its own.
+            network; `interface` (`num_frame`, `layout`, `feature`) if the class does not state it; `layers` to compare.
+        teachers: label -> the same, with `share`, its weight among several. None: the student learns only from the
+            truth, which is also how teachers are trained.
+        objective: its `type` and keywords; each teacher has its own.
         weights: term -> a number or a schedule.
         pixel_loss: the reconstruction loss, of (B, 3, H, W) twice.
         adapters: see `distill.adapters.ADAPTERS`.
-        precision: `bf16` or `fp16` for the networks alone, on a CPU too; None leaves it to the optimizer's wrapper.
-        examine_every: iterations between two looks at whether the terms teach; 0 for none.
+        precision: `bf16` or `fp16` only for the networks, also on a CPU; None leaves it to the optimizer's wrapper.
+        examine_every: iterations between two examinations of whether the terms teach; 0 for none.
 
     Raises:
-        CSDError: whatever does not go together, or checkpoints that do not fit.
+        CSDError: parts do not go together, or checkpoints do not fit.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class CSDDistiller(BaseModel):
         )
 
     def forward(self, lq: Tensor, gt: Tensor | None = None, mode: str = "tensor", **names: Any) -> Any:
-        """What MMEngine asks for.
+        """MMEngine's entry point.
 
         Args:
             lq: clips (B, N, 3, H, W) for `loss`, else windows (B, T, 3, H, W); RGB in [0, 1].
@@ -94,11 +94,11 @@ class CSDDistiller(BaseModel):
             names: `folder` and `idx` of each window, for `predict`.
 
         Returns:
-            For `loss`, the named losses and scalars of the batch; for `predict`, what `DerainingMetric` takes, for each
-            window; for `tensor`, the frames (B, 3, H, W).
+            For `loss`, the named losses and scalars of the batch; for `predict`, the input of `DerainingMetric` for
+            each window; for `tensor`, the frames (B, 3, H, W).
 
         Raises:
-            CSDError: lists instead of tensors, or clips that do not fit the networks.
+            CSDError: the input is lists instead of tensors, or clips do not fit the networks.
         """
         if isinstance(lq, list):
             raise CSDError("the loader gives lists: set collate_fn=dict(type='default_collate') in every loader")
@@ -127,19 +127,19 @@ class CSDDistiller(BaseModel):
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the weighted losses, by their names; MMEngine's would add every scalar with "loss" in its name.
 
-        Raises CSDError where it is not finite, before any weight is touched.
+        Raises CSDError if it is not finite, before any weight is changed.
         """
         total = sum((losses[name] for name in ("loss_recon", "loss_distill") if name in losses), torch.zeros(()))
         if not torch.isfinite(total):
             raise CSDError(
                 f"iteration {self.iteration}: the loss is not finite; lower the learning rate, clip the gradient "
-                f"(optim_wrapper.clip_grad), or leave half precision out"
+                f"(optim_wrapper.clip_grad), or train in float32"
             )
         return total, {"loss": total, **losses}
 
 
 def _network(content: dict[str, Any], where: str, *, frozen: bool = False) -> Compared:
-    """A network with its weights, how it is called, and its layers that are compared."""
+    """A network with its weights, its interface, and its layers to compare."""
     checkpoint, declared, layers = (content.pop(key, None) for key in ("checkpoint", "interface", "layers"))
     network: nn.Module = build(content, where)
     if checkpoint is None and frozen:

@@ -1,4 +1,4 @@
-"""What MMEngine's registries have of ours: our tables, those of other packages, and the parts that tie them to it."""
+"""Fills MMEngine's registries: our tables, those of other packages, and the parts that connect them to MMEngine."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from csd_plugin.options.checks import check_dataset
 
 
 def register() -> None:
-    """Put our tables into MMEngine's registries.
+    """Register our tables with MMEngine.
 
-    May be called again, after other packages have put more into our tables.
+    May be called again after other packages have added to our tables.
 
     Raises:
-        CSDError: a class of another package that cannot be loaded.
+        CSDError: a class of another package cannot be loaded.
     """
     for fault in extensions.load():
         raise fault
@@ -43,6 +43,6 @@ def register() -> None:
 
 
 def _check(name: str, trains: bool, content: Mapping[str, Any]) -> None:
-    """As option files are checked; what is there for BasicSR's loader alone, the config's loader has."""
+    """Check like for option files, without the options for BasicSR's loader, which a config sets elsewhere."""
     loader = {"batch_size_per_gpu": 1, "num_worker_per_gpu": 0} if trains else {}
     check_dataset({"name": name, "type": name, **loader, **content}, f"dataset {name}")

@@ -1,4 +1,4 @@
-"""MMEngine's registries under our scope. What they hold is in `registered`."""
+"""MMEngine's registries under our scope. `registered` fills them."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ HOOKS = Registry("csd hook", parent=ALL_HOOKS, scope=SCOPE)
 
 
 def build(content: Mapping[str, Any], where: str) -> Any:
-    """A network, objective or loss of ours, or by `scope.Name` of another project.
+    """A network, objective or loss of ours, or, by `scope.Name`, of another project.
 
-    By the class, not by the registry's `build`, for which a scope has to be a package.
+    Built directly from the class, as the registry's `build` needs a scope to be a package.
 
     Args:
         content: its `type` and keywords.
         where: in the config, for messages.
 
     Raises:
-        CSDError: a type that is unknown, keywords that it does not take, or weights that it cannot download.
+        CSDError: a type is unknown, a keyword is not accepted, or weights cannot be downloaded.
     """
     keywords = dict(content)
     name = keywords.pop("type", None)
@@ -52,12 +52,12 @@ def build(content: Mapping[str, Any], where: str) -> Any:
 
 
 def plain(content: Any) -> Any:
-    """A part of a config as the dicts and lists that it stands for."""
+    """A part of a config as plain dicts and lists."""
     return content.to_dict() if isinstance(content, ConfigDict) else content
 
 
 def taking_options(dataset: Callable[[dict[str, Any]], Any], check: Callable[[dict[str, Any]], None]) -> Any:
-    """A data set as a config has it, its options as keywords; the class takes BasicSR's dict."""
+    """A data set as configs need it, with its options as keywords; the class itself takes BasicSR's dict."""
 
     def create(**options: Any) -> Any:
         options = {name: plain(value) for name, value in options.items()}

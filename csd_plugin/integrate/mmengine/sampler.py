@@ -13,14 +13,14 @@ from csd_plugin.data.datasets.order import Place
 
 
 class ClipSampler(Sampler[Place]):
-    """Places instead of indices, for the data sets of ours that train: epoch after epoch, without end.
+    """Gives places instead of indices, for our training data sets: epoch after epoch, endlessly.
 
-    What a sample draws depends on the seed and its place alone, not on workers or processes: the same run under
-    BasicSR, with its `manual_seed`, has the same samples. For `IterBasedTrainLoop`.
+    A sample's draws depend only on the seed and its place, not on workers or processes: the same run under BasicSR,
+    with its `manual_seed`, has the same samples. For `IterBasedTrainLoop`.
 
     Args:
-        dataset: one of ours that trains.
-        seed: the Runner gives its own.
+        dataset: one of our training data sets.
+        seed: by default the Runner's.
     """
 
     def __init__(self, dataset: Any, seed: int | None = None) -> None:
@@ -37,4 +37,4 @@ class ClipSampler(Sampler[Place]):
         return len(self._dataset)
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing: there is no end that an epoch begins after."""
+        """Does nothing, as the order has no end."""
