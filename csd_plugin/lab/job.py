@@ -1,4 +1,4 @@
-"""`csd table`: a matrix file in, a table out."""
+"""`csd table`: from a matrix file to a table."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from csd_plugin.options.problems import Problems, ProblemsError
 from csd_plugin.report.grid import FORMATS, Grid, as_markdown
 
 _LAST = ".md"
-"""Suffix of the table that is written last: where it is, the others are."""
+"""Suffix of the table that is written last: if it exists, so do the others."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A matrix and the file that it came from."""
+    """A matrix and its file."""
 
     path: Path
     matrix: Matrix
@@ -54,24 +54,24 @@ def make_tables(
     coming: Collection[Path] = (),
     finish: Callable[[], Iterable[str]] = tuple,
 ) -> str:
-    """Do what matrix files ask for in the current folder, and write their tables; first the plan, to standard error.
+    """Do what matrix files ask for in the current folder, and write their tables; first print the plan to stderr.
 
     Args:
-        tables: matrices that share their runs (`runs`), or just one.
-        minutes: fit the schedules of all of them to this time, see `plan_for`.
-        only: do these rows, and what they start from.
-        retrain: put the runs of these rows aside first, and those that start from them.
+        tables: matrices that share their runs (`runs`), or a single one.
+        minutes: fit all schedules to this time, see `plan_for`.
+        only: do only these rows, and those they start from.
+        retrain: first put aside the runs of these rows, and of those that start from them.
         dry_run: do nothing, and return the plan.
-        train: False writes tables of the results that exist.
-        processes: of each training, on this machine; the batch of an option file is shared out.
+        train: False only writes tables of existing results.
+        processes: per training, on this machine; they share the batch of an option file.
         coming: data sets that will exist when the runs are done.
-        finish: is called when the runs are done, before tables are written; gives lines to say below them.
+        finish: called when the runs are done, before tables are written; returns lines to add below them.
 
     Returns:
         The tables as Markdown and the lines of `finish`, or the plan.
 
     Raises:
-        CSDError: a matrix or option file with a mistake, a budget too short, a run that fails.
+        CSDError: a matrix or option file has a mistake, the budget is too short, or a run fails.
         KeyboardInterrupt: a run was stopped by a signal.
     """
     first = tables[0]
@@ -92,7 +92,7 @@ def make_tables(
     if train:
         check_rows(_to_train(runs.values(), retrained))
     check_shares(_to_train(runs.values(), retrained), processes)
-    # commands that begin together follow one plan, that of the first
+    # commands that start together follow the plan of the first one
     with nullcontext() if dry_run else alone(space.plan, wait=True):
         plan, note = plan_for(runs.values(), space, minutes if train else None, retrained, processes)
         runs, all_notes = plan.fit(runs), [*filter(None, [note]), *(n for _, notes in possible for n in notes)]
@@ -114,7 +114,7 @@ def make_tables(
 def _written(
     tables: Sequence[Table], runs: Mapping[str, Run], possible: Sequence[tuple[dict[str, Run], list[str]]]
 ) -> str:
-    """The tables as Markdown, written as files too."""
+    """Write the tables to files, and return them as Markdown."""
     texts = []
     for matrix, (own, notes) in zip([table.matrix for table in tables], possible, strict=True):
         mine = {name: replace(runs[name], test=run.test) for name, run in own.items()}
@@ -146,7 +146,7 @@ def _possible(runs: dict[str, Run], coming: Collection[Path]) -> tuple[dict[str,
         if reason:
             notes[f"{run.row}: left out, {reason}"] = None
             continue
-        if run.test is not None and run.test["datasets"]:  # without any its network's costs alone count
+        if run.test is not None and run.test["datasets"]:  # without any, only its network's costs are needed
             test = deepcopy(run.test)
             for key, content in list(test["datasets"].items()):
                 roots = [Path(content[name]) for name in ROOTS if content.get(name)]
@@ -160,7 +160,7 @@ def _possible(runs: dict[str, Run], coming: Collection[Path]) -> tuple[dict[str,
 
 
 def _unavailable(run: Run) -> str:
-    """What of a row that is not trained is missing here; empty where nothing is."""
+    """What is missing here for a row that is not trained; empty if nothing is."""
     if isinstance(run.source, Frames):
         return "" if Path(run.source.frames).is_dir() else f"{run.source.frames} is not here"
     if isinstance(run.source, Weights | TestOnly):
@@ -170,7 +170,7 @@ def _unavailable(run: Run) -> str:
 
 
 def check_machine(runs: Iterable[Run], retrained: Collection[str] = (), processes: int = 1) -> None:
-    """Raise CSDError for what any row needs that is not here, before hours are spent on the first."""
+    """Raise CSDError if any row needs something that this machine lacks, before hours are spent on the first."""
     registration.install()
     from csd_plugin.models.preflight import check_clock, check_devices
 
@@ -186,7 +186,7 @@ def check_machine(runs: Iterable[Run], retrained: Collection[str] = (), processe
 
 
 def check_rows(runs: Iterable[Run]) -> None:
-    """Raise CSDError for all mistakes in the options of these rows, before hours are spent on the first."""
+    """Raise CSDError with all mistakes in the options of these rows, before hours are spent on the first."""
     from csd_plugin.models.preflight import check_parts
     from csd_plugin.options.checks import find_problems
 
@@ -206,7 +206,7 @@ def check_rows(runs: Iterable[Run]) -> None:
 
 
 def check_shares(runs: Iterable[Run], processes: int) -> None:
-    """Raise CSDError for a row whose batch these processes cannot share."""
+    """Raise CSDError if these processes cannot share a row's batch."""
     for run in runs:
         if run.options is not None:
             try:
@@ -224,20 +224,20 @@ def _to_train(runs: Iterable[Run], retrained: Collection[str]) -> list[Run]:
 
 
 def _todo(runs: Mapping[str, Run], retrained: Collection[str]) -> list[str]:
-    """One line per run: how far it is, and what it will take."""
+    """One line per run: its state, and what remains to be done."""
     todo = {"done": "nothing", "trained": "test", "interrupted": "resume, test", "missing": "train, test"}
     lines = []
     for run in runs.values():
         anew: runner.State = "trained" if run.options is None else "missing"
         state = anew if run.name in retrained else runner.state(run)
-        shown = "given" if state == "trained" and run.options is None else state  # weights or frames of others
+        shown = "given" if state == "trained" and run.options is None else state  # existing weights or frames
         steps = length_of(run.options) if run.options else ""
         lines.append(f"{run.name:<36} {shown:<11} to do: {todo[state]:<15} {steps}".rstrip())
     return lines
 
 
 def _schedule_notes(matrix: Matrix, runs: dict[str, Run]) -> list[str]:
-    """How many steps each shown row was trained for, or for what time."""
+    """The number of steps, or the time, for which each shown row was trained."""
     lengths: dict[str, list[str]] = {}
     for run in runs.values():
         if run.options and matrix.rows[run.row].shown and run.checkpoint.is_file():
@@ -248,7 +248,7 @@ def _schedule_notes(matrix: Matrix, runs: dict[str, Run]) -> list[str]:
 
 
 def is_written(matrix: Matrix) -> bool:
-    """Whether all that `make_tables` does for a matrix was done before, to the end."""
+    """Whether everything that `make_tables` does for a matrix was completed before."""
     return (_folder(matrix) / f"table{_LAST}").is_file()
 
 

@@ -1,10 +1,10 @@
 """A matrix file: one results table as rows of small differences from one option file.
 
-    name: table5                        # results/table5 is where the table appears
-    runs: lab                           # begins the names of experiments; files that share it share trained rows
+    name: table5                        # the table is written to results/table5
+    runs: lab                           # prefix of the experiments; files that share it share trained rows
     include: [networks.yml]             # rows and settings of other matrix files, which this one adds to
-    base: ../distill/student1_csd.yml   # what every row trains by, unless it names another
-    test: ../test/lab.yml               # the test sets; each row's network is put in
+    base: ../distill/student1_csd.yml   # the option file of every row, unless it names another
+    test: ../test/lab.yml               # the test sets; each row's network is inserted
     seeds: [0]
     baseline: alone                     # the row over which gains are shown
     rows:
@@ -16,9 +16,9 @@
       shipped: {weights: tiny}
 
 `include`, `base`, `test`, `test_only` and `frames` are relative to the file. `weights` is a network of this package, or
-a checkpoint, whose path is relative to the current folder, as those in option files are; which network it is, the
-weights say, or else `base`. `set` changes single keys,
-`section.key: value`; `start` says by whose trained networks `network_g` and `network_t` begin.
+a checkpoint, whose path is relative to the current folder, like those in option files; the weights, or else `base`,
+show which network it is. `set` changes single keys, `section.key: value`; `start` names the rows from whose trained
+networks `network_g` and `network_t` start.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class PublishedScore(_Strict):
 
 
 class Training(_Strict):
-    """The row is trained by its option file."""
+    """The row is trained with its option file."""
 
     kind: Literal["training"] = "training"
 
 
 class Weights(_Strict):
-    """Weights that are there already: a checkpoint's path from the current folder, or a network of this package."""
+    """Existing weights: a checkpoint's path from the current folder, or a network of this package."""
 
     kind: Literal["weights"]
     weights: str = Field(min_length=1)
@@ -76,7 +76,7 @@ class TestOnly(_Strict):
 
 
 class Frames(_Strict):
-    """A folder of result frames, which are scored as they are."""
+    """A folder of result frames, which are scored directly."""
 
     kind: Literal["frames"]
     frames: str
@@ -90,7 +90,7 @@ class RainyInput(_Strict):
 
 
 class CostsOnly(_Strict):
-    """A network of which only the costs are shown, described as `network_g` in an option file."""
+    """A network of which only the cost is shown, described like `network_g` in an option file."""
 
     kind: Literal["network"]
     network: dict[str, Any] = Field(min_length=1)
@@ -98,7 +98,7 @@ class CostsOnly(_Strict):
 
 Source = Training | Weights | TestOnly | Frames | RainyInput | CostsOnly
 SOURCE_KEYS = ("weights", "test_only", "frames", "input", "network")
-"""The keys of a row that say where its figures come from. Without one of them the row is trained."""
+"""The keys of a row that say where its figures come from. A row without one of them is trained."""
 
 
 class Row(_Strict):
@@ -169,10 +169,10 @@ class Run:
         row: the key of its row.
         seed: the seed of its training.
         source: where its figures come from.
-        checkpoint: the file that its training writes, or that is there without one. Other runs start from it.
-        options: the option file's content for training; None where it is not trained.
-        test: the option file's content for the test; None where it is not tested. For frames that are there already,
-            only the test sets count.
+        checkpoint: the file that its training writes, or its existing weights. Other runs start from it.
+        options: the content of its option file for training; None if it is not trained.
+        test: the content of its option file for the test; None if it is not tested. For existing frames, only the test
+            sets are used.
     """
 
     name: str
@@ -188,7 +188,7 @@ def read_matrix(path: Path) -> Matrix:
     """A matrix file with its includes.
 
     Raises:
-        CSDError: a file that does not exist or is not YAML, an unknown key, rows that do not fit each other.
+        CSDError: the file does not exist or is not YAML, a key is unknown, or rows do not fit together.
     """
     content = _merged(path, ())
     try:
@@ -209,15 +209,15 @@ def read_matrix(path: Path) -> Matrix:
 
 
 def runs_of(matrix: Matrix, source: Path, only: list[str] | None = None) -> dict[str, Run]:
-    """Every run that the shown rows need; those that others start from come first.
+    """Every run that the shown rows need; runs from which others start come first.
 
     Args:
         matrix: its rows.
         source: the file it came from, for messages.
-        only: these rows alone, and the rows that they start from.
+        only: only these rows, and those they start from.
 
     Raises:
-        CSDError: an unknown row, or an option file that cannot be read.
+        CSDError: a row is unknown, or an option file cannot be read.
     """
     for name in only or []:
         if name not in matrix.rows:
@@ -286,7 +286,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _as_in_the_file(location: Sequence[int | str]) -> list[int | str]:
-    """pydantic's location of a mistake, without `source` and its tag, which the file does not have."""
+    """pydantic's location of a mistake, without `source` and its tag, which are not in the file."""
     parts = list(location)
     if parts[:1] == ["rows"] and parts[2:3] == ["source"]:
         del parts[2:4]
@@ -298,7 +298,7 @@ def _seeds(matrix: Matrix, row: Row) -> list[int]:
 
 
 def _seed_of(matrix: Matrix, key: str, seed: int) -> int:
-    """The seed of a row from which a run of `seed` starts: the same one, or the row's first if it lacks that."""
+    """The seed of the row from which a run of `seed` starts: the same one, or the row's first if it lacks that."""
     seeds = _seeds(matrix, matrix.rows[key])
     return seed if seed in seeds else seeds[0]
 
@@ -311,7 +311,7 @@ def _training_options(matrix: Matrix, row: Row, name: str, seed: int, begun: Map
     options = changed(options, starts | keys | matrix.set | row.set | own)
     for section in ("datasets", "network_g", "path", "train", "logger"):
         _section(options, section, f"{row.base or matrix.base} with its changes", "nothing trains by it")
-    if options.get("val") is None:  # the toolbox would open what it never looks at
+    if options.get("val") is None:  # the toolbox would open data that it never uses
         options["datasets"] = {
             key: value for key, value in options["datasets"].items() if not str(key).startswith("val")
         }
@@ -355,12 +355,12 @@ def _test_options(matrix: Matrix, row: Row, run: Run) -> dict[str, Any] | None:
         content |= _network_in(run.checkpoint)
     train = _section(options, "train", str(row.base or matrix.base), "how its weights were averaged is not known")
     decay = train.get("ema_decay", 0)
-    ema = isinstance(decay, int | float) and decay > 0  # what it is instead, the checks of options say
+    ema = isinstance(decay, int | float) and decay > 0  # the checks of options report other types
     return changed(content, loaded if ema else loaded | {"path.param_key_g": "params"})
 
 
 def _network_in(checkpoint: Path) -> dict[str, Any]:
-    """`network_g` of weights that are there already; nothing where they do not show whose they are."""
+    """`network_g` for existing weights; empty if they do not show which network they belong to."""
     from csd_plugin.archs.checkpoint import network_of, read_state_dict
     from csd_plugin.weights.packing import numbers_of
 
@@ -372,7 +372,7 @@ _SET = "{train.total_iter: 1000}"
 
 
 def _merged(path: Path, inside: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's content over that of its includes, all paths made relative to the current folder."""
+    """The file's content over that of its includes, with all paths made relative to the current folder."""
     path = path.resolve()
     if path in inside:
         raise CSDError(f"{path}: includes itself")
@@ -386,10 +386,12 @@ def _merged(path: Path, inside: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _check_shapes(content: Mapping[str, Any], path: Path) -> None:
-    """Raise CSDError for what cannot be merged or would be lost by it; the rest is checked when all files are one."""
+    """Raise CSDError for what cannot be merged, or would be lost in merging; the rest is checked after merging."""
     include = content.get("include") or []
     if not (isinstance(include, list) and all(isinstance(name, str) for name in include)):
-        raise CSDError(f"{path}: include: give a list of files, as [networks.yml], in place of {reprlib.repr(include)}")
+        raise CSDError(
+            f"{path}: include: give a list of files, such as [networks.yml], instead of {reprlib.repr(include)}"
+        )
     _check_mapping(content.get("rows"), f"{path}: rows", "{csd: {label: CSD}}")
     _check_mapping(content.get("set"), f"{path}: set", _SET)
     for name, row in (content.get("rows") or {}).items():
@@ -401,7 +403,7 @@ def _check_shapes(content: Mapping[str, Any], path: Path) -> None:
 
 def _check_mapping(value: Any, where: str, example: str) -> None:
     if value is not None and not isinstance(value, dict):
-        raise CSDError(f"{where}: give keys and their values, as {example}, in place of {reprlib.repr(value)}")
+        raise CSDError(f"{where}: give keys and their values, such as {example}, instead of {reprlib.repr(value)}")
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -425,7 +427,7 @@ def _with_paths(content: dict[str, Any], path: Path) -> dict[str, Any]:
         content["include"] = [placed(value) for value in content["include"]]
     if isinstance(content.get("rows"), dict):
         if len({str(name) for name in content["rows"]}) < len(content["rows"]):
-            raise CSDError(f"{path}: rows: two keys differ in quotes only; rename one")
+            raise CSDError(f"{path}: rows: two keys differ only in quotes; rename one")
         content["rows"] = {
             str(name): {k: placed(v) if k in ("base", "test_only", "frames") else v for k, v in (row or {}).items()}
             for name, row in content["rows"].items()
@@ -435,10 +437,10 @@ def _with_paths(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 _ROW = re.compile(r"\w[\w.+-]*")
 _OWN = {
-    "name": "a run is named by its row; change the row's key, or `runs`",
-    "manual_seed": "give `seeds`, of the row or of the matrix",
+    "name": "a run is named after its row; change the row's key, or `runs`",
+    "manual_seed": "give `seeds`, for the row or the matrix",
 }
-"""Keys of option files that rows set in their own way."""
+"""Keys of option files that a matrix sets in its own way -> what to do instead."""
 
 
 def _check_rows(matrix: Matrix, path: Path) -> None:
@@ -447,12 +449,10 @@ def _check_rows(matrix: Matrix, path: Path) -> None:
             raise CSDError(f"{path}: set.{key}: {_OWN[key]}")
     for name, row in matrix.rows.items():
         if not _ROW.fullmatch(name):
-            raise CSDError(
-                f"{path}: rows.{name}: a row's key, of which a folder is named, has letters, digits and _.+-"
-            )
+            raise CSDError(f"{path}: rows.{name}: a row's key becomes a folder's name; use letters, digits and _.+-")
         idle = [key for key in ("seeds", "set", "start") if getattr(row, key)]
         if idle and not row.trains:
-            raise CSDError(f"{path}: rows.{name}.{idle[0]}: without effect, as this row is not trained; leave it out")
+            raise CSDError(f"{path}: rows.{name}.{idle[0]}: no effect, as this row is not trained; leave it out")
         if isinstance(row.published, str) and row.published not in PUBLISHED:
             raise CSDError(
                 f"{path}: rows.{name}.published: {row.published!r} is unknown{suggestion(row.published, PUBLISHED)}"

@@ -1,4 +1,4 @@
-"""The factor by which a matrix's schedules are stretched: found once, then kept for all that share its runs."""
+"""The factor by which a matrix's schedules are stretched: determined once, then kept for all that share its runs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from csd_plugin.plain import number, parse_json, read_text, section
 PROBE_STEPS = 4
 """Optimizer steps of each row that are timed."""
 TRAINING_SHARE = 0.8
-"""Part of the budget that training gets; the rest is start-up, validation and tests."""
+"""The share of the budget for training; the rest is for start-up, validation and tests."""
 MIN_STEPS = 10
-"""Optimizer steps that a run must keep."""
+"""The fewest optimizer steps of a run."""
 _MOST_MINUTES = 10**7
 """19 years."""
 _FACTORS = (1e-12, 1e12)
@@ -36,18 +36,18 @@ _FACTORS = (1e-12, 1e12)
 
 @dataclass(frozen=True)
 class Plan:
-    """How long the schedules of a matrix are.
+    """The length of a matrix's schedules.
 
     Attributes:
-        factor: by which all are multiplied, None where they are the option files' own.
-        minutes: the budget that it comes from.
+        factor: multiplies all schedules; None for those of the option files.
+        minutes: the budget from which it was computed.
     """
 
     factor: float | None = None
     minutes: float | None = None
 
     def fit(self, runs: Mapping[str, Run]) -> dict[str, Run]:
-        """The runs with their schedules stretched."""
+        """The runs, with their schedules stretched."""
         factor = self.factor
         if factor is None:
             return dict(runs)
@@ -74,20 +74,20 @@ def plan_for(
     retrained: Collection[str] = (),
     processes: int = 1,
 ) -> tuple[Plan, str]:
-    """The plan to follow, and a note where it is not what `minutes` asks for. Nothing is written.
+    """The plan to follow, and a note if it is not the one that `minutes` asks for. Nothing is written.
 
-    Runs of different lengths could not be compared. So the plan stays once a run has begun, of any matrix file that
-    shares it.
+    Runs of different lengths could not be compared. So the plan is fixed once a run of any matrix file that shares it
+    has begun.
 
     Args:
         runs: all that may train.
         space: where the plan is kept.
-        minutes: the budget, None for the plan that is kept.
-        retrained: names of runs that will be done anew, so that they do not hold the plan.
-        processes: of each training.
+        minutes: the budget; None for the plan that is stored.
+        retrained: names of runs that will be done again, and therefore do not fix the plan.
+        processes: per training.
 
     Raises:
-        CSDError: a budget too short, a damaged plan.json, a device that does not exist.
+        CSDError: the budget is too short, plan.json is damaged, or a device does not exist.
     """
     kept = _read(space.plan)
     if minutes is None or minutes == kept.minutes:
@@ -103,9 +103,9 @@ def plan_for(
 
 
 def stretched(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """Training options with a schedule `factor` times as long: what is counted in iterations, and `max_seconds`.
+    """Training options with a schedule `factor` times as long: everything counted in iterations, and `max_seconds`.
 
-    So are the schedules of the weights of distillation. `logger.print_freq` stays, as a log is read at the same pace.
+    Schedules of distillation weights, too. `logger.print_freq` stays, as logs are read at the same pace.
     """
 
     def scaled(count: float) -> int:
@@ -139,11 +139,11 @@ def stretched(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
 def factor_for(runs: Iterable[Run], minutes: float, processes: int = 1) -> float:
     """The factor by which the training of all runs takes `TRAINING_SHARE` of `minutes` on this machine.
 
-    `PROBE_STEPS` steps of each row are timed, on random frames; of several processes one's share of the work, with its
-    share of the processors. A row by the clock (`train.max_seconds`) takes no longer than that says.
+    `PROBE_STEPS` steps of each row are timed, on random frames; with several processes, one process's share of the
+    work, with its share of the processors. A row by the clock (`train.max_seconds`) takes no longer than that.
 
     Raises:
-        CSDError: a device that does not exist, or a run that would be left fewer than `MIN_STEPS` steps.
+        CSDError: a device does not exist, or a run would have fewer than `MIN_STEPS` steps.
     """
     check_minutes(minutes)
     seconds: dict[str, float] = {}
@@ -167,31 +167,31 @@ def factor_for(runs: Iterable[Run], minutes: float, processes: int = 1) -> float
 
 
 def _steps(options: Mapping[str, Any], seconds: float) -> float:
-    """The steps, of so many seconds each, after which a run ends, by its iterations or by its clock."""
+    """The number of steps of this duration after which a run ends, by its iterations or its clock."""
     return min(options["train"]["total_iter"], (options["train"].get("max_seconds") or math.inf) / seconds)
 
 
 def length_of(options: Mapping[str, Any]) -> str:
-    """`1,000 steps`; of a run by the clock, also in what time."""
+    """`1,000 steps`; for a run by the clock, also the time."""
     train = options["train"]
     clock = train.get("max_seconds")
     return f"at most {train['total_iter']:,} steps in {clock:g} s" if clock else f"{train['total_iter']:,} steps"
 
 
 def check_minutes(minutes: float) -> None:
-    """Raise CSDError for a time that is no time."""
+    """Raise CSDError for an impossible time."""
     if not 0 < minutes <= _MOST_MINUTES:
         raise CSDError(f"--minutes {minutes:g}: give a time above 0, at most {_MOST_MINUTES}")
 
 
 def step_seconds(options: Mapping[str, Any]) -> float:
-    """How long one optimizer step takes, on random frames."""
+    """The duration of one optimizer step, on random frames."""
     from csd_plugin.models.probe import Probe
 
     with forked_random():
         probe = Probe(options)
         step = finished(probe.step, probe.model.device)
-        step()  # what happens once
+        step()  # one-time work
         began = time.perf_counter()
         for _ in range(PROBE_STEPS):
             step()
@@ -210,4 +210,6 @@ def _read(path: Path) -> Plan:
     except FileNotFoundError:
         return Plan()
     except ValueError as error:
-        raise CSDError(f"{path} is damaged ({error}); remove it to train as the option files say") from error
+        raise CSDError(
+            f"{path} is damaged ({error}); remove it to train with the option files' own schedules"
+        ) from error

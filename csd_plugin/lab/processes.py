@@ -1,7 +1,7 @@
-"""A matrix's trainings in several processes each: how torchrun starts them, and what each of them takes.
+"""A matrix's trainings in several processes each: how torchrun starts them, and the share of each.
 
-The option file of a run stays that of one process, whose batch is shared out. So a run may be resumed in another number
-of processes, and rows stay comparable however they were trained.
+The option file of a run remains that of one process, whose batch is divided. So a run may be resumed with another
+number of processes, and rows stay comparable however they were trained.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from csd_plugin.errors import CSDError
 
 _BATCH, _PARTS = "batch_size_per_gpu", "accumulate"
 _SHUTDOWN = 600
-"""Seconds that torchrun leaves a training to end its step, or the validation that it is in, and to save."""
+"""Seconds that torchrun gives a training to end its step, or its current validation, and to save."""
 
 
 def share_of(options: Mapping[str, Any], processes: int) -> dict[str, int]:
-    """`section.key` -> value of what differs for each of several processes: its part of the batch.
+    """`section.key` -> value, for what differs in each of several processes: its part of the batch.
 
     Raises CSDError for a batch that cannot be divided evenly.
     """
@@ -41,7 +41,7 @@ def share_of(options: Mapping[str, Any], processes: int) -> dict[str, int]:
 
 
 def training(file: Path, options: Mapping[str, Any], processes: int) -> list[str]:
-    """The command that trains by this option file, or resumes what it has begun."""
+    """The command that trains with this option file, or resumes what was begun."""
     flags = ["-opt", str(file), "--auto_resume"]
     if processes == 1:
         return [sys.executable, "-m", "csd_plugin.train", *flags]
@@ -52,10 +52,10 @@ def training(file: Path, options: Mapping[str, Any], processes: int) -> list[str
 
 
 def environment(processes: int) -> dict[str, str]:
-    """Ours, in which the processes can import this same package, even from a checkout, and share the processors."""
+    """The environment in which processes can import this package, even from a checkout, and share the processors."""
     root = str(Path(__file__).resolve().parents[2])
     found = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    if processes > 1:  # torchrun would give each one thread
+    if processes > 1:  # by default, torchrun gives each process one thread
         found.setdefault("OMP_NUM_THREADS", str(_threads(processes)))
         found.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN))
     return found
@@ -63,7 +63,7 @@ def environment(processes: int) -> dict[str, str]:
 
 @contextmanager
 def one_of(processes: int) -> Iterator[None]:
-    """What runs inside has the processor threads of one of several processes."""
+    """Inside, use the processor threads of one of several processes."""
     before = torch.get_num_threads()
     if processes > 1:
         torch.set_num_threads(_threads(processes))

@@ -1,4 +1,4 @@
-"""The data of `csd reproduce`: rain rendered once on clean clips, the same for all slices."""
+"""The data of `csd reproduce`: rain, rendered once on clean clips, the same for all slices."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Record:
-    """The clips by name, and how many rainy versions each has. The folder may hold further clips."""
+    """The clips by name, and the number of rainy versions of each. The folder may hold further clips."""
 
     clips: tuple[str, ...]
     variants: int
@@ -70,7 +70,7 @@ VALIDATION = Part("--validation", "test", variants=1, seed=1000)
 def find_data(clean: Path | None, validation: Path | None, runs: Sequence[Run]) -> dict[Part, Path]:
     """Find and check the folders of clean clips on which rain is to be rendered. Nothing is written.
 
-    Clips that are in `DATA` before the first call, from `csd rain` or `csd prepare`, are used too.
+    Clips that were in `DATA` before the first call, from `csd rain` or `csd prepare`, are used, too.
 
     Args:
         clean: folder of clips to train on, if given.
@@ -81,8 +81,8 @@ def find_data(clean: Path | None, validation: Path | None, runs: Sequence[Run]) 
         The folder of each part that was given.
 
     Raises:
-        CSDError: a folder without clips, a clip in both folders, a clip too short for the windows and frame ranges of
-            `runs`, other clips than those of the first call, or no clips although they are needed.
+        CSDError: a folder has no clips, a clip is in both folders or too short for the windows and frame ranges of
+            `runs`, the clips differ from those of the first call, or there are no clips although they are needed.
     """
     folders = {TRAINING: clean, VALIDATION: validation}
     found = {part: find_clips(folder) for part, folder in folders.items() if folder is not None}
@@ -101,7 +101,7 @@ def find_data(clean: Path | None, validation: Path | None, runs: Sequence[Run]) 
 
 
 def render_rain(data: Mapping[Part, Path]) -> None:
-    """Render rain on what `find_data` found, unless it exists. Raises CSDError as `write_pairs` does."""
+    """Render rain on what `find_data` has found, unless it exists. Raises CSDError like `write_pairs`."""
     for part in (TRAINING, VALIDATION):
         if part in data:
             _note(part, Record(tuple(clip.name for clip in find_clips(data[part])), part.variants))
@@ -116,7 +116,7 @@ def _note(part: Part, record: Record) -> None:
 
 
 def _frames_needed(runs: Iterable[Run], part: Part) -> Mapping[str, int]:
-    """What reads this part of `DATA`, and how many frames it needs of a clip."""
+    """The readers of this part of `DATA`, and the number of frames that each needs of a clip."""
     needed: dict[str, int] = {}
     for run in runs:
         for options, name in ((run.options, run.row), (run.test, "the test set")):

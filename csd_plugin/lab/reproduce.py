@@ -18,7 +18,7 @@ from csd_plugin.report.networks import as_markdown
 from csd_plugin.weights import CATALOGUE, Network, Score, packing, read_catalogue, read_left
 
 CHOSEN_BY = "validation"
-"""The test set by which the best slice of a network is chosen."""
+"""The test set on which the best slice of a network is chosen."""
 
 
 def reproduce(
@@ -33,31 +33,31 @@ def reproduce(
 ) -> str:
     """Render rain, train every network of a matrix file for one more slice, test, write the tables, pack the best.
 
-    A slice trains all rows. The first slice starts where the matrix says, each further one from the weights of the
-    slice before, with a fresh optimizer and warm-up. An interrupted slice is resumed. For every network, the slice with
+    A slice trains all rows. The first slice starts as the matrix says, each later one from the weights of the previous
+    slice, with a fresh optimizer and warm-up. An interrupted slice is resumed. For every network, the slice with
     the best PSNR of the luma on the validation clips is packed into `results/NAME/weights`.
 
     Args:
         path: the matrix file.
         clean: folder of clean clips to train on. Rain on them is rendered into `datasets/rain_clips`, unless it exists.
         validation: the same for clips to validate on.
-        minutes: to which the schedule of a slice is fitted.
+        minutes: the time to which the schedule of a slice is fitted.
         retrain: rows of this slice that are trained again.
-        processes: of each training, on this machine; the batch of an option file is shared out.
+        processes: per training, on this machine; they share the batch of an option file.
         dry_run: do nothing, and return the plan.
 
     Returns:
-        The table as Markdown and what was packed, or the plan.
+        The table as Markdown and what was packed; or the plan.
 
     Raises:
-        CSDError: missing data, other clips than before, a mistake in the matrix file, a device that does not exist, a
-            training that fails.
+        CSDError: data are missing, clips differ from before, the matrix file has a mistake, a device does not exist, or
+            a training fails.
     """
     if minutes is not None:
         check_minutes(minutes)
     matrix = read_matrix(path)
     packed = Path("results", matrix.name, "weights")
-    _catalogue(packed)  # a damaged one is said before anything is trained
+    _catalogue(packed)  # a damaged one is reported before anything is trained
     number = 1
     while is_written(continued(matrix, number)):
         number += 1
@@ -81,7 +81,7 @@ def reproduce(
         )
         return "\n".join([*rain, plan])
     render_rain(data)
-    # packed before the tables are written: a slice that was interrupted on the way is not done, and is completed
+    # packed before the tables are written, so that a slice interrupted in between counts as incomplete
     return make_tables(
         slices[-1:],
         minutes=minutes,
@@ -92,7 +92,7 @@ def reproduce(
 
 
 def continued(matrix: Matrix, number: int) -> Matrix:
-    """The matrix of a slice, with its own runs. From the second slice on, they start from those before."""
+    """The matrix of a slice, with its own runs. From the second slice on, they start from those of the previous one."""
     rows = {name: row.model_copy(deep=True) for name, row in matrix.rows.items()}
     if number > 1:
         for name, row in matrix.rows.items():
@@ -105,13 +105,13 @@ def continued(matrix: Matrix, number: int) -> Matrix:
 
 
 def pack_best(matrix: Matrix, slices: list[Table], folder: Path) -> list[str]:
-    """Pack the best slice of every row that trains, as a file and in a catalogue like the package's own.
+    """Pack the best slice of every trained row, as a file and in a catalogue like the package's own.
 
-    Only slices that were validated on the same frames as the last one are compared.
+    Only slices that were validated on the same frames as the latest one are compared.
 
     Args:
         matrix: its rows.
-        slices: all slices so far, the last one included.
+        slices: all slices so far, including the latest.
         folder: where files and catalogue go.
 
     Returns:
@@ -139,9 +139,9 @@ def pack_best(matrix: Matrix, slices: list[Table], folder: Path) -> list[str]:
 
 
 def _catalogue(folder: Path) -> tuple[dict[str, Network], dict[str, Score], dict[str, Network]]:
-    """What was packed before: the networks, scores of the rainy frames, and networks that were left out since.
+    """What was packed before: networks, scores of the rainy frames, and networks that were removed since.
 
-    Raises CSDError for a file that is no catalogue.
+    Raises CSDError for a file that is not a catalogue.
     """
     if not (folder / CATALOGUE).exists():
         return {}, {}, {}
@@ -149,9 +149,9 @@ def _catalogue(folder: Path) -> tuple[dict[str, Network], dict[str, Score], dict
 
 
 def _comparable(runs: Sequence[Run]) -> tuple[dict[str, Score], str]:
-    """Scores, by name, of the runs that are scored on the same frames as the last one; and a note on what is left out.
+    """Scores, by name, of runs scored on the same frames as the latest one; and a note on what is left out.
 
-    Runs of networks whose checkpoint no longer exists do not count.
+    Runs whose checkpoint no longer exists are ignored.
     """
     there = [
         run
@@ -161,9 +161,9 @@ def _comparable(runs: Sequence[Run]) -> tuple[dict[str, Score], str]:
     scores = {run.name: packing.score_of(CHOSEN_BY, str(_scores_of(run))) for run in there}
     last = scores.get(runs[-1].name)
     if last is None:
-        return {}, f"not packed, it has no scores on the test set {CHOSEN_BY!r}"
+        return {}, f"not packed, as it has no scores on the test set {CHOSEN_BY!r}"
     alike = {run: score for run, score in scores.items() if _frames(score) == _frames(last)}
-    note = "slices validated on other frames than the last one are not compared with it"
+    note = "slices validated on other frames than the latest one are not compared with it"
     return alike, note * (len(alike) < len(scores))
 
 

@@ -1,7 +1,7 @@
-"""Does what a matrix lacks: trains what is missing, resumes what was interrupted, tests and scores, and keeps the rest.
+"""Completes a matrix: trains missing runs, resumes interrupted ones, tests and scores, and keeps the rest.
 
-The option files of a run are kept in `results/RUNS_runs/options/RUN.yml`, so that it can be done by hand too. The run
-itself is where the toolbox's users look for it, in experiments/RUN and results/RUN.
+The option files of a run are kept in `results/RUNS_runs/options/RUN.yml`, so that it can also be started by hand. The
+run itself is where users of the toolbox look for it, in experiments/RUN and results/RUN.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from csd_plugin.records import Log
 
 _SIGNALS = (signal.SIGINT, *ENDING)
 _INTERRUPTED = tuple(status for number in _SIGNALS for status in (128 + number, -number))
-"""Statuses of what a signal has stopped, of itself or not."""
+"""Exit statuses of a process stopped by a signal, whether it ended itself or was killed."""
 _STOPPED = re.compile(rf"(WARNING: |^error: .*: )({'|'.join(one.name for one in _SIGNALS)})(: stopped after|$)")
-"""What such a training says; torchrun, which starts several processes, ends with a status of its own."""
+"""What such a training prints; torchrun, which starts several processes, has its own exit status."""
 
 _LOADED = {"param_key_g": "params", "strict_load_g": True}
-"""How weights are loaded: keys of `path`, with the toolbox's defaults."""
+"""How to load weights: keys of `path`, with the toolbox's defaults."""
 
 State = Literal["done", "trained", "interrupted", "missing"]
 
 
 class Workspace:
-    """The files that are shared by all matrix files with the same `runs`, below the current folder."""
+    """The files that all matrix files with the same `runs` share, below the current folder."""
 
     def __init__(self, runs: str) -> None:
         self.folder = Path("results", f"{runs}_runs")
@@ -62,11 +62,11 @@ class Workspace:
         return self.folder / "logs" / f"{run.name}.log"
 
     def starts(self, run: Run) -> Path:
-        """The digests of the checkpoints that its training began with."""
+        """The digests of the checkpoints from which its training started."""
         return self.folder / "starts" / f"{run.name}.json"
 
     def lock(self, run: Run) -> FileLock:
-        """Who has it works on the run."""
+        """The lock of whoever works on the run."""
         path = self.folder / "locks" / f"{run.name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(path)
@@ -77,7 +77,7 @@ class Workspace:
 
 
 def state(run: Run) -> State:
-    """How far a run is, judged by its files."""
+    """The state of a run, judging by its files."""
     if run.options is not None:
         left = left_behind(run.name)
         if left != "trained":
@@ -88,7 +88,7 @@ def state(run: Run) -> State:
 
 
 def _untested(run: Run) -> list[str]:
-    """Its test sets that have no result here, or one of what has changed since: of the set, the network, the frames."""
+    """Its test sets without a result, or with one from another set, network or frames."""
     before = _read_tested(run)
     return [
         name
@@ -102,7 +102,7 @@ def _tested_file(run: Run) -> Path:
 
 
 def _read_tested(run: Run) -> dict[str, str]:
-    """What the results were made by, by test set; nothing of results that this program has not made."""
+    """What the results were made with, by test set; empty for results that this program has not made."""
     try:
         content = plain.parse_json(plain.read_text(_tested_file(run)))
     except (OSError, ValueError):
@@ -111,7 +111,7 @@ def _read_tested(run: Run) -> dict[str, str]:
 
 
 def _tested_by(run: Run) -> dict[str, str]:
-    """A digest, for each test set, of all that its result depends on, but for the data set's own frames."""
+    """A digest, for each test set, of everything its result depends on, except the data set's own frames."""
     test = run.test or {}
     parts: list[Any] = [{key: test.get(key) for key in ("network_g", "interface_g", "val")}]
     paths = test.get("path", {})
@@ -119,7 +119,9 @@ def _tested_by(run: Run) -> dict[str, str]:
     if weights and Path(weights).is_file():
         parts.append(file_digest(Path(weights)))
         loaded = {key: paths.get(key, default) for key, default in _LOADED.items()}
-        if loaded != _LOADED | {"param_key_g": "params_ema"}:  # else as earlier versions had it, whose results stay
+        if loaded != _LOADED | {
+            "param_key_g": "params_ema"
+        }:  # otherwise as in earlier versions, whose results stay valid
             parts.append(loaded)
     if isinstance(run.source, Frames):
         files = sorted(file for file in Path(run.source.frames).rglob("*") if file.is_file())
@@ -131,7 +133,7 @@ def _tested_by(run: Run) -> dict[str, str]:
 
 
 def left_behind(name: str) -> Literal["trained", "interrupted", "missing"]:
-    """How far the training of this name is, judged by its files."""
+    """The state of the training of this name, judging by its files."""
     folder = Path("experiments", name)
     if (folder / "models" / "net_g_latest.pth").is_file():
         return "trained"
@@ -139,7 +141,7 @@ def left_behind(name: str) -> Literal["trained", "interrupted", "missing"]:
 
 
 def result_files(run: Run) -> list[Path]:
-    """Where the test pipeline writes the scores of each test set."""
+    """The files to which the test pipeline writes the scores of each test set."""
     sets = (run.test or {}).get("datasets", {})
     return [_result_file(run, content["name"]) for content in sets.values()]
 
@@ -149,13 +151,13 @@ def _result_file(run: Run, dataset: str) -> Path:
 
 
 def begins_with(run: Run) -> list[Path]:
-    """The checkpoints that its training starts from, the student's and the teachers'."""
+    """The checkpoints from which its training starts, the student's and the teachers'."""
     paths = run.options["path"] if run.options else {}
     return [Path(value) for key, value in paths.items() if key.startswith("pretrain_network") and value]
 
 
 def with_dependents(names: Collection[str], runs: Iterable[Run]) -> set[str]:
-    """The runs of these names and those that start from them, directly or not; `runs` in the order of `runs_of`."""
+    """The runs of these names and all that start from them, directly or not; `runs` in the order of `runs_of`."""
     found: set[str] = set()
     files: set[Path] = set()
     for run in runs:
@@ -166,7 +168,7 @@ def with_dependents(names: Collection[str], runs: Iterable[Run]) -> set[str]:
 
 
 def check_unchanged(runs: Iterable[Run], space: Workspace) -> None:
-    """Raise CSDError where a run was begun with options or weights that differ from those of the matrix now."""
+    """Raise CSDError if a run was begun with options or weights that differ from the matrix's current ones."""
     for run in runs:
         file = space.options(run, "train")
         if run.options is None or not file.is_file() or left_behind(run.name) == "missing":
@@ -199,20 +201,19 @@ def _read_starts(file: Path) -> dict[str, str]:
 
 
 def perform(runs: Mapping[str, Run], space: Workspace, processes: int = 1) -> None:
-    """Train and test everything that is not done, in order.
+    """Train and test everything that is not done yet, in order.
 
-    An interrupted training is resumed from its last saved state the next time. Several commands may work on the same
-    runs.
+    The next call resumes an interrupted training from its last saved state. Several commands may work on the same runs.
 
     Args:
-        processes: of each training, on this machine.
+        processes: per training, on this machine.
 
     Raises:
-        CSDError: a training or test failed; what was done before stays.
+        CSDError: a training or test failed; finished ones are kept.
         KeyboardInterrupt: one was stopped by a signal, or this process by Ctrl-C.
     """
     waiting = [run for run in runs.values() if state(run) != "done"]
-    shown = "{desc}: {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # runs differ: what is left is said of the current one
+    shown = "{desc}: {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # without time left: runs differ
     with endings_interrupt(), tqdm(total=len(waiting), desc="runs", bar_format=shown, disable=None) as bar:
         for run in waiting:
             with _alone(run, space, bar):
@@ -224,7 +225,7 @@ def perform(runs: Mapping[str, Run], space: Workspace, processes: int = 1) -> No
 def forget(runs: Sequence[Run], space: Workspace) -> None:
     """Rename the experiments and results of runs, so that they are done again; nothing is deleted.
 
-    Raises CSDError where another command is at work on one of them; all stay what they are then.
+    Raises CSDError, and changes nothing, if another command is working on one of them.
     """
     with ExitStack() as locks:
         for run in runs:
@@ -232,7 +233,7 @@ def forget(runs: Sequence[Run], space: Workspace) -> None:
                 locks.enter_context(space.lock(run).acquire(blocking=False))
             except Timeout as error:
                 raise CSDError(
-                    f"{run.name} cannot be done again: another command is at work on it; wait until it has ended"
+                    f"{run.name} cannot be done again: another command is working on it; wait until it ends"
                 ) from error
         for run in runs:
             for folder in (Path("experiments", run.name), Path("results", run.name)):
@@ -248,10 +249,10 @@ def _put_aside(folder: Path) -> None:
 
 
 def score_frames(run: Run) -> None:
-    """Score frames that exist on each test set of a run, into results/RUN, as the test pipeline would.
+    """Score existing frames on each test set of a run, into results/RUN, like the test pipeline.
 
     Raises:
-        CSDError: frames or truth that are missing, or do not fit each other.
+        CSDError: frames or truth are missing, or do not match.
     """
     assert run.test is not None
     for content in run.test["datasets"].values():
@@ -263,7 +264,7 @@ def score_frames(run: Run) -> None:
 
 @contextmanager
 def _alone(run: Run, space: Workspace, bar: tqdm) -> Iterator[None]:
-    """Only one of the processes that share runs works on this run; the others wait, and then find it done."""
+    """Let only one of the processes that share runs work on this run; the others wait, and then find it done."""
     lock = space.lock(run)
     try:
         lock.acquire(blocking=False)
@@ -277,7 +278,7 @@ def _alone(run: Run, space: Workspace, bar: tqdm) -> Iterator[None]:
 
 
 def _complete(run: Run, space: Workspace, bar: tqdm, processes: int) -> None:
-    """Train and test a run as far as that is not done."""
+    """Do the parts of training and testing a run that are not done yet."""
     if run.options is not None and not run.checkpoint.is_file():
         if left_behind(run.name) == "missing":
             digests = {str(start): file_digest(start) for start in begins_with(run) if start.is_file()}
@@ -294,7 +295,7 @@ def _complete(run: Run, space: Workspace, bar: tqdm, processes: int) -> None:
 
 
 def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: tqdm, processes: int = 1) -> None:
-    """Run `python -m csd_plugin.JOB`; its progress goes to the bar, all it says to the log."""
+    """Run `python -m csd_plugin.JOB`; its progress goes to the bar, all its output to the log."""
     file, log = space.options(run, job), space.log(run)
     _write(file, yaml.safe_dump(_plain(options), sort_keys=False, allow_unicode=True))
     if job == "train":
@@ -311,7 +312,7 @@ def _launch(job: str, run: Run, options: dict[str, Any], space: Workspace, bar: 
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            process_group=0,  # a terminal's Ctrl-C comes from us alone: a second signal would not let it save
+            process_group=0,  # a terminal's Ctrl-C must only come from us, as after a second signal it would not save
             **line_to_us,
         ) as process,
     ):
@@ -342,9 +343,9 @@ def _stop(process: subprocess.Popen[str], sink: Log) -> None:
     """Let a training end its step and save; a second Ctrl-C ends it at once."""
     assert process.stderr is not None
     for _ in range(2):
-        process.terminate()  # not by SIGINT, which processes in the background ignore
+        process.terminate()  # not SIGINT, which background processes ignore
         with suppress(KeyboardInterrupt):
-            for line in process.stderr:  # what it says until it has ended
+            for line in process.stderr:  # its output until it ends
                 sink.write(line)
                 if line.startswith(STOPPING):
                     tqdm.write(STOPPING, file=sys.stderr)
@@ -363,13 +364,15 @@ def _rainy(content: Mapping[str, Any]) -> Scores:
 
 
 def _given(folder: Path, content: Mapping[str, Any]) -> Scores:
-    """Scores of those frames of the folder that belong to the test set: its clips, and its part of each."""
+    """Scores of the frames in the folder that belong to the test set: its clips, and its part of each."""
     dataset = PairedVideoTestDataset({**content, "num_frame": 1})
     wanted: dict[str, list[int]] = {}
     for number, frame in dataset.samples:
         wanted.setdefault(dataset.sequences[number].name, []).append(frame)
     if not content.get("dataroot"):
-        raise CSDError(f"the test set {content['name']}: frames are scored only in a folder that is its dataroot")
+        raise CSDError(
+            f"the test set {content['name']}: frames can only be scored against a folder as dataroot; give one"
+        )
     truth = Path(content["dataroot"]) / SPLITS[content.get("split") or "test"]
     every = score_folders(folder, truth, clips=list(wanted))
     missing = wanted.keys() - every.clips.keys()
@@ -384,7 +387,7 @@ def _part(clip: ClipScores, frames: Iterable[int]) -> ClipScores:
 
 
 def _difference(before: Any, now: Any, where: str = "") -> str:
-    """The first key by which two options differ, `key: before instead of now`; empty where none does."""
+    """The first key in which two options differ, `key: before instead of now`; empty if none does."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in [*before, *(key for key in now if key not in before)]:
             different = _difference(before.get(key), now.get(key), f"{where}.{key}".lstrip("."))
@@ -395,7 +398,7 @@ def _difference(before: Any, now: Any, where: str = "") -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What YAML keeps: lists for tuples."""
+    """The value as YAML stores it, with lists for tuples."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else deepcopy(value)

@@ -1,4 +1,4 @@
-"""The table of a matrix: scores from the results of its runs, and what its networks cost."""
+"""The table of a matrix: scores from the results of its runs, and the cost of its networks."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from csd_plugin.report.grid import Grid
 from csd_plugin.report.text import three_digits
 
 COUNTED_SIZE = 128
-"""Side of the frames whose operations are counted, as in the paper's Table 2."""
+"""Side of the frames for which operations are counted, as in the paper's Table 2."""
 ROUNDS = 3
-"""How often each network is timed."""
+"""How many times each network is timed."""
 
 NONE = "-"
 _PROTOCOLS = {"nturain_y": "Y", "rgb": "RGB"}
@@ -34,7 +34,7 @@ _PROTOCOLS = {"nturain_y": "Y", "rgb": "RGB"}
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs; None where it was not asked for.
+    """The cost of a network; None for what was not requested.
 
     Attributes:
         parameters: their number.
@@ -49,11 +49,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Published:
-    """What a paper reports: PSNR in dB and SSIM on the 8-bit luma, averages over clips.
+    """Published figures: PSNR in dB and SSIM on the 8-bit luma, averages over clips.
 
     Attributes:
-        of: what these clips are, for people; empty where that is not known.
-        clips: their names, where the paper has a number for each.
+        of: a description of these clips; empty if unknown.
+        clips: their names, if the paper has a number for each.
     """
 
     psnr: float
@@ -71,7 +71,7 @@ class Line:
         trained: whether its figures depend on a seed.
         averages: test set -> protocol -> seed -> the average.
         clips: test set -> clip -> the average of each seed, by the published protocol.
-        published: what a paper reports for it.
+        published: the published figures for it.
     """
 
     label: str
@@ -93,18 +93,18 @@ class Line:
 
 
 def _deviation(values: Sequence[float]) -> float | None:
-    """None of one value, and where one is infinite: the PSNR of a frame that is its truth."""
+    """The standard deviation; None for a single value, or if one is infinite, like the PSNR of equal frames."""
     return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
 def build(matrix: Matrix, runs: Mapping[str, Run], costs: Mapping[str, Cost], notes: Sequence[str] = ()) -> Grid:
-    """The table of the rows that are shown. A result that is missing is a dash.
+    """The table of the shown rows. A missing result is a dash.
 
     Args:
         matrix: its rows and columns.
-        runs: of its rows.
-        costs: by row, for the columns that `complexity` and `speed` ask for.
-        notes: come below the table, after those on seeds, clips and orderings.
+        runs: the runs of its rows.
+        costs: by row, for the columns that `complexity` and `speed` request.
+        notes: to add below the table, after those on seeds, clips and orderings.
     """
     lines = _lines(matrix, runs)
     datasets = list(dict.fromkeys(name for line in lines.values() for name in line.averages))
@@ -144,7 +144,7 @@ def build(matrix: Matrix, runs: Mapping[str, Run], costs: Mapping[str, Cost], no
 
 
 def costs_of(matrix: Matrix, runs: Mapping[str, Run]) -> dict[str, Cost]:
-    """What the networks of shown rows cost, by row, as far as the matrix asks for it."""
+    """The cost of the networks of shown rows, by row, as far as the matrix requests it."""
     if not (matrix.complexity or matrix.speed):
         return {}
     networks = {}
@@ -157,9 +157,9 @@ def costs_of(matrix: Matrix, runs: Mapping[str, Run]) -> dict[str, Cost]:
 
 
 def orderings(lines: Sequence[Line], dataset: str) -> list[str]:
-    """How many neighbours of the published order keep that order here, and one line for each pair that does not.
+    """How many neighbours of the published order keep their order here, and one line for each pair that does not.
 
-    Nothing where they do not stand for one set of clips: in the paper, or here. Published ties have no order.
+    Empty if the published figures, or ours, are not all of the same clips. Published ties have no order.
     """
     known = [(line, here) for line in lines if line.published and (here := line.mean(dataset, PROTOCOL, "psnr"))]
     if not _of_one_set([line for line, _ in known], dataset):
@@ -186,7 +186,7 @@ def orderings(lines: Sequence[Line], dataset: str) -> list[str]:
 
 
 def _of_one_set(lines: Sequence[Line], dataset: str) -> bool:
-    """Whether these rows have figures of the same clips: of a paper, and here; also both, where clips are known."""
+    """Whether these rows have figures of the same clips: published, here, and in both cases, if clips are known."""
     scored = {frozenset(line.clips.get(dataset, ())) for line in lines}
     published = {line.published.of for line in lines if line.published}
     clips = {line.published.clips for line in lines if line.published} - {None}
@@ -198,7 +198,7 @@ def _spread(line: Line, dataset: str) -> float:
 
 
 def _lines(matrix: Matrix, runs: Mapping[str, Run]) -> dict[str, Line]:
-    """All rows that are shown. Published figures of a row without results are of the clips of the others."""
+    """All shown rows. Published figures of a row without results are of the clips of the others."""
     lines = {key: _line(key, row, runs) for key, row in matrix.rows.items() if row.shown}
     scored = {key: {clip for clips in line.clips.values() for clip in clips} for key, line in lines.items()}
     every = {clip for clips in scored.values() for clip in clips}
@@ -232,7 +232,7 @@ def _add(line: Line, seed: int, file: Path) -> None:
 
 
 def _published(matrix: Matrix, row: Row, scored: Collection[str]) -> Published | None:
-    """A row's published figures; those of single clips over the clips that were scored, or all if none was yet."""
+    """A row's published figures; figures of single clips are averaged over the scored clips, or all if none was."""
     if row.published is None:
         return None
     if isinstance(row.published, PublishedScore):
@@ -246,7 +246,7 @@ def _published(matrix: Matrix, row: Row, scored: Collection[str]) -> Published |
 
 
 def _published_columns(lines: Collection[Line]) -> dict[str, list[str]]:
-    """Heading -> cells; the headings say which clips the figures are of, if that is the same for all."""
+    """Heading -> cells; the headings name the clips of the figures, if these are the same for all."""
     figures = [line.published for line in lines]
     if not any(figures):
         return {}
@@ -259,7 +259,7 @@ def _published_columns(lines: Collection[Line]) -> dict[str, list[str]]:
 
 
 def _published_notes(matrix: Matrix, lines: Mapping[str, Line]) -> list[str]:
-    """Which clips the published figures are of, if not of the same for all rows, and rows that have none for theirs."""
+    """Notes on the clips of published figures, if not the same for all rows, and on rows without figures for theirs."""
     labels: dict[str, list[str]] = {}
     for key, line in lines.items():
         if matrix.rows[key].published is not None:
@@ -293,19 +293,19 @@ def _clip_cell(qualities: Sequence[Quality] | None) -> str:
 
 
 def _gain(line: Line, base: Line, dataset: str) -> str:
-    """The mean of the differences, seed by seed; their deviation where there are several."""
+    """The mean of the differences, seed by seed, with their deviation if there are several."""
     pairs = _pairs(line, base, dataset)
     if line is base or not pairs:
         return NONE
     differences = [ours - theirs for ours, theirs in pairs.values()]
     mean, deviation = statistics.fmean(differences), _deviation(differences)
-    if math.isnan(mean):  # of two perfect results
+    if math.isnan(mean):  # two perfect results
         return NONE
     return f"{mean:+.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
 
 
 def _pairs(line: Line, base: Line, dataset: str) -> dict[int, tuple[float, float]]:
-    """Seed -> the PSNR of both, for seeds that both have. What is not trained has the same for every seed."""
+    """Seed -> the PSNR of both, for seeds that both have. Rows that are not trained have the same for every seed."""
     ours, theirs = (row.of_seeds(dataset, PROTOCOL, "psnr") for row in (line, base))
     if ours and not line.trained:
         ours = dict.fromkeys(theirs, *ours.values())
@@ -315,7 +315,7 @@ def _pairs(line: Line, base: Line, dataset: str) -> dict[int, tuple[float, float
 
 
 def _seed_notes(lines: Sequence[Line], base: Line, datasets: Sequence[str]) -> list[str]:
-    """Which seeds are compared, where those are not all of both rows: one line for all rows of which it is the same."""
+    """The seeds that are compared, if not all of both rows: one line for all rows with the same seeds."""
     found: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for dataset in datasets:
         theirs = base.of_seeds(dataset, PROTOCOL, "psnr")
@@ -335,7 +335,7 @@ def _seed_notes(lines: Sequence[Line], base: Line, datasets: Sequence[str]) -> l
 
 
 def _difference(one: float, other: float) -> str:
-    """`inf - inf`, of two perfect results, is no number."""
+    """The difference; `inf - inf`, of two perfect results, is not a number, and shown as a dash."""
     return NONE if math.isnan(one - other) else f"{one - other:+.2f}"
 
 
@@ -345,7 +345,7 @@ def _best(values: Sequence[float | None]) -> int | None:
 
 
 def _build(options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """A network with random weights, and how it is called."""
+    """A network with random weights, and its interface."""
     from csd_plugin.models.building import build_networks
 
     with forked_random():
@@ -362,7 +362,7 @@ def _cost(network: Any, interface: Any, seconds: float | None, *, counted: bool)
 
 
 def _seconds(networks: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
-    """All in turns, each in its fastest exact form, one frame of `FRAME_SIZE`."""
+    """Seconds per frame of `FRAME_SIZE`: all networks in turns, each in its fastest exact form."""
     from csd_plugin.inference.folding import fold
 
     width, height = FRAME_SIZE

@@ -1,1 +1,1 @@
-"""`csd link`: the plugin in toolboxes whose scripts are left as they are, by a file in them or by an import hook."""
+"""`csd link`: adds the plugin to toolboxes whose scripts stay unchanged, by a file in them or by an import hook."""

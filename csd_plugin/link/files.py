@@ -1,4 +1,4 @@
-"""The files that `csd link` puts into a toolbox: written, looked at, and taken away again without a trace."""
+"""The files that `csd link` puts into a toolbox: written, checked, and removed again without a trace."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Linked:
     """What `link` has done.
 
     Attributes:
-        written: files that are new or renewed.
-        current: files that were there already.
-        hidden: the file of git by which they are not listed; None where git did not list them.
+        written: files that are new or updated.
+        current: files that were up to date already.
+        hidden: git's file that hides them; None if git did not list them anyway.
     """
 
     written: list[Path]
@@ -35,10 +35,10 @@ class Linked:
 
 
 def link(tree: Tree) -> Linked:
-    """Write what `tree` needs, and hide it from git; either all of it or nothing: an earlier version then stays.
+    """Write what `tree` needs, and hide it from git: everything or nothing, so that an earlier version then stays.
 
     Raises:
-        CSDError: a file of that name that is not ours, or a folder that cannot be written to.
+        CSDError: a file of that name is not ours, or a folder cannot be written to.
     """
     files = {tree.package / name: content_of(name) for name in tree.files}
     current = [file for file, content in files.items() if _ours(file) == content]
@@ -52,7 +52,7 @@ def link(tree: Tree) -> Linked:
             if file not in current:
                 atomic.write_text(file, content)
                 written.append(file)
-    except BaseException as error:  # Ctrl-C too
+    except BaseException as error:  # including Ctrl-C
         _put_back(before)
         if isinstance(error, OSError):
             raise _read_only(tree, error) from error
@@ -67,7 +67,7 @@ def unlink(tree: Tree) -> list[Path]:
         The files that were there.
 
     Raises:
-        CSDError: files that are not ours, or that cannot be removed.
+        CSDError: a file is not ours, or cannot be removed.
     """
     files = [tree.package / name for name in _CALLS]
     there = [file for file in files if _ours(file) is not None]
@@ -87,7 +87,7 @@ def missing(tree: Tree) -> list[Path]:
 
 
 def content_of(name: str) -> str:
-    """The text of a file. Its first line holds the checksum of the rest, so that a change can be seen later.
+    """The text of a file. Its first line holds the checksum of the rest, which shows later changes.
 
     Args:
         name: `trees.MODELS` or `trees.ARCHS`.
@@ -105,20 +105,20 @@ def _checksum(body: str) -> str:
 
 
 def _ours(file: Path) -> str | None:
-    """The text of a file that we have written, None where there is nothing. Raises CSDError for everything else."""
+    """The text of a file that we have written; None if there is no file. Raises CSDError for any other file."""
     if not file.exists() and not file.is_symlink():
         return None
     text = file.read_bytes().decode(errors="replace") if file.is_file() and not file.is_symlink() else ""
     mark, _, body = text.replace("\r\n", "\n").partition("\n")
     if not mark.startswith(_MARK):
-        raise CSDError(f"{file}: is not from `csd link`; rename it, then run this again")
+        raise CSDError(f"{file}: not written by `csd link`; rename it, then run this again")
     if mark != f"{_MARK}{_checksum(body)}":
-        raise CSDError(f"{file}: was changed after `csd link` wrote it; move it away, then run this again")
+        raise CSDError(f"{file}: changed after `csd link` wrote it; move it away, then run this again")
     return text
 
 
 def _take_away(files: Iterable[Path]) -> None:
-    """Files of Python, with what it has compiled of them."""
+    """Remove Python files, with their compiled versions."""
     for file in files:
         file.unlink(missing_ok=True)
         for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
@@ -130,9 +130,9 @@ def _bytes_of(file: Path) -> bytes | None:
 
 
 def _put_back(before: Mapping[Path, bytes | None]) -> None:
-    """Files as they were: earlier versions too, and None where there was nothing. Each as far as it can be."""
+    """Restore files: earlier versions, or None if there was no file. Each one as far as possible."""
     for file, content in before.items():
-        with suppress(OSError):  # such as a full disk, of which the first error tells
+        with suppress(OSError):  # for example a full disk, which the first error reports
             if content is None:
                 _take_away([file])
             elif _bytes_of(file) != content:
@@ -146,6 +146,6 @@ def _checkout(tree: Tree) -> Checkout | None:
 
 def _read_only(tree: Tree, error: OSError) -> CSDError:
     return CSDError(
-        f"{error.filename or tree.package}: cannot be changed ({error.strerror}); mend its permissions, or use "
-        f"`csd link --hook`, which leaves it as it is"
+        f"{error.filename or tree.package}: cannot be changed ({error.strerror}); fix its permissions, or use "
+        f"`csd link --hook`, which does not change it"
     )

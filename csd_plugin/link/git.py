@@ -1,6 +1,6 @@
-"""Git's own list of files that it does not show, `info/exclude`, which is not part of any commit.
+"""Git's own list of files that it hides, `info/exclude`, which is not part of any commit.
 
-Our lines are one block at the top, so that taking it away leaves every other byte as it was.
+Our lines are one block at the top, so that removing it restores every other byte.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Checkout:
         return self.shared / "info" / "exclude"
 
     def hide(self, files: list[Path]) -> bool:
-        """Let git not list these files of the checkout. Returns whether that was new. Raises OSError."""
+        """Make git hide these files of the checkout. Returns whether that was new. Raises OSError."""
         hidden = self._hidden()
         wanted = [self._pattern(file) for file in files]
         if set(wanted) <= set(hidden):
@@ -48,7 +48,7 @@ class Checkout:
         return True
 
     def show(self, files: list[Path]) -> None:
-        """The opposite of `hide`, except for files that another worktree of the clone still has. Raises OSError."""
+        """Undo `hide`, except for files that another worktree of the clone still has. Raises OSError."""
         hidden = self._hidden()
         gone = {
             self._pattern(file)
@@ -68,7 +68,7 @@ class Checkout:
                 yield (link.parent / place).parent
 
     def _pattern(self, file: Path) -> str:
-        """With what has a meaning in patterns taken literally."""
+        """The file's pattern, with special characters escaped."""
         relative = PurePosixPath(file.relative_to(self.root))
         return "/" + re.sub(r"([\\*?\[\]]| $)", r"\\\1", str(relative))
 
@@ -91,17 +91,17 @@ class Checkout:
 
 
 def checkout_of(path: Path) -> Checkout | None:
-    """The working tree that `path` lies in; none, and a line, where its git folder is not surely its own."""
+    """The working tree that contains `path`; None, with a warning, if its git folder may belong to another one."""
     for folder in (path, *path.parents):
         if (folder / ".git").exists():
             try:
                 shared = _git_folder(folder)
-            except (OSError, ValueError, RuntimeError):  # names that are none, and links in a circle
+            except (OSError, ValueError, RuntimeError):  # invalid names, and circular links
                 shared = None
             if shared is not None:
                 return Checkout(folder, shared)
             logger.warning(
-                "%s: does not lead to a git folder of this working tree; git's list of hidden files is left alone",
+                "%s: does not lead to a git folder of this working tree; git's list of hidden files is not changed",
                 folder / ".git",
             )
             return None
@@ -109,9 +109,9 @@ def checkout_of(path: Path) -> Checkout | None:
 
 
 def _git_folder(root: Path) -> Path | None:
-    """What a working tree shares with the other ones of its clone; None where that does not name this one.
+    """The git folder that a working tree shares with others of its clone; None if that does not refer to this tree.
 
-    A `.git` file, which comes with a clone of somebody's, could lead to any folder.
+    A `.git` file, which may come from an untrusted clone, could point to any folder.
     """
     git = root / ".git"
     if git.is_symlink():
@@ -128,7 +128,7 @@ def _git_folder(root: Path) -> Path | None:
 
 
 def _of_worktree(where: Path, git: Path) -> Path | None:
-    """The clone's git folder, where it has `where` for the worktree whose `.git` this is."""
+    """The clone's git folder, if it has `where` for the worktree with this `.git`."""
     back, common = _text_of(where / "gitdir"), _text_of(where / "commondir")
     if back is None or common is None:
         return None
@@ -144,7 +144,7 @@ def _of_submodule(where: Path, root: Path) -> Path | None:
 
 
 def _text_of(file: Path) -> str | None:
-    """The text of a file; None where there is no file, or no text in it."""
+    """The text of a file; None if there is no file, or if it is not text."""
     try:
         return read_text(file).strip() if file.is_file() else None
     except (OSError, ValueError):

@@ -11,11 +11,11 @@ from csd_plugin.errors import CSDError
 from csd_plugin.link.standalone import call_linked, wait_for_toolbox
 
 NAME = "csd_plugin_hook.pth"
-"""Python runs the lines of such files at its start."""
+"""Python runs the lines of such files when it starts."""
 
 
 def _line() -> str:
-    """Python runs a single line. It imports nothing of ours: csd-plugin may be exchanged meanwhile, or be gone."""
+    """The line, as Python runs single lines. It does not import csd-plugin, which may be updated or removed later."""
     functions = "\n\n".join(inspect.getsource(function) for function in (call_linked, wait_for_toolbox))
     text = f"# Written by csd-plugin; `csd link --hook --undo` removes it.\n{functions}\nwait_for_toolbox()\n"
     return f"import sys; exec({text!r}, {{'__name__': 'csd_plugin_hook'}})\n"
@@ -25,12 +25,12 @@ LINE = _line()
 
 
 def hook_file() -> Path:
-    """Where the line is, or would be, for this Python."""
+    """The path of the file with the line, whether it exists or not, for this Python."""
     return Path(sysconfig.get_path("purelib")) / NAME
 
 
 def set_hook() -> bool:
-    """Write the line. Returns whether it was new. Raises CSDError where it cannot be written."""
+    """Write the line. Returns whether it was new. Raises CSDError if it cannot be written."""
     if is_set():
         return False
     try:
@@ -41,7 +41,7 @@ def set_hook() -> bool:
 
 
 def remove_hook() -> bool:
-    """Remove the line. Returns whether it was there. Raises CSDError where it cannot be removed."""
+    """Remove the line. Returns whether it was there. Raises CSDError if it cannot be removed."""
     there = hook_file().exists()
     try:
         hook_file().unlink(missing_ok=True)
@@ -51,7 +51,7 @@ def remove_hook() -> bool:
 
 
 def is_set() -> bool:
-    """Whether the line is there, and is this version's."""
+    """Whether the line exists, and is this version's."""
     return hook_file().is_file() and hook_file().read_text(encoding="utf-8", errors="replace") == LINE
 
 

@@ -1,6 +1,6 @@
-"""What is called by the files that `csd link` writes, and by its import hook. Neither function raises anything.
+"""The functions that the files of `csd link`, and its import hook, call. Neither raises anything.
 
-A program may use the toolbox without us: whatever fails here is one line that says what to do, and the program goes on.
+A program may use the toolbox without us: any failure here is one line that says what to do, and the program continues.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from csd_plugin.versions import check_versions
 
 _said: set[str] = set()
 _refused = False
-"""Whether the imports could not be prepared; it has been told then."""
+"""Whether preparing the imports failed, which was then reported."""
 
 
 def prepare_imports() -> None:
-    """Before the toolbox is imported, or early in it: `compat.prepare_imports`."""
+    """`compat.prepare_imports`, before the toolbox is imported, or early in its import."""
     global _refused
     _refused = True
     try:
@@ -33,7 +33,7 @@ def prepare_imports() -> None:
 
 
 def activate() -> None:
-    """`csd_plugin.activate()`, also in the middle of the toolbox's own import."""
+    """`csd_plugin.activate()`, which may be called in the middle of the toolbox's own import."""
     if _refused:
         return
     try:
@@ -47,7 +47,7 @@ def activate() -> None:
 
 
 def _say(error: Exception) -> None:
-    """Once in a process, however many files and hooks call."""
+    """Report once per process, however many files and hooks call this."""
     line = f"csd-plugin is not active: {_fault(error)}"
     if line not in _said:
         _said.add(line)
@@ -55,7 +55,8 @@ def _say(error: Exception) -> None:
 
 
 def _fault(error: Exception) -> str:
-    """What failed, where that is not in its words, and what to do. A package that pip exchanges now may look broken."""
+    """What failed, even if the error's message does not say it, and what to do; during an update by pip, a package may
+    look broken."""
     if isinstance(error, CSDError):
         return first_line(error)
     cause = first_line(error)

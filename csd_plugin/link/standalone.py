@@ -1,6 +1,6 @@
-"""Functions whose source `csd link` copies to where it must work without csd-plugin, and where csd-plugin is broken.
+"""Functions whose source `csd link` copies to places where it must work even if csd-plugin is missing or broken.
 
-Each imports what it needs. They are not called from here.
+Each imports what it needs. They are not called in this package.
 """
 
 from __future__ import annotations

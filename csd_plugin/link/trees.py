@@ -1,4 +1,4 @@
-"""Toolboxes and projects on disk that a file of ours can be put into: what they are, and what they need."""
+"""Toolboxes and projects on disk that can get a file of ours: what they are, and what they need."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from csd_plugin.lifeline import lifeline
 from csd_plugin.versions import OPTIONS_OF_TODAY
 
 MODELS, ARCHS = "models/csd_model.py", "archs/csd_arch.py"
-"""The files. The toolbox imports all files in these folders whose names end in `_model.py` and `_arch.py`."""
+"""The files to write. The toolbox imports all files in these folders whose names end in `_model.py` and `_arch.py`."""
 _OPTIONS = "def ordered_yaml"
-"""In `utils/options.py` of every BasicSR."""
+"""A part of `utils/options.py` in every BasicSR."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Tree:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files that it needs: with ARCHS where `functional_tensor` is imported before the models are."""
+        """The files that it needs: also ARCHS if `functional_tensor` is imported before the models."""
         return (MODELS, ARCHS) if self.toolbox and self._wants_functional_tensor() else (MODELS,)
 
     @property
@@ -47,7 +47,7 @@ class Tree:
         return not {"site-packages", "dist-packages"}.isdisjoint(self.package.parts)
 
     def fault(self) -> str:
-        """Why importing it in a new process does not make our models known; empty where it does."""
+        """Why importing it in a new process does not register our models; empty if it does."""
         is_package = (self.package / "__init__.py").exists()
         folder, name = (self.package.parent, f"{self.package.name}.models") if is_package else (self.package, "models")
         return import_fault(name, folder)
@@ -70,7 +70,7 @@ def find_tree(path: Path | None = None) -> Tree:
     """A toolbox or project on disk.
 
     Args:
-        path: the package, or the folder above it; None for what `import basicsr` finds.
+        path: the package, or the folder above it; None for the one that `import basicsr` finds.
 
     Raises:
         CSDError: there is none, more than one, or one that is too old.
@@ -86,24 +86,24 @@ def find_tree(path: Path | None = None) -> Tree:
     inside = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     found = [path] if _is_scanned(path) else [folder for folder in inside if _is_scanned(folder)]
     if not found:
-        raise CSDError(f"{path}: no BasicSR, and no project in its pattern: no models/__init__.py imports *_model.py")
+        raise CSDError(f"{path}: no BasicSR, and no project built on it: no models/__init__.py imports *_model.py")
     if len(found) > 1:
         names = ", ".join(folder.name for folder in found)
         raise CSDError(f"{path}: more than one package imports its *_model.py ({names}); give the folder of one")
     package = found[0]
     options, registry = _text(package / "utils" / "options.py"), (package / "utils" / "registry.py").is_file()
-    toolbox = registry or _OPTIONS in options  # a project may have an utils of its own
+    toolbox = registry or _OPTIONS in options  # a project may have its own utils
     if toolbox and not (registry and OPTIONS_OF_TODAY in options):
-        raise CSDError(f"{package}: an older BasicSR, without registries or --force_yml; 1.4.2 and later can be linked")
+        raise CSDError(f"{package}: this BasicSR is too old (no registries or --force_yml); use 1.4.2 or newer")
     return Tree(package, toolbox)
 
 
 def import_fault(name: str, folder: Path | None = None) -> str:
-    """Why importing a module in a new process does not make our models known; empty where it does.
+    """Why importing a module in a new process does not register our models; empty if it does.
 
     Args:
-        name: of the module.
-        folder: put in front of the places where Python looks for it.
+        name: the module's.
+        folder: where Python should look for it first.
     """
     folders = [str(folder)] if folder else []
     command = [sys.executable, "-c", _IMPORT, name, *folders]
@@ -114,7 +114,7 @@ def import_fault(name: str, folder: Path | None = None) -> str:
         return ""
     if run.returncode == _UNKNOWN:
         said = [line for line in lines if line.startswith("csd-plugin")]
-        return said[-1] if said else "this Python does not have csd-plugin installed outside of its folder"
+        return said[-1] if said else "this Python only finds csd-plugin in the current folder; install csd-plugin"
     reason = lines[-1] if lines else f"exit status {run.returncode}"
     cure = next((cure for words, cure in _CURES.items() if words in reason), "")
     return f"import {name} fails ({reason}){cure}"

@@ -1,4 +1,4 @@
-"""What a data set holds, clip by clip, and what is wrong with it; as text and as JSON. The page is `dataset_page`."""
+"""The contents of a data set, clip by clip, and its problems; as text and as JSON. `dataset_page` makes the page."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from csd_plugin.types import PairedSequence
 
 THUMBNAIL_WIDTH = 374
 DIFFERENCE_GAIN = 3
-"""How much stronger than it is the thumbnail of the difference shows it."""
+"""The magnification of differences in thumbnails."""
 
 _MAX_PROBLEMS = 5
 _TRAINING_FRAMES, _TRAINING_CROP = 11, 128
-"""Frames of a training clip and pixels of a crop's side, as the paper has them; smaller clips need other options."""
+"""Frames of a training clip, and pixels of a crop's side, as in the paper; smaller clips need other options."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class ClipFacts:
 
     Attributes:
         split: None outside NTURain's layout.
-        frames: of the rainy clip; its truth has the same number.
-        size: 'WIDTHxHEIGHT' of most frames, '' where none can be read.
+        frames: their number in the rainy clip; its truth has the same.
+        size: 'WIDTHxHEIGHT' of most frames; '' if none can be read.
         brightness: mean RGB value of rainy and of clean frames, 0 .. 255; statistics; psnr in dB of the 8-bit luma, as
             the published tables have it: of the sampled frames, None without truth. psnr is `inf` for equal frames.
         problems: one line each.
@@ -58,12 +58,12 @@ class ClipFacts:
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What a data set holds.
+    """The contents of a data set.
 
     Attributes:
-        samples: frames of every clip that were looked at for statistics.
+        samples: the number of frames of every clip that were used for statistics.
         decoded: whether all frames were decoded.
-        layout_problems: those that belong to no clip.
+        layout_problems: problems that belong to no clip.
     """
 
     path: str
@@ -85,14 +85,14 @@ class DatasetFacts:
 
 
 def examine(path: Path, samples: int = 16, decode: bool = False, jobs: int = 1) -> DatasetFacts:
-    """Look at a folder or an LMDB store, and at every header in it.
+    """Examine a folder or an LMDB store, and every image header in it.
 
     Args:
         samples: frames of every clip that are decoded for the statistics, evenly spread over it, at least 1.
         decode: decode all frames, to find damaged ones.
 
     Raises:
-        CSDError: where there is nothing to look at; what is wrong with clips and frames is in the result.
+        CSDError: there is nothing to examine; problems of clips and frames are in the result.
     """
     if samples < 1:
         raise CSDError(f"samples = {samples}: give at least 1")
@@ -179,7 +179,7 @@ def _too_small_to_train(sequence: PairedSequence, size: str) -> list[str]:
     if len(sequence.lq) < _TRAINING_FRAMES:
         problems.append(
             f"{sequence.name}: {counted(len(sequence.lq), 'frame')}, fewer than the {_TRAINING_FRAMES} that training "
-            f"takes at a time; to train on this clip, lower num_frame in the option file"
+            f"uses at a time; to train on this clip, lower num_frame in the option file"
         )
     if size and min(map(int, size.split("x"))) < _TRAINING_CROP:
         problems.append(
@@ -193,7 +193,7 @@ def _too_small_to_train(sequence: PairedSequence, size: str) -> list[str]:
 def _read(
     store: FrameStore, sequence: PairedSequence, number: int
 ) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
-    """(rain, truth, problems); truth is None also where it does not fit on the rain."""
+    """(rain, truth, problems); truth is also None if its size is not that of the rain."""
     frames: list[np.ndarray | None] = []
     problems = []
     for keys in (sequence.lq, sequence.gt):
@@ -207,7 +207,7 @@ def _read(
 
 
 def _thumbnails(rain: np.ndarray, truth: np.ndarray | None) -> tuple[bytes, ...]:
-    """JPEGs of rain, and of truth and difference where there is truth; the difference is mid-grey where both agree."""
+    """JPEGs of rain, and, if there is truth, of truth and difference, which is mid-grey where they are equal."""
     if truth is None:
         return (_jpeg(_small(rain)),)
     difference = _small(rain.astype(np.float32) - truth) * DIFFERENCE_GAIN + 128
@@ -239,7 +239,7 @@ _COLUMNS = ("clip", "frames", "size", "light", "clean", "rain-gt", "median", ">+
 
 
 def clips_table(clips: Sequence[ClipFacts]) -> list[tuple[str, ...]]:
-    """Titles, and a row for every clip; without columns in which no clip has a value."""
+    """Titles, and one row per clip; without columns in which no clip has a value."""
     rows = [_row(clip) for clip in clips]
     filled = [i for i in range(len(_COLUMNS)) if any(cells[i] for cells in rows)]
     return [tuple(cells[i] for i in filled) for cells in (_COLUMNS, *rows)]
@@ -260,7 +260,7 @@ def _row(clip: ClipFacts) -> tuple[str, ...]:
 
 
 def by_split(facts: DatasetFacts) -> Iterable[tuple[str, list[ClipFacts]]]:
-    """(title, clips) of every split that has some."""
+    """(title, clips) of every split that has clips."""
     for split, title in (("train", "training"), ("test", "test"), ("real", "real rain"), (None, "folders of frames")):
         if clips := [clip for clip in facts.clips if clip.split == split]:
             yield title, clips
@@ -277,11 +277,11 @@ def as_text(facts: DatasetFacts) -> str:
 
 
 SIGN = rb'\{\s*"path": "[^\n]*",\s*"samples": \d'
-"""How the text of `as_json` begins."""
+"""Pattern of the beginning of the text of `as_json`."""
 
 
 def as_json(facts: DatasetFacts) -> str:
-    """Everything but the pictures. A PSNR of equal frames is null: JSON has no infinity."""
+    """Everything except the pictures. An infinite PSNR is null, as JSON has no infinity."""
     clips = []
     for clip in facts.clips:
         plain = asdict(clip) | {"statistics": clip.statistics and clip.statistics._asdict()}

@@ -8,7 +8,7 @@ from csd_plugin.report.dataset import DIFFERENCE_GAIN, DatasetFacts, by_split, c
 from csd_plugin.report.text import html
 
 SIGN = b"(?i)<!doctype html>"
-"""How a page begins."""
+"""Pattern of the beginning of a page."""
 _TEMPLATE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -69,7 +69,7 @@ luma. All from up to {{ facts.samples }} frames per clip. Pictures: rain, truth,
 
 
 def as_html(facts: DatasetFacts) -> str:
-    """The page. Raises CSDError as `report.text.html`."""
+    """The page. Raises CSDError like `report.text.html`."""
     return html(
         _TEMPLATE,
         facts=facts,

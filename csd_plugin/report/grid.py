@@ -18,9 +18,9 @@ class Grid:
     Attributes:
         title: above the table.
         head, rows: cells, the same number in each.
-        text_columns: how many columns, from the left, are text.
-        best: (row, column) of cells to stress.
-        notes: a line each, below the table.
+        text_columns: the number of text columns, from the left.
+        best: (row, column) of cells to emphasise.
+        notes: lines below the table.
     """
 
     title: str
@@ -43,7 +43,7 @@ def as_markdown(grid: Grid) -> str:
 
 
 def as_csv(grid: Grid) -> str:
-    """Head and rows, nothing else."""
+    """Head and rows only."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([grid.head, *grid.rows])
     return text.getvalue()
@@ -106,7 +106,7 @@ _PAGE = """<!doctype html>
 
 
 def as_html(grid: Grid) -> str:
-    """The page. Raises CSDError as `report.text.html`."""
+    """The page. Raises CSDError like `report.text.html`."""
     return html(_PAGE, grid=grid)
 
 

@@ -1,6 +1,6 @@
-"""A dry run of an option file: what its networks are, how their windows and features line up, what it will take.
+"""A dry run of an option file: its networks, the alignment of their windows and features, and the memory it needs.
 
-Nothing is computed for the shapes, and no data or checkpoint is needed.
+Shapes are found without computing anything, and neither data nor checkpoints are needed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) ->
     """The report on an option file, as text of several lines.
 
     Args:
-        size: of the crops, by default the training set's, or 128.
+        size: of the crops; by default the training set's, or 128.
         all_layers: list the layers that can be tapped, with their outputs' shapes.
 
     Raises:
-        CSDError: all problems, and what `check_parts` finds; layers that are not there, windows that do not fit.
+        CSDError: lists all problems, including those of `check_parts`; layers are missing, or windows do not fit.
     """
     opt, problems = load_options(path, check_parts), Problems(str(path))
     find_problems(opt, problems)
@@ -88,7 +88,7 @@ def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) ->
 
 
 def _objective(distillation: Distillation, runs: Mapping[str, Dry], teacher: str) -> Objective:
-    """The objective for one teacher, behind its adapters."""
+    """The objective for one teacher, with its adapters."""
     objective = build_objective(distillation.objective)
     if not distillation.adapters:
         return objective
@@ -97,7 +97,7 @@ def _objective(distillation: Distillation, runs: Mapping[str, Dry], teacher: str
 
 
 def _weight(weight: Weight) -> str:
-    """A number, or what a schedule says."""
+    """A weight in words: a number, a schedule, or a balance."""
     if not isinstance(weight, Mapping):
         return f"{weight:g}"
     if is_balanced(weight):
@@ -116,7 +116,7 @@ def _describe(
 ) -> list[str]:
     parameters = sum(p.numel() for p in network.parameters())
     radius = interface.num_frame // 2
-    sees = f"t-{radius} .. t+{radius}" if radius else "t alone"
+    sees = f"t-{radius} .. t+{radius}" if radius else "only t"
     held = f"{dry.kept / GIB:.2f} GiB of layers' outputs, kept for gradients" if learns else ""
     held = held or f"{2 * dry.largest / GIB:.2f} GiB for the largest layer"
     lines = [
@@ -143,7 +143,7 @@ def _warnings(
     runs: Mapping[str, Dry],
     adapters: Sequence[str],
 ) -> list[str]:
-    """What is odd about one teacher and the student."""
+    """Unusual facts about one teacher and the student."""
     texts = []
     seen = [interfaces[name].num_frame for name in ("network_g", teacher)]
     if seen[1] < seen[0]:
@@ -165,13 +165,13 @@ def _check_pairs(
     key = "train.distill_opt.taps"
     if len(ours) != len(theirs):
         raise CSDError(
-            f"{key}: {len(ours)} of the student, {len(theirs)} of {teacher}; they pair in order, give as many"
+            f"{key}: {len(ours)} of the student, {len(theirs)} of {teacher}; they pair in order, so give as many"
         )
     for (name, a), (other, b) in zip(ours.items(), theirs.items(), strict=True):
         if a[3:] != b[3:] and not objective.resizes:
             raise CSDError(
-                f"{key}: {name} of the student is {a[3]}x{a[4]}, {other} of {teacher} {b[3]}x{b[4]}; tap layers of one "
-                f"size, or give `adapters: [resize]` with them"
+                f"{key}: {name} of the student is {a[3]}x{a[4]}, {other} of {teacher} {b[3]}x{b[4]}; tap layers of "
+                f"equal size, or give `adapters: [resize]` with them"
             )
 
 

@@ -23,7 +23,7 @@ from csd_plugin.report.text import aligned, counted, markdown, three_digits
 from csd_plugin.weights import FOLDER, RAINY, SETS, Network, Score, best_of, fastest_of
 
 _RATE = 25
-"""Frames per second of a video, usually."""
+"""The usual frame rate of videos, in frames per second."""
 _PROTOCOLS = {"nturain_y": "luma", "rgb": "RGB"}
 
 logger = logging.getLogger(__name__)
@@ -34,11 +34,11 @@ class Trainable:
     """A network that option files can name, with random weights.
 
     Attributes:
-        type, preset: of `network_g`; preset is None for the only one of a class without presets.
+        type, preset: of `network_g`; preset is None for a class without presets.
         numbers: the preset's keywords of the constructor.
-        parameters: how many numbers it learns.
-        num_frame, layout: how it is called, see `archs.interface`.
-        package: where it comes from.
+        parameters: their number.
+        num_frame, layout: its interface, see `archs.interface`.
+        package: the package it comes from.
     """
 
     type: str
@@ -51,7 +51,7 @@ class Trainable:
 
 
 def trainable() -> list[Trainable]:
-    """The presets of `archs.NETWORKS`, with those of other packages; one that cannot be built is a warning."""
+    """The presets of `archs.NETWORKS`, including other packages'; one that cannot be built causes a warning."""
     for fault in extensions.load():
         logger.warning("%s", fault)
     found = []
@@ -73,9 +73,9 @@ def trainable() -> list[Trainable]:
 
 
 def seconds_a_frame(networks: Mapping[str, Network]) -> dict[str, float]:
-    """Name -> about how long a frame of `FRAME_SIZE` takes here and now, by a trial of one of all that are built alike.
+    """Name -> seconds per frame of `FRAME_SIZE` on this machine now, from a trial of one network of each kind.
 
-    In the number format that `csd derain` takes.
+    In the precision that `csd derain` uses.
     """
     alike = {name: json.dumps(network.numbers, sort_keys=True) for name, network in networks.items()}
     tried = {key: networks[name].path for name, key in alike.items()}
@@ -90,12 +90,12 @@ def as_text(
     seconds: Mapping[str, float],
     others: Sequence[Trainable] = (),
 ) -> str:
-    """A table and how to read it; below, what can be trained.
+    """A table, how to read it, and below it the networks that can be trained.
 
     Args:
         networks, rainy: the catalogue of `weights`.
         seconds: name -> seconds per frame of `FRAME_SIZE`.
-        others: see `trainable`.
+        others: the result of `trainable`.
     """
     best, fastest = best_of(networks), fastest_of(networks)
     rows = [["network", "parameters", "frames", "s/frame", *SETS, "what it is"]]
@@ -143,7 +143,7 @@ def as_json(
     seconds: Mapping[str, float],
     others: Sequence[Trainable] = (),
 ) -> str:
-    """All that is known, in JSON; see `as_text` for what is given."""
+    """All known facts in JSON; arguments as for `as_text`."""
     content = {
         "default": best_of(networks),
         "fast": fastest_of(networks),
@@ -152,7 +152,7 @@ def as_json(
         "networks": [
             asdict(network)
             | {"path": str(network.path), "seconds_a_frame": seconds[name]}
-            | {"licence": network.license}  # as it was spelled: programs read it
+            | {"licence": network.license}  # the earlier spelling, which programs may read
             for name, network in networks.items()
         ],
         "trainable": [asdict(one) for one in others],
@@ -161,7 +161,7 @@ def as_json(
 
 
 def as_markdown(networks: Mapping[str, Network], rainy: Mapping[str, Score] = RAINY) -> str:
-    """The model card's table: what is the same on every machine."""
+    """The model card's table, with everything that does not depend on the machine."""
     pairs = [(which, protocol) for which in SETS for protocol in _PROTOCOLS]
     titles = [f"{which}, {_PROTOCOLS[protocol]}" for which, protocol in pairs]
     head = ["network", "what", "parameters", f"multiply-adds, {FRAME_SIZE[0]}x{FRAME_SIZE[1]}", *titles]
@@ -175,7 +175,7 @@ def as_markdown(networks: Mapping[str, Network], rainy: Mapping[str, Score] = RA
 
 
 def card_tables(networks: Mapping[str, Network], left: Mapping[str, Network], rainy: Mapping[str, Score]) -> str:
-    """What ships; and what did, until something better and faster came."""
+    """The tables of the shipped networks, and of those that shipped earlier."""
     tables = as_markdown(networks, rainy)
     if left:
         tables += "\n\nThese shipped before. Each was dropped for a network that is faster and has a better PSNR on "

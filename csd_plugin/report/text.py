@@ -23,12 +23,12 @@ def duration(seconds: float) -> str:
 
 
 def three_digits(number: float) -> str:
-    """A positive number to three digits that count, without an exponent: '0.00784', '1.50', '1234'."""
+    """A positive number to three significant digits, without an exponent: '0.00784', '1.50', '1234'."""
     return f"{number:.{max(0, 2 - math.floor(math.log10(number)))}f}"
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
-    """A line for every row, columns below each other: those whose numbers are in `left` begin, all others end so."""
+    """One line per row, with aligned columns: those in `left` to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -47,7 +47,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: i
 
 
 def html(template: str, **values: Any) -> str:
-    """A page from a template of jinja2, which comes with torch. Raises CSDError where it is not installed."""
+    """A page from a template of jinja2, which comes with torch. Raises CSDError if it is not installed."""
     try:
         from jinja2 import Environment, StrictUndefined
     except ModuleNotFoundError as error:

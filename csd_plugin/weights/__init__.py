@@ -1,6 +1,6 @@
-"""Networks that come with the package: checkpoints in this folder, and what is known of them in networks.json.
+"""Networks that come with the package: checkpoints in this folder, and the facts about them in networks.json.
 
-`tools/pack_network.py` writes both. Whatever else lists these networks or their scores reads it from here.
+`tools/pack_network.py` writes both. All lists of these networks or their scores come from here.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from csd_plugin.plain import (
 FOLDER = Path(__file__).parent
 CATALOGUE = "networks.json"
 _PROTOCOLS = ("nturain_y", "rgb")
-"""Names of `metrics.protocols.PROTOCOLS`, which need its libraries."""
+"""Names of `metrics.protocols.PROTOCOLS`, repeated here, as that module needs more libraries."""
 _MOST_FRAMES = 10**12
 SETS = ("validation", "a1")
-"""What networks are scored on: rainy clips kept apart from training, by which they are chosen, and NTURain's a1."""
+"""The sets on which networks are scored: rainy validation clips, on which they are chosen, and NTURain's a1."""
 
 REAL_TIME = 40_000
-"""Multiply-adds for one pixel with which two cores keep up with 640x480 at 25 frames per second, or nearly."""
+"""Multiply-adds per pixel with which two cores can (almost) process 640x480 at 25 frames per second."""
 
 Score = Mapping[str, Any]
 """clips, frames, skip; and of each protocol, `nturain_y` and `rgb`: psnr in dB and ssim, averages over the clips.
@@ -42,25 +42,25 @@ The PSNR of frames that are equal to the truth is infinite; the file has it as t
 
 
 _FORMER_KEYS = {"licence": "license"}
-"""Keys of facts that files made before have."""
+"""Keys of facts as they were named in older files."""
 
 
 def under_todays_keys(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts of a network as they are called now, from a file of any age."""
+    """Facts about a network under their current names, from a file of any age."""
     return {_FORMER_KEYS.get(key, key): value for key, value in facts.items()}
 
 
 @dataclass(frozen=True)
 class Network:
-    """One network. All but `sha256`, that of its file, is in the file too, under `facts`.
+    """One network. All facts except `sha256`, that of its file, are also in the file, under `facts`.
 
     Attributes:
         what: one line for people.
-        preset: the one whose layers it has, e.g. a row of the paper's Table 2.
+        preset: the preset whose layers it has, e.g. a row of the paper's Table 2.
         numbers: the keywords that build it.
-        multiply_adds: for one pixel of a frame, with the additions of biases, as Table 2 counts them.
-        stored_as: fp32, or fp16 where that changes no frame by more than rounding; networks themselves are fp32.
-        scores: of each of `SETS` that it was scored on.
+        multiply_adds: per pixel of a frame, including bias additions, as counted in Table 2.
+        stored_as: fp32, or fp16 if that changes frames only by rounding; networks themselves are fp32.
+        scores: for each of `SETS` on which it was scored.
     """
 
     name: str
@@ -82,21 +82,21 @@ class Network:
 
     @property
     def validated(self) -> float:
-        """PSNR of the luma on the validation clips in dB; what was not scored there is behind all that was."""
+        """PSNR of the luma on the validation clips in dB; below all others if it was not scored there."""
         return self.scores["validation"]["nturain_y"]["psnr"] if "validation" in self.scores else float("-inf")
 
 
 def read_catalogue(folder: Path) -> tuple[dict[str, Network], dict[str, Score]]:
-    """The networks of a folder by their names; and the scores of the rainy frames that they were given.
+    """The networks of a folder by name, and the scores of the rainy frames that are their input.
 
-    Raises CSDError for a file that is no catalogue.
+    Raises CSDError for a file that is not a catalogue.
     """
     networks, rainy, _ = _read(folder / CATALOGUE)
     return networks, rainy
 
 
 def read_left(folder: Path) -> dict[str, Network]:
-    """What a folder's catalogue keeps of networks that shipped once: all but their files. Raises CSDError."""
+    """The catalogue's facts about networks that shipped earlier; their files are gone. Raises CSDError."""
     return _read(folder / CATALOGUE)[2]
 
 
@@ -132,12 +132,12 @@ def _network(name: str, facts: Mapping[str, Any], what: str) -> Network:
 
 
 def checked_scores(value: Any, what: str) -> dict[str, Score]:
-    """Scores by sets of clips, as a file has them. Raises ValueError for what is none."""
+    """Scores by sets of clips, read from a file. Raises ValueError for anything else."""
     return {which: checked_score(one, f"{what}.{which}") for which, one in section(value, what).items()}
 
 
 def checked_score(value: Any, what: str) -> Score:
-    """As `checked_scores`, of one set."""
+    """Like `checked_scores`, for one set."""
     content = section_of(value, what, frozenset(("clips", "frames", "skip", *_PROTOCOLS)))
     skip = [whole_number(count, f"{what}.skip", 0, _MOST_FRAMES) for count in entries(content["skip"], f"{what}.skip")]
     if len(skip) != 2:
@@ -158,12 +158,12 @@ def checked_score(value: Any, what: str) -> Score:
 
 
 def best_of(networks: Mapping[str, Network]) -> str:
-    """The network with the best validation; it is what people get who name none."""
+    """The network with the best validation, which is the default."""
     return max(networks.values(), key=lambda network: network.validated).name
 
 
 def fastest_of(networks: Mapping[str, Network]) -> str:
-    """The network for `--fast`: the best validated in real time; where none is, the one with the least to compute."""
+    """The network for `--fast`: the best one for real time; if there is none, the one with the fewest operations."""
     quick = [network for network in networks.values() if network.multiply_adds <= REAL_TIME]
     if quick:
         return max(quick, key=lambda network: network.validated).name
@@ -171,7 +171,7 @@ def fastest_of(networks: Mapping[str, Network]) -> str:
 
 
 def for_cameras_of(networks: Mapping[str, Network]) -> str:
-    """The network for cameras: the best validated in real time that waits for no later frame; else that of `--fast`."""
+    """The network for cameras: the best one for real time that needs no later frames; else that of `--fast`."""
     causal = {name: network for name, network in networks.items() if network.numbers.get("causal")}
     return fastest_of(causal or networks)
 
@@ -182,14 +182,14 @@ DEFAULT, FASTEST, FOR_CAMERAS = best_of(NETWORKS), fastest_of(NETWORKS), for_cam
 
 
 def shipped_as(checkpoint: Path) -> Network | None:
-    """What is known of a file, if it is one of these."""
+    """The facts about a file, if it is one of these."""
     return next((network for network in NETWORKS.values() if network.path == checkpoint), None)
 
 
 def find_checkpoint(model: str | None) -> Path:
     """The checkpoint that `model` means: a shipped network's name, or a path; None is the default network.
 
-    Raises CSDError where there is none.
+    Raises CSDError if there is none.
     """
     name = DEFAULT if model is None else model
     if name in NETWORKS:
@@ -199,7 +199,7 @@ def find_checkpoint(model: str | None) -> Path:
     if name in LEFT:
         raise CSDError(
             f"{name} no longer comes with this package: {FASTEST} is better and faster; its facts stay in "
-            f"{FOLDER / 'MODEL_CARD.md'}, and what ships is {', '.join(NETWORKS)}"
+            f"{FOLDER / 'MODEL_CARD.md'}, and those that ship are {', '.join(NETWORKS)}"
         )
     raise CSDError(
         f"there is no checkpoint {name}; give the path of one, e.g. experiments/NAME/models/net_g_latest.pth, "

@@ -1,4 +1,4 @@
-"""Putting a trained network among those that ship: its file, and what is known of it in the catalogue next to it."""
+"""Adds a trained network to those that ship: its file, and its facts in the catalogue next to it."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ TEXTS = ("what", "trained_on", "recipe", "license")
 MARKS = ("<!-- networks: tools/pack_network.py writes this table -->", "<!-- end of networks -->")
 CHECKED_FRAMES = 4
 FREE_DB = 0.001
-"""fp16 halves a file; it is taken where it moves no PSNR by so much."""
+"""fp16 halves a file; it is used if it changes no PSNR by this much."""
 
 
 def pairs(settings: Sequence[str], known: Sequence[str]) -> list[tuple[str, str]]:
-    """'KEY=VALUE' -> (key, value). Raises CSDError for another key."""
+    """'KEY=VALUE' -> (key, value). Raises CSDError for an unknown key."""
     split = list(under_todays_keys(dict(setting.partition("=")[::2] for setting in settings)).items())
     for key, value in split:
         if key not in known or not value:
@@ -57,7 +57,7 @@ def pairs(settings: Sequence[str], known: Sequence[str]) -> list[tuple[str, str]
 
 
 def read_facts(path: Path | None) -> dict[str, str]:
-    """The texts of a YAML file of facts, each as one line; none without a file. Raises CSDError."""
+    """The texts of a YAML file of facts, each as one line; empty without a file. Raises CSDError."""
     if path is None:
         return {}
     try:
@@ -74,14 +74,16 @@ def read_facts(path: Path | None) -> dict[str, str]:
 
 
 def score_of(which: str, path: str) -> Score:
-    """What a results file comes to. Raises CSDError also where clip a1, by which nothing is chosen, is out of place."""
+    """The score in a results file. Raises CSDError, also if clip a1, on which nothing is chosen, is among others."""
     scores = load_results(path).scores
     alone = scores.without_truth()
     if alone:
         raise CSDError(f"{which}={path}: {', '.join(alone)} without truth; score the other clips alone")
     clips = list(scores.clips)
     if (which == "a1") != (clips == ["a1"]) or (which != "a1" and "a1" in clips):
-        raise CSDError(f"{which}={path}: scores of the clips {', '.join(clips)}; a1 alone belongs to a1, others do not")
+        raise CSDError(
+            f"{which}={path}: scores of the clips {', '.join(clips)}; the clip a1 belongs to a1, others do not"
+        )
     frames = sum(len(clip.frames) for clip in scores.clips.values())
     averages = {
         protocol: {"psnr": round(quality.psnr, 4), "ssim": round(quality.ssim, 6)}
@@ -101,13 +103,13 @@ def pack(
     check: tuple[Path, Path] | None,
     folder: Path,
 ) -> Network:
-    """Write a network's file, whole or not at all.
+    """Write a network's file; it appears complete or not at all.
 
     Args:
-        texts: facts that people state, by the names of `TEXTS`.
+        texts: facts stated by people, by the names of `TEXTS`.
         scores: by the names of `weights.SETS`.
-        check: rainy frames and their truth, on which fp16 is compared; None for none.
-        folder: to write to.
+        check: rainy frames and their truth, on which fp16 is compared; None to skip that.
+        folder: the folder to write to.
 
     Raises:
         CSDError: a fact is missing, or the checkpoint cannot be used.
@@ -144,7 +146,7 @@ def pack(
 
 
 def _facts_in(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself, as far as it is kept: texts and scores. Raises CSDError."""
+    """The texts and scores that a checkpoint states about itself. Raises CSDError."""
     try:
         known = under_todays_keys(section(load_plain(checkpoint, "checkpoint").get("facts", {}), "facts"))
         texts = {key: plain_text(known[key], f"facts.{key}") for key in TEXTS if key in known}
@@ -156,27 +158,29 @@ def _facts_in(checkpoint: Path) -> dict[str, Any]:
 
 
 def preset_of_any_width(network: nn.Module) -> str:
-    """The preset that a network has, whatever its channels; the name of a class that has no presets.
+    """The preset of a network, whatever its channels; the name of the class if it has no presets.
 
-    Raises CSDError for layers that no preset has.
+    Raises CSDError for layers of no preset.
     """
     presets = presets_of(type(network))
     for name, numbers in presets.items():
         if all(getattr(network, key) == value for key, value in numbers.items() if key != "num_feat"):
             return name
     if presets:
-        raise CSDError(f"the network has the layers of no preset; what ships are {', '.join(presets)}, of any width")
+        raise CSDError(
+            f"the network's layers match no preset; networks that ship are {', '.join(presets)}, of any width"
+        )
     return type(network).__name__
 
 
 def numbers_of(network: nn.Module) -> dict[str, Any]:
-    """The keywords that build a network that `load_network` made, as JSON has them."""
+    """The keywords to build a network that `load_network` has made, in the form of JSON."""
     numbers = type(network).numbers_from_state(network.state_dict())  # type: ignore[attr-defined]
     return {key: list(value) if isinstance(value, tuple) else value for key, value in numbers.items()}
 
 
 def fits_fp16(network: nn.Module, check: tuple[Path, Path] | None) -> tuple[bool, str]:
-    """Whether fp16 costs nothing, and how that is known."""
+    """Whether fp16 costs no quality, and how that is known."""
     halved = copy.deepcopy(network)
     halved.load_state_dict(_halved(network))
     if all(map(torch.equal, network.state_dict().values(), halved.state_dict().values())):
@@ -190,13 +194,13 @@ def fits_fp16(network: nn.Module, check: tuple[Path, Path] | None) -> tuple[bool
 
 
 def _halved(network: nn.Module) -> dict[str, Tensor]:
-    """Its state in fp16; counters and the like as they are."""
+    """The network's state in fp16; counters and similar values unchanged."""
     state = network.state_dict().items()
     return {key: value.half() if value.is_floating_point() else value for key, value in state}
 
 
 def psnrs(network: nn.Module, rain: Path, truth: Path) -> list[float]:
-    """In dB for each protocol, over the first frames of a clip."""
+    """PSNR in dB for each protocol, over the first frames of a clip."""
     with open_reader(rain) as rainy, open_reader(truth) as clean:
         derained = Derainer(network)(islice(rainy, CHECKED_FRAMES))
         scores = [score_frame(ours, true) for ours, true in zip(derained, clean, strict=False)]
@@ -204,16 +208,16 @@ def psnrs(network: nn.Module, rain: Path, truth: Path) -> list[float]:
 
 
 def check_same(state: Mapping[str, Tensor], network: nn.Module) -> None:
-    """Raise CSDError where a network that was read back has other weights than those written."""
+    """Raise CSDError if the weights of a network that was read back differ from those written."""
     for key, value in network.state_dict().items():
         if not torch.equal(value, state[key].to(value.dtype)):
-            raise CSDError(f"{key} came back from the file as other numbers; the disk or torch is broken")
+            raise CSDError(f"{key} was read back from the file with other values; the disk or torch is faulty")
 
 
 def write_catalogue(
     folder: Path, networks: Mapping[str, Network], rainy: Mapping[str, Score], left: Mapping[str, Network]
 ) -> None:
-    """Write networks.json: what ships, by what it computes; the facts of what did; the scores of the rainy frames.
+    """Write networks.json: the shipped networks, by their cost; the facts of earlier ones; the rainy frames' scores.
 
     Raises:
         CSDError: no network would be left.
@@ -233,7 +237,7 @@ def write_catalogue(
 
 
 def report(networks: Mapping[str, Network], rainy: Mapping[str, Score], packed: str | None) -> list[str]:
-    """What to know after a change; also what makes scores incomparable."""
+    """What to know after a change, including reasons why scores are not comparable."""
     lines = [f"csd derain uses {best_of(networks)}, --fast {fastest_of(networks)}"]
     for which in SETS:
         scored = {name: network.scores[which] for name, network in networks.items() if which in network.scores}
@@ -247,7 +251,7 @@ def report(networks: Mapping[str, Network], rainy: Mapping[str, Score], packed: 
 
 
 def update_card(card: Path, table: str) -> list[str]:
-    """Put the table between the marks of the model card; what to say where there are none."""
+    """Put the table between the marks of the model card; returns a note if there are none."""
     text = card.read_text(encoding="utf-8") if card.exists() else ""
     begin, end = (text.find(mark) for mark in MARKS)
     if not 0 <= begin < end:

@@ -171,9 +171,9 @@ def test_an_included_matrix_is_added_to(files):
             "rows.csd.start: give keys and their values, as {network_t: teacher}",
         ),
         ({"set": ["train.total_iter"]}, "other.yml: set: give keys and their values"),
-        ({"include": 5}, "other.yml: include: give a list of files, as [networks.yml], in place of 5"),
-        ({"include": [3]}, "other.yml: include: give a list of files, as [networks.yml], in place of [3]"),
-        ({"include": "matrix.yml"}, "include: give a list of files, as [networks.yml], in place of 'matrix.yml'"),
+        ({"include": 5}, "other.yml: include: give a list of files, such as [networks.yml], instead of 5"),
+        ({"include": [3]}, "other.yml: include: give a list of files, such as [networks.yml], instead of [3]"),
+        ({"include": "matrix.yml"}, "include: give a list of files, such as [networks.yml], instead of 'matrix.yml'"),
         ({"seeds": 5}, "other.yml: seeds: input should be a valid list"),
         ({"base": 5}, "other.yml: base: input should be a valid string"),
         ({"test": "matrix.yml", "rows": {"t": {"test_only": "test.yml"}}}, "matrix.yml has no section datasets"),
@@ -197,7 +197,7 @@ def test_mistakes_are_one_line(files, changes, message, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"rows": ["csd"]}, "rows: give keys and their values, as {csd: {label: CSD}}, in place of ['csd']"),
+        ({"rows": ["csd"]}, "rows: give keys and their values, such as {csd: {label: CSD}}, instead of ['csd']"),
         ({"rows": {"csd": {"set": "train"}}}, "rows.csd.set: give keys and their values"),
         ({"set": [1]}, "set: give keys and their values"),
         ([1], "is not a mapping"),

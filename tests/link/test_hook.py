@@ -180,7 +180,7 @@ def test_set_looked_at_and_removed(link, tmp_path):
     assert link("--check")[0] == 1
     status, out, _ = link()
     assert (status, out.splitlines()[0]) == (0, f"wrote {file}")
-    assert "is there already" in link()[1] and link("--check")[0] == 0
+    assert "already there" in link()[1] and link("--check")[0] == 0
     file.write_text("import csd_plugin_of_old\n")
     assert link("--check")[0] == 1 and "wrote" in link()[1] and link("--check")[0] == 0
     assert link("--undo")[:2] == (0, f"removed {file}\n") and not file.exists()

@@ -87,7 +87,7 @@ def test_a_toolbox_is_named_linked_once_and_left_without_a_trace(link, tmp_path)
     }
     linked = bytes_below(tmp_path)
     status, out, _ = link(package)
-    assert status == 0 and "is there already" in out and "wrote" not in out and bytes_below(tmp_path) == linked
+    assert status == 0 and "already there" in out and "wrote" not in out and bytes_below(tmp_path) == linked
     assert link(package, "--check")[0] == 0
 
     (package / "models" / "__pycache__").mkdir()
@@ -151,10 +151,10 @@ def lay_link(package):
         (lay_link, "csd_model.py: is not from `csd link`"),
         (lambda package: (package / "models" / "csd_model.py").mkdir(), "csd_model.py: is not from `csd link`"),
         (edit, "csd_model.py: was changed after"),
-        (lambda package: (package / "utils" / "registry.py").unlink(), "an older BasicSR, without registries"),
+        (lambda package: (package / "utils" / "registry.py").unlink(), "this BasicSR is too old (no registries"),
         (
             lambda package: (package / "utils" / "options.py").write_text("def parse(): ..."),
-            "; 1.4.2 and later",
+            "; use 1.4.2 or newer",
         ),
         (lambda package: (package / "models" / "__init__.py").unlink(), "no BasicSR, and no project"),
         (lambda package: write_tree(package.with_name("other")), "more than one package"),
@@ -174,7 +174,7 @@ def test_a_path_that_is_none(link, tmp_path):
     assert "does not exist; give your clone" in link(tmp_path / "nowhere")[2]
     (tmp_path / "file").touch()
     assert "not a folder; give your clone" in link(tmp_path / "file")[2]
-    assert "leave one of them out" in link(tmp_path, "--hook")[2]
+    assert "leave one of the two out" in link(tmp_path, "--hook")[2]
 
 
 def test_what_cannot_be_written_leaves_nothing_half_done(link, clone, monkeypatch):
@@ -188,7 +188,7 @@ def test_what_cannot_be_written_leaves_nothing_half_done(link, clone, monkeypatc
 
     monkeypatch.setattr(atomic, "write_text", refuse)
     status, _, error = link(clone / "my [fork]")
-    assert status == 2 and "csd_arch.py: cannot be changed (Permission denied); mend its permissions, or" in error
+    assert status == 2 and "csd_arch.py: cannot be changed (Permission denied); fix its permissions, or" in error
     assert bytes_below(clone) == before
 
 

@@ -15,7 +15,7 @@ from csd_plugin.errors import CSDError
 from csd_plugin.report.figures.sources import Scene
 
 _LINE = 2
-"""Pixels of white between two pictures."""
+"""Width of the white gap between two pictures, in pixels."""
 
 
 def write_comparison(
@@ -28,16 +28,16 @@ def write_comparison(
     height: int | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Write a video (or a folder, or pattern, of PNG files) that shows input, methods and truth at the same time.
+    """Write a video (or a folder, or pattern, of PNG files) that shows input, methods and truth together.
 
     Args:
-        start, end: the frames, from `start` up to, not with, `end`; default: the whole clip.
-        split: one picture, cut into vertical stripes, each of another column; else whole pictures side by side.
+        start, end: the frames from `start` up to, but without, `end`; default: the whole clip.
+        split: one picture of vertical stripes, each from another column; otherwise whole pictures side by side.
         height: of the pictures in pixels; default: the clip's.
         overwrite: see `open_writer`.
 
     Returns:
-        How many frames were written. Raises CSDError as `open_writer` and `Scene.frames` do.
+        The number of frames written. Raises CSDError like `open_writer` and `Scene.frames`.
     """
     if height is not None and height < 16:
         raise CSDError(f"height {height}: a picture needs at least 16 pixels")
@@ -48,7 +48,7 @@ def write_comparison(
         tqdm(total=reader.num_frames, unit="frame", desc=out.name, disable=None) as bar,
     ):
         labels: dict[str, np.ndarray] = {}
-        # the other reader is read on only for the times of its frames, which the writer takes over
+        # the other reader only goes on for the times of its frames, which the writer uses
         for _, frames in zip(reader, scene.frames(start, end), strict=True):
             pictures = {label: _resized(frame, height) for label, frame in frames.items()}
             if not labels:
@@ -67,7 +67,7 @@ def _side_by_side(pictures: dict[str, np.ndarray], labels: dict[str, np.ndarray]
 
 
 def _stripes(pictures: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> np.ndarray:
-    """One picture whose i-th vertical stripe is the i-th column's."""
+    """One picture whose i-th vertical stripe comes from the i-th column."""
     frame = next(iter(pictures.values())).copy()
     width = frame.shape[1]
     edges = np.linspace(0, width, len(pictures) + 1).round().astype(int)
@@ -100,7 +100,7 @@ def _label(text: str, height: int) -> np.ndarray:
 
 
 def _labelled(picture: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """A copy with the label in its top left corner, cut where it does not fit."""
+    """A copy with the label in its top left corner, cropped if it does not fit."""
     picture = picture.copy()
     part = picture[: label.shape[0], : label.shape[1]]
     part[:] = label[: part.shape[0], : part.shape[1]]

@@ -17,8 +17,8 @@ from csd_plugin.report.figures.sources import INPUT, TRUTH, Scene
 
 _SHARE = 6
 _LEAST = 2
-"""Pixels of a detail's side."""
-"""A box that is chosen is one sixth of the frame's width and height."""
+"""The smallest side of a detail, in pixels."""
+"""The size of a chosen box: one sixth of the frame's width and height."""
 
 
 class Box(NamedTuple):
@@ -38,20 +38,20 @@ def draw_crops(
 ) -> list[Box]:
     """Write the picture: a column for the input, each method and the truth; below each frame its details.
 
-    With a truth, PSNR and SSIM of the whole frame stand in the captions.
+    With a truth, the captions show PSNR and SSIM of the whole frame.
 
     Args:
         number: of the frame, from 0.
-        boxes: the details; without any, `choose` are found by `find_boxes`.
-        protocol: which of `PROTOCOLS` the captions are of.
+        boxes: the details; if empty, `find_boxes` chooses `choose` of them.
+        protocol: the one of `PROTOCOLS` for the captions.
 
     Returns:
-        The details. Raises CSDError for a box that is not within the frame, and for none.
+        The details. Raises CSDError for a box outside the frame, or if there are no details.
     """
     frames = scene.frame(number)
     height, width = frames[INPUT].shape[:2]
     if not boxes and choose < 1:
-        raise CSDError(f"{choose} details to choose: there must be at least one")
+        raise CSDError(f"{choose} details to choose: give at least one")
     boxes = list(boxes) or find_boxes(frames, choose)
     for box in boxes:
         check_box(box, width, height)
@@ -75,17 +75,17 @@ def draw_crops(
 
 
 def find_boxes(frames: Mapping[str, Image], count: int) -> list[Box]:
-    """Where input and methods differ most: details that do not overlap, at most `count` of them, best first.
+    """Where input and methods differ most: at most `count` details that do not overlap, best first.
 
-    What is compared is the mean, over a box of a sixth of the frame's width and height, of the standard deviation
-    over input and methods, so that a box shows rain, and what each method made of it. Without methods the truth counts.
+    The criterion is the mean, over a box of a sixth of the frame's width and height, of the standard deviation over
+    input and methods, so that a box shows rain, and what each method does to it. Without methods, the truth is used.
     """
     shown = [frame for label, frame in frames.items() if label != TRUTH]
     shown = shown if len(shown) > 1 else list(frames.values())
     spread = np.std(np.stack(shown).astype(np.float32), axis=0).mean(axis=2)
     height, width = spread.shape
     box_width, box_height = (min(max(side // _SHARE, _LEAST), side) for side in (width, height))
-    # sums[y, x] is that of the box whose top left corner is there
+    # sums[y, x] is the sum over the box with this top left corner
     integral = cv2.integral(spread)
     sums = (
         integral[box_height:, box_width:]
@@ -102,11 +102,11 @@ def find_boxes(frames: Mapping[str, Image], count: int) -> list[Box]:
 
 
 def check_box(box: Box, width: int, height: int) -> None:
-    """Raise CSDError for a box that is not within a frame of this size."""
+    """Raise CSDError for a box that is not within a frame of this size, or too small."""
     if min(box.width, box.height) < _LEAST:
         raise CSDError(
-            f"box {','.join(map(str, box))} (x,y,width,height): a detail has at least {_LEAST}x{_LEAST} pixels; give a "
-            f"larger box, or a clip of larger frames"
+            f"box {','.join(map(str, box))} (x,y,width,height): a detail needs at least {_LEAST}x{_LEAST} pixels; "
+            f"give a larger box, or a clip of larger frames"
         )
     if min(box) < 0 or box.x + box.width > width or box.y + box.height > height:
         raise CSDError(f"box {','.join(map(str, box))} (x,y,width,height) is not within the frame of {width}x{height}")

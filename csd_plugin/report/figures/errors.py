@@ -1,4 +1,4 @@
-"""Where results are wrong: maps of |result - truth|, all on one scale."""
+"""Error maps: |result - truth|, all on one scale."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from csd_plugin.report.figures.sheet import GAP, LINE, PAGE_WIDTH, Sheet, lefts,
 from csd_plugin.report.figures.sources import TRUTH, Scene
 
 _BAR, _TICKS = 0.09, 0.3
-"""Inches: the colour bar, and its numbers."""
+"""Inches: width of the colour bar, and of its numbers."""
 
 
 def draw_errors(scene: Scene, out: Path, *, number: int, peak: float | None = None) -> float:
@@ -19,11 +19,11 @@ def draw_errors(scene: Scene, out: Path, *, number: int, peak: float | None = No
 
     Args:
         number: of the frame, from 0.
-        peak: the error, in grey levels, at the end of the colour scale; default: what 99.5 % of the pixels of all
-            maps stay below.
+        peak: the error, in grey levels, at the end of the colour scale; default: the 99.5th percentile over the pixels
+            of all maps.
 
     Returns:
-        The peak. Raises CSDError where there is no truth.
+        The peak. Raises CSDError without a truth.
     """
     if scene.truth is None:
         raise CSDError("error maps are differences from the truth: give --truth")

@@ -26,31 +26,31 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SIDE = 0.16
-"""Inches: the room for the names of taps next to their rows."""
+"""Inches: space for the names of taps next to their rows."""
 _TAG = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
 _CLIPPED = 0.5
-"""Per cent of a map's pixels at both ends of its scale."""
+"""Percentage of a map's pixels that are clipped at each end of its scale."""
 
 
 def draw_features(
     scene: Scene, out: Path, *, number: int, taps: Sequence[str] = (), shared_scale: bool = False
 ) -> dict[str, tuple[int, ...]]:
-    """Write the picture: the rainy frame, each network's feature map, and the true frame where there is one.
+    """Write the picture: the rainy frame, each network's feature map, and the true frame, if there is one.
 
-    A map is the feature's mean over its channels (and over time, where it has any left), as Visualizer.draw_featmap
-    draws it: from its least value, blue, to its greatest, red, both written in its corner. 0.5 % of its pixels at both
-    ends, often those at the frame's border, do not stretch the scale.
+    A map is the feature's mean over its channels (and over time, if it has a time axis left), drawn by
+    Visualizer.draw_featmap: from its lowest value, blue, to its highest, red, which are both written in its corner. The
+    0.5 % of its pixels at both ends, often those at the frame's border, do not stretch the scale.
 
     Args:
         number: of the frame, from 0.
-        taps: rows, each a layer whose input (`conv22`) or output (`conv7:output`) is shown; default: the feature that
-            distillation compares, of each network its own.
-        shared_scale: one colour scale for all maps of a row; by default each has its own, since networks do not
-            agree on the size of their features.
+        taps: one row each: a layer whose input (`conv22`) or output (`conv7:output`) is shown; default: each network's
+            own feature that distillation compares.
+        shared_scale: one colour scale for all maps of a row; by default each has its own, since the scales of networks'
+            features differ.
 
     Returns:
-        label -> shape (C, H, W) of its feature in the first row. Raises CSDError where mmengine is missing, for
-        a method that is no checkpoint, or a layer that a network does not have.
+        label -> shape (C, H, W) of its feature in the first row. Raises CSDError if mmengine is missing, if a method is
+        not a checkpoint, or if a network lacks a layer.
     """
     draw_featmap = _draw_featmap()
     frame = eight_bits(next(read(scene.clip, number, number + 1)))
@@ -88,7 +88,7 @@ class Picture(NamedTuple):
 
 
 def _tag(axes: Axes, text: str, corner: tuple[int, int], shift: tuple[int, int]) -> None:
-    """Small text on white in a corner of a panel, (0, 0) at the lower left, moved by `shift` points."""
+    """Small text on white in a corner of a panel, (0, 0) at the lower left, shifted by `shift` points."""
     above = "top" if corner[1] else "bottom"
     axes.annotate(text, corner, shift, "axes fraction", "offset points", va=above, fontsize=FONT_SIZE - 1, bbox=_TAG)
 
@@ -105,7 +105,7 @@ def _row(frames: dict[str, Picture], maps: dict[str, Picture], labels: Sequence[
 
 
 def _rows(frames: dict[str, Picture], rows: Sequence[dict[str, Picture]], taps: Sequence[str]) -> Sheet:
-    """The frames below each other at the left, then a column per network, a row per tap."""
+    """The frames below each other on the left, then one column per network, with one row per tap."""
     column = row_width(len(rows[0]) + 1, PAGE_WIDTH - _SIDE)
     tall = column * frames[INPUT].pixels.shape[0] / frames[INPUT].pixels.shape[1]
     tops = lefts(len(rows), tall)
@@ -124,16 +124,18 @@ def _rows(frames: dict[str, Picture], rows: Sequence[dict[str, Picture]], taps: 
 
 @torch.no_grad()
 def feature_of(method: Method, scene: Scene, number: int, tap: str = "") -> Tensor:
-    """The feature (C, H, W) of a network, on the CPU, from which it makes one frame of the clip.
+    """The feature (C, H, W) of a network, on the CPU, when it computes one frame of the clip.
 
     Args:
-        tap: as `tap_layers` takes it; default: the network's own. A time axis is averaged over.
+        tap: as for `tap_layers`; default: the network's own. A time axis is averaged.
 
     Raises:
-        CSDError: frames instead of a network, or no such layer.
+        CSDError: the method is frames instead of a network, or there is no such layer.
     """
     if method.is_frames:
-        raise CSDError(f"{method.label}: {method.path} holds frames, and features are a network's; give a checkpoint")
+        raise CSDError(
+            f"{method.label}: {method.path} holds frames, but only networks have features; give a checkpoint"
+        )
     network = load_network(method.path)
     device = pick_device(scene.device)
     (tapped,) = tap_layers(network, [tap or str(network.feature_tap)])
@@ -147,7 +149,7 @@ def feature_of(method: Method, scene: Scene, number: int, tap: str = "") -> Tens
 
 
 def _reach(network: torch.nn.Module) -> int:
-    """Frames to each side that a network looks at."""
+    """Frames to each side that a network needs."""
     return int(network.num_frame) // 2  # type: ignore[arg-type]
 
 
@@ -158,7 +160,7 @@ def _maps(row: dict[str, Tensor], draw_featmap, size: tuple[int, int], shared_sc
     if not shared_scale:
         drawn = (draw_featmap(mean, resize_shape=size) for mean in means)
         return {label: Picture(*one) for label, one in zip(row, zip(drawn, ends, strict=True), strict=True)}
-    # The drawing scales a map from its least to its greatest value: drawn as one, all have the same scale.
+    # Drawing scales a map from its lowest to its highest value: drawn as one, all maps have the same scale.
     resized = [torch.nn.functional.interpolate(mean[None], size, mode="bilinear")[0] for mean in means]
     parts = np.split(draw_featmap(torch.cat(resized, dim=2)), len(row), axis=1)
     scale = min(low for low, _ in ends), max(high for _, high in ends)

@@ -1,4 +1,4 @@
-"""The paper that pictures are drawn on: panels placed to the point, captions that fit, one place for the style."""
+"""The sheet on which pictures are drawn: exactly placed panels, captions that fit, and one place for the style."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ PAGE_WIDTH = 7.16
 """Inches: the text width of a two-column paper, over both columns."""
 GAP = 0.04
 LINE = 0.145
-"""Inches: white between panels; height of a line of caption."""
+"""Inches: gap between panels; height of a line of a caption."""
 _NARROWEST = 0.04
-"""Inches of the narrowest panel."""
+"""Inches: width of the narrowest panel."""
 _HIGHEST = 60.0
-"""Inches of the highest figure: 18000 pixels, and some hundred MB of memory."""
+"""Inches: height of the highest figure: 18000 pixels, and some hundred MB of memory."""
 FONT_SIZE = 8.0
 DPI = 300
 COLOURS = ("#ffd60a", "#00c2ff", "#ff4d6d", "#7cfc00")
@@ -39,17 +39,17 @@ COLOURS = ("#ffd60a", "#00c2ff", "#ff4d6d", "#7cfc00")
 
 
 class Sheet:
-    """A figure of one size whose panels are placed in inches from its top left corner.
+    """A figure of fixed size, whose panels are placed in inches from its top left corner.
 
-    It is drawn by matplotlib's own canvas, without pyplot and its state. Raises CSDError where matplotlib is missing,
-    and for a figure that is so high that it would fill the memory, of frames of the shape (H, W, ..).
+    It is drawn on matplotlib's own canvas, without pyplot and its state. Raises CSDError if matplotlib is missing, or
+    if frames of the shape (H, W, ..) make a figure so high that it would fill the memory.
     """
 
     def __init__(self, width: float, height: float, shape: tuple[int, ...]) -> None:
         if height > _HIGHEST:
             raise CSDError(
-                f"frames of {shape[1]}x{shape[0]} make a figure {height:.0f} inches high, at most {_HIGHEST:.0f} are "
-                f"drawn: give a clip of wider frames, wider details or fewer rows"
+                f"frames of {shape[1]}x{shape[0]} make a figure {height:.0f} inches high; at most {_HIGHEST:.0f} are "
+                f"possible: give a clip of wider frames, wider details or fewer rows"
             )
         with needed_by("a figure"):
             from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -60,7 +60,7 @@ class Sheet:
         self.canvas = FigureCanvasAgg(self.figure)
 
     def panel(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Axes without ticks that fill this rectangle."""
+        """Axes without ticks that fill this rectangle, in inches."""
         axes = self.figure.add_axes(
             (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
         )
@@ -77,7 +77,7 @@ class Sheet:
         return axes
 
     def frame_panel(self, axes: Axes, colour: str, width: float = 1.5) -> None:
-        """A coloured border, `width` points wide, just inside a panel: of a line about it the outer half is cut off."""
+        """A coloured border, `width` points wide, just inside a panel, as half of a line on its edge would be cut."""
         from matplotlib.patches import Rectangle
 
         axes.add_patch(
@@ -85,7 +85,7 @@ class Sheet:
         )
 
     def caption(self, lines: Sequence[str], left: float, top: float, width: float) -> None:
-        """Centred lines below a panel: the first is its label. What is too wide is set smaller."""
+        """Centred lines below a panel: the first is its label. Lines that are too wide are set smaller."""
         for number, line in enumerate(lines):
             self.text(line, left + width / 2, top + (number + 0.5) * LINE, width, ha="center")
 
@@ -103,7 +103,7 @@ class Sheet:
 
     @contextmanager
     def _glyphs_said(self) -> Iterator[None]:
-        """Inside, one line takes the place of matplotlib's warnings about each character that its font lacks."""
+        """Inside, one warning replaces matplotlib's warnings about each character that its font lacks."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield
@@ -115,10 +115,10 @@ class Sheet:
                 self._lacks_glyphs = True
 
     def save(self, path: Path) -> None:
-        """Write it as the kind of file that the suffix names, whole or not at all. Raises CSDError."""
+        """Write it in the format of the suffix; the file appears complete or not at all. Raises CSDError."""
         try:
             with replacing(path) as draft:
-                drawn = io.BytesIO()  # matplotlib's PDF writer stumbles over a disk that is full
+                drawn = io.BytesIO()  # matplotlib's PDF writer fails badly on a full disk
                 with self._glyphs_said():
                     self.figure.savefig(drawn, dpi=DPI, format=path.suffix[1:].lower())
                 draft.write_bytes(drawn.getvalue())
@@ -127,9 +127,9 @@ class Sheet:
 
 
 def check_output(path: Path, inputs: Iterable[Path]) -> None:
-    """Before anything is computed: raise CSDError where `Sheet.save` could not write there.
+    """Before anything is computed, raise CSDError if `Sheet.save` could not write there.
 
-    Nor may it replace an input, or anything but a picture of that kind.
+    It must not replace an input, or anything but a picture of the same format.
     """
     sign = _SIGNS.get(path.suffix.lower())
     if sign is None:
@@ -148,11 +148,11 @@ _SIGNS = {
     ".jpg": rb"\xff\xd8\xff",
     ".tif": rb"II\*\x00|MM\x00\*",
 }
-"""Suffix -> how such a file begins, as a regular expression."""
+"""Suffix -> pattern of the beginning of such a file."""
 
 
 def row_width(columns: int, room: float = PAGE_WIDTH) -> float:
-    """Inches of each of several panels side by side. Raises CSDError where that is less than a millimetre."""
+    """Inches per panel for several side by side. Raises CSDError if that is less than a millimetre."""
     width = (room - (columns - 1) * GAP) / columns
     if width < _NARROWEST:
         raise CSDError(f"{columns} pictures side by side do not fit in {room:.2g} inches: give fewer")
@@ -160,5 +160,5 @@ def row_width(columns: int, room: float = PAGE_WIDTH) -> float:
 
 
 def lefts(columns: int, width: float, start: float = 0.0) -> list[float]:
-    """Where the panels of a row begin."""
+    """The left edges of the panels of a row, in inches."""
     return [start + i * (width + GAP) for i in range(columns)]

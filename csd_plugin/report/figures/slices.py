@@ -1,4 +1,4 @@
-"""One row or column of pixels over time: what flickers in a video stands out in a picture."""
+"""One row or column of pixels over time, which makes flicker visible in a picture."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from csd_plugin.report.figures.sheet import COLOURS, GAP, LINE, PAGE_WIDTH, Shee
 from csd_plugin.report.figures.sources import INPUT, Scene
 
 _FRAME = 0.33
-"""Share of the page's width that the marked frame takes."""
+"""The share of the page's width for the marked frame."""
 _LABEL, _LEAST_STRIP = 0.85, 0.3
-"""Inches: the room for the labels of rows, and the least height of a row's strip."""
+"""Inches: the space for the labels of rows, and the smallest height of a row's strip."""
 
 
 def draw_slices(
@@ -27,15 +27,15 @@ def draw_slices(
 ) -> int:
     """Write the picture: the first frame with the line marked, and the line over time for input, methods and truth.
 
-    A row's strips lie below each other, time running down; a column's side by side, time running right. All have the
-    same pixels of frames, so what differs is what the methods made.
+    A row's strips are below each other, with time running down; a column's are side by side, with time running right.
+    All show the same pixels of the frames, so any difference comes from the methods.
 
     Args:
-        start, end: the frames, from `start` up to, not with, `end`; default: the whole clip.
-        row, column: which line, counted from 0; one of the two, by default the middle row.
+        start, end: the frames from `start` up to, but without, `end`; default: the whole clip.
+        row, column: the line, counted from 0; only one of the two; by default the middle row.
 
     Returns:
-        How many frames there are. Raises CSDError for a line outside the frame, or a single frame.
+        The number of frames. Raises CSDError for a line outside the frame, or a single frame.
     """
     if row is not None and column is not None:
         raise CSDError("a slice is one row or one column: give --row or --column, not both")
@@ -57,7 +57,7 @@ def draw_slices(
 
 
 def _rows(first: np.ndarray, strips: dict[str, np.ndarray], row: int) -> Sheet:
-    """The frame at the left, the strips (T, W, 3) below each other at its right, together as high as the frame."""
+    """The frame on the left, the strips (T, W, 3) below each other on its right, together as high as the frame."""
     shown = _FRAME * PAGE_WIDTH
     tall = shown * first.shape[0] / first.shape[1]
     strip_tall = max((tall - (len(strips) - 1) * GAP) / len(strips), _LEAST_STRIP)

@@ -1,4 +1,4 @@
-"""What a picture compares: one clip, its truth, and methods, each a network or frames that somebody made."""
+"""What a picture compares: one clip, its truth, and methods, each a network or existing result frames."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Method(NamedTuple):
 
     Attributes:
         label: its name in pictures.
-        path: a checkpoint or exported network, or its frames, a folder or video.
+        path: a checkpoint or exported network, or a folder or video of its result frames.
     """
 
     label: str
@@ -40,10 +40,10 @@ class Method(NamedTuple):
 
 
 def find_method(text: str) -> Method:
-    """What 'student2', 'net.pth', 'results/a1', 'out.mp4' or 'LABEL=' and one of these means.
+    """The method for 'student2', 'net.pth', 'results/a1', 'out.mp4', or 'LABEL=' and one of these.
 
-    Without a label: the shipped network's name, the experiment's of experiments/NAME/models/net_g_latest.pth, or the
-    file's. Raises CSDError where there is no such thing.
+    Without a label: the shipped network's name, the experiment's for experiments/NAME/models/net_g_latest.pth, or the
+    file's. Raises CSDError if there is no such method.
     """
     label, _, name = ("", "", text) if Path(text).exists() else text.rpartition("=")
     if not Path(name).exists():
@@ -55,11 +55,11 @@ def find_method(text: str) -> Method:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is compared.
+    """What a picture compares.
 
     Attributes:
-        clip, truth: a video file or a folder of images each, truth frame for frame.
-        methods: in the order of their columns; their frames, where they are given as such, pair with the clip's too.
+        clip, truth: a video file or a folder of images each; frames of the truth pair with those of the clip.
+        methods: in the order of their columns; existing result frames also pair with the clip's.
         device: 'cpu', 'cuda' or 'auto', for the networks.
     """
 
@@ -81,19 +81,19 @@ class Scene:
 
     @property
     def inputs(self) -> list[Path]:
-        """All that is read: files, folders and patterns."""
+        """All inputs: files, folders and patterns."""
         return [self.clip, *([self.truth] if self.truth else []), *(method.path for method in self.methods)]
 
     def middle(self) -> int:
-        """The number of the clip's middle frame; of the first where the file does not say how many there are."""
+        """The index of the clip's middle frame; 0 if the file does not state its number of frames."""
         with open_reader(self.clip) as reader:
             return (reader.num_frames or 0) // 2
 
     def frames(self, start: int = 0, end: int | None = None) -> Iterator[dict[str, Image]]:
-        """Label -> frame (H, W, 3) uint8 RGB, for each frame from `start` up to, not with, `end`.
+        """Label -> frame (H, W, 3) uint8 RGB, for each frame from `start` up to, but without, `end`.
 
-        Raises CSDError where a method's or the truth's frames are of another size or fewer, and, at the end of the
-        whole clip, where they are more.
+        Raises CSDError if a method's or the truth's frames differ in size or are fewer, and, at the end of the whole
+        clip, if they are more.
         """
         sources: dict[str, Callable[[], Iterator[np.ndarray]]] = {INPUT: lambda: read(self.clip, start, end)}
         for method in self.methods:
@@ -109,7 +109,7 @@ class Scene:
                 if frame is None:
                     raise CSDError(f"{label} ends before frame {number} of {self.clip}: they must pair frame for frame")
                 if frame.shape != rainy.shape:
-                    raise CSDError(f"{label} is {_size(frame)}, {self.clip} is {_size(rainy)}: they must match")
+                    raise CSDError(f"{label} is {_size(frame)}, but {self.clip} is {_size(rainy)}: they must match")
                 frames[label] = eight_bits(frame)
             yield frames
         for label, column in running.items():
@@ -132,7 +132,7 @@ class Scene:
 
 
 def read(path: Path, start: int, end: int | None) -> Iterator[np.ndarray]:
-    """The frames of a part of a clip, which is closed after the last."""
+    """The frames of a part of a clip, which is closed after the last one."""
     with ExitStack() as stack:
         yield from stack.enter_context(open_reader(path, start=start, end=end))
 
