@@ -1,12 +1,12 @@
-"""Every way of having the plugin in a training script that is not ours, on every kind of tree: what works, as a table.
+"""Tries every way of using the plugin in training scripts that are not ours, on every kind of tree; prints a table.
 
     python tools/doors.py                            trees made from the installed BasicSR
-    python tools/doors.py ~/BasicSR ~/Real-ESRGAN    and copies of these checkouts
-    python tools/doors.py --door "csd link"          by one door
+    python tools/doors.py ~/BasicSR ~/Real-ESRGAN    also copies of these checkouts
+    python tools/doors.py --door "csd link"          only this way
 
 A door is `csd_plugin.activate()` in train.py, `csd link PATH` or `csd link --hook`. A tree is BasicSR itself or a
-project on it. All of it are copies in a temporary folder, with an environment of their own. Each pair trains a tiny
-network on tiny clips, validates, resumes, tests, is given faulty option files, and is undone. A few minutes; not for
+project built on it. Everything is a copy in a temporary folder with its own environment. Each pair trains a tiny
+network on tiny clips, validates, resumes, tests, gets faulty option files, and is undone. Takes a few minutes; not for
 Windows.
 """
 
@@ -72,7 +72,7 @@ class Tree:
 
 
 def make_python(folder: Path) -> Path:
-    """An environment with this one's packages and this checkout, whose site-packages are its own."""
+    """An environment with the packages of this one and this checkout, and its own site-packages."""
     venv.create(folder, symlinks=os.name != "nt")
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -85,7 +85,7 @@ def make_python(folder: Path) -> Path:
 
 
 def released(folder: Path, python: Path) -> Tree:
-    """A copy of the BasicSR that is installed here."""
+    """A copy of the installed BasicSR."""
     spec = importlib.util.find_spec("basicsr")
     if spec is None or spec.origin is None:
         raise SystemExit("error: no BasicSR is installed: pip install --no-build-isolation basicsr==1.4.2")
@@ -93,7 +93,7 @@ def released(folder: Path, python: Path) -> Tree:
 
 
 def checked_out(folder: Path, python: Path, checkout: Path) -> Tree:
-    """A copy of a checkout of BasicSR or of a fork, or of a project on it, which gets the BasicSR installed here."""
+    """A copy of a checkout of BasicSR, a fork, or a project built on it, which gets the installed BasicSR."""
     found = find_tree(checkout)
     package = found.package.relative_to(checkout.resolve())  # '.' where archs, data and models lie next to train.py
     name = f"the checkout {checkout.name}"
@@ -110,7 +110,7 @@ def checked_out(folder: Path, python: Path, checkout: Path) -> Tree:
 
 
 def _scripts_of(*folders: Path) -> dict[str, Path]:
-    """The train.py of a project, and a test.py like it where it has none."""
+    """The train.py of a project, and a test.py made from it if there is none."""
     home = next((folder for folder in folders if (folder / "train.py").is_file()), None)
     if home is None:
         raise SystemExit(f"error: {folders[-1]}: no train.py next to the models or above them")
@@ -200,7 +200,7 @@ if __name__ == "__main__":
 
 
 def open_door(tree: Tree, door: str) -> None:
-    """Have the plugin in the tree by one of DOORS."""
+    """Use the plugin in the tree by one of DOORS."""
     if door == "activate()":
         for script in tree.scripts.values():
             script.write_text(LINE + script.read_text(encoding="utf-8"), encoding="utf-8")
@@ -210,22 +210,22 @@ def open_door(tree: Tree, door: str) -> None:
 
 
 def close_door(tree: Tree, door: str) -> list[str]:
-    """Undo it, as `csd link` does; what each command said. The line of `activate()` stays."""
+    """Undo it with `csd link`; what each command printed. The line of `activate()` stays."""
     if door == "activate()":
         return []
     return [tree.run("-m", "csd_plugin", "link", *arguments, "--undo").stdout for arguments in _linked(tree, door)]
 
 
 def _linked(tree: Tree, door: str) -> list[list[str | Path]]:
-    """The arguments of `csd link`, one list for each command."""
+    """The arguments of `csd link`, one list per command."""
     if door == "csd link --hook":
         return [["--hook"]]
-    # of a project, the BasicSR that it imports as well: 1.4.2 asks for it, and says so
+    # for a project, also the BasicSR that it imports: 1.4.2 needs it, and says so
     return [[tree.toolbox]] if tree.root == tree.toolbox else [[tree.toolbox], [tree.root]]
 
 
 def sources(tree: Tree) -> dict[Path, bytes]:
-    """All files of Python in the tree and its toolbox."""
+    """All Python files in the tree and its toolbox."""
     files = {file for root in (tree.root, tree.toolbox) for file in root.rglob("*.py*") if file.is_file()}
     return {file: file.read_bytes() for file in files if file.suffix == ".py" or file.name.startswith("csd_")}
 
@@ -300,9 +300,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "an unknown data set": {"datasets.train.type": "PairedVideoDataSet"},
     "an unknown loss": {"train.pixel_opt.type": "SSIM"},
     "an unknown optimizer": {"train.optim_g.type": "Adamm"},
-    "a data root that is not there": {"datasets.train.dataroot": "nowhere"},
+    "a data root that does not exist": {"datasets.train.dataroot": "nowhere"},
     "a window longer than the clips": {"datasets.train.num_frame": 99},
-    "a checkpoint that is not there": {"path.pretrain_network_g": "nowhere.pth"},
+    "a checkpoint that does not exist": {"path.pretrain_network_g": "nowhere.pth"},
     "a rate that YAML reads as text": {"train.optim_g.lr": "1e-3"},
     "a batch of no clips": {"datasets.train.batch_size_per_gpu": 0},
     "an epoch that ends early": {"datasets.train.batch_size_per_gpu": 7},
@@ -311,7 +311,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def faulty_files(folder: Path, data: Path) -> dict[str, Path]:
-    """Option files with one mistake each, by what it is."""
+    """Option files with one mistake each, by description."""
     texts = {}
     for fault, changes in CHANGES.items():
         options = deepcopy(train_options(data))
@@ -324,7 +324,7 @@ def faulty_files(folder: Path, data: Path) -> dict[str, Path]:
         texts[fault] = yaml.safe_dump(options, sort_keys=False)
     whole = yaml.safe_dump(train_options(data), sort_keys=False)
     texts["a key given twice"] = whole.replace("  total_iter: 2\n", "  total_iter: 2\n  total_iter: 3\n")
-    texts["no valid YAML"] = whole + "more: [\n"
+    texts["invalid YAML"] = whole + "more: [\n"
     texts["YAML that runs code"] = whole + "more: !!python/object/apply:os.mkdir [hacked]\n"
     files = {}
     for number, (fault, text) in enumerate(texts.items()):
@@ -335,7 +335,7 @@ def faulty_files(folder: Path, data: Path) -> dict[str, Path]:
 
 @dataclass
 class Job:
-    """A command of a tree: a script, its option file and flags; what came of it when it has run."""
+    """A command of a tree: a script, its option file and flags, and its outcome once it has run."""
 
     script: Path
     options: Path
@@ -388,7 +388,7 @@ def run_jobs(tree: Tree, jobs: list[Job]) -> None:
 
 
 def run_pair(tree: Tree, data: Path, faults: Mapping[str, Path]) -> dict[str, str]:
-    """What came of training, validation, resume, test and each faulty file: '' or what went wrong."""
+    """The outcomes of training, validation, resume, test and each faulty file: '' or what went wrong."""
     experiment = tree.root / "experiments/run"
     files = {"run": train_options(data), "longer": train_options(data)}
     files["longer"]["train"]["total_iter"] = 4
@@ -424,9 +424,13 @@ def _unless(right: bool, job: Job) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "checkouts", metavar="CHECKOUT", type=Path, nargs="*", help="of BasicSR, of a fork, or of a project on it"
+        "checkouts",
+        metavar="CHECKOUT",
+        type=Path,
+        nargs="*",
+        help="checkout of BasicSR, a fork, or a project built on it",
     )
-    parser.add_argument("--door", choices=DOORS, action="append", help="only this one; may be given again")
+    parser.add_argument("--door", choices=DOORS, action="append", help="only this way; may be repeated")
     args = parser.parse_args()
     makers: list[Callable[..., Tree]] = [released, example_project, packaged_project]
     makers += [partial(checked_out, checkout=checkout) for checkout in args.checkouts]

@@ -1,14 +1,14 @@
-"""Let every write of every command fail, one at a time, and see that nothing is half written and nothing is lost.
+"""Make every write of every command fail, one at a time, and check that nothing is left half written or lost.
 
     python tools/full_disk.py
     python tools/full_disk.py --only train derain --errors ENOSPC --each 3
 
-Every command runs on small files once without a fault; that gives the places where it writes: each file, and what is
+Every command first runs on small files without a fault, which gives the places where it writes: each file, and what is
 done to it (open, write, rename, mkdir, link, sync, size). Then it runs again for each place, in a folder like the first
-one, on a disk that is full (ENOSPC) or forbidden (EACCES) from there on, or fails there (EIO). The command must end by
-status 2 and one line that names a file, or say what it has done without and have all its results; under final names
-there must be whole results or those of before; the same command on a good disk must then give what it gives without
-faults. The exit status is 1 if it is not so. Linux 5.5 or newer on x86-64; see tests/faults.py.
+one, on a disk that is full (ENOSPC) or forbidden (EACCES) from there on, or fails there (EIO). The command must end
+with status 2 and one line that names a file, or say what it has done without and have all its results. Final names must
+hold complete results or the earlier ones, and the same command on a good disk must then give the same results as
+without faults. The exit status is 1 if a check fails. Needs Linux 5.5 or newer on x86-64; see tests/faults.py.
 """
 
 from __future__ import annotations

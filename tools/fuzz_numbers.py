@@ -3,9 +3,9 @@
     python tools/fuzz_numbers.py                     all cases
     python tools/fuzz_numbers.py --count 50 --seed 1  some of them
 
-The numbers are found, not listed: flags by walking the parsers, keys by the fields of the sections and by the
+The numbers are found, not listed: flags by walking through the parsers, keys by the fields of the sections and the
 signatures of what they build. Every case changes one number of a command or option file that works on tiny clips. It
-has to end within a minute, with status 0, or with status 2 and one line of error. The exit status is 1 if a case
+must end within a minute, with status 0, or with status 2 and one line of error. The exit status is 1 if a case
 failed.
 """
 

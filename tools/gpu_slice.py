@@ -1,4 +1,4 @@
-"""The work of `gpu_slice.sh`: choose clips that travel; check, render, measure, train in turns, test."""
+"""The work of `gpu_slice.sh`: selects clips to take along; checks, renders, measures, trains in turns, tests."""
 
 from __future__ import annotations
 
@@ -71,9 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     pack.add_argument("target", type=Path)
     pack.add_argument("--bytes", type=int, required=True, help="that all of them may take in a tar file")
     run = jobs.add_parser("run")
-    run.add_argument("--seconds", type=float, default=540, help="for all of it (default 540)")
-    run.add_argument("--out", type=Path, default=Path("slice"), help="folder for all that is made (default slice)")
-    run.add_argument("--clips", type=Path, default=ROOT / "clips", help="with train/ and validation/ (default: packed)")
+    run.add_argument("--seconds", type=float, default=540, help="time for everything (default 540)")
+    run.add_argument("--out", type=Path, default=Path("slice"), help="output folder (default slice)")
+    run.add_argument(
+        "--clips", type=Path, default=ROOT / "clips", help="clean clips, with train/ and validation/ (default: packed)"
+    )
     run.add_argument("--before", type=Path, default=ROOT / "before", help="weights to start from (default: packed)")
     run.add_argument(
         "--networks",
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument(
         "--measure",
         action="store_true",
-        help="measure alone, no rain, no training: the step of each network launched, compiled and as a graph",
+        help="only measure, without rain and training: each network's step launched, compiled and as a graph",
     )
     run.add_argument("--cpu", action="store_true", help="rehearse without a GPU: narrow networks, small crops")
     args = parser.parse_args(argv)

@@ -3,9 +3,9 @@
     python tools/grow_network.py realtime grown.pth --num-feat 48 --num-pair 6
     python tools/grow_network.py experiments/teacher/models/net_g_latest.pth teacher64.pth --num-feat 64
 
-Give the file as `path.pretrain_network_g` to the larger network, with `param_key_g: params`. What is new has the
-network's own start, but adds nothing yet: channels that were there do not see new ones, and new pairs of convolutions
-add zero. All of it learns. Numbers that are not given stay; they can only grow. OUT must not exist yet.
+Give the file as `path.pretrain_network_g` to the larger network, with `param_key_g: params`. New parts are initialised
+like the network itself, but have no effect yet: existing channels do not see new ones, and new pairs of convolutions
+add zero. Everything learns. Numbers that are not given stay; they can only grow. OUT must not exist yet.
 """
 
 from __future__ import annotations
@@ -31,18 +31,20 @@ MOST_PARAMETERS = 10**9
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="a file, or the name of a shipped network")
-    parser.add_argument("out", type=Path, help="the file to write")
+    parser.add_argument("checkpoint", help="file, or name of a shipped network")
+    parser.add_argument("out", type=Path, help="file to write")
     number = whole(1, 4096)
     parser.add_argument("--num-feat", type=number, metavar="C", help="channels")
-    parser.add_argument("--num-pair", type=number, metavar="N", help="residual pairs; of the half-resolution family")
-    parser.add_argument("--num-deep", type=number, metavar="N", help="those at a quarter of the resolution")
-    parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, metavar="N", help="of what is new (default 0)")
+    parser.add_argument("--num-pair", type=number, metavar="N", help="residual pairs (half-resolution family only)")
+    parser.add_argument("--num-deep", type=number, metavar="N", help="residual pairs at a quarter of the resolution")
+    parser.add_argument(
+        "--seed", type=whole(0, 2**32 - 1), default=0, metavar="N", help="seed of new weights (default 0)"
+    )
     args = parser.parse_args(argv)
     try:
         given = {name: getattr(args, name) for name in NUMBERS if getattr(args, name) is not None}
         if args.out.exists() or not args.out.name:
-            raise CSDError(f"{args.out} exists already; give the name of a new file")
+            raise CSDError(f"{args.out} already exists; give the name of a new file")
         network = load_network(find_checkpoint(args.checkpoint))
         torch.manual_seed(args.seed)
         large = grown(network, given)
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @torch.no_grad()
 def grown(network: nn.Module, given: Mapping[str, int]) -> nn.Module:
-    """A larger network of the same class with the same results. Raises CSDError for numbers that do not make one."""
+    """A larger network of the same class with the same results. Raises CSDError for invalid numbers."""
     if not isinstance(network, HalfNet | SLDNet):
         raise CSDError(f"{type(network).__name__} cannot grow; networks of SLDNet and HalfNet can")
     if getattr(network, "branches", False):
@@ -69,9 +71,11 @@ def grown(network: nn.Module, given: Mapping[str, int]) -> nn.Module:
     assert numbers is not None
     for name, value in given.items():
         if name not in numbers or (isinstance(network, SLDNet) and name != "num_feat"):
-            raise CSDError(f"--{name.replace('_', '-')}: {type(network).__name__} does not grow so")
+            raise CSDError(
+                f"--{name.replace('_', '-')}: {type(network).__name__} cannot grow in this number; leave it out"
+            )
         if value < numbers[name] or (name == "num_deep" and not numbers[name]):
-            raise CSDError(f"--{name.replace('_', '-')} {value}: the network has {numbers[name]}, and can only grow")
+            raise CSDError(f"--{name.replace('_', '-')} {value}: the network has {numbers[name]}; give a larger number")
     if all(numbers[name] == value for name, value in given.items()):
         raise CSDError("nothing grows: give a larger number than the network has")
     with torch.device("meta"):

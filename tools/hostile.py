@@ -1,12 +1,12 @@
-"""Give files that were made to do harm to the commands that read them, and count what comes of it.
+"""Give malicious files to the commands that read them, and count the outcomes.
 
     python tools/hostile.py --count 500 --seed 0
 
-Every case makes one file (or folder) of some kind, by the seed and its number, and runs a real command line on it in a
-process of its own. A file must be refused: status 2, one or more lines that begin with the command's name, none of a
-traceback. These are failures: a traceback, a status 0 (silent acceptance), code of the file that has run, a file that
-was written or read outside, more than 2 GB of memory, more than half a minute of a processor. The exit status is 1 if
-there is one.
+Every case makes one file (or folder) of some kind, from the seed and its number, and runs a real command line on it in
+a separate process. A file must be refused: status 2, and one or more lines that begin with the command's name, without
+a traceback. Failures are: a traceback, status 0 (silent acceptance), code from the file that was run, a file outside
+that was written or read, more than 2 GB of memory, or more than half a minute of processor time. The exit status is 1
+if there is a failure.
 """
 
 from __future__ import annotations

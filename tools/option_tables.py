@@ -1,6 +1,6 @@
-"""The tables of keys in options/README.md, from the classes that read these keys; `--check` only compares.
+"""Write the tables of keys in options/README.md, from the classes that read these keys; `--check` only compares.
 
-A table is what stands between `<!-- table: NAME, by tools/option_tables.py -->` and `<!-- end of table -->`. Names,
+A table is between `<!-- table: NAME, by tools/option_tables.py -->` and `<!-- end of table -->`. Names,
 meanings and defaults are those of the option dataclasses, of `csd_plugin.options.sections`, and of the constructors of
 networks, losses and objectives, whose docstrings describe them under Args.
 """
@@ -33,7 +33,7 @@ _ARGUMENT = re.compile(r"    (\w[\w, ]*): (.*)")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="exit with 1 where the file is not what would be written")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if the file is out of date")
     check = parser.parse_args().check
     before = README.read_text(encoding="utf-8")
     after = with_tables(before)

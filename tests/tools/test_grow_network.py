@@ -74,10 +74,10 @@ def test_it_computes_the_same_and_all_of_it_learns(tool, name, given):
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        ("half", {"num_feat": 3}, "--num-feat 3: the network has 4, and can only grow"),
+        ("half", {"num_feat": 3}, "--num-feat 3: the network has 4; give a larger number"),
         ("half", {"num_deep": 1}, "--num-deep 1: the network has 2"),
         ("flat", {"num_deep": 1}, "--num-deep 1: the network has 0"),
-        ("teacher", {"num_pair": 8}, "--num-pair: SLDNet does not grow so"),
+        ("teacher", {"num_pair": 8}, "--num-pair: SLDNet cannot grow in this number"),
         ("half", {}, "nothing grows"),
         ("half", {"num_feat": 4, "num_pair": 3}, "nothing grows"),
         ("half", {"num_feat": 4096, "num_pair": 100}, r"would have 33,\S+ parameters, more than 1,000,000,000"),
@@ -103,7 +103,7 @@ def test_the_command(tool, tmp_path, capsys):
     before = out.read_bytes()
     for wrong in ([str(out), str(out)], ["tiny", str(tmp_path)], ["tiny", ""]):
         assert tool.main([*wrong, "--num-feat", "24"]) == 2
-        assert capsys.readouterr().err.endswith("exists already; give the name of a new file\n")
+        assert capsys.readouterr().err.endswith("already exists; give the name of a new file\n")
     assert out.read_bytes() == before
     assert tool.main(["tiny", str(tmp_path / "no/grown.pth"), "--num-feat", "24"]) == 2
     assert tool.main(["tinny", str(tmp_path / "new.pth"), "--num-feat", "24"]) == 2

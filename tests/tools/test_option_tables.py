@@ -55,7 +55,7 @@ def test_every_keyword_of_a_network_is_listed(tool):
     listed = [row[1].strip("`") for row in rows(tool.keyword_table(NETWORKS))]
     assert listed == [key for cls in NETWORKS.values() for key in inspect.signature(cls).parameters]
     assert tool.arguments(NETWORKS["HalfNet"])["causal"].endswith(
-        "so that a camera's picture need not wait for frames to come"
+        "so that a camera's picture need not wait for later frames"
     )
 
 

@@ -200,13 +200,13 @@ def test_mistakes_are_one_line_and_change_nothing(pack, checkpoint, tmp_path, ca
         ((checkpoint, "narrow"), "'what' is missing"),
         ((checkpoint, "Narrow!", "--fact", *TEXTS), "no name for a network"),
         ((checkpoint,), "no name for a network"),
-        ((tmp_path / "odd.pth", "odd", "--fact", *TEXTS), "has the layers of no preset"),
+        ((tmp_path / "odd.pth", "odd", "--fact", *TEXTS), "layers match no preset"),
         ((tmp_path / "no.pth", "no", "--fact", *TEXTS), "there is no checkpoint"),
         ((checkpoint, "narrow", "--fact", "recip=x"), "did you mean recipe?"),
         ((checkpoint, "narrow", "--facts", tmp_path / "facts.yml"), "did you mean license?"),
         ((checkpoint, "narrow", "--facts", tmp_path / "no.yml"), "cannot be read"),
-        ((checkpoint, "narrow", "--fact", *TEXTS, "--score", f"validation={a1}"), "a1 alone belongs to a1"),
-        ((checkpoint, "narrow", "--fact", *TEXTS, "--score", f"a1={walk}"), "a1 alone belongs to a1"),
+        ((checkpoint, "narrow", "--fact", *TEXTS, "--score", f"validation={a1}"), "the clip a1 belongs to a1"),
+        ((checkpoint, "narrow", "--fact", *TEXTS, "--score", f"a1={walk}"), "the clip a1 belongs to a1"),
         (("--remove", "narow"), "did you mean narrow?"),
     ):
         assert pack(*arguments) == 2
