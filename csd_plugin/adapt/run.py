@@ -111,7 +111,12 @@ class Plan:
 
 
 class _Run(NamedTuple):
-    """What learns from what."""
+    """One adaptation: the plan and what was opened for it.
+
+    Attributes:
+        source: the student's checkpoint.
+        start: the student as it is there.
+    """
 
     plan: Plan
     source: Path
