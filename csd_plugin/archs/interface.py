@@ -77,7 +77,7 @@ class Image(Kind):
     has_time = False
 
     def run(self, network: nn.Module, clips: Tensor, num_target: int, num_frame: int) -> Tensor:
-        return network(_copied(clips[:, target_slice(clips.shape[1], num_target)]).flatten(0, 1))
+        return _made(network, _copied(clips[:, target_slice(clips.shape[1], num_target)]).flatten(0, 1))
 
 
 class Window(Kind):
@@ -86,7 +86,7 @@ class Window(Kind):
     one_length = True
 
     def run(self, network: nn.Module, clips: Tensor, num_target: int, num_frame: int) -> Tensor:
-        return network(slice_windows(clips, num_target, num_frame))
+        return _made(network, slice_windows(clips, num_target, num_frame))
 
 
 class Sequence(Kind):
@@ -96,7 +96,7 @@ class Sequence(Kind):
 
     def run(self, network: nn.Module, clips: Tensor, num_target: int, num_frame: int) -> Tensor:
         seen = clips[:, window_slice(clips.shape[1], num_target, num_frame)]
-        return _middle(network(_copied(seen)), num_frame).flatten(0, 1)
+        return _middle(_made(network, _copied(seen)), num_frame).flatten(0, 1)
 
     def num_seen(self, num_target: int, num_frame: int) -> int:
         return num_target + num_frame - 1
@@ -116,6 +116,18 @@ class Sequence(Kind):
                 return None
             captured = captured.movedim(axis, 1).flatten(0, 1)
         return _middle(captured.unflatten(0, (batch, seen)), num_frame) if len(captured) == batch * seen else None
+
+
+def _made(network: nn.Module, given: Tensor) -> Tensor:
+    """What a network makes of frames. Raises CSDError where that is no tensor."""
+    made = network(given)
+    if not isinstance(made, Tensor):
+        mode = "in training" if getattr(network, "training", False) else "in evaluation"
+        raise CSDError(
+            f"{type(network).__name__} gives a {type(made).__name__} {mode}, and frames alone are needed: let the "
+            f"forward of a subclass pick them (docs/toolboxes.md)"
+        )
+    return made
 
 
 def _are_frames(calls: tuple[Tensor, ...], num_seen: int, count: int) -> bool:

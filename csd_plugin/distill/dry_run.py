@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +78,18 @@ def clips_of(opt: Mapping[str, Any], size: int | None = None) -> Clips:
     )
 
 
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Inside, new tensors have shapes and no values. torch does not log what it raises then, which others report."""
+    log = logging.getLogger(FakeTensorMode.__module__)
+    before, log.disabled = log.disabled, True
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            yield
+    finally:
+        log.disabled = before
+
+
 def dry_run(network: nn.Module, interface: Interface, clips: Clips, layers: list[str] | None, *, tapped: bool) -> Dry:
     """Run a copy of a network on a batch without computing anything; a copy, as networks may keep state between passes.
 
@@ -100,7 +114,7 @@ def dry_run(network: nn.Module, interface: Interface, clips: Clips, layers: list
             module.register_forward_hook(lambda module, _, output, path=path: record(path, module, output))
     taps = tap_compared(network, interface, layers) if tapped else []
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with without_values():
             device = next(network.parameters()).device
             batch = torch.empty(clips.batch, clips.num_frame, 3, clips.size, clips.size, device=device)
             interface.run(network, batch, clips.num_target)

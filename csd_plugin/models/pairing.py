@@ -17,14 +17,13 @@ from basicsr.models.video_recurrent_gan_model import VideoRecurrentGANModel
 from basicsr.models.video_recurrent_model import VideoRecurrentModel
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from csd_plugin.archs import NETWORKS
 from csd_plugin.archs.interface import Interface, interface_section
 from csd_plugin.compat import shape_advice
 from csd_plugin.data.datasets import DATASETS
 from csd_plugin.data.datasets.options import DatasetOptions, TrainingOptions
-from csd_plugin.distill.dry_run import clips_of
+from csd_plugin.distill.dry_run import clips_of, without_values
 from csd_plugin.errors import CSDError, first_line
 
 _NAMES = ("vid4", "reds4", "redsofficial")
@@ -207,18 +206,23 @@ def _check_test(model: type, opt: Mapping[str, Any], key: str, content: Mapping[
 
 
 def check_network(name: str, network: nn.Module, interface: Interface, opt: Mapping[str, Any]) -> None:
-    """Raise CSDError unless a network that is not ours runs on the input of our models, crops of the training set."""
+    """Raise CSDError unless a network that is not ours runs on the input of our models, crops of the training set.
+
+    `network_g` runs on a whole batch and in training mode, where some networks do something else.
+    """
     if type(network).__module__.startswith("csd_plugin."):
         return
-    frames = (1, interface.num_frame, 3, *(2 * [clips_of(opt).size]))
+    clips, learns, section = clips_of(opt), name == "network_g", interface_section(name)
+    num_frame = max(clips.num_frame, interface.num_frame + clips.num_target - 1)
+    frames = (clips.batch if learns else 1, num_frame, 3, clips.size, clips.size)
     try:
-        _shape_of(lambda clips: interface.run(network, clips, 1), network, frames, opt)
-    except CSDError:
-        return  # a more specific error follows in the run: layers, scales
+        _shape_of(lambda batch: interface.run(network, batch, clips.num_target), network, frames, opt, learns=learns)
+    except CSDError as error:
+        raise CSDError(f"{section if opt.get(section) else name}: {error}") from error
     except _OF_SHAPES as error:
         raise CSDError(
             f"{name}: {type(network).__name__} fails on clips {frames} ({first_line(error)}); check its options, "
-            f"{interface_section(name)} and datasets.train.gt_size"
+            f"{section} and datasets.train.gt_size; the forward of a subclass can arrange axes (docs/toolboxes.md)"
         ) from error
 
 
@@ -235,12 +239,21 @@ def _output_shape(network: nn.Module, frames: tuple[int, ...], opt: Mapping[str,
 
 
 def _shape_of(
-    run: Callable[[Tensor], Tensor], network: nn.Module, frames: tuple[int, ...], opt: Mapping[str, Any]
+    run: Callable[[Tensor], Tensor],
+    network: nn.Module,
+    frames: tuple[int, ...],
+    opt: Mapping[str, Any],
+    *,
+    learns: bool = False,
 ) -> tuple[int, ...]:
-    """The output's shape, by a dry run, or, if that fails, by running the network on the run's device."""
-    network.eval()  # normalisation may need more than one value in training
+    """The output's shape, by a dry run, or, if that fails, by running the network on the run's device.
+
+    Args:
+        learns: run it in training mode, where normalisation may need more than one value.
+    """
+    network.train(learns)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with without_values():
             return tuple(run(torch.empty(frames)).shape)
     except _OF_SHAPES:
         pass

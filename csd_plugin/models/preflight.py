@@ -96,7 +96,8 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
         with forked_random():
             for name in needed:
                 problems.attempt(["datasets.train"], check_network, name, networks[name], interfaces[name], opt)
-    with_features = distils(opt) and complete and problems.sound("datasets", "train.distill_opt", *needed)
+    sections = [interface_section(name) for name in needed]
+    with_features = distils(opt) and complete and problems.sound("datasets", "train.distill_opt", *needed, *sections)
     if with_features and opt["datasets"]["train"]["type"] in DATASETS:
         problems.attempt([], _check_features, opt, networks, interfaces)
 

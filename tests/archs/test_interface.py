@@ -128,3 +128,15 @@ def test_other_families_train(launcher, tiny_rain, network):
     assert type(model.net_g).__name__ == network["type"]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.net_g.parameters())
     assert any(p.grad.any() for p in model.net_g.parameters())
+
+
+@pytest.mark.parametrize(("kind", "num_frame"), [("image", 1), ("window", 3), ("sequence", 3)])
+def test_a_network_that_gives_more_than_frames_is_told(kind, num_frame):
+    from csd_plugin.archs.interface import Interface
+
+    class WithLoss(nn.Module):
+        def forward(self, frames):
+            return frames, frames.mean()
+
+    with pytest.raises(CSDError, match="WithLoss gives a tuple in evaluation, and frames alone are needed"):
+        Interface(num_frame, kind).run(WithLoss().eval(), torch.rand(1, 5, 3, 8, 8), 1)

@@ -68,3 +68,11 @@ def test_a_network_that_was_run_without_values_before_is_run_once_more():
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         network.eval()(torch.empty(1, 3, 8, 8))
     assert dry_run(network, interface_of(network), CLIPS, None, tapped=True).features == {"1": (2, 3, 6, 8, 8)}
+
+
+def test_torch_does_not_log_what_it_raises(caplog):
+    network = nn.Sequential(nn.AvgPool2d(16), nn.Conv2d(3, 3, 3))
+    network.layout = "image"
+    with pytest.raises(RuntimeError):
+        dry_run(network, interface_of(network), CLIPS, None, tapped=False)
+    assert not caplog.records

@@ -369,7 +369,7 @@ def test_networks_that_cannot_run_are_one_line(launcher, tiny_rain, tiny_teacher
     options = train_options(tiny_rain, **broken) if stage == 1 else distill_options(tiny_rain, tiny_teacher, **broken)
     assert launcher.train(options) == 2
     [error] = capfd.readouterr().err.strip().splitlines()
-    assert "network_g: RIDNet fails on clips (1, 1, 3, 24, 24) (" in error and "gt_size" in error
+    assert "network_g: RIDNet fails on clips (2, 8, 3, 24, 24) (" in error and "gt_size" in error
     assert launcher.written() == []
 
 

@@ -79,3 +79,43 @@ def test_a_network_of_another_scale_is_told(launcher, tiny_rain, capsys):
     upscaling = {"type": "MSRResNet", "num_feat": 4, "num_block": 1, "upscale": 2}
     assert launcher.train(train_options(tiny_rain, network_g=upscaling, interface_g={"layout": "image"})) == 2
     assert "the network gives (4, 3, 48, 48) where frames (4, 3, 24, 24) are needed" in capsys.readouterr().err
+
+
+class Learns(torch.nn.Module):
+    """(B, 3, 3, H, W) to its centre frame, in training with a loss of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.tail = torch.nn.Conv2d(9, 3, 3, padding=1)
+
+    def forward(self, window):
+        frames = self.tail(window.flatten(1, 2))
+        return (frames, frames.mean()) if self.training else frames
+
+
+@pytest.fixture
+def learns(monkeypatch):
+    from csd_plugin.archs import NETWORKS
+
+    monkeypatch.setitem(NETWORKS._rows, "Learns", Learns)
+    yield {"type": "Learns"}
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    ARCH_REGISTRY._obj_map.pop("Learns", None)
+
+
+@pytest.mark.parametrize(
+    ("interface", "words"),
+    [
+        ({"layout": "window", "num_frame": 3}, "interface_g: Learns gives a tuple in training, and frames alone are"),
+        # a sequence has as many frames as the clips have room for
+        ({"layout": "sequence", "num_frame": 3}, "network_g: Learns fails on clips (2, 8, 3, 24, 24) ("),
+    ],
+)
+def test_what_fails_in_training_alone_is_told_before_anything_is_written(
+    launcher, tiny_rain, learns, capfd, interface, words
+):
+    assert launcher.train(train_options(tiny_rain, network_g=learns, interface_g=interface)) == 2
+    [error] = capfd.readouterr().err.strip().splitlines()
+    assert words in error
+    assert launcher.written() == []
