@@ -181,6 +181,28 @@ class Distiller(nn.Module):
         for teacher in self.teachers:
             bare(teacher.objective).after_step()
 
+    @torch.no_grad()
+    def not_finite(self, batch: Mapping[str, Any]) -> str:
+        """What the first teacher that does so gives for a batch that is not finite, and why; empty where none does.
+
+        Runs the teachers once more. Raises CSDError, as `forward`.
+        """
+        lq, gt = map(as_float, as_clips(batch, self.num_frame, "the batch"))
+        stored = self._stored_view(features_of(batch), gt)
+        for teacher in self.teachers:
+            view = stored or self._teacher_view(teacher, lq, gt.shape[1])
+            given = {"frames": view.output}
+            for features in view.features.values():
+                given |= {f"features at {tap.layer}": one for tap, one in zip(teacher.taps, features, strict=False)}
+            broken = [name for name, value in given.items() if not torch.isfinite(value).all()]
+            if broken:
+                weights = teacher.network.state_dict()
+                bad = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+                why = f", as its weight {bad[0]} is not: take another checkpoint" if bad else "; check the network"
+                why += ", or compute in float32" if self.autocast and not bad else ""
+                return f"the {broken[0]} of the teacher {teacher.label} are not finite{why}"
+        return ""
+
     def _distill(
         self,
         lq: Tensor,

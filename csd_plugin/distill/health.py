@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -82,10 +83,11 @@ def check_gradients(norms: Mapping[str, float], losses: Mapping[str, float]) -> 
     """Raise CSDError for the first term that is not zero but gives the student no gradient.
 
     Args:
-        norms, losses: by term, for terms with a weight. A loss of exactly zero has nothing left to teach.
+        norms, losses: by term, for terms with a weight. A loss of exactly zero has nothing left to teach, and one that
+            is not finite does not teach in this batch.
     """
     for term, norm in norms.items():
-        if norm == 0 and losses[term] != 0:
+        if norm == 0 and losses[term] != 0 and math.isfinite(losses[term]):
             raise CSDError(
                 f"the term {term} is {losses[term]:.3g} and has a weight, but gives the student no gradient: tap a "
                 f"layer of the student that learns (train.distill_opt.taps), or set the weight of {term} to 0"
@@ -144,7 +146,7 @@ class HealthMonitor:
         ratios: Mapping[str, float],
         norms: Mapping[str, float],
     ) -> list[str]:
-        """What is wrong now but was not at the last call, one line each.
+        """What is wrong now but was not at the last call, one line each; nothing if a loss is not finite.
 
         Args:
             losses: raw, by term.
@@ -152,6 +154,8 @@ class HealthMonitor:
             ratios: of the student's feature to the teacher's, by tap.
             norms: of the gradients, for terms with a weight.
         """
+        if not all(map(math.isfinite, losses.values())):
+            return []  # the step is left out
         wrong = {}
         for term, norm in norms.items():
             if norm > 0:

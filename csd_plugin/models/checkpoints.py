@@ -248,8 +248,8 @@ class CheckpointedModel(ScheduledModel):
             relearned = changes_of_learning(resume_state.get("learns_by"), self._learns_by)
         except UNREADABLE as error:
             raise CSDError(
-                f"path.resume_state: {path} belongs to another run: "
-                f"{first_line(error)}; give the options with which it was made, or another name"
+                f"path.resume_state: {path} belongs to another run: {first_line(error)}; "
+                f"{self.changed_since(resume_state)}give the options with which it was made, or another name"
             ) from error
         if relearned:
             get_root_logger().warning(
@@ -264,6 +264,11 @@ class CheckpointedModel(ScheduledModel):
                 f"{path}: options have changed since: {', '.join(changes)}. They apply as if set from the start: the "
                 f"learning rate of iteration {done} is {self.get_current_learning_rate()[0]:.4g}."
             )
+
+    def changed_since(self, resume_state: Mapping[str, Any]) -> str:
+        """The options of data, networks and losses that have changed, for a message that goes on; empty if none have."""
+        changes = changes_of_learning(resume_state.get("learns_by"), self._learns_by)
+        return f"options have changed since: {', '.join(changes)}; " if changes else ""
 
     def _is_beyond_the_clock(self, resume_state: Mapping[str, Any]) -> bool:
         """Whether schedules are further than the elapsed share of the time, or, without a clock, than the iterations.

@@ -137,6 +137,9 @@ class DistillModel(VideoDerainModel):
     def after_step(self) -> None:
         self.distiller.after_step()
 
+    def other_cause(self) -> str:
+        return self.distiller.not_finite({"lq": self.lq, "gt": self.gt, **self.features})
+
     # ------------------------------------------------------------------ files
     def save_files(self, epoch: int, current_iter: int) -> None:
         states = self._objective_states()
@@ -155,7 +158,15 @@ class DistillModel(VideoDerainModel):
         folder = networks_with(Path(paths["resume_state"]), Path(paths["models"]))
         path = folder / f"objective_{resume_state['iter']}.pth"
         if found := path.is_file():
-            self._resume_objectives(path)
+            try:
+                self._resume_objectives(path)
+            except CSDError as error:
+                changes = self.changed_since(resume_state)
+                if not changes:
+                    raise
+                raise CSDError(
+                    f"{path} is of another objective: {changes}give the options that it was made with, or another name"
+                ) from error
         # last, as lazy modules get the sizes of their weights from the file
         super().resume_training(self._of_todays_weights(resume_state))
         if not found and self._objective_states():

@@ -282,9 +282,15 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
             return f"the weight {broken[0]} is not finite; resume from an earlier checkpoint", True
         if not (torch.isfinite(self.lq).all() and torch.isfinite(self.gt).all()):
             return "the frames hold values that are not finite; check these clips", False
+        if other := self.other_cause():
+            return other, False
         if list(names) == ["grad_norm"]:
             return "although the loss is; lower train.optim_g.lr, or switch train.autocast off", False
         return "lower train.optim_g.lr, set train.grad_clip, or switch train.autocast off", False
+
+    def other_cause(self) -> str:
+        """What else than weights and frames keeps this batch's loss from being finite; empty where nothing does."""
+        return ""
 
     def reduce_loss_dict(self, loss_dict: Mapping[str, Tensor]) -> OrderedDict[str, float]:
         """The toolbox's means over the processes, on the first one; all numbers are copied from the device together."""

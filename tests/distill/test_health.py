@@ -152,3 +152,12 @@ def test_features_of_another_scale_are_told(ratio, warns):
     assert len(messages) == warns
     assert all(f"at conv22 is {ratio:.3g} times as large" in message for message in messages)
     assert monitor.warnings({}, {}, {"conv22": ratio}, {}) == []
+
+
+def test_a_term_that_is_not_finite_is_not_one_that_teaches_nothing():
+    """The step is left out, and what went wrong is said there; what follows is measured by the next batch."""
+    check_gradients({"output": 0.0}, {"output": float("nan")})
+    monitor = HealthMonitor()
+    assert monitor.warnings({"output": float("nan")}, {}, {}, {"output": 0.0}) == [] and not monitor.start
+    assert monitor.warnings({"output": 2.0}, {}, {}, {"output": 1.0}) == []
+    assert monitor.start == {"grad_output": 1.0, "loss_output": 2.0}

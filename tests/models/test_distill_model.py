@@ -329,3 +329,32 @@ def test_data_parallel_cells_may_have_weights_that_a_pass_leaves_out(tmp_path, s
             assert feature.grad.abs().sum() > 0
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("weight", ["conv1.bias", "conv22.bias"])
+def test_a_teacher_that_is_not_finite_is_named(launcher, tiny_rain, tiny_teacher, capfd, weight):
+    content = torch.load(tiny_teacher, weights_only=True)
+    content["params_ema"][weight][0] = float("nan")
+    torch.save(content, launcher.folder / "nan.pth")
+    distill = {"type": "OutputDistillation", "weights": {"output": 1.0}}
+    changes = {"train.skip_limit": 0, "train.distill_opt": distill}
+    assert launcher.train(distill_options(tiny_rain, launcher.folder / "nan.pth", **changes)) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "l_output not finite" in error
+    assert f"the frames of the teacher t are not finite, as its weight {weight} is not: take another" in error
+
+
+def test_another_objective_does_not_resume_the_run(launcher, tiny_rain, tiny_teacher, capfd):
+    options = distill_options(tiny_rain, tiny_teacher)
+    assert launcher.train(options) == 0
+    for number, other in enumerate(
+        [
+            {"type": "SRKD", "weights": {"maps": 1.0}},  # which has no weights
+            {"type": "STD", "weights": {"space": 1.0, "time": 1.0}},
+        ]
+    ):
+        later = changed(options, {"train.total_iter": 3 + number, "train.distill_opt": other})
+        assert launcher.train(later, "--auto_resume") == 2
+        error = capfd.readouterr().err.splitlines()[-1]
+        assert f"options have changed since: train.distill_opt.type CSD -> {other['type']}, " in error
+        assert error.endswith("; give the options that it was made with, or another name")
