@@ -266,7 +266,7 @@ class CheckpointedModel(ScheduledModel):
             )
 
     def changed_since(self, resume_state: Mapping[str, Any]) -> str:
-        """The options of data, networks and losses that have changed, for a message that goes on; empty if none have."""
+        """The changed options of data, networks and losses, for a message that goes on; empty if none have changed."""
         changes = changes_of_learning(resume_state.get("learns_by"), self._learns_by)
         return f"options have changed since: {', '.join(changes)}; " if changes else ""
 

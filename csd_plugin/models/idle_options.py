@@ -9,13 +9,19 @@ from csd_plugin.devices import gpus_of
 from csd_plugin.distill.average import average_warnings
 from csd_plugin.distill.schedule import is_gradual
 from csd_plugin.options.checks import distils
+from csd_plugin.options.sections import MODELS, known_keys
+
+_OF_TOOLBOX = {"is_train", "auto_resume", "dist", "rank", "world_size", "root_path", "began"}
+"""What its launcher and ours add at the top level."""
 
 
 def idle_options(opt: Mapping[str, Any]) -> list[str]:
-    """Warnings, one line each: averages and warm-ups too long for `total_iter` steps, a graph that records nothing."""
+    """Warnings, one line each: keys that nobody reads, averages and warm-ups too long for `total_iter` steps, a graph
+    that records nothing.
+    """
     train_opt = opt["train"]
     warmup, total = train_opt.get("warmup_iter", -1), train_opt["total_iter"]
-    lines = average_warnings(train_opt)
+    lines = [*_unread(opt), *average_warnings(train_opt)]
     if warmup >= total and not train_opt.get("max_seconds"):
         lines.append(
             f"train.warmup_iter {int(warmup):,} does not end before total_iter {int(total):,}: the learning rate "
@@ -32,6 +38,23 @@ def idle_options(opt: Mapping[str, Any]) -> list[str]:
             f"train.cuda_graph records nothing while weights change ({moving}); only steps of equal weights are"
         )
     return lines
+
+
+def _unread(opt: Mapping[str, Any]) -> list[str]:
+    """A line that names the keys which our models leave unread; models of others may read more.
+
+    Of the top level single values alone: mappings there may be anchors, for use elsewhere in the file.
+    """
+    if opt.get("model_type") not in MODELS:
+        return []
+    top, sections = known_keys()
+    keys = [key for key in opt if key not in top | _OF_TOOLBOX and not isinstance(opt[key], (Mapping, list))]
+    for section in ("train", "val", "logger"):
+        keys += [f"{section}.{key}" for key in opt.get(section) or {} if key not in sections[section]]
+    if not keys:
+        return []
+    have = "has" if len(keys) == 1 else "have"
+    return [f"{', '.join(keys)} {have} no effect: {opt['model_type']} reads no such key; see options/README.md"]
 
 
 def _moving(weights: Mapping[str, Any]) -> str:

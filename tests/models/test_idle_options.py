@@ -50,3 +50,21 @@ def test_weights_that_move_record_nothing(temporal, said):
     train = LONG | {"cuda_graph": True, "distill_opt": {"weights": {"spatial": 0.1, "temporal": temporal}}}
     run = {"is_train": True, "model_type": "DistillModel", "num_gpu": 1, "train": train, "logger": {"print_freq": 9}}
     assert [("weights change (temporal)" in line) for line in idle_options(run)] == [True] * said
+
+
+def test_keys_that_nobody_reads_are_named():
+    run = {
+        "is_train": True,
+        "rank": 0,
+        "model_type": "DistillModel",
+        "num_gpu": 0,
+        "seed": 3,
+        "x-paths": {"data": "/data"},  # for anchors
+        "network_t2": {"type": "SLDNet"},
+        "train": LONG | {"kd_opt": {"type": "CSD"}},
+        "val": {"save_img": False, "use_image": True},
+        "logger": {"print_freq": 1},
+    }
+    [line] = idle_options(run)
+    assert line.startswith("seed, train.kd_opt, val.use_image have no effect: DistillModel reads no such key")
+    assert idle_options(run | {"model_type": "MyModel"}) == []
