@@ -138,6 +138,30 @@ def test_windows_longer_than_the_clips(refuses, tiny_rain, tiny_teacher):
     refuses(options, "datasets.val", "network_g needs 3")
 
 
+def test_a_file_for_training_is_not_tested(refuses, tiny_rain, tiny_teacher):
+    options = distill_options(tiny_rain, tiny_teacher, val={"val_freq": 1, "save_img": False})
+    options["datasets"]["val"] = scored_set(tiny_rain)
+    refuses(options, "datasets.train: this is a file for training; a test takes sets test_1", job="test")
+
+
+def test_a_distillation_without_a_teacher(launcher, tiny_rain, tiny_teacher, capfd):
+    assert launcher.train(changed(distill_options(tiny_rain, tiny_teacher), {"network_t": ...})) == 2
+    error = capfd.readouterr().err
+    assert "network_t is missing" in error and "there is no teacher: give the section network_t" in error
+
+
+def test_weights_that_a_teacher_has_more(launcher, refuses, tiny_rain, tiny_teacher):
+    content = torch.load(tiny_teacher, weights_only=True)
+    content["params_ema"]["aux.weight"] = torch.ones(2)
+    torch.save(content, launcher.folder / "more.pth")
+    options = distill_options(tiny_rain, launcher.folder / "more.pth")
+    refuses(options, "has aux.weight, unknown", "or set path.strict_load_t: false if that is meant")
+    options["path"]["strict_load_t"] = False
+    assert launcher.train(options) == 0
+    [log] = (launcher.folder / "experiments/run").glob("train_*.log")
+    assert "more.pth has 1 tensors more, which SLDNet has no place for" in log.read_text()
+
+
 def test_the_teachers_windows_do_not_matter_in_validation(launcher, tiny_rain, tiny_teacher):
     options = distill_options(tiny_rain, tiny_teacher, val={"val_freq": 2, "save_img": False})
     options["datasets"]["val"] = scored_set(tiny_rain)

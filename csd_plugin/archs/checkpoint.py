@@ -8,7 +8,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,23 +82,34 @@ def entry_in(content: Any, path: str, param_key: str | None = None, *, fallback:
     if not isinstance(content, Mapping):
         raise CSDError(f"checkpoint {path} holds a {type(content).__name__}, expected a dict of tensors")
 
+    there = ", ".join(map(str, list(content)[:8])) or "nothing"
     key = entry_name(content, param_key, fallback=fallback)
     if key is not None:
         if key not in content:
-            raise CSDError(f"checkpoint {path} has no entry {key!r}; it has {', '.join(map(str, list(content)[:8]))}")
+            raise CSDError(f"checkpoint {path} has no entry {key!r}; it has {there}")
         content = content[key]
-    if not isinstance(content, Mapping) or not content or not all(map(is_plain, content.values())):
+    if not _is_state(content):
         raise CSDError(
-            f"checkpoint {path} holds no state dict of tensors; expected one of the keys {', '.join(PARAM_KEYS)}"
+            f"checkpoint {path} holds no state dict of tensors; expected one of the keys {', '.join(PARAM_KEYS)}; it "
+            f"has {there}"
         )
     return {str(name): value for name, value in content.items()}
 
 
 def entry_name(content: Mapping[str, Any], param_key: str | None = None, *, fallback: bool = False) -> str | None:
-    """The entry of a checkpoint that `weights_in` reads; None if the file is a single state dict."""
+    """The entry of a checkpoint that `weights_in` reads; None if the file is a single state dict.
+
+    Without any of `PARAM_KEYS` it is the only entry that holds a state dict, whatever its name.
+    """
     if param_key is not None and (param_key in content or not fallback):
         return param_key
-    return next((key for key in PARAM_KEYS if key in content), None)
+    known = next((key for key in PARAM_KEYS if key in content), None)
+    others = [key for key, value in content.items() if _is_state(value)]
+    return others[0] if known is None and len(others) == 1 else known
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(map(is_plain, value.values()))
 
 
 def is_plain(value: Any) -> bool:
@@ -237,7 +248,8 @@ def _load_safetensors(path: Path, what: str) -> dict[str, Tensor]:
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> list[str]:
     """Load a state dict into a network. If it does not fit, raise CSDError with the reason; the network is unchanged.
 
-    Prefixes of wrappers do not matter, on either side. Lazy modules get the sizes of the file, or none.
+    Prefixes of wrappers are ignored on both sides, and so is that of the network in a trainer's file (`model.`). Lazy
+    modules get the sizes of the file, or none.
 
     Args:
         state: name -> tensor.
@@ -252,6 +264,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
     bare_names = _without_wrappers(state)
     state = {full.get(bare_names[name], name): value for name, value in state.items()}
     lazy = {name for name, value in own.items() if is_lazy(value)}
+    state = _of_part(state, own.keys() - lazy, source)
     for name in own:
         if name in state and name not in lazy and own[name].shape != state[name].shape:
             raise CSDError(
@@ -280,6 +293,26 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
         )
     network.load_state_dict(dict(state), strict=False)
     return missing
+
+
+def _of_part(state: Mapping[str, Tensor], names: Collection[str], source: str) -> Mapping[str, Tensor]:
+    """The weights of one part, where all of a network's names are in a state dict behind its name; else all of it.
+
+    Raises CSDError where they are there more than once.
+    """
+    if not names or any(name in state for name in names):
+        return state
+    first = min(names)
+    prefixes = [name.removesuffix(first) for name in state if name.endswith(f".{first}")]
+    parts = [prefix for prefix in prefixes if all(f"{prefix}{name}" in state for name in names)]
+    if len(parts) > 1:
+        raise CSDError(
+            f"{source}: it has the network's weights more than once, as {' and '.join(map(repr, parts))}; save those "
+            f"of one as a state dict of their own"
+        )
+    if not parts:
+        return state
+    return {name.removeprefix(parts[0]): value for name, value in state.items() if name.startswith(parts[0])}
 
 
 def load_network(path: str | Path, param_key: str | None = None) -> nn.Module:

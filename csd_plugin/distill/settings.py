@@ -81,10 +81,12 @@ def teacher_labels(keys: Iterable[str], stems: Iterable[str] = ("network_",)) ->
 def teacher_shares(labels: Iterable[str], weights: Mapping[str, float] | None) -> dict[str, float]:
     """Each teacher's share of the distillation loss: its weight divided by the sum of all; equal without weights.
 
-    Only teachers with a share are returned. Raises CSDError for an unknown label, a teacher without a weight, weights
-    below 0, or none above 0.
+    Only teachers with a share are returned. Raises CSDError without any teacher, for an unknown label, a teacher
+    without a weight, weights below 0, or none above 0.
     """
     labels = list(labels)
+    if not labels:
+        raise CSDError("there is no teacher: give the section network_t")
     given = dict.fromkeys(labels, 1.0) if weights is None else dict(weights)
     for label in given:
         if label not in labels:

@@ -75,6 +75,8 @@ class CheckpointedModel(ScheduledModel):
         entry = entry_name(content, param_key, fallback=True)
         of_file = f"{load_path} ({entry})" if entry else load_path
         logger.info(f"Loaded {size - len(missing)} of {size} tensors of {net.__class__.__name__} from {of_file}.")
+        if unused := len(state) - (size - len(missing)):
+            logger.warning(f"{load_path} has {unused} tensors more, which {net.__class__.__name__} has no place for.")
         if missing:
             logger.warning(
                 f"{load_path} lacks {len(missing)} of them, such as {missing[0]}; these keep their initial values."

@@ -256,11 +256,17 @@ def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> N
     path, label = paths.get(f"pretrain_{name}"), name.removeprefix("network_")
     if not path:
         return
-    key = paths.get(f"param_key_{label}")
+    key, strict, advice = paths.get(f"param_key_{label}"), paths.get(f"strict_load_{label}", True), ""
     try:
         content = load_plain(path, "checkpoint")
         state = weights_in(content, str(path), key, fallback=key in PARAM_KEYS)
-        load_weights(network, state, source=f"checkpoint {path}", strict=paths.get(f"strict_load_{label}", True))
+        try:
+            load_weights(network, state, source=f"checkpoint {path}", strict=strict)
+        except CSDError:
+            if strict:
+                load_weights(network, state, source=f"checkpoint {path}", strict=False)
+                advice = f", or set path.strict_load_{label}: false if that is meant"
+            raise
     except CSDError as error:
         raise CSDError(f"path.pretrain_{name}: {error}") from error
 

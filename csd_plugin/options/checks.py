@@ -146,6 +146,13 @@ def find_problems(opt: Mapping[str, Any], problems: Problems) -> None:
         if opt.get(required) is None:
             problems.add(required, f"the section {required} is missing")
 
+    trains = isinstance(opt.get("datasets"), Mapping) and "train" in opt["datasets"]
+    if trains and not opt["is_train"] and problems.sound("train"):
+        problems.add(
+            "datasets.train",
+            "datasets.train: this is a file for training; a test takes sets test_1, test_2 .. and, as "
+            "path.pretrain_network_g, what was trained: see options/test",
+        )
     datasets = {name: dataset_section(cls) for name, cls in DATASETS.items()}
     if isinstance(opt.get("datasets"), Mapping):
         for key, content in opt["datasets"].items():

@@ -44,16 +44,39 @@ def prefixed(prefix, state):
         lambda state: prefixed("module._orig_mod.module.", state),
         lambda state: {"state_dict": prefixed("network.", state), "epoch": 3},
         lambda state: {"n_averaged": torch.tensor(7)} | prefixed("module.", state),
+        lambda state: {"model": state, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}},
     ],
     ids=[
         *("authors", "toolbox", "averaged first", "bare", "dict", "wrapped", "wrapped toolbox", "wrapped twice"),
-        *("compiled", "compiled and wrapped twice", "lightning", "averaged"),
+        *("compiled", "compiled and wrapped twice", "lightning", "averaged", "the only entry of weights"),
     ],
 )
 def test_every_form_of_checkpoint_loads(tmp_path, network, wrap):
     torch.save(wrap(network.state_dict()), tmp_path / "net.pth")
     assert same(read_state_dict(tmp_path / "net.pth"), network.state_dict())
     assert same(load_network(tmp_path / "net.pth").state_dict(), network.state_dict())
+
+
+def test_a_part_of_a_trainers_file_loads_under_any_name(network):
+    state, names = network.state_dict(), list(network.state_dict())
+    of_trainer = prefixed("net_g.model.", state) | {"loss.weight": torch.ones(2)}
+    other = SLDNet(preset="student2", num_feat=4)
+    assert load_weights(other, of_trainer, source="a.pth") == []
+    assert same(other.state_dict(), state)
+    with pytest.raises(CSDError, match=r"a.pth: has extra, unknown to the network \(0 missing, 1 unexpected in all\)"):
+        load_weights(other, of_trainer | {"net_g.model.extra": torch.ones(2)}, source="a.pth")
+    twice = prefixed("online.", state) | prefixed("average.", state)
+    with pytest.raises(CSDError, match=r"a.pth: it has the network's weights more than once, as 'online.' and"):
+        load_weights(other, twice, source="a.pth")
+    with pytest.raises(CSDError, match=r"a.pth: lacks .* unexpected in all"):
+        load_weights(other, prefixed("model.", {name: state[name] for name in names[1:]}), source="a.pth")
+
+
+def test_entries_that_could_be_the_weights_are_named(tmp_path, network):
+    torch.save({"model": network.state_dict(), "model_ema": network.state_dict()}, tmp_path / "net.pth")
+    with pytest.raises(CSDError, match=r"holds no state dict of tensors; .*; it has model, model_ema$"):
+        read_state_dict(tmp_path / "net.pth")
+    assert same(read_state_dict(tmp_path / "net.pth", "model_ema"), network.state_dict())
 
 
 def test_random_numbers_go_on_as_if_nothing_had_been_loaded(tmp_path, network):
