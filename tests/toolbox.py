@@ -70,6 +70,12 @@ def distill_options(data: Path, teacher: Path, **changes: Any) -> dict[str, Any]
     return train_options(data, **stage2 | changes)
 
 
+def method(name: str) -> dict[str, Any]:
+    """The type of an objective, and what it cannot do without."""
+    parts = [{"type": "SRKD"}, {"type": "OutputDistillation"}]
+    return {"type": name, "objectives": parts} if name == "Combined" else {"type": name}
+
+
 def scoring_options(data: Path, checkpoint: Path, **changes: Any) -> dict[str, Any]:
     """The narrow student over the synthetic test clip."""
     options = {

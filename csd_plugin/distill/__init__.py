@@ -20,5 +20,6 @@ OBJECTIVES: Table[type[Objective]] = Table(
         "CRD": "csd_plugin.distill.crd:CRD",
         "OutputDistillation": "csd_plugin.distill.output:OutputDistillation",
         "TeacherTruthBlend": "csd_plugin.distill.blend:TeacherTruthBlend",
+        "Combined": "csd_plugin.distill.combined:Combined",
     }
 )

@@ -21,7 +21,6 @@ from csd_plugin.data.datasets import DATASETS
 from csd_plugin.data.features import read_manifest
 from csd_plugin.devices import forked_random
 from csd_plugin.digests import file_digest
-from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.adapters import adapted_shapes
 from csd_plugin.distill.dry_run import Clips, Dry, DryRunError, clips_of, dry_run
 from csd_plugin.distill.objective import Objective, build_objective, weighted_sum
@@ -179,7 +178,11 @@ def _try_objective(opt: Mapping[str, Any]) -> None:
 def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], interfaces: dict[str, Interface]) -> None:
     """Check that the tapped layers exist, and that their features suit the objective, by a dry run."""
     distillation = read_distillation(opt)
-    if not (distillation.teaches and OBJECTIVES[distillation.objective["type"]].needs_features):
+    if not distillation.teaches:
+        return
+    with forked_random():
+        objective = checked_objective(distillation)
+    if not objective.needs_features:
         return
     views = {}
     for name, layers in distillation.layers().items():
@@ -189,8 +192,6 @@ def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], interfa
             return
         views[name] = dry.view()
     student = views.pop("network_g")
-    with forked_random():
-        objective = checked_objective(distillation)
     for teacher in views.values():
         check_features(objective, adapted_shapes(student, teacher, distillation.adapters), teacher)
 
@@ -246,8 +247,10 @@ def _check_stored(opt: Mapping[str, Any], interfaces: Mapping[str, Interface]) -
         raise CSDError(
             f"{where}: not the features of {checkpoint}; compute them with this teacher, or give their teacher there"
         )
+    with forked_random():
+        objective = checked_objective(distillation)
     layers = distillation.teacher_layers["t"] or [str(interfaces["network_t"].feature)]
-    if OBJECTIVES[distillation.objective["type"]].needs_features and layers != stored["layers"]:
+    if objective.needs_features and layers != stored["layers"]:
         compared, there = (", ".join(names) for names in (layers, stored["layers"]))
         raise CSDError(f"{where}: features of {there}, but {compared} is compared; set taps.teacher to the former")
 
@@ -268,7 +271,7 @@ def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> N
                 advice = f", or set path.strict_load_{label}: false if that is meant"
             raise
     except CSDError as error:
-        raise CSDError(f"path.pretrain_{name}: {error}") from error
+        raise CSDError(f"path.pretrain_{name}: {error}{advice}") from error
 
 
 def check_devices(opt: Mapping[str, Any], processes: int = 1) -> None:

@@ -222,6 +222,10 @@ def _check_distillation(opt: Mapping[str, Any], problems: Problems) -> None:
     if isinstance(content.get("type"), str) and content["type"] not in OBJECTIVES:
         text = f"{where}.type {content['type']!r} is unknown{suggestion(content['type'], OBJECTIVES)}"
         problems.add(f"{where}.type", text)
+    if isinstance(content.get("objectives"), list):  # of Combined
+        parts = {name: section_of(cls) for name, cls in OBJECTIVES.items()}
+        for number, part in enumerate(content["objectives"]):
+            _check_typed(part, parts, f"{where}.objectives.{number}", problems)
     taps = _section_in(content, "taps")
     _check(taps, TapsSection, f"{where}.taps.", problems)
     for term, weight in _section_in(content, "weights").items():

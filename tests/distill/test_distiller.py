@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from toolbox import equal
+from toolbox import equal, method
 
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.archs.prenet import PReNet
@@ -18,6 +18,7 @@ from csd_plugin.distill.csd import CSD
 from csd_plugin.distill.distiller import Compared, Distiller, Teacher, adapted
 from csd_plugin.distill.dry_run import Clips
 from csd_plugin.distill.health import gradient_norms
+from csd_plugin.distill.objective import build_objective
 from csd_plugin.distill.output import OutputDistillation
 from csd_plugin.distill.srkd import SRKD
 from csd_plugin.distill.std import STD
@@ -425,7 +426,7 @@ def test_a_layer_that_nobody_learns_may_be_shared():
 @pytest.mark.parametrize("all_of_it", [True, False], ids=["the distiller", "the networks"])
 def test_networks_in_float64_are_compared_in_float32(name, adapters, all_of_it):
     networks = student(), SLDNet(preset="teacher", num_feat=4)
-    objective = OBJECTIVES[name]()
+    objective = build_objective(method(name))
     if adapters:
         ours, theirs = (Compared(network, interface_of(network), None) for network in networks)
         objective = adapted(objective, adapters, student=ours, teacher=theirs, clips=Clips(2, 8, 2, 24))
@@ -445,7 +446,7 @@ def test_a_validation_before_and_between_steps_changes_nothing(name):
 
     def steps(*, validated: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        objective = OBJECTIVES[name]()
+        objective = build_objective(method(name))
         compared = Teacher(SLDNet(preset="teacher", num_feat=4), objective)
         d = Distiller(student(), [compared], PyramidSSIMLoss(), weights=dict.fromkeys(objective.terms, 0.1))
         optimizer = torch.optim.SGD(d.parameters(), lr=0.1)

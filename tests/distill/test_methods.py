@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from reference_csd import conv_lstm
+from toolbox import method
 from torch import nn
 
 from csd_plugin.distill import OBJECTIVES
@@ -166,7 +167,7 @@ def test_plain_objectives():
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_gradients_reach_the_student_and_not_the_teacher(name):
-    objective = build_objective({"type": name})
+    objective = build_objective(method(name))
     for term in objective.terms:
         student, teacher = view(1, dtype=torch.float32), view(2, dtype=torch.float32)
         raw = objective(student, teacher, clean().float()).losses
@@ -179,7 +180,7 @@ def test_gradients_reach_the_student_and_not_the_teacher(name):
 
 @pytest.mark.parametrize("name", sorted(set(OTHERS) - {"CRD"}))
 def test_terms_on_the_teacher_vanish_where_the_student_equals_it(name):
-    objective = build_objective({"type": name} | ({"share": 1.0} if name == "TeacherTruthBlend" else {}))
+    objective = build_objective(method(name) | ({"share": 1.0} if name == "TeacherTruthBlend" else {}))
     raw = objective(view(1), view(1), clean()).losses
     assert all(loss == 0 for term, loss in raw.items() if term != "truth")
     other = objective(view(1), view(2), clean()).losses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toolbox import changed, distill_options, train_options
+from toolbox import changed, distill_options, method, train_options
 
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.objective import build_objective
@@ -35,7 +35,7 @@ def test_the_students_agree(launcher, tiny_rain, tiny_teacher, parts):
 def test_every_loss_is_a_mean_over_clips(name):
     """So that those of parts, weighted by their clips, add to the batch's."""
     torch.manual_seed(0)
-    objective = build_objective({"type": name})
+    objective = build_objective(method(name))
     batch, frames = 3, 2
 
     def view():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toolbox import changed, distill_options
+from toolbox import changed, distill_options, method
 
 from csd_plugin.archs.s2vd import S2VD
 from csd_plugin.distill import OBJECTIVES
@@ -15,8 +15,8 @@ OTHERS = sorted(set(OBJECTIVES) - {"CSD"})
 
 
 def options_of(data, teacher, objective, **changes):
-    weights = dict.fromkeys(build_objective({"type": objective}).terms, 0.5)
-    section = {"type": objective, "weights": weights}
+    weights = dict.fromkeys(build_objective(method(objective)).terms, 0.5)
+    section = {**method(objective), "weights": weights}
     return distill_options(data, teacher, **{"train.total_iter": 1, "train.distill_opt": section} | changes)
 
 

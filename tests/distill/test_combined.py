@@ -1,0 +1,89 @@
+"""Several objectives at once are the sum of what each is alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_methods import clean, view
+from toolbox import distill_options
+
+from csd_plugin.distill.combined import Combined
+from csd_plugin.distill.objective import build_objective
+from csd_plugin.errors import CSDError
+
+PARTS = [{"type": "STD", "hidden": 4}, {"type": "FAKD", "pool": 2}]
+
+
+def test_its_terms_are_those_of_its_parts():
+    torch.manual_seed(0)
+    combined = build_objective({"type": "Combined", "objectives": PARTS})
+    torch.manual_seed(0)
+    alone = [build_objective(options) for options in PARTS]
+    pair = view(1, dtype=torch.float32), view(2, dtype=torch.float32)
+    expected = [part(*pair, clean().float()) for part in alone]
+    found = combined(*pair, clean().float())
+    assert combined.terms == ("space", "time", "affinity", "truth", "teacher") == tuple(found.losses)
+    for terms in expected:
+        assert all(torch.equal(found.losses[name], loss) for name, loss in terms.losses.items())
+        assert terms.diagnostics.keys() <= found.diagnostics.keys()
+
+
+def test_it_asks_for_what_its_parts_need():
+    outputs = [{"type": "OutputDistillation"}, {"type": "TeacherTruthBlend"}]
+    assert not Combined(objectives=outputs).needs_features
+    frames = Combined(objectives=[*outputs, {"type": "CSD", "scale_source": "frames"}])
+    assert frames.needs_features and frames.input_scales == (1, 2, 4)
+    few = Combined(objectives=[{"type": "CSD", "adaptor": False, "independent": False, "collaborative": False}])
+    assert [len(objective.weights_without_use()) for objective in (few, *few.parts)] == [
+        len(few.parts[0].weights_without_use())
+    ] * 2
+
+
+def test_its_parts_follow_each_step():
+    combined = Combined(objectives=[{"type": "CSD", "cells": "averaged", "hidden": 4}, {"type": "SRKD"}])
+    cells = combined.parts[0]
+    with torch.no_grad():
+        for parameter in (p for p in combined.parameters() if p.requires_grad):
+            parameter += 1
+    now = {name: value.clone() for name, value in cells.state_dict().items()}
+    combined.after_step()
+    after = cells.state_dict()
+    assert any(not torch.equal(after[name], now[name]) for name in now)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "words"),
+    [
+        ([], "objectives is empty"),
+        ([{"type": "SRKD"}, {"type": "SRKD"}], "two of SRKD, SRKD have a term maps"),
+        ([{"type": "SRKT"}], "type 'SRKT' is unknown; did you mean SRKD"),
+    ],
+)
+def test_what_does_not_combine_is_told(objectives, words):
+    with pytest.raises(CSDError, match=words):
+        Combined(objectives=objectives)
+
+
+def test_options_of_its_parts_are_checked(launcher, tiny_rain, tiny_teacher, capfd):
+    distill = {
+        "type": "Combined",
+        "objectives": [{"type": "CSD", "hiden": 4}],
+        "weights": {"spatial": 1, "temporal": 1},
+    }
+    assert launcher.train(distill_options(tiny_rain, tiny_teacher, **{"train.distill_opt": distill})) == 2
+    assert "train.distill_opt.objectives.0.hiden is unknown; did you mean hidden" in capfd.readouterr().err
+    assert launcher.written() == []
+
+
+def test_it_trains_and_resumes(launcher, tiny_rain, tiny_teacher):
+    parts = [{"type": "CSD", "hidden": 4}, {"type": "OutputDistillation"}]
+    weights = {"spatial": 0.1, "temporal": 0.1, "output": 0.5}
+    distill = {"type": "Combined", "objectives": parts, "weights": weights}
+    options = distill_options(tiny_rain, tiny_teacher, **{"train.distill_opt": distill})
+    assert launcher.train(options) == 0
+    log = launcher.models[-1].log_dict
+    assert all(log[f"l_{term}"] > 0 and log[f"health/grad_{term}"] > 0 for term in weights)
+    assert log["l_distill"] == pytest.approx(sum(weight * log[f"l_{term}"] for term, weight in weights.items()))
+    assert any(name.startswith("parts.0.") for name in launcher.weights("objective_2"))
+    options["train"]["total_iter"] = 3
+    assert launcher.train(options, "--auto_resume") == 0
