@@ -35,6 +35,8 @@ def test_stream_gives_the_windows_of_the_whole_clip_as_early_as_it_can(length, n
     assert windows == [reflect_indices(center, num_frame, length) for center in range(length)]
     assert all(len(run) == together + num_frame - 1 for run in runs[:-1])
     assert stream.flush() == []
+    again = [run for item in range(length) for run in stream.push(item)]  # another clip
+    assert again + stream.flush() == runs
 
 
 @given(length=st.integers(1, 12), num_frame=st.sampled_from((1, 3, 5, 7)), num_future=st.integers(0, 3))
@@ -92,6 +94,11 @@ def test_tiles_fit_into_memory_and_more_of_it_means_no_more_work(height, width, 
     assert area <= max(pixels, finest)
     assert cost(split(height, width, max(pixels, finest) + 500, reach, divisor))[1] <= work
     assert len(split(height, width, height * width, reach, divisor)) == 1
+
+
+def test_where_no_tile_is_small_enough_they_are_the_smallest_that_there_are():
+    assert cost(split(90, 60, 1, 0)) == (2, 90 * 60)  # up to 64 in each direction
+    assert cost(split(90, 60, 1, 3))[0] == (2 + 6) * (1 + 6)
 
 
 def test_ahead_keeps_order_and_raises_where_the_item_would_come():
