@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.data.windows import reflect_indices
 from csd_plugin.errors import CSDError
+from csd_plugin.inference import blocks
 from csd_plugin.inference.blocks import from_blocks, to_blocks
 from csd_plugin.inference.files import paired
 from csd_plugin.inference.precision import psnr_between
@@ -182,10 +183,28 @@ def test_lanes_share_the_threads_and_others_keep_theirs(threads, lanes, each):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_lanes_share_the_memory(precision, monkeypatch):
+    """Each has its part, of numbers that may be half as large."""
+    before, asked = torch.get_num_threads(), []
+    monkeypatch.setattr(blocks, "split", lambda *given: asked.append(given[2]) or split(*given))
+    try:
+        torch.set_num_threads(2)
+        derainer = Derainer(network_of("tiny"), device="cpu", precision=precision)
+        list(derainer(clip_of(3, 8, 8)))
+    finally:
+        torch.set_num_threads(before)
+    share = {"fp32": 1, "bf16": 2}[precision] * derainer._pixels // 2
+    assert asked == [share] * 3
+
+
 def test_a_result_that_is_not_finite_is_one_line():
     network = HalfNet(preset="tiny", num_feat=4)
-    torch.nn.init.constant_(network.tail.weight, 3e38)
-    with pytest.raises(CSDError, match="NaN or infinity"):
+    torch.nn.init.constant_(network.tail.weight, 3e38)  # in grey levels it is not finite itself
+    with pytest.raises(CSDError, match="its weight tail.weight holds NaN or infinity"):
+        Derainer(network, device="cpu")
+    torch.nn.init.constant_(network.tail.weight, 1e36)
+    with pytest.raises(CSDError, match="the network's output holds NaN or infinity"):
         list(Derainer(network, device="cpu")(clip_of(2, 8, 8)))
 
 

@@ -116,11 +116,13 @@ class Odd(nn.Module):
         self.body = nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU())
         self.replicate = nn.Conv3d(4, 4, 3, padding=1, padding_mode="replicate")
         self.grouped = nn.Conv3d(4, 4, 3, padding=1, groups=2)
+        self.dilated = nn.Conv3d(4, 4, 3, padding=(1, 2, 2), dilation=(1, 2, 2))
+        self.same = nn.Conv3d(4, 4, 3, padding="same")
         self.shared = nn.Conv3d(4, 4, (2, 3, 3), padding=(0, 1, 1))
         self.tail = nn.Conv3d(4, 3, (1, 3, 3), padding=(0, 1, 1), bias=False)
 
     def forward(self, window: torch.Tensor) -> torch.Tensor:
-        x = self.grouped(self.replicate(self.body(window.transpose(1, 2))))
+        x = self.same(self.dilated(self.grouped(self.replicate(self.body(window.transpose(1, 2))))))
         return self.tail(self.shared(self.shared(x))).squeeze(2)
 
 
@@ -133,7 +135,7 @@ def test_other_networks_keep_what_cannot_be_folded():
     torch.testing.assert_close(folded(window), network(window))
     kinds = {name: type(layer) for name, layer in folded.named_modules()}
     assert kinds["body.0"] is kinds["tail"] is FoldedConv3d and kinds["shared"] is DirectConv
-    assert kinds["replicate"] is kinds["grouped"] is nn.Conv3d
+    assert {kinds[name] for name in ("replicate", "grouped", "dilated", "same")} == {nn.Conv3d}
 
 
 class Wide(nn.Module):

@@ -197,6 +197,14 @@ def test_the_time_to_expect_counts_what_is_computed(monkeypatch, memory):
     assert expected == pytest.approx(sum(computed) / trial)
 
 
+def test_a_result_that_is_not_finite_is_one_line(network):
+    broken = copy.deepcopy(network)
+    *_, last = (layer for layer in broken.modules() if isinstance(layer, torch.nn.Conv3d))
+    torch.nn.init.constant_(last.weight, 3e38)
+    with pytest.raises(CSDError, match="the network's output holds NaN or infinity"):
+        list(Derainer(broken, device="cpu")(clip_of(3)))
+
+
 def test_deep_frames_and_tensors_come_back_as_they_went_in(network):
     deep = clip_of(3, np.uint16)
     frames = np.stack(list(Derainer(network, device="cpu")(deep)))
