@@ -64,12 +64,24 @@ def times_of_sound(path: Path) -> list[float]:
 @pytest.mark.parametrize(("start", "end"), [(np.int64(2), np.int64(6)), (0.08, Fraction(6, 25))])
 def test_a_part_is_given_by_numbers_of_any_kind_also_to_be_resumed(start, end, derainer, tmp_path):
     source = make_video(tmp_path / "in.mp4")
-    derain_file(source, tmp_path / "out", derainer, start=start, end=end, truth=source)
+    seen = []
+    parts = {"start": start, "end": end, "truth": source}
+    derain_file(source, tmp_path / "out", derainer, **parts, observe=lambda *frames: seen.append(frames))
+    assert len(seen) == 4 and all(np.array_equal(rainy, true) for _, rainy, _, true in seen)
     names = [f"{number:05d}.png" for number in (3, 4, 5, 6)]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     (tmp_path / "out" / names[-1]).unlink()
     assert derain_file(source, tmp_path / "out", derainer, start=start, end=end, resume=True).num_frames == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_shots_begin_where_they_do_in_the_clip_whatever_part_is_derained(derainer, tmp_path, start):
+    for number in range(12):
+        color = (200, 60, 20) if number < 6 else (20, 90, 220)
+        write_image(tmp_path / "clip" / f"{number:03d}.png", np.full((24, 32, 3), color, np.uint8))
+    done = derain_file(tmp_path / "clip", tmp_path / "out", derainer, start=start)
+    assert done.num_frames == 12 - start and done.cuts == [6]
 
 
 def test_sampled_windows_are_from_all_parts_of_the_clip_and_of_the_middle_of_its_frames(tmp_path):
