@@ -201,7 +201,7 @@ def test_lanes_share_the_memory(precision, monkeypatch):
 def test_a_result_that_is_not_finite_is_one_line():
     network = HalfNet(preset="tiny", num_feat=4)
     torch.nn.init.constant_(network.tail.weight, 3e38)  # in grey levels it is not finite itself
-    with pytest.raises(CSDError, match="its weight tail.weight holds NaN or infinity"):
+    with pytest.raises(CSDError, match=r"its weight tail\.weight holds NaN or infinity"):
         Derainer(network, device="cpu")
     torch.nn.init.constant_(network.tail.weight, 1e36)
     with pytest.raises(CSDError, match="the network's output holds NaN or infinity"):

@@ -94,6 +94,9 @@ def test_ends_are_left_out_of_every_clip():
     assert list(scores.clips["b"].frames) == ["00002"]
     assert scores.skip == (2, 1)
     assert scores.without_ends((0, 0)) == scores
+    assert made_up({"a": 5}).without_ends((2, 1)).without_ends((1, 0)).skip == (3, 1)
+    for skip in ((0, 4), (4, 0), (2, 2), (9, 9)):
+        assert list(without_ends([1, 2, 3], skip)) == []
     with pytest.raises(CSDError, match="clip b: skipping 3 and 1 of 4 frames leaves none"):
         made_up({"a": 5, "b": 4}).without_ends((3, 1))
     with pytest.raises(CSDError, match="negative"):

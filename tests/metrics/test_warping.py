@@ -87,6 +87,11 @@ def test_a_scene_cut_has_no_error():
     before, after = moved(0), 255 - moved(0)
     assert correspondence(after, before)[1].mean() < 0.25
     assert warping_error(after, before, after, before) is None
+    for columns, error in ((12, None), (40, pytest.approx(0.5, abs=0.5))):  # that stay: an eighth, five twelfths
+        partly = after.copy()
+        partly[:, :columns] = before[:, :columns]
+        assert correspondence(partly, before)[1].any()
+        assert warping_error(partly, before, partly, before) == error
     assert warping_error(after, before, before, before) > 50  # the guide goes on: it is the result that jumps
 
 
