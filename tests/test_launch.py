@@ -196,7 +196,7 @@ def test_a_checkpoint_that_fits_in_part_alone(refuses, launcher, capfd, tiny_rai
     assert launcher.train(train_options(tiny_rain, **part)) == 0
     log = capfd.readouterr().err
     assert f"Loaded {len(start)} of {len(start) + 1} tensors of SLDNet from part.pth" in log
-    assert "WARNING: part.pth lacks 1 of them, such as conv13.weight; they keep their initial values." in log
+    assert "WARNING: part.pth lacks 1 of them, such as conv13.weight; these keep their initial values." in log
     trained = launcher.weights("net_g_latest", key="params_ema")
     assert all(torch.allclose(trained[name], value) for name, value in start.items())
 
@@ -513,7 +513,7 @@ SLIPS = {
     "print_freq=3": "print_freq=3: print_freq is a key of logger: logger:print_freq=3",
     'train:"x=3': 'train:"x=3 is not of the form section:key=value',
     "train::x=3": "train::x=3 is not of the form section:key=value",
-    "train:scheduler:milestones=[4, 8": "[4, 8 is no list",
+    "train:scheduler:milestones=[4, 8": "[4, 8 is not a list",
     "name=007": "name is 7, not a text",
     "name=~": "name is None, not a text",
     "datasets=3": "datasets is a section: give its keys one by one",
@@ -682,7 +682,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(launcher, t
 
     monkeypatch.setattr(PyramidSSIMLoss, "forward", forward)
     options = train_options(tiny_rain, **{"train.grad_clip": 1.0, "train.skip_limit": 0})
-    stopped(launcher, capfd, options, "iteration 1", "grad_norm not finite", "though the loss is", "autocast off")
+    stopped(launcher, capfd, options, "iteration 1", "grad_norm not finite", "although the loss is", "autocast off")
     assert all(p.isfinite().all() for p in launcher.models[-1].net_g.parameters())
 
 

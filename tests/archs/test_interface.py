@@ -91,7 +91,7 @@ def test_a_network_that_changes_frames_in_place_changes_its_own(kind, batch, len
 def test_a_clip_that_is_too_short_is_told():
     from csd_plugin.archs.interface import interface_of
 
-    with pytest.raises(CSDError, match="the network sees 3 frames"):
+    with pytest.raises(CSDError, match="the network needs 3 frames"):
         interface_of(Mean()).run(Mean(), torch.rand(1, 5, 3, 4, 5), 5)
 
 

@@ -68,7 +68,7 @@ def test_every_problem_is_listed(broken, capsys):
         "odd <i>",
         "without rainy ones, not used: 1 (t3)",
         "Thumbs.db",
-        "t1_Rain_01: 9 frames, fewer than the 11 that training takes at a time",
+        "t1_Rain_01: 9 frames, fewer than the 11 that training uses at a time",
     ):
         assert text.count(words) == 1, words
     assert re.search(r"^a1 +9 ", text, re.MULTILINE)  # the rest of the clip was measured

@@ -176,7 +176,7 @@ def test_raw_frames_through_pipes(frames, model, monkeypatch, capsys):
     for options, data, message in (
         ([], b"", "give --size WIDTHxHEIGHT"),
         (["--size", "32x24"], b"", "standard input is empty"),
-        (["--size", "32x24"], clip.tobytes()[:-1], "ends inside frame 4: 2303 of 2304 bytes"),
+        (["--size", "32x24"], clip.tobytes()[:-1], "ends within frame 4: 2303 of 2304 bytes"),
         (["--size", "32"], b"", "expected WIDTHxHEIGHT"),
     ):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
@@ -243,7 +243,7 @@ def test_frames_of_another_size_are_not_gone_on_with(frames, model, capsys):
     ):
         capsys.readouterr()
         assert derain(frames / "rain", frames / "out", "--model", model, "--resume", *flags) == 2
-        assert "00000.png is 32x24, frames would now be" in capsys.readouterr().err
+        assert "00000.png is 32x24, but frames would now be" in capsys.readouterr().err
     assert sorted((frames / "out").iterdir()) == before
     assert derain(frames / "rain", frames / "out", "--model", model, "--resume", "--start", 3) == 0  # a further part
     assert len(list((frames / "out").iterdir())) == 4

@@ -104,7 +104,7 @@ def test_layers_of_any_network_of_the_toolbox(inspect):
                 "network_t": {"type": "S2VD", "num_feat": 5, "num_block": 1},
                 "train.distill_opt": {"type": "CRD", "weights": {"contrast": 1.0}, "taps": {"adapters": ["resize"]}},
             },
-            "train.distill_opt: CRD: the student's feature has 4 channels and the teacher's 5",
+            "train.distill_opt: CRD: the student's feature has 4 channels, the teacher's has 5",
         ),
         ({"logger.wandb": {"project": "rain"}}, "logger.wandb: it copies TensorBoard's log"),
         ({"train.distill_opt.num_scale": 9}, "CSD: a feature of 24x24 is too small for 9 scales"),
@@ -147,7 +147,7 @@ def test_a_fidelity_and_where_the_file_differs_from_it(inspect):
     assert "fidelity: released" in out
     assert "train.distill_opt.aggregation: sum_squared (paper: mean_squared)" in out
     assert "not reproduced: six optimizer steps per frame" in out
-    assert "warning    datasets.train.num_target is 2, where fidelity: released has 4" in out
+    assert "warning    datasets.train.num_target is 2, but fidelity: released has 4" in out
 
 
 def test_adapters_are_counted(inspect):

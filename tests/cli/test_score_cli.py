@@ -244,7 +244,7 @@ def complaint_of(capsys, *arguments):
 def test_one_frame_has_no_warping_error_and_that_is_said(real, caplog, capsys, options):
     folders = [str(real / "flicker"), *(word for option in options for word in (option, str(real / "ra1_Rain")))]
     assert main(["score", *folders, "--metrics", "warping", "niqe", "--skip", "1", "1"]) == 0
-    assert caplog.text.count("no warping error, which needs two frames: only one counts") == 1
+    assert caplog.text.count("no warping error, which needs two frames: only one is scored") == 1
     assert "NIQE" in capsys.readouterr().out and "no NIQE" not in caplog.text
     caplog.clear()
     assert main(["score", *folders, "--metrics", "warping", "--skip", "1", "0"]) == 0

@@ -322,7 +322,7 @@ def test_wrong_names_get_a_hint():
 def test_what_cannot_be_rendered_is_refused():
     rain = RainRenderer(RainParams(), 0, HEIGHT, WIDTH)
     for frame, top, left in ((noise(), 1, 0), (noise()[:5], HEIGHT - 4, 0), (noise()[:, :5], 0, -1)):
-        with pytest.raises(CSDError, match=f"the frames are {WIDTH}x{HEIGHT}"):
+        with pytest.raises(CSDError, match=f"the frames of {WIDTH}x{HEIGHT}"):
             rain.render(frame, 0, top, left)
     with pytest.raises(CSDError, match="uint8"):
         rain.render(noise().astype(np.float32), 0)

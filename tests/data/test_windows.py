@@ -70,7 +70,7 @@ def test_windows_are_centred_on_their_targets(batch, num_target, margin, radius)
 
 
 def test_a_network_that_sees_more_than_the_clip_gives_is_told_what_to_set():
-    with pytest.raises(CSDError, match=r"sees 7 frames.*clip of 9 with 5 targets.*5 at most.*num_frame.* 11 or more"):
+    with pytest.raises(CSDError, match=r"needs 7 frames.*clip of 9 with 5 targets.*5 at most.*num_frame.* 11 or more"):
         slice_windows(torch.zeros(1, 9, 3, 4, 4), num_target=5, num_frame=7)
     with pytest.raises(CSDError, match="odd"):
         slice_windows(torch.zeros(1, 9, 3, 4, 4), num_target=5, num_frame=2)

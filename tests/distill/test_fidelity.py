@@ -61,18 +61,18 @@ def test_what_the_file_gives_wins_and_is_told():
     assert result["train"]["pixel_opt"]["scale_weights"] == [0.6, 0.2, 0.2]
     assert result["datasets"] == opt["datasets"]
     assert mismatches(opt) == [
-        "train.distill_opt.aggregation is mean_squared, where fidelity: released has sum_squared; the file's "
+        "train.distill_opt.aggregation is mean_squared, but fidelity: released has sum_squared; the file's "
         "value is used",
-        "train.pixel_opt.scale_weights is [0.6, 0.2, 0.2], where fidelity: released has [1.0, 0.5, 0.5]; the file's "
+        "train.pixel_opt.scale_weights is [0.6, 0.2, 0.2], but fidelity: released has [1.0, 0.5, 0.5]; the file's "
         "value is used",
-        "datasets.train.num_target is 2, where fidelity: released has 4; the file's value is used",
+        "datasets.train.num_target is 2, but fidelity: released has 4; the file's value is used",
     ]
 
 
 def test_another_loss_gets_no_keys_that_it_does_not_take():
     opt = options("paper", **{"train.pixel_opt": {"type": "L1Loss"}})
     assert filled(opt)["train"]["pixel_opt"] == {"type": "L1Loss"}
-    assert mismatches(opt)[0].startswith("train.pixel_opt.type is L1Loss, where fidelity: paper has PyramidSSIMLoss")
+    assert mismatches(opt)[0].startswith("train.pixel_opt.type is L1Loss, but fidelity: paper has PyramidSSIMLoss")
 
 
 def test_the_released_codes_rest_is_listed():

@@ -129,7 +129,7 @@ def test_collapse_is_a_spread_that_goes_with_the_loss_told_once_until_cured():
     assert told(1.0, 2.0) == []
     assert told(0.5, 0.2) == []
     [message] = told(0.1, 0.05)
-    assert "the term temporal has collapsed: it spreads 0.05, at the start 2" in message
+    assert "the term temporal has collapsed: its spread is 0.05, at the start it was 2" in message
     assert "loss fell from 1 to 0.1" in message and "\n" not in message
     assert told(0.1, 0.04) == []
     assert told(0.1, 1.0) == []

@@ -238,11 +238,11 @@ def test_what_does_not_fit_is_told():
     with pytest.raises(CSDError, match="smaller than pool 4"):
         build_objective({"type": "FAKD"})(small, small, target)
     with pytest.raises(
-        CSDError, match=r"CRD: the student's feature has 4 channels and the teacher's 6; give `adapters"
+        CSDError, match=r"CRD: the student's feature has 4 channels, the teacher's has 6; give `adapters"
     ):
         build_objective({"type": "CRD"})(view(1), view(2, (6,)), target)
     single = ClipView(target, {1: (torch.rand(BATCH, FRAMES, 4, 3, 5),)})
-    with pytest.raises(CSDError, match="CRD: a feature of one pixel, pooled by 3, has no others; lower pool"):
+    with pytest.raises(CSDError, match="CRD: after pooling by 3, a feature has a single pixel; lower pool"):
         build_objective({"type": "CRD", "pool": 3})(single, single, target)
     large = ClipView(target, {1: (torch.rand(1, 1, 1, 1, 1).expand(4, 5, 2, 128, 128),)})
     with pytest.raises(CSDError, match=r"128x128, pooled by 1, take 60\.0 GiB, more than max_gib 8; raise pool"):

@@ -247,7 +247,7 @@ def test_a_setting_that_would_be_ignored_is_refused(network, tmp_path, capsys):
     for number in range(3):
         cv2.imwrite(str(tmp_path / "rain" / f"{number}.png"), np.zeros((24, 32, 3), np.uint8))
     for output, options, message in (
-        ("s.onnx", ["--opset", "11"], "cannot be written in ONNX opset 11, only 18 came out; give an opset from 16 to"),
+        ("s.onnx", ["--opset", "11"], "cannot be written in ONNX opset 11, but only in 18; give an opset from 16 to"),
         ("s.onnx", ["--opset", "99"], "ONNX opset 99 is unknown to the installed onnx"),
         ("s.pt2", ["--opset", "17"], "torch.export has no ONNX opset; leave --opset out"),
         ("s.xml", ["--opset", "17"], "OpenVINO IR has no ONNX opset; leave --opset out"),

@@ -295,16 +295,16 @@ class Custom(nn.Module):
     ids=["twice", "grey", "smaller", "5d", "3d"],
 )
 def test_what_a_network_of_your_own_gives_is_checked(made):
-    with pytest.raises(CSDError, match=r"the network gives \(.*\) where frames \(1, 3, 16, 16\) are needed; check"):
+    with pytest.raises(CSDError, match=r"the network returns \(.*\) where frames \(1, 3, 16, 16\) are needed; check"):
         Derainer(Custom(made), device="cpu")
     only_small = Custom(lambda x: x if x.shape[-1] == 16 else made(x))  # which the first trial does not show
-    with pytest.raises(CSDError, match=r"the network gives \(.*\) where frames \(1, 3, 18, 20\) are needed; check"):
+    with pytest.raises(CSDError, match=r"the network returns \(.*\) where frames \(1, 3, 18, 20\) are needed; check"):
         list(Derainer(only_small, device="cpu")([np.zeros((18, 20, 3), np.uint8)]))
 
 
 def test_a_network_without_weights_runs_and_one_on_meta_or_without_a_window_is_refused(clip):
     assert np.array_equal(list(Derainer(Custom(lambda x: x), device="cpu")(clip)), clip)
-    with pytest.raises(CSDError, match=r"Custom does not say how it is called; give `layout`.* and `num_frame`"):
+    with pytest.raises(CSDError, match=r"Custom does not state how it is called; give `layout`.* and `num_frame`"):
         Derainer(Custom(lambda x: x, num_frame=None), device="cpu")
     with torch.device("meta"):
         empty = SLDNet(preset="student2", num_feat=3)

@@ -168,7 +168,7 @@ def test_an_included_matrix_is_added_to(files):
         ({"rows": {"csd": {"set": [1]}}}, "other.yml: rows.csd.set: give keys and their values"),
         (
             {"rows": {"csd": {"start": "teacher"}}},
-            "rows.csd.start: give keys and their values, as {network_t: teacher}",
+            "rows.csd.start: give keys and their values, such as {network_t: teacher}",
         ),
         ({"set": ["train.total_iter"]}, "other.yml: set: give keys and their values"),
         ({"include": 5}, "other.yml: include: give a list of files, such as [networks.yml], instead of 5"),
@@ -417,9 +417,9 @@ def test_what_starts_from_a_row_goes_with_it(files, launcher, monkeypatch, capsy
     assert main(["table", matrix, "--only", "csd", "--retrain", "teacher", "--dry-run"]) == 0
     states = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines()[:2])
     assert states == {"tiny_teacher": "missing", "tiny_csd": "missing"}
-    with FileLock("results/tiny_runs/locks/tiny_csd.lock"):  # another command is at work on it
+    with FileLock("results/tiny_runs/locks/tiny_csd.lock"):  # another command is working on it
         assert main(["table", matrix, "--only", "csd", "--retrain", "teacher"]) == 2
-    assert "tiny_csd cannot be done again: another command is at work on it" in capsys.readouterr().err
+    assert "tiny_csd cannot be done again: another command is working on it" in capsys.readouterr().err
     assert not list(Path("experiments").glob("*_before1"))
     assert main(["table", matrix, "--only", "csd", "--retrain", "teacher"]) == 0
     assert calls.jobs == ["train tiny_teacher", "train tiny_csd", "test tiny_csd"]

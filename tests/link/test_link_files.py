@@ -146,11 +146,11 @@ def lay_link(package):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (write_text("class Mine: ...\n"), "csd_model.py: is not from `csd link`"),
-        (write_text(""), "csd_model.py: is not from `csd link`"),
-        (lay_link, "csd_model.py: is not from `csd link`"),
-        (lambda package: (package / "models" / "csd_model.py").mkdir(), "csd_model.py: is not from `csd link`"),
-        (edit, "csd_model.py: was changed after"),
+        (write_text("class Mine: ...\n"), "csd_model.py: not written by `csd link`"),
+        (write_text(""), "csd_model.py: not written by `csd link`"),
+        (lay_link, "csd_model.py: not written by `csd link`"),
+        (lambda package: (package / "models" / "csd_model.py").mkdir(), "csd_model.py: not written by `csd link`"),
+        (edit, "csd_model.py: changed after"),
         (lambda package: (package / "utils" / "registry.py").unlink(), "this BasicSR is too old (no registries"),
         (
             lambda package: (package / "utils" / "options.py").write_text("def parse(): ..."),

@@ -13,8 +13,8 @@ LONG = {"total_iter": 1000, "ema_decay": 0}
         ({}, []),
         ({"warmup_iter": -1}, []),
         ({"warmup_iter": 999}, []),
-        ({"warmup_iter": 1000}, ["train.warmup_iter 1,000 is not over before total_iter 1,000:"]),
-        ({"warmup_iter": 1234567.0}, ["train.warmup_iter 1,234,567 is not over"]),
+        ({"warmup_iter": 1000}, ["train.warmup_iter 1,000 does not end before total_iter 1,000:"]),
+        ({"warmup_iter": 1234567.0}, ["train.warmup_iter 1,234,567 does not end"]),
         ({"warmup_iter": 5000, "max_seconds": 60}, []),  # how many steps there will be is not known
         ({"cuda_graph": True}, ["train.cuda_graph has no effect without a GPU"]),
         (

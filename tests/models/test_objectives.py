@@ -91,8 +91,12 @@ def test_wrong_taps_are_told_before_anything_is_written(launcher, tiny_rain, tin
         ("FAKD", {"pool": 64}, "train.distill_opt: FAKD: features are smaller than pool 64"),
         ("FAKD", {"pool": 1, "max_gib": 1e-6}, "more than max_gib 1e-06"),
         ("CRD", {"pool": 64}, "train.distill_opt: CRD: features are smaller than pool 64"),
-        ("CRD", {"taps": {"teacher": ["conv1"]}}, "the student's feature has 4 channels and the teacher's 3; give `ad"),
-        ("CRD", {"taps": {"teacher": ["conv1"], "adapters": ["resize"]}}, "4 channels and the teacher's 3"),
+        (
+            "CRD",
+            {"taps": {"teacher": ["conv1"]}},
+            "the student's feature has 4 channels, the teacher's has 3; give `ad",
+        ),
+        ("CRD", {"taps": {"teacher": ["conv1"], "adapters": ["resize"]}}, "4 channels, the teacher's has 3"),
         ("STD", {"taps": {"student": ["conv7", "conv22"], "teacher": ["conv7", "conv22"]}}, "STD: needs 1 feature(s)"),
     ],
 )

@@ -241,7 +241,7 @@ def test_adapters_where_the_data_set_names_no_frames(launcher, toolbox_data):
 @pytest.mark.parametrize(
     ("kind", "num_frame", "words"),
     [
-        ("REDSDataset", 5, ["a network sees 7; set its num_frame to 7 or more"]),
+        ("REDSDataset", 5, ["a network needs 7; set its num_frame to 7 or more"]),
         ("REDSRecurrentDataset", 5, ["the clips need 7 frames or more; set its num_frame to that"]),
         ("PairedImageDataset", 1, ["PairedImageDataset gives lq (2, 3, 24, 24)", "networks of single frames"]),
         ("RealESRGANPairedDataset", 1, ["single frames", "use a data set of clips"]),
@@ -263,10 +263,10 @@ def test_pairs_that_cannot_be_are_one_line(launcher, toolbox_data, tiny_teacher,
 
 
 LACKING = [
-    ("io_backend", "PairedImageDataset looks it up, and it is missing; give it"),
-    ("gt_size", "PairedImageDataset looks it up, and it is missing; give it"),
-    ("dataroot_flow", "REDSDataset looks it up, and it is missing; give it"),
-    ("interval_list", "REDSDataset looks it up, and it is missing; give it"),
+    ("io_backend", "PairedImageDataset needs it, but it is missing; give it"),
+    ("gt_size", "PairedImageDataset needs it, but it is missing; give it"),
+    ("dataroot_flow", "REDSDataset needs it, but it is missing; give it"),
+    ("interval_list", "REDSDataset needs it, but it is missing; give it"),
     ("batch_size_per_gpu", " is missing: give a whole number, 1 or more"),
     ("num_worker_per_gpu", " is missing: give a whole number, 0 or more"),
     ("name", " is None: give the set a name"),
@@ -288,7 +288,7 @@ def test_what_a_set_of_the_toolbox_lacks_is_said_before_the_start(launcher, tool
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"io_backend": None}, "datasets.val.io_backend: PairedImageDataset looks it up, and it is missing; give it"),
+        ({"io_backend": None}, "datasets.val.io_backend: PairedImageDataset needs it, but it is missing; give it"),
         ({"dataroot_gt": "nowhere"}, "datasets.val: nowhere: no such file or directory; check the path"),
         ({"name": None}, "datasets.val.name is None: give the set a name"),
     ],
@@ -480,7 +480,7 @@ def test_a_network_of_sequences_sees_no_frames_of_others(launcher, toolbox_data)
         (("VideoRecurrentTestDataset", {}), ["whole clips; use type: VideoTestDataset", "num_frame: 3"]),
         (("VideoTestDataset", {"name": "mine"}), ["datasets.test_1.name is 'mine'", "vid4, reds4, redsofficial"]),
         (("VideoTestDataset", {"num_frame": 1}), ["num_frame of the data set to 3 or more"]),
-        (("PairedImageDataset", {}), ["single images, and network_g sees 3 frames", "num_frame: 3"]),
+        (("PairedImageDataset", {}), ["single images, but network_g needs 3 frames", "num_frame: 3"]),
         (("REDSDataset", {}), ["REDSDataset is for training", "VideoTestDataset"]),
         (("Vimeo90KDataset", {}), ["Vimeo90KDataset is for training"]),
         (("REDSRecurrentDataset", {}), ["whole clips; use type: VideoTestDataset"]),
@@ -664,7 +664,7 @@ def test_data_sets_in_the_wrong_place_are_one_line(launcher, tiny_rain, capfd, m
     options = stock(ours(tiny_rain, "PairedVideoDataset", 3, 1, 2), model, STUDENT)
     train = {"name": "t", "type": "PairedVideoTestDataset", "dataroot": str(tiny_rain), "num_frame": 3}
     assert launcher.train(changed(options, {"datasets.train": train})) == 2
-    assert "PairedVideoTestDataset is for tests; take type: PairedVideoDataset" in capfd.readouterr().err
+    assert "PairedVideoTestDataset is for tests; use type: PairedVideoDataset" in capfd.readouterr().err
 
 
 # ---------------------------------------------------------------------- our networks, its models, its data
@@ -715,7 +715,12 @@ def test_what_the_toolbox_cannot_validate_is_one_line(launcher, toolbox_data, ca
 @pytest.mark.parametrize(
     ("model", "network", "kind", "words"),
     [
-        ("VideoRecurrentModel", SEQUENCE, "REDSDataset", ["L1Loss: the network gives (1, 5", "REDSRecurrentDataset"]),
+        (
+            "VideoRecurrentModel",
+            SEQUENCE,
+            "REDSDataset",
+            ["L1Loss: the network's output is (1, 5", "REDSRecurrentDataset"],
+        ),
         ("VideoBaseModel", SEQUENCE, "REDSDataset", ["network of sequences"]),
         ("VideoBaseModel", STUDENT, "REDSDataset", ["expected (B, 3, 3, H, W)", "check num_frame"]),
     ],

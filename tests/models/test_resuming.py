@@ -376,7 +376,7 @@ def test_a_finished_cosine_run_goes_on_with_longer_periods(launcher, tiny_rain, 
     assert launcher.train(short) == 0
     longer = changed(short, {"train.scheduler.periods": [4], "train.total_iter": 4})
     assert launcher.train(changed(short, {"train.total_iter": 4}), "--auto_resume") == 2
-    assert "periods end at iteration 2, train.total_iter is 4; make them equal" in capfd.readouterr().err
+    assert "periods end at iteration 2, but train.total_iter is 4; make them equal" in capfd.readouterr().err
     assert launcher.train(longer, "--auto_resume") == 0
     log = capfd.readouterr().err
     assert "WARNING: " in log and "2.state: options have changed since: periods [2] -> [4]" in log

@@ -79,10 +79,10 @@ def test_frames_that_would_overwrite_each_other_are_one_line(launcher, tiny_rain
     ("model", "kind", "changes", "words"),
     [
         ("SRGANModel", "windows", {"datasets.train.num_target": 3}, "set num_target of datasets.train to 1"),
-        ("ESRGANModel", "sequences", {}, "take model_type: VideoDerainModel, or VideoRecurrentModel"),
-        ("VideoGANModel", "sequences", {}, "take model_type: VideoDerainModel, or VideoRecurrentModel"),
-        ("EDVRModel", "sequences", {}, "take model_type: VideoDerainModel, or VideoRecurrentModel"),
-        ("VideoRecurrentGANModel", "windows", {}, "take model_type: VideoDerainModel, or VideoBaseModel"),
+        ("ESRGANModel", "sequences", {}, "use model_type: VideoDerainModel, or VideoRecurrentModel"),
+        ("VideoGANModel", "sequences", {}, "use model_type: VideoDerainModel, or VideoRecurrentModel"),
+        ("EDVRModel", "sequences", {}, "use model_type: VideoDerainModel, or VideoRecurrentModel"),
+        ("VideoRecurrentGANModel", "windows", {}, "use model_type: VideoDerainModel, or VideoBaseModel"),
         (
             "VideoRecurrentGANModel",
             "sequences",
@@ -90,7 +90,7 @@ def test_frames_that_would_overwrite_each_other_are_one_line(launcher, tiny_rain
             "num_target of datasets.train to its",
         ),
         ("VideoRecurrentGANModel", "sequences", {"train.fix_flow": ...}, "write `fix_flow: 0` for none"),
-        ("SRGANModel", "windows", {"network_d": ...}, "network_d is missing, which SRGANModel looks up"),
+        ("SRGANModel", "windows", {"network_d": ...}, "network_d is missing, but SRGANModel needs it"),
         ("VideoGANModel", "windows", {"train.gan_opt": ...}, "train.gan_opt is missing"),
         ("ESRGANModel", "images", {"train.optim_d": ...}, "train.optim_d is missing"),
         ("VideoDerainModel", "windows", GAN, "network_d: models of csd-plugin have no discriminator"),

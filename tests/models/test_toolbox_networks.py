@@ -61,7 +61,7 @@ def test_networks_of_the_toolbox_teach(launcher, tiny_rain, network, interface):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"interface_g": ...}, "network_g: RIDNet does not say how it is called; give `layout`"),
+        ({"interface_g": ...}, "network_g: RIDNet does not state how it is called; give `layout`"),
         ({"interface_g.layout": "images"}, "interface_g.layout is 'images'"),
         ({"interface_g.feature": ...}, "RIDNet names no layer for distillation to compare; give its `feature`"),
         ({"interface_g.feature": "tial"}, "RIDNet has no such layer; nearest: tail"),
@@ -78,7 +78,7 @@ def test_what_nobody_says_is_told_before_anything_is_written(launcher, tiny_rain
 def test_a_network_of_another_scale_is_told(launcher, tiny_rain, capsys):
     upscaling = {"type": "MSRResNet", "num_feat": 4, "num_block": 1, "upscale": 2}
     assert launcher.train(train_options(tiny_rain, network_g=upscaling, interface_g={"layout": "image"})) == 2
-    assert "the network gives (4, 3, 48, 48) where frames (4, 3, 24, 24) are needed" in capsys.readouterr().err
+    assert "the network returns (4, 3, 48, 48) where frames (4, 3, 24, 24) are needed" in capsys.readouterr().err
 
 
 class Learns(torch.nn.Module):

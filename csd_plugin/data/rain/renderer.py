@@ -107,7 +107,8 @@ class RainRenderer:
         height, width = frame.shape[:2]
         if top < 0 or left < 0 or top + height > self.height or left + width > self.width:
             raise CSDError(
-                f"rain on a window {width}x{height} at x = {left}, y = {top}: must lie in {self.width}x{self.height}"
+                f"rain on a window {width}x{height} at x = {left}, y = {top}: it must lie within the frames of "
+                f"{self.width}x{self.height}"
             )
         linear = _TO_LINEAR[frame]
         if self._veil:

@@ -146,7 +146,7 @@ def test_other_encodings_do_not_mix(folder, tmp_path, monkeypatch):
     with pytest.raises(CSDError, match=r"x\.lmdb\.partial: an interrupted build of a source store"):
         build_store(folder, out, "raw")
     build_store(folder, out)
-    with pytest.raises(CSDError, match=r"x\.lmdb: exists already, as source"):
+    with pytest.raises(CSDError, match=r"x\.lmdb: exists already, with encoding source"):
         build_store(folder, out, "raw")
     write_image(folder / "c9" / "0.png", moving_scene(1, 40, 52, 0)[0])
     with pytest.raises(CSDError, match=r"x\.lmdb: exists already, with other frames \(c9/0\.png and 0 more\)"):
@@ -176,7 +176,7 @@ def test_one_builder_at_a_time(folder, tmp_path):
         (lambda folder: (folder / "c0" / "1.jpg").write_bytes(b""), "x.lmdb", r"two files for the same frame, c0/1"),
         (lambda folder: (folder / "c1" / "3.png").write_bytes(b"x"), "x.lmdb", r"c1/3\.png: not a readable image"),
         (lambda folder: (folder / "c1" / "3.png").rename(folder / "c1" / "3\n.png"), "x.lmdb", "rename the file"),
-        (lambda folder: (folder / "c1" / "3.png").rename(folder / "csd.png"), "x.lmdb", "this one.: rename the file"),
+        (lambda folder: (folder / "c1" / "3.png").rename(folder / "csd.png"), "x.lmdb", "store.: rename the file"),
         (shutil.rmtree, "x.lmdb", "clips does not exist"),
         (lambda folder: shutil.rmtree(folder) or folder.mkdir(), "x.lmdb", "no images found"),
         (lambda folder: None, "x", "name ends in .lmdb: give x.lmdb"),
@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_what_can_go_on(folder, tmp_path):
         [sys.executable, "-c", code, folder, out], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert run.returncode == 2, run.stderr
-    assert "x.lmdb: cannot be written (" in run.stdout and "run this again" in run.stdout
+    assert "x.lmdb: cannot be written (" in run.stdout and "run again" in run.stdout
     assert not out.exists() and len(open_store(folder).keys()) == 12
     assert build_store(folder, out, "raw").frames == 12
     assert verify_store(out, folder) == []

@@ -536,7 +536,7 @@ def test_writers_say_where_an_earlier_run_stopped(tmp_path):
             writer.write(frame)
     with open_reader(source) as reader, open_writer(folder, like=reader, overwrite=True) as writer:
         assert writer.resume_at(reader.size) == 5
-        with pytest.raises(CSDError, match="is 64x48, frames would now be 128x48"):
+        with pytest.raises(CSDError, match="is 64x48, but frames would now be 128x48"):
             writer.resume_at((2 * SIZE[0], SIZE[1]))
         for output in (tmp_path / "out.mp4", Path("-")):
             with pytest.raises(CSDError, match=f"{output.name}: only a folder of frames can be resumed"):

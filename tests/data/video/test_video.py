@@ -181,7 +181,7 @@ def test_what_is_no_video_is_one_clear_line(tmp_path):
         "nothing.mp4": "does not exist",
         "empty.mp4": "empty",
         "text.mp4": "not a video",
-        "sound.m4a": "no video",
+        "sound.m4a": "no decodable video",
         "folder": "holds no images",
     }.items():
         with pytest.raises(CSDError, match=message) as caught:
@@ -319,9 +319,9 @@ def test_what_is_no_frame_is_not_written(tmp_path, output, wrong):
             writer.write(frame)
             with pytest.raises(CSDError, match=r"frame \d: an? .* is not a frame"):
                 writer.write(wrong)
-            with pytest.raises(CSDError, match="64x48 of uint16, those before it are 64x48 of uint8"):
+            with pytest.raises(CSDError, match="64x48 of uint16, but those before it are 64x48 of uint8"):
                 writer.write(frame.astype(np.uint16) * 257)
-            with pytest.raises(CSDError, match="32x48 of uint8, those before it are 64x48"):
+            with pytest.raises(CSDError, match="32x48 of uint8, but those before it are 64x48"):
                 writer.write(np.ascontiguousarray(frame[:, :32]))
 
 

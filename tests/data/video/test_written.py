@@ -90,7 +90,7 @@ def test_a_flash_comes_when_it_came(copied, tmp_path):
         assert min(white) == pytest.approx(1.9, abs=1 / 60) and max(white) < 2.2
         assert packets(out, "a:0") == packets(source, "a:0")
         if name == "out.avi":
-            one_line(lines, "constant rate only, 30 fps", "frames are repeated and 0 left out")
+            one_line(lines, "only has a constant rate, 30 fps", "frames are repeated and 0 left out")
             assert len(times(out)) == round(float(stream(source)["duration"]) * 30)
         else:
             assert not lines
@@ -255,7 +255,7 @@ def test_what_a_container_does_not_hold_is_one_line(everything, copied):
     assert len(probe(out)["chapters"]) == 2 and packets(out, "a:0") == packets(source, "a:0")
     out, lines = copied(source, "out.webm")
     one_line(lines, "as webm does not hold it: audio track 1 (ac3, fra); subtitle track 2 (ssa, eng)")
-    one_line(lines, "h264 cannot be written into webm here, vp9 is taken")
+    one_line(lines, "h264 cannot be written into webm here, vp9 is used instead")
     out, lines = copied(source, "out.avi")
     one_line(lines, "as avi does not hold it: subtitle track 2")
     one_line(lines, "as .avi does not hold it: chapters; languages of audio (fra)")
@@ -505,7 +505,7 @@ def test_interlaced_video_is_named_and_stays_marked(copied, tmp_path):
     one_line(lines, "in.mp4 is interlaced, top field first", "deinterlace first")
     assert len(lines) == 1 and stream(out)["field_order"] == "tt"
     out, lines = copied(source, "out.webm")
-    one_line(lines, "does not hold the order of fields")
+    one_line(lines, "does not hold the field order")
 
 
 # --- encoders -------------------------------------------------------------------------------------------------------
@@ -522,7 +522,7 @@ def test_vp8_and_an_encoder_that_does_not_open(copied, tmp_path):
         picture="testsrc2=s=256x128:r=25:d={seconds}",
     )  # fmt: skip
     out, lines = copied(source, "out.mov")
-    one_line(lines, "dnxhd cannot be written into mov here, h264 is taken")
+    one_line(lines, "dnxhd cannot be written into mov here, h264 is used instead")
     assert stream(out)["codec_name"] == "h264" and len(times(out)) == 5
 
 
