@@ -81,7 +81,7 @@ def repair_toolbox() -> None:
     misc = importlib.import_module("basicsr.utils.misc")
     if hasattr(misc.check_resume, "__wrapped__"):
         return
-    _give_places()
+    _sample_by_places()
     _share_stores()
     fixed = _resume_saved_networks(misc.check_resume)
     # train.py binds the name from basicsr.utils; if it has done so already, replace it there too
@@ -90,7 +90,7 @@ def repair_toolbox() -> None:
             sys.modules[module].check_resume = fixed  # type: ignore[attr-defined]
 
 
-def _give_places() -> None:
+def _sample_by_places() -> None:
     """Make the toolbox's sampler give `places` instead of indices, for data sets that have them.
 
     The toolbox itself starts the epoch of a resumed run from the beginning, and its processes draw independently. The

@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh and run_tests.sh: one virtual environment in .venv, made once, completed if it was cut off.
+# Sourced by quickstart.sh and run_tests.sh: one virtual environment in .venv, made once, and completed if that was interrupted.
 # An importable torch is reused; otherwise a CPU build is installed. PYTHON names another interpreter.
 
 make_environment() {
@@ -28,7 +28,7 @@ CHECK
             $pip torch==2.13.0 || return 1
     fi
     if ! "$venv/bin/python" -c "import importlib.metadata as m; m.version('torchvision')" 2>/dev/null; then
-        # --no-deps: torchvision asks for one exact torch, and would exchange the one that is there
+        # --no-deps: torchvision needs one exact torch, and would replace the installed one
         $pip --no-deps torchvision==0.28.0 || return 1
     fi
     echo "== environment: BasicSR and the rest"

@@ -60,7 +60,7 @@ SMALL_CLIPS, SMALL_FRAMES = 4, 14
 
 
 class SliceError(RuntimeError):
-    """A line for the user."""
+    """An error with one line for the user."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,7 +117,7 @@ def row_and_share(text: str) -> tuple[str, float]:
 
 # ---------------------------------------------------------------------- clips
 def pack_clips(source: Path, target: Path, room: int) -> str:
-    """Copy the first frames of each clip: of those for validation what the test looks at, of others what fits."""
+    """Copy the first frames of each clip: for validation, those that the test needs; of others, as many as fit."""
     clips = {folder.name: sorted(folder.iterdir()) for folder in sorted(source.iterdir()) if folder.is_dir()}
     missing = [name for name in VALIDATION if name not in clips]
     if missing:
@@ -151,7 +151,7 @@ def copy_frames(frames: Sequence[Path], folder: Path) -> None:
 # ---------------------------------------------------------------------- a slice
 @dataclass(frozen=True)
 class Deadlines:
-    """When each part is over, by `time.monotonic()`. What is not done by then is left out, and the table says so.
+    """The end of each part, by `time.monotonic()`. What is not done by then is left out, and the table says so.
 
     Every part ends by the clock of this process, which stops the others: a slow machine gets less done, not later.
     Start-up, which has been measured by then, comes off first.
@@ -176,18 +176,18 @@ class Deadlines:
         return self._at(0.35)
 
     def _before_end(self, share: float) -> float:
-        """Of what follows the trainings, which long slices take no more time for."""
+        """The share for what follows the trainings, which takes no longer in long slices."""
         end = self._at(1.0)
         return end - share * min(end - self._at(0.8), LONGEST_END)
 
     @property
     def trained(self) -> float:
-        """Trainings have ended by themselves, or are told to, which makes them save."""
+        """When trainings have ended by themselves, or are told to end, which makes them save."""
         return self._before_end(1.0)
 
     @property
     def saved(self) -> float:
-        """Those that are still there are killed."""
+        """When trainings that are still running are killed."""
         return self._before_end(0.6)
 
     @property
@@ -228,7 +228,7 @@ class Network:
 
     @property
     def states(self) -> list[Path]:
-        """What a training can be resumed from, oldest first."""
+        """The states from which a training can be resumed, oldest first."""
         return sorted(self.folder.glob("training_states/*.state"), key=lambda file: int(file.stem))
 
     @property
@@ -272,7 +272,7 @@ def run_slice(args: argparse.Namespace) -> None:
 
 
 def began_at() -> float:
-    """When the command did, by `time.monotonic()`: the shell script says so, as it installs packages first."""
+    """When the command began, by `time.monotonic()`, as told by the shell script, which installs packages first."""
     return time.monotonic() - max(time.time() - float(os.environ.get("GPU_SLICE_BEGAN", "inf")), 0.0)
 
 
@@ -286,7 +286,7 @@ def give_up(*_: object) -> None:
 
 
 def end_children() -> None:
-    """Those that are still there, where this process ends before they do, and the one that they are forks of."""
+    """End children that are still running when this process ends, and the process that forks them."""
     stop(multiprocessing.active_children(), time.monotonic() + 2)
     server = getattr(importlib.import_module("multiprocessing.forkserver"), "_forkserver", None)
     number = getattr(server, "_forkserver_pid", None)  # which looks for its starter's end only when it has imported
@@ -313,7 +313,7 @@ def check_machine(cpu: bool) -> float:
         return torch.cuda.mem_get_info()[0] / 2**30
     if not cpu:
         raise SliceError("torch finds no GPU; --cpu rehearses without one")
-    say("no GPU: a rehearsal of narrow networks, whose weights are of no use")
+    say("no GPU: a rehearsal with narrow networks, whose weights are useless")
     return float("inf")
 
 
@@ -393,7 +393,7 @@ def rain_on(task: Rain) -> None:
 
 @contextmanager
 def draft_of(folder: Path) -> Iterator[Path]:
-    """A folder that gets its name when it is whole."""
+    """A folder that gets its name when it is complete."""
     draft = folder.with_name(f".{folder.name}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -530,14 +530,14 @@ def measure_one(title: str, options: Mapping[str, Any], device: Any, rate: float
 
 # ---------------------------------------------------------------------- processes
 def start(target: Callable[..., None], *arguments: Any, log: Path | None) -> Any:
-    """A process that has imported everything already. log: where its output goes; None: to this one's."""
+    """A process that has imported everything already. log: the file for its output; None: this process's output."""
     child = PROCESSES.Process(target=in_child, args=(target, arguments, log))
     child.start()
     return child
 
 
 def elsewhere(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns, called in such a process: this one imports nothing that takes long."""
+    """The result of a function, called in such a process, as this one must not import anything slow."""
     with PROCESSES.Pool(1) as pool:
         return pool.apply(function, arguments)
 
@@ -581,13 +581,13 @@ def launched(job: str, file: str, began: float) -> None:
 
 
 def wait(children: Iterable[Any], until: float) -> None:
-    """For all of them, but no longer than this."""
+    """Wait for all children, but not beyond this time."""
     for child in children:
         child.join(max(until - time.monotonic(), 0.0))
 
 
 def stop(children: Iterable[Any], until: float) -> list[Any]:
-    """Tell those that are still there to end, and kill them at `until`. Returns those that had to be told."""
+    """Tell children that are still running to end, and kill them at `until`. Returns those that had to be told."""
     late = [child for child in children if child.is_alive()]
     for child in late:
         child.terminate()

@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# A slice of training on a machine with one GPU and no network, rented for minutes.
+# One slice of training on a rented machine with one GPU and no network.
 #
-#   bash tools/gpu_slice.sh pack --clips CLEAN [--before SLICE/weights] [--python 3.12] OUT.tar   here: all that travels
+#   bash tools/gpu_slice.sh pack --clips CLEAN [--before SLICE/weights] [--python 3.12] OUT.tar   here: makes the archive to copy
 #   bash tools/gpu_slice.sh check [--seconds 300] [--out check]                                   there, unpacked
 #   bash tools/gpu_slice.sh run [--seconds 540] [--out slice] [--measure] [--cpu] ..              there, unpacked
 #
-# `pack` fetches the wheels that such a machine lacks and takes of every clip as many frames as fit, below 60 MB in all.
+# `pack` fetches the wheels that such a machine lacks, and packs as many frames of every clip as fit into 60 MB in all.
 # `run` installs them, checks the machine, renders the rain, measures, trains several networks in turns, tests them, and
-# leaves weights, logs and a table in the folder --out. Networks start from the weights of the slice before, else
+# leaves weights, logs and a table in the folder --out. Networks start from the weights of the previous slice, else
 # from those that ship. With the same --out again, trainings are resumed.
-# `--seconds` are for all of it, from this command's start to its table. On a slow machine less gets done, not later:
-# what has not begun, or was cut off, is named in the table. Should anything hang, all of it is ended 10 seconds later.
-# The machine brings Python, torch, NumPy, OpenCV, PyYAML, SciPy and scikit-image.
+# `--seconds` is the time for everything, from this command's start to its table. A slow machine does less, not later:
+# the table names what was not begun or was cut off. If anything hangs, everything is ended 10 seconds later.
+# The machine must have Python, torch, NumPy, OpenCV, PyYAML, SciPy and scikit-image.
 #
-# `check` needs no clips: the tests for GPUs, where pytest is there, and `csd bench step` and `infer`, within --seconds.
+# `check` needs no clips: it runs the tests for GPUs, if pytest is installed, and `csd bench step` and `infer`.
 #
-# Where a command may run for ten minutes and brings back what lies in $OUT, in files of some size, with slice.tar there:
+# If commands may run for ten minutes, and files of limited size in $OUT are copied back, with slice.tar there:
 #   mkdir s && tar -xf slice.tar -C s && cd s && bash tools/gpu_slice.sh check; tar -czf "$OUT/check.tar.gz" check
 #   mkdir -p s && tar -xf slice.tar -C s && cd s && { bash tools/gpu_slice.sh run --seconds 540; cd slice && \
 #       tar -cf - weights logs table.md measured.json | split -b 15M - "$OUT/slice.tar."; }
-# The next slice, on a new machine, goes on from these weights: pack with --before.
+# The next slice, on a new machine, continues from these weights: pack with --before.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 limit_mb=60

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks and tests, in an environment of their own: bash tools/run_tests.sh [pytest arguments]
+# All checks and tests, in a separate environment: bash tools/run_tests.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.archs.provenance import adapted_to, facts_in
     from csd_plugin.atomic import refuse_inputs, refuse_strangers
     from csd_plugin.data.images import files_of
-    from csd_plugin.data.video.pipes import comes_once
+    from csd_plugin.data.video.pipes import is_single_pass
     from csd_plugin.export.export import export_network, files_written
     from csd_plugin.export.writers import FORMATS
     from csd_plugin.inference.facts import study
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.weights import find_checkpoint, under_todays_keys
 
     for flag, clip in (("--calibrate", args.calibrate), ("--check", args.check)):
-        if clip is not None and comes_once(clip):
+        if clip is not None and is_single_pass(clip):
             raise CSDError(f"{flag} {clip}: frames of a camera or pipe can be read only once; give a video or a folder")
     if args.license is not None and any("\ud800" <= letter <= "\udfff" for letter in args.license):
         raise CSDError("--license: not valid text; give it in the encoding of this terminal")

@@ -141,7 +141,7 @@ def members(path: Path) -> Iterator[Member]:
 
 def _rar_members(path: Path, kind: str) -> Iterator[Member]:
     libarchive, rarfile = rar_libraries()
-    with _said_in_one_line(path, libarchive.ArchiveError, rarfile.Error):
+    with _damage_as_one_line(path, libarchive.ArchiveError, rarfile.Error):
         headers = _rar_headers(path, rarfile)
         with libarchive.file_reader(str(path), format_name=kind, filter_name="none") as entries:
             for header, entry in zip_longest(headers, entries):
@@ -175,7 +175,7 @@ def _rar_headers(path: Path, rarfile: Any) -> list[Any]:
 
 def _reader_of_rar(path: Path, header: Any, entry: Any, damage: type[Exception]) -> Callable[[], bytes]:
     def read() -> bytes:
-        with _said_in_one_line(path, damage):
+        with _damage_as_one_line(path, damage):
             chunks, size = [], 0
             for chunk in entry.get_blocks(_CHUNK):
                 chunks.append(chunk)
@@ -209,7 +209,7 @@ def rar_libraries() -> tuple[Any, Any]:
 
 
 def _zip_members(path: Path) -> Iterator[Member]:
-    with _said_in_one_line(path), _ZipFile(path) as file, zipfile.ZipFile(file) as archive:
+    with _damage_as_one_line(path), _ZipFile(path) as file, zipfile.ZipFile(file) as archive:
         file.is_listed = True
         _check_count(path, len(archive.infolist()))
         if len(archive.infolist()) != _counted_in_zip(path, archive):
@@ -252,7 +252,7 @@ def _counted_in_zip(path: Path, archive: zipfile.ZipFile) -> int:
 
 def _reader_of_zip(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], bytes]:
     def read() -> bytes:
-        with _said_in_one_line(path):
+        with _damage_as_one_line(path):
             return archive.read(info)
 
     return read
@@ -275,7 +275,7 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 def _tar_members(path: Path) -> Iterator[Member]:
-    with _said_in_one_line(path), tarfile.open(path, tarinfo=_StrictTarInfo) as archive:
+    with _damage_as_one_line(path), tarfile.open(path, tarinfo=_StrictTarInfo) as archive:
         for number, info in enumerate(archive, 1):
             _check_count(path, number)
             name = _inner_name(path, info.name)
@@ -290,7 +290,7 @@ def _tar_members(path: Path) -> Iterator[Member]:
 
 def _reader_of_tar(path: Path, archive: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], bytes]:
     def read() -> bytes:
-        with _said_in_one_line(path):
+        with _damage_as_one_line(path):
             file = archive.extractfile(info)
             data = b"" if file is None else file.read()
             if len(data) != info.size:
@@ -304,7 +304,7 @@ def _reader_of_tar(path: Path, archive: tarfile.TarFile, info: tarfile.TarInfo) 
 
 
 @contextmanager
-def _said_in_one_line(path: Path, *damage: type[Exception]) -> Iterator[None]:
+def _damage_as_one_line(path: Path, *damage: type[Exception]) -> Iterator[None]:
     """Turn all errors that mean damage into a CSDError of one line; `damage`: further types of them."""
     kinds: tuple[type[Exception], ...] = (OSError, *_DAMAGE, *damage)
     try:

@@ -121,7 +121,7 @@ def find_sequences(
     rainy, truth = _clip_folders(list(keys), split, root)
     chosen = rainy if clips is None else _choose(rainy, clips, f"split {split}")
     sequences = [_pair(clip, truth.get(clip.scene), split) for clip in chosen]
-    _say_once(sequences, rainy, truth, split)
+    _warn_of_oddities(sequences, rainy, truth, split)
     return sequences
 
 
@@ -201,7 +201,7 @@ def find_pairs(
         raise CSDError(f"dataroot_gt: no clip {lonely[0]}, which dataroot_lq has: add it, or leave it out (clips: ..)")
     sequences = [_pair(each, clean.get(each.name), "test") for each in chosen]
     if truth:
-        _say_once(sequences, rainy, clean, "test")
+        _warn_of_oddities(sequences, rainy, clean, "test")
     return sequences
 
 
@@ -377,7 +377,7 @@ def _number(key: str) -> int | None:
     return int(numbers[-1]) if numbers else None
 
 
-def _say_once(sequences: list[PairedSequence], rainy: list[_Clip], truth: dict[str, _Clip], split: str) -> None:
+def _warn_of_oddities(sequences: list[PairedSequence], rainy: list[_Clip], truth: dict[str, _Clip], split: str) -> None:
     """Warn, with one line for each kind of harmless oddity."""
     blind = [sequence.name for sequence in sequences if sequence.gt is None]
     if blind and split != "real":

@@ -25,7 +25,7 @@ from csd_plugin.data.images import one_depth
 from csd_plugin.data.video import open_reader, open_writer
 from csd_plugin.data.video.interface import EmptyPart, FrameReader, Position, position_of
 from csd_plugin.data.video.origin import Origin, origin_of_clip
-from csd_plugin.data.video.pipes import comes_once
+from csd_plugin.data.video.pipes import is_single_pass
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.cuts import CutDetector
 from csd_plugin.inference.facts import Facts
@@ -173,7 +173,7 @@ def has_deep_frames(source: Path) -> bool:
 
     Only a first look: faults of the source are reported by the job that reads it.
     """
-    if comes_once(source):
+    if is_single_pass(source):
         return False
     said = logging.getLogger("csd_plugin.data.video")
     level = said.level
@@ -272,7 +272,7 @@ def _made_by(derainer: Derainer, source: Path, truth: Path | None) -> dict[str, 
         truth: given if it is shown beside the frames.
     """
     parts = {"clip": source} | ({"truth": truth} if truth else {})
-    if not derainer.made_by or any(comes_once(path) for path in parts.values()):
+    if not derainer.made_by or any(is_single_pass(path) for path in parts.values()):
         return {}
     origins = {kind: origin_of_clip(path) for kind, path in parts.items()}
     return derainer.made_by | {kind: origin for kind, origin in origins.items() if origin}
@@ -290,7 +290,7 @@ def _resume_at(
     Raises:
         CSDError: existing frames have another size or origin, or the source cannot be read again.
     """
-    if comes_once(part.source):
+    if is_single_pass(part.source):
         raise CSDError(
             f"{part.source}: frames from a pipe or camera cannot be read again, so --resume needs a file or a folder"
         )

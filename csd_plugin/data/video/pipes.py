@@ -32,7 +32,7 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def comes_once(path: Path) -> bool:
+def is_single_pass(path: Path) -> bool:
     """Whether the frames of a path cannot be read again: those of a pipe or a camera."""
     return path == PIPE or is_camera(path)
 
