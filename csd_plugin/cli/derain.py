@@ -1,9 +1,9 @@
 """Remove rain from a video, a folder of frames or a pipe.
 
 IN is a video file, a folder of images, a pattern of image files (frames_%05d.png), - for raw rgb24 frames on
-standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows). A camera is read until --end, Ctrl-C,
-SIGTERM or the end of its terminal. If its frames arrive faster than they can be cleaned, some are dropped, so that the
-delay does not grow.
+standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows). A camera is read until --end, Ctrl-C
+or SIGTERM, or until its terminal is closed. If its frames arrive faster than they can be cleaned, some are dropped, so
+that the delay does not grow.
 OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, a pattern (clean_%05d.png), - for raw frames on
 standard output, else a folder of PNG files; a new name with the ending of another kind of file (clean.png, clean.gif)
 is refused. A video keeps the codec, time stamps, colours, bit depth, sound, subtitles, chapters and tags of IN. What
@@ -12,7 +12,7 @@ Frames of a folder keep their names, those of a pattern their numbers, and both 
 one; --resume continues a stopped run. Existing output is replaced only with --overwrite.
 
 Scene cuts are detected and reported. No frame is cleaned with frames of another shot. The frames of a part (--start,
---end) are the same as in the whole video, except with recurrent networks such as S2VD: these start where the part
+--end) are the same as in the whole video, except with networks of sequences, such as S2VD: these start where the part
 starts, so its frames differ slightly.
 
 examples:
