@@ -165,6 +165,8 @@ def _resume_saved_networks(check_resume: Any) -> Any:
                 paths[param_key] = "params"
             elif start is not None:
                 paths[pretrain] = start
+                if resumed != start:  # the toolbox has just printed that
+                    print(f"Set {pretrain} back to {start}, as runs do not save it")
                 if param_key in before:
                     paths[param_key] = before[param_key]
 

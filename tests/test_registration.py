@@ -135,11 +135,15 @@ def resume(path: dict, tmp_path, *saved: str) -> dict:
     return opt["path"]
 
 
-def test_resume_repair_keeps_the_frozen_teacher(tmp_path):
+def test_resume_repair_keeps_the_frozen_teacher(tmp_path, capsys):
     start = {"pretrain_network_t": "teacher.pth", "param_key_t": "params_ema", "param_key_g": "params_ema"}
     start |= {"pretrain_network_t2": "teacher2.pth", "param_key_t2": "params_ema"}
     for ignored in ({}, {"ignore_resume_networks": ["network_t"]}, {"ignore_resume_networks": "network_t2"}):
         path = resume(start | ignored, tmp_path, "net_g_7.pth")
+        said = capsys.readouterr().out.splitlines()
+        for name in ("network_t", "network_t2"):
+            lines = [line for line in said if line.startswith(f"Set pretrain_{name} ")]
+            assert not lines or lines[-1].startswith(f"Set pretrain_{name} back to teacher")
         assert (path["pretrain_network_t2"], path["param_key_t2"]) == ("teacher2.pth", "params_ema")
         assert path["pretrain_network_t"] == "teacher.pth"
         assert path["param_key_t"] == "params_ema"
