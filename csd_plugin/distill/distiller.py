@@ -31,6 +31,8 @@ TEACHER_TARGETS = 2
 """Targets that the teacher computes together, at least one clip: more need memory, a single one is slow on a CPU."""
 TEACHER_TARGETS_ON_GPU = 32
 """The same on a GPU, where each part costs its launches."""
+_OVERSHOOT = 0.1
+"""By how much frames may leave [0, 1], as some ways of resizing let them."""
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +161,8 @@ class Distiller(nn.Module):
             for module in self.objectives.modules():
                 if isinstance(module, Objective):
                     module.diagnoses = logged or looks
+            if looks:
+                self._warn_of_range(lq=lq, gt=gt)
             stored = self._stored_view(features_of(batch), gt)
             return self._distill(lq, gt, weights, iteration, looks, stored)
         output = run_network(self.student, lq, gt.shape[1], self.interface, autocast=self.autocast)
@@ -248,6 +252,15 @@ class Distiller(nn.Module):
         due = torch.is_grad_enabled() and self._wants_look(monitor, iteration) and iteration != self._examined
         self._examined = iteration if due else self._examined
         return due
+
+    def _warn_of_range(self, **frames: Tensor) -> None:
+        """Frames of -1 to 1, or floats up to 255, would train as well, by a loss that is none."""
+        for name, value in frames.items():
+            if bool((value < -_OVERSHOOT).any() | (value > 1 + _OVERSHOOT).any()):
+                self._warn_once(
+                    f"the batch's {name} has values outside [0, 1], for which the losses are made: bring frames there, "
+                    f"or give bytes"
+                )
 
     def _warn_once(self, line: str) -> None:
         if line not in self._warned:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from csd_plugin.devices import gpus_of
 from csd_plugin.distill.average import average_warnings
 from csd_plugin.distill.schedule import is_gradual
@@ -38,6 +41,18 @@ def idle_options(opt: Mapping[str, Any]) -> list[str]:
             f"train.cuda_graph records nothing while weights change ({moving}); only steps of equal weights are"
         )
     return lines
+
+
+def part_warnings(opt: Mapping[str, Any], network: nn.Module) -> list[str]:
+    """A line where a batch in parts (`accumulate`) does not train `network_g` as the whole does."""
+    parts = opt["train"].get("accumulate", 1)
+    layers = [path for path, layer in network.named_modules() if isinstance(layer, _BatchNorm)]
+    if parts == 1 or not layers:
+        return []
+    return [
+        f"train.accumulate {parts}: {layers[0]} of network_g normalises by the clips that it sees, which are those of "
+        f"a part and not of the batch"
+    ]
 
 
 def _unread(opt: Mapping[str, Any]) -> list[str]:

@@ -23,7 +23,7 @@ from csd_plugin.distill.step_graph import Computed, StepGraph
 from csd_plugin.errors import CSDError
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.checkpoints import CheckpointedModel
-from csd_plugin.models.idle_options import idle_options
+from csd_plugin.models.idle_options import idle_options, part_warnings
 from csd_plugin.models.stopping import REQUEST
 from csd_plugin.models.validation import ValidationMixin
 
@@ -57,7 +57,7 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
     def init_training_settings(self) -> None:
         train_opt = self.opt["train"]
         compat.keep_quiet_about_sets()
-        for line in idle_options(self.opt):
+        for line in (*idle_options(self.opt), *part_warnings(self.opt, self.net_g)):
             get_root_logger().warning(line)
         self.grad_clip: float = train_opt.get("grad_clip", 0.0)
         self.accumulate: int = train_opt.get("accumulate", 1)

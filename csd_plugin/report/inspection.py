@@ -20,7 +20,7 @@ from csd_plugin.distill.objective import Objective, build_objective
 from csd_plugin.distill.schedule import Weight, is_balanced, is_ever_on
 from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.errors import CSDError
-from csd_plugin.models.idle_options import idle_options
+from csd_plugin.models.idle_options import idle_options, part_warnings
 from csd_plugin.models.preflight import check_features, check_parts, checked_objective, placed_dry_run
 from csd_plugin.options.checks import distils, find_problems
 from csd_plugin.options.files import load_options
@@ -65,7 +65,7 @@ def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) ->
         if all_layers:
             lines += [f"             {path:<28} {_shape(shape)}" for path, shape in runs[name].layers.items()]
     problems.raise_any()
-    warnings = idle_options(opt) if opt["is_train"] else []
+    warnings = [*idle_options(opt), *part_warnings(opt, networks["network_g"])] if opt["is_train"] else []
     if distillation is not None:
         objectives = {label: _objective(distillation, runs, f"network_{label}") for label in distillation.teachers}
         learned = sum(p.numel() for of in objectives.values() for p in of.parameters() if p.requires_grad)

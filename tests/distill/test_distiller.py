@@ -462,3 +462,14 @@ def test_a_validation_before_and_between_steps_changes_nothing(name):
         return d.state_dict()
 
     assert equal(steps(validated=True), steps(validated=False))
+
+
+@pytest.mark.parametrize(("scale", "shift", "said"), [(1.0, 0.0, False), (2.0, -1.0, True), (255.0, 0.0, True)])
+def test_frames_of_another_range_are_told_once(scale, shift, said):
+    found = []
+    frozen = Teacher(SLDNet(preset="teacher", num_feat=4), OutputDistillation())
+    d = distiller(frozen, weights={"output": 1.0}, examine_every=1, warn=found.append)
+    for iteration in (1, 2):
+        d({key: value * scale + shift for key, value in batch().items()}, iteration)
+    outside = [line for line in found if "outside [0, 1]" in line]
+    assert [line.split()[2] for line in outside] == ["lq", "gt"] * said

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
-from csd_plugin.models.idle_options import idle_options
+from csd_plugin.models.idle_options import idle_options, part_warnings
 
 LONG = {"total_iter": 1000, "ema_decay": 0}
 
@@ -68,3 +69,11 @@ def test_keys_that_nobody_reads_are_named():
     [line] = idle_options(run)
     assert line.startswith("seed, train.kd_opt, val.use_image have no effect: DistillModel reads no such key")
     assert idle_options(run | {"model_type": "MyModel"}) == []
+
+
+def test_batch_normalisation_of_parts_is_named():
+    normalises = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.InstanceNorm2d(4))
+    [line] = part_warnings({"train": {"accumulate": 2}}, normalises)
+    assert line.startswith("train.accumulate 2: 1 of network_g normalises by the clips that it sees")
+    assert part_warnings({"train": {"accumulate": 1}}, normalises) == []
+    assert part_warnings({"train": {"accumulate": 2}}, normalises[0]) == []
