@@ -163,8 +163,8 @@ class TrainSection(ToolboxSection):
         ge=1,
         le=_MOST,
         description="number of parts in which a batch goes through the networks, one after the other. "
-        "`batch_size_per_gpu: 4` with `accumulate: 4` needs the memory of one clip, and trains like a batch of 4, except "
-        "for batch normalisation. An iteration is still one optimizer step",
+        "`batch_size_per_gpu: 4` with `accumulate: 4` needs the memory of one clip, and trains like a batch of 4, "
+        "except for batch normalisation. An iteration is still one optimizer step",
     )
     skip_limit: int = Field(
         10,
