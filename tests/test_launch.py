@@ -122,6 +122,14 @@ def test_wrong_data(refuses, tiny_rain, tmp_path_factory):
     refuses(changed(options, {"datasets.train.gt_size": 64}), "t1")
 
 
+def test_a_training_is_not_tested_and_its_results_stay(refuses, launcher, tiny_rain):
+    (launcher.folder / "results" / "run").mkdir(parents=True)
+    before = sorted(launcher.folder.rglob("results/*"))
+    options = train_options(tiny_rain, val={"val_freq": 1, "save_img": False})
+    refuses(options, "options.yml: line", "datasets.train is for training: give a file for testing", job="test")
+    assert sorted(launcher.folder.rglob("results/*")) == before
+
+
 def test_resident_frames_and_loader_processes(refuses, tiny_rain):
     options = train_options(tiny_rain, **{"datasets.train.type": "ResidentVideoDataset"})
     refuses(changed(options, {"datasets.train.num_worker_per_gpu": 1}), "datasets.train", "num_worker_per_gpu to 0")

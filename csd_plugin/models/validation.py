@@ -183,7 +183,9 @@ class ValidationMixin:
             self.remember_best(name, current_iter)  # type: ignore[attr-defined]
         lines = [f"Validation {name}{share(list(true), [*true, *alone]) if true else ''}"]
         for metric, value in summary.items():
-            lines.append(f"\t # {metric}: {value:.4f}\tBest: {best[metric][0]:.4f} @ {best[metric][1]} iter")
+            # A test has no iteration, and nothing that it could be better than.
+            ahead = f"\tBest: {best[metric][0]:.4f} @ {best[metric][1]} iter" if self.opt["is_train"] else ""
+            lines.append(f"\t # {metric}: {value:.4f}{ahead}")
         get_root_logger().info("\n".join(lines) + "\n")
         if tb_logger:
             for metric, value in summary.items():

@@ -169,6 +169,8 @@ def find_problems(opt: Mapping[str, Any], problems: Problems) -> None:
             problems.add(key, f"{key}: models of csd-plugin {instead}; remove it")
     if opt["is_train"]:
         _check_training(opt, problems)
+    elif "train" in opt:
+        _check_testing(opt, problems)
 
 
 def _check_training(opt: Mapping[str, Any], problems: Problems) -> None:
@@ -189,6 +191,15 @@ def _check_training(opt: Mapping[str, Any], problems: Problems) -> None:
         _check_typed(train["pixel_opt"], losses, "train.pixel_opt", problems)
     if distils(opt):
         _check_distillation(opt, problems)
+
+
+def _check_testing(opt: Mapping[str, Any], problems: Problems) -> None:
+    """A training's file, by which a test would put earlier results aside and score what nothing has trained."""
+    for key in _section_in(opt, "datasets"):
+        if key.split("_")[0] == "train":
+            problems.add(
+                f"datasets.{key}", f"datasets.{key} is for training: give a file for testing, as those of options/test"
+            )
 
 
 def _with_teachers(section: type[BaseModel], labels: Iterable[str]) -> type[BaseModel]:

@@ -55,6 +55,8 @@ def test_a_test_run_scores_every_frame_of_every_clip(launcher, tiny_rain, checkp
     table = (results / "rain.md").read_text()
     assert "row" in table
     assert "a1" in table
+    log = next(results.glob("test_row_*.log")).read_text()
+    assert "# nturain_y/psnr: " in log and "Best" not in log  # a test has nothing to be better than
 
 
 def test_the_number_of_windows_at_once_changes_no_score(launcher, tiny_rain, checkpoint):
