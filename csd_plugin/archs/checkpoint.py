@@ -164,17 +164,17 @@ def load_plain(path: str | Path, what: str) -> Any:
     except CSDError:
         raise
     except pickle.UnpicklingError as error:  # torch's own message suggests running the code
-        raise _exported(path, what) or CSDError(
+        raise _mistaken(path, what) or CSDError(
             f"{what} {path} is damaged, or holds more than tensors and plain data, so it is not loaded; "
             f"use another copy, or save it again as a plain state dict"
         ) from error
     except DAMAGED as error:
         cut = CSDError(f"{what} {path} cannot be read: it is cut short or damaged; use another copy")
-        raise _exported(path, what) or cut from error
+        raise _mistaken(path, what) or cut from error
 
 
-def _exported(path: Path, what: str) -> CSDError | None:
-    """The error for a file of `csd export` that is not a checkpoint; None for other files."""
+def _mistaken(path: Path, what: str) -> CSDError | None:
+    """The error for a file of `csd export` or an option file, which are not checkpoints; None for other files."""
     graph = path.with_suffix(".xml")
     if path.suffix.lower() == ".bin" and graph.is_file():
         return CSDError(f"{what} {path} holds the weights of {graph}; give {graph}")
@@ -182,6 +182,10 @@ def _exported(path: Path, what: str) -> CSDError | None:
         return CSDError(
             f"{what} {path} is a program for torch.export.load, and is not run here; export .onnx or .xml, or give the "
             f"checkpoint"
+        )
+    if path.suffix.lower() in (".yml", ".yaml"):
+        return CSDError(
+            f"{what} {path} is an option file; give the checkpoint of its run, experiments/NAME/models/net_g_latest.pth"
         )
     return None
 

@@ -46,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="average the teacher's results over mirrored and reversed clips; takes eight times as long",
     )
     parser.add_argument(
-        "--frames", type=whole(12), default=300, metavar="N", help="frames for the teacher to clean (default 300)"
+        "--frames",
+        type=whole(12),
+        default=300,
+        metavar="N",
+        help="frames for the teacher to clean, at least 12 of each video or folder (default 300)",
     )
     parser.add_argument("--cache", metavar="FOLDER", type=path_given, help="the teacher's frames (default: OUT.cache)")
     parser.add_argument(

@@ -112,10 +112,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def interrupted(args: argparse.Namespace) -> str:
+    from csd_plugin.data.images import files_of
     from csd_plugin.data.video.interface import PIPE, VIDEO_SUFFIXES
 
     if args.output.suffix.lower() in VIDEO_SUFFIXES:
         return "no video was written"
+    if args.output != PIPE and not files_of(args.output):
+        return "no frame was written"
     return "the frames before it are written" + ("" if args.output == PIPE else "; --resume continues the run")
 
 
@@ -187,7 +190,7 @@ def run(args: argparse.Namespace) -> None:
         begin=begin,
         observe=score,
     )
-    for line in _summary(done, args.output, scores):
+    for line in _summary(done, args, scores):
         say(line)
     if args.resume and args.compare:
         say(f"scored: the frames written now{_how_to_score_all(args)}")
@@ -206,9 +209,10 @@ def _refuse_idle(args: argparse.Namespace) -> None:
         refuse_idle(args, add_arguments, ["encoding"], "OUT is not a video")
 
 
-def _summary(done: Derained, output: Path, scores: Scores) -> Iterator[str]:
+def _summary(done: Derained, args: argparse.Namespace, scores: Scores) -> Iterator[str]:
     """The lines to print at the end; `scores` is empty without a truth or without frames."""
-    yield f"{counted(done.num_frames, 'frame')} written to {output}"
+    nothing_left = ": all are there already" if args.resume and not done.num_frames else ""
+    yield f"{counted(done.num_frames, 'frame')} written to {args.output}{nothing_left}"
     if done.delay:
         yield lateness(done.delay, done.dropped)
     if done.cuts:

@@ -34,9 +34,19 @@ def images_in(folder: Path) -> list[Path]:
     """
     files = [file for file in frames_in(folder, folder) if file.is_file()]
     if not files:
-        raise CSDError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}); give the folder that holds the frames")
+        raise CSDError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}){_where_images_are(folder)}")
     refuse_doubles(files)
     return sorted(files, key=lambda file: natural_key(file.name))
+
+
+def _where_images_are(folder: Path) -> str:
+    """What to give in place of a folder that holds no images: perhaps it holds folders of them."""
+    inner = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()]
+    clips = [entry for entry in inner if any(is_frame_name(file.name) for file in entry.iterdir())]
+    if not clips:
+        return "; give the folder that holds the frames"
+    first = min(clips, key=lambda clip: natural_key(clip.name))
+    return f", but its folders do; give one of them, such as {first}"
 
 
 def frames_in(folder: Path, root: Path) -> Iterator[Path]:

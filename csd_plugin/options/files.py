@@ -13,6 +13,7 @@ from csd_plugin.devices import gpus_of
 from csd_plugin.errors import CSDError
 from csd_plugin.limited_yaml import LimitedLoader
 from csd_plugin.options.checks import Further, check_file, check_options
+from csd_plugin.options.problems import reading_error
 from csd_plugin.options.sections import MODELS
 
 
@@ -97,6 +98,8 @@ def load_options(path: Path, further: Further | None = None) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8") as file:
             opt = yaml.load(file, Loader=safe_ordered_yaml(further)[0])
+    except FileNotFoundError as error:
+        raise CSDError(reading_error(error)) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CSDError(f"{path}: cannot be read as an option file: {' '.join(str(error).split())}") from error
     for key, content in opt["datasets"].items():

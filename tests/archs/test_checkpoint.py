@@ -293,6 +293,12 @@ def test_a_checkpoint_of_another_size_names_the_layer_and_changes_nothing(networ
     assert load_weights(network, fewer, source="net.pth", strict=False) == ["conv13.bias", "conv13.weight"]
 
 
+def test_an_option_file_is_not_taken_for_a_damaged_checkpoint(tmp_path):
+    (tmp_path / "student.yml").write_text("name: student\n")
+    with pytest.raises(CSDError, match=r"student\.yml is an option file; give the checkpoint of its run, experiments/"):
+        load_network(tmp_path / "student.yml")
+
+
 class Spectral(nn.Module):
     def __init__(self, dtype=torch.cfloat):
         super().__init__()

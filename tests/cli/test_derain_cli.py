@@ -144,6 +144,24 @@ def test_patterns_of_images(frames, model, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("written", [0, 1])
+def test_an_interruption_says_whether_frames_are_there(frames, model, monkeypatch, capsys, written):
+    from csd_plugin.data.video.folder import FolderWriter
+
+    put, calls = FolderWriter._put, []
+
+    def interrupted(self, frame):
+        if len(calls) == written:
+            raise KeyboardInterrupt
+        calls.append(frame)
+        put(self, frame)
+
+    monkeypatch.setattr(FolderWriter, "_put", interrupted)
+    assert derain(frames / "rain", frames / "new", "--model", model) == 130
+    hint = "the frames before it are written; --resume continues the run" if written else "no frame was written"
+    assert capsys.readouterr().err.endswith(f"csd derain: interrupted; {hint}\n")
+
+
 def test_a_part_is_that_of_the_whole_and_an_interrupted_folder_is_gone_on_with(frames, model, capsys):
     assert derain(frames / "rain", frames / "whole", "--model", model) == 0
     assert derain(frames / "rain", frames / "part", "--model", model, "--start", 2, "--end", 4) == 0
@@ -158,7 +176,7 @@ def test_a_part_is_that_of_the_whole_and_an_interrupted_folder_is_gone_on_with(f
     assert "2 frames written" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in (frames / "whole").iterdir()} == whole
     assert derain(frames / "rain", frames / "whole", "--model", model, "--resume") == 0
-    assert "0 frames written" in capsys.readouterr().out
+    assert capsys.readouterr().out == f"0 frames written to {frames / 'whole'}: all are there already\n"
     assert derain(frames / "rain", frames / "o.mp4", "--model", model, "--resume") == 2
     assert "only a folder of frames can be resumed" in capsys.readouterr().err
 

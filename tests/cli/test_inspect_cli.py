@@ -185,6 +185,11 @@ def test_a_test_file(inspect, tmp_path):
     assert "1 of 3 frames, 128x128; 1 targets" in out
 
 
+def test_a_file_that_is_not_there(capsys):
+    assert main(["inspect", "nowhere.yml"]) == 2
+    assert capsys.readouterr().err == "csd inspect: error: nowhere.yml does not exist; check the path\n"
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

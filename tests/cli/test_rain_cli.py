@@ -219,6 +219,8 @@ def test_rain_of_an_interrupted_run_is_not_paired_with_another_clip_of_the_name(
 
 def test_missing_empty_and_unknown(clean, tmp_path, capsys):
     assert "no such folder" in failing(capsys, tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "photo.jpg").touch()
+    assert "photo.jpg: neither a folder nor a video file" in failing(capsys, tmp_path / "photo.jpg", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     assert "no images, folders of images" in failing(capsys, tmp_path / "empty", tmp_path / "out")
     assert "no clip 'wolk'" in failing(capsys, clean, tmp_path / "out", "--clips", "wolk")

@@ -97,7 +97,8 @@ def find_clips(source: Path, names: Sequence[str] | None = None) -> list[CleanCl
         videos = [refuse_way_out(e, source) for e in entries if e.is_file() and e.suffix.lower() in VIDEO_SUFFIXES]
         found = own + found + [CleanClip(video.stem, (video,)) for video in videos]
     else:
-        raise CSDError(f"{source}: no such folder or video file ({' '.join(VIDEO_SUFFIXES)}): check the path")
+        what = "neither a folder nor a video file" if source.exists() else "no such folder or video file"
+        raise CSDError(f"{source}: {what} ({' '.join(VIDEO_SUFFIXES)}): check the path")
     if not found:
         raise CSDError(f"{source}: no images, folders of images or video files in it: give the clips' folder")
 

@@ -89,7 +89,9 @@ class VideoReader(FrameReader):
             self._frames = self._part()
             first = next(self._frames, None)
             if first is None:
-                raise EmptyPart(f"{path}: no frames between --start and --end; --end is the frame after the last")
+                # if the part would begin after the last frame, all have been read
+                has = "" if self._cut else f"it has {self._skipped}, counted from 0, and "
+                raise EmptyPart(f"{path}: no frames between --start and --end; {has}--end is the frame after the last")
         except BaseException:
             self._container.close()
             raise
@@ -359,7 +361,8 @@ def open_input(path: Path) -> av.container.InputContainer:
             raise CSDError(f"{path} is empty (0 bytes)") from error
         if is_one_image(path):
             raise CSDError(
-                f"{path} is a single image: give its folder, or a pattern such as frames_%05d.png, for its clip"
+                f"{path} is a single image: give its folder, or a pattern such as frames_%05d.png, for its clip; an "
+                f"image that belongs to none goes into a folder of its own"
             ) from error
         raise CSDError(f"{path}: not a video file that can be read, or damaged ({error.strerror or error})") from error
 

@@ -76,7 +76,7 @@ class FolderReader(FrameReader):
             if (width, height) != self.size:
                 raise CSDError(
                     f"{file} is {width}x{height}, but the frames before it are {self.size[0]}x{self.size[1]}: "
-                    f"a clip needs frames of one size"
+                    f"a clip needs frames of one size; move the others into a folder of their own"
                 )
             yield frame
 

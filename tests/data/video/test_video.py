@@ -175,7 +175,7 @@ def test_what_is_no_video_is_one_clear_line(tmp_path):
         kind = ".png" if name == "frame.mp4" else name[-4:]
         (tmp_path / name).write_bytes(cv2.imencode(kind, picture(0))[1].tobytes())
     for name, message in {
-        "frame.png": "is a single image: give its folder, or a pattern",
+        "frame.png": "is a single image: give its folder, or a pattern .* goes into a folder of its own",
         "frame.tif": "is a single image",
         "frame.mp4": "is a single image",
         "nothing.mp4": "does not exist",
@@ -187,8 +187,25 @@ def test_what_is_no_video_is_one_clear_line(tmp_path):
         with pytest.raises(CSDError, match=message) as caught:
             open_reader(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(CSDError, match="no frames"):
-        open_reader(make_video(tmp_path / "in.mp4"), start=8)
+    for start in (8, 1000, 60.0):
+        with pytest.raises(CSDError, match="no frames in the part asked for; it has 8, counted from 0, and --end is"):
+            open_reader(make_video(tmp_path / "in.mp4"), start=start)
+
+
+def test_a_folder_of_folders_names_one_that_holds_images(tmp_path):
+    for name in ("clip10", "clip9", "notes"):
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        if name != "notes":
+            write_png(tmp_path / "clips" / name / "00001.png", picture(0))
+    with pytest.raises(CSDError, match=r"holds no images .*, but its folders do; give one of them, such as .*clip9$"):
+        open_reader(tmp_path / "clips")
+
+
+def test_a_frame_of_another_size_is_named_with_what_to_do(tmp_path):
+    for number, size in enumerate([(20, 30), (20, 32)]):
+        write_png(tmp_path / f"{number}.png", np.zeros((*size, 3), np.uint8))
+    with pytest.raises(CSDError, match=r"1\.png is 32x20, the frames before it are 30x20: .* folder of their own"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["list.m3u8", "disguised.mp4"])
