@@ -147,6 +147,13 @@ def test_the_version_is_the_same_everywhere():
     assert (str(citation["version"]), newest and newest[1]) == (__version__, __version__)
 
 
+def test_the_set_up_by_hand_has_the_versions_of_the_script():
+    by_hand = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    wanted = re.findall(r"\b[a-z]+==[\d.]+", (ROOT / "tools" / "environment.sh").read_text(encoding="utf-8"))
+    assert {version.partition("==")[0] for version in wanted} == {"torch", "torchvision", "basicsr"}
+    assert [version for version in wanted if version not in by_hand] == []
+
+
 def test_the_readme_stays_short_and_its_picture_light():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 700
     assert (ROOT / "docs" / "before_after.webp").stat().st_size < 1.5e6
