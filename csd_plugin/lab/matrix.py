@@ -452,7 +452,7 @@ def _check_rows(matrix: Matrix, path: Path) -> None:
             raise CSDError(f"{path}: rows.{name}: a row's key becomes a folder's name; use letters, digits and _.+-")
         idle = [key for key in ("seeds", "set", "start") if getattr(row, key)]
         if idle and not row.trains:
-            raise CSDError(f"{path}: rows.{name}.{idle[0]}: no effect, as this row is not trained; leave it out")
+            raise CSDError(f"{path}: rows.{name}.{idle[0]}: without effect, as this row is not trained; leave it out")
         if isinstance(row.published, str) and row.published not in PUBLISHED:
             raise CSDError(
                 f"{path}: rows.{name}.published: {row.published!r} is unknown{suggestion(row.published, PUBLISHED)}"
