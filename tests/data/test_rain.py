@@ -105,7 +105,7 @@ def test_the_rain_is_a_function_of_its_seed_and_of_time():
     assert not np.array_equal(forth[0], RainRenderer(EVERYTHING, 8, HEIGHT, WIDTH).render(frame, 0))
 
 
-MOTIONS = [{}, {"pan": 60.0}, {"shake": 2.0}, {"turbulence": 2.0, "gust": 3.0}]
+MOTIONS = [{}, {"pan": 170.0, "wind": 0.0}, {"shake": 2.0}, {"turbulence": 2.0, "gust": 3.0}]
 """Of the air and the camera."""
 
 
@@ -113,7 +113,9 @@ MOTIONS = [{}, {"pan": 60.0}, {"shake": 2.0}, {"turbulence": 2.0, "gust": 3.0}]
 def test_a_drop_moves_by_its_velocity_from_frame_to_frame(motion):
     """In a frame that is exposed throughout, a streak begins where that of the frame before it ended."""
     fps = 200.0
-    rain = RainRenderer(one_drop(exposure=1 / fps, wind=3.0, density=200.0, **motion), 1, HEIGHT, WIDTH, fps)
+    rain = RainRenderer(
+        one_drop(**{"exposure": 1 / fps, "wind": 3.0, "density": 200.0, **motion}), 1, HEIGHT, WIDTH, fps
+    )
     for t in (0, 17, 4000):
         now, then = rain._drops.at(t / fps), rain._drops.at((t + 1) / fps)
         inside = (now.y1 > 0) & (now.y1 < HEIGHT) & (now.x1 > 0) & (now.x1 < WIDTH)
@@ -185,7 +187,7 @@ def test_drift_is_the_integral_of_a_bounded_velocity():
 @pytest.mark.parametrize("motion", MOTIONS, ids=str)
 def test_drops_give_way_to_the_next_outside_the_picture(motion):
     """What is seen only moves: where a drop jumps, nearly nothing is seen of it the moment before and the one after."""
-    params = one_drop(density=300.0, wind=2.0, exposure=1 / 100, near=1.0, **motion)
+    params = one_drop(**{"density": 300.0, "wind": 2.0, "exposure": 1 / 100, "near": 1.0, **motion})
     drops = RainRenderer(params, 5, HEIGHT, WIDTH)._drops
 
     def jumped(early: float, late: float) -> np.ndarray:
