@@ -346,6 +346,7 @@ COSINE = {"type": "CosineAnnealingRestartLR", "restart_weights": [1]}
         ({"train.total_iter": 2.5}, ["train.total_iter", "multiple of 1"]),
         ({"scale": 4}, ["scale", "1"]),
         ({"rows": {}}, ["a matrix, not an option file", "csd table"]),
+        ({"include": ["table4.yml"]}, ["a matrix, not an option file", "csd table"]),
         ({"datasets.train.persistent_workers": True}, ["persistent_workers", "num_worker_per_gpu"]),
         ({"datasets.train.prefetch_mode": "cuda"}, ["prefetch_mode"]),
         (

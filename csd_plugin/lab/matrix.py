@@ -191,6 +191,8 @@ def read_matrix(path: Path) -> Matrix:
         CSDError: the file does not exist or is not YAML, a key is unknown, or rows do not fit together.
     """
     content = _merged(path, ())
+    if "model_type" in content:
+        raise CSDError(f"{path}: an option file, not a matrix; csd inspect {path} shows what it describes")
     try:
         matrix = Matrix.model_validate(content)
     except ValidationError as error:

@@ -253,6 +253,11 @@ class CheckpointedModel(ScheduledModel):
                 f"path.resume_state: {path} belongs to another run: {first_line(error)}; "
                 f"{self.changed_since(resume_state)}give the options with which it was made, or another name"
             ) from error
+        if done >= train["total_iter"]:
+            get_root_logger().warning(
+                f"{path} is of iteration {done:,}, and train.total_iter is {int(train['total_iter']):,}: nothing is "
+                f"left to train; a larger total_iter trains on"
+            )
         if relearned:
             get_root_logger().warning(
                 f"{path}: options have changed since: {', '.join(relearned)}. The first {done} iterations have learned "

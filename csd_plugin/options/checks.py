@@ -74,7 +74,7 @@ def check_file(
         CSDError: the file is not a mapping, has a key twice, or one of `name`, `num_gpu`, `datasets` and `path` is
             invalid; the message then lists everything that is wrong with the file.
     """
-    if isinstance(content, Mapping) and "rows" in content:
+    if isinstance(content, Mapping) and not content.keys().isdisjoint({"rows", "include"}):
         raise CSDError(f"{source}: a matrix, not an option file; csd table {source} --dry-run shows what it holds")
     if not isinstance(content, Mapping):
         raise CSDError(f"{source}: not an option file, which has sections such as name:, datasets:, network_g:")

@@ -211,6 +211,11 @@ def test_mistakes_of_an_included_file_have_its_name(files, content, message, cap
     assert f"{files / 'more.yml'}: {message}" in error and len(error.splitlines()) == 1
 
 
+def test_an_option_file_is_not_taken_for_a_matrix(files, capsys):
+    assert main(["table", str(files / "student.yml"), "--dry-run"]) == 2
+    assert "student.yml: an option file, not a matrix; csd inspect" in capsys.readouterr().err
+
+
 def test_mistakes_in_the_options_of_all_rows_are_found_before_the_first_is_trained(files, capsys):
     wrong = {"train.optim_g.lrr": 0.5, "train.totl_iter": 3, "train.pixel_opt.type": "NoLoss", "num_gpu": None}
     rows = {"csd": {"set": wrong}, "alone": {"set": {"network_g.preset": "student9"}}}

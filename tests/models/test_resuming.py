@@ -277,7 +277,7 @@ def test_what_has_not_changed_goes_on_without_a_word(scheduler, now, said):
     expected = model.rates(1, 6)
     resumed = Model(options(scheduler, warmup=4, **now))
     resumed.resume_training(model.saved(6))
-    assert not said
+    assert not [line for line in said if "nothing is left to train" not in line]
     assert resumed.get_current_learning_rate() == expected[-1:]
     assert resumed.schedulers[0].state_dict() == model.schedulers[0].state_dict()
     assert resumed.rates(7, 10) == model.rates(7, 10)
@@ -332,6 +332,14 @@ def test_a_best_score_that_is_nan_is_forgotten():
     best = {"rain": {"psnr": (30.0, 2), "niqe": (float("nan"), 4)}}
     model.resume_training(model.saved(6) | {"best": best})
     assert model.best_metric_results == {"rain": {"psnr": (30.0, 2)}}
+
+
+@pytest.mark.parametrize(("total", "left"), [(5, False), (6, False), (7, True)])
+def test_a_state_after_which_nothing_is_left_says_so(said, total, left):
+    state = Model(options(MULTI)).saved(6)
+    Model(options(MULTI, total=total)).resume_training(state)
+    nothing = f"6.state is of iteration 6, and train.total_iter is {total}: nothing is left to train"
+    assert any(line.startswith(nothing) for line in said) is not left
 
 
 def test_moments_of_other_weights_are_refused():
