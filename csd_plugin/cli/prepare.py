@@ -104,7 +104,8 @@ def _report(prepared: Prepared, out: Path) -> bool:
         if clips:
             print(f"{split:<6}{len(clips):>4} folders: {_first([clip.folder for clip in clips])}")
     if prepared.clips:
-        print(f"folders written below {out}: {prepared.new} of {len(prepared.clips)}")
+        there = "" if prepared.failed or prepared.new == len(prepared.clips) else "; the others are there already"
+        print(f"folders written below {out}: {prepared.new} of {len(prepared.clips)}{there}")
     for split, names in prepared.missing.items():
         everything = len(names) == len(PUBLISHED[split])
         print(f"missing of NTURain, {split}: {f'all {len(names)} folders' if everything else _first(names)}")

@@ -29,10 +29,10 @@ def test_report(tiny_rain, tmp_path, capsys):
     assert names(tmp_path / "out") == names(tiny_rain)
     text = capsys.readouterr().out
     assert "train    4 folders: t1_GT, t1_Rain_01, t2_GT, t2_Rain_01" in text
-    assert ": 9 of 9" in text
+    assert ": 9 of 9\n" in text
     assert "missing of NTURain, real: ra2_Rain, ra3_Rain, ra4_Rain, rb1_Rain, rb2_Rain, rb3_Rain" in text
     assert prepare(tiny_rain, tmp_path / "out") == 0
-    assert ": 0 of 9" in capsys.readouterr().out
+    assert ": 0 of 9; the others are there already\n" in capsys.readouterr().out
 
 
 def test_frames_that_do_not_pair_are_told(tiny_rain, tmp_path, capsys):
