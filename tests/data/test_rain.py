@@ -246,6 +246,12 @@ def test_colours_follow_the_light_around():
     assert below[0] > below[1] > 0
 
 
+def test_ambient_light_has_half_of_the_colour():
+    """Linear, (200, 60, 60) is 0.5776, 0.0452, 0.0452, whose mean is 0.2227."""
+    frame = np.full((8, 12, 3), (200, 60, 60), np.uint8)
+    assert ambient_light(frame) == pytest.approx((0.4001, 0.1339, 0.1339), abs=2e-4)
+
+
 def test_ambient_light_weighs_bright_areas():
     frame = np.zeros((40, 40, 3), np.uint8)
     frame[:4] = 255
