@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -90,7 +91,7 @@ def lost_loader(error: BaseException | None) -> str:
     said, one = "", error
     while one is not None:  # torch raises in a signal handler, in the middle of whatever runs
         said, one = f"{said} {one}", one.__cause__ or one.__context__
-    if not re.search(r"DataLoader worker .* (exited unexpectedly|is killed)", said):
+    if not re.search(r"DataLoader worker .* (exited unexpectedly|is killed)", said) and not _cut_off(error):
         return ""
     found = re.search(r"is killed by signal: ([\w ]+)", said)
     signal = found[1] if found else ""
@@ -102,6 +103,12 @@ def lost_loader(error: BaseException | None) -> str:
     }
     cause = causes.get(signal, "the machine may have run out of memory, or something else has ended it")
     return f"a process that loads data has ended{f' ({signal.lower()})' if signal else ''}: {cause}"
+
+
+def _cut_off(error: BaseException | None) -> bool:
+    """Whether a process that was to hand over a tensor is gone, before torch has heard of its end."""
+    frames = traceback.walk_tb(error.__traceback__) if isinstance(error, ConnectionError) else ()
+    return any(str(frame.f_globals.get("__name__")).startswith("torch.multiprocessing.") for frame, _ in frames)
 
 
 def odd_name(error: UnicodeEncodeError) -> str:
@@ -119,7 +126,8 @@ def users_line(error: Exception) -> str:
         return str(error)
     if isinstance(error, UnicodeEncodeError):
         return odd_name(error)
-    return refused_by_disk(error) if isinstance(error, OSError) else out_of_memory(error) or lost_loader(error)
+    known = refused_by_disk(error) if isinstance(error, OSError) else out_of_memory(error)
+    return known or lost_loader(error)
 
 
 def announce(line: str) -> None:

@@ -77,15 +77,11 @@ def _run(pipeline: Callable[[str], None]) -> int:
     except BrokenPipeError:
         raise
     except (CSDError, *FILE_ERRORS, OSError) as error:
-        return _fail(reading_error(error))
+        return _fail(_of_loader(error, trains) or reading_error(error))
     except (MemoryError, RuntimeError) as error:
         if not users_line(error):
             raise
-        hint = ""
-        if lost_loader(error):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise it again, anywhere
-            hint = "; --auto_resume continues the training" if trains else ""
-        return _fail(users_line(error) + hint)
+        return _fail(_of_loader(error, trains) or users_line(error))
     except Stopped as stopped:
         if not stopped.together and are_several():
             peers.fail(signal.Signals(stopped.code - 128).name)
@@ -93,6 +89,14 @@ def _run(pipeline: Callable[[str], None]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     return 0
+
+
+def _of_loader(error: Exception, trains: bool) -> str:
+    """The message if a loader process has ended; empty for other errors."""
+    line = lost_loader(error)
+    if line:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise it again, anywhere
+    return f"{line}; --auto_resume continues the training" if line and trains else line
 
 
 def _fail(message: str, status: int = 2) -> int:

@@ -451,6 +451,20 @@ def test_a_loader_that_is_ended_from_outside_is_one_line(tmp_path, tiny_rain, nu
     assert words in line or "something else" in line  # torch may notice before it hears which signal it was
 
 
+def test_a_loader_that_is_gone_before_torch_knows_is_told_too():
+    """Its socket is closed, from which torch was to take a tensor: which of the two comes first is chance."""
+    from csd_plugin.errors import lost_loader, users_line
+
+    code = "def rebuild():\n    raise ConnectionResetError(104, 'Connection reset by peer')"
+    for module, lost in (("torch.multiprocessing.reductions", True), ("urllib.request", False)):
+        scope = {"__name__": module}
+        exec(code, scope)
+        with pytest.raises(ConnectionResetError) as caught:
+            scope["rebuild"]()
+        assert lost_loader(caught.value).startswith("a process that loads data has ended") == lost
+        assert bool(users_line(caught.value)) == lost
+
+
 def raises(error):
     def __init__(self):
         raise error
