@@ -13,6 +13,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -218,6 +219,12 @@ def keep_quiet_about_sets() -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     return record.msg != _ONE_SET
+
+
+def keep_quiet_about_strides() -> None:
+    """Hide a warning of DistributedDataParallel that does not apply: both strides of a 1x1 kernel are one in memory."""
+    message = r"Grad strides do not match bucket view strides[\s\S]*?grad\.sizes\(\) = \[\d+, \d+, 1, 1\]"
+    warnings.filterwarnings("ignore", message, UserWarning)
 
 
 @contextmanager

@@ -328,6 +328,7 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
         self.lay_out(net.to(self.device))
         if not self.opt["dist"]:
             return super().model_to_device(net)
+        compat.keep_quiet_about_strides()
         devices = [torch.cuda.current_device()] if self.device.type == "cuda" else None
         in_parts = in_parts or self.opt.get("find_unused_parameters", False)
         return DistributedDataParallel(net, device_ids=devices, find_unused_parameters=in_parts)

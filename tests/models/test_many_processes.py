@@ -71,6 +71,14 @@ def test_stage_1_with_validation(launcher, real, tmp_path, shared):
     assert losses[-1] == pytest.approx(launcher.models[-1].log_dict["l_recon"], rel=1e-3)
 
 
+def test_convolutions_of_one_pixel_are_nothing_to_warn_of(tiny_rain, tmp_path):
+    network = {"type": "HalfNet", "preset": "tiny", "branches": True}
+    options = train_options(tiny_rain, network_g=network, **{"train.total_iter": 2})
+    run = two_processes(tmp_path, options)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "Warning" not in run.stderr
+
+
 def test_distillation_by_adapters_and_balanced_weights(launcher, real, tmp_path, tiny_teacher):
     """Student, average, cells and adapters."""
     taps = {"train.distill_opt.taps": {"adapters": ["conv1x1"]}, "train.distill_opt.weights": BALANCED}
