@@ -107,6 +107,8 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     for name in needed:
         if not (name == "network_g" and resumed and resumed[0]):
             problems.attempt([f"path.pretrain_{name}"], _check_checkpoint, opt["path"], name, networks[name])
+    if not opt["is_train"] and "network_g" in networks:
+        problems.attempt(["path.pretrain_network_g"], _check_trained, opt["path"], networks["network_g"])
     problems.raise_any()
 
 
@@ -253,6 +255,12 @@ def _check_stored(opt: Mapping[str, Any], interfaces: Mapping[str, Interface]) -
     if objective.needs_features and layers != stored["layers"]:
         compared, there = (", ".join(names) for names in (layers, stored["layers"]))
         raise CSDError(f"{where}: features of {there}, but {compared} is compared; set taps.teacher to the former")
+
+
+def _check_trained(paths: Mapping[str, Any], network: nn.Module) -> None:
+    """Raise CSDError for a test of random weights."""
+    if not paths.get("pretrain_network_g") and next(network.parameters(), None) is not None:
+        raise CSDError("path.pretrain_network_g is missing: the scores would be those of an untrained network")
 
 
 def _check_checkpoint(paths: dict[str, Any], name: str, network: nn.Module) -> None:

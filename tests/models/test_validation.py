@@ -248,3 +248,15 @@ def test_better_is_lower_where_the_file_says_so(launcher, tiny_rain):
     folder = launcher.folder / "experiments/run/metrics"
     values = [json.loads((folder / f"rain_{i}.json").read_text())["average"]["measures"]["warping"] for i in (2, 4)]
     assert launcher.models[-1].best_metric_results["rain"]["warping"][0] == pytest.approx(min(values))
+
+
+@pytest.mark.parametrize("missing", [None, "", "path.pretrain_network_g"])
+def test_a_test_of_random_weights_is_refused(launcher, tiny_rain, missing, capfd):
+    options = scoring_options(tiny_rain, "none.pth")
+    if missing:
+        del options["path"]["pretrain_network_g"]
+    else:
+        options["path"]["pretrain_network_g"] = missing
+    assert launcher.test(options) == 2
+    assert "path.pretrain_network_g is missing" in capfd.readouterr().err.strip().splitlines()[-1]
+    assert launcher.written() == []
