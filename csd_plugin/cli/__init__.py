@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from csd_plugin import __version__
-from csd_plugin.errors import CSDError, users_line
+from csd_plugin.errors import CSDError, suggestion, users_line
 from csd_plugin.extras import needed_by
 from csd_plugin.lifeline import Terminated, endings_interrupt
 from csd_plugin.locks import alone
@@ -71,7 +71,10 @@ def _run_job(argv: Sequence[str] | None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     overview.add_argument("--version", action="version", version=f"csd {__version__}")
-    overview.add_argument("job", choices=JOBS, metavar="JOB")
+    overview.add_argument("job", type=_job, metavar="JOB")
+    if not argv:
+        overview.print_help(sys.stderr)
+        return 2
     job = overview.parse_args(argv[:1]).job
     try:
         check_versions(f"csd {job}")
@@ -101,6 +104,12 @@ def _run_job(argv: Sequence[str] | None) -> int:
         how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
         print(f"csd {job}: {how}{where}{hint}", file=sys.stderr)
         return 128 + number
+
+
+def _job(name: str) -> str:
+    if name not in JOBS:
+        raise argparse.ArgumentTypeError(f"{name!r} is unknown{suggestion(name, JOBS)}")
+    return name
 
 
 def _fail(job: str, problem: str) -> int:

@@ -213,3 +213,13 @@ def test_an_empty_output_is_not_the_current_folder(words, tmp_path, monkeypatch,
         main(words)
     assert ended.value.code == 2 and not list(tmp_path.iterdir())
     assert "the path is empty: give a name, or . for the current folder" in capsys.readouterr().err
+
+
+def test_without_a_job_all_are_listed_and_the_nearest_to_a_mistyped_one_is_named(capsys):
+    assert main([]) == 2
+    shown = capsys.readouterr()
+    assert not shown.out and all(f"  {job} " in shown.err for job in JOBS)
+    with pytest.raises(SystemExit) as ended:
+        main(["dearin", "a", "b"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith("'dearin' is unknown; did you mean derain?\n")
