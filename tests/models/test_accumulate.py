@@ -29,6 +29,8 @@ def test_the_students_agree(launcher, tiny_rain, tiny_teacher, parts):
                 torch.testing.assert_close(added[weight], whole[weight], rtol=1e-4, atol=1e-6)
     for name in ("l_recon", "l_distill", "grad_norm"):
         assert launcher.models[-1].log_dict[name] == pytest.approx(log[name], rel=1e-4)
+    # of the first part alone, and no less for that
+    assert launcher.models[-1].log_dict["health/scale_conv22"] == pytest.approx(log["health/scale_conv22"], rel=0.02)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

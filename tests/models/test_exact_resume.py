@@ -306,13 +306,19 @@ def test_the_cut_may_be_anywhere_in_the_epochs(launcher, tiny_rain):
 
 
 def test_random_numbers_inside_a_network_go_on(launcher, tiny_rain, monkeypatch):
-    """A network with dropout draws in every step."""
-    forward = SLDNet.forward
-    monkeypatch.setattr(
-        SLDNet, "forward", lambda self, window: torch.dropout(forward(self, window), 0.5, self.training)
-    )
+    """A network with dropout draws in every step, each time other numbers."""
+    original, dropped = SLDNet.forward, []
+
+    def forward(self, window):
+        output = torch.dropout(original(self, window), 0.5, self.training)
+        if self.training and torch.is_grad_enabled():
+            dropped.append((output[0, 0] == 0).tolist())
+        return output
+
+    monkeypatch.setattr(SLDNet, "forward", forward)
     whole, cut = resumed_and_whole(launcher, train_options(tiny_rain), cut=2, total=4)
     assert_same(whole, cut)
+    assert len(set(map(str, dropped))) == 4
     assert not equal(whole["net_g_latest.pth"]["params"], launcher.weights("net_g_2", "whole"))
 
 

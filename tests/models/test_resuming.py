@@ -194,6 +194,15 @@ def test_what_a_resumed_run_learns_from_otherwise_is_named():
         assert changes_of_learning(damaged, before) == []
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("autocast", "bf16"), ("accumulate", 2), ("ema_decay", 0.5), ("grad_clip", 0.1)]
+)
+def test_so_is_how_it_learns(key, value):
+    opt = {"datasets": {"train": {}}, "network_g": {"type": "SLDNet"}, "train": {}}
+    other = {**opt, "train": {key: value}}
+    assert changes_of_learning(learns_by(opt), learns_by(other)) == [f"train.{key} None -> {value}"]
+
+
 def test_earlier_versions_knew_less_of_what_a_run_learns_from():
     opt = {
         "datasets": {"train": {"gt_size": 32}},
@@ -334,12 +343,34 @@ def test_a_best_score_that_is_nan_is_forgotten():
     assert model.best_metric_results == {"rain": {"psnr": (30.0, 2)}}
 
 
+def test_the_best_is_found_anew_where_its_network_is_gone(tmp_path):
+    opt = options(MULTI) | {"logger": {"keep_best": "psnr"}}
+    opt["path"]["models"] = str(tmp_path)
+    state = Model(opt).saved(6) | {"best": {"rain": {"psnr": (30.0, 2), "ssim": (0.9, 2)}}}
+    for file, kept in ((None, {"ssim": (0.9, 2)}), ("net_g_best.pth", {"psnr": (30.0, 2), "ssim": (0.9, 2)})):
+        if file:
+            (tmp_path / file).touch()
+        model = Model(opt)
+        model.resume_training(copy.deepcopy(state))
+        assert model.best_metric_results == {"rain": kept}
+
+
 @pytest.mark.parametrize(("total", "left"), [(5, False), (6, False), (7, True)])
 def test_a_state_after_which_nothing_is_left_says_so(said, total, left):
     state = Model(options(MULTI)).saved(6)
     Model(options(MULTI, total=total)).resume_training(state)
     nothing = f"6.state is of iteration 6, and train.total_iter is {total}: nothing is left to train"
     assert any(line.startswith(nothing) for line in said) is not left
+
+
+def test_a_state_beyond_the_end_of_a_cosine_is_resumed(said):
+    """Its rate is not looked for, as the schedule of now has none."""
+    longer = Model(options(COSINE, total=6))
+    longer.rates(1, 6)
+    Model(options(COSINE | {"periods": [4]}, total=4)).resume_training(longer.saved(6))
+    assert said == [
+        "6.state is of iteration 6, and train.total_iter is 4: nothing is left to train; a larger total_iter trains on"
+    ]
 
 
 def test_moments_of_other_weights_are_refused():

@@ -261,9 +261,12 @@ def sometimes(monkeypatch):
 
 
 def test_a_batch_whose_loss_is_not_finite_is_left_out(launcher, tiny_rain, sometimes, capfd):
-    options = train_options(tiny_rain, **{"train.total_iter": 4})
+    options = train_options(tiny_rain, **{"train.total_iter": 4, "logger.save_checkpoint_freq": 1})
     sometimes(2)
     assert launcher.train(options) == 0
+    for key in ("params", "params_ema"):
+        before, after, later = (launcher.weights(f"net_g_{iteration}", key=key) for iteration in (1, 2, 3))
+        assert equal(before, after) and not equal(after, later)
     said = capfd.readouterr().err
     [line] = [line for line in said.splitlines() if "WARNING" in line and "not finite" in line]
     assert "iteration 2: l_recon not finite on t" in line and "(1 so far, at most 10)" in line
@@ -274,6 +277,8 @@ def test_a_batch_whose_loss_is_not_finite_is_left_out(launcher, tiny_rain, somet
     state = torch.load(launcher.folder / "experiments/run/training_states/4.state", weights_only=True)
     assert state["skipped"] == 1
     assert {int(entry["step"]) for entry in state["optimizers"][0]["state"].values()} == {3}
+    assert launcher.train(changed(options, {"train.total_iter": 5}), "--auto_resume") == 0
+    assert launcher.models[-1].skipped == 1
 
 
 def test_too_many_of_them_end_the_run(launcher, tiny_rain, sometimes, capfd):
