@@ -29,8 +29,6 @@ from csd_plugin.models.validation import ValidationMixin
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """By the values of `train.autocast`."""
-_WHOLE = 0.95
-"""The share of a time that counts as all of it."""
 
 
 class VideoDerainModel(ValidationMixin, CheckpointedModel):
