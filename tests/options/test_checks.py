@@ -198,7 +198,7 @@ def test_stage_1_needs_no_teacher():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"datasets.val_2.name": "v"}, "datasets.val_2.name: 'v' is the name of datasets.val too"),
+        ({"datasets.val_2.name": "v"}, "datasets.val_2.name: 'v' is also the name of datasets.val;"),
         (
             {"val.metrics": {"x": {"type": "calculate_psnr", "crop_border": 0, "better": "Lower"}}},
             "x.better is 'Lower'",
