@@ -56,5 +56,6 @@ def test_a_store_with_gaps_gets_no_name(tmp_path):
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CSDError, match="cannot be written"), filling(tmp_path / "file" / "cache.lmdb", KEYS):
-        pass
+    for folder in ("file", "file/below"):
+        with pytest.raises(CSDError, match="cannot be written"), filling(tmp_path / folder / "cache.lmdb", KEYS):
+            pass

@@ -12,6 +12,7 @@ from csd_plugin.data.images import decode_image, header_shape
 from csd_plugin.data.stores import open_store
 from csd_plugin.data.stores.folder import FolderStore
 from csd_plugin.data.stores.interface import FrameCache
+from csd_plugin.data.stores.joined import JoinedStore
 from csd_plugin.errors import CSDError
 
 PICTURE = moving_scene(1, 24, 36, seed=0)[0]
@@ -70,6 +71,12 @@ def test_strays_are_ignored_and_said_once(folder, caplog):
     strays, empty = (record.getMessage() for record in caplog.records)
     assert "ignored: 5 (Thumbs.db (2x)" in strays
     assert "clips without images: 1 (t1_GT)" in empty
+
+
+def test_folders_are_searched_five_deep_and_hidden_ones_not(folder):
+    for place in ("1/2/3/4/5", "1/2/3/4/5/6", ".cache", "clip/.old"):
+        write_image(folder / place / "0.png", PICTURE)
+    assert FolderStore(folder).keys() == ["1/2/3/4/5/0.png", *(f"clip/{i}.png" for i in range(4))]
 
 
 def test_circle_of_links_ends(folder):
@@ -219,6 +226,17 @@ def test_workers_share_the_memory(folder):
     kept = [store.read(f"clip/{i}.png") for i in range(4)]
     assert [store.read(f"clip/{i}.png") is kept[i] for i in (2, 3)] == [True, True]
     assert store.read("clip/0.png") is not kept[0]
+
+
+def test_joined_stores_are_read_and_share_memory_as_each_does(folder):
+    frame = 24 * 36 * 3
+    joined = JoinedStore({side: FolderStore(folder, cache_mb=2 * frame / 2**20) for side in ("lq", "gt")})
+    assert joined.keys() == sorted(f"{side}/clip/{i}.png" for side in ("lq", "gt") for i in range(4))
+    assert joined.shape("gt/clip/1.png") == (24, 36)
+    assert np.array_equal(joined.read_crop("lq/clip/1.png", 3, 5, 10, 20), joined.read("gt/clip/1.png")[3:13, 5:25])
+    joined.enter_worker(num_workers=2)
+    kept = {key: joined.read(key) for key in joined.keys()[:2]}
+    assert [joined.read(key) is frame for key, frame in reversed(kept.items())] == [True, False]
 
 
 def test_real_frames(shared):

@@ -135,8 +135,10 @@ def test_a_build_goes_on_with_files_that_changed_meanwhile(folder, tmp_path, mon
 
 def test_a_build_that_only_lacks_its_name(folder, tmp_path):
     build_store(folder, tmp_path / "x.lmdb")
-    (tmp_path / "x.lmdb").rename(tmp_path / "y.lmdb.partial")
+    partial = (tmp_path / "x.lmdb").rename(tmp_path / "y.lmdb.partial")
+    (partial / "lock.mdb").touch()
     assert build_store(folder, tmp_path / "y.lmdb").new == 0
+    assert {path.name for path in (tmp_path / "y.lmdb").iterdir()} == {"data.mdb", "meta_info.txt"}
     assert verify_store(tmp_path / "y.lmdb", folder) == []
 
 
@@ -190,6 +192,16 @@ def test_what_cannot_be_built(folder, tmp_path, change, out, message):
         build_store(folder, tmp_path / out)
     assert "\n" not in str(error.value)
     assert not (tmp_path / out).is_dir()
+
+
+def test_keys_are_as_long_as_lmdb_takes_them(folder, tmp_path):
+    for number, key in enumerate(("x" * 511, "ü" * 255)):
+        out = tmp_path / f"{number}.lmdb"
+        build_store(folder, out, frames={key: "c0/0.png"})
+        assert open_store(out).keys() == [f"{key}.png"]
+    for key in ("x" * 512, "ü" * 256):
+        with pytest.raises(CSDError, match="more than 511 bytes"):
+            build_store(folder, tmp_path / "long.lmdb", frames={key: "c0/0.png"})
 
 
 def test_unknown_encoding(folder, tmp_path):
@@ -278,6 +290,12 @@ def test_verify_finds_what_is_wrong_in_the_folder(store, folder, kind):
     (problem,) = verify_store(store, folder)
     assert problem.kind == {"cut": "changed"}.get(kind, kind)
     assert problem.key == ("c0/33.png" if kind == "missing" else "c0/3.png")
+
+
+def test_a_file_of_another_format_is_one_frame_less_and_one_more(store, folder):
+    (folder / "c0/3.png").rename(folder / "c0/3.bmp")
+    problems = [(problem.key, problem.kind) for problem in verify_store(store, folder)]
+    assert problems == [("c0/3.bmp", "missing"), ("c0/3.png", "extra")]
 
 
 def test_verify_finds_nothing_wrong_in_a_whole_store(store, folder):

@@ -182,6 +182,11 @@ def cut_to(size):
     return lambda store: os.truncate(store / "data.mdb", size)
 
 
+def pages_end(store):
+    with lmdb.open(str(store), readonly=True, lock=False) as env:
+        return (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+
+
 def rewrite_header(data):
     def damage(store):
         with lmdb.open(str(store), max_dbs=1) as env, env.begin(write=True) as txn:
@@ -197,6 +202,7 @@ def rewrite_header(data):
         (cut_to(0), "cannot be read"),
         (cut_to(5000), "data.mdb"),
         (cut_to(100_000), "data.mdb is cut short, 100000 bytes of"),
+        (lambda store: os.truncate(store / "data.mdb", pages_end(store) - 1), "data.mdb is cut short"),
         (lambda store: (store / "data.mdb").write_bytes(b"x" * 99999), "cannot be read"),
         (rewrite_header(b"{"), "damaged"),
         (rewrite_header(b"[]"), "damaged"),
@@ -281,15 +287,16 @@ def test_a_frame_that_is_not_there(stores, encoding):
             store.read(wrong)
 
 
-def test_raw_frames_of_a_wrong_length(stores, tmp_path):
+@pytest.mark.parametrize("size", [6239, 6241])
+def test_raw_frames_of_a_wrong_length(stores, tmp_path, size):
     key = "Dataset_Testing_Synthetic/a1_GT/00001"
 
-    def shorten(store):
+    def resize(store):
         with lmdb.open(str(store), max_dbs=1) as env, env.begin(write=True) as txn:
-            txn.put(key.encode(), txn.get(key.encode())[:-1])
+            txn.put(key.encode(), (txn.get(key.encode()) + b"x")[:size])
 
-    with pytest.raises(CSDError, match=f"{key}.jpg: 6239 bytes are not 52x40 pixels"):
-        open_store(damaged(stores, tmp_path, shorten)).read(f"{key}.jpg")
+    with pytest.raises(CSDError, match=f"{key}.jpg: {size} bytes are not 52x40 pixels"):
+        open_store(damaged(stores, tmp_path, resize)).read(f"{key}.jpg")
 
 
 def test_folders_leave_stores_inside_alone(tmp_path, caplog):
