@@ -126,7 +126,7 @@ def test_a_training_is_not_tested_and_its_results_stay(refuses, launcher, tiny_r
     (launcher.folder / "results" / "run").mkdir(parents=True)
     before = sorted(launcher.folder.rglob("results/*"))
     options = train_options(tiny_rain, val={"val_freq": 1, "save_img": False})
-    refuses(options, "options.yml: line", "datasets.train is for training: give a file for testing", job="test")
+    refuses(options, "options.yml: line", "datasets.train is for training; a test takes sets test_1", job="test")
     assert sorted(launcher.folder.rglob("results/*")) == before
 
 
@@ -144,12 +144,6 @@ def test_windows_longer_than_the_clips(refuses, tiny_rain, tiny_teacher):
     options = train_options(tiny_rain, val={"val_freq": 1, "save_img": False})
     options["datasets"]["val"] = scored_set(tiny_rain, num_frame=1)
     refuses(options, "datasets.val", "network_g needs 3")
-
-
-def test_a_file_for_training_is_not_tested(refuses, tiny_rain, tiny_teacher):
-    options = distill_options(tiny_rain, tiny_teacher, val={"val_freq": 1, "save_img": False})
-    options["datasets"]["val"] = scored_set(tiny_rain)
-    refuses(options, "datasets.train: this is a file for training; a test takes sets test_1", job="test")
 
 
 def test_a_distillation_without_a_teacher(launcher, tiny_rain, tiny_teacher, capfd):
@@ -195,7 +189,7 @@ def test_a_checkpoint_that_fits_in_part_alone(refuses, launcher, capfd, tiny_rai
     for label in ("t", "g"):
         options = distill_options(tiny_rain, tiny_teacher)
         options["path"] |= {f"pretrain_network_{label}": "other.pth", f"strict_load_{label}": False}
-        refuses(options, f"path.pretrain_network_{label}", "it has 0 of the network's ", "of another network")
+        refuses(options, f"path.pretrain_network_{label}", "it has only 0 of the network's ", "for another network")
 
     start = SLDNet(preset="student2", num_feat=4).state_dict()
     del start["conv13.weight"]
@@ -213,7 +207,7 @@ def test_option_files_that_are_none(refuses, launcher, tiny_rain, capfd, monkeyp
     refuses("name: [1, 2", "options.yml", "line 1", "not valid YAML")
     refuses("- a\n- b\n", "options.yml: not an option file")
     refuses("", "options.yml: not an option file")
-    refuses(b"\xff\xfe\x00\x80", "not text")
+    refuses(b"\xff\xfe\x00\x80", "not UTF-8 text")
     refuses("name: a\nname", "not valid YAML")
     twice = yaml.safe_dump(train_options(tiny_rain)) + "scale: 1\n"
     refuses(twice, f"options.yml: line {twice.count(chr(10))}: scale appears twice")
@@ -342,7 +336,7 @@ COSINE = {"type": "CosineAnnealingRestartLR", "restart_weights": [1]}
         ({"train.scheduler.milestones": ...}, ["train.scheduler", "'milestones'"]),
         ({"train.scheduler": {**COSINE, "periods": 2}}, ["train.scheduler.periods is 2: input should be a valid list"]),
         ({"train.scheduler": {**COSINE, "periods": [1, 1]}}, ["train.scheduler", "the same length"]),
-        ({"train.scheduler": {**COSINE, "periods": [1]}}, ["periods end at iteration 1, train.total_iter is 2"]),
+        ({"train.scheduler": {**COSINE, "periods": [1]}}, ["periods end at iteration 1, but train.total_iter is 2"]),
         ({"train.total_iter": 2.5}, ["train.total_iter", "multiple of 1"]),
         ({"scale": 4}, ["scale", "1"]),
         ({"rows": {}}, ["a matrix, not an option file", "csd table"]),
@@ -532,13 +526,13 @@ SLIPS = {
     "train:optim_g.lr=1": "train:optim_g.lr=1: separate keys by colons: train:optim_g:lr=1",
     "network_g.preset=tiny": "network_g.preset=tiny: separate keys by colons: network_g:preset=tiny",
     "train:optim_g:train.lr=2": "train:optim_g:train.lr=2: separate keys by colons",
-    "total_iter=3": "total_iter=3: total_iter is a key of train: train:total_iter=3",
-    "print_freq=3": "print_freq=3: print_freq is a key of logger: logger:print_freq=3",
+    "total_iter=3": "total_iter=3: total_iter is a key of train; give train:total_iter=3",
+    "print_freq=3": "print_freq=3: print_freq is a key of logger; give logger:print_freq=3",
     'train:"x=3': 'train:"x=3 is not of the form section:key=value',
     "train::x=3": "train::x=3 is not of the form section:key=value",
     "train:scheduler:milestones=[4, 8": "[4, 8 is not a list",
-    "name=007": "name is 7, not a text",
-    "name=~": "name is None, not a text",
+    "name=007": "name is 7, not a string",
+    "name=~": "name is None, not a string",
     "datasets=3": "datasets is a section: give its keys one by one",
     "logger=~": "logger is a section",
 }

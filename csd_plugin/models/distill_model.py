@@ -165,7 +165,7 @@ class DistillModel(VideoDerainModel):
                 if not changes:
                     raise
                 raise CSDError(
-                    f"{path} is of another objective: {changes}give the options that it was made with, or another name"
+                    f"{path} is of another objective: {changes}give the options with which it was made, or another name"
                 ) from error
         # last, as lazy modules get the sizes of their weights from the file
         super().resume_training(self._of_todays_weights(resume_state))

@@ -107,7 +107,7 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     for name in needed:
         if not (name == "network_g" and resumed and resumed[0]):
             problems.attempt([f"path.pretrain_{name}"], _check_checkpoint, opt["path"], name, networks[name])
-    if not opt["is_train"] and "network_g" in networks:
+    if not opt["is_train"] and "network_g" in networks and problems.sound("datasets.train"):
         problems.attempt(["path.pretrain_network_g"], _check_trained, opt["path"], networks["network_g"])
     problems.raise_any()
 

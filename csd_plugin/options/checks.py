@@ -146,13 +146,6 @@ def find_problems(opt: Mapping[str, Any], problems: Problems) -> None:
         if opt.get(required) is None:
             problems.add(required, f"the section {required} is missing")
 
-    trains = isinstance(opt.get("datasets"), Mapping) and "train" in opt["datasets"]
-    if trains and not opt["is_train"] and problems.sound("train"):
-        problems.add(
-            "datasets.train",
-            "datasets.train: this is a file for training; a test takes sets test_1, test_2 .. and, as "
-            "path.pretrain_network_g, what was trained: see options/test",
-        )
     datasets = {name: dataset_section(cls) for name, cls in DATASETS.items()}
     if isinstance(opt.get("datasets"), Mapping):
         for key, content in opt["datasets"].items():
@@ -194,11 +187,13 @@ def _check_training(opt: Mapping[str, Any], problems: Problems) -> None:
 
 
 def _check_testing(opt: Mapping[str, Any], problems: Problems) -> None:
-    """A training's file, by which a test would put earlier results aside and score what nothing has trained."""
+    """Refuse a training's file: a test would archive earlier results, and score what nothing has trained."""
     for key in _section_in(opt, "datasets"):
         if key.split("_")[0] == "train":
             problems.add(
-                f"datasets.{key}", f"datasets.{key} is for training: give a file for testing, as those of options/test"
+                f"datasets.{key}",
+                f"datasets.{key} is for training; a test takes sets test_1, test_2 .. and a trained network as "
+                f"path.pretrain_network_g: see options/test",
             )
 
 

@@ -80,7 +80,7 @@ def test_what_cannot_be_used(tmp_path):
     with pytest.raises(CSDError, match="no shot of 12 frames or more"):
         find_shots([clip(tmp_path / "short", 11)], most=300)
     for source in ("-", "camera:0"):
-        with pytest.raises(CSDError, match="cannot be read again"):
+        with pytest.raises(CSDError, match="cannot be read twice"):
             find_shots([Path(source)], most=300)
     with pytest.raises(CSDError, match="does not exist"):
         find_shots([tmp_path / "nothing.mp4"], most=300)

@@ -198,7 +198,7 @@ def test_damaged_frames_are_not_learned_from(work, capsys):
 DAMAGES = [
     (lambda shot, _: {"shots": [shot | {"name": "../../outside"}]}, "shots.0.name is '../../outside'"),
     (lambda shot, _: {"shots": [shot | {"length": 10**8}]}, "shots.0.length"),
-    (lambda shot, _: {"shots": [shot | {"held": float("nan")}]}, "NaN is no number"),
+    (lambda shot, _: {"shots": [shot | {"held": float("nan")}]}, "NaN is not a JSON number"),
     (lambda *_: {"shots": []}, "shots"),
     (lambda *_: {"shots": None}, "shots"),
     (lambda _, content: [content], "it is ["),
@@ -271,7 +271,7 @@ def test_mistakes_end_before_anything_is_learned(work, capsys, monkeypatch, more
 def test_a_checkpoint_that_is_there_is_not_replaced_by_chance(work, capsys):
     (work / "garden.pth").write_text("mine")
     assert adapt() == 2
-    assert "garden.pth exists already" in capsys.readouterr().err
+    assert "garden.pth already exists" in capsys.readouterr().err
     assert (work / "garden.pth").read_text() == "mine"
 
 
@@ -340,7 +340,7 @@ def test_outputs_that_share_a_cache_have_states_of_their_own(work, capsys):
 def test_no_other_file_is_replaced_by_chance(work, capsys, name):
     (work / name).write_text("mine")
     assert adapt() == 2
-    assert f"{name} exists already" in capsys.readouterr().err
+    assert f"{name} already exists" in capsys.readouterr().err
     assert (work / name).read_text() == "mine"
 
 

@@ -239,7 +239,7 @@ def test_what_is_there_is_replaced_only_when_asked(frames, model, capsys):
     for target, there in (
         (out, "out holds frames already, such as 00000.png"),
         (out / "c_%03d.png", "out holds frames already, such as c_000.png"),
-        (frames / "notes.mp4", "notes.mp4 exists already"),
+        (frames / "notes.mp4", "notes.mp4 already exists"),
     ):
         capsys.readouterr()
         assert derain(rain, target, "--model", model, "--start", 3) == 2

@@ -344,15 +344,15 @@ def test_autocast_leaves_losses_in_float32():
         ({"cells": "freeze"}, "did you mean frozen"),
         ({"scale_source": "frame"}, "did you mean frames"),
         ({"order": "temporal_frist"}, "did you mean temporal_first"),
-        ({"num_scale": 0}, r"num_scale \(0\) and hidden \(16\) must be at least 1"),
-        ({"hidden": 0}, r"num_scale \(3\) and hidden \(0\) must be at least 1"),
-        ({"cells": "averaged", "ema_decay": 1.0}, r"ema_decay must be at least 0 and below 1, not 1\.0"),
-        ({"ema_decay": 0.9}, "ema_decay is without effect unless cells is averaged"),
+        ({"num_scale": 0}, "num_scale is 0 and hidden 16, expected at least 1"),
+        ({"hidden": 0}, "num_scale is 3 and hidden 0, expected at least 1"),
+        ({"cells": "averaged", "ema_decay": 1.0}, r"ema_decay is 1\.0, expected at least 0 and below 1"),
+        ({"ema_decay": 0.9}, "ema_decay has no effect unless cells is averaged"),
         *(
-            ({"cells": "joint_until_collapsed", "collapse_fraction": share}, f"between 0 and 1, not {share}")
+            ({"cells": "joint_until_collapsed", "collapse_fraction": share}, f"is {share}, expected between 0 and 1")
             for share in (0.0, 1.0)
         ),
-        ({"collapse_fraction": 0.3}, "collapse_fraction is without effect unless cells is joint_until_collapsed"),
+        ({"collapse_fraction": 0.3}, "collapse_fraction has no effect unless cells is joint_until_collapsed"),
     ],
 )
 def test_options_that_do_not_go_together(options, message):

@@ -231,9 +231,9 @@ def test_what_does_not_go_together_is_said_at_once(teachers, weights, words):
 @pytest.mark.parametrize(
     ("teachers", "scales", "count", "words"),
     [
-        (1, "feature", 2, "the batch has 2 stored features, 1 are compared"),
-        (1, "frames", 1, r"compares frames pooled by \(1, 2, 4\) too"),
-        (2, "feature", 1, "features of one teacher, and there are several"),
+        (1, "feature", 2, "the batch has 2 stored features, but 1 are compared"),
+        (1, "frames", 1, r"also compares frames pooled by \(1, 2, 4\)"),
+        (2, "feature", 1, "features of one teacher, but there are several"),
     ],
 )
 def test_stored_features_that_do_not_suffice(teachers, scales, count, words):

@@ -148,10 +148,10 @@ def test_facts_are_those_of_the_network(network):
     assert Facts.from_metadata(older, "a.onnx") == facts
     odd = study(network, license="CC0\udcff").to_metadata()  # as names of clips may be; files take UTF-8 only
     assert odd["license"] == "CC0\\udcff" and "".join(odd.values()).encode()
-    with pytest.raises(CSDError, match="are not valid"):
+    with pytest.raises(CSDError, match="metadata is not valid"):
         Facts.from_metadata(causal.to_metadata() | {"num_future": "3"}, "a.onnx")
     for name, much in {"num_frame": "1001", "reach": "5000", "floats": "999999", "divisor": "8192"}.items():
-        with pytest.raises(CSDError, match="are not valid"):  # they size the memory that a network gets
+        with pytest.raises(CSDError, match="metadata is not valid"):  # they size the memory that a network gets
             Facts.from_metadata(facts.to_metadata() | {name: much}, "a.onnx")
 
     # Nothing further than `reach` counts, and that far something may.

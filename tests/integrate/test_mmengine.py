@@ -327,7 +327,9 @@ def test_a_process_that_dies_is_named_by_the_other(tmp_path, tiny_rain, tiny_tea
     _, said = survivor.communicate(timeout=300)
     victim.communicate()
     [line] = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert f"rank 1 (host {socket.gethostname()}, process {victim.pid}) has died" in line and "with --resume it" in line
+    assert (
+        f"rank 1 (host {socket.gethostname()}, process {victim.pid}) has died" in line and "--resume resumes it" in line
+    )
     assert survivor.returncode == 2
 
 

@@ -153,7 +153,10 @@ def test_slices_validated_on_other_frames_are_not_compared(matrix, clips, launch
     write(file, options)
     capsys.readouterr()
     assert main(["reproduce", str(matrix)]) == 0
-    assert "small: slices validated on other frames than the last one are not compared" in capsys.readouterr().out
+    assert (
+        "small: slices validated on other frames than the latest one are not compared with it"
+        in capsys.readouterr().out
+    )
     catalogue = json.loads(Path("results/ours/weights/networks.json").read_text())["networks"]
     assert catalogue["small"]["scores"]["validation"]["frames"] == 2
 

@@ -151,7 +151,7 @@ def test_the_absolute_error_comes_on_top():
 
 
 def test_a_loss_of_nothing_is_refused():
-    with pytest.raises(CSDError, match="scale_weights is empty and l1_weight 0, nothing is left to learn from"):
+    with pytest.raises(CSDError, match="scale_weights is empty and l1_weight 0, so there is no loss"):
         PyramidSSIMLoss(scale_weights=[])
 
 

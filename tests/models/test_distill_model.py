@@ -357,4 +357,4 @@ def test_another_objective_does_not_resume_the_run(launcher, tiny_rain, tiny_tea
         assert launcher.train(later, "--auto_resume") == 2
         error = capfd.readouterr().err.splitlines()[-1]
         assert f"options have changed since: train.distill_opt.type CSD -> {other['type']}, " in error
-        assert error.endswith("; give the options that it was made with, or another name")
+        assert error.endswith("; give the options with which it was made, or another name")

@@ -45,7 +45,7 @@ def test_losses_of_the_toolbox_train_and_its_metrics_are_computed(launcher, tiny
         ({"type": "WeightedTVLoss"}, "WeightedTVLoss: it does not compare the output with the truth"),
         ({"type": "GANLoss", "gan_type": "vanilla"}, "GANLoss: it cannot compare an output with the truth"),
         ({"type": "MultiScaleGANLoss", "gan_type": "vanilla"}, "MultiScaleGANLoss: it cannot compare an output"),
-        ({"type": "L1Loss", "reduction": "none"}, "L1Loss: it gives a tensor of (1, 3, 64, 64), not one number"),
+        ({"type": "L1Loss", "reduction": "none"}, "L1Loss: it returns a tensor of (1, 3, 64, 64), not one number"),
     ],
 )
 def test_losses_that_are_for_something_else_are_one_line(launcher, tiny_rain, capfd, loss, words):

@@ -546,7 +546,7 @@ def test_the_toolboxs_models_on_our_clips(
 @pytest.mark.parametrize(
     ("model", "network", "frames", "words"),
     [
-        ("SRModel", STUDENT, (9, 5), ["does not take", "num_frame"]),
+        ("SRModel", STUDENT, (9, 5), ["cannot process", "num_frame"]),
         (
             "VideoBaseModel",
             STUDENT,
@@ -558,7 +558,7 @@ def test_the_toolboxs_models_on_our_clips(
         ("VideoRecurrentModel", STUDENT, (3, 3), ["network of windows", "VideoBaseModel"]),
         ("VideoRecurrentModel", SEQUENCE, (5, 1), ["set num_target of datasets.train to its num_frame"]),
         ("VideoRecurrentModel", SEQUENCE, (5, 3), ["set num_target of datasets.train to its num_frame"]),
-        ("SRModel", RIDNET, (1, 1), ["RIDNet) does not take", "interface_g"]),
+        ("SRModel", RIDNET, (1, 1), ["RIDNet) cannot process", "interface_g"]),
         ("RealESRNetModel", SINGLE, (1, 1), ["does not take pairs of frames", "high_order_degradation: false"]),
     ],
 )

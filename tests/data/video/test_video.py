@@ -188,7 +188,7 @@ def test_what_is_no_video_is_one_clear_line(tmp_path):
             open_reader(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
     for start in (8, 1000, 60.0):
-        with pytest.raises(CSDError, match="no frames in the part asked for; it has 8, counted from 0, and --end is"):
+        with pytest.raises(CSDError, match="between --start and --end; it has 8, counted from 0, and --end is"):
             open_reader(make_video(tmp_path / "in.mp4"), start=start)
 
 
@@ -204,7 +204,7 @@ def test_a_folder_of_folders_names_one_that_holds_images(tmp_path):
 def test_a_frame_of_another_size_is_named_with_what_to_do(tmp_path):
     for number, size in enumerate([(20, 30), (20, 32)]):
         write_png(tmp_path / f"{number}.png", np.zeros((*size, 3), np.uint8))
-    with pytest.raises(CSDError, match=r"1\.png is 32x20, the frames before it are 30x20: .* folder of their own"):
+    with pytest.raises(CSDError, match=r"1\.png is 32x20, but the frames before it are 30x20: .* folder of their own"):
         read(tmp_path)
 
 
