@@ -201,6 +201,7 @@ def test_slurm_that_is_not_there_is_one_line(is_srun, words, monkeypatch):
         monkeypatch.delenv("SLURM_PROCID")
     with pytest.raises(CSDError, match=words):
         compat.init_dist("slurm", port=1)
+    assert os.environ["MASTER_PORT"] == ("1" if is_srun else "0")
 
 
 def test_tensors_of_cpus_go_by_gloo_where_there_are_gpus(monkeypatch):

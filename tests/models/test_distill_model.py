@@ -300,6 +300,7 @@ def test_runs_without_an_average_validate_the_student_that_is_tapped(launcher, t
         validation = {"val_freq": every, "save_img": False}
         assert launcher.train(changed(options, {"name": name, "val": validation})) == 0
         weights.append(launcher.weights("net_g_latest", name))
+        assert launcher.models[-1].net_g.training
     assert equal(*weights)
 
 

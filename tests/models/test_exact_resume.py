@@ -255,6 +255,15 @@ def test_complex_weights_learn_teach_and_go_on(launcher, tiny_rain, monkeypatch)
     assert_same(whole, cut)
 
 
+def test_the_weights_that_a_resumed_run_started_from_may_be_gone(launcher, tiny_rain):
+    start = launcher.folder / "start.pth"
+    torch.save(SLDNet(preset="student2", num_feat=4).state_dict(), start)
+    options = train_options(tiny_rain, **{"path.pretrain_network_g": str(start)})
+    assert launcher.train(options) == 0
+    start.unlink()
+    assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 0
+
+
 @pytest.mark.parametrize("key", ["params", "params_ema", "state_dict", None, "absent"])
 def test_the_student_goes_on_whatever_entry_it_started_from(launcher, tiny_rain, key):
     """And not its average, which is in the saved file, too."""
@@ -389,6 +398,13 @@ class OwnClips(Dataset):
 def test_data_sets_of_others_start_their_epoch_anew_with_a_line(launcher, tiny_rain, monkeypatch, capfd):
     from basicsr.utils.registry import DATASET_REGISTRY
 
+    feed, seen = VideoDerainModel.feed_data, []
+
+    def feed_data(self, data):
+        seen.append(data["lq"][0, 0, 0, 0, 0].item())
+        feed(self, data)
+
+    monkeypatch.setattr(VideoDerainModel, "feed_data", feed_data)
     monkeypatch.setitem(DATASET_REGISTRY._obj_map, "OwnClips", OwnClips)
     options = train_options(tiny_rain, **{"datasets.train.type": "OwnClips"})
     assert launcher.train(options) == 0
@@ -396,3 +412,4 @@ def test_data_sets_of_others_start_their_epoch_anew_with_a_line(launcher, tiny_r
     said = [line for line in capfd.readouterr().err.splitlines() if "has no position in the data of OwnClips" in line]
     assert len(said) == 1 and said[0].startswith("warning: ")
     assert said[0].endswith("epoch 0 starts again, so the run differs from an uninterrupted one")
+    assert len(seen) == len(set(seen)) == 3  # no draw comes again

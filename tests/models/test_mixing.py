@@ -158,8 +158,9 @@ def offline(monkeypatch, tmp_path_factory) -> Path:
 
 
 def test_weights_that_cannot_be_downloaded_are_one_line(launcher, tiny_rain, capfd, offline):
-    loss = {"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1.0}}
+    loss, fetch = {"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1.0}}, torch.hub.download_url_to_file
     assert launcher.train(train_options(tiny_rain, **{"train.pixel_opt": loss})) == 2
+    assert torch.hub.download_url_to_file is fetch
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: options.yml: line ") and ": train.pixel_opt: vgg19-" in error
     assert f".pth is not in {offline}, and cannot be downloaded (" in error

@@ -321,6 +321,31 @@ def twelve(launcher, toolbox_data):
     return options
 
 
+class Placed(list):
+    """A data set of ours, of which a process gets the whole samples of its share alone."""
+
+    places = None
+
+
+@pytest.mark.parametrize(
+    ("dataset", "ratio", "batch", "processes", "done", "advice"),
+    [
+        (Placed(range(7)), 1, 2, 2, 11, 4),
+        (range(3), 5, 2, 1, 98, 10),
+        (range(5), 1.4, 3, 1, 70, 6),
+    ],
+)
+def test_epochs_of_several_processes_and_parts_that_end_too_soon(dataset, ratio, batch, processes, done, advice):
+    from csd_plugin.models.data_checks import _check_epochs
+
+    total = 20 if processes == 2 else 100
+    content = {"dataset_enlarge_ratio": ratio, "batch_size_per_gpu": batch}
+    opt = {"world_size": processes, "train": {"total_iter": total}}
+    with pytest.raises(CSDError, match=f"after {done} of {total} iterations; set dataset_enlarge_ratio to {advice}$"):
+        _check_epochs(dataset, "clips", content, opt)
+    _check_epochs(dataset, "clips", content | {"dataset_enlarge_ratio": advice}, opt)
+
+
 @pytest.mark.parametrize(("batch", "done", "ratio"), [(16, 0, 4), (27, 0, 9), (7, 27, 7)])
 def test_sets_of_the_toolbox_that_end_too_soon(launcher, twelve, capfd, monkeypatch, batch, done, ratio):
     from csd_plugin.models import data_checks

@@ -15,7 +15,7 @@ from toolbox import changed, distill_options, equal, train_options
 from csd_plugin.errors import CSDError
 from csd_plugin.models.resuming import changes_of_learning, learns_by, weights_digest
 from csd_plugin.models.video_derain_model import VideoDerainModel
-from csd_plugin.resume_states import load_resume_state
+from csd_plugin.resume_states import load_resume_state, saved_states
 
 TOTAL = 12
 MULTI = {"type": "MultiStepLR", "milestones": [3, 6], "gamma": 0.5}
@@ -408,6 +408,12 @@ def test_a_state_that_counts_as_no_run_does_is_refused(tmp_path, wrong):
         match=r"2\.state(: (iter|epoch|samples) is .* not possible|: manual_seed is .* not a seed| is of iteration 3)",
     ):
         load_resume_state(opt | {"path": {"resume_state": str(path), "training_states": str(tmp_path)}})
+
+
+def test_states_are_in_the_order_of_their_numbers(tmp_path):
+    for name in ("9.state", "10.state", "100.state", "last.state", "11.pth"):
+        (tmp_path / name).touch()
+    assert [path.name for path in saved_states(tmp_path)] == ["100.state", "10.state", "9.state"]
 
 
 def test_a_finished_cosine_run_goes_on_with_longer_periods(launcher, tiny_rain, capfd):

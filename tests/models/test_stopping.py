@@ -189,6 +189,21 @@ def test_the_newest_and_the_best_are_kept(launcher, tiny_rain, tiny_teacher, mon
     assert launcher.models[-1].best_metric_results["rain"]["rgb/psnr"] == (30.0, 4)
 
 
+def test_the_best_is_the_latest_of_equals_on_the_first_set(launcher, tiny_rain, monkeypatch):
+    sets = {"datasets.val": scored_set(tiny_rain), "datasets.val_2": scored_set(tiny_rain, name="other", clips=["b1"])}
+    options = train_options(tiny_rain, **sets, val={"val_freq": 1, "save_img": False})
+    options["train"]["total_iter"] = 3
+    options["logger"] |= {"save_checkpoint_freq": 1, "keep_best": "rgb/psnr"}
+    values = iter([30.0, 20.0, 30.0, 20.0, 20.0, 30.0, 20.0, 30.0])  # of both sets in turns
+    monkeypatch.setattr("csd_plugin.metrics.scores.Scores.summary", lambda self: {"rgb/psnr": next(values)})
+    assert launcher.train(options) == 0
+    assert launcher.models[-1].best_metric_results == {
+        "rain": {"rgb/psnr": (30.0, 2)},
+        "other": {"rgb/psnr": (30.0, 3)},
+    }
+    assert equal(*(launcher.weights(name, key="params_ema") for name in ("net_g_best", "net_g_2")))
+
+
 @pytest.mark.parametrize(
     ("what", "damage"),
     [

@@ -84,6 +84,10 @@ def test_clips_without_truth_are_written_and_not_scored(launcher, tiny_rain, che
     assert str(frames[-1]) == "real/ra1/00003_row.png"
     written = read(results / "visualization/real/ra1/00003_row.png")
     assert np.array_equal(written, read(tiny_rain / "Dataset_Testing_RealRain/ra1_Rain/00003.png"))
+    named = {"name": "other", "val.suffix": "clean", "datasets": {"test_1": sets["test_2"]}}
+    assert launcher.test(changed(options, named)) == 0
+    frames = [path.name for path in (launcher.folder / "results/other/visualization/real/ra1").iterdir()]
+    assert sorted(frames) == [f"0000{i}_clean.png" for i in (1, 2, 3)]
 
 
 def test_gains_over_a_named_baseline(launcher, tiny_rain, checkpoint):
@@ -239,6 +243,16 @@ def test_processes_look_back_over_the_edges_of_their_shares(launcher, tiny_rain,
         parts += model._score_dataset(model.net_g, dataset, "rain", 0, False)
     assert parts == whole
     assert sum("warping" in frame["metrics"] for frame in whole) == 4
+
+
+def test_the_best_needs_the_truth_unless_its_metric_does_not(launcher, tiny_rain, capfd):
+    options = train_options(tiny_rain, val=VAL | {"metrics": WARPING}, **{"logger.keep_best": "rgb/psnr"})
+    roots = {"dataroot": ..., "split": ..., "dataroot_lq": str(tiny_rain / "Dataset_Testing_RealRain")}
+    options["datasets"]["val"] = changed(scored_set(tiny_rain), roots)
+    assert launcher.train(options) == 2
+    assert "logger.keep_best: rgb/psnr needs the truth, and datasets.val has none" in capfd.readouterr().err
+    assert launcher.train(changed(options, {"logger.keep_best": "warping"})) == 0
+    assert (launcher.folder / "experiments/run/models/net_g_best.pth").is_file()
 
 
 def test_better_is_lower_where_the_file_says_so(launcher, tiny_rain):

@@ -10,6 +10,8 @@ from toolbox import changed, equal, train_options
 from torch import nn
 
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.models.distill_model import DistillModel
+from csd_plugin.models.video_derain_model import VideoDerainModel
 
 
 def test_a_run_trains_and_writes_plain_and_averaged_weights(launcher, tiny_rain):
@@ -152,3 +154,11 @@ def test_frames_kept_on_the_device_train_to_the_same_weights(launcher, tiny_rain
     for name, kind in (("loaded", "PairedVideoDataset"), ("resident", "ResidentVideoDataset")):
         assert launcher.train(train_options(tiny_rain, name=name, **{"datasets.train.type": kind})) == 0
     assert equal(launcher.weights("net_g_latest", "loaded"), launcher.weights("net_g_latest", "resident"))
+
+
+def test_steps_of_a_model_with_other_losses_are_not_taken_for_its_own():
+    """They may depend on anything, so they are not replayed."""
+    for model in (VideoDerainModel, DistillModel):
+        other = type("Other", (model,), {"compute_losses": lambda self, iteration: ({}, {})})
+        assert other.repeats(object.__new__(other), 1) is None
+    assert VideoDerainModel.repeats(object.__new__(VideoDerainModel), 1) == ()

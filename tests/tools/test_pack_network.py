@@ -188,6 +188,14 @@ def test_every_network_of_the_table_can_be_packed(pack, clip, network, tmp_path)
     assert packed.parameters == sum(p.numel() for p in network.parameters())
 
 
+def test_scores_of_other_frames_are_said_not_to_compare(pack, checkpoint, tmp_path, capsys):
+    for name, clips in (("one", ["v1"]), ("two", ["v1", "v2"])):
+        assert "not scored on the same frames" not in capsys.readouterr().out
+        score = f"validation={scored(tmp_path / name, *clips)}"
+        assert pack(checkpoint, name, "--score", score, "--fact", *TEXTS) == 0
+    assert "note: validation: one, two were not scored on the same frames" in capsys.readouterr().out
+
+
 def test_mistakes_are_one_line_and_change_nothing(pack, checkpoint, tmp_path, capsys):
     assert pack(checkpoint, "narrow", "--fact", *TEXTS) == 0
     odd = SLDNet(num_frame=1, num_feat=4, num_pair=1, num_transition=0, reducing=())

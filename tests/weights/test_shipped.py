@@ -36,6 +36,7 @@ from csd_plugin.weights import (
     best_of,
     fastest_of,
     find_checkpoint,
+    for_cameras_of,
     under_todays_keys,
 )
 
@@ -61,6 +62,23 @@ def test_the_best_validation_is_the_default_and_the_best_in_real_time_is_fast():
     networks = {row[0]: network(*row) for row in rows}
     assert (best_of(networks), fastest_of(networks)) == ("best", "fast")
     assert fastest_of({name: networks[name] for name in ("best", "slow")}) == "slow"
+
+
+def test_the_network_for_cameras_needs_no_later_frames():
+    rows = [("fast", 3e4, False), ("live", 3e4, True), ("slow", 1e5, True)]
+    networks = {
+        name: replace(NETWORKS[DEFAULT], name=name, multiply_adds=work, numbers={"causal": causal})
+        for name, work, causal in rows
+    }
+    assert for_cameras_of(networks) == "live"
+    assert for_cameras_of({"fast": networks["fast"]}) == "fast"
+
+
+def test_a_file_of_its_name_does_not_hide_a_network(tmp_path, monkeypatch):
+    (tmp_path / DEFAULT).touch()
+    monkeypatch.chdir(tmp_path)
+    assert find_checkpoint(DEFAULT) == NETWORKS[DEFAULT].path
+    assert find_checkpoint(f"./{DEFAULT}") == Path(DEFAULT)
 
 
 def test_a_network_that_shipped_once_is_named_with_what_replaces_it(monkeypatch):
