@@ -145,7 +145,7 @@ def test_what_a_command_that_was_killed_left_is_removed_where_no_other_one_write
     [
         ({"datasets.train.scale_range": [0.8, 1.2]}, "set scale_range: [1, 1]"),
         ({"datasets.train.gt_size": 31}, "give a multiple"),
-        ({"path.pretrain_network_t": "student.pth", "network_t": NARROW}, "not the features of"),
+        ({"path.pretrain_network_t": "student.pth", "network_t": NARROW}, "not the features of student.pth"),
         ({"train.distill_opt.taps": {"student": ["body.0"], "teacher": ["body.0"]}}, "set taps.teacher to the former"),
         ({"model_type": "VideoDerainModel", "train.distill_opt": None}, "compares no features"),
         ({"datasets.train.features": "nowhere"}, "holds no features"),
