@@ -17,6 +17,7 @@ import yaml
 from filelock import FileLock
 from toolbox import STUDENT, distill_options, scored_set, train_options
 
+from csd_plugin.archs.interface import Interface
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.cli import main
 from csd_plugin.digests import file_digest, text_digest
@@ -25,7 +26,7 @@ from csd_plugin.lab import runner
 from csd_plugin.lab.job import Table, make_tables
 from csd_plugin.lab.matrix import read_matrix, runs_of
 from csd_plugin.lab.plan import Plan, plan_for, stretched
-from csd_plugin.lab.table import build
+from csd_plugin.lab.table import COUNTED_SIZE, _cost, build
 from csd_plugin.locks import alone
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.results import write as write_results
@@ -120,6 +121,27 @@ def test_rows_are_differences_and_start_from_others(files):
     assert alone["train"]["distill_opt"]["weights"] == {"spatial": 0, "temporal": 0}
     assert runs["tiny_csd"].test["path"]["pretrain_network_g"] == "experiments/tiny_csd/models/net_g_latest.pth"
     assert list(runs_of(read_matrix(path), path, ["csd"])) == ["tiny_teacher", "tiny_csd"]
+
+
+def test_what_a_row_says_goes_before_what_all_rows_do(files):
+    csd = {"set": {"train.total_iter": 7, "path.param_key_t": "params"}, "start": {"network_t": "teacher"}}
+    path = matrix_of(files, set={"train.total_iter": 5, "network_t": STUDENT}, rows={"csd": csd})
+    runs = runs_of(read_matrix(path), path)
+    assert [runs[name].options["train"]["total_iter"] for name in ("tiny_alone", "tiny_csd")] == [5, 7]
+    assert [runs[name].options["path"]["param_key_t"] for name in ("tiny_alone", "tiny_csd")] == [
+        "params_ema",
+        "params",
+    ]
+
+
+def test_a_seed_starts_from_the_same_seed_or_the_first(files):
+    csd = {"seeds": [0, 1, 2], "start": {"network_g": "alone", "network_t": "teacher"}}
+    path = matrix_of(files, rows={"csd": csd})
+    runs = runs_of(read_matrix(path), path)
+    names = ("tiny_csd", "tiny_csd_seed1", "tiny_csd_seed2")
+    assert [Path(runs[name].options["path"]["pretrain_network_g"]).parts[1] for name in names] == [
+        *("tiny_alone", "tiny_alone_seed1", "tiny_alone"),
+    ]
 
 
 def test_an_included_matrix_is_added_to(files):
@@ -605,7 +627,7 @@ def test_a_budget_sets_all_schedules_once(files, ten_seconds_a_step, monkeypatch
     begin(space, "tiny_teacher")
     again, note = plan_for(runs.values(), space, 1)
     assert again == plan and "--minutes 1 is not followed: tiny_teacher has begun" in note
-    assert plan_for(runs.values(), space, None) == (plan, "")
+    assert plan_for(runs.values(), space, None) == plan_for(runs.values(), space, THREEFOLD) == (plan, "")
     # All that has begun is done anew: the new budget holds.
     other, note = plan_for(runs.values(), space, THREEFOLD / 3, {"tiny_teacher"})
     assert steps(other.fit(runs)) == steps(runs) and not note
@@ -755,6 +777,65 @@ def test_a_gain_is_over_the_seeds_that_both_rows_have(files):
     assert rows["CSD"]["rain Y ΔPSNR"] == "+0.10" and not any("of CSD" in note for note in notes)
 
 
+def test_a_gain_over_a_row_that_is_not_trained_is_that_of_each_seed(files):
+    scored("tiny_input", 30.0)
+    for run, psnr in (("tiny_alone", 35.0), ("tiny_alone_seed1", 34.0)):
+        scored(run, psnr)
+    rows, notes = table_of(matrix_of(files, baseline="input"))
+    assert rows["alone (2 seeds)"]["rain Y ΔPSNR"] == "+4.50 ± 0.71" and not any("ΔPSNR" in note for note in notes)
+
+
+def test_the_best_of_a_column_is_marked_unless_it_is_alone(files):
+    for run, psnr in (("tiny_input", 30.0), ("tiny_alone", 35.0), ("tiny_csd", 34.0)):
+        scored(run, psnr)
+    for rows, marked in (({}, ["35.00"]), ({"input": None, "alone": None}, [])):
+        path = matrix_of(files, baseline=None, rows=rows)
+        matrix = read_matrix(path)
+        grid = build(matrix, runs_of(matrix, path), {})
+        column = grid.head.index("rain Y PSNR")
+        assert [grid.rows[row][column] for row, place in grid.best if place == column] == marked
+
+
+def test_columns_of_clips_are_averages_over_seeds_by_the_published_protocol(files):
+    path = matrix_of(files, baseline=None, clips=True, rows={"input": None, "csd": None})
+    for run, psnr in (("tiny_alone", 35.0), ("tiny_alone_seed1", 34.0)):
+        scores = Scores()
+        for clip, more in (("a1", 0), ("a2", 2)):
+            qualities = {"nturain_y": Quality(psnr + more, 1.0), "rgb": Quality(psnr - 9, 1.0)}
+            scores.record(clip, "1", qualities)
+        write_results(Path("results", run), "rain", scores, {"network": run, "dataset": "rain"})
+    rows, _ = table_of(path)
+    row = rows["alone (2 seeds)"]
+    assert [row[title] for title in ("a1", "a2", "rain Y PSNR", "rain RGB PSNR")] == [
+        *("34.50", "36.50"),
+        *("35.50 ± 0.71", "25.50 ± 0.71"),
+    ]
+
+
+def test_published_numbers_of_some_clips_say_nothing_of_the_order_on_more(files):
+    rows = {"alone": None, "input": None, "csd": {"published": "student1 + CSD"}, "before": {"published": "student1"}}
+    for run, psnr in (("tiny_csd", 33.0), ("tiny_before", 34.0)):
+        scores = Scores()
+        for clip in ("a1", "mine"):
+            scores.record(clip, "1", dict.fromkeys(PROTOCOLS, Quality(psnr, 1.0)))
+        write_results(Path("results", run), "rain", scores, {"network": run, "dataset": "rain"})
+    assert table_of(matrix_of(files, baseline=None, rows=rows))[1] == []
+
+
+def test_neighbours_that_are_equal_or_within_the_seeds_are_said(files):
+    rows = {"csd": {"label": "CSD", "seeds": [0], "published": {"psnr": 36.0}}, "input": None}
+    path = matrix_of(files, baseline=None, published_of="one clip", rows=rows)
+    for run, psnr in (("tiny_alone", 35.0), ("tiny_alone_seed1", 34.0)):
+        scored(run, psnr)
+    for psnr, difference in ((34.5, "+0.00"), (34.0, "-0.50")):
+        scored("tiny_csd", psnr)
+        notes = table_of(path)[1]
+        assert notes[0] == "0 of 1 neighbours in the published order stand in that order on rain"
+        assert notes[1].endswith(f"here on rain: {difference} dB, within the seeds' deviation of 0.71")
+    scored("tiny_csd", 33.0)
+    assert table_of(path)[1][1].endswith("here on rain: -1.50 dB")
+
+
 def test_published_numbers_are_of_the_clips_that_were_scored(files):
     rows = {"alone": None, "input": None, "csd": {"published": "student1 + CSD"}, "before": {"published": "student1"}}
     path = matrix_of(files, baseline=None, rows=rows)
@@ -803,6 +884,16 @@ def test_table_2_counts_its_networks(tmp_path, monkeypatch, capsys):
     text = capsys.readouterr().out.replace("**", "")
     assert "| student1 | 136,563 | 5.76 | 0.00780 |" in text
     assert [f"| {cell} |" in text for cell in ("1.50", "0.0130", "12.0")] == [True] * 3
+
+
+def test_operations_of_a_sequence_are_those_of_one_frame():
+    class Clips(torch.nn.Conv2d):
+        def forward(self, clips):
+            return super().forward(clips.flatten(0, 1)).view(clips.shape)
+
+    network = Clips(3, 3, 1, bias=False)
+    costs = [_cost(network, Interface(length, "sequence"), None, counted=True) for length in (2, 5)]
+    assert [(cost.parameters, cost.operations) for cost in costs] == [(9, 9 * COUNTED_SIZE**2)] * 2
 
 
 def test_without_validation_in_training_its_data_need_not_be_there(files):
