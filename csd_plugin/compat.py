@@ -188,11 +188,26 @@ def repair_launch() -> None:
     train = importlib.import_module("basicsr.train")
     train.load_resume_state = resume_states.load_resume_state  # type: ignore[attr-defined]
     train.init_tb_logger = _optional_board(train.init_tb_logger)  # type: ignore[attr-defined]
+    train.MessageLogger = _counting_the_last_step(train.MessageLogger)  # type: ignore[attr-defined]
     _record_streams()
     for name, module in list(sys.modules.items()):
         build_loss = getattr(module, "build_loss", None) if name.startswith("basicsr.models.") else None
         if build_loss is not None and not hasattr(build_loss, "__wrapped__"):
             module.build_loss = _checking_shapes(build_loss)  # type: ignore[attr-defined]
+
+
+def _counting_the_last_step(message_logger: Any) -> Any:
+    """Count all steps that are left: the toolbox counts one fewer, so that its last time left is -1 day, 23:59:59."""
+    if hasattr(message_logger, "__wrapped__"):
+        return message_logger
+
+    @functools.wraps(message_logger, updated=())
+    def wrapper(*given: Any, **keywords: Any) -> Any:
+        made = message_logger(*given, **keywords)
+        made.max_iters += 1
+        return made
+
+    return wrapper
 
 
 def _optional_board(init_tb_logger: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 
 import pytest
 import torch
@@ -162,3 +163,18 @@ def test_steps_of_a_model_with_other_losses_are_not_taken_for_its_own():
         other = type("Other", (model,), {"compute_losses": lambda self, iteration: ({}, {})})
         assert other.repeats(object.__new__(other), 1) is None
     assert VideoDerainModel.repeats(object.__new__(VideoDerainModel), 1) == ()
+
+
+def test_the_time_left_counts_the_last_step(launcher, tiny_rain, monkeypatch):
+    import basicsr.train as toolbox
+
+    lines = []
+    assert launcher.train(train_options(tiny_rain, **{"train.total_iter": 1})) == 0
+    made = toolbox.MessageLogger(
+        {"name": "n", "logger": {"print_freq": 1, "use_tb_logger": False}, "train": {"total_iter": 4}}
+    )
+    monkeypatch.setattr(made, "logger", type("Log", (), {"info": lambda _, text: lines.append(text)})())
+    for done in (2, 4):
+        made.start_time = time.time() - 10 * done - 0.5  # ten seconds a step
+        made({"epoch": 0, "iter": done, "lrs": [0.1], "time": 10.0, "data_time": 0.0})
+    assert ["[eta: 0:00:20" in lines[0], "[eta: 0:00:00" in lines[1]] == [True, True], lines
