@@ -116,6 +116,7 @@ class _Run(NamedTuple):
     Attributes:
         source: the student's checkpoint.
         start: the student as it is there.
+        setting: see `_setting`.
     """
 
     plan: Plan
@@ -124,6 +125,7 @@ class _Run(NamedTuple):
     teacher: Teacher
     cache: Cache
     learner: Learner
+    setting: dict[str, Any]
 
 
 class _Before(NamedTuple):
@@ -167,7 +169,7 @@ def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
     cache = open_cache(plan.cache_folder, plan.inputs, teacher, ensemble=plan.ensemble, most=plan.frames, say=say)
     if plan.features:
         _store_features(plan, cache, teacher, say)
-    run = _Run(plan, source, start, teacher, cache, _learner(plan, start))
+    run = _Run(plan, source, start, teacher, cache, _learner(plan, start), _setting(plan, source, cache))
     batches = _batches(plan, start, cache)
     clips = scoring.held_back(cache, context)
     before = _before(start, clips, plan.device)
@@ -187,9 +189,9 @@ def _learn(run: _Run, batches: Batches, looked_at: list[scoring.Clip], say: Call
         CSDError: an earlier state that does not fit.
         KeyboardInterrupt: after all has been saved.
     """
-    plan, learner, setting = run.plan, run.learner, _setting(run)
+    plan, learner = run.plan, run.learner
     if plan.resume:
-        state = _saved(plan.state, setting)
+        state = _saved(plan.state, run.setting)
         try:
             learner.load(state)
         except CSDError as error:
@@ -201,7 +203,7 @@ def _learn(run: _Run, batches: Batches, looked_at: list[scoring.Clip], say: Call
         plan.state.unlink(missing_ok=True)  # --resume after this run, however it ends, must not continue another one
 
     def save() -> None:
-        _save(run, setting)
+        _save(run)
 
     try:
         learner.learn(batches, 60 * plan.minutes, lambda average: _nearness(average, looked_at, plan.device), save)
@@ -210,8 +212,8 @@ def _learn(run: _Run, batches: Batches, looked_at: list[scoring.Clip], say: Call
         raise
 
 
-def _save(run: _Run, setting: dict[str, Any]) -> None:
-    save_plain({"setting": setting, **run.learner.state()}, run.plan.state)
+def _save(run: _Run) -> None:
+    save_plain({"setting": run.setting, **run.learner.state()}, run.plan.state)
     _write(run)
 
 
@@ -328,12 +330,11 @@ def _doubt(before: _Before) -> list[str]:
     ]
 
 
-def _setting(run: _Run) -> dict[str, Any]:
+def _setting(plan: Plan, source: Path, cache: Cache) -> dict[str, Any]:
     """The settings that must not change when a run is continued."""
-    plan = run.plan
     return {
-        "--student": named(run.source).sha256,
-        "videos, teachers or frames": hashlib.sha256((run.cache.folder / "manifest.json").read_bytes()).hexdigest(),
+        "--student": named(source).sha256,
+        "videos, teachers or frames": hashlib.sha256((cache.folder / "manifest.json").read_bytes()).hexdigest(),
         "--pairs": str(plan.pairs),
         "--keep": plan.keep if plan.pairs else None,
         "--rate": plan.rate,
@@ -386,7 +387,7 @@ def _after(run: _Run, clips: list[scoring.Clip], before: _Before) -> _After:
     if scoring.nearness(results, clips) >= scoring.nearness(before.results, clips):
         return _After(best, results)
     run.learner.best = run.start.state_dict()  # comparisons during training saw fewer frames
-    _save(run, _setting(run))
+    _save(run)
     return _After(run.start, before.results)
 
 

@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.data.images import eight_bits
     from csd_plugin.data.video.interface import PIPE
     from csd_plugin.data.video.pipes import parse_size
-    from csd_plugin.inference.files import derain_file, has_deep_frames
+    from csd_plugin.inference.files import derain_file, has_deep_frames, panels_in_frame
     from csd_plugin.inference.memory import keep_freed_memory
     from csd_plugin.inference.runner import Derainer
     from csd_plugin.metrics.scores import Scores
@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> None:
     )
     say = partial(print, file=sys.stderr if args.output == PIPE else sys.stdout, flush=True)
     scores = Scores()
-    num_panel = 1 + args.side_by_side * (2 if args.compare else 1)
+    num_panel = panels_in_frame(args.side_by_side, args.compare)
 
     def begin(reader: FrameReader) -> None:
         say(expectation(model, derainer, reader))

@@ -103,8 +103,7 @@ def derain_file(
         if resume:
             if truth:  # checked even if nothing is left to do
                 open_reader(truth, fps=fps).close()
-            num_panel = 1 + side_by_side * (2 if truth else 1)
-            resumed = _resume_at(part, output, num_panel, inputs, made_by)
+            resumed = _resume_at(part, output, panels_in_frame(side_by_side, truth), inputs, made_by)
             if resumed is None:
                 return Derained(0, [])
             part = part._replace(start=resumed)
@@ -257,6 +256,11 @@ def paired(frames: Iterable[np.ndarray], derainer: Derainer, depth: int = 4) -> 
 
     for rainy, begins_shot, clean in ahead(started(), depth + derainer.at_once - 1):
         yield Pair(rainy, clean.result(), begins_shot)
+
+
+def panels_in_frame(side_by_side: bool, truth: Path | None) -> int:
+    """The number of pictures side by side in an output frame; see `derain_file`."""
+    return 1 + side_by_side * (2 if truth else 1)
 
 
 def _panels(pair: Pair, true: np.ndarray | None) -> np.ndarray:

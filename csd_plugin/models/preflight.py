@@ -164,8 +164,12 @@ def _with_model_meant(opt: Mapping[str, Any], problems: Problems) -> dict[str, A
 
 
 def checked_objective(distillation: Distillation) -> Objective:
-    """The objective, built. Raises CSDError for options that it refuses, or if terms and weights differ."""
-    objective = build_objective(distillation.objective)
+    """The objective, built; the run's random numbers are not changed.
+
+    Raises CSDError for options that it refuses, or if terms and weights differ.
+    """
+    with forked_random():
+        objective = build_objective(distillation.objective)
     weighted_sum({term: torch.zeros(()) for term in objective.terms}, distillation.weights_at(1))
     return objective
 
@@ -182,8 +186,7 @@ def _check_features(opt: dict[str, Any], networks: dict[str, nn.Module], interfa
     distillation = read_distillation(opt)
     if not distillation.teaches:
         return
-    with forked_random():
-        objective = checked_objective(distillation)
+    objective = checked_objective(distillation)
     if not objective.needs_features:
         return
     views = {}
@@ -249,8 +252,7 @@ def _check_stored(opt: Mapping[str, Any], interfaces: Mapping[str, Interface]) -
         raise CSDError(
             f"{where}: not the features of {checkpoint}; compute them with this teacher, or give their teacher there"
         )
-    with forked_random():
-        objective = checked_objective(distillation)
+    objective = checked_objective(distillation)
     layers = distillation.teacher_layers["t"] or [str(interfaces["network_t"].feature)]
     if objective.needs_features and layers != stored["layers"]:
         compared, there = (", ".join(names) for names in (layers, stored["layers"]))

@@ -54,14 +54,17 @@ def test_windows_wait_for_the_items_that_count_and_hold_no_others(length, num_fr
         assert window[num_frame // 2] == center and max(window) < known
 
 
-@settings(deadline=None)
-@given(
+splits = given(
     height=st.integers(1, 90),
     width=st.integers(1, 90),
     pixels=st.integers(1, 4000),
     reach=st.integers(0, 9),
     divisor=st.integers(1, 4),
 )
+
+
+@settings(deadline=None)
+@splits
 def test_tiles_cover_the_frame_once_and_see_all_that_they_need(height, width, pixels, reach, divisor):
     kept = np.zeros((height, width), int)
     for tile in split(height, width, pixels, reach, divisor):
@@ -81,13 +84,7 @@ def cost(tiles) -> tuple[int, int]:
 
 
 @settings(deadline=None)
-@given(
-    height=st.integers(1, 90),
-    width=st.integers(1, 90),
-    pixels=st.integers(1, 4000),
-    reach=st.integers(0, 9),
-    divisor=st.integers(1, 4),
-)
+@splits
 def test_tiles_fit_into_memory_and_more_of_it_means_no_more_work(height, width, pixels, reach, divisor):
     finest, _ = cost(split(height, width, 1, reach, divisor))
     area, work = cost(split(height, width, pixels, reach, divisor))
