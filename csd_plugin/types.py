@@ -33,7 +33,7 @@ class ClipView:
     """What one network makes of a batch of clips, as a distillation objective sees it.
 
     Attributes:
-        output: (B, L, 3, H, W), the network's frames.
+        output: (B, L, 3, H, W), the network's frames; in super-resolution, larger than the clip by the scale.
         features: input scale -> one tensor (B, L, C, H/scale, W/scale) per tap. Scale 1 is the unscaled frames;
             scales 2 and 4, present only if the objective's `input_scales` ask for them, come from running the network
             on 2x2 and 4x4 average-pooled frames.

@@ -17,6 +17,7 @@ from csd_plugin import __version__, registration
 from csd_plugin.bench import BENCHMARKS
 from csd_plugin.cli import JOBS
 from csd_plugin.data.toolbox import build_for_toolbox
+from csd_plugin.report.inspection import inspect
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -139,6 +140,15 @@ def test_a_training_set_of_the_toolbox_that_is_shown_is_complete(tmp_path):
     content |= {"phase": "train", "scale": 1, "gt_size": 24}
     batch = next(iter(build_dataloader(build_dataset(content), content | {"num_worker_per_gpu": 0}, num_gpu=0)))
     assert batch["lq"].shape == (content["batch_size_per_gpu"], content["num_frame"], 3, 24, 24)
+
+
+def test_the_option_file_of_super_resolution_is_sound(tmp_path):
+    text = (ROOT / "docs" / "toolboxes.md").read_text(encoding="utf-8")
+    [shown] = [code for code in re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S) if "scale: 4" in code]
+    (tmp_path / "x.yml").write_text(shown)
+    report = inspect(tmp_path / "x.yml")
+    assert "9 frames, 64x64; 7 targets in the middle of each, 4 times as high and wide" in report
+    assert "warning" not in report
 
 
 def test_the_version_is_the_same_everywhere():

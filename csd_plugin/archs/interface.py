@@ -170,6 +170,7 @@ class Interface:
         num_frame: frames T from which a target, in their centre, is computed.
         kind: a name in `KINDS`.
         feature: module whose input is the feature, or `module:output`; None if none was named.
+        scale: how many times as high and wide as its input the output is; above 1 for super-resolution.
 
     Raises:
         CSDError: the kind is unknown.
@@ -178,6 +179,7 @@ class Interface:
     num_frame: int
     kind: str
     feature: str | None = None
+    scale: int = 1
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -210,25 +212,30 @@ class Interface:
         return (join_windows(windows), len(windows)) if self.gives_clip else (windows, 1)
 
     def run(self, network: nn.Module, clips: Tensor, num_target: int) -> Tensor:
-        """The `num_target` middle frames of each clip (B, N, 3, H, W) -> (B*L, 3, H, W), clip after clip.
+        """What becomes of the `num_target` middle frames of each clip, clip after clip.
 
         Args:
             network: one that is called like this, or a wrapper of it.
+            clips: (B, N, 3, H, W).
+
+        Returns:
+            (B*L, 3, H * scale, W * scale).
 
         Raises:
-            CSDError: a clip is too short, or the network's output does not have the size of its input.
+            CSDError: a clip is too short, or the network's output does not have this size.
         """
         if computes_in_bf16(clips) and not torch.compiler.is_compiling():
             repair_bf16_conv3d()
         frames = KINDS[self.kind].run(network, clips, num_target, self.num_frame)
-        return self.checked(frames, (clips.shape[0] * num_target, *clips.shape[2:]))
+        height, width = (side * self.scale for side in clips.shape[3:])
+        return self.checked(frames, (clips.shape[0] * num_target, clips.shape[2], height, width))
 
     def checked(self, frames: Tensor, expected: tuple[int, ...]) -> Tensor:
         """The output of a network. Raises CSDError if it does not have the expected shape."""
         if frames.shape != expected:
             raise CSDError(
                 f"the network returns {tuple(frames.shape)} where frames {expected} are needed; check its layout "
-                f"({self.kind}, num_frame {self.num_frame}), and that its scale is 1"
+                f"({self.kind}, num_frame {self.num_frame}), and that its scale is {self.scale}"
             )
         return frames
 
@@ -314,11 +321,16 @@ def interface_section(name: str) -> str:
     return f"interface_{name.removeprefix('network_')}"
 
 
+def declared_interface(opt: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What an option file says of how a network's section is called: its interface section, and the run's scale."""
+    return {**(opt.get(interface_section(name)) or {}), "scale": opt.get("scale", 1)}
+
+
 def interface_of(network: nn.Module, declared: Mapping[str, Any] | None = None) -> Interface:
     """The interface that a network, without wrappers, states, or that options give, which take precedence.
 
     Args:
-        declared: `num_frame`, `layout`, `feature` of the options.
+        declared: `num_frame`, `layout`, `feature` and `scale` of the options.
 
     Raises:
         CSDError: neither states the number of frames.
@@ -326,7 +338,7 @@ def interface_of(network: nn.Module, declared: Mapping[str, Any] | None = None) 
     given = {key: value for key, value in (declared or {}).items() if value is not None}
     kind = given.get("layout") or getattr(network, "layout", "window")
     feature = given.get("feature") or getattr(network, "feature_tap", None)
-    single = Interface(1, str(kind), feature)
+    single = Interface(1, str(kind), feature, given.get("scale", 1))
     num_frame = given.get("num_frame") or (getattr(network, "num_frame", None) if single.has_time else 1)
     if not isinstance(num_frame, int):
         raise CSDError(

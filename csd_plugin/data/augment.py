@@ -7,7 +7,7 @@ resized, so the cost of a sample depends only on its area.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -30,6 +30,7 @@ class AugmentOptions:
         rot: transpose (with the flips: all rotations by multiples of 90 degrees).
         reverse: run the clip backwards.
         grid: regions begin at multiples of this many pixels.
+        truth: how many times as high and wide the truth's frames are, see `Augmentation.enlarged`.
     """
 
     crop: int
@@ -39,6 +40,7 @@ class AugmentOptions:
     rot: bool = False
     reverse: bool = False
     grid: int = 1
+    truth: int = 1
 
     def __post_init__(self) -> None:
         if self.crop < 1:
@@ -60,6 +62,11 @@ class Augmentation:
     rot: bool
     reverse: bool
 
+    def enlarged(self, factor: int) -> Augmentation:
+        """The same draw for frames that show the same on `factor` times as many rows and columns."""
+        sides = {name: getattr(self, name) * factor for name in ("top", "left", "side", "crop")}
+        return replace(self, **sides)
+
 
 def draw(rng: np.random.Generator, height: int, width: int, options: AugmentOptions, clip: str) -> Augmentation:
     """Draw the augmentation of one sample; always takes the same number of draws.
@@ -76,9 +83,11 @@ def draw(rng: np.random.Generator, height: int, width: int, options: AugmentOpti
     low, high = options.scale
     fits = options.crop / min(height, width)
     if fits > high:
+        rule, most = f" and scale {options.truth}" * (options.truth > 1), int(min(height, width) * high)
         raise CSDError(
-            f"{clip}: frames of {width}x{height} are too small for gt_size {options.crop} at scale_range "
-            f"[{low:g}, {high:g}]: set gt_size to {int(min(height, width) * high)} or less, or leave the clip out"
+            f"{clip}: frames of {width}x{height} are too small for gt_size {options.crop * options.truth} at "
+            f"scale_range [{low:g}, {high:g}]{rule}: set gt_size to {most * options.truth} or less, or leave the clip "
+            f"out"
         )
     scale = rng.uniform(max(low, fits), high)
     side = min(max(round(options.crop / scale), 1), height, width)

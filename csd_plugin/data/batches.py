@@ -11,8 +11,10 @@ from torch import Tensor
 from csd_plugin.errors import CSDError
 
 
-def as_clips(batch: Mapping[str, Any], num_frame: int, source: str) -> tuple[Tensor, Tensor]:
+def as_clips(batch: Mapping[str, Any], num_frame: int, source: str, *, scale: int = 1) -> tuple[Tensor, Tensor]:
     """A training batch as clips and the targets in their middle: lq (B, N, 3, H, W), gt (B, L, 3, H, W).
+
+    With a scale above 1, for super-resolution, H and W of gt are that many times those of lq.
 
     Batches that have clips with the targets of their middle, as our data sets give, are unchanged. A missing axis means
     one frame: lq (B, 3, H, W) is single frames, gt (B, 3, H, W) is the truth of each clip's middle frame, as from
@@ -22,6 +24,7 @@ def as_clips(batch: Mapping[str, Any], num_frame: int, source: str) -> tuple[Ten
     Args:
         num_frame: frames of the longest window that a network needs.
         source: the data set, which begins the messages.
+        scale: of the networks.
 
     Raises:
         CSDError: a batch lacks lq or gt, its frames and targets do not match, or its clips are too short.
@@ -38,10 +41,12 @@ def as_clips(batch: Mapping[str, Any], num_frame: int, source: str) -> tuple[Ten
         lq = lq.unsqueeze(1)
     if gt.ndim == 4:
         gt = gt.unsqueeze(1)
-    if lq.ndim != 5 or gt.ndim != 5 or len(lq) != len(gt) or lq.shape[2:] != gt.shape[2:]:
+    pairs = lq.ndim == gt.ndim == 5 and len(lq) == len(gt) and lq.shape[2] == gt.shape[2]
+    if not pairs or tuple(gt.shape[3:]) != tuple(side * scale for side in lq.shape[3:]):
+        size = "their size" if scale == 1 else f"{scale} times their size"
         raise CSDError(
-            f"{given}; clips (B, N, 3, H, W) or single frames (B, 3, H, W) are needed, and targets of their size: "
-            f"check that the data set's scale is 1"
+            f"{given}; clips (B, N, 3, H, W) or single frames (B, 3, H, W) are needed, and targets of {size}: check "
+            f"that the scale of the data set is {scale}, as that of the networks"
         )
 
     frames, targets = lq.shape[1], gt.shape[1]

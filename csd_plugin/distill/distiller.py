@@ -91,8 +91,8 @@ class Distiller(nn.Module):
         warn: called with each line about what the examinations find, and about calls that are only compared in part.
 
     Raises:
-        CSDError: shares do not add to 1, terms and weights do not match, layers are missing, or a teacher has weights
-            that the student learns.
+        CSDError: shares do not add to 1, terms and weights do not match, layers are missing, scales differ, or a
+            teacher has weights that the student learns.
     """
 
     def __init__(
@@ -120,6 +120,8 @@ class Distiller(nn.Module):
         self.teachers = list(teachers)  # a list, so that they are not submodules
         self.weights, self.balance = dict(weights), Balance(weights)
         self.interface = interface or interface_of(bare(student))
+        for teacher in teachers:
+            _check_scale(self.interface, teacher)
         self.student_taps: list[FeatureTap] = []
         if any(teacher.taps for teacher in teachers):
             self.student_taps = quiet(tap_compared(bare(student), self.interface, layers))
@@ -144,16 +146,16 @@ class Distiller(nn.Module):
         Returns `l_recon` and `l_distill`, scalars; and raw terms (`l_spatial`), `status/..`, `weight/..`, `health/..`.
 
         Args:
-            batch: `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), its middle, or anything that `as_clips` converts to
-                these; in [0, 1], or uint8. With the teacher's features (`features_of`), it is not run, and `gt` stands
-                in for its frames.
+            batch: `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), its middle, larger by the student's scale, or anything
+                that `as_clips` converts to these; in [0, 1], or uint8. With the teacher's features (`features_of`), it
+                is not run, and `gt` stands in for its frames.
             iteration: counted from 1; weights and examinations depend on it.
             logged: False skips slow parts of `status/..`, which nobody reads.
 
         Raises:
             CSDError: the batch is too short or does not pair, or a term teaches nothing.
         """
-        lq, gt = map(as_float, as_clips(batch, self.num_frame, "the batch"))
+        lq, gt = map(as_float, as_clips(batch, self.num_frame, "the batch", scale=self.interface.scale))
         gt = gt.float()  # like the networks' frames, whatever their precision
         weights = self._weights_at(iteration)
         if self.teachers and any(weights.values()):
@@ -191,7 +193,7 @@ class Distiller(nn.Module):
 
         Runs the teachers once more. Raises CSDError, as `forward`.
         """
-        lq, gt = map(as_float, as_clips(batch, self.num_frame, "the batch"))
+        lq, gt = map(as_float, as_clips(batch, self.num_frame, "the batch", scale=self.interface.scale))
         stored = self._stored_view(features_of(batch), gt)
         for teacher in self.teachers:
             view = stored or self._teacher_view(teacher, lq, gt.shape[1])
@@ -421,6 +423,14 @@ def _check(teachers: Sequence[Teacher], weights: Mapping[str, Weight]) -> None:
     for teacher in teachers:
         zeros = {term: torch.zeros(()) for term in bare(teacher.objective).terms}
         weighted_sum(zeros, {term: weight_at(weight, 1) for term, weight in weights.items()})
+
+
+def _check_scale(student: Interface, teacher: Teacher) -> None:
+    if teacher.interface.scale != student.scale:
+        raise CSDError(
+            f"the scale of the teacher {teacher.label} is {teacher.interface.scale}, and the student's is "
+            f"{student.scale}: give both interfaces the same scale"
+        )
 
 
 def _check_apart(student: nn.Module, teacher: Teacher) -> None:

@@ -35,7 +35,7 @@ class DryRunError(CSDError):
 
 @dataclass(frozen=True)
 class Clips:
-    """A batch as the model gets it: B clips of N frames with L targets in the middle, in crops of size x size."""
+    """A batch as the model gets it: B clips of N frames, crops of size x size, with L targets in the middle."""
 
     batch: int
     num_frame: int
@@ -66,7 +66,7 @@ class Dry:
 
 def clips_of(opt: Mapping[str, Any], size: int | None = None) -> Clips:
     """What goes through the networks at once: the training set's batches, or their largest parts (`accumulate`), or
-    single frames of the first test set. `size`: the crop size to use instead of the set's."""
+    single frames of the first test set. `size`: of the rainy crops, to use instead of the set's."""
     datasets = opt["datasets"]
     content = datasets.get("train") or next(iter(datasets.values()))
     parts = (opt.get("train") or {}).get("accumulate", 1)
@@ -74,7 +74,7 @@ def clips_of(opt: Mapping[str, Any], size: int | None = None) -> Clips:
         batch=-(-int(content.get("batch_size_per_gpu", 1)) // parts),
         num_frame=int(content.get("num_frame", 1)),
         num_target=int(content.get("num_target", 1)),
-        size=size or int(content.get("gt_size", 128)),
+        size=size or int(content.get("gt_size", 128)) // int(opt.get("scale", 1)),
     )
 
 

@@ -52,7 +52,8 @@ def warping_error(result: Image, previous: Image, guide: Image, previous_guide: 
 
     Args:
         result, previous: the frame and the one before it.
-        guide, previous_guide: frames with the same motion, such as the truth.
+        guide, previous_guide: frames with the same motion, such as the truth; or smaller by a whole factor, such as the
+            input of super-resolution, and then enlarged (bicubic).
 
     Returns:
         The error, or None if the two guides show different scenes.
@@ -60,6 +61,7 @@ def warping_error(result: Image, previous: Image, guide: Image, previous_guide: 
     Raises:
         CSDError: the sizes differ, or are below 12x12.
     """
+    guide, previous_guide = _at_size(guide, result), _at_size(previous_guide, previous)
     sizes = {image.shape for image in (result, previous, guide, previous_guide)}
     if len(sizes) > 1 or min(result.shape[:2]) < _LEAST_SIDE:
         shown = ", ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (result, previous, guide, previous_guide))
@@ -69,6 +71,15 @@ def warping_error(result: Image, previous: Image, guide: Image, previous_guide: 
         return None
     difference = result.astype(np.float32) - warp(previous.astype(np.float32), flow)
     return float(SCALE * np.square(difference[valid] / 255, dtype=np.float64).mean())
+
+
+def _at_size(guide: Image, result: Image) -> Image:
+    """The guide, enlarged to the result's size if that is a whole multiple of its own."""
+    height, width = result.shape[:2]
+    factor = max(height // guide.shape[0], 1)
+    if factor == 1 or (guide.shape[0] * factor, guide.shape[1] * factor) != (height, width):
+        return guide
+    return np.asarray(cv2.resize(guide, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
 def correspondence(guide: Image, previous_guide: Image) -> tuple[Flow, NDArray[np.bool_]]:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from csd_plugin import compat
-from csd_plugin.archs.interface import Interface, interface_of, interface_section
+from csd_plugin.archs.interface import Interface, declared_interface, interface_of, interface_section
 from csd_plugin.distill.settings import teacher_labels
 from csd_plugin.errors import CSDError, first_line, out_of_memory, refused_by_disk, suggestion
 from csd_plugin.models.mixing import keywords_of
@@ -51,11 +51,21 @@ def build_network(content: dict[str, Any], where: str) -> nn.Module:
 
 
 def build_interface(network: nn.Module, opt: Mapping[str, Any], name: str) -> Interface:
-    section = interface_section(name)
+    """How a network is called. Raises CSDError if nobody says it, or if a network of ours is to enlarge frames."""
     try:
-        return interface_of(network, opt.get(section))
+        interface = interface_of(network, declared_interface(opt, name))
     except CSDError as error:
-        raise CSDError(f"{name}: {error} in the section {section}") from error
+        raise CSDError(f"{name}: {error} in the section {interface_section(name)}") from error
+    if interface.scale > 1 and is_ours(network):
+        raise CSDError(
+            f"{name}: frames from {type(network).__name__} are as large as its input, but the file's scale is "
+            f"{interface.scale}; set scale: 1, or use a network for super-resolution"
+        )
+    return interface
+
+
+def is_ours(network: nn.Module) -> bool:
+    return type(network).__module__.startswith("csd_plugin.")
 
 
 def find_metrics(val: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,7 +91,8 @@ def _try_foreign_set(cls: Any, key: str, content: dict[str, Any], interfaces: di
             pair = {name: item[name] for name in ("lq", "gt") if isinstance(item.get(name), torch.Tensor)}
             batch = {name: value.expand(content["batch_size_per_gpu"], *value.shape) for name, value in pair.items()}
             seen = max(interface.num_frame for interface in interfaces.values())
-            as_clips(batch, seen, f"datasets.{key}: {content['type']}")
+            scale = interfaces["network_g"].scale
+            as_clips(batch, seen, f"datasets.{key}: {content['type']}", scale=scale)
         else:
             with as_mistakes(f"datasets.{key}", own):
                 read_test_item(dataset, 0, interfaces["network_g"].num_frame)

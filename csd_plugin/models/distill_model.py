@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from csd_plugin.archs.checkpoint import entry_in, load_plain, load_weights
-from csd_plugin.archs.interface import interface_of
+from csd_plugin.archs.interface import declared_interface, interface_of
 from csd_plugin.devices import forked_random
 from csd_plugin.distill.distiller import Compared, Distiller, Teacher, adapted
 from csd_plugin.distill.dry_run import clips_of
@@ -66,7 +66,7 @@ class DistillModel(VideoDerainModel):
             path.get(f"param_key_{label}", "params_ema"),
         )
         self.lay_out(network.eval().requires_grad_(False))
-        interface = interface_of(network, self.opt.get(f"interface_{label}"))
+        interface = interface_of(network, declared_interface(self.opt, f"network_{label}"))
         objective = build_objective(self.distillation.objective)
         if self.distillation.adapters:
             bare, layers_g = self.get_bare_model(self.net_g), self.distillation.student_layers

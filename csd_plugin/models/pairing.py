@@ -25,6 +25,7 @@ from csd_plugin.data.datasets import DATASETS
 from csd_plugin.data.datasets.options import DatasetOptions, TrainingOptions
 from csd_plugin.distill.dry_run import clips_of, without_values
 from csd_plugin.errors import CSDError, first_line
+from csd_plugin.models.building import is_ours
 
 _NAMES = ("vid4", "reds4", "redsofficial")
 """The toolbox's test sets of video clips, whatever they contain."""
@@ -147,7 +148,8 @@ def _check_training(model: Any, opt: Mapping[str, Any], content: Mapping[str, An
             f"model_type: {name} does not take pairs of frames as {content['type']} gives them; set "
             f"high_order_degradation: false if it is a model of Real-ESRGAN, or use VideoDerainModel"
         )
-    frames = (2, num_frame, 3, size, size)
+    rainy = size // data.scale
+    frames = (2, num_frame, 3, rainy, rainy)
     truth = (2, 3, size, size) if num_target == 1 else (2, num_target, 3, size, size)
     output = _output_shape(network, frames, opt, "train")
     if output != truth:
@@ -205,14 +207,19 @@ def _check_test(model: type, opt: Mapping[str, Any], key: str, content: Mapping[
     _output_shape(network, (1, options_of(content).of(content).num_frame, 3, height, width), opt, key)
 
 
-def check_network(name: str, network: nn.Module, interface: Interface, opt: Mapping[str, Any]) -> None:
+def check_network(
+    name: str, network: nn.Module, interface: Interface, opt: Mapping[str, Any], size: int | None = None
+) -> None:
     """Raise CSDError unless a network that is not ours runs on the input of our models, crops of the training set.
 
     `network_g` runs on a whole batch and in training mode, where some networks do something else.
+
+    Args:
+        size: of the rainy crops; by default the training set's.
     """
-    if type(network).__module__.startswith("csd_plugin."):
+    if is_ours(network):
         return
-    clips, learns, section = clips_of(opt), name == "network_g", interface_section(name)
+    clips, learns, section = clips_of(opt, size), name == "network_g", interface_section(name)
     num_frame = max(clips.num_frame, interface.num_frame + clips.num_target - 1)
     frames = (clips.batch if learns else 1, num_frame, 3, clips.size, clips.size)
     try:

@@ -46,7 +46,10 @@ class Probe:
         shape = (clips.batch, clips.num_frame, 3, clips.size, clips.size)
         lq = torch.rand(shape)
         first = (clips.num_frame - clips.num_target) // 2
-        self.batch: dict[str, Any] = {"lq": lq, "gt": lq[:, first : first + clips.num_target].contiguous(), "key": []}
+        gt = lq[:, first : first + clips.num_target]
+        scale = int(opt.get("scale", 1))
+        gt = gt.repeat_interleave(scale, dim=3).repeat_interleave(scale, dim=4)
+        self.batch: dict[str, Any] = {"lq": lq, "gt": gt, "key": []}
         self._steps = 0
 
     def step(self) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from csd_plugin import compat, peers
-from csd_plugin.archs.interface import Interface, interface_of, run_network
+from csd_plugin.archs.interface import Interface, declared_interface, interface_of, run_network
 from csd_plugin.data.batches import FEATURE, as_clips, as_float
 from csd_plugin.devices import half_precision_warnings, use_channels_last
 from csd_plugin.distill.average import decay_at, update_average
@@ -99,7 +99,7 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
             CSDError: clips do not fit the network, or a part is missing.
         """
         source = f"datasets.train: {self.opt['datasets']['train'].get('type', 'the loader')}"
-        lq, gt = as_clips(data, self.num_frame, source)
+        lq, gt = as_clips(data, self.num_frame, source, scale=self.opt.get("scale", 1))
         self.lq = as_float(lq.to(self.device, non_blocking=True))
         self.gt = as_float(gt.to(self.device, non_blocking=True))
         self.features = {
@@ -265,7 +265,7 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
 
     def interface_of(self, network: nn.Module) -> Interface:
         """How `network_g`, or its average, is called."""
-        return interface_of(self.get_bare_model(network), self.opt.get("interface_g"))
+        return interface_of(self.get_bare_model(network), declared_interface(self.opt, "network_g"))
 
     @property
     def num_frame(self) -> int:

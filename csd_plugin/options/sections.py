@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 from csd_plugin.archs import NETWORKS
 from csd_plugin.data.datasets import DATASETS
+from csd_plugin.data.datasets.options import MOST_SCALE
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.losses import LOSSES
 
@@ -86,7 +87,7 @@ class RunSection(FileSection):
     train: dict | None = None
     val: dict | None = None
     logger: dict | None = None
-    scale: Literal[1] = 1
+    scale: int = Field(1, ge=1, le=MOST_SCALE, description="above 1 for super-resolution, as in BasicSR")
     dist_params: dict | None = None
     find_unused_parameters: bool = False
 
@@ -255,7 +256,6 @@ class DatasetSection(Section):
     name: Name
     type: str
     phase: str = "train"
-    scale: int = 1
 
 
 def dataset_section(cls: type) -> type[Section]:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from csd_plugin.archs.complexity import complexity
-from csd_plugin.archs.interface import Interface
+from csd_plugin.archs.interface import Interface, interface_section
 from csd_plugin.distill.adapters import AdaptedObjective, adapted_shapes
 from csd_plugin.distill.dry_run import GIB, Clips, Dry, clips_of
 from csd_plugin.distill.fidelity import mismatches, report
@@ -21,6 +21,7 @@ from csd_plugin.distill.schedule import Weight, is_balanced, is_ever_on
 from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.errors import CSDError
 from csd_plugin.models.idle_options import idle_options, part_warnings
+from csd_plugin.models.pairing import check_network
 from csd_plugin.models.preflight import check_features, check_parts, checked_objective, placed_dry_run
 from csd_plugin.options.checks import distils, find_problems
 from csd_plugin.options.files import load_options
@@ -47,16 +48,20 @@ def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) ->
     if distillation is not None and checked_objective(distillation).needs_features:
         taps = distillation.layers()
 
+    scale = int(opt.get("scale", 1))
+    larger = f", {scale} times as high and wide" if scale > 1 else ""
     lines = [
         f"clips      {clips.batch} of {clips.num_frame} frames, {clips.size}x{clips.size}; {clips.num_target} targets "
-        f"in the middle of each"
+        f"in the middle of each{larger}"
     ]
     if (parts := (opt.get("train") or {}).get("accumulate", 1)) > 1:
         lines[0] += f"; {parts} such parts are a batch of {opt['datasets']['train']['batch_size_per_gpu']}"
     runs: dict[str, Dry] = {}
     for name, network in networks.items():
+        needs = [name, interface_section(name)]
+        problems.attempt(needs, check_network, name, network, interfaces[name], opt, size)
         run = problems.attempt(
-            [], placed_dry_run, opt, name, network, interfaces[name], clips, taps.get(name), tapped=name in taps
+            needs, placed_dry_run, opt, name, network, interfaces[name], clips, taps.get(name), tapped=name in taps
         )
         if run is None:
             continue

@@ -107,6 +107,10 @@ def test_layers_of_any_network_of_the_toolbox(inspect):
             "train.distill_opt: CRD: the student's feature has 4 channels, the teacher's has 5",
         ),
         ({"logger.wandb": {"project": "rain"}}, "logger.wandb: it copies TensorBoard's log"),
+        (
+            {"network_g": {"type": "TOFlow"}, "interface_g": {"layout": "window", "num_frame": 7}},
+            "network_g: TOFlow fails on clips (2, 8, 3, 24, 24)",
+        ),
         ({"train.distill_opt.num_scale": 9}, "CSD: a feature of 24x24 is too small for 9 scales"),
     ],
 )
@@ -210,6 +214,13 @@ def test_a_mistake_is_one_line(inspect, content, words):
     assert status == 2
     assert words in err
     assert err.count("\n") == 1
+
+
+def test_our_networks_do_not_enlarge_frames(inspect):
+    status, _, err = inspect(options(scale=2))
+    assert status == 2 and "2 problems" in err
+    for name in ("network_g", "network_t"):
+        assert f"{name}: frames from SLDNet are as large as its input, but the file's scale is 2; set scale: 1" in err
 
 
 def test_all_mistakes_are_listed_with_their_lines(inspect):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from toolbox import equal, method
 
-from csd_plugin.archs.interface import interface_of
+from csd_plugin.archs.interface import Interface, interface_of
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.data.batches import FEATURE
@@ -45,6 +46,25 @@ def batch(frames: int = 8, targets: int = 2) -> dict[str, torch.Tensor]:
     lq = torch.rand(2, frames, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     first = (frames - targets) // 2
     return {"lq": lq, "gt": lq[:, first : first + targets] * 0.9}
+
+
+def test_networks_of_one_scale_are_compared():
+    how = Interface(1, "image", feature="0:output", scale=2)
+    student, wider = (
+        torch.nn.Sequential(torch.nn.Conv2d(3, width, 1), torch.nn.Conv2d(width, 12, 1), torch.nn.PixelShuffle(2))
+        for width in (4, 6)
+    )
+    small = batch(4, 2)
+    large = {"lq": small["lq"], "gt": torch.rand(2, 2, 3, 48, 48)}
+    teacher = Teacher(wider, CSD(hidden=4), interface=how)
+    d = Distiller(student, [teacher], PyramidSSIMLoss(), weights=WEIGHTS, interface=how)
+    losses, scalars = d(large)
+    sum(losses.values()).backward()
+    assert scalars["l_spatial"] > 0 and student[0].weight.grad.any()
+    with pytest.raises(CSDError, match="targets of 2 times their size: check that the scale of the data set is 2"):
+        d(small)
+    with pytest.raises(CSDError, match="the scale of the teacher t is 2, and the student's is 1: give both"):
+        Distiller(student, [teacher], PyramidSSIMLoss(), weights=WEIGHTS, interface=replace(how, scale=1))
 
 
 def test_student_and_cells_learn_and_are_saved_and_the_teacher_moves_along():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from synthetic import moving_scene, write_image
 from toolbox import STUDENT, TEACHER, begin_two, changed, equal, scored_set
 
 from csd_plugin.archs.checkpoint import load_network, read_state_dict
@@ -234,6 +235,39 @@ def test_its_own_half_precision_leaves_the_losses_in_float32(tmp_path, tiny_rain
     for name in ("train/loss", "train/health/grad_spatial"):
         assert half[name].current() != whole[name].current()
         assert half[name].current() == pytest.approx(whole[name].current(), rel=0.1)
+
+
+class Enlarging(torch.nn.Module):
+    """(B, 3, H, W) to (B, 3, 2 H, 2 W)."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(3, width, 3, padding=1), torch.nn.Conv2d(width, 12, 1))
+
+    def forward(self, frame):
+        return torch.nn.functional.pixel_shuffle(self.body(frame), 2)
+
+
+def test_networks_of_super_resolution_learn_and_are_scored(tmp_path, monkeypatch):
+    from csd_plugin.archs import NETWORKS
+
+    monkeypatch.setitem(NETWORKS._rows, "Enlarging", Enlarging)
+    for index, frame in enumerate(moving_scene(9, 48, 64, seed=0)):
+        write_image(tmp_path / f"gt/clip/{index:04d}.png", frame)
+        write_image(tmp_path / f"lq/clip/{index:04d}.png", np.ascontiguousarray(frame[::2, ::2]))
+    torch.save({"params": Enlarging(6).state_dict()}, tmp_path / "teacher.pth")
+    torch.save({"params": Enlarging().state_dict()}, tmp_path / "student.pth")
+    roots = {"dataroot_lq": str(tmp_path / "lq"), "dataroot_gt": str(tmp_path / "gt"), "scale": 2}
+    how = {"type": "Enlarging", "interface": {"layout": "image", "feature": "body.0:output", "scale": 2}}
+    content = config(tmp_path, tmp_path, tmp_path / "teacher.pth", tmp_path / "student.pth", **scored(tmp_path))
+    for section in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        dataset = content[section]["dataset"]
+        kept = {key: value for key, value in dataset.items() if key not in ("dataroot", "split")}
+        content[section] = content[section] | {"dataset": kept | roots}
+    content["model"]["student"] = how | {"checkpoint": str(tmp_path / "student.pth")}
+    content["model"]["teachers"]["t"] = how | {"width": 6, "checkpoint": str(tmp_path / "teacher.pth")}
+    logged = train(content).message_hub.log_scalars
+    assert logged["train/l_spatial"].current() > 0 and logged["val/rgb/psnr"].current() > 0
 
 
 def test_a_student_alone_learns_from_the_truth(tmp_path, tiny_rain, student):

@@ -42,6 +42,14 @@ def test_a_translated_clip_has_almost_none(by):
     assert error < plain_difference(moved(by), moved(0)) / 500
 
 
+def test_a_guide_may_be_smaller_by_a_whole_factor():
+    """As the input of super-resolution is."""
+    small = [cv2.resize(moved(by), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for by in (4, 0)]
+    enlarged = [cv2.resize(image, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC) for image in small]
+    error = warping_error(moved(4), moved(0), *small)
+    assert error == warping_error(moved(4), moved(0), *enlarged) < plain_difference(moved(4), moved(0)) / 100
+
+
 @pytest.mark.parametrize("by", [0, 3])
 def test_it_grows_with_flicker_by_its_square(by):
     errors = [warping_error(brighter(moved(by), f), moved(0), moved(by), moved(0)) for f in (0, 2, 5, 10, 20)]

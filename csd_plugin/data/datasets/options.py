@@ -14,6 +14,8 @@ from csd_plugin.errors import CSDError
 
 MOST = 1024
 """The most frames, targets or clips of a batch: more than any training uses, but few enough to fit into memory."""
+MOST_SCALE = 16
+"""The most times that clean frames may be larger than rainy ones: twice what super-resolution uses."""
 
 _MISTYPED = 0.8
 """The similarity, by difflib, from which an unknown key counts as a typo; the toolbox's own keys stay below."""
@@ -50,6 +52,13 @@ class DatasetOptions:
     )
     num_frame: int = option(7, "frames of a test window, not fewer than the network's", required=True, gt=0, le=MOST)
     cache_mb: float = option(0, "memory in MB for decoded frames, for all workers together", ge=0)
+    scale: int = option(
+        1,
+        "how many times as high and wide the clean frames are, for super-resolution; BasicSR takes it from the `scale` "
+        "of the whole file",
+        ge=1,
+        le=MOST_SCALE,
+    )
 
     @classmethod
     def of(cls: type[Self], opt: Mapping[str, Any]) -> Self:
@@ -91,7 +100,9 @@ class TrainingOptions(DatasetOptions):
         gt=0,
         le=MOST,
     )
-    gt_size: int = option(128, "side of the crop, in pixels", required=True, ge=4, le=8192)
+    gt_size: int = option(
+        128, "side of the crop of clean frames, in pixels; a multiple of `scale`", required=True, ge=4, le=8192
+    )
     scale_range: tuple[float, float] = option(
         (1.0, 1.0), "enlarge frames by a random factor from this range", each={"gt": 0, "le": 16}
     )

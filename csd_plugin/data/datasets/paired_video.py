@@ -35,11 +35,11 @@ from csd_plugin.types import PairedSequence
 class PairedVideoDataset(TrainingDataset):
     """Training clips: N rainy frames and the L clean targets of their middle, cropped and augmented alike.
 
-    An item is a dict: lq (N, 3, gt_size, gt_size) and gt (L, 3, gt_size, gt_size), or (3, gt_size, gt_size) for a
-    single target, float32 RGB in [0, 1]; key, the clip and its first frame. The items are all runs of N consecutive
-    frames of all clips. Random draws repeat with the seed; `TrainingClips` says when they depend on the number of
-    workers. With the option `features`, an item also has teacher_feature_0, .., float16 (L, C, h, w), see
-    `data.features`.
+    An item is a dict: lq (N, 3, size, size) and gt (L, 3, gt_size, gt_size), or (3, gt_size, gt_size) for a single
+    target, float32 RGB in [0, 1], where size is gt_size / scale; key, the clip and its first frame. The items are all
+    runs of N consecutive frames of all clips. Random draws repeat with the seed; `TrainingClips` says when they depend
+    on the number of workers. With the option `features`, an item also has teacher_feature_0, .., float16 (L, C, h, w),
+    see `data.features`.
 
     Args:
         opt: `PairedOptions`.
@@ -65,7 +65,7 @@ class PairedVideoDataset(TrainingDataset):
         lq, gt = sequence.lq[frames], sequence.gt[frames][self.clips.targets]
         item = {
             "lq": self._crops(lq, sample.plan),
-            "gt": self._crops(gt, sample.plan),
+            "gt": self._crops(gt, sample.plan.enlarged(self.clips.scale)),
             "key": f"{sequence.name}/{lq[0].rpartition('/')[2]}",
         }
         if self.features is not None:
@@ -83,8 +83,8 @@ class PairedVideoDataset(TrainingDataset):
 class PairedVideoTestDataset(Dataset):
     """Every frame of every clip in order, each with its neighbours, reflected at the clip's ends.
 
-    An item is a dict: lq (num_frame, 3, H, W) and, if there is truth, gt (3, H, W), float32 RGB in [0, 1];
-    folder, the clip; idx, 'k/n', its number among the n requested frames of the clip; lq_path, its key.
+    An item is a dict: lq (num_frame, 3, H, W) and, if there is truth, gt (3, H * scale, W * scale), float32 RGB in
+    [0, 1]; folder, the clip; idx, 'k/n', its number among the n requested frames of the clip; lq_path, its key.
     `data_info` has folder, idx, lq_path and gt_path (None without truth) of all items, as in BasicSR's video
     test data sets.
 
@@ -102,7 +102,8 @@ class PairedVideoTestDataset(Dataset):
         options = self.options_class.of(opt)
         self.num_frame = options.num_frame
         self.store, self.sequences = _open(opt, options, "test")
-        check_sizes(self.store, self.sequences)
+        self.scale = options.scale
+        check_sizes(self.store, self.sequences, self.scale)
         self.samples: list[tuple[int, int]] = []
         self.data_info: dict[str, list[Any]] = {"lq_path": [], "gt_path": [], "folder": [], "idx": []}
         for i, sequence in enumerate(self.sequences):
@@ -116,8 +117,9 @@ class PairedVideoTestDataset(Dataset):
         self._enter_worker = WorkerEntry(self.store)
 
     def sizes(self) -> dict[tuple[int, int], str]:
-        """(height, width) of frames -> the first clip of that size."""
-        return {self.store.shape(sequence.lq[0]): sequence.name for sequence in reversed(self.sequences)}
+        """(height, width) of results -> the first clip with that size."""
+        shapes = {self.store.shape(sequence.lq[0]): sequence.name for sequence in reversed(self.sequences)}
+        return {(height * self.scale, width * self.scale): clip for (height, width), clip in shapes.items()}
 
     def __len__(self) -> int:
         return len(self.samples)

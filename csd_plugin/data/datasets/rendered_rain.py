@@ -58,6 +58,11 @@ class RenderedRainDataset(TrainingDataset):
         options = self.options_class.of(opt)
         if options.dataroot_lq or options.dataroot_gt:
             raise CSDError("RenderedRainDataset renders its rain itself: give the clean clips as dataroot")
+        if options.scale > 1:
+            raise CSDError(
+                f"RenderedRainDataset renders rain on frames of their own size, but the scale is {options.scale}: use "
+                f"PairedVideoDataset"
+            )
         self.preset = find_preset(options.rain)
         self.quality = _quality_range(options.quality)
         self.store = open_store(dataroot_of(opt), options.cache_mb)

@@ -80,11 +80,11 @@ class ResidentVideoDataset(PairedVideoDataset):
 
     def _decode_all(self) -> dict[str, Tensor]:
         """Key -> frame, uint8 (H, W, 3) on the device; memory for all is allocated first."""
-        sizes = {
-            key: size
-            for sequence, size in zip(self.sequences, self.clips.sizes, strict=True)
-            for key in (*sequence.lq, *(sequence.gt or ()))
-        }
+        sizes: dict[str, tuple[int, int]] = {}
+        for sequence, (height, width) in zip(self.sequences, self.clips.sizes, strict=True):
+            scale = self.clips.scale
+            sizes |= dict.fromkeys(sequence.lq, (height, width))
+            sizes |= dict.fromkeys(sequence.gt or (), (height * scale, width * scale))
         try:
             frames = {key: torch.empty(*size, 3, dtype=torch.uint8, device=self._device) for key, size in sizes.items()}
         except RuntimeError as error:  # includes torch.OutOfMemoryError; the CPU allocator raises RuntimeError itself

@@ -29,6 +29,8 @@ Options = Mapping[str, Any]
 class Sample:
     """One draw: N frames of `sequence` from `start` on, of `size` (height, width), to be cropped by `plan`.
 
+    Size and plan are those of rainy frames. In super-resolution, the clean ones are larger.
+
     Attributes:
         rng: the sample's own generator, for further draws.
     """
@@ -53,8 +55,7 @@ class TrainingClips:
     gives no base seed, the draws differ (they are seeded by torch's initial seed).
 
     Args:
-        opt: `TrainingOptions`, as the toolbox's dict. With one target (num_target 1), gt is (3, gt_size, gt_size),
-            without an axis for targets. as_uint8 is for models that divide by 255 themselves.
+        opt: `TrainingOptions`, as the toolbox's dict. as_uint8 is for models that divide by 255 themselves.
 
     Raises:
         CSDError: sequences do not fit the options, as far as the frames' headers show.
@@ -64,18 +65,21 @@ class TrainingClips:
         self.store, self.sequences = store, sequences
         options = TrainingOptions.of(opt)
         self.num_frame, self.num_target = options.num_frame, options.num_target
-        self.targets = target_slice(self.num_frame, self.num_target)
+        self.targets, self.scale = target_slice(self.num_frame, self.num_target), options.scale
+        if options.gt_size % self.scale:
+            raise CSDError(f"gt_size {options.gt_size} is no multiple of the scale, {self.scale}: give one")
         low, high = options.scale_range
         self._augment_options = augment.AugmentOptions(
-            crop=options.gt_size,
+            crop=options.gt_size // self.scale,
             scale=(float(low), float(high)),
             hflip=options.use_hflip,
             vflip=options.use_vflip,
             rot=options.use_rot,
             reverse=options.random_reverse,
+            truth=self.scale,
         )
         self.to_tensor: Callable[[np.ndarray], Tensor] = to_bytes if options.as_uint8 else to_tensor
-        self.sizes = check_sizes(store, sequences)
+        self.sizes = check_sizes(store, sequences, self.scale)
         for sequence, size in zip(sequences, self.sizes, strict=True):
             self._check_usable(sequence, *size)
         self._starts = [
@@ -96,7 +100,7 @@ class TrainingClips:
             raise CSDError("stored features cannot be scaled: set scale_range: [1, 1]")
         if options.crop % grid:
             raise CSDError(
-                f"gt_size {options.crop}: the stored features have one cell per {grid} pixels: give a multiple"
+                f"crops of {options.crop} pixels: the stored features have one cell per {grid}: give a multiple"
             )
         self._augment_options = replace(options, grid=grid)
 
@@ -219,20 +223,27 @@ def to_bytes(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(planes)
 
 
-def check_sizes(store: FrameStore, sequences: Sequence[PairedSequence]) -> list[tuple[int, int]]:
-    """(height, width) of each sequence, from all frames' headers.
+def check_sizes(store: FrameStore, sequences: Sequence[PairedSequence], scale: int = 1) -> list[tuple[int, int]]:
+    """(height, width) of each sequence's rainy frames, from all frames' headers.
 
-    Raises CSDError naming the first frame whose size differs from that of its clip's first rainy frame.
+    Args:
+        scale: how many times as high and wide clean frames must be.
+
+    Raises:
+        CSDError: names the first frame whose size does not follow from that of its clip's first rainy frame.
     """
     sizes = []
     for sequence in tqdm(sequences, desc="sizes of frames", unit="clip", leave=False, delay=2, disable=None):
         size = store.shape(sequence.lq[0])
-        for key in (*sequence.lq, *(sequence.gt or ())):
-            height, width = store.shape(key)
-            if (height, width) != size:
-                raise CSDError(
-                    f"{sequence.name}: {key} is {width}x{height}, but {sequence.lq[0]} is {size[1]}x{size[0]}: "
-                    f"restore the frame at the clip's size, or leave the clip out (clips: a list file)"
-                )
+        for keys, factor in ((sequence.lq, 1), (sequence.gt or (), scale)):
+            expected = (size[0] * factor, size[1] * factor)
+            for key in keys:
+                height, width = store.shape(key)
+                if (height, width) != expected:
+                    larger = f" at scale {factor}" if factor > 1 else ""
+                    raise CSDError(
+                        f"{sequence.name}: {key} is {width}x{height}, but {sequence.lq[0]} is {size[1]}x{size[0]}"
+                        f"{larger}: restore the frame at the clip's size, or leave the clip out (clips: a list file)"
+                    )
         sizes.append(size)
     return sizes

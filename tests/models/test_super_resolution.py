@@ -1,0 +1,166 @@
+"""Networks whose frames are larger than their input, `scale` times, from data to scores."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from synthetic import moving_scene, write_image
+from test_objectives import options_of
+from test_toolbox_networks import checkpoint
+from toolbox import changed, scoring_options, train_options
+
+SCALE = 2
+STUDENT = {"type": "MSRResNet", "num_feat": 4, "num_block": 1, "upscale": SCALE}
+TEACHER = STUDENT | {"num_feat": 6, "num_block": 2}
+IMAGE = {"layout": "image", "feature": "conv_first:output"}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Two clips of 10 frames: gt of 64x48, lq of 32x24."""
+    root = tmp_path_factory.mktemp("pairs")
+    for number in range(2):
+        for index, frame in enumerate(moving_scene(10, 48, 64, seed=number)):
+            write_image(root / f"gt/{number:03d}/{index:08d}.png", frame)
+            small = cv2.resize(frame, None, fx=1 / SCALE, fy=1 / SCALE, interpolation=cv2.INTER_AREA)
+            write_image(root / f"lq/{number:03d}/{index:08d}.png", small)
+    return root
+
+
+def roots(clips):
+    return {"dataroot": ..., "dataroot_lq": str(clips / "lq"), "dataroot_gt": str(clips / "gt")}
+
+
+def in_train(clips, **more):
+    return {f"datasets.train.{key}": value for key, value in (roots(clips) | more).items()}
+
+
+def images(clips):
+    return {
+        "type": "PairedImageDataset",
+        "name": "train",
+        "dataroot_gt": str(clips / "gt/000"),
+        "dataroot_lq": str(clips / "lq/000"),
+        "io_backend": {"type": "disk"},
+        "gt_size": 24,
+        "use_hflip": True,
+        "use_rot": True,
+        "num_worker_per_gpu": 0,
+        "batch_size_per_gpu": 2,
+    }
+
+
+def scored(clips, file):
+    data = {f"datasets.test_1.{key}": value for key, value in (roots(clips) | {"split": ...}).items()}
+    return scoring_options(clips, file, scale=SCALE, network_g=STUDENT, interface_g=IMAGE, **data)
+
+
+@pytest.mark.parametrize("kind", ["PairedVideoDataset", "ResidentVideoDataset"])
+def test_a_student_is_distilled_and_scored_at_the_size_of_the_truth(launcher, clips, kind):
+    more = {"type": kind} | ({"device": "cpu"} if kind == "ResidentVideoDataset" else {})
+    networks = {"network_g": STUDENT, "interface_g": IMAGE, "network_t": TEACHER, "interface_t": IMAGE, "scale": SCALE}
+    options = options_of(clips, checkpoint(launcher.folder, TEACHER), "CSD", **networks, **in_train(clips, **more))
+    assert launcher.train(options) == 0
+    model = launcher.models[-1]
+    assert model.lq.shape == (2, 8, 3, 12, 12) and model.gt.shape == (2, 2, 3, 24, 24)
+    assert float(model.log_dict["l_spatial"]) > 0 and model.net_g.conv_first.weight.grad.any()
+
+    file = launcher.folder / "experiments/run/models/net_g_latest.pth"
+    assert launcher.test(changed(scored(clips, file), {"val.save_img": True})) == 0
+    result = cv2.imread(str(launcher.folder / "results/row/visualization/rain/000/00000001_row.png"))
+    truth = cv2.imread(str(clips / "gt/000/00000001.png"))
+    assert result.shape == truth.shape == (48, 64, 3)
+    psnr = 10 * np.log10(255**2 / np.square(result.astype(float) - truth).mean())
+    scores = json.loads((launcher.folder / "results/row/rain.json").read_text())["clips"]["000"]["frames"]
+    assert scores["00000001"]["rgb"]["psnr"] == pytest.approx(psnr)
+
+
+def test_it_is_scored_on_test_clips_of_the_toolbox(launcher, clips):
+    row = changed(scored(clips, checkpoint(launcher.folder, STUDENT)), {"path.param_key_g": ...})
+    row["datasets"]["test_1"] = {
+        "type": "VideoTestDataset",
+        "name": "Vid4",
+        "dataroot_gt": str(clips / "gt"),
+        "dataroot_lq": str(clips / "lq"),
+        "io_backend": {"type": "disk"},
+        "cache_data": False,
+        "num_frame": 1,
+        "padding": "reflection",
+    }
+    assert launcher.test(row) == 0
+    frames = json.loads((launcher.folder / "results/row/Vid4.json").read_text())["clips"]["001"]["frames"]
+    assert len(frames) == 10
+
+
+def test_flicker_is_measured_without_truth(launcher, clips):
+    """The optical flow is then that of the enlarged input."""
+    row = scored(clips, checkpoint(launcher.folder, STUDENT))
+    warping = {"val.metrics": {"warping": {"type": "calculate_warping_error", "better": "lower"}}}
+    alone = {"datasets.test_1.dataroot_gt": ..., "path.param_key_g": ...}
+    assert launcher.test(changed(row, alone | warping)) == 0
+    content = json.loads((launcher.folder / "results/row/rain.json").read_text())["clips"]["000"]["frames"]
+    assert content["00000001"]["measures"]["warping"] > 0
+
+
+@pytest.mark.parametrize("name", ["VideoDerainModel", "DistillModel"])
+def test_data_sets_of_the_toolbox_give_pairs_of_two_sizes(launcher, clips, name):
+    options = train_options(clips, network_g=STUDENT, interface_g=IMAGE, scale=SCALE)
+    if name == "DistillModel":
+        more = {"network_g": STUDENT, "interface_g": IMAGE, "network_t": TEACHER, "interface_t": IMAGE, "scale": SCALE}
+        options = options_of(clips, checkpoint(launcher.folder, TEACHER), "OutputDistillation", **more)
+    options["datasets"]["train"] = images(clips)
+    assert launcher.train(options) == 0
+    assert launcher.models[-1].lq.shape == (2, 1, 3, 12, 12) and launcher.models[-1].gt.shape == (2, 1, 3, 24, 24)
+
+
+def test_crops_of_both_sizes_show_the_same(clips):
+    from csd_plugin.data.datasets.paired_video import PairedVideoDataset
+
+    augmented = {"scale_range": [0.7, 1.5], "use_vflip": True, "use_rot": True, "random_reverse": True}
+    for drawn in ({}, augmented):
+        options = {"num_frame": 5, "num_target": 3, "gt_size": 24, "scale": SCALE} | drawn
+        dataset = PairedVideoDataset({"dataroot_lq": clips / "lq", "dataroot_gt": clips / "gt", **options})
+        torch.manual_seed(1)
+        for index in range(len(dataset)):
+            item = dataset[index]
+            shrunk = torch.nn.functional.avg_pool2d(item["gt"], SCALE)
+            # exact but for rounding to grey levels, as the rainy frames are such means; scaled crops are blurred first
+            assert (item["lq"][1:4] - shrunk).abs().mean() < (0.03 if drawn else 1.1 / 255)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scale": 3}, "000/00000000.png is 64x48, but lq/000/00000000.png is 32x24 at scale 3: restore the frame at"),
+        ({"scale": 1}, "000/00000000.png is 64x48, but lq/000/00000000.png is 32x24: restore the frame at the clip's"),
+        ({"datasets.train.gt_size": 25}, "gt_size 25 is no multiple of the scale, 2: give one"),
+        (
+            {"datasets.train.gt_size": 64},
+            "too small for gt_size 64 at scale_range [1, 1] and scale 2: set gt_size to 48",
+        ),
+        ({"scale": 0}, "scale is 0"),
+        ({"scale": 1.5}, "scale is 1.5"),
+        ({"network_g.upscale": 4}, "the network returns (4, 3, 48, 48) where frames (4, 3, 24, 24) are needed"),
+        (
+            {"network_g": {"type": "HalfNet", "preset": "tiny"}, "interface_g": ...},
+            "network_g: frames from HalfNet are as large as its input, but the file's scale is 2; set scale: 1, or use",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_scale_is_one_line(launcher, clips, capsys, changes, words):
+    options = train_options(clips, network_g=STUDENT, interface_g=IMAGE, scale=SCALE, **in_train(clips))
+    assert launcher.train(changed(options, changes)) == 2
+    assert words in capsys.readouterr().err
+    assert launcher.written() == []
+
+
+def test_rain_is_rendered_at_one_size_only(clips):
+    from csd_plugin.data.datasets.rendered_rain import RenderedRainDataset
+    from csd_plugin.errors import CSDError
+
+    with pytest.raises(CSDError, match="renders rain on frames of their own size, but the scale is 2: use Paired"):
+        RenderedRainDataset({"dataroot": clips / "gt", "num_frame": 5, "num_target": 1, "gt_size": 24, "scale": 2})
