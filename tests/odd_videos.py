@@ -18,8 +18,8 @@ import numpy as np
 from videos import SIZE, make_video, packets, read
 
 from csd_plugin.cli import main
+from csd_plugin.cli.flags import frame_size
 from csd_plugin.data.video import open_reader
-from csd_plugin.data.video.pipes import parse_size
 
 Size = tuple[int, int]
 
@@ -158,4 +158,4 @@ def table(folder: Path, size: Size) -> str:
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     target.mkdir(parents=True)
-    print(table(target, parse_size(sys.argv[2]) if len(sys.argv) > 2 else SIZE))
+    print(table(target, frame_size(sys.argv[2]) if len(sys.argv) > 2 else SIZE))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from csd_plugin.cli.flags import path_given, whole
+from csd_plugin.cli.flags import frame_size, path_given, whole
 
 
 def add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
@@ -16,17 +16,15 @@ def add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
 
 def add_sizes(parser: argparse.ArgumentParser, *default: str) -> None:
     """`--sizes`: sizes of the frames."""
-    _add_several(parser, "--sizes", "WxH", "sizes of the frames", default)
+    text = f"sizes of the frames (default {' '.join(default)})"
+    sizes = [frame_size(size) for size in default]
+    parser.add_argument("--sizes", nargs="+", type=frame_size, default=sizes, metavar="WxH", help=text)
 
 
 def add_networks(parser: argparse.ArgumentParser, *default: str) -> None:
     """`--networks`: names for `speed.find_network`."""
-    _add_several(parser, "--networks", "NAME", "presets, names of `csd models`, or checkpoints", default)
-
-
-def _add_several(parser: argparse.ArgumentParser, flag: str, metavar: str, what: str, default: tuple[str, ...]) -> None:
-    text = f"{what} (default {' '.join(default)})"
-    parser.add_argument(flag, nargs="+", default=list(default), metavar=metavar, help=text)
+    text = f"presets, names of `csd models`, or checkpoints (default {' '.join(default)})"
+    parser.add_argument("--networks", nargs="+", default=list(default), metavar="NAME", help=text)
 
 
 def add_report(parser: argparse.ArgumentParser, *, plotted: bool = True) -> None:

@@ -17,12 +17,14 @@ from __future__ import annotations
 import argparse
 
 from csd_plugin.bench.flags import add_report
-from csd_plugin.cli.flags import whole
+from csd_plugin.cli.flags import frame_size, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", default="student2", metavar="NAME", help="as for bench infer (default student2)")
-    parser.add_argument("--size", default="320x240", metavar="WxH", help="size of 1x (default 320x240)")
+    parser.add_argument(
+        "--size", type=frame_size, default="320x240", metavar="WxH", help="size of 1x (default 320x240)"
+    )
     parser.add_argument("--frames", type=whole(1, 10_000), default=8, metavar="N", help="frames of 1x (default 8)")
     parser.add_argument("--memory", type=whole(1), default=512, metavar="MIB", help="as for csd derain (default 512)")
     parser.add_argument(
@@ -39,9 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.bench.footprint import draw, growth_table, measure
     from csd_plugin.bench.measure import check_report, publish
-    from csd_plugin.data.video.pipes import parse_size
 
     check_report(args.json)
-    points = measure(args.network, parse_size(args.size), args.frames, args.steps, args.memory)
+    points = measure(args.network, args.size, args.frames, args.steps, args.memory)
     content = {"network": args.network, "memory": args.memory, "points": [point._asdict() for point in points]}
     publish(growth_table(points), args.json, content, lambda figure: draw(figure, points))

@@ -50,14 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.bench.measure import check_report, publish
     from csd_plugin.bench.speed import default_backends, draw, measure, speed_table
-    from csd_plugin.data.video.pipes import parse_size
     from csd_plugin.inference.memory import keep_freed_memory
 
     check_report(args.json)
     keep_freed_memory()
     backends = args.backends or default_backends()
-    sizes = [parse_size(size) for size in args.sizes]
-    rows = measure(args.networks, backends, sizes, args.threads, args.rounds, device=args.device, batch=args.batch)
+    rows = measure(args.networks, backends, args.sizes, args.threads, args.rounds, device=args.device, batch=args.batch)
     content = {
         "device": args.device,
         "batch": args.batch,

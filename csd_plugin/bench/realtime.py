@@ -81,18 +81,16 @@ def run(args: argparse.Namespace) -> None:
 
     from csd_plugin.bench.measure import check_report, publish
     from csd_plugin.bench.speed import find_network
-    from csd_plugin.data.video.pipes import parse_size
 
     check_report(args.json)
-    sizes = [parse_size(size) for size in args.sizes]
     for name in args.networks:
         find_network(name)
     rows = []
     with (
         TemporaryDirectory() as folder,
-        tqdm(total=len(sizes) * (1 + len(args.networks)), desc="bench realtime", unit="row", disable=None) as bar,
+        tqdm(total=len(args.sizes) * (1 + len(args.networks)), desc="bench realtime", unit="row", disable=None) as bar,
     ):
-        for size in sizes:
+        for size in args.sizes:
             clip = Path(folder) / f"{size[0]}x{size[1]}.mp4"
             make_clip(clip, args.file, size, args.frames)
             for name in (NONE, *args.networks):

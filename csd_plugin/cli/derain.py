@@ -36,7 +36,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csd_plugin.cli.flags import path_given, rate, refuse_idle, whole
+from csd_plugin.cli.flags import frame_size, path_given, rate, refuse_idle, whole
 from csd_plugin.errors import CSDError
 from csd_plugin.report.text import counted, duration
 from csd_plugin.weights import DEFAULT, FASTEST, FOR_CAMERAS, NETWORKS, find_checkpoint, shipped_as
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--end", type=position, metavar="AT", help="the frame after the last one, in the same form as --start"
     )
     parser.add_argument("--fps", type=rate, default=Fraction(25), help="frame rate of images and pipes (default 25)")
-    parser.add_argument("--size", metavar="WxH", help="size of the frames on standard input")
+    parser.add_argument("--size", type=frame_size, metavar="WxH", help="size of the frames on standard input")
     present = parser.add_mutually_exclusive_group()
     present.add_argument(
         "--resume",
@@ -138,18 +138,14 @@ def chosen(model: str | None, fast: bool, source: Path) -> Path:
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.data.images import eight_bits
     from csd_plugin.data.video.interface import PIPE
-    from csd_plugin.data.video.pipes import parse_size
     from csd_plugin.inference.files import derain_file, has_deep_frames, panels_in_frame
     from csd_plugin.inference.memory import keep_freed_memory
     from csd_plugin.inference.runner import Derainer
     from csd_plugin.metrics.scores import Scores
 
     if args.size and args.source != PIPE:
-        raise CSDError(
-            f"--size {args.size}: only raw frames on standard input need a size; leave it out for {args.source}"
-        )
+        raise CSDError(f"--size: only raw frames on standard input need a size; leave it out for {args.source}")
     _refuse_idle(args)
-    size = parse_size(args.size) if args.size else None
     keep_freed_memory()
     model = chosen(args.model, args.fast, args.source)
     derainer = Derainer(
@@ -180,7 +176,7 @@ def run(args: argparse.Namespace) -> None:
         start=args.start,
         end=args.end,
         fps=args.fps,
-        size=size,
+        size=args.size,
         resume=args.resume,
         overwrite=args.overwrite,
         quick={"auto": None, "quick": True, "small": False}[args.encoding],

@@ -27,6 +27,10 @@ _RATE = re.compile(r"\d{1,9}/\d{1,9}|\d{1,9}(\.\d{0,15})?|\.\d{1,15}", re.ASCII)
 """A frame rate. No exponents: Fraction("1e999999999") would fill the memory. Containers hold rates as two C ints."""
 _LARGEST_DENOMINATOR = 10**6
 
+_SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
+_LONGEST_SIDE = 16384
+"""The largest side of a frame: twice the width of 8K, beyond which frames would fill the memory."""
+
 
 def whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     """The type of a flag that takes a whole number, bounds included; without a maximum, up to LARGEST."""
@@ -67,6 +71,14 @@ def rate(text: str) -> Fraction:
     raise argparse.ArgumentTypeError(
         f"{text!r} is not a frame rate from 1/1000 to 1000 per second, such as 25, 29.97 or 30000/1001"
     )
+
+
+def frame_size(text: str) -> tuple[int, int]:
+    """The type of a flag that takes the size of frames: '640x480' -> (640, 480), sides up to 16384."""
+    match = _SIZE.fullmatch(text)
+    if match is None or max(map(int, match.groups())) > _LONGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected WIDTHxHEIGHT, e.g. 640x480, up to {_LONGEST_SIDE}")
+    return int(match[1]), int(match[2])
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+import warm
 from torch import nn
 
 from csd_plugin.archs.checkpoint import load_network
@@ -109,11 +110,29 @@ def test_infer_reports(tmp_path, capsys):
         (["--backends", "abacus"], "expected plain, compiled or one of torch"),
         (["--backends", "plain:int4"], "one of fp32, bf16, fp16"),
         (["--device", "cuda:99"], "cannot be used"),
-        (["--sizes", "640"], "expected WIDTHxHEIGHT"),
         (["--json", str(tmp_path / "no" / "a.json")], "make it first"),
     ):
         assert main(["bench", "infer", *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [("infer", "--sizes"), ("realtime", "--sizes"), ("growth", "--size")])
+def test_a_size_that_is_none_is_refused(flags, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", *flags, "640"])
+    assert f"argument {flags[1]}: '640': expected WIDTHxHEIGHT" in capsys.readouterr().err
+
+
+def test_torch_is_timed_where_no_video_can_be_read():
+    """On a machine with a GPU that lacks PyAV."""
+    program = """
+import sys
+sys.modules["av"] = None  # what imports it fails
+from csd_plugin.cli import main
+sys.exit(main(["bench", "infer", "--networks", "tiny", "--backends", "plain", "torch:bf16", *sys.argv[1:]]))
+"""
+    done = warm.python("-c", program, "--sizes", "24x16", "--rounds", "1")
+    assert done.returncode == 0 and "| torch:bf16 |" in done.stdout, done.stderr
 
 
 def test_batches_and_compiled_networks(tmp_path, capsys, monkeypatch):

@@ -24,7 +24,6 @@ def test_reports(tmp_path, capsys, forked):
 
     for wrong, message in (
         (["--networks", "student9"], "is not a file and not one of"),
-        (["--sizes", "640"], "expected WIDTHxHEIGHT"),
         ([str(tmp_path / "no.mp4")], "does not exist"),
     ):
         assert main(["bench", "realtime", *wrong]) == 2

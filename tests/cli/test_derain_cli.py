@@ -195,7 +195,6 @@ def test_raw_frames_through_pipes(frames, model, monkeypatch, capsys):
         ([], b"", "give --size WIDTHxHEIGHT"),
         (["--size", "32x24"], b"", "standard input is empty"),
         (["--size", "32x24"], clip.tobytes()[:-1], "ends within frame 4: 2303 of 2304 bytes"),
-        (["--size", "32"], b"", "expected WIDTHxHEIGHT"),
     ):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
         assert derain("-", frames / "o", "--model", model, *options) == 2

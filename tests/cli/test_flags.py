@@ -16,13 +16,13 @@ import pytest
 from synthetic import write_image
 
 from csd_plugin.cli import JOBS, main
-from csd_plugin.cli.flags import LARGEST, number, rate, whole
+from csd_plugin.cli.flags import LARGEST, frame_size, number, rate, whole
 from csd_plugin.lifeline import ENDING, endings_interrupt
 
 NONSENSE = ("", "abc", "nan", "inf", "-inf", "1e999999999", "9" * 5000, "--", "1/0", "0x10")
 
 
-@pytest.mark.parametrize("flag", [whole(0), whole(1, 8), number(0), number(0.5, 3), rate])
+@pytest.mark.parametrize("flag", [whole(0), whole(1, 8), number(0), number(0.5, 3), rate, frame_size])
 @pytest.mark.parametrize("text", NONSENSE)
 def test_what_is_no_finite_number_is_refused(flag, text):
     with pytest.raises(argparse.ArgumentTypeError) as error:
@@ -48,6 +48,23 @@ def test_rates_are_exact_and_fit_a_container():
     for text in ("0", "0/1", "-25", "1001", "0.0009", "1/1001"):
         with pytest.raises(argparse.ArgumentTypeError, match="is not a frame rate from 1/1000 to 1000"):
             rate(text)
+
+
+def test_sizes_have_two_sides_that_a_memory_may_hold():
+    assert [frame_size("640x480"), frame_size("1x16384")] == [(640, 480), (1, 16384)]
+    for text in (
+        "640",
+        "0x480",
+        "640x0480",
+        "640x480x3",
+        "640 x 480",
+        "-640x480",
+        "16385x1",
+        "99999x1",
+        "640x4\N{ARABIC-INDIC DIGIT EIGHT}",
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected WIDTHxHEIGHT"):
+            frame_size(text)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])

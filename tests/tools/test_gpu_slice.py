@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import warm
 import yaml
 
 from csd_plugin.archs import halfnet, sldnet
@@ -274,9 +275,10 @@ def test_a_slice_ends_whatever_hangs(tmp_path, what, status):
 
 
 def test_what_is_imported_before_trainings_fork_touches_no_gpu(tool):
-    """A process that has asked CUDA for anything cannot be forked."""
+    """A process that has asked CUDA for anything cannot be forked. PyAV does not travel with a slice."""
     program = """
 import importlib, sys, torch
+sys.modules["av"] = None  # what imports it fails
 def refuse(*_, **__):
     raise SystemExit("asked for a GPU")
 for name in ("is_available", "_lazy_init", "device_count", "current_device", "get_device_capability"):
@@ -290,3 +292,16 @@ assert torch.get_num_threads() and "csd_plugin.train" in sys.modules
         [sys.executable, "-c", program, *tool.PRELOADED], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_tests_run_where_no_video_can_be_read(tmp_path):
+    """Those of `check`, on a machine without PyAV."""
+    (tmp_path / "test_nothing.py").write_text("def test_nothing():\n    pass\n")
+    program = """
+import sys, pytest
+sys.modules["av"] = None  # what imports it fails
+sys.exit(pytest.main(["-q", "-p", "conftest", "-p", "no:cacheprovider", sys.argv[1]]))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    done = warm.python("-c", program, str(tmp_path), environment=environment)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr

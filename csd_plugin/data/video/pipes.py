@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -19,17 +18,6 @@ from csd_plugin.errors import CSDError, at
 from csd_plugin.unread import OUTPUT
 
 logger = logging.getLogger(__name__)
-
-_LONGEST_SIDE = 16384
-"""The largest side: twice the width of 8K, beyond which frames would fill the memory."""
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """'640x480' -> (640, 480), sides up to 16384. Raises CSDError."""
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
-    if match is None or max(int(match[1]), int(match[2])) > _LONGEST_SIDE:
-        raise CSDError(f"size {text!r}: expected WIDTHxHEIGHT, e.g. 640x480, up to {_LONGEST_SIDE}")
-    return int(match[1]), int(match[2])
 
 
 def is_single_pass(path: Path) -> bool:
