@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import itertools
@@ -12,11 +13,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from csd_plugin.archs import NETWORKS, presets_of
+from csd_plugin.data.datasets import DATASETS
+from csd_plugin.distill import OBJECTIVES
 from csd_plugin.errors import CSDError
+from csd_plugin.losses import LOSSES
+from csd_plugin.options.sections import TrainSection, WeightSection
 from csd_plugin.plain import parse_json
 
 _BY_SCHEDULE = ("params", "lr")
@@ -25,7 +32,15 @@ _PLACES_AND_SPEED = {
     *("num_worker_per_gpu", "persistent_workers", "pin_memory", "prefetch_mode", "num_prefetch_queue", "resumed_at"),
 }
 """Options of a training set that may differ between machines without changing results."""
-_LEARNED_BY = ("pixel_opt", "distill_opt", "autocast", "accumulate", "ema_decay", "grad_clip")
+_LEARNED_BY = ("pixel_opt", "distill_opt", "autocast", "accumulate", "ema_decay", "ema_warmup", "grad_clip")
+_TYPES: dict[str, tuple[Any, ...]] = {
+    "datasets.train": (DATASETS, DATASET_REGISTRY),
+    "train.pixel_opt": (LOSSES, LOSS_REGISTRY),
+    "train.distill_opt": (OBJECTIVES,),
+    "network_": (NETWORKS, ARCH_REGISTRY),
+    "teachers.network_": (NETWORKS, ARCH_REGISTRY),
+}
+"""The beginnings of the places of sections with a `type` -> where its class is looked up."""
 _LONGEST = 200
 _DIGITS = 12
 """Characters of a digest: as many as people compare."""
@@ -123,7 +138,6 @@ def learns_by(opt: Mapping[str, Any], taught_by: Mapping[str, str] | None = None
     data = {key: value for key, value in opt["datasets"].get("train", {}).items() if key not in _PLACES_AND_SPEED}
     parts = {"datasets.train": data, "network_g": opt["network_g"], "interface_g": opt.get("interface_g")}
     parts |= {f"train.{key}": opt["train"].get(key) for key in _LEARNED_BY}
-    parts["train.ema_warmup"] = opt["train"].get("ema_warmup", True)
     teachers: dict[str, Any] = {}
     for label, digest in (taught_by or {}).items():
         teachers |= {key: opt.get(key) for key in (f"network_{label}", f"interface_{label}")}
@@ -143,7 +157,8 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 def changes_of_learning(saved: object, now: str) -> list[str]:
     """The differences of two texts of `learns_by`, in parts that both have, as earlier versions wrote fewer.
 
-    Empty if the saved text is missing or cannot be read.
+    A key that is missing has its default, so that it makes no difference whether a file gives that. Empty if the saved
+    text is missing or cannot be read.
     """
     try:
         texts = parse_json(str(saved), finite=False), parse_json(now, finite=False)  # options may be .inf
@@ -151,13 +166,54 @@ def changes_of_learning(saved: object, now: str) -> list[str]:
         return []
     if not all(isinstance(text, Mapping) for text in texts):
         return []
-    before, after = (_flat({key: text[key] for key in text if key in texts[0] and key in texts[1]}) for text in texts)
-    keys = [key for key in after | before if before.get(key) != after.get(key)]
-    return [f"{key} {before.get(key)} -> {after.get(key)}"[:_LONGEST] for key in keys]
+    both = [key for key in texts[1] if key in texts[0]]
+    was, now_is = (_flat({key: text[key] for key in both if text[key] is not None}) for text in texts)
+    sides = [(written, _defaults(written)) for written in (was, now_is)]
+    changes = []
+    for key in now_is | was:
+        (old, default), (new, other) = (
+            (written.get(key, defaults.get(key)), defaults.get(key)) for written, defaults in sides
+        )
+        if old != new and not (old == default and new == other):  # with another type come other defaults
+            changes.append(f"{key} {old} -> {new}"[:_LONGEST])
+    return changes
+
+
+def _defaults(written: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that keys have where an option file lacks them, by place, as far as their classes state them.
+
+    Args:
+        written: a text of `learns_by`, flattened.
+    """
+    fields = {key: field for key, field in TrainSection.model_fields.items() if not field.is_required()}
+    found = {f"train.{key}": field.default for key, field in fields.items()}
+    for place, value in written.items():
+        section, _, key = place.rpartition(".")
+        if key == "type":
+            preset = written.get(f"{section}.preset")
+            found |= {f"{section}.{name}": default for name, default in _of_class(section, value, preset).items()}
+        elif key == "schedule":
+            found[f"{section}.end"] = WeightSection.model_fields["end"].default
+    return {place: _plain(default) for place, default in found.items()}
+
+
+def _of_class(section: str, name: object, preset: object) -> dict[str, Any]:
+    """The defaults of the class that a section names by its `type`, and, if it has presets, by its `preset`."""
+    places = [tables for start, tables in _TYPES.items() if section.startswith(start)]
+    cls = next((table.get(name) for tables in places for table in tables if name in list(table.keys())), None)
+    if cls is None:
+        return {}
+    if hasattr(cls, "options_class"):
+        return {field.name: field.default for field in dataclasses.fields(cls.options_class)}
+    keywords = inspect.signature(cls).parameters.values()
+    stated = {keyword.name: keyword.default for keyword in keywords if keyword.default is not keyword.empty}
+    return stated | presets_of(cls).get(str(stated.get("preset") if preset is None else preset), {})
 
 
 def _flat(value: Any, where: str = "") -> dict[str, Any]:
-    """Nested mappings, flattened to `section.key`."""
+    """Nested mappings, also those in lists, flattened to `section.key`."""
+    if isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
+        value = dict(enumerate(value))
     if not isinstance(value, Mapping):
         return {where: value} if where else {}
     flat: dict[str, Any] = {}

@@ -200,7 +200,54 @@ def test_what_a_resumed_run_learns_from_otherwise_is_named():
 def test_so_is_how_it_learns(key, value):
     opt = {"datasets": {"train": {}}, "network_g": {"type": "SLDNet"}, "train": {}}
     other = {**opt, "train": {key: value}}
-    assert changes_of_learning(learns_by(opt), learns_by(other)) == [f"train.{key} None -> {value}"]
+    default = {"autocast": None, "accumulate": 1, "ema_decay": 0, "grad_clip": 0}[key]
+    assert changes_of_learning(learns_by(opt), learns_by(other)) == [f"train.{key} {default} -> {value}"]
+
+
+WRITTEN = {
+    "train": {"accumulate": 1, "ema_decay": 0, "ema_warmup": True, "grad_clip": 0.0, "autocast": None},
+    "datasets.train": {"use_hflip": True, "scale_range": [1, 1], "dataset_enlarge_ratio": 1, "clips": None},
+    "network_g": {"init_type": "identity", "num_pair": 4, "reducing": [7, 10]},
+    "train.pixel_opt": {"loss_weight": 1, "scale_weights": [0.6, 0.2, 0.2]},
+    "train.distill_opt.objectives.0": {"num_scale": 3, "independent": True},
+    "train.distill_opt.weights.spatial": {"end": 0},
+    "network_t": {"init_type": "identity"},
+}
+"""Options with their default values, by section."""
+
+
+@pytest.mark.parametrize("section", WRITTEN)
+def test_a_default_that_is_written_out_is_no_change(section):
+    objective = {"type": "CSD", "hidden": 4}
+    weights = {"spatial": {"schedule": "linear", "start": 1.0, "iters": 5}, "temporal": 0.1}
+    opt = {
+        "datasets": {"train": {"type": "PairedVideoDataset", "gt_size": 32}},
+        "network_g": {"type": "SLDNet", "preset": "student2"},
+        "network_t": {"type": "SLDNet"},
+        "train": {
+            "pixel_opt": {"type": "PyramidSSIMLoss"},
+            "distill_opt": {"type": "Combined", "objectives": [objective], "weights": weights},
+        },
+    }
+    written = copy.deepcopy(opt)
+    place = written
+    for key in section.split("."):
+        place = place[int(key) if key.isdigit() else key]
+    place |= WRITTEN[section]
+    texts = [learns_by(each, {"t": "f" * 64}) for each in (opt, written)]
+    assert changes_of_learning(*texts) == changes_of_learning(*reversed(texts)) == []
+    for key in WRITTEN[section]:
+        earlier, place[key] = place[key], "other"
+        [line] = changes_of_learning(texts[0], learns_by(written, {"t": "f" * 64}))
+        assert f"{section}.{key} " in line and line.endswith(" -> other")
+        place[key] = earlier
+
+
+def test_another_type_brings_its_own_defaults():
+    opt = {"datasets": {"train": {}}, "network_g": {"type": "SLDNet"}, "train": {"pixel_opt": {"type": "L1Loss"}}}
+    other = {**opt, "train": {"pixel_opt": {"type": "PyramidSSIMLoss", "scale_weights": [0.6, 0.2, 0.2]}}}
+    change = ["train.pixel_opt.type L1Loss -> PyramidSSIMLoss"]
+    assert changes_of_learning(learns_by(opt), learns_by(other)) == change
 
 
 def test_earlier_versions_knew_less_of_what_a_run_learns_from():
@@ -249,7 +296,7 @@ def test_a_digest_of_weights_is_of_all_that_they_are():
         ({"path.pretrain_network_t": "saved_again.pth"}, ""),
         ({"path.pretrain_network_t": "other.pth"}, "teachers.pretrain_network_t weights"),
         ({"path.param_key_t": "params"}, "teachers.pretrain_network_t weights"),
-        ({"network_t.init_type": "kaiming"}, "teachers.network_t.init_type None -> kaiming"),
+        ({"network_t.init_type": "kaiming"}, "teachers.network_t.init_type identity -> kaiming"),
         ({"interface_t": {"layout": "window", "num_frame": 7}}, "teachers.interface_t.num_frame None -> 7"),
         ({"interface_g": {"layout": "window", "num_frame": 3}}, "interface_g.num_frame None -> 3"),
         ({"train.ema_warmup": True}, ""),
