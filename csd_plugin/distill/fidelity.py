@@ -1,4 +1,5 @@
-"""The versions of CSD in the paper and in the released code, as presets: `train.distill_opt.fidelity`.
+"""The versions of CSD in the paper and in the released code, as presets: `train.distill_opt.fidelity`, or `fidelity` of
+one of the objectives of `Combined`.
 
 A preset fills in what an option file leaves out. Given options stay unchanged; differences are reported.
 """
@@ -11,6 +12,7 @@ from typing import Any
 
 FIDELITIES = ("paper", "released")
 LOSS = "PyramidSSIMLoss"
+_OBJECTIVE = "train.distill_opt"
 
 POINTS: dict[str, dict[str, Any]] = {
     path: dict(zip(FIDELITIES, values, strict=True))
@@ -43,22 +45,21 @@ REMAINS: dict[str, tuple[str, ...]] = {
 def filled(opt: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a run's options, with the values of their fidelity for keys that they leave out."""
     options = copy.deepcopy(dict(opt))
-    name = _fidelity(options)
-    if name is not None:
-        for path, by_preset in POINTS.items():
-            section, key = _locate(options, path)
-            if path.startswith("train.distill_opt.") or (key == "scale_weights" and section["type"] == LOSS):
-                section.setdefault(key, by_preset[name])
+    name, points = _preset(options)
+    for path, wanted in points.items():
+        section, key = _locate(options, path)
+        if path.startswith(f"{_OBJECTIVE}.") or (key == "scale_weights" and section["type"] == LOSS):
+            section.setdefault(key, wanted[name])
     return options
 
 
 def report(opt: Mapping[str, Any]) -> list[str]:
     """A report on the fidelity of a run's options, which may be filled in already, as lines; empty without one."""
-    name = _fidelity(opt)
-    if name is None:
+    name, points = _preset(opt)
+    if not name:
         return []
     lines = [f"fidelity: {name}"]
-    for path, by_preset in POINTS.items():
+    for path, by_preset in points.items():
         others = [f"{other}: {value}" for other, value in by_preset.items() if value != by_preset[name]]
         lines.append(f"  {path}: {_value(opt, path)}{f' ({others[0]})' if others else ''}")
     return lines + [f"  {difference}" for difference in REMAINS[name]]
@@ -66,8 +67,8 @@ def report(opt: Mapping[str, Any]) -> list[str]:
 
 def mismatches(opt: Mapping[str, Any]) -> list[str]:
     """The options that differ from their fidelity's, one line each."""
-    name = _fidelity(opt)
-    given = {path: (_value(opt, path), by_preset[name]) for path, by_preset in POINTS.items() if name is not None}
+    name, points = _preset(opt)
+    given = {path: (_value(opt, path), by_preset[name]) for path, by_preset in points.items()}
     return [
         f"{path} is {value}, but fidelity: {name} has {wanted}; the file's value is used"
         for path, (value, wanted) in given.items()
@@ -75,8 +76,28 @@ def mismatches(opt: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _fidelity(opt: Mapping[str, Any]) -> str | None:
-    return opt["train"]["distill_opt"].get("fidelity")
+def without_name(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """`train.distill_opt`, filled in, without the preset's name, which is no keyword of an objective."""
+    options = {key: value for key, value in objective.items() if key != "fidelity"}
+    if isinstance(parts := options.get("objectives"), list):
+        options["objectives"] = [without_name(part) if isinstance(part, Mapping) else part for part in parts]
+    return options
+
+
+def _preset(opt: Mapping[str, Any]) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The preset that options name, and `POINTS` by their paths in these options; empty if they name none.
+
+    At most one objective of `Combined` can have one, as two of a type have the same terms.
+    """
+    whole = opt["train"]["distill_opt"]
+    sections = {_OBJECTIVE: whole}
+    if isinstance(whole.get("objectives"), list):
+        sections |= {f"{_OBJECTIVE}.objectives.{number}": part for number, part in enumerate(whole["objectives"])}
+    for place, section in sections.items():
+        name = section.get("fidelity") if isinstance(section, Mapping) else None
+        if name is not None:
+            return name, {path.replace(f"{_OBJECTIVE}.", f"{place}."): values for path, values in POINTS.items()}
+    return "", {}
 
 
 def _locate(opt: Mapping[str, Any], path: str) -> tuple[Any, str]:
@@ -84,7 +105,7 @@ def _locate(opt: Mapping[str, Any], path: str) -> tuple[Any, str]:
     *sections, key = path.split(".")
     section: Any = opt
     for name in sections:
-        section = section[name]
+        section = section[int(name) if isinstance(section, list) else name]
     return section, key
 
 

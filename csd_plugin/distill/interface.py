@@ -28,7 +28,7 @@ class Objective(nn.Module):
     diagnoses = True
     """Whether `forward` should compute slow diagnostics; nobody reads them in iterations that are not logged."""
     fidelities: tuple[str, ...] = ()
-    """Names of presets of options for `train.distill_opt.fidelity`; see `fidelity`."""
+    """Names of presets of options for the key `fidelity`; see `fidelity`."""
 
     def __init__(self) -> None:
         super().__init__()  # no keywords for nn.Module, which accepts any: they would be mistyped options
@@ -91,7 +91,7 @@ def feature_pairs(
         if len(features) != wanted:
             raise CSDError(
                 f"{method}: needs {wanted} feature(s) of the {network} at input scale {scale}, got {len(features)}; "
-                f"tap that many layers"
+                f"tap that many layers, or, as one of Combined's objectives, give it its `taps`"
             )
     pairs = []
     for ours, theirs in zip(*tapped.values(), strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from csd_plugin.distill.fidelity import filled
+from csd_plugin.distill.fidelity import filled, without_name
 from csd_plugin.distill.schedule import Weight, is_ever_on, weight_at
 from csd_plugin.errors import CSDError, suggestion
 
@@ -57,8 +57,7 @@ class Distillation:
 
 def read_distillation(opt: Mapping[str, Any]) -> Distillation:
     """The distillation of a run from its options, which must have passed `check_options`."""
-    objective = dict(filled(opt)["train"]["distill_opt"])
-    objective.pop("fidelity", None)
+    objective = without_name(filled(opt)["train"]["distill_opt"])
     weights, taps = dict(objective.pop("weights")), objective.pop("taps", None) or {}
     shares = teacher_shares(teacher_labels(opt), objective.pop("teachers", None))
     layers = taps.get("teacher")

@@ -39,6 +39,7 @@ from csd_plugin.options.sections import (
     WeightSection,
     dataset_section,
     objective_section,
+    part_section,
     section_of,
 )
 
@@ -229,7 +230,7 @@ def _check_distillation(opt: Mapping[str, Any], problems: Problems) -> None:
         text = f"{where}.type {content['type']!r} is unknown{suggestion(content['type'], OBJECTIVES)}"
         problems.add(f"{where}.type", text)
     if isinstance(content.get("objectives"), list):  # of Combined
-        parts = {name: section_of(cls) for name, cls in OBJECTIVES.items()}
+        parts = {name: part_section(name) for name in OBJECTIVES}
         for number, part in enumerate(content["objectives"]):
             _check_typed(part, parts, f"{where}.objectives.{number}", problems)
     taps = _section_in(content, "taps")

@@ -337,11 +337,19 @@ def objective_section(name: str) -> type[BaseModel]:
         "teachers": (dict[str, float] | None, None),
         "taps": (dict | None, None),
     }
-    objective = OBJECTIVES[name]
-    if objective.fidelities:
-        named: Any = Literal[objective.fidelities]
-        fields["fidelity"] = (named | None, None)
-    return create_model("ObjectiveSection", __base__=section_of(objective), **fields)
+    return create_model("ObjectiveSection", __base__=section_of(OBJECTIVES[name]), **fields, **_fidelity(name))
+
+
+def part_section(name: str) -> type[BaseModel]:
+    """One of the `objectives` of `Combined`: its constructor's keywords, and which of the taps it compares."""
+    fields: dict[str, Any] = {"taps": (list[Annotated[int, Field(ge=0)]] | None, Field(None, min_length=1))}
+    return create_model("PartSection", __base__=section_of(OBJECTIVES[name]), **fields, **_fidelity(name))
+
+
+def _fidelity(name: str) -> dict[str, Any]:
+    """The key `fidelity` of an objective that has presets."""
+    known: Any = OBJECTIVES[name].fidelities
+    return {"fidelity": (Literal[known] | None, None)} if known else {}
 
 
 MODELS = {"VideoDerainModel": False, "DistillModel": True}

@@ -10,6 +10,7 @@ from toolbox import distill_options
 from csd_plugin.distill.combined import Combined
 from csd_plugin.distill.objective import build_objective
 from csd_plugin.errors import CSDError
+from csd_plugin.types import ClipView
 
 PARTS = [{"type": "STD", "hidden": 4}, {"type": "FAKD", "pool": 2}]
 
@@ -51,12 +52,64 @@ def test_its_parts_follow_each_step():
     assert any(not torch.equal(after[name], now[name]) for name in now)
 
 
+def tapped(seed, count):
+    views = [view(seed + 10 * tap, dtype=torch.float32) for tap in range(count)]
+    scales = views[0].features
+    return ClipView(views[0].output, {scale: tuple(one.features[scale][0] for one in views) for scale in scales})
+
+
+def test_a_part_compares_its_taps():
+    torch.manual_seed(0)
+    combined = build_objective(
+        {
+            "type": "Combined",
+            "objectives": [{"type": "SRKD", "taps": [2, 0]}, {"type": "STD", "hidden": 4, "taps": [1]}],
+        }
+    )
+    torch.manual_seed(0)
+    srkd, std = (build_objective(options) for options in ({"type": "SRKD"}, {"type": "STD", "hidden": 4}))
+    pair = tapped(1, 3), tapped(2, 3)
+    combined.check(*pair)
+    found = combined(*pair, clean().float()).losses
+    for part, taps in ((srkd, (2, 0)), (std, (1,))):
+        seen = [
+            ClipView(one.output, {scale: tuple(of[tap] for tap in taps) for scale, of in one.features.items()})
+            for one in pair
+        ]
+        assert all(torch.equal(found[name], loss) for name, loss in part(*seen, clean().float()).losses.items())
+
+
+@pytest.mark.parametrize(
+    ("taps", "counts", "words"),
+    [
+        (([0], [3]), (3, 3), "objectives.1.taps has 3, but the tapped layers are 0 to 2; correct it, or tap more"),
+        (([0], [1]), (1, 1), "objectives.1.taps has 1, but the tapped layers are 0; correct it"),
+        (([0], [2]), (3, 3), "no objective compares tap 1 of 0 to 2; add it to the `taps` of one"),
+        (([0], [1]), (2, 3), "2 layers of the student are tapped, but 3 of the teacher; tap as many"),
+        ((None, None), (2, 2), "STD: needs 1 feature.* got 2; tap that many layers, or, as one of Combined's"),
+    ],
+)
+def test_taps_of_parts_are_those_that_are_tapped(taps, counts, words):
+    parts = [{"type": name, "taps": numbers} for name, numbers in zip(("SRKD", "STD"), taps, strict=True)]
+    combined = Combined(objectives=parts)
+    pair = tapped(1, counts[0]), tapped(2, counts[1])
+    for call in (lambda: combined.check(*pair), lambda: combined(*pair, clean().float())):
+        with pytest.raises(CSDError, match=words):
+            call()
+
+
 @pytest.mark.parametrize(
     ("objectives", "words"),
     [
         ([], "objectives is empty"),
         ([{"type": "SRKD"}, {"type": "SRKD"}], "two of SRKD, SRKD have a term maps"),
         ([{"type": "SRKT"}], "type 'SRKT' is unknown; did you mean SRKD"),
+        ([{"type": "SRKD", "taps": [-1]}], r"objectives.0.taps is \[-1\]: give the numbers of its taps, from 0"),
+        ([{"type": "SRKD", "taps": []}], r"objectives.0.taps is \[\]: give the numbers"),
+        ([{"type": "SRKD", "taps": [1, 1]}], "each once"),
+        ([{"type": "SRKD", "taps": ["tail"]}], r"objectives.0.taps is \['tail'\]: give the numbers"),
+        ([{"type": "SRKD", "taps": 0}], "objectives.0.taps is 0: give the numbers"),
+        ([{"type": "SRKD"}, {"type": "OutputDistillation", "taps": [0]}], "objectives.1.taps: .* compares no features"),
     ],
 )
 def test_what_does_not_combine_is_told(objectives, words):
@@ -72,6 +125,18 @@ def test_options_of_its_parts_are_checked(launcher, tiny_rain, tiny_teacher, cap
     }
     assert launcher.train(distill_options(tiny_rain, tiny_teacher, **{"train.distill_opt": distill})) == 2
     assert "train.distill_opt.objectives.0.hiden is unknown; did you mean hidden" in capfd.readouterr().err
+    assert launcher.written() == []
+
+
+def test_taps_of_its_parts_are_checked_before_a_run(launcher, tiny_rain, tiny_teacher, capfd):
+    parts = [{"type": "CSD", "hidden": 4, "taps": ["conv1"]}, {"type": "OutputDistillation"}]
+    distill = {"type": "Combined", "objectives": parts, "weights": {"spatial": 1, "temporal": 1, "output": 0}}
+    options = distill_options(tiny_rain, tiny_teacher, **{"train.distill_opt": distill})
+    assert launcher.train(options) == 2
+    assert "train.distill_opt.objectives.0.taps.0 is 'conv1': input should be a valid integer" in capfd.readouterr().err
+    parts[0]["taps"] = [1]
+    assert launcher.train(options) == 2
+    assert "train.distill_opt: Combined: objectives.0.taps has 1" in capfd.readouterr().err
     assert launcher.written() == []
 
 

@@ -10,6 +10,7 @@ from toolbox import changed, distill_options
 from csd_plugin.distill.fidelity import FIDELITIES, POINTS, filled, mismatches, report
 from csd_plugin.distill.objective import build_objective
 from csd_plugin.distill.settings import read_distillation
+from csd_plugin.options.checks import check_options
 
 ALL = {
     "paper": {
@@ -51,6 +52,27 @@ def test_what_is_left_out_is_filled_in(fidelity):
     lines = report(opt)
     assert lines[0] == f"fidelity: {fidelity}"
     assert all(any(f"{path}: {by_preset[fidelity]}" in line for line in lines) for path, by_preset in POINTS.items())
+
+
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+def test_one_of_several_objectives_has_a_fidelity(fidelity):
+    parts = [
+        {"type": "OutputDistillation"},
+        {"type": "CSD", "hidden": 4, "fidelity": fidelity, "order": "spatial_first"},
+    ]
+    opt = options(fidelity)
+    weights = opt["train"]["distill_opt"]["weights"] | {"output": 0.5}
+    opt["train"]["distill_opt"] = {"type": "Combined", "objectives": parts, "weights": weights}
+    check_options(opt | {"is_train": True}, "a file")
+    train = filled(opt)["train"]
+    assert train["distill_opt"]["objectives"] == [parts[0], ALL[fidelity] | parts[1]]
+    assert train["distill_opt"].keys() == {"type", "objectives", "weights"}
+    assert train["pixel_opt"]["scale_weights"] == ([0.6, 0.2, 0.2] if fidelity == "paper" else [1.0, 0.5, 0.5])
+    build_objective(read_distillation(opt).objective)
+    lines, key = report(opt), "train.distill_opt.objectives.1"
+    assert any(f"{key}.aggregation: {ALL[fidelity]['aggregation']}" in line for line in lines)
+    released = f"{key}.order is spatial_first, but fidelity: released has temporal_first; the file's value is used"
+    assert mismatches(opt) == ([released] if fidelity == "released" else [])
 
 
 def test_what_the_file_gives_wins_and_is_told():
