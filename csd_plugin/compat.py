@@ -13,8 +13,9 @@ import logging
 import os
 import subprocess
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,8 @@ from csd_plugin.lifeline import lifeline
 from csd_plugin.records import Board
 from csd_plugin.versions import OPTIONS_OF_TODAY
 
+_time_left: list[Callable[[], float]] = []
+"""The clock of a model whose training has not begun, if it has one."""
 _torchvision_schemas: list[Any] = []  # a Library unregisters its operators when it is collected
 
 
@@ -188,7 +191,7 @@ def repair_launch() -> None:
     train = importlib.import_module("basicsr.train")
     train.load_resume_state = resume_states.load_resume_state  # type: ignore[attr-defined]
     train.init_tb_logger = _optional_board(train.init_tb_logger)  # type: ignore[attr-defined]
-    train.MessageLogger = _counting_the_last_step(train.MessageLogger)  # type: ignore[attr-defined]
+    train.MessageLogger = _telling_the_time_left(train.MessageLogger)  # type: ignore[attr-defined]
     _record_streams()
     for name, module in list(sys.modules.items()):
         build_loss = getattr(module, "build_loss", None) if name.startswith("basicsr.models.") else None
@@ -196,18 +199,39 @@ def repair_launch() -> None:
             module.build_loss = _checking_shapes(build_loss)  # type: ignore[attr-defined]
 
 
-def _counting_the_last_step(message_logger: Any) -> Any:
-    """Count all steps that are left: the toolbox counts one fewer, so that its last time left is -1 day, 23:59:59."""
+def count_down(seconds_left: Callable[[], float] | None) -> None:
+    """Let the log of the training that is being built tell this time as left; None: that of the steps that are left."""
+    _time_left[:] = [] if seconds_left is None else [seconds_left]
+
+
+def _telling_the_time_left(message_logger: Any) -> Any:
+    """Correct the time left in the log.
+
+    The toolbox counts one step too few, so that its last time left is -1 day, 23:59:59, and does not know of clocks.
+    """
     if hasattr(message_logger, "__wrapped__"):
         return message_logger
 
-    @functools.wraps(message_logger, updated=())
-    def wrapper(*given: Any, **keywords: Any) -> Any:
-        made = message_logger(*given, **keywords)
-        made.max_iters += 1
-        return made
+    class Telling(message_logger):  # type: ignore[misc]
+        __wrapped__ = message_logger
+        start_time: float
+        max_iters: float
 
-    return wrapper
+        def __init__(self, *given: Any, **keywords: Any) -> None:
+            super().__init__(*given, **keywords)
+            self.max_iters += 1
+            self.seconds_left, _time_left[:] = list(_time_left), []
+
+        def __call__(self, log_vars: dict[str, Any]) -> None:
+            counted, done = (self.start_time, self.max_iters), log_vars["iter"]
+            for seconds_left in self.seconds_left if done + 1 < self.max_iters else ():
+                left = seconds_left() + 0.5  # the toolbox drops parts of a second
+                # in the way in which the toolbox counts: one more step, and all of them take this time
+                self.start_time, self.max_iters = time.time() - left * (done - self.start_iter + 1), done + 2
+            super().__call__(log_vars)
+            self.start_time, self.max_iters = counted
+
+    return Telling
 
 
 def _optional_board(init_tb_logger: Any) -> Any:

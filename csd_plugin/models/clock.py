@@ -33,6 +33,11 @@ class Clock:
     def spent(self) -> float:
         return time.monotonic() - self._began
 
+    @property
+    def left(self) -> float:
+        """Seconds, at least 0."""
+        return max(self.seconds - self.spent, 0.0)
+
     def resume(self, spent: float) -> None:
         """Add the seconds that were spent before this process."""
         self._began -= spent

@@ -12,6 +12,7 @@ from basicsr.models.video_base_model import VideoBaseModel
 from basicsr.utils import get_root_logger
 from torch import nn
 
+from csd_plugin import compat
 from csd_plugin.errors import CSDError
 from csd_plugin.models.clock import Clock
 
@@ -57,7 +58,8 @@ class ScheduledModel(VideoBaseModel):
 
     def init_training_settings(self) -> None:
         seconds = self.opt["train"].get("max_seconds")
-        self.clock = Clock(seconds, self.opt.get("began")) if seconds else None
+        self.clock = clock = Clock(seconds, self.opt.get("began")) if seconds else None
+        compat.count_down(None if clock is None else lambda: clock.left)
         super().init_training_settings()
 
     def setup_optimizers(self) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+import time
 from functools import partial
 
 import pytest
 import torch
-from toolbox import distill_options, train_options
+from toolbox import changed, distill_options, train_options
 
 from csd_plugin import train
 from csd_plugin.models import clock
@@ -109,6 +111,28 @@ def test_a_resumed_run_has_what_is_left_of_its_time(launcher, tiny_rain, tiny_te
     rates = steps_of_ten_seconds
     assert rates == pytest.approx([rate_at(share) for share in (0, 0.33, 0.66, 0.6, 0.8)], rel=1e-3)
     launcher.weights("net_g_5"), launcher.weights("objective_latest")
+
+
+def left(log):
+    """The times left in a log, in seconds."""
+    times = re.findall(r"eta: (\d+):(\d+):(\d+)", log)
+    return [3600 * int(hours) + 60 * int(minutes) + int(seconds) for hours, minutes, seconds in times]
+
+
+def test_the_time_left_is_that_of_the_clock(launcher, tiny_rain, now, steps_of_ten_seconds, capfd, monkeypatch):
+    """Not that of all steps of total_iter, also in a resumed run; without a clock, it is that of the steps again."""
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    options = train_options(tiny_rain, **BY_THE_CLOCK, **{"train.max_seconds": 30})
+    assert launcher.train(options) == 0
+    assert left(capfd.readouterr().err) == [20, 10]  # the last step ends the run
+    options["train"]["max_seconds"] = 50
+    assert launcher.train(options, "--auto_resume") == 0
+    assert left(capfd.readouterr().err) == [10]
+    options = changed(options, {"train.total_iter": 4, "train.scheduler.periods": [4], "train.max_seconds": 100})
+    assert launcher.train(changed(options, {"name": "few"})) == 0
+    assert left(capfd.readouterr().err) == [90, 80, 70, 0]
+    assert launcher.train(changed(options, {"name": "steps", "train.max_seconds": ...})) == 0
+    assert left(capfd.readouterr().err) == [0, 6, 5, 0]  # by the toolbox, from the end of the first step on
 
 
 def test_a_much_longer_time_goes_back_to_where_the_schedule_is_then(launcher, tiny_rain, steps_of_ten_seconds, capfd):
