@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import cv2
@@ -104,6 +105,22 @@ def test_details_are_chosen_where_the_pictures_differ():
     assert boxes[0].cut(first).max() == 150 and boxes[0].cut(first).sum() == (first[36:52, 60:90]).sum() - 100 * 3 * 280
     assert (boxes[1].cut(second) == 120).sum() == 4 * 6 * 3
     assert find_boxes({"input": flat, "a": first}, 100)[1:]  # never more than fit
+
+
+@pytest.mark.parametrize("count", [2, 5, 9])
+def test_chosen_details_are_apart(count):
+    """Half a box, in width or height, as long as so many fit; one wide streak holds the best places of all."""
+    flat = np.full((60, 120, 3), 100, np.uint8)
+    streak = flat.copy()
+    streak[20:40, 30:90] += np.arange(60, dtype=np.uint8)[None, :, None]
+    boxes = find_boxes({"input": flat, "a": streak}, count)
+    assert len(boxes) == count
+    for one, other in itertools.combinations(boxes, 2):
+        assert abs(one.x - other.x) >= 20 + 10 or abs(one.y - other.y) >= 10 + 5
+    small = find_boxes({"input": flat, "a": streak}, 20)  # fewer fit with that distance
+    assert len(small) == 20
+    for one, other in itertools.combinations(small, 2):
+        assert abs(one.x - other.x) >= 20 or abs(one.y - other.y) >= 10
 
 
 def test_crops(scene, tmp_path):

@@ -16,9 +16,9 @@ from csd_plugin.report.figures.sheet import COLOURS, GAP, LINE, PAGE_WIDTH, Shee
 from csd_plugin.report.figures.sources import INPUT, TRUTH, Scene
 
 _SHARE = 6
+"""The size of a chosen box: one sixth of the frame's width and height."""
 _LEAST = 2
 """The smallest side of a detail, in pixels."""
-"""The size of a chosen box: one sixth of the frame's width and height."""
 
 
 class Box(NamedTuple):
@@ -77,8 +77,10 @@ def draw_crops(
 def find_boxes(frames: Mapping[str, Image], count: int) -> list[Box]:
     """Where input and methods differ most: at most `count` details that do not overlap, best first.
 
-    The criterion is the mean, over a box of a sixth of the frame's width and height, of the standard deviation over
-    input and methods, so that a box shows rain, and what each method does to it. Without methods, the truth is used.
+    Between them is at least half a box in width or height, so that their outlines are apart; less if fewer than `count`
+    would fit. The criterion is the mean, over a box of a sixth of the frame's width and height, of the standard
+    deviation over input and methods, so that a box shows rain, and what each method does to it. Without methods, the
+    truth is used.
     """
     shown = [frame for label, frame in frames.items() if label != TRUTH]
     shown = shown if len(shown) > 1 else list(frames.values())
@@ -93,11 +95,25 @@ def find_boxes(frames: Mapping[str, Image], count: int) -> list[Box]:
         - integral[box_height:, :-box_width]
         + integral[:-box_height, :-box_width]
     )
-    boxes: list[Box] = []
+    apart = box_width // 2, box_height // 2
+    while len(boxes := _best_apart(sums, box_width, box_height, apart, count)) < count and any(apart):
+        apart = apart[0] // 2, apart[1] // 2
+    return boxes
+
+
+def _best_apart(sums: np.ndarray, box_width: int, box_height: int, apart: tuple[int, int], count: int) -> list[Box]:
+    """At most `count` boxes, each the best that is apart from those before.
+
+    Args:
+        sums: the sum over the box with its top left corner there.
+        apart: the least pixels between two boxes, side by side and one above the other.
+    """
+    sums, boxes = sums.copy(), list[Box]()
+    across, down = box_width + apart[0], box_height + apart[1]
     while len(boxes) < count and np.isfinite(sums).any():
         y, x = map(int, np.unravel_index(np.argmax(sums), sums.shape))
         boxes.append(Box(x, y, box_width, box_height))
-        sums[max(y - box_height + 1, 0) : y + box_height, max(x - box_width + 1, 0) : x + box_width] = -np.inf
+        sums[max(y - down + 1, 0) : y + down, max(x - across + 1, 0) : x + across] = -np.inf
     return boxes
 
 
