@@ -128,6 +128,7 @@ class VideoWriter(FrameWriter):
             source.look if source else _look(frame),
             size,
             rate,
+            codec=like.codec,
             reorder=not self._constant,
             quick=self._quick,
         )

@@ -165,6 +165,7 @@ def choose(
     size: tuple[int, int],
     rate: Fraction,
     *,
+    codec: str | None,
     reorder: bool,
     quick: bool = False,
 ) -> Setup:
@@ -174,6 +175,7 @@ def choose(
         path: the output, for messages.
         form: FFmpeg's name of the container.
         size: (width, height) of the frames.
+        codec: in which the frames were read, for messages; `look` has the one to write.
         reorder: whether the container can hold frames in an order other than display order.
         quick: use `QUICK_OPTIONS`.
 
@@ -182,8 +184,8 @@ def choose(
     """
     depth = depth_of(look.pix_fmt)
     best: Setup | None = None
-    for codec in _codecs(form, look.codec, depth):
-        ways = _setups(form, codec, look, size, rate, reorder, quick)
+    for name in _codecs(form, look.codec, depth):
+        ways = _setups(form, name, look, size, rate, reorder, quick)
         setup = next((held for one in ways if (held := _held(form, one))), None)
         if setup and (best is None or depth_of(setup.pix_fmt) > depth_of(best.pix_fmt)):
             best = setup
@@ -195,14 +197,14 @@ def choose(
             f"{path}: no encoder of this PyAV writes {width}x{height} into {form}; try another kind of file, or "
             f"install PyAV's own wheel: pip install av"
         )
-    _say_what_changes(path, form, look, best)
+    _say_what_changes(path, form, codec, look, best)
     return best
 
 
-def _say_what_changes(path: Path, form: str, look: Look, setup: Setup) -> None:
+def _say_what_changes(path: Path, form: str, codec: str | None, look: Look, setup: Setup) -> None:
     written = setup.encoder.canonical_name
-    if look.codec and look.codec != written:
-        logger.warning("%s: %s cannot be written into %s here, %s is used instead", path, look.codec, form, written)
+    if codec and codec != written:
+        logger.warning("%s: %s cannot be written into %s here, %s is used instead", path, codec, form, written)
     before, after = max(look.depth, depth_of(look.pix_fmt)), depth_of(setup.pix_fmt)
     if after < before:
         logger.warning("%s: %s holds %d bits per channel here, the input has %d", path, written, after, before)

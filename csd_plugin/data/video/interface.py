@@ -173,6 +173,11 @@ class FrameReader(ABC):
         """What a video written from these frames takes over; None if there are only pixels."""
         return None
 
+    @property
+    def codec(self) -> str | None:
+        """FFmpeg's name of the codec of a file with moving pictures; None for images, pipes and cameras."""
+        return None if self.source_format is None else self.source_format.look.codec
+
     def __iter__(self) -> Iterator[np.ndarray]:
         """RGB (H, W, 3), uint8 or uint16: the part, and up to `context` frames around it (see `open_reader`).
 

@@ -38,6 +38,7 @@ class WebPReader(FrameReader):
 
     time_base = Fraction(1, 1000)
     counted = True
+    codec = "webp"
 
     def __init__(self, path: Path, *, start: Position, end: Position | None, context: int) -> None:
         super().__init__(path)

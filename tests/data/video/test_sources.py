@@ -294,6 +294,14 @@ def test_animated_webp(tmp_path, animation):
         assert (reader.num_frames, reader.fps, reader.stamp(5)) == (6, Fraction(6000, 2720), (720, 2000))
 
 
+@pytest.mark.parametrize(("name", "used"), [("out.mkv", "h264"), ("out.webm", "vp9"), ("out.avi", "mpeg4")])
+def test_another_codec_than_the_animations_is_told(tmp_path, animation, caplog, name, used):
+    form = {"out.mkv": "matroska", "out.webm": "webm", "out.avi": "avi"}[name]
+    copy(animation[0], tmp_path / name)
+    assert f"{name}: webp cannot be written into {form} here, {used} is used instead" in caplog.text
+    assert caplog.text.count("cannot be written") == 1
+
+
 @pytest.mark.parametrize(
     "how, expected, first",
     [
