@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from csd_plugin.atomic import draft_folder
+from csd_plugin.atomic import draft_folder, link_or_copy
 from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.export.quantize import quantise
 from csd_plugin.export.writers import FORMATS, Run
+from csd_plugin.inference.backends import INCOMPLETE
 from csd_plugin.inference.facts import Facts, study
 from csd_plugin.inference.graph import DTYPES, OPSET, Computing, ready, to_onnx
 
@@ -167,15 +168,26 @@ def _beside(output: Path) -> Iterator[Path]:
         with draft_folder(output) as folder:
             temporary = folder / output.name
             yield temporary
-            # The file that names the others is moved last.
-            drafts = sorted(folder.iterdir(), key=lambda path: path == temporary)
-            _take_their_names({draft: output.with_name(draft.name) for draft in drafts})
+            _take_their_places(folder, output, [path for path in folder.iterdir() if path != temporary])
     except OSError as error:
         raise cannot_write(output, error) from error
 
 
-def _take_their_names(files: dict[Path, Path]) -> None:
-    """Give each file its name; signals are delayed until all have theirs, as files of two exports do not match."""
+def _take_their_places(folder: Path, output: Path, others: Sequence[Path]) -> None:
+    """Move the output, and other files that belong to it, from a folder of drafts to their places.
+
+    Files of two exports do not match, and their readers may not notice. So signals are delayed until all are in place;
+    and if the process is killed in between, the output says that it is not complete, and can be exported again.
+
+    Raises OSError; as long as no other file has been replaced, the earlier output is then put back.
+    """
+    files = {path: output.with_name(path.name) for path in (*others, folder / output.name)}
+    earlier = folder / "earlier"
+    if others:
+        if output.exists():
+            link_or_copy(output, earlier)
+        (folder / "incomplete").write_text(INCOMPLETE, encoding="utf-8")
+        files = {folder / "incomplete": output, **files}
     try:
         for draft, path in files.items():
             draft.replace(path)
@@ -183,4 +195,8 @@ def _take_their_names(files: dict[Path, Path]) -> None:
         for draft, path in files.items():
             if draft.exists():
                 draft.replace(path)
+        raise
+    except OSError:
+        if others and all(path.exists() for path in others):
+            earlier.replace(output) if earlier.exists() else output.unlink(missing_ok=True)
         raise

@@ -33,6 +33,8 @@ GRAPH_SUFFIXES = (".onnx", ".xml")
 """Files that `csd export` writes and `Derainer` accepts in place of a checkpoint."""
 WEIGHTS_DIGEST = "weights_sha256"
 """The entry of an .xml file's metadata that identifies its .bin file."""
+INCOMPLETE = "<!-- <net>: csd export was stopped before this file and its .bin were complete; export it again -->\n"
+"""The text of an .xml file while its .bin is replaced. It begins like a file that `csd export` may replace."""
 
 
 class Backend(Protocol):
@@ -206,6 +208,8 @@ def _check_weights(graph: Path) -> None:
     weights, content = weights_of(graph), graph.read_bytes()
     if not content.lstrip().startswith(b"<"):  # another kind of model, several of which OpenVINO reads
         return
+    if content == INCOMPLETE.encode():
+        raise CSDError(f"{graph}: csd export was stopped before it was complete; export it again")
     if not weights.is_file():
         raise CSDError(f"{weights}, the weights of {graph}, is missing: put it back next to it, or export it again")
     said = re.search(rb'<%s value="([0-9a-f]{64})"' % WEIGHTS_DIGEST.encode(), content)

@@ -17,12 +17,13 @@ import torch
 
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.atomic import refuse_strangers
 from csd_plugin.cli import main
 from csd_plugin.errors import CSDError
 from csd_plugin.export import export as module
 from csd_plugin.export.export import export_network
 from csd_plugin.export.quantize import quantise
-from csd_plugin.export.writers import onnx_to_openvino
+from csd_plugin.export.writers import FORMATS, onnx_to_openvino
 from csd_plugin.inference.runner import Derainer
 from csd_plugin.weights import DEFAULT, NETWORKS
 
@@ -141,6 +142,51 @@ def test_a_pair_of_files_is_replaced_as_a_whole(tmp_path, monkeypatch):
         draft.with_suffix(".bin").write_text("new")
         monkeypatch.setattr(Path, "replace", interrupted)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"s.xml": "new", "s.bin": "new"}
+
+
+class Killed(BaseException):
+    """Where a process ends at once, nothing of ours runs any more."""
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+@pytest.mark.parametrize("moves", [1, 2])
+def test_an_export_that_is_killed_leaves_no_mixed_pair(network, tmp_path, monkeypatch, earlier, moves):
+    """Whatever reads the .xml fails, instead of taking another network's weights; and it can be exported again."""
+    openvino = pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
+    path, replace, left = tmp_path / "s.xml", Path.replace, [moves]
+    if earlier:
+        path.write_text("<net/>")
+        path.with_suffix(".bin").write_text("earlier")
+
+    def killed(draft, place):
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        return replace(draft, place)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(Killed), module._beside(path) as draft:
+        draft.write_text("<net/>")
+        draft.with_suffix(".bin").write_text("new")
+    monkeypatch.undo()
+    with pytest.raises(CSDError, match=r"s\.xml: csd export was stopped before it was complete; export it again"):
+        Derainer(path)
+    with pytest.raises(RuntimeError):
+        openvino.Core().read_model(path)
+    refuse_strangers(path, FORMATS[".xml"].sign, [path.with_suffix(".bin")])
+
+
+def test_a_pair_that_cannot_be_replaced_stays(tmp_path):
+    (tmp_path / "s.xml").write_text("older")
+    (tmp_path / "s.bin").mkdir()  # cannot be replaced by a file
+    for there in (True, False):
+        with pytest.raises(CSDError, match=r"s\.xml: cannot be written"), module._beside(tmp_path / "s.xml") as draft:
+            draft.write_text("new")
+            draft.with_suffix(".bin").write_text("new")
+        assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["s.xml"] * there
+        if there:
+            assert (tmp_path / "s.xml").read_text() == "older"
+            (tmp_path / "s.xml").unlink()
 
 
 def test_openvino_ir_knows_its_weights(network, tmp_path):
