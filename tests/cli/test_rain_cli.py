@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from csd_plugin.cli import main
+from csd_plugin.data import workers
 from csd_plugin.data.layout import find_sequences
 from csd_plugin.data.rain import pairs
 from csd_plugin.data.stores.folder import FolderStore
@@ -256,6 +258,24 @@ def test_clips_of_one_name(clean, tmp_path, capsys):
 def test_an_error_in_a_worker_is_one_line_too(clean, tmp_path, capsys):
     (clean / "walk" / "IMG_11.jpg").write_bytes(b"")
     assert "IMG_11.jpg" in failing(capsys, clean, tmp_path / "out", "--jobs", "2")
+
+
+def test_without_shared_memory_nothing_is_made(clean, tmp_path, capsys, monkeypatch):
+    def refused():
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(workers, "Lock", refused)
+    out = tmp_path / "new" / "out"
+    assert "or use --jobs 1" in failing(capsys, clean, out, "--jobs", "2")
+    assert not out.parent.exists()
+
+
+def test_rain_without_its_clean_clip_is_refused_and_nothing_is_made(clean, tmp_path, capsys):
+    rain = tmp_path / "out" / "Dataset_Training_Synthetic" / "walk_Rain_01"
+    shutil.copytree(clean / "walk", rain)
+    before = sorted((tmp_path / "out").rglob("*"))
+    assert "its clean frames, walk_GT, are missing" in failing(capsys, clean, tmp_path / "out")
+    assert sorted((tmp_path / "out").rglob("*")) == before
 
 
 def test_what_is_refused_leaves_no_clean_clip_and_no_options(clean, tmp_path, capsys):

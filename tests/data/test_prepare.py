@@ -385,6 +385,8 @@ def test_without_shared_memory_there_is_one_process(whole, tmp_path, monkeypatch
     assert "the shared memory of this machine" in error and "cannot be used (Read-only file system)" in error
     assert error.endswith("or use --jobs 1\n") and error.count("\n") == 1 and not (tmp_path / "out").exists()
     assert csd(["prepare", str(whole), str(tmp_path / "out"), "--jobs", "1"]) == 0
+    assert csd(["prepare", str(whole), str(tmp_path / "out"), "--lmdb", "raw", "--jobs", "2"]) == 2
+    assert "or use --jobs 1" in capsys.readouterr().err and list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
 def test_the_published_list():

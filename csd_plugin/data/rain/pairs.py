@@ -25,6 +25,7 @@ from csd_plugin.data.rain.clips import CleanClip, find_clips
 from csd_plugin.data.rain.params import RainParams
 from csd_plugin.data.rain.renderer import clip_renderer
 from csd_plugin.data.video import open_reader, open_writer
+from csd_plugin.data.workers import check_shared_memory
 from csd_plugin.errors import CSDError, at
 from csd_plugin.plain import parse_json, read_text
 
@@ -101,19 +102,27 @@ def write_pairs(
     for clip in found:
         tasks.append((root / f"{clip.name}_GT", clip, 0))  # first: it shows which clip the rain beside it belongs to
         tasks += [(root / options.rainy_name(clip.name, v), clip, v) for v in range(1, options.variants + 1)]
+    record = out / ".rain" / f"{options.split}.json"
     try:
+        recorded = _is_recorded(record, options)
+        for clip in found:
+            _check_same(clip, root / f"{clip.name}_GT")
+            _refuse_orphans(clip, root)
+            _say_gaps(clip)
+        tasks = [task for task in tasks if not _is_there(task[0], task[1])]
+        jobs = min(jobs, len(tasks))
+        if jobs > 1:
+            check_shared_memory("use --jobs 1")
+        # only now, as what is refused leaves nothing behind
         root.mkdir(parents=True, exist_ok=True)
-        _remember(out / ".rain" / f"{options.split}.json", options)
+        if not recorded:
+            record.parent.mkdir(exist_ok=True)
+            write_text(record, json.dumps(options.record(), indent=1))
     except OSError as error:
         raise at(Path(error.filename or out), error) from error
 
-    for clip in found:
-        _check_same(clip, root / f"{clip.name}_GT")
-        _refuse_orphans(clip, root)
-        _say_gaps(clip)
-    tasks = [task for task in tasks if not _is_there(task[0], task[1])]
-    if min(jobs, len(tasks)) > 1:
-        _write_in_parallel(tasks, options, min(jobs, len(tasks)))
+    if jobs > 1:
+        _write_in_parallel(tasks, options, jobs)
     else:
         frames = sum(len(clip.files) for _, clip, _ in tasks) if not any(clip.is_video for clip in found) else None
         with tqdm(total=frames, desc="rain", unit="frame", disable=None) as progress:
@@ -153,22 +162,20 @@ def rain_on_video(source: Path, out: Path, options: PairOptions, *, overwrite: b
     return count
 
 
-def _remember(path: Path, options: PairOptions) -> None:
-    """Record the options in a file, or compare them with the recorded ones."""
-    new = options.record()
+def _is_recorded(path: Path, options: PairOptions) -> bool:
+    """Whether the options of the rain that is there are in this file. Raises CSDError if they are others."""
     made = any((path.parent.parent / SPLITS[options.split]).glob("*_Rain*"))
-    if path.exists() and made:
-        try:
-            old = parse_json(read_text(path))
-        except ValueError:
-            raise CSDError(f"{path}: not valid JSON: remove it, and the folders whose options it describes") from None
-        if old != new:
-            raise CSDError(
-                f"{path.parent.parent}: holds rain made with other options ({path}): give another OUT, or move it away"
-            )
-        return
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, json.dumps(new, indent=1))
+    if not (path.exists() and made):
+        return False
+    try:
+        old = parse_json(read_text(path))
+    except ValueError:
+        raise CSDError(f"{path}: not valid JSON: remove it, and the folders whose options it describes") from None
+    if old != options.record():
+        raise CSDError(
+            f"{path.parent.parent}: holds rain made with other options ({path}): give another OUT, or move it away"
+        )
+    return True
 
 
 def _check_same(clip: CleanClip, folder: Path) -> None:

@@ -37,7 +37,7 @@ from csd_plugin.data.stores.lmdb import (
     parse_record,
     split_key,
 )
-from csd_plugin.data.workers import Processes
+from csd_plugin.data.workers import Processes, check_shared_memory
 from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError
 from csd_plugin.locks import alone
@@ -174,6 +174,8 @@ def _unreadable(path: Path, error: OSError) -> CSDError:
 def _build(folder: FolderStore, frames: Mapping[str, str], out: Path, encoding: str, jobs: int) -> int:
     """Write the missing frames to the partial store; how many were missing."""
     partial = out.with_name(f"{out.name}.partial")
+    if jobs > 1:
+        check_shared_memory("use --jobs 1")
     partial.mkdir(parents=True, exist_ok=True)
     with _Writer(partial, Header(encoding, tail_from_split(folder.root), False)) as writer:
         known = writer.keep_only(frames)
