@@ -31,6 +31,7 @@ from csd_plugin.lab.matrix import Frames, RainyInput, Run
 from csd_plugin.lab.processes import environment, training
 from csd_plugin.lifeline import ENDING, endings_interrupt, lifeline
 from csd_plugin.metrics import results
+from csd_plugin.metrics.image_quality import enlarged
 from csd_plugin.metrics.protocols import to_uint8
 from csd_plugin.metrics.scores import ClipScores, Scores
 from csd_plugin.metrics.scoring import score_folders
@@ -255,7 +256,8 @@ def score_frames(run: Run) -> None:
         CSDError: frames or truth are missing, or do not match.
     """
     assert run.test is not None
-    for content in run.test["datasets"].values():
+    for given in run.test["datasets"].values():
+        content = {**given, "num_frame": 1, "scale": run.test.get("scale", 1)}  # as the toolbox adds it
         scores = _given(Path(run.source.frames), content) if isinstance(run.source, Frames) else _rainy(content)
         results.write(
             Path("results", run.name), content["name"], scores, {"network": run.row, "dataset": content["name"]}
@@ -354,18 +356,20 @@ def _stop(process: subprocess.Popen[str], sink: Log) -> None:
 
 
 def _rainy(content: Mapping[str, Any]) -> Scores:
-    dataset = PairedVideoTestDataset({**content, "num_frame": 1})
+    """Scores of the input; in super-resolution, of the input enlarged."""
+    dataset = PairedVideoTestDataset(content)
     scores = Scores()
     for item in (dataset[index] for index in range(len(dataset))):
         if "gt" not in item:
             raise CSDError(f"the test set {content['name']} has no ground truth, so it cannot be scored; leave it out")
-        scores.add(item["folder"], Path(item["lq_path"]).stem, to_uint8(item["lq"][0]), to_uint8(item["gt"]))
+        frame, truth = to_uint8(item["lq"][0]), to_uint8(item["gt"])
+        scores.add(item["folder"], Path(item["lq_path"]).stem, enlarged(frame, truth.shape), truth)
     return scores
 
 
 def _given(folder: Path, content: Mapping[str, Any]) -> Scores:
     """Scores of the frames in the folder that belong to the test set: its clips, and its part of each."""
-    dataset = PairedVideoTestDataset({**content, "num_frame": 1})
+    dataset = PairedVideoTestDataset(content)
     wanted: dict[str, list[int]] = {}
     for number, frame in dataset.samples:
         wanted.setdefault(dataset.sequences[number].name, []).append(frame)

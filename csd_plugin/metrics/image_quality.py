@@ -32,6 +32,15 @@ _LUMA_OFFSET = 16 * _LUMA_SCALE + _LUMA_SCALE // 2
 rounding half up is exact integer arithmetic."""
 
 
+def enlarged(image: Image, shape: tuple[int, ...]) -> Image:
+    """An (h, w, 3) image in the size of (H, W, ..), bicubic, if that is the same whole multiple of both sides."""
+    height, width = shape[:2]
+    factor = max(height // image.shape[0], 1)
+    if factor == 1 or (image.shape[0] * factor, image.shape[1] * factor) != (height, width):
+        return image
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
 def psnr(a: Image, b: Image) -> float:
     """Peak signal-to-noise ratio in dB over all values of two images; `inf` if they are identical.
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csd_plugin.errors import CSDError
-from csd_plugin.metrics.image_quality import Image, luma_8bit
+from csd_plugin.metrics.image_quality import Image, enlarged, luma_8bit
 from csd_plugin.metrics.metric import Metric, View
 
 SCALE = 1000.0
@@ -61,7 +61,7 @@ def warping_error(result: Image, previous: Image, guide: Image, previous_guide: 
     Raises:
         CSDError: the sizes differ, or are below 12x12.
     """
-    guide, previous_guide = _at_size(guide, result), _at_size(previous_guide, previous)
+    guide, previous_guide = enlarged(guide, result.shape), enlarged(previous_guide, previous.shape)
     sizes = {image.shape for image in (result, previous, guide, previous_guide)}
     if len(sizes) > 1 or min(result.shape[:2]) < _LEAST_SIDE:
         shown = ", ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (result, previous, guide, previous_guide))
@@ -71,15 +71,6 @@ def warping_error(result: Image, previous: Image, guide: Image, previous_guide: 
         return None
     difference = result.astype(np.float32) - warp(previous.astype(np.float32), flow)
     return float(SCALE * np.square(difference[valid] / 255, dtype=np.float64).mean())
-
-
-def _at_size(guide: Image, result: Image) -> Image:
-    """The guide, enlarged to the result's size if that is a whole multiple of its own."""
-    height, width = result.shape[:2]
-    factor = max(height // guide.shape[0], 1)
-    if factor == 1 or (guide.shape[0] * factor, guide.shape[1] * factor) != (height, width):
-        return guide
-    return np.asarray(cv2.resize(guide, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
 def correspondence(guide: Image, previous_guide: Image) -> tuple[Flow, NDArray[np.bool_]]:

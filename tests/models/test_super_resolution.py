@@ -8,10 +8,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from synthetic import moving_scene, write_image
 from test_objectives import options_of
 from test_toolbox_networks import checkpoint
 from toolbox import changed, scoring_options, train_options
+
+from csd_plugin.cli import main
 
 SCALE = 2
 STUDENT = {"type": "MSRResNet", "num_feat": 4, "num_block": 1, "upscale": SCALE}
@@ -115,6 +118,21 @@ def test_data_sets_of_the_toolbox_give_pairs_of_two_sizes(launcher, clips, name)
     options["datasets"]["train"] = images(clips)
     assert launcher.train(options) == 0
     assert launcher.models[-1].lq.shape == (2, 1, 3, 12, 12) and launcher.models[-1].gt.shape == (2, 1, 3, 24, 24)
+
+
+def test_the_input_in_a_table_is_enlarged(clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train = train_options(clips, network_g=STUDENT, interface_g=IMAGE, scale=SCALE, **in_train(clips))
+    files = {"base": train, "test": scored(clips, "x.pth"), "table": {"base": "base.yml", "test": "test.yml"}}
+    files["table"] |= {"name": "table", "runs": "sr", "rows": {"input": {"input": True}}}
+    for name, content in files.items():
+        (tmp_path / f"{name}.yml").write_text(yaml.safe_dump(content))
+    assert main(["table", "table.yml"]) == 0
+    frame, truth = (cv2.imread(str(clips / side / "001/00000002.png")) for side in ("lq", "gt"))
+    enlarged = cv2.resize(frame, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
+    psnr = 10 * np.log10(255**2 / np.square(enlarged.astype(float) - truth).mean())
+    scores = json.loads((tmp_path / "results/sr_input/rain.json").read_text())["clips"]["001"]["frames"]
+    assert scores["00000002"]["rgb"]["psnr"] == pytest.approx(psnr)
 
 
 def test_crops_of_both_sizes_show_the_same(clips):
