@@ -25,6 +25,7 @@ from csd_plugin.distill.objective import Comparison, by_name, weighted_sum
 from csd_plugin.distill.schedule import Weight, check_weight, is_ever_on, weight_at
 from csd_plugin.distill.taps import FeatureTap, listening, quiet, tap_compared
 from csd_plugin.errors import CSDError
+from csd_plugin.losses.several import total_of
 from csd_plugin.types import ClipView, Terms
 
 TEACHER_TARGETS = 2
@@ -73,13 +74,14 @@ class Distiller(nn.Module):
     """A student that learns from the truth and from frozen teachers; `forward` returns the losses of a batch.
 
     Its parameters are those of the student and of the objectives, for one optimizer, and so is its state dict
-    (`student.`, `objectives.LABEL.`). Teachers are in neither, but move with `.to()`. Call `after_step` after each
-    optimizer step.
+    (`student.`, `objectives.LABEL.`). Teachers and the reconstruction loss are in neither, but move with `.to()`. Call
+    `after_step` after each optimizer step.
 
     Args:
         student: may be wrapped for several processes, or compiled.
         teachers: if empty, only the reconstruction loss remains.
-        reconstruction: maps frames and truth, (B*L, 3, H, W) in [0, 1] each, to a scalar.
+        reconstruction: maps frames and truth, (B*L, 3, H, W) in [0, 1] each, to a scalar, or to named scalars, which
+            are added (`losses.several`).
         weights: of the objectives' terms: numbers, schedules, or balances, see `schedule` and `balance`. While all are
             0, no teacher is run. A resumed loop must restore `balance.measured`.
         interface: how to call the student; by default as it states itself.
@@ -115,9 +117,10 @@ class Distiller(nn.Module):
             _check_apart(student, teacher)
         if any(parameter.device.type == "cpu" for parameter in student.parameters()):
             repair_bf16_conv3d()  # here, too, as all of this may be compiled
-        self.student, self.reconstruction = student, reconstruction
+        self.student = student
         self.objectives = nn.ModuleDict({teacher.label: teacher.objective for teacher in teachers})
-        self.teachers = list(teachers)  # a list, so that they are not submodules
+        # in lists, so that they are not submodules: their weights are not learned, and not saved
+        self.teachers, self._reconstruction = list(teachers), [reconstruction]
         self.weights, self.balance = dict(weights), Balance(weights)
         self.interface = interface or interface_of(bare(student))
         for teacher in teachers:
@@ -129,6 +132,11 @@ class Distiller(nn.Module):
         self.monitor = HealthMonitor() if teachers and examine_every else None
         self._examined = 0
         self._warned: set[str] = set()
+
+    @property
+    def reconstruction(self) -> nn.Module:
+        """The loss between frames and truth."""
+        return self._reconstruction[0]
 
     @property
     def num_frame(self) -> int:
@@ -143,7 +151,8 @@ class Distiller(nn.Module):
         Without gradients (`torch.no_grad`), nothing is examined or balanced; a balance that was not measured yet counts
         as its share.
 
-        Returns `l_recon` and `l_distill`, scalars; and raw terms (`l_spatial`), `status/..`, `weight/..`, `health/..`.
+        Returns `l_recon` and `l_distill`, scalars; and raw terms (`l_spatial`), `status/..`, `weight/..`, `health/..`,
+        and `recon/..` if the reconstruction loss has named parts.
 
         Args:
             batch: `lq` (B, N, 3, H, W) and `gt` (B, L, 3, H, W), its middle, larger by the student's scale, or anything
@@ -168,7 +177,8 @@ class Distiller(nn.Module):
             stored = self._stored_view(features_of(batch), gt)
             return self._distill(lq, gt, weights, iteration, looks, stored)
         output = run_network(self.student, lq, gt.shape[1], self.interface, autocast=self.autocast)
-        return {"l_recon": self._reconstruct(output, gt)}, self._changing(weights, lq.device)
+        recon, parts = self._reconstruct(output, gt)
+        return {"l_recon": recon}, self._changing(weights, lq.device) | parts
 
     def repeats(self, iteration: int, *, logged: bool) -> tuple[float, ...] | None:
         """What this iteration computes besides its batch: equal for iterations that do the same; None if it does more.
@@ -224,7 +234,7 @@ class Distiller(nn.Module):
         student = self._view(self.student, self.interface, self.student_taps, lq, gt.shape[1], scales)
         with torch.autocast(lq.device.type, enabled=False):
             terms = [teacher.objective(student, view, gt) for teacher, view in zip(self.teachers, views, strict=True)]
-            recon = self._reconstruct(student.output.flatten(0, 1), gt)
+            recon, parts = self._reconstruct(student.output.flatten(0, 1), gt)
             weights = self._balanced(weights, iteration, recon, terms)
             compared = {
                 self._prefix(teacher): self._comparison(teacher, view, of_teacher, weights)
@@ -235,7 +245,8 @@ class Distiller(nn.Module):
                 "l_recon": recon,
                 "l_distill": weighted_sum(raw, by_name(compared, lambda comparison: comparison.weights)),
             }
-            scalars = self._changing(weights, lq.device) | {f"l_{name}": loss.detach() for name, loss in raw.items()}
+            scalars = self._changing(weights, lq.device) | parts
+            scalars |= {f"l_{name}": loss.detach() for name, loss in raw.items()}
             status = by_name(compared, lambda comparison: comparison.terms.diagnostics)
             scalars |= {f"status/{name}": value for name, value in status.items()}
             if self.monitor is not None and looks:
@@ -272,9 +283,11 @@ class Distiller(nn.Module):
     def _prefix(self, teacher: Teacher) -> str:
         return f"{teacher.label}/" if len(self.teachers) > 1 else ""
 
-    def _reconstruct(self, output: Tensor, gt: Tensor) -> Tensor:
+    def _reconstruct(self, output: Tensor, gt: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The reconstruction loss, and its named parts, to be logged."""
         with torch.autocast(output.device.type, enabled=False):
-            return self.reconstruction(output, gt.flatten(0, 1))
+            recon, parts = total_of(self.reconstruction(output, gt.flatten(0, 1)))
+        return recon, {f"recon/{name}": part for name, part in parts.items()}
 
     def _changing(self, weights: Mapping[str, float], device: torch.device) -> dict[str, Tensor]:
         """The weights that are not constant, to be logged. A GPU fills them in, as copying them there would wait."""
@@ -374,10 +387,11 @@ class Distiller(nn.Module):
         return ClipView(outputs[1], features)
 
     def _apply(self, *arguments: Any, **keywords: Any) -> Distiller:
-        """Used by `.to()` and similar methods: also moves the teachers, and keeps objectives in float32."""
-        for teacher in self.teachers:
-            teacher.network._apply(*arguments, **keywords)
+        """Used by `.to()` and similar methods: also moves the teachers, and keeps losses in float32."""
+        for module in (self.reconstruction, *(teacher.network for teacher in self.teachers)):
+            module._apply(*arguments, **keywords)
         super()._apply(*arguments, **keywords)
+        self.reconstruction.float()
         self.objectives.float()
         return self
 

@@ -98,7 +98,7 @@ class DistillModel(VideoDerainModel):
         self.distiller = Distiller(
             self.net_g,
             self.teachers,
-            self.cri_pix,
+            self.reconstruction,
             weights=self.distillation.weights,
             interface=self.interface_of(self.net_g),
             layers=self.distillation.student_layers,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.errors import CSDError, first_line, out_of_memory
+from csd_plugin.losses.several import one_number
 
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError, cv2.error)
 """The errors of other packages' code when it is used for something that it was not made for."""
@@ -28,7 +29,7 @@ def keywords_of(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_loss(loss: nn.Module, size: int) -> None:
-    """Check that a loss compares an output (1, 3, size, size) with the truth, as `train.pixel_opt` must.
+    """Check that a loss compares an output (1, 3, size, size) with the truth, as `train.pixel_opt` and others must.
 
     A grey output must be worse than noise if the truth is that noise, and worse than if the truth is grey.
     Raises CSDError.
@@ -36,7 +37,8 @@ def check_loss(loss: nn.Module, size: int) -> None:
     noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     grey = torch.full_like(noise, 0.5).requires_grad_()
     try:
-        value, others = loss(grey, noise), (loss(noise, noise), loss(grey, grey.detach()))
+        compared = ((grey, noise), (noise, noise), (grey, grey.detach()))
+        value, *others = (one_number(loss(output, truth)) for output, truth in compared)
     except FAILURES as error:
         if out_of_memory(error):
             raise

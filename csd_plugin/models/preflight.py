@@ -43,7 +43,7 @@ from csd_plugin.models.data_checks import check_data
 from csd_plugin.models.mixing import check_loss, check_metric, keywords_of
 from csd_plugin.models.pairing import check_network, check_pairs
 from csd_plugin.models.schedules import SCHEDULERS, build_optimizer
-from csd_plugin.options.checks import distils, meant_model
+from csd_plugin.options.checks import distils, loss_sections, meant_model
 from csd_plugin.options.problems import Problems
 from csd_plugin.options.sections import MODELS
 from csd_plugin.resume_states import find_resume_state
@@ -414,20 +414,22 @@ def _try_optimizer(content: Mapping[str, Any], network: nn.Module) -> None:
 
 
 def _check_training(train: dict[str, Any], network: nn.Module, problems: Problems) -> None:
-    problems.attempt(["train.pixel_opt"], _try_loss, train.get("pixel_opt"))
+    for where, content in loss_sections(train).items():
+        problems.attempt([where], _try_loss, where, content)
     problems.attempt(["train.optim_g"], _try_optimizer, train.get("optim_g"), network)
     problems.attempt(["train.scheduler", "train.total_iter"], _try_schedule, train, network)
 
 
-def _try_loss(content: dict[str, Any]) -> None:
-    loss = keywords_of(content)
-    cls = find_type(LOSS_REGISTRY, content.get("type"), "train.pixel_opt.type")
-    construct(cls, loss, "train.pixel_opt")
-    of_any_weight = {key: value for key, value in loss.items() if key != "loss_weight"}
+def _try_loss(where: str, content: dict[str, Any]) -> None:
+    cls = find_type(LOSS_REGISTRY, content.get("type"), f"{where}.type")
+    keywords = keywords_of(content)
+    loss = construct(cls, keywords, where)
+    if "loss_weight" in keywords:  # 0 is allowed
+        loss = construct(cls, {key: value for key, value in keywords.items() if key != "loss_weight"}, where)
     try:
-        check_loss(construct(cls, of_any_weight, "train.pixel_opt"), _LOSS_SIZE)
+        check_loss(loss, _LOSS_SIZE)
     except CSDError as error:
-        raise CSDError(f"train.pixel_opt: {content['type']}: {error}") from error
+        raise CSDError(f"{where}: {content['type']}: {error}") from error
 
 
 def _try_schedule(train: dict[str, Any], network: nn.Module) -> None:

@@ -32,10 +32,20 @@ _PLACES_AND_SPEED = {
     *("num_worker_per_gpu", "persistent_workers", "pin_memory", "prefetch_mode", "num_prefetch_queue", "resumed_at"),
 }
 """Options of a training set that may differ between machines without changing results."""
-_LEARNED_BY = ("pixel_opt", "distill_opt", "autocast", "accumulate", "ema_decay", "ema_warmup", "grad_clip")
+_LEARNED_BY = (
+    "pixel_opt",
+    "perceptual_opt",
+    "extra_opt",
+    "distill_opt",
+    "autocast",
+    "accumulate",
+    "ema_decay",
+    "ema_warmup",
+    "grad_clip",
+)
 _TYPES: dict[str, tuple[Any, ...]] = {
     "datasets.train": (DATASETS, DATASET_REGISTRY),
-    "train.pixel_opt": (LOSSES, LOSS_REGISTRY),
+    **dict.fromkeys(("train.pixel_opt", "train.perceptual_opt", "train.extra_opt."), (LOSSES, LOSS_REGISTRY)),
     "train.distill_opt": (OBJECTIVES,),
     "network_": (NETWORKS, ARCH_REGISTRY),
     "teachers.network_": (NETWORKS, ARCH_REGISTRY),
@@ -136,7 +146,12 @@ def learns_by(opt: Mapping[str, Any], taught_by: Mapping[str, str] | None = None
         taught_by: label of each teacher that is run -> its `weights_digest`, rather than its file, which may move.
     """
     data = {key: value for key, value in opt["datasets"].get("train", {}).items() if key not in _PLACES_AND_SPEED}
-    parts = {"datasets.train": data, "network_g": opt["network_g"], "interface_g": opt.get("interface_g")}
+    parts = {
+        "datasets.train": data,
+        "scale": opt.get("scale", 1),
+        "network_g": opt["network_g"],
+        "interface_g": opt.get("interface_g"),
+    }
     parts |= {f"train.{key}": opt["train"].get(key) for key in _LEARNED_BY}
     teachers: dict[str, Any] = {}
     for label, digest in (taught_by or {}).items():

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from basicsr.losses import build_loss
 from basicsr.utils import get_root_logger, set_random_seed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,6 +22,7 @@ from csd_plugin.devices import half_precision_warnings, use_channels_last
 from csd_plugin.distill.average import decay_at, update_average
 from csd_plugin.distill.step_graph import Computed, StepGraph
 from csd_plugin.errors import CSDError
+from csd_plugin.losses.several import SeveralLosses, total_of
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.checkpoints import CheckpointedModel
 from csd_plugin.models.idle_options import idle_options, part_warnings
@@ -68,6 +70,9 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast_dtype == torch.float16 and self.device.type == "cuda"
         )
+        self.extra_losses = {
+            name: build_loss(content).to(self.device) for name, content in (train_opt.get("extra_opt") or {}).items()
+        }
         super().init_training_settings()
         if train_opt.get("cuda_graph") and self.device.type == "cuda":
             warn = get_root_logger().warning
@@ -257,7 +262,15 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
     def compute_losses(self, current_iter: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weighted terms whose sum is minimised, and further scalars to log."""
         output = self.run_network(self.net_g, self.lq, self.gt.shape[1], self.interface_of(self.net_g))
-        return {"l_recon": self.cri_pix(output, self.gt.flatten(0, 1))}, {}
+        recon, parts = total_of(self.reconstruction(output, self.gt.flatten(0, 1)))
+        return {"l_recon": recon}, {f"recon/{name}": part for name, part in parts.items()}
+
+    @property
+    def reconstruction(self) -> nn.Module:
+        """The loss of `pixel_opt`, or, with `perceptual_opt` or `extra_opt`, all of these by name."""
+        named = {"pixel": self.cri_pix, "perceptual": self.cri_perceptual, **self.extra_losses}
+        given = {name: loss for name, loss in named.items() if loss is not None}
+        return self.cri_pix if list(given) == ["pixel"] else SeveralLosses(given)
 
     def run_network(self, network: nn.Module, clips: Tensor, num_target: int, interface: Interface) -> Tensor:
         """`interface.run_network` in the precision of `train.autocast`: (B, N, 3, H, W) -> (B*L, 3, H, W)."""

@@ -180,11 +180,25 @@ def _check_training(opt: Mapping[str, Any], problems: Problems) -> None:
     for key, section in typed.items():
         if isinstance(train.get(key), Mapping):
             _check(train[key], section, f"train.{key}.", problems)
-    losses = {name: section_of(cls) for name, cls in LOSSES.items()}
-    if "pixel_opt" in train:
-        _check_typed(train["pixel_opt"], losses, "train.pixel_opt", problems)
+    _check_losses(train, problems)
     if distils(opt):
         _check_distillation(opt, problems)
+
+
+def loss_sections(train: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of losses between frames and truth, by its place in the file: `train.pixel_opt` .."""
+    sections = {f"train.{key}": train[key] for key in ("pixel_opt", "perceptual_opt") if train.get(key)}
+    return sections | {f"train.extra_opt.{name}": content for name, content in _section_in(train, "extra_opt").items()}
+
+
+def _check_losses(train: Mapping[str, Any], problems: Problems) -> None:
+    known = {name: section_of(cls) for name, cls in LOSSES.items()}
+    for key, content in loss_sections(train).items():
+        _check_typed(content, known, key, problems)
+    for name in _section_in(train, "extra_opt"):
+        if name in ("pixel", "perceptual") or not re.fullmatch(r"\w+", str(name)):
+            key = f"train.extra_opt.{name}"
+            problems.add(key, f"{key}: name it by letters, digits and _, and not pixel or perceptual, which are taken")
 
 
 def _check_testing(opt: Mapping[str, Any], problems: Problems) -> None:
@@ -237,7 +251,7 @@ def _check_distillation(opt: Mapping[str, Any], problems: Problems) -> None:
     _check(taps, TapsSection, f"{where}.taps.", problems)
     for term, weight in _section_in(content, "weights").items():
         if isinstance(weight, Mapping):
-            _check_changing_weight(weight, f"{where}.weights.{term}", _section_in(opt["train"], "pixel_opt"), problems)
+            _check_changing_weight(weight, f"{where}.weights.{term}", loss_sections(opt["train"]), problems)
         elif isinstance(weight, int | float):
             problems.attempt([f"{where}.weights.{term}"], _told_in, f"{where}.weights.{term}", check_weight, weight)
     teachers, tapped = _section_in(content, "teachers"), _section_in(taps, "teacher")
@@ -256,12 +270,13 @@ def _check_distillation(opt: Mapping[str, Any], problems: Problems) -> None:
 
 
 def _check_changing_weight(
-    weight: Mapping[str, Any], place: str, reconstruction: Mapping[str, Any], problems: Problems
+    weight: Mapping[str, Any], place: str, losses: Mapping[str, Any], problems: Problems
 ) -> None:
     section: type[BaseModel] = BalanceSection if is_balanced(weight) else WeightSection
     _check(weight, section, f"{place}.", problems)
     problems.attempt([place], _told_in, place, check_weight, weight)
-    if is_balanced(weight) and reconstruction.get("loss_weight", 1) == 0:
+    alone = losses.get("train.pixel_opt") if len(losses) == 1 else None
+    if is_balanced(weight) and isinstance(alone, Mapping) and alone.get("loss_weight", 1) == 0:
         problems.add(
             place,
             f"{place}: balance needs a reconstruction loss to compare with, but train.pixel_opt.loss_weight is 0; set "

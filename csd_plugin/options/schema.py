@@ -42,6 +42,8 @@ def schema() -> Schema:
         "optim_g": _of(sections.OptimizerSection),
         "scheduler": _of(sections.SchedulerSection),
         "pixel_opt": losses,
+        "perceptual_opt": {"anyOf": [losses, {"type": "null"}]},
+        "extra_opt": {"anyOf": [{"type": "object", "additionalProperties": losses}, {"type": "null"}]},
         "distill_opt": objectives,
     }
     ours = _of(sections.RunSection)

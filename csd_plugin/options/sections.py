@@ -129,6 +129,16 @@ class TrainSection(ToolboxSection):
         "`restart_weights`, `eta_min`)"
     )
     pixel_opt: dict = Field(description="the reconstruction loss, `type: PyramidSSIMLoss`, see below")
+    perceptual_opt: dict | None = Field(
+        None,
+        description="BasicSR's `type: PerceptualLoss`, added to `pixel_opt`: a distance between features of VGG, whose "
+        "weights torchvision downloads",
+    )
+    extra_opt: dict[str, dict] | None = Field(
+        None,
+        description="further losses of frame and truth to add, `NAME: {type: .., loss_weight: ..}`; the log has each "
+        "as `recon/NAME`",
+    )
     warmup_iter: float = Field(
         -1,
         ge=-1,
@@ -357,7 +367,8 @@ MODELS = {"VideoDerainModel": False, "DistillModel": True}
 TEACHER_KEYS = ("network_", "interface_", "pretrain_network_", "param_key_", "strict_load_")
 """The beginnings of the keys, at the top level and in `path`, that each teacher has for itself: `network_t2`."""
 
-_NO_DISCRIMINATOR, _ONE_LOSS = "have no discriminator", "train with pixel_opt only"
+_NO_DISCRIMINATOR = "have no discriminator"
+_OTHER_LOSS = "train with pixel_opt, perceptual_opt and extra_opt only"
 OF_OTHER_MODELS = {
     "network_d": _NO_DISCRIMINATOR,
     "path.pretrain_network_d": _NO_DISCRIMINATOR,
@@ -367,9 +378,8 @@ OF_OTHER_MODELS = {
     "train.optim_d": _NO_DISCRIMINATOR,
     "train.net_d_iters": _NO_DISCRIMINATOR,
     "train.net_d_init_iters": _NO_DISCRIMINATOR,
-    "train.perceptual_opt": _ONE_LOSS,
-    "train.ldl_opt": _ONE_LOSS,
-    "train.feature_matching_opt": _ONE_LOSS,
+    "train.ldl_opt": _OTHER_LOSS,
+    "train.feature_matching_opt": _OTHER_LOSS,
     "train.fix_flow": "train all weights from the first step",
     "train.tsa_iter": "train all weights from the first step",
     "train.flow_lr_mul": "have one learning rate",

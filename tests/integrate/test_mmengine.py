@@ -249,9 +249,10 @@ class Enlarging(torch.nn.Module):
 
 
 def test_networks_of_super_resolution_learn_and_are_scored(tmp_path, monkeypatch):
-    from csd_plugin.archs import NETWORKS
+    import csd_plugin.integrate.mmengine  # noqa: F401
+    from csd_plugin.integrate.mmengine.registries import MODELS
 
-    monkeypatch.setitem(NETWORKS._rows, "Enlarging", Enlarging)
+    monkeypatch.setitem(MODELS.module_dict, "Enlarging", Enlarging)
     for index, frame in enumerate(moving_scene(9, 48, 64, seed=0)):
         write_image(tmp_path / f"gt/clip/{index:04d}.png", frame)
         write_image(tmp_path / f"lq/clip/{index:04d}.png", np.ascontiguousarray(frame[::2, ::2]))
@@ -268,6 +269,14 @@ def test_networks_of_super_resolution_learn_and_are_scored(tmp_path, monkeypatch
     content["model"]["teachers"]["t"] = how | {"width": 6, "checkpoint": str(tmp_path / "teacher.pth")}
     logged = train(content).message_hub.log_scalars
     assert logged["train/l_spatial"].current() > 0 and logged["val/rgb/psnr"].current() > 0
+
+
+def test_several_losses_are_added(tmp_path, tiny_rain, tiny_teacher, student):
+    extra = {"model.extra_losses": {"edge": {"type": "PyramidSSIMLoss", "loss_weight": 0.5}}}
+    runner = train(config(tmp_path, tiny_rain, tiny_teacher, student, **extra, **{"train_cfg.max_iters": 1}))
+    logged = {name: value.current() for name, value in runner.message_hub.log_scalars.items()}
+    assert logged["train/recon/edge"] == pytest.approx(0.5 * logged["train/recon/pixel"], rel=1e-5)
+    assert logged["train/loss_recon"] == pytest.approx(1.5 * logged["train/recon/pixel"], rel=1e-5)
 
 
 def test_a_student_alone_learns_from_the_truth(tmp_path, tiny_rain, student):

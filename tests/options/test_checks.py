@@ -145,7 +145,7 @@ def test_other_peoples_models_are_left_alone():
         ),
         ({"train.pixel_opt": ...}, "train.pixel_opt is missing"),
         ({"train.pixel_opt.scale_weights": 1}, "scale_weights is 1"),
-        ({"train.perceptual_opt": {"type": "PerceptualLoss"}}, "train.perceptual_opt: models of csd-plugin train with"),
+        ({"train.ldl_opt": {"type": "L1Loss"}}, "train.ldl_opt: models of csd-plugin train with pixel_opt, perceptual"),
         ({"network_d": {"type": "VGGStyleDiscriminator"}}, "network_d: models of csd-plugin have no discriminator"),
         ({"path.pretrain_network_d": "d.pth"}, "path.pretrain_network_d: models of csd-plugin have no discriminator"),
         ({"train.optim_d": {"type": "Adam", "lr": 0.1}}, "train.optim_d: models of csd-plugin have no discriminator"),

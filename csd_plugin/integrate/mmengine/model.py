@@ -16,6 +16,7 @@ from csd_plugin.distill.dry_run import Clips
 from csd_plugin.distill.settings import teacher_shares
 from csd_plugin.errors import CSDError
 from csd_plugin.integrate.mmengine.registries import build, plain
+from csd_plugin.losses.several import SeveralLosses
 from csd_plugin.metrics.protocols import to_uint8
 from csd_plugin.weights import find_checkpoint
 
@@ -35,6 +36,7 @@ class CSDDistiller(BaseModel):
         objective: its `type` and keywords; each teacher has its own.
         weights: term -> a number or a schedule.
         pixel_loss: the reconstruction loss, of (B, 3, H, W) twice.
+        extra_losses: name -> a further one to add, logged as `recon/NAME`.
         adapters: see `distill.adapters.ADAPTERS`.
         precision: `bf16` or `fp16` only for the networks, also on a CPU; None leaves it to the optimizer's wrapper.
         examine_every: iterations between two examinations of whether the terms teach; 0 for none.
@@ -51,6 +53,7 @@ class CSDDistiller(BaseModel):
         weights: Mapping[str, Any] | None = None,
         pixel_loss: Mapping[str, Any] | None = None,
         *,
+        extra_losses: Mapping[str, Mapping[str, Any]] | None = None,
         adapters: Sequence[str] = (),
         precision: str | None = None,
         examine_every: int = 100,
@@ -74,10 +77,14 @@ class CSDDistiller(BaseModel):
                 clips = Clips(batch=1, num_frame=frames, num_target=1, size=128)
                 compared = adapted(compared, adapters, student=ours, teacher=theirs, clips=clips)
             built.append(Teacher(theirs.network, compared, label=label, share=share, **_how(theirs)))
+        recon: nn.Module = build(plain(pixel_loss) or {"type": "PyramidSSIMLoss"}, "model.pixel_loss")
+        if extra_losses:
+            extra = {name: build(plain(of), f"model.extra_losses.{name}") for name, of in extra_losses.items()}
+            recon = SeveralLosses({"pixel": recon, **extra})
         self.distiller = Distiller(
             ours.network,
             built,
-            build(plain(pixel_loss) or {"type": "PyramidSSIMLoss"}, "model.pixel_loss"),
+            recon,
             weights=plain(weights) or {},
             autocast=PRECISIONS[precision] if precision else None,
             examine_every=examine_every,

@@ -1,0 +1,23 @@
+"""Several losses between frames and truth, and what losses may return."""
+
+from __future__ import annotations
+
+import torch
+
+from csd_plugin.losses.several import SeveralLosses, one_number, total_of
+
+
+def test_named_losses_are_added():
+    losses = SeveralLosses({"a": torch.nn.L1Loss(), "b": torch.nn.MSELoss()})
+    frames, truth = torch.full((2, 3, 4, 4), 0.75, requires_grad=True), torch.full((2, 3, 4, 4), 0.25)
+    total, parts = total_of(losses(frames, truth))
+    assert total.item() == 0.75 and {name: part.item() for name, part in parts.items()} == {"a": 0.5, "b": 0.25}
+    assert total.requires_grad and not any(part.requires_grad for part in parts.values())
+
+
+def test_parts_of_a_tuple_are_added_and_others_left_out():
+    one, two = torch.tensor(1.0), torch.tensor(2.0)
+    assert one_number((one, two)) == 3 and one_number((None, two)) == 2
+    assert total_of((one, None)) == (one, {}) and total_of(two) == (two, {})
+    for other in ((), (None, None), (torch.zeros(2), None), one):
+        assert one_number(other) is other
