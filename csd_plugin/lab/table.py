@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from csd_plugin.archs.complexity import FRAME_SIZE, complexity
-from csd_plugin.bench.measure import in_turns, median
+from csd_plugin.bench.measure import in_turns, median, seconds
 from csd_plugin.devices import forked_random
 from csd_plugin.lab.matrix import Frames, Matrix, PublishedScore, RainyInput, Row, Run
 from csd_plugin.lab.runner import result_files
@@ -21,12 +22,14 @@ from csd_plugin.metrics.protocols import Quality
 from csd_plugin.metrics.published import PROTOCOL, PUBLISHED
 from csd_plugin.metrics.results import load_results
 from csd_plugin.report.grid import Grid
-from csd_plugin.report.text import three_digits
+from csd_plugin.report.text import counted, duration, three_digits
 
 COUNTED_SIZE = 128
 """Side of the frames for which operations are counted, as in the paper's Table 2."""
 ROUNDS = 3
 """How many times each network is timed."""
+_TRIAL_SIDE = 128
+"""Side of the part of a frame on which the time of all this is estimated, in pixels."""
 
 NONE = "-"
 _PROTOCOLS = {"nturain_y": "Y", "rgb": "RGB"}
@@ -152,8 +155,8 @@ def costs_of(matrix: Matrix, runs: Mapping[str, Run]) -> dict[str, Cost]:
         options = None if isinstance(run.source, RainyInput | Frames) else run.options or run.test
         if matrix.rows[run.row].shown and options and "network_g" in options and run.row not in networks:
             networks[run.row] = _build(options)
-    seconds = _seconds(networks) if matrix.speed else {}
-    return {row: _cost(*built, seconds.get(row), counted=matrix.complexity) for row, built in networks.items()}
+    times = _seconds(networks) if matrix.speed else {}
+    return {row: _cost(*built, times.get(row), counted=matrix.complexity) for row, built in networks.items()}
 
 
 def orderings(lines: Sequence[Line], dataset: str) -> list[str]:
@@ -362,19 +365,38 @@ def _cost(network: Any, interface: Any, seconds: float | None, *, counted: bool)
 
 
 def _seconds(networks: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
-    """Seconds per frame of `FRAME_SIZE`: all networks in turns, each in its fastest exact form."""
+    """Seconds per frame of `FRAME_SIZE`: all networks in turns, each in its fastest exact form.
+
+    A line on stderr first says how long this takes, by a trial on a small part of a frame.
+    """
     from csd_plugin.inference.folding import fold
 
     width, height = FRAME_SIZE
-    actions = {}
-    for row, (network, interface) in networks.items():
-        frames = torch.rand(1, *interface.input_shape(height, width))
-        ready = fold(network) if interface.one_length else network
-
-        def once(ready: Any = ready, frames: torch.Tensor = frames) -> object:
-            with torch.inference_mode():
-                return ready(frames)
-
-        actions[row] = once
-    times = in_turns(actions, ROUNDS, "speed")
+    ready = {row: (fold(net) if interface.one_length else net, interface) for row, (net, interface) in networks.items()}
+    if ready:
+        expected = sum(_trial(*one) for one in ready.values()) * width * height / _TRIAL_SIDE**2 * (ROUNDS + 1)
+        print(
+            f"timing {counted(len(ready), 'network')} on frames of {width}x{height}, {ROUNDS + 1} times each: about "
+            f"{duration(expected)}",
+            file=sys.stderr,
+            flush=True,
+        )
+    times = in_turns({row: _pass(*one, width, height) for row, one in ready.items()}, ROUNDS, "speed")
     return {row: median(times[row]) / interface.num_made for row, (_, interface) in networks.items()}
+
+
+def _trial(network: Any, interface: Any) -> float:
+    """Seconds of a pass on a small part of a frame."""
+    once = _pass(network, interface, _TRIAL_SIDE, _TRIAL_SIDE)
+    once()  # one-time work
+    return seconds(once)
+
+
+def _pass(network: Any, interface: Any, width: int, height: int) -> Callable[[], object]:
+    frames = torch.rand(1, *interface.input_shape(height, width))
+
+    def once() -> object:
+        with torch.inference_mode():
+            return network(frames)
+
+    return once

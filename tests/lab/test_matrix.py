@@ -26,7 +26,7 @@ from csd_plugin.lab import runner
 from csd_plugin.lab.job import Table, make_tables
 from csd_plugin.lab.matrix import read_matrix, runs_of
 from csd_plugin.lab.plan import Plan, plan_for, stretched
-from csd_plugin.lab.table import COUNTED_SIZE, _cost, build
+from csd_plugin.lab.table import COUNTED_SIZE, _build, _cost, build
 from csd_plugin.locks import alone
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.results import write as write_results
@@ -884,6 +884,25 @@ def test_table_2_counts_its_networks(tmp_path, monkeypatch, capsys):
     text = capsys.readouterr().out.replace("**", "")
     assert "| student1 | 136,563 | 5.76 | 0.00780 |" in text
     assert [f"| {cell} |" in text for cell in ("1.50", "0.0130", "12.0")] == [True] * 3
+
+
+def test_the_time_that_timing_takes_is_said_before(monkeypatch, capsys):
+    """Half a second on 128x128 is 9.4 on 640x480: twice that, four times."""
+    from csd_plugin.lab import table
+
+    passes = []
+
+    def in_turns(contenders, rounds, title):
+        assert capsys.readouterr().err == "timing 2 networks on frames of 640x480, 4 times each: about 75 s\n"
+        return {name: [1.0, 2.0, 3.0] for name in contenders}
+
+    monkeypatch.setattr(table, "seconds", lambda once: passes.append(once().shape) or 0.5)
+    monkeypatch.setattr(table, "in_turns", in_turns)
+    networks = {name: _build({"network_g": {"type": "SLDNet", "preset": name}}) for name in ("student1", "student3")}
+    assert table._seconds(networks) == {"student1": 2.0, "student3": 2.0}
+    assert passes == [(1, 3, 128, 128)] * 2
+    monkeypatch.setattr(table, "in_turns", lambda *_: {})
+    assert table._seconds({}) == {} and not capsys.readouterr().err
 
 
 def test_operations_of_a_sequence_are_those_of_one_frame():
