@@ -1,11 +1,12 @@
-"""Damage archives, frames, meta_info.txt and lists of clips at random, and check that all damage is noticed.
+"""Damage archives, frames, meta_info.txt and lists of clips at random, and check that every damage is noticed.
 
     python tools/fuzz_inputs.py --count 200 --seed 0
 
-Every case changes one valid file and gives it to the public entry points. The result must be that of the undamaged
-file, or one line of error. There may be no traceback, and nothing may be written outside the target. JPEGs and lists
-have no checksums: if one reads as another picture or as other clips, that is counted separately, and for JPEGs the
-checksums of a store must report it. The exit status is 1 if a case failed.
+Every case changes one valid file and reads it by `csd prepare`, the data sets or the check of a store. The result must
+be the same as for the unchanged file, or an error of one line. A traceback is a failure, and so is a file outside the
+target folder. JPEGs and lists of clips have no checksums: a changed one that reads as another picture, or as other
+clips, is counted as `undetectable`. For JPEGs, the checksums of a store must report the change. The exit status is 1 if
+a case failed.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ CLIMB = "../../../"
 
 
 class Fault(Exception):
-    """A damaged file was taken for a good one, or did damage."""
+    """A changed file was read as if it were good, or something was written that should not be."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=200, help="damaged files in all (default 200)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=200, help="number of cases (default 200)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random changes (default 0)")
     parser.add_argument("--work", type=Path, help="folder for the files (default: a temporary one)")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.work) as work:
@@ -69,15 +70,15 @@ def fuzz(count: int, seed: int, work: Path) -> int:
 
 
 def judge(subject: Callable[[random.Random], str], rng: random.Random) -> tuple[str, str]:
-    """(outcome, reason where it failed)."""
+    """Run one case; its outcome and, if it failed, the reason."""
     with captured() as said:
         try:
             outcome, reason = subject(rng), ""
         except CSDError as error:
-            outcome, reason = (FAILED, f"error of several lines: {error}") if "\n" in str(error) else (REFUSED, "")
+            outcome, reason = (FAILED, f"an error of several lines: {error}") if "\n" in str(error) else (REFUSED, "")
         except Fault as error:
             outcome, reason = FAILED, str(error)
-        except Exception:  # whichever it is, a user would have seen its traceback
+        except Exception:  # a user would have seen its traceback
             outcome, reason = FAILED, traceback.format_exc()
     if outcome != FAILED and "Traceback" in "".join(said):
         return FAILED, "".join(said)
@@ -86,7 +87,10 @@ def judge(subject: Callable[[random.Random], str], rng: random.Random) -> tuple[
 
 @contextmanager
 def captured() -> Iterator[list[str]]:
-    """What was written to standard error meanwhile, also by C libraries and other processes; there when it is over."""
+    """Inside, collect what is written to standard error, also by C libraries and other processes.
+
+    The list is filled at the end.
+    """
     said: list[str] = []
     python, saved = io.StringIO(), os.dup(2)
     with tempfile.TemporaryFile() as others:
@@ -112,7 +116,10 @@ def print_table(outcomes: dict[str, Counter[str]]) -> None:
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
-    """The data with bits flipped, its end, some bytes or nothing of some bytes left; never as it was."""
+    """The data after one random change: bits are flipped, the end is cut off, or bytes are inserted, zeroed or deleted.
+
+    The result always differs from the data.
+    """
     while True:
         at, length = rng.randrange(len(data)), rng.randint(1, 16)
         kind = rng.choice(("flip", "cut", "insert", "zero", "delete"))
@@ -137,7 +144,10 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 
 def make_subjects(work: Path) -> dict[str, Callable[[random.Random], str]]:
-    """Kind of file -> damages one and gives it to the entry points; returns an outcome, raises Fault or CSDError."""
+    """Kind of file -> a function that changes such a file at random and reads it.
+
+    The functions return an outcome, or raise Fault or CSDError.
+    """
     frames = make_frames()
     makers: dict[str, Callable[[str], bytes]] = {
         "zip": lambda prefix: make_zip(prefix, frames),
@@ -155,7 +165,7 @@ def make_subjects(work: Path) -> dict[str, Callable[[random.Random], str]]:
 
 
 def make_frames() -> dict[str, bytes]:
-    """Path in the data set -> JPEG of a smooth picture of its own."""
+    """Path in the data set -> a JPEG file. Each holds another smooth random picture."""
     import cv2
     import numpy as np
 
@@ -187,7 +197,7 @@ def make_tar(prefix: str, frames: dict[str, bytes]) -> bytes:
 
 
 def rar_makers(frames: dict[str, bytes]) -> dict[str, Callable[[str], bytes]]:
-    """Nothing where RAR archives cannot be read, or the tests' writer of them is not there."""
+    """The functions that make RAR archives; none if RAR archives cannot be read here, or the tests are not here."""
     from csd_plugin.data.archives import rar_libraries
 
     sys.path.insert(0, str(ROOT / "tests"))
@@ -196,7 +206,7 @@ def rar_makers(frames: dict[str, bytes]) -> dict[str, Callable[[str], bytes]]:
 
         rar_libraries()
     except (ImportError, CSDError) as error:
-        print(f"no RAR archives: {error}", file=sys.stderr)
+        print(f"RAR archives are left out: {error}", file=sys.stderr)
         return {}
     finally:
         sys.path.pop(0)
@@ -208,7 +218,10 @@ def rar_makers(frames: dict[str, bytes]) -> dict[str, Callable[[str], bytes]]:
 
 
 class Archives:
-    """Archives of the whole data set, through `csd prepare`; one in ten is whole, with names that lead outside."""
+    """Archives of the whole data set, read by `csd prepare`.
+
+    One in ten is undamaged, but the names in it lead out of the target folder (`../`).
+    """
 
     def __init__(self, work: Path, make: Callable[[str], bytes], frames: dict[str, bytes]) -> None:
         self.work, self.frames = work, frames
@@ -217,7 +230,7 @@ class Archives:
         self.archive = work / "downloads" / "archive.zip"  # the content shows the kind
         write_file(self.archive, self.whole)
         self.out.parent.mkdir(parents=True)
-        expect(self._prepare() == IDENTICAL, "the archive is refused before anything is changed")
+        expect(self._prepare() == IDENTICAL, "the unchanged archive is refused")
 
     def __call__(self, rng: random.Random) -> str:
         self.archive.write_bytes(self.climbing if rng.random() < 0.1 else mutate(self.whole, rng))
@@ -229,23 +242,23 @@ class Archives:
         status = call_prepare(self.archive, self.out)
         written = read_tree(self.out)
         after = {path: data for path, data in read_tree(self.work).items() if self.out not in (path, *path.parents)}
-        expect(after == before, "something was written outside the target")
+        expect(after == before, "a file outside the target folder was written or changed")
         found = {path.relative_to(self.out).as_posix(): data for path, data in written.items() if data is not None}
         if status == 0:
-            expect(found == self.frames, "the frames that were written are not those that were packed")
+            expect(found == self.frames, "the written frames differ from the packed ones")
             return IDENTICAL
         whole_clips = {name.rpartition("/")[0] for name in found}
         filled = {parent for path, data in written.items() if data is not None for parent in path.parents}
-        expect(not {path for path, data in written.items() if data is None} - filled, "an empty folder was left")
+        expect(not {path for path, data in written.items() if data is None} - filled, "an empty folder is left")
         expect(
             found == {name: data for name, data in self.frames.items() if name.rpartition("/")[0] in whole_clips},
-            "half a clip, or another, was left in the target",
+            "an incomplete clip, or wrong frames, are left in the target folder",
         )
         return REFUSED
 
 
 class Jpegs:
-    """One frame of a folder, through both datasets, `csd prepare` and the checksums of a store."""
+    """A frame in a folder, read by both data sets and `csd prepare`, and compared with the checksums of a store."""
 
     def __init__(self, work: Path, frames: dict[str, bytes]) -> None:
         from csd_plugin.data.stores.build import build_store
@@ -264,7 +277,7 @@ class Jpegs:
         file.write_bytes(mutate(self.frames[name], rng))
         try:
             problems = {(problem.kind, problem.key) for problem in verify_store(self.store, self.root)}
-            expect(problems == {("changed", name)}, f"{name} was changed, the store's checksums report {problems}")
+            expect(problems == {("changed", name)}, f"{name} was changed, but the store's check reports {problems}")
             self._prepare()
             read_training_clips(self.root)
             same = read_frames(self.root) == self.whole
@@ -273,16 +286,16 @@ class Jpegs:
         return IDENTICAL if same else UNDETECTABLE
 
     def _prepare(self) -> None:
-        """Frames are written as they are, or their clip is not."""
+        """`csd prepare` must copy frames unchanged, or leave their clip out."""
         out = self.work / "prepared"
         shutil.rmtree(out, ignore_errors=True)
         call_prepare(self.root, out)
         for path, data in read_tree(out).items():
-            expect(data is None or data == (self.root / path.relative_to(out)).read_bytes(), f"{path} was changed")
+            expect(data is None or data == (self.root / path.relative_to(out)).read_bytes(), f"{path} is no exact copy")
 
 
 class MetaInfo:
-    """meta_info.txt of a store: reading needs none of it, BasicSR does, and `verify_store` reports every change."""
+    """meta_info.txt of a store. BasicSR needs it, our reader does not; `verify_store` must report every change."""
 
     def __init__(self, work: Path, frames: dict[str, bytes]) -> None:
         from csd_plugin.data.stores.build import build_store
@@ -298,22 +311,22 @@ class MetaInfo:
         from csd_plugin.data.stores.verify import verify_store
 
         self.file.write_bytes(mutate(self.text, rng))
-        expect(read_frames(self.store) == self.whole, "the store's frames are others")
+        expect(read_frames(self.store) == self.whole, "the store's frames have changed")
         problems = verify_store(self.store)
-        expect(not any("\n" in str(problem) for problem in problems), "a problem of several lines")
+        expect(not any("\n" in str(problem) for problem in problems), "verify_store reports a problem in several lines")
         if problems:
             return REFUSED
-        expect(self._lines() == self.text.decode().splitlines(), "another meta_info.txt was found to be right")
+        expect(self._lines() == self.text.decode().splitlines(), "verify_store accepts a changed meta_info.txt")
         return IDENTICAL
 
     def _lines(self) -> list[str]:
-        """As BasicSR reads them."""
+        """The lines as BasicSR reads them."""
         with self.file.open(encoding="utf-8") as file:
             return [line.rstrip("\n") for line in file]
 
 
 class ClipLists:
-    """The list file of the `clips` option: the clips that it names, whatever they are, or an error."""
+    """The list file of the option `clips`: exactly the clips that it names are read, or there is an error."""
 
     def __init__(self, work: Path, frames: dict[str, bytes]) -> None:
         self.root, self.file = work / "data", work / "clips.txt"
@@ -327,8 +340,14 @@ class ClipLists:
         clips = self._read()
         lines = (line.partition("#")[0].strip() for line in self.file.read_text(encoding="utf-8-sig").splitlines())
         named = [line for line in lines if line]
-        expect(bool(named) and not set(named) - {"a1", "a1_Rain", "b1", "b1_Rain"}, f"no clips: {named}")
-        expect(clips == sorted({name.removesuffix("_Rain") for name in named}), f"{clips} were read of {named}")
+        expect(
+            bool(named) and not set(named) - {"a1", "a1_Rain", "b1", "b1_Rain"},
+            f"a list of unknown clips, or of none, was accepted: {named}",
+        )
+        expect(
+            clips == sorted({name.removesuffix("_Rain") for name in named}),
+            f"the list names {named}, but {clips} were read",
+        )
         return IDENTICAL if clips == self.whole else UNDETECTABLE
 
     def _read(self) -> list[str]:
@@ -338,7 +357,7 @@ class ClipLists:
         return [sequence.name for sequence in dataset.sequences]
 
 
-# --- what all use -------------------------------------------------------------------------------------------------
+# --- helpers -------------------------------------------------------------------------------------------------
 
 
 def expect(holds: bool, otherwise: str) -> None:
@@ -347,20 +366,20 @@ def expect(holds: bool, otherwise: str) -> None:
 
 
 def call_prepare(source: Path, out: Path) -> int:
-    """The exit status of `csd prepare`, 0 or 2, where 2 comes with a line that says why."""
+    """The exit status of `csd prepare`: 0, or 2 with a message that names the file. Raises Fault for anything else."""
     from csd_plugin.cli import main as csd
 
     with redirect_stderr(io.StringIO()) as stderr, redirect_stdout(io.StringIO()):
         status = csd(["prepare", str(source), str(out), "--jobs", "1"])
     said = stderr.getvalue()
     expect(status in (0, 2), f"exit status {status}")
-    expect(("csd prepare: error: " in said) == (status == 2), f"exit status {status}, but the message: {said!r}")
-    expect(status == 0 or str(source) in said, f"the message does not say which file: {said!r}")
+    expect(("csd prepare: error: " in said) == (status == 2), f"exit status {status}, but the message is {said!r}")
+    expect(status == 0 or str(source) in said, f"the message does not name the file: {said!r}")
     return status
 
 
 def read_frames(root: Path) -> list[tuple[str, bytes, bytes]]:
-    """(key, pixels of the rainy frame, of the clean one) of all frames."""
+    """Key, rainy pixels and clean pixels of each frame."""
     from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
 
     dataset = PairedVideoTestDataset({"dataroot": str(root), "num_frame": 1})
@@ -388,7 +407,7 @@ def write_tree(root: Path, files: dict[str, bytes]) -> None:
 
 
 def read_tree(root: Path) -> dict[Path, bytes | None]:
-    """Everything below a folder: path -> content, None of a folder."""
+    """Everything below a folder: path -> content; None for folders."""
     return {path: path.read_bytes() if path.is_file() else None for path in root.rglob("*")}
 
 

@@ -1,11 +1,11 @@
-"""Kill a distillation run at random moments, resume it each time, and compare the student with an undisturbed run's.
+"""Kill a distillation at random moments, resume it each time, and compare its student with that of an unkilled run.
 
     python tools/kill_resume.py --kills 30 --seed 0
 
-The networks are tiny, and every step is saved: kills (SIGKILL, of the run and its loader's workers) are spread over the
-whole run, and meet all that it does: start, step, writing, validation. After every kill each checkpoint and state must
-be whole. The exit status is 1 if one is not, or if a file of the final network, the cells or the state differs in a
-bit.
+The networks are tiny, and every step is saved. SIGKILL ends the run and its loader processes. The kills are spread over
+the whole run, so they come during its start, its steps, its validations and while it writes files. After each kill, all
+checkpoints and states must be readable. The exit status is 1 if one is not, or if the final network, the objective's
+cells or the state differ from those of the unkilled run in a single bit.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 LONGEST = 3.0
-"""Seconds from a start or a step to a kill, at most; a third of the kills come while the run starts."""
+"""The most seconds between a start or a step and the kill. A third of the kills come while the run starts."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="of the whole run (default: 12 for each kill)")
+    parser.add_argument("--kills", type=int, default=30, help="number of kills (default 30)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default 0)")
+    parser.add_argument("--steps", type=int, help="steps of the whole run (default: 12 per kill)")
     parser.add_argument("--work", type=Path, help="folder for the files (default: a temporary one)")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.work) as work:
@@ -52,15 +52,15 @@ def compare(kills: int, rng: random.Random, steps: int, work: Path) -> int:
     damaged = 0
     for number in range(1, kills + 1):
         if not kill_once(killed, rng, (number - rng.random()) / kills * (steps - 5)):
-            print(f"the run had ended before kill {number}; raise --steps", file=sys.stderr)
+            print(f"the run ended by itself before kill {number}; give more --steps", file=sys.stderr)
             return 1
         newest, bad = look(killed)
         damaged += bad
-        print(f"kill {number}: newest state {newest}, {bad} damaged files", flush=True)
+        print(f"kill {number}: newest state {newest}, unreadable files: {bad}", flush=True)
     if finish(killed) != 0:
         return 1
     same = final(whole) == final(killed)
-    print(f"{kills} kills, {damaged} damaged files; the student is {'the same' if same else 'ANOTHER'}, bit for bit")
+    print(f"{kills} kills, unreadable files: {damaged}; the final files are {'identical' if same else 'DIFFERENT'}")
     return 0 if same and not damaged else 1
 
 
@@ -85,16 +85,20 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 def finish(folder: Path) -> int:
-    """Train to the end; the status."""
+    """Train to the end; the exit status."""
     process = start(folder)
     _, said = process.communicate()
     if process.returncode:
-        print(said[-2000:], file=sys.stderr)
+        print(f"the training in {folder} failed:\n{said[-2000:]}", file=sys.stderr)
     return process.returncode
 
 
 def kill_once(folder: Path, rng: random.Random, after: float) -> bool:
-    """Start or resume the run and kill it with its workers, mostly `after` a step; False where it ended by itself."""
+    """Start or resume the run, and kill it with its loader processes; False if it ended by itself.
+
+    Args:
+        after: the number of the step that two thirds of the kills wait for.
+    """
     process = start(folder)
     assert process.stderr is not None
     delay = LONGEST
@@ -114,7 +118,7 @@ def kill_once(folder: Path, rng: random.Random, after: float) -> bool:
 
 
 def look(folder: Path) -> tuple[str, int]:
-    """The newest state, and how many of the files that have their names cannot be read."""
+    """The name of the newest state, and the number of networks and states that cannot be read."""
     from csd_plugin.archs.checkpoint import load_plain
     from csd_plugin.errors import CSDError
     from csd_plugin.resume_states import saved_states
@@ -131,7 +135,7 @@ def look(folder: Path) -> tuple[str, int]:
 
 
 def final(folder: Path) -> dict[str, Any]:
-    """What the run has left: every tensor's bytes, by file and name."""
+    """The latest networks and the newest state of a run, with tensors as bytes, by file."""
     import torch
 
     experiment = folder / "experiments" / "run"

@@ -1,10 +1,11 @@
-"""Run a distillation for an hour, and see whether its memory, file handles, threads and processes stay what they are.
+"""Run a distillation for an hour, and check that its memory, open files, threads and processes do not grow.
 
     python tools/soak_training.py --minutes 60
 
-The networks are tiny, so that the run has thousands of iterations, validations and checkpoints. A sample is taken every
-minute, of the training and its loader's workers together; the first quarter of an hour's run is its start and warm-up
-of caches. The table has every sample; the exit status is 1 if something has grown after the first quarter. Linux only.
+The networks are tiny, so there are thousands of iterations, validations and checkpoints. Every minute, the training and
+its loader processes are measured together and a line is printed. The first quarter of the time is not judged, as caches
+fill then. The exit status is 1 if the last quarter needs more than the second one, and 2 if the training fails. Linux
+only.
 """
 
 from __future__ import annotations
@@ -26,31 +27,35 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 MOST_GROWTH = 0.02
-"""Of the memory, from the second quarter to the last one."""
+"""The share by which memory may grow from the second quarter to the last."""
 LOOKS = 12
-"""A sample is the highest of this number of looks: workers come and go."""
+"""Measurements per sample, which has the highest of each value, as loader processes come and go."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Of a process and those that it has started."""
+    """A measurement of a process and all processes below it."""
 
     minute: float
     iteration: int
     megabytes: float
-    handles: int
+    files: int
     threads: int
     processes: int
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--every", type=float, default=60, help="seconds from a sample to the next (default 60)")
+    parser.add_argument("--minutes", type=float, default=60, help="length of the training (default 60)")
+    parser.add_argument("--every", type=float, default=60, help="seconds between two samples (default 60)")
     parser.add_argument("--work", type=Path, help="folder for the files (default: a temporary one)")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.work) as work:
-        samples = watch(Path(work), args.minutes, args.every)
+        try:
+            samples = watch(Path(work), args.minutes, args.every)
+        except RuntimeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     grown = judge(samples)
     for line in grown:
         print(line, file=sys.stderr)
@@ -60,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def watch(folder: Path, minutes: float, every: float) -> list[Sample]:
-    """Train for so long, and print a sample now and then. Raises RuntimeError where the training fails."""
+    """Train, and print a sample every so many seconds. Raises RuntimeError if the training fails."""
     (folder / "options.yml").write_text(make_options(folder, minutes * 60))
     process = subprocess.Popen(
         [sys.executable, "-m", "csd_plugin.train", "-opt", "options.yml"],
@@ -83,7 +88,7 @@ def watch(folder: Path, minutes: float, every: float) -> list[Sample]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
-        raise RuntimeError((folder / "stderr").read_text()[-2000:])
+        raise RuntimeError(f"the training failed; the end of its output:\n{(folder / 'stderr').read_text()[-2000:]}")
     return samples
 
 
@@ -92,7 +97,7 @@ def make_options(folder: Path, seconds: float) -> str:
     from toolbox import write_distillation
 
     changes = {
-        "train.total_iter": int(100 * seconds),  # more than there is time for
+        "train.total_iter": int(100 * seconds),  # more than fit into the time
         "train.max_seconds": seconds,
         "val.val_freq": 50,
         "val.save_img": True,
@@ -102,18 +107,18 @@ def make_options(folder: Path, seconds: float) -> str:
 
 
 def look(pid: int) -> tuple[float, int, int, int]:
-    """Memory in MB (each page that processes share counted once), handles, threads and processes of a tree."""
+    """Memory in MB, open files, threads and processes of a process and all below it; shared memory counts once."""
     tree = [pid, *descendants(pid)]
-    pages, handles, threads = 0, 0, 0
+    pages, files, threads = 0, 0, 0
     for member in tree:
         try:
             own = Path(f"/proc/{member}")
             pages += int(re.search(r"^Pss: +(\d+)", (own / "smaps_rollup").read_text(), re.MULTILINE)[1])  # type: ignore[index]
-            handles += len(list((own / "fd").iterdir()))
+            files += len(list((own / "fd").iterdir()))
             threads += len(list((own / "task").iterdir()))
         except (OSError, TypeError):  # it has just ended
             continue
-    return pages / 1024, handles, threads, len(tree)
+    return pages / 1024, files, threads, len(tree)
 
 
 def descendants(pid: int) -> list[int]:
@@ -126,7 +131,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def iteration_of(folder: Path) -> int:
-    """The last one of the log."""
+    """The latest iteration in the log; 0 before the first."""
     found = [0]
     for log in folder.glob("experiments/run/*.log"):
         with log.open("rb") as file:
@@ -136,19 +141,19 @@ def iteration_of(folder: Path) -> int:
 
 
 def judge(samples: Sequence[Sample]) -> list[str]:
-    """A line for everything that has grown from the second quarter to the last."""
+    """A line for each value that has grown from the second quarter to the last, by the median."""
     if len(samples) < 4:
-        return [f"only {len(samples)} samples; give more --minutes or a shorter --every"]
+        return [f"{len(samples)} samples are too few to compare; give more --minutes, or fewer seconds for --every"]
     quarter = len(samples) // 4
     early, late = samples[quarter : 2 * quarter], samples[-quarter:]
     lines = []
     before, after = (statistics.median(sample.megabytes for sample in part) for part in (early, late))
     if after > before * (1 + MOST_GROWTH):
         lines.append(f"memory has grown from {before:.0f} to {after:.0f} MB")
-    for name in ("handles", "threads", "processes"):
+    for name, what in (("files", "open files"), ("threads", "threads"), ("processes", "processes")):
         before, after = (statistics.median(getattr(sample, name) for sample in part) for part in (early, late))
         if after > before:
-            lines.append(f"{name} have grown from {before:g} to {after:g}")
+            lines.append(f"the number of {what} has grown from {before:g} to {after:g}")
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import shutil
 import subprocess
@@ -229,14 +230,27 @@ def test_a_full_disk_leaves_what_can_go_on(folder, tmp_path):
     assert verify_store(out, folder) == []
 
 
+@pytest.fixture
+def soak_store(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return importlib.import_module("soak_store")
+
+
 @pytest.mark.parametrize("seed", range(4))
-def test_killed_at_any_moment(folder, tmp_path, seed):
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        import soak_store
-    finally:
-        sys.path.pop(0)
+def test_killed_at_any_moment(soak_store, folder, tmp_path, seed):
     assert soak_store.main([str(folder), "--kills", "1", "--seed", str(seed), "--work", str(tmp_path)]) == 0
+
+
+def test_what_the_tool_that_kills_builds_finds_is_a_line(soak_store, folder, tmp_path, monkeypatch, capsys):
+    arguments = ["--kills", "1", "--work", str(tmp_path)]
+    assert soak_store.main([str(tmp_path / "none"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and str(tmp_path / "none") in error and error.count("\n") == 1
+    monkeypatch.setattr(soak_store, "run_build", lambda args, out, encoding, after: out.mkdir(exist_ok=True))
+    monkeypatch.setattr(soak_store, "verify_store", lambda *given: ["the frame a/1.png is missing"])
+    assert soak_store.main([str(folder), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error == "round 0: a killed build left a store that is not complete: the frame a/1.png is missing\n"
 
 
 # --- verifying ------------------------------------------------------------------------------------------------------
