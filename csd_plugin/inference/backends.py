@@ -255,10 +255,11 @@ def open_backend(
     suffix = "" if isinstance(network, nn.Module) else Path(network).suffix.lower()
     if isinstance(network, nn.Module):
         model: nn.Module | Path = network
+    elif not (Path(network).is_file() if suffix in GRAPH_SUFFIXES else Path(network).exists()):
+        of_a_name = f", or give find_checkpoint({str(network)!r}) of csd_plugin.weights if it ships with csd"
+        raise CSDError(f"{network} does not exist; check the path{'' if suffix else of_a_name}")
     elif suffix in GRAPH_SUFFIXES:
         model = Path(network)
-        if not model.is_file():
-            raise CSDError(f"{model} does not exist; check the path")
     else:
         model = load_network(network)
 

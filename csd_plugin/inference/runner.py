@@ -49,6 +49,9 @@ residual pair keeps, and the convolution's own copy in its memory layout."""
 SEQUENCE = 24
 """Frames that a sequence network cleans together, as in the code of S2VD's authors."""
 
+_BEYOND = 0.5
+"""How far below 0 or above 1 a tensor's values may lie: resampling overshoots by less, other scales go further."""
+
 _TRIAL_SIDE, _TRIAL_SECONDS = 128, 0.4
 _LONG_SECONDS = 0.1
 """Seconds: a trial of a block that would take longer is not made."""
@@ -161,7 +164,7 @@ class Derainer:
     def __call__(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         """The clean frames of one clip, in order, each as soon as it can be computed.
 
-        Raises CSDError if `frames` holds no frames, or a frame differs in kind from the first.
+        None for a clip of none. Raises CSDError for anything but frames, or if a frame differs in kind from the first.
         """
         if isinstance(frames, str | os.PathLike):
             raise CSDError(
@@ -370,11 +373,16 @@ class Clip:
                 f"a frame of shape {tuple(frame.shape)}, {frame.dtype}, after frames of shape "
                 f"{tuple(self._example.shape)}, {self._example.dtype}: a clip needs frames of one kind"
             )
-        if isinstance(frame, Tensor) and not math.isfinite(float(frame.detach().sum(dtype=torch.float32))):
-            raise CSDError(
-                f"frame {self._count} of the clip, counted from 0, holds NaN or infinity: give values in [0, 1]"
-            )
+        if isinstance(frame, Tensor):
+            self._check_values(frame)
         self._count += 1
+
+    def _check_values(self, frame: Tensor) -> None:
+        low, high = torch.stack(frame.detach().aminmax()).tolist()  # NaN if a value is
+        if low >= -_BEYOND and high <= 1 + _BEYOND:
+            return
+        held = f"values from {low:.4g} to {high:.4g}" if math.isfinite(low + high) else "NaN or infinity"
+        raise CSDError(f"frame {self._count} of the clip, counted from 0, holds {held}: give values in [0, 1]")
 
 
 def _made_by(path: Path, precision: str) -> dict[str, Origin]:

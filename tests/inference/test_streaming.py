@@ -221,6 +221,8 @@ def test_mistakes_are_one_line(network):
     derainer.push(np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(CSDError, match="a clip needs frames of one kind"):
         derainer.push(np.zeros((4, 5, 3), np.uint8))
+    with pytest.raises(CSDError, match=r"find_checkpoint\('tiny'\) of csd_plugin.weights"):
+        Derainer("tiny")
     with pytest.raises(CSDError, match="device 'abacus'"):
         Derainer(network, device="abacus")
     broken = SLDNet(preset="student2", num_feat=3)
@@ -303,6 +305,9 @@ def test_clean_tensors_may_be_changed_and_trained_with(derainer):
         ([torch.zeros(3, 0, 4)], "no pixels"),
         ([torch.zeros(3, 4, 4, device="meta")], "no pixels"),
         ([torch.zeros(3, 16, 16), torch.full((3, 16, 16), float("nan"))], "frame 1 of the clip.*NaN"),
+        ([torch.full((3, 16, 16), 255.0)], "frame 0 of the clip.*holds values from 255 to 255: give values in"),
+        ([torch.full((3, 16, 16), -1.0)], "holds values from -1 to -1"),
+        ([torch.full((3, 16, 16), float("inf"), dtype=torch.bfloat16)], "holds NaN or infinity"),
         ([np.zeros((16, 16, 3), np.uint8), [1]], "a list is not a frame"),
     ],
 )
