@@ -73,6 +73,9 @@ _LIGHT: dict[str, tuple[str, str, str, tuple[Fraction | None, Fraction | None]]]
     "libsvtav1": ("svtav1-params", "mastering-display", "content-light", (None, None)),
 }
 """How encoders take HDR10: the option, its names of display and light level, and the units of both numbers."""
+_TAGS = {"hevc": "hvc1"}
+"""Codec -> the name by which MP4 and QuickTime list it. Apple's players do not play HEVC by FFmpeg's own name, hev1."""
+_TAGGED = ("mp4", "mov")
 _FIELDS = {2: "tff=1", 4: "tff=1", 3: "bff=1", 5: "bff=1"}
 _DEEP_CODECS = ("h264", "av1")
 """Codecs that hold more than 8 bits, for containers whose usual codec does not."""
@@ -107,6 +110,9 @@ class Setup:
         """
         stream = cast("av.VideoStream", container.add_stream(self.encoder.name, rate=mean_rate))
         context = stream.codec_context
+        tag = _TAGS.get(self.encoder.canonical_name)
+        if tag and container.format.name in _TAGGED:
+            context.codec_tag = tag
         context.width, context.height = self.size
         context.pix_fmt = self.pix_fmt
         context.framerate, context.time_base = self.rate, 1 / self.rate

@@ -478,6 +478,15 @@ def test_hdr10_stays_hdr10(copied, tmp_path, name, codec):
     assert len(lines) == (codec != "hevc")
 
 
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["out.mp4", "out.m4v", "out.mov"])
+def test_hevc_has_the_name_that_apples_players_know(copied, tmp_path, name):
+    out, lines = copied(make(tmp_path / "in.mov", "-c:v", "libx265", "-x265-params", "log-level=error"), name)
+    facts = stream(out)
+    assert (facts["codec_name"], facts["codec_tag_string"], lines) == ("hevc", "hvc1", [])
+    assert len(times(out)) == len(times(tmp_path / "in.mov"))
+
+
 @pytest.mark.parametrize("rotation, expected", [(0, Fraction(4, 3)), (180, Fraction(4, 3)), (90, Fraction(3, 4))])
 def test_the_pixels_aspect_turns_with_the_picture(copied, tmp_path, rotation, expected):
     with av.open(str(tmp_path / "in.mp4"), "w") as container:
