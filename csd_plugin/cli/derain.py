@@ -138,7 +138,7 @@ def chosen(model: str | None, fast: bool, source: Path) -> Path:
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.data.images import eight_bits
     from csd_plugin.data.video.interface import PIPE
-    from csd_plugin.inference.files import derain_file, has_deep_frames, panels_in_frame
+    from csd_plugin.inference.files import check_ends, derain_file, has_deep_frames, panels_in_frame
     from csd_plugin.inference.memory import keep_freed_memory
     from csd_plugin.inference.runner import Derainer
     from csd_plugin.metrics.scores import Scores
@@ -148,6 +148,17 @@ def run(args: argparse.Namespace) -> None:
     _refuse_idle(args)
     keep_freed_memory()
     model = chosen(args.model, args.fast, args.source)
+    check_ends(
+        args.source,
+        args.output,
+        start=args.start,
+        end=args.end,
+        fps=args.fps,
+        size=args.size,
+        truth=args.compare,
+        resume=args.resume,
+        overwrite=args.overwrite,
+    )
     derainer = Derainer(
         model,
         backend=args.backend,

@@ -23,6 +23,8 @@ from tqdm import tqdm
 
 from csd_plugin.data.images import one_depth
 from csd_plugin.data.video import open_reader, open_writer
+from csd_plugin.data.video.camera import is_camera
+from csd_plugin.data.video.folder import FolderWriter
 from csd_plugin.data.video.interface import EmptyPart, FrameReader, Position, position_of
 from csd_plugin.data.video.origin import Origin, origin_of_clip
 from csd_plugin.data.video.pipes import is_single_pass
@@ -167,6 +169,37 @@ class _Part(NamedTuple):
         )
 
 
+def check_ends(
+    source: Path,
+    output: Path,
+    *,
+    start: Position = 0,
+    end: Position | None = None,
+    fps: Fraction = Fraction(25),
+    size: tuple[int, int] | None = None,
+    truth: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Raise the CSDError of an input or output that `derain_file` would refuse, before a network is loaded for it.
+
+    Loading and timing a large network takes up to a minute. A camera, which may only be opened once, is left out. So is
+    what depends on the network: whether frames that are to be resumed are its own.
+    """
+    if is_camera(source):
+        return
+    part = _Part(source, position_of(start, "start"), None if end is None else position_of(end, "end"), fps)
+    with _first_look(), ExitStack() as stack:
+        reader = stack.enter_context(part.open(keep_going=True, size=size))
+        if truth:
+            _truth(stack.enter_context(_open_truth(truth, reader, part)), reader)
+        inputs = [truth] if truth else []
+        writer = open_writer(output, like=reader, overwrite=overwrite or resume, inputs=inputs)
+        stack.callback(writer.abort)
+        if resume and not isinstance(writer, FolderWriter):
+            writer.resume_at(reader.size)
+
+
 def has_deep_frames(source: Path) -> bool:
     """Whether a video's or folder's frames have more than 8 bits per channel, some of which bf16 would lose.
 
@@ -174,14 +207,21 @@ def has_deep_frames(source: Path) -> bool:
     """
     if is_single_pass(source):
         return False
+    try:
+        with _first_look(), open_reader(source, keep_going=True) as reader:
+            return next(iter(reader)).dtype == np.uint16
+    except CSDError:
+        return False
+
+
+@contextlib.contextmanager
+def _first_look() -> Iterator[None]:
+    """Inside, readers and writers give no warnings: the job that follows gives them."""
     said = logging.getLogger("csd_plugin.data.video")
     level = said.level
     said.setLevel(logging.ERROR)
     try:
-        with open_reader(source, keep_going=True) as reader:
-            return next(iter(reader)).dtype == np.uint16
-    except CSDError:
-        return False
+        yield
     finally:
         said.setLevel(level)
 

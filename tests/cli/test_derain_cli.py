@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from videos import make_video
 
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.cli import main
@@ -116,6 +117,28 @@ def test_mistakes_are_one_line_and_leave_nothing(frames, model, capsys):
         error = capsys.readouterr().err.strip()
         assert message in error and "\n" not in error and error.startswith("csd derain: error: ")
         assert sorted(frames.iterdir()) == before
+
+
+def test_ends_that_are_refused_are_refused_before_a_network_is_loaded(frames, monkeypatch, capsys):
+    def loaded(*_, **__):
+        raise AssertionError("a network was loaded")
+
+    monkeypatch.setattr("csd_plugin.inference.runner.Derainer", loaded)
+    there, rain = make_video(frames / "there.mp4"), frames / "rain"
+    (frames / "short").mkdir()
+    shutil.copy(rain / "00000.png", frames / "short")
+    for arguments, message in (
+        ((frames / "none.mp4", frames / "o.mp4"), "none.mp4 does not exist"),
+        ((rain, there), "already exists"),
+        ((rain, frames / "truth"), "holds frames already"),
+        ((rain, there, "--resume"), "only a folder of frames can be resumed"),
+        ((rain, frames / "o.gif"), "cannot write '.gif'"),
+        ((rain, frames / "o.mp4", "--start", 9), "no frames from 9"),
+        ((rain, frames / "o.mp4", "--compare", frames / "short"), "ends after 1 frames"),
+        (("-", frames / "o.mp4"), "give --size"),
+    ):
+        assert derain(*arguments) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_positions():
