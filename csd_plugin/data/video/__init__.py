@@ -16,7 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from csd_plugin.atomic import refuse_inputs
-from csd_plugin.data.images import NUMBER, files_of, images_in, numbered, refuse_two_numbers
+from csd_plugin.data.images import NUMBER, files_of, images_in, natural_key, numbered, refuse_two_numbers
 from csd_plugin.data.video.camera import CameraReader, is_camera
 from csd_plugin.data.video.decode import VideoReader
 from csd_plugin.data.video.encode import VideoWriter
@@ -78,10 +78,23 @@ def open_reader(
     if not path.exists():
         raise CSDError(f"{path} does not exist; check the path")
     if path.is_dir():
+        _refuse_videos(path)
         return FolderReader(path, images_in(path), start=start, end=end, fps=fps, context=context)
     if is_webp(path):
         return WebPReader(path, start=start, end=end, context=context)
     return VideoReader(path, start=start, end=end, keep_going=keep_going, context=context)
+
+
+def _refuse_videos(folder: Path) -> None:
+    """Raise CSDError for a folder of videos: each is a clip of its own."""
+    if files_of(folder):
+        return
+    videos = [entry for entry in folder.iterdir() if entry.suffix.lower() in VIDEO_SUFFIXES and entry.is_file()]
+    if videos:
+        raise CSDError(
+            f"{folder} holds videos, not images: give one of its {len(videos)} at a time, such as "
+            f"{min(videos, key=lambda video: natural_key(video.name))}"
+        )
 
 
 def open_writer(
