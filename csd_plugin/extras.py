@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from csd_plugin.errors import CSDError, announce
+from csd_plugin.errors import CSDError, announce, first_line
 from csd_plugin.versions import check_versions
 
 _ALWAYS = ("PIL", "av", "cv2", "filelock", "jinja2", "lmdb", "numpy", "safetensors", "torch", "tqdm")
@@ -32,6 +32,10 @@ _LAUNCHERS = (*_ALWAYS, *_COMMANDS, *_EXTRAS["train"])
 """What training and testing with the toolbox need, in the order in which it is to be installed."""
 
 
+_NOT_MAPPED = "failed to map segment from shared object"
+"""What the system's loader says of a library that does not fit into memory; torch's alone take gigabytes of it."""
+
+
 @contextmanager
 def needed_by(job: str, others: Iterable[str] = ()) -> Iterator[None]:
     """Around imports or a whole job: raise CSDError, with what to do, for a missing or broken package.
@@ -42,6 +46,11 @@ def needed_by(job: str, others: Iterable[str] = ()) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
+        if _NOT_MAPPED in str(error):
+            raise CSDError(
+                f"{job}: not enough memory to load the libraries ({first_line(error)}): free some, or raise the limit "
+                f"(ulimit -v)"
+            ) from error
         module = (error.name or "").partition(".")[0]
         if module not in _COMMANDS and module not in _IN_SOURCES:
             raise

@@ -11,10 +11,12 @@ import argparse
 import importlib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from csd_plugin import __version__
 from csd_plugin.errors import CSDError, suggestion, users_line
@@ -87,7 +89,12 @@ def _run_job(argv: Sequence[str] | None) -> int:
         prog=f"csd {job}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
-    args = parser.parse_args(argv[1:])
+    try:
+        args = parser.parse_args(argv[1:])
+    except SystemExit as ended:
+        if ended.code and (name := _dashed_name(argv[1:])):
+            print(f"csd {job}: {name} was read as a flag: for a file of that name, write ./{name}", file=sys.stderr)
+        raise
     try:
         with needed_by(f"csd {job}"), endings_interrupt(), ExitStack() as locks:
             for output in module.outputs(args) if hasattr(module, "outputs") else ():
@@ -104,6 +111,12 @@ def _run_job(argv: Sequence[str] | None) -> int:
         how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
         print(f"csd {job}: {how}{where}{hint}", file=sys.stderr)
         return 128 + number
+
+
+def _dashed_name(argv: Sequence[str]) -> str:
+    """The first argument that begins with a dash, but is or looks like a file's name; empty if there is none."""
+    dashed = (word for word in argv if word.startswith("-") and "=" not in word)
+    return next((word for word in dashed if re.search(r"\.[A-Za-z]\w*$", word) or Path(word).is_file()), "")
 
 
 def _job(name: str) -> str:

@@ -85,6 +85,32 @@ def test_a_name_that_a_library_does_not_take_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith(line)
 
 
+def test_libraries_that_do_not_fit_into_memory_are_one_line(monkeypatch, capsys):
+    def run(args):
+        raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+
+    monkeypatch.setattr("csd_plugin.cli.models.run", run)
+    assert main(["models"]) == 2
+    line = capsys.readouterr().err
+    assert "not enough memory to load the libraries" in line and "ulimit -v" in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["-rain.mp4", "clean.mp4"], "write ./-rain.mp4"),
+        (["rain.mp4", "-clean.mp4"], "write ./-clean.mp4"),
+        (["rain.mp4", "clean.mp4", "--encoding=x.y"], ""),
+        (["rain.mp4", "--fsat"], ""),
+    ],
+)
+def test_a_name_that_looks_like_a_flag_is_said_to_be_one(words, hint, capsys):
+    with pytest.raises(SystemExit):
+        main(["derain", *words])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert hint in last and ("was read as a flag" in last) == bool(hint)
+
+
 def test_ctrl_c_while_a_job_is_imported_is_one_line(monkeypatch, capsys):
     def interrupted(name):
         raise KeyboardInterrupt
