@@ -97,9 +97,10 @@ def test_what_does_not_fit_is_one_line(clip, tmp_path, capsys, monkeypatch):
         with pytest.raises(SystemExit):
             main(["figure", "crops", *clip, wrong, *out])
         assert hint in capsys.readouterr().err
+    monkeypatch.setattr("csd_plugin.report.figures.sources.Scene.frame", None)  # nothing is computed before
     for module, extra, kind in (
-        ("matplotlib.figure", "figures", "crops"),
         ("mmengine.visualization", "train", "features"),
+        ("matplotlib.figure", "figures", "crops"),
     ):
         monkeypatch.setitem(sys.modules, module, None)
         hint = f"needs the package {module.partition('.')[0]}: pip install '.[{extra}]'"

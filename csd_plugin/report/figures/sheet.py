@@ -20,6 +20,8 @@ from csd_plugin.extras import needed_by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +53,11 @@ class Sheet:
                 f"frames of {shape[1]}x{shape[0]} make a figure {height:.0f} inches high; at most {_HIGHEST:.0f} are "
                 f"possible: give a clip of wider frames, wider details or fewer rows"
             )
-        with needed_by("a figure"):
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
+        figure, canvas = _matplotlib()
         self.width, self.height = width, height
         self._lacks_glyphs = False
-        self.figure = Figure(figsize=(width, height), dpi=DPI)
-        self.canvas = FigureCanvasAgg(self.figure)
+        self.figure = figure(figsize=(width, height), dpi=DPI)
+        self.canvas = canvas(self.figure)
 
     def panel(self, left: float, top: float, width: float, height: float) -> Axes:
         """Axes without ticks that fill this rectangle, in inches."""
@@ -126,8 +126,16 @@ class Sheet:
             raise cannot_write(path, error) from error
 
 
+def _matplotlib() -> tuple[type[Figure], type[FigureCanvasAgg]]:
+    """Its classes of a figure and of a canvas. Raises CSDError if it is missing."""
+    with needed_by("a figure"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    return Figure, FigureCanvasAgg
+
+
 def check_output(path: Path, inputs: Iterable[Path]) -> None:
-    """Before anything is computed, raise CSDError if `Sheet.save` could not write there.
+    """Before anything is computed, raise CSDError if `Sheet` could not draw, or could not save there.
 
     It must not replace an input, or anything but a picture of the same format.
     """
@@ -139,6 +147,7 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
     refuse_inputs([path], [file for given in inputs for file in files_of(given)])
     refuse_strangers(path, sign)
     refuse_unwritable(path)
+    _matplotlib()
 
 
 _SIGNS = {
