@@ -1,5 +1,7 @@
 """Can this machine derain in real time? Measured from file to file, and from a camera.
 
+With the default sizes and networks, it takes several minutes, more than ten on a busy machine.
+
 FILE, or a synthetic rainy clip, is scaled to every size, then read, derained and written as by `csd derain`. The first
 row of each size has no network: it is the limit that decoding and encoding set. Every row is a separate process. The
 columns:

@@ -1,9 +1,10 @@
 """Write a trained network as a file that runs without this package.
 
 The ending of OUT sets the format: .onnx (ONNX Runtime and others), .xml (OpenVINO IR, with a .bin next to it) or .pt2
-(torch.export). All take (batch, frames, 3, height, width) of any size, float32 RGB in [0, 1], and return the clean
-centre frames. The file's metadata give the number of frames, and how to pad a clip at its ends. The file is run and
-compared with torch before it is saved under its name. `csd derain --model` takes .onnx and .xml.
+(torch.export). All take (batch, frames, 3, height, width), float32 RGB in [0, 1], and return the clean centre frames.
+The file's metadata give the number of frames, what height and width must be multiples of (`divisor`), and how to pad
+frames and a clip at their ends. The file is run and compared with torch before it is saved under its name. `csd derain
+--model` takes .onnx and .xml.
 
 examples:
   csd export net_g_latest.pth student.onnx
