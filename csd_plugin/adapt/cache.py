@@ -19,6 +19,7 @@ from csd_plugin.data.images import files_of
 from csd_plugin.data.stores.build import filling
 from csd_plugin.data.stores.lmdb import open_file, split_key
 from csd_plugin.data.stores.verify import check_values
+from csd_plugin.data.video import open_reader
 from csd_plugin.digests import file_digest, text_digest
 from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.locks import alone
@@ -168,7 +169,7 @@ def _digest(path: Path) -> str:
     """SHA-256 of a file; of a folder or pattern, of its images' names and digests."""
     files = sorted(files_of(path))
     if not files:
-        raise CSDError(f"{path} does not exist, or holds no images; check the path")
+        open_reader(path).close()  # raises the reason
     try:
         if files == [path]:
             return file_digest(path)

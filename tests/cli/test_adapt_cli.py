@@ -268,6 +268,15 @@ def test_mistakes_end_before_anything_is_learned(work, capsys, monkeypatch, more
     assert not (work / "garden.pth").exists()
 
 
+def test_an_input_without_frames_is_named_with_the_reason(work, capsys):
+    (work / "drives").mkdir()
+    (work / "drives" / "one.mp4").touch()
+    for name, reason in (("drives", "holds videos, not images"), ("none.mp4", "none.mp4 does not exist")):
+        files = [name, "--teacher", "teacher.pth", "--student", "student.pth", "--out", "garden.pth"]
+        assert main(["adapt", *files, "--device", "cpu"]) == 2
+        assert reason in capsys.readouterr().err
+
+
 def test_a_checkpoint_that_is_there_is_not_replaced_by_chance(work, capsys):
     (work / "garden.pth").write_text("mine")
     assert adapt() == 2

@@ -91,10 +91,8 @@ def _refuse_videos(folder: Path) -> None:
         return
     videos = [entry for entry in folder.iterdir() if entry.suffix.lower() in VIDEO_SUFFIXES and entry.is_file()]
     if videos:
-        raise CSDError(
-            f"{folder} holds videos, not images: give one of its {len(videos)} at a time, such as "
-            f"{min(videos, key=lambda video: natural_key(video.name))}"
-        )
+        first = min(videos, key=lambda video: natural_key(video.name))
+        raise CSDError(f"{folder} holds videos, not images: give a video by its name, such as {first}")
 
 
 def open_writer(

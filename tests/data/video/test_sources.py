@@ -559,5 +559,5 @@ def test_writers_say_where_an_earlier_run_stopped(tmp_path):
 def test_a_folder_of_videos_is_not_a_clip(tmp_path):
     for number in (10, 9):
         make_video(tmp_path / f"drive_{number}.mp4").rename(tmp_path / f"drive_{number}.MP4")
-    with pytest.raises(CSDError, match=r"holds videos, not images: give one of its 2 at a time, .*drive_9\.MP4"):
+    with pytest.raises(CSDError, match=r"holds videos, not images: .*drive_9\.MP4"):
         open_reader(tmp_path)
