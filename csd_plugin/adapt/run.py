@@ -414,21 +414,18 @@ def _report(
 def _rows(run: _Run, clips: list[scoring.Clip], before: _Before, after: _After) -> dict[str, Row]:
     """How near the held-back frames come to the teacher's, how they look, and what each takes."""
     height, width = clips[0].rainy[0].shape[:2]
+    # Measured once: both networks have the same layers, and only the machine's load would tell them apart.
+    seconds = Derainer(after.network, precision="auto", device=run.plan.device).seconds_a_frame(width, height)
     rows = {
-        name: Row(
-            scoring.nearness(results, clips),
-            flicker,
-            scoring.naturalness(results),
-            Derainer(network, precision="auto", device=run.plan.device).seconds_a_frame(width, height),
-        )
-        for name, network, results, flicker in (
-            ("before", run.start, before.results, before.flicker),
-            ("after", after.network, after.results, scoring.flicker(after.results, clips)),
+        name: Row(scoring.nearness(results, clips), flicker, scoring.naturalness(results), seconds)
+        for name, results, flicker in (
+            ("before", before.results, before.flicker),
+            ("after", after.results, scoring.flicker(after.results, clips)),
         )
     }
     clean, rainy = [clip.clean for clip in clips], [clip.rainy[clip.scored] for clip in clips]
-    seconds = run.teacher.seconds_a_frame(width, height)
-    rows["teacher"] = Row(None, before.teachers_flicker, scoring.naturalness(clean), seconds)
+    teachers = run.teacher.seconds_a_frame(width, height)
+    rows["teacher"] = Row(None, before.teachers_flicker, scoring.naturalness(clean), teachers)
     rows["rain"] = Row(scoring.nearness(rainy, clips), scoring.flicker(rainy, clips), scoring.naturalness(rainy), None)
     return rows
 

@@ -232,6 +232,15 @@ def test_a_cache_of_an_older_version_is_not_mixed_with_todays(work, capsys):
     assert adapt("--overwrite", "--cache", "new.cache") == 0
 
 
+def test_adapting_takes_no_time_from_the_network(work, monkeypatch):
+    times = itertools.count(1)
+    monkeypatch.setattr(run.Derainer, "seconds_a_frame", lambda *_: next(times))
+    assert adapt() == 0
+    rows = [line.split("|") for line in (work / "garden_report.md").read_text(encoding="utf-8").splitlines()]
+    took = {row[1].strip(): row[-2] for row in rows if len(row) > 5}
+    assert took["before"] == took["after"] != took["teacher"]
+
+
 def test_the_report_names_the_frames_of_validation(work, capsys):
     write_ntu_rain(work / "data", frames=20, height=48, width=56)
     assert adapt("--validation", "data") == 0
