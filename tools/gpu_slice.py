@@ -49,6 +49,7 @@ WAYS: dict[str, dict[str, Any]] = {
 #: `--cpu`: what a rehearsal without a GPU changes, so that some steps fit
 SMALL = {
     "num_gpu": 0,
+    "train.cuda_graph": False,
     "datasets.train.gt_size": 32,
     "datasets.train.num_frame": 7,
     "datasets.train.num_target": 1,
@@ -127,7 +128,9 @@ def pack_clips(source: Path, target: Path, room: int) -> str:
         frames = clips.pop(name)[:VALIDATION_FRAMES]
         left -= packed_size(frames)
         copy_frames(frames, target / "validation" / name)
-    count = max(map(len, clips.values()), default=0)
+    if not clips:
+        raise SliceError(f"{source} has no clips to train on, beside those for validation")
+    count = max(map(len, clips.values()))
     while count >= LEAST_FRAMES and sum(packed_size(clip[:count]) for clip in clips.values()) > left:
         count -= 1
     if count < LEAST_FRAMES:
@@ -337,9 +340,10 @@ def render_rain(clips: Path, cpu: bool, until: float) -> None:
         except multiprocessing.TimeoutError:
             pass
     training = complete(DATA / TRAINING)
-    say(f"rain rendered on {done} of {len(tasks)} clips in {time.monotonic() - began:.0f} s")
+    seconds = time.monotonic() - began
+    say(f"rain rendered on {done} of {len(tasks)} clips in {seconds:.0f} s" if tasks else "all clips have their rain")
     if not training:
-        raise SliceError(f"no training clip was rendered in {time.monotonic() - began:.0f} s; give more --seconds")
+        raise SliceError(f"no training clip was rendered in {seconds:.0f} s; give more --seconds")
 
 
 @dataclass(frozen=True)

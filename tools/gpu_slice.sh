@@ -11,9 +11,10 @@
 # from those that ship. With the same --out again, trainings are resumed.
 # `--seconds` is the time for everything, from this command's start to its table. A slow machine does less, not later:
 # the table names what was not begun or was cut off. If anything hangs, everything is ended 10 seconds later.
-# The machine must have Python, torch, NumPy, OpenCV, PyYAML, SciPy and scikit-image.
+# The machine must have Python, torch, NumPy, OpenCV, PyYAML, SciPy and scikit-image; PyAV is not needed.
 #
-# `check` needs no clips: it runs the tests for GPUs, if pytest is installed, and `csd bench step` and `infer`.
+# `check` needs no clips: it runs `csd bench step` and `infer`, `run --measure`, and the tests for GPUs, for which pytest
+# and hypothesis must be there; pytest-xdist lets eight of them run at once. What is not done in time is interrupted.
 #
 # If commands may run for ten minutes, and files of limited size in $OUT are copied back, with slice.tar there:
 #   mkdir s && tar -xf slice.tar -C s && cd s && bash tools/gpu_slice.sh check; tar -czf "$OUT/check.tar.gz" check
@@ -25,6 +26,10 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 limit_mb=60
 packages="basicsr==1.4.2 torchvision==0.26.0 tqdm lmdb safetensors requests urllib3 idna certifi charset-normalizer
     pydantic annotated-types typing-inspection"
+
+usage() { # the head of this file
+    sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
+}
 
 fail() {
     echo "error: $*" >&2
@@ -38,7 +43,7 @@ pack() {
         --clips) clips=$2 && shift 2 ;;
         --before) before=$2 && shift 2 ;;
         --python) python=$2 && shift 2 ;;
-        -*) fail "pack: $1 is unknown; see the head of $0" ;;
+        -*) fail "pack: $1 is unknown; see bash $0 --help" ;;
         *) out=$1 && shift ;;
         esac
     done
@@ -82,12 +87,12 @@ install() { # sets python; what is carried, beside what the machine has
 }
 
 check() {
-    local out=check seconds=300 began=$SECONDS failed=0
+    local out=check seconds=300 began=$SECONDS failed=0 several=""
     while [ $# -gt 0 ]; do
         case $1 in
         --out) out=$2 && shift 2 ;;
         --seconds) seconds=$2 && shift 2 ;;
-        *) fail "check: $1 is unknown; see the head of $0" ;;
+        *) fail "check: $1 is unknown; see bash $0 --help" ;;
         esac
     done
     install
@@ -100,14 +105,18 @@ check() {
     part infer 25 -m csd_plugin bench infer --device cuda --networks tiny realtime large --sizes 640x480 --rounds 3 \
         --backends plain torch torch:bf16 compiled:bf16 --json "$out/infer.json"
     export PYTHONPATH="$here/tests/gpu:$PYTHONPATH"
-    part tests 100 -m pytest -q -p no:cacheprovider tests/gpu/{cases,equality,formats,graphs}.py
+    if "$python" -c "import xdist" 2>/dev/null; then several="-n 8"; fi
+    # shellcheck disable=SC2086
+    part tests 100 -m pytest -q -rs -p no:cacheprovider $several tests/gpu/{cases,equality,formats,graphs}.py
     return $failed
 }
 
 part() { # name, share of the time in percent, arguments of Python: of `check`
     local name=$1 limit=$((seconds * $2 / 100)) left=$((seconds - SECONDS + began)) status=0
     shift 2
-    timeout $((limit < left ? limit : left > 1 ? left : 1)) "$python" "$@" >"$out/$name.log" 2>&1 || status=$?
+    # interrupted, pytest still says what has failed so far
+    timeout -s INT -k 10 $((limit < left ? limit : left > 1 ? left : 1)) "$python" "$@" >"$out/$name.log" 2>&1 ||
+        status=$?
     [ $status = 0 ] || failed=1
     echo "== $name: status $status after $((SECONDS - began)) s of $seconds; the end of $out/$name.log:"
     tail -n 25 "$out/$name.log"
@@ -124,5 +133,6 @@ case ${1:-} in
 pack) shift && pack "$@" ;;
 check) shift && check "$@" ;;
 run) shift && run "$@" ;;
-*) fail "say pack, check or run; see the head of $0" ;;
+-h | --help) usage ;;
+*) fail "say pack, check or run; see bash $0 --help" ;;
 esac

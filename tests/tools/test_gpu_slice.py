@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -232,6 +233,10 @@ def test_clips_are_packed_into_the_room_there_is(tool, tmp_path):
     assert 0.8 * room < (tmp_path / "all.tar").stat().st_size <= room
     with pytest.raises(tool.SliceError, match="do not fit"):
         tool.pack_clips(tmp_path / "clips", tmp_path / "less", 150_000)
+    for name in "xy":
+        shutil.rmtree(tmp_path / "clips" / name)
+    with pytest.raises(tool.SliceError, match="has no clips to train on"):
+        tool.pack_clips(tmp_path / "clips", tmp_path / "none", room)
 
 
 #: A slice whose trainings and tests do what no machine does in time.
@@ -254,7 +259,7 @@ if __name__ == "__main__":
     if sys.argv[2] == "start-up":
         tool.plan, tool.MARGIN = stuck, 1.0
     else:
-        tool.plan, tool.check_machine = planned, checked
+        tool.plan, tool.check_machine, tool.MARGIN = planned, checked, 90.0
         tool.render_rain = lambda *_: None
         tool.measure_all = stuck
     sys.exit(tool.main(["run", "--cpu", "--seconds", "3"]))
@@ -305,3 +310,26 @@ sys.exit(pytest.main(["-q", "-p", "conftest", "-p", "no:cacheprovider", sys.argv
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
     done = warm.python("-c", program, str(tmp_path), environment=environment)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_script_says_how_it_is_called(tmp_path):
+    done = subprocess.run(["bash", ROOT / "tools/gpu_slice.sh", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and all(f"gpu_slice.sh {job} " in done.stdout for job in ("pack", "check", "run"))
+    assert "set -euo" not in done.stdout and "#" not in done.stdout
+
+
+#: Instead of Python: does nothing, and runs tests that never end.
+ENDLESS = """#!/usr/bin/env bash
+case "$*" in "-m pytest "*) trap "echo FAILED one; exit 1" INT; while sleep 0.1; do :; done ;; esac
+"""
+
+
+def test_tests_that_take_too_long_are_interrupted_and_say_what_failed(tmp_path):
+    (tmp_path / "python").write_text(ENDLESS)
+    (tmp_path / "python").chmod(0o755)
+    command = ["bash", ROOT / "tools/gpu_slice.sh", "check", "--seconds", "4", "--out", tmp_path / "check"]
+    environment = {**os.environ, "PYTHON": str(tmp_path / "python"), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "== tests: status 124 after" in done.stdout and "FAILED one" in done.stdout
+    assert all(f"== {part}: status 0 after" in done.stdout for part in ("step", "ways", "infer"))
