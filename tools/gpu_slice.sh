@@ -14,7 +14,7 @@
 # The machine must have Python, torch, NumPy, OpenCV, PyYAML, SciPy and scikit-image; PyAV is not needed.
 #
 # `check` needs no clips: it runs `csd bench step` and `infer`, `run --measure`, and the tests for GPUs, for which pytest
-# and hypothesis must be there; pytest-xdist lets eight of them run at once. What is not done in time is interrupted.
+# and hypothesis must be there; pytest-xdist runs up to eight at once. What is not done in time is interrupted.
 #
 # If commands may run for ten minutes, and files of limited size in $OUT are copied back, with slice.tar there:
 #   mkdir s && tar -xf slice.tar -C s && cd s && bash tools/gpu_slice.sh check; tar -czf "$OUT/check.tar.gz" check
@@ -105,7 +105,7 @@ check() {
     part infer 25 -m csd_plugin bench infer --device cuda --networks tiny realtime large --sizes 640x480 --rounds 3 \
         --backends plain torch torch:bf16 compiled:bf16 --json "$out/infer.json"
     export PYTHONPATH="$here/tests/gpu:$PYTHONPATH"
-    if "$python" -c "import xdist" 2>/dev/null; then several="-n 8"; fi
+    if "$python" -c "import xdist" 2>/dev/null; then several="-n auto --maxprocesses 8"; fi
     # shellcheck disable=SC2086
     part tests 100 -m pytest -q -rs -p no:cacheprovider $several tests/gpu/{cases,equality,formats,graphs}.py
     return $failed
