@@ -1,0 +1,76 @@
+"""Networks averaged weight by weight."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from csd_plugin.archs.checkpoint import load_network
+from csd_plugin.archs.halfnet import HalfNet
+from csd_plugin.archs.sldnet import SLDNet
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("average_networks", ROOT / "tools/average_networks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Three networks of one size with random weights."""
+    paths = []
+    for number in range(3):
+        torch.manual_seed(number)
+        network = SLDNet(preset="student2", num_feat=4)
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight.normal_()
+        paths.append(str(tmp_path / f"{number}.pth"))
+        torch.save({"params": network.state_dict()}, paths[-1])
+    return paths
+
+
+def test_each_weight_is_the_mean(tool, files, tmp_path, capsys):
+    assert tool.main([*files, str(tmp_path / "out.pth")]) == 0
+    assert "the average of 3 networks" in capsys.readouterr().out
+    states = [torch.load(file, weights_only=True)["params"] for file in files]
+    average = torch.load(tmp_path / "out.pth", weights_only=True)["params"]
+    assert average.keys() == states[0].keys()
+    for name, value in average.items():
+        assert torch.allclose(value, torch.stack([state[name] for state in states]).mean(0), atol=1e-6)
+    assert isinstance(load_network(tmp_path / "out.pth"), SLDNet)
+
+
+def test_branches_are_merged_first(tool, tmp_path):
+    networks = {}
+    for number, branches in enumerate((True, False)):
+        torch.manual_seed(number)
+        networks[str(number)] = HalfNet(preset="tiny", branches=branches)
+    merged = networks["0"].merged().state_dict()
+    average = tool.averaged(networks).state_dict()
+    for name, value in networks["1"].state_dict().items():
+        assert torch.allclose(average[name].double(), (merged[name].double() + value) / 2, atol=1e-6)
+
+
+def test_mistakes_are_one_line(tool, files, tmp_path, capsys):
+    other = tmp_path / "other.pth"
+    torch.save({"params": SLDNet(preset="student2", num_feat=5).state_dict()}, other)
+    for given, words in (
+        ([files[0], tmp_path / "out.pth"], "one network has no average"),
+        ([files[0], other, tmp_path / "out.pth"], "are networks of different kinds or sizes"),
+        ([files[0], "tiny", tmp_path / "out.pth"], "are networks of different kinds or sizes"),
+        ([files[0], files[1], files[2]], "already exists; give the name of a new file"),
+        ([files[0], tmp_path / "gone.pth", tmp_path / "out.pth"], "gone.pth"),
+    ):
+        assert tool.main(list(map(str, given))) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+        assert not (tmp_path / "out.pth").exists()
