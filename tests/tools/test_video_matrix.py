@@ -62,6 +62,8 @@ def test_what_differs_is_seen(video_matrix):
     assert differing(frames=[Fraction(n, 24) for n in range(3)]) == ["times"]
     assert differing(frames=times[:2], pixels=pixels[:2]) == ["frames"]
     assert differing(pixels=pixels + 2.1) == ["colours"]
+    for off, found in ((2.9, []), (3.1, ["colours"])):  # of one frame
+        assert differing(pixels=pixels + np.float32([0, off, 0])[:, None, None, None]) == found
     assert differing(sound=[["a"]]) == ["sound"]
     assert differing(sound_begins=Fraction(1, 10)) == ["step of the sound"]
     assert differing(about={**about, "aspect": "1:1", "color_range": "tv"}) == ["aspect", "color_range"]
