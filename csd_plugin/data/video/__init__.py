@@ -80,6 +80,10 @@ def open_reader(
     if path.is_dir():
         _refuse_videos(path)
         return FolderReader(path, images_in(path), start=start, end=end, fps=fps, context=context)
+    if not path.is_file():  # a named pipe, which could be opened only once
+        raise CSDError(
+            f"{path} is neither a file nor a folder: raw frames of a pipe are read from standard input, as -"
+        )
     if is_webp(path):
         return WebPReader(path, start=start, end=end, context=context)
     return VideoReader(path, start=start, end=end, keep_going=keep_going, context=context)

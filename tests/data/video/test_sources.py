@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -561,3 +562,12 @@ def test_a_folder_of_videos_is_not_a_clip(tmp_path):
         make_video(tmp_path / f"drive_{number}.mp4").rename(tmp_path / f"drive_{number}.MP4")
     with pytest.raises(CSDError, match=r"holds videos, not images: .*drive_9\.MP4"):
         open_reader(tmp_path)
+
+
+def test_what_is_neither_file_nor_folder_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mkv")
+    for path in (tmp_path / "pipe.mkv", Path("/dev/null")):
+        with pytest.raises(
+            CSDError, match="is neither a file nor a folder: raw frames of a pipe are read from standard"
+        ):
+            open_reader(path)
