@@ -1,15 +1,17 @@
-"""Remove rain from a video, a folder of frames or a pipe.
+"""Remove rain from a video, a folder of videos or frames, or a pipe.
 
-IN is a video file, a folder of images, a pattern of image files (frames_%05d.png), - for raw rgb24 frames on
-standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows). A camera is read until --end, Ctrl-C
-or SIGTERM, or until its terminal is closed. If its frames arrive faster than they can be cleaned, some are dropped, so
-that the delay does not grow.
+IN is a video file, a folder of videos, a folder of images, a pattern of image files (frames_%05d.png), - for raw rgb24
+frames on standard input, or a camera (camera:0, /dev/video0, camera:NAME on Windows). A camera is read until --end,
+Ctrl-C or SIGTERM, or until its terminal is closed. If its frames arrive faster than they can be cleaned, some are
+dropped, so that the delay does not grow.
 OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, a pattern (clean_%05d.png), - for raw frames on
 standard output, else a folder of PNG files; a new name with the ending of another kind of file (clean.png, clean.gif)
 is refused. A video keeps the codec, time stamps, colours, bit depth, sound, subtitles, chapters and tags of IN. What
 OUT's format cannot hold is named in one line. The video appears under its name only when it is complete.
 Frames of a folder keep their names, those of a pattern their numbers, and both keep 16 bits. They are written one by
 one; --resume continues a stopped run. Existing output is replaced only with --overwrite.
+Of a folder of videos, each becomes one of the same name in the folder OUT. Those that are in OUT already are left as
+they are, so the same command continues a stopped run. A video that fails does not stop the others.
 
 Scene cuts are detected and reported. No frame is cleaned with frames of another shot. The frames of a part (--start,
 --end) are the same as in the whole video, except with networks of sequences, such as S2VD: these start where the part
@@ -18,6 +20,7 @@ starts, so its frames differ slightly.
 examples:
   csd derain rain.mp4 clean.mp4
   csd derain rain.mp4 clean.mp4 --fast
+  csd derain dashcam/ clean/ --fast
   csd derain rain.mp4 clean.mp4 --model net_g_latest.pth
   csd derain rain.mp4 both.mp4 --model net_g_latest.pth --side-by-side --start 1:05 --end 1:15
   csd derain camera:0 garden.mp4 --end 1:00
@@ -28,16 +31,17 @@ examples:
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csd_plugin.cli.flags import frame_size, path_given, rate, refuse_idle, whole
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, users_line
 from csd_plugin.report.text import counted, duration
 from csd_plugin.weights import DEFAULT, FASTEST, FOR_CAMERAS, NETWORKS, find_checkpoint, shipped_as
 
@@ -113,8 +117,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def interrupted(args: argparse.Namespace) -> str:
     from csd_plugin.data.images import files_of
+    from csd_plugin.data.video import videos_in
     from csd_plugin.data.video.interface import PIPE, VIDEO_SUFFIXES
 
+    if videos_in(args.source):
+        return "videos finished before it are written; the same command goes on with the others"
     if args.output.suffix.lower() in VIDEO_SUFFIXES:
         return "no video was written"
     if args.output != PIPE and not files_of(args.output):
@@ -136,18 +143,86 @@ def chosen(model: str | None, fast: bool, source: Path) -> Path:
 
 
 def run(args: argparse.Namespace) -> None:
+    from csd_plugin.data.video import videos_in
+    from csd_plugin.data.video.interface import PIPE
+    from csd_plugin.inference.memory import keep_freed_memory
+
+    keep_freed_memory()
+    if videos := videos_in(args.source):
+        _derain_all(videos, args)
+        return
+    if args.size and args.source != PIPE:
+        raise CSDError(f"--size: only raw frames on standard input need a size; leave it out for {args.source}")
+    model = chosen(args.model, args.fast, args.source)
+    _derain(args, model, partial(_load, args, model))
+
+
+def _load(args: argparse.Namespace, model: Path, precision: str) -> Derainer:
+    from csd_plugin.inference.runner import Derainer
+
+    return Derainer(model, backend=args.backend, precision=precision, device=args.device, memory=args.memory)
+
+
+def _derain_all(videos: Sequence[Path], args: argparse.Namespace) -> None:
+    """Derain each video of a folder, with a network that is loaded once. Raises CSDError at the end if some fail."""
+    from csd_plugin.data.video import written_as
+
+    where = "IN is a folder of videos"
+    refuse_idle(args, add_arguments, ["size", "fps", "start", "end", "compare", "resume"], where)
+    targets = {video: args.output / written_as(video.name) for video in videos}
+    _check_folder(args, targets)
+    model = chosen(args.model, args.fast, args.source)
+    load = functools.cache(partial(_load, args, model))
+    if args.overwrite or not all(target.exists() for target in targets.values()):
+        load(args.precision)  # what is wrong with the network is no fault of a video
+    failed = []
+    for number, (video, target) in enumerate(targets.items(), 1):
+        head = f"{video.name} ({number} of {len(videos)})"
+        if target.exists() and not args.overwrite:
+            print(f"{head}: {target} is there already", flush=True)
+            continue
+        print(head, flush=True)
+        try:
+            _derain(argparse.Namespace(**{**vars(args), "source": video, "output": target}), model, load)
+        except (CSDError, OSError, RuntimeError) as error:
+            if not users_line(error):
+                raise
+            failed.append(video.name)
+            print(f"{head}: {users_line(error)}", file=sys.stderr, flush=True)
+    if failed:
+        raise CSDError(
+            f"{len(failed)} of {counted(len(videos), 'video')} failed, as said above: {', '.join(failed)}; the same "
+            f"command tries them again"
+        )
+
+
+def _check_folder(args: argparse.Namespace, targets: Mapping[Path, Path]) -> None:
+    """Raise CSDError unless each video of the folder can get a file of its own in OUT."""
+    from csd_plugin.data.video import names_a_file
+    from csd_plugin.data.video.interface import PIPE
+
+    if args.output == PIPE or names_a_file(args.output) or args.output.is_file():
+        raise CSDError(f"{args.output}: {args.source} is a folder of {len(targets)} videos; give a folder as OUT, too")
+    if args.output.resolve() == args.source.resolve():
+        raise CSDError(f"{args.output} is IN itself; give another folder as OUT")
+    first: dict[Path, Path] = {}
+    for video, target in targets.items():
+        if (other := first.setdefault(target, video)) != video:
+            raise CSDError(f"{other} and {video} would both become {target}; rename one of them")
+
+
+def _derain(args: argparse.Namespace, model: Path, load: Callable[[str], Derainer]) -> None:
+    """Derain one clip.
+
+    Args:
+        load: gives the model for a value of --precision; called once input and output are known to be usable.
+    """
     from csd_plugin.data.images import eight_bits
     from csd_plugin.data.video.interface import PIPE
     from csd_plugin.inference.files import check_ends, derain_file, has_deep_frames, panels_in_frame
-    from csd_plugin.inference.memory import keep_freed_memory
-    from csd_plugin.inference.runner import Derainer
     from csd_plugin.metrics.scores import Scores
 
-    if args.size and args.source != PIPE:
-        raise CSDError(f"--size: only raw frames on standard input need a size; leave it out for {args.source}")
     _refuse_idle(args)
-    keep_freed_memory()
-    model = chosen(args.model, args.fast, args.source)
     check_ends(
         args.source,
         args.output,
@@ -159,13 +234,7 @@ def run(args: argparse.Namespace) -> None:
         resume=args.resume,
         overwrite=args.overwrite,
     )
-    derainer = Derainer(
-        model,
-        backend=args.backend,
-        precision="fp32" if args.precision == "auto" and has_deep_frames(args.source) else args.precision,
-        device=args.device,
-        memory=args.memory,
-    )
+    derainer = load("fp32" if args.precision == "auto" and has_deep_frames(args.source) else args.precision)
     say = partial(print, file=sys.stderr if args.output == PIPE else sys.stdout, flush=True)
     scores = Scores()
     num_panel = panels_in_frame(args.side_by_side, args.compare)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from videos import make_video
+from videos import make_video, read
 
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.cli import main
@@ -487,3 +487,60 @@ def test_a_quantised_file_says_so(frames, model, tmp_path, capsys):
 def test_a_camera_that_is_too_fast_is_said_before_it_begins(seconds, rate, words):
     said = too_slow(seconds, rate)
     assert words in said and bool(words) == bool(said)
+
+
+def test_each_video_of_a_folder_and_only_what_is_missing(tmp_path, capsys):
+    rainy, clean = tmp_path / "in", tmp_path / "out"
+    rainy.mkdir()
+    for name in ("b10.mp4", "b9.mkv"):
+        make_video(rainy / name, times=[0, 40, 80])
+    make_video(tmp_path / "x.mkv", times=[0, 40, 80]).rename(rainy / "c.ts")  # found by its name, read by its content
+    (rainy / "a.mov").write_bytes(b"nothing")
+    (rainy / "notes.txt").write_text("no video")
+    command = ["derain", str(rainy), str(clean), "--model", "tiny"]
+    assert main(command) == 2
+    said = capsys.readouterr()
+    heads = [line for line in said.out.splitlines() if "of 4)" in line]
+    assert heads == ["a.mov (1 of 4)", "b9.mkv (2 of 4)", "b10.mp4 (3 of 4)", "c.ts (4 of 4)"]
+    assert sorted(path.name for path in clean.iterdir()) == ["b10.mp4", "b9.mkv", "c.mp4"]
+    first, last = said.err.strip().splitlines()[0], said.err.strip().splitlines()[-1]
+    assert first.startswith("a.mov (1 of 4): ") and "not a video file that can be read" in first
+    assert "error: 1 of 4 videos failed, as said above: a.mov; the same command tries them again" in last
+
+    alone = tmp_path / "alone.mp4"
+    assert main(["derain", str(rainy / "b10.mp4"), str(alone), "--model", "tiny"]) == 0
+    assert np.array_equal(read(alone)[0], read(clean / "b10.mp4")[0])
+
+    (rainy / "a.mov").unlink()
+    (clean / "b9.mkv").unlink()
+    before = (clean / "c.mp4").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert out.count("is there already") == 2 and "3 frames written" in out
+    assert (clean / "b9.mkv").is_file() and (clean / "c.mp4").stat().st_mtime_ns == before
+    assert main([*command, "--overwrite"]) == 0
+    assert capsys.readouterr().out.count("3 frames written") == 3
+
+
+@pytest.mark.parametrize(
+    ("output", "flags", "words"),
+    [
+        ("clean.mp4", [], "is a folder of 2 videos; give a folder as OUT, too"),
+        ("-", [], "is a folder of 2 videos; give a folder as OUT, too"),
+        ("in", [], "is IN itself; give another folder as OUT"),
+        ("out", ["--start", "3"], "--start: without effect, as IN is a folder of videos"),
+        ("out", ["--resume"], "--resume: without effect, as IN is a folder of videos"),
+        ("out", ["--model", "in/one.ts"], "one.ts"),
+        ("out", [], "would both become out/one.mp4; rename one of them"),
+    ],
+)
+def test_a_folder_of_videos_that_cannot_be_derained(tmp_path, monkeypatch, capsys, output, flags, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    for name in ("one.ts", "one.mp4" if output == "out" and not flags else "two.mp4"):
+        (tmp_path / "in" / name).write_bytes(b"nothing")
+    assert main(["derain", "in", output, *flags]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -22,6 +22,7 @@ from csd_plugin.data.video.decode import VideoReader
 from csd_plugin.data.video.encode import VideoWriter
 from csd_plugin.data.video.folder import FolderReader, FolderWriter, make_folder
 from csd_plugin.data.video.interface import (
+    ALSO_VIDEOS,
     PIPE,
     VIDEO_SUFFIXES,
     FrameReader,
@@ -89,14 +90,24 @@ def open_reader(
     return VideoReader(path, start=start, end=end, keep_going=keep_going, context=context)
 
 
+def videos_in(folder: Path) -> list[Path]:
+    """The videos of a folder in natural order, by their suffixes; none if it has images, which are then its frames."""
+    if not folder.is_dir() or files_of(folder):
+        return []
+    kinds = (*VIDEO_SUFFIXES, *ALSO_VIDEOS)
+    videos = (file for file in folder.iterdir() if file.suffix.lower() in kinds and file.is_file())
+    return sorted((video for video in videos if video.name[0] != "."), key=lambda video: natural_key(video.name))
+
+
+def written_as(name: str) -> str:
+    """The name for the result of a video of this name: the same where `open_writer` writes that kind, else .mp4."""
+    return name if Path(name).suffix.lower() in VIDEO_SUFFIXES else f"{Path(name).stem}.mp4"
+
+
 def _refuse_videos(folder: Path) -> None:
     """Raise CSDError for a folder of videos: each is a clip of its own."""
-    if files_of(folder):
-        return
-    videos = [entry for entry in folder.iterdir() if entry.suffix.lower() in VIDEO_SUFFIXES and entry.is_file()]
-    if videos:
-        first = min(videos, key=lambda video: natural_key(video.name))
-        raise CSDError(f"{folder} holds videos, not images: give a video by its name, such as {first}")
+    if videos := videos_in(folder):
+        raise CSDError(f"{folder} holds videos, not images: give a video by its name, such as {videos[0]}")
 
 
 def open_writer(

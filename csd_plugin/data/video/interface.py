@@ -25,6 +25,8 @@ PIPE = Path("-")
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 """The suffixes of files that `open_writer` writes; `open_reader` goes by the content and accepts more."""
+ALSO_VIDEOS = (".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".3gp", ".flv", ".asf")
+"""Further suffixes by which videos are found in a folder."""
 
 
 _FINEST = 10**6
