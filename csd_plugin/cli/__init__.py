@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 from csd_plugin import __version__
 from csd_plugin.errors import CSDError, suggestion, users_line
@@ -64,7 +65,7 @@ def _run_job(argv: Sequence[str] | None) -> int:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - it stays open until the end
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may have what a terminal cannot show
-    overview = argparse.ArgumentParser(
+    overview = _Parser(
         prog="csd",
         description="Video deraining and distillation of video restoration networks.",
         epilog="jobs:\n"
@@ -85,7 +86,7 @@ def _run_job(argv: Sequence[str] | None) -> int:
     except CSDError as error:
         return _fail(job, str(error))
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"csd {job}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
@@ -111,6 +112,14 @@ def _run_job(argv: Sequence[str] | None) -> int:
         how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
         print(f"csd {job}: {how}{where}{hint}", file=sys.stderr)
         return 128 + number
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong: argparse would print all flags before it."""
+
+    def error(self, message: str) -> NoReturn:
+        link = " " if message.endswith("?") else "; "
+        self.exit(2, f"{self.prog}: error: {message}{link}see {self.prog} --help\n")
 
 
 def _dashed_name(argv: Sequence[str]) -> str:

@@ -265,4 +265,21 @@ def test_without_a_job_all_are_listed_and_the_nearest_to_a_mistyped_one_is_named
     with pytest.raises(SystemExit) as ended:
         main(["dearin", "a", "b"])
     assert ended.value.code == 2
-    assert capsys.readouterr().err.endswith("'dearin' is unknown; did you mean derain?\n")
+    assert capsys.readouterr().err.endswith("'dearin' is unknown; did you mean derain? see csd --help\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "prog", "wrong"),
+    [
+        (["derain", "in.mp4"], "csd derain", "the following arguments are required: OUT"),
+        (["derain", "in.mp4", "out.mp4", "--no-such"], "csd derain", "unrecognized arguments: --no-such"),
+        (["bench"], "csd bench", "the following arguments are required: NAME"),
+        (["bench", "infer", "--rounds", "0"], "csd bench infer", "'0' is not a whole number from 1 to 10000"),
+    ],
+)
+def test_a_mistake_in_a_command_is_one_line_that_names_its_help(words, prog, wrong, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    line = capsys.readouterr().err
+    assert ended.value.code == 2 and line.count("\n") == 1
+    assert line.startswith(f"{prog}: error: ") and line.endswith(f"{wrong}; see {prog} --help\n")
