@@ -68,12 +68,11 @@ def held_back(cache: Cache, context: int) -> list[Clip]:
     clips = []
     for shot in cache.shots:
         first = shot.length - shot.held
-        if shot.held:
-            lead = min(context, first)
-            rainy = [store.read(key).copy() for key in shot.keys("Rain")[first - lead :]]
-            clean = [store.read(key).copy() for key in shot.keys("GT")[first:]]
-            _, after = shot.around(context)
-            clips.append(Clip(shot.name, rainy + after, clean, lead, first + 1))
+        lead = min(context, first)
+        rainy = [store.read(key).copy() for key in shot.keys("Rain")[first - lead :]]
+        clean = [store.read(key).copy() for key in shot.keys("GT")[first:]]
+        _, after = shot.around(context)
+        clips.append(Clip(shot.name, rainy + after, clean, lead, first + 1))
     return clips
 
 

@@ -29,6 +29,8 @@ _LONGEST = 150
 """The most frames of a shot: if its cleaning is interrupted, it starts again at the first."""
 _LEARNED = 9
 """The fewest training frames of a shot: three targets with windows of seven frames."""
+_SHORTEST = 12
+"""The fewest frames of a shot: those, and the fewest that are held back."""
 _HELD = (3, 12)
 """The fewest and most held-back frames of a shot; between these bounds it is a tenth."""
 _LAST = 10**9
@@ -107,7 +109,7 @@ def find_shots(inputs: Sequence[Path], most: int) -> list[Shot]:
     """Shots with about `most` frames in all at most, an equal part from each input.
 
     A short input is used whole. From a longer one, runs of 60 frames are taken that are spread evenly over it. Shots
-    that are too short to learn from are left out, with a warning.
+    of fewer than 12 frames are left out, with a warning: nine to learn from, and three that are held back.
 
     Raises:
         CSDError: an input cannot be read, or not twice (a camera, a pipe), or no shot is long enough.
@@ -119,21 +121,20 @@ def find_shots(inputs: Sequence[Path], most: int) -> list[Shot]:
     short = 0
     for number, path in enumerate(inputs, start=1):
         label = re.sub(r"[^A-Za-z0-9.-]+", "-", path.stem)[:40].strip("-.") or "clip"
-        for start, length in _pieces(path, max(most // len(inputs), _LEARNED + _HELD[0])):
-            if length < _LEARNED:
+        for start, length in _pieces(path, max(most // len(inputs), _SHORTEST)):
+            if length < _SHORTEST:
                 short += 1
                 continue
             held = min(max(round(length / 10), _HELD[0]), _HELD[1])
             name = f"{number}-{label}-{start:06d}"
-            shots.append(Shot(name, str(path), start, length, held if length - held >= _LEARNED else 0))
-    if short:
-        logger.warning("%s of fewer than %d frames, left out", counted(short, "shot"), _LEARNED)
-    if not any(shot.held for shot in shots):
-        needed = _LEARNED + _HELD[0]
+            shots.append(Shot(name, str(path), start, length, held))
+    if not shots:
         raise CSDError(
-            f"{', '.join(map(str, inputs))}: no shot of {needed} frames or more, of which {_HELD[0]} are held back to "
-            f"judge the result: give longer clips"
+            f"{', '.join(map(str, inputs))}: no shot of {_SHORTEST} frames or more, of which {_HELD[0]} are held back "
+            f"to judge the result: give longer clips"
         )
+    if short:
+        logger.warning("%s of fewer than %d frames, left out", counted(short, "shot"), _SHORTEST)
     return shots
 
 
@@ -155,9 +156,9 @@ def from_notes(notes: Any, inputs: Sequence[Path], most: int) -> list[Shot]:
     shots = [_from_note(note, f"shots.{number}", inputs) for number, note in enumerate(entries(notes, "shots"))]
     if len({shot.name for shot in shots}) < len(shots):
         raise ValueError("shots: two have the same name")
-    if not any(shot.held for shot in shots):
-        raise ValueError("shots: none has frames that are held back")
-    if sum(shot.length for shot in shots) > max(most, len(inputs) * (_LEARNED + _HELD[0])):
+    if not shots:
+        raise ValueError("shots: there are none")
+    if sum(shot.length for shot in shots) > max(most, len(inputs) * _SHORTEST):
         raise ValueError(f"shots: more than {most} frames")
     return shots
 
@@ -168,13 +169,13 @@ def _from_note(note: Any, what: str, inputs: Sequence[Path]) -> Shot:
     name = file_name(content["name"], f"{what}.name")
     if not _NAME.fullmatch(name):
         raise ValueError(f"{what}.name is {name!r:.60}, not the name of a shot")
-    length = whole_number(content["length"], f"{what}.length", _LEARNED, _LONGEST)
+    length = whole_number(content["length"], f"{what}.length", _SHORTEST, _LONGEST)
     return Shot(
         name,
         str(inputs[whole_number(content["source"], f"{what}.source", 0, len(inputs) - 1)]),
         whole_number(content["start"], f"{what}.start", 0, _LAST),
         length,
-        whole_number(content["held"], f"{what}.held", 0, min(_HELD[1], length - _LEARNED)),
+        whole_number(content["held"], f"{what}.held", _HELD[0], min(_HELD[1], length - _LEARNED)),
     )
 
 

@@ -49,9 +49,9 @@ def test_several_inputs_have_equal_parts_and_names_of_their_own(tmp_path):
 
 
 def test_no_shot_holds_a_cut_and_short_ones_are_left_out(tmp_path, caplog):
-    shots = find_shots([clip(tmp_path / "cuts", 20, 4, 15)], most=300)
-    assert [(shot.start, shot.length) for shot in shots] == [(0, 20), (24, 15)]
-    assert "1 shot of fewer than 9 frames, left out" in caplog.text
+    shots = find_shots([clip(tmp_path / "cuts", 20, 11, 12)], most=300)
+    assert [(shot.start, shot.length, shot.held) for shot in shots] == [(0, 20, 3), (31, 12, 3)]
+    assert "1 shot of fewer than 12 frames, left out" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,10 @@ def test_frames_around_a_shot_are_those_of_its_scene(tmp_path, start, length, co
     assert (len(before), len(after)) == (start - first, last + 1 - start - length)
 
 
-def test_what_cannot_be_used(tmp_path):
+def test_what_cannot_be_used(tmp_path, caplog):
     with pytest.raises(CSDError, match="no shot of 12 frames or more"):
-        find_shots([clip(tmp_path / "short", 11)], most=300)
+        find_shots([clip(tmp_path / "short", 11), clip(tmp_path / "shorter", 5)], most=300)
+    assert not caplog.text  # one limit, said once
     for source in ("-", "camera:0"):
         with pytest.raises(CSDError, match="cannot be read twice"):
             find_shots([Path(source)], most=300)
@@ -87,7 +88,7 @@ def test_what_cannot_be_used(tmp_path):
 
 
 def test_shots_are_read_as_they_were_noted(tmp_path):
-    inputs = [clip(tmp_path / "one", 20), clip(tmp_path / "two", 9)]
+    inputs = [clip(tmp_path / "one", 20), clip(tmp_path / "two", 12)]
     shots = find_shots(inputs, most=30)
     moved = [path.rename(path.with_name(f"moved_{path.name}")) for path in inputs]
     read = from_notes(as_noted(shots, inputs), moved, 30)
@@ -99,8 +100,8 @@ def test_shots_are_read_as_they_were_noted(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        *({"length": length} for length in (1.5, float("nan"), 0, -5, 8, 151, 10**8, True, None)),
-        *({"held": held} for held in ("3", 12, 16, 99, -4, True)),
+        *({"length": length} for length in (1.5, float("nan"), 0, -5, 11, 151, 10**8, True, None)),
+        *({"held": held} for held in ("3", 0, 2, 12, 16, 99, -4, True)),
         *({"start": start} for start in (-3, "0", 10**30, 0.0)),
         *(
             {"name": name}
@@ -117,13 +118,12 @@ def test_shots_that_were_not_found_are_not_read(change):
         from_notes([{**note, **change}], [Path("a")], 30)
 
 
-@pytest.mark.parametrize("notes", ["none", None, [], {}, [3], "twice", "long", "nothing held", "lacking"])
+@pytest.mark.parametrize("notes", ["none", None, [], {}, [3], "twice", "long", "lacking"])
 def test_lists_of_shots_are_whole(notes):
     note = {"name": "1-a-000000", "source": 0, "start": 0, "length": 20, "held": 3}
     lists = {
         "twice": [note, note],
         "long": [note, {**note, "name": "1-a-000020"}],
-        "nothing held": [{**note, "held": 0}],
         "lacking": [{key: note[key] for key in ("name", "source", "start", "length")}],
     }
     with pytest.raises(ValueError, match="shots"):
