@@ -23,6 +23,21 @@ class CSDError(ValueError):
     """
 
 
+def type_in_words(value: object) -> str:
+    """What a value is, for messages: 'a list', 'an Image', 'None'."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
+
+
+def path_of(value: object, expected: str) -> Path:
+    """A path that a caller has given. Raises CSDError, with what is `expected`, for anything but a str or path."""
+    if isinstance(value, str | os.PathLike) and isinstance(given := os.fspath(value), str):
+        return Path(given)
+    raise CSDError(f"{type_in_words(value)} is not a path: give {expected}")
+
+
 def one_line(error: CSDError) -> str:
     """The line to print, also where torch's data loader has wrapped a worker's error in its traceback."""
     return str(error).strip().splitlines()[-1].removeprefix(f"{CSDError.__module__}.{CSDError.__qualname__}: ")

@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from csd_plugin import extensions
 from csd_plugin.archs import NETWORKS
 from csd_plugin.atomic import replacing
-from csd_plugin.errors import CSDError, at, first_line
+from csd_plugin.errors import CSDError, at, first_line, type_in_words
 from csd_plugin.extras import needed_by
 
 DAMAGED = (
@@ -80,7 +80,7 @@ def weights_in(content: Any, path: str, param_key: str | None = None, *, fallbac
 def entry_in(content: Any, path: str, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
     """`weights_in` with all names as in the file, for content that is not a network in a wrapper."""
     if not isinstance(content, Mapping):
-        raise CSDError(f"checkpoint {path} holds a {type(content).__name__}, expected a dict of tensors")
+        raise CSDError(f"checkpoint {path} holds {type_in_words(content)}, expected a dict of tensors")
 
     there = ", ".join(map(str, list(content)[:8])) or "nothing"
     key = entry_name(content, param_key, fallback=fallback)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from csd_plugin.archs.bf16_conv3d import computes_in_bf16, repair_bf16_conv3d
 from csd_plugin.archs.casting import CastWeights
 from csd_plugin.data.windows import join_windows, slice_windows, target_slice, window_slice
-from csd_plugin.errors import CSDError, suggestion
+from csd_plugin.errors import CSDError, suggestion, type_in_words
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _made(network: nn.Module, given: Tensor) -> Tensor:
     if not isinstance(made, Tensor):
         mode = "in training" if getattr(network, "training", False) else "in evaluation"
         raise CSDError(
-            f"{type(network).__name__} gives a {type(made).__name__} {mode}, and frames alone are needed: let the "
+            f"{type(network).__name__} gives {type_in_words(made)} {mode}, and frames alone are needed: let the "
             f"forward of a subclass pick them (docs/toolboxes.md)"
         )
     return made

@@ -19,7 +19,7 @@ from PIL import Image
 from csd_plugin.atomic import replacing
 from csd_plugin.data.layout import IMAGE_SUFFIXES, is_frame_name, natural_key
 from csd_plugin.data.links import refuse_way_out
-from csd_plugin.errors import CSDError, at
+from csd_plugin.errors import CSDError, at, type_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -152,10 +152,28 @@ def _is_see_through(image: Image.Image) -> bool:
 def no_frame(frame: object) -> str:
     """Why an object is not a frame, RGB (H, W, 3) of uint8 or uint16; empty if it is one."""
     if not isinstance(frame, np.ndarray):
-        return f"a {type(frame).__name__} is not a frame: expected an array, uint8 or uint16 (H, W, 3)"
+        how = "; convert it by np.array(frame.convert('RGB'))" if isinstance(frame, Image.Image) else ""
+        return f"{type_in_words(frame)} is not a frame: expected an array, uint8 or uint16 (H, W, 3){how}"
     if frame.ndim != 3 or frame.shape[2] != 3 or not frame.size or frame.dtype not in (np.uint8, np.uint16):
-        return f"an array of shape {frame.shape}, {frame.dtype}, is not a frame: expected uint8 or uint16 (H, W, 3)"
+        how = _conversion(frame)
+        return (
+            f"an array of shape {frame.shape}, {frame.dtype}, is not a frame: expected uint8 or uint16 (H, W, 3){how}"
+        )
     return ""
+
+
+def _conversion(array: np.ndarray) -> str:
+    """The end of a message that says how to make a frame of an array; empty for an array that cannot be one."""
+    steps = []
+    if np.issubdtype(array.dtype, np.floating):
+        steps.append("(frame * 255).round().astype(np.uint8) if its values lie in [0, 1]")
+    if array.ndim == 2 or array.shape[2:] == (1,):
+        steps.append("cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB)")
+    elif array.shape[2:] == (4,):
+        steps.append("cv2.cvtColor(frame, cv2.COLOR_RGBA2RGB)")
+    elif array.ndim == 3 and array.shape[0] == 3 != array.shape[2]:
+        steps.append("frame.transpose(1, 2, 0)")
+    return f"; convert it by {', then '.join(steps)}" if steps and array.size else ""
 
 
 def eight_bits(frame: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from csd_plugin.archs.bf16_conv3d import repair_bf16_conv3d
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.devices import exact_float32, pick_device
 from csd_plugin.digests import file_digest
-from csd_plugin.errors import CSDError, first_line
+from csd_plugin.errors import CSDError, first_line, path_of
 from csd_plugin.extras import needed_by
 from csd_plugin.inference.blocks import BlockPath
 from csd_plugin.inference.facts import Facts, study
@@ -252,14 +252,16 @@ def open_backend(
         raise CSDError(f"precision is {precision!r}, expected one of {', '.join(DTYPES)}")
     if backend not in (*BACKENDS, "auto"):
         raise CSDError(f"backend is {backend!r}, expected auto or one of {', '.join(BACKENDS)}")
-    suffix = "" if isinstance(network, nn.Module) else Path(network).suffix.lower()
+    if not isinstance(network, nn.Module):
+        network = path_of(network, "the path of a checkpoint, find_checkpoint() of csd_plugin.weights, or a network")
+    suffix = "" if isinstance(network, nn.Module) else network.suffix.lower()
     if isinstance(network, nn.Module):
         model: nn.Module | Path = network
-    elif not (Path(network).is_file() if suffix in GRAPH_SUFFIXES else Path(network).exists()):
+    elif not (network.is_file() if suffix in GRAPH_SUFFIXES else network.exists()):
         of_a_name = f", or give find_checkpoint({str(network)!r}) of csd_plugin.weights if it ships with csd"
         raise CSDError(f"{network} does not exist; check the path{'' if suffix else of_a_name}")
     elif suffix in GRAPH_SUFFIXES:
-        model = Path(network)
+        model = network
     else:
         model = load_network(network)
 

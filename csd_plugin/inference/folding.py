@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csd_plugin.archs.interface import KINDS, interface_of, kind_of
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, type_in_words
 from csd_plugin.inference.facts import conv_calls, without_branches
 from csd_plugin.inference.fusing import Waiting, can_wait, computed, convolve
 from csd_plugin.inference.trials import as_it_is, zeros_for
@@ -95,7 +95,7 @@ class _Trial:
         with as_it_is():
             self._expected = [network(window.clone()) for window in self._windows]
         if not isinstance(self._expected[0], Tensor):
-            raise CSDError(f"{type(network).__name__} gives a {type(self._expected[0]).__name__} instead of a frame")
+            raise CSDError(f"{type(network).__name__} gives {type_in_words(self._expected[0])} instead of a frame")
         interface = interface_of(network)
         interface.checked(self._expected[0], shape if interface.gives_clip else (1, *shape[2:]))
 

@@ -29,7 +29,7 @@ from csd_plugin.data.video.interface import FrameReader
 from csd_plugin.data.video.origin import Origin
 from csd_plugin.devices import half_precision_warnings
 from csd_plugin.digests import file_digest
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, type_in_words
 from csd_plugin.inference.backends import TorchBackend, open_backend, weights_of
 from csd_plugin.inference.blocks import BlockPath, Seen
 from csd_plugin.inference.facts import WHOLE
@@ -170,12 +170,12 @@ class Derainer:
             raise CSDError(
                 f"{os.fspath(frames)!r} is a path, not frames: give `open_reader(path)` of csd_plugin.data.video"
             )
+        if isinstance(frames, np.ndarray | Tensor) and frames.ndim == 3 and not _no_frame(frames):
+            raise CSDError("one frame is no clip: give a list of frames, such as [frame]")
         try:
             coming = iter(frames)
         except TypeError as error:
-            raise CSDError(
-                f"a {type(frames).__name__} holds no frames: give a list, a generator or a reader"
-            ) from error
+            raise CSDError(f"{type_in_words(frames)} holds no frames: give a list, a generator or a reader") from error
         return self._derained(coming, own=isinstance(frames, FrameReader))
 
     def _derained(self, frames: Iterator[Frame], *, own: bool) -> Iterator[Frame]:
@@ -405,17 +405,36 @@ def _usual_time(action: Callable[[], object]) -> float:
 
 def peak_of(frame: np.ndarray | Tensor) -> float:
     """The value of white. Raises CSDError for anything but a frame."""
-    if isinstance(frame, Tensor):
-        if frame.dim() != 3 or frame.shape[0] != 3 or not frame.is_floating_point():
-            raise CSDError(
-                f"a tensor of shape {tuple(frame.shape)}, {frame.dtype}, is not a frame: expected float (3, H, W)"
-            )
-        if not frame.numel() or frame.is_meta:
-            raise CSDError(f"a tensor of shape {tuple(frame.shape)} on {frame.device} is not a frame: it has no pixels")
-        return 1.0
-    if reason := no_frame(frame):
+    if reason := _no_frame(frame):
         raise CSDError(reason)
-    return float(np.iinfo(frame.dtype).max)
+    return 1.0 if isinstance(frame, Tensor) else float(np.iinfo(frame.dtype).max)
+
+
+def _no_frame(frame: object) -> str:
+    """Why an object is not a frame, an array or a tensor; empty if it is one."""
+    if not isinstance(frame, Tensor):
+        return no_frame(frame)
+    shape = tuple(frame.shape)
+    if frame.dim() != 3 or frame.shape[0] != 3 or not frame.is_floating_point():
+        how = _conversion(frame)
+        return f"a tensor of shape {shape}, {frame.dtype}, is not a frame: expected float (3, H, W){how}"
+    if not frame.numel() or frame.is_meta:
+        return f"a tensor of shape {shape} on {frame.device} is not a frame: it has no pixels"
+    return ""
+
+
+def _conversion(tensor: Tensor) -> str:
+    """The end of a message that says how to make a frame of a tensor; empty for a tensor that cannot be one."""
+    steps = []
+    if tensor.dtype == torch.uint8:
+        steps.append("frame.float() / 255")
+    if tensor.dim() == 2 or (tensor.dim() == 3 and tensor.shape[0] == 1):
+        steps.append("frame.expand(3, -1, -1)")
+    elif tensor.dim() == 3 and tensor.shape[0] != 3 == tensor.shape[2]:
+        steps.append("frame.permute(2, 0, 1)")
+    elif tensor.dim() == 4:
+        steps.append("taking its frames one by one")
+    return f"; convert it by {', then '.join(steps)}" if steps and tensor.numel() else ""
 
 
 def to_pixels(frame: np.ndarray | Tensor, device: torch.device, *, own: bool = False) -> Tensor:

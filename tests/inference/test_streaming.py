@@ -7,11 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from videos import make_video
 
 from csd_plugin.archs.halfnet import HalfNet
@@ -296,11 +298,14 @@ def test_clean_tensors_may_be_changed_and_trained_with(derainer):
 @pytest.mark.parametrize(
     ("frames", "reason"),
     [
-        (None, "a NoneType holds no frames"),
+        (None, "^None holds no frames"),
         ("clip.mp4", "is a path, not frames"),
         (Path("clip.mp4"), "is a path, not frames"),
         ([[[1, 2, 3]]], "a list is not a frame"),
-        ([None], "a NoneType is not a frame"),
+        ([None], "^None is not a frame"),
+        ([Image.new("RGB", (4, 4))], "^an Image is not a frame"),
+        (np.zeros((16, 16, 3), np.uint8), r"one frame is no clip: give a list of frames, such as \[frame\]"),
+        (torch.zeros(3, 16, 16), "one frame is no clip"),
         ([np.zeros((0, 4, 3), np.uint8)], "is not a frame"),
         ([torch.zeros(3, 0, 4)], "no pixels"),
         ([torch.zeros(3, 4, 4, device="meta")], "no pixels"),
@@ -314,3 +319,39 @@ def test_clean_tensors_may_be_changed_and_trained_with(derainer):
 def test_what_is_no_frame_is_one_line(derainer, frames, reason):
     with pytest.raises(CSDError, match=reason):
         list(derainer(frames))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        np.random.default_rng(0).random((16, 18, 3)),
+        np.random.default_rng(0).random((16, 18), np.float32),
+        np.full((16, 18), 9, np.uint16),
+        np.full((16, 18, 1), 9, np.uint8),
+        np.full((16, 18, 4), 9, np.uint8),
+        np.full((3, 16, 18), 9, np.uint8),
+        Image.new("RGBA", (18, 16)),
+        Image.new("L", (18, 16)),
+        torch.full((16, 18, 3), 9, dtype=torch.uint8),
+        torch.rand(1, 16, 18),
+        torch.rand(16, 18),
+    ],
+    ids=lambda given: f"{type(given).__name__}-{getattr(given, 'dtype', given)}-{len(getattr(given, 'shape', ()))}",
+)
+def test_the_conversion_that_a_refusal_names_makes_a_frame(derainer, given):
+    """The conversion is run as it is written."""
+    with pytest.raises(CSDError, match="; convert it by ") as refused:
+        list(derainer([given]))
+    line = str(refused.value)
+    assert "\n" not in line
+    for step in line.partition("; convert it by ")[2].split(", then "):
+        given = eval(step.removesuffix(" if its values lie in [0, 1]"), {"np": np, "cv2": cv2, "frame": given})
+    [clean] = derainer([given])
+    assert (clean.shape, clean.dtype) == (given.shape, given.dtype)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+@pytest.mark.parametrize(("network", "kind"), [(None, "None"), (3, "an int"), (b"net.pth", "a bytes")])
+def test_what_is_no_network_is_one_line(network, kind, precision):
+    with pytest.raises(CSDError, match=f"^{kind} is not a path: give the path of a checkpoint, find_checkpoint"):
+        Derainer(network, precision=precision, device="cpu")

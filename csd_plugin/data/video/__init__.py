@@ -34,7 +34,7 @@ from csd_plugin.data.video.interface import (
 from csd_plugin.data.video.origin import Origin
 from csd_plugin.data.video.pipes import PipeReader, PipeWriter
 from csd_plugin.data.video.webp import WebPReader, is_webp
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, path_of
 
 _KIND = re.compile(r"\.[0-9]*[A-Za-z][A-Za-z0-9]*")
 """A suffix that shows the kind of file: .mp4 or .3gp, but not what follows a dot in v1.2 or in v1.2_new."""
@@ -66,7 +66,7 @@ def open_reader(
     Raises:
         CSDError: the path does not exist, is not a video or camera, or has no pictures; the part is empty or invalid.
     """
-    path, fps = Path(path), rate_of(fps)
+    path, fps = path_of(path, "a video, a folder of images or a camera (camera:0)"), rate_of(fps)
     start, end = position_of(start, "start"), None if end is None else position_of(end, "end")
     if context < 0:
         raise CSDError(f"context is {context}: give a number of frames from 0")
@@ -136,7 +136,7 @@ def open_writer(
         CSDError: the kind of file cannot be written, the video or frames exist already, or an output is also an input,
             under whatever spelling or link.
     """
-    path = Path(path)
+    path = path_of(path, "the name of a video or of a folder of PNG files")
     if path == PIPE:
         return PipeWriter()
     inputs = (like.path, *inputs)

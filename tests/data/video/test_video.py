@@ -243,6 +243,14 @@ def test_outputs_that_cannot_be(tmp_path):
                 writer.write(picture(0)[:, :32])
 
 
+@pytest.mark.parametrize(("path", "kind"), [(None, "None"), (0, "an int"), (b"in.mp4", "a bytes")])
+def test_what_is_no_path_is_one_line(tmp_path, path, kind):
+    with pytest.raises(CSDError, match=f"^{kind} is not a path: give a video, a folder of images or a camera"):
+        open_reader(path)
+    with open_reader(make_video(tmp_path / "in.mp4")) as reader, pytest.raises(CSDError, match="is not a path: give"):
+        open_writer(path, like=reader)
+
+
 @pytest.mark.parametrize("name", ["clean_v1.2", "clean_v1.2_new", "2026.11.27", "rain 50%.", "there.xyz"])
 def test_a_folder_may_have_a_dot_in_its_name(tmp_path, name):
     (tmp_path / "there.xyz").mkdir()
@@ -334,7 +342,7 @@ def test_what_is_no_frame_is_not_written(tmp_path, output, wrong):
     with open_reader(make_video(tmp_path / "in.mp4")) as reader, open_writer(output, like=reader) as writer:
         for frame in reader:
             writer.write(frame)
-            with pytest.raises(CSDError, match=r"frame \d: an? .* is not a frame"):
+            with pytest.raises(CSDError, match=r"frame \d: .* is not a frame"):
                 writer.write(wrong)
             with pytest.raises(CSDError, match="64x48 of uint16, but those before it are 64x48 of uint8"):
                 writer.write(frame.astype(np.uint16) * 257)
