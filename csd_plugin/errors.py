@@ -45,7 +45,9 @@ def one_line(error: CSDError) -> str:
 
 def first_line(error: Exception) -> str:
     """The first line of another library's error, or its type if it has no message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    in_parts = len(error.args) > 1 and all(isinstance(part, str) for part in error.args)
+    text = "".join(error.args) if in_parts else str(error)  # a comma too many between two literals
+    return (text.strip().splitlines() or [type(error).__name__])[0]
 
 
 def refused_by_disk(error: OSError) -> str:

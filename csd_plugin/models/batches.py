@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from csd_plugin.data.images import header_shape
 from csd_plugin.errors import CSDError
 
 
@@ -18,7 +20,8 @@ class Item:
     Attributes:
         run: equal for items whose frames are consecutive in one clip.
         lq: (T, 3, H, W), a frame and its neighbours.
-        gt: (3, H, W), or None without truth.
+        gt: (3, H * scale, W * scale), or None without truth.
+        gt_path: its file, if the set says which.
     """
 
     index: int
@@ -27,6 +30,7 @@ class Item:
     run: Any
     lq: Tensor
     gt: Tensor | None
+    gt_path: Any = None
 
 
 def read_test_item(dataset: Any, index: int, num_frame: int) -> Item:
@@ -70,7 +74,33 @@ def read_test_item(dataset: Any, index: int, num_frame: int) -> Item:
         run=index if is_image else (clip, path.parent),
         lq=lq.unsqueeze(0) if is_image else lq,
         gt=gt,
+        gt_path=item.get("gt_path"),
     )
+
+
+def check_pair_sizes(item: Item, scale: int) -> None:
+    """Raise CSDError unless the truth is `scale` times as high and wide as the frame, also in its file.
+
+    The toolbox's sets of images cut larger truth off below and to the right, where a wrong scale goes unnoticed.
+    """
+    if item.gt is None:
+        return
+    expected = item.lq.shape[2] * scale, item.lq.shape[3] * scale
+    given = _size_of_file(item.gt_path) or tuple(item.gt.shape[1:])
+    spare = scale - 1 if tuple(item.gt.shape[1:]) == expected else 0  # less than a pixel of the input
+    if not all(0 <= side - needed <= spare for side, needed in zip(given, expected, strict=True)):
+        larger = f" at scale {scale}" if scale > 1 else ""
+        raise CSDError(
+            f"clip {item.clip}, frame {item.frame}: the truth is {given[1]}x{given[0]}, but the frame is "
+            f"{item.lq.shape[3]}x{item.lq.shape[2]}{larger}; check the scale, and that both folders belong together"
+        )
+
+
+def _size_of_file(path: Any) -> tuple[int, int] | None:
+    """(height, width) of an image file; None if there is none."""
+    with suppress(OSError, TypeError, ValueError), Path(path).open("rb") as file:
+        return header_shape(file)
+    return None
 
 
 def _frame_name(path: Path, clip: str, root: str | None) -> str:

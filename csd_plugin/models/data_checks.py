@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from basicsr.data.video_test_dataset import VideoTestDataset
 from basicsr.utils.registry import DATASET_REGISTRY
+from torch import nn
 
 from csd_plugin import compat, peers
 from csd_plugin.archs.interface import Interface
@@ -19,14 +20,22 @@ from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
 from csd_plugin.data.workers import check_shared_memory
 from csd_plugin.devices import forked_random
 from csd_plugin.errors import CSDError
-from csd_plugin.models.batches import read_test_item
+from csd_plugin.models.batches import check_pair_sizes, read_test_item
 from csd_plugin.models.building import as_mistakes, find_metrics, find_type
 from csd_plugin.models.mixing import check_metric_size, keywords_of
-from csd_plugin.models.pairing import check_foreign_set, check_loader_options, check_role
+from csd_plugin.models.pairing import (
+    check_foreign_set,
+    check_loader_options,
+    check_on_test_frames,
+    check_role,
+)
 from csd_plugin.options.problems import Problems
 
 
-def check_data(opt: dict[str, Any], interfaces: dict[str, Interface], problems: Problems) -> None:
+def check_data(
+    opt: dict[str, Any], network: nn.Module | None, interfaces: dict[str, Interface], problems: Problems
+) -> None:
+    """Check all data sets; `network` is network_g, if it could be built, which is tried on the frames of test sets."""
     if not problems.sound("datasets"):
         return
     named: dict[str, str] = {}
@@ -41,8 +50,12 @@ def check_data(opt: dict[str, Any], interfaces: dict[str, Interface], problems: 
         if content["phase"] == "train":
             needs = [f"datasets.{key}", "train.total_iter", "train.accumulate", "num_gpu"]
             problems.attempt(needs, _check_loader, dataset, content, opt)
-        elif isinstance(dataset, PairedVideoTestDataset):
+            continue
+        if isinstance(dataset, PairedVideoTestDataset):
             problems.attempt(["val"], _check_metric_sizes, opt.get("val") or {}, key, dataset)
+        if dataset is not None and network is not None and "network_g" in interfaces:
+            needs = [f"datasets.{key}", "num_gpu"]
+            problems.attempt(needs, _check_test_frames, key, dataset, network, interfaces["network_g"], opt)
 
 
 def _check_set(key: str, content: dict[str, Any], interfaces: dict[str, Interface]) -> Any:
@@ -97,6 +110,23 @@ def _try_foreign_set(cls: Any, key: str, content: dict[str, Any], interfaces: di
             with as_mistakes(f"datasets.{key}", own):
                 read_test_item(dataset, 0, interfaces["network_g"].num_frame)
     return dataset
+
+
+def _check_test_frames(key: str, dataset: Any, network: nn.Module, interface: Interface, opt: dict[str, Any]) -> None:
+    """Check the frames with which the clips of a test set begin: their sizes, and that `network_g` can process them."""
+    scale, sizes = interface.scale, dict[tuple[int, int], str]()
+    if isinstance(dataset, PairedVideoTestDataset):
+        sizes = {(height // scale, width // scale): clip for (height, width), clip in dataset.sizes().items()}
+    else:
+        clips = getattr(dataset, "data_info", {}).get("folder") or [None]
+        for index in (clips.index(clip) for clip in dict.fromkeys(clips)):
+            with as_mistakes(f"datasets.{key}"):
+                item = read_test_item(dataset, index, interface.num_frame)
+                check_pair_sizes(item, scale)
+            sizes.setdefault((item.lq.shape[2], item.lq.shape[3]), item.clip)
+    with forked_random():
+        for size, clip in sizes.items():
+            check_on_test_frames(network, interface, opt, f"datasets.{key}, clip {clip}", size)
 
 
 def _check_metric_sizes(val: Mapping[str, Any], key: str, dataset: PairedVideoTestDataset) -> None:

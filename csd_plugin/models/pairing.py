@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -208,7 +208,12 @@ def _check_test(model: type, opt: Mapping[str, Any], key: str, content: Mapping[
 
 
 def check_network(
-    name: str, network: nn.Module, interface: Interface, opt: Mapping[str, Any], size: int | None = None
+    name: str,
+    network: nn.Module,
+    interface: Interface,
+    opt: Mapping[str, Any],
+    size: int | None = None,
+    pooled: Sequence[int] = (1,),
 ) -> None:
     """Raise CSDError unless a network that is not ours runs on the input of our models, crops of the training set.
 
@@ -216,20 +221,57 @@ def check_network(
 
     Args:
         size: of the rainy crops; by default the training set's.
+        pooled: the factors by which the objective pools the crops first, `Objective.input_scales`.
     """
     if is_ours(network):
         return
     clips, learns, section = clips_of(opt, size), name == "network_g", interface_section(name)
     num_frame = max(clips.num_frame, interface.num_frame + clips.num_target - 1)
-    frames = (clips.batch if learns else 1, num_frame, 3, clips.size, clips.size)
+    for factor in pooled:
+        side = clips.size // factor
+        frames = (clips.batch if learns else 1, num_frame, 3, side, side)
+        of = f", crops of {clips.size} pooled by {factor} for train.distill_opt.scale_source: frames," * (factor > 1)
+        advice = f"check its options, {section} and datasets.train.gt_size"
+        _check_run(name, network, interface, frames, clips.num_target, opt, of=of, advice=advice, learns=learns)
+
+
+def check_on_test_frames(
+    network: nn.Module, interface: Interface, opt: Mapping[str, Any], where: str, size: tuple[int, int]
+) -> None:
+    """Raise CSDError unless `network_g`, if it is not ours, runs on whole frames of a test set.
+
+    Args:
+        where: the set and the clip, for messages.
+        size: height and width of the rainy frames.
+    """
+    if not is_ours(network):
+        frames = (1, interface.num_frame, 3, *size)
+        advice = "test on frames of another size"
+        _check_run("network_g", network, interface, frames, 1, opt, of=f" of {where}", advice=advice)
+
+
+def _check_run(
+    name: str,
+    network: nn.Module,
+    interface: Interface,
+    frames: tuple[int, ...],
+    num_target: int,
+    opt: Mapping[str, Any],
+    *,
+    of: str,
+    advice: str,
+    learns: bool = False,
+) -> None:
+    """Raise CSDError unless a network gives its targets for such frames; `of` and `advice` are parts of the message."""
+    section = interface_section(name)
     try:
-        _shape_of(lambda batch: interface.run(network, batch, clips.num_target), network, frames, opt, learns=learns)
+        _shape_of(lambda batch: interface.run(network, batch, num_target), network, frames, opt, learns=learns)
     except CSDError as error:
         raise CSDError(f"{section if opt.get(section) else name}: {error}") from error
     except _OF_SHAPES as error:
         raise CSDError(
-            f"{name}: {type(network).__name__} fails on clips {frames} ({first_line(error)}); check its options, "
-            f"{section} and datasets.train.gt_size; the forward of a subclass can arrange axes (docs/toolboxes.md)"
+            f"{name}: {type(network).__name__} fails on clips {frames}{of} ({first_line(error)}); {advice}; the "
+            f"forward of a subclass can arrange axes and pad frames (docs/toolboxes.md)"
         ) from error
 
 

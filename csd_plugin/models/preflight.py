@@ -88,13 +88,16 @@ def check_run(opt: dict[str, Any], problems: Problems | None = None) -> None:
     if distils(opt):
         taught_by = problems.attempt(["train.distill_opt"], lambda: read_distillation(opt).taught_by())
         needed += [f"network_{label}" for label in taught_by or ()]
-    check_data(opt, {name: interfaces[name] for name in needed if name in interfaces}, problems)
+    network = networks.get("network_g")
+    check_data(opt, network, {name: interfaces[name] for name in needed if name in interfaces}, problems)
     complete = all(name in networks for name in needed)
     needed = [name for name in needed if name in networks]
     if opt["is_train"]:
+        pooled = problems.attempt(["train.distill_opt"], input_scales, opt) or (1,)
         with forked_random():
             for name in needed:
-                problems.attempt(["datasets.train"], check_network, name, networks[name], interfaces[name], opt)
+                of = name, networks[name], interfaces[name]
+                problems.attempt(["datasets.train"], check_network, *of, opt, pooled=pooled)
     sections = [interface_section(name) for name in needed]
     with_features = distils(opt) and complete and problems.sound("datasets", "train.distill_opt", *needed, *sections)
     if with_features and opt["datasets"]["train"]["type"] in DATASETS:
@@ -172,6 +175,14 @@ def checked_objective(distillation: Distillation) -> Objective:
         objective = build_objective(distillation.objective)
     weighted_sum({term: torch.zeros(()) for term in objective.terms}, distillation.weights_at(1))
     return objective
+
+
+def input_scales(opt: Mapping[str, Any]) -> tuple[int, ...]:
+    """The factors by which a run pools the frames that its networks get; only 1 but for some objectives."""
+    if not distils(opt):
+        return (1,)
+    distillation = read_distillation(opt)
+    return checked_objective(distillation).input_scales if distillation.teaches else (1,)
 
 
 def _try_objective(opt: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,17 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from csd_plugin import compat
+from csd_plugin.archs.interface import Interface
 from csd_plugin.data.images import write_png
 from csd_plugin.devices import exact_float32
 from csd_plugin.distill.processes import are_several
-from csd_plugin.errors import CSDError, first_line
+from csd_plugin.errors import CSDError, first_line, out_of_memory
 from csd_plugin.inference.folding import fold
 from csd_plugin.metrics import results
 from csd_plugin.metrics.protocols import score_frame, to_uint8
 from csd_plugin.metrics.scores import Scores
 from csd_plugin.metrics.table import WITHOUT_TRUTH, share
-from csd_plugin.models.batches import Item, read_test_item
+from csd_plugin.models.batches import Item, check_pair_sizes, read_test_item
 from csd_plugin.models.mixing import FAILURES, IMAGES, check_metric_size, keywords_of
 from csd_plugin.models.stopping import REQUEST
 
@@ -77,16 +79,17 @@ class ValidationMixin:
         # plus the frame before it, of another process, if a metric needs that
         lead = int(0 < first < end and "previous" in self._wanted())
         indices = range(first - lead, end)
-        num_frame = self.interface_of(network).num_frame  # type: ignore[attr-defined]
+        interface = self.interface_of(network)  # type: ignore[attr-defined]
         scored = []
         before = _Before()
         hidden = True if rank or not self.opt["val"].get("pbar", True) else None  # None: only on a terminal
         with tqdm(total=len(indices), unit="frame", desc=name, disable=hidden) as bar:
-            for items in _batches(dataset, indices, self.opt["val"].get("batch_size", 2), num_frame):
+            for items in _batches(dataset, indices, self.opt["val"].get("batch_size", 2), interface):
                 if self.opt["is_train"] and REQUEST.signal and not self.opt["dist"]:
                     # several processes stop together, after their next step
                     self.save_and_stop(int(current_iter), REQUEST.signal)  # type: ignore[attr-defined]
-                outputs = self._predict(network, torch.stack([item.lq for item in items]))
+                with _naming(f"{name}, clip {items[0].clip}, frame {items[0].frame}"):
+                    outputs = self._predict(network, torch.stack([item.lq for item in items]))
                 for item, output in zip(items, outputs, strict=True):
                     result = to_uint8(output)
                     truth = None if item.gt is None else to_uint8(item.gt)
@@ -257,11 +260,27 @@ class _Before:
         return given
 
 
-def _batches(dataset: Dataset, indices: range, batch_size: int, num_frame: int) -> Iterator[list[Item]]:
-    """Items in order, in lists of up to batch_size, each from one run of frames."""
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Inside, a network's failure becomes a CSDError that names the frames; not where memory has run out."""
+    try:
+        yield
+    except FAILURES as error:
+        if out_of_memory(error):
+            raise
+        text = str(error) if isinstance(error, CSDError) else f"the network fails: {first_line(error)}"
+        raise CSDError(f"{where}: {text}") from error
+
+
+def _batches(dataset: Any, indices: range, batch_size: int, interface: Interface) -> Iterator[list[Item]]:
+    """Items in order, in lists of up to batch_size, each from one run of frames. Raises CSDError for wrong sizes."""
     batch: list[Item] = []
     for index in indices:
-        item = read_test_item(dataset, index, num_frame)
+        item = read_test_item(dataset, index, interface.num_frame)
+        try:
+            check_pair_sizes(item, interface.scale)
+        except CSDError as error:
+            raise CSDError(f"{dataset.opt['name']}, {error}") from error
         if batch and (len(batch) == batch_size or batch[0].run != item.run):
             yield batch
             batch = []

@@ -22,7 +22,7 @@ from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.errors import CSDError
 from csd_plugin.models.idle_options import idle_options, part_warnings
 from csd_plugin.models.pairing import check_network
-from csd_plugin.models.preflight import check_features, check_parts, checked_objective, placed_dry_run
+from csd_plugin.models.preflight import check_features, check_parts, checked_objective, input_scales, placed_dry_run
 from csd_plugin.options.checks import distils, find_problems
 from csd_plugin.options.files import load_options
 from csd_plugin.options.problems import Problems
@@ -59,7 +59,7 @@ def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) ->
     runs: dict[str, Dry] = {}
     for name, network in networks.items():
         needs = [name, interface_section(name)]
-        problems.attempt(needs, check_network, name, network, interfaces[name], opt, size)
+        problems.attempt(needs, check_network, name, network, interfaces[name], opt, size, input_scales(opt))
         run = problems.attempt(
             needs, placed_dry_run, opt, name, network, interfaces[name], clips, taps.get(name), tapped=name in taps
         )

@@ -20,6 +20,17 @@ SCALE = 2
 STUDENT = {"type": "MSRResNet", "num_feat": 4, "num_block": 1, "upscale": SCALE}
 TEACHER = STUDENT | {"num_feat": 6, "num_block": 2}
 IMAGE = {"layout": "image", "feature": "conv_first:output"}
+WINDOWS_OF_6 = {
+    "type": "SwinIR",
+    "upscale": SCALE,
+    "img_size": 12,
+    "window_size": 6,
+    "embed_dim": 6,
+    "depths": [1],
+    "num_heads": [1],
+    "upsampler": "pixelshuffledirect",
+}
+"""A network for crops of 12x12, but not for frames of 32x24, nor for crops of 3x3."""
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +68,19 @@ def images(clips):
     }
 
 
+def of_toolbox(clips, **more):
+    return {
+        "type": "VideoTestDataset",
+        "name": "Vid4",
+        "dataroot_gt": str(clips / "gt"),
+        "dataroot_lq": str(clips / "lq"),
+        "io_backend": {"type": "disk"},
+        "cache_data": False,
+        "num_frame": 1,
+        "padding": "reflection",
+    } | more
+
+
 def scored(clips, file):
     data = {f"datasets.test_1.{key}": value for key, value in (roots(clips) | {"split": ...}).items()}
     return scoring_options(clips, file, scale=SCALE, network_g=STUDENT, interface_g=IMAGE, **data)
@@ -84,16 +108,7 @@ def test_a_student_is_distilled_and_scored_at_the_size_of_the_truth(launcher, cl
 
 def test_it_is_scored_on_test_clips_of_the_toolbox(launcher, clips):
     row = changed(scored(clips, checkpoint(launcher.folder, STUDENT)), {"path.param_key_g": ...})
-    row["datasets"]["test_1"] = {
-        "type": "VideoTestDataset",
-        "name": "Vid4",
-        "dataroot_gt": str(clips / "gt"),
-        "dataroot_lq": str(clips / "lq"),
-        "io_backend": {"type": "disk"},
-        "cache_data": False,
-        "num_frame": 1,
-        "padding": "reflection",
-    }
+    row["datasets"]["test_1"] = of_toolbox(clips)
     assert launcher.test(row) == 0
     frames = json.loads((launcher.folder / "results/row/Vid4.json").read_text())["clips"]["001"]["frames"]
     assert len(frames) == 10
@@ -174,6 +189,72 @@ def test_what_does_not_fit_the_scale_is_one_line(launcher, clips, capsys, change
     assert launcher.train(changed(options, changes)) == 2
     assert words in capsys.readouterr().err
     assert launcher.written() == []
+
+
+@pytest.mark.parametrize("wrong", [{}, {"type": "PairedImageDataset", "name": "images"}], ids=["clips", "images"])
+def test_truth_of_another_scale_in_sets_of_the_toolbox_is_one_line(launcher, clips, tmp_path, capsys, wrong):
+    """The toolbox's images would be scored against the corner of the truth that fits them."""
+    third = tmp_path / "third/000/00000000.png"
+    write_image(third, cv2.resize(cv2.imread(str(clips / "gt/000/00000000.png")), (20, 15)))
+    write_image(tmp_path / "truth/000/00000000.png", cv2.imread(str(clips / "gt/000/00000000.png")))
+    folders = {"dataroot_lq": third.parent.parent, "dataroot_gt": tmp_path / "truth"}
+    content = of_toolbox(clips, **wrong)
+    content |= {key: str(folder / "000" if wrong else folder) for key, folder in folders.items()}
+    row = changed(scored(clips, checkpoint(launcher.folder, STUDENT)), {"path.param_key_g": ...})
+    row["datasets"]["test_1"] = content
+    before = launcher.written()
+    assert launcher.test(row) == 2
+    error = capsys.readouterr().err
+    assert "frame 00000000: the truth is 64x48, but the frame is 20x15 at scale 2; check the scale" in error
+    assert launcher.written() == before
+
+
+def test_truth_of_another_scale_further_on_is_named(launcher, clips, tmp_path, capsys):
+    frame = cv2.imread(str(clips / "gt/000/00000000.png"))
+    for name, size in {"gt/0": (64, 48), "lq/0": (32, 24), "gt/1": (64, 48), "lq/1": (30, 24)}.items():
+        write_image(tmp_path / f"{name}.png", cv2.resize(frame, size))
+    row = changed(scored(clips, checkpoint(launcher.folder, STUDENT)), {"path.param_key_g": ...})
+    row["datasets"]["test_1"] = of_toolbox(clips, type="PairedImageDataset", name="images") | {
+        f"dataroot_{side}": str(tmp_path / side) for side in ("lq", "gt")
+    }
+    assert launcher.test(row) == 2
+    assert "images, clip images, frame 1: the truth is 64x48, but the frame is 30x24" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["ours", "toolbox"])
+def test_frames_that_a_network_cannot_process_are_told_before_the_training(launcher, clips, capsys, kind):
+    options = train_options(clips, network_g=WINDOWS_OF_6, interface_g=IMAGE, scale=SCALE, **in_train(clips))
+    ours = {"type": "PairedVideoTestDataset", "name": "val", "num_frame": 1} | roots(clips)
+    ours.pop("dataroot")
+    options["datasets"]["val"] = ours if kind == "ours" else of_toolbox(clips)
+    options["val"] = {"val_freq": 2, "save_img": False}
+    assert launcher.train(options) == 2
+    error = capsys.readouterr().err
+    assert "network_g: SwinIR fails on clips (1, 1, 3, 24, 32) of datasets.val, clip 00" in error
+    assert launcher.written() == []
+    del options["datasets"]["val"], options["val"]
+    assert launcher.train(options) == 0
+
+
+def test_pooled_crops_that_a_network_cannot_process_are_told_before_the_training(launcher, clips, capsys):
+    sections = {"network_g": WINDOWS_OF_6, "interface_g": IMAGE, "network_t": WINDOWS_OF_6, "interface_t": IMAGE}
+    options = options_of(clips, checkpoint(launcher.folder, WINDOWS_OF_6), "CSD", scale=SCALE, **sections)
+    options = changed(options, in_train(clips) | {"train.distill_opt.scale_source": "frames"})
+    before = launcher.written()
+    assert launcher.train(options) == 2
+    error = capsys.readouterr().err
+    assert "network_g: SwinIR fails on clips (2, 8, 3, 3, 3), crops of 12 pooled by 4 for train.distill_opt" in error
+    assert launcher.written() == before
+    assert main(["inspect", "options.yml"]) == 2
+    assert "crops of 12 pooled by 4 for train.distill_opt" in capsys.readouterr().err
+    assert launcher.train(changed(options, {"train.distill_opt.num_scale": 2})) == 0
+
+
+def test_messages_of_the_toolbox_in_two_parts_are_one_sentence(launcher, clips, capsys):
+    options = train_options(clips, network_g=STUDENT, interface_g=IMAGE, scale=3)
+    options["datasets"]["train"] = images(clips)
+    assert launcher.train(options) == 2
+    assert "Scale mismatches. GT (48, 64) is not 3x multiplication of LQ (24, 32).; check" in capsys.readouterr().err
 
 
 def test_rain_is_rendered_at_one_size_only(clips):
