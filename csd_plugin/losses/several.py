@@ -17,10 +17,12 @@ class SeveralLosses(nn.Module):
 
     def __init__(self, losses: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.losses = nn.ModuleDict(losses)
+        self.names = tuple(losses)
+        self.losses = nn.ModuleList(losses.values())  # torch's dict of modules refuses names such as `keys`
 
     def forward(self, frames: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        return {name: one_number(loss(frames, truth)) for name, loss in self.losses.items()}
+        named = zip(self.names, self.losses, strict=True)
+        return {name: one_number(loss(frames, truth)) for name, loss in named}
 
 
 def one_number(value: Any) -> Any:

@@ -31,6 +31,7 @@ from csd_plugin.options.sections import (
     BalanceSection,
     FileSection,
     InterfaceSection,
+    LossSection,
     OptimizerSection,
     RunSection,
     SchedulerSection,
@@ -195,6 +196,9 @@ def _check_losses(train: Mapping[str, Any], problems: Problems) -> None:
     known = {name: section_of(cls) for name, cls in LOSSES.items()}
     for key, content in loss_sections(train).items():
         _check_typed(content, known, key, problems)
+        if isinstance(content, Mapping) and content.get("type") not in known:
+            weights = {name: value for name, value in content.items() if name in LossSection.model_fields}
+            _check(weights, LossSection, f"{key}.", problems)
     for name in _section_in(train, "extra_opt"):
         if name in ("pixel", "perceptual") or not re.fullmatch(r"\w+", str(name)):
             key = f"train.extra_opt.{name}"
@@ -275,12 +279,13 @@ def _check_changing_weight(
     section: type[BaseModel] = BalanceSection if is_balanced(weight) else WeightSection
     _check(weight, section, f"{place}.", problems)
     problems.attempt([place], _told_in, place, check_weight, weight)
-    alone = losses.get("train.pixel_opt") if len(losses) == 1 else None
-    if is_balanced(weight) and isinstance(alone, Mapping) and alone.get("loss_weight", 1) == 0:
+    off = [key for key, content in losses.items() if isinstance(content, Mapping) and content.get("loss_weight") == 0]
+    if is_balanced(weight) and off and len(off) == len(losses):
+        others = ", as are those of all others" * (len(off) > 1)
         problems.add(
             place,
-            f"{place}: balance needs a reconstruction loss to compare with, but train.pixel_opt.loss_weight is 0; set "
-            f"that, or give the term a number as its weight",
+            f"{place}: balance needs a reconstruction loss to compare with, but {off[0]}.loss_weight is 0"
+            f"{others}; set that, or give the term a number as its weight",
         )
 
 

@@ -64,6 +64,14 @@ class TypedSection(ToolboxSection):
     type: str
 
 
+class LossSection(ToolboxSection):
+    """The weights of a loss of another package, as the toolbox's have them, if it has any."""
+
+    loss_weight: float | None = Field(None, ge=0)
+    perceptual_weight: float | None = Field(None, ge=0)
+    style_weight: float | None = Field(None, ge=0)
+
+
 class FileSection(ToolboxSection):
     """The top level, as far as the toolbox itself needs it."""
 

@@ -66,6 +66,26 @@ def test_the_perceptual_loss_may_stand_alone(launcher, tiny_rain, vgg):
     assert launcher.models[-1].log_dict["l_recon"] > 0
 
 
+def test_any_word_is_a_name(launcher, tiny_rain):
+    """Also those of attributes of torch's modules."""
+    names = ["keys", "type", "forward", "training"]
+    options = train_options(tiny_rain, **{"train.extra_opt": {name: {"type": "L1Loss"} for name in names}})
+    assert launcher.train(options) == 0
+    assert all(launcher.models[-1].log_dict[f"recon/{name}"] > 0 for name in names)
+
+
+def test_a_balance_needs_one_loss_with_a_weight(launcher, tiny_rain, tiny_teacher, capsys):
+    balance = {"spatial": {"balance": 0.3}, "temporal": 0.1}
+    off = {"train.pixel_opt.loss_weight": 0, "train.extra_opt": {"edge": {"type": "L1Loss", "loss_weight": 0}}}
+    options = options_of(tiny_rain, tiny_teacher, "CSD", **off)
+    options["train"]["distill_opt"]["weights"] = balance
+    before = launcher.written()
+    assert launcher.train(options) == 2
+    expected = "but train.pixel_opt.loss_weight is 0, as are those of all others; set that, or give the term a number"
+    assert expected in capsys.readouterr().err and launcher.written() == before
+    assert launcher.train(changed(options, {"train.extra_opt.edge.loss_weight": 1})) == 0
+
+
 def test_a_loss_that_has_come_is_named_on_resume(launcher, tiny_rain, capfd):
     options = train_options(tiny_rain)
     assert launcher.train(options) == 0
@@ -85,6 +105,15 @@ def test_a_loss_that_has_come_is_named_on_resume(launcher, tiny_rain, capfd):
         ({"train.extra_opt": {"a.b": {"type": "L1Loss"}}}, "train.extra_opt.a.b: name it by letters, digits"),
         ({"train.perceptual_opt": {"type": "PerceptualLoss"}}, "train.perceptual_opt: "),
         ({"train.perceptual_opt": 3}, "train.perceptual_opt is 3"),
+        (
+            {"train.extra_opt": {"edge": {"type": "L1Loss", "loss_weight": "1e-2"}}},
+            "train.extra_opt.edge.loss_weight is '1e-2': input should be a valid number; YAML reads 1e-2 as text",
+        ),
+        ({"train.pixel_opt": {"type": "L1Loss", "loss_weight": -1}}, "train.pixel_opt.loss_weight is -1: input should"),
+        (
+            {"train.perceptual_opt": {"type": "PerceptualLoss", "layer_weights": {}, "style_weight": "1e-2"}},
+            "train.perceptual_opt.style_weight is '1e-2': input should be a valid number",
+        ),
     ],
 )
 def test_mistakes_are_one_line(launcher, tiny_rain, capsys, changes, words):

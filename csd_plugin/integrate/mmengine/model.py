@@ -79,6 +79,8 @@ class CSDDistiller(BaseModel):
             built.append(Teacher(theirs.network, compared, label=label, share=share, **_how(theirs)))
         recon: nn.Module = build(plain(pixel_loss) or {"type": "PyramidSSIMLoss"}, "model.pixel_loss")
         if extra_losses:
+            if "pixel" in extra_losses:
+                raise CSDError("model.extra_losses.pixel: pixel is model.pixel_loss; give it another name")
             extra = {name: build(plain(of), f"model.extra_losses.{name}") for name, of in extra_losses.items()}
             recon = SeveralLosses({"pixel": recon, **extra})
         self.distiller = Distiller(
