@@ -9,14 +9,17 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from synthetic import TRAIN, write_ntu_rain
+from videos import make_video
 
 from csd_plugin import __version__, registration
 from csd_plugin.bench import BENCHMARKS
 from csd_plugin.cli import JOBS
 from csd_plugin.data.toolbox import build_for_toolbox
+from csd_plugin.data.video import open_reader
 from csd_plugin.report.inspection import inspect
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,6 +122,16 @@ def test_python_that_is_shown_compiles_and_finds_what_it_imports(page):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("csd_plugin"):
                 module = importlib.import_module(str(node.module))
                 assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+def test_frames_of_opencv_are_derained_and_written_as_shown(tmp_path, monkeypatch):
+    make_video(tmp_path / "rain.mp4")
+    monkeypatch.chdir(tmp_path)
+    [shown] = [code for code in python_code(ROOT / "docs" / "recipes.md") if "open_writer" in code]
+    exec(shown, {})
+    with open_reader("rain.mp4") as rainy, open_reader("clean.mp4") as clean:
+        pairs = zip(rainy, clean, strict=True)
+        assert clean.size == rainy.size and all(np.abs(a.astype(int) - b).mean() < 10 for a, b in pairs)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

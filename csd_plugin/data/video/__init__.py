@@ -4,6 +4,8 @@
         for frame in reader:
             writer.write(frame)
 
+or, for frames that come from elsewhere, `open_writer("clean.mp4", fps=25)`.
+
 Frames are RGB arrays (H, W, 3) as a viewer shows them, rotation applied: uint8, or, from videos and images
 with more than 8 bits per channel, uint16 over its full range.
 """
@@ -27,14 +29,16 @@ from csd_plugin.data.video.interface import (
     VIDEO_SUFFIXES,
     FrameReader,
     FrameWriter,
+    Order,
     Position,
+    SteadyOrder,
     position_of,
     rate_of,
 )
 from csd_plugin.data.video.origin import Origin
 from csd_plugin.data.video.pipes import PipeReader, PipeWriter
 from csd_plugin.data.video.webp import WebPReader, is_webp
-from csd_plugin.errors import CSDError, path_of
+from csd_plugin.errors import CSDError, path_of, type_in_words
 
 _KIND = re.compile(r"\.[0-9]*[A-Za-z][A-Za-z0-9]*")
 """A suffix that shows the kind of file: .mp4 or .3gp, but not what follows a dot in v1.2 or in v1.2_new."""
@@ -113,7 +117,8 @@ def _refuse_videos(folder: Path) -> None:
 def open_writer(
     path: str | Path,
     *,
-    like: FrameReader,
+    like: FrameReader | None = None,
+    fps: Fraction | float | None = None,
     overwrite: bool = False,
     quick: bool = False,
     inputs: Collection[Path] = (),
@@ -122,36 +127,53 @@ def open_writer(
     """Open an output: a video file if the name ends in one of `VIDEO_SUFFIXES`, else a folder of PNG files.
 
     Names that end like other files, in .xyz, are refused unless such a folder exists; clean_v1.2 is a folder.
-    A name such as clean_%05d.png is a pattern of PNG files; '-' is raw rgb24 frames on standard output.
+    A name such as clean_%05d.png is a pattern of PNG files; '-' is raw rgb24 frames on standard output. The first frame
+    gives the size. A video needs `like` or `fps`.
 
     Args:
         like: the source of the frames: the n-th frame written gets the time, or the name, of the n-th frame read; a
             video also takes over codec, colours, sound and everything else that its container can hold.
+        fps: frames per second, in place of `like`, for frames that come from elsewhere: a video is H.264, or what its
+            container holds, and silent; files of a folder are numbered from 1.
         overwrite: replace an existing video, or frames of the same names in a folder.
         quick: encode a video faster, into a larger file, see `QUICK_OPTIONS`.
         inputs: files, folders or patterns that are also read while the output is written.
         made_by: the origins of the frames, stored in image files, see `FolderWriter`.
 
     Raises:
-        CSDError: the kind of file cannot be written, the video or frames exist already, or an output is also an input,
-            under whatever spelling or link.
+        CSDError: a video's rate is unknown, or there is one besides `like`; the kind of file cannot be written, the
+            video or frames exist already, or an output is also an input, under whatever spelling or link.
     """
     path = path_of(path, "the name of a video or of a folder of PNG files")
     if path == PIPE:
         return PipeWriter()
-    inputs = (like.path, *inputs)
+    order = _order(path, like, fps)
+    inputs = (like.path, *inputs) if like else inputs
     if not names_a_file(path):
-        return FolderWriter(path, like=like, overwrite=overwrite, inputs=inputs, made_by=made_by)
+        return FolderWriter(path, like=order, overwrite=overwrite, inputs=inputs, made_by=made_by)
     if NUMBER.search(path.name) and path.suffix.lower() == ".png":
         refuse_two_numbers(path.name)
         pattern, path = path.name, path.parent
-        return FolderWriter(path, like=like, pattern=pattern, overwrite=overwrite, inputs=inputs, made_by=made_by)
+        return FolderWriter(path, like=order, pattern=pattern, overwrite=overwrite, inputs=inputs, made_by=made_by)
     check_kind(path)
     make_folder(path.parent)
     refuse_inputs([path], [file for given in inputs for file in files_of(given)])
     if path.exists() and not overwrite:
         raise CSDError(f"{path} already exists; replace it with --overwrite, or give another name")
-    return VideoWriter(path, like=like, replace=overwrite, quick=quick)
+    return VideoWriter(path, like=order, replace=overwrite, quick=quick)
+
+
+def _order(path: Path, like: FrameReader | None, fps: Fraction | float | None) -> Order:
+    """The times and names of the frames to write. Raises CSDError if a video's would be unknown, or stated twice."""
+    if like is not None and not isinstance(like, FrameReader):
+        raise CSDError(f"like is {type_in_words(like)}, not a reader: give one of `open_reader`, or fps in place of it")
+    if like is not None and fps is not None:
+        raise CSDError(f"{path}: like and fps are both given: frames have the times of like, so leave fps out")
+    if like is not None:
+        return like
+    if fps is None and path.suffix.lower() in VIDEO_SUFFIXES and names_a_file(path):
+        raise CSDError(f"{path}: give fps, the frames per second, or like, the reader of the frames")
+    return SteadyOrder(Fraction(25) if fps is None else rate_of(fps))  # the names of images need no rate
 
 
 def names_a_file(path: Path) -> bool:

@@ -20,7 +20,7 @@ from csd_plugin.data.video.clock import Clock
 from csd_plugin.data.video.colours import BT709, Colours, from_rgb
 from csd_plugin.data.video.decode import open_input
 from csd_plugin.data.video.encoders import Setup, choose
-from csd_plugin.data.video.interface import FrameReader, FrameWriter, Look, SourceFormat
+from csd_plugin.data.video.interface import FrameWriter, Look, Order, SourceFormat
 from csd_plugin.data.video.tracks import Tracks, picture_tags
 from csd_plugin.errors import CSDError
 
@@ -40,16 +40,17 @@ _CONTAINER_OPTIONS = {".avi": {"avoid_negative_ts": "disabled"}}
 class VideoWriter(FrameWriter):
     """Encodes to a temporary file next to the output, which gets the output's name when everything is written.
 
-    The encoder is set up when the first frame gives the size, which may differ from the reader's. It only counts
+    The encoder is set up when the first frame gives the size, which may differ from `like`'s. It only counts
     frames; the container gets their times, so these are as exact as the container allows, whatever rates the encoder
     supports.
 
     Args:
+        like: the frames' times, and what else the video takes over.
         replace: at the end, replace an existing file.
         quick: encode faster, into a larger file, see `encoders.QUICK_OPTIONS`.
     """
 
-    def __init__(self, path: Path, *, like: FrameReader, replace: bool = True, quick: bool = False) -> None:
+    def __init__(self, path: Path, *, like: Order, replace: bool = True, quick: bool = False) -> None:
         super().__init__(path)
         self._like, self._replace, self._quick = like, replace, quick
         self._draft = draft_of(path)

@@ -24,7 +24,7 @@ from csd_plugin.data.images import (
     write_png,
 )
 from csd_plugin.data.layout import frame_numbers, gap_between, is_frame_name
-from csd_plugin.data.video.interface import EmptyPart, FrameReader, FrameWriter, Position, frame_number
+from csd_plugin.data.video.interface import EmptyPart, FrameReader, FrameWriter, Order, Position, frame_number
 from csd_plugin.data.video.origin import Origin, as_note, differs
 from csd_plugin.errors import CSDError, cannot_write
 
@@ -112,7 +112,7 @@ class FolderReader(FrameReader):
 
 
 class FolderWriter(FrameWriter):
-    """PNG files named after the frames read, or by a pattern. Every file appears complete or not at all.
+    """PNG files named after the frames of `like`, or by a pattern. Every file appears complete or not at all.
 
     Args:
         inputs: all files, folders and patterns that are read; nothing of them may be written to.
@@ -123,7 +123,7 @@ class FolderWriter(FrameWriter):
         self,
         path: Path,
         *,
-        like: FrameReader,
+        like: Order,
         pattern: str | None = None,
         overwrite: bool = False,
         inputs: Collection[Path] = (),

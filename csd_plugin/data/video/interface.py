@@ -58,8 +58,11 @@ def position_of(value: object, what: str) -> Position:
 
 def rate_of(fps: object) -> Fraction:
     """Frames per second, from a number of any type. Raises CSDError unless it is above 0."""
-    if isinstance(fps, numbers.Real) and not isinstance(fps, bool) and math.isfinite(fps) and float(fps) > 0:
-        return Fraction(fps) if isinstance(fps, numbers.Rational) else Fraction(float(fps)).limit_denominator(_FINEST)
+    if isinstance(fps, numbers.Real) and not isinstance(fps, bool) and math.isfinite(fps):
+        is_exact = isinstance(fps, numbers.Rational)
+        rate = Fraction(fps) if is_exact else Fraction(float(fps)).limit_denominator(_FINEST)  # type: ignore[call-overload]
+        if rate > 0:
+            return rate
     raise CSDError(f"fps is {fps!r}: give frames per second, above 0")
 
 
@@ -131,17 +134,66 @@ class SourceFormat:
     cut: bool
 
 
-class FrameReader(ABC):
-    """The frames of one clip in display order, once. A context manager.
+class Order(ABC):
+    """The times and names of a clip's frames, and what else an output takes over besides their pixels.
 
     Attributes:
-        path: the file or folder.
-        size: (width, height) of every frame, in pixels.
         fps: mean frames per second.
         time_base: seconds in one tick of `stamp`.
         num_frames: the number of frames of the requested part; None if unknown.
         counted: whether `num_frames` is exact, rather than an estimate or the number in the file's header.
         first: the number, in the whole clip, of the part's first frame.
+    """
+
+    fps: Fraction
+    time_base: Fraction
+    num_frames: int | None
+    first: int
+    counted: bool = False
+
+    @property
+    def source_format(self) -> SourceFormat | None:
+        """What a video written from these frames takes over; None if there are only pixels."""
+        return None
+
+    @property
+    def codec(self) -> str | None:
+        """FFmpeg's name of the codec of a file with moving pictures; None for images, pipes and cameras."""
+        return None if self.source_format is None else self.source_format.look.codec
+
+    @abstractmethod
+    def stamp(self, index: int) -> tuple[int, int]:
+        """(start, duration), in ticks, of the part's index-th frame, counted from 0; only once it has been read."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """The file name, without suffix, for the part's index-th frame."""
+
+    def number(self, index: int) -> int:
+        """The number of the part's index-th frame in the names of a pattern; it rises with every frame."""
+        return self.first + index + 1
+
+
+class SteadyOrder(Order):
+    """Frames at a constant rate, named 00001, 00002, ..; nothing else is known of them."""
+
+    def __init__(self, fps: Fraction) -> None:
+        self.fps, self.time_base = fps, 1 / fps
+        self.num_frames, self.first = None, 0
+
+    def stamp(self, index: int) -> tuple[int, int]:
+        return index, 1
+
+    def name(self, index: int) -> str:
+        return f"{index + 1:05d}"
+
+
+class FrameReader(Order):
+    """The frames of one clip in display order, once. A context manager.
+
+    Attributes:
+        path: the file or folder.
+        size: (width, height) of every frame, in pixels.
         lead, trail: frames of the context before and after the part; while the end of a file is not known, `trail` is
             the number that was asked for.
         live: frames come as they are captured, until `stop` is called.
@@ -150,14 +202,9 @@ class FrameReader(ABC):
 
     path: Path
     size: tuple[int, int]
-    fps: Fraction
-    time_base: Fraction
-    num_frames: int | None
-    first: int
     lead: int = 0
     trail: int = 0
     live: bool = False
-    counted: bool = False
     dropped: int = 0
 
     def __init__(self, path: Path) -> None:
@@ -169,16 +216,6 @@ class FrameReader(ABC):
     def num_read(self) -> int | None:
         """The number of frames that will be read, with the context; an estimate if `num_frames` or `trail` is one."""
         return None if self.num_frames is None else self.lead + self.num_frames + self.trail
-
-    @property
-    def source_format(self) -> SourceFormat | None:
-        """What a video written from these frames takes over; None if there are only pixels."""
-        return None
-
-    @property
-    def codec(self) -> str | None:
-        """FFmpeg's name of the codec of a file with moving pictures; None for images, pipes and cameras."""
-        return None if self.source_format is None else self.source_format.look.codec
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """RGB (H, W, 3), uint8 or uint16: the part, and up to `context` frames around it (see `open_reader`).
@@ -205,18 +242,6 @@ class FrameReader(ABC):
     def in_part(self, index: int) -> bool:
         """Whether the index-th frame that was read belongs to the part rather than the context."""
 
-    @abstractmethod
-    def stamp(self, index: int) -> tuple[int, int]:
-        """(start, duration), in ticks, of the part's index-th frame, counted from 0; only once it has been read."""
-
-    @abstractmethod
-    def name(self, index: int) -> str:
-        """The file name, without suffix, for the part's index-th frame."""
-
-    def number(self, index: int) -> int:
-        """The number of the part's index-th frame in the names of a pattern; it rises with every frame."""
-        return self.first + index + 1
-
     def no_such(self, index: int) -> CSDError:
         """The error of `stamp`, `name` and `number` for a frame that is not in the part, or not read yet."""
         return CSDError(
@@ -231,7 +256,7 @@ class FrameReader(ABC):
                 self._closed = True
                 self._let_go()
 
-    def _let_go(self) -> None:  # noqa: B027
+    def _let_go(self) -> None:
         """Release what stays open between frames; nothing by default."""
 
     def age(self, index: int) -> float:

@@ -613,3 +613,54 @@ def test_no_encoder_changes_how_the_process_is_scheduled(tmp_path, monkeypatch):
     assert threads == {before}
     assert os.sched_getscheduler(0) == before
     assert "SVT_LOG" not in os.environ
+
+
+# --- frames that come from no reader --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fps", [25, 12.5, Fraction(30000, 1001), 30000 / 1001])
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.avi", "out.webm"])
+def test_frames_from_anywhere_become_a_silent_video_of_a_steady_rate(tmp_path, name, fps):
+    shown = [picture(index, (32, 24)) for index in range(6)]
+    with open_writer(tmp_path / name, fps=fps) as writer:
+        for frame in (frame[..., ::-1] for frame in shown):  # such as OpenCV's, turned into RGB
+            writer.write(frame)
+    with av.open(tmp_path / name) as container:
+        assert [one.type for one in container.streams] == ["video"] and not container.chapters()
+    with open_reader(tmp_path / name) as reader:
+        frames = list(reader)
+        begins = [float(reader.stamp(index)[0] * reader.time_base) for index in range(6)]
+        assert reader.size == (32, 24) and float(reader.fps) == pytest.approx(float(fps), rel=1e-3)
+    np.testing.assert_allclose(begins, np.arange(6) / float(fps), atol=1e-3)  # Matroska counts milliseconds
+    assert len(frames) == 6
+    assert all(np.abs(a.astype(int) - b[..., ::-1]).mean() < 6 for a, b in zip(frames, shown, strict=True))
+
+
+def test_frames_from_anywhere_are_numbered_in_folders_and_need_no_rate(tmp_path):
+    for target, names in {"out": ["00001.png", "00002.png"], "out2/f_%03d.png": ["f_001.png", "f_002.png"]}.items():
+        with open_writer(tmp_path / target) as writer:
+            for index in range(2):
+                writer.write(picture(index))
+        assert sorted(file.name for file in (tmp_path / target.partition("/")[0]).iterdir()) == names
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({}, r"out\.mp4: give fps, the frames per second, or like, the reader"),
+        ({"like": None}, "give fps"),
+        ({"like": "rain.mp4"}, "like is a str, not a reader"),
+        ({"fps": 0}, "fps is 0: give frames per second, above 0"),
+        ({"fps": 1e-9}, "above 0"),
+        ({"fps": "25"}, "fps is '25'"),
+    ],
+)
+def test_a_rate_that_is_none_is_one_line(tmp_path, how, message):
+    with pytest.raises(CSDError, match=message):
+        open_writer(tmp_path / "out.mp4", **how)
+    with (
+        open_reader(make_video(tmp_path / "in.mp4")) as reader,
+        pytest.raises(CSDError, match="like and fps are both given"),
+    ):
+        open_writer(tmp_path / "out.mp4", like=reader, fps=25)
+    assert [file.name for file in tmp_path.iterdir()] == ["in.mp4"]
