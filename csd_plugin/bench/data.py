@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.bench.loading import Settings, loading_table, measure
-    from csd_plugin.bench.measure import check_report, publish
+    from csd_plugin.bench.measure import Report, check_report
 
     check_report(args.json)
     settings = Settings(
@@ -76,5 +76,6 @@ def run(args: argparse.Namespace) -> None:
         rounds=args.rounds,
         seconds=args.seconds,
     )
-    rows = measure(args.dataroot, settings, jobs=args.jobs, work=args.work)
-    publish(loading_table(rows), args.json, {"settings": asdict(settings), "rows": [asdict(row) for row in rows]})
+    with Report(args.json, loading_table, asdict, {"settings": asdict(settings)}) as report:
+        for row in measure(args.dataroot, settings, jobs=args.jobs, work=args.work):
+            report.add(row)

@@ -28,6 +28,6 @@ def add_networks(parser: argparse.ArgumentParser, *default: str) -> None:
 
 
 def add_report(parser: argparse.ArgumentParser, *, plotted: bool = True) -> None:
-    """`--json`: the path for `measure.publish`."""
+    """`--json`: the path of a `measure.Report`."""
     written = "the table (.md) and a plot (.png) next to them" if plotted else "the table (.md) next to them"
     parser.add_argument("--json", type=path_given, metavar="FILE", help=f"write the figures, with {written}")

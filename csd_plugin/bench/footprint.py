@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -42,8 +42,8 @@ class Point(NamedTuple):
     before: float
 
 
-def measure(network: str, size: tuple[int, int], frames: int, steps: Sequence[int], memory: int) -> list[Point]:
-    """Measure both series, one process after the other.
+def measure(network: str, size: tuple[int, int], frames: int, steps: Sequence[int], memory: int) -> Iterator[Point]:
+    """Measure both series, one process after the other, and give each point when it is measured.
 
     Args:
         network: as for `csd bench infer`.
@@ -62,11 +62,9 @@ def measure(network: str, size: tuple[int, int], frames: int, steps: Sequence[in
         across = 2 ** ((step.bit_length()) // 2)
         clips.append(("pixels", step, width * across, round(height * step / across), _FRAMES))
     clips += [("frames", step, width, height, frames * step) for step in steps]
-    points = []
     for grows, factor, wide, high, count in tqdm(clips, desc="bench growth", unit="clip", disable=None):
         footprint = _in_a_process(network, wide, high, count, memory)
-        points.append(Point(grows, factor, wide, high, count, *footprint))
-    return points
+        yield Point(grows, factor, wide, high, count, *footprint)
 
 
 def _in_a_process(network: str, width: int, height: int, frames: int, memory: int) -> Footprint:

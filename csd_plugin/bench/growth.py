@@ -39,10 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from csd_plugin.bench.footprint import draw, growth_table, measure
-    from csd_plugin.bench.measure import check_report, publish
+    from csd_plugin.bench.footprint import Point, draw, growth_table, measure
+    from csd_plugin.bench.measure import Report, check_report
 
     check_report(args.json)
-    points = measure(args.network, args.size, args.frames, args.steps, args.memory)
-    content = {"network": args.network, "memory": args.memory, "points": [point._asdict() for point in points]}
-    publish(growth_table(points), args.json, content, lambda figure: draw(figure, points))
+    content = {"network": args.network, "memory": args.memory}
+    with Report(args.json, growth_table, Point._asdict, content, draw, key="points") as report:
+        for point in measure(args.network, args.size, args.frames, args.steps, args.memory):
+            report.add(point)

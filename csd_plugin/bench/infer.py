@@ -48,18 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from csd_plugin.bench.measure import check_report, publish
-    from csd_plugin.bench.speed import default_backends, draw, measure, speed_table
+    from csd_plugin.bench.measure import Report, check_report
+    from csd_plugin.bench.speed import SpeedRow, default_backends, draw, matrix_rates, measure, speed_table
     from csd_plugin.inference.memory import keep_freed_memory
 
     check_report(args.json)
     keep_freed_memory()
     backends = args.backends or default_backends()
     rows = measure(args.networks, backends, args.sizes, args.threads, args.rounds, device=args.device, batch=args.batch)
-    content = {
-        "device": args.device,
-        "batch": args.batch,
-        "rounds": args.rounds,
-        "rows": [row.figures() for row in rows],
-    }
-    publish(speed_table(rows), args.json, content, lambda figure: draw(figure, rows))
+    content = {"device": args.device, "batch": args.batch, "rounds": args.rounds}
+    with Report(args.json, speed_table, SpeedRow.figures, content, draw, matrix_rates) as report:
+        for row in rows:
+            report.add(row)

@@ -23,16 +23,19 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from csd_plugin.atomic import link_or_copy
+from csd_plugin.bench.measure import announce
 from csd_plugin.data.datasets.paired_video import PairedVideoDataset
 from csd_plugin.data.stores.build import build_store
 from csd_plugin.data.stores.folder import FolderStore
 from csd_plugin.data.stores.interface import FrameStore
 from csd_plugin.data.stores.lmdb import split_key
-from csd_plugin.report.text import markdown
+from csd_plugin.report.text import duration, markdown
 
 logger = logging.getLogger(__name__)
 
 SCALES = {"no": (1.0, 1.0), "0.4 - 2": (0.4, 2.0)}
+_START = 0.5
+"""Seconds that a pass takes about besides its measurements."""
 _COLD_BATCHES = 32
 """The most samples that are read from the disk."""
 
@@ -93,8 +96,10 @@ class LoadingRow:
     shared: float | None = None
 
 
-def measure(dataroot: Path, settings: Settings, jobs: int = 1, work: Path | None = None) -> list[LoadingRow]:
-    """Build the stores in a folder below `work`, read from them in turns, and remove them.
+def measure(dataroot: Path, settings: Settings, jobs: int = 1, work: Path | None = None) -> Iterator[LoadingRow]:
+    """Build the stores in a folder below `work`, read from them in turns, give the rows, and remove the stores.
+
+    Ctrl-C is raised after the rows of the rounds before it.
 
     Args:
         dataroot: a data set in NTURain's layout.
@@ -111,19 +116,36 @@ def measure(dataroot: Path, settings: Settings, jobs: int = 1, work: Path | None
             for name, (root, files) in places.items():
                 dataset = PairedVideoDataset(settings.options(root, bounds))
                 contenders.append((dataset, files, LoadingRow(name, scale, sum(map(_size, files)) / 2**20)))
-        steps = tqdm(total=len(contenders) * (1 + settings.rounds), desc="bench data", unit="pass", disable=None)
-        with steps:
-            for dataset, files, row in contenders:
-                if _forget(files):
-                    row.first = _worker_rate(dataset, settings, _every_frame_once(dataset, settings), row)
+        passes = len(contenders) * settings.rounds
+        announce(f"{passes} passes, about {duration(passes * (2 * settings.seconds + _START))}")
+        stopped = None
+        try:
+            _take_turns(contenders, settings)
+        except KeyboardInterrupt as interrupt:
+            stopped = interrupt
+        rows = [row for _, _, row in contenders]
+        whole = min(len(row.loader) for row in rows)
+        for row in rows if whole else ():
+            del row.warm[whole:], row.loader[whole:], row.start[whole:]
+            yield row
+        if stopped:
+            raise stopped
+
+
+def _take_turns(contenders: Sequence[tuple[PairedVideoDataset, list[Path], LoadingRow]], settings: Settings) -> None:
+    """Fill in the rows of (data set, its files, row)."""
+    steps = tqdm(total=len(contenders) * (1 + settings.rounds), desc="bench data", unit="pass", disable=None)
+    with steps:
+        for dataset, files, row in contenders:
+            if _forget(files):
+                row.first = _worker_rate(dataset, settings, _every_frame_once(dataset, settings), row)
+            steps.update()
+        for number in range(settings.rounds):
+            for dataset, _, row in contenders:
+                endless = _endless(dataset, number)
+                row.warm.append(_worker_rate(dataset, settings, endless, row, settings.seconds))
+                _measure_loader(dataset, settings, _endless(dataset, number), row)
                 steps.update()
-            for number in range(settings.rounds):
-                for dataset, _, row in contenders:
-                    endless = _endless(dataset, number)
-                    row.warm.append(_worker_rate(dataset, settings, endless, row, settings.seconds))
-                    _measure_loader(dataset, settings, _endless(dataset, number), row)
-                    steps.update()
-        return [row for _, _, row in contenders]
 
 
 def _build(

@@ -8,8 +8,9 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from csd_plugin.atomic import refuse_strangers, refuse_unwritable, replacing, write_text
 from csd_plugin.errors import CSDError, cannot_write
+from csd_plugin.report.text import counted, duration
 
 _SIDES = {"cpu": 1024, "cuda": 8192}
 _SIDE = 4096
@@ -36,6 +38,8 @@ def in_turns(
     title: str,
     clock: Callable[[], float] = time.perf_counter,
     before: Callable[[str], object] | None = None,
+    times: dict[str, list[float]] | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> dict[str, list[float]]:
     """Time everything `rounds` times, in turns, so that a busy machine slows all alike.
 
@@ -47,20 +51,27 @@ def in_turns(
         title: of the progress bar.
         clock: returns seconds.
         before: called with the name of the contender that is timed next.
+        times: an empty dict to return, which gets every whole round at its end: Ctrl-C leaves those before it there.
+        say: called after the untimed round with a line that says how long the others take about.
 
     Returns:
         name -> seconds of each call.
     """
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    times = {} if times is None else times
+    times |= {name: [] for name in contenders}
+    began = time.perf_counter()
     with tqdm(total=len(contenders) * (rounds + 1), desc=title, unit="run", disable=None) as bar:
         for number in range(rounds + 1):
+            took = {}
             for name, action in contenders.items():
                 if number and before:
                     before(name)
-                took = seconds(action, clock)
-                if number:
-                    times[name].append(took)
+                took[name] = seconds(action, clock)
                 bar.update()
+            for name, value in took.items() if number else ():
+                times[name].append(value)
+            if not number and say:
+                say(f"{title}: {counted(rounds, 'round')}, about {duration(rounds * (time.perf_counter() - began))}")
     return times
 
 
@@ -145,13 +156,72 @@ def check_report(path: Path | None) -> None:
     refuse_unwritable(path)
 
 
-def publish(
-    table: str, path: Path | None, content: Mapping[str, Any], plot: Callable[[Any], None] | None = None
-) -> None:
-    """Print the table; with a path, write it there with the figures and the machine, see `save_report`."""
-    print(table)
-    if path:
-        print("\n" + save_report(path, {"machine": machine()} | dict(content), table, plot))
+def say(line: str) -> None:
+    """Print a line at once, above progress bars."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+def announce(line: str) -> None:
+    """Print how long something takes, on stderr: stdout is for results."""
+    tqdm.write(line, file=sys.stderr)
+
+
+Row = TypeVar("Row")
+
+
+@dataclass
+class Report(Generic[Row]):
+    """A benchmark's table, of which each row is printed when it is added.
+
+    As a context manager, it writes the report at the end, see `save_report`. An error or Ctrl-C loses no row: the
+    report is written with those that there are, and says that it is not whole.
+
+    Attributes:
+        path: of the report; None for none.
+        table: the rows as Markdown; a row's line may not depend on those after it.
+        figures: a row's numbers for the report.
+        content: other numbers for it.
+        plot: draws rows on a matplotlib Figure.
+        below: the text below the table of all rows.
+        key: the name of the rows in the report.
+        rows: those added so far.
+    """
+
+    path: Path | None
+    table: Callable[[Sequence[Row]], str]
+    figures: Callable[[Row], Mapping[str, Any]]
+    content: dict[str, Any]
+    plot: Callable[[Any, Sequence[Row]], None] | None = None
+    below: Callable[[Sequence[Row]], str] = lambda rows: ""
+    key: str = "rows"
+    rows: list[Row] = field(default_factory=list)
+
+    def add(self, row: Row) -> None:
+        """Print another row, the first one with the head of the table."""
+        shown = len(self.table(self.rows).splitlines()) if self.rows else 0
+        self.rows.append(row)
+        say("\n".join(self.table(self.rows).splitlines()[shown:]))
+
+    def __enter__(self) -> Report[Row]:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self.rows:
+            return
+        below = [self.below(self.rows), "Stopped before everything was measured." if kind else ""]
+        parts = [part for part in below if part]
+        for part in parts:
+            print(f"\n{part}")
+        if self.path:
+            content = {"machine": machine()} | self.content | {self.key: [dict(self.figures(row)) for row in self.rows]}
+            content |= {"stopped": True} if kind else {}
+            text = "\n\n".join([self.table(self.rows), *parts])
+            print("\n" + save_report(self.path, content, text, self.plot and self._draw))
+
+    def _draw(self, figure: Any) -> None:
+        assert self.plot is not None
+        self.plot(figure, self.rows)
 
 
 def save_report(path: Path, content: Mapping[str, Any], table: str, plot: Callable[[Any], None] | None = None) -> str:

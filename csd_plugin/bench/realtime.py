@@ -1,6 +1,7 @@
 """Can this machine derain in real time? Measured from file to file, and from a camera.
 
-With the default sizes and networks, it takes several minutes, more than ten on a busy machine.
+With the default sizes and networks, it takes several minutes, more than ten on a busy machine. Each row is printed when
+it is measured; Ctrl-C keeps those that are.
 
 FILE, or a synthetic rainy clip, is scaled to every size, then read, derained and written as by `csd derain`. The first
 row of each size has no network: it is the limit that decoding and encoding set. Every row is a separate process. The
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
 
 NONE = "none"
 """The row without a network."""
+_START = 5.0
+"""Seconds that a row takes about besides its frames."""
+_CODING = 1.5e-7
+"""Seconds for a pixel: each frame is read and written several times."""
 
 
 class RealtimeRow(NamedTuple):
@@ -81,28 +86,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from csd_plugin.bench.measure import check_report, publish
-    from csd_plugin.bench.speed import find_network
+    from csd_plugin.bench.measure import Report, announce, check_report
+    from csd_plugin.report.text import counted, duration
 
     check_report(args.json)
-    for name in args.networks:
-        find_network(name)
-    rows = []
+    count = len(args.sizes) * (1 + len(args.networks))
+    seconds = expected_seconds(args.networks, args.sizes, args.frames, args.rate)
+    announce(f"{counted(count, 'row')}, about {duration(seconds)}")
     with (
         TemporaryDirectory() as folder,
-        tqdm(total=len(args.sizes) * (1 + len(args.networks)), desc="bench realtime", unit="row", disable=None) as bar,
+        Report(args.json, realtime_table, RealtimeRow._asdict, {"rate": args.rate}, draw) as report,
+        tqdm(total=count, desc="bench realtime", unit="row", disable=None) as bar,
     ):
         for size in args.sizes:
             clip = Path(folder) / f"{size[0]}x{size[1]}.mp4"
             make_clip(clip, args.file, size, args.frames)
             for name in (NONE, *args.networks):
                 arguments = [name, str(clip), str(args.rate)]
-                rows.append(
-                    RealtimeRow(*measured_apart("csd_plugin.bench.realtime", arguments, f"{name}, {clip.stem}"))
-                )
+                what = f"{name}, {clip.stem}"
+                report.add(RealtimeRow(*measured_apart("csd_plugin.bench.realtime", arguments, what)))
                 bar.update()
-    content = {"rate": args.rate, "rows": [row._asdict() for row in rows]}
-    publish(realtime_table(rows), args.json, content, lambda figure: draw(figure, rows))
+
+
+def expected_seconds(networks: Sequence[str], sizes: Sequence[tuple[int, int]], frames: int, rate: float) -> float:
+    """About how long all rows take on this machine, from a short trial of each network at the smallest size.
+
+    Raises CSDError for an unknown network.
+    """
+    from csd_plugin.bench.speed import find_network
+    from csd_plugin.inference.runner import Derainer
+
+    width, height = min(sizes, key=lambda size: size[0] * size[1])
+    trials = [Derainer(find_network(name), device="cpu").seconds_a_frame(width, height) for name in networks]
+    total = 0.0
+    for size in sizes:
+        pixels = size[0] * size[1]
+        for trial in (0.0, *trials):
+            total += _START + frames * (1 / rate + pixels * (trial / (width * height) + _CODING))
+    return total
 
 
 def make_clip(path: Path, source: Path | None, size: tuple[int, int], count: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from csd_plugin import extensions
 from csd_plugin.archs import Untrained, untrained
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.interface import KINDS, in_precision, kind_of
-from csd_plugin.bench.measure import MatrixRate, finished, in_turns, median
+from csd_plugin.bench.measure import MatrixRate, announce, finished, in_turns, median
 from csd_plugin.bench.operations import Operations, operations
 from csd_plugin.devices import exact_float32, pick_device, use_channels_last
 from csd_plugin.errors import CSDError
@@ -25,7 +25,7 @@ from csd_plugin.inference.backends import BACKENDS, GRAPH_SUFFIXES, open_backend
 from csd_plugin.inference.facts import Facts
 from csd_plugin.inference.graph import DTYPES
 from csd_plugin.inference.tiles import whole_cells
-from csd_plugin.report.text import markdown, three_digits
+from csd_plugin.report.text import counted, markdown, three_digits
 from csd_plugin.weights import NETWORKS as SHIPPED
 from csd_plugin.weights import find_checkpoint
 
@@ -93,8 +93,10 @@ def measure(
     *,
     device: str = "cpu",
     batch: int = 1,
-) -> list[SpeedRow]:
-    """Time every combination, in turns.
+) -> Iterator[SpeedRow]:
+    """Time every combination, those of one size and number of threads in turns; give their rows when they are measured.
+
+    Ctrl-C is raised after the rows of the rounds before it.
 
     Args:
         networks, backends: by the names in `csd bench infer --help`.
@@ -109,7 +111,6 @@ def measure(
     where = pick_device(device)
     modules = {name: None if name.endswith(GRAPH_SUFFIXES) else find_network(name) for name in networks}
     counts = {name: operations(module, _lengths(module)[0]) if module else None for name, module in modules.items()}
-    rows = []
     before = torch.get_num_threads()
     try:
         for number in threads:
@@ -126,21 +127,38 @@ def measure(
                 actions = {
                     f"{name} {backend}": _action(run, size, where, batch) for (name, backend), run in ready.items()
                 }
-                title = f"{size[0]}x{size[1]}, {number} threads"
-                rates: dict[str, list[float]] = {name: [] for name in actions}
-                times = in_turns(actions, rounds, title, before=partial(_note_rate, rates, rates_of))
-                for (name, backend), run in ready.items():
+                title = f"{size[0]}x{size[1]}, {counted(number, 'thread')}"
+                times, rates, stopped = _until_stopped(actions, rounds, title, rates_of)
+                for (name, backend), run in ready.items() if any(times.values()) else ():
                     frames = run.num_counted
                     per_frame = {key: [took / (batch * frames) for took in values] for key, values in times.items()}
                     key, plain = f"{name} {backend}", per_frame.get(f"{name} plain")
-                    rows.append(
-                        SpeedRow(
-                            name, backend, size, number, _count(counts[name], frames), per_frame[key], rates[key], plain
-                        )
-                    )
+                    own, rate, count = per_frame[key], rates[key], _count(counts[name], frames)
+                    yield SpeedRow(name, backend, size, number, count, own, rate, plain)
+                if stopped:
+                    raise stopped
     finally:
         torch.set_num_threads(before)
-    return rows
+
+
+_PerContender = dict[str, list[float]]
+
+
+def _until_stopped(
+    actions: Mapping[str, Callable[[], object]], rounds: int, title: str, rates_of: Mapping[str, MatrixRate]
+) -> tuple[_PerContender, _PerContender, KeyboardInterrupt | None]:
+    """Seconds, and the machine's rate before them, in each whole round; and the Ctrl-C that kept it from the others."""
+    times: _PerContender = {}
+    rates: _PerContender = {name: [] for name in actions}
+    stopped = None
+    try:
+        in_turns(actions, rounds, title, before=partial(_note_rate, rates, rates_of), times=times, say=announce)
+    except KeyboardInterrupt as interrupt:
+        stopped = interrupt
+    whole = min(map(len, times.values()), default=0)
+    for values in (*times.values(), *rates.values()):
+        del values[whole:]
+    return times, rates, stopped
 
 
 def _note_rate(rates: Mapping[str, list[float]], rates_of: Mapping[str, MatrixRate], name: str) -> None:
@@ -263,7 +281,7 @@ def _count(operations: Operations | None, frames: int) -> Operations | None:
 
 
 def speed_table(rows: Sequence[SpeedRow]) -> str:
-    """The rows as Markdown, with the machine's rate below."""
+    """The rows as Markdown."""
     cells = []
     for row in rows:
         took = median(row.seconds)
@@ -280,12 +298,17 @@ def speed_table(rows: Sequence[SpeedRow]) -> str:
             line += [f"{row.useful / 1e9:.1f}", f"{row.useful / took / 1e9:.0f}", f"{row.reached:.0%}", zeros]
         cells.append(line)
     head = ["network", "backend", "size", "threads", "s/frame", "x plain", "GMAC", "GMAC/s", "of matmul", "+zeros"]
+    return markdown(head, cells, 3)
+
+
+def matrix_rates(rows: Sequence[SpeedRow]) -> str:
+    """The machine's rates in matrix products, in a line."""
     rates = []
     for number, precision in dict.fromkeys((row.threads, _precision(row.backend)) for row in rows):
         group = [row for row in rows if (row.threads, _precision(row.backend)) == (number, precision)]
         rate = median([rate for row in group for rate in row.rates]) / 1e9
         rates.append(f"{precision} {rate:.0f} GMAC/s with {number} thread{'s' if number > 1 else ''}")
-    return markdown(head, cells, 3) + f"\n\nThe machine's matrix products: {', '.join(rates)}."
+    return f"The machine's matrix products: {', '.join(rates)}."
 
 
 def draw(figure: Any, rows: Sequence[SpeedRow]) -> None:

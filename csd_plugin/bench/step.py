@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict, fields
 
-    from csd_plugin.bench.measure import check_report, publish
+    from csd_plugin.bench.measure import Report, check_report, say
     from csd_plugin.bench.training import Settings, draw, measure, profile, profile_table, step_table, verify
     from csd_plugin.devices import pick_device
     from csd_plugin.inference.memory import keep_freed_memory
@@ -63,10 +63,18 @@ def run(args: argparse.Namespace) -> None:
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     keep_freed_memory()
     apart = verify(settings)
-    print(f"losses and gradients of the step per frame equal ours to within {apart:.0e} (fp32)\n")
-    rows = measure(settings, args.rounds)
-    parts = profile(settings, args.rounds) if args.profile else {}
-    shown = step_table(rows) + ("\n\n" + profile_table(parts) if parts else "")
-    content = {"settings": asdict(settings), "apart": apart, "rounds": args.rounds}
-    content |= {"rows": [asdict(row) for row in rows], "parts": parts}
-    publish(shown, args.json, content, lambda figure: draw(figure, rows, parts))
+    say(f"losses and gradients of the step per frame equal ours to within {apart:.0e} (fp32)\n")
+    parts: dict[str, list[float]] = {}
+    content = {"settings": asdict(settings), "apart": apart, "rounds": args.rounds, "parts": parts}
+    with Report(
+        args.json,
+        step_table,
+        asdict,
+        content,
+        plot=lambda figure, rows: draw(figure, rows, parts),
+        below=lambda rows: profile_table(parts) if parts else "",
+    ) as report:
+        for row in measure(settings, args.rounds):
+            report.add(row)
+        if args.profile:
+            parts |= profile(settings, args.rounds)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.archs.sldnet import SLDNet
-from csd_plugin.bench.measure import finished, in_turns, median, peak_memory
+from csd_plugin.bench.measure import announce, finished, in_turns, median, peak_memory
 from csd_plugin.bench.patterns import TERM_WEIGHT, PerFrame, Released
 from csd_plugin.bench.process import answer, measured_apart
 from csd_plugin.devices import exact_float32
@@ -196,11 +196,12 @@ def _difference(theirs: Tensor | None, ours: Tensor | None) -> float:
     return float((theirs - ours).abs().max() / ours.abs().max().clamp_min(1e-12))
 
 
-def measure(settings: Settings, rounds: int) -> list[StepRow]:
-    """Measure all contenders: the time in turns, the memory one by one."""
+def measure(settings: Settings, rounds: int) -> Iterator[StepRow]:
+    """Measure all contenders: the time in turns, then the memory one by one, with which each is given."""
     with _as_in_training(settings):
         times = _times(settings, contenders(settings), rounds)
-        return [StepRow(name, taken, *_footprint(settings, name)) for name, taken in times.items()]
+        for name, taken in times.items():
+            yield StepRow(name, taken, *_footprint(settings, name))
 
 
 @contextmanager
@@ -226,7 +227,7 @@ def _times(settings: Settings, names: Sequence[str], rounds: int) -> dict[str, l
             steps[GRAPH]()
         if recording.model.step_graph is None or not recording.model.step_graph.records:
             del steps[GRAPH]
-    return in_turns(steps, rounds, "bench step", _clock(settings))
+    return in_turns(steps, rounds, "bench step", _clock(settings), say=announce)
 
 
 def _clock(settings: Settings) -> Callable[[], float]:

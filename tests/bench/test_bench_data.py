@@ -7,6 +7,7 @@ import json
 import pytest
 from synthetic import TEST, TRAIN, write_ntu_rain
 
+from csd_plugin.bench import loading
 from csd_plugin.cli import main
 
 QUICK = ["--num-frame", "3", "--gt-size", "16", "--rounds", "1", "--seconds", "0.01", "--batch-size", "2"]
@@ -33,6 +34,23 @@ def test_rows_and_columns(root, tmp_path, capsys):
     assert len(table.splitlines()) == 2 + 10 and len({line.count("|") for line in table.splitlines()}) == 1
     assert str(tmp_path) not in out.read_text() + table
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_ctrl_c_keeps_the_whole_rounds(root, tmp_path, capsys, monkeypatch):
+    measure, calls = loading._measure_loader, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 13:  # ten make a round
+            raise KeyboardInterrupt
+        measure(*arguments)
+
+    monkeypatch.setattr(loading, "_measure_loader", interrupted)
+    out = tmp_path / "data.json"
+    assert main(["bench", "data", str(root), *QUICK, "--rounds", "4", "--json", str(out)]) == 130
+    rows = json.loads(out.read_text())["rows"]
+    assert [[len(row[kind]) for kind in ("warm", "loader", "start")] for row in rows] == [[1, 1, 1]] * 10
+    assert "40 passes, about " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

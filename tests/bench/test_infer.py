@@ -82,6 +82,38 @@ def test_turns_and_the_machines_rate():
     assert MatrixRate().measure() > 1e8
 
 
+def test_ctrl_c_leaves_the_whole_rounds_before_it():
+    calls, times, said = [], {}, []
+
+    def action(name: str) -> None:
+        calls.append(name)
+        if len(calls) == 8:  # the last of the third timed round
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        in_turns({name: lambda name=name: action(name) for name in "ab"}, 5, "test", times=times, say=said.append)
+    assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
+    assert len(said) == 1 and said[0].startswith("test: 5 rounds, about ")
+
+
+def test_an_interrupted_benchmark_keeps_its_whole_rounds(tmp_path, capsys, monkeypatch):
+    report, rounds = tmp_path / "infer.json", []
+
+    def measure(self):
+        rounds.append(len(rounds))
+        if len(rounds) == 5:
+            raise KeyboardInterrupt
+        return 1e9
+
+    monkeypatch.setattr(MatrixRate, "measure", measure)
+    arguments = ["--networks", "student2", "--backends", "plain", "torch", "--sizes", "24x16", "32x24"]
+    assert main(["bench", "infer", *arguments, "--rounds", "9", "--json", str(report)]) == 130
+    content = json.loads(report.read_text())
+    assert [(len(row["seconds"]), len(row["rates"])) for row in content["rows"]] == [(2, 2)] * 2 and content["stopped"]
+    shown = capsys.readouterr()
+    assert shown.out.count("| 24x16 |") == 2 and "matrix products" in shown.out and "interrupted" in shown.err
+
+
 def test_infer_reports(tmp_path, capsys):
     torch.save(
         {"params": SLDNet(num_frame=3, num_feat=3, num_pair=2, num_transition=2, reducing=(4, 7)).state_dict()},

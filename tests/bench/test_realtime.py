@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from csd_plugin.bench import realtime
 from csd_plugin.bench.realtime import Paced, RealtimeRow, realtime_table
 from csd_plugin.cli import main
+from csd_plugin.errors import CSDError
+from csd_plugin.lifeline import Terminated
 
 
 def test_reports(tmp_path, capsys, forked):
@@ -31,6 +34,58 @@ def test_reports(tmp_path, capsys, forked):
     with pytest.raises(SystemExit, match="2"):
         main(["bench", "realtime", "--frames", "0"])
     assert "a whole number from 1" in capsys.readouterr().err
+
+
+SMALL = ["bench", "realtime", "--networks", "tiny", "--sizes", "32x24", "48x32"]
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """A function: let the measurement of a row end in an error, after two rows; returns what was printed before it."""
+
+    def stop(error: BaseException, capsys) -> list:
+        rows = [RealtimeRow(name, 32, 24, "-", 50.0, 0.1, 0.0, 0.1, [0.02], 0, 50.0) for name in ("none", "tiny")]
+        printed = []
+
+        def measured(*_):
+            printed.append(capsys.readouterr())
+            if not rows:
+                raise error
+            return list(rows.pop(0))
+
+        monkeypatch.setattr(realtime, "make_clip", lambda *_: None)
+        monkeypatch.setattr(realtime, "measured_apart", measured)
+        return printed
+
+    return stop
+
+
+def test_each_row_is_printed_when_it_is_measured(stopped, capsys):
+    printed = stopped(KeyboardInterrupt(), capsys)
+    assert main(SMALL) == 130
+    start, first, second = printed
+    assert start.err.startswith("4 rows, about ") and not start.out
+    assert [line.split("|")[1].strip() for line in first.out.splitlines()] == ["network", "---", "none"]
+    assert [line.split("|")[1].strip() for line in second.out.splitlines()] == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "csd bench: interrupted\n"),
+        (Terminated(signal.SIGTERM), 143, "csd bench: stopped by SIGTERM\n"),
+        (CSDError("none, 48x32: it was killed"), 2, "csd bench: error: none, 48x32: it was killed\n"),
+    ],
+)
+def test_rows_that_are_measured_are_kept_whatever_ends_the_rest(stopped, tmp_path, capsys, error, status, line):
+    report = tmp_path / "r.json"
+    stopped(error, capsys)
+    assert main([*SMALL, "--json", str(report)]) == status
+    shown = capsys.readouterr()
+    content = json.loads(report.read_text())
+    assert [row["network"] for row in content["rows"]] == ["none", "tiny"] and content["stopped"] is True
+    assert "Stopped before everything was measured." in report.with_suffix(".md").read_text()
+    assert "Stopped before everything was measured." in shown.out and shown.err.endswith(line)
 
 
 def test_shares_and_the_limit_in_the_table():

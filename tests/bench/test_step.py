@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from csd_plugin.bench import patterns
+from csd_plugin.bench import patterns, training
 from csd_plugin.bench.patterns import PerFrame, Released
 from csd_plugin.bench.training import CONTENDERS, TOLERANCE, Bench, Settings, Stopwatch, verify
 from csd_plugin.cli import main
@@ -126,6 +126,20 @@ def test_report(tmp_path, capsys, forked):
     assert report.with_suffix(".md").read_text().strip() in shown and "equal ours to within" in shown
     if "matplotlib" in sys.modules:
         assert report.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ctrl_c_keeps_the_contenders_that_are_measured(tmp_path, capsys, monkeypatch):
+    def footprint(settings, contender):
+        if contender == CONTENDERS[2]:
+            raise KeyboardInterrupt
+        return 20.0, 10.0
+
+    monkeypatch.setattr(training, "_footprint", footprint)
+    report = tmp_path / "step.json"
+    options = ["--student", "student2", "--student-width", "4", "--teacher-width", "4", "--size", "16"]
+    assert main(["bench", "step", *options, "--num-target", "2", "--rounds", "1", "--json", str(report)]) == 130
+    content = json.loads(report.read_text())
+    assert [row["contender"] for row in content["rows"]] == list(CONTENDERS[:2]) and content["stopped"] is True
 
 
 @pytest.mark.parametrize(
