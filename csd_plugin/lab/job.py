@@ -18,7 +18,7 @@ from csd_plugin.lab import runner
 from csd_plugin.lab.matrix import Frames, Matrix, Run, TestOnly, Weights, read_matrix, runs_of
 from csd_plugin.lab.plan import length_of, plan_for
 from csd_plugin.lab.processes import share_of
-from csd_plugin.lab.table import build, costs_of
+from csd_plugin.lab.table import build, check_costs, costs_of
 from csd_plugin.locks import alone
 from csd_plugin.options.problems import Problems, ProblemsError
 from csd_plugin.report.grid import FORMATS, Grid, as_markdown
@@ -91,6 +91,8 @@ def make_tables(
     retrained = runner.with_dependents({run.name for run in runs.values() if run.row in retrain}, runs.values())
     if train:
         check_rows(_to_train(runs.values(), retrained))
+    for table, (own, _) in zip(tables, possible, strict=True):
+        check_costs(table.matrix, own)
     check_shares(_to_train(runs.values(), retrained), processes)
     # commands that start together follow the plan of the first one
     with nullcontext() if dry_run else alone(space.plan, wait=True):

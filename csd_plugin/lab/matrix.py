@@ -329,7 +329,13 @@ def _section(options: Mapping[str, Any], name: str, source: str, so: str) -> Map
 
 def _test_options(matrix: Matrix, row: Row, run: Run) -> dict[str, Any] | None:
     if isinstance(row.source, CostsOnly):
-        return {"network_g": row.source.network, "datasets": {}}
+        from csd_plugin.archs import NETWORKS
+
+        named = {"network_g": row.source.network, "datasets": {}}
+        base = row.base or matrix.base
+        if not base or row.source.network.get("type") in NETWORKS:  # ours say themselves how they are called
+            return named
+        return named | {key: value for key, value in read_yaml(Path(base)).items() if key == "interface_g"}
     if isinstance(row.source, TestOnly):
         content = read_yaml(Path(row.source.test_only)) | {"name": run.name}
         if not matrix.test:

@@ -373,16 +373,20 @@ def _given(folder: Path, content: Mapping[str, Any]) -> Scores:
     wanted: dict[str, list[int]] = {}
     for number, frame in dataset.samples:
         wanted.setdefault(dataset.sequences[number].name, []).append(frame)
-    if not content.get("dataroot"):
-        raise CSDError(
-            f"the test set {content['name']}: frames can only be scored against a folder as dataroot; give one"
-        )
-    truth = Path(content["dataroot"]) / SPLITS[content.get("split") or "test"]
-    every = score_folders(folder, truth, clips=list(wanted))
+    every = score_folders(folder, _truth_of(content), clips=list(wanted))
     missing = wanted.keys() - every.clips.keys()
     if missing:
         raise CSDError(f"{folder} has no frames of {', '.join(sorted(missing))}")
     return Scores({name: _part(every.clips[name], frames) for name, frames in wanted.items()})
+
+
+def _truth_of(content: Mapping[str, Any]) -> Path:
+    """The folder with the clean frames of a test set."""
+    if content.get("dataroot"):
+        return Path(content["dataroot"]) / SPLITS[content.get("split") or "test"]
+    if not content.get("dataroot_gt"):
+        raise CSDError(f"the test set {content['name']} has no ground truth to score frames against; give dataroot_gt")
+    return Path(content["dataroot_gt"])
 
 
 def _part(clip: ClipScores, frames: Iterable[int]) -> ClipScores:

@@ -16,6 +16,7 @@ import torch
 from csd_plugin.archs.complexity import FRAME_SIZE, complexity
 from csd_plugin.bench.measure import in_turns, median, seconds
 from csd_plugin.devices import forked_random
+from csd_plugin.errors import CSDError
 from csd_plugin.lab.matrix import Frames, Matrix, PublishedScore, RainyInput, Row, Run
 from csd_plugin.lab.runner import result_files
 from csd_plugin.metrics.protocols import Quality
@@ -146,17 +147,32 @@ def build(matrix: Matrix, runs: Mapping[str, Run], costs: Mapping[str, Cost], no
     return Grid(matrix.title or matrix.name, head, rows, 1, frozenset(best), [*own, *notes])
 
 
+def check_costs(matrix: Matrix, runs: Mapping[str, Run]) -> None:
+    """Raise CSDError if a network of a row that is not trained, whose cost is to be shown, cannot be built."""
+    given = {run.row for run in runs.values() if run.options is None}
+    for row, options in _with_costs(matrix, runs).items():
+        try:
+            if row in given:
+                _build(options)
+        except CSDError as error:
+            raise CSDError(f"the row {row}: {error}") from error
+
+
 def costs_of(matrix: Matrix, runs: Mapping[str, Run]) -> dict[str, Cost]:
     """The cost of the networks of shown rows, by row, as far as the matrix requests it."""
-    if not (matrix.complexity or matrix.speed):
-        return {}
-    networks = {}
-    for run in runs.values():
-        options = None if isinstance(run.source, RainyInput | Frames) else run.options or run.test
-        if matrix.rows[run.row].shown and options and "network_g" in options and run.row not in networks:
-            networks[run.row] = _build(options)
+    networks = {row: _build(options) for row, options in _with_costs(matrix, runs).items()}
     times = _seconds(networks) if matrix.speed else {}
     return {row: _cost(*built, times.get(row), counted=matrix.complexity) for row, built in networks.items()}
+
+
+def _with_costs(matrix: Matrix, runs: Mapping[str, Run]) -> dict[str, Mapping[str, Any]]:
+    """The rows whose costs the matrix shows, with options that name their networks."""
+    named: dict[str, Mapping[str, Any]] = {}
+    for run in runs.values() if matrix.complexity or matrix.speed else ():
+        options = None if isinstance(run.source, RainyInput | Frames) else run.options or run.test
+        if matrix.rows[run.row].shown and options and "network_g" in options:
+            named.setdefault(run.row, options)
+    return named
 
 
 def orderings(lines: Sequence[Line], dataset: str) -> list[str]:

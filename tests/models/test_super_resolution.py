@@ -135,19 +135,48 @@ def test_data_sets_of_the_toolbox_give_pairs_of_two_sizes(launcher, clips, name)
     assert launcher.models[-1].lq.shape == (2, 1, 3, 12, 12) and launcher.models[-1].gt.shape == (2, 1, 3, 24, 24)
 
 
-def test_the_input_in_a_table_is_enlarged(clips, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def table_of(clips, folder, rows, **more):
+    """`csd table` of these rows, with the student's option files."""
     train = train_options(clips, network_g=STUDENT, interface_g=IMAGE, scale=SCALE, **in_train(clips))
     files = {"base": train, "test": scored(clips, "x.pth"), "table": {"base": "base.yml", "test": "test.yml"}}
-    files["table"] |= {"name": "table", "runs": "sr", "rows": {"input": {"input": True}}}
+    files["table"] |= {"name": "table", "runs": "sr", "rows": rows} | more
     for name, content in files.items():
-        (tmp_path / f"{name}.yml").write_text(yaml.safe_dump(content))
-    assert main(["table", "table.yml"]) == 0
+        (folder / f"{name}.yml").write_text(yaml.safe_dump(content))
+    return main(["table", str(folder / "table.yml")])
+
+
+def test_the_input_in_a_table_is_enlarged(clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert table_of(clips, tmp_path, {"input": {"input": True}}) == 0
     frame, truth = (cv2.imread(str(clips / side / "001/00000002.png")) for side in ("lq", "gt"))
     enlarged = cv2.resize(frame, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
     psnr = 10 * np.log10(255**2 / np.square(enlarged.astype(float) - truth).mean())
     scores = json.loads((tmp_path / "results/sr_input/rain.json").read_text())["clips"]["001"]["frames"]
     assert scores["00000002"]["rgb"]["psnr"] == pytest.approx(psnr)
+
+
+def test_frames_in_a_table_are_scored_against_the_folder_of_the_truth(clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in (clips / "gt").rglob("*.png"):
+        made = cv2.imread(str(file))[..., ::-1] // 2 * 2
+        write_image(tmp_path / "made" / file.relative_to(clips / "gt"), made)
+    assert table_of(clips, tmp_path, {"given": {"frames": "made"}}) == 0
+    truth = cv2.imread(str(clips / "gt/001/00000002.png")).astype(float)
+    psnr = 10 * np.log10(255**2 / np.square(truth // 2 * 2 - truth).mean())
+    scores = json.loads((tmp_path / "results/sr_given/rain.json").read_text())["clips"]["001"]["frames"]
+    assert scores["00000002"]["rgb"]["psnr"] == pytest.approx(psnr) and len(scores) == 3
+
+
+def test_the_cost_of_a_network_in_a_table(clips, tmp_path, monkeypatch, capsys):
+    """It is called as the base file says; a mistake is told before the other rows are trained."""
+    monkeypatch.chdir(tmp_path)
+    assert table_of(clips, tmp_path, {"large": {"network": TEACHER}}, complexity=True) == 0
+    weights = torch.load(checkpoint(tmp_path, TEACHER), weights_only=True)
+    assert f"| large | {sum(map(torch.numel, weights.values())):,} |" in capsys.readouterr().out
+    rows = {"learns": {}, "large": {"network": TEACHER | {"type": "MSRResNt"}}}
+    assert table_of(clips, tmp_path, rows, complexity=True) == 2
+    assert "the row large: network_g.type: 'MSRResNt' is unknown; did you mean" in capsys.readouterr().err
+    assert not (tmp_path / "experiments").exists()
 
 
 def test_crops_of_both_sizes_show_the_same(clips):
