@@ -145,7 +145,7 @@ def check_parts(
             if network is None:
                 continue
             section = interface_section(name)
-            interface = found.attempt([section], build_interface, network, opt, name)
+            interface = found.attempt([section, "scale"], build_interface, network, opt, name)
             if interface is not None:
                 networks[name], interfaces[name] = network, interface
         if opt["is_train"] and opt["model_type"] in MODELS:

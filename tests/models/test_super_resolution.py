@@ -206,6 +206,7 @@ def test_crops_of_both_sizes_show_the_same(clips):
         ),
         ({"scale": 0}, "scale is 0"),
         ({"scale": 1.5}, "scale is 1.5"),
+        ({"scale": "2"}, "scale is '2'"),
         ({"network_g.upscale": 4}, "the network returns (4, 3, 48, 48) where frames (4, 3, 24, 24) are needed"),
         (
             {"network_g": {"type": "HalfNet", "preset": "tiny"}, "interface_g": ...},
