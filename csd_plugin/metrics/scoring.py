@@ -18,7 +18,7 @@ from csd_plugin.data.images import decode_image, frames_in, header_shape
 from csd_plugin.data.layout import SPLITS, natural_key, number_columns
 from csd_plugin.data.links import refuse_way_out
 from csd_plugin.errors import CSDError
-from csd_plugin.metrics.image_quality import Image
+from csd_plugin.metrics.image_quality import Image, enlarged
 from csd_plugin.metrics.metric import Metric, View, values_of
 from csd_plugin.metrics.protocols import FrameScore, score_frame
 from csd_plugin.metrics.scores import Scores, without_ends
@@ -65,7 +65,8 @@ def score_folders(
         metrics: further metrics, from `open_metrics`.
         skip: the numbers of frames at both ends of every true clip that are left out, and need no result.
         clips: of several clips, score only these; default: all clips in `results`.
-        of_input: `results` are the rainy frames themselves; messages then say so.
+        of_input: `results` are the rainy frames themselves; messages then say so, and in super-resolution, where they
+            are smaller by a whole factor, they are enlarged.
         jobs: threads (OpenCV and numpy release the interpreter's lock while they compute); default: one per processor.
 
     Raises:
@@ -80,7 +81,7 @@ def score_folders(
     )
     _check_sizes(pairs, (metrics or {}).values())
     before = [None, *pairs[:-1]]
-    score = partial(_score_pair, has_truth=truth is not None, metrics=metrics or {})
+    score = partial(_score_pair, has_truth=truth is not None, metrics=metrics or {}, of_input=of_input)
     scores = Scores(skip=skip)
     with (
         ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool,
@@ -284,18 +285,20 @@ def _check_sizes(pairs: Iterable[FramePair], metrics: Collection[Metric]) -> Non
 
 
 def _score_pair(
-    pair: FramePair, before: FramePair | None, *, has_truth: bool, metrics: Mapping[str, Metric]
+    pair: FramePair, before: FramePair | None, *, has_truth: bool, metrics: Mapping[str, Metric], of_input: bool
 ) -> tuple[FrameScore, dict[str, float]]:
     """The scores of a frame, and the values of the metrics that have one for it.
 
     Args:
         before: the previous pair, which belongs to another clip if this one begins here.
+        of_input: enlarge a smaller result, as `score_folders` says.
     """
     result = _read(pair.result)
     partner = result if pair.partner == pair.result else _read(pair.partner)
+    result = enlarged(result, partner.shape) if of_input else result
     view = View(result, partner if has_truth else None, partner)
     if before and before.clip == pair.clip and any(metric.temporal for metric in metrics.values()):
-        previous = _read(before.result)
+        previous = enlarged(_read(before.result), result.shape) if of_input else _read(before.result)
         guide = previous if before.partner == before.result else _read(before.partner)
         view = view._replace(previous=previous, previous_guide=guide)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class ClipFacts:
     Attributes:
         split: None outside NTURain's layout.
         frames: their number in the rainy clip; its truth has the same.
-        size: 'WIDTHxHEIGHT' of most frames; '' if none can be read.
+        size: 'WIDTHxHEIGHT' of most frames, and how many times larger clean ones are, if so; '' if none can be read.
         brightness: mean RGB value of rainy and of clean frames, 0 .. 255; statistics; psnr in dB of the 8-bit luma, as
             the published tables have it: of the sampled frames, None without truth. psnr is `inf` for equal frames.
         problems: one line each.
@@ -116,9 +116,10 @@ def _examine_clip(
     decode: bool,
     tick: Callable[[], object],
 ) -> ClipFacts:
-    size, problems = _sizes(store, sequence)
+    usual, scale, problems = _sizes(store, sequence)
     if split == "train":
-        problems += _too_small_to_train(sequence, size)
+        problems += _too_small_to_train(sequence, usual and (usual[0] * scale, usual[1] * scale))
+    size = f"{usual[1]}x{usual[0]}" + f" (clean {scale} times)" * (scale > 1) if usual else ""
     count = len(sequence.lq)
     sampled = [round(share) for share in np.linspace(0, count - 1, min(samples, count))]
     levels: list[float] = []
@@ -154,37 +155,54 @@ def _examine_clip(
     )
 
 
-def _sizes(store: FrameStore, sequence: PairedSequence) -> tuple[str, list[str]]:
-    """('WIDTHxHEIGHT' of most frames, problems), from all headers."""
-    sizes: dict[str, tuple[int, int]] = {}
+def _sizes(store: FrameStore, sequence: PairedSequence) -> tuple[tuple[int, int] | None, int, list[str]]:
+    """((height, width) of most rainy frames, how many times larger clean frames are, problems), from all headers."""
+    rainy: dict[str, tuple[int, int]] = {}
+    clean: dict[str, tuple[int, int]] = {}
     problems = []
-    for key in (*sequence.lq, *(sequence.gt or ())):
-        try:
-            sizes[key] = store.shape(key)
-        except CSDError as error:
-            problems.append(str(error))
-    if not sizes:
-        return "", problems
-    usual = Counter(sizes.values()).most_common(1)[0][0]
-    problems += [
-        f"{key}: is {width}x{height}, most frames of the clip are {usual[1]}x{usual[0]}"
-        for key, (height, width) in sizes.items()
-        if (height, width) != usual
-    ]
-    return f"{usual[1]}x{usual[0]}", problems
+    for keys, sizes in ((sequence.lq, rainy), (sequence.gt or (), clean)):
+        for key in keys:
+            try:
+                sizes[key] = store.shape(key)
+            except CSDError as error:
+                problems.append(str(error))
+    if not rainy:
+        return None, 1, problems
+    scale = _scale(_usual(rainy), _usual(clean)) if clean else 1
+    usual = _usual(rainy if scale > 1 else rainy | clean)
+    for sizes, factor in ((rainy, 1), (clean, scale)):
+        expected = usual[0] * factor, usual[1] * factor
+        kind = "clean frames" if factor > 1 else "frames"
+        problems += [
+            f"{key}: is {width}x{height}, most {kind} of the clip are {expected[1]}x{expected[0]}"
+            for key, (height, width) in sizes.items()
+            if (height, width) != expected
+        ]
+    return usual, scale, problems
 
 
-def _too_small_to_train(sequence: PairedSequence, size: str) -> list[str]:
+def _usual(sizes: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+    return Counter(sizes.values()).most_common(1)[0][0]
+
+
+def _scale(rainy: tuple[int, int], clean: tuple[int, int]) -> int:
+    """By which whole number both sides grow, as for super-resolution; 1 if by none."""
+    factor = clean[0] // rainy[0]
+    return factor if factor > 1 and (rainy[0] * factor, rainy[1] * factor) == clean else 1
+
+
+def _too_small_to_train(sequence: PairedSequence, size: tuple[int, int] | None) -> list[str]:
+    """Problems of a clip whose clean frames are of this size (height, width)."""
     problems = []
     if len(sequence.lq) < _TRAINING_FRAMES:
         problems.append(
             f"{sequence.name}: {counted(len(sequence.lq), 'frame')}, fewer than the {_TRAINING_FRAMES} that training "
             f"uses at a time; to train on this clip, lower num_frame in the option file"
         )
-    if size and min(map(int, size.split("x"))) < _TRAINING_CROP:
+    if size and min(size) < _TRAINING_CROP:
         problems.append(
-            f"{sequence.name}: frames of {size} are smaller than the crops of {_TRAINING_CROP}x{_TRAINING_CROP} that "
-            f"training takes, and are enlarged as far as scale_range allows; to train on them as they are, lower "
+            f"{sequence.name}: frames of {size[1]}x{size[0]} are smaller than the crops of "
+            f"{_TRAINING_CROP}x{_TRAINING_CROP} that training takes, and are enlarged as far as scale_range allows; to train on them as they are, lower "
             f"gt_size in the option file"
         )
     return problems

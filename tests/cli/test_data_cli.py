@@ -120,3 +120,17 @@ def test_errors_are_one_line(tiny_rain, tmp_path, monkeypatch, capsys, arguments
     assert data(*arguments) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and message.startswith("csd data: error: ")
+
+
+def test_clean_frames_that_are_larger_by_a_whole_number(tmp_path):
+    """They are for super-resolution; frames of other sizes are still named."""
+    for index, frame in enumerate(moving_scene(4, 48, 64, 0)):
+        write_image(tmp_path / TEST / f"a1_GT/{index:05d}.png", frame)
+        write_image(tmp_path / TEST / f"a1_Rain/{index:05d}.png", np.ascontiguousarray(frame[::2, ::2]))
+    [clip] = examine(tmp_path).clips
+    assert (clip.size, clip.problems) == ("32x24 (clean 2 times)", ())
+    write_image(tmp_path / TEST / "a1_GT/00002.png", moving_scene(1, 24, 32, 0)[0])
+    [clip] = examine(tmp_path).clips
+    assert [problem.split(": is ")[1] for problem in clip.problems] == [
+        "32x24, most clean frames of the clip are 64x48"
+    ]

@@ -300,3 +300,23 @@ def test_names_with_two_changing_numbers_are_refused(tmp_path, capsys):
     for i, image in result_of(0, 3).items():
         write_clip(tmp_path / "mine", {i: image}, f"it{i * 7}_{{}}.png")
     assert "is unclear" in complaint_of(capsys, tmp_path / "mine", "--truth", tmp_path / "truth")
+
+
+def test_a_smaller_input_is_enlarged(tmp_path, capsys):
+    """As in `csd table`, for super-resolution."""
+    truth, small = {i: frame(i, (48, 64)) for i in range(3)}, {i: frame(9 + i, (24, 32)) for i in range(3)}
+    write_clip(tmp_path / "truth", truth)
+    write_clip(tmp_path / "small", small)
+    write_clip(tmp_path / "mine", {i: frame(20 + i, (48, 64)) for i in range(3)})
+    out = tmp_path / "scores.json"
+    folders = ("--truth", tmp_path / "truth", "--input", tmp_path / "small", "--metrics", "warping", "--out", out)
+    assert main(["score", str(tmp_path / "mine"), *map(str, folders)]) == 0
+    large = [cv2.resize(small[i], (64, 48), interpolation=cv2.INTER_CUBIC) for i in range(3)]
+    expected = np.mean([score_frame(large[i], truth[i])["rgb"].psnr for i in range(3)])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| rainy input | PSNR")]
+    assert f"{expected:.2f}" in rows[-1]
+
+    write_clip(tmp_path / "small", {2: frame(0, (24, 30))})
+    assert "00002.png: images to compare differ in size: 30x24" in complaint_of(
+        capsys, tmp_path / "mine", *map(str, folders[:4])
+    ).replace(f" against {tmp_path / 'truth/00002.png'}", "")
