@@ -173,7 +173,7 @@ class Interface:
         scale: how many times as high and wide as its input the output is; above 1 for super-resolution.
 
     Raises:
-        CSDError: the kind is unknown.
+        CSDError: the kind is unknown, or the scale no whole number above 0.
     """
 
     num_frame: int
@@ -184,6 +184,8 @@ class Interface:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise CSDError(f"layout {self.kind!r} is unknown{suggestion(self.kind, KINDS)}")
+        if type(self.scale) is not int or self.scale < 1:
+            raise CSDError(f"scale is {self.scale!r}; give a whole number, 1 or more")
 
     @property
     def has_time(self) -> bool:

@@ -7,16 +7,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from csd_plugin.errors import CSDError
+
 
 class SeveralLosses(nn.Module):
     """Losses by name; `forward` returns each of them, whose sum is to be minimised (`total_of`).
 
     Args:
         losses: each maps frames and truth, (B, 3, H, W) in [0, 1], to a scalar, or to what `one_number` adds.
+
+    Raises:
+        CSDError: there are none.
     """
 
     def __init__(self, losses: Mapping[str, nn.Module]) -> None:
         super().__init__()
+        if not losses:
+            raise CSDError("SeveralLosses has no losses; give at least one, {name: loss}")
         self.names = tuple(losses)
         self.losses = nn.ModuleList(losses.values())  # torch's dict of modules refuses names such as `keys`
 

@@ -53,6 +53,14 @@ def test_a_layout_that_is_unknown_is_one_line():
         interface_of(nn.Identity(), {"layout": "windows", "num_frame": 3})
 
 
+@pytest.mark.parametrize("scale", [0, 1.5, "2", None, True])
+def test_a_scale_that_is_no_whole_number_is_one_line(scale):
+    from csd_plugin.archs.interface import Interface
+
+    with pytest.raises(CSDError, match=f"scale is {scale!r}; give a whole number, 1 or more"):
+        Interface(1, "image", scale=scale)
+
+
 @pytest.mark.parametrize("num_target", [1, 3, 5])
 def test_sequences_and_windows_give_the_same_targets(num_target):
     from csd_plugin.archs.interface import interface_of

@@ -295,6 +295,7 @@ def test_a_student_alone_learns_from_the_truth(tmp_path, tiny_rain, student):
         ({"custom_hooks": []}, "csd.DistillHook"),
         ({"train_dataloader.dataset.gt_sise": 24}, "gt_sise is unknown; did you mean gt_size"),
         ({"train_dataloader.dataset.gt_size": "24"}, "gt_size is '24'"),
+        ({"model.extra_losses": [{"type": "L1Loss"}]}, "model.extra_losses is a list; give dict.NAME=dict"),
         (
             {"model.extra_losses": {"pixel": {"type": "PyramidSSIMLoss"}}},
             "model.extra_losses.pixel: pixel is model.pix",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from csd_plugin.errors import CSDError
 from csd_plugin.losses.several import SeveralLosses, one_number, total_of
 
 
@@ -21,3 +23,10 @@ def test_parts_of_a_tuple_are_added_and_others_left_out():
     assert total_of((one, None)) == (one, {}) and total_of(two) == (two, {})
     for other in ((), (None, None), (torch.zeros(2), None), one):
         assert one_number(other) is other
+
+
+def test_names_may_be_any_text_and_no_losses_are_one_line():
+    losses = SeveralLosses({"keys": torch.nn.L1Loss(), "a.b": torch.nn.L1Loss()})
+    assert list(losses(torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4))) == ["keys", "a.b"]
+    with pytest.raises(CSDError, match="has no losses; give at least one"):
+        SeveralLosses({})

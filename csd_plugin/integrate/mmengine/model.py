@@ -30,7 +30,8 @@ class CSDDistiller(BaseModel):
 
     Args:
         student: a network's `type` and keywords; `checkpoint`, a file of any framework or the name of a shipped
-            network; `interface` (`num_frame`, `layout`, `feature`) if the class does not state it; `layers` to compare.
+            network; `interface` (`num_frame`, `layout`, `feature`, `scale`) if the class does not state it; `layers` to
+            compare.
         teachers: label -> the same, with `share`, its weight among several. None: the student learns only from the
             truth, which is also how teachers are trained.
         objective: its `type` and keywords; each teacher has its own.
@@ -79,6 +80,8 @@ class CSDDistiller(BaseModel):
             built.append(Teacher(theirs.network, compared, label=label, share=share, **_how(theirs)))
         recon: nn.Module = build(plain(pixel_loss) or {"type": "PyramidSSIMLoss"}, "model.pixel_loss")
         if extra_losses:
+            if not isinstance(extra_losses, Mapping):
+                raise CSDError(f"model.extra_losses is a {type(extra_losses).__name__}; give dict(NAME=dict(type=..))")
             if "pixel" in extra_losses:
                 raise CSDError("model.extra_losses.pixel: pixel is model.pixel_loss; give it another name")
             extra = {name: build(plain(of), f"model.extra_losses.{name}") for name, of in extra_losses.items()}
