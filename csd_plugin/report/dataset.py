@@ -202,8 +202,8 @@ def _too_small_to_train(sequence: PairedSequence, size: tuple[int, int] | None) 
     if size and min(size) < _TRAINING_CROP:
         problems.append(
             f"{sequence.name}: frames of {size[1]}x{size[0]} are smaller than the crops of "
-            f"{_TRAINING_CROP}x{_TRAINING_CROP} that training takes, and are enlarged as far as scale_range allows; to train on them as they are, lower "
-            f"gt_size in the option file"
+            f"{_TRAINING_CROP}x{_TRAINING_CROP} that training takes, and are enlarged as far as scale_range allows; to "
+            f"train on them as they are, lower gt_size in the option file"
         )
     return problems
 
