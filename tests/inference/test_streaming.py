@@ -336,7 +336,19 @@ def test_what_is_no_frame_is_one_line(derainer, frames, reason):
         torch.rand(1, 16, 18),
         torch.rand(16, 18),
     ],
-    ids=lambda given: f"{type(given).__name__}-{getattr(given, 'dtype', given)}-{len(getattr(given, 'shape', ()))}",
+    ids=[
+        "double",
+        "grey float",
+        "grey 16 bit",
+        "grey axis",
+        "rgba",
+        "channels first",
+        "pillow rgba",
+        "pillow grey",
+        "tensor of bytes",
+        "grey tensor axis",
+        "grey tensor",
+    ],
 )
 def test_the_conversion_that_a_refusal_names_makes_a_frame(derainer, given):
     """The conversion is run as it is written."""
