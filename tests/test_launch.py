@@ -338,7 +338,6 @@ COSINE = {"type": "CosineAnnealingRestartLR", "restart_weights": [1]}
         ({"train.scheduler": {**COSINE, "periods": [1, 1]}}, ["train.scheduler", "the same length"]),
         ({"train.scheduler": {**COSINE, "periods": [1]}}, ["periods end at iteration 1, but train.total_iter is 2"]),
         ({"train.total_iter": 2.5}, ["train.total_iter", "multiple of 1"]),
-        ({"scale": 4}, ["scale", "1"]),
         ({"rows": {}}, ["a matrix, not an option file", "csd table"]),
         ({"include": ["table4.yml"]}, ["a matrix, not an option file", "csd table"]),
         ({"datasets.train.persistent_workers": True}, ["persistent_workers", "num_worker_per_gpu"]),

@@ -24,7 +24,7 @@ from csd_plugin.archs.interface import Interface
 from csd_plugin.data.images import write_png
 from csd_plugin.devices import exact_float32
 from csd_plugin.distill.processes import are_several
-from csd_plugin.errors import CSDError, first_line, out_of_memory
+from csd_plugin.errors import CSDError, first_line
 from csd_plugin.inference.folding import fold
 from csd_plugin.metrics import results
 from csd_plugin.metrics.protocols import score_frame, to_uint8
@@ -262,14 +262,14 @@ class _Before:
 
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """Inside, a network's failure becomes a CSDError that names the frames; not where memory has run out."""
+    """Inside, errors name these frames; a failure inside the network also keeps its type and traceback."""
     try:
         yield
-    except FAILURES as error:
-        if out_of_memory(error):
-            raise
-        text = str(error) if isinstance(error, CSDError) else f"the network fails: {first_line(error)}"
-        raise CSDError(f"{where}: {text}") from error
+    except CSDError as error:
+        raise CSDError(f"{where}: {error}") from error
+    except Exception as error:
+        error.add_note(f"in the validation of {where}")
+        raise
 
 
 def _batches(dataset: Any, indices: range, batch_size: int, interface: Interface) -> Iterator[list[Item]]:

@@ -391,7 +391,7 @@ def test_the_benchmark_of_a_step(monkeypatch):
     )
     with gpu():
         assert training.verify(settings) <= 10 * training.TOLERANCE
-        rows = training.measure(settings, 1)
+        rows = list(training.measure(settings, 1))
     recorded = [] if PRETENDS else ["csd, graph"]
     assert [row.contender for row in rows] == ["csd", *recorded, "per frame", "released"]
     assert all(len(row.seconds) == 1 and min(row.seconds) > 0 and row.peak >= row.before > 0 for row in rows)
