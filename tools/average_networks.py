@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from csd_plugin.archs.checkpoint import load_network, save_plain
-from csd_plugin.errors import CSDError, cannot_write
+from csd_plugin.archs.checkpoint import load_network, save_network
+from csd_plugin.errors import CSDError
+from csd_plugin.inference.facts import without_branches
 from csd_plugin.weights import find_checkpoint
 
 
@@ -35,10 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.out.exists() or not args.out.name:
             raise CSDError(f"{args.out} already exists; give the name of a new file")
         average = averaged({name: load_network(find_checkpoint(name)) for name in args.checkpoint})
-        try:
-            save_plain({"params": average.state_dict()}, args.out)
-        except OSError as error:
-            raise cannot_write(args.out, error) from error
+        save_network(average, args.out)
     except CSDError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -48,12 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @torch.no_grad()
 def averaged(networks: dict[str, nn.Module]) -> nn.Module:
-    """The mean of all weights, in the first network. Raises CSDError for networks that have different ones.
+    """A network with the mean of all weights. Raises CSDError for networks that have different ones.
 
     Args:
         networks: by the names in messages.
     """
-    (first, average), *others = ((name, _plain(network)) for name, network in networks.items())
+    (first, average), *others = ((name, without_branches(network)) for name, network in networks.items())
     mean = {key: value.double() for key, value in average.state_dict().items()}
     for name, network in others:
         state = network.state_dict()
@@ -63,11 +61,6 @@ def averaged(networks: dict[str, nn.Module]) -> nn.Module:
         mean = {key: value + state[key] for key, value in mean.items()}
     average.load_state_dict({key: value / len(networks) for key, value in mean.items()})
     return average
-
-
-def _plain(network: nn.Module) -> nn.Module:
-    """Without branches of training, whose layers are sums of others."""
-    return network.merged() if getattr(network, "branches", False) else network  # type: ignore[operator]
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from csd_plugin.archs.checkpoint import load_network, save_plain
+from csd_plugin.archs.checkpoint import load_network, save_network
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.cli.flags import whole
-from csd_plugin.errors import CSDError, cannot_write
+from csd_plugin.errors import CSDError
+from csd_plugin.inference.facts import without_branches
 from csd_plugin.weights import find_checkpoint
 
 NUMBERS = ("num_feat", "num_pair", "num_deep")
@@ -48,10 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         network = load_network(find_checkpoint(args.checkpoint))
         torch.manual_seed(args.seed)
         large = grown(network, given)
-        try:
-            save_plain({"params": large.state_dict()}, args.out)
-        except OSError as error:
-            raise cannot_write(args.out, error) from error
+        save_network(large, args.out)
     except CSDError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -65,8 +63,7 @@ def grown(network: nn.Module, given: Mapping[str, int]) -> nn.Module:
     """A larger network of the same class with the same results. Raises CSDError for invalid numbers."""
     if not isinstance(network, HalfNet | SLDNet):
         raise CSDError(f"{type(network).__name__} cannot grow; networks of SLDNet and HalfNet can")
-    if getattr(network, "branches", False):
-        network = network.merged()  # type: ignore[operator]
+    network = without_branches(network)
     numbers = network.numbers_from_state(network.state_dict())
     assert numbers is not None
     for name, value in given.items():

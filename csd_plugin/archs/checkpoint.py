@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from csd_plugin import extensions
 from csd_plugin.archs import NETWORKS
 from csd_plugin.atomic import replacing
-from csd_plugin.errors import CSDError, at, first_line, type_in_words
+from csd_plugin.errors import CSDError, at, cannot_write, first_line, type_in_words
 from csd_plugin.extras import needed_by
 
 DAMAGED = (
@@ -197,6 +197,14 @@ def save_plain(content: Any, path: Path, *, synced: bool = False) -> None:
             draft.write_bytes(as_file(content))
     except OSError as error:
         raise at(path, error) from error
+
+
+def save_network(network: nn.Module, path: Path) -> None:
+    """Save a network's weights as a checkpoint. Raises CSDError if it cannot be written."""
+    try:
+        save_plain({"params": network.state_dict()}, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def as_file(content: Any) -> bytes:

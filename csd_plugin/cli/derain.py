@@ -223,17 +223,8 @@ def _derain(args: argparse.Namespace, model: Path, load: Callable[[str], Deraine
     from csd_plugin.metrics.scores import Scores
 
     _refuse_idle(args)
-    check_ends(
-        args.source,
-        args.output,
-        start=args.start,
-        end=args.end,
-        fps=args.fps,
-        size=args.size,
-        truth=args.compare,
-        resume=args.resume,
-        overwrite=args.overwrite,
-    )
+    flags = {name: getattr(args, name) for name in ("start", "end", "fps", "size", "resume", "overwrite")}
+    check_ends(args.source, args.output, truth=args.compare, **flags)
     derainer = load("fp32" if args.precision == "auto" and has_deep_frames(args.source) else args.precision)
     say = partial(print, file=sys.stderr if args.output == PIPE else sys.stdout, flush=True)
     scores = Scores()
@@ -253,12 +244,7 @@ def _derain(args: argparse.Namespace, model: Path, load: Callable[[str], Deraine
         args.source,
         args.output,
         derainer,
-        start=args.start,
-        end=args.end,
-        fps=args.fps,
-        size=args.size,
-        resume=args.resume,
-        overwrite=args.overwrite,
+        **flags,
         quick={"auto": None, "quick": True, "small": False}[args.encoding],
         side_by_side=args.side_by_side,
         truth=args.compare,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
@@ -265,7 +266,7 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
         recon, parts = total_of(self.reconstruction(output, self.gt.flatten(0, 1)))
         return {"l_recon": recon}, {f"recon/{name}": part for name, part in parts.items()}
 
-    @property
+    @functools.cached_property
     def reconstruction(self) -> nn.Module:
         """The loss of `pixel_opt`, or, with `perceptual_opt` or `extra_opt`, all of these by name."""
         named = {"pixel": self.cri_pix, "perceptual": self.cri_perceptual, **self.extra_losses}
