@@ -25,7 +25,6 @@ from csd_plugin.data.windows import reflect_indices
 from csd_plugin.distill.taps import FeatureTap, tap_compared
 from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.inference.precision import computes_bf16
-from csd_plugin.inference.tiles import whole_cells
 from csd_plugin.locks import alone
 from csd_plugin.report.text import counted
 
@@ -105,7 +104,6 @@ def _features(
     keys, learned = shot.keys("Rain"), shot.length - shot.held
     step = _AT_ONCE if interface.gives_clip else 1
     bf16 = computes_bf16(device)
-    divisor = int(getattr(network, "size_divisor", 1))
     radius = interface.num_frame // 2
     before, after = shot.around(radius)
     lead, seen = len(before), len(before) + shot.length + len(after)
@@ -123,9 +121,7 @@ def _features(
         frames = np.stack([read(index) for index in (*left, *range(begin, end), *right)])
         clip = as_float(torch.from_numpy(frames).permute(0, 3, 1, 2)[None].to(device))
         with torch.no_grad():  # taps need the version counters that inference mode lacks
-            run_network(
-                network, whole_cells(clip, divisor), count, interface, autocast=torch.bfloat16 if bf16 else None
-            )
+            run_network(network, clip, count, interface, autocast=torch.bfloat16 if bf16 else None)
             stored = [interface.features(tap.take(), 1, count, tap.path, _warn_once) for tap in taps]
             views = [feature[0].permute(0, 2, 3, 1) for feature in stored]
         arrays = [view.half().cpu().numpy() for view in views]

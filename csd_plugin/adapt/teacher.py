@@ -12,7 +12,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from csd_plugin.archs.checkpoint import load_network, load_weights, read_state_dict
-from csd_plugin.archs.interface import kind_of
 from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import GRAPH_SUFFIXES
@@ -172,9 +171,11 @@ def _from_options(path: Path) -> nn.Module:
     state = read_state_dict(weights, opt["path"].get("param_key_g", "params_ema"), fallback=True)
     load_weights(network, state, source=f"checkpoint {weights}")
     if not interface.has_time:
-        return _OfImages(network, int(getattr(network, "size_divisor", 1))).eval()
-    if kind_of(network) != interface.kind or getattr(network, "num_frame", None) != interface.num_frame:
-        network.layout, network.num_frame = interface.kind, interface.num_frame  # type: ignore[assignment]
+        return _OfImages(network, interface.size_divisor).eval()
+    by_default = {"layout": ("window", interface.kind), "size_divisor": (1, interface.size_divisor)}
+    for name, (default, value) in (by_default | {"num_frame": (None, interface.num_frame)}).items():
+        if getattr(network, name, default) != value:
+            setattr(network, name, value)
     return network.eval()
 
 

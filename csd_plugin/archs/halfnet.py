@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from csd_plugin.archs.fused import conv_relu
+from csd_plugin.archs.padding import whole_cells
 from csd_plugin.archs.presets import resolve_preset
 from csd_plugin.errors import CSDError
 
@@ -128,10 +129,7 @@ class HalfNet(nn.Module):
                 f"check num_frame of the data set and the network"
             )
         height, width = window.shape[-2:]
-        below, right = -height % self.size_divisor, -width % self.size_divisor
-        x = window[:, : self.num_seen].flatten(1, 2)
-        if below or right:
-            x = F.pad(x, (0, right, 0, below), mode="replicate")
+        x = whole_cells(window[:, : self.num_seen].flatten(1, 2), self.size_divisor)
         x = F.pixel_unshuffle(x, _BLOCK)
         added = F.pixel_shuffle(self.forward_blocks(x), _BLOCK)
         return window[:, self.num_frame // 2] + added[..., :height, :width]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from csd_plugin.archs.bf16_conv3d import computes_in_bf16, repair_bf16_conv3d
 from csd_plugin.archs.casting import CastWeights
+from csd_plugin.archs.padding import whole_cells
 from csd_plugin.data.windows import join_windows, slice_windows, target_slice, window_slice
 from csd_plugin.errors import CSDError, suggestion, type_in_words
 
@@ -171,21 +172,26 @@ class Interface:
         kind: a name in `KINDS`.
         feature: module whose input is the feature, or `module:output`; None if none was named.
         scale: how many times as high and wide as its input the output is; above 1 for super-resolution.
+        size_divisor: what the heights and widths that it can process are multiples of. Other frames are padded for it
+            by repeating the last row and column, and the results are cut.
 
     Raises:
-        CSDError: the kind is unknown, or the scale no whole number above 0.
+        CSDError: the kind is unknown, or scale or divisor is no whole number above 0.
     """
 
     num_frame: int
     kind: str
     feature: str | None = None
     scale: int = 1
+    size_divisor: int = 1
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise CSDError(f"layout {self.kind!r} is unknown{suggestion(self.kind, KINDS)}")
-        if type(self.scale) is not int or self.scale < 1:
-            raise CSDError(f"scale is {self.scale!r}; give a whole number, 1 or more")
+        for name in ("scale", "size_divisor"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise CSDError(f"{name} is {value!r}; give a whole number, 1 or more")
 
     @property
     def has_time(self) -> bool:
@@ -206,8 +212,12 @@ class Interface:
         return self.num_frame if self.gives_clip else 1
 
     def input_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """The input for one target, without the batch: (T, 3, H, W), or (3, H, W) for single images."""
-        return (*((self.num_frame,) if self.has_time else ()), 3, height, width)
+        """The input for one target, without the batch: (T, 3, H, W), or (3, H, W) for single images.
+
+        Height and width are raised to what the network can process.
+        """
+        sides = (side + -side % self.size_divisor for side in (height, width))
+        return (*((self.num_frame,) if self.has_time else ()), 3, *sides)
 
     def as_clips(self, windows: Tensor) -> tuple[Tensor, int]:
         """Windows of consecutive frames, (B, T, 3, H, W), in the form for `run`: the clips, and targets per clip."""
@@ -228,9 +238,13 @@ class Interface:
         """
         if computes_in_bf16(clips) and not torch.compiler.is_compiling():
             repair_bf16_conv3d()
-        frames = KINDS[self.kind].run(network, clips, num_target, self.num_frame)
-        height, width = (side * self.scale for side in clips.shape[3:])
-        return self.checked(frames, (clips.shape[0] * num_target, clips.shape[2], height, width))
+        whole = whole_cells(clips, self.size_divisor)
+        frames = KINDS[self.kind].run(network, whole, num_target, self.num_frame)
+        (height, width), (made_height, made_width) = (
+            (side * self.scale for side in sides.shape[3:]) for sides in (clips, whole)
+        )
+        self.checked(frames, (clips.shape[0] * num_target, clips.shape[2], made_height, made_width))
+        return frames[..., :height, :width]
 
     def checked(self, frames: Tensor, expected: tuple[int, ...]) -> Tensor:
         """The output of a network. Raises CSDError if it does not have the expected shape."""
@@ -328,19 +342,26 @@ def declared_interface(opt: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {**(opt.get(interface_section(name)) or {}), "scale": opt.get("scale", 1)}
 
 
+_DECLARED = ("num_frame", "layout", "feature", "scale", "size_divisor")
+
+
 def interface_of(network: nn.Module, declared: Mapping[str, Any] | None = None) -> Interface:
     """The interface that a network, without wrappers, states, or that options give, which take precedence.
 
     Args:
-        declared: `num_frame`, `layout`, `feature` and `scale` of the options.
+        declared: `num_frame`, `layout`, `feature`, `scale` and `size_divisor` of the options.
 
     Raises:
-        CSDError: neither states the number of frames.
+        CSDError: neither states the number of frames, or the options have another key.
     """
+    for key in declared or ():
+        if key not in _DECLARED:
+            raise CSDError(f"{key} is unknown in an interface{suggestion(str(key), _DECLARED)}")
     given = {key: value for key, value in (declared or {}).items() if value is not None}
     kind = given.get("layout") or getattr(network, "layout", "window")
     feature = given.get("feature") or getattr(network, "feature_tap", None)
-    single = Interface(1, str(kind), feature, given.get("scale", 1))
+    divisor = given.get("size_divisor", getattr(network, "size_divisor", 1))
+    single = Interface(1, str(kind), feature, given.get("scale", 1), divisor)
     num_frame = given.get("num_frame") or (getattr(network, "num_frame", None) if single.has_time else 1)
     if not isinstance(num_frame, int):
         raise CSDError(

@@ -17,6 +17,7 @@ from csd_plugin import extensions
 from csd_plugin.archs import Untrained, untrained
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.interface import KINDS, in_precision, kind_of
+from csd_plugin.archs.padding import whole_cells
 from csd_plugin.bench.measure import MatrixRate, announce, finished, in_turns, median
 from csd_plugin.bench.operations import Operations, operations
 from csd_plugin.devices import exact_float32, pick_device, use_channels_last
@@ -24,7 +25,6 @@ from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import BACKENDS, GRAPH_SUFFIXES, open_backend
 from csd_plugin.inference.facts import Facts
 from csd_plugin.inference.graph import DTYPES
-from csd_plugin.inference.tiles import whole_cells
 from csd_plugin.report.text import counted, markdown, three_digits
 from csd_plugin.weights import NETWORKS as SHIPPED
 from csd_plugin.weights import find_checkpoint

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.archs.padding import whole_cells
 from csd_plugin.data.images import no_frame
 from csd_plugin.data.video.interface import FrameReader
 from csd_plugin.data.video.origin import Origin
@@ -37,7 +38,7 @@ from csd_plugin.inference.graph import DTYPES
 from csd_plugin.inference.lanes import Lanes, there
 from csd_plugin.inference.precision import Precision, pick_precision
 from csd_plugin.inference.streaming import WindowStream
-from csd_plugin.inference.tiles import Span, check_finite, split, whole_cells
+from csd_plugin.inference.tiles import Span, check_finite, split
 
 logger = logging.getLogger(__name__)
 

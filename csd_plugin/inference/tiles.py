@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from csd_plugin.errors import CSDError
@@ -20,12 +19,6 @@ class Span(NamedTuple):
     seen: slice
     kept: slice
     inner: slice
-
-
-def whole_cells(window: Tensor, divisor: int) -> Tensor:
-    """(B, T, 3, H, W) with the last row and column repeated up to multiples of `divisor`."""
-    below, right = -window.shape[-2] % divisor, -window.shape[-1] % divisor
-    return F.pad(window, (0, right, 0, below, 0, 0), mode="replicate") if below or right else window
 
 
 @lru_cache(maxsize=16)

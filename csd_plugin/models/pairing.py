@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from basicsr.data.video_test_dataset import VideoRecurrentTestDataset, VideoTestDataset
@@ -32,6 +34,10 @@ _NAMES = ("vid4", "reds4", "redsofficial")
 
 _OF_SHAPES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, NotImplementedError)
 """The errors of networks for tensors that they cannot process; includes CSDError."""
+
+_DIVISORS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 28, 32, 48, 56, 64, 128)
+"""What networks commonly need the sides of frames to be multiples of."""
+_PRIMES_OF_THEM = 2 * 3 * 5 * 7
 
 
 def options_of(content: Mapping[str, Any]) -> type[DatasetOptions]:
@@ -207,6 +213,18 @@ def _check_test(model: type, opt: Mapping[str, Any], key: str, content: Mapping[
     _output_shape(network, (1, options_of(content).of(content).num_frame, 3, height, width), opt, key)
 
 
+class _Words(NamedTuple):
+    """Parts of a message: whose clips they are, what to do, and what to do if sides must be multiples of a number.
+
+    `multiples` is the last, with {} for that number times `pixels`.
+    """
+
+    of: str
+    advice: str
+    multiples: str
+    pixels: int = 1
+
+
 def check_network(
     name: str,
     network: nn.Module,
@@ -232,7 +250,8 @@ def check_network(
         frames = (clips.batch if learns else 1, num_frame, 3, side, side)
         of = f", crops of {clips.size} pooled by {factor} for train.distill_opt.scale_source: frames," * (factor > 1)
         advice = f"check its options, {section} and datasets.train.gt_size"
-        _check_run(name, network, interface, frames, clips.num_target, opt, of=of, advice=advice, learns=learns)
+        words = _Words(of, advice, "set datasets.train.gt_size to a multiple of {}", factor * interface.scale)
+        _check_run(name, network, interface, frames, clips.num_target, opt, words, learns=learns)
 
 
 def check_on_test_frames(
@@ -246,8 +265,9 @@ def check_on_test_frames(
     """
     if not is_ours(network):
         frames = (1, interface.num_frame, 3, *size)
-        advice = "test on frames of another size"
-        _check_run("network_g", network, interface, frames, 1, opt, of=f" of {where}", advice=advice)
+        padded = "set interface_g.size_divisor: {}, and frames are padded for it"
+        words = _Words(f" of {where}", "test on frames of another size", padded)
+        _check_run("network_g", network, interface, frames, 1, opt, words)
 
 
 def _check_run(
@@ -257,22 +277,47 @@ def _check_run(
     frames: tuple[int, ...],
     num_target: int,
     opt: Mapping[str, Any],
+    words: _Words,
     *,
-    of: str,
-    advice: str,
     learns: bool = False,
 ) -> None:
-    """Raise CSDError unless a network gives its targets for such frames; `of` and `advice` are parts of the message."""
+    """Raise CSDError unless a network gives its targets for such frames."""
     section = interface_section(name)
     try:
         _shape_of(lambda batch: interface.run(network, batch, num_target), network, frames, opt, learns=learns)
-    except CSDError as error:
-        raise CSDError(f"{section if opt.get(section) else name}: {error}") from error
     except _OF_SHAPES as error:
+        divisor = _divisor_that_helps(network, interface, frames, num_target)
+        if divisor:
+            raise CSDError(
+                f"{name}: {type(network).__name__} cannot process clips {frames}{words.of} as it needs sides that "
+                f"are multiples of {divisor}; {words.multiples.format(divisor * words.pixels)}"
+            ) from error
+        if isinstance(error, CSDError):
+            raise CSDError(f"{section if opt.get(section) else name}: {error}") from error
         raise CSDError(
-            f"{name}: {type(network).__name__} fails on clips {frames}{of} ({first_line(error)}); {advice}; the "
-            f"forward of a subclass can arrange axes and pad frames (docs/toolboxes.md)"
+            f"{name}: {type(network).__name__} fails on clips {frames}{words.of} ({first_line(error)}); "
+            f"{words.advice}; the forward of a subclass can arrange axes (docs/toolboxes.md)"
         ) from error
+
+
+def _divisor_that_helps(
+    network: nn.Module, interface: Interface, frames: tuple[int, ...], num_target: int
+) -> int | None:
+    """The smallest of `_DIVISORS` to whose multiples frames can be padded so that a network processes them; None if
+    none.
+    """
+    for divisor in _DIVISORS:
+        padded = replace(interface, size_divisor=divisor)
+        # a multiple that is none of any other divisor: a network that needs that one does not process it
+        only = (next(n for n in count(-(-side // divisor)) if math.gcd(n, _PRIMES_OF_THEM) == 1) for side in frames[3:])
+        try:
+            with without_values():
+                for shape in ((*frames[:3], *(divisor * n for n in only)), frames):
+                    padded.run(network, torch.empty(shape), num_target)
+        except _OF_SHAPES:
+            continue
+        return divisor
+    return None
 
 
 def _output_shape(network: nn.Module, frames: tuple[int, ...], opt: Mapping[str, Any], key: str) -> tuple[int, ...]:

@@ -106,6 +106,9 @@ class InterfaceSection(Section):
     layout: Literal["image", "window", "sequence"] | None = Field(None, description="the shapes of input and output")
     num_frame: int | None = Field(None, gt=0, le=_MOST, description="frames from which a target is computed; odd")
     feature: str | None = Field(None, description="the layer that distillation compares: `body.7`, `body.7:output`")
+    size_divisor: int | None = Field(
+        None, gt=0, le=_MOST, description="what heights and widths must be multiples of; other frames are padded"
+    )
 
 
 class PathSection(ToolboxSection):

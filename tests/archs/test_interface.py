@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from toolbox import scored_set, scoring_options, train_options
@@ -59,6 +60,55 @@ def test_a_scale_that_is_no_whole_number_is_one_line(scale):
 
     with pytest.raises(CSDError, match=f"scale is {scale!r}; give a whole number, 1 or more"):
         Interface(1, "image", scale=scale)
+
+
+class Blocks(nn.Module):
+    """(B, T, 3, H, W) to its centre frame, with the mean of each block of 4x6 pixels added, enlarged `scale` times."""
+
+    num_frame = 3
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, window):
+        frame = window[:, 1]
+        means = frame.unflatten(3, (-1, 6)).unflatten(2, (-1, 4)).mean(dim=(3, 5))
+        made = frame + means.repeat_interleave(4, dim=2).repeat_interleave(6, dim=3)
+        return made.repeat_interleave(self.scale, dim=2).repeat_interleave(self.scale, dim=3)
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_frames_are_padded_for_a_network_and_its_results_are_cut(scale):
+    from csd_plugin.archs.interface import interface_of
+
+    interface = interface_of(Blocks(scale), {"size_divisor": 12, "scale": scale})
+    clips = torch.rand(2, 5, 3, 13, 7)
+    repeated = np.pad(clips.numpy(), ((0, 0), (0, 0), (0, 0), (0, 11), (0, 5)), mode="edge")
+    windows = torch.from_numpy(repeated).unfold(1, 3, 1).movedim(-1, 2).flatten(0, 1)  # (B*L, T, 3, H, W)
+    expected = Blocks(scale)(windows)[..., : 13 * scale, : 7 * scale]
+    torch.testing.assert_close(interface.run(Blocks(scale), clips, 3), expected, rtol=0, atol=0)
+    assert interface.input_shape(13, 7) == (3, 3, 24, 12)
+    with pytest.raises(RuntimeError):
+        interface_of(Blocks(scale), {"scale": scale}).run(Blocks(scale), clips, 3)
+
+
+def test_a_network_states_what_the_sides_of_its_frames_are_multiples_of():
+    from csd_plugin.archs.interface import interface_of
+
+    network = MeanOfWindow()
+    network.size_divisor = 8
+    assert interface_of(network).size_divisor == 8
+    assert interface_of(network, {"size_divisor": 4}).size_divisor == 4
+    with pytest.raises(CSDError, match="size_divisor is 0; give a whole number, 1 or more"):
+        interface_of(network, {"size_divisor": 0})
+
+
+def test_an_unknown_key_of_an_interface_is_told():
+    from csd_plugin.archs.interface import interface_of
+
+    with pytest.raises(CSDError, match="size_divisors is unknown in an interface; did you mean size_divisor"):
+        interface_of(MeanOfWindow(), {"size_divisors": 8})
 
 
 @pytest.mark.parametrize("num_target", [1, 3, 5])

@@ -109,7 +109,7 @@ def test_layers_of_any_network_of_the_toolbox(inspect):
         ({"logger.wandb": {"project": "rain"}}, "logger.wandb: it copies TensorBoard's log"),
         (
             {"network_g": {"type": "TOFlow"}, "interface_g": {"layout": "window", "num_frame": 7}},
-            "network_g: TOFlow fails on clips (2, 8, 3, 24, 24)",
+            "TOFlow cannot process clips (2, 8, 3, 24, 24) as it needs sides that are multiples of 16",
         ),
         ({"train.distill_opt.num_scale": 9}, "CSD: a feature of 24x24 is too small for 9 scales"),
     ],

@@ -260,9 +260,10 @@ def test_frames_that_a_network_cannot_process_are_told_before_the_training(launc
     options["val"] = {"val_freq": 2, "save_img": False}
     assert launcher.train(options) == 2
     error = capsys.readouterr().err
-    assert "network_g: SwinIR fails on clips (1, 1, 3, 24, 32) of datasets.val, clip 00" in error
+    assert "network_g: SwinIR cannot process clips (1, 1, 3, 24, 32) of datasets.val, clip 00" in error
+    assert "multiples of 6; set interface_g.size_divisor: 6, and frames are padded for it" in error
     assert launcher.written() == []
-    del options["datasets"]["val"], options["val"]
+    options["interface_g"] = IMAGE | {"size_divisor": 6}
     assert launcher.train(options) == 0
 
 
@@ -273,11 +274,13 @@ def test_pooled_crops_that_a_network_cannot_process_are_told_before_the_training
     before = launcher.written()
     assert launcher.train(options) == 2
     error = capsys.readouterr().err
-    assert "network_g: SwinIR fails on clips (2, 8, 3, 3, 3), crops of 12 pooled by 4 for train.distill_opt" in error
+    assert "SwinIR cannot process clips (2, 8, 3, 3, 3), crops of 12 pooled by 4 for train.distill_opt" in error
+    assert "multiples of 6; set datasets.train.gt_size to a multiple of 48" in error
     assert launcher.written() == before
     assert main(["inspect", "options.yml"]) == 2
     assert "crops of 12 pooled by 4 for train.distill_opt" in capsys.readouterr().err
     assert launcher.train(changed(options, {"train.distill_opt.num_scale": 2})) == 0
+    assert launcher.train(changed(options, {"datasets.train.gt_size": 48, "name": "whole"})) == 0
 
 
 def test_messages_of_the_toolbox_in_two_parts_are_one_sentence(launcher, clips, capsys):
