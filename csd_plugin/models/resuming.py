@@ -42,6 +42,7 @@ _LEARNED_BY = (
     "ema_decay",
     "ema_warmup",
     "grad_clip",
+    "layers",
 )
 _TYPES: dict[str, tuple[Any, ...]] = {
     "datasets.train": (DATASETS, DATASET_REGISTRY),

@@ -15,6 +15,7 @@ from torch import nn
 from csd_plugin import compat
 from csd_plugin.errors import CSDError
 from csd_plugin.models.clock import Clock
+from csd_plugin.models.layers import Layers, optimizer_groups
 
 _WHOLE = 0.95
 """The share of a time that counts as all of it."""
@@ -62,10 +63,17 @@ class ScheduledModel(VideoBaseModel):
         compat.count_down(None if clock is None else lambda: clock.left)
         super().init_training_settings()
 
+    @property
+    def layer_options(self) -> Layers:
+        """See `models.layers`."""
+        return self.opt["train"].get("layers") or {}
+
     def setup_optimizers(self) -> None:
         optim_opt = self.opt["train"]["optim_g"]
         optim_type = optim_opt.pop("type")
-        self.optimizer_g = self.get_optimizer(optim_type, self.parameters_to_optimize(), **optim_opt)
+        network, weights = self.get_bare_model(self.net_g), self.parameters_to_optimize()
+        groups = optimizer_groups(self.layer_options, network, weights, optim_opt["lr"])
+        self.optimizer_g = self.get_optimizer(optim_type, groups, **optim_opt)
         self.optimizers.append(self.optimizer_g)
 
     def setup_schedulers(self) -> None:
@@ -77,7 +85,7 @@ class ScheduledModel(VideoBaseModel):
     def parameters_to_optimize(self) -> list[nn.Parameter]:
         return [p for p in self.net_g.parameters() if p.requires_grad]
 
-    def get_optimizer(self, optim_type: str, params: list[nn.Parameter], lr: float, **kwargs: Any):
+    def get_optimizer(self, optim_type: str, params: list[dict[str, Any]], lr: float, **kwargs: Any):
         return build_optimizer(optim_type, params, lr=lr, **kwargs)  # BasicSR 1.4.2 itself knows only Adam
 
     def optimized_parameters(self) -> list[nn.Parameter]:
@@ -122,11 +130,14 @@ class ScheduledModel(VideoBaseModel):
             )
 
 
-def build_optimizer(optim_type: Any, params: list[nn.Parameter], **keywords: Any) -> torch.optim.Optimizer:
+def build_optimizer(
+    optim_type: Any, params: list[nn.Parameter] | list[dict[str, Any]], **keywords: Any
+) -> torch.optim.Optimizer:
     """An optimizer of torch.optim.
 
     Args:
         optim_type: name of its class.
+        params: the weights, or groups of them.
         keywords: of its constructor, including `lr`.
 
     Raises:

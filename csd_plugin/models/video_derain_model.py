@@ -27,6 +27,7 @@ from csd_plugin.losses.several import SeveralLosses, total_of
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.checkpoints import CheckpointedModel
 from csd_plugin.models.idle_options import idle_options, part_warnings
+from csd_plugin.models.layers import described, freeze_for_good, frozen_at
 from csd_plugin.models.stopping import REQUEST
 from csd_plugin.models.validation import ValidationMixin
 
@@ -60,6 +61,8 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
         compat.keep_quiet_about_sets()
         for line in (*idle_options(self.opt), *part_warnings(self.opt, self.net_g)):
             get_root_logger().warning(line)
+        for line in described(self.layer_options, self.get_bare_model(self.net_g)):
+            get_root_logger().info(line)
         self.grad_clip: float = train_opt.get("grad_clip", 0.0)
         self.accumulate: int = train_opt.get("accumulate", 1)
         self.skip_limit: int = train_opt.get("skip_limit", 10)
@@ -129,6 +132,8 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
         self._seed_step(current_iter)
         self.optimizer_g.zero_grad()
         logged, losses_finite = self._backward(current_iter)
+        for weight in frozen_at(self.layer_options, self.get_bare_model(self.net_g), current_iter):
+            weight.grad = None
         if self.grad_clip > 0 and not self.scaler.is_enabled():
             logged["grad_norm"] = self._clip_gradient()
             losses_finite &= torch.isfinite(logged["grad_norm"])
@@ -338,6 +343,8 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
             in_parts: whether some passes do not use some of its weights.
         """
         self.lay_out(net.to(self.device))
+        if self.is_train and net is getattr(self, "net_g", None):
+            freeze_for_good(self.layer_options, net)
         if not self.opt["dist"]:
             return super().model_to_device(net)
         compat.keep_quiet_about_strides()

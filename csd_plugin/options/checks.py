@@ -31,6 +31,7 @@ from csd_plugin.options.sections import (
     BalanceSection,
     FileSection,
     InterfaceSection,
+    LayerSection,
     LossSection,
     OptimizerSection,
     RunSection,
@@ -181,6 +182,9 @@ def _check_training(opt: Mapping[str, Any], problems: Problems) -> None:
     for key, section in typed.items():
         if isinstance(train.get(key), Mapping):
             _check(train[key], section, f"train.{key}.", problems)
+    for name, content in _section_in(train, "layers").items():
+        if isinstance(content, Mapping):
+            _check(content, LayerSection, f"train.layers.{name}.", problems)
     _check_losses(train, problems)
     if distils(opt):
         _check_distillation(opt, problems)

@@ -43,6 +43,7 @@ def schema() -> Schema:
         "scheduler": _of(sections.SchedulerSection),
         "pixel_opt": losses,
         "perceptual_opt": {"anyOf": [losses, {"type": "null"}]},
+        "layers": {"anyOf": [{"type": "object", "additionalProperties": _of(sections.LayerSection)}, {"type": "null"}]},
         "extra_opt": {"anyOf": [{"type": "object", "additionalProperties": losses}, {"type": "null"}]},
         "distill_opt": objectives,
     }

@@ -130,6 +130,13 @@ class PathSection(ToolboxSection):
     results_root: str | None = None
 
 
+class LayerSection(Section):
+    """One of `train.layers`: see `models.layers`."""
+
+    lr_mul: float = Field(1.0, gt=0, le=1000, description="factor on the learning rate")
+    frozen: bool | Steps = Field(False, description="true for good, or the number of first steps without learning")
+
+
 class TrainSection(ToolboxSection):
     """`train`."""
 
@@ -165,6 +172,12 @@ class TrainSection(ToolboxSection):
         "their start",
     )
     grad_clip: float = Field(0, ge=0, description="largest norm of the gradient, 0 for none")
+    layers: dict[str, dict] | None = Field(
+        None,
+        description="layers of `network_g` with a learning rate of their own, or frozen for good or for the first "
+        "steps, by a part of their names: `{spynet: {lr_mul: 0.125, frozen: 5000}, head: {frozen: true}}`. "
+        "Normalisation layers still follow the batches",
+    )
     autocast: Literal["bf16", "fp16"] | None = Field(
         None, description="`bf16` or `fp16` inside the networks; by default float32"
     )
@@ -391,10 +404,10 @@ OF_OTHER_MODELS = {
     "train.net_d_init_iters": _NO_DISCRIMINATOR,
     "train.ldl_opt": _OTHER_LOSS,
     "train.feature_matching_opt": _OTHER_LOSS,
-    "train.fix_flow": "train all weights from the first step",
-    "train.tsa_iter": "train all weights from the first step",
-    "train.flow_lr_mul": "have one learning rate",
-    "train.dcn_lr_mul": "have one learning rate",
+    "train.fix_flow": "freeze layers by train.layers, `spynet: {frozen: 5000}`",
+    "train.tsa_iter": "freeze layers by train.layers",
+    "train.flow_lr_mul": "take it as train.layers, `spynet: {lr_mul: 0.125}`",
+    "train.dcn_lr_mul": "take it as train.layers, `dcn: {lr_mul: 0.5}`",
     "val.flip_seq": "validate frames as they are",
     "val.center_frame_only": "validate all frames",
 }

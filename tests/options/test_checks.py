@@ -153,7 +153,7 @@ def test_other_peoples_models_are_left_alone():
             {"train.gan_opt": {"type": "GANLoss"}},
             "train.gan_opt: models of csd-plugin have no discriminator; remove it",
         ),
-        ({"train.fix_flow": 5000}, "train.fix_flow: models of csd-plugin train all weights"),
+        ({"train.fix_flow": 5000}, "train.fix_flow: models of csd-plugin freeze layers by train.layers"),
         ({"val.flip_seq": True}, "val.flip_seq: models of csd-plugin validate frames as they are; remove it"),
         ({"train.optim_g.lr": "1e-4"}, "optim_g.lr is '1e-4': input should be a valid number; YAML reads 1e-4 as"),
         ({"train.optim_g.lr": -1.0}, "optim_g.lr is -1.0"),
