@@ -7,9 +7,10 @@ dropped, so that the delay does not grow.
 OUT is a video if its name ends in .mp4 .m4v .mov .mkv .webm or .avi, a pattern (clean_%05d.png), - for raw frames on
 standard output, else a folder of PNG files; a new name with the ending of another kind of file (clean.png, clean.gif)
 is refused. A video keeps the codec, time stamps, colours, bit depth, sound, subtitles, chapters and tags of IN. What
-OUT's format cannot hold is named in one line. The video appears under its name only when it is complete.
-Frames of a folder keep their names, those of a pattern their numbers, and both keep 16 bits. They are written one by
-one; --resume continues a stopped run. Existing output is replaced only with --overwrite.
+OUT's format cannot hold is named in one line. The video appears under its name only when it is complete; until then,
+its frames are kept in OUT.unfinished (not those of .avi). Frames of a folder keep their names, those of a pattern their
+numbers, and both keep 16 bits. They are written one by one. --resume continues a stopped run, and existing output is
+replaced only with --overwrite.
 Of a folder of videos, each becomes one of the same name in the folder OUT. Those that are in OUT already are left as
 they are, so the same command continues a stopped run. A video that fails does not stop the others.
 
@@ -77,7 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     present.add_argument(
         "--resume",
         action="store_true",
-        help="continue a stopped run: skip frames that exist in the output folder; use the same options and model",
+        help="continue a stopped run: skip frames that exist in the output folder, or were encoded for the video; use "
+        "the same options and model",
     )
     present.add_argument(
         "--overwrite", action="store_true", help="replace an existing video, or frames with the same names"
@@ -119,11 +121,17 @@ def interrupted(args: argparse.Namespace) -> str:
     from csd_plugin.data.images import files_of
     from csd_plugin.data.video import videos_in
     from csd_plugin.data.video.interface import PIPE, VIDEO_SUFFIXES
+    from csd_plugin.data.video.unfinished import find_unfinished
 
     if videos_in(args.source):
         return "videos finished before it are written; the same command goes on with the others"
     if args.output.suffix.lower() in VIDEO_SUFFIXES:
-        return "no video was written"
+        left = find_unfinished(args.output)
+        return (
+            f"{left.path} has {left.num_frames:,} frames; --resume continues the run"
+            if left
+            else "no video was written"
+        )
     if args.output != PIPE and not files_of(args.output):
         return "no frame was written"
     return "the frames before it are written" + ("" if args.output == PIPE else "; --resume continues the run")
@@ -166,6 +174,7 @@ def _load(args: argparse.Namespace, model: Path, precision: str) -> Derainer:
 def _derain_all(videos: Sequence[Path], args: argparse.Namespace) -> None:
     """Derain each video of a folder, with a network that is loaded once. Raises CSDError at the end if some fail."""
     from csd_plugin.data.video import written_as
+    from csd_plugin.data.video.unfinished import find_unfinished
 
     where = "IN is a folder of videos"
     refuse_idle(args, add_arguments, ["size", "fps", "start", "end", "compare", "resume"], where)
@@ -183,7 +192,9 @@ def _derain_all(videos: Sequence[Path], args: argparse.Namespace) -> None:
             continue
         print(head, flush=True)
         try:
-            _derain(argparse.Namespace(**{**vars(args), "source": video, "output": target}), model, load)
+            stopped = not args.overwrite and find_unfinished(target) is not None
+            of_this = {"source": video, "output": target, "resume": stopped}
+            _derain(argparse.Namespace(**{**vars(args), **of_this}), model, load)
         except (CSDError, OSError, RuntimeError) as error:
             if not users_line(error):
                 raise
@@ -273,8 +284,9 @@ def _refuse_idle(args: argparse.Namespace) -> None:
 
 def _summary(done: Derained, args: argparse.Namespace, scores: Scores) -> Iterator[str]:
     """The lines to print at the end; `scores` is empty without a truth or without frames."""
-    nothing_left = ": all are there already" if args.resume and not done.num_frames else ""
-    yield f"{counted(done.num_frames, 'frame')} written to {args.output}{nothing_left}"
+    nothing_left = ": all are there already" if args.resume and not done.num_frames and not done.kept else ""
+    kept = f", after {done.kept:,} of the run before" if done.kept else ""
+    yield f"{counted(done.num_frames, 'frame')} written to {args.output}{kept}{nothing_left}"
     if done.delay:
         yield lateness(done.delay, done.dropped)
     if done.cuts:

@@ -25,7 +25,7 @@ from csd_plugin.data.images import one_depth
 from csd_plugin.data.video import open_reader, open_writer
 from csd_plugin.data.video.camera import is_camera
 from csd_plugin.data.video.folder import FolderWriter
-from csd_plugin.data.video.interface import EmptyPart, FrameReader, Position, position_of
+from csd_plugin.data.video.interface import PIPE, EmptyPart, FrameReader, Position, position_of
 from csd_plugin.data.video.origin import Origin, origin_of_clip
 from csd_plugin.data.video.pipes import is_single_pass
 from csd_plugin.errors import CSDError
@@ -43,13 +43,15 @@ class Derained(NamedTuple):
     """The number of frames written, and the indices, in the clip, of the frames that begin another shot.
 
     For a camera: delay, the seconds from each frame's arrival until it was written; dropped, the number of frames that
-    were left out because they arrived too fast.
+    were left out because they arrived too fast. For a video that was resumed: kept, the number of frames from the run
+    before.
     """
 
     num_frames: int
     cuts: list[int]
     delay: Sequence[float] = ()
     dropped: int = 0
+    kept: int = 0
 
 
 def derain_file(
@@ -83,17 +85,19 @@ def derain_file(
         side_by_side: write rainy frame, clean frame and truth side by side, with the largest of their depths.
         truth: a video or folder with the same number of frames, of the same size, which are passed to `observe`. Not
             with `keep_going`, which may leave out frames.
-        resume: skip frames that already exist in the output, a folder or pattern.
+        resume: skip frames that an earlier run has written to the output, a folder, pattern or video. Of a video, all
+            frames are read again, as their times are needed.
         overwrite: see `open_writer`.
         quick: encode faster, into a larger file; the default for cameras and real-time networks.
         begin: called before the first frame, unless no frame is left to do.
 
     Returns:
-        What this run has done. If it fails, an unfinished video is removed.
+        What this run has done. If it fails, an unfinished video is removed; from some length on, a file beside it
+        remains, with which another run resumes.
 
     Raises:
-        CSDError: as for these two functions; also for a truth that does not match, and for a video to be resumed. If
-            the truth has more frames than the clip, the output is nevertheless complete.
+        CSDError: as for these two functions; also for a truth that does not match, and for an output that cannot be
+            resumed. If the truth has more frames than the clip, the output is nevertheless complete.
     """
     if truth and keep_going:
         raise CSDError(
@@ -101,6 +105,7 @@ def derain_file(
         )
     part = _Part(source, position_of(start, "start"), None if end is None else position_of(end, "end"), fps)
     inputs, made_by = [truth] if truth else [], _made_by(derainer, source, truth if side_by_side else None)
+    kept = 0
     with ExitStack() as stack:
         if resume:
             if truth:  # checked even if nothing is left to do
@@ -108,7 +113,7 @@ def derain_file(
             resumed = _resume_at(part, output, panels_in_frame(side_by_side, truth), inputs, made_by)
             if resumed is None:
                 return Derained(0, [])
-            part = part._replace(start=resumed)
+            part, kept = resumed
         try:
             reader = stack.enter_context(part.open(keep_going=keep_going, context=derainer.num_frame // 2, size=size))
         except EmptyPart:
@@ -121,24 +126,34 @@ def derain_file(
         writer = stack.enter_context(
             open_writer(output, like=reader, overwrite=replace, quick=hurries, inputs=inputs, made_by=made_by)
         )
+        if kept:
+            width, height = reader.size
+            writer.resume_at((width * panels_in_frame(side_by_side, truth), height))
         if begin:
             begin(reader)
         stack.enter_context(_interrupt_ends(reader))
         bar = stack.enter_context(progress(reader))
         count, cuts, delay = 0, [], array("d")
+        # kept frames are not cleaned again, but for the context of the next one
+        passed = max(kept - derainer.num_frame // 2, 0)
         # Closed before the reader, as its threads may still be reading.
-        pairs = stack.enter_context(contextlib.closing(paired(reader, derainer, depth=1 if reader.live else 4)))
+        pairs = stack.enter_context(
+            contextlib.closing(paired(reader, derainer, depth=1 if reader.live else 4, passed=passed))
+        )
         for index, pair in enumerate(pairs):
             if not reader.in_part(index):
                 continue
-            if pair.begins_shot and count:
+            if pair.begins_shot and count >= max(kept, 1):
                 cuts.append(reader.first + count)
             true = next(true_frames, None) if true_frames else None
             if truth and true is None:
                 raise _unpaired(truth, source, count, of_truth=count)
-            writer.write(_panels(pair, true) if side_by_side else pair.clean)
-            if observe:
-                observe(reader.name(count), pair.rainy, pair.clean, true)
+            if count < kept:
+                writer.keep()
+            else:
+                writer.write(_panels(pair, true) if side_by_side else pair.clean)
+                if observe:
+                    observe(reader.name(count), pair.rainy, pair.clean, true)
             count += 1
             if reader.live:
                 delay.append(reader.age(index))
@@ -146,7 +161,7 @@ def derain_file(
         truth_goes_on = true_frames is not None and part.end is None and next(true_frames, None) is not None
     if truth and truth_goes_on:
         raise CSDError(f"{_unpaired(truth, source, count)}; {output} is complete, but its scores would be wrong")
-    return Derained(count, cuts, delay, reader.dropped)
+    return Derained(count - kept, cuts, delay, reader.dropped, kept)
 
 
 class _Part(NamedTuple):
@@ -196,7 +211,7 @@ def check_ends(
         inputs = [truth] if truth else []
         writer = open_writer(output, like=reader, overwrite=overwrite or resume, inputs=inputs)
         stack.callback(writer.abort)
-        if resume and not isinstance(writer, FolderWriter):
+        if resume and output == PIPE:
             writer.resume_at(reader.size)
 
 
@@ -272,8 +287,12 @@ class Pair(NamedTuple):
     begins_shot: bool
 
 
-def paired(frames: Iterable[np.ndarray], derainer: Derainer, depth: int = 4) -> Generator[Pair, None, None]:
+def paired(
+    frames: Iterable[np.ndarray], derainer: Derainer, depth: int = 4, *, passed: int = 0
+) -> Generator[Pair, None, None]:
     """Each frame with its clean one, in order; every shot is derained as a separate clip.
+
+    The first `passed` frames are not cleaned: each comes with itself.
 
     Frames are read and cleaned ahead in separate threads: up to `depth` frames wait for the network, and up to `depth`
     wait to be taken here. Do not write to rainy frames of a reader, as later windows hold the same arrays.
@@ -284,7 +303,12 @@ def paired(frames: Iterable[np.ndarray], derainer: Derainer, depth: int = 4) -> 
 
     def started() -> Iterator[tuple[np.ndarray, bool, Future[np.ndarray]]]:
         clip = derainer.begin()
-        for frame in ahead(frames, depth):
+        for number, frame in enumerate(ahead(frames, depth)):
+            if number < passed:
+                as_it_is: Future[np.ndarray] = Future()
+                as_it_is.set_result(frame)
+                yield frame, False, as_it_is
+                continue
             cut, rest = detector.cut(frame), []
             if cut:
                 rest, clip = clip.finish(), derainer.begin()
@@ -324,8 +348,11 @@ def _made_by(derainer: Derainer, source: Path, truth: Path | None) -> dict[str, 
 
 def _resume_at(
     part: _Part, output: Path, num_panel: int, inputs: list[Path], made_by: Mapping[str, Origin]
-) -> int | None:
-    """The index of the first frame whose file does not exist yet; None if all are known to exist.
+) -> tuple[_Part, int] | None:
+    """The part that is left to read, and how many of its frames are kept; None if all are known to exist.
+
+    Files of frames are left as they are, so the part begins after them. A video is written anew, with the frames that
+    are kept.
 
     Args:
         num_panel: pictures side by side in an output frame.
@@ -340,9 +367,12 @@ def _resume_at(
         )
     with ExitStack() as stack:
         reader = stack.enter_context(part.open())
-        writer = stack.enter_context(open_writer(output, like=reader, overwrite=True, inputs=inputs, made_by=made_by))
+        writer = open_writer(output, like=reader, overwrite=True, inputs=inputs, made_by=made_by)
+        stack.callback(writer.abort)
         done = writer.resume_at((reader.size[0] * num_panel, reader.size[1]))
-        return None if done is None else reader.first + done
+        if done is None:
+            return None
+        return (part._replace(start=reader.first + done), 0) if isinstance(writer, FolderWriter) else (part, done)
 
 
 def sample_windows(source: Path, facts: Facts, *, count: int = 16, size: int = 512) -> list[Tensor]:

@@ -37,6 +37,7 @@ from csd_plugin.data.video.interface import (
 )
 from csd_plugin.data.video.origin import Origin
 from csd_plugin.data.video.pipes import PipeReader, PipeWriter
+from csd_plugin.data.video.unfinished import WORTH_KEEPING, find_unfinished
 from csd_plugin.data.video.webp import WebPReader, is_webp
 from csd_plugin.errors import CSDError, path_of, type_in_words
 
@@ -138,7 +139,8 @@ def open_writer(
         overwrite: replace an existing video, or frames of the same names in a folder.
         quick: encode a video faster, into a larger file, see `QUICK_OPTIONS`.
         inputs: files, folders or patterns that are also read while the output is written.
-        made_by: the origins of the frames, stored in image files, see `FolderWriter`.
+        made_by: the origins of the frames, stored in image files, see `FolderWriter`, and beside videos, see
+            `VideoWriter`.
 
     Raises:
         CSDError: a video's rate is unknown, or there is one besides `like`; the kind of file cannot be written, the
@@ -160,7 +162,12 @@ def open_writer(
     refuse_inputs([path], [file for given in inputs for file in files_of(given)])
     if path.exists() and not overwrite:
         raise CSDError(f"{path} already exists; replace it with --overwrite, or give another name")
-    return VideoWriter(path, like=order, replace=overwrite, quick=quick)
+    if not overwrite and (left := find_unfinished(path)) and left.num_frames >= WORTH_KEEPING:
+        raise CSDError(
+            f"{left.path} has {left.num_frames:,} frames of a run that was stopped; --resume continues it, --overwrite "
+            f"begins anew"
+        )
+    return VideoWriter(path, like=order, replace=overwrite, quick=quick, made_by=made_by)
 
 
 def _order(path: Path, like: FrameReader | None, fps: Fraction | float | None) -> Order:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -21,7 +23,9 @@ from csd_plugin.data.video.colours import BT709, Colours, from_rgb
 from csd_plugin.data.video.decode import open_input
 from csd_plugin.data.video.encoders import Setup, choose
 from csd_plugin.data.video.interface import FrameWriter, Look, Order, SourceFormat
+from csd_plugin.data.video.origin import Origin, differs
 from csd_plugin.data.video.tracks import Tracks, picture_tags
+from csd_plugin.data.video.unfinished import EncodedFrame, Recorder, Unfinished, find_unfinished
 from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
@@ -48,11 +52,25 @@ class VideoWriter(FrameWriter):
         like: the frames' times, and what else the video takes over.
         replace: at the end, replace an existing file.
         quick: encode faster, into a larger file, see `encoders.QUICK_OPTIONS`.
+        made_by: the origins of the frames, by kind, if another run can make the same frames. If this one is stopped,
+            what it has encoded then remains, see `unfinished`; not of AVI, whose frames may be repeated.
     """
 
-    def __init__(self, path: Path, *, like: Order, replace: bool = True, quick: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        like: Order,
+        replace: bool = True,
+        quick: bool = False,
+        made_by: Mapping[str, Origin] | None = None,
+    ) -> None:
         super().__init__(path)
         self._like, self._replace, self._quick = like, replace, quick
+        self._made_by = dict(made_by or {})
+        self._before: Unfinished | None = None
+        self._kept: Iterator[EncodedFrame] = iter(())
+        self._recorder: Recorder | None = None
         self._draft = draft_of(path)
         self._container: av.container.OutputContainer | None = None
         self._setup: Setup
@@ -66,12 +84,44 @@ class VideoWriter(FrameWriter):
         self._first_decoded: int | None = None
         self._repeated = self._skipped = 0
 
+    def resume_at(self, size: tuple[int, int]) -> int | None:
+        before = find_unfinished(self.path)
+        if before is None:
+            return None if self.path.exists() else 0
+        shape, now = before.settings.get("shape"), [*reversed(size), 3]
+        if shape != now or before.settings.get("dtype") not in ("uint8", "uint16"):
+            raise _made_otherwise(before, f"its frames were {shape!s:.80}, now they are {now}")
+        if difference := differs(json.dumps(before.settings.get("made_by")), self._made_by):
+            raise _made_otherwise(before, difference)
+        self._before, self._kept = before, before.frames()
+        return before.num_frames
+
+    def _keep(self) -> None:
+        assert self._before is not None
+        with self._named_errors():
+            if self._container is None:
+                shape, kind = self._before.settings["shape"], np.dtype(self._before.settings["dtype"])
+                self._kind = (tuple(shape), kind)
+                self._container = self._begin(np.zeros(shape, kind))
+            frame = next(self._kept, None)
+            if frame is None:
+                raise CSDError(f"{self._before.path} has been changed meanwhile; --overwrite begins anew")
+            self._begins.append(self._next_begin())
+            packet = av.Packet(frame.data)
+            packet.pts, packet.dts, packet.is_keyframe = frame.number, frame.order, frame.keyframe
+            self._mux([packet])
+
+    def _next_begin(self) -> int:
+        """When the `_count`-th frame begins, in ticks. Encoders and containers refuse times that do not advance."""
+        begin = round(self._seconds(self._count, 0) / self._tick)
+        return max(begin, self._begins[-1] + 1) if self._begins and not self._constant else begin
+
     def _put(self, frame: np.ndarray) -> None:
         with self._named_errors():
             if self._container is None:
                 self._container = self._begin(frame)
             picture = from_rgb(frame, self._setup.pix_fmt, self._setup.colours)
-            begin = round(self._seconds(self._count, 0) / self._tick)
+            begin = self._next_begin()
             if self._constant:
                 self._show_until(begin, self._last or picture)
                 if begin < len(self._begins):
@@ -79,16 +129,15 @@ class VideoWriter(FrameWriter):
                 else:
                     self._show(picture, begin)
             else:
-                # Encoders and containers refuse times that do not advance.
-                self._show(picture, max(begin, self._begins[-1] + 1) if self._begins else begin)
+                self._show(picture, begin)
             self._last = picture
 
     def _finish(self) -> None:
-        if self._container is None or self._last is None:
+        if self._container is None:
             raise CSDError(f"{self.path}: no frame was written")
         try:
             with self._named_errors():
-                self._write_rest(self._container, self._last)
+                self._write_rest(self._container)
         except BaseException:
             self._remove()
             raise
@@ -104,6 +153,8 @@ class VideoWriter(FrameWriter):
                 self._container.close()
         with contextlib.suppress(OSError):
             self._draft.unlink(missing_ok=True)
+        if self._recorder:
+            self._recorder.stop()
 
     def _begin(self, frame: np.ndarray) -> av.container.OutputContainer:
         """Open the file and the encoder for frames like this one."""
@@ -143,15 +194,36 @@ class VideoWriter(FrameWriter):
             self._tracks = Tracks(source, container, self._setup, self._offset)
         container.start_encoding()
         self._tick = 1 / rate if self._constant else self._stream.time_base or like.time_base
+        if self._made_by and not self._constant:
+            self._recorder = self._begin_recording(frame)
         return container
 
-    def _write_rest(self, container: av.container.OutputContainer, last: av.VideoFrame) -> None:
+    def _begin_recording(self, frame: np.ndarray) -> Recorder:
+        """Record what is encoded, after what an earlier run has left. Raises CSDError if it was encoded otherwise."""
+        setup, context = self._setup, self._stream.codec_context
+        settings: dict[str, Any] = {
+            "made_by": {kind: list(origin) for kind, origin in self._made_by.items()},
+            "first frame": self._like.first,
+            "shape": list(frame.shape),
+            "dtype": str(frame.dtype),
+            "encoder": f"{setup.encoder.name}, {setup.pix_fmt}",
+            "encoder's options": " ".join(f"{key}={value}" for key, value in sorted(setup.options.items())),
+            "stream's header": hashlib.sha256(bytes(context.extradata or b"")).hexdigest()[:12],
+        }
+        if self._before:
+            was = self._before.settings
+            for name in (name for name in settings if name != "made_by" and was.get(name) != settings[name]):
+                difference = f"its {name} was {was.get(name)!s:.80}, now it is {settings[name]}"
+                raise _made_otherwise(self._before, difference)
+        return Recorder(self.path, settings, self._before)
+
+    def _write_rest(self, container: av.container.OutputContainer) -> None:
         """Write the rest, and give the file its name."""
         end = self._seconds(self._count - 1, 1)
         self._end = max(round(end / self._tick), self._begins[-1] + 1)
-        if self._constant:
-            self._show_until(self._end, last)
-        self._mux(self._stream.encode(None), ends=True)
+        if self._constant and self._last:
+            self._show_until(self._end, self._last)
+        self._mux(self._encoded(None), ends=True)
         if self._tracks:
             source = self._like.source_format
             self._tracks.copy_until(self._end * self._tick if source and source.cut else None)
@@ -173,6 +245,8 @@ class VideoWriter(FrameWriter):
                 f"{self.path} has been written by another program meanwhile; give another name, or --overwrite"
             )
         self._draft.replace(self.path)
+        if self._recorder:
+            self._recorder.remove()
 
     def _seconds(self, index: int, frames: int) -> Fraction:
         """The output's time, in seconds, at which the index-th frame begins, or, for `frames` of 1, ends."""
@@ -189,7 +263,23 @@ class VideoWriter(FrameWriter):
         """Encode a picture that is shown from this time on, in the container's ticks."""
         picture.pts, picture.time_base = len(self._begins), self._stream.codec_context.time_base
         self._begins.append(begin)
-        self._mux(self._stream.encode(picture))
+        self._mux(self._encoded(picture))
+
+    def _encoded(self, picture: av.VideoFrame | None) -> list[av.Packet]:
+        """What the encoder gives, in the order of decoding, after a picture, or at the end; it is recorded."""
+        packets = self._stream.encode(picture)
+        if self._recorder:
+            try:
+                for packet in packets:
+                    self._recorder.add(EncodedFrame(packet.pts or 0, packet.dts, packet.is_keyframe, bytes(packet)))
+            except OSError as error:  # the video itself may fit on the disk
+                self._recorder.remove()
+                self._recorder = None
+                logger.warning(
+                    "%s: a stopped run will have to begin anew, as its frames cannot be recorded (%s)",
+                    *(self.path, error.strerror or error),
+                )
+        return packets
 
     def _mux(self, packets: list[av.Packet], ends: bool = False) -> None:
         """Write the packets of frames whose end is known: the beginning of the next frame, or the video's end."""
@@ -242,6 +332,10 @@ class VideoWriter(FrameWriter):
             raise CSDError(
                 f"{self.path}: cannot be written ({encoder}: {error.strerror or error}); try another kind of file"
             ) from error
+
+
+def _made_otherwise(before: Unfinished, difference: str) -> CSDError:
+    return CSDError(f"{before.path}: {difference}; --resume needs the same one, --overwrite begins anew")
 
 
 def _look(frame: np.ndarray) -> Look:

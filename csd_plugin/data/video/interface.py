@@ -334,9 +334,19 @@ class FrameWriter(ABC):
             size: (width, height) of the frames to be written.
 
         Raises:
-            CSDError: the output is a single file, or has frames of another size or origin.
+            CSDError: the output is a pipe, or has frames of another size or origin.
         """
-        raise CSDError(f"{self.path}: only a folder of frames can be resumed; for a video, run again without --resume")
+        raise CSDError(f"{self.path}: what was written to a pipe cannot be resumed; run again without --resume")
+
+    def keep(self) -> None:
+        """Pass over the next frame, one of those before `resume_at`, in place of writing it. Raises CSDError."""
+        if self._ended:
+            raise CSDError(f"{self.path}: frame {self._count} came after the output was closed; open it again")
+        self._keep()
+        self._count += 1
+
+    def _keep(self) -> None:  # noqa: B027
+        """Keep the `_count`-th frame, counted from 0, for `keep`; nothing to do if each is a file of its own."""
 
     def __enter__(self) -> FrameWriter:
         return self

@@ -537,7 +537,7 @@ def test_readers_say_what_a_video_of_their_frames_takes_over(tmp_path):
 
 
 def test_writers_say_where_an_earlier_run_stopped(tmp_path):
-    """A folder of frames: at the first that is missing. What is written as a whole cannot be resumed."""
+    """A folder of frames: at the first that is missing. A pipe's frames are gone."""
     source, folder = make_video(tmp_path / "in.mp4"), tmp_path / "frames"
     with open_reader(source, end=5) as reader, open_writer(folder, like=reader) as writer:
         assert writer.resume_at(reader.size) == 0
@@ -547,9 +547,12 @@ def test_writers_say_where_an_earlier_run_stopped(tmp_path):
         assert writer.resume_at(reader.size) == 5
         with pytest.raises(CSDError, match="is 64x48, but frames would now be 128x48"):
             writer.resume_at((2 * SIZE[0], SIZE[1]))
-        for output in (tmp_path / "out.mp4", Path("-")):
-            with pytest.raises(CSDError, match=f"{output.name}: only a folder of frames can be resumed"):
-                open_writer(output, like=reader).resume_at(reader.size)
+        assert open_writer(tmp_path / "out.mp4", like=reader).resume_at(reader.size) == 0
+        there = make_video(tmp_path / "there.mp4")
+        assert open_writer(there, like=reader, overwrite=True).resume_at(reader.size) is None
+        there.unlink()
+        with pytest.raises(CSDError, match="-: what was written to a pipe cannot be resumed"):
+            open_writer(Path("-"), like=reader).resume_at(reader.size)
     with open_reader(folder) as reader, open_writer(folder / "again", like=reader) as writer:
         for frame in reader:
             writer.write(frame)

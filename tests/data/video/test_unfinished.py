@@ -1,0 +1,118 @@
+"""The file with the frames of an unfinished video: what is whole counts, whatever happened to its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from csd_plugin.data.video import unfinished as module
+from csd_plugin.data.video.unfinished import EncodedFrame, Recorder, beside, find_unfinished
+from csd_plugin.errors import CSDError
+
+SETTINGS = {"shape": [48, 64, 3], "first frame": 0}
+
+
+def frames_in(order: list[int]) -> list[EncodedFrame]:
+    """In the order of decoding, with data of any length, also none."""
+    rng = np.random.default_rng(0)
+    return [EncodedFrame(n, None if n == 2 else i - 2, n == 0, rng.bytes(37 * n)) for i, n in enumerate(order)]
+
+
+def record(video: Path, frames: list[EncodedFrame], **how) -> None:
+    recorder = Recorder(video, SETTINGS, **how)
+    for frame in frames:
+        recorder.add(frame)
+    recorder.stop()
+
+
+@pytest.fixture(autouse=True)
+def keep_all(monkeypatch):
+    monkeypatch.setattr(module, "WORTH_KEEPING", 1)
+
+
+@pytest.mark.parametrize(
+    ("order", "count"),
+    [
+        ([1], 0),
+        ([0, 1, 2, 3], 4),
+        ([0, 3, 1, 2], 4),
+        ([0, 3, 1], 1),
+        ([0, 3, 1, 2, 6, 4], 4),
+        ([0, 2, 1, 5, 3, 4, 8], 6),
+    ],
+)
+def test_frames_count_up_to_where_none_is_missing(tmp_path, order, count):
+    video, frames = tmp_path / "v.mp4", frames_in(order)
+    record(video, frames)
+    left = find_unfinished(video)
+    assert left is not None and left.settings == SETTINGS and left.num_frames == count
+    assert list(left.frames()) == frames[:count]
+
+
+def test_any_end_may_be_missing(tmp_path):
+    """Whatever byte a file ends at, as after a power failure, the whole frames before it count."""
+    video, frames = tmp_path / "v.mp4", frames_in([0, 3, 1, 2, 4])
+    record(video, frames)
+    content = beside(video).read_bytes()
+    ends, begin = [], content.index(b"\n", content.index(b"\n") + 1) + 1
+    for frame in frames:
+        begin += len(frame.head()) + len(frame.data)
+        ends.append(begin)
+    assert ends[-1] == len(content)
+    for size in range(len(content) + 1):
+        beside(video).write_bytes(content[:size])
+        left = find_unfinished(video)
+        if size < ends[0] - len(frames[0].head()):
+            assert left is None
+            continue
+        assert left is not None
+        assert left.num_frames == (5 if size >= ends[4] else 4 if size >= ends[3] else 1 if size >= ends[0] else 0)
+        assert list(left.frames()) == frames[: left.num_frames]
+
+
+@pytest.mark.parametrize("place", [-1, -40, -200])
+def test_a_frame_that_is_damaged_does_not_count_nor_do_those_after_it(tmp_path, place):
+    video, frames = tmp_path / "v.mp4", frames_in([0, 1, 2, 3, 4])
+    record(video, frames)
+    content = bytearray(beside(video).read_bytes())
+    content[place] ^= 4
+    beside(video).write_bytes(content)
+    left = find_unfinished(video)
+    assert left is not None and left.num_frames == (3 if place == -200 else 4)
+
+
+def test_another_run_goes_on_after_the_frames_that_count(tmp_path):
+    video, frames = tmp_path / "v.mp4", frames_in([0, 3, 1, 2, 6, 4])
+    record(video, frames)
+    record(video, frames_in([0, 1, 2, 3, 5, 4])[4:], after=find_unfinished(video))
+    left = find_unfinished(video)
+    assert left is not None and [frame.number for frame in left.frames()] == [0, 3, 1, 2, 5, 4]
+
+
+def test_what_is_not_worth_keeping_is_removed_unless_it_was_there_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "WORTH_KEEPING", 4)
+    video = tmp_path / "v.mp4"
+    record(video, frames_in([0, 1, 2, 4]))
+    assert find_unfinished(video) is None and not list(tmp_path.iterdir())
+    record(video, frames_in([0, 1, 2, 3]))
+    record(video, [], after=find_unfinished(video))
+    assert find_unfinished(video).num_frames == 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"my notes", b"csd-plugin of mine", b"c\n", module._SIGN + b"[1]\n", module._SIGN + b"{]\n", module._SIGN * 2],
+)
+def test_a_file_that_is_something_else_is_told(tmp_path, content):
+    beside(tmp_path / "v.mp4").write_bytes(content)
+    with pytest.raises(CSDError, match=r"v.mp4.unfinished is no unfinished video of this program: move it away"):
+        find_unfinished(tmp_path / "v.mp4")
+    assert beside(tmp_path / "v.mp4").read_bytes() == content
+
+
+def test_a_place_that_cannot_be_read_is_told(tmp_path):
+    beside(tmp_path / "v.mp4").mkdir()
+    with pytest.raises(CSDError, match=r"v.mp4.unfinished cannot be read \(Is a directory\)"):
+        find_unfinished(tmp_path / "v.mp4")
