@@ -29,7 +29,7 @@ def record(video: Path, frames: list[EncodedFrame], **how) -> None:
 
 @pytest.fixture(autouse=True)
 def keep_all(monkeypatch):
-    monkeypatch.setattr(module, "WORTH_KEEPING", 1)
+    monkeypatch.setattr(module, "WORTH_KEEPING", 0)
 
 
 @pytest.mark.parametrize(
