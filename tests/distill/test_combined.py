@@ -13,6 +13,8 @@ from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView
 
 PARTS = [{"type": "STD", "hidden": 4}, {"type": "FAKD", "pool": 2}]
+POOLED = {"hidden": 4, "scale_source": "frames", "num_scale": 2}
+"""Options of CSD, which also looks at the features of pooled frames."""
 
 
 def test_its_terms_are_those_of_its_parts():
@@ -54,8 +56,9 @@ def test_its_parts_follow_each_step():
 
 def tapped(seed, count):
     views = [view(seed + 10 * tap, dtype=torch.float32) for tap in range(count)]
-    scales = views[0].features
-    return ClipView(views[0].output, {scale: tuple(one.features[scale][0] for one in views) for scale in scales})
+    features = tuple(one.features[1][0] for one in views)
+    pooled = tuple(feature[..., : feature.shape[3] // 2, : feature.shape[4] // 2] for feature in features)
+    return ClipView(views[0].output, {1: features, 2: pooled})
 
 
 def test_a_part_compares_its_taps():
@@ -63,15 +66,20 @@ def test_a_part_compares_its_taps():
     combined = build_objective(
         {
             "type": "Combined",
-            "objectives": [{"type": "SRKD", "taps": [2, 0]}, {"type": "STD", "hidden": 4, "taps": [1]}],
+            "objectives": [
+                {"type": "SRKD", "taps": [2, 0]},
+                {"type": "STD", "hidden": 4, "taps": [1]},
+                {"type": "CSD", **POOLED, "taps": [1]},
+            ],
         }
     )
     torch.manual_seed(0)
-    srkd, std = (build_objective(options) for options in ({"type": "SRKD"}, {"type": "STD", "hidden": 4}))
+    alone = {"type": "SRKD"}, {"type": "STD", "hidden": 4}, {"type": "CSD", **POOLED}
+    srkd, std, csd = map(build_objective, alone)
     pair = tapped(1, 3), tapped(2, 3)
     combined.check(*pair)
     found = combined(*pair, clean().float()).losses
-    for part, taps in ((srkd, (2, 0)), (std, (1,))):
+    for part, taps in ((srkd, (2, 0)), (std, (1,)), (csd, (1,))):
         seen = [
             ClipView(one.output, {scale: tuple(of[tap] for tap in taps) for scale, of in one.features.items()})
             for one in pair
@@ -84,8 +92,11 @@ def test_a_part_compares_its_taps():
     [
         (([0], [3]), (3, 3), "objectives.1.taps has 3, but the tapped layers are 0 to 2; correct it, or tap more"),
         (([0], [1]), (1, 1), "objectives.1.taps has 1, but the tapped layers are 0; correct it"),
+        (([0], [2]), (2, 2), "objectives.1.taps has 2, but the tapped layers are 0 to 1; correct it"),
+        (([0], [1]), (3, 3), "no objective compares tap 2 of 0 to 2; add it to the `taps` of one"),
         (([0], [2]), (3, 3), "no objective compares tap 1 of 0 to 2; add it to the `taps` of one"),
         (([0], [1]), (2, 3), "2 layers of the student are tapped, but 3 of the teacher; tap as many"),
+        (([0], [1]), (3, 2), "3 layers of the student are tapped, but 2 of the teacher; tap as many"),
         ((None, None), (2, 2), "STD: needs 1 feature.* got 2; tap that many layers, or, as one of Combined's"),
     ],
 )
@@ -96,6 +107,21 @@ def test_taps_of_parts_are_those_that_are_tapped(taps, counts, words):
     for call in (lambda: combined.check(*pair), lambda: combined(*pair, clean().float())):
         with pytest.raises(CSDError, match=words):
             call()
+
+
+def test_without_a_part_that_compares_features_taps_need_not_pair():
+    combined = Combined(objectives=[{"type": "OutputDistillation"}])
+    pair = tapped(1, 1), tapped(2, 2)
+    combined.check(*pair)
+    assert combined(*pair, clean().float()).losses["output"] > 0
+
+
+def test_a_part_warns_of_its_own_taps():
+    small, large = (2, 1, 4, 8, 8), (2, 1, 4, 256, 256)
+    combined = Combined(objectives=[{"type": "FAKD", "pool": 1, "taps": [0]}, {"type": "SRKD", "taps": [1]}])
+    assert combined.warnings([small, large]) == []
+    [line] = combined.warnings([large, small])
+    assert "FAKD" in line
 
 
 @pytest.mark.parametrize(
