@@ -24,6 +24,7 @@ from csd_plugin.distill.output import OutputDistillation
 from csd_plugin.distill.srkd import SRKD
 from csd_plugin.distill.std import STD
 from csd_plugin.errors import CSDError
+from csd_plugin.losses.several import SeveralLosses
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 
 WEIGHTS = {"spatial": 0.1, "temporal": 0.1}
@@ -61,10 +62,31 @@ def test_networks_of_one_scale_are_compared():
     losses, scalars = d(large)
     sum(losses.values()).backward()
     assert scalars["l_spatial"] > 0 and student[0].weight.grad.any()
+    assert d.not_finite(large) == ""
+    large["lq"][0, 1, 0, 0, 0] = torch.inf
+    assert "the frames of the teacher t are not finite" in d.not_finite(large)
     with pytest.raises(CSDError, match="targets of 2 times their size: check that the scale of the data set is 2"):
         d(small)
     with pytest.raises(CSDError, match="the scale of the teacher t is 2, and the student's is 1: give both"):
         Distiller(student, [teacher], PyramidSSIMLoss(), weights=WEIGHTS, interface=replace(how, scale=1))
+
+
+def test_named_parts_of_the_reconstruction_are_logged_while_nothing_is_distilled():
+    losses = SeveralLosses({"flat": torch.nn.L1Loss(), "square": torch.nn.MSELoss()})
+    off = Teacher(SLDNet(preset="teacher", num_feat=4), OutputDistillation())
+    for teachers, weights in (([], {}), ([off], {"output": 0.0})):
+        recon, scalars = Distiller(student(), teachers, losses, weights=weights)(batch())
+        parts = [scalars["recon/flat"], scalars["recon/square"]]
+        assert recon["l_recon"].item() == pytest.approx(sum(parts).item()) and min(parts) > 0
+
+
+def test_the_reconstruction_loss_moves_along_in_float32_and_is_neither_learned_nor_saved():
+    loss = torch.nn.Conv2d(3, 2, 1)
+    d = Distiller(student(), [], loss, weights={}).double()
+    assert {name.split(".")[0] for name in (*d.state_dict(), *dict(d.named_parameters()))} == {"student"}
+    assert {weight.dtype for weight in loss.parameters()} == {torch.float32}
+    Distiller(student(), [], loss, weights={}).to("meta")
+    assert {weight.device.type for weight in loss.parameters()} == {"meta"}
 
 
 def test_student_and_cells_learn_and_are_saved_and_the_teacher_moves_along():

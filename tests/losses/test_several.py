@@ -30,3 +30,8 @@ def test_names_may_be_any_text_and_no_losses_are_one_line():
     assert list(losses(torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4))) == ["keys", "a.b"]
     with pytest.raises(CSDError, match="has no losses; give at least one"):
         SeveralLosses({})
+
+
+def test_losses_with_weights_move_along():
+    losses = SeveralLosses({"learned": torch.nn.Conv2d(3, 1, 1)}).to("meta")
+    assert {weight.device.type for weight in losses.parameters()} == {"meta"}
