@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from synthetic import write_image
 
 from csd_plugin.data.batches import as_clips
 from csd_plugin.errors import CSDError
+from csd_plugin.models.batches import Item, check_pair_sizes
 
 
 def frames(*shape):
@@ -69,3 +72,38 @@ def test_frames_of_other_sizes_and_colours_are_refused():
     for key in ("lq", "gt"):
         with pytest.raises(CSDError, match=f"Any gives no {key}; these models learn from pairs"):
             as_clips({"lq": frames(2, 5), "gt": frames(2)} | {key: None}, 3, "Any")
+
+
+def test_targets_are_larger_by_the_scale_on_both_sides():
+    lq = torch.zeros(2, 3, 3, 4, 6)
+    assert as_clips({"lq": lq, "gt": torch.zeros(2, 3, 8, 12)}, 3, "Any", scale=2)[1].shape == (2, 1, 3, 8, 12)
+    for size in ((4, 6), (8, 6), (4, 12), (12, 8), (16, 24)):
+        with pytest.raises(CSDError, match="targets of 2 times their size: check that the scale of the data set is 2"):
+            as_clips({"lq": lq, "gt": torch.zeros(2, 3, *size)}, 3, "Any", scale=2)
+
+
+@pytest.mark.parametrize(
+    ("truth", "file", "fits"),
+    [
+        ((12, 15), (12, 15), True),
+        ((12, 15), (14, 17), True),  # the toolbox has cut off less than a pixel of the input
+        ((12, 15), (15, 15), False),
+        ((12, 15), (12, 18), False),
+        ((12, 15), (11, 15), False),
+        ((12, 15), None, True),
+        ((14, 17), None, False),
+        ((12, 14), None, False),
+    ],
+)
+def test_truth_is_larger_than_its_frame_by_the_scale(tmp_path, truth, file, fits):
+    path = None
+    if file:
+        path = tmp_path / "truth.png"
+        write_image(path, np.zeros((*file, 3), np.uint8))
+    item = Item(0, "street", "0007", 0, torch.zeros(1, 3, 4, 5), torch.zeros(3, *truth), path)
+    if fits:
+        check_pair_sizes(item, 3)
+        return
+    height, width = file or truth
+    with pytest.raises(CSDError, match=f"street, frame 0007: the truth is {width}x{height}, but the frame is 5x4 at"):
+        check_pair_sizes(item, 3)
