@@ -14,9 +14,11 @@ from toolbox import changed, scored_set, scoring_options, train_options
 
 from csd_plugin import registration
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.errors import CSDError
 from csd_plugin.metrics.protocols import score_frame
 from csd_plugin.metrics.results import load_results
 from csd_plugin.metrics.warping import warping_error
+from csd_plugin.models.validation import ValidationMixin
 
 registration.install()
 from basicsr.data import build_dataset  # noqa: E402
@@ -66,6 +68,28 @@ def test_the_number_of_windows_at_once_changes_no_score(launcher, tiny_rain, che
         assert launcher.test(scoring_options(tiny_rain, checkpoint, name=name, **{"val.batch_size": size})) == 0
         frames.append(json.loads((launcher.folder / f"results/{name}/rain.json").read_text())["clips"])
     assert frames[0] == frames[1] == frames[2]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no memory"), CSDError("no memory")], ids=["torch", "ours"])
+def test_a_network_that_fails_in_between_names_the_frames(launcher, tiny_rain, checkpoint, monkeypatch, capsys, error):
+    """The second clip's first frame is the fourth of the set."""
+    predict, calls = ValidationMixin._predict, []
+
+    def failing(self, network, windows):
+        calls.append(len(windows))
+        if sum(calls) > 3:
+            raise error
+        return predict(self, network, windows)
+
+    monkeypatch.setattr(ValidationMixin, "_predict", failing)
+    options = scoring_options(tiny_rain, checkpoint)
+    if isinstance(error, CSDError):
+        assert launcher.test(options) == 2
+        assert "rain, clip b1, frame 00001: no memory" in capsys.readouterr().err
+        return
+    with pytest.raises(RuntimeError, match="no memory") as raised:
+        launcher.test(options)
+    assert raised.value.__notes__ == ["in the validation of rain, clip b1, frame 00001"]
 
 
 def test_clips_without_truth_are_written_and_not_scored(launcher, tiny_rain, checkpoint):
