@@ -204,6 +204,17 @@ def test_so_is_how_it_learns(key, value):
     assert changes_of_learning(learns_by(opt), learns_by(other)) == [f"train.{key} {default} -> {value}"]
 
 
+def test_so_are_the_scale_and_further_losses():
+    opt = {"datasets": {"train": {}}, "network_g": {"type": "SLDNet"}, "train": {}}
+    added = {"perceptual_opt": {"type": "PerceptualLoss"}, "extra_opt": {"edge": {"type": "L1Loss"}}}
+    assert sorted(changes_of_learning(learns_by(opt), learns_by({**opt, "scale": 2, "train": added}))) == [
+        "scale 1 -> 2",
+        "train.extra_opt.edge.type None -> L1Loss",
+        "train.perceptual_opt.type None -> PerceptualLoss",
+    ]
+    assert changes_of_learning(learns_by(opt), learns_by({**opt, "scale": 1})) == []
+
+
 WRITTEN = {
     "train": {"accumulate": 1, "ema_decay": 0, "ema_warmup": True, "grad_clip": 0.0, "autocast": None},
     "datasets.train": {"use_hflip": True, "scale_range": [1, 1], "dataset_enlarge_ratio": 1, "clips": None},
