@@ -11,10 +11,13 @@ import torch
 import yaml
 from synthetic import moving_scene, write_image
 from test_objectives import options_of
+from test_pairs import stock
 from test_toolbox_networks import checkpoint
 from toolbox import changed, scoring_options, train_options
 
+from csd_plugin import registration
 from csd_plugin.cli import main
+from csd_plugin.models.probe import Probe
 
 SCALE = 2
 STUDENT = {"type": "MSRResNet", "num_feat": 4, "num_block": 1, "upscale": SCALE}
@@ -251,6 +254,49 @@ def test_truth_of_another_scale_further_on_is_named(launcher, clips, tmp_path, c
     assert "images, clip images, frame 1: the truth is 64x48, but the frame is 30x24" in capsys.readouterr().err
 
 
+def test_every_test_clip_of_the_toolbox_is_looked_at_before_the_start(launcher, clips, tmp_path, capsys):
+    frame = cv2.imread(str(clips / "gt/000/00000000.png"))
+    for clip, size in {"000": (32, 24), "001": (30, 24)}.items():
+        write_image(tmp_path / f"gt/{clip}/00000000.png", frame)
+        write_image(tmp_path / f"lq/{clip}/00000000.png", cv2.resize(frame, size))
+    row = changed(scored(clips, checkpoint(launcher.folder, STUDENT)), {"path.param_key_g": ...})
+    folders = {f"dataroot_{side}": str(tmp_path / side) for side in ("lq", "gt")}
+    row["datasets"]["test_1"] = of_toolbox(clips, **folders)
+    before = launcher.written()
+    assert launcher.test(row) == 2
+    assert "clip 001, frame 00000000: the truth is 64x48, but the frame is 30x24" in capsys.readouterr().err
+    assert launcher.written() == before
+
+
+@pytest.fixture
+def twice():
+    """A network of another package, for the toolbox's own models: windows of one frame, and results twice as large."""
+    registration.install()
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3, padding=1), torch.nn.PixelShuffle(SCALE))
+
+        def forward(self, window):
+            return self.layers(window[:, 0])
+
+    ARCH_REGISTRY.register(Twice)
+    yield {"type": "Twice"}
+    ARCH_REGISTRY._obj_map.pop("Twice")
+
+
+def test_models_of_the_toolbox_train_on_our_pairs_of_two_sizes(launcher, clips, twice, capsys):
+    single = in_train(clips, num_frame=1, num_target=1)
+    options = stock(train_options(clips, scale=SCALE, **single), "SRModel", twice)
+    assert launcher.train(options) == 0
+    assert launcher.models[-1].lq.shape == (2, 1, 3, 12, 12) and launcher.models[-1].gt.shape == (2, 3, 24, 24)
+    before = launcher.written()
+    assert launcher.train(changed(options, {"scale": 1, "datasets.train.dataroot_gt": str(clips / "lq")})) == 2
+    assert "(2, 3, 48, 48)" in capsys.readouterr().err and launcher.written() == before
+
+
 @pytest.mark.parametrize("kind", ["ours", "toolbox"])
 def test_frames_that_a_network_cannot_process_are_told_before_the_training(launcher, clips, capsys, kind):
     options = train_options(clips, network_g=WINDOWS_OF_6, interface_g=IMAGE, scale=SCALE, **in_train(clips))
@@ -279,8 +325,20 @@ def test_pooled_crops_that_a_network_cannot_process_are_told_before_the_training
     assert launcher.written() == before
     assert main(["inspect", "options.yml"]) == 2
     assert "crops of 12 pooled by 4 for train.distill_opt" in capsys.readouterr().err
+    assert main(["inspect", "options.yml", "--size", "13"]) == 2
+    assert "network_g: SwinIR cannot process clips (2, 8, 3, 13, 13)" in capsys.readouterr().err
     assert launcher.train(changed(options, {"train.distill_opt.num_scale": 2})) == 0
     assert launcher.train(changed(options, {"datasets.train.gt_size": 48, "name": "whole"})) == 0
+    off = {"train.distill_opt.weights": {"spatial": 0, "temporal": 0}}  # nothing is pooled
+    assert launcher.train(changed(options, off)) == 0
+
+
+def test_steps_are_timed_at_both_sizes(clips):
+    registration.install()
+    probe = Probe(train_options(clips, network_g=STUDENT, interface_g=IMAGE, scale=SCALE, **in_train(clips)))
+    probe.step()
+    assert probe.batch["lq"].shape == (2, 8, 3, 12, 12) and probe.batch["gt"].shape == (2, 2, 3, 24, 24)
+    assert torch.equal(probe.batch["gt"][..., ::SCALE, ::SCALE], probe.batch["lq"][:, 3:5])
 
 
 def test_messages_of_the_toolbox_in_two_parts_are_one_sentence(launcher, clips, capsys):
