@@ -192,7 +192,7 @@ def _check_training(opt: Mapping[str, Any], problems: Problems) -> None:
 
 def loss_sections(train: Mapping[str, Any]) -> dict[str, Any]:
     """What is said of losses between frames and truth, by its place in the file: `train.pixel_opt` .."""
-    sections = {f"train.{key}": train[key] for key in ("pixel_opt", "perceptual_opt") if train.get(key)}
+    sections = {f"train.{key}": train[key] for key in ("pixel_opt", "perceptual_opt") if train.get(key) is not None}
     return sections | {f"train.extra_opt.{name}": content for name, content in _section_in(train, "extra_opt").items()}
 
 

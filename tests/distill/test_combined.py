@@ -151,6 +151,9 @@ def test_options_of_its_parts_are_checked(launcher, tiny_rain, tiny_teacher, cap
     }
     assert launcher.train(distill_options(tiny_rain, tiny_teacher, **{"train.distill_opt": distill})) == 2
     assert "train.distill_opt.objectives.0.hiden is unknown; did you mean hidden" in capfd.readouterr().err
+    distill["objectives"] = ["CSD"]
+    assert launcher.train(distill_options(tiny_rain, tiny_teacher, **{"train.distill_opt": distill})) == 2
+    assert "train.distill_opt.objectives.0" in capfd.readouterr().err
     assert launcher.written() == []
 
 

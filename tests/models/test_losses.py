@@ -104,6 +104,8 @@ def test_a_loss_that_has_come_is_named_on_resume(launcher, tiny_rain, capfd):
         ({"train.extra_opt": {"pixel": {"type": "L1Loss"}}}, "train.extra_opt.pixel: name it by letters, digits"),
         ({"train.extra_opt": {"a.b": {"type": "L1Loss"}}}, "train.extra_opt.a.b: name it by letters, digits"),
         ({"train.perceptual_opt": {"type": "PerceptualLoss"}}, "train.perceptual_opt: "),
+        ({"train.pixel_opt": {}}, "train.pixel_opt.type is missing"),
+        ({"train.perceptual_opt": {}}, "train.perceptual_opt.type is missing"),
         ({"train.perceptual_opt": 3}, "train.perceptual_opt is 3"),
         (
             {"train.extra_opt": {"edge": {"type": "L1Loss", "loss_weight": "1e-2"}}},
