@@ -83,6 +83,8 @@ def test_a_balance_needs_one_loss_with_a_weight(launcher, tiny_rain, tiny_teache
     assert launcher.train(options) == 2
     expected = "but train.pixel_opt.loss_weight is 0, as are those of all others; set that, or give the term a number"
     assert expected in capsys.readouterr().err and launcher.written() == before
+    assert launcher.train(changed(options, {"train.extra_opt": None})) == 2
+    assert "but train.pixel_opt.loss_weight is 0; set that, or" in capsys.readouterr().err
     assert launcher.train(changed(options, {"train.extra_opt.edge.loss_weight": 1})) == 0
 
 
@@ -102,8 +104,13 @@ def test_a_loss_that_has_come_is_named_on_resume(launcher, tiny_rain, capfd):
         ({"train.extra_opt": {"edge": {"type": "L1Loss", "loss_wait": 1}}}, "train.extra_opt.edge: "),
         ({"train.extra_opt": {"smooth": {"type": "WeightedTVLoss"}}}, "train.extra_opt.smooth: WeightedTVLoss: it"),
         ({"train.extra_opt": {"pixel": {"type": "L1Loss"}}}, "train.extra_opt.pixel: name it by letters, digits"),
+        ({"train.extra_opt": {"perceptual": {"type": "L1Loss"}}}, "train.extra_opt.perceptual: name it by letters"),
         ({"train.extra_opt": {"a.b": {"type": "L1Loss"}}}, "train.extra_opt.a.b: name it by letters, digits"),
         ({"train.perceptual_opt": {"type": "PerceptualLoss"}}, "train.perceptual_opt: "),
+        (
+            {"train.perceptual_opt": {"type": "PerceptualLoss", "layer_weights": {}, "perceptual_weight": -1}},
+            "train.perceptual_opt.perceptual_weight is -1: input should be greater than or equal to 0",
+        ),
         ({"train.pixel_opt": {}}, "train.pixel_opt.type is missing"),
         ({"train.perceptual_opt": {}}, "train.perceptual_opt.type is missing"),
         ({"train.perceptual_opt": 3}, "train.perceptual_opt is 3"),

@@ -208,6 +208,7 @@ def test_crops_of_both_sizes_show_the_same(clips):
             "too small for gt_size 64 at scale_range [1, 1] and scale 2: set gt_size to 48",
         ),
         ({"scale": 0}, "scale is 0"),
+        ({"scale": 17}, ": scale is 17: input should be less than or equal to 16"),
         ({"scale": 1.5}, "scale is 1.5"),
         ({"scale": "2"}, "scale is '2'"),
         ({"network_g.upscale": 4}, "the network returns (4, 3, 48, 48) where frames (4, 3, 24, 24) are needed"),
