@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 from videos import SIZE, differ, make_video, packets, picture, read
 
-from csd_plugin.data.video import open_reader, open_writer
+from csd_plugin.data.images import write_png
+from csd_plugin.data.video import open_reader, open_writer, videos_in, written_as
 from csd_plugin.data.video.clock import Clock
 from csd_plugin.data.video.complete import extent_of
 from csd_plugin.errors import CSDError
@@ -574,3 +575,13 @@ def test_what_is_neither_file_nor_folder_is_not_waited_for(tmp_path):
             CSDError, match="is neither a file nor a folder: raw frames of a pipe are read from standard"
         ):
             open_reader(path)
+
+
+def test_the_videos_of_a_folder_are_its_files_with_such_names_unless_it_has_images(tmp_path):
+    (tmp_path / "folder.mp4").mkdir()
+    for name in ("b.MOV", "a.ts", ".hidden.mp4", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert [video.name for video in videos_in(tmp_path)] == ["a.ts", "b.MOV"]
+    assert [written_as(name) for name in ("b.MOV", "a.ts", "drive.1.TS")] == ["b.MOV", "a.mp4", "drive.1.mp4"]
+    write_png(tmp_path / "0.png", np.zeros((4, 4, 3), np.uint8))
+    assert videos_in(tmp_path) == [] == videos_in(tmp_path / "a.ts")

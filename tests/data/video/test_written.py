@@ -662,5 +662,17 @@ def test_a_rate_that_is_none_is_one_line(tmp_path, how, message):
         open_reader(make_video(tmp_path / "in.mp4")) as reader,
         pytest.raises(CSDError, match="like and fps are both given"),
     ):
-        open_writer(tmp_path / "out.mp4", like=reader, fps=25)
+        open_writer(tmp_path / "out.mp4", like=reader, fps=0)
     assert [file.name for file in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_a_video_of_frames_from_anywhere_is_quick_and_replaced_only_as_asked(tmp_path):
+    files = []
+    for quick in (False, True):
+        with open_writer(tmp_path / "out.mp4", fps=25, overwrite=quick, quick=quick) as writer:
+            for index in range(4):
+                writer.write(picture(index))
+        files.append((tmp_path / "out.mp4").read_bytes())
+        with pytest.raises(CSDError, match="already exists; replace it with --overwrite"):
+            open_writer(tmp_path / "out.mp4", fps=25)
+    assert files[0] != files[1]
