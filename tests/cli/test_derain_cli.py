@@ -18,6 +18,7 @@ from PIL import Image
 from videos import make_video, read
 
 from csd_plugin.archs.sldnet import SLDNet
+from csd_plugin.cli import derain as cli_derain
 from csd_plugin.cli import main
 from csd_plugin.cli.derain import chosen, duration, position, too_slow
 from csd_plugin.data.images import write_png
@@ -526,7 +527,11 @@ def test_each_video_of_a_folder_and_only_what_is_missing(tmp_path, capsys):
     [
         ("clean.mp4", [], "is a folder of 2 videos; give a folder as OUT, too"),
         ("-", [], "is a folder of 2 videos; give a folder as OUT, too"),
+        ("in/one.mp4", [], "is a folder of 2 videos; give a folder as OUT, too"),
+        ("notes", [], "is a folder of 2 videos; give a folder as OUT, too"),
         ("in", [], "is IN itself; give another folder as OUT"),
+        ("notes/../in", [], "is IN itself; give another folder as OUT"),
+        ("out", ["--end", "3"], "--end: without effect, as IN is a folder of videos"),
         ("out", ["--start", "3"], "--start: without effect, as IN is a folder of videos"),
         ("out", ["--resume"], "--resume: without effect, as IN is a folder of videos"),
         ("out", ["--model", "in/one.ts"], "one.ts"),
@@ -538,7 +543,51 @@ def test_a_folder_of_videos_that_cannot_be_derained(tmp_path, monkeypatch, capsy
     (tmp_path / "in").mkdir()
     for name in ("one.ts", "one.mp4" if output == "out" and not flags else "two.mp4"):
         (tmp_path / "in" / name).write_bytes(b"nothing")
+    (tmp_path / "notes").write_text("no folder")
     assert main(["derain", "in", output, *flags]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A folder of three videos, of which the first is derained already, and OUT."""
+    rainy, clean = tmp_path / "in", tmp_path / "out"
+    for folder in (rainy, clean):
+        folder.mkdir()
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        make_video(rainy / name, times=[0, 40])
+    shutil.copy(rainy / "a.mp4", clean)
+    return rainy, clean
+
+
+def test_a_network_is_loaded_once_for_a_folder_and_its_faults_are_no_videos(folders, monkeypatch, capsys):
+    loads, load = [], cli_derain._load
+    monkeypatch.setattr(cli_derain, "_load", lambda *given: loads.append(given) or load(*given))
+    broken = folders[0] / "notes.pth"
+    broken.write_bytes(b"no network")
+    assert main(["derain", *map(str, folders), "--model", str(broken)]) == 2
+    said = capsys.readouterr()
+    assert "notes.pth" in said.err and "videos failed" not in said.err and "of 3)" not in said.out
+    assert main(["derain", *map(str, folders), "--model", "tiny", "--precision", "fp32"]) == 0
+    assert len(loads) == 2
+
+
+@pytest.mark.parametrize("error", [AssertionError("a mistake of ours"), RuntimeError("a mistake of ours")], ids=repr)
+def test_a_mistake_of_ours_is_no_fault_of_a_video(folders, monkeypatch, error):
+    def failing(*_):
+        raise error
+
+    monkeypatch.setattr(cli_derain, "_derain", failing)
+    with pytest.raises(type(error), match="a mistake of ours"):
+        main(["derain", *map(str, folders), "--model", "tiny"])
+
+
+def test_an_interrupted_folder_of_videos_says_that_they_are_there(folders, monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_derain, "_derain", stopped)
+    assert main(["derain", *map(str, folders), "--model", "tiny"]) == 130
+    assert "videos finished before it are written; the same command goes on" in capsys.readouterr().err
