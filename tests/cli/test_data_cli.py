@@ -134,3 +134,32 @@ def test_clean_frames_that_are_larger_by_a_whole_number(tmp_path):
     assert [problem.split(": is ")[1] for problem in clip.problems] == [
         "32x24, most clean frames of the clip are 64x48"
     ]
+
+
+@pytest.mark.parametrize(
+    ("rainy", "clean", "size", "named"),
+    [
+        ([(24, 32)] * 3, [(48, 32)] * 3, "32x24", ["32x48, most frames of the clip are 32x24"] * 3),  # only higher
+        ([(24, 32)] * 2 + [(30, 40)], [(30, 40)] * 3, "40x30", ["32x24, most frames of the clip are 40x30"] * 2),
+    ],
+    ids=["higher", "truth"],
+)
+def test_frames_of_other_sizes_are_those_that_differ_from_most(tmp_path, rainy, clean, size, named):
+    for kind, sizes in (("Rain", rainy), ("GT", clean)):
+        for index, (height, width) in enumerate(sizes):
+            write_image(tmp_path / TEST / f"a1_{kind}/{index:05d}.png", np.zeros((height, width, 3), np.uint8))
+    [clip] = examine(tmp_path).clips
+    of_sizes = [problem.split(": is ")[1] for problem in clip.problems if ": is " in problem]
+    assert (clip.size, of_sizes) == (size, named)
+
+
+@pytest.mark.parametrize(("side", "said"), [(64, False), (60, True)])
+def test_crops_for_training_are_of_clean_frames(tmp_path, side, said):
+    for index in range(11):
+        for kind, scale in (("Rain_01", 1), ("GT", 2)):
+            frame = np.zeros((side * scale, side * scale, 3), np.uint8)
+            write_image(tmp_path / f"Dataset_Training_Synthetic/t1_{kind}/{index:05d}.png", frame)
+    [clip] = examine(tmp_path).clips
+    assert [f"frames of {2 * side}x{2 * side} are smaller than the crops of" in line for line in clip.problems] == [
+        True
+    ] * said

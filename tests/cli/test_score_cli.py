@@ -316,6 +316,9 @@ def test_a_smaller_input_is_enlarged(tmp_path, capsys):
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| rainy input | PSNR")]
     assert f"{expected:.2f}" in rows[-1]
 
+    assert "images to compare differ in size: 32x24" in complaint_of(
+        capsys, tmp_path / "small", "--truth", str(tmp_path / "truth")
+    ).replace(f" against {tmp_path / 'truth/00000.png'}", "")  # a result is not
     write_clip(tmp_path / "small", {2: frame(0, (24, 30))})
     assert "00002.png: images to compare differ in size: 30x24" in complaint_of(
         capsys, tmp_path / "mine", *map(str, folders[:4])
