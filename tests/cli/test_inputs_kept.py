@@ -171,6 +171,8 @@ def test_derain_writes_to_no_input(tmp_path, derain, capsys):
         (clip, truth, "--compare", truth),
         (clip, truth / "f_%05d.png", "--compare", truth / "f_%05d.png"),
         (video, tmp_path / "same.mp4", "--compare", video),
+        (clip, clip / "%05d.png", "--compare", truth),
+        (video, tmp_path / "same.mp4", "--compare", truth),
     ):
         for mode in ("--overwrite", "--resume"):
             if mode == "--resume" and str(arguments[1]).endswith("mp4"):
