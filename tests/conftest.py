@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from importlib.util import find_spec
@@ -19,6 +20,12 @@ if os.environ.get("CI"):
     settings.load_profile("ci")
 
 
+def pytest_collection_finish() -> None:
+    """What is there now stays to the end: no search for garbage goes through it again, in forked processes neither."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
@@ -34,6 +41,16 @@ def _short_trials():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "_TRIAL_SECONDS", 0.0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _graphs_once():
+    """Torch's own exporter is not what is tested: the same network is taken through it once."""
+    from graphs_once import once
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", once(torch.onnx.export))
         yield
 
 
