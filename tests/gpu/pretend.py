@@ -9,15 +9,15 @@ the line of code that asked for it. It cannot see numerics of GPU libraries, rea
 from __future__ import annotations
 
 import importlib
+import sys
 import threading
-import traceback
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
 CPU = torch.device("cpu")
@@ -111,6 +111,29 @@ class GPUTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
 
+def tensors_in(what: Any) -> Iterator[torch.Tensor]:
+    """Those of an operation's arguments or results, which are lists, tuples and dicts; torch's pytree takes longer."""
+    if isinstance(what, torch.Tensor):
+        yield what
+    elif isinstance(what, (list, tuple)):
+        for part in what:
+            yield from tensors_in(part)
+    elif isinstance(what, dict):
+        for part in what.values():
+            yield from tensors_in(part)
+
+
+def replaced(what: Any, kind: type[torch.Tensor], change: Callable[[Any], Any]) -> Any:
+    """The same, with tensors of this kind changed."""
+    if isinstance(what, kind):
+        return change(what)
+    if isinstance(what, (list, tuple)):
+        return type(what)([replaced(part, kind, change) for part in what])
+    if isinstance(what, dict):
+        return {name: replaced(part, kind, change) for name, part in what.items()}
+    return what
+
+
 def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not torch.is_inference_mode_enabled():
         return run(func, args, kwargs)
@@ -121,7 +144,7 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operation: checked, noted, computed on the CPU, its results on the device that a GPU would leave them on."""
     name = func.name()
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = list(tensors_in((args, kwargs)))
     on_gpu = [tensor for tensor in tensors if isinstance(tensor, GPUTensor)]
     target = device_of(kwargs)
     if on_gpu and name not in COPIES:
@@ -133,7 +156,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if _gpu is not None:
         _gpu.observe(name, args, kwargs, on_gpu, tensors, stays)
 
-    plain_args, plain_kwargs = pytree.tree_map_only(GPUTensor, lambda tensor: tensor.numbers, (args, kwargs))
+    plain_args, plain_kwargs = replaced((args, kwargs), GPUTensor, lambda tensor: tensor.numbers)
     if target is not None and target.type == "cuda":
         plain_kwargs["device"] = CPU
     if stays:
@@ -147,7 +170,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     index = (target.index if target is not None and target.type == "cuda" else None) or (
         on_gpu[0].device.index if on_gpu else 0
     )
-    wrapped = pytree.tree_map_only(torch.Tensor, lambda t: t if isinstance(t, GPUTensor) else GPUTensor(t, index), out)
+    wrapped = replaced(out, torch.Tensor, lambda t: t if isinstance(t, GPUTensor) else GPUTensor(t, index))
     if name == "aten::_to_copy" or not (on_gpu or name == "aten::copy_"):
         return wrapped
     return return_and_correct_aliasing(func, args, kwargs, wrapped)
@@ -171,8 +194,8 @@ def compute(func: Any, name: str, args: Any, kwargs: dict[str, Any], on_gpu: lis
     halves = [t.dtype for t in on_gpu if t.dtype in (torch.bfloat16, torch.float16)]
     if name not in CONVOLUTIONS or not halves:
         return func(*args, **kwargs)
-    out = func(*pytree.tree_map_only(torch.Tensor, torch.Tensor.float, args), **kwargs)
-    return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(halves[0]), out)
+    out = func(*replaced(args, torch.Tensor, torch.Tensor.float), **kwargs)
+    return replaced(out, torch.Tensor, lambda tensor: tensor.to(halves[0]))
 
 
 def fused_lstm(gates: Any, others: Any, previous: Any, *biases: Any) -> Any:
@@ -272,10 +295,7 @@ class PretendGPU(TorchDispatchMode):
         self, name: str, args: Any, kwargs: dict[str, Any], on_gpu: list[GPUTensor], tensors: list[Any], stays: bool
     ) -> None:
         """Note an operation that waits, or crosses between host and device."""
-        by_mask = name in INDEXING and any(
-            isinstance(leaf, torch.Tensor) and leaf.dtype in (torch.bool, torch.uint8)
-            for leaf in pytree.tree_leaves(args[1])
-        )
+        by_mask = name in INDEXING and any(leaf.dtype in (torch.bool, torch.uint8) for leaf in tensors_in(args[1]))
         if on_gpu and (name in WAITING or by_mask):
             self.note("wait", name)
         elif name in COPIES and on_gpu and not stays:
@@ -289,14 +309,13 @@ class PretendGPU(TorchDispatchMode):
             return
         self.launches[name] += 1
         self.by_part.setdefault(self.part, Counter())[name] += 1
-        results = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
-        self.moved[self.part] += sum(tensor.numel() * tensor.element_size() for tensor in (*tensors, *results))
+        self.moved[self.part] += sum(t.numel() * t.element_size() for t in (*tensors, *tensors_in(out)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         target = device_of(kwargs)
-        leaves = pytree.tree_leaves((args, kwargs))
-        if (target is not None and target.type == "cuda") or any(isinstance(leaf, GPUTensor) for leaf in leaves):
+        given = tensors_in((args, kwargs))
+        if (target is not None and target.type == "cuda") or any(isinstance(tensor, GPUTensor) for tensor in given):
             return dispatch(func, args, kwargs)
         return func(*args, **kwargs)
 
@@ -366,7 +385,10 @@ def _updated_together() -> list[type]:
 
 def line_of_ours() -> str:
     """`file:line function` of the package or the toolbox that is at work."""
-    for frame in reversed(traceback.extract_stack()):
-        if "csd_plugin" in frame.filename or "basicsr" in frame.filename:
-            return f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} {frame.name}"
+    frame = sys._getframe()
+    while frame is not None:
+        code = frame.f_code
+        if "csd_plugin" in code.co_filename or "basicsr" in code.co_filename:
+            return f"{code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno} {code.co_name}"
+        frame = frame.f_back
     return "torch"
