@@ -256,8 +256,9 @@ def test_mistakes_in_the_options_of_all_rows_are_found_before_the_first_is_train
         assert not Path("experiments").exists()
 
 
-def test_results_are_made_again_when_what_they_are_of_has_changed(files, tiny_rain):
+def test_results_are_made_again_when_what_they_are_of_has_changed(files, tiny_rain, launcher, monkeypatch):
     """Weights and frames that are given, and test sets."""
+    Calls(launcher, monkeypatch)
     weights, frames = files / "net.pth", files / "frames"
     clip = next(path for path in (tiny_rain / "Dataset_Testing_Synthetic").iterdir() if path.name.endswith("_Rain"))
 
@@ -298,8 +299,9 @@ def test_results_are_made_again_when_what_they_are_of_has_changed(files, tiny_ra
     assert make_tables([Table.read(path)], dry_run=True).count("to do: test") == 1
 
 
-def test_results_are_made_again_when_weights_are_loaded_otherwise(files):
+def test_results_are_made_again_when_weights_are_loaded_otherwise(files, launcher, monkeypatch):
     """Those of the entry `params_ema`, the usual one, have the digest of earlier versions."""
+    Calls(launcher, monkeypatch)
     weights = files / "net.pth"
     state = SLDNet(**{k: v for k, v in STUDENT.items() if k != "type"}).state_dict()
     torch.save({"params": state, "params_ema": {name: value + 0.01 for name, value in state.items()}}, weights)
@@ -326,13 +328,15 @@ def test_results_are_made_again_when_weights_are_loaded_otherwise(files):
     assert todo(strict_load_g=False) and todo(param_key_g="params_ema") and not todo(strict_load_g=True)
 
 
-def test_given_weights_need_no_option_file(files):
+def test_given_weights_need_no_option_file(files, launcher, monkeypatch):
+    """The first in a process of its own, as users test it."""
     others = dict.fromkeys(("input", "teacher", "alone", "csd"))
     rows = others | {"b": {"label": "tiny", "weights": "tiny"}}
     path = matrix_of(files, base=None, baseline=None, rows=rows)
     test = runs_of(read_matrix(path), path)["tiny_b"].test
     assert (test["network_g"]["type"], test["network_g"]["num_feat"]) == ("HalfNet", 16)
     make_tables([Table.read(path)])
+    Calls(launcher, monkeypatch)
     with_base = matrix_of(files, name="with_base", runs="other", baseline=None, rows=rows)
     make_tables([Table.read(with_base)])
     scores = [json.loads(Path(f"results/{runs}_b/rain.json").read_text())["average"] for runs in ("tiny", "other")]
