@@ -190,7 +190,7 @@ def test_other_packages_are_imported_only_for_networks_that_are_not_ours(scratch
     (scratch / "scratch_derain.py").write_text("raise SystemExit('imported')")
     for i in range(2):
         write_image(tmp_path / "rain" / f"{i}.png", np.zeros((16, 24, 3), np.uint8))
-    done = csd(scratch, ["derain", str(tmp_path / "rain"), str(tmp_path / "clean")])
+    done = csd(scratch, ["derain", str(tmp_path / "rain"), str(tmp_path / "clean"), "--model", "tiny"])
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -223,12 +223,13 @@ def test_raw_frames_through_pipes(frames, model, monkeypatch, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_raw_frames_are_as_wide_as_is_said(frames, model):
-    command = [sys.executable, "-m", "csd_plugin", "derain", frames / "rain", "-", "--model", model, "--side-by-side"]
+def test_raw_frames_are_as_wide_as_is_said(frames, model, capfdbinary):
     for flags, width in (([], 64), (["--compare", frames / "rain"], 96)):
-        run = subprocess.run([*command, *flags, "--fps", "30000/1001"], capture_output=True)
-        assert run.returncode == 0 and f"frames of {width}x24, 29.97 per second".encode() in run.stderr
-        assert len(run.stdout) == 5 * width * 24 * 3
+        command = [frames / "rain", "-", "--model", model, "--side-by-side", *flags, "--fps", "30000/1001"]
+        assert derain(*command) == 0
+        out, err = capfdbinary.readouterr()
+        assert f"frames of {width}x24, 29.97 per second".encode() in err
+        assert len(out) == 5 * width * 24 * 3
 
 
 @pytest.mark.parametrize("closed, stream", [("<&-", "input"), (">&-", "output"), ("<&- >&-", "input"), ("2>&-", "")])
