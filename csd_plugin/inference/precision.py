@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from csd_plugin.devices import gpu_has_bf16
+from csd_plugin.errors import first_line
 from csd_plugin.inference.trials import REFUSALS
 
 LEAST = 45.0
@@ -36,7 +37,9 @@ class Derains(Protocol):
 
 
 def pick_precision(open_in: Callable[[str], Derains]) -> Precision:
-    """'bf16' if the processor multiplies it natively and frames stay within `LEAST` dB of fp32, else 'fp32'.
+    """'bf16' if the processor multiplies it natively, and the network computes in it within `LEAST` dB of fp32.
+
+    Otherwise it is 'fp32'.
 
     They are compared on a small synthetic rainy clip, always the same one, so that a network has the same precision for
     all videos. On real rain the figure is about the same.
@@ -55,7 +58,10 @@ def pick_precision(open_in: Callable[[str], Derains]) -> Precision:
     except REFUSALS:  # wide windows or padding
         clip = rainy_clip(size=_LARGER)
         expected = list(exact(clip))
-    psnr = psnr_between(expected, open_in("bf16")(clip))
+    try:
+        psnr = psnr_between(expected, open_in("bf16")(clip))
+    except REFUSALS as error:  # layers that mix types, such as attention whose softmax is float32
+        return Precision("fp32", f"the network does not compute in bf16: {first_line(error)}")
     if psnr < LEAST:
         return Precision("fp32", f"bf16 is {psnr:.1f} dB from it, less than {LEAST:g}")
     return Precision("bf16", "the same frames as in fp32" if math.isinf(psnr) else f"{psnr:.1f} dB from fp32")

@@ -43,6 +43,27 @@ def test_a_network_that_needs_more_digits_is_left_in_fp32(with_bf16):
     assert "dB from it, less than 45" in derainer.precision.why
 
 
+class MixesTypes(torch.nn.Module):
+    """Attends as SwinIR does: a float32 mask makes its weights of attention float32, and its values are bf16."""
+
+    num_frame = 1
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 1)
+
+    def forward(self, window):
+        values = self.conv(window[:, 0].to(self.conv.weight.dtype))
+        height = values.shape[-2]
+        return window[:, 0] + torch.eye(height).expand(len(values), 3, height, height) @ values
+
+
+def test_a_network_that_does_not_compute_in_bf16_is_left_in_fp32(with_bf16):
+    derainer = Derainer(MixesTypes(), precision="auto", device="cpu")
+    assert derainer.precision.name == "fp32" and len(list(derainer(rainy_clip()))) == len(rainy_clip())
+    assert derainer.precision.why.startswith("the network does not compute in bf16: expected ")
+
+
 def test_it_says_how_near_the_frames_are(with_bf16):
     torch.manual_seed(0)
     network = SLDNet(preset="student2", num_feat=4, init_type="kaiming")
