@@ -122,7 +122,8 @@ def _features(
         clip = as_float(torch.from_numpy(frames).permute(0, 3, 1, 2)[None].to(device))
         with torch.no_grad():  # taps need the version counters that inference mode lacks
             run_network(network, clip, count, interface, autocast=torch.bfloat16 if bf16 else None)
-            stored = [interface.features(tap.take(), 1, count, tap.path, _warn_once) for tap in taps]
+            size = (clip.shape[3], clip.shape[4])
+            stored = [interface.features(tap.take(), 1, count, tap.path, _warn_once, size=size) for tap in taps]
             views = [feature[0].permute(0, 2, 3, 1) for feature in stored]
         arrays = [view.half().cpu().numpy() for view in views]
         if not all(np.isfinite(array).all() for array in arrays):

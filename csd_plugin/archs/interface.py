@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from csd_plugin.archs.bf16_conv3d import computes_in_bf16, repair_bf16_conv3d
 from csd_plugin.archs.casting import CastWeights
-from csd_plugin.archs.padding import whole_cells
+from csd_plugin.archs.padding import whole_cells, without_padding
 from csd_plugin.data.windows import join_windows, slice_windows, target_slice, window_slice
 from csd_plugin.errors import CSDError, suggestion, type_in_words
 
@@ -262,6 +262,8 @@ class Interface:
         num_target: int,
         layer: str,
         warn: Callable[[str], object] = lambda line: None,
+        *,
+        size: tuple[int, int] | None = None,
     ) -> Tensor:
         """What a tap of `layer` captured while `run` processed `batch` clips -> (B, L, C, h, w).
 
@@ -271,6 +273,8 @@ class Interface:
                 (B*T, C, h, w). Calls for consecutive frames, T of (B*L, C, h, w) or (B, C, h, w), are joined. Of any
                 other calls, such as stages, the last one counts.
             warn: called with a line if only the last of several calls counts.
+            size: height and width of the clips, so that what lies in the padding of their frames is cut off; None if
+                they were not padded.
 
         Raises:
             CSDError: the shape is another one, or C and T', or T, cannot be told apart.
@@ -299,7 +303,7 @@ class Interface:
                 f"feature tap {layer!r}: the layer {runs}{on}, and only the last of them is compared; if they are "
                 f"not stages of one result, tap a layer that runs once, or once for each frame"
             )
-        return features
+        return features if size is None else without_padding(features, size, self.size_divisor)
 
 
 def run_network(

@@ -1,4 +1,4 @@
-"""Frames padded to sides that a network can process."""
+"""Frames padded to sides that a network can process, and features without that padding."""
 
 from __future__ import annotations
 
@@ -12,3 +12,15 @@ def whole_cells(frames: Tensor, divisor: int) -> Tensor:
     if not (below or right):
         return frames
     return F.pad(frames, (0, right, 0, below, *(0, 0) * (frames.ndim - 4)), mode="replicate")
+
+
+def without_padding(features: Tensor, size: tuple[int, int], divisor: int) -> Tensor:
+    """Features (.., h, w) of frames that `whole_cells` has padded, without the cells that lie in the padding alone.
+
+    Args:
+        size: height and width of the frames before.
+    """
+    height, width = (
+        -(-cells * side // (side + -side % divisor)) for cells, side in zip(features.shape[-2:], size, strict=True)
+    )
+    return features[..., :height, :width]

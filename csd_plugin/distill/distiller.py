@@ -380,8 +380,10 @@ class Distiller(nn.Module):
             clip = clips if scale == 1 else F.avg_pool2d(clips.flatten(0, 1), scale).unflatten(0, clips.shape[:2])
             with listening(taps):
                 frames = run_network(network, clip, num_target, interface, autocast=self.autocast)
+                size = (clip.shape[3], clip.shape[4])
                 features[scale] = tuple(
-                    interface.features(tap.take(), batch, num_target, tap.path, self._warn_once) for tap in taps
+                    interface.features(tap.take(), batch, num_target, tap.path, self._warn_once, size=size)
+                    for tap in taps
                 )
             outputs[scale] = frames.unflatten(0, (batch, num_target))
         return ClipView(outputs[1], features)

@@ -119,7 +119,8 @@ def dry_run(network: nn.Module, interface: Interface, clips: Clips, layers: list
             batch = torch.empty(clips.batch, clips.num_frame, 3, clips.size, clips.size, device=device)
             interface.run(network, batch, clips.num_target)
             for tap in taps:
-                feature = interface.features(tap.take(), clips.batch, clips.num_target, tap.path)
+                size = (clips.size, clips.size)
+                feature = interface.features(tap.take(), clips.batch, clips.num_target, tap.path, size=size)
                 dry.features[tap.layer] = tuple(feature.shape)
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
         raise DryRunError(

@@ -15,6 +15,17 @@ def features(interface, *calls, batch=2, num_target=3, volumetric=False, warn=py
     return interface.features(Captured(calls, volumetric), batch, num_target, "tail", warn)
 
 
+@pytest.mark.parametrize(
+    ("divisor", "side", "cells", "kept"),
+    [(1, 36, 9, 9), (16, 48, 12, 12), (16, 36, 48, 36), (16, 36, 12, 9), (16, 35, 12, 9), (16, 33, 3, 3), (64, 8, 2, 1)],
+)
+def test_cells_in_the_padding_alone_are_cut_off(divisor, side, cells, kept):
+    interface = Interface(1, "image", size_divisor=divisor)
+    whole = torch.rand(6, 4, cells, cells)
+    cut = interface.features(Captured((whole,)), 2, 3, "tail", size=(side, side))
+    assert torch.equal(cut.flatten(0, 1), whole[..., :kept, :kept])
+
+
 def test_calls_for_one_frame_of_a_window_after_the_other_are_averaged_as_together():
     calls = torch.rand(5, 6, 4, 8, 8).unbind()
     torch.testing.assert_close(features(WINDOW, *calls), features(WINDOW, torch.stack(calls, 1).flatten(0, 1)))

@@ -17,7 +17,7 @@ from csd_plugin.distill import OBJECTIVES
 from csd_plugin.distill.adapters import AdaptedObjective
 from csd_plugin.distill.csd import CSD
 from csd_plugin.distill.distiller import Compared, Distiller, Teacher, adapted
-from csd_plugin.distill.dry_run import Clips
+from csd_plugin.distill.dry_run import Clips, dry_run
 from csd_plugin.distill.health import gradient_norms
 from csd_plugin.distill.objective import build_objective
 from csd_plugin.distill.output import OutputDistillation
@@ -418,6 +418,20 @@ def test_smaller_scales_are_those_of_averaged_frames():
             blocks = middle.unflatten(4, (-1, scale)).unflatten(3, (-1, scale)).mean(dim=(4, 6))
             torch.testing.assert_close(feature, blocks)
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(1, 16), (16, 1), (16, 9)])
+def test_what_lies_in_the_padding_of_frames_is_not_compared(ours, theirs):
+    networks = [(Mirror(), Interface(1, "image", "last", size_divisor=divisor)) for divisor in (ours, theirs)]
+    (student, how), (frozen, theirs_how) = networks
+    teacher = Teacher(frozen, SRKD(), interface=theirs_how)
+    seen = []
+    teacher.objective.register_forward_pre_hook(lambda _, views: seen.extend(views[:2]))
+    d = Distiller(student, [teacher], PyramidSSIMLoss(), weights={"maps": 1.0}, interface=how, examine_every=0)
+    d(batch(), 1)
+    assert all(torch.equal(view.features[1][0], batch()["lq"][:, 3:5]) for view in seen) and len(seen) == 2
+    clips = Clips(batch=2, num_frame=8, num_target=2, size=24)
+    assert all(dry_run(*one, clips, None, tapped=True).features == {"last": (2, 2, 3, 24, 24)} for one in networks)
 
 
 def test_a_layer_of_which_only_the_last_run_is_compared_is_named_once():
