@@ -19,8 +19,8 @@ _OF_TOOLBOX = {"is_train", "auto_resume", "dist", "rank", "world_size", "root_pa
 
 
 def idle_options(opt: Mapping[str, Any]) -> list[str]:
-    """Warnings, one line each: keys that nobody reads, averages and warm-ups too long for `total_iter` steps, a graph
-    that records nothing.
+    """Warnings, one line each: keys that nobody reads, averages, warm-ups and frozen layers too long for `total_iter`
+    steps, a graph that records nothing.
     """
     train_opt = opt["train"]
     warmup, total = train_opt.get("warmup_iter", -1), train_opt["total_iter"]
@@ -30,6 +30,13 @@ def idle_options(opt: Mapping[str, Any]) -> list[str]:
             f"train.warmup_iter {int(warmup):,} does not end before total_iter {int(total):,}: the learning rate "
             f"hardly reaches optim_g.lr; use a tenth of the steps or less"
         )
+    for layer, content in (train_opt.get("layers") or {}).items():
+        frozen = content.get("frozen", False)
+        if frozen is not True and frozen >= total and not train_opt.get("max_seconds"):
+            lines.append(
+                f"train.layers.{layer}.frozen {int(frozen):,} does not end before total_iter {int(total):,}: the layer "
+                f"never learns; give fewer steps, or true if it is meant"
+            )
     if train_opt.get("cuda_graph") and not gpus_of(opt["num_gpu"]):
         lines.append("train.cuda_graph has no effect without a GPU")
     elif train_opt.get("cuda_graph") and distils(opt) and opt["logger"]["print_freq"] == 1:

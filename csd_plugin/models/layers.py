@@ -17,7 +17,9 @@ Layers = Mapping[str, Mapping[str, Any]]
 
 
 def check_layers(layers: Layers, network: nn.Module) -> None:
-    """Raise CSDError for a key that changes no weight of the network, or if all of its weights are frozen."""
+    """Raise CSDError for a key that changes no weight of the network, or if all of its weights are frozen at once."""
+    if "" in layers:
+        raise CSDError("train.layers: an empty key names no layer; leave it out, or give a part of its weights' names")
     found = _weights_by_layer(layers, network)
     for key, content in layers.items():
         if not found[key]:

@@ -357,13 +357,15 @@ def _check(content: Mapping[str, Any], section: type[BaseModel], where: str, pro
         return
     except ValidationError as error:
         found = error.errors()
-    seen = set()
+    by_key: dict[str, Any] = {}
     for each in found:
-        key, value = _key_of(each["loc"], content), each["input"]
-        place = f"{where}{key}"
-        if key in seen or (each["type"] != "extra_forbidden" and not problems.sound(place)):
-            continue  # another member of a union, or found already
-        seen.add(key)
+        key = _key_of(each["loc"], content)
+        if key not in by_key or (_is_of_type(by_key[key]) and not _is_of_type(each)):
+            by_key[key] = each  # of the members of a union, the one that the value was probably meant for
+    for key, each in by_key.items():
+        place, value = f"{where}{key}", each["input"]
+        if each["type"] != "extra_forbidden" and not problems.sound(place):
+            continue  # found already
         if each["type"] == "extra_forbidden":
             problems.unknown(where, key, known)
         elif each["type"] == "missing":
@@ -373,6 +375,11 @@ def _check(content: Mapping[str, Any], section: type[BaseModel], where: str, pro
             if isinstance(value, str) and _EXPONENT.fullmatch(value):
                 message += f"; YAML reads {value} as text; write !!float {value}"
             problems.add(place, message)
+
+
+def _is_of_type(found: Mapping[str, Any]) -> bool:
+    """Whether an error of pydantic is about a value's type, not its size."""
+    return str(found["type"]).endswith("_type")
 
 
 def _key_of(location: tuple[int | str, ...], content: Any) -> str:

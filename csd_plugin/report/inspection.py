@@ -21,6 +21,7 @@ from csd_plugin.distill.schedule import Weight, is_balanced, is_ever_on
 from csd_plugin.distill.settings import Distillation, read_distillation
 from csd_plugin.errors import CSDError
 from csd_plugin.models.idle_options import idle_options, part_warnings
+from csd_plugin.models.layers import described
 from csd_plugin.models.pairing import check_network
 from csd_plugin.models.preflight import check_features, check_parts, checked_objective, input_scales, placed_dry_run
 from csd_plugin.options.checks import distils, find_problems
@@ -67,6 +68,9 @@ def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) ->
             continue
         runs[name] = run
         lines += ["", *_describe(name, network, interfaces[name], clips, runs[name], learns=_learns(name, opt))]
+        if _learns(name, opt):
+            layers = opt["train"].get("layers") or {}
+            lines += [f"             {line.removeprefix('train.')}" for line in described(layers, network)]
         if all_layers:
             lines += [f"             {path:<28} {_shape(shape)}" for path, shape in runs[name].layers.items()]
     problems.raise_any()

@@ -47,6 +47,16 @@ def test_networks_windows_features_and_objective(inspect):
     assert "warning" not in out
 
 
+def test_layers_with_a_rate_of_their_own_or_frozen(inspect):
+    layers = {"conv22": {"frozen": True}, "conv8": {"frozen": 2, "lr_mul": 0.5}}
+    status, out, err = inspect(options(**{"train.layers": layers, "train.total_iter": 9}))
+    assert status == 0, err
+    of_student = out.partition("network_t")[0]
+    assert "layers.conv22: 327 weights, frozen.\n" in of_student
+    assert "layers.conv8: 436 weights, learning rate x 0.5, frozen for 2 iterations.\n" in of_student
+    assert "layers." not in inspect(options())[1]
+
+
 def test_presets_cost_what_the_paper_says(inspect):
     status, out, _ = inspect(options(network_g={"type": "SLDNet", "preset": "student2"}), "--size", "128")
     assert status == 0

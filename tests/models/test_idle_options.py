@@ -17,6 +17,9 @@ LONG = {"total_iter": 1000, "ema_decay": 0}
         ({"warmup_iter": 1000}, ["train.warmup_iter 1,000 does not end before total_iter 1,000:"]),
         ({"warmup_iter": 1234567.0}, ["train.warmup_iter 1,234,567 does not end"]),
         ({"warmup_iter": 5000, "max_seconds": 60}, []),  # how many steps there will be is not known
+        ({"layers": {"a": {"frozen": 999}, "b": {"frozen": True}, "c": {"lr_mul": 2.0}}}, []),
+        ({"layers": {"a": {"frozen": 1e3}}}, ["train.layers.a.frozen 1,000 does not end before total_iter 1,000:"]),
+        ({"layers": {"a": {"frozen": 5000}}, "max_seconds": 60}, []),
         ({"cuda_graph": True}, ["train.cuda_graph has no effect without a GPU"]),
         (
             {"warmup_iter": 5000, "ema_decay": 0.9999, "ema_warmup": False},
