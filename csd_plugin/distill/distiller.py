@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from csd_plugin.archs.bf16_conv3d import repair_bf16_conv3d
 from csd_plugin.archs.interface import Interface, interface_of, run_network
 from csd_plugin.data.batches import as_clips, as_float, features_of
+from csd_plugin.data.windows import target_slice
 from csd_plugin.distill.adapters import AdaptedObjective
 from csd_plugin.distill.balance import Balance
 from csd_plugin.distill.dry_run import Clips, dry_run
@@ -34,6 +35,9 @@ TEACHER_TARGETS_ON_GPU = 32
 """The same on a GPU, where each part costs its launches."""
 _OVERSHOOT = 0.1
 """By how much frames may leave [0, 1], as some ways of resizing let them."""
+
+_ASTRAY = 0.1
+"""The mean distance from the truth, of [0, 1], beyond which a teacher's frames are looked at: rain is nearer."""
 
 logger = logging.getLogger(__name__)
 
@@ -230,6 +234,8 @@ class Distiller(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         # The teachers first, to use and free their memory before the student's graph takes its own.
         views = [stored or self._teacher_view(teacher, lq, gt.shape[1]) for teacher in self.teachers]
+        if looks and not stored:
+            self._warn_of_teachers(views, lq, gt)
         scales = dict.fromkeys(scale for teacher in self.teachers for scale in bare(teacher.objective).input_scales)
         student = self._view(self.student, self.interface, self.student_taps, lq, gt.shape[1], scales)
         with torch.autocast(lq.device.type, enabled=False):
@@ -273,6 +279,17 @@ class Distiller(nn.Module):
                 self._warn_once(
                     f"the batch's {name} has values outside [0, 1], for which the losses are made: bring frames there, "
                     f"or give bytes"
+                )
+
+    def _warn_of_teachers(self, views: Sequence[ClipView], lq: Tensor, gt: Tensor) -> None:
+        """A teacher that was made for frames of 0 to 255, or that has untrained weights, would be followed as well."""
+        given = lq[:, target_slice(lq.shape[1], gt.shape[1])].flatten(0, 1).float()
+        least = F.l1_loss(F.interpolate(given, gt.shape[3:]), gt.flatten(0, 1)).clamp(min=_ASTRAY)
+        for teacher, view in zip(self.teachers, views, strict=True):
+            if F.l1_loss(view.output, gt) > least:
+                self._warn_once(
+                    f"the frames of the teacher {teacher.label} are farther from the truth than those that it was "
+                    f"given: check its weights, and that it takes and gives values from 0 to 1"
                 )
 
     def _warn_once(self, line: str) -> None:
