@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -90,8 +91,23 @@ def construct(cls: type, keywords: dict[str, Any], where: str) -> Any:
         inspect.signature(cls).bind(**keywords)
     except TypeError as error:
         raise CSDError(f"{where}: {error}; check its keys") from error
+    for key in _ignored(cls, keywords):
+        named = [name for name, one in inspect.signature(cls).parameters.items() if one.kind is not one.VAR_KEYWORD]
+        raise CSDError(f"{where}.{key}: {cls.__name__} takes it and never reads it{suggestion(key, named)}")
     with as_mistakes(where), compat.without_log(), compat.named_downloads():
         return cls(**keywords)
+
+
+def _ignored(cls: type, keywords: Mapping[str, Any]) -> list[str]:
+    """The keywords that a constructor takes as `**rest` and never reads, like SwinIR's; none where that is unclear."""
+    code = getattr(cls.__init__, "__code__", None)  # type: ignore[misc]
+    parameters = inspect.signature(cls).parameters
+    rest = next((name for name, one in parameters.items() if one.kind is one.VAR_KEYWORD), "")
+    if code is None or rest not in code.co_varnames or rest in code.co_cellvars or "locals" in code.co_names:
+        return []
+    if any(step.argval == rest for step in dis.get_instructions(code)):
+        return []
+    return [key for key in keywords if key not in parameters or key == rest]
 
 
 @contextmanager

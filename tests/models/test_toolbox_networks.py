@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from test_objectives import options_of
@@ -73,6 +75,60 @@ def test_what_nobody_says_is_told_before_anything_is_written(launcher, tiny_rain
     assert launcher.train(changed(options, changes)) == 2
     assert words in capsys.readouterr().err
     assert launcher.written() == []
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("embed_dimm", "network_g.embed_dimm: SwinIR takes it and never reads it; did you mean embed_dim?"),
+        ("feature", "network_g.feature: SwinIR takes it and never reads it; known: img_size, patch_size,"),
+    ],
+)
+def test_a_keyword_that_a_constructor_swallows_is_unknown(launcher, tiny_rain, capsys, key, words):
+    swinir = {"type": "SwinIR", "upscale": 1, "window_size": 8, "depths": [1], "embed_dim": 4, "num_heads": [1]}
+    options = train_options(tiny_rain, network_g=swinir | {key: 8}, interface_g={"layout": "image"})
+    assert launcher.train(options) == 2
+    assert words in capsys.readouterr().err
+    assert launcher.written() == []
+
+
+class PassesOn(torch.nn.Conv2d):
+    def __init__(self, width, **rest):
+        super().__init__(3, width, **rest)
+
+
+class ReadsInside(torch.nn.Module):
+    def __init__(self, **rest):
+        super().__init__()
+        self.sizes = [rest["size"] for _ in range(2)]
+
+
+class ReadsAll(torch.nn.Module):
+    def __init__(self, **rest):
+        super().__init__()
+        self.given = dict(locals())
+
+
+class Wrapped(torch.nn.Module):
+    @functools.wraps(PassesOn.__init__)
+    def __init__(self, *args, **options):
+        super().__init__()
+        self.options = options
+
+
+@pytest.mark.parametrize(
+    ("cls", "keywords"),
+    [
+        (PassesOn, {"width": 4, "kernel_size": 3}),
+        (ReadsInside, {"size": 1}),
+        (ReadsAll, {"size": 1}),
+        (Wrapped, {"width": 1, "kernel": 3}),
+    ],
+)
+def test_keywords_that_a_constructor_reads_without_naming_them_are_its_own(cls, keywords):
+    from csd_plugin.models.building import construct
+
+    assert isinstance(construct(cls, keywords, "network_g"), cls)
 
 
 def test_a_network_of_another_scale_is_told(launcher, tiny_rain, capsys):
