@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": {"types", "devices"},
     "metrics": {"types", "extensions", "data.layout", "data.images", "data.links"},
     "weights": {"types", "archs", "data.video", "inference", "metrics"},
-    "distill": {"types", "devices", "losses", "archs", "data.batches"},
+    "distill": {"types", "devices", "losses", "archs", "data.batches", "data.windows"},
     "inference": {"types", "devices", "archs", "data.windows", "data.images", "data.video"},
     "export": {"types", "archs", "inference"},
     "report": {

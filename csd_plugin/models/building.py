@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import dis
 import inspect
 from collections.abc import Iterator, Mapping
@@ -91,14 +92,15 @@ def construct(cls: type, keywords: dict[str, Any], where: str) -> Any:
         inspect.signature(cls).bind(**keywords)
     except TypeError as error:
         raise CSDError(f"{where}: {error}; check its keys") from error
-    for key in _ignored(cls, keywords):
-        named = [name for name, one in inspect.signature(cls).parameters.items() if one.kind is not one.VAR_KEYWORD]
-        raise CSDError(f"{where}.{key}: {cls.__name__} takes it and never reads it{suggestion(key, named)}")
+    named = [name for name, one in inspect.signature(cls).parameters.items() if one.kind is not one.VAR_KEYWORD]
+    for key in ignored_keys(cls, keywords):
+        if difflib.get_close_matches(key, named, 1, cutoff=0.8):
+            raise CSDError(f"{where}.{key}: {cls.__name__} takes it and never reads it{suggestion(key, named)}")
     with as_mistakes(where), compat.without_log(), compat.named_downloads():
         return cls(**keywords)
 
 
-def _ignored(cls: type, keywords: Mapping[str, Any]) -> list[str]:
+def ignored_keys(cls: type, keywords: Mapping[str, Any]) -> list[str]:
     """The keywords that a constructor takes as `**rest` and never reads, like SwinIR's; none where that is unclear."""
     code = getattr(cls.__init__, "__code__", None)  # type: ignore[misc]
     parameters = inspect.signature(cls).parameters

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from csd_plugin.devices import gpus_of
 from csd_plugin.distill.average import average_warnings
 from csd_plugin.distill.schedule import is_gradual
+from csd_plugin.models.building import find_type, ignored_keys, network_names
+from csd_plugin.models.mixing import keywords_of
 from csd_plugin.options.checks import distils
 from csd_plugin.options.sections import MODELS, known_keys
 
@@ -19,12 +22,12 @@ _OF_TOOLBOX = {"is_train", "auto_resume", "dist", "rank", "world_size", "root_pa
 
 
 def idle_options(opt: Mapping[str, Any]) -> list[str]:
-    """Warnings, one line each: keys that nobody reads, averages, warm-ups and frozen layers too long for `total_iter`
-    steps, a graph that records nothing.
+    """Warnings, one line each: keys that nobody reads, or that are only taken; averages, warm-ups and frozen layers too
+    long for `total_iter` steps; a graph that records nothing.
     """
     train_opt = opt["train"]
     warmup, total = train_opt.get("warmup_iter", -1), train_opt["total_iter"]
-    lines = [*_unread(opt), *average_warnings(train_opt)]
+    lines = [*_unread(opt), *_ignored(opt), *average_warnings(train_opt)]
     if warmup >= total and not train_opt.get("max_seconds"):
         lines.append(
             f"train.warmup_iter {int(warmup):,} does not end before total_iter {int(total):,}: the learning rate "
@@ -77,6 +80,16 @@ def _unread(opt: Mapping[str, Any]) -> list[str]:
         return []
     have = "has" if len(keys) == 1 else "have"
     return [f"{', '.join(keys)} {have} no effect: {opt['model_type']} reads no such key; see options/README.md"]
+
+
+def _ignored(opt: Mapping[str, Any]) -> list[str]:
+    """A line for each key of a network that its class takes and never reads."""
+    lines = []
+    for name in (name for name in network_names(opt) if opt.get(name)):
+        cls = find_type(ARCH_REGISTRY, opt[name].get("type"), f"{name}.type")
+        for key in ignored_keys(cls, keywords_of(opt[name])):
+            lines.append(f"{name}.{key} has no effect: {cls.__name__} takes it and never reads it")
+    return lines
 
 
 def _moving(weights: Mapping[str, Any]) -> str:

@@ -17,7 +17,15 @@ def features(interface, *calls, batch=2, num_target=3, volumetric=False, warn=py
 
 @pytest.mark.parametrize(
     ("divisor", "side", "cells", "kept"),
-    [(1, 36, 9, 9), (16, 48, 12, 12), (16, 36, 48, 36), (16, 36, 12, 9), (16, 35, 12, 9), (16, 33, 3, 3), (64, 8, 2, 1)],
+    [
+        (1, 36, 9, 9),
+        (16, 48, 12, 12),
+        (16, 36, 48, 36),
+        (16, 36, 12, 9),
+        (16, 35, 12, 9),
+        (16, 33, 3, 3),
+        (64, 8, 2, 1),
+    ],
 )
 def test_cells_in_the_padding_alone_are_cut_off(divisor, side, cells, kept):
     interface = Interface(1, "image", size_divisor=divisor)
