@@ -176,7 +176,7 @@ class Interface:
             by repeating the last row and column, and the results are cut.
 
     Raises:
-        CSDError: the kind is unknown, or scale or divisor is no whole number above 0.
+        CSDError: the kind is unknown, or frames, scale or divisor are no whole number above 0.
     """
 
     num_frame: int
@@ -188,7 +188,7 @@ class Interface:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise CSDError(f"layout {self.kind!r} is unknown{suggestion(self.kind, KINDS)}")
-        for name in ("scale", "size_divisor"):
+        for name in ("num_frame", "scale", "size_divisor"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise CSDError(f"{name} is {value!r}; give a whole number, 1 or more")

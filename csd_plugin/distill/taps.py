@@ -157,6 +157,8 @@ def tap_compared(network: nn.Module, interface: Interface, layers: list[str] | N
 
 def tap_layers(network: nn.Module, layers: Iterable[str]) -> list[FeatureTap]:
     """A tap for each layer: `conv7` taps the input of that module, `conv7:output` its output. Raises CSDError."""
+    if isinstance(layers, str):
+        raise CSDError(f"layers is {layers!r}; give a list of layers, such as [{layers!r}]")
     taps = []
     for layer in layers:
         path, _, kind = layer.partition(":")

@@ -102,6 +102,8 @@ def test_a_network_states_what_the_sides_of_its_frames_are_multiples_of():
     assert interface_of(network, {"size_divisor": 4}).size_divisor == 4
     with pytest.raises(CSDError, match="size_divisor is 0; give a whole number, 1 or more"):
         interface_of(network, {"size_divisor": 0})
+    with pytest.raises(CSDError, match="num_frame is -3; give a whole number, 1 or more"):
+        interface_of(network, {"num_frame": -3})
 
 
 def test_an_unknown_key_of_an_interface_is_told():

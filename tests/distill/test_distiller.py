@@ -311,6 +311,8 @@ def test_a_network_that_names_no_layer_needs_one_only_where_features_are_compare
     assert losses["l_distill"] > 0
     with pytest.raises(CSDError, match="names no layer"):
         Distiller(ours, [teacher()], PyramidSSIMLoss(), weights=WEIGHTS)
+    with pytest.raises(CSDError, match=r"layers is '0:output'; give a list of layers, such as \['0:output'\]"):
+        Distiller(ours, [teacher()], PyramidSSIMLoss(), weights=WEIGHTS, layers="0:output")
     assert Distiller(ours, [teacher()], PyramidSSIMLoss(), weights=WEIGHTS, layers=["0:output"])(batch())[0]
 
 
