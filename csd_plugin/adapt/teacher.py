@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from csd_plugin.archs.checkpoint import load_network, load_weights, read_state_dict
+from csd_plugin.archs.interface import Interface
 from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import GRAPH_SUFFIXES
@@ -134,16 +135,16 @@ class SelfEnsemble(nn.Module):
 
 
 class _OfImages(nn.Module):
-    """A network of single images, called with windows of one frame."""
+    """A network of single images, called with windows of one frame; its layers are tapped by their own names."""
 
     num_frame = 1
 
-    def __init__(self, network: nn.Module, divisor: int) -> None:
+    def __init__(self, network: nn.Module, interface: Interface) -> None:
         super().__init__()
-        self.network, self.size_divisor = network, divisor
+        self.module, self.size_divisor, self.feature_tap = network, interface.size_divisor, interface.feature
 
     def forward(self, window: Tensor) -> Tensor:
-        return self.network(window[:, 0])
+        return self.module(window[:, 0])
 
 
 def runnable(path: Path, *, ensemble: bool = False) -> nn.Module | Path:
@@ -171,9 +172,14 @@ def _from_options(path: Path) -> nn.Module:
     state = read_state_dict(weights, opt["path"].get("param_key_g", "params_ema"), fallback=True)
     load_weights(network, state, source=f"checkpoint {weights}")
     if not interface.has_time:
-        return _OfImages(network, interface.size_divisor).eval()
-    by_default = {"layout": ("window", interface.kind), "size_divisor": (1, interface.size_divisor)}
-    for name, (default, value) in (by_default | {"num_frame": (None, interface.num_frame)}).items():
+        return _OfImages(network, interface).eval()
+    stated = {
+        "layout": ("window", interface.kind),
+        "num_frame": (None, interface.num_frame),
+        "size_divisor": (1, interface.size_divisor),
+        "feature_tap": (None, interface.feature),
+    }
+    for name, (default, value) in stated.items():
         if getattr(network, name, default) != value:
             setattr(network, name, value)
     return network.eval()

@@ -164,6 +164,42 @@ def test_one_network_is_needed(kept, capsys):
         assert "give one --teacher, without --ensemble" in capsys.readouterr().err
 
 
+RIDNET = {"type": "RIDNet", "in_channels": 3, "mid_channels": 16, "out_channels": 3, "num_block": 1}
+
+
+@pytest.mark.parametrize(
+    ("network", "interface", "channels"),
+    [
+        (RIDNET, {"layout": "image", "feature": "tail"}, 16),
+        ({"type": "TOFlow"}, {"layout": "window", "num_frame": 7, "feature": "conv_4"}, 64),
+    ],
+    ids=["image", "window"],
+)
+def test_the_feature_that_an_option_file_names_is_stored_without_padding(kept, network, interface, channels):
+    from csd_plugin import registration
+
+    registration.install()
+    from basicsr.archs import build_network
+
+    torch.save({"params": build_network(dict(network)).state_dict()}, "theirs.pth")
+    content = {
+        "name": "theirs",
+        "model_type": "VideoDerainModel",
+        "num_gpu": 0,
+        "datasets": {"test_1": {"name": "a", "type": "PairedVideoTestDataset", "dataroot": "x", "num_frame": 7}},
+        "network_g": network,
+        "interface_g": interface | {"size_divisor": 48},
+        "path": {"pretrain_network_g": "theirs.pth"},
+        "val": {"save_img": False},
+    }
+    Path("theirs.yml").write_text(yaml.safe_dump(content))
+    assert adapt("--teacher", "theirs.yml", "--out", "other.pth", "--cache", "other", "--features") == 0
+    stored = open_features(Path("other/features"))
+    assert stored.layers == (interface["feature"],)
+    [[array]] = stored.arrays.values()
+    assert array.shape[1:] == (SIDE, SIDE, channels) and array.any()
+
+
 def test_the_option_file_for_it_trains(tmp_path, monkeypatch, launcher):
     """As the page about adapting says, with the networks that ship."""
     monkeypatch.chdir(tmp_path)
