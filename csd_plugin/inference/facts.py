@@ -182,7 +182,8 @@ def check_network(network: nn.Module) -> None:
 
 def without_branches(network: nn.Module) -> nn.Module:
     """The form in which the network is run: `merged()` for one with branches, else itself."""
-    return network.merged() if hasattr(network, "merged") else network  # type: ignore[operator]
+    has_some = hasattr(network, "merged") and getattr(network, "branches", True)
+    return network.merged() if has_some else network  # type: ignore[operator]
 
 
 def conv_calls(network: nn.Module, num_frame: int | None = None) -> tuple[int, list[ConvCall]]:

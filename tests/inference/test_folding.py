@@ -11,7 +11,7 @@ from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import PRESETS, SLDNet
 from csd_plugin.bench.operations import operations
 from csd_plugin.errors import CSDError
-from csd_plugin.inference.facts import study
+from csd_plugin.inference.facts import study, without_branches
 from csd_plugin.inference.folding import ALL_FILLED, MIN_FILLED, DirectConv, FoldedConv3d, filled, fold
 from csd_plugin.inference.runner import Derainer
 
@@ -172,3 +172,8 @@ def test_networks_that_take_no_small_frames_run(padding, folds, caplog):
     else:
         with pytest.raises(CSDError, match=r"Wide runs on no frames of 16x16 or 64x64 or 256x256: .*adding"):
             study(network)
+
+
+def test_only_networks_with_branches_are_built_anew():
+    plain, branched = (HalfNet(preset="tiny", num_feat=4, branches=has_some) for has_some in (False, True))
+    assert without_branches(plain) is plain and not without_branches(branched).branches

@@ -69,8 +69,7 @@ class DatasetOptions:
         """
         known = [each.name for each in fields(cls)]
         for key in opt:
-            near = get_close_matches(str(key), known, n=1, cutoff=_MISTYPED)
-            if near and key not in known:
+            if key not in known and (near := get_close_matches(str(key), known, n=1, cutoff=_MISTYPED)):
                 raise CSDError(f"option {key!r} of a data set is unknown; did you mean {near[0]}?")
         for each in fields(cls):
             if each.name in opt:
