@@ -343,7 +343,7 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
             in_parts: whether some passes do not use some of its weights.
         """
         self.lay_out(net.to(self.device))
-        if self.is_train and net is getattr(self, "net_g", None):
+        if net is getattr(self, "net_g", None) and self.is_train:
             freeze_for_good(self.layer_options, net)
         if not self.opt["dist"]:
             return super().model_to_device(net)
