@@ -15,7 +15,7 @@ from pathlib import Path
 
 from csd_plugin.errors import CSDError, at, cannot_write
 
-_LONGEST_NAME = 255
+LONGEST_NAME = 255
 """The most bytes of a file name on all common file systems."""
 _BEGINNING, _PIECE = 4096, 2**20
 """Bytes that are read from the start of a file, or written at once."""
@@ -160,7 +160,7 @@ def _machine() -> str:
 def hidden_name(name: str, tail: str) -> str:
     """`.NAME` with the tail; a digest replaces NAME if the result would be too long."""
     hidden = f".{name}{tail}"
-    if len(os.fsencode(hidden)) > _LONGEST_NAME:
+    if len(os.fsencode(hidden)) > LONGEST_NAME:
         hidden = f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{tail}"
     return hidden
 

@@ -53,7 +53,6 @@ def slow(monkeypatch):
 @pytest.fixture
 def keep_all(monkeypatch):
     monkeypatch.setattr("csd_plugin.data.video.unfinished.WORTH_KEEPING", 1)
-    monkeypatch.setattr("csd_plugin.data.video.WORTH_KEEPING", 1)
 
 
 def stopped(source: Path, output: Path, derainer: Derainer, *, after: int, **how) -> int:
@@ -174,7 +173,6 @@ def test_a_short_run_leaves_nothing_and_a_long_one_is_not_replaced_without_a_wor
     assert stopped(source, output, derainer, after=50) == 0
     assert not beside(output).exists()
     monkeypatch.setattr("csd_plugin.data.video.unfinished.WORTH_KEEPING", 40)
-    monkeypatch.setattr("csd_plugin.data.video.WORTH_KEEPING", 40)
     kept = stopped(source, output, derainer, after=50)
     assert kept >= 40
     with pytest.raises(CSDError, match=f"out.mkv.unfinished has {kept} frames of a run that was stopped; --resume"):

@@ -37,7 +37,7 @@ from csd_plugin.data.video.interface import (
 )
 from csd_plugin.data.video.origin import Origin
 from csd_plugin.data.video.pipes import PipeReader, PipeWriter
-from csd_plugin.data.video.unfinished import WORTH_KEEPING, find_unfinished
+from csd_plugin.data.video.unfinished import settings_beside, worth_resuming
 from csd_plugin.data.video.webp import WebPReader, is_webp
 from csd_plugin.errors import CSDError, path_of, type_in_words
 
@@ -162,7 +162,9 @@ def open_writer(
     refuse_inputs([path], [file for given in inputs for file in files_of(given)])
     if path.exists() and not overwrite:
         raise CSDError(f"{path} already exists; replace it with --overwrite, or give another name")
-    if not overwrite and (left := find_unfinished(path)) and left.num_frames >= WORTH_KEEPING:
+    if overwrite:
+        settings_beside(path)  # raises for a file that is something else
+    elif left := worth_resuming(path):
         raise CSDError(
             f"{left.path} has {left.num_frames:,} frames of a run that was stopped; --resume continues it, --overwrite "
             f"begins anew"

@@ -11,16 +11,17 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from csd_plugin.errors import CSDError
+from csd_plugin.atomic import LONGEST_NAME, hidden_name
+from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.plain import parse_json
 
 WORTH_KEEPING = 100
-"""Frames below which a stopped run leaves nothing behind."""
+"""Frames below which a stopped run is begun anew, and leaves nothing behind unless it is killed."""
 _SIGN = b"csd-plugin unfinished video 1\n"
 _HEAD = struct.Struct("<qq?II")
 """Of an encoded frame: its number, when it is decoded, whether it is a keyframe, its bytes, and a checksum."""
@@ -63,16 +64,37 @@ class Unfinished(NamedTuple):
     num_frames: int
     end: int
 
-    def frames(self) -> Iterator[EncodedFrame]:
-        """The frames that count, in the order of decoding. Raises OSError."""
+    def frames(self) -> Generator[EncodedFrame, None, None]:
+        """The frames that count, in the order of decoding; the file is open until `close`. Raises OSError."""
         with self.path.open("rb") as file:
             _read_settings(file)
             yield from islice(_frames(file), self.num_frames)
 
 
 def beside(video: Path) -> Path:
-    """The file for the frames of a video while it is not finished."""
-    return video.with_name(f"{video.name}.unfinished")
+    """The file for the frames of a video while it is not finished; hidden if its name would be too long."""
+    name = f"{video.name}.unfinished"
+    is_short = len(os.fsencode(name)) <= LONGEST_NAME
+    return video.with_name(name if is_short else hidden_name(video.name, ".unfinished"))
+
+
+def settings_beside(video: Path) -> dict[str, Any] | None:
+    """What a stopped run has said of itself, as in `Unfinished`; None if nothing is left of it.
+
+    Raises CSDError for a file of this name that is something else, or that cannot be read.
+    """
+    path = beside(video)
+    try:
+        if path.exists() and not path.is_file():  # opening a named pipe would wait for its other end
+            raise ValueError
+        with path.open("rb") as file:
+            return _read_settings(file)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise CSDError(f"{path} is no unfinished video of this program: move it away, or give another output") from None
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def find_unfinished(video: Path) -> Unfinished | None:
@@ -81,24 +103,35 @@ def find_unfinished(video: Path) -> Unfinished | None:
     A damaged or missing end is left out. Raises CSDError for a file of this name that is something else, or that cannot
     be read.
     """
-    path = beside(video)
+    path, settings = beside(video), settings_beside(video)
+    if settings is None:
+        return None
     try:
         with path.open("rb") as file:
-            settings = _read_settings(file)
-            if settings is None:
-                return None
+            _read_settings(file)
             count, end, highest = 0, file.tell(), -1
             for number, frame in enumerate(_frames(file), 1):
                 highest = max(highest, frame.number)
                 if highest + 1 == number:  # none of them is shown after one that is missing
                     count, end = number, file.tell()
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        raise CSDError(f"{path} is no unfinished video of this program: move it away, or give another output") from None
     except OSError as error:
-        raise CSDError(f"{path} cannot be read ({error.strerror or error}); check it, or move it away") from error
+        raise _unreadable(path, error) from error
     return Unfinished(path, settings, count, end)
+
+
+def worth_resuming(video: Path) -> Unfinished | None:
+    """Like `find_unfinished`, but None also for so few frames that the run is begun anew without a word."""
+    left = find_unfinished(video)
+    return left if left and left.num_frames >= WORTH_KEEPING else None
+
+
+def discard(video: Path) -> None:
+    """Remove what a stopped run has left of a video. Raises CSDError, also for a file that is something else."""
+    settings_beside(video)
+    try:
+        beside(video).unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(beside(video), error) from error
 
 
 class Recorder:
@@ -107,25 +140,28 @@ class Recorder:
     Args:
         video: the video.
         settings: as in `Unfinished`.
-        after: what an earlier run has left, which is continued.
+        after: what an earlier run has left, which is continued; without it, that is discarded.
 
     Raises:
-        OSError: the file cannot be written.
+        CSDError: the file cannot be written, or something else has its name.
     """
 
     def __init__(self, video: Path, settings: Mapping[str, Any], after: Unfinished | None = None) -> None:
         self._path, self._continues = beside(video), after is not None
-        self._count, self._highest, self._complete = 0, -1, 0
+        self._count = self._complete = after.num_frames if after else 0
+        self._highest = self._count - 1
         if after is None:
-            self._file: BinaryIO = self._path.open("wb")
-            self._file.write(_SIGN + json.dumps(dict(settings)).encode() + b"\n")
-            self._file.flush()
-        else:
-            self._file = self._path.open("r+b")
-            self._file.truncate(after.end)
-            self._file.seek(0, os.SEEK_END)
-            self._count = self._complete = after.num_frames
-            self._highest = after.num_frames - 1
+            discard(video)
+        try:
+            self._file: BinaryIO = self._path.open("xb" if after is None else "r+b")
+            if after is None:
+                self._file.write(_SIGN + json.dumps(dict(settings)).encode() + b"\n")
+                self._file.flush()
+            else:
+                self._file.truncate(after.end)
+                self._file.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
 
     def add(self, frame: EncodedFrame) -> None:
         """Raises OSError."""
@@ -148,6 +184,10 @@ class Recorder:
             self._file.close()
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
+
+
+def _unreadable(path: Path, error: OSError) -> CSDError:
+    return CSDError(f"{path} cannot be read ({error.strerror or error}); check it, or move it away")
 
 
 def _read_settings(file: BinaryIO) -> dict[str, Any] | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from csd_plugin.data.video import open_writer
 from csd_plugin.data.video import unfinished as module
-from csd_plugin.data.video.unfinished import EncodedFrame, Recorder, beside, find_unfinished
+from csd_plugin.data.video.unfinished import EncodedFrame, Recorder, beside, discard, find_unfinished
 from csd_plugin.errors import CSDError
 
 SETTINGS = {"shape": [48, 64, 3], "first frame": 0}
@@ -112,7 +114,50 @@ def test_a_file_that_is_something_else_is_told(tmp_path, content):
     assert beside(tmp_path / "v.mp4").read_bytes() == content
 
 
-def test_a_place_that_cannot_be_read_is_told(tmp_path):
-    beside(tmp_path / "v.mp4").mkdir()
-    with pytest.raises(CSDError, match=r"v.mp4.unfinished cannot be read \(Is a directory\)"):
+@pytest.mark.parametrize("kind", ["file", "folder", "pipe", "link"])
+def test_what_is_something_else_is_never_replaced(tmp_path, kind):
+    video, place, notes = tmp_path / "v.mp4", beside(tmp_path / "v.mp4"), tmp_path / "notes"
+    notes.write_text("mine")
+    make = {"file": lambda: notes.rename(place), "folder": place.mkdir, "pipe": lambda: os.mkfifo(place)}
+    make.get(kind, lambda: place.symlink_to(notes))()
+    for action in (
+        lambda: find_unfinished(video),
+        lambda: discard(video),
+        lambda: Recorder(video, SETTINGS),
+        lambda: open_writer(video, fps=25, overwrite=True),
+    ):
+        with pytest.raises(CSDError, match=r"v.mp4.unfinished is no unfinished video of this program: move it away"):
+            action()
+    assert os.path.lexists(place)
+    assert (place if kind == "file" else notes).read_text() == "mine"
+
+
+def test_a_link_is_replaced_but_not_its_target(tmp_path):
+    record(tmp_path / "other.mp4", frames_in([0, 1]))
+    for target in (beside(tmp_path / "other.mp4"), tmp_path / "nothing"):
+        beside(tmp_path / "v.mp4").symlink_to(target)
+        record(tmp_path / "v.mp4", frames_in([0, 1, 2]))
+        assert find_unfinished(tmp_path / "v.mp4").num_frames == 3
+        beside(tmp_path / "v.mp4").unlink()
+    assert find_unfinished(tmp_path / "other.mp4").num_frames == 2 and not (tmp_path / "nothing").exists()
+
+
+def test_a_video_may_have_the_longest_name(tmp_path):
+    for name in (f"{245 * 'v'}.mp4", f"{251 * 'v'}.mp4", f"{250 * 'v'}w.mp4", f"{83 * '日'}v.mkv"):
+        record(tmp_path / name, frames_in([0, 1]))
+        assert find_unfinished(tmp_path / name).num_frames == 2
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_file_that_may_not_be_continued_is_named(tmp_path, monkeypatch):
+    record(tmp_path / "v.mp4", frames_in([0, 1]))
+    left = find_unfinished(tmp_path / "v.mp4")
+
+    def refused(self, *_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(CSDError, match=r"v.mp4.unfinished: cannot be written \(Permission denied\)"):
+        Recorder(tmp_path / "v.mp4", SETTINGS, left)
+    with pytest.raises(CSDError, match=r"v.mp4.unfinished cannot be read \(Permission denied\)"):
         find_unfinished(tmp_path / "v.mp4")
