@@ -151,7 +151,7 @@ def test_other_options_do_not_continue_a_video(derainer, tmp_path, how, words):
     source, output = make_video(tmp_path / "in.mkv", times=TIMES), tmp_path / "out.mkv"
     assert stopped(source, output, derainer, after=70, quick=False)
     before = beside(output).read_bytes()
-    with pytest.raises(CSDError, match=f"out.mkv.unfinished: {words}; --resume needs the same one, --overwrite"):
+    with pytest.raises(CSDError, match=f"out.mkv.unfinished: {words}; use the same one to resume, or remove this"):
         derain_file(source, output, derainer, resume=True, **{"quick": False} | how)
     assert beside(output).read_bytes() == before
 
@@ -205,18 +205,62 @@ def test_frames_that_no_run_makes_again_are_not_kept(derainer, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
 
 
+def full(self, frame):
+    raise OSError(28, "No space left on device")
+
+
 def test_a_disk_without_room_for_the_frames_beside_a_video_does_not_end_the_run(
     derainer, tmp_path, monkeypatch, caplog
 ):
-    def full(self, frame):
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(encode.Recorder, "add", full)
     source = make_video(tmp_path / "in.mp4")
     assert derain_file(source, tmp_path / "out.mp4", derainer).num_frames == 8
     [line] = [record.getMessage() for record in caplog.records]
-    assert "a stopped run will have to begin anew, as its frames cannot be recorded (No space left" in line
+    assert "a stopped run will lose the frames from about 2 on, as they cannot be recorded (No space left" in line
     assert {path.name for path in tmp_path.iterdir()} == {"in.mp4", "out.mp4"}
+
+
+@pytest.mark.usefixtures("keep_all")
+@pytest.mark.parametrize(
+    ("room", "loss"), [(30, "will lose the frames from about 31 on"), (60, "will have to begin anew")]
+)
+def test_a_disk_too_small_for_a_video_leaves_its_frames_unless_their_room_is_enough_for_the_rest(
+    derainer, tmp_path, monkeypatch, caplog, room, loss
+):
+    add, put = encode.Recorder.add, encode.VideoWriter._put
+
+    def add_while_there_is_room(self, frame):
+        (add if frame.number < room else full)(self, frame)
+
+    def put_while_there_is_room(self, frame):
+        if self._count > room and beside(self.path).exists():
+            raise OSError(28, "No space left on device")
+        put(self, frame)
+
+    monkeypatch.setattr(encode.Recorder, "add", add_while_there_is_room)
+    monkeypatch.setattr(encode.VideoWriter, "_put", put_while_there_is_room)
+    source, output = make_video(tmp_path / "in.mkv", codec="ffv1", times=TIMES), tmp_path / "out.mkv"
+    if room < COUNT / 2:
+        with pytest.raises(OSError, match="No space"):
+            derain_file(source, output, derainer)
+        monkeypatch.undo()
+        assert find_unfinished(output).num_frames == room
+        assert derain_file(source, output, derainer, resume=True).kept == room
+    else:
+        derain_file(source, output, derainer)
+    assert loss in caplog.text and len(read(output)[0]) == COUNT
+    assert not beside(output).exists()
+
+
+@pytest.mark.usefixtures("keep_all")
+def test_a_video_that_is_begun_anew_discards_what_another_run_has_left(derainer, tmp_path):
+    """Also if its own frames are not kept: --resume would put the old ones in their place."""
+    source, output = make_video(tmp_path / "in.mkv", codec="ffv1"), tmp_path / "out.mkv"
+    assert stopped(source, output, derainer, after=7)
+    with open_reader(source) as reader, open_writer(output, like=reader, overwrite=True) as writer:
+        for frame in reader:
+            writer.write(frame)
+    assert not beside(output).exists()
 
 
 @pytest.mark.usefixtures("keep_all")

@@ -8,7 +8,7 @@ import json
 import logging
 from array import array
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +25,7 @@ from csd_plugin.data.video.encoders import Setup, choose
 from csd_plugin.data.video.interface import FrameWriter, Look, Order, SourceFormat
 from csd_plugin.data.video.origin import Origin, differs
 from csd_plugin.data.video.tracks import Tracks, picture_tags
-from csd_plugin.data.video.unfinished import EncodedFrame, Recorder, Unfinished, find_unfinished
+from csd_plugin.data.video.unfinished import EncodedFrame, Recorder, Unfinished, discard, find_unfinished
 from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
@@ -69,8 +69,9 @@ class VideoWriter(FrameWriter):
         self._like, self._replace, self._quick = like, replace, quick
         self._made_by = dict(made_by or {})
         self._before: Unfinished | None = None
-        self._kept: Iterator[EncodedFrame] = iter(())
+        self._kept: Generator[EncodedFrame, None, None] | None = None
         self._recorder: Recorder | None = None
+        self._has_room = True
         self._draft = draft_of(path)
         self._container: av.container.OutputContainer | None = None
         self._setup: Setup
@@ -97,7 +98,7 @@ class VideoWriter(FrameWriter):
         return before.num_frames
 
     def _keep(self) -> None:
-        assert self._before is not None
+        assert self._before is not None and self._kept is not None
         with self._named_errors():
             if self._container is None:
                 shape, kind = self._before.settings["shape"], np.dtype(self._before.settings["dtype"])
@@ -105,7 +106,7 @@ class VideoWriter(FrameWriter):
                 self._container = self._begin(np.zeros(shape, kind))
             frame = next(self._kept, None)
             if frame is None:
-                raise CSDError(f"{self._before.path} has been changed meanwhile; --overwrite begins anew")
+                raise CSDError(f"{self._before.path} has been changed meanwhile; remove it to begin anew")
             self._begins.append(self._next_begin())
             packet = av.Packet(frame.data)
             packet.pts, packet.dts, packet.is_keyframe = frame.number, frame.order, frame.keyframe
@@ -153,6 +154,8 @@ class VideoWriter(FrameWriter):
                 self._container.close()
         with contextlib.suppress(OSError):
             self._draft.unlink(missing_ok=True)
+        if self._kept:
+            self._kept.close()
         if self._recorder:
             self._recorder.stop()
 
@@ -196,6 +199,8 @@ class VideoWriter(FrameWriter):
         self._tick = 1 / rate if self._constant else self._stream.time_base or like.time_base
         if self._made_by and not self._constant:
             self._recorder = self._begin_recording(frame)
+        else:
+            discard(self.path)
         return container
 
     def _begin_recording(self, frame: np.ndarray) -> Recorder:
@@ -245,6 +250,8 @@ class VideoWriter(FrameWriter):
                 f"{self.path} has been written by another program meanwhile; give another name, or --overwrite"
             )
         self._draft.replace(self.path)
+        if self._kept:
+            self._kept.close()  # Windows does not remove open files
         if self._recorder:
             self._recorder.remove()
 
@@ -268,18 +275,29 @@ class VideoWriter(FrameWriter):
     def _encoded(self, picture: av.VideoFrame | None) -> list[av.Packet]:
         """What the encoder gives, in the order of decoding, after a picture, or at the end; it is recorded."""
         packets = self._stream.encode(picture)
-        if self._recorder:
+        if self._recorder and self._has_room:
             try:
                 for packet in packets:
                     self._recorder.add(EncodedFrame(packet.pts or 0, packet.dts, packet.is_keyframe, bytes(packet)))
-            except OSError as error:  # the video itself may fit on the disk
-                self._recorder.remove()
-                self._recorder = None
-                logger.warning(
-                    "%s: a stopped run will have to begin anew, as its frames cannot be recorded (%s)",
-                    *(self.path, error.strerror or error),
-                )
+            except OSError as error:
+                self._has_room = False
+                self._make_room(self._recorder, error.strerror or str(error))
         return packets
+
+    def _make_room(self, recorder: Recorder, reason: str) -> None:
+        """End the recording on a full disk; also remove it if that makes room for the rest of the video.
+
+        What is recorded takes as much room as what is written. So from the middle on, the rest is likely to fit in its
+        place. Before that, the disk is too small for the video, and what is recorded will be all that remains.
+        """
+        total = self._like.num_frames
+        if total is None or 2 * len(self._begins) >= total:
+            recorder.remove()
+            loss = "a stopped run will have to begin anew, as its frames cannot be recorded"
+        else:
+            recorder.stop()
+            loss = f"a stopped run will lose the frames from about {len(self._begins)} on, as they cannot be recorded"
+        logger.warning("%s: %s (%s)", self.path, loss, reason)
 
     def _mux(self, packets: list[av.Packet], ends: bool = False) -> None:
         """Write the packets of frames whose end is known: the beginning of the next frame, or the video's end."""
@@ -335,7 +353,7 @@ class VideoWriter(FrameWriter):
 
 
 def _made_otherwise(before: Unfinished, difference: str) -> CSDError:
-    return CSDError(f"{before.path}: {difference}; --resume needs the same one, --overwrite begins anew")
+    return CSDError(f"{before.path}: {difference}; use the same one to resume, or remove this file to begin anew")
 
 
 def _look(frame: np.ndarray) -> Look:
