@@ -32,6 +32,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import re
 import sys
@@ -126,7 +127,9 @@ def interrupted(args: argparse.Namespace) -> str:
     if videos_in(args.source):
         return "videos finished before it are written; the same command goes on with the others"
     if args.output.suffix.lower() in VIDEO_SUFFIXES:
-        left = find_unfinished(args.output)
+        left = None
+        with contextlib.suppress(CSDError):
+            left = find_unfinished(args.output)
         return (
             f"{left.path} has {left.num_frames:,} frames; --resume continues the run"
             if left
@@ -174,7 +177,7 @@ def _load(args: argparse.Namespace, model: Path, precision: str) -> Derainer:
 def _derain_all(videos: Sequence[Path], args: argparse.Namespace) -> None:
     """Derain each video of a folder, with a network that is loaded once. Raises CSDError at the end if some fail."""
     from csd_plugin.data.video import written_as
-    from csd_plugin.data.video.unfinished import find_unfinished
+    from csd_plugin.data.video.unfinished import worth_resuming
 
     where = "IN is a folder of videos"
     refuse_idle(args, add_arguments, ["size", "fps", "start", "end", "compare", "resume"], where)
@@ -192,7 +195,7 @@ def _derain_all(videos: Sequence[Path], args: argparse.Namespace) -> None:
             continue
         print(head, flush=True)
         try:
-            stopped = not args.overwrite and find_unfinished(target) is not None
+            stopped = not args.overwrite and worth_resuming(target) is not None
             of_this = {"source": video, "output": target, "resume": stopped}
             _derain(argparse.Namespace(**{**vars(args), **of_this}), model, load)
         except (CSDError, OSError, RuntimeError) as error:
@@ -241,8 +244,8 @@ def _derain(args: argparse.Namespace, model: Path, load: Callable[[str], Deraine
     scores = Scores()
     num_panel = panels_in_frame(args.side_by_side, args.compare)
 
-    def begin(reader: FrameReader) -> None:
-        say(expectation(model, derainer, reader))
+    def begin(reader: FrameReader, kept: int) -> None:
+        say(expectation(model, derainer, reader, kept))
         if args.output == PIPE:
             say(f"{raw_format(reader, num_panel)} on standard output")
 
@@ -297,8 +300,10 @@ def _summary(done: Derained, args: argparse.Namespace, scores: Scores) -> Iterat
 
 def _how_to_score_all(args: argparse.Namespace) -> str:
     """The command that scores the frames of all runs; empty if `csd score`, which takes whole clips, cannot."""
+    from csd_plugin.data.video import names_a_file
+
     whole_clip = args.start == 0 and args.end is None
-    if args.side_by_side or not (whole_clip and args.compare.is_dir()) or args.output.suffix.lower() == ".png":
+    if args.side_by_side or not (whole_clip and args.compare.is_dir()) or names_a_file(args.output):
         return ""
     return f"; csd score {args.output} --truth {args.compare} scores all of them"
 
@@ -316,14 +321,19 @@ def position(text: str) -> int | Fraction:
     return 3600 * hours + 60 * minutes + seconds
 
 
-def expectation(model: Path, derainer: Derainer, reader: FrameReader) -> str:
-    """One line: the network, the expected time (from a trial), the precision, and the delay of a camera's frames."""
+def expectation(model: Path, derainer: Derainer, reader: FrameReader, kept: int = 0) -> str:
+    """One line: the network, the expected time (from a trial), the precision, and the delay of a camera's frames.
+
+    Args:
+        kept: frames of an earlier run that are not cleaned again.
+    """
     shipped = shipped_as(model)
     name = f"{shipped.name} ({shipped.parameters:,} parameters)" if shipped else str(model)
     camera = adapted(model, derainer)
     name += f", adapted to {camera}" if camera else ""
     seconds = derainer.seconds_a_frame(*reader.size)
-    whole = "" if reader.num_read is None else f", {duration(seconds * reader.num_read)} in all"
+    whole = "" if reader.num_read is None else f", {duration(seconds * max(reader.num_read - kept, 0))} in all"
+    whole += f", after {kept:,} frames of the run before" if kept else ""
     how, why = derainer.precision
     precision = f"in {how} ({why})" if why else f"in {how}"
     waits = ""

@@ -28,6 +28,7 @@ from csd_plugin.data.video.folder import FolderWriter
 from csd_plugin.data.video.interface import PIPE, EmptyPart, FrameReader, Position, position_of
 from csd_plugin.data.video.origin import Origin, origin_of_clip
 from csd_plugin.data.video.pipes import is_single_pass
+from csd_plugin.data.video.unfinished import beside
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.cuts import CutDetector
 from csd_plugin.inference.facts import Facts
@@ -69,7 +70,7 @@ def derain_file(
     resume: bool = False,
     overwrite: bool = False,
     quick: bool | None = None,
-    begin: Callable[[FrameReader], None] | None = None,
+    begin: Callable[[FrameReader, int], None] | None = None,
     observe: Observer | None = None,
 ) -> Derained:
     """Derain a video, images, a pipe or a camera; see `open_reader` and `open_writer` for all kinds.
@@ -89,7 +90,7 @@ def derain_file(
             frames are read again, as their times are needed.
         overwrite: see `open_writer`.
         quick: encode faster, into a larger file; the default for cameras and real-time networks.
-        begin: called before the first frame, unless no frame is left to do.
+        begin: called with the reader and the number of kept frames before the first frame, unless none is left to do.
 
     Returns:
         What this run has done. If it fails, an unfinished video is removed; from some length on, a file beside it
@@ -130,7 +131,7 @@ def derain_file(
             width, height = reader.size
             writer.resume_at((width * panels_in_frame(side_by_side, truth), height))
         if begin:
-            begin(reader)
+            begin(reader, kept)
         stack.enter_context(_interrupt_ends(reader))
         bar = stack.enter_context(progress(reader))
         count, cuts, delay = 0, [], array("d")
@@ -158,6 +159,11 @@ def derain_file(
             if reader.live:
                 delay.append(reader.age(index))
             bar.update()
+        if count < kept:
+            raise CSDError(
+                f"{beside(output)} has {kept:,} frames, but the part has only {count:,}: use the same end to resume, "
+                f"or remove this file to begin anew"
+            )
         truth_goes_on = true_frames is not None and part.end is None and next(true_frames, None) is not None
     if truth and truth_goes_on:
         raise CSDError(f"{_unpaired(truth, source, count)}; {output} is complete, but its scores would be wrong")

@@ -361,7 +361,7 @@ def test_pictures_of_others_are_not_replaced_by_a_run_that_resumes(frames, model
 
 @pytest.mark.parametrize(
     "target, flags, leads", [("out", [], True), ("out", ["--side-by-side"], False), ("out", ["--start", 1], False),
-                             ("out", ["--end", 4], False), ("out/c%d.png", [], False)],
+                             ("out", ["--end", 4], False), ("out/c%d.png", [], False), ("out.mp4", [], False)],
 )  # fmt: skip
 def test_the_way_to_score_all_frames_is_shown_where_it_leads_there(frames, model, target, flags, leads, capsys):
     options = ["--model", model, *flags, "--compare", frames / "truth", "--resume"]

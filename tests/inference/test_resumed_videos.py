@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from videos import SIZE, differ, make_video, packets, picture, read
 
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.cli import main
+from csd_plugin.cli.derain import interrupted
 from csd_plugin.data.video import encode, open_reader, open_writer
 from csd_plugin.data.video.unfinished import beside, find_unfinished
 from csd_plugin.errors import CSDError
@@ -253,6 +255,16 @@ def test_a_disk_too_small_for_a_video_leaves_its_frames_unless_their_room_is_eno
 
 
 @pytest.mark.usefixtures("keep_all")
+def test_a_part_that_is_shorter_than_what_is_kept_is_refused(derainer, tmp_path):
+    source, output = make_video(tmp_path / "in.mkv", codec="ffv1"), tmp_path / "out.mkv"
+    assert stopped(source, output, derainer, after=6)
+    with pytest.raises(CSDError, match=r"out.mkv.unfinished has \d frames, but the part has only 3: use the same end"):
+        derain_file(source, output, derainer, resume=True, end=3)
+    assert find_unfinished(output) is not None and not output.exists()
+    assert derain_file(source, output, derainer, resume=True).num_frames
+
+
+@pytest.mark.usefixtures("keep_all")
 def test_a_video_that_is_begun_anew_discards_what_another_run_has_left(derainer, tmp_path):
     """Also if its own frames are not kept: --resume would put the old ones in their place."""
     source, output = make_video(tmp_path / "in.mkv", codec="ffv1"), tmp_path / "out.mkv"
@@ -272,12 +284,12 @@ def test_an_interruption_says_how_to_go_on_and_a_folder_of_videos_goes_on_by_its
         make_video(tmp_path / "in" / name, codec="ffv1")
     put, calls = encode.VideoWriter._put, iter(range(1, 100))
 
-    def interrupted(self, frame):
+    def ended(self, frame):
         if next(calls) == 14:
             raise KeyboardInterrupt
         put(self, frame)
 
-    monkeypatch.setattr(encode.VideoWriter, "_put", interrupted)
+    monkeypatch.setattr(encode.VideoWriter, "_put", ended)
     folder = ["derain", str(tmp_path / "in"), str(tmp_path / "out"), "--model", str(model), "--device", "cpu"]
     assert main(folder) == 130
     assert "the same command goes on" in capsys.readouterr().err
@@ -298,6 +310,24 @@ def test_an_interruption_says_how_to_go_on_and_a_folder_of_videos_goes_on_by_its
     assert differ(read(tmp_path / "out/a.mkv")[0], read(tmp_path / "out/b.mkv")[0]) == 0
 
 
+def test_a_folder_of_videos_begins_one_anew_of_which_few_frames_are_left(derainer, model, tmp_path, monkeypatch):
+    """As the command for a single video does; another run's frames would otherwise be refused."""
+    (tmp_path / "in").mkdir()
+    source = make_video(tmp_path / "in/a.mkv", codec="ffv1")
+    with monkeypatch.context() as patch:
+        patch.setattr("csd_plugin.data.video.unfinished.WORTH_KEEPING", 1)
+        assert stopped(source, tmp_path / "out/a.mkv", derainer, after=6, side_by_side=True)
+    folder = ["derain", str(tmp_path / "in"), str(tmp_path / "out"), "--model", str(model), "--device", "cpu"]
+    assert main(folder) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.mkv"]
+
+
+def test_an_interruption_beside_something_else_is_an_interruption(tmp_path):
+    beside(tmp_path / "out.mp4").mkdir()
+    args = argparse.Namespace(source=tmp_path / "in.mp4", output=tmp_path / "out.mp4")
+    assert interrupted(args) == "no video was written"
+
+
 def test_a_killed_run_is_resumed_by_the_command_that_the_error_names(model, tmp_path, capsys):
     source = make_video(tmp_path / "in.mkv", codec="ffv1", times=[40 * i for i in range(1200)])
     command = ["derain", str(source), str(tmp_path / "out.mkv"), "--model", str(model), "--device", "cpu"]
@@ -314,6 +344,7 @@ def test_a_killed_run_is_resumed_by_the_command_that_the_error_names(model, tmp_
     out = capsys.readouterr().out
     new = 1200 - left.num_frames
     assert f"{new} frames written to {tmp_path / 'out.mkv'}, after {left.num_frames:,} of the run before" in out
+    assert f" in all, after {left.num_frames:,} frames of the run before" in out
     assert read(tmp_path / "out.mkv")[1] == read(source)[1]
     assert {path.suffix for path in tmp_path.iterdir()} == {".mkv"}
     assert main([*command, "--resume"]) == 0
