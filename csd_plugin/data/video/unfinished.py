@@ -7,8 +7,10 @@ also written, as they leave the encoder, to OUT.unfinished, which is removed whe
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Generator, Iterator, Mapping
@@ -25,6 +27,10 @@ WORTH_KEEPING = 100
 _SIGN = b"csd-plugin unfinished video 1\n"
 _HEAD = struct.Struct("<qq?II")
 """Of an encoded frame: its number, when it is decoded, whether it is a keyframe, its bytes, and a checksum."""
+_AT_ONCE = 100
+"""Frames between two looks at the room on the disk."""
+_SPARE = 2**25
+"""Bytes that are left to the video, which would otherwise be the first to find the disk full."""
 _NONE = -(2**63)
 _LONGEST_SETTINGS = 2**20
 
@@ -164,7 +170,9 @@ class Recorder:
             raise cannot_write(self._path, error) from error
 
     def add(self, frame: EncodedFrame) -> None:
-        """Raises OSError."""
+        """Raises OSError, also where the disk is nearly full: what room there is, the video needs."""
+        if self._count % _AT_ONCE == 0 and shutil.disk_usage(self._path.parent).free < _SPARE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._file.write(frame.head())
         self._file.write(frame.data)
         self._count, self._highest = self._count + 1, max(self._highest, frame.number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,6 +73,19 @@ def test_any_end_may_be_missing(tmp_path):
         assert left is not None
         assert left.num_frames == (5 if size >= ends[4] else 4 if size >= ends[3] else 1 if size >= ends[0] else 0)
         assert list(left.frames()) == frames[: left.num_frames]
+
+
+def test_the_last_room_on_a_disk_is_left_to_the_video(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_AT_ONCE", 2)
+    free = iter([2**26, 2**26, 2**24])
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=next(free)))
+    recorder, frames = Recorder(tmp_path / "v.mp4", SETTINGS), frames_in([0, 1, 2, 3, 4])
+    for frame in frames[:4]:
+        recorder.add(frame)
+    with pytest.raises(OSError, match="No space left"):
+        recorder.add(frames[4])
+    recorder.stop()
+    assert find_unfinished(tmp_path / "v.mp4").num_frames == 4
 
 
 @pytest.mark.parametrize("place", [-1, -40, -200])
