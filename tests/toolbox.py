@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import os
 import socket
@@ -193,6 +194,9 @@ class Launcher:
             importlib.import_module(f"csd_plugin.{job}")
             pipeline = importlib.import_module(f"basicsr.{job}")
             monkeypatch.setattr(pipeline, "build_model", self._recording(pipeline.build_model))
+        # earlier results are archived under the second in which they are, and here several runs end in one
+        seconds = (f"{number:06d}" for number in itertools.count())
+        monkeypatch.setattr("basicsr.utils.misc.get_time_str", lambda: next(seconds))
 
     def train(self, options: dict[str, Any] | str | bytes, *flags: str) -> int:
         return self._launch("train", options, *flags)
