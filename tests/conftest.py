@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +20,23 @@ ROOT = Path(__file__).resolve().parents[1]
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+class _Stack(ctypes.Structure):
+    _fields_ = (("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+_ROOM = ctypes.create_string_buffer(2**18)
+
+
+def pytest_sessionstart() -> None:
+    """Room for signals: the registers of AMX, once used, do not fit where pytest's faulthandler has signals handled.
+
+    Linux then ends the process at the next signal that Python handles, as of a worker of a loader that has ended.
+    """
+    if sys.platform == "linux":
+        stack = _Stack(ctypes.addressof(_ROOM), 0, len(_ROOM))
+        assert ctypes.CDLL(None, use_errno=True).sigaltstack(ctypes.byref(stack), None) == 0
 
 
 def pytest_collection_finish() -> None:
