@@ -131,7 +131,7 @@ def interrupted(args: argparse.Namespace) -> str:
         with contextlib.suppress(CSDError):
             left = find_unfinished(args.output)
         return (
-            f"{left.path} has {left.num_frames:,} frames; --resume continues the run"
+            f"{left.path} has {counted(left.num_frames, 'frame')}; --resume continues the run"
             if left
             else "no video was written"
         )
