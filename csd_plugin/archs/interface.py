@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from csd_plugin.archs.bf16_conv3d import computes_in_bf16, repair_bf16_conv3d
 from csd_plugin.archs.casting import CastWeights
-from csd_plugin.archs.padding import whole_cells, without_padding
+from csd_plugin.archs.padding import multiple, whole_cells, without_padding
 from csd_plugin.data.windows import join_windows, slice_windows, target_slice, window_slice
 from csd_plugin.errors import CSDError, suggestion, type_in_words
 
@@ -216,7 +216,7 @@ class Interface:
 
         Height and width are raised to what the network can process.
         """
-        sides = (side + -side % self.size_divisor for side in (height, width))
+        sides = (multiple(side, self.size_divisor) for side in (height, width))
         return (*((self.num_frame,) if self.has_time else ()), 3, *sides)
 
     def as_clips(self, windows: Tensor) -> tuple[Tensor, int]:

@@ -43,14 +43,9 @@ def freeze_for_good(layers: Layers, network: nn.Module) -> None:
 
 def frozen_at(layers: Layers, network: nn.Module, iteration: int) -> list[nn.Parameter]:
     """The weights that need a gradient, but do not learn in this iteration, from 1."""
-    found = _weights_by_layer(layers, network) if layers else {}
-    return [
-        weight
-        for key, weights in found.items()
-        if key and iteration <= layers[key].get("frozen", 0)
-        for weight in weights
-        if weight.requires_grad
-    ]
+    frozen = {key for key, content in layers.items() if iteration <= content.get("frozen", 0)}
+    found = _weights_by_layer(layers, network) if frozen else {}  # not in every later step
+    return [weight for key in frozen for weight in found[key] if weight.requires_grad]
 
 
 def optimizer_groups(

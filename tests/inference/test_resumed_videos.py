@@ -58,7 +58,7 @@ def keep_all(monkeypatch):
 
 
 def stopped(source: Path, output: Path, derainer: Derainer, *, after: int, **how) -> int:
-    """Derain until Ctrl-C after so many frames. Returns the number of frames that are kept."""
+    """Interrupt a run after this many frames. Returns how many of them it has kept."""
     seen = []
 
     def observe(*frames):
@@ -333,7 +333,7 @@ def test_a_killed_run_is_resumed_by_the_command_that_the_error_names(model, tmp_
     command = ["derain", str(source), str(tmp_path / "out.mkv"), "--model", str(model), "--device", "cpu"]
     process = subprocess.Popen([sys.executable, "-m", "csd_plugin", *command], stdout=subprocess.DEVNULL)
     while process.poll() is None and not ((left := find_unfinished(tmp_path / "out.mkv")) and left.num_frames > 120):
-        time.sleep(0.02)
+        time.sleep(0.02)  # leave the processor to the run that is watched
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     left = find_unfinished(tmp_path / "out.mkv")
