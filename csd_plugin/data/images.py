@@ -282,6 +282,8 @@ _EXIF_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
 
 MOST_PIXELS = 2**27
 """The most pixels of a frame: four times 8K."""
+_PPM = re.compile(rb"P[2356](?:\s+(?:#[^\n]*\n\s*)*(\d{1,5})){3}\s")
+"""The header of PPM and PGM; the group is its last number."""
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 
 
@@ -295,17 +297,51 @@ def decode_image(data: bytes, where: str, *, deep: bool = False) -> np.ndarray:
     check_pixels(data, where)
     if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
         raise CSDError(f"{where}: the JPEG ends early ({len(data)} bytes): restore the file")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error:  # OpenCV refuses empty data and sizes beyond its limits
-        image = None
+    image = _decoded(data)
     if image is None:
-        raise CSDError(f"{where}: not a readable image ({len(data)} bytes, damaged or cut short): restore the file")
+        raise CSDError(f"{where}: {_why_unreadable(data)}")
+    if peak := _ignored_peak(data):
+        image = _stretched(image, peak)
     if image.dtype == np.uint16 and not deep:
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if image.dtype not in (np.uint8, np.uint16):
         raise CSDError(f"{where}: pixels of type {image.dtype}: convert the frames to 8 or 16 bits per channel")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def _decoded(data: bytes) -> np.ndarray | None:
+    """OpenCV's BGR picture of an image file's bytes; None if it cannot read them."""
+    if re.match(rb"P[123]\s", data):
+        data += b"\n"  # it misses the last number of a text that ends with it
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error:  # it refuses empty data and sizes beyond its limits
+        return None
+
+
+def _why_unreadable(data: bytes) -> str:
+    """What is wrong with data that OpenCV cannot read, and what to do: it may be whole, but of a rare kind."""
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+            warnings.simplefilter("ignore")
+            image.load()
+            kind = f"{image.format} of mode {image.mode}"
+    except (OSError, SyntaxError, ValueError, struct.error, OverflowError, TypeError, LookupError, MemoryError):
+        return f"not a readable image ({len(data)} bytes, damaged or cut short): restore the file"
+    return f"a kind of image that cannot be read ({kind}): convert the frames to PNG"
+
+
+def _ignored_peak(data: bytes) -> int | None:
+    """The value of white in a PPM's header, if OpenCV does not regard it; else None. It does in texts of 8 bits."""
+    header = _PPM.match(data)
+    peak = int(header[1]) if header else 0
+    return None if not 0 < peak < 65535 or (data[1:2] in b"23" and peak < 256) else peak
+
+
+def _stretched(image: np.ndarray, peak: int) -> np.ndarray:
+    """Pixels of which white is `peak`, over the full range of their type."""
+    full = np.iinfo(image.dtype).max
+    return ((np.minimum(image, peak).astype(np.uint32) * full + peak // 2) // peak).astype(image.dtype)
 
 
 def check_pixels(data: bytes, where: str) -> None:

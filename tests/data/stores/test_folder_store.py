@@ -110,6 +110,26 @@ def test_formats(tmp_path, suffix):
     assert np.abs(store.read(key).astype(int) - PICTURE).mean() < (8 if suffix in (".jpg", ".webp") else 0.01)
 
 
+@pytest.mark.parametrize("comment", [b"", b"# 8 bits of 255\n"])
+@pytest.mark.parametrize(("kind", "peak"), [(b"P6", 100), (b"P6", 1023), (b"P5", 7), (b"P5", 4095), (b"P3", 1000)])
+def test_white_is_what_the_header_of_a_ppm_says(kind, peak, comment):
+    pixels = np.random.default_rng(0).integers(0, peak + 1, (4, 6, 3) if kind != b"P5" else (4, 6))
+    header = b"%s %s6 4\n%d\n" % (kind, comment, peak)
+    data = pixels.astype(">u2" if peak > 255 else np.uint8).tobytes()
+    if kind == b"P3":
+        data = " ".join(map(str, pixels.ravel())).encode()  # a text may end with its last number
+    frame = decode_image(header + data, "x", deep=True)
+    full = 65535 if peak > 255 else 255
+    expected = np.floor(pixels * full / peak + 0.5)
+    assert frame.dtype.itemsize == 1 + (peak > 255)
+    assert np.array_equal(frame, expected if pixels.ndim == 3 else np.dstack([expected] * 3))
+
+
+def test_a_text_of_numbers_that_is_cut_short_is_damaged():
+    with pytest.raises(CSDError, match=r"x: not a readable image .* cut short\): restore"):
+        decode_image(b"P3 2 2 255 " + b"9 " * 11, "x")
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_exif_orientation_is_applied_to_pixels_and_shape(tmp_path, form, orientation):
@@ -157,6 +177,9 @@ def test_float_pixels_are_refused():
     data = cv2.imencode(".tif", PICTURE.astype(np.float32))[1].tobytes()
     with pytest.raises(CSDError, match=r"0\.tif: pixels of type float32: convert"):
         decode_image(data, "0.tif")
+    grey = encoded(Image.fromarray(PICTURE[..., 0].astype(np.float32)), "TIFF")
+    with pytest.raises(CSDError, match=r"0\.tif: a kind of image that cannot be read \(TIFF of mode F\): convert"):
+        decode_image(grey, "0.tif")
 
 
 def test_a_missing_file_and_one_that_changed(folder):
