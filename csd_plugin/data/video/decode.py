@@ -35,7 +35,8 @@ logger = logging.getLogger(__name__)
 
 _READABLE = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,webp,h264,hevc,av1,obu,ivf,m4v,"
-    "mjpeg,jpeg_pipe,yuv4mpegpipe,mxf,nut,wtv,rm,dv"
+    "mjpeg,jpeg_pipe,yuv4mpegpipe,mxf,nut,wtv,rm,dv,h261,h263,vc1,vvc,evc,dirac,cavsvideo,avs2,avs3,dnxhd,gxf,dhav,swf,"
+    "roq"
 )
 """Containers that hold their own frames. Playlists (HLS, DASH, concat) are excluded: an untrusted file could name any
 other file of the machine, or an address, to be read into the output."""
@@ -48,6 +49,8 @@ _FIELD_ORDERS = {
 }
 """FFmpeg's numbers for the order of fields, in a viewer's words."""
 _PROGRESSIVE = 1
+_MOST_STUCK = 4
+"""Frames in a row with a time that was there already, after which a file's times are not believed."""
 _KEEP_GOING = "keep_going (--keep-going of csd derain, rain and prepare)"
 
 
@@ -75,6 +78,7 @@ class VideoReader(FrameReader):
         self._container = open_input(path)
         try:
             pictures = [stream for stream in self._container.streams.video if not is_cover(stream)]
+            pictures = [stream for stream in pictures if not is_still(stream)] or pictures
             if not pictures or pictures[0].codec_context is None:
                 raise CSDError(f"{path}: no decodable video in this file; is it complete, and a video?")
             self._stream = pictures[0]
@@ -171,17 +175,24 @@ class VideoReader(FrameReader):
         after = 0
         tick = max(1, round(1 / (self.fps * self.time_base)))
         expected = round(self._origin / self.time_base)
-        last = expected - 1
+        last, stuck = expected - 1, 0
+        pts: int | None = None
         look: str | None = None
         for number, frame in enumerate(self._decoded()):
             look_before, look = look or _kind_of(frame), _kind_of(frame)
             changed = look != look_before
-            # Some files have no times; in display order, time must always advance.
-            pts = self._places.popleft() if self._places else frame.pts
-            begin = expected if pts is None or pts <= last else pts
-            last = begin
+            pts_before, pts = pts, self._places.popleft() if self._places else frame.pts
             duration = frame.duration or tick
-            expected = begin + duration
+            # In display order, time must always advance. A frame with the time of the one before is put before the next
+            # usual time, so that those after it keep theirs. Where time goes back, stands still, or is not given, the
+            # rate is constant.
+            stuck = stuck + 1 if pts is not None and pts == pts_before else 0
+            if 0 < stuck <= _MOST_STUCK and last + 1 < expected:
+                begin = last + (expected - last) // 2
+            else:
+                begin = expected if pts is None or pts <= last else pts
+                expected = begin + duration
+            last = begin
             if len(self._starts) and not self._cut:
                 self._durations[-1] = begin - self._starts[-1]
             seconds = begin * self.time_base - self._origin
@@ -370,6 +381,11 @@ def open_input(path: Path) -> av.container.InputContainer:
 def is_cover(stream: av.VideoStream) -> bool:
     """Whether a stream is a cover picture, not a clip."""
     return bool(stream.disposition & Disposition.attached_pic)
+
+
+def is_still(stream: av.VideoStream) -> bool:
+    """Whether a stream is no track but a single picture, as animated AVIF has one for viewers that show no more."""
+    return "mp4" in stream.container.format.name and stream.frames == 1 and stream.duration is None
 
 
 def _look_of(stream: av.VideoStream, first: av.VideoFrame) -> Look:

@@ -16,7 +16,7 @@ import av
 from av.stream import Disposition
 
 from csd_plugin.data.video.clock import Clock
-from csd_plugin.data.video.decode import is_cover, open_input
+from csd_plugin.data.video.decode import is_cover, is_still, open_input
 from csd_plugin.data.video.encoders import Setup, write_one
 from csd_plugin.data.video.interface import SourceFormat
 
@@ -103,7 +103,7 @@ class Tracks:
         self._source.close()
 
     def _add(self, stream: Any, first: av.Packet | None) -> None:
-        if _is_made_anew(stream, self._source):
+        if _is_made_anew(stream, self._source) or (stream.type == "video" and is_still(stream)):
             return
         way = None
         if stream.type != "video" or is_cover(stream):

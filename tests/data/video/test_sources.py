@@ -274,6 +274,49 @@ def test_raw_mjpeg(tmp_path):
     assert times == [Fraction(i, 25) for i in range(6)]
 
 
+@pytest.mark.parametrize("name, codec", [("a.h261", "h261"), ("a.h263", "h263"), ("a.swf", "flv")])
+def test_containers_that_hold_little_else_than_pictures(tmp_path, name, codec):
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 176, 144, "yuv420p"
+        for number in range(8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number, (176, 144)), "rgb24")))
+        container.mux(stream.encode(None))
+    assert differ(read(tmp_path / name)[0], [picture(number, (176, 144)) for number in range(8)]) < 8
+
+
+@pytest.mark.parametrize(
+    "times, expected",
+    [
+        ([0, 40, 80, 80, 120, 160], [0, 40, 80, 100, 120, 160]),
+        ([0, 0, 40, 40, 80, 80], [0, 20, 40, 60, 80, 100]),
+        ([0, 40, 40, 40, 80, 120], [0, 40, 60, 70, 80, 120]),
+        ([0] * 9, [0, 20, 30, 35, 37, 40, 80, 120, 160]),
+    ],
+)
+def test_a_time_that_comes_twice_delays_no_later_frame(tmp_path, times, expected):
+    """Frames after it were late by the length of a frame each time: the sound ran ahead."""
+    make_video(tmp_path / "twice.mkv", codec="ffv1", times=times)
+    assert [time * 1000 for time in read(tmp_path / "twice.mkv")[1]] == expected
+
+
+def test_animated_avif(tmp_path, caplog):
+    """Such a file also has its first picture on its own."""
+    images = [Image.fromarray(picture(i)) for i in range(4)]
+    path = tmp_path / "in.avif"
+    try:
+        images[0].save(path, save_all=True, append_images=images[1:], duration=[40, 100, 40, 500], quality=95)
+    except (KeyError, ValueError, OSError):
+        pytest.skip("this Pillow writes no AVIF")
+    frames, times = read(path)
+    assert [round(time * 1000) for time in times] == [0, 40, 140, 180]
+    assert differ(frames, [picture(i) for i in range(4)]) < 3
+    copy(path, tmp_path / "out.mp4")
+    assert len(read(tmp_path / "out.mp4")[0]) == 4 and "left out" not in caplog.text
+    images[0].save(tmp_path / "one.avif")
+    assert len(read(tmp_path / "one.avif")[0]) == 1
+
+
 @pytest.fixture
 def animation(tmp_path) -> tuple[Path, list[int]]:
     """An animated WebP without loss, and the milliseconds at which its pictures begin."""
