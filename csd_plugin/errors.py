@@ -88,8 +88,12 @@ _DISK = {
 
 def cannot_write(path: Path, error: OSError) -> CSDError:
     """The error to raise if a file or folder could not be written: the place, the reason, and what to do about it."""
-    advice = _DISK.get(error.errno or 0, "give another place")
-    return CSDError(f"{path}: cannot be written ({error.strerror or error}); {advice}")
+    reason, advice = error.strerror or error, _DISK.get(error.errno or 0, "give another place")
+    blocked = Path(os.fsdecode(error.filename)) if error.errno == errno.EEXIST and error.filename else None
+    if blocked and not blocked.is_dir():  # a file of the user's, or /dev/null: nothing to remove
+        reason = f"{'it' if blocked == path else blocked} is there already, and is not a folder"
+        advice = "give another place"
+    return CSDError(f"{path}: cannot be written ({reason}); {advice}")
 
 
 def out_of_memory(error: Exception) -> str:

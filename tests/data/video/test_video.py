@@ -224,6 +224,7 @@ def test_a_playlist_cannot_reach_other_files(tmp_path, name):
 
 def test_outputs_that_cannot_be(tmp_path):
     (tmp_path / "there.mp4").write_text("notes")
+    (tmp_path / "notes").touch()
     with open_reader(make_video(tmp_path / "in.mp4")) as reader:
         for target, message in {
             "in.mp4": "is also the input",
@@ -232,7 +233,8 @@ def test_outputs_that_cannot_be(tmp_path):
             "out.3gp": "cannot write '.3gp'",
             "out.png": "cannot write '.png'",
             "there.mp4": "already exists; replace it with --overwrite",
-            "in.mp4/out.mp4": "in.mp4: cannot be written",
+            "in.mp4/out.mp4": r"in\.mp4: cannot be written \(it is there already, and is not a folder\); give another",
+            "notes": r"notes: cannot be written \(it is there already, and is not a folder\); give another place",
         }.items():
             with pytest.raises(CSDError, match=message), open_writer(tmp_path / target, like=reader) as writer:
                 writer.write(picture(0))
