@@ -215,6 +215,8 @@ def _say_what_changes(path: Path, form: str, codec: str | None, look: Look, setu
     if after < before:
         logger.warning("%s: %s holds %d bits per channel here, the input has %d", path, written, after, before)
     lost = []
+    if look.codec and not is_grey(look.pix_fmt) and _chroma(setup.pix_fmt) < _chroma(look.pix_fmt):
+        lost.append(f"the colours of all the input's pixels (it is {setup.pix_fmt}, the input {look.pix_fmt})")
     wanted, held = look.colours.for_format(setup.pix_fmt), setup.colours
     if wanted.full and not held.full:
         lost.append("the mark of full range" if is_grey(setup.pix_fmt) else "full range (limited range is used)")
@@ -229,6 +231,13 @@ def _say_what_changes(path: Path, form: str, codec: str | None, look: Look, setu
         lost.append("HDR10 data (display, light level)")
     if lost:
         logger.warning("%s: %s in %s does not hold %s", path, written, form, ", ".join(lost))
+
+
+def _chroma(pix_fmt: str) -> Fraction:
+    """Colours per pixel: 1 for RGB and 4:4:4, 1/4 for 4:2:0."""
+    form = av.VideoFormat(pix_fmt, 16, 16)
+    parts = form.components
+    return Fraction(1) if is_rgb(pix_fmt) or len(parts) < 3 else Fraction(parts[1].width * parts[1].height, 16 * 16)
 
 
 def _marks(colours: Colours) -> tuple[int, int, int]:

@@ -317,6 +317,22 @@ def test_animated_avif(tmp_path, caplog):
     assert len(read(tmp_path / "one.avif")[0]) == 1
 
 
+@pytest.mark.parametrize(
+    "codec, pix_fmt, name, said",
+    [
+        ("qtrle", "rgb24", "out.avi", "mpeg4 in avi does not hold the colours of all the input's pixels"),
+        ("qtrle", "rgb24", "out.mp4", ""),
+        ("rawvideo", "yuv444p", "out.mkv", "rawvideo in matroska does not hold the colours of all"),
+        ("ffv1", "yuv422p", "out.webm", ""),
+        ("mpeg4", "yuv420p", "out.mp4", ""),
+    ],
+)
+def test_colours_of_fewer_pixels_are_one_line(tmp_path, caplog, codec, pix_fmt, name, said):
+    source = make_video(tmp_path / f"in.{'mov' if codec == 'qtrle' else 'nut'}", codec=codec, pix_fmt=pix_fmt)
+    copy(source, tmp_path / name)
+    assert caplog.text.count("does not hold") == bool(said) and said in caplog.text
+
+
 @pytest.fixture
 def animation(tmp_path) -> tuple[Path, list[int]]:
     """An animated WebP without loss, and the milliseconds at which its pictures begin."""
