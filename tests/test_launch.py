@@ -18,6 +18,7 @@ import warm
 import yaml
 from synthetic import REAL, TEST, TRAIN, write_ntu_rain
 from toolbox import (
+    TEACHER,
     begin_two,
     changed,
     distill_options,
@@ -128,6 +129,24 @@ def test_a_training_is_not_tested_and_its_results_stay(refuses, launcher, tiny_r
     options = train_options(tiny_rain, val={"val_freq": 1, "save_img": False})
     refuses(options, "options.yml: line", "datasets.train is for training; a test takes sets test_1", job="test")
     assert sorted(launcher.folder.rglob("results/*")) == before
+
+
+def test_a_test_without_the_section_train_has_no_training_set(refuses, tiny_rain, tiny_teacher):
+    options = scoring_options(tiny_rain, tiny_teacher, network_g=dict(TEACHER))
+    options["datasets"]["train"] = train_options(tiny_rain)["datasets"]["train"]
+    refuses(options, "datasets.train is for training; a test takes sets test_1", job="test")
+
+
+def test_a_test_of_nothing_is_refused(refuses, tiny_rain, tiny_teacher):
+    options = scoring_options(tiny_rain, tiny_teacher, network_g=dict(TEACHER), datasets={})
+    refuses(options, "datasets is empty", job="test")
+
+
+@pytest.mark.parametrize(("key", "advice"), [("test_1", "name it val"), ("train_2", "put all clips into one folder")])
+def test_sets_that_a_training_does_not_take(refuses, tiny_rain, key, advice):
+    options = train_options(tiny_rain)
+    options["datasets"][key] = scored_set(tiny_rain) if key == "test_1" else options["datasets"]["train"]
+    refuses(options, f"datasets.{key}: a training takes one set train", advice)
 
 
 def test_resident_frames_and_loader_processes(refuses, tiny_rain):

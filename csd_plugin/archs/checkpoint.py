@@ -289,6 +289,11 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
                 f"{source}: {name} has {there} numbers, but the network expects {here} ones; the checkpoint is for "
                 f"another network: make the network's options match it"
             )
+        if name in state and own[name].is_floating_point() and not _has_fractions(state[name]):
+            raise CSDError(
+                f"{source}: {name} has whole numbers ({str(state[name].dtype).removeprefix('torch.')}), but the "
+                f"network expects fractions; the checkpoint is of a quantized network: take the one that it was made of"
+            )
     missing, unexpected = sorted(own.keys() - state.keys() - lazy), sorted(state.keys() - own.keys())
     if strict and (missing or unexpected):
         what = f"lacks {missing[0]}" if missing else f"has {unexpected[0]}, unknown to the network"
@@ -305,6 +310,10 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
         )
     network.load_state_dict(dict(state), strict=False)
     return missing
+
+
+def _has_fractions(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
 
 
 def _of_part(state: Mapping[str, Tensor], names: Collection[str], source: str) -> Mapping[str, Tensor]:

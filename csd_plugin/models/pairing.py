@@ -32,7 +32,10 @@ from csd_plugin.models.building import is_ours
 _NAMES = ("vid4", "reds4", "redsofficial")
 """The toolbox's test sets of video clips, whatever they contain."""
 
-_OF_SHAPES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError, NotImplementedError)
+_OF_SHAPES = (
+    *(RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError, NotImplementedError),
+    NameError,  # of the toolbox's layers whose compiled part is missing
+)
 """The errors of networks for tensors that they cannot process; includes CSDError."""
 
 _DIVISORS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 28, 32, 48, 56, 64, 128)

@@ -165,13 +165,21 @@ def find_problems(opt: Mapping[str, Any], problems: Problems) -> None:
             problems.add(key, f"{key}: models of csd-plugin {instead}; remove it")
     if opt["is_train"]:
         _check_training(opt, problems)
-    elif "train" in opt:
+    else:
         _check_testing(opt, problems)
 
 
 def _check_training(opt: Mapping[str, Any], problems: Problems) -> None:
     if isinstance(opt.get("datasets"), Mapping) and "train" not in opt["datasets"]:
         problems.add("datasets.train", "datasets.train is missing")
+    for key in _section_in(opt, "datasets"):
+        kind = str(key).split("_")[0]
+        if kind == "test" or (kind == "train" and key != "train"):
+            advice = "name it val, val_2 .." if kind == "test" else "put all clips into one folder, and name that"
+            problems.add(
+                f"datasets.{key}",
+                f"datasets.{key}: a training takes one set train, and sets val, val_2 .. to score on; {advice}",
+            )
     if isinstance(opt.get("val"), Mapping) and opt["val"] and opt["val"].get("val_freq") is None:
         problems.add("val.val_freq", "val.val_freq is missing: give the steps between validations")
     train = opt.get("train")
@@ -210,9 +218,14 @@ def _check_losses(train: Mapping[str, Any], problems: Problems) -> None:
 
 
 def _check_testing(opt: Mapping[str, Any], problems: Problems) -> None:
-    """Refuse a training's file: a test would archive earlier results, and score what nothing has trained."""
+    """Refuse a training's file: a test would archive earlier results, and score what nothing has trained.
+
+    So is one without sets, which would score nothing.
+    """
+    if opt.get("datasets") == {}:
+        problems.add("datasets", "datasets is empty: a test takes sets test_1, test_2 .., see options/test")
     for key in _section_in(opt, "datasets"):
-        if key.split("_")[0] == "train":
+        if str(key).split("_")[0] == "train":
             problems.add(
                 f"datasets.{key}",
                 f"datasets.{key} is for training; a test takes sets test_1, test_2 .. and a trained network as "

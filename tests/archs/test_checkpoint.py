@@ -329,6 +329,15 @@ def test_complex_weights_are_not_taken_for_real_ones(dtypes):
     assert torch.equal(here.gain, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.uint8, torch.bool])
+def test_weights_of_a_quantized_network_are_not_taken_for_fractions(network, dtype):
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state = before | {"conv1.weight": before["conv1.weight"].to(dtype)}
+    with pytest.raises(CSDError, match=r"net\.pth: conv1\.weight has whole numbers \(\w+\), .* the one that it was"):
+        load_weights(network, state, source="net.pth")
+    assert same(network.state_dict(), before)
+
+
 def test_less_than_half_of_a_network_is_anothers(network):
     own = network.state_dict()
     before = {name: value.clone() for name, value in own.items()}

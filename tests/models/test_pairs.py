@@ -398,6 +398,14 @@ def test_networks_that_cannot_run_are_one_line(launcher, tiny_rain, tiny_teacher
     assert launcher.written() == []
 
 
+def test_a_layer_without_its_compiled_part_is_one_line(launcher, tiny_rain, capfd):
+    """StyleGAN2's activation, which runs on a GPU alone, and there only where the toolbox was compiled."""
+    network = {"network_g": {"type": "StyleGAN2Discriminator", "out_size": 32}, "interface_g": {"layout": "image"}}
+    assert launcher.train(train_options(tiny_rain, **network)) == 2
+    assert "network_g: StyleGAN2Discriminator fails on clips" in capfd.readouterr().err.strip().splitlines()[-1]
+    assert launcher.written() == []
+
+
 def test_the_advice_works(launcher, toolbox_data, tiny_teacher):
     for kind, num_frame in (("REDSDataset", 7), ("REDSRecurrentDataset", 7)):
         train = {"datasets.train": training_set(toolbox_data, kind, num_frame)}
