@@ -336,6 +336,13 @@ def _of_part(state: Mapping[str, Tensor], names: Collection[str], source: str) -
     return {name.removeprefix(parts[0]): value for name, value in state.items() if name.startswith(parts[0])}
 
 
+def check_finite(network: nn.Module, source: str) -> None:
+    """Raise CSDError, which begins with `source`, for a network whose weights hold NaN or infinity."""
+    for name, weight in network.state_dict().items():
+        if not is_lazy(weight) and weight.is_floating_point() and not weight.isfinite().all():
+            raise CSDError(f"{source}: its weight {name} holds NaN or infinity; use another checkpoint")
+
+
 def load_network(path: str | Path, param_key: str | None = None) -> nn.Module:
     """A trained network of one of `NETWORKS`, in eval mode; its numbers are read off the weights. Raises CSDError.
 
@@ -367,6 +374,7 @@ def _load_network(path: str | Path, param_key: str | None) -> nn.Module:
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     """Load the `state_dict` of a similar optimizer, read from a file, into this one. Raises CSDError."""
     try:
+        check_kind(optimizer, state)
         optimizer.load_state_dict(state)
         kept = [
             (p, name, value)
@@ -374,6 +382,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
             for p in group["params"]
             for name, value in optimizer.state[p].items()
         ]
+    except CSDError:
+        raise
     except DAMAGED as error:
         raise CSDError(f"its optimizer's state does not fit {type(optimizer).__name__}: {first_line(error)}") from error
     for parameter, name, value in kept:
@@ -386,6 +396,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
         if value.shape == parameter.shape and value.stride() != parameter.stride():
             # fused optimizers need the state in the memory layout, device and precision of the weight
             optimizer.state[parameter][name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def check_kind(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Raise CSDError if the `state_dict` is of an optimizer of another kind, by the names of its settings."""
+    for group, was in zip(optimizer.param_groups, state["param_groups"], strict=False):
+        if was.keys() - group.keys() and group.keys() - was.keys():
+            raise CSDError(f"it was saved by an optimizer other than {type(optimizer).__name__}")
 
 
 def _of_weight(shape: torch.Size, weight: torch.Size) -> bool:

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csd_plugin.archs.checkpoint import check_finite
 from csd_plugin.archs.interface import KINDS, interface_of, kind_of
 from csd_plugin.errors import CSDError, type_in_words
 from csd_plugin.inference.facts import conv_calls, without_branches
@@ -59,9 +60,7 @@ def fold(network: nn.Module, least: float = MIN_FILLED) -> nn.Module:
     Raises CSDError for weights that are not finite, as a ReLU in the fast forms would hide them, and for no frame.
     """
     network = without_branches(network)
-    for name, weight in network.state_dict().items():
-        if weight.is_floating_point() and not weight.isfinite().all():
-            raise CSDError(f"the network is broken: its weight {name} holds NaN or infinity; use another checkpoint")
+    check_finite(network, "the network is broken")
     plain = copy.deepcopy(network).eval().requires_grad_(False)
     try:
         side, calls = conv_calls(network)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,14 @@ from torch import distributed
 
 from csd_plugin import peers
 from csd_plugin.distill.processes import are_several
-from csd_plugin.errors import CSDError, one_line, out_of_memory
+from csd_plugin.errors import CSDError, first_line, one_line, out_of_memory, users_line
 from csd_plugin.weights import find_checkpoint
+
+_OF_CONFIGS = (
+    *(SyntaxError, NameError, OSError, ImportError),
+    *(LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError),
+)
+"""What a config raises that cannot be run, in Python or in the classes that it names."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 distributed.barrier()  # a process that leaves early may abort the others
     except CSDError as error:
         return _fail(one_line(error))
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not users_line(error):
             raise
-        return _fail(out_of_memory(error))
+        return _fail(users_line(error))
     except KeyboardInterrupt:
         return _fail("interrupted; --resume resumes from the last checkpoint", 130)
     finally:
@@ -67,6 +74,15 @@ def _run(arguments: argparse.Namespace) -> None:
     import csd_plugin.integrate.mmengine  # noqa: F401
 
     config = _read(arguments.config)
+    for key in ("model", *(("test_dataloader", "test_cfg", "test_evaluator") if arguments.test else ())):
+        if config.get(key) is None:
+            raise CSDError(
+                f"{arguments.config}: {key} is missing; see options/mmengine/tiny_csd_cpu.py for a whole config"
+            )
+    if arguments.launcher == "pytorch" and "RANK" not in os.environ:
+        raise CSDError(
+            "--launcher pytorch is for torchrun: torchrun --nproc_per_node 2 -m csd_plugin.integrate.run_mmengine .."
+        )
     config.launcher = arguments.launcher
     config.work_dir = arguments.work_dir or config.get("work_dir") or f"work_dirs/{arguments.config.stem}"
     if arguments.launcher == "pytorch" and not torch.cuda.is_available():
@@ -83,7 +99,8 @@ def _run(arguments: argparse.Namespace) -> None:
         config.load_from, config.resume = str(find_checkpoint(arguments.test)), False
     else:
         config.resume = arguments.resume or config.get("resume", False)
-    runner = Runner.from_cfg(config)
+    with _mistakes(arguments.config):
+        runner = _built(Runner.from_cfg(config), tests=bool(arguments.test))
     peers.watch("--resume")
     if arguments.test:
         runner.test()
@@ -98,8 +115,35 @@ def _read(path: Path) -> Any:
         raise CSDError(f"{path} does not exist; check the path")
     try:
         return Config.fromfile(str(path))
-    except (SyntaxError, OSError) as error:
-        raise CSDError(f"{path}: cannot be read as a config of MMEngine: {error}") from error
+    except _OF_CONFIGS as error:
+        raise CSDError(f"{path}: cannot be read as a config of MMEngine: {first_line(error)}") from error
+
+
+def _built(runner: Any, *, tests: bool) -> Any:
+    """The Runner, with the parts built that it would build later, in its own order."""
+    if tests:
+        _ = runner.test_loop
+    elif runner._train_loop is None:
+        raise CSDError("train_dataloader, train_cfg and optim_wrapper are missing: there is nothing to train")
+    else:
+        _ = runner.train_loop
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        _ = runner.val_loop
+    return runner
+
+
+@contextmanager
+def _mistakes(path: Path) -> Iterator[None]:
+    """What the Runner does not accept of a config is one line."""
+    try:
+        yield
+    except CSDError as error:
+        raise CSDError(f"{path}: {one_line(error)}") from error
+    except _OF_CONFIGS as error:
+        if isinstance(error, OSError) or out_of_memory(error):
+            raise
+        said = error.args[0] if isinstance(error, KeyError) and error.args else first_line(error)
+        raise CSDError(f"{path}: {str(said).split('. ')[0].rstrip('.')}; check the config") from error
 
 
 def _fail(message: str, status: int = 2) -> int:

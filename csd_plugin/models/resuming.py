@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from csd_plugin.archs import NETWORKS, presets_of
+from csd_plugin.archs.checkpoint import check_kind
 from csd_plugin.data.datasets import DATASETS
 from csd_plugin.distill import OBJECTIVES
 from csd_plugin.errors import CSDError
@@ -122,9 +123,8 @@ def option_changes(
     """
     changes = []
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=False):
+        check_kind(optimizer, saved)
         for group, was in zip(optimizer.param_groups, saved["param_groups"], strict=False):
-            if was.keys() - group.keys() and group.keys() - was.keys():
-                raise CSDError(f"it was saved by an optimizer other than {type(optimizer).__name__}")
             for key in (key for key in group if key in was and key not in _BY_SCHEDULE):
                 changes += _change(key.removeprefix("initial_"), was[key], group[key])
     for scheduler, saved in zip(schedulers, state["schedulers"], strict=False):

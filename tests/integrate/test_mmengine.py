@@ -151,6 +151,108 @@ def test_a_run_that_is_resumed_is_the_run_that_was_not_stopped(
         assert not all(torch.equal(average, learned) for average, learned in pairs)
 
 
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+@pytest.mark.parametrize("harm", ["newest cut short", "newest gone", "no word of the last", "folder moved"])
+def test_a_run_resumes_from_the_newest_whole_checkpoint(tmp_path, tiny_rain, tiny_teacher, student, harm):
+    whole = train(config(tmp_path / "whole", tiny_rain, tiny_teacher, student, **{"train_cfg.max_iters": 3}))
+    content = config(tmp_path, tiny_rain, tiny_teacher, student)
+    train(content)
+    work = tmp_path / "work"
+    if harm == "newest cut short":
+        cut_short(work / "iter_2.pth")
+    elif harm == "newest gone":
+        (work / "iter_2.pth").unlink()
+    elif harm == "no word of the last":
+        (work / "last_checkpoint").unlink()
+    else:
+        work = work.rename(tmp_path / "moved")
+    again = train(
+        changed(content, {"train_cfg.max_iters": 3, "work_dir": str(work), "resume": True, "load_from": None})
+    )
+    assert again._load_from == str(work / ("iter_1.pth" if "newest" in harm else "iter_2.pth"))
+    assert equal(*(dict(runner.model.distiller.state_dict()) for runner in (whole, again)))
+
+
+def test_a_run_without_a_whole_checkpoint_is_one_line(tmp_path, tiny_rain, tiny_teacher, student):
+    content = config(tmp_path, tiny_rain, tiny_teacher, student)
+    train(content)
+    for number in (1, 2):
+        cut_short(tmp_path / "work" / f"iter_{number}.pth")
+    with pytest.raises(CSDError, match=r"iter_2\.pth cannot be read: .*; no checkpoint of .*work can be resumed"):
+        train(content | {"resume": True})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model.student.num_feat": 6, "model.student.checkpoint": ...}, "has shape .* another size"),
+        (
+            {"optim_wrapper.optimizer": {"type": "SGD", "lr": 1e-3}},
+            "an optimizer other than SGD; it belongs to",
+        ),
+        (
+            {f"model.{key}": ... for key in ("teachers", "objective", "weights")},
+            "unknown to the network .* another run",
+        ),
+    ],
+)
+def test_another_run_is_not_resumed(tmp_path, tiny_rain, tiny_teacher, student, changes, words):
+    train(config(tmp_path, tiny_rain, tiny_teacher, student))
+    with pytest.raises(CSDError, match=rf"iter_2\.pth: .*{words}"):
+        train(config(tmp_path, tiny_rain, tiny_teacher, student, resume=True, **changes))
+
+
+class Code:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('code from a file ran')",)
+
+
+@pytest.mark.parametrize(
+    ("content", "resumes", "words"),
+    [
+        (None, False, "does not exist; check the path"),
+        (b"", False, "is cut short or damaged"),
+        ([1.0], False, "holds a list, expected a dict of tensors"),
+        ({"state_dict": {}, "more": Code()}, False, "holds more than tensors and plain data"),
+        ({"conv1.bias": torch.tensor([1.0])}, False, "the checkpoint is for another size"),
+        ({"params": "the student's"}, True, "holds no state to resume from"),
+    ],
+)
+def test_files_that_no_run_can_start_from_are_one_line(
+    tmp_path, tiny_rain, tiny_teacher, student, content, resumes, words
+):
+    file = tmp_path / "start.pth"
+    if content == {"params": "the student's"}:
+        file.write_bytes(student.read_bytes())
+    elif isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        torch.save(content, file)
+    with pytest.raises(CSDError, match=words) as caught:
+        train(config(tmp_path, tiny_rain, tiny_teacher, student, load_from=str(file), resume=resumes))
+    assert "\n" not in str(caught.value) and str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["load_from", "model.student.checkpoint", "model.teachers.t.checkpoint"])
+def test_weights_that_are_not_finite_are_refused(tmp_path, tiny_rain, tiny_teacher, student, key):
+    content = torch.load(tiny_teacher if "teachers" in key else student)
+    for weights in content.values():
+        weights["conv1.bias"][0] = torch.nan
+    torch.save(content, tmp_path / "nan.pth")
+    with pytest.raises(CSDError, match=r"nan\.pth: its weight conv1\.bias holds NaN or infinity"):
+        train(config(tmp_path, tiny_rain, tiny_teacher, student, **{key: str(tmp_path / "nan.pth")}))
+
+
+def test_a_loop_over_epochs_needs_a_sampler_with_an_end(tmp_path, tiny_rain, tiny_teacher, student):
+    epochs = {"train_cfg": {"type": "EpochBasedTrainLoop", "max_epochs": 1}, "log_processor": ...}
+    content = config(tmp_path, tiny_rain, tiny_teacher, student, **epochs)
+    with pytest.raises(CSDError, match=r"train_dataloader\.sampler: csd\.ClipSampler has no end"):
+        train(content)
+
+
 def test_csd_reads_its_checkpoints_and_it_reads_those_of_basicsr(tmp_path, tiny_rain, tiny_teacher, student):
     from synthetic import moving_scene, rain_on, write_image
 
@@ -420,6 +522,46 @@ def test_the_launcher_says_what_is_wrong_in_one_line(tmp_path, capsys):
     (tmp_path / "broken.py").write_text("model = dict(")
     assert main([str(tmp_path / "broken.py")]) == 2
     assert capsys.readouterr().err.splitlines()[0].startswith(f"error: {tmp_path / 'broken.py'}: cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "words"),
+    [
+        ({"model": ...}, [], "model is missing"),
+        ({"model.student": "tiny"}, [], "model.student is 'tiny': give a dict"),
+        ({"model.teachers": [{"type": "SLDNet"}]}, [], "model.teachers is "),
+        ({"model.studnt": 3}, [], "unexpected keyword argument 'studnt'; check the config"),
+        ({"model.type": "csd.CSDDistil"}, [], "csd.CSDDistil is not in the mmengine::model registry; check the config"),
+        ({"train_dataloader": ...}, [], "train_dataloader, train_cfg, and optim_wrapper should be either all None"),
+        ({"optim_wrapper.type": "AmpOptimWrapper"}, [], "only available training on gpu"),
+        ({"train_dataloader.dataset.dataroot": "gone"}, [], "data root gone does not exist"),
+        ({}, ["--test", "wide"], "test_dataloader is missing"),
+        ({}, ["--launcher", "pytorch"], "--launcher pytorch is for torchrun"),
+        ({}, ["--work-dir", "config.py/below"], "config.py/below: not a directory"),
+    ],
+)
+def test_the_launcher_says_what_a_config_lacks_in_one_line(
+    tmp_path, tiny_rain, tiny_teacher, student, monkeypatch, capfd, changes, flags, words
+):
+    from csd_plugin.integrate.run_mmengine import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    content = config(tmp_path, tiny_rain, tiny_teacher, student, **changes)
+    _runs.append(0)
+    content["experiment_name"] = f"run{len(_runs)}"
+    (tmp_path / "config.py").write_text("\n".join(f"{key} = {value!r}" for key, value in content.items()))
+    assert main(["config.py", *flags]) == 2
+    said = capfd.readouterr().err.strip().splitlines()
+    assert said[-1].startswith("error: ") and words in said[-1] and "Traceback" not in "".join(said)
+
+
+def test_a_config_that_does_not_run_is_one_line(tmp_path, capsys):
+    from csd_plugin.integrate.run_mmengine import main
+
+    (tmp_path / "config.py").write_text("model = undefined")
+    assert main([str(tmp_path / "config.py")]) == 2
+    assert "config.py: cannot be read as a config of MMEngine: name 'undefined'" in capsys.readouterr().err
 
 
 def test_the_config_that_ships_builds_its_model():

@@ -9,10 +9,13 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from csd_plugin.archs.checkpoint import load_weights, weights_in
+from csd_plugin.archs.checkpoint import check_finite, load_weights, weights_in
+from csd_plugin.errors import CSDError
 from csd_plugin.integrate.mmengine.model import STUDENT, CSDDistiller
+from csd_plugin.integrate.mmengine.sampler import ClipSampler
+from csd_plugin.integrate.mmengine.starting import check_resumed, check_start
 
 STATE = "csd"
 _BUFFER = ("history", "counts", "limit")
@@ -23,12 +26,17 @@ class DistillHook(Hook):
 
     Checkpoints of MMEngine 0.10 hold its own objects and numpy scalars, which torch's safe reader refuses. With this
     hook they hold tensors, numbers and text, so that runs can resume, and `csd derain` can read them, without running
-    code from files. `load_from` accepts any checkpoint that fits the student, also BasicSR's.
+    code from files. It reads them as data before MMEngine does; if the newest one is damaged, a run resumes from the
+    one before it. `load_from` accepts any checkpoint that fits the student, also BasicSR's.
     """
 
     priority = "HIGH"  # before EMAHook, which takes its weights from the loaded `state_dict`
 
+    def before_run(self, runner: Runner) -> None:
+        check_start(runner)
+
     def before_train(self, runner: Runner) -> None:
+        _check_sampler(runner)
         distiller = _model(runner).distiller
         distiller.scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
         distiller.warn = runner.logger.warning
@@ -53,20 +61,29 @@ class DistillHook(Hook):
         checkpoint[STATE] = {"health": dict(start), "balance": dict(distiller.balance.measured)}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        model = _model(runner)
-        state = checkpoint.get("state_dict", {})
-        if not any(name.removeprefix("module.").startswith(STUDENT) for name in state):
-            source = str(runner._load_from or "checkpoint")
-            load_weights(model.distiller.student, weights_in(checkpoint, source), source=source)
+        model, source = _model(runner), f"checkpoint {runner._load_from}"
+        load_weights(model.distiller.student, weights_in(checkpoint, str(runner._load_from)), source=source)
+        check_finite(model.distiller.student, source)
+        if not any(name.removeprefix("module.").startswith(STUDENT) for name in checkpoint.get("state_dict", {})):
             checkpoint["state_dict"] = model.state_dict()
-        hub = checkpoint.get("message_hub")
-        if hub is not None:
-            hub["log_scalars"] = {name: _unpacked(packed) for name, packed in hub["log_scalars"].items()}
-        if runner._resume:
-            ours = checkpoint.get(STATE, {})
-            model.distiller.balance.measured = dict(ours.get("balance", {}))
-            if model.distiller.monitor is not None:
-                model.distiller.monitor.start = dict(ours.get("health", {}))
+        if not runner._resume:
+            return
+        check_resumed(model, getattr(runner.optim_wrapper, "optimizer", None), checkpoint, source)
+        hub, ours = checkpoint["message_hub"], checkpoint.get(STATE, {})
+        hub["log_scalars"] = {name: _unpacked(packed) for name, packed in hub["log_scalars"].items()}
+        model.distiller.balance.measured = dict(ours.get("balance", {}))
+        if model.distiller.monitor is not None:
+            model.distiller.monitor.start = dict(ours.get("health", {}))
+
+
+def _check_sampler(runner: Runner) -> None:
+    """Raise CSDError for a loop over epochs whose first one would not end."""
+    if isinstance(runner.train_loop, EpochBasedTrainLoop) and isinstance(runner.train_dataloader.sampler, ClipSampler):
+        raise CSDError(
+            "train_dataloader.sampler: csd.ClipSampler has no end, and so no epochs; use "
+            "train_cfg=dict(type='IterBasedTrainLoop', max_iters=..), or sampler=dict(type='DefaultSampler', "
+            "shuffle=True)"
+        )
 
 
 def _model(runner: Runner) -> CSDDistiller:

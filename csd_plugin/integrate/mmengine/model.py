@@ -9,7 +9,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from csd_plugin.archs.checkpoint import load_weights, read_state_dict
+from csd_plugin.archs.checkpoint import check_finite, load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of, run_network
 from csd_plugin.distill.distiller import Compared, Distiller, Teacher, adapted
 from csd_plugin.distill.dry_run import Clips
@@ -66,8 +66,9 @@ class CSDDistiller(BaseModel):
         if precision is not None and precision not in PRECISIONS:
             raise CSDError(f"model.precision is {precision!r}; give {' or '.join(PRECISIONS)}, or leave it out")
         self.iteration: int | None = None  # set by the hook
-        ours = _network(plain(student), "model.student")
-        of_teachers = {label: plain(content) for label, content in (teachers or {}).items()}
+        ours = _network(_section(student, "model.student"), "model.student")
+        named = _section(teachers or {}, "model.teachers")
+        of_teachers = {label: _section(content, f"model.teachers.{label}") for label, content in named.items()}
         shares = {label: content.pop("share", 1.0) for label, content in of_teachers.items()}
         built = []
         for label, share in teacher_shares(shares, shares).items() if shares else ():
@@ -150,6 +151,13 @@ class CSDDistiller(BaseModel):
         return total, {"loss": total, **losses}
 
 
+def _section(content: Any, where: str) -> dict[str, Any]:
+    """A part of the config. Raises CSDError if it is no dict."""
+    if not isinstance(content, Mapping):
+        raise CSDError(f"{where} is {content!r:.60}: give a dict, see options/mmengine")
+    return plain(content)
+
+
 def _network(content: dict[str, Any], where: str, *, frozen: bool = False) -> Compared:
     """A network with its weights, its interface, and its layers to compare."""
     checkpoint, declared, layers = (content.pop(key, None) for key in ("checkpoint", "interface", "layers"))
@@ -160,6 +168,7 @@ def _network(content: dict[str, Any], where: str, *, frozen: bool = False) -> Co
         if checkpoint is not None:
             path = find_checkpoint(str(checkpoint))
             load_weights(network, read_state_dict(path), source=f"checkpoint {path}")
+            check_finite(network, f"checkpoint {path}")
         interface: Interface = interface_of(network, declared)
     except CSDError as error:
         raise CSDError(f"{where}: {error}") from error
