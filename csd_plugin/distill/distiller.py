@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -19,12 +20,13 @@ from csd_plugin.data.batches import as_clips, as_float, features_of
 from csd_plugin.data.windows import target_slice
 from csd_plugin.distill.adapters import AdaptedObjective
 from csd_plugin.distill.balance import Balance
-from csd_plugin.distill.dry_run import Clips, dry_run
+from csd_plugin.distill.dry_run import Clips, DryRunError, copied, dry_run
 from csd_plugin.distill.health import HealthMonitor
 from csd_plugin.distill.interface import Objective
 from csd_plugin.distill.objective import Comparison, by_name, weighted_sum
 from csd_plugin.distill.schedule import Weight, check_weight, is_ever_on, weight_at
 from csd_plugin.distill.taps import FeatureTap, listening, quiet, tap_compared
+from csd_plugin.distill.trial import Words, check_trial, is_ours
 from csd_plugin.errors import CSDError
 from csd_plugin.losses.several import total_of
 from csd_plugin.types import ClipView, Terms
@@ -195,6 +197,37 @@ class Distiller(nn.Module):
             if logged or looks or self.balance.wants(iteration, weights):
                 return None
         return tuple(weights.values())
+
+    def check(self, clips: tuple[int, ...], num_target: int, *, learns: bool = True) -> None:
+        """Try the networks on clips of such a shape, without computing much; for use before a long run.
+
+        Networks of this package, which process any size, and those that cannot be copied are left out.
+
+        Args:
+            clips: (B, N, 3, H, W) of the rainy frames.
+            num_target: frames L of the truth.
+            learns: False for frames of a test, which the student alone gets.
+
+        Raises:
+            CSDError: a network cannot process them; names what the sides have to be multiples of, if that is why.
+        """
+        parts, scales = [("student", bare(self.student), self.interface)], {1}
+        if learns:
+            scales |= {scale for teacher in self.teachers for scale in bare(teacher.objective).input_scales}
+            parts += [(f"teacher {teacher.label}", teacher.network, teacher.interface) for teacher in self.teachers]
+        for name, network, interface in parts:
+            network = getattr(network, "_orig_mod", network)  # of torch.compile
+            if is_ours(network):
+                continue
+            advice = "give frames of another size"
+            padded = "give an interface with size_divisor {}, and frames are padded for it; or " + advice
+            words = Words(f"the {name}", f"the interface of the {name}", "", advice, padded)
+            with suppress(DryRunError):
+                apart = copied(network).to("cpu")
+                for scale in sorted(scales):
+                    shape = (*clips[:3], *(side // scale for side in clips[3:]))
+                    trains = learns and name == "student"
+                    check_trial(apart, interface, shape, num_target, words, learns=trains)
 
     def after_step(self) -> None:
         """Update what follows the weights without being learned; call it after each optimizer step."""

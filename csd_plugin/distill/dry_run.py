@@ -100,7 +100,7 @@ def dry_run(network: nn.Module, interface: Interface, clips: Clips, layers: list
         DryRunError: the network's control flow depends on values, or the network cannot be copied.
         CSDError: windows or layers do not fit.
     """
-    dry, network = Dry(), _copied(network)
+    dry, network = Dry(), copied(network)
 
     def record(path: str, module: nn.Module, output: Any) -> None:
         if isinstance(output, Tensor):
@@ -132,7 +132,7 @@ def dry_run(network: nn.Module, interface: Interface, clips: Clips, layers: list
     return dry
 
 
-def _copied(network: nn.Module) -> nn.Module:
+def copied(network: nn.Module) -> nn.Module:
     """A copy, even if modules hold objects that cannot be copied. Raises DryRunError.
 
     Tensors that a pass has left in modules, such as the weights of the old `weight_norm`, are detached from their

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from csd_plugin import compat
 from csd_plugin.archs.interface import Interface, declared_interface, interface_of, interface_section
 from csd_plugin.distill.settings import teacher_labels
+from csd_plugin.distill.trial import is_ours
 from csd_plugin.errors import CSDError, first_line, out_of_memory, refused_by_disk, suggestion
 from csd_plugin.models.mixing import keywords_of
 from csd_plugin.options.checks import distils
@@ -64,10 +65,6 @@ def build_interface(network: nn.Module, opt: Mapping[str, Any], name: str) -> In
             f"{interface.scale}; set scale: 1, or use a network for super-resolution"
         )
     return interface
-
-
-def is_ours(network: nn.Module) -> bool:
-    return type(network).__module__.startswith("csd_plugin.")
 
 
 def find_metrics(val: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from itertools import count
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from basicsr.data.video_test_dataset import VideoRecurrentTestDataset, VideoTestDataset
@@ -18,29 +16,19 @@ from basicsr.models.video_base_model import VideoBaseModel
 from basicsr.models.video_recurrent_gan_model import VideoRecurrentGANModel
 from basicsr.models.video_recurrent_model import VideoRecurrentModel
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
-from torch import Tensor, nn
+from torch import nn
 
 from csd_plugin.archs import NETWORKS
 from csd_plugin.archs.interface import Interface, interface_section
 from csd_plugin.compat import shape_advice
 from csd_plugin.data.datasets import DATASETS
 from csd_plugin.data.datasets.options import DatasetOptions, TrainingOptions
-from csd_plugin.distill.dry_run import clips_of, without_values
+from csd_plugin.distill.dry_run import clips_of
+from csd_plugin.distill.trial import OF_SHAPES, Words, check_trial, is_ours, shape_of
 from csd_plugin.errors import CSDError, first_line
-from csd_plugin.models.building import is_ours
 
 _NAMES = ("vid4", "reds4", "redsofficial")
 """The toolbox's test sets of video clips, whatever they contain."""
-
-_OF_SHAPES = (
-    *(RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError, NotImplementedError),
-    NameError,  # of the toolbox's layers whose compiled part is missing
-)
-"""The errors of networks for tensors that they cannot process; includes CSDError."""
-
-_DIVISORS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 28, 32, 48, 56, 64, 128)
-"""What networks commonly need the sides of frames to be multiples of."""
-_PRIMES_OF_THEM = 2 * 3 * 5 * 7
 
 
 def options_of(content: Mapping[str, Any]) -> type[DatasetOptions]:
@@ -216,18 +204,6 @@ def _check_test(model: type, opt: Mapping[str, Any], key: str, content: Mapping[
     _output_shape(network, (1, options_of(content).of(content).num_frame, 3, height, width), opt, key)
 
 
-class _Words(NamedTuple):
-    """Parts of a message: whose clips they are, what to do, and what to do if sides must be multiples of a number.
-
-    `multiples` is the last, with {} for that number times `pixels`.
-    """
-
-    of: str
-    advice: str
-    multiples: str
-    pixels: int = 1
-
-
 def check_network(
     name: str,
     network: nn.Module,
@@ -247,14 +223,17 @@ def check_network(
     if is_ours(network):
         return
     clips, learns, section = clips_of(opt, size), name == "network_g", interface_section(name)
+    place = section if opt.get(section) else name
     num_frame = max(clips.num_frame, interface.num_frame + clips.num_target - 1)
     for factor in pooled:
         side = clips.size // factor
         frames = (clips.batch if learns else 1, num_frame, 3, side, side)
         of = f", crops of {clips.size} pooled by {factor} for train.distill_opt.scale_source: frames," * (factor > 1)
         advice = f"check its options, {section} and datasets.train.gt_size"
-        words = _Words(of, advice, "set datasets.train.gt_size to a multiple of {}", factor * interface.scale)
-        _check_run(name, network, interface, frames, clips.num_target, opt, words, learns=learns)
+        words = Words(
+            name, place, of, advice, "set datasets.train.gt_size to a multiple of {}", factor * interface.scale
+        )
+        check_trial(network, interface, frames, clips.num_target, words, device=_device(opt), learns=learns)
 
 
 def check_on_test_frames(
@@ -269,65 +248,16 @@ def check_on_test_frames(
     if not is_ours(network):
         frames = (1, interface.num_frame, 3, *size)
         padded = "set interface_g.size_divisor: {}, and frames are padded for it"
-        words = _Words(f" of {where}", "test on frames of another size", padded)
-        _check_run("network_g", network, interface, frames, 1, opt, words)
-
-
-def _check_run(
-    name: str,
-    network: nn.Module,
-    interface: Interface,
-    frames: tuple[int, ...],
-    num_target: int,
-    opt: Mapping[str, Any],
-    words: _Words,
-    *,
-    learns: bool = False,
-) -> None:
-    """Raise CSDError unless a network gives its targets for such frames."""
-    section = interface_section(name)
-    try:
-        _shape_of(lambda batch: interface.run(network, batch, num_target), network, frames, opt, learns=learns)
-    except _OF_SHAPES as error:
-        divisor = _divisor_that_helps(network, interface, frames, num_target)
-        if divisor:
-            raise CSDError(
-                f"{name}: {type(network).__name__} cannot process clips {frames}{words.of} as it needs sides that "
-                f"are multiples of {divisor}; {words.multiples.format(divisor * words.pixels)}"
-            ) from error
-        if isinstance(error, CSDError):
-            raise CSDError(f"{section if opt.get(section) else name}: {error}") from error
-        raise CSDError(
-            f"{name}: {type(network).__name__} fails on clips {frames}{words.of} ({first_line(error)}); "
-            f"{words.advice}; the forward of a subclass can arrange axes (docs/toolboxes.md)"
-        ) from error
-
-
-def _divisor_that_helps(
-    network: nn.Module, interface: Interface, frames: tuple[int, ...], num_target: int
-) -> int | None:
-    """The smallest of `_DIVISORS` to whose multiples frames can be padded so that a network processes them; None if
-    none.
-    """
-    for divisor in _DIVISORS:
-        padded = replace(interface, size_divisor=divisor)
-        # a multiple that is none of any other divisor: a network that needs that one does not process it
-        only = (next(n for n in count(-(-side // divisor)) if math.gcd(n, _PRIMES_OF_THEM) == 1) for side in frames[3:])
-        try:
-            with without_values():
-                for shape in ((*frames[:3], *(divisor * n for n in only)), frames):
-                    padded.run(network, torch.empty(shape), num_target)
-        except _OF_SHAPES:
-            continue
-        return divisor
-    return None
+        place = "interface_g" if opt.get("interface_g") else "network_g"
+        words = Words("network_g", place, f" of {where}", "test on frames of another size", padded)
+        check_trial(network, interface, frames, 1, words, device=_device(opt))
 
 
 def _output_shape(network: nn.Module, frames: tuple[int, ...], opt: Mapping[str, Any], key: str) -> tuple[int, ...]:
     """The shape of a network's output for frames. Raises CSDError if it cannot process them."""
     try:
-        return _shape_of(network, network, frames, opt)
-    except _OF_SHAPES as error:
+        return shape_of(network, network, frames, _device(opt))
+    except OF_SHAPES as error:
         raise CSDError(
             f"datasets.{key} gives clips {frames}, which network_g ({type(network).__name__}) cannot process "
             f"({first_line(error)}); set num_frame to what it needs, or use model_type: VideoDerainModel, with an "
@@ -335,29 +265,5 @@ def _output_shape(network: nn.Module, frames: tuple[int, ...], opt: Mapping[str,
         ) from error
 
 
-def _shape_of(
-    run: Callable[[Tensor], Tensor],
-    network: nn.Module,
-    frames: tuple[int, ...],
-    opt: Mapping[str, Any],
-    *,
-    learns: bool = False,
-) -> tuple[int, ...]:
-    """The output's shape, by a dry run, or, if that fails, by running the network on the run's device.
-
-    Args:
-        learns: run it in training mode, where normalisation may need more than one value.
-    """
-    network.train(learns)
-    try:
-        with without_values():
-            return tuple(run(torch.empty(frames)).shape)
-    except _OF_SHAPES:
-        pass
-    device = torch.device("cuda" if opt["num_gpu"] and torch.cuda.is_available() else "cpu")
-    network.to(device)
-    try:
-        with torch.no_grad():
-            return tuple(run(torch.zeros(frames, device=device)).shape)
-    finally:
-        network.to("cpu")
+def _device(opt: Mapping[str, Any]) -> torch.device:
+    return torch.device("cuda" if opt["num_gpu"] and torch.cuda.is_available() else "cpu")

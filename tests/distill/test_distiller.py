@@ -570,3 +570,29 @@ def test_frames_of_another_range_are_told_once(scale, shift, said):
         d({key: value * scale + shift for key, value in batch().items()}, iteration)
     outside = [line for line in found if "outside [0, 1]" in line]
     assert [line.split()[2] for line in outside] == ["lq", "gt"] * said
+
+
+class Quarters(torch.nn.Module):
+    """A U-Net in small: the sides of its frames have to be multiples of 4."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = torch.nn.Conv2d(3, 4, 4, stride=4), torch.nn.ConvTranspose2d(4, 3, 4, stride=4)
+
+    def forward(self, frames):
+        return frames + self.up(self.down(frames))
+
+
+@pytest.mark.parametrize(("teaches", "learns"), [(False, True), (True, True), (True, False)])
+def test_sides_that_a_network_cannot_process_are_said_before_the_run(teaches, learns):
+    known = Interface(1, "image")
+    others = Quarters(), torch.nn.Conv2d(3, 3, 3, padding=1)
+    student, teacher = reversed(others) if teaches else others
+    taught = Teacher(teacher, OutputDistillation(), interface=known)
+    distiller = Distiller(student, [taught], torch.nn.L1Loss(), weights={"output": 1.0}, interface=known)
+    distiller.check((2, 3, 3, 8, 12), 3, learns=learns)
+    if teaches and not learns:
+        return distiller.check((2, 3, 3, 8, 10), 3, learns=False)  # which the student alone gets
+    who = "teacher t" if teaches else "student"
+    with pytest.raises(CSDError, match=rf"the {who}: Quarters cannot process .* multiples of 4; .* size_divisor 4,"):
+        distiller.check((2, 3, 3, 8, 10), 3, learns=learns)

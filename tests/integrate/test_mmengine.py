@@ -7,10 +7,11 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from synthetic import moving_scene, write_image
+from synthetic import TEST, moving_scene, write_image
 from toolbox import STUDENT, TEACHER, begin_two, changed, equal, scored_set
 
 from csd_plugin.archs.checkpoint import load_network, read_state_dict
@@ -251,6 +252,33 @@ def test_a_loop_over_epochs_needs_a_sampler_with_an_end(tmp_path, tiny_rain, tin
     content = config(tmp_path, tiny_rain, tiny_teacher, student, **epochs)
     with pytest.raises(CSDError, match=r"train_dataloader\.sampler: csd\.ClipSampler has no end"):
         train(content)
+
+
+class Quarters(torch.nn.Module):
+    """A network of another project that halves its frames twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = torch.nn.Conv2d(3, 4, 4, stride=4), torch.nn.ConvTranspose2d(4, 3, 4, stride=4)
+
+    def forward(self, frames):
+        return frames + self.up(self.down(frames))
+
+
+@pytest.mark.parametrize("tested", [False, True])
+def test_sides_that_a_network_cannot_process_are_said_before_the_first_step(tmp_path, tiny_rain, student, tested):
+    from mmengine.registry import MODELS
+
+    MODELS.register_module(module=Quarters, force=True)
+    changes = {f"model.{key}": ... for key in ("teachers", "objective", "weights")}
+    changes |= {"model.student": {"type": "Quarters", "interface": {"layout": "image"}}}
+    changes |= scored(tiny_rain) if tested else {"train_dataloader.dataset.gt_size": 26}
+    for frames in (tiny_rain / TEST).rglob("*.png") if tested else ():
+        assert cv2.imread(str(frames)).shape[0] % 4  # else this test shows nothing
+        break
+    with pytest.raises(CSDError, match=r"the student: Quarters cannot process clips .* multiples of 4; .*size_divisor"):
+        train(config(tmp_path, tiny_rain, student, student, **changes))
+    assert not list((tmp_path / "work").glob("*.pth"))
 
 
 def test_csd_reads_its_checkpoints_and_it_reads_those_of_basicsr(tmp_path, tiny_rain, tiny_teacher, student):

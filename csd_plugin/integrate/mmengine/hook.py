@@ -12,6 +12,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from csd_plugin.archs.checkpoint import check_finite, load_weights, weights_in
+from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
+from csd_plugin.data.datasets.training_clips import TrainingDataset
 from csd_plugin.errors import CSDError
 from csd_plugin.integrate.mmengine.model import STUDENT, CSDDistiller
 from csd_plugin.integrate.mmengine.sampler import ClipSampler
@@ -37,6 +39,7 @@ class DistillHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         _check_sampler(runner)
+        _check_sizes(runner)
         distiller = _model(runner).distiller
         distiller.scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
         distiller.warn = runner.logger.warning
@@ -84,6 +87,20 @@ def _check_sampler(runner: Runner) -> None:
             "train_cfg=dict(type='IterBasedTrainLoop', max_iters=..), or sampler=dict(type='DefaultSampler', "
             "shuffle=True)"
         )
+
+
+def _check_sizes(runner: Runner) -> None:
+    """Raise CSDError if the networks cannot process the crops of our training set, or the student the test frames."""
+    distiller, data = _model(runner).distiller, runner.train_dataloader.dataset
+    if isinstance(data, TrainingDataset):
+        options = data.options_class.of(data.opt)
+        side, batch = options.gt_size // options.scale, runner.train_dataloader.batch_size or 1
+        distiller.check((batch, options.num_frame, 3, side, side), options.num_target)
+    tested = runner.val_dataloader.dataset if runner.val_loop else None
+    if isinstance(tested, PairedVideoTestDataset):
+        for height, width in tested.sizes():
+            alone = (1, tested.num_frame, 3, height // tested.scale, width // tested.scale)
+            distiller.check(alone, 1, learns=False)
 
 
 def _model(runner: Runner) -> CSDDistiller:

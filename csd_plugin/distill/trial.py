@@ -1,0 +1,125 @@
+"""Tries a network on clips before a run: whether it processes them, and if not, whether padding would help."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from csd_plugin.archs.interface import Interface
+from csd_plugin.distill.dry_run import without_values
+from csd_plugin.errors import CSDError, first_line
+
+OF_SHAPES = (
+    *(RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError, NotImplementedError),
+    NameError,  # of the toolbox's layers whose compiled part is missing
+)
+"""The errors of networks for tensors that they cannot process; includes CSDError."""
+
+_DIVISORS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 28, 32, 48, 56, 64, 128)
+"""What networks commonly need the sides of frames to be multiples of."""
+_PRIMES_OF_THEM = 2 * 3 * 5 * 7
+
+
+def is_ours(network: nn.Module) -> bool:
+    """Whether its class is of this package: those process frames of any size."""
+    return type(network).__module__.startswith("csd_plugin.")
+
+
+class Words(NamedTuple):
+    """Parts of a message: the places of the network and its interface, whose clips they are, and what to do.
+
+    `multiples` is what to do if sides must be multiples of a number, with {} for that number times `pixels`.
+    """
+
+    name: str
+    interface: str
+    of: str
+    advice: str
+    multiples: str
+    pixels: int = 1
+
+
+def check_trial(
+    network: nn.Module,
+    interface: Interface,
+    frames: tuple[int, ...],
+    num_target: int,
+    words: Words,
+    *,
+    device: str | torch.device = "cpu",
+    learns: bool = False,
+) -> None:
+    """Raise CSDError unless a network gives its targets for clips of such a shape, (B, N, 3, H, W).
+
+    Args:
+        device: where it runs if a dry run fails; it is on the CPU then again.
+        learns: try it in training mode, where some networks do something else.
+    """
+    try:
+        shape_of(lambda batch: interface.run(network, batch, num_target), network, frames, device, learns=learns)
+    except OF_SHAPES as error:
+        divisor = _divisor_that_helps(network, interface, frames, num_target)
+        if divisor:
+            raise CSDError(
+                f"{words.name}: {type(network).__name__} cannot process clips {frames}{words.of} as it needs sides "
+                f"that are multiples of {divisor}; {words.multiples.format(divisor * words.pixels)}"
+            ) from error
+        if isinstance(error, CSDError):
+            raise CSDError(f"{words.interface}: {error}") from error
+        raise CSDError(
+            f"{words.name}: {type(network).__name__} fails on clips {frames}{words.of} ({first_line(error)}); "
+            f"{words.advice}; the forward of a subclass can arrange axes (docs/toolboxes.md)"
+        ) from error
+
+
+def _divisor_that_helps(
+    network: nn.Module, interface: Interface, frames: tuple[int, ...], num_target: int
+) -> int | None:
+    """The smallest of `_DIVISORS` to whose multiples frames can be padded so that a network processes them; None if
+    none.
+    """
+    for divisor in _DIVISORS:
+        padded = replace(interface, size_divisor=divisor)
+        # a multiple that is none of any other divisor: a network that needs that one does not process it
+        only = (next(n for n in count(-(-side // divisor)) if math.gcd(n, _PRIMES_OF_THEM) == 1) for side in frames[3:])
+        try:
+            with without_values():
+                for shape in ((*frames[:3], *(divisor * n for n in only)), frames):
+                    padded.run(network, torch.empty(shape), num_target)
+        except OF_SHAPES:
+            continue
+        return divisor
+    return None
+
+
+def shape_of(
+    run: Callable[[Tensor], Tensor],
+    network: nn.Module,
+    frames: tuple[int, ...],
+    device: str | torch.device,
+    *,
+    learns: bool = False,
+) -> tuple[int, ...]:
+    """The output's shape, by a dry run, or, if that fails, by running the network on the run's device.
+
+    Args:
+        learns: run it in training mode, where normalisation may need more than one value.
+    """
+    network.train(learns)
+    try:
+        with without_values():
+            return tuple(run(torch.empty(frames)).shape)
+    except OF_SHAPES:
+        pass
+    network.to(device)
+    try:
+        with torch.no_grad():
+            return tuple(run(torch.zeros(frames, device=device)).shape)
+    finally:
+        network.to("cpu")
