@@ -19,16 +19,19 @@ from torch import Tensor, nn
 
 from csd_plugin.archs.bf16_conv3d import repair_bf16_conv3d
 from csd_plugin.archs.checkpoint import load_network
+from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.devices import exact_float32, pick_device
 from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError, first_line, path_of
 from csd_plugin.extras import needed_by
-from csd_plugin.inference.blocks import BlockPath
+from csd_plugin.inference.blocks import WHITE, BlockPath
 from csd_plugin.inference.facts import Facts, study
-from csd_plugin.inference.folding import ALL_FILLED
+from csd_plugin.inference.folding import ALL_FILLED, fold
 from csd_plugin.inference.graph import DTYPES, INPUT, ready, to_onnx
+from csd_plugin.inference.int8 import Int8HalfNet, computes_int8
 from csd_plugin.inference.trials import as_it_is
 
+INT8 = "int8"
 GRAPH_SUFFIXES = (".onnx", ".xml")
 """Files that `csd export` writes and `Derainer` accepts in place of a checkpoint."""
 WEIGHTS_DIGEST = "weights_sha256"
@@ -77,12 +80,45 @@ class TorchBackend:
         if still_plain and on_cpu and precision == "bf16":
             repair_bf16_conv3d()
         self.prefers_pairs = on_cpu and still_plain
-        in_blocks = on_cpu and hasattr(network, "forward_blocks")
-        self.blocks = BlockPath(network, self.facts, DTYPES[precision]) if in_blocks else None  # type: ignore[arg-type]
+        self.blocks: BlockPath | None = None
+        if on_cpu and isinstance(network, HalfNet):
+            in_pixels: Any = fold(network.for_pixels(WHITE), ALL_FILLED).to(DTYPES[precision])
+            self.blocks = BlockPath(in_pixels, self.facts, DTYPES[precision])
 
     def __call__(self, window: Tensor) -> Tensor:
         # 16-bit layers round anyway; in fp32 nothing may be rounded
         with as_it_is(), exact_float32():
+            return self.network(window)
+
+
+class Int8Backend:
+    """A network of the half-resolution family in 8-bit integers, in torch on the CPU.
+
+    Raises:
+        CSDError: it is of another family, the device is not a CPU, or torch cannot compute so on it.
+    """
+
+    name = "torch"
+    own_precision = ""
+    prefers_pairs = False
+
+    def __init__(self, network: nn.Module, device: str | torch.device) -> None:
+        if not isinstance(network, HalfNet):
+            raise CSDError(
+                f"int8 is for networks of type HalfNet, not {type(network).__name__}; use another precision, or "
+                f"`csd export --int8`"
+            )
+        self.device = torch.device("cpu") if device == "auto" else pick_device(device)
+        if self.device.type != "cpu":
+            raise CSDError(f"int8 runs on the CPU, not on {device}; use --device cpu, or another precision")
+        if not computes_int8():
+            raise CSDError("torch has no int8 convolutions for this CPU, or they overflow; use another precision")
+        self.facts = study(network)
+        self.network = Int8HalfNet(network)
+        self.blocks: BlockPath | None = BlockPath(self.network, self.facts, torch.uint8)
+
+    def __call__(self, window: Tensor) -> Tensor:
+        with as_it_is():
             return self.network(window)
 
 
@@ -242,14 +278,15 @@ def open_backend(
     Args:
         network: a checkpoint, an exported .onnx or .xml, or a module with `num_frame`.
         backend: 'auto' or a name in `BACKENDS`.
-        precision: 'fp32', 'bf16' or 'fp16', of the layers. ONNX Runtime uses its model's.
+        precision: 'fp32', 'bf16' or 'fp16', of the layers; in torch on a CPU also 'int8'. ONNX Runtime uses that of
+            its model.
 
     Raises:
         CSDError: the file is unreadable, or the backend is not installed or does not support the file, the precision or
             the device.
     """
-    if precision not in DTYPES:
-        raise CSDError(f"precision is {precision!r}, expected one of {', '.join(DTYPES)}")
+    if precision not in (*DTYPES, INT8):
+        raise CSDError(f"precision is {precision!r}, expected one of {', '.join((*DTYPES, INT8))}")
     if backend not in (*BACKENDS, "auto"):
         raise CSDError(f"backend is {backend!r}, expected auto or one of {', '.join(BACKENDS)}")
     if not isinstance(network, nn.Module):
@@ -265,6 +302,14 @@ def open_backend(
     else:
         model = load_network(network)
 
+    if precision == INT8:
+        if isinstance(model, Path):
+            raise CSDError(
+                f"{model}: give the checkpoint to compute in int8, or write this file by `csd export --int8`"
+            )
+        if backend not in ("torch", "auto"):
+            raise CSDError(f"int8 is computed by torch here, not by {backend}; leave the backend out")
+        return Int8Backend(model, device)
     if backend == "auto":
         backend = {".xml": "openvino", ".onnx": _runtime_for_onnx()}.get(suffix, "torch")
     takes = {".xml": ("openvino",), ".onnx": ("onnxruntime", "openvino")}.get(suffix, tuple(BACKENDS))

@@ -8,27 +8,24 @@ of the layers only affects what is added.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from csd_plugin.inference.facts import Facts
-from csd_plugin.inference.folding import ALL_FILLED, fold
 from csd_plugin.inference.tiles import check_finite, split
 
 _BLOCK = 2
 _OUTPUT = 3 * _BLOCK**2
 """Values per block."""
-_WHITE = 255
+WHITE = 255
 
 
 class BlockNetwork(Protocol):
-    """The interface of `HalfNet` that is used here."""
-
-    def for_pixels(self, white: float) -> nn.Module: ...
+    """What `HalfNet.for_pixels` returns, as far as it is used here."""
 
     def forward_blocks(self, blocks: Tensor) -> Tensor: ...
 
@@ -44,16 +41,15 @@ class BlockPath:
     """uint8 or uint16 frames through a `BlockNetwork` on the CPU.
 
     Args:
-        network: as trained; a copy is run.
-        dtype: of the layers.
+        network: it takes values in 0 .. 255.
+        dtype: of what it takes, which may be bytes.
 
     Attributes:
         itemsize: bytes per value in the layers.
     """
 
     def __init__(self, network: BlockNetwork, facts: Facts, dtype: torch.dtype) -> None:
-        self._network: Any = fold(network.for_pixels(_WHITE), ALL_FILLED).to(dtype)
-        self._facts, self._dtype = facts, dtype
+        self._network, self._facts, self._dtype = network, facts, dtype
         self.itemsize = dtype.itemsize
 
     def take(self, frame: np.ndarray) -> Seen:
@@ -90,7 +86,8 @@ class BlockPath:
         if values.dtype == np.uint8:
             blocks = torch.from_numpy(values).to(self._dtype)
         else:
-            blocks = torch.from_numpy(values.astype(np.float32)).mul_(_scale(values.dtype)).to(self._dtype)
+            blocks = torch.from_numpy(values.astype(np.float32)).mul_(_scale(values.dtype))
+            blocks = (blocks.round_() if self._dtype == torch.uint8 else blocks).to(self._dtype)
         return blocks.permute(2, 0, 1)[None]
 
 
@@ -125,4 +122,4 @@ def _add(rainy: np.ndarray, added: np.ndarray) -> np.ndarray:
 
 
 def _scale(dtype: np.dtype) -> float:
-    return _WHITE / np.iinfo(dtype).max
+    return WHITE / np.iinfo(dtype).max

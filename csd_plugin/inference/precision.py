@@ -1,4 +1,4 @@
-"""Decides whether a network may compute in bf16: `pick_precision`."""
+"""Decides whether a network may compute in bf16 or int8: `pick_precision`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import torch
 
 from csd_plugin.devices import gpu_has_bf16
 from csd_plugin.errors import first_line
+from csd_plugin.inference.int8 import has_int8
 from csd_plugin.inference.trials import REFUSALS
 
 LEAST = 45.0
-"""The least PSNR in dB of bf16 frames against fp32: far above that of rainy or derained frames against the truth."""
+"""The least PSNR in dB against frames in fp32: far above that of rainy or derained frames against the truth."""
 
 _SIZE, _LARGER, _FRAMES = (64, 64), (256, 256), 5
 """Sizes of the trial's frames; the second one for networks that refuse the first."""
@@ -37,9 +38,10 @@ class Derains(Protocol):
 
 
 def pick_precision(open_in: Callable[[str], Derains]) -> Precision:
-    """'bf16' if the processor multiplies it natively, and the network computes in it within `LEAST` dB of fp32.
+    """The number format in which this processor is fast, if the network computes in it within `LEAST` dB of fp32.
 
-    Otherwise it is 'fp32'.
+    It is 'bf16' where that is multiplied natively; else, for the half-resolution family, 'int8' where bytes are; and
+    'fp32' otherwise.
 
     They are compared on a small synthetic rainy clip, always the same one, so that a network has the same precision for
     all videos. On real rain the figure is about the same.
@@ -47,11 +49,15 @@ def pick_precision(open_in: Callable[[str], Derains]) -> Precision:
     Args:
         open_in: returns the network in a given precision.
     """
-    if not has_bf16():
-        return Precision("fp32", "this CPU has no fast bf16")
+    bf16, int8 = has_bf16(), has_int8()
+    if not (bf16 or int8):
+        return Precision("fp32", "this CPU has no fast bf16 or int8")
     exact = open_in("fp32")
     if exact.backend.name != "torch" or exact.backend.device.type != "cpu":
         return Precision("fp32")
+    if not bf16 and exact.backend.blocks is None:
+        return Precision("fp32", "this CPU has no fast bf16")
+    faster = "bf16" if bf16 else "int8"
     try:
         clip = rainy_clip()
         expected = list(exact(clip))
@@ -59,12 +65,12 @@ def pick_precision(open_in: Callable[[str], Derains]) -> Precision:
         clip = rainy_clip(size=_LARGER)
         expected = list(exact(clip))
     try:
-        psnr = psnr_between(expected, open_in("bf16")(clip))
+        psnr = psnr_between(expected, open_in(faster)(clip))
     except REFUSALS as error:  # layers that mix types, such as attention whose softmax is float32
-        return Precision("fp32", f"the network does not compute in bf16: {first_line(error)}")
+        return Precision("fp32", f"the network does not compute in {faster}: {first_line(error)}")
     if psnr < LEAST:
-        return Precision("fp32", f"bf16 is {psnr:.1f} dB from it, less than {LEAST:g}")
-    return Precision("bf16", "the same frames as in fp32" if math.isinf(psnr) else f"{psnr:.1f} dB from fp32")
+        return Precision("fp32", f"{faster} is {psnr:.1f} dB from it, less than {LEAST:g}")
+    return Precision(faster, "the same frames as in fp32" if math.isinf(psnr) else f"{psnr:.1f} dB from fp32")
 
 
 def has_bf16() -> bool:

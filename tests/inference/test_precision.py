@@ -1,4 +1,4 @@
-"""bf16 is taken where the processor has it and frames stay near, and what was taken is said."""
+"""bf16 is taken where the processor has it and frames stay near, and what was taken is said; int8: test_int8.py."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ def with_bf16(monkeypatch):
     monkeypatch.setattr(precision, "has_bf16", lambda: True)
 
 
-def test_without_fast_bf16_it_is_fp32(monkeypatch):
+def test_without_fast_bf16_and_int8_it_is_fp32(monkeypatch):
     monkeypatch.setattr(precision, "has_bf16", lambda: False)
+    monkeypatch.setattr(precision, "has_int8", lambda: False)
     derainer = Derainer(HalfNet(preset="tiny", num_feat=4), precision="auto", device="cpu")
-    assert derainer.precision == Precision("fp32", "this CPU has no fast bf16")
+    assert derainer.precision == Precision("fp32", "this CPU has no fast bf16 or int8")
 
 
 def test_a_network_that_needs_more_digits_is_left_in_fp32(with_bf16):
