@@ -20,6 +20,7 @@ Networks are presets with random weights (as fast as trained ones), names of `cs
 
 examples:
   csd bench realtime
+  csd bench realtime --networks realtime --precision fp32 int8
   csd bench realtime rain.mp4 --networks realtime net_g_latest.pth --sizes 640x480 --json realtime.json
 """
 
@@ -29,6 +30,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -80,6 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rate", type=number(0.001, 1000), default=25, metavar="FPS", help="frame rate of the camera (default 25)"
     )
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=("auto", "fp32", "bf16", "int8"),
+        default=["auto"],
+        help="number formats to compare, one row each (default auto, as csd derain computes)",
+    )
     add_report(parser)
 
 
@@ -90,8 +99,9 @@ def run(args: argparse.Namespace) -> None:
     from csd_plugin.report.text import counted, duration
 
     check_report(args.json)
-    count = len(args.sizes) * (1 + len(args.networks))
-    seconds = expected_seconds(args.networks, args.sizes, args.frames, args.rate)
+    ways = list(product(args.networks, args.precision))
+    count = len(args.sizes) * (1 + len(ways))
+    seconds = expected_seconds(ways, args.sizes, args.frames, args.rate)
     announce(f"{counted(count, 'row')}, about {duration(seconds)}")
     with (
         TemporaryDirectory() as folder,
@@ -101,23 +111,31 @@ def run(args: argparse.Namespace) -> None:
         for size in args.sizes:
             clip = Path(folder) / f"{size[0]}x{size[1]}.mp4"
             make_clip(clip, args.file, size, args.frames)
-            for name in (NONE, *args.networks):
-                arguments = [name, str(clip), str(args.rate)]
+            for name, precision in ((NONE, "-"), *ways):
+                arguments = [name, str(clip), str(args.rate), precision]
                 what = f"{name}, {clip.stem}"
                 report.add(RealtimeRow(*measured_apart("csd_plugin.bench.realtime", arguments, what)))
                 bar.update()
 
 
-def expected_seconds(networks: Sequence[str], sizes: Sequence[tuple[int, int]], frames: int, rate: float) -> float:
+def expected_seconds(
+    ways: Sequence[tuple[str, str]], sizes: Sequence[tuple[int, int]], frames: int, rate: float
+) -> float:
     """About how long all rows take on this machine, from a short trial of each network at the smallest size.
 
-    Raises CSDError for an unknown network.
+    Args:
+        ways: networks, each with its precision.
+
+    Raises CSDError for an unknown network, or one that does not compute in the precision.
     """
     from csd_plugin.bench.speed import find_network
     from csd_plugin.inference.runner import Derainer
 
     width, height = min(sizes, key=lambda size: size[0] * size[1])
-    trials = [Derainer(find_network(name), device="cpu").seconds_a_frame(width, height) for name in networks]
+    trials = [
+        Derainer(find_network(name), precision=precision, device="cpu").seconds_a_frame(width, height)
+        for name, precision in ways
+    ]
     total = 0.0
     for size in sizes:
         pixels = size[0] * size[1]
@@ -155,12 +173,13 @@ def make_clip(path: Path, source: Path | None, size: tuple[int, int], count: int
         container.mux(stream.encode(None))
 
 
-def measure(network: str, clip: Path, rate: float) -> RealtimeRow:
+def measure(network: str, clip: Path, rate: float, precision: str = "auto") -> RealtimeRow:
     """Measure one row, in this process.
 
     Args:
         network: as for `csd bench infer`, or NONE.
         rate: the camera's, in frames per second.
+        precision: as for `Derainer`.
 
     Raises:
         CSDError: the network or the clip cannot be used.
@@ -173,7 +192,9 @@ def measure(network: str, clip: Path, rate: float) -> RealtimeRow:
     from csd_plugin.inference.runner import Derainer
 
     keep_freed_memory()
-    derainer: Any = Untouched() if network == NONE else Derainer(find_network(network), precision="auto", device="cpu")
+    derainer: Any = (
+        Untouched() if network == NONE else Derainer(find_network(network), precision=precision, device="cpu")
+    )
     out = clip.with_name("out.mp4")
     whole = seconds(lambda: derain_file(clip, out, derainer, overwrite=True, quick=True))
     peak = peak_memory()
@@ -296,11 +317,12 @@ def _late(delay: Iterable[float]) -> float:
 def draw(figure: Any, rows: Sequence[RealtimeRow]) -> None:
     """Frames per second as bars, the camera's rate for comparison."""
     axes = figure.subplots()
-    axes.barh([f"{row.network} {row.width}x{row.height}" for row in rows], [row.fps for row in rows])
+    names = [f"{row.network} {row.precision} {row.width}x{row.height}" for row in rows]
+    axes.barh(names, [row.fps for row in rows])
     axes.axvline(25, color="k", linewidth=0.8)
     axes.invert_yaxis()
     axes.set_xlabel("frames per second, from file to file")
 
 
 if __name__ == "__main__":
-    answer(lambda: measure(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])))
+    answer(lambda: measure(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4]))

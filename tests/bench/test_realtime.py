@@ -17,12 +17,27 @@ from csd_plugin.lifeline import Terminated
 
 def test_reports(tmp_path, capsys, forked):
     report = tmp_path / "r.json"
-    options = ["--networks", "tiny", "--sizes", "32x24", "--frames", "6", "--rate", "500"]
+    options = [
+        "--networks",
+        "tiny",
+        "--sizes",
+        "32x24",
+        "--frames",
+        "6",
+        "--rate",
+        "500",
+        "--precision",
+        "auto",
+        "fp32",
+    ]
     assert main(["bench", "realtime", *options, "--json", str(report)]) == 0
     rows = [RealtimeRow(**row) for row in json.loads(report.read_text())["rows"]]
-    assert [(row.network, row.width, row.height) for row in rows] == [("none", 32, 24), ("tiny", 32, 24)]
+    assert [(row.network, row.width, row.height) for row in rows] == [
+        (name, 32, 24) for name in ("none", "tiny", "tiny")
+    ]
     assert all(len(row.delay) + row.dropped == 6 and row.fps > 0 and row.peak > 10 for row in rows)
-    assert rows[0].net == 0 < rows[1].net and rows[1].precision in ("bf16", "fp32")
+    assert rows[0].net == 0 < rows[1].net and rows[1].precision in ("bf16", "int8", "fp32")
+    assert [row.precision for row in (rows[0], rows[2])] == ["-", "fp32"]
     assert report.with_suffix(".md").read_text().strip() in capsys.readouterr().out
 
     for wrong, message in (
