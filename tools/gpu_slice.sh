@@ -50,7 +50,13 @@ pack() {
     [ -d "$clips" ] && [ -n "$out" ] || fail "pack: give --clips FOLDER of clean clips, and OUT.tar"
     stage=$(mktemp -d) # for the trap, which runs after this function
     trap 'rm -rf "$stage"' EXIT
-    git -C "$here" archive HEAD csd_plugin options tools tests pyproject.toml | tar -x -C "$stage"
+    local parts="csd_plugin options tools tests pyproject.toml"
+    # shellcheck disable=SC2086
+    git -C "$here" archive HEAD $parts | tar -x -C "$stage"
+    # shellcheck disable=SC2086
+    if [ -n "$(git -C "$here" status --porcelain -- $parts)" ]; then
+        echo "note: what is not committed is left out (git status shows it)" >&2
+    fi
     fetch_wheels "$stage/wheels" "$python"
     if [ -n "$before" ]; then cp -r "$before" "$stage/before"; fi
     local left=$((limit_mb * 1000000 - $(tar -cf - -C "$stage" . | wc -c)))
