@@ -69,7 +69,7 @@ class Int8HalfNet:
 
     def __init__(self, network: HalfNet) -> None:
         check_finite(network, "the network is broken")
-        exact = network.for_pixels(WHITE).float().eval().requires_grad_(False)
+        exact = network.for_pixels(WHITE).float().cpu().eval().requires_grad_(False)
         self.num_frame, self.size_divisor = exact.num_frame, exact.size_divisor
         largest = _largest_inputs(exact)
         stream, deep = (_steps(*[largest[name] for name in names]) for names in _streams(exact))
