@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from csd_plugin.archs.checkpoint import check_finite
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.errors import NOT_SERVED
+from csd_plugin.inference import tiles
 from csd_plugin.inference.blocks import WHITE, to_blocks
+from csd_plugin.inference.trials import as_it_is
 
 _LARGEST_WEIGHT = 127
 _HEADROOM = 1.25
@@ -44,17 +46,17 @@ def computes_int8() -> bool:
 
     On CPUs without VNNI, sums of two products may be cut off at 16 bits.
     """
-    layer = nn.Conv2d(32, 16, 3, padding=1, bias=False).requires_grad_(False)
-    layer.weight.fill_(1)
-    white = torch.full((1, 32, 4, 4), WHITE, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-    ones = torch.ones(32)
-    try:
-        with torch.inference_mode():
+    with as_it_is(), torch.device("cpu"):
+        layer = nn.Conv2d(32, 16, 3, padding=1, bias=False).requires_grad_(False)
+        layer.weight.fill_(1)
+        white = torch.full((1, 32, 4, 4), WHITE, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+        ones = torch.ones(32)
+        try:
             inner = _Conv(layer, ones, None)(white)[0, :, 1:3, 1:3]
             added = _Conv(layer, ones, torch.full((16,), 32.0 * 9 * 2))(white, white[:, :16].clone())[0, :, 1:3, 1:3]
-    except NOT_SERVED:
-        return False
-    return bool((inner == 32 * 9 * WHITE).all()) and bool((added == WHITE).all())
+        except NOT_SERVED:
+            return False
+        return bool((inner == 32 * 9 * WHITE).all()) and bool((added == WHITE).all())
 
 
 class Int8HalfNet:
@@ -64,11 +66,15 @@ class Int8HalfNet:
         network: as trained; it is not changed.
 
     Raises:
-        CSDError: its weights hold NaN or infinity.
+        CSDError: its weights, or what its layers make of a frame, hold NaN or infinity.
     """
 
     def __init__(self, network: HalfNet) -> None:
         check_finite(network, "the network is broken")
+        with as_it_is(), torch.device("cpu"):  # whatever is set outside
+            self._convert(network)
+
+    def _convert(self, network: HalfNet) -> None:
         exact = network.for_pixels(WHITE).float().cpu().eval().requires_grad_(False)
         self.num_frame, self.size_divisor = exact.num_frame, exact.size_divisor
         largest = _largest_inputs(exact)
@@ -193,7 +199,8 @@ def _in_words(x: Tensor) -> Tensor:
 def _steps(*largest: Tensor) -> Tensor:
     """(C,): the value of one step of each channel, from its largest values in several places."""
     most = torch.stack(largest).amax(0)
-    return most.clamp_min(max(_FLOOR * float(most.max()), 1e-6)) * (_HEADROOM / WHITE)
+    # Values may be of any size, which the last layers make up for; where all are 0, any step will do.
+    return most.clamp_min(_FLOOR * float(most.max()) or 1.0) * (_HEADROOM / WHITE)
 
 
 def _streams(network: HalfNet) -> tuple[list[str], list[str]]:
@@ -205,7 +212,10 @@ def _streams(network: HalfNet) -> tuple[list[str], list[str]]:
 
 
 def _largest_inputs(network: HalfNet) -> dict[str, Tensor]:
-    """For each convolution by name, the largest value of each input channel (C,) on the synthetic scenes."""
+    """For each convolution by name, the largest value of each input channel (C,) on the synthetic scenes.
+
+    Raises CSDError if a value is not finite.
+    """
     largest: dict[str, Tensor] = {}
 
     def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
@@ -216,14 +226,15 @@ def _largest_inputs(network: HalfNet) -> dict[str, Tensor]:
         return layer.register_forward_pre_hook(see)
 
     hooks = [watch(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)]
-    with torch.inference_mode():
-        for seed in range(_SCENES):
-            frames = dead_leaves(seed, network.num_seen)
-            blocks = torch.from_numpy(np.concatenate([to_blocks(frame) for frame in frames], axis=2))
-            network.forward_blocks(blocks.float().permute(2, 0, 1)[None])
+    for seed in range(_SCENES):
+        frames = dead_leaves(seed, network.num_seen)
+        blocks = torch.from_numpy(np.concatenate([to_blocks(frame) for frame in frames], axis=2))
+        network.forward_blocks(blocks.float().permute(2, 0, 1)[None])
     for hook in hooks:
         hook.remove()
-    return {name: most.clone() for name, most in largest.items()}
+    for most in largest.values():  # in bytes, it would not be seen in the frames
+        tiles.check_finite(most)
+    return largest
 
 
 def dead_leaves(seed: int, length: int, side: int = _SIDE) -> Iterator[np.ndarray]:

@@ -220,6 +220,39 @@ def test_broken_weights_are_refused():
         Derainer(network, precision="int8", device="cpu")
 
 
+@needs_int8
+def test_layers_that_overflow_are_refused():
+    network = network_of("tiny")
+    with torch.no_grad():
+        network.deep[0].conv1.weight.mul_(1e30)
+        network.deep[0].conv2.weight.mul_(1e30)
+    with pytest.raises(CSDError, match=r"holds NaN or infinity: its weights are broken"):
+        Derainer(network, precision="int8", device="cpu")
+
+
+@needs_int8
+def test_the_size_of_values_between_layers_does_not_matter():
+    network, clip = network_of("tiny"), rainy_clip()
+    expected = list(Derainer(network, precision="int8", device="cpu")(clip))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.startswith("head") or (name.endswith("bias") and not name.startswith("tail")):
+                parameter.mul_(2**-40)
+        network.tail.weight.mul_(2**40)
+    assert psnr_between(expected, Derainer(network, precision="int8", device="cpu")(clip)) > 60
+
+
+@needs_int8
+def test_what_is_set_outside_changes_nothing():
+    network, clip = network_of("realtime"), rainy_clip()
+    expected = np.stack(list(Derainer(network, precision="int8", device="cpu")(clip)))
+    for outside in (torch.autocast("cpu", dtype=torch.bfloat16), torch.device("meta"), torch.inference_mode()):
+        computes_int8.cache_clear()
+        with outside:
+            derainer = Derainer(network, precision="int8", device="cpu")
+            assert (np.stack(list(derainer(clip))) == expected).all(), outside
+
+
 @pytest.mark.parametrize("fault", [AttributeError("no such operator"), "cut off at 16 bits"])
 def test_convolutions_that_are_missing_or_overflow_are_found_out(monkeypatch, fault):
     def call(self, x, other=None):
