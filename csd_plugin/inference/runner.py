@@ -31,7 +31,7 @@ from csd_plugin.data.video.origin import Origin
 from csd_plugin.devices import half_precision_warnings
 from csd_plugin.digests import file_digest
 from csd_plugin.errors import CSDError, type_in_words
-from csd_plugin.inference.backends import INT8, TorchBackend, open_backend, weights_of
+from csd_plugin.inference.backends import INT8, Backend, TorchBackend, open_backend, weights_of
 from csd_plugin.inference.blocks import BlockPath, Seen
 from csd_plugin.inference.facts import WHOLE
 from csd_plugin.inference.graph import DTYPES
@@ -121,13 +121,17 @@ class Derainer:
     ) -> None:
         if (batch is not None and batch < 1) or memory < 1:
             raise CSDError(f"batch is {batch} and memory {memory}; give 1 or more, or leave them out")
-        if precision == "auto":
-            self.precision = pick_precision(
-                lambda precision: Derainer(network, backend=backend, precision=precision, device=device)
-            )
-        else:
-            self.precision = Precision(precision)
-        self.backend = open_backend(network, backend=backend, precision=self.precision.name, device=device)
+        tried: dict[str, Backend] = {}  # opening takes seconds, so it is done once
+
+        def try_in(precision: str) -> Derainer:
+            derainer = Derainer(network, backend=backend, precision=precision, device=device)
+            tried[precision] = derainer.backend
+            return derainer
+
+        self.precision = pick_precision(try_in) if precision == "auto" else Precision(precision)
+        self.backend: Backend = tried.get(self.precision.name) or open_backend(
+            network, backend=backend, precision=self.precision.name, device=device
+        )
         self.device = self.backend.device
         if isinstance(self.backend, TorchBackend) and precision not in ("auto", "fp32"):
             slow = half_precision_warnings([self.backend.network], DTYPES[precision], self.device)

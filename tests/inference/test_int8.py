@@ -253,6 +253,21 @@ def test_what_is_set_outside_changes_nothing():
             assert (np.stack(list(derainer(clip))) == expected).all(), outside
 
 
+@needs_int8
+def test_auto_opens_a_network_once_in_each_format(monkeypatch):
+    monkeypatch.setattr(precision, "has_bf16", lambda: False)
+    monkeypatch.setattr(precision, "has_int8", lambda: True)
+    opened, plain = [], runner.open_backend
+
+    def noted(network, **how):
+        opened.append(how["precision"])
+        return plain(network, **how)
+
+    monkeypatch.setattr(runner, "open_backend", noted)
+    assert Derainer(network_of("tiny"), precision="auto", device="cpu").precision.name == "int8"
+    assert opened == ["fp32", "int8"]
+
+
 @pytest.mark.parametrize("fault", [AttributeError("no such operator"), "cut off at 16 bits"])
 def test_convolutions_that_are_missing_or_overflow_are_found_out(monkeypatch, fault):
     def call(self, x, other=None):
