@@ -27,7 +27,11 @@ from csd_plugin.weights import find_checkpoint
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", nargs="+", help="files, or names of shipped networks; two or more")
+    parser.add_argument(
+        "checkpoint",
+        nargs="+",
+        help="files, or names of shipped networks; two or more, and one that is given twice counts twice",
+    )
     parser.add_argument("out", type=Path, help="file to write")
     args = parser.parse_args(argv)
     try:
@@ -35,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise CSDError("one network has no average; give two or more, and then the file to write")
         if args.out.exists() or not args.out.name:
             raise CSDError(f"{args.out} already exists; give the name of a new file")
-        average = averaged({name: load_network(find_checkpoint(name)) for name in args.checkpoint})
+        average = averaged([(name, load_network(find_checkpoint(name))) for name in args.checkpoint])
         save_network(average, args.out)
     except CSDError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -45,13 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @torch.no_grad()
-def averaged(networks: dict[str, nn.Module]) -> nn.Module:
+def averaged(networks: Sequence[tuple[str, nn.Module]]) -> nn.Module:
     """A network with the mean of all weights. Raises CSDError for networks that have different ones.
 
     Args:
-        networks: by the names in messages.
+        networks: each with its name in messages.
     """
-    (first, average), *others = ((name, without_branches(network)) for name, network in networks.items())
+    (first, average), *others = ((name, without_branches(network)) for name, network in networks)
     mean = {key: value.double() for key, value in average.state_dict().items()}
     for name, network in others:
         state = network.state_dict()

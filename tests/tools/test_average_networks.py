@@ -49,13 +49,20 @@ def test_each_weight_is_the_mean(tool, files, tmp_path, capsys):
     assert isinstance(load_network(tmp_path / "out.pth"), SLDNet)
 
 
+def test_a_network_that_is_given_twice_counts_twice(tool, files, tmp_path):
+    assert tool.main([files[0], files[0], files[1], str(tmp_path / "mean.pth")]) == 0
+    one, other, mean = (load_network(path).state_dict() for path in (*files[:2], str(tmp_path / "mean.pth")))
+    for name, value in mean.items():
+        torch.testing.assert_close(value, (2 * one[name] + other[name]) / 3)
+
+
 def test_branches_are_merged_first(tool, tmp_path):
     networks = {}
     for number, branches in enumerate((True, False)):
         torch.manual_seed(number)
         networks[str(number)] = HalfNet(preset="tiny", branches=branches)
     merged = networks["0"].merged().state_dict()
-    average = tool.averaged(networks).state_dict()
+    average = tool.averaged([*networks.items()]).state_dict()
     for name, value in networks["1"].state_dict().items():
         assert torch.allclose(average[name].double(), (merged[name].double() + value) / 2, atol=1e-6)
 
