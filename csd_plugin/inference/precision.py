@@ -69,8 +69,9 @@ def pick_precision(open_in: Callable[[str], Derains]) -> Precision:
     except REFUSALS as error:  # layers that mix types, such as attention whose softmax is float32
         return Precision("fp32", f"the network does not compute in {faster}: {first_line(error)}")
     if psnr < LEAST:
-        return Precision("fp32", f"{faster} is {psnr:.1f} dB from it, less than {LEAST:g}")
-    return Precision(faster, "the same frames as in fp32" if math.isinf(psnr) else f"{psnr:.1f} dB from fp32")
+        return Precision("fp32", f"{faster} would change the frames too much: PSNR {psnr:.1f} dB, less than {LEAST:g}")
+    same = "the same frames as in fp32"
+    return Precision(faster, same if math.isinf(psnr) else f"nearly {same}: PSNR {psnr:.1f} dB")
 
 
 def has_bf16() -> bool:

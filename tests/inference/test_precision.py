@@ -9,7 +9,7 @@ import torch
 
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.sldnet import SLDNet
-from csd_plugin.inference import precision
+from csd_plugin.inference import precision, runner
 from csd_plugin.inference.precision import Precision, psnr_between, rainy_clip
 from csd_plugin.inference.runner import Derainer
 from csd_plugin.weights import DEFAULT, FASTEST, find_checkpoint
@@ -41,7 +41,7 @@ def test_a_network_that_needs_more_digits_is_left_in_fp32(with_bf16):
     torch.nn.init.normal_(network.tail.weight, std=5)
     derainer = Derainer(network, precision="auto", device="cpu")
     assert derainer.precision.name == "fp32" and derainer.backend.blocks.itemsize == 4
-    assert "dB from it, less than 45" in derainer.precision.why
+    assert "too much: PSNR " in derainer.precision.why
 
 
 class MixesTypes(torch.nn.Module):
@@ -72,7 +72,8 @@ def test_it_says_how_near_the_frames_are(with_bf16):
     derainer = Derainer(network, precision="auto", device="cpu")
     clip = rainy_clip()
     exact, near = (list(Derainer(network, precision=name, device="cpu")(clip)) for name in ("fp32", "bf16"))
-    assert derainer.precision == Precision("bf16", f"{psnr_between(exact, near):.1f} dB from fp32")
+    psnr = psnr_between(exact, near)
+    assert derainer.precision == Precision("bf16", f"nearly the same frames as in fp32: PSNR {psnr:.1f} dB")
     assert all((a == b).all() for a, b in zip(derainer(clip), near, strict=True))
     assert Derainer(network, device="cpu").precision == Precision("fp32")
 
@@ -86,3 +87,16 @@ def test_on_real_rain_shipped_networks_are_as_near_as_on_the_made_up_clip(name, 
     found = psnr_between(exact(real), near(real))
     assert found > precision.LEAST and made_up > precision.LEAST
     assert abs(found - made_up) < 4
+
+
+def test_what_was_tried_is_not_opened_again(with_bf16, monkeypatch):
+    opened = []
+    whole = runner.open_backend
+
+    def counting(*args, precision, **kwargs):
+        opened.append(precision)
+        return whole(*args, precision=precision, **kwargs)
+
+    monkeypatch.setattr(runner, "open_backend", counting)
+    Derainer(HalfNet(preset="tiny", num_feat=4), precision="auto", device="cpu")
+    assert opened == ["fp32", "bf16"]
