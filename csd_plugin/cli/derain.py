@@ -106,9 +106,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "fp32", "bf16", "fp16", "int8"),
         default="auto",
         help="number format of the layers: fp32 is exact, the others are faster and change frames slightly. You need "
-        "not choose: the default, auto, takes the fastest that this CPU has (bf16, else int8 for networks of "
-        "type HalfNet) if its frames have a PSNR of 45 dB or more against those of fp32 and the input has 8 bits, else fp32. "
-        "fp16 is for GPUs",
+        "not choose: the default, auto, takes the fastest that this CPU has (bf16, else int8 for networks of type "
+        "HalfNet) if its frames have a PSNR of 45 dB or more against those of fp32 and the input has 8 bits, else "
+        "fp32. fp16 is for GPUs",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda if there is one)")
     parser.add_argument(
