@@ -86,9 +86,9 @@ class Derainer:
         backend: 'auto', 'torch', 'onnxruntime' or 'openvino'; see `open_backend`. In fp32 all give the same frames.
         precision: 'fp32' (exact also on GPUs, where torch would otherwise round to TF32), or 'bf16' (about twice as
             fast on CPUs that support it; on real rain a third of a trained student2's values change by one grey level,
-            52 dB from fp32), or 'fp16' (on GPUs), or 'int8' (networks of type HalfNet on CPUs; about three times as fast
-            as fp32 where bytes are multiplied natively, 51 dB or more from it). 'auto' is bf16, else int8,
-            if that is fast and this network's frames stay close to those of fp32, see `pick_precision`, else fp32.
+            52 dB from fp32), or 'fp16' (on GPUs), or 'int8' (networks of type HalfNet on CPUs; about three times as
+            fast as fp32 where bytes are multiplied natively, 51 dB or more from it). 'auto' is bf16, else int8, if
+            that is fast and this network's frames stay close to those of fp32, see `pick_precision`, else fp32.
         device: 'auto' is CUDA if there is a GPU, else the CPU.
         batch: windows per forward pass; by default 1, or 2 on the CPU for networks with 3-D convolutions that cannot be
             folded, which run many times slower with a single window. For sequences, the number of frames that are
