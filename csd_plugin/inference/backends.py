@@ -82,7 +82,7 @@ class TorchBackend:
         self.prefers_pairs = on_cpu and still_plain
         self.blocks: BlockPath | None = None
         if on_cpu and isinstance(network, HalfNet):
-            in_pixels: Any = fold(network.for_pixels(WHITE), ALL_FILLED).to(DTYPES[precision])
+            in_pixels: Any = fold(network.for_pixels(WHITE), ALL_FILLED).to(self.device, DTYPES[precision])
             self.blocks = BlockPath(in_pixels, self.facts, DTYPES[precision])
 
     def __call__(self, window: Tensor) -> Tensor:
