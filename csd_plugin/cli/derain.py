@@ -56,6 +56,10 @@ if TYPE_CHECKING:
     from csd_plugin.metrics.scores import Scores
 
 
+_LONG = 60.0
+"""Seconds after which the faster network is mentioned."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="IN", type=path_given, help="video file, folder, pattern of images, camera:0, or -"
@@ -171,6 +175,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _load(args: argparse.Namespace, model: Path, precision: str) -> Derainer:
+    if sys.stderr.isatty():  # it takes seconds; for people alone, as progress is
+        print(f"loading {model.stem} ..", file=sys.stderr, flush=True)
     from csd_plugin.inference.runner import Derainer
 
     return Derainer(model, backend=args.backend, precision=precision, device=args.device, memory=args.memory)
@@ -334,8 +340,11 @@ def expectation(model: Path, derainer: Derainer, reader: FrameReader, kept: int 
     camera = adapted(model, derainer)
     name += f", adapted to {camera}" if camera else ""
     seconds = derainer.seconds_a_frame(*reader.size)
-    whole = "" if reader.num_read is None else f", {duration(seconds * max(reader.num_read - kept, 0))} in all"
+    in_all = seconds * max((reader.num_read or 0) - kept, 0)
+    whole = "" if reader.num_read is None else f", {duration(in_all)} in all"
     whole += f", after {kept:,} frames of the run before" if kept else ""
+    if shipped and shipped.name == DEFAULT and in_all > _LONG:
+        whole += " (--fast takes a fraction of that)"
     how, why = derainer.precision
     precision = f"in {how} ({why})" if why else f"in {how}"
     waits = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import re
 import shutil
@@ -23,7 +24,8 @@ from csd_plugin.cli import main
 from csd_plugin.cli.derain import chosen, duration, position, too_slow
 from csd_plugin.data.images import write_png
 from csd_plugin.data.video import open_reader
-from csd_plugin.weights import DEFAULT, FASTEST, FOR_CAMERAS, NETWORKS
+from csd_plugin.inference.runner import Derainer
+from csd_plugin.weights import DEFAULT, FASTEST, FOR_CAMERAS, NETWORKS, find_checkpoint
 
 
 @pytest.fixture
@@ -440,6 +442,26 @@ def test_the_time_of_a_part_counts_the_frames_around_it(frames, model, monkeypat
     assert derain(frames / "rain", frames / "part", "--model", model, "--start", 1, "--end", 2) == 0
     read = min(5, 2 + reach)  # one frame is before the part, and up to `reach` come after it
     assert f"about 10 s per frame, {10 * read} s in all" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "name", "hints"), [(30.0, DEFAULT, True), (30.0, FASTEST, False), (5.0, DEFAULT, False)]
+)
+def test_a_long_run_of_the_default_network_names_the_faster_one(frames, seconds, name, hints):
+    derainer = Derainer(find_checkpoint(FASTEST), device="cpu")
+    derainer.seconds_a_frame = lambda *_: seconds
+    with open_reader(frames / "rain") as reader:
+        line = cli_derain.expectation(find_checkpoint(name), derainer, reader)
+    assert ("(--fast takes a fraction of that)" in line) == hints
+
+
+def test_people_are_told_that_the_network_is_loading(model, monkeypatch, capsys):
+    given = argparse.Namespace(backend="auto", device="cpu", memory=512)
+    for at_a_terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda at=at_a_terminal: at, raising=False)
+        assert cli_derain._load(given, Path(model), "fp32").num_frame == 3
+        shown = capsys.readouterr()
+        assert shown.err == ("loading net_g ..\n" if at_a_terminal else "") and not shown.out
 
 
 @pytest.mark.parametrize(
