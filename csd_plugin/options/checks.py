@@ -165,7 +165,7 @@ def find_problems(opt: Mapping[str, Any], problems: Problems) -> None:
             problems.add(key, f"{key}: models of csd-plugin {instead}; remove it")
     if opt["is_train"]:
         _check_training(opt, problems)
-    else:
+    elif "train" in opt or problems.sound("train"):  # a mistyped `train` makes no test of a training
         _check_testing(opt, problems)
 
 
