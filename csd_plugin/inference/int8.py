@@ -77,7 +77,7 @@ class Int8HalfNet:
 
     def _convert(self, network: HalfNet) -> None:
         exact = network.for_pixels(WHITE).float().cpu().eval().requires_grad_(False)
-        self.num_frame, self.size_divisor = exact.num_frame, exact.size_divisor
+        self.num_frame = exact.num_frame
         largest = _largest_inputs(exact)
         stream, deep = (_steps(*[largest[name] for name in names]) for names in _streams(exact))
         width = exact.num_feat

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from quarters import Quarters
 from toolbox import equal, method
 
 from csd_plugin.archs.interface import Interface, interface_of
@@ -570,17 +571,6 @@ def test_frames_of_another_range_are_told_once(scale, shift, said):
         d({key: value * scale + shift for key, value in batch().items()}, iteration)
     outside = [line for line in found if "outside [0, 1]" in line]
     assert [line.split()[2] for line in outside] == ["lq", "gt"] * said
-
-
-class Quarters(torch.nn.Module):
-    """A U-Net in small: the sides of its frames have to be multiples of 4."""
-
-    def __init__(self):
-        super().__init__()
-        self.down, self.up = torch.nn.Conv2d(3, 4, 4, stride=4), torch.nn.ConvTranspose2d(4, 3, 4, stride=4)
-
-    def forward(self, frames):
-        return frames + self.up(self.down(frames))
 
 
 @pytest.mark.parametrize(("teaches", "learns"), [(False, True), (True, True), (True, False)])

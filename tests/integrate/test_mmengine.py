@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from quarters import Quarters
 from synthetic import TEST, moving_scene, write_image
 from toolbox import STUDENT, TEACHER, begin_two, changed, equal, scored_set
 
@@ -252,17 +253,6 @@ def test_a_loop_over_epochs_needs_a_sampler_with_an_end(tmp_path, tiny_rain, tin
     content = config(tmp_path, tiny_rain, tiny_teacher, student, **epochs)
     with pytest.raises(CSDError, match=r"train_dataloader\.sampler: csd\.ClipSampler has no end"):
         train(content)
-
-
-class Quarters(torch.nn.Module):
-    """A network of another project that halves its frames twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.down, self.up = torch.nn.Conv2d(3, 4, 4, stride=4), torch.nn.ConvTranspose2d(4, 3, 4, stride=4)
-
-    def forward(self, frames):
-        return frames + self.up(self.down(frames))
 
 
 @pytest.mark.parametrize("tested", [False, True])
