@@ -81,8 +81,9 @@ class TorchBackend:
             repair_bf16_conv3d()
         self.prefers_pairs = on_cpu and still_plain
         self.blocks: BlockPath | None = None
-        if on_cpu and isinstance(network, HalfNet):
-            in_pixels: Any = fold(network.for_pixels(WHITE), ALL_FILLED).to(self.device, DTYPES[precision])
+        if on_cpu and hasattr(network, "forward_blocks"):
+            in_pixels: Any = fold(network.for_pixels(WHITE), ALL_FILLED)  # type: ignore[operator]
+            in_pixels = in_pixels.to(self.device, DTYPES[precision])
             self.blocks = BlockPath(in_pixels, self.facts, DTYPES[precision])
 
     def __call__(self, window: Tensor) -> Tensor:
