@@ -22,10 +22,7 @@ _EXTRAS = {
 """Its extras, likewise."""
 _IN_SOURCES = {module: f"pip install '.[{extra}]'" for extra, modules in _EXTRAS.items() for module in modules}
 _IN_SOURCES |= dict.fromkeys(_ALWAYS, "pip install .")
-_COMMANDS = {
-    "torchvision": "pip install torchvision, the version that goes with your torch",
-    "basicsr": "pip install --no-build-isolation basicsr==1.4.2",  # its setup.py needs torch
-}
+_COMMANDS = dict.fromkeys(("torchvision", "basicsr"), "python -m csd_plugin.install_basicsr")
 
 
 _LAUNCHERS = (*_ALWAYS, *_COMMANDS, *_EXTRAS["train"])

@@ -176,7 +176,7 @@ def test_the_version_is_the_same_everywhere():
 def test_the_set_up_by_hand_has_the_versions_of_the_script():
     by_hand = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     wanted = re.findall(r"\b[a-z]+==[\d.]+", (ROOT / "tools" / "environment.sh").read_text(encoding="utf-8"))
-    assert {version.partition("==")[0] for version in wanted} == {"torch", "torchvision", "basicsr"}
+    assert {version.partition("==")[0] for version in wanted} == {"torch", "torchvision"}
     assert [version for version in wanted if version not in by_hand] == []
 
 

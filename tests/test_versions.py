@@ -129,7 +129,7 @@ def test_an_older_python_is_named(monkeypatch):
 
 def test_the_metadata_have_the_same_numbers():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["requires-python"].startswith(f">={versions.PYTHON},")
+    assert project["requires-python"] == f">={versions.PYTHON}"
     lines = [*project["dependencies"], *project["optional-dependencies"]["basicsr"]]
     bounds = dict(re.match(r"([\w-]+)>=([\d.]+)", line).groups() for line in lines if ">=" in line)
     wanted = {**versions.OLDEST, **versions.TOOLBOX}

@@ -88,7 +88,7 @@ def released(folder: Path, python: Path) -> Tree:
     """A copy of the installed BasicSR."""
     spec = importlib.util.find_spec("basicsr")
     if spec is None or spec.origin is None:
-        raise SystemExit("error: no BasicSR is installed: pip install --no-build-isolation basicsr==1.4.2")
+        raise SystemExit("error: no BasicSR is installed: python -m csd_plugin.install_basicsr")
     return _toolbox("BasicSR, as installed", Path(spec.origin).parent, folder, python)
 
 

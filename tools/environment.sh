@@ -5,8 +5,8 @@ make_environment() {
     local extra=$1 python=${PYTHON:-python3} venv=.venv
     "$python" - <<'CHECK' || return 1
 import sys
-if not (3, 11) <= sys.version_info[:2] <= (3, 12):
-    sys.exit(f"error: Python {sys.version.split()[0]} found; BasicSR 1.4.2 installs up to 3.12, and PyAV on 3.11 and later; name another: PYTHON=python3.11 bash tools/..")
+if sys.version_info < (3, 11):
+    sys.exit(f"error: Python {sys.version.split()[0]} found; PyAV 18 installs on 3.11 and later; name another: PYTHON=python3.11 bash tools/..")
 CHECK
     local done_mark
     done_mark="$venv/ready-$extra-$(cat pyproject.toml tools/environment.sh | cksum | cut -d' ' -f1)"
@@ -32,7 +32,7 @@ CHECK
         $pip --no-deps torchvision==0.28.0 || return 1
     fi
     echo "== environment: BasicSR and the rest"
-    $pip --no-build-isolation basicsr==1.4.2 || return 1
     $pip -e ".[$extra]" || return 1
+    "$venv/bin/python" -m csd_plugin.install_basicsr --quiet || return 1
     touch "$done_mark"
 }

@@ -132,7 +132,7 @@ _CURES = {  # the first that fits
     "operator torchvision::": "; `csd link --hook` repairs a torchvision without its compiled part",
     "functional_tensor": "; link the BasicSR that it imports as well (`csd link`), or use `csd link --hook`",
     ".version'": "; a clone's setup.py makes its version.py: run `python setup.py --version` there",
-    "No module named 'basicsr": "; install BasicSR: pip install --no-build-isolation basicsr==1.4.2",
+    "No module named 'basicsr": "; install BasicSR: python -m csd_plugin.install_basicsr",
 }
 
 
