@@ -11,6 +11,7 @@ import http.client
 import importlib
 import logging
 import os
+import random
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, multiprocessing
 from torch._functorch import config as functorch_config
@@ -87,11 +89,23 @@ def repair_toolbox() -> None:
         return
     _sample_by_places()
     _share_stores()
+    importlib.import_module("basicsr.data").worker_init_fn = seed_worker  # type: ignore[attr-defined]
     fixed = _resume_saved_networks(misc.check_resume)
     # train.py binds the name from basicsr.utils; if it has done so already, replace it there too
     for module in ("basicsr.utils.misc", "basicsr.utils", "basicsr.train"):
         if module in sys.modules and hasattr(sys.modules[module], "check_resume"):
             sys.modules[module].check_resume = fixed  # type: ignore[attr-defined]
+
+
+def seed_worker(worker_id: int, num_workers: int, rank: int, seed: int) -> None:
+    """Seed a process that loads data, with the toolbox's numbers.
+
+    Where processes are not forked (Windows, macOS, Python 3.14), each unpickles this function. The toolbox's own would
+    import all of the toolbox for it, before anything has repaired that import.
+    """
+    own = num_workers * rank + worker_id + seed
+    np.random.seed(own)
+    random.seed(own)
 
 
 def _sample_by_places() -> None:

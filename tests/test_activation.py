@@ -171,3 +171,37 @@ def test_a_notebook_trains_again_what_it_has_trained(own, tiny_rain, tmp_path):
     run = own(train_options(tiny_rain), script=OWN + AGAIN)
     assert run.returncode == 0, run.stderr[-2000:]
     assert len(list((tmp_path / "experiments").glob("run*"))) == 2  # the first one was put aside
+
+
+# Prints numbers after the toolbox's own seeding, and keeps the function that the loader's processes get.
+KEEPS_SEEDS = """
+import pickle, random
+from csd_plugin import activate, compat
+compat.prepare_imports()
+import numpy as np
+from basicsr import data
+theirs = data.worker_init_fn
+activate()
+loader = data.build_dataloader(
+    [1], {"phase": "train", "num_worker_per_gpu": 2, "batch_size_per_gpu": 1}, num_gpu=0, seed=5
+)
+with open("seeds.pickle", "wb") as file:
+    pickle.dump(loader.worker_init_fn, file)
+theirs(1, num_workers=2, rank=0, seed=5)
+print(random.random(), np.random.rand())
+"""
+SEEDS = """
+import pickle, random, sys
+import numpy as np
+sys.modules["basicsr"] = None
+with open("seeds.pickle", "rb") as file:
+    pickle.load(file)(1)
+print(random.random(), np.random.rand())
+"""
+
+
+def test_a_process_that_is_not_forked_is_seeded_without_the_toolbox(own):
+    """As on Windows, macOS and Python 3.14: the toolbox may not be importable there before it is repaired."""
+    theirs, ours = own({}, script=KEEPS_SEEDS), own({}, script=SEEDS)
+    assert (theirs.returncode, ours.returncode) == (0, 0), theirs.stderr + ours.stderr
+    assert theirs.stdout.splitlines()[-1] == ours.stdout.strip()
