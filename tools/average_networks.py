@@ -23,6 +23,7 @@ from csd_plugin.archs.checkpoint import load_network, save_network
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.facts import without_branches
 from csd_plugin.weights import find_checkpoint
+from csd_plugin.weights.packing import numbers_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,11 +59,10 @@ def averaged(networks: Sequence[tuple[str, nn.Module]]) -> nn.Module:
     (first, average), *others = ((name, without_branches(network)) for name, network in networks)
     mean = {key: value.double() for key, value in average.state_dict().items()}
     for name, network in others:
-        state = network.state_dict()
-        same = type(network) is type(average) and state.keys() == mean.keys()
-        if not same or any(state[key].shape != value.shape for key, value in mean.items()):
+        # not by shapes: networks that see as many frames, some before the target and some on both sides, have the same
+        if type(network) is not type(average) or numbers_of(network) != numbers_of(average):
             raise CSDError(f"{name} and {first} are networks of different kinds or sizes; average equal ones")
-        mean = {key: value + state[key] for key, value in mean.items()}
+        mean = {key: value + network.state_dict()[key] for key, value in mean.items()}
     average.load_state_dict({key: value / len(networks) for key, value in mean.items()})
     return average
 

@@ -74,6 +74,7 @@ def test_mistakes_are_one_line(tool, files, tmp_path, capsys):
         ([files[0], tmp_path / "out.pth"], "one network has no average"),
         ([files[0], other, tmp_path / "out.pth"], "are networks of different kinds or sizes"),
         ([files[0], "tiny", tmp_path / "out.pth"], "are networks of different kinds or sizes"),
+        (["realtime", "causal", tmp_path / "out.pth"], "are networks of different kinds or sizes"),  # of equal shapes
         ([files[0], files[1], files[2]], "already exists; give the name of a new file"),
         ([files[0], tmp_path / "gone.pth", tmp_path / "out.pth"], "gone.pth"),
     ):
