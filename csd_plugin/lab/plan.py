@@ -105,7 +105,8 @@ def plan_for(
 def stretched(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
     """Training options with a schedule `factor` times as long: everything counted in iterations, and `max_seconds`.
 
-    Schedules of distillation weights, too. `logger.print_freq` stays, as logs are read at the same pace.
+    Also what is scheduled in distillation weights and frozen layers. `logger.print_freq` stays, as logs are read at the
+    same pace.
     """
 
     def scaled(count: float) -> int:
@@ -126,6 +127,9 @@ def stretched(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
     missing = train["total_iter"] - sum(scheduler.get("periods", [train["total_iter"]]))
     if missing > 0:  # rounding: the toolbox's cosine knows no rate beyond its last period
         scheduler["periods"][-1] += missing
+    for layer in (train.get("layers") or {}).values():
+        if not isinstance(layer.get("frozen", False), bool):
+            layer["frozen"] = scaled(layer["frozen"])
     for weight in (train.get("distill_opt") or {}).get("weights", {}).values():
         for key in ("iters", "until") if isinstance(weight, Mapping) else ():
             if weight.get(key):

@@ -368,12 +368,15 @@ def test_a_schedule_is_stretched_as_a_whole(tiny_rain):
     options["logger"]["save_checkpoint_freq"] = 100
     weights = {"a": 0.1, "b": {"schedule": "stop_at", "start": 0.1, "iters": 500}, "c": {"balance": 0.3, "until": 800}}
     options["train"]["distill_opt"] = {"weights": weights}
+    options["train"]["layers"] = {"a": {"frozen": 400}, "b": {"frozen": True}, "c": {"frozen": False, "lr_mul": 0.1}}
     half = stretched(options, 0.5)
     assert half["train"]["total_iter"] == 500 and half["train"]["warmup_iter"] == 50
     assert half["train"]["scheduler"]["periods"] == [500]
     assert half["val"]["val_freq"] == 250 and half["logger"]["save_checkpoint_freq"] == 50
     assert half["train"]["distill_opt"]["weights"]["b"] == {"schedule": "stop_at", "start": 0.1, "iters": 250}
     assert half["train"]["distill_opt"]["weights"]["c"] == {"balance": 0.3, "until": 400}
+    frozen = {name: layer["frozen"] for name, layer in half["train"]["layers"].items()}
+    assert frozen == {"a": 200, "b": True, "c": False}
     assert options["train"]["total_iter"] == 1000 and weights["c"]["until"] == 800
     options["train"] |= {"max_seconds": 60, "scheduler": {"type": "MultiStepRestartLR", "restarts": [0, 600]}}
     half = stretched(options, 0.5)["train"]
