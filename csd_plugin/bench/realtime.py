@@ -10,9 +10,8 @@ columns:
   of limit   that as a share of the first row's rate at this size
   read, net, write  ms per frame for each of the three alone, with the whole machine, and its share of the sum. On
             machines with several processors, the three run at the same time
-  delay, 99% ms from the arrival of a frame, from a camera of --rate frames per second, until it is written: the median,
-  and
-            the value that one frame in a hundred exceeds
+  delay, 99% ms from the arrival of a frame, from a camera of --rate frames per second, until it is written: the
+            median, and the value that one frame in a hundred exceeds
   dropped    frames of that camera that were left out because they arrived faster than they could be cleaned
   peak MB    the most memory that the process held from file to file
 
@@ -30,6 +29,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
     announce(f"{counted(count, 'row')}, about {duration(seconds)}")
     with (
         TemporaryDirectory() as folder,
-        Report(args.json, realtime_table, RealtimeRow._asdict, {"rate": args.rate}, draw) as report,
+        Report(args.json, realtime_table, RealtimeRow._asdict, {"rate": args.rate}, partial(draw, args.rate)) as report,
         tqdm(total=count, desc="bench realtime", unit="row", disable=None) as bar,
     ):
         for size in args.sizes:
@@ -314,12 +314,12 @@ def _late(delay: Iterable[float]) -> float:
     return float(np.percentile(list(delay), 99))
 
 
-def draw(figure: Any, rows: Sequence[RealtimeRow]) -> None:
-    """Frames per second as bars, the camera's rate for comparison."""
+def draw(rate: float, figure: Any, rows: Sequence[RealtimeRow]) -> None:
+    """Frames per second as bars, the camera's `rate` for comparison."""
     axes = figure.subplots()
     names = [f"{row.network} {row.precision} {row.width}x{row.height}" for row in rows]
     axes.barh(names, [row.fps for row in rows])
-    axes.axvline(25, color="k", linewidth=0.8)
+    axes.axvline(rate, color="k", linewidth=0.8)
     axes.invert_yaxis()
     axes.set_xlabel("frames per second, from file to file")
 

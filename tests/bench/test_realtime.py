@@ -110,6 +110,16 @@ def test_shares_and_the_limit_in_the_table():
     assert "| 40.0 | 40% | 4.0 (20%) | 10.0 (50%) | 6.0 (30%) | 20 |" in line and "| 20% | 60 |" in line
 
 
+def test_the_line_in_the_plot_is_the_camera_s_rate():
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    realtime.draw(50.0, figure, [RealtimeRow("none", 64, 48, "-", 100.0, 0.004, 0.0, 0.006, [0.01], 0, 50.0)])
+    [line] = figure.axes[0].lines
+    assert set(line.get_xdata()) == {50.0}
+
+
 def test_the_camera_gives_frames_when_they_come_and_drops_those_that_are_over(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(realtime.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
