@@ -115,11 +115,10 @@ def _places(small: nn.Module, large: nn.Module) -> dict[str, str]:
     if not isinstance(small, HalfNet) or not isinstance(large, HalfNet):
         return {}
     places = {}
-    before = {net: (net.num_pair + 1) // 2 if net.num_deep else net.num_pair for net in (small, large)}
     for number in range(large.num_pair):
-        first = number < before[large]
-        place = number if first else number - before[large] + before[small]
-        there = place < (before[small] if first else small.num_pair)
+        first = number < large.num_before
+        place = number if first else number - large.num_before + small.num_before
+        there = place < (small.num_before if first else small.num_pair)
         for conv in ("conv1", "conv2"):
             places[f"body.{number}.{conv}"] = f"body.{place}.{conv}" if there else "nowhere"
     return places

@@ -83,6 +83,8 @@ class HalfNet(nn.Module):
         # Frames after the target that are used.
         self.num_future = 0 if self.causal else self.num_frame // 2
         self.num_seen = self.num_frame // 2 + 1 + self.num_future
+        # Pairs at half resolution before those at a quarter; the others come after them.
+        self.num_before = (self.num_pair + 1) // 2 if self.num_deep else self.num_pair
         # Heights and widths should be multiples of this, and tiles begin at multiples; forward() pads others itself.
         self.size_divisor = 2 * _BLOCK if self.num_deep else _BLOCK
 
@@ -148,15 +150,14 @@ class HalfNet(nn.Module):
         if x.device.type == "cpu":  # CPU kernels are slower with the default memory layout
             x = x.contiguous(memory_format=torch.channels_last)
         x = conv_relu(self.head, x)
-        before = (self.num_pair + 1) // 2 if self.num_deep else self.num_pair
-        for pair in self.body[:before]:
+        for pair in self.body[: self.num_before]:
             x = pair(x)
         if self.num_deep:
             deep = conv_relu(self.down, x)
             for pair in self.deep:
                 deep = pair(deep)
             x = torch.relu(F.pixel_shuffle(self.up(deep), 2) + x)
-            for pair in self.body[before:]:
+            for pair in self.body[self.num_before :]:
                 x = pair(x)
         return self.tail(x)
 

@@ -89,8 +89,7 @@ class Int8HalfNet:
 
         self._head = _Conv(exact.head, torch.ones(exact.head.in_channels), stream)
         body = [pair(f"body.{i}", stream) for i in range(exact.num_pair)]
-        before = (exact.num_pair + 1) // 2 if exact.num_deep else exact.num_pair
-        self._body, self._body_after = body[:before], body[before:]
+        self._body, self._body_after = body[: exact.num_before], body[exact.num_before :]
         self._deep = [pair(f"deep.{i}", deep) for i in range(exact.num_deep)]
         if exact.num_deep:
             self._down = _Conv(exact.down, stream, deep)
