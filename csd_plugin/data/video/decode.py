@@ -77,49 +77,57 @@ class VideoReader(FrameReader):
         self._keep_going = keep_going
         self._container = open_input(path)
         try:
-            pictures = [stream for stream in self._container.streams.video if not is_cover(stream)]
-            pictures = [stream for stream in pictures if not is_still(stream)] or pictures
-            if not pictures or pictures[0].codec_context is None:
-                raise CSDError(f"{path}: no decodable video in this file; is it complete, and a video?")
-            self._stream = pictures[0]
-            self._stream.thread_type = "AUTO"
-            self._stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
-            self.fps = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
-            self.time_base = self._stream.time_base or 1 / self.fps
-            # The time, in seconds, of the clip's start on the file's own clock; often not 0, as in MPEG-TS.
-            self._origin = Fraction(self._container.start_time or 0, av.time_base)
-            self._starts, self._durations = array("q"), array("q")
-            self._places: deque[int] = deque()
-            self._frames = self._part()
-            first = next(self._frames, None)
-            if first is None:
-                # if the part would begin after the last frame, all have been read
-                has = "" if self._cut else f"it has {self._skipped}, counted from 0, and "
-                raise EmptyPart(f"{path}: no frames between --start and --end; {has}--end is the frame after the last")
+            self._first: av.VideoFrame | None = self._first_frame()
+            self._describe(self._first)
         except BaseException:
             self._container.close()
             raise
-        self._first: av.VideoFrame | None = first
+
+    def _first_frame(self) -> av.VideoFrame:
+        """Choose the stream, and decode it up to the part's first frame. Raises CSDError."""
+        pictures = [stream for stream in self._container.streams.video if not is_cover(stream)]
+        pictures = [stream for stream in pictures if not is_still(stream)] or pictures
+        if not pictures or pictures[0].codec_context is None:
+            raise CSDError(f"{self.path}: no decodable video in this file; is it complete, and a video?")
+        self._stream = pictures[0]
+        self._stream.thread_type = "AUTO"
+        self._stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
+        self.fps = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
+        self.time_base = self._stream.time_base or 1 / self.fps
+        # The time, in seconds, of the clip's start on the file's own clock; often not 0, as in MPEG-TS.
+        self._origin = Fraction(self._container.start_time or 0, av.time_base)
+        self._starts, self._durations = array("q"), array("q")
+        self._places: deque[int] = deque()
+        self._frames = self._part()
+        first = next(self._frames, None)
+        if first is None:
+            # if the part would begin after the last frame, all have been read
+            has = "" if self._cut else f"it has {self._skipped}, counted from 0, and "
+            raise EmptyPart(f"{self.path}: no frames between --start and --end; {has}--end is the frame after the last")
+        return first
+
+    def _describe(self, first: av.VideoFrame) -> None:
+        """Set the facts that the first frame shows. Raises CSDError for colours that cannot be converted."""
         look = _look_of(self._stream, first)
         if not look.colours.known(look.pix_fmt):
             raise CSDError(
-                f"{path}: its colours use matrix {look.colours.matrix} of ITU-T H.273, which is not supported here; "
-                f"give a copy with a usual one, such as BT.709"
+                f"{self.path}: its colours use matrix {look.colours.matrix} of ITU-T H.273, which is not supported "
+                f"here; give a copy with a usual one, such as BT.709"
             )
         height, width = to_rgb(first).shape[:2]
         self.size = (width, height)
         self.first = self._skipped
         self.num_frames = self._count()
         self._format = SourceFormat(
-            path=path,
+            path=self.path,
             index=self._stream.index,
             look=look,
             metadata=dict(self._stream.metadata),
             fps=self.fps,
             time_base=self.time_base,
             origin=self._origin,
-            start=start,
-            end=end,
+            start=self._start,
+            end=self._end,
             first=self.first,
             cut=False,
         )

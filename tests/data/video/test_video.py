@@ -279,6 +279,21 @@ def test_context_around_a_part(tmp_path):
         open_reader(tmp_path / "in.mp4", context=-1)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are listed on Linux")
+def test_a_file_whose_colours_are_refused_is_closed(tmp_path):
+    odd = tmp_path / "odd.mkv"
+    with av.open(str(odd), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv444p"
+        stream.codec_context.colorspace = 8  # YCgCo
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0), "rgb24").reformat(format="yuv444p")))
+        container.mux(stream.encode(None))
+    with pytest.raises(CSDError, match="its colours use matrix 8") as refused:
+        open_reader(odd)
+    assert odd.resolve() not in {file.resolve() for file in Path("/proc/self/fd").iterdir()}
+    del refused  # until here, its traceback keeps the reader: nothing but the reader itself has closed the file
+
+
 @pytest.mark.parametrize("kind", ["video", "folder"])
 def test_a_reader_that_was_closed_says_so(tmp_path, kind):
     source = make_video(tmp_path / "in.mp4")
