@@ -102,7 +102,7 @@ def test_numbers_are_read_off_a_state_dict(preset, width):
     SLDNet(**numbers).load_state_dict(state)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_every_network_that_can_be_described_runs_and_is_recognised(data):
     num_pair = data.draw(st.integers(1, 7), "num_pair")

@@ -38,7 +38,7 @@ def one_drop(**changes: float) -> RainParams:
 
 
 @example(seed=-3, t=0, rows=(0, 1), columns=(0, 1), pan=-170.0)  # a crop that only flat streaks nearly touch
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(-5, 5),
     t=st.integers(0, 10_000),
@@ -54,7 +54,7 @@ def test_any_crop_rendered_alone_is_that_crop_of_the_whole(seed, t, rows, column
     np.testing.assert_array_equal(rain.render(frame[window], t, top, left), rain.render(frame, t)[window])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6), radius=st.sampled_from([1.5, 20.0]), wind=st.floats(-1.2, 1.2), cut=st.integers(1, 79)
 )
@@ -310,7 +310,7 @@ def test_near_must_be_less_than_far():
         RainParams(near=5, far=4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32), name=st.sampled_from(sorted(PRESETS)))
 def test_variations_are_valid_and_repeatable(seed, name):
     one, two = (random_params(name, np.random.default_rng(seed)) for _ in range(2))

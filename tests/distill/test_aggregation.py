@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from csd_plugin.distill.aggregation import AGGREGATIONS
@@ -26,7 +26,6 @@ def gradient(scale):
     return torch.autograd.grad(difference(student, teacher), student)[0]
 
 
-@settings(deadline=None)
 @given(st.floats(-4, 4), st.floats(-4, 4))
 def test_scale_is_not_seen(ours, theirs):
     student, teacher = draw(4, 0), draw(6, 1)

@@ -49,7 +49,7 @@ def test_a_view_of_an_image_scores_as_its_copy():
         assert ssim(view(a), view(b)) == ssim(view(a).copy(), view(b).copy())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.integers(0, 255), st.integers(1, 90))
 def test_properties_of_both(seed, level, noise):
     a, b = image_pair(16, 20, noise=noise, seed=seed)
