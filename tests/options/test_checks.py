@@ -72,9 +72,7 @@ def test_a_mistyped_key_is_an_error_that_names_the_right_one(path):
         section = section[name]
     mistyped = key[: len(key) // 2] + key[len(key) // 2 + 1 :]
     section[mistyped] = section.pop(key)
-    text = message(options)
-    assert key in text
-    assert f"{mistyped} is unknown; did you mean {key}?" in text or f"{key} is missing" in text or "model_type" in text
+    assert f"{mistyped} is unknown; did you mean {key}?" in message(options)
 
 
 def test_other_peoples_keys_pass_in_the_toolboxs_sections_and_not_in_ours():
