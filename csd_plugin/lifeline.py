@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import parent_process
 from typing import Any
@@ -82,8 +82,13 @@ def endings_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: the handler was not installed from Python
+        put_back(before)
+
+
+def put_back(handlers: Mapping[signal.Signals, Any]) -> None:
+    """Let signals be handled again as `signal.signal` or `getsignal` has said. Only in the main thread."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler or signal.SIG_DFL)  # None: the handler was not installed from Python
 
 
 def _terminate(number: int, _: object) -> None:

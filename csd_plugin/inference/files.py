@@ -34,7 +34,7 @@ from csd_plugin.inference.cuts import CutDetector
 from csd_plugin.inference.facts import Facts
 from csd_plugin.inference.runner import Derainer, peak_of
 from csd_plugin.inference.streaming import WindowStream, ahead
-from csd_plugin.lifeline import heard, ignore_hangups
+from csd_plugin.lifeline import heard, ignore_hangups, put_back
 
 Observer = Callable[[str, np.ndarray, np.ndarray, np.ndarray | None], None]
 """Called with each frame's name, the rainy frame, the clean frame, and the truth if there is one."""
@@ -268,9 +268,8 @@ def _interrupt_ends(reader: FrameReader) -> Iterator[None]:
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, *heard())}
 
     def as_usual() -> None:
-        for number, handler in usual.items():
-            if signal.getsignal(number) is stop:  # SIGHUP may be ignored by now
-                signal.signal(number, handler or signal.SIG_DFL)  # None: the handler was not installed from Python
+        # SIGHUP may be ignored by now
+        put_back({number: handler for number, handler in usual.items() if signal.getsignal(number) is stop})
 
     def stop(*_: object) -> None:
         ignore_hangups()

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from csd_plugin.lifeline import heard, ignore_hangups, saves_on_ending
+from csd_plugin.lifeline import heard, ignore_hangups, put_back, saves_on_ending
 from csd_plugin.unread import outlast_terminal
 
 STOPPING = "stopping when this step is done and saved; once more to leave at once"
@@ -54,15 +54,14 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Inside, listen; afterwards, signals act as before."""
-        before: dict[Any, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, *heard())}
+        before: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, *heard())}
         self.listen()
         try:
             yield
         finally:
             saves_on_ending.clear()
             if threading.current_thread() is threading.main_thread():
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+                put_back(before)
 
     def begin_step(self) -> None:
         """From now on, there is something worth saving."""

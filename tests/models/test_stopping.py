@@ -86,6 +86,20 @@ def test_a_training_under_nohup_goes_on():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_handlers_of_a_program_around_python_are_no_error_at_the_end(monkeypatch):
+    """Of a handler that Python has not installed, it only says None."""
+    ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(signal, "getsignal", lambda number: None)
+            with StopRequest().listening():
+                pass
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+
+
 def test_a_second_signal_leaves_at_once(launcher, tiny_rain, monkeypatch, capfd):
     def twice(self, current_iter):
         os.kill(os.getpid(), signal.SIGTERM)
