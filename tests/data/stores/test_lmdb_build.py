@@ -221,7 +221,7 @@ def test_a_full_disk_leaves_what_can_go_on(folder, tmp_path):
         "except ValueError as error: print(error); sys.exit(2)"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, folder, out], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, folder, out], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 2, run.stderr
     assert "x.lmdb: cannot be written (" in run.stdout and "run again" in run.stdout
