@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import script
 from synthetic import TEST, write_image
 
 from csd_plugin.cli import main
-
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "prepare_ntu_rain.py"
 
 
 def prepare(*argv) -> int:
@@ -76,13 +74,11 @@ def test_errors_are_one_line(tiny_rain, tmp_path, monkeypatch, capsys, arguments
 
 
 def test_tool(tiny_rain, tmp_path):
-    spec = importlib.util.spec_from_file_location("prepare_ntu_rain", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     with zipfile.ZipFile(tmp_path / "a1_Rain.zip", "w") as archive:
         for file in (tiny_rain / TEST / "a1_Rain").iterdir():
             archive.write(file, file.name)
-    assert tool.main([str(tmp_path / "a1_Rain.zip"), str(tmp_path / "out")]) == 0
+    with script("prepare_ntu_rain") as tool:
+        assert tool.main([str(tmp_path / "a1_Rain.zip"), str(tmp_path / "out")]) == 0
     assert names(tmp_path / "out" / TEST / "a1_Rain") == names(tiny_rain / TEST / "a1_Rain")
 
 

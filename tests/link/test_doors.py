@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
+from scripts import script
 
-ROOT = Path(__file__).resolve().parents[2]
 FAULTS = ("a mistyped key", "a mistyped model", "an epoch that ends early", "YAML that runs code")
 # What the compiled part of torchvision would have done; the files of `csd link` cannot, as they come too late.
 WHOLE = """
@@ -38,11 +36,8 @@ def doors():
     """tools/doors.py, as a module."""
     if not hasattr(os, "fork"):
         pytest.skip("tools/doors.py forks")
-    spec = importlib.util.spec_from_file_location("doors", ROOT / "tools" / "doors.py")
-    module = sys.modules["doors"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["doors"]
+    with script("doors") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from faults import Disk, run_on, why_not
+from scripts import script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,14 +19,8 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"no faults can be made 
 
 @pytest.fixture(scope="module")
 def full_disk():
-    spec = importlib.util.spec_from_file_location("full_disk", ROOT / "tools" / "full_disk.py")
-    path = list(sys.path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["full_disk"] = module  # where dataclasses look
-    spec.loader.exec_module(module)
-    sys.path[:] = path
-    yield module
-    del sys.modules["full_disk"]
+    with script("full_disk") as module:
+        yield module
 
 
 def test_nothing_is_lost(tmp_path):

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
-from pathlib import Path
 
 import pytest
+from scripts import script
 
 from csd_plugin.errors import CSDError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def fuzz_inputs():
-    spec = importlib.util.spec_from_file_location("fuzz_inputs", ROOT / "tools" / "fuzz_inputs.py")
-    path = list(sys.path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path[:] = path
-    return module
+    with script("fuzz_inputs") as module:
+        yield module
 
 
 def test_no_damage_passes_unseen(fuzz_inputs, tmp_path, capsys):

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
+from scripts import script
 
 from csd_plugin.cli import JOBS
 
-ROOT = Path(__file__).resolve().parents[2]
 NONSENSE = ("", "abc", "nan", "inf", "-inf", "1e30", "1e999999999", "9" * 5000)
 
 
 @pytest.fixture(scope="module")
 def fuzz_numbers():
-    name = "fuzz_numbers"
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    path = list(sys.path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # its dataclass looks there
-    spec.loader.exec_module(module)
-    sys.path[:] = path
-    yield module
-    del sys.modules[name]
+    with script("fuzz_numbers") as module:
+        yield module
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 import torch
 import warm
 import yaml
+from scripts import script
 
 from csd_plugin.archs import halfnet, sldnet
 from csd_plugin.archs.checkpoint import load_weights, read_state_dict
@@ -26,11 +26,8 @@ SHIPPED = ("realtime", "tiny", "causal", "wide")
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("gpu_slice", ROOT / "tools/gpu_slice.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_slice"] = module  # where dataclasses look
-    spec.loader.exec_module(module)
-    return module
+    with script("gpu_slice") as module:
+        yield module
 
 
 @pytest.fixture

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from scripts import script
 
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.halfnet import HalfNet
@@ -14,15 +12,11 @@ from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.errors import CSDError
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("grow_network", ROOT / "tools/grow_network.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with script("grow_network") as module:
+        yield module
 
 
 def alive(network):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripts import script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,14 +18,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="every case is a
 
 @pytest.fixture(scope="module")
 def hostile():
-    spec = importlib.util.spec_from_file_location("hostile", ROOT / "tools" / "hostile.py")
-    path = list(sys.path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["hostile"] = module  # its classes are pickled
-    spec.loader.exec_module(module)
-    sys.path[:] = path
-    yield module
-    del sys.modules["hostile"]
+    with script("hostile") as module:
+        yield module
 
 
 def test_no_harm_is_done(tmp_path):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from pathlib import Path
 
 import pytest
+from scripts import script
 
 from csd_plugin.archs import NETWORKS
 from csd_plugin.data.datasets import DATASETS
@@ -19,10 +19,8 @@ README = (ROOT / "options" / "README.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("option_tables", ROOT / "tools" / "option_tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with script("option_tables") as module:
+        yield module
 
 
 def rows(table: str) -> list[list[str]]:

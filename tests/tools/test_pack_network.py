@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scripts import script
 from synthetic import moving_scene, rain_on, write_image
 
 from csd_plugin.archs.checkpoint import load_network
@@ -21,24 +21,26 @@ from csd_plugin.metrics.results import write
 from csd_plugin.metrics.scores import Scores
 from csd_plugin.weights import packing, read_catalogue, read_left
 
-ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["what=a narrow student", "trained_on=noise", "recipe=none", "license=Apache-2.0"]
 
 
+@pytest.fixture(scope="module")
+def tool():
+    with script("pack_network") as module:
+        yield module
+
+
 @pytest.fixture
-def pack(tmp_path):
+def pack(tmp_path, tool):
     """The tool, run on a folder that ships a student already; gives its status."""
-    spec = importlib.util.spec_from_file_location("pack_network", ROOT / "tools" / "pack_network.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     folder = tmp_path / "weights"
     folder.mkdir()
     (folder / "networks.json").write_text('{"rainy": {}, "networks": {}}')
 
     def run(*arguments: object) -> int:
-        return module.main([str(argument) for argument in arguments], folder)
+        return tool.main([str(argument) for argument in arguments], folder)
 
-    run.module, run.folder = module, folder
+    run.module, run.folder = tool, folder
     return run
 
 

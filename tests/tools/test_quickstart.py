@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ import cv2
 import pytest
 import warm
 import yaml
+from scripts import script
 from videos import make_video, picture
 
 from csd_plugin.data.layout import find_sequences
@@ -20,12 +20,14 @@ from csd_plugin.metrics.results import load_results
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def quickstart(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "tools" / "quickstart.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+@pytest.fixture(scope="module")
+def module():
+    with script("quickstart") as module:
+        yield module
 
+
+@pytest.fixture
+def quickstart(module, tmp_path, monkeypatch):
     options = tmp_path / "options"
     shutil.copytree(module.OPTIONS / "matrix", options / "matrix")
     (options / "quickstart").mkdir()

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
 from ffmpeg import needs_ffmpeg
-
-ROOT = Path(__file__).resolve().parents[2]
+from scripts import script
 
 
 @pytest.fixture(scope="module")
 def video_matrix():
-    spec = importlib.util.spec_from_file_location("video_matrix", ROOT / "tools" / "video_matrix.py")
-    path = list(sys.path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["video_matrix"] = module  # where dataclasses look for their module
-    spec.loader.exec_module(module)
-    sys.path[:] = path
-    yield module
-    del sys.modules["video_matrix"]
+    with script("video_matrix") as module:
+        yield module
 
 
 @needs_ffmpeg
