@@ -17,10 +17,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from csd_plugin.cli.flags import whole
+from csd_plugin.data.images import rounded
 from csd_plugin.data.rain import RainRenderer, ambient_light, find_preset, override
 from csd_plugin.data.video import open_reader
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.runner import Derainer
+from csd_plugin.report.figures.crops import Box, check_box
 from csd_plugin.weights import find_checkpoint
 
 SEED = 5
@@ -42,31 +45,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME=NUMBER",
         help="as for csd rain (default density=1500)",
     )
-    parser.add_argument("--frames", type=int, default=32, metavar="N", help="number of frames (default 32)")
-    parser.add_argument("--start", type=int, default=0, metavar="N", help="first frame, counted from 0 (default)")
+    parser.add_argument("--frames", type=whole(1), default=32, metavar="N", help="number of frames (default 32)")
+    parser.add_argument("--start", type=whole(0), default=0, metavar="N", help="first frame, counted from 0 (default)")
     parser.add_argument(
         "--box", type=int, nargs=4, default=(220, 40, 420, 280), metavar=("X", "Y", "W", "H"), help="part to show"
     )
-    parser.add_argument("--quality", type=int, default=60, help="quality of WebP (default 60)")
+    parser.add_argument("--quality", type=whole(0, 100), default=60, help="quality of WebP (default 60)")
     args = parser.parse_args(argv)
     if args.out.suffix not in (".webp", ".gif"):
         parser.error(f"{args.out}: give a name that ends in .webp or .gif")
     try:
         with open_reader(args.clip, start=args.start) as reader:
-            clean = list(islice(reader, args.frames))
-        rain = RainRenderer(
-            override(find_preset(args.preset), args.set),
-            seed=SEED,
-            height=clean[0].shape[0],
-            width=clean[0].shape[1],
-            ambient=ambient_light(clean[0]),
-        )
+            clean = list(islice(rounded(reader, args.clip), args.frames))
+        (height, width), box = clean[0].shape[:2], Box(*args.box)
+        check_box(box, width, height)
+        params, light = override(find_preset(args.preset), args.set), ambient_light(clean[0])
+        rain = RainRenderer(params, seed=SEED, height=height, width=width, ambient=light)
         rainy = [rain.render(frame, number) for number, frame in enumerate(clean)]
         derained = list(Derainer(find_checkpoint(args.model))(rainy))
     except CSDError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    first, *others = (side_by_side(*pair, args.box) for pair in zip(rainy, derained, strict=True))
+    first, *others = (side_by_side(*map(box.cut, pair)) for pair in zip(rainy, derained, strict=True))
     first.save(
         args.out, save_all=True, append_images=others, duration=MILLISECONDS, loop=0, quality=args.quality, method=6
     )
@@ -74,13 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def side_by_side(left: np.ndarray, right: np.ndarray, box: Sequence[int]) -> Image.Image:
-    """The part `box` = (x, y, width, height) of two frames (H, W, 3), with a white gap between them."""
-    x, y, width, height = box
-    parts = [frame[y : y + height, x : x + width] for frame in (left, right)]
-    if parts[0].shape[:2] != (height, width):
-        sys.exit(f"error: --box {x} {y} {width} {height} leaves the frame of {left.shape[1]}x{left.shape[0]}")
-    return Image.fromarray(np.hstack([parts[0], np.full((height, GAP, 3), 255, np.uint8), parts[1]]))
+def side_by_side(left: np.ndarray, right: np.ndarray) -> Image.Image:
+    """Two pictures (H, W, 3) of one size with a white gap between them."""
+    return Image.fromarray(np.hstack([left, np.full((len(left), GAP, 3), 255, np.uint8), right]))
 
 
 if __name__ == "__main__":
