@@ -184,7 +184,7 @@ def test_absurd_sizes(tmp_path):
     end[8:12] = count.to_bytes(2, "little") * 2
     end[12:16] = (count * len(entry)).to_bytes(4, "little")
     path.write_bytes(bytes(many[:start]) + bytes(entry) * count + bytes(end))
-    with pytest.raises(CSDError, match="unpack to over"):
+    with pytest.raises(CSDError, match=r"unpack to over|zip bomb"):  # Python 3.13 refuses it first
         list(members(path))
 
 
