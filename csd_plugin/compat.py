@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, distributed, multiprocessing
-from torch._functorch import config as functorch_config
 
 from csd_plugin import peers, resume_states
 from csd_plugin.data.stores.lmdb import DATA, environment
@@ -379,12 +378,6 @@ def shape_advice(output: tuple[int, ...], truth: tuple[int, ...]) -> str:
         "it gives all frames of each clip: set num_target of datasets.train to its num_frame, more than 1, or take "
         "REDSRecurrentDataset or a similar set"
     )
-
-
-def keep_graphs() -> None:
-    """Let compiled networks run backward through a graph more than once, as others can; torch 2.4 always allows it."""
-    if hasattr(functorch_config, "donated_buffer"):
-        functorch_config.donated_buffer = False
 
 
 @contextmanager

@@ -43,6 +43,20 @@ def under_transforms() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def keep_graphs() -> None:
+    """Let compiled networks run backward through a graph more than once, as others can; torch 2.4 always allows it.
+
+    What was compiled before is compiled again at its next call.
+    """
+    import torch  # here, as this module checks torch before it is imported
+    from torch._functorch import config
+
+    if getattr(config, "donated_buffer", False):
+        config.donated_buffer = False
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
+
+
 def _numbers(version: str) -> tuple[int, ...]:
     """(2, 4, 1) of '2.4.1+cpu'."""
     return tuple(int(number) for number in re.findall(r"\d+", re.split(r"[^\d.]", version)[0]))

@@ -119,6 +119,13 @@ class Sequence(Kind):
         return _middle(captured.unflatten(0, (batch, seen)), num_frame) if len(captured) == batch * seen else None
 
 
+def _in_precision_of(network: nn.Module, clips: Tensor) -> Tensor:
+    """Clips as the network's weights: a teacher may be kept in 16 bits, for which an autocast casts by itself."""
+    if torch.is_autocast_enabled(clips.device.type):
+        return clips
+    return clips.to(next((weight.dtype for weight in network.parameters() if weight.is_floating_point()), clips.dtype))
+
+
 def _made(network: nn.Module, given: Tensor) -> Tensor:
     """What a network makes of frames. Raises CSDError where that is no tensor."""
     made = network(given)
@@ -228,7 +235,7 @@ class Interface:
 
         Args:
             network: one that is called like this, or a wrapper of it.
-            clips: (B, N, 3, H, W).
+            clips: (B, N, 3, H, W); without an autocast, the network gets them in the precision of its weights.
 
         Returns:
             (B*L, 3, H * scale, W * scale).
@@ -236,9 +243,9 @@ class Interface:
         Raises:
             CSDError: a clip is too short, or the network's output does not have this size.
         """
-        if computes_in_bf16(clips) and not torch.compiler.is_compiling():
+        whole = _in_precision_of(network, whole_cells(clips, self.size_divisor))
+        if computes_in_bf16(whole) and not torch.compiler.is_compiling():
             repair_bf16_conv3d()
-        whole = whole_cells(clips, self.size_divisor)
         frames = KINDS[self.kind].run(network, whole, num_target, self.num_frame)
         (height, width), (made_height, made_width) = (
             (side * self.scale for side in sides.shape[3:]) for sides in (clips, whole)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, type_in_words
 
 
 def as_clips(batch: Mapping[str, Any], num_frame: int, source: str, *, scale: int = 1) -> tuple[Tensor, Tensor]:
@@ -27,8 +27,14 @@ def as_clips(batch: Mapping[str, Any], num_frame: int, source: str, *, scale: in
         scale: of the networks.
 
     Raises:
-        CSDError: a batch lacks lq or gt, its frames and targets do not match, or its clips are too short.
+        CSDError: a batch is no dict or lacks lq or gt, its axes, or frames and targets, do not match, or its clips are
+            too short.
     """
+    if not isinstance(batch, Mapping):
+        raise CSDError(
+            f"{source} gives {type_in_words(batch)}; give a dict of lq, the rainy clips (B, N, 3, H, W), and gt, the "
+            f"clean frames of their middle"
+        )
     missing = [key for key in ("lq", "gt") if not isinstance(batch.get(key), Tensor)]
     if missing:
         raise CSDError(
@@ -37,6 +43,8 @@ def as_clips(batch: Mapping[str, Any], num_frame: int, source: str, *, scale: in
         )
     lq, gt = batch["lq"], batch["gt"]
     given = f"{source} gives lq {tuple(lq.shape)} and gt {tuple(gt.shape)}"
+    if turned := _reordered(lq, gt):
+        raise CSDError(f"{given}; the axes are (B, N, 3, H, W): give both as {turned}")
     if lq.ndim == gt.ndim == 4:
         lq = lq.unsqueeze(1)
     if gt.ndim == 4:
@@ -71,6 +79,16 @@ def as_clips(batch: Mapping[str, Any], num_frame: int, source: str, *, scale: in
             f"to {targets + num_frame - 1} or more"
         )
     return lq, gt
+
+
+def _reordered(lq: Tensor, gt: Tensor) -> str:
+    """What brings the axes of other packages' clips into our order; empty if they seem to be in it."""
+    if lq.ndim != 5 or lq.shape[2] == 3:
+        return ""
+    if lq.shape[4] == gt.shape[-1] == 3:
+        return "clips.movedim(-1, -3)"
+    # a clip of three grey frames has the same first axes
+    return "clips.transpose(1, 2)" if lq.shape[1] == gt.shape[1] == 3 and lq.shape[2] > 4 else ""
 
 
 FEATURE = "teacher_feature_"

@@ -30,6 +30,7 @@ from csd_plugin.distill.trial import Words, check_trial, is_ours
 from csd_plugin.errors import CSDError
 from csd_plugin.losses.several import total_of
 from csd_plugin.types import ClipView, Terms
+from csd_plugin.versions import keep_graphs
 
 TEACHER_TARGETS = 2
 """Targets that the teacher computes together, at least one clip: more need memory, a single one is slow on a CPU."""
@@ -136,6 +137,8 @@ class Distiller(nn.Module):
             self.student_taps = quiet(tap_compared(bare(student), self.interface, layers))
         self.autocast, self.examine_every, self.scaler, self.warn = autocast, examine_every, scaler, warn
         self.monitor = HealthMonitor() if teachers and examine_every else None
+        if self.monitor is not None or self.balance.shares:
+            keep_graphs()  # both run backward through the student's graph before the loop does
         self._examined = 0
         self._warned: set[str] = set()
 

@@ -93,7 +93,6 @@ class VideoDerainModel(ValidationMixin, CheckpointedModel):
     def compile_for_training(self, network: nn.Module) -> None:
         """Compile a network in place if `train.compile` is set; hooks, weights and their names do not change."""
         if self.opt["train"].get("compile", False):
-            compat.keep_graphs()  # the health monitor runs backward more than once
             network.compile()
 
     # ------------------------------------------------------------------ training step

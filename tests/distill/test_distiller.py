@@ -9,6 +9,7 @@ import pytest
 import torch
 from quarters import Quarters
 from toolbox import equal, method
+from torch._functorch import config as functorch_config
 
 from csd_plugin.archs.interface import Interface, interface_of
 from csd_plugin.archs.prenet import PReNet
@@ -586,3 +587,54 @@ def test_sides_that_a_network_cannot_process_are_said_before_the_run(teaches, le
     who = "teacher t" if teaches else "student"
     with pytest.raises(CSDError, match=rf"the {who}: Quarters cannot process .* multiples of 4; .* size_divisor 4,"):
         distiller.check((2, 3, 3, 8, 10), 3, learns=learns)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_networks_whose_weights_are_in_16_bits_get_frames_in_16_bits(dtype):
+    def losses(dtype):
+        torch.manual_seed(0)
+        ours, theirs = Small(), Small()
+        frames = Interface(1, "image", "tail")
+        teachers = [Teacher(theirs.to(dtype), CSD(hidden=4), interface=frames)]
+        d = Distiller(ours, teachers, PyramidSSIMLoss(), weights=WEIGHTS, interface=frames)
+        d.check((2, 8, 3, 24, 24), num_target=2)
+        return d(batch())[0]
+
+    given, wanted = losses(dtype), losses(torch.float32)
+    assert {loss.dtype for loss in given.values()} == {torch.float32}
+    torch.testing.assert_close(given["l_distill"], wanted["l_distill"], rtol=0.05, atol=0)
+    assert given["l_distill"] != wanted["l_distill"]
+
+
+class Small(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.tail = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 3, 3, padding=1)
+
+    def forward(self, frames):
+        return self.tail(self.head(frames).relu())
+
+
+@pytest.mark.parametrize(("order", "examine_every"), [("compiled last", 1), ("run first", 0)])
+def test_compiled_networks_are_examined_and_balanced(order, examine_every, monkeypatch):
+    """Unless told not to, compiled code frees buffers in the first of several backward passes."""
+    monkeypatch.setattr(functorch_config, "donated_buffer", True, raising=False)
+    networks = Small(), Small()
+
+    def compile_both():
+        for network in networks:
+            network.compile(backend="aot_eager")
+
+    if order != "compiled last":
+        compile_both()
+    if order == "run first":
+        networks[0](batch()["lq"][:, 3]).sum().backward()
+    frames = Interface(1, "image", "tail")
+    teachers = [Teacher(networks[1], SRKD(), interface=frames)]
+    weights = {"maps": 0.1 if examine_every else {"balance": 0.1}}
+    keywords = {"interface": frames, "examine_every": examine_every}
+    d = Distiller(networks[0], teachers, PyramidSSIMLoss(), weights=weights, **keywords)
+    if order == "compiled last":
+        compile_both()
+    sum(d(batch())[0].values()).backward()
+    assert networks[0].head.weight.grad.any()

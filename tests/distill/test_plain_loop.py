@@ -16,7 +16,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "plain_pytorch.md"
 
 
 def test_the_loop_of_the_documentation_trains_a_student_that_csd_reads(tmp_path, monkeypatch, caplog):
-    [block] = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    block, adapters = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     clips = {f"{TRAIN}/t{i}": ("GT", "Rain_01") for i in (1, 2)}
     write_ntu_rain(tmp_path / "datasets" / "rain_clips", frames=9, height=66, width=70, clips=clips)
     monkeypatch.chdir(tmp_path)
@@ -29,3 +29,7 @@ def test_the_loop_of_the_documentation_trains_a_student_that_csd_reads(tmp_path,
     assert {"l_recon", "l_distill"} == names["losses"].keys()
     student = load_network("student.pth").state_dict()
     assert equal(dict(student), dict(names["student"].state_dict())) and not equal(dict(student), dict(start))
+    exec(compile(adapters, str(PAGE), "exec"), names)
+    losses, _ = names["distiller"](names["batch"], 1)
+    losses["l_distill"].backward()
+    assert names["objective"].convs[0].weight.grad.any()

@@ -107,3 +107,31 @@ def test_truth_is_larger_than_its_frame_by_the_scale(tmp_path, truth, file, fits
     height, width = file or truth
     with pytest.raises(CSDError, match=f"street, frame 0007: the truth is {width}x{height}, but the frame is 5x4 at"):
         check_pair_sizes(item, 3)
+
+
+@pytest.mark.parametrize(
+    ("lq", "gt", "words"),
+    [
+        ((2, 5, 24, 20, 3), (2, 3, 24, 20, 3), "clips.movedim(-1, -3)"),
+        ((2, 5, 24, 20, 3), (2, 24, 20, 3), "clips.movedim(-1, -3)"),
+        ((2, 3, 7, 24, 20), (2, 3, 5, 24, 20), "clips.transpose(1, 2)"),
+        ((2, 3, 7, 24, 20), (2, 3, 7, 24, 20), "clips.transpose(1, 2)"),
+    ],
+)
+def test_axes_in_the_order_of_other_packages_are_told(lq, gt, words):
+    lq, gt = torch.zeros(lq), torch.zeros(gt)
+    with pytest.raises(CSDError, match="the axes are ") as error:
+        as_clips({"lq": lq, "gt": gt}, 3, "the batch")
+    assert str(error.value).endswith(f"give both as {words}")
+    turned = {key: eval(words, {"clips": clips}) for key, clips in (("lq", lq), ("gt", gt))}
+    assert as_clips(turned, 3, "the batch")[0].shape[2:] == (3, 24, 20)
+
+
+def test_grey_frames_are_not_taken_for_others():
+    lq, _ = as_clips({"lq": torch.zeros(2, 3, 1, 8, 8), "gt": torch.zeros(2, 3, 1, 8, 8)}, 1, "the batch")
+    assert lq.shape == (2, 3, 1, 8, 8)
+
+
+def test_a_batch_that_is_no_dict_is_told():
+    with pytest.raises(CSDError, match="the batch gives a list; give a dict of lq, "):
+        as_clips([torch.zeros(2, 5, 3, 8, 8), torch.zeros(2, 3, 3, 8, 8)], 3, "the batch")
