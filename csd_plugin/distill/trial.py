@@ -1,4 +1,6 @@
-"""Tries a network on clips before a run: whether it processes them, and if not, whether padding would help."""
+"""Tries a network on clips before a run: whether it processes them, and if not, whether padding, or larger ones, would
+help.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.archs.interface import Interface
+from csd_plugin.archs.padding import multiple
 from csd_plugin.distill.dry_run import without_values
 from csd_plugin.errors import CSDError, first_line
 
@@ -65,6 +68,11 @@ def check_trial(
         shape_of(lambda batch: interface.run(network, batch, num_target), network, frames, device, learns=learns)
     except OF_SHAPES as error:
         divisor = _divisor_that_helps(network, interface, frames, num_target)
+        if divisor and (larger := _larger_that_helps(network, interface, frames, num_target, divisor)):
+            raise CSDError(
+                f"{words.name}: {type(network).__name__} cannot process clips {frames}{words.of}, which are too small "
+                f"for it: {larger[0]}x{larger[1]} pixels would do; {words.advice}"
+            ) from error
         if divisor:
             raise CSDError(
                 f"{words.name}: {type(network).__name__} cannot process clips {frames}{words.of} as it needs sides "
@@ -96,6 +104,21 @@ def _divisor_that_helps(
             continue
         return divisor
     return None
+
+
+def _larger_that_helps(
+    network: nn.Module, interface: Interface, frames: tuple[int, ...], num_target: int, divisor: int
+) -> tuple[int, int] | None:
+    """Height and width that a network processes where padding to multiples of `divisor` only helps as it enlarges
+    frames; None if the sides do have to be multiples.
+    """
+    height, width = (multiple(side, divisor) + 1 for side in frames[3:])
+    try:
+        with without_values():
+            interface.run(network, torch.empty(*frames[:3], height, width), num_target)
+    except OF_SHAPES:
+        return None
+    return height, width
 
 
 def shape_of(

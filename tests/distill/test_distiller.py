@@ -589,6 +589,17 @@ def test_sides_that_a_network_cannot_process_are_said_before_the_run(teaches, le
         distiller.check((2, 3, 3, 8, 10), 3, learns=learns)
 
 
+def test_frames_that_are_too_small_are_not_said_to_need_multiples():
+    """Padding would help here, too."""
+    network = torch.nn.Sequential(torch.nn.ReflectionPad2d(15), torch.nn.Conv2d(3, 3, 31))
+    distiller = Distiller(network, [], torch.nn.L1Loss(), weights={}, interface=Interface(1, "image"))
+    with pytest.raises(
+        CSDError, match=r"the student: Sequential cannot process .* too small for it: 17x17 pixels would do"
+    ):
+        distiller.check((2, 3, 3, 12, 10), 3)
+    distiller.check((2, 3, 3, 17, 17), 3)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_networks_whose_weights_are_in_16_bits_get_frames_in_16_bits(dtype):
     def losses(dtype):
