@@ -30,7 +30,10 @@ from csd_plugin.data.stores.lmdb import (
     META_INFO,
     RECORDS,
     Header,
+    Length,
     Record,
+    damaged,
+    key_of,
     lmdb,
     open_file,
     parse_header,
@@ -39,7 +42,7 @@ from csd_plugin.data.stores.lmdb import (
 )
 from csd_plugin.data.workers import Processes, check_shared_memory
 from csd_plugin.digests import file_digest
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import FULL, CSDError, cannot_write
 from csd_plugin.locks import alone
 
 logger = logging.getLogger(__name__)
@@ -98,19 +101,11 @@ def build_store(
     frames = _by_stem(folder) if frames is None else frames
     _check_keys(frames, folder.root)
 
-    new = 0
-    if out.exists():
+    new = None if os.path.lexists(out) else _build_alone(folder, frames, out, encoding, jobs)
+    if new is None:
         _check_same(out, folder.root, frames, encoding)
-    else:
-        try:
-            with _writable(out), alone(out):
-                new = _build(folder, frames, out, encoding, jobs)
-        except BrokenProcessPool:
-            raise CSDError(
-                f"{out}: a process was killed, perhaps for lack of memory: run again with fewer jobs"
-            ) from None
     source_bytes = sum((folder.root / key).stat().st_size for key in frames.values())
-    return BuildReport(len(frames), new, source_bytes, sum(file.stat().st_size for file in out.iterdir()))
+    return BuildReport(len(frames), new or 0, source_bytes, sum(file.stat().st_size for file in out.iterdir()))
 
 
 def _by_stem(folder: FolderStore) -> dict[str, str]:
@@ -139,6 +134,8 @@ def _check_keys(frames: Mapping[str, str], root: Path) -> None:
 
 def _check_same(out: Path, root: Path, frames: Mapping[str, str], encoding: str) -> None:
     """Raise CSDError unless the existing store is the requested one."""
+    if not (out / DATA).exists():
+        raise CSDError(f"{out}: exists already, and is not a store: give another name, or remove it")
     there = open_file(out)
     if there.header.encoding != encoding:
         raise CSDError(f"{out}: exists already, with encoding {there.header.encoding}: give another name, or remove it")
@@ -169,6 +166,15 @@ def _digest(path: Path) -> str:
 
 def _unreadable(path: Path, error: OSError) -> CSDError:
     return CSDError(f"{path}: cannot be read ({error.strerror}): restore the file")
+
+
+def _build_alone(folder: FolderStore, frames: Mapping[str, str], out: Path, encoding: str, jobs: int) -> int | None:
+    """Build the store; how many frames were missing, None if another command has made it meanwhile."""
+    try:
+        with _writable(out), alone(out):
+            return None if os.path.lexists(out) else _build(folder, frames, out, encoding, jobs)
+    except BrokenProcessPool:
+        raise CSDError(f"{out}: a process was killed, perhaps for lack of memory: run again with fewer jobs") from None
 
 
 def _build(folder: FolderStore, frames: Mapping[str, str], out: Path, encoding: str, jobs: int) -> int:
@@ -214,9 +220,7 @@ def _counted(
 
 def _name(partial: Path, out: Path) -> None:
     """Give a complete store its name."""
-    for left_over in partial.iterdir():
-        if left_over.name not in (DATA, META_INFO):
-            left_over.unlink()
+    (partial / "lock.mdb").unlink(missing_ok=True)  # of LMDB's own tools, or of Windows
     partial.rename(out)
     _sync(out.parent)
 
@@ -289,6 +293,8 @@ def _writable(out: Path) -> Iterator[None]:
     try:
         yield
     except (lmdb.Error, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise cannot_write(out, error) from error
         raise CSDError(
             f"{out}: cannot be written ({_reason(error)}, {_free_megabytes(out)} MB are free): make room or fix its "
             f"permissions, then run again to continue"
@@ -348,13 +354,21 @@ def _batches(frames: Iterable[tuple[str, Record, bytes]]) -> Iterator[list[tuple
 
 
 class _Writer:
-    """A partial store, open for writing. Raises CSDError if it has another encoding or version."""
+    """A partial store, open for writing. Raises CSDError if it has another encoding or version, or is damaged."""
 
     def __init__(self, folder: Path, header: Header) -> None:
         self.folder, self.header = folder, header
-        # LMDB's own lock is a mapped file, whose first use on a full disk would end the process.
-        self._env = lmdb.open(os.fsencode(folder), map_size=_FIRST_MAP, max_dbs=1, lock=os.name == "nt")
-        self._records = self._env.open_db(RECORDS)
+        try:
+            # LMDB's own lock is a mapped file, whose first use on a full disk would end the process.
+            self._env = lmdb.open(os.fsencode(folder), map_size=_FIRST_MAP, max_dbs=1, lock=os.name == "nt")
+        except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
+            raise damaged(folder) from error
+        try:
+            Length(folder, self._env).check()
+            self._records = self._env.open_db(RECORDS)
+        except BaseException:
+            self._env.close()
+            raise
 
     def __enter__(self) -> _Writer:
         return self
@@ -372,7 +386,7 @@ class _Writer:
                     raise CSDError(
                         f"{self.folder}: an interrupted build of a {there} store: finish it with that, or remove it"
                     )
-            records = {key.decode(): data for key, data in reading.cursor() if key != HEADER_KEY}
+            records = {key_of(key, self.folder): data for key, data in reading.cursor() if key != HEADER_KEY}
         known = {key: parse_record(data, self.folder).source for key, data in records.items()}
         superfluous = known.keys() - set(frames)
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -90,6 +91,18 @@ class Record:
 
 
 _OF_HEADER, _OF_RECORD = (frozenset(field.name for field in fields(kind)) for kind in (Header, Record))
+_SUFFIX = re.compile(r"\.[^./]+")
+
+
+def key_of(data: bytes, folder: Path) -> str:
+    """The key of a frame in a store. Raises CSDError, beginning with the store's folder, if no build writes it."""
+    try:
+        key = data.decode()
+    except UnicodeDecodeError as error:
+        raise damaged(folder) from error
+    if not key.isprintable():
+        raise damaged(folder)
+    return key
 
 
 def split_key(key: str) -> tuple[str, str]:
@@ -102,14 +115,14 @@ def parse_header(data: bytes, folder: Path) -> Header:
     """The header in JSON. Raises CSDError, beginning with the store's folder, if it is not one of this version."""
     content = _parse_json(data, folder)
     if content.pop("format", None) != _FORMAT:
-        raise CSDError(f"{folder}: not a store of this version of `csd prepare`: build it again")
+        raise CSDError(f"{folder}: not a store of this version of `csd prepare`: remove it, and build it again")
     try:
         header = Header(**section_of(content, "the header", _OF_HEADER))
         plain_text(header.within, "within")
     except ValueError as error:
-        raise _damaged(folder) from error
+        raise damaged(folder) from error
     if header.encoding not in ENCODINGS or not isinstance(header.complete, bool):
-        raise _damaged(folder)
+        raise damaged(folder)
     return header
 
 
@@ -120,11 +133,13 @@ def parse_record(data: bytes, folder: Path) -> Record:
         record = Record(**section_of(content, "a record", _OF_RECORD))
         for text in (record.suffix, record.source, record.value):
             plain_text(text, "a text")
+        if not (_SUFFIX.fullmatch(record.suffix) and record.suffix.isprintable()):
+            raise ValueError(f"suffix is {record.suffix!r}")
         for side in (record.height, record.width):
             whole_number(side, "a side", 1, _LONGEST)
         whole_number(record.size, "size", 0, _LARGEST)
     except ValueError as error:
-        raise _damaged(folder) from error
+        raise damaged(folder) from error
     return record
 
 
@@ -132,7 +147,7 @@ def _parse_json(data: bytes, folder: Path) -> dict[str, Any]:
     try:
         return section(parse_json(bytes(data)), "it")
     except ValueError as error:
-        raise _damaged(folder) from error
+        raise damaged(folder) from error
 
 
 _environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()
@@ -171,7 +186,7 @@ class LmdbFile:
     It is never closed, as the arrays that it has given out are views into its map.
     """
 
-    def __init__(self, folder: Path, env: lmdb.Environment, length: _Length) -> None:
+    def __init__(self, folder: Path, env: lmdb.Environment, length: Length) -> None:
         self.folder, self._env, self._length = folder, env, length
         with _reading(folder):
             self._values = env.begin(buffers=True)
@@ -200,7 +215,7 @@ class LmdbFile:
             self._length.check()
             for key, data in self._records.cursor():
                 if key != HEADER_KEY:
-                    yield key.decode(errors="replace"), parse_record(data, self.folder)
+                    yield key_of(key, self.folder), parse_record(data, self.folder)
 
     def value_keys(self) -> list[str]:
         """The keys of all values, without suffix."""
@@ -213,7 +228,7 @@ class LmdbFile:
 class ToolboxFile(LmdbFile):
     """An open store made by BasicSR's `make_lmdb_from_imgs`; the facts about its frames are in meta_info.txt."""
 
-    def __init__(self, folder: Path, env: lmdb.Environment, length: _Length) -> None:
+    def __init__(self, folder: Path, env: lmdb.Environment, length: Length) -> None:
         self.folder, self._env, self._length = folder, env, length
         self.header = Header("source", within="", complete=True)
         try:
@@ -241,7 +256,10 @@ def _parse_line(line: str, folder: Path) -> tuple[str, Record]:
     """(key, record without checksums) of a line such as `000/00000000.png (720,1280,3) 1`."""
     found = _LINE.fullmatch(line)
     if found is None:
-        raise CSDError(f"{folder}: {META_INFO}: {line[:80]!r} is not `KEY.png (HEIGHT,WIDTH,3) LEVEL`: build it again")
+        raise CSDError(
+            f"{folder}: {META_INFO}: {line[:80]!r} is not `KEY.png (HEIGHT,WIDTH,3) LEVEL`: remove the store, and "
+            f"build it again"
+        )
     record = Record(found["suffix"], int(found["height"]), int(found["width"]), size=0, source="", value="")
     return found["key"], record
 
@@ -263,6 +281,8 @@ def open_file(folder: Path) -> LmdbFile:
         else:
             cure = "give a store of `csd prepare`, or a folder of image files"
         raise CSDError(f"{folder}: no {DATA} ({error.strerror}): {cure}") from error
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe might never end
+        raise CSDError(f"{folder}: {DATA} is not a file: give a store of `csd prepare`, or a folder of image files")
     identity = status.st_dev, status.st_ino
     if identity not in _open_files:
         _open_files[identity] = _open(folder)
@@ -272,7 +292,7 @@ def open_file(folder: Path) -> LmdbFile:
 def _open(folder: Path) -> LmdbFile:
     with _reading(folder):
         env = environment(folder)
-        length = _Length(folder, env)
+        length = Length(folder, env)
         length.check()
         try:
             env.open_db(RECORDS, create=False)
@@ -281,7 +301,7 @@ def _open(folder: Path) -> LmdbFile:
     return LmdbFile(folder, env, length)
 
 
-class _Length:
+class Length:
     """Checks that a store's file is as long as its pages say: accessing a missing part would end the process.
 
     The check is of the open file, whatever has its name now. It cannot help if the file is cut short while a frame is
@@ -298,7 +318,8 @@ class _Length:
         size = os.fstat(self._file.fileno()).st_size
         if size < self._expected:
             raise CSDError(
-                f"{self._folder}: {DATA} is cut short, {size} bytes of {self._expected}: build the store again"
+                f"{self._folder}: {DATA} is cut short, {size} bytes of {self._expected}: remove the store, and "
+                f"build it again"
             )
 
 
@@ -366,7 +387,8 @@ class RawLmdbStore(_LmdbStore):
         value = self._value(key)
         if len(value) != height * width * 3:
             raise CSDError(
-                f"{self.where(key)}: {len(value)} bytes are not {width}x{height} pixels: build the store again"
+                f"{self.where(key)}: {len(value)} bytes are not {width}x{height} pixels: remove the store, and "
+                f"build it again"
             )
         return np.frombuffer(value, np.uint8).reshape(height, width, 3)
 
@@ -384,9 +406,11 @@ class _reading:
         if isinstance(error, (lmdb.Error, OSError)):
             reason = " ".join(str(error).split()).removeprefix(f"{self.folder}: ")
             raise CSDError(
-                f"{self.folder}: cannot be read ({reason}): see `csd prepare --verify`, or build the store again"
+                f"{self.folder}: cannot be read ({reason}): see `csd prepare --verify`, or remove the store, and "
+                f"build it again"
             ) from error
 
 
-def _damaged(folder: Path) -> CSDError:
-    return CSDError(f"{folder}: {DATA} is damaged: build the store again")
+def damaged(folder: Path) -> CSDError:
+    """The error to raise for a store with content that no build writes."""
+    return CSDError(f"{folder}: {DATA} is damaged: remove the store, and build it again")

@@ -83,7 +83,9 @@ def verify_store(
                 ]
                 problems += _checked(processes, _check_files, folder.root, both, "files")
     except BrokenProcessPool:
-        raise CSDError(f"{path}: {DATA} is damaged (reading it crashes the process): build the store again") from None
+        raise CSDError(
+            f"{path}: {DATA} is damaged (reading it crashes the process): remove the store, and build it again"
+        ) from None
     return sorted(problems, key=lambda problem: problem.key)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import os
@@ -14,6 +15,7 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
+import warm
 from synthetic import moving_scene, write_image
 
 from csd_plugin.data.stores import build, open_store
@@ -143,6 +145,60 @@ def test_a_build_that_only_lacks_its_name(folder, tmp_path):
     assert verify_store(tmp_path / "y.lmdb", folder) == []
 
 
+def odd_key(partial):
+    edit(partial, lambda txn, records: txn.put(b"\xff", txn.get(b"c0/3", db=records), db=records))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda partial: os.truncate(partial / "data.mdb", 100), "data.mdb is damaged"),
+        (lambda partial: os.truncate(partial / "data.mdb", 8192), "data.mdb is cut short, 8192 bytes of"),
+        (lambda partial: (partial / "data.mdb").write_bytes(b"x" * 99999), "data.mdb is damaged"),
+        (odd_key, "data.mdb is damaged"),
+    ],
+)
+def test_a_damaged_beginning_is_not_continued(folder, tmp_path, damage, message):
+    """As a copy that was broken off is one. Looking at what is missing would end the process with a bus error."""
+    build_store(folder, tmp_path / "x.lmdb")
+    partial = (tmp_path / "x.lmdb").rename(tmp_path / "y.lmdb.partial")
+    damage(partial)
+    code = (
+        "import sys; from csd_plugin.data.stores.build import build_store\n"
+        "try: build_store(*sys.argv[1:])\n"
+        "except ValueError as error: print(error); sys.exit(2)"
+    )
+    run = warm.python("-c", code, folder, tmp_path / "y.lmdb", cwd=ROOT)
+    assert run.returncode == 2, run.stderr
+    assert f"y.lmdb.partial: {message}" in run.stdout and "remove the store, and build it again" in run.stdout
+    shutil.rmtree(partial)
+    assert build_store(folder, tmp_path / "y.lmdb").new == 12
+
+
+def test_files_of_others_in_a_partial_store_stay(folder, tmp_path):
+    (tmp_path / "x.lmdb.partial" / "notes").mkdir(parents=True)
+    assert build_store(folder, tmp_path / "x.lmdb").new == 12
+    assert (tmp_path / "x.lmdb" / "notes").is_dir()
+
+
+def test_a_store_that_another_command_has_made_meanwhile_is_compared(folder, tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def after_the_other(out):
+        with monkeypatch.context() as patch:
+            patch.setattr(build, "alone", alone)
+            build_store(folder, out, encoding)
+        with alone(out):
+            yield
+
+    monkeypatch.setattr(build, "alone", after_the_other)
+    encoding = "raw"
+    assert build_store(folder, tmp_path / "x.lmdb", "raw").new == 0
+    encoding = "png"
+    with pytest.raises(CSDError, match=r"y\.lmdb: exists already, with encoding png"):
+        build_store(folder, tmp_path / "y.lmdb", "raw")
+    assert not (tmp_path / "y.lmdb.partial").exists()
+
+
 def test_other_encodings_do_not_mix(folder, tmp_path, monkeypatch):
     out = tmp_path / "x.lmdb"
     interrupted(folder, out, monkeypatch, after=3)
@@ -183,8 +239,10 @@ def test_one_builder_at_a_time(folder, tmp_path):
         (shutil.rmtree, "x.lmdb", "clips does not exist"),
         (lambda folder: shutil.rmtree(folder) or folder.mkdir(), "x.lmdb", "no images found"),
         (lambda folder: None, "x", "name ends in .lmdb: give x.lmdb"),
-        (lambda folder: folder.with_name("x.lmdb").touch(), "x.lmdb", "no data.mdb"),
-        (lambda folder: folder.with_name("file").touch(), "file/x.lmdb", r"cannot be written \(Not a directory, "),
+        (lambda folder: folder.with_name("x.lmdb").touch(), "x.lmdb", "x.lmdb: exists already, and is not a store"),
+        (lambda folder: folder.with_name("x.lmdb").symlink_to("none"), "x.lmdb", "exists already, and is not a store"),
+        (lambda folder: folder.with_name("x.lmdb.partial").touch(), "x.lmdb", r"\.partial is there already"),
+        (lambda folder: folder.with_name("file").touch(), "file/x.lmdb", r"cannot be written \(Not a directory\); "),
     ],
 )
 def test_what_cannot_be_built(folder, tmp_path, change, out, message):

@@ -229,6 +229,9 @@ def test_damaged_stores_are_refused(stores, tmp_path, damage, message):
         {"width": 0},
         {"size": -1},
         {"suffix": 3},
+        {"suffix": ""},
+        {"suffix": "/../x.png"},
+        {"suffix": ".p\ng"},
         {"x": 1},
         {"size": 1.0},
     ],
@@ -242,6 +245,30 @@ def test_records_that_no_frame_has_are_refused(stores, tmp_path, change):
 
     with pytest.raises(CSDError, match=r"damaged\.lmdb: data\.mdb is damaged"):
         open_store(damaged(stores, tmp_path, damage)).keys()
+
+
+@pytest.mark.parametrize("key", [b"clip/\xff", b"clip/1\n2", b"clip/\x1b[31m"])
+def test_keys_that_no_frame_has_are_refused(stores, tmp_path, key):
+    """The first would be another key, and the others would be in messages."""
+
+    def damage(store):
+        with lmdb.open(str(store), max_dbs=1) as env, env.begin(write=True) as txn:
+            records = env.open_db(b"csd", txn=txn)
+            data = next(data for other, data in txn.cursor(db=records) if other != b"\0")
+            txn.put(key, data, db=records)
+
+    with pytest.raises(CSDError, match=r"damaged\.lmdb: data\.mdb is damaged") as error:
+        open_store(damaged(stores, tmp_path, damage)).keys()
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_is_no_store(tmp_path):
+    """Opening it would never end."""
+    (tmp_path / "x.lmdb").mkdir()
+    os.mkfifo(tmp_path / "x.lmdb" / "data.mdb")
+    with pytest.raises(CSDError, match=r"x\.lmdb: data\.mdb is not a file"):
+        open_store(tmp_path / "x.lmdb")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
