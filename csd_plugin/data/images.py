@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from csd_plugin.atomic import replacing
-from csd_plugin.data.layout import IMAGE_SUFFIXES, is_frame_name, natural_key
+from csd_plugin.data.layout import IMAGE_SUFFIXES, holds_store, is_frame_name, natural_key
 from csd_plugin.data.links import refuse_way_out
 from csd_plugin.errors import CSDError, at, type_in_words
 
@@ -40,7 +40,9 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def _where_images_are(folder: Path) -> str:
-    """What to give in place of a folder that holds no images: perhaps it holds folders of them."""
+    """What to give in place of a folder that holds no images: perhaps it holds folders of them, or is a store."""
+    if holds_store(folder):
+        return "; it is an LMDB store: give the folder of images that it was made of"
     inner = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()]
     clips = [entry for entry in inner if any(is_frame_name(file.name) for file in entry.iterdir())]
     if not clips:

@@ -34,6 +34,8 @@ SPLITS = {
     "real": "Dataset_Testing_RealRain",
 }
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+LMDB_SUFFIXES = (".lmdb", ".lmdb.partial")
+LMDB_DATA = "data.mdb"
 _NUMBER = r"\d{1,18}"
 """The most digits of a frame's number; longer ones are something else, and slow to parse."""
 _CLIP_FOLDER = re.compile(r"(?P<scene>.+)_(?:(?P<truth>GT)|Rain(?:_\d+)?)", re.IGNORECASE)
@@ -47,6 +49,25 @@ def is_frame_name(name: str) -> bool:
 def is_clip_name(folder: str) -> bool:
     """Whether a folder of this name is a clip of NTURain's layout."""
     return _CLIP_FOLDER.fullmatch(folder) is not None
+
+
+def is_store(path: Path) -> bool:
+    """Whether a path is an LMDB store, or has the name of one; files in it are never looked for."""
+    return path.name.endswith(LMDB_SUFFIXES) or holds_store(path)
+
+
+def holds_store(folder: Path) -> bool:
+    """Whether the file of an LMDB store is in a folder, whatever its name is."""
+    return (folder / LMDB_DATA).exists()
+
+
+def refuse_store(folder: Path) -> None:
+    """Raise CSDError if files are to be written into an LMDB store, or into a folder that would be taken for one."""
+    if is_store(folder):
+        raise CSDError(
+            f"{folder}: is an LMDB store, or named like one, and files in it would not be found again: give another "
+            f"folder, whose name does not end in .lmdb"
+        )
 
 
 def tail_from_split(path: str | Path) -> str:

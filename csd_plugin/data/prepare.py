@@ -17,7 +17,7 @@ from typing import Any
 from csd_plugin.atomic import link_or_copy, remove
 from csd_plugin.data.archives import archive_stem, is_archive_name, is_other_archive_name, members, unread_kind
 from csd_plugin.data.images import decode_image, header_shape, write_png
-from csd_plugin.data.layout import SPLITS, is_frame_name, natural_key
+from csd_plugin.data.layout import SPLITS, is_frame_name, natural_key, refuse_store
 from csd_plugin.data.links import refuse_way_out
 from csd_plugin.data.naming import Naming, file_name, frame_labels, missing_clips
 from csd_plugin.data.parallel import run_all
@@ -101,9 +101,10 @@ def prepare(inputs: Sequence[Path], out: Path, naming: Naming, jobs: int = 1, *,
         What was done, including the errors of single archives and clips.
 
     Raises:
-        CSDError: there is nothing to prepare, or `out` cannot be written.
+        CSDError: there is nothing to prepare, or `out` is an LMDB store, or cannot be written.
     """
     result = Prepared()
+    refuse_store(out)
     found = _find(inputs, out, naming, jobs, result)
     result.clips = _one_of_each(found, out, result)
     if not result.clips and not result.failed:

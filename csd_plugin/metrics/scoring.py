@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from csd_plugin.data.images import decode_image, frames_in, header_shape
-from csd_plugin.data.layout import SPLITS, natural_key, number_columns
+from csd_plugin.data.layout import SPLITS, holds_store, natural_key, number_columns
 from csd_plugin.data.links import refuse_way_out
 from csd_plugin.errors import CSDError
 from csd_plugin.metrics.image_quality import Image, enlarged
@@ -186,7 +186,8 @@ def _clips_in(folder: Path, ignored: re.Pattern[str], root: Path) -> dict[str, l
     folders = [refuse_way_out(child, root) for child in sorted(folder.iterdir()) if child.is_dir()]
     clips = {child: frames for child in folders if (frames := _frames(child, root))}
     if not clips:
-        raise CSDError(f"{folder} holds no images or folders of images: give a folder of frames, or of clip folders")
+        kind = "is an LMDB store" if holds_store(folder) else "holds no images or folders of images"
+        raise CSDError(f"{folder} {kind}: give a folder of frames, or of clip folders")
     chosen = [child for child in clips if not ignored.search(child.name)] or list(clips)
     return {clip: clips[child] for clip, child in _by_key(chosen, map(_clip_name, chosen)).items()}
 

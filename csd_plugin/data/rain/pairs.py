@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from csd_plugin.atomic import remove, same_place, write_text
 from csd_plugin.data.images import eight_bits, read_image, rounded
-from csd_plugin.data.layout import SPLITS, gap_between, is_frame_name
+from csd_plugin.data.layout import SPLITS, gap_between, is_frame_name, refuse_store
 from csd_plugin.data.parallel import run_all
 from csd_plugin.data.rain.clips import CleanClip, find_clips
 from csd_plugin.data.rain.params import RainParams
@@ -90,10 +90,11 @@ def write_pairs(
         jobs: processes.
 
     Raises:
-        CSDError: as for `find_clips`; `out` is `source`; frames cannot be decoded or change their size; the options
-            differ from the recorded ones; something else is in the place of a folder.
+        CSDError: as for `find_clips`; `out` is `source` or an LMDB store; frames cannot be decoded or change their
+            size; the options differ from the recorded ones; something else is in the place of a folder.
         OSError: a folder cannot be written to.
     """
+    refuse_store(out)
     found = find_clips(source, clips)
     if same_place(source, out):  # next time, the rainy clips would be inputs, too
         raise CSDError(f"{out} is also the input; give the output another name")

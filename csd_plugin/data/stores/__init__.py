@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from csd_plugin.data.layout import is_store
 from csd_plugin.data.stores.folder import FolderStore
-from csd_plugin.data.stores.interface import LMDB_SUFFIXES, FrameStore
+from csd_plugin.data.stores.interface import FrameStore
 from csd_plugin.data.stores.lmdb import open_lmdb
 
 
@@ -19,6 +20,6 @@ def open_store(path: str | Path | FrameStore, cache_mb: float = 0) -> FrameStore
     if isinstance(path, FrameStore):
         return path
     path = Path(path)
-    if path.name.endswith(LMDB_SUFFIXES) or (path / "data.mdb").exists():
+    if is_store(path):
         return open_lmdb(path, cache_mb)
     return FolderStore(path, cache_mb)

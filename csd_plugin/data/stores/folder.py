@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from csd_plugin.data.images import header_shape
-from csd_plugin.data.layout import is_clip_name, is_frame_name
+from csd_plugin.data.layout import LMDB_SUFFIXES, holds_store, is_clip_name, is_frame_name
 from csd_plugin.data.links import refuse_way_out
-from csd_plugin.data.stores.interface import LMDB_SUFFIXES, DecodingStore
+from csd_plugin.data.stores.interface import DecodingStore
 from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ _MAX_DEPTH = 5
 
 
 class FolderStore(DecodingStore):
-    """Image files in folders below `root`. Raises CSDError if `root` is not a folder."""
+    """Image files in folders below `root`. Raises CSDError if `root` is not a folder, or an LMDB store."""
 
     def __init__(self, root: str | Path, cache_mb: float = 0) -> None:
         super().__init__(cache_mb)
@@ -29,6 +29,8 @@ class FolderStore(DecodingStore):
         if not self.root.is_dir():
             what = "is not a folder" if self.root.exists() else "does not exist"
             raise CSDError(f"data root {self.root} {what}: give the folder that holds the data set")
+        if holds_store(self.root):
+            raise CSDError(f"data root {self.root} is an LMDB store: give the folder of images that it was made of")
         self._shapes: dict[str, tuple[int, int]] = {}
 
     def keys(self) -> list[str]:

@@ -15,8 +15,6 @@ from csd_plugin.errors import CSDError
 
 logger = logging.getLogger(__name__)
 
-LMDB_SUFFIXES = (".lmdb", ".lmdb.partial")
-
 
 class FrameStore(ABC):
     """Frames by key. Keys are paths relative to the data root, separated by '/'.

@@ -30,6 +30,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from csd_plugin.data.layout import LMDB_DATA
 from csd_plugin.data.links import refuse_way_out
 from csd_plugin.data.stores.interface import DecodingStore, FrameStore
 from csd_plugin.errors import CSDError
@@ -41,7 +42,7 @@ except ModuleNotFoundError as error:
     raise CSDError("LMDB stores need the package lmdb: pip install lmdb") from error
 
 ENCODINGS = ("source", "png", "raw")
-DATA, META_INFO = "data.mdb", "meta_info.txt"
+DATA, META_INFO = LMDB_DATA, "meta_info.txt"
 RECORDS = b"csd"
 HEADER_KEY = b"\0"
 """A key that no frame has."""

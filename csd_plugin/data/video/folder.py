@@ -23,7 +23,7 @@ from csd_plugin.data.images import (
     sixteen_bits,
     write_png,
 )
-from csd_plugin.data.layout import frame_numbers, gap_between, is_frame_name
+from csd_plugin.data.layout import frame_numbers, gap_between, is_frame_name, refuse_store
 from csd_plugin.data.video.interface import EmptyPart, FrameReader, FrameWriter, Order, Position, frame_number
 from csd_plugin.data.video.origin import Origin, as_note, differs
 from csd_plugin.errors import CSDError, cannot_write
@@ -130,6 +130,7 @@ class FolderWriter(FrameWriter):
         made_by: Mapping[str, Origin] | None = None,
     ) -> None:
         super().__init__(path)
+        refuse_store(path)
         make_folder(path)  # first, as a path through a missing folder cannot be resolved
         if any(given.is_dir() and same_place(path, given) for given in inputs):
             raise CSDError(f"{path} is also the input; give the output another folder")
