@@ -8,4 +8,5 @@ learning.py  the student's steps, fitted to the clock
 scoring.py   how close the student is to its teacher, and how good it is on pairs with truth
 run.py       everything together, from videos to a checkpoint
 page.py      a report of the result
+warnings.py  each warning about the inputs once
 """

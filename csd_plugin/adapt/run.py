@@ -20,13 +20,17 @@ from csd_plugin.adapt.cache import Cache, open_cache
 from csd_plugin.adapt.features import store_features
 from csd_plugin.adapt.learning import Learner
 from csd_plugin.adapt.page import Row, picture_of, write_page
+from csd_plugin.adapt.shots import refuse_live
 from csd_plugin.adapt.teacher import Named, Teacher, find_teacher, named, open_teacher, runnable, weights_of
+from csd_plugin.adapt.warnings import each_once
 from csd_plugin.archs.checkpoint import load_network, load_plain, save_plain
 from csd_plugin.archs.interface import interface_of
 from csd_plugin.archs.provenance import facts_in
 from csd_plugin.atomic import refuse_inputs, refuse_unwritable, same_place
 from csd_plugin.data.images import files_of
+from csd_plugin.data.layout import refuse_store
 from csd_plugin.data.stores import open_store
+from csd_plugin.data.video import open_reader
 from csd_plugin.devices import pick_device
 from csd_plugin.errors import CSDError
 from csd_plugin.inference.backends import GRAPH_SUFFIXES
@@ -148,6 +152,7 @@ class _After(NamedTuple):
     results: list[list[Image]]
 
 
+@each_once()
 def adapt(plan: Plan, say: Callable[[str], object] = print) -> None:
     """Adapt the student to the inputs, and write its checkpoint and a page about it.
 
@@ -231,16 +236,28 @@ def _check(plan: Plan) -> Path:
         raise CSDError(
             f"--features: {exported[0]} is an exported network, whose layers are not accessible: give its checkpoint"
         )
+    if plan.features and (plan.ensemble or len(plan.teachers) > 1):
+        raise CSDError("--features: works with a single network: give one --teacher, without --ensemble")
+    _check_inputs(plan)
+    _check_outputs(plan, source)
+    return source
+
+
+def _check_inputs(plan: Plan) -> None:
+    """Raise CSDError for inputs that cannot be adapted to, or that an output would be put into."""
+    refuse_live(plan.inputs)
     places = [path.resolve() for path in plan.inputs]
     for path, place in zip(plan.inputs, places, strict=True):
         if places.count(place) > 1:
             raise CSDError(f"{path} is given twice; give each video or folder once")
         if same_place(path, plan.cache_folder):
             raise CSDError(f"--cache {plan.cache_folder}: is an input; give the cache another folder")
-    if plan.features and (plan.ensemble or len(plan.teachers) > 1):
-        raise CSDError("--features: works with a single network: give one --teacher, without --ensemble")
-    _check_outputs(plan, source)
-    return source
+        with open_reader(path) as reader:
+            width, height = reader.size
+        if min(width, height) < _SMALLEST:
+            raise CSDError(
+                f"{path}: frames of {width}x{height} are too small to learn from: {_SMALLEST} pixels are needed"
+            )
 
 
 def _check_outputs(plan: Plan, source: Path) -> None:
@@ -252,6 +269,10 @@ def _check_outputs(plan: Plan, source: Path) -> None:
             )
     read = [file for path in plan.inputs for file in files_of(path)]
     teachers = [find_teacher(name) for name in plan.teachers]
+    refuse_store(plan.cache_folder)
+    for output in plan.outputs:
+        if output.is_dir():
+            raise CSDError(f"{output} is a folder, but a file is to be written there; give --out another name")
     refuse_inputs(plan.outputs, [source, *read, *teachers, *map(weights_of, teachers)])
     if plan.resume and not plan.state.exists():
         raise CSDError(f"--resume: there is no {plan.state} to continue from; leave --resume out")
@@ -292,15 +313,9 @@ def _check_pairs(plan: Plan, start: nn.Module) -> None:
 
 
 def _crop(cache: Cache) -> int:
-    """The side of crops that fit into all frames. Raises CSDError if it is too small."""
+    """The side of crops that fit into all frames."""
     store = open_store(cache.store)
-    sizes = {store.shape(shot.keys("Rain")[0]): shot.source for shot in cache.shots}
-    size = min(sizes, key=min)
-    if min(size) < _SMALLEST:
-        raise CSDError(
-            f"{sizes[size]}: frames of {size[1]}x{size[0]} are too small to learn from: {_SMALLEST} pixels are needed"
-        )
-    return min(CROP, min(size) // 4 * 4)
+    return min(CROP, min(min(store.shape(shot.keys("Rain")[0])) for shot in cache.shots) // 4 * 4)
 
 
 def _with(start: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:

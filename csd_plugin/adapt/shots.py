@@ -105,6 +105,13 @@ class Shot:
         return sides
 
 
+def refuse_live(inputs: Sequence[Path]) -> None:
+    """Raise CSDError for inputs that cannot be read twice."""
+    for path in inputs:
+        if path == PIPE or is_camera(path):
+            raise CSDError(f"{path}: a camera or pipe cannot be read twice: record it, and give the video")
+
+
 def find_shots(inputs: Sequence[Path], most: int) -> list[Shot]:
     """Shots with about `most` frames in all at most, an equal part from each input.
 
@@ -114,9 +121,7 @@ def find_shots(inputs: Sequence[Path], most: int) -> list[Shot]:
     Raises:
         CSDError: an input cannot be read, or not twice (a camera, a pipe), or no shot is long enough.
     """
-    for path in inputs:
-        if path == PIPE or is_camera(path):
-            raise CSDError(f"{path}: a camera or pipe cannot be read twice: record it, and give the video")
+    refuse_live(inputs)
     shots: list[Shot] = []
     short = 0
     for number, path in enumerate(inputs, start=1):

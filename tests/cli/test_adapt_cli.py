@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 
+import cv2
 import pytest
 import torch
 from synthetic import moving_scene, rain_on, write_image, write_ntu_rain
@@ -266,11 +267,13 @@ def load_frame(work):
         (["--resume"], "there is no garden.state to continue from"),
         (["--validation", "garden"], "--validation garden: no Dataset_Testing_Synthetic/NAME_Rain"),
         (["--pairs", "nothing"], "nothing"),
+        (["--out", "folder.pth", "--overwrite"], "folder.pth is a folder, but a file is to be written there"),
     ],
 )
 def test_mistakes_end_before_anything_is_learned(work, capsys, monkeypatch, more, words):
     monkeypatch.setattr(learning.Learner, "learn", lambda *_: pytest.fail("it has begun"))
     (work / "net.onnx").write_bytes(b"")
+    (work / "folder.pth").mkdir()
     assert adapt(*more) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
@@ -284,6 +287,32 @@ def test_an_input_without_frames_is_named_with_the_reason(work, capsys):
         files = [name, "--teacher", "teacher.pth", "--student", "student.pth", "--out", "garden.pth"]
         assert main(["adapt", *files, "--device", "cpu"]) == 2
         assert reason in capsys.readouterr().err
+
+
+def test_inputs_that_cannot_be_learned_from_are_named_before_the_teacher_works(work, capsys, monkeypatch):
+    monkeypatch.setattr(Teacher, "clean", lambda *_: pytest.fail("the teacher was asked"))
+    for number, frame in enumerate(rain_on(moving_scene(FRAMES, 20, 56, 0), 1)):
+        write_image(work / "low" / f"{number:05d}.png", frame)
+    for name, reason in (
+        ("low", "low: frames of 56x20 are too small to learn from: 32 pixels are needed"),
+        ("-", "-: a camera or pipe cannot be read twice"),
+        ("camera:0", "camera:0: a camera or pipe cannot be read twice"),
+    ):
+        files = [name, "--teacher", "teacher.pth", "--student", "student.pth", "--out", "new.pth"]
+        assert main(["adapt", *files, "--device", "cpu"]) == 2
+        assert reason in capsys.readouterr().err
+    assert not list(work.glob("new*"))
+
+
+def test_what_is_odd_about_the_frames_is_said_once(work, caplog):
+    """They are read by the search for shots, by the teacher, and for the report."""
+    (work / "garden" / "00013.png").unlink()
+    deep = cv2.imread(str(work / "garden" / "00003.png")).astype("uint16") * 257
+    cv2.imwrite(str(work / "garden" / "00003.png"), deep)
+    assert adapt() == 0
+    assert adapt("--overwrite") == 0
+    for words in ("frames are missing between 00012 and 00014", "00003.png has 16 bits"):
+        assert caplog.text.count(words) == 2, words  # in each of the two runs
 
 
 def test_a_checkpoint_that_is_there_is_not_replaced_by_chance(work, capsys):
