@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from csd_plugin.errors import announce
+from csd_plugin.lifeline import lifeline
 from csd_plugin.versions import TOOLBOX
 
 _COMMAND = "python -m csd_plugin.install_basicsr"
@@ -25,11 +26,11 @@ import builtins, sys
 plain = builtins.exec
 
 
-def exec_in_caller(source, globals=None, locals=None, /, **keywords):
+def exec_in_caller(source, /, globals=None, locals=None, *, closure=None):
     if globals is None:
         caller = sys._getframe(1)
         globals, locals = caller.f_globals, caller.f_locals
-    plain(source, globals, locals, **keywords)
+    plain(source, globals, locals, closure=closure)
 
 
 builtins.exec = exec_in_caller
@@ -51,15 +52,19 @@ def main(options: list[str]) -> int:
     except metadata.PackageNotFoundError:
         announce(f"{_COMMAND} needs torch, which is not installed: run pip install torch first")
         return 2
-    pip = [sys.executable, "-m", "pip", "install", *options]
     builders = [name for name in ("setuptools", "wheel") if importlib.util.find_spec(name) is None]
-    if builders and (status := subprocess.run([*pip, *builders]).returncode):
+    if builders and (status := _pip_install([*options, *builders], dict(os.environ))):
         return status
     wanted = [f"torch=={torch}", "torchvision", f"basicsr=={TOOLBOX['basicsr']}"]
     with TemporaryDirectory() as folder:
         Path(folder, "sitecustomize.py").write_text(_START_OF_BUILD, encoding="utf-8")
         path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
-        return subprocess.run([*pip, "--no-build-isolation", *wanted], env=os.environ | {"PYTHONPATH": path}).returncode
+        return _pip_install([*options, "--no-build-isolation", *wanted], os.environ | {"PYTHONPATH": path})
+
+
+def _pip_install(arguments: list[str], environment: dict[str, str]) -> int:
+    with lifeline(environment) as line_to_us:
+        return subprocess.run([sys.executable, "-m", "pip", "install", *arguments], **line_to_us).returncode
 
 
 if __name__ == "__main__":

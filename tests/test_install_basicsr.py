@@ -32,8 +32,8 @@ def runs(monkeypatch):
     """The calls of pip, each with its environment; the list to fill with their exit statuses."""
     calls, statuses = [], []
 
-    def run(command, env=None):
-        start = {Path(folder, "sitecustomize.py") for folder in (env or {}).get("PYTHONPATH", "").split(os.pathsep)}
+    def run(command, env, stdin):
+        start = {Path(folder, "sitecustomize.py") for folder in env.get("PYTHONPATH", "").split(os.pathsep)}
         calls.append((command, [file.read_text(encoding="utf-8") for file in start if file.is_file()]))
         return SimpleNamespace(returncode=statuses.pop(0) if statuses else 0)
 
