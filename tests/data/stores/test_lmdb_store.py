@@ -262,7 +262,6 @@ def test_keys_that_no_frame_has_are_refused(stores, tmp_path, key):
     assert str(error.value).isprintable()
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 def test_a_pipe_is_no_store(tmp_path):
     """Opening it would never end."""
     (tmp_path / "x.lmdb").mkdir()
