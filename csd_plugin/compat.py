@@ -22,7 +22,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, distributed, multiprocessing
 
@@ -102,6 +101,8 @@ def seed_worker(worker_id: int, num_workers: int, rank: int, seed: int) -> None:
     Where processes are not forked (Windows, macOS, Python 3.14), each unpickles this function. The toolbox's own would
     import all of the toolbox for it, before anything has repaired that import.
     """
+    import numpy as np  # here, so that a program without torch is told that torch is what is missing
+
     own = num_workers * rank + worker_id + seed
     np.random.seed(own)
     random.seed(own)

@@ -121,7 +121,7 @@ class Sequence(Kind):
 
 def _in_precision_of(network: nn.Module, clips: Tensor) -> Tensor:
     """Clips as the network's weights: a teacher may be kept in 16 bits, for which an autocast casts by itself."""
-    if torch.is_autocast_enabled(clips.device.type):
+    if torch.is_autocast_enabled(clips.device.type) or not isinstance(network, nn.Module):  # or a plain function
         return clips
     return clips.to(next((weight.dtype for weight in network.parameters() if weight.is_floating_point()), clips.dtype))
 
