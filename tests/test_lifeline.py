@@ -67,14 +67,14 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 
 @linux
 def test_workers_end_with_a_killed_command(tmp_path):
-    """`csd rain --jobs 2`; prepare, verify, LMDB builds and `csd data` have the same pool, see below."""
+    """`csd rain --jobs 2`, with work for hours; prepare, verify, LMDB builds and `csd data` have the same pool."""
     for clip in ("a", "b"):
         (tmp_path / "clean" / clip).mkdir(parents=True)
         for number in range(150):
             frame = np.full((240, 320, 3), 90, np.uint8)
             cv2.imwrite(str(tmp_path / "clean" / clip / f"{number:03d}.png"), frame)
     parts = tmp_path / "out" / "Dataset_Training_Synthetic"
-    command = [*CSD, "rain", "clean", "out", "--jobs", "2", "--variants", "9"]
+    command = [*CSD, "rain", "clean", "out", "--jobs", "2", "--variants", "999"]
     kill_and_look(command, tmp_path, 2, lambda: len(list(parts.glob(".*_Rain_*.part"))) > 1)
 
 
