@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future
 from contextlib import ExitStack
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from csd_plugin.data.images import one_depth
 from csd_plugin.data.video import open_reader, open_writer
 from csd_plugin.data.video.camera import is_camera
 from csd_plugin.data.video.folder import FolderWriter
-from csd_plugin.data.video.interface import PIPE, EmptyPart, FrameReader, Position, position_of
+from csd_plugin.data.video.interface import PIPE, EmptyPart, FrameReader, FrameWriter, Position, position_of
 from csd_plugin.data.video.origin import Origin, origin_of_clip
 from csd_plugin.data.video.pipes import is_single_pass
 from csd_plugin.data.video.unfinished import beside
@@ -133,22 +133,52 @@ def derain_file(
         if begin:
             begin(reader, kept)
         stack.enter_context(_interrupt_ends(reader))
-        bar = stack.enter_context(progress(reader))
-        count, cuts, delay = 0, [], array("d")
         # kept frames are not cleaned again, but for the context of the next one
         passed = max(kept - derainer.num_frame // 2, 0)
         # Closed before the reader, as its threads may still be reading.
         pairs = stack.enter_context(
             contextlib.closing(paired(reader, derainer, depth=1 if reader.live else 4, passed=passed))
         )
+        trues = _while_paired(true_frames, truth, source) if truth and true_frames else repeat(None)
+        derained = _write_pairs(pairs, trues, reader, writer, kept, side_by_side=side_by_side, observe=observe)
+        count = kept + derained.num_frames
+        if count < kept:
+            raise CSDError(
+                f"{beside(output)} has {kept:,} frames, but the part has only {count:,}: use the same end to resume, "
+                f"or remove this file to begin anew"
+            )
+        truth_goes_on = true_frames is not None and part.end is None and next(true_frames, None) is not None
+    if truth and truth_goes_on:
+        raise CSDError(f"{_unpaired(truth, source, count)}; {output} is complete, but its scores would be wrong")
+    return derained
+
+
+def _write_pairs(
+    pairs: Iterable[Pair],
+    trues: Iterator[np.ndarray | None],
+    reader: FrameReader,
+    writer: FrameWriter,
+    kept: int,
+    *,
+    side_by_side: bool,
+    observe: Observer | None,
+) -> Derained:
+    """Write and observe the clean frames of the part; the writer has the first `kept` already.
+
+    Args:
+        trues: a true frame, or None, for each frame of the part.
+
+    Returns:
+        As `derain_file`; if the part has fewer than `kept` frames, `num_frames` is negative.
+    """
+    count, cuts, delay = 0, [], array("d")
+    with progress(reader) as bar:
         for index, pair in enumerate(pairs):
             if not reader.in_part(index):
                 continue
             if pair.begins_shot and count >= max(kept, 1):
                 cuts.append(reader.first + count)
-            true = next(true_frames, None) if true_frames else None
-            if truth and true is None:
-                raise _unpaired(truth, source, count, of_truth=count)
+            true = next(trues)
             if count < kept:
                 writer.keep()
             else:
@@ -159,14 +189,6 @@ def derain_file(
             if reader.live:
                 delay.append(reader.age(index))
             bar.update()
-        if count < kept:
-            raise CSDError(
-                f"{beside(output)} has {kept:,} frames, but the part has only {count:,}: use the same end to resume, "
-                f"or remove this file to begin anew"
-            )
-        truth_goes_on = true_frames is not None and part.end is None and next(true_frames, None) is not None
-    if truth and truth_goes_on:
-        raise CSDError(f"{_unpaired(truth, source, count)}; {output} is complete, but its scores would be wrong")
     return Derained(count - kept, cuts, delay, reader.dropped, kept)
 
 
@@ -418,6 +440,14 @@ def _truth(truth: FrameReader, rainy: FrameReader) -> Iterator[np.ndarray]:
     if truth.counted and rainy.counted and truth.num_frames != rainy.num_frames:
         raise _unpaired(truth.path, rainy.path, min(truth.num_frames or 0, rainy.num_frames or 0), truth.num_frames)
     return iter(truth)
+
+
+def _while_paired(true_frames: Iterator[np.ndarray], truth: Path, rainy: Path) -> Iterator[np.ndarray]:
+    """The true frames. Raises CSDError for the frame after the last one, as the rainy clip goes on there."""
+    count = 0
+    for count, frame in enumerate(true_frames, 1):  # noqa: B007
+        yield frame
+    raise _unpaired(truth, rainy, count, of_truth=count)
 
 
 def _unpaired(truth: Path, rainy: Path, common: int, of_truth: int | None = None) -> CSDError:
