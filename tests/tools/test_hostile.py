@@ -22,6 +22,11 @@ def hostile():
         yield module
 
 
+@pytest.fixture
+def running(hostile):
+    return hostile.running
+
+
 def test_no_harm_is_done(tmp_path):
     """As a command: it forks, and this process may have threads whose locks a fork would never see released."""
     command = [sys.executable, ROOT / "tools/hostile.py", "--count", "27", "--seed", "4", "--work", tmp_path]
@@ -30,23 +35,31 @@ def test_no_harm_is_done(tmp_path):
     assert "all                    27" in run.stdout
 
 
-def test_harm_is_seen(hostile, tmp_path, monkeypatch):
+def test_files_of_all_kinds_can_be_made(hostile, tmp_path):
+    """More of them than are tried above, as a maker that fails is one that a change of the package has left behind."""
     ground = hostile.Ground(tmp_path / "ground")
-    case = hostile.option_files(ground, random.Random(0))
+    for kind, make in hostile.MAKERS.items():
+        cases = [make(ground, random.Random(f"{kind} {seed}")) for seed in range(8)]
+        assert len({case.name for case in cases}) > 1 and all(case.out.exists() for case in cases)
+
+
+def test_harm_is_seen(hostile, running, tmp_path, monkeypatch):
+    ground = hostile.Ground(tmp_path / "ground")
+    case = hostile.options.option_files(ground, random.Random(0))
 
     def outcome(start):
-        monkeypatch.setattr(hostile, "start", start)
-        return hostile.judge(ground, case)[0]
+        monkeypatch.setattr(running, "start", start)
+        return running.judge(ground, case)[0]
 
     def refusing(command):
         print("csd inspect: error: no", file=sys.stderr)
         return 2
 
-    monkeypatch.setattr(hostile, "MOST_MEMORY", 2**40)  # what this process, which is forked, has grown to counts too
-    assert outcome(refusing) == hostile.REFUSED
-    assert outcome(lambda command: 0) == hostile.ACCEPTED
-    assert outcome(lambda command: 1 / 0) == hostile.TRACEBACK
-    assert outcome(lambda command: ground.marker.touch()) == hostile.RAN
-    monkeypatch.setattr(hostile, "MOST_MEMORY", 1000)
-    assert outcome(refusing) == hostile.MEMORY
-    assert outcome(lambda command: (tmp_path / "ground" / "beside").touch()) == hostile.ESCAPED
+    monkeypatch.setattr(running, "MOST_MEMORY", 2**40)  # what this process, which is forked, has grown to counts too
+    assert outcome(refusing) == running.REFUSED
+    assert outcome(lambda command: 0) == running.ACCEPTED
+    assert outcome(lambda command: 1 / 0) == running.TRACEBACK
+    assert outcome(lambda command: ground.marker.touch()) == running.RAN
+    monkeypatch.setattr(running, "MOST_MEMORY", 1000)
+    assert outcome(refusing) == running.MEMORY
+    assert outcome(lambda command: (tmp_path / "ground" / "beside").touch()) == running.ESCAPED
