@@ -377,7 +377,10 @@ class _Writer:
         self._env.close()
 
     def keep_only(self, frames: Iterable[str]) -> dict[str, str]:
-        """Remove all frames but these; return the checksums of the source files of those that are in the store."""
+        """Remove all frames but these; return the checksums of the source files of those that are in the store.
+
+        Frames whose values are missing, or not as long as recorded, are not in it: they are to be written again.
+        """
         with self._env.begin(db=self._records) as reading:
             found = reading.get(HEADER_KEY)
             if found is not None:
@@ -387,8 +390,17 @@ class _Writer:
                         f"{self.folder}: an interrupted build of a {there} store: finish it with that, or remove it"
                     )
             records = {key_of(key, self.folder): data for key, data in reading.cursor() if key != HEADER_KEY}
-        known = {key: parse_record(data, self.folder).source for key, data in records.items()}
-        superfluous = known.keys() - set(frames)
+        parsed = {key: parse_record(data, self.folder) for key, data in records.items()}
+        superfluous = parsed.keys() - set(frames)
+        with self._env.begin(buffers=True) as values:
+            whole = {key for key, record in parsed.items() if len(values.get(key.encode(), b"")) == record.size}
+        if spoiled := sorted(parsed.keys() - superfluous - whole):
+            logger.warning(
+                "%s: %d frames have no value of the recorded size (%s is the first), and are written again",
+                self.folder,
+                len(spoiled),
+                spoiled[0],
+            )
 
         def begin(transaction: lmdb.Transaction) -> None:
             transaction.put(HEADER_KEY, self.header.dump(), db=self._records)
@@ -397,7 +409,7 @@ class _Writer:
                 transaction.delete(key.encode(), db=self._records)
 
         self._write(begin)
-        return {key: digest for key, digest in known.items() if key not in superfluous}
+        return {key: parsed[key].source for key in whole - superfluous}
 
     def write(self, frames: list[tuple[str, Record, bytes]]) -> None:
         def put(transaction: lmdb.Transaction) -> None:

@@ -175,6 +175,16 @@ def test_a_damaged_beginning_is_not_continued(folder, tmp_path, damage, message)
     assert build_store(folder, tmp_path / "y.lmdb").new == 12
 
 
+def test_spoiled_values_of_a_beginning_are_written_again(folder, tmp_path, caplog):
+    build_store(folder, tmp_path / "x.lmdb", "raw")
+    wanted = content(tmp_path / "x.lmdb")
+    partial = (tmp_path / "x.lmdb").rename(tmp_path / "y.lmdb.partial")
+    edit(partial, lambda txn, records: (txn.delete(b"c0/3"), txn.put(b"c1/2", b"short")))
+    assert build_store(folder, tmp_path / "y.lmdb", "raw").new == 2
+    assert "2 frames have no value of the recorded size (c0/3 is the first), and are written again" in caplog.text
+    assert content(tmp_path / "y.lmdb") == wanted
+
+
 def test_files_of_others_in_a_partial_store_stay(folder, tmp_path):
     (tmp_path / "x.lmdb.partial" / "notes").mkdir(parents=True)
     assert build_store(folder, tmp_path / "x.lmdb").new == 12
