@@ -34,6 +34,19 @@ def is_ours(network: nn.Module) -> bool:
     return type(network).__module__.startswith("csd_plugin.")
 
 
+def missing_part(error: Exception) -> str:
+    """What to say of a network that needs torchvision's compiled part, where this cannot load; else empty.
+
+    Deformable convolutions, as in EDVR and BasicVSR++, need it. torchvision's own error is a paragraph.
+    """
+    if not str(error).startswith("Couldn't load custom C++ ops"):
+        return ""
+    return (
+        f"needs torchvision's compiled part, which does not load; install the torchvision that belongs to torch "
+        f"{torch.__version__}, or use a network without deformable convolutions"
+    )
+
+
 class Words(NamedTuple):
     """Parts of a message: the places of the network and its interface, whose clips they are, and what to do.
 
@@ -67,6 +80,8 @@ def check_trial(
     try:
         shape_of(lambda batch: interface.run(network, batch, num_target), network, frames, device, learns=learns)
     except OF_SHAPES as error:
+        if missing := missing_part(error):
+            raise CSDError(f"{words.name}: {type(network).__name__} {missing}") from error
         divisor = _divisor_that_helps(network, interface, frames, num_target)
         if divisor and (larger := _larger_that_helps(network, interface, frames, num_target, divisor)):
             raise CSDError(

@@ -24,7 +24,7 @@ from csd_plugin.compat import shape_advice
 from csd_plugin.data.datasets import DATASETS
 from csd_plugin.data.datasets.options import DatasetOptions, TrainingOptions
 from csd_plugin.distill.dry_run import clips_of
-from csd_plugin.distill.trial import OF_SHAPES, Words, check_trial, is_ours, shape_of
+from csd_plugin.distill.trial import OF_SHAPES, Words, check_trial, is_ours, missing_part, shape_of
 from csd_plugin.errors import CSDError, first_line
 
 _NAMES = ("vid4", "reds4", "redsofficial")
@@ -258,6 +258,8 @@ def _output_shape(network: nn.Module, frames: tuple[int, ...], opt: Mapping[str,
     try:
         return shape_of(network, network, frames, _device(opt))
     except OF_SHAPES as error:
+        if missing := missing_part(error):
+            raise CSDError(f"network_g: {type(network).__name__} {missing}") from error
         raise CSDError(
             f"datasets.{key} gives clips {frames}, which network_g ({type(network).__name__}) cannot process "
             f"({first_line(error)}); set num_frame to what it needs, or use model_type: VideoDerainModel, with an "

@@ -138,6 +138,27 @@ def test_a_network_of_another_scale_is_told(launcher, tiny_rain, capsys):
     assert "the network returns (4, 3, 48, 48) where frames (4, 3, 24, 24) are needed" in capsys.readouterr().err
 
 
+EDVR = {
+    **{"type": "EDVR", "num_feat": 8, "num_frame": 5, "deformable_groups": 2, "hr_in": True, "with_tsa": False},
+    **{"num_extract_block": 1, "num_reconstruct_block": 1},
+}
+
+
+@pytest.mark.parametrize("model", ["VideoDerainModel", "VideoBaseModel"])
+def test_a_torchvision_without_its_compiled_part_is_told_for_networks_that_need_it(
+    launcher, tiny_rain, capfd, monkeypatch, model
+):
+    from torchvision import extension
+
+    monkeypatch.setattr(extension, "_has_ops", lambda: False)
+    sizes = {"datasets.train.num_frame": 5, "datasets.train.num_target": 1, "datasets.train.gt_size": 16}
+    ours = {"interface_g": {"layout": "window", "num_frame": 5}} if model == "VideoDerainModel" else {}
+    assert launcher.train(train_options(tiny_rain, model_type=model, network_g=EDVR, **ours, **sizes)) == 2
+    [error] = capfd.readouterr().err.strip().splitlines()
+    assert "network_g: EDVR needs torchvision's compiled part, which does not load; install the torchvision" in error
+    assert launcher.written() == []
+
+
 class Learns(torch.nn.Module):
     """(B, 3, 3, H, W) to its centre frame, in training with a loss of its own."""
 
