@@ -124,10 +124,10 @@ def read_image(path: Path) -> np.ndarray:
         raise CSDError(f"{path}: cannot be read ({error.strerror or error}): restore the file") from error
 
 
-def lost_in(path: Path) -> list[str]:
+def lost_in(file: Path | BinaryIO) -> list[str]:
     """What a frame cannot hold of an image file, in words, as far as Pillow shows it."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             pages = ["all pictures but the first"] if getattr(image, "n_frames", 1) > 1 else []
             return pages + lost_of(image)
     except (OSError, EOFError, Image.DecompressionBombError, SyntaxError, ValueError):
@@ -289,19 +289,20 @@ _PPM = re.compile(rb"P[2356](?:\s+(?:#[^\n]*\n\s*)*(\d{1,5})){3}\s")
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 
 
-def decode_image(data: bytes, where: str, *, deep: bool = False) -> np.ndarray:
+def decode_image(data: bytes, where: str, *, deep: bool = False, remedy: str = "restore the file") -> np.ndarray:
     """An image file's bytes -> uint8 RGB (H, W, 3).
 
     Grey becomes three equal channels, alpha is dropped, EXIF orientation is applied. 16 bits are rounded to 8, or,
     if `deep`, kept as uint16.
-    Raises CSDError, beginning with `where`, for data that is not an image, is cut short, or has other pixel types.
+    Raises CSDError, beginning with `where`, for data that is not an image, is cut short, or has other pixel types;
+    `remedy` is what to do about damaged data.
     """
     check_pixels(data, where)
     if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
-        raise CSDError(f"{where}: the JPEG ends early ({len(data)} bytes): restore the file")
+        raise CSDError(f"{where}: the JPEG ends early ({len(data)} bytes): {remedy}")
     image = _decoded(data)
     if image is None:
-        raise CSDError(f"{where}: {_why_unreadable(data)}")
+        raise CSDError(f"{where}: {_why_unreadable(data, remedy)}")
     if peak := _ignored_peak(data):
         image = _stretched(image, peak)
     if image.dtype == np.uint16 and not deep:
@@ -321,7 +322,7 @@ def _decoded(data: bytes) -> np.ndarray | None:
         return None
 
 
-def _why_unreadable(data: bytes) -> str:
+def _why_unreadable(data: bytes, remedy: str) -> str:
     """What is wrong with data that OpenCV cannot read, and what to do: it may be whole, but of a rare kind."""
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
@@ -329,7 +330,7 @@ def _why_unreadable(data: bytes) -> str:
             image.load()
             kind = f"{image.format} of mode {image.mode}"
     except (OSError, SyntaxError, ValueError, struct.error, OverflowError, TypeError, LookupError, MemoryError):
-        return f"not a readable image ({len(data)} bytes, damaged or cut short): restore the file"
+        return f"not a readable image ({len(data)} bytes, damaged or cut short): {remedy}"
     return f"a kind of image that cannot be read ({kind}): convert the frames to PNG"
 
 

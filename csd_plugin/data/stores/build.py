@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import logging
 import os
 import shutil
@@ -20,7 +21,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from csd_plugin.data.images import decode_image, eight_bits
+from csd_plugin.data.images import decode_image, eight_bits, lost_in
 from csd_plugin.data.layout import tail_from_split
 from csd_plugin.data.stores.folder import FolderStore
 from csd_plugin.data.stores.lmdb import (
@@ -185,36 +186,30 @@ def _build(folder: FolderStore, frames: Mapping[str, str], out: Path, encoding: 
     partial.mkdir(parents=True, exist_ok=True)
     with _Writer(partial, Header(encoding, tail_from_split(folder.root), False)) as writer:
         known = writer.keep_only(frames)
-        new, rounded = 0, list[str]()
+        new, losses = 0, dict[str, list[str]]()
         stems = sorted(frames)
         tasks = ((str(folder.root), frames[stem], encoding, known.get(stem)) for stem in stems)
         with Processes(jobs) if jobs > 1 else contextlib.nullcontext() as processes:
             results = processes.map(encode_frame, tasks) if processes else (encode_frame(*task) for task in tasks)
             progress = tqdm(results, desc=f"{out.name} ({encoding})", total=len(frames), unit="frame", disable=None)
             named = ((stem, *result) for stem, result in zip(stems, progress, strict=True) if result is not None)
-            for batch in _batches(_counted(named, rounded)):
+            for batch in _batches(_noted(named, losses)):
                 writer.write(batch)
                 new += len(batch)
-        if rounded and encoding != "source":
-            logger.warning(
-                "%s: %d of %d frames have more than 8 bits per channel, rounded to 8 (%s is the first)",
-                out,
-                len(rounded),
-                new,
-                rounded[0],
-            )
+        for lost, keys in losses.items():
+            logger.warning("%s: %d of %d frames have %s (%s is the first)", out, len(keys), new, lost, keys[0])
         writer.finish()
     _name(partial, out)
     return new
 
 
-def _counted(
-    frames: Iterable[tuple[str, Record, bytes, bool]], rounded: list[str]
+def _noted(
+    frames: Iterable[tuple[str, Record, bytes, Sequence[str]]], losses: dict[str, list[str]]
 ) -> Iterator[tuple[str, Record, bytes]]:
-    """Those of the frames that are to be written; adds to `rounded` the keys of those that had more than 8 bits."""
-    for stem, record, value, deep in frames:
-        if deep:
-            rounded.append(stem)
+    """The frames as they are to be written; adds to `losses` what was left out of them -> their keys."""
+    for stem, record, value, lost in frames:
+        for what in lost:
+            losses.setdefault(what, []).append(stem)
         yield stem, record, value
 
 
@@ -301,8 +296,8 @@ def _writable(out: Path) -> Iterator[None]:
         ) from error
 
 
-def encode_frame(root: str, key: str, encoding: str, known: str | None) -> tuple[Record, bytes, bool] | None:
-    """Record and value of an image file, and whether it has more than 8 bits; None if its checksum is the known one.
+def encode_frame(root: str, key: str, encoding: str, known: str | None) -> tuple[Record, bytes, list[str]] | None:
+    """Record and value of an image file, and what the value lacks of it; None if its checksum is the known one.
 
     Args:
         root: folder of the data set.
@@ -326,7 +321,14 @@ def encode_frame(root: str, key: str, encoding: str, known: str | None) -> tuple
     suffix = split_key(key)[1]
     height, width = frame.shape[:2]
     value_digest = digest if encoding == "source" else hashlib.sha256(value).hexdigest()
-    return Record(suffix, height, width, len(value), digest, value_digest), value, frame.dtype == np.uint16
+    lost = [] if encoding == "source" else _lost(data, frame)
+    return Record(suffix, height, width, len(value), digest, value_digest), value, lost
+
+
+def _lost(data: bytes, frame: np.ndarray) -> list[str]:
+    """What 8-bit pixels lack of an image file, in words, and what became of it."""
+    deep = ["more than 8 bits per channel, rounded to 8"] if frame.dtype == np.uint16 else []
+    return deep + [f"{what}, left out" for what in lost_in(io.BytesIO(data))]
 
 
 def _png(frame: np.ndarray) -> bytes:

@@ -79,7 +79,7 @@ class FolderStore(DecodingStore):
         return self._shapes.setdefault(key, decoded)
 
     def _unreadable(self, key: str, error: OSError) -> CSDError:
-        return CSDError(f"{self.where(key)}: cannot be read ({error.strerror or error}): restore the file")
+        return CSDError(f"{self.where(key)}: cannot be read ({error.strerror or error}): {self.remedy}")
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:

@@ -55,6 +55,9 @@ class DecodingStore(FrameStore):
     of a loader get equal shares, and keep their frames while they live: without `persistent_workers`, for one epoch.
     """
 
+    remedy = "restore the file"
+    """What to do about damaged frames, to end messages with."""
+
     def __init__(self, cache_mb: float = 0) -> None:
         self._cache = FrameCache(int(cache_mb * 2**20))
 
@@ -69,7 +72,7 @@ class DecodingStore(FrameStore):
     def read(self, key: str) -> np.ndarray:
         frame = self._cache.get(key)
         if frame is None:
-            frame = decode_image(self.encoded(key), self.where(key))
+            frame = decode_image(self.encoded(key), self.where(key), remedy=self.remedy)
             frame.flags.writeable = False
             self._check_shape(key, frame)
             self._cache.put(key, frame)
@@ -89,7 +92,7 @@ class DecodingStore(FrameStore):
         if known != (height, width):
             raise CSDError(
                 f"{self.where(key)}: {width}x{height} pixels, but its header or an earlier read said "
-                f"{known[1]}x{known[0]}: restore the file and start again"
+                f"{known[1]}x{known[0]}: {self.remedy}, then start again"
             )
 
 

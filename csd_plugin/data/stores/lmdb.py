@@ -372,6 +372,8 @@ class _LmdbStore(FrameStore):
 class EncodedLmdbStore(_LmdbStore, DecodingStore):
     """A store of image files' bytes, original (`source`) or as PNG. cache_mb: see DecodingStore."""
 
+    remedy = "remove the store, and build it again"
+
     def __init__(self, folder: Path, cache_mb: float = 0) -> None:
         _LmdbStore.__init__(self, folder)
         DecodingStore.__init__(self, cache_mb)

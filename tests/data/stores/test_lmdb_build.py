@@ -16,6 +16,7 @@ import lmdb
 import numpy as np
 import pytest
 import warm
+from PIL import Image
 from synthetic import moving_scene, write_image
 
 from csd_plugin.data.stores import build, open_store
@@ -77,6 +78,15 @@ def test_bits_that_are_dropped_are_said(folder, tmp_path, caplog, encoding, jobs
     assert (line in caplog.text) == (encoding != "source")
     frame = open_store(tmp_path / "a.lmdb").read("c1/3.png")
     assert np.array_equal(frame[..., ::-1], np.round(deep / 257).astype(np.uint8))
+
+
+@pytest.mark.parametrize("encoding", ["source", "png", "raw"])
+def test_what_pixels_cannot_hold_is_said(folder, tmp_path, caplog, encoding):
+    picture = Image.open(folder / "c1" / "3.png")
+    picture.putalpha(128)
+    picture.save(folder / "c1" / "3.png")
+    build_store(folder, tmp_path / "a.lmdb", encoding)
+    assert ("1 of 12 frames have transparency, left out (c1/3 is the first)" in caplog.text) == (encoding != "source")
 
 
 def test_the_map_grows(folder, tmp_path, monkeypatch):

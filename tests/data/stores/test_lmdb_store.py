@@ -325,6 +325,17 @@ def test_raw_frames_of_a_wrong_length(stores, tmp_path, size):
         open_store(damaged(stores, tmp_path, resize)).read(f"{key}.jpg")
 
 
+@pytest.mark.parametrize("encoding", ["source", "png"])
+def test_damaged_frames_are_for_the_store_to_mend(stores, tmp_path, encoding):
+    key = open_store(stores[encoding]).keys()[0]
+    store = shutil.copytree(stores[encoding], tmp_path / "damaged.lmdb")
+    with lmdb.open(str(store)) as env, env.begin(write=True) as transaction:
+        stem = key.rpartition(".")[0].encode()
+        transaction.put(stem, transaction.get(stem)[:60])
+    with pytest.raises(CSDError, match=rf"damaged\.lmdb: {key}: .*: remove the store, and build it again$"):
+        open_store(store).read(key)
+
+
 def test_folders_leave_stores_inside_alone(tmp_path, caplog):
     write_image(tmp_path / "clip" / "0.png", moving_scene(1, 24, 36, 0)[0])
     build_store(tmp_path, tmp_path / "clip.lmdb")
