@@ -20,11 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from malicious import archives, checkpoints, frames, options, outputs, places, running  # noqa: E402
+from malicious import archives, checkpoints, frames, options, outputs, places  # noqa: E402
 from malicious.ground import Ground, Maker  # noqa: E402
-from malicious.running import OUTCOMES, REFUSED  # noqa: E402
+from malicious.judging import OUTCOMES, REFUSED, judge  # noqa: E402
+from malicious.running import warm_up  # noqa: E402
 
 MAKERS: dict[str, Maker] = {
     "YAML": options.option_files,
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, help="folder for the files (default: a temporary one)")
     parser.add_argument("--kind", choices=MAKERS, help="only files of this kind")
     args = parser.parse_args(argv)
-    running.warm_up()
+    warm_up()
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in ([args.kind] if args.kind else MAKERS)}
     largest = 0
     with tempfile.TemporaryDirectory(dir=args.work) as work:
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in range(args.count):
             kind = list(counts)[number % len(counts)]
             case = MAKERS[kind](ground, random.Random(f"{args.seed}/{number}"))
-            outcome, said, memory = running.judge(ground, case)
+            outcome, said, memory = judge(ground, case)
             counts[kind][outcome] += 1
             largest = max(largest, memory)
             if outcome != REFUSED:

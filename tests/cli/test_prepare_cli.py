@@ -7,8 +7,8 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import prepare_ntu_rain
 import pytest
-from scripts import script
 from synthetic import TEST, write_image
 
 from csd_plugin.cli import main
@@ -77,8 +77,7 @@ def test_tool(tiny_rain, tmp_path):
     with zipfile.ZipFile(tmp_path / "a1_Rain.zip", "w") as archive:
         for file in (tiny_rain / TEST / "a1_Rain").iterdir():
             archive.write(file, file.name)
-    with script("prepare_ntu_rain") as tool:
-        assert tool.main([str(tmp_path / "a1_Rain.zip"), str(tmp_path / "out")]) == 0
+    assert prepare_ntu_rain.main([str(tmp_path / "a1_Rain.zip"), str(tmp_path / "out")]) == 0
     assert names(tmp_path / "out" / TEST / "a1_Rain") == names(tiny_rain / TEST / "a1_Rain")
 
 

@@ -10,8 +10,8 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import doors
 import pytest
-from scripts import script
 
 FAULTS = ("a mistyped key", "a mistyped model", "an epoch that ends early", "YAML that runs code")
 # What the compiled part of torchvision would have done; the files of `csd link` cannot, as they come too late.
@@ -32,21 +32,14 @@ sys.meta_path.insert(0, Whole)
 
 
 @pytest.fixture(scope="module")
-def doors():
-    """tools/doors.py, as a module."""
+def python(tmp_path_factory):
     if not hasattr(os, "fork"):
         pytest.skip("tools/doors.py forks")
-    with script("doors") as module:
-        yield module
-
-
-@pytest.fixture(scope="module")
-def python(doors, tmp_path_factory):
     return doors.make_python(tmp_path_factory.mktemp("python"))
 
 
 @pytest.fixture(scope="module")
-def data(doors, tmp_path_factory):
+def data(tmp_path_factory):
     return doors.write_clips(tmp_path_factory.mktemp("clips"))
 
 
@@ -71,7 +64,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("kind", "opened"), PAIRS)
-def test_a_tree_trains_validates_resumes_tests_and_refuses(doors, python, data, whole, tmp_path, kind, opened):
+def test_a_tree_trains_validates_resumes_tests_and_refuses(python, data, whole, tmp_path, kind, opened):
     if kind == "checked_out":  # of a project like Real-ESRGAN
         project = doors.packaged_project(tmp_path / "project", python).root
         tree = doors.checked_out(tmp_path / "tree", python, project)
@@ -96,7 +89,7 @@ def test_a_tree_trains_validates_resumes_tests_and_refuses(doors, python, data, 
 @pytest.mark.skipif(
     tuple(map(int, version("torchvision").split(".")[:2])) < (0, 17), reason="this torchvision has functional_tensor"
 )
-def test_check_says_what_a_tree_still_needs(doors, python, whole, tmp_path):
+def test_check_says_what_a_tree_still_needs(python, whole, tmp_path):
     tree = doors.packaged_project(tmp_path / "tree", python)
     tree.environment = whole
     said = tree.run("-m", "csd_plugin", "link", tree.root)  # its BasicSR 1.4.2 cannot be imported yet

@@ -8,19 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import full_disk
 import pytest
 from faults import Disk, run_on, why_not
-from scripts import script
 
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"no faults can be made here: {why_not()}")
-
-
-@pytest.fixture(scope="module")
-def full_disk():
-    with script("full_disk") as module:
-        yield module
 
 
 def test_nothing_is_lost(tmp_path):
@@ -33,7 +27,7 @@ def test_nothing_is_lost(tmp_path):
     assert total[0] == "all" and sum(map(int, total[1:3])) == 8
 
 
-def test_a_full_disk_is_one_line_for_all_clips(full_disk, tmp_path):
+def test_a_full_disk_is_one_line_for_all_clips(tmp_path):
     world = full_disk.World(tmp_path)
     (world.folder / "tmp").mkdir()
     place = "out/data/Dataset_Training_Synthetic/.t#_GT.part"
@@ -70,7 +64,7 @@ def leave_a_draft():
         (lambda: print("x: error: out/b: no room") or 2, "a line"),
     ],
 )
-def test_harm_is_seen(full_disk, tmp_path, monkeypatch, reaction, outcome):
+def test_harm_is_seen(tmp_path, monkeypatch, reaction, outcome):
     """A command that puts a file in the place of an earlier one, and reacts so where it cannot."""
 
     def start(folder, line):

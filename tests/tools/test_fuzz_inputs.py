@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import random
 
-import pytest
-from scripts import script
+import fuzz_inputs
 
 from csd_plugin.errors import CSDError
 
 
-@pytest.fixture
-def fuzz_inputs():
-    with script("fuzz_inputs") as module:
-        yield module
-
-
-def test_no_damage_passes_unseen(fuzz_inputs, tmp_path, capsys):
+def test_no_damage_passes_unseen(tmp_path, capsys):
     assert fuzz_inputs.main(["--count", "12", "--seed", "1", "--work", str(tmp_path)]) == 0
     captured = capsys.readouterr()
     *_, total = captured.out.splitlines()
@@ -24,7 +17,7 @@ def test_no_damage_passes_unseen(fuzz_inputs, tmp_path, capsys):
     assert "Traceback" not in captured.err and not list(tmp_path.iterdir())
 
 
-def test_faults_are_seen(fuzz_inputs, tmp_path, monkeypatch):
+def test_faults_are_seen(tmp_path, monkeypatch):
     frames = fuzz_inputs.make_frames()
 
     def outcome(subject):
@@ -51,7 +44,7 @@ def test_faults_are_seen(fuzz_inputs, tmp_path, monkeypatch):
     assert outcome(raising(CSDError("two\nlines"))) == outcome(raising(KeyError("x"))) == fuzz_inputs.FAILED
 
 
-def test_mutations_always_change(fuzz_inputs):
+def test_mutations_always_change():
     rng = random.Random(0)
     for data in (b"\0", b"ab", bytes(100)):
         assert all(fuzz_inputs.mutate(data, rng) != data for _ in range(200))

@@ -5,22 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 
+import fuzz_numbers
 import pytest
-from scripts import script
 
 from csd_plugin.cli import JOBS
 
 NONSENSE = ("", "abc", "nan", "inf", "-inf", "1e30", "1e999999999", "9" * 5000)
 
 
-@pytest.fixture(scope="module")
-def fuzz_numbers():
-    with script("fuzz_numbers") as module:
-        yield module
-
-
 @pytest.mark.parametrize("job", JOBS)
-def test_every_number_of_every_command_is_bounded(fuzz_numbers, job):
+def test_every_number_of_every_command_is_bounded(job):
     """Whatever is not a number, or not finite, ends at the parser; what passes it is tried by tools/fuzz_numbers.py."""
     for name, action in fuzz_numbers.numeric_flags():
         if name.split()[0] == job and not fuzz_numbers.takes_sizes(action):
@@ -30,7 +24,7 @@ def test_every_number_of_every_command_is_bounded(fuzz_numbers, job):
                 assert "\n" not in str(error.value), f"csd {name} {action.option_strings}"
 
 
-def test_numbers_are_found_where_they_are(fuzz_numbers):
+def test_numbers_are_found_where_they_are():
     flags = {(job, action.option_strings[-1]) for job, action in fuzz_numbers.numeric_flags()}
     some = {("prepare", "--jobs"), ("inspect", "--size"), ("bench infer", "--sizes"), ("figure crops", "--frame")}
     assert some <= flags and {job for job, _ in flags} <= fuzz_numbers.COMMANDS.keys()
@@ -47,14 +41,14 @@ def test_numbers_are_found_where_they_are(fuzz_numbers):
     } <= keys
 
 
-def test_no_number_ends_in_a_traceback(fuzz_numbers, capsys):
+def test_no_number_ends_in_a_traceback(capsys):
     """A slice; `python tools/fuzz_numbers.py` does all."""
     assert fuzz_numbers.main(["--count", "40", "--seed", "4", "--only", " = "]) == 0
     done, refused, failed = (int(part.split()[0]) for part in capsys.readouterr().out.splitlines()[-1].split(", "))
     assert done + refused == 40 and failed == 0 and min(done, refused) > 0
 
 
-def test_faults_are_seen(fuzz_numbers, monkeypatch):
+def test_faults_are_seen(monkeypatch):
     def outcome(run):
         return fuzz_numbers.judge(fuzz_numbers.Case("case", run))[0]
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+import grow_network
 import pytest
 import torch
-from scripts import script
 
 from csd_plugin.archs.checkpoint import load_network
 from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.errors import CSDError
-
-
-@pytest.fixture(scope="module")
-def tool():
-    with script("grow_network") as module:
-        yield module
 
 
 def alive(network):
@@ -48,9 +42,9 @@ SMALL = {
         ("causal", {"num_feat": 5, "num_pair": 7, "num_deep": 4}),
     ],
 )
-def test_it_computes_the_same_and_all_of_it_learns(tool, name, given):
+def test_it_computes_the_same_and_all_of_it_learns(name, given):
     small = alive(SMALL[name]())
-    large = tool.grown(small, given)
+    large = grow_network.grown(small, given)
     assert all(getattr(large, key) == value for key, value in given.items())
     window = torch.rand(2, small.num_frame, 3, 12, 20)
     with torch.no_grad():
@@ -77,30 +71,30 @@ def test_it_computes_the_same_and_all_of_it_learns(tool, name, given):
         ("half", {"num_feat": 4096, "num_pair": 100}, r"would have 33,\S+ parameters, more than 1,000,000,000"),
     ],
 )
-def test_what_it_cannot_become(tool, name, given, message):
+def test_what_it_cannot_become(name, given, message):
     with pytest.raises(CSDError, match=message):
-        tool.grown(SMALL[name](), given)
+        grow_network.grown(SMALL[name](), given)
 
 
-def test_other_networks_do_not_grow(tool):
+def test_other_networks_do_not_grow():
     with pytest.raises(CSDError, match="PReNet cannot grow"):
-        tool.grown(PReNet(), {})
+        grow_network.grown(PReNet(), {})
 
 
-def test_the_command(tool, tmp_path, capsys):
+def test_the_command(tmp_path, capsys):
     out = tmp_path / "grown.pth"
-    assert tool.main(["tiny", str(out), "--num-feat", "20", "--num-deep", "4"]) == 0
+    assert grow_network.main(["tiny", str(out), "--num-feat", "20", "--num-deep", "4"]) == 0
     said = capsys.readouterr().out
     grown = load_network(out)
     assert said == f"{out}: {sum(p.numel() for p in grown.parameters()):,} parameters, grown from 73,820\n"
     assert (grown.num_feat, grown.num_pair, grown.num_deep) == (20, 1, 4)
     before = out.read_bytes()
     for wrong in ([str(out), str(out)], ["tiny", str(tmp_path)], ["tiny", ""]):
-        assert tool.main([*wrong, "--num-feat", "24"]) == 2
+        assert grow_network.main([*wrong, "--num-feat", "24"]) == 2
         assert capsys.readouterr().err.endswith("already exists; give the name of a new file\n")
     assert out.read_bytes() == before
-    assert tool.main(["tiny", str(tmp_path / "no/grown.pth"), "--num-feat", "24"]) == 2
-    assert tool.main(["tinny", str(tmp_path / "new.pth"), "--num-feat", "24"]) == 2
+    assert grow_network.main(["tiny", str(tmp_path / "no/grown.pth"), "--num-feat", "24"]) == 2
+    assert grow_network.main(["tinny", str(tmp_path / "new.pth"), "--num-feat", "24"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2 and "no/grown.pth" in errors[0] and "tinny" in errors[1]
     for flag, value in (
@@ -109,5 +103,5 @@ def test_the_command(tool, tmp_path, capsys):
         ("--seed", "9" * 20),
     ):
         with pytest.raises(SystemExit):
-            tool.main(["tiny", str(tmp_path / "new.pth"), flag, value])
+            grow_network.main(["tiny", str(tmp_path / "new.pth"), flag, value])
         assert flag in capsys.readouterr().err

@@ -9,22 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from scripts import script
+
+if not hasattr(os, "fork"):
+    pytest.skip("every case is a forked process", allow_module_level=True)
+
+import hostile
+from malicious import judging, running
 
 ROOT = Path(__file__).resolve().parents[2]
-
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="every case is a forked process")
-
-
-@pytest.fixture(scope="module")
-def hostile():
-    with script("hostile") as module:
-        yield module
-
-
-@pytest.fixture
-def running(hostile):
-    return hostile.running
 
 
 def test_no_harm_is_done(tmp_path):
@@ -40,7 +32,7 @@ import random, sys
 from pathlib import Path
 import hostile
 
-hostile.running.warm_up()
+hostile.warm_up()
 ground = hostile.Ground(Path(sys.argv[1]))
 for kind, make in hostile.MAKERS.items():
     cases = [make(ground, random.Random(f"{kind} {seed}")) for seed in range(8)]
@@ -60,23 +52,24 @@ def test_files_of_all_kinds_can_be_made(tmp_path):
     assert run.stdout.endswith("made all\n")
 
 
-def test_harm_is_seen(hostile, running, tmp_path, monkeypatch):
+def test_harm_is_seen(tmp_path, monkeypatch):
     ground = hostile.Ground(tmp_path / "ground")
     case = hostile.options.option_files(ground, random.Random(0))
 
     def outcome(start):
         monkeypatch.setattr(running, "start", start)
-        return running.judge(ground, case)[0]
+        return judging.judge(ground, case)[0]
 
     def refusing(command):
         print("csd inspect: error: no", file=sys.stderr)
         return 2
 
-    monkeypatch.setattr(running, "MOST_MEMORY", 2**40)  # what this process, which is forked, has grown to counts too
-    assert outcome(refusing) == running.REFUSED
-    assert outcome(lambda command: 0) == running.ACCEPTED
-    assert outcome(lambda command: 1 / 0) == running.TRACEBACK
-    assert outcome(lambda command: ground.marker.touch()) == running.RAN
-    monkeypatch.setattr(running, "MOST_MEMORY", 1000)
-    assert outcome(refusing) == running.MEMORY
-    assert outcome(lambda command: (tmp_path / "ground" / "beside").touch()) == running.ESCAPED
+    for module in (judging, running):  # what this process, which is forked, has grown to counts too
+        monkeypatch.setattr(module, "MOST_MEMORY", 2**40)
+    assert outcome(refusing) == judging.REFUSED
+    assert outcome(lambda command: 0) == judging.ACCEPTED
+    assert outcome(lambda command: 1 / 0) == judging.TRACEBACK
+    assert outcome(lambda command: ground.marker.touch()) == judging.RAN
+    monkeypatch.setattr(judging, "MOST_MEMORY", 1000)
+    assert outcome(refusing) == judging.MEMORY
+    assert outcome(lambda command: (tmp_path / "ground" / "beside").touch()) == judging.ESCAPED

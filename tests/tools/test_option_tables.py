@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-import pytest
-from scripts import script
+import option_tables
 
 from csd_plugin.archs import NETWORKS
 from csd_plugin.data.datasets import DATASETS
@@ -17,29 +16,23 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "options" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def tool():
-    with script("option_tables") as module:
-        yield module
-
-
 def rows(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
-def test_the_readme_has_what_the_classes_say(tool):
-    assert tool.with_tables(README) == README, "run python tools/option_tables.py"
-    assert all(f"<!-- table: {name}, by tools/option_tables.py -->" in README for name in tool.TABLES)
+def test_the_readme_has_what_the_classes_say():
+    assert option_tables.with_tables(README) == README, "run python tools/option_tables.py"
+    assert all(f"<!-- table: {name}, by tools/option_tables.py -->" in README for name in option_tables.TABLES)
 
 
-def test_a_default_that_somebody_changed_by_hand_comes_back(tool):
+def test_a_default_that_somebody_changed_by_hand_comes_back():
     [line] = [line for line in README.splitlines() if line.startswith("| `use_hflip` ")]
     assert line.endswith("| true |")
-    assert tool.with_tables(README.replace(line, line.replace("true", "false"))) == README
+    assert option_tables.with_tables(README.replace(line, line.replace("true", "false"))) == README
 
 
-def test_every_key_of_a_data_set_is_listed_with_what_it_means_there(tool):
-    listed = rows(tool.dataset_table())
+def test_every_key_of_a_data_set_is_listed_with_what_it_means_there():
+    listed = rows(option_tables.dataset_table())
     assert ["`num_target`", "training"] in [row[:2] for row in listed]
     assert ["`cache_mb`", "test", "128"] in [[key, kind, default] for key, kind, _, default in listed]
     ours = {"name", "type", "phase", "scale"}  # the toolbox's
@@ -48,22 +41,24 @@ def test_every_key_of_a_data_set_is_listed_with_what_it_means_there(tool):
     assert all(meaning for _, _, meaning, _ in listed)
 
 
-def test_every_keyword_of_a_network_is_listed(tool):
+def test_every_keyword_of_a_network_is_listed():
     """In the order of the constructor, described by its docstring, also over several lines."""
-    listed = [row[1].strip("`") for row in rows(tool.keyword_table(NETWORKS))]
+    listed = [row[1].strip("`") for row in rows(option_tables.keyword_table(NETWORKS))]
     assert listed == [key for cls in NETWORKS.values() for key in inspect.signature(cls).parameters]
-    assert tool.arguments(NETWORKS["HalfNet"])["causal"].endswith(
+    assert option_tables.arguments(NETWORKS["HalfNet"])["causal"].endswith(
         "so that a camera's picture need not wait for later frames"
     )
 
 
-def test_every_keyword_of_an_objective_is_listed(tool):
-    listed = [row[0].strip("`") for row in rows(tool.TABLES["csd"]())]
+def test_every_keyword_of_an_objective_is_listed():
+    listed = [row[0].strip("`") for row in rows(option_tables.TABLES["csd"]())]
     assert listed == list(inspect.signature(OBJECTIVES["CSD"]).parameters)
-    listed = [row[1].strip("`") for row in rows(tool.TABLES["objectives"]())]
+    listed = [row[1].strip("`") for row in rows(option_tables.TABLES["objectives"]())]
     others = [cls for name, cls in OBJECTIVES.items() if name != "CSD"]
     assert listed == [key for cls in others for key in inspect.signature(cls).parameters]
 
 
-def test_every_key_of_train_is_listed(tool):
-    assert [row[0].strip("`") for row in rows(tool.section_table(TrainSection))] == list(TrainSection.model_fields)
+def test_every_key_of_train_is_listed():
+    assert [row[0].strip("`") for row in rows(option_tables.section_table(TrainSection))] == list(
+        TrainSection.model_fields
+    )

@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pack_network
 import pytest
 import torch
-from scripts import script
 from synthetic import moving_scene, rain_on, write_image
 
 from csd_plugin.archs.checkpoint import load_network
@@ -24,23 +24,17 @@ from csd_plugin.weights import packing, read_catalogue, read_left
 TEXTS = ["what=a narrow student", "trained_on=noise", "recipe=none", "license=Apache-2.0"]
 
 
-@pytest.fixture(scope="module")
-def tool():
-    with script("pack_network") as module:
-        yield module
-
-
 @pytest.fixture
-def pack(tmp_path, tool):
+def pack(tmp_path):
     """The tool, run on a folder that ships a student already; gives its status."""
     folder = tmp_path / "weights"
     folder.mkdir()
     (folder / "networks.json").write_text('{"rainy": {}, "networks": {}}')
 
     def run(*arguments: object) -> int:
-        return tool.main([str(argument) for argument in arguments], folder)
+        return pack_network.main([str(argument) for argument in arguments], folder)
 
-    run.module, run.folder = tool, folder
+    run.module, run.folder = pack_network, folder
     return run
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import cv2
 import pytest
+import quickstart as tool
 import warm
 import yaml
-from scripts import script
 from videos import make_video, picture
 
 from csd_plugin.data.layout import find_sequences
@@ -20,18 +20,12 @@ from csd_plugin.metrics.results import load_results
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def module():
-    with script("quickstart") as module:
-        yield module
-
-
 @pytest.fixture
-def quickstart(module, tmp_path, monkeypatch):
+def quickstart(tmp_path, monkeypatch):
     options = tmp_path / "options"
-    shutil.copytree(module.OPTIONS / "matrix", options / "matrix")
+    shutil.copytree(tool.OPTIONS / "matrix", options / "matrix")
     (options / "quickstart").mkdir()
-    for path in (module.OPTIONS / "quickstart").glob("*.yml"):
+    for path in (tool.OPTIONS / "quickstart").glob("*.yml"):
         opt = yaml.safe_load(path.read_text(encoding="utf-8"))
         for network in ("network_g", "network_t"):
             if network in opt:
@@ -40,13 +34,13 @@ def quickstart(module, tmp_path, monkeypatch):
             opt["train"]["total_iter"] = 2
             opt["datasets"]["train"]["gt_size"] = 16
         (options / "quickstart" / path.name).write_text(yaml.safe_dump(opt, sort_keys=False), encoding="utf-8")
-    monkeypatch.setattr(module, "OPTIONS", options)
-    monkeypatch.setattr(module, "TRAIN_PHOTOS", module.TRAIN_PHOTOS[:2])
-    monkeypatch.setattr(module, "SCENE_FRAMES", 10)
-    monkeypatch.setattr(module, "TEST_FRAMES", 3)
-    monkeypatch.setattr(module, "SCENE_SIZE", (32, 48))
+    monkeypatch.setattr(tool, "OPTIONS", options)
+    monkeypatch.setattr(tool, "TRAIN_PHOTOS", tool.TRAIN_PHOTOS[:2])
+    monkeypatch.setattr(tool, "SCENE_FRAMES", 10)
+    monkeypatch.setattr(tool, "TEST_FRAMES", 3)
+    monkeypatch.setattr(tool, "SCENE_SIZE", (32, 48))
     monkeypatch.chdir(tmp_path)
-    return module
+    return tool
 
 
 def in_a_fork(job, run, options, space, bar, processes=1):

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import readme_picture
 from PIL import Image
-from scripts import script
 from synthetic import moving_scene, write_image
-
-
-@pytest.fixture(scope="module")
-def tool():
-    with script("readme_picture") as module:
-        yield module
 
 
 @pytest.fixture
@@ -24,23 +18,23 @@ def clip(tmp_path):
     return folder
 
 
-def test_the_picture_shows_both_halves(tool, clip, tmp_path):
+def test_the_picture_shows_both_halves(clip, tmp_path):
     out = tmp_path / "out.gif"
     arguments = [str(clip), str(out), "--frames", "2", "--box", "8", "4", "20", "16", "--model", "tiny"]
-    assert tool.main(arguments) == 0
+    assert readme_picture.main(arguments) == 0
     with Image.open(out) as picture:
-        assert picture.size == (20 + tool.GAP + 20, 16) and picture.n_frames == 2
+        assert picture.size == (20 + readme_picture.GAP + 20, 16) and picture.n_frames == 2
 
 
 @pytest.mark.parametrize("flags", [["--box", "60", "0", "20", "16"], ["--start", "3"]])
-def test_what_the_clip_lacks_is_said_in_one_line(tool, clip, tmp_path, monkeypatch, capsys, flags):
-    monkeypatch.setattr(tool, "Derainer", None)  # nothing is derained first
-    assert tool.main([str(clip), str(tmp_path / "out.gif"), *flags]) == 2
+def test_what_the_clip_lacks_is_said_in_one_line(clip, tmp_path, monkeypatch, capsys, flags):
+    monkeypatch.setattr(readme_picture, "Derainer", None)  # nothing is derained first
+    assert readme_picture.main([str(clip), str(tmp_path / "out.gif"), *flags]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and message.count("\n") == 1
 
 
-def test_no_picture_has_no_frames(tool, clip, tmp_path, capsys):
+def test_no_picture_has_no_frames(clip, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        tool.main([str(clip), str(tmp_path / "out.gif"), "--frames", "0"])
+        readme_picture.main([str(clip), str(tmp_path / "out.gif"), "--frames", "0"])
     assert stop.value.code == 2 and "--frames" in capsys.readouterr().err

@@ -6,19 +6,12 @@ from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
-import pytest
+import video_matrix
 from ffmpeg import needs_ffmpeg
-from scripts import script
-
-
-@pytest.fixture(scope="module")
-def video_matrix():
-    with script("video_matrix") as module:
-        yield module
 
 
 @needs_ffmpeg
-def test_a_slice_comes_through(video_matrix, tmp_path, capsys):
+def test_a_slice_comes_through(tmp_path, capsys):
     assert video_matrix.main(["--count", "5", "--seed", "7", "--out", str(tmp_path / "table.md")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "5 cells, 0 failed"
     table = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()
@@ -26,7 +19,7 @@ def test_a_slice_comes_through(video_matrix, tmp_path, capsys):
 
 
 @needs_ffmpeg
-def test_a_loss_that_is_not_said_is_a_fault(video_matrix, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_said_is_a_fault(tmp_path, monkeypatch):
     model = video_matrix.identity(tmp_path / "identity.pth")
     cell = next(cell for cell in video_matrix.cells() if cell.name == "avi mpeg4 8 bit variable libmp3lame to avi")
     honest = video_matrix.judge(cell, tmp_path, model)
@@ -38,7 +31,7 @@ def test_a_loss_that_is_not_said_is_a_fault(video_matrix, tmp_path, monkeypatch)
     assert set(silent.faults) == set(honest.lost)
 
 
-def test_what_differs_is_seen(video_matrix):
+def test_what_differs_is_seen():
     cell = video_matrix.cells()[0]
     times = [Fraction(n, 25) for n in range(3)]
     about = {"codec_name": "h264", "pix_fmt": "yuv420p", "depth": "8", "aspect": "4:3", "color_range": "pc"}
@@ -59,7 +52,7 @@ def test_what_differs_is_seen(video_matrix):
     assert differing(about={**about, "aspect": "1:1", "color_range": "tv"}) == ["aspect", "color_range"]
 
 
-def test_without_ffmpeg_it_says_so(video_matrix, monkeypatch, capsys):
+def test_without_ffmpeg_it_says_so(monkeypatch, capsys):
     monkeypatch.setattr(video_matrix.shutil, "which", lambda name: None)
     assert video_matrix.main([]) == 2
     assert "install them" in capsys.readouterr().err

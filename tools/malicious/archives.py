@@ -17,8 +17,7 @@ from rar_files import RarEntry, rar4, rar5
 
 from malicious.checkpoints import STUDENT, overlapping
 from malicious.frames import png
-from malicious.ground import CLIP, Ground, scoring
-from malicious.running import Case
+from malicious.ground import CLIP, Case, Ground, scoring
 
 
 def archives(ground: Ground, rng: random.Random) -> Case:

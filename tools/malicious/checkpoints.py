@@ -17,8 +17,7 @@ from typing import Any
 
 import yaml
 
-from malicious.ground import Ground, adapting
-from malicious.running import Case
+from malicious.ground import Case, Ground, adapting
 
 
 class Runs:

@@ -10,8 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable
 
-from malicious.ground import WIDTH, Ground
-from malicious.running import Case
+from malicious.ground import WIDTH, Case, Ground
 
 
 def png(width: int, height: int, *, rows: int = 0, depth: int = 8) -> bytes:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 
-from malicious.ground import Ground
-from malicious.running import Case
+from malicious.ground import Case, Ground
 
 
 def yaml_texts(ground: Ground, rng: random.Random) -> dict[str, str]:

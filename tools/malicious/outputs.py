@@ -11,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from malicious.ground import Ground, adapting
-from malicious.running import Case
+from malicious.ground import Case, Ground, adapting
 
 
 def caches(ground: Ground, rng: random.Random) -> Case:

@@ -12,8 +12,7 @@ from typing import Any
 
 from malicious.checkpoints import STUDENT, payload
 from malicious.frames import png
-from malicious.ground import CLIP, HEIGHT, WIDTH, Ground, scoring
-from malicious.running import Case
+from malicious.ground import CLIP, HEIGHT, WIDTH, Case, Ground, scoring
 
 
 def folders(ground: Ground, rng: random.Random) -> Case:

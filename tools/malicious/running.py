@@ -1,4 +1,4 @@
-"""Runs a case in a process of its own, and judges what has happened."""
+"""Runs a command in a process of its own, with bounds of time and memory."""
 
 from __future__ import annotations
 
@@ -9,76 +9,36 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from forks import end_with
 
-if TYPE_CHECKING:
-    from malicious.ground import Ground
-
-REFUSED, TRACEBACK, ACCEPTED, RAN, ESCAPED, MEMORY, SLOW = OUTCOMES = (
-    "refused", "traceback", "accepted", "ran code", "got out", "memory", "slow"
-)  # fmt: skip
 MOST_MEMORY = 2**31
 SECONDS, PATIENCE = 30, 180
 """Of a processor, and by the clock: the machine may be busy, and who waits for a pipe uses no processor."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """A command line, and what it reads; `secret` must not be found in what it writes."""
+class Finished:
+    """How a command has ended: its status as `os.wait` gives it, what it printed, and its memory at most, in bytes."""
 
-    name: str
-    command: list[str]
-    out: Path
+    status: int
+    said: str
+    memory: int
+
+    @property
+    def was_slow(self) -> bool:
+        return os.WIFSIGNALED(self.status) and os.WTERMSIG(self.status) in (signal.SIGALRM, signal.SIGXCPU)
 
 
-def judge(ground: Ground, case: Case, written_to: Path | None = None, seconds: int = SECONDS) -> tuple[str, str, int]:
-    """(outcome, what was printed, bytes of memory at most). The command may write to this folder: the case's."""
-    ground.marker.unlink(missing_ok=True)
-    own = written_to or ground.bad
-    before = tree(ground.folder, own)
-    log = ground.folder / "log"
+def run(command: Sequence[str], log: Path, seconds: int = SECONDS) -> Finished:
+    """Run a command line in a child process. log: a file for what it prints, removed at the end."""
     pid = os.fork()
     if pid == 0:
-        end_with(lambda: limited(case.command, seconds), log)
+        end_with(lambda: limited(command, seconds), log)
     _, status, usage = os.wait4(pid, 0)
     said = log.read_text(errors="replace")
     log.unlink()
-    memory = usage.ru_maxrss * 1024
-    if ground.marker.exists():
-        outcome = RAN
-    elif tree(ground.folder, own) != before or ground.secret.read_bytes() in written(ground, case):
-        outcome = ESCAPED
-    elif os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGXCPU):
-        outcome = SLOW
-    elif memory > MOST_MEMORY or "not enough memory" in said:
-        outcome = MEMORY
-    elif "Traceback" in said or os.WIFSIGNALED(status):
-        outcome = TRACEBACK
-    elif (os.WEXITSTATUS(status) == 2 and "error: " in said) or reported(case, said):
-        outcome = REFUSED
-    else:
-        outcome = ACCEPTED if os.WEXITSTATUS(status) == 0 else TRACEBACK
-    return outcome, said, memory
-
-
-def reported(case: Case, said: str) -> bool:
-    """Whether a command that lists problems, and whose status is 0 then too, has listed a file of the case."""
-    _, found, listed = said.partition(" found:\n")
-    return case.command[0] == "data" and bool(found) and f"  {case.out}/" in listed
-
-
-def written(ground: Ground, case: Case) -> set[bytes]:
-    """What lies in the folder of results; what a case itself has brought is elsewhere."""
-    folders = (ground.bad / "data", ground.bad / "out")
-    if case.command[0] not in ("prepare", "derain"):
-        return set()
-    return {path.read_bytes() for folder in folders for path in folder.rglob("3.png") if path.is_file()}
-
-
-def tree(folder: Path, without: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if without not in (path, *path.parents)}
+    return Finished(status, said, usage.ru_maxrss * 1024)
 
 
 def limited(command: Sequence[str], seconds: int) -> int:
