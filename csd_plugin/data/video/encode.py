@@ -146,6 +146,21 @@ class VideoWriter(FrameWriter):
             self._tracks.close()
 
     def _remove(self) -> None:
+        try:
+            self._record_rest()
+        finally:  # also after another Ctrl-C
+            self._remove_draft()
+
+    def _record_rest(self) -> None:
+        """Record the frames that are still in the encoder, up to about fifty, as a run that continues needs them."""
+        if self._last is None or not self._recorder or not self._has_room:
+            return
+        if self._recorder.saves_work(len(self._begins)):
+            with contextlib.suppress(av.FFmpegError, OSError):  # the encoder has ended or failed, or the disk is full
+                for packet in self._stream.encode(None):
+                    self._recorder.add(_to_record(packet))
+
+    def _remove_draft(self) -> None:
         if self._tracks:
             self._tracks.close()
         if self._container is not None:
@@ -278,7 +293,7 @@ class VideoWriter(FrameWriter):
         if self._recorder and self._has_room:
             try:
                 for packet in packets:
-                    self._recorder.add(EncodedFrame(packet.pts or 0, packet.dts, packet.is_keyframe, bytes(packet)))
+                    self._recorder.add(_to_record(packet))
             except OSError as error:
                 self._has_room = False
                 self._make_room(self._recorder, error.strerror or str(error))
@@ -350,6 +365,10 @@ class VideoWriter(FrameWriter):
             raise CSDError(
                 f"{self.path}: cannot be written ({encoder}: {error.strerror or error}); try another kind of file"
             ) from error
+
+
+def _to_record(packet: av.Packet) -> EncodedFrame:
+    return EncodedFrame(packet.pts or 0, packet.dts, packet.is_keyframe, bytes(packet))
 
 
 def _made_otherwise(before: Unfinished, difference: str) -> CSDError:

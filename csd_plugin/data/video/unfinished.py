@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import struct
+import time
 import zlib
 from collections.abc import Generator, Iterator, Mapping
 from itertools import islice
@@ -22,8 +23,10 @@ from csd_plugin.atomic import LONGEST_NAME, hidden_name
 from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.plain import parse_json
 
-WORTH_KEEPING = 100
-"""Frames below which a stopped run is begun anew, and leaves nothing behind unless it is killed."""
+WORTH_KEEPING, WORTH_SECONDS = 100, 10.0
+"""A stopped run with fewer frames, in less time, is begun anew, and leaves nothing behind unless it is killed."""
+_BEGUN = "begun"
+"""The setting that says when, in seconds since 1970, the first frame was encoded."""
 _SIGN = b"csd-plugin unfinished video 1\n"
 _HEAD = struct.Struct("<qq?II")
 """Of an encoded frame: its number, when it is decoded, whether it is a keyframe, its bytes, and a checksum."""
@@ -63,12 +66,14 @@ class Unfinished(NamedTuple):
         settings: what the run said of itself; plain values by name.
         num_frames: how many frames, from the first one on, that are complete without any later one.
         end: the place in the file where these end.
+        seconds: how long it took to make them, about; 0 if that is not known.
     """
 
     path: Path
     settings: dict[str, Any]
     num_frames: int
     end: int
+    seconds: float
 
     def frames(self) -> Generator[EncodedFrame, None, None]:
         """The frames that count, in the order of decoding; the file is open until `close`. Raises OSError."""
@@ -120,15 +125,22 @@ def find_unfinished(video: Path) -> Unfinished | None:
                 highest = max(highest, frame.number)
                 if highest + 1 == number:  # none of them is shown after one that is missing
                     count, end = number, file.tell()
+            begun = settings.pop(_BEGUN, None)
+            seconds = os.fstat(file.fileno()).st_mtime - begun if isinstance(begun, (int, float)) else 0.0
     except OSError as error:
         raise _unreadable(path, error) from error
-    return Unfinished(path, settings, count, end)
+    return Unfinished(path, settings, count, end, seconds)
 
 
 def worth_resuming(video: Path) -> Unfinished | None:
-    """Like `find_unfinished`, but None also for so few frames that the run is begun anew without a word."""
+    """Like `find_unfinished`, but None also for so little work that the run is begun anew without a word."""
     left = find_unfinished(video)
-    return left if left and left.num_frames >= WORTH_KEEPING else None
+    return left if left and _is_work(left.num_frames, left.seconds) else None
+
+
+def _is_work(num_frames: int, seconds: float) -> bool:
+    """Whether to keep so many frames, made in this time."""
+    return num_frames >= WORTH_KEEPING or (num_frames > 0 and seconds >= WORTH_SECONDS)
 
 
 def discard(video: Path) -> None:
@@ -154,6 +166,7 @@ class Recorder:
 
     def __init__(self, video: Path, settings: Mapping[str, Any], after: Unfinished | None = None) -> None:
         self._path, self._continues = beside(video), after is not None
+        self._began = time.monotonic()
         self._count = self._complete = after.num_frames if after else 0
         self._highest = self._count - 1
         if after is None:
@@ -161,7 +174,7 @@ class Recorder:
         try:
             self._file: BinaryIO = self._path.open("xb" if after is None else "r+b")
             if after is None:
-                self._file.write(_SIGN + json.dumps(dict(settings)).encode() + b"\n")
+                self._file.write(_SIGN + json.dumps({**settings, _BEGUN: time.time()}).encode() + b"\n")
                 self._file.flush()
             else:
                 self._file.truncate(after.end)
@@ -179,11 +192,15 @@ class Recorder:
         if self._highest + 1 == self._count:
             self._complete = self._count
 
+    def saves_work(self, num_frames: int) -> bool:
+        """Whether a run that continues after so many frames saves enough work to keep them."""
+        return self._continues or _is_work(num_frames, time.monotonic() - self._began)
+
     def stop(self) -> None:
         """Close the file; it remains if a run that continues it saves work."""
         with contextlib.suppress(OSError):
             self._file.close()
-        if not self._continues and self._complete < WORTH_KEEPING:
+        if not self.saves_work(self._complete):
             self.remove()
 
     def remove(self) -> None:

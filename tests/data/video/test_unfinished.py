@@ -11,7 +11,7 @@ import pytest
 
 from csd_plugin.data.video import open_writer
 from csd_plugin.data.video import unfinished as module
-from csd_plugin.data.video.unfinished import EncodedFrame, Recorder, beside, discard, find_unfinished
+from csd_plugin.data.video.unfinished import EncodedFrame, Recorder, beside, discard, find_unfinished, worth_resuming
 from csd_plugin.errors import CSDError
 
 SETTINGS = {"shape": [48, 64, 3], "first frame": 0}
@@ -115,6 +115,33 @@ def test_what_is_not_worth_keeping_is_removed_unless_it_was_there_before(tmp_pat
     record(video, frames_in([0, 1, 2, 3]))
     record(video, [], after=find_unfinished(video))
     assert find_unfinished(video).num_frames == 4
+
+
+def test_few_frames_that_took_long_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "WORTH_KEEPING", 100)
+    now = [5.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    video = tmp_path / "v.mp4"
+    for seconds, count in ((9.9, 0), (10.1, 3)):
+        recorder = Recorder(video, SETTINGS)
+        for frame in frames_in([0, 1, 2]):
+            recorder.add(frame)
+        now[0] += seconds
+        recorder.stop()
+        left = find_unfinished(video)
+        assert (left.num_frames if left else 0) == count
+
+
+def test_what_a_killed_run_has_left_counts_by_how_long_it_took(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "WORTH_KEEPING", 100)
+    video, now = tmp_path / "v.mp4", module.time.time()
+    recorder = Recorder(video, SETTINGS)
+    for frame in frames_in([0, 1, 2]):
+        recorder.add(frame)
+    recorder._file.flush()  # as the system does with what a killed process has written
+    for seconds, worth in ((9, False), (11, True)):
+        os.utime(beside(video), (now, now + seconds))
+        assert bool(worth_resuming(video)) == worth
 
 
 @pytest.mark.parametrize(
