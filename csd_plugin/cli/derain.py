@@ -241,14 +241,19 @@ def _derain(args: argparse.Namespace, model: Path, load: Callable[[str], Deraine
     """
     from csd_plugin.data.images import eight_bits
     from csd_plugin.data.video.interface import PIPE
-    from csd_plugin.inference.files import check_ends, derain_file, has_deep_frames, panels_in_frame
+    from csd_plugin.data.video.pipes import is_single_pass
+    from csd_plugin.data.video.unfinished import is_finished
+    from csd_plugin.inference.files import Derained, check_ends, derain_file, has_deep_frames, panels_in_frame
     from csd_plugin.metrics.scores import Scores
 
     _refuse_idle(args)
     flags = {name: getattr(args, name) for name in ("start", "end", "fps", "size", "resume", "overwrite")}
     check_ends(args.source, args.output, truth=args.compare, **flags)
-    derainer = load("fp32" if args.precision == "auto" and has_deep_frames(args.source) else args.precision)
     say = partial(print, file=sys.stderr if args.output == PIPE else sys.stdout, flush=True)
+    if args.resume and not is_single_pass(args.source) and is_finished(args.output):  # no network is needed to say so
+        say(*_summary(Derained(0, []), args, Scores()), sep="\n")
+        return
+    derainer = load("fp32" if args.precision == "auto" and has_deep_frames(args.source) else args.precision)
     scores = Scores()
     num_panel = panels_in_frame(args.side_by_side, args.compare)
 

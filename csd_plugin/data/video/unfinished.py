@@ -132,6 +132,11 @@ def find_unfinished(video: Path) -> Unfinished | None:
     return Unfinished(path, settings, count, end, seconds)
 
 
+def is_finished(video: Path) -> bool:
+    """Whether a video is there, and no stopped run of it. Raises CSDError as `find_unfinished` does."""
+    return video.is_file() and settings_beside(video) is None
+
+
 def worth_resuming(video: Path) -> Unfinished | None:
     """Like `find_unfinished`, but None also for so little work that the run is begun anew without a word."""
     left = find_unfinished(video)
