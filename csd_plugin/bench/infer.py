@@ -3,7 +3,7 @@
 Networks are presets with random weights, prenet or s2vd, names of `csd models`, or checkpoints. Backends are
   plain        the network as in training (plain:bf16 with autocast)
   compiled     the same with torch.compile (compiled:bf16), which takes a minute or more to start
-  torch        the network in its fastest exact form (torch:bf16 in bfloat16)
+  torch        the network in its fastest exact form (torch:bf16 in bfloat16, torch:int8 for HalfNets on a CPU)
   onnxruntime  the folded network's graph in ONNX Runtime
   openvino     the same in OpenVINO (openvino:bf16)
 A .onnx or .xml that `csd export` wrote runs in its own runtime. The columns:

@@ -85,8 +85,9 @@ class MatrixRate:
         device = torch.device(device)
         self._side = _SIDES.get(device.type, _SIDE)
         matrix = torch.rand(self._side, self._side, device=device).to(dtype)
-        ways: list[Callable[[], object]] = [finished(lambda: matrix @ matrix, device)]
-        if device.type == "cpu":
+        product = torch._int_mm if dtype == torch.int8 else torch.matmul
+        ways: list[Callable[[], object]] = [finished(lambda: product(matrix, matrix), device)]
+        if device.type == "cpu" and dtype.is_floating_point:
             ways += _ways_on_cpu(matrix)
         self._best = min(ways, key=lambda way: min(seconds(way) for _ in range(4)))
 

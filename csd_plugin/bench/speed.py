@@ -22,7 +22,7 @@ from csd_plugin.bench.measure import MatrixRate, announce, finished, in_turns, m
 from csd_plugin.bench.operations import Operations, operations
 from csd_plugin.devices import exact_float32, pick_device, use_channels_last
 from csd_plugin.errors import CSDError
-from csd_plugin.inference.backends import BACKENDS, GRAPH_SUFFIXES, open_backend
+from csd_plugin.inference.backends import BACKENDS, GRAPH_SUFFIXES, INT8, open_backend
 from csd_plugin.inference.facts import Facts
 from csd_plugin.inference.graph import DTYPES
 from csd_plugin.report.text import counted, markdown, three_digits
@@ -31,6 +31,8 @@ from csd_plugin.weights import find_checkpoint
 
 _SEQUENCE = 8
 """Frames that count in one pass of a sequence network."""
+_NUMBERS = {**DTYPES, INT8: torch.int8}
+"""The number formats by name."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def measure(
                 for backend, run in _ready(name, module, backends, where)
             }
             precisions = {_precision(backend) for _, backend in ready}
-            rate_in = {precision: MatrixRate(where, DTYPES[precision]) for precision in precisions}
+            rate_in = {precision: MatrixRate(where, _NUMBERS[precision]) for precision in precisions}
             rates_of = {f"{name} {backend}": rate_in[_precision(backend)] for name, backend in ready}
             for size in sizes:
                 actions = {
@@ -220,8 +222,10 @@ def _ready(
         return
     for spelled in backends:
         runtime, precision = spelled.partition(":")[0], _precision(spelled)
-        if precision not in DTYPES:
-            raise CSDError(f"--backends {spelled}: the precision is one of {', '.join(DTYPES)}")
+        if precision not in _NUMBERS:
+            raise CSDError(f"--backends {spelled}: the precision is one of {', '.join(_NUMBERS)}")
+        if precision == INT8 and runtime != "torch":
+            raise CSDError(f"--backends {spelled}: int8 is computed by torch alone, as torch:int8")
         if runtime in ("plain", "compiled"):
             yield spelled, Run.of(module, _as_trained(module, runtime == "compiled", DTYPES[precision], device))
         elif runtime not in BACKENDS:

@@ -19,6 +19,7 @@ from csd_plugin.bench.measure import MatrixRate, in_turns
 from csd_plugin.bench.operations import operations
 from csd_plugin.bench.speed import find_network
 from csd_plugin.cli import main
+from csd_plugin.inference.int8 import computes_int8
 from csd_plugin.weights import NETWORKS
 
 
@@ -140,12 +141,24 @@ def test_infer_reports(tmp_path, capsys):
     for wrong, message in (
         (["--networks", "student9"], "is not a file and not one of teacher"),
         (["--backends", "abacus"], "expected plain, compiled or one of torch"),
-        (["--backends", "plain:int4"], "one of fp32, bf16, fp16"),
+        (["--backends", "plain:int4"], "one of fp32, bf16, fp16, int8"),
+        (["--backends", "plain:int8"], "int8 is computed by torch alone, as torch:int8"),
+        (["--networks", "student2", "--backends", "torch:int8"], "int8 is for networks of type HalfNet"),
         (["--device", "cuda:99"], "cannot be used"),
         (["--json", str(tmp_path / "no" / "a.json")], "make it first"),
     ):
         assert main(["bench", "infer", *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not computes_int8(), reason="torch has no int8 convolutions here")
+def test_int8_is_timed_against_int8(tmp_path, capsys):
+    report = tmp_path / "infer.json"
+    arguments = ["--networks", "tiny", "--backends", "torch:int8", "--sizes", "24x16", "--rounds", "2"]
+    assert main(["bench", "infer", *arguments, "--json", str(report)]) == 0
+    (row,) = json.loads(report.read_text())["rows"]
+    assert row["backend"] == "torch:int8" and row["reached"] > 0
+    assert "matrix products: int8" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags", [("infer", "--sizes"), ("realtime", "--sizes"), ("growth", "--size")])
