@@ -260,6 +260,7 @@ def _load_safetensors(path: Path, what: str) -> dict[str, Tensor]:
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> list[str]:
     """Load a state dict into a network. If it does not fit, raise CSDError with the reason; the network is unchanged.
 
+    The error is also raised for weights that are NaN or infinite, which a network would pass on to every frame.
     Prefixes of wrappers are ignored on both sides, and so is that of the network in a trainer's file (`model.`). Lazy
     modules get the sizes of the file, or none.
 
@@ -308,8 +309,26 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
             f"the network with {next(iter(own))}: the checkpoint is for another network; make the network's options "
             f"match it"
         )
+    _check_values(network, state, source)
     network.load_state_dict(dict(state), strict=False)
     return missing
+
+
+def _check_values(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Raise CSDError if a tensor holds NaN or infinity. A buffer may hold it where the network's own does: a mask."""
+    learned, bad = {name for name, _ in network.named_parameters()}, []
+    own = {name: value for name, value in network.state_dict().items() if name in state}
+    for name, value in own.items():
+        broken = ~state[name].isfinite()
+        if name not in learned and not is_lazy(value) and broken.any():
+            broken &= value.isfinite().to(broken.device)
+        bad += [name] if broken.any() else []
+    if bad:
+        count = f", as {len(bad)} of its {len(own)} tensors do" if len(bad) > 1 else ""
+        raise CSDError(
+            f"{source}: its weight {bad[0]} holds NaN or infinity{count}; use another checkpoint, such as one that its "
+            f"training saved earlier"
+        )
 
 
 def _has_fractions(value: Tensor) -> bool:

@@ -408,3 +408,25 @@ def test_what_an_optimizer_keeps_lies_in_memory_as_its_weights_do(before, tmp_pa
         step(weight_, optimizer_, -0.5)
     torch.testing.assert_close(ours, weight)
     assert all(value.stride() == ours.stride() for value in resumed.state[ours].values() if value.dim())
+
+
+@pytest.mark.parametrize(("name", "value"), [("conv1.bias", torch.nan), ("conv22.weight", torch.inf)])
+def test_weights_that_are_not_finite_are_refused_with_their_file(tmp_path, network, name, value):
+    state = {key: weight.clone() for key, weight in network.state_dict().items()}
+    state[name].view(-1)[0] = value
+    torch.save({"params": state}, tmp_path / "broken.pth")
+    with pytest.raises(CSDError, match=rf"broken\.pth: its weight {name} holds NaN or infinity; use another"):
+        load_network(tmp_path / "broken.pth")
+    before = {key: weight.clone() for key, weight in network.state_dict().items()}
+    with pytest.raises(CSDError, match=rf"as {len(state)} of its {len(state)} tensors do; use another checkpoint"):
+        load_weights(network, {key: torch.full_like(weight, value) for key, weight in state.items()}, source="x.pth")
+    assert all(torch.equal(weight, before[key]) for key, weight in network.state_dict().items())
+
+
+def test_a_mask_may_hold_infinity_where_the_networks_own_does():
+    masked = nn.BatchNorm2d(2)
+    masked.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    load_weights(masked, nn.Module.state_dict(masked), source="x.pth")
+    for name, value in {"mask": torch.tensor([torch.nan, 0.0]), "running_var": torch.tensor([1.0, torch.inf])}.items():
+        with pytest.raises(CSDError, match=f"x.pth: its weight {name} holds NaN or infinity"):
+            load_weights(masked, {**masked.state_dict(), name: value}, source="x.pth")

@@ -333,16 +333,33 @@ def test_data_parallel_cells_may_have_weights_that_a_pass_leaves_out(tmp_path, s
 
 
 @pytest.mark.parametrize("weight", ["conv1.bias", "conv22.bias"])
-def test_a_teacher_that_is_not_finite_is_named(launcher, tiny_rain, tiny_teacher, capfd, weight):
+def test_a_teacher_that_is_not_finite_is_named(launcher, tiny_rain, tiny_teacher, capfd, monkeypatch, weight):
     content = torch.load(tiny_teacher, weights_only=True)
     content["params_ema"][weight][0] = float("nan")
     torch.save(content, launcher.folder / "nan.pth")
+    monkeypatch.setattr("csd_plugin.archs.checkpoint._check_values", lambda *_: None)  # as if it broke later
     distill = {"type": "OutputDistillation", "weights": {"output": 1.0}}
     changes = {"train.skip_limit": 0, "train.distill_opt": distill}
     assert launcher.train(distill_options(tiny_rain, launcher.folder / "nan.pth", **changes)) == 2
     error = capfd.readouterr().err.splitlines()[-1]
     assert "l_output not finite" in error
     assert f"the frames of the teacher t are not finite, as its weight {weight} is not: take another" in error
+
+
+@pytest.mark.parametrize("role", ["t", "g"])
+def test_a_checkpoint_that_is_not_finite_is_refused_before_anything_is_written(
+    launcher, tiny_rain, tiny_teacher, capfd, role
+):
+    content = torch.load(tiny_teacher, weights_only=True)
+    content["params_ema"]["conv1.bias"][0] = float("nan")
+    torch.save(content, launcher.folder / "nan.pth")
+    broken = {f"path.pretrain_network_{role}": str(launcher.folder / "nan.pth"), f"path.param_key_{role}": "params_ema"}
+    options = distill_options(tiny_rain, tiny_teacher, network_g=dict(TEACHER), **broken)
+    assert launcher.train(options) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert f"path.pretrain_network_{role}: checkpoint" in error
+    assert "nan.pth: its weight conv1.bias holds NaN or infinity; use another checkpoint" in error
+    assert launcher.written() == ["nan.pth"]
 
 
 def test_another_objective_does_not_resume_the_run(launcher, tiny_rain, tiny_teacher, capfd):

@@ -11,7 +11,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from csd_plugin.archs.checkpoint import check_finite, load_weights, weights_in
+from csd_plugin.archs.checkpoint import load_weights, weights_in
 from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
 from csd_plugin.data.datasets.training_clips import TrainingDataset
 from csd_plugin.errors import CSDError
@@ -66,7 +66,6 @@ class DistillHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         model, source = _model(runner), f"checkpoint {runner._load_from}"
         load_weights(model.distiller.student, weights_in(checkpoint, str(runner._load_from)), source=source)
-        check_finite(model.distiller.student, source)
         if not any(name.removeprefix("module.").startswith(STUDENT) for name in checkpoint.get("state_dict", {})):
             checkpoint["state_dict"] = model.state_dict()
         if not runner._resume:

@@ -9,7 +9,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from csd_plugin.archs.checkpoint import check_finite, load_weights, read_state_dict
+from csd_plugin.archs.checkpoint import load_weights, read_state_dict
 from csd_plugin.archs.interface import Interface, interface_of, run_network
 from csd_plugin.distill.distiller import Compared, Distiller, Teacher, adapted
 from csd_plugin.distill.dry_run import Clips
@@ -168,7 +168,6 @@ def _network(content: dict[str, Any], where: str, *, frozen: bool = False) -> Co
         if checkpoint is not None:
             path = find_checkpoint(str(checkpoint))
             load_weights(network, read_state_dict(path), source=f"checkpoint {path}")
-            check_finite(network, f"checkpoint {path}")
         interface: Interface = interface_of(network, declared)
     except CSDError as error:
         raise CSDError(f"{where}: {error}") from error
