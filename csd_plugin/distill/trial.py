@@ -5,7 +5,7 @@ help.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import count
 from typing import NamedTuple
@@ -27,6 +27,8 @@ OF_SHAPES = (
 _DIVISORS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 28, 32, 48, 56, 64, 128)
 """What networks commonly need the sides of frames to be multiples of."""
 _PRIMES_OF_THEM = 2 * 3 * 5 * 7
+_MULTIPLES_OF_THEM = (384, 280)
+"""Each divisor divides one of them: a network that refuses frames of this side needs none of that one's divisors."""
 
 
 def is_ours(network: nn.Module) -> bool:
@@ -107,18 +109,31 @@ def _divisor_that_helps(
     """The smallest of `_DIVISORS` to whose multiples frames can be padded so that a network processes them; None if
     none.
     """
+
+    def works(divisor: int, *shapes: tuple[int, ...]) -> bool:
+        return _runs(network, replace(interface, size_divisor=divisor), shapes, num_target)
+
+    # a large network takes seconds for a dry run: two of them leave few divisors to try, if any
+    refused = [common for common in _MULTIPLES_OF_THEM if not works(common, frames)]
     for divisor in _DIVISORS:
-        padded = replace(interface, size_divisor=divisor)
+        if any(common % divisor == 0 for common in refused):
+            continue
         # a multiple that is none of any other divisor: a network that needs that one does not process it
         only = (next(n for n in count(-(-side // divisor)) if math.gcd(n, _PRIMES_OF_THEM) == 1) for side in frames[3:])
-        try:
-            with without_values():
-                for shape in ((*frames[:3], *(divisor * n for n in only)), frames):
-                    padded.run(network, torch.empty(shape), num_target)
-        except OF_SHAPES:
-            continue
-        return divisor
+        if works(divisor, (*frames[:3], *(divisor * n for n in only)), frames):
+            return divisor
     return None
+
+
+def _runs(network: nn.Module, interface: Interface, shapes: Iterable[tuple[int, ...]], num_target: int) -> bool:
+    """Whether a network processes clips of all these shapes."""
+    try:
+        with without_values():
+            for shape in shapes:
+                interface.run(network, torch.empty(shape), num_target)
+    except OF_SHAPES:
+        return False
+    return True
 
 
 def _larger_that_helps(
@@ -128,12 +143,7 @@ def _larger_that_helps(
     frames; None if the sides do have to be multiples.
     """
     height, width = (multiple(side, divisor) + 1 for side in frames[3:])
-    try:
-        with without_values():
-            interface.run(network, torch.empty(*frames[:3], height, width), num_target)
-    except OF_SHAPES:
-        return None
-    return height, width
+    return (height, width) if _runs(network, interface, [(*frames[:3], height, width)], num_target) else None
 
 
 def shape_of(
@@ -153,6 +163,8 @@ def shape_of(
     try:
         with without_values():
             return tuple(run(torch.empty(frames)).shape)
+    except CSDError:  # ours, of the output's shape or type, which are the same with values
+        raise
     except OF_SHAPES:
         pass
     network.to(device)
