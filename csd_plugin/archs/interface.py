@@ -373,8 +373,13 @@ def interface_of(network: nn.Module, declared: Mapping[str, Any] | None = None) 
     feature = given.get("feature") or getattr(network, "feature_tap", None)
     divisor = given.get("size_divisor", getattr(network, "size_divisor", 1))
     single = Interface(1, str(kind), feature, given.get("scale", 1), divisor)
-    num_frame = given.get("num_frame") or (getattr(network, "num_frame", None) if single.has_time else 1)
-    if not isinstance(num_frame, int):
+    num_frame = given.get("num_frame", getattr(network, "num_frame", None) if single.has_time else 1)
+    if num_frame is None and (stated := given.get("layout") or getattr(network, "layout", None)):
+        raise CSDError(
+            f"{type(network).__name__} has the layout {stated}, but nobody says of how many frames; give `num_frame` "
+            f"for it"
+        )
+    if num_frame is None:
         raise CSDError(
             f"{type(network).__name__} does not state how it is called; give `layout` ({', '.join(KINDS)}) and "
             f"`num_frame` for it"

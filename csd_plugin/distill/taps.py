@@ -15,8 +15,8 @@ from csd_plugin.archs.interface import Captured, Interface
 from csd_plugin.errors import CSDError
 
 KINDS = ("input", "output")
-LISTED = 30
-"""The most layers that a message names, the nearest first: all layers of a small network."""
+LISTED = 5
+"""The most layers that a message names, the nearest first."""
 _VOLUMETRIC = (
     nn.Conv3d,
     nn.ConvTranspose3d,
@@ -191,9 +191,9 @@ def _find(network: nn.Module, path: str) -> nn.Module:
     if path not in modules:
         names = [name for name in modules if name.split(".")[0] not in WRAPPED]
         near = difflib.get_close_matches(path, names, n=LISTED, cutoff=0)
-        rest = len(names) - len(near)
-        others = f" and {rest} more, which `csd inspect --layers` lists without `taps`" if rest else ""
+        others = f"; with one of these there, csd inspect FILE --layers lists all {len(names)}"
         raise CSDError(
-            f"feature tap {path!r}: {type(network).__name__} has no such layer; nearest: {', '.join(near)}{others}"
+            f"feature tap {path!r}: {type(network).__name__} has no such layer; nearest: {', '.join(near)}"
+            f"{others if len(names) > len(near) else ''}"
         )
     return modules[path]

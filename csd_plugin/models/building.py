@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from basicsr import archs
 from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -78,9 +79,26 @@ def find_metrics(val: Mapping[str, Any]) -> dict[str, Any]:
 def find_type(known: Any, name: Any, where: str) -> Any:
     """The entry of a toolbox registry, or a dict, with this name; the toolbox's own error would be a traceback."""
     names = list(known.keys())
-    if name not in names and f"{name}_basicsr" not in names:  # the toolbox's registries also look for this suffix
+    full = full_name(known, name)
+    if full not in names:
         raise CSDError(f"{where}: {name!r} is unknown{suggestion(name, names)}")
-    return known.get(name)
+    return known.get(full)
+
+
+def full_name(known: Any, name: Any) -> Any:
+    """The name under which a toolbox registry, or a dict, has an entry; unchanged if it has none.
+
+    The registries also find `NAME_basicsr` by `NAME`, but print a line then that looks like an error.
+    """
+    names = list(known.keys())
+    with_suffix = f"{name}_basicsr"
+    return with_suffix if name not in names and with_suffix in names else name
+
+
+def toolbox_network(content: Mapping[str, Any]) -> nn.Module:
+    """The toolbox's `build_network`, for options that were checked; its class is found without a line on the screen."""
+    network: nn.Module = archs.build_network({**content, "type": full_name(ARCH_REGISTRY, content["type"])})
+    return network
 
 
 def construct(cls: type, keywords: dict[str, Any], where: str) -> Any:

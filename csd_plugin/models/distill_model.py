@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.archs import build_network
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -22,6 +21,7 @@ from csd_plugin.distill.fidelity import filled, mismatches, report
 from csd_plugin.distill.objective import build_objective
 from csd_plugin.distill.settings import read_distillation
 from csd_plugin.errors import CSDError
+from csd_plugin.models.building import toolbox_network
 from csd_plugin.models.checkpoints import save_atomically
 from csd_plugin.models.resuming import numbers, weights_digest, without_weights
 from csd_plugin.models.video_derain_model import VideoDerainModel
@@ -58,7 +58,7 @@ class DistillModel(VideoDerainModel):
 
     def _build_teacher(self, label: str, share: float) -> Teacher:
         path, layers = self.opt["path"], self.distillation.teacher_layers[label]
-        network = build_network(self.opt[f"network_{label}"]).to(self.device)
+        network = toolbox_network(self.opt[f"network_{label}"]).to(self.device)
         self.load_network(
             network,
             path[f"pretrain_network_{label}"],

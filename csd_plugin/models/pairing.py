@@ -26,6 +26,7 @@ from csd_plugin.data.datasets.options import DatasetOptions, TrainingOptions
 from csd_plugin.distill.dry_run import clips_of
 from csd_plugin.distill.trial import OF_SHAPES, Words, check_trial, is_ours, missing_part, shape_of
 from csd_plugin.errors import CSDError, first_line
+from csd_plugin.models.building import full_name
 
 _NAMES = ("vid4", "reds4", "redsofficial")
 """The toolbox's test sets of video clips, whatever they contain."""
@@ -65,7 +66,7 @@ def check_loader_options(key: str, content: Mapping[str, Any]) -> None:
 
 def check_foreign_set(key: str, content: Mapping[str, Any], num_frame: int) -> None:
     """Raise CSDError for a test set of the toolbox that our models cannot use, or with a name that it refuses."""
-    kind = DATASET_REGISTRY.get(content["type"])
+    kind = DATASET_REGISTRY.get(full_name(DATASET_REGISTRY, content["type"]))
     if not (isinstance(kind, type) and issubclass(kind, VideoTestDataset)):
         return
     if issubclass(kind, VideoRecurrentTestDataset):
@@ -89,7 +90,7 @@ def check_pairs(opt: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:
     Raises:
         CSDError: a combination does not work; the message names its key.
     """
-    model = MODEL_REGISTRY.get(opt["model_type"])
+    model = MODEL_REGISTRY.get(full_name(MODEL_REGISTRY, opt["model_type"]))
     if not (model.__module__.startswith("basicsr.") and issubclass(model, SRModel)):
         return
     _check_call(model, opt)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger
 
 from csd_plugin.archs.checkpoint import save_plain
 from csd_plugin.devices import gpus_of
 from csd_plugin.distill.dry_run import clips_of
+from csd_plugin.models.building import toolbox_network
 from csd_plugin.models.preflight import check_devices
 
 
@@ -63,6 +63,6 @@ def _random_starts(opt: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     paths = {key: value for key, value in opt["path"].items() if not key.startswith(("pretrain_", "param_key_"))}
     for key in [key for key in opt if key.startswith("network_") and key != "network_g"]:
         file = folder / f"{key}.pth"
-        save_plain({"params": build_network(opt[key]).state_dict()}, file)
+        save_plain({"params": toolbox_network(opt[key]).state_dict()}, file)
         paths |= {f"pretrain_{key}": str(file), f"param_key_{key.removeprefix('network_')}": "params"}
     return paths | dict.fromkeys(("experiments_root", "models", "training_states"), str(folder))

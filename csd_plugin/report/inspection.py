@@ -74,6 +74,9 @@ def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) ->
         if all_layers:
             lines += [f"             {path:<28} {_shape(shape)}" for path, shape in runs[name].layers.items()]
     problems.raise_any()
+    if distillation is not None:
+        problems.attempt([], _check_objective, distillation, runs)
+        problems.raise_any()
     warnings = [*idle_options(opt), *part_warnings(opt, networks["network_g"])] if opt["is_train"] else []
     if distillation is not None:
         objectives = {label: _objective(distillation, runs, f"network_{label}") for label in distillation.teachers}
@@ -94,6 +97,17 @@ def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) ->
         warnings += [f"the weight of {term} is 0: it has no effect" for term in off]
     lines += [f"warning    {text}" for text in warnings]
     return "\n".join(lines)
+
+
+def _check_objective(distillation: Distillation, runs: Mapping[str, Dry]) -> None:
+    """Raise CSDError for features that the objective would refuse in the first step; the message names its key."""
+    student = runs["network_g"]
+    for label in distillation.teachers:
+        teacher, objective = runs[f"network_{label}"], checked_objective(distillation)
+        resizes = objective.resizes or "resize" in distillation.adapters
+        _check_pairs(student.features, teacher.features, f"network_{label}", resizes=resizes)
+        compared = adapted_shapes(student.view(), teacher.view(), distillation.adapters)
+        check_features(objective, compared, teacher.view())
 
 
 def _objective(distillation: Distillation, runs: Mapping[str, Dry], teacher: str) -> Objective:
@@ -160,24 +174,21 @@ def _warnings(
     sizes = [sum(p.numel() for p in networks[name].parameters()) for name in ("network_g", teacher)]
     if sizes[1] < sizes[0]:
         texts.append(f"{teacher} has {sizes[1]:,} parameters, fewer than the student, which has {sizes[0]:,}")
-    ours, theirs = runs["network_g"], runs[teacher]
-    _check_pairs(ours.features, theirs.features, teacher, objective)
-    check_features(objective, ours.view(), theirs.view())
-    compared = adapted_shapes(ours.view(), theirs.view(), adapters).features[1]
+    compared = adapted_shapes(runs["network_g"].view(), runs[teacher].view(), adapters).features[1]
     return texts + objective.warnings([tuple(feature.shape) for feature in compared])
 
 
 def _check_pairs(
-    ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], teacher: str, objective: Objective
+    ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], teacher: str, *, resizes: bool
 ) -> None:
-    """Raise CSDError for features that the objective would refuse in the first step."""
+    """Raise CSDError for numbers or sizes of features that do not pair."""
     key = "train.distill_opt.taps"
     if len(ours) != len(theirs):
         raise CSDError(
             f"{key}: {len(ours)} of the student, {len(theirs)} of {teacher}; they pair in order, so give as many"
         )
     for (name, a), (other, b) in zip(ours.items(), theirs.items(), strict=True):
-        if a[3:] != b[3:] and not objective.resizes:
+        if a[3:] != b[3:] and not resizes:
             raise CSDError(
                 f"{key}: {name} of the student is {a[3]}x{a[4]}, {other} of {teacher} {b[3]}x{b[4]}; tap layers of "
                 f"equal size, or give `adapters: [resize]` with them"

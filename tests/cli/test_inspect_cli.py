@@ -127,6 +127,14 @@ def test_layers_of_any_network_of_the_toolbox(inspect):
 def test_what_training_would_refuse_is_refused(inspect, changes, words):
     status, _, err = inspect(options(**changes))
     assert status == 2 and words in err and err.count("\n") == 1
+    assert err.startswith("csd inspect: error: x.yml: line ")
+
+
+def test_a_type_that_the_toolbox_has_under_a_longer_name_is_found_in_silence(inspect):
+    network = {"type": "SRVGGNetCompact", "num_feat": 4, "num_conv": 1, "upscale": 1}
+    status, out, err = inspect(options(network_g=network, interface_g={"layout": "image", "feature": "body.2"}))
+    assert status == 0, err
+    assert "network_g  SRVGGNetCompact, learns" in out and "is not found" not in out
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,11 @@ def test_networks_of_the_toolbox_teach(launcher, tiny_rain, network, interface):
     ("changes", "words"),
     [
         ({"interface_g": ...}, "network_g: RIDNet does not state how it is called; give `layout`"),
+        (
+            {"interface_g.layout": "window"},
+            "network_g: RIDNet has the layout window, but nobody says of how many frames; give `num_frame` for it in "
+            "the section interface_g",
+        ),
         ({"interface_g.layout": "images"}, "interface_g.layout is 'images'"),
         ({"interface_g.feature": ...}, "RIDNet names no layer for distillation to compare; give its `feature`"),
         ({"interface_g.feature": "tial"}, "RIDNet has no such layer; nearest: tail"),
