@@ -139,6 +139,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "devices",
         "distill.average",
+        "distill.run_order",
         "distill.step_graph",
         "distill.taps",
         "inference",

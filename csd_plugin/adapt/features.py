@@ -22,6 +22,7 @@ from csd_plugin.data.features import MANIFEST, open_features, read_manifest, wri
 from csd_plugin.data.stores import open_store
 from csd_plugin.data.stores.interface import FrameStore
 from csd_plugin.data.windows import reflect_indices
+from csd_plugin.distill.run_order import find_run_orders
 from csd_plugin.distill.taps import FeatureTap, tap_compared
 from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.inference.precision import computes_bf16
@@ -81,6 +82,9 @@ def _compute(
     """Compute the missing features, clip by clip. Raises CSDError and OSError."""
     missing = _missing(cache, folder)
     store = open_store(cache.store)
+    if missing:
+        step = _AT_ONCE if interface.gives_clip else 1
+        find_run_orders(network, interface, taps, step, store.shape(missing[0].keys("Rain")[0]), _warn_once)
     layers = [tap.layer for tap in taps]
     count = sum(shot.length - shot.held for shot in missing)
     with tqdm(total=count, unit=" frames", desc="features", disable=None) as bar:

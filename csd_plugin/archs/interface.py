@@ -23,12 +23,14 @@ class Captured:
 
     Attributes:
         calls: one tensor for each time that the layer ran, in order; at least one.
+        clear: whether as many calls as frames are known, or taken, to be one for each frame, in their order.
         volumetric: the layer is one of torch's 3-D layers, so of five axes the second is channels and the third is
             frames.
     """
 
     calls: tuple[Tensor, ...]
     volumetric: bool = False
+    clear: bool = True
 
 
 class Kind:
@@ -288,7 +290,9 @@ class Interface:
         """
         kind, calls = KINDS[self.kind], captured.calls
         seen = kind.num_seen(num_target, self.num_frame)
-        joined = kind.joined(calls, batch, num_target, self.num_frame) if len(calls) > 1 else None
+        joined = None
+        if len(calls) > 1 and (captured.clear or self.gives_clip):  # a sequence's last call is no feature of its frames
+            joined = kind.joined(calls, batch, num_target, self.num_frame)
         tensor = calls[-1] if joined is None else joined
         features = None
         if tensor.ndim in (4, 5):

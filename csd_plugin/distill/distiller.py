@@ -24,6 +24,7 @@ from csd_plugin.distill.dry_run import Clips, DryRunError, copied, dry_run
 from csd_plugin.distill.health import HealthMonitor
 from csd_plugin.distill.interface import Objective
 from csd_plugin.distill.objective import Comparison, by_name, weighted_sum
+from csd_plugin.distill.run_order import find_run_orders
 from csd_plugin.distill.schedule import Weight, check_weight, is_ever_on, weight_at
 from csd_plugin.distill.taps import FeatureTap, listening, quiet, tap_compared
 from csd_plugin.distill.trial import Words, check_trial, is_ours
@@ -274,6 +275,8 @@ class Distiller(nn.Module):
             self._warn_of_teachers(views, lq, gt)
         scales = dict.fromkeys(scale for teacher in self.teachers for scale in bare(teacher.objective).input_scales)
         student = self._view(self.student, self.interface, self.student_taps, lq, gt.shape[1], scales)
+        if torch.is_grad_enabled():
+            _check_learning(self.student_taps)
         with torch.autocast(lq.device.type, enabled=False):
             terms = [teacher.objective(student, view, gt) for teacher, view in zip(self.teachers, views, strict=True)]
             recon, parts = self._reconstruct(student.output.flatten(0, 1), gt)
@@ -429,6 +432,8 @@ class Distiller(nn.Module):
         """Output and features of the middle L frames of (B, N, 3, H, W), at these input scales."""
         batch = len(clips)
         outputs, features = {}, {}
+        if any(tap.runs is None for tap in taps):
+            self._find_orders(network, interface, taps, num_target, (clips.shape[3], clips.shape[4]))
         for scale in scales:
             clip = clips if scale == 1 else F.avg_pool2d(clips.flatten(0, 1), scale).unflatten(0, clips.shape[:2])
             with listening(taps):
@@ -440,6 +445,13 @@ class Distiller(nn.Module):
                 )
             outputs[scale] = frames.unflatten(0, (batch, num_target))
         return ClipView(outputs[1], features)
+
+    @torch.compiler.disable
+    def _find_orders(
+        self, network: nn.Module, interface: Interface, taps: list[FeatureTap], num_target: int, size: tuple[int, int]
+    ) -> None:
+        """Find in which order the tapped layers of a network run; before its first pass, which leaves a graph."""
+        find_run_orders(bare(network), interface, taps, num_target, size, self._warn_once)
 
     def _apply(self, *arguments: Any, **keywords: Any) -> Distiller:
         """Used by `.to()` and similar methods: also moves the teachers, and keeps losses in float32."""
@@ -492,6 +504,17 @@ def _check(teachers: Sequence[Teacher], weights: Mapping[str, Weight]) -> None:
     for teacher in teachers:
         zeros = {term: torch.zeros(()) for term in bare(teacher.objective).terms}
         weighted_sum(zeros, {term: weight_at(weight, 1) for term, weight in weights.items()})
+
+
+def _check_learning(taps: Sequence[FeatureTap]) -> None:
+    """Raise CSDError for a layer of the student that keeps no graph, so that nothing compared there teaches it."""
+    for tap in taps:
+        if not tap.learns:
+            raise CSDError(
+                f"feature tap {tap.path!r}: the student runs this layer without gradients, as torch.utils.checkpoint "
+                f"with use_reentrant=True does, so the comparison would not teach it; give use_reentrant=False, or tap "
+                f"a layer outside of that part"
+            )
 
 
 def _check_scale(student: Interface, teacher: Teacher) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import enum
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,11 +34,21 @@ WRAPPED = ("module", "_orig_mod")
 """Attributes in which wrappers (data parallel, averaging, compiled) hold the network."""
 
 
+class Runs(enum.Enum):
+    """The order of a layer's runs in one pass, if there is one for each frame that the network sees."""
+
+    FORWARD = "from the first frame to the last"
+    BACKWARD = "from the last frame to the first"
+    UNCLEAR = "of no order that could be seen"
+
+
 class FeatureTap:
     """Captures the input or output of one module at each forward pass of a network.
 
     `take()` returns the tensors of the last pass; `remove()`, or leaving a `with` block, detaches the tap. While
-    `listens` is false, nothing is captured, as in passes that nobody compares.
+    `listens` is false, nothing is captured, as in passes that nobody compares. `learns` says whether the last pass kept
+    a graph at the layer: a checkpoint that runs the layer again in the backward pass may keep none in the forward pass.
+    `runs` is the order that `run_order` finds; without one, runs are taken to be in the order of the frames.
 
     Args:
         network: any module, or a wrapper that holds it as `.module`.
@@ -52,6 +63,8 @@ class FeatureTap:
         if kind not in KINDS:
             raise CSDError(f"feature tap {path!r}: kind must be one of {', '.join(KINDS)}, not {kind!r}")
         self.path, self.kind, self.listens = path, kind, True
+        self.learns = True
+        self.runs: Runs | None = None
         self._captured: list[Any] = []
         self._versions: list[int | None] = []
         module = _find(network, path)
@@ -69,8 +82,15 @@ class FeatureTap:
         """The tapped layer as named in options, see `tap_layers`."""
         return self.path if self.kind == "input" else f"{self.path}:{self.kind}"
 
+    @property
+    def ran(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._captured)
+
     def take(self) -> Captured:
         """Return and forget the tensors since the last call, with their graph, one for each run of the module.
+
+        Runs that are known to go backward in time are returned in the order of the frames.
 
         Raises CSDError if the module was not run, or if the value is not a tensor, or was changed in place.
         """
@@ -88,7 +108,8 @@ class FeatureTap:
                     f"feature tap {self.path!r}: a later layer changes its {self.kind} in place; tap that layer's "
                     f"output"
                 )
-        return Captured(tuple(captured), self._volumetric)
+        ordered = captured[::-1] if self.runs is Runs.BACKWARD else captured
+        return Captured(tuple(ordered), self._volumetric, clear=self.runs is not Runs.UNCLEAR)
 
     def forget(self) -> None:
         """Discard what was captured, and so its graph, if nobody takes it."""
@@ -114,7 +135,7 @@ class FeatureTap:
     def _capture(self, value: Any) -> None:
         if not self.listens:
             return
-        version = None
+        version, self.learns = None, torch.is_grad_enabled()
         if isinstance(value, Tensor):
             # compiled code and inference mode do not count in-place changes, so `take` could not detect them
             if torch.compiler.is_compiling() or value.is_inference():

@@ -10,6 +10,7 @@ import torch
 from quarters import Quarters
 from toolbox import equal, method
 from torch._functorch import config as functorch_config
+from torch.utils.checkpoint import checkpoint
 
 from csd_plugin.archs.interface import Interface, interface_of
 from csd_plugin.archs.prenet import PReNet
@@ -657,3 +658,39 @@ def test_compiled_networks_are_examined_and_balanced(order, examine_every):
         compile_both()
     sum(d(batch())[0].values()).backward()
     assert networks[0].head.weight.grad.any()
+
+
+class Rerun(torch.nn.Module):
+    """A network of images whose body is run again in the backward pass."""
+
+    layout, feature_tap = "image", "body.1"
+
+    def __init__(self, *, reentrant: bool):
+        super().__init__()
+        self.head, self.tail = (torch.nn.Conv2d(*channels, 3, padding=1) for channels in ((3, 4), (4, 3)))
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 3, padding=1))
+        self.reentrant = reentrant
+
+    def forward(self, frames):
+        return self.tail(checkpoint(self.body, self.head(frames), use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("examine_every", [0, 1])
+def test_a_tapped_layer_in_a_reentrant_checkpoint_is_said_to_be_one(examine_every):
+    def distils(*, reentrant, layers=None):
+        torch.manual_seed(0)
+        taught = Teacher(Rerun(reentrant=False), SRKD())
+        return Distiller(
+            *(Rerun(reentrant=reentrant), [taught], torch.nn.L1Loss()),
+            **{"weights": {"maps": 1.0}, "examine_every": examine_every, "layers": layers},
+        )
+
+    inside = distils(reentrant=True)
+    with pytest.raises(CSDError, match=r"'body.1': the student runs .* without gradients.*; give use_reentrant=False"):
+        inside(batch())
+    with torch.no_grad():
+        inside(batch())
+    distils(reentrant=False)(batch())
+    outside = distils(reentrant=True, layers=["tail"])
+    if not examine_every:  # whose gradients a reentrant checkpoint refuses in its own words
+        outside(batch())

@@ -1,0 +1,220 @@
+"""Layers that run once for each frame: forward or backward in time, or as stages that only look like it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from csd_plugin.archs.interface import Interface
+from csd_plugin.distill.distiller import Distiller, Teacher
+from csd_plugin.distill.interface import Objective
+from csd_plugin.distill.run_order import find_run_orders
+from csd_plugin.distill.taps import Runs, tap_layers
+from csd_plugin.types import Terms
+
+WIDTH = 6
+
+
+def conv(frames: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(frames * WIDTH, WIDTH, 3, padding=1)
+
+
+class Recurrent(nn.Module):
+    """A sequence in one direction; `gain` of its state in the next one, and frames to each side that it sees ahead."""
+
+    def __init__(self, *, backward: bool, gain: float = 1.0, ahead: int = 0):
+        super().__init__()
+        self.backward, self.gain, self.ahead = backward, gain, ahead
+        self.head, self.tail = nn.Conv2d(3 * (2 * ahead + 1), WIDTH, 3, padding=1), nn.Conv2d(WIDTH, 3, 1)
+
+    def forward(self, clip):
+        near = [clip[:, :1]] * self.ahead + [clip] + [clip[:, -1:]] * self.ahead
+        near = torch.cat(near, dim=1)
+        state, made = 0.0, [None] * clip.shape[1]
+        order = range(clip.shape[1])
+        for i in reversed(order) if self.backward else order:
+            state = self.gain * state + self.head(near[:, i : i + 2 * self.ahead + 1].flatten(1, 2))
+            made[i] = self.tail(state)
+        return torch.stack(made, dim=1)
+
+
+class BothWays(nn.Module):
+    """As in BasicVSR++: each of four passes over a sequence uses what all earlier ones have made."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(3, WIDTH, 3, padding=1), nn.Conv2d(5 * WIDTH, 3, 1)
+        self.passes = nn.ModuleList(conv(number + 2) for number in range(4))
+
+    def forward(self, clip):
+        made = [[self.head(frame) for frame in clip.unbind(1)]]
+        for number, step in enumerate(self.passes):
+            state, order, found = torch.zeros_like(made[0][0]), range(clip.shape[1]), {}
+            for i in order if number % 2 else reversed(order):
+                state = 0.5 * state + step(torch.cat([*(earlier[i] for earlier in made), state], dim=1))
+                found[i] = state
+            made.append([found[i] for i in order])
+        return torch.stack([self.tail(torch.cat(parts, dim=1)) for parts in zip(*made, strict=True)], dim=1)
+
+
+class Stages(nn.Module):
+    """A window, or a sequence, of which a block with shared weights improves the whole as often as it has frames."""
+
+    def __init__(self, frames: int, *, gives_clip: bool = False):
+        super().__init__()
+        self.frames, self.gives_clip = frames, gives_clip
+        self.head, self.block = nn.Conv2d(3 * frames, WIDTH, 3, padding=1), nn.Sequential(conv(), nn.ReLU())
+        self.tail = nn.Conv2d(WIDTH, 3 * frames if gives_clip else 3, 3, padding=1)
+
+    def forward(self, clip):
+        state = self.head(clip.flatten(1, 2))
+        for _ in range(self.frames):
+            state = state + self.block(state)
+        return self.tail(state).unflatten(1, (self.frames, 3)) if self.gives_clip else self.tail(state)
+
+
+class Aligned(nn.Module):
+    """A window whose frames are each compared with the centre, as in EDVR."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.align, self.tail = nn.Conv2d(3, WIDTH, 3, padding=1), conv(2), conv(5)
+
+    def forward(self, window):
+        features = [self.head(frame) for frame in window.unbind(1)]
+        return self.tail(torch.cat([self.align(torch.cat([one, features[2]], dim=1)) for one in features], dim=1))[
+            :, :3
+        ]
+
+
+class Counts(nn.Module):
+    """Counts its passes, in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x):
+        self.passes += 1
+        return x
+
+
+def found(network, interface, layer, num_target=1, size=(20, 24)):
+    """The order of the layer's runs, and the warnings."""
+    lines = []
+    [tap] = tap_layers(network, [layer])
+    find_run_orders(network, interface, [tap], num_target, size, lines.append)
+    tap.remove()
+    return tap.runs, lines
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("frames", [2, 3, 7])
+@pytest.mark.parametrize("keywords", [{}, {"gain": 0.2}, {"gain": 3.0}, {"ahead": 1}], ids=str)
+def test_the_direction_of_recurrent_layers_is_found(keywords, frames, seed):
+    torch.manual_seed(seed)
+    ahead = keywords.get("ahead", 0)
+    for backward, order in ((False, Runs.FORWARD), (True, Runs.BACKWARD)):
+        network = Recurrent(backward=backward, **keywords)
+        if 2 * ahead < frames:  # otherwise all runs see all frames
+            assert found(network, Interface(1, "sequence"), "tail", frames) == (order, [])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("layer", "order"), [("passes.2", Runs.BACKWARD), ("passes.3:output", Runs.FORWARD)])
+def test_the_direction_is_found_where_every_run_depends_on_all_frames(layer, order, seed):
+    torch.manual_seed(seed)
+    assert found(BothWays(), Interface(1, "sequence"), layer, 5) == (order, [])
+    assert found(BothWays(), Interface(1, "sequence"), "tail", 5) == (Runs.FORWARD, [])
+
+
+def test_the_directions_of_a_network_of_the_toolbox():
+    from csd_plugin import registration
+
+    registration.install()
+    from basicsr.archs.basicvsr_arch import BasicVSR
+
+    torch.manual_seed(0)
+    network = BasicVSR(num_feat=8, num_block=1)
+    interface = Interface(1, "sequence", scale=4)
+    for layer, order in {
+        "backward_trunk": Runs.BACKWARD,
+        "forward_trunk": Runs.FORWARD,
+        "fusion": Runs.FORWARD,
+    }.items():
+        assert found(network, interface, layer, 4, (64, 64)) == (order, [])
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("frames", [3, 5, 7])
+def test_stages_on_a_whole_window_are_not_taken_for_frames(frames, seed):
+    torch.manual_seed(seed)
+    network, window = Stages(frames), Interface(frames, "window")
+    assert found(network, window, "block") == (Runs.UNCLEAR, [])  # the last one counts, which `features` says
+    order, [line] = found(Stages(frames, gives_clip=True), Interface(1, "sequence"), "block", frames)
+    assert order is Runs.UNCLEAR
+    assert f"'block': the layer runs {frames} times in a pass of {frames} frames, and changing single frames" in line
+
+
+def test_layers_that_run_once_or_for_each_frame_of_a_window():
+    torch.manual_seed(0)
+    assert found(Aligned(), Interface(5, "window"), "align") == (Runs.FORWARD, [])
+    assert found(Aligned(), Interface(5, "window"), "tail") == (Runs.FORWARD, [])
+
+
+def test_the_search_leaves_the_network_and_random_numbers_as_they_were():
+    torch.manual_seed(0)
+    network = Recurrent(backward=True)
+    network.head = nn.Sequential(nn.Conv2d(3, WIDTH, 3, padding=1), Counts(), nn.BatchNorm2d(WIDTH), nn.Dropout2d())
+    before, random = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    assert found(network, Interface(1, "sequence"), "tail", 3) == (Runs.BACKWARD, [])
+    assert network.training and torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+class Compares(Objective):
+    """Keeps the features that it gets."""
+
+    terms = ("compared",)
+
+    def forward(self, student, teacher, target):
+        self.given = student.features[1][0], teacher.features[1][0]
+        return Terms({"compared": (self.given[0] - self.given[1]).square().mean()}, {})
+
+
+def distilled(student, teacher, interface, clip):
+    """The features of both networks that an objective gets, and the warnings."""
+    lines, objective = [], Compares()
+    taught = Teacher(teacher, objective, interface=interface)
+    d = Distiller(
+        *(student, [taught], nn.L1Loss()),
+        **{"weights": {"compared": 1.0}, "interface": interface, "warn": lines.append, "examine_every": 0},
+    )
+    d({"lq": clip, "gt": clip[:, 2:-2]})
+    return *objective.given, lines
+
+
+def test_a_backward_layer_is_compared_frame_by_frame():
+    torch.manual_seed(0)
+    clip = torch.rand(2, 7, 3, 12, 12)
+    forward, backward = (Recurrent(backward=backward, gain=0.0) for backward in (False, True))
+    backward.load_state_dict(forward.state_dict())
+    ours, theirs, lines = distilled(forward, backward, Interface(5, "sequence", feature="tail"), clip)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(ours[:, 0], forward.head(clip[:, 2]))
+    assert not lines
+
+
+def test_of_stages_the_last_one_is_compared_and_that_is_said():
+    torch.manual_seed(0)
+    clip = torch.rand(2, 7, 3, 12, 12)
+    student, teacher = (Stages(5).eval() for _ in range(2))
+    ours, _, lines = distilled(student, teacher, Interface(5, "window", feature="block:output"), clip)
+    stages = []
+    student.block.register_forward_hook(lambda module, _, output: stages.append(output))
+    student(clip[:, 1:6])
+    torch.testing.assert_close(ours[:, 1], stages[-1])
+    assert any("'block': the layer ran 5 times in one pass of 5 frames, and only the last" in line for line in lines)
