@@ -20,6 +20,8 @@ from csd_plugin.distill.trial import OF_SHAPES, is_ours
 
 _SIDES = (32, 64)
 """Pixels of the frames that are tried, before larger ones: most networks take these, at a fraction of the time."""
+_FRAMES = 5
+"""Frames of the sequences that are tried with them: the time grows with the square of their number."""
 _LEAST_CHANGE = 1e-5
 """Of a run's largest change, what is no rounding error."""
 _LEAST_SLOPE, _LEAST_CORRELATION = 0.2, 0.9
@@ -54,10 +56,12 @@ def find_run_orders(
     if is_ours(inner) or seen == 1:
         return
     with suppress(DryRunError), forked_random(), torch.no_grad():
-        captured = _captured(copied(inner).eval(), interface, [tap.layer for tap in taps], targets, seen, size)
+        layers = [tap.layer for tap in taps]
+        tried, captured = _captured(copied(inner).eval(), interface, layers, targets, size)
         for tap, runs in zip(taps, captured, strict=True):
-            if len(runs) == seen and all(isinstance(run, Tensor) and len(run) == seen + 1 for run in runs):
-                tap.runs = order_of(changes(runs))
+            if len(runs) in (tried, seen) and all(len(run) == tried + 1 for run in runs):
+                # as many as the frames of other clips: the number of frames does not matter
+                tap.runs = order_of(changes(runs)) if len(runs) == tried else Runs.UNCLEAR
             if tap.runs is Runs.UNCLEAR and interface.gives_clip:  # of a window, the last one counts, and that is said
                 warn(
                     f"feature tap {tap.path!r}: the layer runs {seen} times in a pass of {seen} frames, and changing "
@@ -67,25 +71,28 @@ def find_run_orders(
 
 
 def _captured(
-    network: nn.Module, interface: Interface, layers: Sequence[str], targets: int, seen: int, size: tuple[int, int]
-) -> list[Sequence[Tensor]]:
+    network: nn.Module, interface: Interface, layers: Sequence[str], targets: int, size: tuple[int, int]
+) -> tuple[int, list[Sequence[Tensor]]]:
     """What the runs of each layer got or gave, for a clip, and for the same clip with each frame replaced by another.
 
-    Empty for layers that did not run, and for all if the network takes no such frames.
+    Empty for layers that did not run, and for all if the network takes no such frames. Before it, the number of frames.
     """
     weight = next(network.parameters(), torch.empty(0))
-    for sides in (*((side, side) for side in _SIDES if side < min(size)), size):
+    few = max(1, min(targets, _FRAMES - interface.num_frame + 1))
+    small = [(few, (side, side)) for side in _SIDES if side < min(size)]
+    for count, sides in dict.fromkeys([*small, (few, size), (targets, size)]):
+        seen = KINDS[interface.kind].num_seen(count, interface.num_frame)
         frames = torch.rand(2, seen, 3, *sides, generator=torch.Generator().manual_seed(0)).to(weight.device)
         clips = frames[:1].repeat(seen + 1, 1, 1, 1, 1)
         for number in range(seen):
             clips[number + 1, number] = frames[1, number]
         taps = tap_layers(network, layers)
         with suppress(*OF_SHAPES):
-            interface.run(network, clips, targets)
-            return [tap.take().calls if tap.ran else () for tap in taps]
+            interface.run(network, clips, count)
+            return seen, [tap.take().calls if tap.ran else () for tap in taps]
         for tap in taps:
             tap.remove()
-    return [()] * len(layers)
+    return 0, [()] * len(layers)
 
 
 def changes(runs: Sequence[Tensor]) -> Tensor:

@@ -159,6 +159,28 @@ def test_stages_on_a_whole_window_are_not_taken_for_frames(frames, seed):
     assert f"'block': the layer runs {frames} times in a pass of {frames} frames, and changing single frames" in line
 
 
+class FixedStages(nn.Module):
+    """A sequence of any length, to whose frames seven stages on their mean are added; or seven on all at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.of_mean, self.of_all = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+
+    def forward(self, clip):
+        mean, frames = clip.mean(dim=1), clip.flatten(0, 1)
+        for _ in range(7):
+            mean, frames = mean + self.of_mean(mean), frames + self.of_all(frames)
+        return frames.unflatten(0, clip.shape[:2]) + mean[:, None]
+
+
+def test_runs_that_do_not_follow_the_number_of_frames_are_of_no_frame():
+    network, interface = FixedStages(), Interface(1, "sequence")
+    order, [line] = found(network, interface, "of_mean", 7)
+    assert order is Runs.UNCLEAR and "'of_mean': the layer runs 7 times in a pass of 7 frames" in line
+    for layer, frames in (("of_mean", 6), ("of_all", 7)):  # stages, as `features` says
+        assert found(network, interface, layer, frames) == (Runs.FORWARD, [])
+
+
 def test_layers_that_run_once_or_for_each_frame_of_a_window():
     torch.manual_seed(0)
     assert found(Aligned(), Interface(5, "window"), "align") == (Runs.FORWARD, [])
