@@ -1,7 +1,7 @@
 """One result, the scores of one network on one dataset, as JSON, CSV and Markdown.
 
-The JSON holds every frame and is read by other commands; the CSV (one row per clip and protocol) and the Markdown
-table are for people. Its form:
+The JSON holds every frame and is read by other commands; the CSV (one row per clip and protocol, written by
+`spreadsheets`) and the Markdown table are for people. Its form:
 
     {"format": "csd-results", "version": 1,
      "network": "student1", "dataset": "NTURain", "skip": [0, 0], "facts": {"iteration": 20000},
@@ -17,8 +17,6 @@ Averages are written for other readers; `load_results` computes them from the fr
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -39,6 +37,7 @@ from csd_plugin.plain import (
     section,
     whole_number,
 )
+from csd_plugin.spreadsheets import as_csv
 
 FORMAT = "csd-results"
 VERSION = 1
@@ -125,25 +124,25 @@ def csv_text(result: Result) -> str:
 
     Further metrics have such rows, too, with their values in a last column, `value`.
     """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
     clips = result.scores.clips
     further = any(clip.metrics for clip in clips.values())
-    table.writerow(["network", "dataset", "clip", "protocol", "frames", "psnr", "ssim", *(["value"] * further)])
+    table: list[list[object]] = [
+        ["network", "dataset", "clip", "protocol", "frames", "psnr", "ssim", *(["value"] * further)]
+    ]
 
     def rows(name: str, of: Collection[ClipScores], average: FrameScore, means: Mapping[str, float]) -> None:
         for protocol, quality in average.items():
             frames = sum(protocol in score for clip in of for score in clip.frames.values())
             figures = [f"{quality.psnr:.4f}", f"{quality.ssim:.6f}", *([""] * further)]
-            table.writerow([result.network, result.dataset, name, protocol, frames, *figures])
+            table.append([result.network, result.dataset, name, protocol, frames, *figures])
         for metric, value in means.items():
             frames = sum(len(clip.metrics.get(metric, ())) for clip in of)
-            table.writerow([result.network, result.dataset, name, metric, frames, "", "", f"{value:.6f}"])
+            table.append([result.network, result.dataset, name, metric, frames, "", "", f"{value:.6f}"])
 
     for name, clip in clips.items():
         rows(name, [clip], clip.average(), clip.metric_means())
     rows("average", clips.values(), result.scores.average(), result.scores.metric_means())
-    return text.getvalue()
+    return as_csv(table)
 
 
 def load_results(path: Path | str) -> Result:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from csd_plugin import spreadsheets
 from csd_plugin.report.text import html, markdown
 
 
@@ -44,9 +43,7 @@ def as_markdown(grid: Grid) -> str:
 
 def as_csv(grid: Grid) -> str:
     """Head and rows only."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([grid.head, *grid.rows])
-    return text.getvalue()
+    return spreadsheets.as_csv([grid.head, *grid.rows])
 
 
 def as_latex(grid: Grid) -> str:

@@ -74,6 +74,16 @@ def test_csv_has_a_row_a_clip_and_protocol(tmp_path):
     ]
 
 
+def test_names_are_no_formulas_in_a_spreadsheet(tmp_path):
+    names = ["=1+1", "+x", "-2+3", "@SUM(A1)", "-", "-3", "it's =1"]
+    path = results.write(tmp_path, "x", scores_of({name: [30] for name in names}), {"network": "=n", "dataset": "-d"})
+    rows = list(csv.DictReader(io.StringIO(path.with_suffix(".csv").read_text())))
+    assert [row["clip"] for row in rows[:-2:2]] == ["'=1+1", "'+x", "'-2+3", "'@SUM(A1)", "-", "-3", "it's =1"]
+    assert {(row["network"], row["dataset"]) for row in rows} == {("'=n", "'-d")}
+    result = load_results(path)
+    assert (result.network, result.dataset, list(result.scores.clips)) == ("=n", "-d", names)
+
+
 def test_table_has_the_shape_of_the_papers(tmp_path):
     before = results.write(tmp_path, "before", scores_of({"a1": [30], "a2": [31]}), {"network": "S", "dataset": "d"})
     scores = scores_of({"a1": [31.5], "a2": [30.5]}, ssim=0.95)

@@ -1,0 +1,16 @@
+"""Tables of text cells in their formats."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from csd_plugin.report.grid import Grid, as_csv, as_markdown
+
+
+def test_csv_keeps_numbers_and_has_no_formulas():
+    cells = ["=HYPERLINK(1)", "-", "-0.12", "+0.50 ± 0.03", "-inf", "+1+1", "30.00 ± 0.10"]
+    grid = Grid("t", ["row", "=2", *"abcde"], [cells])
+    shown = ["'=HYPERLINK(1)", "-", "-0.12", "+0.50 ± 0.03", "-inf", "'+1+1", "30.00 ± 0.10"]
+    assert list(csv.reader(io.StringIO(as_csv(grid)))) == [["row", "'=2", *"abcde"], shown]
+    assert "| =HYPERLINK(1) |" in as_markdown(grid)
