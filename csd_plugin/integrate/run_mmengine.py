@@ -24,6 +24,7 @@ from torch import distributed
 from csd_plugin import peers
 from csd_plugin.distill.processes import are_several
 from csd_plugin.errors import CSDError, first_line, one_line, out_of_memory, users_line
+from csd_plugin.locks import alone
 from csd_plugin.weights import find_checkpoint
 
 _OF_CONFIGS = (
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ExitStack() as stack:
             stack.push(peers.report)
             stack.enter_context(peers.explained())
-            _run(parser.parse_args(argv))
+            _run(parser.parse_args(argv), stack)
             if are_several():
                 gc.collect()  # wrappers for several processes must be deleted before their threads end
                 distributed.barrier()  # a process that leaves early may abort the others
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace, locks: ExitStack) -> None:
     # Imported first: it reports missing packages, and repairs torchvision before the Runner imports it.
     import csd_plugin.integrate.mmengine  # noqa: F401
 
@@ -85,6 +86,8 @@ def _run(arguments: argparse.Namespace) -> None:
         )
     config.launcher = arguments.launcher
     config.work_dir = arguments.work_dir or config.get("work_dir") or f"work_dirs/{arguments.config.stem}"
+    if not arguments.test and (arguments.launcher == "none" or os.environ["RANK"] == "0"):
+        locks.enter_context(alone(Path(config.work_dir)))
     if arguments.launcher == "pytorch" and not torch.cuda.is_available():
         distributed.init_process_group("gloo")  # MMEngine would set a CUDA device first
         config.model_wrapper_cfg = {

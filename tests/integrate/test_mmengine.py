@@ -18,6 +18,7 @@ from toolbox import STUDENT, TEACHER, begin_two, changed, equal, scored_set
 from csd_plugin.archs.checkpoint import load_network, read_state_dict
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.errors import CSDError
+from csd_plugin.locks import alone
 
 mmengine = pytest.importorskip("mmengine", reason="mmengine is not installed")
 
@@ -248,11 +249,35 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, tiny_rain, tiny_teach
         train(config(tmp_path, tiny_rain, tiny_teacher, student, **{key: str(tmp_path / "nan.pth")}))
 
 
-def test_a_loop_over_epochs_needs_a_sampler_with_an_end(tmp_path, tiny_rain, tiny_teacher, student):
-    epochs = {"train_cfg": {"type": "EpochBasedTrainLoop", "max_epochs": 1}, "log_processor": ...}
-    content = config(tmp_path, tiny_rain, tiny_teacher, student, **epochs)
-    with pytest.raises(CSDError, match=r"train_dataloader\.sampler: csd\.ClipSampler has no end"):
-        train(content)
+EPOCHS = {
+    "train_cfg": {"type": "EpochBasedTrainLoop", "max_epochs": 2},
+    "log_processor": ...,
+    "train_dataloader.batch_size": 3,
+    "train_dataloader.dataset.dataset_enlarge_ratio": 2,
+}
+
+
+@pytest.mark.parametrize("step", ["in the first epoch", "last of the first epoch", "in the second epoch"])
+def test_a_run_over_epochs_is_resumed_within_one(tmp_path, tiny_rain, tiny_teacher, student, step):
+    whole = train(config(tmp_path / "whole", tiny_rain, tiny_teacher, student, **EPOCHS))
+    steps = len(whole.train_dataloader)
+    assert whole.iter == 2 * steps > 4 and len(whole.train_dataloader.sampler) % 3  # the last batch is smaller
+    last = {"in the first epoch": 1, "last of the first epoch": steps, "in the second epoch": steps + 1}[step]
+    again = config(tmp_path, tiny_rain, tiny_teacher, student, **EPOCHS, resume=True)
+    train(again | {"load_from": str(tmp_path / f"whole/work/iter_{last}.pth")})
+    ends = (tmp_path / folder / f"work/iter_{2 * steps}.pth" for folder in ("whole", "."))
+    assert equal(*(torch.load(path, weights_only=True)["state_dict"] for path in ends))
+
+
+def test_a_sampler_whose_crops_begin_again_is_named_on_resuming(tmp_path, tiny_rain, tiny_teacher, student):
+    changes = EPOCHS | {"train_dataloader.sampler": {"type": "DefaultSampler", "shuffle": True}}
+    train(config(tmp_path, tiny_rain, tiny_teacher, student, **changes))
+    logs = list(tmp_path.rglob("*.log"))
+    again = changes | {"train_cfg": EPOCHS["train_cfg"] | {"max_epochs": 3}}
+    train(config(tmp_path, tiny_rain, tiny_teacher, student, **again, resume=True))
+    [first], [second] = logs, set(tmp_path.rglob("*.log")) - set(logs)
+    words = "with DefaultSampler a resumed run draws the crops of its first epochs again"
+    assert words in second.read_text() and words not in first.read_text()
 
 
 @pytest.mark.parametrize("tested", [False, True])
@@ -572,6 +597,17 @@ def test_the_launcher_says_what_a_config_lacks_in_one_line(
     assert main(["config.py", *flags]) == 2
     said = capfd.readouterr().err.strip().splitlines()
     assert said[-1].startswith("error: ") and words in said[-1] and "Traceback" not in "".join(said)
+
+
+def test_two_runs_into_one_folder_are_refused(tmp_path, capsys):
+    from csd_plugin.integrate.run_mmengine import main
+
+    (tmp_path / "config.py").write_text("model = dict(type='csd.CSDDistiller')\n")
+    with alone(tmp_path / "work"):
+        assert main([str(tmp_path / "config.py"), "--work-dir", str(tmp_path / "work")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/work: another command is writing there now")
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_config_that_does_not_run_is_one_line(tmp_path, capsys):

@@ -14,7 +14,6 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from csd_plugin.archs.checkpoint import load_weights, weights_in
 from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
 from csd_plugin.data.datasets.training_clips import TrainingDataset
-from csd_plugin.errors import CSDError
 from csd_plugin.integrate.mmengine.model import STUDENT, CSDDistiller
 from csd_plugin.integrate.mmengine.sampler import ClipSampler
 from csd_plugin.integrate.mmengine.starting import check_resumed, check_start
@@ -38,7 +37,7 @@ class DistillHook(Hook):
         check_start(runner)
 
     def before_train(self, runner: Runner) -> None:
-        _check_sampler(runner)
+        _enter_epochs(runner)
         _check_sizes(runner)
         distiller = _model(runner).distiller
         distiller.scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
@@ -78,13 +77,19 @@ class DistillHook(Hook):
             model.distiller.monitor.start = dict(ours.get("health", {}))
 
 
-def _check_sampler(runner: Runner) -> None:
-    """Raise CSDError for a loop over epochs whose first one would not end."""
-    if isinstance(runner.train_loop, EpochBasedTrainLoop) and isinstance(runner.train_dataloader.sampler, ClipSampler):
-        raise CSDError(
-            "train_dataloader.sampler: csd.ClipSampler has no end, and so no epochs; use "
-            "train_cfg=dict(type='IterBasedTrainLoop', max_iters=..), or sampler=dict(type='DefaultSampler', "
-            "shuffle=True)"
+def _enter_epochs(runner: Runner) -> None:
+    """Give a loop over epochs samples that end with the epoch, and that go on where a resumed run was."""
+    loader, loop = runner.train_dataloader, runner.train_loop
+    if not isinstance(loop, EpochBasedTrainLoop):
+        return
+    if isinstance(loader.sampler, ClipSampler):
+        loader.sampler.ends = True
+        done = max(loop.iter - loop.epoch * len(loader), 0)
+        loader.sampler.resume_at(loop.epoch, done, loader.batch_size or 1)
+    elif loop.iter and isinstance(loader.dataset, TrainingDataset):
+        runner.logger.warning(
+            f"train_dataloader.sampler: with {type(loader.sampler).__name__} a resumed run draws the crops of its "
+            f"first epochs again; csd.ClipSampler goes on with new ones"
         )
 
 

@@ -9,32 +9,43 @@ from typing import Any
 from mmengine.dist import get_dist_info
 from torch.utils.data import Sampler
 
+from csd_plugin.data.datasets.options import TrainingOptions
 from csd_plugin.data.datasets.order import Place
 
 
 class ClipSampler(Sampler[Place]):
-    """Gives places instead of indices, for our training data sets: epoch after epoch, endlessly.
+    """Gives places instead of indices, for our training data sets: one epoch, or epoch after epoch, endlessly.
 
-    A sample's draws depend only on the seed and its place, not on workers or processes: the same run under BasicSR,
-    with its `manual_seed`, has the same samples. For `IterBasedTrainLoop`.
+    A sample's draws depend only on the seed and its place, not on workers, processes or a resume: the same run under
+    BasicSR, with its `manual_seed`, has the same samples.
 
     Args:
         dataset: one of our training data sets.
         seed: by default the Runner's.
+
+    Attributes:
+        ends: after one epoch, as `EpochBasedTrainLoop` needs it; `DistillHook` sets it.
     """
 
     def __init__(self, dataset: Any, seed: int | None = None) -> None:
         self._dataset = dataset
         dataset.opt["manual_seed"] = seed or 0
         self._rank, self._world_size = get_dist_info()
+        self._epoch, self.ends = 0, False
 
     def __iter__(self) -> Iterator[Place]:
-        for epoch in itertools.count():
+        for epoch in (self._epoch,) if self.ends else itertools.count():
             yield from self._dataset.places(epoch=epoch, rank=self._rank, world_size=self._world_size)
 
     def __len__(self) -> int:
-        """Items of the data set."""
-        return len(self._dataset)
+        """Samples of this process in a whole epoch."""
+        options = TrainingOptions.of(self._dataset.opt)
+        return len(self._dataset) * options.dataset_enlarge_ratio // self._world_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Does nothing, as the order has no end."""
+        """The epoch that the next iteration gives, if it `ends`."""
+        self._epoch = epoch
+
+    def resume_at(self, epoch: int, batches: int, batch_size: int) -> None:
+        """Begin this epoch after so many batches, which were done before."""
+        self._dataset.opt["resumed_at"] = (epoch, batches * batch_size * self._world_size)
