@@ -31,7 +31,7 @@ from csd_plugin.data.stores.lmdb import (
     META_INFO,
     RECORDS,
     Header,
-    Length,
+    Original,
     Record,
     damaged,
     key_of,
@@ -366,7 +366,7 @@ class _Writer:
         except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
             raise damaged(folder) from error
         try:
-            Length(folder, self._env).check()
+            Original(folder, self._env).check()
             self._records = self._env.open_db(RECORDS)
         except BaseException:
             self._env.close()

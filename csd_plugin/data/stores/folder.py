@@ -34,7 +34,10 @@ class FolderStore(DecodingStore):
         self._shapes: dict[str, tuple[int, int]] = {}
 
     def keys(self) -> list[str]:
-        """All image files, down to five levels of folders; one warning names the files that are ignored."""
+        """All image files, down to five levels of folders; one warning names the files that are ignored.
+
+        Raises CSDError if there are LMDB stores in their place, as in the cache of `csd adapt`.
+        """
         frames: list[str] = []
         strays: Counter[str] = Counter()
         empty: list[str] = []
@@ -44,6 +47,8 @@ class FolderStore(DecodingStore):
             strays.update(name for name in files if not is_frame_name(name))
             if not found and is_clip_name(Path(folder).name):
                 empty.append(folder.rstrip("/"))
+        if not frames and (stores := sorted(filter(holds_store, self.root.glob("*.lmdb")))):
+            raise CSDError(f"{self.root}: no images, but an LMDB store in it: give {' or '.join(map(str, stores))}")
         if strays:
             names = ", ".join(f"{name} ({n}x)" if n > 1 else name for name, n in strays.most_common(3))
             logger.warning(

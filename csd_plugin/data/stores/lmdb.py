@@ -187,8 +187,8 @@ class LmdbFile:
     It is never closed, as the arrays that it has given out are views into its map.
     """
 
-    def __init__(self, folder: Path, env: lmdb.Environment, length: Length) -> None:
-        self.folder, self._env, self._length = folder, env, length
+    def __init__(self, folder: Path, env: lmdb.Environment, original: Original) -> None:
+        self.folder, self._env, self.original = folder, env, original
         with _reading(folder):
             self._values = env.begin(buffers=True)
             self._records = env.begin(db=env.open_db(RECORDS, create=False))
@@ -200,20 +200,20 @@ class LmdbFile:
     def value(self, key: str) -> memoryview | None:
         """The value of the key (without suffix), as a view into the map, or None."""
         with _reading(self.folder):
-            self._length.check()
+            self.original.check()
             return self._values.get(key.encode())
 
     def record(self, key: str) -> Record | None:
         """The frame's record, by its key without suffix."""
         with _reading(self.folder):
-            self._length.check()
+            self.original.check()
             data = self._records.get(key.encode())
         return None if data is None else parse_record(data, self.folder)
 
     def records(self) -> Iterator[tuple[str, Record]]:
         """(key without suffix, record) of all frames."""
         with _reading(self.folder):
-            self._length.check()
+            self.original.check()
             for key, data in self._records.cursor():
                 if key != HEADER_KEY:
                     yield key_of(key, self.folder), parse_record(data, self.folder)
@@ -221,7 +221,7 @@ class LmdbFile:
     def value_keys(self) -> list[str]:
         """The keys of all values, without suffix."""
         with _reading(self.folder):
-            self._length.check()
+            self.original.check()
             keys = [bytes(key) for key in self._values.cursor().iternext(values=False)]
         return [key.decode(errors="replace") for key in keys if key != RECORDS]
 
@@ -229,8 +229,8 @@ class LmdbFile:
 class ToolboxFile(LmdbFile):
     """An open store made by BasicSR's `make_lmdb_from_imgs`; the facts about its frames are in meta_info.txt."""
 
-    def __init__(self, folder: Path, env: lmdb.Environment, length: Length) -> None:
-        self.folder, self._env, self._length = folder, env, length
+    def __init__(self, folder: Path, env: lmdb.Environment, original: Original) -> None:
+        self.folder, self._env, self.original = folder, env, original
         self.header = Header("source", within="", complete=True)
         try:
             lines = read_text(folder / META_INFO).splitlines()
@@ -293,35 +293,62 @@ def open_file(folder: Path) -> LmdbFile:
 def _open(folder: Path) -> LmdbFile:
     with _reading(folder):
         env = environment(folder)
-        length = Length(folder, env)
-        length.check()
+        original = Original(folder, env)
+        original.check()
         try:
             env.open_db(RECORDS, create=False)
         except lmdb.NotFoundError:
-            return ToolboxFile(folder, env, length)
-    return LmdbFile(folder, env, length)
+            return ToolboxFile(folder, env, original)
+    return LmdbFile(folder, env, original)
 
 
-class Length:
-    """Checks that a store's file is as long as its pages say: accessing a missing part would end the process.
+class Original:
+    """Checks that a store's file is still what was opened: accessing a missing part would end the process.
 
-    The check is of the open file, whatever has its name now. It cannot help if the file is cut short while a frame is
-    being read.
+    The check is of the open file, whatever has its name now. It cannot help if the file changes while a frame is being
+    read, nor if another store of the same layout is written over it.
     """
 
     def __init__(self, folder: Path, env: lmdb.Environment) -> None:
         self._folder = folder
         self._file = (folder / DATA).open("rb", buffering=0)
-        self._expected = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+        page = env.stat()["psize"]
+        self._expected, self._roots = (env.info()["last_pgno"] + 1) * page, 2 * page
+        self._modified, self._begin = self._status().st_mtime_ns, self._beginning()
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """The same for all processes of a machine that have opened this file."""
+        status = self._status()
+        return status.st_dev, status.st_ino
 
     def check(self) -> None:
-        """Raise CSDError if the file is too short."""
-        size = os.fstat(self._file.fileno()).st_size
-        if size < self._expected:
+        """Raise CSDError if the file is too short, or the pages that refer to all others have changed."""
+        status = self._status()
+        if status.st_size < self._expected:
             raise CSDError(
-                f"{self._folder}: {DATA} is cut short, {size} bytes of {self._expected}: remove the store, and "
-                f"build it again"
+                f"{self._folder}: {DATA} is cut short, {status.st_size} bytes of {self._expected}: remove the store, "
+                f"and build it again"
             )
+        if status.st_mtime_ns != self._modified:  # after `touch`, it is still the same
+            if self._beginning() != self._begin:
+                raise replaced(self._folder)
+            self._modified = status.st_mtime_ns
+
+    def _status(self) -> os.stat_result:
+        return os.fstat(self._file.fileno())
+
+    def _beginning(self) -> bytes:
+        if not hasattr(os, "pread"):  # Windows, where a mapped file is rarely written to
+            return b""
+        return os.pread(self._file.fileno(), self._roots, 0)  # forked processes share the position
+
+
+def replaced(folder: Path) -> CSDError:
+    """The error to raise for a store that is not the one whose frames were listed."""
+    return CSDError(
+        f"{folder}: another store has taken its place while it was in use: start again, or put the first one back"
+    )
 
 
 def open_lmdb(folder: Path, cache_mb: float = 0) -> FrameStore:
@@ -331,11 +358,12 @@ def open_lmdb(folder: Path, cache_mb: float = 0) -> FrameStore:
 
 
 class _LmdbStore(FrameStore):
-    """The common part of both kinds. Each process opens the file when it is first needed."""
+    """The common part of both kinds. Each process opens the file when it is first needed, and takes no other for it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.root = folder / open_file(folder).header.within
+        file = open_file(folder)
+        self.folder, self.root = folder, folder / file.header.within
+        self._identity = file.original.identity
         self._file: LmdbFile | None = None
 
     def keys(self) -> list[str]:
@@ -359,7 +387,10 @@ class _LmdbStore(FrameStore):
 
     def _open(self) -> LmdbFile:
         if self._file is None:
-            self._file = open_file(self.folder)
+            file = open_file(self.folder)
+            if file.original.identity != self._identity:
+                raise replaced(self.folder)
+            self._file = file
         return self._file
 
     def _missing(self, key: str) -> CSDError:

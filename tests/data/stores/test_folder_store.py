@@ -1,6 +1,7 @@
 import io
 import logging
 import pickle
+import shutil
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ from synthetic import moving_scene, write_image
 
 from csd_plugin.data.images import decode_image, header_shape
 from csd_plugin.data.stores import open_store
+from csd_plugin.data.stores.build import build_store
 from csd_plugin.data.stores.folder import FolderStore
 from csd_plugin.data.stores.interface import FrameCache
 from csd_plugin.data.stores.joined import JoinedStore
@@ -271,3 +273,13 @@ def test_real_frames(shared):
         frame = store.read(key)
         assert store.shape(key) == frame.shape[:2] == (480, 640)
         assert np.abs(frame.astype(int) - expected).max() <= 3  # decoders round differently
+
+
+def test_a_folder_of_stores_alone_names_them(folder):
+    build_store(folder, folder / "frames.lmdb")
+    assert len(open_store(folder).keys()) == 4  # the images count
+    shutil.rmtree(folder / "clip")
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(CSDError) as error:
+        open_store(folder).keys()
+    assert str(error.value) == f"{folder}: no images, but an LMDB store in it: give {folder / 'frames.lmdb'}"

@@ -287,6 +287,42 @@ def test_a_store_that_is_cut_short_while_it_is_in_use(stores, tmp_path, encoding
             action(keys[0])
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_store_that_is_replaced_while_it_is_in_use(stores, tmp_path, encoding):
+    """Whoever has opened the first one goes on reading it; a spawned worker does not read another."""
+    folder, first = tmp_path / "s.lmdb", tmp_path / "first.lmdb"
+    shutil.copytree(stores[encoding], folder)
+    store = open_store(folder)
+    key = store.keys()[0]
+    before = store.read(key).copy()
+    folder.rename(first)
+    shutil.copytree(stores[encoding], folder)
+    assert np.array_equal(store.read(key), before)
+    for action in ("read", "shape"):
+        with pytest.raises(CSDError, match=r"s\.lmdb: another store has taken its place while it was in use"):
+            getattr(pickle.loads(pickle.dumps(store)), action)(key)
+    shutil.rmtree(folder)
+    first.rename(folder)
+    assert np.array_equal(pickle.loads(pickle.dumps(store)).read(key), before)
+
+
+@pytest.mark.skipif(not hasattr(os, "pread"), reason="a mapped file is looked into")
+def test_a_store_that_is_written_over_while_it_is_in_use(stores, folder, tmp_path):
+    target, other = tmp_path / "s.lmdb", tmp_path / "other.lmdb"
+    shutil.copytree(stores["source"], target)
+    build_store(folder / "Dataset_Training_Synthetic", other, "raw")
+    store = open_store(target)
+    key = store.keys()[0]
+    os.utime(target / "data.mdb", ns=(1, 1))
+    store.read(key)  # nothing has changed
+    data = (other / "data.mdb").read_bytes()
+    with (target / "data.mdb").open("r+b") as file:  # without making it shorter first
+        file.write(data + bytes(max(0, (target / "data.mdb").stat().st_size - len(data))))
+    for action in (store.read, store.shape):
+        with pytest.raises(CSDError, match=r"s\.lmdb: another store has taken its place while it was in use"):
+            action(key)
+
+
 def test_lmdbs_of_others_are_refused(tmp_path):
     with lmdb.open(str(tmp_path / "x.lmdb")) as env, env.begin(write=True) as txn:
         txn.put(b"a", b"b")
