@@ -55,6 +55,8 @@ def refused_by_disk(error: OSError) -> str:
 
     Empty for an error that names no file and does not come from a disk.
     """
+    if "No usable temporary directory" in str(error):
+        return "no folder for temporary files can be written to; set TMPDIR to one that can"
     advice = _DISK.get(error.errno or 0)
     if advice is None and error.filename is None:
         return ""

@@ -1,12 +1,13 @@
-"""Packages that only some jobs need: what is reported if one is missing."""
+"""What only some jobs need, packages and a folder for temporary files: what is reported if it is missing."""
 
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from csd_plugin.errors import CSDError, announce, first_line
+from csd_plugin.errors import CSDError, announce, first_line, refused_by_disk
 from csd_plugin.versions import check_versions
 
 _ALWAYS = ("PIL", "av", "cv2", "filelock", "jinja2", "lmdb", "numpy", "safetensors", "torch", "tqdm")
@@ -74,14 +75,23 @@ def _commands(modules: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(commands))
 
 
+def check_temporary_folder() -> None:
+    """Raise CSDError if no temporary file can be made: torch makes some as soon as it trains or exports."""
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise CSDError(refused_by_disk(error)) from error
+
+
 @contextmanager
 def or_exit(job: str) -> Iterator[None]:
     """`needed_by` for the imports of the launchers, where nobody catches errors: the process ends with status 2.
 
-    The same happens if a version is too old.
+    The same happens if a version is too old, or if no temporary file can be made.
     """
     try:
         check_versions(job, toolbox=True)
+        check_temporary_folder()
         with needed_by(job, _LAUNCHERS):
             yield
     except CSDError as error:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from csd_plugin.atomic import hidden_name
-from csd_plugin.errors import CSDError, at
+from csd_plugin.errors import CSDError, at, cannot_write
 
 _MARK = ".csd_lock"
 
@@ -32,7 +32,7 @@ def alone(output: Path, *, wait: bool = False) -> Iterator[None]:
     beside the output, so it works between all users who can write there. The file is removed with the lock; one that a
     killed process leaves is removed by the next process. If no file can be made or locked there, the lock is in the
     folder of temporary files, and works between processes of one user with the same TMPDIR. Raises CSDError if
-    something else is in the place of that folder.
+    something else is in the place of that folder, or if neither place can be written to.
 
     Args:
         output: a file or folder, which need not exist.
@@ -42,8 +42,8 @@ def alone(output: Path, *, wait: bool = False) -> Iterator[None]:
     try:
         try:
             release = _beside(real, wait)
-        except OSError:
-            release = _held(_folder() / f"{_digest(real)}.lock", wait)
+        except OSError as refused:
+            release = _elsewhere(output, real, wait, refused)
     except _Taken as error:
         raise CSDError(
             f"{output}: another command is writing there now; wait until it ends, or give another output"
@@ -75,6 +75,20 @@ def _beside(output: Path, wait: bool) -> _Release:
             release()
             raise
         return release
+
+
+def _elsewhere(output: Path, real: Path, wait: bool, refused: OSError) -> _Release:
+    """Take the lock in the folder of temporary files. If that is impossible, too, raises the reason that matters.
+
+    Args:
+        refused: why it cannot be beside the output.
+    """
+    try:
+        return _held(_folder() / f"{_digest(real)}.lock", wait)
+    except OSError as error:
+        if not os.access(real if real.is_dir() else _up_to_a_folder(real)[-1], os.W_OK):
+            raise cannot_write(output, refused) from error
+        raise
 
 
 def _up_to_a_folder(output: Path) -> list[Path]:

@@ -33,6 +33,7 @@ from csd_plugin.data.stores import open_store
 from csd_plugin.data.video import open_reader
 from csd_plugin.devices import pick_device
 from csd_plugin.errors import CSDError
+from csd_plugin.extras import check_temporary_folder
 from csd_plugin.inference.backends import GRAPH_SUFFIXES
 from csd_plugin.inference.runner import Derainer
 from csd_plugin.metrics.image_quality import Image
@@ -224,6 +225,7 @@ def _save(run: _Run) -> None:
 
 def _check(plan: Plan) -> Path:
     """The student's checkpoint. Raises CSDError for anything that would make the run fail at its end."""
+    check_temporary_folder()
     source = find_checkpoint(plan.student)
     if source.suffix.lower() in GRAPH_SUFFIXES:
         raise CSDError(f"--student {source}: an exported network cannot learn: give its checkpoint")

@@ -15,6 +15,7 @@ from csd_plugin.atomic import draft_folder, link_or_copy
 from csd_plugin.errors import CSDError, cannot_write
 from csd_plugin.export.quantize import quantise
 from csd_plugin.export.writers import FORMATS, Run
+from csd_plugin.extras import check_temporary_folder
 from csd_plugin.inference.backends import INCOMPLETE
 from csd_plugin.inference.facts import Facts, study
 from csd_plugin.inference.graph import DTYPES, OPSET, Computing, ready, to_onnx
@@ -75,7 +76,8 @@ def export_network(
 
     Raises:
         CSDError: the kind of file, precision or opset is not supported, a package is not installed, calibration is
-            missing for int8 or given for another precision, the folder does not exist, or frames differ.
+            missing for int8 or given for another precision, the folder or one for temporary files does not exist, or
+            frames differ.
     """
     output = Path(output)
     if output.suffix.lower() not in FORMATS:
@@ -94,6 +96,7 @@ def export_network(
         raise CSDError(f"{output}: {form.title} has no ONNX opset; leave --opset out, or write .onnx")
     if not output.parent.is_dir():
         raise CSDError(f"{output}: the folder {output.parent} does not exist; make it first")
+    check_temporary_folder()
 
     opset = OPSET if opset is None else opset
     facts = replace(study(network, license), adapted=adapted)

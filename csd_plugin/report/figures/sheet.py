@@ -127,10 +127,16 @@ class Sheet:
 
 
 def _matplotlib() -> tuple[type[Figure], type[FigureCanvasAgg]]:
-    """Its classes of a figure and of a canvas. Raises CSDError if it is missing."""
-    with needed_by("a figure"):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+    """Its classes of a figure and of a canvas. Raises CSDError if it is missing, or has no folder for its files."""
+    try:
+        with needed_by("a figure"):
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+    except OSError as error:
+        raise CSDError(
+            "a figure: matplotlib finds no folder for its files; set MPLCONFIGDIR, or TMPDIR, to one that can be "
+            "written to"
+        ) from error
     return Figure, FigureCanvasAgg
 
 
