@@ -149,6 +149,8 @@ def users_line(error: Exception) -> str:
         return str(error)
     if isinstance(error, UnicodeEncodeError):
         return odd_name(error)
+    if isinstance(error, RuntimeError) and re.search(r"determine (the )?home directory", str(error)):
+        return "a library looks for your home folder, and there is none; set HOME to a folder"
     known = refused_by_disk(error) if isinstance(error, OSError) else out_of_memory(error)
     return known or lost_loader(error)
 

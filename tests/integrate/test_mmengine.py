@@ -599,6 +599,23 @@ def test_the_launcher_says_what_a_config_lacks_in_one_line(
     assert said[-1].startswith("error: ") and words in said[-1] and "Traceback" not in "".join(said)
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["could not determine the home directory for '~/.cache', set HOME", "Could not determine home directory."],
+)
+def test_a_user_without_a_home_folder_is_one_line(tmp_path, monkeypatch, capsys, words):
+    """As in a container that runs under any number: yapf, which MMEngine imports, asks platformdirs for its cache."""
+    from csd_plugin.integrate import run_mmengine
+
+    def run(*_):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(run_mmengine, "_run", run)
+    assert run_mmengine.main([str(tmp_path / "config.py")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == "error: a library looks for your home folder, and there is none; set HOME to a folder"
+
+
 def test_two_runs_into_one_folder_are_refused(tmp_path, capsys):
     from csd_plugin.integrate.run_mmengine import main
 
