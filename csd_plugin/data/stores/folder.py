@@ -32,6 +32,7 @@ class FolderStore(DecodingStore):
         if holds_store(self.root):
             raise CSDError(f"data root {self.root} is an LMDB store: give the folder of images that it was made of")
         self._shapes: dict[str, tuple[int, int]] = {}
+        self._sizes: dict[str, int] = {}  # in bytes, by which a file that is replaced meanwhile is known
 
     def keys(self) -> list[str]:
         """All image files, down to five levels of folders; one warning names the files that are ignored.
@@ -63,6 +64,7 @@ class FolderStore(DecodingStore):
             try:
                 with (self.root / key).open("rb") as file:
                     shape = header_shape(file)
+                    self._sizes.setdefault(key, os.fstat(file.fileno()).st_size)
             except OSError as error:
                 raise self._unreadable(key, error) from error
             if shape is None:
@@ -73,9 +75,15 @@ class FolderStore(DecodingStore):
 
     def encoded(self, key: str) -> bytes:
         try:
-            return (self.root / key).read_bytes()
+            data = (self.root / key).read_bytes()
         except OSError as error:
             raise self._unreadable(key, error) from error
+        if len(data) != (known := self._sizes.setdefault(key, len(data))):
+            raise CSDError(
+                f"{self.where(key)}: the file has been replaced while it was in use ({len(data)} bytes, {known} "
+                f"before): restore it, or start again"
+            )
+        return data
 
     def where(self, key: str) -> str:
         return str(self.root / key)

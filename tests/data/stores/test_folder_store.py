@@ -191,7 +191,10 @@ def test_a_missing_file_and_one_that_changed(folder):
     with pytest.raises(CSDError, match=r"9\.png: cannot be read"):
         store.shape("clip/9.png")
     assert store.shape("clip/0.png") == (24, 36)
-    write_image(folder / "clip" / "0.png", PICTURE[:10])
+    file = folder / "clip" / "0.png"
+    length = file.stat().st_size
+    write_image(file, PICTURE[:10])
+    file.write_bytes(file.read_bytes().ljust(length, b"\0"))
     with pytest.raises(CSDError, match=r"0\.png: 36x10 pixels.*36x24"):
         store.read("clip/0.png")
 
@@ -283,3 +286,20 @@ def test_a_folder_of_stores_alone_names_them(folder):
     with pytest.raises(CSDError) as error:
         open_store(folder).keys()
     assert str(error.value) == f"{folder}: no images, but an LMDB store in it: give {folder / 'frames.lmdb'}"
+
+
+@pytest.mark.parametrize("first", ["shape", "read"])
+def test_a_file_that_is_replaced_while_it_is_in_use(folder, first):
+    """By a frame of the same size, as other rain on the same clip; also in a spawned worker."""
+    store = open_store(folder)
+    getattr(store, first)("clip/0.png")
+    file = folder / "clip" / "0.png"
+    before, other = file.read_bytes(), encoded(Image.fromarray(255 - PICTURE // 2), "PNG")
+    file.write_bytes(other)
+    for one in (store, pickle.loads(pickle.dumps(store))):
+        with pytest.raises(CSDError) as error:
+            one.read("clip/0.png")
+        words = f"the file has been replaced while it was in use ({len(other)} bytes, {len(before)} before)"
+        assert str(error.value) == f"{file}: {words}: restore it, or start again"
+    file.write_bytes(before)
+    assert store.read("clip/0.png").shape == (24, 36, 3)
