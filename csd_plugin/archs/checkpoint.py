@@ -315,11 +315,14 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
 
 
 def _check_values(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Raise CSDError if a tensor holds NaN or infinity. A buffer may hold it where the network's own does: a mask."""
+    """Raise CSDError if a tensor holds NaN or infinity, in the network's type of numbers.
+
+    A buffer may hold it where the network's own does: a mask.
+    """
     learned, bad = {name for name, _ in network.named_parameters()}, []
     own = {name: value for name, value in network.state_dict().items() if name in state}
     for name, value in own.items():
-        broken = ~state[name].isfinite()
+        broken = ~state[name].to(value.dtype).isfinite()
         if name not in learned and not is_lazy(value) and broken.any():
             broken &= value.isfinite().to(broken.device)
         bad += [name] if broken.any() else []

@@ -423,6 +423,17 @@ def test_weights_that_are_not_finite_are_refused_with_their_file(tmp_path, netwo
     assert all(torch.equal(weight, before[key]) for key, weight in network.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float64])
+def test_weights_are_looked_at_in_the_networks_type_of_numbers(dtype):
+    network, values = nn.Linear(2, 2, bias=False), torch.tensor([[0.5, 1.0], [2.0, -4.0]])
+    load_weights(network, {"weight": values.to(dtype)}, source="x.pth")
+    assert torch.equal(network.weight, values)
+    values[0, 0] = torch.nan
+    for broken in (values.to(dtype), values.double().nan_to_num(nan=1e300)):
+        with pytest.raises(CSDError, match=r"x\.pth: its weight weight holds NaN or infinity"):
+            load_weights(network, {"weight": broken}, source="x.pth")
+
+
 def test_a_mask_may_hold_infinity_where_the_networks_own_does():
     masked = nn.BatchNorm2d(2)
     masked.register_buffer("mask", torch.tensor([0.0, -torch.inf]))

@@ -18,6 +18,7 @@ which have no records, can be read here too, through their meta_info.txt.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -25,7 +26,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -302,6 +303,22 @@ def _open(folder: Path) -> LmdbFile:
     return LmdbFile(folder, env, original)
 
 
+class Identity(NamedTuple):
+    """What tells an open file from another that has its name later, in any process of this machine.
+
+    Attributes:
+        number: of the file; some network drives give an unchanged file another one now and then.
+        content: when it was last changed, and SHA-256 of the pages that refer to all others.
+    """
+
+    number: tuple[int, int]
+    content: tuple[int, str]
+
+    def is_of(self, other: Identity) -> bool:
+        """Whether both are of one file."""
+        return self.number == other.number or self.content == other.content
+
+
 class Original:
     """Checks that a store's file is still what was opened: accessing a missing part would end the process.
 
@@ -317,10 +334,10 @@ class Original:
         self._modified, self._begin = self._status().st_mtime_ns, self._beginning()
 
     @property
-    def identity(self) -> tuple[int, int]:
-        """The same for all processes of a machine that have opened this file."""
+    def identity(self) -> Identity:
         status = self._status()
-        return status.st_dev, status.st_ino
+        begin = hashlib.sha256(self._beginning()).hexdigest()
+        return Identity((status.st_dev, status.st_ino), (status.st_mtime_ns, begin))
 
     def check(self) -> None:
         """Raise CSDError if the file is too short, or the pages that refer to all others have changed."""
@@ -388,7 +405,7 @@ class _LmdbStore(FrameStore):
     def _open(self) -> LmdbFile:
         if self._file is None:
             file = open_file(self.folder)
-            if file.original.identity != self._identity:
+            if not file.original.identity.is_of(self._identity):
                 raise replaced(self.folder)
             self._file = file
         return self._file
