@@ -692,7 +692,7 @@ def test_a_truncated_frame_stops_a_test(launcher, tiny_rain, tmp_path_factory, c
     assert half_written(launcher.folder / "results") == []
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(launcher, tiny_rain, capfd):
+def test_a_loss_that_is_not_finite_stops_the_run(launcher, tiny_rain, capfd, monkeypatch):
     stopped(
         launcher,
         capfd,
@@ -703,6 +703,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(launcher, tiny_rain, capfd):
     torch.nn.init.constant_(network.conv5.bias, float("nan"))
     torch.save(network.state_dict(), "nan.pth")
     options = train_options(tiny_rain, name="nan", **{"path.pretrain_network_g": "nan.pth"})
+    stopped(
+        launcher, capfd, options, "pretrain_network_g", "nan.pth: its weight conv5.bias holds NaN", "another checkpoint"
+    )
+    monkeypatch.setattr("csd_plugin.archs.checkpoint._check_values", lambda *_: None)  # as if it had come later
     stopped(launcher, capfd, options, "iteration 1", "conv5.bias is not finite", "earlier checkpoint")
     assert half_written(launcher.folder / "experiments") == []
 
