@@ -101,10 +101,10 @@ def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) ->
 
 def _check_objective(distillation: Distillation, runs: Mapping[str, Dry]) -> None:
     """Raise CSDError for features that the objective would refuse in the first step; the message names its key."""
-    student = runs["network_g"]
+    student, objective = runs["network_g"], checked_objective(distillation)
+    resizes = objective.resizes or "resize" in distillation.adapters
     for label in distillation.teachers:
-        teacher, objective = runs[f"network_{label}"], checked_objective(distillation)
-        resizes = objective.resizes or "resize" in distillation.adapters
+        teacher = runs[f"network_{label}"]
         _check_pairs(student.features, teacher.features, f"network_{label}", resizes=resizes)
         compared = adapted_shapes(student.view(), teacher.view(), distillation.adapters)
         check_features(objective, compared, teacher.view())

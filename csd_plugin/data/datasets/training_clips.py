@@ -154,6 +154,11 @@ class TrainingDataset(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
+    @property
+    def epoch_size(self) -> int:
+        """Samples of an epoch over all processes."""
+        return len(self) * TrainingOptions.of(self.opt).dataset_enlarge_ratio
+
     def places(self, *, epoch: int, rank: int = 0, world_size: int = 1) -> Iterator[Place]:
         """One process's share of an epoch of `dataset_enlarge_ratio` times all items, from where a resumed run stopped.
 
@@ -161,13 +166,12 @@ class TrainingDataset(Dataset):
         number of its samples, over all processes, that were done before.
         """
         stopped_in, done = self.opt.get("resumed_at") or (None, 0)
-        options = TrainingOptions.of(self.opt)
         return places(
             len(self),
             seed=int(self.opt.get("manual_seed", torch.initial_seed())),
             epoch=epoch,
-            count=len(self) * options.dataset_enlarge_ratio,
-            shuffle=options.use_shuffle,
+            count=self.epoch_size,
+            shuffle=TrainingOptions.of(self.opt).use_shuffle,
             rank=rank,
             world_size=world_size,
             start=done if epoch == stopped_in else 0,

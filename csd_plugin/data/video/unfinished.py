@@ -144,7 +144,7 @@ def worth_resuming(video: Path) -> Unfinished | None:
 
 
 def _is_work(num_frames: int, seconds: float) -> bool:
-    """Whether to keep so many frames, made in this time."""
+    """Whether these frames, which took this long, are worth keeping."""
     return num_frames >= WORTH_KEEPING or (num_frames > 0 and seconds >= WORTH_SECONDS)
 
 
@@ -198,7 +198,7 @@ class Recorder:
             self._complete = self._count
 
     def saves_work(self, num_frames: int) -> bool:
-        """Whether a run that continues after so many frames saves enough work to keep them."""
+        """Whether it is worth keeping the first `num_frames` frames for a run that continues after them."""
         return self._continues or _is_work(num_frames, time.monotonic() - self._began)
 
     def stop(self) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from mmengine.dist import get_dist_info
 from torch.utils.data import Sampler
 
-from csd_plugin.data.datasets.options import TrainingOptions
 from csd_plugin.data.datasets.order import Place
 
 
@@ -39,8 +38,7 @@ class ClipSampler(Sampler[Place]):
 
     def __len__(self) -> int:
         """Samples of this process in a whole epoch."""
-        options = TrainingOptions.of(self._dataset.opt)
-        return len(self._dataset) * options.dataset_enlarge_ratio // self._world_size
+        return int(self._dataset.epoch_size) // self._world_size
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that the next iteration gives, if it `ends`."""

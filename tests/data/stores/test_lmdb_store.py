@@ -308,7 +308,7 @@ def test_a_store_that_is_replaced_while_it_is_in_use(stores, tmp_path, encoding)
     assert np.array_equal(pickle.loads(pickle.dumps(store)).read(key), before)
 
 
-@pytest.mark.skipif(not hasattr(os, "pread"), reason="a mapped file is looked into")
+@pytest.mark.skipif(not hasattr(os, "pread"), reason="needs os.pread, which Windows lacks")
 def test_a_store_that_is_written_over_while_it_is_in_use(stores, folder, tmp_path):
     target, other = tmp_path / "s.lmdb", tmp_path / "other.lmdb"
     shutil.copytree(stores["source"], target)
