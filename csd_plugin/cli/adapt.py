@@ -100,11 +100,13 @@ def _version(path: Path) -> tuple[int, int] | None:
 
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.adapt.run import Plan, adapt
+    from csd_plugin.inference.memory import keep_freed_memory
 
     if args.keep is not None and not args.pairs:
         raise CSDError(
             f"--keep {args.keep:g}: there are no pairs to mix in; give them with --pairs, or leave --keep out"
         )
+    keep_freed_memory()
     adapt(
         Plan(
             inputs=tuple(args.inputs),

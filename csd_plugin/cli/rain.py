@@ -75,10 +75,12 @@ def outputs(args: argparse.Namespace) -> list[Path]:
 
 def run(args: argparse.Namespace) -> None:
     from csd_plugin.data.rain import find_preset, override
+    from csd_plugin.inference.memory import keep_freed_memory
 
     if not (args.out or args.contact_sheet or args.calibrate):
         raise CSDError("nothing to do: give OUT, --contact-sheet or --calibrate")
     params = override(find_preset(args.preset), args.set)
+    keep_freed_memory()
     if args.calibrate:
         params = _calibrate(args, params)
     if args.contact_sheet:

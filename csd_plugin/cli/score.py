@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from csd_plugin.atomic import refuse_inputs
+    from csd_plugin.inference.memory import keep_freed_memory
     from csd_plugin.metrics.metric import open_metrics
     from csd_plugin.metrics.results import files_written, load_results, refuse_strangers, save
     from csd_plugin.metrics.scores import Result
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         refuse_inputs(files_written(args.out), [path for path in (args.baseline, args.lpips_weights) if path])
         refuse_strangers(args.out)
+    keep_freed_memory()
     baseline = load_results(args.baseline) if args.baseline else None
     names = args.metrics if args.metrics is not None else [] if args.truth else WITHOUT_TRUTH
     if any(METRICS[name].uses_torchvision for name in names if name in METRICS):
