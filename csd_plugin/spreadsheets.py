@@ -1,4 +1,4 @@
-"""Tables as CSV that spreadsheet programs show as it is written."""
+"""Tables as CSV that spreadsheet programs show as it is written, and the rows of tables in Markdown."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def as_csv(rows: Iterable[Sequence[object]]) -> str:
 def _shown(cell: object) -> object:
     runs = isinstance(cell, str) and _FORMULA.match(cell) and not _HARMLESS.fullmatch(cell)
     return f"'{cell}" if runs else cell
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    """A row of a Markdown table, in one line: a folder's name may have line breaks and bars, which would end a cell."""
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"

@@ -79,7 +79,7 @@ def score_folders(
         if partner is None
         else pair_folders(results, partner, skip, clips, is_truth=bool(truth), of_input=of_input)
     )
-    _check_sizes(pairs, (metrics or {}).values())
+    _check_sizes(pairs, (metrics or {}).values(), of_input=of_input)
     before = [None, *pairs[:-1]]
     score = partial(_score_pair, has_truth=truth is not None, metrics=metrics or {}, of_input=of_input)
     scores = Scores(skip=skip)
@@ -269,11 +269,15 @@ def _numbers(files: Sequence[Path]) -> list[str]:
     return [str(number) for number in changing[0]]
 
 
-def _check_sizes(pairs: Iterable[FramePair], metrics: Collection[Metric]) -> None:
-    """Raise CSDError for frames that are too small for a metric, by their headers, before hours of work on others."""
+def _check_sizes(pairs: Iterable[FramePair], metrics: Collection[Metric], *, of_input: bool) -> None:
+    """Raise CSDError for frames that are too small for a metric, by their headers, before hours of work on others.
+
+    Args:
+        of_input: smaller results are enlarged, as `score_folders` says, so that their partners' sizes count.
+    """
     first: dict[tuple[int, int], FramePair] = {}
     for pair in pairs if metrics else ():
-        with suppress(OSError), pair.result.open("rb") as file:
+        with suppress(OSError), (pair.partner if of_input else pair.result).open("rb") as file:
             shape = header_shape(file)
             if shape:
                 first.setdefault(shape, pair)

@@ -11,6 +11,7 @@ from csd_plugin.metrics import METRICS
 from csd_plugin.metrics import published as published_numbers
 from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.scores import Result
+from csd_plugin.spreadsheets import markdown_row
 
 NONE = "-"
 WITHOUT_TRUTH = "without_truth"
@@ -139,8 +140,8 @@ def _published_note(results: Sequence[Result], clips: Sequence[str]) -> str:
 def _table(rows: Sequence[_ScoreRow], clips: Sequence[str], base: _ScoreRow | None) -> str:
     gains = ["ΔPSNR", "ΔSSIM"] if base else []
     lines = [
-        _line(["network", "", *clips, "average", *gains]),
-        _line(["---", "---", *["---:"] * (len(clips) + 1 + len(gains))]),
+        markdown_row(["network", "", *clips, "average", *gains]),
+        markdown_row(["---", "---", *["---:"] * (len(clips) + 1 + len(gains))]),
     ]
     for row in rows:
         average = row.average(clips)
@@ -149,7 +150,7 @@ def _table(rows: Sequence[_ScoreRow], clips: Sequence[str], base: _ScoreRow | No
             values = [row.clips.get(clip) for clip in clips]
             cells = [_number(value, metric) for value in (*values, average)]
             deltas = [_number(gain, name, "+") if name == metric else "" for name in Quality._fields] if base else []
-            lines.append(_line([row.name if metric == "psnr" else "", metric.upper(), *cells, *deltas]))
+            lines.append(markdown_row([row.name if metric == "psnr" else "", metric.upper(), *cells, *deltas]))
     return "\n".join(lines)
 
 
@@ -161,8 +162,8 @@ def _metrics_table(results: Sequence[Result], clips: Sequence[str], baseline: Re
     given = {name: None for result in results for clip in result.scores.clips.values() for name in clip.metrics}
     names = [name for name in METRICS if name in given] + [name for name in given if name not in METRICS]
     lines = [
-        _line(["network", "metric", *clips, "average", *(["Δ"] if baseline else [])]),
-        _line(["---", "---", *["---:"] * (len(clips) + 1 + bool(baseline))]),
+        markdown_row(["network", "metric", *clips, "average", *(["Δ"] if baseline else [])]),
+        markdown_row(["---", "---", *["---:"] * (len(clips) + 1 + bool(baseline))]),
     ]
     true = _with_truth(results, clips)
     scored = {
@@ -181,7 +182,7 @@ def _metrics_table(results: Sequence[Result], clips: Sequence[str], baseline: Re
                 gain = None if none or average is None or base is None else average - base
                 cells.append(_plain_number(gain, decimals, "+"))
             share = "" if len(scored[name]) == len(clips) else f" of {len(scored[name])} of {len(clips)} clips"
-            lines.append(_line([title, _metric_title(name) + share, *cells]))
+            lines.append(markdown_row([title, _metric_title(name) + share, *cells]))
             title = ""
     return "\n".join(lines)
 
@@ -222,7 +223,3 @@ def _number(quality: Quality | None, metric: str, sign: str = "") -> str:
     """`inf - inf`, the gain between two perfect results, is shown as no number."""
     value = getattr(quality, metric) if quality is not None else None
     return _plain_number(value, int(getattr(DECIMALS, metric)), sign)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from csd_plugin.errors import CSDError
+from csd_plugin.spreadsheets import markdown_row
 
 
 def counted(number: int, noun: str) -> str:
@@ -41,9 +42,7 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
     """A Markdown table; all but the first `text_columns` columns are numbers."""
     rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in (head, rule, *rows)
-    )
+    return "\n".join(map(markdown_row, (head, rule, *rows)))
 
 
 def html(template: str, **values: Any) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from csd_plugin.cli import main
 from csd_plugin.errors import CSDError
-from csd_plugin.metrics.niqe import niqe
+from csd_plugin.metrics.niqe import NIQE, niqe
 from csd_plugin.metrics.protocols import score_frame
 from csd_plugin.metrics.results import load_results
 from csd_plugin.metrics.scoring import score_folders
@@ -323,3 +323,22 @@ def test_a_smaller_input_is_enlarged(tmp_path, capsys):
     assert "00002.png: images to compare differ in size: 30x24" in complaint_of(
         capsys, tmp_path / "mine", *map(str, folders[:4])
     ).replace(f" against {tmp_path / 'truth/00002.png'}", "")
+
+
+def test_a_smaller_input_is_large_enough_for_a_metric_once_it_is_enlarged(tmp_path):
+    for folder, size in (("truth", (96, 192)), ("mine", (96, 192)), ("small", (48, 96))):
+        write_clip(tmp_path / folder, {i: frame(i, size) for i in range(2)})
+    metrics = {"niqe": NIQE()}
+    scores = score_folders(tmp_path / "small", tmp_path / "truth", metrics=metrics, of_input=True)
+    large = [cv2.resize(frame(i, (48, 96)), (192, 96), interpolation=cv2.INTER_CUBIC) for i in range(2)]
+    assert next(iter(scores.clips.values())).metrics["niqe"] == {f"{i:05d}": niqe(large[i]) for i in range(2)}
+    with pytest.raises(CSDError, match="frames of 96x48 are too small for NIQE"):
+        score_folders(tmp_path / "small", tmp_path / "truth", metrics=metrics)
+
+
+def test_a_clip_whose_name_has_a_line_break_keeps_its_row_whole(tmp_path, capsys):
+    name = "a\nb | c"
+    for folder in ("truth", "mine"):
+        write_clip(tmp_path / folder / name, truth_of(0, 2))
+    assert main(["score", str(tmp_path / "mine"), "--truth", str(tmp_path / "truth")]) == 0
+    assert "| network |  | a b \\| c | average |\n| --- | --- |" in capsys.readouterr().out
