@@ -22,7 +22,8 @@ from csd_plugin.metrics.image_quality import luma_8bit, psnr
 from csd_plugin.report.text import aligned, counted
 from csd_plugin.types import PairedSequence
 
-THUMBNAIL_WIDTH = 374
+_THUMBNAIL = (374, 1496)
+"""The most pixels of a thumbnail: its width, which most have, and its height."""
 DIFFERENCE_GAIN = 3
 """The magnification of differences in thumbnails."""
 
@@ -80,8 +81,9 @@ class DatasetFacts:
     def summary(self) -> str:
         paired = sum(clip.statistics is not None for clip in self.clips)
         frames = sum(clip.frames for clip in self.clips)
-        sizes = ", ".join(size for size, _ in Counter(clip.size for clip in self.clips if clip.size).most_common(3))
-        return f"{counted(len(self.clips), 'clip')} ({paired} with truth), {counted(frames, 'frame')}, {sizes}"
+        sizes = [size for size, _ in Counter(clip.size for clip in self.clips if clip.size).most_common(3)]
+        clips = f"{counted(len(self.clips), 'clip')} ({paired} with truth)"
+        return ", ".join([clips, counted(frames, "frame"), *sizes])
 
 
 def examine(path: Path, samples: int = 16, decode: bool = False, jobs: int = 1) -> DatasetFacts:
@@ -233,8 +235,10 @@ def _thumbnails(rain: np.ndarray, truth: np.ndarray | None) -> tuple[bytes, ...]
 
 
 def _small(image: np.ndarray) -> np.ndarray:
-    height = max(1, round(image.shape[0] * THUMBNAIL_WIDTH / image.shape[1]))
-    return cv2.resize(image, (THUMBNAIL_WIDTH, height), interpolation=cv2.INTER_AREA)
+    height, width = image.shape[:2]
+    scale = min(_THUMBNAIL[0] / width, _THUMBNAIL[1] / height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def _jpeg(rgb: np.ndarray) -> bytes:

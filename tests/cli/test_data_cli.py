@@ -111,6 +111,19 @@ def test_folders_outside_the_layout(tmp_path, capsys):
     assert "street       1  24x20" in text and "csd prepare" in text and "PSNR" not in text.splitlines()[3]
 
 
+def test_frames_that_are_far_higher_than_wide_have_pictures(tmp_path):
+    write_image(tmp_path / "line" / "1.png", moving_scene(1, 400, 2, 0)[0])
+    [clip] = examine(tmp_path).clips
+    assert [cv2.imdecode(np.frombuffer(picture, np.uint8), 1).shape for picture in clip.pictures] == [(1496, 7, 3)]
+
+
+def test_without_a_readable_frame_no_size_is_stated(tmp_path, capsys):
+    write_image(tmp_path / "walk" / "1.png", moving_scene(1, 20, 24, 0)[0])
+    (tmp_path / "walk" / "1.png").write_bytes(b"no image")
+    assert data(tmp_path) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith(": 1 clip (0 with truth), 1 frame")
+
+
 @pytest.mark.parametrize("arguments", [("nowhere",), (".",), ("set", "--html", "no/where.html")])
 def test_errors_are_one_line(tiny_rain, tmp_path, monkeypatch, capsys, arguments):
     monkeypatch.chdir(tmp_path)

@@ -110,10 +110,10 @@ def test_an_interrupted_run_is_completed(clean, tmp_path, monkeypatch, capsys):
 
     write = pairs._write_frame
 
-    def interrupted(path, frame, quality):
+    def interrupted(path, frame, quality, clip):
         if path.parent.name == ".walk_Rain_01.part" and path.name == "00003.jpg":
             raise KeyboardInterrupt
-        write(path, frame, quality)
+        write(path, frame, quality, clip)
 
     monkeypatch.setattr(pairs, "_write_frame", interrupted)
     assert main(["rain", str(clean), str(out)]) == 130
@@ -287,6 +287,20 @@ def test_what_is_refused_leaves_no_clean_clip_and_no_options(clean, tmp_path, ca
     assert not [path for path in out.rglob("*") if path.is_file() and path.parent.name != ".rain"]
     damaged.write_bytes(whole)
     assert main(["rain", str(clean), str(out), "--clips", "walk", "--preset", "heavy"]) == 0
+
+
+def test_frames_too_wide_for_jpeg_are_one_line(tmp_path, capfd):
+    write = tmp_path / "clean" / "wide" / "1.png"
+    write.parent.mkdir(parents=True)
+    cv2.imwrite(str(write), np.full((2, 65_501, 3), 90, np.uint8))
+    command = ["rain", str(tmp_path / "clean"), str(tmp_path / "out"), "--set", "density=0"]
+    assert main(command) == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert "clip wide, frame 00001: OpenCV cannot write a JPEG of 65501x2 pixels; give --format png" in said
+    made = tmp_path / "out" / "Dataset_Training_Synthetic"
+    assert [folder.name for folder in made.iterdir()] == ["wide_GT"]
+    assert main([*command, "--format", "png"]) == 0
+    assert cv2.imread(str(made / "wide_Rain_01" / "00001.png")).shape == (2, 65_501, 3)
 
 
 def test_a_header_without_end_is_not_copied(tmp_path, capsys):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from csd_plugin.data.rain import PRESETS, RainParams, RainRenderer, ambient_light, find_preset, override, random_params
 from csd_plugin.data.rain.calibrate import NTURAIN, calibrate, load_samples, statistics
 from csd_plugin.data.rain.motion import Drift
+from csd_plugin.data.rain.statistics import difference_counts, statistics_of
 from csd_plugin.data.rain.streaks import Streaks, draw_streaks
 from csd_plugin.errors import CSDError
 
@@ -347,6 +348,17 @@ def test_nturain_preset_has_nturains_statistics(shared):
     for name in ("mean", "brighter", "darker"):
         assert getattr(got, name) == pytest.approx(getattr(NTURAIN, name), rel=0.15), name
     assert abs(got.median) < 0.5
+
+
+@example(darker=[40], brighter=[30, 20, 20, 20, 10, 70, 30])  # shares that sum to less than a half
+@given(darker=st.lists(st.integers(0, 255), max_size=9), brighter=st.lists(st.integers(0, 255), min_size=1, max_size=9))
+def test_statistics_are_those_of_all_differences(darker, brighter):
+    """By numpy, on differences in pairs of equal numbers, which have their median between two levels."""
+    rainy = np.array([*darker, *[0] * len(darker), *brighter, *brighter], np.uint8)
+    clean = np.array([*[0] * len(darker), *darker, *[0] * (2 * len(brighter))], np.uint8)
+    difference = rainy.astype(float) - clean
+    expected = difference.mean(), np.median(difference), *(100 * (s * difference > 10).mean() for s in (1, -1))
+    assert statistics_of(difference_counts(rainy, clean)) == pytest.approx(expected)
 
 
 def test_calibration_finds_the_rain_that_made_the_statistics(tmp_path):

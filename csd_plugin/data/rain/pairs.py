@@ -269,7 +269,7 @@ def _write_clean(folder: Path, clip: CleanClip, options: PairOptions, tick: Call
             path = clip.files[number - 1]
             (folder / f"{number:05d}{path.suffix.lower()}").write_bytes(path.read_bytes())
         else:
-            _write_frame(folder / f"{number:05d}.png", frame, 100)
+            _write_frame(folder / f"{number:05d}.png", frame, 100, clip.name)
         tick()
 
 
@@ -279,11 +279,19 @@ def _write_rainy(folder: Path, clip: CleanClip, variant: int, options: PairOptio
         if rain is None:
             fps = clip.rate(options.fps)
             rain = clip_renderer(options.params, options.seed, clip.name, variant, frame, fps=fps, vary=options.vary)
-        _write_frame(folder / f"{number + 1:05d}{options.suffix}", rain.render(frame, number), options.quality)
+        path = folder / f"{number + 1:05d}{options.suffix}"
+        _write_frame(path, rain.render(frame, number), options.quality, clip.name)
         tick()
 
 
-def _write_frame(path: Path, frame: np.ndarray, quality: int) -> None:
+def _write_frame(path: Path, frame: np.ndarray, quality: int, clip: str) -> None:
+    """Write a JPEG or PNG. Raises CSDError, which names the clip, for a frame too large for that."""
     settings = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix == ".jpg" else []
-    _, data = cv2.imencode(path.suffix, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), settings)
+    done, data = cv2.imencode(path.suffix, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), settings)
+    if not done:
+        kind, other = ("a JPEG", "--format png, or ") if settings else ("a PNG", "")
+        raise CSDError(
+            f"clip {clip}, frame {path.stem}: OpenCV cannot write {kind} of {frame.shape[1]}x{frame.shape[0]} pixels; "
+            f"give {other}smaller frames"
+        )
     path.write_bytes(data.tobytes())

@@ -26,9 +26,11 @@ def difference_counts(rainy: np.ndarray, clean: np.ndarray) -> np.ndarray:
 def statistics_of(counts: np.ndarray) -> RainStatistics:
     """The statistics of `difference_counts`, or of sums of them."""
     share = counts / counts.sum()
+    up_to = counts.cumsum()  # whole numbers, as sums of shares miss a half
+    middle = [np.searchsorted(2 * up_to, up_to[-1], side) for side in ("left", "right")]
     return RainStatistics(
         mean=float(share @ _LEVELS),
-        median=float(_LEVELS[np.searchsorted(share.cumsum(), 0.5)]),
+        median=float(_LEVELS[middle].mean()),
         brighter=100 * float(share[_LEVELS > 10].sum()),
         darker=100 * float(share[_LEVELS < -10].sum()),
     )
