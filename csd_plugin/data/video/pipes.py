@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -48,14 +49,14 @@ class PipeReader(FrameReader):
 
     def _read(self) -> Iterator[np.ndarray]:
         before: deque[np.ndarray] = deque(maxlen=self.lead)
-        for number, frame in enumerate(self._frames()):
+        # what comes after the last frame is not waited for
+        last = None if self._until is None else self._until + self._context
+        for number, frame in enumerate(islice(self._frames(), last)):
             if number < self.first:
                 before.append(frame)
                 continue
             while before:
                 yield before.popleft()
-            if self._until is not None and number >= self._until + self._context:
-                return
             yield frame
         if number < self.first:
             raise CSDError(f"standard input ends after {number + 1} frames, before frame {self.first}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from fractions import Fraction
@@ -618,6 +619,17 @@ def test_writers_say_where_an_earlier_run_stopped(tmp_path):
             writer.write(frame)
         assert writer.resume_at(reader.size) is None  # the folder's length is known
     assert {path.name for path in tmp_path.iterdir()} == {"in.mp4", "frames"}
+
+
+@pytest.mark.parametrize("context", [0, 2])
+def test_of_a_pipe_nothing_is_read_after_the_last_frame_that_is_needed(monkeypatch, context):
+    """Its writer may be slow, or have stopped within the next one."""
+    size, needed = (4, 2), 3 + context
+    stream = io.BytesIO(bytes(24 * needed + 5))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=stream))
+    with open_reader("-", end=3, size=size, context=context) as reader:
+        assert len(list(reader)) == needed
+    assert stream.read() == bytes(5)
 
 
 def test_a_folder_of_videos_is_not_a_clip(tmp_path):
