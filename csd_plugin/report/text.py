@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -24,8 +23,9 @@ def duration(seconds: float) -> str:
 
 
 def three_digits(number: float) -> str:
-    """A positive number to three significant digits, without an exponent: '0.00784', '1.50', '1234'."""
-    return f"{number:.{max(0, 2 - math.floor(math.log10(number)))}f}"
+    """A number to three significant digits, without an exponent: '0.00784', '1.50', '1234'."""
+    exponent = int(f"{number:.2e}".partition("e")[2])  # of the rounded number: 9.996 is 10.0
+    return f"{number:.{max(0, 2 - exponent)}f}"
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
