@@ -386,7 +386,9 @@ def _seconds(networks: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     A line on stderr first says how long this takes, by a trial on a small part of a frame.
     """
     from csd_plugin.inference.folding import fold
+    from csd_plugin.inference.memory import keep_freed_memory
 
+    keep_freed_memory()  # only here, at the end: trainings in other processes need the memory before
     width, height = FRAME_SIZE
     ready = {row: (fold(net) if interface.one_length else net, interface) for row, (net, interface) in networks.items()}
     if ready:
