@@ -343,9 +343,10 @@ def _test_options(matrix: Matrix, row: Row, run: Run) -> dict[str, Any] | None:
         return content | {
             "datasets": _section(read_yaml(Path(matrix.test)), "datasets", matrix.test, "it tests nothing")
         }
-    if not matrix.test:
+    has_costs = isinstance(row.source, Weights) and (matrix.complexity or matrix.speed)
+    if not matrix.test and not has_costs:
         return None
-    content = read_yaml(Path(matrix.test)) | {"name": run.name}
+    content = (read_yaml(Path(matrix.test)) if matrix.test else {"datasets": {}}) | {"name": run.name}
     if not row.has_weights:
         return content
     loaded = {"path.pretrain_network_g": str(run.checkpoint), "path.param_key_g": "params_ema"}

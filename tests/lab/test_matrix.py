@@ -328,6 +328,17 @@ def test_results_are_made_again_when_weights_are_loaded_otherwise(files, launche
     assert todo(strict_load_g=False) and todo(param_key_g="params_ema") and not todo(strict_load_g=True)
 
 
+def test_costs_of_given_weights_need_no_test_set(files):
+    others = dict.fromkeys(("input", "teacher", "alone", "csd"))
+    path = matrix_of(files, base=None, test=None, baseline=None, rows=others | {"b": {"weights": "tiny"}})
+    [_, _, shown] = [line for line in make_tables([Table.read(path)]).splitlines() if line.startswith("|")]
+    assert shown.startswith("| b | 73,820 | ")
+    plain = matrix_of(
+        files, base=None, test=None, baseline=None, complexity=False, rows=others | {"b": {"weights": "tiny"}}
+    )
+    assert runs_of(read_matrix(plain), plain)["tiny_b"].test is None
+
+
 def test_given_weights_need_no_option_file(files, launcher, monkeypatch):
     """The first in a process of its own, as users test it."""
     others = dict.fromkeys(("input", "teacher", "alone", "csd"))
