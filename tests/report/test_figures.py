@@ -193,6 +193,29 @@ def test_features_are_those_of_the_frames_window(scene, folder, number):
     assert feature_of(method, scene, number, "conv4:output").shape == (4, HEIGHT, WIDTH)  # averaged over time
 
 
+class OfCells(torch.nn.Module):
+    """A network of frames whose sides are multiples of 32, which sees the means of 4x4 pixels."""
+
+    num_frame, size_divisor, feature_tap = 1, 32, "body"
+
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Conv2d(3, 3, 1)
+
+    def forward(self, window):
+        assert window.shape[3] % 32 == window.shape[4] % 32 == 0
+        cells = torch.nn.functional.avg_pool2d(window[:, 0], 4)
+        return torch.nn.functional.interpolate(self.body(cells), scale_factor=4)
+
+
+def test_features_have_none_of_the_padding_that_a_network_needs(scene, folder, monkeypatch):
+    """48 rows are 64 for this network; in the picture, the map of all of them would be pressed together."""
+    monkeypatch.setattr("csd_plugin.report.figures.features.load_network", lambda path: OfCells())
+    found = feature_of(scene.methods[1], scene, 2)
+    rows = read(folder / "rain/00002.png") / 255
+    assert found.numpy() == pytest.approx(rows.reshape(12, 4, 16, 4, 3).mean((1, 3)).transpose(2, 0, 1), abs=1e-6)
+
+
 def test_feature_maps(scene, tmp_path):
     pytest.importorskip("mmengine")
     networks = Scene(scene.clip, scene.truth, scene.methods[1:], "cpu")

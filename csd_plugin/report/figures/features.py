@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from csd_plugin.archs.checkpoint import load_network
-from csd_plugin.archs.interface import interface_of
+from csd_plugin.archs.interface import interface_of, run_network
+from csd_plugin.data.batches import as_float
 from csd_plugin.data.images import eight_bits
 from csd_plugin.data.video import open_reader
 from csd_plugin.data.windows import reflect_indices
@@ -24,6 +26,8 @@ from csd_plugin.report.figures.sources import INPUT, TRUTH, Method, Scene, read
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+logger = logging.getLogger(__name__)
 
 _SIDE = 0.16
 """Inches: space for the names of taps next to their rows."""
@@ -143,8 +147,10 @@ def feature_of(method: Method, scene: Scene, number: int, tap: str = "") -> Tens
         near = list(reader)
         window = [near[i] for i in reflect_indices(reader.lead, 2 * _reach(network) + 1, len(near))]
         pixels = torch.from_numpy(np.stack([eight_bits(frame) for frame in window])).to(device)
-        network.to(device)(pixels.permute(0, 3, 1, 2)[None].float() / 255)
-        feature = interface_of(network).features(tapped.take(), 1, 1, tapped.path)
+        interface, clip = interface_of(network), as_float(pixels.permute(0, 3, 1, 2)[None])
+        run_network(network.to(device), clip, 1, interface)
+        size = (clip.shape[3], clip.shape[4])
+        feature = interface.features(tapped.take(), 1, 1, tapped.path, logger.warning, size=size)
     return feature[0, 0].float().cpu()
 
 
