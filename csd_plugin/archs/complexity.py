@@ -9,10 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from csd_plugin.errors import CSDError, first_line
 from csd_plugin.extras import needed_by
 
 FRAME_SIZE = (640, 480)
 """Width and height of the frames for which times and operations are stated: NTURain's."""
+
+
+class UntracedError(CSDError):
+    """torch cannot trace a network, so its operations are not known."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ def complexity(network: nn.Module, input_shape: tuple[int, ...]) -> Complexity:
         input_shape: of one input without the batch, e.g. (num_frame, 3, H, W).
 
     Raises:
+        UntracedError: torch cannot trace the network.
         CSDError: mmengine is not installed.
     """
     with needed_by("counting a network's operations"):
@@ -64,5 +70,10 @@ def complexity(network: nn.Module, input_shape: tuple[int, ...]) -> Complexity:
     with torch.no_grad():
         analysis = FlopAnalyzer(network, (torch.zeros(1, *input_shape),))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        multiply_adds = int(analysis.total())
+        try:
+            multiply_adds = int(analysis.total())
+        except Exception as error:  # of torch's tracer, for code of other packages
+            raise UntracedError(
+                f"torch cannot trace {type(network).__name__} to count its multiply-adds ({first_line(error)})"
+            ) from error
     return Complexity(sum(parameter.numel() for parameter in network.parameters()), multiply_adds, bias_adds)

@@ -479,7 +479,7 @@ def adapted(
     The networks must not be compiled yet, as torch cannot dry-run compiled ones. Raises CSDError, see `dry_run`.
     """
     ours, theirs = (
-        list(dry_run(network, interface, clips, layers, tapped=True).features.values())
+        list(dry_run(network, interface, clips, layers, tapped=True, may_compute=True).features.values())
         for network, interface, layers in (student, teacher)
     )
     return AdaptedObjective(objective, adapters=adapters, student=ours, teacher=theirs)

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from csd_plugin.archs.interface import Interface
+from csd_plugin.devices import forked_random
 from csd_plugin.distill.taps import tap_compared
 from csd_plugin.errors import CSDError
 from csd_plugin.types import ClipView
@@ -30,7 +31,7 @@ _OF_TORCH = vars(nn.Module()).keys()
 
 
 class DryRunError(CSDError):
-    """The network cannot be run without computing; it may be fine otherwise."""
+    """The network cannot be run without computing, or cannot be copied; it may be fine otherwise."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,28 @@ class Dry:
     Attributes:
         layers: module path -> shape of its output, in the order in which they ran.
         features: tapped layer -> (B, L, C, h, w).
+        runs: tapped layer -> how often it ran, for those that ran several times.
+        warnings: what training says of layers of which only the last run is compared.
         kept: bytes of all layers' outputs, which training keeps for gradients.
         largest: bytes of the largest of them.
     """
 
     layers: dict[str, tuple[int, ...]] = field(default_factory=dict)
     features: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    runs: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     kept: int = 0
     largest: int = 0
+
+    def of_batch(self, batch: int) -> Dry:
+        """The dry run of that many clips, from the one of a single clip."""
+        return replace(
+            self,
+            layers={path: (shape[0] * batch, *shape[1:]) for path, shape in self.layers.items() if shape},
+            features={layer: (batch, *shape[1:]) for layer, shape in self.features.items()},
+            kept=self.kept * batch,
+            largest=self.largest * batch,
+        )
 
     def view(self) -> ClipView:
         """Its features, without values, as an objective sees them."""
@@ -90,17 +105,43 @@ def without_values() -> Iterator[None]:
         log.disabled = before
 
 
-def dry_run(network: nn.Module, interface: Interface, clips: Clips, layers: list[str] | None, *, tapped: bool) -> Dry:
+def dry_run(
+    network: nn.Module,
+    interface: Interface,
+    clips: Clips,
+    layers: list[str] | None,
+    *,
+    tapped: bool,
+    may_compute: bool = False,
+) -> Dry:
     """Run a copy of a network on a batch without computing anything; a copy, as networks may keep state between passes.
 
     Args:
         layers: the layers to tap if `tapped`; by default the interface's feature.
+        may_compute: run networks whose control flow depends on values on a clip of random frames, which takes longer.
 
     Raises:
         DryRunError: the network's control flow depends on values, or the network cannot be copied.
         CSDError: windows or layers do not fit.
     """
-    dry, network = Dry(), copied(network)
+    apart = copied(network)
+    try:
+        with without_values():
+            return _recorded(apart, interface, clips, layers, tapped=tapped)
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
+        if not may_compute:
+            raise DryRunError(
+                f"{type(network).__name__} has a control flow that depends on values, and cannot be dry-run"
+            ) from error
+    apart = copied(network)  # as the first one may have kept tensors without values
+    with forked_random(), torch.no_grad():
+        one = _recorded(apart, interface, replace(clips, batch=1), layers, tapped=tapped)
+    return one.of_batch(clips.batch)
+
+
+def _recorded(network: nn.Module, interface: Interface, clips: Clips, layers: list[str] | None, *, tapped: bool) -> Dry:
+    """What a network does with a batch; it keeps hooks."""
+    dry = Dry()
 
     def record(path: str, module: nn.Module, output: Any) -> None:
         if isinstance(output, Tensor):
@@ -114,18 +155,17 @@ def dry_run(network: nn.Module, interface: Interface, clips: Clips, layers: list
             module.register_forward_hook(lambda module, _, output, path=path: record(path, module, output))
     taps = tap_compared(network, interface, layers) if tapped else []
     try:
-        with without_values():
-            device = next(network.parameters()).device
-            batch = torch.empty(clips.batch, clips.num_frame, 3, clips.size, clips.size, device=device)
-            interface.run(network, batch, clips.num_target)
-            for tap in taps:
-                size = (clips.size, clips.size)
-                feature = interface.features(tap.take(), clips.batch, clips.num_target, tap.path, size=size)
-                dry.features[tap.layer] = tuple(feature.shape)
-    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
-        raise DryRunError(
-            f"{type(network).__name__} has a control flow that depends on values, and cannot be dry-run"
-        ) from error
+        device = next(network.parameters()).device
+        batch = torch.rand(clips.batch, clips.num_frame, 3, clips.size, clips.size, device=device)
+        interface.run(network, batch, clips.num_target)
+        for tap in taps:
+            size, captured = (clips.size, clips.size), tap.take()
+            feature = interface.features(
+                captured, clips.batch, clips.num_target, tap.path, dry.warnings.append, size=size
+            )
+            dry.features[tap.layer] = tuple(feature.shape)
+            if len(captured.calls) > 1:
+                dry.runs[tap.layer] = len(captured.calls)
     finally:
         for tap in taps:
             tap.remove()
@@ -152,7 +192,7 @@ def copied(network: nn.Module) -> nn.Module:
             known[id(value)] = value if apart is None else apart
     apart = _copy(copy.deepcopy, network, known)
     if apart is None:
-        raise DryRunError(f"{type(network).__name__} cannot be copied, and so cannot be dry-run")
+        raise DryRunError(f"{type(network).__name__} cannot be copied, and so cannot be dry-run: mend its __deepcopy__")
     return apart
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from csd_plugin.archs.complexity import FRAME_SIZE, complexity
+from csd_plugin.archs.complexity import FRAME_SIZE, UntracedError, complexity
 from csd_plugin.bench.measure import in_turns, median, seconds
 from csd_plugin.devices import forked_random
 from csd_plugin.errors import CSDError
@@ -38,7 +38,7 @@ _PROTOCOLS = {"nturain_y": "Y", "rgb": "RGB"}
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a network; None for what was not requested.
+    """The cost of a network; None for what was not requested or is not known.
 
     Attributes:
         parameters: their number.
@@ -376,7 +376,11 @@ def _cost(network: Any, interface: Any, seconds: float | None, *, counted: bool)
     parameters = sum(p.numel() for p in network.parameters())
     if not counted:
         return Cost(parameters, None, seconds)
-    operations = complexity(network, interface.input_shape(COUNTED_SIZE, COUNTED_SIZE)).operations
+    try:
+        operations = complexity(network, interface.input_shape(COUNTED_SIZE, COUNTED_SIZE)).operations
+    except UntracedError as error:
+        print(f"{error}; the table leaves them out", file=sys.stderr, flush=True)
+        return Cost(parameters, None, seconds)
     return Cost(parameters, operations // interface.num_made, seconds)
 
 

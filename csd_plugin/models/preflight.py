@@ -232,6 +232,7 @@ def placed_dry_run(
     layers: list[str] | None,
     *,
     tapped: bool,
+    may_compute: bool = False,
 ) -> Dry:
     """`dry_run` of `network_g` or a teacher, whose errors begin with their key."""
     where = "train.distill_opt.taps"
@@ -240,7 +241,7 @@ def placed_dry_run(
             tap.remove()
         section = interface_section(name)
         where = section if opt.get(section) else name
-        return dry_run(network, interface, clips, layers, tapped=tapped)
+        return dry_run(network, interface, clips, layers, tapped=tapped, may_compute=may_compute)
     except DryRunError:
         raise
     except CSDError as error:

@@ -1,6 +1,6 @@
 """A dry run of an option file: its networks, the alignment of their windows and features, and the memory it needs.
 
-Shapes are found without computing anything, and neither data nor checkpoints are needed.
+Shapes are found without computing anything, where a network allows it, and neither data nor checkpoints are needed.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) ->
     for name, network in networks.items():
         needs = [name, interface_section(name)]
         problems.attempt(needs, check_network, name, network, interfaces[name], opt, size, input_scales(opt))
+        how = {"tapped": name in taps, "may_compute": True}
         run = problems.attempt(
-            needs, placed_dry_run, opt, name, network, interfaces[name], clips, taps.get(name), tapped=name in taps
+            needs, placed_dry_run, opt, name, network, interfaces[name], clips, taps.get(name), **how
         )
         if run is None:
             continue
@@ -93,6 +94,7 @@ def inspect(path: Path, *, size: int | None = None, all_layers: bool = False) ->
         warnings += mismatches(opt)
         for label, objective in objectives.items():
             warnings += _warnings(objective, f"network_{label}", networks, interfaces, runs, distillation.adapters)
+        warnings += [f"{name}: {line}" for name, run in runs.items() for line in run.warnings]
         off = [term for term, weight in distillation.weights.items() if not is_ever_on(weight)]
         warnings += [f"the weight of {term} is 0: it has no effect" for term in off]
     lines += [f"warning    {text}" for text in warnings]
@@ -147,7 +149,10 @@ def _describe(
         f"             for target t it sees {sees} ({interface.kind}); {_operations(network, interface, clips.size)}",
         f"             memory per step: about {held}",
     ]
-    return lines + [f"             feature {layer:<20} {_shape(shape)}" for layer, shape in dry.features.items()]
+    for layer, shape in dry.features.items():
+        runs = f", from {dry.runs[layer]} runs" if layer in dry.runs else ""
+        lines.append(f"             feature {layer:<20} {_shape(shape)}{runs}")
+    return lines
 
 
 def _operations(network: nn.Module, interface: Interface, size: int) -> str:

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from toolbox import changed, distill_options, scoring_options
+from torch import nn
 
 from csd_plugin.cli import main
 
@@ -359,3 +361,50 @@ def test_the_schema_refuses_what_the_checks_refuse(validator, changes):
 
 def test_the_schema_takes_other_peoples_models(validator):
     assert validator.is_valid(options() | {"model_type": "SRModel", "network_g": {"any": 1}})
+
+
+class Odd(nn.Module):
+    """A sequence network that looks at values, that torch cannot trace, and that improves its whole clip twice."""
+
+    layout, num_frame, feature_tap = "sequence", 3, "stage:output"
+
+    def __init__(self):
+        super().__init__()
+        self.stage, self.step = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, clip):
+        if torch.jit.is_tracing():
+            raise RuntimeError("no tracing")
+        assert clip.norm() >= 0
+        frames = clip.flatten(0, 1)
+        for _ in range(2):
+            frames = frames + self.stage(frames)
+        frames = frames.unflatten(0, clip.shape[:2])
+        return torch.stack([self.step(frame) for frame in frames.unbind(1)], dim=1)
+
+
+@pytest.fixture
+def odd(monkeypatch):
+    from csd_plugin.archs import NETWORKS
+
+    monkeypatch.setitem(NETWORKS._rows, "Odd", Odd)
+    yield {"type": "Odd"}
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    ARCH_REGISTRY._obj_map.pop("Odd", None)
+
+
+def test_networks_that_cannot_be_run_without_values_or_traced_are_inspected(inspect, odd):
+    status, out, err = inspect(options(network_g=odd))
+    assert status == 0, err
+    assert "(sequence); torch cannot trace Odd to count its multiply-adds (no tracing)" in out
+    assert "feature stage:output         2 x 2 x 3 x 24 x 24, from 2 runs" in out
+
+
+def test_what_training_says_of_several_runs_is_said(inspect, odd):
+    _, out, _ = inspect(options(network_g=odd))
+    told = "the layer ran 2 times in one pass of 4 frames, and only the last of them is compared"
+    assert f"warning    network_g: feature tap 'stage': {told}" in out
+    taps = {"student": ["step"], "teacher": ["conv22"]}
+    _, out, _ = inspect(options(network_g=odd, **{"train.distill_opt.taps": taps}))
+    assert "2 x 2 x 3 x 24 x 24, from 4 runs" in out and "feature tap" not in out

@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from csd_plugin.archs.interface import interface_of
-from csd_plugin.distill.dry_run import Clips, dry_run
+from csd_plugin.distill.dry_run import Clips, DryRunError, dry_run
 
 CLIPS = Clips(batch=2, num_frame=5, num_target=3, size=8)
 
@@ -76,3 +76,30 @@ def test_torch_does_not_log_what_it_raises(caplog):
     with pytest.raises(RuntimeError):
         dry_run(network, interface_of(network), CLIPS, None, tapped=False)
     assert not caplog.records
+
+
+class Decides(nn.Module):
+    """Looks at its frames' values, as networks do that compare a sequence with its mirror image."""
+
+    layout, num_frame, feature_tap = "sequence", 1, "tail"
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 3, 3, padding=1)
+        self.kept = []
+
+    def forward(self, clip):
+        self.kept.append(clip)
+        mirrored = (clip - clip.flip(1)).norm() == 0
+        assert not mirrored
+        return self.tail(self.head(clip.flatten(0, 1))).unflatten(0, clip.shape[:2])
+
+
+def test_a_network_that_looks_at_values_is_run_if_it_may_be():
+    network, random = Decides(), torch.get_rng_state()
+    with pytest.raises(DryRunError, match="Decides has a control flow that depends on values"):
+        dry_run(network, interface_of(network), CLIPS, None, tapped=True)
+    dry = dry_run(network, interface_of(network), CLIPS, None, tapped=True, may_compute=True)
+    assert dry.features == {"tail": (2, 3, 6, 8, 8)} and dry.layers == {"head": (6, 6, 8, 8), "tail": (6, 3, 8, 8)}
+    assert dry.kept == 4 * 6 * (6 + 3) * 8 * 8 and dry.largest == 4 * 6 * 6 * 8 * 8
+    assert not network.kept and torch.equal(torch.get_rng_state(), random)

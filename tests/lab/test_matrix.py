@@ -933,6 +933,21 @@ def test_operations_of_a_sequence_are_those_of_one_frame():
     assert [(cost.parameters, cost.operations) for cost in costs] == [(9, 9 * COUNTED_SIZE**2)] * 2
 
 
+def test_the_operations_of_a_network_that_torch_cannot_trace_are_left_out(capsys):
+    class Untraced(torch.nn.Conv2d):
+        def forward(self, x):
+            if torch.jit.is_tracing():
+                raise RuntimeError("no tracing")
+            return super().forward(x)
+
+    cost = _cost(Untraced(3, 3, 1), Interface(1, "image"), 0.5, counted=True)
+    assert (cost.parameters, cost.operations, cost.seconds) == (12, None, 0.5)
+    assert (
+        "torch cannot trace Untraced to count its multiply-adds (no tracing); the table leaves"
+        in capsys.readouterr().err
+    )
+
+
 def test_without_validation_in_training_its_data_need_not_be_there(files):
     with_val = yaml.safe_load((files / "student.yml").read_text())
     with_val["datasets"]["val"] = {"name": "gone", "type": "PairedVideoTestDataset", "dataroot": "gone", "num_frame": 3}
