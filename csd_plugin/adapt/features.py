@@ -84,7 +84,7 @@ def _compute(
     store = open_store(cache.store)
     if missing:
         step = _AT_ONCE if interface.gives_clip else 1
-        find_run_orders(network, interface, taps, step, store.shape(missing[0].keys("Rain")[0]), _warn_once)
+        find_run_orders(network, interface, taps, step, store.shape(missing[0].keys("Rain")[0]))
     layers = [tap.layer for tap in taps]
     count = sum(shot.length - shot.held for shot in missing)
     with tqdm(total=count, unit=" frames", desc="features", disable=None) as bar:

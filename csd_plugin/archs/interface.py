@@ -24,6 +24,7 @@ class Captured:
     Attributes:
         calls: one tensor for each time that the layer ran, in order; at least one.
         clear: whether as many calls as frames are known, or taken, to be one for each frame, in their order.
+        doubt: why that is not known, in words for a warning; empty if it is.
         volumetric: the layer is one of torch's 3-D layers, so of five axes the second is channels and the third is
             frames.
     """
@@ -31,6 +32,7 @@ class Captured:
     calls: tuple[Tensor, ...]
     volumetric: bool = False
     clear: bool = True
+    doubt: str = ""
 
 
 class Kind:
@@ -281,7 +283,7 @@ class Interface:
                 averaged over time, with T' up to T; of a sequence of T frames (B, C, T, h, w), (B, T, C, h, w) or
                 (B*T, C, h, w). Calls for consecutive frames, T of (B*L, C, h, w) or (B, C, h, w), are joined. Of any
                 other calls, such as stages, the last one counts.
-            warn: called with a line if only the last of several calls counts.
+            warn: called with a line if only the last of several calls counts, or if their order is in doubt.
             size: height and width of the clips, so that what lies in the padding of their frames is cut off; None if
                 they were not padded.
 
@@ -313,6 +315,14 @@ class Interface:
             warn(
                 f"feature tap {layer!r}: the layer {runs}{on}, and only the last of them is compared; if they are "
                 f"not stages of one result, tap a layer that runs once, or once for each frame"
+            )
+        if joined is not None and captured.doubt:
+            taken, unless = "compared as if they were in the order of the frames", "if they are not, or are stages"
+            if not self.gives_clip:
+                taken, unless = "averaged as if they were one for each frame", "if they are stages"
+            warn(
+                f"feature tap {layer!r}: the layer runs {seen} times in a pass of {seen} frames, and "
+                f"{captured.doubt}: they are {taken}; {unless}, tap another layer"
             )
         return features if size is None else without_padding(features, size, self.size_divisor)
 

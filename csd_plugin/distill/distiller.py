@@ -15,7 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from csd_plugin.archs.bf16_conv3d import repair_bf16_conv3d
-from csd_plugin.archs.interface import Interface, interface_of, run_network
+from csd_plugin.archs.interface import KINDS, Interface, interface_of, run_network
 from csd_plugin.data.batches import as_clips, as_float, features_of
 from csd_plugin.data.windows import target_slice
 from csd_plugin.distill.adapters import AdaptedObjective
@@ -26,7 +26,7 @@ from csd_plugin.distill.interface import Objective
 from csd_plugin.distill.objective import Comparison, by_name, weighted_sum
 from csd_plugin.distill.run_order import find_run_orders
 from csd_plugin.distill.schedule import Weight, check_weight, is_ever_on, weight_at
-from csd_plugin.distill.taps import FeatureTap, listening, quiet, tap_compared
+from csd_plugin.distill.taps import FeatureTap, Runs, listening, quiet, tap_compared
 from csd_plugin.distill.trial import Words, check_trial, is_ours
 from csd_plugin.errors import CSDError
 from csd_plugin.losses.several import total_of
@@ -83,7 +83,7 @@ class Distiller(nn.Module):
 
     Its parameters are those of the student and of the objectives, for one optimizer, and so is its state dict
     (`student.`, `objectives.LABEL.`). Teachers and the reconstruction loss are in neither, but move with `.to()`. Call
-    `after_step` after each optimizer step.
+    `after_step` after each optimizer step. A resumed loop must `restore` what `progress` gave when its state was saved.
 
     Args:
         student: may be wrapped for several processes, or compiled.
@@ -91,7 +91,7 @@ class Distiller(nn.Module):
         reconstruction: maps frames and truth, (B*L, 3, H, W) in [0, 1] each, to a scalar, or to named scalars, which
             are added (`losses.several`).
         weights: of the objectives' terms: numbers, schedules, or balances, see `schedule` and `balance`. While all are
-            0, no teacher is run. A resumed loop must restore `balance.measured`.
+            0, no teacher is run.
         interface: how to call the student; by default as it states itself.
         layers: the student's layers that are compared, in the order of the teachers' layers; by default its feature.
         autocast: the networks' precision; None leaves it to an autocast around `forward`. Losses are float32.
@@ -141,12 +141,38 @@ class Distiller(nn.Module):
         if self.monitor is not None or self.balance.shares:
             keep_graphs()  # both run backward through the student's graph before the loop does
         self._examined = 0
+        self._orders: dict[str, str] = {}
         self._warned: set[str] = set()
 
     @property
     def reconstruction(self) -> nn.Module:
         """The loss between frames and truth."""
         return self._reconstruction[0]
+
+    def progress(self) -> dict[str, dict[str, Any]]:
+        """What a resumed loop needs besides the state dict, in numbers and text: for `restore`.
+
+        Balances and examinations compare with the first batches, and the order of a layer's runs (`run_order`) was
+        found with the weights of that time; other weights could give another.
+        """
+        state: dict[str, dict[str, Any]] = {"balance": dict(self.balance.measured), "orders": dict(self._orders)}
+        return state if self.monitor is None else state | {"health": dict(self.monitor.start)}
+
+    def restore(self, progress: Mapping[str, Any]) -> None:
+        """Take over what `progress` gave; what is missing is measured anew.
+
+        Raises ValueError, TypeError, LookupError or AttributeError for anything else, and changes nothing then.
+        """
+        balance, health = (
+            {str(name): float(value) for name, value in progress.get(part, {}).items()}
+            for part in ("balance", "health")
+        )
+        self._orders = {str(name): Runs[order].name for name, order in progress.get("orders", {}).items()}
+        self.balance.measured = balance
+        if self.monitor is not None:
+            self.monitor.start = health
+        for tap in (*self.student_taps, *(tap for teacher in self.teachers for tap in teacher.taps)):
+            tap.runs = None
 
     @property
     def num_frame(self) -> int:
@@ -220,7 +246,7 @@ class Distiller(nn.Module):
             scales |= {scale for teacher in self.teachers for scale in bare(teacher.objective).input_scales}
             parts += [(f"teacher {teacher.label}", teacher.network, teacher.interface) for teacher in self.teachers]
         for name, network, interface in parts:
-            network = getattr(network, "_orig_mod", network)  # of torch.compile
+            network = _uncompiled(network)
             if is_ours(network):
                 continue
             advice = "give frames of another size"
@@ -274,7 +300,7 @@ class Distiller(nn.Module):
         if looks and not stored:
             self._warn_of_teachers(views, lq, gt)
         scales = dict.fromkeys(scale for teacher in self.teachers for scale in bare(teacher.objective).input_scales)
-        student = self._view(self.student, self.interface, self.student_taps, lq, gt.shape[1], scales)
+        student = self._view("student", self.student, self.interface, self.student_taps, lq, gt.shape[1], scales)
         if torch.is_grad_enabled():
             _check_learning(self.student_taps)
         with torch.autocast(lq.device.type, enabled=False):
@@ -411,7 +437,7 @@ class Distiller(nn.Module):
         """A teacher's view of the batch, computed a few clips at a time, as only the result is kept."""
         scales = bare(teacher.objective).input_scales
         views = [
-            self._view(teacher.network, teacher.interface, teacher.taps, clips, num_target, scales)
+            self._view(teacher.label, teacher.network, teacher.interface, teacher.taps, clips, num_target, scales)
             for clips in lq.split(-(-(TEACHER_TARGETS_ON_GPU if lq.is_cuda else TEACHER_TARGETS) // num_target))
         ]
         features = {
@@ -422,6 +448,7 @@ class Distiller(nn.Module):
 
     def _view(
         self,
+        name: str,
         network: nn.Module,
         interface: Interface,
         taps: list[FeatureTap],
@@ -429,11 +456,15 @@ class Distiller(nn.Module):
         num_target: int,
         scales: Iterable[int],
     ) -> ClipView:
-        """Output and features of the middle L frames of (B, N, 3, H, W), at these input scales."""
+        """Output and features of the middle L frames of (B, N, 3, H, W), at these input scales.
+
+        Args:
+            name: of the network, among those of this distiller.
+        """
         batch = len(clips)
         outputs, features = {}, {}
         if any(tap.runs is None for tap in taps):
-            self._find_orders(network, interface, taps, num_target, (clips.shape[3], clips.shape[4]))
+            self._find_orders(name, network, interface, taps, num_target, (clips.shape[3], clips.shape[4]))
         for scale in scales:
             clip = clips if scale == 1 else F.avg_pool2d(clips.flatten(0, 1), scale).unflatten(0, clips.shape[:2])
             with listening(taps):
@@ -448,10 +479,26 @@ class Distiller(nn.Module):
 
     @torch.compiler.disable
     def _find_orders(
-        self, network: nn.Module, interface: Interface, taps: list[FeatureTap], num_target: int, size: tuple[int, int]
+        self,
+        name: str,
+        network: nn.Module,
+        interface: Interface,
+        taps: list[FeatureTap],
+        num_target: int,
+        size: tuple[int, int],
     ) -> None:
-        """Find in which order the tapped layers of a network run; before its first pass, which leaves a graph."""
-        find_run_orders(bare(network), interface, taps, num_target, size, self._warn_once)
+        """Find in which order the tapped layers of a network run; before its first pass, which leaves a graph.
+
+        What was found for as many frames before, also by the run that this one resumes, is kept.
+        """
+        seen = KINDS[interface.kind].num_seen(num_target, interface.num_frame)
+        cls = type(_uncompiled(bare(network))).__name__
+        keys = [f"{name} ({cls}) {tap.layer}, {seen} frames" for tap in taps]
+        if not self._orders.keys() >= set(keys):
+            find_run_orders(bare(network), interface, taps, num_target, size)
+            self._orders |= {key: tap.runs.name for key, tap in zip(keys, taps, strict=True) if tap.runs}
+        for key, tap in zip(keys, taps, strict=True):
+            tap.runs = Runs[self._orders[key]]
 
     def _apply(self, *arguments: Any, **keywords: Any) -> Distiller:
         """Used by `.to()` and similar methods: also moves the teachers, and keeps losses in float32."""
@@ -488,6 +535,11 @@ def adapted(
 def bare(module: nn.Module) -> Any:
     """The module in a data parallel wrapper; other modules unchanged."""
     return module.module if isinstance(module, DataParallel | DistributedDataParallel) else module
+
+
+def _uncompiled(network: nn.Module) -> nn.Module:
+    inner: nn.Module = getattr(network, "_orig_mod", network)
+    return inner
 
 
 def _check(teachers: Sequence[Teacher], weights: Mapping[str, Weight]) -> None:

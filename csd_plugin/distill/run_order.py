@@ -6,7 +6,7 @@ several times on a whole window may do so as often as there are frames by chance
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -36,17 +36,16 @@ def find_run_orders(
     taps: Sequence[FeatureTap],
     num_target: int,
     size: tuple[int, int],
-    warn: Callable[[str], object],
 ) -> None:
     """Set the order of the runs of tapped layers: found for those that run once for each frame, or seem to.
 
     Runs a copy of the network once, on random frames; neither its state nor the random numbers change. Networks of this
-    package have no such layers, and are left out; so are those that cannot be copied. Their order is FORWARD.
+    package have no such layers, and are left out: their order is FORWARD. UNTRIED is that of networks that cannot be
+    copied, or do not run on such frames.
 
     Args:
         taps: of the network's layers, without anything captured.
         num_target, size: of the clips of the run: targets, and height and width, which the network can process.
-        warn: called with a line about each layer whose order is not clear.
     """
     for tap in taps:
         tap.runs = Runs.FORWARD
@@ -55,19 +54,15 @@ def find_run_orders(
     seen = KINDS[interface.kind].num_seen(targets, interface.num_frame)
     if is_ours(inner) or seen == 1:
         return
-    with suppress(DryRunError), forked_random(), torch.no_grad():
+    with forked_random(), torch.no_grad():
         layers = [tap.layer for tap in taps]
-        tried, captured = _captured(copied(inner).eval(), interface, layers, targets, size)
+        tried, captured = _captured(inner, interface, layers, targets, size)
         for tap, runs in zip(taps, captured, strict=True):
-            if len(runs) in (tried, seen) and all(len(run) == tried + 1 for run in runs):
+            if not tried:
+                tap.runs = Runs.UNTRIED
+            elif len(runs) in (tried, seen) and all(len(run) == tried + 1 for run in runs):
                 # as many as the frames of other clips: the number of frames does not matter
                 tap.runs = order_of(changes(runs)) if len(runs) == tried else Runs.UNCLEAR
-            if tap.runs is Runs.UNCLEAR and interface.gives_clip:  # of a window, the last one counts, and that is said
-                warn(
-                    f"feature tap {tap.path!r}: the layer runs {seen} times in a pass of {seen} frames, and changing "
-                    f"single frames does not show which run is of which: they are compared as if they were in the "
-                    f"order of the frames; if they are not, or are stages, tap another layer"
-                )
 
 
 def _captured(
@@ -75,8 +70,13 @@ def _captured(
 ) -> tuple[int, list[Sequence[Tensor]]]:
     """What the runs of each layer got or gave, for a clip, and for the same clip with each frame replaced by another.
 
-    Empty for layers that did not run, and for all if the network takes no such frames. Before it, the number of frames.
+    Before it, the number of frames: 0 if the network cannot be copied, or takes no such frames. Empty for layers that
+    did not run.
     """
+    try:
+        network = copied(network).eval()
+    except DryRunError:
+        return 0, [()] * len(layers)
     weight = next(network.parameters(), torch.empty(0))
     few = max(1, min(targets, _FRAMES - interface.num_frame + 1))
     small = [(few, (side, side)) for side in _SIDES if side < min(size)]

@@ -39,7 +39,13 @@ class Runs(enum.Enum):
 
     FORWARD = "from the first frame to the last"
     BACKWARD = "from the last frame to the first"
-    UNCLEAR = "of no order that could be seen"
+    UNCLEAR = "changing single frames does not show which run is of which"
+    UNTRIED = "the network cannot be tried to see which run is of which (it cannot be copied, or refuses other frames)"
+
+    @property
+    def doubt(self) -> str:
+        """Why the order is not known, in words; empty if it is."""
+        return self.value if self in (Runs.UNCLEAR, Runs.UNTRIED) else ""
 
 
 class FeatureTap:
@@ -109,7 +115,8 @@ class FeatureTap:
                     f"output"
                 )
         ordered = captured[::-1] if self.runs is Runs.BACKWARD else captured
-        return Captured(tuple(ordered), self._volumetric, clear=self.runs is not Runs.UNCLEAR)
+        doubt = self.runs.doubt if self.runs else ""
+        return Captured(tuple(ordered), self._volumetric, clear=self.runs is not Runs.UNCLEAR, doubt=doubt)
 
     def forget(self) -> None:
         """Discard what was captured, and so its graph, if nobody takes it."""

@@ -23,7 +23,7 @@ from csd_plugin.distill.settings import read_distillation
 from csd_plugin.errors import CSDError
 from csd_plugin.models.building import toolbox_network
 from csd_plugin.models.checkpoints import save_atomically
-from csd_plugin.models.resuming import numbers, weights_digest, without_weights
+from csd_plugin.models.resuming import weights_digest, without_weights
 from csd_plugin.models.video_derain_model import VideoDerainModel
 from csd_plugin.resume_states import networks_with
 
@@ -149,9 +149,7 @@ class DistillModel(VideoDerainModel):
         super().save_files(epoch, current_iter)
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
-        state, monitor = super().training_state(epoch, current_iter), self.distiller.monitor
-        state |= {"balance": self.distiller.balance.measured}
-        return state if monitor is None else state | {"health": monitor.start}
+        return super().training_state(epoch, current_iter) | self.distiller.progress()
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         paths = self.opt["path"]
@@ -193,9 +191,7 @@ class DistillModel(VideoDerainModel):
 
     def _resume_rest(self, resume_state: Mapping[str, Any]) -> None:
         super()._resume_rest(resume_state)
-        self.distiller.balance.measured = numbers(resume_state.get("balance", {}))
-        if self.distiller.monitor is not None:
-            self.distiller.monitor.start = numbers(resume_state.get("health", {}))
+        self.distiller.restore(resume_state)
 
     def _objective_states(self) -> dict[str, dict[str, Tensor]]:
         """The objectives' weights, by entry of their file; empty without distillation, or if a method has none.

@@ -86,11 +86,6 @@ def check_form(saved: Any, own: Any, where: str) -> None:
         check_form(part, mine, f"{where}.{key}")
 
 
-def numbers(saved: Mapping[str, Any]) -> dict[str, float]:
-    """Plain numbers by name. Raises one of `UNREADABLE` for anything else."""
-    return {str(name): float(value) for name, value in saved.items()}
-
-
 def best_scores(saved: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, Any]]]:
     """The best value of each metric on each set, with its iteration. Raises one of `UNREADABLE` for anything else.
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from csd_plugin.archs import NETWORKS
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.data.datasets.paired_video import PairedVideoDataset
 from csd_plugin.distill import OBJECTIVES
@@ -82,6 +83,37 @@ def test_weights_that_follow_gradients_go_on_too(launcher, tiny_rain, tiny_teach
     options["train"]["distill_opt"]["weights"] = {"spatial": {"balance": 0.3}, "temporal": {"balance": 0.1, "until": 4}}
     whole, cut = resumed_and_whole(launcher, options, cut=3, total=6)
     assert set(whole["6.state"]["balance"]) == {"spatial", "temporal"} and "objective_latest.pth" in whole
+    assert_same(whole, cut)
+
+
+class Turns(nn.Module):
+    """A recurrent network that goes backward in time for its first steps in training, and forward after them."""
+
+    layout, num_frame, feature_tap = "sequence", 3, "tail"
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 3, 3, padding=1)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, clip):
+        state, made, order = 0.0, {}, range(clip.shape[1])
+        for i in reversed(order) if self.steps < 3 else order:
+            state = 0.5 * state + self.head(clip[:, i])
+            made[i] = clip[:, i] + self.tail(state)
+        self.steps += self.training and torch.is_grad_enabled()
+        return torch.stack([made[i] for i in order], dim=1)
+
+
+def test_the_order_in_which_layers_run_is_that_of_the_first_batch(launcher, tiny_rain, tiny_teacher, monkeypatch):
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    monkeypatch.setitem(NETWORKS._rows, "Turns", Turns)
+    options = distill_options(tiny_rain, tiny_teacher, network_g={"type": "Turns"})
+    options["train"]["distill_opt"] |= {"taps": {"student": ["tail"], "teacher": ["conv22"], "adapters": ["resize"]}}
+    whole, cut = resumed_and_whole(launcher, options, cut=3, total=6)
+    ARCH_REGISTRY._obj_map.pop("Turns", None)
+    assert whole["6.state"]["orders"]["student (Turns) tail, 4 frames"] == "BACKWARD"
     assert_same(whole, cut)
 
 

@@ -59,8 +59,7 @@ class DistillHook(Hook):
             checkpoint[part], dropped = _plain(content, part)
             if dropped:
                 runner.logger.warning(f"The checkpoint leaves out {', '.join(dropped)}: not numbers, text or tensors.")
-        start = distiller.monitor.start if distiller.monitor else {}
-        checkpoint[STATE] = {"health": dict(start), "balance": dict(distiller.balance.measured)}
+        checkpoint[STATE] = distiller.progress()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         model, source = _model(runner), f"checkpoint {runner._load_from}"
@@ -70,11 +69,9 @@ class DistillHook(Hook):
         if not runner._resume:
             return
         check_resumed(model, getattr(runner.optim_wrapper, "optimizer", None), checkpoint, source)
-        hub, ours = checkpoint["message_hub"], checkpoint.get(STATE, {})
+        hub = checkpoint["message_hub"]
         hub["log_scalars"] = {name: _unpacked(packed) for name, packed in hub["log_scalars"].items()}
-        model.distiller.balance.measured = dict(ours.get("balance", {}))
-        if model.distiller.monitor is not None:
-            model.distiller.monitor.start = dict(ours.get("health", {}))
+        model.distiller.restore(checkpoint.get(STATE, {}))
 
 
 def _enter_epochs(runner: Runner) -> None:
