@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -30,48 +29,13 @@ from csd_plugin.data.stores.lmdb import DATA, environment
 from csd_plugin.errors import CSDError, first_line
 from csd_plugin.lifeline import lifeline
 from csd_plugin.records import Board
+from csd_plugin.toolbox_imports import import_torchvision, prepare_imports
 from csd_plugin.versions import OPTIONS_OF_TODAY
+
+__all__ = ["import_torchvision", "prepare_imports"]  # as the first repairs, from a module that imports less
 
 _time_left: list[Callable[[], float]] = []
 """The clock of a model whose training has not begun, if it has one."""
-_torchvision_schemas: list[Any] = []  # a Library unregisters its operators when it is collected
-
-
-def prepare_imports() -> None:
-    """Make `import basicsr` work: with torchvision without its compiled part, and with torchvision >= 0.17."""
-    import_torchvision()
-    name = "torchvision.transforms.functional_tensor"  # BasicSR 1.4.2 imports it; torchvision moved it in 0.17
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError:
-        alias = ModuleType(name)
-        alias.rgb_to_grayscale = importlib.import_module("torchvision.transforms.functional").rgb_to_grayscale  # type: ignore[attr-defined]
-        sys.modules[name] = alias
-
-
-def import_torchvision() -> None:
-    """Import torchvision; where its compiled operators cannot load, declare the two schemas its Python part needs."""
-    schemas = {
-        "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    }
-    try:
-        importlib.import_module("torchvision")
-        return
-    except RuntimeError as error:
-        if not any(f"operator torchvision::{name} does not exist" in str(error) for name in schemas):
-            raise
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for (
-        name,
-        schema,
-    ) in schemas.items():  # before any second import, whose registrations would make a third one fail (torch 2.11)
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(schema)
-    _torchvision_schemas.append(library)
-    for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
-        del sys.modules[module]  # the failed import left half-made modules behind
-    importlib.import_module("torchvision")
 
 
 def repair_toolbox() -> None:

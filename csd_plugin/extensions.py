@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
 
-from csd_plugin.errors import CSDError
+from csd_plugin.errors import CSDError, first_line
+from csd_plugin.toolbox_imports import prepare_imports
 
 GROUP = "csd_plugin"
 
@@ -32,10 +33,21 @@ def _load(point: EntryPoint) -> None:
     if (point.name, point.value) in _loaded:
         return
     try:
-        point.load()()
-    except (ImportError, AttributeError, TypeError, KeyError, AssertionError) as error:  # the registries assert
+        _register(point)
+    except Exception as error:  # another package's code may raise anything
         raise CSDError(
             f"the package behind the entry point {point.name} = {point.value} cannot be registered "
-            f"({type(error).__name__}: {error}); fix or uninstall it"
+            f"({type(error).__name__}: {first_line(error)}); fix or uninstall it"
         ) from error
     _loaded.add((point.name, point.value))
+
+
+def _register(point: EntryPoint) -> None:
+    """Call an entry point; again if it imports BasicSR or torchvision, whose imports have to be repaired first."""
+    try:
+        point.load()()
+    except (ImportError, RuntimeError) as error:
+        if "torchvision" not in str(error):
+            raise
+        prepare_imports()
+        point.load()()

@@ -202,6 +202,24 @@ def test_a_checkpoint_that_nobody_knows_names_the_package_that_failed(scratch, b
     assert "SLDNet, PReNet, S2VD, HalfNet" in line and "scratch = scratch_derain:register" in line and "basicsr" in line
 
 
+@pytest.mark.parametrize("uses", ["from basicsr.archs.arch_util import make_layer", "import torchvision"])
+def test_commands_know_networks_whose_package_imports_the_toolbox(scratch, blurs, tmp_path, uses):
+    """Its import fails with today's torchvision unless it is repaired, and so does torchvision's without its part."""
+    (scratch / "scratch_derain.py").write_text(f"{uses}\n{PACKAGE}{TABLE}")
+    done = python(
+        scratch, f"from csd_plugin.cli import main; main({['export', str(blurs), str(tmp_path / 'blur.pt2')]})"
+    )
+    assert done.returncode == 0 and (tmp_path / "blur.pt2").exists(), done.stderr[-2000:]
+
+
+def test_whatever_a_package_raises_is_one_line(scratch, blurs, tmp_path):
+    (scratch / "scratch_derain.py").write_text("def register():\n    raise ZeroDivisionError('first\\nsecond')\n")
+    done = csd(scratch, ["export", str(blurs), str(tmp_path / "blur.pt2")])
+    assert done.returncode == 2
+    [line] = done.stderr.strip().splitlines()
+    assert "scratch = scratch_derain:register cannot be registered (ZeroDivisionError: first); fix or uninstall" in line
+
+
 def test_a_name_of_ours_is_not_taken_in_the_table():
     with pytest.raises(KeyError, match="another SLDNet"):
         NETWORKS["SLDNet"] = torch.nn.Identity
