@@ -108,7 +108,14 @@ def export_network(
         else:
             form.write(ready(network, DTYPES[precision]), facts, opset, temporary)
         shown = [_to_cells(window, facts.divisor) for window in windows or _made_up(facts)]
-        difference, error, count = _compare(form.open(temporary), reference, shown)
+        run = form.open(temporary)
+        try:
+            difference, error, count = _compare(run, reference, shown)
+        except CSDError as fault:
+            raise CSDError(
+                f"{output}: {str(fault).removeprefix(f'{temporary}: ')}; nothing was written; sizes that the forward "
+                f"of {type(network).__name__} computes by int(..) or round(..) stay those of one frame: use //"
+            ) from fault
         tolerance = TOLERANCE.get(precision, math.inf)
         if not difference <= tolerance:
             raise CSDError(

@@ -317,6 +317,30 @@ def test_a_file_that_computes_something_else_is_not_kept(network, tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["s.pt2"] and (tmp_path / "s.pt2").read_text() == "older"
 
 
+class Fixed(torch.nn.Module):
+    """Computes a size as Python's number, which an exported file keeps."""
+
+    num_frame = 1
+
+    def __init__(self):
+        super().__init__()
+        self.tail = torch.nn.Conv2d(4, 3, 3, padding=1)
+
+    def forward(self, window):
+        batch, _, _, height, width = window.shape
+        grey = torch.zeros(batch, 1, int(height / 1.0), int(width / 1.0))
+        return self.tail(torch.cat([window[:, 0], grey], dim=1))
+
+
+def test_a_file_that_runs_on_one_size_alone_is_not_kept_and_its_cause_is_said(tmp_path, capfd):
+    with pytest.raises(CSDError) as error:
+        export_network(Fixed().eval(), tmp_path / "fixed.onnx")
+    line = str(error.value)
+    assert line.startswith(f"{tmp_path / 'fixed.onnx'}: ONNX Runtime failed to run it (") and ".part" not in line
+    assert line.endswith("the forward of Fixed computes by int(..) or round(..) stay those of one frame: use //")
+    assert not list(tmp_path.iterdir())
+
+
 def test_command_line_exports_and_derains(network, tmp_path, capsys):
     torch.save({"params": network.state_dict()}, tmp_path / "net.pth")
     (tmp_path / "rain").mkdir()
