@@ -26,6 +26,16 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = {"type": "csd.PairedVideoDataset", "num_frame": 8, "num_target": 2, "gt_size": 24, "random_reverse": True}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _configs_as_they_are():
+    """MMEngine writes its config into each checkpoint, and takes a second to break its lines for people."""
+    from mmengine.config import config as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "FormatCode", lambda text, **_: (text, True))
+        yield
+
+
 @pytest.fixture
 def student(tmp_path) -> Path:
     path = tmp_path / "student.pth"
