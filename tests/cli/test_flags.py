@@ -160,14 +160,27 @@ def test_other_errors_are_not_taken_for_it(monkeypatch):
         main(["models"])
 
 
-@pytest.mark.parametrize("words", [["models"], ["--help"], ["derain", "--help"]], ids=" ".join)
+MUCH = """
+import sys
+from csd_plugin.cli import main, models
+models.run = lambda args: print("x" * 100_000)
+sys.exit(main(["models"]))
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["-m", "csd_plugin", "models", "--path", "tiny"], ["-c", MUCH]]
+    + [["-m", "csd_plugin", *words, "--help"] for words in ([], ["derain"])],
+    ids=["little", "more than a buffer holds", "help", "help of a job"],
+)
 def test_a_reader_that_closes_its_end_ends_a_job_silently(words):
     """As `csd models | head -1`."""
     reading, writing = os.pipe()
     os.close(reading)
     # argparse drops the error of an unbuffered help text
     environment = os.environ | ({"PYTHONUNBUFFERED": ""} if "--help" in words else {})
-    command = [sys.executable, "-m", "csd_plugin", *words]
+    command = [sys.executable, *words]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
