@@ -120,8 +120,15 @@ def test_layers_of_any_network_of_the_toolbox(inspect):
         ),
         ({"logger.wandb": {"project": "rain"}}, "logger.wandb: it copies TensorBoard's log"),
         (
-            {"network_g": {"type": "TOFlow"}, "interface_g": {"layout": "window", "num_frame": 7}},
-            "TOFlow cannot process clips (2, 8, 3, 24, 24) as it needs sides that are multiples of 16",
+            {
+                "network_g": {
+                    **{"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "scale": 1},
+                    **{"num_feat": 4, "num_block": 1, "num_grow_ch": 2},
+                },
+                "interface_g": {"layout": "image"},
+                "datasets.train.gt_size": 26,
+            },
+            "RRDBNet cannot process clips (2, 8, 3, 26, 26) as it needs sides that are multiples of 4",
         ),
         ({"train.distill_opt.num_scale": 9}, "CSD: a feature of 24x24 is too small for 9 scales"),
     ],
