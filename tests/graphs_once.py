@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +23,7 @@ def once(export: Callable[..., Any]) -> Callable[..., Any]:
     def exported(network: nn.Module, example: tuple[torch.Tensor, ...], **how: Any) -> Any:
         key = _digest(network, [(x.shape, x.dtype) for x in example], how)
         if key not in models:
+            _operators_once()
             made = export(network, example, **how)
             if made is None:
                 return None
@@ -28,6 +31,16 @@ def once(export: Callable[..., Any]) -> Callable[..., Any]:
         return SimpleNamespace(model_proto=deepcopy(models[key]))
 
     return exported
+
+
+@cache
+def _operators_once() -> None:
+    """The exporter reads the sources of some hundred operators for each graph; here for the first one."""
+    with suppress(ImportError, AttributeError):  # of torch's inside: without it, graphs take longer
+        from torch.onnx._internal.exporter import _registration
+
+        library = _registration.onnxscript_apis
+        library.get_torchlib_ops = cache(library.get_torchlib_ops)
 
 
 def _digest(network: nn.Module, *asked: Any) -> str:
