@@ -27,7 +27,8 @@ from csd_plugin.errors import CSDError
 def model(tmp_path_factory) -> str:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("net") / "net.pth"
-    torch.save({"params": SLDNet(preset="student2", num_feat=3).state_dict()}, path)
+    network = SLDNet(num_frame=3, num_feat=3, num_pair=2, num_transition=2, reducing=(4, 7))
+    torch.save({"params": network.state_dict()}, path)
     return str(path)
 
 
@@ -328,15 +329,15 @@ def test_scores_replace_scores_alone(tmp_path, capsys, name):
 
 
 @pytest.mark.parametrize(("out", "name"), [("n.xml", "n.bin"), ("n.xml", "n.xml"), ("n.onnx", "n.onnx")])
-def test_exports_replace_exports_alone(tmp_path, capsys, out, name):
+def test_exports_replace_exports_alone(tmp_path, model, capsys, out, name):
     """A .bin file is a network's where its .xml file is there."""
     pytest.importorskip({"n.xml": "openvino", "n.onnx": "onnxruntime"}[out])
     (tmp_path / name).write_bytes(b"mine")
-    assert run("export", "tiny", tmp_path / out) == 2
+    assert run("export", model, tmp_path / out) == 2
     assert f"{tmp_path / name}: already exists, and is not a file of this command" in last_line(capsys)
     assert content(tmp_path) == {tmp_path / name: b"mine"}
     (tmp_path / name).unlink()
-    assert run("export", "tiny", tmp_path / out) == 0 and run("export", "tiny", tmp_path / out) == 0
+    assert run("export", model, tmp_path / out) == 0 and run("export", model, tmp_path / out) == 0
 
 
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg", "jpg", "tif"])
