@@ -25,16 +25,16 @@ FRAMES = 14
 def work(tmp_path, monkeypatch):
     """A rainy clip, a teacher that changes nothing, and a student of its kind that makes everything brighter.
 
-    The clock goes on by 0.02 s whenever it is looked at, so that a run has the same steps on every machine.
+    The clock goes on by 0.04 s whenever it is looked at, so that a run has the same steps on every machine.
     """
     monkeypatch.chdir(tmp_path)
     ticks = itertools.count()
-    monkeypatch.setattr(learning, "perf_counter", lambda: next(ticks) / 50)
+    monkeypatch.setattr(learning, "perf_counter", lambda: next(ticks) / 25)
     monkeypatch.setattr(learning, "_WARM_UP", 1)
     for number, frame in enumerate(rain_on(moving_scene(FRAMES, 48, 56, 0), 1), start=1):
         write_image(tmp_path / "garden" / f"{number:05d}.png", frame)
     torch.manual_seed(0)
-    teacher = HalfNet(preset="tiny", num_feat=4)
+    teacher = HalfNet(preset="tiny", num_feat=4, num_deep=1)
     torch.nn.init.zeros_(teacher.tail.weight)
     torch.save({"params": teacher.state_dict()}, tmp_path / "teacher.pth")
     teacher.tail.bias.data.fill_(0.1)
@@ -48,7 +48,7 @@ def adapt(*more, minutes="0.01"):
 
 
 def test_from_rain_to_a_network_that_derains(work, capsys):
-    assert adapt(minutes="0.05") == 0
+    assert adapt(minutes="0.06") == 0
     said = capsys.readouterr().out
     before, after = (float(word) for word in said.split("PSNR to the teacher: ")[1].split()[:4:3])
     assert before == pytest.approx(21.3, abs=0.3) and after > before + 1  # a tenth of the luma, 219 levels
@@ -339,7 +339,7 @@ def test_a_run_that_gets_more_time_is_looked_at_on_the_way_there(work, capsys, m
     looked = []
     look = learning.Learner._look
     monkeypatch.setattr(learning.Learner, "_look", lambda self, *more: looked.append(1) or look(self, *more))
-    assert adapt(minutes="0.02") == 0
+    assert adapt(minutes="0.04") == 0
     first = len(looked)
     assert adapt("--resume", minutes="0.2") == 0
     assert first > 6 and len(looked) - first > 6
@@ -347,7 +347,7 @@ def test_a_run_that_gets_more_time_is_looked_at_on_the_way_there(work, capsys, m
 
 def test_the_best_of_an_earlier_run_is_compared_on_the_same_frames(work, capsys, monkeypatch):
     """How many are looked at goes by the time; here more of them, on which everything has another score."""
-    assert adapt(minutes="0.02") == 0
+    assert adapt(minutes="0.04") == 0
     earlier = torch.load(work / "garden.state")["best"]
     scores = []
 
@@ -356,7 +356,7 @@ def test_the_best_of_an_earlier_run_is_compared_on_the_same_frames(work, capsys,
         return scores[-1]
 
     monkeypatch.setattr(run, "_nearness", scored)
-    assert adapt("--resume", minutes="0.04") == 0
+    assert adapt("--resume", minutes="0.08") == 0
     state = torch.load(work / "garden.state")
     assert state["progress"]["best"] == 5.0 and len(scores) > 1
     assert all(torch.equal(state["best"][name], weight) for name, weight in earlier.items())
