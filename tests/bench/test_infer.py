@@ -13,6 +13,7 @@ import warm
 from torch import nn
 
 from csd_plugin.archs.checkpoint import load_network
+from csd_plugin.archs.halfnet import HalfNet
 from csd_plugin.archs.prenet import PReNet
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.bench.measure import MatrixRate, in_turns
@@ -191,21 +192,30 @@ def test_batches_and_compiled_networks(tmp_path, capsys, monkeypatch):
     assert "fp32" in capsys.readouterr().out.splitlines()[-3]
 
 
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory) -> str:
+    """A checkpoint of a network at half resolution that sees three frames of its window of five."""
+    path = tmp_path_factory.mktemp("causal") / "causal.pth"
+    network = HalfNet(preset="causal", num_feat=4, num_pair=1, num_deep=1)
+    torch.save({"params": network.state_dict()}, path)
+    return str(path)
+
+
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
-def test_frames_of_any_size_are_timed(runtime, tmp_path, capsys):
+def test_frames_of_any_size_are_timed(runtime, causal, capsys):
     """Of 1x1 too: networks of half the resolution get whole cells, as `csd derain` gives them."""
     for module in () if runtime == "torch" else (runtime, "onnxscript"):
         pytest.importorskip(module)
-    arguments = ["--networks", "tiny", "--backends", runtime, "--sizes", "1x1", "3x2", "--rounds", "1"]
+    arguments = ["--networks", causal, "--backends", runtime, "--sizes", "1x1", "3x2", "--rounds", "1"]
     assert main(["bench", "infer", *arguments]) == 0, capsys.readouterr().err
     assert capsys.readouterr().out.count(f"| {runtime} |") == 2
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_a_network_that_sees_part_of_its_window_is_timed_in_every_runtime(runtime, capsys):
+def test_a_network_that_sees_part_of_its_window_is_timed_in_every_runtime(runtime, causal, capsys):
     for module in (runtime, "onnxscript"):
         pytest.importorskip(module)
-    arguments = ["--networks", "causal", "--backends", "plain", runtime, "--sizes", "16x12", "--rounds", "1"]
+    arguments = ["--networks", causal, "--backends", "plain", runtime, "--sizes", "16x12", "--rounds", "1"]
     assert main(["bench", "infer", *arguments]) == 0, capsys.readouterr().err
     assert capsys.readouterr().out.count(f"| {runtime} |") == 1
 
