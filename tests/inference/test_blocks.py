@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import os
 import pickle
@@ -30,7 +31,7 @@ FORMS = {
     "realtime": {"preset": "realtime", "num_feat": 8},
     "tiny": {"preset": "tiny", "num_feat": 4},
     "causal": {"preset": "causal", "num_feat": 4},
-    "two levels": {"preset": "wide", "num_feat": 4},
+    "two levels": {"preset": "wide", "num_feat": 4, "num_pair": 2, "num_deep": 2},
     "branches": {"num_frame": 5, "num_feat": 4, "num_pair": 2, "num_deep": 1, "branches": True},
     "one frame": {"num_frame": 1, "num_feat": 4, "num_pair": 1},
 }
@@ -44,6 +45,13 @@ def network_of(form: str) -> HalfNet:
         torch.nn.init.normal_(parameter, std=0.1)
     torch.nn.init.normal_(network.tail.weight, std=0.03)
     return network
+
+
+@functools.cache
+def opened(form: str) -> tuple[HalfNet, Derainer]:
+    """The network, and what runs it."""
+    network = network_of(form)
+    return network, Derainer(network, device="cpu")
 
 
 def clip_of(length: int, height: int, width: int, dtype: type = np.uint8) -> np.ndarray:
@@ -63,14 +71,13 @@ def plainly(network: HalfNet, clip: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", [(32, 40), (21, 30), (17, 7)])
-def test_frames_are_those_of_the_plain_network(form, size):
-    network, clip = network_of(form), clip_of(6, *size)
+def test_frames_are_those_of_the_plain_network(form, size, monkeypatch):
+    (network, derainer), clip = opened(form), clip_of(6, *size)
     expected = plainly(network, clip)
     assert np.abs(expected - clip).mean() > 3
-    derainer = Derainer(network, device="cpu")
     at_once = np.stack(list(derainer(clip)))
     assert at_once.dtype == np.uint8 and np.abs(at_once - expected).max() < 0.51  # rounding, nothing else
-    derainer._pixels = size[0] * size[1] * derainer.at_once // 2
+    monkeypatch.setattr(derainer, "_pixels", size[0] * size[1] * derainer.at_once // 2)
     assert len(split(*size, derainer._pixels // derainer.at_once, 0, 4)) > 1
     assert np.abs(np.stack(list(derainer(clip))) - expected).max() < 0.51
     by_tensors = [
@@ -155,14 +162,14 @@ def test_a_causal_network_gives_every_frame_at_once_and_sees_no_other():
 
 
 def test_frames_side_by_side_come_in_order_and_none_is_lost():
-    network, clip = network_of("tiny"), clip_of(40, 8, 12)
-    expected = np.stack([clean for frame in [Derainer(network, device="cpu")] for clean in frame(clip)])
-    pairs = list(paired(iter(clip), Derainer(network, device="cpu")))
+    derainer, clip = Derainer(network_of("tiny"), device="cpu"), clip_of(40, 8, 12)
+    expected = np.stack(list(derainer(clip)))
+    pairs = list(paired(iter(clip), derainer))
     assert all(np.array_equal(pair.rainy, frame) for pair, frame in zip(pairs, clip, strict=True))
     cuts = [number for number, pair in enumerate(pairs) if pair.begins_shot]
     shots = [0, *cuts, len(clip)]
     for begin, end in itertools.pairwise(shots):
-        alone = list(Derainer(network, device="cpu")(clip[begin:end]))
+        alone = list(derainer(clip[begin:end]))
         assert all(np.array_equal(pair.clean, clean) for pair, clean in zip(pairs[begin:end], alone, strict=True))
     if not cuts:
         assert np.array_equal(np.stack([pair.clean for pair in pairs]), expected)
