@@ -40,6 +40,7 @@ from csd_plugin.options.sections import (
     TypedSection,
     WeightSection,
     dataset_section,
+    made_once,
     objective_section,
     part_section,
     section_of,
@@ -139,7 +140,7 @@ def find_problems(opt: Mapping[str, Any], problems: Problems) -> None:
         problems.add("model_type", f"model_type: {model_type!r} is unknown; did you mean {meant}?")
         opt = {**opt, "model_type": meant}
     path = opt["path"] if isinstance(opt.get("path"), Mapping) else {}
-    labels = teacher_labels((*opt, *path), stems=TEACHER_KEYS)
+    labels = tuple(teacher_labels((*opt, *path), stems=TEACHER_KEYS))
     _check(opt, _with_teachers(RunSection, labels), "", problems)
     sections = SECTIONS | {f"interface_{label}": InterfaceSection for label in labels}
     for key, section in sections.items():
@@ -233,7 +234,8 @@ def _check_testing(opt: Mapping[str, Any], problems: Problems) -> None:
             )
 
 
-def _with_teachers(section: type[BaseModel], labels: Iterable[str]) -> type[BaseModel]:
+@made_once
+def _with_teachers(section: type[BaseModel], labels: tuple[str, ...]) -> type[BaseModel]:
     """The section with the keys of the first teacher, `.._t`, repeated for the others: `.._t2`."""
     fields: dict[str, Any] = {}
     for name, field in section.model_fields.items():

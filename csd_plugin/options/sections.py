@@ -12,8 +12,8 @@ import functools
 import inspect
 import operator
 import re
-from collections.abc import Collection, Mapping, MutableMapping
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Collection, Mapping, MutableMapping
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
@@ -42,6 +42,12 @@ def _stays_inside(name: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1), AfterValidator(_stays_inside)]
+_Make = TypeVar("_Make", bound=Callable[..., Any])
+
+
+def made_once(make: _Make) -> _Make:
+    """Keep what a function makes: a section takes a hundred times longer to make than to check options by it."""
+    return cast(_Make, functools.cache(make))
 
 
 class Section(BaseModel):
@@ -292,6 +298,7 @@ class DatasetSection(Section):
     phase: str = "train"
 
 
+@made_once
 def dataset_section(cls: type) -> type[Section]:
     """The section of a data set, from its `options_class`."""
     hints = get_type_hints(cls.options_class)  # type: ignore[attr-defined]
@@ -317,6 +324,7 @@ def _strict(hint: Any) -> bool | None:
     return False if any(get_origin(kind) is tuple for kind in (hint, *get_args(hint))) else None
 
 
+@made_once
 def section_of(cls: type) -> type[BaseModel]:
     """The section of a class: the keywords of its constructor, with their types and defaults, and `type`."""
     try:
@@ -366,23 +374,33 @@ class BalanceSection(Section):
 
 def objective_section(name: str) -> type[BaseModel]:
     """`train.distill_opt` of one objective: its constructor's keywords, the weights of its terms, teachers and taps."""
+    return _objective_section(OBJECTIVES[name])
+
+
+@made_once
+def _objective_section(cls: type) -> type[BaseModel]:
     fields: dict[str, Any] = {
         "weights": (dict[str, float | dict[str, Any]], ...),
         "teachers": (dict[str, float] | None, None),
         "taps": (dict | None, None),
     }
-    return create_model("ObjectiveSection", __base__=section_of(OBJECTIVES[name]), **fields, **_fidelity(name))
+    return create_model("ObjectiveSection", __base__=section_of(cls), **fields, **_fidelity(cls))
 
 
 def part_section(name: str) -> type[BaseModel]:
     """One of the `objectives` of `Combined`: its constructor's keywords, and which of the taps it compares."""
+    return _part_section(OBJECTIVES[name])
+
+
+@made_once
+def _part_section(cls: type) -> type[BaseModel]:
     fields: dict[str, Any] = {"taps": (list[Annotated[int, Field(ge=0)]] | None, Field(None, min_length=1))}
-    return create_model("PartSection", __base__=section_of(OBJECTIVES[name]), **fields, **_fidelity(name))
+    return create_model("PartSection", __base__=section_of(cls), **fields, **_fidelity(cls))
 
 
-def _fidelity(name: str) -> dict[str, Any]:
+def _fidelity(cls: type) -> dict[str, Any]:
     """The key `fidelity` of an objective that has presets."""
-    known: Any = OBJECTIVES[name].fidelities
+    known: Any = cls.fidelities  # type: ignore[attr-defined]
     return {"fidelity": (Literal[known] | None, None)} if known else {}
 
 
