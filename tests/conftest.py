@@ -9,6 +9,7 @@ import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,17 +102,30 @@ def tiny_rain(tmp_path_factory) -> Path:
     return write_ntu_rain(root, frames=9, height=30, width=40, clips=clips | {f"{REAL}/ra1": ("Rain",)})
 
 
-@pytest.fixture(scope="session")
-def tiny_teacher(tmp_path_factory) -> Path:
-    """A checkpoint of the narrow teacher of `toolbox.TEACHER`, whose averaged and plain weights differ."""
+def _teacher(folder: Path, **numbers: Any) -> Path:
+    """A checkpoint whose averaged and plain weights differ."""
     from csd_plugin.archs.sldnet import SLDNet
 
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        plain, averaged = (SLDNet(preset="teacher", num_feat=4).state_dict() for _ in range(2))
-    path = tmp_path_factory.mktemp("tiny_teacher") / "teacher.pth"
+        plain, averaged = (SLDNet(**numbers).state_dict() for _ in range(2))
+    path = folder / "teacher.pth"
     torch.save({"params": plain, "params_ema": averaged}, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory) -> Path:
+    """A checkpoint of the narrow teacher of `toolbox.TEACHER`, whose averaged and plain weights differ."""
+    return _teacher(tmp_path_factory.mktemp("tiny_teacher"), preset="teacher", num_feat=4)
+
+
+@pytest.fixture(scope="session")
+def shallow_teacher(tmp_path_factory) -> Path:
+    """The same of `toolbox.SHALLOW_TEACHER`."""
+    from toolbox import SHALLOW_TEACHER
+
+    return _teacher(tmp_path_factory.mktemp("shallow_teacher"), **SHALLOW_TEACHER)
 
 
 @pytest.fixture

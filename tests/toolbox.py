@@ -22,6 +22,9 @@ from synthetic import TEST, TRAIN, write_ntu_rain
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER = {"type": "SLDNet", "preset": "teacher", "num_feat": 4}
 STUDENT = {"type": "SLDNet", "preset": "student2", "num_feat": 4}
+SHALLOW_TEACHER = {"num_frame": 5, "num_feat": 4, "num_pair": 4, "num_transition": 4, "reducing": [4, 7, 10, 13]}
+SHALLOW_STUDENT = {"num_frame": 3, "num_feat": 4, "num_pair": 2, "num_transition": 2, "reducing": [4, 7]}
+"""SLDNets of 14 and 8 layers instead of the 22 and 14 above, for tests that train or compile often."""
 
 
 def train_options(data: Path, **changes: Any) -> dict[str, Any]:
@@ -69,6 +72,14 @@ def distill_options(data: Path, teacher: Path, **changes: Any) -> dict[str, Any]
         "train.distill_opt": {"type": "CSD", "hidden": 4, "weights": {"spatial": 0.1, "temporal": 0.1}},
     }
     return train_options(data, **stage2 | changes)
+
+
+def shallow_options(data: Path, teacher: Path | None = None, **changes: Any) -> dict[str, Any]:
+    """Stage 2, or stage 1 without a teacher, of the shallow networks: steps and files take about half the time."""
+    network_g, network_t = ({"type": "SLDNet", **numbers} for numbers in (SHALLOW_STUDENT, SHALLOW_TEACHER))
+    if teacher is None:
+        return train_options(data, **{"network_g": network_g} | changes)
+    return distill_options(data, teacher, **{"network_g": network_g, "network_t": network_t} | changes)
 
 
 def method(name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from toolbox import STUDENT, TEACHER, changed, distill_options, equal, scored_set, train_options
+from toolbox import SHALLOW_STUDENT, SHALLOW_TEACHER, changed, equal, scored_set, shallow_options
 
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.distill.csd import CSD
@@ -25,11 +25,11 @@ def teacher_weights(path: Path, key: str = "params_ema") -> dict[str, torch.Tens
     return torch.load(path, weights_only=True)[key]
 
 
-def test_a_run_trains_student_and_cells_and_leaves_the_teacher_alone(launcher, tiny_rain, tiny_teacher):
-    assert launcher.train(distill_options(tiny_rain, tiny_teacher, **{"train.grad_clip": 1.0})) == 0
+def test_a_run_trains_student_and_cells_and_leaves_the_teacher_alone(launcher, tiny_rain, shallow_teacher):
+    assert launcher.train(shallow_options(tiny_rain, shallow_teacher, **{"train.grad_clip": 1.0})) == 0
 
     model = launcher.models[-1]
-    assert equal(model.teachers[0].network.state_dict(), teacher_weights(tiny_teacher))
+    assert equal(model.teachers[0].network.state_dict(), teacher_weights(shallow_teacher))
     assert not model.teachers[0].network.training
     assert all(p.grad is None and not p.requires_grad for p in model.teachers[0].network.parameters())
 
@@ -38,7 +38,7 @@ def test_a_run_trains_student_and_cells_and_leaves_the_teacher_alone(launcher, t
     files = {path.name for path in (launcher.folder / "experiments/run/models").iterdir()}
     assert files == {"net_g_2.pth", "net_g_latest.pth", "objective_2.pth", "objective_latest.pth"}
     for key in ("params", "params_ema"):
-        SLDNet(preset="student2", num_feat=4).load_state_dict(launcher.weights("net_g_latest", key=key))
+        SLDNet(**SHALLOW_STUDENT).load_state_dict(launcher.weights("net_g_latest", key=key))
     assert equal(launcher.weights("objective_latest"), model.teachers[0].objective.state_dict())
     assert not equal(launcher.weights("objective_2"), _fresh_cells(model))
     logged = set(model.log_dict)
@@ -52,11 +52,11 @@ def _fresh_cells(model) -> dict[str, torch.Tensor]:
     return {name: torch.zeros_like(value) for name, value in model.teachers[0].objective.state_dict().items()}
 
 
-def test_one_backward_and_one_step_per_batch(launcher, tiny_rain, tiny_teacher, monkeypatch):
+def test_one_backward_and_one_step_per_batch(launcher, tiny_rain, shallow_teacher, monkeypatch):
     counts = {"backward": 0, "step": 0}
     for cls, name in ((torch.Tensor, "backward"), (torch.optim.Adam, "step")):
         monkeypatch.setattr(cls, name, _counted(counts, name, getattr(cls, name)))
-    assert launcher.train(distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 3})) == 0
+    assert launcher.train(shallow_options(tiny_rain, shallow_teacher, **{"train.total_iter": 3})) == 0
     assert counts == {"backward": 3, "step": 3}
 
 
@@ -69,21 +69,21 @@ def _counted(counts, name, function):
 
 
 def test_without_weights_it_is_stage_1_bit_for_bit_and_the_teacher_is_never_called(
-    launcher, tiny_rain, tiny_teacher, monkeypatch
+    launcher, tiny_rain, shallow_teacher, monkeypatch
 ):
     steps = {"train.total_iter": 4}
-    assert launcher.train(train_options(tiny_rain, name="stage1", **steps)) == 0
-    assert launcher.train(distill_options(tiny_rain, tiny_teacher, name="csd", **steps)) == 0
+    assert launcher.train(shallow_options(tiny_rain, name="stage1", **steps)) == 0
+    assert launcher.train(shallow_options(tiny_rain, shallow_teacher, name="csd", **steps)) == 0
 
     forward = SLDNet.forward
 
     def students_only(self, window):
-        assert self.num_frame != 7, "the teacher was called"
+        assert self.num_frame != 5, "the teacher was called"
         return forward(self, window)
 
     monkeypatch.setattr(SLDNet, "forward", students_only)
     gone = launcher.folder / "gone.pth"  # nor is its checkpoint asked for
-    assert launcher.train(distill_options(tiny_rain, gone, name="zero", **steps, **NO_WEIGHTS)) == 0
+    assert launcher.train(shallow_options(tiny_rain, gone, name="zero", **steps, **NO_WEIGHTS)) == 0
     for key in ("params", "params_ema"):
         stage1, zero, csd = (launcher.weights("net_g_latest", run, key) for run in ("stage1", "zero", "csd"))
         assert equal(stage1, zero)
@@ -97,17 +97,17 @@ def test_without_weights_it_is_stage_1_bit_for_bit_and_the_teacher_is_never_call
     assert all(equal(adam1[i], adam0[i]) for i in adam1)
 
 
-def test_distillation_sees_the_batches_of_stage_1(launcher, tiny_rain, tiny_teacher):
-    launcher.train(train_options(tiny_rain, name="stage1", **{"train.total_iter": 1}))
-    launcher.train(distill_options(tiny_rain, tiny_teacher, name="csd", **{"train.total_iter": 1}))
+def test_distillation_sees_the_batches_of_stage_1(launcher, tiny_rain, shallow_teacher):
+    launcher.train(shallow_options(tiny_rain, name="stage1", **{"train.total_iter": 1}))
+    launcher.train(shallow_options(tiny_rain, shallow_teacher, name="csd", **{"train.total_iter": 1}))
     stage1, csd = launcher.models
     assert torch.equal(stage1.lq, csd.lq)
     assert float(stage1.log_dict["l_recon"]) == float(csd.log_dict["l_recon"])
 
 
 @pytest.mark.parametrize("cells", ["joint", "joint_until_collapsed", "frozen", "averaged"])
-def test_resume_restores_the_cells_and_the_frozen_teacher(launcher, tiny_rain, tiny_teacher, monkeypatch, cells):
-    options = changed(distill_options(tiny_rain, tiny_teacher), {"train.distill_opt.cells": cells})
+def test_resume_restores_the_cells_and_the_frozen_teacher(launcher, tiny_rain, shallow_teacher, monkeypatch, cells):
+    options = changed(shallow_options(tiny_rain, shallow_teacher), {"train.distill_opt.cells": cells})
     assert launcher.train(options) == 0
     first = launcher.models[-1]
     before = [copy.deepcopy(net.state_dict()) for net in _networks(first)]
@@ -133,12 +133,12 @@ def test_resume_restores_the_cells_and_the_frozen_teacher(launcher, tiny_rain, t
 
 @pytest.mark.parametrize("adapters", [None, ["conv1x1"]])
 def test_a_state_from_when_weights_without_use_learned_is_resumed(
-    launcher, tiny_rain, tiny_teacher, monkeypatch, adapters
+    launcher, tiny_rain, shallow_teacher, monkeypatch, adapters
 ):
     taps = {"student": ["conv22"], "teacher": ["conv22"], "adapters": adapters}
     more = {"cross_scale": False, "adaptor": False} | ({"taps": taps} if adapters else {})
     changes = {f"train.distill_opt.{key}": value for key, value in more.items()} | {"train.total_iter": 4}
-    options = changed(distill_options(tiny_rain, tiny_teacher), changes)
+    options = changed(shallow_options(tiny_rain, shallow_teacher), changes)
     assert launcher.train(changed(options, {"name": "whole"})) == 0
     with monkeypatch.context() as earlier:
         earlier.setattr(CSD, "weights_without_use", lambda self: [])
@@ -167,8 +167,8 @@ def _networks(model) -> list[torch.nn.Module]:
         ({"param_key_t": "params_ema", "ignore_resume_networks": ["network_t"]}, "params_ema"),
     ],
 )
-def test_the_teacher_survives_resume_whatever_the_options_say(launcher, tiny_rain, tiny_teacher, path, entry):
-    options = distill_options(tiny_rain, tiny_teacher)
+def test_the_teacher_survives_resume_whatever_the_options_say(launcher, tiny_rain, shallow_teacher, path, entry):
+    options = shallow_options(tiny_rain, shallow_teacher)
     options["path"] |= path
     assert launcher.train(options) == 0
     state = str(launcher.folder / "experiments/run/training_states/2.state")
@@ -176,29 +176,31 @@ def test_the_teacher_survives_resume_whatever_the_options_say(launcher, tiny_rai
     assert launcher.train(again) == 0
     assert [model.teachers[0].network.training for model in launcher.models] == [False, False]
     for model in launcher.models:
-        assert equal(model.teachers[0].network.state_dict(), teacher_weights(tiny_teacher, entry))
+        assert equal(model.teachers[0].network.state_dict(), teacher_weights(shallow_teacher, entry))
 
 
-def test_resume_does_not_fall_back_to_the_start_where_the_checkpoint_is_gone(launcher, tiny_rain, tiny_teacher, capsys):
+def test_resume_does_not_fall_back_to_the_start_where_the_checkpoint_is_gone(
+    launcher, tiny_rain, shallow_teacher, capsys
+):
     start = launcher.folder / "start.pth"
-    torch.save(SLDNet(preset="student2", num_feat=4).state_dict(), start)
-    options = distill_options(tiny_rain, tiny_teacher, **{"path.pretrain_network_g": str(start)})
+    torch.save(SLDNet(**SHALLOW_STUDENT).state_dict(), start)
+    options = shallow_options(tiny_rain, shallow_teacher, **{"path.pretrain_network_g": str(start)})
     assert launcher.train(options) == 0
     (launcher.folder / "experiments/run/models/net_g_2.pth").unlink()
     assert launcher.train(options, "--auto_resume") == 2
     assert "net_g_2.pth does not exist" in capsys.readouterr().err
 
 
-def test_resume_does_not_go_on_with_fresh_cells_where_theirs_are_gone(launcher, tiny_rain, tiny_teacher, capsys):
-    options = distill_options(tiny_rain, tiny_teacher)
+def test_resume_does_not_go_on_with_fresh_cells_where_theirs_are_gone(launcher, tiny_rain, shallow_teacher, capsys):
+    options = shallow_options(tiny_rain, shallow_teacher)
     assert launcher.train(options) == 0
     (launcher.folder / "experiments/run/models/objective_2.pth").unlink()
     assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 2
     assert "objective_2.pth, which the run has saved" in capsys.readouterr().err
 
 
-def test_cells_that_are_averaged_follow_each_step(launcher, tiny_rain, tiny_teacher):
-    options = distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 1})
+def test_cells_that_are_averaged_follow_each_step(launcher, tiny_rain, shallow_teacher):
+    options = shallow_options(tiny_rain, shallow_teacher, **{"train.total_iter": 1})
     options["train"]["distill_opt"] |= {"cells": "averaged", "ema_decay": 0.5}
     assert launcher.train(options) == 0
     objective = launcher.models[-1].teachers[0].objective
@@ -208,16 +210,16 @@ def test_cells_that_are_averaged_follow_each_step(launcher, tiny_rain, tiny_teac
     assert not any(p.requires_grad for p in objective.averaged_cells.parameters())
 
 
-def test_frames_as_the_source_of_scales(launcher, tiny_rain, tiny_teacher):
-    options = distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 1, "datasets.train.gt_size": 24})
+def test_frames_as_the_source_of_scales(launcher, tiny_rain, shallow_teacher):
+    options = shallow_options(tiny_rain, shallow_teacher, **{"train.total_iter": 1, "datasets.train.gt_size": 24})
     options["train"]["distill_opt"] |= {"scale_source": "frames"}
     assert launcher.train(options) == 0
     assert launcher.models[-1].teachers[0].objective.input_scales == (1, 2, 4)
 
 
 @pytest.mark.parametrize("fidelity", ["paper", "released"])
-def test_a_fidelity_sets_what_the_file_leaves_out_and_says_so(launcher, tiny_rain, tiny_teacher, fidelity):
-    options = distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 1})
+def test_a_fidelity_sets_what_the_file_leaves_out_and_says_so(launcher, tiny_rain, shallow_teacher, fidelity):
+    options = shallow_options(tiny_rain, shallow_teacher, **{"train.total_iter": 1})
     options["train"]["distill_opt"]["fidelity"] = fidelity
     assert launcher.train(options) == 0
     model = launcher.models[-1]
@@ -233,16 +235,16 @@ def test_a_fidelity_sets_what_the_file_leaves_out_and_says_so(launcher, tiny_rai
     assert f"WARNING: datasets.train.num_target is 2, but fidelity: {fidelity} has {wanted}" in text
 
 
-def test_any_pair_of_widths_and_frames(launcher, tiny_rain, tiny_teacher):
+def test_any_pair_of_widths_and_frames(launcher, tiny_rain, shallow_teacher):
     wide_student = {"type": "SLDNet", "preset": "student3", "num_feat": 5}
-    options = distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 1, "network_g": wide_student})
+    options = shallow_options(tiny_rain, shallow_teacher, **{"train.total_iter": 1, "network_g": wide_student})
     assert launcher.train(options) == 0
-    assert TEACHER["num_feat"] != wide_student["num_feat"] != STUDENT["num_feat"]
+    assert SHALLOW_TEACHER["num_feat"] != wide_student["num_feat"] != SHALLOW_STUDENT["num_feat"]
     assert launcher.models[-1].log_dict["l_distill"] > 0
 
 
-def test_a_teacher_that_takes_few_clips_at_once_says_the_same(launcher, tiny_rain, tiny_teacher, monkeypatch):
-    options = distill_options(tiny_rain, tiny_teacher, **{"train.total_iter": 1, "datasets.train.gt_size": 24})
+def test_a_teacher_that_takes_few_clips_at_once_says_the_same(launcher, tiny_rain, shallow_teacher, monkeypatch):
+    options = shallow_options(tiny_rain, shallow_teacher, **{"train.total_iter": 1, "datasets.train.gt_size": 24})
     options["train"]["distill_opt"] |= {"scale_source": "frames"}
     batches, losses = [], []
     monkeypatch.setattr(SLDNet, "forward", _noting_teachers_batches(batches, SLDNet.forward))
@@ -256,7 +258,7 @@ def test_a_teacher_that_takes_few_clips_at_once_says_the_same(launcher, tiny_rai
 
 def _noting_teachers_batches(batches, forward):
     def wrapper(self, window):
-        if self.num_frame == 7 and type(window) is torch.Tensor:  # not the dry run before
+        if self.num_frame == 5 and type(window) is torch.Tensor:  # not the dry run before
             batches.append(len(window))
         return forward(self, window)
 
@@ -264,7 +266,7 @@ def _noting_teachers_batches(batches, forward):
 
 
 @pytest.mark.parametrize("adapters", [None, ["conv1x1"], ["conv1x1", "resize"]])
-def test_compiled_networks_train_to_the_same_weights(launcher, tiny_rain, tiny_teacher, monkeypatch, adapters):
+def test_compiled_networks_train_to_the_same_weights(launcher, tiny_rain, shallow_teacher, monkeypatch, adapters):
     compiled = []
 
     def compile_quickly(function, *args, **kwargs):
@@ -280,7 +282,9 @@ def test_compiled_networks_train_to_the_same_weights(launcher, tiny_rain, tiny_t
     monkeypatch.setattr("csd_plugin.distill.distiller.dry_run", run_dry)
     taps = {"student": ["conv22"], "teacher": ["conv22"], "adapters": adapters}
     for name, how in (("plain", False), ("compiled", True)):
-        options = distill_options(tiny_rain, tiny_teacher, name=name, **{"train.compile": how})
+        options = shallow_options(
+            tiny_rain, shallow_teacher, name=name, **{"train.compile": how, "train.total_iter": 1}
+        )
         options["train"]["distill_opt"] |= {"taps": taps} if adapters else {}
         assert launcher.train(options) == 0
     assert len(compiled) == 2  # student and teacher, of the second run
@@ -291,9 +295,9 @@ def test_compiled_networks_train_to_the_same_weights(launcher, tiny_rain, tiny_t
             torch.testing.assert_close(ours[name], plain[name], rtol=1e-3, atol=1e-5)
 
 
-def test_runs_without_an_average_validate_the_student_that_is_tapped(launcher, tiny_rain, tiny_teacher):
+def test_runs_without_an_average_validate_the_student_that_is_tapped(launcher, tiny_rain, shallow_teacher):
     """On a CPU its 3-D convolutions are folded for that, which tries the network in inference mode."""
-    options = distill_options(tiny_rain, tiny_teacher, **{"train.ema_decay": 0, "train.total_iter": 3})
+    options = shallow_options(tiny_rain, shallow_teacher, **{"train.ema_decay": 0, "train.total_iter": 3})
     options["datasets"]["val"] = scored_set(tiny_rain)
     weights = []
     for name, every in (("often", 1), ("once", 3)):
@@ -333,14 +337,14 @@ def test_data_parallel_cells_may_have_weights_that_a_pass_leaves_out(tmp_path, s
 
 
 @pytest.mark.parametrize("weight", ["conv1.bias", "conv22.bias"])
-def test_a_teacher_that_is_not_finite_is_named(launcher, tiny_rain, tiny_teacher, capfd, monkeypatch, weight):
-    content = torch.load(tiny_teacher, weights_only=True)
+def test_a_teacher_that_is_not_finite_is_named(launcher, tiny_rain, shallow_teacher, capfd, monkeypatch, weight):
+    content = torch.load(shallow_teacher, weights_only=True)
     content["params_ema"][weight][0] = float("nan")
     torch.save(content, launcher.folder / "nan.pth")
     monkeypatch.setattr("csd_plugin.archs.checkpoint._check_values", lambda *_: None)  # as if it broke later
     distill = {"type": "OutputDistillation", "weights": {"output": 1.0}}
     changes = {"train.skip_limit": 0, "train.distill_opt": distill}
-    assert launcher.train(distill_options(tiny_rain, launcher.folder / "nan.pth", **changes)) == 2
+    assert launcher.train(shallow_options(tiny_rain, launcher.folder / "nan.pth", **changes)) == 2
     error = capfd.readouterr().err.splitlines()[-1]
     assert "l_output not finite" in error
     assert f"the frames of the teacher t are not finite, as its weight {weight} is not: take another" in error
@@ -348,13 +352,13 @@ def test_a_teacher_that_is_not_finite_is_named(launcher, tiny_rain, tiny_teacher
 
 @pytest.mark.parametrize("role", ["t", "g"])
 def test_a_checkpoint_that_is_not_finite_is_refused_before_anything_is_written(
-    launcher, tiny_rain, tiny_teacher, capfd, role
+    launcher, tiny_rain, shallow_teacher, capfd, role
 ):
-    content = torch.load(tiny_teacher, weights_only=True)
+    content = torch.load(shallow_teacher, weights_only=True)
     content["params_ema"]["conv1.bias"][0] = float("nan")
     torch.save(content, launcher.folder / "nan.pth")
     broken = {f"path.pretrain_network_{role}": str(launcher.folder / "nan.pth"), f"path.param_key_{role}": "params_ema"}
-    options = distill_options(tiny_rain, tiny_teacher, network_g=dict(TEACHER), **broken)
+    options = shallow_options(tiny_rain, shallow_teacher, network_g={"type": "SLDNet", **SHALLOW_TEACHER}, **broken)
     assert launcher.train(options) == 2
     error = capfd.readouterr().err.splitlines()[-1]
     assert f"path.pretrain_network_{role}: checkpoint" in error
@@ -362,8 +366,8 @@ def test_a_checkpoint_that_is_not_finite_is_refused_before_anything_is_written(
     assert launcher.written() == ["nan.pth"]
 
 
-def test_another_objective_does_not_resume_the_run(launcher, tiny_rain, tiny_teacher, capfd):
-    options = distill_options(tiny_rain, tiny_teacher)
+def test_another_objective_does_not_resume_the_run(launcher, tiny_rain, shallow_teacher, capfd):
+    options = shallow_options(tiny_rain, shallow_teacher)
     assert launcher.train(options) == 0
     for number, other in enumerate(
         [

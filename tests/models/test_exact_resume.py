@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toolbox import changed, distill_options, equal, scored_set, train_options
+from toolbox import SHALLOW_STUDENT, changed, equal, scored_set, shallow_options
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -56,8 +56,8 @@ def assert_same(a, b, where=""):
 @pytest.mark.parametrize(
     ("workers", "autocast"), [(0, None), (1, "bf16"), (3, None)], ids=["0 fp32", "1 bf16", "3 fp32"]
 )
-def test_distillation_goes_on_to_the_last_bit(launcher, tiny_rain, tiny_teacher, workers, autocast):
-    options = distill_options(tiny_rain, tiny_teacher)
+def test_distillation_goes_on_to_the_last_bit(launcher, tiny_rain, shallow_teacher, workers, autocast):
+    options = shallow_options(tiny_rain, shallow_teacher)
     options["datasets"]["train"] |= {"num_worker_per_gpu": workers, "batch_size_per_gpu": 3}
     options["train"]["autocast"] = autocast
     whole, cut = resumed_and_whole(launcher, options, cut=3, total=6)
@@ -71,15 +71,15 @@ def test_clips_in_their_own_order_go_on_with_the_next_one(launcher, tiny_rain, m
     feed = VideoDerainModel.feed_data
     monkeypatch.setattr(VideoDerainModel, "feed_data", lambda self, data: (seen.append(data["key"]), feed(self, data)))
     ordered = {"use_shuffle": False, "dataset_enlarge_ratio": 1}
-    options = changed(train_options(tiny_rain), {f"datasets.train.{key}": value for key, value in ordered.items()})
+    options = changed(shallow_options(tiny_rain), {f"datasets.train.{key}": value for key, value in ordered.items()})
     whole, cut = resumed_and_whole(launcher, options, cut=3, total=6)
     assert_same(whole, cut)
     of_an_epoch = [[f"{clip}_Rain_01/{first:05d}.png" for first in (1, 2)] for clip in ("t1", "t2")]
     assert seen == 2 * 3 * of_an_epoch
 
 
-def test_weights_that_follow_gradients_go_on_too(launcher, tiny_rain, tiny_teacher):
-    options = distill_options(tiny_rain, tiny_teacher)
+def test_weights_that_follow_gradients_go_on_too(launcher, tiny_rain, shallow_teacher):
+    options = shallow_options(tiny_rain, shallow_teacher)
     options["train"]["distill_opt"]["weights"] = {"spatial": {"balance": 0.3}, "temporal": {"balance": 0.1, "until": 4}}
     whole, cut = resumed_and_whole(launcher, options, cut=3, total=6)
     assert set(whole["6.state"]["balance"]) == {"spatial", "temporal"} and "objective_latest.pth" in whole
@@ -105,11 +105,11 @@ class Turns(nn.Module):
         return torch.stack([made[i] for i in order], dim=1)
 
 
-def test_the_order_in_which_layers_run_is_that_of_the_first_batch(launcher, tiny_rain, tiny_teacher, monkeypatch):
+def test_the_order_in_which_layers_run_is_that_of_the_first_batch(launcher, tiny_rain, shallow_teacher, monkeypatch):
     from basicsr.utils.registry import ARCH_REGISTRY
 
     monkeypatch.setitem(NETWORKS._rows, "Turns", Turns)
-    options = distill_options(tiny_rain, tiny_teacher, network_g={"type": "Turns"})
+    options = shallow_options(tiny_rain, shallow_teacher, network_g={"type": "Turns"})
     options["train"]["distill_opt"] |= {"taps": {"student": ["tail"], "teacher": ["conv22"], "adapters": ["resize"]}}
     whole, cut = resumed_and_whole(launcher, options, cut=3, total=6)
     ARCH_REGISTRY._obj_map.pop("Turns", None)
@@ -117,10 +117,10 @@ def test_the_order_in_which_layers_run_is_that_of_the_first_batch(launcher, tiny
     assert_same(whole, cut)
 
 
-def test_a_run_goes_on_under_another_name(launcher, tiny_rain, tiny_teacher):
+def test_a_run_goes_on_under_another_name(launcher, tiny_rain, shallow_teacher):
     """With the networks and cells of the state's experiment, also where the new one has some of its own."""
     steps = {"train.total_iter": 4, "logger.save_checkpoint_freq": 2}
-    options = distill_options(tiny_rain, tiny_teacher, name="whole", **steps)
+    options = shallow_options(tiny_rain, shallow_teacher, name="whole", **steps)
     assert launcher.train(options) == 0
     state = {"path.resume_state": "experiments/whole/training_states/2.state"}
     assert launcher.train(changed(options, {"name": "branch", **state})) == 0
@@ -134,7 +134,7 @@ def test_a_run_goes_on_under_another_name(launcher, tiny_rain, tiny_teacher):
 
 
 def test_a_state_without_its_networks_begins_no_experiment(launcher, tiny_rain, capfd):
-    options = train_options(tiny_rain)
+    options = shallow_options(tiny_rain)
     assert launcher.train(options) == 0
     (launcher.folder / "experiments/run/training_states/2.state").rename("2.state")
     capfd.readouterr()
@@ -146,7 +146,7 @@ def test_a_state_without_its_networks_begins_no_experiment(launcher, tiny_rain, 
 
 
 def test_a_resumed_run_whose_epochs_are_over_is_no_finished_one(launcher, tiny_rain, capfd):
-    options = train_options(tiny_rain, **{"datasets.train.batch_size_per_gpu": 8, "train.total_iter": 4})
+    options = shallow_options(tiny_rain, **{"datasets.train.batch_size_per_gpu": 8, "train.total_iter": 4})
     assert launcher.train(options) == 0  # an epoch each
     (launcher.folder / "experiments/run/models/net_g_latest.pth").unlink()
     longer = {"datasets.train.batch_size_per_gpu": 1, "train.total_iter": 6}
@@ -192,11 +192,11 @@ class OnlyLazyHeads(LazyHeads):
 def own_objective(monkeypatch, cls, data, teacher, weight=0.1):
     monkeypatch.setitem(OBJECTIVES._rows, cls.__name__, cls)
     objective = {"type": cls.__name__, "weights": {"heads": weight}}
-    return distill_options(data, teacher, **{"train.distill_opt": objective})
+    return shallow_options(data, teacher, **{"train.distill_opt": objective})
 
 
-def test_an_objective_with_parts_of_any_name_goes_on(launcher, tiny_rain, tiny_teacher, monkeypatch):
-    options = own_objective(monkeypatch, Heads, tiny_rain, tiny_teacher)
+def test_an_objective_with_parts_of_any_name_goes_on(launcher, tiny_rain, shallow_teacher, monkeypatch):
+    options = own_objective(monkeypatch, Heads, tiny_rain, shallow_teacher)
     whole, cut = resumed_and_whole(launcher, options, cut=2, total=4)
     assert {"student.weight", "teacher.weight", "norm.running_mean"} <= whole["objective_latest.pth"]["params"].keys()
     assert_same(whole, cut)
@@ -204,19 +204,19 @@ def test_an_objective_with_parts_of_any_name_goes_on(launcher, tiny_rain, tiny_t
 
 @pytest.mark.parametrize("objective", [LazyHeads, OnlyLazyHeads])
 @pytest.mark.parametrize("seen", [True, False])
-def test_an_objective_with_lazy_modules_goes_on(launcher, tiny_rain, tiny_teacher, monkeypatch, objective, seen):
+def test_an_objective_with_lazy_modules_goes_on(launcher, tiny_rain, shallow_teacher, monkeypatch, objective, seen):
     """Also where it has not seen a batch before the cut."""
     weight = 0.1 if seen else {"schedule": "stop_at", "start": 0, "end": 0.1, "iters": 2}
-    options = own_objective(monkeypatch, objective, tiny_rain, tiny_teacher, weight)
+    options = own_objective(monkeypatch, objective, tiny_rain, shallow_teacher, weight)
     whole, cut = resumed_and_whole(launcher, options, cut=2, total=4)
     assert whole["objective_latest.pth"]["params"]["student.weight"].shape == (3, 4, 1, 1)
     assert_same(whole, cut)
 
 
 def test_lazy_modules_of_a_state_without_their_weights_are_one_line(
-    launcher, tiny_rain, tiny_teacher, monkeypatch, capsys
+    launcher, tiny_rain, shallow_teacher, monkeypatch, capsys
 ):
-    options = own_objective(monkeypatch, OnlyLazyHeads, tiny_rain, tiny_teacher)
+    options = own_objective(monkeypatch, OnlyLazyHeads, tiny_rain, shallow_teacher)
     assert launcher.train(options) == 0
     (launcher.folder / "experiments/run/models/objective_2.pth").unlink()
     assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 2
@@ -238,20 +238,20 @@ class Lazy(nn.Module):
 
 @pytest.mark.parametrize("role", ["network_g", "network_t"])
 def test_lazy_networks_are_refused_before_anything_is_written(
-    launcher, tiny_rain, tiny_teacher, monkeypatch, capsys, role
+    launcher, tiny_rain, shallow_teacher, monkeypatch, capsys, role
 ):
     from basicsr.utils.registry import ARCH_REGISTRY
 
     monkeypatch.setitem(ARCH_REGISTRY._obj_map, "Lazy", Lazy)
-    assert launcher.train(distill_options(tiny_rain, tiny_teacher, **{role: {"type": "Lazy"}})) == 2
+    assert launcher.train(shallow_options(tiny_rain, shallow_teacher, **{role: {"type": "Lazy"}})) == 2
     assert f"{role}: Lazy: head.weight is lazy: it gets its size" in capsys.readouterr().err
     assert launcher.written() == []
 
 
-def test_several_processes_refuse_an_objective_with_lazy_modules(tiny_rain, tiny_teacher, monkeypatch):
+def test_several_processes_refuse_an_objective_with_lazy_modules(tiny_rain, shallow_teacher, monkeypatch):
     from csd_plugin.models.preflight import check_parts
 
-    options = own_objective(monkeypatch, LazyHeads, tiny_rain, tiny_teacher)
+    options = own_objective(monkeypatch, LazyHeads, tiny_rain, shallow_teacher)
     check_parts({**options, "is_train": True, "dist": False})
     with pytest.raises(CSDError, match=r"train\.distill_opt: LazyHeads: student\.weight is lazy: .* several processes"):
         check_parts({**options, "is_train": True, "dist": True})
@@ -279,7 +279,7 @@ def test_complex_weights_learn_teach_and_go_on(launcher, tiny_rain, monkeypatch)
     teacher = launcher.folder / "teacher.pth"
     torch.save({"params": Spectral().state_dict()}, teacher)
     networks = {key: {"type": "Spectral"} for key in ("network_g", "network_t")}
-    options = distill_options(tiny_rain, teacher, **networks, **{"train.health": False, "train.grad_clip": 0.1})
+    options = shallow_options(tiny_rain, teacher, **networks, **{"train.health": False, "train.grad_clip": 0.1})
     whole, cut = resumed_and_whole(launcher, options, cut=2, total=4)
     assert whole["net_g_latest.pth"]["params"]["gain"].is_complex()
     assert_same(whole, cut)
@@ -287,8 +287,8 @@ def test_complex_weights_learn_teach_and_go_on(launcher, tiny_rain, monkeypatch)
 
 def test_the_weights_that_a_resumed_run_started_from_may_be_gone(launcher, tiny_rain):
     start = launcher.folder / "start.pth"
-    torch.save(SLDNet(preset="student2", num_feat=4).state_dict(), start)
-    options = train_options(tiny_rain, **{"path.pretrain_network_g": str(start)})
+    torch.save(SLDNet(**SHALLOW_STUDENT).state_dict(), start)
+    options = shallow_options(tiny_rain, **{"path.pretrain_network_g": str(start)})
     assert launcher.train(options) == 0
     start.unlink()
     assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 0
@@ -298,8 +298,8 @@ def test_the_weights_that_a_resumed_run_started_from_may_be_gone(launcher, tiny_
 def test_the_student_goes_on_whatever_entry_it_started_from(launcher, tiny_rain, key):
     """And not its average, which is in the saved file, too."""
     start = launcher.folder / "start.pth"
-    torch.save({"state_dict": SLDNet(preset="student2", num_feat=4).state_dict()}, start)
-    options = train_options(tiny_rain, **{"path.pretrain_network_g": str(start)})
+    torch.save({"state_dict": SLDNet(**SHALLOW_STUDENT).state_dict()}, start)
+    options = shallow_options(tiny_rain, **{"path.pretrain_network_g": str(start)})
     options["path"] |= {} if key == "absent" else {"param_key_g": key}
     assert_same(*resumed_and_whole(launcher, options, cut=2, total=4))
 
@@ -327,7 +327,7 @@ def test_what_is_loaded_on_resume_has_its_entry(tmp_path, ignored):
 
 def test_a_fused_optimizer_goes_on_too(launcher, tiny_rain, capfd):
     """And a GPU's option in the same file, which is said to have no effect here."""
-    options = train_options(tiny_rain, **{"train.optim_g.fused": True, "train.cuda_graph": True})
+    options = shallow_options(tiny_rain, **{"train.optim_g.fused": True, "train.cuda_graph": True})
     whole, cut = resumed_and_whole(launcher, options, cut=2, total=4)
     assert whole["4.state"]["optimizers"][0]["param_groups"][0]["fused"]
     assert_same(whole, cut)
@@ -337,7 +337,7 @@ def test_a_fused_optimizer_goes_on_too(launcher, tiny_rain, capfd):
 
 def test_the_cut_may_be_anywhere_in_the_epochs(launcher, tiny_rain):
     """At the very end of the first epoch, and inside the second."""
-    options = train_options(tiny_rain)
+    options = shallow_options(tiny_rain)
     options["datasets"]["train"]["dataset_enlarge_ratio"] = 1
     train = options["datasets"]["train"]
     batches = len(PairedVideoDataset(train)) // train["batch_size_per_gpu"]
@@ -358,7 +358,7 @@ def test_random_numbers_inside_a_network_go_on(launcher, tiny_rain, monkeypatch)
         return output
 
     monkeypatch.setattr(SLDNet, "forward", forward)
-    whole, cut = resumed_and_whole(launcher, train_options(tiny_rain), cut=2, total=4)
+    whole, cut = resumed_and_whole(launcher, shallow_options(tiny_rain), cut=2, total=4)
     assert_same(whole, cut)
     assert len(set(map(str, dropped))) == 4
     assert not equal(whole["net_g_latest.pth"]["params"], launcher.weights("net_g_2", "whole"))
@@ -371,7 +371,7 @@ def test_the_seed_goes_on(launcher, tiny_rain, monkeypatch, capfd, seed):
     monkeypatch.setattr(
         SLDNet, "forward", lambda self, window: torch.dropout(forward(self, window), 0.5, self.training)
     )
-    options = train_options(tiny_rain, **{"train.total_iter": 3, "logger.save_checkpoint_freq": 1})
+    options = shallow_options(tiny_rain, **{"train.total_iter": 3, "logger.save_checkpoint_freq": 1})
     assert launcher.train(changed(options, {"name": "whole"})) == 0
     for last in (1, 2, 3):
         now = {"name": "cut", "train.total_iter": last, "manual_seed": 3 if last == 1 else seed}
@@ -381,7 +381,7 @@ def test_the_seed_goes_on(launcher, tiny_rain, monkeypatch, capfd, seed):
 
 
 def test_the_best_scores_are_remembered(launcher, tiny_rain):
-    options = train_options(tiny_rain, **{"datasets.val": scored_set(tiny_rain)})
+    options = shallow_options(tiny_rain, **{"datasets.val": scored_set(tiny_rain)})
     options["val"] = {"val_freq": 1, "save_img": False}
     assert launcher.train(options) == 0
     path = launcher.folder / "experiments/run/training_states/2.state"
@@ -397,7 +397,7 @@ def test_the_best_scores_are_remembered(launcher, tiny_rain):
 
 def test_a_state_without_a_place_in_the_data_is_resumed_from_the_epochs_start(launcher, tiny_rain, capfd):
     """Of an earlier version."""
-    options = train_options(tiny_rain)
+    options = shallow_options(tiny_rain)
     assert launcher.train(options) == 0
     path = launcher.folder / "experiments/run/training_states/2.state"
     state = torch.load(path, weights_only=True)
@@ -436,7 +436,7 @@ def test_data_sets_of_others_start_their_epoch_anew_with_a_line(launcher, tiny_r
 
     monkeypatch.setattr(VideoDerainModel, "feed_data", feed_data)
     monkeypatch.setitem(DATASET_REGISTRY._obj_map, "OwnClips", OwnClips)
-    options = train_options(tiny_rain, **{"datasets.train.type": "OwnClips"})
+    options = shallow_options(tiny_rain, **{"datasets.train.type": "OwnClips"})
     assert launcher.train(options) == 0
     assert launcher.train(changed(options, {"train.total_iter": 3}), "--auto_resume") == 0
     said = [line for line in capfd.readouterr().err.splitlines() if "has no position in the data of OwnClips" in line]
