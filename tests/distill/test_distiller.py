@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from quarters import Quarters
-from toolbox import equal, method
+from toolbox import SHALLOW_STUDENT, SHALLOW_TEACHER, equal, method
 from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
 
@@ -34,11 +34,15 @@ WEIGHTS = {"spatial": 0.1, "temporal": 0.1}
 
 
 def student(width: int = 4) -> SLDNet:
-    return SLDNet(preset="student2", num_feat=width)
+    return SLDNet(**SHALLOW_STUDENT | {"num_feat": width})
+
+
+def wider_window() -> SLDNet:
+    return SLDNet(**SHALLOW_TEACHER)
 
 
 def teacher(**keywords) -> Teacher:
-    return Teacher(SLDNet(preset="teacher", num_feat=4), CSD(hidden=4), **keywords)
+    return Teacher(wider_window(), CSD(hidden=4), **keywords)
 
 
 def distiller(*teachers: Teacher, weights=WEIGHTS, **keywords) -> Distiller:
@@ -46,8 +50,8 @@ def distiller(*teachers: Teacher, weights=WEIGHTS, **keywords) -> Distiller:
     return Distiller(student(), teachers or [teacher()], PyramidSSIMLoss(), weights=weights, **keywords)
 
 
-def batch(frames: int = 8, targets: int = 2) -> dict[str, torch.Tensor]:
-    lq = torch.rand(2, frames, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+def batch(frames: int = 6, targets: int = 2, size: int = 12) -> dict[str, torch.Tensor]:
+    lq = torch.rand(2, frames, 3, size, size, generator=torch.Generator().manual_seed(0))
     first = (frames - targets) // 2
     return {"lq": lq, "gt": lq[:, first : first + targets] * 0.9}
 
@@ -59,7 +63,7 @@ def test_networks_of_one_scale_are_compared():
         for width in (4, 6)
     )
     small = batch(4, 2)
-    large = {"lq": small["lq"], "gt": torch.rand(2, 2, 3, 48, 48)}
+    large = {"lq": small["lq"], "gt": torch.rand(2, 2, 3, 24, 24)}
     teacher = Teacher(wider, CSD(hidden=4), interface=how)
     d = Distiller(student, [teacher], PyramidSSIMLoss(), weights=WEIGHTS, interface=how)
     losses, scalars = d(large)
@@ -76,7 +80,7 @@ def test_networks_of_one_scale_are_compared():
 
 def test_named_parts_of_the_reconstruction_are_logged_while_nothing_is_distilled():
     losses = SeveralLosses({"flat": torch.nn.L1Loss(), "square": torch.nn.MSELoss()})
-    off = Teacher(SLDNet(preset="teacher", num_feat=4), OutputDistillation())
+    off = Teacher(wider_window(), OutputDistillation())
     for teachers, weights in (([], {}), ([off], {"output": 0.0})):
         recon, scalars = Distiller(student(), teachers, losses, weights=weights)(batch())
         parts = [scalars["recon/flat"], scalars["recon/square"]]
@@ -119,7 +123,7 @@ def test_student_and_cells_learn_and_are_saved_and_the_teacher_moves_along():
 
 
 def test_one_that_is_restored_continues():
-    d, again = distiller(), distiller(Teacher(SLDNet(preset="teacher", num_feat=4), CSD(hidden=4)))
+    d, again = distiller(), distiller(Teacher(wider_window(), CSD(hidden=4)))
     again.load_state_dict(d.state_dict())
     again.teachers[0].network.load_state_dict(d.teachers[0].network.state_dict())
     for ours, theirs in zip(d(batch(), 5), again(batch(), 5), strict=True):
@@ -128,7 +132,7 @@ def test_one_that_is_restored_continues():
 
 def until_collapsed() -> AdaptedObjective:
     """What learns on a condition, behind an adapter that goes by the first batch."""
-    feature = [(2, 2, 4, 24, 24)]
+    feature = [(2, 2, 4, 12, 12)]
     csd = CSD(hidden=4, cells="joint_until_collapsed", adaptor=False)
     return AdaptedObjective(csd, adapters=["conv1x1"], student=feature, teacher=feature)
 
@@ -138,7 +142,7 @@ def until_collapsed() -> AdaptedObjective:
 def test_what_is_computed_without_gradients_changes_no_training(objective, mode):
     def build():
         torch.manual_seed(0)
-        learner = SLDNet(preset="teacher", num_feat=4)
+        learner = wider_window()
         teacher = Teacher(copy.deepcopy(learner), objective())  # nothing is left to learn from
         weights = dict.fromkeys(teacher.objective.terms, 1.0)
         return Distiller(learner, [teacher], PyramidSSIMLoss(), weights=weights)
@@ -238,15 +242,15 @@ def test_batches_of_other_people():
     d, given = distiller(), batch()
     plain, _ = d(batch(targets=2))
     lq = batch()["lq"]
-    whole, _ = d({"lq": lq, "gt": lq * 0.9})  # the two targets that have windows of seven frames
+    whole, _ = d({"lq": lq, "gt": lq * 0.9})  # the two targets that have windows of five frames
     assert equal(whole, plain)
     as_bytes = {key: (value * 255).round().byte() for key, value in given.items()}
     rounded = {key: value.float() / 255 for key, value in as_bytes.items()}
     assert equal(d(as_bytes)[0], d(rounded)[0])
-    single = batch(frames=7, targets=1)
+    single = batch(frames=5, targets=1)
     assert equal(d(single)[0], d({"lq": single["lq"], "gt": single["gt"][:, 0]})[0])
-    with pytest.raises(CSDError, match=r"the batch gives lq .* windows of 5 frames, but a network needs 7"):
-        d(batch(frames=6))
+    with pytest.raises(CSDError, match=r"the batch gives lq .* windows of 3 frames, but a network needs 5"):
+        d(batch(frames=4))
     with pytest.raises(CSDError, match="the batch gives no gt"):
         d({"lq": given["lq"]})
 
@@ -286,14 +290,14 @@ def test_stored_features_that_do_not_suffice(teachers, scales, count, words):
         Teacher(student(), CSD(hidden=4, scale_source=scales), label=f"t{number}", share=1 / teachers)
         for number in range(teachers)
     ]
-    stored = {f"{FEATURE}{number}": torch.rand(2, 2, 4, 24, 24) for number in range(count)}
+    stored = {f"{FEATURE}{number}": torch.rand(2, 2, 4, 12, 12) for number in range(count)}
     with pytest.raises(CSDError, match=words):
         distiller(*made)(batch() | stored)
 
 
 def test_an_objective_without_features_goes_by_any_that_are_stored():
     teacher = Teacher(student(), OutputDistillation())
-    stored = {f"{FEATURE}{number}": torch.rand(2, 2, 4, 24, 24) for number in range(2)}
+    stored = {f"{FEATURE}{number}": torch.rand(2, 2, 4, 12, 12) for number in range(2)}
     d = distiller(teacher, weights={"output": 1.0})
     losses, _ = d(batch() | stored)
     frames = interface_of(d.student).run(d.student, batch()["lq"], 2)  # the truth stands for the teacher's
@@ -309,7 +313,7 @@ def test_weights_need_a_teacher():
 def test_a_network_that_names_no_layer_needs_one_only_where_features_are_compared():
     ours = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1))
     ours.num_frame, ours.layout = 1, "image"
-    outputs = Teacher(SLDNet(preset="teacher", num_feat=4), OutputDistillation())
+    outputs = Teacher(wider_window(), OutputDistillation())
     losses, _ = Distiller(ours, [outputs], PyramidSSIMLoss(), weights={"output": 1.0})(batch())
     assert losses["l_distill"] > 0
     with pytest.raises(CSDError, match="names no layer"):
@@ -320,12 +324,12 @@ def test_a_network_that_names_no_layer_needs_one_only_where_features_are_compare
 
 
 def test_adapters_learn_in_addition():
-    ours, theirs = student(6), SLDNet(preset="teacher", num_feat=4)
+    ours, theirs = student(6), wider_window()
     sides = {
         "student": Compared(ours, interface_of(ours), None),
         "teacher": Compared(theirs, interface_of(theirs), None),
     }
-    clips = Clips(batch=1, num_frame=7, num_target=1, size=16)
+    clips = Clips(batch=1, num_frame=5, num_target=1, size=16)
     objective = adapted(CSD(hidden=4), ["conv1x1"], clips=clips, **sides)
     d = Distiller(ours, [Teacher(theirs, objective)], PyramidSSIMLoss(), weights=WEIGHTS)
     assert d.objectives["t"].convs[0].weight.shape[:2] == (4, 6)
@@ -350,16 +354,17 @@ def test_losses_without_gradients_are_the_same_and_the_looks_of_training_wait(wi
     """As in a validation, between two iterations of training or before the first."""
     weights = {"spatial": {"balance": 0.3}, "temporal": 0.1}
     trained, d = distiller(weights=weights), distiller(weights=weights)
+    given = batch(size=24)  # of smaller ones, convolutions without gradients have other roundings
     with without():
-        d.eval()(batch(), 1)
+        d.eval()(given, 1)
         d.train()
     assert d.balance.measured == {} and d.monitor.start == {}
     for iteration in (1, 100):
-        losses, scalars = trained(batch(), iteration)
-        ours, looked = d(batch(), iteration)
+        losses, scalars = trained(given, iteration)
+        ours, looked = d(given, iteration)
         assert equal(ours, losses) and looked.keys() == scalars.keys() and "health/grad_recon" in looked
         with without():
-            again, looked = d(batch(), iteration)
+            again, looked = d(given, iteration)
         assert not any(name.startswith("health/") for name in looked)
         assert equal(again, losses)
 
@@ -418,7 +423,7 @@ def test_smaller_scales_are_those_of_averaged_frames():
     d, seen = Distiller(Mirror(), [teacher], PyramidSSIMLoss(), weights=WEIGHTS, warn=print), []
     teacher.objective.register_forward_pre_hook(lambda _, views: seen.extend(views[:2]))
     d(batch(), 1)
-    middle = batch()["lq"][:, 3:5]
+    middle = batch()["lq"][:, 2:4]
     for view in seen:
         assert list(view.features) == [1, 2, 4]
         for scale, [feature] in view.features.items():
@@ -436,9 +441,9 @@ def test_what_lies_in_the_padding_of_frames_is_not_compared(ours, theirs):
     teacher.objective.register_forward_pre_hook(lambda _, views: seen.extend(views[:2]))
     d = Distiller(student, [teacher], PyramidSSIMLoss(), weights={"maps": 1.0}, interface=how, examine_every=0)
     d(batch(), 1)
-    assert all(torch.equal(view.features[1][0], batch()["lq"][:, 3:5]) for view in seen) and len(seen) == 2
-    clips = Clips(batch=2, num_frame=8, num_target=2, size=24)
-    assert all(dry_run(*one, clips, None, tapped=True).features == {"last": (2, 2, 3, 24, 24)} for one in networks)
+    assert all(torch.equal(view.features[1][0], batch()["lq"][:, 2:4]) for view in seen) and len(seen) == 2
+    clips = Clips(batch=2, num_frame=6, num_target=2, size=12)
+    assert all(dry_run(*one, clips, None, tapped=True).features == {"last": (2, 2, 3, 12, 12)} for one in networks)
 
 
 def test_a_layer_of_which_only_the_last_run_is_compared_is_named_once():
@@ -489,11 +494,11 @@ def test_a_layer_that_nobody_learns_may_be_shared():
 @pytest.mark.parametrize("adapters", [[], ["conv1x1", "resize"]])
 @pytest.mark.parametrize("all_of_it", [True, False], ids=["the distiller", "the networks"])
 def test_networks_in_float64_are_compared_in_float32(name, adapters, all_of_it):
-    networks = student(), SLDNet(preset="teacher", num_feat=4)
+    networks = student(), wider_window()
     objective = build_objective(method(name))
     if adapters:
         ours, theirs = (Compared(network, interface_of(network), None) for network in networks)
-        objective = adapted(objective, adapters, student=ours, teacher=theirs, clips=Clips(2, 8, 2, 24))
+        objective = adapted(objective, adapters, student=ours, teacher=theirs, clips=Clips(2, 6, 2, 12))
     if not all_of_it:
         networks = [network.double() for network in networks]
     weights = {term: {"balance": 0.1} for term in objective.terms}
@@ -511,7 +516,7 @@ def test_a_validation_before_and_between_steps_changes_nothing(name):
     def steps(*, validated: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         objective = build_objective(method(name))
-        compared = Teacher(SLDNet(preset="teacher", num_feat=4), objective)
+        compared = Teacher(wider_window(), objective)
         d = Distiller(student(), [compared], PyramidSSIMLoss(), weights=dict.fromkeys(objective.terms, 0.1))
         optimizer = torch.optim.SGD(d.parameters(), lr=0.1)
         alike = {key: torch.full_like(value, 0.5) for key, value in batch().items()}  # losses of which are next to none
@@ -567,7 +572,7 @@ def test_a_teacher_whose_frames_are_worse_than_its_input_is_told_once(scale, pea
 @pytest.mark.parametrize(("scale", "shift", "said"), [(1.0, 0.0, False), (2.0, -1.0, True), (255.0, 0.0, True)])
 def test_frames_of_another_range_are_told_once(scale, shift, said):
     found = []
-    frozen = Teacher(SLDNet(preset="teacher", num_feat=4), OutputDistillation())
+    frozen = Teacher(wider_window(), OutputDistillation())
     d = distiller(frozen, weights={"output": 1.0}, examine_every=1, warn=found.append)
     for iteration in (1, 2):
         d({key: value * scale + shift for key, value in batch().items()}, iteration)
@@ -609,7 +614,7 @@ def test_networks_whose_weights_are_in_16_bits_get_frames_in_16_bits(dtype):
         frames = Interface(1, "image", "tail")
         teachers = [Teacher(theirs.to(dtype), CSD(hidden=4), interface=frames)]
         d = Distiller(ours, teachers, PyramidSSIMLoss(), weights=WEIGHTS, interface=frames)
-        d.check((2, 8, 3, 24, 24), num_target=2)
+        d.check((2, 6, 3, 12, 12), num_target=2)
         return d(batch())[0]
 
     given, wanted = losses(dtype), losses(torch.float32)
