@@ -6,11 +6,12 @@ import copy
 import io
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
-from toolbox import changed, distill_options, equal, train_options
+from toolbox import Launcher, changed, equal, shallow_options
 
 from csd_plugin.errors import CSDError
 from csd_plugin.models.resuming import changes_of_learning, learns_by, weights_digest
@@ -299,6 +300,16 @@ def test_a_digest_of_weights_is_of_all_that_they_are():
     assert weights_digest(strided) == weights_digest(state)
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, tiny_rain, shallow_teacher):
+    """The experiments of a distillation of two iterations, and its options."""
+    options = shallow_options(tiny_rain, shallow_teacher)
+    with pytest.MonkeyPatch.context() as patch:
+        launcher = Launcher(tmp_path_factory.mktemp("begun"), patch)
+        assert launcher.train(options) == 0
+    return launcher.folder / "experiments", options
+
+
 @pytest.mark.parametrize(
     ("changes", "change"),
     [
@@ -308,18 +319,16 @@ def test_a_digest_of_weights_is_of_all_that_they_are():
         ({"path.pretrain_network_t": "other.pth"}, "teachers.pretrain_network_t weights"),
         ({"path.param_key_t": "params"}, "teachers.pretrain_network_t weights"),
         ({"network_t.init_type": "kaiming"}, "teachers.network_t.init_type identity -> kaiming"),
-        ({"interface_t": {"layout": "window", "num_frame": 7}}, "teachers.interface_t.num_frame None -> 7"),
+        ({"interface_t": {"layout": "window", "num_frame": 5}}, "teachers.interface_t.num_frame None -> 5"),
         ({"interface_g": {"layout": "window", "num_frame": 3}}, "interface_g.num_frame None -> 3"),
         ({"train.ema_warmup": True}, ""),
         ({"train.ema_warmup": False}, "train.ema_warmup True -> False"),
     ],
 )
-def test_another_teacher_or_average_of_a_resumed_run_is_named(
-    launcher, tiny_rain, tiny_teacher, capfd, changes, change
-):
-    options = distill_options(tiny_rain, tiny_teacher)
-    assert launcher.train(options) == 0
-    weights = torch.load(tiny_teacher, weights_only=True)
+def test_another_teacher_or_average_of_a_resumed_run_is_named(launcher, shallow_teacher, begun, capfd, changes, change):
+    experiments, options = begun
+    shutil.copytree(experiments, launcher.folder / "experiments")
+    weights = torch.load(shallow_teacher, weights_only=True)
     torch.save(weights, launcher.folder / "moved.pth")
     torch.save(weights["params_ema"], launcher.folder / "saved_again.pth")
     torch.save({"params": weights["params"]}, launcher.folder / "other.pth")
@@ -475,7 +484,7 @@ def test_states_are_in_the_order_of_their_numbers(tmp_path):
 
 
 def test_a_finished_cosine_run_goes_on_with_longer_periods(launcher, tiny_rain, capfd):
-    short = train_options(tiny_rain, **{"train.scheduler": COSINE | {"periods": [2]}})
+    short = shallow_options(tiny_rain, **{"train.scheduler": COSINE | {"periods": [2]}})
     assert launcher.train(short) == 0
     longer = changed(short, {"train.scheduler.periods": [4], "train.total_iter": 4})
     assert launcher.train(changed(short, {"train.total_iter": 4}), "--auto_resume") == 2

@@ -328,6 +328,7 @@ def test_pooled_crops_that_a_network_cannot_process_are_told_before_the_training
     assert "crops of 12 pooled by 4 for train.distill_opt" in capsys.readouterr().err
     assert main(["inspect", "options.yml", "--size", "13"]) == 2
     assert "network_g: SwinIR cannot process clips (2, 8, 3, 13, 13)" in capsys.readouterr().err
+    options = changed(options, {"train.total_iter": 1, "datasets.train.batch_size_per_gpu": 1, "train.health": False})
     assert launcher.train(changed(options, {"train.distill_opt.num_scale": 2})) == 0
     assert launcher.train(changed(options, {"datasets.train.gt_size": 48, "name": "whole"})) == 0
     off = {"train.distill_opt.weights": {"spatial": 0, "temporal": 0}}  # nothing is pooled
