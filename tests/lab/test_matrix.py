@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
-from toolbox import STUDENT, distill_options, scored_set, train_options
+from toolbox import SHALLOW_STUDENT, distill_options, scored_set, train_options
 
 from csd_plugin.archs.interface import Interface
 from csd_plugin.archs.sldnet import SLDNet
@@ -32,6 +32,9 @@ from csd_plugin.metrics.protocols import PROTOCOLS, Quality
 from csd_plugin.metrics.results import write as write_results
 from csd_plugin.metrics.scores import Scores
 
+STUDENT = {"type": "SLDNet", "preset": "student2", **SHALLOW_STUDENT}
+OTHER = {**STUDENT, "num_feat": 5}
+
 
 def write(path: Path, content: dict) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,8 +46,8 @@ def write(path: Path, content: dict) -> Path:
 def files(tmp_path, tiny_rain, monkeypatch) -> Path:
     """Option files of both stages and a matrix over them, in a folder of their own; the current folder is another."""
     options = tmp_path / "options"
-    write(options / "teacher.yml", train_options(tiny_rain, network_g={**STUDENT, "num_feat": 5}))
-    write(options / "student.yml", distill_options(tiny_rain, Path("somewhere.pth"), **{"logger.use_tb_logger": False}))
+    write(options / "teacher.yml", train_options(tiny_rain, network_g=OTHER))
+    write(options / "student.yml", distill_options(tiny_rain, Path("somewhere.pth"), network_g=STUDENT))
     test = {
         "name": "row",
         "model_type": "VideoDerainModel",
@@ -66,7 +69,7 @@ def files(tmp_path, tiny_rain, monkeypatch) -> Path:
             "base": "student.yml",
             "test": "test.yml",
             "baseline": "alone",
-            "set": {"network_t": {**STUDENT, "num_feat": 5}},
+            "set": {"network_t": OTHER},
             "complexity": True,
             "rows": {
                 "input": {"label": "rainy input", "input": True},
@@ -441,14 +444,14 @@ def test_a_matrix_is_trained_taken_up_again_and_written(files, launcher, monkeyp
     by_name = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
     expected = json.loads(Path("results/tiny_csd/rain.json").read_text())["average"]["nturain_y"]["psnr"]
     assert by_name["CSD"]["rain Y PSNR"] == f"{expected:.2f}"
-    parameters = sum(p.numel() for p in SLDNet(preset="student2", num_feat=4).parameters())
+    parameters = sum(p.numel() for p in SLDNet(**SHALLOW_STUDENT).parameters())
     assert by_name["CSD"]["parameters"] == f"{parameters:,}"
     assert by_name["rainy input"]["parameters"] == "-"
     assert r"\caption{A \& B}" in Path("results/table/table.tex").read_text(encoding="utf-8")
     assert "<td>37.00</td>" in Path("results/table/table.html").read_text(encoding="utf-8")
 
     # Other options for a row that is trained: said, not mixed; --retrain puts the old run aside.
-    other = matrix_of(files, set={"network_t": {**STUDENT, "num_feat": 5}, "train.grad_clip": 1.0})
+    other = matrix_of(files, set={"network_t": OTHER, "train.grad_clip": 1.0})
     assert main(["table", str(other), "--only", "csd"]) == 2
     assert "train.grad_clip = None instead of 1.0; --retrain" in capsys.readouterr().err
     assert main(["table", str(other), "--only", "teacher", "--retrain", "teacher"]) == 0
@@ -706,7 +709,7 @@ def test_a_damaged_plan_is_one_line(files, content, monkeypatch, tmp_path, capsy
 def test_a_gpu_that_is_not_there_is_said_before_anything_is_done(files, flags, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    matrix = matrix_of(files, set={"network_t": {**STUDENT, "num_feat": 5}, "num_gpu": 1})
+    matrix = matrix_of(files, set={"network_t": OTHER, "num_gpu": 1})
     assert main(["table", str(matrix), *flags]) == 2
     assert "num_gpu is 1, but 0 were found" in capsys.readouterr().err
     assert not Path("results").exists() and not Path("experiments").exists()
@@ -952,7 +955,7 @@ def test_without_validation_in_training_its_data_need_not_be_there(files):
     with_val = yaml.safe_load((files / "student.yml").read_text())
     with_val["datasets"]["val"] = {"name": "gone", "type": "PairedVideoTestDataset", "dataroot": "gone", "num_frame": 3}
     write(files / "student.yml", with_val)
-    path = matrix_of(files, set={"network_t": {**STUDENT, "num_feat": 5}, "val": None})
+    path = matrix_of(files, set={"network_t": OTHER, "val": None})
     assert "val" not in runs_of(read_matrix(path), path)["tiny_csd"].options["datasets"]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_matrix import files, interruptible, matrix_of
+from test_matrix import OTHER, files, interruptible, matrix_of
 from toolbox import changed, train_options
 
 from csd_plugin.cli import main
@@ -61,7 +61,7 @@ def test_a_batch_that_cannot_be_shared_is_one_line(files, flags, monkeypatch, tm
 def test_gpus_for_all_and_no_clock(files, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    teacher = {"network_t": {"type": "SLDNet", "preset": "student2", "num_feat": 5}}
+    teacher = {"network_t": OTHER}
     matrix = matrix_of(files, set=teacher | {"num_gpu": 1})
     assert main(["table", str(matrix), "--nproc-per-node", "2"]) == 2
     assert "1 GPUs were found for 2 processes" in capsys.readouterr().err
