@@ -354,7 +354,7 @@ def test_losses_without_gradients_are_the_same_and_the_looks_of_training_wait(wi
     """As in a validation, between two iterations of training or before the first."""
     weights = {"spatial": {"balance": 0.3}, "temporal": 0.1}
     trained, d = distiller(weights=weights), distiller(weights=weights)
-    given = batch(size=24)  # of smaller ones, convolutions without gradients have other roundings
+    given = batch(size=24)  # of smaller ones, losses with and without gradients differ in their last bits
     with without():
         d.eval()(given, 1)
         d.train()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import subprocess
 import sys
@@ -331,8 +330,8 @@ def test_a_killed_run_is_resumed_by_the_command_that_the_error_names(model, tmp_
     process = subprocess.Popen([sys.executable, "-m", "csd_plugin", *command], stdout=subprocess.DEVNULL)
     while process.poll() is None and not ((left := find_unfinished(tmp_path / "out.mkv")) and left.num_frames > 120):
         time.sleep(0.02)  # leave the processor to the run that is watched
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
     left = find_unfinished(tmp_path / "out.mkv")
     assert left is not None and 100 < left.num_frames < 1200
     assert main(command) == 2
