@@ -218,6 +218,22 @@ def test_another_run_is_not_resumed(tmp_path, tiny_rain, tiny_teacher, student, 
         train(config(tmp_path, tiny_rain, tiny_teacher, student, resume=True, **changes))
 
 
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [("csd", {"orders": {"student (SLDNet) tail, 2 frames": "SIDEWAYS"}}), ("csd", 3), ("message_hub", {"loss": {}})],
+)
+def test_a_checkpoint_whose_word_of_the_run_is_damaged_is_one_line(
+    tmp_path, tiny_rain, tiny_teacher, student, part, content
+):
+    settings = config(tmp_path, tiny_rain, tiny_teacher, student)
+    train(settings)
+    path = tmp_path / "work" / "iter_2.pth"
+    saved = torch.load(path, weights_only=True)
+    torch.save(saved | {part: content if part == "csd" else saved[part] | {"log_scalars": content}}, path)
+    with pytest.raises(CSDError, match=r"iter_2\.pth: what it says of the run is damaged \(.*\)"):
+        train(settings | {"resume": True})
+
+
 class Code:
     def __reduce__(self):
         return exec, ("raise SystemExit('code from a file ran')",)

@@ -11,9 +11,10 @@ from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from csd_plugin.archs.checkpoint import load_weights, weights_in
+from csd_plugin.archs.checkpoint import DAMAGED, load_weights, weights_in
 from csd_plugin.data.datasets.paired_video import PairedVideoTestDataset
 from csd_plugin.data.datasets.training_clips import TrainingDataset
+from csd_plugin.errors import CSDError, first_line
 from csd_plugin.integrate.mmengine.model import STUDENT, CSDDistiller
 from csd_plugin.integrate.mmengine.sampler import ClipSampler
 from csd_plugin.integrate.mmengine.starting import check_resumed, check_start
@@ -70,8 +71,14 @@ class DistillHook(Hook):
             return
         check_resumed(model, getattr(runner.optim_wrapper, "optimizer", None), checkpoint, source)
         hub = checkpoint["message_hub"]
-        hub["log_scalars"] = {name: _unpacked(packed) for name, packed in hub["log_scalars"].items()}
-        model.distiller.restore(checkpoint.get(STATE, {}))
+        try:
+            hub["log_scalars"] = {name: _unpacked(packed) for name, packed in hub["log_scalars"].items()}
+            model.distiller.restore(checkpoint.get(STATE, {}))
+        except DAMAGED as error:
+            raise CSDError(
+                f"{source}: what it says of the run is damaged ({type(error).__name__}: {first_line(error)}); resume "
+                f"from an earlier checkpoint, by load_from"
+            ) from error
 
 
 def _enter_epochs(runner: Runner) -> None:
