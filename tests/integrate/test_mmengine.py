@@ -297,13 +297,14 @@ def test_a_run_over_epochs_is_resumed_within_one(tmp_path, tiny_rain, tiny_teach
 
 def test_a_sampler_whose_crops_begin_again_is_named_on_resuming(tmp_path, tiny_rain, tiny_teacher, student):
     changes = EPOCHS | {"train_dataloader.sampler": {"type": "DefaultSampler", "shuffle": True}}
+    words = "with DefaultSampler a resumed run draws the crops of its first epochs again"
     train(config(tmp_path, tiny_rain, tiny_teacher, student, **changes))
-    logs = list(tmp_path.rglob("*.log"))
+    [log] = tmp_path.rglob("*.log")
+    assert words not in log.read_text()
     again = changes | {"train_cfg": EPOCHS["train_cfg"] | {"max_epochs": 3}}
     train(config(tmp_path, tiny_rain, tiny_teacher, student, **again, resume=True))
-    [first], [second] = logs, set(tmp_path.rglob("*.log")) - set(logs)
-    words = "with DefaultSampler a resumed run draws the crops of its first epochs again"
-    assert words in second.read_text() and words not in first.read_text()
+    # where both runs begin in one second, MMEngine gives their logs one name
+    assert any(words in log.read_text() for log in tmp_path.rglob("*.log"))
 
 
 @pytest.mark.parametrize("tested", [False, True])
