@@ -67,7 +67,8 @@ def pick_precision(open_in: Callable[[str], Derains]) -> Precision:
     try:
         psnr = psnr_between(expected, open_in(faster)(clip))
     except REFUSALS as error:  # layers that mix types, such as attention whose softmax is float32
-        return Precision("fp32", f"the network does not compute in {faster}: {first_line(error)}")
+        cause = error.__cause__ if isinstance(error.__cause__, REFUSALS) else error
+        return Precision("fp32", f"the network does not compute in {faster}: {first_line(cause)}")
     if psnr < LEAST:
         return Precision("fp32", f"{faster} would change the frames too much: PSNR {psnr:.1f} dB, less than {LEAST:g}")
     same = "the same frames as in fp32"

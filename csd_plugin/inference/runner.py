@@ -30,7 +30,7 @@ from csd_plugin.data.video.interface import FrameReader
 from csd_plugin.data.video.origin import Origin
 from csd_plugin.devices import half_precision_warnings
 from csd_plugin.digests import file_digest
-from csd_plugin.errors import CSDError, type_in_words
+from csd_plugin.errors import CSDError, first_line, type_in_words, users_line
 from csd_plugin.inference.backends import INT8, Backend, TorchBackend, open_backend, weights_of
 from csd_plugin.inference.blocks import BlockPath, Seen
 from csd_plugin.inference.facts import WHOLE
@@ -40,6 +40,7 @@ from csd_plugin.inference.lanes import Lanes, there
 from csd_plugin.inference.precision import Precision, pick_precision
 from csd_plugin.inference.streaming import WindowStream
 from csd_plugin.inference.tiles import Span, check_finite, split
+from csd_plugin.inference.trials import REFUSALS
 
 logger = logging.getLogger(__name__)
 
@@ -327,12 +328,25 @@ class Derainer:
         seen = torch.stack(tiles).permute(0, 3, 4, 1, 2)  # (B, h, w, T, 3) in memory: a pixel's channels are contiguous
         window = whole_cells(seen.float() / peak, facts.divisor)
         expected = window.shape if self._sequences else (len(window), *window.shape[2:])
-        clean = facts.interface.checked(self.backend(window), expected)
+        clean = facts.interface.checked(self._run(window), expected)
         if self._sequences:
             clean = clean[0].narrow(0, self.num_frame // 2, len(output))
         check_finite(clean)
         clean = clean[..., y.inner, x.inner].permute(0, 2, 3, 1).clamp(0, 1)
         output[:, y.kept, x.kept] = clean if peak == 1 else (clean * peak).round_()
+
+    def _run(self, window: Tensor) -> Tensor:
+        """The network's output. Raises CSDError for frames that it refuses."""
+        try:
+            return self.backend(window)
+        except REFUSALS as error:
+            if users_line(error):
+                raise
+            height, width = window.shape[-2:]
+            raise CSDError(
+                f"{self.backend.facts.preset} does not process frames of {width}x{height} ({first_line(error)}); give "
+                f"frames of another size, or another network"
+            ) from error
 
 
 class Clip:

@@ -303,6 +303,22 @@ def test_what_a_network_of_your_own_gives_is_checked(made):
         list(Derainer(only_small, device="cpu")([np.zeros((18, 20, 3), np.uint8)]))
 
 
+class Wide(Custom):
+    def forward(self, window):
+        assert window.shape[-1] >= 48, "frames are\nnarrow"
+        return super().forward(window)
+
+
+def test_frames_that_a_network_refuses_are_one_line():
+    derainer = Derainer(Wide(lambda frame: frame), device="cpu")
+    narrow, wide = (np.zeros((32, width, 3), np.uint8) for width in (40, 48))
+    line = r"^Wide does not process frames of 40x32 \(frames are\); give frames of another size, or another network$"
+    for run in (lambda: list(derainer([narrow])), lambda: derainer.seconds_a_frame(40, 32)):
+        with pytest.raises(CSDError, match=line):
+            run()
+    assert len(list(derainer([wide]))) == 1
+
+
 def test_a_network_without_weights_runs_and_one_on_meta_or_without_a_window_is_refused(clip):
     assert np.array_equal(list(Derainer(Custom(lambda x: x), device="cpu")(clip)), clip)
     with pytest.raises(CSDError, match=r"Custom does not state how it is called; give `layout`.* and `num_frame`"):
