@@ -26,7 +26,7 @@ from csd_plugin.distill.interface import Objective
 from csd_plugin.distill.objective import Comparison, by_name, weighted_sum
 from csd_plugin.distill.run_order import find_run_orders
 from csd_plugin.distill.schedule import Weight, check_weight, is_ever_on, weight_at
-from csd_plugin.distill.taps import FeatureTap, Runs, listening, quiet, tap_compared
+from csd_plugin.distill.taps import FeatureTap, Runs, listening, quiet, tap_compared, uncompiled
 from csd_plugin.distill.trial import Words, check_trial, is_ours
 from csd_plugin.errors import CSDError
 from csd_plugin.losses.several import total_of
@@ -246,7 +246,7 @@ class Distiller(nn.Module):
             scales |= {scale for teacher in self.teachers for scale in bare(teacher.objective).input_scales}
             parts += [(f"teacher {teacher.label}", teacher.network, teacher.interface) for teacher in self.teachers]
         for name, network, interface in parts:
-            network = _uncompiled(network)
+            network = uncompiled(network)
             if is_ours(network):
                 continue
             advice = "give frames of another size"
@@ -492,7 +492,7 @@ class Distiller(nn.Module):
         What was found for as many frames before, also by the run that this one resumes, is kept.
         """
         seen = KINDS[interface.kind].num_seen(num_target, interface.num_frame)
-        cls = type(_uncompiled(bare(network))).__name__
+        cls = type(uncompiled(bare(network))).__name__
         keys = [f"{name} ({cls}) {tap.layer}, {seen} frames" for tap in taps]
         if not self._orders.keys() >= set(keys):
             find_run_orders(bare(network), interface, taps, num_target, size)
@@ -535,11 +535,6 @@ def adapted(
 def bare(module: nn.Module) -> Any:
     """The module in a data parallel wrapper; other modules unchanged."""
     return module.module if isinstance(module, DataParallel | DistributedDataParallel) else module
-
-
-def _uncompiled(network: nn.Module) -> nn.Module:
-    inner: nn.Module = getattr(network, "_orig_mod", network)
-    return inner
 
 
 def _check(teachers: Sequence[Teacher], weights: Mapping[str, Weight]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from csd_plugin.archs.interface import KINDS, Interface
 from csd_plugin.devices import forked_random
 from csd_plugin.distill.dry_run import DryRunError, copied
-from csd_plugin.distill.taps import FeatureTap, Runs, tap_layers
+from csd_plugin.distill.taps import FeatureTap, Runs, tap_layers, uncompiled
 from csd_plugin.distill.trial import OF_SHAPES, is_ours
 
 _SIDES = (32, 64)
@@ -49,7 +49,7 @@ def find_run_orders(
     """
     for tap in taps:
         tap.runs = Runs.FORWARD
-    inner = getattr(network, "_orig_mod", network)  # of torch.compile
+    inner = uncompiled(network)
     targets = num_target if interface.gives_clip else 1
     seen = KINDS[interface.kind].num_seen(targets, interface.num_frame)
     if is_ours(inner) or seen == 1:

@@ -205,6 +205,12 @@ def tappable(network: nn.Module) -> dict[str, nn.Module]:
     return modules
 
 
+def uncompiled(network: nn.Module) -> nn.Module:
+    """The network in the wrapper of torch.compile; other networks unchanged."""
+    inner: nn.Module = getattr(network, "_orig_mod", network)
+    return inner
+
+
 def _forget_compiled() -> None:
     """Make torch.compile notice the hooks: compiled code keeps the hooks that existed when it was compiled.
 

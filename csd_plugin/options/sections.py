@@ -47,7 +47,7 @@ _Make = TypeVar("_Make", bound=Callable[..., Any])
 
 def made_once(make: _Make) -> _Make:
     """Keep what a function makes: a section takes a hundred times longer to make than to check options by it."""
-    return cast(_Make, functools.cache(make))
+    return cast(_Make, functools.cache(make))  # cast, as mypy takes some classes for not hashable
 
 
 class Section(BaseModel):
