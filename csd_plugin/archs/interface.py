@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from csd_plugin.archs.bf16_conv3d import computes_in_bf16, repair_bf16_conv3d
 from csd_plugin.archs.casting import CastWeights
 from csd_plugin.archs.padding import multiple, whole_cells, without_padding
-from csd_plugin.data.windows import join_windows, slice_windows, target_slice, window_slice
+from csd_plugin.data.windows import check_odd, join_windows, slice_windows, target_slice, window_slice
 from csd_plugin.errors import CSDError, suggestion, type_in_words
 
 
@@ -187,7 +187,7 @@ class Interface:
             by repeating the last row and column, and the results are cut.
 
     Raises:
-        CSDError: the kind is unknown, or frames, scale or divisor are no whole number above 0.
+        CSDError: the kind is unknown, frames, scale or divisor are no whole number above 0, or frames are even.
     """
 
     num_frame: int
@@ -203,6 +203,7 @@ class Interface:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise CSDError(f"{name} is {value!r}; give a whole number, 1 or more")
+        check_odd(self.num_frame)
 
     @property
     def has_time(self) -> bool:

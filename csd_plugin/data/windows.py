@@ -21,7 +21,7 @@ def reflect_indices(center: int, num_frame: int, length: int) -> list[int]:
     Raises:
         CSDError: an even `num_frame`, or a centre outside the clip.
     """
-    _check_odd(num_frame)
+    check_odd(num_frame)
     if not 0 <= center < length:
         raise CSDError(f"frame {center} is outside a clip of {length} frames: give one of 0 .. {length - 1}")
     period = max(2 * (length - 1), 1)
@@ -51,7 +51,7 @@ def window_slice(num_input: int, num_target: int, num_frame: int) -> slice:
 
     Raises CSDError if a window of `num_frame` extends beyond the clip.
     """
-    _check_odd(num_frame)
+    check_odd(num_frame)
     targets = target_slice(num_input, num_target)
     radius = num_frame // 2
     if radius > targets.start:
@@ -81,6 +81,7 @@ def join_windows(windows: Tensor) -> Tensor:
     return torch.cat([windows[0, :radius], windows[:, radius], windows[-1, radius + 1 :]])[None]
 
 
-def _check_odd(num_frame: int) -> None:
+def check_odd(num_frame: int) -> None:
+    """Raises CSDError if a window of `num_frame` has no centre."""
     if num_frame < 1 or num_frame % 2 == 0:
         raise CSDError(f"a window of num_frame={num_frame} has no centre: give an odd number")

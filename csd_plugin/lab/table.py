@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -116,12 +116,12 @@ def build(matrix: Matrix, runs: Mapping[str, Run], costs: Mapping[str, Cost], no
 
     head = [""]
     columns: list[list[str]] = [[line.label for line in lines.values()]]
-    stressed: list[int] = []
+    best: set[tuple[int, int]] = set()
 
-    def add(title: str, cells: list[str], best: int | None = None) -> None:
+    def add(title: str, cells: list[str], rows: Iterable[int] = ()) -> None:
+        best.update((row, len(head)) for row in rows)
         head.append(title)
         columns.append(cells)
-        stressed.append(-1 if best is None else best)
 
     for title, cell in _cost_columns(matrix):
         add(title, [cell(costs[key]) if key in costs else NONE for key in lines])
@@ -134,12 +134,11 @@ def build(matrix: Matrix, runs: Mapping[str, Run], costs: Mapping[str, Cost], no
             for metric, decimals in (("psnr", 2), ("ssim", 4)):
                 values = [line.mean(dataset, protocol, metric) for line in lines.values()]
                 cells = [_cell(line, dataset, protocol, metric, decimals) for line in lines.values()]
-                add(f"{dataset} {short} {metric.upper()}", cells, _best(values))
+                add(f"{dataset} {short} {metric.upper()}", cells, _best(values, decimals))
         if base is not None:
             add(f"{dataset} Y ΔPSNR", [_gain(line, base, dataset) for line in lines.values()])
     for title, cells in _published_columns(lines.values()).items():
         add(title, cells)
-    best = {(row, column) for column, row in enumerate(stressed, start=1) if row >= 0 and len(lines) > 1}
     own = _seed_notes(list(lines.values()), base, datasets) if base is not None else []
     own += _published_notes(matrix, lines)
     own += orderings(list(lines.values()), datasets[0]) if datasets else []
@@ -358,9 +357,10 @@ def _difference(one: float, other: float) -> str:
     return NONE if math.isnan(one - other) else f"{one - other:+.2f}"
 
 
-def _best(values: Sequence[float | None]) -> int | None:
-    known = [(value, row) for row, value in enumerate(values) if value is not None]
-    return max(known)[1] if known else None
+def _best(values: Sequence[float | None], decimals: int) -> list[int]:
+    """The rows whose value, as shown, is the highest; none if there is nothing to compare."""
+    shown = [-math.inf if value is None else round(value, decimals) for value in values]
+    return [row for row, value in enumerate(shown) if value == max(shown) > -math.inf] if len(shown) > 1 else []
 
 
 def _build(options: Mapping[str, Any]) -> tuple[Any, Any]:

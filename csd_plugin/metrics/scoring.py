@@ -183,7 +183,8 @@ def _clips_in(folder: Path, ignored: re.Pattern[str], root: Path) -> dict[str, l
     frames = _frames(folder, root)
     if frames:
         return {_clip_name(folder.resolve()): frames}
-    folders = [refuse_way_out(child, root) for child in sorted(folder.iterdir()) if child.is_dir()]
+    children = sorted(folder.iterdir(), key=lambda child: natural_key(child.name))
+    folders = [refuse_way_out(child, root) for child in children if child.is_dir()]
     clips = {child: frames for child in folders if (frames := _frames(child, root))}
     if not clips:
         kind = "is an LMDB store" if holds_store(folder) else "holds no images or folders of images"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -30,13 +31,25 @@ def three_digits(number: float) -> str:
 
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
     """One line per row, with aligned columns: those in `left` to the left, all others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = zip(range(len(row)), row, widths, strict=True)
-        padded = (cell.ljust(width) if column in left else cell.rjust(width) for column, cell, width in cells)
+        padded = (_padded(cell, width, left=column in left) for column, cell, width in cells)
         lines.append("  ".join(padded).rstrip())
     return lines
+
+
+def _padded(cell: str, width: int, *, left: bool) -> str:
+    spaces = " " * (width - _columns(cell))
+    return cell + spaces if left else spaces + cell
+
+
+def _columns(text: str) -> int:
+    """Columns of a terminal that a text takes: Chinese, Japanese and Korean characters take two, accents none."""
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
+    )
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:

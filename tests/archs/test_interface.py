@@ -54,6 +54,14 @@ def test_a_layout_that_is_unknown_is_one_line():
         interface_of(nn.Identity(), {"layout": "windows", "num_frame": 3})
 
 
+@pytest.mark.parametrize("kind", ["window", "sequence"])
+def test_a_network_of_an_even_number_of_frames_is_told_before_it_runs(kind):
+    from csd_plugin.archs.interface import interface_of
+
+    with pytest.raises(CSDError, match="num_frame=4 has no centre: give an odd number"):
+        interface_of(nn.Identity(), {"layout": kind, "num_frame": 4})
+
+
 @pytest.mark.parametrize("scale", [0, 1.5, "2", None, True])
 def test_a_scale_that_is_no_whole_number_is_one_line(scale):
     from csd_plugin.archs.interface import Interface

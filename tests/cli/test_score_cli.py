@@ -122,6 +122,14 @@ def test_several_rainy_versions_of_a_scene(tmp_path):
     assert list(load_results(out).scores.clips) == ["t1_Rain_01", "t1_Rain_02"]
 
 
+def test_clips_are_in_the_order_of_their_numbers(tmp_path):
+    for folder, clip in ((f, c) for f in ("truth", "mine") for c in ("c10", "c2", "c1")):
+        write_clip(tmp_path / folder / clip, truth_of(0, 2))
+    out = tmp_path / "x.json"
+    assert main(["score", str(tmp_path / "mine"), "--truth", str(tmp_path / "truth"), "--out", str(out)]) == 0
+    assert list(load_results(out).scores.clips) == ["c1", "c2", "c10"]
+
+
 def test_training_clips_of_a_whole_data_set(nturain, capsys):
     root = nturain / "NTURain"
     for version in ("t1_Rain_01", "t1_Rain_02"):

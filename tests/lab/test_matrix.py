@@ -809,7 +809,14 @@ def test_a_gain_over_a_row_that_is_not_trained_is_that_of_each_seed(files):
 def test_the_best_of_a_column_is_marked_unless_it_is_alone(files):
     for run, psnr in (("tiny_input", 30.0), ("tiny_alone", 35.0), ("tiny_csd", 34.0)):
         scored(run, psnr)
-    for rows, marked in (({}, ["35.00"]), ({"input": None, "alone": None}, [])):
+    tie = {"tiny_alone": 34.004}  # shown as 34.00, as is that of CSD
+    for rows, changed, marked in (
+        ({}, {}, ["35.00"]),
+        ({"input": None, "alone": None}, {}, []),
+        ({}, tie, ["34.00"] * 2),
+    ):
+        for run, psnr in changed.items():
+            scored(run, psnr)
         path = matrix_of(files, baseline=None, rows=rows)
         matrix = read_matrix(path)
         grid = build(matrix, runs_of(matrix, path), {})
@@ -932,7 +939,7 @@ def test_operations_of_a_sequence_are_those_of_one_frame():
             return super().forward(clips.flatten(0, 1)).view(clips.shape)
 
     network = Clips(3, 3, 1, bias=False)
-    costs = [_cost(network, Interface(length, "sequence"), None, counted=True) for length in (2, 5)]
+    costs = [_cost(network, Interface(length, "sequence"), None, counted=True) for length in (3, 5)]
     assert [(cost.parameters, cost.operations) for cost in costs] == [(9, 9 * COUNTED_SIZE**2)] * 2
 
 

@@ -8,7 +8,7 @@ import io
 import pytest
 
 from csd_plugin.report.grid import Grid, as_csv, as_markdown
-from csd_plugin.report.text import three_digits
+from csd_plugin.report.text import aligned, three_digits
 
 
 def test_csv_keeps_numbers_and_has_no_formulas():
@@ -25,3 +25,8 @@ def test_csv_keeps_numbers_and_has_no_formulas():
 )
 def test_three_digits_are_those_of_the_rounded_number(number, shown):
     assert three_digits(number) == shown
+
+
+def test_columns_are_aligned_as_a_terminal_shows_them():
+    rows = [["clip", "frames"], ["雨の街", "12"], ["cafe\u0301", "345"]]
+    assert aligned(rows) == ["clip    frames", "雨の街      12", "cafe\u0301       345"]
