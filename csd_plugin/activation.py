@@ -156,7 +156,7 @@ def _checking(parse_options: Parse) -> Parse:
             _held.enter_context(alone(output))
             _outputs.add(output)
         if is_train:
-            from csd_plugin.models.stopping import REQUEST  # here as well
+            from csd_plugin.stopping import REQUEST  # here as well
 
             REQUEST.listen()
         return parsed

@@ -17,9 +17,9 @@ from csd_plugin.errors import CSDError, lost_loader, odd_name, users_line
 from csd_plugin.inference.memory import keep_freed_memory
 from csd_plugin.lifeline import end_with_starter
 from csd_plugin.locks import alone
-from csd_plugin.models.stopping import REQUEST, Stopped
 from csd_plugin.options.problems import FILE_ERRORS, reading_error
 from csd_plugin.records import optional_records
+from csd_plugin.stopping import REQUEST, Stopped
 from csd_plugin.unread import ending_quietly
 
 

@@ -25,7 +25,7 @@ ENDING: tuple[signal.Signals, ...] = tuple(filter(None, (signal.SIGTERM, _HANGUP
 """The signals, other than Ctrl-C, that end a command from outside. Schedulers, service managers and containers send
 SIGTERM, and wait some seconds; a terminal that is closed sends SIGHUP."""
 saves_on_ending = threading.Event()
-"""Set while this process, which trains, answers one of `ENDING` by ending its step and saving (`models.stopping`)."""
+"""Set while this process, which trains, answers one of `ENDING` by ending its step and saving (`stopping`)."""
 
 
 @contextmanager
@@ -54,6 +54,13 @@ class Terminated(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
+
+
+def ending(interrupt: KeyboardInterrupt) -> tuple[int, str]:
+    """The number of the signal that has ended a command, and that in words: 'interrupted', 'stopped by SIGTERM'."""
+    if not isinstance(interrupt, Terminated):
+        return signal.SIGINT, "interrupted"
+    return interrupt.number, f"stopped by {signal.Signals(interrupt.number).name}"
 
 
 def heard() -> tuple[signal.Signals, ...]:

@@ -12,7 +12,6 @@ import importlib
 import io
 import os
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from typing import NoReturn
 from csd_plugin import __version__
 from csd_plugin.errors import CSDError, suggestion, users_line
 from csd_plugin.extras import needed_by
-from csd_plugin.lifeline import Terminated, endings_interrupt
+from csd_plugin.lifeline import ending, endings_interrupt
 from csd_plugin.locks import alone
 from csd_plugin.unread import ending_quietly
 from csd_plugin.versions import check_versions
@@ -108,8 +107,7 @@ def _run_job(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt as interrupt:
         where = f" in {interrupt}" if str(interrupt) else ""
         hint = f"; {module.interrupted(args)}" if hasattr(module, "interrupted") else ""
-        number = interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT
-        how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+        number, how = ending(interrupt)
         print(f"csd {job}: {how}{where}{hint}", file=sys.stderr)
         return 128 + number
 

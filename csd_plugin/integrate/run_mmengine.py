@@ -4,7 +4,7 @@
     torchrun --nproc_per_node 2 -m csd_plugin.integrate.run_mmengine CONFIG.py --launcher pytorch
 
 Without a GPU, several processes communicate through gloo. They watch each other: if one dies, all end, and name it.
-Mistakes are reported in one line, with exit status 2.
+Mistakes are reported in one line, with exit status 2. Ctrl-C and SIGTERM end a training after its step, which is saved.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from torch import distributed
 from csd_plugin import peers
 from csd_plugin.distill.processes import are_several
 from csd_plugin.errors import CSDError, first_line, one_line, out_of_memory, users_line
+from csd_plugin.lifeline import ending, endings_interrupt
 from csd_plugin.locks import alone
+from csd_plugin.stopping import REQUEST, Stopped
 from csd_plugin.weights import find_checkpoint
 
 _OF_CONFIGS = (
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command line; by default that of the process.
 
     Returns:
-        The exit status: 0, 2 after one line on stderr, or 130 when interrupted.
+        The exit status: 0, 2 after one line on stderr, or 128 + the number of the signal that ended it.
     """
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("config", type=Path, help="config file of MMEngine, .py")
@@ -53,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ExitStack() as stack:
             stack.push(peers.report)
             stack.enter_context(peers.explained())
+            stack.enter_context(endings_interrupt())
             _run(parser.parse_args(argv), stack)
             if are_several():
                 gc.collect()  # wrappers for several processes must be deleted before their threads end
@@ -63,8 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not users_line(error):
             raise
         return _fail(users_line(error))
-    except KeyboardInterrupt:
-        return _fail("interrupted; --resume resumes from the last checkpoint", 130)
+    except Stopped as stopped:
+        if not stopped.together and are_several():
+            peers.fail(signal.Signals(stopped.code - 128).name)
+        return stopped.code
+    except KeyboardInterrupt as interrupt:
+        number, how = ending(interrupt)
+        return _fail(how, 128 + number)
     finally:
         peers.leave()
     return 0
@@ -98,17 +107,21 @@ def _run(arguments: argparse.Namespace, locks: ExitStack) -> None:
         }
     from mmengine.runner import Runner
 
+    from csd_plugin.integrate.mmengine.stopping import StoppingHook
+
     if arguments.test:
         config.load_from, config.resume = str(find_checkpoint(arguments.test)), False
     else:
         config.resume = arguments.resume or config.get("resume", False)
-    with _mistakes(arguments.config):
-        runner = _built(Runner.from_cfg(config), tests=bool(arguments.test))
-    peers.watch("--resume")
-    if arguments.test:
-        runner.test()
-    else:
-        runner.train()
+    with nullcontext() if arguments.test else REQUEST.listening():  # before loaders start workers, which take note
+        with _mistakes(arguments.config):
+            runner = _built(Runner.from_cfg(config), tests=bool(arguments.test))
+        peers.watch("--resume")
+        if arguments.test:
+            runner.test()
+        else:
+            runner.register_hook(StoppingHook())
+            runner.train()
 
 
 def _read(path: Path) -> Any:

@@ -35,8 +35,8 @@ from csd_plugin.metrics.image_quality import enlarged
 from csd_plugin.metrics.protocols import to_uint8
 from csd_plugin.metrics.scores import ClipScores, Scores
 from csd_plugin.metrics.scoring import score_folders
-from csd_plugin.models.stopping import STOPPING
 from csd_plugin.records import Log
+from csd_plugin.stopping import STOPPING
 
 _SIGNALS = (signal.SIGINT, *ENDING)
 _INTERRUPTED = tuple(status for number in _SIGNALS for status in (128 + number, -number))

@@ -29,8 +29,8 @@ from csd_plugin.models.resuming import (
     option_changes,
 )
 from csd_plugin.models.schedules import ScheduledModel
-from csd_plugin.models.stopping import Stopped
 from csd_plugin.resume_states import saved_states
+from csd_plugin.stopping import Stopped
 
 
 class CheckpointedModel(ScheduledModel):

@@ -32,7 +32,7 @@ from csd_plugin.metrics.scores import Scores
 from csd_plugin.metrics.table import WITHOUT_TRUTH, share
 from csd_plugin.models.batches import Item, check_pair_sizes, read_test_item
 from csd_plugin.models.mixing import FAILURES, IMAGES, check_metric_size, keywords_of
-from csd_plugin.models.stopping import REQUEST
+from csd_plugin.stopping import REQUEST
 
 
 class ValidationMixin:

@@ -28,8 +28,8 @@ from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.checkpoints import CheckpointedModel
 from csd_plugin.models.idle_options import idle_options, part_warnings
 from csd_plugin.models.layers import described, freeze_for_good, frozen_at
-from csd_plugin.models.stopping import REQUEST
 from csd_plugin.models.validation import ValidationMixin
+from csd_plugin.stopping import REQUEST
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """By the values of `train.autocast`."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from csd_plugin.archs.checkpoint import load_network, read_state_dict
 from csd_plugin.archs.sldnet import SLDNet
 from csd_plugin.errors import CSDError
 from csd_plugin.locks import alone
+from csd_plugin.stopping import REQUEST
 
 mmengine = pytest.importorskip("mmengine", reason="mmengine is not installed")
 
@@ -162,6 +165,51 @@ def test_a_run_that_is_resumed_is_the_run_that_was_not_stopped(
         objective = again.model.distiller.objectives["t"]
         pairs = zip(objective.averaged_cells.parameters(), objective.cells.parameters(), strict=True)
         assert not all(torch.equal(average, learned) for average, learned in pairs)
+
+
+def launched(content: dict[str, Any], folder: Path, *flags: str) -> int:
+    """The status of the command that runs this config."""
+    from csd_plugin.integrate.run_mmengine import main
+
+    _runs.append(0)
+    content = content | {"experiment_name": f"run{len(_runs)}"}
+    (folder / "config.py").write_text("\n".join(f"{key} = {value!r}" for key, value in content.items()))
+    return main([str(folder / "config.py"), *flags])
+
+
+@pytest.mark.parametrize(
+    ("number", "mode", "frames"),
+    [(signal.SIGINT, "loss", 0), (signal.SIGTERM, "loss", 0), (signal.SIGTERM, "predict", 2)],
+    ids=["Ctrl-C in a step", "SIGTERM in a step", "SIGTERM in the validation"],
+)
+def test_a_signal_ends_a_run_that_resumes_as_if_it_had_not(
+    tmp_path, tiny_rain, tiny_teacher, student, monkeypatch, capfd, number, mode, frames
+):
+    from csd_plugin.integrate.mmengine.model import CSDDistiller
+
+    changes = scored(tiny_rain) | {"train_cfg.max_iters": 3, "default_hooks.checkpoint.interval": 3}
+    average = {"type": "EMAHook", "ema_type": "MomentumAnnealingEMA", "momentum": 0.1, "gamma": 9}
+    changes["custom_hooks"] = [{"type": "csd.DistillHook"}, average]
+    whole = train(config(tmp_path / "whole", tiny_rain, tiny_teacher, student, **changes))
+    forward, seen = CSDDistiller.forward, []
+
+    def interrupted(self, *given, **named):
+        seen.append(named["mode"])
+        if self.iteration == 2 and seen.count(mode) == (2 if mode == "loss" else frames):
+            os.kill(os.getpid(), number)
+        return forward(self, *given, **named)
+
+    content = config(tmp_path, tiny_rain, tiny_teacher, student, **changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(CSDDistiller, "forward", interrupted)
+        assert launched(content, tmp_path) == 128 + number
+    assert seen == ["loss"] * 2 + ["predict"] * frames  # the first validation is after the second step
+    assert [path.name for path in tmp_path.glob("work/*.pth")] == ["iter_2.pth"]
+    assert "stopping when this step is done and saved; once more to leave at once" in capfd.readouterr().err
+    assert launched(content, tmp_path, "--resume") == 0
+    ends = [torch.load(tmp_path / folder / "work/iter_3.pth", weights_only=True) for folder in ("whole", ".")]
+    assert equal(*(end["state_dict"] for end in ends)) and equal(*(end["ema_state_dict"] for end in ends))
+    assert signal.getsignal(number) is not REQUEST._receive and whole.iter == 3
 
 
 def cut_short(path: Path) -> None:

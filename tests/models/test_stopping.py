@@ -18,9 +18,9 @@ from toolbox import changed, distill_options, equal, scored_set, train_options
 
 from csd_plugin.losses.ssim import PyramidSSIMLoss
 from csd_plugin.models.distill_model import DistillModel
-from csd_plugin.models.stopping import Stopped, StopRequest
 from csd_plugin.models.validation import ValidationMixin
 from csd_plugin.models.video_derain_model import VideoDerainModel
+from csd_plugin.stopping import Stopped, StopRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 

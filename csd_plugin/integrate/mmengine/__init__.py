@@ -4,7 +4,7 @@
     the table of data sets                            DATASETS, with their options as keywords
     csd.ClipSampler                                   DATA_SAMPLERS
     csd.DerainingMetric                               METRICS
-    csd.DistillHook                                   HOOKS
+    csd.DistillHook, csd.StoppingHook                 HOOKS
 
 `python -m csd_plugin.integrate.run_mmengine CONFIG.py` runs a config. See docs/mmengine.md.
 """

@@ -16,6 +16,7 @@ from csd_plugin.integrate.mmengine.metric import DerainingMetric
 from csd_plugin.integrate.mmengine.model import CSDDistiller
 from csd_plugin.integrate.mmengine.registries import DATASETS, HOOKS, METRICS, MODELS, SAMPLERS, taking_options
 from csd_plugin.integrate.mmengine.sampler import ClipSampler
+from csd_plugin.integrate.mmengine.stopping import StoppingHook
 from csd_plugin.losses import LOSSES
 from csd_plugin.options.checks import check_dataset
 
@@ -39,7 +40,8 @@ def register() -> None:
     MODELS.register_module(force=True, module=CSDDistiller)
     SAMPLERS.register_module(force=True, module=ClipSampler)
     METRICS.register_module(force=True, module=DerainingMetric)
-    HOOKS.register_module(force=True, module=DistillHook)
+    for hook in (DistillHook, StoppingHook):
+        HOOKS.register_module(force=True, module=hook)
 
 
 def _check(name: str, trains: bool, content: Mapping[str, Any]) -> None:
