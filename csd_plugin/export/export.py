@@ -108,9 +108,8 @@ def export_network(
         else:
             form.write(ready(network, DTYPES[precision]), facts, opset, temporary)
         shown = [_to_cells(window, facts.divisor) for window in windows or _made_up(facts)]
-        run = form.open(temporary)
         try:
-            difference, error, count = _compare(run, reference, shown)
+            difference, error, count = _compare(form.open(temporary), reference, shown)
         except CSDError as fault:
             raise CSDError(
                 f"{output}: {str(fault).removeprefix(f'{temporary}: ')}; nothing was written; sizes that the forward "

@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -160,6 +160,7 @@ class OnnxRuntimeBackend:
         if wanted.type == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
             raise CSDError(f"ONNX Runtime cannot use {wanted} and would compute on the CPU; try --device cpu")
         self.facts = Facts.from_metadata(self._session.get_modelmeta().custom_metadata_map, source)
+        _refuse_fixed(self._session.get_inputs()[0].shape, source)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies open the file, or the model's bytes, again, as the runtime's objects cannot be copied."""
@@ -213,6 +214,8 @@ class OpenVINOBackend:
                 f"{source} is not a model that OpenVINO can run ({_last_line(error)}); export it again"
             ) from error
         self.facts = Facts.from_metadata(_openvino_metadata(model), source)
+        sides = model.inputs[0].get_partial_shape()
+        _refuse_fixed([side.get_length() if side.is_static else None for side in sides], source)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Like that of `OnnxRuntimeBackend`."""
@@ -225,6 +228,17 @@ class OpenVINOBackend:
             except RuntimeError as error:
                 raise CSDError(f"{self._source}: OpenVINO failed to run it ({_last_line(error)})") from error
             return torch.from_numpy(np.array(self._request.get_output_tensor().data, np.float32))
+
+
+def _refuse_fixed(shape: Sequence[object], source: str) -> None:
+    """Raise CSDError if the sizes of a graph's input, (B, T, 3, H, W), are numbers: other tools have fixed them."""
+    fixed = {name: shape[axis] for name, axis in {"batch": 0, "height": -2, "width": -1}.items()}
+    if any(isinstance(size, int) for size in fixed.values()):
+        sizes = ", ".join(f"{name} {size}" for name, size in fixed.items() if isinstance(size, int))
+        raise CSDError(
+            f"{source}: its input is fixed to {sizes}: leave these free, as in the files of `csd export`; frames are "
+            f"computed in parts of several sizes"
+        )
 
 
 def _last_line(error: Exception) -> str:
