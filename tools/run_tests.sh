@@ -9,4 +9,6 @@ echo "== ruff and mypy"
 .venv/bin/python -m ruff format --check .
 .venv/bin/python -m mypy
 echo "== tests"
-.venv/bin/python -m pytest -q -n auto --dist loadfile "$@"
+cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+# one process more than cores, as some tests wait for processes, locks and clocks
+.venv/bin/python -m pytest -q -n $((cores + 1)) --dist loadfile "$@"

@@ -132,7 +132,14 @@ def _read(path: Path) -> Any:
     try:
         return Config.fromfile(str(path))
     except _OF_CONFIGS as error:
-        raise CSDError(f"{path}: cannot be read as a config of MMEngine: {first_line(error)}") from error
+        raise CSDError(f"{path}: cannot be read as a config of MMEngine: {first_line(_origin(error))}") from error
+
+
+def _origin(error: Exception) -> Exception:
+    """Of an import in `custom_imports` that failed, the error of the module itself: MMEngine's names only the list."""
+    while isinstance(error, ImportError) and isinstance(earlier := error.__cause__ or error.__context__, Exception):
+        error = earlier
+    return error
 
 
 def _built(runner: Any, *, tests: bool) -> Any:

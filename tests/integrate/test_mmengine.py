@@ -101,6 +101,11 @@ def scored(data: Path) -> dict[str, Any]:
     }
 
 
+def other_names(batch: list[dict[str, Any]]) -> dict[str, Any]:
+    """As another toolbox's loaders collate."""
+    return {"inputs": [sample["lq"] for sample in batch]}
+
+
 def runner_of(content: dict[str, Any]) -> Any:
     from mmengine.config import Config
     from mmengine.runner import Runner
@@ -512,6 +517,7 @@ def test_a_student_alone_learns_from_the_truth(tmp_path, tiny_rain, student):
     ("changes", "words"),
     [
         ({"train_dataloader.collate_fn": {"type": "pseudo_collate"}}, "collate_fn=dict.type='default_collate'."),
+        ({"train_dataloader.collate_fn": {"type": "csd_other_names"}}, "a batch has inputs, but no lq: let collate_fn"),
         ({"custom_hooks": []}, "csd.DistillHook"),
         ({"train_dataloader.dataset.gt_sise": 24}, "gt_sise is unknown; did you mean gt_size"),
         ({"train_dataloader.dataset.gt_size": "24"}, "gt_size is '24'"),
@@ -524,6 +530,7 @@ def test_a_student_alone_learns_from_the_truth(tmp_path, tiny_rain, student):
         ({"model.teachers.t.checkpoint": "gone.pth"}, "model.teachers.t: there is no checkpoint gone.pth"),
         ({"model.teachers.t.num_feat": 6}, "model.teachers.t: .* the checkpoint is for another size"),
         ({"model.objective": {"type": "CSB"}}, "model.objective: type 'CSB' is unknown; did you mean CSD"),
+        ({"model.student": {"type": "else.Net"}}, "model.student: type 'else.Net' is unknown; list the module of else"),
         ({"model.objective.hiden": 4}, "model.objective: .*hiden"),
         ({"model.objective.aggregation": "sum"}, "CSD: aggregation 'sum' is unknown"),
         ({"model.weights": {"spatial": 0.1}}, "loss 'temporal' has no weight"),
@@ -533,9 +540,24 @@ def test_a_student_alone_learns_from_the_truth(tmp_path, tiny_rain, student):
     ],
 )
 def test_mistakes_are_one_line(tmp_path, tiny_rain, tiny_teacher, student, changes, words):
+    from mmengine.registry import FUNCTIONS
+
+    FUNCTIONS.register_module("csd_other_names", force=True, module=other_names)
     with pytest.raises(CSDError, match=words) as caught:
         train(config(tmp_path, tiny_rain, tiny_teacher, student, **changes))
     assert "\n" not in str(caught.value)
+
+
+def test_a_type_of_another_project_is_known_by_its_nearest_name(monkeypatch):
+    from mmengine.registry import MODELS, Registry
+
+    from csd_plugin.integrate.mmengine.registries import build
+
+    monkeypatch.setattr(MODELS, "_children", dict(MODELS.children))
+    Registry("model", parent=MODELS, scope="elsewhere").register_module("RestorationNet", module=torch.nn.Identity)
+    with pytest.raises(CSDError, match="is unknown; did you mean elsewhere\\.RestorationNet"):
+        build({"type": "elsewhere.RestoratonNet"}, "model.student")
+    assert isinstance(build({"type": "elsewhere.RestorationNet"}, "model.student"), torch.nn.Identity)
 
 
 def test_a_scalar_with_loss_in_its_name_is_not_minimised():
@@ -648,6 +670,7 @@ def test_the_launcher_says_what_is_wrong_in_one_line(tmp_path, capsys):
         ({"model": ...}, [], "model is missing"),
         ({"model.student": "tiny"}, [], "model.student is 'tiny': give a dict"),
         ({"model.teachers": [{"type": "SLDNet"}]}, [], "model.teachers is "),
+        ({"custom_imports.imports": ["no_such_project"]}, [], "MMEngine: No module named 'no_such_project'"),
         ({"model.studnt": 3}, [], "unexpected keyword argument 'studnt'; check the config"),
         ({"model.type": "csd.CSDDistil"}, [], "csd.CSDDistil is not in the mmengine::model registry; check the config"),
         ({"train_dataloader": ...}, [], "train_dataloader, train_cfg, and optim_wrapper should be either all None"),
@@ -661,15 +684,9 @@ def test_the_launcher_says_what_is_wrong_in_one_line(tmp_path, capsys):
 def test_the_launcher_says_what_a_config_lacks_in_one_line(
     tmp_path, tiny_rain, tiny_teacher, student, monkeypatch, capfd, changes, flags, words
 ):
-    from csd_plugin.integrate.run_mmengine import main
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    content = config(tmp_path, tiny_rain, tiny_teacher, student, **changes)
-    _runs.append(0)
-    content["experiment_name"] = f"run{len(_runs)}"
-    (tmp_path / "config.py").write_text("\n".join(f"{key} = {value!r}" for key, value in content.items()))
-    assert main(["config.py", *flags]) == 2
+    assert launched(config(tmp_path, tiny_rain, tiny_teacher, student, **changes), Path(), *flags) == 2
     said = capfd.readouterr().err.strip().splitlines()
     assert said[-1].startswith("error: ") and words in said[-1] and "Traceback" not in "".join(said)
 

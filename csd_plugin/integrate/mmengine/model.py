@@ -97,7 +97,7 @@ class CSDDistiller(BaseModel):
             **_how(ours),
         )
 
-    def forward(self, lq: Tensor, gt: Tensor | None = None, mode: str = "tensor", **names: Any) -> Any:
+    def forward(self, lq: Tensor | None = None, gt: Tensor | None = None, mode: str = "tensor", **names: Any) -> Any:
         """MMEngine's entry point.
 
         Args:
@@ -111,8 +111,13 @@ class CSDDistiller(BaseModel):
             each window; for `tensor`, the frames (B, 3, H, W).
 
         Raises:
-            CSDError: the input is lists instead of tensors, or clips do not fit the networks.
+            CSDError: there are no clips, lists instead of tensors, or clips do not fit the networks.
         """
+        if lq is None:
+            raise CSDError(
+                f"a batch has {', '.join(sorted(names)) or 'nothing'}, but no lq: let collate_fn give lq and gt, as in "
+                f"docs/mmengine.md, or use a data set of csd"
+            )
         if isinstance(lq, list):
             raise CSDError("the loader gives lists: set collate_fn=dict(type='default_collate') in every loader")
         if mode == "loss":

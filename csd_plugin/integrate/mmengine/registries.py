@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -42,13 +43,25 @@ def build(content: Mapping[str, Any], where: str) -> Any:
     name = keywords.pop("type", None)
     cls = MODELS.get(name) if isinstance(name, str) else None
     if cls is None:
-        raise CSDError(f"{where}: type {name!r} is unknown{suggestion(name, MODELS.module_dict)}")
+        raise CSDError(f"{where}: type {name!r} is unknown{_instead(str(name))}")
     try:
         inspect.signature(cls).bind(**keywords)
     except TypeError as error:
         raise CSDError(f"{where}: {name}: {error}; check its keys") from error
     with compat.named_downloads():
         return cls(**keywords)
+
+
+def _instead(name: str) -> str:
+    """The end of a message about a type that no registry has."""
+    scope, _, own = name.rpartition(".")
+    if scope in ("", SCOPE):
+        return suggestion(own, MODELS.module_dict)
+    others = ALL_MODELS.children[scope].module_dict if scope in ALL_MODELS.children else {}
+    near = difflib.get_close_matches(own, others, n=1)
+    if near:
+        return f"; did you mean {scope}.{near[0]}?"
+    return f"; list the module of {scope} that registers it in custom_imports, or check the name"
 
 
 def plain(content: Any) -> Any:
