@@ -32,10 +32,12 @@ PARAM_KEYS = ("params_ema", "params", "three_dim_model", "state_dict")
 """The entries that may hold the weights, best first: the toolbox's averaged and plain weights, the authors' dict, those
 of Lightning, MMEngine and others."""
 
-_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|network|distiller|student)\.)+")
+_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|network)\.)+")
 """Prefixes that data parallel, torch.compile, averages and trainers put before a network's names."""
-_OF_DISTILLER = re.compile(r"^((?:(?:module|_orig_mod|distiller)\.)*)(student|objectives|reconstruction)\.")
-"""The pattern of all weight names of a `Distiller`: a prefix, and its part."""
+_OF_DISTILLER = re.compile(r"^((?:[^.]+\.)*?)(student|objectives|reconstruction)\.")
+"""The pattern of all weight names of a `Distiller`: the name under which a model holds it, and its part."""
+_HOLDER = re.compile(r"(?:(?:module|_orig_mod|distiller)\.)*")
+"""Names of a `Distiller` in wrappers and models: what they hold is one, even without objectives."""
 _NO_WEIGHT = "n_averaged"
 """The name of the counter in torch's AveragedModel."""
 
@@ -72,9 +74,10 @@ def weights_in(content: Any, path: str, param_key: str | None = None, *, fallbac
         CSDError: the content has no state dict of tensors, or no entry `param_key`.
     """
     state = entry_in(content, path, param_key, fallback=fallback)
-    names = [name for name in _of_student(state) if name != _NO_WEIGHT]
-    bare = _without_wrappers(names)
-    return {bare[name]: state[name] for name in names}
+    names = _of_student(state)
+    names.pop(_NO_WEIGHT, None)
+    bare = _without_wrappers(names.values())
+    return {bare[short]: state[name] for name, short in names.items()}
 
 
 def entry_in(content: Any, path: str, param_key: str | None = None, *, fallback: bool = False) -> dict[str, Tensor]:
@@ -123,20 +126,24 @@ def is_plain(value: Any) -> bool:
     )
 
 
-def _of_student(names: Iterable[str]) -> list[str]:
+def _of_student(names: Iterable[str]) -> dict[str, str]:
     """The student's names, if the names are those of a `Distiller`, or of a model that holds one; else all of them.
 
-    A network may itself have a part `student`: then its other parts are not those of a distiller.
+    Each with the name that it has in the student. Other parts of the model, such as the student once more, are
+    left out. A network may itself have a part `student`: then its other parts are not those of a distiller.
     """
     names = list(names)
     parts = {name: match for name in names if (match := _OF_DISTILLER.match(name))}
-    of_student = [name for name, match in parts.items() if match[2] == "student"]
-    holders = {parts[name][1] for name in of_student}
-    if len(holders) != 1:
-        return names
-    [holder] = holders
-    inside = [name for name in names if name.startswith(holder) and name != _NO_WEIGHT]
-    return of_student if all(name in parts and parts[name][1] == holder for name in inside) else names
+    whole = {match[1] for match in parts.values() if match[2] == "objectives"}
+    of_students = {match[1] for match in parts.values() if match[2] == "student"}
+    # without objectives, only the holder's name tells that it is one
+    holders = of_students & whole or {holder for holder in of_students if _HOLDER.fullmatch(holder)}
+    if len(holders) == 1:
+        [holder] = holders
+        inside = [name for name in names if name.startswith(holder) and name != _NO_WEIGHT]
+        if all(name in parts and parts[name][1] == holder for name in inside):
+            return {name: name[parts[name].end() :] for name in inside if parts[name][2] == "student"}
+    return {name: name for name in names}
 
 
 def _without_wrappers(names: Iterable[str]) -> dict[str, str]:
@@ -164,9 +171,10 @@ def load_plain(path: str | Path, what: str) -> Any:
     except CSDError:
         raise
     except pickle.UnpicklingError as error:  # torch's own message suggests running the code
+        other = re.search(r"GLOBAL ([\w.]+) was not an allowed global", str(error))
         raise _mistaken(path, what) or CSDError(
-            f"{what} {path} is damaged, or holds more than tensors and plain data, so it is not loaded; "
-            f"use another copy, or save it again as a plain state dict"
+            f"{what} {path} is damaged, or holds more than tensors and plain data{f' ({other[1]})' if other else ''}, "
+            f"so it is not loaded; use another copy, or save it again as a plain state dict"
         ) from error
     except DAMAGED as error:
         cut = CSDError(f"{what} {path} cannot be read: it is cut short or damaged; use another copy")
@@ -341,21 +349,31 @@ def _has_fractions(value: Tensor) -> bool:
 def _of_part(state: Mapping[str, Tensor], names: Collection[str], source: str) -> Mapping[str, Tensor]:
     """The weights of one part, where all of a network's names are in a state dict behind its name; else all of it.
 
-    Raises CSDError where they are there more than once.
+    Raises CSDError where they are there more than once, and differ.
     """
     if not names or any(name in state for name in names):
         return state
     first = min(names)
     prefixes = [name.removesuffix(first) for name in state if name.endswith(f".{first}")]
-    parts = [prefix for prefix in prefixes if all(f"{prefix}{name}" in state for name in names)]
-    if len(parts) > 1:
-        raise CSDError(
-            f"{source}: it has the network's weights more than once, as {' and '.join(map(repr, parts))}; save those "
-            f"of one as a state dict of their own"
-        )
-    if not parts:
-        return state
-    return {name.removeprefix(parts[0]): value for name, value in state.items() if name.startswith(parts[0])}
+    parts = {prefix: _part(state, prefix) for prefix in prefixes if all(f"{prefix}{name}" in state for name in names)}
+    return parts[_only(parts, source)] if parts else state
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without this beginning."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _only(parts: Mapping[str, Mapping[str, Tensor]], source: str) -> str:
+    """The prefix of a file's only network, the first of several equal ones. Raises CSDError if they differ."""
+    (prefix, part), *others = parts.items()
+    for _, other in others:
+        if part.keys() != other.keys() or not all(torch.equal(part[name], other[name]) for name in part):
+            raise CSDError(
+                f"{source}: it has the network's weights more than once, as {' and '.join(map(repr, parts))}; save "
+                f"those of one as a state dict of their own"
+            )
+    return prefix
 
 
 def check_finite(network: nn.Module, source: str) -> None:
@@ -384,6 +402,9 @@ def _load_network(path: str | Path, param_key: str | None) -> nn.Module:
     network, faults = network_of(state), []
     if network is None or not _fits(network, state):  # other packages are imported only if they are needed
         faults = list(extensions.load())
+        network = network_of(state)
+    if network is None and (parts := _networks_within(state)):
+        state = _part(state, _only(parts, f"checkpoint {path}"))
         network = network_of(state)
     if network is None:
         known = ", ".join(name for name, cls in NETWORKS.items() if hasattr(cls, "numbers_from_state"))
@@ -446,6 +467,17 @@ def network_of(state: Mapping[str, Tensor]) -> nn.Module | None:
                 return network
             claimed = network if claimed is None else claimed
     return claimed
+
+
+def _networks_within(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Prefix -> weights of each known network that a trainer holds under a name, `model.`, in part of a state dict."""
+    parts = {}
+    for prefix in dict.fromkeys(name[: dot.end()] for name in state for dot in re.finditer(r"\.", name)):
+        part = _part(state, prefix)
+        network = network_of(part)
+        if network is not None and _fits(network, part):
+            parts[prefix] = part
+    return parts
 
 
 def _numbers_from(cls: type[nn.Module], state: Mapping[str, Tensor]) -> dict[str, Any] | None:

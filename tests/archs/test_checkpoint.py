@@ -65,11 +65,53 @@ def test_a_part_of_a_trainers_file_loads_under_any_name(network):
     assert same(other.state_dict(), state)
     with pytest.raises(CSDError, match=r"a.pth: has extra, unknown to the network \(0 missing, 1 unexpected in all\)"):
         load_weights(other, of_trainer | {"net_g.model.extra": torch.ones(2)}, source="a.pth")
-    twice = prefixed("online.", state) | prefixed("average.", state)
+    assert load_weights(other, of_trainer | prefixed("again.", state), source="a.pth") == []
+    twice = prefixed("online.", state) | prefixed("average.", {name: value + 1 for name, value in state.items()})
     with pytest.raises(CSDError, match=r"a.pth: it has the network's weights more than once, as 'online.' and"):
         load_weights(other, twice, source="a.pth")
     with pytest.raises(CSDError, match=r"a.pth: lacks .* unexpected in all"):
         load_weights(other, prefixed("model.", {name: state[name] for name in names[1:]}), source="a.pth")
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda state: prefixed("model.", state) | {"loss.weight": torch.ones(2)},
+        lambda state: prefixed("net.module._orig_mod.", state),
+        lambda state: prefixed("kd.student.", state) | {"kd.objectives.t.w": torch.ones(2)},
+        lambda state: prefixed("kd.student.", state) | {"kd.objectives.t.w": torch.ones(2)} | prefixed("model.", state),
+        lambda state: (
+            prefixed("student.", state)
+            | prefixed("distiller.student.", state)
+            | {"distiller.objectives.t.w": torch.ones(2)}
+        ),
+        lambda state: prefixed("student.", state) | prefixed("net.", state),
+    ],
+    ids=["part", "wrapped part", "distiller", "distiller and student", "known names of both", "twice the same"],
+)
+def test_a_network_is_known_by_its_weights_under_any_name(tmp_path, network, hold):
+    """As a LightningModule names it; its student is often there twice, as its own part and in the `Distiller`."""
+    torch.save({"state_dict": hold(network.state_dict()), "epoch": 3}, tmp_path / "last.ckpt")
+    assert same(load_network(tmp_path / "last.ckpt").state_dict(), network.state_dict())
+
+
+def test_of_different_networks_in_a_file_none_is_chosen(tmp_path, network):
+    teacher = SLDNet(preset="teacher", num_feat=4).state_dict()
+    state = prefixed("student.", network.state_dict()) | prefixed("teacher.", teacher)
+    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+    refused_network = (
+        r"last.ckpt: it has the network's weights more than once, as 'student.' and 'teacher.'; save those"
+    )
+    with pytest.raises(CSDError, match=refused_network):
+        load_network(tmp_path / "last.ckpt")
+
+
+def test_what_keeps_a_file_from_being_read_is_named(tmp_path, network):
+    torch.save({"state_dict": network.state_dict(), "hyper_parameters": {"root": tmp_path}}, tmp_path / "last.ckpt")
+    with pytest.raises(
+        CSDError, match=r"more than tensors and plain data \(pathlib\.(_local\.)?(Posix|Windows)Path\), so"
+    ):
+        load_network(tmp_path / "last.ckpt")
 
 
 def test_entries_that_could_be_the_weights_are_named(tmp_path, network):
